@@ -1,0 +1,158 @@
+"""The cohort table: one row an image, the contract between every source and everything after it.
+
+Columns: ``image_id`` (stable, ``source/official-name``, never a position), ``patient_id``, ``study_id``, ``source``,
+``split`` (train | validate | test | test_enriched), ``view`` (PA | AP | lateral | unknown), ``sex`` (F | M | unknown),
+``age_years`` (may be null), ``image_path``, ``report``, ``report_origin`` (written | template | none), then one
+``Int8`` column for each finding: present 1, absent 0, uncertain -1, not stated null.
+
+``patient_id`` carries its source (``nih/1280``), so that two sources never collide. ``image_path`` is relative to the
+table's folder or absolute.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+
+from chexstudy.errors import StudyError
+from chexstudy.runs import atomic_path
+
+SPLITS = ("train", "validate", "test", "test_enriched")
+VIEWS = ("PA", "AP", "lateral", "unknown")
+SEXES = ("F", "M", "unknown")
+REPORT_ORIGINS = ("written", "template", "none")
+NO_FINDING = "No Finding"
+
+_TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
+RESERVED_COLUMNS = (
+    "image_id",
+    "patient_id",
+    "study_id",
+    "source",
+    "split",
+    "view",
+    "sex",
+    "age_years",
+    "image_path",
+    "report",
+    "report_origin",
+)
+
+
+def finding_columns(cohort: pd.DataFrame) -> list[str]:
+    """The finding columns of a cohort table, in the table's order."""
+    return [column for column in cohort.columns if column not in RESERVED_COLUMNS]
+
+
+def label_matrix(cohort: pd.DataFrame, findings: list[str]) -> np.ndarray:
+    """Labels as float32 ``(images, findings)``: 1, 0, -1 (uncertain) and NaN (not stated)."""
+    return cohort[findings].to_numpy(dtype="float32", na_value=np.nan)
+
+
+def _schema(findings: list[str]) -> pa.DataFrameSchema:
+    text = {name: pa.Column(str, pa.Check.str_length(min_value=1), unique=name == "image_id") for name in _TEXT_COLUMNS}
+    columns = {
+        **text,
+        "split": pa.Column(str, pa.Check.isin(SPLITS)),
+        "view": pa.Column(str, pa.Check.isin(VIEWS)),
+        "sex": pa.Column(str, pa.Check.isin(SEXES)),
+        "age_years": pa.Column("float32", pa.Check.in_range(0, 120), nullable=True),
+        "report": pa.Column(str),
+        "report_origin": pa.Column(str, pa.Check.isin(REPORT_ORIGINS)),
+        **{name: pa.Column("Int8", pa.Check.isin([1, 0, -1]), nullable=True) for name in findings},
+    }
+    return pa.DataFrameSchema({name: columns[name] for name in (*RESERVED_COLUMNS, *findings)}, strict=True)
+
+
+def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> pd.DataFrame:
+    """Check a cohort table against the contract and return it with the contract's column order and types.
+
+    Args:
+        cohort: the table; every column that is not reserved is taken as a finding.
+        origin: what to call the table in an error message, for example its path.
+
+    Raises:
+        StudyError: a column is missing or unknown to the contract, a value is out of range, an ``image_id`` repeats, or
+            a patient lies in more than one split. The sentence names the first row and the column.
+    """
+    missing = [name for name in RESERVED_COLUMNS if name not in cohort.columns]
+    if missing:
+        raise StudyError(
+            f"{origin} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(cohort.columns)}."
+        )
+    if cohort.empty:
+        raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")
+    findings = finding_columns(cohort)
+    cohort = cohort.reset_index(drop=True)[[*RESERVED_COLUMNS, *findings]]
+    for name in findings:
+        numbers = pd.to_numeric(cohort[name], errors="coerce")
+        wrong = (numbers.isna() & cohort[name].notna()) | ~(numbers.isna() | numbers.isin([1, 0, -1]))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise StudyError(
+                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {cohort[name][row]!r}; a label is "
+                "1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
+            )
+        cohort[name] = numbers.astype("Int8")
+    for name in RESERVED_COLUMNS:
+        if name == "age_years":
+            cohort[name] = pd.to_numeric(cohort[name], errors="coerce").astype("float32")
+        elif cohort[name].isna().any():
+            row = int(np.flatnonzero(cohort[name].isna())[0])
+            raise StudyError(f"{origin}: row {row}, column {name!r} is empty; every row needs a value there.")
+        else:
+            cohort[name] = cohort[name].astype(str)
+    try:
+        cohort = _schema(findings).validate(cohort, lazy=False)
+    except pa.errors.SchemaError as error:
+        cases = error.failure_cases
+        column = error.schema.name
+        if cases is not None and len(cases) and "index" in cases and pd.notna(cases["index"].iloc[0]):
+            row, value = int(cases["index"].iloc[0]), cases["failure_case"].iloc[0]
+            raise StudyError(f"{origin}: row {row}, column {column!r} holds {value!r}: {_expectation(column)}.") from None
+        raise StudyError(f"{origin}: column {column!r}: {_expectation(column)}.") from None
+    splits_of_patient = cohort.groupby("patient_id")["split"].agg(lambda s: sorted(set(s)))
+    shared = splits_of_patient[splits_of_patient.str.len() > 1]
+    if len(shared):
+        raise StudyError(
+            f"{origin}: patient {shared.index[0]!r} lies in more than one split ({', '.join(shared.iloc[0])}); "
+            f"{len(shared)} patient(s) do: give all images of a patient the same split."
+        )
+    return cohort
+
+
+def _expectation(column: str) -> str:
+    allowed = {"split": SPLITS, "view": VIEWS, "sex": SEXES, "report_origin": REPORT_ORIGINS}
+    if column in allowed:
+        return f"expected one of {', '.join(allowed[column])}"
+    if column == "image_id":
+        return "every image_id must be there once and only once"
+    if column == "age_years":
+        return "expected an age from 0 to 120 years, or empty"
+    return "expected a text that is not empty"
+
+
+def write_cohort(cohort: pd.DataFrame, path: str | Path) -> Path:
+    """Validate a cohort table and write it as parquet, atomically."""
+    path = Path(path)
+    cohort = validate_cohort(cohort, str(path.name))
+    with atomic_path(path) as temporary:
+        cohort.to_parquet(temporary, index=False)
+    return path
+
+
+def read_cohort(path: str | Path) -> pd.DataFrame:
+    """Read and validate a cohort table.
+
+    Raises:
+        StudyError: there is no such file, it is not parquet, or it breaks the contract.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StudyError(f"there is no cohort table at {path}: build one with `chexstudy cohort build`.")
+    try:
+        cohort = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} is not a readable parquet table ({error}): build it again.") from None
+    return validate_cohort(cohort, str(path))

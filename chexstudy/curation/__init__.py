@@ -1,0 +1,1 @@
+"""Who is kept, and why: pure functions on features, prototypes and a generator."""

@@ -1,0 +1,1 @@
+"""Every task, each number with its interval and its n."""

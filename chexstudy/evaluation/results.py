@@ -1,0 +1,69 @@
+"""The results table: every number of a figure or of the README is a row of it.
+
+Columns: ``study``, ``arm``, ``seed``, ``task`` (zero_shot | retrieval | linear_probe | curation), ``data_set`` (source
+and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such as ``tail``, or
+``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is none), ``value``,
+``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),
+``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and ``seconds`` (of
+the arm's training, scoring and warm-up included; NaN where nothing was trained).
+"""
+
+import pandas as pd
+import pandera.pandas as pa
+
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+RESULTS = "results.parquet"
+EXPOSURES = ("held_out", "seen", "unknown")
+_IDENTITY = ["study", "arm", "seed", "task", "data_set", "finding", "metric", "setting"]
+_SCHEMA = pa.DataFrameSchema(
+    {
+        **{name: pa.Column(str) for name in ("study", "arm")},
+        "seed": pa.Column("int64"),
+        **{name: pa.Column(str) for name in ("task", "data_set", "finding", "metric", "setting")},
+        **{name: pa.Column("float64", nullable=True) for name in ("value", "ci_low", "ci_high")},
+        **{name: pa.Column("int64") for name in ("n", "positives")},
+        "exposure": pa.Column(str, pa.Check.isin(EXPOSURES)),
+        **{name: pa.Column("float64", nullable=True) for name in ("flops", "seconds")},
+    },
+    strict=True,
+    unique=_IDENTITY,
+    coerce=True,
+)
+COLUMNS = list(_SCHEMA.columns)
+
+
+def validate_results(results: pd.DataFrame) -> pd.DataFrame:
+    """Check a results table against the contract; absent ``flops`` and ``seconds`` become NaN, ``setting`` empty.
+
+    Raises:
+        StudyError: a column is missing or wrong, or two rows measure the same thing.
+    """
+    defaults = {"flops": float("nan"), "seconds": float("nan"), "setting": ""}
+    results = results.assign(**{name: value for name, value in defaults.items() if name not in results})
+    try:
+        return _SCHEMA.validate(results.reset_index(drop=True))[COLUMNS]
+    except pa.errors.SchemaError as error:
+        raise StudyError(f"the results table breaks its contract: {str(error).splitlines()[0]}") from None
+
+
+def add_results(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """Put rows into the study's results table; a row measured before is replaced. Returns the whole table."""
+    rows = validate_results(rows.assign(study=run.study))
+    if run.has(RESULTS):
+        old = read_results(run)
+        measured_again = old.set_index(_IDENTITY).index.isin(rows.set_index(_IDENTITY).index)
+        rows = pd.concat([old[~measured_again], rows], ignore_index=True)
+    rows = validate_results(rows.sort_values(_IDENTITY))
+    run.write_table(RESULTS, rows)
+    return rows
+
+
+def read_results(run: Run) -> pd.DataFrame:
+    """The study's results table.
+
+    Raises:
+        StudyError: nothing was evaluated yet.
+    """
+    return validate_results(run.read_table(RESULTS, "05_compare_arms"))

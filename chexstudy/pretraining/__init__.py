@@ -1,0 +1,1 @@
+"""Arms trained at a budget: the engine knows nothing of notebooks."""
