@@ -110,7 +110,9 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         column = error.schema.name
         if cases is not None and len(cases) and "index" in cases and pd.notna(cases["index"].iloc[0]):
             row, value = int(cases["index"].iloc[0]), cases["failure_case"].iloc[0]
-            raise StudyError(f"{origin}: row {row}, column {column!r} holds {value!r}: {_expectation(column)}.") from None
+            raise StudyError(
+                f"{origin}: row {row}, column {column!r} holds {value!r}: {_expectation(column)}."
+            ) from None
         raise StudyError(f"{origin}: column {column!r}: {_expectation(column)}.") from None
     splits_of_patient = cohort.groupby("patient_id")["split"].agg(lambda s: sorted(set(s)))
     shared = splits_of_patient[splits_of_patient.str.len() > 1]
