@@ -1,0 +1,86 @@
+"""Prototypes: where they start (k-means on a first sample of pairs) and how they move (balanced assignment, average).
+
+Source: CheXficient (arXiv 2602.22843) and its public code; quirk numbers F3-F6 are those of the project's notes on it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from chexstudy.curation.clustering import cluster_features
+
+
+def join_features(image: Tensor, text: Tensor) -> Tensor:
+    """Unit-norm joint features ``(batch, 2 * dim)`` of image and text embeddings, ``(batch, dim)`` each."""
+    return normalize(torch.cat([image, text], dim=1), dim=1)
+
+
+def initial_prototypes(image: Tensor, text: Tensor, count: int, iterations: int = 20, seed: int = 42) -> Tensor:
+    """Unit-norm k-means centroids of the warm-up sample.
+
+    As published, k-means sees the concatenation as it is (norm sqrt 2), while selection and update see it
+    normalised (F4).
+
+    Args:
+        image: unit-norm image embeddings ``(n, dim)``.
+        text: unit-norm text embeddings ``(n, dim)``.
+        count: number of prototypes, at most ``n``.
+        iterations: k-means iterations.
+        seed: seed of k-means.
+
+    Returns:
+        Prototypes ``(count, 2 * dim)``.
+    """
+    return normalize(cluster_features(torch.cat([image, text], dim=1), count, iterations, seed), dim=1)
+
+
+def balanced_assignment(features: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Assign features to prototypes by Sinkhorn-Knopp, then take the largest entry (F5).
+
+    Args:
+        features: unit-norm ``(batch, dim)``.
+        prototypes: unit-norm ``(count, dim)``.
+        epsilon: entropic temperature; at the published 0.5 the assignment is hardly balanced.
+        iterations: normalisations of rows and columns.
+
+    Returns:
+        Prototype of each feature ``(batch,)``, int64.
+    """
+    scores = torch.exp(features @ prototypes.T / epsilon).T
+    scores = scores / scores.sum()
+    for _ in range(iterations):
+        scores = scores / scores.sum(dim=1, keepdim=True) / len(prototypes)
+        scores = scores / scores.sum(dim=0, keepdim=True) / len(features)
+    return scores.argmax(dim=0)
+
+
+def update_prototypes(
+    prototypes: Tensor, features: Tensor, decay: float = 0.9, epsilon: float = 0.5, iterations: int = 3
+) -> tuple[Tensor, Tensor]:
+    """Move each prototype towards the mean of the features assigned to it, and renormalise.
+
+    As published, ``features`` are the kept pairs' features from before the optimiser's step (F6). A prototype nobody
+    is assigned to stays where it is.
+
+    Args:
+        prototypes: unit-norm ``(count, dim)``.
+        features: unit-norm ``(batch, dim)``.
+        decay: share of the old prototype.
+        epsilon: see `balanced_assignment`.
+        iterations: see `balanced_assignment`.
+
+    Returns:
+        The new prototypes ``(count, dim)`` and how many features each was assigned ``(count,)``.
+    """
+    unit = normalize(prototypes, dim=1)
+    assigned = one_hot(balanced_assignment(features, unit, epsilon, iterations), len(prototypes)).to(features)
+    usage = assigned.sum(dim=0)
+    means = assigned.T @ features / (usage.unsqueeze(1) + 1e-8)
+    return normalize(decay * prototypes + (1 - decay) * means, dim=1), usage
+
+
+def prototype_spread(prototypes: Tensor) -> Tensor:
+    """Mean Euclidean distance between two different prototypes; zero where there is only one."""
+    if len(prototypes) < 2:
+        return prototypes.new_zeros(())
+    return torch.pdist(prototypes).mean()
