@@ -1,0 +1,472 @@
+"""Simulated patients: who they are, what they have, how it changes from study to study, how they were exposed.
+
+A multivariate probit model. Every finding has a latent score, standard normal over all studies, made of shared causes
+(age, heart disease, smoking, infection, critical illness ...) and a part of its own; the finding is present where the
+score lies in the upper tail whose area is its prevalence. So each marginal prevalence holds by construction, for any
+prevalence, while shared causes let findings occur together. One cause, general illness, loads on all of them; its
+strength is solved for, so that the wanted share of studies has no finding at all.
+
+Chronic findings depend on what is constant in a patient and stay through all studies of the patient; acute ones come
+and go. How far a score lies in the tail gives the severity, which therefore drifts with the disease.
+
+Each finding is independent of the others' names: ``Lung Opacity`` stands for an opacity that has no more specific
+name, and is not implied by a consolidation, an edema or a mass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+from scipy.stats import beta
+
+from chexstudy.cohort.phantom.case import Case, Lesion, Patient
+from chexstudy.errors import StudyError
+
+MAXIMAL_STUDIES = 5
+SUPPORT_DEVICES = "Support Devices"
+
+_SHARE_OF_STUDY_COUNTS = (0.55, 0.20, 0.12, 0.08, 0.05)
+_PATIENT_CAUSES = ("age", "heart", "smoking", "tubercle", "tumour", "scarring", "injury")
+_STUDY_CAUSES = ("failure", "infection", "critical", "basal")
+_CAUSES = (*_PATIENT_CAUSES, *_STUDY_CAUSES)
+# How much of a cause or of a finding's own part lasts from one study of a patient to the next.
+_PERSISTENCE_OF_CAUSES = 0.6
+_PERSISTENCE_OF_FINDINGS = 0.7
+# The part of general illness that is constant in a patient, as a share of its variance.
+_CONSTANT_ILLNESS = 0.6
+_SHARE_OF_AP = 0.38
+_AP_LOADINGS = MappingProxyType({"critical": 0.5, "failure": 0.2})
+_AP_ILLNESS = 0.5
+_PATIENTS_FOR_CALIBRATION = 12_000
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """How a finding behaves: what causes it, whether it lasts, and where it lies.
+
+    Attributes:
+        chronic: it stays through all studies of a patient (and then only constant causes count).
+        illness: its share in general illness, relative to the other findings.
+        causes: loading of each shared cause, -1 to 1.
+        sides, zones: how often it lies where.
+        beside: another finding of the same patient whose side it takes if that one lies on one side.
+    """
+
+    chronic: bool
+    illness: float
+    causes: dict[str, float]
+    sides: dict[str, float]
+    zones: dict[str, float] = field(default_factory=lambda: {"": 1.0})
+    beside: str = ""
+
+
+_MIDLINE = {"midline": 1.0}
+_BILATERAL = {"bilateral": 1.0}
+_EITHER = {"right": 0.55, "left": 0.45}
+_DIFFUSE = {"diffuse": 1.0}
+
+_PROFILES = MappingProxyType(
+    {
+        SUPPORT_DEVICES: _Profile(False, 1.0, {"critical": 0.60}, {"right": 0.65, "left": 0.35}),
+        "Pleural Effusion": _Profile(
+            False,
+            1.0,
+            {"basal": 0.45, "failure": 0.35, "infection": 0.15, "heart": 0.15, "age": 0.1},
+            {"right": 0.35, "left": 0.30, "bilateral": 0.35},
+            {"lower": 1.0},
+        ),
+        "Lung Opacity": _Profile(
+            False,
+            1.0,
+            {"infection": 0.45, "basal": 0.2},
+            {"right": 0.45, "left": 0.35, "bilateral": 0.20},
+            {"upper": 0.2, "middle": 0.3, "lower": 0.5},
+        ),
+        "Atelectasis": _Profile(
+            False,
+            1.0,
+            {"basal": 0.50, "critical": 0.25},
+            {"right": 0.35, "left": 0.40, "bilateral": 0.25},
+            {"lower": 0.8, "middle": 0.15, "upper": 0.05},
+            beside="Pleural Effusion",
+        ),
+        "Cardiomegaly": _Profile(True, 0.8, {"heart": 0.65, "age": 0.30}, _MIDLINE),
+        "Edema": _Profile(False, 1.0, {"failure": 0.55, "heart": 0.40}, _BILATERAL, _DIFFUSE),
+        "Consolidation": _Profile(
+            False,
+            1.0,
+            {"infection": 0.55, "basal": 0.30},
+            {"right": 0.48, "left": 0.37, "bilateral": 0.15},
+            {"upper": 0.2, "middle": 0.25, "lower": 0.55},
+            beside="Pleural Effusion",
+        ),
+        "Calcified Granuloma": _Profile(
+            True, 0.3, {"tubercle": 0.40, "age": 0.15}, _EITHER, {"upper": 0.4, "middle": 0.35, "lower": 0.25}
+        ),
+        "Nodule": _Profile(
+            True, 0.6, {"tumour": 0.50, "smoking": 0.15}, _EITHER, {"upper": 0.45, "middle": 0.3, "lower": 0.25}
+        ),
+        "Pneumothorax": _Profile(
+            False, 0.9, {"injury": 0.55, "critical": 0.25, "age": -0.15}, {"right": 0.58, "left": 0.42}, {"upper": 1.0}
+        ),
+        "Emphysema": _Profile(True, 0.7, {"smoking": 0.60, "age": 0.35}, _BILATERAL, _DIFFUSE),
+        "Scoliosis": _Profile(True, 0.3, {"scarring": 0.10}, {"right": 0.75, "left": 0.25}),
+        "Mass": _Profile(
+            True,
+            0.8,
+            {"tumour": 0.55, "smoking": 0.25, "age": 0.1},
+            _EITHER,
+            {"upper": 0.5, "middle": 0.25, "lower": 0.25},
+        ),
+        "Pleural Thickening": _Profile(
+            True,
+            0.6,
+            {"scarring": 0.35, "tubercle": 0.30, "age": 0.15},
+            {"right": 0.4, "left": 0.35, "bilateral": 0.25},
+            {"upper": 0.45, "lower": 0.35, "middle": 0.2},
+        ),
+        "Fibrosis": _Profile(
+            True,
+            0.7,
+            {"scarring": 0.50, "age": 0.20, "smoking": 0.1},
+            {"bilateral": 0.7, "right": 0.15, "left": 0.15},
+            {"lower": 0.6, "upper": 0.25, "diffuse": 0.15},
+        ),
+        "Rib Fracture": _Profile(
+            True,
+            0.5,
+            {"injury": 0.65, "age": 0.15},
+            {"right": 0.5, "left": 0.5},
+            {"middle": 0.5, "lower": 0.35, "upper": 0.15},
+            beside="Pneumothorax",
+        ),
+        "Hilar Enlargement": _Profile(
+            True,
+            0.7,
+            {"tumour": 0.45, "heart": 0.2},
+            {"right": 0.35, "left": 0.3, "bilateral": 0.35},
+            {"middle": 1.0},
+            beside="Mass",
+        ),
+        "Tuberculosis": _Profile(
+            True,
+            0.7,
+            {"tubercle": 0.70, "age": -0.15},
+            {"right": 0.4, "left": 0.3, "bilateral": 0.3},
+            {"upper": 1.0},
+        ),
+        "Aortic Enlargement": _Profile(True, 0.5, {"age": 0.50, "heart": 0.30}, _MIDLINE),
+        "Cavity": _Profile(
+            True,
+            0.7,
+            {"tubercle": 0.55, "tumour": 0.2},
+            _EITHER,
+            {"upper": 0.7, "middle": 0.2, "lower": 0.1},
+            beside="Tuberculosis",
+        ),
+        "Bronchiectasis": _Profile(
+            True,
+            0.7,
+            {"scarring": 0.50, "tubercle": 0.15},
+            {"bilateral": 0.5, "right": 0.25, "left": 0.25},
+            {"lower": 0.6, "middle": 0.25, "upper": 0.15},
+        ),
+        "Pneumoperitoneum": _Profile(
+            False, 0.9, {"critical": 0.40}, {"right": 0.6, "bilateral": 0.25, "left": 0.15}, {"lower": 1.0}
+        ),
+        "Hernia": _Profile(True, 0.4, {"age": 0.55}, _MIDLINE, {"lower": 1.0}),
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Population:
+    """Who has what, one row a study; the details of a patient are drawn from ``patient_seed`` when needed."""
+
+    findings: tuple[str, ...]
+    patient: np.ndarray  # (studies,) position of the patient
+    study_number: np.ndarray  # (studies,)
+    present: np.ndarray  # (studies, findings) bool
+    severity: np.ndarray  # (studies, findings) 0 to 1
+    certain: np.ndarray  # (studies, findings) bool
+    portable: np.ndarray  # (studies,) bool, AP
+    age_score: np.ndarray  # (patients,) standard normal
+    patient_seed: np.ndarray  # (patients,) int64
+
+
+def simulate_cases(
+    n: int,
+    prevalence: Mapping[str, float],
+    generator: np.random.Generator,
+    share_without_finding: float = 0.6,
+    share_hedged: float = 0.07,
+    first_patient: int = 0,
+) -> list[Case]:
+    """Simulate ``n`` studies of patients with 1 to 5 studies each, those of a patient in order and side by side.
+
+    Args:
+        n: number of studies.
+        prevalence: finding -> share of studies that have it.
+        generator: source of chance.
+        share_without_finding: share of studies without any finding, as far as the prevalence allows.
+        share_hedged: share of the lesions of which the reporting radiologist is not certain.
+        first_patient: number of the first patient, for several populations without a patient in common.
+
+    Raises:
+        StudyError: a finding is not known to the phantom, or a share is not between 0 and 1.
+    """
+    _check_prevalence(prevalence)
+    counts = 1 + generator.choice(MAXIMAL_STUDIES, size=max(n, 1), p=_SHARE_OF_STUDY_COUNTS)
+    counts = counts[: np.searchsorted(np.cumsum(counts), n) + 1]
+    population = _draw_population(counts, prevalence, generator, share_without_finding, share_hedged)
+    return _build_cases(population, np.arange(n), first_patient)
+
+
+def simulate_enriched_cases(
+    n: int,
+    prevalence: Mapping[str, float],
+    generator: np.random.Generator,
+    positives: int,
+    share_without_finding: float = 0.6,
+    share_hedged: float = 0.07,
+    first_patient: int = 0,
+) -> list[Case]:
+    """Simulate ``n`` studies, one a patient, in which each finding is certainly present at least ``positives`` times.
+
+    A large population is drawn at natural prevalence; the rarest finding takes its studies first, then the next. What
+    remains is filled with studies as they come, so co-occurrence and severity within a finding stay natural.
+
+    Raises:
+        StudyError: as ``simulate_cases``, or the ``n`` studies cannot hold that many positives.
+    """
+    _check_prevalence(prevalence)
+    rarest = min(prevalence.values())
+    pool = max(2 * n, int(2.0 * positives / rarest))
+    population = _draw_population(np.ones(pool, dtype=int), prevalence, generator, share_without_finding, share_hedged)
+    stated = population.present & population.certain
+    order = generator.permutation(pool)
+    chosen = np.zeros(pool, dtype=bool)
+    for column in np.argsort([prevalence[name] for name in population.findings], kind="stable"):
+        candidates = order[stated[order, column] & ~chosen[order]]
+        chosen[candidates[: max(positives - int(stated[chosen, column].sum()), 0)]] = True
+    if chosen.sum() > n:
+        raise StudyError(
+            f"{n} studies cannot hold {positives} positives of each of {len(prevalence)} findings: "
+            "ask for more pairs or fewer positives."
+        )
+    chosen[order[~chosen[order]][: n - int(chosen.sum())]] = True
+    return _build_cases(population, order[chosen[order]], first_patient, renumber=True)
+
+
+def permute_prevalence(prevalence: Mapping[str, float], generator: np.random.Generator) -> dict[str, float]:
+    """Give each finding the prevalence of a randomly chosen one; the set of prevalences and the order of names stay.
+
+    A rare finding can be easy to see (a cavity) and a common one hard; over several permutations how rare a finding is
+    no longer goes with how visible it is.
+    """
+    values = generator.permutation(np.array(list(prevalence.values())))
+    return dict(zip(prevalence, values.tolist(), strict=True))
+
+
+# --- who has what -----------------------------------------------------------------------------------------------------
+
+
+def _check_prevalence(prevalence: Mapping[str, float]) -> None:
+    for name, share in prevalence.items():
+        if name not in _PROFILES:
+            raise StudyError(f"the phantom knows no finding {name!r}; it knows {', '.join(_PROFILES)}.")
+        if not 0 < share < 1:
+            raise StudyError(f"the prevalence of {name!r} is {share}; it must lie between 0 and 1.")
+
+
+def _draw_population(
+    counts: np.ndarray,
+    prevalence: Mapping[str, float],
+    generator: np.random.Generator,
+    share_without_finding: float,
+    share_hedged: float,
+) -> _Population:
+    """Draw all studies of patients with ``counts`` studies each."""
+    findings = tuple(prevalence)
+    thresholds = ndtri(1.0 - np.array(list(prevalence.values())))
+    strength = _solve_illness(findings, thresholds, share_without_finding, np.random.default_rng(0))
+    parts = _draw_parts(findings, len(counts), int(counts.max()), generator)
+    taken = np.arange(int(counts.max())) < counts[:, None]
+    scores = _combine_parts(findings, parts, strength)[taken]
+    portable_score = _portable_score(parts)[taken]
+    drift = parts["drift"][taken]
+
+    # Given that a finding is present, its depth in the tail is uniform from 0 to 1.
+    depth = np.clip(1.0 - (1.0 - ndtr(scores)) / np.array(list(prevalence.values())), 0.0, 1.0)
+    severity = np.clip(0.12 + 0.80 * depth**1.2 + 0.06 * drift, 0.05, 1.0)
+    # Mild findings are hedged more often; nobody is in doubt about a device.
+    devices = np.array([name == SUPPORT_DEVICES for name in findings])
+    doubtful = 1.0 - sum(prevalence[name] for name in findings if name == SUPPORT_DEVICES) / sum(prevalence.values())
+    hedge = np.where(devices, 0.0, 2.0 * share_hedged / max(doubtful, 1e-9) * (1.0 - depth))
+    patient, study_number = np.nonzero(taken)
+    return _Population(
+        findings=findings,
+        patient=patient,
+        study_number=study_number,
+        present=scores > thresholds,
+        severity=severity,
+        certain=generator.random(scores.shape) >= hedge,
+        portable=portable_score > ndtri(1.0 - _SHARE_OF_AP),
+        age_score=parts["causes"][:, 0, _CAUSES.index("age")],
+        patient_seed=generator.integers(2**62, size=len(counts)),
+    )
+
+
+def _draw_parts(
+    findings: tuple[str, ...], patients: int, studies: int, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Standard normal parts of the scores, each ``(patients, studies, ...)``, correlated along a patient's studies."""
+
+    def draw(width: int, persistence: np.ndarray | float) -> np.ndarray:
+        parts = generator.standard_normal((patients, studies, width))
+        persistence = np.broadcast_to(persistence, width)
+        for study in range(1, studies):
+            parts[:, study] = persistence * parts[:, study - 1] + np.sqrt(1 - persistence**2) * parts[:, study]
+        return parts
+
+    constant = np.array([1.0] * len(_PATIENT_CAUSES) + [_PERSISTENCE_OF_CAUSES] * len(_STUDY_CAUSES))
+    own = np.array([1.0 if _PROFILES[name].chronic else _PERSISTENCE_OF_FINDINGS for name in findings])
+    return {
+        "causes": draw(len(_CAUSES), constant),
+        "own": draw(len(findings), own),
+        "illness": draw(2, np.array([1.0, _PERSISTENCE_OF_CAUSES])),
+        "portable": draw(1, 0.5),
+        "drift": draw(len(findings), 0.5),
+    }
+
+
+def _combine_parts(findings: tuple[str, ...], parts: dict[str, np.ndarray], strength: float) -> np.ndarray:
+    """The latent scores ``(patients, studies, findings)``, each standard normal over patients."""
+    loadings = _loading_matrix(findings)
+    illness = strength * np.array([_PROFILES[name].illness for name in findings])
+    chronic = np.array([_PROFILES[name].chronic for name in findings])
+    constant, changing = parts["illness"][..., :1], parts["illness"][..., 1:]
+    mixed = np.sqrt(_CONSTANT_ILLNESS) * constant + np.sqrt(1.0 - _CONSTANT_ILLNESS) * changing
+    remaining = np.sqrt(1.0 - (loadings**2).sum(axis=1) - illness**2)
+    return parts["causes"] @ loadings.T + illness * np.where(chronic, constant, mixed) + remaining * parts["own"]
+
+
+def _portable_score(parts: dict[str, np.ndarray]) -> np.ndarray:
+    """How likely a study was made at the bedside, ``(patients, studies)``, standard normal over patients."""
+    loadings = np.array([_AP_LOADINGS.get(cause, 0.0) for cause in _CAUSES])
+    weights = np.array([np.sqrt(_CONSTANT_ILLNESS), np.sqrt(1.0 - _CONSTANT_ILLNESS)])
+    remaining = np.sqrt(1.0 - (loadings**2).sum() - _AP_ILLNESS**2)
+    illness = parts["illness"] @ weights
+    return parts["causes"] @ loadings + _AP_ILLNESS * illness + remaining * parts["portable"][..., 0]
+
+
+def _loading_matrix(findings: tuple[str, ...]) -> np.ndarray:
+    """Loadings ``(findings, causes)``."""
+    return np.array([[_PROFILES[name].causes.get(cause, 0.0) for cause in _CAUSES] for name in findings])
+
+
+def _solve_illness(
+    findings: tuple[str, ...], thresholds: np.ndarray, share_without_finding: float, generator: np.random.Generator
+) -> float:
+    """The strength of general illness at which the wanted share of studies has no finding, by bisection.
+
+    The more findings gather in the same patients, the more patients have none. Where the wanted share is out of reach
+    the nearest strength is taken.
+    """
+    parts = _draw_parts(findings, _PATIENTS_FOR_CALIBRATION, 1, generator)
+    explained = (_loading_matrix(findings) ** 2).sum(axis=1)
+    weights = np.array([_PROFILES[name].illness for name in findings])
+    low, high = 0.0, float(np.min(np.sqrt(0.98 - explained) / weights))
+    for _ in range(12):
+        middle = (low + high) / 2
+        without = (_combine_parts(findings, parts, middle) <= thresholds).all(axis=-1).mean()
+        low, high = (middle, high) if without < share_without_finding else (low, middle)
+    return (low + high) / 2
+
+
+# --- the patient on the film ------------------------------------------------------------------------------------------
+
+
+def _build_cases(population: _Population, rows: np.ndarray, first_patient: int, renumber: bool = False) -> list[Case]:
+    """The cases of the given rows; each patient's details depend on the patient's seed alone."""
+    studies = np.flatnonzero(np.r_[True, np.diff(population.patient) != 0])
+    ends = np.r_[studies[1:], len(population.patient)]
+    cases: list[Case] = []
+    built: dict[int, list[Case]] = {}
+    for row in rows:
+        position = int(population.patient[row])
+        if position not in built:
+            number = first_patient + (len(built) if renumber else position)
+            built[position] = _build_patient(population, position, number, range(studies[position], ends[position]))
+        cases.append(built[position][population.study_number[row]])
+    return cases
+
+
+def _build_patient(population: _Population, position: int, number: int, rows: range) -> list[Case]:
+    """All studies of one patient."""
+    generator = np.random.default_rng(int(population.patient_seed[position]))
+    patient = Patient(
+        patient_id=f"p{number:06d}",
+        sex="M" if generator.random() < 0.53 else "F",
+        age_years=_age_of_score(population.age_score[position]),
+        habitus=float(generator.beta(2.2, 2.2)),
+        anatomy_seed=int(generator.integers(2**31)),
+    )
+    ever = [name for column, name in enumerate(population.findings) if population.present[rows, column].any()]
+    places = _place_findings(ever, generator)
+    return [_expose_patient(patient, population, row, places, generator) for row in rows]
+
+
+def _age_of_score(score: float) -> int:
+    """Age in years of a standard normal score: adults, most of them between 40 and 85."""
+    return int(18 + 78 * beta.ppf(ndtr(score), 2.6, 1.9))
+
+
+def _place_findings(findings: list[str], generator: np.random.Generator) -> dict[str, tuple[str, str, int]]:
+    """Side, zone and seed of shape of each finding; they stay the same in all studies of a patient."""
+    places: dict[str, tuple[str, str, int]] = {}
+    # A finding that lies beside another one is placed after it.
+    for name in sorted(findings, key=lambda name: (_PROFILES[name].beside in findings, name)):
+        profile = _PROFILES[name]
+        side, zone = _choose(profile.sides, generator), _choose(profile.zones, generator)
+        neighbour = places.get(profile.beside)
+        if neighbour is not None and neighbour[0] in profile.sides and generator.random() < 0.9:
+            side = neighbour[0]
+        places[name] = (side, zone, int(generator.integers(2**31)))
+    return places
+
+
+def _choose(shares: dict[str, float], generator: np.random.Generator) -> str:
+    return list(shares)[int(np.searchsorted(np.cumsum(list(shares.values())), generator.random()))]
+
+
+def _expose_patient(
+    patient: Patient,
+    population: _Population,
+    row: int,
+    places: dict[str, tuple[str, str, int]],
+    generator: np.random.Generator,
+) -> Case:
+    """One study: a bedside (AP) film is more tilted, less inspired and noisier than an upright (PA) one."""
+    portable = bool(population.portable[row])
+    lesions = tuple(
+        Lesion(name, *places[name][:2], float(population.severity[row, column]), bool(certain), places[name][2])
+        for column, name in enumerate(population.findings)
+        if population.present[row, column]
+        for certain in [population.certain[row, column]]
+    )
+    noise = (0.022 if portable else 0.013) * np.exp(0.3 * generator.standard_normal() + 0.3 * (patient.habitus - 0.5))
+    return Case(
+        patient=patient,
+        study_number=int(population.study_number[row]),
+        view="AP" if portable else "PA",
+        rotation_degrees=float(np.clip(generator.normal(0.0, 2.5 if portable else 1.0), -8.0, 8.0)),
+        inspiration=float(np.clip(generator.normal(0.55 if portable else 0.80, 0.13), 0.1, 1.0)),
+        exposure=float(np.clip(generator.normal(0.0, 0.35 if portable else 0.25), -1.0, 1.0)),
+        noise=float(np.clip(noise, 0.005, 0.05)),
+        side_marker=str(generator.choice(["L", "R", ""], p=[0.5, 0.35, 0.15])),
+        lesions=lesions,
+        seed=int(generator.integers(2**31)),
+    )
