@@ -1,0 +1,152 @@
+"""Curators: given a super-batch, say which of its pairs are trained on. The engine knows only this interface."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexstudy.curation.prototypes import initial_prototypes, update_prototypes
+from chexstudy.curation.selection import CuratorConfig, Selection, select_samples
+from chexstudy.errors import StudyError
+
+
+class Curator(Protocol):
+    """What the engine asks of a curator.
+
+    Attributes:
+        scores: whether it needs features; if not, the engine spends no compute on scoring.
+    """
+
+    scores: bool
+
+    def choose(
+        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        """Decide on one super-batch.
+
+        Args:
+            step: number of the super-batch within the curation, from 0.
+            rows: row numbers of its pairs in the training set ``(batch,)``.
+            features: unit-norm joint features ``(batch, 2 * dim)``, or None if the curator does not score.
+            generator: source of chance.
+
+        Returns:
+            The mask of kept pairs ``(batch,)`` and, if there are grounds to record, the selection.
+        """
+        ...
+
+
+class PrototypeCurator:
+    """The published online curator: prototypes, distance bands, moving average (CheXficient).
+
+    Args:
+        config: its constants.
+    """
+
+    scores = True
+
+    def __init__(self, config: CuratorConfig):
+        self.config = config
+        self.prototypes: Tensor | None = None
+
+    def warm_up(self, image: Tensor, text: Tensor) -> None:
+        """Fit the first prototypes on unit-norm embeddings ``(n, dim)`` each.
+
+        Raises:
+            StudyError: there are fewer pairs than prototypes.
+        """
+        config = self.config
+        if len(image) < config.prototypes:
+            raise StudyError(
+                f"{config.prototypes} prototypes cannot be fitted on {len(image)} pairs: lower `prototypes` or add pairs."
+            )
+        self.prototypes = initial_prototypes(
+            image, text, config.prototypes, config.kmeans_iterations, config.kmeans_seed
+        )
+
+    def choose(
+        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        selection = select_samples(features, self.prototypes, self.config, generator)
+        return selection.kept, selection
+
+    def update(self, kept_features: Tensor) -> Tensor:
+        """Move the prototypes by the kept pairs' pre-step features ``(kept, 2 * dim)``; returns usage ``(K,)``."""
+        config = self.config
+        self.prototypes, usage = update_prototypes(
+            self.prototypes, kept_features, config.decay, config.sinkhorn_epsilon, config.sinkhorn_iterations
+        )
+        return usage
+
+
+class RandomCurator:
+    """Keeps as many pairs of each super-batch as another curator kept there, drawn uniformly: the paired control.
+
+    Args:
+        kept_by_step: number to keep of each super-batch.
+    """
+
+    scores = False
+
+    def __init__(self, kept_by_step: list[int]):
+        self.kept_by_step = kept_by_step
+
+    def choose(
+        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        kept = torch.zeros(len(rows), dtype=torch.bool)
+        kept[torch.randperm(len(rows), generator=generator)[: self.kept_by_step[step]]] = True
+        return kept, None
+
+
+class SubsetCurator:
+    """Keeps the pairs of a subset chosen beforehand.
+
+    Args:
+        rows: row numbers of the subset in the training set.
+    """
+
+    scores = False
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+
+    def choose(
+        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        return torch.from_numpy(np.isin(rows, self.rows)), None
+
+
+def select_label_balanced(labels: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
+    """An oracle's subset: take turns over the findings, rarest first, and draw a pair that shows the finding.
+
+    It reads the labels a curator must not see. It is the positive control (can this bench see an effect of the data?)
+    and a ceiling for what curation could do about the long tail.
+
+    Args:
+        labels: ``(pairs, findings)``; 1 counts as present. Pairs without any count as a class of their own.
+        count: size of the subset, at most the number of pairs.
+        generator: source of chance.
+
+    Returns:
+        Row numbers ``(count,)``, sorted.
+
+    Raises:
+        ValueError: ``count`` exceeds the number of pairs.
+    """
+    pairs = len(labels)
+    if count > pairs:
+        raise ValueError(f"cannot choose {count} of {pairs} pairs")
+    present = labels == 1
+    classes = np.column_stack([present, ~present.any(axis=1)])
+    shuffled = torch.randperm(pairs, generator=generator).numpy()
+    queues = [list(shuffled[classes[shuffled, c]]) for c in np.argsort(classes.sum(axis=0), kind="stable")]
+    chosen: set[int] = set()
+    while len(chosen) < count:
+        for queue in queues:
+            while queue and queue[-1] in chosen:
+                queue.pop()
+            if queue and len(chosen) < count:
+                chosen.add(int(queue.pop()))
+    return np.array(sorted(chosen))

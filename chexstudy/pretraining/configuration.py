@@ -1,0 +1,131 @@
+"""Every constant of a pretraining run in one dataclass, with the published values as documentation."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import UnionType
+
+from chexstudy.curation.selection import CuratorConfig
+from chexstudy.errors import StudyError
+
+LEARNING_RATE_SCHEDULES = ("hold_then_cosine", "published")
+PRECISIONS = ("auto", "fp32", "bf16")
+RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout")
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Constants of one arm. The defaults are those of the default study; comments give the published value.
+
+    Attributes:
+        image_encoder: name or path for `chexstudy.encoders` (published: DINOv2 ViT-B/14).
+        image_revision: pinned revision of a Hub model.
+        text_encoder: name or path (published: Bio_ClinicalBERT).
+        text_revision: pinned revision of a Hub model.
+        image_size: pixels a side the image encoder sees (published: 378).
+        max_tokens: longest text (published: 256).
+        text_pooling: ``last`` token as published (F9), ``first`` or ``mean``.
+        dim: shared space (published: 512).
+        temperature: initial (published: 0.01).
+        logit_scale_max: bound of the inverse temperature, 0 for none (published: none, F12).
+        warm_up_epochs: plain epochs over all pairs before curation, charged to the arm (published: 0).
+        curation_epochs: epochs in which pairs are scored and selected; 0 or 1 (published: 1).
+        subset_epochs: epochs over the kept pairs afterwards (published: 19).
+        batch_size: pairs a step outside curation (published: 480).
+        super_batch: pairs scored together and selected from (published: 480).
+        micro_batch: pairs encoded at once; it bounds memory and changes no result.
+        learning_rate: peak (published: 5e-5).
+        min_learning_rate: at the end (published: 5e-6).
+        ramp_steps: linear warm-up of the learning rate (published: 0).
+        schedule: ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps that are left;
+            ``published`` falls from the first step, by the length of the current loader (F10).
+        weight_decay: for matrices only (published: 1e-4).
+        precision: ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16).
+        dropout: train with the encoders' own dropout (published: yes).
+        fixed_streams: random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart.
+        curator: constants of the curator.
+    """
+
+    image_encoder: str = "tiny-resnet"
+    image_revision: str = ""
+    text_encoder: str = "tiny-bert"
+    text_revision: str = ""
+    image_size: int = 96
+    max_tokens: int = 128
+    text_pooling: str = "mean"
+    dim: int = 128
+    temperature: float = 0.07
+    logit_scale_max: float = 100.0
+    warm_up_epochs: int = 4
+    curation_epochs: int = 1
+    subset_epochs: int = 9
+    batch_size: int = 128
+    super_batch: int = 480
+    micro_batch: int = 128
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-5
+    ramp_steps: int = 20
+    schedule: str = "hold_then_cosine"
+    weight_decay: float = 1e-2
+    precision: str = "auto"
+    dropout: bool = False
+    fixed_streams: tuple[str, ...] = ()
+    curator: CuratorConfig = field(default_factory=CuratorConfig)
+
+    def __post_init__(self):
+        for name in ("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("warm_up_epochs", "subset_epochs", "ramp_steps"):
+            if getattr(self, name) < 0:
+                raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.curation_epochs not in (0, 1):
+            raise StudyError(
+                f"curation_epochs must be 0 or 1, not {self.curation_epochs}: later epochs train on the subset."
+            )
+        if not 0 < self.min_learning_rate <= self.learning_rate:
+            raise StudyError("learning_rate must be positive and at least min_learning_rate.")
+        _require_choice("schedule", self.schedule, LEARNING_RATE_SCHEDULES)
+        _require_choice("precision", self.precision, PRECISIONS)
+        for stream in self.fixed_streams:
+            _require_choice("fixed_streams", stream, RANDOM_STREAMS)
+        if self.super_batch < self.curator.prototypes:
+            raise StudyError(
+                f"super_batch ({self.super_batch}) must hold at least one pair a prototype ({self.curator.prototypes})."
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        return self.warm_up_epochs + self.curation_epochs + self.subset_epochs
+
+    def to_dict(self) -> dict:
+        """Plain JSON-serialisable values."""
+        return {**asdict(self), "fixed_streams": list(self.fixed_streams)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "PretrainingConfig":
+        """The inverse of `to_dict`; curator constants may stand beside the others.
+
+        Raises:
+            StudyError: a name is unknown, or a value has another type than the constant.
+        """
+        values = dict(values)
+        curator = dict(values.pop("curator", {}))
+        curator_names = {constant.name for constant in fields(CuratorConfig)}
+        curator |= {name: values.pop(name) for name in list(values) if name in curator_names}
+        plain = {name: tuple(value) if name == "fixed_streams" else value for name, value in values.items()}
+        return replace(_checked(cls(), plain), curator=_checked(CuratorConfig(), curator))
+
+
+def _checked(defaults, values: dict):
+    known = {constant.name: type(getattr(defaults, constant.name)) for constant in fields(defaults)}
+    for name, value in values.items():
+        if name not in known:
+            raise StudyError(f"unknown constant {name!r}; {type(defaults).__name__} has {', '.join(known)}.")
+        expected: type | UnionType = known[name] if known[name] is not float else int | float
+        if not isinstance(value, expected) or (isinstance(value, bool) and known[name] is not bool):
+            raise StudyError(f"{name} must be {known[name].__name__}, not {value!r}.")
+    return replace(defaults, **values)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise StudyError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")

@@ -1,0 +1,526 @@
+"""Train one arm of the study: warm up, curate, train on the subset; or train on everything.
+
+    python -m chexstudy.pretraining.engine --study demo --arm curated --seed 0 --config arm.json
+
+The curation epoch takes super-batches: score without gradient, let the curator choose, train on the chosen pairs only,
+then move the prototypes by the features from before the step (CheXficient; the published code computes the gradient for
+all pairs and throws most of it away). After each epoch everything needed to go on is on disk, and all chance is drawn
+from named streams, so a killed run ends with the weights of one that was not.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from chexstudy.cohort.pixels import PixelStore, open_pixel_store
+from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix, read_cohort
+from chexstudy.curation.curators import (
+    Curator,
+    PrototypeCurator,
+    RandomCurator,
+    SubsetCurator,
+    select_label_balanced,
+)
+from chexstudy.curation.ledger import ledger_rows
+from chexstudy.curation.prototypes import join_features, prototype_spread
+from chexstudy.encoders import autocast_dtype
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.arms import ARMS, Arm, arm_folder
+from chexstudy.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from chexstudy.pretraining.compute import peak_memory_bytes
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.model import ImageTextModel, build_model, save_model
+from chexstudy.pretraining.pairs import TrainingPairs
+from chexstudy.pretraining.schedule import LearningRate
+from chexstudy.pretraining.steps import PairEncoder, StepStatistics
+from chexstudy.pretraining.streams import stream_generator, stream_seed
+from chexstudy.runs import Run
+
+_CHECKPOINT = "checkpoint.pt"
+_MADE_BY = "04_pretrain_curated"
+_AFTER_WARM_UP = ("curator", "curation_epochs", "subset_epochs", "super_batch", "min_learning_rate", "schedule")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs of one kind.
+
+    Attributes:
+        name: ``warm_up``, ``curate``, ``subset`` or ``full``.
+        epochs: how many.
+        steps: stop after so many steps, 0 for all.
+    """
+
+    name: str
+    epochs: int
+    steps: int = 0
+
+
+class Trainer:
+    """The state of one arm and the loop over its phases.
+
+    Args:
+        config: every constant.
+        arm: which pairs, and how long.
+        seed: the arm's seed.
+        model: the image-text model, on ``device``.
+        pairs: the training pairs.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        config: PretrainingConfig,
+        arm: Arm,
+        seed: int,
+        model: ImageTextModel,
+        pairs: TrainingPairs,
+        device: torch.device,
+    ):
+        self.config, self.arm, self.seed, self.model, self.pairs, self.device = config, arm, seed, model, pairs, device
+        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        autocast = {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
+        self.encoder = PairEncoder(model, pairs, device, config.micro_batch, autocast)
+        self.epoch = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.pairs_scored = 0
+        self.pairs_trained = 0
+        self.history: list[dict] = []
+        self.prototypes: list[Tensor] = []
+        self.subset: np.ndarray | None = None
+
+    # --- chance ---------------------------------------------------------------------------------------------------
+
+    def _generator(self, stream: str, *position: int) -> torch.Generator:
+        return stream_generator(self.seed, stream, *position, fixed_streams=self.config.fixed_streams)
+
+    def _shuffled(self, rows: np.ndarray) -> np.ndarray:
+        return rows[torch.randperm(len(rows), generator=self._generator("order", self.epoch)).numpy()]
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """Everything the run needs to go on after this epoch, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": [self.epoch, self.step, self.pairs_scored, self.pairs_trained],
+            "costs": [self.seconds, self.encoder.flops],
+            "history": self.history,
+            "prototypes": self.prototypes,
+            "subset": None if self.subset is None else torch.from_numpy(self.subset),
+        }
+
+    def restore(self, state: dict) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step, self.pairs_scored, self.pairs_trained = state["counters"]
+        self.seconds, self.encoder.flops = state["costs"]
+        self.history, self.prototypes = state["history"], state["prototypes"]
+        self.subset = None if state["subset"] is None else state["subset"].numpy()
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def _train_step(
+        self,
+        rows: np.ndarray,
+        phase: str,
+        rate: LearningRate,
+        embedded: tuple[Tensor, Tensor] | None = None,
+        scored: int = 0,
+        usage: Tensor | None = None,
+    ) -> None:
+        start = time.perf_counter()
+        self.model.train(self.config.dropout)
+        if self.config.dropout:
+            self.encoder.dropout_seed = lambda piece: stream_seed(self.seed, "dropout", self.step, piece)
+        learning_rate = rate.at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        if len(rows) > 1:
+            statistics = self.encoder.backward(rows, embedded)
+            if not np.isfinite(statistics.loss):
+                raise StudyError(
+                    f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: lower "
+                    "learning_rate or use precision fp32; the last checkpoint is intact."
+                )
+            self.optimizer.step()
+        else:
+            # One pair has no negatives: its loss is zero and so is the gradient.
+            statistics = StepStatistics(0.0, float("nan"), float("nan"))
+        self.encoder.dropout_seed = None
+        self.pairs_trained += len(rows)
+        self.seconds += time.perf_counter() - start
+        self.history.append(
+            {
+                "phase": phase,
+                "epoch": self.epoch,
+                "step": self.step,
+                "loss": statistics.loss,
+                "learning_rate": learning_rate,
+                "logit_scale": float(self.model.bounded_logit_scale()),
+                "pairs_scored": scored,
+                "pairs_trained": len(rows),
+                "keep_ratio": len(rows) / scored if scored else float("nan"),
+                "matched_cosine": statistics.matched_cosine,
+                "unmatched_cosine": statistics.unmatched_cosine,
+                "prototype_spread": float(prototype_spread(self.prototypes[-1])) if self.prototypes else float("nan"),
+                "usage": [] if usage is None else [int(count) for count in usage],
+                "flops": self.encoder.flops,
+                "seconds": self.seconds,
+            }
+        )
+        self.step += 1
+
+    def _embed(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        start = time.perf_counter()
+        self.model.eval()
+        embedded = self.encoder.embed(rows)
+        self.seconds += time.perf_counter() - start
+        return embedded
+
+    # --- epochs ---------------------------------------------------------------------------------------------------
+
+    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        # Batches of nearly equal size use every pair and leave no tiny, noisy last one.
+        return np.array_split(self._shuffled(rows), max(1, round(len(rows) / self.config.batch_size)))
+
+    def train_epoch(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
+        """One plain epoch over ``rows``, or less where the phase's steps run out."""
+        taken = sum(entry["phase"] == phase.name for entry in self.history)
+        for batch in self._batches(rows):
+            if phase.steps and taken >= phase.steps:
+                break
+            self._train_step(batch, phase.name, rate)
+            taken += 1
+        self.epoch += 1
+
+    def curate_epoch(self, curator: Curator, rate: LearningRate) -> tuple[pd.DataFrame, np.ndarray]:
+        """Score, choose and train, super-batch by super-batch; the last, smaller one too.
+
+        Returns:
+            The ledger and, in its order, the features ``(pairs, 2 * dim)`` as float16; both empty where the curator
+            does not score.
+        """
+        rows = self._shuffled(np.arange(len(self.pairs)))
+        ledger, features_seen, kept_rows = [], [], []
+        for number, start in enumerate(range(0, len(rows), self.config.super_batch)):
+            batch = rows[start : start + self.config.super_batch]
+            image = text = features = embedded = usage = None
+            if curator.scores:
+                image, text = self._embed(batch)
+                features = join_features(image, text)
+                self.pairs_scored += len(batch)
+            kept, selection = curator.choose(number, batch, features, self._generator("selection", number))
+            keep = kept.cpu().numpy()
+            if curator.scores:
+                ledger.append(ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection))
+                features_seen.append(features.half().cpu().numpy())
+                embedded = (image[kept], text[kept])
+                usage = curator.update(features[kept])
+                self.prototypes.append(curator.prototypes.cpu().clone())
+            self._train_step(batch[keep], "curate", rate, embedded, scored=len(batch), usage=usage)
+            kept_rows.append(batch[keep])
+        self.subset = np.sort(np.concatenate(kept_rows))
+        self.epoch += 1
+        if not curator.scores:
+            return pd.DataFrame(), np.empty((0, 2 * self.config.dim), np.float16)
+        return pd.concat(ledger, ignore_index=True), np.concatenate(features_seen)
+
+    def warm_up_prototypes(self, curator: PrototypeCurator) -> None:
+        """Fit the first prototypes on the present model's embeddings."""
+        config = self.config.curator
+        rows = np.arange(len(self.pairs))
+        if config.warm_up_order == "random":
+            rows = torch.randperm(len(rows), generator=self._generator("subset")).numpy()
+        rows = rows[: config.warm_up_pairs]
+        curator.warm_up(*self._embed(rows))
+        self.pairs_scored += len(rows)
+        self.prototypes = [curator.prototypes.cpu().clone()]
+
+
+def _parameter_groups(model: ImageTextModel, weight_decay: float) -> list[dict]:
+    # As published, decay is for matrices; unlike published (F12), not for the temperature.
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class _ArmRun:
+    """One arm in its folder: what it depends on, where it stopped, what it leaves behind."""
+
+    def __init__(self, run: Run, arm: Arm, seed: int, config: PretrainingConfig, device: torch.device):
+        self.run, self.arm, self.seed, self.config, self.device = run, arm, seed, config, device
+        self.folder = arm_folder(arm.name, seed)
+        run.require("cohort.parquet", "01_build_cohort")
+        run.require("pixels/manifest.json", "01_build_cohort")
+        constants = config.to_dict()
+        if arm.name == "warm_up":
+            # What comes after the warm-up must not make it stale: studies that vary the curator share it.
+            constants = {name: value for name, value in constants.items() if name not in _AFTER_WARM_UP}
+        self.parameters = {"arm": arm.name, "seed": seed, "config": constants}
+        self.inputs = ["cohort.parquet", "pixels/manifest.json"]
+        for other in arm.needs(config):
+            result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
+            run.require(result, f"the arm {other!r} ({_MADE_BY})")
+            self.inputs.append(result)
+        self.key = run.key(self.parameters, tuple(self.inputs))
+
+    @property
+    def done(self) -> bool:
+        return self.run.is_current(f"{self.folder}/compute.json", self.key)
+
+    def train(self) -> None:
+        cohort = read_cohort(self.run.path("cohort.parquet"))
+        store = open_pixel_store(self.run)
+        model, pairs = self._prepare(cohort, store)
+        trainer = Trainer(self.config, self.arm, self.seed, model, pairs, self.device)
+        checkpoint = self.run.path(f"{self.folder}/{_CHECKPOINT}")
+        if checkpoint.exists() and (state := self._unfinished(checkpoint)) is not None:
+            trainer.restore(state)
+            print(f"{self._title}: goes on after epoch {trainer.epoch}", flush=True)
+        elif self.config.warm_up_epochs and "warm_up" in self.arm.needs(self.config):
+            warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
+            trainer.restore(load_checkpoint(warm_up, _warm_up_key(self.run, self.seed, self.config)))
+        if self.arm.name == "warm_up":
+            self._train_warm_up(trainer, checkpoint)
+        elif self.arm.data == "all":
+            self._train_on_everything(trainer, checkpoint)
+        else:
+            self._curate_and_train(trainer, checkpoint)
+        self._finish(trainer, checkpoint)
+
+    def _unfinished(self, checkpoint: Path) -> dict | None:
+        try:
+            return load_checkpoint(checkpoint, self.key)
+        except StudyError as error:
+            # A checkpoint of an older configuration is simply out of date; the arm starts anew.
+            print(f"{self._title}: starts anew ({error})", flush=True)
+            return None
+
+    @property
+    def _title(self) -> str:
+        return f"{self.arm.name} (seed {self.seed})"
+
+    def _prepare(self, cohort: pd.DataFrame, store: PixelStore) -> tuple[ImageTextModel, TrainingPairs]:
+        model = build_model(
+            self.config,
+            cohort[cohort.split == "train"],
+            stream_seed(self.seed, "initialisation", fixed_streams=self.config.fixed_streams),
+        ).to(self.device)
+        return model, TrainingPairs(cohort, store, model.text_encoder)
+
+    # --- the three kinds of training --------------------------------------------------------------------------------
+
+    def _rate(self, fall_from: float, fall_to: float) -> LearningRate:
+        config = self.config
+        return LearningRate(config.learning_rate, config.min_learning_rate, config.ramp_steps, fall_from, fall_to)
+
+    def _published_rate(self, steps_an_epoch: int) -> LearningRate:
+        config = self.config
+        length = config.total_epochs * steps_an_epoch
+        return LearningRate(
+            config.learning_rate, config.min_learning_rate, config.ramp_steps, 0, length, overshoots=True
+        )
+
+    def _save(self, trainer: Trainer, checkpoint: Path) -> None:
+        save_checkpoint(checkpoint, self.key, trainer.state())
+        last = trainer.history[-1]
+        print(
+            f"{self._title}: {last['phase']}, epoch {trainer.epoch}, loss {last['loss']:.3f}, {trainer.seconds:.0f} s",
+            flush=True,
+        )
+
+    def _train_warm_up(self, trainer: Trainer, checkpoint: Path) -> None:
+        rows = np.arange(len(trainer.pairs))
+        held = self._rate(np.inf, np.inf)
+        while trainer.epoch < self.config.warm_up_epochs:
+            trainer.train_epoch(Phase("warm_up", self.config.warm_up_epochs), rows, held)
+            self._save(trainer, checkpoint)
+
+    def _train_on_everything(self, trainer: Trainer, checkpoint: Path) -> None:
+        config, rows = self.config, np.arange(len(trainer.pairs))
+        steps_an_epoch = max(1, round(len(rows) / config.batch_size))
+        total = config.total_epochs * steps_an_epoch
+        if self.arm.compute == "matched":
+            budget = self.run.read_json(f"{arm_folder('curated', self.seed)}/compute.json", _MADE_BY)["flops"]
+            total = max(1, round(budget / self._flops_a_step(trainer, rows, steps_an_epoch)))
+        if config.schedule == "published":
+            rate = self._published_rate(steps_an_epoch)
+        else:
+            # The peak is held for the same share of epochs as in the arms that curate.
+            rate = self._rate(total * (1 - config.subset_epochs / config.total_epochs), total)
+        phase = Phase("full", -(-total // steps_an_epoch), steps=total)
+        while trainer.epoch < phase.epochs:
+            trainer.train_epoch(phase, rows, rate)
+            self._save(trainer, checkpoint)
+
+    @staticmethod
+    def _flops_a_step(trainer: Trainer, rows: np.ndarray, steps_an_epoch: int) -> float:
+        """Operations of a mean step, counted on the first batches of the first epoch."""
+        meter, pairs, counted = trainer.encoder.meter, trainer.pairs, []
+        for batch in np.array_split(trainer._shuffled(rows), steps_an_epoch)[:8]:
+            images = meter.images(pairs.pixels(batch, trainer.device), backward=True)
+            texts = meter.texts(*pairs.tokens(batch, trainer.device), backward=True)
+            counted.append(images + texts + meter.loss(len(batch), trainer.model.dim))
+        return float(np.mean(counted))
+
+    def _curate_and_train(self, trainer: Trainer, checkpoint: Path) -> None:
+        config, count = self.config, len(trainer.pairs)
+        if trainer.subset is None:
+            if config.schedule == "published":
+                rate = self._published_rate(-(-count // config.super_batch))
+            else:
+                rate = self._rate(np.inf, np.inf)
+            curator = self._curator(trainer)
+            ledger, features = trainer.curate_epoch(curator, rate)
+            if curator.scores:
+                self.run.write_table(f"{self.folder}/ledger.parquet", ledger)
+                self.run.write_array(f"{self.folder}/features.npy", features)
+            if self.arm.data == "oracle":
+                trainer.subset = curator.rows
+            self._save(trainer, checkpoint)
+        subset = trainer.subset
+        steps_an_epoch = max(1, round(len(subset) / config.batch_size))
+        curated_at = sum(entry["phase"] != "subset" for entry in trainer.history)
+        if config.schedule == "published":
+            rate = self._published_rate(steps_an_epoch)
+        else:
+            rate = self._rate(curated_at, curated_at + config.subset_epochs * steps_an_epoch)
+        while trainer.epoch < config.total_epochs:
+            trainer.train_epoch(Phase("subset", config.subset_epochs), subset, rate)
+            self._save(trainer, checkpoint)
+
+    def _curator(self, trainer: Trainer) -> Curator:
+        if self.arm.data == "curated":
+            curator = PrototypeCurator(self.config.curator)
+            trainer.warm_up_prototypes(curator)
+            return curator
+        if self.arm.data == "random":
+            ledger = self.run.read_table(f"{arm_folder('curated', self.seed)}/ledger.parquet", _MADE_BY)
+            return RandomCurator(ledger.groupby("step").kept.sum().sort_index().tolist())
+        findings = [name for name in finding_columns(trainer.pairs.table) if name != NO_FINDING]
+        count = len(self.run.read_table(f"{arm_folder('curated', self.seed)}/subset.parquet", _MADE_BY))
+        labels = label_matrix(trainer.pairs.table, findings)
+        return SubsetCurator(select_label_balanced(labels, count, trainer._generator("subset")))
+
+    # --- what is left behind ----------------------------------------------------------------------------------------
+
+    def _finish(self, trainer: Trainer, checkpoint: Path) -> None:
+        run, folder = self.run, self.folder
+        history = pd.DataFrame(trainer.history)
+        run.write_table(f"{folder}/history.parquet", history)
+        if trainer.prototypes:
+            run.write_array(f"{folder}/prototypes.npy", torch.stack(trainer.prototypes).numpy())
+            steps = history.loc[history.phase == "curate", "step"]
+            first = int(steps.iloc[0])
+            run.write_table(
+                f"{folder}/snapshots.parquet",
+                pd.DataFrame({"snapshot": range(len(steps) + 1), "step": [first, *(steps + 1)], "phase": "curate"}),
+            )
+        if self.arm.name == "warm_up":
+            save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.key, trainer.state())
+        else:
+            rows = trainer.subset if trainer.subset is not None else np.arange(len(trainer.pairs))
+            run.write_table(
+                f"{folder}/subset.parquet", pd.DataFrame({"image_id": trainer.pairs.image_ids[rows], "weight": 1.0})
+            )
+            save_model(run.path(f"{folder}/model"), trainer.model, self.config)
+        by_phase = history.groupby("phase", sort=False).agg(
+            steps=("step", "size"), pairs_scored=("pairs_scored", "sum"), pairs_trained=("pairs_trained", "sum")
+        )
+        compute = {
+            "flops": trainer.encoder.flops,
+            "seconds": trainer.seconds,
+            "pairs_scored": trainer.pairs_scored,
+            "pairs_trained": trainer.pairs_trained,
+            "steps": trainer.step,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "precision": str(trainer.encoder.autocast or torch.float32).removeprefix("torch."),
+            "by_phase": by_phase.to_dict("index"),
+        }
+        run.write_json(f"{folder}/compute.json", compute)
+        run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed)
+        checkpoint.unlink(missing_ok=True)
+
+
+def _warm_up_key(run: Run, seed: int, config: PretrainingConfig) -> str:
+    return _ArmRun(run, ARMS["warm_up"], seed, config, torch.device("cpu")).key
+
+
+def pretrain(run: Run, arm: str, seed: int, config: PretrainingConfig, device: str = "auto") -> dict:
+    """Train one arm, or go on where it was killed, or return at once if it is done.
+
+    Args:
+        run: the study; cohort and pixels must be there.
+        arm: a name of `ARMS`.
+        seed: the arm's seed.
+        config: every constant.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+
+    Returns:
+        What it cost, as in ``compute.json``.
+
+    Raises:
+        StudyError: the arm is unknown, something it needs is missing, the device is not there, or the loss diverged.
+    """
+    if arm not in ARMS:
+        raise StudyError(f"unknown arm {arm!r}; there are {', '.join(ARMS)}.")
+    arm_run = _ArmRun(run, ARMS[arm], seed, config, choose_device(device))
+    if not arm_run.done:
+        arm_run.train()
+    return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        StudyError: the name is no device, or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise StudyError(f"unknown device {name!r}: use auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise StudyError("device is cuda, but torch sees no CUDA device: use device=auto, or run `chexstudy doctor`.")
+    return device
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train one arm of a study.")
+    parser.add_argument("--study", required=True)
+    parser.add_argument("--arm", required=True, help=f"one of {', '.join(ARMS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, help="JSON file of constants; the defaults otherwise")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        values = json.loads(options.config.read_text()) if options.config else {}
+        pretrain(Run(options.study), options.arm, options.seed, PretrainingConfig.from_dict(values), options.device)
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

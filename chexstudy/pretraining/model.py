@@ -1,0 +1,84 @@
+"""The image-text model: two encoders, a linear projection each, one temperature. It knows nothing of curation."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from chexstudy.encoders import ImageEncoder, TextEncoder
+
+
+class ImageTextModel(nn.Module):
+    """Embeds radiographs and reports in one unit sphere (CLIP; CheXficient, model section).
+
+    Args:
+        image_encoder: see `chexstudy.encoders`.
+        text_encoder: see `chexstudy.encoders`.
+        dim: size of the shared space (published: 512).
+        temperature: initial softmax temperature (published: 0.01).
+        logit_scale_max: upper bound of the learned inverse temperature; 0 leaves it unbounded, as published (F12).
+        seed: seed of the projections.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        dim: int = 512,
+        temperature: float = 0.01,
+        logit_scale_max: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.image_projection = nn.Linear(image_encoder.dim, dim, bias=False)
+            self.text_projection = nn.Linear(text_encoder.dim, dim, bias=False)
+        # The published model starts at ln(1 / 0.01).
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.logit_scale_max = logit_scale_max
+        self.dim = dim
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.image_projection(self.image_encoder(pixels)).float(), dim=1)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.text_projection(self.text_encoder(input_ids, attention_mask)).float(), dim=1)
+
+    def bounded_logit_scale(self) -> Tensor:
+        """Logarithm of the inverse temperature, clamped where a bound is set."""
+        if self.logit_scale_max > 0:
+            return self.logit_scale.clamp(max=math.log(self.logit_scale_max))
+        return self.logit_scale
+
+
+def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) -> ImageTextModel:
+    """The model of a configuration before training.
+
+    Args:
+        config: names of the encoders and constants.
+        training: training rows of the cohort; a small text encoder learns its vocabulary from their reports.
+        seed: decides every weight that is not loaded.
+    """
+    image_spec = EncoderSpec(
+        config.image_encoder, config.image_revision, image_size=config.image_size, dropout=config.dropout
+    )
+    text_spec = EncoderSpec(
+        config.text_encoder,
+        config.text_revision,
+        pooling=config.text_pooling,
+        max_tokens=config.max_tokens,
+        dropout=config.dropout,
+    )
+    return ImageTextModel(
+        build_image_encoder(image_spec, seed),
+        build_text_encoder(text_spec, [training_text(report) for report in training.report], seed),
+        config.dim,
+        config.temperature,
+        config.logit_scale_max,
+        seed,
+    )
