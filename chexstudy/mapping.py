@@ -1,0 +1,199 @@
+"""Two-dimensional maps of pairs: UMAP coordinates fitted once, and where prototypes lie on them.
+
+A map is fitted on exact nearest neighbours and never transforms new points through UMAP: whatever is not a fitted pair
+(a prototype, a snapshot of one, a pair beyond the sample) is placed at the weighted barycentre of its nearest fitted
+pairs. That needs no stored UMAP object, gives the same point for the same input, moves smoothly when a prototype
+does, and keeps the neighbours of held-out pairs as well as UMAP's own transform (which starts from the same
+barycentre and then lets random forces act on it).
+
+The features are not reduced by PCA first: at the sizes fitted here it saves no time and loses neighbours.
+UMAP repeats itself on one machine but not across machines, so callers save the coordinates as an artifact.
+"""
+
+import os
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+
+LARGEST_FIT = 50_000
+_SMALLEST_FIT = 16
+_BLOCK_ROWS = 2_048
+
+
+def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, minimum_distance: float = 0.15) -> np.ndarray:
+    """Coordinates of features on a map that keeps neighbours together.
+
+    Equal rows get one point. Above ``LARGEST_FIT`` distinct rows a seeded sample is fitted and the others are placed
+    between their nearest sampled rows; under 16 distinct rows the map is a plain principal component projection.
+    The map is centred and turned so that its widest direction is horizontal.
+
+    Args:
+        features: ``(n, dim)``, any float type, no NaN.
+        seed: seed of the layout and of the sample.
+        neighbours: how many neighbours count as near; small shows islands, large the overall shape.
+        minimum_distance: how close points may lie on the map, UMAP's ``min_dist``.
+
+    Returns:
+        Coordinates ``(n, 2)``, float32, in arbitrary units.
+
+    Raises:
+        StudyError: there are no features, they are not a matrix, or some are not finite.
+    """
+    features = _checked(features, "features")
+    distinct, place = np.unique(features, axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    if len(distinct) < _SMALLEST_FIT:
+        return _oriented(_principal_plane(distinct))[place]
+    if len(distinct) <= LARGEST_FIT:
+        return _oriented(_fit_umap(distinct, seed, neighbours, minimum_distance))[place]
+    sample = np.sort(np.random.default_rng(seed).choice(len(distinct), LARGEST_FIT, replace=False))
+    fitted = _oriented(_fit_umap(distinct[sample], seed, neighbours, minimum_distance))
+    coordinates = place_on_map(distinct, distinct[sample], fitted)
+    coordinates[sample] = fitted
+    return coordinates[place]
+
+
+def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15) -> np.ndarray:
+    """Where points of the feature space lie on a fitted map.
+
+    Each point goes to the mean of its nearest features' coordinates, weighted by a Gaussian of the distance whose
+    width is the mean distance to those neighbours.
+
+    Args:
+        points: ``(m, dim)``, for example prototypes.
+        features: ``(n, dim)``, the rows the map shows.
+        coordinates: ``(n, 2)``, their places on the map.
+        neighbours: how many nearest features have a say.
+
+    Returns:
+        Coordinates ``(m, 2)``, float32.
+
+    Raises:
+        StudyError: the shapes do not belong together.
+    """
+    points, features = _checked(points, "points"), _checked(features, "features")
+    if points.shape[1] != features.shape[1] or coordinates.shape != (len(features), 2):
+        raise StudyError(
+            f"points {points.shape}, features {features.shape} and coordinates {coordinates.shape} do not belong to one "
+            "map: read them from the same study and arm."
+        )
+    index, distance = nearest_rows(points, features, min(neighbours, len(features)))
+    # Distances beyond the nearest one tell the neighbours apart; a prototype, a mean of many, is far from all of them.
+    beyond = distance - distance[:, :1]
+    width = np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12)
+    weight = np.exp(-0.5 * (beyond / width) ** 2)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return (weight[:, :, None] * coordinates[index]).sum(axis=1).astype(np.float32)
+
+
+def trace_prototypes(
+    snapshots: np.ndarray, steps: pd.DataFrame, features: np.ndarray, coordinates: np.ndarray
+) -> pd.DataFrame:
+    """The paths of prototypes over a fitted map.
+
+    Args:
+        snapshots: prototypes ``(snapshots, count, dim)``.
+        steps: one row a snapshot with ``snapshot``, ``step`` and ``phase``, in the order of ``snapshots``.
+        features: ``(n, dim)``, the rows the map shows.
+        coordinates: ``(n, 2)``, their places.
+
+    Returns:
+        One row a snapshot and prototype: ``snapshot``, ``step``, ``phase``, ``prototype``, ``x``, ``y``.
+
+    Raises:
+        StudyError: ``steps`` does not describe every snapshot.
+    """
+    if snapshots.ndim != 3 or len(steps) != len(snapshots):
+        raise StudyError(
+            f"{len(steps)} rows describe prototype snapshots of shape {snapshots.shape}: pretrain the arm again."
+        )
+    count = snapshots.shape[1]
+    placed = place_on_map(snapshots.reshape(-1, snapshots.shape[2]), features, coordinates)
+    rows = steps[["snapshot", "step", "phase"]]
+    rows = rows.loc[rows.index.repeat(count)].reset_index(drop=True)
+    prototype = np.tile(np.arange(count), len(snapshots))
+    return rows.assign(prototype=prototype, x=placed[:, 0], y=placed[:, 1])
+
+
+def nearest_rows(points: np.ndarray, features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest features of each point by Euclidean distance, exact, nearest first.
+
+    Args:
+        points: ``(m, dim)``.
+        features: ``(n, dim)``.
+        count: how many, at most ``n``.
+
+    Returns:
+        Row numbers ``(m, count)`` int64 and distances ``(m, count)`` float32.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    targets = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
+    rows = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)).to(device)
+    squares = (targets * targets).sum(dim=1)
+    indices, distances = [], []
+    for block in rows.split(_BLOCK_ROWS):
+        squared = torch.addmm(squares, block, targets.T, alpha=-2)
+        index = squared.topk(count, dim=1, largest=False).indices
+        # The expansion above cancels for close rows; the few that were found are measured again, directly.
+        distance = (targets[index] - block[:, None]).norm(dim=2)
+        distance, order = distance.sort(dim=1, stable=True)
+        indices.append(index.gather(1, order).cpu())
+        distances.append(distance.cpu())
+    return torch.cat(indices).numpy(), torch.cat(distances).numpy()
+
+
+def _checked(features: np.ndarray, name: str) -> np.ndarray:
+    features = np.asarray(features)
+    if features.ndim != 2 or features.size == 0:
+        raise StudyError(f"a map needs {name} of shape (rows, dim) with at least one row, not {features.shape}.")
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise StudyError(f"row {row} of the {name} is not finite: embed or pretrain again before drawing a map.")
+    return features
+
+
+def _fit_umap(features: np.ndarray, seed: int, neighbours: int, minimum_distance: float) -> np.ndarray:
+    # numba reads the variable when umap is first imported and fails where the installed package cannot be written to.
+    compiled = paths.cache() / "numba"
+    compiled.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(compiled))
+    import umap
+
+    neighbours = min(neighbours, len(features) - 1)
+    index, distance = nearest_rows(features, features, neighbours)
+    layout = umap.UMAP(
+        n_neighbors=neighbours,
+        min_dist=minimum_distance,
+        init="pca",
+        random_state=seed,
+        n_jobs=1,
+        precomputed_knn=(index, distance, None),
+        force_approximation_algorithm=True,
+    )
+    with warnings.catch_warnings():
+        # Without a search index UMAP could not transform new points; `place_on_map` does that here.
+        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")
+        warnings.filterwarnings("ignore", message="n_jobs value")
+        return layout.fit_transform(features)
+
+
+def _principal_plane(features: np.ndarray) -> np.ndarray:
+    centred = features - features.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ axes[:2].T
+    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+
+
+def _oriented(coordinates: np.ndarray) -> np.ndarray:
+    """Centre a map and turn it so that its widest direction is horizontal and its longer tails point right and up."""
+    centred = coordinates.astype(np.float64) - coordinates.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    turned = centred @ axes[:, ::-1]
+    turned *= np.where((turned**3).sum(axis=0) < 0, -1.0, 1.0)
+    return turned.astype(np.float32)
