@@ -1,0 +1,259 @@
+"""Ranking metrics and their uncertainty, with patients as the unit that is drawn.
+
+Images of one patient resemble each other, so the bootstrap draws patients: a resample is a whole-number weight for each
+case (how often its patient was drawn), and every metric accepts such weights. All metrics of one evaluation share the
+same resamples; the interval of a macro mean or of a difference between arms therefore holds their correlation.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chexstudy.errors import StudyError
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+# A finding of one or two patients is absent from more than 10 % of the resamples. What the others say is conditional on
+# its being there and far too narrow, so no interval is given.
+_LEAST_EVALUABLE = 0.9
+# Cases times resamples held at once: a block stays in a core's cache, and memory does not grow with the cohort.
+_BLOCK = 400_000
+
+
+def known_labels(labels: np.ndarray) -> np.ndarray:
+    """Where a label says present (1) or absent (0); uncertain (-1) and not stated (NaN) enter no metric."""
+    return ~np.isnan(labels) & (labels != -1)
+
+
+def rank_metrics(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Area under the ROC curve and average precision of many findings at once.
+
+    Both are read off at the positives alone. The AUROC is their weighted mean of (negatives below + negatives tied / 2)
+    / all negatives, the average precision their weighted mean of the precision at their score; equal to scikit-learn's
+    ``roc_auc_score`` and ``average_precision_score``, ties included.
+
+    Args:
+        labels: ``(cases, findings)``, 1 present, 0 absent, -1 and NaN left out.
+        scores: ``(cases, findings)``, higher means more likely present. A column of NaN alone was not predicted.
+        weights: ``(resamples, cases)``, how often each case counts; without it, each once.
+
+    Returns:
+        AUROC and average precision, each ``(findings,)`` without weights and ``(resamples, findings)`` with them; NaN
+        where a finding has one class only or was not predicted.
+
+    Raises:
+        StudyError: the shapes differ, or a column of scores is NaN in part.
+    """
+    labels, scores = np.asarray(labels, dtype=float), np.asarray(scores)
+    if labels.ndim != 2 or labels.shape != scores.shape:
+        raise StudyError(
+            f"labels {labels.shape} and scores {scores.shape} must both be (cases, findings) of one shape."
+        )
+    cases, findings = labels.shape
+    by_case = np.ones((cases, 1), dtype=np.int32) if weights is None else np.asarray(weights).T
+    if by_case.shape[0] != cases:
+        raise StudyError(
+            f"the weights hold {by_case.shape[0]} cases and the labels {cases}: draw them for these cases."
+        )
+    if not np.issubdtype(by_case.dtype, np.integer):
+        by_case = by_case.astype(float)
+    resamples = by_case.shape[1]
+    known = known_labels(labels)
+    missing = np.isnan(scores)
+    area = np.full((resamples, findings), np.nan)
+    precision = np.full((resamples, findings), np.nan)
+    ranked = []
+    for finding in range(findings):
+        if missing[:, finding].all():
+            continue
+        if missing[:, finding].any():
+            raise StudyError(
+                f"the scores of finding number {finding} are NaN for some cases: score every case or none."
+            )
+        negatives = np.flatnonzero(known[:, finding] & (labels[:, finding] != 1))
+        positives = np.flatnonzero(known[:, finding] & (labels[:, finding] == 1))
+        if len(negatives) and len(positives):
+            column = scores[:, finding]
+            negatives = negatives[np.argsort(column[negatives], kind="stable")]
+            positives = positives[np.argsort(column[positives], kind="stable")]
+            at_positive = column[positives]
+            ranked.append(
+                (
+                    finding,
+                    negatives,
+                    positives,
+                    np.searchsorted(column[negatives], at_positive, "left"),
+                    np.searchsorted(column[negatives], at_positive, "right"),
+                    np.searchsorted(at_positive, at_positive, "left"),
+                )
+            )
+    width = max(1, _BLOCK // max(1, cases))
+    for start in range(0, resamples, width):
+        block = np.ascontiguousarray(by_case[:, start : start + width])
+        rows = slice(start, start + block.shape[1])
+        for finding, negatives, positives, left, right, first in ranked:
+            area[rows, finding], precision[rows, finding] = _rank_block(block, negatives, positives, left, right, first)
+    return (area[0], precision[0]) if weights is None else (area, precision)
+
+
+def _rank_block(block, negatives, positives, left, right, first):
+    """One finding's metrics in a block ``(cases, resamples)``; the positions are those among the sorted scores."""
+    below = _running_sum(block[negatives])
+    positive_weight = block[positives]
+    positives_below = _running_sum(positive_weight)
+    negative_total, positive_total = below[-1].astype(float), positives_below[-1].astype(float)
+    lower = below[left]
+    won = np.einsum("ij,ij->j", positive_weight, lower + below[right], dtype=float) / 2
+    true_positives = positives_below[-1] - positives_below[first]
+    flagged = true_positives + (below[-1] - lower)
+    share = np.divide(true_positives, flagged, out=np.zeros(flagged.shape), where=flagged > 0)
+    hits = np.einsum("ij,ij->j", positive_weight, share, dtype=float)
+    evaluable = (negative_total > 0) & (positive_total > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        area = np.where(evaluable, won / (negative_total * positive_total), np.nan)
+        precision = np.where(evaluable, hits / positive_total, np.nan)
+    return area, precision
+
+
+def _running_sum(weights: np.ndarray) -> np.ndarray:
+    total = np.zeros((len(weights) + 1, weights.shape[1]), dtype=weights.dtype)
+    np.cumsum(weights, axis=0, out=total[1:])
+    return total
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Area under the ROC curve; arguments, shapes and errors as in `rank_metrics`."""
+    return rank_metrics(labels, scores, weights)[0]
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Area under the precision-recall curve as average precision; arguments as in `rank_metrics`."""
+    return rank_metrics(labels, scores, weights)[1]
+
+
+def macro_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the findings that can be evaluated; NaN where none can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=-1)
+
+
+def bootstrap_patients(patient_ids: Sequence, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw patients with replacement and weigh every case by how often its patient was drawn.
+
+    Args:
+        patient_ids: ``(cases,)``, the patient of each case.
+        resamples: how many times to draw.
+        generator: source of randomness.
+
+    Returns:
+        Whole numbers ``(resamples, cases)``; a row is one draw of as many patients as there are.
+
+    Raises:
+        StudyError: there are no cases or no resamples.
+    """
+    if len(patient_ids) == 0 or resamples < 1:
+        raise StudyError("a bootstrap needs at least one case and one resample: check the split and the resamples.")
+    patients, patient_of_case = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
+    count = len(patients)
+    drawn = np.empty((count, resamples), dtype=np.int32)
+    for resample in range(resamples):
+        drawn[:, resample] = np.bincount(generator.integers(count, size=count), minlength=count)
+    return drawn[patient_of_case].T
+
+
+def interval(replicates: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval over the first axis.
+
+    Args:
+        replicates: ``(resamples, ...)``, the metric in each resample; NaN where it could not be had.
+        confidence: share of the distribution between the ends.
+
+    Returns:
+        Low and high ends ``(...)``; NaN where fewer than 90 % of the resamples could be evaluated, which is a finding
+        of one or two patients.
+    """
+    replicates = np.asarray(replicates, dtype=float)
+    tail = (1 - confidence) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=0)
+    enough = np.mean(~np.isnan(replicates), axis=0) >= _LEAST_EVALUABLE
+    return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
+
+
+def resample_seeds(replicates: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The mean over training seeds in each resample, the seeds drawn again too (hierarchical bootstrap).
+
+    The spread of a mean of S drawn seeds is too small by (S - 1) / S, a half for two seeds; its deviation from the mean
+    of all is therefore stretched by sqrt(S / (S - 1)). One seed cannot be drawn: the result then holds patients alone.
+
+    Args:
+        replicates: ``(seeds, resamples, ...)``, the patients of a resample being the same for all seeds.
+        generator: source of randomness.
+
+    Returns:
+        ``(resamples, ...)``.
+    """
+    replicates = np.asarray(replicates, dtype=float)
+    seeds, resamples = replicates.shape[:2]
+    mean = replicates.mean(axis=0)
+    if seeds == 1:
+        return mean
+    chosen = generator.integers(seeds, size=(seeds, resamples))
+    drawn = replicates[chosen, np.arange(resamples)].mean(axis=0)
+    return mean + np.sqrt(seeds / (seeds - 1)) * (drawn - mean)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between two arms, mean over seeds.
+
+    Attributes:
+        value: ``(...)``, first minus second.
+        ci_low: ``(...)``, lower end of the 95 % interval.
+        ci_high: ``(...)``, upper end.
+        replicates: ``(resamples, ...)``, the difference in each resample.
+        seeds: number of seeds; with one, the interval holds the variation of patients but not of training.
+    """
+
+    value: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    replicates: np.ndarray
+    seeds: int
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    first_replicates: np.ndarray,
+    second_replicates: np.ndarray,
+    generator: np.random.Generator,
+) -> Difference:
+    """First minus second, seed by seed and on the same resamples of patients.
+
+    Args:
+        first: ``(seeds, ...)``, the metric of the first arm on all cases.
+        second: the same of the second arm; seed k is compared with seed k.
+        first_replicates: ``(seeds, resamples, ...)``, the metric of the first arm in each resample of patients.
+        second_replicates: the same of the second arm in the same resamples.
+        generator: draws the seeds.
+
+    Raises:
+        StudyError: the arms have different numbers of seeds, resamples or findings.
+    """
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    first_replicates, second_replicates = np.asarray(first_replicates), np.asarray(second_replicates)
+    if first.shape != second.shape or first_replicates.shape != second_replicates.shape:
+        raise StudyError(
+            f"a paired difference needs the same seeds, resamples and findings in both arms, not {first.shape} with "
+            f"{first_replicates.shape} against {second.shape} with {second_replicates.shape}."
+        )
+    replicates = resample_seeds(first_replicates - second_replicates, generator)
+    low, high = interval(replicates)
+    return Difference((first - second).mean(axis=0), low, high, replicates, len(first))

@@ -1,0 +1,121 @@
+"""Zero-shot classification: which of two sentences, the finding there or not there, does the image lie closer to?"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.prompts import PromptFamily
+from chexstudy.evaluation.scores import measure_scores
+from chexstudy.evaluation.statistics import RESAMPLES, bootstrap_patients
+
+
+def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Rows of unit length, as float64 ``(rows, dim)``.
+
+    Raises:
+        StudyError: an embedding is not finite, or is zero.
+    """
+    embeddings = np.asarray(embeddings, dtype=float)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    wrong = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
+    if len(wrong):
+        raise StudyError(
+            f"embedding number {wrong[0]} is zero or not finite ({len(wrong)} of {len(lengths)}): train or embed again."
+        )
+    return embeddings / lengths
+
+
+def zero_shot_scores(
+    image_embeddings: np.ndarray,
+    encode_texts: Callable[[list[str]], np.ndarray],
+    findings: Sequence[str],
+    family: PromptFamily,
+) -> np.ndarray:
+    """Probability that each finding is there: a softmax over the two raw cosines, as in the published protocol.
+
+    No logit scale enters, so the softmax is a strictly rising function of the difference of the cosines: rank metrics
+    are those of the difference, and the probabilities are not calibrated. Several sentences of a side become one
+    direction: the mean of their unit embeddings, scaled to unit length again.
+
+    Args:
+        image_embeddings: ``(images, dim)``; scaled to unit length here.
+        encode_texts: sentences to embeddings ``(sentences, dim)``; called once.
+        findings: names of the findings.
+        family: the prompts.
+
+    Returns:
+        ``(images, findings)``, float64 in (0, 1).
+
+    Raises:
+        StudyError: the two sorts of embeddings differ in dimension, or one is zero or not finite.
+    """
+    sides = [side for finding in findings for side in family.prompts(finding)]
+    sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
+    encoded = np.asarray(encode_texts(sentences))
+    images = normalise_rows(image_embeddings)
+    if encoded.shape != (len(sentences), images.shape[1]):
+        raise StudyError(
+            f"the text encoder gave {encoded.shape} for {len(sentences)} sentences, the images have dimension "
+            f"{images.shape[1]}: use the projected embeddings of one model."
+        )
+    row_of = dict(zip(sentences, normalise_rows(encoded), strict=True))
+    directions = normalise_rows(np.stack([np.mean([row_of[sentence] for sentence in side], axis=0) for side in sides]))
+    margin = images @ (directions[0::2] - directions[1::2]).T
+    return 1 / (1 + np.exp(-margin))
+
+
+def evaluate_zero_shot(
+    image_embeddings: np.ndarray,
+    labels: np.ndarray,
+    patient_ids: Sequence[str],
+    findings: Sequence[str],
+    encode_texts: Callable[[list[str]], np.ndarray],
+    families: Mapping[str, PromptFamily],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    tiers: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """AUROC and average precision of every finding, the macro mean and the tiers, for each prompt setting.
+
+    Args:
+        image_embeddings: ``(images, dim)``.
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        patient_ids: ``(images,)``.
+        findings: names of the findings.
+        encode_texts: sentences to embeddings ``(sentences, dim)``.
+        families: for each name in the column ``setting`` the prompts, for example
+            ``{"published": PUBLISHED, "chosen": FAMILIES[choose_prompts(...)]}``. All share the same resamples.
+        generator: draws the patients.
+        resamples: number of resamples.
+        tiers: tier of each finding, from the prevalence in training.
+
+    Returns:
+        Rows as in `chexstudy.evaluation.scores.measure_scores`.
+    """
+    if not families:
+        raise StudyError("zero-shot evaluation needs at least one prompt family: pass, for example, PUBLISHED.")
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    tables = []
+    for setting, family in families.items():
+        scores = zero_shot_scores(image_embeddings, encode_texts, findings, family)
+        tables.append(measure_scores(scores, labels, findings, weights, tiers=tiers, setting=setting))
+    return pd.concat(tables, ignore_index=True)
+
+
+def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Findings whose AUROC is under 0.5: the prompt ranks the sick below the healthy.
+
+    Beside a good linear probe this points to the text side, for example one direction "abnormal" for all findings, or
+    "no X" lying closer to X than to normal.
+
+    Args:
+        rows: rows of `evaluate_zero_shot` or of the results table.
+
+    Returns:
+        Those rows, lowest first, with a column ``certain``: whether the whole interval lies under 0.5.
+    """
+    inverted = rows[(rows.metric == "auroc") & (rows.value < 0.5)].sort_values("value", kind="stable")
+    return inverted.assign(certain=inverted.ci_high < 0.5).reset_index(drop=True)
