@@ -1,0 +1,645 @@
+"""Image and text encoders behind one contract: small ones made here, others from the Hugging Face Hub or a folder.
+
+Names are ``tiny-resnet``, ``tiny-vit`` and ``tiny-bert`` (0.3-1M parameters, for a CPU), a Hub id with a revision, or a
+folder. All are ``transformers`` classes: ResNet, ViT, DINOv2 without and with registers (RAD-DINO is one), the towers
+of CLIP and SigLIP pairs, BERT, and whatever else ``AutoModel`` reads if the pooling is named.
+
+Every encoder is a function of one sample: batch normalisation is frozen where it comes pretrained and replaced by group
+normalisation where it starts from scratch. So a pass in micro-batches, or without gradient first, gives the same
+embeddings as one big batch.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chexstudy import hub
+from chexstudy.errors import StudyError
+from chexstudy.runs import atomic_path
+from chexstudy.tokenizer import train_wordpiece
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Mean and standard deviation a channel, in units of full scale.
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+_TINY_NAMES = ("tiny-resnet", "tiny-vit", "tiny-bert")
+_TINY_IMAGE_SIZE = 96
+_CHANNELS_A_GROUP = 16
+_IMAGE_POOLINGS = ("cls", "mean", "max", "pooler", "projection")
+_NO_CLS = ("resnet", "siglip", "siglip_vision_model")
+_TEXT_POOLINGS = ("last", "first", "mean", "pooler", "projection")
+# What a saved encoder adds to its config.json.
+_RECORD = "chexstudy"
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Which encoder, and how it is used.
+
+    Attributes:
+        name: ``tiny-resnet``, ``tiny-vit``, ``tiny-bert``, a Hub id such as ``microsoft/rad-dino``, or a folder.
+        revision: commit, tag or branch on the Hub; empty for ``main``. Name a commit in anything that is published.
+        image_size: side in pixels at which the encoder looks; None for the encoder's own size (96 for the tiny ones).
+        pooling: how tokens become one vector. Images: ``cls``, ``mean`` and ``max`` (of the patch tokens), joined as in
+            ``cls+mean``, or the model's own ``pooler`` or ``projection``. Texts: ``last`` (the last token that is not
+            padding, [SEP] for BERT: CheXficient, A1.4), ``first`` ([CLS]), ``mean``, ``pooler``, ``projection``.
+            Empty for the architecture's own.
+        pretrained: load weights; False starts the architecture from scratch.
+        max_tokens: texts are cut to so many tokens, special tokens included.
+        normalisation: ``own`` (the checkpoint's ``preprocessor_config.json``, else the architecture's usual values),
+            ``imagenet``, ``clip`` (CheXficient feeds DINOv2 so), or ``half`` (mean 0.5, standard deviation 0.5).
+        drop_registers: load a DINOv2 with registers into the architecture without, as CheXficient does.
+        dropout: keep the checkpoint's dropout and stochastic depth; without, a pass is a deterministic function.
+        trust_remote_code: run model code that comes with the checkpoint; needs ``revision`` to be a commit.
+    """
+
+    name: str
+    revision: str = ""
+    image_size: int | None = None
+    pooling: str = ""
+    pretrained: bool = True
+    max_tokens: int = 256
+    normalisation: str = "own"
+    drop_registers: bool = False
+    dropout: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        if not self.name:
+            raise StudyError(f"an encoder needs a name: one of {', '.join(_TINY_NAMES)}, a Hub id or a folder.")
+        if self.normalisation not in ("own", *NORMALISATIONS):
+            raise StudyError(
+                f"unknown normalisation {self.normalisation!r} for {self.name}: use own, {', '.join(NORMALISATIONS)}."
+            )
+        if self.image_size is not None and self.image_size < 1:
+            raise StudyError(f"image_size of {self.name} is {self.image_size}: give pixels, 1 or more.")
+        if self.max_tokens < 3:
+            raise StudyError(f"max_tokens of {self.name} is {self.max_tokens}: a text needs 3 or more.")
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise StudyError(
+                f"trust_remote_code for {self.name} needs revision to be a full commit of 40 hex digits, so that the "
+                "code that runs is the code you read."
+            )
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What must be known of a ``model_type`` to use it as an encoder."""
+
+    model_class: str
+    pooling: str
+    normalisation: str = "half"
+    projection_class: str = ""
+    optional_pooler: bool = False
+    pads_to_full_length: bool = False
+
+
+_IMAGE_ARCHITECTURES = {
+    "resnet": _Architecture("ResNetModel", "mean", "imagenet"),
+    "vit": _Architecture("ViTModel", "cls", optional_pooler=True),
+    "dinov2": _Architecture("Dinov2Model", "cls", "imagenet"),
+    "dinov2_with_registers": _Architecture("Dinov2WithRegistersModel", "cls", "imagenet"),
+    "clip": _Architecture("CLIPVisionModel", "projection", "clip", "CLIPVisionModelWithProjection"),
+    "clip_vision_model": _Architecture("CLIPVisionModel", "pooler", "clip", "CLIPVisionModelWithProjection"),
+    "siglip": _Architecture("SiglipVisionModel", "pooler"),
+    "siglip_vision_model": _Architecture("SiglipVisionModel", "pooler"),
+}
+_TEXT_ARCHITECTURES = {
+    "bert": _Architecture("BertModel", "last", optional_pooler=True),
+    "clip": _Architecture("CLIPTextModel", "projection", projection_class="CLIPTextModelWithProjection"),
+    "clip_text_model": _Architecture("CLIPTextModel", "pooler", projection_class="CLIPTextModelWithProjection"),
+    # SigLIP was trained on texts padded to one length without a mask: its pooler reads the last position.
+    "siglip": _Architecture("SiglipTextModel", "pooler", pads_to_full_length=True),
+    "siglip_text_model": _Architecture("SiglipTextModel", "pooler", pads_to_full_length=True),
+}
+
+
+def autocast_dtype(device: torch.device | str) -> torch.dtype | None:
+    """The reduced precision that pays on a device, or None for float32.
+
+    CUDA: bfloat16 from compute capability 8.0. CPU: bfloat16 only where the processor multiplies it natively (AVX-512
+    BF16 or AMX); elsewhere it is emulated and slower than float32.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else None
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return torch.bfloat16
+    return None
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and persistent buffers (names, types, shapes, values), 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+# --- the contract -------------------------------------------------------------------------------------------------
+
+
+class _Encoder(nn.Module):
+    """What image and text encoders share: a model, where it came from, and no statistic across the batch."""
+
+    def __init__(self, model: "PreTrainedModel", pooling: str, origin: dict):
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.origin = origin
+        self.dim = _pooled_dim(model, pooling)
+
+    def train(self, mode: bool = True):
+        """As ``nn.Module.train``, but batch normalisation keeps its pretrained statistics."""
+        super().train(mode)
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def describe(self) -> dict:
+        """What decides the embeddings, as plain values: name, commit, weights, pooling, preprocessing."""
+        return {
+            **self.origin,
+            "architecture": type(self.model).__name__,
+            "weights": hash_weights(self.model),
+            "pooling": self.pooling,
+            "dim": self.dim,
+        }
+
+
+class ImageEncoder(_Encoder):
+    """Pixels to one vector an image.
+
+    Attributes:
+        dim: length of the vector.
+        image_size: side in pixels at which the encoder looks; other sizes are resized inside.
+        token_dim: length of a patch token.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        pooling: str,
+        origin: dict,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__(model, pooling, origin)
+        self.image_size = image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.token_dim = _width(model)
+        self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._channels_last = model.config.model_type == "resnet"
+        if self._channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        # uint8 pixel * scale + shift = (pixel / 255 - mean) / std; broadcasting repeats the channel.
+        means, deviations = torch.tensor(self.mean), torch.tensor(self.std)
+        self.register_buffer("_scale", (1 / (255 * deviations)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_shift", (-means / deviations).view(1, -1, 1, 1), persistent=False)
+
+    def _run(self, pixels: Tensor):
+        if (
+            pixels.dtype != torch.uint8
+            or pixels.ndim != 4
+            or pixels.shape[1] != 1
+            or pixels.shape[2] != pixels.shape[3]
+        ):
+            raise StudyError(
+                "an image encoder takes square uint8 pixels (batch, 1, height, width), not "
+                f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}: read them from the pixel store."
+            )
+        values = pixels.float()
+        if pixels.shape[-1] != self.image_size:
+            values = functional.interpolate(values, (self.image_size,) * 2, mode="bicubic", antialias=True)
+            # Bicubic overshoots at edges; 8-bit resizing, which the checkpoints saw, stays within the range.
+            values = values.clamp(0, 255)
+        values = values * self._scale + self._shift
+        if self._channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
+        return self.model(pixel_values=values, **({"interpolate_pos_encoding": True} if self._interpolates else {}))
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim == 4:
+            return tokens.flatten(2).transpose(1, 2)
+        # [CLS] and registers stand before the grid of patches.
+        return tokens[:, tokens.shape[1] - (self.image_size // self.model.config.patch_size) ** 2 :]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: uint8 ``(batch, 1, height, width)``, square, of any size, on the encoder's device.
+
+        Returns:
+            ``(batch, dim)``, not normalised.
+        """
+        output = self._run(pixels)
+        if self.pooling == "pooler":
+            return output.pooler_output.flatten(1)
+        if self.pooling == "projection":
+            return output.image_embeds
+        tokens = output.last_hidden_state
+        patches = self._patches(tokens)
+        pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: patches.mean(1), "max": lambda: patches.amax(1)}
+        return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """The last layer's tokens of image patches, row by row: ``(batch, tokens, token_dim)``.
+
+        [CLS] and registers are left out; a ResNet's feature map counts as tokens.
+        """
+        return self._patches(self._run(pixels).last_hidden_state)
+
+    def describe(self) -> dict:
+        return super().describe() | {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+
+
+class TextEncoder(_Encoder):
+    """Reports to one vector each.
+
+    Attributes:
+        dim: length of the vector.
+        tokenizer: the ``transformers`` tokenizer.
+        max_tokens: texts are cut to so many tokens.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        pooling: str,
+        origin: dict,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_tokens: int,
+        pads_to_full_length: bool,
+    ):
+        super().__init__(model, pooling, origin)
+        self.tokenizer = tokenizer
+        limit = getattr(model.config, "max_position_embeddings", None) or max_tokens
+        self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
+        self._pads_to_full_length = pads_to_full_length
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise texts, padded on the right to the longest of them.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, int64 ``(batch, length)``, length at most ``max_tokens``.
+        """
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length" if self._pads_to_full_length else "longest",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        )
+        mask = torch.ones_like(tokens["input_ids"]) if self._pads_to_full_length else tokens["attention_mask"]
+        return {"input_ids": tokens["input_ids"], "attention_mask": mask}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed tokenised texts.
+
+        Args:
+            input_ids: ``(batch, length)``.
+            attention_mask: ``(batch, length)``, 1 for tokens and 0 for padding, which must be on the right.
+
+        Returns:
+            ``(batch, dim)``, not normalised; the amount of padding does not matter.
+        """
+        output = self.model(input_ids=input_ids, attention_mask=None if self._pads_to_full_length else attention_mask)
+        if self.pooling == "pooler":
+            return output.pooler_output
+        if self.pooling == "projection":
+            return output.text_embeds
+        tokens = output.last_hidden_state
+        if self.pooling == "first":
+            return tokens[:, 0]
+        if self.pooling == "last":
+            last = (attention_mask.sum(1) - 1).clamp(min=0)
+            return tokens[torch.arange(len(tokens), device=tokens.device), last]
+        weights = attention_mask.unsqueeze(-1).to(tokens.dtype)
+        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def describe(self) -> dict:
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
+        return super().describe() | {
+            "max_tokens": self.max_tokens,
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16],
+        }
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> ImageEncoder:
+    """Make or load an image encoder: on the CPU, in float32, in evaluation mode.
+
+    Args:
+        spec: which one, and how it is used.
+        seed: decides every weight that is not loaded. The global random state is left as it was.
+
+    Raises:
+        StudyError: the name, pooling or size does not fit, the checkpoint is not at hand, or it does not fit its
+            architecture.
+    """
+    if spec.name.startswith("tiny-"):
+        config, checkpoint = _tiny_image_config(spec), None
+        preprocessing = {"image_mean": (0.5,), "image_std": (0.25,)}
+    else:
+        checkpoint = _find(spec)
+        config = hub.read_config(checkpoint, spec.trust_remote_code)
+        preprocessing = hub.read_preprocessing(checkpoint)
+    architecture = _IMAGE_ARCHITECTURES.get(config.model_type, _Architecture("AutoModel", ""))
+    pooling = _choose_pooling(spec, config, architecture, _IMAGE_POOLINGS)
+    model = _make_model(spec, config, architecture, pooling, checkpoint, seed, "vision")
+    image_size = spec.image_size or _own_image_size(preprocessing, model.config)
+    _check_patches(spec, model.config, pooling, image_size)
+    mean, std = _choose_normalisation(spec, preprocessing, architecture, model.config)
+    return ImageEncoder(model, pooling, _origin(spec, config, checkpoint), image_size, mean, std).eval()
+
+
+def build_text_encoder(
+    spec: EncoderSpec,
+    tokenizer: "PreTrainedTokenizerBase | Sequence[str] | None" = None,
+    seed: int | torch.Generator = 0,
+) -> TextEncoder:
+    """Make or load a text encoder: on the CPU, in float32, in evaluation mode.
+
+    Args:
+        spec: which one, and how it is used.
+        tokenizer: for ``tiny-bert`` a tokenizer, or the training reports to train one on. None for a checkpoint, which
+            brings its own.
+        seed: decides every weight that is not loaded. The global random state is left as it was.
+
+    Raises:
+        StudyError: the name or pooling does not fit, the checkpoint is not at hand, or it does not fit its
+            architecture or the tokenizer.
+    """
+    if spec.name.startswith("tiny-"):
+        if tokenizer is None:
+            raise StudyError(f"{spec.name} has no vocabulary of its own: give the training reports or a tokenizer.")
+        if not callable(tokenizer):
+            tokenizer = train_wordpiece(tokenizer, max_tokens=spec.max_tokens)
+        config, checkpoint = _tiny_text_config(spec, len(tokenizer)), None
+    else:
+        checkpoint = _find(spec)
+        config = hub.read_config(checkpoint, spec.trust_remote_code)
+        tokenizer = tokenizer if callable(tokenizer) else hub.read_tokenizer(checkpoint, spec.trust_remote_code)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    architecture = _TEXT_ARCHITECTURES.get(config.model_type, _Architecture("AutoModel", ""))
+    pooling = _choose_pooling(spec, config, architecture, _TEXT_POOLINGS)
+    model = _make_model(spec, config, architecture, pooling, checkpoint, seed, "text")
+    if len(tokenizer) > model.config.vocab_size:
+        raise StudyError(
+            f"the tokenizer has {len(tokenizer)} tokens but {spec.name} knows {model.config.vocab_size}: give the "
+            "tokenizer that belongs to it."
+        )
+    origin = _origin(spec, config, checkpoint)
+    max_tokens = min(spec.max_tokens, getattr(config, _RECORD, {}).get("max_tokens", spec.max_tokens))
+    return TextEncoder(model, pooling, origin, tokenizer, max_tokens, architecture.pads_to_full_length).eval()
+
+
+def _find(spec: EncoderSpec) -> hub.Checkpoint:
+    return hub.find_checkpoint(spec.name, spec.revision, weights=spec.pretrained, code=spec.trust_remote_code)
+
+
+def _tiny_image_config(spec: EncoderSpec) -> "PreTrainedConfig":
+    from transformers import ResNetConfig, ViTConfig
+
+    if spec.name == "tiny-resnet":
+        config = ResNetConfig(
+            num_channels=1, embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic"
+        )
+        pooling = "mean+max"
+    elif spec.name == "tiny-vit":
+        config = ViTConfig(
+            num_channels=1,
+            image_size=spec.image_size or _TINY_IMAGE_SIZE,
+            patch_size=12,
+            hidden_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=512,
+        )
+        pooling = "mean"
+    else:
+        raise StudyError(f"there is no image encoder {spec.name!r}: the small ones are tiny-resnet and tiny-vit.")
+    setattr(config, _RECORD, {"name": spec.name, "pooling": pooling, "image_size": _TINY_IMAGE_SIZE})
+    return config
+
+
+def _tiny_text_config(spec: EncoderSpec, vocabulary_size: int) -> "PreTrainedConfig":
+    from transformers import BertConfig
+
+    if spec.name != "tiny-bert":
+        raise StudyError(f"there is no text encoder {spec.name!r}: the small one is tiny-bert.")
+    config = BertConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=spec.max_tokens,
+    )
+    setattr(config, _RECORD, {"name": spec.name, "pooling": "mean"})
+    return config
+
+
+def _choose_pooling(spec: EncoderSpec, config, architecture: _Architecture, known: tuple[str, ...]) -> str:
+    pooling = spec.pooling or getattr(config, _RECORD, {}).get("pooling") or architecture.pooling
+    if not pooling:
+        raise StudyError(
+            f"{spec.name} is a {config.model_type}, whose tokens may mean anything: name a pooling, one of "
+            f"{', '.join(known)}."
+        )
+    parts = pooling.split("+")
+    joined = len(parts) > 1 and (known is _TEXT_POOLINGS or {"pooler", "projection"} & set(parts))
+    if joined or not set(parts) <= set(known):
+        joinable = "; cls, mean and max may be joined with +" if known is _IMAGE_POOLINGS else ""
+        raise StudyError(f"unknown pooling {pooling!r} for {spec.name}: use {', '.join(known)}{joinable}.")
+    if (pooling == "projection" and not architecture.projection_class) or (
+        "cls" in parts and config.model_type in _NO_CLS
+    ):
+        raise StudyError(
+            f"{spec.name} is a {config.model_type} and has no {pooling} to pool by: use {architecture.pooling}."
+        )
+    return pooling
+
+
+def _choose_normalisation(spec: EncoderSpec, preprocessing: dict, architecture: _Architecture, config) -> tuple:
+    if spec.normalisation == "own":
+        usual = NORMALISATIONS[architecture.normalisation]
+        values = preprocessing.get("image_mean") or usual[0], preprocessing.get("image_std") or usual[1]
+    else:
+        values = NORMALISATIONS[spec.normalisation]
+    channels = getattr(config, "num_channels", 3)
+    return tuple(tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels for v in values)
+
+
+def _own_image_size(preprocessing: dict, config: "PreTrainedConfig") -> int:
+    recorded = getattr(config, _RECORD, {}).get("image_size")
+    size = recorded or hub.preprocessed_size(preprocessing) or getattr(config, "image_size", None)
+    return size if isinstance(size, int) else 224
+
+
+def _check_patches(spec: EncoderSpec, config: "PreTrainedConfig", pooling: str, image_size: int) -> None:
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and image_size % patch:
+        below = image_size // patch * patch
+        raise StudyError(
+            f"{spec.name} cuts images into patches of {patch} pixels, and {image_size} is no multiple of it: use "
+            f"{f'{below} or ' if below else ''}{below + patch} as image_size."
+        )
+
+
+def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: str) -> "PreTrainedModel":
+    """The ``transformers`` model of an encoder, with loaded or seeded weights; ``tower`` is vision or text."""
+    import transformers
+
+    config = getattr(config, f"{tower}_config", config)
+    # The other tower of a pair.
+    unused = [r"^text_" if tower == "vision" else r"^(vision|visual)_"]
+    if spec.drop_registers:
+        config = _without_registers(spec, config)
+        architecture = _IMAGE_ARCHITECTURES[config.model_type]
+        unused.append(r"(^|\.)register_tokens$")
+    if not spec.dropout:
+        for name in config.to_dict():
+            if name.endswith(("dropout", "dropout_prob", "dropout_rate", "drop_path_rate")):
+                setattr(config, name, 0.0)
+    name = architecture.projection_class if pooling == "projection" else architecture.model_class
+    model_class = getattr(transformers, name)
+    options = {"add_pooling_layer": pooling == "pooler"} if architecture.optional_pooler else {}
+    regrouped = getattr(config, _RECORD, {}).get("group_normalisation", False)
+    with _seeded(seed), hub.quiet_transformers():
+        if name == "AutoModel":
+            options = {"trust_remote_code": spec.trust_remote_code}
+        if spec.pretrained and checkpoint and not regrouped:
+            return hub.load_model(checkpoint, model_class, unused, config=config, **options)
+        create = model_class.from_config if name == "AutoModel" else model_class
+        model = create(config, **options).float()
+        replaced = _replace_batch_normalisation(model)
+    if replaced:
+        setattr(model.config, _RECORD, getattr(model.config, _RECORD, {}) | {"group_normalisation": True})
+    if spec.pretrained and checkpoint:
+        try:
+            model.load_state_dict(load_file(checkpoint.folder / _WEIGHTS))
+        except (OSError, RuntimeError, SafetensorError):
+            raise StudyError(f"the weights in {checkpoint.folder} are damaged: save the encoder again.") from None
+    return model
+
+
+def _without_registers(spec: EncoderSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
+    from transformers import Dinov2Config
+
+    if config.model_type != "dinov2_with_registers":
+        raise StudyError(f"{spec.name} is a {config.model_type} and has no registers: leave drop_registers out.")
+    other = ("num_register_tokens", "model_type", "architectures")
+    return Dinov2Config(**{name: value for name, value in config.to_dict().items() if name not in other})
+
+
+def _replace_batch_normalisation(module: nn.Module) -> bool:
+    replaced = False
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(max(child.num_features // _CHANNELS_A_GROUP, 1), child.num_features))
+            replaced = True
+        else:
+            replaced |= _replace_batch_normalisation(child)
+    return replaced
+
+
+def _width(model: "PreTrainedModel") -> int:
+    config = model.config
+    sizes = getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_size", None)]
+    if not isinstance(sizes[-1], int):
+        raise StudyError(f"cannot tell the width of a {config.model_type}: use an architecture with a hidden_size.")
+    return sizes[-1]
+
+
+def _pooled_dim(model: "PreTrainedModel", pooling: str) -> int:
+    return model.config.projection_dim if pooling == "projection" else _width(model) * len(pooling.split("+"))
+
+
+def _origin(spec: EncoderSpec, config: "PreTrainedConfig", checkpoint: hub.Checkpoint | None) -> dict:
+    recorded = getattr(config, _RECORD, {})
+    commit = checkpoint.commit if checkpoint else ""
+    return {"name": recorded.get("name", spec.name), "revision": recorded.get("revision", commit or spec.revision)}
+
+
+@contextmanager
+def _seeded(seed: int | torch.Generator) -> Iterator[None]:
+    """Draw what is drawn inside from a seed, and leave the global random state as it was."""
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**62, (1,), generator=seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+def save_encoder(encoder: ImageEncoder | TextEncoder, folder: str | Path) -> Path:
+    """Write an encoder as a checkpoint folder that :func:`load_image_encoder` and ``transformers`` read.
+
+    Files: ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` or the tokenizer's. ``config.json`` is
+    written last: a folder that has it is whole.
+    """
+    folder = Path(folder)
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
+    with atomic_path(folder / _WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    record = getattr(encoder.model.config, _RECORD, {}) | encoder.origin | {"pooling": encoder.pooling}
+    if isinstance(encoder, ImageEncoder):
+        record["image_size"] = encoder.image_size
+        size = {"height": encoder.image_size, "width": encoder.image_size}
+        preprocessing = {"image_mean": encoder.mean, "image_std": encoder.std, "size": size, "resample": 3}
+        _write_json(folder / "preprocessor_config.json", preprocessing)
+    else:
+        record["max_tokens"] = encoder.max_tokens
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            for path in encoder.tokenizer.save_pretrained(draft):
+                if os.path.isfile(path):
+                    os.replace(path, folder / Path(path).name)
+    config = encoder.model.config.to_dict() | {"architectures": [type(encoder.model).__name__], _RECORD: record}
+    _write_json(folder / "config.json", config)
+    return folder
+
+
+def load_image_encoder(folder: str | Path) -> ImageEncoder:
+    """Read an image encoder that :func:`save_encoder` wrote: the same weights, size, pooling and normalisation."""
+    return build_image_encoder(EncoderSpec(str(folder)))
+
+
+def load_text_encoder(folder: str | Path) -> TextEncoder:
+    """Read a text encoder that :func:`save_encoder` wrote: the same weights, tokenizer, pooling and length."""
+    return build_text_encoder(EncoderSpec(str(folder)))
+
+
+def _write_json(path: Path, value: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
