@@ -35,7 +35,7 @@ class PretrainingConfig:
         learning_rate: peak (published: 5e-5).
         min_learning_rate: at the end (published: 5e-6).
         ramp_steps: linear warm-up of the learning rate (published: 0).
-        schedule: ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps that are left;
+        schedule: ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps left;
             ``published`` falls from the first step, by the length of the current loader (F10).
         weight_decay: for matrices only (published: 1e-4).
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16).

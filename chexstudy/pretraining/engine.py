@@ -152,8 +152,8 @@ class Trainer:
             statistics = self.encoder.backward(rows, embedded)
             if not np.isfinite(statistics.loss):
                 raise StudyError(
-                    f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: lower "
-                    "learning_rate or use precision fp32; the last checkpoint is intact."
+                    f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: "
+                    "lower learning_rate or use precision fp32; the last checkpoint is intact."
                 )
             self.optimizer.step()
         else:
@@ -169,7 +169,7 @@ class Trainer:
                 "step": self.step,
                 "loss": statistics.loss,
                 "learning_rate": learning_rate,
-                "logit_scale": float(self.model.bounded_logit_scale()),
+                "logit_scale": self.model.bounded_logit_scale().item(),
                 "pairs_scored": scored,
                 "pairs_trained": len(rows),
                 "keep_ratio": len(rows) / scored if scored else float("nan"),

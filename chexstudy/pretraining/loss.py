@@ -14,7 +14,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
         logit_scale: logarithm of the inverse temperature, scalar.
 
     Returns:
-        Mean of the two cross-entropies, scalar. Two identical texts count as each other's negatives, as published (F14).
+        Mean of the two cross-entropies, scalar. As published (F14), two identical texts are negatives of each other.
     """
     logits = logit_scale.exp() * image @ text.T
     target = torch.arange(len(logits), device=logits.device)

@@ -1,12 +1,31 @@
 """The image-text model: two encoders, a linear projection each, one temperature. It knows nothing of curation."""
 
+import json
 import math
+from pathlib import Path
 
+import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from chexstudy.encoders import ImageEncoder, TextEncoder
+from chexstudy.cohort.reports import training_text
+from chexstudy.encoders import (
+    EncoderSpec,
+    ImageEncoder,
+    TextEncoder,
+    build_image_encoder,
+    build_text_encoder,
+    load_image_encoder,
+    load_text_encoder,
+    save_encoder,
+)
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.runs import atomic_path
+
+_PROJECTIONS = ("image_projection.weight", "text_projection.weight", "logit_scale")
 
 
 class ImageTextModel(nn.Module):
@@ -82,3 +101,36 @@ def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) ->
         config.logit_scale_max,
         seed,
     )
+
+
+def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -> None:
+    """Write a trained model: both encoders as ``transformers`` checkpoints, the projections as safetensors."""
+    save_encoder(model.image_encoder, folder / "image_encoder")
+    save_encoder(model.text_encoder, folder / "text_encoder")
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name in _PROJECTIONS
+    }
+    with atomic_path(folder / "projections.safetensors") as temporary:
+        save_file(state, temporary)
+    with atomic_path(folder / "pretraining.json") as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def load_model(folder: Path) -> ImageTextModel:
+    """Read what `save_model` wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        StudyError: the folder holds no trained model.
+    """
+    if not (folder / "pretraining.json").is_file():
+        raise StudyError(f"there is no trained model in {folder}: run 04_pretrain_curated first.")
+    config = PretrainingConfig.from_dict(json.loads((folder / "pretraining.json").read_text()))
+    model = ImageTextModel(
+        load_image_encoder(folder / "image_encoder"),
+        load_text_encoder(folder / "text_encoder"),
+        config.dim,
+        config.temperature,
+        config.logit_scale_max,
+    )
+    model.load_state_dict(load_file(folder / "projections.safetensors"), strict=False)
+    return model.eval()
