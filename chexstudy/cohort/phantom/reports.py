@@ -1,0 +1,215 @@
+"""Written reports of phantom cases: findings and impression, as a radiologist would dictate them.
+
+A report says what the case holds and nothing else: every lesion is mentioned, with its side, zone and severity; one the
+radiologist is not certain of is hedged; what is stated to be absent or normal is so. Few negatives are mentioned, as in
+practice. The words are in ``wording.py``.
+"""
+
+import re
+
+import numpy as np
+
+from chexstudy.cohort.phantom import wording
+from chexstudy.cohort.phantom.case import Case, Lesion
+
+_ARTICLE = re.compile(r"\[a\] +(\w)", re.IGNORECASE)
+
+
+def write_report(case: Case, generator: np.random.Generator, prior: Case | None = None) -> str:
+    """Report a case in two sections, ``FINDINGS: ... IMPRESSION: ...``, in one line.
+
+    Args:
+        case: what is on the film.
+        generator: chooses the wording; the same state gives the same report.
+        prior: the patient's previous study, if it is at hand: the report then says what is new, worse, better, stable
+            or gone.
+    """
+    # Size and place of a lesion are called the same in both sections.
+    terms = {lesion.finding: _choose_terms(lesion, generator) for lesion in case.lesions}
+    findings = _write_findings(case, prior, terms, generator)
+    impression = _write_impression(case, prior, terms, generator)
+    return f"FINDINGS: {' '.join(findings)} IMPRESSION: {impression}"
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _write_findings(
+    case: Case, prior: Case | None, terms: dict[str, dict[str, str]], generator: np.random.Generator
+) -> list[str]:
+    present = {lesion.finding for lesion in case.lesions}
+    sentences: list[tuple[str, str]] = []
+    for lesion in case.lesions:
+        change = _describe_change(lesion, prior, generator)
+        sentences.append(
+            (wording.WORDINGS[lesion.finding].region, _write_sentence(lesion, terms[lesion.finding], change, generator))
+        )
+    sentences += _write_resolved(case, prior, generator)
+    sentences += _write_negatives(present, generator)
+    if generator.random() < 0.35:
+        generator.shuffle(sentences)
+    else:
+        # Devices come first or, as often, last.
+        regions = wording.REGIONS if generator.random() < 0.5 else (*wording.REGIONS[1:], wording.REGIONS[0])
+        sentences.sort(key=lambda sentence: regions.index(sentence[0]))
+    return _write_technique(case, generator) + [sentence for _, sentence in sentences]
+
+
+def _write_technique(case: Case, generator: np.random.Generator) -> list[str]:
+    sentences = []
+    if generator.random() < (0.3 if case.view == "AP" else 0.12):
+        sentences.append(_pick(wording.TECHNIQUE[case.view], generator))
+    if case.inspiration < 0.4 and generator.random() < 0.6:
+        sentences.append(_pick(wording.LOW_VOLUMES, generator))
+    if abs(case.rotation_degrees) > 4.0 and generator.random() < 0.5:
+        sentences.append(_pick(wording.ROTATED, generator))
+    return sentences
+
+
+def _write_negatives(present: set[str], generator: np.random.Generator) -> list[tuple[str, str]]:
+    """At most one true sentence a region about what is normal or absent."""
+    sentences = []
+    for region, chance in (wording.MENTION_BESIDE if present else wording.MENTION_NORMAL).items():
+        true = [(where, text) for where, text, absent in wording.NEGATIVES if where == region and not absent & present]
+        if true and generator.random() < chance:
+            sentences.append(true[int(generator.integers(len(true)))])
+    return sentences
+
+
+def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generator) -> list[tuple[str, str]]:
+    if prior is None:
+        return []
+    present = {lesion.finding for lesion in case.lesions}
+    gone = [lesion.finding for lesion in prior.lesions if lesion.certain and lesion.finding not in present]
+    sentences = []
+    for finding in gone:
+        if generator.random() < 0.5:
+            words = wording.WORDINGS[finding]
+            text = _pick(wording.DEVICES_GONE if finding == "Support Devices" else wording.RESOLVED, generator)
+            sentences.append((words.region, text.format(plain=words.plain)))
+    return sentences
+
+
+def _write_impression(
+    case: Case, prior: Case | None, terms: dict[str, dict[str, str]], generator: np.random.Generator
+) -> str:
+    if not case.lesions:
+        follow_up = prior is not None and not prior.lesions and generator.random() < 0.4
+        return _pick(wording.NORMAL_FOLLOW_UPS if follow_up else wording.NORMAL_IMPRESSIONS, generator)
+    # Devices and incidental findings come last and are left out where there is enough else to say.
+    minor = [
+        lesion.finding == "Support Devices" or wording.WORDINGS[lesion.finding].incidental for lesion in case.lesions
+    ]
+    ranked = sorted(zip(minor, case.lesions, strict=True), key=lambda pair: (pair[0], -pair[1].severity))
+    told = [lesion for _, lesion in ranked][: int(generator.integers(2, 5))]
+    items = [_write_item(lesion, terms[lesion.finding], generator) for lesion in told]
+    if all(minor) and generator.random() < 0.6:
+        items.append(_pick(wording.NOTHING_ACUTE, generator).rstrip("."))
+    if len(items) == 1:
+        return items[0] + "."
+    if len(items) == 2 and all(lesion.certain for lesion in told) and len(told) == 2 and generator.random() < 0.5:
+        return f"{items[0]} {_pick(('and', 'with'), generator)} {_lower_first(items[1])}."
+    if generator.random() < 0.5:
+        return " ".join(f"{number}. {item}." for number, item in enumerate(items, start=1))
+    return " ".join(f"{item}." for item in items)
+
+
+def _write_item(lesion: Lesion, terms: dict[str, str], generator: np.random.Generator) -> str:
+    """A line of the impression, without its full stop."""
+    phrases = _phrases(lesion)
+    phrase = _fill(_pick(phrases[:2], generator), terms)
+    frame = "{bare}" if lesion.certain else _pick(wording.HEDGED_IMPRESSIONS, generator)
+    return _capitalise(frame.format(bare=_strip_mark(phrase)))
+
+
+# --- sentences --------------------------------------------------------------------------------------------------------
+
+
+def _write_sentence(lesion: Lesion, terms: dict[str, str], change: str, generator: np.random.Generator) -> str:
+    words = wording.WORDINGS[lesion.finding]
+    signs = words.signs_both if lesion.side == "bilateral" else words.signs
+    if lesion.certain and not change and signs and generator.random() < 0.3:
+        return _capitalise(_set_articles(_fill(_pick(signs, generator), terms)))
+    phrase = _fill(_pick(_phrases(lesion), generator), terms)
+    frame = _pick(wording.CERTAIN_FRAMES if lesion.certain else wording.HEDGED_FRAMES, generator)
+    verb = "are" if phrase.startswith("[p]") else "is"
+    text = frame.format(phrase=_set_articles(phrase), bare=_strip_mark(phrase), change=change, verb=verb)
+    return _capitalise(text)
+
+
+def _describe_change(lesion: Lesion, prior: Case | None, generator: np.random.Generator) -> str:
+    """A clause about the change since the prior study, or an empty text."""
+    if prior is None or not lesion.certain or generator.random() < 0.3:
+        return ""
+    before = {former.finding: former for former in prior.lesions}.get(lesion.finding)
+    if before is None:
+        return _pick(wording.CHANGES["new"], generator)
+    if not before.certain:
+        return ""
+    difference = lesion.severity - before.severity
+    if lesion.finding in wording.STRUCTURAL or abs(difference) < wording.PROGRESS:
+        return _pick(wording.CHANGES["same"], generator)
+    return _pick(wording.CHANGES["worse" if difference > 0 else "better"], generator)
+
+
+def _phrases(lesion: Lesion) -> tuple[str, ...]:
+    words = wording.WORDINGS[lesion.finding]
+    return words.both if lesion.side == "bilateral" else words.one
+
+
+def _choose_terms(lesion: Lesion, generator: np.random.Generator) -> dict[str, str]:
+    """What fills the marks of a phrase: severity, side and place of a lesion."""
+    sizes = wording.WORDINGS[lesion.finding].sizes
+    grade = min(int(lesion.severity * len(sizes)), len(sizes) - 1)
+    size = _pick(sizes[grade], generator)
+    # Nearly every certain lesion is graded, a doubtful one seldom and then as mild.
+    if generator.random() < (0.12 if lesion.certain else 0.7) or not (lesion.certain or grade == 0):
+        size = ""
+    one, several = _pick(wording.ZONES[lesion.zone], generator)
+    if lesion.side == "bilateral":
+        place, lobe = f"both {several}", "diffuse bilateral" if lesion.zone == "diffuse" else f"bilateral {one}"
+    else:
+        place, lobe = f"the {lesion.side} {one}", f"{lesion.side} {one}"
+    return {
+        "size": size,
+        "sizely": wording.ADVERBS.get(size, ""),
+        "side": lesion.side,
+        "place": place,
+        "where": f"{_preposition(lesion.zone, one)} {place}",
+        "lobe": lobe,
+        "height": wording.HEIGHTS.get(lesion.zone, ""),
+        "apical": wording.PLEURAL_HEIGHTS.get(lesion.zone, ""),
+    }
+
+
+def _fill(text: str, terms: dict[str, str]) -> str:
+    """Put the terms into a phrase; the article mark stays."""
+    return " ".join(text.format(**terms).split())
+
+
+def _preposition(zone: str, place: str) -> str:
+    if zone == "diffuse":
+        return "throughout"
+    return "at" if place.endswith("base") else "in"
+
+
+def _set_articles(text: str) -> str:
+    """Replace the marks: ``[a]`` by a or an, ``[p]`` by nothing."""
+    text = _ARTICLE.sub(lambda match: f"{'an' if match[1] in 'aeiou' else 'a'} {match[1]}", text)
+    return text.removeprefix("[p] ")
+
+
+def _strip_mark(text: str) -> str:
+    return text.removeprefix("[a] ").removeprefix("[p] ")
+
+
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _lower_first(text: str) -> str:
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+
+
+def _pick(choices: tuple[str, ...], generator: np.random.Generator):
+    return choices[int(generator.integers(len(choices)))]
