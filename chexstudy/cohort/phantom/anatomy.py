@@ -1,0 +1,500 @@
+"""The organs: one ``Shape`` of plain numbers a patient, laid out on the board as thickness of tissue, bone and air.
+
+Attenuation is in units of one chest's soft tissue (about 20 cm of water). Outlines are templates read at normalised
+heights, varied by the numbers in ``Shape``; findings that change an organ's form do so by changing those numbers before
+anything is drawn.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from chexstudy.cohort.phantom.canvas import Board
+from chexstudy.cohort.phantom.case import Case
+
+SIDES = ("right", "left")
+_FINE = np.linspace(0.0, 1.0, 513)
+
+
+def _make_template(*knots: tuple[float, float]) -> np.ndarray:
+    """Sample a smooth monotone-preserving curve through ``(position, value)`` knots, positions from 0 to 1."""
+    at, value = np.array(knots).T
+    return PchipInterpolator(at, value)(_FINE)
+
+
+# Lung outline over the height of the lung (0 apex, 1 costophrenic angle), as shares of the half width of the chest.
+_LUNG_LATERAL = _make_template(
+    (0, 0.27), (0.012, 0.36), (0.04, 0.45), (0.09, 0.55), (0.2, 0.69), (0.4, 0.85), (0.6, 0.94), (0.8, 0.985), (1, 1.0)
+)
+_LUNG_MEDIAL = _make_template((0, 0.27), (0.015, 0.20), (0.05, 0.14), (0.12, 0.105), (0.25, 0.09), (1, 0.09))
+# The hemidiaphragm over the distance from the midline (1 chest wall): 0 at the top of the dome, 1 at the angle.
+_DOME_RIGHT = _make_template(
+    (0, 0.34), (0.15, 0.24), (0.3, 0.08), (0.45, 0.0), (0.6, 0.05), (0.75, 0.22), (0.87, 0.48), (0.95, 0.76), (1, 1.0)
+)
+_DOME_LEFT = _make_template(
+    (0, 0.30), (0.2, 0.22), (0.38, 0.06), (0.52, 0.0), (0.66, 0.06), (0.78, 0.22), (0.89, 0.50), (0.96, 0.78), (1, 1.0)
+)
+# Heart borders over the height of the heart, as shares of their greatest distance from the midline.
+_HEART_LEFT = _make_template(
+    (0, 0.28), (0.12, 0.36), (0.3, 0.55), (0.5, 0.79), (0.65, 0.93), (0.78, 1.0), (0.88, 0.95), (0.96, 0.72), (1, 0.3)
+)
+_HEART_RIGHT = _make_template(
+    (0, 0.45), (0.15, 0.60), (0.35, 0.88), (0.55, 1.0), (0.72, 0.97), (0.88, 0.78), (0.96, 0.5), (1, 0.2)
+)
+# Half width of the trunk over y from -1.2 to 1.2: neck, shoulders, axillary folds, flanks; shoulders above 1.
+_NECK_AND_SHOULDER = _make_template(
+    (0, 0.30), (0.06, 0.30), (0.11, 0.36), (0.15, 0.52), (0.19, 0.85), (0.24, 1.15), (0.30, 1.3), (0.36, 1.2),
+    (0.42, 0.55), (0.48, 0.22), (0.56, 0.08), (0.66, 0.0), (1, 0.0),
+)  # fmt: skip
+
+
+def read_template(template: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Read a template at positions 0..1 (held constant beyond), float32 of the same shape."""
+    return np.interp(at, _FINE, template).astype(np.float32)
+
+
+@dataclass
+class Shape:
+    """The numbers that make one chest; y grows downwards, sides are the patient's. Findings may change them.
+
+    Attributes:
+        apex: y of the lung apex, each side.
+        angle: y of the costophrenic angle, each side.
+        dome: y of the top of the hemidiaphragm, each side.
+        chest: half width of the inner chest wall, each side.
+        trunk: soft tissue beyond the chest wall at the flanks.
+        heart_ratio: cardiothoracic ratio.
+        heart_axis: share of the heart's width left of the midline.
+        heart_top: y of the base of the heart; heart_bottom: y of its lowest point.
+        shift: displacement of heart and mediastinum to the image's right.
+        knob: radius of the aortic knob; unfolding: how far the descending and ascending aorta bulge, 0 to 1.
+        hilum: size of the hila, each side.
+        vessel: thickness of the pulmonary vessels; cephalisation: 0 (lower larger) to 1 (upper larger).
+        inflation: how much of the beam in the lung is air, around 1.
+        curve: lateral deviation of the spine, a sine with amplitude, cycles over the board, phase.
+        rib_top: y of the first posterior rib at the spine; rib_pitch: distance of ribs; rib_drop: front to back.
+        bone: mineral density around 1.
+        thickness: soft tissue along the beam around 1.
+        breast: size of the breast shadows, 0 none; breast_fall: their y.
+    """
+
+    apex: list[float]
+    angle: list[float]
+    dome: list[float]
+    chest: list[float]
+    trunk: float
+    heart_ratio: float
+    heart_axis: float
+    heart_top: float
+    heart_bottom: float
+    shift: float
+    knob: float
+    unfolding: float
+    hilum: list[float]
+    vessel: float
+    cephalisation: float
+    inflation: float
+    curve: tuple[float, float, float]
+    rib_top: float
+    rib_pitch: float
+    rib_drop: float
+    bone: float
+    thickness: float
+    breast: float
+    breast_fall: float
+    clavicle: tuple[float, float]
+    shoulder: float
+    arms_down: bool
+    bubble: tuple[float, float, float]
+    trachea: float
+    zoom: float
+    jitter: np.ndarray = field(default_factory=lambda: np.zeros(8))
+
+
+def make_shape(case: Case) -> Shape:
+    """The chest of a case's patient as exposed in this study, findings aside.
+
+    Every individual number comes from ``patient.anatomy_seed``, so that studies of a patient differ by view and
+    inspiration only.
+    """
+    patient = case.patient
+    draw = np.random.default_rng(patient.anatomy_seed)
+    spread = draw.normal(0.0, 1.0, 32).clip(-2.0, 2.0)
+    female = patient.sex == "F"
+    old = np.clip((patient.age_years - 40) / 45, 0.0, 1.0)
+    child = np.clip((16 - patient.age_years) / 16, 0.0, 1.0)
+    portable = case.view == "AP"
+    depth = 1.0 - case.inspiration
+    half = 0.735 * (0.965 if female else 1.0) * (1 + 0.03 * spread[0])
+    apex = -0.74 + 0.025 * spread[1] + 0.02 * portable
+    dome = 0.30 + 0.04 * spread[2] - 0.26 * depth - 0.05 * portable - 0.05 * patient.habitus - 0.03 * child
+    lower = 0.055 + 0.02 * spread[3]
+    angle = dome + 0.24 + 0.02 * spread[4] - 0.03 * depth
+    ratio = 0.435 + 0.018 * spread[5] + 0.03 * old + 0.02 * patient.habitus + 0.03 * depth + 0.04 * child
+    pitch = (dome + 0.83) / (9.6 + 0.5 * spread[6] - 0.8 * depth)
+    return Shape(
+        apex=[apex, apex + 0.012 * spread[7]],
+        angle=[angle, angle + 0.02 + 0.01 * spread[8]],
+        dome=[dome, dome + lower],
+        chest=[half * (1 + 0.012 * spread[9]), half * (1 - 0.012 * spread[9])],
+        trunk=0.09 + 0.16 * patient.habitus + 0.02 * abs(spread[10]),
+        heart_ratio=ratio * (1.13 if portable else 1.0),
+        heart_axis=0.67 + 0.03 * spread[11],
+        heart_top=-0.17 + 0.02 * spread[12] - 0.05 * depth,
+        heart_bottom=dome + lower + 0.11,
+        shift=0.0,
+        knob=0.078 + 0.006 * spread[13] + 0.022 * old - 0.02 * child,
+        unfolding=0.35 * old,
+        hilum=[0.075 + 0.006 * spread[14], 0.070 + 0.006 * spread[15]],
+        vessel=1.0 + 0.12 * spread[16] + 0.12 * portable,
+        cephalisation=0.25 * portable,
+        inflation=1.0 - 0.12 * depth + 0.03 * old,
+        curve=(0.008 * spread[17], 0.5 + 0.2 * draw.random(), 6.28 * draw.random()),
+        rib_top=apex - 0.075 + 0.01 * spread[18],
+        rib_pitch=pitch,
+        rib_drop=pitch * (3.7 + 0.35 * spread[19] - 0.6 * portable),
+        bone=(1.0 - 0.28 * old * (1.0 if female else 0.6)) * (1 - 0.25 * child),
+        thickness=0.90 + 0.30 * patient.habitus - 0.18 * child + 0.03 * spread[20],
+        breast=(0.55 + 0.45 * patient.habitus + 0.12 * spread[21]) * float(female and patient.age_years > 13),
+        breast_fall=0.17 + 0.05 * old + 0.03 * spread[22],
+        clavicle=(-0.60 + 0.02 * spread[23] - 0.09 * portable, -0.10 + 0.03 * spread[24] + 0.07 * portable),
+        shoulder=0.03 * spread[25],
+        arms_down=portable or draw.random() < 0.25,
+        bubble=(0.34 + 0.05 * spread[26], 0.10 + 0.03 * abs(spread[27]), draw.random()),
+        trachea=0.012 * spread[28],
+        zoom=1.0 + 0.03 * spread[29] - 0.03 * patient.habitus,
+        jitter=draw.normal(0.0, 1.0, 8).clip(-2.0, 2.0),
+    )
+
+
+@dataclass
+class Body:
+    """The organs on the board, arrays ``(pixels, pixels)`` float32 unless said otherwise.
+
+    Attributes:
+        across: distance from the midline as a share of the distance to the inner chest wall (1 at the wall).
+        height: position down the lung as a column for each side: 0 apex, 1 costophrenic angle, ``(pixels, 1)``.
+        wall: distance of the inner chest wall from the midline, each side ``(pixels, 1)``.
+        floor: y of the hemidiaphragm under each column, ``(1, pixels)``.
+        lungs: coverage by the pleural cavities, behind heart and mediastinum too.
+        air: attenuation the air takes away.
+        heart, mediastinum: coverage by their silhouettes.
+        tissue: attenuation of soft tissue, lungs taken as full of it.
+        ribs, spine, clavicles, other_bones: attenuation of bone.
+        tubes: attenuation taken away by trachea and bronchi.
+        stomach: attenuation taken away by the gastric bubble.
+        left_border, right_border: distance of the mediastinal silhouette from x = 0, each ``(pixels, 1)``.
+        spine_line: x of the spine's middle, ``(pixels, 1)``.
+        hila: centres ``(x, y)``, right then left.
+        carina: ``(x, y)``.
+        organs: masks by organ, boolean.
+    """
+
+    across: np.ndarray
+    height: list[np.ndarray]
+    wall: list[np.ndarray]
+    floor: np.ndarray
+    lungs: np.ndarray
+    air: np.ndarray
+    heart: np.ndarray
+    mediastinum: np.ndarray
+    tissue: np.ndarray
+    ribs: np.ndarray
+    spine: np.ndarray
+    clavicles: np.ndarray
+    other_bones: np.ndarray
+    tubes: np.ndarray
+    stomach: np.ndarray
+    left_border: np.ndarray
+    right_border: np.ndarray
+    spine_line: np.ndarray
+    hila: list[tuple[float, float]]
+    carina: tuple[float, float]
+    knob: tuple[float, float]
+    organs: dict[str, np.ndarray]
+
+
+def _join(board: Board, right: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """A board whose right half of the patient (image left) takes ``right``, the other ``left``; columns broadcast."""
+    joined = np.empty((board.pixels, board.pixels), np.float32)
+    joined[:, : board.middle] = right
+    joined[:, board.middle :] = left
+    return joined
+
+
+def build_body(shape: Shape, board: Board) -> Body:
+    """Lay the organs of a shape out on the board."""
+    x, y = board.x, board.y
+    distance = np.abs(x)
+    curve = shape.curve
+    spine_line = (curve[0] * np.sin(6.2832 * curve[1] * (y + 1.2) / 2.4 * 2.0 + curve[2])).astype(np.float32)
+
+    height, wall, inner = [], [], []
+    for side in (0, 1):
+        at = (y - shape.apex[side]) / (shape.angle[side] - shape.apex[side])
+        height.append(at)
+        wall.append(shape.chest[side] * read_template(_LUNG_LATERAL, at))
+        inner.append(shape.chest[side] * read_template(_LUNG_MEDIAL, at))
+    across = distance * _join(board, 1.0 / wall[0], 1.0 / wall[1])
+    floor = np.where(
+        x < 0,
+        shape.dome[0] + (shape.angle[0] - shape.dome[0]) * read_template(_DOME_RIGHT, distance / shape.chest[0]),
+        shape.dome[1] + (shape.angle[1] - shape.dome[1]) * read_template(_DOME_LEFT, distance / shape.chest[1]),
+    )
+
+    above_floor = floor - y
+    lungs = board.soften((1.0 - across) * _join(board, wall[0], wall[1]), 0.012)
+    lungs *= board.soften(distance - _join(board, inner[0], inner[1]), 0.02)
+    lungs *= board.soften(y - np.float32(min(shape.apex)), 0.02)
+    # Lung behind the dome, in the posterior sulcus: it fades out below the visible edge.
+    sulcus = np.clip(1.0 + above_floor * np.float32(1 / 0.20), 0.0, 1.0)
+    cavity = lungs * np.maximum(board.soften(above_floor, 0.014), np.float32(0.17) * sulcus * sulcus)
+    lungs *= board.soften(above_floor, 0.014)
+    profile = np.sqrt(np.clip(1.0 - np.minimum(across, 1.0) ** 5, 0.0, 1.0))
+    depth = [np.clip(0.70 + 1.1 * at, 0.55, 1.0) - 0.10 * np.clip(at - 0.55, 0, 1) for at in height]
+    air = cavity * (0.30 + 0.70 * profile)
+    air *= _join(board, depth[0], depth[1]) * np.float32(0.66 * shape.inflation)
+
+    left_border, right_border, heart, knob = _outline_mediastinum(shape, board, spine_line)
+    mediastinum = board.soften(left_border - x, 0.02) * board.soften(x + right_border, 0.02)
+    carina = (shape.shift + shape.trachea + 0.01, shape.heart_top - 0.12)
+    trunk, tissue = _build_tissue(shape, board, above_floor)
+    ribs = _build_ribs(shape, board, across, x - 0.5 * spine_line)
+    spine = _build_spine(shape, board, spine_line)
+    clavicles, other_bones = _build_shoulder_girdle(shape, board)
+    for bone in (ribs, clavicles, other_bones):
+        bone *= trunk
+    tubes, trachea_mask = _build_airways(shape, board, carina)
+    stomach = _build_stomach(shape, board)
+    hila = [(shape.shift - 0.155, shape.heart_top + 0.10), (shape.shift + 0.165, shape.heart_top + 0.065)]
+
+    visible = (lungs > 0.5) & (np.maximum(heart, mediastinum) < 0.5)
+    right, left = visible.copy(), visible
+    right[:, board.middle :] = False
+    left = visible.copy()
+    left[:, : board.middle] = False
+    organs = {
+        "right lung": right,
+        "left lung": left,
+        "heart": heart > 0.5,
+        "aorta": (x - knob[0]) ** 2 + (y - knob[1]) ** 2 < shape.knob**2,
+        "trachea": trachea_mask,
+        "diaphragm": (np.abs(above_floor) < max(0.02, 0.75 * board.pitch)) & (distance < np.where(x < 0, *shape.chest)),
+        "spine": np.abs(x - spine_line) < 0.085,
+        "clavicles": clavicles > 0.08,
+        "ribs": ribs > 0.055,
+    }
+    return Body(
+        across, height, wall, floor, lungs, air, heart, mediastinum, tissue, ribs, spine, clavicles, other_bones,
+        tubes, stomach, left_border, right_border, spine_line, hila, carina, knob, organs,
+    )  # fmt: skip
+
+
+def _outline_mediastinum(shape: Shape, board: Board, spine_line: np.ndarray):
+    """Borders of mediastinum and heart, and the heart's coverage."""
+    x, y = board.x, board.y
+    top, bottom = shape.heart_top, shape.heart_bottom
+    at = (y - top) / (bottom - top)
+    inside = ((at > 0.0) & (at < 1.0)).astype(np.float32)
+    width = shape.heart_ratio * (shape.chest[0] + shape.chest[1])
+    heart_left = shape.shift + width * shape.heart_axis * read_template(_HEART_LEFT, at)
+    heart_right = -shape.shift + width * (1.0 - shape.heart_axis) * read_template(_HEART_RIGHT, at)
+    inner = np.minimum(heart_left - x, x + heart_right)
+    heart = board.soften(inner, 0.016) * board.soften(y - top, 0.05) * board.soften(bottom - y, 0.02)
+
+    knob_y = top - 0.175
+    knob_x = shape.shift + 0.185 - 0.092 + 0.4 * (shape.knob - 0.08)
+    middle = shape.shift + 0.6 * spine_line
+    bump = np.sqrt(np.clip(shape.knob**2 - (y - knob_y) ** 2, 0.0, None))
+    upper = 0.092 + 0.03 * np.clip((-0.6 - y) / 0.2, 0, 1)
+    left = middle + upper + 0.035 * np.exp(-0.5 * ((y - top - 0.02) / 0.055) ** 2)
+    left = np.maximum(left, np.where(bump > 0, knob_x + bump, -9.0))
+    below = (y > knob_y).astype(np.float32)
+    # The unfolded aorta runs down left of the spine and bulges to the right where it ascends.
+    left = np.maximum(left, below * (shape.shift + 0.09 + 0.075 * shape.unfolding + 0.6 * shape.knob - 0.04))
+    ascending = 0.075 * shape.unfolding * np.exp(-0.5 * ((y - top + 0.02) / 0.11) ** 2)
+    right = -middle + upper + 0.012 + ascending
+    left = np.maximum(left, np.where(inside > 0, heart_left, -9.0)).astype(np.float32)
+    right = np.maximum(right, np.where(inside > 0, heart_right, -9.0)).astype(np.float32)
+    return left, right, heart, (float(knob_x), float(knob_y))
+
+
+def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray):
+    """Coverage by the trunk and attenuation of its soft tissue, breasts and liver included."""
+    x, y = board.x, board.y
+    distance = np.abs(x)
+    wall = max(shape.chest) * read_template(_LUNG_LATERAL, (y + 0.74) / 1.3)
+    flank = wall + shape.trunk + 0.06 * shape.trunk * np.clip(y, 0.0, 1.0)
+    flare = read_template(_NECK_AND_SHOULDER, (y - shape.shoulder + 1.2) / 2.4)
+    outline = np.where(y < -0.55 + shape.shoulder, flare, flank + flare * (1.0 + 0.3 * shape.trunk)).astype(np.float32)
+    inside = board.soften(outline - distance, 0.02)
+    share = np.minimum(distance / outline, 1.0)
+    roundness = np.sqrt(np.clip(1.0 - share**4, 0.0, 1.0))
+    belly = np.clip((y - min(shape.dome)) * 1.2, 0.0, 1.0)
+    neck = np.clip((y + 0.62) * 1.5, -0.35, 0.0)
+    tissue = (0.25 + 0.75 * roundness) * (1.0 + 0.22 * belly + neck) * np.float32(shape.thickness)
+    tissue *= inside
+    if shape.arms_down:
+        edge = float(max(shape.chest) + shape.trunk + 0.10)
+        arm = np.clip((distance - edge) / 0.16, 0.0, 1.0) * board.soften(y + 0.35, 0.3)
+        tissue = np.maximum(tissue, arm * np.float32(0.62 * shape.thickness))
+        inside = np.maximum(inside, arm)
+    liver = board.soften(-above_floor, 0.014) * board.soften(0.05 - x, 0.35) * inside
+    tissue += np.float32(0.06) * liver
+    if shape.breast > 0.0:
+        tissue += _build_breasts(shape, board) * inside
+    else:
+        chest = ((distance - 0.42) / 0.26) ** 2 + ((y + 0.12) / 0.28) ** 2
+        tissue += np.float32(0.045) * np.clip(1.0 - chest, 0.0, 1.0)
+    return inside, tissue
+
+
+def _build_breasts(shape: Shape, board: Board) -> np.ndarray:
+    """Breast shadows: full and sharp below, thin towards the armpit."""
+    breast = np.zeros((board.pixels, board.pixels), np.float32)
+    radius = 0.20 + 0.11 * shape.breast
+    for sign, lift in ((-1.0, 0.01), (1.0, -0.01)):
+        centre_x = sign * (0.43 + 0.04 * shape.breast)
+        centre_y = shape.breast_fall + lift * shape.jitter[0]
+        part = board.window(centre_x, centre_y, 1.3 * radius, 1.5 * radius)
+        dx = (part.x - centre_x) / (1.12 * radius)
+        dy = (part.y - centre_y) / radius
+        dy = np.where(dy < 0, dy / 1.45, dy)
+        rest = np.clip(1.0 - dx**2 - dy**2, 0.0, 1.0)
+        fullness = np.where(dy < 0, rest, np.sqrt(rest)) * np.float32(0.10 + 0.12 * shape.breast)
+        breast[part.where] += fullness
+    return breast
+
+
+def _build_ribs(shape: Shape, board: Board, across: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Posterior ribs sloping down to the side and the fainter anterior ribs returning to the middle.
+
+    A rib is a tilted half ring seen from the front: its drop goes with 1 - cos of the angle around the chest, so that
+    one number field, divided by the distance of ribs, gives all ribs of one course at once.
+    """
+    y = board.y
+    bounded = np.minimum(across, 0.992)
+    cosine = np.sqrt(1.0 - bounded * bounded)
+    pitch, drop = shape.rib_pitch, shape.rib_drop
+    uneven = 0.012 * np.sin(5.0 * y + shape.jitter[1]) + 0.008 * np.sin(11.0 * y + shape.jitter[2])
+    level = (y + uneven - shape.rib_top).astype(np.float32) * np.float32(1 / pitch)
+    level = level + np.where(x < 0, 0.0, np.float32(0.06 * shape.jitter[3]))
+    slope = np.minimum(0.5 * drop / 0.70 * bounded / cosine, 2.4)
+    stretch = np.sqrt(1.0 + slope * slope)
+    reach = np.clip((1.03 - across) * np.float32(1 / 0.04), 0.0, 1.0)
+    tangent = 1.0 + 0.7 * bounded**6
+
+    ribs = np.zeros_like(across)
+    courses = ((-1.0, 0.21 * pitch, 0.105, 11.4, 0.0), (1.0, 0.25 * pitch, 0.060, 9.4, 0.42))
+    for direction, half_width, density, last, starts in courses:
+        order = level - np.float32(0.5 * drop / pitch) * (1.0 + direction * cosine)
+        nearest = np.rint(order)
+        order -= nearest
+        offset = np.abs(order, out=order)
+        offset *= np.float32(pitch)
+        offset /= stretch
+        cover = board.soften(np.float32(half_width) - offset, 0.012)
+        cortex = offset * np.float32(1 / half_width)
+        cover *= 0.72 + 0.55 * cortex * cortex
+        cover *= (nearest > -0.5) & (nearest < last)
+        if starts > 0.0:
+            cover *= np.clip((across - np.float32(starts)) * 6.0, 0.0, 1.0)
+        cover *= np.float32(density * shape.bone)
+        ribs += cover
+    ribs *= tangent
+    ribs *= reach
+    return ribs
+
+
+def _build_spine(shape: Shape, board: Board, spine_line: np.ndarray) -> np.ndarray:
+    """The column of vertebrae: bodies with bright end plates, dark discs, pedicles and spinous processes."""
+    x, y = board.x, board.y
+    pitch = 1.02 * shape.rib_pitch
+    phase = (y - shape.rib_top) / pitch
+    phase = np.abs(phase - np.rint(phase)) * 2.0
+    disc = np.clip((phase - 0.80) / 0.12, 0.0, 1.0)
+    plate = np.exp(-(((phase - 0.72) / 0.10) ** 2))
+    half = 0.066 + 0.010 * np.clip(y + 0.6, 0.0, 1.2) + 0.006 * plate - 0.008 * disc
+    offset = np.abs(x - spine_line)
+    column = board.soften(half.astype(np.float32) - offset, 0.014)
+    density = (0.24 - 0.075 * disc + 0.05 * plate).astype(np.float32)
+    spine = column * (density * np.float32(shape.bone))
+    pedicle = np.exp(-(((offset - 0.045) / 0.014) ** 2)) * np.exp(-((phase / 0.35) ** 2))
+    process = np.exp(-((offset / 0.010) ** 2)) * np.exp(-(((phase - 0.75) / 0.3) ** 2))
+    spine += (0.045 * shape.bone) * (pedicle + process).astype(np.float32)
+    return spine
+
+
+def _build_shoulder_girdle(shape: Shape, board: Board) -> tuple[np.ndarray, np.ndarray]:
+    """Clavicles, and scapulae with the heads of the humeri."""
+    x, y = board.x, board.y
+    distance = np.abs(x)
+    level, rise = shape.clavicle
+    along = np.clip((distance - 0.07) / 0.72, 0.0, 1.2)
+    tilt = np.where(x < 0, 0.012 * shape.jitter[4], -0.012 * shape.jitter[4])
+    middle = level + rise * along - 0.045 * np.sin(6.2832 * np.clip(along, 0, 1)) * 0.8 + tilt
+    half = 0.026 + 0.016 * np.exp(-((along / 0.10) ** 2)) + 0.006 * np.clip(along - 0.6, 0, 1)
+    offset = np.abs(y - middle.astype(np.float32))
+    clavicles = board.soften(half.astype(np.float32) - offset, 0.012)
+    clavicles *= 0.75 + 0.45 * (offset / half.astype(np.float32)) ** 2
+    ends = board.soften(distance - 0.075, 0.03) * board.soften(0.84 - distance, 0.04)
+    clavicles *= ends * np.float32(0.17 * shape.bone)
+
+    blade = 0.56 if shape.arms_down else 0.70
+    bones = np.zeros((board.pixels, board.pixels), np.float32)
+    for sign in (-1.0, 1.0):
+        part = board.window(sign * 0.85, -0.42, 0.40, 0.52)
+        side_x = np.abs(part.x)
+        top = -0.58 + shape.shoulder
+        fall = (part.y - top) / 0.56
+        medial = side_x - (blade + 0.06 * fall)
+        lateral = (0.93 - 0.24 * fall) - side_x
+        inner = np.minimum(np.minimum(medial, lateral), np.minimum(part.y - top, top + 0.56 - part.y))
+        cover = board.soften(inner.astype(np.float32), 0.02) * (
+            0.045 + 0.07 * np.exp(-((inner / 0.025) ** 2)).astype(np.float32)
+        )
+        ridge = np.abs(part.y - (top + 0.10 - 0.25 * (side_x - blade)))
+        cover += 0.08 * np.exp(-((ridge / 0.025) ** 2)) * board.soften(side_x - blade, 0.04)
+        radius = np.hypot(side_x - 1.0, part.y - (top + 0.08))
+        head = board.soften((0.115 - radius).astype(np.float32), 0.02)
+        cover += head * (0.13 + 0.09 * np.clip(radius / 0.115, 0, 1) ** 4)
+        shaft = (0.065 - np.abs(side_x - (1.02 + 0.12 * (part.y - top)))).astype(np.float32)
+        cover += 0.14 * board.soften(shaft, 0.02) * board.soften((part.y - top - 0.12).astype(np.float32), 0.05)
+        bones[part.where] += cover * np.float32(shape.bone)
+    return clavicles, bones
+
+
+def _build_airways(shape: Shape, board: Board, carina: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Trachea with the main bronchi: attenuation taken away, and the trachea's mask."""
+    x, y = board.x, board.y
+    top = -0.98
+    along = np.clip((y - top) / (carina[1] - top), 0.0, 1.0)
+    middle = carina[0] * along - 0.018 * np.sin(3.1416 * along**2)
+    half = 0.042 + 0.004 * along
+    across = (x - middle.astype(np.float32)) / half.astype(np.float32)
+    span = board.soften(carina[1] - y, 0.05)
+    trachea = np.sqrt(np.clip(1.0 - across**2, 0.0, 1.0)) * span
+    ends = ((-0.155, 0.165, 0.030), (0.195, 0.135, 0.027))
+    tubes = 0.19 * trachea
+    for run, fall, radius in ends:
+        part = board.window(carina[0] + 0.5 * run, carina[1] + 0.5 * fall, 0.16, 0.15)
+        dx, dy = part.x - carina[0], part.y - carina[1]
+        share = np.clip((dx * run + dy * fall) / (run * run + fall * fall), 0.0, 1.0)
+        away = np.hypot(dx - share * run, dy - share * fall) / radius
+        tube = (0.15 - 0.07 * share) * np.sqrt(np.clip(1.0 - away**2, 0.0, 1.0))
+        tubes[part.where] = np.maximum(tubes[part.where], tube)
+    return tubes.astype(np.float32), (np.abs(across) < 1.0) & (y < carina[1])
+
+
+def _build_stomach(shape: Shape, board: Board) -> np.ndarray:
+    """The gastric bubble under the left dome; not every stomach holds air."""
+    stomach = np.zeros((board.pixels, board.pixels), np.float32)
+    centre_x, radius, chance = shape.bubble
+    if chance > 0.75:
+        return stomach
+    centre_y = shape.dome[1] + 0.05 + 0.62 * radius
+    part = board.window(centre_x, centre_y, 1.6 * radius, radius)
+    rest = 1.0 - ((part.x - centre_x) / (1.35 * radius)) ** 2 - ((part.y - centre_y) / (0.62 * radius)) ** 2
+    stomach[part.where] = (0.10 + 0.15 * chance) * np.sqrt(np.clip(rest, 0.0, 1.0))
+    return stomach

@@ -1,0 +1,48 @@
+"""Which function draws which finding, and which findings change the form of an organ before it is drawn."""
+
+from types import MappingProxyType
+
+from chexstudy.cohort.phantom import chest_lesions, devices, lung_lesions, pleural_lesions
+
+PAINTERS = MappingProxyType(
+    {
+        "Support Devices": devices.paint_devices,
+        "Pleural Effusion": pleural_lesions.paint_effusion,
+        "Lung Opacity": lung_lesions.paint_opacity,
+        "Atelectasis": lung_lesions.paint_atelectasis,
+        "Cardiomegaly": chest_lesions.paint_cardiomegaly,
+        "Edema": lung_lesions.paint_edema,
+        "Consolidation": lung_lesions.paint_consolidation,
+        "Calcified Granuloma": lung_lesions.paint_granuloma,
+        "Nodule": lung_lesions.paint_nodule,
+        "Pneumothorax": pleural_lesions.paint_pneumothorax,
+        "Emphysema": lung_lesions.paint_emphysema,
+        "Scoliosis": chest_lesions.paint_scoliosis,
+        "Mass": lung_lesions.paint_mass,
+        "Pleural Thickening": pleural_lesions.paint_thickening,
+        "Fibrosis": lung_lesions.paint_fibrosis,
+        "Rib Fracture": chest_lesions.paint_fracture,
+        "Hilar Enlargement": chest_lesions.paint_hilum,
+        "Tuberculosis": lung_lesions.paint_tuberculosis,
+        "Aortic Enlargement": chest_lesions.paint_aorta,
+        "Cavity": lung_lesions.paint_cavity,
+        "Bronchiectasis": lung_lesions.paint_bronchiectasis,
+        "Pneumoperitoneum": pleural_lesions.paint_pneumoperitoneum,
+        "Hernia": chest_lesions.paint_hernia,
+    }
+)
+
+RESHAPERS = MappingProxyType(
+    {
+        "Pleural Effusion": pleural_lesions.reshape_effusion,
+        "Atelectasis": lung_lesions.reshape_atelectasis,
+        "Cardiomegaly": chest_lesions.reshape_cardiomegaly,
+        "Edema": lung_lesions.reshape_edema,
+        "Pneumothorax": pleural_lesions.reshape_pneumothorax,
+        "Emphysema": lung_lesions.reshape_emphysema,
+        "Scoliosis": chest_lesions.reshape_scoliosis,
+        "Fibrosis": lung_lesions.reshape_fibrosis,
+        "Hilar Enlargement": chest_lesions.reshape_hilum,
+        "Aortic Enlargement": chest_lesions.reshape_aorta,
+    }
+)

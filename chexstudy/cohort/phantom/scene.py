@@ -1,0 +1,102 @@
+"""A chest in the making: what findings fill, thin out or add before the film is exposed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chexstudy.cohort.phantom.anatomy import Body, Shape
+from chexstudy.cohort.phantom.canvas import Board
+
+BLOOD = 2.2  # contrast of vessels: thin cords lose more to blur than they would on a real film
+
+
+@dataclass
+class Scene:
+    """The organs on their board, and the layers the findings work on.
+
+    Attributes:
+        board, shape, body: the grid, the chest's numbers and its organs.
+        vessels: thickness of blood in the lungs' vessels.
+        airless: share of the lung's air that is gone, 0..1 ``(pixels, pixels)``; None while no finding takes any.
+        added: attenuation added (or taken, if negative) by findings; None while there is none.
+    """
+
+    board: Board
+    shape: Shape
+    body: Body
+    vessels: np.ndarray
+    airless: np.ndarray | None = None
+    added: np.ndarray | None = None
+
+    def fill_lung(self, share: np.ndarray, where: tuple[slice, slice] | None = None) -> None:
+        """Replace a share (0..1) of the remaining air by fluid or cells, on the board or a window of it."""
+        if self.airless is None:
+            self.airless = np.zeros_like(self.body.air)
+        part = self.airless if where is None else self.airless[where]
+        part += (1.0 - part) * share
+
+    def add(self, attenuation: np.ndarray, where: tuple[slice, slice] | None = None) -> None:
+        """Add attenuation on the board or on a window of it."""
+        if self.added is None:
+            self.added = np.zeros_like(self.body.air)
+        part = self.added if where is None else self.added[where]
+        part += attenuation
+
+    def attenuation(self, generator: np.random.Generator) -> np.ndarray:
+        """Everything along the beam, ``(pixels, pixels)`` float32."""
+        body = self.body
+        # Heart and great vessels take the place of lung; some lung remains before and behind them.
+        silhouette = 0.72 * body.heart
+        np.maximum(silhouette, 0.80 * body.mediastinum * (body.heart < 0.02), out=silhouette)
+        air = body.air * (1.0 - silhouette)
+        mottle = 1.0 + 0.022 * self.board.random_field(generator, 40) + 0.025 * self.board.random_field(generator, 7)
+        air *= mottle
+        if self.airless is not None:
+            air *= 1.0 - self.airless
+        total = body.tissue - air
+        blood = self.vessels * np.clip(air * 2.5, 0.0, 1.0)
+        blood *= np.float32(BLOOD)
+        total += blood
+        total += body.ribs
+        total += body.spine
+        total += body.clavicles
+        total += body.other_bones
+        total -= body.tubes
+        total -= body.stomach
+        if self.added is not None:
+            total += self.added
+        return np.maximum(self.board.blur(total, 0.006), 0.0)
+
+    def half(self, side: int) -> tuple[slice, slice]:
+        """The half of the board on a side: 0 the patient's right (image left), 1 the left."""
+        middle = self.board.middle
+        return (slice(None), slice(0, middle) if side == 0 else slice(middle, None))
+
+    def level(self, side: int, height: float) -> float:
+        """y at a height in the lung: 0 apex, 1 costophrenic angle."""
+        return self.shape.apex[side] + height * (self.shape.angle[side] - self.shape.apex[side])
+
+    def point(self, side: int, across: float, height: float) -> tuple[float, float]:
+        """A point in the visible lung: ``across`` 0 at the mediastinum or heart, 1 at the chest wall."""
+        board, body = self.board, self.body
+        y = self.level(side, height)
+        row = int(np.clip(y / board.pitch + 0.5 * board.pixels, 0, board.pixels - 1))
+        inner = float((body.right_border if side == 0 else body.left_border)[row, 0])
+        outer = float(body.wall[side][row, 0])
+        x = (-1.0 if side == 0 else 1.0) * (inner + across * (outer - inner))
+        column = int(np.clip(x / board.pitch + 0.5 * board.pixels, 0, board.pixels - 1))
+        return x, min(y, float(body.floor[0, column]) - 0.03)
+
+
+def pick_sides(side: str) -> tuple[int, ...]:
+    """The sides a lesion lies on: 0 right, 1 left."""
+    return {"right": (0,), "left": (1,)}.get(side, (0, 1))
+
+
+_ZONES = {"upper": (0.12, 0.34), "middle": (0.38, 0.60), "lower": (0.64, 0.84)}
+
+
+def pick_height(zone: str, generator: np.random.Generator) -> float:
+    """A height in the lung within a zone; anywhere if the zone is diffuse or empty."""
+    low, high = _ZONES.get(zone, (0.2, 0.8))
+    return float(generator.uniform(low, high))
