@@ -1,0 +1,159 @@
+"""The gradient of a batch in pieces is the gradient of the whole batch."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+from torch.utils.flop_counter import FlopCounterMode
+
+from chexstudy.pretraining.compute import FlopMeter, count_flops
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.loss import contrastive_loss
+from chexstudy.pretraining.model import build_model, load_model, save_model
+from chexstudy.pretraining.steps import PairEncoder
+
+_WORDS = ("heart", "lungs", "clear", "left", "right", "small", "effusion", "no", "pneumothorax", "mild")
+_PAIRS = 23
+
+
+class _Pairs:
+    """Training pairs in memory."""
+
+    def __init__(self, texts, text_encoder):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (len(texts), 1, 36, 36), dtype=torch.uint8, generator=generator)
+        self.text = text_encoder.tokenize(texts)
+
+    def pixels(self, rows, device):
+        return self.images[rows]
+
+    def tokens(self, rows, device):
+        length = int(self.text["attention_mask"][rows].sum(dim=1).max())
+        return self.text["input_ids"][rows, :length], self.text["attention_mask"][rows, :length]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(_WORDS, rng.integers(3, 20))) for _ in range(_PAIRS)]
+
+
+def _encoder(texts, micro_batch, **constants):
+    config = PretrainingConfig(image_size=36, dim=16, precision="fp32", **constants)
+    model = build_model(config, pd.DataFrame({"report": texts}), seed=3)
+    encoder = PairEncoder(model, _Pairs(texts, model.text_encoder), torch.device("cpu"), micro_batch)
+    if config.dropout:
+        model.train()
+        encoder.dropout_seed = lambda piece: 1000 + piece
+    return encoder
+
+
+def _gradient(encoder, **arguments):
+    rows = np.arange(_PAIRS)
+    encoder.model.zero_grad(set_to_none=True)
+    statistics = encoder.backward(rows, **arguments)
+    return statistics, torch.cat([parameter.grad.flatten() for parameter in encoder.model.parameters()])
+
+
+@pytest.mark.parametrize("image_encoder", ["tiny-resnet", "tiny-vit"])
+@pytest.mark.parametrize("micro_batch", [4, 7, 22])
+def test_gradient_in_pieces_equals_the_gradient_of_the_whole(texts, image_encoder, micro_batch):
+    whole, expected = _gradient(_encoder(texts, _PAIRS, image_encoder=image_encoder))
+    pieces, gradient = _gradient(_encoder(texts, micro_batch, image_encoder=image_encoder))
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert pieces.matched_cosine == pytest.approx(whole.matched_cosine, abs=1e-6)
+    assert float((gradient - expected).norm() / expected.norm()) <= 1e-6
+
+
+def test_embeddings_from_scoring_spare_the_first_pass_and_change_nothing(texts):
+    encoder = _encoder(texts, 6)
+    _, expected = _gradient(encoder)
+    spent = encoder.flops
+    with torch.no_grad():
+        embedded = encoder.embed(np.arange(_PAIRS))
+    scoring = encoder.flops - spent
+    before = encoder.flops
+    _, gradient = _gradient(encoder, embedded=embedded)
+    assert float((gradient - expected).norm() / expected.norm()) <= 1e-6
+    assert encoder.flops - before == pytest.approx(spent - scoring)
+
+
+def test_dropout_is_replayed_so_that_pieces_still_agree_with_autograd(texts):
+    encoder = _encoder(texts, 6, text_encoder="tiny-bert", dropout=True)
+    _, gradient = _gradient(encoder)
+    rows, parts = np.arange(_PAIRS), encoder.pieces(np.arange(_PAIRS))
+    outputs = [encoder.encode(part, piece, backward=True) for piece, part in enumerate(parts)]
+    image, text = (torch.cat(side) for side in zip(*outputs, strict=True))
+    encoder.model.zero_grad(set_to_none=True)
+    contrastive_loss(image, text, encoder.model.bounded_logit_scale()).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in encoder.model.parameters()])
+    assert len(rows) == sum(len(part) for part in parts)
+    assert float((gradient - expected).norm() / expected.norm()) <= 1e-6
+
+
+def test_loss_agrees_with_a_plain_restatement():
+    generator = torch.Generator().manual_seed(1)
+    image, text = (torch.nn.functional.normalize(torch.randn(9, 5, generator=generator), dim=1) for _ in range(2))
+    scale = torch.tensor(2.0)
+    logits = (image @ text.T) * scale.exp()
+    rows = -log_softmax(logits, dim=1).diagonal().mean()
+    columns = -log_softmax(logits, dim=0).diagonal().mean()
+    assert float(contrastive_loss(image, text, scale)) == pytest.approx(float((rows + columns) / 2), rel=1e-6)
+
+
+def test_counted_operations_are_those_of_a_real_step(texts):
+    encoder = _encoder(texts, _PAIRS)
+    rows = np.arange(_PAIRS)
+    spent = encoder.flops
+    encoder.backward(rows)
+    metered = encoder.flops - spent
+    pixels, (ids, mask) = encoder.pairs.pixels(rows, None), encoder.pairs.tokens(rows, None)
+
+    def step():
+        loss = contrastive_loss(
+            encoder.model.encode_image(pixels), encoder.model.encode_text(ids, mask), encoder.model.logit_scale
+        )
+        loss.backward()
+
+    assert metered == pytest.approx(count_flops(step), rel=1e-3)
+
+
+def test_counting_leaves_gradients_and_random_state_alone(texts):
+    encoder = _encoder(texts, _PAIRS)
+    _gradient(encoder)
+    gradients = [parameter.grad.clone() for parameter in encoder.model.parameters()]
+    state = torch.get_rng_state()
+    meter = FlopMeter(encoder.model.encode_image, encoder.model.encode_text, encoder.model)
+    counted = meter.images(encoder.pairs.pixels(np.arange(5), None), backward=True)
+    assert counted > 0
+    assert torch.equal(state, torch.get_rng_state())
+    for parameter, gradient in zip(encoder.model.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_flop_counting_matches_a_matrix_product_by_hand():
+    a, b = torch.randn(3, 4), torch.randn(4, 5)
+    assert count_flops(lambda: a @ b) == 2 * 3 * 4 * 5
+    with FlopCounterMode(display=False) as counter:
+        a @ b
+    assert counter.get_total_flops() == 120
+    assert FlopMeter.loss(3, 4) == 3 * 2 * 3 * 3 * 4
+
+
+def test_saved_model_embeds_as_before(texts, tmp_path):
+    encoder = _encoder(texts, _PAIRS)
+    config = PretrainingConfig(image_size=36, dim=16, precision="fp32")
+    save_model(tmp_path / "model", encoder.model, config)
+    loaded = load_model(tmp_path / "model")
+    rows = np.arange(_PAIRS)
+    with torch.no_grad():
+        assert torch.equal(
+            loaded.encode_image(encoder.pairs.pixels(rows, None)),
+            encoder.model.encode_image(encoder.pairs.pixels(rows, None)),
+        )
+        ids, mask = encoder.pairs.tokens(rows, None)
+        assert torch.equal(loaded.encode_text(ids, mask), encoder.model.encode_text(ids, mask))
+        again = loaded.text_encoder.tokenize(texts)
+    assert torch.equal(again["input_ids"], encoder.pairs.text["input_ids"])
+    assert torch.equal(loaded.logit_scale, encoder.model.logit_scale)
