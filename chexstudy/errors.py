@@ -4,5 +4,9 @@
 class StudyError(Exception):
     """A problem the user can mend. The message is one sentence: what is wrong, then what to do.
 
-    The command line and the notebook runner print the message alone, without a traceback.
+    The command line, the notebook runner and JupyterLab print the message alone, without a traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks for this: in a notebook, too, the sentence stands alone."""
+        return [f"{type(self).__name__}: {self}"]

@@ -24,7 +24,7 @@ from chexstudy import paths
 from chexstudy.errors import StudyError
 
 # These rooms show results or start notebooks; a change in them cannot change a number.
-_PRESENTATION = {"plots", "cli.py", "runner.py"}
+_PRESENTATION = {"plots", "cli.py", "doctor.py", "notebook.py", "parameters.py", "profiles.py", "runner.py"}
 _RECORDED_VERSIONS = ("numpy", "pandas", "torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn")
 
 

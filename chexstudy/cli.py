@@ -1,0 +1,364 @@
+"""The `chexstudy` command: thin verbs over the notebooks and the package."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from chexstudy import __version__
+from chexstudy.errors import StudyError
+
+_STEPS = {
+    "curate": ["03_watch_prototypes"],
+    "pretrain": ["04_pretrain_curated"],
+    "evaluate": ["05_compare_arms", "06_long_tail"],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 1 a failure, 2 a mistake of the user, 130 Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.act(options) or 0
+    except StudyError as error:
+        if options.debug:
+            raise
+        print(error, file=sys.stderr)
+        return 2 if getattr(error, "by_study", True) else 1
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; that is no failure. Nothing more can be flushed.
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every verb; each verb's function is its ``act``."""
+    parser = _new_parser(
+        argparse.ArgumentParser,
+        "chexstudy",
+        "Train chest X-ray foundation models on less data and less compute: a reproducible study.\n\n"
+        "A study is one folder, runs/<study>. Notebooks fill it step by step; every verb below is a way to run\n"
+        "them without a screen, or to look at what they wrote.",
+        "first steps:\n"
+        "  chexstudy run all --profile debug       every notebook on a tiny drawn cohort, in minutes\n"
+        "  chexstudy run 04 -p seed 3              one notebook of the default study with another seed\n"
+        "  chexstudy run 04 --list                 the parameters of a notebook\n"
+        "  chexstudy doctor                        versions, GPU, faiss, where things live",
+    )
+    parser.add_argument("--version", action="version", version=f"chexstudy {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_run(verbs)
+    _add_cohort(verbs)
+    _add_step(
+        verbs,
+        "embed",
+        "embed the pairs of a cohort",
+        "Run 02_embed_pairs: image and text embeddings of every pair of the study's cohort, by frozen encoders.\n"
+        "Embeddings are cached by encoder, revision, preprocessing and cohort: a killed run goes on, a second run is free.",
+        "runs/<study>/embeddings/<name>/ (image.npy, text.npy, ids.parquet)",
+        ["02_embed_pairs"],
+    )
+    _add_step(
+        verbs,
+        "curate",
+        "watch the curator choose its pairs",
+        "Run 03_watch_prototypes: warm up, curate, and draw where the prototypes move and which pairs are kept.",
+        "runs/<study>/pretraining/curated/ (subset.parquet, ledger.parquet, prototypes.npy) and figures/",
+        _STEPS["curate"],
+    )
+    _add_step(
+        verbs,
+        "pretrain",
+        "train the arms",
+        "Run 04_pretrain_curated: the curated arm and the arms it is compared with, each resumed where it stopped.",
+        "runs/<study>/pretraining/<arm>/seed<k>/ (model.safetensors, history.parquet, compute.json)",
+        _STEPS["pretrain"],
+    )
+    _add_step(
+        verbs,
+        "evaluate",
+        "measure the arms",
+        "Run 05_compare_arms and 06_long_tail: zero-shot classification, retrieval, linear probe and the long tail,\n"
+        "each with 95 % patient-clustered bootstrap intervals.",
+        "runs/<study>/results.parquet and figures/",
+        _STEPS["evaluate"],
+    )
+    _add_figures(verbs)
+    _add_golden(verbs)
+    _add_doctor(verbs)
+    return parser
+
+
+# --- run ----------------------------------------------------------------------------------------------------------------
+
+
+def _add_run(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "run",
+        "run one notebook, or all",
+        "Run notebooks of a study in order, without a screen. Names and types of all parameters are checked first; the\n"
+        "executed notebooks, with their outputs, lie in runs/<study>/notebooks/.",
+        "examples:\n"
+        "  chexstudy run all                                        the default study\n"
+        "  chexstudy run all --profile nlm_tb -p data_root ~/nlm    a real cohort\n"
+        "  chexstudy run 05_compare_arms --study demo -p resamples 500\n"
+        "  chexstudy run 04 --list                                  what 04 can be told\n\n"
+        "writes: runs/<study>/ (artifacts, notebooks/, figures/, results.parquet, timings.json)",
+        _run,
+    )
+    parser.add_argument("notebook", metavar="NOTEBOOK", help="a notebook's name or number, or all")
+    _add_run_options(parser)
+    parser.add_argument("--list", action="store_true", help="list notebooks and parameters; run nothing")
+
+
+def _run(options: argparse.Namespace) -> None:
+    names = None if options.notebook == "all" else [options.notebook]
+    if options.list:
+        _list_parameters(names)
+    else:
+        _run_selected(options, names)
+
+
+def _run_selected(options: argparse.Namespace, names: list[str] | None) -> None:
+    from chexstudy.runner import run_notebooks
+
+    run_notebooks(
+        names,
+        options.profile,
+        dict(options.parameter),
+        study=options.study,
+        from_text=True,
+        online=options.online,
+        quiet=options.quiet,
+    )
+
+
+def _list_parameters(names: list[str] | None) -> None:
+    from chexstudy import paths
+    from chexstudy.parameters import read_parameters
+    from chexstudy.runner import find_notebook, list_notebooks
+
+    for name in list_notebooks() if names is None else map(find_notebook, names):
+        print(name)
+        for parameter in read_parameters(paths.NOTEBOOKS / f"{name}.py").values():
+            print(f"  {parameter.name} = {parameter.default!r}\n      {parameter.expected}; {parameter.help}")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", default="demo", metavar="P", help="named set of parameters, or a .yaml of yours (default: demo)"
+    )
+    parser.add_argument("--study", metavar="S", help="name of the run folder (default: the profile's name)")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="give a notebook parameter another value; may be repeated",
+    )
+    parser.add_argument("--online", action="store_true", help="let notebooks download models (default: local cache only)")
+    parser.add_argument("--quiet", action="store_true", help="do not repeat what the notebooks print")
+
+
+def _add_step(verbs, name: str, summary: str, description: str, writes: str, notebooks: list[str]) -> None:
+    example = f"example:\n  chexstudy {name} --profile demo --study demo\n\nwrites: {writes}"
+    parser = _add_verb(verbs, name, summary, description, example, lambda options: _run_selected(options, notebooks))
+    _add_run_options(parser)
+
+
+# --- cohort -------------------------------------------------------------------------------------------------------------
+
+
+def _add_cohort(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "cohort",
+        "build, check or show a cohort",
+        "A cohort is a table with one row an image: ids, split, view, report, and one column a finding\n"
+        "(present 1, absent 0, uncertain -1, not stated empty).",
+        "see: chexstudy cohort build --help",
+        None,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = _add_verb(
+        actions,
+        "build",
+        "build a cohort from a source",
+        "Run 01_build_cohort: read a source, split its patients, put unreadable images in quarantine, store the pixels.",
+        "examples:\n"
+        "  chexstudy cohort build --source phantom --study drawn\n"
+        "  chexstudy cohort build --source nlm_tb --data-root ~/nlm_tb --study tb --size 96\n"
+        "  chexstudy cohort build --source folder --data-root ~/mine --study mine\n\n"
+        "writes: runs/<study>/cohort.parquet, quarantine.parquet, pixels/",
+        _build_cohort,
+    )
+    build.add_argument("--source", choices=("phantom", "nih", "nlm_tb", "folder"), help="where the images come from")
+    build.add_argument("--data-root", metavar="X", help="the folder that holds the source's images and tables")
+    build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
+    _add_run_options(build)
+    check = _add_verb(
+        actions,
+        "check",
+        "check a cohort table",
+        "Hold a table against the contract: columns, label values, unique ids, one split a patient.",
+        "example:\n  chexstudy cohort check my_cohort.parquet\n\nwrites: nothing",
+        _check_cohort,
+    )
+    check.add_argument("table", metavar="TABLE.parquet", help="the table to check")
+    show = _add_verb(
+        actions,
+        "show",
+        "count what a cohort holds",
+        "Count images, patients and reports by source and split, and the labels of every finding.",
+        "example:\n  chexstudy cohort show demo\n\nwrites: nothing",
+        _show_cohort,
+    )
+    show.add_argument("cohort", metavar="STUDY|TABLE.parquet", help="a study's name, or a table's path")
+
+
+def _build_cohort(options: argparse.Namespace) -> None:
+    named = {"source": options.source, "data_root": options.data_root, "image_size": options.size}
+    options.parameter = [*options.parameter, *((name, value) for name, value in named.items() if value is not None)]
+    _run_selected(options, ["01_build_cohort"])
+
+
+def _check_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.cohort.table import finding_columns, read_cohort
+    from chexstudy.paths import resolve_user_path
+
+    cohort = read_cohort(resolve_user_path(options.table))
+    print(
+        f"{options.table} keeps the contract: {len(cohort)} images of {cohort.patient_id.nunique()} patients, "
+        f"{len(finding_columns(cohort))} findings."
+    )
+
+
+def _show_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.cohort.table import finding_columns, read_cohort
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    is_table = options.cohort.endswith(".parquet")
+    path = resolve_user_path(options.cohort) if is_table else Run(options.cohort).require("cohort.parquet", "01_build_cohort")
+    cohort = read_cohort(path)
+    groups = cohort.groupby(["source", "split"], sort=True)
+    counts = groups.agg(images=("image_id", "size"), patients=("patient_id", "nunique"), studies=("study_id", "nunique"))
+    counts["with report"] = groups["report"].agg(lambda reports: int((reports.str.strip() != "").sum()))
+    print(f"{len(cohort)} images of {cohort.patient_id.nunique()} patients\n\n{counts.reset_index().to_string(index=False)}")
+    findings = finding_columns(cohort)
+    if findings:
+        labels = cohort[findings]
+        table = {"present": labels.eq(1).sum(), "uncertain": labels.eq(-1).sum(), "absent": labels.eq(0).sum()}
+        table["not stated"] = labels.isna().sum()
+        width = max(map(len, findings))
+        print(f"\n{'finding':<{width}}  " + "  ".join(f"{name:>10}" for name in table))
+        for finding in table["present"].sort_values(ascending=False, kind="stable").index:
+            print(f"{finding:<{width}}  " + "  ".join(f"{int(column[finding]):>10}" for column in table.values()))
+
+
+# --- figures, golden numbers, doctor ------------------------------------------------------------------------------------
+
+
+def _add_figures(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "figures",
+        "draw the figures of a study again",
+        "Run the notebooks of a study again with the profile and parameters it was run with. Artifacts that are current\n"
+        "are reused, so only the drawing is done anew; a step whose code or inputs changed is computed again.",
+        "examples:\n"
+        "  chexstudy figures --study demo\n"
+        "  chexstudy figures --study demo --copy-to figures\n\n"
+        "writes: runs/<study>/figures/ (PNG and PDF, with caption and numbers as JSON)",
+        _draw_figures,
+    )
+    parser.add_argument("--study", default="demo", metavar="S", help="the study to draw (default: demo)")
+    parser.add_argument("--copy-to", metavar="FOLDER", help="also copy the figures there")
+    parser.add_argument("--quiet", action="store_true", help="do not repeat what the notebooks print")
+
+
+def _draw_figures(options: argparse.Namespace) -> None:
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runner import recorded_runs, run_notebook
+    from chexstudy.runs import Run, copy_file
+
+    run = Run(options.study)
+    for name, record in sorted(recorded_runs(run).items()):
+        run_notebook(name, record["profile"], record["parameters"], quiet=options.quiet)
+    figures = sorted(path for path in run.path("figures").glob("*") if path.suffix in {".png", ".pdf", ".json"})
+    if options.copy_to:
+        for figure in figures:
+            copy_file(figure, resolve_user_path(options.copy_to) / figure.name)
+    print(f"{len(figures)} figure files in {run.path('figures')}")
+
+
+def _add_golden(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "check-golden",
+        "check the curator against published numbers",
+        "Run our curator on given embeddings and compare masks, loss, prototype usage and updated prototypes with the\n"
+        "numbers in the file, case by case. This is what `faithful` means here.",
+        "example:\n  chexstudy check-golden curator.npz\n\nwrites: nothing; exit status 1 if a case differs",
+        _check_golden,
+    )
+    parser.add_argument("file", metavar="FILE.npz", help="inputs and expected numbers of every case")
+
+
+def _check_golden(options: argparse.Namespace) -> int:
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.pretraining.golden import check_golden
+
+    cases = check_golden(resolve_user_path(options.file))
+    verdicts = cases.replace({True: "same", False: "DIFFERS"})
+    print(verdicts.to_string(index=False))
+    passed = int(cases.passed.sum())
+    print(f"{passed} of {len(cases)} cases agree.")
+    return 0 if passed == len(cases) else 1
+
+
+def _add_doctor(verbs) -> None:
+    _add_verb(
+        verbs,
+        "doctor",
+        "look at this installation",
+        "Print versions, GPU, faiss build and where things live, and name what is wrong. Put it in bug reports.",
+        "example:\n  chexstudy doctor\n\nwrites: nothing; exit status 1 if there is a problem",
+        _examine,
+    )
+
+
+def _examine(options: argparse.Namespace) -> int:
+    from chexstudy.doctor import complaints, report
+
+    print(report())
+    return 1 if complaints() else 0
+
+
+def _add_verb(verbs, name: str, summary: str, description: str, epilog: str, act) -> argparse.ArgumentParser:
+    parser = _new_parser(verbs.add_parser, name, description, epilog, help=summary)
+    # Only a verb sets the default, or it would undo a --debug given before it.
+    parser.set_defaults(act=act)
+    return parser
+
+
+def _new_parser(make, name: str, description: str, epilog: str, **options) -> argparse.ArgumentParser:
+    parser = make(
+        name,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
+    parser.add_argument("--debug", action="store_true", default=False, help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Runs notebooks without a screen: the percent-format source, converted in memory, executed by papermill.
+
+Everything is checked before the first cell runs: notebooks, profile, names and types of parameters. The kernel is this
+very interpreter, whatever kernels are registered on the machine, and talks over sockets in a folder of its own, so that
+runs started side by side never meet.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+from chexstudy.notebook import notebook_environment
+from chexstudy.parameters import Parameter, read_parameters
+from chexstudy.profiles import Profile, read_profile, resolve_parameters
+from chexstudy.runs import Run, atomic_path
+
+TIMINGS = "timings.json"
+
+
+class NotebookFailure(StudyError):
+    """A notebook stopped. ``by_study`` tells a problem the user can mend from an unexpected exception."""
+
+    def __init__(self, sentence: str, executed: Path, by_study: bool):
+        super().__init__(f"{sentence}\nThe notebook up to there: {executed}")
+        self.sentence = sentence
+        self.executed = executed
+        self.by_study = by_study
+
+
+def list_notebooks(folder: Path | None = None) -> list[str]:
+    """Names of the notebooks in the order they run, for example ``01_build_cohort``."""
+    return sorted(path.stem for path in (folder or paths.NOTEBOOKS).glob("[0-9][0-9]_*.py"))
+
+
+def find_notebook(name: str, folder: Path | None = None) -> str:
+    """The notebook meant by a full name, a file name, or a number such as ``4`` or ``04``.
+
+    Raises:
+        StudyError: there is no such notebook; the sentence lists those there are.
+    """
+    known = list_notebooks(folder)
+    wanted = Path(name).stem
+    if wanted in known:
+        return wanted
+    numbered = [notebook for notebook in known if wanted.isdigit() and int(notebook[:2]) == int(wanted)]
+    if numbered:
+        return numbered[0]
+    closest = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
+    guess = f"did you mean {closest[0]!r}" if closest else "choose one, or all"
+    raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known) or 'none'}: {guess}.")
+
+
+def run_notebook(name: str, profile: str = "demo", parameters: Mapping[str, object] | None = None, **options) -> Path:
+    """Run one notebook; see :func:`run_notebooks`. Returns the path of the executed notebook."""
+    return run_notebooks([name], profile, parameters, **options)[0]
+
+
+def run_all(profile: str = "demo", parameters: Mapping[str, object] | None = None, **options) -> list[Path]:
+    """Run every notebook in order; see :func:`run_notebooks`."""
+    return run_notebooks(None, profile, parameters, **options)
+
+
+def run_notebooks(
+    names: list[str] | None,
+    profile: str = "demo",
+    parameters: Mapping[str, object] | None = None,
+    *,
+    study: str | None = None,
+    from_text: bool = False,
+    online: bool = False,
+    quiet: bool = False,
+    folder: Path | None = None,
+) -> list[Path]:
+    """Run notebooks one after the other into ``runs/<study>/notebooks``.
+
+    Args:
+        names: which notebooks; None runs all of them.
+        profile: a profile's name, or the path of a profile file.
+        parameters: values that win over the profile's; each is given to the notebooks that take it, and at least one
+            must.
+        study: name of the study; the profile's name if not given.
+        from_text: the values of ``parameters`` are texts, converted to the declared types.
+        online: let the notebooks download models.
+        quiet: do not repeat what the notebooks print.
+        folder: where the notebooks lie, with their profiles in ``profiles/``.
+
+    Returns:
+        Paths of the executed notebooks.
+
+    Raises:
+        StudyError: a notebook, profile or parameter is unknown or a value has the wrong type; nothing was started.
+        NotebookFailure: a notebook stopped; the cells up to there are kept as ``NN_name.failed.ipynb``.
+    """
+    folder = folder or paths.NOTEBOOKS
+    known = list_notebooks(folder)
+    if not known:
+        raise StudyError(f"there are no notebooks at {folder}: run chexstudy from a checkout, installed with `pip -e`.")
+    chosen = known if names is None else [find_notebook(name, folder) for name in names]
+    plan = read_profile(profile, folder / "profiles")
+    overrides = dict(parameters or {})
+    run = Run(_choose_study(overrides, study, plan))
+    declared = {name: read_parameters(folder / f"{name}.py") for name in known}
+    values = resolve_parameters(declared, plan, chosen, overrides, run.study, from_text=from_text)
+    _announce(plan, run)
+    executed, rows = [], []
+    try:
+        for position, name in enumerate(chosen, start=1):
+            print(f"[{position}/{len(chosen)}] {name}", flush=True)
+            start = time.monotonic()
+            state = "failed"
+            try:
+                executed.append(
+                    _execute(folder / f"{name}.py", run, values[name], declared[name], online=online, quiet=quiet)
+                )
+                state = "done"
+            except KeyboardInterrupt:
+                state = "stopped"
+                raise
+            finally:
+                seconds = time.monotonic() - start
+                print(f"[{position}/{len(chosen)}] {name} {state} after {seconds:.1f} s", flush=True)
+                rows.append((name, state, seconds))
+                _record_timing(run, name, state, seconds, plan.name, values[name])
+    finally:
+        _summarise(rows, chosen, run)
+    return executed
+
+
+def recorded_runs(run: Run) -> dict[str, dict]:
+    """What is recorded about the notebooks of a study: seconds, state, profile and parameters, by notebook."""
+    return run.read_json(TIMINGS, "`chexstudy run all`")["notebooks"]
+
+
+def _choose_study(overrides: dict[str, object], study: str | None, profile: Profile) -> str:
+    given = overrides.pop("study", None)
+    if given is not None and study is not None and given != study:
+        raise StudyError(f"the study is named twice, {study!r} and {given!r}: give it once.")
+    return str(given or study or profile.name)
+
+
+def _announce(profile: Profile, run: Run) -> None:
+    print(f"{profile.title or profile.name}: {profile.description}".rstrip(": "))
+    if profile.cost:
+        print(f"Expected cost: {profile.cost}")
+    print(f"Study {run.study!r} is written to {run.folder}", flush=True)
+
+
+def _execute(
+    source: Path,
+    run: Run,
+    values: dict[str, object],
+    declared: Mapping[str, Parameter],
+    *,
+    online: bool,
+    quiet: bool,
+) -> Path:
+    """Execute one notebook into the run folder and return where it lies."""
+    import jupytext
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    # Failures are told once, below, in our own words.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
+    final = run.path(f"notebooks/{source.stem}.ipynb")
+    failed = final.with_suffix(".failed.ipynb")
+    environment = notebook_environment(online) | {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": os.getcwd()}
+    shut_down = Event()
+    with (
+        tempfile.TemporaryDirectory(prefix="chexstudy-") as sockets,
+        atomic_path(final) as partial,
+        _kept_on_failure(partial, failed),
+    ):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                str(partial),
+                # A parameter that keeps its default is not injected, so the executed notebook shows what was changed.
+                parameters={name: value for name, value in values.items() if value != declared[name].default},
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=None if quiet else _IndentedLines(),
+                kernel_manager_class=_kernel_manager(sockets, environment, shut_down),
+            )
+        except papermill.PapermillExecutionError as error:
+            by_study = error.ename == StudyError.__name__
+            last_words = error.evalue if by_study else f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+            sentence = last_words if by_study else f"{source.stem} stopped in cell {error.exec_count} with {last_words}"
+            raise NotebookFailure(sentence, failed, by_study) from None
+        except DeadKernelError:
+            # On Ctrl-C nbclient shuts the kernel down itself and then finds it dead.
+            if shut_down.is_set():
+                raise KeyboardInterrupt from None
+            print(Path(sockets, "kernel.log").read_text(errors="replace")[-4000:], file=sys.stderr, end="")
+            raise NotebookFailure(
+                f"{source.stem}: its Python process died, most often because memory ran out: try a smaller profile.",
+                failed,
+                by_study=False,
+            ) from None
+    failed.unlink(missing_ok=True)
+    return final
+
+
+@contextlib.contextmanager
+def _kept_on_failure(partial: Path, failed: Path) -> Iterator[None]:
+    """Keep what was executed so far where the user can look at it."""
+    try:
+        yield
+    except BaseException:
+        if partial.exists():
+            os.replace(partial, failed)
+        raise
+
+
+def _kernel_manager(sockets: str, environment: dict[str, str], shut_down: Event) -> type:
+    """A kernel manager class for one run: this interpreter, its own sockets, and word of an early shutdown."""
+    import zmq
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    address = {"transport": "ipc", "ip": f"{sockets}/kernel"} if zmq.has("ipc") else {}
+
+    class OwnKernel(AsyncKernelManager):
+        def __init__(self, **options):
+            super().__init__(**options, **address, connection_file=f"{sockets}/connection.json")
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=command, display_name="chexstudy", language="python", env=environment)
+
+        async def start_kernel(self, **options) -> None:
+            # What notebooks print is captured; the kernel's own last words would only clutter a Ctrl-C.
+            with open(f"{sockets}/kernel.log", "wb") as log:
+                await super().start_kernel(**options, stderr=log)
+
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            shut_down.set()
+            await super().shutdown_kernel(now=now, restart=restart)
+
+    return OwnKernel
+
+
+class _IndentedLines:
+    """Repeats what a notebook prints on the terminal, indented under the notebook's name."""
+
+    def __init__(self):
+        self._at_line_start = True
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines(keepends=True):
+            sys.stdout.write(("      " if self._at_line_start else "") + line)
+            self._at_line_start = line.endswith("\n")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
+    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) else {"notebooks": {}}
+    kibibyte = 1 if sys.platform == "darwin" else 1024
+    known["notebooks"][name] = {
+        "state": state,
+        "seconds": round(seconds, 2),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "profile": profile,
+        "parameters": values,
+        # Of all processes waited for so far in this call; a notebook's several processes are not added up.
+        "largest_process_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kibibyte,
+    }
+    known["seconds"] = round(sum(entry["seconds"] for entry in known["notebooks"].values()), 2)
+    known["machine"] = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    run.write_json(TIMINGS, known)
+
+
+def _summarise(rows: list[tuple[str, str, float]], chosen: list[str], run: Run) -> None:
+    if len(chosen) < 2:
+        return
+    width = max(map(len, chosen))
+    states = {name: (state, seconds) for name, state, seconds in rows}
+    print(f"\n{'notebook':<{width}}  {'state':<8}  seconds")
+    for name in chosen:
+        state, seconds = states.get(name, ("not run", 0.0))
+        print(f"{name:<{width}}  {state:<8}  {seconds:7.1f}")
+    print(f"{'all':<{width}}  {'':<8}  {sum(seconds for _, _, seconds in rows):7.1f}")
+    print(f"Executed notebooks and artifacts: {run.folder}", flush=True)
