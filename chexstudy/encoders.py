@@ -43,6 +43,8 @@ NORMALISATIONS = {
 }
 _TINY_NAMES = ("tiny-resnet", "tiny-vit", "tiny-bert")
 _TINY_IMAGE_SIZE = 96
+# For sequences of tens of tokens, two plain matrix products are twice as fast in bfloat16 on a CPU as fused attention.
+_TINY_ATTENTION = "eager"
 _CHANNELS_A_GROUP = 16
 _IMAGE_POOLINGS = ("cls", "mean", "max", "pooler", "projection")
 _NO_CLS = ("resnet", "siglip", "siglip_vision_model")
@@ -433,7 +435,7 @@ def _tiny_image_config(spec: EncoderSpec) -> "PreTrainedConfig":
         config = ResNetConfig(
             num_channels=1, embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic"
         )
-        pooling = "mean+max"
+        record = {"pooling": "mean+max"}
     elif spec.name == "tiny-vit":
         config = ViTConfig(
             num_channels=1,
@@ -444,10 +446,10 @@ def _tiny_image_config(spec: EncoderSpec) -> "PreTrainedConfig":
             num_attention_heads=4,
             intermediate_size=512,
         )
-        pooling = "mean"
+        record = {"pooling": "mean", "attention": _TINY_ATTENTION}
     else:
         raise StudyError(f"there is no image encoder {spec.name!r}: the small ones are tiny-resnet and tiny-vit.")
-    setattr(config, _RECORD, {"name": spec.name, "pooling": pooling, "image_size": _TINY_IMAGE_SIZE})
+    setattr(config, _RECORD, record | {"name": spec.name, "image_size": _TINY_IMAGE_SIZE})
     return config
 
 
@@ -464,7 +466,7 @@ def _tiny_text_config(spec: EncoderSpec, vocabulary_size: int) -> "PreTrainedCon
         intermediate_size=512,
         max_position_embeddings=spec.max_tokens,
     )
-    setattr(config, _RECORD, {"name": spec.name, "pooling": "mean"})
+    setattr(config, _RECORD, {"name": spec.name, "pooling": "mean", "attention": _TINY_ATTENTION})
     return config
 
 
@@ -533,23 +535,29 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
     name = architecture.projection_class if pooling == "projection" else architecture.model_class
     model_class = getattr(transformers, name)
     options = {"add_pooling_layer": pooling == "pooler"} if architecture.optional_pooler else {}
-    regrouped = getattr(config, _RECORD, {}).get("group_normalisation", False)
+    record = getattr(config, _RECORD, {})
+    if name == "AutoModel":
+        options = {"trust_remote_code": spec.trust_remote_code}
     with _seeded(seed), hub.quiet_transformers():
-        if name == "AutoModel":
-            options = {"trust_remote_code": spec.trust_remote_code}
-        if spec.pretrained and checkpoint and not regrouped:
-            return hub.load_model(checkpoint, model_class, unused, config=config, **options)
-        create = model_class.from_config if name == "AutoModel" else model_class
-        model = create(config, **options).float()
-        replaced = _replace_batch_normalisation(model)
-    if replaced:
-        setattr(model.config, _RECORD, getattr(model.config, _RECORD, {}) | {"group_normalisation": True})
-    if spec.pretrained and checkpoint:
-        try:
-            model.load_state_dict(load_file(checkpoint.folder / _WEIGHTS))
-        except (OSError, RuntimeError, SafetensorError):
-            raise StudyError(f"the weights in {checkpoint.folder} are damaged: save the encoder again.") from None
+        if spec.pretrained and checkpoint and not record.get("group_normalisation"):
+            model = hub.load_model(checkpoint, model_class, unused, config=config, **options)
+        else:
+            create = model_class.from_config if name == "AutoModel" else model_class
+            model = create(config, **options).float()
+            if _replace_batch_normalisation(model):
+                setattr(model.config, _RECORD, record | {"group_normalisation": True})
+            if spec.pretrained and checkpoint:
+                _load_own_weights(model, checkpoint)
+    if "attention" in record:
+        model.set_attn_implementation(record["attention"])
     return model
+
+
+def _load_own_weights(model: nn.Module, checkpoint: hub.Checkpoint) -> None:
+    try:
+        model.load_state_dict(load_file(checkpoint.folder / _WEIGHTS))
+    except (OSError, RuntimeError, SafetensorError):
+        raise StudyError(f"the weights in {checkpoint.folder} are damaged: save the encoder again.") from None
 
 
 def _without_registers(spec: EncoderSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
