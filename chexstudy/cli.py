@@ -8,6 +8,7 @@ from chexstudy import __version__
 from chexstudy.errors import StudyError
 
 _STEPS = {
+    "embed": ["02_embed_pairs"],
     "curate": ["03_watch_prototypes"],
     "pretrain": ["04_pretrain_curated"],
     "evaluate": ["05_compare_arms", "06_long_tail"],
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  chexstudy run 04 --list                 the parameters of a notebook\n"
         "  chexstudy doctor                        versions, GPU, faiss, where things live",
     )
+    parser.set_defaults(debug=False)
     parser.add_argument("--version", action="version", version=f"chexstudy {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_run(verbs)
@@ -56,9 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
         "embed",
         "embed the pairs of a cohort",
         "Run 02_embed_pairs: image and text embeddings of every pair of the study's cohort, by frozen encoders.\n"
-        "Embeddings are cached by encoder, revision, preprocessing and cohort: a killed run goes on, a second run is free.",
+        "Embeddings are cached by encoder, revision, preprocessing and cohort: a killed run goes on, a second costs\n"
+        "nothing.",
         "runs/<study>/embeddings/<name>/ (image.npy, text.npy, ids.parquet)",
-        ["02_embed_pairs"],
+        _STEPS["embed"],
     )
     _add_step(
         verbs,
@@ -91,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- run ----------------------------------------------------------------------------------------------------------------
+# --- run -------------------------------------------------------------------------------------------------------------
 
 
 def _add_run(verbs) -> None:
@@ -99,8 +102,8 @@ def _add_run(verbs) -> None:
         verbs,
         "run",
         "run one notebook, or all",
-        "Run notebooks of a study in order, without a screen. Names and types of all parameters are checked first; the\n"
-        "executed notebooks, with their outputs, lie in runs/<study>/notebooks/.",
+        "Run notebooks of a study in order, without a screen. Names and types of all parameters are checked first.\n"
+        "The executed notebooks, with their outputs, lie in runs/<study>/notebooks/.",
         "examples:\n"
         "  chexstudy run all                                        the default study\n"
         "  chexstudy run all --profile nlm_tb -p data_root ~/nlm    a real cohort\n"
@@ -161,7 +164,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar=("NAME", "VALUE"),
         help="give a notebook parameter another value; may be repeated",
     )
-    parser.add_argument("--online", action="store_true", help="let notebooks download models (default: local cache only)")
+    parser.add_argument(
+        "--online", action="store_true", help="let notebooks download models (default: local cache only)"
+    )
     parser.add_argument("--quiet", action="store_true", help="do not repeat what the notebooks print")
 
 
@@ -171,7 +176,7 @@ def _add_step(verbs, name: str, summary: str, description: str, writes: str, not
     _add_run_options(parser)
 
 
-# --- cohort -------------------------------------------------------------------------------------------------------------
+# --- cohort ----------------------------------------------------------------------------------------------------------
 
 
 def _add_cohort(verbs) -> None:
@@ -189,7 +194,7 @@ def _add_cohort(verbs) -> None:
         actions,
         "build",
         "build a cohort from a source",
-        "Run 01_build_cohort: read a source, split its patients, put unreadable images in quarantine, store the pixels.",
+        "Run 01_build_cohort: read a source, split its patients, put unreadable images in quarantine, store pixels.",
         "examples:\n"
         "  chexstudy cohort build --source phantom --study drawn\n"
         "  chexstudy cohort build --source nlm_tb --data-root ~/nlm_tb --study tb --size 96\n"
@@ -244,12 +249,19 @@ def _show_cohort(options: argparse.Namespace) -> None:
     from chexstudy.runs import Run
 
     is_table = options.cohort.endswith(".parquet")
-    path = resolve_user_path(options.cohort) if is_table else Run(options.cohort).require("cohort.parquet", "01_build_cohort")
+    path = (
+        resolve_user_path(options.cohort)
+        if is_table
+        else Run(options.cohort).require("cohort.parquet", "01_build_cohort")
+    )
     cohort = read_cohort(path)
     groups = cohort.groupby(["source", "split"], sort=True)
-    counts = groups.agg(images=("image_id", "size"), patients=("patient_id", "nunique"), studies=("study_id", "nunique"))
+    counts = groups.agg(
+        images=("image_id", "size"), patients=("patient_id", "nunique"), studies=("study_id", "nunique")
+    )
     counts["with report"] = groups["report"].agg(lambda reports: int((reports.str.strip() != "").sum()))
-    print(f"{len(cohort)} images of {cohort.patient_id.nunique()} patients\n\n{counts.reset_index().to_string(index=False)}")
+    print(f"{len(cohort)} images of {cohort.patient_id.nunique()} patients\n")
+    print(counts.reset_index().to_string(index=False))
     findings = finding_columns(cohort)
     if findings:
         labels = cohort[findings]
@@ -261,7 +273,7 @@ def _show_cohort(options: argparse.Namespace) -> None:
             print(f"{finding:<{width}}  " + "  ".join(f"{int(column[finding]):>10}" for column in table.values()))
 
 
-# --- figures, golden numbers, doctor ------------------------------------------------------------------------------------
+# --- figures, golden numbers, doctor ---------------------------------------------------------------------------------
 
 
 def _add_figures(verbs) -> None:
@@ -269,7 +281,7 @@ def _add_figures(verbs) -> None:
         verbs,
         "figures",
         "draw the figures of a study again",
-        "Run the notebooks of a study again with the profile and parameters it was run with. Artifacts that are current\n"
+        "Run the notebooks of a study again with the parameters they were last run with. Artifacts that are current\n"
         "are reused, so only the drawing is done anew; a step whose code or inputs changed is computed again.",
         "examples:\n"
         "  chexstudy figures --study demo\n"
@@ -283,18 +295,21 @@ def _add_figures(verbs) -> None:
 
 
 def _draw_figures(options: argparse.Namespace) -> None:
-    from chexstudy.paths import resolve_user_path
-    from chexstudy.runner import recorded_runs, run_notebook
-    from chexstudy.runs import Run, copy_file
+    import shutil
 
-    run = Run(options.study)
-    for name, record in sorted(recorded_runs(run).items()):
-        run_notebook(name, record["profile"], record["parameters"], quiet=options.quiet)
-    figures = sorted(path for path in run.path("figures").glob("*") if path.suffix in {".png", ".pdf", ".json"})
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runner import rerun_notebooks
+    from chexstudy.runs import Run, atomic_path
+
+    rerun_notebooks(options.study, quiet=options.quiet)
+    folder = Run(options.study).path("figures")
+    figures = sorted(path for path in folder.glob("*") if path.suffix in {".png", ".pdf", ".json"})
+    print(f"{len(figures)} figure files in {folder}")
     if options.copy_to:
         for figure in figures:
-            copy_file(figure, resolve_user_path(options.copy_to) / figure.name)
-    print(f"{len(figures)} figure files in {run.path('figures')}")
+            with atomic_path(resolve_user_path(options.copy_to) / figure.name) as copy:
+                shutil.copyfile(figure, copy)
+        print(f"copied to {resolve_user_path(options.copy_to)}")
 
 
 def _add_golden(verbs) -> None:
@@ -342,8 +357,8 @@ def _examine(options: argparse.Namespace) -> int:
 
 def _add_verb(verbs, name: str, summary: str, description: str, epilog: str, act) -> argparse.ArgumentParser:
     parser = _new_parser(verbs.add_parser, name, description, epilog, help=summary)
-    # Only a verb sets the default, or it would undo a --debug given before it.
-    parser.set_defaults(act=act)
+    if act:
+        parser.set_defaults(act=act)
     return parser
 
 
@@ -356,7 +371,10 @@ def _new_parser(make, name: str, description: str, epilog: str, **options) -> ar
         allow_abbrev=False,
         **options,
     )
-    parser.add_argument("--debug", action="store_true", default=False, help="show the traceback of an error")
+    # Without a default here, a verb does not undo a --debug given before it.
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
     return parser
 
 

@@ -6,8 +6,9 @@ A notebook's ``parameters`` cell holds plain assignments, one a line, with a tra
     learning_rate = 1e-3  # peak learning rate of AdamW
     findings: list[str] = []  # findings to show; empty means all
 
-The value says the type: text, whole number, number, true/false, or a list of them. papermill only warns about an unknown
-parameter and takes any type, so every way into a notebook (command line, profile, papermill, JupyterLab) checks here.
+The value says the type: text, whole number, number, true/false, or a list of them. papermill only warns about an
+unknown parameter and takes any type, so every way into a notebook (command line, profile, papermill, JupyterLab)
+checks here.
 """
 
 import ast
@@ -33,7 +34,7 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter: its name, type, default and help; ``element`` is the type of a list's elements, if known."""
+    """One declared parameter; ``element`` is the type of a list's elements, where it is known."""
 
     name: str
     type: type
@@ -63,7 +64,9 @@ def read_parameters(source: str | Path) -> dict[str, Parameter]:
 
     source = Path(source)
     if not source.is_file():
-        raise StudyError(f"there is no notebook at {source}: the notebooks lie in the notebooks/ folder of the checkout.")
+        raise StudyError(
+            f"there is no notebook at {source}: the notebooks lie in the notebooks/ folder of the checkout."
+        )
     cells = [
         cell
         for cell in jupytext.read(source, fmt="py:percent").cells
@@ -85,8 +88,8 @@ def parse_parameters(cell: str, notebook: str) -> dict[str, Parameter]:
         parameter = _parse_assignment(statement, comments.get(statement.end_lineno, ""))
         if parameter is None:
             raise StudyError(
-                f"{notebook}: line {statement.lineno} of the parameters cell, `{ast.unparse(statement)}`, is not a plain "
-                "parameter: write `name = value  # help` with text, a whole number, a number, True/False or a list."
+                f"{notebook}: line {statement.lineno} of the parameters cell, `{ast.unparse(statement)}`, is not plain: "
+                "write `name = value  # help` with text, a whole number, a number, True/False or a list of these."
             )
         parameters[parameter.name] = parameter
     return parameters

@@ -22,7 +22,7 @@ from threading import Event
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.notebook import notebook_environment
-from chexstudy.parameters import Parameter, read_parameters
+from chexstudy.parameters import check_values, read_parameters
 from chexstudy.profiles import Profile, read_profile, resolve_parameters
 from chexstudy.runs import Run, atomic_path
 
@@ -40,8 +40,18 @@ class NotebookFailure(StudyError):
 
 
 def list_notebooks(folder: Path | None = None) -> list[str]:
-    """Names of the notebooks in the order they run, for example ``01_build_cohort``."""
-    return sorted(path.stem for path in (folder or paths.NOTEBOOKS).glob("[0-9][0-9]_*.py"))
+    """Names of the notebooks in the order they run, for example ``01_build_cohort``.
+
+    Raises:
+        StudyError: there are none, so this is no checkout.
+    """
+    folder = folder or paths.NOTEBOOKS
+    names = sorted(path.stem for path in folder.glob("[0-9][0-9]_*.py"))
+    if not names:
+        raise StudyError(
+            f"there are no notebooks at {folder}: install chexstudy from a checkout with `pip install -e .`."
+        )
+    return names
 
 
 def find_notebook(name: str, folder: Path | None = None) -> str:
@@ -59,7 +69,7 @@ def find_notebook(name: str, folder: Path | None = None) -> str:
         return numbered[0]
     closest = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
     guess = f"did you mean {closest[0]!r}" if closest else "choose one, or all"
-    raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known) or 'none'}: {guess}.")
+    raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known)}: {guess}.")
 
 
 def run_notebook(name: str, profile: str = "demo", parameters: Mapping[str, object] | None = None, **options) -> Path:
@@ -105,8 +115,6 @@ def run_notebooks(
     """
     folder = folder or paths.NOTEBOOKS
     known = list_notebooks(folder)
-    if not known:
-        raise StudyError(f"there are no notebooks at {folder}: run chexstudy from a checkout, installed with `pip -e`.")
     chosen = known if names is None else [find_notebook(name, folder) for name in names]
     plan = read_profile(profile, folder / "profiles")
     overrides = dict(parameters or {})
@@ -114,33 +122,51 @@ def run_notebooks(
     declared = {name: read_parameters(folder / f"{name}.py") for name in known}
     values = resolve_parameters(declared, plan, chosen, overrides, run.study, from_text=from_text)
     _announce(plan, run)
-    executed, rows = [], []
+    return _execute_in_order(folder, run, values, plan.name, online=online, quiet=quiet)
+
+
+def rerun_notebooks(study: str, *, quiet: bool = False, folder: Path | None = None) -> list[Path]:
+    """Run the notebooks of a study again with the parameters they were last run with.
+
+    Steps whose artifacts are current are reused, so this draws the figures anew.
+
+    Raises:
+        StudyError: nothing of this study was run yet, or a recorded parameter is no longer one of its notebook.
+    """
+    folder = folder or paths.NOTEBOOKS
+    run = Run(study)
+    records = run.read_json(TIMINGS, "`chexstudy run all`")["notebooks"]
+    values = {}
+    for name in sorted(records):
+        declared = read_parameters(folder / f"{name}.py")
+        values[name] = check_values(declared, records[name]["parameters"], f"{name} (as recorded in {TIMINGS})")
+    profile = next(iter(records.values()))["profile"]
+    return _execute_in_order(folder, run, values, profile, online=False, quiet=quiet)
+
+
+def _execute_in_order(
+    folder: Path, run: Run, values: dict[str, dict[str, object]], profile: str, *, online: bool, quiet: bool
+) -> list[Path]:
+    """Execute the notebooks of ``values``, say how far they are, and record what each took."""
+    executed, states = [], {}
     try:
-        for position, name in enumerate(chosen, start=1):
-            print(f"[{position}/{len(chosen)}] {name}", flush=True)
-            start = time.monotonic()
-            state = "failed"
+        for position, (name, parameters) in enumerate(values.items(), start=1):
+            place = f"[{position}/{len(values)}] {name}"
+            print(place, flush=True)
+            start, state = time.monotonic(), "failed"
             try:
-                executed.append(
-                    _execute(folder / f"{name}.py", run, values[name], declared[name], online=online, quiet=quiet)
-                )
+                executed.append(_execute(folder / f"{name}.py", run, parameters, online=online, quiet=quiet))
                 state = "done"
             except KeyboardInterrupt:
                 state = "stopped"
                 raise
             finally:
-                seconds = time.monotonic() - start
-                print(f"[{position}/{len(chosen)}] {name} {state} after {seconds:.1f} s", flush=True)
-                rows.append((name, state, seconds))
-                _record_timing(run, name, state, seconds, plan.name, values[name])
+                states[name] = state, time.monotonic() - start
+                print(f"{place} {state} after {states[name][1]:.1f} s", flush=True)
+                _record_timing(run, name, *states[name], profile, parameters)
     finally:
-        _summarise(rows, chosen, run)
+        _summarise(states, list(values), run)
     return executed
-
-
-def recorded_runs(run: Run) -> dict[str, dict]:
-    """What is recorded about the notebooks of a study: seconds, state, profile and parameters, by notebook."""
-    return run.read_json(TIMINGS, "`chexstudy run all`")["notebooks"]
 
 
 def _choose_study(overrides: dict[str, object], study: str | None, profile: Profile) -> str:
@@ -157,15 +183,7 @@ def _announce(profile: Profile, run: Run) -> None:
     print(f"Study {run.study!r} is written to {run.folder}", flush=True)
 
 
-def _execute(
-    source: Path,
-    run: Run,
-    values: dict[str, object],
-    declared: Mapping[str, Parameter],
-    *,
-    online: bool,
-    quiet: bool,
-) -> Path:
+def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool, quiet: bool) -> Path:
     """Execute one notebook into the run folder and return where it lies."""
     import jupytext
     import papermill
@@ -188,8 +206,7 @@ def _execute(
             papermill.execute_notebook(
                 notebook,
                 str(partial),
-                # A parameter that keeps its default is not injected, so the executed notebook shows what was changed.
-                parameters={name: value for name, value in values.items() if value != declared[name].default},
+                parameters=values,
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
@@ -287,14 +304,12 @@ def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str
     run.write_json(TIMINGS, known)
 
 
-def _summarise(rows: list[tuple[str, str, float]], chosen: list[str], run: Run) -> None:
-    if len(chosen) < 2:
-        return
-    width = max(map(len, chosen))
-    states = {name: (state, seconds) for name, state, seconds in rows}
-    print(f"\n{'notebook':<{width}}  {'state':<8}  seconds")
-    for name in chosen:
-        state, seconds = states.get(name, ("not run", 0.0))
-        print(f"{name:<{width}}  {state:<8}  {seconds:7.1f}")
-    print(f"{'all':<{width}}  {'':<8}  {sum(seconds for _, _, seconds in rows):7.1f}")
+def _summarise(states: Mapping[str, tuple[str, float]], planned: list[str], run: Run) -> None:
+    if len(planned) > 1:
+        width = max(map(len, planned))
+        print(f"\n{'notebook':<{width}}  {'state':<8}  seconds")
+        for name in planned:
+            state, seconds = states.get(name, ("not run", 0.0))
+            print(f"{name:<{width}}  {state:<8}  {seconds:7.1f}")
+        print(f"{'all':<{width}}  {'':<8}  {sum(seconds for _, seconds in states.values()):7.1f}")
     print(f"Executed notebooks and artifacts: {run.folder}", flush=True)

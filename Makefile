@@ -1,0 +1,76 @@
+# What can be made here; `make` alone lists it.
+#   make study PROFILE=debug            another profile (a file of notebooks/profiles)
+#   make study ARGS="-p seed 1"         more arguments for `chexstudy run all`
+#   make test  PYTHON=python3.12        which Python creates .venv
+
+PROFILE ?= demo
+ARGS ?=
+JOBS ?= 2
+# The first Python of a supported version; a wrong one set by hand is refused in one sentence.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && exit; done; echo python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NOTEBOOKS := notebooks
+
+.DEFAULT_GOAL := help
+.PHONY: help study figures test lint lab sync hooks lock clean
+
+help: ## List what can be made
+	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+study: $(STAMP) ## Run every notebook of a profile: cohort, pretraining, evaluation, figures
+	@$(BIN)/chexstudy run all --profile $(PROFILE) $(ARGS)
+
+figures: $(STAMP) ## Draw the figures of a finished study again and copy them to figures/
+	@$(BIN)/chexstudy figures --study $(PROFILE) --copy-to figures
+
+# One thread a worker: two workers of one thread each outrun two that fight for both cores.
+test: $(STAMP) lint ## Check style and run the tests (without those marked slow or cuda)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not cuda"
+
+lint: $(STAMP) ## Check style and layout with ruff
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "some files are not laid out: run '$(BIN)/ruff format .'" >&2; exit 1; }
+
+# CHEXSTUDY_CWD: relative paths in a notebook's parameters are taken from the checkout, as on the command line.
+lab: $(STAMP) ## Open the notebooks in JupyterLab; .py and .ipynb halves open as notebooks
+	@CHEXSTUDY_CWD="$(CURDIR)" JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(NOTEBOOKS) $(ARGS)
+
+# --sync takes the newer half of a pair and keeps the cells' identity; --to ipynb would not.
+sync: $(STAMP) ## Make both halves of every notebook equal, without outputs
+	@$(BIN)/jupytext --quiet --set-kernel python3 --sync $(NOTEBOOKS)/*.py
+	@$(BIN)/nbstripout --extra-keys "metadata.language_info metadata.jupytext" $(NOTEBOOKS)/*.ipynb
+
+hooks: $(STAMP) ## Run ruff and the notebook pairing at every git commit
+	@$(BIN)/pre-commit install
+
+# torch stands alone at the end and its CUDA packages are left out: they come with a CUDA build of torch, pinned by it.
+TORCH := 2.13.0
+lock: ## Resolve requirements.lock anew from pyproject.toml (needs uv)
+	@command -v uv >/dev/null || { echo "'make lock' needs uv: see https://docs.astral.sh/uv" >&2; exit 1; }
+	@printf 'torch==$(TORCH)\nnumpy<2.5\n' > .lock-constraints
+	@uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 --upgrade \
+		--constraint .lock-constraints --no-annotate --no-header --quiet --output-file .lock-resolved
+	@{ echo "# Exact versions for Python 3.11 and 3.12, from pyproject.toml by 'make lock'."; \
+		echo "# torch brings its own CUDA packages, exactly pinned by its wheel, where the CUDA build is installed."; \
+		grep -vE '^(nvidia-|cuda-|triton|torch=)' .lock-resolved; \
+		echo "torch==$(TORCH)"; } > requirements.lock
+	@rm -f .lock-constraints .lock-resolved
+
+clean: ## Remove caches and build leftovers; studies under runs/ and .venv stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache runs/.cache
+	@find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c '$(SUPPORTED)' || { \
+		echo "chexstudy needs Python 3.11 or 3.12, not $$($(PYTHON) --version 2>&1): run make with PYTHON=python3.12." >&2; exit 1; }
+	@echo "Installing requirements.lock into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
