@@ -1,0 +1,141 @@
+"""Estimates with intervals under each other, in groups with a heading: the form of most comparisons."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import blended_transform_factory
+
+from chexstudy.plots.style import GREY, INK, ArmStyle
+
+ROW_MM = 3.9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One line of a forest: a value, its interval (NaN where there is none) and the single seeds' values."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    style: ArmStyle
+    seeds: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines under one heading."""
+
+    heading: str
+    estimates: list[Estimate]
+
+
+def draw_estimate(
+    axes: Axes, x: float, y: float, low: float, high: float, style: ArmStyle, vertical: bool = False, size: float = 4.2
+) -> None:
+    """A marker with its 95 % interval, along x or (``vertical``) along y."""
+    if np.isfinite(low) and np.isfinite(high):
+        across, along = ([x, x], [low, high]) if vertical else ([low, high], [y, y])
+        axes.plot(across, along, color=style.colour, linewidth=1.1, solid_capstyle="butt", gid="interval", zorder=2)
+    axes.plot(
+        [x], [y], style.marker, color=style.colour, markersize=size, markeredgecolor="white", markeredgewidth=0.4,
+        gid="estimate", zorder=4,
+    )  # fmt: skip
+
+
+def draw_seeds(axes: Axes, x, y, style: ArmStyle) -> None:
+    """The values of single seeds, as small open marks."""
+    axes.plot(
+        x, y, style.marker, color=style.colour, markersize=2.2, markerfacecolor="white", markeredgewidth=0.5,
+        linestyle="none", gid="seeds", zorder=3,
+    )  # fmt: skip
+
+
+def align_groups(*columns: list[Group]) -> list[list[int]]:
+    """How many lines each group needs so that several forests side by side keep level: one list of heights, repeated."""
+    rows = max(len(groups) for groups in columns)
+    heights = [max(len(groups[i].estimates) if i < len(groups) else 0 for groups in columns) for i in range(rows)]
+    return [heights for _ in columns]
+
+
+def forest_height_mm(heights: list[int]) -> float:
+    """Height of a forest's axes at a legible spacing."""
+    return ROW_MM * sum(height + 1.35 for height in heights)
+
+
+def draw_forest(
+    axes: Axes,
+    groups: list[Group],
+    heights: list[int],
+    reference: float | None = None,
+    number_format: str = "",
+) -> None:
+    """Draw groups of estimates from the top down.
+
+    Args:
+        axes: where.
+        groups: what.
+        heights: lines kept for each group (`align_groups`).
+        reference: a value marked by a vertical line, such as no difference.
+        number_format: if given, value and interval are written to the right of the axes, for example ``+.3f``.
+    """
+    y, ticks, labels = 0.0, [], []
+    for group, height in zip(groups, heights, strict=False):
+        # From the figure's left edge, over the labels: a heading must not narrow the axes.
+        heading = axes.text(
+            0.008, y, group.heading, transform=blended_transform_factory(axes.figure.transFigure, axes.transData),
+            fontweight="bold", fontsize=6.5, va="center", zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )  # fmt: skip
+        heading.set_in_layout(False)
+        for line, estimate in enumerate(group.estimates, start=1):
+            ticks.append(y + line)
+            labels.append(estimate.label)
+            if len(estimate.seeds):
+                draw_seeds(axes, estimate.seeds, np.full(len(estimate.seeds), y + line), estimate.style)
+            draw_estimate(axes, estimate.value, y + line, estimate.low, estimate.high, estimate.style)
+            if number_format:
+                axes.text(
+                    1.03, y + line, write_interval(estimate.value, estimate.low, estimate.high, number_format),
+                    transform=axes.get_yaxis_transform(), va="center", fontsize=6,
+                )  # fmt: skip
+        y += height + 1.35
+    axes.set_ylim(y - 0.75, -0.75)
+    axes.set_yticks(ticks, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
+    if reference is not None:
+        axes.axvline(reference, color=INK, linewidth=0.6, zorder=1)
+
+
+def write_interval(value: float, low: float, high: float, number_format: str = ".3f") -> str:
+    """``0.812 [0.790, 0.833]``, with a true minus sign."""
+    text = f"{value:{number_format}}"
+    if np.isfinite(low) and np.isfinite(high):
+        bounds = number_format.removeprefix("+")
+        text += f" [{low:{bounds}}, {high:{bounds}}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def add_arm_legend(figure: Figure, styles: list[ArmStyle], columns: int = 5) -> None:
+    """One legend of arms for a whole figure, under it."""
+    handles = [
+        figure_line(style.marker, style.colour, style.name) for style in {style.name: style for style in styles}.values()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def figure_line(marker: str, colour: str, label: str):
+    """A legend entry of one marker."""
+    return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=4.2, label=label)
+
+
+def draw_chance(axes: Axes, value: float) -> None:
+    """A dashed line where a blind model would be, if the axes reach it."""
+    low, high = axes.get_xlim()
+    if low <= value <= high:
+        axes.axvline(value, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)

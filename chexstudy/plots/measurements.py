@@ -1,0 +1,128 @@
+"""Rows of the results table as figures need them: chosen, seeds put together, and said in words.
+
+Rows of one seed have ``seed >= 0``; a row over all seeds of an arm has ``seed = -1`` and the interval that goes with it.
+"""
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+
+OVER_SEEDS = -1
+_KEYS = ["arm", "task", "data_set", "finding", "metric", "setting"]
+# Where several prompt settings were measured and only one can be drawn.
+_PREFERRED_SETTINGS = ("chosen", "published")
+
+
+def select_rows(results: pd.DataFrame, task: str, **wanted: object) -> pd.DataFrame:
+    """Rows of a task that have a value, with further columns equal to a value or among several."""
+    chosen = (results.task == task) & results.value.notna()
+    for column, values in wanted.items():
+        if values is not None:
+            chosen &= results[column].isin([values] if isinstance(values, str | int) else list(values))
+    return results[chosen].reset_index(drop=True)
+
+
+def require_rows(rows: pd.DataFrame, what: str, made_by: str) -> pd.DataFrame:
+    """Raise a `StudyError` if there is nothing to draw."""
+    if rows.empty:
+        raise StudyError(f"there is nothing to draw: the table has no {what}; run {made_by} first.")
+    return rows
+
+
+def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each arm and measurement: the one over all seeds if there is one, else the only seed's.
+
+    Without a row over several seeds, the value is their mean and has no interval: intervals of single seeds cannot be
+    put together afterwards.
+
+    Returns:
+        ``arm, task, data_set, finding, metric, setting, value, ci_low, ci_high, n, positives, exposure, seeds``.
+    """
+    summaries = []
+    for _, group in rows.groupby(_KEYS, sort=False):
+        of_seeds = group[group.seed != OVER_SEEDS]
+        over_seeds = group[group.seed == OVER_SEEDS]
+        row = (over_seeds if len(over_seeds) else of_seeds).iloc[0].copy()
+        if not len(over_seeds) and len(of_seeds) > 1:
+            row["value"], row["ci_low"], row["ci_high"] = of_seeds.value.mean(), np.nan, np.nan
+        row["seeds"] = of_seeds.seed.nunique()
+        summaries.append(row)
+    columns = [*_KEYS, "value", "ci_low", "ci_high", "n", "positives", "exposure", "seeds"]
+    return pd.DataFrame(summaries, columns=columns).reset_index(drop=True)
+
+
+def seed_values(rows: pd.DataFrame, **wanted: object) -> np.ndarray:
+    """The values of the single seeds among rows, if there are several."""
+    chosen = rows.seed != OVER_SEEDS
+    for column, value in wanted.items():
+        chosen &= rows[column] == value
+    values = rows.loc[chosen].sort_values("seed").value.to_numpy(dtype=float)
+    return values if len(values) > 1 else values[:0]
+
+
+def preferred_setting(rows: pd.DataFrame) -> str:
+    """The prompt setting to draw where there is room for one: chosen on validation, else published, else the first."""
+    settings = sorted(set(rows.setting))
+    return next((name for name in _PREFERRED_SETTINGS if name in settings), settings[0])
+
+
+def preferred_data_set(rows: pd.DataFrame) -> str:
+    """The data set to draw where there is room for one: the rare-enriched test, else a test, else the first."""
+    names = sorted(set(rows.data_set))
+    return next((name for ending in ("/test_enriched", "/test") for name in names if name.endswith(ending)), names[0])
+
+
+def split_difference(arm: str) -> tuple[str, str]:
+    """The two arms of a paired difference ``first - second``.
+
+    Raises:
+        StudyError: the arm is not written that way.
+    """
+    first, separator, second = arm.partition(" - ")
+    if not separator or not first or not second:
+        raise StudyError(f"the arm of a difference reads 'first - second', not {arm!r}: measure it again.")
+    return first.strip(), second.strip()
+
+
+def name_setting(setting: str) -> str:
+    """A setting as words: prompt families get the word prompts, directions lose their underscores."""
+    return {"": "", "published": "published prompts", "chosen": "prompts chosen on validation"}.get(
+        setting, setting.replace("_", " ")
+    )
+
+
+def name_data_set(data_set: str) -> str:
+    """``phantom/test_enriched`` as words: ``phantom, test enriched``."""
+    return data_set.replace("/", ", ").replace("_", " ")
+
+
+def describe_interval(rows: pd.DataFrame) -> str:
+    """One or two sentences on seeds, intervals and n of the rows a figure shows."""
+    numbers = sorted(set(rows.seed[rows.seed != OVER_SEEDS]))
+    aggregated = bool((rows.seed == OVER_SEEDS).any())
+    with_interval = rows.ci_low.notna().any()
+    if aggregated:
+        seeds = f"Large marks are means over {len(numbers)} seeds, small ones single seeds. " if len(numbers) > 1 else ""
+        interval = "Bars are 95 % intervals, seeds and patients resampled (hierarchical bootstrap). "
+    elif len(numbers) > 1:
+        seeds = f"Large marks are means over {len(numbers)} seeds, small ones single seeds. "
+        interval = "No interval over seeds was computed. "
+    else:
+        seeds = f"One seed ({numbers[0]}). " if numbers else ""
+        interval = "Bars are 95 % intervals, patients resampled (clustered bootstrap). "
+    if not with_interval:
+        interval = "No interval could be computed. "
+    return seeds + interval + describe_n(rows)
+
+
+def describe_n(rows: pd.DataFrame) -> str:
+    """How many images or pairs each data set has, and which the model may have seen."""
+    parts = []
+    for data_set, group in rows.groupby("data_set", sort=True):
+        low, high = int(group.n.min()), int(group.n.max())
+        count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+        exposure = {"seen": ", may have been seen in training", "unknown": ", exposure unknown"}
+        worst = next((word for state, word in exposure.items() if (group.exposure == state).any()), "")
+        parts.append(f"n = {count} ({name_data_set(data_set)}{worst})")
+    return "; ".join(parts) + "."

@@ -1,0 +1,200 @@
+"""One look for all figures: sizes in millimetres, type, colours with markers that also tell apart in grey, one save.
+
+Colours are those of Okabe and Ito, chosen to be told apart by people with any common colour vision.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, atomic_path
+
+SINGLE_MM, DOUBLE_MM = 89.0, 183.0
+_MM_PER_INCH = 25.4
+
+INK, GREY, PALE = "#222222", "#8A8A8A", "#D9D9D9"
+ACCENT = "#D55E00"
+# Dark to light as well as blue to orange, so that stacked parts keep their order in grey print.
+SEQUENCE = ("#0B3C5D", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#D9D9D9")
+BAND_COLOURS = {"central": "#9DB7CC", "support": "#E69F00", "outlier": "#4B1D6B"}
+BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
+
+# What belongs to patients stays out of what is published.
+_PRIVATE_COLUMNS = {"patient_id", "study_id", "report"}
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How one arm looks in every figure."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+ARM_STYLES = {
+    "curated": ArmStyle("Curated", "#D55E00", "o"),
+    "random_same_data": ArmStyle("Random, same data", "#0072B2", "s"),
+    "random_same_compute": ArmStyle("Random, same compute", "#56B4E9", "^"),
+    "full": ArmStyle("All pairs", "#222222", "D"),
+    "oracle_balanced": ArmStyle("Label-balanced (oracle)", "#009E73", "P"),
+}
+_OTHER_MARKERS = ("v", "X", "<", ">", "h", "p")
+_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#8A8A8A", "#7A5195", "#5E4B3C")
+
+
+def arm_style(arm: str, arms: list[str] | None = None) -> ArmStyle:
+    """The look of an arm; arms of one's own get a colour by their place among ``arms``."""
+    if arm in ARM_STYLES:
+        return ARM_STYLES[arm]
+    others = [other for other in order_arms(arms or [arm]) if other not in ARM_STYLES]
+    place = others.index(arm) if arm in others else 0
+    return ArmStyle(
+        arm.replace("_", " ").capitalize(),
+        _OTHER_COLOURS[place % len(_OTHER_COLOURS)],
+        _OTHER_MARKERS[place % len(_OTHER_MARKERS)],
+    )
+
+
+def order_arms(arms) -> list[str]:
+    """Arms in the order of all figures: the study's own as above, then others by name."""
+    known = list(ARM_STYLES)
+    return sorted(set(arms), key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
+
+
+def use_style() -> None:
+    """Set the type, lines and sizes of all figures. Every figure function calls it; so may a notebook for its own."""
+    plt.rcParams.update(
+        {
+            # The font that comes with matplotlib: figures are the same on every machine.
+            "font.family": "DejaVu Sans",
+            "font.size": 7,
+            "axes.titlesize": 7.5,
+            "axes.titlelocation": "left",
+            "axes.titlepad": 5,
+            "axes.labelsize": 7,
+            "axes.labelpad": 2.5,
+            "xtick.labelsize": 6.5,
+            "ytick.labelsize": 6.5,
+            "legend.fontsize": 6.5,
+            "legend.frameon": False,
+            "legend.handlelength": 1.4,
+            "legend.handletextpad": 0.5,
+            "legend.columnspacing": 1.2,
+            "legend.borderaxespad": 0.2,
+            "mathtext.fontset": "dejavusans",
+            "text.color": INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "xtick.major.size": 2.5,
+            "ytick.major.size": 2.5,
+            "xtick.minor.size": 1.5,
+            "ytick.minor.size": 1.5,
+            "xtick.minor.width": 0.4,
+            "ytick.minor.width": 0.4,
+            "lines.linewidth": 1.0,
+            "lines.markersize": 4,
+            "hatch.linewidth": 0.5,
+            "figure.dpi": 150,
+            "savefig.dpi": 300,
+            "figure.facecolor": "white",
+            "image.cmap": "gray",
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def new_figure(height_mm: float, width_mm: float = DOUBLE_MM) -> Figure:
+    """An empty figure of a given size; its panels are laid out so that nothing overlaps.
+
+    pyplot forgets it at once: a notebook shows the figure a cell returns, once, and none pile up in memory.
+    """
+    use_style()
+    figure = plt.figure(figsize=(width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH), layout="constrained")
+    figure.get_layout_engine().set(w_pad=2.5 / 72, h_pad=2.5 / 72, wspace=0.03, hspace=0.04)
+    plt.close(figure)
+    return figure
+
+
+def title_panel(axes: Axes, letter: str, title: str = "") -> None:
+    """Put the panel's bold letter and its title over the left end of the axes."""
+    axes.set_title(rf"$\mathbf{{{letter}}}$" + (f"   {title}" if title else ""), loc="left")
+
+
+def clear_frame(axes: Axes) -> None:
+    """Leave nothing of the axes but what is drawn in them: for maps and radiographs."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def format_count(count: float) -> str:
+    """A count with thin separators: ``1,345``."""
+    return f"{int(count):,}"
+
+
+def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.DataFrame | None = None) -> Path:
+    """Write a figure as PNG (300 dpi) and PDF, and its caption and numbers as JSON, into the study's ``figures/``.
+
+    The same figure gives the same bytes: neither file holds a date or a version.
+
+    Args:
+        run: the study.
+        figure: what a figure function returned.
+        name: file name without its ending, for example ``zero_shot``.
+        caption: what the figure shows, with n, seeds and the kind of interval.
+        data: the numbers plotted, one row a mark.
+
+    Returns:
+        Path of the PNG.
+
+    Raises:
+        StudyError: the name is no plain file name, or the numbers hold patient identifiers or report texts.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise StudyError(f"a figure's name must be a plain file name such as 'zero_shot', not {name!r}.")
+    private = sorted(_PRIVATE_COLUMNS & set(() if data is None else data.columns))
+    if private:
+        raise StudyError(f"the numbers of figure {name} hold the column {private[0]}: leave it out, figures are public.")
+    use_style()
+    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    for suffix, fields in metadata.items():
+        with atomic_path(run.path(f"figures/{name}{suffix}")) as temporary:
+            figure.savefig(temporary, metadata=fields)
+    record = {"name": name, "caption": caption, "data": [] if data is None else _records(data)}
+    with atomic_path(run.path(f"figures/{name}.json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return run.path(f"figures/{name}.png")
+
+
+def _records(data: pd.DataFrame) -> list[dict]:
+    return [{name: _plain(value) for name, value in row.items()} for row in data.to_dict("records")]
+
+
+def _plain(value: object) -> object:
+    """A value JSON can hold; numbers to seven digits, which is more than any figure shows."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and not np.isfinite(value)):
+        return None
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    return value if isinstance(value, bool | int | str) else str(value)
