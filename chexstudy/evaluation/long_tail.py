@@ -160,6 +160,19 @@ def keep_rates(
     )
 
 
+def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
+    """`keep_rates` as rows of the results table: ``finding`` is the group, ``setting`` what it was grouped by.
+
+    The metrics are ``keep_rate`` and ``enrichment``; ``n`` counts the images of the group, ``positives`` the kept ones.
+    """
+    tables = []
+    for metric, low, high in (("keep_rate", "ci_low", "ci_high"), ("enrichment", "enrichment_low", "enrichment_high")):
+        columns = {"group": "finding", "group_by": "setting", metric: "value", low: "ci_low", high: "ci_high"}
+        table = rates[[*columns, "n", "kept"]].rename(columns={**columns, "kept": "positives"})
+        tables.append(table.assign(metric=metric))
+    return pd.concat(tables, ignore_index=True)
+
+
 def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
     findings = finding_columns(cohort)
     labels = label_matrix(cohort, findings)
@@ -214,7 +227,7 @@ def _keep_rate(members, kept, patients, overall) -> tuple:
     if 0 < hits < n and count > 1:
         residual = np.bincount(own_patients, weights=kept[members] - rate)
         between = np.sum(residual**2) / n**2 * count / (count - 1)
-        effective = n / max(1.0, between / (rate * (1 - rate) / n))
+        effective = n / max(1.0, between / (rate * (1 - rate) / (n - 1)))
     else:
         effective = count
     low, high = wilson_interval(rate, effective)

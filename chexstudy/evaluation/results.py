@@ -1,11 +1,11 @@
 """The results table: every number of a figure or of the README is a row of it.
 
-Columns: ``study``, ``arm``, ``seed``, ``task`` (zero_shot | retrieval | linear_probe | curation), ``data_set`` (source
-and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such as ``tail``, or
-``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is none), ``value``,
-``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),
-``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and ``seconds`` (of
-the arm's training, scoring and warm-up included; NaN where nothing was trained).
+Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` (zero_shot | retrieval | linear_probe |
+curation), ``data_set`` (source and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a
+tier such as ``tail``, or ``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is
+none), ``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no
+meaning), ``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and
+``seconds`` (of the arm's training, scoring and warm-up included; NaN where nothing was trained).
 """
 
 import pandas as pd
@@ -42,9 +42,15 @@ def validate_results(results: pd.DataFrame) -> pd.DataFrame:
     """
     defaults = {"flops": float("nan"), "seconds": float("nan"), "setting": ""}
     results = results.assign(**{name: value for name, value in defaults.items() if name not in results})
+    wrong = [f"lacks {name!r}" for name in COLUMNS if name not in results]
+    wrong += [f"has an unknown column {name!r}" for name in results.columns if name not in COLUMNS]
+    if wrong:
+        raise StudyError(f"the results table breaks its contract: it {wrong[0]}; its columns are {', '.join(COLUMNS)}.")
+    # Tables with and without a setting are often put together before they are written.
+    results = results.assign(setting=results.setting.fillna("")).reset_index(drop=True)
     try:
-        return _SCHEMA.validate(results.reset_index(drop=True))[COLUMNS]
-    except pa.errors.SchemaError as error:
+        return _SCHEMA.validate(results)[COLUMNS]
+    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
         raise StudyError(f"the results table breaks its contract: {str(error).splitlines()[0]}") from None
 
 

@@ -138,7 +138,7 @@ def measure_ranks(ranks: pd.DataFrame, direction: str, weights: np.ndarray | Non
 
 
 def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Median ``(resamples,)`` of ``values (queries,)`` under ``weight (resamples, queries)``; the usual one if equal."""
+    """``(resamples,)`` medians of ``values (queries,)`` under ``weight (resamples, queries)``."""
     order = np.argsort(values, kind="stable")
     running = np.cumsum(weight[:, order], axis=1)
     # Shares such as three thirds add up to half the total only to within rounding.

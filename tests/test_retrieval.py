@@ -1,0 +1,171 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import add_results
+from chexstudy.evaluation.retrieval import (
+    METRICS,
+    compare_ranks,
+    evaluate_retrieval,
+    expected_rank,
+    expected_recall,
+    measure_chance,
+    measure_ranks,
+    rank_pairs,
+)
+from chexstudy.evaluation.statistics import bootstrap_patients
+from chexstudy.runs import Run
+
+
+def on_circle(*degrees):
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_ranks_worked_by_hand():
+    # Images at 0, 10, 50 degrees; their texts at 12, 40, 44.
+    ranks = rank_pairs(on_circle(0, 10, 50), on_circle(12, 40, 44), ["a", "b", "c"])
+    assert list(ranks.image_to_text_better) == [0, 1, 0]
+    # Nearest image first: the text at 12 sees 10, 0, 50; at 40 sees 50, 10, 0; at 44 sees 50, 10, 0.
+    assert list(ranks.text_to_image_better) == [1, 1, 0]
+    np.testing.assert_allclose(measure_ranks(ranks, "image_to_text"), [2 / 3, 1, 1, 1, 4 / 3])
+    np.testing.assert_allclose(measure_ranks(ranks, "text_to_image"), [1 / 3, 1, 1, 2, 5 / 3])
+
+
+def test_identical_texts_are_one_candidate_and_any_of_their_images_is_right():
+    images = on_circle(0, 90, 180)
+    texts = ["Normal chest.", "Mass.", " Normal  chest. "]
+    # The text "normal" lies at the third image; the first image is nearer to it than the mass is, but both are right.
+    ranks = rank_pairs(images, on_circle(180, 90, 180), texts)
+    assert list(ranks.text) == [0, 1, 0]
+    np.testing.assert_allclose(ranks.share, [1 / 2, 1, 1 / 2])
+    assert list(ranks.text_to_image_better) == [0, 0, 0]
+    # The first image is opposite its text: of two candidates the mass is nearer.
+    assert list(ranks.image_to_text_better) == [1, 0, 0]
+    assert measure_ranks(ranks, "text_to_image")[0] == 1
+    assert measure_ranks(ranks, "image_to_text")[0] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("better", "tied", "right"), [(0, 3, 1), (1, 3, 2), (2, 0, 1), (0, 2, 3), (4, 1, 1)])
+def test_ties_are_expectations_over_all_orders(better, tied, right):
+    orders = list(permutations([True] * right + [False] * tied))
+    first = [better + 1 + order.index(True) for order in orders]
+    arguments = [np.array([float(value)]) for value in (better, tied, right)]
+    assert expected_rank(*arguments)[0] == pytest.approx(np.mean(first))
+    for cutoff in (1, 2, 3, 5, 10):
+        assert expected_recall(*arguments, cutoff)[0] == pytest.approx(np.mean(np.array(first) <= cutoff))
+
+
+def test_a_collapsed_model_gets_chance_in_both_directions():
+    texts = [f"report {number % 8}" for number in range(20)]
+    ranks = rank_pairs(np.ones((20, 5)), np.ones((20, 5)), texts)
+    for direction in ("image_to_text", "text_to_image"):
+        np.testing.assert_allclose(measure_ranks(ranks, direction), measure_chance(ranks, direction))
+    assert measure_chance(ranks, "image_to_text")[0] == pytest.approx(1 / 8)
+    # Four texts have three of the twenty images, four have two.
+    assert measure_chance(ranks, "text_to_image")[0] == pytest.approx((4 * 3 / 20 + 4 * 2 / 20) / 8)
+
+
+def test_weights_repeat_queries_and_share_a_text_among_its_images():
+    generator = np.random.default_rng(0)
+    texts = [f"report {number % 9}" for number in range(15)]
+    images, described = generator.normal(size=(15, 4)), generator.normal(size=(9, 4))[np.arange(15) % 9]
+    ranks = rank_pairs(images, described, texts)
+    np.testing.assert_allclose(
+        measure_ranks(ranks, "image_to_text", np.ones((1, 15), int))[0], measure_ranks(ranks, "image_to_text")
+    )
+    weights = generator.integers(0, 4, size=(6, 15))
+    measured = measure_ranks(ranks, "image_to_text", weights)
+    rank = expected_rank(*(ranks[f"image_to_text_{name}"].to_numpy() for name in ("better", "tied", "right")))
+    for row, weight in zip(measured, weights, strict=True):
+        repeated = np.repeat(rank, weight)
+        np.testing.assert_allclose(
+            row, [*((repeated <= k).mean() for k in (1, 5, 10)), np.median(repeated), repeated.mean()]
+        )
+    rank = expected_rank(*(ranks[f"text_to_image_{name}"].to_numpy() for name in ("better", "tied", "right")))
+    share = weights * ranks.share.to_numpy()
+    np.testing.assert_allclose(
+        measure_ranks(ranks, "text_to_image", weights)[:, -1], (share * rank).sum(axis=1) / share.sum(axis=1)
+    )
+
+
+def test_blocks_of_queries_leave_no_seam(monkeypatch):
+    generator = np.random.default_rng(1)
+    images, texts = generator.normal(size=(50, 3)), [str(number % 31) for number in range(50)]
+    described = generator.normal(size=(31, 3))[np.arange(50) % 31]
+    whole = rank_pairs(images, described, texts)
+    monkeypatch.setattr("chexstudy.evaluation.retrieval._ROWS_AT_ONCE", 7)
+    assert rank_pairs(images, described, texts).equals(whole)
+
+
+def test_rows_say_what_was_asked_and_fit_the_results_table(home):
+    generator = np.random.default_rng(2)
+    texts = ["normal", "normal", "", *[f"report {number}" for number in range(37)]]
+    described = generator.normal(size=(40, 6))
+    described[1] = described[0]
+    images = described + 0.2 * generator.normal(size=(40, 6))
+    rows = evaluate_retrieval(images, described, texts, np.arange(40) // 2, np.random.default_rng(0), resamples=200)
+    by_image = rows[rows.setting == "image_to_text; identical texts are one: 38 of 39; 1 without text"]
+    assert list(by_image.metric[:5]) == list(METRICS)
+    assert (by_image.n == 39).all()
+    recall = by_image[by_image.metric == "recall@1"].iloc[0]
+    assert recall.ci_low < recall.value < recall.ci_high or recall.value == 1
+    chance = by_image[by_image.metric == "recall@5 by chance"].iloc[0]
+    assert chance.value == pytest.approx(5 / 38)
+    by_text = rows[rows.setting.str.startswith("text_to_image")]
+    assert (by_text.n == 38).all()
+    place = {"arm": "full", "seed": 0, "task": "retrieval", "data_set": "phantom/test", "exposure": "held_out"}
+    assert len(add_results(Run("test"), rows.assign(**place))) == len(rows) == 20
+    again = evaluate_retrieval(images, described, texts, np.arange(40) // 2, np.random.default_rng(0), resamples=200)
+    assert again.equals(rows)
+
+
+def test_intervals_are_wider_when_patients_hold_many_images():
+    generator = np.random.default_rng(3)
+    trouble = np.repeat(generator.random(30) < 0.5, 8)
+    described = generator.normal(size=(240, 16))
+    images = np.where(trouble[:, None], generator.normal(size=(240, 16)), described)
+    texts = [str(number) for number in range(240)]
+    widths = []
+    for patients in (np.repeat(np.arange(30), 8), np.arange(240)):
+        rows = evaluate_retrieval(images, described, texts, patients, np.random.default_rng(0), resamples=300)
+        recall = rows[rows.metric == "recall@1"].iloc[0]
+        widths.append(recall.ci_high - recall.ci_low)
+    assert widths[0] > 1.8 * widths[1]
+
+
+def test_arms_are_compared_on_the_same_patients_and_seeds():
+    generator = np.random.default_rng(4)
+    described = generator.normal(size=(60, 8))
+    texts = [str(number) for number in range(60)]
+    arms = {
+        noise: [
+            rank_pairs(described + noise * generator.normal(size=described.shape), described, texts) for _ in range(2)
+        ]
+        for noise in (0.3, 3.0)
+    }
+    rows = compare_ranks(arms[0.3], arms[3.0], np.arange(60), generator, resamples=200, setting="2 seeds")
+    recall = rows[rows.metric == "recall@1_difference"]
+    assert (recall.ci_low > 0).all()
+    assert recall.setting.str.endswith("; 2 seeds").all()
+    assert (rows[rows.metric == "median_rank_difference"].ci_high < 0).all()
+    with pytest.raises(StudyError, match="same seeds"):
+        compare_ranks(arms[0.3], arms[3.0][:1], np.arange(60), generator)
+
+
+def test_what_cannot_be_ranked_is_named():
+    with pytest.raises(StudyError, match="all of these are empty"):
+        rank_pairs(np.ones((2, 3)), np.ones((2, 3)), ["", " "])
+    with pytest.raises(StudyError, match="2 reports"):
+        rank_pairs(np.ones((3, 3)), np.ones((3, 3)), ["a", "b"])
+
+
+def test_a_resample_without_any_text_counts_as_not_evaluable():
+    ranks = rank_pairs(np.eye(3), np.eye(3), ["a", "", ""])
+    weights = np.array([[0, 2, 1], [1, 1, 1]])
+    measured = measure_ranks(ranks, "image_to_text", weights)
+    assert np.isnan(measured[0, [0, 1, 2, 4]]).all()
+    assert measured[1, 0] == 1
+    assert bootstrap_patients(["a", "b", "c"], 2, np.random.default_rng(0)).shape == (2, 3)

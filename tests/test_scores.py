@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import add_results, read_results
+from chexstudy.evaluation.scores import (
+    compare_scores,
+    measure_scores,
+    measure_seeds,
+    read_scores,
+    scored_seeds,
+    write_scores,
+)
+from chexstudy.evaluation.statistics import auroc, bootstrap_patients, interval
+from chexstudy.runs import Run
+
+FINDINGS = ["Cardiomegaly", "Nodule", "Hernia", "Mass"]
+PLACE = {"arm": "curated", "seed": 0, "task": "zero_shot", "data_set": "phantom/test"}
+
+
+@pytest.fixture
+def cases():
+    generator = np.random.default_rng(0)
+    labels = (generator.random((120, 4)) < [0.5, 0.3, 0.2, 0.3]).astype(float)
+    labels[:, 3] = 0
+    labels[:10, 0] = -1
+    labels[:5, 1] = np.nan
+    scores = np.stack([labels.clip(0) + generator.normal(size=labels.shape) for _ in range(3)])
+    return labels, np.nan_to_num(scores), bootstrap_patients(np.arange(120) // 2, 200, generator)
+
+
+def pick(rows, finding, metric):
+    return rows[(rows.finding == finding) & (rows.metric == metric)].iloc[0]
+
+
+def test_every_finding_keeps_a_row_with_its_n_and_positives(cases):
+    labels, scores, weights = cases
+    rows = measure_scores(scores[0], labels, FINDINGS, weights, setting="published")
+    assert list(rows.columns) == ["finding", "metric", "setting", "value", "ci_low", "ci_high", "n", "positives"]
+    assert set(rows.finding[rows.metric == "auprc"]) == {*FINDINGS, "macro"}
+    assert pick(rows, "Cardiomegaly", "auroc").n == 110
+    assert pick(rows, "Nodule", "auroc").n == 115
+    assert pick(rows, "Nodule", "auroc").positives == (labels[:, 1] == 1).sum()
+    mass = pick(rows, "Mass", "auroc")
+    assert np.isnan([mass.value, mass.ci_low, mass.ci_high]).all()
+    assert (mass.n, mass.positives) == (120, 0)
+    count = pick(rows, "macro", "evaluable_findings")
+    assert (count.value, count.n) == (3, 4)
+
+
+def test_the_macro_interval_comes_from_the_same_resamples(cases):
+    labels, scores, weights = cases
+    rows = measure_scores(scores[0], labels, FINDINGS, weights)
+    low, high = interval(auroc(labels, scores[0], weights)[:, :3].mean(axis=1))
+    macro = pick(rows, "macro", "auroc")
+    assert macro.value == pytest.approx(auroc(labels, scores[0])[:3].mean())
+    assert (macro.ci_low, macro.ci_high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_tier_is_the_mean_of_its_findings(cases):
+    labels, scores, weights = cases
+    tiers = {"Cardiomegaly": "head", "Nodule": "tail", "Hernia": "tail"}
+    rows = measure_scores(scores[0], labels, FINDINGS, weights, tiers=tiers)
+    assert pick(rows, "tail", "auroc").value == pytest.approx(auroc(labels, scores[0])[1:3].mean())
+    assert pick(rows, "head", "auroc").value == pick(rows, "Cardiomegaly", "auroc").value
+    assert "medium" not in set(rows.finding)
+    with pytest.raises(StudyError, match="head, medium, tail"):
+        measure_scores(scores[0], labels, FINDINGS, weights, tiers={"Nodule": "rare"})
+
+
+def test_over_seeds_the_value_is_the_mean_and_the_interval_holds_their_spread(cases):
+    labels, _, weights = cases
+    generator = np.random.default_rng(1)
+    present = np.nan_to_num(labels.clip(0))
+    scores = [strength * present + generator.normal(size=labels.shape) for strength in (0.0, 1.0, 3.0)]
+    rows = measure_seeds(scores, labels, FINDINGS, weights, np.random.default_rng(0))
+    macro = pick(rows, "macro", "auroc")
+    assert macro.value == pytest.approx(np.mean([auroc(labels, one)[:3].mean() for one in scores]))
+    one = pick(measure_scores(scores[1], labels, FINDINGS, weights), "macro", "auroc")
+    assert macro.ci_high - macro.ci_low > 1.5 * (one.ci_high - one.ci_low)
+
+
+def test_a_better_arm_is_seen_and_an_equal_one_is_not(cases):
+    labels, scores, weights = cases
+    better = list(scores + 2 * np.nan_to_num(labels.clip(0)))
+    rows = compare_scores(better, list(scores), labels, FINDINGS, weights, np.random.default_rng(0), setting="a - b")
+    macro = pick(rows, "macro", "auroc_difference")
+    assert 0 < macro.ci_low < macro.value < macro.ci_high
+    assert macro.setting == "a - b"
+    same = compare_scores(list(scores), list(scores), labels, FINDINGS, weights, np.random.default_rng(0))
+    assert (same.value.dropna() == 0).all()
+    with pytest.raises(StudyError, match="same seeds"):
+        compare_scores(better, list(scores[:2]), labels, FINDINGS, weights, np.random.default_rng(0))
+
+
+def test_scores_come_back_in_the_order_asked_for(home):
+    run, scores = Run("test"), np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], dtype="float32")
+    name = write_scores(run, scores, ["a", "b", "c"], FINDINGS[:2], **PLACE)
+    assert name == "evaluation/curated/seed0/zero_shot/phantom/test.parquet"
+    read = read_scores(run, ["c", "a"], ["Nodule", "Cardiomegaly"], **PLACE)
+    np.testing.assert_array_equal(read, scores[[2, 0]][:, ::-1])
+    assert read.dtype == scores.dtype
+    with pytest.raises(StudyError, match="lacks 'd'"):
+        read_scores(run, ["a", "d"], ["Nodule"], **PLACE)
+    with pytest.raises(StudyError, match="lacks 'Hernia'"):
+        read_scores(run, ["a"], ["Hernia"], **PLACE)
+    with pytest.raises(StudyError, match="05_compare_arms first"):
+        read_scores(run, ["a"], ["Nodule"], **{**PLACE, "seed": 5})
+
+
+def test_an_image_is_scored_once(home):
+    with pytest.raises(StudyError, match="'a' is scored twice"):
+        write_scores(Run("test"), np.zeros((2, 1)), ["a", "a"], ["Nodule"], **PLACE)
+    with pytest.raises(StudyError, match="pass a row an image"):
+        write_scores(Run("test"), np.zeros((2, 1)), ["a"], ["Nodule"], **PLACE)
+
+
+def test_only_seeds_that_all_arms_have_are_compared(home):
+    run = Run("test")
+    for arm, seeds in (("curated", (0, 2, 10)), ("full", (2, 10, 3))):
+        for seed in seeds:
+            write_scores(run, np.zeros((1, 1)), ["a"], ["Nodule"], **{**PLACE, "arm": arm, "seed": seed})
+    assert scored_seeds(run, ["curated", "full"], task="zero_shot", data_set="phantom/test") == [2, 10]
+    with pytest.raises(StudyError, match="no seed with linear_probe scores"):
+        scored_seeds(run, ["curated", "full"], task="linear_probe", data_set="phantom/test")
+
+
+def test_rows_fit_the_results_table(home, cases):
+    labels, scores, weights = cases
+    rows = measure_scores(scores[0], labels, FINDINGS, weights, setting="published")
+    run = Run("test")
+    add_results(run, rows.assign(**PLACE, exposure="held_out"))
+    table = add_results(run, rows.assign(**PLACE, exposure="held_out"))
+    assert len(table) == len(rows) == len(read_results(run))

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.statistics import (
+    auroc,
+    average_precision,
+    bootstrap_patients,
+    interval,
+    macro_mean,
+    paired_difference,
+    rank_metrics,
+    resample_seeds,
+)
+
+
+def column(*values):
+    return np.array(values, dtype=float)[:, None]
+
+
+def test_auroc_and_average_precision_of_a_case_worked_by_hand():
+    # Sorted by score: positive 0.9, negative 0.8, positive 0.7, negative 0.1.
+    labels, scores = column(1, 0, 1, 0), column(0.9, 0.8, 0.7, 0.1)
+    assert auroc(labels, scores)[0] == pytest.approx(3 / 4)
+    assert average_precision(labels, scores)[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
+
+
+def test_a_tie_counts_half():
+    assert auroc(column(1, 0), column(0.5, 0.5))[0] == pytest.approx(0.5)
+    assert average_precision(column(1, 0, 0), column(0.5, 0.5, 0.5))[0] == pytest.approx(1 / 3)
+
+
+def test_many_findings_with_ties_and_masked_labels_agree_with_scikit_learn():
+    generator = np.random.default_rng(0)
+    labels = generator.choice([0.0, 1.0, -1.0, np.nan], size=(300, 7), p=[0.6, 0.2, 0.1, 0.1])
+    scores = np.round(generator.normal(size=labels.shape) + (labels == 1), 1)
+    area, precision = rank_metrics(labels, scores)
+    for finding in range(labels.shape[1]):
+        known = np.isin(labels[:, finding], (0, 1))
+        assert area[finding] == pytest.approx(roc_auc_score(labels[known, finding], scores[known, finding]), abs=1e-12)
+        assert precision[finding] == pytest.approx(
+            average_precision_score(labels[known, finding], scores[known, finding]), abs=1e-12
+        )
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_agree_with_scikit_learn_sample_weights(whole):
+    generator = np.random.default_rng(1)
+    labels = (generator.random((120, 3)) < 0.3).astype(float)
+    scores = np.round(generator.normal(size=labels.shape) + labels, 1)
+    weights = generator.integers(0, 4, size=(50, 120)) if whole else generator.random((50, 120))
+    area, precision = rank_metrics(labels, scores, weights)
+    assert area.shape == precision.shape == (50, 3)
+    for resample in range(50):
+        for finding in range(3):
+            arguments = labels[:, finding], scores[:, finding]
+            weight = weights[resample]
+            assert area[resample, finding] == pytest.approx(roc_auc_score(*arguments, sample_weight=weight), abs=1e-9)
+            assert precision[resample, finding] == pytest.approx(
+                average_precision_score(*arguments, sample_weight=weight), abs=1e-9
+            )
+
+
+def test_a_large_number_of_resamples_is_worked_in_blocks_without_a_seam(monkeypatch):
+    generator = np.random.default_rng(2)
+    labels = (generator.random((40, 2)) < 0.4).astype(float)
+    scores = generator.normal(size=labels.shape)
+    weights = bootstrap_patients(np.arange(40), 37, generator)
+    whole = rank_metrics(labels, scores, weights)
+    monkeypatch.setattr("chexstudy.evaluation.statistics._BLOCK", 40 * 5)
+    for expected, measured in zip(whole, rank_metrics(labels, scores, weights), strict=True):
+        np.testing.assert_array_equal(measured, expected)
+
+
+def test_a_finding_of_one_class_is_nan_and_leaves_the_others_alone():
+    labels = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0]], dtype=float)
+    scores = np.array([[0.1, 0.9, 0.3], [0.2, 0.5, 0.2], [0.3, 0.7, 0.1]])
+    area = auroc(labels, scores)
+    assert np.isnan(area[[0, 2]]).all()
+    assert area[1] == 1
+    assert macro_mean(area) == 1
+    assert np.isnan(macro_mean(np.array([np.nan, np.nan])))
+
+
+def test_a_finding_that_was_not_predicted_is_nan_but_half_a_prediction_is_an_error():
+    labels = np.array([[1, 1], [0, 0]], dtype=float)
+    assert np.isnan(auroc(labels, np.array([[np.nan, 1.0], [np.nan, 0.0]]))[0])
+    with pytest.raises(StudyError, match="number 0 are NaN for some cases"):
+        auroc(labels, np.array([[np.nan, 1.0], [0.5, 0.0]]))
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(StudyError, match="one shape"):
+        auroc(np.zeros((3, 2)), np.zeros((3, 1)))
+    with pytest.raises(StudyError, match="weights hold 4 cases"):
+        auroc(np.zeros((3, 2)), np.zeros((3, 2)), np.ones((5, 4)))
+
+
+def test_a_resample_draws_whole_patients_as_many_as_there_are():
+    patients = np.array(["a", "a", "b", "c", "c", "c"])
+    weights = bootstrap_patients(patients, 4000, np.random.default_rng(0))
+    assert weights.shape == (4000, 6)
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 3] == weights[:, 5]).all()
+    assert (weights[:, [0, 2, 3]].sum(axis=1) == 3).all()
+    # Binomial(3, 1/3): mean 1, variance 2/3.
+    assert weights[:, 2].mean() == pytest.approx(1, abs=0.05)
+    assert weights[:, 2].var() == pytest.approx(2 / 3, abs=0.06)
+    np.testing.assert_array_equal(weights, bootstrap_patients(patients, 4000, np.random.default_rng(0)))
+
+
+def test_a_bootstrap_of_nothing_is_refused():
+    with pytest.raises(StudyError, match="at least one case"):
+        bootstrap_patients([], 10, np.random.default_rng(0))
+
+
+def test_the_interval_holds_the_middle_95_percent():
+    low, high = interval(np.arange(1001.0))
+    assert (low, high) == (pytest.approx(25), pytest.approx(975))
+
+
+def test_a_finding_of_two_patients_gets_no_interval_and_one_of_five_does():
+    labels = np.zeros((60, 2))
+    labels[:2, 0], labels[:5, 1] = 1, 1
+    scores = np.random.default_rng(3).normal(size=labels.shape)
+    low, high = interval(auroc(labels, scores, bootstrap_patients(np.arange(60), 500, np.random.default_rng(0))))
+    assert np.isnan([low[0], high[0]]).all()
+    assert 0 <= low[1] < high[1] <= 1
+
+
+def test_the_interval_covers_the_truth_where_a_naive_one_does_not():
+    # Six images a patient share the label and most of their score; the AUROC between patients is then known.
+    generator = np.random.default_rng(4)
+    patients, images, gap, between, within = 60, 6, 1.0, 1.0, 0.5
+    truth = norm.cdf(gap / np.sqrt(2 * (between**2 + within**2)))
+    patient_ids = np.repeat(np.arange(patients), images)
+    covered = {"patients": 0, "images": 0}
+    simulations = 150
+    for _ in range(simulations):
+        sick = np.arange(patients) % 2
+        mean = gap * sick + generator.normal(0, between, patients)
+        labels = np.repeat(sick, images)[:, None].astype(float)
+        scores = (np.repeat(mean, images) + generator.normal(0, within, patients * images))[:, None]
+        for unit, ids in (("patients", patient_ids), ("images", np.arange(len(patient_ids)))):
+            low, high = interval(auroc(labels, scores, bootstrap_patients(ids, 300, generator)))
+            covered[unit] += bool(low[0] <= truth <= high[0])
+    assert covered["patients"] / simulations > 0.89
+    assert covered["images"] / simulations < 0.75
+
+
+def test_a_difference_is_paired_so_shared_noise_cancels():
+    generator = np.random.default_rng(5)
+    labels = (generator.random((200, 1)) < 0.4).astype(float)
+    second = labels + generator.normal(size=labels.shape)
+    first = second + 0.02 * labels
+    weights = bootstrap_patients(np.arange(200), 400, generator)
+    points = [auroc(labels, one)[None] for one in (first, second)]
+    replicates = [auroc(labels, one, weights)[None] for one in (first, second)]
+    difference = paired_difference(*points, *replicates, generator)
+    alone = interval(replicates[0][0])
+    assert difference.seeds == 1
+    assert difference.value[0] == pytest.approx(points[0][0, 0] - points[1][0, 0])
+    assert difference.ci_low[0] <= difference.value[0] <= difference.ci_high[0]
+    assert difference.ci_high[0] - difference.ci_low[0] < 0.2 * (alone[1][0] - alone[0][0])
+
+
+def test_an_arm_against_itself_differs_by_nothing():
+    values, replicates = np.full((3, 2), 0.7), np.random.default_rng(6).random((3, 100, 2))
+    difference = paired_difference(values, values, replicates, replicates, np.random.default_rng(0))
+    assert (difference.value == 0).all()
+    assert (difference.ci_low == 0).all()
+    assert (difference.ci_high == 0).all()
+
+
+def test_drawing_seeds_adds_the_variance_of_their_mean_without_bias():
+    # No variation between patients: what is left is the sampling variance of a mean of S seeds, s^2 / S.
+    for seeds in (2, 3, 5):
+        values = np.random.default_rng(seeds).normal(size=seeds)
+        replicates = np.repeat(values[:, None], 20_000, axis=1)
+        drawn = resample_seeds(replicates, np.random.default_rng(0))
+        assert drawn.mean() == pytest.approx(values.mean(), abs=0.02)
+        assert drawn.var() == pytest.approx(values.var(ddof=1) / seeds, rel=0.05)
+
+
+def test_one_seed_leaves_the_variation_of_patients_alone():
+    replicates = np.random.default_rng(7).normal(size=(1, 50))
+    np.testing.assert_array_equal(resample_seeds(replicates, np.random.default_rng(0)), replicates[0])
+
+
+def test_arms_with_different_seeds_cannot_be_paired():
+    with pytest.raises(StudyError, match="same seeds"):
+        paired_difference(
+            np.zeros((2, 1)), np.zeros((3, 1)), np.zeros((2, 5, 1)), np.zeros((3, 5, 1)), np.random.default_rng(0)
+        )

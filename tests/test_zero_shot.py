@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.prompts import CLINICAL, PUBLISHED, PromptFamily
+from chexstudy.evaluation.zero_shot import evaluate_zero_shot, list_inverted, zero_shot_scores
+
+FINDINGS = ["Mass", "Hernia"]
+
+
+def encode_by_table(table):
+    return lambda texts: np.array([table[text] for text in texts], dtype=float)
+
+
+PROMPTS = encode_by_table({"Mass": [2, 0, 0], "no Mass": [0, 3, 0], "Hernia": [0, 0, 1], "no Hernia": [0, 0.5, 0]})
+
+
+def test_scores_are_the_published_softmax_over_two_cosines():
+    images = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+    scores = zero_shot_scores(images, PROMPTS, FINDINGS, PUBLISHED)
+    cosines = np.array([[[0.6, 0.8], [0.0, 0.8]], [[0.0, 0.0], [1.0, 0.0]]])
+    softmax = np.exp(cosines) / np.exp(cosines).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(scores, softmax[..., 0], rtol=1e-12)
+
+
+def test_sentences_of_a_side_are_averaged_as_directions_not_by_length():
+    family = PromptFamily("own", ("a {}", "b {}"), ("c {}",), ("n",), ("m",), "as_named")
+    table = {"a Mass": [100, 0], "b Mass": [0, 1], "c Mass": [-1, 0]}
+    score = zero_shot_scores(np.array([[1.0, 0.0]]), encode_by_table(table), ["Mass"], family)[0, 0]
+    # Sides at 45 and 180 degrees from the image.
+    assert score == pytest.approx(1 / (1 + np.exp(-(np.sqrt(0.5) + 1))))
+
+
+def test_every_sentence_is_encoded_once():
+    seen = []
+
+    def encode(texts):
+        seen.append(texts)
+        return np.random.default_rng(0).normal(size=(len(texts), 4))
+
+    zero_shot_scores(np.ones((2, 4)), encode, [*FINDINGS, "No Finding"], CLINICAL)
+    assert len(seen) == 1
+    assert len(seen[0]) == len(set(seen[0]))
+
+
+def test_an_image_near_its_sentence_is_classified_and_settings_share_their_rows():
+    generator = np.random.default_rng(1)
+    labels = (generator.random((80, 2)) < 0.4).astype(float)
+    images = np.stack([labels[:, 0], 1 - labels.any(axis=1), labels[:, 1]], axis=1) + 0.01
+    settings = {"published": PUBLISHED, "chosen": PUBLISHED}
+    rows = evaluate_zero_shot(
+        images, labels, np.arange(80), FINDINGS, PROMPTS, settings, np.random.default_rng(0), resamples=100
+    )
+    area = rows[rows.metric == "auroc"]
+    assert (area.value > 0.95).all()
+    published, chosen = (rows[rows.setting == name].drop(columns="setting") for name in settings)
+    np.testing.assert_array_equal(published.iloc[:, 2:], chosen.iloc[:, 2:])
+    again = evaluate_zero_shot(
+        images, labels, np.arange(80), FINDINGS, PROMPTS, settings, np.random.default_rng(0), resamples=100
+    )
+    assert rows.equals(again)
+
+
+def test_an_inverted_direction_is_listed_with_its_certainty():
+    generator = np.random.default_rng(2)
+    labels = (generator.random((200, 2)) < 0.4).astype(float)
+    images = np.stack([1 - labels[:, 0], labels[:, 0], labels[:, 1]], axis=1) + 0.3 * generator.random((200, 3))
+    rows = evaluate_zero_shot(
+        images, labels, np.arange(200), FINDINGS, PROMPTS, {"published": PUBLISHED}, generator, resamples=200
+    )
+    inverted = list_inverted(rows)
+    assert inverted.finding.iloc[0] == "Mass"
+    assert inverted.certain.iloc[0]
+    assert "Hernia" not in set(inverted.finding)
+
+
+def test_embeddings_that_cannot_be_compared_are_named():
+    with pytest.raises(StudyError, match="dimension 2"):
+        zero_shot_scores(np.ones((2, 2)), PROMPTS, FINDINGS, PUBLISHED)
+    with pytest.raises(StudyError, match="embedding number 1 is zero or not finite"):
+        zero_shot_scores(np.array([[1.0, 0, 0], [np.nan, 0, 0]]), PROMPTS, FINDINGS, PUBLISHED)
+    with pytest.raises(StudyError, match="at least one prompt family"):
+        evaluate_zero_shot(np.ones((2, 3)), np.ones((2, 2)), [1, 2], FINDINGS, PROMPTS, {}, np.random.default_rng(0))
