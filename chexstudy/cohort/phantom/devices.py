@@ -1,28 +1,39 @@
 """Support devices: tubes, lines, pacemakers and electrodes, as many as the severity asks for."""
 
+from types import MappingProxyType
+
 import numpy as np
 
 from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.scene import Scene
 
-_MASK_LEVEL = 0.25
+_SHARES = MappingProxyType(
+    {
+        "endotracheal tube": 0.20,
+        "central venous catheter": 0.26,
+        "feeding tube": 0.18,
+        "pacemaker": 0.16,
+        "electrodes": 0.12,
+        "sternal wires": 0.08,
+    }
+)
+DEVICES = tuple(_SHARES)
+
+
+def choose_devices(lesion: Lesion, generator: np.random.Generator) -> tuple[str, ...]:
+    """Which devices a lesion stands for: one to three, more the higher its severity.
+
+    The picture and the report both ask with a fresh generator of ``lesion.seed``, and so agree.
+    """
+    count = 1 + int(round(2.4 * lesion.severity))
+    return tuple(generator.choice(DEVICES, size=count, replace=False, p=list(_SHARES.values())).tolist())
 
 
 def paint_devices(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
-    """One to four kinds of devices, chosen by the lesion's seed."""
-    kinds = [
-        _paint_endotracheal,
-        _paint_central_line,
-        _paint_gastric,
-        _paint_pacemaker,
-        _paint_electrodes,
-        _paint_wires,
-    ]
-    chance = np.array([0.20, 0.26, 0.18, 0.16, 0.12, 0.08])
-    count = 1 + int(round(2.4 * lesion.severity))
+    """One to three kinds of devices, chosen by the lesion's seed."""
     metal = np.zeros_like(scene.body.air)
-    for kind in generator.choice(len(kinds), size=count, replace=False, p=chance):
-        kinds[kind](scene, metal, generator)
+    for device in choose_devices(lesion, generator):
+        _PAINTERS[device](scene, metal, generator)
     scene.add(metal)
     return scene.board.blur(metal, 0.010) > 0.03
 
@@ -112,3 +123,15 @@ def _paint_wires(scene: Scene, metal: np.ndarray, generator: np.random.Generator
         x = 0.008 * generator.standard_normal() + scene.shape.shift
         loop = np.column_stack((x + 0.038 * np.cos(angle), y + 0.022 * np.sin(angle)))
         metal += 0.34 * scene.board.trace(loop, 0.013)
+
+
+_PAINTERS = MappingProxyType(
+    {
+        "endotracheal tube": _paint_endotracheal,
+        "central venous catheter": _paint_central_line,
+        "feeding tube": _paint_gastric,
+        "pacemaker": _paint_pacemaker,
+        "electrodes": _paint_electrodes,
+        "sternal wires": _paint_wires,
+    }
+)
