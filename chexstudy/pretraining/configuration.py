@@ -87,6 +87,12 @@ class PretrainingConfig:
         _require_choice("precision", self.precision, PRECISIONS)
         for stream in self.fixed_streams:
             _require_choice("fixed_streams", stream, RANDOM_STREAMS)
+        _require_choice("warm_up_order", self.curator.warm_up_order, ("first", "random"))
+        if not 0 <= self.curator.support_quantile <= self.curator.outlier_quantile <= 1:
+            raise StudyError("support_quantile must not exceed outlier_quantile, and both lie from 0 to 1.")
+        for name in ("prototypes", "central_cap", "warm_up_pairs", "kmeans_iterations"):
+            if getattr(self.curator, name) < 1:
+                raise StudyError(f"{name} must be at least 1, not {getattr(self.curator, name)}.")
         if self.super_batch < self.curator.prototypes:
             raise StudyError(
                 f"super_batch ({self.super_batch}) must hold at least one pair a prototype ({self.curator.prototypes})."
@@ -113,6 +119,16 @@ class PretrainingConfig:
         curator |= {name: values.pop(name) for name in list(values) if name in curator_names}
         plain = {name: tuple(value) if name == "fixed_streams" else value for name, value in values.items()}
         return replace(_checked(cls(), plain), curator=_checked(CuratorConfig(), curator))
+
+
+def read_constants(namespace: dict) -> PretrainingConfig:
+    """The configuration a notebook's variables describe: those of its variables that are constants.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+    """
+    names = {constant.name for constant in (*fields(PretrainingConfig), *fields(CuratorConfig))} - {"curator"}
+    return PretrainingConfig.from_dict({name: value for name, value in namespace.items() if name in names})
 
 
 def _checked(defaults, values: dict):

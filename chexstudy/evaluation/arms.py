@@ -1,0 +1,274 @@
+"""Evaluate trained arms on every held-out data set, seed by seed, then over seeds and against each other.
+
+Nothing is chosen on a test split: prompts and the strength of the linear probe are chosen on validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.cohort.pixels import PixelStore
+from chexstudy.cohort.reports import training_text
+from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.embedding import embed_images, embed_texts
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
+from chexstudy.evaluation.probe import evaluate_linear_probe, fit_linear_probe
+from chexstudy.evaluation.prompts import FAMILIES, PUBLISHED, choose_prompts
+from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, rank_pairs
+from chexstudy.evaluation.scores import compare_scores, measure_seeds, read_scores, scores_artifact, write_scores
+from chexstudy.evaluation.statistics import RESAMPLES, auroc, bootstrap_patients, macro_mean
+from chexstudy.evaluation.zero_shot import evaluate_zero_shot, zero_shot_scores
+from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.model import ImageTextModel, load_model
+from chexstudy.progress import progress
+from chexstudy.runs import Run
+
+OVER_SEEDS = -1
+CHOSEN = "chosen"
+_MADE_BY = "04_pretrain_curated"
+_TEST_SPLITS = ("test", "test_enriched")
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all arms of a study are measured with.
+
+    Attributes:
+        run: the study.
+        cohort: its cohort table.
+        store: its pixels.
+        resamples: bootstrap resamples of patients.
+        seed: seed of the resampling; the same patients are drawn for every arm.
+        probe: train linear probes too.
+        device: where the models run.
+    """
+
+    run: Run
+    cohort: pd.DataFrame
+    store: PixelStore
+    resamples: int = RESAMPLES
+    seed: int = 0
+    probe: bool = True
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def findings(self) -> list[str]:
+        """The findings that are measured, in the cohort's order."""
+        return finding_columns(self.cohort)
+
+    @property
+    def training(self) -> pd.DataFrame:
+        return self.cohort[self.cohort.split == "train"]
+
+    def tiers(self) -> dict[str, str]:
+        """Tier of each finding by its prevalence in training; `No Finding` is in none."""
+        return prevalence_tiers(measure_prevalence(self.training)).to_dict()
+
+    def test_sets(self) -> dict[str, pd.DataFrame]:
+        """Held-out rows by data set, ``source/split``.
+
+        Raises:
+            StudyError: the cohort has no test split.
+        """
+        held_out = self.cohort[self.cohort.split.isin(_TEST_SPLITS)]
+        sets = {f"{source}/{split}": rows for (source, split), rows in held_out.groupby(["source", "split"])}
+        if not sets:
+            raise StudyError("the cohort has no test split: give some patients the split `test`.")
+        return sets
+
+    def generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+
+class _EmbeddedSplit:
+    """Rows of the cohort with one model's embeddings."""
+
+    def __init__(self, evaluation: Evaluation, model: ImageTextModel, rows: pd.DataFrame, with_texts: bool):
+        self.rows = rows
+        self.labels = label_matrix(rows, evaluation.findings)
+        pixels = evaluation.store.read(rows.image_id)
+        self.images = embed_images(model.encode_image, pixels, _BATCH, evaluation.device)
+        self.texts = [training_text(report) for report in rows.report]
+        self.text_embeddings = encode_sentences(model, self.texts, evaluation.device) if with_texts else None
+
+
+def encode_sentences(model: ImageTextModel, sentences: Sequence[str], device: torch.device) -> np.ndarray:
+    """Unit-norm text embeddings ``(sentences, dim)``, float32."""
+    return embed_texts(model.encode_text, model.text_encoder.tokenize, sentences, _BATCH, device)
+
+
+def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
+    """All tasks of one trained arm on all test sets; kept in ``evaluation/<arm>/seed<k>/results.parquet``.
+
+    Args:
+        evaluation: what to measure with.
+        arm: a trained arm.
+        seed: its seed.
+
+    Returns:
+        Rows of the results table.
+
+    Raises:
+        StudyError: the arm was not trained.
+    """
+    run, folder = evaluation.run, arm_folder(arm, seed)
+    name = f"evaluation/{arm}/seed{seed}/results.parquet"
+    inputs = ("cohort.parquet", f"{folder}/model/projections.safetensors")
+    run.require(inputs[1], _MADE_BY)
+    parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "probe": evaluation.probe}
+    if run.is_current(name, run.key(parameters, inputs)):
+        return pd.read_parquet(run.path(name))
+    model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
+    rows = pd.concat(_measure_arm(evaluation, model, arm, seed), ignore_index=True)
+    compute = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    rows = rows.assign(
+        study=run.study,
+        arm=arm,
+        seed=seed,
+        flops=compute["flops"],
+        seconds=compute["seconds"],
+        exposure=_exposure(model),
+    )
+    run.write_table(name, rows)
+    run.record(name, parameters, inputs, evaluation.seed)
+    return rows
+
+
+def _exposure(model: ImageTextModel) -> str:
+    # An encoder trained from scratch has seen the training split alone; what a released one has seen, nobody here knows.
+    names = (model.image_encoder.origin["name"], model.text_encoder.origin["name"])
+    return "held_out" if all(name.startswith("tiny-") for name in names) else "unknown"
+
+
+def _measure_arm(evaluation: Evaluation, model: ImageTextModel, arm: str, seed: int) -> list[pd.DataFrame]:
+    findings, tiers = evaluation.findings, evaluation.tiers()
+    rows = evaluation.cohort[evaluation.cohort.split == "validate"]
+    validation = _EmbeddedSplit(evaluation, model, rows, with_texts=False) if len(rows) else None
+    tests = {
+        name: _EmbeddedSplit(evaluation, model, rows, with_texts=True) for name, rows in evaluation.test_sets().items()
+    }
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        return encode_sentences(model, sentences, evaluation.device)
+
+    chosen = _choose_prompts(validation, encode, findings)
+    probe = None
+    if evaluation.probe and validation is not None:
+        training = _EmbeddedSplit(evaluation, model, evaluation.training, with_texts=False)
+        probe = fit_linear_probe(training.images, training.labels, validation.images, validation.labels)
+    tables = []
+    for name, test in tests.items():
+        patients, ids = test.rows.patient_id, test.rows.image_id
+        shared = {"resamples": evaluation.resamples}
+        families = {"published": PUBLISHED, CHOSEN: FAMILIES[chosen]}
+        zero_shot = evaluate_zero_shot(
+            test.images,
+            test.labels,
+            patients,
+            findings,
+            encode,
+            families,
+            evaluation.generator(),
+            tiers=tiers,
+            **shared,
+        )
+        scores = zero_shot_scores(test.images, encode, findings, FAMILIES[chosen])
+        write_scores(evaluation.run, scores, ids, findings, arm=arm, seed=seed, task="zero_shot", data_set=name)
+        ranks = rank_pairs(test.images, test.text_embeddings, test.texts)
+        evaluation.run.write_table(scores_artifact(arm, seed, "retrieval", name), ranks)
+        retrieval = evaluate_retrieval(
+            test.images, test.text_embeddings, test.texts, patients, evaluation.generator(), **shared
+        )
+        measured = [zero_shot.assign(task="zero_shot"), retrieval.assign(task="retrieval")]
+        if probe is not None:
+            rows = evaluate_linear_probe(
+                probe, test.images, test.labels, patients, findings, evaluation.generator(), tiers=tiers, **shared
+            )
+            measured.append(rows.assign(task="linear_probe"))
+        tables += [table.assign(data_set=name) for table in measured]
+    evaluation.run.write_json(f"evaluation/{arm}/seed{seed}/prompts.json", {"chosen_on_validation": chosen})
+    return tables
+
+
+def _choose_prompts(validation: _EmbeddedSplit | None, encode, findings: list[str]) -> str:
+    if validation is None:
+        return PUBLISHED.name
+    scores = {name: zero_shot_scores(validation.images, encode, findings, family) for name, family in FAMILIES.items()}
+    evaluable = [macro_mean(auroc(validation.labels, one)) for one in scores.values()]
+    return choose_prompts(scores, validation.labels) if np.isfinite(evaluable).any() else PUBLISHED.name
+
+
+def evaluate_arms(
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], reference: str = "curated"
+) -> pd.DataFrame:
+    """Every arm and seed, then means over seeds and the differences between ``reference`` and each other arm.
+
+    Args:
+        evaluation: what to measure with.
+        arms: trained arms.
+        seeds: their seeds.
+        reference: the arm the others are subtracted from.
+
+    Returns:
+        Rows of the results table. Rows over seeds have seed -1, and intervals that draw patients and seeds.
+    """
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    by_seed = [evaluate_arm(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
+    over_seeds = [_summarise_arm(evaluation, arm, seeds) for arm in arms]
+    others = [arm for arm in arms if arm != reference] if reference in arms else []
+    differences = [_subtract_arms(evaluation, reference, other, seeds) for other in others]
+    exposure = by_seed[0].exposure.iloc[0]
+    summaries = pd.concat([*over_seeds, *differences], ignore_index=True)
+    summaries = summaries.assign(study=evaluation.run.study, seed=OVER_SEEDS, exposure=exposure)
+    return pd.concat([*by_seed, summaries], ignore_index=True)
+
+
+def _scores_of_seeds(evaluation: Evaluation, arm: str, seeds: Sequence[int], name: str, ids) -> list[np.ndarray]:
+    shared = {"task": "zero_shot", "data_set": name}
+    return [read_scores(evaluation.run, ids, evaluation.findings, arm=arm, seed=seed, **shared) for seed in seeds]
+
+
+def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd.DataFrame:
+    tables = []
+    for name, rows in evaluation.test_sets().items():
+        generator = evaluation.generator()
+        weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+        scores = _scores_of_seeds(evaluation, arm, seeds, name, rows.image_id)
+        labels = label_matrix(rows, evaluation.findings)
+        table = measure_seeds(
+            scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
+        )
+        tables.append(table.assign(data_set=name, arm=arm, task="zero_shot"))
+    summary = pd.concat(tables, ignore_index=True)
+    costs = [evaluation.run.read_json(f"{arm_folder(arm, seed)}/compute.json", _MADE_BY) for seed in seeds]
+    return summary.assign(**{name: float(np.mean([cost[name] for cost in costs])) for name in ("flops", "seconds")})
+
+
+def _subtract_arms(evaluation: Evaluation, first: str, second: str, seeds: Sequence[int]) -> pd.DataFrame:
+    tables = []
+    for name, rows in evaluation.test_sets().items():
+        generator = evaluation.generator()
+        weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+        scores = [_scores_of_seeds(evaluation, arm, seeds, name, rows.image_id) for arm in (first, second)]
+        labels = label_matrix(rows, evaluation.findings)
+        zero_shot = compare_scores(
+            *scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
+        )
+        ranks = [
+            [
+                evaluation.run.read_table(scores_artifact(arm, seed, "retrieval", name), "05_compare_arms")
+                for seed in seeds
+            ]
+            for arm in (first, second)
+        ]
+        retrieval = compare_ranks(*ranks, rows.patient_id, evaluation.generator(), resamples=evaluation.resamples)
+        tables += [
+            zero_shot.assign(data_set=name, task="zero_shot_difference"),
+            retrieval.assign(data_set=name, task="retrieval_difference"),
+        ]
+    return pd.concat(tables, ignore_index=True).assign(arm=f"{first} - {second}")

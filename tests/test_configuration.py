@@ -1,0 +1,45 @@
+"""Constants of a run: what is refused, and with which sentence."""
+
+import pytest
+
+from chexstudy.curation.selection import CuratorConfig
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.configuration import PretrainingConfig, read_constants
+
+
+def test_a_configuration_survives_json():
+    config = PretrainingConfig(learning_rate=3e-4, fixed_streams=("order",), curator=CuratorConfig(prototypes=4))
+    assert PretrainingConfig.from_dict(config.to_dict()) == config
+
+
+def test_curator_constants_may_stand_beside_the_others():
+    config = PretrainingConfig.from_dict({"prototypes": 9, "batch_size": 64})
+    assert (config.curator.prototypes, config.batch_size) == (9, 64)
+
+
+def test_constants_are_found_among_a_notebooks_variables():
+    config = read_constants({"study": "demo", "run": object(), "batch_size": 32, "central_cap": 3, "seeds": 2})
+    assert (config.batch_size, config.curator.central_cap) == (32, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"batchsize": 3}, "unknown constant 'batchsize'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": "64"}, "batch_size must be int"),
+        ({"dropout": 1}, "dropout must be bool"),
+        ({"learning_rate": 1e-6}, "learning_rate must be positive and at least min_learning_rate"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16"),
+        ({"curation_epochs": 2}, "curation_epochs must be 0 or 1"),
+        ({"super_batch": 5}, "super_batch (5) must hold at least one pair a prototype (6)"),
+        ({"fixed_streams": ["weather"]}, "fixed_streams must be one of"),
+        ({"warm_up_order": "last"}, "warm_up_order must be one of first, random"),
+        ({"support_quantile": 0.99}, "support_quantile must not exceed outlier_quantile"),
+    ],
+)
+def test_wrong_constants_are_named(values, sentence):
+    with pytest.raises(StudyError) as error:
+        PretrainingConfig.from_dict(values)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
