@@ -521,9 +521,14 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
     """The ``transformers`` model of an encoder, with loaded or seeded weights; ``tower`` is vision or text."""
     import transformers
 
-    config = getattr(config, f"{tower}_config", config)
-    # The other tower of a pair.
-    unused = [r"^text_" if tower == "vision" else r"^(vision|visual)_"]
+    if hasattr(config, f"{tower}_config"):
+        # A pair's own projection_dim holds for both towers, whatever theirs say.
+        shared = getattr(config, "projection_dim", None)
+        config = getattr(config, f"{tower}_config")
+        if shared:
+            config.projection_dim = shared
+    # The other tower of a pair, and the way into the shared space where it is not taken.
+    unused = [r"^text_" if tower == "vision" else r"^(vision|visual)_", r"^(text|visual)_projection\."]
     if spec.drop_registers:
         config = _without_registers(spec, config)
         architecture = _IMAGE_ARCHITECTURES[config.model_type]

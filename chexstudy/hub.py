@@ -204,6 +204,7 @@ def load_model(checkpoint: Checkpoint, model_class: type, unused: Iterable[str] 
             model, report = model_class.from_pretrained(
                 checkpoint.folder,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 local_files_only=True,
                 dtype=torch.float32,
                 weights_only=True,
@@ -219,7 +220,8 @@ def load_model(checkpoint: Checkpoint, model_class: type, unused: Iterable[str] 
     explained = [_HEADS, *(re.compile(pattern) for pattern in unused)]
     strange = [key for key in sorted(report["unexpected_keys"]) if not any(part.search(key) for part in explained)]
     missing = [key for key in sorted(report["missing_keys"]) if not key.endswith("mask_token")]
-    for keys, fault in ((missing, "lack"), (strange, "hold the unknown")):
+    resized = sorted(key for key, *_ in report["mismatched_keys"])
+    for keys, fault in ((missing, "lack"), (strange, "hold the unknown"), (resized, "have another shape in")):
         if keys:
             raise StudyError(
                 f"the weights of {checkpoint.name} do not fit {model_class.__name__}: they {fault} {keys[0]}"

@@ -1,0 +1,550 @@
+"""Encoders: each checkpoint class against its transformers model called directly, and the promises of the contract."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from chexstudy import encoders
+from chexstudy.encoders import (
+    NORMALISATIONS,
+    EncoderSpec,
+    autocast_dtype,
+    build_image_encoder,
+    build_text_encoder,
+    hash_weights,
+    load_image_encoder,
+    load_text_encoder,
+    save_encoder,
+)
+from chexstudy.errors import StudyError
+from chexstudy.tokenizer import train_wordpiece
+
+REPORTS = [
+    "Small left pleural effusion. No pneumothorax.",
+    "Cardiomegaly is mild.",
+    "",
+    "The lungs are clear and the heart is of normal size, no effusion.",
+] * 3
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def draw_pixels(size, images=3, seed=0):
+    """Blots a quarter of the image wide, so that the images differ after any pooling."""
+    generator = torch.Generator().manual_seed(seed)
+    blots = torch.randint(0, 256, (images, 1, 4, 4), generator=generator).float()
+    return functional.interpolate(blots, (size, size), mode="bilinear").to(torch.uint8)
+
+
+def normalise(pixels, name):
+    """The published preprocessing written out: scale to [0, 1], three equal channels, mean and deviation of each."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMALISATIONS[name])
+    return (pixels.float().div(255).repeat(1, 3, 1, 1) - mean) / std
+
+
+def save(model, folder, **preprocessing):
+    """Give every weight, buffers included, a value of its own and save the model as the Hub does."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            noise = torch.rand(value.shape, generator=generator)
+            value.copy_(noise + 0.5 if "running_var" in name else (noise - 0.5) * 0.6)
+    model.eval().save_pretrained(folder)
+    if preprocessing:
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return model
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Folder of small checkpoints, one of each class, and the models they came from."""
+    folder = tmp_path_factory.mktemp("hub")
+    tokenizer = train_wordpiece(REPORTS, min_frequency=1)
+    words = {"vocab_size": len(tokenizer), "intermediate_size": 32}
+    vision = {**SMALL, "image_size": 32, "patch_size": 8, "intermediate_size": 32}
+    dinov2 = {**SMALL, "image_size": 56, "patch_size": 14, "mlp_ratio": 2}
+    special = {
+        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, "pad_token_id": 0
+    }  # fmt: skip
+    text = {**SMALL, **words, **special}
+    torch.manual_seed(0)
+    models = {
+        "dinov2": save(Dinov2Model(Dinov2Config(**dinov2)), folder / "dinov2"),
+        "registers": save(
+            Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dinov2, num_register_tokens=4)), folder / "registers"
+        ),
+        "rad-dino": save(
+            Dinov2Model(Dinov2Config(**dinov2)),
+            folder / "rad-dino",
+            image_mean=[0.53] * 3,
+            image_std=[0.25] * 3,
+            size={"shortest_edge": 42},
+            crop_size={"height": 42, "width": 42},
+            do_center_crop=True,
+        ),
+        "vit": save(ViTForImageClassification(ViTConfig(**vision)), folder / "vit"),
+        "resnet": save(
+            ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+            folder / "resnet",
+        ),
+        "clip": save(
+            CLIPModel(CLIPConfig(
+                text_config={**text, "max_position_embeddings": 40}, vision_config=vision, projection_dim=12
+            )),
+            folder / "clip",
+        ),
+        "siglip": save(
+            SiglipModel(SiglipConfig(text_config={**text, "max_position_embeddings": 40}, vision_config=vision)),
+            folder / "siglip",
+        ),
+        "bert": save(BertForPreTraining(BertConfig(**SMALL, **words, max_position_embeddings=40)), folder / "bert"),
+    }  # fmt: skip
+    for name in ("clip", "siglip", "bert"):
+        tokenizer.save_pretrained(folder / name)
+    return folder, models
+
+
+def load(hub, name, **options):
+    return build_image_encoder(EncoderSpec(str(hub[0] / name), **options))
+
+
+def load_text(hub, name, **options):
+    return build_text_encoder(EncoderSpec(str(hub[0] / name), **options))
+
+
+# --- images: each class equals its transformers model ----------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options", "normalisation", "size", "reference"),
+    [
+        ("dinov2", {}, "imagenet", 56, lambda m, x: m(x).last_hidden_state[:, 0]),
+        ("dinov2", {"pooling": "pooler"}, "imagenet", 56, lambda m, x: m(x).pooler_output),
+        ("dinov2", {"pooling": "mean"}, "imagenet", 56, lambda m, x: m(x).last_hidden_state[:, 1:].mean(1)),
+        ("dinov2", {"normalisation": "clip"}, "clip", 56, lambda m, x: m(x).last_hidden_state[:, 0]),
+        ("dinov2", {"image_size": 84}, "imagenet", 84, lambda m, x: m(x).last_hidden_state[:, 0]),
+        ("registers", {}, "imagenet", 56, lambda m, x: m(x).last_hidden_state[:, 0]),
+        ("registers", {"pooling": "max"}, "imagenet", 56, lambda m, x: m(x).last_hidden_state[:, 5:].amax(1)),
+        ("vit", {}, "half", 32, lambda m, x: m.vit(x).last_hidden_state[:, 0]),
+        (
+            "vit",
+            {"image_size": 48},
+            "half",
+            48,
+            lambda m, x: m.vit(x, interpolate_pos_encoding=True).last_hidden_state[:, 0],
+        ),
+        ("resnet", {"image_size": 64}, "imagenet", 64, lambda m, x: m.resnet(x).pooler_output.flatten(1)),
+        ("resnet", {"image_size": 64, "pooling": "max"}, "imagenet", 64, lambda m, x: m.resnet(x)[0].amax((2, 3))),
+        ("clip", {}, "clip", 32, lambda m, x: m.visual_projection(m.vision_model(x).pooler_output)),
+        ("clip", {"pooling": "pooler"}, "clip", 32, lambda m, x: m.vision_model(x).pooler_output),
+        ("siglip", {}, "half", 32, lambda m, x: m.vision_model(x).pooler_output),
+        ("siglip", {"pooling": "mean"}, "half", 32, lambda m, x: m.vision_model(x).last_hidden_state.mean(1)),
+    ],
+)
+def test_an_image_checkpoint_embeds_as_its_own_model_does(hub, name, options, normalisation, size, reference):
+    encoder, pixels = load(hub, name, **options), draw_pixels(size)
+    expected = reference(hub[1][name], normalise(pixels, normalisation))
+    embedded = encoder(pixels)
+    assert encoder.image_size == size
+    assert embedded.shape == (3, encoder.dim)
+    torch.testing.assert_close(embedded, expected, rtol=1e-4, atol=1e-5)
+    assert expected.std(0).mean() > 1e-4
+
+
+@torch.no_grad()
+def test_the_checkpoints_own_preprocessing_is_used(hub):
+    encoder, pixels = load(hub, "rad-dino"), draw_pixels(42)
+    assert encoder.image_size == 42
+    expected = hub[1]["rad-dino"](((pixels / 255 - 0.53) / 0.25).repeat(1, 3, 1, 1)).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_registers_are_dropped_as_published(hub):
+    with_registers = hub[1]["registers"]
+    config = Dinov2Config(**SMALL, image_size=56, patch_size=14, mlp_ratio=2)
+    without = Dinov2Model(config).eval()
+    weights = {k: v for k, v in with_registers.state_dict().items() if not k.endswith("register_tokens")}
+    without.load_state_dict(weights)
+    encoder, pixels = load(hub, "registers", drop_registers=True), draw_pixels(56)
+    expected = without(normalise(pixels, "imagenet")).last_hidden_state
+    torch.testing.assert_close(encoder(pixels), expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder.patch_tokens(pixels), expected[:, 1:], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(encoder(pixels), load(hub, "registers")(pixels), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "first"), [("dinov2", 1), ("registers", 5), ("siglip", 0), ("clip", 1)])
+def test_patch_tokens_leave_class_and_registers_out(hub, name, first):
+    model = hub[1][name]
+    encoder = load(hub, name)
+    pixels = draw_pixels(encoder.image_size)
+    tower = getattr(model, "vision_model", model)
+    values = normalise(pixels, {"siglip": "half", "clip": "clip"}.get(name, "imagenet"))
+    tokens = encoder.patch_tokens(pixels)
+    assert tokens.shape == (3, 16, encoder.token_dim)
+    torch.testing.assert_close(tokens, tower(values).last_hidden_state[:, first:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_joined_poolings_stand_side_by_side(hub):
+    pixels = draw_pixels(56)
+    joined = load(hub, "dinov2", pooling="cls+mean")
+    assert joined.dim == 32
+    parts = [load(hub, "dinov2", pooling=pooling)(pixels) for pooling in ("cls", "mean")]
+    torch.testing.assert_close(joined(pixels), torch.cat(parts, 1))
+
+
+@torch.no_grad()
+def test_pixels_of_another_size_are_resized_with_antialiasing_inside_the_8_bit_range(hub):
+    encoder = load(hub, "dinov2")
+    pixels = draw_pixels(112)
+    resized = functional.interpolate(pixels.float(), (56, 56), mode="bicubic", antialias=True).clamp(0, 255)
+    expected = hub[1]["dinov2"](normalise(resized, "imagenet")).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("pooling", "reference"),
+    [
+        ("", lambda o, mask: torch.stack([row[m.sum() - 1] for row, m in zip(o, mask, strict=True)])),
+        ("last", lambda o, mask: torch.stack([row[m.sum() - 1] for row, m in zip(o, mask, strict=True)])),
+        ("first", lambda o, mask: o[:, 0]),
+        ("mean", lambda o, mask: torch.stack([row[m.bool()].mean(0) for row, m in zip(o, mask, strict=True)])),
+    ],
+)
+def test_a_bert_checkpoint_embeds_as_its_own_model_does(hub, pooling, reference):
+    encoder = load_text(hub, "bert", pooling=pooling)
+    tokens = encoder.tokenize(REPORTS[:4])
+    last = encoder.tokenizer.sep_token_id
+    assert [int(row[m.sum() - 1]) for row, m in zip(*tokens.values(), strict=True)] == [last] * 4
+    expected = reference(hub[1]["bert"].bert(**tokens).last_hidden_state, tokens["attention_mask"])
+    torch.testing.assert_close(encoder(**tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_berts_pooler_is_loaded_when_asked_for(hub):
+    encoder = load_text(hub, "bert", pooling="pooler")
+    tokens = encoder.tokenize(REPORTS[:4])
+    torch.testing.assert_close(encoder(**tokens), hub[1]["bert"].bert(**tokens).pooler_output, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_clip_texts_land_in_the_pairs_shared_space(hub):
+    encoder, model = load_text(hub, "clip"), hub[1]["clip"]
+    tokens = encoder.tokenize(REPORTS[:4])
+    expected = model.text_projection(model.text_model(**tokens).pooler_output)
+    assert encoder.dim == load(hub, "clip").dim == 12
+    torch.testing.assert_close(encoder(**tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_siglip_texts_are_padded_to_full_length_without_a_mask(hub):
+    encoder, model = load_text(hub, "siglip"), hub[1]["siglip"]
+    tokens = encoder.tokenize(REPORTS[:4])
+    assert tokens["input_ids"].shape == (4, 40)
+    expected = model.text_model(input_ids=tokens["input_ids"]).pooler_output
+    torch.testing.assert_close(encoder(**tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "first", "mean"])
+def test_the_amount_of_padding_does_not_change_an_embedding(pooling):
+    encoder = build_text_encoder(EncoderSpec("tiny-bert", pooling=pooling), REPORTS)
+    tokens = encoder.tokenize(REPORTS[:3])
+    padded = {name: functional.pad(value, (0, 17)) for name, value in tokens.items()}
+    torch.testing.assert_close(encoder(**padded), encoder(**tokens), rtol=0, atol=1e-6)
+    alone = torch.cat([encoder(**encoder.tokenize([text])) for text in REPORTS[:3]])
+    torch.testing.assert_close(alone, encoder(**tokens), rtol=0, atol=1e-6)
+
+
+def test_texts_are_cut_at_max_tokens_and_at_what_the_model_can_read(hub):
+    long = ["effusion " * 500]
+    assert load_text(hub, "bert", max_tokens=9).tokenize(long)["input_ids"].shape == (1, 9)
+    assert load_text(hub, "bert", max_tokens=256).tokenize(long)["input_ids"].shape == (1, 40)
+
+
+def test_bert_loads_from_a_vocabulary_and_a_torch_file_of_tensors(hub, tmp_path):
+    """As Bio_ClinicalBERT lies on the Hub: config.json, vocab.txt and pytorch_model.bin."""
+    folder = tmp_path / "clinical"
+    folder.mkdir()
+    shutil.copy(hub[0] / "bert" / "config.json", folder)
+    torch.save(hub[1]["bert"].state_dict(), folder / "pytorch_model.bin")
+    vocabulary = sorted(load_text(hub, "bert").tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("\n".join(token for token, _ in vocabulary) + "\n")
+    encoder, reference = build_text_encoder(EncoderSpec(str(folder))), load_text(hub, "bert")
+    assert hash_weights(encoder.model) == hash_weights(reference.model)
+    assert torch.equal(encoder.tokenize(REPORTS)["input_ids"], reference.tokenize(REPORTS)["input_ids"])
+
+
+# --- the small ones --------------------------------------------------------------------------------------------------
+
+
+def build_tiny(name, seed=0, **options):
+    if name == "tiny-bert":
+        return build_text_encoder(EncoderSpec(name, **options), REPORTS, seed)
+    return build_image_encoder(EncoderSpec(name, **options), seed)
+
+
+def embed_something(encoder):
+    if hasattr(encoder, "tokenize"):
+        return encoder(**encoder.tokenize(REPORTS[:3]))
+    return encoder(draw_pixels(96))
+
+
+@pytest.mark.parametrize(("name", "million"), [("tiny-resnet", 0.31), ("tiny-vit", 0.62), ("tiny-bert", 0.44)])
+def test_small_encoders_are_small(name, million):
+    count = sum(p.numel() for p in build_tiny(name).parameters())
+    assert count == pytest.approx(million * 1e6, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
+def test_a_seed_decides_every_weight_and_leaves_the_global_state_alone(name):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = build_tiny(name, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert hash_weights(first) == hash_weights(build_tiny(name, 3))
+    assert hash_weights(first) != hash_weights(build_tiny(name, 4))
+    generators = [torch.Generator().manual_seed(8) for _ in range(2)]
+    assert hash_weights(build_tiny(name, generators[0])) == hash_weights(build_tiny(name, generators[1]))
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
+def test_a_saved_encoder_comes_back_as_it_was(name, tmp_path):
+    encoder = build_tiny(name, 3)
+    save_encoder(encoder, tmp_path / "encoder")
+    loaded = (load_text_encoder if name == "tiny-bert" else load_image_encoder)(tmp_path / "encoder")
+    assert torch.equal(embed_something(loaded), embed_something(encoder))
+    assert loaded.describe() == encoder.describe()
+    assert not [path for path in (tmp_path / "encoder").iterdir() if path.is_dir() or "partial" in path.name]
+
+
+@torch.no_grad()
+def test_a_saved_tower_keeps_size_pooling_normalisation_and_length(hub, tmp_path):
+    options = {"image_size": 84, "pooling": "cls+mean", "normalisation": "clip", "drop_registers": True}
+    image = load(hub, "registers", **options)
+    save_encoder(image, tmp_path / "image")
+    assert torch.equal(load_image_encoder(tmp_path / "image")(draw_pixels(96)), image(draw_pixels(96)))
+    text = load_text(hub, "clip", max_tokens=7)
+    save_encoder(text, tmp_path / "text")
+    loaded = load_text_encoder(tmp_path / "text")
+    assert loaded.max_tokens == 7
+    assert torch.equal(loaded(**loaded.tokenize(REPORTS)), text(**text.tokenize(REPORTS)))
+    assert BertModel.from_pretrained(save_encoder(load_text(hub, "bert"), tmp_path / "bert")).config.hidden_size == 16
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert", "resnet"])
+def test_an_embedding_does_not_depend_on_the_rest_of_the_batch_while_training(hub, name):
+    encoder = load(hub, name, image_size=64) if name == "resnet" else build_tiny(name)
+    encoder.train()
+    whole = embed_something(encoder)
+    single = encoder(**encoder.tokenize(REPORTS[1:2])) if name == "tiny-bert" else encoder(draw_pixels(96)[1:2])
+    torch.testing.assert_close(single, whole[1:2], rtol=1e-5, atol=1e-5)
+    state = {key: value.clone() for key, value in encoder.state_dict().items()}
+    embed_something(encoder)
+    assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
+def test_every_weight_of_a_small_encoder_is_trained(name):
+    encoder = build_tiny(name).train()
+    embed_something(encoder).square().sum().backward()
+    idle = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+def test_dropout_is_off_unless_asked_for(hub):
+    tokens = load_text(hub, "bert").tokenize(REPORTS[:4])
+    silent, noisy = load_text(hub, "bert").train(), load_text(hub, "bert", dropout=True).train()
+    assert torch.equal(silent(**tokens), silent(**tokens))
+    assert not torch.equal(noisy(**tokens), noisy(**tokens))
+
+
+def test_an_architecture_can_start_from_scratch(hub, tmp_path):
+    (tmp_path / "config.json").write_text((hub[0] / "resnet" / "config.json").read_text())
+    scratch = build_image_encoder(EncoderSpec(str(tmp_path), pretrained=False, image_size=64), seed=1)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in scratch.modules())
+    save_encoder(scratch, tmp_path / "saved")
+    assert torch.equal(load_image_encoder(tmp_path / "saved")(draw_pixels(64)), scratch(draw_pixels(64)))
+
+
+def test_bfloat16_is_advised_only_where_the_processor_has_it(monkeypatch):
+    for has, advice in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert autocast_dtype("cpu") is advice
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=has: (9 if has else 7, 0))
+        assert autocast_dtype("cuda") is advice
+    assert autocast_dtype("meta") is None
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": ""}, "needs a name"),
+        ({"name": "tiny-vit", "normalisation": "z-score"}, "unknown normalisation 'z-score'"),
+        ({"name": "tiny-vit", "image_size": 0}, "image_size of tiny-vit is 0"),
+        ({"name": "tiny-vit", "max_tokens": 2}, "max_tokens of tiny-vit is 2"),
+        ({"name": "a/b", "trust_remote_code": True}, "full commit of 40 hex digits"),
+        ({"name": "a/b", "trust_remote_code": True, "revision": "main"}, "full commit of 40 hex digits"),
+        ({"name": "tiny-convnet"}, "there is no image encoder 'tiny-convnet'"),
+        ({"name": "tiny-bert"}, "there is no image encoder 'tiny-bert'"),
+        ({"name": "tiny-vit", "image_size": 100}, "no multiple of it: use 96 or 108"),
+        ({"name": "tiny-resnet", "pooling": "cls"}, "has no cls"),
+        ({"name": "tiny-vit", "pooling": "projection"}, "has no projection"),
+        ({"name": "tiny-vit", "pooling": "last"}, "unknown pooling 'last'"),
+        ({"name": "tiny-vit", "pooling": "cls+pooler"}, "unknown pooling 'cls\\+pooler'"),
+        ({"name": "tiny-vit", "drop_registers": True}, "has no registers"),
+        ({"name": "./nowhere"}, "there is no folder .*nowhere"),
+    ],
+)
+def test_a_spec_that_cannot_be_is_one_sentence(options, message):
+    with pytest.raises(StudyError, match=message) as raised:
+        build_image_encoder(EncoderSpec(**options))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_model_offline_says_what_how_and_where(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(StudyError) as raised:
+        build_image_encoder(EncoderSpec("microsoft/rad-dino", revision="abc123"))
+    for part in (
+        "'microsoft/rad-dino'",
+        "revision 'abc123'",
+        "hf download microsoft/rad-dino --revision abc123",
+        "folder",
+    ):
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_in_the_cache_needs_no_network(hub, monkeypatch, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--dino"
+    shutil.copytree(hub[0] / "dinov2", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    cached = huggingface_hub.snapshot_download
+    calls = []
+
+    def download(*args, **options):
+        calls.append(options["local_files_only"])
+        return cached(*args, cache_dir=tmp_path, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    encoder = build_image_encoder(EncoderSpec("someone/dino"))
+    assert set(calls) == {True}
+    assert encoder.describe()["revision"] == commit
+    assert hash_weights(encoder.model) == hash_weights(hub[1]["dinov2"])
+
+
+def test_a_pickle_that_could_run_code_is_refused(hub, tmp_path):
+    folder = tmp_path / "unsafe"
+    folder.mkdir()
+    shutil.copy(hub[0] / "dinov2" / "config.json", folder)
+    torch.save({"weights": build_image_encoder}, folder / "pytorch_model.bin")
+    with pytest.raises(StudyError, match="could run code"):
+        build_image_encoder(EncoderSpec(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("layernorm.weight"), "they lack layernorm.weight"),
+        (lambda weights: weights.update({"adapter.weight": torch.ones(2)}), "they hold the unknown adapter.weight"),
+        (lambda weights: weights.update({"layernorm.weight": torch.ones(3)}), "another shape in layernorm.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(hub, tmp_path, change, message):
+    shutil.copytree(hub[0] / "dinov2", tmp_path / "changed")
+    path = tmp_path / "changed" / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(StudyError, match=message):
+        build_image_encoder(EncoderSpec(str(tmp_path / "changed")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors or pytorch_model.bin"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"<html>"), "do not load"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "not one transformers can use"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "not valid JSON"),
+    ],
+)
+def test_a_damaged_folder_is_named(hub, tmp_path, spoil, message):
+    shutil.copytree(hub[0] / "dinov2", tmp_path / "damaged")
+    spoil(tmp_path / "damaged")
+    with pytest.raises(StudyError, match=message):
+        build_image_encoder(EncoderSpec(str(tmp_path / "damaged")))
+
+
+def test_texts_need_a_vocabulary_that_fits(hub, tmp_path):
+    with pytest.raises(StudyError, match="tiny-bert has no vocabulary"):
+        build_text_encoder(EncoderSpec("tiny-bert"))
+    with pytest.raises(StudyError, match="has no tokenizer files"):
+        load_text(hub, "dinov2")
+    larger = train_wordpiece(["".join(map(chr, range(97, 123)))] * 2 + [text + " zigzag quux" for text in REPORTS])
+    with pytest.raises(StudyError, match="give the tokenizer that belongs to it"):
+        build_text_encoder(EncoderSpec(str(hub[0] / "bert")), larger)
+
+
+def test_pixels_that_are_not_square_bytes_are_refused():
+    encoder = build_tiny("tiny-resnet")
+    for wrong in (
+        draw_pixels(96).float(),
+        draw_pixels(96)[:, 0],
+        draw_pixels(96).repeat(1, 3, 1, 1),
+        draw_pixels(96)[:, :, 1:],
+    ):
+        with pytest.raises(StudyError, match="square uint8 pixels"):
+            encoder(wrong)
+
+
+def test_loading_prints_nothing(hub, capfd):
+    load(hub, "vit")
+    load_text(hub, "bert")
+    load(hub, "clip")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_importing_the_module_leaves_transformers_out():
+    code = f"import sys, {encoders.__name__}; print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
