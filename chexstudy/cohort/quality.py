@@ -1,0 +1,162 @@
+"""Quarantine: images that cannot be used and pairs without a text are set aside with a reason and counted.
+
+Nothing here stops at a bad file, and nothing is dropped without a row in the quarantine table.
+"""
+
+import hashlib
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.images import UnreadableImage, check_fit, decode_radiograph, fit_square, is_blank, read_bytes
+from chexstudy.cohort.reports import training_text
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+
+EMPTY_REPORT = "empty report"
+QUARANTINE_COLUMNS = ("image_id", "image_path", "reason", "detail")
+
+_IMAGES_PER_TASK = 16
+_TASKS_AHEAD = 4  # per worker: enough to keep it busy, few enough that results do not pile up
+_TOO_FEW_FOR_WORKERS = 200  # starting a worker costs about a second
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """What became of one image file.
+
+    Attributes:
+        pixels: ``uint8 (size, size)``, or None if the file cannot be used.
+        sha256: hash of the file's bytes, 64 hex digits; empty if there are none.
+        reason: one of :data:`chexstudy.cohort.images.REASONS`; empty if the image can be used.
+        detail: what exactly was found; may be empty.
+    """
+
+    pixels: np.ndarray | None
+    sha256: str
+    reason: str = ""
+    detail: str = ""
+
+
+def check_image(path: str | Path, size: int, fit: str) -> CheckedImage:
+    """Read one image file once: hash, decode, resize, and see whether it shows anything."""
+    sha256 = ""
+    try:
+        data = read_bytes(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        pixels = fit_square(decode_radiograph(data), size, fit)
+    except UnreadableImage as error:
+        return CheckedImage(None, sha256, error.reason, error.detail)
+    return CheckedImage(None, sha256, "blank") if is_blank(pixels) else CheckedImage(pixels, sha256)
+
+
+def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int = 2) -> Iterator[CheckedImage]:
+    """Check image files in parallel and yield the results in the order of the paths.
+
+    Args:
+        paths: image files.
+        size, fit: as in :func:`chexstudy.cohort.images.fit_square`.
+        workers: number of processes; with 1, or few images, everything happens in this process.
+
+    Raises:
+        StudyError: a worker process died (out of memory, or a crash inside a decoder).
+    """
+    check_fit(size, fit)
+    paths = [str(path) for path in paths]
+    if workers <= 1 or len(paths) < _TOO_FEW_FOR_WORKERS:
+        yield from (check_image(path, size, fit) for path in paths)
+        return
+    # Spawned rather than forked: the parent may hold threads of torch or of a notebook's kernel.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        tasks = (pool.submit(_check_batch, batch, size, fit) for batch in _cut(paths, _IMAGES_PER_TASK))
+        ahead: deque[Future] = deque(islice(tasks, workers * _TASKS_AHEAD))
+        try:
+            while ahead:
+                yield from ahead.popleft().result()
+                ahead.extend(islice(tasks, 1))
+        except BrokenProcessPool:
+            raise StudyError(
+                "a process that reads images died, most likely for want of memory: "
+                "ask for fewer workers, or workers=1 to see which image is at fault."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def check_images(
+    cohort: pd.DataFrame, root: str | Path, size: int = 64, fit: str = "crop", workers: int = 2
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split a cohort into the pairs that can be used and those that cannot, without storing pixels.
+
+    Args:
+        cohort: a cohort table.
+        root: the folder its relative image paths start from.
+        size, fit: the square in which an image must show something.
+        workers: number of processes.
+
+    Returns:
+        The kept rows and the quarantine table (``image_id``, ``image_path``, ``reason``, ``detail``), both in the
+        cohort's order.
+    """
+    with_report, without_report = set_aside_empty_reports(cohort)
+    checked = progress(
+        read_checked(resolve_image_paths(with_report, root), size, fit, workers), len(with_report), "checking images"
+    )
+    outcomes = pd.DataFrame(
+        [(image.reason, image.detail) for image in checked], columns=["reason", "detail"], dtype="str"
+    )
+    return split_by_reason(with_report, outcomes, without_report, cohort)
+
+
+def set_aside_empty_reports(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Separate the rows whose report has neither findings nor impression: a pair needs a text."""
+    is_empty = cohort["report"].map(training_text).str.len().eq(0).to_numpy(bool)
+    empty = cohort.loc[is_empty, ["image_id", "image_path"]].assign(reason=EMPTY_REPORT, detail="")
+    return cohort[~is_empty], empty
+
+
+def split_by_reason(
+    checked: pd.DataFrame, outcomes: pd.DataFrame, set_aside: pd.DataFrame, cohort: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The checked rows that can be used, and the quarantine table of all others in the cohort's order.
+
+    Args:
+        checked: the rows of the cohort whose image was read.
+        outcomes: ``reason`` and ``detail`` of each of them, by position; an empty reason keeps the row.
+        set_aside: quarantine rows of the other images, with the cohort's index.
+        cohort: all rows.
+    """
+    is_bad = outcomes["reason"].ne("").to_numpy(bool)
+    bad = checked.loc[is_bad, ["image_id", "image_path"]]
+    bad[["reason", "detail"]] = outcomes.loc[is_bad, ["reason", "detail"]].to_numpy()
+    both = pd.concat([set_aside, bad])
+    quarantine = both.loc[cohort.index[cohort.index.isin(both.index)], list(QUARANTINE_COLUMNS)]
+    return checked[~is_bad].reset_index(drop=True), quarantine.reset_index(drop=True)
+
+
+def count_quarantine(quarantine: pd.DataFrame) -> pd.DataFrame:
+    """How many images each source lost for each reason: ``source``, ``reason``, ``images``, the largest first."""
+    sources = quarantine["image_id"].str.split("/", n=1).str[0].rename("source")
+    counts = quarantine.groupby([sources, "reason"]).size().rename("images").reset_index()
+    return counts.sort_values(["images", "source", "reason"], ascending=[False, True, True], ignore_index=True)
+
+
+def resolve_image_paths(cohort: pd.DataFrame, root: str | Path) -> list[Path]:
+    """The image files of a cohort; relative paths start at ``root``."""
+    return [Path(root) / path for path in cohort["image_path"]]
+
+
+def _cut(paths: list[str], length: int) -> Iterator[list[str]]:
+    return (paths[start : start + length] for start in range(0, len(paths), length))
+
+
+def _check_batch(paths: list[str], size: int, fit: str) -> list[CheckedImage]:
+    return [check_image(path, size, fit) for path in paths]

@@ -1,0 +1,64 @@
+"""Patient-disjoint splits: seeded, and the same whatever the order of the rows."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.table import SPLITS
+from chexstudy.errors import StudyError
+
+DEFAULT_FRACTIONS = MappingProxyType({"train": 0.7, "validate": 0.1, "test": 0.2})
+
+
+def split_patients(cohort: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
+    """Give each patient, with all images, to one split.
+
+    Patients are put in an order drawn by hashing seed and ``patient_id``, and the order is cut at the fractions: the
+    numbers of patients are exact to one patient, and neither the order of the rows nor that of earlier draws matters.
+
+    Args:
+        cohort: a table with the column ``patient_id``.
+        fractions: split -> share of the patients; the shares add up to 1.
+        seed: seed of the draw.
+
+    Returns:
+        A copy with the column ``split``.
+
+    Raises:
+        StudyError: a share is negative, they do not add up to 1, or a split is not in the contract.
+    """
+    check_fractions(fractions)
+    patients = sorted(set(cohort["patient_id"]), key=lambda patient: _draw(seed, patient))
+    bounds = np.rint(np.cumsum(list(fractions.values())) * len(patients)).astype(int)
+    names = np.repeat(list(fractions), np.diff(bounds, prepend=0))
+    split_of_patient = dict(zip(patients, names.tolist(), strict=True))
+    return cohort.assign(split=cohort["patient_id"].map(split_of_patient).astype("str"))
+
+
+def carve_validation(cohort: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Move a share of the training patients to ``validate`` and leave the other splits as they are.
+
+    Raises:
+        StudyError: the share is not between 0 and 1.
+    """
+    in_train = cohort["split"] == "train"
+    carved = split_patients(cohort[in_train], {"train": 1 - share, "validate": share}, seed)
+    return cohort.assign(split=cohort["split"].where(~in_train, carved["split"].reindex(cohort.index)))
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raise a StudyError unless the fractions name splits of the contract and add up to 1."""
+    unknown = [name for name in fractions if name not in SPLITS]
+    if unknown:
+        raise StudyError(f"there is no split named {unknown[0]!r}: the splits are {', '.join(SPLITS)}.")
+    if any(share < 0 for share in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        told = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
+        raise StudyError(f"the shares of the splits must be 0 or more and add up to 1, not {told}.")
+
+
+def _draw(seed: int, patient: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
