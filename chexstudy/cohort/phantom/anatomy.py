@@ -5,7 +5,8 @@ heights, varied by the numbers in ``Shape``; findings that change an organ's for
 anything is drawn.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -25,9 +26,17 @@ def _make_template(*knots: tuple[float, float]) -> np.ndarray:
 
 # Lung outline over the height of the lung (0 apex, 1 costophrenic angle), as shares of the half width of the chest.
 _LUNG_LATERAL = _make_template(
-    (0, 0.27), (0.012, 0.36), (0.04, 0.45), (0.09, 0.55), (0.2, 0.69), (0.4, 0.85), (0.6, 0.94), (0.8, 0.985), (1, 1.0)
+    (0, 0.29),
+    (0.012, 0.39),
+    (0.04, 0.50),
+    (0.09, 0.61),
+    (0.2, 0.745),
+    (0.4, 0.885),
+    (0.6, 0.955),
+    (0.8, 0.99),
+    (1, 1.0),
 )
-_LUNG_MEDIAL = _make_template((0, 0.27), (0.015, 0.20), (0.05, 0.14), (0.12, 0.105), (0.25, 0.09), (1, 0.09))
+_LUNG_MEDIAL = _make_template((0, 0.29), (0.015, 0.21), (0.05, 0.14), (0.12, 0.105), (0.25, 0.09), (1, 0.09))
 # The hemidiaphragm over the distance from the midline (1 chest wall): 0 at the top of the dome, 1 at the angle.
 _DOME_RIGHT = _make_template(
     (0, 0.34), (0.15, 0.24), (0.3, 0.08), (0.45, 0.0), (0.6, 0.05), (0.75, 0.22), (0.87, 0.48), (0.95, 0.76), (1, 1.0)
@@ -109,7 +118,7 @@ class Shape:
     bubble: tuple[float, float, float]
     trachea: float
     zoom: float
-    jitter: np.ndarray = field(default_factory=lambda: np.zeros(8))
+    jitter: list[float]
 
 
 def make_shape(case: Case) -> Shape:
@@ -120,10 +129,11 @@ def make_shape(case: Case) -> Shape:
     """
     patient = case.patient
     draw = np.random.default_rng(patient.anatomy_seed)
-    spread = draw.normal(0.0, 1.0, 32).clip(-2.0, 2.0)
+    # Python numbers throughout: NumPy's double scalars would turn every float32 array they meet into double.
+    spread = draw.normal(0.0, 1.0, 32).clip(-2.0, 2.0).tolist()
     female = patient.sex == "F"
-    old = np.clip((patient.age_years - 40) / 45, 0.0, 1.0)
-    child = np.clip((16 - patient.age_years) / 16, 0.0, 1.0)
+    old = min(max((patient.age_years - 40) / 45, 0.0), 1.0)
+    child = min(max((16 - patient.age_years) / 16, 0.0), 1.0)
     portable = case.view == "AP"
     depth = 1.0 - case.inspiration
     half = 0.735 * (0.965 if female else 1.0) * (1 + 0.03 * spread[0])
@@ -147,24 +157,24 @@ def make_shape(case: Case) -> Shape:
         knob=0.078 + 0.006 * spread[13] + 0.022 * old - 0.02 * child,
         unfolding=0.35 * old,
         hilum=[0.075 + 0.006 * spread[14], 0.070 + 0.006 * spread[15]],
-        vessel=1.0 + 0.12 * spread[16] + 0.12 * portable,
+        vessel=1.0 + 0.07 * spread[16] + 0.12 * portable,
         cephalisation=0.25 * portable,
         inflation=1.0 - 0.12 * depth + 0.03 * old,
         curve=(0.008 * spread[17], 0.5 + 0.2 * draw.random(), 6.28 * draw.random()),
         rib_top=apex - 0.075 + 0.01 * spread[18],
         rib_pitch=pitch,
-        rib_drop=pitch * (3.7 + 0.35 * spread[19] - 0.6 * portable),
+        rib_drop=pitch * (4.3 + 0.35 * spread[19] - 0.6 * portable),
         bone=(1.0 - 0.28 * old * (1.0 if female else 0.6)) * (1 - 0.25 * child),
         thickness=0.90 + 0.30 * patient.habitus - 0.18 * child + 0.03 * spread[20],
         breast=(0.55 + 0.45 * patient.habitus + 0.12 * spread[21]) * float(female and patient.age_years > 13),
         breast_fall=0.17 + 0.05 * old + 0.03 * spread[22],
-        clavicle=(-0.60 + 0.02 * spread[23] - 0.09 * portable, -0.10 + 0.03 * spread[24] + 0.07 * portable),
+        clavicle=(-0.55 + 0.02 * spread[23] - 0.09 * portable, -0.13 + 0.03 * spread[24] + 0.06 * portable),
         shoulder=0.03 * spread[25],
         arms_down=portable or draw.random() < 0.25,
         bubble=(0.34 + 0.05 * spread[26], 0.10 + 0.03 * abs(spread[27]), draw.random()),
         trachea=0.012 * spread[28],
-        zoom=1.0 + 0.03 * spread[29] - 0.03 * patient.habitus,
-        jitter=draw.normal(0.0, 1.0, 8).clip(-2.0, 2.0),
+        zoom=1.10 + 0.03 * spread[29] - 0.03 * patient.habitus,
+        jitter=draw.normal(0.0, 1.0, 5).clip(-2.0, 2.0).tolist(),
     )
 
 
@@ -228,7 +238,9 @@ def build_body(shape: Shape, board: Board) -> Body:
     x, y = board.x, board.y
     distance = np.abs(x)
     curve = shape.curve
-    spine_line = (curve[0] * np.sin(6.2832 * curve[1] * (y + 1.2) / 2.4 * 2.0 + curve[2])).astype(np.float32)
+    # The neck stays over the pelvis, whatever the spine does between them.
+    freedom = np.clip((y + 1.0) / 0.35, 0.0, 1.0)
+    spine_line = (curve[0] * freedom * np.sin(6.2832 * curve[1] * (y + 1.2) / 2.4 + curve[2])).astype(np.float32)
 
     height, wall, inner = [], [], []
     for side in (0, 1):
@@ -249,7 +261,7 @@ def build_body(shape: Shape, board: Board) -> Body:
     lungs *= board.soften(y - np.float32(min(shape.apex)), 0.02)
     # Lung behind the dome, in the posterior sulcus: it fades out below the visible edge.
     sulcus = np.clip(1.0 + above_floor * np.float32(1 / 0.20), 0.0, 1.0)
-    cavity = lungs * np.maximum(board.soften(above_floor, 0.014), np.float32(0.17) * sulcus * sulcus)
+    cavity = lungs * np.maximum(board.soften(above_floor, 0.014), np.float32(0.09) * sulcus * sulcus)
     lungs *= board.soften(above_floor, 0.014)
     profile = np.sqrt(np.clip(1.0 - np.minimum(across, 1.0) ** 5, 0.0, 1.0))
     depth = [np.clip(0.70 + 1.1 * at, 0.55, 1.0) - 0.10 * np.clip(at - 0.55, 0, 1) for at in height]
@@ -257,17 +269,17 @@ def build_body(shape: Shape, board: Board) -> Body:
     air *= _join(board, depth[0], depth[1]) * np.float32(0.66 * shape.inflation)
 
     left_border, right_border, heart, knob = _outline_mediastinum(shape, board, spine_line)
-    mediastinum = board.soften(left_border - x, 0.02) * board.soften(x + right_border, 0.02)
+    mediastinum = board.soften(left_border - x, 0.018) * board.soften(x + right_border, 0.018)
     carina = (shape.shift + shape.trachea + 0.01, shape.heart_top - 0.12)
-    trunk, tissue = _build_tissue(shape, board, above_floor)
-    ribs = _build_ribs(shape, board, across, x - 0.5 * spine_line)
+    trunk, tissue = _build_tissue(shape, board, above_floor, across)
+    ribs = _build_ribs(shape, board, across, above_floor)
     spine = _build_spine(shape, board, spine_line)
     clavicles, other_bones = _build_shoulder_girdle(shape, board)
     for bone in (ribs, clavicles, other_bones):
         bone *= trunk
     tubes, trachea_mask = _build_airways(shape, board, carina)
     stomach = _build_stomach(shape, board)
-    hila = [(shape.shift - 0.155, shape.heart_top + 0.10), (shape.shift + 0.165, shape.heart_top + 0.065)]
+    hila = [(shape.shift - 0.160, shape.heart_top + 0.06), (shape.shift + 0.175, shape.heart_top + 0.025)]
 
     visible = (lungs > 0.5) & (np.maximum(heart, mediastinum) < 0.5)
     right, left = visible.copy(), visible
@@ -305,22 +317,23 @@ def _outline_mediastinum(shape: Shape, board: Board, spine_line: np.ndarray):
 
     knob_y = top - 0.175
     knob_x = shape.shift + 0.185 - 0.092 + 0.4 * (shape.knob - 0.08)
-    middle = shape.shift + 0.6 * spine_line
+    middle = shape.shift + 0.35 * spine_line
     bump = np.sqrt(np.clip(shape.knob**2 - (y - knob_y) ** 2, 0.0, None))
     upper = 0.092 + 0.03 * np.clip((-0.6 - y) / 0.2, 0, 1)
-    left = middle + upper + 0.035 * np.exp(-0.5 * ((y - top - 0.02) / 0.055) ** 2)
+    left = middle + upper + 0.075 * np.exp(-0.5 * ((y - top + 0.01) / 0.09) ** 2)
     left = np.maximum(left, np.where(bump > 0, knob_x + bump, -9.0))
     below = (y > knob_y).astype(np.float32)
     # The unfolded aorta runs down left of the spine and bulges to the right where it ascends.
-    left = np.maximum(left, below * (shape.shift + 0.09 + 0.075 * shape.unfolding + 0.6 * shape.knob - 0.04))
-    ascending = 0.075 * shape.unfolding * np.exp(-0.5 * ((y - top + 0.02) / 0.11) ** 2)
+    left = np.maximum(left, below * (shape.shift + 0.085 + 0.05 * shape.unfolding + 0.35 * shape.knob - 0.02))
+    ascending = 0.065 * shape.unfolding * np.exp(-0.5 * ((y - top + 0.02) / 0.11) ** 2)
     right = -middle + upper + 0.012 + ascending
     left = np.maximum(left, np.where(inside > 0, heart_left, -9.0)).astype(np.float32)
     right = np.maximum(right, np.where(inside > 0, heart_right, -9.0)).astype(np.float32)
-    return left, right, heart, (float(knob_x), float(knob_y))
+    smooth = partial(board.blur_column, sigma=0.018)
+    return smooth(left), smooth(right), heart, (float(knob_x), float(knob_y))
 
 
-def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray):
+def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray, across: np.ndarray):
     """Coverage by the trunk and attenuation of its soft tissue, breasts and liver included."""
     x, y = board.x, board.y
     distance = np.abs(x)
@@ -331,16 +344,16 @@ def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray):
     inside = board.soften(outline - distance, 0.02)
     share = np.minimum(distance / outline, 1.0)
     roundness = np.sqrt(np.clip(1.0 - share**4, 0.0, 1.0))
-    belly = np.clip((y - min(shape.dome)) * 1.2, 0.0, 1.0)
+    belly = np.clip((y - min(shape.dome)) * 2.0, 0.0, 1.0)
     neck = np.clip((y + 0.62) * 1.5, -0.35, 0.0)
     tissue = (0.25 + 0.75 * roundness) * (1.0 + 0.22 * belly + neck) * np.float32(shape.thickness)
     tissue *= inside
     if shape.arms_down:
-        edge = float(max(shape.chest) + shape.trunk + 0.10)
-        arm = np.clip((distance - edge) / 0.16, 0.0, 1.0) * board.soften(y + 0.35, 0.3)
+        edge = (max(shape.chest) + shape.trunk + 0.015 + 0.07 * np.clip(y + 0.3, 0.0, 1.0)).astype(np.float32)
+        arm = np.clip((distance - edge) / 0.12, 0.0, 1.0) * board.soften(y + 0.35, 0.3)
         tissue = np.maximum(tissue, arm * np.float32(0.62 * shape.thickness))
         inside = np.maximum(inside, arm)
-    liver = board.soften(-above_floor, 0.014) * board.soften(0.05 - x, 0.35) * inside
+    liver = board.soften(-above_floor, 0.014) * board.soften(0.05 - x, 0.35) * board.soften(1.0 - across, 0.05)
     tissue += np.float32(0.06) * liver
     if shape.breast > 0.0:
         tissue += _build_breasts(shape, board) * inside
@@ -367,28 +380,35 @@ def _build_breasts(shape: Shape, board: Board) -> np.ndarray:
     return breast
 
 
-def _build_ribs(shape: Shape, board: Board, across: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _build_ribs(shape: Shape, board: Board, across: np.ndarray, above_floor: np.ndarray) -> np.ndarray:
     """Posterior ribs sloping down to the side and the fainter anterior ribs returning to the middle.
 
     A rib is a tilted half ring seen from the front: its drop goes with 1 - cos of the angle around the chest, so that
     one number field, divided by the distance of ribs, gives all ribs of one course at once.
     """
-    y = board.y
+    x, y = board.x, board.y
     bounded = np.minimum(across, 0.992)
     cosine = np.sqrt(1.0 - bounded * bounded)
     pitch, drop = shape.rib_pitch, shape.rib_drop
     uneven = 0.012 * np.sin(5.0 * y + shape.jitter[1]) + 0.008 * np.sin(11.0 * y + shape.jitter[2])
     level = (y + uneven - shape.rib_top).astype(np.float32) * np.float32(1 / pitch)
     level = level + np.where(x < 0, 0.0, np.float32(0.06 * shape.jitter[3]))
-    slope = np.minimum(0.5 * drop / 0.70 * bounded / cosine, 2.4)
-    stretch = np.sqrt(1.0 + slope * slope)
+    steepness = np.float32(0.5 * drop / 0.70) * bounded / cosine
     reach = np.clip((1.03 - across) * np.float32(1 / 0.04), 0.0, 1.0)
     tangent = 1.0 + 0.7 * bounded**6
 
     ribs = np.zeros_like(across)
-    courses = ((-1.0, 0.21 * pitch, 0.105, 11.4, 0.0), (1.0, 0.25 * pitch, 0.060, 9.4, 0.42))
-    for direction, half_width, density, last, starts in courses:
-        order = level - np.float32(0.5 * drop / pitch) * (1.0 + direction * cosine)
+    # Behind, a rib runs out level before it turns; in front it falls steadily towards the breast bone.
+    behind = 0.62 * (1.0 - cosine) + 0.38 * bounded
+    before = 2.0 - 0.45 * (1.0 - cosine) - 0.55 * bounded
+    courses = (
+        (behind, 0.62, 0.38, 0.185 * pitch, 0.135, 11.4, 0.0),
+        (before, 0.45, 0.55, 0.215 * pitch, 0.048, 9.4, 0.45),
+    )
+    for course, round_share, straight_share, half_width, density, last, starts in courses:
+        slope = np.minimum(round_share * steepness + np.float32(straight_share * 0.5 * drop / 0.70), 2.4)
+        stretch = np.sqrt(1.0 + slope * slope)
+        order = level - np.float32(0.5 * drop / pitch) * course
         nearest = np.rint(order)
         order -= nearest
         offset = np.abs(order, out=order)
@@ -403,6 +423,7 @@ def _build_ribs(shape: Shape, board: Board, across: np.ndarray, x: np.ndarray) -
         cover *= np.float32(density * shape.bone)
         ribs += cover
     ribs *= tangent
+    ribs *= np.clip(1.0 + 5.0 * above_floor, 0.35, 1.0)
     ribs *= reach
     return ribs
 
@@ -418,11 +439,11 @@ def _build_spine(shape: Shape, board: Board, spine_line: np.ndarray) -> np.ndarr
     half = 0.066 + 0.010 * np.clip(y + 0.6, 0.0, 1.2) + 0.006 * plate - 0.008 * disc
     offset = np.abs(x - spine_line)
     column = board.soften(half.astype(np.float32) - offset, 0.014)
-    density = (0.24 - 0.075 * disc + 0.05 * plate).astype(np.float32)
+    density = (0.185 - 0.065 * disc + 0.045 * plate).astype(np.float32)
     spine = column * (density * np.float32(shape.bone))
     pedicle = np.exp(-(((offset - 0.045) / 0.014) ** 2)) * np.exp(-((phase / 0.35) ** 2))
     process = np.exp(-((offset / 0.010) ** 2)) * np.exp(-(((phase - 0.75) / 0.3) ** 2))
-    spine += (0.045 * shape.bone) * (pedicle + process).astype(np.float32)
+    spine += (0.040 * shape.bone) * (pedicle + process).astype(np.float32)
     return spine
 
 
@@ -439,7 +460,7 @@ def _build_shoulder_girdle(shape: Shape, board: Board) -> tuple[np.ndarray, np.n
     clavicles = board.soften(half.astype(np.float32) - offset, 0.012)
     clavicles *= 0.75 + 0.45 * (offset / half.astype(np.float32)) ** 2
     ends = board.soften(distance - 0.075, 0.03) * board.soften(0.84 - distance, 0.04)
-    clavicles *= ends * np.float32(0.17 * shape.bone)
+    clavicles *= ends * np.float32(0.23 * shape.bone)
 
     blade = 0.56 if shape.arms_down else 0.70
     bones = np.zeros((board.pixels, board.pixels), np.float32)
@@ -461,7 +482,7 @@ def _build_shoulder_girdle(shape: Shape, board: Board) -> tuple[np.ndarray, np.n
         cover += head * (0.13 + 0.09 * np.clip(radius / 0.115, 0, 1) ** 4)
         shaft = (0.065 - np.abs(side_x - (1.02 + 0.12 * (part.y - top)))).astype(np.float32)
         cover += 0.14 * board.soften(shaft, 0.02) * board.soften((part.y - top - 0.12).astype(np.float32), 0.05)
-        bones[part.where] += cover * np.float32(shape.bone)
+        bones[part.where] += cover * np.float32(1.25 * shape.bone)
     return clavicles, bones
 
 
@@ -475,14 +496,14 @@ def _build_airways(shape: Shape, board: Board, carina: tuple[float, float]) -> t
     across = (x - middle.astype(np.float32)) / half.astype(np.float32)
     span = board.soften(carina[1] - y, 0.05)
     trachea = np.sqrt(np.clip(1.0 - across**2, 0.0, 1.0)) * span
-    ends = ((-0.155, 0.165, 0.030), (0.195, 0.135, 0.027))
-    tubes = 0.19 * trachea
+    ends = ((-0.115, 0.130, 0.030), (0.135, 0.100, 0.026))
+    tubes = 0.24 * trachea
     for run, fall, radius in ends:
         part = board.window(carina[0] + 0.5 * run, carina[1] + 0.5 * fall, 0.16, 0.15)
         dx, dy = part.x - carina[0], part.y - carina[1]
         share = np.clip((dx * run + dy * fall) / (run * run + fall * fall), 0.0, 1.0)
         away = np.hypot(dx - share * run, dy - share * fall) / radius
-        tube = (0.15 - 0.07 * share) * np.sqrt(np.clip(1.0 - away**2, 0.0, 1.0))
+        tube = (0.17 - 0.12 * share) * np.sqrt(np.clip(1.0 - away**2, 0.0, 1.0))
         tubes[part.where] = np.maximum(tubes[part.where], tube)
     return tubes.astype(np.float32), (np.abs(across) < 1.0) & (y < carina[1])
 

@@ -14,7 +14,7 @@ from chexstudy.cohort.phantom.scene import Scene, pick_sides
 
 def reshape_cardiomegaly(shape: Shape, lesion: Lesion) -> None:
     """Cardiothoracic ratio above one half, up to about 0.7."""
-    shape.heart_ratio = max(shape.heart_ratio, 0.49) + 0.04 + 0.15 * lesion.severity
+    shape.heart_ratio = max(shape.heart_ratio, 0.49) + 0.05 + 0.16 * lesion.severity
     shape.heart_top -= 0.03 * lesion.severity
 
 
@@ -27,10 +27,10 @@ def reshape_scoliosis(shape: Shape, lesion: Lesion) -> None:
     """A C- or S-shaped lateral curve of the spine, convex to the lesion's side if it has one."""
     draw = np.random.default_rng(lesion.seed)
     toward = {"right": -1.0, "left": 1.0}.get(lesion.side, 1.0 if draw.random() < 0.3 else -1.0)
-    cycles = 0.55 if draw.random() < 0.6 else 1.05
+    cycles = 0.85 if draw.random() < 0.6 else 1.25
     peak = draw.uniform(-0.25, 0.15)
     shape.curve = (
-        toward * (0.05 + 0.13 * lesion.severity),
+        toward * (0.055 + 0.115 * lesion.severity),
         cycles,
         np.pi / 2 - 2 * np.pi * cycles * (peak + 1.2) / 2.4,
     )
@@ -47,12 +47,12 @@ def paint_fracture(scene: Scene, lesion: Lesion, generator: np.random.Generator)
     mask = board.empty_mask()
     for side in pick_sides(lesion.side):
         sign = -1.0 if side == 0 else 1.0
-        across = generator.uniform(0.62, 0.84)
+        across = generator.uniform(0.58, 0.80)
         height = {"upper": 0.26, "middle": 0.45, "lower": 0.62}.get(lesion.zone, generator.uniform(0.3, 0.62))
         wanted = scene.level(side, height)
         drop = 0.5 * shape.rib_drop * (1.0 - np.sqrt(1.0 - across**2))
-        first = max(int(round((wanted - shape.rib_top - drop) / shape.rib_pitch)), 1)
-        for rib in range(first, first + 1 + int(round(2.6 * lesion.severity))):
+        first = max(round((wanted - shape.rib_top - drop) / shape.rib_pitch), 1)
+        for rib in range(first, first + 1 + round(2.6 * lesion.severity)):
             y = shape.rib_top + drop + rib * shape.rib_pitch
             row = int(np.clip(y / board.pitch + 0.5 * board.pixels, 0, board.pixels - 1))
             x = sign * across * float(body.wall[side][row, 0])
@@ -81,7 +81,7 @@ def _break_rib(
     ribs[part.where] = shifted * (1.0 - 0.85 * cleft)
     radius = 0.042 + 0.022 * severity
     callus = np.exp(-((away / radius) ** 4)) * (1.0 - 0.6 * cleft)
-    scene.add((callus * np.float32(0.06 + 0.16 * severity)).astype(np.float32), part.where)
+    scene.add((callus * np.float32(0.09 + 0.19 * severity)).astype(np.float32), part.where)
     mask[part.where] |= (away < 1.5 * radius) | ((np.abs(moved) > 0.5 * abs(step)) & (local + shifted > 0.05))
 
 
@@ -109,7 +109,7 @@ def paint_hilum(scene: Scene, lesion: Lesion, generator: np.random.Generator) ->
 
 def reshape_aorta(shape: Shape, lesion: Lesion) -> None:
     """A wide knob, and an ascending and descending aorta that bulge beyond the mediastinum."""
-    shape.knob += 0.020 + 0.050 * lesion.severity
+    shape.knob += 0.014 + 0.042 * lesion.severity
     shape.unfolding = min(shape.unfolding + 0.4 + 0.9 * lesion.severity, 1.6)
 
 

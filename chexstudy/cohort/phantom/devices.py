@@ -25,7 +25,7 @@ def choose_devices(lesion: Lesion, generator: np.random.Generator) -> tuple[str,
 
     The picture and the report both ask with a fresh generator of ``lesion.seed``, and so agree.
     """
-    count = 1 + int(round(2.4 * lesion.severity))
+    count = 1 + round(2.4 * lesion.severity)
     return tuple(generator.choice(DEVICES, size=count, replace=False, p=list(_SHARES.values())).tolist())
 
 
@@ -54,7 +54,8 @@ def _paint_endotracheal(scene: Scene, metal: np.ndarray, generator: np.random.Ge
     x, y = scene.body.carina
     tip = y - generator.uniform(0.10, 0.26)
     path = _smooth_path((x - 0.02, -1.15), (x - 0.012, -0.8), (x + 0.004, tip))
-    metal += 0.20 * scene.board.trace(path, 0.022) + 0.20 * scene.board.trace(path + (0.009, 0.0), 0.009)
+    stripe = path + np.array((0.009, 0.0))
+    metal += 0.26 * scene.board.trace(path, 0.026) + 0.34 * scene.board.trace(stripe, 0.011)
 
 
 def _paint_central_line(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
@@ -68,7 +69,7 @@ def _paint_central_line(scene: Scene, metal: np.ndarray, generator: np.random.Ge
         path = _smooth_path(
             (side * 0.82, -0.45), (side * 0.55, -0.62), (side * 0.25, -0.60), (shift - 0.09, -0.48), end
         )
-    metal += 0.34 * scene.board.trace(path, 0.016)
+    metal += 0.46 * scene.board.trace(path, 0.019)
 
 
 def _paint_gastric(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
@@ -78,7 +79,7 @@ def _paint_gastric(scene: Scene, metal: np.ndarray, generator: np.random.Generat
     path = _smooth_path(
         (0.02, -1.15), (0.01, -0.6), (0.03, 0.0), (0.05, floor), (0.14, floor + sag), (0.36, floor + sag + 0.05)
     )
-    metal += 0.34 * scene.board.trace(path, 0.017)
+    metal += 0.46 * scene.board.trace(path, 0.020)
 
 
 def _paint_pacemaker(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
@@ -99,7 +100,7 @@ def _paint_pacemaker(scene: Scene, metal: np.ndarray, generator: np.random.Gener
         entry = (shape.shift - 0.10, -0.42)
         turn = (shape.shift - 0.13, 0.5 * (shape.heart_top + shape.heart_bottom))
         path = _smooth_path((x, y - 0.08), (0.6 * x, y - 0.16), (side * 0.12, -0.58), entry, turn, tip)
-        metal += 0.32 * board.trace(path, 0.016)
+        metal += 0.45 * board.trace(path, 0.018)
         metal += 0.4 * board.trace(path[-3:], 0.022)
 
 
@@ -113,7 +114,7 @@ def _paint_electrodes(scene: Scene, metal: np.ndarray, generator: np.random.Gene
         metal[part.where] += 0.45 * board.soften((0.030 - np.hypot(part.x - x, part.y - y)).astype(np.float32), 0.01)
         away = generator.uniform(-0.25, 0.25)
         path = _smooth_path((x, y), (x + 0.3 * away, y + 0.35), (x + away, y + 0.55), (0.4 * x + away, 1.2))
-        metal += 0.26 * board.trace(path, 0.012)
+        metal += 0.36 * board.trace(path, 0.015)
 
 
 def _paint_wires(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
@@ -122,7 +123,7 @@ def _paint_wires(scene: Scene, metal: np.ndarray, generator: np.random.Generator
         angle = np.linspace(0.0, 6.2832, 14) + generator.random()
         x = 0.008 * generator.standard_normal() + scene.shape.shift
         loop = np.column_stack((x + 0.038 * np.cos(angle), y + 0.022 * np.sin(angle)))
-        metal += 0.34 * scene.board.trace(loop, 0.013)
+        metal += 0.42 * scene.board.trace(loop, 0.014)
 
 
 _PAINTERS = MappingProxyType(

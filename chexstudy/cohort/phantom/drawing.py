@@ -86,7 +86,8 @@ def draw_radiograph(case: Case, size: int) -> Drawing:
 
     draw = np.random.default_rng(case.seed)
     film = _Placement(case, shape.zoom, board, draw)
-    film_noise = draw.standard_normal((size, size), np.float32)
+    # Its own stream: how many numbers it takes depends on the size, what else is drawn must not.
+    film_noise = np.random.default_rng((case.seed, 1)).standard_normal((size, size), np.float32)
     pixels = _expose_film(film.take_smooth(scene.attenuation(anatomy)), case, draw, film_noise)
     return Drawing(pixels, {name: film.take_nearest(mask) for name, mask in {**body.organs, **found}.items()})
 
@@ -135,7 +136,7 @@ def _expose_film(attenuation: np.ndarray, case: Case, draw: np.random.Generator,
     dose = np.log(beam)
     speed = 1.58 + 0.55 * (case.patient.habitus - 0.4) - 0.45 * case.exposure
     dose += np.float32(speed)
-    dose *= np.float32(_CONTRAST)
+    dose *= np.float32(_CONTRAST * draw.uniform(0.85, 1.15))
     shown = 1.0 / (1.0 + np.exp(dose))
     # Fewer quanta reach the film behind dense tissue.
     film_noise *= np.float32(case.noise) * (0.55 + 0.75 * shown)

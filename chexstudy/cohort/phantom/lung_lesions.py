@@ -44,7 +44,7 @@ def add_ball(
     away = np.hypot(dx, dy)
     phase = 6.2832 * generator.random(3)
     angle = np.arctan2(dy, dx)
-    outline = 1.0 + lobulation * sum(np.sin(k * angle + phase[k - 2]) for k in (2, 3, 4))
+    outline = 1.0 + lobulation * sum(np.sin(k * angle + phase[k - 2]) * (2.0 / k) for k in (2, 3, 4))
     share = away / (np.float32(radius) * outline)
     cover = board.soften((1.0 - share) * np.float32(radius), 0.25 * radius)
     ball = cover * (0.45 + 0.55 * np.sqrt(np.clip(1.0 - share * share, 0.0, 1.0)))
@@ -94,14 +94,15 @@ def paint_consolidation(scene: Scene, lesion: Lesion, generator: np.random.Gener
         patch[:, scene.half(1 - side)[1]] = 0.0
         root = np.array(scene.body.hila[side])
         toward = np.array((x, y)) - root
+        toward /= max(np.hypot(*toward), 1e-3)
         tubes = np.zeros_like(patch)
-        for turn in generator.uniform(-0.5, 0.5, 4):
+        for turn in generator.uniform(-0.9, 0.9, 5):
             cosine, sine = np.cos(turn), np.sin(turn)
             aim = np.array((cosine * toward[0] - sine * toward[1], sine * toward[0] + cosine * toward[1]))
-            start = np.array((x, y)) - 0.35 * aim / np.hypot(*toward) * size
-            tubes += board.trace(np.array((start, start + 1.15 * size * aim / np.hypot(*toward))), 0.020)
+            start = np.array((x, y)) - 0.35 * size * aim
+            tubes += board.trace(np.array((start, start + generator.uniform(0.6, 1.1) * size * aim)), 0.014)
         patch_air = patch * (1.0 - 0.60 * np.minimum(tubes, 1.0))
-        scene.fill_lung(np.float32(0.50 + 0.42 * lesion.severity) * patch_air)
+        scene.fill_lung(np.float32(0.36 + 0.54 * lesion.severity) * patch_air)
         mask |= patch > 0.4
     return mask
 
@@ -111,7 +112,7 @@ def paint_nodule(scene: Scene, lesion: Lesion, generator: np.random.Generator) -
     mask = scene.board.empty_mask()
     for side in pick_sides(lesion.side):
         x, y = scene.point(side, generator.uniform(0.25, 0.75), pick_height(lesion.zone, generator))
-        add_ball(scene, mask, x, y, 0.034 + 0.036 * lesion.severity, 0.12 + 0.15 * lesion.severity, generator)
+        add_ball(scene, mask, x, y, 0.034 + 0.036 * lesion.severity, 0.13 + 0.20 * lesion.severity, generator)
     return mask
 
 
@@ -126,9 +127,9 @@ def paint_mass(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> 
         spicules = np.zeros_like(scene.body.air)
         for angle in np.linspace(0.0, 6.2832, 12, endpoint=False) + 0.2 * generator.standard_normal(12):
             tip = radius * generator.uniform(1.3, 1.7)
-            ray = np.array(((0.85 * radius, 0.85 * radius), (tip, tip))) * (np.cos(angle), np.sin(angle))
-            spicules += board.trace(ray + (x, y), 0.010)
-        scene.add(np.float32(0.07) * spicules * scene.body.lungs)
+            ray = np.array(((0.85 * radius,), (tip,))) * (np.cos(angle), np.sin(angle))
+            spicules += board.trace(ray + np.array((x, y)), 0.010)
+        scene.add(np.float32(0.12) * spicules * scene.body.lungs)
     return mask
 
 
@@ -158,14 +159,15 @@ def paint_atelectasis(scene: Scene, lesion: Lesion, generator: np.random.Generat
     bands = np.zeros_like(body.air)
     for side in pick_sides(lesion.side):
         sign = _SIGN[side]
-        for _ in range(1 + int(round(1.6 * lesion.severity))):
-            x, y = scene.point(side, generator.uniform(0.35, 0.6), pick_height(lesion.zone or "lower", generator))
+        for _ in range(1 + round(1.6 * lesion.severity)):
+            x, y = scene.point(side, generator.uniform(0.4, 0.6), 0.9 * pick_height(lesion.zone or "lower", generator))
+            y -= generator.uniform(0.02, 0.07)
             half = generator.uniform(0.15, 0.20) + 0.07 * lesion.severity
             tilt = generator.uniform(-0.25, 0.35) * sign
             bow = generator.uniform(-0.02, 0.03)
             along = np.linspace(-1.0, 1.0, 9)
             line = np.column_stack((x + half * along, y + tilt * half * along + bow * along**2))
-            width = (0.018 + 0.022 * lesion.severity) * generator.uniform(0.8, 1.2)
+            width = (0.024 + 0.022 * lesion.severity) * generator.uniform(0.8, 1.2)
             bands += board.trace(line, width) * (0.75 + 0.5 * lesion.severity)
         if lesion.severity > 0.6:
             where = scene.half(side)
@@ -174,21 +176,21 @@ def paint_atelectasis(scene: Scene, lesion: Lesion, generator: np.random.Generat
             scene.fill_lung(np.float32(0.75 * lesion.severity) * collapsed, where)
             mask[where] |= collapsed > 0.5
     bands *= body.lungs
-    scene.add(np.float32(0.17) * np.minimum(bands, 1.4))
+    scene.add(np.float32(0.27) * np.minimum(bands, 1.4))
     return mask | (board.blur(bands, 0.012) > 0.18)
 
 
 def reshape_edema(shape: Shape, lesion: Lesion) -> None:
     """Congestion: upper-zone vessels fill, all vessels widen, the heart is somewhat large."""
-    shape.cephalisation = 0.4 + 0.8 * lesion.severity
-    shape.vessel *= 1.1 + 0.3 * lesion.severity
+    shape.cephalisation = max(shape.cephalisation, 0.3 + 0.5 * lesion.severity)
+    shape.vessel *= 1.03 + 0.10 * lesion.severity
     shape.heart_ratio += 0.015 + 0.02 * lesion.severity
 
 
 def paint_edema(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
     """Perihilar haze in the shape of bat wings, blurred hila, and Kerley B lines at the lateral bases."""
     board, body = scene.board, scene.body
-    rough = 1.0 + 0.22 * board.random_field(generator, 22)
+    rough = np.maximum(1.0 + 0.20 * board.random_field(generator, 22), 0.6)
     wings = np.zeros_like(body.air)
     reach = 0.22 + 0.16 * lesion.severity
     for side in pick_sides(lesion.side):
@@ -206,7 +208,9 @@ def paint_edema(scene: Scene, lesion: Lesion, generator: np.random.Generator) ->
     wings *= rough
     np.clip(wings, 0.0, 1.0, out=wings)
     wings *= body.lungs
-    scene.fill_lung(np.float32(0.18 + 0.52 * lesion.severity) * wings)
+    # Fluid around the vessels blurs their outline.
+    scene.vessels = board.blur(scene.vessels, 0.008 + 0.012 * lesion.severity)
+    scene.fill_lung(np.float32(0.24 + 0.54 * lesion.severity) * wings)
     return wings > 0.30
 
 
@@ -214,14 +218,14 @@ def reshape_emphysema(shape: Shape, lesion: Lesion) -> None:
     """Hyperinflation: low flat diaphragms, a narrow heart, more air along the beam, thin vessels."""
     severity = lesion.severity
     for side in (0, 1):
-        shape.angle[side] += 0.03 + 0.05 * severity
+        shape.angle[side] += 0.02 + 0.06 * severity
         flat = shape.angle[side] - 0.09
-        shape.dome[side] += (0.35 + 0.6 * severity) * (flat - shape.dome[side])
+        shape.dome[side] += (0.15 + 0.80 * severity) * (flat - shape.dome[side])
         shape.chest[side] *= 1.0 + 0.03 * severity
-    shape.heart_ratio *= 0.93 - 0.14 * severity
-    shape.heart_bottom = 0.5 * (shape.heart_bottom + shape.dome[1] + 0.05)
-    shape.inflation *= 1.06 + 0.12 * severity
-    shape.vessel *= 0.85 - 0.40 * severity
+    shape.heart_ratio *= 0.95 - 0.16 * severity
+    shape.heart_bottom = shape.dome[1] + 0.08
+    shape.inflation *= 1.03 + 0.15 * severity
+    shape.vessel *= 0.90 - 0.45 * severity
 
 
 def paint_emphysema(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
@@ -229,7 +233,7 @@ def paint_emphysema(scene: Scene, lesion: Lesion, generator: np.random.Generator
     board, body = scene.board, scene.body
     ignored = board.empty_mask()
     for side in (0, 1):
-        for _ in range(int(round(2.4 * lesion.severity * generator.random()))):
+        for _ in range(round(2.4 * lesion.severity * generator.random())):
             x, y = scene.point(side, generator.uniform(0.45, 0.75), generator.uniform(0.14, 0.42))
             radius = generator.uniform(0.07, 0.12)
             part = board.window(x, y, 1.2 * radius, 1.2 * radius)
@@ -267,7 +271,7 @@ def paint_fibrosis(scene: Scene, lesion: Lesion, generator: np.random.Generator)
         affected = rise.astype(np.float32) * (0.35 + 0.65 * np.minimum(body.across[where], 1.0) ** 2)
         affected *= body.lungs[where]
         scene.fill_lung(np.float32(0.14 + 0.20 * lesion.severity) * affected, where)
-        scene.add(np.float32(0.07 + 0.13 * lesion.severity) * affected * net[where], where)
+        scene.add(np.float32(0.09 + 0.16 * lesion.severity) * affected * net[where], where)
         mask[where] = affected > 0.30
     return mask
 
@@ -287,10 +291,10 @@ def paint_tuberculosis(scene: Scene, lesion: Lesion, generator: np.random.Genera
         for _ in range(5 + int(7 * lesion.severity)):
             spot = scene.point(side, generator.uniform(0.15, 0.85), generator.uniform(0.08, 0.44))
             add_ball(scene, mask, *spot, generator.uniform(0.018, 0.030), 0.10 + 0.10 * lesion.severity, generator)
-        for _ in range(1 + int(round(1.4 * lesion.severity))):
+        for _ in range(1 + round(1.4 * lesion.severity)):
             spot = scene.point(side, generator.uniform(0.3, 0.7), generator.uniform(0.14, 0.30))
             radius = generator.uniform(0.055, 0.07) + 0.02 * lesion.severity
-            add_ball(scene, mask, *spot, radius, 0.16 + 0.12 * lesion.severity, generator, hollow=0.6)
+            add_ball(scene, mask, *spot, radius, 0.11 + 0.08 * lesion.severity, generator, lobulation=0.05, hollow=0.68)
         strand = np.array((scene.point(side, 0.5, 0.24), body.hila[side]))
         scene.add(np.float32(0.06) * board.trace(strand, 0.016) * body.lungs)
     return mask
@@ -303,7 +307,7 @@ def paint_cavity(scene: Scene, lesion: Lesion, generator: np.random.Generator) -
     for side in pick_sides(lesion.side):
         x, y = scene.point(side, generator.uniform(0.35, 0.65), pick_height(lesion.zone, generator))
         radius = 0.085 + 0.060 * lesion.severity
-        hollow = generator.uniform(0.60, 0.72)
+        hollow = generator.uniform(0.66, 0.78)
         add_ball(scene, mask, x, y, radius, 0.24 + 0.20 * lesion.severity, generator, lobulation=0.05, hollow=hollow)
         if generator.random() < 0.6:
             part = board.window(x, y, radius, radius)
@@ -322,7 +326,7 @@ def paint_bronchiectasis(scene: Scene, lesion: Lesion, generator: np.random.Gene
     lumen = np.zeros_like(body.air)
     for side in pick_sides(lesion.side):
         low = {"upper": 0.15, "middle": 0.38}.get(lesion.zone, 0.58)
-        for _ in range(3 + int(round(4 * lesion.severity))):
+        for _ in range(3 + round(4 * lesion.severity)):
             x, y = scene.point(side, generator.uniform(0.12, 0.7), generator.uniform(low, low + 0.26))
             root = np.array(body.hila[side])
             aim = np.array((x, y)) - root
@@ -333,11 +337,11 @@ def paint_bronchiectasis(scene: Scene, lesion: Lesion, generator: np.random.Gene
             middle = np.array(((x, y), (x, y) + length * aim))
             walls += board.trace(middle + normal, 0.013) + board.trace(middle - normal, 0.013)
             lumen += board.trace(middle, 0.022)
-        for _ in range(3 + int(round(6 * lesion.severity))):
+        for _ in range(2 + round(5 * lesion.severity)):
             spot = scene.point(side, generator.uniform(0.1, 0.8), generator.uniform(low, low + 0.28))
             add_ball(
                 scene, mask, *spot, generator.uniform(0.030, 0.042), 0.10 + 0.14 * lesion.severity, generator,
                 hollow=0.55,
             )  # fmt: skip
-    scene.add((np.float32(0.10 + 0.14 * lesion.severity) * walls - np.float32(0.03) * lumen) * body.lungs)
+    scene.add((np.float32(0.13 + 0.17 * lesion.severity) * walls - np.float32(0.03) * lumen) * body.lungs)
     return mask | (board.blur(walls + lumen, 0.012) > 0.25)

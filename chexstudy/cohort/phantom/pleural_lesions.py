@@ -32,7 +32,7 @@ def paint_effusion(scene: Scene, lesion: Lesion, generator: np.random.Generator)
     for side in pick_sides(lesion.side):
         where = scene.half(side)
         severity = float(np.clip(lesion.severity * generator.uniform(0.9, 1.1), 0.05, 1.0))
-        lateral = scene.level(side, 1.0) - 0.14 - 0.80 * severity**1.15
+        lateral = scene.level(side, 1.0) - 0.15 - 0.76 * severity**1.25
         sag = 0.20 - 0.08 * severity
         surface = lateral + sag * (1.0 - np.minimum(body.across[where], 1.0) ** 2.4)
         fluid = board.soften(board.y - surface, 0.05)
@@ -49,7 +49,7 @@ def reshape_pneumothorax(shape: Shape, lesion: Lesion) -> None:
 
 
 def paint_pneumothorax(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
-    """Air in the pleural space: black and without vessels outside a thin white line, the lung inside a little denser."""
+    """Air in the pleural space: black, no vessels, bounded by a thin white line; the lung inside is a little denser."""
     body, board = scene.body, scene.board
     mask = board.empty_mask()
     for side in pick_sides(lesion.side):
@@ -62,7 +62,7 @@ def paint_pneumothorax(scene: Scene, lesion: Lesion, generator: np.random.Genera
         lateral = (edge - body.across[where]) * np.float32(scene.shape.chest[side])
         top = (height - descent) * np.float32(scene.shape.angle[side] - scene.shape.apex[side])
         # The apex of the lung is round: both borders meet smoothly.
-        rounding = np.float32(0.10)
+        rounding = np.float32(0.32)
         mix = np.clip(0.5 + 0.5 * (top - lateral) / rounding, 0.0, 1.0)
         inside = top + (lateral - top) * mix - rounding * mix * (1.0 - mix)
         lung = board.soften(inside, 0.012)
@@ -110,18 +110,19 @@ def paint_pneumoperitoneum(scene: Scene, lesion: Lesion, generator: np.random.Ge
     """Free air under the diaphragm: a black crescent between the white line of the dome and the liver."""
     body, board = scene.body, scene.board
     mask = board.empty_mask()
-    sides = (0, 1) if lesion.severity > 0.7 or lesion.side == "bilateral" else (1,) if lesion.side == "left" else (0,)
+    sides = (0, 1) if lesion.side == "bilateral" else (1,) if lesion.side == "left" else (0,)
     for side in sides:
         where = scene.half(side)
         sign = -1.0 if side == 0 else 1.0
         share = 1.0 if side == sides[0] else 0.6
         centre = sign * (0.44 + 0.04 * generator.standard_normal()) * scene.shape.chest[side] / 0.73
-        half_width = (0.24 + 0.16 * lesion.severity) * share
-        thickness = (0.045 + 0.10 * lesion.severity) * share
+        half_width = (0.22 + 0.10 * lesion.severity) * share
+        thickness = (0.040 + 0.065 * lesion.severity) * share
         across = (board.x[:, where[1]] - centre) / np.float32(half_width)
-        crescent = np.float32(thickness) * np.clip(1.0 - across * across, 0.0, 1.0)
+        crescent = np.float32(thickness) * np.clip(1.0 - across**4, 0.0, 1.0)
         below = board.y - body.floor[:, where[1]] - np.float32(0.016)
-        air = board.soften(below, 0.008) * board.soften(crescent - below, 0.012) * (crescent > 0.004)
+        air = board.soften(below, 0.008) * board.soften(crescent - below, 0.012)
+        air *= np.clip((0.94 - body.across[where]) * 12.0, 0.0, 1.0)
         scene.add(np.float32(-0.62) * air, where)
         mask[where] = air > _MASK_LEVEL
     return mask

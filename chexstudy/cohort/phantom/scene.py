@@ -7,7 +7,7 @@ import numpy as np
 from chexstudy.cohort.phantom.anatomy import Body, Shape
 from chexstudy.cohort.phantom.canvas import Board
 
-BLOOD = 2.2  # contrast of vessels: thin cords lose more to blur than they would on a real film
+BLOOD = 3.0  # contrast of vessels: thin cords lose more to blur than they would on a real film
 
 
 @dataclass
@@ -46,17 +46,18 @@ class Scene:
         """Everything along the beam, ``(pixels, pixels)`` float32."""
         body = self.body
         # Heart and great vessels take the place of lung; some lung remains before and behind them.
-        silhouette = 0.72 * body.heart
-        np.maximum(silhouette, 0.80 * body.mediastinum * (body.heart < 0.02), out=silhouette)
-        air = body.air * (1.0 - silhouette)
-        mottle = 1.0 + 0.022 * self.board.random_field(generator, 40) + 0.025 * self.board.random_field(generator, 7)
+        replaced = 0.82 - 0.09 * np.clip((self.board.y - self.shape.heart_top) / 0.15, 0.0, 1.0)
+        air = body.air * (1.0 - replaced * body.mediastinum)
+        mottle = 1.0 + 0.028 * self.board.random_field(generator, 40) + 0.025 * self.board.random_field(generator, 7)
         air *= mottle
         if self.airless is not None:
             air *= 1.0 - self.airless
-        total = body.tissue - air
+        total = body.tissue * (1.0 + np.float32(0.018) * self.board.random_field(generator, 10))
+        total -= air
         blood = self.vessels * np.clip(air * 2.5, 0.0, 1.0)
         blood *= np.float32(BLOOD)
         total += blood
+        total += self._hilar_haze()
         total += body.ribs
         total += body.spine
         total += body.clavicles
@@ -66,6 +67,18 @@ class Scene:
         if self.added is not None:
             total += self.added
         return np.maximum(self.board.blur(total, 0.006), 0.0)
+
+    def _hilar_haze(self) -> np.ndarray:
+        """The roots of the lungs: vessels, bronchi and nodes too close to tell apart."""
+        board = self.board
+        haze = np.zeros_like(self.body.air)
+        for side in (0, 1):
+            x, y = self.body.hila[side]
+            size = self.shape.hilum[side]
+            part = board.window(x, y, 2.2 * size, 2.8 * size)
+            dx, dy = (part.x - x) / size, (part.y - y) / (1.35 * size)
+            haze[part.where] += np.exp(-1.1 * dx * dx) * (np.float32(0.15) * np.exp(-1.1 * dy * dy))
+        return haze
 
     def half(self, side: int) -> tuple[slice, slice]:
         """The half of the board on a side: 0 the patient's right (image left), 1 the left."""

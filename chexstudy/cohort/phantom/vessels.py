@@ -34,15 +34,15 @@ def grow_vessels(shape: Shape, body: Body, generator: np.random.Generator) -> li
         angle = 0.15 + 1.42 * fan + 0.10 * generator.standard_normal(_ROOTS)
         gain = 1.0 + (0.30 - 0.75 * shape.cephalisation) * np.sin(angle)
         radius = 0.0150 * shape.vessel * gain * (0.9 + 0.2 * generator.random(_ROOTS))
-        starts.append(np.column_stack((hilum[0] + 0.2 * size * sign * np.cos(angle), hilum[1] + 0.7 * size * fan)))
+        starts.append(np.column_stack((hilum[0] + 0.35 * size * sign * np.cos(angle), hilum[1] + 1.15 * size * fan)))
         angles.append(np.where(sign > 0, angle, np.pi - angle))
         radii.append(radius)
     start, angle, radius = np.concatenate(starts), np.concatenate(angles), np.concatenate(radii)
-    length = 0.105 + 0.045 * generator.random(start.shape[0])
+    length = 0.095 + 0.055 * generator.random(start.shape[0])
     tree = []
     for _ in range(_GENERATIONS):
         end = start + length[:, None] * np.column_stack((np.cos(angle), np.sin(angle)))
-        tree.append(Segments(start, end, 0.08 * length * generator.standard_normal(len(length)), radius))
+        tree.append(Segments(start, end, 0.13 * length * generator.standard_normal(len(length)), radius))
         count = 2 * len(length)
         turn = np.tile((0.30, -0.30), len(length)) + 0.22 * generator.standard_normal(count)
         start, angle = np.repeat(end, 2, axis=0), np.repeat(angle, 2) + turn
