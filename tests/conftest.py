@@ -35,3 +35,69 @@ def golden_curator():
     if not path.is_file():
         pytest.skip(f"no golden numbers at {path} (set CHEXSTUDY_REAL_DATA)")
     return path
+
+
+_WORDS = (
+    "heart",
+    "lungs",
+    "clear",
+    "left",
+    "right",
+    "small",
+    "effusion",
+    "mild",
+    "upper",
+    "lower",
+    "opacity",
+    "normal",
+)
+_TINY_FINDINGS = ("Mass", "Hernia")
+
+
+def make_tiny_study(name="tiny", pairs=120, size=36):
+    """A run with a cohort of noise images whose brightness and wording tell the findings apart, and its pixels."""
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    from chexstudy.cohort.pixels import build_pixel_store
+    from chexstudy.runs import Run
+
+    rng = np.random.default_rng(5)
+    run = Run(name)
+    folder = run.path("source")
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(pairs):
+        mass, hernia = rng.random() < 0.4, rng.random() < 0.1
+        pixels = rng.integers(0, 120, (size, size), dtype=np.uint8)
+        pixels[:12] += np.uint8(100 * mass)
+        pixels[-12:] += np.uint8(100 * hernia)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        words = [*rng.choice(_WORDS, rng.integers(4, 12)), *["mass"] * mass, *["hernia"] * hernia, str(number)]
+        split = ("train", "train", "train", "validate", "test")[number // 2 % 5]
+        rows.append(
+            {
+                "image_id": f"tiny/{number:04d}",
+                "patient_id": f"tiny/p{number // 2}",
+                "study_id": f"tiny/s{number}",
+                "source": "tiny",
+                "split": split,
+                "view": "PA",
+                "sex": "FM"[number // 2 % 2],
+                "age_years": 50.0,
+                "image_path": f"source/{number}.png",
+                "report": " ".join(words),
+                "report_origin": "written",
+                "Mass": int(mass),
+                "Hernia": int(hernia),
+            }
+        )
+    build_pixel_store(run, pd.DataFrame(rows), size, workers=1)
+    return run
+
+
+@pytest.fixture
+def tiny_study(home):
+    """The run of `make_tiny_study`, in a home of its own."""
+    return make_tiny_study()

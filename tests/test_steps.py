@@ -56,6 +56,15 @@ def _gradient(encoder, **arguments):
     return statistics, torch.cat([parameter.grad.flatten() for parameter in encoder.model.parameters()])
 
 
+@pytest.mark.parametrize("micro_batch", [7, _PAIRS])
+def test_a_counted_step_costs_what_it_was_said_to(texts, micro_batch):
+    encoder = _encoder(texts, micro_batch)
+    expected = encoder.count_step(np.arange(_PAIRS))
+    assert encoder.flops == 0
+    encoder.backward(np.arange(_PAIRS))
+    assert encoder.flops == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("image_encoder", ["tiny-resnet", "tiny-vit"])
 @pytest.mark.parametrize("micro_batch", [4, 7, 22])
 def test_gradient_in_pieces_equals_the_gradient_of_the_whole(texts, image_encoder, micro_batch):

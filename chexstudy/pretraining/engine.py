@@ -190,11 +190,15 @@ class Trainer:
         self.seconds += time.perf_counter() - start
         return embedded
 
+    def mean_flops_a_step(self, rows: np.ndarray, steps: int = 8) -> float:
+        """Operations of a plain training step, counted on the first batches of the next epoch."""
+        return float(np.mean([self.encoder.count_step(batch) for batch in self._batches(rows)[:steps]]))
+
     # --- epochs ---------------------------------------------------------------------------------------------------
 
     def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
         # Batches of nearly equal size use every pair and leave no tiny, noisy last one.
-        return np.array_split(self._shuffled(rows), max(1, round(len(rows) / self.config.batch_size)))
+        return np.array_split(self._shuffled(rows), _steps_an_epoch(rows, self.config.batch_size))
 
     def train_epoch(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
         """One plain epoch over ``rows``, or less where the phase's steps run out."""
@@ -248,6 +252,10 @@ class Trainer:
         curator.warm_up(*self._embed(rows))
         self.pairs_scored += len(rows)
         self.prototypes = [curator.prototypes.cpu().clone()]
+
+
+def _steps_an_epoch(rows: np.ndarray, batch_size: int) -> int:
+    return max(1, -(-len(rows) // batch_size))
 
 
 def _parameter_groups(model: ImageTextModel, weight_decay: float) -> list[dict]:
@@ -351,11 +359,11 @@ class _ArmRun:
 
     def _train_on_everything(self, trainer: Trainer, checkpoint: Path) -> None:
         config, rows = self.config, np.arange(len(trainer.pairs))
-        steps_an_epoch = max(1, round(len(rows) / config.batch_size))
+        steps_an_epoch = _steps_an_epoch(rows, config.batch_size)
         total = config.total_epochs * steps_an_epoch
         if self.arm.compute == "matched":
             budget = self.run.read_json(f"{arm_folder('curated', self.seed)}/compute.json", _MADE_BY)["flops"]
-            total = max(1, round(budget / self._flops_a_step(trainer, rows, steps_an_epoch)))
+            total = max(1, round(budget / trainer.mean_flops_a_step(rows)))
         if config.schedule == "published":
             rate = self._published_rate(steps_an_epoch)
         else:
@@ -365,16 +373,6 @@ class _ArmRun:
         while trainer.epoch < phase.epochs:
             trainer.train_epoch(phase, rows, rate)
             self._save(trainer, checkpoint)
-
-    @staticmethod
-    def _flops_a_step(trainer: Trainer, rows: np.ndarray, steps_an_epoch: int) -> float:
-        """Operations of a mean step, counted on the first batches of the first epoch."""
-        meter, pairs, counted = trainer.encoder.meter, trainer.pairs, []
-        for batch in np.array_split(trainer._shuffled(rows), steps_an_epoch)[:8]:
-            images = meter.images(pairs.pixels(batch, trainer.device), backward=True)
-            texts = meter.texts(*pairs.tokens(batch, trainer.device), backward=True)
-            counted.append(images + texts + meter.loss(len(batch), trainer.model.dim))
-        return float(np.mean(counted))
 
     def _curate_and_train(self, trainer: Trainer, checkpoint: Path) -> None:
         config, count = self.config, len(trainer.pairs)
@@ -392,7 +390,7 @@ class _ArmRun:
                 trainer.subset = curator.rows
             self._save(trainer, checkpoint)
         subset = trainer.subset
-        steps_an_epoch = max(1, round(len(subset) / config.batch_size))
+        steps_an_epoch = _steps_an_epoch(subset, config.batch_size)
         curated_at = sum(entry["phase"] != "subset" for entry in trainer.history)
         if config.schedule == "published":
             rate = self._published_rate(steps_an_epoch)

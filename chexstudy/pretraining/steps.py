@@ -68,11 +68,22 @@ class PairEncoder:
         """Image and text embeddings ``(batch, dim)`` of one micro-batch, float32."""
         pixels = self.pairs.pixels(rows, self.device)
         input_ids, mask = self.pairs.tokens(rows, self.device)
-        self.flops += self.meter.images(pixels, backward) + self.meter.texts(input_ids, mask, backward)
+        self.flops += self._count(pixels, input_ids, mask, backward)
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
         with self._precision():
             return self.model.encode_image(pixels), self.model.encode_text(input_ids, mask)
+
+    def _count(self, pixels: Tensor, input_ids: Tensor, mask: Tensor, backward: bool) -> float:
+        return self.meter.images(pixels, backward) + self.meter.texts(input_ids, mask, backward)
+
+    def count_step(self, rows: np.ndarray) -> float:
+        """Operations that `backward` would spend on ``rows``, without spending them."""
+        parts = self.pieces(rows)
+        passes = [True] if len(parts) == 1 else [False, True]
+        inputs = [(self.pairs.pixels(part, self.device), *self.pairs.tokens(part, self.device)) for part in parts]
+        encoding = sum(self._count(*part, backward) for part in inputs for backward in passes)
+        return encoding + self.meter.loss(len(rows), self.model.dim)
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         return np.array_split(rows, max(1, -(-len(rows) // self.micro_batch)))
