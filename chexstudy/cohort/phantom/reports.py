@@ -11,7 +11,9 @@ import numpy as np
 
 from chexstudy.cohort.phantom import wording
 from chexstudy.cohort.phantom.case import Case, Lesion
+from chexstudy.cohort.phantom.devices import choose_devices
 
+SUPPORT_DEVICES = "Support Devices"
 _ARTICLE = re.compile(r"\[a\] +(\w)", re.IGNORECASE)
 
 
@@ -44,8 +46,11 @@ def _write_findings(
         sentences.append(
             (wording.WORDINGS[lesion.finding].region, _write_sentence(lesion, terms[lesion.finding], change, generator))
         )
-    sentences += _write_resolved(case, prior, generator)
-    sentences += _write_negatives(present, generator)
+    resolved = _write_resolved(case, prior, generator)
+    # What has just been said to be gone is not denied again.
+    unsaid = present | {finding for finding, _, _ in resolved}
+    sentences += [(region, text) for _, region, text in resolved]
+    sentences += _write_negatives(unsaid, bool(case.lesions), generator)
     if generator.random() < 0.35:
         generator.shuffle(sentences)
     else:
@@ -66,17 +71,18 @@ def _write_technique(case: Case, generator: np.random.Generator) -> list[str]:
     return sentences
 
 
-def _write_negatives(present: set[str], generator: np.random.Generator) -> list[tuple[str, str]]:
+def _write_negatives(present: set[str], beside: bool, generator: np.random.Generator) -> list[tuple[str, str]]:
     """At most one true sentence a region about what is normal or absent."""
     sentences = []
-    for region, chance in (wording.MENTION_BESIDE if present else wording.MENTION_NORMAL).items():
+    for region, chance in (wording.MENTION_BESIDE if beside else wording.MENTION_NORMAL).items():
         true = [(where, text) for where, text, absent in wording.NEGATIVES if where == region and not absent & present]
         if true and generator.random() < chance:
             sentences.append(true[int(generator.integers(len(true)))])
     return sentences
 
 
-def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generator) -> list[tuple[str, str]]:
+def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Findings of the prior study that are gone: finding, region, sentence."""
     if prior is None:
         return []
     present = {lesion.finding for lesion in case.lesions}
@@ -85,8 +91,8 @@ def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generat
     for finding in gone:
         if generator.random() < 0.5:
             words = wording.WORDINGS[finding]
-            text = _pick(wording.DEVICES_GONE if finding == "Support Devices" else wording.RESOLVED, generator)
-            sentences.append((words.region, text.format(plain=words.plain)))
+            text = _pick(wording.DEVICES_GONE if finding == SUPPORT_DEVICES else wording.RESOLVED, generator)
+            sentences.append((finding, words.region, text.format(plain=words.plain)))
     return sentences
 
 
@@ -98,7 +104,7 @@ def _write_impression(
         return _pick(wording.NORMAL_FOLLOW_UPS if follow_up else wording.NORMAL_IMPRESSIONS, generator)
     # Devices and incidental findings come last and are left out where there is enough else to say.
     minor = [
-        lesion.finding == "Support Devices" or wording.WORDINGS[lesion.finding].incidental for lesion in case.lesions
+        lesion.finding == SUPPORT_DEVICES or wording.WORDINGS[lesion.finding].incidental for lesion in case.lesions
     ]
     ranked = sorted(zip(minor, case.lesions, strict=True), key=lambda pair: (pair[0], -pair[1].severity))
     told = [lesion for _, lesion in ranked][: int(generator.integers(2, 5))]
@@ -128,11 +134,13 @@ def _write_item(lesion: Lesion, terms: dict[str, str], generator: np.random.Gene
 def _write_sentence(lesion: Lesion, terms: dict[str, str], change: str, generator: np.random.Generator) -> str:
     words = wording.WORDINGS[lesion.finding]
     signs = words.signs_both if lesion.side == "bilateral" else words.signs
+    if lesion.finding == SUPPORT_DEVICES and not change and generator.random() < 0.5:
+        return " ".join(_pick(wording.DEVICES[device][1], generator) for device in _list_devices(lesion))
     if lesion.certain and not change and signs and generator.random() < 0.3:
         return _capitalise(_set_articles(_fill(_pick(signs, generator), terms)))
     phrase = _fill(_pick(_phrases(lesion), generator), terms)
     frame = _pick(wording.CERTAIN_FRAMES if lesion.certain else wording.HEDGED_FRAMES, generator)
-    verb = "are" if phrase.startswith("[p]") else "is"
+    verb = "are" if phrase.startswith("[p]") or " and " in terms["devices"] else "is"
     text = frame.format(phrase=_set_articles(phrase), bare=_strip_mark(phrase), change=change, verb=verb)
     return _capitalise(text)
 
@@ -145,6 +153,8 @@ def _describe_change(lesion: Lesion, prior: Case | None, generator: np.random.Ge
     if before is None:
         return _pick(wording.CHANGES["new"], generator)
     if not before.certain:
+        return ""
+    if lesion.finding == SUPPORT_DEVICES and _list_devices(lesion) != _list_devices(before):
         return ""
     difference = lesion.severity - before.severity
     if lesion.finding in wording.STRUCTURAL or abs(difference) < wording.PROGRESS:
@@ -179,7 +189,19 @@ def _choose_terms(lesion: Lesion, generator: np.random.Generator) -> dict[str, s
         "lobe": lobe,
         "height": wording.HEIGHTS.get(lesion.zone, ""),
         "apical": wording.PLEURAL_HEIGHTS.get(lesion.zone, ""),
+        "devices": _name_devices(lesion, generator) if lesion.finding == SUPPORT_DEVICES else "",
     }
+
+
+def _list_devices(lesion: Lesion) -> tuple[str, ...]:
+    return choose_devices(lesion, np.random.default_rng(lesion.seed))
+
+
+def _name_devices(lesion: Lesion, generator: np.random.Generator) -> str:
+    """The devices as a list in words; the mark of the first one stays."""
+    names = [_pick(wording.DEVICES[device][0], generator) for device in _list_devices(lesion)]
+    names[1:] = [_set_articles(name) for name in names[1:]]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _fill(text: str, terms: dict[str, str]) -> str:
@@ -195,12 +217,13 @@ def _preposition(zone: str, place: str) -> str:
 
 def _set_articles(text: str) -> str:
     """Replace the marks: ``[a]`` by a or an, ``[p]`` by nothing."""
-    text = _ARTICLE.sub(lambda match: f"{'an' if match[1] in 'aeiou' else 'a'} {match[1]}", text)
-    return text.removeprefix("[p] ")
+    text = _ARTICLE.sub(lambda match: f"{'an' if match[1] in 'aeiouE' else 'a'} {match[1]}", text)
+    return text.replace("[p] ", "")
 
 
 def _strip_mark(text: str) -> str:
-    return text.removeprefix("[a] ").removeprefix("[p] ")
+    """The phrase without its leading article, as it stands in a telegraphic line."""
+    return _set_articles(text.removeprefix("[a] ").removeprefix("[p] "))
 
 
 def _capitalise(text: str) -> str:

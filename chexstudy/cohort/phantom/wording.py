@@ -2,8 +2,8 @@
 
 Marks in a phrase: ``{size}`` severity (``{sizely}`` as an adverb), ``{side}`` right or left, ``{where}`` side and zone
 ("in the right lower lobe"), ``{place}`` the same without "in" ("both lung bases"), ``{lobe}`` as an attribute ("right
-lower lobe", "bilateral lower lobe"), ``{height}`` upper, mid or lower, ``{apical}`` apical, lateral or basal. ``[a]``
-begins a phrase that takes an article, ``[p]`` a plural one.
+lower lobe", "bilateral lower lobe"), ``{height}`` upper, mid or lower, ``{apical}`` apical, lateral or basal,
+``{devices}`` the devices on the film. ``[a]`` begins a phrase that takes an article, ``[p]`` a plural one.
 """
 
 from dataclasses import dataclass
@@ -49,9 +49,9 @@ WORDINGS = MappingProxyType(
             (("",), ("",), ("",)),
             (
                 "[p] support devices in place",
-                "[p] lines and tubes in situ",
                 "[p] support devices in satisfactory position",
-                "[p] monitoring and support devices",
+                "[p] support devices including {devices}",
+                "{devices}",
             ),
         ),
         "Pleural Effusion": Wording(
@@ -427,6 +427,42 @@ WORDINGS = MappingProxyType(
                 "Rounded retrocardiac lucency, typical of [a] {size} hiatal hernia.",
             ),
             incidental=True,
+        ),
+    }
+)
+
+# Device -> its names, and sentences about where it ends.
+DEVICES = MappingProxyType(
+    {
+        "endotracheal tube": (
+            ("[a] endotracheal tube", "[a] ET tube"),
+            ("Endotracheal tube tip lies above the carina.", "The endotracheal tube is in satisfactory position."),
+        ),
+        "central venous catheter": (
+            ("[a] central venous catheter", "[a] central line"),
+            (
+                "Central venous catheter terminates in the superior vena cava.",
+                "The tip of the central line projects over the SVC.",
+            ),
+        ),
+        "feeding tube": (
+            ("[a] nasogastric tube", "[a] feeding tube"),
+            (
+                "Nasogastric tube courses below the diaphragm.",
+                "The feeding tube passes into the stomach.",
+            ),
+        ),
+        "pacemaker": (
+            ("[a] pacemaker", "[a] cardiac pacemaker"),
+            ("Pacemaker leads project over the heart.", "Implanted pacemaker with intact leads."),
+        ),
+        "electrodes": (
+            ("[p] monitoring leads", "[p] ECG electrodes"),
+            ("ECG leads overlie the chest.", "Monitoring electrodes project over the chest."),
+        ),
+        "sternal wires": (
+            ("[p] median sternotomy wires", "[p] sternal wires"),
+            ("Median sternotomy wires are intact.", "Status post sternotomy with intact wires."),
         ),
     }
 )

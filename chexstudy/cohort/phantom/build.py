@@ -1,0 +1,163 @@
+"""Build the phantom cohort on disk: radiographs, reports, labels, and beside them the truth no real cohort has.
+
+In the folder of the study::
+
+    phantom/cohort.parquet    the cohort table; image paths are relative to ``phantom/``
+    phantom/images/*.png      8-bit grey radiographs
+    truth.parquet             one row an image: what was planted (duplicate, mismatch, junk, broken file), exposure
+    truth_lesions.parquet     one row a lesion: side, zone, severity, certain
+    truth_masks.parquet       organs and findings of each image as run lengths (``masks.read_masks``)
+
+Labels are the truth of the image, so every finding is stated for every image: 1, 0, or -1 where the radiologist hedges.
+They stay those of the case where the report (mismatched) or the image (junk) was exchanged.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.phantom.case import Case
+from chexstudy.cohort.phantom.films import Film, make_films
+from chexstudy.cohort.phantom.masks import read_masks, write_masks
+from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
+from chexstudy.cohort.phantom.prevalence import PREVALENCE
+from chexstudy.cohort.phantom.reports import write_report
+from chexstudy.cohort.reports import template_report
+from chexstudy.cohort.table import NO_FINDING, read_cohort, write_cohort
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, atomic_path
+
+__all__ = ["PhantomConfig", "build_phantom", "read_masks"]
+
+SOURCE = "phantom"
+
+_TEMPLATE_WORDS = 45
+
+
+def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.DataFrame:
+    """Make the phantom cohort in a study's folder and return its cohort table.
+
+    A former phantom in the same folder is replaced. ``phantom/cohort.parquet`` is written last, so where it is there,
+    all is.
+
+    Returns:
+        The cohort table; ``image_path`` is relative to ``<folder>/phantom``.
+
+    Raises:
+        StudyError: the configuration cannot be met, or the folder cannot be written.
+    """
+    folder = run_or_folder.folder if isinstance(run_or_folder, Run) else Path(run_or_folder)
+    pairs = plan_pairs(config)
+    ids = [f"{SOURCE}/{number:06d}" for number in range(len(pairs))]
+    cohort = _tabulate_pairs(pairs, ids, config)
+    home = folder / "phantom"
+    _clear_folder(home, set(cohort.image_path))
+    films = [
+        Film(
+            image_id=image_id,
+            path=home / image_path,
+            case=pair.case,
+            size=config.size,
+            junk=pair.junk,
+            broken=pair.broken,
+            seed=derive_seed(config.seed, "junk", position),
+        )
+        for position, (image_id, image_path, pair) in enumerate(zip(ids, cohort.image_path, pairs, strict=True))
+    ]
+    masks = [row for rows in make_films(films, config.workers) for row in rows]
+    write_masks(masks, folder / "truth_masks.parquet")
+    _write_table(_tabulate_lesions(pairs, ids), folder / "truth_lesions.parquet")
+    _write_table(_tabulate_truth(pairs, ids), folder / "truth.parquet")
+    return read_cohort(write_cohort(cohort, home / "cohort.parquet"))
+
+
+def _clear_folder(home: Path, wanted: set[str]) -> None:
+    """Make the image folder; take away what an earlier, larger phantom left in it."""
+    try:
+        (home / "images").mkdir(parents=True, exist_ok=True)
+        (home / "cohort.parquet").unlink(missing_ok=True)
+        for path in (home / "images").glob("*.png"):
+            if f"images/{path.name}" not in wanted:
+                path.unlink()
+    except OSError as error:
+        raise StudyError(f"could not write {home}: {error.strerror or error}; choose another folder.") from None
+
+
+def _label_case(case: Case) -> dict[str, int]:
+    labels = dict.fromkeys(PREVALENCE, 0)
+    for lesion in case.lesions:
+        labels[lesion.finding] = 1 if lesion.certain else -1
+    return labels
+
+
+def _tabulate_pairs(pairs: list[Pair], ids: list[str], config: PhantomConfig) -> pd.DataFrame:
+    labels = pd.DataFrame([_label_case(pair.case) for pair in pairs]).astype("Int8")
+    templates = stream(config.seed, "template").permutation(len(pairs)) < round(config.template_share * len(pairs))
+    reports = [_write_text(pairs, ids, position, bool(templates[position]), config) for position in range(len(pairs))]
+    table = pd.DataFrame(
+        {
+            "image_id": ids,
+            "patient_id": [f"{SOURCE}/{pair.case.patient.patient_id}" for pair in pairs],
+            "study_id": [f"{SOURCE}/{pair.case.patient.patient_id}-{pair.case.study_number}" for pair in pairs],
+            "source": SOURCE,
+            "split": [pair.split for pair in pairs],
+            "view": [pair.case.view for pair in pairs],
+            "sex": [pair.case.patient.sex for pair in pairs],
+            "age_years": np.array([pair.case.patient.age_years for pair in pairs], dtype="float32"),
+            "image_path": [f"images/{image_id.rpartition('/')[2]}.png" for image_id in ids],
+            "report": reports,
+            "report_origin": np.where(templates, "template", "written"),
+        }
+    )
+    return pd.concat([table, labels], axis=1)
+
+
+def _write_text(pairs: list[Pair], ids: list[str], position: int, template: bool, config: PhantomConfig) -> str:
+    """The report of a pair: of its own case or, if mismatched, of another one. No two generators are alike."""
+    pair = pairs[position]
+    told = pairs[pair.told] if pair.told >= 0 else pair
+    if template:
+        labels = {NO_FINDING: int(not told.case.lesions), **_label_case(told.case)}
+        return template_report(labels, ids[position], config.seed, word_budget=_TEMPLATE_WORDS)
+    return write_report(told.case, stream(config.seed, "report", position), told.prior)
+
+
+def _tabulate_truth(pairs: list[Pair], ids: list[str]) -> pd.DataFrame:
+    def name(position: int) -> str:
+        return ids[position] if position >= 0 else ""
+
+    cases = [pair.case for pair in pairs]
+    return pd.DataFrame(
+        {
+            "image_id": ids,
+            "duplicate_of": [name(pair.duplicate_of) for pair in pairs],
+            "mismatched": [pair.told >= 0 for pair in pairs],
+            "report_of": [name(pair.told) for pair in pairs],
+            "junk": [pair.junk != "" for pair in pairs],
+            "junk_kind": [pair.junk for pair in pairs],
+            "broken_kind": [pair.broken for pair in pairs],
+            "findings": np.array([len(case.lesions) for case in cases], dtype="int8"),
+            "severity": np.array([max((lesion.severity for lesion in case.lesions), default=0.0) for case in cases]),
+            "study_number": np.array([case.study_number for case in cases], dtype="int8"),
+            "rotation_degrees": [case.rotation_degrees for case in cases],
+            "inspiration": [case.inspiration for case in cases],
+            "exposure": [case.exposure for case in cases],
+            "noise": [case.noise for case in cases],
+            "habitus": [case.patient.habitus for case in cases],
+        }
+    )
+
+
+def _tabulate_lesions(pairs: list[Pair], ids: list[str]) -> pd.DataFrame:
+    rows = [
+        (image_id, lesion.finding, lesion.side, lesion.zone, lesion.severity, lesion.certain)
+        for image_id, pair in zip(ids, pairs, strict=True)
+        for lesion in pair.case.lesions
+    ]
+    return pd.DataFrame(rows, columns=["image_id", "finding", "side", "zone", "severity", "certain"])
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)

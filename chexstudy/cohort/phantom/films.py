@@ -1,0 +1,87 @@
+"""Make the phantom's image files and truth masks, in several processes with the same result as in one."""
+
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from chexstudy.cohort.phantom.case import Case
+from chexstudy.cohort.phantom.drawing import draw_radiograph
+from chexstudy.cohort.phantom.junk import SPOILED, draw_junk, spoil_radiograph
+from chexstudy.cohort.phantom.masks import encode_mask
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+
+BROKEN_KINDS = ("truncated", "page", "empty")
+
+_FILMS_PER_TASK = 32
+_ERROR_PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>Access denied.</body></html>\n"
+
+
+@dataclass(frozen=True)
+class Film:
+    """What a worker needs to make one image.
+
+    Attributes:
+        image_id: its name in the cohort table.
+        path: where the file goes.
+        case: what is on it.
+        size: pixels along a side.
+        junk: kind of junk, or empty.
+        broken: kind of broken file, or empty.
+        seed: seed of the junk.
+    """
+
+    image_id: str
+    path: Path
+    case: Case
+    size: int
+    junk: str
+    broken: str
+    seed: tuple[int, ...]
+
+
+# Image id, structure, height, width, run lengths.
+MaskRow = tuple[str, str, int, int, np.ndarray]
+
+
+def make_films(films: list[Film], workers: int) -> Iterator[list[MaskRow]]:
+    """Make all images and yield the mask rows of each, in order."""
+    label = "drawing radiographs"
+    if workers == 1:
+        yield from progress(map(_make_film, films), len(films), label)
+        return
+    # Started afresh, a process inherits no thread and no lock of the notebook's kernel.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from progress(pool.imap(_make_film, films, chunksize=_FILMS_PER_TASK), len(films), label)
+
+
+def _make_film(film: Film) -> list[MaskRow]:
+    """Draw, spoil if so planned, and write one image; return its mask rows."""
+    generator = np.random.default_rng(film.seed)
+    masks: dict[str, np.ndarray] = {}
+    if film.junk and film.junk not in SPOILED:
+        pixels = draw_junk(film.junk, film.size, generator)
+    else:
+        drawing = draw_radiograph(film.case, film.size)
+        pixels, masks = drawing.pixels, drawing.masks
+        if film.junk:
+            pixels, masks = spoil_radiograph(film.junk, pixels, masks, generator)
+    try:
+        Image.fromarray(pixels).save(film.path, compress_level=1)
+        if film.broken:
+            film.path.write_bytes(_break_file(film.broken, film.path.read_bytes()))
+    except OSError as error:
+        raise StudyError(f"could not write {film.path}: {error.strerror or error}; free some space.") from None
+    return [
+        (film.image_id, structure, *mask.shape, encode_mask(mask))
+        for structure, mask in ({} if film.broken else masks).items()
+    ]
+
+
+def _break_file(kind: str, content: bytes) -> bytes:
+    """What an interrupted or refused download leaves behind."""
+    return {"truncated": content[: len(content) // 2], "page": _ERROR_PAGE, "empty": b""}[kind]
