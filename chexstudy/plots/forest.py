@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from chexstudy.plots.style import GREY, INK, ArmStyle
@@ -72,6 +73,7 @@ def draw_forest(
     heights: list[int],
     reference: float | None = None,
     number_format: str = "",
+    heading_at_axes: bool = False,
 ) -> None:
     """Draw groups of estimates from the top down.
 
@@ -81,12 +83,15 @@ def draw_forest(
         heights: lines kept for each group (`align_groups`).
         reference: a value marked by a vertical line, such as no difference.
         number_format: if given, value and interval are written to the right of the axes, for example ``+.3f``.
+        heading_at_axes: begin headings at the axes' left end, not at the figure's.
     """
     y, ticks, labels = 0.0, [], []
     for group, height in zip(groups, heights, strict=False):
-        # From the figure's left edge, over the labels: a heading must not narrow the axes.
+        # A heading runs over the labels or out of the axes, but never narrows them.
+        start = axes.transAxes if heading_at_axes else axes.figure.transFigure
         heading = axes.text(
-            0.008, y, group.heading, transform=blended_transform_factory(axes.figure.transFigure, axes.transData),
+            0.0 if heading_at_axes else 0.008, y, group.heading,
+            transform=blended_transform_factory(start, axes.transData),
             fontweight="bold", fontsize=6.5, va="center", zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
@@ -95,7 +100,7 @@ def draw_forest(
             ticks.append(y + line)
             labels.append(estimate.label)
             if len(estimate.seeds):
-                draw_seeds(axes, estimate.seeds, np.full(len(estimate.seeds), y + line), estimate.style)
+                draw_seeds(axes, estimate.seeds, np.full(len(estimate.seeds), y + line + 0.32), estimate.style)
             draw_estimate(axes, estimate.value, y + line, estimate.low, estimate.high, estimate.style)
             if number_format:
                 axes.text(
@@ -107,6 +112,7 @@ def draw_forest(
     axes.set_yticks(ticks, labels)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
     if reference is not None:
         axes.axvline(reference, color=INK, linewidth=0.6, zorder=1)

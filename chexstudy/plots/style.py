@@ -144,6 +144,23 @@ def clear_frame(axes: Axes) -> None:
         spine.set_visible(False)
 
 
+def frame_map(axes: Axes, points: pd.DataFrame) -> None:
+    """Limits of a map that few far points do not stretch, both directions at one scale; call it after drawing.
+
+    Args:
+        axes: where.
+        points: ``x`` and ``y`` of all that the map shows.
+    """
+    for column, set_limits in (("x", axes.set_xlim), ("y", axes.set_ylim)):
+        low, high = np.quantile(points[column], [0.002, 0.998])
+        margin = 0.06 * (high - low) or 1.0
+        low, high = max(low, points[column].min()) - margin, min(high, points[column].max()) + margin
+        # auto=True lets the limits widen where the panel's shape asks for it.
+        set_limits(low, high, auto=True)
+    axes.set_aspect("equal", adjustable="datalim")
+    clear_frame(axes)
+
+
 def format_count(count: float) -> str:
     """A count with thin separators: ``1,345``."""
     return f"{int(count):,}"

@@ -1,0 +1,128 @@
+"""Where in the feature space the kept pairs lie: in its dense middle or at its thin edges."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds
+from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, order_arms, title_panel
+
+_DECILE = "density decile "
+_MADE_BY = "06_long_tail"
+
+
+def select_density(results: pd.DataFrame) -> pd.DataFrame:
+    """Keep rates by density decile, with a column ``decile`` (1 the thinnest)."""
+    rows = select_rows(results, "curation", metric="keep_rate")
+    rows = rows[rows.finding.str.startswith(_DECILE)]
+    return rows.assign(decile=rows.finding.str.removeprefix(_DECILE).astype(int)).reset_index(drop=True)
+
+
+def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
+    """The distribution of local density for kept and dropped pairs, keep rate by decile, and density over the map.
+
+    Args:
+        pairs: one row a pair with ``density`` (larger is denser; any monotone measure) and ``kept``; with ``x`` and
+            ``y``, coordinates of the map, a third panel shows where dense and thin are.
+        results: rows of the results table, for the keep rates.
+
+    Raises:
+        StudyError: there are neither densities nor keep rates.
+    """
+    pairs, rates = pairs[pairs.density.notna()], select_density(results)
+    if rates.empty:
+        require_rows(pairs, "local density and no keep rate by density decile", _MADE_BY)
+    with_map = {"x", "y"} <= set(pairs.columns) and len(pairs) > 0
+    panels = [panel for panel, there in (("share", len(pairs)), ("rate", len(rates)), ("map", with_map)) if there]
+    figure = new_figure(height_mm=62)
+    axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+    letters = dict(zip(panels, "abc", strict=False))
+    if "share" in axes:
+        _draw_distributions(axes["share"], pairs)
+        title_panel(axes["share"], letters["share"], "Local density of pairs")
+    if "rate" in axes:
+        _draw_keep_rates(axes["rate"], rates)
+        title_panel(axes["rate"], letters["rate"], "Kept, by density")
+        arms = order_arms(rates.arm)
+        add_arm_legend(figure, [arm_style(arm, arms) for arm in arms])
+    if "map" in axes:
+        _draw_density_map(axes["map"], pairs)
+        title_panel(axes["map"], letters["map"], "Density over the map")
+    return figure
+
+
+def _draw_distributions(axes: Axes, pairs: pd.DataFrame) -> None:
+    low, high = np.quantile(pairs.density, [0.002, 0.998])
+    edges = np.linspace(low, high if high > low else low + 1e-6, 41)
+    kept = pairs.kept.to_numpy(dtype=bool)
+    density = pairs.density.clip(edges[0], edges[-1]).to_numpy()
+    for values, label, colour, style, filled in (
+        (density, "all", GREY, "-", True),
+        (density[~kept], "dropped", INK, (0, (3, 1.5)), False),
+        (density[kept], "kept", ACCENT, "-", False),
+    ):
+        if len(values):
+            share, _ = np.histogram(values, edges)
+            share = 100 * share / len(values)
+            if filled:
+                axes.stairs(share, edges, fill=True, color=PALE, label=f"{label}, n = {len(values):,}")
+            else:
+                axes.stairs(share, edges, color=colour, linestyle=style, linewidth=1.2, label=f"{label}, {len(values):,}")
+    axes.set_xlabel("Local density (right: denser)")
+    axes.set_ylabel("Share of pairs (%)")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.5)
+    axes.legend(loc="upper left")
+
+
+def _draw_keep_rates(axes: Axes, rows: pd.DataFrame) -> None:
+    summary = summarise_seeds(rows)
+    arms = order_arms(rows.arm)
+    offsets = np.linspace(-0.16, 0.16, len(arms)) if len(arms) > 1 else [0.0]
+    for arm, offset in zip(arms, offsets, strict=True):
+        style, of_arm = arm_style(arm, arms), summary[summary.arm == arm]
+        decile = of_arm.finding.str.removeprefix(_DECILE).astype(int)
+        of_arm = of_arm.assign(decile=decile).sort_values("decile")
+        axes.plot(of_arm.decile + offset, 100 * of_arm.value, color=style.colour, linewidth=0.6, alpha=0.6, zorder=1)
+        for row in of_arm.itertuples():
+            seeds = 100 * seed_values(rows, arm=arm, finding=row.finding)
+            draw_seeds(axes, np.full(len(seeds), row.decile + offset + 0.12), seeds, style)
+            draw_estimate(
+                axes, row.decile + offset, 100 * row.value, 100 * row.ci_low, 100 * row.ci_high, style, vertical=True
+            )
+    axes.set_xticks(range(1, 11))
+    axes.set_xlim(0.4, 10.6)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("Decile of local density (1 thinnest)")
+    axes.set_ylabel("Kept (%)")
+    axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
+
+
+def _draw_density_map(axes: Axes, pairs: pd.DataFrame) -> None:
+    rank = pairs.density.rank(pct=True).to_numpy()
+    order = np.argsort(rank, kind="stable")
+    points = axes.scatter(
+        pairs.x.to_numpy()[order], pairs.y.to_numpy()[order], c=100 * rank[order], s=1.6, cmap="cividis", linewidths=0,
+        rasterized=True, vmin=0, vmax=100,
+    )  # fmt: skip
+    frame_map(axes, pairs)
+    bar = axes.figure.colorbar(points, ax=axes, shrink=0.75, aspect=24, pad=0.02)
+    bar.set_label("Percentile of density")
+    bar.outline.set_visible(False)
+
+
+def describe_density(pairs: pd.DataFrame, results: pd.DataFrame) -> str:
+    """The caption of `plot_density`."""
+    pairs, rows = pairs[pairs.density.notna()], select_density(results)
+    parts = ["Local density of pairs in the joint feature space, and what curation keeps of it."]
+    if len(pairs):
+        parts.append(f"n = {len(pairs):,} scored pairs, of which {int(pairs.kept.sum()):,} kept.")
+    if len(rows):
+        seeds = sorted(set(rows.seed[rows.seed >= 0]))
+        interval = "bars are 95 % intervals" if rows.ci_low.notna().any() else "no intervals"
+        parts.append(
+            f"Keep rates by decile of density, {len(seeds)} seed{'s' * (len(seeds) != 1)}; {interval}; "
+            f"about {int(rows.n.median()):,} pairs a decile."
+        )
+    return " ".join(parts)

@@ -1,0 +1,174 @@
+"""Training dynamics: what the curator and the loss did, step by step."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, arm_style, new_figure, order_arms, title_panel
+
+_PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
+_MOST_STACKED = 10
+_SMOOTHED_FROM = 120
+_MADE_BY = "04_pretrain_curated"
+
+
+def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None) -> Figure:
+    """Eight panels over the steps of the curated arm, with the other arms' losses and schedules beside it.
+
+    Args:
+        history: the curated arm's history, one row a step.
+        others: further arms' histories by arm, drawn where they have something to say.
+
+    Raises:
+        StudyError: the history is empty.
+    """
+    require_rows(history, "training steps", _MADE_BY)
+    histories = {"curated": history} | {arm: others[arm] for arm in order_arms(others or {}) if arm != "curated"}
+    curated = history[history.phase == "curate"].reset_index(drop=True)
+    figure = new_figure(height_mm=112)
+    grid = figure.subplots(2, 4)
+    panels = grid.ravel()
+    _draw_keep_ratio(panels[0], curated)
+    title_panel(panels[0], "a", "Share kept")
+    _draw_batches(panels[1], curated)
+    title_panel(panels[1], "b", "Pairs per super-batch")
+    _draw_series(panels[2], curated.step, curated.prototype_spread, ACCENT, "spread")
+    panels[2].set_ylabel("Mean distance")
+    title_panel(panels[2], "c", "Between prototypes")
+    draw_usage(panels[3], curated)
+    title_panel(panels[3], "d", "Prototype usage")
+    for arm, steps in histories.items():
+        style = arm_style(arm, list(histories))
+        _draw_series(panels[4], steps.step, steps.loss, style.colour, style.name)
+        _draw_series(panels[5], steps.step, steps.matched_cosine, style.colour, style.name)
+        _draw_series(panels[5], steps.step, steps.unmatched_cosine, style.colour, style.name, dashed=True)
+        _draw_series(panels[6], steps.step, steps.logit_scale, style.colour, style.name)
+        _draw_series(panels[7], steps.step, 1e3 * steps.learning_rate, style.colour, style.name, smooth=False)
+    for axes, letter, title, label in (
+        (panels[4], "e", "Contrastive loss", "Loss"),
+        (panels[5], "f", "Cosine of pairs", "Cosine (dashed: unmatched)"),
+        (panels[6], "g", "Logit scale", "1 / temperature"),
+        (panels[7], "h", "Learning rate", "Learning rate (\N{MULTIPLICATION SIGN}10⁻³)"),
+    ):
+        title_panel(axes, letter, title)
+        axes.set_ylabel(label)
+        _shade_phases(axes, history)
+    panels[7].set_ylim(bottom=0)
+    for axes in panels:
+        axes.set_xlabel("Step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.yaxis.get_major_formatter().set_useOffset(False)
+    for axes in panels[:4]:
+        if len(curated):
+            axes.set_xlim(curated.step.min() - 0.5, curated.step.max() + 0.5)
+    handles = [
+        *[_line(arm_style(arm, list(histories)).colour, arm_style(arm, list(histories)).name) for arm in histories],
+        *_phase_patches(history),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
+    return figure
+
+
+def _line(colour: str, label: str) -> Line2D:
+    return Line2D([], [], color=colour, linewidth=1.2, label=label)
+
+
+def _phase_patches(history: pd.DataFrame) -> list[Patch]:
+    return [
+        Patch(facecolor=colour, edgecolor=GREY, linewidth=0.4, label=f"curated: {word}")
+        for phase, (word, colour) in _PHASES.items()
+        if (history.phase == phase).any()
+    ]
+
+
+def _draw_series(
+    axes: Axes, steps: pd.Series, values: pd.Series, colour: str, label: str, dashed: bool = False, smooth: bool = True
+) -> None:
+    """A line; a long noisy one is drawn thin, with its running mean on top."""
+    line = (0, (3, 1.5)) if dashed else "-"
+    values = pd.Series(np.asarray(values, dtype=float))
+    window = len(values) // 40
+    if smooth and len(values) >= _SMOOTHED_FROM:
+        axes.plot(steps, values, color=colour, linewidth=0.4, alpha=0.3, gid="raw")
+        values = values.rolling(window, center=True, min_periods=1).mean()
+    marker = "o" if len(values) <= 12 else ""
+    axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.1, marker=marker, markersize=2.4, label=label)
+
+
+def _draw_keep_ratio(axes: Axes, curated: pd.DataFrame) -> None:
+    _draw_series(axes, curated.step, 100 * curated.keep_ratio, ACCENT, "kept")
+    axes.set_ylabel("Kept (%)")
+    top = 100 * curated.keep_ratio.max() if len(curated) else 1.0
+    axes.set_ylim(0, 1.25 * top if np.isfinite(top) else None)
+
+
+def _draw_batches(axes: Axes, curated: pd.DataFrame) -> None:
+    axes.step(curated.step, curated.pairs_scored, where="mid", color=GREY, linewidth=1.1)
+    axes.step(curated.step, curated.pairs_trained, where="mid", color=ACCENT, linewidth=1.1)
+    axes.set_ylabel("Pairs")
+    axes.set_ylim(bottom=0)
+    if len(curated):
+        axes.set_ylim(0, 1.3 * curated.pairs_scored.max())
+        middle = curated.step.iloc[len(curated) // 2]
+        for values, word, colour in ((curated.pairs_scored, "scored", GREY), (curated.pairs_trained, "trained", ACCENT)):
+            axes.annotate(word, (middle, values.max()), (0, 3), textcoords="offset points", color=colour, ha="center")
+
+
+def draw_usage(axes: Axes, curated: pd.DataFrame) -> None:
+    """Share of the kept pairs assigned to each prototype: stacked for few prototypes, as an image for many."""
+    counted = curated[curated.usage.map(len) > 0]
+    axes.set_ylabel("Share of kept pairs (%)")
+    if counted.empty:
+        return
+    usage = np.stack([np.asarray(counts, dtype=float) for counts in counted.usage])
+    share = 100 * usage / np.maximum(usage.sum(axis=1, keepdims=True), 1)
+    if usage.shape[1] > _MOST_STACKED:
+        extent = (counted.step.min() - 0.5, counted.step.max() + 0.5, usage.shape[1] - 0.5, -0.5)
+        image = axes.imshow(share.T, aspect="auto", cmap="cividis", extent=extent, interpolation="nearest")
+        axes.set_ylabel("Prototype")
+        bar = axes.figure.colorbar(image, ax=axes, aspect=25, pad=0.02)
+        bar.set_label("Share of kept pairs (%)")
+        bar.outline.set_visible(False)
+        return
+    bottom = np.zeros(len(share))
+    for k in range(share.shape[1]):
+        axes.bar(
+            counted.step, share[:, k], 1.0, bottom, color=SEQUENCE[k % len(SEQUENCE)], edgecolor="white", linewidth=0.3,
+            gid=f"prototype {k}",
+        )  # fmt: skip
+        axes.text(
+            1.01, bottom[-1] + share[-1, k] / 2, str(k), transform=axes.get_yaxis_transform(), va="center", fontsize=6
+        )
+        bottom += share[:, k]
+    axes.set_ylim(0, 100)
+
+
+def _shade_phases(axes: Axes, history: pd.DataFrame) -> None:
+    for phase, (_, colour) in _PHASES.items():
+        steps = history.loc[history.phase == phase, "step"]
+        if len(steps):
+            axes.axvspan(steps.min() - 0.5, steps.max() + 0.5, color=colour, linewidth=0, zorder=0)
+    axes.margins(x=0.01)
+    axes.spines["left"].set_color(INK)
+
+
+def describe_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None, seed: int = 0) -> str:
+    """The caption of `plot_training_dynamics`."""
+    curated = history[history.phase == "curate"]
+    text = (
+        "Training dynamics of the curated arm: share of each super-batch kept (a), pairs scored and trained on (b), mean "
+        "distance between prototypes (c) and how the kept pairs spread over them (d) while curating; loss (e), cosine of "
+        "matched and unmatched pairs (f), logit scale (g) and learning rate (h)"
+    )
+    text += " beside the other arms. " if others else ". "
+    if len(history) >= _SMOOTHED_FROM:
+        text += "Thin lines are steps, thick ones running means. "
+    if len(curated):
+        kept, scored = int(curated.pairs_trained.sum()), int(curated.pairs_scored.sum())
+        text += f"{kept:,} of {scored:,} scored pairs were kept ({100 * kept / max(scored, 1):.1f} %). "
+    return text + f"Seed {seed}, {len(history):,} steps; single run, no intervals."

@@ -1,0 +1,78 @@
+"""How prototypes move over the map of pairs while curation goes on."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from chexstudy.plots.maps import (
+    band_handles,
+    draw_background,
+    draw_bands,
+    draw_prototypes,
+    path_handle,
+    prototype_handle,
+    require_pairs,
+)
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import GREY, frame_map, new_figure, title_panel
+
+_COLUMNS, _MOST_PANELS = 3, 6
+_MADE_BY = "03_watch_prototypes"
+
+
+def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> Figure:
+    """The map at up to six snapshots: the pairs scored since the snapshot before, by band, and the prototypes' paths.
+
+    Args:
+        pairs: mapped pairs (`chexstudy.plots.maps`); ``step`` tells when each was scored.
+        trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.mapping.trace_prototypes`).
+
+    Raises:
+        StudyError: there are no mapped pairs or no snapshots.
+    """
+    pairs = require_pairs(pairs)
+    require_rows(trajectory, "prototype snapshots", _MADE_BY)
+    shown = choose_snapshots(trajectory)
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(height_mm=58 * rows + 9)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    before = -np.inf
+    for axes, snapshot, letter in zip(grid, shown, "abcdef", strict=False):
+        at = trajectory[trajectory.snapshot == snapshot]
+        step = at.step.iloc[0]
+        # A snapshot carries the number of steps done before it; pairs scored in those steps shaped it.
+        since = pairs[(pairs.step >= before) & (pairs.step < step)] if len(shown) > 1 else pairs
+        draw_background(axes, pairs)
+        draw_bands(axes, since, size=3.5)
+        for _, path in trajectory[trajectory.snapshot <= snapshot].groupby("prototype"):
+            axes.plot(path.x, path.y, color=GREY, linewidth=1.0, zorder=5, gid="path")
+        draw_prototypes(axes, at)
+        frame_map(axes, pairs)
+        title_panel(axes, letter, f"step {step:,} · {len(since):,} scored" if len(since) else f"step {step:,} · start")
+        before = step
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    handles = [*band_handles(pairs), prototype_handle(), path_handle()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def choose_snapshots(trajectory: pd.DataFrame) -> list[int]:
+    """Up to six snapshots, evenly spaced, the first and the last among them."""
+    snapshots = np.sort(trajectory.snapshot.unique())
+    places = np.linspace(0, len(snapshots) - 1, min(_MOST_PANELS, len(snapshots)))
+    return [int(snapshots[int(round(place))]) for place in places]
+
+
+def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int = 0) -> str:
+    """The caption of `plot_prototype_evolution`."""
+    pairs = require_pairs(pairs)
+    shown = trajectory[trajectory.snapshot.isin(choose_snapshots(trajectory))]
+    return (
+        "Prototypes over training. One map (UMAP of the joint features of all scored pairs, fitted once; axes have no "
+        f"meaning) at {shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored "
+        "since the snapshot before, by band; grey: all others. Stars and lines: prototypes, placed between their nearest "
+        f"pairs, and their paths so far. n = {len(pairs):,} pairs, {trajectory.prototype.nunique()} prototypes, seed {seed}; "
+        "no intervals."
+    )

@@ -1,0 +1,185 @@
+"""The framework as the data show it: from pairs to prototypes, bands and a kept subset, on a map of all pairs."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from chexstudy.curation.selection import BANDS
+from chexstudy.plots.maps import (
+    band_handles,
+    decision_handles,
+    draw_bands,
+    draw_decisions,
+    draw_prototypes,
+    draw_regions,
+    last_prototypes,
+    prototype_handle,
+    region_handle,
+    require_pairs,
+)
+from chexstudy.plots.style import (
+    BAND_COLOURS,
+    BAND_MARKERS,
+    GREY,
+    INK,
+    clear_frame,
+    frame_map,
+    new_figure,
+    title_panel,
+)
+
+_PLACES = ("nearest", "median", "farthest")
+_MOST_SHOWN = 3
+
+
+def select_bands(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs and kept pairs by prototype and band: the numbers behind the maps."""
+    pairs = require_pairs(pairs)
+    counts = pairs.groupby(["prototype", "band"]).agg(
+        pairs=("kept", "size"), kept=("kept", "sum"), median_distance=("distance", "median")
+    )
+    return counts.reset_index()
+
+
+def plot_framework(
+    pairs: pd.DataFrame,
+    trajectory: pd.DataFrame,
+    read_pixels: Callable[[str], np.ndarray] | None = None,
+) -> Figure:
+    """The curator's steps with this study's counts, and the map by band, by decision and by distance.
+
+    Args:
+        pairs: mapped pairs (`chexstudy.plots.maps`).
+        trajectory: prototypes on the map (`chexstudy.mapping.trace_prototypes`); the last snapshot is drawn.
+        read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8; if given, radiographs nearest to,
+            halfway and farthest from the largest prototypes are shown.
+
+    Raises:
+        StudyError: no pair is on the map.
+    """
+    pairs = require_pairs(pairs)
+    figure = new_figure(height_mm=100 if read_pixels is None else 138)
+    sizes = [0.24, 1.0] + [0.6] * (read_pixels is not None)
+    strips = figure.subfigures(len(sizes), 1, height_ratios=sizes)
+    _draw_pipeline(strips[0].subplots(), pairs)
+    axes = strips[1].subplots(1, 3, width_ratios=[1, 1, 0.8])
+    prototypes = last_prototypes(trajectory)
+    draw_bands(axes[0], pairs)
+    draw_regions(axes[0], pairs)
+    draw_prototypes(axes[0], prototypes)
+    title_panel(axes[0], "b", "Bands around prototypes")
+    draw_decisions(axes[1], pairs)
+    draw_prototypes(axes[1], prototypes, numbered=False)
+    title_panel(axes[1], "c", "Kept and dropped")
+    for one, handles, columns in (
+        (axes[0], [*band_handles(pairs), prototype_handle(), region_handle()], 3),
+        (axes[1], decision_handles(pairs), 2),
+    ):
+        frame_map(one, pairs)
+        one.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, columnspacing=0.8)
+    _draw_distances(axes[2], pairs)
+    title_panel(axes[2], "d", "Distance to prototype")
+    if read_pixels is not None:
+        _draw_examples(strips[2], pairs, read_pixels)
+    return figure
+
+
+def _draw_pipeline(axes: Axes, pairs: pd.DataFrame) -> None:
+    shares = pairs.band.value_counts(normalize=True).mul(100).reindex(list(BANDS), fill_value=0.0)
+    kept = int(pairs.kept.sum())
+    steps = (
+        ("Score", f"{len(pairs):,} pairs,\nno gradient"),
+        ("Assign", f"to {pairs.prototype.nunique()} prototypes\nby distance"),
+        ("Band", " / ".join(f"{shares[band]:.0f}" for band in BANDS) + " %\ncentral / support / outlier"),
+        ("Select", "thin central, keep\nsupport, drop outlier"),
+        ("Train", f"on {kept:,} pairs\n({100 * kept / len(pairs):.1f} % kept)"),
+    )
+    axes.set_xlim(0, len(steps))
+    axes.set_ylim(0, 1)
+    clear_frame(axes)
+    for place, (verb, text) in enumerate(steps):
+        axes.add_patch(
+            FancyBboxPatch(
+                (place + 0.04, 0.06), 0.84, 0.88, boxstyle="round,pad=0,rounding_size=0.05", mutation_aspect=0.4,
+                facecolor="#F6F6F6", edgecolor=GREY, linewidth=0.6,
+            )
+        )  # fmt: skip
+        axes.text(place + 0.46, 0.76, verb, ha="center", va="center", fontweight="bold")
+        axes.text(place + 0.46, 0.36, text, ha="center", va="center", fontsize=6.5, linespacing=1.25)
+        if place:
+            axes.add_patch(
+                FancyArrowPatch((place - 0.12, 0.5), (place + 0.04, 0.5), arrowstyle="-|>", mutation_scale=7, lw=0.8,
+                                color=INK, shrinkA=0.5, shrinkB=0.5)
+            )  # fmt: skip
+    title_panel(axes, "a", "One super-batch, from scoring to training")
+
+
+def _draw_distances(axes: Axes, pairs: pd.DataFrame) -> None:
+    """Every pair at its distance, one line a prototype; filled if kept."""
+    order = np.sort(pairs.prototype.unique())
+    line_of = {prototype: line for line, prototype in enumerate(order)}
+    # A fixed pattern spreads the points of a line; it carries no meaning.
+    spread = ((np.arange(len(pairs)) * 0.6180339887) % 1 - 0.5) * 0.72
+    y = pairs.prototype.map(line_of).to_numpy(dtype=float) + spread
+    kept = pairs.kept.to_numpy(dtype=bool)
+    for band in BANDS:
+        chosen = (pairs.band == band).to_numpy()
+        for decision, size, alpha in ((False, 1.2, 0.35), (True, 2.6, 1.0)):
+            mask = chosen & (kept == decision)
+            axes.scatter(
+                pairs.distance[mask], y[mask], s=size if band != "outlier" else 3, c=BAND_COLOURS[band],
+                marker=BAND_MARKERS[band], linewidths=0.4 if band == "outlier" else 0,
+                alpha=1.0 if band == "outlier" else alpha, rasterized=True,
+            )  # fmt: skip
+    axes.set_yticks(range(len(order)), [str(prototype) for prototype in order])
+    if len(order) > 16:
+        axes.set_yticks(range(0, len(order), 8), [str(prototype) for prototype in order[::8]])
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylabel("Prototype")
+    axes.set_xlabel("Distance (small and pale: dropped)")
+
+
+def choose_examples(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The nearest, median and farthest pair of each of the largest prototypes, one row an image."""
+    rows = []
+    for prototype in pairs.prototype.value_counts().index[:_MOST_SHOWN]:
+        members = pairs[pairs.prototype == prototype].sort_values(["distance", "image_id"])
+        for place, position in zip(_PLACES, (0, len(members) // 2, len(members) - 1), strict=True):
+            rows.append(members.iloc[position].to_dict() | {"place": place})
+    return pd.DataFrame(rows)
+
+
+def _draw_examples(figure, pairs: pd.DataFrame, read_pixels: Callable[[str], np.ndarray]) -> None:
+    examples = choose_examples(pairs)
+    axes = figure.subplots(1, len(examples), squeeze=False)[0]
+    for position, (one, row) in enumerate(zip(axes, examples.itertuples(), strict=True)):
+        one.imshow(read_pixels(row.image_id), cmap="gray", vmin=0, vmax=255)
+        one.set_xticks([])
+        one.set_yticks([])
+        for spine in one.spines.values():
+            spine.set(visible=True, color=BAND_COLOURS[row.band], linewidth=1.6)
+        one.set_xlabel(f"{row.place}\n{'kept' if row.kept else 'dropped'}", fontsize=6.5)
+        if row.place == _PLACES[0]:
+            one.set_title(f"prototype {row.prototype}", fontsize=6.5)
+        if position == 0:
+            title_panel(one, "e", f"prototype {row.prototype}")
+
+
+def describe_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int = 0) -> str:
+    """The caption of `plot_framework`."""
+    pairs = require_pairs(pairs)
+    kept = int(pairs.kept.sum())
+    by_band = pairs.groupby("band").kept.agg(["size", "sum"]).reindex(list(BANDS), fill_value=0)
+    counts = "; ".join(f"{band} {int(row['sum']):,} of {int(row['size']):,} kept" for band, row in by_band.iterrows())
+    return (
+        "Prototype-driven curation on a map of all scored pairs (UMAP of their joint image and text features; only "
+        "neighbourhoods have meaning, not axes). a, the curator's steps. b, bands of distance within each super-batch, "
+        "with outlines of the prototypes' regions. c, decisions. d, distance of every pair to its prototype. "
+        f"Stars: prototypes after curation, placed between their nearest pairs. n = {len(pairs):,} pairs, {kept:,} kept "
+        f"({100 * kept / len(pairs):.1f} %): {counts}. Seed {seed}; counts of all pairs, no intervals."
+    )

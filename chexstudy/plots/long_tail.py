@@ -1,0 +1,341 @@
+"""The long tail: what curation gains and keeps where findings are rare."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from scipy import stats
+
+from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, write_interval
+from chexstudy.plots.measurements import (
+    describe_interval,
+    name_data_set,
+    name_setting,
+    preferred_data_set,
+    preferred_setting,
+    require_rows,
+    seed_values,
+    select_rows,
+    split_difference,
+    summarise_seeds,
+)
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
+
+TIERS = {"head": "common", "medium": "medium", "tail": "rare"}
+KINDS = ("No Finding", "near-duplicate", "mismatched", "junk", "template", "written")
+# Findings the published study calls out; named in the figure whatever came out for them.
+CALLED_OUT = ("Aortic Enlargement", "Fibrosis", "Pulmonary Fibrosis", "Aortic enlargement", "Pulmonary fibrosis")
+_NAMED_AT_MOST = 5
+_FEWEST_FOR_A_TREND = 8
+_MADE_BY = "06_long_tail"
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A straight line of a value against log10 prevalence, weighted by the intervals' widths.
+
+    Attributes:
+        prevalence: where the line is given ``(points,)``.
+        value, low, high: the line and its 95 % band ``(points,)``.
+        slope, slope_low, slope_high: change for ten times the prevalence, with its 95 % interval.
+    """
+
+    prevalence: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    slope: float
+    slope_low: float
+    slope_high: float
+
+    @property
+    def informative(self) -> bool:
+        """Whether the interval of the slope excludes zero."""
+        return self.slope_low > 0 or self.slope_high < 0
+
+
+def select_gains(
+    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", data_set: str = "", setting: str = ""
+) -> pd.DataFrame:
+    """Per-finding gains of the curated arm with the prevalence in training.
+
+    Args:
+        results: rows of the results table.
+        prevalence: share of the training pairs with each finding, indexed by finding.
+        against: the arm compared with.
+        data_set: which test set; empty takes the rare-enriched test, else the test.
+        setting: which prompts; empty takes those chosen on validation, else the published ones.
+
+    Returns:
+        As `summarise_seeds`, with ``prevalence``, commonest first; empty if no finding was compared.
+    """
+    rows = _gains(results, against, data_set, setting)
+    summary = summarise_seeds(rows[rows.finding.isin(prevalence.index)])
+    summary["prevalence"] = summary.finding.map(prevalence).astype(float)
+    summary = summary[summary.prevalence > 0]
+    return summary.sort_values("prevalence", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _gains(results: pd.DataFrame, against: str, data_set: str, setting: str) -> pd.DataFrame:
+    rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", arm=f"curated - {against}")
+    if rows.empty:
+        return rows
+    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
+    return rows[rows.setting == (setting or preferred_setting(rows))] if len(rows) else rows
+
+
+def select_keep_rates(results: pd.DataFrame, arm: str = "curated") -> pd.DataFrame:
+    """What the arm keeps: keep rates and enrichment of findings, tiers and kinds of pairs."""
+    return select_rows(results, "curation", arm=arm, metric=["keep_rate", "enrichment"])
+
+
+def fit_trend(table: pd.DataFrame) -> Trend | None:
+    """Weighted least squares of ``value`` on log10 ``prevalence``; None with under eight findings.
+
+    Weights are inverse squared interval widths, so that rare findings with few positives do not steer the line; the
+    residuals give the scale, so the band holds between-finding scatter too.
+    """
+    width = (table.ci_high - table.ci_low).to_numpy(dtype=float)
+    usable = table[np.isfinite(width) & (width > 0)]
+    if len(usable) < _FEWEST_FOR_A_TREND:
+        return None
+    x, y = np.log10(usable.prevalence.to_numpy(dtype=float)), usable.value.to_numpy(dtype=float)
+    if np.ptp(x) == 0:
+        return None
+    weight = 1 / (usable.ci_high - usable.ci_low).to_numpy(dtype=float) ** 2
+    design = np.stack([np.ones_like(x), x], axis=1)
+    inverse = np.linalg.inv(design.T @ (weight[:, None] * design))
+    coefficients = inverse @ design.T @ (weight * y)
+    freedom = len(x) - 2
+    scale = float((weight * (y - design @ coefficients) ** 2).sum() / freedom)
+    quantile = stats.t.ppf(0.975, freedom)
+    grid = np.linspace(x.min(), x.max(), 60)
+    at_grid = np.stack([np.ones_like(grid), grid], axis=1)
+    half = quantile * np.sqrt(scale * np.einsum("ij,jk,ik->i", at_grid, inverse, at_grid))
+    half_slope = quantile * np.sqrt(scale * inverse[1, 1])
+    line = at_grid @ coefficients
+    slope = float(coefficients[1])
+    return Trend(10**grid, line, line - half, line + half, slope, slope - half_slope, slope + half_slope)
+
+
+def plot_long_tail(
+    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", data_set: str = "", setting: str = ""
+) -> Figure:
+    """Gain against prevalence, gain by tier, enrichment against prevalence, and what kinds of pairs are kept.
+
+    Panels without rows are left out: real cohorts have no known duplicates, small ones no tiers.
+
+    Args:
+        results, prevalence, against, data_set, setting: as in `select_gains`.
+
+    Raises:
+        StudyError: neither gains nor keep rates were measured.
+    """
+    gains = select_gains(results, prevalence, against, data_set, setting)
+    tiers = _group_tiers(_gains_of_all(results, data_set, setting))
+    kept = select_keep_rates(results)
+    enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & kept.finding.isin(prevalence.index)])
+    enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
+    enrichment = enrichment[enrichment.prevalence > 0]
+    kinds = kept[(kept.metric == "keep_rate") & kept.finding.isin([*KINDS, *TIERS])]
+    there = {"gain": len(gains), "tiers": len(tiers), "enrichment": len(enrichment), "kinds": len(kinds)}
+    panels = [panel for panel, rows in there.items() if rows]
+    if not panels:
+        require_rows(gains, "per-finding differences and no keep rates", _MADE_BY)
+    height = 1 + (len(panels) > 2)
+    columns = 1 if len(panels) == 1 else 2
+    figure = new_figure(height_mm=62 * height + 4)
+    ratios = [1.4, 1.0] if panels == list(there) else [1.0] * columns
+    grid = figure.subplots(height, columns, squeeze=False, width_ratios=ratios).ravel()
+    axes = dict(zip(panels, grid, strict=False))
+    for unused in grid[len(panels) :]:
+        unused.set_axis_off()
+    letters = dict(zip(panels, "abcd", strict=False))
+    if "gain" in axes:
+        _draw_gains(axes["gain"], gains, arm_style(against))
+        title_panel(axes["gain"], letters["gain"], f"Gain over {arm_style(against).name.lower()}, by prevalence")
+    if "tiers" in axes:
+        draw_forest(
+            axes["tiers"], tiers, [len(group.estimates) for group in tiers], reference=0.0, number_format="+.3f",
+            heading_at_axes=True,
+        )  # fmt: skip
+        axes["tiers"].set_xlabel("Difference in macro AUROC")
+        title_panel(axes["tiers"], letters["tiers"], "Curated minus others, by tier")
+    if "enrichment" in axes:
+        _draw_enrichment(axes["enrichment"], enrichment)
+        title_panel(axes["enrichment"], letters["enrichment"], "What curation keeps, by prevalence")
+    if "kinds" in axes:
+        _draw_kinds(axes["kinds"], kinds)
+        title_panel(axes["kinds"], letters["kinds"], "What curation keeps, by kind of pair")
+    for panel, table in (("gain", gains), ("enrichment", enrichment)):
+        if panel in axes:
+            _name_findings(axes[panel], table)
+    return figure
+
+
+def _gains_of_all(results: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
+    rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", finding=list(TIERS))
+    rows = rows[rows.arm.str.startswith("curated - ")]
+    if rows.empty:
+        return rows
+    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
+    return rows[rows.setting == (setting or preferred_setting(rows))] if len(rows) else rows
+
+
+def _group_tiers(rows: pd.DataFrame) -> list[Group]:
+    summary, groups = summarise_seeds(rows), []
+    for tier, word in TIERS.items():
+        by_arm = {split_difference(row.arm)[1]: row for row in summary[summary.finding == tier].itertuples()}
+        estimates = [
+            Estimate(
+                arm_style(arm).name, by_arm[arm].value, by_arm[arm].ci_low, by_arm[arm].ci_high, arm_style(arm),
+                seed_values(rows, arm=by_arm[arm].arm, finding=tier),
+            )
+            for arm in order_arms(by_arm)
+        ]  # fmt: skip
+        if estimates:
+            groups.append(Group(f"{word.capitalize()} findings", estimates))
+    return groups
+
+
+def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, colour: str, marker: str) -> None:
+    x = 100 * table.prevalence
+    axes.vlines(x, table.ci_low, table.ci_high, color=colour, linewidth=0.7, alpha=0.45, zorder=2)
+    axes.plot(
+        x, table.value, marker, color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
+        linestyle="none", gid="estimate", zorder=3,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(x.min() / 1.35, x.max() * 1.35)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("Prevalence in training (%, log)")
+    axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
+
+
+def _draw_gains(axes: Axes, gains: pd.DataFrame, against: ArmStyle) -> None:
+    _scatter_by_prevalence(axes, gains, ACCENT, "o")
+    axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
+    axes.set_ylabel(f"Difference in AUROC\n(curated \N{MINUS SIGN} {against.name.lower()})")
+    _limit_to_values(axes, gains, around=0.0)
+    trend = fit_trend(gains)
+    if trend is not None and trend.informative:
+        axes.fill_between(100 * trend.prevalence, trend.low, trend.high, color=PALE, alpha=0.6, linewidth=0, zorder=0)
+        axes.plot(100 * trend.prevalence, trend.value, color=GREY, linewidth=1.0, zorder=1)
+
+
+def _draw_enrichment(axes: Axes, table: pd.DataFrame) -> None:
+    _scatter_by_prevalence(axes, table, ACCENT, "o")
+    axes.axhline(1, color=INK, linewidth=0.6, zorder=1)
+    axes.set_ylabel("Enrichment among kept pairs\n(1: as in all pairs)")
+    _limit_to_values(axes, table, around=1.0)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
+
+
+def _limit_to_values(axes: Axes, table: pd.DataFrame, around: float) -> None:
+    """Show every value whole and intervals as far as twice the values' reach; those of the rarest run on."""
+    reach = 1.3 * np.abs(table.value - around).max() or 0.05
+    low = max(table.ci_low.min(), around - 2 * reach) if table.ci_low.notna().any() else around - reach
+    high = min(table.ci_high.max(), around + 2 * reach) if table.ci_high.notna().any() else around + reach
+    low, high = min(low, around - 0.2 * reach), max(high, around + 0.2 * reach)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _name_findings(axes: Axes, table: pd.DataFrame) -> None:
+    """Names of the findings called out and of the few farthest from the middle, where they do not collide."""
+    farthest = (table.value - table.value.median()).abs().sort_values(ascending=False).index
+    called = [index for index in table.index if table.finding[index] in CALLED_OUT]
+    wanted = [*called, *[index for index in farthest if index not in called]][: max(_NAMED_AT_MOST, len(called))]
+    width, height = _panel_points(axes)
+    to_points = axes.transAxes.inverted()
+    places = {
+        index: to_points.transform(axes.transData.transform((100 * table.prevalence[index], table.value[index])))
+        * (width, height)
+        for index in table.index
+    }
+    taken = [(x - 2.5, y - 2.5, x + 2.5, y + 2.5) for x, y in places.values()]
+    for index in wanted:
+        x, y = places[index]
+        name = table.finding[index]
+        length = 3.55 * len(name)
+        for dx, dy, align in (
+            (4, 3, "left"), (4, -8, "left"), (-4, 3, "right"), (-4, -8, "right"), (0, 9, "center"), (0, -14, "center"),
+        ):  # fmt: skip
+            left = x + dx - {"left": 0.0, "right": length, "center": length / 2}[align]
+            box = (left, y + dy, left + length, y + dy + 6.5)
+            inside = box[0] > 0 and box[2] < width and box[1] > 0 and box[3] < height
+            if inside and not any(_overlap(box, other) for other in taken):
+                axes.annotate(
+                    name, (100 * table.prevalence[index], table.value[index]), (dx, dy), textcoords="offset points",
+                    ha=align, va="bottom", fontsize=6, zorder=5, annotation_clip=True,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
+                )  # fmt: skip
+                taken.append(box)
+                break
+
+
+def _panel_points(axes: Axes) -> tuple[float, float]:
+    """Size of the axes in points, once the figure's layout is settled."""
+    axes.get_figure(root=True).draw_without_rendering()
+    box = axes.get_window_extent()
+    scale = 72 / axes.get_figure(root=True).dpi
+    return box.width * scale, box.height * scale
+
+
+def _overlap(one: tuple, other: tuple) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
+    summary = summarise_seeds(rows).set_index("finding")
+    names = [name for name in (*TIERS, *KINDS) if name in summary.index]
+    style = arm_style("curated")
+    for line, name in enumerate(names):
+        row = summary.loc[name]
+        axes.barh(line, 100 * row.value, 0.62, color=style.colour if name in TIERS else "#F0B48A", gid="bar")
+        if np.isfinite(row.ci_low):
+            axes.plot([100 * row.ci_low, 100 * row.ci_high], [line, line], color=INK, linewidth=0.9, gid="interval")
+        seeds = 100 * seed_values(rows, finding=name)
+        draw_seeds(axes, seeds, np.full(len(seeds), line + 0.18), ArmStyle("", INK, "o"))
+    words = [f"{TIERS[name]} findings" if name in TIERS else name.lower() for name in names]
+    labels = [f"{word} ({int(summary.n[name]):,})" for word, name in zip(words, names, strict=True)]
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Kept (%), pairs in brackets")
+
+
+def describe_long_tail(
+    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", data_set: str = "", setting: str = ""
+) -> str:
+    """The caption of `plot_long_tail`, with the trend as it came out."""
+    gains = select_gains(results, prevalence, against, data_set, setting)
+    parts = ["The long tail."]
+    if len(gains):
+        first = gains.iloc[0]
+        where = ", ".join(part for part in (name_data_set(first.data_set), name_setting(first.setting)) if part)
+        parts.append(
+            f"Gain of the curated arm over {arm_style(against).name.lower()} in zero-shot AUROC ({where}), paired by "
+            f"patient and seed, for {len(gains)} finding{"s" * (len(gains) != 1)} by prevalence in training; long intervals are cut at the frame."
+        )
+        trend = fit_trend(gains)
+        if trend is None:
+            parts.append("Too few findings for a trend.")
+        else:
+            slope = write_interval(trend.slope, trend.slope_low, trend.slope_high, "+.3f")
+            verdict = "line with 95 % band" if trend.informative else "no trend is shown, the interval holds zero"
+            parts.append(f"Change for ten times the prevalence {slope} (weighted least squares; {verdict}).")
+        parts.append(describe_interval(_gains(results, against, data_set, setting)))
+    kept = select_keep_rates(results)
+    if len(kept):
+        seeds = kept.seed[kept.seed >= 0].nunique()
+        parts.append(
+            f"Keep rates and enrichment of the curated arm, {seeds} seed{'s' * (seeds != 1)}, 95 % intervals; "
+            "an enrichment above 1 means that kept pairs hold more of the finding than all pairs."
+        )
+    return " ".join(parts)
