@@ -88,8 +88,8 @@ def parse_parameters(cell: str, notebook: str) -> dict[str, Parameter]:
         parameter = _parse_assignment(statement, comments.get(statement.end_lineno, ""))
         if parameter is None:
             raise StudyError(
-                f"{notebook}: line {statement.lineno} of the parameters cell, `{ast.unparse(statement)}`, is not plain: "
-                "write `name = value  # help` with text, a whole number, a number, True/False or a list of these."
+                f"{notebook}: line {statement.lineno} of the parameters cell, `{ast.unparse(statement)}`, is not "
+                "plain: write `name = value  # help` with text, a whole number, a number, True/False or a list."
             )
         parameters[parameter.name] = parameter
     return parameters

@@ -71,7 +71,8 @@ def read_profile(name: str, folder: Path | None = None) -> Profile:
     if unknown:
         raise StudyError(f"profile {path} has an unknown field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}.")
     defaults, notebooks = content.get("defaults") or {}, content.get("notebooks") or {}
-    if not isinstance(defaults, dict) or not all(isinstance(values, dict) for values in notebooks.values()):
+    sets = [defaults, notebooks, *(notebooks.values() if isinstance(notebooks, dict) else [])]
+    if not all(isinstance(values, dict) for values in sets):
         raise StudyError(f"profile {path}: defaults and every entry of notebooks must be `name: value` lines.")
     texts = {key: " ".join(str(content.get(key) or "").split()) for key in ("title", "description", "cost")}
     return Profile(path.stem, **texts, defaults=defaults, notebooks=notebooks)

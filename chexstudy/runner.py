@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
@@ -196,7 +195,6 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
     final = run.path(f"notebooks/{source.stem}.ipynb")
     failed = final.with_suffix(".failed.ipynb")
     environment = notebook_environment(online) | {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": os.getcwd()}
-    shut_down = Event()
     with (
         tempfile.TemporaryDirectory(prefix="chexstudy-") as sockets,
         atomic_path(final) as partial,
@@ -211,7 +209,7 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
                 language="python",
                 progress_bar=False,
                 stdout_file=None if quiet else _IndentedLines(),
-                kernel_manager_class=_kernel_manager(sockets, environment, shut_down),
+                kernel_manager_class=_kernel_manager(sockets, environment),
             )
         except papermill.PapermillExecutionError as error:
             by_study = error.ename == StudyError.__name__
@@ -219,9 +217,6 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
             sentence = last_words if by_study else f"{source.stem} stopped in cell {error.exec_count} with {last_words}"
             raise NotebookFailure(sentence, failed, by_study) from None
         except DeadKernelError:
-            # On Ctrl-C nbclient shuts the kernel down itself and then finds it dead.
-            if shut_down.is_set():
-                raise KeyboardInterrupt from None
             print(Path(sockets, "kernel.log").read_text(errors="replace")[-4000:], file=sys.stderr, end="")
             raise NotebookFailure(
                 f"{source.stem}: its Python process died, most often because memory ran out: try a smaller profile.",
@@ -243,8 +238,8 @@ def _kept_on_failure(partial: Path, failed: Path) -> Iterator[None]:
         raise
 
 
-def _kernel_manager(sockets: str, environment: dict[str, str], shut_down: Event) -> type:
-    """A kernel manager class for one run: this interpreter, its own sockets, and word of an early shutdown."""
+def _kernel_manager(sockets: str, environment: dict[str, str]) -> type:
+    """A kernel manager class for one run: this interpreter, with sockets of its own."""
     import zmq
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -264,10 +259,6 @@ def _kernel_manager(sockets: str, environment: dict[str, str], shut_down: Event)
             # What notebooks print is captured; the kernel's own last words would only clutter a Ctrl-C.
             with open(f"{sockets}/kernel.log", "wb") as log:
                 await super().start_kernel(**options, stderr=log)
-
-        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-            shut_down.set()
-            await super().shutdown_kernel(now=now, restart=restart)
 
     return OwnKernel
 

@@ -1,0 +1,118 @@
+import json
+import os
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+from chexstudy.notebook import notebook_environment, start_notebook
+
+SOURCE = """\
+# %% [markdown]
+# # A tiny notebook
+
+# %% tags=["parameters"]
+study = "tiny"  # name of the study
+seed = 0  # seed
+rate = 0.5  # a number
+
+# %%
+from chexstudy.notebook import start_notebook
+
+run = start_notebook("01_tiny", globals(), folder={folder!r})
+
+# %%
+run.write_json("seen.json", [run.study, seed, rate])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "01_tiny.py"
+    source.write_text(SOURCE.format(folder=str(tmp_path)))
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, source.with_suffix(".ipynb"))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def environment(home, monkeypatch):
+    """start_notebook sets variables for its kernel; here they must not outlive the test."""
+    for name in (*notebook_environment(), "CHEXSTUDY_CWD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def start(folder, injected="", **values):
+    namespace = {"study": "tiny", "seed": 0, "rate": 0.5, "In": ["", "seed = 0", injected]} | values
+    return start_notebook("01_tiny", namespace, folder), namespace
+
+
+def test_it_opens_the_run_of_the_study(folder, home):
+    run, _ = start(folder, study="other")
+    assert run.folder == home / "runs" / "other"
+
+
+def test_a_whole_number_becomes_the_number_that_was_declared(folder):
+    _, namespace = start(folder, rate=1)
+    assert type(namespace["rate"]) is float
+
+
+@pytest.mark.parametrize("values", [{"seed": "3"}, {"seed": 1.5}, {"rate": None}, {"study": 4}])
+def test_a_value_edited_by_hand_is_held_to_its_type(folder, values):
+    with pytest.raises(StudyError, match=f"parameter '{next(iter(values))}' of 01_tiny must be"):
+        start(folder, **values)
+
+
+def test_an_injected_name_that_is_not_declared_stops(folder):
+    with pytest.raises(StudyError, match=r"01_tiny has no parameter 'sede'.*did you mean 'seed'"):
+        start(folder, injected='# Parameters\nstudy = "tiny"\nsede = 3\n')
+
+
+def test_names_of_other_cells_are_no_parameters(folder):
+    start(folder, injected="table = 3\nother = 4")
+
+
+def test_models_come_from_the_cache_and_nothing_reports_home_unless_asked(home, monkeypatch):
+    environment = notebook_environment()
+    assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
+    assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert environment["NUMBA_CACHE_DIR"].startswith(str(paths.cache()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MPLCONFIGDIR", "/mine")
+    online = notebook_environment(online=True)
+    assert online["HF_HUB_OFFLINE"] == online["TRANSFORMERS_OFFLINE"] == "0"
+    assert online["MPLCONFIGDIR"] == "/mine"
+
+
+def test_in_the_notebooks_folder_relative_paths_start_at_the_checkout(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    start(folder)
+    assert os.environ["CHEXSTUDY_CWD"] == str(paths.REPOSITORY)
+
+
+def run_plainly(folder, **parameters):
+    return papermill.execute_notebook(folder / "01_tiny.ipynb", folder / "out.ipynb", parameters, progress_bar=False)
+
+
+def test_plain_papermill_runs_the_notebook(folder, home):
+    run_plainly(folder, study="foo", seed=7, rate=2)
+    assert json.loads((home / "runs" / "foo" / "seen.json").read_text()) == ["foo", 7, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"sede": 7}, "01_tiny has no parameter 'sede'; it takes study, seed, rate: did you mean 'seed'."),
+        ({"seed": "abc"}, "parameter 'seed' of 01_tiny must be a whole number (int) such as 0, not 'abc' (str)."),
+    ],
+)
+def test_plain_papermill_is_as_strict(folder, home, parameters, sentence):
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        run_plainly(folder, **parameters)
+    assert caught.value.traceback == [f"StudyError: {sentence}"]
+    assert not (home / "runs").exists()
