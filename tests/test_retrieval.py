@@ -68,6 +68,14 @@ def test_a_collapsed_model_gets_chance_in_both_directions():
     assert measure_chance(ranks, "text_to_image")[0] == pytest.approx((4 * 3 / 20 + 4 * 2 / 20) / 8)
 
 
+def test_equal_cosines_are_ties_whatever_their_last_bits():
+    generator = np.random.default_rng(6)
+    # A matrix product of this size rounds differently at its edges.
+    images, described = np.tile(generator.normal(size=129), (203, 1)), np.tile(generator.normal(size=129), (203, 1))
+    ranks = rank_pairs(images, described, [str(number) for number in range(203)])
+    assert (ranks.image_to_text_tied == 202).all()
+
+
 def test_weights_repeat_queries_and_share_a_text_among_its_images():
     generator = np.random.default_rng(0)
     texts = [f"report {number % 9}" for number in range(15)]

@@ -51,10 +51,22 @@ def test_every_finding_keeps_a_row_with_its_n_and_positives(cases):
 def test_the_macro_interval_comes_from_the_same_resamples(cases):
     labels, scores, weights = cases
     rows = measure_scores(scores[0], labels, FINDINGS, weights)
-    low, high = interval(auroc(labels, scores[0], weights)[:, :3].mean(axis=1))
+    sick = len(np.unique((np.arange(120) // 2)[(labels == 1).any(axis=1)]))
+    low, high = interval(auroc(labels, scores[0], weights)[:, :3].mean(axis=1), patients=sick)
     macro = pick(rows, "macro", "auroc")
     assert macro.value == pytest.approx(auroc(labels, scores[0])[:3].mean())
     assert (macro.ci_low, macro.ci_high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_finding_of_four_patients_has_a_value_without_an_interval_and_one_of_five_has_both(cases):
+    _, scores, weights = cases
+    labels = np.zeros((120, 4))
+    labels[:8, 0], labels[:10, 1], labels[:110, 2] = 1, 1, 1
+    labels[112:, 2] = np.nan
+    rows = measure_scores(scores[0], labels, FINDINGS, weights)
+    four, five, one_healthy = (pick(rows, finding, "auroc") for finding in FINDINGS[:3])
+    assert np.isfinite([four.value, five.value, five.ci_low, five.ci_high, one_healthy.value]).all()
+    assert np.isnan([four.ci_low, four.ci_high, one_healthy.ci_low, one_healthy.ci_high]).all()
 
 
 def test_a_tier_is_the_mean_of_its_findings(cases):

@@ -8,6 +8,8 @@ from chexstudy.evaluation.statistics import (
     auroc,
     average_precision,
     bootstrap_patients,
+    count_patients,
+    count_scarcer_patients,
     interval,
     macro_mean,
     paired_difference,
@@ -121,13 +123,44 @@ def test_the_interval_holds_the_middle_95_percent():
     assert (low, high) == (pytest.approx(25), pytest.approx(975))
 
 
-def test_a_finding_of_two_patients_gets_no_interval_and_one_of_five_does():
-    labels = np.zeros((60, 2))
-    labels[:2, 0], labels[:5, 1] = 1, 1
-    scores = np.random.default_rng(3).normal(size=labels.shape)
-    low, high = interval(auroc(labels, scores, bootstrap_patients(np.arange(60), 500, np.random.default_rng(0))))
-    assert np.isnan([low[0], high[0]]).all()
-    assert 0 <= low[1] < high[1] <= 1
+def test_with_few_patients_the_interval_goes_further_out():
+    replicates = norm.ppf((np.arange(100_000) + 0.5) / 100_000)[:, None] * np.ones(4)
+    low, high = interval(replicates, patients=np.array([5, 20, 1000, 4]))
+    # sqrt(k / (k - 1)) times Student's quantile with k - 1 degrees of freedom, from its table.
+    reach = [np.sqrt(5 / 4) * 2.776, np.sqrt(20 / 19) * 2.093, np.sqrt(1000 / 999) * 1.962]
+    np.testing.assert_allclose(high[:3], reach, atol=0.02)
+    np.testing.assert_allclose(low[:3], -np.array(reach), atol=0.02)
+    assert np.isnan([low[3], high[3]]).all()
+
+
+def test_a_metric_that_many_resamples_cannot_give_has_no_interval():
+    replicates = np.where(np.arange(100) < 20, np.nan, 0.5)
+    assert np.isnan(interval(replicates)).all()
+
+
+def test_patients_are_counted_from_their_draws():
+    patients = np.array(["a", "a", "b", "c", "c", "d"])
+    weights = bootstrap_patients(patients, 100, np.random.default_rng(0))
+    members = np.array([[1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]], dtype=bool).T
+    assert list(count_patients(members, weights)) == [1, 4, 0]
+    labels = column(1, 1, 0, 0, -1, np.nan)
+    assert list(count_scarcer_patients(labels, weights)) == [1]
+
+
+def test_eight_sick_patients_are_enough_for_an_honest_interval():
+    generator = np.random.default_rng(8)
+    truth, covered, covered_plain, simulations = norm.cdf(1 / np.sqrt(2)), 0, 0, 150
+    labels = np.zeros((200, 1))
+    labels[:8] = 1
+    for _ in range(simulations):
+        weights = bootstrap_patients(np.arange(200), 300, generator)
+        replicates = auroc(labels, labels + generator.normal(size=labels.shape), weights)
+        low, high = interval(replicates, patients=count_scarcer_patients(labels, weights))
+        covered += bool(low[0] <= truth <= high[0])
+        low, high = interval(replicates)
+        covered_plain += bool(low[0] <= truth <= high[0])
+    assert covered / simulations >= 0.91
+    assert covered_plain < covered
 
 
 def test_the_interval_covers_the_truth_where_a_naive_one_does_not():

@@ -14,6 +14,8 @@ import pandas as pd
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.statistics import (
     Difference,
+    count_patients,
+    count_scarcer_patients,
     interval,
     known_labels,
     macro_mean,
@@ -135,13 +137,13 @@ def measure_scores(
     Returns:
         Rows with ``finding, metric, setting, value, ci_low, ci_high, n, positives``. A finding with one class only
         keeps its row, with n, positives and value NaN; the row ``evaluable_findings`` counts those with a value. In a
-        macro or tier row, n is the number of images.
+        macro or tier row, n is the number of images. There is no interval for a finding that fewer than five patients
+        have (or lack).
     """
     groups = group_findings(findings, tiers)
     value = _measure(labels, scores, None, groups)
-    rows = _rows(
-        value, *interval(_measure(labels, scores, weights, groups)), labels, findings, groups, METRICS, setting
-    )
+    low, high = interval(_measure(labels, scores, weights, groups), patients=_patients(labels, weights, groups))
+    rows = _rows(value, low, high, labels, findings, groups, METRICS, setting)
     return pd.concat([rows, _count_evaluable(value, findings, setting)], ignore_index=True)
 
 
@@ -170,7 +172,8 @@ def measure_seeds(
     groups = group_findings(findings, tiers)
     value = np.mean([_measure(labels, one, None, groups) for one in scores], axis=0)
     replicates = resample_seeds(np.stack([_measure(labels, one, weights, groups) for one in scores]), generator)
-    rows = _rows(value, *interval(replicates), labels, findings, groups, METRICS, setting)
+    low, high = interval(replicates, patients=_patients(labels, weights, groups))
+    rows = _rows(value, low, high, labels, findings, groups, METRICS, setting)
     return pd.concat([rows, _count_evaluable(value, findings, setting)], ignore_index=True)
 
 
@@ -221,7 +224,7 @@ def subtract_scores(
         )
     points = [np.stack([_measure(labels, one, None, groups) for one in arm]) for arm in (first, second)]
     replicates = [np.stack([_measure(labels, one, weights, groups) for one in arm]) for arm in (first, second)]
-    return paired_difference(*points, *replicates, generator)
+    return paired_difference(*points, *replicates, generator, _patients(labels, weights, groups))
 
 
 def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> dict[str, list[int]]:
@@ -249,6 +252,14 @@ def _measure(labels, scores, weights, groups) -> np.ndarray:
         means = [macro_mean(values[..., members])[..., None] for members in groups.values()]
         columns.append(np.concatenate([values, *means], axis=-1))
     return np.stack(columns, axis=-2)
+
+
+def _patients(labels, weights, groups) -> np.ndarray:
+    """Patients each column rests on ``(findings + groups,)``; a group on all who have one of its findings or more."""
+    labels = np.asarray(labels, dtype=float)
+    present = [(labels[:, members] == 1).any(axis=1) for members in groups.values()]
+    of_groups = count_patients(np.stack(present, axis=1), weights) if present else []
+    return np.array([*count_scarcer_patients(labels, weights), *of_groups])
 
 
 def _count_evaluable(value, findings, setting) -> pd.DataFrame:
