@@ -201,7 +201,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tiny_study, home, monkeypatch):
             pretrain(tiny_study, "full", 0, _config(), "cuda")
     with pytest.raises(StudyError, match="unknown arm"):
         train_arms(tiny_study, ["nonsense"], [0], _config())
-    with pytest.raises(StudyError, match="no longer a number|became nan"):
+    with pytest.raises(StudyError, match="became nan"):
         pretrain(tiny_study, "full", 0, _config(learning_rate=1e30), "cpu")
 
 

@@ -42,7 +42,7 @@ def texts():
 def _encoder(texts, micro_batch, **constants):
     config = PretrainingConfig(image_size=36, dim=16, precision="fp32", **constants)
     model = build_model(config, pd.DataFrame({"report": texts}), seed=3)
-    encoder = PairEncoder(model, _Pairs(texts, model.text_encoder), torch.device("cpu"), micro_batch)
+    encoder = PairEncoder(model, _Pairs(texts, model.text_tower), torch.device("cpu"), micro_batch)
     if config.dropout:
         model.train()
         encoder.dropout_seed = lambda piece: 1000 + piece
@@ -121,7 +121,7 @@ def test_counted_operations_are_those_of_a_real_step(texts):
 
     def step():
         loss = contrastive_loss(
-            encoder.model.encode_image(pixels), encoder.model.encode_text(ids, mask), encoder.model.logit_scale
+            encoder.model.image_tower(pixels), encoder.model.text_tower(ids, mask), encoder.model.logit_scale
         )
         loss.backward()
 
@@ -133,7 +133,7 @@ def test_counting_leaves_gradients_and_random_state_alone(texts):
     _gradient(encoder)
     gradients = [parameter.grad.clone() for parameter in encoder.model.parameters()]
     state = torch.get_rng_state()
-    meter = FlopMeter(encoder.model.encode_image, encoder.model.encode_text, encoder.model)
+    meter = FlopMeter(encoder.model.image_tower, encoder.model.text_tower, encoder.model)
     counted = meter.images(encoder.pairs.pixels(np.arange(5), None), backward=True)
     assert counted > 0
     assert torch.equal(state, torch.get_rng_state())
@@ -158,11 +158,11 @@ def test_saved_model_embeds_as_before(texts, tmp_path):
     rows = np.arange(_PAIRS)
     with torch.no_grad():
         assert torch.equal(
-            loaded.encode_image(encoder.pairs.pixels(rows, None)),
-            encoder.model.encode_image(encoder.pairs.pixels(rows, None)),
+            loaded.image_tower(encoder.pairs.pixels(rows, None)),
+            encoder.model.image_tower(encoder.pairs.pixels(rows, None)),
         )
         ids, mask = encoder.pairs.tokens(rows, None)
-        assert torch.equal(loaded.encode_text(ids, mask), encoder.model.encode_text(ids, mask))
-        again = loaded.text_encoder.tokenize(texts)
+        assert torch.equal(loaded.text_tower(ids, mask), encoder.model.text_tower(ids, mask))
+        again = loaded.text_tower.tokenize(texts)
     assert torch.equal(again["input_ids"], encoder.pairs.text["input_ids"])
     assert torch.equal(loaded.logit_scale, encoder.model.logit_scale)

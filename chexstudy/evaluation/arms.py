@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from chexstudy.cohort.pixels import PixelStore
 from chexstudy.cohort.reports import training_text
@@ -54,7 +53,7 @@ class Evaluation:
     resamples: int = RESAMPLES
     seed: int = 0
     probe: bool = True
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     @property
     def findings(self) -> list[str]:
@@ -92,14 +91,14 @@ class _EmbeddedSplit:
         self.rows = rows
         self.labels = label_matrix(rows, evaluation.findings)
         pixels = evaluation.store.read(rows.image_id)
-        self.images = embed_images(model.encode_image, pixels, _BATCH, evaluation.device)
+        self.images = embed_images(model.image_tower, pixels, _BATCH, evaluation.device)
         self.texts = [training_text(report) for report in rows.report]
         self.text_embeddings = encode_sentences(model, self.texts, evaluation.device) if with_texts else None
 
 
-def encode_sentences(model: ImageTextModel, sentences: Sequence[str], device: torch.device) -> np.ndarray:
+def encode_sentences(model: ImageTextModel, sentences: Sequence[str], device: str) -> np.ndarray:
     """Unit-norm text embeddings ``(sentences, dim)``, float32."""
-    return embed_texts(model.encode_text, model.text_encoder.tokenize, sentences, _BATCH, device)
+    return embed_texts(model.text_tower, model.text_tower.tokenize, sentences, _BATCH, device)
 
 
 def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
@@ -140,8 +139,8 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
 
 
 def _exposure(model: ImageTextModel) -> str:
-    # An encoder trained from scratch has seen the training split alone; what a released one has seen, nobody here knows.
-    names = (model.image_encoder.origin["name"], model.text_encoder.origin["name"])
+    # An encoder from scratch has seen the training split alone; what a released one has seen is not known here.
+    names = (model.image_tower.encoder.origin["name"], model.text_tower.encoder.origin["name"])
     return "held_out" if all(name.startswith("tiny-") for name in names) else "unknown"
 
 

@@ -327,7 +327,7 @@ class _ArmRun:
             cohort[cohort.split == "train"],
             stream_seed(self.seed, "initialisation", fixed_streams=self.config.fixed_streams),
         ).to(self.device)
-        return model, TrainingPairs(cohort, store, model.text_encoder)
+        return model, TrainingPairs(cohort, store, model.text_tower.tokenize)
 
     # --- the three kinds of training --------------------------------------------------------------------------------
 
@@ -434,7 +434,7 @@ class _ArmRun:
             run.write_table(
                 f"{folder}/subset.parquet", pd.DataFrame({"image_id": trainer.pairs.image_ids[rows], "weight": 1.0})
             )
-            save_model(run.path(f"{folder}/model"), trainer.model, self.config)
+        save_model(run.path(f"{folder}/model"), trainer.model, self.config)
         by_phase = history.groupby("phase", sort=False).agg(
             steps=("step", "size"), pairs_scored=("pairs_scored", "sum"), pairs_trained=("pairs_trained", "sum")
         )

@@ -17,6 +17,7 @@ from chexstudy.encoders import (
     TextEncoder,
     build_image_encoder,
     build_text_encoder,
+    hash_weights,
     load_image_encoder,
     load_text_encoder,
     save_encoder,
@@ -25,7 +26,52 @@ from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import atomic_path
 
-_PROJECTIONS = ("image_projection.weight", "text_projection.weight", "logit_scale")
+_PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
+
+
+class ImageTower(nn.Module):
+    """An image encoder and its projection into the shared space.
+
+    Args:
+        encoder: see `chexstudy.encoders`.
+        dim: size of the shared space.
+    """
+
+    def __init__(self, encoder: ImageEncoder, dim: int):
+        super().__init__()
+        self.encoder = encoder
+        self.projection = nn.Linear(encoder.dim, dim, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.projection(self.encoder(pixels)).float(), dim=1)
+
+    def describe(self) -> dict:
+        """What decides the embeddings."""
+        return {**self.encoder.describe(), "projection": hash_weights(self.projection)}
+
+
+class TextTower(nn.Module):
+    """A text encoder and its projection into the shared space.
+
+    Args:
+        encoder: see `chexstudy.encoders`.
+        dim: size of the shared space.
+    """
+
+    def __init__(self, encoder: TextEncoder, dim: int):
+        super().__init__()
+        self.encoder = encoder
+        self.tokenize = encoder.tokenize
+        self.projection = nn.Linear(encoder.dim, dim, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.projection(self.encoder(input_ids, attention_mask)).float(), dim=1)
+
+    def describe(self) -> dict:
+        """What decides the embeddings."""
+        return {**self.encoder.describe(), "projection": hash_weights(self.projection)}
 
 
 class ImageTextModel(nn.Module):
@@ -50,23 +96,14 @@ class ImageTextModel(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.image_encoder, self.text_encoder = image_encoder, text_encoder
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.image_projection = nn.Linear(image_encoder.dim, dim, bias=False)
-            self.text_projection = nn.Linear(text_encoder.dim, dim, bias=False)
+            self.image_tower = ImageTower(image_encoder, dim)
+            self.text_tower = TextTower(text_encoder, dim)
         # The published model starts at ln(1 / 0.01).
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.logit_scale_max = logit_scale_max
         self.dim = dim
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32."""
-        return normalize(self.image_projection(self.image_encoder(pixels)).float(), dim=1)
-
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids and mask ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``, float32."""
-        return normalize(self.text_projection(self.text_encoder(input_ids, attention_mask)).float(), dim=1)
 
     def bounded_logit_scale(self) -> Tensor:
         """Logarithm of the inverse temperature, clamped where a bound is set."""
@@ -105,8 +142,8 @@ def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) ->
 
 def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -> None:
     """Write a trained model: both encoders as ``transformers`` checkpoints, the projections as safetensors."""
-    save_encoder(model.image_encoder, folder / "image_encoder")
-    save_encoder(model.text_encoder, folder / "text_encoder")
+    save_encoder(model.image_tower.encoder, folder / "image_encoder")
+    save_encoder(model.text_tower.encoder, folder / "text_encoder")
     state = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name in _PROJECTIONS
     }

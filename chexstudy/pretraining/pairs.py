@@ -1,5 +1,7 @@
 """The training pairs as the engine sees them: pixels and tokens by row number."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -7,9 +9,9 @@ from torch import Tensor
 
 from chexstudy.cohort.pixels import PixelStore
 from chexstudy.cohort.reports import training_text
-from chexstudy.encoders import TextEncoder
 from chexstudy.errors import StudyError
 
+Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 # Lengths are rounded up so that few shapes occur: fewer compilations, fewer counts of operations.
 _LENGTH_STEP = 8
 
@@ -20,13 +22,13 @@ class TrainingPairs:
     Args:
         cohort: cohort table; only ``split == "train"`` is used, in the table's order.
         store: pixel store that holds these images.
-        text_encoder: tokenises the reports, once.
+        tokenize: texts to ``input_ids`` and ``attention_mask``; called once.
 
     Raises:
         StudyError: no pair is in the training split.
     """
 
-    def __init__(self, cohort: pd.DataFrame, store: PixelStore, text_encoder: TextEncoder):
+    def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Tokenize):
         self.table = cohort[cohort.split == "train"].reset_index(drop=True)
         if self.table.empty:
             raise StudyError("the cohort has no training pairs: check its `split` column.")
@@ -34,7 +36,7 @@ class TrainingPairs:
         self._images = store.images
         self._store_rows = store.rows(self.table.image_id)
         texts = [training_text(report) for report in self.table.report]
-        tokens = text_encoder.tokenize(texts)
+        tokens = tokenize(texts)
         self._input_ids, self._mask = tokens["input_ids"], tokens["attention_mask"]
         self._lengths = self._mask.sum(dim=1)
 

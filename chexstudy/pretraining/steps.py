@@ -59,7 +59,7 @@ class PairEncoder:
     meter: FlopMeter = field(init=False)
 
     def __post_init__(self):
-        self.meter = FlopMeter(self.model.encode_image, self.model.encode_text, self.model)
+        self.meter = FlopMeter(self.model.image_tower, self.model.text_tower, self.model)
 
     def _precision(self):
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
@@ -72,7 +72,7 @@ class PairEncoder:
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
         with self._precision():
-            return self.model.encode_image(pixels), self.model.encode_text(input_ids, mask)
+            return self.model.image_tower(pixels), self.model.text_tower(input_ids, mask)
 
     def _count(self, pixels: Tensor, input_ids: Tensor, mask: Tensor, backward: bool) -> float:
         return self.meter.images(pixels, backward) + self.meter.texts(input_ids, mask, backward)
