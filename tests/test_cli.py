@@ -1,0 +1,235 @@
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy import doctor, paths
+from chexstudy.cli import _STEPS, main
+from chexstudy.cohort.table import write_cohort
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+NOTEBOOK = """\
+# %% tags=["parameters"]
+study = "x"  # name of the study
+seed = 0  # seed of everything
+source = "phantom"  # where images come from
+data_root = ""  # folder of the images
+image_size = 96  # pixels on a side
+fate = "end well"  # what happens
+
+# %%
+import json, os
+from pathlib import Path
+
+from chexstudy.errors import StudyError
+
+if fate == "user":
+    raise StudyError("the data is not there: put it there.")
+if fate == "bug":
+    {}["key"]
+figures = Path(os.environ["CHEXSTUDY_HOME"]) / "runs" / study / "figures"
+figures.mkdir(exist_ok=True)
+(figures / "NAME.json").write_text(json.dumps([seed, source, data_root, image_size]))
+(figures / "NAME.txt").write_text("no figure")
+"""
+VERBS = ["run", "cohort", "embed", "curate", "pretrain", "evaluate", "figures", "check-golden", "doctor"]
+ACTIONS = [["cohort", action] for action in ("build", "check", "show")]
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch, home):
+    """A checkout whose notebooks have the names of the real ones and take no time."""
+    folder = tmp_path / "notebooks"
+    (folder / "profiles").mkdir(parents=True)
+    (folder / "profiles" / "demo.yaml").write_text("title: Demo\ndefaults: {seed: 3}\n")
+    for name in ["01_build_cohort", *(name for names in _STEPS.values() for name in names)]:
+        (folder / f"{name}.py").write_text(NOTEBOOK.replace("NAME", name))
+    monkeypatch.setattr(paths, "NOTEBOOKS", folder)
+    return folder
+
+
+def written(study, name):
+    return json.loads(Run(study).path(f"figures/{name}.json").read_text())
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS), *ACTIONS], ids=" ".join)
+def test_every_help_says_what_it_does_gives_an_example_and_names_what_it_writes(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*verb, "--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert max(map(len, shown.splitlines())) <= 120
+    if verb in [["cohort"], []]:
+        assert all(name in shown for name in (VERBS if not verb else ("build", "check", "show")))
+    else:
+        assert f"chexstudy {' '.join(verb)}" in shown.partition("example")[2]
+        assert "writes: " in shown
+
+
+def test_help_is_there_at_once():
+    start = time.monotonic()
+    program = "import sys; from chexstudy.cli import build_parser; build_parser().format_help(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5
+    assert not {"numpy", "pandas", "torch", "papermill", "jupytext"} & set(done.stdout.split())
+
+
+def test_without_a_verb_it_says_so(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "VERB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "all", "--profile", "dmo"], "there is no profile 'dmo'; the profiles are demo: did you mean 'demo'."),
+        (["run", "all", "-p", "seeed", "1"], "the study has no parameter 'seeed'; it takes"),
+        (
+            ["run", "1", "-p", "seed", "one"],
+            "parameter 'seed' of 01_build_cohort must be a whole number (int) such as 0",
+        ),
+        (["run", "9"], "there is no notebook '9'"),
+        (["cohort", "check", "no.parquet"], "there is no cohort table at"),
+        (["cohort", "show", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
+        (["figures", "--study", "no"], "study 'no' has no timings.json yet"),
+        (["check-golden", "no.npz"], "there is no file of golden numbers at"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_and_status_2(notebooks, capsys, arguments, sentence):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(sentence)
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_debug_shows_where_a_mistake_was_noticed(notebooks):
+    for arguments in (["--debug", "run", "9"], ["run", "9", "--debug"]):
+        with pytest.raises(StudyError):
+            main(arguments)
+
+
+@pytest.mark.parametrize(("fate", "status", "words"), [("user", 2, "the data is not there"), ("bug", 1, "KeyError")])
+def test_a_notebook_that_stops_is_one_sentence_and_a_path(notebooks, capsys, fate, status, words):
+    assert main(["run", "01", "-p", "fate", fate]) == status
+    first, second = capsys.readouterr().err.splitlines()
+    assert words in first
+    assert second.endswith("01_build_cohort.failed.ipynb")
+
+
+def test_run_converts_texts_by_the_declared_type(notebooks):
+    assert main(["run", "01_build_cohort", "-p", "seed", "7", "-p", "data_root", "5", "-p", "study", "mine"]) == 0
+    assert written("mine", "01_build_cohort") == [7, "phantom", "5", 96]
+
+
+def test_list_shows_the_parameters_and_runs_nothing(notebooks, home, capsys):
+    assert main(["run", "04", "--list"]) == 0
+    assert "  seed = 0\n      a whole number (int); seed of everything\n" in capsys.readouterr().out
+    assert main(["run", "all", "--list"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line[0] != " "] == sorted(
+        path.stem for path in notebooks.glob("*.py")
+    )
+    assert not (home / "runs").exists()
+
+
+def test_cohort_build_runs_its_notebook_with_the_source(notebooks):
+    arguments = ["--source", "folder", "--data-root", "mine", "--size", "64", "--study", "own", "--quiet"]
+    assert main(["cohort", "build", *arguments]) == 0
+    assert written("own", "01_build_cohort") == [3, "folder", "mine", 64]
+
+
+def test_evaluate_runs_its_two_notebooks_and_figures_draws_them_again(notebooks, home, capsys):
+    assert main(["evaluate", "--study", "s", "-p", "seed", "4"]) == 0
+    executed = sorted(path.stem for path in Run("s").path("notebooks").iterdir())
+    assert executed == ["05_compare_arms", "06_long_tail"]
+    Run("s").path("figures/06_long_tail.json").unlink()
+    assert main(["figures", "--study", "s", "--copy-to", str(home / "gallery")]) == 0
+    assert written("s", "06_long_tail") == [4, "phantom", "", 96]
+    assert sorted(path.name for path in (home / "gallery").iterdir()) == [f"{name}.json" for name in executed]
+    assert "2 figure files in" in capsys.readouterr().out
+
+
+def make_cohort():
+    return pd.DataFrame(
+        {
+            "image_id": ["s/1", "s/2", "s/3"],
+            "patient_id": ["s/a", "s/a", "s/b"],
+            "study_id": ["s/a1", "s/a2", "s/b1"],
+            "source": "s",
+            "split": ["train", "train", "test"],
+            "view": "PA",
+            "sex": "F",
+            "age_years": 50.0,
+            "image_path": ["1.png", "2.png", "3.png"],
+            "report": ["Clear.", " ", "Effusion."],
+            "report_origin": ["written", "none", "written"],
+            "Edema": [0, None, -1],
+            "Pleural Effusion": [0, 1, 1],
+        }
+    )
+
+
+def test_cohort_check_says_what_a_good_table_holds(tmp_path, capsys):
+    write_cohort(make_cohort(), tmp_path / "good.parquet")
+    assert main(["cohort", "check", str(tmp_path / "good.parquet")]) == 0
+    assert "keeps the contract: 3 images of 2 patients, 2 findings" in capsys.readouterr().out
+
+
+def test_cohort_check_names_row_and_column_of_a_bad_label(tmp_path, capsys):
+    make_cohort().assign(Edema=[0, 2, 1]).to_parquet(tmp_path / "bad.parquet")
+    assert main(["cohort", "check", str(tmp_path / "bad.parquet")]) == 2
+    assert "row 1 (s/2), column 'Edema' holds" in capsys.readouterr().err
+
+
+def test_cohort_show_counts_a_table_and_a_study(home, capsys):
+    table = write_cohort(make_cohort(), Run("mine").path("cohort.parquet"))
+    assert main(["cohort", "show", "mine"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["cohort", "show", str(table)]) == 0
+    assert capsys.readouterr().out == shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["s", "train", "2", "1", "2", "1"] in lines
+    assert ["s", "test", "1", "1", "1", "1"] in lines
+    assert ["Pleural", "Effusion", "2", "0", "1", "0"] in lines
+    assert ["Edema", "0", "1", "1", "1"] in lines
+    assert "Clear" not in shown
+
+
+def test_check_golden_prints_every_case(golden_curator, capsys):
+    assert main(["check-golden", str(golden_curator)]) == 0
+    assert "3 of 3 cases agree" in capsys.readouterr().out
+
+
+def test_check_golden_fails_when_a_number_differs(golden_curator, tmp_path, capsys):
+    with np.load(golden_curator) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    np.savez(tmp_path / "wrong.npz", **arrays | {"case1/loss": arrays["case1/loss"] + 1e-3})
+    assert main(["check-golden", str(tmp_path / "wrong.npz")]) == 1
+    shown = capsys.readouterr().out
+    assert "DIFFERS" in shown
+    assert "2 of 3 cases agree" in shown
+
+
+def test_doctor_says_what_is_installed_and_where_things_live(home, capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("torch", "faiss", "GPU", str(home / "runs"), "HF_HUB_OFFLINE", "No problem found."):
+        assert words in shown
+
+
+def test_doctor_complains_about_two_builds_of_faiss_and_an_unwritable_home(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CHEXSTUDY_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(doctor, "_installed_faiss", lambda: ["faiss-cpu", "faiss-gpu-cu12"])
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "Problem: faiss-cpu and faiss-gpu-cu12 overwrite each other" in shown
+    assert "set CHEXSTUDY_HOME to a folder of yours" in shown

@@ -1,0 +1,157 @@
+"""The notebooks keep the rules of the house, are in step with their pairs, and run."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pandas as pd
+import pytest
+
+from chexstudy import paths
+from chexstudy.cli import _STEPS
+from chexstudy.evaluation.results import read_results
+from chexstudy.parameters import read_parameters
+from chexstudy.profiles import list_profiles, read_profile, resolve_parameters
+from chexstudy.runner import run_all
+from chexstudy.runs import Run
+
+SOURCES = sorted(paths.NOTEBOOKS.glob("*.py"))
+PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper"}
+LONGEST_FUNCTION = 10
+
+each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+needs_notebooks = pytest.mark.skipif(not SOURCES, reason="no notebooks")
+
+
+def read_cells(source):
+    return jupytext.read(source, fmt="py:percent").cells
+
+
+def code_cells(source):
+    return [cell for cell in read_cells(source) if cell.cell_type == "code"]
+
+
+def test_every_notebook_has_its_pair_and_nothing_is_left_over():
+    assert [path.stem for path in SOURCES] == sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
+    assert [path.stem for path in SOURCES if not re.fullmatch(r"\d\d_[a-z]+(_[a-z]+)+", path.stem)] == []
+
+
+@each_notebook
+def test_both_halves_are_the_same_and_hold_no_outputs(source):
+    twin = json.loads(source.with_suffix(".ipynb").read_text())
+    assert list(twin["metadata"]) == ["kernelspec"]
+    halves = [
+        [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells]
+        for cells in (read_cells(source), twin["cells"])
+    ]
+    assert halves[0] == halves[1], "run `make sync`"
+    assert [cell for cell in twin["cells"] if cell.get("outputs") or cell.get("execution_count")] == []
+    assert [cell for cell in twin["cells"] if set(cell["metadata"]) - {"tags"}] == []
+
+
+@needs_notebooks
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_sync_leaves_the_committed_pairs_as_they_are(tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for path in paths.NOTEBOOKS.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    # In a fresh clone either half may be the newer one; the source has the last word here.
+    for source in folder.glob("*.py"):
+        os.utime(source)
+    command = ["make", "-f", str(paths.REPOSITORY / "Makefile"), "sync", "STAMP=", f"BIN={Path(sys.executable).parent}"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@each_notebook
+def test_a_notebook_opens_with_its_title_and_its_parameters(source):
+    title, parameters, *rest = read_cells(source)
+    assert title.cell_type == "markdown"
+    assert re.match(r"# \S", title.source)
+    assert re.search(r"second|minute|hour", title.source), "the first cell says what the notebook costs"
+    assert parameters.metadata.get("tags") == ["parameters"]
+    declared = read_parameters(source)
+    assert {"study": str, "seed": int}.items() <= {name: parameter.type for name, parameter in declared.items()}.items()
+    assert [name for name, parameter in declared.items() if not parameter.help] == []
+    first_code = next(cell.source for cell in rest if cell.cell_type == "code")
+    assert f'start_notebook("{source.stem}", globals())' in first_code
+
+
+@each_notebook
+def test_code_that_belongs_in_the_package_is_not_in_a_notebook(source):
+    for cell in code_cells(source):
+        lines = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
+        for node in ast.walk(ast.parse(lines)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{node.name} belongs in the package"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not node.value.startswith(("./", "../", "/", "runs/", "data/")), (
+                    "paths come from chexstudy.paths"
+                )
+
+
+@each_notebook
+def test_prose_comes_before_code(source):
+    kinds = [cell.cell_type for cell in read_cells(source)]
+    assert kinds.count("markdown") >= 4
+    runs_of_code = re.findall("c+", "".join(kind[0] for kind in kinds))
+    assert max(map(len, runs_of_code)) <= 4
+
+
+@each_notebook
+def test_the_last_cells_assert_what_the_prose_claims(source):
+    assert any(
+        isinstance(node, ast.Assert) for cell in code_cells(source)[-3:] for node in ast.walk(ast.parse(cell.source))
+    )
+
+
+def test_every_profile_is_there_and_says_what_it_costs():
+    assert set(list_profiles()) == PROFILES
+    for name in PROFILES:
+        profile = read_profile(name)
+        assert profile.title
+        assert profile.description
+        assert profile.cost
+
+
+@needs_notebooks
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_value_of_a_profile_is_taken_by_a_notebook(name):
+    declared = {source.stem: read_parameters(source) for source in SOURCES}
+    values = resolve_parameters(declared, read_profile(name), list(declared), {}, name)
+    assert all(given["study"] == name for given in values.values())
+
+
+@needs_notebooks
+def test_every_verb_of_the_command_line_has_its_notebook():
+    names = {source.stem for source in SOURCES}
+    assert {notebook for notebooks in _STEPS.values() for notebook in notebooks} <= names
+    assert {"source", "data_root", "image_size"} <= set(read_parameters(paths.NOTEBOOKS / "01_build_cohort.py"))
+
+
+@needs_notebooks
+def test_the_debug_profile_runs_every_notebook(home):
+    executed = run_all("debug", study="debug")
+    assert [path.stem for path in executed] == [source.stem for source in SOURCES]
+    for path in executed:
+        outputs = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+        assert [output for output in outputs if output.output_type == "error"] == []
+    run = Run("debug")
+    results = read_results(run)
+    assert set(results.task) >= {"zero_shot", "retrieval"}
+    measured = results[results.metric.str.startswith("auroc") & results.value.notna()]
+    assert (measured.ci_low.isna() | (measured.ci_low <= measured.value)).all()
+    assert isinstance(run.read_table("cohort.parquet", "01_build_cohort"), pd.DataFrame)
+    drawn = {path.stem for path in run.path("figures").iterdir()}
+    for name in drawn:
+        assert {path.suffix for path in run.path("figures").glob(f"{name}.*")} >= {".png", ".pdf", ".json"}
