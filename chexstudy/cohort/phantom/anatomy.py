@@ -1,8 +1,7 @@
-"""The organs: one ``Shape`` of plain numbers a patient, laid out on the board as thickness of tissue, bone and air.
+"""The organs of a chest laid out on the board: attenuation of tissue, bone and air, and the organs' masks.
 
 Attenuation is in units of one chest's soft tissue (about 20 cm of water). Outlines are templates read at normalised
-heights, varied by the numbers in ``Shape``; findings that change an organ's form do so by changing those numbers before
-anything is drawn.
+heights, varied by the numbers in ``Shape``.
 """
 
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from chexstudy.cohort.phantom.canvas import Board
-from chexstudy.cohort.phantom.case import Case
+from chexstudy.cohort.phantom.shape import Shape
 
-SIDES = ("right", "left")
 _FINE = np.linspace(0.0, 1.0, 513)
 
 
@@ -64,121 +62,6 @@ def read_template(template: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Shape:
-    """The numbers that make one chest; y grows downwards, sides are the patient's. Findings may change them.
-
-    Attributes:
-        apex: y of the lung apex, each side.
-        angle: y of the costophrenic angle, each side.
-        dome: y of the top of the hemidiaphragm, each side.
-        chest: half width of the inner chest wall, each side.
-        trunk: soft tissue beyond the chest wall at the flanks.
-        heart_ratio: cardiothoracic ratio.
-        heart_axis: share of the heart's width left of the midline.
-        heart_top: y of the base of the heart; heart_bottom: y of its lowest point.
-        shift: displacement of heart and mediastinum to the image's right.
-        knob: radius of the aortic knob; unfolding: how far the descending and ascending aorta bulge, 0 to 1.
-        hilum: size of the hila, each side.
-        vessel: thickness of the pulmonary vessels; cephalisation: 0 (lower larger) to 1 (upper larger).
-        inflation: how much of the beam in the lung is air, around 1.
-        curve: lateral deviation of the spine, a sine with amplitude, cycles over the board, phase.
-        rib_top: y of the first posterior rib at the spine; rib_pitch: distance of ribs; rib_drop: front to back.
-        bone: mineral density around 1.
-        thickness: soft tissue along the beam around 1.
-        breast: size of the breast shadows, 0 none; breast_fall: their y.
-    """
-
-    apex: list[float]
-    angle: list[float]
-    dome: list[float]
-    chest: list[float]
-    trunk: float
-    heart_ratio: float
-    heart_axis: float
-    heart_top: float
-    heart_bottom: float
-    shift: float
-    knob: float
-    unfolding: float
-    hilum: list[float]
-    vessel: float
-    cephalisation: float
-    inflation: float
-    curve: tuple[float, float, float]
-    rib_top: float
-    rib_pitch: float
-    rib_drop: float
-    bone: float
-    thickness: float
-    breast: float
-    breast_fall: float
-    clavicle: tuple[float, float]
-    shoulder: float
-    arms_down: bool
-    bubble: tuple[float, float, float]
-    trachea: float
-    zoom: float
-    jitter: list[float]
-
-
-def make_shape(case: Case) -> Shape:
-    """The chest of a case's patient as exposed in this study, findings aside.
-
-    Every individual number comes from ``patient.anatomy_seed``, so that studies of a patient differ by view and
-    inspiration only.
-    """
-    patient = case.patient
-    draw = np.random.default_rng(patient.anatomy_seed)
-    # Python numbers throughout: NumPy's double scalars would turn every float32 array they meet into double.
-    spread = draw.normal(0.0, 1.0, 32).clip(-2.0, 2.0).tolist()
-    female = patient.sex == "F"
-    old = min(max((patient.age_years - 40) / 45, 0.0), 1.0)
-    child = min(max((16 - patient.age_years) / 16, 0.0), 1.0)
-    portable = case.view == "AP"
-    depth = 1.0 - case.inspiration
-    half = 0.735 * (0.965 if female else 1.0) * (1 + 0.03 * spread[0])
-    apex = -0.74 + 0.025 * spread[1] + 0.02 * portable
-    dome = 0.30 + 0.04 * spread[2] - 0.26 * depth - 0.05 * portable - 0.05 * patient.habitus - 0.03 * child
-    lower = 0.055 + 0.02 * spread[3]
-    angle = dome + 0.24 + 0.02 * spread[4] - 0.03 * depth
-    ratio = 0.435 + 0.018 * spread[5] + 0.03 * old + 0.02 * patient.habitus + 0.03 * depth + 0.04 * child
-    pitch = (dome + 0.83) / (9.6 + 0.5 * spread[6] - 0.8 * depth)
-    return Shape(
-        apex=[apex, apex + 0.012 * spread[7]],
-        angle=[angle, angle + 0.02 + 0.01 * spread[8]],
-        dome=[dome, dome + lower],
-        chest=[half * (1 + 0.012 * spread[9]), half * (1 - 0.012 * spread[9])],
-        trunk=0.09 + 0.16 * patient.habitus + 0.02 * abs(spread[10]),
-        heart_ratio=ratio * (1.13 if portable else 1.0),
-        heart_axis=0.67 + 0.03 * spread[11],
-        heart_top=-0.17 + 0.02 * spread[12] - 0.05 * depth,
-        heart_bottom=dome + lower + 0.11,
-        shift=0.0,
-        knob=0.078 + 0.006 * spread[13] + 0.022 * old - 0.02 * child,
-        unfolding=0.35 * old,
-        hilum=[0.075 + 0.006 * spread[14], 0.070 + 0.006 * spread[15]],
-        vessel=1.0 + 0.07 * spread[16] + 0.12 * portable,
-        cephalisation=0.25 * portable,
-        inflation=1.0 - 0.12 * depth + 0.03 * old,
-        curve=(0.008 * spread[17], 0.5 + 0.2 * draw.random(), 6.28 * draw.random()),
-        rib_top=apex - 0.075 + 0.01 * spread[18],
-        rib_pitch=pitch,
-        rib_drop=pitch * (4.3 + 0.35 * spread[19] - 0.6 * portable),
-        bone=(1.0 - 0.28 * old * (1.0 if female else 0.6)) * (1 - 0.25 * child),
-        thickness=0.90 + 0.30 * patient.habitus - 0.18 * child + 0.03 * spread[20],
-        breast=(0.55 + 0.45 * patient.habitus + 0.12 * spread[21]) * float(female and patient.age_years > 13),
-        breast_fall=0.17 + 0.05 * old + 0.03 * spread[22],
-        clavicle=(-0.55 + 0.02 * spread[23] - 0.09 * portable, -0.13 + 0.03 * spread[24] + 0.06 * portable),
-        shoulder=0.03 * spread[25],
-        arms_down=portable or draw.random() < 0.25,
-        bubble=(0.34 + 0.05 * spread[26], 0.10 + 0.03 * abs(spread[27]), draw.random()),
-        trachea=0.012 * spread[28],
-        zoom=1.10 + 0.03 * spread[29] - 0.03 * patient.habitus,
-        jitter=draw.normal(0.0, 1.0, 5).clip(-2.0, 2.0).tolist(),
-    )
-
-
-@dataclass
 class Body:
     """The organs on the board, arrays ``(pixels, pixels)`` float32 unless said otherwise.
 
@@ -197,7 +80,8 @@ class Body:
         left_border, right_border: distance of the mediastinal silhouette from x = 0, each ``(pixels, 1)``.
         spine_line: x of the spine's middle, ``(pixels, 1)``.
         hila: centres ``(x, y)``, right then left.
-        carina: ``(x, y)``.
+        carina: ``(x, y)`` where the trachea divides.
+        knob: centre ``(x, y)`` of the aortic knob.
         organs: masks by organ, boolean.
     """
 
@@ -282,9 +166,8 @@ def build_body(shape: Shape, board: Board) -> Body:
     hila = [(shape.shift - 0.160, shape.heart_top + 0.06), (shape.shift + 0.175, shape.heart_top + 0.025)]
 
     visible = (lungs > 0.5) & (np.maximum(heart, mediastinum) < 0.5)
-    right, left = visible.copy(), visible
+    right, left = visible, visible.copy()
     right[:, board.middle :] = False
-    left = visible.copy()
     left[:, : board.middle] = False
     organs = {
         "right lung": right,
@@ -402,7 +285,7 @@ def _build_ribs(shape: Shape, board: Board, across: np.ndarray, above_floor: np.
     behind = 0.62 * (1.0 - cosine) + 0.38 * bounded
     before = 2.0 - 0.45 * (1.0 - cosine) - 0.55 * bounded
     courses = (
-        (behind, 0.62, 0.38, 0.185 * pitch, 0.135, 11.4, 0.0),
+        (behind, 0.62, 0.38, 0.185 * pitch, 0.135, 11.4, 0.06),
         (before, 0.45, 0.55, 0.215 * pitch, 0.048, 9.4, 0.45),
     )
     for course, round_share, straight_share, half_width, density, last, starts in courses:
@@ -418,8 +301,7 @@ def _build_ribs(shape: Shape, board: Board, across: np.ndarray, above_floor: np.
         cortex = offset * np.float32(1 / half_width)
         cover *= 0.72 + 0.55 * cortex * cortex
         cover *= (nearest > -0.5) & (nearest < last)
-        if starts > 0.0:
-            cover *= np.clip((across - np.float32(starts)) * 6.0, 0.0, 1.0)
+        cover *= np.clip((across - np.float32(starts)) * 6.0, 0.0, 1.0)
         cover *= np.float32(density * shape.bone)
         ribs += cover
     ribs *= tangent

@@ -6,10 +6,10 @@ Painters take the scene, the lesion and its generator, draw into the scene and r
 
 import numpy as np
 
-from chexstudy.cohort.phantom.anatomy import Shape
 from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.lung_lesions import add_ball
 from chexstudy.cohort.phantom.scene import Scene, pick_sides
+from chexstudy.cohort.phantom.shape import Shape
 
 
 def reshape_cardiomegaly(shape: Shape, lesion: Lesion) -> None:
@@ -30,7 +30,7 @@ def reshape_scoliosis(shape: Shape, lesion: Lesion) -> None:
     cycles = 0.85 if draw.random() < 0.6 else 1.25
     peak = draw.uniform(-0.25, 0.15)
     shape.curve = (
-        toward * (0.055 + 0.115 * lesion.severity),
+        toward * (0.07 + 0.12 * lesion.severity),
         cycles,
         np.pi / 2 - 2 * np.pi * cycles * (peak + 1.2) / 2.4,
     )

@@ -9,11 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from chexstudy.cohort.phantom.anatomy import build_body, make_shape
+from chexstudy.cohort.phantom.anatomy import build_body
 from chexstudy.cohort.phantom.canvas import Board, make_board
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.lesions import PAINTERS, RESHAPERS
 from chexstudy.cohort.phantom.scene import Scene
+from chexstudy.cohort.phantom.shape import make_shape
 from chexstudy.cohort.phantom.vessels import draw_vessels, grow_vessels
 from chexstudy.errors import StudyError
 
@@ -35,6 +36,7 @@ _MARKER_STROKES = {
     ),
 }
 _MARKER_HEIGHT = 0.105
+_COLLIMATED = 0.18  # share of films with a black border
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _expose_film(attenuation: np.ndarray, case: Case, draw: np.random.Generator,
     beam = np.exp(np.float32(-_ABSORPTION) * attenuation)
     beam += np.float32(_SCATTER * (0.7 + 0.6 * case.patient.habitus)) * _spread_scatter(np.minimum(beam, 0.6)) / 0.3
     dose = np.log(beam)
-    speed = 1.58 + 0.55 * (case.patient.habitus - 0.4) - 0.45 * case.exposure
+    speed = 1.58 + 0.55 * (case.patient.habitus - 0.4) + 0.45 * case.exposure
     dose += np.float32(speed)
     dose *= np.float32(_CONTRAST * draw.uniform(0.85, 1.15))
     shown = 1.0 / (1.0 + np.exp(dose))
@@ -142,13 +144,22 @@ def _expose_film(attenuation: np.ndarray, case: Case, draw: np.random.Generator,
     film_noise *= np.float32(case.noise) * (0.55 + 0.75 * shown)
     shown += film_noise
     shown = 0.02 + 0.96 * shown
+    top, bottom, left, right = _collimate(shown, draw)
     if case.side_marker:
-        _lay_marker(shown, case.side_marker, draw)
-    if draw.random() < 0.18:
-        edges = np.rint(size * np.clip(draw.normal(0.015, 0.025, 4), 0.0, 0.08)).astype(int)
-        top, bottom, left, right = edges
-        shown[:top], shown[size - bottom :], shown[:, :left], shown[:, size - right :] = 0.02, 0.02, 0.02, 0.02
+        _lay_marker(shown[top : size - bottom, left : size - right], size, case.side_marker, draw)
     return (np.clip(shown, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def _collimate(shown: np.ndarray, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """Black borders where the beam was narrowed, on some films: widths at top, bottom, left and right."""
+    size = shown.shape[0]
+    edges = np.rint(size * np.clip(draw.normal(0.015, 0.025, 4), 0.0, 0.08)).astype(int).tolist()
+    if draw.random() > _COLLIMATED:
+        return 0, 0, 0, 0
+    top, bottom, left, right = edges
+    for border in (shown[:top], shown[size - bottom :], shown[:, :left], shown[:, size - right :]):
+        border[...] = 0.02
+    return top, bottom, left, right
 
 
 def _spread_scatter(beam: np.ndarray) -> np.ndarray:
@@ -168,13 +179,12 @@ def _scatter_matrices(size: int) -> tuple[np.ndarray, np.ndarray]:
     return collect, spread
 
 
-def _lay_marker(shown: np.ndarray, letter: str, draw: np.random.Generator) -> None:
-    """The lead letter in its corner: R at the image's left, L at the image's right."""
-    size = shown.shape[0]
+def _lay_marker(shown: np.ndarray, size: int, letter: str, draw: np.random.Generator) -> None:
+    """The lead letter in its corner of the exposed field: R at the image's left, L at the image's right."""
     glyph = _make_glyph(size, letter)
     height, width = glyph.shape
     inset_x, inset_y = (size * (0.035 + 0.045 * draw.random(2))).astype(int)
-    column = inset_x if letter == "R" else size - inset_x - width
+    column = inset_x if letter == "R" else shown.shape[1] - inset_x - width
     part = shown[inset_y : inset_y + height, column : column + width]
     part += (0.99 - part) * glyph
 

@@ -7,9 +7,9 @@ definitions, one board unit being about 20 cm: a nodule is under 3 cm (0.15) acr
 
 import numpy as np
 
-from chexstudy.cohort.phantom.anatomy import Shape
 from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.scene import Scene, pick_height, pick_sides
+from chexstudy.cohort.phantom.shape import Shape
 
 _SIGN = (-1.0, 1.0)
 
@@ -44,7 +44,7 @@ def add_ball(
     away = np.hypot(dx, dy)
     phase = 6.2832 * generator.random(3)
     angle = np.arctan2(dy, dx)
-    outline = 1.0 + lobulation * sum(np.sin(k * angle + phase[k - 2]) * (2.0 / k) for k in (2, 3, 4))
+    outline = 1.0 + lobulation * sum(np.sin(k * angle + phase[k % 3]) * (2.0 / k) for k in (2, 3, 5))
     share = away / (np.float32(radius) * outline)
     cover = board.soften((1.0 - share) * np.float32(radius), 0.25 * radius)
     ball = cover * (0.45 + 0.55 * np.sqrt(np.clip(1.0 - share * share, 0.0, 1.0)))
@@ -153,7 +153,7 @@ def reshape_atelectasis(shape: Shape, lesion: Lesion) -> None:
 
 
 def paint_atelectasis(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
-    """Plates: one to three dense bands, near horizontal, where the lung has folded; gross ones with a collapsed base."""
+    """Plates: one to three dense, near horizontal bands where the lung has folded; if gross, a collapsed base."""
     board, body = scene.board, scene.body
     mask = board.empty_mask()
     bands = np.zeros_like(body.air)

@@ -6,9 +6,9 @@ Painters take the scene, the lesion and its generator, draw into the scene and r
 
 import numpy as np
 
-from chexstudy.cohort.phantom.anatomy import Shape
 from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.scene import Scene, pick_sides
+from chexstudy.cohort.phantom.shape import Shape
 
 _MASK_LEVEL = 0.4
 
@@ -96,7 +96,8 @@ def paint_thickening(scene: Scene, lesion: Lesion, generator: np.random.Generato
             away = np.minimum(away, 0.75 * below_apex)
             span = np.clip((0.34 - height) / 0.16, 0.0, 1.0)
         else:
-            span = np.clip((height - 0.22) / 0.15, 0.0, 1.0)
+            above, below = (0.20, 0.80) if lesion.zone == "middle" else (0.45, 2.0)
+            span = np.clip((height - above) / 0.15, 0.0, 1.0) * np.clip((below - height) / 0.15, 0.0, 1.0)
             width = width * (1.0 + 0.9 * np.clip((height - 0.80) / 0.15, 0.0, 1.0))
         band = board.soften((width * span).astype(np.float32) - away, 0.014) * body.lungs[where]
         band *= span > 0.05

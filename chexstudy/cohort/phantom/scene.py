@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chexstudy.cohort.phantom.anatomy import Body, Shape
+from chexstudy.cohort.phantom.anatomy import Body
 from chexstudy.cohort.phantom.canvas import Board
+from chexstudy.cohort.phantom.shape import Shape
 
 BLOOD = 3.0  # contrast of vessels: thin cords lose more to blur than they would on a real film
 

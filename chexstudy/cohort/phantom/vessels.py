@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chexstudy.cohort.phantom.anatomy import Body, Shape
+from chexstudy.cohort.phantom.anatomy import Body
 from chexstudy.cohort.phantom.canvas import Board
+from chexstudy.cohort.phantom.shape import Shape
 
 _ROOTS = 8  # vessels leaving each hilum
 _GENERATIONS = 6
