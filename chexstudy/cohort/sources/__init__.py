@@ -1,1 +1,54 @@
-"""One adapter for each public data set, and one for your own folder."""
+"""Adapters: a public data set, or a folder of one's own, to a cohort table."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pandas as pd
+
+from chexstudy.cohort.sources.folder import build_folder
+from chexstudy.cohort.sources.nih import build_nih
+from chexstudy.cohort.sources.nlm_tb import build_nlm_tb
+from chexstudy.cohort.table import validate_cohort
+from chexstudy.errors import StudyError
+
+SOURCES: Mapping[str, Callable[..., pd.DataFrame]] = MappingProxyType(
+    {"nih": build_nih, "nlm_tb": build_nlm_tb, "folder": build_folder}
+)
+
+
+def build_source(
+    name: str, data_root: str | Path, seed: int, options: Mapping[str, object] | None = None
+) -> pd.DataFrame:
+    """A validated cohort table from a source.
+
+    Image files are named, not read: those that are missing or cannot be used are set aside, with a reason, when the
+    pixel store is built. ``attrs["images_without_row"]`` is the number of images no table speaks of.
+
+    Args:
+        name: one of ``SOURCES``.
+        data_root: the data set's folder.
+        seed: seed of the split and of template reports.
+        options: keyword arguments of the source's own function.
+
+    Raises:
+        StudyError: there is no such source, an option is unknown, or the data set is not as it should be.
+    """
+    if name not in SOURCES:
+        raise StudyError(f"there is no source named {name!r}: the sources are {', '.join(SOURCES)}.")
+    build = SOURCES[name]
+    options = dict(options or {})
+    known = [
+        parameter.name
+        for parameter in inspect.signature(build).parameters.values()
+        if parameter.kind == parameter.KEYWORD_ONLY
+    ]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise StudyError(f"the source {name!r} has no option {unknown[0]!r}: its options are {', '.join(known)}.")
+    cohort = build(data_root, seed, **options)
+    notes = dict(cohort.attrs)
+    cohort = validate_cohort(cohort, f"the cohort from {name}")
+    cohort.attrs.update(notes)
+    return cohort

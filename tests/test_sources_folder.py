@@ -1,0 +1,230 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from chexstudy.cohort.pixels import build_pixel_store
+from chexstudy.cohort.sources import build_source
+from chexstudy.cohort.sources.folder import check_folder
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+COLUMNS = {"image_path": "File", "patient_id": "Patient", "report": "Report", "findings": ["Mass", "Nodule"]}
+
+
+def make_table(count=6):
+    return pd.DataFrame(
+        {
+            "File": [f"{number}.png" for number in range(count)],
+            "Patient": [f"p{number // 2}" for number in range(count)],
+            "Report": [f"Report {number}." for number in range(count)],
+            "Mass": [1, 0, -1, None, 0, 1][:count],
+            "Nodule": ["yes", "no", "Uncertain", "", "0", "1.0"][:count],
+        }
+    )
+
+
+def make_folder(folder, table=None, name="labels.csv"):
+    table = make_table() if table is None else table
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 40), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    table.to_csv(folder / name, index=False) if name.endswith("csv") else table.to_parquet(folder / name)
+    return folder
+
+
+def build(folder, **changes):
+    options = {"columns": COLUMNS, **changes}
+    return build_source("folder", folder, seed=0, options=options)
+
+
+def sentence(folder, **changes):
+    with pytest.raises(StudyError) as caught:
+        build(folder, **changes)
+    return str(caught.value)
+
+
+def test_a_folder_and_a_table_become_a_cohort(tmp_path):
+    cohort = build(make_folder(tmp_path), source="ours")
+    assert list(cohort["image_id"]) == [f"ours/{number}.png" for number in range(6)]
+    assert list(cohort["patient_id"]) == ["ours/p0", "ours/p0", "ours/p1", "ours/p1", "ours/p2", "ours/p2"]
+    assert list(cohort["report"]) == [f"Report {number}." for number in range(6)]
+    assert list(cohort["Mass"].fillna(9)) == [1, 0, -1, 9, 0, 1]
+    assert list(cohort["Nodule"].fillna(9)) == [1, 0, -1, 9, 0, 1]
+    assert set(cohort["view"]) == set(cohort["sex"]) == {"unknown"}
+    assert cohort["age_years"].isna().all()
+    assert cohort.groupby("patient_id")["split"].nunique().max() == 1
+
+
+def test_parquet_and_csv_give_the_same_cohort(tmp_path):
+    from_csv = build(make_folder(tmp_path / "a"))
+    from_parquet = build(make_folder(tmp_path / "b", name="labels.parquet"))
+    pd.testing.assert_frame_equal(from_csv.drop(columns="image_path"), from_parquet.drop(columns="image_path"))
+
+
+def test_the_mapping_can_lie_in_the_folder(tmp_path):
+    table = make_table().assign(
+        View=["frontal", "LL", "", "AP", "pa", "PA"], Age=["58", "058Y", "", "6 months", "7", "8"]
+    )
+    table["Nodule"] = ["no", "yes", "2", "no", "yes", ""]
+    folder = make_folder(tmp_path, table)
+    (folder / "images").mkdir()
+    for path in folder.glob("*.png"):
+        path.rename(folder / "images" / path.name)
+    (folder / "cohort.yaml").write_text(
+        "images: images\nsource: ours\ncolumns:\n  image_path: File\n  patient_id: none\n  view: View\n"
+        "  age_years: Age\n  findings: {Lung Nodule: Nodule}\n"
+        "values:\n  view: {frontal: PA}\n  labels: {2: -1, no: null}\n"
+    )
+    cohort = build_source("folder", folder, seed=0)
+    assert list(cohort["view"]) == ["PA", "lateral", "unknown", "AP", "PA", "PA"]
+    assert list(cohort["age_years"].fillna(-1)) == [58, 58, -1, 0.5, 7, 8]
+    assert list(cohort["Lung Nodule"].fillna(9)) == [9, 1, -1, 9, 1, 9]
+    assert cohort["patient_id"].is_unique
+    assert list(cohort["report_origin"]) == ["none", "template", "template", "none", "template", "none"]
+    assert "lung nodule" in cohort["report"][1].lower()
+
+
+def test_report_columns_named_like_sections_become_sections(tmp_path):
+    table = make_table().assign(Findings="Clear lungs.", Impression="Normal.")
+    cohort = build(make_folder(tmp_path, table), columns={**COLUMNS, "report": ["Findings", "Impression"]})
+    assert cohort["report"][0] == "FINDINGS: Clear lungs.\nIMPRESSION: Normal."
+
+
+def test_the_tables_own_split_is_kept_and_validation_carved_out_of_its_training(tmp_path):
+    table = make_table().assign(Set=["Training", "train", "train", "TRAIN", "test", "test"])
+    cohort = build(make_folder(tmp_path, table), columns={**COLUMNS, "split": "Set"})
+    assert list(cohort["split"][4:]) == ["test", "test"]
+    assert set(cohort["split"][:4]) <= {"train", "validate"}
+    table["Set"] = ["train", "train", "val", "val", "test", "test"]
+    cohort = build(make_folder(tmp_path, table), columns={**COLUMNS, "split": "Set"})
+    assert list(cohort["split"]) == ["train", "train", "validate", "validate", "test", "test"]
+
+
+def test_nothing_is_dropped_without_being_counted(tmp_path, home):
+    table = make_table()
+    table.loc[2, "File"] = "absent.png"
+    table.loc[3, "Report"] = " "
+    folder = make_folder(tmp_path / "mine", table)
+    report = check_folder(folder, columns=COLUMNS)
+    assert report.problems == ()
+    assert (report.rows, report.rows_without_image, report.images_without_row) == (6, 1, 1)
+    cohort = build(folder)
+    assert len(cohort) == 6
+    assert cohort.attrs["images_without_row"] == 1
+    build_pixel_store(Run("mine"), cohort, 32)
+    quarantine = pd.read_parquet(Run("mine").path("quarantine.parquet"))
+    assert quarantine[["image_id", "reason"]].to_numpy().tolist() == [
+        ["folder/absent.png", "missing"],
+        ["folder/3.png", "empty report"],
+    ]
+
+
+def test_a_missing_folder_is_one_sentence(tmp_path):
+    assert sentence(tmp_path / "absent") == (
+        f"there is no folder {tmp_path / 'absent'}: set data_root to the folder that holds the images and their table."
+    )
+
+
+def test_a_missing_column_is_named_beside_those_there_are(tmp_path):
+    assert sentence(make_folder(tmp_path, make_table().drop(columns="Mass"))) == (
+        "labels.csv has no column 'Mass' for the finding 'Mass'; it has 'File', 'Patient', 'Report', 'Nodule'."
+    )
+
+
+def test_patients_must_be_named_or_explicitly_not(tmp_path):
+    folder = make_folder(tmp_path)
+    without = {name: column for name, column in COLUMNS.items() if name != "patient_id"}
+    assert sentence(folder, columns=without) == (
+        "the mapping does not say which column of labels.csv holds patient_id; "
+        "it has 'File', 'Patient', 'Report', 'Mass', 'Nodule'; if every image is of another patient, say "
+        "'patient_id: none' (images of one patient in two splits would make results too good)."
+    )
+    assert build(folder, columns={**without, "patient_id": None})["patient_id"].is_unique
+
+
+def test_duplicate_images_are_one_sentence(tmp_path):
+    table = make_table()
+    table.loc[4, "File"] = "1.png"
+    assert sentence(make_folder(tmp_path, table)) == (
+        "labels.csv: rows 1 and 4 hold the same '1.png' in column 'File' (1 images repeat): give each image one row."
+    )
+
+
+def test_a_patient_in_two_splits_is_one_sentence(tmp_path):
+    table = make_table().assign(Set=["train", "test", "train", "train", "validate", "validate"])
+    assert sentence(make_folder(tmp_path, table), columns={**COLUMNS, "split": "Set"}) == (
+        "labels.csv: patient 'folder/p0' lies in more than one split (test, train); "
+        "1 patient(s) do: give all images of a patient the same split."
+    )
+
+
+@pytest.mark.parametrize("label", ["2", "maybe", "0.5"])
+def test_a_label_outside_the_contract_is_one_sentence(tmp_path, label):
+    table = make_table().astype({"Mass": object})
+    table.loc[3, "Mass"] = label
+    assert sentence(make_folder(tmp_path, table)) == (
+        f"labels.csv: row 3 (folder/3.png), column 'Mass' holds {label!r}; a label is 1 (present), 0 (absent), "
+        "-1 (uncertain) or empty (not stated), or an entry under 'values: labels' that says what it means."
+    )
+
+
+def test_words_that_mean_nothing_are_one_sentence(tmp_path):
+    table = make_table().assign(View="oblique", Sex="F", Set="holdout", Age="old")
+    folder = make_folder(tmp_path, table)
+    assert sentence(folder, columns={**COLUMNS, "view": "View"}) == (
+        "labels.csv: row 0, column 'View' holds 'oblique'; expected one of AP, PA, lateral, unknown, "
+        "or an entry under 'values: view' that says what it means."
+    )
+    assert "column 'Set' holds 'holdout'; expected one of test, test_enriched, train, validate" in sentence(
+        folder, columns={**COLUMNS, "split": "Set"}
+    )
+    assert sentence(folder, columns={**COLUMNS, "age_years": "Age"}) == (
+        "labels.csv: row 0, column 'Age' holds 'old'; expected an age from 0 to 120 years, or empty."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"columns": {**COLUMNS, "reprot": "x"}},
+            "the mapping has no column 'reprot': it can have image_path, patient_id",
+        ),
+        (
+            {"columns": {"image_path": "File", "patient_id": "Patient"}},
+            "the mapping names neither a report nor findings",
+        ),
+        ({"values": {"colour": {}}}, "the mapping cannot translate values of 'colour'"),
+        ({"values": {"view": "PA"}}, "the mapping's entry 'view' must be pairs of 'name: value'."),
+        ({"fractions": {"train": 0.5}}, "the shares of the splits must be 0 or more and add up to 1, not train 0.5."),
+        ({"table": "other.csv"}, "there is no table"),
+        ({"images": "png"}, "none of the 6 files named in column 'File' of labels.csv exists (the first is "),
+        ({"columns": {**COLUMNS, "findings": {"view": "Mass"}}}, "a finding cannot be named 'view'"),
+        ({"columns": None}, "no columns were given and "),
+    ],
+)
+def test_a_wrong_mapping_is_one_sentence(tmp_path, changes, expected):
+    assert sentence(make_folder(tmp_path), **changes).startswith(expected)
+
+
+def test_a_table_that_is_none_or_ambiguous_is_one_sentence(tmp_path):
+    folder = make_folder(tmp_path)
+    (folder / "more.csv").write_bytes(b"\xff\xfe\x00binary")
+    assert sentence(folder).endswith("or 'table' must name it (found: labels.csv, more.csv).")
+    assert "is not UTF-8 text: save it again" in sentence(folder, table="more.csv")
+    (folder / "more.csv").write_text("File,Patient,Report,Mass,Nodule\n")
+    assert sentence(folder, table="more.csv") == "more.csv has no rows."
+
+
+def test_a_dry_run_names_every_problem_at_once(tmp_path):
+    table = make_table().astype({"Mass": object}).assign(View="oblique")
+    table.loc[1, "Mass"] = "7"
+    table.loc[2, "Patient"] = None
+    table.loc[5, "File"] = "0.png"
+    report = check_folder(make_folder(tmp_path, table), columns={**COLUMNS, "view": "View"})
+    assert report.cohort is None
+    assert report.available_columns == ("File", "Patient", "Report", "Mass", "Nodule", "View")
+    columns_at_fault = [problem.split("column ")[1].split("'")[1] for problem in report.problems]
+    assert columns_at_fault == ["File", "Patient", "View", "Mass"]

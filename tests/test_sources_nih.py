@@ -1,0 +1,165 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from chexstudy.cohort.pixels import build_pixel_store
+from chexstudy.cohort.sources import build_source
+from chexstudy.cohort.sources.nih import FINDINGS, read_boxes
+from chexstudy.cohort.table import finding_columns
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+ROWS = (
+    "00000001_000.png,Cardiomegaly|Pleural_Thickening,0,1,58,M,PA,2682,2749,0.143,0.143",
+    "00000001_001.png,No Finding,1,1,58,M,AP,2682,2749,0.143,0.143",
+    "00000002_000.png,No Finding,0,2,411,F,PA,2500,2048,0.168,0.168",
+    "00000003_000.png,Hernia,0,3,5,F,PA,2500,2048,0.168,0.168",
+)
+
+
+def make_folder(tmp_path, rows=ROWS, table="Data_Entry_2017_v2020.csv", header=HEADER):
+    folder = tmp_path / "nih"
+    for number, row in enumerate(rows):
+        images = folder / f"images_00{number % 2 + 1}/images"
+        images.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 40), np.uint8)
+        Image.fromarray(pixels).save(images / row.split(",")[0])
+    (folder / table).write_text("\n".join((header, *rows)) + "\n")
+    return folder
+
+
+def test_the_official_layout_becomes_a_cohort(tmp_path):
+    cohort = build_source("nih", make_folder(tmp_path), seed=0)
+    assert list(cohort["image_id"]) == ["nih/" + row.split(",")[0] for row in ROWS]
+    assert list(cohort["patient_id"]) == ["nih/1", "nih/1", "nih/2", "nih/3"]
+    assert list(cohort["study_id"]) == ["nih/1_0", "nih/1_1", "nih/2_0", "nih/3_0"]
+    assert list(cohort["view"]) == ["PA", "AP", "PA", "PA"]
+    assert list(cohort["sex"]) == ["M", "M", "F", "F"]
+    assert cohort["image_path"].map(lambda path: Image.open(path).size == (40, 40)).all()
+    assert cohort.attrs["images_without_row"] == 0
+
+
+def test_labels_are_present_or_absent_under_the_names_of_the_field(tmp_path):
+    cohort = build_source("nih", make_folder(tmp_path), seed=0)
+    assert finding_columns(cohort) == ["No Finding", *FINDINGS]
+    assert len(FINDINGS) == 14
+    present = [{finding for finding in finding_columns(cohort) if row[finding] == 1} for _, row in cohort.iterrows()]
+    assert present == [{"Cardiomegaly", "Pleural Thickening"}, {"No Finding"}, {"No Finding"}, {"Hernia"}]
+    assert cohort[list(FINDINGS)].isin([0, 1]).all(axis=None)
+
+
+def test_impossible_ages_are_unknown_and_children_stay(tmp_path):
+    ages = build_source("nih", make_folder(tmp_path), seed=0)["age_years"]
+    assert list(ages.fillna(-1)) == [58, 58, -1, 5]
+
+
+def test_the_older_table_is_read_too(tmp_path):
+    rows = tuple(row.replace(",58,", ",058Y,").replace(",5,F", ",012M,F") + "," for row in ROWS)
+    folder = make_folder(tmp_path, rows, "Data_Entry_2017.csv", HEADER + ",")
+    assert list(build_source("nih", folder, seed=0)["age_years"].fillna(-1)) == [58, 58, -1, 1]
+
+
+def test_reports_are_written_from_labels_whatever_the_order(tmp_path):
+    cohort = build_source("nih", make_folder(tmp_path), seed=0)
+    assert (cohort["report_origin"] == "template").all()
+    assert "pleural thickening" in cohort["report"][0].lower()
+    assert cohort["report"][1].count(".") == 1
+    again = build_source("nih", make_folder(tmp_path / "b", ROWS[::-1]), seed=0)
+    pd.testing.assert_series_equal(
+        cohort.set_index("image_id")["report"], again.set_index("image_id")["report"].loc[cohort["image_id"]]
+    )
+    short = build_source("nih", make_folder(tmp_path), seed=0, options={"word_budget": 10})
+    assert len(short["report"][0].split()) < len(cohort["report"][0].split())
+
+
+def test_the_official_lists_make_the_test_split_and_validation_comes_out_of_training(tmp_path):
+    rows = tuple(f"{patient:08d}_000.png,No Finding,0,{patient},40,M,PA,1,1,1,1" for patient in range(1, 41))
+    folder = make_folder(tmp_path, rows)
+    names = [row.split(",")[0] for row in rows]
+    (folder / "test_list.txt").write_text("\n".join(names[:10]))
+    (folder / "train_val_list.txt").write_text("\r\n".join(names[10:]))
+    cohort = build_source("nih", folder, seed=0, options={"validate_share": 0.2})
+    assert set(cohort.loc[cohort["split"] == "test", "image_id"]) == {f"nih/{name}" for name in names[:10]}
+    assert cohort["split"].value_counts().to_dict() == {"train": 24, "test": 10, "validate": 6}
+    (folder / "train_val_list.txt").write_text("\n".join(names[11:]))
+    with pytest.raises(StudyError) as caught:
+        build_source("nih", folder, seed=0)
+    assert str(caught.value) == (
+        "1 images (the first is 00000011_000.png) are in neither or in both of train_val_list.txt and test_list.txt: "
+        "mend the lists, or take both away to split patients at random."
+    )
+
+
+def test_images_and_rows_without_the_other_are_counted(tmp_path, home):
+    folder = make_folder(tmp_path)
+    next(folder.rglob("00000003_000.png")).unlink()
+    Image.new("L", (40, 40)).save(folder / "images_001/images/00000009_000.png")
+    cohort = build_source("nih", folder, seed=0)
+    assert len(cohort) == 4
+    assert cohort.attrs["images_without_row"] == 1
+    build_pixel_store(Run("nih"), cohort, 32)
+    quarantine = pd.read_parquet(Run("nih").path("quarantine.parquet"))
+    assert quarantine[["image_id", "reason"]].to_numpy().tolist() == [["nih/00000003_000.png", "missing"]]
+
+
+def test_what_is_wrong_with_the_folder_is_one_sentence(tmp_path):
+    with pytest.raises(StudyError) as caught:
+        build_source("nih", tmp_path / "absent", seed=0)
+    assert str(caught.value) == (
+        f"there is no folder {tmp_path / 'absent'}: "
+        "set data_root to the folder that holds the NIH images and Data_Entry_2017_v2020.csv."
+    )
+    with pytest.raises(StudyError, match=r"has no Data_Entry_2017_v2020\.csv or Data_Entry_2017\.csv: set data_root"):
+        build_source("nih", tmp_path, seed=0)
+    with pytest.raises(StudyError) as caught:
+        build_source("nih", make_folder(tmp_path / "a", header=HEADER.replace("Patient ID", "Patient")), seed=0)
+    assert str(caught.value).startswith(
+        "Data_Entry_2017_v2020.csv lacks the column 'Patient ID'; it has 'Image Index', 'Finding Labels', "
+    )
+    with pytest.raises(StudyError) as caught:
+        build_source("nih", make_folder(tmp_path / "b", (ROWS[0].replace("Cardiomegaly", "Big heart"),)), seed=0)
+    assert str(caught.value).startswith(
+        "Data_Entry_2017_v2020.csv: row 0 (00000001_000.png), column 'Finding Labels' holds "
+        "'Big heart|Pleural_Thickening': expected 'No Finding' or findings among Atelectasis, "
+    )
+    with pytest.raises(StudyError, match=r"row 0, column 'image_id' holds .*once and only once"):
+        build_source("nih", make_folder(tmp_path / "c", (*ROWS, ROWS[0])), seed=0)
+
+
+def test_unknown_sources_and_options_are_one_sentence(tmp_path):
+    with pytest.raises(StudyError, match=r"^there is no source named 'mimic': the sources are nih, nlm_tb, folder\.$"):
+        build_source("mimic", tmp_path, seed=0)
+    with pytest.raises(StudyError) as caught:
+        build_source("nih", tmp_path, seed=0, options={"budget": 3})
+    assert str(caught.value) == "the source 'nih' has no option 'budget': its options are validate_share, word_budget."
+
+
+def test_boxes_carry_the_same_names_as_the_cohort(tmp_path):
+    folder = make_folder(tmp_path)
+    (folder / "BBox_List_2017.csv").write_text(
+        "Image Index,Finding Label,Bbox [x,y,w,h],Unnamed: 6,Unnamed: 7,Unnamed: 8\n"
+        "00000001_000.png,Infiltrate,10.5,20,30,40,,,\n"
+    )
+    boxes = read_boxes(folder).to_dict("records")
+    assert boxes == [
+        {"image_id": "nih/00000001_000.png", "finding": "Infiltration", "x": 10.5, "y": 20, "width": 30, "height": 40}
+    ]
+
+
+def test_the_real_radiographs(real_data):
+    cohort = build_source("nih", real_data / "nih", seed=0)
+    assert len(cohort) == 614
+    assert cohort["patient_id"].nunique() == 418
+    assert cohort["No Finding"].sum() == 314
+    assert cohort["Pneumonia"].sum() == 300
+    assert cohort["Hernia"].sum() == 3
+    assert set(cohort["split"]) == {"train", "validate", "test"}
+    boxes = read_boxes(real_data / "nih")
+    assert set(boxes["image_id"]) <= set(cohort["image_id"])
+    assert set(boxes["finding"]) <= set(FINDINGS)
+    assert ((boxes["x"] + boxes["width"]) <= 1024).all()
