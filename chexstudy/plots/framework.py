@@ -62,8 +62,8 @@ def plot_framework(
         StudyError: no pair is on the map.
     """
     pairs = require_pairs(pairs)
-    figure = new_figure(height_mm=100 if read_pixels is None else 138)
-    sizes = [0.24, 1.0] + [0.6] * (read_pixels is not None)
+    figure = new_figure(height_mm=96 if read_pixels is None else 128)
+    sizes = [0.24, 1.0] + [0.42] * (read_pixels is not None)
     strips = figure.subfigures(len(sizes), 1, height_ratios=sizes)
     _draw_pipeline(strips[0].subplots(), pairs)
     axes = strips[1].subplots(1, 3, width_ratios=[1, 1, 0.8])
@@ -75,12 +75,10 @@ def plot_framework(
     draw_decisions(axes[1], pairs)
     draw_prototypes(axes[1], prototypes, numbered=False)
     title_panel(axes[1], "c", "Kept and dropped")
-    for one, handles, columns in (
-        (axes[0], [*band_handles(pairs), prototype_handle(), region_handle()], 3),
-        (axes[1], decision_handles(pairs), 2),
-    ):
+    for one in axes[:2]:
         frame_map(one, pairs)
-        one.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns, columnspacing=0.8)
+    handles = [*band_handles(pairs), prototype_handle(), region_handle(), *decision_handles(pairs)]
+    strips[1].legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=0.9)
     _draw_distances(axes[2], pairs)
     title_panel(axes[2], "d", "Distance to prototype")
     if read_pixels is not None:
@@ -115,7 +113,7 @@ def _draw_pipeline(axes: Axes, pairs: pd.DataFrame) -> None:
                 FancyArrowPatch((place - 0.12, 0.5), (place + 0.04, 0.5), arrowstyle="-|>", mutation_scale=7, lw=0.8,
                                 color=INK, shrinkA=0.5, shrinkB=0.5)
             )  # fmt: skip
-    title_panel(axes, "a", "One super-batch, from scoring to training")
+    title_panel(axes, "a", "Curation, from scoring to training")
 
 
 def _draw_distances(axes: Axes, pairs: pd.DataFrame) -> None:
@@ -141,7 +139,7 @@ def _draw_distances(axes: Axes, pairs: pd.DataFrame) -> None:
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_ylabel("Prototype")
-    axes.set_xlabel("Distance (small and pale: dropped)")
+    axes.set_xlabel("Distance (pale: dropped)")
 
 
 def choose_examples(pairs: pd.DataFrame) -> pd.DataFrame:

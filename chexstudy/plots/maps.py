@@ -112,7 +112,7 @@ def prototype_handle() -> Line2D:
 
 def region_handle(share: float = 0.75) -> Line2D:
     """Legend entry of a prototype's region."""
-    return Line2D([], [], color=INK, linewidth=0.6, label=f"where {100 * share:.0f} % of its pairs lie")
+    return Line2D([], [], color=INK, linewidth=0.6, label=f"{100 * share:.0f} % of its pairs")
 
 
 def path_handle() -> Line2D:

@@ -1,0 +1,248 @@
+"""What a cohort is made of: sources, splits, people, findings, reports, and what was set aside."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, new_figure, title_panel
+
+_PERCENTILES = (5, 50, 95)
+_MOST_IN_MATRIX = 16
+_MADE_BY = "01_build_cohort"
+
+
+def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
+    """How often each finding is present, uncertain, absent or not stated, commonest first.
+
+    Args:
+        cohort: a cohort table.
+        split: count this split alone, for example ``train``.
+
+    Returns:
+        ``finding, present, uncertain, absent, not_stated, prevalence``; the prevalence is the share of present among all
+        images whose label is not null.
+    """
+    rows = cohort if split is None else cohort[cohort.split == split]
+    findings = finding_columns(cohort)
+    labels = label_matrix(rows, findings)
+    stated = (~np.isnan(labels)).sum(axis=0)
+    table = pd.DataFrame(
+        {
+            "finding": findings,
+            "present": (labels == 1).sum(axis=0),
+            "uncertain": (labels == -1).sum(axis=0),
+            "absent": (labels == 0).sum(axis=0),
+            "not_stated": len(rows) - stated,
+        }
+    )
+    table["prevalence"] = np.where(stated > 0, table.present / np.maximum(stated, 1), np.nan)
+    return table.sort_values(["present", "finding"], ascending=[False, True]).reset_index(drop=True)
+
+
+def count_report_lengths(cohort: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]] | None = None) -> pd.DataFrame:
+    """Percentiles of report length by source, in tokens if they can be counted, else in words.
+
+    Args:
+        cohort: a cohort table; empty reports are left out.
+        count_tokens: from texts to their numbers of tokens.
+
+    Returns:
+        ``source, reports, p5, mean, median, p95, longest, unit``.
+    """
+    written = cohort[cohort.report.str.strip() != ""]
+    texts = written.report.tolist()
+    lengths = [len(text.split()) for text in texts] if count_tokens is None else count_tokens(texts)
+    unit = "words" if count_tokens is None else "tokens"
+    rows = []
+    for source, group in pd.Series(lengths, index=written.source, dtype=float).groupby(level=0):
+        p5, median, p95 = np.percentile(group, _PERCENTILES)
+        rows.append((source, len(group), p5, group.mean(), median, p95, group.max(), unit))
+    return pd.DataFrame(rows, columns=["source", "reports", "p5", "mean", "median", "p95", "longest", "unit"])
+
+
+def plot_composition(
+    cohort: pd.DataFrame,
+    quarantine: pd.DataFrame | None = None,
+    count_tokens: Callable[[list[str]], list[int]] | None = None,
+) -> Figure:
+    """Sources and splits, views and sexes, ages, findings, their co-occurrence, reports, and quarantined images.
+
+    Args:
+        cohort: a cohort table.
+        quarantine: ``image_id, image_path, reason``, or None where none was written.
+        count_tokens: from texts to their numbers of tokens; without it lengths are in words.
+
+    Raises:
+        StudyError: the cohort has no rows.
+    """
+    require_rows(cohort, "images", _MADE_BY)
+    counts = count_findings(cohort)
+    findings = counts[counts.finding != NO_FINDING]
+    sources = cohort.source.value_counts().index.tolist()
+    top = 34 + 3.4 * max(len(sources) - 2, 0)
+    middle = max(46.0, 12 + 3.1 * len(counts))
+    figure = new_figure(height_mm=top + middle + top)
+    rows = figure.subfigures(3, 1, height_ratios=[top, middle, top])
+    first = rows[0].subplots(1, 3, width_ratios=[1.2, 1.1, 1])
+    _draw_splits(first[0], cohort, sources)
+    title_panel(first[0], "a", "Images by source and split")
+    _draw_people(first[1], cohort)
+    title_panel(first[1], "b", "Views, sexes, reports")
+    _draw_ages(first[2], cohort)
+    title_panel(first[2], "c", "Ages")
+    with_matrix = len(findings) > 1
+    second = np.atleast_1d(rows[1].subplots(1, 1 + with_matrix))
+    _draw_findings(second[0], counts)
+    title_panel(second[0], "d", "Findings")
+    if with_matrix:
+        _draw_matrix(second[1], cohort, findings.finding.tolist()[:_MOST_IN_MATRIX])
+        title_panel(second[1], "e", "Given the row's finding, share with the column's")
+    third = rows[2].subplots(1, 2)
+    _draw_lengths(third[0], count_report_lengths(cohort, count_tokens))
+    title_panel(third[0], "f", "Report lengths")
+    _draw_quarantine(third[1], quarantine)
+    title_panel(third[1], "g", "Quarantined")
+    return figure
+
+
+def _draw_splits(axes: Axes, cohort: pd.DataFrame, sources: list[str]) -> None:
+    table = cohort.groupby(["source", "split"]).size().unstack(fill_value=0).reindex(index=sources)
+    left = np.zeros(len(sources))
+    splits = [split for split in SPLITS if split in table]
+    for split, colour in zip(splits, (SEQUENCE[0], SEQUENCE[2], SEQUENCE[4], SEQUENCE[7]), strict=False):
+        label = f"{split.replace('_', ' ')} ({int(table[split].sum()):,})"
+        axes.barh(sources, table[split], 0.6, left, color=colour, label=label)
+        left += table[split].to_numpy()
+    for line, total in enumerate(left):
+        axes.annotate(f"{int(total):,}", (total, line), (3, 0), textcoords="offset points", va="center", fontsize=6)
+    axes.set_ylim(len(sources) - 0.4, -0.6)
+    axes.set_xlim(0, left.max() * 1.2)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("Images")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
+    axes.locator_params(axis="x", nbins=4)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.36), ncols=2)
+
+
+def _draw_people(axes: Axes, cohort: pd.DataFrame) -> None:
+    for line, (column, names) in enumerate((("view", VIEWS), ("sex", SEXES), ("report_origin", REPORT_ORIGINS))):
+        shares = 100 * cohort[column].value_counts(normalize=True).reindex(list(names), fill_value=0.0)
+        left = 0.0
+        for name, colour in zip(names, (SEQUENCE[1], SEQUENCE[2], SEQUENCE[4], PALE), strict=False):
+            colour = PALE if name in ("unknown", "none") else colour
+            axes.barh(line, shares[name], 0.6, left, color=colour, edgecolor="white", linewidth=0.5)
+            if shares[name] >= 9:
+                text = f"{name}\n{shares[name]:.0f} %"
+                ink = "white" if colour == SEQUENCE[1] else INK
+                axes.text(left + shares[name] / 2, line, text, ha="center", va="center", fontsize=6, color=ink)
+            left += shares[name]
+    axes.set_yticks(range(3), ["View", "Sex", "Report"])
+    axes.set_ylim(2.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("Share of images (%)")
+
+
+def _draw_ages(axes: Axes, cohort: pd.DataFrame) -> None:
+    ages = cohort.age_years.dropna()
+    if len(ages):
+        axes.hist(ages, bins=np.arange(0, 125, 5), color=SEQUENCE[2], edgecolor="white", linewidth=0.4)
+        axes.axvline(ages.median(), color=INK, linewidth=0.8)
+        axes.annotate(
+            f"median {ages.median():.0f}", (ages.median(), 1.0), (3, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=6, va="top", bbox={"fc": "white", "ec": "none", "pad": 0.2, "alpha": 0.8},
+        )  # fmt: skip
+        axes.set_xlim(max(0, ages.min() - 5), min(125, ages.max() + 5))
+    else:
+        axes.text(0.5, 0.5, "not stated", transform=axes.transAxes, ha="center", color=GREY)
+    axes.set_xlabel(f"Age (years), stated for {len(ages):,}")
+    axes.set_ylabel("Images")
+
+
+def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
+    shown = counts[counts.prevalence > 0]
+    share = 100 * shown.prevalence
+    lines = np.arange(len(shown))
+    left = share.min() / 2 if len(shown) else 0.1
+    axes.hlines(lines, left, share, color=PALE, linewidth=1.2, zorder=1)
+    axes.plot(share, lines, "o", color=ACCENT, markersize=3.6, linestyle="none", gid="estimate", zorder=2)
+    for line, row in zip(lines, shown.itertuples(), strict=True):
+        axes.annotate(f"{row.present:,}", (100 * row.prevalence, line), (4, 0), textcoords="offset points", va="center", fontsize=6)
+    axes.set_yticks(lines, shown.finding)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(left, min(100.0, share.max()) * 2.6 if len(shown) else 100)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("Present (% of stated, log; number: images)")
+
+
+def _draw_matrix(axes: Axes, cohort: pd.DataFrame, findings: list[str]) -> None:
+    present = (label_matrix(cohort, findings) == 1).astype(float)
+    together = present.T @ present
+    share = 100 * together / np.maximum(np.diag(together)[:, None], 1)
+    np.fill_diagonal(share, np.nan)
+    largest = np.nanmax(share) if np.isfinite(share).any() else 1.0
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=largest or 1.0)
+    axes.set_xticks(range(len(findings)), findings, rotation=90, fontsize=6)
+    axes.set_yticks(range(len(findings)), findings, fontsize=6)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = axes.figure.colorbar(image, ax=axes, aspect=25, pad=0.02)
+    bar.set_label("%")
+    bar.outline.set_visible(False)
+
+
+def _draw_lengths(axes: Axes, lengths: pd.DataFrame) -> None:
+    if lengths.empty:
+        axes.text(0.5, 0.5, "no reports", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_axis_off()
+        return
+    for line, row in enumerate(lengths.itertuples()):
+        axes.plot([row.p5, row.p95], [line, line], color=SEQUENCE[2], linewidth=4, solid_capstyle="butt", zorder=1)
+        axes.plot([row.p95, row.longest], [line, line], color=GREY, linewidth=0.6, zorder=1)
+        axes.plot([row.median], [line], "|", color=INK, markersize=8, markeredgewidth=1.4, zorder=3)
+        axes.plot([row.mean], [line], "D", color="white", markeredgecolor=INK, markersize=3.4, zorder=3)
+        axes.plot([row.longest], [line], "x", color=GREY, markersize=3.5, zorder=3)
+    axes.set_yticks(range(len(lengths)), lengths.source)
+    axes.set_ylim(len(lengths) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.tick_params(axis="y", length=0)
+    unit = lengths.unit.iloc[0]
+    axes.set_xlabel(f"{unit.capitalize()} (bar 5th to 95th percentile,\nline median, diamond mean, cross longest)")
+
+
+def _draw_quarantine(axes: Axes, quarantine: pd.DataFrame | None) -> None:
+    if quarantine is None or quarantine.empty:
+        axes.text(0.0, 0.8, "No image was set aside.", transform=axes.transAxes, color=GREY)
+        axes.set_axis_off()
+        return
+    # A reason may go on with the particulars of one file; what comes before the colon is its kind.
+    kinds = quarantine.reason.str.partition(":")[0].str.strip().value_counts()
+    axes.barh(kinds.index, kinds, 0.6, color=GREY)
+    for line, count in enumerate(kinds):
+        axes.annotate(f"{count:,}", (count, line), (3, 0), textcoords="offset points", va="center", fontsize=6)
+    axes.set_ylim(len(kinds) - 0.4, -0.6)
+    axes.set_xlim(0, kinds.max() * 1.2)
+    axes.locator_params(axis="x", nbins=4, integer=True)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("Images")
+
+
+def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> str:
+    """The caption of `plot_composition`."""
+    patients, sources = cohort.patient_id.nunique(), cohort.source.nunique()
+    aside = 0 if quarantine is None else len(quarantine)
+    return (
+        f"The cohort: n = {len(cohort):,} images of {patients:,} patients from {sources} source{'s' * (sources != 1)}. a, "
+        "sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. d, findings "
+        "present among images where they are stated. e, which findings occur together. f, report lengths by source. g, "
+        f"images set aside with the reason ({aside:,}). Counts, no sampling: neither seeds nor intervals."
+    )

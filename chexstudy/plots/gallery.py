@@ -1,0 +1,110 @@
+"""The committed gallery: the study's figures, each with the paper figure it regenerates and how to make it again."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, atomic_path
+
+_KINDS = (".png", ".pdf", ".json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a figure beside its numbers.
+
+    Attributes:
+        title: heading in the gallery.
+        regenerates: the published figure.
+        notebook: what makes it.
+    """
+
+    title: str
+    regenerates: str
+    notebook: str
+
+
+# The order of the gallery is that of the story.
+CATALOGUE = {
+    "radiographs": Entry("The cohort in pictures", "no published figure; what the data look like", "01_build_cohort"),
+    "composition": Entry("Cohort composition", "CheXficient, table of 13 sources and report lengths", "01_build_cohort"),
+    "framework": Entry("Framework and prototype regions", "CheXficient Fig. 1a, b", "03_watch_prototypes"),
+    "prototype_evolution": Entry(
+        "Prototypes over training", "CheXficient, logged by its public code", "03_watch_prototypes"
+    ),
+    "training_dynamics": Entry("Training dynamics", "CheXficient, logged by its public code", "04_pretrain_curated"),
+    "compute": Entry("Performance against data and compute", "CheXficient, data and compute saved", "05_compare_arms"),
+    "zero_shot": Entry("Zero-shot classification", "CheXficient, zero-shot AUROC by data set", "05_compare_arms"),
+    "retrieval": Entry("Retrieval", "CheXficient, cross-modal retrieval recall", "05_compare_arms"),
+    "density": Entry("Density in the feature space", "CheXficient, density of the curated subset", "06_long_tail"),
+    "long_tail": Entry("The long tail", "CheXficient, per-finding gain by prevalence", "06_long_tail"),
+}
+
+
+def publish_figures(run: Run, folder: Path | None = None) -> list[Path]:
+    """Copy a study's figures (PNG, PDF, JSON) into the gallery and write its page.
+
+    Args:
+        run: the study.
+        folder: the gallery; the committed ``figures/`` if not given.
+
+    Returns:
+        Paths of the copied PNGs.
+
+    Raises:
+        StudyError: the study has no figures.
+    """
+    folder = folder or paths.FIGURES
+    names = sorted(path.stem for path in run.path("figures").glob("*.json"))
+    if not names:
+        raise StudyError(f"study {run.study!r} has no figures yet: run the notebooks first.")
+    for name in names:
+        for kind in _KINDS:
+            source = run.require(f"figures/{name}{kind}", "the notebook that draws it")
+            with atomic_path(folder / source.name) as temporary:
+                shutil.copyfile(source, temporary)
+    write_gallery(folder)
+    return [folder / f"{name}.png" for name in names]
+
+
+def write_gallery(folder: Path | None = None) -> Path:
+    """Write the gallery's ``README.md``: for each figure its picture, caption, published counterpart and notebook.
+
+    Args:
+        folder: where the figures lie; the committed ``figures/`` if not given.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        StudyError: there are no figures.
+    """
+    folder = folder or paths.FIGURES
+    there = {path.stem for path in folder.glob("*.json")}
+    if not there:
+        raise StudyError(f"there are no figures in {folder}: run the notebooks, then publish their figures.")
+    names = [name for name in CATALOGUE if name in there] + sorted(there - set(CATALOGUE))
+    lines = [
+        "# Figures",
+        "",
+        "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name. Made by",
+        "`make study`, never by hand. What a published figure shows for its cohort, ours shows for the study named in the",
+        "captions: the same question, not the same numbers.",
+        "",
+        "| figure | regenerates | made by |",
+        "|---|---|---|",
+    ]
+    entries = {name: CATALOGUE.get(name, Entry(name.replace("_", " ").capitalize(), "-", "-")) for name in names}
+    for name, entry in entries.items():
+        anchor = entry.title.lower().replace(",", "").replace(" ", "-")
+        lines.append(f"| [{entry.title}](#{anchor}) | {entry.regenerates} | {entry.notebook} |")
+    for name, entry in entries.items():
+        caption = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["caption"]
+        lines += ["", f"## {entry.title}", "", f"![{entry.title}]({name}.png)", "", caption, ""]
+        lines.append(f"Regenerates: {entry.regenerates}. Notebook: {entry.notebook}. [PDF]({name}.pdf) · [numbers]({name}.json)")
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "README.md"
