@@ -58,7 +58,7 @@ def _draw_hand(size: int, generator: np.random.Generator) -> np.ndarray:
     tilt = generator.normal(0.0, 0.12)
     x, y = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
     x = x * generator.choice([-1.0, 1.0])
-    film = np.where((np.abs(x) < 0.42) & (np.abs(y - 0.35) < 0.38), 0.38, 0.02)
+    film = np.where((x / 0.40) ** 4 + ((y - 0.36) / 0.40) ** 4 < 1, 0.38, 0.02)
     for angle, length in ((-0.75, 0.62), (-0.26, 0.98), (-0.06, 1.08), (0.13, 1.0), (0.33, 0.82)):
         along = -(y - 0.55) * np.cos(angle) + x * np.sin(angle)
         across = x * np.cos(angle) + (y - 0.55) * np.sin(angle)

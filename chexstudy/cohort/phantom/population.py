@@ -192,7 +192,7 @@ class _Population:
     severity: np.ndarray  # (studies, findings) 0 to 1
     certain: np.ndarray  # (studies, findings) bool
     portable: np.ndarray  # (studies,) bool, AP
-    age_score: np.ndarray  # (patients,) standard normal
+    age_years: np.ndarray  # (patients,)
     patient_seed: np.ndarray  # (patients,) int64
 
 
@@ -243,7 +243,8 @@ def simulate_enriched_cases(
     """
     _check_prevalence(prevalence)
     rarest = min(prevalence.values())
-    pool = max(2 * n, int(2.0 * positives / rarest))
+    # Twice what is needed on average, and some more so that chance does not leave a small request short.
+    pool = max(2 * n, int((2 * positives + 20) / rarest))
     population = _draw_population(np.ones(pool, dtype=int), prevalence, generator, share_without_finding, share_hedged)
     stated = population.present & population.certain
     order = generator.permutation(pool)
@@ -314,9 +315,14 @@ def _draw_population(
         severity=severity,
         certain=generator.random(scores.shape) >= hedge,
         portable=portable_score > ndtri(1.0 - _SHARE_OF_AP),
-        age_score=parts["causes"][:, 0, _CAUSES.index("age")],
+        age_years=_age_of_score(parts["causes"][:, 0, _CAUSES.index("age")]),
         patient_seed=generator.integers(2**62, size=len(counts)),
     )
+
+
+def _age_of_score(score: np.ndarray) -> np.ndarray:
+    """Ages in years of standard normal scores: adults, most of them between 40 and 85."""
+    return np.floor(18 + 78 * beta.ppf(ndtr(score), 2.6, 1.9)).astype(int)
 
 
 def _draw_parts(
@@ -410,18 +416,13 @@ def _build_patient(population: _Population, position: int, number: int, rows: ra
     patient = Patient(
         patient_id=f"p{number:06d}",
         sex="M" if generator.random() < 0.53 else "F",
-        age_years=_age_of_score(population.age_score[position]),
+        age_years=int(population.age_years[position]),
         habitus=float(generator.beta(2.2, 2.2)),
         anatomy_seed=int(generator.integers(2**31)),
     )
     ever = [name for column, name in enumerate(population.findings) if population.present[rows, column].any()]
     places = _place_findings(ever, generator)
     return [_expose_patient(patient, population, row, places, generator) for row in rows]
-
-
-def _age_of_score(score: float) -> int:
-    """Age in years of a standard normal score: adults, most of them between 40 and 85."""
-    return int(18 + 78 * beta.ppf(ndtr(score), 2.6, 1.9))
 
 
 def _place_findings(findings: list[str], generator: np.random.Generator) -> dict[str, tuple[str, str, int]]:

@@ -95,8 +95,8 @@ WORDINGS = MappingProxyType(
                 "[p] {size} hazy opacities {where}",
                 "[p] {size} patchy opacities {where}",
             ),
-            ("Hazy {lobe} opacity without a more specific pattern.", "Nonspecific opacity projects over {place}."),
-            ("Hazy {lobe} opacities without a more specific pattern.", "Nonspecific opacities project over {place}."),
+            ("Hazy {lobe} opacity, nonspecific.", "Nonspecific opacity projects over {place}."),
+            ("Hazy {lobe} opacities, nonspecific.", "Nonspecific opacities project over {place}."),
         ),
         "Atelectasis": Wording(
             "lungs",
