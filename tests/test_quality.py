@@ -1,10 +1,12 @@
 import hashlib
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from chexstudy.cohort import quality
 from chexstudy.cohort.images import fit_square
 from chexstudy.cohort.quality import check_image, check_images, count_quarantine, read_checked
 from chexstudy.errors import StudyError
@@ -84,3 +86,14 @@ def test_workers_give_what_one_process_gives_in_the_same_order(tmp_path):
 def test_a_wrong_size_stops_before_any_file_is_read():
     with pytest.raises(StudyError, match="image size"):
         next(read_checked(["absent.png"], 0, "crop"))
+
+
+def die(*_):
+    os._exit(1)
+
+
+def test_a_worker_that_dies_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(quality, "_TOO_FEW_FOR_WORKERS", 0)
+    monkeypatch.setattr(quality, "_check_batch", die)
+    with pytest.raises(StudyError, match=r"^a process that reads images died, most likely for want of memory: ask for"):
+        list(read_checked([f"{number}.png" for number in range(40)], 32, "crop", workers=2))
