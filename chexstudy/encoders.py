@@ -106,19 +106,18 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """What must be known of a ``model_type`` to use it as an encoder."""
+    """What must be known of a ``model_type`` to use it as an encoder; nothing is known of those not listed."""
 
-    model_class: str
-    pooling: str
+    model_class: str = ""
+    pooling: str = ""
     normalisation: str = "half"
     projection_class: str = ""
-    optional_pooler: bool = False
     pads_to_full_length: bool = False
 
 
 _IMAGE_ARCHITECTURES = {
     "resnet": _Architecture("ResNetModel", "mean", "imagenet"),
-    "vit": _Architecture("ViTModel", "cls", optional_pooler=True),
+    "vit": _Architecture("ViTModel", "cls"),
     "dinov2": _Architecture("Dinov2Model", "cls", "imagenet"),
     "dinov2_with_registers": _Architecture("Dinov2WithRegistersModel", "cls", "imagenet"),
     "clip": _Architecture("CLIPVisionModel", "projection", "clip", "CLIPVisionModelWithProjection"),
@@ -127,7 +126,7 @@ _IMAGE_ARCHITECTURES = {
     "siglip_vision_model": _Architecture("SiglipVisionModel", "pooler"),
 }
 _TEXT_ARCHITECTURES = {
-    "bert": _Architecture("BertModel", "last", optional_pooler=True),
+    "bert": _Architecture("BertModel", "last"),
     "clip": _Architecture("CLIPTextModel", "projection", projection_class="CLIPTextModelWithProjection"),
     "clip_text_model": _Architecture("CLIPTextModel", "pooler", projection_class="CLIPTextModelWithProjection"),
     # SigLIP was trained on texts padded to one length without a mask: its pooler reads the last position.
@@ -223,12 +222,7 @@ class ImageEncoder(_Encoder):
         self.register_buffer("_shift", (-means / deviations).view(1, -1, 1, 1), persistent=False)
 
     def _run(self, pixels: Tensor):
-        if (
-            pixels.dtype != torch.uint8
-            or pixels.ndim != 4
-            or pixels.shape[1] != 1
-            or pixels.shape[2] != pixels.shape[3]
-        ):
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (1, pixels.shape[-1], pixels.shape[-1]):
             raise StudyError(
                 "an image encoder takes square uint8 pixels (batch, 1, height, width), not "
                 f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}: read them from the pixel store."
@@ -246,8 +240,10 @@ class ImageEncoder(_Encoder):
     def _patches(self, tokens: Tensor) -> Tensor:
         if tokens.ndim == 4:
             return tokens.flatten(2).transpose(1, 2)
-        # [CLS] and registers stand before the grid of patches.
-        return tokens[:, tokens.shape[1] - (self.image_size // self.model.config.patch_size) ** 2 :]
+        # Whatever is more than one token a patch ([CLS], registers) stands before the patches.
+        patch = getattr(self.model.config, "patch_size", None)
+        prefix = tokens.shape[1] - (self.image_size // patch) ** 2 if isinstance(patch, int) else 0
+        return tokens[:, max(prefix, 0) :]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed images.
@@ -299,8 +295,7 @@ class TextEncoder(_Encoder):
     ):
         super().__init__(model, pooling, origin)
         self.tokenizer = tokenizer
-        limit = getattr(model.config, "max_position_embeddings", None) or max_tokens
-        self.max_tokens = min(max_tokens, limit, tokenizer.model_max_length)
+        self.max_tokens = min(max_tokens, _longest_text(model) or max_tokens, tokenizer.model_max_length)
         self._pads_to_full_length = pads_to_full_length
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -372,7 +367,7 @@ def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> I
         checkpoint = _find(spec)
         config = hub.read_config(checkpoint, spec.trust_remote_code)
         preprocessing = hub.read_preprocessing(checkpoint)
-    architecture = _IMAGE_ARCHITECTURES.get(config.model_type, _Architecture("AutoModel", ""))
+    architecture = _IMAGE_ARCHITECTURES.get(config.model_type, _Architecture())
     pooling = _choose_pooling(spec, config, architecture, _IMAGE_POOLINGS)
     model = _make_model(spec, config, architecture, pooling, checkpoint, seed, "vision")
     image_size = spec.image_size or _own_image_size(preprocessing, model.config)
@@ -390,8 +385,8 @@ def build_text_encoder(
 
     Args:
         spec: which one, and how it is used.
-        tokenizer: for ``tiny-bert`` a tokenizer, or the training reports to train one on. None for a checkpoint, which
-            brings its own.
+        tokenizer: for ``tiny-bert`` a tokenizer, or the training reports to train one on. A checkpoint brings its own,
+            unless a tokenizer is given; reports do not change it.
         seed: decides every weight that is not loaded. The global random state is left as it was.
 
     Raises:
@@ -411,7 +406,7 @@ def build_text_encoder(
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    architecture = _TEXT_ARCHITECTURES.get(config.model_type, _Architecture("AutoModel", ""))
+    architecture = _TEXT_ARCHITECTURES.get(config.model_type, _Architecture())
     pooling = _choose_pooling(spec, config, architecture, _TEXT_POOLINGS)
     model = _make_model(spec, config, architecture, pooling, checkpoint, seed, "text")
     if len(tokenizer) > model.config.vocab_size:
@@ -519,8 +514,6 @@ def _check_patches(spec: EncoderSpec, config: "PreTrainedConfig", pooling: str, 
 
 def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: str) -> "PreTrainedModel":
     """The ``transformers`` model of an encoder, with loaded or seeded weights; ``tower`` is vision or text."""
-    import transformers
-
     if hasattr(config, f"{tower}_config"):
         # A pair's own projection_dim holds for both towers, whatever theirs say.
         shared = getattr(config, "projection_dim", None)
@@ -537,17 +530,18 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
         for name in config.to_dict():
             if name.endswith(("dropout", "dropout_prob", "dropout_rate", "drop_path_rate")):
                 setattr(config, name, 0.0)
-    name = architecture.projection_class if pooling == "projection" else architecture.model_class
-    model_class = getattr(transformers, name)
-    options = {"add_pooling_layer": pooling == "pooler"} if architecture.optional_pooler else {}
+    model_class = _model_class(config, architecture, pooling)
+    options = {}
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options["add_pooling_layer"] = pooling == "pooler"
+    if model_class.__name__ == "AutoModel":
+        options["trust_remote_code"] = spec.trust_remote_code
     record = getattr(config, _RECORD, {})
-    if name == "AutoModel":
-        options = {"trust_remote_code": spec.trust_remote_code}
     with _seeded(seed), hub.quiet_transformers():
         if spec.pretrained and checkpoint and not record.get("group_normalisation"):
             model = hub.load_model(checkpoint, model_class, unused, config=config, **options)
         else:
-            create = model_class.from_config if name == "AutoModel" else model_class
+            create = getattr(model_class, "from_config", model_class)
             model = create(config, **options).float()
             if _replace_batch_normalisation(model):
                 setattr(model.config, _RECORD, record | {"group_normalisation": True})
@@ -556,6 +550,20 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
     if "attention" in record:
         model.set_attn_implementation(record["attention"])
     return model
+
+
+def _model_class(config: "PreTrainedConfig", architecture: _Architecture, pooling: str) -> type:
+    import transformers
+
+    if architecture.model_class:
+        name = architecture.projection_class if pooling == "projection" else architecture.model_class
+        return getattr(transformers, name)
+    try:
+        known = transformers.MODEL_MAPPING[type(config)]
+    except KeyError:
+        # Code that came with the checkpoint, which only AutoModel finds.
+        return transformers.AutoModel
+    return known[0] if isinstance(known, tuple) else known
 
 
 def _load_own_weights(model: nn.Module, checkpoint: hub.Checkpoint) -> None:
@@ -595,6 +603,16 @@ def _width(model: "PreTrainedModel") -> int:
 
 def _pooled_dim(model: "PreTrainedModel", pooling: str) -> int:
     return model.config.projection_dim if pooling == "projection" else _width(model) * len(pooling.split("+"))
+
+
+def _longest_text(model: "PreTrainedModel") -> int | None:
+    """How many tokens a text model has positions for, or None if it does not say."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa numbers its positions from the padding token's id on.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1
+    return limit
 
 
 def _origin(spec: EncoderSpec, config: "PreTrainedConfig", checkpoint: hub.Checkpoint | None) -> dict:

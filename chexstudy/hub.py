@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _DESCRIPTIONS = ("*.json", "*.txt", "*.model")
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 # Parts of a checkpoint no encoder has a use for: heads of its pretraining and old buffers.
 _HEADS = re.compile(
     r"^(cls|classifier|lm_head|head|decoder|logit_scale|logit_bias)\b|(^|\.)pooler\.|(^|\.)(position_ids|mask_token)$"
@@ -167,10 +168,7 @@ def read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer_file = checkpoint.folder / "tokenizer.json"
-    if not any(
-        (checkpoint.folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-    ):
+    if not any((checkpoint.folder / name).exists() for name in _TOKENIZERS):
         raise StudyError(
             f"{checkpoint.name} has no tokenizer files: put tokenizer.json or vocab.txt into {checkpoint.folder}."
         )
@@ -181,9 +179,10 @@ def read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "
                     checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
                 )
             except ImportError:
-                # Some tokenizer classes want SentencePiece though the compiled tokenizer lies beside them.
-                return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder, tokenizer_file=str(tokenizer_file))
+                # SigLIP's class wants SentencePiece though the compiled tokenizer, which does not, lies beside it.
+                return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
     except Exception as error:
+        # The compiled tokenizers raise bare exceptions.
         raise StudyError(f"the tokenizer of {checkpoint.name} does not load: {_first_line(error)}.") from None
 
 

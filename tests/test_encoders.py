@@ -16,12 +16,16 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
+    DeiTConfig,
+    DeiTForImageClassification,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     ResNetConfig,
     ResNetForImageClassification,
+    RobertaConfig,
+    RobertaForMaskedLM,
     SiglipConfig,
     SiglipModel,
     ViTConfig,
@@ -86,9 +90,7 @@ def hub(tmp_path_factory):
     words = {"vocab_size": len(tokenizer), "intermediate_size": 32}
     vision = {**SMALL, "image_size": 32, "patch_size": 8, "intermediate_size": 32}
     dinov2 = {**SMALL, "image_size": 56, "patch_size": 14, "mlp_ratio": 2}
-    special = {
-        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, "pad_token_id": 0
-    }  # fmt: skip
+    special = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, "pad_token_id": 0}
     text = {**SMALL, **words, **special}
     torch.manual_seed(0)
     models = {
@@ -111,9 +113,9 @@ def hub(tmp_path_factory):
             folder / "resnet",
         ),
         "clip": save(
-            CLIPModel(CLIPConfig(
-                text_config={**text, "max_position_embeddings": 40}, vision_config=vision, projection_dim=12
-            )),
+            CLIPModel(
+                CLIPConfig(text_config={**text, "max_position_embeddings": 40}, vision_config=vision, projection_dim=12)
+            ),
             folder / "clip",
         ),
         "siglip": save(
@@ -121,8 +123,10 @@ def hub(tmp_path_factory):
             folder / "siglip",
         ),
         "bert": save(BertForPreTraining(BertConfig(**SMALL, **words, max_position_embeddings=40)), folder / "bert"),
-    }  # fmt: skip
-    for name in ("clip", "siglip", "bert"):
+        "deit": save(DeiTForImageClassification(DeiTConfig(**vision)), folder / "deit"),
+        "roberta": save(RobertaForMaskedLM(RobertaConfig(**text, max_position_embeddings=40)), folder / "roberta"),
+    }
+    for name in ("clip", "siglip", "bert", "roberta"):
         tokenizer.save_pretrained(folder / name)
     return folder, models
 
@@ -161,6 +165,7 @@ def load_text(hub, name, **options):
         ("resnet", {"image_size": 64, "pooling": "max"}, "imagenet", 64, lambda m, x: m.resnet(x)[0].amax((2, 3))),
         ("clip", {}, "clip", 32, lambda m, x: m.visual_projection(m.vision_model(x).pooler_output)),
         ("clip", {"pooling": "pooler"}, "clip", 32, lambda m, x: m.vision_model(x).pooler_output),
+        ("deit", {"pooling": "mean"}, "half", 32, lambda m, x: m.deit(x).last_hidden_state[:, 2:].mean(1)),
         ("siglip", {}, "half", 32, lambda m, x: m.vision_model(x).pooler_output),
         ("siglip", {"pooling": "mean"}, "half", 32, lambda m, x: m.vision_model(x).last_hidden_state.mean(1)),
     ],
@@ -273,6 +278,25 @@ def test_siglip_texts_are_padded_to_full_length_without_a_mask(hub):
     assert tokens["input_ids"].shape == (4, 40)
     expected = model.text_model(input_ids=tokens["input_ids"]).pooler_output
     torch.testing.assert_close(encoder(**tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_architecture_not_listed_is_used_by_its_named_pooling(hub):
+    encoder = load_text(hub, "roberta", pooling="first")
+    tokens = encoder.tokenize(["effusion " * 60])
+    assert tokens["input_ids"].shape == (1, 39)
+    expected = hub[1]["roberta"].roberta(**tokens).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder(**tokens), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(StudyError, match="name a pooling, one of last, first, mean, pooler, projection"):
+        load_text(hub, "roberta")
+
+
+def test_siglips_compiled_tokenizer_is_read_without_sentencepiece(hub, tmp_path):
+    shutil.copytree(hub[0] / "siglip", tmp_path / "siglip")
+    path = tmp_path / "siglip" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "SiglipTokenizer"}))
+    tokens = build_text_encoder(EncoderSpec(str(tmp_path / "siglip"))).tokenize(REPORTS)
+    assert torch.equal(tokens["input_ids"], load_text(hub, "siglip").tokenize(REPORTS)["input_ids"])
 
 
 @torch.no_grad()
@@ -499,6 +523,12 @@ def test_weights_that_do_not_fit_are_refused(hub, tmp_path, change, message):
         build_image_encoder(EncoderSpec(str(tmp_path / "changed")))
 
 
+def demand_code(folder):
+    config = {"model_type": "novel", "auto_map": {"AutoConfig": "novel.Config", "AutoModel": "novel.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "novel.py").write_text("raise SystemExit('this code must not run')")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -507,6 +537,7 @@ def test_weights_that_do_not_fit_are_refused(hub, tmp_path, change, message):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"<html>"), "do not load"),
         (lambda folder: (folder / "config.json").write_text("{}"), "not one transformers can use"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "not valid JSON"),
+        (demand_code, "pin its commit as revision and set trust_remote_code"),
     ],
 )
 def test_a_damaged_folder_is_named(hub, tmp_path, spoil, message):
