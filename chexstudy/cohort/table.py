@@ -79,7 +79,8 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
     missing = [name for name in RESERVED_COLUMNS if name not in cohort.columns]
     if missing:
         raise StudyError(
-            f"{origin} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(cohort.columns)}."
+            f"{origin} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"it has {', '.join(cohort.columns)}."
         )
     if cohort.empty:
         raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")
@@ -91,8 +92,8 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise StudyError(
-                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {cohort[name][row]!r}; a label is "
-                "1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
+                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {cohort[name][row]!r}; "
+                "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
             )
         cohort[name] = numbers.astype("Int8")
     for name in RESERVED_COLUMNS:
