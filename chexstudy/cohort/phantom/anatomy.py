@@ -147,7 +147,9 @@ def build_body(shape: Shape, board: Board) -> Body:
     sulcus = np.clip(1.0 + above_floor * np.float32(1 / 0.20), 0.0, 1.0)
     cavity = lungs * np.maximum(board.soften(above_floor, 0.014), np.float32(0.09) * sulcus * sulcus)
     lungs *= board.soften(above_floor, 0.014)
-    profile = np.sqrt(np.clip(1.0 - np.minimum(across, 1.0) ** 5, 0.0, 1.0))
+    bounded = np.minimum(across, 1.0)
+    square = bounded * bounded
+    profile = np.sqrt(1.0 - square * square * bounded)
     depth = [np.clip(0.70 + 1.1 * at, 0.55, 1.0) - 0.10 * np.clip(at - 0.55, 0, 1) for at in height]
     air = cavity * (0.30 + 0.70 * profile)
     air *= _join(board, depth[0], depth[1]) * np.float32(0.66 * shape.inflation)
@@ -226,7 +228,8 @@ def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray, across: n
     outline = np.where(y < -0.55 + shape.shoulder, flare, flank + flare * (1.0 + 0.3 * shape.trunk)).astype(np.float32)
     inside = board.soften(outline - distance, 0.02)
     share = np.minimum(distance / outline, 1.0)
-    roundness = np.sqrt(np.clip(1.0 - share**4, 0.0, 1.0))
+    square = share * share
+    roundness = np.sqrt(1.0 - square * square)
     belly = np.clip((y - min(shape.dome)) * 2.0, 0.0, 1.0)
     neck = np.clip((y + 0.62) * 1.5, -0.35, 0.0)
     tissue = (0.25 + 0.75 * roundness) * (1.0 + 0.22 * belly + neck) * np.float32(shape.thickness)
@@ -278,7 +281,8 @@ def _build_ribs(shape: Shape, board: Board, across: np.ndarray, above_floor: np.
     level = level + np.where(x < 0, 0.0, np.float32(0.06 * shape.jitter[3]))
     steepness = np.float32(0.5 * drop / 0.70) * bounded / cosine
     reach = np.clip((1.03 - across) * np.float32(1 / 0.04), 0.0, 1.0)
-    tangent = 1.0 + 0.7 * bounded**6
+    tangent = bounded * bounded
+    tangent = 1.0 + 0.7 * tangent * tangent * tangent
 
     ribs = np.zeros_like(across)
     # Behind, a rib runs out level before it turns; in front it falls steadily towards the breast bone.
@@ -320,8 +324,8 @@ def _build_spine(shape: Shape, board: Board, spine_line: np.ndarray) -> np.ndarr
     plate = np.exp(-(((phase - 0.72) / 0.10) ** 2))
     half = 0.066 + 0.010 * np.clip(y + 0.6, 0.0, 1.2) + 0.006 * plate - 0.008 * disc
     offset = np.abs(x - spine_line)
-    column = board.soften(half.astype(np.float32) - offset, 0.014)
-    density = (0.185 - 0.065 * disc + 0.045 * plate).astype(np.float32)
+    column = board.soften(half.astype(np.float32) - offset, 0.032)
+    density = (0.165 - 0.065 * disc + 0.045 * plate).astype(np.float32)
     spine = column * (density * np.float32(shape.bone))
     pedicle = np.exp(-(((offset - 0.045) / 0.014) ** 2)) * np.exp(-((phase / 0.35) ** 2))
     process = np.exp(-((offset / 0.010) ** 2)) * np.exp(-(((phase - 0.75) / 0.3) ** 2))

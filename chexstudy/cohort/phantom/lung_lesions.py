@@ -231,7 +231,6 @@ def reshape_emphysema(shape: Shape, lesion: Lesion) -> None:
 def paint_emphysema(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
     """Bullae: black, thin-walled spaces in the upper zones; the mask is both lungs."""
     board, body = scene.board, scene.body
-    ignored = board.empty_mask()
     for side in (0, 1):
         for _ in range(round(2.4 * lesion.severity * generator.random())):
             x, y = scene.point(side, generator.uniform(0.45, 0.75), generator.uniform(0.14, 0.42))
@@ -242,7 +241,6 @@ def paint_emphysema(scene: Scene, lesion: Lesion, generator: np.random.Generator
             wall = np.exp(-(((away - radius) / 0.008) ** 2)).astype(np.float32)
             scene.vessels[part.where] *= 1.0 - inside
             scene.add((0.035 * wall - 0.05 * inside) * body.lungs[part.where], part.where)
-            ignored[part.where] |= inside > 0.5
     return body.lungs > 0.5
 
 

@@ -8,7 +8,7 @@ from chexstudy.cohort.phantom.anatomy import Body
 from chexstudy.cohort.phantom.canvas import Board
 from chexstudy.cohort.phantom.shape import Shape
 
-BLOOD = 3.0  # contrast of vessels: thin cords lose more to blur than they would on a real film
+BLOOD = 3.7  # contrast of vessels: thin cords lose more to blur than they would on a real film
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Scene:
             x, y = self.body.hila[side]
             size = self.shape.hilum[side]
             part = board.window(x, y, 2.2 * size, 2.8 * size)
-            dx, dy = (part.x - x) / size, (part.y - y) / (1.35 * size)
+            dx, dy = (part.x - x) / size, (part.y - y) / (1.55 * size)
             haze[part.where] += np.exp(-1.1 * dx * dx) * (np.float32(0.15) * np.exp(-1.1 * dy * dy))
         return haze
 

@@ -107,7 +107,7 @@ def make_shape(case: Case) -> Shape:
         shift=0.0,
         knob=0.078 + 0.006 * spread[13] + 0.022 * old - 0.02 * child,
         unfolding=0.35 * old,
-        hilum=[0.075 + 0.006 * spread[14], 0.070 + 0.006 * spread[15]],
+        hilum=[0.085 + 0.006 * spread[14], 0.078 + 0.006 * spread[15]],
         vessel=1.0 + 0.07 * spread[16] + 0.12 * portable,
         cephalisation=0.25 * portable,
         inflation=1.0 - 0.12 * depth + 0.03 * old,
