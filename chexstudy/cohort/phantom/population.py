@@ -15,6 +15,7 @@ name, and is not implied by a consolidation, an edema or a mass.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -292,7 +293,7 @@ def _draw_population(
     """Draw all studies of patients with ``counts`` studies each."""
     findings = tuple(prevalence)
     thresholds = ndtri(1.0 - np.array(list(prevalence.values())))
-    strength = _solve_illness(findings, thresholds, share_without_finding, np.random.default_rng(0))
+    strength = _solve_illness(tuple(prevalence.items()), share_without_finding)
     parts = _draw_parts(findings, len(counts), int(counts.max()), generator)
     taken = np.arange(int(counts.max())) < counts[:, None]
     scores = _combine_parts(findings, parts, strength)[taken]
@@ -373,15 +374,17 @@ def _loading_matrix(findings: tuple[str, ...]) -> np.ndarray:
     return np.array([[_PROFILES[name].causes.get(cause, 0.0) for cause in _CAUSES] for name in findings])
 
 
-def _solve_illness(
-    findings: tuple[str, ...], thresholds: np.ndarray, share_without_finding: float, generator: np.random.Generator
-) -> float:
+@lru_cache(maxsize=32)
+def _solve_illness(prevalence: tuple[tuple[str, float], ...], share_without_finding: float) -> float:
     """The strength of general illness at which the wanted share of studies has no finding, by bisection.
 
     The more findings gather in the same patients, the more patients have none. Where the wanted share is out of reach
     the nearest strength is taken.
     """
-    parts = _draw_parts(findings, _PATIENTS_FOR_CALIBRATION, 1, generator)
+    findings = tuple(name for name, _ in prevalence)
+    thresholds = ndtri(1.0 - np.array([share for _, share in prevalence]))
+    # The strength belongs to the model, not to a sample: it must not depend on the caller's generator.
+    parts = _draw_parts(findings, _PATIENTS_FOR_CALIBRATION, 1, np.random.default_rng(0))
     explained = (_loading_matrix(findings) ** 2).sum(axis=1)
     weights = np.array([_PROFILES[name].illness for name in findings])
     low, high = 0.0, float(np.min(np.sqrt(0.98 - explained) / weights))
