@@ -71,6 +71,6 @@ $(STAMP): requirements.lock pyproject.toml
 		echo "chexstudy needs Python 3.11 or 3.12, not $$($(PYTHON) --version 2>&1): run make with PYTHON=python3.12." >&2; exit 1; }
 	@echo "Installing requirements.lock into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -232,6 +232,9 @@ def _kept_on_failure(partial: Path, failed: Path) -> Iterator[None]:
     """Keep what was executed so far where the user can look at it."""
     try:
         yield
+    except OSError:
+        # A full disk cut the notebook itself off: half a file is of no use to anyone.
+        raise
     except BaseException:
         if partial.exists():
             os.replace(partial, failed)

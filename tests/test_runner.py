@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from chexstudy.errors import StudyError
@@ -149,6 +151,17 @@ def test_a_failure_stops_the_study_and_a_later_success_clears_it_away(folder, ho
     assert "03_third   not run" in capfd.readouterr().out
     run_notebook("02_second", "tiny", folder=folder)
     assert sorted(os.listdir(notebooks)) == ["01_first.ipynb", "02_second.ipynb"]
+
+
+def test_a_disk_that_fills_up_leaves_no_half_notebook(folder, home, monkeypatch):
+    def execute(notebook, output_path, **options):
+        Path(output_path).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    with pytest.raises(StudyError, match="No space left on device; free some space"):
+        run_notebook("01", "tiny", folder=folder)
+    assert os.listdir(home / "runs/tiny/notebooks") == []
 
 
 def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home):
