@@ -67,6 +67,4 @@ def read_masks(path: str | Path, image_id: str) -> dict[str, np.ndarray]:
     if not Path(path).exists():
         raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
     table = pq.read_table(path, filters=[("image_id", "==", image_id)])
-    return {
-        row["structure"]: decode_mask(row["runs"], row["height"], row["width"]) for row in table.to_pylist()
-    }
+    return {row["structure"]: decode_mask(row["runs"], row["height"], row["width"]) for row in table.to_pylist()}

@@ -566,7 +566,7 @@ CHANGES = MappingProxyType(
     }
 )
 RESOLVED = ("The previous {plain} has resolved.", "Interval resolution of the {plain}.")
-DEVICES_GONE = ("Lines and tubes have been removed.", "Support devices were removed in the interval.")
+DEVICES_GONE = ("The support devices have been removed.", "Support devices were removed in the interval.")
 TECHNIQUE = MappingProxyType(
     {
         "AP": ("Portable AP view of the chest.", "Single AP portable radiograph.", "AP chest."),
