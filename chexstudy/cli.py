@@ -198,7 +198,7 @@ def _add_cohort(verbs) -> None:
         "examples:\n"
         "  chexstudy cohort build --source phantom --study drawn\n"
         "  chexstudy cohort build --source nlm_tb --data-root ~/nlm_tb --study tb --size 96\n"
-        "  chexstudy cohort build --source folder --data-root ~/mine --study mine\n\n"
+        "  chexstudy cohort build --source folder --data-root ~/mine --study mine     (with ~/mine/cohort.yaml)\n\n"
         "writes: runs/<study>/cohort.parquet, quarantine.parquet, pixels/",
         _build_cohort,
     )
@@ -209,12 +209,17 @@ def _add_cohort(verbs) -> None:
     check = _add_verb(
         actions,
         "check",
-        "check a cohort table",
-        "Hold a table against the contract: columns, label values, unique ids, one split a patient.",
-        "example:\n  chexstudy cohort check my_cohort.parquet\n\nwrites: nothing",
+        "check a cohort table, or a folder of your own",
+        "Hold a cohort table against the contract: columns, label values, unique ids, one split a patient.\n"
+        "For a folder with images, a table and cohort.yaml (which says what the table's columns mean), list everything\n"
+        "that is wrong.",
+        "examples:\n"
+        "  chexstudy cohort check runs/demo/cohort.parquet\n"
+        "  chexstudy cohort check ~/mine\n\n"
+        "writes: nothing; exit status 2 if there is a problem",
         _check_cohort,
     )
-    check.add_argument("table", metavar="TABLE.parquet", help="the table to check")
+    check.add_argument("cohort", metavar="TABLE.parquet|FOLDER", help="what to check")
     show = _add_verb(
         actions,
         "show",
@@ -232,15 +237,29 @@ def _build_cohort(options: argparse.Namespace) -> None:
     _run_selected(options, ["01_build_cohort"])
 
 
-def _check_cohort(options: argparse.Namespace) -> None:
+def _check_cohort(options: argparse.Namespace) -> int:
+    from chexstudy.cohort.sources.folder import check_folder
     from chexstudy.cohort.table import finding_columns, read_cohort
     from chexstudy.paths import resolve_user_path
 
-    cohort = read_cohort(resolve_user_path(options.table))
+    path = resolve_user_path(options.cohort)
+    if path.is_dir():
+        report = check_folder(path)
+        print("\n".join(report.problems), file=sys.stderr, end="\n" if report.problems else "")
+        print(
+            f"{options.cohort}: {report.rows} rows, {report.rows_without_image} without an image; "
+            f"{report.images_without_row} images without a row."
+        )
+        if report.problems:
+            return 2
+        cohort = report.cohort
+    else:
+        cohort = read_cohort(path)
     print(
-        f"{options.table} keeps the contract: {len(cohort)} images of {cohort.patient_id.nunique()} patients, "
+        f"{options.cohort} keeps the contract: {len(cohort)} images of {cohort.patient_id.nunique()} patients, "
         f"{len(finding_columns(cohort))} findings."
     )
+    return 0
 
 
 def _show_cohort(options: argparse.Namespace) -> None:

@@ -189,6 +189,20 @@ def test_cohort_check_names_row_and_column_of_a_bad_label(tmp_path, capsys):
     assert "row 1 (s/2), column 'Edema' holds" in capsys.readouterr().err
 
 
+def test_cohort_check_lists_everything_wrong_with_a_folder(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("File,Patient,Mass\na.png,1,7\nb.png,2,0\n")
+    mapping = "columns: {image_path: File, patient_id: Patient, findings: [Mass]}\n"
+    (tmp_path / "cohort.yaml").write_text(mapping)
+    assert main(["cohort", "check", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "Mass" in shown.err
+    assert "2 rows, 1 without an image; 0 images without a row." in shown.out
+    (tmp_path / "labels.csv").write_text("File,Patient,Mass\na.png,1,1\nb.png,2,0\n")
+    assert main(["cohort", "check", str(tmp_path)]) == 0
+    assert "keeps the contract: 2 images of 2 patients, 1 findings" in capsys.readouterr().out
+
+
 def test_cohort_show_counts_a_table_and_a_study(home, capsys):
     table = write_cohort(make_cohort(), Run("mine").path("cohort.parquet"))
     assert main(["cohort", "show", "mine"]) == 0
