@@ -79,8 +79,8 @@ def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarr
     points, features = _checked(points, "points"), _checked(features, "features")
     if points.shape[1] != features.shape[1] or coordinates.shape != (len(features), 2):
         raise StudyError(
-            f"points {points.shape}, features {features.shape} and coordinates {coordinates.shape} do not belong to one "
-            "map: read them from the same study and arm."
+            f"points {points.shape}, features {features.shape} and coordinates {coordinates.shape} do not belong to "
+            "one map: read them from the same study and arm."
         )
     index, distance = nearest_rows(points, features, min(neighbours, len(features)))
     # Distances beyond the nearest one tell the neighbours apart; a prototype, a mean of many, is far from all of them.

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
 from chexstudy.plots.measurements import require_rows
@@ -24,8 +25,8 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
         split: count this split alone, for example ``train``.
 
     Returns:
-        ``finding, present, uncertain, absent, not_stated, prevalence``; the prevalence is the share of present among all
-        images whose label is not null.
+        ``finding, present, uncertain, absent, not_stated, prevalence``; the prevalence is the share of present among
+        all images whose label is not null.
     """
     rows = cohort if split is None else cohort[cohort.split == split]
     findings = finding_columns(cohort)
@@ -44,8 +45,10 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
     return table.sort_values(["present", "finding"], ascending=[False, True]).reset_index(drop=True)
 
 
-def count_report_lengths(cohort: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]] | None = None) -> pd.DataFrame:
-    """Percentiles of report length by source, in tokens if they can be counted, else in words.
+def count_report_lengths(
+    cohort: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]] | None = None
+) -> pd.DataFrame:
+    """Percentiles of report length by source (largest first), in tokens if they can be counted, else in words.
 
     Args:
         cohort: a cohort table; empty reports are left out.
@@ -59,7 +62,9 @@ def count_report_lengths(cohort: pd.DataFrame, count_tokens: Callable[[list[str]
     lengths = [len(text.split()) for text in texts] if count_tokens is None else count_tokens(texts)
     unit = "words" if count_tokens is None else "tokens"
     rows = []
-    for source, group in pd.Series(lengths, index=written.source, dtype=float).groupby(level=0):
+    by_source = pd.Series(lengths, index=written.source, dtype=float)
+    for source in by_source.index.value_counts().index:
+        group = by_source[[source]]
         p5, median, p95 = np.percentile(group, _PERCENTILES)
         rows.append((source, len(group), p5, group.mean(), median, p95, group.max(), unit))
     return pd.DataFrame(rows, columns=["source", "reports", "p5", "mean", "median", "p95", "longest", "unit"])
@@ -84,24 +89,28 @@ def plot_composition(
     counts = count_findings(cohort)
     findings = counts[counts.finding != NO_FINDING]
     sources = cohort.source.value_counts().index.tolist()
-    top = 34 + 3.4 * max(len(sources) - 2, 0)
-    middle = max(46.0, 12 + 3.1 * len(counts))
-    figure = new_figure(height_mm=top + middle + top)
-    rows = figure.subfigures(3, 1, height_ratios=[top, middle, top])
+    top = 50 + 3.4 * max(len(sources) - 6, 0)
+    middle = max(40.0, 18 + 3.5 * len(counts))
+    bottom = 34 + 3.4 * max(len(sources) - 3, 0)
+    figure = new_figure(height_mm=top + middle + bottom)
+    rows = figure.subfigures(3, 1, height_ratios=[top, middle, bottom])
     first = rows[0].subplots(1, 3, width_ratios=[1.2, 1.1, 1])
     _draw_splits(first[0], cohort, sources)
+    rows[0].legend(handles=first[0].containers, loc="outside lower left", ncols=4)
     title_panel(first[0], "a", "Images by source and split")
     _draw_people(first[1], cohort)
     title_panel(first[1], "b", "Views, sexes, reports")
     _draw_ages(first[2], cohort)
     title_panel(first[2], "c", "Ages")
     with_matrix = len(findings) > 1
-    second = np.atleast_1d(rows[1].subplots(1, 1 + with_matrix))
+    second = rows[1].subplots(1, 2)
     _draw_findings(second[0], counts)
     title_panel(second[0], "d", "Findings")
     if with_matrix:
         _draw_matrix(second[1], cohort, findings.finding.tolist()[:_MOST_IN_MATRIX])
-        title_panel(second[1], "e", "Given the row's finding, share with the column's")
+        title_panel(second[1], "e", "Co-occurrence (% of the row's images)")
+    else:
+        second[1].set_axis_off()
     third = rows[2].subplots(1, 2)
     _draw_lengths(third[0], count_report_lengths(cohort, count_tokens))
     title_panel(third[0], "f", "Report lengths")
@@ -126,7 +135,6 @@ def _draw_splits(axes: Axes, cohort: pd.DataFrame, sources: list[str]) -> None:
     axes.set_xlabel("Images")
     axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
     axes.locator_params(axis="x", nbins=4)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.36), ncols=2)
 
 
 def _draw_people(axes: Axes, cohort: pd.DataFrame) -> None:
@@ -155,7 +163,8 @@ def _draw_ages(axes: Axes, cohort: pd.DataFrame) -> None:
         axes.axvline(ages.median(), color=INK, linewidth=0.8)
         axes.annotate(
             f"median {ages.median():.0f}", (ages.median(), 1.0), (3, 0), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=6, va="top", bbox={"fc": "white", "ec": "none", "pad": 0.2, "alpha": 0.8},
+            textcoords="offset points", fontsize=6, va="top", 
+            bbox={"fc": "white", "ec": "none", "pad": 0.2, "alpha": 0.8},
         )  # fmt: skip
         axes.set_xlim(max(0, ages.min() - 5), min(125, ages.max() + 5))
     else:
@@ -172,13 +181,20 @@ def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
     axes.hlines(lines, left, share, color=PALE, linewidth=1.2, zorder=1)
     axes.plot(share, lines, "o", color=ACCENT, markersize=3.6, linestyle="none", gid="estimate", zorder=2)
     for line, row in zip(lines, shown.itertuples(), strict=True):
-        axes.annotate(f"{row.present:,}", (100 * row.prevalence, line), (4, 0), textcoords="offset points", va="center", fontsize=6)
+        axes.annotate(
+            f"{row.present:,}",
+            (100 * row.prevalence, line),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6,
+        )
     axes.set_yticks(lines, shown.finding)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xlim(left, min(100.0, share.max()) * 2.6 if len(shown) else 100)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter("")
+    axes.set_xlim(left, share.max() * 2.6 if len(shown) else 100)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("Present (% of stated, log; number: images)")
 
@@ -195,8 +211,7 @@ def _draw_matrix(axes: Axes, cohort: pd.DataFrame, findings: list[str]) -> None:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, aspect=25, pad=0.02)
-    bar.set_label("%")
+    bar = axes.figure.colorbar(image, ax=axes, aspect=22, pad=0.02, shrink=0.7)
     bar.outline.set_visible(False)
 
 
@@ -241,8 +256,8 @@ def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None =
     patients, sources = cohort.patient_id.nunique(), cohort.source.nunique()
     aside = 0 if quarantine is None else len(quarantine)
     return (
-        f"The cohort: n = {len(cohort):,} images of {patients:,} patients from {sources} source{'s' * (sources != 1)}. a, "
-        "sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. d, findings "
-        "present among images where they are stated. e, which findings occur together. f, report lengths by source. g, "
-        f"images set aside with the reason ({aside:,}). Counts, no sampling: neither seeds nor intervals."
+        f"The cohort: n = {len(cohort):,} images of {patients:,} patients from {sources} source{'s' * (sources != 1)}. "
+        "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. d, findings "
+        "present among images where they are stated. e, which findings occur together. f, report lengths by source. "
+        f"g, images set aside with the reason ({aside:,}). Counts, no sampling: neither seeds nor intervals."
     )

@@ -200,8 +200,11 @@ def describe_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str =
     """The caption of `plot_compute`, with what came out for the saving."""
     table = select_compute(results, costs, data_set, setting)
     rows = _measured(results, table.data_set.iloc[0], table.setting.iloc[0])
-    where = ", ".join(part for part in (name_data_set(table.data_set.iloc[0]), name_setting(table.setting.iloc[0])) if part)
+    where = ", ".join(
+        part for part in (name_data_set(table.data_set.iloc[0]), name_setting(table.setting.iloc[0])) if part
+    )
     return (
         f"Performance against cost ({where}): macro zero-shot AUROC by pairs trained on (a) and by operations, warm-up "
-        f"and scoring included (b); costs relative to the dearest arm (c). Arms of nearly equal cost are drawn side by side. {_judge(results, table)[0]} "
+        "and scoring included (b); costs relative to the dearest arm (c). Arms of nearly equal cost are drawn side by "
+        f"side. {_judge(results, table)[0]} "
     ).replace("  ", " ") + describe_interval(rows)

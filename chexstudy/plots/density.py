@@ -69,7 +69,9 @@ def _draw_distributions(axes: Axes, pairs: pd.DataFrame) -> None:
             if filled:
                 axes.stairs(share, edges, fill=True, color=PALE, label=f"{label}, n = {len(values):,}")
             else:
-                axes.stairs(share, edges, color=colour, linestyle=style, linewidth=1.2, label=f"{label}, {len(values):,}")
+                axes.stairs(
+                    share, edges, color=colour, linestyle=style, linewidth=1.2, label=f"{label}, {len(values):,}"
+                )
     axes.set_xlabel("Local density (right: denser)")
     axes.set_ylabel("Share of pairs (%)")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.5)

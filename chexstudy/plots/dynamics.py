@@ -115,7 +115,10 @@ def _draw_batches(axes: Axes, curated: pd.DataFrame) -> None:
     if len(curated):
         axes.set_ylim(0, 1.3 * curated.pairs_scored.max())
         middle = curated.step.iloc[len(curated) // 2]
-        for values, word, colour in ((curated.pairs_scored, "scored", GREY), (curated.pairs_trained, "trained", ACCENT)):
+        for values, word, colour in (
+            (curated.pairs_scored, "scored", GREY),
+            (curated.pairs_trained, "trained", ACCENT),
+        ):
             axes.annotate(word, (middle, values.max()), (0, 3), textcoords="offset points", color=colour, ha="center")
 
 
@@ -157,13 +160,15 @@ def _shade_phases(axes: Axes, history: pd.DataFrame) -> None:
     axes.spines["left"].set_color(INK)
 
 
-def describe_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None, seed: int = 0) -> str:
+def describe_training_dynamics(
+    history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None, seed: int = 0
+) -> str:
     """The caption of `plot_training_dynamics`."""
     curated = history[history.phase == "curate"]
     text = (
-        "Training dynamics of the curated arm: share of each super-batch kept (a), pairs scored and trained on (b), mean "
-        "distance between prototypes (c) and how the kept pairs spread over them (d) while curating; loss (e), cosine of "
-        "matched and unmatched pairs (f), logit scale (g) and learning rate (h)"
+        "Training dynamics of the curated arm: share of each super-batch kept (a), pairs scored and trained on (b), "
+        "mean distance between prototypes (c) and how the kept pairs spread over them (d) while curating; loss (e), "
+        "cosine of matched and unmatched pairs (f), logit scale (g) and learning rate (h)"
     )
     text += " beside the other arms. " if others else ". "
     if len(history) >= _SMOOTHED_FROM:

@@ -62,7 +62,7 @@ def choose_snapshots(trajectory: pd.DataFrame) -> list[int]:
     """Up to six snapshots, evenly spaced, the first and the last among them."""
     snapshots = np.sort(trajectory.snapshot.unique())
     places = np.linspace(0, len(snapshots) - 1, min(_MOST_PANELS, len(snapshots)))
-    return [int(snapshots[int(round(place))]) for place in places]
+    return [int(snapshots[round(float(place))]) for place in places]
 
 
 def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int = 0) -> str:
@@ -72,7 +72,7 @@ def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, 
     return (
         "Prototypes over training. One map (UMAP of the joint features of all scored pairs, fitted once; axes have no "
         f"meaning) at {shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored "
-        "since the snapshot before, by band; grey: all others. Stars and lines: prototypes, placed between their nearest "
-        f"pairs, and their paths so far. n = {len(pairs):,} pairs, {trajectory.prototype.nunique()} prototypes, seed {seed}; "
-        "no intervals."
+        "since the snapshot before, by band; grey: all others. Stars and lines: prototypes, placed between "
+        f"their nearest pairs, and their paths so far. n = {len(pairs):,} pairs, {trajectory.prototype.nunique()} prototypes, "
+        f"seed {seed}; no intervals."
     )

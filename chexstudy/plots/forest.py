@@ -55,11 +55,10 @@ def draw_seeds(axes: Axes, x, y, style: ArmStyle) -> None:
     )  # fmt: skip
 
 
-def align_groups(*columns: list[Group]) -> list[list[int]]:
-    """How many lines each group needs so that several forests side by side keep level: one list of heights, repeated."""
+def level_groups(*columns: list[Group]) -> list[int]:
+    """How many lines each group needs so that forests drawn side by side keep level."""
     rows = max(len(groups) for groups in columns)
-    heights = [max(len(groups[i].estimates) if i < len(groups) else 0 for groups in columns) for i in range(rows)]
-    return [heights for _ in columns]
+    return [max(len(groups[i].estimates) if i < len(groups) else 0 for groups in columns) for i in range(rows)]
 
 
 def forest_height_mm(heights: list[int]) -> float:
@@ -80,7 +79,7 @@ def draw_forest(
     Args:
         axes: where.
         groups: what.
-        heights: lines kept for each group (`align_groups`).
+        heights: lines kept for each group (`level_groups`).
         reference: a value marked by a vertical line, such as no difference.
         number_format: if given, value and interval are written to the right of the axes, for example ``+.3f``.
         heading_at_axes: begin headings at the axes' left end, not at the figure's.
@@ -129,15 +128,12 @@ def write_interval(value: float, low: float, high: float, number_format: str = "
 
 def add_arm_legend(figure: Figure, styles: list[ArmStyle], columns: int = 5) -> None:
     """One legend of arms for a whole figure, under it."""
+    by_name = {style.name: style for style in styles}
     handles = [
-        figure_line(style.marker, style.colour, style.name) for style in {style.name: style for style in styles}.values()
+        Line2D([], [], marker=style.marker, color=style.colour, linestyle="none", markersize=4.2, label=name)
+        for name, style in by_name.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
-
-
-def figure_line(marker: str, colour: str, label: str):
-    """A legend entry of one marker."""
-    return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=4.2, label=label)
 
 
 def draw_chance(axes: Axes, value: float) -> None:

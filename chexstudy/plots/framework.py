@@ -178,6 +178,6 @@ def describe_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int 
         "Prototype-driven curation on a map of all scored pairs (UMAP of their joint image and text features; only "
         "neighbourhoods have meaning, not axes). a, the curator's steps. b, bands of distance within each super-batch, "
         "with outlines of the prototypes' regions. c, decisions. d, distance of every pair to its prototype. "
-        f"Stars: prototypes after curation, placed between their nearest pairs. n = {len(pairs):,} pairs, {kept:,} kept "
-        f"({100 * kept / len(pairs):.1f} %): {counts}. Seed {seed}; counts of all pairs, no intervals."
+        f"Stars: prototypes after curation, placed between their nearest pairs. n = {len(pairs):,} pairs, {kept:,} "
+        f"kept ({100 * kept / len(pairs):.1f} %): {counts}. Seed {seed}; counts of all pairs, no intervals."
     )

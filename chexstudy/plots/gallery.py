@@ -30,7 +30,9 @@ class Entry:
 # The order of the gallery is that of the story.
 CATALOGUE = {
     "radiographs": Entry("The cohort in pictures", "no published figure; what the data look like", "01_build_cohort"),
-    "composition": Entry("Cohort composition", "CheXficient, table of 13 sources and report lengths", "01_build_cohort"),
+    "composition": Entry(
+        "Cohort composition", "CheXficient, table of 13 sources and report lengths", "01_build_cohort"
+    ),
     "framework": Entry("Framework and prototype regions", "CheXficient Fig. 1a, b", "03_watch_prototypes"),
     "prototype_evolution": Entry(
         "Prototypes over training", "CheXficient, logged by its public code", "03_watch_prototypes"
@@ -90,21 +92,23 @@ def write_gallery(folder: Path | None = None) -> Path:
     lines = [
         "# Figures",
         "",
-        "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name. Made by",
-        "`make study`, never by hand. What a published figure shows for its cohort, ours shows for the study named in the",
-        "captions: the same question, not the same numbers.",
+        "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name.",
+        "Made by `make study`, never by hand. What a published figure shows for its cohort, ours shows for the cohort",
+        "named in the captions: the same question, not the same numbers.",
         "",
         "| figure | regenerates | made by |",
         "|---|---|---|",
     ]
     entries = {name: CATALOGUE.get(name, Entry(name.replace("_", " ").capitalize(), "-", "-")) for name in names}
-    for name, entry in entries.items():
+    for entry in entries.values():
         anchor = entry.title.lower().replace(",", "").replace(" ", "-")
         lines.append(f"| [{entry.title}](#{anchor}) | {entry.regenerates} | {entry.notebook} |")
     for name, entry in entries.items():
         caption = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["caption"]
         lines += ["", f"## {entry.title}", "", f"![{entry.title}]({name}.png)", "", caption, ""]
-        lines.append(f"Regenerates: {entry.regenerates}. Notebook: {entry.notebook}. [PDF]({name}.pdf) · [numbers]({name}.json)")
+        lines.append(
+            f"Regenerates: {entry.regenerates}. Notebook: {entry.notebook}. [PDF]({name}.pdf) · [numbers]({name}.json)"
+        )
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "README.md"

@@ -58,7 +58,11 @@ class Trend:
 
 
 def select_gains(
-    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", data_set: str = "", setting: str = ""
+    results: pd.DataFrame,
+    prevalence: pd.Series,
+    against: str = "random_same_data",
+    data_set: str = "",
+    setting: str = "",
 ) -> pd.DataFrame:
     """Per-finding gains of the curated arm with the prevalence in training.
 
@@ -122,7 +126,11 @@ def fit_trend(table: pd.DataFrame) -> Trend | None:
 
 
 def plot_long_tail(
-    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", data_set: str = "", setting: str = ""
+    results: pd.DataFrame,
+    prevalence: pd.Series,
+    against: str = "random_same_data",
+    data_set: str = "",
+    setting: str = "",
 ) -> Figure:
     """Gain against prevalence, gain by tier, enrichment against prevalence, and what kinds of pairs are kept.
 
@@ -250,7 +258,7 @@ def _name_findings(axes: Axes, table: pd.DataFrame) -> None:
     farthest = (table.value - table.value.median()).abs().sort_values(ascending=False).index
     called = [index for index in table.index if table.finding[index] in CALLED_OUT]
     wanted = [*called, *[index for index in farthest if index not in called]][: max(_NAMED_AT_MOST, len(called))]
-    width, height = _panel_points(axes)
+    width, height = _measure_panel(axes)
     to_points = axes.transAxes.inverted()
     places = {
         index: to_points.transform(axes.transData.transform((100 * table.prevalence[index], table.value[index])))
@@ -258,10 +266,11 @@ def _name_findings(axes: Axes, table: pd.DataFrame) -> None:
         for index in table.index
     }
     taken = [(x - 2.5, y - 2.5, x + 2.5, y + 2.5) for x, y in places.values()]
+    leader = {"arrowstyle": "-", "color": INK, "lw": 0.5, "shrinkB": 3}
     for index in wanted:
         x, y = places[index]
         length = 3.6 * len(table.finding[index])
-        for dx, dy, align in _label_offsets():
+        for dx, dy, align in _label_offsets(far=table.finding[index] in CALLED_OUT):
             left = x + dx - {"left": 0.0, "right": length, "center": length / 2}[align]
             box = (left, y + dy, left + length, y + dy + 6.5)
             inside = box[0] > 0 and box[2] < width and box[1] > 0 and box[3] < height
@@ -270,25 +279,32 @@ def _name_findings(axes: Axes, table: pd.DataFrame) -> None:
                     table.finding[index], (100 * table.prevalence[index], table.value[index]), (dx, dy),
                     textcoords="offset points", ha=align, va="bottom", fontsize=6, zorder=5, annotation_clip=True,
                     bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3},
-                    arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.4} if max(abs(dx), abs(dy)) > 15 else None,
+                    arrowprops=leader if max(abs(dx), abs(dy)) > 10 else None,
+                )  # fmt: skip
+                axes.plot(
+                    [100 * table.prevalence[index]], [table.value[index]], "o", color="none", markeredgecolor=INK,
+                    markersize=4.6, markeredgewidth=0.7, gid="named", zorder=4,
                 )  # fmt: skip
                 taken.append(box)
                 break
 
 
-def _label_offsets() -> list[tuple[float, float, str]]:
-    """Where a name may stand beside its point, in points, nearest first; the far ones get a leader."""
-    offsets = []
-    for distance in (4.0, 12.0, 24.0, 38.0, 54.0, 72.0):
-        for dx, dy, align in (
-            (1, 0.5, "left"), (1, -1.6, "left"), (-1, 0.5, "right"), (-1, -1.6, "right"), (0, 1, "center"),
-            (0, -1.8, "center"),
-        ):  # fmt: skip
-            offsets.append((dx * distance * 0.6 if distance > 4 else 4.0 * dx, dy * distance, align))
+def _label_offsets(far: bool) -> list[tuple[float, float, str]]:
+    """Where a name may stand beside its point, in points, nearest first; ``far`` places get a leader."""
+    offsets = [
+        (4, 2, "left"),
+        (4, -8, "left"),
+        (-4, 2, "right"),
+        (-4, -8, "right"),
+        (0, 4, "center"),
+        (0, -10, "center"),
+    ]
+    for distance in (16, 28, 40, 52, 64) if far else ():
+        offsets += [(dx, dy, "center") for dy in (distance, -distance - 6) for dx in (0, distance, -distance)]
     return offsets
 
 
-def _panel_points(axes: Axes) -> tuple[float, float]:
+def _measure_panel(axes: Axes) -> tuple[float, float]:
     """Size of the axes in points, once the figure's layout is settled."""
     axes.get_figure(root=True).draw_without_rendering()
     box = axes.get_window_extent()
@@ -321,7 +337,11 @@ def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def describe_long_tail(
-    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", data_set: str = "", setting: str = ""
+    results: pd.DataFrame,
+    prevalence: pd.Series,
+    against: str = "random_same_data",
+    data_set: str = "",
+    setting: str = "",
 ) -> str:
     """The caption of `plot_long_tail`, with the trend as it came out."""
     gains = select_gains(results, prevalence, against, data_set, setting)

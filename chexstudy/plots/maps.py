@@ -50,7 +50,9 @@ def draw_background(axes: Axes, pairs: pd.DataFrame, size: float = 1.5) -> None:
 def draw_regions(axes: Axes, pairs: pd.DataFrame, share: float = 0.75) -> None:
     """Outline where each prototype's pairs lie: the densest area that holds ``share`` of them."""
     spans = [(pairs[name].min(), pairs[name].max()) for name in ("x", "y")]
-    edges = [np.linspace(low - 0.1 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6, _GRID + 1) for low, high in spans]
+    edges = [
+        np.linspace(low - 0.1 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6, _GRID + 1) for low, high in spans
+    ]
     centres = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
     for _, members in pairs.groupby("prototype"):
         if len(members) < _FEWEST_IN_A_REGION:

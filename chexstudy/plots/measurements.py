@@ -1,6 +1,6 @@
 """Rows of the results table as figures need them: chosen, seeds put together, and said in words.
 
-Rows of one seed have ``seed >= 0``; a row over all seeds of an arm has ``seed = -1`` and the interval that goes with it.
+Rows of one seed have ``seed >= 0``; a row over all seeds of an arm has ``seed = -1`` and the interval of all.
 """
 
 import numpy as np
@@ -103,7 +103,9 @@ def describe_interval(rows: pd.DataFrame) -> str:
     aggregated = bool((rows.seed == OVER_SEEDS).any())
     with_interval = rows.ci_low.notna().any()
     if aggregated:
-        seeds = f"Large marks are means over {len(numbers)} seeds, small ones single seeds. " if len(numbers) > 1 else ""
+        seeds = (
+            f"Large marks are means over {len(numbers)} seeds, small ones single seeds. " if len(numbers) > 1 else ""
+        )
         interval = "Bars are 95 % intervals, seeds and patients resampled (hierarchical bootstrap). "
     elif len(numbers) > 1:
         seeds = f"Large marks are means over {len(numbers)} seeds, small ones single seeds. "

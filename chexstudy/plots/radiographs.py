@@ -55,9 +55,7 @@ def plot_radiographs(
             if mask.any() and not mask.all():
                 axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.8, linestyles=[line])
     if names:
-        handles = [
-            _mask_handle(name, *_look(place)) for place, name in enumerate(names)
-        ]
+        handles = [_mask_handle(name, *_look(place)) for place, name in enumerate(names)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 

@@ -141,7 +141,9 @@ def _draw_median_rank(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
 
 def _group_differences(rows: pd.DataFrame) -> list[Group]:
     """Differences of the curated arm in recall, in percentage points, at the largest cutoff measured."""
-    metrics = [f"recall@{cutoff}_difference" for cutoff in CUTOFFS if (rows.metric == f"recall@{cutoff}_difference").any()]
+    metrics = [
+        f"recall@{cutoff}_difference" for cutoff in CUTOFFS if (rows.metric == f"recall@{cutoff}_difference").any()
+    ]
     groups = []
     for direction, title in DIRECTIONS.items():
         chosen = rows[(rows.direction == direction) & (rows.metric == (metrics[-1] if metrics else ""))]

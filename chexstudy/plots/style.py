@@ -22,7 +22,18 @@ _MM_PER_INCH = 25.4
 INK, GREY, PALE = "#222222", "#8A8A8A", "#D9D9D9"
 ACCENT = "#D55E00"
 # Dark to light as well as blue to orange, so that stacked parts keep their order in grey print.
-SEQUENCE = ("#0B3C5D", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#D9D9D9")
+SEQUENCE = (
+    "#0B3C5D",
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#E69F00",
+    "#F0E442",
+    "#CC79A7",
+    "#D55E00",
+    "#999999",
+    "#D9D9D9",
+)
 BAND_COLOURS = {"central": "#9DB7CC", "support": "#E69F00", "outlier": "#4B1D6B"}
 BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
 
@@ -161,11 +172,6 @@ def frame_map(axes: Axes, points: pd.DataFrame) -> None:
     clear_frame(axes)
 
 
-def format_count(count: float) -> str:
-    """A count with thin separators: ``1,345``."""
-    return f"{int(count):,}"
-
-
 def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.DataFrame | None = None) -> Path:
     """Write a figure as PNG (300 dpi) and PDF, and its caption and numbers as JSON, into the study's ``figures/``.
 
@@ -188,7 +194,9 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
         raise StudyError(f"a figure's name must be a plain file name such as 'zero_shot', not {name!r}.")
     private = sorted(_PRIVATE_COLUMNS & set(() if data is None else data.columns))
     if private:
-        raise StudyError(f"the numbers of figure {name} hold the column {private[0]}: leave it out, figures are public.")
+        raise StudyError(
+            f"the numbers of figure {name} hold the column {private[0]}: leave it out, figures are public."
+        )
     use_style()
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     for suffix, fields in metadata.items():

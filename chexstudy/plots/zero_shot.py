@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from chexstudy.plots.forest import Estimate, Group, align_groups, draw_chance, draw_forest, forest_height_mm
+from chexstudy.plots.forest import Estimate, Group, draw_chance, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,
     name_data_set,
@@ -46,7 +46,9 @@ def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = 
     """
     rows = select_zero_shot(results, metric, finding)
     values, differences = group_values(rows[rows.task == TASK]), group_differences(rows[rows.task == DIFFERENCE])
-    return plot_forests(values, differences, _METRIC_NAMES.get(metric, metric), chance=0.5 if metric == "auroc" else None)
+    return plot_forests(
+        values, differences, _METRIC_NAMES.get(metric, metric), chance=0.5 if metric == "auroc" else None
+    )
 
 
 def plot_forests(values: dict, differences: dict, name: str, chance: float | None) -> Figure:
@@ -60,7 +62,7 @@ def plot_forests(values: dict, differences: dict, name: str, chance: float | Non
     """
     left = list(values.values())
     right = [differences.get(key, Group("", [])) for key in values]
-    heights = align_groups(left, right)[0]
+    heights = level_groups(left, right)
     figure = new_figure(height_mm=17 + forest_height_mm(heights))
     has_differences = any(group.estimates for group in right)
     axes = figure.subplots(1, 2, width_ratios=[1.15, 1]) if has_differences else [figure.subplots()]
@@ -119,11 +121,13 @@ def describe_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: st
     """The caption of `plot_zero_shot`."""
     rows = select_zero_shot(results, metric, finding)
     values = rows[rows.task == TASK]
-    what = {"macro": "mean over findings", "head": "mean over common findings", "tail": "mean over rare findings"}
-    text = (
-        f"Zero-shot classification. a, {_METRIC_NAMES.get(metric, metric)} ({what.get(finding, finding)}) of each arm, by "
-        "test set and prompts. "
-    )
+    means = {"macro": "findings", "head": "common findings", "medium": "findings of medium prevalence"}
+    means["tail"] = "rare findings"
+    what = f"mean over {means[finding]}" if finding in means else finding
+    name = _METRIC_NAMES.get(metric, metric)
+    text = f"Zero-shot classification. a, {name} ({what}) of each arm, by test set and prompts. "
     if (rows.task == DIFFERENCE).any():
-        text += "b, differences between arms on the same patients and seeds; right of the line the first arm is better. "
+        text += (
+            "b, differences between arms on the same patients and seeds; right of the line the first arm is better. "
+        )
     return text + describe_interval(values)

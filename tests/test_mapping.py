@@ -1,0 +1,131 @@
+"""Maps of pairs: neighbours stay together, equal rows share a point, prototypes land among their pairs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.mapping import fit_map, nearest_rows, place_on_map, trace_prototypes
+
+
+@pytest.fixture(scope="module")
+def islands():
+    """Three well separated groups of 60 features each, 30 of the first equal."""
+    generator = np.random.default_rng(0)
+    centres = 4 * np.eye(3, 12)
+    features = np.repeat(centres, 60, axis=0) + 0.3 * generator.normal(size=(180, 12))
+    features[:30] = features[0]
+    return features.astype(np.float32), np.repeat(np.arange(3), 60)
+
+
+@pytest.fixture(scope="module")
+def fitted(islands):
+    # In the checkout's own cache: UMAP compiles for half a minute the first time, seconds later on.
+    return fit_map(islands[0], seed=3, neighbours=10)
+
+
+def test_groups_stay_together_and_equal_rows_share_a_point(islands, fitted):
+    _, group = islands
+    assert fitted.shape == (180, 2)
+    assert fitted.dtype == np.float32
+    assert (fitted[:30] == fitted[0]).all()
+    centres = np.stack([fitted[group == k].mean(axis=0) for k in range(3)])
+    nearest = np.linalg.norm(fitted[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == group).mean() == 1.0
+
+
+def test_the_same_seed_gives_the_same_map_and_another_does_not(islands, fitted):
+    features, _ = islands
+    assert np.array_equal(fit_map(features, seed=3, neighbours=10), fitted)
+    assert not np.array_equal(fit_map(features, seed=4, neighbours=10), fitted)
+
+
+def test_the_map_is_centred_and_its_widest_direction_is_horizontal(fitted):
+    # Equal rows count once in the fit, so the centre is that of distinct points.
+    distinct = np.unique(fitted, axis=0).astype(float)
+    assert np.abs(distinct.mean(axis=0)).max() < 1e-3 * np.ptp(distinct)
+    assert np.var(distinct[:, 0]) >= np.var(distinct[:, 1])
+
+
+def test_few_rows_are_projected_without_umap():
+    features = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 0, 0]], dtype=float)
+    coordinates = fit_map(features, seed=0)
+    assert np.allclose(np.abs(np.diff(coordinates[:3, 0])), 1)
+    assert np.allclose(coordinates[:, 1], 0, atol=1e-6)
+    assert fit_map(np.ones((1, 4)), seed=0).tolist() == [[0.0, 0.0]]
+
+
+def test_more_rows_than_are_fitted_are_placed_between_their_neighbours(islands, monkeypatch):
+    features, group = islands
+    monkeypatch.setattr("chexstudy.mapping.LARGEST_FIT", 90)
+    coordinates = fit_map(features, seed=0, neighbours=10)
+    centres = np.stack([coordinates[group == k].mean(axis=0) for k in range(3)])
+    nearest = np.linalg.norm(coordinates[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == group).all()
+
+
+def test_nearest_rows_are_those_of_all_pairs_distances():
+    generator = np.random.default_rng(1)
+    features, points = generator.normal(size=(50, 7)), generator.normal(size=(9, 7))
+    index, distance = nearest_rows(points, features, 4)
+    every = np.linalg.norm(points[:, None] - features, axis=2)
+    assert np.array_equal(index, np.argsort(every, axis=1)[:, :4])
+    assert np.allclose(distance, np.sort(every, axis=1)[:, :4], atol=1e-5)
+
+
+def test_a_point_lands_at_the_weighted_mean_of_its_neighbours():
+    features = np.array([[0.0, 0], [3, 0], [100, 0], [200, 0]])
+    coordinates = np.array([[0.0, 0], [10, 0], [0, 50], [0, 90]], dtype=np.float32)
+    placed = place_on_map(np.array([[1.0, 0]]), features, coordinates, neighbours=2)
+    # Distances 1 and 2, so 0 and 1 beyond the nearest, their mean 0.5: weights 1 and exp(-2).
+    expected = 10 * np.exp(-2) / (1 + np.exp(-2))
+    assert np.allclose(placed, [[expected, 0]], atol=1e-5)
+    # Halfway between two features it lies halfway between their places.
+    assert np.allclose(place_on_map(np.array([[1.5, 0]]), features, coordinates, neighbours=2), [[5, 0]])
+
+
+def test_a_path_has_a_row_for_each_snapshot_and_prototype():
+    features = np.array([[0.0, 0], [1, 0], [0, 1]])
+    coordinates = np.array([[0, 0], [5, 0], [0, 7]], dtype=np.float32)
+    snapshots = np.array([[[0.0, 0], [1, 0]], [[0.0, 1], [1, 0]]])
+    steps = pd.DataFrame({"snapshot": [0, 1], "step": [10, 12], "phase": "curate"})
+    path = trace_prototypes(snapshots, steps, features, coordinates)
+    assert path[["snapshot", "step", "prototype"]].to_numpy().tolist() == [
+        [0, 10, 0],
+        [0, 10, 1],
+        [1, 12, 0],
+        [1, 12, 1],
+    ]
+    # Prototype 1 never moves.
+    fixed = path[path.prototype == 1]
+    assert fixed.x.nunique() == 1
+    assert fixed.y.nunique() == 1
+    with pytest.raises(StudyError, match="1 rows describe"):
+        trace_prototypes(snapshots, steps[:1], features, coordinates)
+
+
+@pytest.mark.parametrize("features", [np.empty((0, 3)), np.zeros(4), np.zeros((2, 2, 2))])
+def test_what_is_no_matrix_is_refused(features):
+    with pytest.raises(StudyError, match="shape"):
+        fit_map(features, seed=0)
+
+
+def test_a_row_that_is_not_finite_is_named():
+    features = np.zeros((5, 2))
+    features[3, 1] = np.nan
+    with pytest.raises(StudyError, match="row 3"):
+        fit_map(features, seed=0)
+
+
+def test_a_map_of_other_features_is_refused():
+    with pytest.raises(StudyError, match="do not belong"):
+        place_on_map(np.zeros((2, 3)), np.zeros((4, 3)), np.zeros((5, 2)))
+
+
+def test_importing_the_module_does_not_import_umap():
+    # umap costs seconds to import, and numba must first be told where to put what it compiles.
+    code = "import sys, chexstudy.mapping; sys.exit('umap' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

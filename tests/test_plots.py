@@ -1,0 +1,554 @@
+"""Figures show the table's numbers, keep their bytes, degrade to what is there, and name no patient."""
+
+import json
+import re
+
+import matplotlib.pyplot
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import validate_results
+from chexstudy.plots.composition import (
+    count_findings,
+    count_report_lengths,
+    describe_composition,
+    plot_composition,
+)
+from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute, select_compute
+from chexstudy.plots.density import describe_density, plot_density
+from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
+from chexstudy.plots.evolution import (
+    choose_snapshots,
+    describe_prototype_evolution,
+    plot_prototype_evolution,
+)
+from chexstudy.plots.framework import choose_examples, describe_framework, plot_framework, select_bands
+from chexstudy.plots.gallery import CATALOGUE, publish_figures, write_gallery
+from chexstudy.plots.long_tail import describe_long_tail, fit_trend, plot_long_tail, select_gains
+from chexstudy.plots.measurements import describe_interval, split_difference, summarise_seeds
+from chexstudy.plots.radiographs import plot_radiographs
+from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
+from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure
+from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
+from chexstudy.runs import Run
+
+ARMS = ("curated", "random_same_data", "full")
+FINDINGS = {"Effusion": 0.1, "Cardiomegaly": 0.05, "Fibrosis": 0.01, "Hernia": 0.002}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_a_screen():
+    matplotlib.pyplot.switch_backend("Agg")
+
+
+def row(arm, task, metric, value, half=0.02, **more):
+    defaults = {
+        "study": "demo", "seed": -1, "data_set": "phantom/test", "finding": "macro", "setting": "chosen", "n": 900,
+        "positives": -1, "exposure": "held_out",
+    }  # fmt: skip
+    interval = {"ci_low": value - half, "ci_high": value + half}
+    return defaults | {"arm": arm, "task": task, "metric": metric, "value": value} | interval | more
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Two seeds and their mean for three arms: every task the figures read."""
+    rows = []
+    for place, arm in enumerate(ARMS):
+        for seed, shift in ((0, -0.01), (1, 0.01), (-1, 0.0)):
+            rows.append(row(arm, "zero_shot", "auroc", 0.7 + 0.05 * place + shift, seed=seed))
+            for direction in ("image_to_text", "text_to_image"):
+                setting = f"{direction}; 700 distinct texts in 900 pairs"
+                for cutoff in (1, 5, 10):
+                    value = 0.02 * cutoff + 0.01 * place + shift
+                    more = {"seed": seed, "finding": "all", "setting": setting}
+                    rows.append(row(arm, "retrieval", f"recall@{cutoff}", value, **more))
+                    if seed >= 0:
+                        chance = {**more, "ci_low": np.nan, "ci_high": np.nan}
+                        rows.append(row(arm, "retrieval", f"recall@{cutoff} by chance", cutoff / 700, **chance))
+                rows.append(row(arm, "retrieval", "median_rank", 40 + place, 5, **more))
+            for finding in (*FINDINGS, "tail", "junk", *(f"density decile {decile}" for decile in range(1, 11))):
+                more = {"seed": seed, "finding": finding, "data_set": "phantom/train", "setting": "", "n": 100}
+                rows.append(row(arm, "curation", "keep_rate", 0.2 + shift, **more))
+                rows.append(row(arm, "curation", "enrichment", 1.1 + shift, 0.1, **more))
+    for other, value in (("random_same_data", 0.012), ("full", -0.011)):
+        for finding in ("macro", "tail", *FINDINGS):
+            rows.append(row(f"curated - {other}", "zero_shot_difference", "auroc_difference", value, finding=finding))
+        for direction in ("image_to_text", "text_to_image"):
+            more = {"finding": "all", "setting": direction}
+            rows.append(row(f"curated - {other}", "retrieval_difference", "recall@10_difference", value, **more))
+    return validate_results(pd.DataFrame(rows))
+
+
+@pytest.fixture(scope="module")
+def single(results):
+    """One seed, two arms, one finding, no differences: the least a real cohort gives."""
+    chosen = results[(results.seed == 0) & results.arm.isin(ARMS[:2])]
+    return chosen[~chosen.finding.isin([*list(FINDINGS)[1:], "tail", "junk"])].assign(data_set="nlm_tb/test")
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "pairs_trained": pairs, "flops": flops, "seconds": flops / 1e12}
+            for arm, pairs, flops in zip(ARMS, (30_000, 30_000, 120_000), (2.5e14, 2.4e14, 1e15), strict=True)
+            for seed in (0, 1)
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    generator = np.random.default_rng(0)
+    prototype = np.arange(300) % 3
+    x, y = np.array([0.0, 6, 3])[prototype] + generator.normal(size=300), generator.normal(size=300)
+    table = pd.DataFrame({"image_id": [f"phantom/{i:04d}" for i in range(300)], "x": x, "y": y, "prototype": prototype})
+    table["distance"] = np.linspace(0.4, 1.2, 300)
+    table["band"] = np.repeat(["central", "support", "outlier"], [255, 30, 15])
+    table["kept"] = (table.band == "support") | (np.arange(300) < 30)
+    table["step"] = 10 + np.arange(300) // 100
+    table["density"] = generator.random(300)
+    return table
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    return pd.DataFrame(
+        [
+            {"snapshot": s, "step": 10 + s, "phase": "curate", "prototype": k, "x": 3.0 * k + 0.1 * s, "y": 0.2 * s}
+            for s in range(4)
+            for k in range(3)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def history():
+    steps = np.arange(40)
+    phase = np.array(["warm_up"] * 20 + ["curate"] * 4 + ["subset"] * 16)
+    curating = phase == "curate"
+    return pd.DataFrame(
+        {
+            "phase": phase, "epoch": steps // 10, "step": steps, "loss": 5.0 - 0.1 * steps, "learning_rate": 1e-3,
+            "logit_scale": 14.0, "pairs_scored": np.where(curating, 100, 0),
+            "pairs_trained": np.where(curating, 23, 16),
+            "keep_ratio": np.where(curating, 0.23, np.nan), "matched_cosine": 0.5, "unmatched_cosine": 0.1,
+            "prototype_spread": np.where(curating, 0.8, np.nan),
+            "usage": [[10, 8, 5] if now else [] for now in curating],
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    rows = 40
+    return pd.DataFrame(
+        {
+            "image_id": [f"phantom/{i}" for i in range(rows)],
+            "patient_id": [f"phantom/secret{i // 2}" for i in range(rows)],
+            "study_id": [f"s{i}" for i in range(rows)], "source": "phantom",
+            "split": ["train"] * 30 + ["validate"] * 4 + ["test"] * 6, "view": "PA", "sex": ["F", "M"] * 20,
+            "age_years": np.linspace(20, 80, rows).astype("float32"), "image_path": "x.png",
+            "report": ["clear lungs"] * 30 + ["a nodule in the left lung"] * 9 + [""], "report_origin": "written",
+            "Nodule": pd.array([0] * 30 + [1] * 8 + [-1, pd.NA], dtype="Int8"),
+            "Mass": pd.array([0] * 34 + [1] * 4 + [0, 0], dtype="Int8"),
+            "No Finding": pd.array([1] * 30 + [0] * 10, dtype="Int8"),
+        }
+    )  # fmt: skip
+
+
+def marks(axes, gid):
+    """All points drawn under a group id, as (x, y)."""
+    lines = [line for line in axes.get_lines() if line.get_gid() == gid]
+    return [(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+
+
+def texts(figure):
+    """All strings on a figure, also those of nested figures."""
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+# --- putting seeds together -----------------------------------------------------------------------------------------
+
+
+def test_the_row_over_seeds_wins_and_seeds_are_counted(results):
+    summary = summarise_seeds(results[(results.task == "zero_shot") & (results.arm == "full")])
+    assert len(summary) == 1
+    assert summary.value[0] == pytest.approx(0.8)
+    assert summary.ci_high[0] == pytest.approx(0.82)
+    assert summary.seeds[0] == 2
+
+
+def test_several_seeds_without_a_common_row_have_a_mean_and_no_interval(results):
+    rows = results[(results.task == "zero_shot") & (results.arm == "full") & (results.seed >= 0)]
+    summary = summarise_seeds(rows.assign(value=[0.5, 0.7]))
+    assert summary.value[0] == pytest.approx(0.6)
+    assert np.isnan(summary.ci_low[0])
+    assert "No interval over seeds" in describe_interval(rows)
+
+
+def test_a_single_seed_keeps_its_interval(single):
+    rows = single[single.task == "zero_shot"]
+    assert summarise_seeds(rows).ci_low.notna().all()
+    assert "One seed (0)" in describe_interval(rows)
+    assert "n = 900" in describe_interval(rows)
+
+
+def test_a_difference_names_two_arms():
+    assert split_difference("curated - full") == ("curated", "full")
+    with pytest.raises(StudyError, match="first - second"):
+        split_difference("curated")
+
+
+def test_arms_keep_their_order_and_their_looks_differ():
+    assert order_arms(["mine", "full", "curated"]) == ["curated", "full", "mine"]
+    styles = [arm_style(arm, ["curated", "full", "mine", "other"]) for arm in ("curated", "full", "mine", "other")]
+    assert len({style.colour for style in styles}) == 4
+    assert len({style.marker for style in styles}) == 4
+
+
+# --- what is plotted is what the table says -------------------------------------------------------------------------
+
+
+def test_zero_shot_draws_the_values_and_intervals_of_the_table(results):
+    figure = plot_zero_shot(results)
+    left, right = figure.axes
+    assert sorted(x for x, _ in marks(left, "estimate")) == pytest.approx([0.70, 0.75, 0.80])
+    assert sorted(x for x, _ in marks(left, "interval")) == pytest.approx([0.68, 0.72, 0.73, 0.77, 0.78, 0.82])
+    assert sorted(x for x, _ in marks(left, "seeds")) == pytest.approx([0.69, 0.71, 0.74, 0.76, 0.79, 0.81])
+    assert sorted(x for x, _ in marks(right, "estimate")) == pytest.approx([-0.011, 0.012])
+    assert "+0.012 [\N{MINUS SIGN}0.008, 0.032]" in texts(figure)
+    assert "2 seeds" in describe_zero_shot(results)
+
+
+def test_zero_shot_selects_one_metric_of_one_finding(results):
+    selected = select_zero_shot(results)
+    assert set(selected.task) == {"zero_shot", "zero_shot_difference"}
+    assert set(selected.finding) == {"macro"}
+
+
+def test_retrieval_draws_recall_in_percent_both_ways(results):
+    figure = plot_retrieval(results)
+    reports, images = figure.axes[:2]
+    for axes in (reports, images):
+        drawn = sorted(y for _, y in marks(axes, "estimate"))
+        assert drawn == pytest.approx(sorted(100 * (0.02 * k + 0.01 * place) for k in (1, 5, 10) for place in range(3)))
+    assert sorted({y for _, y in marks(reports, "chance")}) == pytest.approx([100 / 700, 500 / 700, 1000 / 700])
+    assert sorted(x for x, _ in marks(figure.axes[3], "estimate")) == pytest.approx([-1.1, -1.1, 1.2, 1.2])
+    assert "700 distinct texts in 900 pairs" in describe_retrieval(results)
+
+
+def test_retrieval_reads_directions_written_with_an_arrow(results):
+    arrows = results.assign(setting=results.setting.str.replace("_to_", "->", regex=False))
+    drawn = [sorted(marks(plot_retrieval(table).axes[0], "estimate")) for table in (results, arrows)]
+    assert drawn[0] == drawn[1]
+
+
+def test_compute_draws_costs_against_values(results, costs):
+    figure = plot_compute(results, costs)
+    by_data = np.array(sorted(marks(figure.axes[0], "estimate")))
+    assert np.allclose(by_data, [(30_000, 0.70), (30_000, 0.75), (120_000, 0.80)])
+    # 1e15 operations are one PFLOP.
+    assert sorted(x for x, _ in marks(figure.axes[1], "estimate")) == pytest.approx([0.24, 0.25, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("interval", "said", "annotated"),
+    [
+        ((-0.001, -0.010, 0.008), "no more than 0.02 is lost", True),
+        ((-0.005, -0.030, 0.020), "is not excluded", False),
+        ((-0.050, -0.070, -0.030), "has a price", False),
+    ],
+)
+def test_a_saving_is_annotated_only_where_the_interval_allows_it(results, costs, interval, said, annotated):
+    chosen = results.arm == "curated - full"
+    results = results.copy()
+    results.loc[chosen, ["value", "ci_low", "ci_high"]] = interval
+    sentence = judge_saving(results, costs)
+    assert "25 % of the operations" in sentence
+    assert said in sentence
+    assert said in describe_compute(results, costs)
+    assert ("75 % saved" in texts(plot_compute(results, costs))) is annotated
+
+
+def test_a_saving_without_the_paired_difference_is_not_judged(results, costs):
+    without = results[results.arm != "curated - full"]
+    assert "was not measured" in judge_saving(without, costs)
+    assert judge_saving(results[results.arm != "full"], costs) == ""
+
+
+def test_costs_without_a_column_are_refused(results, costs):
+    with pytest.raises(StudyError, match="lacks flops"):
+        select_compute(results, costs.drop(columns="flops"))
+
+
+def test_density_shares_add_up_and_keep_rates_are_the_tables(results, pairs):
+    figure = plot_density(pairs, results)
+    shares = [patch.get_data().values.sum() for patch in figure.axes[0].patches]
+    assert shares == pytest.approx([100, 100, 100])
+    assert {round(y, 6) for _, y in marks(figure.axes[1], "estimate")} == {20.0}
+    assert len(marks(figure.axes[1], "estimate")) == 30
+    assert "60 kept" in describe_density(pairs, results)
+
+
+def test_long_tail_draws_gains_at_their_prevalence(results):
+    figure = plot_long_tail(results, pd.Series(FINDINGS))
+    drawn = np.array(sorted(marks(figure.axes[0], "estimate")))
+    assert np.allclose(drawn, sorted((100 * share, 0.012) for share in FINDINGS.values()))
+    bars = [patch.get_width() for patch in figure.axes[3].patches]
+    assert bars == pytest.approx([20.0, 20.0])
+    assert "Fibrosis" in texts(figure)
+    gains = select_gains(results, pd.Series(FINDINGS))
+    assert gains.finding.tolist() == list(FINDINGS)
+
+
+def test_the_trend_is_weighted_least_squares_with_its_interval():
+    prevalence = 10.0 ** np.linspace(-3, -1, 9)
+    noise = 0.001 * np.array([1, -1, 1, -1, 0, 1, -1, 1, -1])
+    value = 0.5 - 0.1 * np.log10(prevalence) + noise
+    half = np.linspace(0.02, 0.01, 9)
+    trend = fit_trend(
+        pd.DataFrame({"prevalence": prevalence, "value": value, "ci_low": value - half, "ci_high": value + half})
+    )
+    weights = 1 / half
+    slope = np.polyfit(np.log10(prevalence), value, 1, w=weights)[0]
+    assert trend.slope == pytest.approx(slope)
+    assert trend.slope_low < -0.1 < trend.slope_high < 0
+    assert trend.informative
+
+
+def test_no_trend_from_few_findings_and_none_drawn_where_it_holds_zero(results):
+    assert fit_trend(select_gains(results, pd.Series(FINDINGS))) is None
+    generator = np.random.default_rng(0)
+    value = generator.normal(0, 0.05, 12)
+    table = pd.DataFrame({"prevalence": 10.0 ** np.linspace(-3, -1, 12), "value": value})
+    assert not fit_trend(table.assign(ci_low=value - 0.1, ci_high=value + 0.1)).informative
+    assert "Too few findings for a trend" in describe_long_tail(results, pd.Series(FINDINGS))
+
+
+def test_the_framework_counts_bands_and_decisions(pairs, trajectory):
+    figure = plot_framework(pairs, trajectory)
+    words = " ".join(texts(figure))
+    assert "300 pairs" in words
+    assert "85 / 10 / 5 %" in words
+    assert "on 60 pairs" in words
+    bands = {
+        artist.get_gid(): len(artist.get_offsets())
+        for artist in figure.findobj(matplotlib.collections.PathCollection)
+        if artist.get_gid()
+    }
+    assert bands["band central"] == 255
+    assert bands["band support"] == 30
+    assert bands["band outlier"] == 15
+    assert bands["kept"] == 60
+    assert bands["dropped"] == 240
+    assert select_bands(pairs).pairs.sum() == 300
+    assert "support 30 of 30 kept" in describe_framework(pairs, trajectory)
+
+
+def test_the_framework_shows_the_nearest_median_and_farthest_radiograph(pairs, trajectory):
+    asked = []
+
+    def read(image_id):
+        asked.append(image_id)
+        return np.zeros((8, 8), dtype=np.uint8)
+
+    plot_framework(pairs, trajectory, read)
+    assert asked == choose_examples(pairs).image_id.tolist()
+    first = pairs[pairs.prototype == 0].sort_values("distance").image_id
+    assert asked[:3] == [first.iloc[0], first.iloc[50], first.iloc[-1]]
+
+
+def test_the_evolution_shows_pairs_scored_since_the_snapshot_before(pairs, trajectory):
+    figure = plot_prototype_evolution(pairs, trajectory)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [re.sub(r".*   ", "", title) for title in titles[:4]] == [
+        "step 10 · start", "step 11 · 100 scored", "step 12 · 100 scored", "step 13 · 100 scored",
+    ]  # fmt: skip
+    paths = [line for line in figure.axes[3].get_lines() if line.get_gid() == "path"]
+    assert [line.get_xdata().tolist() for line in paths] == [
+        pytest.approx([3 * k, 3 * k + 0.1, 3 * k + 0.2, 3 * k + 0.3]) for k in range(3)
+    ]
+
+
+def test_snapshots_are_spread_with_both_ends():
+    many = pd.DataFrame({"snapshot": np.arange(101)})
+    assert choose_snapshots(many) == [0, 20, 40, 60, 80, 100]
+    assert choose_snapshots(many[:1]) == [0]
+
+
+def test_dynamics_draw_the_history(history):
+    figure = plot_training_dynamics(history)
+    kept, _, _, usage, loss = figure.axes[:5]
+    assert kept.get_lines()[0].get_ydata() == pytest.approx([23.0] * 4)
+    heights = [bar.get_height() for bar in usage.patches if bar.get_gid() == "prototype 0" or bar.get_height() > 0]
+    assert sum(heights) == pytest.approx(400)
+    assert loss.get_lines()[0].get_ydata() == pytest.approx(history.loss.to_numpy())
+    assert "92 of 400 scored pairs were kept (23.0 %)" in describe_training_dynamics(history)
+
+
+def test_many_prototypes_become_an_image(history):
+    many = history.assign(usage=[list(range(40)) if counts else [] for counts in history.usage])
+    image = plot_training_dynamics(many).axes[3].get_images()[0]
+    assert image.get_array().shape == (40, 4)
+
+
+def test_composition_counts(cohort):
+    counts = count_findings(cohort).set_index("finding")
+    assert counts.loc["Nodule", ["present", "uncertain", "absent", "not_stated"]].tolist() == [8, 1, 30, 1]
+    assert counts.prevalence["Nodule"] == pytest.approx(8 / 39)
+    assert count_findings(cohort, "train").set_index("finding").present["Nodule"] == 0
+    lengths = count_report_lengths(cohort).iloc[0]
+    # 30 reports of two words and nine of six; the empty one does not count.
+    assert (lengths.reports, lengths["median"], lengths.longest, lengths.unit) == (39, 2, 6, "words")
+    assert lengths["mean"] == pytest.approx((60 + 54) / 39)
+    assert count_report_lengths(cohort, lambda texts: [7] * len(texts)).unit[0] == "tokens"
+
+
+def test_composition_draws_quarantine_by_kind(cohort):
+    quarantine = pd.DataFrame({"image_id": "a", "image_path": "b", "reason": ["blank: 0", "blank: 255", "unreadable"]})
+    figure = plot_composition(cohort, quarantine)
+    figure.draw_without_rendering()
+    words = texts(figure)
+    assert {"blank", "unreadable", "2", "1"} <= set(words)
+    assert "20 patients" in describe_composition(cohort, quarantine)
+
+
+def test_radiographs_show_the_pixels_and_outline_the_masks():
+    pixels = [np.full((16, 16), value, dtype=np.uint8) for value in (10, 200)]
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[4:9, 4:9] = True
+    figure = plot_radiographs(pixels, ["clear", "nodule"], [{}, {"nodule": mask}])
+    assert [axes.get_images()[0].get_array()[0, 0] for axes in figure.axes] == [10, 200]
+    assert [len(axes.collections) for axes in figure.axes] == [0, 1]
+    with pytest.raises(StudyError, match="1 titles for 2"):
+        plot_radiographs(pixels, ["clear"])
+    with pytest.raises(StudyError, match="no radiographs"):
+        plot_radiographs([])
+
+
+# --- little data ----------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_one_finding_and_no_differences_are_drawn(single, costs):
+    prevalence = pd.Series({"Effusion": 0.5})
+    assert len(plot_zero_shot(single).axes) == 1
+    assert len(plot_retrieval(single).axes) == 3
+    plot_compute(single, costs[costs.seed == 0])
+    figure = plot_long_tail(single, prevalence)
+    assert marks(figure.axes[0], "estimate") == [(50.0, pytest.approx(1.09))]
+    captions = [describe_zero_shot(single), describe_retrieval(single), describe_long_tail(single, prevalence)]
+    assert all("seed" in caption for caption in captions)
+
+
+def test_little_data_still_gives_maps_and_composition(pairs, trajectory, cohort, history, results):
+    plot_framework(pairs[:4], trajectory[trajectory.snapshot == 0]).draw_without_rendering()
+    plot_prototype_evolution(pairs[:4], trajectory[trajectory.snapshot == 0]).draw_without_rendering()
+    plot_composition(cohort.drop(columns=["Mass"]).assign(age_years=np.nan, report="")).draw_without_rendering()
+    plot_training_dynamics(history[history.phase == "subset"]).draw_without_rendering()
+    assert len(plot_density(pairs.drop(columns=["x", "y"]), results[:0]).axes) == 1
+    assert len(plot_density(pairs[:0], results).axes) == 1
+
+
+def test_nothing_to_draw_is_said_in_one_sentence(results, costs, pairs, trajectory, history, cohort):
+    nothing = results[:0]
+    for draw in (
+        lambda: plot_zero_shot(nothing),
+        lambda: plot_zero_shot(results, finding="Unicorn"),
+        lambda: plot_retrieval(nothing),
+        lambda: plot_compute(nothing, costs),
+        lambda: plot_density(pairs[:0], nothing),
+        lambda: plot_long_tail(nothing, pd.Series(FINDINGS)),
+        lambda: plot_framework(pairs[:0], trajectory),
+        lambda: plot_prototype_evolution(pairs, trajectory[:0]),
+        lambda: plot_training_dynamics(history[:0]),
+        lambda: plot_composition(cohort[:0]),
+    ):
+        with pytest.raises(StudyError, match="nothing to draw"):
+            draw()
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_the_same_bytes_twice_and_as_wide_as_the_page(home, results, pairs, trajectory):
+    run = Run("demo")
+    for name, draw in (
+        ("zero_shot", lambda: plot_zero_shot(results)),
+        ("framework", lambda: plot_framework(pairs, trajectory)),
+    ):
+        written = []
+        for _ in range(2):
+            png = save_figure(run, draw(), name, "A caption.", select_zero_shot(results))
+            written.append([png.with_suffix(kind).read_bytes() for kind in (".png", ".pdf", ".json")])
+        assert written[0] == written[1]
+        assert b"CreationDate" not in written[0][1]
+        with Image.open(png) as image:
+            assert abs(image.width / 300 * 25.4 - DOUBLE_MM) < 0.2
+            assert round(image.info["dpi"][0]) == 300
+    assert {path.name.lstrip(".") for path in run.path("figures").iterdir()} == {
+        f"{name}{kind}" for name in ("zero_shot", "framework") for kind in (".png", ".pdf", ".json")
+    }
+
+
+def test_the_json_holds_caption_and_numbers(home, results):
+    data = select_zero_shot(results).assign(more=np.nan)
+    png = save_figure(Run("demo"), plot_zero_shot(results), "zero_shot", describe_zero_shot(results), data)
+    record = json.loads(png.with_suffix(".json").read_text())
+    assert record["caption"] == describe_zero_shot(results)
+    assert [one["value"] for one in record["data"]] == pytest.approx(data.value.tolist())
+    assert record["data"][0]["more"] is None
+
+
+def test_patients_stay_out_of_what_is_published(home, cohort, results):
+    with pytest.raises(StudyError, match="patient_id"):
+        save_figure(Run("demo"), new_figure(30), "composition", "A caption.", cohort)
+    with pytest.raises(StudyError, match="plain file name"):
+        save_figure(Run("demo"), new_figure(30), "../composition", "A caption.")
+    assert not Run("demo").has("figures")
+    said = describe_composition(cohort) + " ".join(texts(plot_composition(cohort)))
+    assert "secret" not in said
+    assert "patient_id" not in said
+
+
+def test_captions_give_n_seeds_and_the_kind_of_interval(results, costs, pairs, trajectory, history, cohort):
+    captions = [
+        describe_zero_shot(results),
+        describe_retrieval(results),
+        describe_compute(results, costs),
+        describe_density(pairs, results),
+        describe_long_tail(results, pd.Series(FINDINGS)),
+        describe_framework(pairs, trajectory),
+        describe_prototype_evolution(pairs, trajectory),
+        describe_training_dynamics(history),
+        describe_composition(cohort),
+    ]
+    for caption in captions:
+        assert re.search(r"\d+ (steps|pairs)|n = [\d,]+", caption), caption
+        assert "seed" in caption.lower(), caption
+        assert "interval" in caption, caption
+        assert "  " not in caption
+
+
+def test_the_gallery_names_paper_figure_notebook_and_caption(home, results, tmp_path):
+    run = Run("demo")
+    with pytest.raises(StudyError, match="no figures"):
+        publish_figures(run, tmp_path / "gallery")
+    save_figure(run, plot_zero_shot(results), "zero_shot", "What it shows, n = 900.")
+    save_figure(run, new_figure(20), "my_own", "My own figure.")
+    published = publish_figures(run, tmp_path / "gallery")
+    assert [path.name for path in published] == ["my_own.png", "zero_shot.png"]
+    page = (tmp_path / "gallery" / "README.md").read_text()
+    entry = CATALOGUE["zero_shot"]
+    assert entry.regenerates in page
+    assert entry.notebook in page
+    assert "What it shows, n = 900." in page
+    assert "![Zero-shot classification](zero_shot.png)" in page
+    assert page.index("## Zero-shot classification") < page.index("## My own")
+    assert write_gallery(tmp_path / "gallery").read_text() == page
+    with pytest.raises(StudyError, match="no figures"):
+        write_gallery(tmp_path / "empty")
