@@ -211,7 +211,7 @@ def _add_cohort(verbs) -> None:
         "check",
         "check a cohort table, or a folder of your own",
         "Hold a cohort table against the contract: columns, label values, unique ids, one split a patient.\n"
-        "For a folder with images, a table and cohort.yaml (which says what the table's columns mean), list everything\n"
+        "For a folder with images, a table and cohort.yaml (which says what its columns mean), list everything\n"
         "that is wrong.",
         "examples:\n"
         "  chexstudy cohort check runs/demo/cohort.parquet\n"
