@@ -257,7 +257,7 @@ def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None =
     aside = 0 if quarantine is None else len(quarantine)
     return (
         f"The cohort: n = {len(cohort):,} images of {patients:,} patients from {sources} source{'s' * (sources != 1)}. "
-        "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. d, findings "
-        "present among images where they are stated. e, which findings occur together. f, report lengths by source. "
-        f"g, images set aside with the reason ({aside:,}). Counts, no sampling: neither seeds nor intervals."
+        "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. d, "
+        "findings present among images where they are stated. e, which findings occur together. f, report lengths "
+        f"by source. g, images set aside with the reason ({aside:,}). Counts, no sampling: neither seeds nor intervals."
     )

@@ -73,6 +73,6 @@ def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, 
         "Prototypes over training. One map (UMAP of the joint features of all scored pairs, fitted once; axes have no "
         f"meaning) at {shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored "
         "since the snapshot before, by band; grey: all others. Stars and lines: prototypes, placed between "
-        f"their nearest pairs, and their paths so far. n = {len(pairs):,} pairs, {trajectory.prototype.nunique()} prototypes, "
-        f"seed {seed}; no intervals."
+        f"their nearest pairs, and their paths so far. n = {len(pairs):,} pairs, {trajectory.prototype.nunique()} "
+        f"prototypes, seed {seed}; no intervals."
     )

@@ -34,7 +34,7 @@ SEQUENCE = (
     "#999999",
     "#D9D9D9",
 )
-BAND_COLOURS = {"central": "#9DB7CC", "support": "#E69F00", "outlier": "#4B1D6B"}
+BAND_COLOURS = {"central": "#8FB8DE", "support": "#D07C00", "outlier": "#4B1D6B"}
 BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
 
 # What belongs to patients stays out of what is published.
