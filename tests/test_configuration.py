@@ -22,6 +22,26 @@ def test_constants_are_found_among_a_notebooks_variables():
     assert (config.batch_size, config.curator.central_cap) == (32, 3)
 
 
+def test_further_constants_are_read_by_their_type():
+    constants = [
+        "text_pooling=last",
+        "dropout=true",
+        "kmeans_seed=7",
+        "fixed_streams=order+selection",
+        "weight_decay=1e-4",
+    ]
+    config = read_constants({"constants": constants})
+    assert (config.text_pooling, config.dropout, config.curator.kmeans_seed) == ("last", True, 7)
+    assert (config.fixed_streams, config.weight_decay) == (("order", "selection"), 1e-4)
+    for wrong, sentence in (
+        ("colour=red", "unknown constant"),
+        ("dropout=maybe", "must be bool"),
+        ("dim=x", "must be int"),
+    ):
+        with pytest.raises(StudyError, match=sentence):
+            read_constants({"constants": [wrong]})
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

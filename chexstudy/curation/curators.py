@@ -59,7 +59,7 @@ class PrototypeCurator:
         config = self.config
         if len(image) < config.prototypes:
             raise StudyError(
-                f"{config.prototypes} prototypes cannot be fitted on {len(image)} pairs: lower `prototypes` or add pairs."
+                f"{config.prototypes} prototypes cannot be fitted on {len(image)} pairs: lower prototypes or add pairs."
             )
         self.prototypes = initial_prototypes(
             image, text, config.prototypes, config.kmeans_iterations, config.kmeans_seed

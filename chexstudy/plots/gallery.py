@@ -33,6 +33,9 @@ CATALOGUE = {
     "composition": Entry(
         "Cohort composition", "CheXficient, table of 13 sources and report lengths", "01_build_cohort"
     ),
+    "embedding": Entry(
+        "The joint space before curation", "CheXficient, density of the feature space", "02_embed_pairs"
+    ),
     "framework": Entry("Framework and prototype regions", "CheXficient Fig. 1a, b", "03_watch_prototypes"),
     "prototype_evolution": Entry(
         "Prototypes over training", "CheXficient, logged by its public code", "03_watch_prototypes"

@@ -8,12 +8,17 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+
+import pandas as pd
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run
+
+# A worker says so after each arm, on a line of its own.
+JOB_DONE = "<arm finished>"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,35 @@ def arm_folder(arm: str, seed: int) -> str:
     return f"pretraining/{arm}/seed{seed}"
 
 
+def choose_arms(names: list[str]) -> list[str]:
+    """The named arms, or all but the warm-up if none is named.
+
+    Raises:
+        StudyError: an arm is unknown.
+    """
+    every = [name for name in ARMS if name != "warm_up"]
+    unknown = [name for name in names if name not in every]
+    if unknown:
+        raise StudyError(f"unknown arm {unknown[0]!r}; there are {', '.join(every)}.")
+    return list(names) or every
+
+
+def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
+    """What each arm and seed cost: one row each of what ``compute.json`` holds, without the phases.
+
+    Raises:
+        StudyError: an arm was not trained.
+    """
+    rows = []
+    for arm in arms:
+        for seed in seeds:
+            cost = run.read_json(f"{arm_folder(arm, seed)}/compute.json", "04_pretrain_curated")
+            rows.append(
+                {"arm": arm, "seed": seed} | {name: value for name, value in cost.items() if name != "by_phase"}
+            )
+    return pd.DataFrame(rows)
+
+
 def train_arms(
     run: Run,
     arms: Iterable[str],
@@ -88,28 +122,71 @@ def train_arms(
         StudyError: an arm is unknown or fails; what is finished is kept.
     """
     jobs = _plan(list(arms), list(seeds), config)
-    threads = max(1, (os.cpu_count() or 1) // workers)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         settings = Path(folder) / "config.json"
         settings.write_text(json.dumps(config.to_dict()))
+        idle = [_Worker(run, settings, device, max(1, (os.cpu_count() or 1) // workers)) for _ in range(workers)]
+        every_worker = list(idle)
         finished: set[tuple[str, int]] = set()
-        running: dict[Future, tuple[str, int]] = {}
+        running: dict[Future, tuple[tuple[str, int], _Worker]] = {}
         waiting = list(jobs)
-        while waiting or running:
-            for job in [job for job in waiting if jobs[job] <= finished][: workers - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(_train_in_process, run, *job, settings, device, threads)] = job
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                job = running.pop(future)
-                try:
+        try:
+            while waiting or running:
+                for job in [job for job in waiting if jobs[job] <= finished][: len(idle)]:
+                    waiting.remove(job)
+                    worker = idle.pop(0)
+                    running[pool.submit(worker.train, *job)] = (job, worker)
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job, worker = running.pop(future)
                     future.result()
-                except StudyError:
-                    waiting.clear()
-                    for other in running:
-                        other.cancel()
-                    raise
-                finished.add(job)
+                    finished.add(job)
+                    idle.insert(0, worker)
+        finally:
+            for worker in every_worker:
+                worker.stop()
+
+
+class _Worker:
+    """A process that trains one arm after the other; started when the first one comes."""
+
+    def __init__(self, run: Run, settings: Path, device: str, threads: int):
+        self._command = [sys.executable, "-m", "chexstudy.pretraining.engine", "--study", run.study]
+        self._command += ["--config", str(settings), "--device", device, "--threads", str(threads)]
+        home = {"CHEXSTUDY_HOME": str(paths.home())}
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home}
+        self._process: subprocess.Popen | None = None
+        # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
+        self._errors = TemporaryFile("w+")
+
+    def train(self, arm: str, seed: int) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=self._environment,
+                cwd=paths.home(),
+            )
+        self._process.stdin.write(f"{arm} {seed}\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.strip() == JOB_DONE:
+                return
+            print(line, end="", flush=True)
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        last = lines[-1] if lines else f"its process ended with code {code}; it may have run out of memory"
+        raise StudyError(last if code == 2 else f"arm {arm!r} (seed {seed}) failed: {last}")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
 
 
 def _plan(arms: list[str], seeds: list[int], config: PretrainingConfig) -> dict[tuple[str, int], set]:
@@ -123,23 +200,3 @@ def _plan(arms: list[str], seeds: list[int], config: PretrainingConfig) -> dict[
     priority = ["warm_up", "curated", "full", "random_same_compute", "random_same_data", "oracle_balanced"]
     wanted.sort(key=priority.index)
     return {(arm, seed): {(other, seed) for other in ARMS[arm].needs(config)} for arm in wanted for seed in seeds}
-
-
-def _train_in_process(run: Run, arm: str, seed: int, settings: Path, device: str, threads: int) -> None:
-    command = [sys.executable, "-m", "chexstudy.pretraining.engine", "--study", run.study, "--arm", arm]
-    command += ["--seed", str(seed), "--config", str(settings), "--device", device, "--threads", str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CHEXSTUDY_HOME": str(paths.home())}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=paths.home()
-    )
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-        errors = process.stderr.read()
-        code = process.wait()
-    except BaseException:
-        process.kill()
-        raise
-    if code:
-        last = errors.strip().splitlines()[-1] if errors.strip() else f"it ended with code {code}"
-        raise StudyError(last if code == 2 else f"arm {arm!r} (seed {seed}) failed: {last}")

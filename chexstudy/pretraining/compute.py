@@ -6,11 +6,16 @@ A multiply-add is two operations, as in torch's counter; normalisation and activ
 
 import resource
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+# Linux keeps the peak of a process and can forget it; elsewhere the peak is that of the process's whole life.
+_STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def count_flops(function: Callable[[], object]) -> int:
@@ -76,8 +81,20 @@ class FlopMeter:
         return self._counted[key]
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of `peak_memory_bytes`, where the device or the kernel lets us."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        _CLEAR_PEAK.write_text("5")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The device's peak allocation, or the process's peak resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -125,10 +125,39 @@ def read_constants(namespace: dict) -> PretrainingConfig:
     """The configuration a notebook's variables describe: those of its variables that are constants.
 
     Args:
-        namespace: the notebook's ``globals()``.
+        namespace: the notebook's ``globals()``; its list ``constants``, if there is one, holds further ones as
+            ``name=value``.
+
+    Raises:
+        StudyError: a further constant is unknown or has another type.
     """
-    names = {constant.name for constant in (*fields(PretrainingConfig), *fields(CuratorConfig))} - {"curator"}
-    return PretrainingConfig.from_dict({name: value for name, value in namespace.items() if name in names})
+    types = {
+        constant.name: type(getattr(defaults, constant.name))
+        for defaults in (PretrainingConfig(), CuratorConfig())
+        for constant in fields(defaults)
+        if constant.name != "curator"
+    }
+    values = {name: value for name, value in namespace.items() if name in types}
+    for assignment in namespace.get("constants", []):
+        name, _, text = assignment.partition("=")
+        name = name.strip()
+        if name not in types:
+            raise StudyError(f"constants: unknown constant in {assignment!r}; known are {', '.join(types)}.")
+        values[name] = _parse(name, text.strip(), types[name])
+    return PretrainingConfig.from_dict(values)
+
+
+def _parse(name: str, text: str, kind: type) -> object:
+    if kind is tuple:
+        return [part.strip() for part in text.split("+") if part.strip()]
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        if kind is not bool:
+            return kind(text)
+    except ValueError:
+        pass
+    raise StudyError(f"constants: {name} must be {kind.__name__}, not {text!r}.")
 
 
 def _checked(defaults, values: dict):

@@ -33,9 +33,9 @@ from chexstudy.curation.ledger import ledger_rows
 from chexstudy.curation.prototypes import join_features, prototype_spread
 from chexstudy.encoders import autocast_dtype
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import ARMS, Arm, arm_folder
+from chexstudy.pretraining.arms import ARMS, JOB_DONE, Arm, arm_folder
 from chexstudy.pretraining.checkpoint import load_checkpoint, save_checkpoint
-from chexstudy.pretraining.compute import peak_memory_bytes
+from chexstudy.pretraining.compute import peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.model import ImageTextModel, build_model, save_model
 from chexstudy.pretraining.pairs import TrainingPairs
@@ -290,6 +290,7 @@ class _ArmRun:
         return self.run.is_current(f"{self.folder}/compute.json", self.key)
 
     def train(self) -> None:
+        reset_peak_memory(self.device)
         cohort = read_cohort(self.run.path("cohort.parquet"))
         store = open_pixel_store(self.run)
         model, pairs = self._prepare(cohort, store)
@@ -501,9 +502,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train one arm of a study.")
+    parser = argparse.ArgumentParser(description="Train arms of a study, one after the other.")
     parser.add_argument("--study", required=True)
-    parser.add_argument("--arm", required=True, help=f"one of {', '.join(ARMS)}")
+    parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED` are read from the input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="JSON file of constants; the defaults otherwise")
     parser.add_argument("--device", default="auto")
@@ -513,7 +514,14 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         values = json.loads(options.config.read_text()) if options.config else {}
-        pretrain(Run(options.study), options.arm, options.seed, PretrainingConfig.from_dict(values), options.device)
+        config, run = PretrainingConfig.from_dict(values), Run(options.study)
+        if options.arm:
+            pretrain(run, options.arm, options.seed, config, options.device)
+            return 0
+        for line in sys.stdin:
+            arm, seed = line.split()
+            pretrain(run, arm, int(seed), config, options.device)
+            print(JOB_DONE, flush=True)
     except StudyError as error:
         print(error, file=sys.stderr)
         return 2

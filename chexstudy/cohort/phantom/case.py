@@ -1,4 +1,4 @@
-"""What is on one simulated radiograph: the patient, the exposure and the lesions. Drawing and reporting both read it."""
+"""What is on one simulated radiograph: the patient, the exposure and the lesions. Drawing and reports read it."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,72 @@
+"""One call from a source to a cohort with its pixels, for the phantom and for real data alike."""
+
+from dataclasses import asdict
+
+import pandas as pd
+
+from chexstudy import paths
+from chexstudy.cohort.phantom.build import build_phantom
+from chexstudy.cohort.phantom.plan import PhantomConfig
+from chexstudy.cohort.pixels import PixelStore, build_pixel_store
+from chexstudy.cohort.sources import SOURCES, build_source
+from chexstudy.cohort.table import read_cohort
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+PHANTOM = "phantom"
+_PHANTOM_COHORT = "phantom/cohort.parquet"
+_PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_masks.parquet")
+
+
+def build_cohort(
+    run: Run,
+    source: str,
+    data_root: str,
+    size: int,
+    fit: str,
+    seed: int,
+    phantom: PhantomConfig,
+    workers: int = 2,
+) -> tuple[PixelStore, dict]:
+    """Describe the images of a source, read each once, and write the study's cohort, pixels and quarantine list.
+
+    Args:
+        run: the study.
+        source: ``phantom``, or one of `chexstudy.cohort.sources.SOURCES`.
+        data_root: folder of a real source; relative paths start where the user stands.
+        size: side of the stored images in pixels.
+        fit: ``crop`` or ``pad``.
+        seed: seed of splits and template reports.
+        phantom: what a phantom is made of; unused for real data.
+        workers: processes that draw and read images.
+
+    Returns:
+        The pixel store, and notes of the source, for example how many images no table names.
+
+    Raises:
+        StudyError: the source is unknown, its folder is missing or not as it should be.
+    """
+    if source == PHANTOM:
+        cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)
+    elif source not in SOURCES:
+        raise StudyError(f"there is no source named {source!r}: choose {PHANTOM}, {', '.join(SOURCES)}.")
+    elif not data_root:
+        raise StudyError(f"the source {source!r} needs data_root: give the folder that holds the images.")
+    else:
+        for name in _PHANTOM_TRUTH:
+            # A truth left by a phantom of the same study would be read as that of the real images.
+            run.path(name).unlink(missing_ok=True)
+        folder = paths.resolve_user_path(data_root)
+        cohort, root = build_source(source, folder, seed), folder
+    store = build_pixel_store(run, cohort, size, fit, workers, root=root)
+    return store, dict(cohort.attrs)
+
+
+def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:
+    parameters = {name: value for name, value in asdict(config).items() if name != "workers"}
+    files = (_PHANTOM_COHORT, *_PHANTOM_TRUTH)
+    if run.is_current(_PHANTOM_COHORT, run.key(parameters)) and all(run.has(name) for name in files):
+        return read_cohort(run.path(_PHANTOM_COHORT))
+    cohort = build_phantom(run, config)
+    run.record(_PHANTOM_COHORT, parameters, seed=config.seed)
+    return cohort
