@@ -17,7 +17,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
 from chexstudy.evaluation.probe import evaluate_linear_probe, fit_linear_probe
 from chexstudy.evaluation.prompts import FAMILIES, PUBLISHED, choose_prompts
-from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, rank_pairs
+from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, measure_rank_seeds, rank_pairs
 from chexstudy.evaluation.scores import compare_scores, measure_seeds, read_scores, scores_artifact, write_scores
 from chexstudy.evaluation.statistics import RESAMPLES, auroc, bootstrap_patients, macro_mean
 from chexstudy.evaluation.zero_shot import evaluate_zero_shot, zero_shot_scores
@@ -29,6 +29,7 @@ from chexstudy.runs import Run
 OVER_SEEDS = -1
 CHOSEN = "chosen"
 _MADE_BY = "04_pretrain_curated"
+_EVALUATED_BY = "05_compare_arms"
 _TEST_SPLITS = ("test", "test_enriched")
 _BATCH = 256
 
@@ -232,6 +233,10 @@ def _scores_of_seeds(evaluation: Evaluation, arm: str, seeds: Sequence[int], nam
     return [read_scores(evaluation.run, ids, evaluation.findings, arm=arm, seed=seed, **shared) for seed in seeds]
 
 
+def _ranks_of_seeds(evaluation: Evaluation, arm: str, seeds: Sequence[int], name: str) -> list[pd.DataFrame]:
+    return [evaluation.run.read_table(scores_artifact(arm, seed, "retrieval", name), _EVALUATED_BY) for seed in seeds]
+
+
 def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd.DataFrame:
     tables = []
     for name, rows in evaluation.test_sets().items():
@@ -239,11 +244,16 @@ def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd
         weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
         scores = _scores_of_seeds(evaluation, arm, seeds, name, rows.image_id)
         labels = label_matrix(rows, evaluation.findings)
-        table = measure_seeds(
+        zero_shot = measure_seeds(
             scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
         )
-        tables.append(table.assign(data_set=name, arm=arm, task="zero_shot"))
-    summary = pd.concat(tables, ignore_index=True)
+        ranks = _ranks_of_seeds(evaluation, arm, seeds, name)
+        retrieval = measure_rank_seeds(ranks, rows.patient_id, evaluation.generator(), resamples=evaluation.resamples)
+        tables += [
+            zero_shot.assign(data_set=name, task="zero_shot"),
+            retrieval.assign(data_set=name, task="retrieval"),
+        ]
+    summary = pd.concat(tables, ignore_index=True).assign(arm=arm)
     costs = [evaluation.run.read_json(f"{arm_folder(arm, seed)}/compute.json", _MADE_BY) for seed in seeds]
     return summary.assign(**{name: float(np.mean([cost[name] for cost in costs])) for name in ("flops", "seconds")})
 
@@ -258,13 +268,7 @@ def _subtract_arms(evaluation: Evaluation, first: str, second: str, seeds: Seque
         zero_shot = compare_scores(
             *scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
         )
-        ranks = [
-            [
-                evaluation.run.read_table(scores_artifact(arm, seed, "retrieval", name), "05_compare_arms")
-                for seed in seeds
-            ]
-            for arm in (first, second)
-        ]
+        ranks = [_ranks_of_seeds(evaluation, arm, seeds, name) for arm in (first, second)]
         retrieval = compare_ranks(*ranks, rows.patient_id, evaluation.generator(), resamples=evaluation.resamples)
         tables += [
             zero_shot.assign(data_set=name, task="zero_shot_difference"),

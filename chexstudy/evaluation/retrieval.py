@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.statistics import RESAMPLES, Difference, bootstrap_patients, interval, paired_difference
+from chexstudy.evaluation.statistics import (
+    RESAMPLES,
+    Difference,
+    bootstrap_patients,
+    interval,
+    paired_difference,
+    resample_seeds,
+)
 from chexstudy.evaluation.zero_shot import normalise_rows
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -193,6 +200,39 @@ def evaluate_retrieval(
         tables.append(_rows(ranks, direction, METRICS, value, low, high))
         by_chance = [f"{metric} by chance" for metric in METRICS]
         tables.append(_rows(ranks, direction, by_chance, measure_chance(ranks, direction), unknown, unknown))
+    return pd.concat(tables, ignore_index=True)
+
+
+def measure_rank_seeds(
+    ranks: Sequence[pd.DataFrame],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """As `evaluate_retrieval` for one arm trained with several seeds: means over the seeds, patients and seeds drawn.
+
+    Args:
+        ranks: `rank_pairs` on the same pairs, one table a seed.
+        patient_ids: ``(pairs,)``.
+        generator: draws patients and seeds.
+        resamples: number of resamples.
+
+    Raises:
+        StudyError: there is no seed.
+    """
+    if len(ranks) == 0:
+        raise StudyError("there are no ranks to measure: pass those of one seed at least.")
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    tables = []
+    for direction in DIRECTIONS:
+        value = np.mean([measure_ranks(one, direction) for one in ranks], axis=0)
+        replicates = resample_seeds(np.stack([measure_ranks(one, direction, weights) for one in ranks]), generator)
+        low, high = interval(replicates)
+        # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
+        bounds = np.array([[0, 1] if metric.startswith("recall") else [1, np.inf] for metric in METRICS])
+        low, high = (np.clip(end, bounds[:, 0], bounds[:, 1]) for end in (low, high))
+        tables.append(_rows(ranks[0], direction, METRICS, value, low, high))
     return pd.concat(tables, ignore_index=True)
 
 

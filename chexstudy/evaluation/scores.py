@@ -172,7 +172,8 @@ def measure_seeds(
     groups = group_findings(findings, tiers)
     value = np.mean([_measure(labels, one, None, groups) for one in scores], axis=0)
     replicates = resample_seeds(np.stack([_measure(labels, one, weights, groups) for one in scores]), generator)
-    low, high = interval(replicates, patients=_patients(labels, weights, groups))
+    # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
+    low, high = np.clip(interval(replicates, patients=_patients(labels, weights, groups)), 0, 1)
     rows = _rows(value, low, high, labels, findings, groups, METRICS, setting)
     return pd.concat([rows, _count_evaluable(value, findings, setting)], ignore_index=True)
 

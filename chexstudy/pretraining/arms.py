@@ -157,7 +157,7 @@ class _Worker:
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home}
         self._process: subprocess.Popen | None = None
         # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
-        self._errors = TemporaryFile("w+")
+        self._errors = TemporaryFile("w+")  # noqa: SIM115
 
     def train(self, arm: str, seed: int) -> None:
         if self._process is None:
