@@ -25,6 +25,7 @@ reference = "curated"  # the arm that others are subtracted from
 resamples = 1000  # bootstrap resamples of patients
 probe = True  # train linear probes on the frozen image encoder
 device = "auto"  # auto, cpu or cuda
+workers = 2  # arms evaluated side by side; 1 on a GPU
 
 # %%
 from chexstudy.cohort.pixels import open_pixel_store
@@ -53,7 +54,7 @@ arm_seeds = list(range(seed, seed + seeds))
 
 # %%
 evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, probe, str(choose_device(device)))
-results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, reference))
+results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, reference, workers))
 {name: len(rows) for name, rows in evaluation.test_sets().items()}
 
 # %% [markdown]

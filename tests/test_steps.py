@@ -11,26 +11,28 @@ from chexstudy.pretraining.compute import FlopMeter, count_flops
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.loss import contrastive_loss
 from chexstudy.pretraining.model import build_model, load_model, save_model
+from chexstudy.pretraining.pairs import TrainingPairs
 from chexstudy.pretraining.steps import PairEncoder
 
 _WORDS = ("heart", "lungs", "clear", "left", "right", "small", "effusion", "no", "pneumothorax", "mild")
 _PAIRS = 23
 
 
-class _Pairs:
-    """Training pairs in memory."""
+class _Store:
+    """Pixels in memory."""
 
-    def __init__(self, texts, text_encoder):
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (len(texts), 1, 36, 36), dtype=torch.uint8, generator=generator)
-        self.text = text_encoder.tokenize(texts)
+    def __init__(self, images):
+        self.images = images
 
-    def pixels(self, rows, device):
-        return self.images[rows]
+    def rows(self, image_ids):
+        return np.arange(len(image_ids))
 
-    def tokens(self, rows, device):
-        length = int(self.text["attention_mask"][rows].sum(dim=1).max())
-        return self.text["input_ids"][rows, :length], self.text["attention_mask"][rows, :length]
+
+def _pairs(texts, tokenize):
+    images = np.random.default_rng(0).integers(0, 256, (len(texts), 36, 36), dtype=np.uint8)
+    ids = [f"s/{number}" for number in range(len(texts))]
+    cohort = pd.DataFrame({"image_id": ids, "split": "train", "report": texts})
+    return TrainingPairs(cohort, _Store(images), tokenize)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def texts():
 def _encoder(texts, micro_batch, **constants):
     config = PretrainingConfig(image_size=36, dim=16, precision="fp32", **constants)
     model = build_model(config, pd.DataFrame({"report": texts}), seed=3)
-    encoder = PairEncoder(model, _Pairs(texts, model.text_tower), torch.device("cpu"), micro_batch)
+    encoder = PairEncoder(model, _pairs(texts, model.text_tower.tokenize), torch.device("cpu"), micro_batch)
     if config.dropout:
         model.train()
         encoder.dropout_seed = lambda piece: 1000 + piece
@@ -88,6 +90,18 @@ def test_embeddings_from_scoring_spare_the_first_pass_and_change_nothing(texts):
     assert encoder.flops - before == pytest.approx(spent - scoring)
 
 
+def test_groups_of_like_length_hold_every_text_once_in_its_place(texts):
+    encoder = _encoder(texts, _PAIRS)
+    rows = np.random.default_rng(2).permutation(_PAIRS)[:17]
+    groups = encoder.pairs.tokens(rows, torch.device("cpu"))
+    assert sorted(torch.cat([group.positions for group in groups]).tolist()) == list(range(17))
+    assert sum(group.mask.numel() for group in groups) < 17 * max(group.mask.shape[1] for group in groups)
+    with torch.no_grad():
+        _, grouped = encoder.encode(rows, 0, backward=False)
+        padded = encoder.model.text_tower(**encoder.model.text_tower.tokenize([texts[row] for row in rows]))
+    assert torch.allclose(grouped, padded, atol=1e-6)
+
+
 def test_dropout_is_replayed_so_that_pieces_still_agree_with_autograd(texts):
     encoder = _encoder(texts, 6, text_encoder="tiny-bert", dropout=True)
     _, gradient = _gradient(encoder)
@@ -117,13 +131,11 @@ def test_counted_operations_are_those_of_a_real_step(texts):
     spent = encoder.flops
     encoder.backward(rows)
     metered = encoder.flops - spent
-    pixels, (ids, mask) = encoder.pairs.pixels(rows, None), encoder.pairs.tokens(rows, None)
+    pixels, groups = encoder.pairs.pixels(rows, torch.device("cpu")), encoder.pairs.tokens(rows, torch.device("cpu"))
 
     def step():
-        loss = contrastive_loss(
-            encoder.model.image_tower(pixels), encoder.model.text_tower(ids, mask), encoder.model.logit_scale
-        )
-        loss.backward()
+        texts = torch.cat([encoder.model.text_tower(group.input_ids, group.mask) for group in groups])
+        contrastive_loss(encoder.model.image_tower(pixels), texts, encoder.model.logit_scale).backward()
 
     assert metered == pytest.approx(count_flops(step), rel=1e-3)
 
@@ -134,7 +146,7 @@ def test_counting_leaves_gradients_and_random_state_alone(texts):
     gradients = [parameter.grad.clone() for parameter in encoder.model.parameters()]
     state = torch.get_rng_state()
     meter = FlopMeter(encoder.model.image_tower, encoder.model.text_tower, encoder.model)
-    counted = meter.images(encoder.pairs.pixels(np.arange(5), None), backward=True)
+    counted = meter.images(encoder.pairs.pixels(np.arange(5), torch.device("cpu")), backward=True)
     assert counted > 0
     assert torch.equal(state, torch.get_rng_state())
     for parameter, gradient in zip(encoder.model.parameters(), gradients, strict=True):
@@ -158,11 +170,11 @@ def test_saved_model_embeds_as_before(texts, tmp_path):
     rows = np.arange(_PAIRS)
     with torch.no_grad():
         assert torch.equal(
-            loaded.image_tower(encoder.pairs.pixels(rows, None)),
-            encoder.model.image_tower(encoder.pairs.pixels(rows, None)),
+            loaded.image_tower(encoder.pairs.pixels(rows, torch.device("cpu"))),
+            encoder.model.image_tower(encoder.pairs.pixels(rows, torch.device("cpu"))),
         )
-        ids, mask = encoder.pairs.tokens(rows, None)
-        assert torch.equal(loaded.text_tower(ids, mask), encoder.model.text_tower(ids, mask))
+        tokens = encoder.model.text_tower.tokenize(texts)
         again = loaded.text_tower.tokenize(texts)
-    assert torch.equal(again["input_ids"], encoder.pairs.text["input_ids"])
+        assert torch.equal(again["input_ids"], tokens["input_ids"])
+        assert torch.equal(loaded.text_tower(**again), encoder.model.text_tower(**tokens))
     assert torch.equal(loaded.logit_scale, encoder.model.logit_scale)

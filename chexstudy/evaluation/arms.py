@@ -3,15 +3,19 @@
 Nothing is chosen on a test split: prompts and the strength of the linear probe are chosen on validation.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
+import torch
 
-from chexstudy.cohort.pixels import PixelStore
+from chexstudy.cohort.pixels import PixelStore, open_pixel_store
 from chexstudy.cohort.reports import training_text
-from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.embedding import embed_images, embed_texts
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
@@ -203,8 +207,39 @@ def _choose_prompts(validation: _EmbeddedSplit | None, encode, findings: list[st
     return choose_prompts(scores, validation.labels) if np.isfinite(evaluable).any() else PUBLISHED.name
 
 
+def _evaluate_arms_apart(evaluation: Evaluation, jobs: list[tuple[str, int]], workers: int) -> list[pd.DataFrame]:
+    """`evaluate_arm` for every job, in processes of one share of the cores each."""
+    if workers <= 1 or len(jobs) == 1:
+        return [evaluate_arm(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
+    # Cohort and pixels are read anew there: cheaper than sending them.
+    settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device")}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_open_evaluation, initargs=(evaluation.run.study, settings, threads)
+    ) as pool:
+        return list(progress(pool.map(_evaluate_job, jobs), len(jobs), "evaluating arms"))
+
+
+_opened: Evaluation | None = None
+
+
+def _open_evaluation(study: str, settings: dict, threads: int) -> None:
+    global _opened
+    torch.set_num_threads(threads)
+    run = Run(study)
+    _opened = Evaluation(run, read_cohort(run.path("cohort.parquet")), open_pixel_store(run), **settings)
+
+
+def _evaluate_job(job: tuple[str, int]) -> pd.DataFrame:
+    return evaluate_arm(_opened, *job)
+
+
 def evaluate_arms(
-    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], reference: str = "curated"
+    evaluation: Evaluation,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    reference: str = "curated",
+    workers: int = 1,
 ) -> pd.DataFrame:
     """Every arm and seed, then means over seeds and the differences between ``reference`` and each other arm.
 
@@ -213,12 +248,13 @@ def evaluate_arms(
         arms: trained arms.
         seeds: their seeds.
         reference: the arm the others are subtracted from.
+        workers: processes; use 1 on a GPU.
 
     Returns:
         Rows of the results table. Rows over seeds have seed -1, and intervals that draw patients and seeds.
     """
     jobs = [(arm, seed) for arm in arms for seed in seeds]
-    by_seed = [evaluate_arm(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
+    by_seed = _evaluate_arms_apart(evaluation, jobs, workers)
     over_seeds = [_summarise_arm(evaluation, arm, seeds) for arm in arms]
     others = [arm for arm in arms if arm != reference] if reference in arms else []
     differences = [_subtract_arms(evaluation, reference, other, seeds) for other in others]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import measure_scores
@@ -106,7 +107,8 @@ def _fit_path(features: np.ndarray, present: np.ndarray, path: Sequence[float]) 
     """Coefficients and intercept ``(penalties, dim + 1)`` along rising inverse penalties."""
     regression = LogisticRegression(warm_start=True, max_iter=_ITERATIONS)
     solutions = []
-    with warnings.catch_warnings():
+    # The products are small: several BLAS threads spend their time waiting for one another.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # A weak penalty on a separable finding has its optimum far away; the ranking settles long before.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for inverse_penalty in path:

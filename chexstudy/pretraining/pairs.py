@@ -1,6 +1,7 @@
 """The training pairs as the engine sees them: pixels and tokens by row number."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,22 @@ from chexstudy.errors import StudyError
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 # Lengths are rounded up so that few shapes occur: fewer compilations, fewer counts of operations.
 _LENGTH_STEP = 8
+_LENGTH_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Some texts of a batch, padded to the longest of them.
+
+    Attributes:
+        positions: where in the batch they belong ``(texts,)``.
+        input_ids: ``(texts, length)``.
+        mask: ``(texts, length)``, 1 for tokens.
+    """
+
+    positions: Tensor
+    input_ids: Tensor
+    mask: Tensor
 
 
 class TrainingPairs:
@@ -48,9 +65,19 @@ class TrainingPairs:
         images = torch.from_numpy(np.ascontiguousarray(self._images[self._store_rows[rows]]))
         return images.unsqueeze(1).to(device, non_blocking=True)
 
-    def tokens(self, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Token ids and mask ``(batch, length)``, cut to the longest text of the batch."""
-        rows = torch.from_numpy(rows)
-        longest = int(self._lengths[rows].max())
-        length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self._input_ids.shape[1])
-        return self._input_ids[rows, :length].to(device), self._mask[rows, :length].to(device)
+    def tokens(self, rows: np.ndarray, device: torch.device) -> list[TokenGroup]:
+        """Tokenised reports in groups of like length, so that little padding is computed.
+
+        Returns:
+            Groups that together hold every row once.
+        """
+        lengths = self._lengths[torch.from_numpy(rows)]
+        order = torch.argsort(lengths, stable=True)
+        groups = []
+        for positions in torch.tensor_split(order, min(_LENGTH_GROUPS, len(order))):
+            longest = int(lengths[positions[-1]])
+            length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self._input_ids.shape[1])
+            chosen = torch.from_numpy(rows)[positions]
+            tokens = (self._input_ids[chosen, :length], self._mask[chosen, :length])
+            groups.append(TokenGroup(*(part.to(device) for part in (positions, *tokens))))
+        return groups

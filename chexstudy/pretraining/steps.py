@@ -17,7 +17,7 @@ from torch import Tensor
 from chexstudy.pretraining.compute import FlopMeter
 from chexstudy.pretraining.loss import contrastive_loss
 from chexstudy.pretraining.model import ImageTextModel
-from chexstudy.pretraining.pairs import TrainingPairs
+from chexstudy.pretraining.pairs import TokenGroup, TrainingPairs
 
 
 @dataclass
@@ -66,22 +66,24 @@ class PairEncoder:
 
     def encode(self, rows: np.ndarray, piece: int, backward: bool) -> tuple[Tensor, Tensor]:
         """Image and text embeddings ``(batch, dim)`` of one micro-batch, float32."""
-        pixels = self.pairs.pixels(rows, self.device)
-        input_ids, mask = self.pairs.tokens(rows, self.device)
-        self.flops += self._count(pixels, input_ids, mask, backward)
+        pixels, groups = self.pairs.pixels(rows, self.device), self.pairs.tokens(rows, self.device)
+        self.flops += self._count(pixels, groups, backward)
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
         with self._precision():
-            return self.model.image_tower(pixels), self.model.text_tower(input_ids, mask)
+            image = self.model.image_tower(pixels)
+            texts = torch.cat([self.model.text_tower(group.input_ids, group.mask) for group in groups])
+        return image, texts[torch.argsort(torch.cat([group.positions for group in groups]))]
 
-    def _count(self, pixels: Tensor, input_ids: Tensor, mask: Tensor, backward: bool) -> float:
-        return self.meter.images(pixels, backward) + self.meter.texts(input_ids, mask, backward)
+    def _count(self, pixels: Tensor, groups: list[TokenGroup], backward: bool) -> float:
+        texts = sum(self.meter.texts(group.input_ids, group.mask, backward) for group in groups)
+        return self.meter.images(pixels, backward) + texts
 
     def count_step(self, rows: np.ndarray) -> float:
         """Operations that `backward` would spend on ``rows``, without spending them."""
         parts = self.pieces(rows)
         passes = [True] if len(parts) == 1 else [False, True]
-        inputs = [(self.pairs.pixels(part, self.device), *self.pairs.tokens(part, self.device)) for part in parts]
+        inputs = [(self.pairs.pixels(part, self.device), self.pairs.tokens(part, self.device)) for part in parts]
         encoding = sum(self._count(*part, backward) for part in inputs for backward in passes)
         return encoding + self.meter.loss(len(rows), self.model.dim)
 
