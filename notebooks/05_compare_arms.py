@@ -32,6 +32,7 @@ from chexstudy.cohort.pixels import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.evaluation.arms import Evaluation, evaluate_arms
 from chexstudy.evaluation.results import add_results
+from chexstudy.evaluation.summary import summarise_zero_shot
 from chexstudy.evaluation.zero_shot import list_inverted
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute, select_compute
@@ -63,10 +64,7 @@ results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, refer
 # Zero-shot AUROC with the prompts chosen on validation: means over seeds, intervals over patients and seeds.
 
 # %%
-summary = results[(results.task == "zero_shot") & (results.metric == "auroc") & (results.setting == "chosen")]
-summary = summary[(summary.seed == -1) & summary.finding.isin(["macro", "head", "medium", "tail"])]
-text = summary.apply(lambda row: f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]", axis=1)
-summary.assign(text=text).pivot(index=["data_set", "finding"], columns="arm", values="text")[arm_names]
+summarise_zero_shot(results, arm_names)
 
 # %% [markdown]
 # ## C2. Zero-shot classification

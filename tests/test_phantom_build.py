@@ -13,7 +13,7 @@ from chexstudy.cohort.phantom.build import PhantomConfig, build_phantom
 from chexstudy.cohort.phantom.junk import JUNK_KINDS, draw_junk, spoil_radiograph
 from chexstudy.cohort.phantom.masks import decode_mask, encode_mask, read_masks, write_masks
 from chexstudy.cohort.phantom.prevalence import PREVALENCE
-from chexstudy.cohort.table import finding_columns, read_cohort
+from chexstudy.cohort.table import NO_FINDING, finding_columns, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
@@ -47,7 +47,10 @@ def hash_folder(folder):
 
 def test_the_cohort_has_the_planned_size_ids_and_files(folder, cohort):
     assert cohort.image_id.tolist() == [f"phantom/{number:06d}" for number in range(300)]
-    assert finding_columns(cohort) == list(PREVALENCE)
+    assert finding_columns(cohort) == [NO_FINDING, *PREVALENCE]
+    diseased = (cohort[list(PREVALENCE)] == 1).any(axis=1)
+    hedged = (cohort[list(PREVALENCE)] == -1).any(axis=1)
+    assert cohort[NO_FINDING].tolist() == np.select([diseased, hedged], [0, -1], 1).tolist()
     assert all((folder / "phantom" / path).is_file() for path in cohort.image_path)
     assert cohort[list(PREVALENCE)].notna().all(axis=None)
 

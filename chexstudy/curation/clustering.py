@@ -1,14 +1,21 @@
 """k-means on features: faiss where it can be imported, a torch Lloyd otherwise. The only module that imports faiss."""
 
-import importlib.util
+import importlib
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@cache
 def faiss_is_available() -> bool:
-    return importlib.util.find_spec("faiss") is not None
+    """Whether faiss can be imported; a build for another CUDA than torch's is there but cannot."""
+    try:
+        importlib.import_module("faiss")
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def cluster_features(features: Tensor, clusters: int, iterations: int, seed: int) -> Tensor:

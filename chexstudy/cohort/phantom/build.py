@@ -88,7 +88,8 @@ def _label_case(case: Case) -> dict[str, int]:
     labels = dict.fromkeys(PREVALENCE, 0)
     for lesion in case.lesions:
         labels[lesion.finding] = 1 if lesion.certain else -1
-    return labels
+    stated = set(labels.values())
+    return {NO_FINDING: 0 if 1 in stated else -1 if -1 in stated else 1, **labels}
 
 
 def _tabulate_pairs(pairs: list[Pair], ids: list[str], config: PhantomConfig) -> pd.DataFrame:

@@ -1,0 +1,27 @@
+"""The results in one small table, as notebook 5 shows it and the README prints it."""
+
+import pandas as pd
+
+from chexstudy.evaluation.arms import CHOSEN, OVER_SEEDS
+from chexstudy.evaluation.scores import MACRO, TIERS
+
+
+def summarise_zero_shot(results: pd.DataFrame, arms: list[str], metric: str = "auroc") -> pd.DataFrame:
+    """Zero-shot means over seeds with their 95 % intervals, as text.
+
+    Args:
+        results: rows of the results table.
+        arms: columns, in this order; arms without rows are left out.
+        metric: ``auroc`` or ``auprc``.
+
+    Returns:
+        One row a data set and group of findings (``macro``, ``head``, ``medium``, ``tail``), one column an arm, cells
+        such as ``0.812 [0.790, 0.833]``.
+    """
+    chosen = (results.task == "zero_shot") & (results.metric == metric) & (results.setting == CHOSEN)
+    groups = [MACRO, *TIERS]
+    rows = results[chosen & (results.seed == OVER_SEEDS) & results.finding.isin(groups)]
+    cells = rows.apply(lambda row: f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]", axis=1)
+    table = rows.assign(cell=cells).pivot(index=["data_set", "finding"], columns="arm", values="cell")
+    order = [(name, group) for name in sorted(set(rows.data_set)) for group in groups if (name, group) in table.index]
+    return table.loc[order, [arm for arm in arms if arm in table]]
