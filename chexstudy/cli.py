@@ -1,10 +1,14 @@
 """The `chexstudy` command: thin verbs over the notebooks and the package."""
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
-from chexstudy import __version__
+from chexstudy import __version__, paths
 from chexstudy.errors import StudyError
 
 _STEPS = {
@@ -17,7 +21,9 @@ _STEPS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 done, 1 a failure, 2 a mistake of the user, 130 Ctrl-C."""
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.refuse(unknown[0])
     try:
         return options.act(options) or 0
     except StudyError as error:
@@ -34,10 +40,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence, like those of the rest of the study."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            known = re.findall(r"[\w-]+", choice[3])
+            message = f"{choice[1]} cannot be {choice[2]!r}; it is one of {', '.join(known)}"
+            message += _guess(choice[2], known)
+        elif "-p/--parameter" in message:
+            message = "-p takes a name and a value, for example `-p seed 3`"
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+    def refuse(self, argument: str) -> NoReturn:
+        """Stop at an argument that no one takes."""
+        own = [name for action in self._actions for name in action.option_strings]
+        hint = _guess(argument, own)
+        if not hint and argument.startswith("--") and "--parameter" in own:
+            hint = ": what notebooks take is given as `-p name value`"
+        self.error(f"there is no use for {argument!r}{hint}")
+
+
+def _guess(word: str, known: Sequence[str]) -> str:
+    closest = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {closest[0]!r}" if closest else ""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every verb; each verb's function is its ``act``."""
     parser = _new_parser(
-        argparse.ArgumentParser,
+        _Parser,
         "chexstudy",
         "Train chest X-ray foundation models on less data and less compute: a reproducible study.\n\n"
         "A study is one folder, runs/<study>. Notebooks fill it step by step; every verb below is a way to run\n"
@@ -45,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         "first steps:\n"
         "  chexstudy run all --profile debug       every notebook on a tiny drawn cohort, in minutes\n"
         "  chexstudy run 04 -p seed 3              one notebook of the default study with another seed\n"
-        "  chexstudy run 04 --list                 the parameters of a notebook\n"
+        "  chexstudy run --list                    notebooks, their parameters, profiles\n"
         "  chexstudy doctor                        versions, GPU, faiss, where things live",
     )
     parser.set_defaults(debug=False)
@@ -57,10 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
         verbs,
         "embed",
         "embed the pairs of a cohort",
-        "Run 02_embed_pairs: image and text embeddings of every pair of the study's cohort, by frozen encoders.\n"
+        "Run 02_embed_pairs: image and text embeddings of every training pair, by pretrained encoders or by tiny ones\n"
+        "after a short warm-up, and a map of them.\n"
         "Embeddings are cached by encoder, revision, preprocessing and cohort: a killed run goes on, a second costs\n"
         "nothing.",
-        "runs/<study>/embeddings/<name>/ (image.npy, text.npy, ids.parquet)",
+        "runs/<study>/embeddings/scoring/ (image.npy, text.npy, ids.parquet, map.parquet) and figures/",
         _STEPS["embed"],
     )
     _add_step(
@@ -68,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         "curate",
         "watch the curator choose its pairs",
         "Run 03_watch_prototypes: warm up, curate, and draw where the prototypes move and which pairs are kept.",
-        "runs/<study>/pretraining/curated/ (subset.parquet, ledger.parquet, prototypes.npy) and figures/",
+        "runs/<study>/pretraining/curated/seed<k>/ (subset.parquet, ledger.parquet, prototypes.npy) and figures/",
         _STEPS["curate"],
     )
     _add_step(
@@ -76,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         "pretrain",
         "train the arms",
         "Run 04_pretrain_curated: the curated arm and the arms it is compared with, each resumed where it stopped.",
-        "runs/<study>/pretraining/<arm>/seed<k>/ (model.safetensors, history.parquet, compute.json)",
+        "runs/<study>/pretraining/<arm>/seed<k>/ (model/, subset.parquet, history.parquet, compute.json)",
         _STEPS["pretrain"],
     )
     _add_step(
@@ -108,19 +142,22 @@ def _add_run(verbs) -> None:
         "  chexstudy run all                                        the default study\n"
         "  chexstudy run all --profile nlm_tb -p data_root ~/nlm    a real cohort\n"
         "  chexstudy run 05_compare_arms --study demo -p resamples 500\n"
-        "  chexstudy run 04 --list                                  what 04 can be told\n\n"
+        "  chexstudy run 04 --list                                  what 04 can be told\n"
+        "  chexstudy run --list                                     all notebooks and profiles\n\n"
         "writes: runs/<study>/ (artifacts, notebooks/, figures/, results.parquet, timings.json)",
         _run,
     )
-    parser.add_argument("notebook", metavar="NOTEBOOK", help="a notebook's name or number, or all")
+    parser.add_argument("notebook", metavar="NOTEBOOK", nargs="?", help="a notebook's name or number, or all")
     _add_run_options(parser)
-    parser.add_argument("--list", action="store_true", help="list notebooks and parameters; run nothing")
+    parser.add_argument("--list", action="store_true", help="list notebooks, parameters and profiles; run nothing")
 
 
 def _run(options: argparse.Namespace) -> None:
-    names = None if options.notebook == "all" else [options.notebook]
+    names = None if options.notebook in (None, "all") else [options.notebook]
     if options.list:
         _list_parameters(names)
+    elif options.notebook is None:
+        options.parser.error("say which notebook, by name or number, or all")
     else:
         _run_selected(options, names)
 
@@ -140,19 +177,29 @@ def _run_selected(options: argparse.Namespace, names: list[str] | None) -> None:
 
 
 def _list_parameters(names: list[str] | None) -> None:
-    from chexstudy import paths
     from chexstudy.parameters import read_parameters
+    from chexstudy.profiles import list_profiles, read_profile
     from chexstudy.runner import find_notebook, list_notebooks
 
     for name in list_notebooks() if names is None else map(find_notebook, names):
         print(name)
         for parameter in read_parameters(paths.NOTEBOOKS / f"{name}.py").values():
             print(f"  {parameter.name} = {parameter.default!r}\n      {parameter.expected}; {parameter.help}")
+    if names is None:
+        profiles = [read_profile(name) for name in list_profiles()]
+        width = max(len(profile.name) for profile in profiles)
+        print("\nprofiles (--profile)")
+        for profile in profiles:
+            print(f"  {profile.name:<{width}}  {'; '.join(filter(None, (profile.title, profile.cost)))}")
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
+    named = ", ".join(sorted(path.stem for path in paths.PROFILES.glob("*.yaml")))
     parser.add_argument(
-        "--profile", default="demo", metavar="P", help="named set of parameters, or a .yaml of yours (default: demo)"
+        "--profile",
+        default=default,
+        metavar="P",
+        help=f"set of parameters: {named}, or a .yaml of yours (default: {default or 'that of the source, else demo'})",
     )
     parser.add_argument("--study", metavar="S", help="name of the run folder (default: the profile's name)")
     parser.add_argument(
@@ -205,21 +252,23 @@ def _add_cohort(verbs) -> None:
     build.add_argument("--source", choices=("phantom", "nih", "nlm_tb", "folder"), help="where the images come from")
     build.add_argument("--data-root", metavar="X", help="the folder that holds the source's images and tables")
     build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
-    _add_run_options(build)
+    _add_run_options(build, default=None)
     check = _add_verb(
         actions,
         "check",
         "check a cohort table, or a folder of your own",
-        "Hold a cohort table against the contract: columns, label values, unique ids, one split a patient.\n"
+        "Hold a study's cohort table against the contract: columns, label values, unique ids, one split a patient.\n"
         "For a folder with images, a table and cohort.yaml (which says what its columns mean), list everything\n"
         "that is wrong.",
         "examples:\n"
-        "  chexstudy cohort check runs/demo/cohort.parquet\n"
+        "  chexstudy cohort check demo\n"
         "  chexstudy cohort check ~/mine\n\n"
         "writes: nothing; exit status 2 if there is a problem",
         _check_cohort,
     )
-    check.add_argument("cohort", metavar="TABLE.parquet|FOLDER", help="what to check")
+    check.add_argument(
+        "cohort", metavar="STUDY|TABLE.parquet|FOLDER", help="a study's name, a table's path, or a folder of your own"
+    )
     show = _add_verb(
         actions,
         "show",
@@ -231,7 +280,27 @@ def _add_cohort(verbs) -> None:
     show.add_argument("cohort", metavar="STUDY|TABLE.parquet", help="a study's name, or a table's path")
 
 
+def _find_table(named: str) -> Path:
+    """The cohort table meant by a study's name, a study's folder or a table's path."""
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    path = resolve_user_path(named)
+    if (path / "cohort.parquet").is_file():
+        return path / "cohort.parquet"
+    if path.is_file() or path.suffix or len(Path(named).parts) != 1:
+        return path
+    return Run(named).require("cohort.parquet", "01_build_cohort")
+
+
 def _build_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.profiles import list_profiles
+
+    if options.profile is None:
+        # Real images under the default study's name would end what was drawn there.
+        real = options.source not in (None, "phantom")
+        options.study = options.study or (options.source if real else None)
+        options.profile = options.source if options.source in list_profiles() else "demo"
     named = {"source": options.source, "data_root": options.data_root, "image_size": options.size}
     options.parameter = [*options.parameter, *((name, value) for name, value in named.items() if value is not None)]
     _run_selected(options, ["01_build_cohort"])
@@ -243,7 +312,7 @@ def _check_cohort(options: argparse.Namespace) -> int:
     from chexstudy.paths import resolve_user_path
 
     path = resolve_user_path(options.cohort)
-    if path.is_dir():
+    if path.is_dir() and not (path / "cohort.parquet").is_file():
         report = check_folder(path)
         print("\n".join(report.problems), file=sys.stderr, end="\n" if report.problems else "")
         print(
@@ -254,7 +323,7 @@ def _check_cohort(options: argparse.Namespace) -> int:
             return 2
         cohort = report.cohort
     else:
-        cohort = read_cohort(path)
+        cohort = read_cohort(_find_table(options.cohort))
     print(
         f"{options.cohort} keeps the contract: {len(cohort)} images of {cohort.patient_id.nunique()} patients, "
         f"{len(finding_columns(cohort))} findings."
@@ -264,16 +333,8 @@ def _check_cohort(options: argparse.Namespace) -> int:
 
 def _show_cohort(options: argparse.Namespace) -> None:
     from chexstudy.cohort.table import finding_columns, read_cohort
-    from chexstudy.paths import resolve_user_path
-    from chexstudy.runs import Run
 
-    is_table = options.cohort.endswith(".parquet")
-    path = (
-        resolve_user_path(options.cohort)
-        if is_table
-        else Run(options.cohort).require("cohort.parquet", "01_build_cohort")
-    )
-    cohort = read_cohort(path)
+    cohort = read_cohort(_find_table(options.cohort))
     groups = cohort.groupby(["source", "split"], sort=True)
     counts = groups.agg(
         images=("image_id", "size"), patients=("patient_id", "nunique"), studies=("study_id", "nunique")
@@ -377,7 +438,7 @@ def _examine(options: argparse.Namespace) -> int:
 def _add_verb(verbs, name: str, summary: str, description: str, epilog: str, act) -> argparse.ArgumentParser:
     parser = _new_parser(verbs.add_parser, name, description, epilog, help=summary)
     if act:
-        parser.set_defaults(act=act)
+        parser.set_defaults(act=act, parser=parser)
     return parser
 
 

@@ -9,10 +9,11 @@ The cell after ``parameters`` reads::
 
 import ast
 import os
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
 from chexstudy import paths
+from chexstudy.errors import StudyError
 from chexstudy.parameters import check_names, check_values, read_parameters
 from chexstudy.runs import Run
 
@@ -54,13 +55,15 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
         The run of the parameter ``study``.
 
     Raises:
-        StudyError: a parameter is unknown or has another type than its default.
+        StudyError: a parameter is unknown, absent, or of another type than its default.
     """
     source = Path(folder or paths.NOTEBOOKS) / f"{name}.py"
     declared = read_parameters(source)
-    check_names(_injected_names(namespace.get("In", ())), declared, name)
-    present = {parameter: namespace[parameter] for parameter in declared if parameter in namespace}
-    namespace.update(check_values(declared, present, name))
+    check_names(_assigned_parameters(namespace.get("In", ())), declared, name)
+    absent = [parameter for parameter in declared if parameter not in namespace]
+    if absent:
+        raise StudyError(f"the parameters cell of {name} does not set {absent[0]!r}: put its line back.")
+    namespace.update(check_values(declared, {parameter: namespace[parameter] for parameter in declared}, name))
     for variable, value in notebook_environment().items():
         os.environ.setdefault(variable, value)
     # JupyterLab starts kernels in the notebook's folder; the user thinks from the checkout.
@@ -69,10 +72,32 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
     return Run(str(namespace["study"]))
 
 
-def _injected_names(executed_cells: Iterable[str]) -> Iterator[str]:
-    """Names assigned in the cell papermill injects, found in the kernel's history by papermill's own comment."""
+def _assigned_parameters(executed_cells: Iterable[str]) -> list[str]:
+    """Names set in the parameters cell as it was last run, perhaps edited by hand, and in papermill's own after it.
+
+    Both are found in the kernel's history: papermill's by its comment, the other because it sets ``study``.
+    """
+    own, injected = [], []
     for cell in executed_cells:
+        names = _assigned_names(cell)
         if cell.lstrip().startswith(_INJECTED):
-            for statement in ast.parse(cell).body:
-                if isinstance(statement, ast.Assign):
-                    yield from (target.id for target in statement.targets if isinstance(target, ast.Name))
+            injected = names
+        elif "study" in names:
+            own = names
+    return own + injected
+
+
+def _assigned_names(cell: str) -> list[str]:
+    """Names a cell of nothing but plain assignments sets; none for any other cell."""
+    try:
+        statements = ast.parse(cell).body
+    except SyntaxError:
+        # Magics and shell commands.
+        return []
+    names = []
+    for statement in statements:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign):
+            return []
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names

@@ -120,7 +120,7 @@ def run_notebooks(
     run = Run(_choose_study(overrides, study, plan))
     declared = {name: read_parameters(folder / f"{name}.py") for name in known}
     values = resolve_parameters(declared, plan, chosen, overrides, run.study, from_text=from_text)
-    _announce(plan, run)
+    _announce(plan, run, is_everything=chosen == known)
     return _execute_in_order(folder, run, values, plan.name, online=online, quiet=quiet)
 
 
@@ -172,13 +172,14 @@ def _choose_study(overrides: dict[str, object], study: str | None, profile: Prof
     given = overrides.pop("study", None)
     if given is not None and study is not None and given != study:
         raise StudyError(f"the study is named twice, {study!r} and {given!r}: give it once.")
-    return str(given or study or profile.name)
+    chosen = given if given is not None else study
+    return str(profile.name if chosen is None else chosen)
 
 
-def _announce(profile: Profile, run: Run) -> None:
+def _announce(profile: Profile, run: Run, *, is_everything: bool) -> None:
     print(f"{profile.title or profile.name}: {profile.description}".rstrip(": "))
     if profile.cost:
-        print(f"Expected cost: {profile.cost}")
+        print(f"Expected cost{'' if is_everything else ' of all notebooks together'}: {profile.cost}")
     print(f"Study {run.study!r} is written to {run.folder}", flush=True)
 
 
@@ -284,7 +285,7 @@ class _IndentedLines:
 def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
     known = run.read_json(TIMINGS, "") if run.has(TIMINGS) else {"notebooks": {}}
     kibibyte = 1 if sys.platform == "darwin" else 1024
-    known["notebooks"][name] = {
+    entry = {
         "state": state,
         "seconds": round(seconds, 2),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -293,6 +294,12 @@ def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str
         # Of all processes waited for so far in this call; a notebook's several processes are not added up.
         "largest_process_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kibibyte,
     }
+    former = known["notebooks"].get(name, {})
+    if state != "done" and former.get("state") == "done":
+        # What a run that ended well was started with still says how its artifacts came to be.
+        known["notebooks"][name] = former | {"unfinished": entry}
+    else:
+        known["notebooks"][name] = entry
     known["seconds"] = round(sum(entry["seconds"] for entry in known["notebooks"].values()), 2)
     known["machine"] = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
     run.write_json(TIMINGS, known)

@@ -5,10 +5,12 @@ input artifacts and of the code that computes. A stale artifact is computed agai
 study goes on where it stopped and a changed one is never mixed with an old one.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from chexstudy.errors import StudyError
 
 # These rooms show results or start notebooks; a change in them cannot change a number.
 _PRESENTATION = {"plots", "cli.py", "doctor.py", "notebook.py", "parameters.py", "profiles.py", "runner.py"}
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _RECORDED_VERSIONS = ("numpy", "pandas", "torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn")
 
 
@@ -46,15 +49,27 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, final)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
+        reason = _refusal_of_the_system(error)
+        if reason is None:
+            raise
         raise StudyError(
             f"could not write {final}: {reason}; free some space or set CHEXSTUDY_HOME to another disk."
         ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _refusal_of_the_system(error: BaseException) -> str | None:
+    """Why the operating system refused to write, or None if something else went wrong.
+
+    Writers in other languages hide it: torch keeps the ``OSError`` as the context of an error of its own, safetensors
+    names its number in the text.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    code = int(number[1]) if number else getattr(error.__context__, "errno", None)
+    return os.strerror(code) if code in _WRITE_ERRORS else None
 
 
 def hash_file(path: str | Path) -> str:

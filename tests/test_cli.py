@@ -46,10 +46,12 @@ def notebooks(tmp_path, monkeypatch, home):
     """A checkout whose notebooks have the names of the real ones and take no time."""
     folder = tmp_path / "notebooks"
     (folder / "profiles").mkdir(parents=True)
-    (folder / "profiles" / "demo.yaml").write_text("title: Demo\ndefaults: {seed: 3}\n")
+    (folder / "profiles" / "demo.yaml").write_text("title: Demo\ncost: nothing\ndefaults: {seed: 3}\n")
+    (folder / "profiles" / "nih.yaml").write_text("title: NIH\ndefaults: {source: nih, seed: 4}\n")
     for name in ["01_build_cohort", *(name for names in _STEPS.values() for name in names)]:
         (folder / f"{name}.py").write_text(NOTEBOOK.replace("NAME", name))
     monkeypatch.setattr(paths, "NOTEBOOKS", folder)
+    monkeypatch.setattr(paths, "PROFILES", folder / "profiles")
     return folder
 
 
@@ -79,17 +81,37 @@ def test_help_is_there_at_once():
     assert not {"numpy", "pandas", "torch", "papermill", "jupytext"} & set(done.stdout.split())
 
 
-def test_without_a_verb_it_says_so(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("", "chexstudy: the following arguments are required: VERB; see `chexstudy --help`."),
+        ("rum all", "doctor: did you mean 'run'; see `chexstudy --help`."),
+        ("run", "chexstudy run: say which notebook, by name or number, or all; see `chexstudy run --help`."),
+        ("run 01 02", "chexstudy run: there is no use for '02'; see `chexstudy run --help`."),
+        ("run 01 --profil demo", "no use for '--profil': did you mean '--profile'; see `chexstudy run --help`."),
+        ("run all --data-root x", "no use for '--data-root': what notebooks take is given as `-p name value`; see"),
+        ("run 01 -p seed=3", "chexstudy run: -p takes a name and a value, for example `-p seed 3`; see"),
+        ("cohort", "chexstudy cohort: the following arguments are required: ACTION; see"),
+        ("cohort build --source nhi", "--source cannot be 'nhi'; it is one of phantom, nih, nlm_tb, folder: did you"),
+        ("check-golden", "chexstudy check-golden: the following arguments are required: FILE.npz; see"),
+        ("doctor now", "chexstudy doctor: there is no use for 'now'; see `chexstudy doctor --help`."),
+    ],
+)
+def test_a_mistyped_command_is_one_sentence_and_status_2(capsys, arguments, sentence):
     with pytest.raises(SystemExit) as caught:
-        main([])
+        main(arguments.split())
+    shown = capsys.readouterr()
     assert caught.value.code == 2
-    assert "VERB" in capsys.readouterr().err
+    assert sentence in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "all", "--profile", "dmo"], "there is no profile 'dmo'; the profiles are demo: did you mean 'demo'."),
+        (["run", "all", "--profile", "dmo"], "there is no profile 'dmo'; the profiles are demo, nih: did you"),
+        (["run", "1", "--study", ""], "study must be a plain folder name such as 'demo', not ''."),
         (["run", "all", "-p", "seeed", "1"], "the study has no parameter 'seeed'; it takes"),
         (
             ["run", "1", "-p", "seed", "one"],
@@ -134,9 +156,14 @@ def test_list_shows_the_parameters_and_runs_nothing(notebooks, home, capsys):
     assert main(["run", "04", "--list"]) == 0
     assert "  seed = 0\n      a whole number (int); seed of everything\n" in capsys.readouterr().out
     assert main(["run", "all", "--list"]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line[0] != " "] == sorted(
+    everything = capsys.readouterr().out
+    assert main(["run", "--list"]) == 0
+    assert capsys.readouterr().out == everything
+    names, _, profiles = everything.partition("\nprofiles (--profile)\n")
+    assert [line for line in names.splitlines() if line[0] != " "] == sorted(
         path.stem for path in notebooks.glob("*.py")
     )
+    assert profiles == "  demo  Demo; nothing\n  nih   NIH\n"
     assert not (home / "runs").exists()
 
 
@@ -144,6 +171,20 @@ def test_cohort_build_runs_its_notebook_with_the_source(notebooks):
     arguments = ["--source", "folder", "--data-root", "mine", "--size", "64", "--study", "own", "--quiet"]
     assert main(["cohort", "build", *arguments]) == 0
     assert written("own", "01_build_cohort") == [3, "folder", "mine", 64]
+
+
+def test_real_images_do_not_land_in_the_default_study(notebooks, home):
+    assert main(["cohort", "build", "--source", "nih", "--data-root", "x", "--quiet"]) == 0
+    assert written("nih", "01_build_cohort") == [4, "nih", "x", 96]
+    assert main(["cohort", "build", "--source", "folder", "--data-root", "x", "--quiet"]) == 0
+    assert written("folder", "01_build_cohort") == [3, "folder", "x", 96]
+    assert main(["cohort", "build", "--quiet"]) == 0
+    assert written("demo", "01_build_cohort") == [3, "phantom", "", 96]
+
+
+def test_the_cost_of_all_notebooks_is_not_said_to_be_that_of_one(notebooks, capsys):
+    assert main(["run", "01", "--quiet"]) == 0
+    assert "Expected cost of all notebooks together: nothing\n" in capsys.readouterr().out
 
 
 def test_evaluate_runs_its_two_notebooks_and_figures_draws_them_again(notebooks, home, capsys):
@@ -183,10 +224,26 @@ def test_cohort_check_says_what_a_good_table_holds(tmp_path, capsys):
     assert "keeps the contract: 3 images of 2 patients, 2 findings" in capsys.readouterr().out
 
 
+def test_a_cohort_is_named_by_its_study_its_folder_or_its_table(home, capsys):
+    table = write_cohort(make_cohort(), Run("mine").path("cohort.parquet"))
+    shown = set()
+    for named in ("mine", str(table.parent), str(table)):
+        assert main(["cohort", "check", named]) == 0
+        assert f"{named} keeps the contract: 3 images" in capsys.readouterr().out
+        assert main(["cohort", "show", named]) == 0
+        shown.add(capsys.readouterr().out)
+    assert len(shown) == 1
+    assert main(["cohort", "check", "other"]) == 2
+    assert capsys.readouterr().err == "study 'other' has no cohort.parquet yet: run 01_build_cohort first.\n"
+
+
 def test_cohort_check_names_row_and_column_of_a_bad_label(tmp_path, capsys):
     make_cohort().assign(Edema=[0, 2, 1]).to_parquet(tmp_path / "bad.parquet")
     assert main(["cohort", "check", str(tmp_path / "bad.parquet")]) == 2
-    assert "row 1 (s/2), column 'Edema' holds" in capsys.readouterr().err
+    assert "row 1 (s/2), column 'Edema' holds 2; a label is 1 (present)" in capsys.readouterr().err
+    (tmp_path / "none.parquet").write_text("<html>")
+    assert main(["cohort", "check", str(tmp_path / "none.parquet")]) == 2
+    assert "is not a parquet table that can be read: build it again" in capsys.readouterr().err
 
 
 def test_cohort_check_lists_everything_wrong_with_a_folder(tmp_path, capsys):

@@ -77,6 +77,22 @@ def test_names_of_other_cells_are_no_parameters(folder):
     start(folder, injected="table = 3\nother = 4")
 
 
+def test_a_line_added_to_the_parameters_cell_by_hand_stops(folder):
+    with pytest.raises(StudyError, match=r"01_tiny has no parameter 'sede'.*did you mean 'seed'"):
+        start(folder, injected='study = "tiny"\nsede: int = 3\n')
+    # Put right and run again, in the same kernel.
+    start(folder, In=['study = "tiny"\nsede = 3', "%matplotlib inline", 'study = "tiny"\nseed = 3', "other = 1"])
+
+
+def test_a_line_taken_out_of_the_parameters_cell_stops(folder):
+    with pytest.raises(StudyError, match="the parameters cell of 01_tiny does not set 'rate': put its line back"):
+        start_notebook("01_tiny", {"study": "tiny", "seed": 0}, folder)
+
+
+def test_a_corrected_injected_cell_is_what_counts(folder):
+    start(folder, In=["# Parameters\nsede = 3", "# Parameters\nseed = 3"])
+
+
 def test_models_come_from_the_cache_and_nothing_reports_home_unless_asked(home, monkeypatch):
     environment = notebook_environment()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"

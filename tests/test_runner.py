@@ -164,6 +164,18 @@ def test_a_disk_that_fills_up_leaves_no_half_notebook(folder, home, monkeypatch)
     assert os.listdir(home / "runs/tiny/notebooks") == []
 
 
+def test_a_run_that_failed_does_not_change_what_a_study_is_run_again_with(folder, home):
+    run_notebook("02", "tiny", {"seed": 1}, folder=folder)
+    with pytest.raises(NotebookFailure):
+        run_notebook("02", "tiny", {"seed": 2, "fate": "user"}, folder=folder)
+    record = read_timings(home, "tiny")["02_second"]
+    assert (record["state"], record["parameters"]["seed"]) == ("done", 1)
+    assert (record["unfinished"]["state"], record["unfinished"]["parameters"]["seed"]) == ("failed", 2)
+    rerun_notebooks("tiny", folder=folder)
+    record = read_timings(home, "tiny")["02_second"]
+    assert (record["state"], record["parameters"]["seed"], "unfinished" in record) == ("done", 1, False)
+
+
 def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home):
     run_notebook("01", "tiny", {"seed": "8"}, from_text=True, study="mine", folder=folder, quiet=True)
     seen = home / "runs/mine/seen.json"
@@ -182,6 +194,8 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home):
         ({"seed": "1"}, None, "parameter 'seed' of 01_first must be a whole number"),
         ({"study": "a"}, "b", "named twice, 'b' and 'a'"),
         ({"study": "../a"}, None, "plain folder name"),
+        ({"study": ""}, None, "plain folder name"),
+        ({}, "", "plain folder name"),
     ],
 )
 def test_a_wrong_parameter_stops_before_anything_is_started(folder, home, parameters, study, sentence):

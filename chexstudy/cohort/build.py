@@ -51,7 +51,9 @@ def build_cohort(
     elif source not in SOURCES:
         raise StudyError(f"there is no source named {source!r}: choose {PHANTOM}, {', '.join(SOURCES)}.")
     elif not data_root:
-        raise StudyError(f"the source {source!r} needs data_root: give the folder that holds the images.")
+        raise StudyError(
+            f"the source {source!r} needs data_root, the folder that holds its images: give `-p data_root FOLDER`."
+        )
     else:
         for name in _PHANTOM_TRUTH:
             # A truth left by a phantom of the same study would be read as that of the real images.

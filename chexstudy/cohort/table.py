@@ -92,7 +92,7 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise StudyError(
-                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {cohort[name][row]!r}; "
+                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {_plain(cohort[name][row])!r}; "
                 "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
             )
         cohort[name] = numbers.astype("Int8")
@@ -112,7 +112,7 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         if cases is not None and len(cases) and "index" in cases and pd.notna(cases["index"].iloc[0]):
             row, value = int(cases["index"].iloc[0]), cases["failure_case"].iloc[0]
             raise StudyError(
-                f"{origin}: row {row}, column {column!r} holds {value!r}: {_expectation(column)}."
+                f"{origin}: row {row}, column {column!r} holds {_plain(value)!r}: {_expectation(column)}."
             ) from None
         raise StudyError(f"{origin}: column {column!r}: {_expectation(column)}.") from None
     splits_of_patient = cohort.groupby("patient_id")["split"].agg(lambda s: sorted(set(s)))
@@ -123,6 +123,11 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
             f"{len(shared)} patient(s) do: give all images of a patient the same split."
         )
     return cohort
+
+
+def _plain(value: object) -> object:
+    """The value as Python writes it: ``2`` and not ``np.int64(2)``."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _expectation(column: str) -> str:
@@ -156,6 +161,8 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         raise StudyError(f"there is no cohort table at {path}: build one with `chexstudy cohort build`.")
     try:
         cohort = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path} is not a readable parquet table ({error}): build it again.") from None
+    except (OSError, ValueError):
+        raise StudyError(
+            f"{path} is not a parquet table that can be read: build it again with `chexstudy cohort build`."
+        ) from None
     return validate_cohort(cohort, str(path))

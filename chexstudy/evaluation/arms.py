@@ -252,8 +252,14 @@ def evaluate_arms(
 
     Returns:
         Rows of the results table. Rows over seeds have seed -1, and intervals that draw patients and seeds.
+
+    Raises:
+        StudyError: an arm was not trained with a seed.
     """
     jobs = [(arm, seed) for arm in arms for seed in seeds]
+    for arm, seed in jobs:
+        # Said at once, not after the arms before it were measured.
+        evaluation.run.require(f"{arm_folder(arm, seed)}/compute.json", f"{_MADE_BY} with this arm and seed")
     by_seed = _evaluate_arms_apart(evaluation, jobs, workers)
     over_seeds = [_summarise_arm(evaluation, arm, seeds) for arm in arms]
     others = [arm for arm in arms if arm != reference] if reference in arms else []

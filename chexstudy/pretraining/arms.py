@@ -19,6 +19,7 @@ from chexstudy.runs import Run
 
 # A worker says so after each arm, on a line of its own.
 JOB_DONE = "<arm finished>"
+_SECONDS_TO_STOP = 10
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,13 @@ class _Worker:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            # Asked to end and not killed, it takes away the file it is just writing.
+            self._process.terminate()
+            try:
+                self._process.wait(_SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._errors.close()
 
 

@@ -10,8 +10,9 @@ from chexstudy.runs import atomic_path
 
 def save_checkpoint(path: Path, key: str, state: dict) -> None:
     """Write tensors and plain values under a key that names the configuration and the data."""
-    with atomic_path(path) as temporary:
-        torch.save({"key": key, "state": state}, temporary)
+    # Through Python's own file: torch's says only that a position is unexpected where the disk is full.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"key": key, "state": state}, file)
 
 
 def load_checkpoint(path: Path, key: str) -> dict:

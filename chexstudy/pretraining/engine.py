@@ -10,6 +10,7 @@ from named streams, so a killed run ends with the weights of one that was not.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -510,6 +511,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
     options = parser.parse_args(arguments)
+    # As an exception, so that a file half written is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.threads:
         torch.set_num_threads(options.threads)
     try:

@@ -65,7 +65,12 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
         )
         for position, (image_id, image_path, pair) in enumerate(zip(ids, cohort.image_path, pairs, strict=True))
     ]
-    masks = [row for rows in make_films(films, config.workers) for row in rows]
+    try:
+        masks = [row for rows in make_films(films, config.workers) for row in rows]
+    except BaseException:
+        # Among the images of a build that was broken off, by a full disk say, half ones look like whole ones.
+        _clear_folder(home, set())
+        raise
     write_masks(masks, folder / "truth_masks.parquet")
     _write_table(_tabulate_lesions(pairs, ids), folder / "truth_lesions.parquet")
     _write_table(_tabulate_truth(pairs, ids), folder / "truth.parquet")
