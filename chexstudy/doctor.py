@@ -1,6 +1,5 @@
 """What this installation is made of: versions, hardware, and where things live. For bug reports and first looks."""
 
-import importlib
 import os
 import platform
 import shutil
@@ -81,13 +80,12 @@ def _installed_faiss() -> list[str]:
 
 def _faiss() -> str:
     """The faiss build, after really importing it: a wrong CUDA build fails only there."""
-    builds = ", ".join(f"{name} {_version(name)}" for name in _installed_faiss())
-    try:
-        faiss = importlib.import_module("faiss")
-    except Exception as error:
-        return f"{builds or 'not installed'}; cannot be imported ({error}), k-means runs on torch"
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    return f"{builds or faiss.__version__}, {gpus} GPU(s) for faiss"
+    from chexstudy.curation.clustering import count_faiss_gpus, faiss_is_available
+
+    builds = ", ".join(f"{name} {_version(name)}" for name in _installed_faiss()) or "not installed by pip"
+    if not faiss_is_available():
+        return f"{builds}; cannot be imported, k-means runs on torch"
+    return f"{builds}, {count_faiss_gpus()} GPU(s) for faiss"
 
 
 def _machine() -> Iterator[tuple[str, str]]:

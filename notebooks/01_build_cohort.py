@@ -110,7 +110,7 @@ ids = [train.image_id[row] for row in examples.values()]
 masks = None
 if run.has("truth_masks.parquet"):
     drawn = [read_masks(run.path("truth_masks.parquet"), image_id) for image_id in ids]
-    masks = [{name: mask[name]} if name in mask else {} for name, mask in zip(examples, drawn, strict=True)]
+    masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(examples, drawn, strict=True)]
 radiographs = plot_radiographs(list(store.read(ids)), list(examples), masks)
 caption = f"One training radiograph for each of {len(examples)} findings, {image_size} pixels a side; seed {seed}."
 save_figure(run, radiographs, "radiographs", caption)

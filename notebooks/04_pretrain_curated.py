@@ -35,22 +35,24 @@ learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
 constants: list[str] = []  # further constants of PretrainingConfig, as name=value
 device = "auto"  # auto, cpu or cuda
-workers = 2  # arms trained side by side; 1 on a GPU
+arms_at_once = 2  # arms trained side by side; 1 on a GPU
 
 # %%
 import pandas as pd
 from IPython.display import display
 
+from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import ARMS, arm_folder, choose_arms, read_costs, train_arms
+from chexstudy.pretraining.arms import ARMS, arm_folder, choose_arms, choose_seeds, read_costs, train_arms
 from chexstudy.pretraining.configuration import read_constants
 
 run = start_notebook("04_pretrain_curated", globals())
 config = read_constants(globals())
-arm_names = choose_arms(arms)
-arm_seeds = list(range(seed, seed + seeds))
+cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+arm_names = choose_arms(arms, labelled=bool(finding_columns(cohort)))
+arm_seeds = choose_seeds(seed, seeds)
 
 # %% [markdown]
 # ## The arms
@@ -65,7 +67,7 @@ pd.Series({name: ARMS[name].explanation for name in arm_names}, name="what it is
 # there, and finished arms are not trained again.
 
 # %%
-train_arms(run, arm_names, arm_seeds, config, device, workers)
+train_arms(run, arm_names, arm_seeds, config, device, arms_at_once)
 costs = read_costs(run, arm_names, arm_seeds)
 costs.drop(columns="seed").groupby("arm", sort=False).mean(numeric_only=True).round(1)
 
@@ -90,11 +92,12 @@ if "full" in mean.index:
 histories = {
     name: run.read_table(f"{arm_folder(name, seed)}/history.parquet", "04_pretrain_curated") for name in arm_names
 }
-curated = histories.pop("curated")
-dynamics = plot_training_dynamics(curated, histories)
-caption = describe_training_dynamics(curated, histories, seed)
-save_figure(run, dynamics, "training_dynamics", caption, curated.drop(columns="usage"))
-dynamics
+if "curated" in histories:
+    curated = histories.pop("curated")
+    dynamics = plot_training_dynamics(curated, histories)
+    caption = describe_training_dynamics(curated, histories, seed)
+    save_figure(run, dynamics, "training_dynamics", caption, curated.drop(columns="usage"))
+    display(dynamics)
 
 # %% [markdown]
 # ## What must hold
@@ -104,6 +107,8 @@ trained = costs.pivot(index="seed", columns="arm", values="pairs_trained")
 flops = costs.pivot(index="seed", columns="arm", values="flops")
 if {"curated", "random_same_data"} <= set(arm_names):
     assert (trained.curated == trained.random_same_data).all(), "not the same amount of data"
+    print("curated and random_same_data were trained on equally many pairs")
 if {"curated", "random_same_compute"} <= set(arm_names):
     assert ((flops.random_same_compute / flops.curated - 1).abs() < 0.1).all(), "not the same amount of compute"
-print("the controls match the curated arm: the same data within a pair, the same operations within 10 %")
+    print("curated and random_same_compute spent the same operations within 10 %")
+assert len(costs) == len(arm_names) * len(arm_seeds)

@@ -21,15 +21,16 @@ study = "demo"  # name of the study, the folder under runs/
 seed = 0  # first seed of the arms, and seed of the resampling
 seeds = 3  # number of seeds
 arms: list[str] = []  # arms to compare; empty for all
-reference = "curated"  # the arm that others are subtracted from
 resamples = 1000  # bootstrap resamples of patients
 probe = True  # train linear probes on the frozen image encoder
 device = "auto"  # auto, cpu or cuda
-workers = 2  # arms evaluated side by side; 1 on a GPU
+arms_at_once = 2  # arms evaluated side by side; 1 on a GPU
 
 # %%
+from IPython.display import display
+
 from chexstudy.cohort.pixels import open_pixel_store
-from chexstudy.cohort.table import read_cohort
+from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.evaluation.arms import Evaluation, evaluate_arms
 from chexstudy.evaluation.results import add_results
 from chexstudy.evaluation.summary import summarise_zero_shot
@@ -39,13 +40,14 @@ from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval, select_retrieval
 from chexstudy.plots.style import save_figure
 from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
-from chexstudy.pretraining.arms import choose_arms, read_costs
+from chexstudy.pretraining.arms import choose_arms, choose_seeds, read_costs
 from chexstudy.pretraining.engine import choose_device
 
 run = start_notebook("05_compare_arms", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
-arm_names = choose_arms(arms)
-arm_seeds = list(range(seed, seed + seeds))
+labelled = bool(finding_columns(cohort))
+arm_names = choose_arms(arms, labelled)
+arm_seeds = choose_seeds(seed, seeds)
 
 # %% [markdown]
 # ## Measure
@@ -55,7 +57,7 @@ arm_seeds = list(range(seed, seed + seeds))
 
 # %%
 evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, probe, str(choose_device(device)))
-results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, reference, workers))
+results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, workers=arms_at_once))
 {name: len(rows) for name, rows in evaluation.test_sets().items()}
 
 # %% [markdown]
@@ -73,9 +75,12 @@ summarise_zero_shot(results, arm_names)
 # equality.
 
 # %%
-zero_shot = plot_zero_shot(results)
-save_figure(run, zero_shot, "zero_shot", describe_zero_shot(results), select_zero_shot(results))
-zero_shot
+if labelled:
+    zero_shot = plot_zero_shot(results)
+    save_figure(run, zero_shot, "zero_shot", describe_zero_shot(results), select_zero_shot(results))
+    display(zero_shot)
+else:
+    print("the cohort has no labels: retrieval is the only task")
 
 # %% [markdown]
 # ## C3. Retrieval
@@ -92,10 +97,12 @@ retrieval
 
 # %%
 costs = read_costs(run, arm_names, arm_seeds)
-compute = plot_compute(results, costs)
-save_figure(run, compute, "compute", describe_compute(results, costs), select_compute(results, costs))
-print(judge_saving(results, costs))
-compute
+if labelled:
+    compute = plot_compute(results, costs)
+    save_figure(run, compute, "compute", describe_compute(results, costs), select_compute(results, costs))
+    if {"curated", "full"} <= set(arm_names):
+        print(judge_saving(results, costs))
+    display(compute)
 
 # %% [markdown]
 # ## Linear probe
@@ -121,5 +128,5 @@ measured = results[results.metric.isin(["auroc", "auprc"]) & results.value.notna
 assert (measured.n > 0).all()
 assert measured.value.between(0, 1).all()
 assert (measured.ci_low <= measured.ci_high)[measured.ci_low.notna()].all()
-assert set(results.exposure) <= {"held_out", "unknown"}
+assert set(results.exposure[results.task != "curation"]) <= {"held_out", "unknown"}
 print(f"{len(results):,} rows in the results table, every metric with its n")

@@ -1,6 +1,9 @@
 """What the tests share: a home of their own, and the real radiographs where they are at hand."""
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,23 @@ def home(tmp_path, monkeypatch):
     """A fresh CHEXSTUDY_HOME: nothing a test writes lands in the checkout."""
     monkeypatch.setenv("CHEXSTUDY_HOME", str(tmp_path))
     return tmp_path
+
+
+@contextmanager
+def _full_disk(largest_file: int) -> Iterator[None]:
+    """Let the system refuse to write files of more than so many bytes, as it refuses where no space is left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def full_disk():
+    """A context manager: under it, files cannot grow beyond the given number of bytes."""
+    return _full_disk
 
 
 def _real_data_folder() -> Path:
@@ -30,11 +50,8 @@ def real_data():
 
 @pytest.fixture
 def golden_curator():
-    """Path of the published curator's golden numbers; the test skips where they are absent."""
-    path = _real_data_folder().parent / "golden" / "curator.npz"
-    if not path.is_file():
-        pytest.skip(f"no golden numbers at {path} (set CHEXSTUDY_REAL_DATA)")
-    return path
+    """Path of numbers the published curator gave (masks, loss, usage, updated prototypes) on given embeddings."""
+    return _REPOSITORY / "tests" / "golden" / "curator.npz"
 
 
 _WORDS = (

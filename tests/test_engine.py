@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from chexstudy.errors import StudyError
 from chexstudy.pretraining import engine
-from chexstudy.pretraining.arms import ARMS, arm_folder, train_arms
+from chexstudy.pretraining.arms import ARMS, arm_folder, require_current_arm, train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine import pretrain
 from chexstudy.pretraining.model import load_model
@@ -119,61 +120,133 @@ def test_a_finished_arm_is_not_trained_again_and_a_changed_one_is(tiny_study, mo
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("epochs_done", [1, 3, 4])
-def test_a_run_broken_off_ends_with_the_same_weights(tiny_study, monkeypatch, epochs_done):
-    pretrain(tiny_study, "warm_up", 0, _config(), "cpu")
-    pretrain(tiny_study, "curated", 0, _config(), "cpu")
-    whole, ledger = (
-        _weights(tiny_study, "curated"),
-        pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/ledger.parquet")),
-    )
-    for path in tiny_study.path(arm_folder("curated", 0)).rglob("*.*"):
+@pytest.mark.parametrize(("arm", "epoch"), [("curated", 2), ("curated", 3), ("curated", 4), ("random_same_compute", 2)])
+def test_a_run_broken_off_ends_with_the_same_weights(tiny_study, monkeypatch, arm, epoch):
+    for needed in ("warm_up", "curated", "random_same_compute"):
+        pretrain(tiny_study, needed, 0, _config(), "cpu")
+    folder = tiny_study.path(arm_folder(arm, 0))
+    whole, history = _weights(tiny_study, arm), pd.read_parquet(folder / "history.parquet")
+    (folder / "compute.json").unlink()
+    for path in (folder / "model").rglob("*.*"):
         path.unlink()
     step = engine.Trainer._train_step
 
     def break_off(trainer, *arguments, **named):
-        # Break off in the middle of an epoch: after its first step.
-        if trainer.epoch == epochs_done + 1 and trainer.history and trainer.history[-1]["epoch"] == trainer.epoch:
+        if trainer.epoch == epoch and trainer.history[-1]["epoch"] == epoch:
             raise KeyboardInterrupt
         step(trainer, *arguments, **named)
 
     monkeypatch.setattr(engine.Trainer, "_train_step", break_off)
-    if epochs_done + 1 < _config().total_epochs and epochs_done + 1 >= 2:
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(tiny_study, "curated", 0, _config(), "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tiny_study, arm, 0, _config(), "cpu")
     monkeypatch.undo()
-    pretrain(tiny_study, "curated", 0, _config(), "cpu")
-    _assert_same_weights(whole, _weights(tiny_study, "curated"))
-    again = pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/ledger.parquet"))
-    pd.testing.assert_frame_equal(ledger, again)
+    pretrain(tiny_study, arm, 0, _config(), "cpu")
+    _assert_same_weights(whole, _weights(tiny_study, arm))
+    again = pd.read_parquet(folder / "history.parquet")
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), again.drop(columns="seconds"))
     assert not list(tiny_study.folder.rglob("*.partial*"))
 
 
-def test_killed_with_minus_nine_and_started_again_gives_the_same_weights(tiny_study, home):
-    config = home / "config.json"
-    config.write_text(json.dumps(_config(subset_epochs=40).to_dict()))
-    pretrain(tiny_study, "full", 0, _config(subset_epochs=40), "cpu")
+def test_what_was_lost_is_made_again(tiny_study):
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
     whole = _weights(tiny_study, "full")
-    for path in tiny_study.path(arm_folder("full", 0)).rglob("*.*"):
-        path.unlink()
-    command = [sys.executable, "-m", "chexstudy.pretraining.engine", "--study", "tiny", "--arm", "full"]
-    command += ["--config", str(config), "--device", "cpu", "--threads", "1"]
-    environment = {**os.environ, "CHEXSTUDY_HOME": str(home)}
-    checkpoint = tiny_study.path(f"{arm_folder('full', 0)}/checkpoint.pt")
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert checkpoint.exists(), "it was killed in the middle, with a checkpoint behind it"
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "goes on after epoch" in finished.stdout
+    tiny_study.path(f"{arm_folder('full', 0)}/model/projections.safetensors").unlink()
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
     _assert_same_weights(whole, _weights(tiny_study, "full"))
 
 
+def test_an_arm_trained_on_another_cohort_is_not_measured(tiny_study):
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    assert require_current_arm(tiny_study, "full", 0) == arm_folder("full", 0)
+    cohort = pd.read_parquet(tiny_study.path("cohort.parquet"))
+    swapped = cohort.assign(split=cohort.split.replace({"train": "test", "test": "train"}))
+    swapped.to_parquet(tiny_study.path("cohort.parquet"), index=False)
+    with pytest.raises(StudyError, match="was trained on another cohort"):
+        require_current_arm(tiny_study, "full", 0)
+
+
+_SIGNALLED = """
+import os, sys
+import torch
+from chexstudy.pretraining import engine
+
+save, calls = torch.save, []
+
+def save_until_signalled(content, file):
+    calls.append(file)
+    if len(calls) == 3:
+        file.write(b"half a checkpoint")
+        file.flush()
+        os.kill(os.getpid(), SIGNAL)
+    save(content, file)
+
+torch.save = save_until_signalled
+sys.exit(engine.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "code", "left"), [(signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 0)])
+def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(tiny_study, home, capsys, sent, code, left):
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
+    shutil.rmtree(folder)
+    settings = home / "config.json"
+    settings.write_text(json.dumps(_config().to_dict()))
+    command = [sys.executable, "-c", _SIGNALLED.replace("SIGNAL", str(int(sent))), "--study", "tiny", "--arm", "full"]
+    command += ["--config", str(settings), "--device", "cpu"]
+    killed = subprocess.run(command, env={**os.environ, "CHEXSTUDY_HOME": str(home)}, capture_output=True, text=True)
+    assert killed.returncode == code, killed.stderr
+    assert (folder / "checkpoint.pt").exists()
+    assert len(list(folder.glob(".checkpoint.*.partial.pt"))) == left
+    capsys.readouterr()
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    assert "goes on after epoch 2" in capsys.readouterr().out
+    _assert_same_weights(whole, _weights(tiny_study, "full"))
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("writer", "number", "named", "goes_on"),
+    [("save_checkpoint", 3, "checkpoint.pt", 2), ("save_model", 1, "model.safetensors", 5)],
+)
+def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
+    tiny_study, full_disk, monkeypatch, capsys, writer, number, named, goes_on
+):
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
+    shutil.rmtree(folder)
+    write, calls = getattr(engine, writer), []
+
+    def write_on_full_disk(*arguments):
+        calls.append(arguments)
+        with full_disk(20_000) if len(calls) == number else nullcontext():
+            write(*arguments)
+
+    monkeypatch.setattr(engine, writer, write_on_full_disk)
+    with pytest.raises(StudyError, match=f"could not write .*{named}: File too large; free some space or set CHEXS"):
+        pretrain(tiny_study, "full", 0, _config(), "cpu")
+    monkeypatch.undo()
+    assert not list(folder.rglob("*.partial*"))
+    assert not (folder / "compute.json").exists()
+    capsys.readouterr()
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    assert f"goes on after epoch {goes_on}" in capsys.readouterr().out
+    _assert_same_weights(whole, _weights(tiny_study, "full"))
+
+
+def test_a_full_disk_in_a_worker_is_the_same_sentence(tiny_study, monkeypatch):
+    path = tiny_study.path("path")
+    path.mkdir()
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    (path / "sitecustomize.py").write_text(limit)
+    monkeypatch.setenv("PYTHONPATH", str(path))
+    with pytest.raises(StudyError, match=r"^could not write .*checkpoint\.pt: File too large; free some space"):
+        train_arms(tiny_study, ["full"], [0], _config(), "cpu")
+    assert not [path for path in tiny_study.path("pretraining").rglob("*") if path.is_file()]
+
+
 def test_arms_run_side_by_side_in_processes_and_bring_what_they_need(tiny_study):
-    train_arms(tiny_study, ["oracle_balanced"], [0, 1], _config(), "cpu", workers=2)
+    train_arms(tiny_study, ["random_same_compute", "oracle_balanced"], [0, 1], _config(), "cpu", workers=2)
     for seed in (0, 1):
         assert tiny_study.has(f"{arm_folder('curated', seed)}/compute.json")
         assert tiny_study.has(f"{arm_folder('oracle_balanced', seed)}/compute.json")

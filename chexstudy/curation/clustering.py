@@ -18,6 +18,14 @@ def faiss_is_available() -> bool:
     return True
 
 
+def count_faiss_gpus() -> int:
+    """GPUs that faiss can use; none for a CPU build or without faiss."""
+    if not faiss_is_available():
+        return 0
+    faiss = importlib.import_module("faiss")
+    return faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+
+
 def cluster_features(features: Tensor, clusters: int, iterations: int, seed: int) -> Tensor:
     """Euclidean k-means centroids.
 
@@ -57,7 +65,7 @@ def _faiss_kmeans(features: Tensor, clusters: int, iterations: int, seed: int) -
         clusters,
         niter=iterations,
         seed=seed,
-        gpu=faiss.get_num_gpus() > 0 if hasattr(faiss, "get_num_gpus") else False,
+        gpu=count_faiss_gpus() > 0,
         min_points_per_centroid=1,
     )
     kmeans.train(rows)

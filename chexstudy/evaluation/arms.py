@@ -20,12 +20,12 @@ from chexstudy.embedding import embed_images, embed_texts
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
 from chexstudy.evaluation.probe import evaluate_linear_probe, fit_linear_probe
-from chexstudy.evaluation.prompts import FAMILIES, PUBLISHED, choose_prompts
+from chexstudy.evaluation.prompts import FAMILIES, PUBLISHED, PromptFamily, choose_prompts
 from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, measure_rank_seeds, rank_pairs
 from chexstudy.evaluation.scores import compare_scores, measure_seeds, read_scores, scores_artifact, write_scores
 from chexstudy.evaluation.statistics import RESAMPLES, auroc, bootstrap_patients, macro_mean
 from chexstudy.evaluation.zero_shot import evaluate_zero_shot, zero_shot_scores
-from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.arms import arm_folder, require_current_arm
 from chexstudy.pretraining.model import ImageTextModel, load_model
 from chexstudy.progress import progress
 from chexstudy.runs import Run
@@ -96,7 +96,11 @@ class _EmbeddedSplit:
         self.rows = rows
         self.labels = label_matrix(rows, evaluation.findings)
         pixels = evaluation.store.read(rows.image_id)
-        self.images = embed_images(model.image_tower, pixels, _BATCH, evaluation.device)
+        # The encoder's own features serve the probe; projected, they are the embeddings.
+        features = embed_images(model.image_tower.encoder, pixels, _BATCH, evaluation.device)
+        self.features = features / np.linalg.norm(features, axis=1, keepdims=True)
+        with torch.no_grad():
+            self.images = model.image_tower.project(torch.from_numpy(features).to(evaluation.device)).cpu().numpy()
         self.texts = [training_text(report) for report in rows.report]
         self.text_embeddings = encode_sentences(model, self.texts, evaluation.device) if with_texts else None
 
@@ -120,12 +124,13 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
     Raises:
         StudyError: the arm was not trained.
     """
-    run, folder = evaluation.run, arm_folder(arm, seed)
+    run, folder = evaluation.run, require_current_arm(evaluation.run, arm, seed)
     name = f"evaluation/{arm}/seed{seed}/results.parquet"
-    inputs = ("cohort.parquet", f"{folder}/model/projections.safetensors")
-    run.require(inputs[1], _MADE_BY)
+    inputs = ("cohort.parquet", "pixels/index.parquet", f"{folder}/compute.json")
     parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "probe": evaluation.probe}
-    if run.is_current(name, run.key(parameters, inputs)):
+    tasks = ("zero_shot", "retrieval") if evaluation.findings else ("retrieval",)
+    scores = [scores_artifact(arm, seed, task, data_set) for task in tasks for data_set in evaluation.test_sets()]
+    if run.is_current(name, run.key(parameters, inputs)) and all(run.has(one) for one in scores):
         return pd.read_parquet(run.path(name))
     model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
     rows = pd.concat(_measure_arm(evaluation, model, arm, seed), ignore_index=True)
@@ -160,43 +165,53 @@ def _measure_arm(evaluation: Evaluation, model: ImageTextModel, arm: str, seed: 
     def encode(sentences: list[str]) -> np.ndarray:
         return encode_sentences(model, sentences, evaluation.device)
 
-    chosen = _choose_prompts(validation, encode, findings)
+    chosen = _choose_prompts(validation, encode, findings) if findings else ""
     probe = None
-    if evaluation.probe and validation is not None:
+    if evaluation.probe and findings and validation is not None:
         training = _EmbeddedSplit(evaluation, model, evaluation.training, with_texts=False)
-        probe = fit_linear_probe(training.images, training.labels, validation.images, validation.labels)
+        probe = fit_linear_probe(training.features, training.labels, validation.features, validation.labels)
     tables = []
     for name, test in tests.items():
-        patients, ids = test.rows.patient_id, test.rows.image_id
+        patients = test.rows.patient_id
         shared = {"resamples": evaluation.resamples}
-        families = {"published": PUBLISHED, CHOSEN: FAMILIES[chosen]}
-        zero_shot = evaluate_zero_shot(
-            test.images,
-            test.labels,
-            patients,
-            findings,
-            encode,
-            families,
-            evaluation.generator(),
-            tiers=tiers,
-            **shared,
-        )
-        scores = zero_shot_scores(test.images, encode, findings, FAMILIES[chosen])
-        write_scores(evaluation.run, scores, ids, findings, arm=arm, seed=seed, task="zero_shot", data_set=name)
+        measured = []
+        if findings:
+            measured.append(_measure_zero_shot(evaluation, test, encode, FAMILIES[chosen], arm, seed, name))
         ranks = rank_pairs(test.images, test.text_embeddings, test.texts)
         evaluation.run.write_table(scores_artifact(arm, seed, "retrieval", name), ranks)
         retrieval = evaluate_retrieval(
             test.images, test.text_embeddings, test.texts, patients, evaluation.generator(), **shared
         )
-        measured = [zero_shot.assign(task="zero_shot"), retrieval.assign(task="retrieval")]
+        measured.append(retrieval.assign(task="retrieval"))
         if probe is not None:
             rows = evaluate_linear_probe(
-                probe, test.images, test.labels, patients, findings, evaluation.generator(), tiers=tiers, **shared
+                probe, test.features, test.labels, patients, findings, evaluation.generator(), tiers=tiers, **shared
             )
             measured.append(rows.assign(task="linear_probe"))
         tables += [table.assign(data_set=name) for table in measured]
     evaluation.run.write_json(f"evaluation/{arm}/seed{seed}/prompts.json", {"chosen_on_validation": chosen})
     return tables
+
+
+def _measure_zero_shot(
+    evaluation: Evaluation, test: _EmbeddedSplit, encode, chosen: PromptFamily, arm: str, seed: int, name: str
+) -> pd.DataFrame:
+    """Zero-shot rows of one data set; the scores of the chosen prompts are kept for paired comparisons."""
+    findings, ids = evaluation.findings, test.rows.image_id
+    scores = zero_shot_scores(test.images, encode, findings, chosen)
+    write_scores(evaluation.run, scores, ids, findings, arm=arm, seed=seed, task="zero_shot", data_set=name)
+    rows = evaluate_zero_shot(
+        test.images,
+        test.labels,
+        test.rows.patient_id,
+        findings,
+        encode,
+        {PUBLISHED.name: PUBLISHED, CHOSEN: chosen},
+        evaluation.generator(),
+        tiers=evaluation.tiers(),
+        resamples=evaluation.resamples,
+    )
+    return rows.assign(task="zero_shot")
 
 
 def _choose_prompts(validation: _EmbeddedSplit | None, encode, findings: list[str]) -> str:
@@ -257,9 +272,9 @@ def evaluate_arms(
         StudyError: an arm was not trained with a seed.
     """
     jobs = [(arm, seed) for arm in arms for seed in seeds]
-    for arm, seed in jobs:
+    for job in jobs:
         # Said at once, not after the arms before it were measured.
-        evaluation.run.require(f"{arm_folder(arm, seed)}/compute.json", f"{_MADE_BY} with this arm and seed")
+        require_current_arm(evaluation.run, *job)
     by_seed = _evaluate_arms_apart(evaluation, jobs, workers)
     over_seeds = [_summarise_arm(evaluation, arm, seeds) for arm in arms]
     others = [arm for arm in arms if arm != reference] if reference in arms else []
@@ -282,19 +297,18 @@ def _ranks_of_seeds(evaluation: Evaluation, arm: str, seeds: Sequence[int], name
 def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd.DataFrame:
     tables = []
     for name, rows in evaluation.test_sets().items():
-        generator = evaluation.generator()
-        weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-        scores = _scores_of_seeds(evaluation, arm, seeds, name, rows.image_id)
-        labels = label_matrix(rows, evaluation.findings)
-        zero_shot = measure_seeds(
-            scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
-        )
+        if evaluation.findings:
+            generator = evaluation.generator()
+            weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+            scores = _scores_of_seeds(evaluation, arm, seeds, name, rows.image_id)
+            labels = label_matrix(rows, evaluation.findings)
+            zero_shot = measure_seeds(
+                scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
+            )
+            tables.append(zero_shot.assign(data_set=name, task="zero_shot"))
         ranks = _ranks_of_seeds(evaluation, arm, seeds, name)
         retrieval = measure_rank_seeds(ranks, rows.patient_id, evaluation.generator(), resamples=evaluation.resamples)
-        tables += [
-            zero_shot.assign(data_set=name, task="zero_shot"),
-            retrieval.assign(data_set=name, task="retrieval"),
-        ]
+        tables.append(retrieval.assign(data_set=name, task="retrieval"))
     summary = pd.concat(tables, ignore_index=True).assign(arm=arm)
     costs = [evaluation.run.read_json(f"{arm_folder(arm, seed)}/compute.json", _MADE_BY) for seed in seeds]
     return summary.assign(**{name: float(np.mean([cost[name] for cost in costs])) for name in ("flops", "seconds")})
@@ -303,17 +317,16 @@ def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd
 def _subtract_arms(evaluation: Evaluation, first: str, second: str, seeds: Sequence[int]) -> pd.DataFrame:
     tables = []
     for name, rows in evaluation.test_sets().items():
-        generator = evaluation.generator()
-        weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-        scores = [_scores_of_seeds(evaluation, arm, seeds, name, rows.image_id) for arm in (first, second)]
-        labels = label_matrix(rows, evaluation.findings)
-        zero_shot = compare_scores(
-            *scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
-        )
+        if evaluation.findings:
+            generator = evaluation.generator()
+            weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+            scores = [_scores_of_seeds(evaluation, arm, seeds, name, rows.image_id) for arm in (first, second)]
+            labels = label_matrix(rows, evaluation.findings)
+            zero_shot = compare_scores(
+                *scores, labels, evaluation.findings, weights, generator, tiers=evaluation.tiers(), setting=CHOSEN
+            )
+            tables.append(zero_shot.assign(data_set=name, task="zero_shot_difference"))
         ranks = [_ranks_of_seeds(evaluation, arm, seeds, name) for arm in (first, second)]
         retrieval = compare_ranks(*ranks, rows.patient_id, evaluation.generator(), resamples=evaluation.resamples)
-        tables += [
-            zero_shot.assign(data_set=name, task="zero_shot_difference"),
-            retrieval.assign(data_set=name, task="retrieval_difference"),
-        ]
+        tables.append(retrieval.assign(data_set=name, task="retrieval_difference"))
     return pd.concat(tables, ignore_index=True).assign(arm=f"{first} - {second}")

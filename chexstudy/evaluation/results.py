@@ -55,12 +55,14 @@ def validate_results(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_results(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """Put rows into the study's results table; a row measured before is replaced. Returns the whole table."""
+    """Put rows into the study's results table and return the whole table.
+
+    They replace all rows of their tasks: a study measured with fewer seeds or on another cohort keeps none of the old.
+    """
     rows = validate_results(rows.assign(study=run.study))
     if run.has(RESULTS):
         old = read_results(run)
-        measured_again = old.set_index(_IDENTITY).index.isin(rows.set_index(_IDENTITY).index)
-        rows = pd.concat([old[~measured_again], rows], ignore_index=True)
+        rows = pd.concat([old[~old.task.isin(set(rows.task))], rows], ignore_index=True)
     rows = validate_results(rows.sort_values(_IDENTITY))
     run.write_table(RESULTS, rows)
     return rows

@@ -15,7 +15,7 @@ import pandas as pd
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.runs import Run
+from chexstudy.runs import Run, hash_file
 
 # A worker says so after each arm, on a line of its own.
 JOB_DONE = "<arm finished>"
@@ -70,17 +70,50 @@ def arm_folder(arm: str, seed: int) -> str:
     return f"pretraining/{arm}/seed{seed}"
 
 
-def choose_arms(names: list[str]) -> list[str]:
+def choose_arms(names: list[str], labelled: bool = True) -> list[str]:
     """The named arms, or all but the warm-up if none is named.
+
+    Args:
+        names: arms, or none.
+        labelled: whether the cohort has labels; without, the oracle has nothing to read and is left out.
 
     Raises:
         StudyError: an arm is unknown.
     """
-    every = [name for name in ARMS if name != "warm_up"]
+    every = [name for name in ARMS if name != "warm_up" and (labelled or ARMS[name].data != "oracle")]
     unknown = [name for name in names if name not in every]
     if unknown:
         raise StudyError(f"unknown arm {unknown[0]!r}; there are {', '.join(every)}.")
     return list(names) or every
+
+
+def choose_seeds(first: int, count: int) -> list[int]:
+    """``count`` seeds from ``first`` on.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if count < 1:
+        raise StudyError(f"seeds must be at least 1, not {count}.")
+    return list(range(first, first + count))
+
+
+def require_current_arm(run: Run, arm: str, seed: int) -> str:
+    """The folder of a trained arm, provided that it was trained on the cohort the study has now.
+
+    Raises:
+        StudyError: the arm was not trained, or was trained on another cohort: measuring it on this one could count
+            training images as held out.
+    """
+    folder = arm_folder(arm, seed)
+    run.require(f"{folder}/compute.json", f"04_pretrain_curated with the arm {arm!r} and seed {seed}")
+    record = run.provenance(f"{folder}/compute.json")
+    if record is None or record["inputs"].get("cohort.parquet") != hash_file(run.path("cohort.parquet")):
+        raise StudyError(
+            f"the arm {arm!r} (seed {seed}) was trained on another cohort than study {run.study!r} has now: "
+            "run 04_pretrain_curated again."
+        )
+    return folder
 
 
 def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
@@ -92,7 +125,7 @@ def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFr
     rows = []
     for arm in arms:
         for seed in seeds:
-            cost = run.read_json(f"{arm_folder(arm, seed)}/compute.json", "04_pretrain_curated")
+            cost = run.read_json(f"{require_current_arm(run, arm, seed)}/compute.json", "04_pretrain_curated")
             rows.append(
                 {"arm": arm, "seed": seed} | {name: value for name, value in cost.items() if name != "by_phase"}
             )
@@ -107,9 +140,9 @@ def train_arms(
     device: str = "auto",
     workers: int = 1,
 ) -> None:
-    """Train arms over seeds, each in a process of its own, several side by side; finished ones are skipped.
+    """Train arms over seeds in worker processes, several side by side; finished ones are skipped.
 
-    On a CPU the cores are shared out among the workers: two jobs of one thread do more than one job of two.
+    On a CPU two jobs of one thread do more than one job of two.
 
     Args:
         run: the study.
@@ -122,11 +155,14 @@ def train_arms(
     Raises:
         StudyError: an arm is unknown or fails; what is finished is kept.
     """
+    if workers < 1:
+        raise StudyError(f"the number of arms trained at once must be at least 1, not {workers}.")
     jobs = _plan(list(arms), list(seeds), config)
+    print(f"{len(jobs)} trainings, {min(workers, len(jobs))} at a time; finished ones are skipped", flush=True)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         settings = Path(folder) / "config.json"
         settings.write_text(json.dumps(config.to_dict()))
-        idle = [_Worker(run, settings, device, max(1, (os.cpu_count() or 1) // workers)) for _ in range(workers)]
+        idle = [_Worker(run, settings, device, config.threads) for _ in range(workers)]
         every_worker = list(idle)
         finished: set[tuple[str, int]] = set()
         running: dict[Future, tuple[tuple[str, int], _Worker]] = {}
@@ -153,7 +189,7 @@ class _Worker:
 
     def __init__(self, run: Run, settings: Path, device: str, threads: int):
         self._command = [sys.executable, "-m", "chexstudy.pretraining.engine", "--study", run.study]
-        self._command += ["--config", str(settings), "--device", device, "--threads", str(threads)]
+        self._command += ["--config", str(settings), "--device", device]
         home = {"CHEXSTUDY_HOME": str(paths.home())}
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home}
         self._process: subprocess.Popen | None = None
@@ -202,7 +238,9 @@ def _plan(arms: list[str], seeds: list[int], config: PretrainingConfig) -> dict[
         raise StudyError(
             f"unknown arm {unknown[0]!r}; there are {', '.join(name for name in ARMS if name != 'warm_up')}."
         )
-    wanted = list(dict.fromkeys([*(other for arm in arms for other in ARMS[arm].needs(config)), *arms]))
+    wanted = list(dict.fromkeys(arms))
+    for arm in wanted:
+        wanted += [other for other in ARMS[arm].needs(config) if other not in wanted]
     priority = ["warm_up", "curated", "full", "random_same_compute", "random_same_data", "oracle_balanced"]
     wanted.sort(key=priority.index)
     return {(arm, seed): {(other, seed) for other in ARMS[arm].needs(config)} for arm in wanted for seed in seeds}

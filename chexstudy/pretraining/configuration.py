@@ -40,6 +40,10 @@ class PretrainingConfig:
         weight_decay: for matrices only (published: 1e-4).
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16).
         dropout: train with the encoders' own dropout (published: yes).
+        image_normalisation: ``own`` statistics of the encoder, ``imagenet``, ``clip`` (published, F7) or ``half``.
+        drop_registers: load a DINOv2 with registers without them (published: yes, F8).
+        decay_logit_scale: decay the temperature too (published: yes, F12).
+        threads: CPU threads of one arm; part of the configuration because sums depend on them in the last bits.
         fixed_streams: random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart.
         curator: constants of the curator.
     """
@@ -67,11 +71,15 @@ class PretrainingConfig:
     weight_decay: float = 1e-2
     precision: str = "auto"
     dropout: bool = False
+    image_normalisation: str = "own"
+    drop_registers: bool = False
+    decay_logit_scale: bool = False
+    threads: int = 1
     fixed_streams: tuple[str, ...] = ()
     curator: CuratorConfig = field(default_factory=CuratorConfig)
 
     def __post_init__(self):
-        for name in ("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens"):
+        for name in ("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens", "threads"):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("warm_up_epochs", "subset_epochs", "ramp_steps"):

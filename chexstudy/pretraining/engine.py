@@ -13,6 +13,8 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +89,7 @@ class Trainer:
         device: torch.device,
     ):
         self.config, self.arm, self.seed, self.model, self.pairs, self.device = config, arm, seed, model, pairs, device
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(model, config), lr=config.learning_rate)
         autocast = {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
         self.encoder = PairEncoder(model, pairs, device, config.micro_batch, autocast)
         self.epoch = 0
@@ -104,8 +106,11 @@ class Trainer:
     def _generator(self, stream: str, *position: int) -> torch.Generator:
         return stream_generator(self.seed, stream, *position, fixed_streams=self.config.fixed_streams)
 
-    def _shuffled(self, rows: np.ndarray) -> np.ndarray:
-        return rows[torch.randperm(len(rows), generator=self._generator("order", self.epoch)).numpy()]
+    def _seed(self, stream: str, *position: int) -> int:
+        return stream_seed(self.seed, stream, *position, fixed_streams=self.config.fixed_streams)
+
+    def _shuffled(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        return rows[torch.randperm(len(rows), generator=self._generator("order", epoch)).numpy()]
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -138,31 +143,17 @@ class Trainer:
         phase: str,
         rate: LearningRate,
         embedded: tuple[Tensor, Tensor] | None = None,
+        considered: int = 0,
         scored: int = 0,
         usage: Tensor | None = None,
     ) -> None:
-        start = time.perf_counter()
         self.model.train(self.config.dropout)
-        if self.config.dropout:
-            self.encoder.dropout_seed = lambda piece: stream_seed(self.seed, "dropout", self.step, piece)
         learning_rate = rate.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        if len(rows) > 1:
-            statistics = self.encoder.backward(rows, embedded)
-            if not np.isfinite(statistics.loss):
-                raise StudyError(
-                    f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: "
-                    "lower learning_rate or use precision fp32; the last checkpoint is intact."
-                )
-            self.optimizer.step()
-        else:
-            # One pair has no negatives: its loss is zero and so is the gradient.
-            statistics = StepStatistics(0.0, float("nan"), float("nan"))
-        self.encoder.dropout_seed = None
+        with self._clock():
+            statistics = self._descend(rows, embedded)
         self.pairs_trained += len(rows)
-        self.seconds += time.perf_counter() - start
         self.history.append(
             {
                 "phase": phase,
@@ -173,7 +164,7 @@ class Trainer:
                 "logit_scale": self.model.bounded_logit_scale().item(),
                 "pairs_scored": scored,
                 "pairs_trained": len(rows),
-                "keep_ratio": len(rows) / scored if scored else float("nan"),
+                "keep_ratio": len(rows) / considered if considered else float("nan"),
                 "matched_cosine": statistics.matched_cosine,
                 "unmatched_cosine": statistics.unmatched_cosine,
                 "prototype_spread": float(prototype_spread(self.prototypes[-1])) if self.prototypes else float("nan"),
@@ -184,27 +175,50 @@ class Trainer:
         )
         self.step += 1
 
+    def _descend(self, rows: np.ndarray, embedded: tuple[Tensor, Tensor] | None) -> StepStatistics:
+        if len(rows) < 2:
+            # One pair has no negatives: its loss is zero and so is the gradient.
+            return StepStatistics(0.0, float("nan"), float("nan"))
+        if self.config.dropout:
+            self.encoder.dropout_seed = lambda piece: self._seed("dropout", self.step, piece)
+        self.optimizer.zero_grad(set_to_none=True)
+        statistics = self.encoder.backward(rows, embedded)
+        self.encoder.dropout_seed = None
+        if not np.isfinite(statistics.loss):
+            raise StudyError(
+                f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: "
+                "lower learning_rate or use precision fp32; the last checkpoint is intact."
+            )
+        self.optimizer.step()
+        return statistics
+
     def _embed(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        start = time.perf_counter()
         self.model.eval()
-        embedded = self.encoder.embed(rows)
+        return self.encoder.embed(rows)
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Add the seconds of the block; a GPU works on after the call returns, so it is waited for."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - start
-        return embedded
 
     def mean_flops_a_step(self, rows: np.ndarray, steps: int = 8) -> float:
-        """Operations of a plain training step, counted on the first batches of the next epoch."""
-        return float(np.mean([self.encoder.count_step(batch) for batch in self._batches(rows)[:steps]]))
+        """Operations of a plain training step, counted on the first batches of the first epoch."""
+        return float(np.mean([self.encoder.count_step(batch) for batch in self._batches(rows, epoch=0)[:steps]]))
 
     # --- epochs ---------------------------------------------------------------------------------------------------
 
-    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
+    def _batches(self, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
         # Batches of nearly equal size use every pair and leave no tiny, noisy last one.
-        return np.array_split(self._shuffled(rows), _steps_an_epoch(rows, self.config.batch_size))
+        return np.array_split(self._shuffled(rows, epoch), _steps_an_epoch(rows, self.config.batch_size))
 
     def train_epoch(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
         """One plain epoch over ``rows``, or less where the phase's steps run out."""
         taken = sum(entry["phase"] == phase.name for entry in self.history)
-        for batch in self._batches(rows):
+        for batch in self._batches(rows, self.epoch):
             if phase.steps and taken >= phase.steps:
                 break
             self._train_step(batch, phase.name, rate)
@@ -218,24 +232,27 @@ class Trainer:
             The ledger and, in its order, the features ``(pairs, 2 * dim)`` as float16; both empty where the curator
             does not score.
         """
-        rows = self._shuffled(np.arange(len(self.pairs)))
+        rows = self._shuffled(np.arange(len(self.pairs)), self.epoch)
         ledger, features_seen, kept_rows = [], [], []
         for number, start in enumerate(range(0, len(rows), self.config.super_batch)):
             batch = rows[start : start + self.config.super_batch]
-            image = text = features = embedded = usage = None
-            if curator.scores:
-                image, text = self._embed(batch)
-                features = join_features(image, text)
-                self.pairs_scored += len(batch)
-            kept, selection = curator.choose(number, batch, features, self._generator("selection", number))
-            keep = kept.cpu().numpy()
+            features = embedded = usage = None
+            with self._clock():
+                if curator.scores:
+                    image, text = self._embed(batch)
+                    features = join_features(image, text)
+                kept, selection = curator.choose(number, batch, features, self._generator("selection", number))
+                keep = kept.cpu().numpy()
+                if curator.scores:
+                    # The update reads the features from before the step (F6), so it may as well come before it.
+                    embedded, usage = (image[kept], text[kept]), curator.update(features[kept])
             if curator.scores:
                 ledger.append(ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection))
                 features_seen.append(features.half().cpu().numpy())
-                embedded = (image[kept], text[kept])
-                usage = curator.update(features[kept])
                 self.prototypes.append(curator.prototypes.cpu().clone())
-            self._train_step(batch[keep], "curate", rate, embedded, scored=len(batch), usage=usage)
+            scored = len(batch) if curator.scores else 0
+            self.pairs_scored += scored
+            self._train_step(batch[keep], "curate", rate, embedded, len(batch), scored, usage)
             kept_rows.append(batch[keep])
         self.subset = np.sort(np.concatenate(kept_rows))
         self.epoch += 1
@@ -250,7 +267,8 @@ class Trainer:
         if config.warm_up_order == "random":
             rows = torch.randperm(len(rows), generator=self._generator("subset")).numpy()
         rows = rows[: config.warm_up_pairs]
-        curator.warm_up(*self._embed(rows))
+        with self._clock():
+            curator.warm_up(*self._embed(rows))
         self.pairs_scored += len(rows)
         self.prototypes = [curator.prototypes.cpu().clone()]
 
@@ -259,11 +277,13 @@ def _steps_an_epoch(rows: np.ndarray, batch_size: int) -> int:
     return max(1, -(-len(rows) // batch_size))
 
 
-def _parameter_groups(model: ImageTextModel, weight_decay: float) -> list[dict]:
-    # As published, decay is for matrices; unlike published (F12), not for the temperature.
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _parameter_groups(model: ImageTextModel, config: PretrainingConfig) -> list[dict]:
+    """Weight decay is for matrices, and for the temperature where that is asked for (F12)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 or (p is model.logit_scale and config.decay_logit_scale)]
+    chosen = {id(p) for p in decayed}
+    others = [p for p in trained if id(p) not in chosen]
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 class _ArmRun:
@@ -279,7 +299,10 @@ class _ArmRun:
             # What comes after the warm-up must not make it stale: studies that vary the curator share it.
             constants = {name: value for name, value in constants.items() if name not in _AFTER_WARM_UP}
         self.parameters = {"arm": arm.name, "seed": seed, "config": constants}
-        self.inputs = ["cohort.parquet", "pixels/manifest.json"]
+        manifest = run.read_json("pixels/manifest.json", "01_build_cohort")
+        # What the pixels are, and not when their files were last touched.
+        self.parameters["pixels"] = [manifest["size"], manifest["fit"]]
+        self.inputs = ["cohort.parquet", "pixels/index.parquet"]
         for other in arm.needs(config):
             result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
             run.require(result, f"the arm {other!r} ({_MADE_BY})")
@@ -288,7 +311,13 @@ class _ArmRun:
 
     @property
     def done(self) -> bool:
-        return self.run.is_current(f"{self.folder}/compute.json", self.key)
+        """Whether the arm is trained under this key and all that it leaves behind is still there."""
+        files = ["history.parquet", "model/pretraining.json", "model/projections.safetensors"]
+        files.append("warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet")
+        if self.arm.data == "curated":
+            files += ["ledger.parquet", "features.npy", "prototypes.npy", "snapshots.parquet"]
+        here = all(self.run.has(f"{self.folder}/{file}") for file in files)
+        return here and self.run.is_current(f"{self.folder}/compute.json", self.key)
 
     def train(self) -> None:
         reset_peak_memory(self.device)
@@ -481,7 +510,12 @@ def pretrain(run: Run, arm: str, seed: int, config: PretrainingConfig, device: s
         raise StudyError(f"unknown arm {arm!r}; there are {', '.join(ARMS)}.")
     arm_run = _ArmRun(run, ARMS[arm], seed, config, choose_device(device))
     if not arm_run.done:
-        arm_run.train()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
+        try:
+            arm_run.train()
+        finally:
+            torch.set_num_threads(threads)
     return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)
 
 
@@ -509,12 +543,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="JSON file of constants; the defaults otherwise")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's own choice")
     options = parser.parse_args(arguments)
     # As an exception, so that a file half written is taken away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
         values = json.loads(options.config.read_text()) if options.config else {}
         config, run = PretrainingConfig.from_dict(values), Run(options.study)

@@ -44,7 +44,11 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32."""
-        return normalize(self.projection(self.encoder(pixels)).float(), dim=1)
+        return self.project(self.encoder(pixels))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.projection(features).float(), dim=1)
 
     def describe(self) -> dict:
         """What decides the embeddings."""
@@ -121,7 +125,12 @@ def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) ->
         seed: decides every weight that is not loaded.
     """
     image_spec = EncoderSpec(
-        config.image_encoder, config.image_revision, image_size=config.image_size, dropout=config.dropout
+        config.image_encoder,
+        config.image_revision,
+        image_size=config.image_size,
+        normalisation=config.image_normalisation,
+        drop_registers=config.drop_registers,
+        dropout=config.dropout,
     )
     text_spec = EncoderSpec(
         config.text_encoder,
