@@ -6,6 +6,7 @@ study goes on where it stopped and a changed one is never mixed with an old one.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -35,16 +36,18 @@ _RECORDED_VERSIONS = ("numpy", "pandas", "torch", "transformers", "faiss-cpu", "
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``final``; move it into place only when the block succeeds.
 
-    A killed process or a full disk leaves the old file, or none, never half of one.
+    A full disk or a killed process leaves the old file, or none, never half of one under its name; what a killed one
+    had written so far is taken away by the next that writes the same file.
 
     Raises:
         StudyError: the disk is full or the place cannot be written.
     """
     final = Path(final)
     # The suffix stays last because numpy and image writers choose their format by it.
-    temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
+    temporary = final.with_name(f".{final.stem}.{platform.node()}.{os.getpid()}.partial{final.suffix}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -57,6 +60,19 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
         raise StudyError(
             f"could not write {final}: {reason}; free some space or set CHEXSTUDY_HOME to another disk."
         ) from error
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Take away what processes of this machine that are no longer there left half written of this file."""
+    before, after = f".{final.stem}.{platform.node()}.", f".partial{final.suffix}"
+    for path in final.parent.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
+        process = path.name.removeprefix(before).removesuffix(after)
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 def _refusal_of_the_system(error: BaseException) -> str | None:

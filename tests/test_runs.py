@@ -1,5 +1,6 @@
 import errno
 import os
+import platform
 import subprocess
 import sys
 
@@ -87,6 +88,22 @@ except StudyError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "could not write" in done.stdout
     assert list(Run("tiny").folder.iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_is_taken_away_and_nothing_else(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    of_this_machine = f".a.{platform.node()}"
+    left = tmp_path / f"{of_this_machine}.{dead.stdout.strip()}.partial.txt"
+    others = [
+        f"{of_this_machine}.{os.getppid()}.partial.txt",
+        f".a.elsewhere.{dead.stdout.strip()}.partial.txt",
+        f".b.{platform.node()}.{dead.stdout.strip()}.partial.txt",
+    ]
+    for name in (left.name, *others):
+        (tmp_path / name).write_text("half")
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "a.txt"])
 
 
 def test_a_missing_artifact_names_who_makes_it(run):
