@@ -98,7 +98,14 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         cohort[name] = numbers.astype("Int8")
     for name in RESERVED_COLUMNS:
         if name == "age_years":
-            cohort[name] = pd.to_numeric(cohort[name], errors="coerce").astype("float32")
+            years = pd.to_numeric(cohort[name], errors="coerce").astype("float32")
+            wrong = years.isna() & cohort[name].notna()
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                raise StudyError(
+                    f"{origin}: row {row}, column {name!r} holds {cohort[name][row]!r}: {_expectation(name)}."
+                )
+            cohort[name] = years
         elif cohort[name].isna().any():
             row = int(np.flatnonzero(cohort[name].isna())[0])
             raise StudyError(f"{origin}: row {row}, column {name!r} is empty; every row needs a value there.")
@@ -157,7 +164,7 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         StudyError: there is no such file, it is not parquet, or it breaks the contract.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise StudyError(f"there is no cohort table at {path}: build one with `chexstudy cohort build`.")
     try:
         cohort = pd.read_parquet(path)

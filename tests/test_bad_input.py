@@ -1,0 +1,134 @@
+"""Bad input as a user meets it: a messy folder and the real first notebook, through the command line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+
+from chexstudy.cli import main
+from chexstudy.cohort.images import fit_square
+from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.runs import Run
+
+MAPPING = "columns: {image_path: File, patient_id: Patient, report: Report, split: Set, findings: [Mass]}\n"
+SIZE = 40
+
+
+def make_pixels(seed):
+    return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE), np.uint8)
+
+
+def write_dicom(path, pixels, photometric):
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3"
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.Rows = dataset.Columns = SIZE
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def make_folder(folder, **changes):
+    """Fifteen good images of fifteen patients, with their table and its mapping."""
+    folder.mkdir(exist_ok=True)
+    count = 15
+    for number in range(count):
+        Image.fromarray(make_pixels(number)).save(folder / f"{number:02d}.png")
+    columns = {
+        "File": [f"{number:02d}.png" for number in range(count)],
+        "Patient": [f"p{number:02d}" for number in range(count)],
+        "Report": "FINDINGS: Clear lungs.",
+        "Set": ["train"] * 9 + ["validate"] * 3 + ["test"] * 3,
+        "Mass": [0, 1, -1] * 5,
+    }
+    table = pd.DataFrame(columns)
+    for name, cells in changes.items():
+        table[name] = table[name].astype(object)
+        for row, cell in cells.items():
+            table.loc[row, name] = cell
+    table.to_csv(folder / "labels.csv", index=False)
+    (folder / "cohort.yaml").write_text(MAPPING)
+    return folder
+
+
+def build(folder):
+    options = ["--study", "mine", "-p", "image_size", str(SIZE), "-p", "workers", "1"]
+    return main(["cohort", "build", "--source", "folder", "--data-root", str(folder), *options])
+
+
+def test_bad_files_are_set_aside_and_unusual_ones_read(home, capsys):
+    renamed = {4: "04.dcm", 5: "05.dcm", 7: "absent.png"}
+    folder = make_folder(home / "mine", File=renamed, Report={6: " "})
+    grey = make_pixels(0)
+    Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)]), "RGBA").save(folder / "00.png")
+    Image.fromarray(make_pixels(1).astype(np.uint16) * 257).save(folder / "01.png")
+    (folder / "02.png").write_bytes((folder / "02.png").read_bytes()[:700])
+    (folder / "03.png").write_bytes(b"not an image at all")
+    (folder / "04.dcm").write_text("<html><body>403 Forbidden</body></html>")
+    write_dicom(folder / "05.dcm", 255 - make_pixels(5), "MONOCHROME1")
+    Image.fromarray(np.full((SIZE, SIZE), 80, np.uint8)).save(folder / "08.png")
+
+    assert build(folder) == 0
+
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    assert "9 usable pairs of 9 patients, 6 set aside" in shown.out
+    quarantine = pd.read_parquet(Run("mine").path("quarantine.parquet"))
+    assert dict(zip(quarantine.image_id, quarantine.reason, strict=True)) == {
+        "folder/02.png": "truncated",
+        "folder/03.png": "not an image",
+        "folder/04.dcm": "not an image",
+        "folder/06.png": "empty report",
+        "folder/absent.png": "missing",
+        "folder/08.png": "blank",
+    }
+    stored = open_pixel_store(Run("mine"))
+    for image_id, number in {"folder/00.png": 0, "folder/01.png": 1, "folder/05.dcm": 5, "folder/09.png": 9}.items():
+        np.testing.assert_allclose(stored.read([image_id])[0], fit_square(make_pixels(number), SIZE), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"File": {4: "01.png"}}, "labels.csv: rows 1 and 4 hold the same '01.png' in column 'File'"),
+        ({"Patient": {14: "p00"}}, "labels.csv: patient 'folder/p00' lies in more than one split (test, train)"),
+        ({"Mass": {3: 2}}, "labels.csv: row 3 (folder/03.png), column 'Mass' holds '2'; a label is 1 (present), 0"),
+        ({"Set": {2: "holdout"}}, "labels.csv: row 2, column 'Set' holds 'holdout'; expected one of test"),
+        ({"Patient": {1: None}}, "labels.csv: row 1, column 'Patient' is empty (1 rows are): fill it in."),
+    ],
+    ids=["duplicate image", "patient in two splits", "label", "split", "no patient"],
+)
+def test_a_broken_table_is_one_sentence(tmp_path, capsys, changes, sentence):
+    assert main(["cohort", "check", str(make_folder(tmp_path / "mine", **changes))]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(sentence)
+    assert shown.count("\n") == 1
+
+
+def test_a_table_without_a_needed_column_is_one_sentence_and_leaves_no_cohort(home, capsys):
+    folder = make_folder(home / "mine")
+    pd.read_csv(folder / "labels.csv").drop(columns="Patient").to_csv(folder / "labels.csv", index=False)
+    assert build(folder) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == ("labels.csv has no column 'Patient' for patient_id; it has 'File', 'Report', 'Set', 'Mass'.")
+    assert second.endswith("01_build_cohort.failed.ipynb")
+    assert {path.name for path in Run("mine").folder.iterdir()} == {"notebooks", "timings.json"}
+
+
+@pytest.mark.parametrize("arguments", [["run", "05"], ["run", "06"]])
+def test_a_notebook_of_an_empty_study_says_what_to_run_first(home, capsys, arguments):
+    assert main([*arguments, "--profile", "debug", "--study", "empty"]) == 2
+    assert capsys.readouterr().err.startswith("study 'empty' has no cohort.parquet yet: run 01_build_cohort first.\n")
+
+
+def test_a_missing_data_folder_stops_the_first_notebook(home, capsys):
+    assert main(["run", "all", "--profile", "nlm_tb", "-p", "data_root", "/nonexistent"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("there is no folder /nonexistent: set data_root to the folder that holds the Shenzhen")
+    assert "Traceback" not in shown.out + shown.err
+    assert shown.out.count("not run") == 5

@@ -1,0 +1,138 @@
+"""The cohort table's contract: what keeps it comes back the same, what breaks it is named by row and column."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort, validate_cohort, write_cohort
+from chexstudy.errors import StudyError
+
+
+def make_cohort(**changes):
+    columns = {
+        "image_id": ["a/1", "a/2", "a/3", "a/4"],
+        "patient_id": ["a/p", "a/p", "a/q", "a/r"],
+        "study_id": ["a/s1", "a/s2", "a/s3", "a/s4"],
+        "source": "a",
+        "split": ["train", "train", "validate", "test"],
+        "view": ["PA", "AP", "lateral", "unknown"],
+        "sex": ["F", "F", "M", "unknown"],
+        "age_years": [50, 50.5, None, 0],
+        "image_path": ["1.png", "2.png", "3.png", "4.png"],
+        "report": ["Clear.", "", "Mass.", "Hernia?"],
+        "report_origin": ["written", "none", "template", "written"],
+        "Mass": [0, None, 1, -1],
+        "Hernia": [0, 1, 0, 1],
+    }
+    return pd.DataFrame(columns | changes)
+
+
+def sentence(**changes):
+    with pytest.raises(StudyError) as caught:
+        validate_cohort(make_cohort(**changes), "cohort.parquet")
+    return str(caught.value)
+
+
+def test_a_cohort_comes_back_as_it_went_with_the_contracts_order_and_types(tmp_path):
+    cohort = make_cohort()
+    shuffled = cohort[["Mass", *[name for name in reversed(cohort.columns) if name != "Mass"]]]
+    write_cohort(shuffled, tmp_path / "deep/cohort.parquet")
+    back = read_cohort(tmp_path / "deep/cohort.parquet")
+    assert list(back.columns) == [*cohort.columns[:11], "Mass", "Hernia"]
+    assert finding_columns(back) == ["Mass", "Hernia"]
+    assert str(back.Mass.dtype) == "Int8"
+    assert str(back.age_years.dtype) == "float32"
+    np.testing.assert_array_equal(label_matrix(back, ["Mass", "Hernia"]), [[0, 0], [np.nan, 1], [1, 0], [-1, 1]])
+    assert list(back.image_id) == list(cohort.image_id)
+    pd.testing.assert_frame_equal(back, validate_cohort(back))
+
+
+def test_labels_of_any_number_type_are_read():
+    for labels in ([0.0, np.nan, 1.0, -1.0], pd.array([0, None, 1, -1], dtype="Int64"), ["0", None, "1", "-1"]):
+        assert validate_cohort(make_cohort(Mass=labels)).Mass.tolist() == [0, pd.NA, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "held"),
+    [
+        ([0, 1, 2, 0], "2"),
+        ([0, 1, -2, 0], "-2"),
+        ([0, 1, 0.5, 0], "0.5"),
+        ([0, 1, "maybe", 0], "'maybe'"),
+        ([0, 1, np.inf, 0], "inf"),
+    ],
+)
+def test_a_label_outside_the_contract_is_named(labels, held):
+    assert sentence(Mass=labels) == (
+        f"cohort.parquet: row 2 (a/3), column 'Mass' holds {held}; "
+        "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
+    )
+
+
+def test_a_repeated_image_id_is_named():
+    assert sentence(image_id=["a/1", "a/2", "a/1", "a/4"]) == (
+        "cohort.parquet: row 0, column 'image_id' holds 'a/1': every image_id must be there once and only once."
+    )
+
+
+def test_a_patient_in_two_splits_is_named():
+    assert sentence(split=["train", "test", "validate", "test"]) == (
+        "cohort.parquet: patient 'a/p' lies in more than one split (test, train); "
+        "1 patient(s) do: give all images of a patient the same split."
+    )
+
+
+@pytest.mark.parametrize("absent", [["report"], ["patient_id", "split"]])
+def test_a_missing_column_is_named_beside_those_there_are(absent):
+    with pytest.raises(StudyError) as caught:
+        validate_cohort(make_cohort().drop(columns=absent), "cohort.parquet")
+    assert str(caught.value).startswith(
+        f"cohort.parquet lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}; it has image_id, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"split": ["train", "train", "holdout", "test"]},
+            "row 2, column 'split' holds 'holdout': expected one of train",
+        ),
+        ({"view": "oblique"}, "row 0, column 'view' holds 'oblique': expected one of PA, AP, lateral, unknown."),
+        ({"sex": "W"}, "row 0, column 'sex' holds 'W': expected one of F, M, unknown."),
+        ({"report_origin": "guessed"}, "row 0, column 'report_origin' holds 'guessed': expected one of written"),
+        ({"age_years": [1, 2, 130, 4]}, "row 2, column 'age_years' holds 130.0: expected an age from 0 to 120 years"),
+        ({"age_years": [1, None, "old", 4]}, "row 2, column 'age_years' holds 'old': expected an age from 0 to 120"),
+        ({"image_path": ["1.png", "", "3.png", "4.png"]}, "row 1, column 'image_path' holds '': expected a text"),
+        ({"patient_id": ["a/p", "a/p", None, "a/r"]}, "row 2, column 'patient_id' is empty; every row needs a value"),
+        ({"report": ["Clear.", None, "", ""]}, "row 1, column 'report' is empty; every row needs a value there."),
+    ],
+)
+def test_a_value_outside_the_contract_is_named_by_row_and_column(changes, expected):
+    assert sentence(**changes).startswith(f"cohort.parquet: {expected}")
+
+
+def test_an_empty_table_is_one_sentence():
+    with pytest.raises(StudyError, match=r"^the cohort table has no rows: check the folder it was built from"):
+        validate_cohort(make_cohort().iloc[:0])
+
+
+def test_a_broken_cohort_is_not_written(tmp_path):
+    with pytest.raises(StudyError, match=r"^cohort\.parquet: row 2 \(a/3\)"):
+        write_cohort(make_cohort(Mass=[0, 1, 7, 0]), tmp_path / "cohort.parquet")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_table_and_something_else_are_one_sentence(tmp_path):
+    with pytest.raises(
+        StudyError, match=r"^there is no cohort table at .*none\.parquet: build one with `chexstudy coh"
+    ):
+        read_cohort(tmp_path / "none.parquet")
+    (tmp_path / "page.parquet").write_text("<html>")
+    with pytest.raises(StudyError, match=r"page\.parquet is not a parquet table that can be read: build it again"):
+        read_cohort(tmp_path / "page.parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(StudyError, match=r"there is no cohort table at .*folder\.parquet"):
+        read_cohort(tmp_path / "folder.parquet")
