@@ -370,26 +370,24 @@ def _add_figures(verbs) -> None:
         _draw_figures,
     )
     parser.add_argument("--study", default="demo", metavar="S", help="the study to draw (default: demo)")
-    parser.add_argument("--copy-to", metavar="FOLDER", help="also copy the figures there")
+    parser.add_argument("--copy-to", metavar="FOLDER", help="also copy the figures there, with a page about them")
     parser.add_argument("--quiet", action="store_true", help="do not repeat what the notebooks print")
 
 
 def _draw_figures(options: argparse.Namespace) -> None:
-    import shutil
-
     from chexstudy.paths import resolve_user_path
+    from chexstudy.plots.gallery import publish_figures
     from chexstudy.runner import rerun_notebooks
-    from chexstudy.runs import Run, atomic_path
+    from chexstudy.runs import Run
 
     rerun_notebooks(options.study, quiet=options.quiet)
-    folder = Run(options.study).path("figures")
-    figures = sorted(path for path in folder.glob("*") if path.suffix in {".png", ".pdf", ".json"})
-    print(f"{len(figures)} figure files in {folder}")
+    run = Run(options.study)
+    drawn = sorted(run.path("figures").glob("*.json"))
+    print(f"{len(drawn)} figures in {run.path('figures')}")
     if options.copy_to:
-        for figure in figures:
-            with atomic_path(resolve_user_path(options.copy_to) / figure.name) as copy:
-                shutil.copyfile(figure, copy)
-        print(f"copied to {resolve_user_path(options.copy_to)}")
+        folder = resolve_user_path(options.copy_to)
+        publish_figures(run, folder)
+        print(f"copied to {folder}, with a README.md of what each one shows")
 
 
 def _add_golden(verbs) -> None:

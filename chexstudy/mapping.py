@@ -12,6 +12,7 @@ UMAP repeats itself on one machine but not across machines, so callers save the 
 
 import os
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,13 @@ import torch
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
+from chexstudy.runs import Run
 
 LARGEST_FIT = 50_000
 _SMALLEST_FIT = 16
-_BLOCK_ROWS = 2_048
+# A block of distances takes 256 MiB, however many rows there are.
+_BLOCK_ROWS, _BLOCK_COLUMNS = 1_024, 65_536
+_SPARE = 8
 
 
 def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, minimum_distance: float = 0.15) -> np.ndarray:
@@ -56,6 +60,35 @@ def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, minimum_dista
     coordinates = place_on_map(distinct, distinct[sample], fitted)
     coordinates[sample] = fitted
     return coordinates[place]
+
+
+def read_or_fit_map(
+    run: Run, name: str, image_ids: Sequence[str], features: np.ndarray, seed: int, inputs: tuple[str, ...]
+) -> pd.DataFrame:
+    """The map of a study's pairs: read if it was fitted on these features with this seed, else fitted and written.
+
+    Args:
+        run: the study.
+        name: artifact of the map, for example ``embeddings/scoring/map.parquet``.
+        image_ids: the pairs, ``(n,)``.
+        features: ``(n, dim)``, in their order.
+        seed: as in `fit_map`.
+        inputs: the artifacts that ``image_ids`` and ``features`` come from.
+
+    Returns:
+        ``image_id, x, y``, one row a pair, in the order given.
+
+    Raises:
+        StudyError: as `fit_map`.
+    """
+    parameters = {"seed": seed}
+    if run.is_current(name, run.key(parameters, inputs)):
+        return run.read_table(name, name)
+    coordinates = fit_map(features, seed)
+    table = pd.DataFrame({"image_id": list(image_ids), "x": coordinates[:, 0], "y": coordinates[:, 1]})
+    run.write_table(name, table)
+    run.record(name, parameters, inputs, seed)
+    return table
 
 
 def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15) -> np.ndarray:
@@ -120,31 +153,61 @@ def trace_prototypes(
     return rows.assign(prototype=prototype, x=placed[:, 0], y=placed[:, 1])
 
 
-def nearest_rows(points: np.ndarray, features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest features of each point by Euclidean distance, exact, nearest first.
+def nearest_rows(
+    points: np.ndarray, features: np.ndarray, count: int, without_self: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest features of each point by Euclidean distance, exact within float32, nearest first.
 
     Args:
         points: ``(m, dim)``.
         features: ``(n, dim)``.
-        count: how many, at most ``n``.
+        count: how many, at most ``n`` (``n - 1`` without itself).
+        without_self: points are the features, and no row is its own neighbour.
 
     Returns:
         Row numbers ``(m, count)`` int64 and distances ``(m, count)`` float32.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     targets = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
-    rows = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)).to(device)
+    # About the centre the numbers are small, and the expansion below keeps more of their digits.
+    centre = targets.mean(dim=0)
+    targets = targets - centre
+    rows = targets
+    if not without_self:
+        rows = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)).to(device) - centre
     squares = (targets * targets).sum(dim=1)
+    # The expansion of the square cancels for close rows: a few more than asked for are found by it, then measured
+    # again, directly.
+    candidates = min(count + _SPARE, len(targets) - without_self)
     indices, distances = [], []
-    for block in rows.split(_BLOCK_ROWS):
-        squared = torch.addmm(squares, block, targets.T, alpha=-2)
-        index = squared.topk(count, dim=1, largest=False).indices
-        # The expansion above cancels for close rows; the few that were found are measured again, directly.
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        own = torch.arange(start, start + len(block), device=device) if without_self else None
+        index = _find_candidates(block, targets, squares, candidates, own)
         distance = (targets[index] - block[:, None]).norm(dim=2)
         distance, order = distance.sort(dim=1, stable=True)
-        indices.append(index.gather(1, order).cpu())
-        distances.append(distance.cpu())
+        indices.append(index.gather(1, order)[:, :count].cpu())
+        distances.append(distance[:, :count].cpu())
     return torch.cat(indices).numpy(), torch.cat(distances).numpy()
+
+
+def _find_candidates(block, targets, squares, count: int, own) -> torch.Tensor:
+    """Row numbers ``(rows, count)`` of the nearest targets by the expanded square, from blocks of columns."""
+    best = index = None
+    for start in range(0, len(targets), _BLOCK_COLUMNS):
+        part = slice(start, start + _BLOCK_COLUMNS)
+        squared = torch.addmm(squares[part], block, targets[part].T, alpha=-2)
+        if own is not None:
+            here = (own >= start) & (own < start + squared.shape[1])
+            squared[here.nonzero()[:, 0], own[here] - start] = torch.inf
+        value, place = squared.topk(min(count, squared.shape[1]), dim=1, largest=False)
+        place += start
+        if best is not None:
+            value, place = torch.cat([best, value], dim=1), torch.cat([index, place], dim=1)
+            value, order = value.topk(min(count, value.shape[1]), dim=1, largest=False)
+            place = place.gather(1, order)
+        best, index = value, place
+    return index
 
 
 def _checked(features: np.ndarray, name: str) -> np.ndarray:

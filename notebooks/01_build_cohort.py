@@ -36,7 +36,12 @@ from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.quality import count_quarantine
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.notebook import start_notebook
-from chexstudy.plots.composition import count_findings, describe_composition, plot_composition
+from chexstudy.plots.composition import (
+    count_findings,
+    count_report_lengths,
+    describe_composition,
+    plot_composition,
+)
 from chexstudy.plots.radiographs import plot_radiographs
 from chexstudy.plots.style import save_figure
 
@@ -82,6 +87,14 @@ cohort.groupby(["source", "split"]).agg(
 count_findings(cohort, "train").sort_values("present", ascending=False, ignore_index=True)
 
 # %% [markdown]
+# ## How long the reports are
+#
+# Words by source, with the percentiles that CheXficient reports in tokens.
+
+# %%
+count_report_lengths(cohort).round(1)
+
+# %% [markdown]
 # ## C12. Composition of the cohort
 #
 # CheXficient's data table, drawn: sources, splits, views, ages, findings, co-occurrence, report lengths.
@@ -95,7 +108,7 @@ composition
 # ## A look at the radiographs
 #
 # One image of each of the most common findings and of some rare ones, from the training split; on the phantom the true
-# outline of the finding is drawn in.
+# outline of the finding is drawn in. A cohort without labels shows its first images.
 
 # %%
 train = cohort[cohort.split == "train"].reset_index(drop=True)
@@ -103,17 +116,18 @@ findings = finding_columns(cohort)
 present = pd.DataFrame(label_matrix(train, findings) == 1, columns=findings)
 shown = [name for name in present.sum().sort_values(ascending=False).index if present[name].any()][:24]
 alone = present.sum(axis=1)
-examples = {name: alone[present[name]].sort_values(kind="stable").index[0] for name in shown}
+rows = [alone[present[name]].sort_values(kind="stable").index[0] for name in shown] or list(train.index[:24])
+titles = shown or [f"{train.view[row]}, {train.sex[row]}" for row in rows]
 
 # %%
-ids = [train.image_id[row] for row in examples.values()]
+ids = list(train.image_id[rows])
 masks = None
-if run.has("truth_masks.parquet"):
+if shown and run.has("truth_masks.parquet"):
     drawn = [read_masks(run.path("truth_masks.parquet"), image_id) for image_id in ids]
-    masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(examples, drawn, strict=True)]
-radiographs = plot_radiographs(list(store.read(ids)), list(examples), masks)
-caption = f"One training radiograph for each of {len(examples)} findings, {image_size} pixels a side; seed {seed}."
-save_figure(run, radiographs, "radiographs", caption)
+    masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(titles, drawn, strict=True)]
+radiographs = plot_radiographs(list(store.read(ids)), titles, masks)
+what = f"One training radiograph for each of {len(shown)} findings" if shown else f"{len(rows)} training radiographs"
+save_figure(run, radiographs, "radiographs", f"{what}, {image_size} pixels a side; seed {seed}; no interval.")
 radiographs
 
 # %% [markdown]

@@ -34,12 +34,14 @@ neighbours = 10  # neighbours of the density estimate
 # %%
 import numpy as np
 import pandas as pd
+import torch
 
 from chexstudy.cohort.pixels import open_pixel_store
-from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
+from chexstudy.cohort.table import finding_columns, read_cohort
+from chexstudy.curation.prototypes import join_features
 from chexstudy.embedding import embed_cohort
-from chexstudy.evaluation.long_tail import density, measure_prevalence, prevalence_tiers
-from chexstudy.mapping import fit_map
+from chexstudy.evaluation.long_tail import density, measure_prevalence, prevalence_tiers, tiers_of_pairs
+from chexstudy.mapping import read_or_fit_map
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.embedding import describe_embedding, plot_embedding
 from chexstudy.plots.style import save_figure
@@ -77,40 +79,38 @@ pd.Series(towers[0].describe() | {"text encoder": towers[1].describe()["name"]},
 
 # %%
 embeddings = embed_cohort(run, train, store, *towers, "scoring", device=choose_device(device))
-unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (embeddings.image, embeddings.text)]
-joint = np.concatenate(unit, axis=1) / np.sqrt(2)
+sides = [torch.from_numpy(np.array(side, dtype=np.float32)) for side in (embeddings.image, embeddings.text)]
+joint = join_features(*[torch.nn.functional.normalize(side, dim=1) for side in sides]).numpy()
 print(f"{len(joint):,} pairs in {joint.shape[1]} dimensions")
 
 # %% [markdown]
 # ## Dense and thin regions
 #
 # Density is one over the mean distance to the nearest pairs. If rare findings lie in thinner regions than pairs without
-# any finding, a curator that thins dense regions keeps more of them.
+# any finding, a curator that thins dense regions keeps more of them. A pair belongs to the rarest tier among its
+# findings; without labels there are no tiers.
 
 # %%
 local_density = density(joint, min(neighbours, len(joint) - 1))
 finite = np.where(np.isfinite(local_density), local_density, np.nanmax(local_density[np.isfinite(local_density)]))
-findings = finding_columns(train)
-tiers = prevalence_tiers(measure_prevalence(train)).to_dict()
-present = label_matrix(train, findings) == 1
-tier_of_pair = np.full(len(train), "none", dtype=object)
-for tier in ("head", "medium", "tail"):
-    columns = [position for position, finding in enumerate(findings) if tiers.get(finding) == tier]
-    tier_of_pair[present[:, columns].any(axis=1)] = tier
-percentile = pd.Series(finite).rank(pct=True)
-percentile.groupby(tier_of_pair).agg(pairs="size", median_density_percentile="median").round(2)
+pairs = pd.DataFrame({"image_id": train.image_id, "density": finite})
+if finding_columns(train):
+    tiers = prevalence_tiers(measure_prevalence(train)).to_dict()
+    pairs = pairs.assign(tier=tiers_of_pairs(train, tiers))
+percentile = pairs.density.rank(pct=True)
+groups = pairs.tier if "tier" in pairs else pd.Series("all", index=pairs.index)
+percentile.groupby(groups).agg(pairs="size", median_density_percentile="median").round(2)
 
 # %% [markdown]
 # ## The map
 #
 # UMAP of the joint features, fitted once with a seed; the coordinates are kept, because UMAP is repeatable on one
-# machine but not across machines.
+# machine but not across machines, and so that a second run draws in seconds.
 
 # %%
-coordinates = fit_map(joint, seed)
-pairs = pd.DataFrame({"image_id": train.image_id, "x": coordinates[:, 0], "y": coordinates[:, 1]})
-pairs = pairs.assign(density=finite, tier=tier_of_pair)
-run.write_table("embeddings/scoring/map.parquet", pairs)
+inputs = tuple(f"embeddings/scoring/{name}" for name in ("image.npy", "text.npy", "ids.parquet"))
+coordinates = read_or_fit_map(run, "embeddings/scoring/map.parquet", train.image_id, joint, seed, inputs)
+pairs = coordinates.merge(pairs, on="image_id")
 figure = plot_embedding(pairs)
 save_figure(run, figure, "embedding", describe_embedding(pairs, seed), pairs.drop(columns="image_id"))
 figure
@@ -120,6 +120,6 @@ figure
 
 # %%
 assert np.isfinite(joint).all()
-assert list(embeddings.image_ids) == list(train.image_id)
+assert list(embeddings.image_ids) == list(pairs.image_id) == list(train.image_id)
 assert np.allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-3)
 print("every training pair is embedded, in the cohort's order, with unit norm")

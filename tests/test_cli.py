@@ -34,7 +34,10 @@ if fate == "bug":
     {}["key"]
 figures = Path(os.environ["CHEXSTUDY_HOME"]) / "runs" / study / "figures"
 figures.mkdir(exist_ok=True)
-(figures / "NAME.json").write_text(json.dumps([seed, source, data_root, image_size]))
+told = [seed, source, data_root, image_size]
+(figures / "NAME.json").write_text(json.dumps({"caption": f"Drawn with seed {seed}.", "data": told}))
+(figures / "NAME.png").write_text("a picture")
+(figures / "NAME.pdf").write_text("a picture")
 (figures / "NAME.txt").write_text("no figure")
 """
 VERBS = ["run", "cohort", "embed", "curate", "pretrain", "evaluate", "figures", "check-golden", "doctor"]
@@ -56,7 +59,7 @@ def notebooks(tmp_path, monkeypatch, home):
 
 
 def written(study, name):
-    return json.loads(Run(study).path(f"figures/{name}.json").read_text())
+    return json.loads(Run(study).path(f"figures/{name}.json").read_text())["data"]
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS), *ACTIONS], ids=" ".join)
@@ -194,8 +197,10 @@ def test_evaluate_runs_its_two_notebooks_and_figures_draws_them_again(notebooks,
     Run("s").path("figures/06_long_tail.json").unlink()
     assert main(["figures", "--study", "s", "--copy-to", str(home / "gallery")]) == 0
     assert written("s", "06_long_tail") == [4, "phantom", "", 96]
-    assert sorted(path.name for path in (home / "gallery").iterdir()) == [f"{name}.json" for name in executed]
-    assert "2 figure files in" in capsys.readouterr().out
+    files = [f"{name}{kind}" for name in executed for kind in (".json", ".pdf", ".png")]
+    assert sorted(path.name for path in (home / "gallery").iterdir()) == [*files, "README.md"]
+    assert (home / "gallery" / "README.md").read_text().count("Drawn with seed 4.") == 2
+    assert "2 figures in" in capsys.readouterr().out
 
 
 def make_cohort():

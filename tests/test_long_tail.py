@@ -7,10 +7,13 @@ from chexstudy.evaluation.long_tail import (
     density,
     gain_against_prevalence,
     keep_rates,
+    keep_rates_of_seeds,
     list_keep_rates,
+    measure_gain_trends,
     measure_prevalence,
     prevalence_tiers,
     read_gain_against_prevalence,
+    tiers_of_pairs,
     wilson_interval,
 )
 from chexstudy.evaluation.results import add_results
@@ -32,6 +35,11 @@ def make_cohort(labels, patients=None, origins=None):
     )
 
 
+def chosen(cohort, ids):
+    """Decisions (images,) that keep these ids."""
+    return cohort.image_id.isin(list(ids)).to_numpy()
+
+
 def pick(rates, group):
     return rates[rates.group == group].iloc[0]
 
@@ -40,6 +48,7 @@ def test_prevalence_is_the_share_of_all_images():
     cohort = make_cohort({"Mass": [1, 0, -1, None], "No Finding": [0, 1, 1, 1]})
     prevalence = measure_prevalence(cohort)
     assert dict(prevalence) == {"Mass": 0.25, "No Finding": 0.75}
+    assert measure_prevalence(cohort[[]].assign(image_id=cohort.image_id)).empty
 
 
 def test_tiers_follow_the_thresholds_and_leave_out_no_finding():
@@ -88,13 +97,38 @@ def test_density_is_one_over_the_mean_distance_to_others():
         density(np.full((20, 2), np.nan))
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_density_from_blocks_is_that_of_all_distances(spread, monkeypatch):
+    generator = np.random.default_rng(2)
+    # Unit vectors close to each other, some of them equal: where an expanded square loses its digits.
+    features = np.repeat(np.eye(1, 16), 90, axis=0) + spread * generator.normal(size=(90, 16))
+    features[40:44] = features[40]
+    features = features.astype(np.float32)
+    every = np.linalg.norm(features[:, None].astype(float) - features, axis=2)
+    np.fill_diagonal(every, np.inf)
+    expected = 1 / np.sort(every, axis=1)[:, :5].mean(axis=1)
+    whole = density(features, neighbours=5)
+    np.testing.assert_allclose(whole, expected, rtol=1e-3 if spread < 1 else 1e-5)
+    monkeypatch.setattr("chexstudy.mapping._BLOCK_ROWS", 13)
+    monkeypatch.setattr("chexstudy.mapping._BLOCK_COLUMNS", 17)
+    np.testing.assert_allclose(density(features, neighbours=5), whole, rtol=1e-6)
+
+
+def test_a_pair_belongs_to_its_rarest_tier():
+    cohort = make_cohort(
+        {"Mass": [1, 1, 0, -1, 1], "Hernia": [0, 1, 0, 0, 0], "Edema": [0, 0, 0, 0, 1], "No Finding": [0, 0, 1, 0, 0]}
+    )
+    tiers = {"Mass": "head", "Hernia": "tail", "Edema": "medium"}
+    assert list(tiers_of_pairs(cohort, tiers)) == ["head", "tail", "none", "none", "medium"]
+
+
 def test_keep_rate_and_enrichment_worked_by_hand():
     cohort = make_cohort(
         {"Mass": [1, 1, 0, 0, 0, 0, 0, -1], "Hernia": [0, 1, 0, 0, 0, 0, 0, 0]},
         origins=["written"] * 4 + ["template"] * 4,
     )
     tiers = {"Mass": "head", "Hernia": "tail"}
-    rates = keep_rates(cohort, ["t/0", "t/1", "t/2", "t/4"], tiers=tiers)
+    rates = keep_rates(cohort, chosen(cohort, ["t/0", "t/1", "t/2", "t/4"]), tiers=tiers)
     assert pick(rates, "all").keep_rate == 0.5
     mass = pick(rates, "Mass")
     assert (mass.n, mass.kept, mass.keep_rate, mass.enrichment) == (2, 2, 1, 2)
@@ -110,7 +144,7 @@ def test_keep_rate_and_enrichment_worked_by_hand():
 def test_independent_images_have_wilsons_interval():
     kept = np.arange(100) < 30
     cohort = make_cohort({"Mass": [1] * 100})
-    rate = pick(keep_rates(cohort, cohort.image_id[kept]), "Mass")
+    rate = pick(keep_rates(cohort, kept), "Mass")
     # Wilson's interval of 30 out of 100 in the tables.
     assert (rate.ci_low, rate.ci_high) == (pytest.approx(0.2189, abs=5e-4), pytest.approx(0.3958, abs=5e-4))
     assert wilson_interval(0.3, 100) == (pytest.approx(0.2189, abs=5e-5), pytest.approx(0.3958, abs=5e-5))
@@ -119,7 +153,7 @@ def test_independent_images_have_wilsons_interval():
 def test_images_that_share_a_patients_fate_count_as_patients():
     patients = np.repeat(np.arange(50), 4)
     whole = make_cohort({"Mass": [1] * 200}, patients)
-    rate = pick(keep_rates(whole, whole.image_id[patients < 20]), "Mass")
+    rate = pick(keep_rates(whole, patients < 20), "Mass")
     assert rate.patients == 50
     low, high = wilson_interval(0.4, 50)
     assert (rate.ci_low, rate.ci_high) == (pytest.approx(low, abs=0.004), pytest.approx(high, abs=0.004))
@@ -127,7 +161,7 @@ def test_images_that_share_a_patients_fate_count_as_patients():
 
 def test_a_group_of_which_nothing_is_kept_still_has_an_interval():
     cohort = make_cohort({"Hernia": [1] * 12 + [0] * 88}, np.repeat(np.arange(50), 2))
-    hernia = pick(keep_rates(cohort, cohort.image_id[50:]), "Hernia")
+    hernia = pick(keep_rates(cohort, np.arange(100) >= 50), "Hernia")
     assert hernia.keep_rate == 0
     assert hernia.ci_low == pytest.approx(0, abs=1e-12)
     # Six patients, none kept: z^2 / (n + z^2).
@@ -142,7 +176,7 @@ def test_keep_rate_intervals_cover_the_truth_with_clustered_images():
         patients = np.repeat(np.arange(40), 5)
         chance = generator.choice([0.05, 0.55], size=40)[patients]
         cohort = make_cohort({"Mass": [1] * 200}, patients)
-        rate = pick(keep_rates(cohort, cohort.image_id[generator.random(200) < chance]), "Mass")
+        rate = pick(keep_rates(cohort, generator.random(200) < chance), "Mass")
         covered += rate.ci_low <= 0.30 <= rate.ci_high
     assert 0.90 <= covered / simulations <= 0.99
 
@@ -157,8 +191,7 @@ def test_truth_and_density_groups():
             "junk": [False, True] + [False] * 38,
         }
     )
-    sparse_kept = cohort.image_id[:8]
-    rates = keep_rates(cohort, sparse_kept, truth=truth, density=np.arange(40.0))
+    rates = keep_rates(cohort, np.arange(40) < 8, truth=truth, density=np.arange(40.0))
     # The truth is in reverse order: duplicates are images 0 and 1, the mismatched one is 39, the junk one 38.
     assert (pick(rates, "near-duplicate").n, pick(rates, "near-duplicate").kept) == (2, 2)
     assert (pick(rates, "mismatched").n, pick(rates, "mismatched").kept) == (1, 0)
@@ -169,19 +202,82 @@ def test_truth_and_density_groups():
     assert list(tenths.kept) == [4, 4, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_a_subset_or_truth_of_another_cohort_is_refused():
+def test_decisions_truth_or_density_of_another_cohort_are_refused():
     cohort = make_cohort({"Mass": [0, 1]})
-    with pytest.raises(StudyError, match="not among the training images, such as 'x/9'"):
-        keep_rates(cohort, ["t/0", "x/9"])
+    with pytest.raises(StudyError, match="3 decisions for 2 images"):
+        keep_rates(cohort, np.ones(3, dtype=bool))
     with pytest.raises(StudyError, match="truth lacks image 't/1'"):
-        keep_rates(cohort, ["t/0"], truth=pd.DataFrame({"image_id": ["t/0"]}))
-    with pytest.raises(StudyError, match="density holds 3 values for 2 images"):
-        keep_rates(cohort, ["t/0"], density=np.ones(3))
+        keep_rates(cohort, [True, False], truth=pd.DataFrame({"image_id": ["t/0"]}))
+    with pytest.raises(StudyError, match=r"density is \(1, 3\) for decisions \(1, 2\)"):
+        keep_rates(cohort, [True, False], density=np.ones(3))
+    with pytest.raises(StudyError, match="no training images"):
+        keep_rates(cohort[:0], [])
+
+
+def test_a_seed_that_decides_alike_narrows_nothing():
+    cohort = make_cohort({"Mass": [1] * 100}, np.repeat(np.arange(50), 2))
+    kept = np.random.default_rng(0).random(100) < 0.3
+    once, twice = (pick(keep_rates(cohort, np.stack([kept] * seeds)), "Mass") for seeds in (1, 3))
+    assert (twice.n, twice.kept, twice.seeds) == (100, kept.sum(), 3)
+    assert twice.keep_rate == once.keep_rate
+    assert (twice.ci_low, twice.ci_high) == (
+        pytest.approx(once.ci_low, abs=0.01),
+        pytest.approx(once.ci_high, abs=0.01),
+    )
+
+
+def test_independent_seeds_narrow_and_disagreeing_ones_widen():
+    cohort = make_cohort({"Mass": [1] * 400})
+    generator = np.random.default_rng(3)
+
+    def width(kept):
+        rate = pick(keep_rates(cohort, kept), "Mass")
+        return rate.ci_high - rate.ci_low
+
+    ratios = []
+    for _ in range(20):
+        alike = generator.random((3, 400)) < 0.4
+        ratios.append(width(alike) / width(alike[0]))
+    # Three independent decisions an image would give 1 / sqrt(3) = 0.58 if the seeds were known to agree.
+    assert 0.57 < np.mean(ratios) < 0.85
+    # Rates of 0.2, 0.4 and 0.6: a standard error of 0.2 / sqrt(3) = 0.115 on the mean.
+    apart = generator.random((3, 400)) < np.array([[0.2], [0.4], [0.6]])
+    assert width(apart) > 2 * 1.5 * 0.115
+
+
+def test_seeds_have_their_rows_and_one_together_with_their_own_density(home):
+    cohort = make_cohort({"Mass": [1, 1, 1, 1, 0, 0, 0, 0, 0, 0] * 2, "No Finding": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 2})
+    kept = {4: np.arange(20) < 2, 5: np.arange(20) < 6}
+    local = {4: np.arange(20.0), 5: -np.arange(20.0)}
+    rates = keep_rates_of_seeds(cohort, kept, tiers={"Mass": "tail"}, density=local)
+    assert list(rates.seed.unique()) == [-1, 4, 5]
+    by_seed = rates[rates.group == "Mass"].set_index("seed")
+    # Of images 0 to 3 and 10 to 13, seed 4 keeps two and seed 5 four.
+    assert dict(by_seed.keep_rate) == {-1: 6 / 16, 4: 2 / 8, 5: 4 / 8}
+    assert (by_seed.n == 8).all()
+    assert by_seed.kept[-1] == 3
+    # The thinnest tenth is images 0 and 1 for seed 4, 18 and 19 for seed 5.
+    thinnest = rates[(rates.group_by == "density") & (rates.group == "1")].set_index("seed")
+    assert dict(thinnest.keep_rate) == {-1: 0.5, 4: 1.0, 5: 0.0}
+    place = {"arm": "curated", "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
+    written = add_results(Run("test"), list_keep_rates(rates).assign(**place))
+    over = written[(written.seed == -1) & (written.metric == "keep_rate") & (written.n > 0)]
+    assert over.ci_low.notna().all()
+
+
+def test_a_cohort_without_labels_has_report_and_density_groups_alone():
+    cohort = make_cohort({"Mass": [0] * 20}, origins=["written"] * 10 + ["none"] * 10).drop(columns="Mass")
+    rates = keep_rates(cohort, np.arange(20) < 5, tiers={}, density=np.arange(20.0))
+    assert list(rates.group_by.unique()) == ["all", "report", "density"]
+    assert pick(rates, "no report").keep_rate == 0
+    assert list(tiers_of_pairs(cohort, {})) == ["none"] * 20
+    assert prevalence_tiers(measure_prevalence(cohort)).empty
 
 
 def test_keep_rates_fit_the_results_table(home):
     cohort = make_cohort({"Mass": [1, 1, 0, 0]})
-    rows = list_keep_rates(keep_rates(cohort, ["t/0"], density=np.arange(4.0), tiers={"Mass": "tail"}))
+    rates = keep_rates(cohort, chosen(cohort, ["t/0"]), density=np.arange(4.0), tiers={"Mass": "tail"})
+    rows = list_keep_rates(rates)
     place = {"arm": "curated", "seed": 0, "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
     add_results(Run("test"), rows.assign(**place))
     mass = rows[(rows.finding == "Mass") & (rows.metric == "enrichment")].iloc[0]
@@ -240,6 +336,19 @@ def test_a_finding_without_positives_keeps_its_row_and_leaves_the_trend(rare_gai
         )
 
 
+def test_no_finding_does_not_steer_the_trend(rare_gain):
+    first, baseline, labels, prevalence = rare_gain
+    arguments = (labels, np.arange(400), prevalence, np.random.default_rng(0))
+    without = gain_against_prevalence(
+        [one[:, 1:] for one in first], [one[:, 1:] for one in baseline], labels[:, 1:], np.arange(400), prevalence[1:],
+        np.random.default_rng(0), resamples=50,
+    )  # fmt: skip
+    renamed = prevalence.rename({"F0": "No Finding"})
+    table = gain_against_prevalence(first, baseline, *arguments[:2], renamed, arguments[3], resamples=50)
+    assert table.value[0] == pytest.approx(0)
+    assert table.iloc[6][["value", "n"]].tolist() == pytest.approx(without.iloc[5][["value", "n"]].tolist())
+
+
 def test_gains_are_read_from_the_scores_a_study_kept(home, rare_gain):
     first, baseline, labels, prevalence = rare_gain
     run = Run("test")
@@ -256,3 +365,28 @@ def test_gains_are_read_from_the_scores_a_study_kept(home, rare_gain):
     )
     assert seeds == [0, 1]
     assert table.equals(expected)
+
+
+def test_the_trend_becomes_a_row_of_the_results_for_each_data_set_compared(home, rare_gain):
+    first, baseline, labels, prevalence = rare_gain
+    run = Run("test")
+    cohort = make_cohort({name: labels[:, position].astype(int) for position, name in enumerate(prevalence.index)})
+    cohort = cohort.assign(source="phantom", split="test")
+    for arm, scores in (("curated", first), ("full", baseline)):
+        for seed, one in enumerate(scores):
+            place = {"task": "zero_shot", "data_set": "phantom/test"}
+            write_scores(run, one, cohort.image_id, list(prevalence.index), arm=arm, seed=seed, **place)
+    shared = {"data_set": "phantom/test", "finding": "F0", "setting": "chosen", "value": 0.5, "ci_low": 0.4}
+    shared |= {"ci_high": 0.6, "n": 400, "positives": 9, "exposure": "held_out"}
+    compared = {"arm": "curated - full", "seed": -1, "task": "zero_shot_difference", "metric": "auroc_difference"}
+    seeds = [{"arm": "curated", "seed": seed, "task": "zero_shot", "metric": "auroc"} for seed in (0, 1, -1)]
+    results = add_results(run, pd.DataFrame([shared | one for one in (compared, *seeds)]))
+    trend = measure_gain_trends(run, cohort, results, "full", prevalence, resamples=50)
+    expected = gain_against_prevalence(
+        first, baseline, labels, cohort.patient_id, prevalence, np.random.default_rng(0), resamples=50
+    ).iloc[-1]
+    written = add_results(run, trend)
+    row = written[written.task == "gain_trend"].iloc[0]
+    assert row[["value", "ci_low", "ci_high", "n"]].tolist() == expected[["value", "ci_low", "ci_high", "n"]].tolist()
+    assert (row.arm, row.seed, row.data_set, row.setting) == ("curated - full", -1, "phantom/test", "chosen")
+    assert measure_gain_trends(run, cohort, results, "random_same_data", prevalence).empty

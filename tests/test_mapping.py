@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.mapping import fit_map, nearest_rows, place_on_map, trace_prototypes
+from chexstudy.mapping import fit_map, nearest_rows, place_on_map, read_or_fit_map, trace_prototypes
+from chexstudy.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,40 @@ def test_nearest_rows_are_those_of_all_pairs_distances():
     every = np.linalg.norm(points[:, None] - features, axis=2)
     assert np.array_equal(index, np.argsort(every, axis=1)[:, :4])
     assert np.allclose(distance, np.sort(every, axis=1)[:, :4], atol=1e-5)
+
+
+def test_no_row_is_its_own_neighbour_when_asked(monkeypatch):
+    features = np.array([[0.0], [0.0], [1.0], [5.0]])
+    monkeypatch.setattr("chexstudy.mapping._BLOCK_COLUMNS", 3)
+    index, distance = nearest_rows(features, features, 2, without_self=True)
+    assert index[:2].tolist() == [[1, 2], [0, 2]]
+    assert set(index[2]) == {0, 1}
+    assert index[3, 0] == 2
+    assert distance.tolist() == [[0, 1], [0, 1], [1, 1], [4, 5]]
+
+
+def test_a_map_is_read_until_what_it_shows_changes(home, monkeypatch):
+    run = Run("maps")
+    fitted = []
+    monkeypatch.setattr(
+        "chexstudy.mapping.fit_map", lambda features, seed: fitted.append(seed) or features[:, :2].astype(np.float32)
+    )
+    features = np.random.default_rng(0).random((20, 3)).astype(np.float32)
+    ids = [f"t/{number}" for number in range(20)]
+
+    def draw(seed=0):
+        run.write_array("features.npy", features)
+        return read_or_fit_map(run, "map.parquet", ids, features, seed, ("features.npy",))
+
+    first = draw()
+    assert draw().equals(first)
+    assert fitted == [0]
+    assert first.image_id.tolist() == ids
+    assert np.array_equal(first[["x", "y"]].to_numpy(), features[:, :2])
+    draw(seed=1)
+    features += 1
+    assert draw(seed=1).x.min() >= 1
+    assert fitted == [0, 1, 1]
 
 
 def test_a_point_lands_at_the_weighted_mean_of_its_neighbours():

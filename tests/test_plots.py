@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.long_tail import keep_rates_of_seeds, list_keep_rates
 from chexstudy.evaluation.results import validate_results
 from chexstudy.plots.composition import (
     count_findings,
@@ -18,8 +19,9 @@ from chexstudy.plots.composition import (
     plot_composition,
 )
 from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute, select_compute
-from chexstudy.plots.density import describe_density, plot_density
+from chexstudy.plots.density import describe_density, plot_density, select_density
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
+from chexstudy.plots.embedding import describe_embedding, plot_embedding
 from chexstudy.plots.evolution import (
     choose_snapshots,
     describe_prototype_evolution,
@@ -27,7 +29,7 @@ from chexstudy.plots.evolution import (
 )
 from chexstudy.plots.framework import choose_examples, describe_framework, plot_framework, select_bands
 from chexstudy.plots.gallery import CATALOGUE, publish_figures, write_gallery
-from chexstudy.plots.long_tail import describe_long_tail, fit_trend, plot_long_tail, select_gains
+from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_gains, select_long_tail
 from chexstudy.plots.measurements import describe_interval, split_difference, summarise_seeds
 from chexstudy.plots.radiographs import plot_radiographs
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
@@ -54,7 +56,28 @@ def row(arm, task, metric, value, half=0.02, **more):
 
 
 @pytest.fixture(scope="module")
-def results():
+def keep_rows():
+    """What two seeds keep of 400 pairs, as the results table holds it: a fifth, and all junk."""
+    numbers = np.arange(400)
+    cohort = pd.DataFrame(
+        {
+            "image_id": [f"phantom/{number}" for number in numbers],
+            "patient_id": [f"phantom/{number // 2}" for number in numbers],
+            "report_origin": np.where(numbers < 300, "written", "template"),
+            **{name: pd.array(numbers % round(1 / share) == 1, dtype="Int8") for name, share in FINDINGS.items()},
+            "No Finding": pd.array(numbers % 10 > 1, dtype="Int8"),
+        }
+    )
+    truth = cohort[["image_id"]].assign(duplicate_of="", mismatched=numbers < 20, junk=numbers % 100 == 50)
+    kept = {seed: (numbers % 5 == seed) | truth.junk.to_numpy() for seed in (0, 1)}
+    local = {seed: (numbers * 7919 % 400).astype(float) for seed in (0, 1)}
+    rates = keep_rates_of_seeds(cohort, kept, tiers={"Hernia": "tail", "Effusion": "head"}, truth=truth, density=local)
+    place = {"study": "demo", "arm": "curated", "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
+    return list_keep_rates(rates).assign(**place)
+
+
+@pytest.fixture(scope="module")
+def results(keep_rows):
     """Two seeds and their mean for three arms: every task the figures read."""
     rows = []
     for place, arm in enumerate(ARMS):
@@ -70,24 +93,27 @@ def results():
                         chance = {**more, "ci_low": np.nan, "ci_high": np.nan}
                         rows.append(row(arm, "retrieval", f"recall@{cutoff} by chance", cutoff / 700, **chance))
                 rows.append(row(arm, "retrieval", "median_rank", 40 + place, 5, **more))
-            for finding in (*FINDINGS, "tail", "junk", *(f"density decile {decile}" for decile in range(1, 11))):
-                more = {"seed": seed, "finding": finding, "data_set": "phantom/train", "setting": "", "n": 100}
-                rows.append(row(arm, "curation", "keep_rate", 0.2 + shift, **more))
-                rows.append(row(arm, "curation", "enrichment", 1.1 + shift, 0.1, **more))
     for other, value in (("random_same_data", 0.012), ("full", -0.011)):
-        for finding in ("macro", "tail", *FINDINGS):
+        for finding in ("macro", "tail", *FINDINGS, "No Finding"):
             rows.append(row(f"curated - {other}", "zero_shot_difference", "auroc_difference", value, finding=finding))
         for direction in ("image_to_text", "text_to_image"):
             more = {"finding": "all", "setting": direction}
             rows.append(row(f"curated - {other}", "retrieval_difference", "recall@10_difference", value, **more))
-    return validate_results(pd.DataFrame(rows))
+    return validate_results(pd.concat([pd.DataFrame(rows), keep_rows]))
+
+
+def with_trend(results, value, half, n=12):
+    """The results with a trend of the gains over the random arm."""
+    trend = row("curated - random_same_data", "gain_trend", "auroc_difference_per_decade", value, half)
+    return validate_results(pd.concat([results, pd.DataFrame([trend | {"finding": "all", "n": n}])]))
 
 
 @pytest.fixture(scope="module")
 def single(results):
     """One seed, two arms, one finding, no differences: the least a real cohort gives."""
     chosen = results[(results.seed == 0) & results.arm.isin(ARMS[:2])]
-    return chosen[~chosen.finding.isin([*list(FINDINGS)[1:], "tail", "junk"])].assign(data_set="nlm_tb/test")
+    gone = [*list(FINDINGS)[1:], "head", "medium", "tail", "mismatched", "junk", "near-duplicate", "sound pair"]
+    return chosen[~chosen.finding.isin(gone) & (chosen.setting != "density")].assign(data_set="nlm_tb/test")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +160,7 @@ def history():
     return pd.DataFrame(
         {
             "phase": phase, "epoch": steps // 10, "step": steps, "loss": 5.0 - 0.1 * steps, "learning_rate": 1e-3,
-            "logit_scale": 14.0, "pairs_scored": np.where(curating, 100, 0),
+            "logit_scale": np.log(14.0), "pairs_scored": np.where(curating, 100, 0),
             "pairs_trained": np.where(curating, 23, 16),
             "keep_ratio": np.where(curating, 0.23, np.nan), "matched_cosine": 0.5, "unmatched_cosine": 0.1,
             "prototype_spread": np.where(curating, 0.8, np.nan),
@@ -242,12 +268,6 @@ def test_retrieval_draws_recall_in_percent_both_ways(results):
     assert "700 distinct texts in 900 pairs" in describe_retrieval(results)
 
 
-def test_retrieval_reads_directions_written_with_an_arrow(results):
-    arrows = results.assign(setting=results.setting.str.replace("_to_", "->", regex=False))
-    drawn = [sorted(marks(plot_retrieval(table).axes[0], "estimate")) for table in (results, arrows)]
-    assert drawn[0] == drawn[1]
-
-
 def test_compute_draws_costs_against_values(results, costs):
     figure = plot_compute(results, costs)
     by_data = np.array(sorted(marks(figure.axes[0], "estimate")))
@@ -286,48 +306,87 @@ def test_costs_without_a_column_are_refused(results, costs):
         select_compute(results, costs.drop(columns="flops"))
 
 
-def test_density_shares_add_up_and_keep_rates_are_the_tables(results, pairs):
+def test_density_shares_add_up_and_keep_rates_are_the_tables(results, keep_rows, pairs):
     figure = plot_density(pairs, results)
+    assert len(figure.axes) >= 3
     shares = [patch.get_data().values.sum() for patch in figure.axes[0].patches]
     assert shares == pytest.approx([100, 100, 100])
-    assert {round(y, 6) for _, y in marks(figure.axes[1], "estimate")} == {20.0}
-    assert len(marks(figure.axes[1], "estimate")) == 30
-    assert "60 kept" in describe_density(pairs, results)
+    over = keep_rows[(keep_rows.setting == "density") & (keep_rows.metric == "keep_rate") & (keep_rows.seed == -1)]
+    assert len(over) == 10
+    expected = [(float(one.finding), 100 * one.value) for one in over.itertuples()]
+    assert sorted(marks(figure.axes[1], "estimate")) == [pytest.approx(one) for one in sorted(expected)]
+    assert len(marks(figure.axes[1], "seeds")) == 20
+    assert len(marks(figure.axes[1], "interval")) == 20
+    assert len(select_density(results)) == 30
+    caption = describe_density(pairs, results)
+    assert "60 kept" in caption
+    assert "2 seeds together" in caption
+    assert "95 % intervals" in caption
+    assert "c, the same densities over the map" in caption
+    without_map = describe_density(pairs.drop(columns="x"), results[results.seed == 0])
+    assert "map" not in without_map
+    assert "One seed; bars are 95 % intervals (Wilson's with patients as clusters)" in without_map
 
 
 def test_long_tail_draws_gains_at_their_prevalence(results):
-    figure = plot_long_tail(results, pd.Series(FINDINGS))
+    prevalence = pd.Series(FINDINGS | {"No Finding": 0.8})
+    figure = plot_long_tail(results, prevalence)
     drawn = np.array(sorted(marks(figure.axes[0], "estimate")))
     assert np.allclose(drawn, sorted((100 * share, 0.012) for share in FINDINGS.values()))
-    bars = [patch.get_width() for patch in figure.axes[3].patches]
-    assert bars == pytest.approx([20.0, 20.0])
+    kinds = figure.axes[3]
+    assert [label.get_text().partition(" (")[0] for label in kinds.get_yticklabels()] == [
+        "common findings", "rare findings", "no finding", "mismatched", "junk", "sound pair", "written report",
+        "template report",
+    ]  # fmt: skip
+    bars = dict(zip([label.get_text() for label in kinds.get_yticklabels()], kinds.patches, strict=True))
+    assert bars["junk (4)"].get_width() == pytest.approx(100)
+    # Every bar has the interval of all seeds and two seeds' own marks.
+    assert len(marks(kinds, "interval")) == len(marks(kinds, "seeds")) == 2 * len(bars)
+    enrichment = figure.axes[2].collections[0].get_segments()
+    assert len(enrichment) == len(FINDINGS)
+    assert np.isfinite(np.array(enrichment)).all()
     assert "Fibrosis" in texts(figure)
-    gains = select_gains(results, pd.Series(FINDINGS))
+    gains = select_gains(results, prevalence)
     assert gains.finding.tolist() == list(FINDINGS)
+    caption = describe_long_tail(results, prevalence)
+    assert "2 seeds together (small marks in d: single seeds)" in caption
+    assert "patients and seeds as clusters" in caption
 
 
-def test_the_trend_is_weighted_least_squares_with_its_interval():
-    prevalence = 10.0 ** np.linspace(-3, -1, 9)
-    noise = 0.001 * np.array([1, -1, 1, -1, 0, 1, -1, 1, -1])
-    value = 0.5 - 0.1 * np.log10(prevalence) + noise
-    half = np.linspace(0.02, 0.01, 9)
-    trend = fit_trend(
-        pd.DataFrame({"prevalence": prevalence, "value": value, "ci_low": value - half, "ci_high": value + half})
-    )
-    weights = 1 / half
-    slope = np.polyfit(np.log10(prevalence), value, 1, w=weights)[0]
-    assert trend.slope == pytest.approx(slope)
-    assert trend.slope_low < -0.1 < trend.slope_high < 0
-    assert trend.informative
+def test_the_trend_drawn_is_that_of_the_results_table(results):
+    prevalence = pd.Series(FINDINGS | {"No Finding": 0.8})
+    falling = with_trend(results, -0.1, 0.04)
+    axes = plot_long_tail(falling, prevalence).axes[0]
+    (x, y), *_, (x_end, y_end) = marks(axes, "trend")
+    assert (y_end - y) / np.log10(x_end / x) == pytest.approx(-0.1)
+    # All gains are equal: the line passes them in the middle of the decades.
+    middle = 100 * 10 ** np.log10(list(FINDINGS.values())).mean()
+    assert y + (y_end - y) * np.log10(middle / x) / np.log10(x_end / x) == pytest.approx(0.012)
+    assert "\N{MINUS SIGN}0.100 [\N{MINUS SIGN}0.140, \N{MINUS SIGN}0.060]" in describe_long_tail(falling, prevalence)
+    numbers = select_long_tail(falling, prevalence)
+    assert numbers[numbers.task == "gain_trend"].value.tolist() == [-0.1]
+    assert set(numbers.task) == {"gain_trend", "zero_shot_difference", "curation"}
+    assert numbers[numbers.finding == "Hernia"].prevalence.unique().tolist() == [0.002]
 
 
-def test_no_trend_from_few_findings_and_none_drawn_where_it_holds_zero(results):
-    assert fit_trend(select_gains(results, pd.Series(FINDINGS))) is None
-    generator = np.random.default_rng(0)
-    value = generator.normal(0, 0.05, 12)
-    table = pd.DataFrame({"prevalence": 10.0 ** np.linspace(-3, -1, 12), "value": value})
-    assert not fit_trend(table.assign(ci_low=value - 0.1, ci_high=value + 0.1)).informative
-    assert "Too few findings for a trend" in describe_long_tail(results, pd.Series(FINDINGS))
+def test_a_trend_that_may_be_none_or_rests_on_few_is_said_and_not_drawn(results):
+    prevalence = pd.Series(FINDINGS)
+    flat = with_trend(results, -0.1, 0.2)
+    assert marks(plot_long_tail(flat, prevalence).axes[0], "trend") == []
+    assert "not drawn, the interval holds zero" in describe_long_tail(flat, prevalence)
+    for few in (results, with_trend(results, -0.1, 0.04, n=4)):
+        assert marks(plot_long_tail(few, prevalence).axes[0], "trend") == []
+        assert "Too few findings for a trend" in describe_long_tail(few, prevalence)
+
+
+def test_captions_name_no_panel_that_is_not_drawn(results):
+    prevalence = pd.Series(FINDINGS)
+    kept_alone = results[(results.task == "curation") & results.setting.isin(["report", "density"])]
+    assert len(plot_long_tail(kept_alone, prevalence[:0]).axes) == 1
+    caption = describe_long_tail(kept_alone, prevalence[:0])
+    assert "a, share of the pairs of each kind" in caption
+    assert "gain" not in caption
+    assert "enrichment" not in caption
 
 
 def test_the_framework_counts_bands_and_decisions(pairs, trajectory):
@@ -388,6 +447,7 @@ def test_dynamics_draw_the_history(history):
     heights = [bar.get_height() for bar in usage.patches if bar.get_gid() == "prototype 0" or bar.get_height() > 0]
     assert sum(heights) == pytest.approx(400)
     assert loss.get_lines()[0].get_ydata() == pytest.approx(history.loss.to_numpy())
+    assert figure.axes[6].get_lines()[0].get_ydata() == pytest.approx([14.0] * 40)
     assert "92 of 400 scored pairs were kept (23.0 %)" in describe_training_dynamics(history)
 
 
@@ -400,13 +460,44 @@ def test_many_prototypes_become_an_image(history):
 def test_composition_counts(cohort):
     counts = count_findings(cohort).set_index("finding")
     assert counts.loc["Nodule", ["present", "uncertain", "absent", "not_stated"]].tolist() == [8, 1, 30, 1]
-    assert counts.prevalence["Nodule"] == pytest.approx(8 / 39)
+    # Of all images, the one without a statement too.
+    assert counts.prevalence["Nodule"] == pytest.approx(8 / 40)
     assert count_findings(cohort, "train").set_index("finding").present["Nodule"] == 0
     lengths = count_report_lengths(cohort).iloc[0]
     # 30 reports of two words and nine of six; the empty one does not count.
     assert (lengths.reports, lengths["median"], lengths.longest, lengths.unit) == (39, 2, 6, "words")
     assert lengths["mean"] == pytest.approx((60 + 54) / 39)
     assert count_report_lengths(cohort, lambda texts: [7] * len(texts)).unit[0] == "tokens"
+
+
+def test_a_common_no_finding_leaves_the_findings_their_room(cohort):
+    findings = plot_composition(cohort).axes[3]
+    drawn = sorted(x for x, _ in marks(findings, "estimate"))
+    assert drawn == pytest.approx([10, 20, 75])
+    assert findings.get_xscale() == "log"
+
+
+def test_a_cohort_without_labels_is_drawn(cohort, pairs):
+    bare = cohort.drop(columns=["Nodule", "Mass", "No Finding"])
+    assert count_findings(bare).empty
+    figure = plot_composition(bare)
+    figure.draw_without_rendering()
+    assert "no labels" in texts(figure)
+    assert "no finding is labelled. e, report lengths" in describe_composition(bare)
+    plot_embedding(pairs).draw_without_rendering()
+    assert "tier" not in describe_embedding(pairs)
+
+
+def test_the_embedding_has_a_box_for_each_tier(pairs):
+    tiered = pairs.assign(tier=np.repeat(["none", "head", "tail"], 100))
+    figure = plot_embedding(tiered)
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    assert [label for label in labels if "n =" in label] == [
+        "no finding\n(n = 100)", "head\n(n = 100)", "tail\n(n = 100)",
+    ]  # fmt: skip
+    percentile = tiered.density.rank(pct=True) * 100
+    caption = describe_embedding(tiered)
+    assert f"tail {percentile[tiered.tier == 'tail'].median():.0f}" in caption
 
 
 def test_composition_draws_quarantine_by_kind(cohort):
@@ -440,7 +531,8 @@ def test_one_seed_one_finding_and_no_differences_are_drawn(single, costs):
     assert len(plot_retrieval(single).axes) == 3
     plot_compute(single, costs[costs.seed == 0])
     figure = plot_long_tail(single, prevalence)
-    assert marks(figure.axes[0], "estimate") == [(50.0, pytest.approx(1.09))]
+    enrichment = single[(single.metric == "enrichment") & (single.finding == "Effusion")].value.iloc[0]
+    assert marks(figure.axes[0], "estimate") == [(50.0, pytest.approx(enrichment))]
     captions = [describe_zero_shot(single), describe_retrieval(single), describe_long_tail(single, prevalence)]
     assert all("seed" in caption for caption in captions)
 

@@ -21,6 +21,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
 from chexstudy.evaluation.probe import evaluate_linear_probe, fit_linear_probe
 from chexstudy.evaluation.prompts import FAMILIES, PUBLISHED, PromptFamily, choose_prompts
+from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, measure_rank_seeds, rank_pairs
 from chexstudy.evaluation.scores import compare_scores, measure_seeds, read_scores, scores_artifact, write_scores
 from chexstudy.evaluation.statistics import RESAMPLES, auroc, bootstrap_patients, macro_mean
@@ -30,7 +31,6 @@ from chexstudy.pretraining.model import ImageTextModel, load_model
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
-OVER_SEEDS = -1
 CHOSEN = "chosen"
 _MADE_BY = "04_pretrain_curated"
 _EVALUATED_BY = "05_compare_arms"

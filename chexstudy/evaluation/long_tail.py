@@ -4,17 +4,18 @@ A keep rate is the kept share of a group's training images; its enrichment is th
 overall rate is set by the method's constants, not found by it, so an enrichment's interval is the keep rate's, divided.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm, rankdata
-from sklearn.neighbors import NearestNeighbors
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import METRICS, TIERS, read_scores, scored_seeds, subtract_scores
 from chexstudy.evaluation.statistics import CONFIDENCE, RESAMPLES, bootstrap_patients, interval, known_labels
+from chexstudy.mapping import nearest_rows
 from chexstudy.runs import Run
 
 # CXR-LT's division: more than 10 % of the images, 1 to 10 %, less than 1 %.
@@ -22,9 +23,14 @@ HEAD_ABOVE = 0.10
 TAIL_BELOW = 0.01
 DENSITY_GROUPS = 10
 TREND = "trend"
+GAIN_TREND = "gain_trend"
+NO_TIER = "none"
+REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
+TRUTH_GROUPS = ("near-duplicate", "mismatched", "junk", "sound pair")
 KEEP_RATE_COLUMNS = (
     "group_by",
     "group",
+    "seeds",
     "n",
     "patients",
     "kept",
@@ -46,7 +52,7 @@ def measure_prevalence(cohort: pd.DataFrame) -> pd.Series:
     """
     findings = finding_columns(cohort)
     present = label_matrix(cohort, findings) == 1
-    return pd.Series(present.mean(axis=0), index=findings, name="prevalence")
+    return pd.Series(present.sum(axis=0) / max(1, len(cohort)), index=findings, name="prevalence")
 
 
 def prevalence_tiers(
@@ -79,8 +85,24 @@ def prevalence_tiers(
     return pd.Series([TIERS[one] for one in number], index=prevalence.index, name="tier", dtype=object)
 
 
+def tiers_of_pairs(cohort: pd.DataFrame, tiers: Mapping[str, str]) -> np.ndarray:
+    """The rarest tier among the findings of each image ``(images,)``; ``none`` where it has none of these findings."""
+    rarest = np.full(len(cohort), NO_TIER, dtype=object)
+    for tier in TIERS:
+        rarest[_has_finding_of(tier, cohort, tiers)] = tier
+    return rarest
+
+
+def _has_finding_of(tier: str, cohort: pd.DataFrame, tiers: Mapping[str, str]) -> np.ndarray:
+    findings = [finding for finding in finding_columns(cohort) if tiers.get(finding) == tier]
+    return (label_matrix(cohort, findings) == 1).any(axis=1)
+
+
 def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
-    """One over the mean Euclidean distance to the nearest neighbours.
+    """One over the mean Euclidean distance to the nearest neighbours, exact within float32.
+
+    Distances are measured block by block, on the GPU where there is one: time grows with the square of the number of
+    images, memory only with the number.
 
     Args:
         features: ``(images, dim)``.
@@ -97,84 +119,113 @@ def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
         raise StudyError(f"density needs more than {neighbours} images, not {len(features)}: take fewer neighbours.")
     if not np.isfinite(features).all():
         raise StudyError("the features hold values that are not finite: embed these images again.")
-    search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(features)
-    distance, _ = search.kneighbors()
+    _, distance = nearest_rows(features, features, neighbours, without_self=True)
     with np.errstate(divide="ignore"):
         return 1 / distance.astype(float).mean(axis=1)
 
 
 def keep_rates(
     cohort: pd.DataFrame,
-    subset_ids: Collection[str],
+    kept: np.ndarray,
     *,
     tiers: Mapping[str, str] | None = None,
     truth: pd.DataFrame | None = None,
     density: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Keep rate and enrichment of groups of training images, with 95 % intervals.
+    """Keep rate and enrichment of groups of training images, over one or several seeds, with 95 % intervals.
 
-    Intervals are Wilson's with an effective n: the number of images divided by the design effect, which is the variance
-    of the rate between patients over the binomial one, at least 1. Where all or none are kept that ratio is not
-    defined, and n is the number of patients. Unlike a bootstrap they have a width where none of twelve is kept.
+    With several seeds the decisions are stacked, one an image and seed. Intervals are Wilson's with an effective n: the
+    number of decisions divided by the design effect, which is the clustered variance of the rate over the binomial one,
+    at least 1. A patient is one cluster with all images and all seeds, so neither a patient's further images nor a
+    further seed that decides alike makes an interval narrower; what the seeds differ in beyond that is added, as in
+    two-way clustering (Cameron, Gelbach and Miller 2011). Few seeds show that part only roughly. Where all or none are
+    kept the design effect is not defined, and n is the number of patients. Unlike a bootstrap these intervals have a
+    width where none of twelve is kept.
 
     Args:
         cohort: the training rows of a cohort table, all that the curator could choose from.
-        subset_ids: the ``image_id`` of those kept.
+        kept: which were kept, ``(images,)`` or ``(seeds, images)``, bool, in the order of ``cohort``.
         tiers: tier of each finding; adds groups of images with at least one finding of the tier.
         truth: the phantom's truth with ``image_id, duplicate_of, mismatched, junk``; adds groups of these.
-        density: ``(images,)`` in the order of ``cohort``; adds ten groups of equal size from the sparsest (1) to the
+        density: of the shape of ``kept``, each seed's own; adds ten groups of equal size from the sparsest (1) to the
             densest (10).
 
     Returns:
         One row a group (columns `KEEP_RATE_COLUMNS`); ``group_by`` is ``all``, ``finding``, ``no finding``, ``tier``,
-        ``report``, ``truth`` or ``density``. A group without an image keeps its row, with NaN.
+        ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean over the seeds. A
+        group without an image keeps its row, with NaN. A cohort without labels has no groups of findings.
 
     Raises:
-        StudyError: the cohort is empty, an id was not in it, or truth or density do not cover it.
+        StudyError: the cohort is empty, or decisions, truth or density do not cover it.
     """
     if len(cohort) == 0:
-        raise StudyError(
-            "there are no training images to compare the subset with: pass the training rows of the cohort."
-        )
-    kept = cohort.image_id.isin(set(subset_ids)).to_numpy()
-    if kept.sum() != len(set(subset_ids)):
-        strange = sorted(set(subset_ids) - set(cohort.image_id))
-        raise StudyError(
-            f"{len(strange)} kept image(s) are not among the training images, such as {strange[0]!r}: "
-            "pass the subset of this cohort."
-        )
+        raise StudyError("there are no training images to compare the kept with: pass the training rows of the cohort.")
+    kept = np.atleast_2d(np.asarray(kept, dtype=bool))
+    if kept.shape[1] != len(cohort):
+        raise StudyError(f"{kept.shape[1]} decisions for {len(cohort)} images: pass one an image, in their order.")
     groups = {("all", "all"): np.ones(len(cohort), dtype=bool)}
     groups |= _label_groups(cohort, tiers)
-    groups |= {
-        ("report", f"{origin} report"): (cohort.report_origin == origin).to_numpy() for origin in _origins(cohort)
-    }
+    groups |= {("report", REPORT_GROUPS[one]): (cohort.report_origin == one).to_numpy() for one in _origins(cohort)}
     if truth is not None:
         groups |= _truth_groups(cohort, truth)
     if density is not None:
-        groups |= _density_groups(cohort, density)
-    patients = pd.factorize(cohort.patient_id)[0]
-    overall = kept.mean()
+        groups |= _density_groups(np.atleast_2d(density), kept.shape)
+    patients = np.broadcast_to(pd.factorize(cohort.patient_id)[0], kept.shape)
     return pd.DataFrame(
-        [(*name, *_keep_rate(members, kept, patients, overall)) for name, members in groups.items()],
+        [(*name, *_keep_rate(np.broadcast_to(own, kept.shape), kept, patients)) for name, own in groups.items()],
         columns=KEEP_RATE_COLUMNS,
     )
+
+
+def keep_rates_of_seeds(
+    cohort: pd.DataFrame,
+    kept: Mapping[int, np.ndarray],
+    *,
+    tiers: Mapping[str, str] | None = None,
+    truth: pd.DataFrame | None = None,
+    density: Mapping[int, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """`keep_rates` of each seed, then of all seeds together under seed -1, with a column ``seed``.
+
+    Args:
+        kept: by seed, ``(images,)``.
+        density: by seed, ``(images,)``.
+        cohort, tiers, truth: as in `keep_rates`.
+    """
+    shared = {"tiers": tiers, "truth": truth}
+    stacked = {OVER_SEEDS: list(kept)} | {seed: [seed] for seed in kept}
+    tables = [
+        keep_rates(
+            cohort,
+            np.stack([kept[seed] for seed in seeds]),
+            density=None if density is None else np.stack([density[seed] for seed in seeds]),
+            **shared,
+        ).assign(seed=name)
+        for name, seeds in stacked.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
     """`keep_rates` as rows of the results table: ``finding`` is the group, ``setting`` what it was grouped by.
 
-    The metrics are ``keep_rate`` and ``enrichment``; ``n`` counts the images of the group, ``positives`` the kept ones.
+    The metrics are ``keep_rate`` and ``enrichment``; ``n`` counts the images of the group, ``positives`` the kept ones
+    (over several seeds their mean, as a whole number). A column ``seed`` is passed on.
     """
+    seed = [name for name in ("seed",) if name in rates]
+    rates = rates.assign(kept=rates.kept.round().astype(int))
     tables = []
     for metric, low, high in (("keep_rate", "ci_low", "ci_high"), ("enrichment", "enrichment_low", "enrichment_high")):
         columns = {"group": "finding", "group_by": "setting", metric: "value", low: "ci_low", high: "ci_high"}
-        table = rates[[*columns, "n", "kept"]].rename(columns={**columns, "kept": "positives"})
+        table = rates[[*columns, "n", "kept", *seed]].rename(columns={**columns, "kept": "positives"})
         tables.append(table.assign(metric=metric))
     return pd.concat(tables, ignore_index=True)
 
 
 def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
     findings = finding_columns(cohort)
+    if not findings:
+        return {}
     labels = label_matrix(cohort, findings)
     diseases = [position for position, finding in enumerate(findings) if finding != NO_FINDING]
     groups = {("finding", findings[position]): labels[:, position] == 1 for position in diseases}
@@ -184,14 +235,12 @@ def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
         normal = ~np.isin(labels, (1, -1)).any(axis=1) & known_labels(labels).any(axis=1)
     groups["no finding", NO_FINDING] = normal
     if tiers is not None:
-        for tier in TIERS:
-            members = [position for position in diseases if tiers.get(findings[position]) == tier]
-            groups["tier", tier] = (labels[:, members] == 1).any(axis=1)
+        groups |= {("tier", tier): _has_finding_of(tier, cohort, tiers) for tier in TIERS}
     return groups
 
 
 def _origins(cohort) -> list[str]:
-    return [origin for origin in ("written", "template", "none") if (cohort.report_origin == origin).any()]
+    return [origin for origin in REPORT_GROUPS if (cohort.report_origin == origin).any()]
 
 
 def _truth_groups(cohort, truth) -> dict[tuple[str, str], np.ndarray]:
@@ -200,39 +249,54 @@ def _truth_groups(cohort, truth) -> dict[tuple[str, str], np.ndarray]:
     if len(absent):
         raise StudyError(f"the truth lacks image {absent.iloc[0]!r}: it belongs to another cohort.")
     truth = truth.loc[cohort.image_id]
-    flags = {
-        "near-duplicate": (truth.duplicate_of.fillna("") != "").to_numpy(),
-        "mismatched": truth.mismatched.to_numpy(dtype=bool),
-        "junk": truth.junk.to_numpy(dtype=bool),
-    }
-    flags["sound pair"] = ~np.any(list(flags.values()), axis=0)
-    return {("truth", name): members for name, members in flags.items()}
+    flags = [
+        (truth.duplicate_of.fillna("") != "").to_numpy(),
+        truth.mismatched.to_numpy(dtype=bool),
+        truth.junk.to_numpy(dtype=bool),
+    ]
+    flags.append(~np.any(flags, axis=0))
+    return {("truth", name): members for name, members in zip(TRUTH_GROUPS, flags, strict=True)}
 
 
-def _density_groups(cohort, density) -> dict[tuple[str, str], np.ndarray]:
-    if len(density) != len(cohort) or np.isnan(density).any():
-        raise StudyError(f"density holds {len(density)} values for {len(cohort)} images: compute it for these images.")
-    group = ((rankdata(density, method="ordinal") - 1) * DENSITY_GROUPS // len(cohort)).astype(int)
+def _density_groups(density, shape) -> dict[tuple[str, str], np.ndarray]:
+    if density.shape != shape or np.isnan(density).any():
+        raise StudyError(f"density is {density.shape} for decisions {shape}: compute it for these images and seeds.")
+    rank = rankdata(density, method="ordinal", axis=1) - 1
+    group = (rank * DENSITY_GROUPS // shape[1]).astype(int)
     return {("density", str(number + 1)): group == number for number in range(DENSITY_GROUPS)}
 
 
-def _keep_rate(members, kept, patients, overall) -> tuple:
-    n, hits = int(members.sum()), int((members & kept).sum())
-    share = n / len(members)
-    if n == 0:
-        return (0, 0, 0, *[np.nan] * 3, share, 0.0 if kept.any() else np.nan, *[np.nan] * 3)
+def _keep_rate(members, kept, patients) -> tuple:
+    """The numbers of one group from ``(seeds, images)`` arrays: members, decisions, patients."""
+    seeds, overall = len(kept), kept.mean()
+    decisions, hits = int(members.sum()), int((members & kept).sum())
+    n, share = round(decisions / seeds), decisions / members.size
+    if decisions == 0:
+        return (seeds, 0, 0, 0.0, *[np.nan] * 3, share, 0.0 if overall > 0 else np.nan, *[np.nan] * 3)
     own_patients = pd.factorize(patients[members])[0]
     count = own_patients.max() + 1
-    rate = hits / n
-    if 0 < hits < n and count > 1:
-        residual = np.bincount(own_patients, weights=kept[members] - rate)
-        between = np.sum(residual**2) / n**2 * count / (count - 1)
-        effective = n / max(1.0, between / (rate * (1 - rate) / (n - 1)))
+    rate = hits / decisions
+    if 0 < hits < decisions and count > 1:
+        residual = kept[members] - rate
+        own_seeds = np.nonzero(members)[0]
+        variance = _clustered_variance(residual, own_patients)
+        if seeds > 1:
+            both = _clustered_variance(residual, pd.factorize(own_patients * seeds + own_seeds)[0])
+            variance += max(0.0, _clustered_variance(residual, own_seeds) - both)
+        effective = decisions / max(1.0, variance / (rate * (1 - rate) / (decisions - 1)))
     else:
         effective = count
     low, high = wilson_interval(rate, effective)
     relative = [one / overall if overall > 0 else np.nan for one in (rate, low, high)]
-    return (n, count, hits, rate, low, high, share, hits / kept.sum() if kept.any() else np.nan, *relative)
+    kept_share = hits / kept.sum() if overall > 0 else np.nan
+    return (seeds, n, count, hits / seeds, rate, low, high, share, kept_share, *relative)
+
+
+def _clustered_variance(residual: np.ndarray, cluster: np.ndarray) -> float:
+    """Variance of a mean from its residuals ``(n,)`` and the number of the cluster each is in."""
+    count = cluster.max() + 1
+    totals = np.bincount(cluster, weights=residual)
+    return float(np.sum(totals**2)) / len(residual) ** 2 * count / max(1, count - 1)
 
 
 def wilson_interval(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -271,7 +335,8 @@ def gain_against_prevalence(
     Returns:
         One row a finding: ``finding, tier, prevalence, value, ci_low, ci_high, n, positives``, in the order given. A
         last row ``trend`` is the least-squares slope of the gain over log10 prevalence, fitted in every resample: below
-        zero, the arm gains most on the rare. Findings that cannot be evaluated have NaN and do not enter the trend.
+        zero, the arm gains most on the rare. Findings that cannot be evaluated have NaN and do not enter the trend,
+        nor does ``No Finding``, which is no disease however common it is.
 
     Raises:
         StudyError: the metric is unknown, or the arms have different numbers of seeds.
@@ -285,8 +350,9 @@ def gain_against_prevalence(
     value, replicates = difference.value[row], difference.replicates[:, row]
     known = known_labels(np.asarray(labels, dtype=float))
     share = prevalence.to_numpy(dtype=float)
-    slope = _slopes(share, value[None])[0]
-    slope_low, slope_high = interval(_slopes(share, np.where(np.isnan(value), np.nan, replicates)))
+    diseases = np.where(np.array(findings) == NO_FINDING, 0.0, share)
+    slope = _slopes(diseases, value[None])[0]
+    slope_low, slope_high = interval(_slopes(diseases, np.where(np.isnan(value), np.nan, replicates)))
     table = pd.DataFrame(
         {
             "finding": findings,
@@ -299,7 +365,7 @@ def gain_against_prevalence(
             "positives": (known & (np.asarray(labels) == 1)).sum(axis=0),
         }
     )
-    used = int(np.sum(~np.isnan(value) & (share > 0)))
+    used = int(np.sum(~np.isnan(value) & (diseases > 0)))
     trend = {"finding": TREND, "tier": "", "prevalence": np.nan, "value": slope, "n": used, "positives": -1}
     trend |= {"ci_low": float(slope_low), "ci_high": float(slope_high)}
     return pd.concat([table, pd.DataFrame([trend])], ignore_index=True)
@@ -332,8 +398,9 @@ def read_gain_against_prevalence(
     metric: str = "auroc",
     tiers: Mapping[str, str] | None = None,
     resamples: int = RESAMPLES,
+    seeds: Sequence[int] | None = None,
 ) -> tuple[pd.DataFrame, list[int]]:
-    """`gain_against_prevalence` from the scores a study has kept, over all seeds that both arms have.
+    """`gain_against_prevalence` from the scores a study has kept.
 
     Args:
         run: the study.
@@ -341,6 +408,7 @@ def read_gain_against_prevalence(
         arm, baseline: the arms.
         prevalence, generator, metric, tiers, resamples: as in `gain_against_prevalence`.
         task, data_set: which scores.
+        seeds: seeds of both arms; all that both have if None.
 
     Returns:
         The table and the seeds.
@@ -349,7 +417,7 @@ def read_gain_against_prevalence(
         StudyError: the arms share no scored seed, or scores lack an image or a finding.
     """
     findings = list(prevalence.index)
-    seeds = scored_seeds(run, [arm, baseline], task=task, data_set=data_set)
+    seeds = scored_seeds(run, [arm, baseline], task=task, data_set=data_set) if seeds is None else list(seeds)
     first, second = (
         [
             read_scores(run, cohort.image_id, findings, arm=one, seed=seed, task=task, data_set=data_set)
@@ -369,3 +437,53 @@ def read_gain_against_prevalence(
         resamples=resamples,
     )
     return table, seeds
+
+
+def measure_gain_trends(
+    run: Run,
+    cohort: pd.DataFrame,
+    results: pd.DataFrame,
+    baseline: str,
+    prevalence: pd.Series,
+    *,
+    arm: str = "curated",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The trend of `gain_against_prevalence` on every data set on which the arm was compared with the baseline.
+
+    Args:
+        run: the study.
+        cohort: its cohort table.
+        results: its results table; says which data sets and seeds were compared.
+        arm, baseline, prevalence, resamples: as in `gain_against_prevalence`.
+        seed: seed of the resampling; the same patients are drawn for every data set's comparison.
+
+    Returns:
+        Rows of the results table: task ``gain_trend``, arm ``arm - baseline``, finding ``all``, metric
+        ``auroc_difference_per_decade`` (change for ten times the prevalence), ``n`` the number of findings fitted. No
+        rows where the arms were not compared.
+    """
+    pair = f"{arm} - {baseline}"
+    compared = results[(results.task == "zero_shot_difference") & (results.arm == pair) & (results.seed == OVER_SEEDS)]
+    tables = []
+    for (data_set, setting), rows in compared.groupby(["data_set", "setting"], sort=True):
+        scored = cohort[cohort.source + "/" + cohort.split == data_set]
+        of_arm = results[(results.task == "zero_shot") & (results.arm == arm) & (results.data_set == data_set)]
+        seeds = sorted(set(of_arm.seed) - {OVER_SEEDS})
+        table, _ = read_gain_against_prevalence(
+            run,
+            scored,
+            arm,
+            baseline,
+            prevalence,
+            np.random.default_rng(seed),
+            data_set=data_set,
+            resamples=resamples,
+            seeds=seeds,
+        )
+        trend = table[table.finding == TREND][["value", "ci_low", "ci_high", "n", "positives"]]
+        named = {"arm": pair, "seed": OVER_SEEDS, "task": GAIN_TREND, "data_set": data_set, "setting": setting}
+        named |= {"finding": "all", "metric": "auroc_difference_per_decade", "exposure": rows.exposure.iloc[0]}
+        tables.append(trend.assign(**named))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

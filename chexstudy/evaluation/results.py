@@ -1,11 +1,12 @@
 """The results table: every number of a figure or of the README is a row of it.
 
 Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` (zero_shot | retrieval | linear_probe |
-curation), ``data_set`` (source and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a
-tier such as ``tail``, or ``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is
-none), ``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no
-meaning), ``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and
-``seconds`` (of the arm's training, scoring and warm-up included; NaN where nothing was trained).
+curation, and of two arms, written ``first - second``, zero_shot_difference | retrieval_difference | gain_trend),
+``data_set`` (source and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such
+as ``tail``, or ``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is none),
+``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),
+``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and ``seconds`` (of
+the arm's training, scoring and warm-up included; NaN where nothing was trained).
 """
 
 import pandas as pd
@@ -15,6 +16,7 @@ from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
 RESULTS = "results.parquet"
+OVER_SEEDS = -1
 EXPOSURES = ("held_out", "seen", "unknown")
 _IDENTITY = ["study", "arm", "seed", "task", "data_set", "finding", "metric", "setting"]
 _SCHEMA = pa.DataFrameSchema(

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from chexstudy.evaluation.arms import CHOSEN, OVER_SEEDS
+from chexstudy.evaluation.arms import CHOSEN
+from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import MACRO, TIERS
 
 

@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
+from chexstudy.evaluation.long_tail import measure_prevalence
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, new_figure, title_panel
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, new_figure, title_panel
 
 _PERCENTILES = (5, 50, 95)
 _MOST_IN_MATRIX = 16
@@ -25,23 +27,22 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
         split: count this split alone, for example ``train``.
 
     Returns:
-        ``finding, present, uncertain, absent, not_stated, prevalence``; the prevalence is the share of present among
-        all images whose label is not null.
+        ``finding, present, uncertain, absent, not_stated, prevalence``; the prevalence is the share of all images
+        (`measure_prevalence`), for reports seldom state what is absent.
     """
     rows = cohort if split is None else cohort[cohort.split == split]
     findings = finding_columns(cohort)
     labels = label_matrix(rows, findings)
-    stated = (~np.isnan(labels)).sum(axis=0)
     table = pd.DataFrame(
         {
             "finding": findings,
             "present": (labels == 1).sum(axis=0),
             "uncertain": (labels == -1).sum(axis=0),
             "absent": (labels == 0).sum(axis=0),
-            "not_stated": len(rows) - stated,
+            "not_stated": np.isnan(labels).sum(axis=0),
+            "prevalence": measure_prevalence(rows).to_numpy(),
         }
     )
-    table["prevalence"] = np.where(stated > 0, table.present / np.maximum(stated, 1), np.nan)
     return table.sort_values(["present", "finding"], ascending=[False, True]).reset_index(drop=True)
 
 
@@ -90,7 +91,7 @@ def plot_composition(
     findings = counts[counts.finding != NO_FINDING]
     sources = cohort.source.value_counts().index.tolist()
     top = 50 + 3.4 * max(len(sources) - 6, 0)
-    middle = max(40.0, 18 + 3.5 * len(counts))
+    middle = max(40.0, 18 + 3.5 * len(counts)) if len(counts) else 18.0
     bottom = 34 + 3.4 * max(len(sources) - 3, 0)
     figure = new_figure(height_mm=top + middle + bottom)
     rows = figure.subfigures(3, 1, height_ratios=[top, middle, bottom])
@@ -104,7 +105,10 @@ def plot_composition(
     title_panel(first[2], "c", "Ages")
     with_matrix = len(findings) > 1
     second = rows[1].subplots(1, 2)
-    _draw_findings(second[0], counts)
+    if len(counts):
+        _draw_findings(second[0], counts)
+    else:
+        _say(second[0], "no labels")
     title_panel(second[0], "d", "Findings")
     if with_matrix:
         _draw_matrix(second[1], cohort, findings.finding.tolist()[:_MOST_IN_MATRIX])
@@ -112,10 +116,11 @@ def plot_composition(
     else:
         second[1].set_axis_off()
     third = rows[2].subplots(1, 2)
+    after = "fg" if with_matrix else "ef"
     _draw_lengths(third[0], count_report_lengths(cohort, count_tokens))
-    title_panel(third[0], "f", "Report lengths")
+    title_panel(third[0], after[0], "Report lengths")
     _draw_quarantine(third[1], quarantine)
-    title_panel(third[1], "g", "Quarantined")
+    title_panel(third[1], after[1], "Quarantined")
     return figure
 
 
@@ -140,15 +145,21 @@ def _draw_splits(axes: Axes, cohort: pd.DataFrame, sources: list[str]) -> None:
 def _draw_people(axes: Axes, cohort: pd.DataFrame) -> None:
     for line, (column, names) in enumerate((("view", VIEWS), ("sex", SEXES), ("report_origin", REPORT_ORIGINS))):
         shares = 100 * cohort[column].value_counts(normalize=True).reindex(list(names), fill_value=0.0)
-        left = 0.0
+        left, narrow = 0.0, []
         for name, colour in zip(names, (SEQUENCE[1], SEQUENCE[2], SEQUENCE[4], PALE), strict=False):
             colour = PALE if name in ("unknown", "none") else colour
             axes.barh(line, shares[name], 0.6, left, color=colour, edgecolor="white", linewidth=0.5)
-            if shares[name] >= 9:
+            if shares[name] >= 2.7 * len(name):
                 text = f"{name}\n{shares[name]:.0f} %"
                 ink = "white" if colour == SEQUENCE[1] else INK
                 axes.text(left + shares[name] / 2, line, text, ha="center", va="center", fontsize=6, color=ink)
+            elif shares[name] > 0:
+                narrow.append(f"{name} {shares[name]:.0f} %" if shares[name] >= 0.5 else f"{name} <1 %")
             left += shares[name]
+        axes.annotate(
+            "\n".join(narrow), (100, line), (3, 0), textcoords="offset points", va="center", fontsize=6,
+            annotation_clip=False,
+        )  # fmt: skip
     axes.set_yticks(range(3), ["View", "Sex", "Report"])
     axes.set_ylim(2.5, -0.5)
     axes.set_xlim(0, 100)
@@ -159,7 +170,9 @@ def _draw_people(axes: Axes, cohort: pd.DataFrame) -> None:
 def _draw_ages(axes: Axes, cohort: pd.DataFrame) -> None:
     ages = cohort.age_years.dropna()
     if len(ages):
-        axes.hist(ages, bins=np.arange(0, 125, 5), color=SEQUENCE[2], edgecolor="white", linewidth=0.4)
+        sns.histplot(
+            x=ages, binwidth=5, binrange=(0, 120), color=SEQUENCE[2], alpha=1, edgecolor="white", linewidth=0.4, ax=axes
+        )
         axes.axvline(ages.median(), color=INK, linewidth=0.8)
         axes.annotate(
             f"median {ages.median():.0f}", (ages.median(), 1.0), (3, 0), xycoords=("data", "axes fraction"),
@@ -168,9 +181,14 @@ def _draw_ages(axes: Axes, cohort: pd.DataFrame) -> None:
         )  # fmt: skip
         axes.set_xlim(max(0, ages.min() - 5), min(125, ages.max() + 5))
     else:
-        axes.text(0.5, 0.5, "not stated", transform=axes.transAxes, ha="center", color=GREY)
+        _say(axes, "not stated")
     axes.set_xlabel(f"Age (years), stated for {len(ages):,}")
     axes.set_ylabel("Images")
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=GREY)
+    clear_frame(axes)
 
 
 def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
@@ -179,7 +197,11 @@ def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
     lines = np.arange(len(shown))
     left = share.min() / 2 if len(shown) else 0.1
     axes.hlines(lines, left, share, color=PALE, linewidth=1.2, zorder=1)
-    axes.plot(share, lines, "o", color=ACCENT, markersize=3.6, linestyle="none", gid="estimate", zorder=2)
+    disease = (shown.finding != NO_FINDING).to_numpy()
+    for chosen, colour in ((disease, ACCENT), (~disease, GREY)):
+        axes.plot(
+            share[chosen], lines[chosen], "o", color=colour, markersize=3.6, linestyle="none", gid="estimate", zorder=2
+        )
     for line, row in zip(lines, shown.itertuples(), strict=True):
         axes.annotate(
             f"{row.present:,}",
@@ -196,7 +218,7 @@ def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Present (% of stated, log; number: images)")
+    axes.set_xlabel("Present (% of all images, log; number: images)")
 
 
 def _draw_matrix(axes: Axes, cohort: pd.DataFrame, findings: list[str]) -> None:
@@ -205,20 +227,17 @@ def _draw_matrix(axes: Axes, cohort: pd.DataFrame, findings: list[str]) -> None:
     share = 100 * together / np.maximum(np.diag(together)[:, None], 1)
     np.fill_diagonal(share, np.nan)
     largest = np.nanmax(share) if np.isfinite(share).any() else 1.0
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=largest or 1.0)
-    axes.set_xticks(range(len(findings)), findings, rotation=90, fontsize=6)
-    axes.set_yticks(range(len(findings)), findings, fontsize=6)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, aspect=22, pad=0.02, shrink=0.7)
-    bar.outline.set_visible(False)
+    sns.heatmap(
+        pd.DataFrame(share, index=findings, columns=findings), cmap="Blues", vmin=0, vmax=largest or 1.0, square=True,
+        cbar_kws={"aspect": 22, "pad": 0.02, "shrink": 0.7}, ax=axes,
+    )  # fmt: skip
+    axes.tick_params(length=0, labelsize=6)
+    axes.set_anchor("N")
 
 
 def _draw_lengths(axes: Axes, lengths: pd.DataFrame) -> None:
     if lengths.empty:
-        axes.text(0.5, 0.5, "no reports", transform=axes.transAxes, ha="center", color=GREY)
-        axes.set_axis_off()
+        _say(axes, "no reports")
         return
     for line, row in enumerate(lengths.itertuples()):
         axes.plot([row.p5, row.p95], [line, line], color=SEQUENCE[2], linewidth=4, solid_capstyle="butt", zorder=1)
@@ -255,9 +274,13 @@ def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None =
     """The caption of `plot_composition`."""
     patients, sources = cohort.patient_id.nunique(), cohort.source.nunique()
     aside = 0 if quarantine is None else len(quarantine)
+    findings = [finding for finding in finding_columns(cohort) if finding != NO_FINDING]
+    labels = ["no finding is labelled" if not findings else "share of all images with each finding"]
+    labels += ["which findings occur together"] * (len(findings) > 1)
+    last = [*labels, "report lengths by source", f"images set aside with the reason ({aside:,})"]
+    panels = " ".join(f"{letter}, {text}." for letter, text in zip("defg", last, strict=False))
     return (
         f"The cohort: n = {len(cohort):,} images of {patients:,} patients from {sources} source{'s' * (sources != 1)}. "
-        "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. d, "
-        "findings present among images where they are stated. e, which findings occur together. f, report lengths "
-        f"by source. g, images set aside with the reason ({aside:,}). Counts, no sampling: neither seeds nor intervals."
+        "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. "
+        f"{panels} Counts, no sampling: neither seeds nor intervals."
     )

@@ -5,23 +5,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds
+from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.plots.forest import draw_estimate, draw_seeds
 from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, order_arms, title_panel
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, title_panel
 
-_DECILE = "density decile "
 _MADE_BY = "06_long_tail"
 
 
 def select_density(results: pd.DataFrame) -> pd.DataFrame:
-    """Keep rates by density decile, with a column ``decile`` (1 the thinnest)."""
-    rows = select_rows(results, "curation", metric="keep_rate")
-    rows = rows[rows.finding.str.startswith(_DECILE)]
-    return rows.assign(decile=rows.finding.str.removeprefix(_DECILE).astype(int)).reset_index(drop=True)
+    """The curated arm's keep rates by density tenth, with a column ``decile`` (1 the thinnest)."""
+    rows = select_rows(results, "curation", arm="curated", metric="keep_rate", setting="density")
+    return rows.assign(decile=rows.finding.astype(int)).reset_index(drop=True)
 
 
 def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
-    """The distribution of local density for kept and dropped pairs, keep rate by decile, and density over the map.
+    """The distribution of local density for kept and dropped pairs, keep rate by tenth, and density over the map.
 
     Args:
         pairs: one row a pair with ``density`` (larger is denser; any monotone measure) and ``kept``; with ``x`` and
@@ -33,7 +32,7 @@ def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
     """
     pairs, rates = pairs[pairs.density.notna()], select_density(results)
     if rates.empty:
-        require_rows(pairs, "local density and no keep rate by density decile", _MADE_BY)
+        require_rows(pairs, "local density and no keep rate by density", _MADE_BY)
     with_map = {"x", "y"} <= set(pairs.columns) and len(pairs) > 0
     panels = [panel for panel, there in (("share", len(pairs)), ("rate", len(rates)), ("map", with_map)) if there]
     figure = new_figure(height_mm=62)
@@ -45,8 +44,6 @@ def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
     if "rate" in axes:
         _draw_keep_rates(axes["rate"], rates)
         title_panel(axes["rate"], letters["rate"], "Kept, by density")
-        arms = order_arms(rates.arm)
-        add_arm_legend(figure, [arm_style(arm, arms) for arm in arms])
     if "map" in axes:
         _draw_density_map(axes["map"], pairs)
         title_panel(axes["map"], letters["map"], "Density over the map")
@@ -79,24 +76,18 @@ def _draw_distributions(axes: Axes, pairs: pd.DataFrame) -> None:
 
 
 def _draw_keep_rates(axes: Axes, rows: pd.DataFrame) -> None:
+    style = arm_style("curated")
     summary = summarise_seeds(rows)
-    arms = order_arms(rows.arm)
-    offsets = np.linspace(-0.16, 0.16, len(arms)) if len(arms) > 1 else [0.0]
-    for arm, offset in zip(arms, offsets, strict=True):
-        style, of_arm = arm_style(arm, arms), summary[summary.arm == arm]
-        decile = of_arm.finding.str.removeprefix(_DECILE).astype(int)
-        of_arm = of_arm.assign(decile=decile).sort_values("decile")
-        axes.plot(of_arm.decile + offset, 100 * of_arm.value, color=style.colour, linewidth=0.6, alpha=0.6, zorder=1)
-        for row in of_arm.itertuples():
-            seeds = 100 * seed_values(rows, arm=arm, finding=row.finding)
-            draw_seeds(axes, np.full(len(seeds), row.decile + offset + 0.12), seeds, style)
-            draw_estimate(
-                axes, row.decile + offset, 100 * row.value, 100 * row.ci_low, 100 * row.ci_high, style, vertical=True
-            )
+    summary = summary.assign(decile=summary.finding.astype(int)).sort_values("decile")
+    axes.plot(summary.decile, 100 * summary.value, color=style.colour, linewidth=0.6, alpha=0.6, zorder=1)
+    for row in summary.itertuples():
+        seeds = 100 * seed_values(rows, finding=row.finding)
+        draw_seeds(axes, np.full(len(seeds), row.decile + 0.25), seeds, style)
+        draw_estimate(axes, row.decile, 100 * row.value, 100 * row.ci_low, 100 * row.ci_high, style, vertical=True)
     axes.set_xticks(range(1, 11))
     axes.set_xlim(0.4, 10.6)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("Decile of local density (1 thinnest)")
+    axes.set_xlabel("Tenth of local density (1 thinnest)")
     axes.set_ylabel("Kept (%)")
     axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
 
@@ -114,17 +105,25 @@ def _draw_density_map(axes: Axes, pairs: pd.DataFrame) -> None:
     bar.outline.set_visible(False)
 
 
-def describe_density(pairs: pd.DataFrame, results: pd.DataFrame) -> str:
-    """The caption of `plot_density`."""
+def describe_density(pairs: pd.DataFrame, results: pd.DataFrame, seed: int = 0) -> str:
+    """The caption of `plot_density`; ``seed`` is that of ``pairs``."""
     pairs, rows = pairs[pairs.density.notna()], select_density(results)
     parts = ["Local density of pairs in the joint feature space, and what curation keeps of it."]
+    letters = iter("abc")
     if len(pairs):
-        parts.append(f"n = {len(pairs):,} scored pairs, of which {int(pairs.kept.sum()):,} kept.")
-    if len(rows):
-        seeds = sorted(set(rows.seed[rows.seed >= 0]))
-        interval = "bars are 95 % intervals" if rows.ci_low.notna().any() else "no intervals"
         parts.append(
-            f"Keep rates by decile of density, {len(seeds)} seed{'s' * (len(seeds) != 1)}; {interval}; "
-            f"about {int(rows.n.median()):,} pairs a decile."
+            f"{next(letters)}, density of n = {len(pairs):,} scored pairs, of which {int(pairs.kept.sum()):,} kept, "
+            f"seed {seed}; counts, no interval."
         )
+    if len(rows):
+        seeds = rows.seed[rows.seed != OVER_SEEDS].nunique()
+        marks = f"Large marks are {seeds} seeds together, small ones single seeds" if seeds > 1 else "One seed"
+        bars = "Wilson's with patients as clusters" if seeds == 1 else "Wilson's with patients and seeds as clusters"
+        interval = f"bars are 95 % intervals ({bars})" if summarise_seeds(rows).ci_low.notna().any() else "no intervals"
+        parts.append(
+            f"{next(letters)}, keep rates by tenth of density, about {int(rows.n.median()):,} pairs each. "
+            f"{marks}; {interval}."
+        )
+    if {"x", "y"} <= set(pairs.columns) and len(pairs):
+        parts.append(f"{next(letters)}, the same densities over the map of the pairs (UMAP; axes have no meaning).")
     return " ".join(parts)

@@ -21,7 +21,7 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
     """Eight panels over the steps of the curated arm, with the other arms' losses and schedules beside it.
 
     Args:
-        history: the curated arm's history, one row a step.
+        history: the curated arm's history, one row a step; its ``logit_scale`` is the logarithm that is trained.
         others: further arms' histories by arm, drawn where they have something to say.
 
     Raises:
@@ -47,12 +47,12 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
         _draw_series(panels[4], steps.step, steps.loss, style.colour, style.name)
         _draw_series(panels[5], steps.step, steps.matched_cosine, style.colour, style.name)
         _draw_series(panels[5], steps.step, steps.unmatched_cosine, style.colour, style.name, dashed=True)
-        _draw_series(panels[6], steps.step, steps.logit_scale, style.colour, style.name)
+        _draw_series(panels[6], steps.step, np.exp(steps.logit_scale), style.colour, style.name)
         _draw_series(panels[7], steps.step, 1e3 * steps.learning_rate, style.colour, style.name, smooth=False)
     for axes, letter, title, label in (
         (panels[4], "e", "Contrastive loss", "Loss"),
         (panels[5], "f", "Cosine of pairs", "Cosine (dashed: unmatched)"),
-        (panels[6], "g", "Logit scale", "1 / temperature"),
+        (panels[6], "g", "Temperature, inverse", "1 / temperature"),
         (panels[7], "h", "Learning rate", "Learning rate (\N{MULTIPLICATION SIGN}10⁻³)"),
     ):
         title_panel(axes, letter, title)
@@ -168,7 +168,7 @@ def describe_training_dynamics(
     text = (
         "Training dynamics of the curated arm: share of each super-batch kept (a), pairs scored and trained on (b), "
         "mean distance between prototypes (c) and how the kept pairs spread over them (d) while curating; loss (e), "
-        "cosine of matched and unmatched pairs (f), logit scale (g) and learning rate (h)"
+        "cosine of matched and unmatched pairs (f), one over the temperature (g) and learning rate (h)"
     )
     text += " beside the other arms. " if others else ". "
     if len(history) >= _SMOOTHED_FROM:

@@ -2,15 +2,17 @@
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
+from chexstudy.evaluation.long_tail import NO_TIER
+from chexstudy.evaluation.scores import TIERS
 from chexstudy.plots.maps import draw_background
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, clear_frame, frame_map, new_figure, title_panel
 
 _MADE_BY = "02_embed_pairs"
-_TIERS = ("none", "head", "medium", "tail")
-_TIER_NAMES = {"none": "no finding", "head": "head", "medium": "medium", "tail": "tail"}
+_TIER_NAMES = {NO_TIER: "no finding"} | {tier: tier for tier in TIERS}
 
 
 def plot_embedding(pairs: pd.DataFrame) -> Figure:
@@ -18,15 +20,16 @@ def plot_embedding(pairs: pd.DataFrame) -> Figure:
 
     Args:
         pairs: one row a pair with ``x``, ``y``, ``density`` (larger is denser) and ``tier`` (the rarest tier among its
-            findings, ``none`` if it has no finding).
+            findings, ``none`` if it has no finding); without ``tier``, the distribution of density beside the map.
 
     Raises:
         StudyError: there are no pairs.
     """
     require_rows(pairs, "mapped pairs", _MADE_BY)
     percentile = pairs.density.rank(pct=True).to_numpy() * 100
-    figure = new_figure(62)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
+    with_tiers = "tier" in pairs
+    figure = new_figure(66)
+    left, *others = figure.subplots(1, 3, width_ratios=(1, 1, 0.9)) if with_tiers else figure.subplots(1, 2)
     order = np.argsort(percentile, kind="stable")
     points = left.scatter(
         pairs.x.iloc[order],
@@ -37,50 +40,71 @@ def plot_embedding(pairs: pd.DataFrame) -> Figure:
         linewidths=0,
         rasterized=True,
     )
-    bar = figure.colorbar(points, ax=left, location="bottom", shrink=0.7, aspect=30, pad=0.03)
-    bar.set_label("Density percentile")
+    bar = figure.colorbar(points, ax=[left, *others[:-1]], location="bottom", shrink=0.4, aspect=40, pad=0.02)
+    bar.set_label("Density percentile (a)")
     bar.outline.set_visible(False)
+    clear_frame(left)
+    frame_map(left, pairs)
+    title_panel(left, "a", "How dense")
+    if not with_tiers:
+        _draw_densities(others[0], pairs.density)
+        title_panel(others[0], "b", "Local density of pairs")
+        return figure
+    middle, right = others
+    rare = pairs[pairs.tier == TIERS[-1]]
     draw_background(middle, pairs)
-    rare = pairs[pairs.tier == "tail"]
     middle.scatter(rare.x, rare.y, s=5, c=ACCENT, linewidths=0, rasterized=True, zorder=2, gid="tail")
-    for axes, letter, title in ((left, "a", "How dense"), (middle, "b", f"Tail findings (n = {len(rare):,})")):
-        clear_frame(axes)
-        frame_map(axes, pairs)
-        title_panel(axes, letter, title)
-    _draw_density_by_tier(right, pairs.tier.to_numpy(), percentile)
+    clear_frame(middle)
+    frame_map(middle, pairs)
+    title_panel(middle, "b", f"Tail findings (n = {len(rare):,})")
+    _draw_density_by_tier(right, pairs.tier, percentile)
     title_panel(right, "c", "Density by prevalence tier")
     return figure
 
 
-def _draw_density_by_tier(axes, tier: np.ndarray, percentile: np.ndarray) -> None:
-    present = [name for name in _TIERS if (tier == name).sum() > 1]
-    groups = [percentile[tier == name] for name in present]
-    parts = axes.boxplot(
-        groups,
-        vert=False,
-        widths=0.55,
+def _draw_densities(axes, density: pd.Series) -> None:
+    shown = density.clip(*density.quantile([0.002, 0.998]))
+    sns.histplot(x=shown, bins=40, stat="percent", color=GREY, edgecolor="white", linewidth=0.3, ax=axes)
+    axes.set_xlabel("Local density (right: denser)")
+    axes.set_ylabel("Share of pairs (%)")
+
+
+def _draw_density_by_tier(axes, tier: pd.Series, percentile: np.ndarray) -> None:
+    counts = tier.value_counts()
+    present = [name for name in _TIER_NAMES if counts.get(name, 0) > 1]
+    sns.boxplot(
+        x=percentile,
+        y=tier.to_numpy(),
+        order=present,
+        hue=tier.to_numpy(),
+        hue_order=present,
+        palette={name: ACCENT if name == TIERS[-1] else "white" for name in present},
+        legend=False,
+        saturation=1,
+        width=0.55,
         showfliers=False,
-        patch_artist=True,
+        linecolor=GREY,
         medianprops={"color": INK, "linewidth": 1.4},
+        ax=axes,
     )
-    for name, box in zip(present, parts["boxes"], strict=True):
-        box.set(facecolor=ACCENT if name == "tail" else "white", edgecolor=GREY, alpha=0.8)
-    for line in (*parts["whiskers"], *parts["caps"]):
-        line.set_color(GREY)
-    names = [f"{_TIER_NAMES[name]}\n(n = {len(group):,})" for name, group in zip(present, groups, strict=True)]
-    axes.set_yticks(range(1, len(names) + 1), names)
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(present)), [f"{_TIER_NAMES[name]}\n(n = {counts[name]:,})" for name in present])
     axes.set_xlabel("Density percentile")
+    axes.set_ylabel("")
     axes.set_xlim(0, 100)
 
 
 def describe_embedding(pairs: pd.DataFrame, seed: int = 0) -> str:
     """The caption of `plot_embedding`."""
-    medians = (pairs.density.rank(pct=True) * 100).groupby(pairs.tier).median()
-    known = "; ".join(f"{_TIER_NAMES[name]} {medians[name]:.0f}" for name in _TIERS if name in medians)
-    return (
+    text = (
         f"The joint image-text space of the scoring model, n = {len(pairs):,} training pairs (UMAP, seed {seed}; only "
         "neighbourhoods have meaning, not axes). a, local density: one over the mean distance to the nearest pairs, as "
-        "a percentile. b, pairs with a tail finding. c, density of pairs by the rarest tier among their findings (box: "
-        f"quartiles; whiskers: 1.5 interquartile ranges). Median percentiles: {known}. No intervals."
+        "a percentile. "
+    )
+    if "tier" not in pairs:
+        return text + "b, its distribution over the pairs. No intervals."
+    medians = (pairs.density.rank(pct=True) * 100).groupby(pairs.tier).median()
+    known = "; ".join(f"{word} {medians[name]:.0f}" for name, word in _TIER_NAMES.items() if name in medians)
+    return text + (
+        "b, pairs with a tail finding. c, density of pairs by the rarest tier among their findings (box: quartiles; "
+        f"whiskers: 1.5 interquartile ranges). Median percentiles: {known}. No intervals."
     )

@@ -1,14 +1,15 @@
 """The long tail: what curation gains and keeps where findings are rare."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from scipy import stats
 
+from chexstudy.cohort.table import NO_FINDING
+from chexstudy.evaluation.long_tail import GAIN_TREND, REPORT_GROUPS, TRUTH_GROUPS
+from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.evaluation.scores import TIERS
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, write_interval
 from chexstudy.plots.measurements import (
     describe_interval,
@@ -24,37 +25,14 @@ from chexstudy.plots.measurements import (
 )
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
 
-TIERS = {"head": "common", "medium": "medium", "tail": "rare"}
-KINDS = ("No Finding", "near-duplicate", "mismatched", "junk", "template", "written")
+_TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))
+_KINDS = (*TIERS, NO_FINDING, *TRUTH_GROUPS, *REPORT_GROUPS.values())
+_KIND_SETTINGS = ("tier", "no finding", "truth", "report")
 # Findings the published study calls out; named in the figure whatever came out for them.
 CALLED_OUT = ("Aortic Enlargement", "Fibrosis", "Pulmonary Fibrosis", "Aortic enlargement", "Pulmonary fibrosis")
 _NAMED_AT_MOST = 5
 _FEWEST_FOR_A_TREND = 8
 _MADE_BY = "06_long_tail"
-
-
-@dataclass(frozen=True)
-class Trend:
-    """A straight line of a value against log10 prevalence, weighted by the intervals' widths.
-
-    Attributes:
-        prevalence: where the line is given ``(points,)``.
-        value, low, high: the line and its 95 % band ``(points,)``.
-        slope, slope_low, slope_high: change for ten times the prevalence, with its 95 % interval.
-    """
-
-    prevalence: np.ndarray
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    slope: float
-    slope_low: float
-    slope_high: float
-
-    @property
-    def informative(self) -> bool:
-        """Whether the interval of the slope excludes zero."""
-        return self.slope_low > 0 or self.slope_high < 0
 
 
 def select_gains(
@@ -74,8 +52,10 @@ def select_gains(
         setting: which prompts; empty takes those chosen on validation, else the published ones.
 
     Returns:
-        As `summarise_seeds`, with ``prevalence``, commonest first; empty if no finding was compared.
+        As `summarise_seeds`, with ``prevalence``, commonest first; empty if no finding was compared. ``No Finding`` is
+        no disease and not among them.
     """
+    prevalence = prevalence.drop(NO_FINDING, errors="ignore")
     rows = _gains(results, against, data_set, setting)
     summary = summarise_seeds(rows[rows.finding.isin(prevalence.index)])
     summary["prevalence"] = summary.finding.map(prevalence).astype(float)
@@ -85,44 +65,54 @@ def select_gains(
 
 def _gains(results: pd.DataFrame, against: str, data_set: str, setting: str) -> pd.DataFrame:
     rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", arm=f"curated - {against}")
+    return _choose_one(rows, data_set, setting)
+
+
+def _choose_one(rows: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
+    """Rows of one data set and setting: those named, else the preferred ones."""
     if rows.empty:
         return rows
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
     return rows[rows.setting == (setting or preferred_setting(rows))] if len(rows) else rows
 
 
-def select_keep_rates(results: pd.DataFrame, arm: str = "curated") -> pd.DataFrame:
-    """What the arm keeps: keep rates and enrichment of findings, tiers and kinds of pairs."""
-    return select_rows(results, "curation", arm=arm, metric=["keep_rate", "enrichment"])
+def select_keep_rates(results: pd.DataFrame) -> pd.DataFrame:
+    """What the curated arm keeps: keep rates and enrichment of every group but tenths of density."""
+    rows = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
+    return rows[rows.setting != "density"].reset_index(drop=True)
 
 
-def fit_trend(table: pd.DataFrame) -> Trend | None:
-    """Weighted least squares of ``value`` on log10 ``prevalence``; None with under eight findings.
+def select_trend(
+    results: pd.DataFrame, against: str = "random_same_data", data_set: str = "", setting: str = ""
+) -> pd.Series | None:
+    """The row of the results table that holds the trend of the gains drawn, or None if there is none."""
+    gains = _gains(results, against, data_set, setting)
+    rows = select_rows(results, GAIN_TREND, arm=f"curated - {against}")
+    if gains.empty or rows.empty:
+        return None
+    rows = rows[(rows.data_set == gains.data_set.iloc[0]) & (rows.setting == gains.setting.iloc[0])]
+    return rows.iloc[0] if len(rows) else None
 
-    Weights are inverse squared interval widths, so that rare findings with few positives do not steer the line; the
-    residuals give the scale, so the band holds between-finding scatter too.
+
+def select_long_tail(
+    results: pd.DataFrame,
+    prevalence: pd.Series,
+    against: str = "random_same_data",
+    data_set: str = "",
+    setting: str = "",
+) -> pd.DataFrame:
+    """All numbers of the figure, as rows of the results table with the ``prevalence`` of the finding.
+
+    Args:
+        results, prevalence, against, data_set, setting: as in `select_gains`.
     """
-    width = (table.ci_high - table.ci_low).to_numpy(dtype=float)
-    usable = table[np.isfinite(width) & (width > 0)]
-    if len(usable) < _FEWEST_FOR_A_TREND:
-        return None
-    x, y = np.log10(usable.prevalence.to_numpy(dtype=float)), usable.value.to_numpy(dtype=float)
-    if np.ptp(x) == 0:
-        return None
-    weight = 1 / (usable.ci_high - usable.ci_low).to_numpy(dtype=float) ** 2
-    design = np.stack([np.ones_like(x), x], axis=1)
-    inverse = np.linalg.inv(design.T @ (weight[:, None] * design))
-    coefficients = inverse @ design.T @ (weight * y)
-    freedom = len(x) - 2
-    scale = float((weight * (y - design @ coefficients) ** 2).sum() / freedom)
-    quantile = stats.t.ppf(0.975, freedom)
-    grid = np.linspace(x.min(), x.max(), 60)
-    at_grid = np.stack([np.ones_like(grid), grid], axis=1)
-    half = quantile * np.sqrt(scale * np.einsum("ij,jk,ik->i", at_grid, inverse, at_grid))
-    half_slope = quantile * np.sqrt(scale * inverse[1, 1])
-    line = at_grid @ coefficients
-    slope = float(coefficients[1])
-    return Trend(10**grid, line, line - half, line + half, slope, slope - half_slope, slope + half_slope)
+    compared = _gains_of_all(results, data_set, setting)
+    rows = [_gains(results, against, data_set, setting), compared, select_keep_rates(results)]
+    trend = select_trend(results, against, data_set, setting)
+    if trend is not None:
+        rows.append(trend.to_frame().T.astype(results.dtypes.to_dict()))
+    table = pd.concat(rows, ignore_index=True).drop_duplicates(ignore_index=True)
+    return table.assign(prevalence=table.finding.map(prevalence).astype(float))
 
 
 def plot_long_tail(
@@ -142,13 +132,7 @@ def plot_long_tail(
     Raises:
         StudyError: neither gains nor keep rates were measured.
     """
-    gains = select_gains(results, prevalence, against, data_set, setting)
-    tiers = _group_tiers(_gains_of_all(results, data_set, setting))
-    kept = select_keep_rates(results)
-    enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & kept.finding.isin(prevalence.index)])
-    enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
-    enrichment = enrichment[enrichment.prevalence > 0]
-    kinds = kept[(kept.metric == "keep_rate") & kept.finding.isin([*KINDS, *TIERS])]
+    gains, tiers, enrichment, kinds = _tables(results, prevalence, against, data_set, setting).values()
     there = {"gain": len(gains), "tiers": len(tiers), "enrichment": len(enrichment), "kinds": len(kinds)}
     panels = [panel for panel, rows in there.items() if rows]
     if not panels:
@@ -163,7 +147,7 @@ def plot_long_tail(
         unused.set_axis_off()
     letters = dict(zip(panels, "abcd", strict=False))
     if "gain" in axes:
-        _draw_gains(axes["gain"], gains, arm_style(against))
+        _draw_gains(axes["gain"], gains, arm_style(against), select_trend(results, against, data_set, setting))
         title_panel(axes["gain"], letters["gain"], f"Gain over {arm_style(against).name.lower()}, by prevalence")
     if "tiers" in axes:
         draw_forest(
@@ -184,18 +168,27 @@ def plot_long_tail(
     return figure
 
 
+def _tables(results, prevalence, against, data_set, setting) -> dict:
+    """What each panel draws, by panel; empty where nothing was measured."""
+    kept = select_keep_rates(results)
+    enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & (kept.setting == "finding")])
+    enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
+    return {
+        "gain": select_gains(results, prevalence, against, data_set, setting),
+        "tiers": _group_tiers(_gains_of_all(results, data_set, setting)),
+        "enrichment": enrichment[enrichment.prevalence > 0],
+        "kinds": kept[(kept.metric == "keep_rate") & kept.setting.isin(_KIND_SETTINGS)],
+    }
+
+
 def _gains_of_all(results: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", finding=list(TIERS))
-    rows = rows[rows.arm.str.startswith("curated - ")]
-    if rows.empty:
-        return rows
-    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
-    return rows[rows.setting == (setting or preferred_setting(rows))] if len(rows) else rows
+    rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", finding=TIERS)
+    return _choose_one(rows[rows.arm.str.startswith("curated - ")], data_set, setting)
 
 
 def _group_tiers(rows: pd.DataFrame) -> list[Group]:
     summary, groups = summarise_seeds(rows), []
-    for tier, word in TIERS.items():
+    for tier, word in _TIER_WORDS.items():
         by_arm = {split_difference(row.arm)[1]: row for row in summary[summary.finding == tier].itertuples()}
         estimates = [
             Estimate(
@@ -225,15 +218,30 @@ def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, colour: str, marker:
     axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
 
 
-def _draw_gains(axes: Axes, gains: pd.DataFrame, against: ArmStyle) -> None:
+def _draw_gains(axes: Axes, gains: pd.DataFrame, against: ArmStyle, trend: pd.Series | None) -> None:
     _scatter_by_prevalence(axes, gains, ACCENT, "o")
     axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
     axes.set_ylabel(f"Difference in AUROC\n(curated \N{MINUS SIGN} {against.name.lower()})")
     _limit_to_values(axes, gains, around=0.0)
-    trend = fit_trend(gains)
-    if trend is not None and trend.informative:
-        axes.fill_between(100 * trend.prevalence, trend.low, trend.high, color=PALE, alpha=0.6, linewidth=0, zorder=0)
-        axes.plot(100 * trend.prevalence, trend.value, color=GREY, linewidth=1.0, zorder=1)
+    if trend is not None and _is_drawn(trend):
+        _draw_trend(axes, gains, trend)
+
+
+def _is_drawn(trend: pd.Series) -> bool:
+    """Whether a trend rests on enough findings and its interval excludes zero."""
+    return trend.n >= _FEWEST_FOR_A_TREND and (trend.ci_low > 0 or trend.ci_high < 0)
+
+
+def _draw_trend(axes: Axes, gains: pd.DataFrame, trend: pd.Series) -> None:
+    """The line through the middle of the points, which every least-squares line passes, and its slope's interval."""
+    decades = np.log10(gains.prevalence.to_numpy(dtype=float))
+    x = np.linspace(decades.min(), decades.max(), 60)
+    line, *ends = (gains.value.mean() + slope * (x - decades.mean()) for slope in trend[["value", "ci_low", "ci_high"]])
+    axes.fill_between(
+        100 * 10**x, np.minimum(*ends), np.maximum(*ends), color=PALE, alpha=0.6, linewidth=0, gid="trend interval",
+        zorder=0,
+    )  # fmt: skip
+    axes.plot(100 * 10**x, line, color=GREY, linewidth=1.0, gid="trend", zorder=1)
 
 
 def _draw_enrichment(axes: Axes, table: pd.DataFrame) -> None:
@@ -318,7 +326,7 @@ def _overlap(one: tuple, other: tuple) -> bool:
 
 def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
     summary = summarise_seeds(rows).set_index("finding")
-    names = [name for name in (*TIERS, *KINDS) if name in summary.index]
+    names = [name for name in _KINDS if name in summary.index]
     style = arm_style("curated")
     for line, name in enumerate(names):
         row = summary.loc[name]
@@ -327,7 +335,7 @@ def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
             axes.plot([100 * row.ci_low, 100 * row.ci_high], [line, line], color=INK, linewidth=0.9, gid="interval")
         seeds = 100 * seed_values(rows, finding=name)
         draw_seeds(axes, seeds, np.full(len(seeds), line + 0.18), ArmStyle("", INK, "o"))
-    words = [f"{TIERS[name]} findings" if name in TIERS else name.lower() for name in names]
+    words = [f"{_TIER_WORDS[name]} findings" if name in TIERS else name.lower() for name in names]
     labels = [f"{word} ({int(summary.n[name]):,})" for word, name in zip(words, names, strict=True)]
     axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -343,30 +351,51 @@ def describe_long_tail(
     data_set: str = "",
     setting: str = "",
 ) -> str:
-    """The caption of `plot_long_tail`, with the trend as it came out."""
-    gains = select_gains(results, prevalence, against, data_set, setting)
-    parts = ["The long tail."]
-    if len(gains):
+    """The caption of `plot_long_tail`, with the trend as it came out; it names the panels that are drawn."""
+    tables = _tables(results, prevalence, against, data_set, setting)
+    letters = dict(zip([panel for panel, table in tables.items() if len(table)], "abcd", strict=False))
+    gains, parts = tables["gain"], ["The long tail."]
+    other = arm_style(against).name.lower()
+    if "gain" in letters:
         first = gains.iloc[0]
         where = ", ".join(part for part in (name_data_set(first.data_set), name_setting(first.setting)) if part)
         parts.append(
-            f"Gain of the curated arm over {arm_style(against).name.lower()} in zero-shot AUROC ({where}), paired by "
-            f"patient and seed, by prevalence in training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long "
-            "intervals are cut at the frame."
+            f"{letters['gain']}, gain of the curated arm over {other} in zero-shot AUROC ({where}), paired by patient "
+            f"and seed, by prevalence in training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long intervals "
+            "are cut at the frame."
         )
-        trend = fit_trend(gains)
-        if trend is None:
-            parts.append("Too few findings for a trend.")
-        else:
-            slope = write_interval(trend.slope, trend.slope_low, trend.slope_high, "+.3f")
-            verdict = "line with 95 % band" if trend.informative else "no trend is shown, the interval holds zero"
-            parts.append(f"Change for ten times the prevalence {slope} (weighted least squares; {verdict}).")
+        parts.append(_describe_trend(select_trend(results, against, data_set, setting)))
         parts.append(describe_interval(_gains(results, against, data_set, setting)))
-    kept = select_keep_rates(results)
-    if len(kept):
-        seeds = kept.seed[kept.seed >= 0].nunique()
+    if "tiers" in letters:
+        parts.append(f"{letters['tiers']}, paired differences in macro AUROC by tier of prevalence, 95 % intervals.")
+    if "enrichment" in letters:
         parts.append(
-            f"Keep rates and enrichment of the curated arm, {seeds} seed{'s' * (seeds != 1)}, 95 % intervals; "
-            "an enrichment above 1 means that kept pairs hold more of the finding than all pairs."
+            f"{letters['enrichment']}, enrichment of findings among the pairs kept by the curated arm; above 1, kept "
+            "pairs hold more of the finding than all pairs."
         )
+    if "kinds" in letters:
+        parts.append(f"{letters['kinds']}, share of the pairs of each kind that it kept.")
+    if {"enrichment", "kinds"} & set(letters):
+        parts.append(_describe_keep_rates(select_keep_rates(results), list(letters.values())))
     return " ".join(parts)
+
+
+def _describe_trend(trend: pd.Series | None) -> str:
+    if trend is None or trend.n < _FEWEST_FOR_A_TREND or not np.isfinite(trend.ci_low):
+        return "Too few findings for a trend."
+    slope = write_interval(trend.value, trend.ci_low, trend.ci_high, "+.3f")
+    drawn = "line, shaded the slopes of the interval" if _is_drawn(trend) else "not drawn, the interval holds zero"
+    return (
+        f"Change for ten times the prevalence {slope} (least squares over {int(trend.n)} findings in every resample of "
+        f"patients and seeds; {drawn})."
+    )
+
+
+def _describe_keep_rates(rows: pd.DataFrame, letters: list[str]) -> str:
+    seeds = rows.seed[rows.seed != OVER_SEEDS].nunique()
+    marks = "One seed" if seeds == 1 else f"{seeds} seeds together"
+    if seeds > 1 and (rows.setting != "finding").any():
+        marks += f" (small marks in {letters[-1]}: single seeds)"
+    if summarise_seeds(rows).ci_low.isna().all():
+        return f"{marks}; no intervals."
+    return f"{marks}; lines are 95 % intervals, Wilson's with patients{' and seeds' * (seeds > 1)} as clusters."

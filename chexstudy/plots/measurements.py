@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import OVER_SEEDS
 
-OVER_SEEDS = -1
 _KEYS = ["arm", "task", "data_set", "finding", "metric", "setting"]
 # Where several prompt settings were measured and only one can be drawn.
 _PREFERRED_SETTINGS = ("chosen", "published")

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from chexstudy.evaluation.retrieval import CUTOFFS, DIRECTIONS
 from chexstudy.plots.forest import (
     Estimate,
     Group,
@@ -27,8 +28,7 @@ from chexstudy.plots.measurements import (
 from chexstudy.plots.style import GREY, arm_style, new_figure, order_arms, title_panel
 
 TASK, DIFFERENCE = "retrieval", "retrieval_difference"
-DIRECTIONS = {"image_to_text": "Report of an image", "text_to_image": "Image of a report"}
-CUTOFFS = (1, 5, 10)
+_TITLES = dict(zip(DIRECTIONS, ("Report of an image", "Image of a report"), strict=True))
 _BY_CHANCE = " by chance"
 _MADE_BY = "05_compare_arms"
 
@@ -42,9 +42,9 @@ def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
     names = [f"recall@{cutoff}" for cutoff in CUTOFFS] + ["median_rank"]
     metrics = names + [name + _BY_CHANCE for name in names] + [f"{name}_difference" for name in names]
     rows = pd.concat([select_rows(results, task, metric=metrics) for task in (TASK, DIFFERENCE)], ignore_index=True)
-    # The setting goes on to say how many distinct texts there are; older tables write the direction with an arrow.
-    direction = rows.setting.str.replace("->", "_to_", regex=False).str.extract(r"^(\w+)", expand=False)
-    rows = rows.assign(direction=direction)[direction.isin(list(DIRECTIONS))]
+    # The setting begins with the direction and goes on to say how many distinct texts there are.
+    direction = rows.setting.str.extract(r"^(\w+)", expand=False)
+    rows = rows.assign(direction=direction)[direction.isin(DIRECTIONS)]
     return require_rows(rows.reset_index(drop=True), "retrieval", _MADE_BY)
 
 
@@ -71,7 +71,7 @@ def plot_retrieval(results: pd.DataFrame) -> Figure:
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     for data_set, axes in zip(data_sets, panels, strict=True):
         of_set = values[values.data_set == data_set]
-        for one, (direction, title) in zip(axes, DIRECTIONS.items(), strict=False):
+        for one, (direction, title) in zip(axes, _TITLES.items(), strict=False):
             _draw_recall(one, of_set[of_set.direction == direction], arms)
             title_panel(one, next(letters), title)
         axes[1].sharey(axes[0])
@@ -118,7 +118,7 @@ def _draw_median_rank(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
     summary = summarise_seeds(rows[rows.metric.isin(["median_rank", "median_rank" + _BY_CHANCE])])
     offsets = np.linspace(-0.3, 0.3, len(arms)) if len(arms) > 1 else [0.0]
     for place, direction in enumerate(DIRECTIONS):
-        of_direction = summary[summary.setting.str.replace("->", "_to_").str.startswith(direction)]
+        of_direction = summary[summary.setting.str.startswith(direction)]
         for row in of_direction[of_direction.metric != "median_rank"].iloc[:1].itertuples():
             axes.plot(
                 [place - 0.42, place + 0.42], [row.value] * 2, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)),
@@ -145,7 +145,7 @@ def _group_differences(rows: pd.DataFrame) -> list[Group]:
         f"recall@{cutoff}_difference" for cutoff in CUTOFFS if (rows.metric == f"recall@{cutoff}_difference").any()
     ]
     groups = []
-    for direction, title in DIRECTIONS.items():
+    for direction, title in _TITLES.items():
         chosen = rows[(rows.direction == direction) & (rows.metric == (metrics[-1] if metrics else ""))]
         estimates = {}
         for row in summarise_seeds(chosen).itertuples():
