@@ -17,7 +17,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
-seed = 0  # seed of the phantom, of splits and of template reports
+cohort_seed = 0  # seed of the phantom, of splits and of template reports; trainings have their own
 source = "phantom"  # phantom, nih, nlm_tb, or folder (your own: images, a table, and cohort.yaml)
 data_root = ""  # folder of a real source
 pairs = 6000  # phantom: number of image-report pairs
@@ -46,7 +46,7 @@ from chexstudy.plots.radiographs import plot_radiographs
 from chexstudy.plots.style import save_figure
 
 run = start_notebook("01_build_cohort", globals())
-phantom = PhantomConfig(pairs, image_size, seed, permutation_seed, workers=workers)
+phantom = PhantomConfig(pairs, image_size, cohort_seed, permutation_seed, workers=workers)
 
 # %% [markdown]
 # ## Read every image once
@@ -55,7 +55,7 @@ phantom = PhantomConfig(pairs, image_size, seed, permutation_seed, workers=worke
 # image at all goes to the quarantine list with its reason, and the run goes on.
 
 # %%
-store, notes = build_cohort(run, source, data_root, image_size, fit, seed, phantom, workers)
+store, notes = build_cohort(run, source, data_root, image_size, fit, cohort_seed, phantom, workers)
 cohort = read_cohort(run.path("cohort.parquet"))
 quarantine = pd.read_parquet(run.path("quarantine.parquet"))
 print(f"{len(cohort):,} usable pairs of {cohort.patient_id.nunique():,} patients, {len(quarantine)} set aside")
@@ -126,8 +126,8 @@ if shown and run.has("truth_masks.parquet"):
     drawn = [read_masks(run.path("truth_masks.parquet"), image_id) for image_id in ids]
     masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(titles, drawn, strict=True)]
 radiographs = plot_radiographs(list(store.read(ids)), titles, masks)
-what = f"One training radiograph for each of {len(shown)} findings" if shown else f"{len(rows)} training radiographs"
-save_figure(run, radiographs, "radiographs", f"{what}, {image_size} pixels a side; seed {seed}; no interval.")
+what = f"One training radiograph for each of {len(shown)} labels" if shown else f"{len(rows)} training radiographs"
+save_figure(run, radiographs, "radiographs", f"{what}, {image_size} pixels a side; seed {cohort_seed}; no interval.")
 radiographs
 
 # %% [markdown]

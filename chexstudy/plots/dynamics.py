@@ -30,7 +30,7 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
     require_rows(history, "training steps", _MADE_BY)
     histories = {"curated": history} | {arm: others[arm] for arm in order_arms(others or {}) if arm != "curated"}
     curated = history[history.phase == "curate"].reset_index(drop=True)
-    figure = new_figure(height_mm=112)
+    figure = new_figure(height_mm=116)
     grid = figure.subplots(2, 4)
     panels = grid.ravel()
     _draw_keep_ratio(panels[0], curated)
@@ -70,7 +70,7 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
         *[_line(arm_style(arm, list(histories)).colour, arm_style(arm, list(histories)).name) for arm in histories],
         *_phase_patches(history),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
     return figure
 
 
@@ -108,8 +108,8 @@ def _draw_keep_ratio(axes: Axes, curated: pd.DataFrame) -> None:
 
 
 def _draw_batches(axes: Axes, curated: pd.DataFrame) -> None:
-    axes.step(curated.step, curated.pairs_scored, where="mid", color=GREY, linewidth=1.1)
-    axes.step(curated.step, curated.pairs_trained, where="mid", color=ACCENT, linewidth=1.1)
+    for counts, colour in ((curated.pairs_scored, GREY), (curated.pairs_trained, ACCENT)):
+        axes.step(curated.step, counts, where="mid", color=colour, linewidth=1.1, marker="o", markersize=2.4)
     axes.set_ylabel("Pairs")
     axes.set_ylim(bottom=0)
     if len(curated):
