@@ -100,10 +100,15 @@ def test_a_notebook_opens_with_its_title_and_its_parameters(source):
 def test_code_that_belongs_in_the_package_is_not_in_a_notebook(source):
     for cell in code_cells(source):
         lines = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
-        for node in ast.walk(ast.parse(lines)):
+        tree = ast.parse(lines)
+        # In f"{folder}/model" the second part begins with a slash, and the text does not.
+        later_parts = {
+            id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values[1:]
+        }
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{node.name} belongs in the package"
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in later_parts:
                 assert not node.value.startswith(("./", "../", "/", "runs/", "data/")), (
                     "paths come from chexstudy.paths"
                 )
