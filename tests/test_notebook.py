@@ -5,6 +5,8 @@ import jupytext
 import nbformat
 import papermill
 import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
@@ -131,4 +133,39 @@ def test_plain_papermill_is_as_strict(folder, home, parameters, sentence):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         run_plainly(folder, **parameters)
     assert caught.value.traceback == [f"StudyError: {sentence}"]
+    assert not (home / "runs").exists()
+
+
+def run_by_hand(folder, **edits):
+    """What JupyterLab does with the notebook after somebody edited lines of its parameters cell."""
+    notebook = nbformat.read(folder / "01_tiny.ipynb", as_version=4)
+    for old, new in edits.values():
+        assert old in notebook.cells[1].source
+        notebook.cells[1].source = notebook.cells[1].source.replace(old, new)
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def test_jupyterlab_runs_the_notebook_with_what_was_edited_by_hand(folder, home):
+    run_by_hand(folder, study=('"tiny"', '"mine"'), rate=("0.5", "2"))
+    assert json.loads((home / "runs" / "mine" / "seen.json").read_text()) == ["mine", 0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (("seed = 0", "sede = 0"), "01_tiny has no parameter 'sede'; it takes study, seed, rate: did you mean 'seed'."),
+        (("seed = 0  # seed", ""), "the parameters cell of 01_tiny does not set 'seed': put its line back."),
+        (
+            ("= 0  #", "= 0.5  #"),
+            "parameter 'seed' of 01_tiny must be a whole number (int) such as 0, not 0.5 (float).",
+        ),
+    ],
+    ids=["unknown", "absent", "wrong type"],
+)
+def test_jupyterlab_is_as_strict(folder, home, edit, sentence):
+    with pytest.raises(CellExecutionError) as caught:
+        run_by_hand(folder, seed=edit)
+    # What nbclient puts before it is the cell's source.
+    shown = caught.value.traceback.rpartition("------\n")[2].strip()
+    assert shown == f"StudyError: {sentence}"
     assert not (home / "runs").exists()
