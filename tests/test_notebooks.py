@@ -11,8 +11,10 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from chexstudy import paths
 from chexstudy.cli import _STEPS
@@ -169,3 +171,25 @@ def test_the_debug_profile_runs_every_notebook(home):
     drawn = {path.stem for path in run.path("figures").iterdir()}
     for name in drawn:
         assert {path.suffix for path in run.path("figures").glob(f"{name}.*")} >= {".png", ".pdf", ".json"}
+
+
+@needs_notebooks
+@pytest.mark.slow
+def test_a_cohort_without_labels_runs_every_notebook(home):
+    table = pd.DataFrame({"file": [f"{number}.png" for number in range(160)]})
+    table["patient"] = [number // 2 for number in range(160)]
+    table["report"] = [f"Heart size {number % 7}. Lungs {number % 5}." for number in range(160)]
+    (home / "mine").mkdir()
+    generator = np.random.default_rng(0)
+    for name in table.file:
+        Image.fromarray(generator.integers(0, 255, (48, 48), dtype=np.uint8)).save(home / "mine" / name)
+    table.to_csv(home / "mine" / "table.csv", index=False)
+    columns = "columns: {image_path: file, patient_id: patient, report: report}\n"
+    (home / "mine" / "cohort.yaml").write_text("table: table.csv\nsource: mine\n" + columns)
+    given = {"source": "folder", "data_root": str(home / "mine"), "super_batch": 60}
+    assert len(run_all("debug", given, study="mine")) == len(SOURCES)
+    run = Run("mine")
+    assert set(read_results(run).setting[read_results(run).task == "curation"]) == {"all", "report", "density"}
+    assert {"composition", "radiographs", "embedding", "density"} <= {
+        path.stem for path in run.path("figures").iterdir()
+    }
