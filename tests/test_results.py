@@ -35,20 +35,19 @@ def test_rows_are_completed_and_read_back(home):
     assert np.isnan(table.flops[0])
 
 
-def test_a_row_measured_again_is_replaced_and_others_stay(home):
+def test_a_task_measured_again_replaces_all_its_rows_and_leaves_other_tasks(home):
     run = Run("test")
-    add_results(run, pd.concat([row(), row(seed=1), row(setting="published")]))
-    table = add_results(run, row(value=0.5))
-    assert len(table) == 3
-    assert table[(table.seed == 0) & (table.setting == "")].value.item() == 0.5
-    assert table[table.seed == 1].value.item() == 0.8
+    add_results(run, pd.concat([row(), row(seed=1), row(seed=2), row(task="retrieval")]))
+    table = add_results(run, pd.concat([row(value=0.5), row(seed=1, value=0.6)]))
+    assert table[table.task == "zero_shot"].value.tolist() == [0.5, 0.6], "no seed of the older study is left"
+    assert len(table[table.task == "retrieval"]) == 1
 
 
 def test_the_table_does_not_depend_on_the_order_of_writing(home):
     one, other = Run("one"), Run("other")
     add_results(one, row())
-    first = add_results(one, row(seed=1)).drop(columns="study")
-    add_results(other, row(seed=1))
+    first = add_results(one, row(task="retrieval")).drop(columns="study")
+    add_results(other, row(task="retrieval"))
     second = add_results(other, row()).drop(columns="study")
     pd.testing.assert_frame_equal(first, second)
 
