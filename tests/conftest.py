@@ -11,6 +11,13 @@ import pytest
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config):
+    """Compiled code and the list of fonts are made once, and not anew in the home of every test."""
+    if hasattr(config, "cache"):
+        for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+            os.environ.setdefault(name, str(config.cache.mkdir(name.lower())))
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A fresh CHEXSTUDY_HOME: nothing a test writes lands in the checkout."""
