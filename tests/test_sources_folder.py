@@ -155,8 +155,8 @@ def test_duplicate_images_are_one_sentence(tmp_path):
 def test_a_patient_in_two_splits_is_one_sentence(tmp_path):
     table = make_table().assign(Set=["train", "test", "train", "train", "validate", "validate"])
     assert sentence(make_folder(tmp_path, table), columns={**COLUMNS, "split": "Set"}) == (
-        "labels.csv: patient 'folder/p0' lies in more than one split (test, train); "
-        "1 patient(s) do: give all images of a patient the same split."
+        "labels.csv: folder/0.png (train) and folder/1.png (test) are of one patient; "
+        "1 patient(s) lie in more than one split: give all images of a patient the same split."
     )
 
 

@@ -77,10 +77,16 @@ def test_a_repeated_image_id_is_named():
     )
 
 
+def test_a_long_text_in_a_wrong_column_is_not_shown():
+    message = sentence(Mass=[0, 1, "There is a small left pleural effusion with adjacent atelectasis.", 0])
+    assert "holds 'a text of 65 characters'" in message
+    assert "effusion" not in message
+
+
 def test_a_patient_in_two_splits_is_named():
     assert sentence(split=["train", "test", "validate", "test"]) == (
-        "cohort.parquet: patient 'a/p' lies in more than one split (test, train); "
-        "1 patient(s) do: give all images of a patient the same split."
+        "cohort.parquet: a/1 (train) and a/2 (test) are of one patient; "
+        "1 patient(s) lie in more than one split: give all images of a patient the same split."
     )
 
 

@@ -24,6 +24,7 @@ SEXES = ("F", "M", "unknown")
 REPORT_ORIGINS = ("written", "template", "none")
 NO_FINDING = "No Finding"
 
+_LONGEST_SHOWN = 40
 _TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
 RESERVED_COLUMNS = (
     "image_id",
@@ -91,8 +92,9 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         wrong = (numbers.isna() & cohort[name].notna()) | ~(numbers.isna() | numbers.isin([1, 0, -1]))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
+            held = show_value(cohort[name][row])
             raise StudyError(
-                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {_plain(cohort[name][row])!r}; "
+                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {held!r}; "
                 "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
             )
         cohort[name] = numbers.astype("Int8")
@@ -102,9 +104,8 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
             wrong = years.isna() & cohort[name].notna()
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])
-                raise StudyError(
-                    f"{origin}: row {row}, column {name!r} holds {cohort[name][row]!r}: {_expectation(name)}."
-                )
+                held = show_value(cohort[name][row])
+                raise StudyError(f"{origin}: row {row}, column {name!r} holds {held!r}: {_expectation(name)}.")
             cohort[name] = years
         elif cohort[name].isna().any():
             row = int(np.flatnonzero(cohort[name].isna())[0])
@@ -119,22 +120,27 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         if cases is not None and len(cases) and "index" in cases and pd.notna(cases["index"].iloc[0]):
             row, value = int(cases["index"].iloc[0]), cases["failure_case"].iloc[0]
             raise StudyError(
-                f"{origin}: row {row}, column {column!r} holds {_plain(value)!r}: {_expectation(column)}."
+                f"{origin}: row {row}, column {column!r} holds {show_value(value)!r}: {_expectation(column)}."
             ) from None
         raise StudyError(f"{origin}: column {column!r}: {_expectation(column)}.") from None
-    splits_of_patient = cohort.groupby("patient_id")["split"].agg(lambda s: sorted(set(s)))
-    shared = splits_of_patient[splits_of_patient.str.len() > 1]
+    splits = cohort.groupby("patient_id")["split"].nunique()
+    shared = splits.index[splits > 1]
     if len(shared):
+        # The patient is shown by two images: identifiers of patients stay out of messages.
+        rows = cohort[cohort.patient_id == shared[0]].drop_duplicates("split")
+        first, second = rows.iloc[0], rows.iloc[1]
         raise StudyError(
-            f"{origin}: patient {shared.index[0]!r} lies in more than one split ({', '.join(shared.iloc[0])}); "
-            f"{len(shared)} patient(s) do: give all images of a patient the same split."
+            f"{origin}: {first.image_id} ({first.split}) and {second.image_id} ({second.split}) are of one patient; "
+            f"{len(shared)} patient(s) lie in more than one split: give all images of a patient the same split."
         )
     return cohort
 
 
-def _plain(value: object) -> object:
-    """The value as Python writes it: ``2`` and not ``np.int64(2)``."""
-    return value.item() if isinstance(value, np.generic) else value
+def show_value(value: object) -> object:
+    """The value as Python writes it, ``2`` and not ``np.int64(2)``, if it is short."""
+    value = value.item() if isinstance(value, np.generic) else value
+    # A long text in a wrong column may be a report, which messages must not show.
+    return value if len(str(value)) <= _LONGEST_SHOWN else f"a text of {len(str(value))} characters"
 
 
 def _expectation(column: str) -> str:

@@ -35,7 +35,7 @@ from chexstudy.cohort.sources.layout import (
     require_folder,
 )
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, check_fractions, split_patients
-from chexstudy.cohort.table import RESERVED_COLUMNS, validate_cohort
+from chexstudy.cohort.table import RESERVED_COLUMNS, show_value, validate_cohort
 from chexstudy.errors import StudyError
 
 MAPPING_FILE = "cohort.yaml"
@@ -399,7 +399,7 @@ def _find_unknown_words(translated: pd.Series, cells: pd.Series, kind: str, path
     wrong = translated.index[~translated.isin(allowed)]
     if not len(wrong):
         return []
-    held = "is empty" if pd.isna(cells[wrong[0]]) else f"holds {cells[wrong[0]]!r}"
+    held = "is empty" if pd.isna(cells[wrong[0]]) else f"holds {show_value(cells[wrong[0]])!r}"
     return [
         f"{path.name}: row {wrong[0]}, column {cells.name!r} {held}; expected one of {', '.join(allowed)}, or an entry "
         f"under 'values: {kind}' that says what it means."
@@ -411,7 +411,7 @@ def _find_wrong_ages(years: pd.Series, cells: pd.Series, path: Path) -> list[str
     if not len(wrong):
         return []
     return [
-        f"{path.name}: row {wrong[0]}, column {cells.name!r} holds {cells[wrong[0]]!r}; "
+        f"{path.name}: row {wrong[0]}, column {cells.name!r} holds {show_value(cells[wrong[0]])!r}; "
         "expected an age from 0 to 120 years, or empty."
     ]
 
@@ -423,7 +423,7 @@ def _find_wrong_labels(cohort: pd.DataFrame, table: pd.DataFrame, mapping: _Mapp
         if len(wrong):
             problems.append(
                 f"{path.name}: row {wrong[0]} ({cohort['image_id'][wrong[0]]}), column {column!r} holds "
-                f"{table[column][wrong[0]]!r}; a label is 1 (present), 0 (absent), -1 (uncertain) or empty "
+                f"{show_value(table[column][wrong[0]])!r}; a label is 1 (present), 0 (absent), -1 (uncertain) or empty "
                 "(not stated), or an entry under 'values: labels' that says what it means."
             )
     return problems
