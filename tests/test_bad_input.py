@@ -96,7 +96,7 @@ def test_bad_files_are_set_aside_and_unusual_ones_read(home, capsys):
     ("changes", "sentence"),
     [
         ({"File": {4: "01.png"}}, "labels.csv: rows 1 and 4 hold the same '01.png' in column 'File'"),
-        ({"Patient": {14: "p00"}}, "are of one patient; 1 patient(s) lie in more than one split"),
+        ({"Patient": {14: "p00"}}, "labels.csv: folder/00.png (train) and folder/14.png (test) are of one patient"),
         ({"Mass": {3: 2}}, "labels.csv: row 3 (folder/03.png), column 'Mass' holds '2'; a label is 1 (present), 0"),
         ({"Set": {2: "holdout"}}, "labels.csv: row 2, column 'Set' holds 'holdout'; expected one of test"),
         ({"Patient": {1: None}}, "labels.csv: row 1, column 'Patient' is empty (1 rows are): fill it in."),
