@@ -13,7 +13,6 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 FIGURES = REPOSITORY / "figures"
 DATA = REPOSITORY / "data"
-BENCHMARKS = REPOSITORY / "benchmarks"
 
 
 def home() -> Path:
