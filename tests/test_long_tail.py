@@ -95,6 +95,8 @@ def test_density_is_one_over_the_mean_distance_to_others():
         density(line)
     with pytest.raises(StudyError, match="not finite"):
         density(np.full((20, 2), np.nan))
+    with pytest.raises(StudyError, match="neighbours must be at least 1, not 0"):
+        density(line, neighbours=0)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-4])
@@ -347,6 +349,11 @@ def test_no_finding_does_not_steer_the_trend(rare_gain):
     table = gain_against_prevalence(first, baseline, *arguments[:2], renamed, arguments[3], resamples=50)
     assert table.value[0] == pytest.approx(0)
     assert table.iloc[6][["value", "n"]].tolist() == pytest.approx(without.iloc[5][["value", "n"]].tolist())
+
+
+def test_the_trend_over_an_arm_that_does_not_exist_is_one_sentence(home):
+    with pytest.raises(StudyError, match="unknown arm 'random'; there are curated, random_same_data"):
+        measure_gain_trends(Run("test"), make_cohort({"Mass": [1]}), pd.DataFrame(), "random", pd.Series(dtype=float))
 
 
 def test_gains_are_read_from_the_scores_a_study_kept(home, rare_gain):

@@ -16,6 +16,7 @@ from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import METRICS, TIERS, read_scores, scored_seeds, subtract_scores
 from chexstudy.evaluation.statistics import CONFIDENCE, RESAMPLES, bootstrap_patients, interval, known_labels
 from chexstudy.mapping import nearest_rows
+from chexstudy.pretraining.arms import choose_arms
 from chexstudy.runs import Run
 
 # CXR-LT's division: more than 10 % of the images, 1 to 10 %, less than 1 %.
@@ -112,8 +113,10 @@ def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
         ``(images,)``, per unit of distance; infinite where that many others lie on the same point.
 
     Raises:
-        StudyError: there are not more images than neighbours, or a feature is not finite.
+        StudyError: no neighbour is asked for, there are not more images than neighbours, or a feature is not finite.
     """
+    if neighbours < 1:
+        raise StudyError(f"neighbours must be at least 1, not {neighbours}.")
     features = np.asarray(features, dtype=np.float32)
     if len(features) <= neighbours:
         raise StudyError(f"density needs more than {neighbours} images, not {len(features)}: take fewer neighbours.")
@@ -463,7 +466,11 @@ def measure_gain_trends(
         Rows of the results table: task ``gain_trend``, arm ``arm - baseline``, finding ``all``, metric
         ``auroc_difference_per_decade`` (change for ten times the prevalence), ``n`` the number of findings fitted. No
         rows where the arms were not compared.
+
+    Raises:
+        StudyError: there is no such arm.
     """
+    choose_arms([arm, baseline])
     pair = f"{arm} - {baseline}"
     compared = results[(results.task == "zero_shot_difference") & (results.arm == pair) & (results.seed == OVER_SEEDS)]
     tables = []
