@@ -227,6 +227,13 @@ def test_settings_that_cannot_be_met_are_refused(settings, message):
         PhantomConfig(**settings)
 
 
+def test_a_disk_that_fills_up_while_drawing_leaves_no_image(tmp_path, full_disk):
+    config = PhantomConfig(pairs=60, size=32, workers=1)
+    with full_disk(600), pytest.raises(StudyError, match=r"could not write .*\.png: File too large; free some space"):
+        build_phantom(tmp_path, config)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "phantom").write_text("a file in the way")
     with pytest.raises(StudyError, match="choose another folder"):
