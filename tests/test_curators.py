@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from chexstudy.curation.configuration import CuratorConfig
 from chexstudy.curation.curators import PrototypeCurator, RandomCurator, SubsetCurator, select_label_balanced
-from chexstudy.curation.selection import CuratorConfig
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.streams import stream_generator, stream_seed
 

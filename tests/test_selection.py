@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.decisions import CENTRAL, OUTLIER, SUPPORT
 from chexstudy.curation.ledger import LEDGER_COLUMNS, ledger_rows, summarise_bands
-from chexstudy.curation.selection import CENTRAL, OUTLIER, SUPPORT, CuratorConfig, select_samples
+from chexstudy.curation.selection import select_samples
 
 
 def _features(rows, dim, seed):

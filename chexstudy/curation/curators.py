@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.decisions import Selection
 from chexstudy.curation.prototypes import initial_prototypes, update_prototypes
-from chexstudy.curation.selection import CuratorConfig, Selection, select_samples
+from chexstudy.curation.selection import select_samples
 from chexstudy.errors import StudyError
 
 

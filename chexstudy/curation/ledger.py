@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from chexstudy.curation.selection import BANDS, CENTRAL, OUTLIER, SUPPORT, Selection
+from chexstudy.curation.decisions import BANDS, CENTRAL, OUTLIER, REASONS, SUPPORT, Selection
 
 LEDGER_COLUMNS = (
     *("image_id", "epoch", "step", "prototype", "distance", "threshold_support", "threshold_outlier"),
-    *("band", "order", "kept", "reason"),
+    *("band", "order", "priority", "kept", "reason"),
 )
 
 
@@ -23,24 +23,6 @@ def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selecti
     Returns:
         Table with `LEDGER_COLUMNS`.
     """
-    band, order, kept = selection.band.cpu().numpy(), selection.order.cpu().numpy(), selection.kept.cpu().numpy()
-    reasons = np.select(
-        [
-            kept & (band == OUTLIER),
-            band == OUTLIER,
-            band == SUPPORT,
-            kept & (order >= 0),
-            kept,
-        ],
-        [
-            "kept because the batch would have been empty",
-            "dropped: farther from its prototype than the outlier quantile",
-            "kept: in the support band",
-            "kept: picked by farthest-point selection among the central members",
-            "kept: its prototype has no more central members than the cap",
-        ],
-        default="dropped: a central member that farthest-point selection passed over",
-    )
     return pd.DataFrame(
         {
             "image_id": image_ids,
@@ -50,10 +32,11 @@ def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selecti
             "distance": selection.distance.cpu().numpy(),
             "threshold_support": selection.threshold_support.cpu().numpy(),
             "threshold_outlier": selection.threshold_outlier.cpu().numpy(),
-            "band": np.asarray(BANDS)[band],
-            "order": order,
-            "kept": kept,
-            "reason": reasons,
+            "band": np.asarray(BANDS)[selection.band.cpu().numpy()],
+            "order": selection.order.cpu().numpy(),
+            "priority": selection.priority.cpu().numpy(),
+            "kept": selection.kept.cpu().numpy(),
+            "reason": np.asarray(REASONS)[selection.reason.cpu().numpy()],
         }
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import UnionType
 
-from chexstudy.curation.selection import CuratorConfig
+from chexstudy.curation.configuration import CuratorConfig
 from chexstudy.errors import StudyError
 
 LEARNING_RATE_SCHEDULES = ("hold_then_cosine", "published")
@@ -95,12 +95,6 @@ class PretrainingConfig:
         _require_choice("precision", self.precision, PRECISIONS)
         for stream in self.fixed_streams:
             _require_choice("fixed_streams", stream, RANDOM_STREAMS)
-        _require_choice("warm_up_order", self.curator.warm_up_order, ("first", "random"))
-        if not 0 <= self.curator.support_quantile <= self.curator.outlier_quantile <= 1:
-            raise StudyError("support_quantile must not exceed outlier_quantile, and both lie from 0 to 1.")
-        for name in ("prototypes", "central_cap", "warm_up_pairs", "kmeans_iterations"):
-            if getattr(self.curator, name) < 1:
-                raise StudyError(f"{name} must be at least 1, not {getattr(self.curator, name)}.")
         if self.super_batch < self.curator.prototypes:
             raise StudyError(
                 f"super_batch ({self.super_batch}) must hold at least one pair a prototype ({self.curator.prototypes})."

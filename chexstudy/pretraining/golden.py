@@ -8,8 +8,10 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
+from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.decisions import CENTRAL, OUTLIER, SUPPORT
 from chexstudy.curation.prototypes import join_features, update_prototypes
-from chexstudy.curation.selection import CENTRAL, OUTLIER, SUPPORT, CuratorConfig, select_samples
+from chexstudy.curation.selection import select_samples
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.loss import contrastive_loss
 

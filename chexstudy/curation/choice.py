@@ -1,0 +1,53 @@
+"""A subset chosen at a budget: what every offline method of curation returns."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chexstudy.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pairs chosen from a set.
+
+    Attributes:
+        rows: row numbers of the chosen pairs ``(budget,)``, int64, ascending.
+        scores: ``(pairs,)`` float64, the higher the sooner kept; the chosen rows are those of the highest scores, ties
+            apart, so the same method at a smaller budget can be read off where its paper defines a ranking.
+        weights: weight of each chosen pair in training ``(budget,)``; 1 unless the method rescales.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    weights: np.ndarray
+
+
+def count_budget(keep: float, pairs: int) -> int:
+    """How many pairs a budget stands for: a share up to 1, or above that a whole number of pairs.
+
+    The share is rounded to the nearest whole number of pairs, but never to none.
+
+    Raises:
+        StudyError: the budget is not positive, not finite, no whole number, or more than there is.
+    """
+    if not np.isfinite(keep) or keep <= 0:
+        raise StudyError(f"the budget must be a share above 0 and up to 1, or a number of pairs, not {keep:g}.")
+    if keep <= 1:
+        return max(1, round(keep * pairs))
+    if keep != int(keep):
+        raise StudyError(f"a budget above 1 is a number of pairs and must be whole, not {keep:g}.")
+    if keep > pairs:
+        raise StudyError(f"the budget of {int(keep):,} pairs is more than the {pairs:,} pairs there are.")
+    return int(keep)
+
+
+def choose_highest(scores: np.ndarray, budget: int) -> Choice:
+    """The ``budget`` rows of the highest scores; of equal ones, the first.
+
+    Args:
+        scores: ``(pairs,)``.
+        budget: how many to choose, at most the number of pairs.
+    """
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:budget]
+    return Choice(np.sort(order), np.asarray(scores, dtype=np.float64), np.ones(budget))
