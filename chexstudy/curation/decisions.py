@@ -48,7 +48,7 @@ class Selection:
         threshold_support: lower edge of the support band at that prototype, when the pair was decided.
         threshold_outlier: its upper edge.
         band: ``CENTRAL``, ``SUPPORT`` or ``OUTLIER``, int8.
-        order: place in the sampler's order of the prototype's central members, -1 if the sampler did not pick it, int64.
+        order: place in the sampler's order of its prototype's central members, -1 if not picked, int64.
         kept: the decision.
         reason: index into `REASONS`, int8.
         priority: the higher, the sooner a curator with a budget would keep it; NaN where the rule has no budget.
