@@ -35,7 +35,7 @@ def initial_prototypes(image: Tensor, text: Tensor, count: int, iterations: int 
 
 
 def balanced_assignment(features: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Assign features to prototypes by Sinkhorn-Knopp, then take the largest entry (F5).
+    """Assign features to prototypes by Sinkhorn-Knopp (F5).
 
     Args:
         features: unit-norm ``(batch, dim)``.
@@ -44,18 +44,24 @@ def balanced_assignment(features: Tensor, prototypes: Tensor, epsilon: float, it
         iterations: normalisations of rows and columns.
 
     Returns:
-        Prototype of each feature ``(batch,)``, int64.
+        Probability of each prototype for each feature ``(count, batch)``; its columns sum to one. The published update
+        takes the largest entry of each column.
     """
     scores = torch.exp(features @ prototypes.T / epsilon).T
     scores = scores / scores.sum()
     for _ in range(iterations):
         scores = scores / scores.sum(dim=1, keepdim=True) / len(prototypes)
         scores = scores / scores.sum(dim=0, keepdim=True) / len(features)
-    return scores.argmax(dim=0)
+    return scores * len(features)
 
 
 def update_prototypes(
-    prototypes: Tensor, features: Tensor, decay: float = 0.9, epsilon: float = 0.5, iterations: int = 3
+    prototypes: Tensor,
+    features: Tensor,
+    decay: float = 0.9,
+    epsilon: float = 0.5,
+    iterations: int = 3,
+    assignment: str = "balanced",
 ) -> tuple[Tensor, Tensor]:
     """Move each prototype towards the mean of the features assigned to it, and renormalise.
 
@@ -68,12 +74,17 @@ def update_prototypes(
         decay: share of the old prototype.
         epsilon: see `balanced_assignment`.
         iterations: see `balanced_assignment`.
+        assignment: ``balanced`` as published, or ``nearest`` prototype.
 
     Returns:
         The new prototypes ``(count, dim)`` and how many features each was assigned ``(count,)``.
     """
     unit = normalize(prototypes, dim=1)
-    assigned = one_hot(balanced_assignment(features, unit, epsilon, iterations), len(prototypes)).to(features)
+    if assignment == "balanced":
+        assigned_to = balanced_assignment(features, unit, epsilon, iterations).argmax(dim=0)
+    else:
+        assigned_to = (features @ unit.T).argmax(dim=1)
+    assigned = one_hot(assigned_to, len(prototypes)).to(features)
     usage = assigned.sum(dim=0)
     means = assigned.T @ features / (usage.unsqueeze(1) + 1e-8)
     return normalize(decay * prototypes + (1 - decay) * means, dim=1), usage
