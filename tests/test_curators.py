@@ -16,22 +16,22 @@ def _generator(seed=0):
 
 def test_random_keeps_the_number_asked_for_in_each_step():
     curator = RandomCurator([3, 0])
-    first, grounds = curator.choose(0, np.arange(10), None, _generator())
+    first, grounds = curator.choose(0, torch.arange(10), None, _generator())
     assert int(first.sum()) == 3
     assert grounds is None
-    assert int(curator.choose(1, np.arange(10), None, _generator())[0].sum()) == 0
-    again, _ = curator.choose(0, np.arange(10), None, _generator())
+    assert int(curator.choose(1, torch.arange(10), None, _generator())[0].sum()) == 0
+    again, _ = curator.choose(0, torch.arange(10), None, _generator())
     assert torch.equal(first, again)
 
 
 def test_subset_keeps_its_members():
-    kept, _ = SubsetCurator(np.array([4, 7])).choose(0, np.array([7, 1, 4, 9]), None, _generator())
+    kept, _ = SubsetCurator(np.array([4, 7])).choose(0, torch.tensor([7, 1, 4, 9]), None, _generator())
     assert kept.tolist() == [True, False, True, False]
 
 
 def test_too_few_pairs_for_the_prototypes_is_one_sentence():
     with pytest.raises(StudyError, match="6 prototypes cannot be fitted on 4 pairs"):
-        PrototypeCurator(CuratorConfig()).warm_up(torch.randn(4, 3), torch.randn(4, 3))
+        PrototypeCurator(CuratorConfig()).warm_up(torch.randn(4, 3), torch.arange(4))
 
 
 def test_balanced_subset_holds_every_rare_case_before_the_common_ones():

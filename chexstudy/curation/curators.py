@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chexstudy.curation.budgeted import BudgetedCurator
 from chexstudy.curation.configuration import CuratorConfig
 from chexstudy.curation.decisions import Selection
 from chexstudy.curation.prototypes import initial_prototypes, update_prototypes
 from chexstudy.curation.selection import select_samples
-from chexstudy.errors import StudyError
 
 
 class Curator(Protocol):
@@ -22,20 +22,58 @@ class Curator(Protocol):
 
     scores: bool
 
+    def begin_epoch(self, pairs: int) -> None:
+        """Called before an epoch in which ``pairs`` pairs will be considered."""
+        ...
+
     def choose(
-        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Selection | None]:
         """Decide on one super-batch.
 
         Args:
-            step: number of the super-batch within the curation, from 0.
-            rows: row numbers of its pairs in the training set ``(batch,)``.
-            features: unit-norm joint features ``(batch, 2 * dim)``, or None if the curator does not score.
+            step: number of the super-batch over all curation epochs, from 0.
+            rows: row numbers of its pairs in the training set ``(batch,)``, int64.
+            features: unit-norm joint features ``(batch, dim)``, or None if the curator does not score.
             generator: source of chance.
 
         Returns:
             The mask of kept pairs ``(batch,)`` and, if there are grounds to record, the selection.
         """
+        ...
+
+
+class ScoringCurator(Curator, Protocol):
+    """A curator with prototypes.
+
+    Attributes:
+        prototypes: unit-norm ``(K, dim)``, once warmed up.
+    """
+
+    prototypes: Tensor | None
+
+    def warm_up(self, features: Tensor, rows: Tensor) -> None:
+        """Fit the first prototypes on a sample's unit-norm joint features ``(n, dim)`` with row numbers ``(n,)``."""
+        ...
+
+    def update(self, features: Tensor, kept: Tensor) -> Tensor:
+        """Move the prototypes after a super-batch.
+
+        Args:
+            features: unit-norm joint features of the considered pairs ``(batch, dim)``.
+            kept: which of them were kept ``(batch,)``.
+
+        Returns:
+            How many pairs each prototype was assigned ``(K,)``.
+        """
+        ...
+
+    def state_dict(self) -> dict:
+        """Everything needed to go on, as tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
         ...
 
 
@@ -52,34 +90,40 @@ class PrototypeCurator:
         self.config = config
         self.prototypes: Tensor | None = None
 
-    def warm_up(self, image: Tensor, text: Tensor) -> None:
-        """Fit the first prototypes on unit-norm embeddings ``(n, dim)`` each.
+    def warm_up(self, features: Tensor, rows: Tensor) -> None:
+        self.prototypes = initial_prototypes(features, self.config)
 
-        Raises:
-            StudyError: there are fewer pairs than prototypes.
-        """
-        config = self.config
-        if len(image) < config.prototypes:
-            raise StudyError(
-                f"{config.prototypes} prototypes cannot be fitted on {len(image)} pairs: lower prototypes or add pairs."
-            )
-        self.prototypes = initial_prototypes(
-            image, text, config.prototypes, config.kmeans_iterations, config.kmeans_seed
-        )
+    def begin_epoch(self, pairs: int) -> None:
+        """Nothing to prepare: the rule looks at one batch at a time."""
 
     def choose(
-        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Selection | None]:
         selection = select_samples(features, self.prototypes, self.config, generator)
         return selection.kept, selection
 
-    def update(self, kept_features: Tensor) -> Tensor:
-        """Move the prototypes by the kept pairs' pre-step features ``(kept, 2 * dim)``; returns usage ``(K,)``."""
+    def update(self, features: Tensor, kept: Tensor) -> Tensor:
         config = self.config
         self.prototypes, usage = update_prototypes(
-            self.prototypes, kept_features, config.decay, config.sinkhorn_epsilon, config.sinkhorn_iterations
+            self.prototypes,
+            features[kept] if config.update_features == "kept" else features,
+            config.decay,
+            config.sinkhorn_epsilon,
+            config.sinkhorn_iterations,
+            config.assignment,
         )
         return usage
+
+    def state_dict(self) -> dict:
+        return {"prototypes": self.prototypes}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.prototypes = state["prototypes"]
+
+
+def build_curator(config: CuratorConfig) -> ScoringCurator:
+    """The curator that follows ``config.rule``."""
+    return BudgetedCurator(config) if config.rule == "budgeted" else PrototypeCurator(config)
 
 
 class RandomCurator:
@@ -94,8 +138,11 @@ class RandomCurator:
     def __init__(self, kept_by_step: list[int]):
         self.kept_by_step = kept_by_step
 
+    def begin_epoch(self, pairs: int) -> None:
+        """Nothing to prepare."""
+
     def choose(
-        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Selection | None]:
         kept = torch.zeros(len(rows), dtype=torch.bool)
         kept[torch.randperm(len(rows), generator=generator)[: self.kept_by_step[step]]] = True
@@ -114,10 +161,13 @@ class SubsetCurator:
     def __init__(self, rows: np.ndarray):
         self.rows = rows
 
+    def begin_epoch(self, pairs: int) -> None:
+        """Nothing to prepare."""
+
     def choose(
-        self, step: int, rows: np.ndarray, features: Tensor | None, generator: torch.Generator
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Selection | None]:
-        return torch.from_numpy(np.isin(rows, self.rows)), None
+        return torch.isin(rows, torch.from_numpy(self.rows)), None
 
 
 def select_label_balanced(labels: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""What a stream has shown lately, group by group: running quantiles of a value, and the pairs kept last.
+
+Both hold tensors of fixed shape and write into rings, so nothing waits for the device and the memory is bounded. What
+is not to be remembered is written into one group more than there are.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _places(group: Tensor, groups: int) -> Tensor:
+    """How many members of its own group come before each entry ``(n,)``."""
+    belongs = group.unsqueeze(1) == torch.arange(groups, device=group.device)
+    return belongs.cumsum(dim=0).gather(1, group.unsqueeze(1)).squeeze(1) - 1
+
+
+class RunningQuantiles:
+    """Quantiles of the latest values of each group.
+
+    Args:
+        groups: number of groups.
+        length: values remembered of each.
+        like: a tensor of the type and on the device of the values.
+    """
+
+    def __init__(self, groups: int, length: int, like: Tensor):
+        self.groups, self.length = groups, length
+        self.values = like.new_full((groups + 1, length), torch.inf)
+        self.written = torch.zeros(groups + 1, dtype=torch.int64, device=like.device)
+        self.settle()
+
+    def add(self, group: Tensor, value: Tensor, belongs: Tensor) -> None:
+        """Remember values ``(n,)`` of groups ``(n,)`` where ``belongs``; n must not exceed the length."""
+        group = torch.where(belongs, group, self.groups)
+        place = (self.written[group] + _places(group, self.groups + 1)) % self.length
+        self.values[group, place] = value
+        self.written.index_add_(0, group, torch.ones_like(group))
+
+    def settle(self) -> None:
+        """Sort what is remembered; `quantile` and `rank` answer from this state until the next call."""
+        self.sorted = torch.sort(self.values[: self.groups], dim=1).values
+        self.known = self.written[: self.groups].clamp(max=self.length)
+
+    def quantile(self, share: float | Tensor, unknown: float) -> Tensor:
+        """Quantile of each group ``(groups,)`` with linear interpolation; ``unknown`` for a group never seen."""
+        place = share * (self.known - 1).clamp(min=0).to(self.sorted)
+        below = place.floor().long()
+        above = torch.minimum(below + 1, (self.known - 1).clamp(min=0))
+        low, high = (self.sorted.gather(1, at.unsqueeze(1)).squeeze(1) for at in (below, above))
+        # An infinite value is a neighbour as good as any, but must not be interpolated with itself.
+        between = torch.where(low == high, low, low + (place - below) * (high - low))
+        return torch.where(self.known > 0, between, unknown)
+
+    def rank(self, group: Tensor, value: Tensor) -> Tensor:
+        """Share of the group's remembered values that lie below ``value`` ``(n,)``; 1 for a group never seen."""
+        below = torch.searchsorted(self.sorted[group], value.unsqueeze(1)).squeeze(1)
+        known = self.known[group]
+        return torch.where(known > 0, torch.minimum(below, known) / known.clamp(min=1), 1.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"values": self.values, "written": self.written, "sorted": self.sorted, "known": self.known}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.values, self.written, self.sorted, self.known = (
+            state[name].clone() for name in ("values", "written", "sorted", "known")
+        )
+
+
+class RecentPairs:
+    """The unit-norm features of the latest pairs of each group.
+
+    Args:
+        groups: number of groups.
+        length: pairs remembered of each.
+        like: features ``(n, dim)`` whose type, device and dimension are taken.
+    """
+
+    def __init__(self, groups: int, length: int, like: Tensor):
+        self.groups, self.length = groups, length
+        self.features = like.new_zeros(groups + 1, length, like.shape[1])
+        self.rows = torch.full((groups + 1, length), -1, dtype=torch.int64, device=like.device)
+        self.written = torch.zeros(groups + 1, dtype=torch.int64, device=like.device)
+
+    def add(self, group: Tensor, features: Tensor, rows: Tensor, belongs: Tensor) -> None:
+        """Remember pairs ``(n, dim)`` with their row numbers where ``belongs``; n must not exceed the length."""
+        group = torch.where(belongs, group, self.groups)
+        place = (self.written[group] + _places(group, self.groups + 1)) % self.length
+        self.features[group, place] = features
+        self.rows[group, place] = rows
+        self.written.index_add_(0, group, torch.ones_like(group))
+
+    def distance(self, group: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+        """Euclidean distance to the nearest other remembered pair of the group ``(n,)``; infinite without any."""
+        cosine = (features @ self.features[: self.groups].flatten(0, 1).T).view(len(features), self.groups, self.length)
+        own = cosine.gather(1, group.view(-1, 1, 1).expand(-1, 1, self.length)).squeeze(1)
+        remembered = self.rows[group]
+        rival = (remembered >= 0) & (remembered != rows.unsqueeze(1))
+        nearest = own.masked_fill(~rival, -torch.inf).amax(dim=1)
+        return (2 - 2 * nearest).clamp(min=0).sqrt()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"features": self.features, "rows": self.rows, "written": self.written}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.features, self.rows, self.written = (state[name].clone() for name in ("features", "rows", "written"))
