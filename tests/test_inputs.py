@@ -77,9 +77,7 @@ def test_rows_that_are_not_finite_are_counted_over_all_blocks_and_the_first_is_n
     monkeypatch.setattr(inputs, "_BLOCK_NUMBERS", 15)
     embeddings = draw()
     embeddings[[7, 20, 39], [0, 3, 4]] = value
-    with pytest.raises(
-        StudyError, match=r"^E.npy holds NaN or infinite values in 3 rows, the first is that of 'x/7': "
-    ):
+    with pytest.raises(StudyError, match=r"^E.npy holds NaN or infinite values in 3 rows, the first is that of 'x/7'"):
         normalise(embeddings)
 
 
@@ -178,7 +176,7 @@ def test_an_archive_or_a_text_is_no_npy_file(tmp_path):
     np.savez(tmp_path / "E.npz", draw())
     (tmp_path / "E.csv").write_text("0.1,0.2\n" * 50)
     for name in ("E.npz", "E.csv"):
-        with pytest.raises(StudyError, match="is not an .npy file: write it with numpy.save"):
+        with pytest.raises(StudyError, match=r"is not an .npy file: write it with numpy.save"):
             open_embeddings(tmp_path / name)
 
 
@@ -231,7 +229,7 @@ def test_a_file_that_is_no_parquet_and_a_cut_one_are_refused(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"image_id\na\n", whole[:40], whole[:-30]):
         path.write_bytes(content)
-        with pytest.raises(StudyError, match="ids.parquet is not a parquet file that can be read"):
+        with pytest.raises(StudyError, match=r"ids.parquet is not a parquet file that can be read"):
             read_image_ids(path)
     with pytest.raises(StudyError, match=r"^there is no file at .*none.parquet\.$"):
         read_image_ids(tmp_path / "none.parquet")

@@ -93,7 +93,8 @@ def check_image_ids(image_ids: Sequence, name: str) -> np.ndarray:
     twice = ids.duplicated()
     if twice.any():
         raise StudyError(
-            f"{name} holds {_count(twice.sum(), 'image_id')} more than once, the first is {_quote(ids[twice.argmax()])}."
+            f"{name} holds {_count(twice.sum(), 'image_id')} more than once, the first is "
+            f"{_quote(ids[twice.argmax()])}."
         )
     return ids.to_numpy(dtype=object if kind == "string" else None)
 
