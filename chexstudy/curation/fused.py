@@ -1,0 +1,217 @@
+"""The expensive steps of the selection rule as compiled loops: the form for CPUs.
+
+The nearest prototype is found with one matrix product, whose rounding is bounded: wherever it could have misled, the
+distances themselves decide. Farthest-point sampling makes distance, running minimum and argmax in one pass over the
+members of a prototype, and passes over a member without looking at its features as long as an older, larger value of
+its minimum shows that it cannot be the farthest.
+
+Compiled on first use and kept in ``NUMBA_CACHE_DIR``. Loops release the interpreter's lock; a large batch is dealt to
+as many threads as torch may use. numba's own threads are left alone: they bear neither forks nor several callers.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexstudy import paths
+from chexstudy.curation import static
+
+# numba reads it when it is first imported; the installed package need not be writable.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.cache() / "numba"))
+
+from numba import njit
+
+# Sums may be reordered, which lets them be vectorised; NaN and infinity keep their meaning.
+_FLOATS = {"reassoc", "contract", "nsz"}
+# So many rows and their scores stay in the cache between product and loop.
+_BLOCK_ROWS = 2048
+# A batch of fewer numbers is not worth a second thread.
+_NUMBERS_WORTH_A_THREAD = 2**20
+
+
+def compile_kernel(function: Callable) -> Callable:
+    """Compile a loop at its first call, without the interpreter's lock, and keep the machine code if that is possible.
+
+    Machine code that cannot be kept (nothing writable, a full disk) is compiled again in each process.
+    """
+    try:
+        compiled = njit(cache=True, nogil=True, fastmath=_FLOATS)(function)
+    except RuntimeError:
+        return njit(nogil=True, fastmath=_FLOATS)(function)
+    return compiled
+
+
+@compile_kernel
+def _distance(points, row, centres, centre):
+    total = 0.0
+    for column in range(points.shape[1]):
+        difference = np.float64(points[row, column]) - centres[centre, column]
+        total += difference * difference
+    return np.sqrt(total)
+
+
+@compile_kernel
+def _decide_nearest(points, centres, norms, scores, best, unit, begin, end, offset, prototype, distance):
+    """Check the best scores of rows ``begin`` to ``end`` and measure their distances.
+
+    A score is ``x.p - |p|^2 / 2`` with a relative rounding of ``unit``; ``best`` is the column of the largest.
+    """
+    largest = norms.max()
+    for row in range(begin, end):
+        score = scores[row - offset]
+        nearest = best[row - offset]
+        shortest = _distance(points, row, centres, nearest)
+        length = shortest + norms[nearest]
+        floor = score[nearest] - 2.0 * unit * largest * (length + largest)
+        rivals = 0
+        for column in range(score.shape[0]):
+            rivals += score[column] >= floor
+        if rivals > 1:
+            shortest = np.inf
+            for column in range(score.shape[0]):
+                if score[column] >= floor:
+                    candidate = _distance(points, row, centres, column)
+                    if candidate < shortest:
+                        nearest, shortest = column, candidate
+        prototype[row] = nearest
+        distance[row] = shortest
+
+
+@compile_kernel
+def _scan_farthest(points, rows, starts, sizes, first, cap, groups, order):
+    """Farthest points of each of the ``groups``; writes their places into ``order``."""
+    picked = np.empty((cap, points.shape[1]), np.float64)
+    for group in groups:
+        size = sizes[group]
+        members = rows[starts[group] : starts[group] + size]
+        # An upper bound of the distance to the nearest pick, and how many picks it has seen; -1 for a pick itself.
+        bound = np.full(size, np.inf)
+        seen = np.zeros(size, np.int64)
+        current, promising = 0, -1
+        while members[current] != first[group]:
+            current += 1
+        for place in range(cap):
+            order[members[current]] = place
+            bound[current] = -1.0
+            picked[place] = points[members[current]]
+            if place + 1 == cap:
+                break
+            # A good first candidate, visited out of turn, spares the others their distances.
+            farthest, current, runner_up = -1.0, -1, -1.0
+            start = promising
+            promising = -1
+            for visit in range(-1, size):
+                member = start if visit < 0 else visit
+                if member < 0:
+                    continue
+                while seen[member] <= place and (
+                    bound[member] > farthest or (bound[member] == farthest and member < current)
+                ):
+                    gap = _distance(points, members[member], picked, seen[member])
+                    bound[member] = min(bound[member], gap)
+                    seen[member] += 1
+                if bound[member] > farthest or (bound[member] == farthest and member < current):
+                    if farthest > runner_up:
+                        runner_up, promising = farthest, current
+                    farthest, current = bound[member], member
+                elif member != current and bound[member] > runner_up:
+                    runner_up, promising = bound[member], member
+
+
+def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """As `chexstudy.curation.static.assign_nearest`, for tensors in the memory of the CPU."""
+    points, centres = _as_matrix(features), np.ascontiguousarray(prototypes.detach().double().numpy())
+    norms = np.linalg.norm(centres, axis=1)
+    columns = torch.from_numpy(centres).to(torch.from_numpy(points).dtype)
+    halved = torch.from_numpy(norms).square().mul(-0.5).to(columns)
+    unit = _product_rounding(columns.dtype, points.shape[1])
+    prototype, distance = np.empty(len(points), np.int64), np.empty(len(points))
+    with _Workers(points.size) as workers:
+        for offset in range(0, len(points), _BLOCK_ROWS):
+            block = torch.from_numpy(points[offset : offset + _BLOCK_ROWS])
+            scores = torch.addmm(halved, block, columns.T)
+            best = scores.argmax(dim=1).numpy()
+            edges = np.linspace(offset, offset + len(block), workers.count + 1).astype(int)
+            workers.run(
+                _decide_nearest,
+                [
+                    (points, centres, norms, scores.numpy(), best, unit, begin, end, offset, prototype, distance)
+                    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+                ],
+            )
+    return torch.from_numpy(prototype), torch.from_numpy(distance)
+
+
+def order_farthest(
+    features: Tensor, group: Tensor, rows: Tensor, starts: Tensor, sizes: Tensor, first: Tensor, cap: int
+) -> Tensor:
+    """As `chexstudy.curation.static.order_farthest`, for tensors in the memory of the CPU."""
+    points = _as_matrix(features)
+    order = np.full(len(points), -1)
+    counts = sizes.numpy()
+    thinned = np.flatnonzero(counts > cap)
+    # Largest first and dealt in turns, so that threads end at about the same time.
+    thinned = thinned[np.argsort(-counts[thinned], kind="stable")]
+    with _Workers(points.size) as workers:
+        shared = (points, rows.numpy(), starts.numpy(), counts, first.numpy(), cap)
+        workers.run(_scan_farthest, [(*shared, thinned[turn :: workers.count], order) for turn in range(workers.count)])
+    return torch.from_numpy(order)
+
+
+def mean_gaps(
+    features: Tensor, group: Tensor, rows: Tensor, starts: Tensor, sizes: Tensor, cap: int, neighbours: int
+) -> Tensor:
+    """As `chexstudy.curation.static.mean_gaps`, group by group, and only for groups larger than the cap."""
+    means = torch.zeros(len(features), dtype=torch.float64)
+    for number in (sizes > cap).nonzero().squeeze(1).tolist():
+        members = rows[starts[number] : starts[number] + sizes[number]]
+        alone = torch.zeros(len(members), dtype=torch.int64)
+        means[members] = static.mean_gaps(
+            features[members], alone, members, alone[:1], alone[:1] + len(members), cap, neighbours
+        )
+    return means
+
+
+class _Workers:
+    """Threads for one step: as many as torch may use, or the caller's alone where the step has little to do.
+
+    They end with the step, so nothing is left that a fork could break.
+    """
+
+    def __init__(self, numbers: int):
+        self.count = max(1, min(torch.get_num_threads(), numbers // _NUMBERS_WORTH_A_THREAD))
+        self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._pool:
+            self._pool.shutdown()
+
+    def run(self, kernel: Callable, calls: list[tuple]) -> None:
+        """Call the kernel with each tuple of arguments and wait for all."""
+        if self._pool is None:
+            for arguments in calls:
+                kernel(*arguments)
+            return
+        for call in [self._pool.submit(kernel, *arguments) for arguments in calls]:
+            call.result()
+
+
+def _as_matrix(features: Tensor) -> np.ndarray:
+    """The features as a contiguous float32 or float64 matrix, copied only if they are anything else."""
+    features = features.detach()
+    return (features if features.dtype in (torch.float32, torch.float64) else features.float()).contiguous().numpy()
+
+
+def _product_rounding(dtype: torch.dtype, terms: int) -> float:
+    """Bound of the relative rounding of a product of so many terms, whatever the order of its sum."""
+    lowered = torch.get_float32_matmul_precision() != "highest"
+    # bfloat16, which a lowered precision permits, has 8 bits.
+    inputs = 2.0**-7 if lowered and dtype == torch.float32 else 0.0
+    return inputs + (terms + 8) * torch.finfo(dtype).eps / 2
