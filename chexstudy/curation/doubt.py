@@ -215,8 +215,9 @@ def _mean_cosine(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _mean_to_others(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Mean cosine of each point to all targets but the one of its own row."""
-    total = points @ targets.sum(axis=0, dtype=np.float64)
-    return (total - np.einsum("ij,ij->i", points, targets, dtype=np.float64)) / (len(targets) - 1)
+    to_all = points @ targets.mean(axis=0, dtype=np.float64).astype(np.float32)
+    own = np.einsum("ij,ij->i", points, targets, dtype=np.float64)
+    return (len(targets) * to_all.astype(np.float64) - own) / (len(targets) - 1)
 
 
 def _regret(value: np.ndarray, ceiling: np.ndarray, floor: np.ndarray) -> np.ndarray:
