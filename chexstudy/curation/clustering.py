@@ -1,11 +1,19 @@
-"""k-means on features: faiss where it can be imported, a torch Lloyd otherwise. The only module that imports faiss."""
+"""k-means and nearest neighbours: faiss where it can be imported, torch and scikit-learn otherwise.
+
+The only module that imports faiss.
+"""
 
 import importlib
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+
+_FAISS_ROWS_PER_CLUSTER = 256
+_QUERY_ROWS = 4096
 
 
 @cache
@@ -26,7 +34,9 @@ def count_faiss_gpus() -> int:
     return faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
 
 
-def cluster_features(features: Tensor, clusters: int, iterations: int, seed: int) -> Tensor:
+def cluster_features(
+    features: Tensor, clusters: int, iterations: int, seed: int, rows_per_cluster: int = _FAISS_ROWS_PER_CLUSTER
+) -> Tensor:
     """Euclidean k-means centroids.
 
     faiss is called as the published warm-up calls it (CheXficient: 20 iterations, seed 42), with its default of at most
@@ -37,6 +47,7 @@ def cluster_features(features: Tensor, clusters: int, iterations: int, seed: int
         clusters: number of centroids, at most ``n``.
         iterations: Lloyd iterations.
         seed: seed of the initial centroids and of the sampling of training points.
+        rows_per_cluster: faiss fits on a sample of so many rows a centroid where there are more.
 
     Returns:
         Centroids ``(clusters, dim)``, not normalised, on the device and of the type of ``features``.
@@ -49,13 +60,48 @@ def cluster_features(features: Tensor, clusters: int, iterations: int, seed: int
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features hold NaN or infinite values")
     if faiss_is_available():
-        centroids = torch.from_numpy(_faiss_kmeans(features, clusters, iterations, seed))
+        centroids = torch.from_numpy(_faiss_kmeans(features, clusters, iterations, seed, rows_per_cluster))
     else:
         centroids = _lloyd(features.float(), clusters, iterations, seed)
     return centroids.to(features)
 
 
-def _faiss_kmeans(features: Tensor, clusters: int, iterations: int, seed: int) -> np.ndarray:
+def neighbour_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
+    """Euclidean distance of each row to its ``neighbours``-th nearest other row. Exact, in blocks of queries.
+
+    Args:
+        features: ``(n, dim)``, perhaps memory-mapped; one float32 copy of it is held in memory.
+        neighbours: which neighbour, at least 1; the farthest other row where there are fewer.
+
+    Returns:
+        Distances ``(n,)``, float64; exactly zero for a row with that many copies; zero for a row that is alone.
+    """
+    rows = len(features)
+    neighbours = min(neighbours, rows - 1)
+    if neighbours < 1:
+        return np.zeros(rows)
+    distances = np.empty(rows)
+    search = _neighbour_search(np.array(features, dtype=np.float32), neighbours + 1)
+    for start in range(0, rows, _QUERY_ROWS):
+        block = np.array(features[start : start + _QUERY_ROWS], dtype=np.float32)
+        # The row itself is among those found. Fast search loses the digits of short distances: measure again.
+        found = np.asarray(features[search(block)[:, neighbours]], dtype=np.float32)
+        distances[start : start + _QUERY_ROWS] = np.linalg.norm(block - found, axis=1)
+    return distances
+
+
+def _neighbour_search(rows: np.ndarray, count: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from queries ``(q, dim)`` to the row numbers of their nearest rows ``(q, count)``, nearest first."""
+    if faiss_is_available():
+        faiss = importlib.import_module("faiss")
+        index = faiss.IndexFlatL2(rows.shape[1])
+        index.add(rows)
+        return lambda queries: index.search(queries, count)[1]
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(rows)
+    return lambda queries: search.kneighbors(queries, return_distance=False)
+
+
+def _faiss_kmeans(features: Tensor, clusters: int, iterations: int, seed: int, rows_per_cluster: int) -> np.ndarray:
     import faiss
 
     rows = np.ascontiguousarray(features.detach().cpu().numpy(), dtype=np.float32)
@@ -67,6 +113,7 @@ def _faiss_kmeans(features: Tensor, clusters: int, iterations: int, seed: int) -
         seed=seed,
         gpu=count_faiss_gpus() > 0,
         min_points_per_centroid=1,
+        max_points_per_centroid=rows_per_cluster,
     )
     kmeans.train(rows)
     return kmeans.centroids

@@ -1,0 +1,190 @@
+"""Every known method of choosing a subset, behind one signature.
+
+``METHODS[name].choose(features, budget, generator, *, image, text, loss, reference_loss, **options) -> Choice``. A
+method takes the signals it needs and ignores the others, so all of them can be given to every method. The budget is met
+exactly, the generator decides everything that is left to chance, and features are read in blocks of rows: beside them,
+and one copy of them where a library asks for it, memory grows with the number of rows only.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from chexstudy.curation.choice import Choice
+from chexstudy.curation.methods.agreement import choose_by_agreement
+from chexstudy.curation.methods.blocks import iterate_blocks
+from chexstudy.curation.methods.coverage import choose_k_centre
+from chexstudy.curation.methods.density import choose_by_density
+from chexstudy.curation.methods.difficulty import choose_by_error, choose_by_loss
+from chexstudy.curation.methods.duplicates import choose_deduplicated_and_diverse, choose_without_duplicates
+from chexstudy.curation.methods.hierarchical import choose_from_hierarchy
+from chexstudy.curation.methods.infobatch import choose_by_soft_pruning
+from chexstudy.curation.methods.learnability import choose_learnable
+from chexstudy.curation.methods.online import choose_by_bands, choose_within_budget
+from chexstudy.curation.methods.prototypicality import choose_easy_prototypes, choose_hard_prototypes
+from chexstudy.curation.methods.uniform import choose_at_random
+from chexstudy.errors import StudyError
+
+# What a method may need beyond features, and where it comes from on the command line.
+SIGNALS = {
+    "image": "image embeddings (--embeddings)",
+    "text": "text embeddings (--text)",
+    "loss": "a loss for each pair (column loss of --losses)",
+    "reference_loss": "a reference model's loss for each pair (column reference_loss of --losses)",
+}
+# Features have been through float16 in some files.
+_NORM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose a subset.
+
+    Attributes:
+        name: as the user calls it.
+        choose: the function; see the module.
+        needs: signals it needs beyond features, out of `SIGNALS`.
+        paper: its source.
+        summary: what it keeps, in a few words.
+    """
+
+    name: str
+    choose: Callable[..., Choice]
+    needs: tuple[str, ...]
+    paper: str
+    summary: str
+
+
+def _take_signals(name: str, choose: Callable[..., Choice], needs: tuple[str, ...]) -> Callable[..., Choice]:
+    """The same function under the one signature of all methods."""
+
+    @functools.wraps(choose)
+    def choose_with_signals(
+        features: np.ndarray,
+        budget: int,
+        generator: torch.Generator,
+        *,
+        image: np.ndarray | None = None,
+        text: np.ndarray | None = None,
+        loss: np.ndarray | None = None,
+        reference_loss: np.ndarray | None = None,
+        **options: object,
+    ) -> Choice:
+        given = {"image": image, "text": text, "loss": loss, "reference_loss": reference_loss}
+        for need in needs:
+            if given[need] is None:
+                raise StudyError(f"method {name} needs {SIGNALS[need]}: give {need}.")
+        return choose(features, budget, generator, **{need: given[need] for need in needs}, **options)
+
+    return choose_with_signals
+
+
+_SORSCHER = "Sorscher et al. 2022, arXiv 2206.14486"
+_TABLE = (
+    ("bands", choose_by_bands, (), "CheXficient 2026, arXiv 2602.22843", "published prototype bands"),
+    ("budgeted", choose_within_budget, (), "ours, after arXiv 2602.22843", "prototype bands at an exact budget"),
+    ("random", choose_at_random, (), "none", "a uniform sample: the baseline"),
+    ("k_centre", choose_k_centre, (), "Sener and Savarese 2018, arXiv 1708.00489", "farthest points: covers the edges"),
+    ("density", choose_by_density, (), "Sachdeva et al. 2024, arXiv 2402.09668", "sparse regions more readily"),
+    ("semdedup", choose_without_duplicates, (), "Abbas et al. 2023, arXiv 2303.09540", "no semantic duplicates"),
+    (
+        *("d4", choose_deduplicated_and_diverse, (), "Tirumala et al. 2023, arXiv 2308.12284"),
+        "no semantic duplicates, then the unusual",
+    ),
+    ("prototypicality_easy", choose_easy_prototypes, (), _SORSCHER, "the typical of each cluster"),
+    ("prototypicality_hard", choose_hard_prototypes, (), _SORSCHER, "the unusual of each cluster"),
+    ("hierarchical", choose_from_hierarchy, (), "Vo et al. 2024, arXiv 2405.15613", "evenly over clusters of clusters"),
+    (
+        *("agreement", choose_by_agreement, ("image", "text"), "Hessel et al. 2021, arXiv 2104.08718"),
+        "reports that fit their radiographs",
+    ),
+    ("loss", choose_by_loss, ("loss",), "baseline of Paul et al. 2021, arXiv 2107.07075", "the highest losses"),
+    ("el2n", choose_by_error, ("image", "text"), "Paul et al. 2021, arXiv 2107.07075", "the longest error vectors"),
+    (
+        *("learnability", choose_learnable, ("loss", "reference_loss"), "Evans et al. 2024, arXiv 2406.17711"),
+        "not learnt yet, but learnable",
+    ),
+    (
+        *("infobatch", choose_by_soft_pruning, ("loss",), "Qin et al. 2024, arXiv 2303.04947"),
+        "high losses and a rescaled sample of the others",
+    ),
+)
+METHODS = {
+    name: Method(name, _take_signals(name, choose, needs), needs, paper, summary)
+    for name, choose, needs, paper, summary in _TABLE
+}
+
+
+def choose_subset(
+    method: str, features: np.ndarray, budget: int, generator: torch.Generator, **signals: object
+) -> Choice:
+    """Choose pairs by the method of that name, after a look at everything given.
+
+    Args:
+        method: a name in `METHODS`.
+        features: unit-norm ``(n, dim)``, float32 or float16, perhaps memory-mapped.
+        budget: pairs to choose, from 1 to ``n``; see `chexstudy.curation.choice.count_budget` for shares.
+        generator: source of chance.
+        signals: ``image``, ``text``, ``loss`` and ``reference_loss``, as many as there are, one row a pair, and the
+            method's own options.
+
+    Raises:
+        StudyError: there is no such method or option, a signal is missing or bad, features are not finite and of unit
+            norm, or the budget cannot be had.
+    """
+    if method not in METHODS:
+        close = difflib.get_close_matches(method, METHODS, n=1)
+        guess = f"did you mean {close[0]}?" if close else "choose one of them."
+        raise StudyError(f"there is no method {method!r} among {', '.join(METHODS)}: {guess}")
+    chosen = METHODS[method]
+    options = [
+        name
+        for name, parameter in inspect.signature(chosen.choose).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in SIGNALS
+    ]
+    for name in signals:
+        if name not in (*SIGNALS, *options):
+            raise StudyError(
+                f"method {method} has no option {name!r}: it has {', '.join(options) or 'none'}, beside signals "
+                f"({', '.join(SIGNALS)})."
+            )
+    _check_features(features)
+    for name in SIGNALS:
+        if signals.get(name) is not None:
+            _check_signal(name, np.asanyarray(signals[name]), len(features))
+    if not isinstance(budget, int | np.integer) or not 1 <= budget <= len(features):
+        raise StudyError(f"the budget must be a whole number of pairs from 1 to {len(features):,}, not {budget}.")
+    return chosen.choose(features, int(budget), generator, **signals)
+
+
+def _check_features(features: np.ndarray) -> None:
+    if features.ndim != 2 or not len(features) or features.dtype not in (np.float16, np.float32):
+        raise StudyError(
+            f"features must be float32 or float16 numbers (pairs, dim) of at least one pair, not {features.dtype} "
+            f"{features.shape}."
+        )
+    for rows, block in iterate_blocks(features):
+        # NaN and infinite values fail this test as well.
+        fits = (torch.linalg.vector_norm(block, dim=1) - 1).abs() < _NORM_TOLERANCE
+        if not fits.all():
+            raise StudyError(
+                f"row {rows.start + int((~fits).nonzero()[0])} of the features is not of unit norm: bring all rows to "
+                "unit norm and leave out those that are zero or not finite."
+            )
+
+
+def _check_signal(name: str, values: np.ndarray, pairs: int) -> None:
+    axes = 2 if name in ("image", "text") else 1
+    if len(values) != pairs or values.ndim != axes:
+        raise StudyError(
+            f"{name} must hold {'one embedding' if axes == 2 else 'one number'} for each of the {pairs:,} pairs, not "
+            f"an array of shape {values.shape}."
+        )
+    for start in range(0, pairs, 4096):
+        if not np.isfinite(values[start : start + 4096]).all():
+            raise StudyError(f"{name} holds values that are not finite: leave those pairs out or measure them anew.")

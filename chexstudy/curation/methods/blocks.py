@@ -1,0 +1,21 @@
+"""Rows in blocks: what is larger than memory is read piece by piece, as float32."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 4096
+
+
+def read_rows(features: np.ndarray, rows: slice | np.ndarray) -> Tensor:
+    """A copy of some rows as float32 ``(count, dim)``; a read-only memory map stays untouched."""
+    return torch.from_numpy(np.array(features[rows], dtype=np.float32))
+
+
+def iterate_blocks(features: np.ndarray, size: int = BLOCK_ROWS) -> Iterator[tuple[slice, Tensor]]:
+    """Consecutive blocks of rows: where they lie, and a float32 copy ``(at most size, dim)``."""
+    for start in range(0, len(features), size):
+        rows = slice(start, min(start + size, len(features)))
+        yield rows, read_rows(features, rows)

@@ -1,0 +1,74 @@
+"""k-means clusters of all rows, with each row's likeness to its centroid: what five of the methods stand on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from chexstudy.curation.clustering import cluster_features
+from chexstudy.curation.methods.blocks import iterate_blocks, read_rows
+from chexstudy.errors import StudyError
+
+# k-means on more rows than these gains nothing but time and memory.
+_FITTED_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which centroid each row is nearest to.
+
+    Attributes:
+        centroids: unit-norm ``(clusters, dim)``.
+        nearest: centroid of each row ``(n,)``, int64.
+        similarity: cosine of each row to that centroid ``(n,)``, float32.
+    """
+
+    centroids: Tensor
+    nearest: np.ndarray
+    similarity: np.ndarray
+
+
+def count_clusters(clusters: int | None, rows: int) -> int:
+    """The number of clusters asked for, or the square root of the rows.
+
+    Raises:
+        StudyError: there are fewer rows than clusters, or no cluster is asked for.
+    """
+    if clusters is None:
+        return max(1, round(rows**0.5))
+    if not 1 <= clusters <= rows:
+        raise StudyError(f"{clusters} clusters cannot be found among {rows} rows: choose clusters from 1 to {rows}.")
+    return clusters
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for a library that takes no generator."""
+    return int(torch.randint(2**31 - 1, (), generator=generator))
+
+
+def cluster_rows(features: np.ndarray, clusters: int, iterations: int, generator: torch.Generator) -> Clusters:
+    """Fit k-means and give every row its nearest centroid.
+
+    Centroids are fitted on all rows, or on a random sample of 131,072 where there are more, and then brought to unit
+    norm, so that the nearest by distance is the nearest by cosine.
+
+    Args:
+        features: unit-norm ``(n, dim)``, perhaps memory-mapped.
+        clusters: number of centroids, at most ``n``.
+        iterations: of k-means.
+        generator: source of chance.
+    """
+    rows = len(features)
+    # As many rows as a centroid each are needed at the least.
+    fitted = min(rows, max(_FITTED_ROWS, clusters))
+    sample = slice(None) if fitted == rows else torch.randperm(rows, generator=generator)[:fitted].sort().values.numpy()
+    seed = draw_seed(generator)
+    centroids = cluster_features(read_rows(features, sample), clusters, iterations, seed, rows_per_cluster=fitted)
+    centroids = normalize(centroids, dim=1)
+    nearest, similarity = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
+    for block, values in iterate_blocks(features):
+        highest = (values @ centroids.T).max(dim=1)
+        nearest[block], similarity[block] = highest.indices.numpy(), highest.values.numpy()
+    return Clusters(centroids, nearest, similarity)

@@ -1,0 +1,101 @@
+"""Hierarchical k-means with balanced sampling: the same number from every concept, at every level."""
+
+import numpy as np
+import torch
+
+from chexstudy.curation.choice import Choice, choose_highest
+from chexstudy.curation.methods.clusters import cluster_rows, count_clusters
+from chexstudy.errors import StudyError
+
+_SHRINKAGE = 2 / 3
+
+
+def choose_from_hierarchy(
+    features: np.ndarray,
+    budget: int,
+    generator: torch.Generator,
+    *,
+    levels: int = 3,
+    clusters: int | None = None,
+    iterations: int = 10,
+) -> Choice:
+    """Divide the budget evenly over a hierarchy of clusters, from the top down.
+
+    Source: Vo et al. 2024 (arXiv 2405.15613). k-means groups the rows, k-means again groups the centroids, and so on;
+    the centroids of higher levels lie ever more evenly over the data. The budget is divided over the top clusters as
+    evenly as their sizes allow, each part over the clusters below, and at the bottom rows are drawn at random.
+    Departures: centroids are not resampled between levels; the remainder of a division that does not come out even goes
+    to clusters in a random order drawn once. Both together make one sequence of all rows, of which a budget takes the
+    beginning: the count is exact and the subsets of one seed are nested.
+
+    Args:
+        features: unit-norm ``(n, dim)``.
+        budget: pairs to choose.
+        generator: source of chance.
+        levels: how often k-means is run. A level has the size of the one below to the power 2/3 (100,000 rows: 2,154,
+            167 and 30 clusters).
+        clusters: of the lowest level, if not so many.
+        iterations: of k-means at each level.
+
+    Raises:
+        StudyError: there is no level, or there are fewer rows than clusters.
+    """
+    rows = len(features)
+    labels = fit_hierarchy(features, plan_levels(rows, levels, clusters), iterations, generator)
+    return choose_highest(-balanced_sequence(labels, rows, generator), budget)
+
+
+def plan_levels(rows: int, levels: int, clusters: int | None) -> list[int]:
+    """Number of clusters of each level, the lowest first.
+
+    Raises:
+        StudyError: there is no level, or there are fewer rows than clusters.
+    """
+    if levels < 1:
+        raise StudyError(f"a hierarchy needs at least one level, not {levels}: raise levels.")
+    sizes = [max(1, round(rows**_SHRINKAGE)) if clusters is None else count_clusters(clusters, rows)]
+    while len(sizes) < levels:
+        sizes.append(max(1, round(sizes[-1] ** _SHRINKAGE)))
+    return sizes
+
+
+def fit_hierarchy(
+    features: np.ndarray, levels: list[int], iterations: int, generator: torch.Generator
+) -> list[np.ndarray]:
+    """k-means of the rows, then of the centroids, and so on.
+
+    Returns:
+        For each level the cluster of each item of the level below, int64: first of each row ``(n,)``, then of each
+        cluster of the first level ``(levels[0],)``, and so on.
+    """
+    labels = []
+    for clusters in levels:
+        clustered = cluster_rows(features, clusters, iterations, generator)
+        labels.append(clustered.nearest)
+        features = clustered.centroids.numpy()
+    return labels
+
+
+def balanced_sequence(labels: list[np.ndarray], rows: int, generator: torch.Generator) -> np.ndarray:
+    """Place of each row in a sequence whose every beginning is balanced at every level ``(n,)``, from 0.
+
+    A cluster's sequence lets its children take turns, in a random order, each giving the next row of its own sequence
+    until it has none left. The first N of it are then N divided evenly over the children, none above its size.
+
+    Args:
+        labels: of `fit_hierarchy`.
+        rows: number of rows.
+        generator: source of chance.
+    """
+    child, place = np.arange(rows), np.zeros(rows, dtype=np.int64)
+    for level in [*labels, None]:
+        # Above the last level stands one root.
+        parent_of = level if level is not None else np.zeros(child.max() + 1, dtype=np.int64)
+        turn = torch.randperm(len(parent_of), generator=generator).numpy()
+        parent = parent_of[child]
+        order = np.lexsort((turn[child], place, parent))
+        first = np.flatnonzero(np.diff(parent[order], prepend=-1))
+        lengths = np.diff(first, append=rows)
+        place[order] = np.arange(rows) - np.repeat(first, lengths)
+        child = parent
+    return place
