@@ -6,6 +6,9 @@ pairs. That needs no stored UMAP object, gives the same point for the same input
 does, and keeps the neighbours of held-out pairs as well as UMAP's own transform (which starts from the same
 barycentre and then lets random forces act on it).
 
+A map may start from another one (`fit_map` with ``start``): it then keeps place, scale and orientation, and pairs move
+only as far as their neighbours ask for. `chexstudy.stages` chains maps of a training that way.
+
 The features are not reduced by PCA first: at the sizes fitted here it saves no time and loses neighbours.
 UMAP repeats itself on one machine but not across machines, so callers save the coordinates as an artifact.
 """
@@ -27,36 +30,53 @@ _SMALLEST_FIT = 16
 # A block of distances takes 256 MiB, however many rows there are.
 _BLOCK_ROWS, _BLOCK_COLUMNS = 1_024, 65_536
 _SPARE = 8
+# From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
+# points a third to a half as far (benchmarks/maps.py).
+_WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
 
 
-def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, minimum_distance: float = 0.15) -> np.ndarray:
+def fit_map(
+    features: np.ndarray,
+    seed: int,
+    neighbours: int = 30,
+    minimum_distance: float = 0.15,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
     """Coordinates of features on a map that keeps neighbours together.
 
     Equal rows get one point. Above ``LARGEST_FIT`` distinct rows a seeded sample is fitted and the others are placed
     between their nearest sampled rows; under 16 distinct rows the map is a plain principal component projection.
-    The map is centred and turned so that its widest direction is horizontal.
+    The map is centred and turned so that its widest direction is horizontal; one with a start is laid over it instead,
+    and under 16 distinct rows it is the start.
 
     Args:
         features: ``(n, dim)``, any float type, no NaN.
         seed: seed of the layout and of the sample.
         neighbours: how many neighbours count as near; small shows islands, large the overall shape.
         minimum_distance: how close points may lie on the map, UMAP's ``min_dist``.
+        start: coordinates ``(n, 2)`` the layout begins with; principal components if not given.
 
     Returns:
-        Coordinates ``(n, 2)``, float32, in arbitrary units.
+        Coordinates ``(n, 2)``, float32, in arbitrary units (those of the start, if there is one).
 
     Raises:
-        StudyError: there are no features, they are not a matrix, or some are not finite.
+        StudyError: there are no features, they are not a matrix, some are not finite, or the start is of other rows.
     """
     features = _checked(features, "features")
-    distinct, place = np.unique(features, axis=0, return_inverse=True)
+    distinct, first, place = np.unique(features, axis=0, return_index=True, return_inverse=True)
     place = place.reshape(-1)
+    if start is not None:
+        start = _checked(start, "starting coordinates")
+        if start.shape != (len(features), 2):
+            raise StudyError(f"{len(features)} features cannot start from coordinates of shape {start.shape}.")
+        start = start[first]
     if len(distinct) < _SMALLEST_FIT:
-        return _oriented(_principal_plane(distinct))[place]
+        return (_oriented(_principal_plane(distinct)) if start is None else start)[place]
     if len(distinct) <= LARGEST_FIT:
-        return _oriented(_fit_umap(distinct, seed, neighbours, minimum_distance))[place]
+        return _fit_umap(distinct, seed, neighbours, minimum_distance, start)[place]
     sample = np.sort(np.random.default_rng(seed).choice(len(distinct), LARGEST_FIT, replace=False))
-    fitted = _oriented(_fit_umap(distinct[sample], seed, neighbours, minimum_distance))
+    chosen_start = None if start is None else start[sample]
+    fitted = _fit_umap(distinct[sample], seed, neighbours, minimum_distance, chosen_start)
     coordinates = place_on_map(distinct, distinct[sample], fitted)
     coordinates[sample] = fitted
     return coordinates[place]
@@ -122,6 +142,74 @@ def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarr
     weight = np.exp(-0.5 * (beyond / width) ** 2)
     weight /= weight.sum(axis=1, keepdims=True)
     return (weight[:, :, None] * coordinates[index]).sum(axis=1).astype(np.float32)
+
+
+def lay_over(coordinates: np.ndarray, fixed: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Shift, turn or mirror, and scale a map so that it covers another of the same points as well as it can.
+
+    The rotation is that of least squares (orthogonal Procrustes); the scale is the one that makes both equally wide.
+    The least-squares scale would be smaller the worse they agree, and a chain of maps would shrink.
+
+    Args:
+        coordinates: ``(n, 2)``, the map to move.
+        fixed: ``(n, 2)``, where its points should lie.
+        rows: compare these points only, all if not given; the others move along.
+
+    Returns:
+        The moved map ``(n, 2)``, float32.
+    """
+    rows = np.arange(len(coordinates)) if rows is None else rows
+    moving, still = coordinates[rows].astype(np.float64), fixed[rows].astype(np.float64)
+    centre, target = moving.mean(axis=0), still.mean(axis=0)
+    moving, still = moving - centre, still - target
+    left, _, right = np.linalg.svd(moving.T @ still)
+    extent = np.linalg.norm(moving)
+    scale = np.linalg.norm(still) / extent if extent > 0 else 1.0
+    return ((coordinates - centre) @ (left @ right) * scale + target).astype(np.float32)
+
+
+def measure_trustworthiness(
+    features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15, sample: int = 2_000, seed: int = 0
+) -> float:
+    """How far the neighbours on a map can be trusted to be neighbours in feature space, from 0 to 1.
+
+    For each point, neighbours on the map that are none in feature space count by how far down the list of its true
+    neighbours they are (Venna and Kaski 2001). Points beyond ``sample`` are judged by a seeded sample of them, each
+    against all others.
+
+    Args:
+        features: ``(n, dim)``.
+        coordinates: ``(n, 2)``.
+        neighbours: how many count, fewer than half of ``n``.
+        sample: how many points are judged at most.
+        seed: of the sample.
+
+    Raises:
+        StudyError: there are too few points.
+    """
+    features, coordinates = _checked(features, "features"), _checked(coordinates, "coordinates")
+    count = len(features)
+    if not 1 <= neighbours < count / 2:
+        raise StudyError(f"{count} points are too few to judge {neighbours} neighbours of each: use fewer neighbours.")
+    judged = np.arange(count)
+    if count > sample:
+        judged = np.sort(np.random.default_rng(seed).choice(count, sample, replace=False))
+    targets, places = torch.from_numpy(features), torch.from_numpy(coordinates)
+    beyond = 0
+    for start in range(0, len(judged), _BLOCK_ROWS):
+        rows = torch.from_numpy(judged[start : start + _BLOCK_ROWS])
+        near = _distances_to_others(places, rows).topk(neighbours, dim=1, largest=False).indices
+        order = _distances_to_others(targets, rows).argsort(dim=1, stable=True)
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(1, count + 1).expand(len(rows), -1))
+        beyond += int((ranks.gather(1, near) - neighbours).clamp(min=0).sum())
+    worst = len(judged) * neighbours * (2 * count - 3 * neighbours - 1) / 2
+    return 1 - beyond / worst
+
+
+def _distances_to_others(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    distances = torch.cdist(points[rows], points)
+    distances[torch.arange(len(rows)), rows] = torch.inf
+    return distances
 
 
 def trace_prototypes(
@@ -221,7 +309,9 @@ def _checked(features: np.ndarray, name: str) -> np.ndarray:
     return features
 
 
-def _fit_umap(features: np.ndarray, seed: int, neighbours: int, minimum_distance: float) -> np.ndarray:
+def _fit_umap(
+    features: np.ndarray, seed: int, neighbours: int, minimum_distance: float, start: np.ndarray | None
+) -> np.ndarray:
     # numba reads the variable when umap is first imported and fails where the installed package cannot be written to.
     compiled = paths.cache() / "numba"
     compiled.mkdir(parents=True, exist_ok=True)
@@ -230,20 +320,51 @@ def _fit_umap(features: np.ndarray, seed: int, neighbours: int, minimum_distance
 
     neighbours = min(neighbours, len(features) - 1)
     index, distance = nearest_rows(features, features, neighbours)
+    # A start without extent says nothing of where to begin.
+    warm = start is not None and np.ptp(start, axis=0).max() > 0
+    begin = {"init": "pca"}
+    if warm:
+        begin = {"init": _turned_square(start), "n_epochs": _WARM_EPOCHS, "learning_rate": _WARM_LEARNING_RATE}
     layout = umap.UMAP(
         n_neighbors=neighbours,
         min_dist=minimum_distance,
-        init="pca",
         random_state=seed,
         n_jobs=1,
         precomputed_knn=(index, distance, None),
         force_approximation_algorithm=True,
+        **begin,
     )
     with warnings.catch_warnings():
         # Without a search index UMAP could not transform new points; `place_on_map` does that here.
         warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")
         warnings.filterwarnings("ignore", message="n_jobs value")
-        return layout.fit_transform(features)
+        coordinates = layout.fit_transform(features)
+    return lay_over(coordinates, start) if warm else _oriented(coordinates)
+
+
+def _turned_square(coordinates: np.ndarray) -> np.ndarray:
+    """Turn a map so that it is as wide as high: UMAP stretches its start to a square, which then distorts nothing.
+
+    A quarter turn swaps width and height, so somewhere on the way they are equal; bisection finds the angle.
+    """
+    low, high = 0.0, np.pi / 2
+    is_wide = _excess_width(coordinates, low) > 0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if (_excess_width(coordinates, middle) > 0) == is_wide:
+            low = middle
+        else:
+            high = middle
+    return (coordinates @ _rotation(low)).astype(np.float32)
+
+
+def _excess_width(coordinates: np.ndarray, angle: float) -> float:
+    width, height = np.ptp(coordinates @ _rotation(angle), axis=0)
+    return width - height
+
+
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 def _principal_plane(features: np.ndarray) -> np.ndarray:

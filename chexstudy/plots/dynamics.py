@@ -1,4 +1,4 @@
-"""Training dynamics: what the curator and the loss did, step by step."""
+"""Training dynamics: what the curator, its prototypes and the loss did, step by step."""
 
 import numpy as np
 import pandas as pd
@@ -9,12 +9,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, arm_style, new_figure, order_arms, title_panel
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, arm_style, new_figure, order_arms, title_panel
 
 _PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
 _MOST_STACKED = 10
 _SMOOTHED_FROM = 120
 _MADE_BY = "04_pretrain_curated"
+_ASSIGNMENT = ("assignment_min", "assignment_max")
 
 
 def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None) -> Figure:
@@ -177,3 +178,148 @@ def describe_training_dynamics(
         kept, scored = int(curated.pairs_trained.sum()), int(curated.pairs_scored.sum())
         text += f"{kept:,} of {scored:,} scored pairs were kept ({100 * kept / max(scored, 1):.1f} %). "
     return text + f"Seed {seed}, {len(history):,} steps; single run, no intervals."
+
+
+def plot_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame) -> Figure:
+    """What the prototypes did while curating: usage, spread, and, where recorded, assignment probabilities and churn.
+
+    Args:
+        history: the curated arm's history, one row a step.
+        ledger: its decisions, with ``epoch``; churn is drawn where there are several epochs.
+
+    Raises:
+        StudyError: no step curated.
+    """
+    curated = require_rows(history[history.phase == "curate"], "curation steps", _MADE_BY).reset_index(drop=True)
+    churn = measure_churn(ledger)
+    panels = _dynamics_panels(history, churn)
+    figure = new_figure(height_mm=60)
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel, letter in zip(grid, panels, "abcd", strict=False):
+        if panel == "usage":
+            draw_usage(axes, curated)
+            title_panel(axes, letter, "Prototype usage")
+        elif panel == "spread":
+            _draw_series(axes, curated.step, curated.prototype_spread, ACCENT, "spread")
+            axes.set_ylabel("Mean distance")
+            title_panel(axes, letter, "Between prototypes")
+        elif panel == "assignment":
+            _draw_assignment(axes, curated)
+            title_panel(axes, letter, "Assignment probability")
+        else:
+            _draw_churn(axes, churn)
+            title_panel(axes, letter, "Churn")
+            continue
+        axes.set_xlabel("Step")
+        axes.set_xlim(curated.step.min() - 0.5, curated.step.max() + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.yaxis.get_major_formatter().set_useOffset(False)
+    return figure
+
+
+def _dynamics_panels(history: pd.DataFrame, churn: pd.DataFrame) -> list[str]:
+    """The panels there are numbers for."""
+    panels = ["usage", "spread"]
+    curated = history[history.phase == "curate"]
+    if set(_ASSIGNMENT) <= set(history) and curated[list(_ASSIGNMENT)].notna().any(axis=None):
+        panels.append("assignment")
+    return panels + ["churn"] * (len(churn) > 0)
+
+
+def measure_churn(ledger: pd.DataFrame) -> pd.DataFrame:
+    """How decisions change from one epoch of curation to the next, over the pairs considered in both.
+
+    Args:
+        ledger: decisions with ``image_id``, ``epoch`` and ``kept``; one decision a pair and epoch.
+
+    Returns:
+        One row for each epoch but the first: ``epoch``; ``pairs`` considered in both; ``kept`` in it; ``readmitted``,
+        kept now and dropped before, and ``readmitted_share`` of those kept now; ``newly_dropped``, dropped now and kept
+        before, and ``newly_dropped_share`` of those kept before; ``differ``, the share of the pairs kept in either
+        epoch that were not kept in both (one minus the Jaccard index).
+    """
+    rows, before = [], None
+    for epoch, decisions in ledger.groupby("epoch"):
+        now = decisions.set_index("image_id").kept.astype(bool)
+        if before is not None:
+            was, kept = (one.loc[before.index.intersection(now.index)].to_numpy() for one in (before, now))
+            readmitted, dropped = int((kept & ~was).sum()), int((was & ~kept).sum())
+            either = int((kept | was).sum())
+            rows.append(
+                {
+                    "epoch": epoch,
+                    "pairs": len(kept),
+                    "kept": int(kept.sum()),
+                    "readmitted": readmitted,
+                    "readmitted_share": readmitted / kept.sum() if kept.any() else np.nan,
+                    "newly_dropped": dropped,
+                    "newly_dropped_share": dropped / was.sum() if was.any() else np.nan,
+                    "differ": (readmitted + dropped) / either if either else np.nan,
+                }
+            )
+        before = now
+    names = ["epoch", "pairs", "kept", "readmitted", "readmitted_share", "newly_dropped", "newly_dropped_share"]
+    return pd.DataFrame(rows, columns=[*names, "differ"])
+
+
+def _draw_assignment(axes: Axes, curated: pd.DataFrame) -> None:
+    low, high = (curated[name].astype(float) for name in _ASSIGNMENT)
+    axes.fill_between(curated.step, low, high, color=PALE, linewidth=0)
+    for values, name in ((high, "largest"), (low, "smallest")):
+        _draw_series(axes, curated.step, values, ACCENT if name == "largest" else SEQUENCE[1], name)
+        axes.annotate(
+            name, (curated.step.iloc[0], values.iloc[0]), (2, 4 if name == "largest" else -9),
+            textcoords="offset points", fontsize=6,
+        )  # fmt: skip
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("Probability")
+
+
+def _draw_churn(axes: Axes, churn: pd.DataFrame) -> None:
+    """Shares in percent over epochs; the lines are named beside their last points."""
+    series = (
+        ("differ", "differ", INK, "D"),
+        ("readmitted_share", "re-admitted", SEQUENCE[1], "o"),
+        ("newly_dropped_share", "newly dropped", ACCENT, "s"),
+    )
+    lines = [
+        axes.plot(churn.epoch, 100 * churn[column], color=colour, marker=marker, markersize=3, label=name, gid=column)[
+            0
+        ]
+        for column, name, colour, marker in series
+    ]
+    axes.set_ylim(0, max(1.0, 125 * churn[[column for column, *_ in series]].max(axis=None)))
+    axes.set_xlim(churn.epoch.min() - 0.5, churn.epoch.max() + 0.5)
+    axes.legend(handles=lines, loc="lower left", handlelength=1.2)
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Share of kept pairs (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def describe_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame, seed: int = 0) -> str:
+    """The caption of `plot_prototype_dynamics`."""
+    churn = measure_churn(ledger)
+    said = {
+        "usage": "how the kept pairs spread over the prototypes",
+        "spread": "mean distance between two prototypes",
+        "assignment": "largest and smallest probability with which a pair is assigned to a prototype",
+        "churn": (
+            "decisions that differ from those of the epoch before: share of the pairs kept in either epoch that were "
+            "not kept in both, re-admitted pairs among those kept now, newly dropped ones among those kept before"
+        ),
+    }
+    panels = _dynamics_panels(history, churn)
+    text = " ".join(f"{letter}, {said[panel]}." for letter, panel in zip("abcd", panels, strict=False))
+    if len(churn):
+        last = churn.iloc[-1]
+        text += (
+            f" From epoch {int(last.epoch) - 1} to {int(last.epoch)}, {100 * last.differ:.1f} % differ, over "
+            f"{int(last.pairs):,} pairs."
+        )
+    else:
+        text += " One epoch of curation, so there is no churn to show."
+    steps = int((history.phase == "curate").sum())
+    return (
+        f"Prototypes while curating. {text} n = {ledger.image_id.nunique():,} pairs, {steps:,} steps, seed {seed}; "
+        "single run, no intervals."
+    )

@@ -24,8 +24,10 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> F
     """The map at up to six snapshots: the pairs scored since the snapshot before, by band, and the prototypes' paths.
 
     Args:
-        pairs: mapped pairs (`chexstudy.plots.maps`); ``step`` tells when each was scored.
-        trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.mapping.trace_prototypes`).
+        pairs: mapped pairs (`chexstudy.plots.maps`); ``step`` tells when each was scored. With a column ``stage`` there
+            is one map a stage (`chexstudy.stages.join_stage_maps`).
+        trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.mapping.trace_prototypes`), and ``stage``
+            where there are stages (`chexstudy.stages.trace_over_stages`).
 
     Raises:
         StudyError: there are no mapped pairs or no snapshots.
@@ -37,18 +39,20 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> F
     rows = -(-len(shown) // columns)
     figure = new_figure(height_mm=58 * rows + 9)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    corners = _corners(pairs, trajectory)
     before = -np.inf
     for axes, snapshot, letter in zip(grid, shown, "abcdef", strict=False):
         at = trajectory[trajectory.snapshot == snapshot]
         step = at.step.iloc[0]
+        on_map = pairs[pairs.stage == at.stage.iloc[0]] if has_stages(pairs, trajectory) else pairs
         # A snapshot carries the number of steps done before it; pairs scored in those steps shaped it.
-        since = pairs[(pairs.step >= before) & (pairs.step < step)] if len(shown) > 1 else pairs
-        draw_background(axes, pairs)
+        since = on_map[(on_map.step >= before) & (on_map.step < step)] if len(shown) > 1 else on_map
+        draw_background(axes, on_map)
         draw_bands(axes, since, size=3.5)
         for _, path in trajectory[trajectory.snapshot <= snapshot].groupby("prototype"):
             axes.plot(path.x, path.y, color=GREY, linewidth=1.0, zorder=5, gid="path")
         draw_prototypes(axes, at)
-        frame_map(axes, pairs)
+        frame_map(axes, corners)
         title_panel(axes, letter, f"step {step:,} · {len(since):,} scored" if len(since) else f"step {step:,} · start")
         before = step
     for axes in grid[len(shown) :]:
@@ -58,9 +62,26 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> F
     return figure
 
 
+def _corners(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Points whose frame holds every stage: one frame for all, so that what moves in the picture moves on the map."""
+    if not has_stages(pairs, trajectory):
+        return pairs
+    edges = pairs.groupby("stage")[["x", "y"]].quantile([0.002, 0.998])
+    return pd.concat([edges, trajectory[["x", "y"]]], ignore_index=True)
+
+
+def has_stages(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> bool:
+    """Whether there is a map a stage, and not one for all snapshots."""
+    return "stage" in pairs and "stage" in trajectory
+
+
 def choose_snapshots(trajectory: pd.DataFrame) -> list[int]:
-    """Up to six snapshots, evenly spaced, the first and the last among them."""
+    """Up to six snapshots, evenly spaced, the first and the last among them; with stages, the ends of stages."""
     snapshots = np.sort(trajectory.snapshot.unique())
+    if "stage" in trajectory:
+        # The start and the last snapshot of each stage, so that a panel shows all that is new on its map.
+        ends = trajectory.groupby("stage").snapshot.max().to_numpy()
+        snapshots = np.unique(np.concatenate([snapshots[:1], ends]))
     places = np.linspace(0, len(snapshots) - 1, min(_MOST_PANELS, len(snapshots)))
     return [int(snapshots[round(float(place))]) for place in places]
 
@@ -69,10 +90,20 @@ def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, 
     """The caption of `plot_prototype_evolution`."""
     pairs = require_pairs(pairs)
     shown = trajectory[trajectory.snapshot.isin(choose_snapshots(trajectory))]
+    count = pairs.image_id.nunique()
+    maps = (
+        "One map (UMAP of the joint features of all scored pairs, fitted once; axes have no meaning) at "
+        f"{shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored since the "
+        "snapshot before, by band; grey: all others."
+    )
+    if has_stages(pairs, trajectory):
+        maps = (
+            f"Maps of {pairs.stage.nunique()} stages (UMAP of the joint features at which pairs were scored; each map "
+            "starts from the one before, and pairs on both stay near their places; axes have no meaning) at "
+            f"{shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored since "
+            "the panel before, by band; grey: other pairs of the stage."
+        )
     return (
-        "Prototypes over training. One map (UMAP of the joint features of all scored pairs, fitted once; axes have no "
-        f"meaning) at {shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored "
-        "since the snapshot before, by band; grey: all others. Stars and lines: prototypes, placed between "
-        f"their nearest pairs, and their paths so far. n = {len(pairs):,} pairs, {trajectory.prototype.nunique()} "
-        f"prototypes, seed {seed}; no intervals."
+        f"Prototypes over training. {maps} Stars and lines: prototypes, placed between their nearest pairs, and their "
+        f"paths so far. n = {count:,} pairs, {trajectory.prototype.nunique()} prototypes, seed {seed}; no intervals."
     )

@@ -1,0 +1,160 @@
+"""Prototype cards: for each prototype the radiographs nearest to it, halfway and farthest, and what became of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from chexstudy.curation.decisions import BANDS
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import (
+    ACCENT,
+    BAND_COLOURS,
+    GREY,
+    PALE,
+    clear_frame,
+    new_figure,
+)
+
+PLACES = ("nearest", "median", "farthest")
+_EACH = 3
+_MOST_CARDS = 8
+_MADE_BY = "03_watch_prototypes"
+
+
+def list_prototype_cards(ledger: pd.DataFrame, most: int = _MOST_CARDS, each: int = _EACH) -> pd.DataFrame:
+    """The pairs shown on the cards of the most used prototypes.
+
+    Args:
+        ledger: one epoch's decisions, with ``image_id``, ``prototype``, ``distance``, ``band`` and ``kept``.
+        most: how many prototypes at most.
+        each: how many pairs of each place; a prototype with few members shows each of them once.
+
+    Returns:
+        One row a radiograph, prototypes in their order: ``prototype``; its ``members``, their ``usage`` (share of all
+        pairs) and ``keep_rate``; ``place``, ``image_id``, ``distance``, ``band``, ``kept``.
+    """
+    rows = []
+    shown = np.sort(ledger.prototype.value_counts(sort=False).sort_index().nlargest(most, keep="first").index)
+    for prototype in shown:
+        members = ledger[ledger.prototype == prototype].sort_values(["distance", "image_id"]).reset_index(drop=True)
+        whole = {
+            "prototype": int(prototype),
+            "members": len(members),
+            "usage": len(members) / len(ledger),
+            "keep_rate": float(members.kept.mean()),
+        }
+        for place, positions in _choose_positions(len(members), each).items():
+            for row in members.iloc[positions].itertuples():
+                rows.append(
+                    whole
+                    | {"place": place, "image_id": row.image_id, "distance": float(row.distance)}
+                    | {"band": row.band, "kept": bool(row.kept)}
+                )
+    names = ["prototype", "members", "usage", "keep_rate", "place", "image_id", "distance", "band", "kept"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _choose_positions(members: int, each: int) -> dict[str, list[int]]:
+    """Positions in the order of distance for each place, none in two."""
+    nearest = list(range(min(each, members)))
+    farthest = [position for position in range(max(members - each, 0), members) if position not in nearest]
+    start = max(0, (members - each) // 2)
+    median = [position for position in range(start, min(start + each, members))]
+    median = [position for position in median if position not in {*nearest, *farthest}]
+    return dict(zip(PLACES, (nearest, median, farthest), strict=True))
+
+
+def plot_prototype_cards(
+    ledger: pd.DataFrame, read_pixels: Callable[[str], np.ndarray], most: int = _MOST_CARDS
+) -> Figure:
+    """One row a prototype: its usage and share kept, the distances of its pairs by band, and nine of its radiographs.
+
+    Args:
+        ledger: as in `list_prototype_cards`.
+        read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
+        most: how many prototypes at most.
+
+    Raises:
+        StudyError: the ledger is empty.
+    """
+    require_rows(ledger, "curation decisions", _MADE_BY)
+    cards = list_prototype_cards(ledger, most)
+    shown = cards.prototype.unique()
+    figure = new_figure(height_mm=18.5 * len(shown) + 12)
+    columns = len(PLACES) * _EACH
+    grid = figure.subplots(
+        len(shown), 2 + columns, squeeze=False, width_ratios=[1.75, 1.7] + [1.0] * columns, gridspec_kw={"wspace": 0.02}
+    )
+    spans = ledger.distance.min(), ledger.distance.max()
+    for line, prototype in enumerate(shown):
+        card = cards[cards.prototype == prototype]
+        _write_card(grid[line, 0], card.iloc[0])
+        _draw_distances(grid[line, 1], ledger[ledger.prototype == prototype], spans, line == len(shown) - 1)
+        for number, place in enumerate(PLACES):
+            # Only the first of a place carries its name, so that it reads as a heading over three.
+            for offset in range(_EACH):
+                axes = grid[line, 2 + number * _EACH + offset]
+                rows = card[card.place == place]
+                if offset < len(rows):
+                    _draw_radiograph(axes, rows.iloc[offset], read_pixels)
+                else:
+                    clear_frame(axes)
+                if line == 0 and offset == 0:
+                    axes.set_title(place, loc="left", fontweight="bold", fontsize=7)
+    grid[0, 1].set_title("distance", loc="left", fontweight="bold", fontsize=7)
+    handles = [Patch(facecolor=BAND_COLOURS[band], label=f"{band} band") for band in BANDS]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _write_card(axes: Axes, card: pd.Series) -> None:
+    """The prototype's number, how many pairs it has, and a bar of the share kept."""
+    clear_frame(axes)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.text(0, 0.86, f"Prototype {card.prototype}", fontweight="bold", va="center")
+    axes.text(0, 0.62, f"{card.members:,} pairs ({100 * card.usage:.0f} %)", va="center", fontsize=6)
+    axes.text(0, 0.42, f"{100 * card.keep_rate:.0f} % kept", va="center", fontsize=6)
+    axes.barh(0.22, 0.92, 0.1, color=PALE)
+    axes.barh(0.22, 0.92 * card.keep_rate, 0.1, color=ACCENT, gid="kept")
+
+
+def _draw_distances(axes: Axes, members: pd.DataFrame, spans: tuple[float, float], with_ticks: bool) -> None:
+    """Histogram of the members' distances, stacked by band."""
+    edges = np.linspace(*spans, 25) if spans[1] > spans[0] else 10
+    values = [members.distance[members.band == band].to_numpy(dtype=float) for band in BANDS]
+    axes.hist(values, bins=edges, stacked=True, color=[BAND_COLOURS[band] for band in BANDS])
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(labelbottom=with_ticks, labelsize=5.5)
+    axes.locator_params(axis="x", nbins=3)
+
+
+def _draw_radiograph(axes: Axes, row: pd.Series, read_pixels: Callable[[str], np.ndarray]) -> None:
+    axes.imshow(read_pixels(row.image_id), cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=BAND_COLOURS[row.band], linewidth=1.6)
+    axes.set_anchor("N")
+    axes.set_xlabel(
+        f"{row.distance:.2f} {'kept' if row.kept else 'dropped'}", fontsize=5.5, labelpad=1.5,
+        color="black" if row.kept else GREY,
+    )  # fmt: skip
+
+
+def describe_prototype_cards(ledger: pd.DataFrame, seed: int = 0, most: int = _MOST_CARDS) -> str:
+    """The caption of `plot_prototype_cards`."""
+    count, shown = ledger.prototype.nunique(), min(most, ledger.prototype.nunique())
+    which = "all" if shown == count else f"the {shown} most used of {count}"
+    return (
+        f"Prototype cards, {which} prototypes. Left: pairs assigned to the prototype (share of all pairs) and the "
+        "share of them kept; middle: distances of its pairs, stacked by band; right: the three radiographs nearest to "
+        "it, at the median and farthest, framed in the colour of their band, with distance and decision. Bands are "
+        "cut within each super-batch, so equal distances can be of different bands. "
+        f"n = {len(ledger):,} pairs, seed {seed}; counts of all pairs, no intervals."
+    )
