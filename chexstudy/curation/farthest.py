@@ -215,7 +215,7 @@ class _PooledCover:
         """About how long it will take at most, from the measured rate of the products."""
         rows, dim = self.features.shape
         operations = 2.0 * rows * self.count * dim
-        return operations / _measure_rate(dim, self.rounded) * (1.5 if exact_remaining else 1.0)
+        return operations / measure_rate(dim, self.rounded) * (1.5 if exact_remaining else 1.0)
 
     def pick(self) -> Iterator[None]:
         """Pick all rows; yields once a pick."""
@@ -228,7 +228,7 @@ class _PooledCover:
 
     def _pick_from_pool(self) -> None:
         """Fill the pool, refresh what is stale in it, and pick until a row outside might be farther."""
-        pool, floor, rival = _fill_pool(self.bounds, min(_POOL_ROWS, self.row_block, len(self.bounds) - self.taken))
+        pool, floor, rival = fill_pool(self.bounds, min(_POOL_ROWS, self.row_block, len(self.bounds) - self.taken))
         points = self.refresh(pool)
         live = np.flatnonzero(self.bounds[pool] >= floor)
         rows, points = pool[live], points[live]
@@ -289,7 +289,7 @@ class _PooledCover:
         return Cover(self.rows, np.sqrt(self.distances), np.sqrt(np.maximum(self.bounds, 0.0)))
 
 
-def _fill_pool(bounds: np.ndarray, size: int) -> tuple[np.ndarray, float, int]:
+def fill_pool(bounds: np.ndarray, size: int) -> tuple[np.ndarray, float, int]:
     """The rows of the largest bounds, in row order; of equal ones the first.
 
     Returns:
@@ -330,7 +330,7 @@ def _multiply(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _measure_rate(dim: int, rounded: bool) -> float:
+def measure_rate(dim: int, rounded: bool) -> float:
     """Operations a second of a product of this machine, one multiplication and one addition counted as two."""
     operand = _allocate_operand(_GROUP_ROWS, dim, rounded)[0]
     operand.fill(0)
@@ -344,7 +344,7 @@ def _measure_rate(dim: int, rounded: bool) -> float:
 
 def _rounded_products_pay(dim: int) -> bool:
     """Whether this processor multiplies bfloat16 faster than float32; it decides about time alone, not about picks."""
-    return _measure_rate(dim, True) > 1.2 * _measure_rate(dim, False)
+    return measure_rate(dim, True) > 1.2 * measure_rate(dim, False)
 
 
 @njit(cache=True, nogil=True)
