@@ -83,7 +83,9 @@ def audit_selection(
     less often because more of it is normal.
 
     Args:
-        cohort: the rows of a cohort table that the curator could choose from.
+        cohort: the rows of a cohort table that the curator could choose from, or of a table with ``image_id`` and some
+            of its columns; groups of absent columns are left out, and without ``patient_id`` every image counts as a
+            patient of its own.
         kept: ``(pairs,)`` bool in the cohort's order, or a bool Series indexed by ``image_id``.
         generator: source of chance.
         resamples: of the bootstrap, and least number of permutations.
@@ -98,7 +100,8 @@ def audit_selection(
     kept = _align_decisions(cohort, kept)
     groups = list_groups(cohort, mark_near_duplicates(cohort, truth, features))
     compared = [group for group in groups if group.members.any() and (group.known & ~group.members).any()]
-    patient = pd.factorize(cohort.patient_id)[0]
+    # In a table that does not name patients each image stands for one.
+    patient = pd.factorize(cohort.patient_id if "patient_id" in cohort else cohort.image_id)[0]
     permutations = max(resamples, _PERMUTATIONS_A_GROUP * len(compared))
     counts = _Counts(compared, len(cohort))
     rates, others = counts.rates(kept[np.newaxis].astype(np.float32))
