@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from chexstudy.runs import Run, hash_file
 # A worker says so after each arm, on a line of its own.
 JOB_DONE = "<arm finished>"
 _SECONDS_TO_STOP = 10
+_BY, _AT_COMPUTE, _VARIANT = "by_", "@compute", "curated."
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Arm:
 
     Attributes:
         name: as in the results table.
-        data: ``curated``, ``random``, ``oracle`` or ``all``.
+        data: ``curated``, ``random``, ``oracle``, ``subset`` (chosen beforehand by a method) or ``all``.
         compute: ``epochs`` (as many as configured) or ``matched`` (as many operations as the curated arm spent).
         explanation: one sentence for captions.
     """
@@ -49,6 +51,11 @@ class Arm:
             needed.append("curated")
         return needed
 
+    @property
+    def method(self) -> str:
+        """The method that chose an arm's subset beforehand, empty for other arms."""
+        return self.name.removeprefix(_BY).removesuffix(_AT_COMPUTE) if self.data == "subset" else ""
+
 
 ARMS = {
     arm.name: arm
@@ -63,6 +70,39 @@ ARMS = {
         Arm("oracle_balanced", "oracle", "epochs", "As curated, but a subset balanced by the true labels."),
     )
 }
+
+
+def find_arm(name: str) -> Arm:
+    """An arm by its name.
+
+    Besides those of `ARMS` there are ``by_METHOD``, trained like the curated arm but on the subset that a method of
+    `chexstudy.curation.methods` (or any other) left in ``curation/METHOD/seed<k>/subset.parquet``;
+    ``by_METHOD@compute``, the same until the curated arm's operations are spent; and ``curated.VARIANT``, the curated
+    arm under constants of its own, in a folder of its own.
+
+    Raises:
+        StudyError: there is no such arm.
+    """
+    if name in ARMS:
+        return ARMS[name]
+    method, matched = name.removeprefix(_BY).removesuffix(_AT_COMPUTE), name.endswith(_AT_COMPUTE)
+    if name.startswith(_BY) and re.fullmatch(r"\w+", method):
+        until = "until the curated arm's operations are spent" if matched else "for as many epochs"
+        return Arm(
+            name, "subset", "matched" if matched else "epochs", f"As curated, on the subset of {method}, {until}."
+        )
+    variant = name.removeprefix(_VARIANT)
+    if name.startswith(_VARIANT) and re.fullmatch(r"\w+", variant):
+        return Arm(name, "curated", "epochs", f"The curated arm, {variant.replace('_', ' ')}.")
+    raise StudyError(
+        f"unknown arm {name!r}; there are {', '.join(one for one in ARMS if one != 'warm_up')}, and by_METHOD for "
+        "subsets chosen beforehand."
+    )
+
+
+def subset_artifact(method: str, seed: int) -> str:
+    """Where a method's subset lies within a run: ``image_id`` and ``weight``."""
+    return f"curation/{method}/seed{seed}/subset.parquet"
 
 
 def arm_folder(arm: str, seed: int) -> str:
@@ -81,9 +121,9 @@ def choose_arms(names: list[str], labelled: bool = True) -> list[str]:
         StudyError: an arm is unknown.
     """
     every = [name for name in ARMS if name != "warm_up" and (labelled or ARMS[name].data != "oracle")]
-    unknown = [name for name in names if name not in every]
-    if unknown:
-        raise StudyError(f"unknown arm {unknown[0]!r}; there are {', '.join(every)}.")
+    for name in names:
+        if find_arm(name).name == "warm_up":
+            raise StudyError("the warm-up is no arm to choose: the arms that start with it train it.")
     return list(names) or every
 
 
@@ -146,7 +186,7 @@ def train_arms(
 
     Args:
         run: the study.
-        arms: names of `ARMS`; what they need is trained too.
+        arms: names that `find_arm` knows; what they need is trained too.
         seeds: one training each.
         config: every constant.
         device: see `chexstudy.pretraining.engine.pretrain`.
@@ -233,14 +273,9 @@ class _Worker:
 
 def _plan(arms: list[str], seeds: list[int], config: PretrainingConfig) -> dict[tuple[str, int], set]:
     """Jobs with what each waits for, the long ones first so that the workers end together."""
-    unknown = [arm for arm in arms if arm not in ARMS]
-    if unknown:
-        raise StudyError(
-            f"unknown arm {unknown[0]!r}; there are {', '.join(name for name in ARMS if name != 'warm_up')}."
-        )
     wanted = list(dict.fromkeys(arms))
     for arm in wanted:
-        wanted += [other for other in ARMS[arm].needs(config) if other not in wanted]
+        wanted += [other for other in find_arm(arm).needs(config) if other not in wanted]
     priority = ["warm_up", "curated", "full", "random_same_compute", "random_same_data", "oracle_balanced"]
-    wanted.sort(key=priority.index)
-    return {(arm, seed): {(other, seed) for other in ARMS[arm].needs(config)} for arm in wanted for seed in seeds}
+    wanted.sort(key=lambda arm: priority.index(arm) if arm in priority else len(priority))
+    return {(arm, seed): {(other, seed) for other in find_arm(arm).needs(config)} for arm in wanted for seed in seeds}

@@ -27,7 +27,9 @@ class PretrainingConfig:
         temperature: initial (published: 0.01).
         logit_scale_max: bound of the inverse temperature, 0 for none (published: none, F12).
         warm_up_epochs: plain epochs over all pairs before curation, charged to the arm (published: 0).
-        curation_epochs: epochs in which pairs are scored and selected; 0 or 1 (published: 1).
+        curation_epochs: epochs in which all pairs are scored and selected, each anew, so that a pair dropped in one can
+            be taken back in the next (published: 1). Later epochs train on what the last of them kept.
+        curation_learning_rate: rate while curating; 0 for that of the schedule, as published.
         subset_epochs: epochs over the kept pairs afterwards (published: 19).
         batch_size: pairs a step outside curation (published: 480).
         super_batch: pairs scored together and selected from (published: 480).
@@ -60,6 +62,7 @@ class PretrainingConfig:
     logit_scale_max: float = 100.0
     warm_up_epochs: int = 4
     curation_epochs: int = 1
+    curation_learning_rate: float = 0.0
     subset_epochs: int = 9
     batch_size: int = 128
     super_batch: int = 480
@@ -79,16 +82,15 @@ class PretrainingConfig:
     curator: CuratorConfig = field(default_factory=CuratorConfig)
 
     def __post_init__(self):
-        for name in ("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens", "threads"):
+        for name in (
+            *("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens", "threads"),
+            "curation_epochs",
+        ):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("warm_up_epochs", "subset_epochs", "ramp_steps"):
+        for name in ("warm_up_epochs", "subset_epochs", "ramp_steps", "curation_learning_rate"):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
-        if self.curation_epochs not in (0, 1):
-            raise StudyError(
-                f"curation_epochs must be 0 or 1, not {self.curation_epochs}: later epochs train on the subset."
-            )
         if not 0 < self.min_learning_rate <= self.learning_rate:
             raise StudyError("learning_rate must be positive and at least min_learning_rate.")
         _require_choice("schedule", self.schedule, LEARNING_RATE_SCHEDULES)

@@ -13,9 +13,9 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,17 @@ from chexstudy.cohort.pixels import PixelStore, open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix, read_cohort
 from chexstudy.curation.curators import (
     Curator,
-    PrototypeCurator,
     RandomCurator,
+    ScoringCurator,
     SubsetCurator,
+    build_curator,
     select_label_balanced,
 )
-from chexstudy.curation.ledger import ledger_rows
-from chexstudy.curation.prototypes import join_features, prototype_spread
+from chexstudy.curation.ledger import LedgerWriter, ledger_rows, read_ledger
+from chexstudy.curation.prototypes import balanced_assignment, join_features, prototype_spread
 from chexstudy.encoders import autocast_dtype
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import ARMS, JOB_DONE, Arm, arm_folder
+from chexstudy.pretraining.arms import ARMS, JOB_DONE, Arm, arm_folder, find_arm, subset_artifact
 from chexstudy.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from chexstudy.pretraining.compute import peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -49,7 +50,10 @@ from chexstudy.runs import Run
 
 _CHECKPOINT = "checkpoint.pt"
 _MADE_BY = "04_pretrain_curated"
-_AFTER_WARM_UP = ("curator", "curation_epochs", "subset_epochs", "super_batch", "min_learning_rate", "schedule")
+_AFTER_WARM_UP = (
+    *("curator", "curation_epochs", "curation_learning_rate", "subset_epochs", "super_batch"),
+    *("min_learning_rate", "schedule"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,11 @@ class Trainer:
         self.pairs_trained = 0
         self.history: list[dict] = []
         self.prototypes: list[Tensor] = []
+        self.super_batches = 0
+        self.curated_epochs = 0
+        self.curator_state: dict | None = None
         self.subset: np.ndarray | None = None
+        self.weights: np.ndarray | None = None
 
     # --- chance ---------------------------------------------------------------------------------------------------
 
@@ -120,6 +128,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counters": [self.epoch, self.step, self.pairs_scored, self.pairs_trained],
+            "curated": [self.curated_epochs, self.super_batches],
+            "curator": self.curator_state,
             "costs": [self.seconds, self.encoder.flops],
             "history": self.history,
             "prototypes": self.prototypes,
@@ -131,6 +141,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.pairs_scored, self.pairs_trained = state["counters"]
+        self.curated_epochs, self.super_batches = state["curated"]
+        self.curator_state = state["curator"]
         self.seconds, self.encoder.flops = state["costs"]
         self.history, self.prototypes = state["history"], state["prototypes"]
         self.subset = None if state["subset"] is None else state["subset"].numpy()
@@ -145,9 +157,11 @@ class Trainer:
         embedded: tuple[Tensor, Tensor] | None = None,
         considered: int = 0,
         scored: int = 0,
-        usage: Tensor | None = None,
+        probability: Tensor | None = None,
     ) -> None:
         self.model.train(self.config.dropout)
+        if probability is None or len(probability) == 0:
+            probability = torch.full((1,), torch.nan)
         learning_rate = rate.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -168,7 +182,9 @@ class Trainer:
                 "matched_cosine": statistics.matched_cosine,
                 "unmatched_cosine": statistics.unmatched_cosine,
                 "prototype_spread": float(prototype_spread(self.prototypes[-1])) if self.prototypes else float("nan"),
-                "usage": [] if usage is None else [int(count) for count in usage],
+                "usage": [],
+                "assignment_min": float(probability.min()),
+                "assignment_max": float(probability.max()),
                 "flops": self.encoder.flops,
                 "seconds": self.seconds,
             }
@@ -182,7 +198,8 @@ class Trainer:
         if self.config.dropout:
             self.encoder.dropout_seed = lambda piece: self._seed("dropout", self.step, piece)
         self.optimizer.zero_grad(set_to_none=True)
-        statistics = self.encoder.backward(rows, embedded)
+        weights = None if self.weights is None else torch.from_numpy(self.weights[rows]).to(self.device)
+        statistics = self.encoder.backward(rows, embedded, weights)
         self.encoder.dropout_seed = None
         if not np.isfinite(statistics.loss):
             raise StudyError(
@@ -225,42 +242,82 @@ class Trainer:
             taken += 1
         self.epoch += 1
 
-    def curate_epoch(self, curator: Curator, rate: LearningRate) -> tuple[pd.DataFrame, np.ndarray]:
+    def curate_epoch(
+        self,
+        curator: Curator | ScoringCurator,
+        rate: LearningRate,
+        record: Callable[[int, pd.DataFrame], None] | None = None,
+    ) -> np.ndarray:
         """Score, choose and train, super-batch by super-batch; the last, smaller one too.
 
+        Args:
+            curator: says which pairs are trained on.
+            rate: the learning rate.
+            record: takes the ledger's rows of each super-batch; called only where the curator scores.
+
         Returns:
-            The ledger and, in its order, the features ``(pairs, 2 * dim)`` as float16; both empty where the curator
+            The features of the pairs in the order of the ledger ``(pairs, 2 * dim)``, float16; empty where the curator
             does not score.
         """
         rows = self._shuffled(np.arange(len(self.pairs)), self.epoch)
-        ledger, features_seen, kept_rows = [], [], []
-        for number, start in enumerate(range(0, len(rows), self.config.super_batch)):
+        curator.begin_epoch(len(rows))
+        features_seen, kept_rows = [], []
+        for start in range(0, len(rows), self.config.super_batch):
             batch = rows[start : start + self.config.super_batch]
-            features = embedded = usage = None
-            with self._clock():
-                if curator.scores:
-                    image, text = self._embed(batch)
-                    features = join_features(image, text)
-                kept, selection = curator.choose(number, batch, features, self._generator("selection", number))
-                keep = kept.cpu().numpy()
-                if curator.scores:
-                    # The update reads the features from before the step (F6), so it may as well come before it.
-                    embedded, usage = (image[kept], text[kept]), curator.update(features[kept])
             if curator.scores:
-                ledger.append(ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection))
-                features_seen.append(features.half().cpu().numpy())
-                self.prototypes.append(curator.prototypes.cpu().clone())
-            scored = len(batch) if curator.scores else 0
-            self.pairs_scored += scored
-            self._train_step(batch[keep], "curate", rate, embedded, len(batch), scored, usage)
+                features, keep = self._curate_scored(curator, batch, rate, record)
+                features_seen.append(features)
+            else:
+                # Curators that do not score draw on the CPU.
+                generator = self._generator("selection", self.super_batches)
+                kept, _ = curator.choose(self.super_batches, torch.from_numpy(batch), None, generator)
+                keep = kept.numpy()
+                self._train_step(batch[keep], "curate", rate, considered=len(batch))
+            self.super_batches += 1
             kept_rows.append(batch[keep])
         self.subset = np.sort(np.concatenate(kept_rows))
         self.epoch += 1
+        self.curated_epochs += 1
         if not curator.scores:
-            return pd.DataFrame(), np.empty((0, 2 * self.config.dim), np.float16)
-        return pd.concat(ledger, ignore_index=True), np.concatenate(features_seen)
+            return np.empty((0, 2 * self.config.dim), np.float16)
+        self.curator_state = curator.state_dict()
+        return np.concatenate(features_seen)
 
-    def warm_up_prototypes(self, curator: PrototypeCurator) -> None:
+    def _curate_scored(
+        self,
+        curator: ScoringCurator,
+        batch: np.ndarray,
+        rate: LearningRate,
+        record: Callable[[int, pd.DataFrame], None] | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One super-batch of a curator that scores: features ``(batch, 2 * dim)``, float16, and the mask of kept."""
+        constants = self.config.curator
+        with self._clock():
+            image, text = self._embed(batch)
+            features = join_features(image, text)
+            generator = self._generator("selection", self.super_batches)
+            kept, selection = curator.choose(self.super_batches, torch.from_numpy(batch), features, generator)
+            probability = balanced_assignment(
+                features[kept], curator.prototypes, constants.sinkhorn_epsilon, constants.sinkhorn_iterations
+            ).amax(dim=0)
+            if constants.update_timing == "before_step":
+                usage = curator.update(features, kept)
+        keep = kept.cpu().numpy()
+        if record is not None:
+            record(self.super_batches, ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection))
+        self.pairs_scored += len(batch)
+        self._train_step(batch[keep], "curate", rate, (image[kept], text[kept]), len(batch), len(batch), probability)
+        if constants.update_timing == "after_step":
+            with self._clock():
+                seen = batch if constants.update_features == "all" else batch[keep]
+                moved = join_features(*self._embed(seen))
+                usage = curator.update(moved, torch.ones(len(moved), dtype=torch.bool, device=moved.device))
+            self.pairs_scored += len(seen)
+        self.history[-1]["usage"] = [int(count) for count in usage]
+        self.prototypes.append(curator.prototypes.cpu().clone())
+        return features.half().cpu().numpy(), keep
+
+    def warm_up_prototypes(self, curator: ScoringCurator) -> None:
         """Fit the first prototypes on the present model's embeddings."""
         config = self.config.curator
         rows = np.arange(len(self.pairs))
@@ -268,7 +325,7 @@ class Trainer:
             rows = torch.randperm(len(rows), generator=self._generator("subset")).numpy()
         rows = rows[: config.warm_up_pairs]
         with self._clock():
-            curator.warm_up(*self._embed(rows))
+            curator.warm_up(join_features(*self._embed(rows)), torch.from_numpy(rows))
         self.pairs_scored += len(rows)
         self.prototypes = [curator.prototypes.cpu().clone()]
 
@@ -307,6 +364,9 @@ class _ArmRun:
             result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
             run.require(result, f"the arm {other!r} ({_MADE_BY})")
             self.inputs.append(result)
+        if arm.method:
+            run.require(subset_artifact(arm.method, seed), "08_compare_curators, or write the subset there,")
+            self.inputs.append(subset_artifact(arm.method, seed))
         self.key = run.key(self.parameters, tuple(self.inputs))
 
     @property
@@ -325,6 +385,9 @@ class _ArmRun:
         store = open_pixel_store(self.run)
         model, pairs = self._prepare(cohort, store)
         trainer = Trainer(self.config, self.arm, self.seed, model, pairs, self.device)
+        if self.arm.data == "subset":
+            # Weights are read again from the subset and not kept in checkpoints.
+            self._chosen_beforehand(trainer)
         checkpoint = self.run.path(f"{self.folder}/{_CHECKPOINT}")
         if checkpoint.exists() and (state := self._unfinished(checkpoint)) is not None:
             trainer.restore(state)
@@ -406,43 +469,88 @@ class _ArmRun:
             self._save(trainer, checkpoint)
 
     def _curate_and_train(self, trainer: Trainer, checkpoint: Path) -> None:
-        config, count = self.config, len(trainer.pairs)
-        if trainer.subset is None:
-            if config.schedule == "published":
-                rate = self._published_rate(-(-count // config.super_batch))
-            else:
-                rate = self._rate(np.inf, np.inf)
-            curator = self._curator(trainer)
-            ledger, features = trainer.curate_epoch(curator, rate)
-            if curator.scores:
-                self.run.write_table(f"{self.folder}/ledger.parquet", ledger)
-                self.run.write_array(f"{self.folder}/features.npy", features)
-            if self.arm.data == "oracle":
-                trainer.subset = curator.rows
-            self._save(trainer, checkpoint)
+        config = self.config
+        if trainer.curated_epochs < config.curation_epochs:
+            self._curate(trainer, checkpoint)
         subset = trainer.subset
         steps_an_epoch = _steps_an_epoch(subset, config.batch_size)
+        epochs, steps = config.subset_epochs, 0
+        if self.arm.compute == "matched":
+            budget = self.run.read_json(f"{arm_folder('curated', self.seed)}/compute.json", _MADE_BY)["flops"]
+            spent = next(entry["flops"] for entry in reversed(trainer.history) if entry["phase"] != "subset")
+            steps = max(1, round((budget - spent) / trainer.mean_flops_a_step(subset)))
+            epochs = -(-steps // steps_an_epoch)
         curated_at = sum(entry["phase"] != "subset" for entry in trainer.history)
         if config.schedule == "published":
             rate = self._published_rate(steps_an_epoch)
         else:
-            rate = self._rate(curated_at, curated_at + config.subset_epochs * steps_an_epoch)
-        while trainer.epoch < config.total_epochs:
-            trainer.train_epoch(Phase("subset", config.subset_epochs), subset, rate)
+            rate = self._rate(curated_at, curated_at + (steps or epochs * steps_an_epoch))
+        while trainer.epoch < config.warm_up_epochs + config.curation_epochs + epochs:
+            trainer.train_epoch(Phase("subset", epochs, steps), subset, rate)
             self._save(trainer, checkpoint)
 
-    def _curator(self, trainer: Trainer) -> Curator:
+    def _curate(self, trainer: Trainer, checkpoint: Path) -> None:
+        config, count = self.config, len(trainer.pairs)
+        if config.schedule == "published":
+            rate = self._published_rate(-(-count // config.super_batch))
+        else:
+            rate = self._rate(np.inf, np.inf)
+            if config.curation_learning_rate:
+                rate = replace(rate, peak=config.curation_learning_rate)
+        curator = self._curator(trainer)
+        ledger = LedgerWriter(self._path("ledger.parquet"), trainer.super_batches) if curator.scores else None
+        while trainer.curated_epochs < config.curation_epochs:
+            features = trainer.curate_epoch(curator, rate, ledger.write if ledger else None)
+            if ledger:
+                self.run.write_array(self._features_part(trainer.curated_epochs - 1), features)
+            if self.arm.data in ("oracle", "subset"):
+                trainer.subset = curator.rows
+            self._save(trainer, checkpoint)
+        if ledger:
+            ledger.finish()
+            parts = [self._features_part(epoch) for epoch in range(config.curation_epochs)]
+            features = [self.run.read_array(part, _MADE_BY, memory_map=True) for part in parts]
+            self.run.write_array(f"{self.folder}/features.npy", np.concatenate(features))
+            for part in parts:
+                self.run.path(part).unlink()
+
+    def _path(self, name: str) -> Path:
+        return self.run.path(f"{self.folder}/{name}")
+
+    def _features_part(self, epoch: int) -> str:
+        return f"{self.folder}/features-{epoch:03d}.npy"
+
+    def _curator(self, trainer: Trainer) -> Curator | ScoringCurator:
         if self.arm.data == "curated":
-            curator = PrototypeCurator(self.config.curator)
-            trainer.warm_up_prototypes(curator)
+            curator = build_curator(self.config.curator)
+            if trainer.curator_state is None:
+                trainer.warm_up_prototypes(curator)
+            else:
+                curator.load_state_dict(trainer.curator_state)
             return curator
         if self.arm.data == "random":
-            ledger = self.run.read_table(f"{arm_folder('curated', self.seed)}/ledger.parquet", _MADE_BY)
+            ledger = read_ledger(self.run, "curated", self.seed, columns=["step", "kept"])
             return RandomCurator(ledger.groupby("step").kept.sum().sort_index().tolist())
+        if self.arm.data == "subset":
+            return self._chosen_beforehand(trainer)
         findings = [name for name in finding_columns(trainer.pairs.table) if name != NO_FINDING]
         count = len(self.run.read_table(f"{arm_folder('curated', self.seed)}/subset.parquet", _MADE_BY))
         labels = label_matrix(trainer.pairs.table, findings)
         return SubsetCurator(select_label_balanced(labels, count, trainer._generator("subset")))
+
+    def _chosen_beforehand(self, trainer: Trainer) -> SubsetCurator:
+        name = subset_artifact(self.arm.method, self.seed)
+        subset = self.run.read_table(name, _MADE_BY)
+        places = pd.Index(trainer.pairs.image_ids).get_indexer(subset.image_id)
+        if (places < 0).any():
+            raise StudyError(
+                f"{name} names {int((places < 0).sum())} images that are no training pairs of study "
+                f"{self.run.study!r}: choose the subset from its training split."
+            )
+        if not (subset.weight == 1).all():
+            trainer.weights = np.ones(len(trainer.pairs), np.float32)
+            trainer.weights[places] = subset.weight
+        return SubsetCurator(np.sort(places))
 
     # --- what is left behind ----------------------------------------------------------------------------------------
 
@@ -495,7 +603,7 @@ def pretrain(run: Run, arm: str, seed: int, config: PretrainingConfig, device: s
 
     Args:
         run: the study; cohort and pixels must be there.
-        arm: a name of `ARMS`.
+        arm: a name that `find_arm` knows.
         seed: the arm's seed.
         config: every constant.
         device: ``auto``, ``cpu``, ``cuda`` ...
@@ -506,9 +614,7 @@ def pretrain(run: Run, arm: str, seed: int, config: PretrainingConfig, device: s
     Raises:
         StudyError: the arm is unknown, something it needs is missing, the device is not there, or the loss diverged.
     """
-    if arm not in ARMS:
-        raise StudyError(f"unknown arm {arm!r}; there are {', '.join(ARMS)}.")
-    arm_run = _ArmRun(run, ARMS[arm], seed, config, choose_device(device))
+    arm_run = _ArmRun(run, find_arm(arm), seed, config, choose_device(device))
     if not arm_run.done:
         threads = torch.get_num_threads()
         torch.set_num_threads(config.threads)

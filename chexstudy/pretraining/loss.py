@@ -5,17 +5,37 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, weights: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE (CLIP; Radford et al. 2021): each image must find its text among the batch, and back.
 
     Args:
         image: unit-norm image embeddings ``(batch, dim)``.
         text: unit-norm text embeddings ``(batch, dim)``, row by row the images' partners.
         logit_scale: logarithm of the inverse temperature, scalar.
+        weights: of the pairs ``(batch,)``; each counts once without them. The mean is taken over the number of pairs,
+            not over the weights, so that pairs that stand for dropped ones weigh as much as those did together.
 
     Returns:
         Mean of the two cross-entropies, scalar. As published (F14), two identical texts are negatives of each other.
     """
+    losses = pair_losses(image, text, logit_scale)
+    return losses.mean() if weights is None else (weights * losses).mean()
+
+
+def pair_losses(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Each pair's mean of the two cross-entropies ``(batch,)``; arguments as in `contrastive_loss`."""
     logits = logit_scale.exp() * image @ text.T
     target = torch.arange(len(logits), device=logits.device)
-    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    sides = (cross_entropy(side, target, reduction="none") for side in (logits, logits.T))
+    return sum(sides) / 2
+
+
+def pair_errors(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """Each pair's EL2N score: the distance of its two softmax rows from the one-hot target, averaged ``(batch,)``.
+
+    Source: Paul et al. 2021 (arXiv 2107.07075), there for classifiers; here the classes are the pairs of the batch.
+    """
+    logits = logit_scale.exp() * image @ text.T
+    target = torch.eye(len(logits), device=logits.device, dtype=logits.dtype)
+    sides = (torch.linalg.vector_norm(side.softmax(dim=1) - target, dim=1) for side in (logits, logits.T))
+    return sum(sides) / 2

@@ -96,13 +96,16 @@ class PairEncoder:
         encoded = [self.encode(part, piece, backward=False) for piece, part in enumerate(self.pieces(rows))]
         return torch.cat([image for image, _ in encoded]), torch.cat([text for _, text in encoded])
 
-    def backward(self, rows: np.ndarray, embedded: tuple[Tensor, Tensor] | None = None) -> StepStatistics:
+    def backward(
+        self, rows: np.ndarray, embedded: tuple[Tensor, Tensor] | None = None, weights: Tensor | None = None
+    ) -> StepStatistics:
         """Accumulate the gradient of the contrastive loss over all of ``rows``, whatever the micro-batch.
 
         Args:
             rows: the batch.
             embedded: the embeddings of ``rows`` under the present parameters, if they are known; valid only with
                 dropout off.
+            weights: of the pairs in the loss ``(len(rows),)``; each counts once without them.
 
         Returns:
             Loss and similarities of the batch.
@@ -110,13 +113,13 @@ class PairEncoder:
         parts = self.pieces(rows)
         if len(parts) == 1:
             image, text = self.encode(rows, 0, backward=True)
-            loss = contrastive_loss(image, text, self.model.bounded_logit_scale())
+            loss = contrastive_loss(image, text, self.model.bounded_logit_scale(), weights)
             loss.backward()
         else:
             if embedded is None or self.dropout_seed is not None:
                 embedded = self.embed(rows)
             image, text = (side.detach().requires_grad_() for side in embedded)
-            loss = contrastive_loss(image, text, self.model.bounded_logit_scale())
+            loss = contrastive_loss(image, text, self.model.bounded_logit_scale(), weights)
             loss.backward()
             bounds = np.cumsum([0, *(len(part) for part in parts)])
             for piece, part in enumerate(parts):

@@ -1,0 +1,180 @@
+"""Curating while training: the rules, several epochs, subsets chosen beforehand, and what is left behind."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chexstudy.curation.ledger import read_ledger
+from chexstudy.errors import StudyError
+from chexstudy.pretraining import engine
+from chexstudy.pretraining.arms import arm_folder, find_arm, subset_artifact
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine import pretrain
+
+_CONSTANTS = {
+    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16, "super_batch": 40},
+    **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
+    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _config(**changes):
+    return PretrainingConfig.from_dict(_CONSTANTS | changes)
+
+
+def _train(run, arm, config):
+    for needed in [*find_arm(arm).needs(config), arm]:
+        pretrain(run, needed, 0, config, "cpu")
+    return arm_folder(arm, 0)
+
+
+def _train_ids(run):
+    cohort = pd.read_parquet(run.path("cohort.parquet"))
+    return cohort[cohort.split == "train"].image_id.to_numpy()
+
+
+def _weights(run, folder):
+    return load_file(run.path(f"{folder}/model/projections.safetensors"))
+
+
+@pytest.mark.parametrize("super_batch", [30, 40, 1000])
+def test_the_budgeted_rule_keeps_its_budget_while_the_model_learns(tiny_study, super_batch):
+    config = _config(rule="budgeted", budget=0.3, super_batch=super_batch)
+    folder = _train(tiny_study, "curated", config)
+    subset = pd.read_parquet(tiny_study.path(f"{folder}/subset.parquet"))
+    assert len(subset) == round(0.3 * len(_train_ids(tiny_study)))
+    assert np.isfinite(read_ledger(tiny_study).priority).all()
+
+
+def test_every_epoch_considers_all_pairs_anew_and_the_last_decides(tiny_study):
+    config = _config(curation_epochs=3)
+    folder = _train(tiny_study, "curated", config)
+    ledger, ids = read_ledger(tiny_study), _train_ids(tiny_study)
+    assert list(ledger.epoch.unique()) == [1, 2, 3]
+    for _, considered in ledger.groupby("epoch"):
+        assert sorted(considered.image_id) == sorted(ids)
+    last = ledger[ledger.epoch == 3]
+    subset = pd.read_parquet(tiny_study.path(f"{folder}/subset.parquet"))
+    assert set(subset.image_id) == set(last[last.kept].image_id)
+    kept = ledger.pivot(index="image_id", columns="epoch", values="kept")
+    assert (~kept[1] & kept[2]).any(), "no pair was taken back"
+    features = np.load(tiny_study.path(f"{folder}/features.npy"), mmap_mode="r")
+    assert features.shape == (len(ledger), 32)
+    history = pd.read_parquet(tiny_study.path(f"{folder}/history.parquet"))
+    curate = history[history.phase == "curate"]
+    assert len(np.load(tiny_study.path(f"{folder}/prototypes.npy"))) == 1 + len(curate)
+    assert curate.assignment_min.between(0, 1).all()
+    assert (curate.assignment_min <= curate.assignment_max).all()
+    assert history[history.phase != "curate"].assignment_min.isna().all()
+    _train(tiny_study, "random_same_data", config)
+    random = pd.read_parquet(tiny_study.path(f"{arm_folder('random_same_data', 0)}/history.parquet"))
+    kept_by_step = ledger.groupby("step").kept.sum().tolist()
+    assert random[random.phase == "curate"].pairs_trained.tolist() == kept_by_step
+
+
+@pytest.mark.parametrize("rule", ["published", "budgeted"])
+def test_broken_off_between_and_within_curation_epochs_it_decides_alike(tiny_study, monkeypatch, rule):
+    config = _config(curation_epochs=2, rule=rule, super_batch=20)
+    folder = _train(tiny_study, "curated", config)
+    whole, ledger = _weights(tiny_study, folder), read_ledger(tiny_study)
+    tiny_study.path(f"{folder}/compute.json").unlink()
+    step = engine.Trainer._train_step
+
+    def break_off(trainer, *arguments, **named):
+        if trainer.epoch == 2 and trainer.history[-1]["epoch"] == 2:
+            raise KeyboardInterrupt
+        step(trainer, *arguments, **named)
+
+    monkeypatch.setattr(engine.Trainer, "_train_step", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tiny_study, "curated", 0, config, "cpu")
+    monkeypatch.undo()
+    assert 0 < len(read_ledger(tiny_study)) < len(ledger), "what was decided so far can be read"
+    pretrain(tiny_study, "curated", 0, config, "cpu")
+    pd.testing.assert_frame_equal(read_ledger(tiny_study), ledger)
+    again = _weights(tiny_study, folder)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_switches_of_the_update_change_prototypes_and_what_is_scored(tiny_study):
+    prototypes, scored = {}, {}
+    for name, changes in {
+        "published": {},
+        "after": {"update_timing": "after_step"},
+        "all": {"update_features": "all"},
+        "still": {"decay": 1.0},
+    }.items():
+        folder = _train(tiny_study, f"curated.{name}", _config(**changes))
+        prototypes[name] = np.load(tiny_study.path(f"{folder}/prototypes.npy"))
+        scored[name] = tiny_study.read_json(f"{folder}/compute.json", "")["pairs_scored"]
+    assert np.array_equal(prototypes["published"][0], prototypes["after"][0])
+    assert not np.array_equal(prototypes["published"][1], prototypes["after"][1])
+    assert not np.array_equal(prototypes["published"][1], prototypes["all"][1])
+    assert np.allclose(prototypes["still"], prototypes["still"][0], atol=1e-6)
+    assert scored["published"] == scored["all"] < scored["after"]
+
+
+def test_a_learning_rate_for_curation_holds_there_only(tiny_study):
+    folder = _train(tiny_study, "curated", _config(curation_learning_rate=1e-4, ramp_steps=0))
+    history = pd.read_parquet(tiny_study.path(f"{folder}/history.parquet"))
+    assert set(history[history.phase == "curate"].learning_rate) == {1e-4}
+    assert history[history.phase != "curate"].learning_rate.max() == 1e-3
+
+
+def _leave_subset(run, method, ids, weight=1.0):
+    run.write_table(subset_artifact(method, 0), pd.DataFrame({"image_id": ids, "weight": weight}))
+
+
+def test_a_subset_chosen_beforehand_is_what_is_trained_on(tiny_study):
+    ids = _train_ids(tiny_study)[::3]
+    _leave_subset(tiny_study, "mine", ids)
+    folder = _train(tiny_study, "by_mine", _config())
+    assert set(pd.read_parquet(tiny_study.path(f"{folder}/subset.parquet")).image_id) == set(ids)
+    history = pd.read_parquet(tiny_study.path(f"{folder}/history.parquet"))
+    assert history[history.phase == "curate"].pairs_trained.sum() == len(ids)
+    assert history[history.phase == "subset"].pairs_trained.sum() == len(ids)
+
+
+def test_at_equal_compute_it_trains_until_the_curated_arm_s_operations(tiny_study):
+    _leave_subset(tiny_study, "few", _train_ids(tiny_study)[:20])
+    config = _config(subset_epochs=3)
+    for arm in ("by_few", "by_few@compute"):
+        _train(tiny_study, arm, config)
+    flops = {
+        arm: tiny_study.read_json(f"{arm_folder(arm, 0)}/compute.json", "")["flops"]
+        for arm in ("curated", "by_few", "by_few@compute")
+    }
+    assert flops["by_few"] < 0.9 * flops["curated"]
+    assert flops["by_few@compute"] == pytest.approx(flops["curated"], rel=0.05)
+
+
+def test_weights_of_a_subset_enter_the_loss(tiny_study):
+    ids = _train_ids(tiny_study)[:40]
+    weights = {}
+    for name, weight in {"even": 1.0, "uneven": np.where(np.arange(40) < 20, 2.0, 0.5)}.items():
+        _leave_subset(tiny_study, name, ids, weight)
+        weights[name] = _weights(tiny_study, _train(tiny_study, f"by_{name}", _config()))
+    assert any(not torch.equal(weights["even"][name], weights["uneven"][name]) for name in weights["even"])
+
+
+def test_wrong_subsets_and_arms_are_one_sentence(tiny_study):
+    config = _config()
+    pretrain(tiny_study, "warm_up", 0, config, "cpu")
+    with pytest.raises(StudyError, match="has no curation/absent/seed0/subset"):
+        pretrain(tiny_study, "by_absent", 0, config, "cpu")
+    _leave_subset(tiny_study, "strange", ["nowhere/1"])
+    with pytest.raises(StudyError, match="names 1 images that are no training pairs"):
+        pretrain(tiny_study, "by_strange", 0, config, "cpu")
+    for name in ("by_", "curated.", "by_a/b", "nonsense"):
+        with pytest.raises(StudyError, match="unknown arm"):
+            find_arm(name)
