@@ -12,6 +12,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from chexstudy.progress import progress
+
 _FAISS_ROWS_PER_CLUSTER = 256
 _QUERY_ROWS = 4096
 
@@ -82,7 +84,7 @@ def neighbour_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
         return np.zeros(rows)
     distances = np.empty(rows)
     search = _neighbour_search(np.array(features, dtype=np.float32), neighbours + 1)
-    for start in range(0, rows, _QUERY_ROWS):
+    for start in progress(range(0, rows, _QUERY_ROWS), label="finding neighbours"):
         block = np.array(features[start : start + _QUERY_ROWS], dtype=np.float32)
         # The row itself is among those found. Fast search loses the digits of short distances: measure again.
         found = np.asarray(features[search(block)[:, neighbours]], dtype=np.float32)

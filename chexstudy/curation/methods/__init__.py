@@ -18,7 +18,7 @@ import torch
 from chexstudy.curation.choice import Choice
 from chexstudy.curation.methods.agreement import choose_by_agreement
 from chexstudy.curation.methods.blocks import iterate_blocks
-from chexstudy.curation.methods.coverage import choose_k_centre
+from chexstudy.curation.methods.coverage import choose_facilities, choose_k_centre
 from chexstudy.curation.methods.density import choose_by_density
 from chexstudy.curation.methods.difficulty import choose_by_error, choose_by_loss
 from chexstudy.curation.methods.duplicates import choose_deduplicated_and_diverse, choose_without_duplicates
@@ -90,6 +90,7 @@ _TABLE = (
     ("budgeted", choose_within_budget, (), "ours, after arXiv 2602.22843", "prototype bands at an exact budget"),
     ("random", choose_at_random, (), "none", "a uniform sample: the baseline"),
     ("k_centre", choose_k_centre, (), "Sener and Savarese 2018, arXiv 1708.00489", "farthest points: covers the edges"),
+    ("facility_location", choose_facilities, (), "Wei et al. 2015", "representatives: every pair has a similar one"),
     ("density", choose_by_density, (), "Sachdeva et al. 2024, arXiv 2402.09668", "sparse regions more readily"),
     ("semdedup", choose_without_duplicates, (), "Abbas et al. 2023, arXiv 2303.09540", "no semantic duplicates"),
     (
