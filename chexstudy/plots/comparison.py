@@ -213,7 +213,7 @@ def describe_method_comparison(table: pd.DataFrame) -> str:
     budgets = " and ".join(f"the {_BUDGETS[kind]}" for kind in _MARKERS if (table.budget_kind == kind).any())
     return (
         f"Methods of curation at {budgets}, from the best mean rank over all panels at the top to the worst. Lines "
-        "down the panels: random choice; arrows point to better. Blue and orange: the interval lies beyond random choice, "
+        "down the panels: random choice; arrows point to better. Blue and orange: the interval lies beyond random, "
         "without correction for the number of comparisons; grey: it holds it. "
         f"Of {len(others)} measures {counts.get('better', 0)} are better than random, {counts.get('worse', 0)} worse. "
         f"{interval}; {', '.join(sample) or f'{table.method.nunique()} methods'}."

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from chexstudy.curation.selection import BANDS
+from chexstudy.curation.decisions import BANDS
 from chexstudy.plots.maps import (
     band_handles,
     decision_handles,
