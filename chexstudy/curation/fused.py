@@ -9,6 +9,7 @@ Compiled on first use and kept in ``NUMBA_CACHE_DIR``. Loops release the interpr
 as many threads as torch may use. numba's own threads are left alone: they bear neither forks nor several callers.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from chexstudy import paths
 from chexstudy.curation import static
+from chexstudy.curation.products import multiply_rows, product_rounding
 
 # numba reads it when it is first imported; the installed package need not be writable.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.cache() / "numba"))
@@ -27,8 +29,10 @@ from numba import njit
 
 # Sums may be reordered, which lets them be vectorised; NaN and infinity keep their meaning.
 _FLOATS = {"reassoc", "contract", "nsz"}
+# With so few prototypes, all distances are measured sooner than a product is made.
+_FEW_PROTOTYPES = 12
 # So many rows and their scores stay in the cache between product and loop.
-_BLOCK_ROWS = 2048
+_BLOCK_ROWS = 1024
 # A batch of fewer numbers is not worth a second thread.
 _NUMBERS_WORTH_A_THREAD = 2**20
 
@@ -55,24 +59,41 @@ def _distance(points, row, centres, centre):
 
 
 @compile_kernel
-def _decide_nearest(points, centres, norms, scores, best, unit, begin, end, offset, prototype, distance):
-    """Check the best scores of rows ``begin`` to ``end`` and measure their distances.
+def _measure_nearest(points, centres, begin, end, prototype, distance):
+    """Nearest centre of rows ``begin`` to ``end``, by distance to each."""
+    for row in range(begin, end):
+        nearest, shortest = 0, np.inf
+        for centre in range(centres.shape[0]):
+            candidate = _distance(points, row, centres, centre)
+            if candidate < shortest:
+                nearest, shortest = centre, candidate
+        prototype[row] = nearest
+        distance[row] = shortest
 
-    A score is ``x.p - |p|^2 / 2`` with a relative rounding of ``unit``; ``best`` is the column of the largest.
+
+@compile_kernel
+def _decide_nearest(points, centres, norms, scores, best, unit, begin, end, offset, prototype, distance):
+    """Nearest centre of rows ``begin`` to ``end``, by distance to those whose score may be the best.
+
+    A score is ``x.p - |p|^2 / 2``, the larger the nearer, off by at most ``unit`` relative to lengths; ``best`` is the
+    largest of each row. Row ``offset`` has the first.
     """
     largest = norms.max()
+    count = centres.shape[0]
     for row in range(begin, end):
-        score = scores[row - offset]
-        nearest = best[row - offset]
+        score, top = scores[row - offset], best[row - offset]
+        nearest = 0
+        while nearest + 1 < count and score[nearest] != top:
+            nearest += 1
         shortest = _distance(points, row, centres, nearest)
         length = shortest + norms[nearest]
-        floor = score[nearest] - 2.0 * unit * largest * (length + largest)
+        floor = top - 2.0 * unit * largest * (length + largest)
         rivals = 0
-        for column in range(score.shape[0]):
+        for column in range(count):
             rivals += score[column] >= floor
         if rivals > 1:
             shortest = np.inf
-            for column in range(score.shape[0]):
+            for column in range(count):
                 if score[column] >= floor:
                     candidate = _distance(points, row, centres, column)
                     if candidate < shortest:
@@ -125,23 +146,24 @@ def _scan_farthest(points, rows, starts, sizes, first, cap, groups, order):
 def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """As `chexstudy.curation.static.assign_nearest`, for tensors in the memory of the CPU."""
     points, centres = _as_matrix(features), np.ascontiguousarray(prototypes.detach().double().numpy())
-    norms = np.linalg.norm(centres, axis=1)
-    columns = torch.from_numpy(centres).to(torch.from_numpy(points).dtype)
-    halved = torch.from_numpy(norms).square().mul(-0.5).to(columns)
-    unit = _product_rounding(columns.dtype, points.shape[1])
     prototype, distance = np.empty(len(points), np.int64), np.empty(len(points))
     with _Workers(points.size) as workers:
-        for offset in range(0, len(points), _BLOCK_ROWS):
-            block = torch.from_numpy(points[offset : offset + _BLOCK_ROWS])
-            scores = torch.addmm(halved, block, columns.T)
-            best = scores.argmax(dim=1).numpy()
-            edges = np.linspace(offset, offset + len(block), workers.count + 1).astype(int)
+        if len(centres) <= _FEW_PROTOTYPES:
+            workers.run(
+                _measure_nearest,
+                [(points, centres, *edges, prototype, distance) for edges in workers.share(0, len(points))],
+            )
+            return torch.from_numpy(prototype), torch.from_numpy(distance)
+        norms = np.linalg.norm(centres, axis=1)
+        narrow = torch.from_numpy(points).dtype
+        columns, offsets = (torch.from_numpy(part).to(narrow) for part in (centres, -0.5 * norms**2))
+        unit = product_rounding(narrow, points.shape[1])
+        for start in range(0, len(points), _BLOCK_ROWS):
+            scores = multiply_rows(torch.from_numpy(points[start : start + _BLOCK_ROWS]), columns, offsets)
+            shared = (points, centres, norms, scores.numpy(), scores.amax(dim=1).numpy(), unit)
             workers.run(
                 _decide_nearest,
-                [
-                    (points, centres, norms, scores.numpy(), best, unit, begin, end, offset, prototype, distance)
-                    for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-                ],
+                [(*shared, *edges, start, prototype, distance) for edges in workers.share(start, start + len(scores))],
             )
     return torch.from_numpy(prototype), torch.from_numpy(distance)
 
@@ -193,6 +215,11 @@ class _Workers:
         if self._pool:
             self._pool.shutdown()
 
+    def share(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Split rows ``begin`` to ``end`` into one range a thread."""
+        edges = np.linspace(begin, end, self.count + 1).astype(int).tolist()
+        return list(itertools.pairwise(edges))
+
     def run(self, kernel: Callable, calls: list[tuple]) -> None:
         """Call the kernel with each tuple of arguments and wait for all."""
         if self._pool is None:
@@ -207,11 +234,3 @@ def _as_matrix(features: Tensor) -> np.ndarray:
     """The features as a contiguous float32 or float64 matrix, copied only if they are anything else."""
     features = features.detach()
     return (features if features.dtype in (torch.float32, torch.float64) else features.float()).contiguous().numpy()
-
-
-def _product_rounding(dtype: torch.dtype, terms: int) -> float:
-    """Bound of the relative rounding of a product of so many terms, whatever the order of its sum."""
-    lowered = torch.get_float32_matmul_precision() != "highest"
-    # bfloat16, which a lowered precision permits, has 8 bits.
-    inputs = 2.0**-7 if lowered and dtype == torch.float32 else 0.0
-    return inputs + (terms + 8) * torch.finfo(dtype).eps / 2

@@ -5,11 +5,15 @@ Source: CheXficient (arXiv 2602.22843) and its public code; quirk numbers F3-F6 
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import embedding_bag, normalize
 
 from chexstudy.curation.clustering import cluster_features
 from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.products import multiply_rows
 from chexstudy.errors import StudyError
+
+# A sum that vanishes in float32 is divided by this instead.
+_TINY = 1e-30
 
 
 def join_features(image: Tensor, text: Tensor) -> Tensor:
@@ -42,6 +46,7 @@ def initial_prototypes(features: Tensor, config: CuratorConfig) -> Tensor:
     return normalize(centroids, dim=1)
 
 
+@torch.no_grad()
 def balanced_assignment(
     features: Tensor, prototypes: Tensor, epsilon: float, iterations: int, counted: Tensor | None = None
 ) -> Tensor:
@@ -58,17 +63,36 @@ def balanced_assignment(
         Probability of each prototype for each feature ``(count, batch)``; its columns sum to one. The published update
         takes the largest entry of each column.
     """
-    scores = torch.exp(features @ prototypes.T / epsilon).T
+    kernel = _affinity(features, prototypes, epsilon)
+    balance = _balance(kernel, iterations, counted)
+    kernel *= balance
     if counted is not None:
-        scores = scores * counted
-    scores = scores / scores.sum()
-    for _ in range(iterations):
-        scores = scores / scores.sum(dim=1, keepdim=True) / len(prototypes)
-        columns = scores.sum(dim=0, keepdim=True)
-        scores = scores / (columns if counted is None else columns.clamp(min=1e-30)) / len(features)
-    return scores * len(features)
+        kernel *= counted.unsqueeze(1)
+    return (kernel / kernel.sum(dim=1, keepdim=True).clamp(min=_TINY)).T
 
 
+def _affinity(features: Tensor, prototypes: Tensor, epsilon: float) -> Tensor:
+    """``exp(similarity / epsilon)`` up to a factor ``(batch, count)``: balancing takes any factor out again."""
+    similarity = multiply_rows(features, prototypes)
+    return similarity.sub_(similarity.amax()).div_(epsilon).exp_()
+
+
+def _balance(kernel: Tensor, iterations: int, counted: Tensor | None) -> Tensor:
+    """Sinkhorn-Knopp's factor of each prototype ``(count,)``.
+
+    Normalising rows and columns in turns only ever scales them, so the matrix stays as it is and two vectors of
+    factors are passed to and fro. A feature's own factor is the same for all prototypes and moves no maximum.
+    """
+    of_feature = kernel.new_ones(len(kernel)) if counted is None else counted.to(kernel)
+    taking_part = of_feature
+    for iteration in range(iterations):
+        of_prototype = 1 / (of_feature @ kernel).clamp(min=_TINY)
+        if iteration + 1 < iterations:
+            of_feature = taking_part / (kernel @ of_prototype).clamp(min=_TINY)
+    return of_prototype
+
+
+@torch.no_grad()
 def update_prototypes(
     prototypes: Tensor,
     features: Tensor,
@@ -97,15 +121,30 @@ def update_prototypes(
     """
     unit = normalize(prototypes, dim=1)
     if assignment == "balanced":
-        assigned_to = balanced_assignment(features, unit, epsilon, iterations, counted).argmax(dim=0)
+        kernel = _affinity(features, unit, epsilon)
+        kernel *= _balance(kernel, iterations, counted)
+        assigned_to = kernel.argmax(dim=1)
     else:
-        assigned_to = (features @ unit.T).argmax(dim=1)
-    assigned = one_hot(assigned_to, len(prototypes)).to(features)
-    if counted is not None:
-        assigned = assigned * counted.unsqueeze(1)
-    usage = assigned.sum(dim=0)
-    means = assigned.T @ features / (usage.unsqueeze(1) + 1e-8)
+        assigned_to = multiply_rows(features, unit).argmax(dim=1)
+    sums, usage = _sum_by_prototype(features, assigned_to, len(prototypes), counted)
+    means = sums / (usage.unsqueeze(1) + 1e-8)
     return normalize(decay * prototypes + (1 - decay) * means, dim=1), usage
+
+
+def _sum_by_prototype(
+    features: Tensor, assigned_to: Tensor, count: int, counted: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sum ``(count, dim)`` and number ``(count,)`` of the features assigned to each prototype, always added alike."""
+    # Those that do not take part have a sum of their own.
+    group = assigned_to if counted is None else assigned_to.masked_fill(~counted, count)
+    if features.device.type != "cpu":
+        # Scattered sums of a GPU differ from run to run; a product does not.
+        assigned = (group.unsqueeze(1) == torch.arange(count, device=group.device)).to(features)
+        return assigned.T @ features, assigned.sum(dim=0)
+    sorted_group, rows = torch.sort(group, stable=True)
+    edges = torch.searchsorted(sorted_group, torch.arange(count + 2))
+    sums = embedding_bag(rows, features, edges[:-1], mode="sum")
+    return sums[:count], edges.diff()[:count].to(features)
 
 
 def prototype_spread(prototypes: Tensor) -> Tensor:
