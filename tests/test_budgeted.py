@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import normalize
 
 from chexstudy.curation.budgeted import BLOCK, VIRTUAL_BATCH, BudgetedCurator, _divide_share
@@ -163,3 +164,38 @@ def test_wrong_budgets_and_lengths_are_one_sentence():
     curator.begin_epoch(10)
     with pytest.raises(StudyError, match="10 more pairs in this epoch but was given 20"):
         curator.choose(0, torch.arange(20), torch.from_numpy(features[:20]), None)
+
+
+def _on_no_device(value, mode):
+    if isinstance(value, torch.Tensor):
+        return mode.from_tensor(value)
+    return {name: _on_no_device(part, mode) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def test_no_decision_waits_for_the_device():
+    features, rows = torch.from_numpy(_clustered(700)[0]), torch.arange(700)
+    curator = BudgetedCurator(_config())
+    curator.warm_up(features[:100], rows[:100])
+    curator.begin_epoch(700)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        # A tensor without values makes every look at a value an error, as a GPU would make it a wait.
+        with pytest.raises(DataDependentOutputException):
+            _on_no_device(features, mode)[0, 0].item()
+        again = BudgetedCurator(_config())
+        again.load_state_dict(_on_no_device(curator.state_dict(), mode))
+        kept, _ = again.choose(0, _on_no_device(rows, mode), _on_no_device(features, mode), None)
+        assert kept.shape == (700,)
+
+
+@pytest.mark.cuda
+def test_a_gpu_decides_as_the_cpu():
+    features, rows = torch.from_numpy(_clustered(2000)[0]), torch.arange(2000)
+    kept = []
+    for device in ("cpu", "cuda"):
+        curator = BudgetedCurator(_config())
+        curator.warm_up(features[:400].to(device), rows[:400])
+        curator.begin_epoch(2000)
+        kept.append(curator.choose(0, rows, features.to(device), None)[0].cpu())
+    # Distances differ in their last bits, so a pair at an edge may fall on its other side.
+    assert int((kept[0] ^ kept[1]).sum()) <= 20
+    assert int(kept[0].sum()) == int(kept[1].sum())
