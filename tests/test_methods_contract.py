@@ -169,6 +169,22 @@ def test_more_clusters_than_rows_are_refused(name, option):
         choose_subset(name, features[:40], 10, draw(0), **{option: 41})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *[("bands", "super_batch", 0), ("bands", "prototypes", 0), ("budgeted", "super_batch", 3)],
+        *[("budgeted", "outlier_policy", "burn"), ("facility_location", "part_rows", 0), ("density", "neighbours", 0)],
+        *[("semdedup", "clusters", 0), ("d4", "deduplicated_share", 1.5), ("prototypicality_easy", "iterations", 0)],
+        *[("hierarchical", "levels", 0), ("el2n", "temperature", 0.0), ("el2n", "batch", 0)],
+        ("infobatch", "highest_ratio", 1.0),
+    ],
+)
+def test_an_option_out_of_range_is_named(name, option, value):
+    features, signals = make_pairs()
+    with pytest.raises(StudyError, match=option.removesuffix("_rows")):
+        choose_subset(name, features, 10, draw(0), **signals, **{option: value})
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].needs])
 def test_a_signal_that_is_missing_is_named_with_where_to_give_it(name):
     features, signals = make_pairs()

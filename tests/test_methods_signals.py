@@ -125,7 +125,7 @@ def test_soft_pruning_below_what_the_mean_allows_raises_the_threshold():
     assert set(range(86, 100)) <= set(choice.rows)
     assert choice.weights[:9].tolist() == [86 / 9] * 9
     assert choice.weights.sum() == pytest.approx(100)
-    with pytest.raises(StudyError, match="between 0 and 1"):
+    with pytest.raises(StudyError, match=r"from 0\.01 to 0\.99"):
         METHODS["infobatch"].choose(NONE, 2, draw(), loss=LOSS, highest_ratio=1.0)
 
 

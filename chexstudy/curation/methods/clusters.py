@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from chexstudy.curation.clustering import cluster_features
 from chexstudy.curation.methods.blocks import iterate_blocks, read_rows
+from chexstudy.curation.methods.options import check_option
 from chexstudy.errors import StudyError
 
 # k-means on more rows than these gains nothing but time and memory.
@@ -59,7 +60,11 @@ def cluster_rows(features: np.ndarray, clusters: int, iterations: int, generator
         clusters: number of centroids, at most ``n``.
         iterations: of k-means.
         generator: source of chance.
+
+    Raises:
+        StudyError: there is no iteration.
     """
+    check_option("iterations", iterations, 1)
     rows = len(features)
     # As many rows as a centroid each are needed at the least.
     fitted = min(rows, max(_FITTED_ROWS, clusters))

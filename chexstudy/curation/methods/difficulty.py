@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from chexstudy.curation.choice import Choice, choose_highest
 from chexstudy.curation.methods.blocks import read_rows
+from chexstudy.curation.methods.options import check_option
 
 
 def choose_by_loss(features: np.ndarray, budget: int, generator: torch.Generator, *, loss: np.ndarray) -> Choice:
@@ -52,6 +53,9 @@ def choose_by_error(
         text: its text embeddings ``(n, width)``.
         temperature: of the softmax.
         batch: largest number of pairs of a batch.
+
+    Raises:
+        StudyError: ``temperature`` or ``batch`` is too low.
     """
     scores = np.empty(len(image))
     for rows, logits in _contrast(image, text, generator, temperature, batch):
@@ -77,6 +81,9 @@ def measure_losses(
 
     Returns:
         Losses ``(n,)``, float64, in nats.
+
+    Raises:
+        StudyError: ``temperature`` or ``batch`` is too low.
     """
     losses = np.empty(len(image))
     for rows, logits in _contrast(image, text, generator, temperature, batch):
@@ -89,6 +96,8 @@ def _contrast(
     image: np.ndarray, text: np.ndarray, generator: torch.Generator, temperature: float, batch: int
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Random batches of nearly equal size: their rows, and cosines over the temperature ``(rows, rows)``."""
+    check_option("temperature", temperature, 1e-4)
+    check_option("batch", batch, 1)
     order = torch.randperm(len(image), generator=generator).numpy()
     for rows in np.array_split(order, -(-len(order) // batch)):
         rows = np.sort(rows)

@@ -6,6 +6,7 @@ import torch
 from chexstudy.curation.choice import Choice, choose_highest
 from chexstudy.curation.methods.blocks import read_rows
 from chexstudy.curation.methods.clusters import Clusters, cluster_rows, count_clusters
+from chexstudy.curation.methods.options import check_option
 from chexstudy.progress import progress
 
 _BLOCK_ROWS = 1024
@@ -70,8 +71,9 @@ def choose_deduplicated_and_diverse(
         iterations: of both runs of k-means.
 
     Raises:
-        StudyError: there are fewer rows than clusters, in either run.
+        StudyError: there are fewer rows than clusters, in either run, or ``deduplicated_share`` is no share.
     """
+    check_option("deduplicated_share", deduplicated_share, 0, 1)
     rows = len(features)
     deduplicated = choose_without_duplicates(
         features, max(budget, round(deduplicated_share * rows)), generator, clusters=clusters, iterations=iterations

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from chexstudy.curation.choice import Choice, choose_highest
-from chexstudy.errors import StudyError
+from chexstudy.curation.methods.options import check_option
 
 
 def choose_by_soft_pruning(
@@ -32,10 +32,9 @@ def choose_by_soft_pruning(
         highest_ratio: largest share of a group that is pruned; near 1, a few pairs carry large weights.
 
     Raises:
-        StudyError: ``highest_ratio`` does not lie between 0 and 1.
+        StudyError: ``highest_ratio`` does not lie from 0.01 to 0.99.
     """
-    if not 0 < highest_ratio < 1:
-        raise StudyError(f"highest_ratio must lie between 0 and 1, not {highest_ratio}.")
+    check_option("highest_ratio", highest_ratio, 0.01, 0.99)
     pairs = len(loss)
     pruned = pairs - budget
     below_mean = int((loss < np.mean(loss)).sum())
@@ -71,7 +70,11 @@ def draw_epoch(
 
     Returns:
         Rows and weights of this epoch; their number varies from epoch to epoch. Scores are 1 for kept pairs, else 0.
+
+    Raises:
+        StudyError: ``ratio`` does not lie from 0 to 0.99.
     """
+    check_option("ratio", ratio, 0, 0.99)
     loss = np.asarray(loss, dtype=np.float64)
     known = np.isfinite(loss)
     pruned = np.zeros(len(loss), dtype=bool)

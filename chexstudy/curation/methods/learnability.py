@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 from chexstudy.curation.choice import Choice, choose_highest
 from chexstudy.curation.methods.blocks import read_rows
+from chexstudy.curation.methods.options import check_option
 from chexstudy.progress import progress
 
 
@@ -70,7 +71,12 @@ def choose_learnable_batches(
 
     Returns:
         The choice. Scores are comparable within a super-batch only: the sooner drawn, the higher.
+
+    Raises:
+        StudyError: ``super_batch`` or ``chunks`` is below 1.
     """
+    check_option("super_batch", super_batch, 1)
+    check_option("chunks", chunks, 1)
     pairs = len(image)
     scores = np.full(pairs, -1.0)
     order = torch.randperm(pairs, generator=generator).numpy()

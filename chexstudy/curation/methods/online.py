@@ -11,6 +11,7 @@ from chexstudy.curation.configuration import CuratorConfig
 from chexstudy.curation.decisions import BANDS, CENTRAL, SUPPORT
 from chexstudy.curation.farthest import farthest_points
 from chexstudy.curation.methods.blocks import read_rows
+from chexstudy.curation.methods.options import check_option
 from chexstudy.curation.methods.sequence import choose_first
 from chexstudy.curation.streaming import curate_stream
 
@@ -45,6 +46,7 @@ def choose_by_bands(
     Raises:
         StudyError: there are fewer rows than prototypes, or a super-batch holds fewer.
     """
+    check_option("super_batch", super_batch, 1)
     config = CuratorConfig(prototypes=prototypes)
     batches = -(-len(features) // super_batch)
     support = config.outlier_quantile - config.support_quantile
