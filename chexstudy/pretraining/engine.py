@@ -33,6 +33,7 @@ from chexstudy.curation.curators import (
     build_curator,
     select_label_balanced,
 )
+from chexstudy.curation.doubt import review_list, score_doubt, split_features
 from chexstudy.curation.ledger import LedgerWriter, ledger_rows, read_ledger
 from chexstudy.curation.prototypes import balanced_assignment, join_features, prototype_spread
 from chexstudy.encoders import autocast_dtype
@@ -376,6 +377,7 @@ class _ArmRun:
         files.append("warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet")
         if self.arm.data == "curated":
             files += ["ledger.parquet", "features.npy", "prototypes.npy", "snapshots.parquet"]
+            files += ["review.parquet"] if self.config.curator.outlier_policy == "review" else []
         here = all(self.run.has(f"{self.folder}/{file}") for file in files)
         return here and self.run.is_current(f"{self.folder}/compute.json", self.key)
 
@@ -511,6 +513,13 @@ class _ArmRun:
             parts = [self._features_part(epoch) for epoch in range(config.curation_epochs)]
             features = [self.run.read_array(part, _MADE_BY, memory_map=True) for part in parts]
             self.run.write_array(f"{self.folder}/features.npy", np.concatenate(features))
+            # A list from an earlier configuration must not outlive it.
+            self._path("review.parquet").unlink(missing_ok=True)
+            if config.curator.outlier_policy == "review":
+                last = read_ledger(self._path("ledger.parquet"))
+                last = last[last.epoch == last.epoch.max()]
+                doubt = score_doubt(*split_features(features[-1]))
+                self.run.write_table(f"{self.folder}/review.parquet", review_list(last, doubt))
             for part in parts:
                 self.run.path(part).unlink()
 
