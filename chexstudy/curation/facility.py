@@ -19,6 +19,8 @@ _HELD_PAIRS = 2**27
 # Pairs that still matter are listed once there are so few: 8 bytes each, half a gibibyte.
 _LISTED_PAIRS = 2**26
 _PICKS_BETWEEN_LOOKS = 512
+# Most pairs no longer matter when they are listed, so rows are looked through this many at a time.
+_TILE = 32
 _SECONDS_WORTH_SAYING = 10.0
 
 
@@ -34,11 +36,13 @@ def facility_location(
     """Pick rows greedily for the largest sum, over all rows, of the similarity to the most similar pick.
 
     The objective is that of Nemhauser, Wolsey and Fisher (1978); similarity is the cosine, and 0 where the cosine is
-    negative. Each pick is the row of the largest gain, the first of equal ones, so the value is that of exact greedy
-    (to the rounding of float32 products). Gains only fall, so a stale one is an upper bound (Minoux 1978), and here
-    bounds are renewed in blocks by matrix products. Up to 11,000 rows all cosines are held. Above, once the rows are
-    represented so well that few pairs could still improve anything, those pairs are listed and the rest is done
-    without products.
+    negative. Each pick is the row of the largest gain, to the rounding of float32 products: where two rows gain the
+    same, as two that are each other's nearest often do, rounding decides, and the value stays that of exact greedy.
+
+    Up to about 11,000 rows all cosines are held, and the gains of all rows are kept exact. Above, a gain is renewed
+    only when it is the largest bound, for gains only fall (Minoux 1978), and bounds are renewed in blocks by matrix
+    products. Once the rows are represented so well that few pairs could still improve anything, those pairs are listed
+    and the rest is done without products.
 
     Every pair of rows is multiplied once or a few times, so time grows with ``n**2``. For very large sets
     ``part_rows`` splits them at random and picks in each part its share: the first round of GreeDi (Mirzasoleiman et
@@ -72,8 +76,7 @@ def facility_location(
     for part, share in zip(parts, _share_budget(count, parts), strict=True):
         if share:
             greedy = _Greedy(features, part, share, row_block, label)
-            for _ in progress(greedy.pick(), share, label):
-                pass
+            greedy.pick()
             picks.append(part[greedy.picks])
             gains.append(greedy.gains)
     picks, gains = np.concatenate(picks), np.concatenate(gains)
@@ -125,6 +128,7 @@ class _Greedy:
         self.picks = np.empty(count, dtype=np.int64)
         self.gains = np.empty(count)
         self.taken = 0
+        self.pairs = None
 
     def _raw(self, places: np.ndarray | slice) -> np.ndarray:
         whole = len(self.rows) == len(self.features)
@@ -140,19 +144,27 @@ class _Greedy:
     def _read(self, places: np.ndarray | slice) -> np.ndarray:
         return self._raw(places) * self.scales[places, None]
 
-    def pick(self) -> Iterator[None]:
-        """Pick all rows; yields once a pick."""
+    def pick(self) -> None:
+        """Pick all rows."""
         if len(self.rows) ** 2 <= _HELD_PAIRS:
-            yield from self._pick_from_all(self._hold_cosines())
-            return
-        self._measure_gains()
+            steps = self._pick_with_all(self._hold_cosines())
+        else:
+            self._measure_gains()
+            # The first picks cost far more than the later ones, so their rate says nothing about the time left.
+            for _ in progress(self._pick_from_pools(), label=f"{self.label}: first picks"):
+                pass
+            steps = () if self.pairs is None else self._pick_from_pairs(*self.pairs)
+        for _ in progress(steps, len(self.picks) - self.taken, self.label):
+            pass
+
+    def _pick_from_pools(self) -> Iterator[None]:
+        """Pick until the pairs that still matter can be listed."""
         look = 1
         while self.taken < len(self.picks):
             if self.taken >= look:
                 look = max(look + 1, look * 3 // 2)
-                pairs = self._list_pairs() if self._estimate_pairs() <= 0.8 * _LISTED_PAIRS else None
-                if pairs is not None:
-                    yield from self._pick_from_pairs(*pairs)
+                self.pairs = self._list_pairs() if self._estimate_pairs() <= 0.8 * _LISTED_PAIRS else None
+                if self.pairs is not None:
                     return
             before = self.taken
             self._pick_from_pool()
@@ -170,7 +182,7 @@ class _Greedy:
         _measure_gains(cosines, self.covered, self.bounds)
         return cosines
 
-    def _pick_from_all(self, cosines: np.ndarray) -> Iterator[None]:
+    def _pick_with_all(self, cosines: np.ndarray) -> Iterator[None]:
         while self.taken < len(self.picks):
             places = slice(self.taken, min(self.taken + _PICKS_BETWEEN_LOOKS, len(self.picks)))
             _pick_with_all_gains(cosines, self.bounds, self.covered, self.picks[places], self.gains[places])
@@ -352,6 +364,14 @@ def _pick_in_pool(cosines, pool, bounds, floor, rival, covered, picks, gains):
     return made
 
 
+@njit(cache=True, nogil=True, fastmath=True)
+def _largest_gain(cosines, covered):
+    largest = np.float32(0.0)
+    for row in range(len(covered)):
+        largest = max(largest, cosines[row] - covered[row])
+    return largest
+
+
 @njit(cache=True, nogil=True)
 def _append_pairs(cosines, first, covered, bounds, starts, others, kept):
     """List the pairs of a block of candidates and renew their bounds; False when there is no room."""
@@ -362,13 +382,17 @@ def _append_pairs(cosines, first, covered, bounds, starts, others, kept):
             if end + len(covered) > len(others) and end + (cosines[place] > covered).sum() > len(others):
                 return False
             gain = 0.0
-            for row in range(len(covered)):
-                similarity = cosines[place, row]
-                if similarity > covered[row]:
-                    others[end] = row
-                    kept[end] = similarity
-                    gain += similarity - covered[row]
-                    end += 1
+            for begin in range(0, len(covered), _TILE):
+                tile = slice(begin, min(begin + _TILE, len(covered)))
+                if _largest_gain(cosines[place, tile], covered[tile]) <= 0.0:
+                    continue
+                for row in range(tile.start, tile.stop):
+                    similarity = cosines[place, row]
+                    if similarity > covered[row]:
+                        others[end] = row
+                        kept[end] = similarity
+                        gain += similarity - covered[row]
+                        end += 1
             bounds[candidate] = gain
         starts[candidate + 1] = end
     return True
