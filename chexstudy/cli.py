@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  chexstudy run all --profile debug       every notebook on a tiny drawn cohort, in minutes\n"
         "  chexstudy run 04 -p seed 3              one notebook of the default study with another seed\n"
         "  chexstudy run --list                    notebooks, their parameters, profiles\n"
+        "  chexstudy curate --embeddings E.npy --ids ids.parquet --keep 0.227 --out subset.parquet\n"
         "  chexstudy doctor                        versions, GPU, faiss, where things live",
     )
     parser.set_defaults(debug=False)
@@ -97,14 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
         "runs/<study>/embeddings/scoring/ (image.npy, text.npy, ids.parquet, map.parquet) and figures/",
         _STEPS["embed"],
     )
-    _add_step(
-        verbs,
-        "curate",
-        "watch the curator choose its pairs",
-        "Run 03_watch_prototypes: warm up, curate, and draw where the prototypes move and which pairs are kept.",
-        "runs/<study>/pretraining/curated/seed<k>/ (subset.parquet, ledger.parquet, prototypes.npy) and figures/",
-        _STEPS["curate"],
-    )
+    _add_curate(verbs)
+    _add_why(verbs)
     _add_step(
         verbs,
         "pretrain",
@@ -135,28 +131,31 @@ def _add_run(verbs) -> None:
     parser = _add_verb(
         verbs,
         "run",
-        "run one notebook, or all",
+        "run one notebook, several, or all",
         "Run notebooks of a study in order, without a screen. Names and types of all parameters are checked first.\n"
         "The executed notebooks, with their outputs, lie in runs/<study>/notebooks/.",
         "examples:\n"
         "  chexstudy run all                                        the default study\n"
         "  chexstudy run all --profile nlm_tb -p data_root ~/nlm    a real cohort\n"
         "  chexstudy run 05_compare_arms --study demo -p resamples 500\n"
+        "  chexstudy run 07 08 --study demo                         two, one after the other\n"
         "  chexstudy run 04 --list                                  what 04 can be told\n"
         "  chexstudy run --list                                     all notebooks and profiles\n\n"
         "writes: runs/<study>/ (artifacts, notebooks/, figures/, results.parquet, timings.json)",
         _run,
     )
-    parser.add_argument("notebook", metavar="NOTEBOOK", nargs="?", help="a notebook's name or number, or all")
+    parser.add_argument("notebooks", metavar="NOTEBOOK", nargs="*", help="notebooks by name or number, or all")
     _add_run_options(parser)
     parser.add_argument("--list", action="store_true", help="list notebooks, parameters and profiles; run nothing")
 
 
 def _run(options: argparse.Namespace) -> None:
-    names = None if options.notebook in (None, "all") else [options.notebook]
+    if "all" in options.notebooks and len(options.notebooks) > 1:
+        options.parser.error("all stands for every notebook: name no other beside it")
+    names = None if options.notebooks in ([], ["all"]) else options.notebooks
     if options.list:
         _list_parameters(names)
-    elif options.notebook is None:
+    elif not options.notebooks:
         options.parser.error("say which notebook, by name or number, or all")
     else:
         _run_selected(options, names)
@@ -221,6 +220,170 @@ def _add_step(verbs, name: str, summary: str, description: str, writes: str, not
     example = f"example:\n  chexstudy {name} --profile demo --study demo\n\nwrites: {writes}"
     parser = _add_verb(verbs, name, summary, description, example, lambda options: _run_selected(options, notebooks))
     _add_run_options(parser)
+
+
+# --- curate, why -----------------------------------------------------------------------------------------------------
+
+# What each face of `curate` takes; anything else would silently do nothing.
+_CURATE_FILES = (
+    *("embeddings", "ids", "out", "method", "keep", "seed", "text", "losses", "scores", "floor", "table"),
+    *("threads", "report", "parameter"),
+)
+_CURATE_REPORT = ("report", "study", "arm", "seed")
+_CURATE_NOTEBOOK = ("profile", "study", "online", "quiet", "parameter")
+
+
+def _add_curate(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "curate",
+        "choose pairs: of any embeddings, or in a study",
+        "Keep the part of a set that is worth training on.\n\n"
+        "With --embeddings: of any embeddings, by any of the known methods, at exactly the budget named. No cohort is\n"
+        "needed. Rows are float16, float32 or float64; each is brought to unit norm. With --text they are the image\n"
+        "side, and pairs are curated by both sides at once. -p gives the method's own options another value.\n"
+        "With --report and no --embeddings: what the curation of a study kept of which group, and where chance does\n"
+        "not explain it.\n"
+        "With neither: run 03_watch_prototypes of a study, which warms up, curates, and draws where prototypes move.",
+        "examples:\n"
+        "  chexstudy curate --embeddings E.npy --ids ids.parquet --method k_centre --keep 0.227 --out subset.parquet\n"
+        "  chexstudy curate --embeddings I.npy --text T.npy --ids ids.parquet --keep 5000 --out subset.parquet\n"
+        "  chexstudy curate --embeddings E.npy --ids ids.parquet --out subset.parquet \\\n"
+        "                   --table cohort.parquet --floor sex=F:0.9x --report\n"
+        "  chexstudy curate --list                                  methods, what they need, their options\n"
+        "  chexstudy curate --report --study demo --arm curated --seed 0\n"
+        "  chexstudy curate --profile demo --study demo             the notebook\n\n"
+        "writes: --out (image_id, weight; how it came to be is in its parquet metadata), --scores (image_id, score);\n"
+        "        the notebook: runs/<study>/pretraining/curated/seed<k>/ and figures/",
+        _curate,
+    )
+    parser.add_argument("--list", action="store_true", help="list the methods; curate nothing")
+    files = parser.add_argument_group("files")
+    files.add_argument("--embeddings", metavar="E.npy", help="one row an image, (rows, dim)")
+    files.add_argument("--ids", metavar="IDS.parquet", help="a column image_id, rows in the order of the embeddings")
+    files.add_argument("--out", metavar="SUBSET.parquet", help="where the chosen go: image_id, weight")
+    files.add_argument("--method", metavar="M", help="how to choose, see --list (default: budgeted)")
+    files.add_argument(
+        "--keep", type=float, metavar="X", help="a share up to 1, or a number of pairs (default: 0.227, as published)"
+    )
+    files.add_argument("--text", metavar="T.npy", help="text embeddings in the same order")
+    files.add_argument(
+        "--losses", metavar="L.parquet", help="columns image_id, loss and, if a method needs it, reference_loss"
+    )
+    files.add_argument("--scores", metavar="SCORES.parquet", help="also write the score of every pair")
+    files.add_argument(
+        "--table", metavar="TABLE.parquet", help="image_id and columns of groups, such as a cohort table"
+    )
+    files.add_argument(
+        "--floor",
+        action="append",
+        metavar="GROUP:X",
+        help="keep at least so much of a group, for example sex=F:0.9x (of the share kept of all); may be repeated",
+    )
+    files.add_argument("--threads", type=int, metavar="N", help="use at most so many threads (default: all)")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="AUDIT.parquet",
+        help="print what was kept of each group, with intervals and warnings; with a name, write the table too",
+    )
+    parser.add_argument("--seed", type=int, metavar="K", help="seed of the method, or of the arm reported (default: 0)")
+    parser.add_argument("--arm", metavar="A", help="the arm reported (default: curated)")
+    _add_run_options(parser)
+    parser.set_defaults(profile=None)
+
+
+def _curate(options: argparse.Namespace) -> None:
+    if options.list:
+        from chexstudy.curation.files import describe_methods
+
+        print(describe_methods())
+    elif options.embeddings is not None:
+        _refuse_others(options, _CURATE_FILES, "with --embeddings")
+        _curate_files(options)
+    elif options.report is not None:
+        _refuse_others(options, _CURATE_REPORT, "with --report of a study: it takes --study, --arm and --seed")
+        _report_study(options)
+    else:
+        _refuse_others(options, _CURATE_NOTEBOOK, "without --embeddings")
+        options.profile = options.profile or "demo"
+        _run_selected(options, _STEPS["curate"])
+
+
+def _refuse_others(options: argparse.Namespace, taken: Sequence[str], where: str) -> None:
+    every = {*_CURATE_FILES, *_CURATE_REPORT, *_CURATE_NOTEBOOK}
+    for name in sorted(every.difference(taken)):
+        if getattr(options, name) not in (None, False, []):
+            options.parser.error(f"--{name} has no use {where}")
+
+
+def _curate_files(options: argparse.Namespace) -> None:
+    # OpenMP reads this when torch is imported. Threads that wait by spinning take the cores from those that work, which
+    # on a busy machine multiplies what the many small steps of a curator cost.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from chexstudy.curation.files import FileCuration, curate_files
+    from chexstudy.paths import resolve_user_path
+
+    for name in ("ids", "out"):
+        if getattr(options, name) is None:
+            options.parser.error(f"--embeddings needs --{name}")
+    if options.table is None and (options.floor or options.report is not None):
+        options.parser.error(
+            f"--{'floor' if options.floor else 'report'} needs --table, which says who is in which group"
+        )
+    given = {name: getattr(options, name) for name in ("method", "keep", "seed", "threads")}
+    files = {name: getattr(options, name) for name in ("embeddings", "ids", "out", "text", "losses", "scores", "table")}
+    files["audit"] = options.report or None
+    curate_files(
+        FileCuration(
+            **{name: resolve_user_path(path) for name, path in files.items() if path is not None},
+            **{name: value for name, value in given.items() if value is not None},
+            floors=tuple(options.floor or ()),
+            report=options.report is not None,
+            options=dict(options.parameter),
+        )
+    )
+
+
+def _report_study(options: argparse.Namespace) -> None:
+    from chexstudy.curation.audit import audit_arm
+    from chexstudy.curation.files import check_output, report_audit
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    path = resolve_user_path(options.report) if options.report else None
+    if path:
+        check_output(path)
+    run = Run("demo" if options.study is None else options.study)
+    report_audit(audit_arm(run, options.arm or "curated", options.seed or 0), path)
+
+
+def _add_why(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "why",
+        "tell why a pair was kept or dropped",
+        "Tell the story of one pair in words: when it was considered, which prototype it was near, how far, what was\n"
+        "decided and on which grounds.",
+        "examples:\n"
+        "  chexstudy why phantom/000042 --study demo\n"
+        "  chexstudy why phantom/000042 --arm curated --seed 1 --report-text\n\n"
+        "writes: nothing",
+        _tell_why,
+    )
+    parser.add_argument("image_id", metavar="IMAGE_ID", help="the pair, by the image_id of the cohort table")
+    parser.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
+    parser.add_argument("--arm", default="curated", metavar="A", help="the arm (default: curated)")
+    parser.add_argument("--seed", type=int, default=0, metavar="K", help="its seed (default: 0)")
+    parser.add_argument("--report-text", action="store_true", help="also show the report")
+
+
+def _tell_why(options: argparse.Namespace) -> None:
+    from chexstudy.curation.explain import tell_story
+    from chexstudy.runs import Run
+
+    print(tell_story(Run(options.study), options.image_id, options.arm, options.seed, options.report_text))
 
 
 # --- cohort ----------------------------------------------------------------------------------------------------------

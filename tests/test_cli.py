@@ -40,7 +40,7 @@ told = [seed, source, data_root, image_size]
 (figures / "NAME.pdf").write_text("a picture")
 (figures / "NAME.txt").write_text("no figure")
 """
-VERBS = ["run", "cohort", "embed", "curate", "pretrain", "evaluate", "figures", "check-golden", "doctor"]
+VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "check-golden", "doctor"]
 ACTIONS = [["cohort", action] for action in ("build", "check", "show")]
 
 
@@ -90,7 +90,22 @@ def test_help_is_there_at_once():
         ("", "chexstudy: the following arguments are required: VERB; see `chexstudy --help`."),
         ("rum all", "doctor: did you mean 'run'; see `chexstudy --help`."),
         ("run", "chexstudy run: say which notebook, by name or number, or all; see `chexstudy run --help`."),
-        ("run 01 02", "chexstudy run: there is no use for '02'; see `chexstudy run --help`."),
+        ("run all 02", "chexstudy run: all stands for every notebook: name no other beside it; see"),
+        ("curate --ids i.parquet", "chexstudy curate: --ids has no use without --embeddings; see"),
+        ("curate --embeddings E.npy --out s.parquet", "chexstudy curate: --embeddings needs --ids; see"),
+        ("curate --embeddings E.npy --ids i.parquet", "chexstudy curate: --embeddings needs --out; see"),
+        (
+            "curate --embeddings E.npy --ids i --out s --study demo",
+            "chexstudy curate: --study has no use with --embeddings; see",
+        ),
+        (
+            "curate --embeddings E.npy --ids i --out s --floor sex=F:1x",
+            "--floor needs --table, which says who is in which group; see",
+        ),
+        ("curate --embeddings E.npy --ids i --out s --report", "--report needs --table, which says who"),
+        ("curate --report --study demo --keep 0.5", "--keep has no use with --report of a study: it takes --study"),
+        ("curate --keep half", "argument --keep: invalid float value: 'half'; see"),
+        ("why", "chexstudy why: the following arguments are required: IMAGE_ID; see"),
         ("run 01 --profil demo", "no use for '--profil': did you mean '--profile'; see `chexstudy run --help`."),
         ("run all --data-root x", "no use for '--data-root': what notebooks take is given as `-p name value`; see"),
         ("run 01 -p seed=3", "chexstudy run: -p takes a name and a value, for example `-p seed 3`; see"),
@@ -124,6 +139,10 @@ def test_a_mistyped_command_is_one_sentence_and_status_2(capsys, arguments, sent
         (["cohort", "check", "no.parquet"], "there is no cohort table at"),
         (["cohort", "show", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
         (["figures", "--study", "no"], "study 'no' has no timings.json yet"),
+        (["run", "01", "9"], "there is no notebook '9'"),
+        (["curate", "--report", "--study", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
+        (["curate", "--report", "no/audit.parquet"], "there is no folder "),
+        (["why", "x/1", "--study", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
         (["check-golden", "no.npz"], "there is no file of golden numbers at"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -153,6 +172,19 @@ def test_a_notebook_that_stops_is_one_sentence_and_a_path(notebooks, capsys, fat
 def test_run_converts_texts_by_the_declared_type(notebooks):
     assert main(["run", "01_build_cohort", "-p", "seed", "7", "-p", "data_root", "5", "-p", "study", "mine"]) == 0
     assert written("mine", "01_build_cohort") == [7, "phantom", "5", 96]
+
+
+def test_run_takes_several_notebooks_in_the_order_given(notebooks, capsys):
+    assert main(["run", "05", "03_watch_prototypes", "--quiet", "-p", "seed", "7"]) == 0
+    assert written("demo", "05_compare_arms")[0] == written("demo", "03_watch_prototypes")[0] == 7
+    shown = capsys.readouterr().out
+    assert shown.index("[1/2] 05_compare_arms") < shown.index("[2/2] 03_watch_prototypes")
+    assert not Run("demo").has("figures/04_pretrain_curated.json")
+
+
+def test_curate_without_embeddings_runs_its_notebook(notebooks):
+    assert main(["curate", "-p", "seed", "5", "--quiet"]) == 0
+    assert written("demo", "03_watch_prototypes")[0] == 5
 
 
 def test_list_shows_the_parameters_and_runs_nothing(notebooks, home, capsys):

@@ -8,7 +8,6 @@ from chexstudy.curation.inputs import (
     check_image_ids,
     normalise_rows,
     open_embeddings,
-    read_groups,
     read_image_ids,
     read_losses,
     read_matching_table,
@@ -101,11 +100,14 @@ def test_one_row_alone_is_no_constant_matrix():
     np.testing.assert_allclose(normalise(np.array([[0.0, 2.0]])), [[0, 1]])
 
 
-def test_a_long_reading_is_announced(monkeypatch, capsys):
+@pytest.mark.parametrize(("seconds", "said"), [(1.0, "reading E.npy takes about 28 s\n"), (0.1, "")])
+def test_a_long_reading_is_announced_early(monkeypatch, capsys, seconds, said):
+    clock = iter(np.arange(1000) * seconds)
     monkeypatch.setattr(inputs, "_BLOCK_NUMBERS", 15)
-    monkeypatch.setattr(inputs, "_LONG_SECONDS", 0.0)
+    monkeypatch.setattr(inputs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(inputs, "progress", lambda items, label: iter(items))
     normalise(draw())
-    assert capsys.readouterr().out.startswith("reading E.npy takes about 0 s\n")
+    assert capsys.readouterr().out == said
 
 
 def test_features_too_large_for_memory_lie_on_disk_and_leave_nothing_behind(monkeypatch, tmp_path):
@@ -264,22 +266,3 @@ def test_a_whole_table_is_put_into_the_order_of_the_ids(tmp_path):
     path = write(tmp_path / "T.parquet", image_id=[3, 1, 2], sex=list("MFF"), age=[60, 40, 50])
     table = read_matching_table(path, np.array([1, 3]), optional=None)
     assert table.to_dict("list") == {"image_id": [1, 3], "sex": ["F", "M"], "age": [40, 60]}
-
-
-def test_a_table_with_some_columns_of_a_cohort_is_one_whose_others_are_unknown(tmp_path):
-    path = write(tmp_path / "T.parquet", image_id=["c", "a", "b"], sex=list("MFF"), Mass=[1, None, 0])
-    cohort = read_groups(path, np.array(["a", "b"], dtype=object))
-    assert cohort.sex.tolist() == ["F", "F"]
-    assert cohort.Mass.tolist() == [pd.NA, 0]
-    assert cohort.patient_id.tolist() == ["a", "b"]
-    assert set(cohort["view"]) == set(cohort.source) == {"unknown"}
-    assert cohort.age_years.isna().all()
-
-
-def test_a_table_of_groups_keeps_the_contract_of_a_cohort(tmp_path):
-    path = write(tmp_path / "T.parquet", image_id=["a", "b"], sex=["F", "female"])
-    with pytest.raises(StudyError, match="row 1, column 'sex' holds 'female'"):
-        read_groups(path, np.array(["a", "b"], dtype=object))
-    write(path, image_id=["a", "b"], hospital=["north", "south"])
-    with pytest.raises(StudyError, match="column 'hospital' holds 'north'; a label is 1"):
-        read_groups(path, np.array(["a", "b"], dtype=object))

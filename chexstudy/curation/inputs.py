@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.table import RESERVED_COLUMNS, validate_cohort
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 
@@ -22,7 +21,8 @@ from chexstudy.progress import progress
 _BLOCK_NUMBERS = 2**22
 _SAME = 1e-6
 _LONG_SECONDS = 10.0
-_UNKNOWN_GROUPS = {"split": "train", "age_years": np.nan, "report_origin": "none", "report": ""}
+# The first block also pays for what is done once.
+_SECONDS_TO_JUDGE = 2.0
 
 
 # --- ids and tables --------------------------------------------------------------------------------------------------
@@ -128,21 +128,6 @@ def read_matching_table(
             f"{_quote(image_ids[absent.argmax()])}."
         )
     return table.iloc[places].reset_index(drop=True)
-
-
-def read_groups(path: Path, image_ids: np.ndarray) -> pd.DataFrame:
-    """A cohort table in the order of ``image_ids``, from any parquet with ``image_id`` and some columns of one.
-
-    What a cohort table has and the file has not is unknown; without ``patient_id``, each image is a patient of its own.
-
-    Raises:
-        StudyError: see `read_matching_table`; or a value breaks the contract of `chexstudy.cohort.table`.
-    """
-    table = read_matching_table(path, image_ids, optional=None)
-    for name in RESERVED_COLUMNS:
-        if name not in table:
-            table[name] = table.image_id.astype(str) if name == "patient_id" else _UNKNOWN_GROUPS.get(name, "unknown")
-    return validate_cohort(table, str(path))
 
 
 def read_losses(path: Path, image_ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -276,16 +261,19 @@ def normalise_rows(
 
 
 def _blocks(embeddings: np.ndarray, name: str) -> Iterator[slice]:
-    """Slices of rows, with progress; what is left is said beforehand if the first slice shows that it is long."""
+    """Slices of rows, with progress; how long all will take is said as soon as the first show that it is long."""
     rows, dim = embeddings.shape
     step = max(1, _BLOCK_NUMBERS // dim)
     starts = range(0, rows, step)
-    began = time.monotonic()
-    for number, start in enumerate(progress(starts, label=f"reading {Path(name).name}")):
+    began, is_said = time.monotonic(), False
+    for done, start in enumerate(progress(starts, label=f"reading {Path(name).name}")):
+        spent = time.monotonic() - began
+        if done and spent >= _SECONDS_TO_JUDGE and not is_said:
+            is_said = True
+            whole = spent / done * len(starts)
+            if whole >= _LONG_SECONDS:
+                print(f"reading {Path(name).name} takes about {whole:.0f} s", flush=True)
         yield slice(start, min(start + step, rows))
-        ahead = (time.monotonic() - began) * (len(starts) - 1)
-        if number == 0 and ahead > _LONG_SECONDS:
-            print(f"reading {Path(name).name} takes about {ahead:.0f} s", flush=True)
 
 
 def allocate_features(rows: int, dim: int, folder: Path) -> np.ndarray:
