@@ -27,7 +27,7 @@ from chexstudy.curation.facility import facility_location
 from chexstudy.curation.farthest import cover_points
 
 KEEP = 0.227
-PREFIXES = {"plain loop": 40, "fused scan": 200, "fpsample": 40}
+PREFIXES = {"plain loop": 20, "fused scan": 150, "fpsample": 30}
 
 
 def draw_isotropic(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -120,7 +120,7 @@ def compare_farthest(rows: int, dim: int, data: str, seed: int, rounds: int) -> 
         "pooled, all distances exact": partial(cover_points, points, count),
     }
     calls |= {name: partial(pick, PREFIXES[name]) for name, pick in peers.items()}
-    timings = measure_in_turns(calls, rounds, warm_up=False)
+    timings = measure_in_turns(calls, rounds, seconds=10.0, warm_up=False)
     ours = timings["pooled"].best
     table = []
     for name, timing in timings.items():
