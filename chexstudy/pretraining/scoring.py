@@ -1,0 +1,237 @@
+"""What methods of curation are told about the training pairs: embeddings and losses under the shared warm-up.
+
+Every method of a seed sees the same model, that of the end of the warm-up, and the same losses, so that methods differ
+in what they choose and in nothing else. Scoring is one pass over all pairs without gradient, and its cost is kept: a
+method that needs it is charged for it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.table import read_cohort
+from chexstudy.curation.prototypes import join_features
+from chexstudy.encoders import autocast_dtype
+from chexstudy.pretraining.arms import arm_folder, require_current_arm
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine import choose_device, pretrain
+from chexstudy.pretraining.loss import pair_errors, pair_losses
+from chexstudy.pretraining.model import ImageTextModel, build_model, load_model
+from chexstudy.pretraining.pairs import TrainingPairs
+from chexstudy.pretraining.steps import PairEncoder
+from chexstudy.pretraining.streams import stream_generator, stream_seed
+from chexstudy.progress import progress
+from chexstudy.runs import Run
+
+_MADE_BY = "08_compare_curators"
+_COHORT, _PIXELS, _MANIFEST = "cohort.parquet", "pixels/index.parquet", "pixels/manifest.json"
+_NO_COST = {"flops": 0.0, "seconds": 0.0, "pairs_scored": 0}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The training pairs as a model sees them, row by row in the order of the cohort.
+
+    Attributes:
+        image_ids: ``(pairs,)``.
+        image: unit-norm image embeddings ``(pairs, dim)``, float32.
+        text: unit-norm text embeddings ``(pairs, dim)``, float32.
+        loss: contrastive loss of each pair within its batch ``(pairs,)``, in nats.
+        error: EL2N score of each pair within its batch ``(pairs,)``.
+        temperature: of the model's softmax.
+        batch_size: pairs of a batch, at most.
+        cost: operations, seconds and pairs of the pass, ``flops``, ``seconds`` and ``pairs_scored``.
+        reference_loss: loss of each pair in the same batch under a reference model ``(pairs,)``, or None.
+        reference_cost: the same of the reference model's pass; without the training of that model.
+    """
+
+    image_ids: np.ndarray
+    image: np.ndarray
+    text: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray
+    temperature: float
+    batch_size: int
+    cost: dict
+    reference_loss: np.ndarray | None = None
+    reference_cost: dict = field(default_factory=lambda: dict(_NO_COST))
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Unit-norm joint features ``(pairs, 2 * dim)``, float32."""
+        return join_features(*(torch.tensor(np.asarray(side)) for side in (self.image, self.text))).numpy()
+
+
+def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device: str = "auto") -> Scores:
+    """Embed all training pairs with the shared warm-up of a seed, and measure each pair's loss in a random batch.
+
+    Kept in ``curation/scoring/seed<k>/`` as ``image.npy``, ``text.npy``, ``ids.parquet``, ``losses.parquet``
+    (``image_id``, ``loss``, ``error``) and ``compute.json``; a second call with the same model and pairs reads them.
+    Batches are of nearly equal size, because a loss depends on how many other pairs it is measured against.
+
+    Args:
+        run: the study; cohort and pixels must be there. Its warm-up is trained if it is not.
+        seed: of the warm-up.
+        config: every constant. Without a warm-up the model is the one that training starts from.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+
+    Raises:
+        StudyError: cohort or pixels are missing, or the device is not there.
+    """
+    chosen = choose_device(device)
+    run.require(_COHORT, "01_build_cohort")
+    run.require(_MANIFEST, "01_build_cohort")
+    if config.warm_up_epochs:
+        pretrain(run, "warm_up", seed, config, device)
+    cohort = read_cohort(run.path(_COHORT))
+    model = _starting_model(run, seed, config, cohort)
+    folder, parameters = _folder(seed), _parameters(run, seed, config, model, chosen)
+    inputs = (_COHORT, _PIXELS)
+    name = f"{folder}/compute.json"
+    files = ("image.npy", "text.npy", "ids.parquet", "losses.parquet")
+    if run.is_current(name, run.key(parameters, inputs)) and all(run.has(f"{folder}/{file}") for file in files):
+        return _read(run, seed, config)
+    pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
+    measured = _measure(model, pairs, seed, config, chosen)
+    # Without its record a half-replaced set of scores counts as none.
+    run.path(name).unlink(missing_ok=True)
+    run.write_array(f"{folder}/image.npy", measured.image)
+    run.write_array(f"{folder}/text.npy", measured.text)
+    run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": measured.image_ids}))
+    losses = pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss, "error": measured.error})
+    run.write_table(f"{folder}/losses.parquet", losses)
+    run.write_json(name, measured.cost | {"temperature": measured.temperature})
+    run.record(name, parameters, inputs, seed)
+    return _read(run, seed, config)
+
+
+def score_with_reference(
+    run: Run, arm: str, seed: int, config: PretrainingConfig, device: str = "auto", scores: Scores | None = None
+) -> Scores:
+    """The same with the losses of a trained arm's model, in the same batches, as ``reference_loss``.
+
+    Kept beside the others as ``reference.parquet`` (``image_id``, ``loss``) and ``reference.json``.
+
+    Args:
+        run: the study.
+        arm: a trained arm, such as ``full``.
+        seed: of the warm-up and of the arm.
+        config: every constant.
+        device: see `score_training_pairs`.
+        scores: what `score_training_pairs` gives for this seed, if it is at hand.
+
+    Raises:
+        StudyError: the arm was not trained on this cohort; and as `score_training_pairs`.
+    """
+    chosen = choose_device(device)
+    reference = require_current_arm(run, arm, seed)
+    scores = score_training_pairs(run, seed, config, device) if scores is None else scores
+    model = load_model(run.path(f"{reference}/model"))
+    parameters = _parameters(run, seed, config, model, chosen) | {"arm": arm}
+    folder, inputs = _folder(seed), (_COHORT, _PIXELS)
+    name, losses = f"{folder}/reference.json", f"{folder}/reference.parquet"
+    if not (run.is_current(name, run.key(parameters, inputs)) and run.has(losses)):
+        pairs = TrainingPairs(read_cohort(run.path(_COHORT)), open_pixel_store(run), model.text_tower.tokenize)
+        measured = _measure(model, pairs, seed, config, chosen)
+        run.path(name).unlink(missing_ok=True)
+        run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
+        run.write_json(name, measured.cost | {"arm": arm, "temperature": measured.temperature})
+        run.record(name, parameters, inputs, seed)
+    cost = run.read_json(name, _MADE_BY)
+    return replace(
+        scores,
+        reference_loss=run.read_table(losses, _MADE_BY)["loss"].to_numpy(),
+        reference_cost={part: cost[part] for part in _NO_COST},
+    )
+
+
+def _folder(seed: int) -> str:
+    return f"curation/scoring/seed{seed}"
+
+
+def _starting_model(run: Run, seed: int, config: PretrainingConfig, cohort: pd.DataFrame) -> ImageTextModel:
+    if config.warm_up_epochs:
+        return load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
+    first = stream_seed(seed, "initialisation", fixed_streams=config.fixed_streams)
+    return build_model(config, cohort[cohort.split == "train"], first).eval()
+
+
+def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageTextModel, device: torch.device) -> dict:
+    """What decides embeddings and losses beside the cohort: the model itself, and how it is asked."""
+    manifest = run.read_json(_MANIFEST, "01_build_cohort")
+    return {
+        "seed": seed,
+        "image_tower": model.image_tower.describe(),
+        "text_tower": model.text_tower.describe(),
+        "logit_scale": model.bounded_logit_scale().item(),
+        "batch_size": config.batch_size,
+        "precision": str(_autocast(config, device)),
+        "threads": config.threads,
+        "fixed_streams": list(config.fixed_streams),
+        "pixels": [manifest["size"], manifest["fit"]],
+    }
+
+
+def _autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
+    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
+
+
+def _read(run: Run, seed: int, config: PretrainingConfig) -> Scores:
+    folder = _folder(seed)
+    losses = run.read_table(f"{folder}/losses.parquet", _MADE_BY)
+    cost = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    return Scores(
+        run.read_table(f"{folder}/ids.parquet", _MADE_BY)["image_id"].to_numpy(),
+        *(run.read_array(f"{folder}/{side}.npy", _MADE_BY, memory_map=True) for side in ("image", "text")),
+        losses["loss"].to_numpy(),
+        losses["error"].to_numpy(),
+        cost["temperature"],
+        config.batch_size,
+        {part: cost[part] for part in _NO_COST},
+    )
+
+
+def _measure(
+    model: ImageTextModel, pairs: TrainingPairs, seed: int, config: PretrainingConfig, device: torch.device
+) -> Scores:
+    model.to(device).eval()
+    encoder = PairEncoder(model, pairs, device, config.micro_batch, _autocast(config, device))
+    image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
+    loss, error = np.empty(len(pairs)), np.empty(len(pairs))
+    with _threads(config.threads), torch.no_grad():
+        start = time.perf_counter()
+        scale = model.bounded_logit_scale()
+        for rows in progress(_batches(len(pairs), seed, config), label="scoring training pairs, batches"):
+            embedded = encoder.embed(rows)
+            loss[rows] = pair_losses(*embedded, scale).cpu().numpy()
+            error[rows] = pair_errors(*embedded, scale).cpu().numpy()
+            image[rows], text[rows] = (side.cpu().numpy() for side in embedded)
+            # Without its backward pass the loss is one product of image with text embeddings, not three.
+            encoder.flops += encoder.meter.loss(len(rows), model.dim) / 3
+        seconds = time.perf_counter() - start
+    cost = {"flops": encoder.flops, "seconds": seconds, "pairs_scored": len(pairs)}
+    return Scores(pairs.image_ids, image, text, loss, error, torch.exp(-scale).item(), config.batch_size, cost)
+
+
+def _batches(count: int, seed: int, config: PretrainingConfig) -> list[np.ndarray]:
+    generator = stream_generator(seed, "scoring", fixed_streams=config.fixed_streams)
+    order = torch.randperm(count, generator=generator).numpy()
+    return np.array_split(order, max(1, -(-count // config.batch_size)))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many threads as an arm is trained with, so that seconds can be added up and sums agree in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
