@@ -13,6 +13,7 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from chexstudy.curation.products import multiply_rows, product_rounding
 os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.cache() / "numba"))
 
 from numba import njit
+from numba.core.caching import FunctionCache
 
 # Sums may be reordered, which lets them be vectorised; NaN and infinity keep their meaning.
 _FLOATS = {"reassoc", "contract", "nsz"}
@@ -37,15 +39,23 @@ _BLOCK_ROWS = 1024
 _NUMBERS_WORTH_A_THREAD = 2**20
 
 
-def compile_kernel(function: Callable) -> Callable:
-    """Compile a loop at its first call, without the interpreter's lock, and keep the machine code if that is possible.
+class _OptionalCache(FunctionCache):
+    """Machine code on disk, where that is possible: a full disk costs the next process a compilation, nothing else."""
 
-    Machine code that cannot be kept (nothing writable, a full disk) is compiled again in each process.
+    def save_overload(self, sig, data):
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def compile_kernel(function: Callable) -> Callable:
+    """Compile a loop at its first call, to run without the interpreter's lock, and keep the machine code on disk.
+
+    Where nothing can be written, it is compiled again in each process.
     """
-    try:
-        compiled = njit(cache=True, nogil=True, fastmath=_FLOATS)(function)
-    except RuntimeError:
-        return njit(nogil=True, fastmath=_FLOATS)(function)
+    compiled = njit(nogil=True, fastmath=_FLOATS)(function)
+    # numba raises this when it finds no folder it may write to.
+    with suppress(RuntimeError):
+        compiled._cache = _OptionalCache(function)
     return compiled
 
 

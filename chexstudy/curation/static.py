@@ -116,8 +116,8 @@ def mean_gaps(
         nearest = apart.masked_fill_(stranger, torch.inf).topk(neighbours, largest=False)
         found = nearest.values < torch.inf
         # The product told who is near; how near, the rows themselves tell: equal rows get equal means.
-        gaps = torch.stack(
-            [torch.linalg.vector_norm(points[block] - points[index], dim=1) for index in nearest.indices.unbind(1)]
-        ).T
+        gaps = torch.zeros_like(nearest.values)
+        for place, index in enumerate(nearest.indices.unbind(dim=1)):
+            gaps[:, place] = torch.linalg.vector_norm(points[block] - points[index], dim=1)
         means.append(gaps.masked_fill(~found, 0.0).sum(dim=1) / found.sum(dim=1).clamp(min=1))
     return torch.cat(means)
