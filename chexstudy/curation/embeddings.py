@@ -115,7 +115,7 @@ def plan_curation(
         options: options of the method; see `list_options`.
 
     Raises:
-        StudyError: the method is unknown or lacks what it needs; ids, types or lengths are bad; the budget cannot be
+        StudyError: the method is unknown or lacks what it needs; ids, types or shapes are bad; the budget cannot be
             had; a floor names no group.
     """
     chosen = find_method(method)
@@ -131,6 +131,12 @@ def plan_curation(
     for side, embeddings in sides.items():
         check_shape_and_type(embeddings.shape, embeddings.dtype, side_names[side])
         check_lengths(embeddings, ids, side_names[side], named["image_ids"])
+    widths = [side.shape[1] for side in sides.values()]
+    if {"image", "text"} <= set(chosen.needs) and widths[0] != widths[1]:
+        raise StudyError(
+            f"method {method} compares image and text, but {named['features']} has {widths[0]:,} numbers a row and "
+            f"{named['text']} {widths[1]:,}: give embeddings of one joint space."
+        )
     budget = count_budget(keep, len(ids))
     signals = {name: check_signal(losses[name], ids, name) for name in chosen.needs if name in losses}
     parsed = [parse_floor(floor) for floor in floors]

@@ -215,14 +215,14 @@ def limit_threads(threads: int | None) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads(), numba.get_num_threads()
-    with threadpool_limits(threads):
-        torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        try:
+    try:
+        with threadpool_limits(threads):
+            torch.set_num_threads(threads)
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             yield
-        finally:
-            torch.set_num_threads(before[0])
-            numba.set_num_threads(before[1])
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
 
 
 def _describe_origin(wanted: FileCuration, plan: CurationPlan) -> dict:

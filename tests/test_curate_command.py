@@ -1,0 +1,569 @@
+"""`chexstudy curate --embeddings`, its audit of a study, and `chexstudy why`, as a user meets them."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.cli import main
+from chexstudy.cohort.table import write_cohort
+from chexstudy.curation.embeddings import carry_out, curate_embeddings, list_options, plan_curation
+from chexstudy.curation.files import limit_threads, read_provenance
+from chexstudy.curation.methods import METHODS
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, hash_file
+
+ROWS = 600
+
+
+def draw_clusters(rows=ROWS, dim=12, seed=0, dtype=np.float32):
+    """Points around five centres of very different size."""
+    rng = np.random.default_rng(seed)
+    centres = 3 * rng.normal(size=(5, dim))
+    return (centres[rng.choice(5, rows, p=[0.6, 0.2, 0.1, 0.07, 0.03])] + rng.normal(size=(rows, dim))).astype(dtype)
+
+
+def name_images(rows=ROWS):
+    return [f"x/{number:05d}" for number in range(rows)]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder to stand in, with image and text embeddings, ids, losses, and a table of groups."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHEXSTUDY_CWD", raising=False)
+    rng = np.random.default_rng(3)
+    np.save("E.npy", draw_clusters())
+    np.save("T.npy", draw_clusters(seed=1).astype(np.float16))
+    ids = pd.DataFrame({"image_id": name_images()})
+    ids.to_parquet("ids.parquet")
+    shuffled = ids.sample(frac=1, random_state=0)
+    shuffled.assign(loss=rng.random(ROWS), reference_loss=rng.random(ROWS)).to_parquet("L.parquet")
+    sex = np.where(np.arange(ROWS) % 3 == 0, "F", "M")
+    ids.assign(sex=sex).sample(frac=1, random_state=1).to_parquet("table.parquet")
+    return tmp_path
+
+
+def curate(*more, embeddings="E.npy", ids="ids.parquet", out="subset.parquet"):
+    # One thread: at these sizes several only wait for each other.
+    named = ["--embeddings", embeddings, "--ids", ids, "--out", out, "--threads", "1"]
+    return main(["curate", *named, *map(str, more)])
+
+
+def complaint(capsys, *more, **files):
+    """The one sentence with which the command refuses, with status 2 and without a result."""
+    assert curate(*more, **files) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert shown.endswith(".\n")
+    assert not os.path.exists("subset.parquet")
+    return shown
+
+
+# --- what is chosen --------------------------------------------------------------------------------------------------
+
+
+def test_farthest_points_on_a_circle_worked_out_by_hand(files):
+    # Three points close together and one opposite: whatever the start, the one opposite is among the first two.
+    degrees = np.array([0, 180, 1, 2])
+    np.save("E.npy", np.column_stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]) * [[1], [5], [2], [9]])
+    pd.DataFrame({"image_id": [10, 20, 30, 40]}).to_parquet("ids.parquet")
+    assert curate("--method", "k_centre", "--keep", 2) == 0
+    kept = pd.read_parquet("subset.parquet").image_id.tolist()
+    assert len(kept) == 2
+    assert 20 in kept
+
+
+def test_the_highest_losses_are_kept_though_their_rows_come_in_another_order(files):
+    assert curate("--method", "loss", "--losses", "L.parquet", "--keep", 50, "--scores", "scores.parquet") == 0
+    highest = pd.read_parquet("L.parquet").nlargest(50, "loss").image_id
+    subset, scores = pd.read_parquet("subset.parquet"), pd.read_parquet("scores.parquet")
+    assert list(subset.columns) == ["image_id", "weight"]
+    assert set(subset.image_id) == set(highest)
+    assert (subset.weight == 1).all()
+    assert list(scores.columns) == ["image_id", "score"]
+    assert list(scores.image_id) == name_images()
+    assert set(scores.nlargest(50, "score").image_id) == set(highest)
+
+
+def test_image_and_text_are_curated_side_by_side():
+    image, text, ids = draw_clusters(), draw_clusters(dim=7, seed=1), name_images()
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (image, text)]
+    together = curate_embeddings(image, ids, "k_centre", 0.1, text=text)
+    pd.testing.assert_frame_equal(
+        together, curate_embeddings(np.hstack(unit), ids, "k_centre", 0.1), check_exact=False, rtol=1e-4
+    )
+    assert (together.kept != curate_embeddings(image, ids, "k_centre", 0.1).kept).any()
+
+
+def test_agreement_keeps_the_texts_that_fit():
+    image, text = draw_clusters(), -draw_clusters()
+    fits = np.arange(ROWS) % 4 == 0
+    text[fits] *= -1
+    chosen = curate_embeddings(image, name_images(), "agreement", 0.25, text=text * 7)
+    np.testing.assert_array_equal(chosen.kept, fits)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_meets_the_budget_from_files_and_writes_the_same_bytes_again(files, method):
+    for out in ("first.parquet", "second.parquet"):
+        more = ["--method", method, "--keep", 0.227, "--text", "T.npy", "--losses", "L.parquet", "--seed", 3]
+        assert curate(*more, out=out) == 0
+    subset = pd.read_parquet("first.parquet")
+    assert len(subset) == round(0.227 * ROWS)
+    assert subset.image_id.is_unique
+    assert set(subset.image_id) <= set(name_images())
+    assert (files / "first.parquet").read_bytes() == (files / "second.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_the_type_of_the_file_hardly_matters(files, dtype):
+    assert curate("--method", "k_centre", "--keep", 100, out="single.parquet") == 0
+    np.save("E.npy", draw_clusters(dtype=np.float32).astype(dtype))
+    assert curate("--method", "k_centre", "--keep", 100) == 0
+    same = np.intersect1d(*(pd.read_parquet(name).image_id for name in ("single.parquet", "subset.parquet")))
+    assert len(same) == 100 if dtype == np.float64 else len(same) > 80
+
+
+def test_options_of_the_method_are_given_by_name(files, capsys):
+    options = {option.name: option for option in list_options(METHODS["semdedup"])}
+    assert options["clusters"].type is int
+    assert options["clusters"].default is None
+    assert curate("--method", "semdedup", "-p", "clusters", 4) == 0
+    assert read_provenance(files / "subset.parquet")["options"] == {"clusters": 4}
+    (files / "subset.parquet").unlink()
+    assert "has no parameter 'cluster'; it takes" in complaint(capsys, "--method", "semdedup", "-p", "cluster", 4)
+    assert "must be a whole number (int)" in complaint(capsys, "--method", "semdedup", "-p", "clusters", "x")
+    assert "method random has no options: leave out 'x'" in complaint(capsys, "--method", "random", "-p", "x", 4)
+
+
+def test_a_floor_is_held_and_the_budget_too(files):
+    pd.DataFrame({"image_id": name_images(), "loss": np.arange(ROWS) % 3 / 1.0}).to_parquet("L.parquet")
+    more = ["--method", "loss", "--losses", "L.parquet", "--keep", 0.3]
+    assert curate(*more) == 0
+    women = set(name_images()[::3])
+    assert not women & set(pd.read_parquet("subset.parquet").image_id)
+    assert curate(*more, "--table", "table.parquet", "--floor", "sex=F:0.9x") == 0
+    kept = set(pd.read_parquet("subset.parquet").image_id)
+    assert len(kept) == 180
+    assert len(women & kept) == 54
+    assert read_provenance(files / "subset.parquet")["floors"] == ["sex=F:0.9x"]
+
+
+def test_features_too_large_for_memory_give_the_same_subset(files, monkeypatch):
+    assert curate("--method", "budgeted", "--text", "T.npy", out="memory.parquet") == 0
+    monkeypatch.setattr("chexstudy.curation.inputs._largest_in_memory", lambda: 0)
+    assert curate("--method", "budgeted", "--text", "T.npy", out="disk.parquet") == 0
+    assert (files / "memory.parquet").read_bytes() == (files / "disk.parquet").read_bytes()
+
+
+# --- what is said and recorded ---------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_did(files, capsys):
+    assert curate("--method", "k_centre", "--keep", 0.25, "--seed", 4, "--scores", "scores.parquet") == 0
+    first, second, *_, third, fourth, fifth = capsys.readouterr().out.splitlines()
+    assert first == "600 rows of 12 numbers (float32); each is brought to unit norm, which takes less than 1 MB."
+    assert second == f"Keeping 150 of them by k_centre ({METHODS['k_centre'].summary}), seed 4."
+    assert re.fullmatch(r"k_centre kept 150 of 600 pairs \(25\.0%\) in \d+\.\d s\.", third)
+    assert fourth == f"The subset, image_id and weight, is in {files / 'subset.parquet'}."
+    assert fifth == f"The scores of all pairs, image_id and score, are in {files / 'scores.parquet'}."
+
+
+def test_a_subset_carries_how_it_came_to_be(files):
+    assert curate("--method", "random", "--keep", 30, "--seed", 9) == 0
+    record = read_provenance(files / "subset.parquet")
+    assert {name: record[name] for name in ("method", "keep", "budget", "rows", "seed")} == {
+        "method": "random",
+        "keep": 30.0,
+        "budget": 30,
+        "rows": ROWS,
+        "seed": 9,
+    }
+    assert record["inputs"]["embeddings"] == {"file": "E.npy", "sha256": hash_file(files / "E.npy")}
+    assert set(record["inputs"]) == {"embeddings", "ids"}
+    assert record["versions"]["numpy"] == np.__version__
+    assert record["code_revision"]
+    assert read_provenance(files / "ids.parquet") == {}
+
+
+def test_the_list_names_every_method_and_what_it_needs(capsys):
+    assert main(["curate", "--list"]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(METHODS)
+    after = lines[lines.index(next(line for line in lines if line.startswith("agreement"))) + 1]
+    assert after.strip() == "needs text embeddings (--text)"
+    assert "-p clusters (its choice), iterations (20)" in shown
+
+
+def test_threads_are_limited_and_given_back():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with limit_threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with limit_threads(None):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- the audit and the story -----------------------------------------------------------------------------------------
+
+
+def test_the_audit_finds_an_unfairness_and_is_written(files, capsys):
+    unfair = pd.DataFrame({"image_id": name_images(), "loss": np.where(np.arange(ROWS) % 3 == 0, 0.0, 1.0)})
+    unfair["loss"] += np.random.default_rng(0).random(ROWS)
+    unfair.to_parquet("L.parquet")
+    more = ["--method", "loss", "--losses", "L.parquet", "--table", "table.parquet", "--report", "audit.parquet"]
+    assert curate(*more) == 0
+    shown = capsys.readouterr().out
+    assert "Warning, sex F" in shown
+    table = pd.read_parquet("audit.parquet").set_index("group")
+    assert table.warning["F"]
+    assert not table.warning["M"]
+    assert f"The audit's table is in {files / 'audit.parquet'}." in shown
+
+
+def test_copies_are_found_where_embeddings_are_equal(files, capsys):
+    embeddings = draw_clusters()
+    embeddings[300:] = embeddings[:300]
+    np.save("E.npy", embeddings)
+    assert curate("--method", "random", "--table", "table.parquet", "--report", "audit.parquet") == 0
+    table = pd.read_parquet("audit.parquet").set_index("kind")
+    assert table.n["duplicate"] == 300
+
+
+@pytest.fixture
+def audited_study(home):
+    """A study whose subset leaves out most women and, as its truth knows, all copies."""
+    rows = 400
+    numbers = np.arange(rows)
+    ids = np.array(name_images(rows))
+    run = Run("mine")
+    cohort = pd.DataFrame({"image_id": ids, "patient_id": [f"x/p{number}" for number in numbers]})
+    shared = {"study_id": "x/s", "source": "x", "split": "train", "view": "PA", "age_years": 50.0, "report": "Clear."}
+    cohort = cohort.assign(**shared, sex=np.where(numbers % 2, "F", "M"), image_path="1.png", report_origin="written")
+    cohort["Mass"] = (numbers % 5 == 0).astype(int)
+    write_cohort(cohort, run.path("cohort.parquet"))
+    copies = numbers % 7 == 0
+    kept = ~copies & ((numbers % 2 == 0) | (numbers % 11 == 0))
+    run.write_table("pretraining/curated/seed2/subset.parquet", pd.DataFrame({"image_id": ids[kept], "weight": 1.0}))
+    truth = pd.DataFrame({"image_id": ids, "duplicate_of": np.where(copies, "x/other", None)})
+    run.write_table("truth.parquet", truth.assign(mismatched=False, junk=False))
+    return run
+
+
+def test_the_audit_of_a_study_reads_the_truth_of_its_phantom(audited_study, tmp_path, capsys):
+    written = str(tmp_path / "audit.parquet")
+    assert main(["curate", "--report", written, "--study", "mine", "--arm", "curated", "--seed", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "Warning, sex F" in shown
+    table = pd.read_parquet(written).set_index(["kind", "group"])
+    copies = table.loc[("duplicate", "near-duplicate")]
+    assert (copies.n, copies.kept) == (58, 0)
+
+
+def test_the_audit_of_a_study_without_that_arm_says_which_there_are(audited_study, capsys):
+    assert main(["curate", "--report", "--study", "mine"]) == 2
+    assert "has no subset of 'curated' with seed 0; there are: curated (seed 2)." in capsys.readouterr().err
+
+
+def test_why_tells_of_one_pair_and_shows_its_report_only_when_asked(audited_study, capsys):
+    told = {}
+    for more in ([], ["--report-text"]):
+        assert main(["why", "x/00002", "--study", "mine", "--seed", "2", *more]) == 0
+        told[len(more)] = capsys.readouterr().out
+    assert "x/00002" in told[0]
+    assert "Clear." not in told[0]
+    assert "Clear." in told[1]
+    assert main(["why", "x/0000", "--study", "mine", "--seed", "2"]) == 2
+    assert capsys.readouterr().err.startswith("there is no pair 'x/0000' in the cohort of study 'mine': did you mean")
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def change_embeddings(**changes):
+    embeddings = draw_clusters()
+    for row, value in changes.items():
+        embeddings[int(row[1:])] = value
+    np.save("E.npy", embeddings)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(files, capsys, value):
+    change_embeddings(_17=value, _30=value)
+    assert "E.npy holds NaN or infinite values in 2 rows, the first is that of 'x/00017'" in complaint(capsys)
+
+
+def test_a_bad_text_side_is_named(files, capsys):
+    text = draw_clusters(dim=7)
+    text[5, 2] = np.nan
+    np.save("T.npy", text)
+    assert "T.npy holds NaN or infinite values in 1 row" in complaint(capsys, "--text", "T.npy")
+
+
+def test_rows_of_zeros(files, capsys):
+    change_embeddings(_599=0)
+    assert "E.npy holds nothing but zeros in 1 row, the first is that of 'x/00599'" in complaint(capsys)
+
+
+def test_a_constant_matrix(files, capsys):
+    np.save("E.npy", np.full((ROWS, 4), 0.5))
+    assert "all 600 rows of" in complaint(capsys)
+
+
+@pytest.mark.parametrize("method", ["budgeted", "bands"])
+def test_more_prototypes_than_rows(files, capsys, method):
+    np.save("E.npy", draw_clusters(5))
+    pd.DataFrame({"image_id": name_images(5)}).to_parquet("ids.parquet")
+    said = complaint(capsys, "--method", method, "--keep", 0.5)
+    assert said == "6 prototypes cannot be fitted on 5 pairs: lower prototypes or add pairs.\n"
+
+
+@pytest.mark.parametrize(
+    ("keep", "sentence"),
+    [
+        ("0", "the budget must be a share above 0 and up to 1, or a number of pairs, not 0"),
+        ("-0.1", "the budget must be a share above 0"),
+        ("nan", "the budget must be a share above 0"),
+        ("inf", "the budget must be a share above 0"),
+        ("1.5", "a budget above 1 is a number of pairs and must be whole, not 1.5"),
+        ("601", "the budget of 601 pairs is more than the 600 pairs there are"),
+    ],
+)
+def test_a_budget_that_cannot_be_had(files, capsys, keep, sentence):
+    assert sentence in complaint(capsys, f"--keep={keep}")
+
+
+def test_ids_that_come_twice(files, capsys):
+    pd.DataFrame({"image_id": ["x/1", "x/2", *name_images()[4:], "x/1", "x/2"]}).to_parquet("ids.parquet")
+    assert "ids.parquet holds 2 image_ids more than once, the first is 'x/1'" in complaint(capsys)
+
+
+def test_ids_and_embeddings_of_different_length(files, capsys):
+    pd.DataFrame({"image_id": name_images(599)}).to_parquet("ids.parquet")
+    said = complaint(capsys)
+    assert "E.npy has 600 rows and" in said
+    assert "ids.parquet 599 rows: they must hold the same images" in said
+
+
+def test_text_and_image_of_different_length(files, capsys):
+    np.save("T.npy", draw_clusters(601))
+    assert "T.npy has 601 rows and" in complaint(capsys, "--text", "T.npy")
+
+
+@pytest.mark.parametrize(
+    ("array", "held"),
+    [
+        (np.ones((ROWS, 3), int), "int64 values"),
+        (np.full((ROWS, 3), "a"), "texts"),
+        (np.full((ROWS, 3), None), "objects"),
+    ],
+    ids=["ints", "texts", "objects"],
+)
+def test_what_are_no_floating_point_numbers(files, capsys, array, held):
+    np.save("E.npy", array, allow_pickle=True)
+    assert f"E.npy holds {held}: embeddings must be float16, float32 or float64." in complaint(capsys)
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (0, 3), (ROWS, 0), (ROWS, 3, 2)], ids=str)
+def test_what_is_no_matrix(files, capsys, shape):
+    np.save("E.npy", np.ones(shape))
+    assert "embeddings are one row an image, (rows, dim)" in complaint(capsys)
+
+
+def test_an_embedding_file_cut_short(files, capsys):
+    whole = (files / "E.npy").read_bytes()
+    (files / "E.npy").write_bytes(whole[:-1])
+    assert f"is cut short: it has {len(whole) - 1:,} of {len(whole):,} bytes" in complaint(capsys)
+
+
+def test_files_of_another_kind(files, capsys):
+    assert "ids.parquet is not an .npy file" in complaint(capsys, embeddings="ids.parquet")
+    assert "E.npy is not a parquet file that can be read" in complaint(capsys, ids="E.npy")
+
+
+def test_ids_without_their_column(files, capsys):
+    pd.DataFrame({"id": name_images()}).to_parquet("ids.parquet")
+    assert "ids.parquet has no column 'image_id'; its columns are id." in complaint(capsys)
+
+
+@pytest.mark.parametrize("option", ["--text", "--losses", "--table"])
+def test_missing_files(files, capsys, option):
+    assert complaint(capsys, option, "none") == f"there is no file at {files / 'none'}.\n"
+    assert complaint(capsys, embeddings="none") == f"there is no file at {files / 'none'}.\n"
+    assert complaint(capsys, ids="none") == f"there is no file at {files / 'none'}.\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [("agreement", "--text"), ("loss", "--losses"), ("learnability", "--losses")],
+)
+def test_a_method_without_what_it_needs(files, capsys, method, needs):
+    said = complaint(capsys, "--method", method)
+    assert said.startswith(f"method {method} needs ")
+    assert needs in said
+
+
+def test_a_comparison_of_image_and_text_of_different_width(files, capsys):
+    np.save("T.npy", draw_clusters(dim=7))
+    for method in ("agreement", "el2n"):
+        said = complaint(capsys, "--method", method, "--text", "T.npy")
+        assert said.startswith(f"method {method} compares image and text, but ")
+        assert "T.npy 7: give embeddings of one joint space." in said
+
+
+def test_learnability_without_reference_losses(files, capsys):
+    pd.read_parquet("L.parquet").drop(columns="reference_loss").to_parquet("L.parquet")
+    assert "column reference_loss of --losses" in complaint(capsys, "--method", "learnability", "--losses", "L.parquet")
+
+
+def test_a_mistyped_method(files, capsys):
+    assert "there is no method 'k_center'; the methods are bands, " in complaint(capsys, "--method", "k_center")
+
+
+def test_a_seed_no_generator_takes(files, capsys):
+    assert "the seed must be a whole number from 0 to 2**63 - 1, not -1." in complaint(capsys, "--seed", -1)
+
+
+def test_threads_below_one(files, capsys):
+    assert "threads must be at least 1, not 0." in complaint(capsys, "--threads", 0)
+
+
+def test_losses_and_tables_that_lack_a_pair(files, capsys):
+    for name, more in (("L.parquet", ["--losses"]), ("table.parquet", ["--table"])):
+        pd.read_parquet(name).iloc[1:].to_parquet(name)
+        assert f"{name} has no row for 1 of the 600 embedded images" in complaint(capsys, *more, name)
+
+
+@pytest.mark.parametrize(
+    ("floor", "sentence"),
+    [
+        ("sex=X:0.9x", "no pair has sex=X"),
+        ("hair=red:0.5", "there is no group by 'hair'"),
+        ("sex=F", "a floor is written GROUP=VALUE:SHARE"),
+        ("sex=M:1", "the floor sex=M:1 asks for 400 of 400 pairs at a budget of 136"),
+    ],
+)
+def test_floors_that_cannot_be_held(files, capsys, floor, sentence):
+    assert sentence in complaint(capsys, "--method", "random", "--table", "table.parquet", "--floor", floor)
+
+
+def test_outputs_that_cannot_be_written(files, capsys):
+    assert "there is no folder" in complaint(capsys, out="none/subset.parquet")
+    assert "there is no folder" in complaint(capsys, out="E.npy/subset.parquet")
+    assert "must end in .parquet, which is what is written" in complaint(capsys, out="subset.csv")
+    assert "is an input and would be lost" in complaint(capsys, out="ids.parquet")
+    assert "cannot hold two outputs" in complaint(capsys, "--scores", "subset.parquet")
+    (files / "folder.parquet").mkdir()
+    assert "is a folder: name a file in it" in complaint(capsys, out="folder.parquet")
+    assert len(pd.read_parquet("ids.parquet")) == ROWS
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the system lets this user write everywhere")
+def test_a_folder_that_is_read_only(files, capsys):
+    (files / "locked").mkdir(mode=0o500)
+    assert "cannot be written to: choose another folder" in complaint(capsys, out="locked/subset.parquet")
+
+
+def test_a_system_that_refuses_to_write_there(files, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "cannot be written to: choose another folder for subset.parquet." in complaint(capsys)
+
+
+def test_a_full_disk_leaves_the_old_subset(files, capsys, full_disk):
+    (files / "subset.parquet").write_bytes(b"old")
+    with full_disk(100):
+        assert curate("--method", "random") == 2
+    assert "could not write" in capsys.readouterr().err
+    assert (files / "subset.parquet").read_bytes() == b"old"
+    assert not list(files.glob(".*"))
+
+
+# --- the Python door -------------------------------------------------------------------------------------------------
+
+
+def test_the_python_door_gives_a_row_for_each_pair_and_leaves_its_input_alone():
+    embeddings = draw_clusters()
+    before = embeddings.copy()
+    decisions = curate_embeddings(embeddings, name_images(), "random", 30, seed=1)
+    assert list(decisions.columns) == ["image_id", "score", "kept", "weight"]
+    assert decisions.image_id.tolist() == name_images()
+    assert decisions.kept.sum() == 30
+    np.testing.assert_array_equal(decisions.weight, decisions.kept.astype(float))
+    np.testing.assert_array_equal(embeddings, before)
+
+
+def test_a_plan_is_checked_before_anything_is_read():
+    embeddings, ids = draw_clusters(), name_images()
+    embeddings[0] = np.nan
+    plan = plan_curation(embeddings, ids, "random", 0.5)
+    assert plan.budget == 300
+    with pytest.raises(StudyError, match=r"^features holds NaN or infinite values in 1 row"):
+        carry_out(plan)
+    with pytest.raises(StudyError, match=r"^floors need a table with one row for each embedding"):
+        plan_curation(embeddings, ids, "random", 0.5, floors=["sex=F:0.9x"])
+    with pytest.raises(StudyError, match=r"^loss holds 3 numbers for 600 images"):
+        plan_curation(embeddings, ids, "loss", 0.5, loss=[1, 2, 3])
+
+
+# --- as a program of its own -----------------------------------------------------------------------------------------
+
+
+def measure(folder, method, threads):
+    """Run the command; returns the subset, seconds of all cores, seconds of the clock and bytes at the most."""
+    program = (
+        "import resource, sys, time; start = time.monotonic(); from chexstudy.cli import main; "
+        "status = main(sys.argv[1:]); use = resource.getrusage(resource.RUSAGE_SELF); "
+        "print('used', use.ru_utime + use.ru_stime, time.monotonic() - start, use.ru_maxrss); sys.exit(status)"
+    )
+    arguments = ["curate", "--embeddings", "E.npy", "--ids", "ids.parquet", "--method", method, "--keep", "0.227"]
+    arguments += ["--threads", str(threads), "--out", f"{method}.parquet"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    cores, clock, kibibytes = map(float, done.stdout.split("used")[-1].split())
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(f"{method}: {cores:.1f} s of all cores, {clock:.1f} s, {kibibytes * unit / 1e9:.2f} GB")
+    return pd.read_parquet(folder / f"{method}.parquet"), cores, clock, kibibytes * unit
+
+
+@pytest.mark.parametrize("method", ["budgeted", "k_centre"])
+def test_five_thousand_rows_by_the_program(tmp_path, method):
+    np.save(tmp_path / "E.npy", draw_clusters(5000, 64))
+    pd.DataFrame({"image_id": name_images(5000)}).to_parquet(tmp_path / "ids.parquet")
+    subset, cores, _, memory = measure(tmp_path, method, 1)
+    assert len(subset) == 1135
+    assert cores < 40
+    assert memory < 1.5e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["budgeted", "k_centre"])
+@pytest.mark.parametrize("spread", ["clustered", "isotropic"])
+def test_a_hundred_thousand_rows_within_a_minute_on_two_cores_and_three_gigabytes(tmp_path, method, spread):
+    rows, dim = 100_000, 1024
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((500, dim), np.float32) * (spread == "clustered")
+    share = rng.dirichlet(np.full(500, 0.3))
+    embeddings = np.lib.format.open_memmap(tmp_path / "E.npy", "w+", np.float32, (rows, dim))
+    for start in range(0, rows, 10_000):
+        block = slice(start, start + 10_000)
+        embeddings[block] = centres[rng.choice(500, 10_000, p=share)] + rng.standard_normal((10_000, dim), np.float32)
+    embeddings.flush()
+    pd.DataFrame({"image_id": name_images(rows)}).to_parquet(tmp_path / "ids.parquet")
+    subset, cores, _, memory = measure(tmp_path, method, 2)
+    assert len(subset) == 22_700
+    # Two cores for a minute; the clock itself would measure whoever else is at work on the machine.
+    assert cores < 120
+    assert memory < 3e9
