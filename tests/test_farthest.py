@@ -186,4 +186,4 @@ def test_features_that_cannot_be_covered_are_refused_in_a_sentence(features, cou
 def test_long_work_says_beforehand_how_long_it_may_take(monkeypatch, capsys):
     monkeypatch.setattr(farthest, "_SECONDS_WORTH_SAYING", 0.0)
     cover_points(_random(50), 10, label="covering the phantom")
-    assert "covering the phantom: 10 of 50 rows, at most about" in capsys.readouterr().out
+    assert "covering the phantom: 10 of 50 rows, about" in capsys.readouterr().out

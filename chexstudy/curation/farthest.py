@@ -139,7 +139,7 @@ def cover_points(
     cover = _PooledCover(features, count, start, max(1, row_block))
     seconds = cover.estimate_seconds(exact_remaining)
     if seconds > _SECONDS_WORTH_SAYING:
-        print(f"{label}: {count:,} of {len(features):,} rows, at most about {seconds:,.0f} s", flush=True)
+        print(f"{label}: {count:,} of {len(features):,} rows, about {seconds:,.0f} s if nothing else runs", flush=True)
     for _ in progress(cover.pick(), count, label):
         pass
     if exact_remaining:
@@ -212,10 +212,10 @@ class _PooledCover:
         self.taken = places.stop
 
     def estimate_seconds(self, exact_remaining: bool) -> float:
-        """About how long it will take at most, from the measured rate of the products."""
+        """About how long it will take, from the measured rate of the products."""
         rows, dim = self.features.shape
         operations = 2.0 * rows * self.count * dim
-        return operations / measure_rate(dim, self.rounded) * (1.5 if exact_remaining else 1.0)
+        return operations / measure_rate(dim, self.rounded) * (2.0 if exact_remaining else 1.5)
 
     def pick(self) -> Iterator[None]:
         """Pick all rows; yields once a pick."""
