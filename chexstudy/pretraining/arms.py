@@ -105,6 +105,11 @@ def subset_artifact(method: str, seed: int) -> str:
     return f"curation/{method}/seed{seed}/subset.parquet"
 
 
+def choice_cost_artifact(method: str, seed: int) -> str:
+    """Where what it took a method to choose its subset lies within a run: ``flops``, ``seconds``, ``pairs_scored``."""
+    return f"curation/{method}/seed{seed}/cost.json"
+
+
 def arm_folder(arm: str, seed: int) -> str:
     """Where an arm's artifacts lie within a run."""
     return f"pretraining/{arm}/seed{seed}"

@@ -38,7 +38,15 @@ from chexstudy.curation.ledger import LedgerWriter, ledger_rows, read_ledger
 from chexstudy.curation.prototypes import balanced_assignment, join_features, prototype_spread
 from chexstudy.encoders import autocast_dtype
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import ARMS, JOB_DONE, Arm, arm_folder, find_arm, subset_artifact
+from chexstudy.pretraining.arms import (
+    ARMS,
+    JOB_DONE,
+    Arm,
+    arm_folder,
+    choice_cost_artifact,
+    find_arm,
+    subset_artifact,
+)
 from chexstudy.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from chexstudy.pretraining.compute import peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -394,9 +402,11 @@ class _ArmRun:
         if checkpoint.exists() and (state := self._unfinished(checkpoint)) is not None:
             trainer.restore(state)
             print(f"{self._title}: goes on after epoch {trainer.epoch}", flush=True)
-        elif self.config.warm_up_epochs and "warm_up" in self.arm.needs(self.config):
-            warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
-            trainer.restore(load_checkpoint(warm_up, _warm_up_key(self.run, self.seed, self.config)))
+        else:
+            if self.config.warm_up_epochs and "warm_up" in self.arm.needs(self.config):
+                warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
+                trainer.restore(load_checkpoint(warm_up, _warm_up_key(self.run, self.seed, self.config)))
+            self._charge_choice(trainer)
         if self.arm.name == "warm_up":
             self._train_warm_up(trainer, checkpoint)
         elif self.arm.data == "all":
@@ -560,6 +570,15 @@ class _ArmRun:
             trainer.weights = np.ones(len(trainer.pairs), np.float32)
             trainer.weights[places] = subset.weight
         return SubsetCurator(np.sort(places))
+
+    def _charge_choice(self, trainer: Trainer) -> None:
+        """Charge a subset chosen beforehand with what choosing it took, where its method left that beside it."""
+        cost = choice_cost_artifact(self.arm.method, self.seed)
+        if self.arm.data == "subset" and self.run.has(cost):
+            spent = self.run.read_json(cost, _MADE_BY)
+            trainer.encoder.flops += spent["flops"]
+            trainer.seconds += spent["seconds"]
+            trainer.pairs_scored += spent["pairs_scored"]
 
     # --- what is left behind ----------------------------------------------------------------------------------------
 
