@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.mapping import fit_map, nearest_rows, place_on_map, read_or_fit_map, trace_prototypes
+from chexstudy.mapping import (
+    fit_map,
+    lay_over,
+    measure_trustworthiness,
+    nearest_rows,
+    place_on_map,
+    read_or_fit_map,
+    trace_prototypes,
+)
 from chexstudy.runs import Run
 
 
@@ -164,3 +172,74 @@ def test_importing_the_module_does_not_import_umap():
     # umap costs seconds to import, and numba must first be told where to put what it compiles.
     code = "import sys, chexstudy.mapping; sys.exit('umap' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- maps that start from another ------------------------------------------------------------------------------------
+
+
+def test_a_map_with_a_start_keeps_its_place_and_its_neighbours(islands, fitted):
+    features, group = islands
+    # Turned and shifted, and no longer square: nothing but the start can bring the map back there.
+    turned = (fitted @ np.array([[0.6, -0.8], [0.8, 0.6]]) * 3 + [50, -20]).astype(np.float32)
+    again = fit_map(features, seed=9, neighbours=10, start=turned)
+    radius = np.linalg.norm(turned - turned.mean(axis=0), axis=1).mean()
+    assert np.median(np.linalg.norm(again - turned, axis=1)) < 0.1 * radius
+    assert (again[:30] == again[0]).all()
+    assert np.array_equal(fit_map(features, seed=9, neighbours=10, start=turned), again)
+    assert measure_trustworthiness(features[30:], again[30:], 10) > 0.85
+    centres = np.stack([again[group == k].mean(axis=0) for k in range(3)])
+    assert (np.linalg.norm(again[:, None] - centres, axis=2).argmin(axis=1) == group).all()
+
+
+def test_few_rows_stay_where_they_start():
+    start = np.array([[0, 1], [5, 5], [2, 3]], dtype=np.float32)
+    assert np.array_equal(fit_map(np.eye(3), seed=0, start=start), start)
+
+
+def test_a_start_without_extent_is_no_start(islands):
+    features, _ = islands
+    assert np.ptp(fit_map(features, seed=3, neighbours=10, start=np.ones((180, 2))), axis=0).min() > 1
+
+
+def test_a_start_of_other_rows_is_refused():
+    with pytest.raises(StudyError, match="cannot start from"):
+        fit_map(np.zeros((5, 2)), seed=0, start=np.zeros((4, 2)))
+
+
+def test_a_map_is_laid_over_another_by_the_points_told():
+    generator = np.random.default_rng(0)
+    fixed = generator.normal(size=(40, 2))
+    angle = 2.0
+    mirror = np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), -np.cos(angle)]])
+    moved = 5 * fixed @ mirror + [30, -7]
+    assert np.allclose(lay_over(moved, fixed), fixed, atol=1e-4)
+    spoilt = moved.copy()
+    spoilt[20:] += 100
+    over = lay_over(spoilt, fixed, np.arange(20))
+    assert np.allclose(over[:20], fixed[:20], atol=1e-4)
+    assert np.linalg.norm(over[20:] - fixed[20:], axis=1).min() > 10
+
+
+def test_a_map_laid_over_a_different_one_keeps_its_size():
+    generator = np.random.default_rng(1)
+    fixed, other = generator.normal(size=(2, 200, 2))
+    over = lay_over(10 * other, fixed)
+    # The least-squares scale of unrelated maps would be near zero.
+    assert np.linalg.norm(over - over.mean(axis=0)) == pytest.approx(np.linalg.norm(fixed - fixed.mean(axis=0)))
+
+
+def test_trustworthiness_is_that_of_an_independent_implementation(monkeypatch):
+    from sklearn.manifold import trustworthiness
+
+    monkeypatch.setattr("chexstudy.mapping._BLOCK_ROWS", 32)
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(90, 6)).astype(np.float32)
+    coordinates = features[:, :2] + 0.3 * generator.normal(size=(90, 2)).astype(np.float32)
+    expected = trustworthiness(features, coordinates, n_neighbors=8)
+    assert measure_trustworthiness(features, coordinates, 8) == pytest.approx(expected, abs=1e-6)
+    assert measure_trustworthiness(features[:, :2], features[:, :2], 8) == 1
+    judged = measure_trustworthiness(features, coordinates, 8, sample=40)
+    assert judged == pytest.approx(expected, abs=0.05)
+    assert judged != expected
+    with pytest.raises(StudyError, match="too few"):
+        measure_trustworthiness(features[:16], coordinates[:16], 8)

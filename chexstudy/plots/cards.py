@@ -86,7 +86,7 @@ def plot_prototype_cards(
     cards = list_prototype_cards(ledger, most)
     shown = cards.prototype.unique()
     figure = new_figure(height_mm=18.5 * len(shown) + 12)
-    grid = figure.subplots(len(shown), 3, squeeze=False, width_ratios=[1.7, 1.6, len(PLACES) * _EACH * 1.05])
+    grid = figure.subplots(len(shown), 3, squeeze=False, width_ratios=[1.5, 1.4, len(PLACES) * _EACH * 1.18])
     spans = ledger.distance.min(), ledger.distance.max()
     for line, prototype in enumerate(shown):
         card = cards[cards.prototype == prototype]
@@ -94,7 +94,7 @@ def plot_prototype_cards(
         _draw_distances(grid[line, 1], ledger[ledger.prototype == prototype], spans, line == len(shown) - 1)
         _draw_radiographs(grid[line, 2], card, read_pixels)
     for place, column in zip(PLACES, _columns(), strict=True):
-        grid[0, 2].text(column[0], 1.14, place, fontweight="bold", fontsize=7, va="bottom")
+        grid[0, 2].text(column[0], 1.1, place, fontweight="bold", fontsize=7, va="bottom")
     grid[0, 1].set_title("distance", loc="left", fontweight="bold", fontsize=7)
     handles = [Patch(facecolor=BAND_COLOURS[band], label=f"{band} band") for band in BANDS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -140,12 +140,12 @@ def _draw_radiographs(axes: Axes, card: pd.DataFrame, read_pixels: Callable[[str
                 Rectangle((left, 0), 1, 1, fill=False, edgecolor=BAND_COLOURS[row.band], linewidth=1.6, gid="frame")
             )
             axes.text(
-                left + 0.5, -0.06, f"{row.distance:.2f} {'kept' if row.kept else 'dropped'}", fontsize=5.5,
+                left + 0.5, -0.06, f"{row.distance:.2f} {'kept' if row.kept else 'dropped'}", fontsize=5.2,
                 ha="center", va="top", color=INK if row.kept else GREY,
             )  # fmt: skip
     clear_frame(axes)
     axes.set_xlim(-0.02, columns[-1, -1] + 1.02)
-    axes.set_ylim(-0.26, 1.1)
+    axes.set_ylim(-0.22, 1.04)
     axes.set_aspect("equal")
 
 

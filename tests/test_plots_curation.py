@@ -1,0 +1,381 @@
+"""Figures of the curator show the numbers of their tables, keep their bytes, and say what they rest on."""
+
+import re
+
+import matplotlib.pyplot
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.curation.audit import AuditReport
+from chexstudy.errors import StudyError
+from chexstudy.plots.ablation import (
+    add_ratio_law,
+    describe_curator_ablation,
+    describe_ratio_law,
+    plot_curator_ablation,
+    plot_ratio_law,
+)
+from chexstudy.plots.audit import describe_audit, list_audit_groups, plot_audit
+from chexstudy.plots.cards import describe_prototype_cards, list_prototype_cards, plot_prototype_cards
+from chexstudy.plots.comparison import (
+    describe_method_comparison,
+    judge_against_random,
+    list_comparison,
+    order_methods,
+    plot_method_comparison,
+)
+from chexstudy.plots.dynamics import describe_prototype_dynamics, measure_churn, plot_prototype_dynamics
+from chexstudy.plots.evolution import choose_snapshots, describe_prototype_evolution, plot_prototype_evolution
+from chexstudy.plots.style import ACCENT, GREY, SEQUENCE, save_figure
+from chexstudy.runs import Run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_a_screen():
+    matplotlib.pyplot.switch_backend("Agg")
+
+
+def marks(axes, gid, along="x"):
+    """Places of the marks drawn under a group id."""
+    lines = [line for line in axes.get_lines() if line.get_gid() == gid]
+    return [float(value) for line in lines for value in (line.get_xdata() if along == "x" else line.get_ydata())]
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def titles(figure):
+    return [re.sub(r"^\$.*?\$   ", "", axes.get_title(loc="left")) for axes in figure.axes]
+
+
+# --- evolution over stages -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def staged():
+    """Three stages of 30 pairs; from the second on, the first half was scored in the stage before."""
+    rows = []
+    for stage in range(3):
+        for place in range(30):
+            is_old = stage > 0 and place < 15
+            step = 10 + stage - is_old
+            # The new pairs of the second stage are its last fifteen; the third carries those on.
+            name = f"t/{step}-{place + 15 * (is_old and stage > 1)}"
+            rows.append({"image_id": name, "stage": stage, "step": step, "x": place, "y": 10.0 * stage})
+    table = pd.DataFrame(rows).assign(prototype=0, distance=0.5, kept=True)
+    return table.assign(band=np.tile(np.repeat(["central", "support", "outlier"], [24, 4, 2]), 3))
+
+
+@pytest.fixture
+def trajectory():
+    return pd.DataFrame(
+        {"snapshot": [0, 1, 2, 3], "step": [10, 11, 12, 13], "stage": [0, 0, 1, 2], "phase": "curate", "prototype": 0}
+    ).assign(x=[1.0, 2, 3, 4], y=[0.0, 1, 11, 21])
+
+
+def test_each_panel_shows_the_map_of_its_stage(staged, trajectory):
+    figure = plot_prototype_evolution(staged, trajectory)
+    assert titles(figure)[:4] == [
+        "step 10 · start",
+        "step 11 · 30 scored",
+        "step 12 · 15 scored",
+        "step 13 · 15 scored",
+    ]
+    for axes, stage in zip(figure.axes, (0, 0, 1, 2), strict=False):
+        background = next(one for one in axes.collections if one.get_gid() == "pairs").get_offsets()
+        assert set(background[:, 1]) == {10.0 * stage}
+    paths = [line.get_ydata().tolist() for line in figure.axes[3].get_lines() if line.get_gid() == "path"]
+    assert paths == [[0, 1, 11, 21]]
+    # One frame: a point that stays where it was stays in the picture.
+    assert len({axes.get_xlim() for axes in figure.axes[:4]}) == 1
+    caption = describe_prototype_evolution(staged, trajectory, 4)
+    assert "3 stages" in caption
+    assert "n = 60 pairs" in caption
+    assert "seed 4" in caption
+
+
+def test_with_stages_the_start_and_the_ends_of_stages_are_shown():
+    many = pd.DataFrame({"snapshot": range(21), "stage": [0, *np.repeat(range(4), 5)]})
+    assert choose_snapshots(many) == [0, 5, 10, 15, 20]
+
+
+# --- cards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledger():
+    """Prototype 0 has 20 pairs, 1 has 10, 2 has 2; every second pair is kept."""
+    prototype = np.repeat([0, 1, 2], [20, 10, 2])
+    distance = np.concatenate([np.arange(count) / 20 for count in (20, 10, 2)])
+    table = pd.DataFrame({"image_id": [f"t/{row:02d}" for row in range(32)], "epoch": 0, "prototype": prototype})
+    return table.assign(
+        distance=distance, kept=np.arange(32) % 2 == 0, band=np.where(distance > 0.4, "support", "central")
+    )
+
+
+def test_cards_list_the_nearest_median_and_farthest(ledger):
+    cards = list_prototype_cards(ledger)
+    first = cards[cards.prototype == 0]
+    assert first[first.place == "nearest"].image_id.tolist() == ["t/00", "t/01", "t/02"]
+    assert first[first.place == "median"].image_id.tolist() == ["t/08", "t/09", "t/10"]
+    assert first[first.place == "farthest"].image_id.tolist() == ["t/17", "t/18", "t/19"]
+    assert (first.members.iloc[0], first.usage.iloc[0], first.keep_rate.iloc[0]) == (20, 20 / 32, 0.5)
+    # No pair stands on a card twice, however few there are.
+    assert cards[cards.prototype == 2].image_id.tolist() == ["t/30", "t/31"]
+    assert list_prototype_cards(ledger, most=2).prototype.unique().tolist() == [0, 1]
+
+
+def test_a_card_shows_every_radiograph_in_its_band_and_what_became_of_it(ledger):
+    read = []
+    figure = plot_prototype_cards(ledger, lambda image_id: read.append(image_id) or np.zeros((4, 4), np.uint8))
+    assert read == list_prototype_cards(ledger).image_id.tolist()
+    assert sum(len(axes.get_images()) for axes in figure.axes) == len(read)
+    words = texts(figure)
+    assert {"Prototype 0", "20 pairs (62 %)", "50 % kept", "nearest", "median", "farthest"} <= set(words)
+    assert "0.00 kept" in words
+    assert "0.05 dropped" in words
+    assert "all prototypes" in describe_prototype_cards(ledger)
+    assert "the 2 most used of 3 prototypes" in describe_prototype_cards(ledger, most=2)
+    with pytest.raises(StudyError, match="nothing to draw"):
+        plot_prototype_cards(ledger[:0], read.append)
+
+
+# --- usage, spread, churn --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history():
+    return pd.DataFrame(
+        {"phase": ["warm_up", "curate", "curate"], "step": [0, 1, 2], "prototype_spread": [np.nan, 0.7, 0.8]}
+    ).assign(usage=[[], [3, 1], [2, 2]])
+
+
+@pytest.fixture
+def epochs():
+    """Ten pairs kept 0-4, then 3-6, then 3-6 again; one pair is considered in the first epoch only."""
+    kept = [range(5), range(3, 7), range(3, 7)]
+    rows = [(f"t/{n}", epoch, n in kept[epoch]) for epoch in range(3) for n in range(10)]
+    return pd.DataFrame([*rows, ("t/once", 0, True)], columns=["image_id", "epoch", "kept"])
+
+
+def test_churn_counts_what_changed_between_epochs(epochs):
+    churn = measure_churn(epochs.sample(frac=1, random_state=0))
+    assert churn.epoch.tolist() == [1, 2]
+    # Kept before 0-4 and now 3-6: 5 and 6 come in, 0, 1 and 2 go; seven were kept in either.
+    first = churn.iloc[0]
+    assert (first.pairs, first.kept, first.readmitted, first.newly_dropped) == (10, 4, 2, 3)
+    assert (first.readmitted_share, first.newly_dropped_share, first.differ) == (2 / 4, 3 / 5, 5 / 7)
+    assert churn.iloc[1][["readmitted", "newly_dropped", "differ"]].tolist() == [0, 0, 0]
+    assert measure_churn(epochs[epochs.epoch == 0]).empty
+
+
+def test_panels_are_drawn_where_there_are_numbers(history, ledger, epochs):
+    assert titles(plot_prototype_dynamics(history, ledger)) == ["Prototype usage", "Between prototypes"]
+    assert "no churn to show" in describe_prototype_dynamics(history, ledger)
+    assigned = history.assign(assignment_min=[np.nan, 0.1, 0.2], assignment_max=[np.nan, 0.6, 0.5])
+    figure = plot_prototype_dynamics(assigned, epochs)
+    assert titles(figure) == ["Prototype usage", "Between prototypes", "Assignment probability", "Churn"]
+    usage, spread, probability, churn = figure.axes
+    assert [bar.get_height() for bar in usage.patches] == [75, 50, 25, 50]
+    assert spread.get_lines()[0].get_ydata().tolist() == [0.7, 0.8]
+    assert [line.get_ydata().tolist() for line in probability.get_lines()] == [[0.6, 0.5], [0.1, 0.2]]
+    assert churn.get_lines()[0].get_ydata() == pytest.approx([500 / 7, 0])
+    caption = describe_prototype_dynamics(assigned, epochs, 2)
+    assert "From epoch 1 to 2, 0.0 % differ, over 10 pairs" in caption
+    assert "d, decisions that differ" in caption
+    # Columns without a value are no panel.
+    assert len(plot_prototype_dynamics(assigned.assign(assignment_min=np.nan, assignment_max=np.nan), ledger).axes) == 2
+    with pytest.raises(StudyError, match="nothing to draw"):
+        plot_prototype_dynamics(history[:1], ledger)
+
+
+# --- the audit -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report():
+    rows = [
+        ("finding", "Hernia", 10, 0.6, 0.4, 0.8, 1.0, False, False),
+        ("finding", "Effusion", 90, 0.3, 0.25, 0.35, 0.01, True, True),
+        ("finding", "No Finding", 200, 0.1, 0.08, 0.12, 0.01, True, False),
+        ("sex", "F", 150, 0.2, 0.15, 0.25, 1.0, False, False),
+    ]
+    names = ["kind", "group", "n", "keep_rate", "ci_low", "ci_high", "p_holm", "dropped_more", "warning"]
+    table = pd.DataFrame(rows, columns=names).assign(others_rate=0.4)
+    left_out = pd.DataFrame({"kind": ["sex"], "group": ["M"], "reason": ["no pairs"]})
+    return AuditReport(table, left_out, pairs=300, patients=120, kept=60, permutations=2000)
+
+
+def test_the_audit_draws_rates_in_percent_and_marks_warnings(report):
+    figure = plot_audit(report)
+    findings, others = figure.axes
+    assert marks(findings, "estimate") == pytest.approx([10, 30, 60])
+    assert marks(findings, "interval") == pytest.approx([8, 12, 25, 35, 40, 80])
+    assert marks(others, "estimate") == pytest.approx([20])
+    colours = [line.get_color() for line in findings.get_lines() if line.get_gid() == "estimate"]
+    assert colours == [SEQUENCE[1], ACCENT, GREY]
+    assert [label.get_text() for label in findings.get_yticklabels()] == [
+        "No Finding (200)",
+        "Effusion (90)",
+        "Hernia (10)",
+    ]
+    assert "all pairs (20.0 %)" in texts(figure)
+    caption = describe_audit(report, 1)
+    assert "Warnings: Effusion (30 % against 40 % of the others, p 0.010)." in caption
+    assert "n = 300 pairs of 120 patients, 60 kept, seed 1" in caption
+    assert len(list_audit_groups(report.table)) == 2
+
+
+def test_an_audit_without_a_warning_says_so_and_one_side_may_be_missing(report):
+    table = report.table[report.table.kind == "sex"]
+    alone = AuditReport(table, report.left_out[:0], 300, 120, 60, 2000)
+    assert len(plot_audit(alone).axes) == 1
+    assert "No group was kept less often than chance allows." in describe_audit(alone)
+    with pytest.raises(StudyError, match="nothing to draw"):
+        plot_audit(AuditReport(table[:0], report.left_out, 300, 120, 60, 2000))
+
+
+# --- the ablation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ablation():
+    rows = []
+    for factor, values in (("prototypes", ("3", "6", "12")), ("quirk F1", ("drop", "keep"))):
+        for place, value in enumerate(values):
+            published = value in ("6", "drop")
+            for metric, level in (("auroc", 0.7), ("keep_ratio", 0.2)):
+                measure = level + (0.0 if published else 0.01 * (place + 1))
+                rows.append((factor, value, published, metric, measure, measure - 0.02, measure + 0.02, 3, 400))
+    names = ["factor", "value", "published", "metric", "measure", "ci_low", "ci_high", "seeds", "n"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_the_ablation_draws_each_setting_in_each_measure(ablation):
+    figure = plot_curator_ablation(ablation)
+    kept, auroc = figure.axes
+    assert titles(figure) == ["Kept (%)", "Zero-shot\nAUROC \N{RIGHTWARDS ARROW}"]
+    assert marks(kept, "estimate") == pytest.approx([21, 20, 23, 20, 22])
+    assert marks(auroc, "estimate") == pytest.approx([0.71, 0.7, 0.73, 0.7, 0.72])
+    assert set(marks(kept, "published")) == {20.0}
+    labels = kept.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["3", "6", "12", "drop", "keep"]
+    assert [label.get_text() for label in labels if label.get_fontweight() == "bold"] == ["6", "drop"]
+    assert {"prototypes", "quirk F1"} <= set(texts(figure))
+    caption = describe_curator_ablation(ablation)
+    assert "2 constants, 5 settings, n = 400 pairs, 3 seeds." in caption
+    assert "95 % intervals" in caption
+
+
+def test_a_setting_that_was_not_measured_leaves_a_gap(ablation):
+    ablation.loc[(ablation.value == "12") & (ablation.metric == "auroc"), ["measure", "ci_low", "ci_high"]] = np.nan
+    ablation.loc[ablation.metric == "keep_ratio", ["ci_low", "ci_high"]] = np.nan
+    kept, auroc = plot_curator_ablation(ablation).axes
+    assert len(marks(auroc, "estimate")) == 4
+    assert marks(kept, "interval") == []
+    assert "None for: Kept (%)." in describe_curator_ablation(ablation)
+    with pytest.raises(StudyError, match="lacks the column measure"):
+        plot_curator_ablation(ablation.drop(columns="measure"))
+    with pytest.raises(StudyError, match="nothing to draw"):
+        plot_curator_ablation(ablation[:0])
+
+
+def test_the_ratio_law_is_that_of_the_design():
+    table = pd.DataFrame(
+        {"prototypes": [6, 6, 12], "central_cap": 10, "super_batch": [480, 60, 480], "measure": [0.22, 0.9, 0.34]}
+    )
+    law = add_ratio_law(table)
+    # 0.10 + 60 / 480; at most 0.95; 0.10 + 120 / 480.
+    assert law.law.tolist() == pytest.approx([0.225, 0.95, 0.35])
+    figure = plot_ratio_law(table)
+    assert sorted(marks(figure.axes[0], "estimate")) == pytest.approx([22.5, 35, 95])
+    assert sorted(marks(figure.axes[0], "estimate", "y")) == pytest.approx([22, 34, 90])
+    assert sorted(marks(figure.axes[1], "estimate", "y")) == pytest.approx([-5, -1, -0.5])
+    caption = describe_ratio_law(table.assign(n=400, seeds=1))
+    assert "from \N{MINUS SIGN}5.0 to \N{MINUS SIGN}0.5 points off" in caption
+    assert "No intervals, n = 400 pairs, 1 seed." in caption
+    assert "Super" not in caption
+
+
+# --- the comparison of methods ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def comparison():
+    rows = []
+    for method, recall, radius, auroc in (
+        ("random", 0.20, 0.50, 0.60),
+        ("bands", 0.40, 0.50, 0.65),
+        ("k_centre", 0.22, 0.30, 0.52),
+    ):
+        rows.append((method, "rare_recall", recall, recall - 0.05, recall + 0.05, "same_data"))
+        rows.append((method, "coverage_radius", radius, radius - 0.05, radius + 0.05, "same_data"))
+        for kind, more in (("same_data", 0.0), ("same_compute", 0.1)):
+            rows.append((method, "auroc_macro", auroc + more, auroc + more - 0.03, auroc + more + 0.03, kind))
+    names = ["method", "metric", "measure", "ci_low", "ci_high", "budget_kind"]
+    return pd.DataFrame(rows, columns=names).assign(seeds=3, n=400)
+
+
+def test_methods_are_judged_against_random_in_the_direction_of_each_measure(comparison):
+    judged = list_comparison(comparison).set_index(["method", "metric", "budget_kind"]).verdict
+    assert judged["bands", "rare_recall", "same_data"] == "better"
+    assert judged["k_centre", "rare_recall", "same_data"] == "even"
+    # A smaller radius covers better.
+    assert judged["k_centre", "coverage_radius", "same_data"] == "better"
+    # Each kind of budget has its own random choice.
+    assert judged["bands", "auroc_macro", "same_compute"] == "better"
+    assert judged["k_centre", "auroc_macro", "same_compute"] == "worse"
+    row = comparison.iloc[0]
+    assert judge_against_random(row, np.nan) == "even"
+
+
+def test_methods_are_sorted_by_their_mean_rank(comparison):
+    assert order_methods(comparison) == ["bands", "k_centre", "random"]
+    # A measure that a method lacks does not move it.
+    lacking = comparison[(comparison.method != "bands") | (comparison.metric == "rare_recall")]
+    assert order_methods(lacking)[0] == "bands"
+
+
+def test_the_comparison_draws_every_measure_with_random_as_a_line(comparison):
+    figure = plot_method_comparison(comparison)
+    recall, radius, auroc = figure.axes
+    assert marks(recall, "estimate") == pytest.approx([20, 40, 22])
+    assert set(marks(recall, "random")) == {20.0}
+    assert marks(radius, "estimate") == pytest.approx([0.5, 0.5, 0.3])
+    assert sorted(set(marks(auroc, "random"))) == pytest.approx([0.6, 0.7])
+    assert len(marks(auroc, "estimate")) == 6
+    names = [label.get_text() for label in recall.get_yticklabels()]
+    assert names == ["Prototype bands (published)", "k-centre (farthest point)", "Random"]
+    caption = describe_method_comparison(comparison)
+    assert "Of 8 measures 4 are better than random, 2 worse." in caption
+    assert "n = 400" in caption
+    assert "3 seeds" in caption
+
+
+def test_what_is_missing_is_left_out_or_said(comparison):
+    without_random = comparison[comparison.method != "random"]
+    assert marks(plot_method_comparison(without_random).axes[0], "random") == []
+    assert len(plot_method_comparison(comparison.assign(ci_low=np.nan, ci_high=np.nan)).axes) == 3
+    with pytest.raises(StudyError, match="lacks the column budget_kind"):
+        plot_method_comparison(comparison.drop(columns="budget_kind"))
+    with pytest.raises(StudyError, match="nothing to draw"):
+        plot_method_comparison(comparison.assign(measure=np.nan))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_and_their_numbers_can_be_saved_and_are_the_same_bytes(home, ledger, comparison):
+    run = Run("figures")
+
+    def pixels(image_id):
+        return np.full((4, 4), 9, np.uint8)
+
+    for name, draw, data in (
+        ("cards", lambda: plot_prototype_cards(ledger, pixels), list_prototype_cards(ledger)),
+        ("comparison", lambda: plot_method_comparison(comparison), list_comparison(comparison)),
+    ):
+        first = save_figure(run, draw(), name, "caption", data).read_bytes()
+        assert save_figure(run, draw(), name, "caption", data).read_bytes() == first
