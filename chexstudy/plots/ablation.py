@@ -16,12 +16,16 @@ from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, t
 _METRICS: dict[str, tuple[str, bool | None]] = {
     "keep_ratio": ("Kept (%)", None),
     "rare_recall": ("Rare findings\nkept (%)", True),
+    "enrichment": ("Tail kept\nover chance (\N{MULTIPLICATION SIGN})", True),
     "duplicates_removed": ("Copies\nremoved (%)", True),
     "mismatched_kept": ("Mismatched\nkept (%)", False),
+    "redundancy": ("Redundancy\n(cosine)", False),
+    "knn_coverage": ("Covered by\nneighbours (%)", True),
     "auroc": ("Zero-shot\nAUROC", True),
+    "auroc_tail": ("Zero-shot\nAUROC, tail", True),
 }
-_IN_PERCENT = ("keep_ratio", "rare_recall", "duplicates_removed", "mismatched_kept")
-_PUBLISHED = ArmStyle("published setting", ACCENT, "D")
+_IN_PERCENT = ("keep_ratio", "rare_recall", "duplicates_removed", "mismatched_kept", "knn_coverage")
+_REFERENCE = ArmStyle("reference setting", ACCENT, "D")
 _OTHER = ArmStyle("other setting", SEQUENCE[1], "o")
 _ROW_MM, _GAP = 3.9, 1.35
 _MOST_TICKS = 6
@@ -31,12 +35,13 @@ _LAW_COLUMNS = ("prototypes", "central_cap", "super_batch", "measure")
 
 
 def plot_curator_ablation(table: pd.DataFrame) -> Figure:
-    """Every setting of every constant, with all other constants as published, by each measure.
+    """Every setting of every constant, with all other constants as in the reference, by each measure.
 
     Args:
-        table: one row a factor, value and metric: ``factor``, ``value`` (text), ``published`` (whether the value is the
-            published one), ``metric``, ``measure``, ``ci_low``, ``ci_high`` (NaN where there is none), and ``seeds``
-            and ``n`` for the caption. Factors and values are drawn in the order in which they come.
+        table: one row a factor, value and metric: ``factor``, ``value`` (text), ``published`` (whether it is the
+            reference's own: the published value, or for a size the study's), ``metric``, ``measure``, ``ci_low``,
+            ``ci_high`` (NaN where there is none), and ``seeds`` and ``n`` for the caption. Factors and values are drawn
+            in the order in which they come.
 
     Raises:
         StudyError: the table is empty, or lacks a column.
@@ -57,9 +62,9 @@ def plot_curator_ablation(table: pd.DataFrame) -> Figure:
     _label_lines(grid[0], lines)
     handles = [
         Line2D([], [], linestyle="none", marker=style.marker, color=style.colour, markersize=4.2, label=style.name)
-        for style in (_PUBLISHED, _OTHER)
+        for style in (_REFERENCE, _OTHER)
     ]
-    handles.append(Line2D([], [], color=ACCENT, linewidth=0.7, linestyle=(0, (3, 2)), label="published value"))
+    handles.append(Line2D([], [], color=ACCENT, linewidth=0.7, linestyle=(0, (3, 2)), label="its measure"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -77,7 +82,7 @@ def _order_metrics(table: pd.DataFrame) -> list[str]:
 
 
 def _list_lines(table: pd.DataFrame) -> list[tuple[float, str, str, bool]]:
-    """Height on the axes, factor, value and whether it is the published one, factors apart by a heading."""
+    """Height on the axes, factor, value and whether it is the reference's own, factors apart by a heading."""
     lines, y = [], 0.0
     for factor in table.factor.unique():
         rows = table[table.factor == factor].drop_duplicates("value")
@@ -89,17 +94,17 @@ def _list_lines(table: pd.DataFrame) -> list[tuple[float, str, str, bool]]:
 
 def _draw_metric(axes: Axes, rows: pd.DataFrame, lines: list, scale: float) -> None:
     found = {(row.factor, str(row.value)): row for row in rows.itertuples()}
-    published = [row.measure for row in found.values() if row.published and np.isfinite(row.measure)]
-    if published:
+    reference = [row.measure for row in found.values() if row.published and np.isfinite(row.measure)]
+    if reference:
         axes.axvline(
-            scale * float(np.median(published)), color=ACCENT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1,
+            scale * float(np.median(reference)), color=ACCENT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1,
             gid="published",
         )  # fmt: skip
     for y, factor, value, _ in lines:
         row = found.get((factor, value))
         if row is None or not np.isfinite(row.measure):
             continue
-        style = _PUBLISHED if row.published else _OTHER
+        style = _REFERENCE if row.published else _OTHER
         draw_estimate(axes, scale * row.measure, y, scale * row.ci_low, scale * row.ci_high, style)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
@@ -108,8 +113,8 @@ def _draw_metric(axes: Axes, rows: pd.DataFrame, lines: list, scale: float) -> N
 
 def _label_lines(axes: Axes, lines: list) -> None:
     axes.set_yticks([y for y, *_ in lines], [value for _, _, value, _ in lines])
-    for label, (*_, published) in zip(axes.get_yticklabels(), lines, strict=True):
-        label.set_fontweight("bold" if published else "normal")
+    for label, (*_, reference) in zip(axes.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("bold" if reference else "normal")
     for factor in dict.fromkeys(factor for _, factor, *_ in lines):
         first = min(y for y, name, *_ in lines if name == factor)
         heading = axes.annotate(
@@ -122,21 +127,29 @@ def _label_lines(axes: Axes, lines: list) -> None:
         each.spines["left"].set_visible(False)
 
 
-def describe_curator_ablation(table: pd.DataFrame) -> str:
-    """The caption of `plot_curator_ablation`."""
+def describe_curator_ablation(table: pd.DataFrame, reference: str = "the published curator", over: str = "") -> str:
+    """The caption of `plot_curator_ablation`.
+
+    Args:
+        table: what is drawn.
+        reference: the reference in words, such as ``the published curator with K = 6``.
+        over: what the intervals are over, such as ``over seeds``.
+    """
     metrics = _order_metrics(table)
     counts = f"{table.factor.nunique()} constants, {len(_list_lines(table))} settings"
-    interval = "Lines are 95 % intervals. " if table.ci_low.notna().any() else "No intervals could be computed. "
+    drawn = table.ci_low.notna()
+    words = f"95 % intervals {over}".strip()
+    interval = f"Lines are {words}. " if drawn.any() else "No intervals could be computed. "
     without = [
         _METRICS.get(metric, (metric, None))[0].replace("\n", " ")
         for metric in metrics
-        if table[table.metric == metric].ci_low.isna().all()
+        if not drawn[table.metric == metric].any()
     ]
-    if without and table.ci_low.notna().any():
+    if without and drawn.any():
         interval += f"None for: {', '.join(without)}. "
     return (
-        "Ablation of the curator: one constant is changed, all others are as published. Diamonds and bold: the "
-        "published setting; dashed: its value. Arrows point to better. "
+        f"Ablation of the curator. One constant is changed, all others are as in the reference, {reference}. Diamonds "
+        "and bold: the reference's own setting; dashed: its measure. Arrows point to better. "
         f"{interval}{counts}{_describe_sample(table)}"
     )
 
@@ -221,7 +234,7 @@ def describe_ratio_law(table: pd.DataFrame) -> str:
     rows = add_ratio_law(table)
     off = 100 * (rows.measure - rows.law)
     least, most = (f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") for value in (off.min(), off.max()))
-    interval = "Lines are 95 % intervals" if rows.ci_low.notna().any() else "No intervals"
+    interval = "Lines are 95 % intervals over seeds" if rows.ci_low.notna().any() else "No intervals"
     return (
         "The share kept by the published rule is set by its constants, not by the data: measured shares against 0.10 + "
         "cap \N{MULTIPLICATION SIGN} K / B, at most 0.95, for K prototypes, cap central members each and super-batches "
