@@ -101,6 +101,7 @@ def curate_files(wanted: FileCuration) -> None:
             write_table(decisions[["image_id", "score"]], wanted.scores, record)
             print(f"The scores of all pairs, image_id and score, are in {wanted.scores}.")
         if wanted.report:
+            print()
             # Copies of an image are embedded alike, so the image side tells them.
             report_audit(
                 audit_selection(
@@ -115,7 +116,7 @@ def curate_files(wanted: FileCuration) -> None:
 
 def report_audit(report: AuditReport, path: Path | None = None) -> None:
     """Print an audit, and write its table to ``path`` if one is given."""
-    print(f"\n{describe_audit(report)}")
+    print(describe_audit(report))
     if path:
         with atomic_path(path) as temporary:
             report.table.to_parquet(temporary, index=False)
