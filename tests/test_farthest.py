@@ -79,12 +79,12 @@ def test_cover_of_points_on_a_line_by_hand():
 
 
 @pytest.mark.parametrize("make", [_random, _clustered])
-@pytest.mark.parametrize("count", [1, 454, 2000])
+@pytest.mark.parametrize("count", [1, 341, 1500])
 @pytest.mark.parametrize("row_block", [8192, 70])
 @pytest.mark.parametrize("rounded", [True, False])
 def test_the_pooled_method_makes_the_picks_of_the_plain_loop(make, count, row_block, rounded, monkeypatch):
     monkeypatch.setattr(farthest, "_rounded_products_pay", lambda dim: rounded)
-    features = make(2000)
+    features = make(1500)
     rows, distances, remaining = _cover_plainly(features, count, start=17)
     cover = cover_points(features, count, 17, row_block=row_block)
     assert cover.rows.tolist() == rows.tolist()
