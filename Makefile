@@ -1,6 +1,6 @@
 # What can be made here; `make` alone lists it.
 #   make study PROFILE=debug            another profile (a file of notebooks/profiles)
-#   make study ARGS="-p seed 1"         more arguments for `chexstudy run all`
+#   make study ARGS="-p seed 1"         more arguments for `chexstudy run`
 #   make test  PYTHON=python3.12        which Python creates .venv
 
 PROFILE ?= demo
@@ -16,14 +16,17 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study figures test lint lab sync hooks lock clean
+.PHONY: help study curators figures test lint lab sync hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-study: $(STAMP) ## Run every notebook of a profile: cohort, pretraining, evaluation, figures
-	@$(BIN)/chexstudy run all --profile $(PROFILE) $(ARGS)
+study: $(STAMP) ## Run the street, notebooks 1 to 6: cohort, curation, pretraining, evaluation, figures
+	@$(BIN)/chexstudy run 01 02 03 04 05 06 --profile $(PROFILE) $(ARGS)
+
+curators: $(STAMP) ## Run notebooks 7 and 8 on a finished study: ablate the curator, compare every method
+	@$(BIN)/chexstudy run 07 08 --profile $(PROFILE) $(ARGS)
 
 figures: $(STAMP) ## Draw the figures of a finished study again and copy them to figures/
 	@$(BIN)/chexstudy figures --study $(PROFILE) --copy-to figures

@@ -1,5 +1,7 @@
 """The online curator run over features that are at hand: what it would keep if the model stood still."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +57,30 @@ def curate_stream(
     Raises:
         StudyError: there are fewer pairs than prototypes, a super-batch holds fewer, or the budget cannot be met.
     """
+    with _one_thread():
+        return _curate(features, config, generator, super_batch, order, epochs, label)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A stream is decided in small pieces; threads that share them would wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _curate(
+    features: np.ndarray,
+    config: CuratorConfig,
+    generator: torch.Generator,
+    super_batch: int,
+    order: np.ndarray | None,
+    epochs: int,
+    label: str,
+) -> Stream:
     count = len(features)
     if super_batch < config.prototypes:
         raise StudyError(
