@@ -4,10 +4,12 @@ Nothing is chosen on a test split: prompts and the strength of the linear probe 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, me
 from chexstudy.evaluation.scores import compare_scores, measure_seeds, read_scores, scores_artifact, write_scores
 from chexstudy.evaluation.statistics import RESAMPLES, auroc, bootstrap_patients, macro_mean
 from chexstudy.evaluation.zero_shot import evaluate_zero_shot, zero_shot_scores
-from chexstudy.pretraining.arms import arm_folder, require_current_arm
+from chexstudy.pretraining.arms import read_costs, require_current_arm
 from chexstudy.pretraining.model import ImageTextModel, load_model
 from chexstudy.progress import progress
 from chexstudy.runs import Run
@@ -36,6 +38,7 @@ _MADE_BY = "04_pretrain_curated"
 _EVALUATED_BY = "05_compare_arms"
 _TEST_SPLITS = ("test", "test_enriched")
 _BATCH = 256
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,52 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
     return rows
 
 
+def score_zero_shot(evaluation: Evaluation, arm: str, seed: int, data_set: str) -> str:
+    """Zero-shot scores of one trained arm on one test set, with the prompts chosen on validation.
+
+    Kept as `chexstudy.evaluation.scores.scores_artifact`, as `evaluate_arm` does, which measures all else as well.
+
+    Returns:
+        The artifact's name.
+
+    Raises:
+        StudyError: the arm was not trained.
+    """
+    run, folder = evaluation.run, require_current_arm(evaluation.run, arm, seed)
+    name = scores_artifact(arm, seed, "zero_shot", data_set)
+    inputs, parameters = ("cohort.parquet", "pixels/index.parquet", f"{folder}/compute.json"), {"prompts": CHOSEN}
+    if run.is_current(name, run.key(parameters, inputs)):
+        return name
+    model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        return encode_sentences(model, sentences, evaluation.device)
+
+    validation = _embed_validation(evaluation, model)
+    test = _EmbeddedSplit(evaluation, model, evaluation.test_sets()[data_set], with_texts=False)
+    family = FAMILIES[_choose_prompts(validation, encode, evaluation.findings)]
+    scores = zero_shot_scores(test.images, encode, evaluation.findings, family)
+    place = {"arm": arm, "seed": seed, "task": "zero_shot", "data_set": data_set}
+    write_scores(run, scores, test.rows.image_id, evaluation.findings, **place)
+    run.record(name, parameters, inputs, seed)
+    return name
+
+
+def score_arms(
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], data_set: str, workers: int = 1
+) -> None:
+    """`score_zero_shot` for every arm and seed, several side by side; use one worker on a GPU."""
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    for job in jobs:
+        require_current_arm(evaluation.run, *job)
+    _work_apart(evaluation, partial(score_zero_shot, data_set=data_set), jobs, workers)
+
+
+def tell_exposure(run: Run, arm: str, seed: int) -> str:
+    """Whether a trained arm's encoders may have seen the held-out data: ``held_out`` or ``unknown``."""
+    return _exposure(load_model(run.path(f"{require_current_arm(run, arm, seed)}/model")))
+
+
 def _exposure(model: ImageTextModel) -> str:
     # An encoder from scratch has seen the training split alone; what a released one has seen is not known here.
     names = (model.image_tower.encoder.origin["name"], model.text_tower.encoder.origin["name"])
@@ -156,8 +205,7 @@ def _exposure(model: ImageTextModel) -> str:
 
 def _measure_arm(evaluation: Evaluation, model: ImageTextModel, arm: str, seed: int) -> list[pd.DataFrame]:
     findings, tiers = evaluation.findings, evaluation.tiers()
-    rows = evaluation.cohort[evaluation.cohort.split == "validate"]
-    validation = _EmbeddedSplit(evaluation, model, rows, with_texts=False) if len(rows) else None
+    validation = _embed_validation(evaluation, model)
     tests = {
         name: _EmbeddedSplit(evaluation, model, rows, with_texts=True) for name, rows in evaluation.test_sets().items()
     }
@@ -214,6 +262,11 @@ def _measure_zero_shot(
     return rows.assign(task="zero_shot")
 
 
+def _embed_validation(evaluation: Evaluation, model: ImageTextModel) -> _EmbeddedSplit | None:
+    rows = evaluation.cohort[evaluation.cohort.split == "validate"]
+    return _EmbeddedSplit(evaluation, model, rows, with_texts=False) if len(rows) else None
+
+
 def _choose_prompts(validation: _EmbeddedSplit | None, encode, findings: list[str]) -> str:
     if validation is None:
         return PUBLISHED.name
@@ -222,17 +275,19 @@ def _choose_prompts(validation: _EmbeddedSplit | None, encode, findings: list[st
     return choose_prompts(scores, validation.labels) if np.isfinite(evaluable).any() else PUBLISHED.name
 
 
-def _evaluate_arms_apart(evaluation: Evaluation, jobs: list[tuple[str, int]], workers: int) -> list[pd.DataFrame]:
-    """`evaluate_arm` for every job, in processes of one share of the cores each."""
+def _work_apart(
+    evaluation: Evaluation, task: Callable[..., _Result], jobs: list[tuple[str, int]], workers: int
+) -> list[_Result]:
+    """``task(evaluation, arm, seed)`` for every job, in processes of one share of the cores each."""
     if workers <= 1 or len(jobs) == 1:
-        return [evaluate_arm(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
+        return [task(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
     # Cohort and pixels are read anew there: cheaper than sending them.
     settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device")}
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_open_evaluation, initargs=(evaluation.run.study, settings, threads)
     ) as pool:
-        return list(progress(pool.map(_evaluate_job, jobs), len(jobs), "evaluating arms"))
+        return list(progress(pool.map(partial(_work, task), jobs), len(jobs), "evaluating arms"))
 
 
 _opened: Evaluation | None = None
@@ -245,8 +300,8 @@ def _open_evaluation(study: str, settings: dict, threads: int) -> None:
     _opened = Evaluation(run, read_cohort(run.path("cohort.parquet")), open_pixel_store(run), **settings)
 
 
-def _evaluate_job(job: tuple[str, int]) -> pd.DataFrame:
-    return evaluate_arm(_opened, *job)
+def _work(task: Callable[..., _Result], job: tuple[str, int]) -> _Result:
+    return task(_opened, *job)
 
 
 def evaluate_arms(
@@ -275,7 +330,7 @@ def evaluate_arms(
     for job in jobs:
         # Said at once, not after the arms before it were measured.
         require_current_arm(evaluation.run, *job)
-    by_seed = _evaluate_arms_apart(evaluation, jobs, workers)
+    by_seed = _work_apart(evaluation, evaluate_arm, jobs, workers)
     over_seeds = [_summarise_arm(evaluation, arm, seeds) for arm in arms]
     others = [arm for arm in arms if arm != reference] if reference in arms else []
     differences = [_subtract_arms(evaluation, reference, other, seeds) for other in others]
@@ -310,8 +365,7 @@ def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd
         retrieval = measure_rank_seeds(ranks, rows.patient_id, evaluation.generator(), resamples=evaluation.resamples)
         tables.append(retrieval.assign(data_set=name, task="retrieval"))
     summary = pd.concat(tables, ignore_index=True).assign(arm=arm)
-    costs = [evaluation.run.read_json(f"{arm_folder(arm, seed)}/compute.json", _MADE_BY) for seed in seeds]
-    return summary.assign(**{name: float(np.mean([cost[name] for cost in costs])) for name in ("flops", "seconds")})
+    return summary.assign(**read_costs(evaluation.run, [arm], seeds)[["flops", "seconds"]].mean())
 
 
 def _subtract_arms(evaluation: Evaluation, first: str, second: str, seeds: Sequence[int]) -> pd.DataFrame:

@@ -100,6 +100,11 @@ def find_arm(name: str) -> Arm:
     )
 
 
+def name_method_arm(method: str, matched: bool = False) -> str:
+    """The arm that is trained on a method's subset, for as many epochs or until the curated arm's operations."""
+    return f"{_BY}{method}{_AT_COMPUTE if matched else ''}"
+
+
 def subset_artifact(method: str, seed: int) -> str:
     """Where a method's subset lies within a run: ``image_id`` and ``weight``."""
     return f"curation/{method}/seed{seed}/subset.parquet"

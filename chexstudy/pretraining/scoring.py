@@ -97,7 +97,7 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     name = f"{folder}/compute.json"
     files = ("image.npy", "text.npy", "ids.parquet", "losses.parquet")
     if run.is_current(name, run.key(parameters, inputs)) and all(run.has(f"{folder}/{file}") for file in files):
-        return _read(run, seed, config)
+        return read_scores(run, seed)
     pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
     measured = _measure(model, pairs, seed, config, chosen)
     # Without its record a half-replaced set of scores counts as none.
@@ -107,9 +107,10 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": measured.image_ids}))
     losses = pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss, "error": measured.error})
     run.write_table(f"{folder}/losses.parquet", losses)
-    run.write_json(name, measured.cost | {"temperature": measured.temperature})
+    softmax = {"temperature": measured.temperature, "batch_size": measured.batch_size}
+    run.write_json(name, measured.cost | softmax)
     run.record(name, parameters, inputs, seed)
-    return _read(run, seed, config)
+    return read_scores(run, seed)
 
 
 def score_with_reference(
@@ -152,6 +153,26 @@ def score_with_reference(
     )
 
 
+def read_scores(run: Run, seed: int) -> Scores:
+    """What `score_training_pairs` left, whatever it was made with; embeddings are mapped from disk.
+
+    Raises:
+        StudyError: the pairs were not scored with this seed.
+    """
+    folder = _folder(seed)
+    losses = run.read_table(f"{folder}/losses.parquet", _MADE_BY)
+    made = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    return Scores(
+        run.read_table(f"{folder}/ids.parquet", _MADE_BY)["image_id"].to_numpy(),
+        *(run.read_array(f"{folder}/{side}.npy", _MADE_BY, memory_map=True) for side in ("image", "text")),
+        losses["loss"].to_numpy(),
+        losses["error"].to_numpy(),
+        made["temperature"],
+        made["batch_size"],
+        {part: made[part] for part in _NO_COST},
+    )
+
+
 def _folder(seed: int) -> str:
     return f"curation/scoring/seed{seed}"
 
@@ -181,21 +202,6 @@ def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageText
 
 def _autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
     return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
-
-
-def _read(run: Run, seed: int, config: PretrainingConfig) -> Scores:
-    folder = _folder(seed)
-    losses = run.read_table(f"{folder}/losses.parquet", _MADE_BY)
-    cost = run.read_json(f"{folder}/compute.json", _MADE_BY)
-    return Scores(
-        run.read_table(f"{folder}/ids.parquet", _MADE_BY)["image_id"].to_numpy(),
-        *(run.read_array(f"{folder}/{side}.npy", _MADE_BY, memory_map=True) for side in ("image", "text")),
-        losses["loss"].to_numpy(),
-        losses["error"].to_numpy(),
-        cost["temperature"],
-        config.batch_size,
-        {part: cost[part] for part in _NO_COST},
-    )
 
 
 def _measure(
