@@ -1,6 +1,6 @@
 """Maps of the stages of curation: our chain against AlignedUMAP and against maps fitted apart.
 
-    python benchmarks/maps.py --rows 3000 --stages 3
+    python benchmarks/maps.py --rows 2000 --stages 3
 
 Clusters of uneven size drift and blur over the stages, as features do while a model learns; every stage holds the same
 pairs. Each method is judged by its time, by how far neighbours on its maps can be trusted (mean over the stages, 15
@@ -71,7 +71,7 @@ def judge(features: list[np.ndarray], maps: list[np.ndarray]) -> tuple[float, fl
 
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=2)
-    parser.add_argument("--rows", type=int, default=3_000, help="pairs a stage")
+    parser.add_argument("--rows", type=int, default=2_000, help="pairs a stage")
     parser.add_argument("--dim", type=int, default=512, help="width of the features")
     parser.add_argument("--stages", type=int, default=3, help="stages")
     options = parser.parse_args()
@@ -91,7 +91,7 @@ def main() -> None:
     timings = measure_in_turns(
         {name: lambda name=name, fit=fit: results[name].append(fit(features)) for name, fit in methods.items()},
         options.rounds,
-        seconds=240.0,
+        seconds=60.0,
         warm_up=False,
     )
     rows = []

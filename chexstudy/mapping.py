@@ -31,7 +31,7 @@ _SMALLEST_FIT = 16
 _BLOCK_ROWS, _BLOCK_COLUMNS = 1_024, 65_536
 _SPARE = 8
 # From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
-# points a third to a half as far (benchmarks/maps.py).
+# points a quarter to a half as far (benchmarks/maps.py).
 _WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
 
 
