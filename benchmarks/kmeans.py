@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from chexstudy.curation import clustering
@@ -83,13 +84,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="time a candidate may take")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    threadpool_limits(options.threads)
     features = synthetic_features(options.rows, options.dim, options.seed)
     measured = []
     for clusters in options.clusters:
         candidates = list_candidates(features, clusters, options.iterations, options.seed)
-        found: dict[str, Tensor] = {}
-        calls = {name: lambda name=name, fit=fit: found.__setitem__(name, fit()) for name, fit in candidates.items()}
-        timings = measure_in_turns(calls, options.rounds, options.seconds, warm_up=False)
+        timings = measure_in_turns(candidates, options.rounds, options.seconds, warm_up=False)
         for name, timing in timings.items():
             measured.append(
                 {
@@ -101,7 +101,7 @@ def main() -> None:
                     "seconds": timing.best,
                     "median_seconds": timing.median,
                     "rounds": timing.rounds,
-                    "mean_squared_distance": mean_squared_distance(features, found[name].float()),
+                    "mean_squared_distance": mean_squared_distance(features, candidates[name]().float()),
                 }
             )
         print(f"measured K={clusters}", flush=True)

@@ -1,7 +1,7 @@
 """Side-by-side measurement: time several callables in turns, print a table, write `results/NAME.json`.
 
 On a machine that others use as well, only what ran at the same time can be compared. So the callables take turns,
-round after round, and a ratio is taken between the fastest rounds of each.
+round after round, and a ratio is taken between the fastest calls of each.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from chexstudy.runs import atomic_path, code_revision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _VERSIONS = ("numpy", "torch", "numba", "pandas", "scipy", "scikit-learn", "faiss-cpu", "faiss-gpu-cu12")
+_SECONDS_OF_A_TURN = 0.05
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -35,9 +36,9 @@ class Timing:
     """Wall-clock seconds of one callable over its rounds.
 
     Attributes:
-        best: fastest round; ratios are taken of it.
-        median: median round.
-        rounds: how many were run.
+        best: fastest call; ratios are taken of it.
+        median: median call.
+        rounds: how many turns it had.
     """
 
     best: float
@@ -69,6 +70,9 @@ def measure_in_turns(
 ) -> dict[str, Timing]:
     """Time callables in turns: first, second, ..., first, second, ...
 
+    A short callable is called again and again within its turn, so that what the others left in the caches, or took
+    from them, does not count.
+
     Args:
         callables: what is timed, by name. They must wait for their own device work (``torch.cuda.synchronize``).
         rounds: how many turns each gets at most.
@@ -82,15 +86,22 @@ def measure_in_turns(
         for call in callables.values():
             call()
     spent: dict[str, list[float]] = {name: [] for name in callables}
+    turns = dict.fromkeys(callables, 0)
     for _ in range(rounds):
         for name, call in callables.items():
-            if spent[name] and sum(spent[name]) > seconds:
+            if sum(spent[name]) > seconds:
                 continue
             gc.collect()
-            start = time.perf_counter()
-            call()
-            spent[name].append(time.perf_counter() - start)
-    return {name: Timing(min(times), statistics.median(times), len(times)) for name, times in spent.items()}
+            turns[name] += 1
+            start = before = time.perf_counter()
+            while True:
+                call()
+                after = time.perf_counter()
+                spent[name].append(after - before)
+                before = after
+                if after - start >= _SECONDS_OF_A_TURN:
+                    break
+    return {name: Timing(min(times), statistics.median(times), turns[name]) for name, times in spent.items()}
 
 
 def reach(name: str, target: float, measured: float | None, at_least: bool = True, note: str = "") -> Goal:

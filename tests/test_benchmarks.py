@@ -1,0 +1,53 @@
+"""The benchmarks run, small, and record what they say they record."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+_SMALL = {
+    "curator": ["--rows", "150", "--prototypes", "3", "6", "--dim", "16"],
+    "kmeans": ["--rows", "300", "--dim", "8", "--clusters", "4", "--iterations", "2"],
+}
+
+
+@pytest.mark.parametrize("name", _SMALL)
+def test_a_small_run_is_recorded(name, tmp_path):
+    command = [sys.executable, str(_BENCHMARKS / f"{name}.py"), *_SMALL[name], "--rounds", "1", "--out", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["machine"]["cores"] >= 1
+    assert record["versions"]["torch"]
+    assert record["command"].startswith(f"python benchmarks/{name}.py --rows")
+    assert record["rows"]
+    for goal in record["goals"]:
+        assert {"name", "target", "measured", "met"} <= set(goal)
+        assert (goal["measured"] is None) == (goal["met"] is None)
+        assert goal["name"] in shown
+    if name == "curator":
+        assert all(row["fused_differs"] == row["static_differs"] == 0 for row in record["rows"])
+
+
+def test_goals_are_met_from_the_right_side(monkeypatch):
+    monkeypatch.syspath_prepend(_BENCHMARKS)
+    import record
+
+    assert record.reach("speed-up", 6, 6.0).met
+    assert not record.reach("speed-up", 6, 5.9).met
+    assert record.reach("seconds", 60, 59, at_least=False).met
+    assert record.reach("on a GPU", 6, None, note="no GPU").met is None
+
+
+def test_callables_take_turns(monkeypatch):
+    monkeypatch.syspath_prepend(_BENCHMARKS)
+    import record
+
+    monkeypatch.setattr(record, "_SECONDS_OF_A_TURN", 0.0)
+    calls = []
+    timings = record.measure_in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, seconds=60)
+    assert calls == ["a", "b"] * 4
+    assert timings["a"].rounds == 3
+    assert 0 <= timings["a"].best <= timings["a"].median
