@@ -293,7 +293,8 @@ def _draw_churn(axes: Axes, churn: pd.DataFrame) -> None:
     axes.legend(handles=lines, loc="lower left", handlelength=1.2)
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Share of kept pairs (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    # Of one epoch or two, a locator would mark halves.
+    axes.set_xticks(churn.epoch[:: -(-len(churn) // 6)])
 
 
 def describe_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame, seed: int = 0) -> str:
