@@ -25,8 +25,9 @@ _GROUP_ROWS = 512
 _CENTRE_BLOCK = 4096
 # Scores of one row tested at a time: their maximum first, which is vectorised, one by one only where it matters.
 _TILE = 64
-# Where more than this share of so many pairs needs a direct distance, rounded products decide too little.
-_DIRECT_SHARE, _PAIRS_JUDGED = 0.1, 2**21
+# Where more than this share of so many pairs needs a direct distance, rounded products decide too little. The first
+# dozens of picks always need many, so they must not decide alone.
+_DIRECT_SHARE, _PAIRS_JUDGED = 0.1, 2**24
 # Picks on a device between two looks at how far they got.
 _DEVICE_STEPS = 64
 # Below this squared distance a product in float32 has too few correct digits.
