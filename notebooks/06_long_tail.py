@@ -30,6 +30,8 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.table import finding_columns, read_cohort
+from chexstudy.curation.audit import audit_arm, describe_audit, list_audit
+from chexstudy.curation.ledger import read_ledger
 from chexstudy.evaluation.long_tail import (
     density,
     keep_rates_of_seeds,
@@ -40,6 +42,8 @@ from chexstudy.evaluation.long_tail import (
 )
 from chexstudy.evaluation.results import OVER_SEEDS, add_results, read_results
 from chexstudy.notebook import start_notebook
+from chexstudy.plots.audit import describe_audit as caption_audit
+from chexstudy.plots.audit import plot_audit
 from chexstudy.plots.density import describe_density, plot_density, select_density
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_long_tail
 from chexstudy.plots.style import save_figure
@@ -65,8 +69,10 @@ if not finding_columns(train):
 ledgers, local, considered = {}, {}, {}
 for one in choose_seeds(seed, seeds):
     folder = require_current_arm(run, "curated", one)
-    ledger = run.read_table(f"{folder}/ledger.parquet", "04_pretrain_curated").set_index("image_id")
-    features = run.read_array(f"{folder}/features.npy", "04_pretrain_curated").astype(np.float32)
+    ledger = read_ledger(run, "curated", one)
+    last = (ledger.epoch == ledger.epoch.max()).to_numpy()  # the epoch that decided, where there are several
+    ledger = ledger[last].set_index("image_id")
+    features = run.read_array(f"{folder}/features.npy", "04_pretrain_curated")[last].astype(np.float32)
     local[one] = pd.Series(density(features, neighbours), index=ledger.index).reindex(train.image_id).to_numpy()
     ledgers[one], considered[one] = ledger.reindex(train.image_id), sorted(ledger.index)
 kept = {one: ledger.kept.eq(True).to_numpy() for one, ledger in ledgers.items()}
@@ -93,6 +99,23 @@ over.columns = ["pairs", "in the outlier band", "over-representation", "95 % fro
 over.sort_values("over-representation", ascending=False).head(15).round(2)
 
 # %% [markdown]
+# ## Audit: is a group dropped more than chance allows?
+#
+# Each group is compared with all pairs outside it by exchanging decisions between patients, corrected for the number of
+# groups. That pairs without a finding are dropped is what curation means to do; any other warning wants an explanation.
+# `alike` compares within pairs with and without a finding, which explains away what follows from that alone. The first
+# seed; `chexstudy curate --report` gives the others.
+
+# %%
+audit = audit_arm(run, "curated", seed, resamples)
+print(describe_audit(audit))
+
+# %%
+audit_figure = plot_audit(audit)
+save_figure(run, audit_figure, "audit", caption_audit(audit, seed), audit.table)
+audit_figure
+
+# %% [markdown]
 # ## Into the results table
 #
 # Keep rates, and the trend of the gain over the baseline: the slope over log10 prevalence, fitted in every resample of
@@ -102,7 +125,8 @@ over.sort_values("over-representation", ascending=False).head(15).round(2)
 place = {"arm": "curated", "task": "curation", "data_set": f"{train.source.iloc[0]}/train", "exposure": "seen"}
 keep_rows = list_keep_rates(rates).assign(**place)
 trend = measure_gain_trends(run, cohort, read_results(run), baseline, prevalence, resamples=resamples, seed=seed)
-results = add_results(run, pd.concat([keep_rows, trend], ignore_index=True))
+audit_rows = list_audit(audit).assign(**place | {"task": "audit", "seed": seed})
+results = add_results(run, pd.concat([keep_rows, audit_rows, trend], ignore_index=True))
 trend
 
 # %% [markdown]

@@ -283,14 +283,13 @@ def _tabulate(table: pd.DataFrame) -> str:
 
 
 def list_audit(report: AuditReport) -> pd.DataFrame:
-    """The audit as rows of the results table, task ``curation``; the caller adds arm, seed and data set.
+    """The audit as rows of the results table, task ``audit``; the caller adds arm, seed and data set.
 
     ``finding`` is the group, ``setting`` its kind. The metrics are ``keep_ratio``, with its interval, and
     ``dropped_more_p``, the corrected p value; keep rates themselves are rows of `chexstudy.evaluation.long_tail`.
-    `chexstudy.evaluation.results.add_results` replaces all rows of a task: add these together with those.
     """
     shared = report.table.rename(columns={"group": "finding", "kind": "setting", "kept": "positives"})
-    shared = shared.assign(task="curation", exposure="seen")
+    shared = shared.assign(task="audit", exposure="seen")
     ratio = shared.rename(columns={"ratio": "value"}).assign(
         metric="keep_ratio", ci_low=shared.ratio_low, ci_high=shared.ratio_high
     )

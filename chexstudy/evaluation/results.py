@@ -1,7 +1,7 @@
 """The results table: every number of a figure or of the README is a row of it.
 
 Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` (zero_shot | retrieval | linear_probe |
-curation, and of two arms, written ``first - second``, zero_shot_difference | retrieval_difference | gain_trend; of the
+curation | audit, and of two arms, written ``first - second``, zero_shot_difference | retrieval_difference | gain_trend; of the
 curator's ablation ablation_curation | ablation_zero_shot | ablation_zero_shot_difference; of the arms trained on the
 subsets of methods method_curation | method_zero_shot | method_zero_shot_difference, with ``same_data`` or
 ``same_compute`` as setting),

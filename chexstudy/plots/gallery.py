@@ -40,12 +40,27 @@ CATALOGUE = {
     "prototype_evolution": Entry(
         "Prototypes over training", "CheXficient, logged by its public code", "03_watch_prototypes"
     ),
+    "prototype_cards": Entry(
+        "Prototype cards", "no published figure; what each prototype stands for", "03_watch_prototypes"
+    ),
+    "prototype_dynamics": Entry(
+        "Usage, spread and churn of prototypes", "CheXficient, logged by its public code", "03_watch_prototypes"
+    ),
     "training_dynamics": Entry("Training dynamics", "CheXficient, logged by its public code", "04_pretrain_curated"),
     "compute": Entry("Performance against data and compute", "CheXficient, data and compute saved", "05_compare_arms"),
     "zero_shot": Entry("Zero-shot classification", "CheXficient, zero-shot AUROC by data set", "05_compare_arms"),
     "retrieval": Entry("Retrieval", "CheXficient, cross-modal retrieval recall", "05_compare_arms"),
     "density": Entry("Density in the feature space", "CheXficient, density of the curated subset", "06_long_tail"),
+    "audit": Entry("Who is dropped", "no published figure; the audit of the curator", "06_long_tail"),
     "long_tail": Entry("The long tail", "CheXficient, per-finding gain by prevalence", "06_long_tail"),
+    "curator_ablation": Entry("Ablation of the curator", "CheXficient, proposed (C13)", "07_ablate_curator"),
+    "ratio_law": Entry("The share kept and its law", "CheXficient, the published 22.7 %", "07_ablate_curator"),
+    "trained_ablation": Entry("Trained variants of the curator", "CheXficient, proposed (C13)", "07_ablate_curator"),
+    "method_comparison": Entry(
+        "Every method of curation",
+        "no published figure; the methods at the same data and compute",
+        "08_compare_curators",
+    ),
 }
 
 
@@ -96,7 +111,7 @@ def write_gallery(folder: Path | None = None) -> Path:
         "# Figures",
         "",
         "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name.",
-        "Made by `make study`, never by hand. What a published figure shows for its cohort, ours shows for the cohort",
+        "Made by `make study curators`, never by hand. What a published figure shows for its cohort, ours shows for the cohort",
         "named in the captions: the same question, not the same numbers.",
         "",
         "| figure | regenerates | made by |",
