@@ -29,10 +29,7 @@ _GPU_TARGETS = {6: 6.0, 64: 50.0, 512: 200.0}
 
 
 def synthetic_batch(rows: int, prototypes: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Unit-norm features ``(rows, dim)`` scattered around directions, and prototypes near these directions.
-
-    The scatter is wider than the directions are apart from the prototypes, as it is with embeddings of radiographs.
-    """
+    """Unit-norm features ``(rows, dim)`` scattered widely around directions, and prototypes near these directions."""
     generator = torch.Generator().manual_seed(seed)
     directions = normalize(torch.randn(prototypes, dim, generator=generator), dim=1)
     scatter = normalize(torch.randn(rows, dim, generator=generator), dim=1)
@@ -178,7 +175,7 @@ def count_waits(step: Callable[[], object]) -> int:
 
 
 def state_goals(rows: list[dict]) -> list[Goal]:
-    """The goals of the curator's step; the smallest ratio over the sizes of batch and the typical one in the note."""
+    """The goals of the curator's step: the median ratio over the sizes of batch, with each ratio in the note."""
     goals = []
     for device, fast, targets in (("cpu", "fused", _CPU_TARGETS), ("cuda", "graph", _GPU_TARGETS)):
         for count, target in targets.items():
