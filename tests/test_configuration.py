@@ -53,6 +53,7 @@ def test_further_constants_are_read_by_their_type():
         ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16"),
         ({"curation_epochs": 0}, "curation_epochs must be at least 1"),
         ({"outlier_policy": "burn"}, "outlier_policy must be one of drop, keep, review"),
+        ({"rule": "budgeted", "update_timing": "after_step"}, "the budgeted rule moves its prototypes while"),
         ({"budget": 0.0}, "budget must be a share up to 1"),
         ({"super_batch": 5}, "super_batch (5) must hold at least one pair a prototype (6)"),
         ({"fixed_streams": ["weather"]}, "fixed_streams must be one of"),

@@ -47,12 +47,12 @@ def _weights(run, folder):
     return load_file(run.path(f"{folder}/model/projections.safetensors"))
 
 
-@pytest.mark.parametrize("super_batch", [30, 40, 1000])
-def test_the_budgeted_rule_keeps_its_budget_while_the_model_learns(tiny_study, super_batch):
-    config = _config(rule="budgeted", budget=0.3, super_batch=super_batch)
+@pytest.mark.parametrize(("super_batch", "budget"), [(20, 2.0), (40, 0.3), (1000, 0.3)])
+def test_the_budgeted_rule_keeps_its_budget_while_the_model_learns(tiny_study, super_batch, budget):
+    config = _config(rule="budgeted", budget=budget, super_batch=super_batch)
     folder = _train(tiny_study, "curated", config)
     subset = pd.read_parquet(tiny_study.path(f"{folder}/subset.parquet"))
-    assert len(subset) == round(0.3 * len(_train_ids(tiny_study)))
+    assert len(subset) == (budget if budget > 1 else round(budget * len(_train_ids(tiny_study))))
     assert np.isfinite(read_ledger(tiny_study).priority).all()
 
 

@@ -83,3 +83,7 @@ class CuratorConfig:
         ):
             if getattr(self, name) not in choices:
                 raise StudyError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        if self.rule == "budgeted" and self.update_timing != "before_step":
+            raise StudyError(
+                "the budgeted rule moves its prototypes while it decides: use update_timing=before_step with it."
+            )

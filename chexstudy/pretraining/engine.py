@@ -169,7 +169,7 @@ class Trainer:
         probability: Tensor | None = None,
     ) -> None:
         self.model.train(self.config.dropout)
-        if probability is None or len(probability) == 0:
+        if probability is None:
             probability = torch.full((1,), torch.nan)
         learning_rate = rate.at(self.step)
         for group in self.optimizer.param_groups:
@@ -306,12 +306,15 @@ class Trainer:
             features = join_features(image, text)
             generator = self._generator("selection", self.super_batches)
             kept, selection = curator.choose(self.super_batches, torch.from_numpy(batch), features, generator)
-            probability = balanced_assignment(
-                features[kept], curator.prototypes, constants.sinkhorn_epsilon, constants.sinkhorn_iterations
-            ).amax(dim=0)
+            keep = kept.cpu().numpy()
+            # A curator with a budget may keep nothing of a batch.
+            probability = None
+            if keep.any():
+                probability = balanced_assignment(
+                    features[kept], curator.prototypes, constants.sinkhorn_epsilon, constants.sinkhorn_iterations
+                ).amax(dim=0)
             if constants.update_timing == "before_step":
                 usage = curator.update(features, kept)
-        keep = kept.cpu().numpy()
         if record is not None:
             record(self.super_batches, ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection))
         self.pairs_scored += len(batch)
