@@ -1,4 +1,4 @@
-"""Which method of curation when: a table to act on, and sentences, both made from the numbers alone."""
+"""Which method of curation when: tables to read and to act on, and sentences, all made from the numbers alone."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,25 @@ from chexstudy.evaluation.comparison import (
     ZERO_SHOT,
     tabulate_comparison,
 )
+from chexstudy.evaluation.kept import ALL
 from chexstudy.evaluation.results import OVER_SEEDS
-from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.scores import MACRO, TIERS
 from chexstudy.evaluation.statistics import CONFIDENCE
 from chexstudy.pretraining.arms import find_arm
 from chexstudy.pretraining.subsets import BASELINE
 
+_KEPT_HEADINGS = {
+    ("rare_recall", "tail"): "rare recall",
+    ("enrichment", "head"): "enrichment, head",
+    ("enrichment", "medium"): "enrichment, medium",
+    ("enrichment", "tail"): "enrichment, tail",
+    ("redundancy", ALL): "redundancy",
+    ("duplicates_removed", ALL): "duplicates removed",
+    ("coverage_radius", ALL): "coverage radius",
+    ("knn_coverage", ALL): "kNN coverage",
+    ("mismatched_kept", ALL): "mismatched kept",
+    ("junk_kept", ALL): "junk kept",
+}
 _SIGNIFICANCE = 1 - CONFIDENCE
 _AUROC = "auroc_"
 _RARE = "tail"
@@ -52,9 +65,65 @@ MEASURES = {
     "junk_kept": Measure(False, "avoiding junk", "Least of the junk is kept by", ".0%"),
     "auroc_macro": Measure(True, "AUROC of all findings", "The best AUROC of all findings has", ".3f"),
     "auroc_head": Measure(True, "AUROC of common findings", "The best AUROC of common findings has", ".3f"),
-    "auroc_medium": Measure(True, "AUROC of medium findings", "The best AUROC of findings between has", ".3f"),
+    "auroc_medium": Measure(
+        True, "AUROC of medium findings", "The best AUROC of findings of medium prevalence has", ".3f"
+    ),
     "auroc_tail": Measure(True, "AUROC of rare findings", "The best AUROC of rare findings has", ".3f"),
 }
+
+
+def summarise_kept(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each method kept, over seeds, as text with 95 % intervals: one row a method.
+
+    Args:
+        rows: of `chexstudy.evaluation.comparison.measure_methods_kept`, or the results table.
+    """
+    rows = rows[(rows.task == KEPT) & (rows.seed == OVER_SEEDS) & rows.value.notna()]
+    columns = {}
+    for (metric, finding), heading in _KEPT_HEADINGS.items():
+        chosen = rows[(rows.metric == metric) & (rows.finding == finding)]
+        if len(chosen):
+            columns[heading] = _print_by_method(chosen)
+    return pd.DataFrame(columns).reindex(_in_order(rows)).rename_axis("method")
+
+
+def summarise_trained(rows: pd.DataFrame) -> pd.DataFrame:
+    """Zero-shot AUROC over seeds and its difference from random choice, as text: one row a kind of budget and method.
+
+    Args:
+        rows: of `chexstudy.evaluation.comparison.measure_methods_zero_shot`, or the results table.
+    """
+    rows, parts = rows[rows.seed == OVER_SEEDS], []
+    for kind in rows[rows.task == ZERO_SHOT].setting.unique():
+        of_kind = rows[rows.setting == kind]
+        columns = {}
+        for group in (MACRO, *TIERS):
+            place = of_kind[(of_kind.finding == group) & of_kind.value.notna()]
+            columns[f"AUROC, {group}"] = _print_by_method(place[(place.task == ZERO_SHOT) & (place.metric == "auroc")])
+            columns[f"minus random, {group}"] = _print_by_method(place[place.metric == "auroc_difference"], "+.3f")
+            columns[f"p (Holm), {group}"] = _print_by_method(place[place.metric == P_HOLM])
+        part = pd.DataFrame({name: cells for name, cells in columns.items() if len(cells)})
+        parts.append(part.reindex(_in_order(of_kind)).fillna("").assign(budget=kind.replace("_", " ")))
+    table = pd.concat(parts).rename_axis("method").reset_index()
+    return table.set_index(["budget", "method"]).fillna("")
+
+
+def _print_by_method(rows: pd.DataFrame, style: str = ".3f") -> pd.Series:
+    cells = {}
+    for row in rows.itertuples():
+        ends = f" [{row.ci_low:{style}}, {row.ci_high:{style}}]" if np.isfinite(row.ci_low) else ""
+        cells[_method_of(row.arm)] = f"{row.value:{style}}{ends}"
+    return pd.Series(cells, dtype=object)
+
+
+def _method_of(arm: str) -> str:
+    """The method of an arm, or of the first of two arms."""
+    return find_arm(arm.split(" - ")[0]).method
+
+
+def _in_order(rows: pd.DataFrame) -> list[str]:
+    there = {_method_of(arm) for arm in rows.arm.unique()}
+    return [name for name in METHODS if name in there]
 
 
 def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +144,7 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
     baseline = table[table.method == BASELINE].set_index(["metric", "budget_kind"]).measure
     differences = results[(results.task == DIFFERENCE) & (results.seed == OVER_SEEDS)]
     of_arms = {
-        (metric, find_arm(row.arm.split(" - ")[0]).method, row.finding, row.setting): row
+        (metric, _method_of(row.arm), row.finding, row.setting): row
         for metric in ("auroc_difference", P_HOLM)
         for row in differences[differences.metric == metric].itertuples()
     }
@@ -138,7 +207,7 @@ def _has(own: pd.DataFrame, metric: str, verdict: str) -> bool:
 
 
 def _by_method(rows: pd.DataFrame, column: str) -> dict[str, float]:
-    return {find_arm(arm).method: value for arm, value in zip(rows.arm, rows[column], strict=True)}
+    return {_method_of(arm): value for arm, value in zip(rows.arm, rows[column], strict=True)}
 
 
 def _name_strengths(metrics: list[str]) -> str:
@@ -170,7 +239,7 @@ def state_comparison(results: pd.DataFrame) -> list[str]:
 
 def _state_best(rows: pd.DataFrame, measure: Measure, kind: str) -> str:
     best = rows[rows.method.isin(_best_of(rows))]
-    names, first = " and ".join(best.method), best.iloc[0]
+    names, first = ", ".join(best.method), best.iloc[0]
     of_training = first.metric.startswith(_AUROC)
     where = f" at the {kind.replace('_', ' ')}" if of_training else ""
     value = format(first.measure, measure.style)
