@@ -18,17 +18,13 @@ import pandas as pd
 import torch
 from scipy.stats import t as student
 
-from chexstudy.curation.budgeted import BLOCK
 from chexstudy.curation.configuration import RULES, SAMPLERS, CuratorConfig
-from chexstudy.curation.stability import compare_selections, jaccard
+from chexstudy.curation.stability import jaccard
 from chexstudy.curation.streaming import Stream, curate_stream
-from chexstudy.errors import StudyError
-from chexstudy.evaluation.arms import Evaluation, evaluate_arms
 from chexstudy.evaluation.kept import ALL, measure_kept
 from chexstudy.evaluation.results import OVER_SEEDS
-from chexstudy.evaluation.scores import MACRO, METRICS, TIERS
+from chexstudy.evaluation.scores import TIERS
 from chexstudy.evaluation.statistics import CONFIDENCE
-from chexstudy.pretraining.arms import require_current_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.scoring import Scores
 from chexstudy.pretraining.streams import stream_generator
@@ -36,19 +32,19 @@ from chexstudy.progress import progress
 from chexstudy.runs import Run
 
 REFERENCE = "published"
+CURATED = "curated"
+ARM_PREFIX = f"{CURATED}."
 JACCARD = "jaccard"
-ZERO_SHOT, ZERO_SHOT_DIFFERENCE = "ablation_zero_shot", "ablation_zero_shot_difference"
+RARE_TIER = "tail"
+TASK = "ablation_curation"
+CAPS = (5, 10, 20)
 # The study's size decides these; everything else about the reference is published.
 _SIZES = ("prototypes", "central_cap", "budget")
 _PROTOTYPES = (2, 6, 12, 24, 48)
-_CAPS = (5, 10, 20)
 _BANDS = ((0.75, 0.95), (0.85, 0.95), (0.95, 0.95), (0.85, 0.90), (0.85, 0.99))
 _SUPER_BATCHES = (120, 240, 480, 960, 1920)
 _WARM_UPS = (200, 800, 3000)
 _LOW_EPSILON = 0.05
-_LAW_PROTOTYPES, _LAW_SUPER_BATCHES = (2, 6, 24), (120, 480, 1920)
-_COMPARED_BATCHES = (128, 480, 2048, 8192)
-_ARM = "curated."
 # Measures that can exceed one.
 _UNBOUNDED = ("enrichment", "coverage_radius", "coverage_95")
 _IDENTITY = ["setting", "metric", "finding"]
@@ -77,18 +73,32 @@ class Setting:
 
     def apply(self, reference: PretrainingConfig) -> PretrainingConfig:
         """The reference with the changes."""
-        return PretrainingConfig.from_dict(reference.to_dict() | dict(self.changes))
+        return change_constants(reference, self.changes)
+
+
+def change_constants(config: PretrainingConfig, changes: Mapping[str, object]) -> PretrainingConfig:
+    """The configuration with some constants of its own or of its curator changed."""
+    return PretrainingConfig.from_dict(config.to_dict() | dict(changes))
 
 
 def name_arm(setting: str) -> str:
     """The arm that is trained under a setting."""
-    return f"{_ARM}{setting}"
+    return f"{ARM_PREFIX}{setting}"
 
 
 def take_reference(config: PretrainingConfig) -> PretrainingConfig:
     """The published curator at the study's sizes: its number of prototypes, cap, super-batch and budget."""
     sizes = {name: getattr(config.curator, name) for name in _SIZES}
     return replace(config, curator=CuratorConfig(**sizes), curation_epochs=1, curation_learning_rate=0.0)
+
+
+def describe_reference(reference: PretrainingConfig) -> str:
+    """The reference in words, for captions."""
+    curator = reference.curator
+    return (
+        f"the published curator with K = {curator.prototypes}, a cap of {curator.central_cap} and super-batches of "
+        f"{reference.super_batch:,} pairs"
+    )
 
 
 # --- what is varied --------------------------------------------------------------------------------------------------
@@ -107,15 +117,13 @@ def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
     counts = [one for one in _join(_PROTOTYPES, curator.prototypes) if one <= min(batch, sample)]
     batches = [one for one in _SUPER_BATCHES if curator.prototypes <= one < pairs]
     warm_ups = [one for one in _WARM_UPS if curator.prototypes <= one < pairs]
-    own = (curator.support_quantile, curator.outlier_quantile)
-    bands = _BANDS if own in _BANDS else (own, *_BANDS)
     factors: dict[str, list[tuple[str, dict]]] = {
         "Prototypes, K": [(str(one), {"prototypes": one}) for one in counts],
         "Bands, support to outlier": [
-            (f"{low:.2f} to {high:.2f}", {"support_quantile": low, "outlier_quantile": high}) for low, high in bands
+            (f"{low:.2f} to {high:.2f}", {"support_quantile": low, "outlier_quantile": high}) for low, high in _BANDS
         ],
         "Outliers": [(one, {"outlier_policy": one}) for one in ("drop", "keep")],
-        "Central cap": [(str(one), {"central_cap": one}) for one in _join(_CAPS, curator.central_cap)],
+        "Central cap": [(str(one), {"central_cap": one}) for one in _join(CAPS, curator.central_cap)],
         "Sampler": [(one, {"sampler": one}) for one in SAMPLERS],
         "Prototype update": [
             (f"balanced, \N{GREEK SMALL LETTER EPSILON} {curator.sinkhorn_epsilon:g}", {}),
@@ -125,7 +133,7 @@ def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
             ("none", {"decay": 1.0}),
         ],
         "First prototypes from": [
-            *((f"first {one:,}", {"warm_up_pairs": one}) for one in _join(warm_ups, curator.warm_up_pairs)),
+            *((f"first {min(one, pairs):,}", {"warm_up_pairs": one}) for one in _join(warm_ups, curator.warm_up_pairs)),
             (f"random {sample:,}", {"warm_up_order": "random"}),
             (f"first {sample:,}, unit norm", {"warm_up_features": "normalised"}),
         ],
@@ -148,48 +156,6 @@ def _make_setting(reference: PretrainingConfig, factor: str, value: str, changes
     constants = reference.to_dict() | reference.to_dict()["curator"]
     changes = {name: one for name, one in changes.items() if constants[name] != one}
     return Setting(", ".join(f"{name}={one}" for name, one in changes.items()) or REFERENCE, factor, value, changes)
-
-
-def list_variants(reference: PretrainingConfig) -> list[Setting]:
-    """The settings that are trained, the reference first."""
-    slow = reference.learning_rate / 10
-    variants = [
-        Setting(REFERENCE, "Rule", "published"),
-        Setting("budgeted", "Rule", "budgeted", {"rule": "budgeted"}),
-        Setting(
-            "budgeted_outliers_kept",
-            "Rule",
-            "budgeted, outliers kept",
-            {"rule": "budgeted", "outlier_policy": "keep"},
-        ),
-        Setting("outliers_kept", "Outliers", "keep", {"outlier_policy": "keep"}),
-        Setting("two_epochs", "Curation epochs", "2", {"curation_epochs": 2}),
-        Setting("three_epochs", "Curation epochs", "3", {"curation_epochs": 3}),
-        Setting("after_step", "Prototypes move", "after the step", {"update_timing": "after_step"}),
-    ]
-    factor = "Learning-rate schedule"
-    if reference.schedule == "published":
-        # The published schedule has no rate of its own for curating.
-        return [*variants, Setting("schedule_held", factor, "held, then cosine", {"schedule": "hold_then_cosine"})]
-    low_rate = {"curation_learning_rate": slow}
-    return [
-        *variants,
-        Setting("low_rate", "Learning rate while curating", f"{slow:g}", low_rate),
-        Setting("schedule_published", factor, "published", {"schedule": "published"}),
-    ]
-
-
-def choose_variants(names: Sequence[str], reference: PretrainingConfig) -> list[Setting]:
-    """The named variants, or all; the reference, with which they are compared, is always among them and first.
-
-    Raises:
-        StudyError: a variant is unknown.
-    """
-    known = {variant.name: variant for variant in list_variants(reference)}
-    for name in names:
-        if name not in known:
-            raise StudyError(f"unknown variant {name!r}; there are {', '.join(known)}.")
-    return [known[name] for name in dict.fromkeys([REFERENCE, *(names or known)])]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
@@ -222,7 +188,8 @@ def curate_features(
     )
 
 
-def _mask(stream: Stream, pairs: int) -> np.ndarray:
+def mark_kept(stream: Stream, pairs: int) -> np.ndarray:
+    """Which of the pairs were kept in the last epoch ``(pairs,)``, bool."""
     kept = np.zeros(pairs, dtype=bool)
     kept[stream.kept] = True
     return kept
@@ -298,51 +265,17 @@ def measure_settings(
 
     def compute() -> list[pd.DataFrame]:
         features = scores.features
-        baseline = _mask(curate_features(features, reference, seed), len(features))
+        baseline = mark_kept(curate_features(features, reference, seed), len(features))
         tables = []
         for name, setting in progress(distinct.items(), len(distinct), f"seed {seed}, settings"):
-            kept = _mask(curate_features(features, setting.apply(reference), seed), len(features))
+            kept = mark_kept(curate_features(features, setting.apply(reference), seed), len(features))
             tables.append(measure.measure(kept, features, baseline).assign(setting=name))
         return tables
 
-    return _read_or_measure(run, f"ablation/seed{seed}/settings.parquet", seed, parameters, (), measure, compute)
+    return read_or_measure(run, f"ablation/seed{seed}/settings.parquet", seed, parameters, (), measure, compute)
 
 
-def measure_variants(
-    run: Run, seed: int, variants: Sequence[Setting], scores: Scores, measure: KeptMeasure
-) -> pd.DataFrame:
-    """What every trained variant has kept; kept in ``ablation/seed<k>/variants.parquet``.
-
-    Coverage and redundancy are those under the seed's warm-up, the same model for all variants.
-
-    Args:
-        run: the study.
-        seed: of the trainings.
-        variants: trained ones, the reference first.
-        scores: the training pairs under the seed's warm-up.
-        measure: how kept sets are measured.
-
-    Raises:
-        StudyError: a variant was not trained on the cohort the study has now.
-    """
-    subsets = {one.name: f"{require_current_arm(run, one.arm, seed)}/subset.parquet" for one in variants}
-
-    def compute() -> list[pd.DataFrame]:
-        ids = pd.Index(scores.image_ids)
-        kept = {
-            name: ids.isin(run.read_table(subset, "07_ablate_curator").image_id) for name, subset in subsets.items()
-        }
-        baseline = next(iter(kept.values()))
-        return [
-            measure.measure(own, scores.features, baseline).assign(setting=name)
-            for name, own in progress(kept.items(), len(kept), f"seed {seed}, variants")
-        ]
-
-    name = f"ablation/seed{seed}/variants.parquet"
-    return _read_or_measure(run, name, seed, {"variants": list(subsets)}, tuple(subsets.values()), measure, compute)
-
-
-def _read_or_measure(
+def read_or_measure(
     run: Run,
     name: str,
     seed: int,
@@ -351,6 +284,17 @@ def _read_or_measure(
     measure: KeptMeasure,
     compute: Callable[[], list[pd.DataFrame]],
 ) -> pd.DataFrame:
+    """The artifact ``name`` if it is current; else compute its tables, write them as one and record where it came from.
+
+    Args:
+        run: the study.
+        name: of the artifact.
+        seed: of the features that kept sets are measured on; goes into the table.
+        parameters: what the table depends on beside cohort, features and measure.
+        inputs: further artifacts it depends on.
+        measure: how kept sets are measured.
+        compute: gives the tables.
+    """
     inputs += tuple(f"curation/scoring/seed{seed}/{side}.npy" for side in ("image", "text"))
     inputs += ("cohort.parquet", *(["truth.parquet"] if measure.truth is not None else []))
     parameters |= {"seed": seed, "resamples": measure.resamples, "resampling_seed": measure.seed}
@@ -400,7 +344,7 @@ def summarise_settings(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def subtract_reference(rows: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """Each setting minus the reference, seed paired with seed, over the seeds.
+    """Each setting minus the reference, seed paired with seed, over the seeds; intervals end where differences must.
 
     Args:
         rows: of `measure_settings` or `measure_variants`, seeds put together.
@@ -412,7 +356,9 @@ def subtract_reference(rows: pd.DataFrame, reference: str = REFERENCE) -> pd.Dat
     keys = ["seed", "metric", "finding"]
     own = rows.loc[rows.setting == reference, [*keys, "value"]]
     paired = rows[rows.setting != reference].merge(own, on=keys, suffixes=("", "_of_reference"))
-    return average_seeds(paired.assign(value=paired.value - paired.value_of_reference), _IDENTITY)
+    table = average_seeds(paired.assign(value=paired.value - paired.value_of_reference), _IDENTITY)
+    widest = np.where(table.metric.isin(_UNBOUNDED), np.inf, 1.0)
+    return table.assign(ci_low=table.ci_low.clip(lower=-widest), ci_high=table.ci_high.clip(upper=widest))
 
 
 def tabulate_settings(
@@ -438,6 +384,13 @@ def tabulate_settings(
     return table[table.groupby("metric").measure.transform(lambda values: values.notna().any())].reset_index(drop=True)
 
 
+def choose_measures(has_truth: bool) -> dict[str, str]:
+    """The measures that are shown, and of which finding or tier: those that need the truth only where it is known."""
+    measures = {"keep_ratio": ALL, "rare_recall": RARE_TIER, "enrichment": RARE_TIER}
+    of_truth, of_features = ("duplicates_removed", "mismatched_kept"), ("redundancy", "knn_coverage")
+    return measures | dict.fromkeys(of_truth if has_truth else of_features, ALL)
+
+
 def rank_factors(table: pd.DataFrame) -> pd.DataFrame:
     """How far each factor moves each measure: the highest minus the lowest mean among its settings.
 
@@ -451,115 +404,52 @@ def rank_factors(table: pd.DataFrame) -> pd.DataFrame:
     return (means.max() - means.min()).unstack()[list(table.metric.unique())]
 
 
-# --- the ratio law, and what a kept set depends on -------------------------------------------------------------------
-
-
-def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: int) -> pd.DataFrame:
-    """The share that the published rule keeps of full super-batches, over prototypes, cap and super-batch.
-
-    The last super-batch of an epoch is left out: it is smaller, and so keeps more.
+def describe_ranking(ranks: pd.DataFrame, metric: str = "keep_ratio") -> str:
+    """One sentence: which factors move a share most and least.
 
     Args:
-        reference: of `take_reference`.
-        features: unit-norm joint features ``(pairs, dim)``.
-        seed: of the order and of chance.
-
-    Returns:
-        ``prototypes, central_cap, super_batch, measure, n, seed``.
+        ranks: of `rank_factors`.
+        metric: a share among its columns.
     """
-    curator, pairs = reference.curator, len(features)
-    batches = [one for one in _LAW_SUPER_BATCHES if one <= pairs] or [min(reference.super_batch, pairs)]
-    counts = sorted({*_LAW_PROTOTYPES, curator.prototypes})
-    sample = min(curator.warm_up_pairs, pairs)
-    grid = [(k, cap, b) for k in counts for cap in _CAPS for b in batches if k <= min(b, sample)]
-    rows = []
-    for k, cap, batch in progress(grid, label=f"seed {seed}, ratio law"):
-        changes = {"prototypes": k, "central_cap": cap, "super_batch": batch}
-        decisions = curate_features(features, Setting("", "", "", changes).apply(reference), seed).decisions
-        full = decisions[decisions.groupby("step").kept.transform("size") == batch]
-        rows.append({**changes, "measure": float(full.kept.mean()), "n": len(full), "seed": seed})
-    return pd.DataFrame(rows)
+    moved = (100 * ranks[metric].dropna()).sort_values(ascending=False)
+    named = [f"{factor} ({points:.1f} points)" for factor, points in moved.items()]
+    words = metric.replace("_", " ")
+    return f"The {words} is moved most by {'; '.join(named[:3])}; least by {'; '.join(named[-3:])}."
 
 
-def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.ndarray]) -> pd.DataFrame:
-    """How alike the kept sets of each rule are when only what should not matter changes.
-
-    Args:
-        reference: of `take_reference`.
-        features: unit-norm joint features ``(pairs, dim)`` of each seed's model.
-
-    Returns:
-        One row for every two kept sets: ``rule``; ``varied``: ``super-batch`` (same features, same order), ``order``,
-        ``chance`` (the sampler's, the order being the same) or ``seed`` (model, order and chance); ``seed`` (-1 where
-        two seeds are compared), ``first``, ``second``, ``n`` pairs, ``jaccard`` and ``jaccard_by_chance``, that of two
-        random sets of the same sizes.
-    """
-    rows = []
-    pairs = len(next(iter(features.values())))
-    batches = _list_batches(pairs)
-    for rule in RULES:
-        config = Setting("", "", "", {"rule": rule}).apply(reference)
-        own = {}
-        for seed, seen in progress(features.items(), len(features), f"{rule} rule, stability"):
-            own[seed] = _mask(curate_features(seen, config, seed), pairs)
-            by_batch = {
-                f"{batch:,}": _mask(curate_features(seen, replace(config, super_batch=batch), seed), pairs)
-                for batch in batches
-            }
-            # Seeds far from those of the study, so that none of its orders is met again.
-            reordered = _mask(curate_features(seen, config, seed, order_seed=seed + 1_000_000), pairs)
-            redrawn = _mask(curate_features(seen, config, seed + 1_000_000, order_seed=seed), pairs)
-            for varied, selections in (
-                ("super-batch", by_batch),
-                ("order", {"one order": own[seed], "another": reordered}),
-                ("chance", {"one draw": own[seed], "another": redrawn}),
-            ):
-                rows.append(_compare(selections).assign(rule=rule, varied=varied, seed=seed))
-        if len(own) > 1:
-            named = {f"seed {seed}": kept for seed, kept in own.items()}
-            rows.append(_compare(named).assign(rule=rule, varied="seed", seed=OVER_SEEDS))
-    return pd.concat(rows, ignore_index=True).assign(n=pairs)
+# --- into the results table ------------------------------------------------------------------------------------------
 
 
-def _list_batches(pairs: int) -> list[int]:
-    """Super-batches to compare: the fixed ones, of those at least as large as the cohort the cohort itself."""
-    batches = sorted({min(one, pairs) for one in _COMPARED_BATCHES})
-    return batches if len(batches) > 1 else sorted({max(BLOCK, pairs // 2 // BLOCK * BLOCK), pairs})
-
-
-def _compare(selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    return compare_selections(selections)[["first", "second", "jaccard", "jaccard_by_chance"]]
-
-
-# --- zero-shot of the trained variants -------------------------------------------------------------------------------
-
-
-def evaluate_variants(
-    evaluation: Evaluation, variants: Sequence[Setting], seeds: Sequence[int], workers: int = 1
+def list_results(
+    stream: pd.DataFrame, trained: pd.DataFrame, law: pd.DataFrame, stability: pd.DataFrame, data_set: str
 ) -> pd.DataFrame:
-    """Zero-shot classification of trained variants, and of each minus the reference.
+    """Rows of the results table under the task ``ablation_curation``, of each seed and, as seed -1, over seeds.
+
+    On unchanging features the arm is ``curated`` and ``setting`` the constant that is changed; of trained variants the
+    arm is the variant's.
 
     Args:
-        evaluation: what to measure with.
-        variants: trained ones, the reference first.
-        seeds: of the trainings.
-        workers: processes; use 1 on a GPU.
-
-    Returns:
-        Rows of the results table for means over findings (all, and by tier), under tasks of their own. None where the
-        cohort has no labels.
+        stream: of `measure_settings`, seeds put together.
+        trained: of `measure_variants`, seeds put together.
+        law: of `measure_ratio_law`, seeds put together; as the metric ``full_batch_keep_ratio``.
+        stability: of `measure_stability`; as the metric ``stability``, the Jaccard index of two kept sets.
+        data_set: source and split of the training pairs.
     """
-    arms = [variant.arm for variant in variants]
-    rows = evaluate_arms(evaluation, arms, seeds, reference=arms[0], workers=workers)
-    rows = rows[rows.finding.isin((MACRO, *TIERS))]
-    scored = rows[(rows.task == "zero_shot") & rows.metric.isin(METRICS)]
-    differences = rows[rows.task == "zero_shot_difference"]
-    # There the reference comes first; here it is what the variant is compared with.
-    differences = differences.assign(
-        arm=differences.arm.str.replace(r"^(.+) - (.+)$", r"\2 - \1", regex=True),
-        value=-differences.value,
-        ci_low=-differences.ci_high,
-        ci_high=-differences.ci_low,
-    )
-    tasks = [scored.assign(task=ZERO_SHOT), differences.assign(task=ZERO_SHOT_DIFFERENCE)]
-    return pd.concat(tasks, ignore_index=True)
+    constants = ["prototypes", "central_cap", "super_batch"]
+    names = law[constants].apply(lambda row: ", ".join(f"{name}={row[name]}" for name in constants), axis=1)
+    kept = {"setting": names, "metric": "full_batch_keep_ratio", "finding": ALL, "positives": -1}
+    law = law.rename(columns={"measure": "value"}).assign(**kept)
+    varied = stability.rule + " rule, " + stability.varied + ": " + stability["first"] + ", " + stability["second"]
+    alike = {"setting": varied, "metric": "stability", "finding": ALL, "positives": -1}
+    stability = stability.rename(columns={"jaccard": "value"}).assign(**alike)
+    tables = [
+        stream.assign(arm=CURATED),
+        summarise_settings(stream).assign(arm=CURATED),
+        *(rows.assign(arm=rows.setting.map(name_arm), setting="") for rows in (trained, summarise_settings(trained))),
+        law.assign(arm=CURATED),
+        summarise_settings(law).assign(arm=CURATED),
+        stability.assign(arm=CURATED),
+    ]
+    rows = pd.concat(tables, ignore_index=True)
+    columns = ["arm", "seed", "setting", "metric", "finding", "value", "ci_low", "ci_high", "n", "positives"]
+    return rows[columns].assign(task=TASK, data_set=data_set, exposure="seen")

@@ -12,13 +12,13 @@ import pandas as pd
 from chexstudy.evaluation.ablation import (
     JACCARD,
     REFERENCE,
-    ZERO_SHOT_DIFFERENCE,
     average_seeds,
     name_arm,
     subtract_reference,
 )
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.variants import ZERO_SHOT_DIFFERENCE
 
 STREAM, TRAINED = "unchanging features", "training"
 
@@ -90,7 +90,7 @@ def compare_quirks(
 
     Args:
         stream: of `measure_settings`, seeds put together.
-        trained: of `measure_variants`, seeds put together; a quirk whose variant was not trained is left out.
+        trained: of `chexstudy.evaluation.variants`, seeds put together; variants that were not trained are left out.
         zero_shot: rows of the results table on one data set, with the differences of variants; may be empty.
         metrics: measures of kept sets, and of which finding or tier; those that were not taken are left out.
 

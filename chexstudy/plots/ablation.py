@@ -16,7 +16,7 @@ from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, t
 _METRICS: dict[str, tuple[str, bool | None]] = {
     "keep_ratio": ("Kept (%)", None),
     "rare_recall": ("Rare findings\nkept (%)", True),
-    "enrichment": ("Tail kept\nover chance (\N{MULTIPLICATION SIGN})", True),
+    "enrichment": ("Tail over\nchance (\N{MULTIPLICATION SIGN})", True),
     "duplicates_removed": ("Copies\nremoved (%)", True),
     "mismatched_kept": ("Mismatched\nkept (%)", False),
     "redundancy": ("Redundancy\n(cosine)", False),

@@ -1,0 +1,138 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation import variants
+from chexstudy.evaluation.ablation import JACCARD, REFERENCE, KeptMeasure, take_reference
+from chexstudy.evaluation.variants import (
+    choose_test_set,
+    choose_variants,
+    evaluate_variants,
+    list_differences,
+    list_variants,
+    measure_variants,
+    summarise_variants,
+)
+from chexstudy.pretraining.arms import find_arm
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.runs import Run
+
+REFERENCE_CONFIG = take_reference(PretrainingConfig())
+PAIRS = 40
+
+
+def test_every_variant_is_an_arm_and_differs_from_the_reference():
+    listed = list_variants(REFERENCE_CONFIG)
+    assert listed[0].name == REFERENCE
+    assert not listed[0].changes
+    configs = [variant.apply(REFERENCE_CONFIG) for variant in listed]
+    assert len(set(map(str, configs))) == len(configs)
+    assert configs[0] == REFERENCE_CONFIG
+    assert [find_arm(variant.arm).data for variant in listed] == ["curated"] * len(listed)
+
+
+def test_variants_of_the_published_schedule_leave_out_what_it_cannot_do():
+    reference = take_reference(PretrainingConfig(schedule="published"))
+    names = [variant.name for variant in list_variants(reference)]
+    assert "schedule_held" in names
+    assert not {"schedule_published", "low_rate"} & set(names)
+    configs = [variant.apply(reference) for variant in list_variants(reference)]
+    assert len(set(map(str, configs))) == len(configs)
+
+
+def test_the_reference_is_always_chosen_and_first():
+    assert [one.name for one in choose_variants(["two_epochs", "budgeted", "two_epochs"], REFERENCE_CONFIG)] == [
+        *(REFERENCE, "two_epochs", "budgeted"),
+    ]
+    assert choose_variants([], REFERENCE_CONFIG) == list_variants(REFERENCE_CONFIG)
+    with pytest.raises(StudyError, match=r"'two_epoch'; there are published, budgeted"):
+        choose_variants(["two_epoch"], REFERENCE_CONFIG)
+
+
+def test_what_variants_kept_is_measured_on_the_same_features(home, monkeypatch):
+    run = Run("tiny")
+    drawn = np.random.default_rng(0).normal(size=(PAIRS, 4)).astype(np.float32)
+    features = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    ids = np.array([f"t/{number}" for number in range(PAIRS)])
+    training = pd.DataFrame({"image_id": ids, "patient_id": ids, "Edema": pd.array([1, 0] * 20, dtype="Int8")})
+    run.write_table("cohort.parquet", training)
+    for side in ("image", "text"):
+        run.write_array(f"curation/scoring/seed0/{side}.npy", features)
+    chosen = choose_variants(["two_epochs"], REFERENCE_CONFIG)
+    for variant, kept in zip(chosen, (range(20), range(10, 20)), strict=True):
+        # Written in another order than the cohort's.
+        subset = pd.DataFrame({"image_id": ids[list(kept)][::-1], "weight": 1.0})
+        run.write_table(f"pretraining/{variant.arm}/seed0/subset.parquet", subset)
+    monkeypatch.setattr(variants, "require_current_arm", lambda run, arm, seed: f"pretraining/{arm}/seed{seed}")
+    scores = SimpleNamespace(features=features, image_ids=ids)
+    measure = KeptMeasure(training, {"Edema": "tail"}, None, 20)
+    rows = measure_variants(run, 0, chosen, scores, measure)
+    values = rows[rows.finding == "all"].set_index(["setting", "metric"]).value
+    assert values[REFERENCE, "keep_ratio"] == 0.5
+    assert values["two_epochs", "keep_ratio"] == 0.25
+    assert values["two_epochs", JACCARD] == 0.5
+    recall = rows[rows.metric == "rare_recall"].set_index("setting").value
+    assert recall.to_dict() == {REFERENCE: 0.5, "two_epochs": 0.25}
+    # Another subset is measured anew.
+    run.write_table(
+        f"pretraining/{chosen[1].arm}/seed0/subset.parquet", pd.DataFrame({"image_id": ids[:4], "weight": 1.0})
+    )
+    again = measure_variants(run, 0, chosen, scores, measure)
+    assert again[(again.setting == "two_epochs") & (again.metric == "keep_ratio")].value.tolist() == [0.1]
+
+
+def evaluated():
+    """What evaluating the reference and a variant with two seeds gives."""
+    rows = []
+    for task, metric, base in (("zero_shot", "auroc", 0.7), ("retrieval", "recall_at_1", 0.1)):
+        for arm, gain in (("curated.published", 0.0), ("curated.two_epochs", 0.1)):
+            for seed in (0, 1, -1):
+                for finding, more in (("macro", 0.0), ("tail", 0.05), ("Edema", 0.2)):
+                    rows.append((arm, seed, task, "p/test", finding, metric, "chosen", base + gain + more))
+    rows.append(("curated.published", 0, "zero_shot", "p/test", "macro", "auroc", "published", 0.6))
+    pair = "curated.published - curated.two_epochs"
+    rows.append((pair, -1, "zero_shot_difference", "p/test", "macro", "auroc_difference", "chosen", -0.1))
+    rows.append((pair, -1, "zero_shot_difference", "p/test", "Edema", "auroc_difference", "chosen", -0.1))
+    names = ["arm", "seed", "task", "data_set", "finding", "metric", "setting", "value"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.assign(ci_low=table.value - 0.02, ci_high=table.value + 0.03, n=80, positives=-1)
+
+
+def test_differences_are_the_variants_minus_the_reference(monkeypatch):
+    asked = {}
+
+    def evaluate(evaluation, arms, seeds, reference, workers):
+        asked.update(arms=arms, seeds=seeds, reference=reference, workers=workers)
+        return evaluated()
+
+    monkeypatch.setattr(variants, "evaluate_arms", evaluate)
+    chosen = choose_variants(["two_epochs"], REFERENCE_CONFIG)
+    rows = evaluate_variants(None, chosen, [0, 1], 2)
+    arms = ["curated.published", "curated.two_epochs"]
+    assert asked == {"arms": arms, "seeds": [0, 1], "reference": arms[0], "workers": 2}
+    assert set(rows.task) == {"ablation_zero_shot", "ablation_zero_shot_difference"}
+    assert set(rows.finding) == {"macro", "tail"}
+    gain = list_differences(rows, "p/test")
+    assert gain.arm.tolist() == ["curated.two_epochs - curated.published"]
+    assert gain[["value", "ci_low", "ci_high"]].iloc[0].tolist() == pytest.approx([0.1, 0.07, 0.12])
+    summary = summarise_variants(rows, "p/test").set_index(["setting", "metric"])
+    assert summary.value["two_epochs", "auroc"] == pytest.approx(0.8)
+    assert summary.value["published", "auroc_tail"] == pytest.approx(0.75)
+    assert (summary.seeds == 2).all()
+    assert len(summary) == 4
+    assert len(summarise_variants(rows, "p/other")) == 0
+
+
+def test_nothing_evaluated_is_an_empty_table():
+    assert list(summarise_variants(pd.DataFrame(), "p/test").columns)[:3] == ["setting", "metric", "finding"]
+    assert len(list_differences(pd.DataFrame(), "p/test")) == 0
+
+
+def test_the_enriched_test_set_is_preferred():
+    sets = {"p/test": None, "p/test_enriched": None}
+    assert choose_test_set(SimpleNamespace(test_sets=lambda: sets)) == "p/test_enriched"
+    del sets["p/test_enriched"]
+    assert choose_test_set(SimpleNamespace(test_sets=lambda: sets)) == "p/test"
