@@ -87,6 +87,7 @@ arm_seeds = choose_seeds(seed, seeds)
 described = {
     name: (METHODS[name].summary, METHODS[name].paper, ", ".join(METHODS[name].needs)) for name in method_names
 }
+pd.set_option("display.max_colwidth", None)
 pd.DataFrame.from_dict(described, orient="index", columns=["keeps", "source", "needs beside features"])
 
 # %% [markdown]

@@ -126,6 +126,22 @@ def test_tables_print_values_with_their_intervals():
     assert trained.loc[("same data", "random"), "minus random, macro"] == ""
 
 
-@pytest.mark.parametrize("metric", MEASURES)
+@pytest.mark.parametrize("metric", [name for name in MEASURES if name in _METRICS])
 def test_figure_and_table_agree_on_what_is_better(metric):
     assert MEASURES[metric].more_is_better == _METRICS[metric][1]
+
+
+def test_every_measure_of_the_figure_is_judged():
+    assert set(_METRICS) <= set(MEASURES)
+
+
+def test_one_seed_is_said_to_know_nothing_of_training():
+    results = _results()
+    alone = " ".join(state_comparison(results[results.seed != 1]))
+    assert "not that of training" in alone
+    assert "not that of training" not in " ".join(state_comparison(results))
+
+
+def test_a_p_value_is_never_printed_as_zero():
+    trained = summarise_trained(_results(tail_p=1e-9))
+    assert trained.loc[("same data", "loss"), "p (Holm), tail"] == "< 0.001"

@@ -59,6 +59,7 @@ class Measure:
 MEASURES = {
     "rare_recall": Measure(True, "keeping rare findings", "Most of the rare findings are kept by", ".0%"),
     "redundancy": Measure(False, "avoiding redundancy", "The least redundancy is left by", ".3f"),
+    "duplicates_removed": Measure(True, "removing near-duplicates", "Most near-duplicates are removed by", ".0%"),
     "coverage_radius": Measure(False, "leaving no pair far away", "The smallest coverage radius has", ".3f"),
     "knn_coverage": Measure(True, "covering neighbourhoods", "Most neighbourhoods are covered by", ".1%"),
     "mismatched_kept": Measure(False, "avoiding wrong reports", "Fewest of the wrong reports are kept by", ".0%"),
@@ -101,7 +102,7 @@ def summarise_trained(rows: pd.DataFrame) -> pd.DataFrame:
             place = of_kind[(of_kind.finding == group) & of_kind.value.notna()]
             columns[f"AUROC, {group}"] = _print_by_method(place[(place.task == ZERO_SHOT) & (place.metric == "auroc")])
             columns[f"minus random, {group}"] = _print_by_method(place[place.metric == "auroc_difference"], "+.3f")
-            columns[f"p (Holm), {group}"] = _print_by_method(place[place.metric == P_HOLM])
+            columns[f"p (Holm), {group}"] = _print_by_method(place[place.metric == P_HOLM]).replace("0.000", "< 0.001")
         part = pd.DataFrame({name: cells for name, cells in columns.items() if len(cells)})
         parts.append(part.reindex(_in_order(of_kind)).fillna("").assign(budget=kind.replace("_", " ")))
     table = pd.concat(parts).rename_axis("method").reset_index()
@@ -140,7 +141,7 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
         ``difference_low, difference_high`` and ``p_holm`` where there are any, and ``verdict``: ``better``, ``worse``,
         ``even`` or, for the baseline, ``baseline``.
     """
-    table = tabulate_comparison(results)
+    table = tabulate_comparison(results, [name for name in MEASURES if not name.startswith(_AUROC)])
     baseline = table[table.method == BASELINE].set_index(["metric", "budget_kind"]).measure
     differences = results[(results.task == DIFFERENCE) & (results.seed == OVER_SEEDS)]
     of_arms = {
@@ -234,7 +235,8 @@ def state_comparison(results: pd.DataFrame) -> list[str]:
             if rows.method.nunique() > 1:
                 sentences.append(_state_best(rows, measure, kind))
     corrected = [_state_corrected(judged, kind) for kind in judged.budget_kind.unique()]
-    return [*sentences, *(sentence for sentence in corrected if sentence)]
+    alone = ["With one seed, intervals and p values hold the variation of patients and not that of training."]
+    return [*sentences, *(sentence for sentence in corrected if sentence), *alone * bool((judged.seeds == 1).any())]
 
 
 def _state_best(rows: pd.DataFrame, measure: Measure, kind: str) -> str:

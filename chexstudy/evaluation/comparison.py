@@ -352,14 +352,15 @@ def _correct(differences: pd.DataFrame) -> pd.DataFrame:
 
 # --- the table of the figure --------------------------------------------------------------------------------------
 
-_KEPT_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage", "mismatched_kept", "junk_kept")
+FIGURE_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage", "mismatched_kept", "junk_kept")
 
 
-def tabulate_comparison(results: pd.DataFrame) -> pd.DataFrame:
+def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_METRICS) -> pd.DataFrame:
     """Every method by every measure over seeds, as `chexstudy.plots.comparison.plot_method_comparison` takes it.
 
     Args:
         results: rows of the results table, those of the method tasks among them.
+        metrics: measures of what was kept; AUROC is always there.
 
     Returns:
         ``method, metric, measure, ci_low, ci_high, budget_kind, seeds, n``; measures that the study could not take are
@@ -372,7 +373,7 @@ def tabulate_comparison(results: pd.DataFrame) -> pd.DataFrame:
     if of_methods.empty:
         raise StudyError(f"no method was measured: run {_MADE_BY} first.")
     rows = of_methods[of_methods.seed == OVER_SEEDS]
-    kept = rows[(rows.task == KEPT) & rows.metric.isin(_KEPT_METRICS)]
+    kept = rows[(rows.task == KEPT) & rows.metric.isin(metrics)]
     trained = rows[(rows.task == ZERO_SHOT) & (rows.metric == "auroc") & rows.finding.isin([MACRO, *TIERS])]
     trained = trained.assign(metric="auroc_" + trained.finding)
     rows = pd.concat([kept, trained], ignore_index=True)
