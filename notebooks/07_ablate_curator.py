@@ -195,7 +195,8 @@ costs.groupby("arm", sort=False)[["pairs_scored", "pairs_trained", "steps", "flo
 # %%
 data_set = choose_test_set(evaluation)
 zero_shot = evaluate_variants(evaluation, trained, arm_seeds, arms_at_once) if labelled else pd.DataFrame()
-display(list_differences(zero_shot, data_set).round(3))
+if labelled:
+    display(list_differences(zero_shot, data_set).round(3))
 
 # %% [markdown]
 # ## C13, trained

@@ -110,7 +110,8 @@ def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
     Args:
         reference: of `take_reference`.
         pairs: training pairs; settings that so few cannot have are left out (more prototypes than a super-batch or the
-            warm-up holds; super-batches and warm-ups of more pairs than there are).
+            warm-up holds; super-batches and warm-ups of more pairs than there are), and so are factors that are left with the
+            reference's own value.
     """
     curator, batch = reference.curator, reference.super_batch
     sample = min(curator.warm_up_pairs, pairs)
@@ -145,6 +146,7 @@ def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
         _make_setting(reference, factor, value, changes)
         for factor, options in factors.items()
         for value, changes in options
+        if len(options) > 1
     ]
 
 
