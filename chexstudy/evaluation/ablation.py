@@ -110,8 +110,8 @@ def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
     Args:
         reference: of `take_reference`.
         pairs: training pairs; settings that so few cannot have are left out (more prototypes than a super-batch or the
-            warm-up holds; super-batches and warm-ups of more pairs than there are), and so are factors that are left with the
-            reference's own value.
+            warm-up holds; super-batches and warm-ups of more pairs than there are), and with them factors of which the
+            reference's own value alone remains.
     """
     curator, batch = reference.curator, reference.super_batch
     sample = min(curator.warm_up_pairs, pairs)
