@@ -68,7 +68,7 @@ from chexstudy.plots.style import save_figure
 from chexstudy.pretraining.arms import choose_seeds, name_method_arm, read_costs, train_arms
 from chexstudy.pretraining.configuration import read_constants
 from chexstudy.pretraining.engine import choose_device
-from chexstudy.pretraining.subsets import REFERENCE, choose_methods, choose_training_subsets, needs_reference
+from chexstudy.pretraining.subsets import choose_methods, choose_training_subsets, train_scoring_arms
 
 run = start_notebook("08_compare_curators", globals())
 config = read_constants(globals())
@@ -98,9 +98,7 @@ pd.DataFrame.from_dict(described, orient="index", columns=["keeps", "source", "n
 # all pairs, the arm trained on all data; a study that has none would have to train it first.
 
 # %%
-first_arms = ["warm_up"] * bool(config.warm_up_epochs) + [REFERENCE] * needs_reference(method_names)
-if first_arms:
-    train_arms(run, first_arms, arm_seeds, config, device, arms_at_once)
+train_scoring_arms(run, method_names, arm_seeds, config, device, arms_at_once)
 subsets = choose_training_subsets(run, method_names, arm_seeds, config, keep, device)
 print(f"each method keeps {len(subsets[method_names[0], seed]):,} of {len(train):,} pairs")
 
@@ -222,6 +220,7 @@ for (name, one), subset in subsets.items():
 assert set(table.method) == set(method_names), "a method was not measured"
 ratios = results[(results.task == "method_curation") & (results.metric == "keep_ratio")]
 assert ratios.value.sub(budget / len(train)).abs().max() < 1e-9, "the methods did not keep equally much"
+print(f"every method kept {budget:,} training pairs")
 if labelled:
     spent = read_costs(run, ["curated", *same_compute.values()], arm_seeds).groupby("arm").flops.mean()
     assert abs(spent[same_compute["random"]] / spent["curated"] - 1) < 0.1, "the same compute is not the same"

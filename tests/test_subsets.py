@@ -17,6 +17,7 @@ from chexstudy.pretraining.subsets import (
     choose_training_subset,
     choose_training_subsets,
     needs_reference,
+    train_scoring_arms,
 )
 
 _CONSTANTS = {
@@ -87,6 +88,17 @@ def test_a_current_subset_is_read_and_another_budget_chosen_anew(tiny_study, con
         patch.setattr(subsets, "choose_subset", lambda *_, **__: pytest.fail("chosen again"))
         pd.testing.assert_frame_equal(first, choose_training_subset(tiny_study, "k_centre", 0, config, _KEEP, "cpu"))
     assert len(choose_training_subset(tiny_study, "k_centre", 0, config, 7, "cpu")) == 7
+
+
+def test_what_scores_the_pairs_is_trained_once(tiny_study, config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(subsets, "train_arms", lambda _, arms, *__: asked.append(arms))
+    train_scoring_arms(tiny_study, ["loss", "learnability"], [0], config, "cpu")
+    train_scoring_arms(tiny_study, ["loss"], [0], config, "cpu")
+    pretrain(tiny_study, "warm_up", 0, config, "cpu")
+    train_scoring_arms(tiny_study, ["learnability"], [0], config, "cpu")
+    train_scoring_arms(tiny_study, ["loss"], [0], config, "cpu")
+    assert asked == [["warm_up", "full"], ["warm_up"], ["full"]]
 
 
 def test_seeds_choose_apart(tiny_study, config):

@@ -275,4 +275,5 @@ def _state_corrected(judged: pd.DataFrame, kind: str) -> str:
     found = [f"better is {', '.join(better)}"] * bool(better) + [f"worse is {', '.join(worse)}"] * bool(worse)
     outcome = " and ".join(found) or "none differs from random"
     where = kind.replace("_", " ")
-    return f"Corrected by Holm over {len(rows)} methods, in AUROC of all findings at the {where} {outcome}."
+    tests = f"{len(rows)} method{'s' * (len(rows) > 1)}"
+    return f"Corrected by Holm over {tests}, in AUROC of all findings at the {where} {outcome}."

@@ -656,6 +656,15 @@ def pretrain(run: Run, arm: str, seed: int, config: PretrainingConfig, device: s
     return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)
 
 
+def is_trained(run: Run, arm: str, seed: int, config: PretrainingConfig) -> bool:
+    """Whether `pretrain` would return at once.
+
+    Raises:
+        StudyError: the arm is unknown, or something it needs is missing.
+    """
+    return _ArmRun(run, find_arm(arm), seed, config, torch.device("cpu")).done
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one.
 

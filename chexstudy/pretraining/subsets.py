@@ -8,8 +8,9 @@ import pandas as pd
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.methods import METHODS, choose_subset
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import choice_cost_artifact, subset_artifact
+from chexstudy.pretraining.arms import choice_cost_artifact, subset_artifact, train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine import is_trained
 from chexstudy.pretraining.scoring import Scores, score_training_pairs, score_with_reference
 from chexstudy.pretraining.streams import stream_generator
 from chexstudy.progress import progress
@@ -37,6 +38,25 @@ def choose_methods(names: Sequence[str]) -> list[str]:
 def needs_reference(methods: Iterable[str]) -> bool:
     """Whether one of the methods compares losses with those of a trained model."""
     return any("reference_loss" in METHODS[name].needs for name in methods)
+
+
+def train_scoring_arms(
+    run: Run,
+    methods: Iterable[str],
+    seeds: Sequence[int],
+    config: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+    reference: str = REFERENCE,
+) -> None:
+    """Train what scores the pairs, where it is not trained: the warm-up, and the reference if a method needs one.
+
+    Args and errors: as in `chexstudy.pretraining.arms.train_arms`.
+    """
+    arms = ["warm_up"] * bool(config.warm_up_epochs) + [reference] * needs_reference(methods)
+    missing = [arm for arm in arms if not all(is_trained(run, arm, seed, config) for seed in seeds)]
+    if missing:
+        train_arms(run, missing, seeds, config, device, workers)
 
 
 def choose_training_subset(
