@@ -28,9 +28,11 @@ neighbours = 10  # neighbours of the density estimate
 # %%
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.audit import audit_arm, describe_audit, list_audit
+from chexstudy.curation.doubt import score_doubt, split_features
 from chexstudy.curation.ledger import read_ledger
 from chexstudy.evaluation.long_tail import (
     density,
@@ -39,7 +41,9 @@ from chexstudy.evaluation.long_tail import (
     measure_gain_trends,
     measure_prevalence,
     prevalence_tiers,
+    tiers_of_pairs,
 )
+from chexstudy.evaluation.rare_or_wrong import list_doubt, measure_doubt
 from chexstudy.evaluation.results import OVER_SEEDS, add_results, read_results
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.audit import describe_audit as caption_audit
@@ -66,13 +70,14 @@ if not finding_columns(train):
 # intervals take patients and seeds as clusters.
 
 # %%
-ledgers, local, considered = {}, {}, {}
+ledgers, local, considered, scored = {}, {}, {}, {}
 for one in choose_seeds(seed, seeds):
     folder = require_current_arm(run, "curated", one)
     ledger = read_ledger(run, "curated", one)
     last = (ledger.epoch == ledger.epoch.max()).to_numpy()  # the epoch that decided, where there are several
     ledger = ledger[last].set_index("image_id")
     features = run.read_array(f"{folder}/features.npy", "04_pretrain_curated")[last].astype(np.float32)
+    scored[one] = features[pd.Index(ledger.index).get_indexer(train.image_id)]
     local[one] = pd.Series(density(features, neighbours), index=ledger.index).reindex(train.image_id).to_numpy()
     ledgers[one], considered[one] = ledger.reindex(train.image_id), sorted(ledger.index)
 kept = {one: ledger.kept.eq(True).to_numpy() for one, ledger in ledgers.items()}
@@ -97,6 +102,31 @@ over = outliers[outliers.seed == OVER_SEEDS].set_index(["group_by", "group"])
 over = over[["n", "kept", "enrichment", "enrichment_low", "enrichment_high"]]
 over.columns = ["pairs", "in the outlier band", "over-representation", "95 % from", "to"]
 over.sort_values("over-representation", ascending=False).head(15).round(2)
+
+# %% [markdown]
+# ## Rare or wrong?
+#
+# Rare pairs and wrong ones both lie far out. The doubt about a pair asks whether its text is what pairs with such images
+# say, and its image what pairs with such texts show; it is what orders the review list (`-p outlier_policy review` in
+# notebook 4). Where the truth is known: how well it tells mismatched pairs and junk images from sound pairs, and from
+# sound pairs with a rare finding, beside the plain agreement of image and text.
+
+# %%
+told_apart = pd.DataFrame()
+if truth is not None and finding_columns(train):
+    told_apart = measure_doubt(
+        score_doubt(*split_features(scored[seed])),
+        truth.set_index("image_id").loc[train.image_id],
+        tiers_of_pairs(train, tiers),
+        train.patient_id,
+        np.random.default_rng(seed),
+        resamples,
+        ledgers[seed].band,
+    )
+    shown = told_apart[told_apart.score.isin(["doubt", "clip_score"]) & told_apart.among.isin(["all", "outlier"])]
+    display(shown.set_index(["among", "wrong", "against", "score"]).sort_index().round(3))
+else:
+    print("without a known truth and labels, it cannot be said how well doubt tells rare from wrong")
 
 # %% [markdown]
 # ## Audit: is a group dropped more than chance allows?
@@ -126,7 +156,8 @@ place = {"arm": "curated", "task": "curation", "data_set": f"{train.source.iloc[
 keep_rows = list_keep_rates(rates).assign(**place)
 trend = measure_gain_trends(run, cohort, read_results(run), baseline, prevalence, resamples=resamples, seed=seed)
 audit_rows = list_audit(audit).assign(**place | {"task": "audit", "seed": seed})
-results = add_results(run, pd.concat([keep_rows, audit_rows, trend], ignore_index=True))
+doubt_rows = list_doubt(told_apart).assign(**place | {"task": "doubt", "seed": seed})
+results = add_results(run, pd.concat([keep_rows, audit_rows, doubt_rows, trend], ignore_index=True))
 trend
 
 # %% [markdown]

@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from chexstudy.curation.doubt import Doubt
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.rare_or_wrong import DOUBT_COLUMNS, SCORES, measure_doubt
+from chexstudy.evaluation.rare_or_wrong import DOUBT_COLUMNS, SCORES, list_doubt, measure_doubt
 
 
 def make_case(pairs=80, seed=0):
@@ -81,3 +81,11 @@ def test_every_input_is_one_a_pair():
             measure(*broken)
     with pytest.raises(StudyError, match="bands has 79 rows"):
         measure(doubt, truth, tiers, patients, bands=bands[1:])
+
+
+def test_rows_of_the_results_table_name_what_was_told_from_what():
+    rows = list_doubt(measure(*make_case()[:4]))
+    assert not rows.duplicated(["finding", "metric", "setting"]).any()
+    assert "isolation against rare among all" in set(rows.setting)
+    assert set(rows.finding) == {"mismatched", "junk", "either"}
+    assert list_doubt(pd.DataFrame()).empty

@@ -93,3 +93,16 @@ def measure_doubt(
         counts = {"n": (labels >= 0).sum(axis=0), "positives": (labels == 1).sum(axis=0)}
         tables.append(table.assign(score=name, **measured, **counts))
     return pd.concat(tables, ignore_index=True)[list(DOUBT_COLUMNS)]
+
+
+def list_doubt(measured: pd.DataFrame) -> pd.DataFrame:
+    """`measure_doubt` as rows of the results table, metric ``auroc``; the caller adds task, arm, seed and data set.
+
+    ``finding`` is the kind of wrong pair, ``setting`` the score, what it is told from and the set it is measured among.
+    """
+    columns = ["value", "ci_low", "ci_high", "n", "positives"]
+    if measured.empty:
+        return pd.DataFrame(columns=["finding", "metric", "setting", *columns])
+    rows = measured.rename(columns={"wrong": "finding"})
+    setting = rows.score + " against " + rows.against + " among " + rows.among
+    return rows.assign(metric="auroc", setting=setting)[["finding", "metric", "setting", *columns]]
