@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from chexstudy.evaluation.ablation import take_reference
-from chexstudy.evaluation.invariance import describe_stability, measure_ratio_law, measure_stability
+from chexstudy.evaluation.invariance import average_ratio_law, describe_stability, measure_ratio_law, measure_stability
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.pretraining.configuration import PretrainingConfig
 
@@ -38,6 +39,16 @@ def test_the_share_kept_is_the_law_where_prototypes_are_well_filled():
     filled = 0.5 * law.super_batch / law.prototypes > 2 * law.central_cap
     assert filled.sum() >= 4
     assert ((law.measure - expected).abs() <= slack)[filled].all()
+
+
+def test_shares_are_averaged_and_intervals_end_at_the_law():
+    # 0.10 + 10 * 6 / 120 = 0.60, and seeds far below and just above it.
+    rows = pd.DataFrame({"prototypes": 6, "central_cap": 10, "super_batch": 120, "measure": [0.2, 0.61, 0.6], "n": 480})
+    law = average_ratio_law(rows.assign(seed=range(3)))
+    assert law[["measure", "ci_high", "ci_low"]].iloc[0].tolist() == pytest.approx([0.47, 0.6, 0.0])
+    # A mean above the law by rounding is not cut.
+    above = average_ratio_law(rows.assign(measure=[0.605, 0.605, 0.605]))
+    assert above[["measure", "ci_low", "ci_high"]].iloc[0].tolist() == pytest.approx([0.605] * 3)
 
 
 def test_a_cohort_smaller_than_any_super_batch_has_its_own():

@@ -6,7 +6,15 @@ import pytest
 
 from chexstudy.curation.configuration import CuratorConfig
 from chexstudy.evaluation.ablation import JACCARD, REFERENCE, change_constants, list_settings, take_reference
-from chexstudy.evaluation.quirks import ELSEWHERE, QUIRKS, STREAM, TRAINED, compare_quirks, lay_out_quirks
+from chexstudy.evaluation.quirks import (
+    ELSEWHERE,
+    QUIRKS,
+    STREAM,
+    TRAINED,
+    compare_quirks,
+    describe_quirks,
+    lay_out_quirks,
+)
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.variants import list_variants
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -117,3 +125,17 @@ def test_the_table_is_laid_out_with_a_row_a_quirk_in_their_order():
     assert wide[JACCARD].tolist()[1] == "0.500 [0.500, 0.500]"
     single = stream[stream.seed == 0]
     assert lay_out_quirks(compare_quirks(single, single[:0], pd.DataFrame(), MEASURES)).keep_ratio.iloc[0] == "+0.100"
+
+
+def test_differences_beyond_their_interval_are_told():
+    stream = pd.concat(
+        [
+            rows({REFERENCE: [0.2, 0.3], "rule=budgeted": [0.1, 0.4], "outlier_policy=keep": [0.3, 0.4]}),
+            rows({"rule=budgeted": [0.5, 0.5], "outlier_policy=keep": [0.5, 0.7]}, JACCARD),
+        ]
+    )
+    said = describe_quirks(compare_quirks(stream, stream[:0], pd.DataFrame(), MEASURES)).splitlines()
+    assert said[0].startswith("1 of 2 differences")
+    assert said[1:] == ["F1, outlier_policy (unchanging features): keep ratio +0.100."]
+    single = stream[stream.seed == 0]
+    assert "no intervals" in describe_quirks(compare_quirks(single, single[:0], pd.DataFrame(), MEASURES))

@@ -12,7 +12,7 @@ import pandas as pd
 from chexstudy.curation.budgeted import BLOCK
 from chexstudy.curation.configuration import RULES
 from chexstudy.curation.stability import compare_selections
-from chexstudy.evaluation.ablation import CAPS, change_constants, curate_features, mark_kept
+from chexstudy.evaluation.ablation import CAPS, average_seeds, change_constants, curate_features, mark_kept
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import progress
@@ -48,6 +48,21 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
         full = decisions[decisions.groupby("step").kept.transform("size") == batch]
         rows.append({**changes, "measure": float(full.kept.mean()), "n": len(full), "seed": seed})
     return pd.DataFrame(rows)
+
+
+def average_ratio_law(rows: pd.DataFrame) -> pd.DataFrame:
+    """The shares of `measure_ratio_law`, seeds put together, over the seeds, as `chexstudy.plots.ablation` draws them.
+
+    Student's intervals end at the law: no batch keeps more, but for the rounding of a band of few members.
+    """
+    table = average_seeds(rows, ["prototypes", "central_cap", "super_batch"], "measure")
+    most = np.maximum(table.measure, predict_share(table.prototypes, table.central_cap, table.super_batch))
+    return table.assign(ci_low=table.ci_low.clip(lower=0.0), ci_high=table.ci_high.clip(upper=most))
+
+
+def predict_share(prototypes: pd.Series, central_cap: pd.Series, super_batch: pd.Series) -> pd.Series:
+    """The share that the published rule keeps of a super-batch: the support band, and the cap of each prototype."""
+    return 0.10 + (central_cap * prototypes / super_batch).clip(upper=0.85)
 
 
 def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.ndarray]) -> pd.DataFrame:

@@ -143,6 +143,22 @@ def _compare_zero_shot(results: pd.DataFrame, published: str, corrected: str) ->
     return rows.assign(metric="auroc", value=sign * rows.value, ci_low=low, ci_high=high, seeds=seeds)
 
 
+def describe_quirks(table: pd.DataFrame) -> str:
+    """What `compare_quirks` found, in words: differences whose interval excludes zero, quirk by quirk."""
+    changes = table[(table.metric != JACCARD) & table.ci_low.notna()]
+    if len(changes) == 0:
+        return "There are no intervals: one seed says nothing of how far seeds differ."
+    clear = changes[(changes.ci_low > 0) | (changes.ci_high < 0)]
+    lines = [
+        f"{len(clear)} of {len(changes)} differences have an interval that excludes zero; about "
+        f"{0.05 * len(changes):.0f} would if no quirk changed anything."
+    ]
+    for (number, constant, measured), rows in clear.groupby(["quirk", "constant", "measured"], sort=False):
+        found = [f"{row.metric.replace('_', ' ')} {row.value:+.3f}" for row in rows.itertuples()]
+        lines.append(f"{number}, {constant} ({measured}): {', '.join(found)}.")
+    return "\n".join(lines)
+
+
 def lay_out_quirks(table: pd.DataFrame) -> pd.DataFrame:
     """`compare_quirks` for the eye: a row a quirk, a column a measure, cells such as ``+0.012 [-0.003, +0.027]``."""
     sign = table.metric.map(lambda metric: "" if metric == JACCARD else "+")

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.invariance import predict_share
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -224,7 +225,7 @@ def add_ratio_law(table: pd.DataFrame) -> pd.DataFrame:
     Each prototype keeps a tenth of its pairs (the support band) and at most ``central_cap`` central ones; it cannot
     keep more than the 95 % that are no outliers.
     """
-    law = 0.10 + (table.central_cap * table.prototypes / table.super_batch).clip(upper=0.85)
+    law = predict_share(table.prototypes, table.central_cap, table.super_batch)
     missing = {name: np.nan for name in ("ci_low", "ci_high") if name not in table}
     return table.assign(law=law, **missing)
 
