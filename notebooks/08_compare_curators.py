@@ -228,6 +228,4 @@ if labelled:
     assert scored.pop("by_random") == 0, "random choice was charged for scores"
     assert (scored >= len(train)).all(), "a method was not charged for its scores"
     assert set(trained.seed) == {OVER_SEEDS, *arm_seeds}
-print(
-    "every method kept as many training pairs, random choice spent what the curated arm spent, and scores were charged"
-)
+    print("at the same compute random choice spent what the curated arm spent, and scores were charged")
