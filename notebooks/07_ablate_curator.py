@@ -80,6 +80,7 @@ from chexstudy.evaluation.variants import (
     list_differences,
     measure_variants,
     summarise_variants,
+    train_variants,
 )
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.ablation import (
@@ -91,7 +92,7 @@ from chexstudy.plots.ablation import (
 )
 from chexstudy.plots.dynamics import measure_churn
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import choose_seeds, read_costs, train_arms
+from chexstudy.pretraining.arms import choose_seeds, read_costs
 from chexstudy.pretraining.configuration import read_constants
 from chexstudy.pretraining.engine import choose_device
 from chexstudy.pretraining.scoring import score_training_pairs
@@ -187,8 +188,7 @@ stability.groupby(["rule", "varied", "first", "second"], sort=False)[["jaccard",
 pd.DataFrame({one.name: {"varied": one.factor, "value": one.value, **one.changes} for one in trained}).T.fillna("")
 
 # %%
-for variant in trained:
-    train_arms(run, [variant.arm], arm_seeds, variant.apply(reference), device, arms_at_once)
+train_variants(run, trained, arm_seeds, reference, device, arms_at_once)
 costs = read_costs(run, [variant.arm for variant in trained], arm_seeds)
 costs.groupby("arm", sort=False)[["pairs_scored", "pairs_trained", "steps", "flops", "seconds"]].mean().round(0)
 
