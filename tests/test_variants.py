@@ -15,6 +15,7 @@ from chexstudy.evaluation.variants import (
     list_variants,
     measure_variants,
     summarise_variants,
+    train_variants,
 )
 from chexstudy.pretraining.arms import find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -50,6 +51,23 @@ def test_the_reference_is_always_chosen_and_first():
     assert choose_variants([], REFERENCE_CONFIG) == list_variants(REFERENCE_CONFIG)
     with pytest.raises(StudyError, match=r"'two_epoch'; there are published, budgeted"):
         choose_variants(["two_epoch"], REFERENCE_CONFIG)
+
+
+def test_only_what_is_missing_is_trained(monkeypatch):
+    there = {("curated.published", 0), ("curated.published", 1), ("curated.two_epochs", 1)}
+    trained = []
+    monkeypatch.setattr(variants, "is_trained", lambda run, arm, seed, config: (arm, seed) in there)
+
+    def train(run, arms, seeds, config, device, workers):
+        trained.append((arms, seeds, config.curation_epochs, config.curator.rule, device, workers))
+
+    monkeypatch.setattr(variants, "train_arms", train)
+    chosen = choose_variants(["two_epochs", "budgeted"], REFERENCE_CONFIG)
+    train_variants(None, chosen, [0, 1], REFERENCE_CONFIG, "cpu", 2)
+    assert trained == [
+        (["curated.two_epochs"], [0], 2, "published", "cpu", 2),
+        (["curated.budgeted"], [0, 1], 1, "budgeted", "cpu", 2),
+    ]
 
 
 def test_what_variants_kept_is_measured_on_the_same_features(home, monkeypatch):

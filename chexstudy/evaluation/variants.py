@@ -17,8 +17,9 @@ from chexstudy.evaluation.ablation import (
 from chexstudy.evaluation.arms import CHOSEN, Evaluation, evaluate_arms
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import MACRO, METRICS, TIERS
-from chexstudy.pretraining.arms import require_current_arm
+from chexstudy.pretraining.arms import require_current_arm, train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine import is_trained
 from chexstudy.pretraining.scoring import Scores
 from chexstudy.progress import progress
 from chexstudy.runs import Run
@@ -66,6 +67,34 @@ def choose_variants(names: Sequence[str], reference: PretrainingConfig) -> list[
         if name not in known:
             raise StudyError(f"unknown variant {name!r}; there are {', '.join(known)}.")
     return [known[name] for name in dict.fromkeys([REFERENCE, *(names or known)])]
+
+
+def train_variants(
+    run: Run,
+    variants: Sequence[Setting],
+    seeds: Sequence[int],
+    reference: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+) -> None:
+    """Train what is not trained yet, variant by variant, each as the arm of its name.
+
+    Args:
+        run: the study; the warm-up of every seed must be trained.
+        variants: what to train.
+        seeds: one training each.
+        reference: what the variants change.
+        device: see `chexstudy.pretraining.engine.pretrain`.
+        workers: seeds trained side by side; use 1 on a GPU.
+
+    Raises:
+        StudyError: a training fails; what is finished is kept.
+    """
+    for variant in variants:
+        config = variant.apply(reference)
+        missing = [seed for seed in seeds if not is_trained(run, variant.arm, seed, config)]
+        if missing:
+            train_arms(run, [variant.arm], missing, config, device, workers)
 
 
 def measure_variants(
