@@ -12,9 +12,11 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from chexstudy.curation.products import multiply_rows, sum_by_centre
 from chexstudy.progress import progress
 
 _FAISS_ROWS_PER_CLUSTER = 256
+_ROWS = 8192
 _QUERY_ROWS = 4096
 
 
@@ -126,8 +128,10 @@ def _lloyd(features: Tensor, clusters: int, iterations: int, seed: int) -> Tenso
     start = torch.randperm(len(features), generator=generator)[:clusters]
     centroids = features[start.to(features.device)].clone()
     for _ in range(iterations):
-        nearest = torch.cdist(features, centroids).argmin(dim=1)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, features)
-        counts = torch.bincount(nearest, minlength=clusters).unsqueeze(1).to(features)
+        # The nearest centre has the largest inner product, less half its own square.
+        offsets = centroids.square().sum(dim=1) / -2
+        nearest = torch.cat([multiply_rows(block, centroids, offsets).argmax(dim=1) for block in features.split(_ROWS)])
+        sums, counts = sum_by_centre(features, nearest, clusters)
+        counts = counts.unsqueeze(1)
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
     return centroids

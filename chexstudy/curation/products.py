@@ -1,8 +1,8 @@
-"""Matrix products of many rows with a few centres, and how far their rounding can be off."""
+"""Products of many rows with a few centres, how far their rounding can be off, and sums of the rows of each centre."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import embedding_bag, linear
 
 # Fewer multiplications are done before oneDNN has laid out its operands.
 _WORTH_LAYING_OUT = 2**24
@@ -57,3 +57,27 @@ def product_rounding(dtype: torch.dtype, terms: int) -> float:
     # bfloat16 has 8 significant bits; both operands are rounded.
     inputs = 2.0**-7 if lowered and dtype == torch.float32 else 0.0
     return inputs + (terms + 8) * torch.finfo(dtype).eps / 2
+
+
+def sum_by_centre(rows: Tensor, centre: Tensor, count: int, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum and number of the rows that belong to each centre, always added in the same order.
+
+    Args:
+        rows: ``(n, dim)``.
+        centre: the centre of each row ``(n,)``, int64.
+        count: number of centres.
+        counted: which rows take part ``(n,)``, bool; all without it.
+
+    Returns:
+        Sums ``(count, dim)`` and numbers ``(count,)``, both of the type of ``rows``.
+    """
+    # Those that do not take part have a sum of their own.
+    group = centre if counted is None else centre.masked_fill(~counted, count)
+    if rows.device.type != "cpu":
+        # Scattered sums of a GPU differ from run to run; a product does not.
+        belongs = (group.unsqueeze(1) == torch.arange(count, device=group.device)).to(rows)
+        return belongs.T @ rows, belongs.sum(dim=0)
+    sorted_group, order = torch.sort(group, stable=True)
+    edges = torch.searchsorted(sorted_group, torch.arange(count + 2))
+    sums = embedding_bag(order, rows, edges[:-1], mode="sum")
+    return sums[:count], edges.diff()[:count].to(rows)

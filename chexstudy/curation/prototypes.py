@@ -5,11 +5,11 @@ Source: CheXficient (arXiv 2602.22843) and its public code; quirk numbers F3-F6 
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import normalize
 
 from chexstudy.curation.clustering import cluster_features
 from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.products import multiply_rows
+from chexstudy.curation.products import multiply_rows, sum_by_centre
 from chexstudy.errors import StudyError
 
 # A sum that vanishes in float32 is divided by this instead.
@@ -126,25 +126,9 @@ def update_prototypes(
         assigned_to = kernel.argmax(dim=1)
     else:
         assigned_to = multiply_rows(features, unit).argmax(dim=1)
-    sums, usage = _sum_by_prototype(features, assigned_to, len(prototypes), counted)
+    sums, usage = sum_by_centre(features, assigned_to, len(prototypes), counted)
     means = sums / (usage.unsqueeze(1) + 1e-8)
     return normalize(decay * prototypes + (1 - decay) * means, dim=1), usage
-
-
-def _sum_by_prototype(
-    features: Tensor, assigned_to: Tensor, count: int, counted: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Sum ``(count, dim)`` and number ``(count,)`` of the features assigned to each prototype, always added alike."""
-    # Those that do not take part have a sum of their own.
-    group = assigned_to if counted is None else assigned_to.masked_fill(~counted, count)
-    if features.device.type != "cpu":
-        # Scattered sums of a GPU differ from run to run; a product does not.
-        assigned = (group.unsqueeze(1) == torch.arange(count, device=group.device)).to(features)
-        return assigned.T @ features, assigned.sum(dim=0)
-    sorted_group, rows = torch.sort(group, stable=True)
-    edges = torch.searchsorted(sorted_group, torch.arange(count + 2))
-    sums = embedding_bag(rows, features, edges[:-1], mode="sum")
-    return sums[:count], edges.diff()[:count].to(features)
 
 
 def prototype_spread(prototypes: Tensor) -> Tensor:
