@@ -199,7 +199,7 @@ costs.groupby("arm", sort=False)[["pairs_scored", "pairs_trained", "steps", "flo
 # %%
 data_set = choose_test_set(evaluation)
 zero_shot = evaluate_variants(evaluation, trained, arm_seeds, arms_at_once) if labelled else pd.DataFrame()
-if labelled:
+if labelled and len(trained) > 1:
     display(list_differences(zero_shot, data_set).round(3))
 
 # %% [markdown]
