@@ -240,5 +240,6 @@ def describe_ratio_law(table: pd.DataFrame) -> str:
         "The share kept by the published rule is set by its constants, not by the data: measured shares against 0.10 + "
         "cap \N{MULTIPLICATION SIGN} K / B, at most 0.95, for K prototypes, cap central members each and super-batches "
         f"of B pairs (a), and their departure from it by B (b). Over {len(rows)} settings the measured share lies from "
-        f"{least} to {most} points off. Prototypes with fewer central members than the cap keep less. {interval}{_describe_sample(table)}"
+        f"{least} to {most} points off. Prototypes with fewer central members than the cap keep less. "
+        f"{interval}{_describe_sample(table)}"
     )
