@@ -6,8 +6,9 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import normalize
 
-from chexstudy.curation.budgeted import BLOCK, VIRTUAL_BATCH, BudgetedCurator, _divide_share
+from chexstudy.curation.budgeted import VIRTUAL_BATCH, BudgetedCurator, _divide_share
 from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.decisions import OUTLIER
 from chexstudy.curation.streaming import curate_stream
 from chexstudy.errors import StudyError
 
@@ -50,18 +51,40 @@ def test_the_kept_set_hardly_depends_on_the_batch_while_the_published_one_does()
     sizes = (128, 480, 2048, 8192)
     overlap = {}
     for rule in ("budgeted", "published"):
-        kept = [set(_stream(features, _config(rule=rule), size).kept) for size in sizes]
-        overlap[rule] = min(len(a & b) / len(a | b) for a in kept for b in kept)
-    assert overlap["budgeted"] > 0.95
-    assert overlap["published"] < 0.5
+        kept = {size: set(_stream(features, _config(rule=rule), size).kept) for size in sizes}
+        overlap[rule] = {(a, b): len(kept[a] & kept[b]) / len(kept[a] | kept[b]) for a in sizes for b in sizes if a < b}
+    assert min(overlap["budgeted"].values()) > 0.88
+    assert min(value for pair, value in overlap["budgeted"].items() if min(pair) >= VIRTUAL_BATCH) > 0.95
+    assert max(overlap["published"].values()) < 0.88
+    assert min(overlap["published"].values()) < 0.3
 
 
-def test_batches_of_whole_blocks_decide_alike_until_the_budget_binds():
-    features, _ = _clustered(3 * VIRTUAL_BATCH)
-    one, other = (_stream(features, _config(), size).decisions.set_index("row") for size in (BLOCK, 5 * BLOCK))
+def test_batches_of_whole_virtual_batches_decide_alike_until_the_budget_binds():
+    features, _ = _clustered(6 * VIRTUAL_BATCH)
+    sizes = (VIRTUAL_BATCH, 3 * VIRTUAL_BATCH)
+    one, other = (_stream(features, _config(), size).decisions.set_index("row") for size in sizes)
     same = (one.kept == other.kept.loc[one.index]).to_numpy()
-    assert same[: -2 * VIRTUAL_BATCH // 3].all()
-    assert np.allclose(one.distance.iloc[:VIRTUAL_BATCH], other.distance.iloc[:VIRTUAL_BATCH])
+    assert same[: 3 * VIRTUAL_BATCH].all()
+    assert np.array_equal(one.distance, other.distance)
+
+
+def test_a_space_that_drifts_neither_spends_the_budget_early_nor_makes_outliers_of_all():
+    features = torch.from_numpy(_clustered(12 * VIRTUAL_BATCH)[0])
+    generator = torch.Generator().manual_seed(9)
+    drift = torch.randn(features.shape[1], generator=generator)
+    curator = BudgetedCurator(_config())
+    curator.warm_up(features[:VIRTUAL_BATCH], torch.arange(VIRTUAL_BATCH))
+    curator.begin_epoch(len(features))
+    kept, outliers = [], []
+    for number, start in enumerate(range(0, len(features), VIRTUAL_BATCH)):
+        rows = torch.arange(start, start + VIRTUAL_BATCH)
+        moved = normalize(features[rows] + 0.04 * number * drift / drift.norm(), dim=1)
+        mask, selection = curator.choose(number, rows, moved, None)
+        kept.append(mask.double().mean().item())
+        outliers.append((selection.band == OUTLIER).double().mean().item())
+    assert max(outliers) < 0.12
+    assert min(kept) > 0.12
+    assert max(kept) < 0.35
 
 
 def test_central_pairs_are_shared_evenly_over_uneven_prototypes():

@@ -10,14 +10,14 @@ from chexstudy.curation.running import RecentPairs, RunningQuantiles
 
 def test_quantiles_and_ranks_are_those_of_the_latest_values_of_each_group():
     generator = np.random.default_rng(0)
-    running, latest = RunningQuantiles(3, 20, torch.zeros(1)), {k: [] for k in range(3)}
+    running, latest = RunningQuantiles(3, 20, 10**6, torch.zeros(1)), {k: [] for k in range(3)}
     for _ in range(30):
         groups, values = generator.integers(0, 2, 7), generator.random(7).astype(np.float32)
         belongs = generator.random(7) < 0.8
-        running.add(torch.from_numpy(groups), torch.from_numpy(values), torch.from_numpy(belongs))
+        running.add(torch.from_numpy(groups), torch.from_numpy(values), torch.from_numpy(belongs), 0)
         for group, value, belong in zip(groups, values, belongs, strict=True):
             latest[group] = [*latest[group], value][-20:] if belong else latest[group]
-    running.settle()
+    running.settle(0)
     for share in (0.0, 0.3, 0.85, 1.0):
         quantile = running.quantile(share, unknown=-1.0)
         for k in range(2):
@@ -28,9 +28,9 @@ def test_quantiles_and_ranks_are_those_of_the_latest_values_of_each_group():
 
 
 def test_a_quantile_for_each_group_and_infinite_values():
-    running = RunningQuantiles(2, 4, torch.zeros(1))
-    running.add(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1.0, 2.0, 3.0, torch.inf, 5.0]), torch.ones(5) > 0)
-    running.settle()
+    running = RunningQuantiles(2, 4, 10, torch.zeros(1))
+    running.add(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1.0, 2.0, 3.0, torch.inf, 5.0]), torch.ones(5) > 0, 0)
+    running.settle(0)
     assert running.quantile(torch.tensor([0.5, 1.0]), unknown=0.0).tolist() == [2.0, torch.inf]
 
 
@@ -53,3 +53,14 @@ def test_the_bank_forgets_the_oldest_and_knows_when_it_is_empty():
     for number, point in enumerate(([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0])):
         bank.add(group, torch.tensor([point]), torch.tensor([number]), torch.tensor([True]))
     assert bank.distance(group, query, row).item() == pytest.approx(2**0.5), "the equal one was the oldest of three"
+
+
+def test_what_was_seen_too_long_ago_is_forgotten():
+    running = RunningQuantiles(1, 8, 100, torch.zeros(1))
+    group, all_of_them = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool)
+    running.add(group, torch.tensor([1.0, 3.0]), all_of_them, 0)
+    running.add(group, torch.tensor([10.0, 30.0]), all_of_them, 60)
+    expected = {60: 6.5, 99: 6.5, 100: 20.0, 160: -1.0}
+    for now, median in expected.items():
+        running.settle(now)
+        assert running.quantile(0.5, unknown=-1.0).item() == median

@@ -7,6 +7,8 @@ is not to be remembered is written into one group more than there are.
 import torch
 from torch import Tensor
 
+_REMEMBERED = ("values", "seen_at", "written", "sorted", "known")
+
 
 def _places(group: Tensor, groups: int) -> Tensor:
     """How many members of its own group come before each entry ``(n,)``."""
@@ -19,30 +21,37 @@ class RunningQuantiles:
 
     Args:
         groups: number of groups.
-        length: values remembered of each.
+        length: most values remembered of each.
+        memory: how long a value is remembered, in pairs of the stream.
         like: a tensor of the type and on the device of the values.
     """
 
-    def __init__(self, groups: int, length: int, like: Tensor):
-        self.groups, self.length = groups, length
+    def __init__(self, groups: int, length: int, memory: int, like: Tensor):
+        self.groups, self.length, self.memory = groups, length, memory
         self.values = like.new_full((groups + 1, length), torch.inf)
+        self.seen_at = torch.full((groups + 1, length), -memory, dtype=torch.int64, device=like.device)
         self.written = torch.zeros(groups + 1, dtype=torch.int64, device=like.device)
-        self.settle()
+        self.settle(0)
 
-    def add(self, group: Tensor, value: Tensor, belongs: Tensor) -> None:
-        """Remember values ``(n,)`` of groups ``(n,)`` where ``belongs``; n must not exceed the length."""
+    def add(self, group: Tensor, value: Tensor, belongs: Tensor, now: int) -> None:
+        """Remember values ``(n,)`` of groups ``(n,)`` where ``belongs``, seen at place ``now`` of the stream.
+
+        Of more values than the length at once, only so many are remembered of each group.
+        """
         group = torch.where(belongs, group, self.groups)
         place = (self.written[group] + _places(group, self.groups + 1)) % self.length
         self.values[group, place] = value
+        self.seen_at[group, place] = now
         self.written.index_add_(0, group, torch.ones_like(group))
 
-    def settle(self) -> None:
-        """Sort what is remembered; `quantile` and `rank` answer from this state until the next call."""
-        self.sorted = torch.sort(self.values[: self.groups], dim=1).values
-        self.known = self.written[: self.groups].clamp(max=self.length)
+    def settle(self, now: int) -> None:
+        """Sort what is remembered at place ``now``; `quantile` and `rank` answer from this until the next call."""
+        remembered = self.seen_at[: self.groups] > now - self.memory
+        self.sorted = torch.sort(self.values[: self.groups].masked_fill(~remembered, torch.inf), dim=1).values
+        self.known = remembered.sum(dim=1)
 
     def quantile(self, share: float | Tensor, unknown: float) -> Tensor:
-        """Quantile of each group ``(groups,)`` with linear interpolation; ``unknown`` for a group never seen."""
+        """Quantile of each group ``(groups,)`` with linear interpolation; ``unknown`` for a group not remembered."""
         place = share * (self.known - 1).clamp(min=0).to(self.sorted)
         below = place.floor().long()
         above = torch.minimum(below + 1, (self.known - 1).clamp(min=0))
@@ -52,18 +61,17 @@ class RunningQuantiles:
         return torch.where(self.known > 0, between, unknown)
 
     def rank(self, group: Tensor, value: Tensor) -> Tensor:
-        """Share of the group's remembered values that lie below ``value`` ``(n,)``; 1 for a group never seen."""
+        """Share of the group's remembered values that lie below ``value`` ``(n,)``; 1 for a group not remembered."""
         below = torch.searchsorted(self.sorted[group], value.unsqueeze(1)).squeeze(1)
         known = self.known[group]
         return torch.where(known > 0, torch.minimum(below, known) / known.clamp(min=1), 1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"values": self.values, "written": self.written, "sorted": self.sorted, "known": self.known}
+        return {name: getattr(self, name) for name in _REMEMBERED}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.values, self.written, self.sorted, self.known = (
-            state[name].clone() for name in ("values", "written", "sorted", "known")
-        )
+        for name in _REMEMBERED:
+            setattr(self, name, state[name].clone())
 
 
 class RecentPairs:
