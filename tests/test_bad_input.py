@@ -10,6 +10,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from chexstudy.cli import main
 from chexstudy.cohort.images import fit_square
 from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.runner import list_notebooks
 from chexstudy.runs import Run
 
 MAPPING = "columns: {image_path: File, patient_id: Patient, report: Report, split: Set, findings: [Mass]}\n"
@@ -130,4 +131,4 @@ def test_a_missing_data_folder_stops_the_first_notebook(home, capsys):
     shown = capsys.readouterr()
     assert shown.err.startswith("there is no folder /nonexistent: set data_root to the folder that holds the Shenzhen")
     assert "Traceback" not in shown.out + shown.err
-    assert shown.out.count("not run") == 5
+    assert shown.out.count("not run") == len(list_notebooks()) - 1
