@@ -47,8 +47,11 @@ def test_named_places_are_there():
         assert (paths.REPOSITORY / place).exists(), place
 
 
-def test_results_table_is_the_one_the_study_gave():
-    recorded = pd.read_csv(paths.DATA / "results_demo.csv", dtype=str)
-    printed = _table_after("## What came out")
-    assert printed.shape == recorded.shape
+@pytest.mark.parametrize(
+    ("heading", "table"), [("## What came out", "results_demo.csv"), ("## Which curator", "curators_demo.csv")]
+)
+def test_tables_are_those_the_study_gave(heading, table):
+    recorded = pd.read_csv(paths.DATA / table, dtype=str)
+    printed = _table_after(heading)
+    assert list(printed.columns.str.strip()) == list(recorded.columns)
     assert printed.to_numpy().tolist() == recorded.to_numpy().tolist()
