@@ -15,18 +15,18 @@ far, and the budget is a promise for the epoch:
   running quantile that leaves the prototype its share. Within a block of `BLOCK` pairs, a pair within that distance of
   an earlier candidate gives way (Matérn's second thinning; Matérn 1960, Spatial Variation).
 * *Virtual batches.* Edges, shares and prototypes change after every `VIRTUAL_BATCH` pairs of the stream (the published
-  batch), wherever real batches end; where a real batch begins in between, the edges are looked at once more.
-  With features that do not change, batches of different sizes so make nearly the same decisions; a model that learns
-  between its batches still changes the features.
+  batch), wherever real batches end; where a real batch begins in between, the edges are looked at once more. With
+  features that do not change, batches of different sizes so make nearly the same decisions; a model that learns between
+  its batches still changes the features.
 * *Exactness.* The share asked for is steered to what is left of the budget over what is left of the epoch, and no part
   of a virtual batch may spend more than `_SLACK` times its share, or less than that part of it: a model that learns
-  makes all pairs look novel beside those of earlier batches, and would spend the budget early. A batch may
-  keep no more than the budget left, and no fewer than would put the budget out of reach; where that binds, the order of
-  `priority` decides. After the last batch the count is exact.
+  makes all pairs look novel beside those of earlier batches, and would spend the budget early. A batch may keep no more
+  than the budget left, and no fewer than would put the budget out of reach; where that binds, the order of `priority`
+  decides. After the last batch the count is exact.
 
-The warm-up sample, drawn over the whole cohort, stands for a reservoir of a stream of known length: it fits the first
-prototypes and is then run through once without being decided, so that the first batch already meets settled rings. A
-pair is never compared with itself in the bank, so in a later epoch it is judged against others and may be taken back.
+The warm-up sample fits the first prototypes and is then run through once without being decided, so that the first batch
+already meets settled rings; drawn over the whole cohort (``warm_up_order=random``), it is what a reservoir of a stream
+of known length would hold. A pair is never compared with itself in the bank, so in a later epoch it is judged against others and may be taken back.
 
 All state is tensors of fixed shape, and no step waits for the device.
 """
