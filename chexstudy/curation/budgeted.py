@@ -26,7 +26,8 @@ far, and the budget is a promise for the epoch:
 
 The warm-up sample fits the first prototypes and is then run through once without being decided, so that the first batch
 already meets settled rings; drawn over the whole cohort (``warm_up_order=random``), it is what a reservoir of a stream
-of known length would hold. A pair is never compared with itself in the bank, so in a later epoch it is judged against others and may be taken back.
+of known length would hold. A pair is never compared with itself in the bank, so in a later epoch it is judged against
+others and may be taken back.
 
 All state is tensors of fixed shape, and no step waits for the device.
 """
