@@ -1,6 +1,7 @@
 """Every constant of a pretraining run in one dataclass, with the published values as documentation."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from types import UnionType
 
 from chexstudy.curation.configuration import CuratorConfig
@@ -8,7 +9,12 @@ from chexstudy.errors import StudyError
 
 LEARNING_RATE_SCHEDULES = ("hold_then_cosine", "published")
 PRECISIONS = ("auto", "fp32", "bf16")
-RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout")
+RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout", "token_dropping")
+TOWERS = ("image", "text")
+TEXT_LAYOUTS = ("buckets", "packed", "padded")
+TRACKERS = ("", "tensorboard", "wandb", "mlflow")
+# How a run is watched and saved; what it computes does not depend on them.
+OBSERVATION = ("checkpoint_minutes", "tracker")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,26 @@ class PretrainingConfig:
         drop_registers: load a DINOv2 with registers without them (published: yes, F8).
         decay_logit_scale: decay the temperature too (published: yes, F12).
         threads: CPU threads of one arm; part of the configuration because sums depend on them in the last bits.
+        scoring_size: side in pixels at which a curator scores, below ``image_size`` to save operations; 0 for
+            ``image_size`` (published: full size).
+        overlap_every: with a ``scoring_size``, every so many super-batches are scored at full size too, and the overlap
+            of the two selections is recorded; what that costs is counted apart.
+        progressive_sizes: sides in pixels at which training after curation begins, rising towards ``image_size``, each
+            for as many epochs; empty for ``image_size`` throughout (published: throughout).
+        image_token_share: share of an image's patch tokens that a training pass keeps, drawn anew for each image and
+            step; scoring and evaluation see all (published: 1).
+        text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to
+            ``max_tokens`` (published).
+        multi_positive: identical reports count as partners of each other's images, not as negatives (published: no,
+            F14).
+        frozen_towers: encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their
+            features are computed once (published: none).
+        lora_rank: train low-rank updates of this rank in place of the encoders' weights; 0 trains the weights
+            (published: 0).
+        lora_alpha: scale of these updates; they are multiplied by it and divided by their rank.
+        compile_blocks: compile the encoders' blocks; pays on a GPU.
+        checkpoint_minutes: time between checkpoints within an epoch; 0 for one after every step.
+        tracker: ``tensorboard``, ``wandb`` or ``mlflow`` to log the history there too; none by default.
         fixed_streams: random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart.
         curator: constants of the curator.
     """
@@ -78,25 +104,59 @@ class PretrainingConfig:
     drop_registers: bool = False
     decay_logit_scale: bool = False
     threads: int = 1
+    scoring_size: int = 0
+    overlap_every: int = 4
+    progressive_sizes: tuple[int, ...] = ()
+    image_token_share: float = 1.0
+    text_layout: str = "buckets"
+    multi_positive: bool = False
+    frozen_towers: tuple[str, ...] = ()
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    compile_blocks: bool = False
+    checkpoint_minutes: float = 10.0
+    tracker: str = ""
     fixed_streams: tuple[str, ...] = ()
     curator: CuratorConfig = field(default_factory=CuratorConfig)
 
     def __post_init__(self):
         for name in (
             *("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens", "threads"),
-            "curation_epochs",
+            *("curation_epochs", "overlap_every"),
         ):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("warm_up_epochs", "subset_epochs", "ramp_steps", "curation_learning_rate"):
+        for name in (
+            *("warm_up_epochs", "subset_epochs", "ramp_steps", "curation_learning_rate", "scoring_size", "lora_rank"),
+            "checkpoint_minutes",
+        ):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
         if not 0 < self.min_learning_rate <= self.learning_rate:
             raise StudyError("learning_rate must be positive and at least min_learning_rate.")
         _require_choice("schedule", self.schedule, LEARNING_RATE_SCHEDULES)
         _require_choice("precision", self.precision, PRECISIONS)
+        _require_choice("text_layout", self.text_layout, TEXT_LAYOUTS)
+        _require_choice("tracker", self.tracker, TRACKERS)
         for stream in self.fixed_streams:
             _require_choice("fixed_streams", stream, RANDOM_STREAMS)
+        for tower in self.frozen_towers:
+            _require_choice("frozen_towers", tower, TOWERS)
+        if self.scoring_size > self.image_size:
+            raise StudyError(
+                f"scoring_size ({self.scoring_size}) must not exceed image_size ({self.image_size}): scoring is to be "
+                "cheaper than training."
+            )
+        sizes = (*self.progressive_sizes, self.image_size)
+        if sizes[0] < 1 or any(later <= earlier for earlier, later in pairwise(sizes)):
+            raise StudyError(
+                f"progressive_sizes must rise towards image_size ({self.image_size}), not "
+                f"{', '.join(map(str, self.progressive_sizes))}."
+            )
+        if not 0 < self.image_token_share <= 1:
+            raise StudyError(f"image_token_share must be above 0 and at most 1, not {self.image_token_share}.")
+        if self.lora_rank and self.lora_alpha <= 0:
+            raise StudyError(f"lora_alpha must be positive, not {self.lora_alpha}.")
         if self.super_batch < self.curator.prototypes:
             raise StudyError(
                 f"super_batch ({self.super_batch}) must hold at least one pair a prototype ({self.curator.prototypes})."
@@ -108,7 +168,8 @@ class PretrainingConfig:
 
     def to_dict(self) -> dict:
         """Plain JSON-serialisable values."""
-        return {**asdict(self), "fixed_streams": list(self.fixed_streams)}
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> "PretrainingConfig":
@@ -121,7 +182,7 @@ class PretrainingConfig:
         curator = dict(values.pop("curator", {}))
         curator_names = {constant.name for constant in fields(CuratorConfig)}
         curator |= {name: values.pop(name) for name in list(values) if name in curator_names}
-        plain = {name: tuple(value) if name == "fixed_streams" else value for name, value in values.items()}
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return replace(_checked(cls(), plain), curator=_checked(CuratorConfig(), curator))
 
 
@@ -153,7 +214,8 @@ def read_constants(namespace: dict) -> PretrainingConfig:
 
 def _parse(name: str, text: str, kind: type) -> object:
     if kind is tuple:
-        return [part.strip() for part in text.split("+") if part.strip()]
+        parts = [part.strip() for part in text.split("+") if part.strip()]
+        return [int(part) if part.isdigit() else part for part in parts]
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
