@@ -393,7 +393,7 @@ def _add_cohort(verbs) -> None:
     parser = _add_verb(
         verbs,
         "cohort",
-        "build, check or show a cohort",
+        "build, convert, check or show a cohort",
         "A cohort is a table with one row an image: ids, split, view, report, and one column a finding\n"
         "(present 1, absent 0, uncertain -1, not stated empty).",
         "see: chexstudy cohort build --help",
@@ -416,6 +416,7 @@ def _add_cohort(verbs) -> None:
     build.add_argument("--data-root", metavar="X", help="the folder that holds the source's images and tables")
     build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
     _add_run_options(build, default=None)
+    _add_convert(actions)
     check = _add_verb(
         actions,
         "check",
@@ -441,6 +442,70 @@ def _add_cohort(verbs) -> None:
         _show_cohort,
     )
     show.add_argument("cohort", metavar="STUDY|TABLE.parquet", help="a study's name, or a table's path")
+
+
+def _add_convert(actions) -> None:
+    convert = _add_verb(
+        actions,
+        "convert",
+        "write the pixel store of a cohort at a size of your choice",
+        "Read every image of a cohort once, check and resize it, and write the pixels as shards of uint8 arrays, with\n"
+        "an index and hashes. What cannot be used goes to quarantine and is counted. A conversion that was stopped,\n"
+        "by a power cut too, goes on at the first shard that is not finished when the command is given again.\n\n"
+        "With --study, the study's own store is written anew. With --cohort, the store of any cohort table is written\n"
+        "to any folder. With --check, nothing is written: every shard is read and its hash compared.",
+        "examples:\n"
+        "  chexstudy cohort convert --study tb --size 378\n"
+        "  chexstudy cohort convert --cohort cohort.parquet --root ~/images --out ~/store --size 224 --workers 8\n"
+        "  chexstudy cohort convert --study tb --check\n\n"
+        "writes: pixels/ (shard-00000.npy ..., index.parquet, manifest.json), cohort.parquet, quarantine.parquet in\n"
+        "        runs/<study>/ or in --out",
+        _convert_cohort,
+    )
+    convert.add_argument("--study", metavar="S", help="the study whose cohort is converted")
+    convert.add_argument("--cohort", metavar="TABLE.parquet", help="a cohort table of no study")
+    convert.add_argument("--root", metavar="FOLDER", help="where its relative image paths start (default: its folder)")
+    convert.add_argument("--out", metavar="FOLDER", help="where its store is written")
+    convert.add_argument("--size", type=int, metavar="N", help="pixels on a side of the stored images")
+    convert.add_argument(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="how images are made square (default: crop, as published)",
+    )
+    convert.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: one a core)")
+    convert.add_argument("--shard-images", type=int, metavar="N", help="images a shard (default: about 256 MB)")
+    convert.add_argument("--check", action="store_true", help="compare the hash of every shard; write nothing")
+
+
+def _convert_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.cohort.convert import StoreFolder, convert_cohort, read_requested_cohort
+    from chexstudy.cohort.pixels import plan_pixel_store, verify_pixel_store
+    from chexstudy.cohort.table import read_cohort
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    refuse = options.parser.error
+    if options.study is not None and (options.cohort or options.out or options.root):
+        refuse("--study has a cohort and a place of its own: give it without --cohort, --root and --out")
+    if options.study is None and not options.out:
+        refuse("say what to convert: --study S, or --cohort TABLE.parquet and --out FOLDER")
+    run = Run(options.study) if options.study is not None else StoreFolder(resolve_user_path(options.out))
+    if options.check:
+        shards = verify_pixel_store(run)
+        print(f"{run.path('pixels')}: {shards} shard{'s' * (shards > 1)}, every hash as written.")
+        return
+    if options.size is None:
+        refuse("--size says how many pixels a side the stored images have, for example --size 378")
+    if options.study is not None:
+        cohort, root = read_requested_cohort(run), run.folder
+    elif options.cohort:
+        table = resolve_user_path(options.cohort)
+        cohort, root = read_cohort(table), resolve_user_path(options.root) if options.root else table.parent
+    else:
+        refuse("--cohort names the table to convert, for example --cohort cohort.parquet")
+    plan = plan_pixel_store(run, cohort, options.size, options.fit, root, options.shard_images)
+    convert_cohort(run, plan, options.workers)
 
 
 def _find_table(named: str) -> Path:

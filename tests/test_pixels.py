@@ -57,13 +57,13 @@ def test_the_store_holds_every_image_and_says_where(run, tmp_path):
     store = build_pixel_store(run, cohort, 32)
     assert (len(store), store.size, store.fit) == (6, 32, "crop")
     assert store.images.dtype == np.uint8
-    assert isinstance(store.images, np.memmap)
     np.testing.assert_array_equal(
         store.read(["a/4.png", "a/0.png"]), [fit_square(image(4), 32), fit_square(image(0), 32)]
     )
     np.testing.assert_array_equal(store.rows(["a/5.png", "a/1.png", "a/5.png"]), [5, 1, 5])
-    with pytest.raises(ValueError, match="read-only"):
-        store.images[0] = 0
+    np.testing.assert_array_equal(store.take(np.array([4, 4])), [fit_square(image(4), 32)] * 2)
+    with pytest.raises(IndexError, match="rows 0 to 6 asked of 6 images"):
+        store.take(np.array([0, 6]))
 
 
 def test_what_cannot_be_used_leaves_the_cohort_and_is_listed(run, tmp_path):
@@ -89,10 +89,10 @@ def test_what_cannot_be_used_leaves_the_cohort_and_is_listed(run, tmp_path):
 
 def test_the_array_is_a_plain_npy_file(run, tmp_path):
     build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    loaded = np.load(run.path("pixels/images.npy"))
+    loaded = np.load(run.path("pixels/shard-00000.npy"))
     assert loaded.shape == (6, 32, 32)
     np.testing.assert_array_equal(loaded[5], fit_square(image(5), 32))
-    assert run.path("pixels/images.npy").stat().st_size == loaded.nbytes + 128
+    assert run.path("pixels/shard-00000.npy").stat().st_size == loaded.nbytes + 128
 
 
 def test_a_current_store_is_reused_and_a_stale_one_built_again(run, tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_current_store_is_reused_and_a_stale_one_built_again(run, tmp_path, mo
 
 def test_the_same_call_writes_the_same_bytes(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
-    names = ("pixels/images.npy", "pixels/index.parquet", "cohort.parquet", "quarantine.parquet")
+    names = ("pixels/shard-00000.npy", "pixels/index.parquet", "cohort.parquet", "quarantine.parquet")
     build_pixel_store(run, cohort, 32)
     first = [run.path(name).read_bytes() for name in names]
     run.path("pixels/manifest.json").unlink()
@@ -139,11 +139,13 @@ def test_no_store_and_a_damaged_one_are_one_sentence(run, tmp_path):
         "run notebook 01_build_cohort (or `chexstudy cohort build`) first."
     )
     build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    np.save(run.path("pixels/images.npy"), np.zeros((5, 32, 32), np.uint8))
-    with pytest.raises(
-        StudyError, match=r"^the pixel store of study 'tiny' is damaged: pixels/images\.npy holds uint8"
-    ):
+    np.save(run.path("pixels/shard-00000.npy"), np.zeros((5, 32, 32), np.uint8))
+    with pytest.raises(StudyError) as caught:
         open_pixel_store(run)
+    assert str(caught.value) == (
+        f"{run.path('pixels/shard-00000.npy')} is damaged, it holds uint8 (5, 32, 32) and not uint8 (6, 32, 32): "
+        "make the store again with the same options: finished shards are kept and only this one is made anew."
+    )
 
 
 def test_a_cohort_without_a_usable_image_is_one_sentence(run, tmp_path):
@@ -168,7 +170,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing_half_written(ru
         with pytest.raises(StudyError) as caught:
             build_pixel_store(run, cohort, 32)
     assert str(caught.value) == (
-        f"could not write {run.path('pixels/images.npy')}: No space left on device; "
+        f"could not write {run.path('pixels/shard-00000.npy')}: No space left on device; "
         "free some space or set CHEXSTUDY_HOME to another disk."
     )
     assert written_files(run) == []
@@ -178,11 +180,11 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing_half_written(ru
 def test_a_write_that_really_fails_leaves_the_old_files_and_no_current_store(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
     build_pixel_store(run, cohort, 32)
-    old = {name: run.path(name).read_bytes() for name in ("pixels/images.npy", "cohort.parquet")}
+    old = {name: run.path(name).read_bytes() for name in ("pixels/shard-00000.npy", "cohort.parquet")}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(StudyError, match=r"^could not write .*images\.npy: File too large; free some space"):
+        with pytest.raises(StudyError, match=r"^could not write .*shard-00000\.npy: File too large; free some space"):
             build_pixel_store(run, cohort, 128)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -197,9 +199,9 @@ def test_a_parquet_that_cannot_be_written_is_one_sentence_too(run, tmp_path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", fill_up)
-    with pytest.raises(StudyError, match=r"^could not write .*quarantine\.parquet: No space left on device"):
+    with pytest.raises(StudyError, match=r"^could not write .*shard-00000\.parquet: No space left on device"):
         build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    assert written_files(run) == ["pixels/images.npy"]
+    assert written_files(run) == ["pixels/shard-00000.npy"]
 
 
 def test_a_killed_build_is_no_store(run, tmp_path, monkeypatch):
