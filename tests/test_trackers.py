@@ -1,3 +1,4 @@
+import os
 import random
 import signal
 import sqlite3
@@ -209,10 +210,11 @@ def test_mlflow_holds_the_numbers_and_resumes_the_run(tmp_path, monkeypatch):
 def test_wandb_logs_again_what_a_killed_process_may_not_have_written(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     pytest.importorskip("wandb")
+    monkeypatch.setattr(trackers, "source_hash", lambda: "code")
     program = (
         "import os, pathlib, signal, sys, time\n"
         "from chexstudy.pretraining import trackers\n"
-        "trackers._SETTLED_SECONDS = 0.0\n"
+        "trackers._SETTLED_SECONDS, trackers.source_hash = 0.0, lambda: 'code'\n"
         f"tracker = trackers.open_tracker('wandb', pathlib.Path(sys.argv[1]), 'x', {PARAMETERS!r})\n"
         "for step in range(4):\n"
         "    tracker.log(step, {'pairs_trained': step})\n"
@@ -220,7 +222,9 @@ def test_wandb_logs_again_what_a_killed_process_may_not_have_written(tmp_path, m
         "time.sleep(3)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    # The library hands its service to child processes; a training starts its own.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, env=own)
     assert killed.returncode == -signal.SIGKILL
     log_steps("wandb", tmp_path, range(1, 6)).close()
     # Steps 0 to 2 had settled, step 3 had not.
