@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "runs/<study>/results.parquet and figures/",
         _STEPS["evaluate"],
     )
+    _add_release(verbs)
     _add_figures(verbs)
     _add_golden(verbs)
     _add_doctor(verbs)
@@ -393,7 +394,7 @@ def _add_cohort(verbs) -> None:
     parser = _add_verb(
         verbs,
         "cohort",
-        "build, convert, check or show a cohort",
+        "build, convert, export, check or show a cohort",
         "A cohort is a table with one row an image: ids, split, view, report, and one column a finding\n"
         "(present 1, absent 0, uncertain -1, not stated empty).",
         "see: chexstudy cohort build --help",
@@ -417,6 +418,7 @@ def _add_cohort(verbs) -> None:
     build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
     _add_run_options(build, default=None)
     _add_convert(actions)
+    _add_export(actions)
     check = _add_verb(
         actions,
         "check",
@@ -476,6 +478,51 @@ def _add_convert(actions) -> None:
     convert.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: one a core)")
     convert.add_argument("--shard-images", type=int, metavar="N", help="images a shard (default: about 256 MB)")
     convert.add_argument("--check", action="store_true", help="compare the hash of every shard; write nothing")
+
+
+def _add_export(actions) -> None:
+    export = _add_verb(
+        actions,
+        "export",
+        "write a cohort for other programs",
+        "Write the pairs of a study's cohort as WebDataset tar shards (KEY.png, KEY.json, KEY.txt), or as a folder\n"
+        "that Hugging Face's datasets.load_dataset reads. Images are the stored pixels, without loss. Reports and the\n"
+        "ids of patients and studies stay out unless asked for. A killed export goes on; two give the same bytes.",
+        "examples:\n"
+        "  chexstudy cohort export --study demo --to webdataset --out ~/demo-shards\n"
+        "  chexstudy cohort export --study demo --to huggingface --out ~/demo-dataset --with-reports\n"
+        "  chexstudy cohort build --source webdataset --data-root ~/demo-shards --study again\n\n"
+        "writes: the shards, and export.json, which says what they hold",
+        _export_cohort,
+    )
+    export.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
+    export.add_argument("--to", required=True, choices=("webdataset", "huggingface"), help="the format")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or an empty folder")
+    export.add_argument("--shard-images", type=int, default=1000, metavar="N", help="images a shard (default: 1000)")
+    export.add_argument("--with-reports", action="store_true", help="reports leave too")
+    export.add_argument(
+        "--with-patient-ids", action="store_true", help="ids of patients and studies leave, in place of new numbers"
+    )
+    export.add_argument(
+        "--original-images", action="store_true", help="the image files as they are, in place of the stored pixels"
+    )
+
+
+def _export_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.cohort.interchange import ExportOptions, export_cohort
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    chosen = ExportOptions(
+        options.to, options.shard_images, options.with_reports, options.with_patient_ids, options.original_images
+    )
+    folder = resolve_user_path(options.out)
+    export = export_cohort(Run(options.study), folder, chosen)
+    known = export.shards - export.written
+    print(
+        f"{export.pairs} pairs in {export.shards} shards in {folder}{f' ({known} were there)' if known else ''}.\n"
+        f"{export.left_out}"
+    )
 
 
 def _convert_cohort(options: argparse.Namespace) -> None:
@@ -579,6 +626,42 @@ def _show_cohort(options: argparse.Namespace) -> None:
         print(f"\n{'finding':<{width}}  " + "  ".join(f"{name:>10}" for name in table))
         for finding in table["present"].sort_values(ascending=False, kind="stable").index:
             print(f"{finding:<{width}}  " + "  ".join(f"{int(column[finding]):>10}" for column in table.values()))
+
+
+# --- release ---------------------------------------------------------------------------------------------------------
+
+
+def _add_release(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "release",
+        "write a trained arm as a Hugging Face model",
+        "Write the trained pair as a folder that transformers loads where chexstudy is not installed: one file of\n"
+        "weights, image processor, tokenizer, the Python files they need, and a model card written from the run.\n"
+        "Nothing is uploaded.",
+        "examples:\n"
+        "  chexstudy release curated --study demo --out curated-model\n"
+        "  chexstudy release full --study demo --seed 1 --out ~/models/full\n\n"
+        "writes: --out, which must be new or hold an earlier release",
+        _release,
+    )
+    parser.add_argument("arm", metavar="ARM", help="the trained arm, such as curated or full")
+    parser.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="K", help="its seed (default: 0)")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
+
+
+def _release(options: argparse.Namespace) -> None:
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.pretraining.release import release_arm
+    from chexstudy.runs import Run
+
+    release = release_arm(Run(options.study), options.arm, options.seed, resolve_user_path(options.out))
+    how = "with or without the code in it" if release.plain else "with the code in it"
+    print(
+        f"{release.folder} loads {how}; its embeddings differ from the trained pair's by at most "
+        f"{release.difference:.0e}. Read its README.md, and choose a licence there, before you share it."
+    )
 
 
 # --- figures, golden numbers, doctor ---------------------------------------------------------------------------------
