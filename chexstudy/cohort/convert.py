@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.cohort.pixels import COHORT, MANIFEST, REQUESTED, PixelStore, StorePlan, write_pixel_store
+from chexstudy.cohort.pixels import COHORT, FOLDER, MANIFEST, REQUESTED, PixelStore, StorePlan, write_pixel_store
 from chexstudy.cohort.quality import check_image
+from chexstudy.cohort.shards import name_shard
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -120,7 +121,7 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
     else:
         estimate = estimate_conversion(plan, workers)
         print(estimate, flush=True)
-        check_room(run.folder, estimate.bytes)
+        check_room(run.folder, estimate.bytes - _count_replaced(run, plan))
     store = write_pixel_store(run, plan, workers)
     lost = run.read_json(MANIFEST, "chexstudy cohort convert")["quarantined"]
     reasons = ", ".join(f"{row['images']} {row['reason']} ({row['source']})" for row in lost)
@@ -129,6 +130,12 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
         f"{sum(row['images'] for row in lost):,} in quarantine{f': {reasons}' if lost else ''}."
     )
     return store
+
+
+def _count_replaced(run: Run, plan: StorePlan) -> int:
+    """Bytes of the shards of an earlier store that make way for those of this one."""
+    paths = [run.path(f"{FOLDER}/{name_shard(number)}") for number in plan.unfinished()]
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def _name_duration(seconds: float) -> str:
