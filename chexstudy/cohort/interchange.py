@@ -13,6 +13,7 @@ same bytes, and one that was killed goes on at the first shard that is missing.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from chexstudy.runs import Run, atomic_path, hash_file, hash_values
 RECORD = "export.json"
 _MADE_BY = "notebook 01_build_cohort (or `chexstudy cohort build`)"
 _KEY_DIGITS = 6
+_WORD = re.compile(r"[^\W_]+")
 _PNG_EFFORT = 6  # of 9: named here because the bytes depend on it
 
 
@@ -248,11 +250,10 @@ def _tell_left_out(cohort: pd.DataFrame, options: ExportOptions) -> str:
 
 
 def _tells_patient(image_id: str, patient_id: str) -> bool:
-    """Whether a patient's identifier, zeros in front left out, stands in an image's as a word of its own."""
-    image, patient = (name.split("/", 1)[-1] for name in (image_id, patient_id))
-    patient = patient.lstrip("0") or "0"
-    start = image.find(patient)
-    if start < 0:
-        return False
-    before, after = image[:start].rstrip("0")[-1:], image[start + len(patient) :][:1]
-    return not before.isalnum() and not after.isalnum()
+    """Whether a patient's identifier stands in an image's as words of its own, zeros in front left out."""
+    image, patient = (_join_words(name.split("/", 1)[-1]) for name in (image_id, patient_id))
+    return patient in image
+
+
+def _join_words(name: str) -> str:
+    return f"_{'_'.join(word.lstrip('0') or '0' for word in _WORD.findall(name))}_"
