@@ -425,6 +425,23 @@ def test_card_names_what_was_drawn_or_made_from_labels(trained, tmp_path):
     assert f"{templates} of its {len(training)} training reports are sentences made from labels" in card
 
 
+def test_card_of_other_arms(trained, tmp_path):
+    image, text = build_image_encoder(EncoderSpec("tiny-vit", image_size=24), 1), _tiny_text(trained)
+    image.origin = {"name": "owner/vit", "revision": "0" * 40}
+    _save_arm(trained, "random_same_compute", image, text, image_encoder="owner/vit", image_revision="0" * 40)
+    card = _read_card(trained, tmp_path / "out", "random_same_compute")
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["owner/vit"]
+    assert f"`owner/vit` (revision `{'0' * 40}`) for images" in card
+    assert "None: the arm was trained on all 30 pairs." in card
+    assert "Epochs: as many as it took to spend the operations of the curated arm." in card
+    adapted = {"frozen_towers": ["text"], "lora_rank": 4, "lora_alpha": 8.0, "rule": "budgeted"}
+    _save_arm(trained, "curated.adapted", image, text, **adapted)
+    card = _read_card(trained, tmp_path / "adapted", "curated.adapted")
+    assert "Frozen encoders: text. Encoders were trained by low-rank updates (rank 4, alpha 8)" in card
+    assert "the budgeted rule with a budget of 0.227 (share of the pairs)" in card
+    assert "Epochs: 4 over all pairs, 1 of curation, 9 over what was kept." in card
+
+
 def _evaluate(run, value=0.8125):
     name, cost = "evaluation/curated/seed0/results.parquet", "pretraining/curated/seed0/compute.json"
     rows = pd.DataFrame(

@@ -353,10 +353,13 @@ def _describe_training(arm: str, config: PretrainingConfig, usage: Usage) -> str
             f" Encoders were trained by low-rank updates (rank {config.lora_rank}, alpha {config.lora_alpha:g}), which "
             "are merged into the weights here."
         )
-    epochs = f"{config.total_epochs} at most, over all pairs"
-    if find_arm(arm).data != "all":
+    known = find_arm(arm)
+    epochs = f"{config.total_epochs if arm != 'warm_up' else config.warm_up_epochs} over all pairs"
+    if known.data != "all":
         epochs = f"{config.warm_up_epochs} over all pairs, {config.curation_epochs} of curation, "
         epochs += f"{config.subset_epochs} over what was kept"
+    if known.compute == "matched":
+        epochs = "as many as it took to spend the operations of the curated arm"
     values = {"image_encoder": usage.image_name, "text_encoder": usage.text_name}
     values = {constant.name: getattr(config, constant.name) for constant in fields(config)} | values
     del values["curator"]
@@ -387,6 +390,7 @@ def _show(value: object) -> str:
 
 
 def _describe_compute(cost: dict) -> str:
+    phases = ", ".join(f"{phase['steps']:,} {name}" for name, phase in cost.get("by_phase", {}).items())
     rows = [
         ["operations, counted", f"{cost['flops']:.4g} FLOPs"],
         ["time", f"{cost['seconds']:,.1f} s"],
@@ -394,7 +398,7 @@ def _describe_compute(cost: dict) -> str:
         ["peak memory", f"{cost['peak_memory_bytes'] / 2**30:.2f} GiB"],
         ["pairs scored", f"{cost['pairs_scored']:,}"],
         ["pairs trained on", f"{cost['pairs_trained']:,}"],
-        ["steps", f"{cost['steps']:,}"],
+        ["steps", f"{cost['steps']:,}" + (f" ({phases})" if phases else "")],
     ]
     joules = cost.get("energy_joules")
     told = "not told by the machine" if joules is None else f"{joules / 1000:,.1f} kJ (the whole device or processor)"

@@ -252,7 +252,8 @@ def _full_length(encoder: TextEncoder) -> int:
 
 
 def _has_group_normalisation(encoder: ImageEncoder) -> bool:
-    return any(isinstance(module, torch.nn.GroupNorm) for module in encoder.model.modules())
+    """As noted by `chexstudy.encoders` where it has put it in the place of batch normalisation."""
+    return getattr(encoder.model.config, "chexstudy", {}).get("group_normalisation", False)
 
 
 def _write_image_processor(folder: Path, encoder: ImageEncoder, stored_size: int, fit: str):
