@@ -58,16 +58,21 @@ def test_only_what_is_missing_is_trained(monkeypatch):
     trained = []
     monkeypatch.setattr(variants, "is_trained", lambda run, arm, seed, config: (arm, seed) in there)
 
-    def train(run, arms, seeds, config, device, workers):
-        trained.append((arms, seeds, config.curation_epochs, config.curator.rule, device, workers))
+    def train(run, arms, seeds, config, device, workers, configs):
+        trained.append((arms, seeds, device, workers))
+        trained.append({name: (one.curation_epochs, one.curator.rule) for name, one in configs.items()})
 
     monkeypatch.setattr(variants, "train_arms", train)
     chosen = choose_variants(["two_epochs", "budgeted"], REFERENCE_CONFIG)
     train_variants(None, chosen, [0, 1], REFERENCE_CONFIG, "cpu", 2)
-    assert trained == [
-        (["curated.two_epochs"], [0], 2, "published", "cpu", 2),
-        (["curated.budgeted"], [0, 1], 1, "budgeted", "cpu", 2),
-    ]
+    constants = {REFERENCE: (1, "published"), "two_epochs": (2, "published"), "budgeted": (1, "budgeted")}
+    assert trained == [(["curated.two_epochs", "curated.budgeted"], [0, 1], "cpu", 2), constants]
+    there |= {("curated.two_epochs", 0), ("curated.budgeted", 0)}
+    train_variants(None, chosen, [0, 1], REFERENCE_CONFIG, "cpu", 2)
+    assert trained[2] == (["curated.budgeted"], [1], "cpu", 2)
+    there.add(("curated.budgeted", 1))
+    train_variants(None, chosen, [0, 1], REFERENCE_CONFIG, "cpu", 2)
+    assert len(trained) == 4
 
 
 def test_what_variants_kept_is_measured_on_the_same_features(home, monkeypatch):

@@ -77,7 +77,7 @@ def train_variants(
     device: str = "auto",
     workers: int = 1,
 ) -> None:
-    """Train what is not trained yet, variant by variant, each as the arm of its name.
+    """Train what is not trained yet, each variant as the arm of its name, by the same worker processes.
 
     Args:
         run: the study; the warm-up of every seed must be trained.
@@ -85,16 +85,21 @@ def train_variants(
         seeds: one training each.
         reference: what the variants change.
         device: see `chexstudy.pretraining.engine.pretrain`.
-        workers: seeds trained side by side; use 1 on a GPU.
+        workers: trainings side by side; use 1 on a GPU.
 
     Raises:
         StudyError: a training fails; what is finished is kept.
     """
-    for variant in variants:
-        config = variant.apply(reference)
-        missing = [seed for seed in seeds if not is_trained(run, variant.arm, seed, config)]
-        if missing:
-            train_arms(run, [variant.arm], missing, config, device, workers)
+    configs = {variant.name: variant.apply(reference) for variant in variants}
+    missing = {
+        variant.arm: [seed for seed in seeds if not is_trained(run, variant.arm, seed, configs[variant.name])]
+        for variant in variants
+    }
+    arms = [arm for arm, of_arm in missing.items() if of_arm]
+    if arms:
+        # An arm that lacks one seed is asked for with all; what is finished costs a look.
+        wanted = [seed for seed in seeds if any(seed in missing[arm] for arm in arms)]
+        train_arms(run, arms, wanted, reference, device, workers, configs)
 
 
 def measure_variants(

@@ -5,9 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -21,7 +21,10 @@ from chexstudy.runs import Run, hash_file
 # A worker says so after each arm, on a line of its own.
 JOB_DONE = "<arm finished>"
 _SECONDS_TO_STOP = 10
-_BY, _AT_COMPUTE, _VARIANT = "by_", "@compute", "curated."
+_BY, _AT_COMPUTE = "by_", "@compute"
+_CURATED = "curated"
+# The curated arm and those that are paired with it can be trained under constants of their own.
+_WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute")
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,19 @@ class Arm:
         needed = []
         if self.data != "all" and config.warm_up_epochs:
             needed.append("warm_up")
-        if self.data in ("random", "oracle") or self.compute == "matched":
-            needed.append("curated")
-        return needed
+        return needed + [self.partner] * bool(self.partner)
+
+    @property
+    def variant(self) -> str:
+        """The name of the constants that an arm ``NAME.VARIANT`` is trained under, empty for other arms."""
+        return self.name.partition(".")[2]
+
+    @property
+    def partner(self) -> str:
+        """The curated arm whose number of pairs or operations this one matches, empty for arms that match none."""
+        if self.data not in ("random", "oracle") and self.compute != "matched":
+            return ""
+        return name_variant(_CURATED, self.variant) if self.variant else _CURATED
 
     @property
     def method(self) -> str:
@@ -78,7 +91,8 @@ def find_arm(name: str) -> Arm:
     Besides those of `ARMS` there are ``by_METHOD``, trained like the curated arm but on the subset that a method of
     `chexstudy.curation.methods` (or any other) left in ``curation/METHOD/seed<k>/subset.parquet``;
     ``by_METHOD@compute``, the same until the curated arm's operations are spent; and ``curated.VARIANT``, the curated
-    arm under constants of its own, in a folder of its own.
+    arm under constants of its own, in a folder of its own, with ``random_same_data.VARIANT`` and
+    ``random_same_compute.VARIANT``, which match that arm and not ``curated``.
 
     Raises:
         StudyError: there is no such arm.
@@ -91,9 +105,10 @@ def find_arm(name: str) -> Arm:
         return Arm(
             name, "subset", "matched" if matched else "epochs", f"As curated, on the subset of {method}, {until}."
         )
-    variant = name.removeprefix(_VARIANT)
-    if name.startswith(_VARIANT) and re.fullmatch(r"\w+", variant):
-        return Arm(name, "curated", "epochs", f"The curated arm, {variant.replace('_', ' ')}.")
+    base, _, variant = name.partition(".")
+    if base in _WITH_VARIANTS and re.fullmatch(r"\w+", variant):
+        what = "The curated arm" if base == _CURATED else ARMS[base].explanation.removesuffix(".")
+        return replace(ARMS[base], name=name, explanation=f"{what}, {variant.replace('_', ' ')}.")
     raise StudyError(
         f"unknown arm {name!r}; there are {', '.join(one for one in ARMS if one != 'warm_up')}, and by_METHOD for "
         "subsets chosen beforehand."
@@ -103,6 +118,11 @@ def find_arm(name: str) -> Arm:
 def name_method_arm(method: str, matched: bool = False) -> str:
     """The arm that is trained on a method's subset, for as many epochs or until the curated arm's operations."""
     return f"{_BY}{method}{_AT_COMPUTE if matched else ''}"
+
+
+def name_variant(arm: str, variant: str) -> str:
+    """The arm that is trained under the constants of a variant: ``curated.keep_10``."""
+    return f"{arm}.{variant}"
 
 
 def subset_artifact(method: str, seed: int) -> str:
@@ -189,6 +209,7 @@ def train_arms(
     config: PretrainingConfig,
     device: str = "auto",
     workers: int = 1,
+    variants: Mapping[str, PretrainingConfig] | None = None,
 ) -> None:
     """Train arms over seeds in worker processes, several side by side; finished ones are skipped.
 
@@ -201,18 +222,22 @@ def train_arms(
         config: every constant.
         device: see `chexstudy.pretraining.engine.pretrain`.
         workers: processes at a time; use 1 on a GPU.
+        variants: constants of the arms ``NAME.VARIANT``, by variant; those of others, and all other arms, are
+            ``config``.
 
     Raises:
         StudyError: an arm is unknown or fails; what is finished is kept.
     """
     if workers < 1:
         raise StudyError(f"the number of arms trained at once must be at least 1, not {workers}.")
-    jobs = _plan(list(arms), list(seeds), config)
+    configs = {"": config} | dict(variants or {})
+    jobs = _plan(list(arms), list(seeds), configs)
     print(f"{len(jobs)} trainings, {min(workers, len(jobs))} at a time; finished ones are skipped", flush=True)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        settings = Path(folder) / "config.json"
-        settings.write_text(json.dumps(config.to_dict()))
-        idle = [_Worker(run, settings, device, config.threads) for _ in range(workers)]
+        settings = {variant: Path(folder) / f"{variant or 'config'}.json" for variant in configs}
+        for variant, path in settings.items():
+            path.write_text(json.dumps(configs[variant].to_dict()))
+        idle = [_Worker(run, settings[""], device, config.threads) for _ in range(workers)]
         every_worker = list(idle)
         finished: set[tuple[str, int]] = set()
         running: dict[Future, tuple[tuple[str, int], _Worker]] = {}
@@ -222,7 +247,8 @@ def train_arms(
                 for job in [job for job in waiting if jobs[job] <= finished][: len(idle)]:
                     waiting.remove(job)
                     worker = idle.pop(0)
-                    running[pool.submit(worker.train, *job)] = (job, worker)
+                    own = settings.get(find_arm(job[0]).variant, settings[""])
+                    running[pool.submit(worker.train, *job, own)] = (job, worker)
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     job, worker = running.pop(future)
@@ -246,7 +272,7 @@ class _Worker:
         # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
         self._errors = TemporaryFile("w+")  # noqa: SIM115
 
-    def train(self, arm: str, seed: int) -> None:
+    def train(self, arm: str, seed: int, settings: Path) -> None:
         if self._process is None:
             self._process = subprocess.Popen(
                 self._command,
@@ -257,7 +283,7 @@ class _Worker:
                 env=self._environment,
                 cwd=paths.home(),
             )
-        self._process.stdin.write(f"{arm} {seed}\n")
+        self._process.stdin.write(f"{arm} {seed} {settings}\n")
         self._process.stdin.flush()
         for line in self._process.stdout:
             if line.strip() == JOB_DONE:
@@ -281,11 +307,16 @@ class _Worker:
         self._errors.close()
 
 
-def _plan(arms: list[str], seeds: list[int], config: PretrainingConfig) -> dict[tuple[str, int], set]:
+def _plan(
+    arms: list[str], seeds: list[int], configs: Mapping[str, PretrainingConfig]
+) -> dict[tuple[str, int], set[tuple[str, int]]]:
     """Jobs with what each waits for, the long ones first so that the workers end together."""
-    wanted = list(dict.fromkeys(arms))
-    for arm in wanted:
-        wanted += [other for other in find_arm(arm).needs(config) if other not in wanted]
-    priority = ["warm_up", "curated", "full", "random_same_compute", "random_same_data", "oracle_balanced"]
-    wanted.sort(key=lambda arm: priority.index(arm) if arm in priority else len(priority))
-    return {(arm, seed): {(other, seed) for other in find_arm(arm).needs(config)} for arm in wanted for seed in seeds}
+    wanted, needs = list(dict.fromkeys(arms)), {}
+    for name in wanted:
+        arm = find_arm(name)
+        needs[name] = arm.needs(configs.get(arm.variant, configs[""]))
+        wanted += [other for other in needs[name] if other not in wanted]
+    priority = ["warm_up", _CURATED, "full", "random_same_compute", "random_same_data", "oracle_balanced"]
+    base = {name: name.partition(".")[0] for name in wanted}
+    wanted.sort(key=lambda name: priority.index(base[name]) if base[name] in priority else len(priority))
+    return {(name, seed): {(other, seed) for other in needs[name]} for name in wanted for seed in seeds}

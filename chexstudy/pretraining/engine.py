@@ -685,7 +685,7 @@ def choose_device(name: str) -> torch.device:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train arms of a study, one after the other.")
     parser.add_argument("--study", required=True)
-    parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED` are read from the input")
+    parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED [CONFIG]` are read")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="JSON file of constants; the defaults otherwise")
     parser.add_argument("--device", default="auto")
@@ -699,8 +699,9 @@ def main(arguments: list[str] | None = None) -> int:
             pretrain(run, options.arm, options.seed, config, options.device)
             return 0
         for line in sys.stdin:
-            arm, seed = line.split()
-            pretrain(run, arm, int(seed), config, options.device)
+            arm, seed, *own = line.rstrip("\n").split(" ", maxsplit=2)
+            constants = PretrainingConfig.from_dict(json.loads(Path(own[0]).read_text())) if own else config
+            pretrain(run, arm, int(seed), constants, options.device)
             print(JOB_DONE, flush=True)
     except StudyError as error:
         print(error, file=sys.stderr)

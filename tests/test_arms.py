@@ -1,0 +1,111 @@
+"""Arms: what each needs and matches, in which order they are trained, and under which constants."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.pretraining import arms
+from chexstudy.pretraining.arms import ARMS, arm_folder, find_arm, name_method_arm, name_variant, train_arms
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.runs import Run
+
+CONFIG = PretrainingConfig()
+# A worker that trains nothing and says what it was asked for.
+_ECHO = """
+import sys
+for line in sys.stdin:
+    arm, seed, path = line.rstrip("\\n").split(" ", maxsplit=2)
+    print(f"asked: {arm} {seed} {open(path).read()}")
+    print("<arm finished>", flush=True)
+"""
+
+
+def test_an_arm_with_a_variant_is_paired_with_the_curated_arm_of_that_variant():
+    for base in ("random_same_data", "random_same_compute"):
+        assert find_arm(base).partner == "curated"
+        arm = find_arm(f"{base}.keep_10")
+        assert (arm.name, arm.variant, arm.partner) == (f"{base}.keep_10", "keep_10", "curated.keep_10")
+        assert (arm.data, arm.compute) == (ARMS[base].data, ARMS[base].compute)
+    curated = find_arm(name_variant("curated", "keep_10"))
+    assert (curated.data, curated.variant, curated.partner) == ("curated", "keep_10", "")
+    assert arm_folder(curated.name, 3) == "pretraining/curated.keep_10/seed3"
+
+
+def test_an_arm_needs_its_partner_and_the_warm_up_it_starts_with():
+    without = replace(CONFIG, warm_up_epochs=0)
+    for name, needed in (
+        ("warm_up", []),
+        ("full", []),
+        ("curated", ["warm_up"]),
+        ("oracle_balanced", ["warm_up", "curated"]),
+        ("random_same_data.keep_10", ["warm_up", "curated.keep_10"]),
+        ("random_same_compute", ["curated"]),
+        ("random_same_compute.keep_10", ["curated.keep_10"]),
+        (name_method_arm("loss"), ["warm_up"]),
+        (name_method_arm("loss", matched=True), ["warm_up", "curated"]),
+    ):
+        assert find_arm(name).needs(CONFIG) == needed
+        assert find_arm(name).needs(without) == [one for one in needed if one != "warm_up"]
+
+
+@pytest.mark.parametrize("name", ["full.keep_10", "warm_up.x", "oracle_balanced.x", "random_same_data.", "curated.a/b"])
+def test_arms_that_match_no_curated_arm_have_no_variants(name):
+    with pytest.raises(StudyError, match=f"unknown arm '{name}'"):
+        find_arm(name)
+
+
+@pytest.fixture
+def asked(home, monkeypatch, capsys):
+    """`train_arms` with workers that only say what they were asked for; gives ``(arm, seed, constants)`` in order."""
+
+    class Echo(arms._Worker):
+        def __init__(self, *settings):
+            super().__init__(*settings)
+            self._command = [self._command[0], "-c", _ECHO]
+
+    monkeypatch.setattr(arms, "_Worker", Echo)
+
+    def call(*arguments, **options):
+        train_arms(Run("tiny"), *arguments, "cpu", **options)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("asked: ")]
+        parts = [line.removeprefix("asked: ").split(" ", maxsplit=2) for line in lines]
+        return [(arm, int(seed), PretrainingConfig.from_dict(json.loads(text))) for arm, seed, text in parts]
+
+    return call
+
+
+def test_each_arm_is_trained_under_the_constants_of_its_variant(asked):
+    few = replace(CONFIG, curator=replace(CONFIG.curator, rule="budgeted", budget=0.1))
+    trained = asked(["random_same_data.few", "curated.other", "full"], [0], CONFIG, variants={"few": few, "idle": few})
+    constants = {arm: config for arm, _, config in trained}
+    assert constants == {
+        "warm_up": CONFIG,
+        "curated.few": few,
+        "curated.other": CONFIG,
+        "full": CONFIG,
+        "random_same_data.few": few,
+    }
+
+
+def test_what_others_wait_for_comes_first_and_the_long_ones_early(asked):
+    wanted = ["random_same_data.few", "oracle_balanced", "random_same_compute.few", "full"]
+    order = [(arm, seed) for arm, seed, _ in asked(wanted, [0, 1], CONFIG, workers=1)]
+    assert order == [
+        (arm, seed)
+        for arm in (
+            *("warm_up", "curated.few", "curated", "full", "random_same_compute.few", "random_same_data.few"),
+            "oracle_balanced",
+        )
+        for seed in (0, 1)
+    ]
+    together = [(arm, seed) for arm, seed, _ in asked(wanted, [0, 1], CONFIG, workers=3)]
+    assert sorted(together) == sorted(order)
+    for needed, arm in (("curated.few", "random_same_data.few"), ("curated", "oracle_balanced")):
+        assert all(together.index((needed, seed)) < together.index((arm, seed)) for seed in (0, 1))
+
+
+def test_there_must_be_a_worker(home):
+    with pytest.raises(StudyError, match="at least 1, not 0"):
+        train_arms(Run("tiny"), ["full"], [0], CONFIG, workers=0)
