@@ -155,6 +155,13 @@ class PretrainingConfig:
             )
         if not 0 < self.image_token_share <= 1:
             raise StudyError(f"image_token_share must be above 0 and at most 1, not {self.image_token_share}.")
+        if "image" in self.frozen_towers and (
+            self.scoring_size or self.progressive_sizes or self.image_token_share < 1
+        ):
+            raise StudyError(
+                "scoring_size, progressive_sizes and image_token_share have no effect on a frozen image tower, whose "
+                "features are computed once: leave them out, or take image out of frozen_towers."
+            )
         if self.lora_rank and self.lora_alpha <= 0:
             raise StudyError(f"lora_alpha must be positive, not {self.lora_alpha}.")
         if self.super_batch < self.curator.prototypes:

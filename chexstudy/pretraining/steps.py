@@ -84,6 +84,9 @@ class PairEncoder:
 
     # --- encoding one micro-batch -----------------------------------------------------------------------------------
 
+    def _precision(self):
+        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
+
     def encode(
         self,
         rows: np.ndarray,
@@ -105,7 +108,7 @@ class PairEncoder:
         """
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
-        with torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext():
+        with self._precision():
             image = self._encode_images(rows, backward, size, patches, pixels)
             return image, self._encode_texts(rows, backward)
 
@@ -160,6 +163,28 @@ class PairEncoder:
         share = self.processes.share(len(rows))
         own = self._halving(lambda: self._embed_own(rows[share], size, _cut(patches, share)))
         return tuple(self.processes.gather(side, len(rows)) for side in own)
+
+    def embed_frozen(self, side: str, rows: np.ndarray) -> Tensor:
+        """What an encoder that is not trained makes of all processes' rows, before projection ``(len(rows), dim)``."""
+        share = self.processes.share(len(rows))
+        own = self._halving(lambda: self._embed_frozen_own(side, rows[share]))
+        return self.processes.gather(own, len(rows))
+
+    @torch.no_grad()
+    def _embed_frozen_own(self, side: str, rows: np.ndarray) -> Tensor:
+        tower = self.model.image_tower if side == "image" else self.model.text_tower
+        found = [torch.empty((0, tower.encoder.dim), device=self.device)]
+        for part in self.pieces(rows) if len(rows) else ():
+            with self._precision():
+                if side == "image":
+                    pixels = self.pairs.pixels(part).to(self.device)
+                    self.flops += self.meter.images(pixels, False)
+                    found.append(tower.encoder(pixels).float())
+                else:
+                    batch = self.pairs.texts.batch(part, self.device, self.text_layout)
+                    self.flops += self.meter.texts(batch, False)
+                    found.append(encode_texts(tower.encoder, batch).float())
+        return torch.cat(found)
 
     @torch.no_grad()
     def _embed_own(self, rows: np.ndarray, size: int | None, patches: Tensor | None) -> tuple[Tensor, Tensor]:
