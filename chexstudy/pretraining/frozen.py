@@ -68,4 +68,3 @@ def _compute(run: Run, side: str, encoder: PairEncoder, array: str, record: str)
         # A computation that went on counts its earlier part at the same rate.
         whole = count / max(count - done, 1)
         run.write_json(record, {"flops": flops * whole, "seconds": (time.perf_counter() - start) * whole})
-

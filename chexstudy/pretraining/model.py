@@ -77,7 +77,7 @@ class TextTower(nn.Module):
         return self.project(self.encoder(input_ids, attention_mask))
 
     def forward_packed(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Token ids of all texts in a row ``(tokens,)`` and their lengths ``(texts,)`` to embeddings ``(texts, dim)``."""
+        """Token ids of all texts in a row ``(tokens,)``, of lengths ``(texts,)``, to embeddings ``(texts, dim)``."""
         return self.project(self.encoder.forward_packed(input_ids, lengths))
 
     def project(self, features: Tensor) -> Tensor:

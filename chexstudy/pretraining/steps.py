@@ -10,6 +10,7 @@ shares a batch out over processes, see `chexstudy.pretraining.distributed`.
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -200,7 +201,7 @@ class PairEncoder:
         """The micro-batches of ``rows``, where they lie in it, and their pixels, loaded while the device computes."""
         parts = self.pieces(rows)
         bounds = np.cumsum([0, *(len(part) for part in parts)])
-        spans = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        spans = [slice(start, stop) for start, stop in pairwise(bounds)]
 
         def load(number: int) -> Tensor | None:
             if "image" in self.features:
@@ -311,13 +312,13 @@ class PairEncoder:
             raise error
         if self.micro_batch == 1:
             raise StudyError(
-                f"the memory of {self.device} does not suffice for one pair at a time: use a smaller encoder, image_size "
-                "or max_tokens; the last checkpoint is intact."
+                f"the memory of {self.device} does not suffice for one pair at a time: use a smaller encoder, "
+                "image_size or max_tokens; the last checkpoint is intact."
             ) from None
         if self.dropout_seed is not None and not repeats_dropout:
             raise StudyError(
-                f"micro_batch {self.micro_batch} is too much for the memory of {self.device}, and with dropout it cannot "
-                "change within a step: use a smaller one; the last checkpoint is intact."
+                f"micro_batch {self.micro_batch} is too much for the memory of {self.device}, and with dropout it "
+                "cannot change within a step: use a smaller one; the last checkpoint is intact."
             ) from None
 
     def _halve(self) -> None:

@@ -238,9 +238,7 @@ class Trainer:
         self.history.append(entry | unmeasured | {"usage": []} | measured)
         self.step += 1
 
-    def _descend(
-        self, rows: np.ndarray, size: int | None, embedded: tuple[Tensor, Tensor] | None
-    ) -> StepStatistics:
+    def _descend(self, rows: np.ndarray, size: int | None, embedded: tuple[Tensor, Tensor] | None) -> StepStatistics:
         if len(rows) < 2:
             # One pair has no negatives: its loss is zero and so is the gradient.
             return StepStatistics(0.0, float("nan"), float("nan"))
@@ -322,9 +320,7 @@ class Trainer:
         """
         self.curator = curator
         if state is not None:
-            curator.load_state_dict(
-                {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in state.items()}
-            )
+            curator.load_state_dict(_move(state, self.device))
             return
         config = self.config.curator
         rows = np.arange(len(self.pairs))
@@ -428,6 +424,12 @@ class Trainer:
         self.overlap_flops += spent
         self._counted = self.encoder.flops
         return lambda mask: float((mask & full_size).sum() / (mask | full_size).sum().clamp(min=1))
+
+
+def _move(state: object, device: torch.device) -> object:
+    if isinstance(state, dict):
+        return {name: _move(value, device) for name, value in state.items()}
+    return state.to(device) if isinstance(state, Tensor) else state
 
 
 def choose_autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
