@@ -81,9 +81,11 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:08d}.pt"
         save_checkpoint(path, self.key, state)
-        others = [other for other in self._found() if other != path]
-        for old in others[_KEPT - 1 :]:
-            remove_checkpoint(old)
+        found = self._found()
+        place = found.index(path)
+        # One of a later step was passed over because it is damaged.
+        for other in [*found[:place], *found[place + _KEPT :]]:
+            remove_checkpoint(other)
 
     def load(self) -> tuple[dict | None, list[str]]:
         """The newest state that is whole and belongs here, or None.
