@@ -17,6 +17,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,18 @@ _TINY_ATTENTION = "eager"
 _CHANNELS_A_GROUP = 16
 _IMAGE_POOLINGS = ("cls", "mean", "max", "pooler", "projection")
 _NO_CLS = ("resnet", "siglip", "siglip_vision_model")
+# Positions are added once, before the first block, so that patches can be left out after that.
+_DROPS_PATCHES = (
+    *("vit", "deit", "dinov2", "dinov2_with_registers"),
+    *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
+)
+# They interpolate their positions unasked.
+_ALWAYS_INTERPOLATES = ("dinov2", "dinov2_with_registers")
+# Positions are absolute and every token sees every other: many texts can share one row if attention keeps them apart.
+_PACKS_TEXTS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 _TEXT_POOLINGS = ("last", "first", "mean", "pooler", "projection")
+# Compiled versions of a block: sizes, with and without gradient, whole and last batches.
+_COMPILED_VERSIONS = 64
 # What a saved encoder adds to its config.json.
 _RECORD = "chexstudy"
 _WEIGHTS = "model.safetensors"
@@ -190,6 +202,25 @@ class _Encoder(nn.Module):
         }
 
 
+# The patches to keep and how many there are, for the pass under way in this thread.
+_KEPT_PATCHES: ContextVar[tuple[Tensor, int] | None] = ContextVar("kept_patches", default=None)
+
+
+def _find_embeddings(model: nn.Module) -> str:
+    return next(name for name, _ in model.named_modules() if name.rpartition(".")[2] == "embeddings")
+
+
+def _leave_patches_out(module: nn.Module, inputs: tuple, tokens: Tensor) -> Tensor:
+    """A forward hook of the embeddings: of ``(batch, prefix + patches, width)`` only the kept patches go on."""
+    chosen = _KEPT_PATCHES.get()
+    if chosen is None:
+        return tokens
+    patches, total = chosen
+    prefix, every = tokens.split((tokens.shape[1] - total, total), dim=1)
+    kept = every.gather(1, patches.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    return torch.cat([prefix, kept], dim=1)
+
+
 class ImageEncoder(_Encoder):
     """Pixels to one vector an image.
 
@@ -213,6 +244,9 @@ class ImageEncoder(_Encoder):
         self.mean, self.std = tuple(mean), tuple(std)
         self.token_dim = _width(model)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._embeddings = _find_embeddings(model) if model.config.model_type in _DROPS_PATCHES else None
+        if self._embeddings is not None:
+            model.get_submodule(self._embeddings).register_forward_hook(_leave_patches_out)
         self._channels_last = model.config.model_type == "resnet"
         if self._channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -221,47 +255,115 @@ class ImageEncoder(_Encoder):
         self.register_buffer("_scale", (1 / (255 * deviations)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_shift", (-means / deviations).view(1, -1, 1, 1), persistent=False)
 
-    def _run(self, pixels: Tensor):
+    def check_size(self, size: int) -> None:
+        """Make sure that the encoder can look at ``size`` pixels a side.
+
+        Raises:
+            StudyError: it cannot, because of its patches or because its positions are fixed.
+        """
+        config, name = self.model.config, self.origin["name"]
+        if size < 1:
+            raise StudyError(f"{name} cannot look at images of {size} pixels a side: give 1 or more.")
+        patch = getattr(config, "patch_size", None)
+        if not isinstance(patch, int):
+            return
+        if size % patch:
+            below = size // patch * patch
+            raise StudyError(
+                f"{name} cuts images into patches of {patch} pixels, and {size} is no multiple of it: use "
+                f"{f'{below} or ' if below else ''}{below + patch}."
+            )
+        own = getattr(config, "image_size", None)
+        interpolates = self._interpolates or config.model_type in _ALWAYS_INTERPOLATES
+        if isinstance(own, int) and size != own and not interpolates:
+            raise StudyError(
+                f"{name} is a {config.model_type}, whose positions are not interpolated: use it at {own} pixels, not "
+                f"{size}."
+            )
+
+    def count_patches(self, size: int | None = None) -> int:
+        """Patch tokens of an image seen at ``size`` pixels a side, without [CLS] and registers.
+
+        Raises:
+            StudyError: the size does not fit, or the architecture has no patches to leave out.
+        """
+        size = self.image_size if size is None else size
+        self.check_size(size)
+        if self._embeddings is None:
+            raise StudyError(
+                f"{self.origin['name']} is a {self.model.config.model_type}, which cannot leave patches out: let it "
+                "see all of them, or use a ViT, DINOv2, CLIP or SigLIP."
+            )
+        return (size // self.model.config.patch_size) ** 2
+
+    def _run(self, pixels: Tensor, size: int, patches: Tensor | None = None):
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (1, pixels.shape[-1], pixels.shape[-1]):
             raise StudyError(
                 "an image encoder takes square uint8 pixels (batch, 1, height, width), not "
                 f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}: read them from the pixel store."
             )
+        if size != self.image_size:
+            self.check_size(size)
         values = pixels.float()
-        if pixels.shape[-1] != self.image_size:
-            values = functional.interpolate(values, (self.image_size,) * 2, mode="bicubic", antialias=True)
+        if pixels.shape[-1] != size:
+            values = functional.interpolate(values, (size,) * 2, mode="bicubic", antialias=True)
             # Bicubic overshoots at edges; 8-bit resizing, which the checkpoints saw, stays within the range.
             values = values.clamp(0, 255)
         values = values * self._scale + self._shift
         if self._channels_last:
             values = values.contiguous(memory_format=torch.channels_last)
-        return self.model(pixel_values=values, **({"interpolate_pos_encoding": True} if self._interpolates else {}))
+        # Interpolating positions costs under 1 % of a pass over a batch of 32 or more, so they are not kept.
+        options = {"interpolate_pos_encoding": True} if self._interpolates else {}
+        if patches is None:
+            return self.model(pixel_values=values, **options)
+        total = self.count_patches(size)
+        if patches.ndim != 2 or len(patches) != len(pixels) or not 0 < patches.shape[1] <= total:
+            raise StudyError(
+                f"the patches to keep must be (batch, kept) with at most {total} of each of {len(pixels)} images, not "
+                f"{tuple(patches.shape)}."
+            )
+        token = _KEPT_PATCHES.set((patches, total))
+        try:
+            return self.model(pixel_values=values, **options)
+        finally:
+            _KEPT_PATCHES.reset(token)
 
-    def _patches(self, tokens: Tensor) -> Tensor:
+    def _patches(self, tokens: Tensor, size: int, kept: int | None = None) -> Tensor:
         if tokens.ndim == 4:
             return tokens.flatten(2).transpose(1, 2)
         # Whatever is more than one token a patch ([CLS], registers) stands before the patches.
         patch = getattr(self.model.config, "patch_size", None)
-        prefix = tokens.shape[1] - (self.image_size // patch) ** 2 if isinstance(patch, int) else 0
-        return tokens[:, max(prefix, 0) :]
+        if kept is None:
+            kept = (size // patch) ** 2 if isinstance(patch, int) else tokens.shape[1]
+        return tokens[:, max(tokens.shape[1] - kept, 0) :]
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
         """Embed images.
 
         Args:
             pixels: uint8 ``(batch, 1, height, width)``, square, of any size, on the encoder's device.
+            size: side in pixels at which the encoder looks this time; None for ``image_size``. Positions learned at
+                another size are interpolated.
+            patches: int64 ``(batch, kept)``, the patch tokens to keep, numbered row by row; None for all. The others
+                are left out between the embeddings and the first block, as in FLIP (Li et al. 2023, section 3), and
+                pooling sees those that are there; [CLS] and registers always stay. Unlike FLIP's, the kept ones are
+                the caller's choice.
 
         Returns:
             ``(batch, dim)``, not normalised.
+
+        Raises:
+            StudyError: the pixels are no square bytes, or the architecture cannot do with this size or fewer patches.
         """
-        output = self._run(pixels)
+        size = self.image_size if size is None else size
+        output = self._run(pixels, size, patches)
         if self.pooling == "pooler":
             return output.pooler_output.flatten(1)
         if self.pooling == "projection":
             return output.image_embeds
         tokens = output.last_hidden_state
-        patches = self._patches(tokens)
-        pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: patches.mean(1), "max": lambda: patches.amax(1)}
+        seen = self._patches(tokens, size, None if patches is None else patches.shape[1])
+        pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: seen.mean(1), "max": lambda: seen.amax(1)}
         return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
@@ -269,7 +371,7 @@ class ImageEncoder(_Encoder):
 
         [CLS] and registers are left out; a ResNet's feature map counts as tokens.
         """
-        return self._patches(self._run(pixels).last_hidden_state)
+        return self._patches(self._run(pixels, self.image_size).last_hidden_state, self.image_size)
 
     def describe(self) -> dict:
         return super().describe() | {"image_size": self.image_size, "mean": self.mean, "std": self.std}
@@ -297,6 +399,7 @@ class TextEncoder(_Encoder):
         self.tokenizer = tokenizer
         self.max_tokens = min(max_tokens, _longest_text(model) or max_tokens, tokenizer.model_max_length)
         self._pads_to_full_length = pads_to_full_length
+        self._first_position = _first_position(model)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Tokenise texts, padded on the right to the longest of them.
@@ -338,6 +441,58 @@ class TextEncoder(_Encoder):
         weights = attention_mask.unsqueeze(-1).to(tokens.dtype)
         return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)
 
+    def check_packing(self) -> None:
+        """Make sure that `forward_packed` gives what `forward` gives.
+
+        Raises:
+            StudyError: the architecture or the pooling is not among those that do.
+        """
+        config = self.model.config
+        packs = config.model_type in _PACKS_TEXTS and not getattr(config, "is_decoder", False)
+        if not packs or self._pads_to_full_length or self.pooling == "projection":
+            raise StudyError(
+                f"texts cannot be packed for {self.origin['name']}, a {config.model_type} pooled by {self.pooling}: "
+                "lay them out in buckets or padded."
+            )
+
+    def forward_packed(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embed tokenised texts that stand behind one another without padding.
+
+        Every linear layer sees exactly these tokens; attention keeps to each text. On a CPU, texts of equal length
+        attend as one batch, which is fastest where they stand side by side.
+
+        Args:
+            input_ids: ``(tokens,)``, one text after the other.
+            lengths: tokens of each text ``(texts,)``, 1 or more; on the CPU, so that a GPU need not be waited for.
+
+        Returns:
+            ``(texts, dim)``, not normalised; what `forward` gives with padding.
+
+        Raises:
+            StudyError: the architecture or the pooling cannot do so.
+        """
+        from chexstudy.packed_attention import allow_packing
+
+        self.check_packing()
+        allow_packing(self.model)
+        device = input_ids.device
+        lengths = lengths.cpu()
+        ends = lengths.cumsum(0)
+        starts = ends - lengths
+        places = torch.arange(len(input_ids)) - starts.repeat_interleave(lengths) + self._first_position
+        output = self.model(
+            input_ids=input_ids.unsqueeze(0),
+            position_ids=places.unsqueeze(0).to(device, non_blocking=True),
+            cu_seq_lens_q=functional.pad(ends, (1, 0)).to(torch.int32),
+            max_length_q=int(lengths.max()),
+        )
+        tokens = output.last_hidden_state[0]
+        if self.pooling == "mean":
+            return torch.segment_reduce(tokens, "mean", lengths=lengths.to(device), unsafe=True)
+        chosen = tokens.index_select(0, (ends - 1 if self.pooling == "last" else starts).to(device))
+        # The model has pooled the row's first text only.
+        return self.model.pooler(chosen.unsqueeze(1)) if self.pooling == "pooler" else chosen
+
     def describe(self) -> dict:
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
         return super().describe() | {
@@ -371,9 +526,10 @@ def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> I
     pooling = _choose_pooling(spec, config, architecture, _IMAGE_POOLINGS)
     model = _make_model(spec, config, architecture, pooling, checkpoint, seed, "vision")
     image_size = spec.image_size or _own_image_size(preprocessing, model.config)
-    _check_patches(spec, model.config, pooling, image_size)
     mean, std = _choose_normalisation(spec, preprocessing, architecture, model.config)
-    return ImageEncoder(model, pooling, _origin(spec, config, checkpoint), image_size, mean, std).eval()
+    encoder = ImageEncoder(model, pooling, _origin(spec, config, checkpoint), image_size, mean, std).eval()
+    encoder.check_size(image_size)
+    return encoder
 
 
 def build_text_encoder(
@@ -502,16 +658,6 @@ def _own_image_size(preprocessing: dict, config: "PreTrainedConfig") -> int:
     return size if isinstance(size, int) else 224
 
 
-def _check_patches(spec: EncoderSpec, config: "PreTrainedConfig", pooling: str, image_size: int) -> None:
-    patch = getattr(config, "patch_size", None)
-    if isinstance(patch, int) and image_size % patch:
-        below = image_size // patch * patch
-        raise StudyError(
-            f"{spec.name} cuts images into patches of {patch} pixels, and {image_size} is no multiple of it: use "
-            f"{f'{below} or ' if below else ''}{below + patch} as image_size."
-        )
-
-
 def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: str) -> "PreTrainedModel":
     """The ``transformers`` model of an encoder, with loaded or seeded weights; ``tower`` is vision or text."""
     if hasattr(config, f"{tower}_config"):
@@ -608,11 +754,15 @@ def _pooled_dim(model: "PreTrainedModel", pooling: str) -> int:
 def _longest_text(model: "PreTrainedModel") -> int | None:
     """How many tokens a text model has positions for, or None if it does not say."""
     limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else limit - _first_position(model)
+
+
+def _first_position(model: nn.Module) -> int:
     for name, module in model.named_modules():
         # RoBERTa numbers its positions from the padding token's id on.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1
-    return limit
+            return module.padding_idx + 1
+    return 0
 
 
 def _origin(spec: EncoderSpec, config: "PreTrainedConfig", checkpoint: hub.Checkpoint | None) -> dict:
@@ -629,6 +779,36 @@ def _seeded(seed: int | torch.Generator) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+# --- compiling ----------------------------------------------------------------------------------------------------
+
+
+def compile_blocks(encoder: ImageEncoder | TextEncoder) -> int:
+    """Compile each transformer block, or each stage of a ResNet, in place; the names of its weights stay.
+
+    Images have static shapes, so that each size is compiled once; texts have dynamic ones. Blocks alike share what is
+    compiled. The first pass of each kind takes the time of a compilation.
+
+    Returns:
+        How many blocks.
+
+    Raises:
+        StudyError: the architecture has no blocks that are known.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = [module for module in encoder.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks and encoder.model.config.model_type == "resnet":
+        blocks = list(encoder.model.encoder.stages)
+    if not blocks:
+        raise StudyError(
+            f"{encoder.origin['name']} is a {encoder.model.config.model_type}, whose blocks are not known: train it "
+            "without compile_blocks."
+        )
+    for block in blocks:
+        block.compile(dynamic=isinstance(encoder, TextEncoder), recompile_limit=_COMPILED_VERSIONS)
+    return len(blocks)
 
 
 # --- saving -------------------------------------------------------------------------------------------------------
