@@ -174,6 +174,8 @@ class _ArmRun:
         self.processes.wait()
         if state is None:
             self._start()
+            # A disk that is too small is better found out now than after the first hour.
+            self._save()
         else:
             self._curator_state = self.trainer.restore(state["trainer"])
             self._spent = state["spent"]
