@@ -1,11 +1,13 @@
 # What can be made here; `make` alone lists it.
 #   make study PROFILE=debug            another profile (a file of notebooks/profiles)
 #   make study ARGS="-p seed 1"         more arguments for `chexstudy run`
+#   make budgets BUDGETS=0.05,0.2       other shares of the pairs
 #   make test  PYTHON=python3.12        which Python creates .venv
 
 PROFILE ?= demo
 ARGS ?=
 JOBS ?= 2
+BUDGETS ?= 0.1,0.227,0.5
 # The first Python of a supported version; a wrong one set by hand is refused in one sentence.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && exit; done; echo python3)
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -16,7 +18,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study curators figures test lint lab sync hooks lock clean
+.PHONY: help study curators budgets figures test lint lab sync hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
@@ -27,6 +29,9 @@ study: $(STAMP) ## Run the street, notebooks 1 to 6: cohort, curation, pretraini
 
 curators: $(STAMP) ## Run notebooks 7 and 8 on a finished study: ablate the curator, compare every method
 	@$(BIN)/chexstudy run 07 08 --profile $(PROFILE) $(ARGS)
+
+budgets: $(STAMP) ## Run notebook 4 on a finished study at the shares BUDGETS: performance against compute and data
+	@$(BIN)/chexstudy run 04 --profile $(PROFILE) -p budgets $(BUDGETS) $(ARGS)
 
 figures: $(STAMP) ## Draw the figures of a finished study again and copy them to figures/
 	@$(BIN)/chexstudy figures --study $(PROFILE) --copy-to figures

@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "runs/<study>/results.parquet and figures/",
         _STEPS["evaluate"],
     )
+    _add_release(verbs)
     _add_figures(verbs)
     _add_golden(verbs)
     _add_doctor(verbs)
@@ -393,7 +394,7 @@ def _add_cohort(verbs) -> None:
     parser = _add_verb(
         verbs,
         "cohort",
-        "build, check or show a cohort",
+        "build, convert, export, check or show a cohort",
         "A cohort is a table with one row an image: ids, split, view, report, and one column a finding\n"
         "(present 1, absent 0, uncertain -1, not stated empty).",
         "see: chexstudy cohort build --help",
@@ -416,6 +417,8 @@ def _add_cohort(verbs) -> None:
     build.add_argument("--data-root", metavar="X", help="the folder that holds the source's images and tables")
     build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
     _add_run_options(build, default=None)
+    _add_convert(actions)
+    _add_export(actions)
     check = _add_verb(
         actions,
         "check",
@@ -441,6 +444,115 @@ def _add_cohort(verbs) -> None:
         _show_cohort,
     )
     show.add_argument("cohort", metavar="STUDY|TABLE.parquet", help="a study's name, or a table's path")
+
+
+def _add_convert(actions) -> None:
+    convert = _add_verb(
+        actions,
+        "convert",
+        "write the pixel store of a cohort at a size of your choice",
+        "Read every image of a cohort once, check and resize it, and write the pixels as shards of uint8 arrays, with\n"
+        "an index and hashes. What cannot be used goes to quarantine and is counted. A conversion that was stopped,\n"
+        "by a power cut too, goes on at the first shard that is not finished when the command is given again.\n\n"
+        "With --study, the study's own store is written anew. With --cohort, the store of any cohort table is written\n"
+        "to any folder. With --check, nothing is written: every shard is read and its hash compared.",
+        "examples:\n"
+        "  chexstudy cohort convert --study tb --size 378\n"
+        "  chexstudy cohort convert --cohort cohort.parquet --root ~/images --out ~/store --size 224 --workers 8\n"
+        "  chexstudy cohort convert --study tb --check\n\n"
+        "writes: pixels/ (shard-00000.npy ..., index.parquet, manifest.json), cohort.parquet, quarantine.parquet in\n"
+        "        runs/<study>/ or in --out",
+        _convert_cohort,
+    )
+    convert.add_argument("--study", metavar="S", help="the study whose cohort is converted")
+    convert.add_argument("--cohort", metavar="TABLE.parquet", help="a cohort table of no study")
+    convert.add_argument("--root", metavar="FOLDER", help="where its relative image paths start (default: its folder)")
+    convert.add_argument("--out", metavar="FOLDER", help="where its store is written")
+    convert.add_argument("--size", type=int, metavar="N", help="pixels on a side of the stored images")
+    convert.add_argument(
+        "--fit",
+        choices=("crop", "pad"),
+        default="crop",
+        help="how images are made square (default: crop, as published)",
+    )
+    convert.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: one a core)")
+    convert.add_argument("--shard-images", type=int, metavar="N", help="images a shard (default: about 256 MB)")
+    convert.add_argument("--check", action="store_true", help="compare the hash of every shard; write nothing")
+
+
+def _add_export(actions) -> None:
+    export = _add_verb(
+        actions,
+        "export",
+        "write a cohort for other programs",
+        "Write the pairs of a study's cohort as WebDataset tar shards (KEY.png, KEY.json, KEY.txt), or as a folder\n"
+        "that Hugging Face's datasets.load_dataset reads. Images are the stored pixels, without loss. Reports and the\n"
+        "ids of patients and studies stay out unless asked for. A killed export goes on; two give the same bytes.",
+        "examples:\n"
+        "  chexstudy cohort export --study demo --to webdataset --out ~/demo-shards\n"
+        "  chexstudy cohort export --study demo --to huggingface --out ~/demo-dataset --with-reports\n"
+        "  chexstudy cohort build --source webdataset --data-root ~/demo-shards --study again\n\n"
+        "writes: the shards, and export.json, which says what they hold",
+        _export_cohort,
+    )
+    export.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
+    export.add_argument("--to", required=True, choices=("webdataset", "huggingface"), help="the format")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="where to: a new or an empty folder")
+    export.add_argument("--shard-images", type=int, default=1000, metavar="N", help="images a shard (default: 1000)")
+    export.add_argument("--with-reports", action="store_true", help="reports leave too")
+    export.add_argument(
+        "--with-patient-ids", action="store_true", help="ids of patients and studies leave, in place of new numbers"
+    )
+    export.add_argument(
+        "--original-images", action="store_true", help="the image files as they are, in place of the stored pixels"
+    )
+
+
+def _export_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.cohort.interchange import ExportOptions, export_cohort
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    chosen = ExportOptions(
+        options.to, options.shard_images, options.with_reports, options.with_patient_ids, options.original_images
+    )
+    folder = resolve_user_path(options.out)
+    export = export_cohort(Run(options.study), folder, chosen)
+    known = export.shards - export.written
+    print(
+        f"{export.pairs} pairs in {export.shards} shards in {folder}{f' ({known} were there)' if known else ''}.\n"
+        f"{export.left_out}"
+    )
+
+
+def _convert_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.cohort.convert import StoreFolder, convert_cohort, read_requested_cohort
+    from chexstudy.cohort.pixels import plan_pixel_store, verify_pixel_store
+    from chexstudy.cohort.table import read_cohort
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.runs import Run
+
+    refuse = options.parser.error
+    if options.study is not None and (options.cohort or options.out or options.root):
+        refuse("--study has a cohort and a place of its own: give it without --cohort, --root and --out")
+    if options.study is None and not options.out:
+        refuse("say what to convert: --study S, or --cohort TABLE.parquet and --out FOLDER")
+    run = Run(options.study) if options.study is not None else StoreFolder(resolve_user_path(options.out))
+    if options.check:
+        shards = verify_pixel_store(run)
+        print(f"{run.path('pixels')}: {shards} shard{'s' * (shards > 1)}, every hash as written.")
+        return
+    if options.size is None:
+        refuse("--size says how many pixels a side the stored images have, for example --size 378")
+    if options.study is not None:
+        cohort, root = read_requested_cohort(run), run.folder
+    elif options.cohort:
+        table = resolve_user_path(options.cohort)
+        cohort, root = read_cohort(table), resolve_user_path(options.root) if options.root else table.parent
+    else:
+        refuse("--cohort names the table to convert, for example --cohort cohort.parquet")
+    plan = plan_pixel_store(run, cohort, options.size, options.fit, root, options.shard_images)
+    convert_cohort(run, plan, options.workers)
 
 
 def _find_table(named: str) -> Path:
@@ -514,6 +626,42 @@ def _show_cohort(options: argparse.Namespace) -> None:
         print(f"\n{'finding':<{width}}  " + "  ".join(f"{name:>10}" for name in table))
         for finding in table["present"].sort_values(ascending=False, kind="stable").index:
             print(f"{finding:<{width}}  " + "  ".join(f"{int(column[finding]):>10}" for column in table.values()))
+
+
+# --- release ---------------------------------------------------------------------------------------------------------
+
+
+def _add_release(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "release",
+        "write a trained arm as a Hugging Face model",
+        "Write the trained pair as a folder that transformers loads where chexstudy is not installed: one file of\n"
+        "weights, image processor, tokenizer, the Python files they need, and a model card written from the run.\n"
+        "Nothing is uploaded.",
+        "examples:\n"
+        "  chexstudy release curated --study demo --out curated-model\n"
+        "  chexstudy release full --study demo --seed 1 --out ~/models/full\n\n"
+        "writes: --out, which must be new or hold an earlier release",
+        _release,
+    )
+    parser.add_argument("arm", metavar="ARM", help="the trained arm, such as curated or full")
+    parser.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, metavar="K", help="its seed (default: 0)")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
+
+
+def _release(options: argparse.Namespace) -> None:
+    from chexstudy.paths import resolve_user_path
+    from chexstudy.pretraining.release import release_arm
+    from chexstudy.runs import Run
+
+    release = release_arm(Run(options.study), options.arm, options.seed, resolve_user_path(options.out))
+    how = "with or without the code in it" if release.plain else "with the code in it"
+    print(
+        f"{release.folder} loads {how}; its embeddings differ from the trained pair's by at most "
+        f"{release.difference:.0e}. Read its README.md, and choose a licence there, before you share it."
+    )
 
 
 # --- figures, golden numbers, doctor ---------------------------------------------------------------------------------

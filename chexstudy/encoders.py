@@ -54,8 +54,8 @@ _DROPS_PATCHES = (
     *("vit", "deit", "dinov2", "dinov2_with_registers"),
     *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
 )
-# They interpolate their positions unasked.
-_ALWAYS_INTERPOLATES = ("dinov2", "dinov2_with_registers")
+# They take any size without being asked to.
+_ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 # Positions are absolute and every token sees every other: many texts can share one row if attention keeps them apart.
 _PACKS_TEXTS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 _TEXT_POOLINGS = ("last", "first", "mean", "pooler", "projection")
@@ -247,6 +247,7 @@ class ImageEncoder(_Encoder):
         self._embeddings = _find_embeddings(model) if model.config.model_type in _DROPS_PATCHES else None
         if self._embeddings is not None:
             model.get_submodule(self._embeddings).register_forward_hook(_leave_patches_out)
+        self._tried_sizes: set[int] = set()
         self._channels_last = model.config.model_type == "resnet"
         if self._channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -259,7 +260,7 @@ class ImageEncoder(_Encoder):
         """Make sure that the encoder can look at ``size`` pixels a side.
 
         Raises:
-            StudyError: it cannot, because of its patches or because its positions are fixed.
+            StudyError: it cannot, because ``size`` is no multiple of its patches or because its positions are fixed.
         """
         config, name = self.model.config, self.origin["name"]
         if size < 1:
@@ -273,13 +274,18 @@ class ImageEncoder(_Encoder):
                 f"{name} cuts images into patches of {patch} pixels, and {size} is no multiple of it: use "
                 f"{f'{below} or ' if below else ''}{below + patch}."
             )
-        own = getattr(config, "image_size", None)
-        interpolates = self._interpolates or config.model_type in _ALWAYS_INTERPOLATES
-        if isinstance(own, int) and size != own and not interpolates:
+        if self._interpolates or config.model_type in _ANY_SIZE or size in self._tried_sizes:
+            return
+        # Only the model itself knows, so it looks at nothing once.
+        try:
+            with torch.no_grad():
+                self.model(pixel_values=self._shift.expand(1, -1, size, size))
+        except (ValueError, RuntimeError):
+            own = getattr(config, "image_size", "its own size")
             raise StudyError(
-                f"{name} is a {config.model_type}, whose positions are not interpolated: use it at {own} pixels, not "
-                f"{size}."
-            )
+                f"{name} is a {config.model_type}, which cannot look at {size} pixels a side: use {own}."
+            ) from None
+        self._tried_sizes.add(size)
 
     def count_patches(self, size: int | None = None) -> int:
         """Patch tokens of an image seen at ``size`` pixels a side, without [CLS] and registers.

@@ -84,10 +84,10 @@ def _attend_packed(
     longest: int,
     options: dict,
 ) -> Tensor:
-    """``(1, heads, tokens, width)`` each to ``(1, tokens, heads, width)``."""
+    """``(1, heads, tokens, width)`` each to ``(1, tokens, heads, width)``; ``ends`` are int32, with a leading 0."""
     if _has_flash(query, options.get("dropout", 0.0)):
         rows = (part[0].transpose(0, 1) for part in (query, key, value))
-        ends = ends.to(query.device, torch.int32)
+        ends = ends.to(query.device, non_blocking=True)
         return varlen_attn(*rows, ends, ends, longest, longest, scale=options.get("scaling")).unsqueeze(0)
     # Texts of equal length are a batch without padding. Splitting has one backward pass for all of them; slicing would
     # fill a whole gradient for each.

@@ -11,10 +11,11 @@
 #
 # **What it shows.** The arms of the study, trained by one engine from the same start: curated by prototypes; random with
 # as much data; random with as much compute; all data; and, where labels are known, a subset balanced by an oracle, as a
-# positive control and ceiling. What each costs is counted, warm-up and scoring included.
+# positive control and ceiling. What each costs is counted, warm-up and scoring included. With `budgets`, the same at
+# several shares kept: performance against compute and data, and what is saved at equal performance.
 #
 # **What it costs.** About seven minutes for the default study (5 arms, 3 seeds, 2 cores); at paper scale about 70
-# H100-hours for the curated arm and 260 for all data.
+# H100-hours for the curated arm and 260 for all data. Each budget trains three more arms a seed.
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
@@ -37,6 +38,8 @@ outlier_policy = "drop"  # drop outliers as published, keep them, or put them on
 learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
 constants: list[str] = []  # further constants of PretrainingConfig, as name=value
+budgets: list[float] = []  # shares kept, for example 0.1, 0.227, 0.5; empty for the curator's own
+resamples = 1000  # bootstrap resamples of patients, for the budgets
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms trained side by side; 1 on a GPU
 
@@ -45,17 +48,25 @@ import pandas as pd
 from IPython.display import display
 
 from chexstudy.cohort.table import finding_columns, read_cohort
+from chexstudy.curation.choice import count_budget
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
 from chexstudy.plots.style import save_figure
 from chexstudy.pretraining.arms import ARMS, arm_folder, choose_arms, choose_seeds, read_costs, train_arms
+from chexstudy.pretraining.budgets import list_budget_arms, plan_budgets
 from chexstudy.pretraining.configuration import read_constants
 
 run = start_notebook("04_pretrain_curated", globals())
 config = read_constants(globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
-arm_names = choose_arms(arms, labelled=bool(finding_columns(cohort)))
+labelled = bool(finding_columns(cohort))
+arm_names = choose_arms(arms, labelled)
 arm_seeds = choose_seeds(seed, seeds)
+pairs = int((cohort.split == "train").sum())
+at_budgets = plan_budgets(config, budgets, pairs) if labelled else {}
+budget_arms = list_budget_arms(at_budgets)
+if budgets and not labelled:
+    print("the cohort has no labels to judge a model by: no budgets are compared")
 
 # %% [markdown]
 # ## The arms
@@ -70,7 +81,7 @@ pd.Series({name: ARMS[name].explanation for name in arm_names}, name="what it is
 # there, and finished arms are not trained again.
 
 # %%
-train_arms(run, arm_names, arm_seeds, config, device, arms_at_once)
+train_arms(run, [*arm_names, *budget_arms], arm_seeds, config, device, arms_at_once, at_budgets)
 costs = read_costs(run, arm_names, arm_seeds)
 costs.drop(columns="seed").groupby("arm", sort=False).mean(numeric_only=True).round(1)
 
@@ -103,6 +114,56 @@ if "curated" in histories:
     display(dynamics)
 
 # %% [markdown]
+# ## C4. Performance against compute and data
+#
+# Only with `budgets`. At each share the curated arm keeps exactly so many pairs, by the budgeted rule; beside it are random
+# pairs of the same number, and random batches of all pairs for the same operations. Both kinds of random training end in
+# training on all pairs. Its epochs in between are no smaller budgets: their learning rate has not fallen yet. Zero-shot
+# AUROC on the enriched test set where there is one; intervals draw patients and seeds.
+
+# %%
+if at_budgets:
+    # Here and not above: evaluation brings torch, whose import takes longer than all else where no budget is given.
+    from chexstudy.cohort.pixels import open_pixel_store
+    from chexstudy.evaluation.arms import Evaluation
+    from chexstudy.evaluation.budgets import list_differences, list_savings, measure_budgets, tabulate_budgets
+    from chexstudy.evaluation.results import add_results
+    from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets
+    from chexstudy.pretraining.engine import choose_device
+
+    evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, False, str(choose_device(device)))
+    results = add_results(run, measure_budgets(evaluation, at_budgets, arm_seeds, arms_at_once))
+    budget_costs = read_costs(run, budget_arms, arm_seeds)
+    display(tabulate_budgets(results, budget_costs))
+else:
+    print("no budgets to compare: set budgets, for example to 0.1, 0.227 and 0.5")
+
+# %%
+if at_budgets:
+    performance = plot_budgets(results, budget_costs)
+    caption = describe_budgets(results, budget_costs)
+    save_figure(run, performance, "budgets", caption, select_budgets(results, budget_costs))
+    display(performance)
+
+# %% [markdown]
+# Curated minus each other at the same budget, and minus all pairs, paired by patient and seed. An interval that holds zero
+# is no evidence of equality.
+
+# %%
+if at_budgets:
+    display(list_differences(results).round(3))
+
+# %% [markdown]
+# What is saved at equal performance: how much less the curated arm costs than random training needs to be as good, and how
+# much less curated training needs than all pairs do. Costs are read off performance against the logarithm of the cost, made
+# to rise; beyond the budgets measured there are bounds only. Where the interval does not exclude zero, or is not bounded, it
+# cannot be told whether anything is saved.
+
+# %%
+if at_budgets:
+    display(list_savings(results))
+
+# %% [markdown]
 # ## What must hold
 
 # %%
@@ -115,3 +176,20 @@ if {"curated", "random_same_compute"} <= set(arm_names):
     assert ((flops.random_same_compute / flops.curated - 1).abs() < 0.1).all(), "not the same amount of compute"
     print("curated and random_same_compute spent the same operations within 10 %")
 assert len(costs) == len(arm_names) * len(arm_seeds)
+if at_budgets:
+    measured = results[results.task == "budget_zero_shot"]
+    assert measured.value.between(0, 1).all()
+    assert (measured.ci_low <= measured.ci_high)[measured.ci_low.notna()].all()
+    spent = budget_costs.set_index(["arm", "seed"])
+    for variant, constants_there in at_budgets.items():
+        for one in arm_seeds:
+            kept = run.read_table(f"{arm_folder(f'curated.{variant}', one)}/subset.parquet", "04_pretrain_curated")
+            assert len(kept) == count_budget(constants_there.curator.budget, pairs), (
+                f"{variant}: another number is kept"
+            )
+        curated, same_data, same_compute = (
+            spent.loc[f"{arm}.{variant}"] for arm in ("curated", "random_same_data", "random_same_compute")
+        )
+        assert (curated.pairs_trained == same_data.pairs_trained).all(), f"{variant}: not the same amount of data"
+        assert ((same_compute.flops / curated.flops - 1).abs() < 0.1).all(), f"{variant}: not the same compute"
+    print(f"{', '.join(at_budgets)}: kept to the pair, with the same data and the same operations beside them")

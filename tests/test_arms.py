@@ -7,7 +7,16 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.pretraining import arms
-from chexstudy.pretraining.arms import ARMS, arm_folder, find_arm, name_method_arm, name_variant, train_arms
+from chexstudy.pretraining.arms import (
+    ARMS,
+    arm_folder,
+    find_arm,
+    name_method_arm,
+    name_variant,
+    read_costs,
+    train_arms,
+)
+from chexstudy.pretraining.budgets import list_budget_arms, plan_budgets
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run
 
@@ -109,3 +118,22 @@ def test_what_others_wait_for_comes_first_and_the_long_ones_early(asked):
 def test_there_must_be_a_worker(home):
     with pytest.raises(StudyError, match="at least 1, not 0"):
         train_arms(Run("tiny"), ["full"], [0], CONFIG, workers=0)
+
+
+def test_random_arms_match_the_curated_arm_of_their_budget(tiny_study):
+    config = replace(
+        CONFIG, image_size=32, warm_up_epochs=1, subset_epochs=2, batch_size=16, super_batch=40, precision="fp32"
+    )
+    config = replace(config, curator=replace(config.curator, prototypes=2, central_cap=4))
+    variants = plan_budgets(config, [0.5, 0.25], pairs=72)
+    wanted = list_budget_arms(variants)
+    train_arms(tiny_study, wanted, [0], config, "cpu", variants=variants)
+    costs = read_costs(tiny_study, wanted, [0]).set_index("arm")
+    for variant, kept in (("keep_50", 36), ("keep_25", 18)):
+        for arm in ("curated", "random_same_data"):
+            folder = arm_folder(name_variant(arm, variant), 0)
+            assert len(tiny_study.read_table(f"{folder}/subset.parquet", arm)) == kept
+            assert costs.pairs_trained[name_variant(arm, variant)] == 72 + 3 * kept
+        curated, random = (costs.loc[name_variant(arm, variant)] for arm in ("curated", "random_same_compute"))
+        # To the nearest step.
+        assert abs(random.flops - curated.flops) < 0.6 * random.flops / random.steps

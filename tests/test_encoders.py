@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import huggingface_hub
 import pytest
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForPreTraining,
     BertModel,
@@ -22,6 +25,10 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -30,15 +37,18 @@ from transformers import (
     SiglipModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTModel,
 )
 
-from chexstudy import encoders
+from chexstudy import encoders, packed_attention
 from chexstudy.encoders import (
     NORMALISATIONS,
     EncoderSpec,
+    ImageEncoder,
     autocast_dtype,
     build_image_encoder,
     build_text_encoder,
+    compile_blocks,
     hash_weights,
     load_image_encoder,
     load_text_encoder,
@@ -125,8 +135,19 @@ def hub(tmp_path_factory):
         "bert": save(BertForPreTraining(BertConfig(**SMALL, **words, max_position_embeddings=40)), folder / "bert"),
         "deit": save(DeiTForImageClassification(DeiTConfig(**vision)), folder / "deit"),
         "roberta": save(RobertaForMaskedLM(RobertaConfig(**text, max_position_embeddings=40)), folder / "roberta"),
+        "electra": save(
+            ElectraModel(ElectraConfig(**text, embedding_size=8, max_position_embeddings=40)), folder / "electra"
+        ),
+        "distilbert": save(
+            DistilBertModel(
+                DistilBertConfig(
+                    vocab_size=len(tokenizer), dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40
+                )
+            ),
+            folder / "distilbert",
+        ),
     }
-    for name in ("clip", "siglip", "bert", "roberta"):
+    for name in ("clip", "siglip", "bert", "roberta", "electra", "distilbert"):
         tokenizer.save_pretrained(folder / name)
     return folder, models
 
@@ -231,6 +252,186 @@ def test_pixels_of_another_size_are_resized_with_antialiasing_inside_the_8_bit_r
     resized = functional.interpolate(pixels.float(), (56, 56), mode="bicubic", antialias=True).clamp(0, 255)
     expected = hub[1]["dinov2"](normalise(resized, "imagenet")).last_hidden_state[:, 0]
     torch.testing.assert_close(encoder(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- images: another size, and fewer patches -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options", "normalisation", "size", "reference"),
+    [
+        ("dinov2", {}, "imagenet", 28, lambda m, x: m(x).last_hidden_state[:, 0]),
+        ("dinov2", {"pooling": "mean"}, "imagenet", 84, lambda m, x: m(x).last_hidden_state[:, 1:].mean(1)),
+        ("registers", {"pooling": "max"}, "imagenet", 28, lambda m, x: m(x).last_hidden_state[:, 5:].amax(1)),
+        (
+            "vit",
+            {"pooling": "mean"},
+            "half",
+            24,
+            lambda m, x: m.vit(x, interpolate_pos_encoding=True).last_hidden_state[:, 1:].mean(1),
+        ),
+        (
+            "clip",
+            {},
+            "clip",
+            16,
+            lambda m, x: m.visual_projection(m.vision_model(x, interpolate_pos_encoding=True).pooler_output),
+        ),
+        ("siglip", {}, "half", 48, lambda m, x: m.vision_model(x, interpolate_pos_encoding=True).pooler_output),
+        ("resnet", {"image_size": 64}, "imagenet", 48, lambda m, x: m.resnet(x).pooler_output.flatten(1)),
+    ],
+)
+def test_an_encoder_looks_at_another_size_as_its_own_model_does(hub, name, options, normalisation, size, reference):
+    encoder, pixels = load(hub, name, **options), draw_pixels(size)
+    own = encoder.image_size
+    expected = reference(hub[1][name], normalise(pixels, normalisation))
+    torch.testing.assert_close(encoder(pixels, size=size), expected, rtol=1e-4, atol=1e-5)
+    assert own != size
+    assert encoder.image_size == own
+    assert not torch.allclose(encoder(pixels), expected, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit"])
+def test_a_size_asked_for_once_is_that_of_an_encoder_of_this_size(name, tmp_path):
+    encoder, pixels = build_tiny(name), draw_pixels(96)
+    other = build_image_encoder(EncoderSpec(str(save_encoder(encoder, tmp_path)), image_size=48))
+    assert torch.equal(encoder(pixels, size=48), other(pixels))
+    assert torch.equal(encoder(pixels, size=96), encoder(pixels))
+    assert not torch.allclose(encoder(pixels, size=48), encoder(pixels), atol=1e-3)
+
+
+def test_patches_are_counted_by_size(hub):
+    registers = load(hub, "registers")
+    assert [registers.count_patches(size) for size in (None, 14, 84)] == [16, 1, 36]
+    assert build_tiny("tiny-vit").count_patches() == 64
+
+
+class FixedConfig(ViTConfig):
+    model_type = "fixed"
+
+
+class FixedModel(ViTModel):
+    config_class = FixedConfig
+
+    def forward(self, pixel_values):
+        return super().forward(pixel_values)
+
+
+def test_a_size_that_does_not_fit_is_refused_before_training():
+    with pytest.raises(StudyError, match="patches of 12 pixels, and 40 is no multiple of it: use 36 or 48"):
+        build_tiny("tiny-vit").check_size(40)
+    with pytest.raises(StudyError, match="8 is no multiple of it: use 12"):
+        build_tiny("tiny-vit").check_size(8)
+    with pytest.raises(StudyError, match="0 pixels a side"):
+        build_tiny("tiny-resnet").check_size(0)
+    build_tiny("tiny-resnet").check_size(41)
+    with pytest.raises(StudyError, match="use 84 or 96"):
+        build_tiny("tiny-vit")(draw_pixels(96), size=90)
+    model = FixedModel(FixedConfig(**SMALL, image_size=32, patch_size=8, intermediate_size=32))
+    fixed = ImageEncoder(model, "cls", {"name": "fixed"}, 32, *NORMALISATIONS["half"])
+    fixed.check_size(32)
+    with pytest.raises(StudyError, match="fixed is a fixed, which cannot look at 48 pixels a side: use 32"):
+        fixed.check_size(48)
+
+
+def draw_patches(total, kept, images=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(total, generator=generator)[:kept] for _ in range(images)])
+
+
+def gradients_of(encoder, embedded):
+    encoder.zero_grad()
+    (embedded * torch.linspace(-1, 1, embedded.numel()).view_as(embedded)).sum().backward()
+    return torch.cat([parameter.grad.flatten() for parameter in encoder.parameters() if parameter.grad is not None])
+
+
+def assert_equal_to(value, expected, relative=1e-6):
+    assert torch.linalg.vector_norm(value - expected) <= relative * torch.linalg.vector_norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dinov2", {}),
+        ("dinov2", {"image_size": 28}),
+        ("registers", {"pooling": "cls+mean+max"}),
+        ("vit", {"pooling": "cls+max"}),
+        ("clip", {}),
+        ("deit", {"pooling": "mean"}),
+        ("siglip", {}),
+    ],
+)
+def test_keeping_all_patches_changes_nothing(hub, name, options):
+    encoder = load(hub, name, **options)
+    pixels, total = draw_pixels(encoder.image_size), encoder.count_patches()
+    whole = encoder(pixels)
+    in_order = encoder(pixels, patches=torch.arange(total).expand(3, -1))
+    assert_equal_to(gradients_of(encoder, in_order), gradients_of(encoder, whole))
+    assert_equal_to(in_order, whole)
+    # Positions are added before, so that the order of the patches does not matter.
+    assert_equal_to(encoder(pixels, patches=draw_patches(total, total)), whole, 1e-5)
+    if total > 4:
+        assert not torch.allclose(encoder(pixels, patches=draw_patches(total, 3)), whole, atol=1e-4)
+
+
+def test_dropped_patches_never_enter_the_blocks():
+    """Against a tiny ViT run by hand: embed all, keep some, run the blocks, average what is there."""
+    encoder, pixels = build_tiny("tiny-vit"), draw_pixels(48)
+    patches, model = draw_patches(16, 5), encoder.model
+
+    def by_hand():
+        values = (pixels / 255 - 0.5) / 0.25
+        embedded = model.embeddings(values, interpolate_pos_encoding=True)
+        rows = [
+            torch.stack([image[0], *(image[1 + int(k)] for k in kept)])
+            for image, kept in zip(embedded, patches, strict=True)
+        ]
+        tokens = torch.stack(rows)
+        for layer in model.layers:
+            tokens = layer(tokens)
+        return model.layernorm(tokens)[:, 1:].mean(1)
+
+    expected = by_hand()
+    embedded = encoder(pixels, size=48, patches=patches)
+    assert_equal_to(gradients_of(encoder, embedded), gradients_of(encoder, expected))
+    assert_equal_to(embedded, expected)
+
+
+@torch.no_grad()
+def test_registers_and_class_token_stay_when_patches_go(hub):
+    encoder, model = load(hub, "registers", pooling="cls+mean"), hub[1]["registers"]
+    pixels, patches = draw_pixels(56), draw_patches(16, 4)
+    embedded = model.embeddings(normalise(pixels, "imagenet"))
+    tokens = torch.stack(
+        [row[[0, 1, 2, 3, 4, *(5 + kept).tolist()]] for row, kept in zip(embedded, patches, strict=True)]
+    )
+    tokens = model.layernorm(model.encoder(tokens).last_hidden_state)
+    expected = torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=1)
+    torch.testing.assert_close(encoder(pixels, patches=patches), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_that_cannot_be_kept_are_refused():
+    resnet, vit, pixels = build_tiny("tiny-resnet"), build_tiny("tiny-vit"), draw_pixels(96)
+    for ask in (lambda: resnet(pixels, patches=draw_patches(9, 3)), resnet.count_patches):
+        with pytest.raises(StudyError, match="tiny-resnet is a resnet, which cannot leave patches out"):
+            ask()
+    for wrong in (draw_patches(64, 9, images=2), draw_patches(65, 65), torch.arange(3), draw_patches(64, 0)):
+        with pytest.raises(StudyError, match=r"must be \(batch, kept\) with at most 64 of each of 3 images"):
+            vit(pixels, patches=wrong)
+    # What failed leaves nothing behind.
+    assert torch.equal(vit(pixels), build_tiny("tiny-vit")(pixels))
+
+
+@torch.no_grad()
+def test_patches_are_left_out_in_the_thread_that_asked_only():
+    encoder, pixels, patches = build_tiny("tiny-vit"), draw_pixels(96), draw_patches(64, 20)
+    asked = [None, patches] * 6
+    expected = [encoder(pixels, patches=kept) for kept in asked]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda kept: encoder(pixels, patches=kept), asked))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -430,6 +631,169 @@ def test_bfloat16_is_advised_only_where_the_processor_has_it(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=has: (9 if has else 7, 0))
         assert autocast_dtype("cuda") is advice
     assert autocast_dtype("meta") is None
+
+
+# --- texts without padding -------------------------------------------------------------------------------------------
+
+
+def pack(tokens):
+    mask = tokens["attention_mask"]
+    return tokens["input_ids"][mask.bool()], mask.sum(1)
+
+
+def build_packable(hub, name, pooling):
+    return (
+        build_text_encoder(EncoderSpec("tiny-bert", pooling=pooling), REPORTS)
+        if name == "tiny-bert"
+        else load_text(hub, name, pooling=pooling)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [
+        *(("tiny-bert", pooling) for pooling in ("last", "first", "mean", "pooler")),
+        *(("bert", pooling) for pooling in ("last", "first", "mean", "pooler")),
+        *((name, "mean") for name in ("roberta", "electra", "distilbert")),
+    ],
+)
+def test_packed_texts_embed_as_padded_ones_do(hub, name, pooling):
+    encoder = build_packable(hub, name, pooling)
+    tokens = encoder.tokenize(REPORTS[:5])
+    padded, packed = encoder(**tokens), encoder.forward_packed(*pack(tokens))
+    assert len(set(tokens["attention_mask"].sum(1).tolist())) == 4
+    assert_equal_to(gradients_of(encoder, packed), gradients_of(encoder, padded), 2e-6)
+    assert_equal_to(packed, padded)
+    # Padded texts are still embedded by the very same operations.
+    assert torch.equal(encoder(**tokens), padded)
+
+
+@torch.no_grad()
+def test_packing_works_in_bfloat16(hub):
+    encoder = load_text(hub, "bert", pooling="mean")
+    tokens = encoder.tokenize(REPORTS[:4])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        packed = encoder.forward_packed(*pack(tokens))
+    assert_equal_to(packed.float(), encoder(**tokens), 3e-2)
+
+
+@torch.no_grad()
+def test_one_encoder_serves_padded_and_packed_texts_in_several_threads(hub):
+    encoder, fresh = (load_text(hub, "bert", pooling="mean") for _ in range(2))
+    batches = [encoder.tokenize(REPORTS[first : first + 3]) for first in range(4)] * 3
+    expected = [fresh(**tokens) for tokens in batches]
+
+    def embed(number):
+        tokens = batches[number]
+        return encoder.forward_packed(*pack(tokens)) if number % 2 else encoder(**tokens)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(embed, range(len(batches))))
+    for number, (value, reference) in enumerate(zip(found, expected, strict=True)):
+        assert_equal_to(value, reference) if number % 2 else torch.testing.assert_close(
+            value, reference, rtol=0, atol=0
+        )
+
+
+@torch.no_grad()
+def test_an_encoder_that_packed_is_saved_as_any_other(hub, tmp_path):
+    encoder = load_text(hub, "bert", pooling="mean")
+    tokens = encoder.tokenize(REPORTS[:4])
+    before, expected = encoder.describe(), encoder(**tokens)
+    encoder.forward_packed(*pack(tokens))
+    assert encoder.describe() == before
+    save_encoder(encoder, tmp_path)
+    assert "packable" not in (tmp_path / "config.json").read_text()
+    assert torch.equal(load_text_encoder(tmp_path)(**tokens), expected)
+    plain = AutoModel.from_pretrained(tmp_path)
+    assert plain.config._attn_implementation in ("sdpa", "eager")
+
+
+@torch.no_grad()
+def test_flash_attention_gets_the_texts_by_their_ends(hub, monkeypatch):
+    """The GPU path with its kernel replaced: the kernel's arguments, and what is done with its result."""
+    encoder = load_text(hub, "bert", pooling="mean")
+    tokens = encoder.tokenize(REPORTS[:4])
+    input_ids, lengths = pack(tokens)
+    expected = encoder.forward_packed(input_ids, lengths)
+    calls = []
+
+    def kernel(query, key, value, ends_q, ends_k, longest_q, longest_k, *, scale):
+        assert query.shape == key.shape == value.shape == (len(input_ids), 2, 8)
+        assert ends_q.dtype == torch.int32
+        assert ends_q.tolist() == ends_k.tolist() == [0, *lengths.cumsum(0).tolist()]
+        assert longest_q == longest_k == int(lengths.max())
+        calls.append(scale)
+        attended = torch.empty_like(query)
+        for first, last in pairwise(ends_q.tolist()):
+            scores = torch.einsum("qhd,khd->hqk", query[first:last], key[first:last]) * scale
+            attended[first:last] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[first:last])
+        return attended
+
+    monkeypatch.setattr(packed_attention, "varlen_attn", kernel)
+    monkeypatch.setattr(packed_attention, "_has_flash", lambda query, dropout: True)
+    assert_equal_to(encoder.forward_packed(input_ids, lengths), expected)
+    assert calls == [8**-0.5] * 2
+
+
+def test_texts_that_cannot_be_packed_are_refused(hub):
+    for name, pooling in (("siglip", ""), ("clip", ""), ("clip", "mean")):
+        encoder = load_text(hub, name, pooling=pooling)
+        with pytest.raises(StudyError, match=r"cannot be packed .* lay them out in buckets or padded"):
+            encoder.forward_packed(*pack(encoder.tokenize(REPORTS[:2])))
+
+
+# --- compiled blocks -------------------------------------------------------------------------------------------------
+
+
+def graphs_compiled():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_blocks_embed_alike_and_compile_a_shape_once():
+    torch._dynamo.reset()
+    encoder, pixels = build_tiny("tiny-vit").train(), draw_pixels(96)
+    expected = encoder(pixels)
+    reference = gradients_of(encoder, expected)
+    names = list(encoder.state_dict())
+    assert compile_blocks(encoder) == 3
+    before = graphs_compiled()
+    embedded = encoder(pixels)
+    assert graphs_compiled() > before
+    assert_equal_to(gradients_of(encoder, embedded), reference, 1e-5)
+    assert_equal_to(embedded, expected, 1e-5)
+    assert list(encoder.state_dict()) == names
+    compiled = graphs_compiled()
+    gradients_of(encoder, encoder(draw_pixels(96, seed=1)))
+    assert graphs_compiled() == compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_compiled_text_blocks_take_every_length_and_layout():
+    torch._dynamo.reset()
+    encoder = build_text_encoder(EncoderSpec("tiny-bert"), REPORTS)
+    batches = [encoder.tokenize(REPORTS[first : first + texts]) for first, texts in ((0, 4), (1, 5), (0, 2), (3, 6))]
+    expected = [encoder(**tokens) for tokens in batches]
+    assert compile_blocks(encoder) == 2
+    for number, (tokens, reference) in enumerate(zip(batches, expected, strict=True)):
+        assert_equal_to(encoder(**tokens), reference, 1e-5)
+        assert_equal_to(encoder.forward_packed(*pack(tokens)), reference, 1e-5)
+        if number == 1:
+            compiled = graphs_compiled()
+    assert graphs_compiled() == compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_the_stages_of_a_resnet_are_compiled():
+    torch._dynamo.reset()
+    encoder, pixels = build_tiny("tiny-resnet"), draw_pixels(96)
+    expected = encoder(pixels)
+    assert compile_blocks(encoder) == 4
+    assert_equal_to(encoder(pixels), expected, 1e-5)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -158,14 +158,15 @@ def test_every_verb_of_the_command_line_has_its_notebook():
 @needs_notebooks
 def test_the_debug_profile_runs_every_notebook(home):
     # Fewer pairs and resamples than the profile's: the same cells in half the time.
-    executed = run_all("debug", {"pairs": 160, "batch_size": 32, "resamples": 20}, study="debug")
+    given = {"pairs": 160, "batch_size": 32, "resamples": 20, "budgets": [0.3]}
+    executed = run_all("debug", given, study="debug")
     assert [path.stem for path in executed] == [source.stem for source in SOURCES]
     for path in executed:
         outputs = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
         assert [output for output in outputs if output.output_type == "error"] == []
     run = Run("debug")
     results = read_results(run)
-    assert set(results.task) >= {"zero_shot", "retrieval"}
+    assert set(results.task) >= {"zero_shot", "retrieval", "budget_zero_shot", "budget_saving"}
     measured = results[results.metric.str.startswith("auroc") & results.value.notna()]
     assert (measured.ci_low.isna() | (measured.ci_low <= measured.value)).all()
     assert isinstance(run.read_table("cohort.parquet", "01_build_cohort"), pd.DataFrame)

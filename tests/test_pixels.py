@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -9,9 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from chexstudy import runs
 from chexstudy.cohort import pixels
 from chexstudy.cohort.images import fit_square, read_radiograph
-from chexstudy.cohort.pixels import build_pixel_store, open_pixel_store
+from chexstudy.cohort.pixels import build_pixel_store, open_pixel_store, plan_pixel_store, verify_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -57,13 +60,13 @@ def test_the_store_holds_every_image_and_says_where(run, tmp_path):
     store = build_pixel_store(run, cohort, 32)
     assert (len(store), store.size, store.fit) == (6, 32, "crop")
     assert store.images.dtype == np.uint8
-    assert isinstance(store.images, np.memmap)
     np.testing.assert_array_equal(
         store.read(["a/4.png", "a/0.png"]), [fit_square(image(4), 32), fit_square(image(0), 32)]
     )
     np.testing.assert_array_equal(store.rows(["a/5.png", "a/1.png", "a/5.png"]), [5, 1, 5])
-    with pytest.raises(ValueError, match="read-only"):
-        store.images[0] = 0
+    np.testing.assert_array_equal(store.take(np.array([4, 4])), [fit_square(image(4), 32)] * 2)
+    with pytest.raises(IndexError, match="rows 0 to 6 asked of 6 images"):
+        store.take(np.array([0, 6]))
 
 
 def test_what_cannot_be_used_leaves_the_cohort_and_is_listed(run, tmp_path):
@@ -89,10 +92,10 @@ def test_what_cannot_be_used_leaves_the_cohort_and_is_listed(run, tmp_path):
 
 def test_the_array_is_a_plain_npy_file(run, tmp_path):
     build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    loaded = np.load(run.path("pixels/images.npy"))
+    loaded = np.load(run.path("pixels/shard-00000.npy"))
     assert loaded.shape == (6, 32, 32)
     np.testing.assert_array_equal(loaded[5], fit_square(image(5), 32))
-    assert run.path("pixels/images.npy").stat().st_size == loaded.nbytes + 128
+    assert run.path("pixels/shard-00000.npy").stat().st_size == loaded.nbytes + 128
 
 
 def test_a_current_store_is_reused_and_a_stale_one_built_again(run, tmp_path, monkeypatch):
@@ -112,7 +115,7 @@ def test_a_current_store_is_reused_and_a_stale_one_built_again(run, tmp_path, mo
 
 def test_the_same_call_writes_the_same_bytes(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
-    names = ("pixels/images.npy", "pixels/index.parquet", "cohort.parquet", "quarantine.parquet")
+    names = ("pixels/shard-00000.npy", "pixels/index.parquet", "cohort.parquet", "quarantine.parquet")
     build_pixel_store(run, cohort, 32)
     first = [run.path(name).read_bytes() for name in names]
     run.path("pixels/manifest.json").unlink()
@@ -139,11 +142,13 @@ def test_no_store_and_a_damaged_one_are_one_sentence(run, tmp_path):
         "run notebook 01_build_cohort (or `chexstudy cohort build`) first."
     )
     build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    np.save(run.path("pixels/images.npy"), np.zeros((5, 32, 32), np.uint8))
-    with pytest.raises(
-        StudyError, match=r"^the pixel store of study 'tiny' is damaged: pixels/images\.npy holds uint8"
-    ):
+    np.save(run.path("pixels/shard-00000.npy"), np.zeros((5, 32, 32), np.uint8))
+    with pytest.raises(StudyError) as caught:
         open_pixel_store(run)
+    assert str(caught.value) == (
+        f"{run.path('pixels/shard-00000.npy')} is damaged, it holds uint8 (5, 32, 32) and not uint8 (6, 32, 32): "
+        "make the store again with the same options: finished shards are kept and only this one is made anew."
+    )
 
 
 def test_a_cohort_without_a_usable_image_is_one_sentence(run, tmp_path):
@@ -168,7 +173,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing_half_written(ru
         with pytest.raises(StudyError) as caught:
             build_pixel_store(run, cohort, 32)
     assert str(caught.value) == (
-        f"could not write {run.path('pixels/images.npy')}: No space left on device; "
+        f"could not write {run.path('pixels/shard-00000.npy')}: No space left on device; "
         "free some space or set CHEXSTUDY_HOME to another disk."
     )
     assert written_files(run) == []
@@ -178,11 +183,11 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing_half_written(ru
 def test_a_write_that_really_fails_leaves_the_old_files_and_no_current_store(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
     build_pixel_store(run, cohort, 32)
-    old = {name: run.path(name).read_bytes() for name in ("pixels/images.npy", "cohort.parquet")}
+    old = {name: run.path(name).read_bytes() for name in ("pixels/shard-00000.npy", "cohort.parquet")}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(StudyError, match=r"^could not write .*images\.npy: File too large; free some space"):
+        with pytest.raises(StudyError, match=r"^could not write .*shard-00000\.npy: File too large; free some space"):
             build_pixel_store(run, cohort, 128)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -197,9 +202,9 @@ def test_a_parquet_that_cannot_be_written_is_one_sentence_too(run, tmp_path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", fill_up)
-    with pytest.raises(StudyError, match=r"^could not write .*quarantine\.parquet: No space left on device"):
+    with pytest.raises(StudyError, match=r"^could not write .*shard-00000\.parquet: No space left on device"):
         build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    assert written_files(run) == ["pixels/images.npy"]
+    assert written_files(run) == ["pixels/shard-00000.npy"]
 
 
 def test_a_killed_build_is_no_store(run, tmp_path, monkeypatch):
@@ -213,6 +218,180 @@ def test_a_killed_build_is_no_store(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build_pixel_store(run, cohort, 48)
     with pytest.raises(StudyError, match=r"has no pixels/manifest\.json yet"):
+        open_pixel_store(run)
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+SHARDS = [f"pixels/shard-{number:05d}.npy" for number in range(5)]
+STORE_FILES = [*SHARDS[:4], "pixels/index.parquet", "pixels/manifest.json", "cohort.parquet", "quarantine.parquet"]
+# Builds the store of a cohort and kills itself, as a power cut would, when the n-th file is about to be put in place.
+KILLED_BUILD = """
+import os, signal, sys
+import pandas as pd
+from chexstudy import runs
+from chexstudy.cohort.pixels import build_pixel_store
+from chexstudy.runs import Run
+
+runs.source_hash = lambda: "one code"
+replace, left = os.replace, [int(sys.argv[1])]
+def replace_or_die(*paths):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace = replace_or_die
+build_pixel_store(Run("tiny"), pd.read_parquet(sys.argv[2]), 32, images_a_shard=3)
+"""
+
+
+def make_broken_cohort(folder):
+    """Eleven images in shards of three: one is empty, all of the second shard are, one has no report."""
+    cohort = make_cohort(folder, 11)
+    for number in (1, 3, 4, 5):
+        (folder / f"{number}.png").write_bytes(b"")
+    cohort.loc[8, "report"] = ""
+    return cohort
+
+
+def read_files(run, names=STORE_FILES):
+    return {name: run.path(name).read_bytes() for name in names}
+
+
+def test_shards_are_cut_by_position_and_read_as_one(run, tmp_path):
+    store = build_pixel_store(run, make_broken_cohort(tmp_path / "source"), 32, images_a_shard=3)
+    # Ten have a report; of the shards' 3, 3, 3 and 1 images these can be used.
+    assert [len(np.load(run.path(name))) for name in SHARDS[:4]] == [2, 0, 3, 1]
+    index = pd.read_parquet(run.path("pixels/index.parquet"))
+    kept = [0, 2, 6, 7, 9, 10]
+    assert list(index["image_id"]) == [f"a/{number}.png" for number in kept]
+    assert list(zip(index["shard"], index["row"], strict=True)) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (3, 0)]
+    expected = np.stack([fit_square(image(number), 32) for number in kept])
+    rng = np.random.default_rng(0)
+    for rows in (np.arange(6), np.array([5, 0, 3, 3, 2]), rng.integers(0, 6, 40), np.array([], int)):
+        np.testing.assert_array_equal(store.take(rows), expected[rows])
+        np.testing.assert_array_equal(store.images[rows], expected[rows])
+    np.testing.assert_array_equal(store.images[-1], expected[-1])
+    np.testing.assert_array_equal(store.images[1:4], expected[1:4])
+    np.testing.assert_array_equal(store.images[np.arange(6) % 2 == 0], expected[::2])
+    assert store.images.shape == expected.shape
+    out = np.zeros((2, 32, 32), np.uint8)
+    assert store.take(np.array([4, 1]), out=out) is out
+    np.testing.assert_array_equal(out, expected[[4, 1]])
+
+
+def test_the_kept_images_do_not_depend_on_the_shards_nor_on_the_workers(run, home, tmp_path):
+    cohort = make_broken_cohort(tmp_path / "source")
+    whole = build_pixel_store(run, cohort, 32)
+    cut = build_pixel_store(Run("cut"), cohort, 32, images_a_shard=2, workers=1)
+    np.testing.assert_array_equal(whole.images[:], cut.images[:])
+    for name in ("cohort.parquet", "quarantine.parquet"):
+        assert run.path(name).read_bytes() == Run("cut").path(name).read_bytes()
+
+
+def test_a_build_killed_at_any_file_goes_on_and_ends_with_the_same_bytes(run, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "source_hash", lambda: "one code")
+    cohort = make_broken_cohort(tmp_path / "source")
+    cohort.to_parquet(tmp_path / "asked.parquet")
+    build_pixel_store(Run("undisturbed"), cohort, 32, images_a_shard=3)
+    finished = []
+    # Deaths: at a shard, between a shard and its record (twice later on), at a table, and at the manifest.
+    for files in (1, 2, 4, 6, 5, 5):
+        command = [sys.executable, "-c", KILLED_BUILD, str(files), str(tmp_path / "asked.parquet")]
+        assert subprocess.run(command, capture_output=True, timeout=60).returncode == -9
+        with pytest.raises(StudyError, match=r"has no pixels/manifest\.json yet"):
+            open_pixel_store(run)
+        finished.append(sorted(plan_pixel_store(run, cohort, 32, images_a_shard=3).finished))
+    assert finished == [[], [], [0], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    assert read_files(run) == read_files(Run("undisturbed"))
+
+
+def test_only_shards_that_are_missing_or_cut_short_are_made_anew(run, tmp_path, monkeypatch):
+    cohort = make_broken_cohort(tmp_path / "source")
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    before = read_files(run)
+    run.path(SHARDS[0]).unlink()
+    with pytest.raises(StudyError) as caught:
+        open_pixel_store(run)
+    assert str(caught.value) == (
+        f"the pixel store lacks {run.path(SHARDS[0])}: make the store again with the same options: "
+        "finished shards are kept and only this one is made anew."
+    )
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    os.truncate(run.path(SHARDS[2]), 2000)
+    with pytest.raises(StudyError, match=r"shard-00002\.npy is damaged, it holds 2000 bytes that are no whole array"):
+        open_pixel_store(run)
+    asked = []
+    read = pixels.read_checked
+    monkeypatch.setattr(pixels, "read_checked", lambda files, *rest: read(asked.extend(files) or files, *rest))
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    assert [path.name for path in asked] == ["6.png", "7.png", "9.png"]
+    assert read_files(run) == before
+
+
+def test_a_shard_whose_bytes_changed_is_found_by_its_hash(run, tmp_path):
+    cohort = make_broken_cohort(tmp_path / "source")
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    before = read_files(run)
+    assert verify_pixel_store(run) == 4
+    changed = np.load(run.path(SHARDS[2]))
+    changed[1, 5, 5] ^= 1
+    np.save(run.path(SHARDS[2]), changed)
+    open_pixel_store(run)
+    with pytest.raises(StudyError) as caught:
+        verify_pixel_store(run)
+    assert str(caught.value) == (
+        f"{run.path(SHARDS[2])} is not what was written, its hash differs from the one in pixels/manifest.json: delete "
+        "this shard and make the store again with the same options; the other shards are kept."
+    )
+    run.path(SHARDS[2]).unlink()
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    assert verify_pixel_store(run) == 4
+    assert read_files(run) == before
+
+
+def test_a_smaller_store_leaves_no_shard_of_the_larger_one(run, tmp_path):
+    cohort = make_cohort(tmp_path / "source")
+    build_pixel_store(run, cohort, 32, images_a_shard=1)
+    build_pixel_store(run, cohort, 32, images_a_shard=4)
+    assert sorted(path.name for path in run.path("pixels").glob("shard-*")) == [
+        *("shard-00000.npy", "shard-00000.parquet", "shard-00001.npy", "shard-00001.parquet"),
+    ]
+
+
+def test_a_full_disk_keeps_the_finished_shards(run, tmp_path, full_disk):
+    cohort = make_cohort(tmp_path / "source", 9)
+    # Noise grows into a file of more than the limit; the first shard, of flat images, is blank and empty.
+    for number in range(4):
+        Image.fromarray(np.full((40, 40), 9, np.uint8)).save(tmp_path / f"source/{number}.png")
+    with full_disk(30_000), pytest.raises(StudyError, match=r"could not write .*shard-00001\.npy: File too large"):
+        build_pixel_store(run, cohort, 100, images_a_shard=4)
+    assert list(plan_pixel_store(run, cohort, 100, images_a_shard=4).finished) == [0]
+    assert len(build_pixel_store(run, cohort, 100, images_a_shard=4)) == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"size": 0}, "the image size must be a positive whole number of pixels, not 0."),
+        ({"workers": 0}, "the number of processes that read images must be 1 or more, not 0."),
+        ({"images_a_shard": 0}, "a shard of the pixel store must hold 1 or more images, not 0."),
+        ({"fit": "squash"}, "fit must be one of crop, pad, not 'squash'."),
+    ],
+)
+def test_impossible_options_are_one_sentence(run, tmp_path, wrong, sentence):
+    with pytest.raises(StudyError) as caught:
+        build_pixel_store(run, make_cohort(tmp_path / "source"), **{"size": 32, **wrong})
+    assert str(caught.value) == sentence
+    assert written_files(run) == []
+
+
+def test_an_index_of_another_store_is_one_sentence(run, tmp_path):
+    build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
+    index = pd.read_parquet(run.path("pixels/index.parquet"))
+    index.iloc[:4].to_parquet(run.path("pixels/index.parquet"))
+    with pytest.raises(StudyError, match=r"is damaged: pixels/index\.parquet and pixels/manifest\.json do not belong"):
         open_pixel_store(run)
 
 

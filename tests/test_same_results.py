@@ -61,7 +61,7 @@ def test_papermill_from_the_checkout_builds_the_runners_cohort(fresh, tmp_path):
     command += ["-p", "study", "papermill", "-p", "pairs", "60", "-p", "image_size", "48"]
     subprocess.run(command, cwd=paths.REPOSITORY, check=True, capture_output=True)
     assert_same_files("runner", "papermill", "cohort.parquet", "quarantine.parquet", "truth.parquet")
-    assert_same_files("runner", "papermill", "pixels/images.npy", "figures/composition.png")
+    assert_same_files("runner", "papermill", "pixels/shard-00000.npy", "figures/composition.png")
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_jupyterlab_measures_what_the_runner_measures(fresh):
     assert len(one) > 1000
     pd.testing.assert_frame_equal(one, other, check_exact=True)
     assert_same_files(
-        "runner", "lab", "pixels/images.npy", "embeddings/scoring/image.npy", "embeddings/scoring/text.npy"
+        "runner", "lab", "pixels/shard-00000.npy", "embeddings/scoring/image.npy", "embeddings/scoring/text.npy"
     )
     for seed in (0, 1):
         assert_same_files("runner", "lab", f"pretraining/curated/seed{seed}/ledger.parquet")

@@ -1,6 +1,9 @@
+import os
 import random
+import signal
 import sqlite3
 import struct
+import subprocess
 import sys
 import time
 
@@ -202,3 +205,27 @@ def test_mlflow_holds_the_numbers_and_resumes_the_run(tmp_path, monkeypatch):
     assert parameters == {"learning_rate": "0.001", "fixed_streams": "['order']", "curator.prototypes": "6"}
     log_steps("mlflow", tmp_path, range(2), {**PARAMETERS, "learning_rate": 1e-2}).close()
     assert len(read_mlflow(tmp_path)[0]) == 2
+
+
+def test_wandb_logs_again_what_a_killed_process_may_not_have_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(trackers, "source_hash", lambda: "code")
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "from chexstudy.pretraining import trackers\n"
+        "trackers._SETTLED_SECONDS, trackers.source_hash = 0.0, lambda: 'code'\n"
+        f"tracker = trackers.open_tracker('wandb', pathlib.Path(sys.argv[1]), 'x', {PARAMETERS!r})\n"
+        "for step in range(4):\n"
+        "    tracker.log(step, {'pairs_trained': step})\n"
+        "    time.sleep(0.01)\n"
+        "time.sleep(3)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # The library hands its service to child processes; a training starts its own.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, env=own)
+    assert killed.returncode == -signal.SIGKILL
+    log_steps("wandb", tmp_path, range(1, 6)).close()
+    # Steps 0 to 2 had settled, step 3 had not.
+    assert [values["pairs_trained"] for values in read_wandb(tmp_path, 7)] == [0, 1, 2, 3, 3, 4, 5]

@@ -1,37 +1,49 @@
-"""The pixel store: every image of a cohort read once, checked, resized, and kept as one ``uint8`` array on disk.
+"""The pixel store: every image of a cohort read once, checked, resized, and kept as ``uint8`` shards on disk.
 
-``pixels/images.npy`` is ``(images, size, size)``, mapped into memory when read; ``pixels/index.parquet`` says which row
-is which image and holds the hash of its source file; ``pixels/manifest.json`` says how the pixels were made. The kept
-rows are the run's ``cohort.parquet``, the others its ``quarantine.parquet``.
+``pixels/shard-00000.npy`` and so on are ``(images, size, size)``, mapped into memory when read. Beside them,
+``index.parquet`` says which shard and row is which image and holds the hash of its source file, ``manifest.json`` how
+the pixels were made and the hash of each shard, and ``requested.parquet`` is the whole cohort that was asked for. Its
+kept rows are the run's ``cohort.parquet``, the others its ``quarantine.parquet``.
+
+A build that was killed goes on at the first shard that is not finished, and ends with the same bytes.
 """
 
 import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.images import check_fit
 from chexstudy.cohort.quality import (
-    CheckedImage,
     count_quarantine,
     read_checked,
     resolve_image_paths,
     set_aside_empty_reports,
     split_by_reason,
 )
+from chexstudy.cohort.shards import (
+    ShardedImages,
+    count_images,
+    name_shard,
+    open_shard,
+    read_record,
+    remove_shards,
+    write_shard,
+)
 from chexstudy.cohort.table import validate_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run, hash_file
 
-IMAGES = "pixels/images.npy"
+FOLDER = "pixels"
 INDEX = "pixels/index.parquet"
 MANIFEST = "pixels/manifest.json"
+REQUESTED = "pixels/requested.parquet"
 COHORT = "cohort.parquet"
 QUARANTINE = "quarantine.parquet"
 _MADE_BY = "notebook 01_build_cohort (or `chexstudy cohort build`)"
@@ -47,7 +59,7 @@ class PixelStore:
         fit: how images were made square: ``crop`` or ``pad``.
     """
 
-    images: np.ndarray
+    images: ShardedImages
     image_ids: pd.Index
     fit: str
 
@@ -75,85 +87,225 @@ class PixelStore:
             )
         return rows.astype(np.int64)
 
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The pixels in rows of the store, ``uint8 (n, size, size)``, in the order asked for.
+
+        Args:
+            rows: as `rows` gives them; may repeat.
+            out: where the pixels go, for example pinned memory; new memory if not given.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        return self.images.take(rows, out)
+
     def read(self, image_ids: Iterable[str]) -> np.ndarray:
         """The pixels of images, ``uint8 (n, size, size)``, in the order asked for.
 
         Raises:
             StudyError: an image is not in the store.
         """
-        return np.asarray(self.images[self.rows(image_ids)])
+        return self.take(self.rows(image_ids))
 
 
-def build_pixel_store(
-    run: Run, cohort: pd.DataFrame, size: int, fit: str = "crop", workers: int = 2, root: str | Path | None = None
-) -> PixelStore:
-    """Check and resize every image of a cohort, and write the store, the kept cohort and the quarantine list.
-
-    A store that is current (same cohort, same source files by size and time, same size and fit, same code) is reused.
-
-    Args:
-        run: the study's folder.
-        cohort: a cohort table; pairs that cannot be used are set aside.
-        size: side of the stored images in pixels.
-        fit: ``crop`` or ``pad``; see :func:`chexstudy.cohort.images.fit_square`.
-        workers: number of processes that read images.
-        root: the folder the cohort's relative image paths start from; the run's folder if not given.
-
-    Raises:
-        StudyError: the cohort breaks its contract, no image of it can be used, or the disk is full.
-    """
-    check_fit(size, fit)
-    cohort = validate_cohort(cohort)
-    files = resolve_image_paths(cohort, root or run.folder)
-    cohort["image_path"] = [_portable_path(path, run.folder) for path in files]
-    parameters = {"size": size, "fit": fit, "cohort": hash_cohort(cohort), "files": _fingerprint(files)}
-    if is_current_store(run, parameters):
-        return open_pixel_store(run)
-    # Without its manifest a half-rebuilt store counts as none.
-    run.path(MANIFEST).unlink(missing_ok=True)
-    with_report, without_report = set_aside_empty_reports(cohort)
-    files = resolve_image_paths(with_report, run.folder)
-    checked = progress(read_checked(files, size, fit, workers), len(files), "reading images")
-    with atomic_path(run.path(IMAGES)) as temporary:
-        outcomes = _write_usable(temporary, checked, size)
-    kept, quarantine = split_by_reason(with_report, outcomes[["reason", "detail"]], without_report, cohort)
-    run.write_table(QUARANTINE, quarantine)
-    counts = count_quarantine(quarantine)
-    if kept.empty:
-        run.path(IMAGES).unlink()
-        raise StudyError(
-            f"none of the {len(cohort)} images can be used (the most frequent reason: {counts['reason'][0]}): "
-            f"see {run.path(QUARANTINE)} and mend the files or the path to them."
-        )
-    hashes = outcomes.loc[outcomes["reason"] == "", "sha256"].to_numpy()
-    run.write_table(INDEX, pd.DataFrame({"image_id": kept["image_id"], "row": np.arange(len(kept)), "sha256": hashes}))
-    write_cohort(kept, run.path(COHORT))
-    run.write_json(MANIFEST, {**parameters, "images": len(kept), "quarantined": counts.to_dict("records")})
-    run.record(MANIFEST, parameters)
-    return open_pixel_store(run)
+# --- opening ----------------------------------------------------------------------------------------------------------
 
 
 def open_pixel_store(run: Run) -> PixelStore:
     """The pixel store of a study.
 
     Raises:
-        StudyError: there is none yet, or its files do not belong together.
+        StudyError: there is none yet, a shard is missing or damaged, or its files do not belong together.
     """
     manifest = run.read_json(MANIFEST, _MADE_BY)
     index = run.read_table(INDEX, _MADE_BY)
-    images = run.read_array(IMAGES, _MADE_BY, memory_map=True)
-    if images.shape != (len(index), manifest["size"], manifest["size"]) or images.dtype != np.uint8:
+    if "shards" not in manifest or len(index) != sum(shard["images"] for shard in manifest["shards"]):
         raise StudyError(
-            f"the pixel store of study {run.study!r} is damaged: {IMAGES} holds {images.dtype} {images.shape} for "
-            f"{len(index)} images of {manifest['size']} pixels; delete {run.path(MANIFEST)} and run {_MADE_BY} again."
+            f"the pixel store of study {run.study!r} is damaged: {INDEX} and {MANIFEST} do not belong together; "
+            f"delete {run.path(MANIFEST)} and run {_MADE_BY} again."
         )
-    return PixelStore(images, pd.Index(index["image_id"]), manifest["fit"])
+    return PixelStore(ShardedImages(_open_shards(run, manifest)), pd.Index(index["image_id"]), manifest["fit"])
 
 
-def is_current_store(run: Run, parameters: dict) -> bool:
-    """Whether the study has a whole pixel store that was made with these parameters and this code."""
-    whole = all(run.has(name) for name in (IMAGES, INDEX, COHORT, QUARANTINE))
-    return whole and run.is_current(MANIFEST, run.key(parameters))
+def verify_pixel_store(run: Run) -> int:
+    """Read every shard of a store and compare its hash with the manifest's.
+
+    Returns:
+        The number of shards, all of them as they were written.
+
+    Raises:
+        StudyError: as `open_pixel_store`, or the bytes of a shard have changed since.
+    """
+    open_pixel_store(run)
+    shards = run.read_json(MANIFEST, _MADE_BY)["shards"]
+    for shard in progress(shards, label="checking shards"):
+        path = run.path(f"{FOLDER}/{shard['file']}")
+        if hash_file(path) != shard["sha256"]:
+            raise StudyError(
+                f"{path} is not what was written, its hash differs from the one in {MANIFEST}: delete this shard and "
+                "make the store again with the same options; the other shards are kept."
+            )
+    return len(shards)
+
+
+def _open_shards(run: Run, manifest: dict) -> list[np.ndarray]:
+    return [
+        open_shard(run.path(f"{FOLDER}/{shard['file']}"), shard["images"], manifest["size"])
+        for shard in manifest["shards"]
+    ]
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What a build has to do.
+
+    Attributes:
+        cohort: the cohort asked for, image paths as they are written down.
+        parameters: what the store depends on.
+        key: hash of these and of the code.
+        is_current: whether the study has this very store already.
+        readable: the rows with a report; their images are read.
+        set_aside: the others, as rows of the quarantine.
+        files: the images' files in the order of ``readable``.
+        finished: records of the finished shards by number.
+    """
+
+    cohort: pd.DataFrame
+    parameters: dict
+    key: str
+    is_current: bool
+    readable: pd.DataFrame
+    set_aside: pd.DataFrame
+    files: list[Path]
+    finished: dict[int, pd.DataFrame]
+
+    @property
+    def images_a_shard(self) -> int:
+        return self.parameters["images_a_shard"]
+
+    @property
+    def shards(self) -> int:
+        """How many shards the store has."""
+        return max(1, -(-len(self.files) // self.images_a_shard))
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the shards still to be made."""
+        return [number for number in range(self.shards) if number not in self.finished]
+
+    def files_of(self, number: int) -> list[Path]:
+        """The files of a shard's images."""
+        return self.files[number * self.images_a_shard : (number + 1) * self.images_a_shard]
+
+    def files_left(self) -> list[Path]:
+        """The files still to be read."""
+        return [file for number in self.unfinished() for file in self.files_of(number)]
+
+
+def build_pixel_store(
+    run: Run,
+    cohort: pd.DataFrame,
+    size: int,
+    fit: str = "crop",
+    workers: int = 2,
+    root: str | Path | None = None,
+    images_a_shard: int | None = None,
+) -> PixelStore:
+    """Check and resize every image of a cohort, and write the store, the kept cohort and the quarantine list.
+
+    A store that is current (same cohort, same source files by size and time, same size and fit, same code) is reused;
+    of one that is not whole, the finished shards are.
+
+    Args:
+        run: the study's folder.
+        cohort: a cohort table; pairs that cannot be used are set aside.
+        size: side of the stored images in pixels.
+        fit: ``crop`` or ``pad``; see :func:`chexstudy.cohort.images.fit_square`.
+        workers: number of processes that read images; the files do not depend on it.
+        root: the folder the cohort's relative image paths start from; the run's folder if not given.
+        images_a_shard: how many images of the cohort a shard is made of; about 256 MB if not given.
+
+    Raises:
+        StudyError: the cohort breaks its contract, no image of it can be used, or the disk is full.
+    """
+    return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root, images_a_shard), workers)
+
+
+def plan_pixel_store(
+    run: Run,
+    cohort: pd.DataFrame,
+    size: int,
+    fit: str = "crop",
+    root: str | Path | None = None,
+    images_a_shard: int | None = None,
+) -> StorePlan:
+    """What is there of a store already, and what has to be made; see `build_pixel_store`. Nothing is written."""
+    check_fit(size, fit)
+    images_a_shard = count_images(size) if images_a_shard is None else images_a_shard
+    if images_a_shard < 1:
+        raise StudyError(f"a shard of the pixel store must hold 1 or more images, not {images_a_shard}.")
+    cohort = validate_cohort(cohort)
+    files = resolve_image_paths(cohort, root or run.folder)
+    cohort["image_path"] = [_portable_path(path, run.folder) for path in files]
+    parameters = {
+        "size": size,
+        "fit": fit,
+        "images_a_shard": images_a_shard,
+        "cohort": hash_cohort(cohort),
+        "files": _fingerprint(files),
+    }
+    key = run.key(parameters)
+    readable, set_aside = set_aside_empty_reports(cohort)
+    files = resolve_image_paths(readable, run.folder)
+    plan = StorePlan(cohort, parameters, key, _is_current(run, key), readable, set_aside, files, {})
+    if not plan.is_current:
+        for number in range(plan.shards):
+            record = read_record(run.path(f"{FOLDER}/{name_shard(number)}"), key, size)
+            if record is not None:
+                plan.finished[number] = record
+    return plan
+
+
+def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore:
+    """Carry out a plan of `plan_pixel_store`; see `build_pixel_store`.
+
+    Raises:
+        StudyError: no image can be used, the disk is full, or ``workers`` is not 1 or more.
+    """
+    if workers < 1:
+        raise StudyError(f"the number of processes that read images must be 1 or more, not {workers}.")
+    if plan.is_current:
+        return open_pixel_store(run)
+    # Without its manifest a half-rebuilt store counts as none.
+    run.path(MANIFEST).unlink(missing_ok=True)
+    records = _make_shards(run, plan, workers)
+    outcomes = pd.concat([record.assign(shard=number) for number, record in enumerate(records)], ignore_index=True)
+    kept, quarantine = split_by_reason(plan.readable, outcomes[["reason", "detail"]], plan.set_aside, plan.cohort)
+    run.write_table(QUARANTINE, quarantine)
+    counts = count_quarantine(quarantine)
+    if kept.empty:
+        remove_shards(run.path(FOLDER))
+        raise StudyError(
+            f"none of the {len(plan.cohort)} images can be used (the most frequent reason: {counts['reason'][0]}): "
+            f"see {run.path(QUARANTINE)} and mend the files or the path to them."
+        )
+    stored = outcomes[outcomes["reason"] == ""].reset_index(drop=True)
+    row = stored.groupby("shard").cumcount()
+    index = {"image_id": kept["image_id"], "shard": stored["shard"], "row": row, "sha256": stored["sha256"]}
+    run.write_table(INDEX, pd.DataFrame(index))
+    write_cohort(plan.cohort, run.path(REQUESTED))
+    write_cohort(kept, run.path(COHORT))
+    remove_shards(run.path(FOLDER), after=plan.shards)
+    shards = [
+        {"file": name_shard(number), "images": record.attrs["images"], "sha256": record.attrs["sha256"]}
+        for number, record in enumerate(records)
+    ]
+    made = {"images": len(kept), "quarantined": counts.to_dict("records"), "shards": shards}
+    run.write_json(MANIFEST, {**plan.parameters, **made})
+    run.record(MANIFEST, plan.parameters)
+    return open_pixel_store(run)
 
 
 def hash_cohort(cohort: pd.DataFrame) -> str:
@@ -163,28 +315,27 @@ def hash_cohort(cohort: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _write_usable(path: Path, checked: Iterable[CheckedImage], size: int) -> pd.DataFrame:
-    """Write the usable images one after the other as a ``.npy`` file; return what became of each image.
-
-    Written, not mapped: a full disk is then an error and not a killed process. The number of rows is known at the end
-    only, and numpy leaves room in the header for it.
-    """
-    outcomes, rows = [], 0
-    with open(path, "wb") as file:
-        _write_header(file, rows, size)
-        for image in checked:
-            outcomes.append((image.reason, image.detail, image.sha256))
-            if image.pixels is not None:
-                file.write(image.pixels.data)
-                rows += 1
-        file.seek(0)
-        _write_header(file, rows, size)
-    return pd.DataFrame(outcomes, columns=["reason", "detail", "sha256"], dtype="str")
+def _make_shards(run: Run, plan: StorePlan, workers: int) -> list[pd.DataFrame]:
+    """Make the shards that are missing, in order; return the records of all."""
+    size, left = plan.parameters["size"], plan.files_left()
+    checked = progress(read_checked(left, size, plan.parameters["fit"], workers), len(left), "reading images")
+    records = dict(plan.finished)
+    for number in plan.unfinished():
+        path = run.path(f"{FOLDER}/{name_shard(number)}")
+        records[number] = write_shard(path, islice(checked, len(plan.files_of(number))), size, plan.key)
+    return [records[number] for number in range(plan.shards)]
 
 
-def _write_header(file: BinaryIO, rows: int, size: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size)}
-    np.lib.format.write_array_header_1_0(file, header)
+def _is_current(run: Run, key: str) -> bool:
+    """Whether the study has a whole pixel store that was made under this key."""
+    whole = all(run.has(name) for name in (INDEX, COHORT, QUARANTINE, REQUESTED))
+    if not whole or not run.is_current(MANIFEST, key):
+        return False
+    try:
+        open_pixel_store(run)
+    except StudyError:
+        return False
+    return True
 
 
 def _portable_path(path: Path, folder: Path) -> str:

@@ -4,7 +4,8 @@ Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` 
 curation | audit | doubt; of two arms, written ``first - second``, zero_shot_difference | retrieval_difference |
 gain_trend; of the curator's ablation ablation_curation | ablation_zero_shot | ablation_zero_shot_difference; of the
 arms trained on the subsets of methods method_curation | method_zero_shot | method_zero_shot_difference, with
-``same_data`` or ``same_compute`` as setting),
+``same_data`` or ``same_compute`` as setting; of arms at several budgets budget_zero_shot |
+budget_zero_shot_difference | budget_saving, the last with the state of the saving as setting),
 ``data_set`` (source and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such
 as ``tail``, or ``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is none),
 ``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),

@@ -74,7 +74,7 @@ def plot_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "",
     axes = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
     axes[1].sharey(axes[0])
     arms = order_arms(table.arm)
-    unit, unit_name = _choose_unit(table.flops.max())
+    unit, unit_name = choose_unit(table.flops.max())
     scaled, costs = table.assign(flops=table.flops / unit), costs.assign(flops=costs.flops / unit)
     for one, cost, label in (
         (axes[0], "pairs_trained", "Pairs trained on (log)"),
@@ -90,7 +90,7 @@ def plot_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "",
             aside = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
             for line in one.lines[drawn:]:
                 line.set_transform(one.transData + aside)
-        _scale_log(one, scaled[cost])
+        scale_log(one, scaled[cost])
         one.set_xlabel(label)
         one.grid(axis="y", color="#ECECEC", linewidth=0.5)
     axes[0].set_ylabel("Macro AUROC, zero-shot")
@@ -104,7 +104,7 @@ def plot_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "",
     return figure
 
 
-def _choose_unit(flops: float) -> tuple[float, str]:
+def choose_unit(flops: float) -> tuple[float, str]:
     """The unit in which the dearest arm's operations are a number of few digits."""
     names = {1e9: "GFLOPs", 1e12: "TFLOPs", 1e15: "PFLOPs", 1e18: "EFLOPs", 1e21: "ZFLOPs"}
     unit = max((unit for unit in names if unit <= flops), default=1e9)
@@ -121,7 +121,7 @@ def _spread_equal(costs: list[float]) -> list[float]:
     return shifts
 
 
-def _scale_log(axes: Axes, costs: pd.Series) -> None:
+def scale_log(axes: Axes, costs: pd.Series) -> None:
     """A log axis with room beside the points and ticks at 1, 2 and 5."""
     axes.set_xscale("log")
     axes.set_xlim(costs.min() / 1.7, costs.max() * 1.7)

@@ -47,6 +47,7 @@ CATALOGUE = {
         "Usage, spread and churn of prototypes", "CheXficient, logged by its public code", "03_watch_prototypes"
     ),
     "training_dynamics": Entry("Training dynamics", "CheXficient, logged by its public code", "04_pretrain_curated"),
+    "budgets": Entry("Several budgets", "CheXficient, data and compute saved", "04_pretrain_curated"),
     "compute": Entry("Performance against data and compute", "CheXficient, data and compute saved", "05_compare_arms"),
     "zero_shot": Entry("Zero-shot classification", "CheXficient, zero-shot AUROC by data set", "05_compare_arms"),
     "retrieval": Entry("Retrieval", "CheXficient, cross-modal retrieval recall", "05_compare_arms"),

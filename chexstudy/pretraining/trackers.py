@@ -12,6 +12,7 @@ import numbers
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,8 @@ from chexstudy.runs import atomic_path, hash_values, source_hash
 _PROJECT = "chexstudy"
 _PARAMETERS_A_BATCH = 100  # MLflow refuses more
 _STEP_DIGITS = 20
+_FLUSH_SECONDS = 1.0  # Weights & Biases writes at its leisure; a killed process loses what was not written yet
+_SETTLED_SECONDS = 30.0  # by then even a version that cannot be told to flush has written
 
 
 class _Backend(Protocol):
@@ -69,7 +72,8 @@ class Tracker:
 def open_tracker(name: str, folder: Path, run_name: str, parameters: dict) -> Tracker:
     """A tracker for one training; a training that goes on logs on where it stopped.
 
-    TensorBoard drops the steps that a resumed training does again; the others skip them, for they are the same.
+    TensorBoard drops the steps that a resumed training does again; the others skip them, for they are the same. After a
+    kill, Weights & Biases may have a second of steps twice or not at all.
 
     Args:
         name: ``tensorboard``, ``wandb`` (offline unless ``WANDB_MODE`` says otherwise), ``mlflow`` (a database in the
@@ -172,6 +176,8 @@ class _WeightsAndBiases:
         self._memory = _Memory(own, hash_values(parameters, source_hash(), mode))
         if not self._memory.run:
             self._memory.begin(uuid.uuid4().hex[:16])
+        self._last_step, self._unsettled = self._memory.last_step, deque[tuple[float, int]]()
+        flushing = "x_transaction_log_flush_interval"
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
             name=run_name,
@@ -192,16 +198,24 @@ class _WeightsAndBiases:
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_save_requirements=False,
+                **({flushing: _FLUSH_SECONDS} if flushing in wandb.Settings.model_fields else {}),
             ),
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if step > self._memory.last_step:
-            self._run.log(values, step=step, commit=True)
-            self._memory.reach(step)
+        if step <= self._last_step:
+            return
+        self._run.log(values, step=step, commit=True)
+        self._last_step = step
+        now = time.monotonic()
+        self._unsettled.append((now, step))
+        # Only what is surely on disk is skipped after a kill: a step twice with the same values is better than none.
+        while self._unsettled[0][0] < now - _SETTLED_SECONDS:
+            self._memory.reach(self._unsettled.popleft()[1])
 
     def close(self) -> None:
         self._run.finish()
+        self._memory.reach(self._last_step)
 
 
 class _MLflow:

@@ -1,0 +1,230 @@
+"""Performance against compute and against data at several budgets, and what is saved at equal performance."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.budgets import COSTS, SAVING, ZERO_SHOT, judge_saving, write_ends, write_saving
+from chexstudy.evaluation.saving import AT_LEAST
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.compute import choose_unit, scale_log
+from chexstudy.plots.forest import draw_estimate
+from chexstudy.plots.measurements import describe_n, name_data_set, require_rows, summarise_seeds
+from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
+from chexstudy.pretraining.budgets import CURATED, FULL, RANDOM, read_budget
+
+_MADE_BY = "04_pretrain_curated with budgets"
+# In each panel the saving against the random arm that is given as much of what the panel counts.
+_PAIRED = {"flops": "random_same_compute", "pairs_trained": "random_same_data"}
+_GROUPS = {MACRO: "Macro AUROC, zero-shot", "head": "AUROC of common findings, zero-shot"}
+_GROUPS |= {"medium": "AUROC of medium findings, zero-shot", "tail": "AUROC of rare findings, zero-shot"}
+
+
+def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
+    """The points of the figure: AUROC of each arm at each budget, and its mean cost over seeds.
+
+    Args:
+        results: rows of the results table.
+        costs: one row an arm and seed with ``pairs_trained`` and ``flops``.
+        finding: ``macro`` or a tier.
+
+    Returns:
+        ``arm, family, kept, value, ci_low, ci_high, n, seeds, flops, pairs_trained``; family is the arm without its
+        budget, kept the share of the pairs.
+
+    Raises:
+        StudyError: no arm was measured at a budget, or costs lack a column.
+    """
+    rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}", _MADE_BY)
+    missing = [name for name in ("arm", *COSTS) if name not in costs]
+    if missing:
+        raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
+    table = summarise_seeds(rows).merge(costs.groupby("arm")[list(COSTS)].mean().reset_index(), on="arm")
+    require_rows(table, "arms with both a cost and a zero-shot AUROC", _MADE_BY)
+    table = table.assign(family=table.arm.str.partition(".")[0], kept=table.arm.map(read_budget))
+    columns = ["arm", "family", "kept", "value", "ci_low", "ci_high", "n", "seeds", *COSTS]
+    return table[columns].sort_values(["family", "kept"], ignore_index=True)
+
+
+def _measured(results: pd.DataFrame, finding: str) -> pd.DataFrame:
+    return results[(results.task == ZERO_SHOT) & (results.finding == finding) & results.value.notna()]
+
+
+def select_savings(results: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
+    """What each side saves against another, with its ``verdict``, the curve against all pairs first, then by budget.
+
+    Args:
+        results, finding: as in `select_budgets`.
+
+    Returns:
+        Rows of the results table with ``verdict``, ``first`` and ``second`` (the arms compared) and ``kept`` (the
+        curated arm's budget, 1 for the curve).
+    """
+    rows = results[(results.task == SAVING) & (results.finding == finding)].reset_index(drop=True)
+    sides = rows.arm.str.split(" - ", expand=True).reindex(columns=[0, 1])
+    rows = rows.assign(first=sides[0], second=sides[1])
+    rows["kept"] = [1.0 if one == CURATED else read_budget(one) for one in rows["first"]]
+    rows["verdict"] = [judge_saving(row.ci_low, row.ci_high) for row in rows.itertuples()]
+    return rows.sort_values(["kept", "arm"], ascending=[False, True], ignore_index=True)
+
+
+def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> Figure:
+    """AUROC against operations and against pairs trained on, a line a way to spend them, all pairs as a point.
+
+    A bracket shows a saving where its whole interval lies on one side of none: against all pairs if that can be told,
+    else that of the largest budget against random training paired in what the panel counts.
+
+    Args:
+        results, costs, finding: as in `select_budgets`.
+
+    Raises:
+        StudyError: as in `select_budgets`.
+    """
+    table = select_budgets(results, costs, finding)
+    savings = select_savings(results, finding)
+    unit, unit_name = choose_unit(table.flops.max())
+    table = table.assign(flops=table.flops / unit)
+    figure = new_figure(height_mm=78)
+    by_compute, by_data = figure.subplots(1, 2, sharey=True)
+    for axes, cost, label in (
+        (by_compute, "flops", f"Compute ({unit_name}, log)"),
+        (by_data, "pairs_trained", "Pairs trained on (log)"),
+    ):
+        _draw_families(axes, table, cost)
+        scale_log(axes, table[cost])
+        axes.set_xlim(table[cost].min() / 1.2, table[cost].max() * 1.2)
+        axes.set_xlabel(label)
+        axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
+        _draw_saving(axes, table, savings[savings.metric == COSTS[cost]], cost)
+    low, high = by_compute.get_ylim()
+    by_compute.set_ylim(low - 0.07 * (high - low), high)
+    by_compute.set_ylabel(_GROUPS.get(finding, f"AUROC, {finding}"))
+    by_data.tick_params(labelleft=False)
+    title_panel(by_compute, "a", "By compute")
+    title_panel(by_data, "b", "By data")
+    figure.legend(handles=_handles(table), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _families(table: pd.DataFrame) -> list[str]:
+    """Those measured, the curated arm last, so that it is drawn over the others."""
+    return [family for family in (*RANDOM, CURATED) if (table.family == family).any()]
+
+
+def _draw_families(axes: Axes, table: pd.DataFrame, cost: str) -> None:
+    full = table[table.family == FULL]
+    for family in _families(table):
+        rows, style = table[table.family == family].sort_values(cost), arm_style(family)
+        over = 1 if family == CURATED else 0
+        axes.fill_between(rows[cost], rows.ci_low, rows.ci_high, color=style.colour, alpha=0.1, linewidth=0, zorder=1)
+        for end in (rows.ci_low, rows.ci_high):
+            axes.plot(rows[cost], end, color=style.colour, linewidth=0.5, alpha=0.6, gid="band", zorder=2)
+        axes.plot(
+            rows[cost], rows.value, marker=style.marker, color=style.colour, markersize=4.4, linewidth=1.2,
+            markeredgecolor="white", markeredgewidth=0.4, gid=family, zorder=4 + over,
+        )  # fmt: skip
+        if len(full) and family in RANDOM:
+            # Random training at a budget of everything is training on all pairs.
+            last = pd.concat([rows.tail(1), full])
+            axes.plot(last[cost], last.value, color=style.colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=3)
+    for row in full.itertuples():
+        draw_estimate(axes, getattr(row, cost), row.value, row.ci_low, row.ci_high, arm_style(FULL), True, size=5)
+    for row in table[table.family == CURATED].itertuples():
+        # At the foot of the panel, where no line runs.
+        axes.annotate(
+            f"{100 * row.kept:g} %", (getattr(row, cost), row.value), (getattr(row, cost), 0.02), ha="center",
+            va="bottom", textcoords=axes.get_xaxis_transform(), fontsize=6, color=arm_style(CURATED).colour, gid="kept",
+            zorder=6, arrowprops={"arrowstyle": "-", "color": arm_style(CURATED).colour, "lw": 0.4, "alpha": 0.6},
+        )  # fmt: skip
+
+
+def _draw_saving(axes: Axes, table: pd.DataFrame, savings: pd.DataFrame, cost: str) -> None:
+    """The first saving that can be told, from the one cost to the other at the height of the performance."""
+    told = savings[(savings.verdict == "saved") & savings.second.str.startswith((FULL, _PAIRED[cost]))]
+    by_arm = table.set_index("arm")
+    for row in told.head(1).itertuples():
+        # One side is a point; the other cost follows from the share saved.
+        point = FULL if row.first == CURATED else row.first
+        own, height = by_arm.loc[point, cost], by_arm.loc[point, "value"]
+        ends = (own * (1 - row.value), own) if point == FULL else (own, own / (1 - row.value))
+        open_ended = "<-" if point == FULL else "->"
+        style = open_ended if row.setting == AT_LEAST else "|-|,widthA=0.25,widthB=0.25"
+        axes.annotate(
+            "", (ends[1], height), (ends[0], height), zorder=7,
+            arrowprops={"arrowstyle": style, "color": INK, "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+        axes.annotate(
+            f"{write_saving(row.value, row.setting)} saved", ((ends[0] * ends[1]) ** 0.5, height), (0, 4),
+            textcoords="offset points", ha="center", va="bottom", fontsize=6.5, gid="saving", zorder=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+        )  # fmt: skip
+
+
+def _handles(table: pd.DataFrame) -> list[Line2D]:
+    handles = []
+    for family in (CURATED, *RANDOM, FULL):
+        if (table.family == family).any():
+            style = arm_style(family)
+            line = "none" if family == FULL else "-"
+            handles.append(
+                Line2D(
+                    [], [], marker=style.marker, color=style.colour, linestyle=line, markersize=4.2, label=style.name
+                )
+            )
+    return handles
+
+
+def describe_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> str:
+    """The caption of `plot_budgets`, with what is saved in operations at equal performance, or that it cannot be told.
+
+    Args and errors: as in `plot_budgets`.
+    """
+    table, rows = select_budgets(results, costs, finding), _measured(results, finding)
+    shares = ", ".join(f"{100 * share:g}" for share in sorted(table.kept[table.family == CURATED].unique()))
+    where = name_data_set(rows.data_set.iloc[0])
+    words = "macro zero-shot AUROC" if finding == MACRO else f"zero-shot AUROC of {finding} findings"
+    seeds = int(table.seeds.max())
+    drawn = f"patients and seeds resampled; {seeds} seeds" if seeds > 1 else "patients resampled; 1 seed"
+    return (
+        f"Performance against compute and data ({where}): {words} by operations counted, warm-up and scoring included "
+        f"(a), and by pairs trained on, each counted as often as it is seen (b). Curated arms keep exactly {shares} % "
+        "of the pairs (at the foot); beside them random pairs of the same number, and random batches of all pairs for "
+        "the same operations. Dotted: both end in training on all pairs, whose epochs in between are no points of a "
+        f"curve, because their learning rate has not fallen. Bands and the bar are 95 % intervals, {drawn}. "
+        f"{describe_savings(results, finding)} {describe_n(rows)}"
+    )
+
+
+def describe_savings(results: pd.DataFrame, finding: str = MACRO) -> str:
+    """One or two sentences on the operations saved at equal performance: what can be told, and what cannot.
+
+    Args:
+        results, finding: as in `select_budgets`.
+    """
+    savings = select_savings(results, finding)
+    savings = savings[savings.metric == COSTS["flops"]]
+    if savings.empty:
+        return "What is saved at equal performance was not measured."
+    told = savings[savings.verdict != "cannot be told"]
+    parts = [
+        f"{write_saving(row.value, row.setting)} ({write_ends(row.ci_low, row.ci_high)}) {_name_comparison(row)}"
+        for row in told.itertuples()
+    ]
+    sentence = f"Operations saved at equal performance: {'; '.join(parts)}. " if parts else ""
+    silent = len(savings) - len(told)
+    if not silent:
+        return sentence.strip()
+    which = f"{silent} of {len(savings)} comparisons" if parts else f"any of {len(savings)} comparisons"
+    return (
+        f"{sentence}What is saved at equal performance cannot be told for {which}: intervals reach to both sides of "
+        "none, or beyond the budgets measured."
+    )
+
+
+def _name_comparison(row) -> str:
+    if row.first == CURATED:
+        return "by curation against all pairs"
+    family = arm_style(row.second).name
+    return f"by keeping {100 * row.kept:g} % against {family[0].lower()}{family[1:]}"

@@ -1,0 +1,108 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chexstudy.cohort import png
+from chexstudy.cohort.images import UnreadableImage, decode_radiograph
+from chexstudy.cohort.png import decode_grey_png
+
+SIDE = 40
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def make_png(filtered, height, width, header=b"\x08\0\0\0\0", cut=7, before=b"", after=b""):
+    """A file of filtered rows, its compressed stream cut into pieces."""
+    stream = zlib.compress(filtered)
+    pieces = [stream[start : start + max(1, len(stream) // cut)] for start in range(0, len(stream), len(stream) // cut)]
+    parts = [chunk(b"IHDR", struct.pack(">II", width, height) + header), before]
+    parts += [*(chunk(b"IDAT", piece) for piece in pieces), after, chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def make_rows(rng, height, width, kinds):
+    rows = rng.integers(0, 256, (height, width + 1), dtype=np.uint8)
+    rows[:, 0] = rng.choice(kinds, height)
+    return rows
+
+
+def read_with_pillow(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("kinds", [[0], [1], [2], [3], [4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (37, 61)])
+def test_every_filter_gives_the_pixels_pillow_gives(kinds, shape):
+    data = make_png(make_rows(np.random.default_rng(sum(kinds)), *shape, kinds).tobytes(), *shape)
+    np.testing.assert_array_equal(decode_grey_png(data), read_with_pillow(data))
+
+
+def test_smooth_images_as_pillow_writes_them(monkeypatch):
+    y, x = np.mgrid[:300, :220]
+    noise = np.random.default_rng(0).normal(0, 2, y.shape)
+    picture = np.clip(120 + 90 * np.sin(x / 40) * np.cos(y / 60) + noise, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    np.testing.assert_array_equal(decode_grey_png(file.getvalue()), picture)
+    monkeypatch.setattr(png, "deflate", zlib)
+    np.testing.assert_array_equal(decode_grey_png(file.getvalue()), picture)
+
+
+def whole_file():
+    return make_png(make_rows(np.random.default_rng(1), SIDE, SIDE, [1, 2, 4]).tobytes(), SIDE, SIDE)
+
+
+def with_stream(filtered):
+    return make_png(filtered, SIDE, SIDE)
+
+
+FILTERED = make_rows(np.random.default_rng(2), SIDE, SIDE, [2]).tobytes()
+LEFT_TO_PILLOW = {
+    "another format": b"BM" + whole_file()[2:],
+    "interlaced": make_png(FILTERED, SIDE, SIDE, header=b"\x08\0\0\0\x01"),
+    "16 bit": make_png(FILTERED, SIDE, SIDE // 2, header=b"\x10\0\0\0\0"),
+    "colours": make_png(FILTERED, SIDE, SIDE // 3, header=b"\x08\x02\0\0\0"),
+    "cut": whole_file()[:-300],
+    "without an end": whole_file()[:-12],
+    "bytes behind the end": whole_file() + b"\0",
+    "a chunk behind the image": make_png(FILTERED, SIDE, SIDE, after=chunk(b"tEXt", b"a\0b")),
+    "too few rows": with_stream(FILTERED[: -SIDE - 1]),
+    "too many rows": with_stream(FILTERED + FILTERED),
+    "an unknown filter": with_stream(b"\x05" + FILTERED[1:]),
+    "a flipped bit": (lambda data: data[:200] + bytes([data[200] ^ 4]) + data[201:])(whole_file()),
+    "no image": b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">II", 40, 40) + b"\x08\0\0\0\0")
+    + chunk(b"IEND", b""),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_TO_PILLOW)
+@pytest.mark.parametrize("library", ["installed", "standard"])
+def test_all_else_is_left_to_pillow(kind, library, monkeypatch):
+    if library == "standard":
+        monkeypatch.setattr(png, "deflate", zlib)
+    assert decode_grey_png(LEFT_TO_PILLOW[kind]) is None
+
+
+def test_text_before_the_image_does_no_harm():
+    data = make_png(FILTERED, SIDE, SIDE, before=chunk(b"tEXt", b"a\0b") + chunk(b"gAMA", b"\0\0\xb1\x8f"))
+    np.testing.assert_array_equal(decode_grey_png(data), read_with_pillow(data))
+
+
+def test_large_files_are_read_the_short_way_and_damaged_ones_keep_their_reason(monkeypatch):
+    rows = make_rows(np.random.default_rng(3), 600, 600, [0, 1, 2, 3, 4])
+    data = make_png(rows.tobytes(), 600, 600)
+    calls = []
+    monkeypatch.setattr(png, "decode_grey_png", lambda data: calls.append(1) or decode_grey_png(data))
+    np.testing.assert_array_equal(decode_radiograph(data), read_with_pillow(data))
+    assert len(calls) == 1
+    with pytest.raises(UnreadableImage) as caught:
+        decode_radiograph(data[: len(data) // 2])
+    assert (caught.value.reason, len(calls)) == ("truncated", 2)
