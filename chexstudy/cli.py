@@ -409,11 +409,13 @@ def _add_cohort(verbs) -> None:
         "examples:\n"
         "  chexstudy cohort build --source phantom --study drawn\n"
         "  chexstudy cohort build --source nlm_tb --data-root ~/nlm_tb --study tb --size 96\n"
-        "  chexstudy cohort build --source folder --data-root ~/mine --study mine     (with ~/mine/cohort.yaml)\n\n"
-        "writes: runs/<study>/cohort.parquet, quarantine.parquet, pixels/",
+        "  chexstudy cohort build --source folder --data-root ~/mine --study mine     (with ~/mine/cohort.yaml)\n"
+        "  chexstudy cohort build --source webdataset --data-root '~/shards/*.tar' --study shards\n\n"
+        "writes: runs/<study>/cohort.parquet, quarantine.parquet, pixels/, and images/ of webdataset or huggingface",
         _build_cohort,
     )
-    build.add_argument("--source", choices=("phantom", "nih", "nlm_tb", "folder"), help="where the images come from")
+    sources = ("phantom", "nih", "nlm_tb", "folder", "webdataset", "huggingface")
+    build.add_argument("--source", choices=sources, help="where the images come from")
     build.add_argument("--data-root", metavar="X", help="the folder that holds the source's images and tables")
     build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
     _add_run_options(build, default=None)

@@ -8,12 +8,13 @@ from chexstudy import paths
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels import PixelStore, build_pixel_store
-from chexstudy.cohort.sources import SOURCES, build_source
+from chexstudy.cohort.sources import PACKED, SOURCES, build_source
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
 PHANTOM = "phantom"
+_UNPACKED = "images"
 _PHANTOM_COHORT = "phantom/cohort.parquet"
 _PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_masks.parquet")
 
@@ -59,7 +60,8 @@ def build_cohort(
             # A truth left by a phantom of the same study would be read as that of the real images.
             run.path(name).unlink(missing_ok=True)
         folder = paths.resolve_user_path(data_root)
-        cohort, root = build_source(source, folder, seed), folder
+        options = {"unpack_to": run.path(_UNPACKED)} if source in PACKED else {}
+        cohort, root = build_source(source, folder, seed, options), folder
     store = build_pixel_store(run, cohort, size, fit, workers, root=root)
     return store, dict(cohort.attrs)
 

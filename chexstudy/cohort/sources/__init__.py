@@ -8,14 +8,24 @@ from types import MappingProxyType
 import pandas as pd
 
 from chexstudy.cohort.sources.folder import build_folder
+from chexstudy.cohort.sources.huggingface import build_huggingface
 from chexstudy.cohort.sources.nih import build_nih
 from chexstudy.cohort.sources.nlm_tb import build_nlm_tb
+from chexstudy.cohort.sources.webdataset import build_webdataset
 from chexstudy.cohort.table import validate_cohort
 from chexstudy.errors import StudyError
 
 SOURCES: Mapping[str, Callable[..., pd.DataFrame]] = MappingProxyType(
-    {"nih": build_nih, "nlm_tb": build_nlm_tb, "folder": build_folder}
+    {
+        "nih": build_nih,
+        "nlm_tb": build_nlm_tb,
+        "folder": build_folder,
+        "webdataset": build_webdataset,
+        "huggingface": build_huggingface,
+    }
 )
+# Their images lie within other files and must be unpacked somewhere: the option `unpack_to` says where.
+PACKED = ("webdataset", "huggingface")
 
 
 def build_source(
@@ -44,6 +54,8 @@ def build_source(
         for parameter in inspect.signature(build).parameters.values()
         if parameter.kind == parameter.KEYWORD_ONLY
     ]
+    if name in PACKED and "unpack_to" not in options:
+        raise StudyError(f"the source {name!r} needs the option 'unpack_to': the folder its images are unpacked to.")
     unknown = [option for option in options if option not in known]
     if unknown:
         raise StudyError(f"the source {name!r} has no option {unknown[0]!r}: its options are {', '.join(known)}.")

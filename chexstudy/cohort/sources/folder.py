@@ -212,7 +212,7 @@ def _read_mapping(folder: Path, options: Mapping[str, object]) -> _Mapping:
                 f"no columns were given and {folder} has no {MAPPING_FILE}: say which column of the table holds "
                 f"{' and which '.join(_REQUIRED)}."
             )
-        options = _read_mapping_file(path) | options
+        options = read_mapping_file(path) | options
     unknown = [name for name in options if name not in _Mapping.__dataclass_fields__]
     if unknown:
         raise StudyError(
@@ -230,7 +230,12 @@ def _read_mapping(folder: Path, options: Mapping[str, object]) -> _Mapping:
     return mapping
 
 
-def _read_mapping_file(path: Path) -> dict:
+def read_mapping_file(path: Path) -> dict:
+    """The mapping that lies in a folder.
+
+    Raises:
+        StudyError: it is no mapping, or says nothing of columns.
+    """
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

@@ -1,0 +1,292 @@
+"""What the packed sources share: images unpacked once into the study, and fields made a table for a folder's rules.
+
+A part (a tar shard, a parquet file) is unpacked when its table is in place; a killed build goes on at the next part.
+The bytes of an image are written as they are and judged later, when the pixel store is built. What the fields mean is
+said as for a folder (see `chexstudy.cohort.sources.folder`): ``cohort.yaml`` beside the archive, or options. What is
+not said is guessed by name, but that every image is of another patient is never guessed: ``patient_id: none`` says so.
+"""
+
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow
+from pyarrow import parquet
+
+from chexstudy.cohort.sources.folder import MAPPING_FILE, WORDS, build_folder, read_mapping_file
+from chexstudy.cohort.table import REPORT_ORIGINS
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+from chexstudy.runs import atomic_path, hash_file, hash_values
+
+IMAGE_FILE = "__image__"  # where the image lies, from the source's own folder
+KEY = "__key__"  # what the archive calls the sample
+PART_SPLIT = "__split__"  # the split that the name of the part tells
+_BYTES = "__bytes__"
+_FINGERPRINT = b"fingerprint"
+LABELS = "labels."
+
+# Contract column -> names it goes by, in order of preference; compared without case, blanks and underscores.
+_NAMES = {
+    "patient_id": ("patientid", "patient", "subjectid", "subject"),
+    "image_id": ("imageid", "dicomid", "imagename", "imageindex"),
+    "study_id": ("studyid", "study"),
+    "split": ("split",),
+    "view": ("view", "viewposition"),
+    "sex": ("sex", "gender", "patientsex", "patientgender"),
+    "age_years": ("ageyears", "age", "patientage"),
+}
+_REPORTS = (("report",), ("findings", "impression"), ("findings",), ("impression",), ("text",), ("txt",), ("caption",))
+_MAPPING = ("source", "columns", "values", "fractions", "word_budget")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a part.
+
+    Attributes:
+        name: where its file goes within the part's folder; plain names joined by slashes.
+        image: the bytes of the file, or None if the archive holds none.
+        fields: what is said of it, nested as it may be.
+        key: what the archive calls it; empty if it does not.
+    """
+
+    name: str
+    image: bytes | None
+    fields: Mapping[str, object]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is unpacked at once.
+
+    Attributes:
+        name: its folder, relative to where the archive is unpacked; no other part's.
+        files: what it is read from; other sizes or times mean that it must be read again.
+        read: yields its samples; raises a StudyError if it is damaged.
+        split: the split that its name tells, if it does.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    read: Callable[[], Iterable[Sample]]
+    split: str | None = None
+
+
+def read_mapping(folder: Path, given: Mapping[str, object]) -> dict[str, object]:
+    """What ``cohort.yaml`` in the archive's folder says, under what is given as options.
+
+    Raises:
+        StudyError: the file is no mapping, or has an entry that an archive has no use for.
+    """
+    path = folder / MAPPING_FILE
+    mapping = read_mapping_file(path) if path.is_file() else {}
+    mapping |= {name: value for name, value in given.items() if value is not None}
+    unknown = [name for name in mapping if name not in _MAPPING]
+    if unknown:
+        raise StudyError(
+            f"the mapping of an archive has no entry {unknown[0]!r}: its entries are {', '.join(_MAPPING)}."
+        )
+    if not isinstance(mapping.get("columns", {}), Mapping):
+        raise StudyError("the mapping's entry 'columns' must be pairs of 'name: value'.")
+    return mapping
+
+
+def tell_split(words: Iterable[str]) -> str | None:
+    """The first of the words that names a split, in the contract's wording."""
+    return next((WORDS["split"][word.lower()] for word in words if word.lower() in WORDS["split"]), None)
+
+
+# --- unpacking --------------------------------------------------------------------------------------------------------
+
+
+def unpack_parts(parts: list[Part], folder: Path, reader: Path, choices: object) -> pd.DataFrame:
+    """Unpack what is not unpacked yet; return the fields of all samples, one row an image, everything as text.
+
+    Args:
+        parts: in order; files of parts that are no longer there are removed.
+        folder: where to, the source's own.
+        reader: the module that reads the parts; what another version of it unpacked counts as not there.
+        choices: options that what is read depends on.
+
+    Returns:
+        Columns ``__image__`` (a path from ``folder``), ``__key__``, ``__split__`` and the fields, nested ones joined by
+        dots.
+
+    Raises:
+        StudyError: a part is damaged, it holds no sample, or the disk is full.
+    """
+    code = [hash_file(path) for path in (Path(__file__), reader)]
+    _remove_others({part.name for part in parts}, folder)
+    tables = []
+    for part in progress(parts, len(parts), "unpacking images"):
+        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in part.files]
+        fingerprint = hash_values(files, code, choices, part.split)
+        if not _is_unpacked(part.name, folder, fingerprint):
+            _unpack(part, folder, fingerprint)
+        tables.append(parquet.read_table(_table_of(part.name, folder)).to_pandas())
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if rows.empty:
+        raise StudyError(
+            f"there is no image in {', '.join(part.files[0].name for part in parts[:3])}: check data_root."
+        )
+    return rows.drop(columns=_BYTES)
+
+
+def _unpack(part: Part, folder: Path, fingerprint: str) -> None:
+    place = folder / part.name
+    # Every refusal of the disk inside comes out as one sentence, and only the table makes the images count.
+    with atomic_path(_table_of(part.name, folder)) as temporary:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        rows = [_store(sample, part, place) for sample in part.read()]
+        table = pyarrow.Table.from_pandas(_as_text_table(rows), preserve_index=False)
+        kept = {**(table.schema.metadata or {}), _FINGERPRINT: fingerprint.encode()}
+        parquet.write_table(table.replace_schema_metadata(kept), temporary)
+
+
+def _store(sample: Sample, part: Part, place: Path) -> dict[str, object]:
+    path = place / sample.name
+    if sample.image is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.image)
+    return {
+        IMAGE_FILE: f"{part.name}/{sample.name}",
+        KEY: sample.key or None,
+        PART_SPLIT: part.split,
+        # An archive without the image is a row whose file is missing: it goes to quarantine with the others.
+        _BYTES: -1 if sample.image is None else len(sample.image),
+        **_flatten(sample.fields),
+    }
+
+
+def _as_text_table(rows: list[dict[str, object]]) -> pd.DataFrame:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return pd.DataFrame({name: pd.Series([_as_text(row.get(name)) for row in rows], dtype="str") for name in columns})
+
+
+def _flatten(fields: Mapping[str, object], before: str = "") -> dict[str, object]:
+    """``{"labels": {"Mass": 1}}`` to ``{"labels.Mass": 1}``; lists and bytes are left out."""
+    flat: dict[str, object] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{before}{name}.")
+        elif not isinstance(value, list | tuple | set | bytes):
+            flat[f"{before}{name}"] = value
+    return flat
+
+
+def _as_text(value: object) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value)
+
+
+def _table_of(name: str, folder: Path) -> Path:
+    return folder / f"{name}.parquet"
+
+
+def _is_unpacked(name: str, folder: Path, fingerprint: str) -> bool:
+    path = _table_of(name, folder)
+    try:
+        if (parquet.read_schema(path).metadata or {}).get(_FINGERPRINT) != fingerprint.encode():
+            return False
+        table = parquet.read_table(path, columns=[IMAGE_FILE, _BYTES]).to_pydict()
+        # Sizes are compared because a power cut can leave an image empty that was written before the table.
+        images = zip(table[IMAGE_FILE], map(int, table[_BYTES]), strict=True)
+        return all(size < 0 or (folder / image).stat().st_size == size for image, size in images)
+    except (OSError, KeyError, pyarrow.ArrowException):
+        return False
+
+
+def _remove_others(names: set[str], folder: Path) -> None:
+    """Remove the parts of an archive that was unpacked here before."""
+    kept = {_table_of(name, folder) for name in names}
+    for table in folder.rglob("*.parquet") if folder.is_dir() else ():
+        place = table.with_suffix("")
+        if table not in kept and place.is_dir():
+            table.unlink()
+            shutil.rmtree(place)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def build_from_rows(
+    rows: pd.DataFrame, unpack_to: Path, name: str, seed: int, mapping: Mapping[str, object]
+) -> pd.DataFrame:
+    """The cohort of unpacked samples, by the rules of a folder with a table.
+
+    Rows that carry a ``source`` and an ``image_id`` that begins with it, as an export of a cohort does, keep both, and
+    what they say of the origin of reports, unless the mapping names a source.
+
+    Args:
+        rows: as `unpack_parts` gives them.
+        unpack_to: the folder that holds the source's own; the table is written there.
+        name: of the source and its own folder; the first part of every ``image_id`` unless the mapping names another.
+        seed: seed of the split and of template reports.
+        mapping: as `read_mapping` gives it.
+
+    Raises:
+        StudyError: as `chexstudy.cohort.sources.folder.build_folder`.
+    """
+    columns = guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
+    table = f"{name}.parquet"
+    with atomic_path(unpack_to / table) as temporary:
+        rows.to_parquet(temporary, index=False)
+    given = {key: value for key, value in mapping.items() if key != "columns"}
+    cohort = build_folder(unpack_to, seed, table=table, images=name, columns=columns, **{"source": name, **given})
+    if "source" in given or not _is_exported(rows):
+        return cohort
+    notes = dict(cohort.attrs)
+    source = rows["source"].astype("str")
+    for column in ("image_id", "patient_id", "study_id"):
+        own = cohort[column].str.removeprefix(f"{name}/")
+        cohort[column] = [
+            identifier if identifier.startswith(f"{origin}/") else f"{origin}/{identifier}"
+            for identifier, origin in zip(own, source, strict=True)
+        ]
+    cohort["source"] = source
+    if "report_origin" in rows:
+        known = rows["report_origin"].isin(REPORT_ORIGINS) & (cohort["report_origin"] == "written")
+        cohort["report_origin"] = rows["report_origin"].where(known, cohort["report_origin"])
+    cohort.attrs.update(notes)
+    return cohort
+
+
+def guess_columns(rows: pd.DataFrame) -> dict[str, object]:
+    """Contract column -> column of the rows, or columns, by their names."""
+    by_name = {_plain(column): column for column in reversed(rows.columns) if not column.startswith("__")}
+    guessed: dict[str, object] = {
+        column: by_name[known]
+        for column, names in _NAMES.items()
+        for known in [next((name for name in names if name in by_name), None)]
+        if known
+    }
+    reports = next((names for names in _REPORTS if all(name in by_name for name in names)), ())
+    if reports:
+        guessed["report"] = [by_name[name] for name in reports]
+    findings = {column.removeprefix(LABELS): column for column in rows.columns if column.startswith(LABELS)}
+    if findings:
+        guessed["findings"] = findings
+    if "image_id" not in guessed and rows[KEY].notna().all():
+        guessed["image_id"] = KEY
+    # Where everything is called train, as often in public sets, the name says nothing and patients are split here.
+    if "split" not in guessed and rows[PART_SPLIT].notna().any() and set(rows[PART_SPLIT]) != {"train"}:
+        guessed["split"] = PART_SPLIT
+    return guessed
+
+
+def _is_exported(rows: pd.DataFrame) -> bool:
+    if not {"source", "image_id"} <= set(rows.columns) or rows[["source", "image_id"]].isna().any().any():
+        return False
+    return all(image.startswith(f"{origin}/") for image, origin in zip(rows["image_id"], rows["source"], strict=True))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())

@@ -1,0 +1,210 @@
+"""WebDataset: tar shards whose members of one key are one sample (``KEY.png``, ``KEY.json``, ``KEY.txt``).
+
+A key is what stands before the first dot of a member's name, folders included; the rest is the member's kind. Members
+of a sample follow one another. JSON members give fields, text members a field of the name of their kind; other members
+take no part. ``columns: {image_path: KIND}`` says which is the image where a sample has several. Images are unpacked
+once into the study. Source of the layout: the WebDataset documentation, "The WebDataset Format".
+"""
+
+import glob
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import groupby
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from chexstudy.cohort.sources.layout import IMAGE_SUFFIXES
+from chexstudy.cohort.sources.unpacking import (
+    IMAGE_FILE,
+    KEY,
+    Part,
+    Sample,
+    build_from_rows,
+    read_mapping,
+    tell_split,
+    unpack_parts,
+)
+from chexstudy.errors import StudyError
+from chexstudy.paths import resolve_user_path
+
+NAME = "webdataset"
+_SHARDS = (".tar", ".tar.gz", ".tgz")
+_TEXTS = ("txt", "text", "report", "cls")
+_BLOCK = 512  # bytes; a tar ends with blocks of zeros
+_DAMAGES = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
+
+
+def build_webdataset(
+    data_root: str | Path,
+    seed: int,
+    *,
+    unpack_to: str | Path,
+    source: str | None = None,
+    columns: Mapping[str, object] | None = None,
+    values: Mapping[str, Mapping] | None = None,
+    fractions: Mapping[str, float] | None = None,
+    word_budget: int | None = None,
+) -> pd.DataFrame:
+    """The cohort of a folder of tar shards, or of those that a pattern such as ``~/shards/train-*.tar`` names.
+
+    Without a field named split, the names of shards tell it (``train-000000.tar``, ``val/000000.tar``); where they tell
+    none, or ``train`` for all, patients are split 70/10/20.
+
+    Args:
+        data_root: the folder, one shard, or a pattern.
+        seed: seed of the split and of template reports.
+        unpack_to: the folder in which images are unpacked, each archive of this kind in the same place.
+        source, columns, values, fractions, word_budget: as for `chexstudy.cohort.sources.folder.build_folder`, on top
+            of ``cohort.yaml`` beside the shards and of what the names of fields tell. Nested fields are
+            ``labels.Mass``.
+
+    Raises:
+        StudyError: there is no shard, one is damaged, a sample has no image, several, or the key of another, or its
+            fields break the rules of a folder.
+    """
+    shards, root = _find_shards(data_root)
+    given = {"source": source, "columns": columns, "values": values, "fractions": fractions, "word_budget": word_budget}
+    mapping = read_mapping(root, given)
+    kind = str((mapping.get("columns") or {}).get("image_path") or "").lower().lstrip(".")
+    parts = []
+    for shard in shards:
+        name = shard.relative_to(root).as_posix()
+        parts.append(Part(name, (shard,), partial(_read_shard, shard, kind), _tell_split(name)))
+    folder = Path(unpack_to) / NAME
+    rows = unpack_parts(parts, folder, Path(__file__), kind)
+    repeated = rows[rows[KEY].duplicated(keep=False)].sort_values(KEY, kind="stable")
+    if len(repeated):
+        first, again = (_shard_of(image, parts) for image in repeated[IMAGE_FILE][:2])
+        raise StudyError(
+            f"{first} and {again} both hold a sample {repeated[KEY].iloc[0]!r} ({repeated[KEY].nunique()} keys "
+            "repeat): give each sample a key of its own."
+        )
+    return build_from_rows(rows, Path(unpack_to), NAME, seed, mapping)
+
+
+def _find_shards(data_root: str | Path) -> tuple[list[Path], Path]:
+    """The shards in order of name, and the folder from which their names count."""
+    if not str(data_root or "").strip():
+        raise StudyError("no shards were given: set data_root to the folder that holds them, or to a pattern.")
+    path = resolve_user_path(data_root)
+    if path.is_dir():
+        found, root = [file for file in path.rglob("*") if file.is_file()], path
+    else:
+        found = [Path(file) for file in glob.glob(str(path), recursive=True)]
+        root = Path(os.path.commonpath([file.parent for file in found])) if found else path.parent
+    shards = sorted(file for file in found if file.name.endswith(_SHARDS) and not file.name.startswith("."))
+    if not shards:
+        raise StudyError(
+            f"{path} holds and names no tar shard ({', '.join(_SHARDS)}): set data_root to the folder that holds them, "
+            "or to a pattern such as 'shards/train-*.tar'."
+        )
+    return shards, root
+
+
+def _tell_split(name: str) -> str | None:
+    path = PurePosixPath(name)
+    return tell_split([path.name.split(".")[0].rstrip("0123456789").rstrip("-_"), *reversed(path.parts[:-1])])
+
+
+def _shard_of(image: str, parts: list[Part]) -> str:
+    return next(part.name for part in parts if image.startswith(f"{part.name}/"))
+
+
+def _read_shard(shard: Path, kind: str) -> Iterator[Sample]:
+    seen = set()
+    for key, members in groupby(_read_members(shard), key=lambda member: member[0]):
+        if key in seen:
+            raise StudyError(
+                f"{shard.name} holds two samples {key!r}: give each sample a key of its own, and let its members "
+                "follow one another."
+            )
+        seen.add(key)
+        yield _make_sample(shard, key, [(suffix, data) for _, suffix, data in members], kind)
+
+
+def _make_sample(shard: Path, key: str, members: list[tuple[str, bytes]], kind: str) -> Sample:
+    suffixes = [suffix for suffix, _ in members]
+    if len(set(suffixes)) < len(suffixes):
+        twice = next(suffix for suffix in suffixes if suffixes.count(suffix) > 1)
+        raise StudyError(f"{shard.name} holds the member '{key}.{twice}' twice: give each sample a key of its own.")
+    images = [suffix for suffix in suffixes if (suffix == kind if kind else _is_image(suffix))]
+    if len(images) != 1:
+        held = ", ".join(suffixes)
+        if images:
+            problem = f"has {len(images)} images ({', '.join(images)}): say which by 'columns: {{image_path: KIND}}'"
+        else:
+            wanted = kind or "png, jpg, jpeg, dcm, tif or bmp"
+            problem = f"has no image ({wanted}) but {held}: add it, or take the sample out"
+        raise StudyError(f"{shard.name}: the sample {key!r} {problem}.")
+    fields: dict[str, object] = {}
+    for suffix, data in members:
+        if suffix == "json" or suffix in _TEXTS:
+            fields |= _read_fields(shard, key, suffix, data)
+    image = dict(members)[images[0]]
+    return Sample(f"{key}.{images[0]}", image, fields, key)
+
+
+def _read_fields(shard: Path, key: str, suffix: str, data: bytes) -> dict[str, object]:
+    try:
+        text = data.decode("utf-8-sig")
+        if suffix != "json":
+            return {suffix: text}
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        expected = "a JSON object" if suffix == "json" else "UTF-8 text"
+        raise StudyError(f"{shard.name}: the member '{key}.{suffix}' is not {expected}: write it again.")
+    return fields
+
+
+def _is_image(suffix: str) -> bool:
+    return f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES
+
+
+def _read_members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Key, kind and bytes of each member.
+
+    Raises:
+        StudyError: the shard is damaged or cut, or a member would lie outside its folder.
+    """
+    last = ""
+    try:
+        with tarfile.open(shard, "r:*") as archive:
+            for member in archive:
+                key, suffix = _split_name(member.name)
+                if not member.isfile() or not suffix:
+                    continue
+                if key.startswith("/") or ".." in PurePosixPath(key).parts:
+                    raise StudyError(
+                        f"{shard.name} holds a member outside its own folder: fetch it from a better place."
+                    )
+                data = archive.extractfile(member).read()
+                last = key
+                yield key, suffix, data
+            _require_end(archive)
+    except _DAMAGES:
+        after = f" after the sample {last!r}" if last else ""
+        raise StudyError(f"the shard {shard} is damaged or cut short{after}: fetch it again.") from None
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    # The library takes a broken header, or none, for the end; the end of a whole archive is a block of zeros.
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
+        raise tarfile.ReadError("no end of archive")
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """``a/b.cxr.PNG`` to ``a/b`` and ``cxr.png``; hidden files and those without an ending have no kind."""
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, _, suffix = base.partition(".")
+    if not stem or folder.startswith("__MACOSX"):
+        return name, ""
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
