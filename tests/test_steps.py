@@ -23,12 +23,13 @@ class _Store:
 
     def __init__(self, images):
         self.images = images
+        self.size = images.shape[1]
 
     def rows(self, image_ids):
         return np.arange(len(image_ids))
 
-    def take(self, rows):
-        return self.images[rows]
+    def take(self, rows, out=None):
+        return np.take(self.images, rows, axis=0, out=out)
 
 
 def _pairs(texts, tokenize):

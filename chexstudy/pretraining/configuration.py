@@ -60,8 +60,8 @@ class PretrainingConfig:
             for as many epochs; empty for ``image_size`` throughout (published: throughout).
         image_token_share: share of an image's patch tokens that a training pass keeps, drawn anew for each image and
             step; scoring and evaluation see all (published: 1).
-        text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to
-            ``max_tokens`` (published).
+        text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to the longest
+            report of the cohort (published: padded to ``max_tokens``).
         multi_positive: identical reports count as partners of each other's images, not as negatives (published: no,
             F14).
         frozen_towers: encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their

@@ -10,6 +10,7 @@ from torch import Tensor
 from chexstudy.cohort.pixels import PixelStore
 from chexstudy.cohort.reports import training_text
 from chexstudy.errors import StudyError
+from chexstudy.pretraining.loading import gather_pixels
 from chexstudy.pretraining.texts import TokenisedTexts
 
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
@@ -47,6 +48,6 @@ class TrainingPairs:
     def __len__(self) -> int:
         return len(self.table)
 
-    def pixels(self, rows: np.ndarray) -> Tensor:
-        """uint8 ``(batch, 1, size, size)`` in main memory."""
-        return torch.from_numpy(self._store.take(self._store_rows[rows])).unsqueeze(1)
+    def pixels(self, rows: np.ndarray, pin_memory: bool = False) -> Tensor:
+        """uint8 ``(batch, 1, size, size)`` in main memory, page-locked for a GPU if asked for."""
+        return gather_pixels(self._store, self._store_rows[rows], pin_memory)

@@ -206,8 +206,7 @@ class PairEncoder:
         def load(number: int) -> Tensor | None:
             if "image" in self.features:
                 return None
-            pixels = self.pairs.pixels(parts[number])
-            return pixels.pin_memory() if self.device.type == "cuda" else pixels
+            return self.pairs.pixels(parts[number], pin_memory=self.device.type == "cuda")
 
         with closing(prefetch(range(len(parts)), load, _DEPTH, self.stall)) as loaded:
             yield from zip(parts, spans, loaded, strict=True)
