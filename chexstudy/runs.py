@@ -47,15 +47,29 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
     final = Path(final)
     # The suffix stays last because numpy and image writers choose their format by it.
     temporary = final.with_name(f".{final.stem}.{platform.node()}.{os.getpid()}.partial{final.suffix}")
+    with refused_writes(final):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(final)
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def refused_writes(final: Path) -> Iterator[None]:
+    """Turn a refusal of the operating system to write within the block into one sentence about ``final``.
+
+    Raises:
+        StudyError: the disk is full or the place cannot be written.
+    """
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(final)
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, final)
+        yield
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
         reason = _refusal_of_the_system(error)
         if reason is None:
             raise

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chexstudy import runs
+from chexstudy import paths, runs
 from chexstudy.errors import StudyError
-from chexstudy.pretraining import engine
+from chexstudy.pretraining import checkpoint, engine
 from chexstudy.pretraining.arms import ARMS, arm_folder, require_current_arm, train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
-from chexstudy.pretraining.model import load_model
+from chexstudy.pretraining.engine import _ArmRun, pretrain
+from chexstudy.pretraining.model import ImageTower, load_model
 
 _CONSTANTS = {
     **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16, "super_batch": 40},
@@ -166,55 +165,105 @@ def test_an_arm_trained_on_another_cohort_is_not_measured(tiny_study):
         require_current_arm(tiny_study, "full", 0)
 
 
-_SIGNALLED = """
+_BROKEN_OFF = """
 import os, sys
 import torch
-from chexstudy import runs
-from chexstudy.pretraining import engine
+from chexstudy import paths, runs
+from chexstudy.pretraining import engine, training
 
 runs.source_hash = lambda: "as it is"
-save, calls = torch.save, []
+calls = []
 
-def save_until_signalled(content, file):
-    calls.append(file)
-    if len(calls) == 3:
-        file.write(b"half a checkpoint")
-        file.flush()
-        os.kill(os.getpid(), SIGNAL)
-    save(content, file)
+def count_to_the_end(original, number, *arguments, **named):
+    calls.append(1)
+    if len(calls) == number:
+        BREAK
+    return original(*arguments, **named)
 
-torch.save = save_until_signalled
+original = OBJECT
+OBJECT = lambda *arguments, **named: count_to_the_end(original, NUMBER, *arguments, **named)
 sys.exit(engine.main(sys.argv[1:]))
 """
+_HALF_A_FILE = "arguments[1].write(b'half a checkpoint'); arguments[1].flush(); "
 
 
-@pytest.mark.parametrize(("sent", "code", "left"), [(signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 0)])
-def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(
-    tiny_study, home, monkeypatch, capsys, sent, code, left
-):
-    # Somebody who edits the package while this test runs does not make the checkpoint stale.
+def _break_off(home, arm, config, where, number, how):
+    """Train an arm in a process that does ``how`` at the given call of a function."""
+    settings = home / "config.json"
+    settings.write_text(json.dumps(config.to_dict()))
+    code = _BROKEN_OFF.replace("OBJECT", where).replace("NUMBER", str(number)).replace("BREAK", how)
+    command = [sys.executable, "-c", code, "--study", "tiny", "--arm", arm, "--config", str(settings)]
+    environment = {**os.environ, "CHEXSTUDY_HOME": str(home), "PYTHONPATH": str(paths.PACKAGE.parent)}
+    return subprocess.run([*command, "--device", "cpu"], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def frozen_code(monkeypatch):
+    """Somebody who edits the package while a test runs does not make its checkpoints stale."""
     monkeypatch.setattr(runs, "source_hash", lambda: "as it is")
+
+
+@pytest.mark.parametrize(("sent", "code", "left"), [("SIGKILL", -9, 1), ("SIGTERM", 75, 0), ("SIGUSR1", 75, 0)])
+def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(
+    tiny_study, home, frozen_code, capsys, sent, code, left
+):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     shutil.rmtree(folder)
-    settings = home / "config.json"
-    settings.write_text(json.dumps(_config().to_dict()))
-    command = [sys.executable, "-c", _SIGNALLED.replace("SIGNAL", str(int(sent))), "--study", "tiny", "--arm", "full"]
-    command += ["--config", str(settings), "--device", "cpu"]
-    killed = subprocess.run(command, env={**os.environ, "CHEXSTUDY_HOME": str(home)}, capture_output=True, text=True)
+    how = f"{_HALF_A_FILE}import signal; os.kill(os.getpid(), signal.{sent})"
+    killed = _break_off(home, "full", _config(), "torch.save", 4, how)
     assert killed.returncode == code, killed.stderr
-    assert (folder / "checkpoint.pt").exists()
-    assert len(list(folder.glob(".checkpoint.*.partial.pt"))) == left
+    assert len(list(folder.glob("checkpoints/.*.partial.pt"))) == left
+    # Asked to stop, it finishes the file and one more step; killed, it has the file before.
+    steps = (10, 15) if sent == "SIGKILL" else (15, 16)
+    assert sorted(path.stem for path in folder.glob("checkpoints/step-*.pt")) == [
+        f"step-{step:08d}" for step in ((5, 10) if sent == "SIGKILL" else steps)
+    ]
+    if code == 75:
+        assert killed.stderr.strip().endswith("was asked to stop after step 16: the same command goes on from there.")
     capsys.readouterr()
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    assert "goes on after epoch 2" in capsys.readouterr().out
+    assert f"goes on after step {10 if sent == 'SIGKILL' else 16}" in capsys.readouterr().out
     _assert_same_weights(whole, _weights(tiny_study, "full"))
-    assert not list(folder.glob(".*"))
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "step"),
+    [
+        ("engine.Trainer._train_step", 2, 11),
+        ("training.ledger_rows", 2, 11),
+        ("engine.LedgerWriter.finish", 1, 12),
+        ("engine.Trainer._train_step", 5, 14),
+    ],
+)
+def test_killed_at_any_step_of_curation_it_keeps_the_same_pairs_and_weights(
+    tiny_study, home, frozen_code, capsys, where, number, step
+):
+    config = _config(checkpoint_minutes=0.0, rule="budgeted", budget=0.4)
+    for arm in ("warm_up", "curated"):
+        pretrain(tiny_study, arm, 0, config, "cpu")
+    folder = tiny_study.path(arm_folder("curated", 0))
+    whole = _weights(tiny_study, "curated")
+    tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("ledger", "subset", "history")]
+    arrays = {name: np.load(folder / f"{name}.npy") for name in ("features", "prototypes")}
+    shutil.rmtree(folder)
+    killed = _break_off(home, "curated", config, where, number, "os.kill(os.getpid(), 9)")
+    assert killed.returncode == -9, killed.stderr
+    capsys.readouterr()
+    pretrain(tiny_study, "curated", 0, config, "cpu")
+    assert f"goes on after step {step}" in capsys.readouterr().out
+    _assert_same_weights(whole, _weights(tiny_study, "curated"))
+    for name, before in zip(("ledger", "subset", "history"), tables, strict=True):
+        after = pd.read_parquet(folder / f"{name}.parquet")
+        pd.testing.assert_frame_equal(*(table.drop(columns="seconds", errors="ignore") for table in (before, after)))
+    for name, before in arrays.items():
+        assert np.array_equal(before, np.load(folder / f"{name}.npy"))
 
 
 @pytest.mark.parametrize(
     ("writer", "number", "named", "goes_on"),
-    [("save_checkpoint", 3, "checkpoint.pt", 2), ("save_model", 1, "model.safetensors", 5)],
+    [("save_checkpoint", 4, "step-00000015.pt", 10), ("save_model", 1, "model.safetensors", 25)],
 )
 def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
     tiny_study, full_disk, monkeypatch, capsys, writer, number, named, goes_on
@@ -222,14 +271,15 @@ def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     shutil.rmtree(folder)
-    write, calls = getattr(engine, writer), []
+    module = checkpoint if writer == "save_checkpoint" else engine
+    write, calls = getattr(module, writer), []
 
     def write_on_full_disk(*arguments):
         calls.append(arguments)
         with full_disk(20_000) if len(calls) == number else nullcontext():
             write(*arguments)
 
-    monkeypatch.setattr(engine, writer, write_on_full_disk)
+    monkeypatch.setattr(module, writer, write_on_full_disk)
     with pytest.raises(StudyError, match=f"could not write .*{named}: File too large; free some space or set CHEXS"):
         pretrain(tiny_study, "full", 0, _config(), "cpu")
     monkeypatch.undo()
@@ -237,7 +287,7 @@ def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
     assert not (folder / "compute.json").exists()
     capsys.readouterr()
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    assert f"goes on after epoch {goes_on}" in capsys.readouterr().out
+    assert f"goes on after step {goes_on}" in capsys.readouterr().out
     _assert_same_weights(whole, _weights(tiny_study, "full"))
 
 
@@ -246,10 +296,59 @@ def test_a_full_disk_in_a_worker_is_the_same_sentence(tiny_study, monkeypatch):
     path.mkdir()
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
     (path / "sitecustomize.py").write_text(limit)
-    monkeypatch.setenv("PYTHONPATH", str(path))
-    with pytest.raises(StudyError, match=r"^could not write .*checkpoint\.pt: File too large; free some space"):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path), str(paths.PACKAGE.parent)]))
+    with pytest.raises(StudyError, match=r"^could not write .*step-00000000\.pt: File too large; free some space"):
         train_arms(tiny_study, ["full"], [0], _config(), "cpu")
     assert not [path for path in tiny_study.path("pretraining").rglob("*") if path.is_file()]
+
+
+def test_a_loss_that_is_no_number_leaves_a_checkpoint_to_go_on_from(tiny_study, capsys):
+    with pytest.raises(StudyError, match=r"became nan at step 1: lower learning_rate .* the last checkpoint is intact"):
+        pretrain(tiny_study, "full", 0, _config(learning_rate=1e30, checkpoint_minutes=0.0), "cpu")
+    state, _ = _ArmRun(tiny_study, ARMS["full"], 0, _config(learning_rate=1e30), torch.device("cpu")).checkpoints.load()
+    assert state["trainer"]["position"][2] == 1
+
+
+def _out_of_memory_above(pairs):
+    forward = ImageTower.forward
+
+    def refuse(tower, pixels, *arguments):
+        if len(pixels) > pairs:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(tower, pixels, *arguments)
+
+    return refuse
+
+
+def test_where_memory_ends_smaller_micro_batches_go_on_and_the_result_is_the_same(tiny_study, monkeypatch, capsys):
+    for arm in ("warm_up", "curated"):
+        pretrain(tiny_study, arm, 0, _config(), "cpu")
+    whole, kept = (
+        _weights(tiny_study, "curated"),
+        pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/subset.parquet")),
+    )
+    shutil.rmtree(tiny_study.path(arm_folder("curated", 0)))
+    capsys.readouterr()
+    monkeypatch.setattr(ImageTower, "forward", _out_of_memory_above(5))
+    cost = pretrain(tiny_study, "curated", 0, _config(), "cpu")
+    said = capsys.readouterr().out
+    assert "memory does not suffice: 8 pairs at once" in said
+    assert "memory does not suffice: 4 pairs at once" in said
+    assert cost["micro_batch"] == 4
+    again = pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/subset.parquet"))
+    pd.testing.assert_frame_equal(kept, again)
+    for name, value in _weights(tiny_study, "curated").items():
+        assert torch.allclose(value, whole[name], atol=2e-3), name
+
+
+def test_where_memory_does_not_hold_one_pair_it_says_so_and_leaves_a_checkpoint(tiny_study, monkeypatch):
+    monkeypatch.setattr(ImageTower, "forward", _out_of_memory_above(0))
+    with pytest.raises(
+        StudyError, match="memory of cpu does not suffice for one pair at a time: use a smaller encoder"
+    ):
+        pretrain(tiny_study, "full", 0, _config(), "cpu")
+    state, _ = _ArmRun(tiny_study, ARMS["full"], 0, _config(), torch.device("cpu")).checkpoints.load()
+    assert state["trainer"]["position"][2] == 0
 
 
 def test_arms_run_side_by_side_in_processes_and_bring_what_they_need(tiny_study):
@@ -281,14 +380,27 @@ def test_what_is_wrong_is_said_in_one_sentence(tiny_study, home, monkeypatch):
             pretrain(tiny_study, "full", 0, _config(), "cuda")
     with pytest.raises(StudyError, match="unknown arm"):
         train_arms(tiny_study, ["nonsense"], [0], _config())
-    with pytest.raises(StudyError, match="became nan"):
-        pretrain(tiny_study, "full", 0, _config(learning_rate=1e30), "cpu")
 
 
 def test_a_damaged_checkpoint_is_not_trusted(tiny_study, capsys):
-    checkpoint = tiny_study.path(f"{arm_folder('full', 0)}/checkpoint.pt")
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"half a file")
+    damaged = tiny_study.path(f"{arm_folder('full', 0)}/checkpoints/step-00000003.pt")
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"half a file")
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    assert "starts anew" in capsys.readouterr().out
-    assert not checkpoint.exists()
+    said = capsys.readouterr().out
+    assert "step-00000003.pt is damaged or incomplete" in said
+    assert "starts anew" in said
+    assert not damaged.exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_passed_over_and_it_is_said(tiny_study, monkeypatch, capsys):
+    def break_off(arm_run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._ArmRun, "_finish", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tiny_study, "full", 0, _config(), "cpu")
+    monkeypatch.undo()
+    capsys.readouterr()
+    pretrain(tiny_study, "full", 0, _config(learning_rate=2e-3), "cpu")
+    assert "belongs to another configuration, data or code" in capsys.readouterr().out

@@ -23,9 +23,13 @@ class _Store:
 
     def __init__(self, images):
         self.images = images
+        self.size = images.shape[1]
 
     def rows(self, image_ids):
         return np.arange(len(image_ids))
+
+    def take(self, rows, out=None):
+        return np.take(self.images, rows, axis=0, out=out)
 
 
 def _pairs(texts, tokenize):
@@ -90,16 +94,15 @@ def test_embeddings_from_scoring_spare_the_first_pass_and_change_nothing(texts):
     assert encoder.flops - before == pytest.approx(spent - scoring)
 
 
-def test_groups_of_like_length_hold_every_text_once_in_its_place(texts):
+@pytest.mark.parametrize("layout", ["padded", "buckets", "packed"])
+def test_every_layout_puts_every_text_in_its_place(texts, layout):
     encoder = _encoder(texts, _PAIRS)
+    encoder.text_layout = layout
     rows = np.random.default_rng(2).permutation(_PAIRS)[:17]
-    groups = encoder.pairs.tokens(rows, torch.device("cpu"))
-    assert sorted(torch.cat([group.positions for group in groups]).tolist()) == list(range(17))
-    assert sum(group.mask.numel() for group in groups) < 17 * max(group.mask.shape[1] for group in groups)
     with torch.no_grad():
-        _, grouped = encoder.encode(rows, 0, backward=False)
+        _, found = encoder.encode(rows, 0, backward=False)
         padded = encoder.model.text_tower(**encoder.model.text_tower.tokenize([texts[row] for row in rows]))
-    assert torch.allclose(grouped, padded, atol=1e-6)
+    assert torch.allclose(found, padded, atol=1e-6)
 
 
 def test_dropout_is_replayed_so_that_pieces_still_agree_with_autograd(texts):
@@ -131,10 +134,10 @@ def test_counted_operations_are_those_of_a_real_step(texts):
     spent = encoder.flops
     encoder.backward(rows)
     metered = encoder.flops - spent
-    pixels, groups = encoder.pairs.pixels(rows, torch.device("cpu")), encoder.pairs.tokens(rows, torch.device("cpu"))
+    pixels, batch = encoder.pairs.pixels(rows), encoder.pairs.texts.batch(rows, torch.device("cpu"), "buckets")
 
     def step():
-        texts = torch.cat([encoder.model.text_tower(group.input_ids, group.mask) for group in groups])
+        texts = torch.cat([encoder.model.text_tower(part.input_ids, part.mask) for part in batch.parts])
         contrastive_loss(encoder.model.image_tower(pixels), texts, encoder.model.logit_scale).backward()
 
     assert metered == pytest.approx(count_flops(step), rel=1e-3)
@@ -146,7 +149,7 @@ def test_counting_leaves_gradients_and_random_state_alone(texts):
     gradients = [parameter.grad.clone() for parameter in encoder.model.parameters()]
     state = torch.get_rng_state()
     meter = FlopMeter(encoder.model.image_tower, encoder.model.text_tower, encoder.model)
-    counted = meter.images(encoder.pairs.pixels(np.arange(5), torch.device("cpu")), backward=True)
+    counted = meter.images(encoder.pairs.pixels(np.arange(5)), backward=True)
     assert counted > 0
     assert torch.equal(state, torch.get_rng_state())
     for parameter, gradient in zip(encoder.model.parameters(), gradients, strict=True):
@@ -170,8 +173,8 @@ def test_saved_model_embeds_as_before(texts, tmp_path):
     rows = np.arange(_PAIRS)
     with torch.no_grad():
         assert torch.equal(
-            loaded.image_tower(encoder.pairs.pixels(rows, torch.device("cpu"))),
-            encoder.model.image_tower(encoder.pairs.pixels(rows, torch.device("cpu"))),
+            loaded.image_tower(encoder.pairs.pixels(rows)),
+            encoder.model.image_tower(encoder.pairs.pixels(rows)),
         )
         tokens = encoder.model.text_tower.tokenize(texts)
         again = loaded.text_tower.tokenize(texts)

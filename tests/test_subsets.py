@@ -139,8 +139,8 @@ def test_a_resumed_arm_is_charged_once(tiny_study, config, monkeypatch):
     tiny_study.path(f"{arm_folder('by_agreement', 0)}/compute.json").unlink()
     save = engine._ArmRun._save
 
-    def save_and_die(self, trainer, checkpoint):
-        save(self, trainer, checkpoint)
+    def save_and_die(self):
+        save(self)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

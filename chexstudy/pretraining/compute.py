@@ -70,11 +70,8 @@ class FlopMeter:
         key = ("image", shape, size, kept, backward)
         return len(pixels) * self._count(key, lambda: self._encode_image(sample, **options), backward) / self._ROWS
 
-    def texts(self, batch: TextBatch | Tensor, *arguments: Tensor | bool) -> float:
-        """Operations to encode texts: of a batch in its layout ``(batch, backward)``, or ``(ids, mask, backward)``."""
-        *mask, backward = arguments
-        if mask:
-            return self._padded_texts(PaddedTexts(batch, *mask), backward)
+    def texts(self, batch: TextBatch, backward: bool) -> float:
+        """Operations to encode the texts of a batch in its layout."""
         return sum(
             self._packed_texts(part, backward) if isinstance(part, PackedTexts) else self._padded_texts(part, backward)
             for part in batch.parts

@@ -60,8 +60,8 @@ class PretrainingConfig:
             for as many epochs; empty for ``image_size`` throughout (published: throughout).
         image_token_share: share of an image's patch tokens that a training pass keeps, drawn anew for each image and
             step; scoring and evaluation see all (published: 1).
-        text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to
-            ``max_tokens`` (published).
+        text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to the longest
+            report of the cohort (published: padded to ``max_tokens``).
         multi_positive: identical reports count as partners of each other's images, not as negatives (published: no,
             F14).
         frozen_towers: encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their
@@ -155,6 +155,13 @@ class PretrainingConfig:
             )
         if not 0 < self.image_token_share <= 1:
             raise StudyError(f"image_token_share must be above 0 and at most 1, not {self.image_token_share}.")
+        if "image" in self.frozen_towers and (
+            self.scoring_size or self.progressive_sizes or self.image_token_share < 1
+        ):
+            raise StudyError(
+                "scoring_size, progressive_sizes and image_token_share have no effect on a frozen image tower, whose "
+                "features are computed once: leave them out, or take image out of frozen_towers."
+            )
         if self.lora_rank and self.lora_alpha <= 0:
             raise StudyError(f"lora_alpha must be positive, not {self.lora_alpha}.")
         if self.super_batch < self.curator.prototypes:

@@ -5,7 +5,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 
-def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, weights: Tensor | None = None) -> Tensor:
+def contrastive_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor,
+    weights: Tensor | None = None,
+    reports: Tensor | None = None,
+) -> Tensor:
     """Symmetric InfoNCE (CLIP; Radford et al. 2021): each image must find its text among the batch, and back.
 
     Args:
@@ -14,18 +20,28 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, weights: 
         logit_scale: logarithm of the inverse temperature, scalar.
         weights: of the pairs ``(batch,)``; each counts once without them. The mean is taken over the number of pairs,
             not over the weights, so that pairs that stand for dropped ones weigh as much as those did together.
+        reports: a number for each pair's report ``(batch,)``, equal where reports are; see `pair_losses`.
 
     Returns:
-        Mean of the two cross-entropies, scalar. As published (F14), two identical texts are negatives of each other.
+        Mean of the two cross-entropies, scalar.
     """
-    losses = pair_losses(image, text, logit_scale)
+    losses = pair_losses(image, text, logit_scale, reports)
     return losses.mean() if weights is None else (weights * losses).mean()
 
 
-def pair_losses(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Each pair's mean of the two cross-entropies ``(batch,)``; arguments as in `contrastive_loss`."""
+def pair_losses(image: Tensor, text: Tensor, logit_scale: Tensor, reports: Tensor | None = None) -> Tensor:
+    """Each pair's mean of the two cross-entropies ``(batch,)``; arguments as in `contrastive_loss`.
+
+    As published (F14), two identical reports are negatives of each other. With ``reports`` the target of an image is
+    shared evenly among all texts that say the same as its own, and the target of a text among all their images (UniCL;
+    Yang et al. 2022, arXiv 2204.03610, with reports in the place of labels).
+    """
     logits = logit_scale.exp() * image @ text.T
-    target = torch.arange(len(logits), device=logits.device)
+    if reports is None:
+        target = torch.arange(len(logits), device=logits.device)
+    else:
+        target = (reports[:, None] == reports).to(logits.dtype)
+        target = target / target.sum(dim=1, keepdim=True)
     sides = (cross_entropy(side, target, reduction="none") for side in (logits, logits.T))
     return sum(sides) / 2
 

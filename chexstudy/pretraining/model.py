@@ -42,9 +42,12 @@ class ImageTower(nn.Module):
         self.encoder = encoder
         self.projection = nn.Linear(encoder.dim, dim, bias=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32."""
-        return self.project(self.encoder(pixels))
+    def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
+        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32.
+
+        ``size`` and ``patches`` are those of `chexstudy.encoders.ImageEncoder.forward`.
+        """
+        return self.project(self.encoder(pixels, size, patches))
 
     def project(self, features: Tensor) -> Tensor:
         """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
@@ -71,7 +74,15 @@ class TextTower(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``, float32."""
-        return normalize(self.projection(self.encoder(input_ids, attention_mask)).float(), dim=1)
+        return self.project(self.encoder(input_ids, attention_mask))
+
+    def forward_packed(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Token ids of all texts in a row ``(tokens,)``, of lengths ``(texts,)``, to embeddings ``(texts, dim)``."""
+        return self.project(self.encoder.forward_packed(input_ids, lengths))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.projection(features).float(), dim=1)
 
     def describe(self) -> dict:
         """What decides the embeddings."""

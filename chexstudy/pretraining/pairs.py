@@ -1,7 +1,6 @@
-"""The training pairs as the engine sees them: pixels and tokens by row number."""
+"""The training pairs as the engine sees them: pixels, tokens and numbered reports by row."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,26 +10,10 @@ from torch import Tensor
 from chexstudy.cohort.pixels import PixelStore
 from chexstudy.cohort.reports import training_text
 from chexstudy.errors import StudyError
+from chexstudy.pretraining.loading import gather_pixels
+from chexstudy.pretraining.texts import TokenisedTexts
 
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
-# Lengths are rounded up so that few shapes occur: fewer compilations, fewer counts of operations.
-_LENGTH_STEP = 8
-_LENGTH_GROUPS = 4
-
-
-@dataclass(frozen=True)
-class TokenGroup:
-    """Some texts of a batch, padded to the longest of them.
-
-    Attributes:
-        positions: where in the batch they belong ``(texts,)``.
-        input_ids: ``(texts, length)``.
-        mask: ``(texts, length)``, 1 for tokens.
-    """
-
-    positions: Tensor
-    input_ids: Tensor
-    mask: Tensor
 
 
 class TrainingPairs:
@@ -41,6 +24,12 @@ class TrainingPairs:
         store: pixel store that holds these images.
         tokenize: texts to ``input_ids`` and ``attention_mask``; called once.
 
+    Attributes:
+        table: the pairs' rows of the cohort.
+        image_ids: ``(pairs,)``.
+        texts: their tokenised reports.
+        reports: a number for each pair's report ``(pairs,)``, int64, equal where reports are.
+
     Raises:
         StudyError: no pair is in the training split.
     """
@@ -50,34 +39,15 @@ class TrainingPairs:
         if self.table.empty:
             raise StudyError("the cohort has no training pairs: check its `split` column.")
         self.image_ids = self.table.image_id.to_numpy()
-        self._images = store.images
-        self._store_rows = store.rows(self.table.image_id)
+        self._store, self._store_rows = store, store.rows(self.table.image_id)
         texts = [training_text(report) for report in self.table.report]
         tokens = tokenize(texts)
-        self._input_ids, self._mask = tokens["input_ids"], tokens["attention_mask"]
-        self._lengths = self._mask.sum(dim=1)
+        self.texts = TokenisedTexts(tokens["input_ids"], tokens["attention_mask"])
+        self.reports = torch.from_numpy(pd.factorize(np.asarray(texts, dtype=object))[0].astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def pixels(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """uint8 ``(batch, 1, size, size)``."""
-        images = torch.from_numpy(np.ascontiguousarray(self._images[self._store_rows[rows]]))
-        return images.unsqueeze(1).to(device, non_blocking=True)
-
-    def tokens(self, rows: np.ndarray, device: torch.device) -> list[TokenGroup]:
-        """Tokenised reports in groups of like length, so that little padding is computed.
-
-        Returns:
-            Groups that together hold every row once.
-        """
-        lengths = self._lengths[torch.from_numpy(rows)]
-        order = torch.argsort(lengths, stable=True)
-        groups = []
-        for positions in torch.tensor_split(order, min(_LENGTH_GROUPS, len(order))):
-            longest = int(lengths[positions[-1]])
-            length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self._input_ids.shape[1])
-            chosen = torch.from_numpy(rows)[positions]
-            tokens = (self._input_ids[chosen, :length], self._mask[chosen, :length])
-            groups.append(TokenGroup(*(part.to(device) for part in (positions, *tokens))))
-        return groups
+    def pixels(self, rows: np.ndarray, pin_memory: bool = False) -> Tensor:
+        """uint8 ``(batch, 1, size, size)`` in main memory, page-locked for a GPU if asked for."""
+        return gather_pixels(self._store, self._store_rows[rows], pin_memory)

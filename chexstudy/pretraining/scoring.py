@@ -18,7 +18,6 @@ import torch
 from chexstudy.cohort.pixels import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.prototypes import join_features
-from chexstudy.encoders import autocast_dtype
 from chexstudy.pretraining.arms import arm_folder, require_current_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine import choose_device, pretrain
@@ -27,6 +26,7 @@ from chexstudy.pretraining.model import ImageTextModel, build_model, load_model
 from chexstudy.pretraining.pairs import TrainingPairs
 from chexstudy.pretraining.steps import PairEncoder
 from chexstudy.pretraining.streams import stream_generator, stream_seed
+from chexstudy.pretraining.training import choose_autocast
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
@@ -193,22 +193,18 @@ def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageText
         "text_tower": model.text_tower.describe(),
         "logit_scale": model.bounded_logit_scale().item(),
         "batch_size": config.batch_size,
-        "precision": str(_autocast(config, device)),
+        "precision": str(choose_autocast(config, device)),
         "threads": config.threads,
         "fixed_streams": list(config.fixed_streams),
         "pixels": [manifest["size"], manifest["fit"]],
     }
 
 
-def _autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
-    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
-
-
 def _measure(
     model: ImageTextModel, pairs: TrainingPairs, seed: int, config: PretrainingConfig, device: torch.device
 ) -> Scores:
     model.to(device).eval()
-    encoder = PairEncoder(model, pairs, device, config.micro_batch, _autocast(config, device))
+    encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config, device))
     image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
     loss, error = np.empty(len(pairs)), np.empty(len(pairs))
     with _threads(config.threads), torch.no_grad():

@@ -1,0 +1,70 @@
+"""Features of encoders that are not trained: computed once for all arms and epochs that start from the same weights."""
+
+import time
+
+import numpy as np
+
+from chexstudy.pretraining.growing import GrowingArray
+from chexstudy.pretraining.steps import PairEncoder
+from chexstudy.progress import progress
+from chexstudy.runs import Run, hash_values
+
+_BLOCK = 1024
+_INPUTS = ("cohort.parquet", "pixels/index.parquet")
+_MADE_BY = "04_pretrain_curated"
+
+
+def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict) -> tuple[np.ndarray, dict]:
+    """What a tower's encoder makes of every training pair, mapped from disk.
+
+    Kept as ``pretraining/frozen/SIDE-HASH.npy``; a killed computation goes on at its last block of rows.
+
+    Args:
+        run: the study.
+        side: ``image`` or ``text``.
+        encoder: encodes the pairs; its processes share the work out.
+        parameters: what decides the features beside encoder, cohort and pixels.
+
+    Returns:
+        ``(pairs, encoder dim)``, float32, before the projection, and what they cost: ``flops`` and ``seconds``.
+    """
+    tower = encoder.model.image_tower if side == "image" else encoder.model.text_tower
+    parameters = parameters | {"encoder": tower.encoder.describe()}
+    key = run.key(parameters, _INPUTS)
+    stem = f"pretraining/frozen/{side}-{hash_values(key)[:16]}"
+    array, record = f"{stem}.npy", f"{stem}.json"
+    # Everybody looks before the first one writes.
+    there = run.is_current(record, key) and run.has(array)
+    encoder.processes.wait()
+    if not there:
+        _compute(run, side, encoder, array, record)
+        if encoder.processes.first:
+            run.record(record, parameters, _INPUTS)
+        encoder.processes.wait()
+    cost = run.read_json(record, _MADE_BY)
+    return run.read_array(array, _MADE_BY, memory_map=True), {part: cost[part] for part in ("flops", "seconds")}
+
+
+def _compute(run: Run, side: str, encoder: PairEncoder, array: str, record: str) -> None:
+    tower = encoder.model.image_tower if side == "image" else encoder.model.text_tower
+    tower.eval()
+    count, dim = len(encoder.pairs), tower.encoder.dim
+    before, start = encoder.flops, time.perf_counter()
+    growing, done = None, 0
+    if encoder.processes.first:
+        growing = GrowingArray(run.path(array), (count, dim), np.float32, keep=True)
+        done = growing.rows // _BLOCK * _BLOCK
+    done = int(encoder.processes.add_up([done])[0])
+    blocks = [np.arange(start, min(start + _BLOCK, count)) for start in range(done, count, _BLOCK)]
+    for rows in progress(blocks, label=f"{side} features of the frozen encoder, blocks of {_BLOCK}"):
+        features = encoder.embed_frozen(side, rows).cpu().numpy()
+        if growing:
+            growing.write(int(rows[0]), features)
+            growing.flush()
+    (flops,) = encoder.processes.add_up([encoder.flops - before])
+    encoder.flops = before
+    if growing:
+        growing.finish()
+        # A computation that went on counts its earlier part at the same rate.
+        whole = count / max(count - done, 1)
+        run.write_json(record, {"flops": flops * whole, "seconds": (time.perf_counter() - start) * whole})

@@ -1,0 +1,171 @@
+"""Several processes train as one: the same choices, the same loss, the same gradient."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.distributed import Processes, open_processes
+from chexstudy.pretraining.engine import START_AGAIN, pretrain
+
+_CONSTANTS = {
+    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 5, "super_batch": 40},
+    **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
+    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30, "rule": "budgeted", "budget": 0.4},
+}
+
+_GRADIENTS = """
+import sys
+import numpy as np, pandas as pd, torch
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.distributed import Processes, open_processes
+from chexstudy.pretraining.model import build_model
+from chexstudy.pretraining.pairs import TrainingPairs
+from chexstudy.pretraining.steps import PairEncoder
+
+torch.set_num_threads(1)
+words = ("heart", "lungs", "clear", "left", "right", "small", "effusion", "no", "mild")
+rng = np.random.default_rng(0)
+texts = [" ".join(rng.choice(words, rng.integers(3, 20))) for _ in range(23)]
+
+class Store:
+    images = rng.integers(0, 256, (23, 36, 36), dtype=np.uint8)
+    def rows(self, ids): return np.arange(len(ids))
+    size = 36
+    def take(self, rows, out=None): return np.take(self.images, rows, axis=0, out=out)
+
+def measure(processes, micro_batch, count, patches):
+    config = PretrainingConfig(image_encoder="tiny-vit", image_size=36, dim=16, precision="fp32")
+    model = build_model(config, pd.DataFrame({"report": texts}), seed=3)
+    cohort = pd.DataFrame({"image_id": [str(n) for n in range(23)], "split": "train", "report": texts})
+    pairs = TrainingPairs(cohort, Store(), model.text_tower.tokenize)
+    encoder = PairEncoder(model, pairs, torch.device("cpu"), micro_batch, processes=processes)
+    rows = np.arange(count)
+    kept = torch.arange(count * 4).reshape(count, 4) % 9 if patches else None
+    kept = None if kept is None else kept.sort(dim=1).values
+    statistics = encoder.backward(rows, patches=kept, weights=torch.linspace(0.5, 2, count))
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    (flops,) = processes.add_up([encoder.flops])
+    return {"loss": statistics.loss, "gradients": gradients, "flops": flops}
+
+with open_processes("cpu") as processes:
+    for micro_batch, count, patches in CASES:
+        found = measure(processes, micro_batch, count, patches)
+        alone = measure(Processes(), 64, count, patches)
+        assert found["gradients"].keys() == alone["gradients"].keys()
+        difference = torch.cat([(found["gradients"][n] - g).flatten() for n, g in alone["gradients"].items()]).norm()
+        scale = torch.cat([g.flatten() for g in alone["gradients"].values()]).norm()
+        assert difference <= 1e-6 * scale, (micro_batch, count, float(difference / scale))
+        assert abs(found["loss"] - alone["loss"]) <= 1e-6 * abs(alone["loss"])
+        if processes.first:
+            print(f"agreed {processes.size} {micro_batch} {count} {patches}", flush=True)
+"""
+_CASES = "((64, 23, False), (3, 23, False), (64, 2, False), (4, 22, True))"
+
+
+def _torchrun(processes, arguments, home, **variables):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.PACKAGE.parent), **variables}
+    return subprocess.run(
+        [*command, *arguments], env=environment | {"CHEXSTUDY_HOME": str(home)}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_gradient_of_several_is_the_gradient_of_one(tmp_path, processes):
+    script = tmp_path / "gradients.py"
+    script.write_text(_GRADIENTS.replace("CASES", _CASES))
+    done = _torchrun(processes, [str(script)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("agreed") == 4
+
+
+def _train(run, config, home, processes, arm):
+    settings = home / "config.json"
+    settings.write_text(json.dumps(config.to_dict()))
+    arguments = ["-m", "chexstudy.pretraining.engine", "--study", "tiny", "--arm", arm, "--config", str(settings)]
+    return _torchrun(processes, [*arguments, "--device", "cpu"], home)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"frozen_towers": ("text",), "micro_batch": 64, "dropout": True}, marks=pytest.mark.slow)],
+)
+def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(tiny_study, home, changes):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = PretrainingConfig.from_dict(_CONSTANTS | changes)
+    for arm in ("warm_up", "curated"):
+        pretrain(tiny_study, arm, 0, config, "cpu")
+    torch.set_num_threads(threads)
+    folder = tiny_study.path(arm_folder("curated", 0))
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("ledger", "subset", "history")}
+    weights = load_file(folder / "model" / "image_encoder" / "model.safetensors")
+    alone = json.loads((folder / "compute.json").read_text())
+    for arm in ("warm_up", "curated"):
+        tiny_study.path(f"{arm_folder(arm, 0)}/compute.json").unlink()
+        done = _train(tiny_study, config, home, 2, arm)
+        assert done.returncode == 0, done.stderr
+    together = json.loads((folder / "compute.json").read_text())
+    assert together["processes"] == 2
+    assert together["flops"] == pytest.approx(alone["flops"], rel=0.05)
+    assert together["pairs_trained"] == alone["pairs_trained"]
+    again = {name: pd.read_parquet(folder / f"{name}.parquet") for name in tables}
+    if changes.get("dropout"):
+        # Each process drops units of its own: another draw, but as many pairs.
+        assert len(again["subset"]) == len(tables["subset"])
+        return
+    pd.testing.assert_frame_equal(again["subset"], tables["subset"])
+    assert (again["ledger"].kept == tables["ledger"].kept).all()
+    assert (again["ledger"].image_id == tables["ledger"].image_id).all()
+    assert np.allclose(again["history"].loss, tables["history"].loss, rtol=1e-4)
+    for name, value in load_file(folder / "model" / "image_encoder" / "model.safetensors").items():
+        assert torch.allclose(value, weights[name], atol=2e-3), name
+
+
+def test_rows_are_shared_out_once_each_and_evenly():
+    for count in (0, 1, 2, 7, 40):
+        shares = [Processes(rank, 3).share(count) for rank in range(3)]
+        assert [row for share in shares for row in range(count)[share]] == list(range(count))
+        sizes = [share.stop - share.start for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_alone_asks_nobody():
+    alone, own = Processes(), torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(alone.gather(own, 3), own)
+    assert alone.add_up([1.5]) == [1.5]
+    alone.require_agreement(torch.tensor([True]))
+    with open_processes("cpu") as processes:
+        assert processes.size == 1
+
+
+def test_too_few_pairs_for_the_processes_is_one_sentence(tiny_study):
+    config = PretrainingConfig.from_dict(_CONSTANTS | {"batch_size": 4})
+    with pytest.raises(StudyError, match=r"batch_size \(4\) must hold at least one pair for each of the 5 processes"):
+        pretrain(tiny_study, "full", 0, config, "cpu", _Absent(0, 5))
+
+
+class _Absent(Processes):
+    """A group whose other processes never come."""
+
+    def wait(self):
+        """Not for anybody."""
+
+
+def test_several_processes_without_an_arm_are_one_sentence(tmp_path):
+    done = _torchrun(2, ["-m", "chexstudy.pretraining.engine", "--study", "tiny", "--device", "cpu"], tmp_path)
+    assert done.returncode != 0
+    assert "several processes train one arm: give --arm." in done.stderr
+    assert "process 1: several processes train one arm" in done.stderr
+    assert START_AGAIN == 75
