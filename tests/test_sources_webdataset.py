@@ -1,0 +1,291 @@
+import gzip
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from chexstudy.cohort.build import build_cohort
+from chexstudy.cohort.phantom.plan import PhantomConfig
+from chexstudy.cohort.sources import build_source
+from chexstudy.cohort.sources.webdataset import _split_name
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+
+def picture(number, side=40, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (side, side), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def write_shard(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def sample(number, **fields):
+    record = {"Patient ID": f"p{number // 2}", "labels": {"Mass": number % 2, "Lung Nodule": None}, "boxes": [1, 2]}
+    return [
+        (f"case/{number:03d}.PNG", picture(number)),
+        (f"case/{number:03d}.json", json.dumps(record | fields).encode()),
+        (f"case/{number:03d}.txt", f"FINDINGS: Report {number}.".encode()),
+        (f"case/{number:03d}.npy", b"no part"),
+    ]
+
+
+def write_shards(folder, **fields):
+    for shard in range(2):
+        numbers = range(shard * 3, shard * 3 + 3)
+        write_shard(folder / f"xray-{shard:06d}.tar", [member for n in numbers for member in sample(n, **fields)])
+    return folder
+
+
+def build(data_root, unpack_to, **options):
+    return build_source("webdataset", data_root, 0, {"unpack_to": unpack_to, **options})
+
+
+@pytest.fixture
+def unpack_to(tmp_path):
+    return tmp_path / "study" / "images"
+
+
+def sentence(data_root, unpack_to, **options):
+    with pytest.raises(StudyError) as caught:
+        build(data_root, unpack_to, **options)
+    return str(caught.value)
+
+
+def test_shards_become_a_cohort(tmp_path, unpack_to):
+    cohort = build(write_shards(tmp_path / "shards"), unpack_to)
+    assert list(cohort["image_id"]) == [f"webdataset/case/{number:03d}" for number in range(6)]
+    assert list(cohort["patient_id"]) == [f"webdataset/p{number // 2}" for number in range(6)]
+    assert list(cohort["report"]) == [f"FINDINGS: Report {number}." for number in range(6)]
+    assert set(cohort["report_origin"]) == {"written"}
+    assert list(cohort["Mass"]) == [0, 1] * 3
+    assert cohort["Lung Nodule"].isna().all()
+    assert cohort.groupby("patient_id")["split"].nunique().max() == 1
+    assert set(cohort["split"]) >= {"train", "test"}
+    for number, path in enumerate(cohort["image_path"]):
+        assert Path(path).read_bytes() == picture(number)
+
+
+def test_one_shard_a_pattern_and_a_compressed_shard_are_read_too(tmp_path, unpack_to):
+    folder = write_shards(tmp_path / "shards")
+    every = build(folder, unpack_to).drop(columns="image_path")
+    assert len(build(folder / "xray-000001.tar", unpack_to)) == 3
+    pd.testing.assert_frame_equal(build(folder / "xray-*.tar", unpack_to).drop(columns="image_path"), every)
+    for shard in folder.glob("*.tar"):
+        shard.with_suffix(".tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+        shard.unlink()
+    pd.testing.assert_frame_equal(build(folder, unpack_to).drop(columns="image_path"), every)
+
+
+def test_names_of_shards_tell_the_split_unless_all_are_train(tmp_path, unpack_to):
+    folder = tmp_path / "shards"
+    for number, name in enumerate(("train-000000.tar", "val/000000.tar", "testing_01.tar")):
+        write_shard(folder / name, sample(2 * number))
+    assert dict(zip(build(folder, unpack_to)["image_id"], build(folder, unpack_to)["split"], strict=True)) == {
+        "webdataset/case/000": "train",
+        "webdataset/case/002": "validate",
+        "webdataset/case/004": "test",
+    }
+    every = tmp_path / "train"
+    write_shard(every / "train-000000.tar", [member for n in range(20) for member in sample(n)])
+    assert set(build(every, unpack_to)["split"]) == {"train", "validate", "test"}
+
+
+def test_the_mapping_says_what_fields_mean(tmp_path, unpack_to):
+    folder = write_shards(tmp_path / "shards", who="x", stance="frontal", tumour="maybe")
+    (folder / "cohort.yaml").write_text(
+        "source: ours\ncolumns: {patient_id: none, view: stance, findings: {Mass: tumour}, report: null}\n"
+        "values: {view: {frontal: PA}, labels: {maybe: -1}}\n"
+    )
+    cohort = build(folder, unpack_to)
+    assert list(cohort["patient_id"]) == list(cohort["image_id"])
+    assert cohort["image_id"][0] == "ours/case/000"
+    assert (set(cohort["view"]), set(cohort["Mass"]), set(cohort["report_origin"])) == ({"PA"}, {-1}, {"template"})
+    assert build(folder, unpack_to, source="theirs")["source"][0] == "theirs"
+    assert "mapping of an archive has no entry 'table'" in _with_mapping(folder, unpack_to, "columns: {}\ntable: x\n")
+    assert "'columns' must be pairs" in _with_mapping(folder, unpack_to, "columns: [a]\n")
+
+
+def _with_mapping(folder, unpack_to, text):
+    (folder / "cohort.yaml").write_text(text)
+    return sentence(folder, unpack_to)
+
+
+def test_the_mapping_says_which_of_several_images(tmp_path, unpack_to):
+    members = [*sample(0), ("case/000.mask.png", picture(9))]
+    folder = write_shard(tmp_path / "shards" / "a.tar", members).parent
+    assert "the sample 'case/000' has 2 images (png, mask.png): say which" in sentence(folder, unpack_to)
+    cohort = build(folder, unpack_to, columns={"image_path": "png"})
+    assert Path(cohort["image_path"][0]).read_bytes() == picture(0)
+    cohort = build(folder, unpack_to, columns={"image_path": "mask.png"})
+    assert Path(cohort["image_path"][0]).read_bytes() == picture(9)
+
+
+def test_images_are_unpacked_once_and_again_where_something_changed(tmp_path, unpack_to):
+    folder = write_shards(tmp_path / "shards")
+    cohort = build(folder, unpack_to)
+    times = [_change_time(path) for path in cohort["image_path"]]
+    again = build(folder, unpack_to)
+    assert [_change_time(path) for path in again["image_path"]] == times
+    # A power cut can leave an empty file; its shard is unpacked anew, and only that.
+    Path(cohort["image_path"][1]).write_bytes(b"")
+    again = build(folder, unpack_to)
+    assert Path(again["image_path"][1]).read_bytes() == picture(1)
+    assert [_change_time(path) == time for path, time in zip(again["image_path"], times, strict=True)][3:] == [True] * 3
+    write_shard(folder / "xray-000001.tar", sample(7))
+    again = build(folder, unpack_to)
+    assert list(again["image_id"].str[-1]) == ["0", "1", "2", "7"]
+    assert not (unpack_to / "webdataset" / "xray-000001.tar" / "case" / "003.png").exists()
+    (folder / "xray-000000.tar").unlink()
+    build(folder, unpack_to)
+    assert [path.name for path in sorted((unpack_to / "webdataset").iterdir())] == [
+        "xray-000001.tar",
+        "xray-000001.tar.parquet",
+    ]
+
+
+def _change_time(path):
+    return os.stat(path).st_mtime_ns
+
+
+def test_a_killed_build_goes_on_at_the_next_shard(tmp_path, unpack_to):
+    folder = write_shards(tmp_path / "shards")
+    whole = (folder / "xray-000001.tar").read_bytes()
+    (folder / "xray-000001.tar").write_bytes(whole[:2000])
+    assert "xray-000001.tar is damaged or cut short" in sentence(folder, unpack_to)
+    done = unpack_to / "webdataset" / "xray-000000.tar" / "case" / "000.png"
+    before = _change_time(done)
+    assert not (unpack_to / "webdataset" / "xray-000001.tar.parquet").exists()
+    (folder / "xray-000001.tar").write_bytes(whole)
+    assert len(build(folder, unpack_to)) == 6
+    assert _change_time(done) == before
+
+
+@pytest.mark.parametrize("cut", ["within an image", "between two members", "a broken header", "gzip"])
+def test_a_damaged_shard_is_named_with_the_last_good_sample(tmp_path, unpack_to, cut):
+    folder = write_shards(tmp_path / "shards")
+    shard = folder / "xray-000000.tar"
+    data = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        second = archive.getmembers()[4].offset
+    if cut == "within an image":
+        shard.write_bytes(data[: second + 700])
+    elif cut == "between two members":
+        shard.write_bytes(data[:second])
+    elif cut == "a broken header":
+        shard.write_bytes(data[:second] + b"x" * 512 + data[second + 512 :])
+    else:
+        shard.unlink()
+        shard = folder / "xray-000000.tar.gz"
+        shard.write_bytes(gzip.compress(data)[:-40])
+    asked = sentence(folder, unpack_to)
+    assert asked.startswith(f"the shard {shard} is damaged or cut short")
+    assert cut == "gzip" or "after the sample 'case/000': fetch it again." in asked
+
+
+def test_what_is_no_tar_is_said(tmp_path, unpack_to):
+    (tmp_path / "shards").mkdir()
+    assert "holds and names no tar shard" in sentence(tmp_path / "shards", unpack_to)
+    assert "holds and names no tar shard" in sentence(tmp_path / "none" / "*.tar", unpack_to)
+    assert "no shards were given" in sentence("", unpack_to)
+    (tmp_path / "shards" / "a.tar").write_bytes(b"<html>not found</html>" * 50)
+    assert "a.tar is damaged or cut short: fetch it again." in sentence(tmp_path / "shards", unpack_to)
+    write_shard(tmp_path / "shards" / "a.tar", [])
+    assert "there is no image in a.tar: check data_root" in sentence(tmp_path / "shards", unpack_to)
+
+
+def test_duplicate_keys_are_one_sentence(tmp_path, unpack_to):
+    folder = tmp_path / "shards"
+    write_shard(folder / "a.tar", [*sample(0), *sample(1), *sample(0)])
+    assert "a.tar holds two samples 'case/000'" in sentence(folder, unpack_to)
+    write_shard(folder / "a.tar", [*sample(0), ("case/000.png", picture(3))])
+    assert "a.tar holds the member 'case/000.png' twice" in sentence(folder, unpack_to)
+    for name in ("a.tar", "b.tar"):
+        write_shard(folder / name, sample(0))
+    assert "a.tar and b.tar both hold a sample 'case/000' (1 keys repeat)" in sentence(folder, unpack_to)
+
+
+def test_missing_members_are_one_sentence(tmp_path, unpack_to):
+    folder = tmp_path / "shards"
+    write_shard(folder / "a.tar", [*sample(0), ("case/001.txt", b"x")])
+    assert sentence(folder, unpack_to) == (
+        "a.tar: the sample 'case/001' has no image (png, jpg, jpeg, dcm, tif or bmp) but txt: "
+        "add it, or take the sample out."
+    )
+    assert "has no image (cxr) but png, json, txt" in sentence(folder, unpack_to, columns={"image_path": "cxr"})
+    write_shard(folder / "a.tar", [*sample(0), ("case/001.png", picture(1))])
+    asked = sentence(folder, unpack_to)
+    assert "row 1, column 'Patient ID' is empty (1 rows are): fill it in." in asked
+    write_shard(folder / "a.tar", sample(0)[:1])
+    assert "does not say which column of webdataset.parquet holds patient_id" in sentence(folder, unpack_to)
+
+
+def test_unreadable_members_are_one_sentence(tmp_path, unpack_to):
+    folder = tmp_path / "shards"
+    for name, data, expected in (
+        ("a.json", b"{", "a JSON object"),
+        ("a.json", b"[1]", "a JSON object"),
+        ("a.txt", b"\xff\xfe\x00", "UTF-8 text"),
+    ):
+        write_shard(folder / "a.tar", [("a.png", picture(0)), (name, data)])
+        assert f"the member '{name}' is not {expected}" in sentence(folder, unpack_to)
+
+
+def test_unknown_split_names_are_one_sentence(tmp_path, unpack_to):
+    folder = write_shards(tmp_path / "shards", split="fold7")
+    asked = sentence(folder, unpack_to)
+    assert "row 0, column 'split' holds 'fold7'; expected one of test, test_enriched, train, validate" in asked
+    cohort = build(folder, unpack_to, values={"split": {"fold7": "train"}})
+    assert set(cohort["split"]) <= {"train", "validate"}
+
+
+@pytest.mark.parametrize("name", ["../../outside.png", "/a/outside.png", "a/../../../outside.png"])
+def test_nothing_is_written_outside_the_study(tmp_path, unpack_to, name):
+    shard = write_shard(tmp_path / "shards" / "a.tar", [*sample(0), (name, picture(1))])
+    assert "a.tar holds a member outside its own folder" in sentence(shard, unpack_to)
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_names_are_split_at_the_first_dot():
+    assert _split_name("a.b/c.cxr.PNG") == ("a.b/c", "cxr.png")
+    assert _split_name("./c.json") == ("c", "json")
+    assert _split_name("folder/.hidden")[1] == _split_name("plain")[1] == _split_name("__MACOSX/c.png")[1] == ""
+
+
+def test_bad_images_and_empty_reports_go_to_quarantine(tmp_path, home):
+    members = [member for number in range(4) for member in sample(number)]
+    members[4] = (members[4][0], b"")
+    members[8] = (members[8][0], b"<html>")
+    members[14] = (members[14][0], b" ")
+    folder = write_shard(home / "shards" / "a.tar", members).parent
+    phantom = PhantomConfig(60, 48, workers=1)
+    store, _ = build_cohort(Run("mine"), "webdataset", str(folder), 40, "pad", 0, phantom, workers=1)
+    assert list(store.image_ids) == ["webdataset/case/000"]
+    quarantine = pd.read_parquet(Run("mine").path("quarantine.parquet"))
+    assert list(quarantine["reason"]) == ["empty", "not an image", "empty report"]
+    assert quarantine["image_path"][0] == "images/webdataset/a.tar/case/001.png"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, unpack_to, full_disk):
+    shard = write_shard(tmp_path / "a.tar", [("a.png", picture(0, side=300)), ("a.json", b'{"patient": 1}')])
+    with full_disk(20_000):
+        assert sentence(shard, unpack_to).startswith("could not write ")
+
+
+def test_the_source_needs_a_place_to_unpack_to(tmp_path):
+    with pytest.raises(StudyError, match="needs the option 'unpack_to'"):
+        build_source("webdataset", tmp_path, 0)
