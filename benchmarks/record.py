@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,11 @@ def write_record(
 ) -> Path:
     """Print what was measured and write it to ``folder/name.json``, atomically.
 
+    Neighbouring rows with the same columns are printed as one table.
+
     Args:
         name: name of the benchmark.
-        rows: what was measured, one dictionary a row, keys alike.
+        rows: what was measured, one dictionary a row.
         goals: the targets and whether they were met.
         folder: where the file is written.
         packages: distributions whose versions are recorded beside the usual ones.
@@ -171,7 +174,8 @@ def write_record(
         Path of the file: ``machine``, ``versions``, ``command``, ``written_at``, ``rows``, ``goals``.
     """
     rows, goals = [dict(row) for row in rows], list(goals)
-    print_table(name, rows)
+    for _, alike in groupby(rows, key=tuple):
+        print_table(name, list(alike))
     print_goals(goals)
     record = {
         "machine": describe_machine(),

@@ -10,6 +10,7 @@ import pytest
 _BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 _SMALL = {
     "curator": ["--rows", "150", "--prototypes", "3", "6", "--dim", "16"],
+    "loader": ["--images", "2", "--size", "64", "--batch", "4", "--stored", "20", "--steps", "2"],
     "kmeans": ["--rows", "300", "--dim", "8", "--clusters", "4", "--iterations", "2"],
 }
 
@@ -27,6 +28,8 @@ def test_a_small_run_is_recorded(name, tmp_path):
         assert {"name", "target", "measured", "met"} <= set(goal)
         assert (goal["measured"] is None) == (goal["met"] is None)
         assert goal["name"] in shown
+    if name == "loader":
+        assert [goal["measured"] for goal in record["goals"] if "differ" in goal["name"]] == [0, 0]
     if name == "curator":
         assert all(row["fused_differs"] == row["static_differs"] == 0 for row in record["rows"])
 

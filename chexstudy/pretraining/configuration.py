@@ -62,7 +62,7 @@ class PretrainingConfig:
             step; scoring and evaluation see all (published: 1).
         text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to the longest
             report of the cohort (published: padded to ``max_tokens``).
-        multi_positive: identical reports count as partners of each other's images, not as negatives (published: no,
+        multi_positive: pairs with identical reports count as partners of each other, not as negatives (published: no,
             F14).
         frozen_towers: encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their
             features are computed once (published: none).
@@ -190,7 +190,7 @@ class PretrainingConfig:
         curator_names = {constant.name for constant in fields(CuratorConfig)}
         curator |= {name: values.pop(name) for name in list(values) if name in curator_names}
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return replace(_checked(cls(), plain), curator=_checked(CuratorConfig(), curator))
+        return _changed(cls(), plain, curator=_changed(CuratorConfig(), curator))
 
 
 def read_constants(namespace: dict) -> PretrainingConfig:
@@ -233,7 +233,7 @@ def _parse(name: str, text: str, kind: type) -> object:
     raise StudyError(f"constants: {name} must be {kind.__name__}, not {text!r}.")
 
 
-def _checked(defaults, values: dict):
+def _changed(defaults, values: dict, **others: object):
     known = {constant.name: type(getattr(defaults, constant.name)) for constant in fields(defaults)}
     for name, value in values.items():
         if name not in known:
@@ -241,7 +241,7 @@ def _checked(defaults, values: dict):
         expected: type | UnionType = known[name] if known[name] is not float else int | float
         if not isinstance(value, expected) or (isinstance(value, bool) and known[name] is not bool):
             raise StudyError(f"{name} must be {known[name].__name__}, not {value!r}.")
-    return replace(defaults, **values)
+    return replace(defaults, **values, **others)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

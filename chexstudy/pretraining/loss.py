@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 
 def contrastive_loss(
@@ -32,18 +32,27 @@ def contrastive_loss(
 def pair_losses(image: Tensor, text: Tensor, logit_scale: Tensor, reports: Tensor | None = None) -> Tensor:
     """Each pair's mean of the two cross-entropies ``(batch,)``; arguments as in `contrastive_loss`.
 
-    As published (F14), two identical reports are negatives of each other. With ``reports`` the target of an image is
-    shared evenly among all texts that say the same as its own, and the target of a text among all their images (UniCL;
-    Yang et al. 2022, arXiv 2204.03610, with reports in the place of labels).
+    As published (F14), two identical reports are negatives of each other. With ``reports`` every pair of the same report
+    is a partner: each partner competes with the pairs of other reports only, and a pair's loss is the mean over its
+    partners. Sharing the target evenly among the partners, as SupCon (Khosla et al. 2020) and UniCL (Yang et al. 2022)
+    do, would change nothing here: identical reports have identical embeddings, and the sum over the batch stays that of
+    the published loss.
     """
     logits = logit_scale.exp() * image @ text.T
     if reports is None:
         target = torch.arange(len(logits), device=logits.device)
+        sides = (cross_entropy(side, target, reduction="none") for side in (logits, logits.T))
     else:
-        target = (reports[:, None] == reports).to(logits.dtype)
-        target = target / target.sum(dim=1, keepdim=True)
-    sides = (cross_entropy(side, target, reduction="none") for side in (logits, logits.T))
+        partners = reports[:, None] == reports
+        sides = (_partner_losses(side, partners) for side in (logits, logits.T))
     return sum(sides) / 2
+
+
+def _partner_losses(logits: Tensor, partners: Tensor) -> Tensor:
+    # Finite, because a batch of one report only has no negatives and must have no gradient either.
+    negatives = logits.masked_fill(partners, torch.finfo(logits.dtype).min / 2).logsumexp(dim=1, keepdim=True)
+    losses = softplus(negatives - logits) * partners
+    return losses.sum(dim=1) / partners.sum(dim=1)
 
 
 def pair_errors(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def load_model(folder: Path) -> ImageTextModel:
     """Read what `save_model` wrote, on the CPU, in evaluation mode.
 
     Raises:
-        StudyError: the folder holds no trained model.
+        StudyError: the folder holds no trained model, or not the whole of it.
     """
     if not (folder / "pretraining.json").is_file():
         raise StudyError(f"there is no trained model in {folder}: run 04_pretrain_curated first.")
@@ -189,5 +189,9 @@ def load_model(folder: Path) -> ImageTextModel:
         config.temperature,
         config.logit_scale_max,
     )
-    model.load_state_dict(load_file(folder / "projections.safetensors"), strict=False)
+    file = folder / "projections.safetensors"
+    projections = load_file(file)
+    if missing := set(_PROJECTIONS) - set(projections):
+        raise StudyError(f"{file} lacks {', '.join(sorted(missing))}: train the arm again.")
+    model.load_state_dict(projections, strict=False)
     return model.eval()

@@ -101,7 +101,7 @@ class Trainer:
         after_step: called whenever the state is one that training can go on from.
 
     Raises:
-        StudyError: an image size does not fit the encoder.
+        StudyError: an encoder cannot do what the configuration asks of it.
     """
 
     def __init__(
@@ -119,6 +119,10 @@ class Trainer:
         for size in (config.scoring_size, *config.progressive_sizes):
             if size:
                 model.image_tower.encoder.check_size(size)
+        if config.image_token_share < 1:
+            model.image_tower.encoder.count_patches()
+        if config.text_layout == "packed":
+            model.text_tower.encoder.check_packing()
         groups = _parameter_groups(model, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=device.type == "cuda")
         self.encoder = PairEncoder(
