@@ -110,7 +110,11 @@ def test_help_is_there_at_once():
         ("run all --data-root x", "no use for '--data-root': what notebooks take is given as `-p name value`; see"),
         ("run 01 -p seed=3", "chexstudy run: -p takes a name and a value, for example `-p seed 3`; see"),
         ("cohort", "chexstudy cohort: the following arguments are required: ACTION; see"),
-        ("cohort build --source nhi", "--source cannot be 'nhi'; it is one of phantom, nih, nlm_tb, folder: did you"),
+        (
+            "cohort build --source nhi",
+            "--source cannot be 'nhi'; it is one of phantom, nih, nlm_tb, folder, webdataset, "
+            "huggingface: did you mean 'nih'",
+        ),
         ("check-golden", "chexstudy check-golden: the following arguments are required: FILE.npz; see"),
         ("doctor now", "chexstudy doctor: there is no use for 'now'; see `chexstudy doctor --help`."),
     ],

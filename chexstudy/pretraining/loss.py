@@ -32,11 +32,11 @@ def contrastive_loss(
 def pair_losses(image: Tensor, text: Tensor, logit_scale: Tensor, reports: Tensor | None = None) -> Tensor:
     """Each pair's mean of the two cross-entropies ``(batch,)``; arguments as in `contrastive_loss`.
 
-    As published (F14), two identical reports are negatives of each other. With ``reports`` every pair of the same report
-    is a partner: each partner competes with the pairs of other reports only, and a pair's loss is the mean over its
-    partners. Sharing the target evenly among the partners, as SupCon (Khosla et al. 2020) and UniCL (Yang et al. 2022)
-    do, would change nothing here: identical reports have identical embeddings, and the sum over the batch stays that of
-    the published loss.
+    As published (F14), two identical reports are negatives of each other. With ``reports`` every pair of the same
+    report is a partner: each partner competes with the pairs of other reports only, and a pair's loss is the mean over
+    its partners. Sharing the target evenly among the partners, as SupCon (Khosla et al. 2020) and UniCL (Yang et al.
+    2022) do, would change nothing here: identical reports have identical embeddings, and the sum over the batch stays
+    that of the published loss.
     """
     logits = logit_scale.exp() * image @ text.T
     if reports is None:
