@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import tarfile
 
@@ -270,3 +271,21 @@ def test_the_datasets_library_loads_the_folder(study, home, monkeypatch):
         assert np.array_equal(np.asarray(row["image"]), store.read([row["image_id"]])[0])
         assert row["report"] == cohort["report"][row["image_id"]]
         assert row["labels"]["Mass"] == cohort["Mass"][row["image_id"]]
+
+
+def test_pixels_are_written_whatever_was_imported_first():
+    # The zlib that comes with gdcm crashes under Pillow if it gets there first.
+    program = (
+        "import io\n"
+        "from chexstudy.cohort import images\n"
+        "import numpy as np\n"
+        "from PIL import Image\n"
+        "pixels = np.random.default_rng(0).integers(0, 255, (378, 378), np.uint8)\n"
+        "for effort in (1, 4, 6):\n"
+        "    file = io.BytesIO()\n"
+        "    Image.fromarray(pixels).save(file, 'PNG', compress_level=effort)\n"
+        "    assert np.array_equal(np.asarray(Image.open(file)), pixels)\n"
+        "print('written')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "written\n")

@@ -10,10 +10,13 @@ import warnings
 from pathlib import Path
 from types import MappingProxyType
 
-import gdcm
 import numpy as np
-import pydicom
 from PIL import Image, ImageOps
+
+# isort: split
+# After Pillow: gdcm opens its own, older zlib to all that is loaded later, and writing a PNG through that one crashes.
+import gdcm
+import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 
 from chexstudy.errors import StudyError
