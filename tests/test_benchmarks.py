@@ -22,7 +22,7 @@ def test_a_small_run_is_recorded(name, tmp_path):
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert record["machine"]["cores"] >= 1
     assert record["versions"]["torch"]
-    assert record["command"].startswith(f"python benchmarks/{name}.py --rows")
+    assert record["command"].startswith(f"python benchmarks/{name}.py {_SMALL[name][0]}")
     assert record["rows"]
     for goal in record["goals"]:
         assert {"name", "target", "measured", "met"} <= set(goal)
