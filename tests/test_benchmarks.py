@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 _BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 _SMALL = {
@@ -18,6 +20,10 @@ _SMALL = {
 @pytest.mark.parametrize("name", _SMALL)
 def test_a_small_run_is_recorded(name, tmp_path):
     command = [sys.executable, str(_BENCHMARKS / f"{name}.py"), *_SMALL[name], "--rounds", "1", "--out", str(tmp_path)]
+    if name == "loader":
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "noise.png")
+        command += ["--folder", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert record["machine"]["cores"] >= 1
