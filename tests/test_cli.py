@@ -40,8 +40,9 @@ told = [seed, source, data_root, image_size]
 (figures / "NAME.pdf").write_text("a picture")
 (figures / "NAME.txt").write_text("no figure")
 """
-VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "check-golden", "doctor"]
-ACTIONS = [["cohort", action] for action in ("build", "check", "show")]
+VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "release"]
+VERBS += ["check-golden", "doctor"]
+ACTIONS = [["cohort", action] for action in ("build", "check", "convert", "export", "show")]
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_every_help_says_what_it_does_gives_an_example_and_names_what_it_writes(
     assert caught.value.code == 0
     assert max(map(len, shown.splitlines())) <= 120
     if verb in [["cohort"], []]:
-        assert all(name in shown for name in (VERBS if not verb else ("build", "check", "show")))
+        assert all(name in shown for name in (VERBS if not verb else ("build", "check", "convert", "export", "show")))
     else:
         assert f"chexstudy {' '.join(verb)}" in shown.partition("example")[2]
         assert "writes: " in shown

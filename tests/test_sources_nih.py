@@ -132,7 +132,7 @@ def test_what_is_wrong_with_the_folder_is_one_sentence(tmp_path):
 
 
 def test_unknown_sources_and_options_are_one_sentence(tmp_path):
-    with pytest.raises(StudyError, match=r"^there is no source named 'mimic': the sources are nih, nlm_tb, folder\.$"):
+    with pytest.raises(StudyError, match=r"^there is no source named 'mimic': the sources are nih, nlm_tb, folder, "):
         build_source("mimic", tmp_path, seed=0)
     with pytest.raises(StudyError) as caught:
         build_source("nih", tmp_path, seed=0, options={"budget": 3})
