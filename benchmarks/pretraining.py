@@ -151,16 +151,17 @@ def _gradient(model: ImageTextModel) -> Tensor:
 
 
 def measure_overlap(scale: Scale, super_batch: int, training_steps: int, seed: int) -> list[dict]:
-    """Selection by low-resolution scores beside that by full ones (Jaccard), of a model untrained and a little trained.
+    """Selection by low-resolution scores beside that by full ones (Jaccard), untrained and twice a little trained.
 
-    As in the engine, both are judged with the same prototypes and the same chance.
+    As in the engine, both are judged with the same prototypes and the same chance. The overlap moves much from one
+    state of the model to the next, so one number of it says little.
     """
     (step,) = _make_steps((LOW_RESOLUTION,), scale, super_batch, seed).values()
     optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-3)
     batches = np.random.default_rng(seed)
     rows = []
-    for trained in (0, training_steps):
-        for _ in range(trained):
+    for trained in (0, training_steps, 2 * training_steps):
+        for _ in range(training_steps if trained else 0):
             step.encoder.backward(batches.choice(super_batch, min(48, super_batch), replace=False))
             optimizer.step()
         step.warm_up()
@@ -320,7 +321,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="the device of --gpu")
     parser.add_argument("--scale", choices=_SCALES, help="architectures; small without --gpu, paper with it")
     parser.add_argument("--pairs", type=int, nargs="+", default=[128, 480], help="super-batches")
-    parser.add_argument("--training-steps", type=int, default=12, help="before selections are compared")
+    parser.add_argument("--training-steps", type=int, default=12, help="between comparisons of selections")
     parser.add_argument("--seconds", type=float, default=20.0, help="time a candidate may take in one cell")
     parser.add_argument("--micro-batch", type=int, default=120, help="with --gpu: pairs encoded at once")
     parser.add_argument("--largest", type=int, default=16384, help="with --gpu: the largest super-batch tried")
