@@ -105,7 +105,7 @@ class PretrainingConfig:
     decay_logit_scale: bool = False
     threads: int = 1
     scoring_size: int = 0
-    overlap_every: int = 4
+    overlap_every: int = 8
     progressive_sizes: tuple[int, ...] = ()
     image_token_share: float = 1.0
     text_layout: str = "buckets"
