@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -73,12 +75,22 @@ with open_processes("cpu") as processes:
 _CASES = "((64, 23, False), (3, 23, False), (64, 2, False), (4, 22, True))"
 
 
-def _torchrun(processes, arguments, home, **variables):
+def _start_torchrun(processes, arguments, home):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.PACKAGE.parent), **variables}
-    return subprocess.run(
-        [*command, *arguments], env=environment | {"CHEXSTUDY_HOME": str(home)}, capture_output=True, text=True
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.PACKAGE.parent)}
+    return subprocess.Popen(
+        [*command, *arguments],
+        env=environment | {"CHEXSTUDY_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def _torchrun(processes, arguments, home):
+    started = _start_torchrun(processes, arguments, home)
+    output, errors = started.communicate()
+    return subprocess.CompletedProcess(started.args, started.returncode, output, errors)
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -131,6 +143,37 @@ def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(tiny_stud
     assert np.allclose(again["history"].loss, tables["history"].loss, rtol=1e-4)
     for name, value in load_file(folder / "model" / "image_encoder" / "model.safetensors").items():
         assert torch.allclose(value, weights[name], atol=2e-3), name
+
+
+@pytest.mark.slow
+def test_asked_to_stop_all_processes_stop_at_one_step_and_go_on_to_the_same_model(tiny_study, home):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = PretrainingConfig.from_dict(_CONSTANTS | {"subset_epochs": 40})
+    pretrain(tiny_study, "full", 0, config, "cpu")
+    torch.set_num_threads(threads)
+    folder = tiny_study.path(arm_folder("full", 0))
+    losses = pd.read_parquet(folder / "history.parquet").loss
+    shutil.rmtree(folder)
+    settings = home / "config.json"
+    settings.write_text(json.dumps(config.to_dict()))
+    arguments = ["-m", "chexstudy.pretraining.engine", "--study", "tiny", "--arm", "full", "--config", str(settings)]
+    started = _start_torchrun(2, [*arguments, "--device", "cpu"], home)
+    for line in started.stdout:
+        if "epoch 3," in line:
+            # As Slurm does: to torchrun, which hands it on.
+            started.send_signal(signal.SIGTERM)
+            break
+    _, said = started.communicate(timeout=120)
+    assert "was asked to stop after step" in said
+    assert started.returncode != 0
+    steps = [int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*.pt")]
+    assert steps
+    assert max(steps) < len(losses)
+    done = _torchrun(2, [*arguments, "--device", "cpu"], home)
+    assert done.returncode == 0, done.stderr
+    assert f"goes on after step {max(steps)}" in done.stdout
+    assert np.allclose(pd.read_parquet(folder / "history.parquet").loss, losses, rtol=1e-3)
 
 
 def test_rows_are_shared_out_once_each_and_evenly():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_arms_train_on_what_they_say(trained):
     assert prototypes.shape == (1 + (history.phase == "curate").sum(), 3, 32)
     assert np.load(run.path(f"{folders['curated']}/features.npy")).shape == (len(train), 32)
     assert load_model(run.path(f"{folders['full']}/model")).dim == 16
+
+
+def test_long_work_says_how_far_it_is(tiny_study, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "_SECONDS_BETWEEN_LINES", 0.0)
+    for arm in ("warm_up", "curated"):
+        pretrain(tiny_study, arm, 0, _config(), "cpu")
+    said = capsys.readouterr().out
+    # 72 training pairs: five batches of 16, two super-batches of 40.
+    assert re.search(r"warm_up \(seed 0\): warm_up, epoch 0, batch 1 of 5, loss [\d.]+$", said, re.M)
+    assert re.search(r"batch 3 of 5, loss [\d.]+, about \d+ s left of this epoch", said)
+    assert re.search(r"curated \(seed 0\): curate, epoch 2, batch 2 of 2", said)
 
 
 def test_loss_falls(tiny_study):
