@@ -48,7 +48,12 @@ def test_named_places_are_there():
 
 
 @pytest.mark.parametrize(
-    ("heading", "table"), [("## What came out", "results_demo.csv"), ("## Which curator", "curators_demo.csv")]
+    ("heading", "table"),
+    [
+        ("## What came out", "results_demo.csv"),
+        ("## At several budgets", "budgets_demo.csv"),
+        ("## Which curator", "curators_demo.csv"),
+    ],
 )
 def test_tables_are_those_the_study_gave(heading, table):
     recorded = pd.read_csv(paths.DATA / table, dtype=str)
