@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from chexstudy.errors import StudyError
 from chexstudy.pretraining import checkpoint, engine
 from chexstudy.pretraining.arms import ARMS, arm_folder, require_current_arm, train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import _ArmRun, pretrain
+from chexstudy.pretraining.engine import StopRequests, _ArmRun, pretrain
 from chexstudy.pretraining.model import ImageTower, load_model
 
 _CONSTANTS = {
@@ -215,7 +216,7 @@ def frozen_code(monkeypatch):
     monkeypatch.setattr(runs, "source_hash", lambda: "as it is")
 
 
-@pytest.mark.parametrize(("sent", "code", "left"), [("SIGKILL", -9, 1), ("SIGTERM", 75, 0), ("SIGUSR1", 75, 0)])
+@pytest.mark.parametrize(("sent", "code", "left"), [("SIGKILL", -9, 1), ("SIGINT", 75, 0), ("SIGTERM", 75, 0)])
 def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(
     tiny_study, home, frozen_code, capsys, sent, code, left
 ):
@@ -238,6 +239,25 @@ def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(
     assert f"goes on after step {10 if sent == 'SIGKILL' else 16}" in capsys.readouterr().out
     _assert_same_weights(whole, _weights(tiny_study, "full"))
     assert not (folder / "checkpoints").exists()
+
+
+def test_a_signal_asks_and_the_same_one_again_ends_at_once():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        requests = StopRequests()
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        assert not requests.asked, "nothing is trained: there is nothing to save"
+        requests.training = True
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert requests.asked
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 75
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

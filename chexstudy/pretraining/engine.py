@@ -3,8 +3,9 @@
     python -m chexstudy.pretraining.engine --study demo --arm curated --seed 0 --config arm.json
     torchrun --nproc_per_node=4 -m chexstudy.pretraining.engine --study demo --arm curated --config arm.json
 
-Both are one path: one process is a group of one. Asked to stop (SIGTERM, or SIGUSR1 as Slurm can be told to send it
-before it preempts a job), the arm finishes its step, writes a checkpoint and ends with exit code 75: start me again.
+Both are one path: one process is a group of one. Asked to stop (Ctrl-C, SIGTERM, or SIGUSR1 as Slurm can be told to
+send it before it preempts a job), the arm finishes its step, writes a checkpoint and ends with exit code 75: start me
+again.
 """
 
 import argparse
@@ -75,19 +76,25 @@ class Stopped(Exception):
 class StopRequests:
     """Whether somebody has asked this process to stop.
 
-    The first signal asks; a second one, or one while nothing is trained, ends the process at once.
+    A signal asks; the same one again, or any while nothing is trained, ends the process at once. JupyterLab interrupts
+    the kernel's processes with one signal, and the kernel then ends its workers with another.
     """
 
     def __init__(self):
-        self.asked = self.training = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        self.training = False
+        self._received: set[int] = set()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
-    def _ask(self, *_: object) -> None:
-        if self.asked or not self.training:
+    @property
+    def asked(self) -> bool:
+        return bool(self._received)
+
+    def _ask(self, number: int, *_: object) -> None:
+        if number in self._received or not self.training:
             # As an exception, so that a file half written is taken away.
             sys.exit(START_AGAIN)
-        self.asked = True
+        self._received.add(number)
 
 
 class _ArmRun:
