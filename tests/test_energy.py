@@ -58,9 +58,15 @@ def test_counter_is_read_meanwhile(packages, monkeypatch):
     monkeypatch.setattr(energy, "_SECONDS_BETWEEN_READINGS", 0.01)
     meter = EnergyMeter("cpu", packages.folder)
     meter.start()
+    counter = packages.counters[0]
     for value in (600_000, 300_000):
-        packages.counters[0].write_text(f"{value}\n")
-        time.sleep(0.2)
+        # In one move: the thread must not find the file empty.
+        written = counter.with_name("written")
+        written.write_text(f"{value}\n")
+        written.replace(counter)
+        deadline = time.monotonic() + 10
+        while meter._counter._last[counter.parent] != value and time.monotonic() < deadline:
+            time.sleep(0.01)
     assert meter.stop() == pytest.approx(1.3), "only the thread saw 0.6 J before the counter was full"
 
 
