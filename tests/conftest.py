@@ -25,6 +25,15 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def one_thread():
+    """Training on one thread, as arms are trained by default: the last bits of sums depend on it."""
+    from chexstudy.threads import use_threads
+
+    with use_threads(1):
+        yield
+
+
 @contextmanager
 def _full_disk(largest_file: int) -> Iterator[None]:
     """Let the system refuse to write files of more than so many bytes, as it refuses where no space is left."""

@@ -15,19 +15,12 @@ from chexstudy.pretraining.engine import pretrain
 from chexstudy.pretraining.loss import pair_losses
 from chexstudy.pretraining.model import build_model, load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
     **{"image_encoder": "tiny-vit", "image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 8},
     **{"super_batch": 40, "warm_up_epochs": 0, "subset_epochs": 2, "ramp_steps": 2, "precision": "fp32"},
     **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _train(run, arm="curated", **changes):

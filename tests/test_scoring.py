@@ -14,19 +14,12 @@ from chexstudy.pretraining.engine import pretrain
 from chexstudy.pretraining.model import load_model
 from chexstudy.pretraining.scoring import score_training_pairs, score_with_reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
     **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 20, "micro_batch": 16, "super_batch": 40},
     **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
     **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _config(**changes):

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from chexstudy.curation.methods import METHODS
 from chexstudy.errors import StudyError
@@ -20,20 +19,13 @@ from chexstudy.pretraining.subsets import (
     train_scoring_arms,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
     **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 20, "micro_batch": 16, "super_batch": 40},
     **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
     **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
 }
 _KEEP = 0.25
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

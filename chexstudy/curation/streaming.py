@@ -1,7 +1,5 @@
 """The online curator run over features that are at hand: what it would keep if the model stood still."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +11,7 @@ from chexstudy.curation.curators import build_curator
 from chexstudy.curation.ledger import ledger_rows
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
+from chexstudy.threads import use_threads
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,9 @@ def curate_stream(
     Raises:
         StudyError: there are fewer pairs than prototypes, a super-batch holds fewer, or the budget cannot be met.
     """
-    with _one_thread():
+    # A stream is decided in small pieces; threads that share them would wait for each other most of the time.
+    with use_threads(1):
         return _curate(features, config, generator, super_batch, order, epochs, label)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A stream is decided in small pieces; threads that share them would wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _curate(

@@ -46,7 +46,7 @@ from chexstudy.pretraining.arms import (
 )
 from chexstudy.pretraining.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from chexstudy.pretraining.compute import peak_memory_bytes, reset_peak_memory
-from chexstudy.pretraining.configuration import OBSERVATION, PretrainingConfig
+from chexstudy.pretraining.configuration import OBSERVATION, TOWERS, PretrainingConfig
 from chexstudy.pretraining.distributed import Processes, open_processes
 from chexstudy.pretraining.energy import EnergyMeter
 from chexstudy.pretraining.frozen import frozen_features
@@ -58,6 +58,7 @@ from chexstudy.pretraining.streams import stream_seed
 from chexstudy.pretraining.trackers import open_tracker
 from chexstudy.pretraining.training import CurationRecords, Phase, Trainer, count_steps
 from chexstudy.runs import Run
+from chexstudy.threads import use_threads
 
 # BSD's "temporary failure; try again", which batch systems can be told to requeue on.
 START_AGAIN = 75
@@ -476,8 +477,8 @@ class _ArmRun:
             run.write_table(
                 f"{folder}/subset.parquet", pd.DataFrame({"image_id": trainer.pairs.image_ids[rows], "weight": 1.0})
             )
-        for tower in (trainer.model.image_tower, trainer.model.text_tower):
-            merge_low_rank_updates(tower.encoder)
+        for side in TOWERS:
+            merge_low_rank_updates(trainer.model.tower(side).encoder)
         save_model(run.path(f"{folder}/model"), trainer.model, self.config)
         by_phase = history.groupby("phase", sort=False).agg(
             steps=("step", "size"), pairs_scored=("pairs_scored", "sum"), pairs_trained=("pairs_trained", "sum")
@@ -511,8 +512,8 @@ def _mean_or_none(values: pd.Series) -> float | None:
 
 def _prepare_towers(model: ImageTextModel, config: PretrainingConfig, seed: int) -> None:
     """Freeze encoders, add low-rank updates and compile blocks as the configuration says."""
-    encoders = {"image": model.image_tower.encoder, "text": model.text_tower.encoder}
-    for side, encoder in encoders.items():
+    for side in TOWERS:
+        encoder = model.tower(side).encoder
         if side in config.frozen_towers:
             freeze_encoder(encoder)
         elif config.lora_rank:
@@ -555,14 +556,12 @@ def pretrain(
     # Everybody has looked before the first process writes.
     processes.wait()
     if not done:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.threads)
         if requests:
             requests.training = True
         try:
-            arm_run.train()
+            with use_threads(config.threads):
+                arm_run.train()
         finally:
-            torch.set_num_threads(threads)
             if requests:
                 requests.training = False
     return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)

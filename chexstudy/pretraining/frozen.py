@@ -28,7 +28,7 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
     Returns:
         ``(pairs, encoder dim)``, float32, before the projection, and what they cost: ``flops`` and ``seconds``.
     """
-    tower = encoder.model.image_tower if side == "image" else encoder.model.text_tower
+    tower = encoder.model.tower(side)
     parameters = parameters | {"encoder": tower.encoder.describe()}
     key = run.key(parameters, _INPUTS)
     stem = f"pretraining/frozen/{side}-{hash_values(key)[:16]}"
@@ -46,7 +46,7 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
 
 
 def _compute(run: Run, side: str, encoder: PairEncoder, array: str, record: str) -> None:
-    tower = encoder.model.image_tower if side == "image" else encoder.model.text_tower
+    tower = encoder.model.tower(side)
     tower.eval()
     count, dim = len(encoder.pairs), tower.encoder.dim
     before, start = encoder.flops, time.perf_counter()

@@ -120,6 +120,10 @@ class ImageTextModel(nn.Module):
         self.logit_scale_max = logit_scale_max
         self.dim = dim
 
+    def tower(self, side: str) -> ImageTower | TextTower:
+        """The tower of a side, ``image`` or ``text``."""
+        return {"image": self.image_tower, "text": self.text_tower}[side]
+
     def bounded_logit_scale(self) -> Tensor:
         """Logarithm of the inverse temperature, clamped where a bound is set."""
         if self.logit_scale_max > 0:

@@ -6,8 +6,6 @@ method that needs it is charged for it.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -29,6 +27,7 @@ from chexstudy.pretraining.streams import stream_generator, stream_seed
 from chexstudy.pretraining.training import choose_autocast
 from chexstudy.progress import progress
 from chexstudy.runs import Run
+from chexstudy.threads import use_threads
 
 _MADE_BY = "08_compare_curators"
 _COHORT, _PIXELS, _MANIFEST = "cohort.parquet", "pixels/index.parquet", "pixels/manifest.json"
@@ -207,7 +206,8 @@ def _measure(
     encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config, device))
     image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
     loss, error = np.empty(len(pairs)), np.empty(len(pairs))
-    with _threads(config.threads), torch.no_grad():
+    # As an arm is trained, so that seconds can be added up and sums agree in the last bits.
+    with use_threads(config.threads), torch.no_grad():
         start = time.perf_counter()
         scale = model.bounded_logit_scale()
         for rows in progress(_batches(len(pairs), seed, config), label="scoring training pairs, batches"):
@@ -226,14 +226,3 @@ def _batches(count: int, seed: int, config: PretrainingConfig) -> list[np.ndarra
     generator = stream_generator(seed, "scoring", fixed_streams=config.fixed_streams)
     order = torch.randperm(count, generator=generator).numpy()
     return np.array_split(order, max(1, -(-count // config.batch_size)))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many threads as an arm is trained with, so that seconds can be added up and sums agree in the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

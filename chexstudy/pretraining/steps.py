@@ -136,7 +136,7 @@ class PairEncoder:
         return encode_texts(self.model.text_tower, batch)
 
     def _project(self, side: str, rows: np.ndarray, backward: bool) -> Tensor:
-        tower = self.model.image_tower if side == "image" else self.model.text_tower
+        tower = self.model.tower(side)
         self.flops += self._projection_flops(side, len(rows), backward)
         return tower.project(torch.from_numpy(np.asarray(self.features[side][rows])).to(self.device))
 
@@ -173,7 +173,7 @@ class PairEncoder:
 
     @torch.no_grad()
     def _embed_frozen_own(self, side: str, rows: np.ndarray) -> Tensor:
-        tower = self.model.image_tower if side == "image" else self.model.text_tower
+        tower = self.model.tower(side)
         found = [torch.empty((0, tower.encoder.dim), device=self.device)]
         for part in self.pieces(rows) if len(rows) else ():
             with self._precision():
