@@ -1,6 +1,7 @@
 """What the engine can be told to do differently: each option does what it says, and costs what it says."""
 
 import json
+import threading
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine import pretrain
+from chexstudy.pretraining.frozen import _take_turns
 from chexstudy.pretraining.loss import pair_losses
 from chexstudy.pretraining.model import build_model, load_model
 
@@ -118,6 +120,21 @@ def test_a_frozen_encoder_stays_as_it_was_and_is_asked_once(tiny_study, side):
     assert len(features) == 1
     _train(tiny_study, "full", frozen_towers=[side])
     assert list(tiny_study.path("pretraining/frozen").glob(f"{side}-*.npy")) == features
+
+
+def test_arms_side_by_side_compute_the_features_of_a_frozen_encoder_in_turn(tmp_path):
+    entered = threading.Event()
+
+    def enter():
+        with _take_turns(tmp_path / "text.lock"):
+            entered.set()
+
+    with _take_turns(tmp_path / "text.lock"):
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(10)
+    other.join()
 
 
 def test_low_rank_updates_are_merged_into_what_is_saved(tiny_study):

@@ -1,6 +1,10 @@
 """Features of encoders that are not trained: computed once for all arms and epochs that start from the same weights."""
 
+import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 
@@ -33,16 +37,28 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
     key = run.key(parameters, _INPUTS)
     stem = f"pretraining/frozen/{side}-{hash_values(key)[:16]}"
     array, record = f"{stem}.npy", f"{stem}.json"
-    # Everybody looks before the first one writes.
-    there = run.is_current(record, key) and run.has(array)
-    encoder.processes.wait()
-    if not there:
-        _compute(run, side, encoder, array, record)
-        if encoder.processes.first:
-            run.record(record, parameters, _INPUTS)
+    with _take_turns(run.path(f"{stem}.lock")) if encoder.processes.first else nullcontext():
+        # Everybody looks once it is their turn, and before the first one writes.
         encoder.processes.wait()
+        there = run.is_current(record, key) and run.has(array)
+        encoder.processes.wait()
+        if not there:
+            _compute(run, side, encoder, array, record)
+            if encoder.processes.first:
+                run.record(record, parameters, _INPUTS)
+            encoder.processes.wait()
     cost = run.read_json(record, _MADE_BY)
     return run.read_array(array, _MADE_BY, memory_map=True), {part: cost[part] for part in ("flops", "seconds")}
+
+
+@contextmanager
+def _take_turns(path: Path) -> Iterator[None]:
+    """Hold a lock that arms trained side by side share: the second finds the features that the first has computed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        # The system lets go of it when the process ends, killed or not.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compute(run: Run, side: str, encoder: PairEncoder, array: str, record: str) -> None:
