@@ -27,7 +27,6 @@ text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder
 image_size = 96  # side in pixels at which the image encoder looks
 warm_up_epochs = 4  # plain epochs over all pairs before curation; 0 for pretrained encoders
 curation_epochs = 1  # epochs in which pairs are scored and selected anew
-curation_epochs = 1  # epochs in which pairs are scored and selected anew
 subset_epochs = 9  # epochs over the kept pairs after curation
 batch_size = 128  # pairs a training step
 micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
@@ -35,8 +34,6 @@ super_batch = 480  # pairs scored together and selected from
 rule = "published"  # published, or budgeted: exactly the budget is kept (constants: budget=0.227)
 prototypes = 6  # number of prototypes, K
 central_cap = 10  # central members kept a prototype and super-batch
-outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
-rule = "published"  # published, or budgeted: exactly the budget is kept (constants: budget=0.227)
 outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
 learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16

@@ -99,6 +99,13 @@ def test_a_notebook_opens_with_its_title_and_its_parameters(source):
 
 
 @each_notebook
+def test_a_parameter_is_declared_once(source):
+    cell = next(cell for cell in read_cells(source) if cell.metadata.get("tags") == ["parameters"])
+    names = [line.split("=")[0].split(":")[0].strip() for line in cell.source.splitlines()]
+    assert sorted(names) == sorted(set(names))
+
+
+@each_notebook
 def test_code_that_belongs_in_the_package_is_not_in_a_notebook(source):
     for cell in code_cells(source):
         lines = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))

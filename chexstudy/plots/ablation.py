@@ -107,7 +107,7 @@ def _draw_metric(axes: Axes, rows: pd.DataFrame, lines: list, scale: float) -> N
             continue
         style = _REFERENCE if row.published else _OTHER
         draw_estimate(axes, scale * row.measure, y, scale * row.ci_low, scale * row.ci_high, style)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
     axes.margins(x=0.12)
 
