@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.heads.losses import LOSSES, make_loss
+
+# Four training images and two findings: 1 of 4 present, and 2 of 3 known.
+TRAINING = np.array([[1, 1], [0, 1], [0, 0], [0, np.nan]])
+
+
+def tensor(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def entropy(logit, label):
+    return np.log1p(np.exp(-logit)) if label else np.log1p(np.exp(logit))
+
+
+def test_cross_entropy_is_the_sum_over_findings_and_images():
+    loss = make_loss("bce", TRAINING)(tensor([[0.0, 2.0], [-1.0, 3.0]]), tensor([[1, 0], [0, 1]]))
+    by_hand = np.log(2) + entropy(2, 0) + entropy(-1, 0) + entropy(3, 1)
+    assert loss.item() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_asymmetric_loss_by_hand():
+    # Logits of probability 3/4, 1/4 and 0.04: the last lies under the clip and costs nothing when absent.
+    logits = tensor([[np.log(3), -np.log(3)], [np.log(0.04 / 0.96), np.log(3)]])
+    loss = make_loss("asymmetric", TRAINING)(logits, tensor([[1, 1], [0, 0]]))
+    by_hand = -(0.25 * np.log(0.75) + 0.75 * np.log(0.25) + 0.70**4 * np.log(0.30))
+    assert loss.item() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_asymmetric_loss_without_focus_and_clip_is_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 2, generator=generator, dtype=torch.float64) * 5
+    labels = (torch.rand(6, 2, generator=generator) < 0.5).double()
+    plain = make_loss("asymmetric", TRAINING, focus_absent=0, focus_present=0, clip=0)(logits, labels)
+    assert plain.item() == pytest.approx(make_loss("bce", TRAINING)(logits, labels).item(), abs=1e-10)
+
+
+def test_class_balanced_weights_by_effective_number():
+    # With beta 0.5, one case counts as 1, two as 1.5, three as 1.75.
+    loss = make_loss("class_balanced", TRAINING, beta=0.5)
+    present, absent = 2 * 1.75 / 2.75, 2 * 1 / 2.75
+    assert loss(tensor([[0.0, 0.0]]), tensor([[1, np.nan]])).item() == pytest.approx(present * np.log(2), abs=1e-12)
+    assert loss(tensor([[0.0, 0.0]]), tensor([[0, np.nan]])).item() == pytest.approx(absent * np.log(2), abs=1e-12)
+    # The second finding has two present and one absent.
+    assert loss(tensor([[0.0, 0.0]]), tensor([[-1, 1]])).item() == pytest.approx(2 * 1 / 2.5 * np.log(2), abs=1e-12)
+    alike = make_loss("class_balanced", TRAINING, beta=0)
+    logits, labels = tensor([[1.0, -2.0], [0.5, 3.0]]), tensor([[1, 0], [0, 1]])
+    assert alike(logits, labels).item() == pytest.approx(make_loss("bce", TRAINING)(logits, labels).item(), abs=1e-12)
+
+
+def test_logit_adjustment_adds_the_log_odds_of_the_prevalence_in_training():
+    loss = make_loss("logit_adjusted", TRAINING, tau=2)
+    by_hand = entropy(0.3 + 2 * np.log(1 / 3), 1) + entropy(-0.2 + 2 * np.log(2), 0)
+    assert loss(tensor([[0.3, -0.2]]), tensor([[1, 0]])).item() == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_a_constant_score_is_best_at_zero_under_logit_adjustment():
+    # The optimum of the adjusted loss is the log likelihood ratio, which is 0 where the image says nothing.
+    labels = tensor(np.tile(TRAINING[:, :1], 2))
+    logits = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
+    make_loss("logit_adjusted", labels.numpy())(logits, labels).backward()
+    np.testing.assert_allclose(logits.grad.sum(dim=0), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_masked_labels_give_exactly_no_loss_and_no_gradient(name):
+    logits = torch.tensor([[0.7, -3.0], [200.0, 1.5]], requires_grad=True)
+    labels = torch.tensor([[-1.0, 1.0], [float("nan"), 0.0]])
+    loss = make_loss(name, TRAINING)(logits, labels)
+    loss.backward()
+    assert torch.equal(logits.grad[:, 0], torch.zeros(2))
+    assert (logits.grad[:, 1] != 0).all()
+    alone = make_loss(name, TRAINING)(logits, torch.full((2, 2), float("nan")))
+    assert alone.item() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_extreme_logits_give_finite_losses_and_gradients(name, clip):
+    values = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4])
+    for label in (0.0, 1.0):
+        logits = values.clone()[:, None].requires_grad_()
+        loss = make_loss(name, np.array([[1.0], [0.0]]), clip=clip)(logits, torch.full((7, 1), label))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_the_loss(name):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = tensor([[1, 0], [0, 1], [-1, 0], [1, np.nan], [0, 0]])
+    assert torch.autograd.gradcheck(lambda one: make_loss(name, TRAINING)(one, labels), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_heads_side_by_side_cost_the_sum_of_each(name):
+    loss = make_loss(name, TRAINING)
+    logits = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = tensor(TRAINING)
+    assert loss(logits, labels).item() == pytest.approx(sum(loss(one, labels).item() for one in logits), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_finding_without_positives_without_negatives_or_without_labels_stays_finite(name):
+    training = np.array([[0, 1, -1], [0, 1, np.nan]])
+    logits = torch.zeros(2, 3, requires_grad=True)
+    make_loss(name, training)(logits, torch.tensor([[0.0, 1.0, -1.0], [1.0, 0.0, 1.0]])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_what_cannot_be_used_is_named():
+    with pytest.raises(StudyError, match="there is no loss 'focal': use one of bce"):
+        make_loss("focal", TRAINING)
+    with pytest.raises(StudyError, match="1, 0, -1 or NaN"):
+        make_loss("bce", TRAINING * 2)
+    with pytest.raises(StudyError, match="a focus must be 0 or at least 1"):
+        make_loss("asymmetric", TRAINING, focus_absent=0.5)
+    with pytest.raises(StudyError, match="less than 1"):
+        make_loss("class_balanced", TRAINING, beta=1.0)
+    with pytest.raises(StudyError, match=r"must both end in \(images, 2\)"):
+        make_loss("bce", TRAINING)(torch.zeros(4, 3), torch.zeros(4, 3))
