@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort, validate_cohort, write_cohort
+from chexstudy.cohort.table import (
+    finding_columns,
+    label_matrix,
+    outcome_columns,
+    outcome_names,
+    read_cohort,
+    validate_cohort,
+    write_cohort,
+)
 from chexstudy.errors import StudyError
 
 
@@ -142,3 +150,77 @@ def test_no_table_and_something_else_are_one_sentence(tmp_path):
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(StudyError, match=r"there is no cohort table at .*folder\.parquet"):
         read_cohort(tmp_path / "folder.parquet")
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+OUTCOMES = {
+    "outcome_death_years": [2.5, 10, None, 0.25],
+    "outcome_malposition": [None, 0, 1, None],
+    "outcome_death": [1, 0, None, 1],
+}
+
+
+def test_outcomes_stand_behind_the_findings_each_event_before_its_time_and_are_no_findings(tmp_path):
+    cohort = make_cohort(**OUTCOMES)
+    shuffled = cohort[[*OUTCOMES, *[name for name in cohort.columns if name not in OUTCOMES]]]
+    back = read_cohort(write_cohort(shuffled, tmp_path / "cohort.parquet"))
+    expected = ["outcome_malposition", "outcome_death", "outcome_death_years"]
+    assert list(back.columns[-5:]) == ["Mass", "Hernia", *expected]
+    assert finding_columns(back) == ["Mass", "Hernia"]
+    assert outcome_names(back) == ["malposition", "death"]
+    assert outcome_columns(back) == expected
+    assert [str(dtype) for dtype in back[expected].dtypes] == ["Int8", "Int8", "float32"]
+    assert back.outcome_death.tolist() == [1, 0, pd.NA, 1]
+    np.testing.assert_array_equal(back.outcome_death_years, np.array([2.5, 10, np.nan, 0.25], dtype="float32"))
+    pd.testing.assert_frame_equal(back, validate_cohort(back))
+
+
+def test_a_cohort_without_outcomes_has_none():
+    cohort = validate_cohort(make_cohort())
+    assert outcome_names(cohort) == outcome_columns(cohort) == []
+    assert finding_columns(cohort) == ["Mass", "Hernia"]
+
+
+def test_a_time_without_its_event_is_named():
+    assert sentence(outcome_death_years=[1, 2, 3, 4]) == (
+        "cohort.parquet: the time 'outcome_death_years' has no event column 'outcome_death': add it, 1 where the event "
+        "happened and 0 where observation ended without it."
+    )
+    # The time of a time has no event either, and must not vanish.
+    assert "'outcome_death_years_years' has no event column" in sentence(**OUTCOMES, outcome_death_years_years=1.0)
+
+
+@pytest.mark.parametrize(
+    ("events", "held"),
+    [
+        ([1, 0, -1, 0], "holds -1"),
+        ([1, 0, 2, 0], "holds 2"),
+        ([1, 0, "dead", 0], "holds 'dead'"),
+        ([1, 0, 0.5, 0], "holds 0.5"),
+    ],
+)
+def test_an_event_outside_the_contract_is_named(events, held):
+    assert sentence(**OUTCOMES | {"outcome_death": events}) == (
+        f"cohort.parquet: row 2 (a/3), column 'outcome_death' {held}; "
+        "an outcome is 1 (it happened), 0 (it did not) or empty (unknown)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("years", "row", "held"),
+    [
+        ([2.5, -1, None, 1], 1, "holds -1.0"),
+        ([2.5, 0, None, 1], 1, "holds 0.0"),
+        ([2.5, None, None, 1], 1, "is empty"),
+        ([2.5, np.inf, None, 1], 1, "holds inf"),
+        ([2.5, "long", None, 1], 1, "holds 'long'"),
+        # Where the outcome is unknown a time need not be there, but must not be impossible.
+        ([2.5, 1, -3, 1], 2, "holds -3.0"),
+    ],
+)
+def test_an_impossible_or_missing_time_is_named(years, row, held):
+    assert sentence(**OUTCOMES | {"outcome_death_years": years}) == (
+        f"cohort.parquet: row {row} (a/{row + 1}), column 'outcome_death_years' {held}; "
+        "a time is a number of years above 0, and is empty only where the outcome is unknown."
+    )

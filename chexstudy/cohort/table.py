@@ -3,7 +3,10 @@
 Columns: ``image_id`` (stable, ``source/official-name``, never a position), ``patient_id``, ``study_id``, ``source``,
 ``split`` (train | validate | test | test_enriched), ``view`` (PA | AP | lateral | unknown), ``sex`` (F | M | unknown),
 ``age_years`` (may be null), ``image_path``, ``report``, ``report_origin`` (written | template | none), then one
-``Int8`` column for each finding: present 1, absent 0, uncertain -1, not stated null.
+``Int8`` column for each finding: present 1, absent 0, uncertain -1, not stated null. A table may end with outcomes,
+whose columns begin with ``outcome_``: ``outcome_<name>`` (``Int8``: it happened 1, it did not 0, unknown null) and, for
+an outcome with a time, ``outcome_<name>_years`` (``float32``: years from the image to the event or, where there was
+none, to the end of observation).
 
 ``patient_id`` carries its source (``nih/1280``), so that two sources never collide. ``image_path`` is relative to the
 table's folder or absolute.
@@ -24,6 +27,9 @@ SEXES = ("F", "M", "unknown")
 REPORT_ORIGINS = ("written", "template", "none")
 NO_FINDING = "No Finding"
 
+OUTCOME_PREFIX = "outcome_"
+YEARS_SUFFIX = "_years"
+
 _LONGEST_SHOWN = 40
 _TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
 RESERVED_COLUMNS = (
@@ -43,7 +49,21 @@ RESERVED_COLUMNS = (
 
 def finding_columns(cohort: pd.DataFrame) -> list[str]:
     """The finding columns of a cohort table, in the table's order."""
-    return [column for column in cohort.columns if column not in RESERVED_COLUMNS]
+    return [name for name in cohort.columns if name not in RESERVED_COLUMNS and not name.startswith(OUTCOME_PREFIX)]
+
+
+def outcome_names(cohort: pd.DataFrame) -> list[str]:
+    """The outcomes of a cohort table, without the prefix of their columns, in the table's order."""
+    columns = [name for name in cohort.columns if name.startswith(OUTCOME_PREFIX)]
+    # A time without its event stays in the list, for validation to name it.
+    times = {f"{name}{YEARS_SUFFIX}" for name in columns if not name.endswith(YEARS_SUFFIX)}
+    return [name.removeprefix(OUTCOME_PREFIX) for name in columns if name not in times]
+
+
+def outcome_columns(cohort: pd.DataFrame) -> list[str]:
+    """The outcome columns of a cohort table: of each outcome the event, then the time if it has one."""
+    columns = [f"{OUTCOME_PREFIX}{name}" for name in outcome_names(cohort)]
+    return [one for name in columns for one in (name, f"{name}{YEARS_SUFFIX}") if one in cohort.columns]
 
 
 def label_matrix(cohort: pd.DataFrame, findings: list[str]) -> np.ndarray:
@@ -51,7 +71,7 @@ def label_matrix(cohort: pd.DataFrame, findings: list[str]) -> np.ndarray:
     return cohort[findings].to_numpy(dtype="float32", na_value=np.nan)
 
 
-def _schema(findings: list[str]) -> pa.DataFrameSchema:
+def _schema(findings: list[str], outcomes: list[str]) -> pa.DataFrameSchema:
     text = {name: pa.Column(str, pa.Check.str_length(min_value=1), unique=name == "image_id") for name in _TEXT_COLUMNS}
     columns = {
         **text,
@@ -62,20 +82,27 @@ def _schema(findings: list[str]) -> pa.DataFrameSchema:
         "report": pa.Column(str),
         "report_origin": pa.Column(str, pa.Check.isin(REPORT_ORIGINS)),
         **{name: pa.Column("Int8", pa.Check.isin([1, 0, -1]), nullable=True) for name in findings},
+        **{
+            name: pa.Column("float32", nullable=True)
+            if name.endswith(YEARS_SUFFIX)
+            else pa.Column("Int8", pa.Check.isin([1, 0]), nullable=True)
+            for name in outcomes
+        },
     }
-    return pa.DataFrameSchema({name: columns[name] for name in (*RESERVED_COLUMNS, *findings)}, strict=True)
+    return pa.DataFrameSchema({name: columns[name] for name in (*RESERVED_COLUMNS, *findings, *outcomes)}, strict=True)
 
 
 def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> pd.DataFrame:
     """Check a cohort table against the contract and return it with the contract's column order and types.
 
     Args:
-        cohort: the table; every column that is not reserved is taken as a finding.
+        cohort: the table; every column that is neither reserved nor begins with ``outcome_`` is taken as a finding.
         origin: what to call the table in an error message, for example its path.
 
     Raises:
-        StudyError: a column is missing or unknown to the contract, a value is out of range, an ``image_id`` repeats, or
-            a patient lies in more than one split. The sentence names the first row and the column.
+        StudyError: a column is missing or unknown to the contract, a value is out of range, an ``image_id`` repeats, a
+            patient lies in more than one split, or an outcome's event or time is missing or impossible. The sentence
+            names the first row and the column.
     """
     missing = [name for name in RESERVED_COLUMNS if name not in cohort.columns]
     if missing:
@@ -85,8 +112,8 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         )
     if cohort.empty:
         raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")
-    findings = finding_columns(cohort)
-    cohort = cohort.reset_index(drop=True)[[*RESERVED_COLUMNS, *findings]]
+    findings, outcomes = finding_columns(cohort), outcome_columns(cohort)
+    cohort = cohort.reset_index(drop=True)[[*RESERVED_COLUMNS, *findings, *outcomes]]
     for name in findings:
         numbers = pd.to_numeric(cohort[name], errors="coerce")
         wrong = (numbers.isna() & cohort[name].notna()) | ~(numbers.isna() | numbers.isin([1, 0, -1]))
@@ -98,6 +125,8 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
                 "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
             )
         cohort[name] = numbers.astype("Int8")
+    for name in outcome_names(cohort):
+        _check_outcome(cohort, name, origin)
     for name in RESERVED_COLUMNS:
         if name == "age_years":
             years = pd.to_numeric(cohort[name], errors="coerce").astype("float32")
@@ -113,7 +142,7 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         else:
             cohort[name] = cohort[name].astype(str)
     try:
-        cohort = _schema(findings).validate(cohort, lazy=False)
+        cohort = _schema(findings, outcomes).validate(cohort, lazy=False)
     except pa.errors.SchemaError as error:
         cases = error.failure_cases
         column = error.schema.name
@@ -134,6 +163,34 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
             f"{len(shared)} patient(s) lie in more than one split: give all images of a patient the same split."
         )
     return cohort
+
+
+def _check_outcome(cohort: pd.DataFrame, name: str, origin: str) -> None:
+    """Give the columns of one outcome their types, or name the first cell that cannot be."""
+    column, years_column = f"{OUTCOME_PREFIX}{name}", f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}"
+    if not name or name.endswith(YEARS_SUFFIX):
+        raise StudyError(
+            f"{origin}: the time {column!r} has no event column {column.removesuffix(YEARS_SUFFIX)!r}: add it, 1 where "
+            "the event happened and 0 where observation ended without it."
+        )
+    events = pd.to_numeric(cohort[column], errors="coerce")
+    wrong = (events.isna() & cohort[column].notna()) | ~(events.isna() | events.isin([1, 0]))
+    expected = "an outcome is 1 (it happened), 0 (it did not) or empty (unknown)"
+    if not wrong.any():
+        cohort[column] = events.astype("Int8")
+        if years_column not in cohort:
+            return
+        column, known = years_column, events.notna()
+        years = pd.to_numeric(cohort[column], errors="coerce").astype("float32")
+        missing = known & cohort[column].isna()
+        wrong = missing | (cohort[column].notna() & ~(years.gt(0) & np.isfinite(years)))
+        expected = "a time is a number of years above 0, and is empty only where the outcome is unknown"
+        if not wrong.any():
+            cohort[column] = years
+            return
+    row = int(np.flatnonzero(wrong)[0])
+    held = "is empty" if pd.isna(cohort[column][row]) else f"holds {show_value(cohort[column][row])!r}"
+    raise StudyError(f"{origin}: row {row} ({cohort.image_id[row]}), column {column!r} {held}; {expected}.")
 
 
 def show_value(value: object) -> object:
