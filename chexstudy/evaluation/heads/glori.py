@@ -1,0 +1,307 @@
+"""GLoRI: one query a finding looks at the patch tokens of a frozen encoder and answers for its finding alone.
+
+Source: CheXFound (arXiv 2502.05142; IEEE TMI 44(12), 2025). `glori_v1` is the head of its public code, `glori_v2` the
+one of the paper, which adds an adaptive temperature, pyramid patch merging and a skip connection of the CLS tokens. Of
+those three the paper gives no code; what it leaves open is said at each option of `GloriHead`.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chexstudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from chexstudy.evaluation.heads.training import FeatureBatch
+
+PYRAMID = (8, 4, 2)
+MERGES = ("add", "concatenate")
+# The temperature's hidden layer is this many times narrower than the head.
+_NARROWER = 4
+
+
+class GloriHead(nn.Module):
+    """Class queries, one layer of cross-attention without self-attention, one linear read-out a finding.
+
+    With X the tokens after a linear layer and ReLU, each query q goes through (post-norm)::
+
+        q <- LN(q + dropout(q))
+        q <- LN(q + dropout(attend(q, X, X)))
+        q <- LN(q + dropout(W2 dropout(relu(W1 q))))
+
+    and the logit of finding m is ``w_m . q_m + b_m``. Weights start as in the public code: queries N(0, 1), read-out
+    Xavier-normal with bias 0, the rest as torch does. Dropout draws from torch's global generator, as everywhere in
+    torch; whoever trains seeds it.
+
+    Args:
+        channels: how many channels of the tokens are read, the last ones: ``sum(widths)`` for all blocks,
+            ``sum(widths[-2:])`` for the last two.
+        findings: number of findings.
+        width: dimension of queries and projected tokens.
+        heads: heads of the attention.
+        feedforward: hidden width of W1.
+        dropout: on queries, attention weights and both layers of the feed-forward part.
+        learnable_queries: train the queries; the public code leaves them as they were drawn.
+        cat_cls: put the CLS tokens in front of each query's output before the read-out, as the public code can. It is
+            also our reading of the paper's CLS skip connection.
+        temperature: multiply the attention logits of each query by ``exp(tanh(f(mean of X)))``, between 1 / e and e.
+            Our choice: f has one hidden ReLU layer of ``width / 4`` and one output a query, shared by the heads; its
+            last layer starts at 0, so that every temperature starts at 1.
+        pyramid: window sizes of pyramid patch merging, `PYRAMID` in the paper, which pools a 32 x 32 grid: patches
+            averaged over windows, a linear layer to ``width / len(pyramid)`` for each size, every patch given its
+            window's vector, sizes concatenated. On grids that a window does not divide, the last window of a row or
+            column is smaller; a window larger than the grid is the whole image.
+        merge: how the pyramid joins the projected patches, which the paper leaves open: ``add`` before the ReLU, or
+            ``concatenate`` and a linear layer back to ``width`` before the ReLU.
+        generator: draws the weights.
+
+    Attributes:
+        needs_patches: heads without it can be trained on pooled features alone.
+        settings: the arguments but the generator, to build the head again.
+
+    Raises:
+        StudyError: a size is not positive, ``width`` cannot be cut into heads, or an option is unknown.
+    """
+
+    needs_patches = True
+
+    def __init__(
+        self,
+        channels: int,
+        findings: int,
+        *,
+        width: int = 768,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+        learnable_queries: bool = False,
+        cat_cls: bool = False,
+        temperature: bool = False,
+        pyramid: tuple[int, ...] = (),
+        merge: str = "add",
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.settings = {
+            "channels": channels,
+            "findings": findings,
+            "width": width,
+            "heads": heads,
+            "feedforward": feedforward,
+            "dropout": dropout,
+            "learnable_queries": learnable_queries,
+            "cat_cls": cat_cls,
+            "temperature": temperature,
+            "pyramid": tuple(pyramid),
+            "merge": merge,
+        }
+        _check_settings(self.settings)
+        self.channels = channels
+        # Layers of torch draw from the global generator: it is borrowed, and given back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            self.project = nn.Linear(channels, width)
+            self.queries = nn.Parameter(torch.randn(findings, width), requires_grad=learnable_queries)
+            self.attend = CrossAttention(width, heads, dropout)
+            self.expand = nn.Linear(width, feedforward)
+            self.contract = nn.Linear(feedforward, width)
+            self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+            self.dropout = nn.Dropout(dropout)
+            read = width + channels * cat_cls
+            self.read_weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(findings, read)))
+            self.read_bias = nn.Parameter(torch.zeros(findings))
+            self.pyramid = PatchPyramid(channels, width, tuple(pyramid)) if pyramid else None
+            self.merge = nn.Linear(2 * width, width) if pyramid and merge == "concatenate" else None
+            self.temperature = _make_temperature(width, findings) if temperature else None
+        self.cat_cls = cat_cls
+
+    def forward(self, batch: "FeatureBatch") -> Tensor:
+        """Logits ``(batch, findings)``.
+
+        Raises:
+            StudyError: the batch has no patches, or too few channels.
+        """
+        queries = self._look(batch)[0]
+        inner = self.contract(self.dropout(F.relu(self.expand(queries))))
+        queries = self.norms[2](queries + self.dropout(inner))
+        width = queries.shape[-1]
+        logits = torch.einsum("bmd,md->bm", queries, self.read_weight[:, -width:]) + self.read_bias
+        if self.cat_cls:
+            # The part of the read-out that reads the CLS tokens, without copying them for every finding.
+            logits = logits + self._take(batch.cls) @ self.read_weight[:, :-width].T
+        return logits
+
+    @torch.no_grad()
+    def attention(self, batch: "FeatureBatch") -> Tensor:
+        """Where each query looks: weights ``(batch, heads, findings, tokens)`` that sum to 1 over tokens.
+
+        Always without dropout, whatever mode the head is in.
+
+        Raises:
+            StudyError: as `forward`.
+        """
+        training = self.training
+        self.eval()
+        try:
+            return self._look(batch)[1]
+        finally:
+            self.train(training)
+
+    def _look(self, batch: "FeatureBatch") -> tuple[Tensor, Tensor]:
+        """Queries after attention ``(batch, findings, width)``, and its weights."""
+        if batch.patches is None:
+            raise StudyError("GLoRI looks at patch tokens and these features hold none: freeze them with patches.")
+        tokens = self._embed_tokens(self._take(batch.patches))
+        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.norms[0](queries + self.dropout(queries))
+        temperature = None if self.temperature is None else self.temperature(tokens.mean(dim=1)).tanh().exp()
+        seen, weights = self.attend(queries, tokens, temperature)
+        return self.norms[1](queries + self.dropout(seen)), weights
+
+    def _embed_tokens(self, patches: Tensor) -> Tensor:
+        """X: ``(batch, tokens, width)``."""
+        tokens = self.project(patches)
+        if self.pyramid is not None:
+            coarse = self.pyramid(patches)
+            tokens = tokens + coarse if self.merge is None else self.merge(torch.cat([tokens, coarse], dim=-1))
+        return F.relu(tokens)
+
+    def _take(self, features: Tensor) -> Tensor:
+        """The channels that are read, in the type of the weights (features are stored in half precision)."""
+        if features.shape[-1] < self.channels:
+            raise StudyError(
+                f"these features have {features.shape[-1]} channels and the head reads {self.channels}: "
+                "use features of the encoder and the blocks it was made for."
+            )
+        return features[..., -self.channels :].to(self.project.weight.dtype)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to tokens: torch's `MultiheadAttention`, with a temperature for each query.
+
+    Its parameters have the names and the starting values of torch's.
+
+    Args:
+        width: dimension of queries and tokens.
+        heads: number of heads.
+        dropout: on the attention weights.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.zeros_(self.out_proj.bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, tokens: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            queries: ``(batch, queries, width)``.
+            tokens: ``(batch, tokens, width)``.
+            temperature: ``(batch, queries)``, what the attention logits are multiplied by.
+
+        Returns:
+            Outputs ``(batch, queries, width)`` and weights ``(batch, heads, queries, tokens)`` before dropout.
+        """
+        batch, count, width = queries.shape
+        of_query, of_tokens = self.in_proj_weight.split([width, 2 * width])
+        query_bias, token_bias = self.in_proj_bias.split([width, 2 * width])
+        asked = F.linear(queries, of_query, query_bias) * math.sqrt(self.heads / width)
+        if temperature is not None:
+            asked = asked * temperature[..., None]
+        asked = asked.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        # One product for keys and values: the tokens are read once.
+        both = F.linear(tokens, of_tokens, token_bias).unflatten(-1, (2, self.heads, -1))
+        keys, values = both.permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(asked @ keys.transpose(-1, -2), dim=-1)
+        seen = self.dropout(weights) @ values
+        return self.out_proj(seen.transpose(1, 2).reshape(batch, count, width)), weights
+
+
+class PatchPyramid(nn.Module):
+    """Coarse neighbours of each patch: averages over windows of several sizes, each with a linear layer of its own.
+
+    Args:
+        channels: channels of a patch.
+        width: channels that come out, shared evenly by the sizes; the first ones take what is left over.
+        sizes: sides of the windows in patches.
+    """
+
+    def __init__(self, channels: int, width: int, sizes: tuple[int, ...]):
+        super().__init__()
+        self.sizes = sizes
+        shares = [width // len(sizes) + (place < width % len(sizes)) for place in range(len(sizes))]
+        self.project = nn.ModuleList(nn.Linear(channels, share) for share in shares)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """``(batch, grid * grid, channels)`` to ``(batch, grid * grid, width)``.
+
+        Raises:
+            StudyError: the tokens are not a square grid.
+        """
+        grid = square_side(patches.shape[1])
+        image = patches.transpose(1, 2).unflatten(-1, (grid, grid))
+        levels = []
+        for size, project in zip(self.sizes, self.project, strict=True):
+            window = min(size, grid)
+            pooled = F.avg_pool2d(image, window, ceil_mode=True)
+            # The linear layer comes before the windows are spread out again: the same numbers, fewer products.
+            coarse = project(pooled.permute(0, 2, 3, 1))
+            spread = coarse.repeat_interleave(window, dim=1)[:, :grid].repeat_interleave(window, dim=2)[:, :, :grid]
+            levels.append(spread.flatten(1, 2))
+        return torch.cat(levels, dim=-1)
+
+
+def glori_v1(channels: int, findings: int, *, generator: torch.Generator, **options) -> GloriHead:
+    """The head of the public code; ``options`` are those of `GloriHead` (``width``, ``dropout``, ``cat_cls`` ...)."""
+    return GloriHead(channels, findings, generator=generator, **options)
+
+
+def glori_v2(channels: int, findings: int, *, generator: torch.Generator, **options) -> GloriHead:
+    """The head of the paper: temperature, pyramid patch merging and CLS skip; ``options`` are those of `GloriHead`."""
+    paper = {"cat_cls": True, "temperature": True, "pyramid": PYRAMID}
+    return GloriHead(channels, findings, generator=generator, **(paper | options))
+
+
+def square_side(tokens: int) -> int:
+    """The side of a square grid of so many tokens.
+
+    Raises:
+        StudyError: it is no square.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens or side == 0:
+        raise StudyError(f"{tokens} patch tokens make no square grid: use square images and patches alone.")
+    return side
+
+
+def _make_temperature(width: int, findings: int) -> nn.Sequential:
+    hidden = max(1, width // _NARROWER)
+    last = nn.Linear(hidden, findings)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
+
+
+def _check_settings(settings: dict) -> None:
+    for name in ("channels", "findings", "width", "heads", "feedforward"):
+        if settings[name] < 1:
+            raise StudyError(f"{name} of a GLoRI head must be 1 or more, not {settings[name]}.")
+    if settings["width"] % settings["heads"]:
+        raise StudyError(
+            f"a GLoRI head of width {settings['width']} cannot be cut into {settings['heads']} heads: choose a width "
+            "that the number of heads divides."
+        )
+    if not 0 <= settings["dropout"] < 1:
+        raise StudyError(f"dropout lies from 0 to less than 1, not {settings['dropout']}.")
+    if any(size < 1 for size in settings["pyramid"]) or len(settings["pyramid"]) > settings["width"]:
+        raise StudyError(f"the windows of the pyramid must be 1 patch or more, not {settings['pyramid']}.")
+    if settings["merge"] not in MERGES:
+        raise StudyError(f"the pyramid is merged by {' or '.join(MERGES)}, not {settings['merge']!r}.")
