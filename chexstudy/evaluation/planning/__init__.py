@@ -1,0 +1,1 @@
+"""How many labels: learning curves, what they forecast, and what a target performance would cost."""
