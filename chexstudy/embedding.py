@@ -5,8 +5,7 @@ run goes on at the first part that is missing, and the parts do not depend on ea
 """
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +18,7 @@ from torch import Tensor
 from chexstudy.cohort.reports import training_text
 from chexstudy.encoders import ImageEncoder, TextEncoder
 from chexstudy.errors import StudyError
-from chexstudy.progress import progress
+from chexstudy.parts import Parts, write_rows
 from chexstudy.runs import Run, atomic_path
 
 _PART_ROWS = 1024
@@ -189,27 +188,28 @@ def embed_cohort(
     for encoder in (image_encoder, text_encoder):
         encoder.to(device).eval()
     image_ids, distinct = cohort["image_id"].tolist(), distinct_texts(texts)
-    parts = _Parts(run.path(_artifact(name, "parts")) / key[:16], dtype)
+    parts = Parts(run.path(_artifact(name, "parts")) / key[:16], _PART_ROWS)
     options = {"batch_size": batch_size, "device": device, "autocast": autocast}
-    parts.make(
-        "image", len(image_ids), lambda rows: embed_images(image_encoder, pixels.read(image_ids[rows]), **options)
-    )
-    parts.make(
-        "text",
-        len(distinct),
-        lambda rows: embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], **options),
-    )
+
+    def embed_image_rows(rows: slice) -> list[np.ndarray]:
+        return [embed_images(image_encoder, pixels.read(image_ids[rows]), **options).astype(dtype)]
+
+    def embed_text_rows(rows: slice) -> list[np.ndarray]:
+        return [embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], **options).astype(dtype)]
+
+    parts.make(("image",), len(image_ids), embed_image_rows, "embedding images")
+    parts.make(("text",), len(distinct), embed_text_rows, "embedding texts")
     # Without its id table a half-replaced set of embeddings counts as none.
     run.path(ids).unlink(missing_ok=True)
     with atomic_path(run.path(_artifact(name, "image.npy"))) as temporary:
-        _write_rows(temporary, parts.read("image", len(image_ids)), len(image_ids))
+        write_rows(temporary, parts.read("image", len(image_ids)), len(image_ids))
     unique = np.concatenate(list(parts.read("text", len(distinct))))
     rows = _rows_of(texts, distinct)
     with atomic_path(run.path(_artifact(name, "text.npy"))) as temporary:
-        _write_rows(temporary, (unique[rows[chunk]] for chunk in _chunks(len(rows))), len(rows))
+        write_rows(temporary, (unique[rows[chunk]] for chunk in parts.chunks(len(rows))), len(rows))
     run.write_table(ids, pd.DataFrame({"image_id": image_ids}))
     run.record(ids, parameters, inputs)
-    shutil.rmtree(parts.folder.parent)
+    parts.remove()
     return read_embeddings(run, name)
 
 
@@ -240,47 +240,3 @@ def _hash_pairs(image_ids: Sequence[str], texts: Sequence[str]) -> str:
     for image_id, text in zip(image_ids, texts, strict=True):
         digest.update(f"{image_id}\0{text}\0".encode())
     return digest.hexdigest()
-
-
-def _chunks(rows: int) -> list[slice]:
-    return [slice(start, min(start + _PART_ROWS, rows)) for start in range(0, rows, _PART_ROWS)]
-
-
-class _Parts:
-    """Embeddings in parts, one file each, under the key of the whole; parts of another key are thrown away."""
-
-    def __init__(self, folder: Path, dtype: str):
-        self.folder, self._dtype = folder, dtype
-        if folder.parent.exists():
-            for other in folder.parent.iterdir():
-                if other != folder:
-                    shutil.rmtree(other)
-
-    def _path(self, kind: str, rows: slice) -> Path:
-        return self.folder / f"{kind}_{rows.start:010d}.npy"
-
-    def make(self, kind: str, rows: int, embed: Callable[[slice], np.ndarray]) -> None:
-        """Compute and write the parts that are not there yet."""
-        missing = [chunk for chunk in _chunks(rows) if not self._path(kind, chunk).exists()]
-        for chunk in progress(missing, label=f"embedding {kind}s, parts of {_PART_ROWS}"):
-            with atomic_path(self._path(kind, chunk)) as temporary:
-                np.save(temporary, embed(chunk).astype(self._dtype))
-
-    def read(self, kind: str, rows: int) -> Iterator[np.ndarray]:
-        """The parts in their order."""
-        for chunk in _chunks(rows):
-            yield np.load(self._path(kind, chunk), allow_pickle=False)
-
-
-def _write_rows(path: Path, parts: Iterator[np.ndarray], rows: int) -> None:
-    """Write parts one after the other as one ``.npy`` file of ``rows`` rows; never all in memory.
-
-    Written, not mapped: a full disk is then an error and not a killed process.
-    """
-    with open(path, "wb") as file:
-        for number, part in enumerate(parts):
-            if number == 0:
-                descr = np.lib.format.dtype_to_descr(part.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": (rows, part.shape[1])}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(part).data)

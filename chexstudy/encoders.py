@@ -54,6 +54,12 @@ _DROPS_PATCHES = (
     *("vit", "deit", "dinov2", "dinov2_with_registers"),
     *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
 )
+# The normalisation after the last block. CLIP's own forward applies it to [CLS] alone.
+_FINAL_NORMS = {
+    **dict.fromkeys(("vit", "deit", "dinov2", "dinov2_with_registers"), "layernorm"),
+    **dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), "post_layernorm"),
+    "dinov3_vit": "norm",
+}
 # They take any size without being asked to.
 _ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 # Positions are absolute and every token sees every other: many texts can share one row if attention keeps them apart.
@@ -302,7 +308,7 @@ class ImageEncoder(_Encoder):
             )
         return (size // self.model.config.patch_size) ** 2
 
-    def _run(self, pixels: Tensor, size: int, patches: Tensor | None = None):
+    def _run(self, pixels: Tensor, size: int, patches: Tensor | None = None, **outputs: bool):
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (1, pixels.shape[-1], pixels.shape[-1]):
             raise StudyError(
                 "an image encoder takes square uint8 pixels (batch, 1, height, width), not "
@@ -319,7 +325,7 @@ class ImageEncoder(_Encoder):
         if self._channels_last:
             values = values.contiguous(memory_format=torch.channels_last)
         # Interpolating positions costs under 1 % of a pass over a batch of 32 or more, so they are not kept.
-        options = {"interpolate_pos_encoding": True} if self._interpolates else {}
+        options = ({"interpolate_pos_encoding": True} if self._interpolates else {}) | outputs
         if patches is None:
             return self.model(pixel_values=values, **options)
         total = self.count_patches(size)
@@ -362,13 +368,15 @@ class ImageEncoder(_Encoder):
             StudyError: the pixels are no square bytes, or the architecture cannot do with this size or fewer patches.
         """
         size = self.image_size if size is None else size
-        output = self._run(pixels, size, patches)
+        return self._pool(self._run(pixels, size, patches), size, None if patches is None else patches.shape[1])
+
+    def _pool(self, output, size: int, kept: int | None = None) -> Tensor:
         if self.pooling == "pooler":
             return output.pooler_output.flatten(1)
         if self.pooling == "projection":
             return output.image_embeds
         tokens = output.last_hidden_state
-        seen = self._patches(tokens, size, None if patches is None else patches.shape[1])
+        seen = self._patches(tokens, size, kept)
         pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: seen.mean(1), "max": lambda: seen.amax(1)}
         return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
 
@@ -379,8 +387,119 @@ class ImageEncoder(_Encoder):
         """
         return self._patches(self._run(pixels, self.image_size).last_hidden_state, self.image_size)
 
+    def count_blocks(self) -> int:
+        """How many blocks `block_tokens` can give: transformer blocks, or stages of a convolutional encoder.
+
+        Raises:
+            StudyError: the architecture does not show what leaves its blocks.
+        """
+        config = self.model.config
+        if config.model_type == "resnet":
+            return len(config.hidden_sizes)
+        if config.model_type in _FINAL_NORMS:
+            return config.num_hidden_layers
+        return len(self._blank_blocks())
+
+    def block_widths(self, blocks: int = 4) -> tuple[int, ...]:
+        """Channels of each of the last ``blocks`` blocks, first block first; ViT-L has 4 x 1024 = 4096.
+
+        Raises:
+            StudyError: there are not so many blocks, or the architecture does not show what leaves them.
+        """
+        self._check_blocks(blocks)
+        config = self.model.config
+        if config.model_type == "resnet":
+            return tuple(config.hidden_sizes[-blocks:])
+        if config.model_type in _FINAL_NORMS:
+            return (self.token_dim,) * blocks
+        return tuple(block.shape[1 if block.ndim == 4 else 2] for block in self._blank_blocks()[-blocks:])
+
+    def block_tokens(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor]:
+        """What the last blocks say of an image, as the heads on frozen features see it (CheXFound: 4 blocks of ViT-L).
+
+        Tokens of a transformer pass the backbone's final normalisation where it has one, so that the last block's
+        patches are those of `patch_tokens`. CLIP normalises [CLS] alone before it pools; here its patches are
+        normalised too. Registers are left out. SigLIP has no [CLS]: the mean over the patches of each block stands in.
+        Of architectures not listed in this module the final normalisation is not known, and only the last block, as
+        the model gives it, has passed it.
+
+        A ResNet's blocks are its stages. Their maps have different sizes and are brought to one grid, that of the
+        second-finest stage whatever ``blocks`` is: finer maps are averaged, coarser ones interpolated. "cls" is the
+        mean of each map as it leaves its stage.
+
+        Args:
+            pixels: uint8 ``(batch, 1, height, width)``, as in `forward`.
+            blocks: how many of the last blocks.
+
+        Returns:
+            [CLS] ``(batch, channels)`` and patches ``(batch, tokens, channels)``; channels are those of the blocks side
+            by side, first block first, and tokens go row by row over a square grid.
+
+        Raises:
+            StudyError: there are not so many blocks, or the architecture does not show what leaves them.
+        """
+        return self.embed_blocks(pixels, blocks)[1:]
+
+    def embed_blocks(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` gives and what `block_tokens` gives, in one pass: pooled ``(batch, dim)``, [CLS], patches."""
+        self._check_blocks(blocks)
+        output = self._run(pixels, self.image_size, output_hidden_states=True)
+        states = self._block_states(output)
+        pooled = self._pool(output, self.image_size)
+        if states[-1].ndim == 4:
+            return pooled, *_join_maps(states, blocks)
+        every = torch.cat(self._normalise_blocks(states[-blocks:], output.last_hidden_state), dim=2)
+        patches = self._patches(every, self.image_size)
+        has_cls = patches.shape[1] < every.shape[1]
+        return pooled, every[:, 0] if has_cls else patches.mean(1), patches
+
+    def _block_states(self, output) -> tuple[Tensor, ...]:
+        """What leaves each block, ``(batch, tokens, width)`` or ``(batch, width, height, width)``."""
+        # The first state is what enters the first block.
+        states = tuple(getattr(output, "hidden_states", None) or ())[1:]
+        alike = {state.ndim for state in states} in ({3}, {4})
+        if not alike or (states[0].ndim == 3 and len({state.shape[:2] for state in states}) > 1):
+            raise StudyError(
+                f"{self.origin['name']} is a {self.model.config.model_type}, whose blocks cannot be seen on one grid: "
+                "use a ViT, DINOv2, CLIP, SigLIP or ResNet."
+            )
+        return states
+
+    def _normalise_blocks(self, states: tuple[Tensor, ...], last: Tensor) -> list[Tensor]:
+        model_type = self.model.config.model_type
+        if model_type not in _FINAL_NORMS:
+            return [*states[:-1], last]
+        leaf = _FINAL_NORMS[model_type]
+        norm = next(module for name, module in self.model.named_modules() if name.rpartition(".")[2] == leaf)
+        normalised = norm(states[-1]) if model_type.startswith("clip") else last
+        return [*(norm(state) for state in states[:-1]), normalised]
+
+    def _check_blocks(self, blocks: int) -> None:
+        if not 1 <= blocks <= (most := self.count_blocks()):
+            raise StudyError(f"{self.origin['name']} has {most} blocks, not {blocks}: ask for 1 to {most} of them.")
+
+    @torch.no_grad()
+    def _blank_blocks(self) -> tuple[Tensor, ...]:
+        """What leaves each block for one blank image, where only the model itself knows."""
+        pixels = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self._scale.device)
+        return self._block_states(self._run(pixels, self.image_size, output_hidden_states=True))
+
     def describe(self) -> dict:
         return super().describe() | {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+
+
+def _join_maps(maps: tuple[Tensor, ...], blocks: int) -> tuple[Tensor, Tensor]:
+    """Means ``(batch, channels)`` and tokens ``(batch, tokens, channels)`` of the last maps, on one grid."""
+    sides = sorted((state.shape[-1] for state in maps), reverse=True)
+    grid = sides[min(1, len(sides) - 1)]
+    joined = []
+    for state in maps[-blocks:]:
+        if state.shape[-1] >= grid:
+            joined.append(functional.adaptive_avg_pool2d(state, grid))
+        else:
+            joined.append(functional.interpolate(state, (grid, grid), mode="bilinear", align_corners=False))
+    means = torch.cat([state.mean((2, 3)) for state in maps[-blocks:]], dim=1)
+    return means, torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
 
 
 class TextEncoder(_Encoder):
