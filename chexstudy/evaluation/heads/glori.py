@@ -210,19 +210,27 @@ class CrossAttention(nn.Module):
         Returns:
             Outputs ``(batch, queries, width)`` and weights ``(batch, heads, queries, tokens)`` before dropout.
         """
-        batch, count, width = queries.shape
-        of_query, of_tokens = self.in_proj_weight.split([width, 2 * width])
-        query_bias, token_bias = self.in_proj_bias.split([width, 2 * width])
+        width = queries.shape[-1]
+        of_query, of_key, of_value = self.in_proj_weight.chunk(3)
+        # The bias of the keys moves all logits of a query alike, which softmax does not see.
+        query_bias, _, value_bias = self.in_proj_bias.chunk(3)
         asked = F.linear(queries, of_query, query_bias) * math.sqrt(self.heads / width)
         if temperature is not None:
             asked = asked * temperature[..., None]
-        asked = asked.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        # One product for keys and values: the tokens are read once.
-        both = F.linear(tokens, of_tokens, token_bias).unflatten(-1, (2, self.heads, -1))
-        keys, values = both.permute(2, 0, 3, 1, 4)
-        weights = torch.softmax(asked @ keys.transpose(-1, -2), dim=-1)
-        seen = self.dropout(weights) @ values
-        return self.out_proj(seen.transpose(1, 2).reshape(batch, count, width)), weights
+        # q . (K x) is (K' q) . x, and the sum of a (V x) is V of the sum of a x: queries are fewer than tokens, so keys
+        # and values of the tokens are never made.
+        asked = torch.einsum("bmhd,hdw->bhmw", self._split_heads(asked, -1), self._split_heads(of_key, 0))
+        weights = torch.softmax(asked.flatten(1, 2) @ tokens.transpose(1, 2), dim=-1)
+        weights = weights.unflatten(1, (self.heads, -1))
+        kept = self.dropout(weights)
+        seen = (kept.flatten(1, 2) @ tokens).unflatten(1, (self.heads, -1))
+        seen = torch.einsum("bhmw,hdw->bmhd", seen, self._split_heads(of_value, 0))
+        # After dropout the weights of a query no longer sum to 1, and its bias counts as often as they do.
+        seen = seen + kept.sum(dim=-1).transpose(1, 2)[..., None] * self._split_heads(value_bias, 0)
+        return self.out_proj(seen.flatten(2)), weights
+
+    def _split_heads(self, values: Tensor, dim: int) -> Tensor:
+        return values.unflatten(dim, (self.heads, -1))
 
 
 class PatchPyramid(nn.Module):
