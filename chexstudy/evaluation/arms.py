@@ -4,9 +4,9 @@ Nothing is chosen on a test split: prompts and the strength of the linear probe 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
@@ -22,18 +22,24 @@ from chexstudy.embedding import embed_images, embed_texts
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
 from chexstudy.evaluation.probe import evaluate_linear_probe, fit_linear_probe
-from chexstudy.evaluation.prompts import FAMILIES, PUBLISHED, PromptFamily, choose_prompts
+from chexstudy.evaluation.prompts import CHOSEN, FAMILIES, PUBLISHED, PromptFamily, choose_prompts, hash_families
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.retrieval import compare_ranks, evaluate_retrieval, measure_rank_seeds, rank_pairs
-from chexstudy.evaluation.scores import compare_scores, measure_seeds, read_scores, scores_artifact, write_scores
+from chexstudy.evaluation.scores import (
+    compare_scores,
+    measure_scores,
+    measure_seeds,
+    read_scores,
+    scores_artifact,
+    write_scores,
+)
 from chexstudy.evaluation.statistics import RESAMPLES, auroc, bootstrap_patients, macro_mean
-from chexstudy.evaluation.zero_shot import evaluate_zero_shot, zero_shot_scores
+from chexstudy.evaluation.zero_shot import prompt_directions, score_directions
 from chexstudy.pretraining.arms import read_costs, require_current_arm
 from chexstudy.pretraining.model import ImageTextModel, load_model
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
-CHOSEN = "chosen"
 _MADE_BY = "04_pretrain_curated"
 _EVALUATED_BY = "05_compare_arms"
 _TEST_SPLITS = ("test", "test_enriched")
@@ -53,6 +59,7 @@ class Evaluation:
         seed: seed of the resampling; the same patients are drawn for every arm.
         probe: train linear probes too.
         device: where the models run.
+        families: prompts that are measured; the choice on validation is between the candidates among them.
     """
 
     run: Run
@@ -62,6 +69,7 @@ class Evaluation:
     seed: int = 0
     probe: bool = True
     device: str = "cpu"
+    families: Mapping[str, PromptFamily] = field(default_factory=lambda: FAMILIES)
 
     @property
     def findings(self) -> list[str]:
@@ -87,6 +95,11 @@ class Evaluation:
         if not sets:
             raise StudyError("the cohort has no test split: give some patients the split `test`.")
         return sets
+
+    def validation_sets(self) -> dict[str, pd.DataFrame]:
+        """Validation rows by data set, ``source/validate``; empty where the cohort has none."""
+        rows = self.cohort[self.cohort.split == "validate"]
+        return {f"{source}/validate": group for source, group in rows.groupby("source")}
 
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -116,6 +129,9 @@ def encode_sentences(model: ImageTextModel, sentences: Sequence[str], device: st
 def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
     """All tasks of one trained arm on all test sets; kept in ``evaluation/<arm>/seed<k>/results.parquet``.
 
+    The scores of every case are kept as well (`chexstudy.evaluation.scores.scores_artifact`), on the test sets and on
+    validation: tasks ``zero_shot`` (chosen prompts), ``zero_shot_<family>`` and ``linear_probe`` (log-odds).
+
     Args:
         evaluation: what to measure with.
         arm: a trained arm.
@@ -131,8 +147,8 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
     name = f"evaluation/{arm}/seed{seed}/results.parquet"
     inputs = ("cohort.parquet", "pixels/index.parquet", f"{folder}/compute.json")
     parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "probe": evaluation.probe}
-    tasks = ("zero_shot", "retrieval") if evaluation.findings else ("retrieval",)
-    scores = [scores_artifact(arm, seed, task, data_set) for task in tasks for data_set in evaluation.test_sets()]
+    parameters["prompts"] = hash_families(evaluation.families)
+    scores = [scores_artifact(arm, seed, *place) for place in _kept_scores(evaluation)]
     if run.is_current(name, run.key(parameters, inputs)) and all(run.has(one) for one in scores):
         return pd.read_parquet(run.path(name))
     model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
@@ -164,7 +180,8 @@ def score_zero_shot(evaluation: Evaluation, arm: str, seed: int, data_set: str) 
     """
     run, folder = evaluation.run, require_current_arm(evaluation.run, arm, seed)
     name = scores_artifact(arm, seed, "zero_shot", data_set)
-    inputs, parameters = ("cohort.parquet", "pixels/index.parquet", f"{folder}/compute.json"), {"prompts": CHOSEN}
+    inputs = ("cohort.parquet", "pixels/index.parquet", f"{folder}/compute.json")
+    parameters = {"prompts": CHOSEN, "families": hash_families(evaluation.families)}
     if run.is_current(name, run.key(parameters, inputs)):
         return name
     model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
@@ -174,8 +191,13 @@ def score_zero_shot(evaluation: Evaluation, arm: str, seed: int, data_set: str) 
 
     validation = _embed_validation(evaluation, model)
     test = _EmbeddedSplit(evaluation, model, evaluation.test_sets()[data_set], with_texts=False)
-    family = FAMILIES[_choose_prompts(validation, encode, evaluation.findings)]
-    scores = zero_shot_scores(test.images, encode, evaluation.findings, family)
+    directions = {
+        name: prompt_directions(encode, evaluation.findings, family)
+        for name, family in evaluation.families.items()
+        if family.candidate or name == PUBLISHED.name
+    }
+    chosen = _choose_prompts(evaluation, validation, directions)
+    scores = score_directions(test.images, directions[chosen])
     place = {"arm": arm, "seed": seed, "task": "zero_shot", "data_set": data_set}
     write_scores(run, scores, test.rows.image_id, evaluation.findings, **place)
     run.record(name, parameters, inputs, seed)
@@ -189,7 +211,7 @@ def score_arms(
     jobs = [(arm, seed) for arm in arms for seed in seeds]
     for job in jobs:
         require_current_arm(evaluation.run, *job)
-    _work_apart(evaluation, partial(score_zero_shot, data_set=data_set), jobs, workers)
+    work_apart(evaluation, partial(score_zero_shot, data_set=data_set), jobs, workers)
 
 
 def tell_exposure(run: Run, arm: str, seed: int) -> str:
@@ -213,18 +235,24 @@ def _measure_arm(evaluation: Evaluation, model: ImageTextModel, arm: str, seed: 
     def encode(sentences: list[str]) -> np.ndarray:
         return encode_sentences(model, sentences, evaluation.device)
 
-    chosen = _choose_prompts(validation, encode, findings) if findings else ""
+    families = evaluation.families if findings else {}
+    directions = {name: prompt_directions(encode, findings, family) for name, family in families.items()}
+    chosen = _choose_prompts(evaluation, validation, directions) if findings else ""
+    if findings:
+        _keep_zero_shot(evaluation, {**tests, "validate": validation}, directions, chosen, arm, seed)
     probe = None
     if evaluation.probe and findings and validation is not None:
         training = _EmbeddedSplit(evaluation, model, evaluation.training, with_texts=False)
         probe = fit_linear_probe(training.features, training.labels, validation.features, validation.labels)
+        for split in (*tests.values(), validation):
+            _keep_scores(evaluation, probe.score(split.features), split.rows, arm, seed, "linear_probe")
     tables = []
     for name, test in tests.items():
         patients = test.rows.patient_id
         shared = {"resamples": evaluation.resamples}
         measured = []
         if findings:
-            measured.append(_measure_zero_shot(evaluation, test, encode, FAMILIES[chosen], arm, seed, name))
+            measured.append(_measure_zero_shot(evaluation, test, directions, chosen))
         ranks = rank_pairs(test.images, test.text_embeddings, test.texts)
         evaluation.run.write_table(scores_artifact(arm, seed, "retrieval", name), ranks)
         retrieval = evaluate_retrieval(
@@ -241,25 +269,44 @@ def _measure_arm(evaluation: Evaluation, model: ImageTextModel, arm: str, seed: 
     return tables
 
 
-def _measure_zero_shot(
-    evaluation: Evaluation, test: _EmbeddedSplit, encode, chosen: PromptFamily, arm: str, seed: int, name: str
-) -> pd.DataFrame:
-    """Zero-shot rows of one data set; the scores of the chosen prompts are kept for paired comparisons."""
-    findings, ids = evaluation.findings, test.rows.image_id
-    scores = zero_shot_scores(test.images, encode, findings, chosen)
-    write_scores(evaluation.run, scores, ids, findings, arm=arm, seed=seed, task="zero_shot", data_set=name)
-    rows = evaluate_zero_shot(
-        test.images,
-        test.labels,
-        test.rows.patient_id,
-        findings,
-        encode,
-        {PUBLISHED.name: PUBLISHED, CHOSEN: chosen},
-        evaluation.generator(),
-        tiers=evaluation.tiers(),
-        resamples=evaluation.resamples,
-    )
-    return rows.assign(task="zero_shot")
+def family_task(family: str) -> str:
+    """The task under which the scores of one prompt family are kept."""
+    return f"zero_shot_{family}"
+
+
+def _kept_scores(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Task and data set of all scores that `evaluate_arm` keeps."""
+    tests, validation = list(evaluation.test_sets()), list(evaluation.validation_sets())
+    tasks = ["zero_shot", *map(family_task, evaluation.families)] if evaluation.findings else []
+    if tasks and evaluation.probe and validation:
+        tasks.append("linear_probe")
+    return [("retrieval", name) for name in tests] + [(task, name) for task in tasks for name in (*tests, *validation)]
+
+
+def _keep_zero_shot(evaluation: Evaluation, splits, directions, chosen: str, arm: str, seed: int) -> None:
+    """Keep the scores of all families and of the chosen one: comparisons and choices of thresholds need them."""
+    for split in splits.values():
+        if split is not None:
+            scores = {name: score_directions(split.images, one) for name, one in directions.items()}
+            for task, one in {"zero_shot": chosen, **{family_task(name): name for name in scores}}.items():
+                _keep_scores(evaluation, scores[one], split.rows, arm, seed, task)
+
+
+def _keep_scores(evaluation: Evaluation, scores: np.ndarray, rows: pd.DataFrame, arm: str, seed: int, task: str):
+    for (source, split), place in rows.groupby(["source", "split"]).indices.items():
+        shared = {"arm": arm, "seed": seed, "task": task, "data_set": f"{source}/{split}"}
+        write_scores(evaluation.run, scores[place], rows.image_id.iloc[place], evaluation.findings, **shared)
+
+
+def _measure_zero_shot(evaluation: Evaluation, test: _EmbeddedSplit, directions, chosen: str) -> pd.DataFrame:
+    """Zero-shot rows of one data set, with the published prompts and with the chosen ones."""
+    weights = bootstrap_patients(test.rows.patient_id, evaluation.resamples, evaluation.generator())
+    shared = {"findings": evaluation.findings, "weights": weights, "tiers": evaluation.tiers()}
+    tables = []
+    for setting, family in {PUBLISHED.name: PUBLISHED.name, CHOSEN: chosen}.items():
+        scores = score_directions(test.images, directions[family])
+        tables.append(measure_scores(scores, test.labels, **shared, setting=setting))
+    return pd.concat(tables, ignore_index=True).assign(task="zero_shot")
 
 
 def _embed_validation(evaluation: Evaluation, model: ImageTextModel) -> _EmbeddedSplit | None:
@@ -267,22 +314,23 @@ def _embed_validation(evaluation: Evaluation, model: ImageTextModel) -> _Embedde
     return _EmbeddedSplit(evaluation, model, rows, with_texts=False) if len(rows) else None
 
 
-def _choose_prompts(validation: _EmbeddedSplit | None, encode, findings: list[str]) -> str:
+def _choose_prompts(evaluation: Evaluation, validation: _EmbeddedSplit | None, directions) -> str:
     if validation is None:
         return PUBLISHED.name
-    scores = {name: zero_shot_scores(validation.images, encode, findings, family) for name, family in FAMILIES.items()}
+    candidates = [name for name, family in evaluation.families.items() if family.candidate]
+    scores = {name: score_directions(validation.images, directions[name]) for name in candidates}
     evaluable = [macro_mean(auroc(validation.labels, one)) for one in scores.values()]
     return choose_prompts(scores, validation.labels) if np.isfinite(evaluable).any() else PUBLISHED.name
 
 
-def _work_apart(
+def work_apart(
     evaluation: Evaluation, task: Callable[..., _Result], jobs: list[tuple[str, int]], workers: int
 ) -> list[_Result]:
     """``task(evaluation, arm, seed)`` for every job, in processes of one share of the cores each."""
     if workers <= 1 or len(jobs) == 1:
         return [task(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
     # Cohort and pixels are read anew there: cheaper than sending them.
-    settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device")}
+    settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device", "families")}
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_open_evaluation, initargs=(evaluation.run.study, settings, threads)
@@ -330,7 +378,7 @@ def evaluate_arms(
     for job in jobs:
         # Said at once, not after the arms before it were measured.
         require_current_arm(evaluation.run, *job)
-    by_seed = _work_apart(evaluation, evaluate_arm, jobs, workers)
+    by_seed = work_apart(evaluation, evaluate_arm, jobs, workers)
     over_seeds = [_summarise_arm(evaluation, arm, seeds) for arm in arms]
     others = [arm for arm in arms if arm != reference] if reference in arms else []
     differences = [_subtract_arms(evaluation, reference, other, seeds) for other in others]

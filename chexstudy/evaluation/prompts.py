@@ -4,18 +4,29 @@ A family pairs sentences that say a finding is there with sentences that say it 
 ``as_named`` keeps the finding's name as the cohort spells it (``Pleural Effusion``, as published); ``as_written`` puts
 it into a sentence as a radiologist would, in lower case but for abbreviations (``Pleural effusion.``, ``No ILD.``).
 Whether the tokenizer lower-cases the sentence is the text encoder's business.
+
+The families lie in ``prompt_families.yaml`` beside this file; a file of one's own has the same form.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
+import yaml
 
-from chexstudy.cohort.table import NO_FINDING
+from chexstudy.cohort.table import NO_FINDING, show_value
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.statistics import auroc, macro_mean
+from chexstudy.runs import hash_values
 
 CASINGS = ("as_named", "as_written")
+CHOSEN = "chosen"
+_FILE = Path(__file__).with_name("prompt_families.yaml")
+_SIDES = ("present", "absent", "normal", "abnormal")
+_KEYS = (*_SIDES, "casing", "candidate", "findings", "about")
+Sides = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class PromptFamily:
         normal: for ``No Finding``, sentences of a normal radiograph.
         abnormal: for ``No Finding``, sentences of an abnormal one.
         casing: ``as_named`` or ``as_written``.
+        candidate: whether the family takes part in the choice on validation.
+        by_finding: for single findings (spelt with spaces), sentences for and against, used as they stand.
     """
 
     name: str
@@ -37,6 +50,8 @@ class PromptFamily:
     normal: tuple[str, ...]
     abnormal: tuple[str, ...]
     casing: str
+    candidate: bool = True
+    by_finding: Mapping[str, Sides] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.casing not in CASINGS:
@@ -44,11 +59,13 @@ class PromptFamily:
         if not all((self.present, self.absent, self.normal, self.abnormal)):
             raise StudyError(f"prompt family {self.name!r} has a side without a sentence: give at least one a side.")
 
-    def prompts(self, finding: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def prompts(self, finding: str) -> Sides:
         """The sentences for and against one finding."""
+        name = finding.replace("_", " ")
+        if name in self.by_finding:
+            return self.by_finding[name]
         if finding == NO_FINDING:
             return self.normal, self.abnormal
-        name = finding.replace("_", " ")
         if self.casing == "as_named":
             return tuple(t.format(name) for t in self.present), tuple(t.format(name) for t in self.absent)
         name = name_in_sentence(name)
@@ -67,65 +84,113 @@ def _begin_sentence(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-# The published protocol of CheXficient: bare names, "no" before them, and its own pair for No Finding.
-PUBLISHED = PromptFamily(
-    name="published",
-    present=("{}",),
-    absent=("no {}",),
-    normal=("No Finding",),
-    abnormal=("there is Finding",),
-    casing="as_named",
-)
+# --- files -----------------------------------------------------------------------------------------------------------
 
-# No template has a verb that must agree with the finding: names are singular (mass) and plural (support devices).
-_PRESENT = (
-    "{}.",
-    "Findings consistent with {}.",
-    "There is evidence of {}.",
-    "Mild {}.",
-    "Severe {}.",
-    "{} noted.",
-    "Impression: {}.",
-)
-_NORMAL = (
-    "No acute cardiopulmonary abnormality.",
-    "The lungs are clear.",
-    "Normal chest radiograph.",
-    "Heart size is normal. The lungs are clear. No pleural effusion or pneumothorax.",
-)
-_ABNORMAL = (
-    "Abnormal chest radiograph.",
-    "There is an acute cardiopulmonary abnormality.",
-    "Abnormal findings are seen.",
-)
 
-CLINICAL = PromptFamily(
-    name="clinical",
-    present=_PRESENT,
-    absent=(
-        "No {}.",
-        "No evidence of {}.",
-        "There is no {}.",
-        "No {} seen.",
-        "Negative for {}.",
-        "Impression: no {}.",
-    ),
-    normal=_NORMAL,
-    abnormal=_ABNORMAL,
-    casing="as_written",
-)
+def read_prompt_families(path: str | Path) -> dict[str, PromptFamily]:
+    """The families a YAML file holds under ``families``, in its order.
 
-# Reports of normal radiographs rarely name the finding they lack, so "no X" may lie closer to X than to them.
-CONTRAST_NORMAL = PromptFamily(
-    name="contrast_normal",
-    present=_PRESENT,
-    absent=_NORMAL,
-    normal=_NORMAL,
-    abnormal=_ABNORMAL,
-    casing="as_written",
-)
+    Args:
+        path: a file of the form of ``prompt_families.yaml``: for each family its ``casing`` (``as_written`` if it is
+            left out), ``present``, ``absent``, ``normal`` and ``abnormal``, and if wanted ``candidate`` and
+            ``findings``.
 
-FAMILIES = {family.name: family for family in (PUBLISHED, CLINICAL, CONTRAST_NORMAL)}
+    Raises:
+        StudyError: the file is missing or is not such a file; the sentence names the family and the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f"there is no file of prompts at {path}: give the path of a YAML file with `families`.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = "" if line is None else f" (line {line + 1})"
+        raise StudyError(f"{path.name} is not a YAML file that can be read{place}: mend its syntax.") from None
+    families = content.get("families") if isinstance(content, dict) else None
+    if not isinstance(families, dict) or not families:
+        raise StudyError(f"{path.name} holds no prompt family: write `families:` and each family under its name.")
+    return {name: _read_family(f"{path.name}: family {name!r}", name, keys) for name, keys in families.items()}
+
+
+def add_prompt_families(path: str | Path = "") -> dict[str, PromptFamily]:
+    """The families of the study, and after them those of a file of one's own, if a path is given.
+
+    Raises:
+        StudyError: the file cannot be used, or one of its families has a name that is taken.
+    """
+    if not str(path):
+        return dict(FAMILIES)
+    own = read_prompt_families(path)
+    taken = [name for name in own if name in FAMILIES]
+    if taken:
+        raise StudyError(f"{Path(path).name}: the name {taken[0]!r} belongs to a family of the study: choose another.")
+    return {**FAMILIES, **own}
+
+
+def hash_families(families: Mapping[str, PromptFamily]) -> str:
+    """One hash of all sentences: what was scored with other prompts is stale."""
+    return hash_values([asdict(family) for family in families.values()])
+
+
+def _read_family(place: str, name: object, keys: object) -> PromptFamily:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == CHOSEN:
+        raise StudyError(f"{place} must be named in small letters, digits and _, such as 'my_prompts'.")
+    if not isinstance(keys, dict):
+        raise StudyError(f"{place} must hold present, absent, normal and abnormal, each a list of sentences.")
+    unknown = [key for key in keys if key not in _KEYS]
+    if unknown:
+        raise StudyError(f"{place} has an unknown key {show_value(unknown[0])!r}: it takes {', '.join(_KEYS)}.")
+    casing, candidate, own = keys.get("casing", "as_written"), keys.get("candidate", True), keys.get("findings", {})
+    if casing not in CASINGS:
+        raise StudyError(f"{place}: casing must be one of {', '.join(CASINGS)}, not {show_value(casing)!r}.")
+    if not isinstance(candidate, bool):
+        raise StudyError(f"{place}: candidate must be true or false, not {show_value(candidate)!r}.")
+    if not isinstance(own, dict) or not all(
+        isinstance(one, dict) and set(one) <= set(_SIDES[:2]) for one in own.values()
+    ):
+        raise StudyError(f"{place}: findings must hold, for each finding, `present` and `absent`.")
+    sides = {side: _read_sentences(f"{place}, {side}", keys.get(side)) for side in _SIDES}
+    for side in _SIDES[:2]:
+        _check_templates(f"{place}, {side}", sides[side], needs_name=side == "present")
+    by_finding = {
+        str(finding).replace("_", " "): tuple(
+            _read_sentences(f"{place}, {finding}, {side}", one.get(side)) for side in _SIDES[:2]
+        )
+        for finding, one in own.items()
+    }
+    family = PromptFamily(name=name, **sides, casing=casing, candidate=candidate, by_finding=by_finding)
+    pairs = {"present and absent": family.prompts("X"), "normal and abnormal": (family.normal, family.abnormal)}
+    for what, (first, second) in (pairs | {f"{one}, both sides": by_finding[one] for one in by_finding}).items():
+        if set(first) == set(second):
+            raise StudyError(f"{place}: {what} are the same sentences, so nothing tells them apart: change one.")
+    return family
+
+
+def _read_sentences(place: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise StudyError(f"{place} must be a list of at least one sentence.")
+    # YAML reads an unquoted no, on or 1 as something else than a text.
+    wrong = [one for one in value if not isinstance(one, str) or not one.strip()]
+    if wrong:
+        raise StudyError(f"{place} holds {show_value(wrong[0])!r}, which is no sentence: put it in quotes.")
+    return tuple(value)
+
+
+def _check_templates(place: str, templates: tuple[str, ...], needs_name: bool) -> None:
+    for template in templates:
+        rest = template.replace("{}", "")
+        if "{" in rest or "}" in rest:
+            raise StudyError(f"{place}: {show_value(template)!r} may hold no braces but {{}}, the finding's name.")
+        if needs_name and rest == template:
+            raise StudyError(f"{place}: {show_value(template)!r} lacks {{}}, the place of the finding's name.")
+
+
+FAMILIES = read_prompt_families(_FILE)
+PUBLISHED, CLINICAL, CONTRAST_NORMAL = (FAMILIES[name] for name in ("published", "clinical", "contrast_normal"))
+
+
+# --- choice ----------------------------------------------------------------------------------------------------------
 
 
 def choose_prompts(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> str:

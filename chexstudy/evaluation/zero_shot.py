@@ -7,7 +7,7 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.prompts import PromptFamily
-from chexstudy.evaluation.scores import measure_scores
+from chexstudy.evaluation.scores import MACRO, TIERS, measure_scores
 from chexstudy.evaluation.statistics import RESAMPLES, bootstrap_patients
 
 
@@ -51,18 +51,42 @@ def zero_shot_scores(
     Raises:
         StudyError: the two sorts of embeddings differ in dimension, or one is zero or not finite.
     """
+    return score_directions(image_embeddings, prompt_directions(encode_texts, findings, family))
+
+
+def prompt_directions(
+    encode_texts: Callable[[list[str]], np.ndarray], findings: Sequence[str], family: PromptFamily
+) -> np.ndarray:
+    """The unit direction for each finding minus the one against it, ``(findings, dim)``: one encoding for all splits.
+
+    Raises:
+        StudyError: an embedding is zero or not finite, or there is not one a sentence.
+    """
     sides = [side for finding in findings for side in family.prompts(finding)]
     sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
     encoded = np.asarray(encode_texts(sentences))
-    images = normalise_rows(image_embeddings)
-    if encoded.shape != (len(sentences), images.shape[1]):
+    if encoded.ndim != 2 or len(encoded) != len(sentences):
         raise StudyError(
-            f"the text encoder gave {encoded.shape} for {len(sentences)} sentences, the images have dimension "
-            f"{images.shape[1]}: use the projected embeddings of one model."
+            f"the text encoder gave {encoded.shape} for {len(sentences)} sentences: it must give a row each."
         )
     row_of = dict(zip(sentences, normalise_rows(encoded), strict=True))
     directions = normalise_rows(np.stack([np.mean([row_of[sentence] for sentence in side], axis=0) for side in sides]))
-    margin = images @ (directions[0::2] - directions[1::2]).T
+    return directions[0::2] - directions[1::2]
+
+
+def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """The scores of `zero_shot_scores` from the directions of `prompt_directions`.
+
+    Raises:
+        StudyError: the two sorts of embeddings differ in dimension, or an image's is zero or not finite.
+    """
+    images = normalise_rows(image_embeddings)
+    if images.shape[1] != directions.shape[1]:
+        raise StudyError(
+            f"the text embeddings have dimension {directions.shape[1]}, the images have dimension {images.shape[1]}: "
+            "use the projected embeddings of one model."
+        )
+    margin = images @ directions.T
     return 1 / (1 + np.exp(-margin))
 
 
@@ -112,10 +136,29 @@ def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
     "no X" lying closer to X than to normal.
 
     Args:
-        rows: rows of `evaluate_zero_shot` or of the results table.
+        rows: rows of `evaluate_zero_shot` or of the results table; means over findings are left out.
 
     Returns:
         Those rows, lowest first, with a column ``certain``: whether the whole interval lies under 0.5.
     """
-    inverted = rows[(rows.metric == "auroc") & (rows.value < 0.5)].sort_values("value", kind="stable")
+    single = ~rows.finding.isin([MACRO, *TIERS])
+    inverted = rows[single & (rows.metric == "auroc") & (rows.value < 0.5)].sort_values("value", kind="stable")
     return inverted.assign(certain=inverted.ci_high < 0.5).reset_index(drop=True)
+
+
+def warn_inverted(rows: pd.DataFrame) -> list[str]:
+    """A sentence for each finding whose whole interval of the AUROC lies under 0.5, lowest first.
+
+    Args:
+        rows: rows of the results table; ``setting`` is the prompt family.
+
+    Returns:
+        What is inverted and where. The sign must not be turned on the test split: the sentences are what to change.
+    """
+    inverted = list_inverted(rows)
+    return [
+        f"{row.finding}: the prompts {row.setting!r} of arm {row.arm!r} point the wrong way on {row.data_set}, AUROC "
+        f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]; give the finding other sentences in a prompt_file, or "
+        "another family, and judge them on validation."
+        for row in inverted[inverted.certain].itertuples()
+    ]
