@@ -1,10 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.results import add_results, read_results
 from chexstudy.evaluation.scores import (
     compare_scores,
+    measure_each_seed,
     measure_scores,
     measure_seeds,
     read_scores,
@@ -90,6 +92,20 @@ def test_over_seeds_the_value_is_the_mean_and_the_interval_holds_their_spread(ca
     assert macro.value == pytest.approx(np.mean([auroc(labels, one)[:3].mean() for one in scores]))
     one = pick(measure_scores(scores[1], labels, FINDINGS, weights), "macro", "auroc")
     assert macro.ci_high - macro.ci_low > 1.5 * (one.ci_high - one.ci_low)
+
+
+def test_single_seeds_and_all_of_them_come_from_the_same_resamples(cases):
+    labels, scores, weights = cases
+    by_seed = dict(zip((4, 7, 9), scores, strict=True))
+    rows = measure_each_seed(by_seed, labels, FINDINGS, weights, np.random.default_rng(1), setting="x")
+    columns = ["finding", "metric", "setting", "value", "ci_low", "ci_high", "n", "positives"]
+    for seed, one in by_seed.items():
+        alone = measure_scores(one, labels, FINDINGS, weights, setting="x")
+        pd.testing.assert_frame_equal(rows[rows.seed == seed][columns].reset_index(drop=True), alone)
+    together = measure_seeds(scores, labels, FINDINGS, weights, np.random.default_rng(1), setting="x")
+    pd.testing.assert_frame_equal(rows[rows.seed == -1][columns].reset_index(drop=True), together)
+    mass = rows[(rows.finding == "Mass") & (rows.metric == "auroc")]
+    assert (len(mass), mass.value.isna().all()) == (4, True)
 
 
 def test_a_better_arm_is_seen_and_an_equal_one_is_not(cases):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.statistics import (
     Difference,
     count_patients,
@@ -167,15 +168,51 @@ def measure_seeds(
     Raises:
         StudyError: there is no seed.
     """
-    if len(scores) == 0:
+    rows = measure_each_seed(
+        dict(enumerate(scores)), labels, findings, weights, generator, tiers=tiers, setting=setting
+    )
+    return rows[rows.seed == OVER_SEEDS].drop(columns="seed").reset_index(drop=True)
+
+
+def measure_each_seed(
+    scores: Mapping[int, np.ndarray],
+    labels: np.ndarray,
+    findings: Sequence[str],
+    weights: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    tiers: Mapping[str, str] | None = None,
+    setting: str = "",
+) -> pd.DataFrame:
+    """`measure_scores` of every seed and `measure_seeds` of all, from the same resamples, drawn through once.
+
+    Args:
+        scores: seed to ``(images, findings)``.
+        labels, findings, weights, generator, tiers, setting: as in `measure_seeds`.
+
+    Returns:
+        Rows as in `measure_scores` with the column ``seed``, -1 over all seeds.
+
+    Raises:
+        StudyError: there is no seed.
+    """
+    if not scores:
         raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
     groups = group_findings(findings, tiers)
-    value = np.mean([_measure(labels, one, None, groups) for one in scores], axis=0)
-    replicates = resample_seeds(np.stack([_measure(labels, one, weights, groups) for one in scores]), generator)
+    patients = _patients(labels, weights, groups)
+    values = np.stack([_measure(labels, one, None, groups) for one in scores.values()])
+    replicates = np.stack([_measure(labels, one, weights, groups) for one in scores.values()])
+    tables = []
+    for seed, value, drawn in zip(scores, values, replicates, strict=True):
+        tables.append((seed, value, *interval(drawn, patients=patients)))
     # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
-    low, high = np.clip(interval(replicates, patients=_patients(labels, weights, groups)), 0, 1)
-    rows = _rows(value, low, high, labels, findings, groups, METRICS, setting)
-    return pd.concat([rows, _count_evaluable(value, findings, setting)], ignore_index=True)
+    low, high = np.clip(interval(resample_seeds(replicates, generator), patients=patients), 0, 1)
+    tables.append((OVER_SEEDS, values.mean(axis=0), low, high))
+    rows = []
+    for seed, value, low, high in tables:
+        rows.append(_rows(value, low, high, labels, findings, groups, METRICS, setting).assign(seed=seed))
+        rows.append(_count_evaluable(value, findings, setting).assign(seed=seed))
+    return pd.concat(rows, ignore_index=True)
 
 
 def compare_scores(
