@@ -13,7 +13,7 @@ from chexstudy.cohort.phantom.build import PhantomConfig, build_phantom
 from chexstudy.cohort.phantom.junk import JUNK_KINDS, draw_junk, spoil_radiograph
 from chexstudy.cohort.phantom.masks import decode_mask, encode_mask, read_masks, write_masks
 from chexstudy.cohort.phantom.prevalence import PREVALENCE
-from chexstudy.cohort.table import NO_FINDING, finding_columns, read_cohort
+from chexstudy.cohort.table import NO_FINDING, finding_columns, outcome_columns, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
@@ -188,11 +188,33 @@ def test_the_same_seed_gives_the_same_bytes_in_one_process_and_in_two(tmp_path):
     build_phantom(tmp_path / "two", replace(config, workers=2))
     one = hash_folder(tmp_path / "one")
     assert one == hash_folder(tmp_path / "two")
-    assert len(one) == 64 + 4
+    assert len(one) == 64 + 5
+    check_all_but_outcomes(tmp_path / "one")
     build_phantom(tmp_path / "other", replace(config, seed=4))
     other = hash_folder(tmp_path / "other")
     assert other["phantom/cohort.parquet"] != one["phantom/cohort.parquet"]
     assert other["phantom/images/000000.png"] != one["phantom/images/000000.png"]
+
+
+# What this configuration must give whatever outcomes are simulated: the mean grey of each image that can be read, and the
+# SHA-256 of all columns but outcomes as CSV.
+GREYS = (
+    *(192.5, 193.4, 148.0, 166.4, 141.0, 172.9, 158.3, 170.4, 139.6, 73.8, 150.0, 154.5, 139.6, 191.0, 154.2, 170.3),
+    *(173.7, 120.6, 180.4, 168.0, 171.1, 189.7, None, 182.9, 193.2, 165.9, None, 152.5, 170.4, 47.7, 172.9, None),
+    *(186.2, 141.8, 153.9, 175.0, 168.2, 158.4, 187.4, 198.4, 252.0, 166.9, 144.8, 166.3, 192.4, 164.0, 161.1, 172.8),
+    *(160.8, 144.3, 173.9, 143.0, 159.7, 189.9, 162.4, 158.9, 133.0, 142.5, 145.4, 169.0, 180.7, 144.6, 177.5, 174.3),
+)
+TABLE_HASH = "24afc481faf8489f2a83b64b625f50c6c15d7c68b17ded4ef6f9dee1588fc2b6"
+
+
+def check_all_but_outcomes(folder):
+    """Outcomes have a random stream of their own: images, reports and labels are what they were."""
+    cohort = read_cohort(folder / "phantom/cohort.parquet")
+    table = cohort.drop(columns=outcome_columns(cohort)).to_csv(index=False)
+    assert hashlib.sha256(table.encode()).hexdigest() == TABLE_HASH
+    for path, grey in zip(cohort.image_path, GREYS, strict=True):
+        if grey is not None:
+            assert np.asarray(Image.open(folder / "phantom" / path), dtype=float).mean() == pytest.approx(grey, abs=0.1)
 
 
 def test_a_smaller_phantom_leaves_nothing_of_a_larger_one(home):

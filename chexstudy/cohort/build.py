@@ -16,7 +16,7 @@ from chexstudy.runs import Run
 PHANTOM = "phantom"
 _UNPACKED = "images"
 _PHANTOM_COHORT = "phantom/cohort.parquet"
-_PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_masks.parquet")
+_PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_masks.parquet", "truth_outcomes.parquet")
 
 
 def build_cohort(

@@ -6,10 +6,11 @@ In the folder of the study::
     phantom/images/*.png      8-bit grey radiographs
     truth.parquet             one row an image: what was planted (duplicate, mismatch, junk, broken file), exposure
     truth_lesions.parquet     one row a lesion: side, zone, severity, certain
+    truth_outcomes.parquet    one row an image and outcome with a time: true log hazard, true risk
     truth_masks.parquet       organs and findings of each image as run lengths (``masks.read_masks``)
 
 Labels are the truth of the image, so every finding is stated for every image: 1, 0, or -1 where the radiologist hedges.
-They stay those of the case where the report (mismatched) or the image (junk) was exchanged.
+They stay those of the case where the report (mismatched) or the image (junk) was exchanged, and so do the outcomes.
 """
 
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.films import Film, make_films
 from chexstudy.cohort.phantom.masks import read_masks, write_masks
+from chexstudy.cohort.phantom.outcomes import simulate_outcomes
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
 from chexstudy.cohort.phantom.prevalence import PREVALENCE
 from chexstudy.cohort.phantom.reports import write_report
@@ -50,7 +52,8 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
     folder = run_or_folder.folder if isinstance(run_or_folder, Run) else Path(run_or_folder)
     pairs = plan_pairs(config)
     ids = [f"{SOURCE}/{number:06d}" for number in range(len(pairs))]
-    cohort = _tabulate_pairs(pairs, ids, config)
+    outcomes, outcome_truth = simulate_outcomes(pairs, ids, config.seed)
+    cohort = pd.concat([_tabulate_pairs(pairs, ids, config), outcomes], axis=1)
     home = folder / "phantom"
     _clear_folder(home, set(cohort.image_path))
     films = [
@@ -74,6 +77,7 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
     write_masks(masks, folder / "truth_masks.parquet")
     _write_table(_tabulate_lesions(pairs, ids), folder / "truth_lesions.parquet")
     _write_table(_tabulate_truth(pairs, ids), folder / "truth.parquet")
+    _write_table(outcome_truth, folder / "truth_outcomes.parquet")
     return read_cohort(write_cohort(cohort, home / "cohort.parquet"))
 
 

@@ -1,4 +1,8 @@
-"""Support devices: tubes, lines, pacemakers and electrodes, as many as the severity asks for."""
+"""Support devices: tubes, lines, pacemakers and electrodes, as many as the severity asks for.
+
+Where a device lies is drawn before anything is painted and does not depend on the picture, so the truth of a tip's
+place can be told from the lesion alone.
+"""
 
 from types import MappingProxyType
 
@@ -19,6 +23,15 @@ _SHARES = MappingProxyType(
 )
 DEVICES = tuple(_SHARES)
 
+# Half an inner chest, 0.735 units wide on the board, is about 14.5 cm wide.
+_CM = 19.7
+# The base of the heart lies this far below the carina (`anatomy.build_body`).
+_CARINA_TO_BASE = 0.12
+# An endotracheal tube ends 5 cm above the carina, give or take 2 (Goodman et al. 1976, AJR 127:433-434); a central
+# catheter above the right atrium, whose upper end lies 4 cm below the carina (Mahlon and Yoon 2007, JVIR 18:1106-1110).
+_LEAST_CM_ABOVE_CARINA = 3.0
+_MOST_CM_BELOW_CARINA = 4.0
+
 
 def choose_devices(lesion: Lesion, generator: np.random.Generator) -> tuple[str, ...]:
     """Which devices a lesion stands for: one to three, more the higher its severity.
@@ -29,11 +42,32 @@ def choose_devices(lesion: Lesion, generator: np.random.Generator) -> tuple[str,
     return tuple(generator.choice(DEVICES, size=count, replace=False, p=list(_SHARES.values())).tolist())
 
 
+def place_devices(lesion: Lesion, generator: np.random.Generator) -> dict[str, dict]:
+    """Which devices a lesion stands for and what is drawn by chance of the place of each."""
+    return {device: _PLACERS[device](generator) for device in choose_devices(lesion, generator)}
+
+
+def find_malposition(lesion: Lesion) -> bool | None:
+    """Whether a tube's tip lies in a wrong place: too near the carina, or a central catheter's in the right atrium.
+
+    Returns:
+        None if the lesion holds neither an endotracheal tube nor a central venous catheter.
+    """
+    places = place_devices(lesion, np.random.default_rng(lesion.seed))
+    wrong = []
+    if "endotracheal tube" in places:
+        wrong.append(_CM * places["endotracheal tube"]["above_carina"] < _LEAST_CM_ABOVE_CARINA)
+    if "central venous catheter" in places:
+        below_carina = _CARINA_TO_BASE + places["central venous catheter"]["below_base"]
+        wrong.append(_CM * below_carina > _MOST_CM_BELOW_CARINA)
+    return any(wrong) if wrong else None
+
+
 def paint_devices(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
-    """One to three kinds of devices, chosen by the lesion's seed."""
+    """One to three kinds of devices, chosen and placed by the lesion's seed."""
     metal = np.zeros_like(scene.body.air)
-    for device in choose_devices(lesion, generator):
-        _PAINTERS[device](scene, metal, generator)
+    for device, place in place_devices(lesion, generator).items():
+        _PAINTERS[device](scene, metal, **place)
     scene.add(metal)
     return scene.board.blur(metal, 0.010) > 0.03
 
@@ -49,21 +83,32 @@ def _smooth_path(*corners: tuple[float, float]) -> np.ndarray:
     return path
 
 
-def _paint_endotracheal(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
+def _place_endotracheal(generator: np.random.Generator) -> dict:
+    return {"above_carina": generator.uniform(0.10, 0.26)}
+
+
+def _paint_endotracheal(scene: Scene, metal: np.ndarray, above_carina: float) -> None:
     """A tube down the trachea to a few centimetres above the carina."""
     x, y = scene.body.carina
-    tip = y - generator.uniform(0.10, 0.26)
+    tip = y - above_carina
     path = _smooth_path((x - 0.02, -1.15), (x - 0.012, -0.8), (x + 0.004, tip))
     stripe = path + np.array((0.009, 0.0))
     metal += 0.26 * scene.board.trace(path, 0.026) + 0.34 * scene.board.trace(stripe, 0.011)
 
 
-def _paint_central_line(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
-    """A catheter from the neck or under a clavicle to the superior vena cava."""
-    shift, top = scene.shape.shift, scene.shape.heart_top
-    end = (shift - 0.115, top + generator.uniform(-0.05, 0.14))
-    side = -1.0 if generator.random() < 0.75 else 1.0
-    if generator.random() < 0.5:
+def _place_central_line(generator: np.random.Generator) -> dict:
+    return {
+        "below_base": generator.uniform(-0.05, 0.14),
+        "side": -1.0 if generator.random() < 0.75 else 1.0,
+        "from_neck": generator.random() < 0.5,
+    }
+
+
+def _paint_central_line(scene: Scene, metal: np.ndarray, below_base: float, side: float, from_neck: bool) -> None:
+    """A catheter from the neck or under a clavicle to the superior vena cava, or beyond."""
+    shift = scene.shape.shift
+    end = (shift - 0.115, scene.shape.heart_top + below_base)
+    if from_neck:
         path = _smooth_path((side * 0.22, -1.15), (side * 0.19, -0.8), (side * 0.13, -0.55), (shift - 0.11, -0.4), end)
     else:
         path = _smooth_path(
@@ -72,21 +117,28 @@ def _paint_central_line(scene: Scene, metal: np.ndarray, generator: np.random.Ge
     metal += 0.46 * scene.board.trace(path, 0.019)
 
 
-def _paint_gastric(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
+def _place_gastric(generator: np.random.Generator) -> dict:
+    return {"sag": generator.uniform(0.10, 0.2)}
+
+
+def _paint_gastric(scene: Scene, metal: np.ndarray, sag: float) -> None:
     """A feeding tube down the oesophagus into the stomach, its side port a gap in the line."""
     floor = scene.shape.dome[1]
-    sag = generator.uniform(0.10, 0.2)
     path = _smooth_path(
         (0.02, -1.15), (0.01, -0.6), (0.03, 0.0), (0.05, floor), (0.14, floor + sag), (0.36, floor + sag + 0.05)
     )
     metal += 0.46 * scene.board.trace(path, 0.020)
 
 
-def _paint_pacemaker(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
-    """A generator under the clavicle with one or two leads to the right heart."""
-    board, shape = scene.board, scene.shape
+def _place_pacemaker(generator: np.random.Generator) -> dict:
     side = 1.0 if generator.random() < 0.8 else -1.0
     x, y = side * generator.uniform(0.52, 0.62), generator.uniform(-0.46, -0.38)
+    return {"side": side, "x": x, "y": y, "two_leads": generator.random() < 0.6}
+
+
+def _paint_pacemaker(scene: Scene, metal: np.ndarray, side: float, x: float, y: float, two_leads: bool) -> None:
+    """A generator under the clavicle with one or two leads to the right heart."""
+    board, shape = scene.board, scene.shape
     part = board.window(x, y, 0.14, 0.14)
     dx, dy = np.abs(part.x - x), np.abs(part.y - y)
     box = np.minimum(0.105 - dx, 0.085 - dy)
@@ -94,7 +146,7 @@ def _paint_pacemaker(scene: Scene, metal: np.ndarray, generator: np.random.Gener
     metal[part.where] += (0.62 + 0.2 * (dy > 0.05)) * board.soften(box.astype(np.float32), 0.012)
     width = shape.heart_ratio * sum(shape.chest)
     tips = [(shape.shift + 0.40 * shape.heart_axis * width, shape.heart_bottom - 0.10)]
-    if generator.random() < 0.6:
+    if two_leads:
         tips.append((shape.shift - 0.7 * (1 - shape.heart_axis) * width, shape.heart_top + 0.18))
     for tip in tips:
         entry = (shape.shift - 0.10, -0.42)
@@ -104,28 +156,53 @@ def _paint_pacemaker(scene: Scene, metal: np.ndarray, generator: np.random.Gener
         metal += 0.4 * board.trace(path[-3:], 0.022)
 
 
-def _paint_electrodes(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
+def _place_electrodes(generator: np.random.Generator) -> dict:
+    spots = [(-0.62, -0.42), (0.60, -0.40), (0.66, 0.36)][: 2 + int(generator.random() < 0.7)]
+    return {
+        "spots": [
+            (
+                x + 0.05 * generator.standard_normal(),
+                y + 0.05 * generator.standard_normal(),
+                generator.uniform(-0.25, 0.25),
+            )
+            for x, y in spots
+        ]
+    }
+
+
+def _paint_electrodes(scene: Scene, metal: np.ndarray, spots: list[tuple[float, float, float]]) -> None:
     """Monitor electrodes on the skin with their wires hanging off the film."""
     board = scene.board
-    spots = [(-0.62, -0.42), (0.60, -0.40), (0.66, 0.36)]
-    for x, y in spots[: 2 + int(generator.random() < 0.7)]:
-        x, y = x + 0.05 * generator.standard_normal(), y + 0.05 * generator.standard_normal()
+    for x, y, away in spots:
         part = board.window(x, y, 0.05, 0.05)
         metal[part.where] += 0.45 * board.soften((0.030 - np.hypot(part.x - x, part.y - y)).astype(np.float32), 0.01)
-        away = generator.uniform(-0.25, 0.25)
         path = _smooth_path((x, y), (x + 0.3 * away, y + 0.35), (x + away, y + 0.55), (0.4 * x + away, 1.2))
         metal += 0.36 * board.trace(path, 0.015)
 
 
-def _paint_wires(scene: Scene, metal: np.ndarray, generator: np.random.Generator) -> None:
+def _place_wires(generator: np.random.Generator) -> dict:
+    return {"loops": [(generator.random(), 0.008 * generator.standard_normal()) for _ in range(6)]}
+
+
+def _paint_wires(scene: Scene, metal: np.ndarray, loops: list[tuple[float, float]]) -> None:
     """Sternal wires: a column of small loops in the midline."""
-    for y in np.linspace(-0.42, 0.22, 6):
-        angle = np.linspace(0.0, 6.2832, 14) + generator.random()
-        x = 0.008 * generator.standard_normal() + scene.shape.shift
+    for y, (turn, x) in zip(np.linspace(-0.42, 0.22, len(loops)), loops, strict=True):
+        angle = np.linspace(0.0, 6.2832, 14) + turn
+        x += scene.shape.shift
         loop = np.column_stack((x + 0.038 * np.cos(angle), y + 0.022 * np.sin(angle)))
         metal += 0.42 * scene.board.trace(loop, 0.014)
 
 
+_PLACERS = MappingProxyType(
+    {
+        "endotracheal tube": _place_endotracheal,
+        "central venous catheter": _place_central_line,
+        "feeding tube": _place_gastric,
+        "pacemaker": _place_pacemaker,
+        "electrodes": _place_electrodes,
+        "sternal wires": _place_wires,
+    }
+)
 _PAINTERS = MappingProxyType(
     {
         "endotracheal tube": _paint_endotracheal,

@@ -19,7 +19,7 @@ NATURAL_ORDER = -1
 _SPLIT_SHARES = {"validate": 1 / 12, "test": 1 / 6, "test_enriched": 1 / 10}
 _SMALLEST_COHORT = 60
 # Each purpose has random streams of its own, so that a change in one leaves the others as they are.
-_PURPOSES = ("train", "validate", "test", "test_enriched", "planting", "report", "template", "junk")
+_PURPOSES = ("train", "validate", "test", "test_enriched", "planting", "report", "template", "junk", "outcome")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PhantomConfig:
     Attributes:
         pairs: number of image-report pairs in all splits together; about 65 % of them are for training.
         size: pixels along a side.
-        seed: seed of patients, pictures and reports.
+        seed: seed of patients, pictures, reports and outcomes.
         permutation_seed: seed of a permutation of which finding has which prevalence; -1 leaves the natural order.
         template_share: share of the reports that are written from labels by templates.
         duplicate_share: share of the training pairs that are a second exposure of another training pair's case.

@@ -1,0 +1,161 @@
+"""What becomes of the simulated patients: outcomes whose true hazard is known.
+
+Death from any cause and a first cardiovascular event follow proportional hazards that are constant in time, with the
+patient's age, sex and findings at the first study: log hazard a year = base + age (decades from 65) + male sex + the
+sum over findings of a coefficient times the severity. Given these, the two are independent; death ends the observation
+of the event. So do loss to follow-up, at random, and the end of all observation 8 to 12 years after a patient's first
+study.
+
+A patient has one date of each. Later studies fall, at random, in the first year and before observation ends, and their
+times are counted from their own dates; acute findings that come later do not change the hazard. Whoever had the
+cardiovascular event before a study has no outcome of that study: it is not known whether there will be another.
+
+``tube_malposition`` has no time. It is unknown where there is neither an endotracheal tube nor a central catheter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.phantom.case import Case
+from chexstudy.cohort.phantom.devices import find_malposition
+from chexstudy.cohort.phantom.plan import Pair, stream
+from chexstudy.cohort.phantom.population import MAXIMAL_STUDIES, SUPPORT_DEVICES
+from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX
+
+DEATH, CVD_EVENT, TUBE_MALPOSITION = "death", "cvd_event", "tube_malposition"
+TRUE_RISK_YEARS = 5.0
+
+_CLOSING_YEARS = (8.0, 12.0)
+_LOST_PER_YEAR = 0.015
+_YEARS_OF_STUDIES = 1.0
+_DAYS_PER_YEAR = 365.25
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """A constant hazard and the logarithms of its ratios.
+
+    Attributes:
+        per_year: of a woman of 65 without any finding.
+        per_decade: log ratio of ten years of age.
+        male: log ratio of men to women.
+        findings: log ratio of a finding of full severity to none, by finding; others do not matter.
+    """
+
+    per_year: float
+    per_decade: float
+    male: float
+    findings: Mapping[str, float]
+
+    def log_of(self, case: Case) -> float:
+        """The logarithm of the hazard a year of a patient with this study."""
+        severity = sum(self.findings.get(lesion.finding, 0.0) * lesion.severity for lesion in case.lesions)
+        age = self.per_decade * (case.patient.age_years - 65) / 10
+        return float(np.log(self.per_year) + age + self.male * (case.patient.sex == "M") + severity)
+
+
+HAZARDS = MappingProxyType(
+    {
+        DEATH: Hazard(
+            0.016,
+            0.40,
+            0.30,
+            MappingProxyType(
+                {
+                    "Mass": 2.6,
+                    "Emphysema": 1.9,
+                    "Fibrosis": 1.9,
+                    "Edema": 1.9,
+                    "Pleural Effusion": 1.7,
+                    "Cardiomegaly": 1.5,
+                    "Cavity": 1.0,
+                    "Consolidation": 1.2,
+                    "Tuberculosis": 0.8,
+                    "Support Devices": 0.8,
+                }
+            ),
+        ),
+        CVD_EVENT: Hazard(
+            0.020,
+            0.32,
+            0.35,
+            MappingProxyType(
+                {
+                    "Cardiomegaly": 2.8,
+                    "Aortic Enlargement": 2.2,
+                    "Edema": 2.4,
+                    "Pleural Effusion": 0.9,
+                    "Emphysema": 0.5,
+                }
+            ),
+        ),
+    }
+)
+
+
+def simulate_outcomes(pairs: list[Pair], ids: list[str], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The outcome columns of a planned cohort, and their truth.
+
+    Args:
+        pairs: the planned rows.
+        ids: their image ids.
+        seed: seed of the phantom; outcomes have a random stream of their own for each patient.
+
+    Returns:
+        The columns, one row a pair, and a table ``image_id``, ``outcome``, ``log_hazard`` (a year, natural logarithm)
+        and ``risk_5_years``, that of the event as if nothing else could end observation.
+    """
+    of_patient: dict[str, list[Case]] = {}
+    for pair in pairs:
+        of_patient.setdefault(pair.case.patient.patient_id, []).append(pair.case)
+    patients = {}
+    for number, (patient_id, cases) in enumerate(of_patient.items()):
+        first = min(cases, key=lambda case: case.study_number)
+        patients[patient_id] = _Course(first, stream(seed, "outcome", number))
+    columns = {name: [] for outcome in HAZARDS for name in (outcome, f"{outcome}{YEARS_SUFFIX}")}
+    columns[TUBE_MALPOSITION] = []
+    truth = []
+    for image_id, pair in zip(ids, pairs, strict=True):
+        course = patients[pair.case.patient.patient_id]
+        for outcome, log_hazard in course.log_hazards.items():
+            happened, years = course.tell(outcome, pair.case.study_number)
+            columns[outcome].append(happened)
+            columns[f"{outcome}{YEARS_SUFFIX}"].append(years)
+            truth.append((image_id, outcome, log_hazard, -np.expm1(-TRUE_RISK_YEARS * np.exp(log_hazard))))
+        columns[TUBE_MALPOSITION].append(_find_tube_malposition(pair.case))
+    table = pd.DataFrame({f"{OUTCOME_PREFIX}{name}": values for name, values in columns.items()})
+    kinds = {name: "float32" if name.endswith(YEARS_SUFFIX) else "Int8" for name in table}
+    return table.astype(kinds), pd.DataFrame(truth, columns=["image_id", "outcome", "log_hazard", "risk_5_years"])
+
+
+class _Course:
+    """The dates of one patient, in years from the first study."""
+
+    def __init__(self, first: Case, generator: np.random.Generator):
+        self.log_hazards = {outcome: hazard.log_of(first) for outcome, hazard in HAZARDS.items()}
+        self._happens = {
+            outcome: float(generator.exponential() / np.exp(log_hazard))
+            for outcome, log_hazard in self.log_hazards.items()
+        }
+        lost = generator.exponential() / _LOST_PER_YEAR
+        self._end = float(min(self._happens[DEATH], lost, generator.uniform(*_CLOSING_YEARS)))
+        later = np.sort(generator.random(MAXIMAL_STUDIES - 1))
+        self._dates = [0.0, *(later * min(_YEARS_OF_STUDIES, self._end)).tolist()]
+
+    def tell(self, outcome: str, study_number: int) -> tuple[int | None, float]:
+        """Whether the outcome happened while a study's patient was observed, and when, in years from the study."""
+        date, happens = self._dates[study_number], self._happens[outcome]
+        if happens <= date:
+            return None, float("nan")
+        days = np.ceil((min(happens, self._end) - date) * _DAYS_PER_YEAR)
+        return int(happens <= self._end), float(max(days, 1.0) / _DAYS_PER_YEAR)
+
+
+def _find_tube_malposition(case: Case) -> int | None:
+    devices = [lesion for lesion in case.lesions if lesion.finding == SUPPORT_DEVICES]
+    found = [wrong for wrong in map(find_malposition, devices) if wrong is not None]
+    return int(any(found)) if found else None
