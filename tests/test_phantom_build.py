@@ -196,8 +196,8 @@ def test_the_same_seed_gives_the_same_bytes_in_one_process_and_in_two(tmp_path):
     assert other["phantom/images/000000.png"] != one["phantom/images/000000.png"]
 
 
-# What this configuration must give whatever outcomes are simulated: the mean grey of each image that can be read, and the
-# SHA-256 of all columns but outcomes as CSV.
+# What this configuration must give whatever outcomes are simulated: the mean grey of each image that can be read, and
+# the SHA-256 of all columns but outcomes as CSV.
 GREYS = (
     *(192.5, 193.4, 148.0, 166.4, 141.0, 172.9, 158.3, 170.4, 139.6, 73.8, 150.0, 154.5, 139.6, 191.0, 154.2, 170.3),
     *(173.7, 120.6, 180.4, 168.0, 171.1, 189.7, None, 182.9, 193.2, 165.9, None, 152.5, 170.4, 47.7, 172.9, None),

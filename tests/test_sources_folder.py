@@ -160,6 +160,43 @@ def test_a_patient_in_two_splits_is_one_sentence(tmp_path):
     )
 
 
+def test_outcomes_are_taken_by_their_names(tmp_path):
+    table = make_table().assign(outcome_death=[1, 0, 0, None, 1, 0], outcome_death_years=[0.5, 2, 3, None, 4, 5.25])
+    cohort = build(make_folder(tmp_path, table))
+    assert list(cohort.columns[-4:]) == ["Mass", "Nodule", "outcome_death", "outcome_death_years"]
+    assert list(cohort["outcome_death"].fillna(9)) == [1, 0, 0, 9, 1, 0]
+    assert list(cohort["outcome_death_years"].fillna(9)) == [0.5, 2, 3, 9, 4, 5.25]
+
+
+def test_outcomes_are_mapped_and_their_words_translated(tmp_path):
+    table = make_table().assign(
+        Died=["yes", "alive", "Dead", "", "0", "lost"], Followed=["1", " 2 ", "3", "", "5", "6"], Wrong="1"
+    )
+    outcomes = {"death": "Died", "death_years": "Followed", "malposition": "Wrong"}
+    columns, values = {**COLUMNS, "outcomes": outcomes}, {"outcomes": {"lost": 0}}
+    cohort = build(make_folder(tmp_path, table), columns=columns, values=values)
+    assert list(cohort["outcome_death"].fillna(9)) == [1, 0, 1, 9, 0, 0]
+    assert list(cohort["outcome_death_years"].fillna(9)) == [1, 2, 3, 9, 5, 6]
+    assert list(cohort["outcome_malposition"]) == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"Died": "perhaps"},
+            "labels.csv: row 0 (folder/0.png), column 'outcome_death' holds 'perhaps'; an outcome is",
+        ),
+        ({"Followed": "-2"}, "labels.csv: row 0 (folder/0.png), column 'outcome_death_years' holds '-2'; a time is a"),
+        ({"Followed": ""}, "labels.csv: row 0 (folder/0.png), column 'outcome_death_years' is empty; a time is a"),
+    ],
+)
+def test_impossible_outcomes_are_one_sentence(tmp_path, changes, expected):
+    table = make_table().assign(**{"Died": "yes", "Followed": "2.5", **changes})
+    columns = {**COLUMNS, "outcomes": {"death": "Died", "death_years": "Followed"}}
+    assert sentence(make_folder(tmp_path, table), columns=columns).startswith(expected)
+
+
 @pytest.mark.parametrize("label", ["2", "maybe", "0.5"])
 def test_a_label_outside_the_contract_is_one_sentence(tmp_path, label):
     table = make_table().astype({"Mass": object})
@@ -202,6 +239,8 @@ def test_words_that_mean_nothing_are_one_sentence(tmp_path):
         ({"table": "other.csv"}, "there is no table"),
         ({"images": "png"}, "none of the 6 files named in column 'File' of labels.csv exists (the first is "),
         ({"columns": {**COLUMNS, "findings": {"view": "Mass"}}}, "a finding cannot be named 'view'"),
+        ({"columns": {**COLUMNS, "findings": {"outcome_x": "Mass"}}}, "a finding cannot be named 'outcome_x', because"),
+        ({"columns": {**COLUMNS, "outcomes": ["Dead"]}}, "labels.csv has no column 'Dead' for the outcome 'Dead'; it"),
         ({"columns": None}, "no columns were given and "),
     ],
 )

@@ -10,9 +10,11 @@ The mapping is given as options or lies in the folder as ``cohort.yaml``::
       patient_id: Patient              # or the word none: every image is another patient
       report: [Findings, Impression]   # one column or several; without it, reports are written from the labels
       findings: [Mass, Nodule]         # or {Pleural Effusion: effusion_label}
+      outcomes: {death: Died, death_years: Followed}   # optional; columns named outcome_... are taken as they are
       split: Split                     # optional, as are study_id, image_id, view, sex and age_years
     values:                            # optional: how words in the table translate
       labels: {"2": -1, unclear: -1}
+      outcomes: {alive at last contact: 0}
       view: {frontal: PA}
 
 ``check_folder`` says everything that is wrong at once; ``build_folder`` stops at the first of it.
@@ -35,7 +37,7 @@ from chexstudy.cohort.sources.layout import (
     require_folder,
 )
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, check_fractions, split_patients
-from chexstudy.cohort.table import RESERVED_COLUMNS, show_value, validate_cohort
+from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
 from chexstudy.errors import StudyError
 
 MAPPING_FILE = "cohort.yaml"
@@ -44,7 +46,7 @@ VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split ha
 
 _REQUIRED = ("image_path", "patient_id")
 _SINGLE = (*_REQUIRED, "image_id", "study_id", "split", "view", "sex", "age_years")
-_MAPPED = (*_SINGLE, "report", "findings")
+_MAPPED = (*_SINGLE, "report", "findings", "outcomes")
 _YAML_BOOLEANS = MappingProxyType({True: ("true", "yes", "on"), False: ("false", "no", "off")})
 _TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 _HOLDING = "the images and their table"
@@ -73,6 +75,10 @@ WORDS = MappingProxyType(
             **dict.fromkeys(("1", "true", "yes", "present", "positive"), 1),
             **dict.fromkeys(("0", "false", "no", "absent", "negative"), 0),
             **dict.fromkeys(("-1", "uncertain"), -1),
+        },
+        "outcomes": {
+            **dict.fromkeys(("1", "true", "yes", "event", "dead", "died", "deceased"), 1),
+            **dict.fromkeys(("0", "false", "no", "censored", "alive"), 0),
         },
     }
 )
@@ -111,10 +117,12 @@ class _Mapping:
 
     def findings(self) -> dict[str, str]:
         """Finding -> column of the table."""
-        findings = self.columns.get("findings") or {}
-        if isinstance(findings, Mapping):
-            return {str(finding): str(column) for finding, column in findings.items()}
-        return {name: name for name in _as_names(findings)}
+        return _as_pairs(self.columns.get("findings"))
+
+    def outcomes(self, table: pd.DataFrame) -> dict[str, str]:
+        """Outcome column of the contract -> column of the table."""
+        mapped = {f"{OUTCOME_PREFIX}{name}": column for name, column in _as_pairs(self.columns.get("outcomes")).items()}
+        return {name: name for name in table.columns if name.startswith(OUTCOME_PREFIX)} | mapped
 
     def report_columns(self) -> list[str]:
         return _as_names(self.columns.get("report") or [])
@@ -125,6 +133,13 @@ class _Mapping:
         if single.get("patient_id", "").lower() == NO_PATIENTS:
             del single["patient_id"]
         return single
+
+
+def _as_pairs(columns: object) -> dict[str, str]:
+    """Own name -> column of the table, of pairs or of names that are the same in both."""
+    if isinstance(columns, Mapping):
+        return {str(name): str(column) for name, column in columns.items()}
+    return {name: name for name in _as_names(columns or [])}
 
 
 def _as_names(names: object) -> list[str]:
@@ -152,7 +167,7 @@ def build_folder(
         images: the subfolder in which the table's paths start; the folder itself if not given.
         source: the name of the cohort's source; ``folder`` if not given.
         columns: contract column -> column of the table; if not given, ``cohort.yaml`` in the folder is read.
-        values: ``split``, ``view``, ``sex`` or ``labels`` -> word in the table -> value of the contract.
+        values: ``split``, ``view``, ``sex``, ``labels`` or ``outcomes`` -> word in the table -> value of the contract.
         fractions: split -> share of patients, where the table has no split.
         word_budget: see :func:`chexstudy.cohort.reports.template_report`.
 
@@ -275,11 +290,20 @@ def _find_column_problems(table: pd.DataFrame, mapping: _Mapping, path: Path) ->
         )
     asked = [*mapping.single_columns().items(), *(("report", name) for name in mapping.report_columns())]
     asked += [(f"the finding {finding!r}", name) for finding, name in mapping.findings().items()]
+    asked += [
+        (f"the outcome {name.removeprefix(OUTCOME_PREFIX)!r}", own) for name, own in mapping.outcomes(table).items()
+    ]
     problems += [f"{path.name} has no column {name!r} for {what}; {has}." for what, name in asked if name not in table]
     problems += [
         f"a finding cannot be named {finding!r}, which is a column of its own in a cohort: rename it in 'findings'."
         for finding in mapping.findings()
         if finding in RESERVED_COLUMNS
+    ]
+    problems += [
+        f"a finding cannot be named {finding!r}, because columns that begin with {OUTCOME_PREFIX!r} are outcomes: "
+        "rename it in 'findings', or move it to 'outcomes'."
+        for finding in mapping.findings()
+        if finding.startswith(OUTCOME_PREFIX)
     ]
     if table.empty:
         problems.append(f"{path.name} has no rows.")
@@ -315,6 +339,9 @@ def _translate(
         problems += _find_wrong_ages(cohort["age_years"], cells["age_years"], path)
     for finding, column in mapping.findings().items():
         cohort[finding] = _translate_words(table[column], "labels", mapping)
+    for name, column in mapping.outcomes(table).items():
+        is_time = name.endswith(YEARS_SUFFIX)
+        cohort[name] = table[column].str.strip() if is_time else _translate_words(table[column], "outcomes", mapping)
     problems += _find_wrong_labels(cohort, table, mapping, path)
     if problems:
         return cohort, problems
