@@ -11,7 +11,6 @@ from chexstudy.curation.audit import (
     AUDIT_COLUMNS,
     audit_arm,
     audit_selection,
-    correct_by_holm,
     describe_audit,
     list_audit,
 )
@@ -213,11 +212,6 @@ def test_a_cohort_without_labels_is_audited_all_the_same():
     assert set(report.table.kind) == {"sex", "age", "view", "source", "report"}
     assert report.table.like_ratio.isna().all()
     describe_audit(report)
-
-
-def test_holms_correction_by_hand():
-    assert correct_by_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert correct_by_holm([0.9, 0.8]) == pytest.approx([1, 1])
 
 
 def test_words_name_no_pair_and_no_patient():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from chexstudy.errors import StudyError
@@ -10,6 +11,7 @@ from chexstudy.evaluation.statistics import (
     bootstrap_patients,
     count_patients,
     count_scarcer_patients,
+    difference_p_values,
     interval,
     macro_mean,
     paired_difference,
@@ -59,10 +61,39 @@ def test_weights_agree_with_scikit_learn_sample_weights(whole):
         for finding in range(3):
             arguments = labels[:, finding], scores[:, finding]
             weight = weights[resample]
-            assert area[resample, finding] == pytest.approx(roc_auc_score(*arguments, sample_weight=weight), abs=1e-9)
+            assert area[resample, finding] == pytest.approx(roc_auc_score(*arguments, sample_weight=weight), abs=1e-12)
             assert precision[resample, finding] == pytest.approx(
-                average_precision_score(*arguments, sample_weight=weight), abs=1e-9
+                average_precision_score(*arguments, sample_weight=weight), abs=1e-12
             )
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "float32"])
+def test_weights_of_any_type_give_the_same_numbers(kind):
+    generator = np.random.default_rng(9)
+    labels = (generator.random((900, 2)) < [0.5, 0.02]).astype(float)
+    scores = np.round(generator.normal(size=labels.shape) + labels, 1)
+    weights = bootstrap_patients(np.arange(900), 5, generator)
+    expected, measured = rank_metrics(labels, scores, weights), rank_metrics(labels, scores, weights.astype(kind))
+    np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-12)
+
+
+def test_weights_of_zero_leave_cases_out():
+    labels, scores = column(1, 0, 1, 0), column(0.9, 0.8, 0.7, 0.1)
+    weights = np.array([[1, 1, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]])
+    area, precision = rank_metrics(labels, scores, weights)
+    np.testing.assert_array_equal(area[:, 0], [1, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(precision[:, 0], [1, 0.5, np.nan, np.nan])
+
+
+def test_each_metric_alone_is_what_both_together_give():
+    generator = np.random.default_rng(10)
+    labels = generator.choice([0.0, 1.0, -1.0], size=(60, 3))
+    scores = np.round(generator.normal(size=labels.shape), 1)
+    weights = bootstrap_patients(np.arange(60), 20, generator)
+    for arguments in ((labels, scores), (labels, scores, weights)):
+        area, precision = rank_metrics(*arguments)
+        np.testing.assert_array_equal(auroc(*arguments), area)
+        np.testing.assert_array_equal(average_precision(*arguments), precision)
 
 
 def test_a_large_number_of_resamples_is_worked_in_blocks_without_a_seam(monkeypatch):
@@ -227,3 +258,20 @@ def test_arms_with_different_seeds_cannot_be_paired():
         paired_difference(
             np.zeros((2, 1)), np.zeros((3, 1)), np.zeros((2, 5, 1)), np.zeros((3, 5, 1)), np.random.default_rng(0)
         )
+
+
+def test_a_p_value_tells_what_the_interval_tells():
+    spread = norm.ppf((np.arange(10_000) + 0.5) / 10_000)[:, None]
+    values = np.array([[1.9, 2.1, 0.0]])
+    replicates = (values + spread * [1, 1, 0])[None]
+    many = np.full(3, 10_000)
+    difference = paired_difference(values, 0 * values, replicates, 0 * replicates, np.random.default_rng(0), many)
+    p = difference_p_values(difference, many)
+    np.testing.assert_allclose(p, [2 * norm.sf(1.9), 2 * norm.sf(2.1), 1], atol=1e-3)
+    np.testing.assert_array_equal(p < 0.05, (difference.ci_low > 0) | (difference.ci_high < 0))
+    few = paired_difference(
+        values, 0 * values, replicates, 0 * replicates, np.random.default_rng(0), np.array([4, 6, 6])
+    )
+    p = difference_p_values(few, np.array([4, 6, 6]))
+    # Six patients: Student's t with 5 degrees of freedom at 2.1 / sqrt(6 / 5).
+    assert p == pytest.approx([np.nan, 2 * student.sf(2.1 / np.sqrt(6 / 5), 5), 1], abs=1e-3, nan_ok=True)

@@ -15,6 +15,7 @@ from chexstudy.curation.groups import NEAR_DUPLICATE, Group, list_groups, mark_n
 from chexstudy.curation.subsets import read_subset
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import wilson_interval
+from chexstudy.evaluation.multiplicity import correct_by_holm
 from chexstudy.evaluation.statistics import bootstrap_patients, interval
 from chexstudy.runs import Run
 
@@ -375,13 +376,3 @@ def _test_by_permutation(counts, kept, patient, permutations, generator) -> np.n
         # Equal differences may come out unequal by rounding.
         as_low += (inside - outside <= observed + 1e-9).sum(axis=0)
     return (1 + as_low) / (1 + permutations)
-
-
-def correct_by_holm(p_values: np.ndarray) -> np.ndarray:
-    """p values corrected by Holm's step-down procedure (Holm 1979), ``(tests,)``."""
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind="stable")
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return corrected

@@ -11,13 +11,13 @@ import pandas as pd
 from scipy.stats import t as student
 
 from chexstudy.cohort.table import finding_columns, label_matrix
-from chexstudy.curation.audit import correct_by_holm
 from chexstudy.curation.choice import Choice
 from chexstudy.curation.stability import compare_selections
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.arms import Evaluation, score_arms, tell_exposure
 from chexstudy.evaluation.kept import ALL, measure_kept
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
+from chexstudy.evaluation.multiplicity import correct_by_holm
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import (
     MACRO,
@@ -28,7 +28,14 @@ from chexstudy.evaluation.scores import (
     read_scores,
     subtract_scores,
 )
-from chexstudy.evaluation.statistics import CONFIDENCE, RESAMPLES, Difference, bootstrap_patients, count_patients
+from chexstudy.evaluation.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    Difference,
+    bootstrap_patients,
+    count_patients,
+    difference_p_values,
+)
 from chexstudy.pretraining.arms import find_arm, name_method_arm, read_costs, subset_artifact
 from chexstudy.pretraining.scoring import read_scores as read_pair_scores
 from chexstudy.pretraining.subsets import BASELINE
@@ -335,12 +342,12 @@ def _subtract_baseline(
 
 def _p_values(difference: Difference, first: int, patients: np.ndarray) -> np.ndarray:
     """Two-sided p values of the groups' AUROC differences, from column ``first`` on; NaN where there is no interval."""
-    value, low = difference.value[0, first:], difference.ci_low[0, first:]
-    spread = np.nanstd(difference.replicates[:, 0, first:], axis=0) * np.sqrt(patients / np.maximum(patients - 1, 1))
-    known = np.isfinite(low)
-    # Two arms that rank alike in every resample do not differ.
-    distance = np.divide(np.abs(value), spread, out=np.zeros(len(value)), where=known & (spread > 0))
-    return np.where(known, 2 * student.sf(distance, np.maximum(patients - 1, 1)), np.nan)
+    of_groups = Difference(
+        *(getattr(difference, name)[0, first:] for name in ("value", "ci_low", "ci_high")),
+        difference.replicates[:, 0, first:],
+        difference.seeds,
+    )
+    return difference_p_values(of_groups, patients)
 
 
 def _correct(differences: pd.DataFrame) -> pd.DataFrame:

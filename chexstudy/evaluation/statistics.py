@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -21,7 +22,7 @@ CONFIDENCE = 0.95
 LEAST_PATIENTS = 5
 _LEAST_EVALUABLE = 0.9
 # Cases times resamples held at once: a block stays in a core's cache, and memory does not grow with the cohort.
-_BLOCK = 400_000
+_BLOCK = 1_000_000
 
 
 def known_labels(labels: np.ndarray) -> np.ndarray:
@@ -50,6 +51,11 @@ def rank_metrics(
     Raises:
         StudyError: the shapes differ, or a column of scores is NaN in part.
     """
+    return _measure_ranks(labels, scores, weights, with_precision=True)
+
+
+def _measure_ranks(labels, scores, weights, with_precision) -> tuple[np.ndarray, np.ndarray]:
+    """`rank_metrics`, the average precision only if asked for."""
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores)
     if labels.ndim != 2 or labels.shape != scores.shape:
         raise StudyError(
@@ -61,13 +67,11 @@ def rank_metrics(
         raise StudyError(
             f"the weights hold {by_case.shape[0]} cases and the labels {cases}: draw them for these cases."
         )
-    if not np.issubdtype(by_case.dtype, np.integer):
-        by_case = by_case.astype(float)
+    whole = np.issubdtype(by_case.dtype, np.integer)
+    number = np.promote_types(by_case.dtype, np.int32) if whole else np.dtype(float)
     resamples = by_case.shape[1]
     known = known_labels(labels)
     missing = np.isnan(scores)
-    area = np.full((resamples, findings), np.nan)
-    precision = np.full((resamples, findings), np.nan)
     ranked = []
     for finding in range(findings):
         if missing[:, finding].all():
@@ -76,49 +80,77 @@ def rank_metrics(
             raise StudyError(
                 f"the scores of finding number {finding} are NaN for some cases: score every case or none."
             )
-        negatives = np.flatnonzero(known[:, finding] & (labels[:, finding] != 1))
-        positives = np.flatnonzero(known[:, finding] & (labels[:, finding] == 1))
-        if len(negatives) and len(positives):
-            column = scores[:, finding]
-            negatives = negatives[np.argsort(column[negatives], kind="stable")]
-            positives = positives[np.argsort(column[positives], kind="stable")]
-            at_positive = column[positives]
-            ranked.append(
-                (
-                    finding,
-                    negatives,
-                    positives,
-                    np.searchsorted(column[negatives], at_positive, "left"),
-                    np.searchsorted(column[negatives], at_positive, "right"),
-                    np.searchsorted(at_positive, at_positive, "left"),
-                )
-            )
+        ranking = _rank_cases(labels[:, finding], scores[:, finding], known[:, finding], number)
+        if ranking is not None:
+            ranked.append((finding, ranking))
+    area = np.full((resamples, findings), np.nan)
+    precision = np.full((resamples, findings), np.nan)
     width = max(1, _BLOCK // max(1, cases))
     for start in range(0, resamples, width):
-        block = np.ascontiguousarray(by_case[:, start : start + width])
-        rows = slice(start, start + block.shape[1])
-        for finding, negatives, positives, left, right, first in ranked:
-            area[rows, finding], precision[rows, finding] = _rank_block(block, negatives, positives, left, right, first)
+        rows = slice(start, start + width)
+        block = np.ascontiguousarray(by_case[:, rows], dtype=number)
+        for finding, ranking in ranked:
+            area[rows, finding], precision[rows, finding] = _rank_block(block, ranking, with_precision)
     return (area[0], precision[0]) if weights is None else (area, precision)
 
 
-def _rank_block(block, negatives, positives, left, right, first):
-    """One finding's metrics in a block ``(cases, resamples)``; the positions are those among the sorted scores."""
-    below = _running_sum(block[negatives])
-    positive_weight = block[positives]
-    positives_below = _running_sum(positive_weight)
-    negative_total, positive_total = below[-1].astype(float), positives_below[-1].astype(float)
-    lower = below[left]
-    won = np.einsum("ij,ij->j", positive_weight, lower + below[right], dtype=float) / 2
-    true_positives = positives_below[-1] - positives_below[first]
-    flagged = true_positives + (below[-1] - lower)
-    share = np.divide(true_positives, flagged, out=np.zeros(flagged.shape), where=flagged > 0)
-    hits = np.einsum("ij,ij->j", positive_weight, share, dtype=float)
+@dataclass(frozen=True)
+class _Ranking:
+    """One finding's cases in ascending order of score, gathered where no positive lies between them.
+
+    Attributes:
+        negatives: ``(bins, cases)``, which negatives each bin holds: those between two scores of positives, or tied
+            with one.
+        positives: ``(scores, cases)``, which positives have each score.
+        lower: ``(scores,)``, how many bins lie below a score of positives.
+        upper: ``(scores,)``, the same with the bin tied with it.
+    """
+
+    negatives: csr_array
+    positives: csr_array
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def _rank_cases(labels: np.ndarray, scores: np.ndarray, known: np.ndarray, number: np.dtype) -> _Ranking | None:
+    """The ranking of one finding for weights of the type ``number``; None where it has one class only."""
+    negatives = np.flatnonzero(known & (labels != 1))
+    positives = np.flatnonzero(known & (labels == 1))
+    if not (len(negatives) and len(positives)):
+        return None
+    levels, level = np.unique(scores[positives], return_inverse=True)
+    # Below the first positive 0, tied with it 1, between it and the second 2, ...: most are empty and left out.
+    place = sum(np.searchsorted(levels, scores[negatives], side) for side in ("left", "right"))
+    places, occupied = np.unique(place, return_inverse=True)
+
+    def gather(rows: np.ndarray, cases: np.ndarray, count: int) -> csr_array:
+        return csr_array((np.ones(len(rows), dtype=number), (rows, cases)), shape=(count, len(labels)))
+
+    return _Ranking(
+        gather(occupied, negatives, len(places)),
+        gather(level, positives, len(levels)),
+        *(np.searchsorted(places, 2 * np.arange(len(levels)) + tied, "right") for tied in (0, 1)),
+    )
+
+
+def _rank_block(block: np.ndarray, ranking: _Ranking, with_precision: bool):
+    """One finding's metrics in a block of weights ``(cases, resamples)``."""
+    below = _running_sum(ranking.negatives @ block)
+    positive_weight = ranking.positives @ block
+    lower = below[ranking.lower]
+    won = np.einsum("ij,ij->j", positive_weight, lower + below[ranking.upper], dtype=float) / 2
+    negative_total, positive_total = below[-1].astype(float), positive_weight.sum(axis=0).astype(float)
     evaluable = (negative_total > 0) & (positive_total > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         area = np.where(evaluable, won / (negative_total * positive_total), np.nan)
-        precision = np.where(evaluable, hits / positive_total, np.nan)
-    return area, precision
+        if not with_precision:
+            return area, np.nan
+        positives_below = _running_sum(positive_weight)
+        true_positives = positives_below[-1] - positives_below[:-1]
+        flagged = true_positives + (below[-1] - lower)
+        share = np.divide(true_positives, flagged, out=np.zeros(flagged.shape), where=flagged > 0)
+        hits = np.einsum("ij,ij->j", positive_weight, share, dtype=float)
+        return area, np.where(evaluable, hits / positive_total, np.nan)
 
 
 def _running_sum(weights: np.ndarray) -> np.ndarray:
@@ -129,7 +161,7 @@ def _running_sum(weights: np.ndarray) -> np.ndarray:
 
 def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Area under the ROC curve; arguments, shapes and errors as in `rank_metrics`."""
-    return rank_metrics(labels, scores, weights)[0]
+    return _measure_ranks(labels, scores, weights, with_precision=False)[0]
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -309,3 +341,24 @@ def paired_difference(
     replicates = resample_seeds(first_replicates - second_replicates, generator)
     low, high = interval(replicates, patients=patients)
     return Difference((first - second).mean(axis=0), low, high, replicates, len(first))
+
+
+def difference_p_values(difference: Difference, patients: np.ndarray) -> np.ndarray:
+    """Two-sided p values of differences, from the spread of the bootstrap and Student's t.
+
+    Degrees of freedom are one fewer than the patients a difference rests on, as in `interval`: the p value then tells
+    what the interval tells.
+
+    Args:
+        difference: of `paired_difference`.
+        patients: ``(...)``, how many patients each rests on.
+
+    Returns:
+        ``(...)``; 1 where both rank alike in every resample, NaN where there is no interval.
+    """
+    patients = np.asarray(patients)
+    spread = np.nanstd(difference.replicates, axis=0) * np.sqrt(patients / np.maximum(patients - 1, 1))
+    known = np.isfinite(difference.ci_low)
+    # Two arms that rank alike in every resample do not differ.
+    distance = np.divide(np.abs(difference.value), spread, out=np.zeros(spread.shape), where=known & (spread > 0))
+    return np.where(known, 2 * student.sf(distance, np.maximum(patients - 1, 1)), np.nan)
