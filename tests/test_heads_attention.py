@@ -1,0 +1,326 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from chexstudy.cohort.images import fit_square
+from chexstudy.cohort.phantom.masks import encode_mask, write_masks
+from chexstudy.cohort.sources.nih import build_nih
+from chexstudy.cohort.sources.nlm_tb import build_nlm_tb
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.heads.attention import (
+    METRICS,
+    Regions,
+    absent_thresholds,
+    centre_map,
+    choose_examples,
+    fit_mask,
+    mass_inside,
+    measure_cases,
+    order_by_area,
+    point,
+    read_attention,
+    read_box_regions,
+    read_lung_regions,
+    read_phantom_regions,
+    spread_map,
+    summarise_cases,
+    widen_mask,
+)
+from chexstudy.evaluation.heads.features import FrozenFeatures
+
+FINDINGS = ["Nodule", "Mass"]
+GRID, SIZE = 4, 32
+
+
+class BrightestPatch(nn.Module):
+    """A head that looks at patches in proportion to their channel of the finding."""
+
+    needs_patches = True
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def attention(self, batch):
+        weights = batch.patches.transpose(1, 2) / batch.patches.sum(dim=1)[..., None]
+        return weights[:, None].expand(-1, 3, -1, -1)
+
+
+def make_rows(images=6):
+    return pd.DataFrame(
+        {
+            "image_id": [f"x/{number}" for number in range(images)],
+            "patient_id": [f"x/p{number // 2}" for number in range(images)],
+            "Nodule": pd.array([1, 1, 1, 0, -1, None][:images], dtype="Int8"),
+            "Mass": pd.array([0, 1, 0, 0, 0, 0][:images], dtype="Int8"),
+        }
+    )
+
+
+def make_features(patches):
+    vectors = patches.mean(axis=1).astype(np.float32)
+    ids = [f"x/{number}" for number in range(len(patches))]
+    return FrozenFeatures(ids, vectors, vectors, vectors, patches.astype(np.float16), (2,), GRID, {})
+
+
+def square(top, left, side=8):
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def make_regions():
+    rows = [("x/0", "Nodule", square(0, 0)), ("x/1", "Nodule", square(16, 8)), ("x/1", "Mass", square(0, 0, 16))]
+    return Regions(pd.DataFrame(rows, columns=["image_id", "finding", "mask"]))
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_patch_spreads_to_its_own_pixels():
+    weights = np.zeros(16, dtype=np.float32)
+    weights[6] = 1  # second row, third column
+    spread = spread_map(weights, SIZE)
+    inside = square(8, 16)
+    assert inside[spread == spread.max()].all()
+    assert point(spread, inside) == 1
+    # Half of the way to the next patch's centre, half of the weight: bilinear, not blocks.
+    assert spread[12, 15] == pytest.approx(spread[12, 24])
+    assert 0.4 < spread[12, 15] < 0.6
+    assert spread.sum() == pytest.approx(64)
+
+
+def test_maps_keep_their_leading_axes_and_refuse_what_is_no_square():
+    assert spread_map(torch.ones(2, 3, 9), 12).shape == (2, 3, 12, 12)
+    with pytest.raises(StudyError, match="15 patch tokens make no square grid"):
+        spread_map(np.ones(15), 12)
+
+
+@pytest.mark.parametrize(("shape", "fit"), [((60, 100), "crop"), ((60, 100), "pad"), ((100, 70), "crop")])
+def test_a_mask_lies_where_its_image_lies(shape, fit):
+    generator = np.random.default_rng(0)
+    top, left = generator.integers(20, 30, 2)
+    mask = np.zeros(shape, dtype=bool)
+    mask[top : top + 20, left : left + 25] = True
+    image = np.where(mask, 255, 0).astype(np.uint8)
+    shown = fit_square(image, 32, fit) > 127
+    np.testing.assert_array_equal(fit_mask(mask, 32, fit), shown)
+
+
+def test_a_tiny_region_is_kept_and_one_outside_the_crop_is_not():
+    tiny = np.zeros((400, 400), dtype=bool)
+    tiny[203, 101] = True
+    fitted = fit_mask(tiny, 40, "crop")
+    assert np.argwhere(fitted).tolist() == [[20, 10]]
+    outside = np.zeros((100, 300), dtype=bool)
+    outside[40:60, :30] = True
+    assert not fit_mask(outside, 40, "crop").any()
+    assert fit_mask(outside, 40, "pad").any()
+
+
+# --- measures by hand -------------------------------------------------------------------------------------------------
+
+
+def test_the_pointing_game_by_hand():
+    values = np.arange(16.0).reshape(4, 4)
+    mask = np.zeros((4, 4), dtype=bool)
+    mask[3, 3] = True
+    assert point(values, mask) == 1
+    assert point(-values, mask) == 0
+    # Four maxima, one of them inside; and a map without a maximum does as chance does.
+    assert point(np.array([[1, 0], [1, 0]]), np.array([[True, True], [False, False]])) == 0.5
+    assert point(np.ones((4, 4)), mask) == mask.mean()
+
+
+def test_mass_by_hand():
+    assert mass_inside(np.array([[1, 2], [3, 4]]), np.array([[True, False], [False, True]])) == 0.5
+    mask = square(3, 5)
+    assert mass_inside(np.ones((SIZE, SIZE)), mask) == pytest.approx(mask.mean())
+
+
+def test_a_widened_mask_holds_what_is_near():
+    mask = np.zeros((5, 5), dtype=bool)
+    mask[2, 2] = True
+    assert widen_mask(mask, 1).sum() == 5
+    assert widen_mask(mask, 1.5).sum() == 9
+    assert (widen_mask(mask, 0) == mask).all()
+
+
+def test_the_centre_map_is_highest_in_the_middle():
+    centre = centre_map(33)
+    assert np.unravel_index(centre.argmax(), centre.shape) == (16, 16)
+    np.testing.assert_allclose(centre, centre.T)
+    assert centre[16, 16 + 8] == pytest.approx(np.exp(-0.5 * (8 / 33 / 0.25) ** 2))
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_read_in_the_order_of_the_cases_and_averaged_over_all_images():
+    generator = np.random.default_rng(0)
+    patches = generator.random((150, 16, 2))
+    features = make_features(patches)
+    ids = [f"x/{number}" for number in range(149, -1, -1)]
+    maps, mean = read_attention(BrightestPatch(), features, ids, np.array([3, 148, 3, 70]), np.array([1, 0, 0, 1]))
+    share = patches / patches.sum(axis=1, keepdims=True)
+    expected = [share[146, :, 1], share[1, :, 0], share[146, :, 0], share[79, :, 1]]
+    np.testing.assert_allclose(maps, expected, atol=2e-3)
+    np.testing.assert_allclose(mean, share.mean(axis=0).T, atol=2e-3)
+
+
+def test_cases_are_measured_against_their_own_region():
+    patches = np.full((6, 16, 2), 1e-3)
+    patches[0, 0, 0] = 1  # on the nodule of the first image
+    patches[1, 15, 0] = 1  # far from that of the second
+    patches[1, 5, 1] = 1  # on the mass of the second
+    cases = measure_cases(BrightestPatch(), make_features(patches), make_regions(), make_rows(), FINDINGS)
+    assert cases.finding.tolist() == ["Nodule", "Nodule", "Mass"]
+    assert cases.pointing_game.tolist() == [1, 0, 1]
+    assert cases.area_inside.tolist() == pytest.approx([1 / 16, 1 / 16, 1 / 4])
+    assert cases.mass_inside[0] > 0.5 > cases.mass_inside[1]
+    # One patch of eight pixels away: the region grows to a quarter circle about its corner and more.
+    assert cases.area_inside_tolerant[0] > 3 / 16
+    # The centre of 32 x 32 pixels is shared by four, of which one lies in the third region.
+    assert cases.pointing_game_centre.tolist() == [0, 0.25, 0.25]
+    # The mean map of masses has its maximum on the second image's mass; that of nodules on both nodules' places alike.
+    assert cases.pointing_game_mean_map[2] == 1
+    assert cases.mass_inside_mean_map[0] < cases.mass_inside[0]
+
+
+def test_summaries_by_hand_and_with_paired_intervals():
+    rows = pd.DataFrame({"image_id": [f"i{n}" for n in range(40)], "patient_id": [f"p{n}" for n in range(40)]})
+    generator = np.random.default_rng(1)
+    cases = pd.DataFrame({"image_id": rows.image_id[:30], "finding": ["Nodule"] * 20 + ["Mass"] * 10})
+    for metric in METRICS[:9]:
+        cases[metric] = generator.random(30)
+    cases["mass_inside"] = cases.area_inside + 0.2
+    results = summarise_cases(cases, rows, [*FINDINGS, "Hernia"], generator, resamples=200, setting="glori_v1")
+    assert len(results) == 4 * len(METRICS)
+    table = results.set_index(["finding", "metric"])
+    nodule = cases[cases.finding == "Nodule"]
+    assert table.value["Nodule", "pointing_game"] == pytest.approx(nodule.pointing_game.mean())
+    assert table.value["macro", "mass_inside"] == pytest.approx(cases.groupby("finding").mass_inside.mean().mean())
+    assert (table.n["Nodule", "mass_inside"], table.n["macro", "mass_inside"]) == (20, 30)
+    row = table.loc[("Nodule", "pointing_game")]
+    assert row.ci_low < row.value < row.ci_high
+    # The difference is the same for every image, so its interval has no width, and only pairing can show that.
+    row = table.loc[("Nodule", "mass_inside_over_area")]
+    assert (row.ci_low, row.ci_high) == pytest.approx((0.2, 0.2))
+    hernia = table.loc[("Hernia", "mass_inside")]
+    assert (np.isnan(hernia.value), np.isnan(hernia.ci_low), hernia.n) == (True, True, 0)
+
+
+def test_intervals_draw_patients_and_not_images():
+    # Ten images of each of ten patients, all alike within a patient.
+    ids = [f"i{n}" for n in range(100)]
+    value = np.repeat(np.random.default_rng(2).random(10), 10)
+    width = {}
+    for name, patients in (("clustered", np.repeat(np.arange(10), 10)), ("alone", np.arange(100))):
+        rows = pd.DataFrame({"image_id": ids, "patient_id": [f"p{n}" for n in patients]})
+        cases = pd.DataFrame({"image_id": ids, "finding": "Mass", **dict.fromkeys(METRICS[:9], value)})
+        results = summarise_cases(cases, rows, ["Mass"], np.random.default_rng(3), resamples=300, setting="")
+        width[name] = (results.ci_high - results.ci_low)[0]
+    assert width["clustered"] > 2.5 * width["alone"]
+
+
+def test_without_a_case_every_row_is_there_and_says_so():
+    empty = pd.DataFrame(columns=["image_id", "finding", *METRICS[:9]])
+    results = summarise_cases(empty, make_rows(), FINDINGS, np.random.default_rng(0), resamples=10, setting="h")
+    assert len(results) == 3 * len(METRICS)
+    assert results.value.isna().all()
+    assert (results.n == 0).all()
+
+
+def test_lungs_have_measures_of_their_own_name():
+    cases = pd.DataFrame({"image_id": ["x/0"], "finding": ["Nodule"], **{key: [0.5] for key in METRICS[:9]}})
+    results = summarise_cases(
+        cases, make_rows(), ["Nodule"], np.random.default_rng(0), resamples=10, setting="", kind="lungs"
+    )
+    assert set(results.metric) == {f"{metric}_lungs" for metric in METRICS}
+
+
+# --- sources of regions -----------------------------------------------------------------------------------------------
+
+
+def test_phantom_masks_of_present_findings_are_taken(tmp_path):
+    masks = [
+        ("x/0", "Nodule", square(4, 4)),
+        ("x/0", "heart", square(0, 0)),
+        ("x/1", "Mass", square(8, 8)),
+        ("x/3", "Nodule", square(0, 0)),
+        ("x/9", "Nodule", square(0, 0)),
+    ]
+    path = tmp_path / "truth_masks.parquet"
+    write_masks([(image, name, SIZE, SIZE, encode_mask(mask)) for image, name, mask in masks], path)
+    regions = read_phantom_regions(path, make_rows(), FINDINGS, SIZE, "crop")
+    # The nodule of x/3 is labelled absent, and x/9 is not in the cohort.
+    assert regions.table[["image_id", "finding"]].to_numpy().tolist() == [["x/0", "Nodule"], ["x/1", "Mass"]]
+    np.testing.assert_array_equal(regions.mask("x/0", "Nodule"), square(4, 4))
+    assert regions.mask("x/0", "Mass") is None
+    half = read_phantom_regions(path, make_rows(), FINDINGS, SIZE // 2, "crop").mask("x/0", "Nodule")
+    assert np.argwhere(half).min(axis=0).tolist() == [2, 2]
+    assert np.argwhere(half).max(axis=0).tolist() == [5, 5]
+    with pytest.raises(StudyError, match="there are no truth masks"):
+        read_phantom_regions(tmp_path / "other.parquet", make_rows(), FINDINGS, SIZE, "crop")
+
+
+def test_nih_boxes_are_brought_to_the_store(real_data):
+    rows = build_nih(real_data / "nih", seed=0)
+    regions = read_box_regions(real_data / "nih", rows, ["Pneumonia", "Cardiomegaly"], 96, "crop")
+    assert regions.kind == "finding"
+    # x 337.9, y 509.6, width 417.6 and height 403.5 of 1024 pixels, at 96.
+    mask = regions.mask("nih/00008365_000.png", "Cardiomegaly")
+    if mask is not None:
+        corners = np.argwhere(mask)
+        np.testing.assert_allclose(corners.min(axis=0), [509.6 * 96 / 1024, 337.9 * 96 / 1024], atol=1)
+        np.testing.assert_allclose(corners.max(axis=0), [913.1 * 96 / 1024, 755.5 * 96 / 1024], atol=1)
+    positives = rows.set_index("image_id")
+    assert all(positives.at[case.image_id, case.finding] == 1 for case in regions.table.itertuples())
+    assert len(regions.table) > 10
+
+
+def test_lungs_stand_in_where_findings_have_no_outline(real_data):
+    rows = build_nlm_tb(real_data / "nlm_tb", seed=0).head(60)
+    regions = read_lung_regions(real_data / "nlm_tb", rows, ["Tuberculosis"], 96, "crop")
+    assert regions.kind == "lungs"
+    assert set(regions.table.image_id) <= set(rows.image_id[rows.Tuberculosis == 1])
+    assert regions.table["mask"].map(np.mean).between(0.1, 0.6).all()
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_findings_are_ordered_by_their_area():
+    assert order_by_area(make_regions()) == ["Nodule", "Mass"]
+
+
+def test_thresholds_keep_a_share_of_the_images_without_the_finding():
+    scores = np.array([[0.0, 1], [1, 1], [2, 1], [3, 1], [9, 1], [8, 1]])
+    labels = np.array([[0, 1], [0, 1], [0, 1], [0, 1], [1, 1], [-1, np.nan]])
+    thresholds = absent_thresholds(scores, labels, 2 / 3)
+    assert thresholds[0] == 2
+    assert np.isnan(thresholds[1])
+
+
+def test_examples_follow_the_rule():
+    rows = make_rows()
+    scores = np.array([[0.1, 0], [0.9, 0.9], [0.8, 0], [0.9, 0], [0.9, 0], [0.9, 0]])
+    thresholds = np.array([0.5, 0.5])
+    # The first detected nodule is on x/1; the only mass is there, too, and no image is shown twice.
+    chosen = choose_examples(rows, scores, thresholds, FINDINGS, ["Nodule", "Mass"], 3)
+    assert chosen.to_numpy().tolist() == [["x/1", "Nodule"]]
+    chosen = choose_examples(rows, scores, thresholds, FINDINGS, ["Mass", "Nodule"], 3)
+    assert chosen.to_numpy().tolist() == [["x/1", "Mass"], ["x/2", "Nodule"]]
+    assert len(choose_examples(rows, scores, thresholds, FINDINGS, ["Mass", "Nodule"], 1)) == 1
+    assert choose_examples(rows, scores, thresholds, FINDINGS, ["Nodule"], 3, {"x/2"}).image_id.tolist() == ["x/2"]
+    assert choose_examples(rows, scores, np.array([np.nan, 0.5]), FINDINGS, ["Nodule"], 3).empty
+
+
+def test_a_head_without_attention_is_named():
+    head = SimpleNamespace()
+    with pytest.raises(StudyError, match="show the attention of a GLoRI head"):
+        read_attention(head, make_features(np.ones((1, 16, 2))), ["x/0"], np.array([0]), np.array([0]))
