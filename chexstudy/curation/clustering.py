@@ -94,6 +94,40 @@ def neighbour_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
     return distances
 
 
+def find_most_similar(rows: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with the largest inner product with each query, largest first. Exact, in blocks of queries.
+
+    Args:
+        rows: ``(n, dim)``.
+        queries: ``(q, dim)``.
+        count: how many, at most ``n``.
+
+    Returns:
+        Row numbers ``(q, count)`` int64 and inner products ``(q, count)`` float32; equal ones by row number.
+    """
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if faiss_is_available():
+        faiss = importlib.import_module("faiss")
+        index = faiss.IndexFlatIP(rows.shape[1])
+        index.add(rows)
+        search = index.search
+    else:
+        transposed = torch.from_numpy(rows).T
+
+        def search(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+            similar, found = (torch.from_numpy(block) @ transposed).topk(count, dim=1)
+            return similar.numpy(), found.numpy()
+
+    similarities, found = (np.empty((len(queries), count), dtype=dtype) for dtype in (np.float32, np.int64))
+    for start in range(0, len(queries), _QUERY_ROWS):
+        block = np.ascontiguousarray(queries[start : start + _QUERY_ROWS], dtype=np.float32)
+        similar, numbers = search(block, count)
+        order = np.lexsort((numbers, -similar), axis=1)
+        similarities[start : start + len(block)] = np.take_along_axis(similar, order, axis=1)
+        found[start : start + len(block)] = np.take_along_axis(numbers, order, axis=1)
+    return found, similarities
+
+
 def _neighbour_search(rows: np.ndarray, count: int) -> Callable[[np.ndarray], np.ndarray]:
     """A function from queries ``(q, dim)`` to the row numbers of their nearest rows ``(q, count)``, nearest first."""
     if faiss_is_available():

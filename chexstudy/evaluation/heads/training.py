@@ -180,7 +180,9 @@ def fit_head(
     heads = [make_head(torch.Generator().manual_seed(seed)).to(device) for _ in recipe.learning_rates]
     _train(heads, recipe.learning_rates, features, rows, labels, recipe, seed, "training heads")
     table = _judge(heads, recipe, features, validation_rows, validation_labels)
-    chosen = _choose(table, recipe)
+    if not table.finite.any():
+        raise StudyError("no learning rate of the sweep gives finite logits: try smaller ones.")
+    chosen = choose_row(table, recipe.choose_by, "learning rate")
     head, learning_rate = heads[chosen], float(recipe.learning_rates[chosen])
     if recipe.retrain:
         rows, labels = np.concatenate([rows, validation_rows]), np.concatenate([labels, validation_labels])
@@ -227,6 +229,20 @@ def check_splits(train: pd.DataFrame, validation: pd.DataFrame, findings: Sequen
             f"{finding} has no known label in the training split, all are uncertain or not stated: label some images "
             "or leave the finding out."
         )
+
+
+def choose_row(table: pd.DataFrame, metric: str, what: str) -> int:
+    """The row with the largest value of a metric, the first of equal ones; one row alone needs no choice.
+
+    Raises:
+        StudyError: there are several rows and validation could judge none.
+    """
+    if len(table) > 1 and table[metric].isna().all():
+        raise StudyError(
+            f"no finding is both present and absent in the validation split, so no {what} can be chosen: move some "
+            f"patients to it, or name one {what} alone."
+        )
+    return int(table[metric].fillna(-1.0).argmax())
 
 
 def _train(
@@ -278,9 +294,16 @@ def _draw_batches(rows: np.ndarray, recipe: Recipe, generator: torch.Generator) 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout inside draws from a seed, alike for every head; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    # Not torch.manual_seed: it seeds every device and keeps a stack trace of each call until CUDA is first used.
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index or 0]
+    before = generator.get_state()
+    generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        generator.set_state(before)
 
 
 def _judge(
@@ -293,19 +316,6 @@ def _judge(
         means = [macro_mean(values) for values in rank_metrics(labels, logits)] if finite else [np.nan, np.nan]
         table.append((float(learning_rate), *map(float, means), finite))
     return pd.DataFrame(table, columns=["learning_rate", *METRICS, "finite"])
-
-
-def _choose(table: pd.DataFrame, recipe: Recipe) -> int:
-    if not table.finite.any():
-        raise StudyError("no learning rate of the sweep gives finite logits: try smaller ones.")
-    if len(table) == 1:
-        return 0
-    if table[recipe.choose_by].isna().all():
-        raise StudyError(
-            "no finding is both present and absent in the validation split, so no learning rate can be chosen: move "
-            "some patients to it, or name one learning rate in the recipe."
-        )
-    return int(table[recipe.choose_by].argmax())
 
 
 @torch.no_grad()
