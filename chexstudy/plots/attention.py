@@ -1,0 +1,284 @@
+"""Where a head looks (the published overlay beside its confidences), and how often that is the finding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.heads.attention import FINDING, LUNGS, TASK, spread_map
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
+from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel
+
+_GREEN = "#00C853"
+_OUTLINE = "#FFD54F"
+_ABSENT = "#BDBDBD"
+# The published overlay raises the map to this power, so that weak attention is seen, too.
+_POWER = 0.5
+_STRONGEST_ALPHA = 0.75
+_MOST_BARS = 40
+_BAR_MM, _SMALLEST_CARD_MM = 2.35, 42.0
+_HEAD_STYLE = ArmStyle("Attention of the head", ACCENT, "o")
+_BASELINES = {
+    "chance": ("Area of the region (chance)", "|", INK),
+    "mean_map": ("Mean map of all images", "D", "#0072B2"),
+    "centre": ("Centre of the image", "x", GREY),
+}
+_PANELS = {"pointing_game": "Pointing game", "mass_inside": "Share of attention inside"}
+_REGIONS = {FINDING: "the finding", LUNGS: "the lungs"}
+
+
+@dataclass(frozen=True)
+class AttentionCard:
+    """One radiograph with the attention of one finding and the confidences of all.
+
+    Attributes:
+        pixels: ``(size, size)`` uint8.
+        finding: whose attention is shown.
+        weights: ``(tokens,)``, averaged over heads.
+        confidences: probability of every finding by name.
+        present: the findings that the image truly has.
+        mask: bool ``(size, size)``, where the finding is; None where that is not known.
+    """
+
+    pixels: np.ndarray
+    finding: str
+    weights: np.ndarray
+    confidences: dict[str, float]
+    present: frozenset[str]
+    mask: np.ndarray | None = None
+
+
+# --- X1: overlay and confidences --------------------------------------------------------------------------------------
+
+
+def select_attention(cards: Sequence[AttentionCard]) -> pd.DataFrame:
+    """What the bars show: one row an example and finding, without any identifier."""
+    return pd.DataFrame(
+        [
+            {
+                "example": number,
+                "attention_of": card.finding,
+                "finding": finding,
+                "confidence": confidence,
+                "present": finding in card.present,
+            }
+            for number, card in enumerate(cards, start=1)
+            for finding, confidence in _bars(card)
+        ],
+        columns=["example", "attention_of", "finding", "confidence", "present"],
+    )
+
+
+def plot_attention(cards: Sequence[AttentionCard]) -> Figure:
+    """Radiographs under their attention, each beside the confidences of all findings; two a row.
+
+    Args:
+        cards: what to show.
+
+    Raises:
+        StudyError: there are none.
+    """
+    if not cards:
+        raise StudyError("there are no examples to show: no finding was detected on an image where its place is known.")
+    columns = min(2, len(cards))
+    rows = -(-len(cards) // columns)
+    bars = max(len(_bars(card)) for card in cards)
+    height = max(_SMALLEST_CARD_MM, _BAR_MM * bars) + 9
+    figure = new_figure(height_mm=rows * height + 6, width_mm=DOUBLE_MM * columns / 2)
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.7, 1.0] * columns)
+    for place in range(rows * columns):
+        row, column = divmod(place, columns)
+        picture, chart = grid[row, 2 * column : 2 * column + 2]
+        if place >= len(cards):
+            picture.set_axis_off()
+            chart.set_axis_off()
+            continue
+        _draw_overlay(picture, cards[place])
+        title_panel(picture, "abcdefghijklmnopqrstuvwxyz"[place % 26], cards[place].finding)
+        _draw_bars(chart, cards[place])
+        chart.set_xlabel("confidence" if row == rows - 1 or place + columns >= len(cards) else "")
+    colours = {"attention": _GREEN, "present": ACCENT, "absent or not known": _ABSENT}
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    if any(card.mask is not None for card in cards):
+        handles.append(Line2D([], [], color=_OUTLINE, linewidth=1.2, label="where the finding is"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, rule: str) -> str:
+    """The caption of `plot_attention`.
+
+    Args:
+        cards: what is shown.
+        head: name of the head.
+        encoder: arm and seed of the frozen encoder.
+        rule: how the examples were chosen.
+    """
+    outlined = sum(card.mask is not None for card in cards)
+    return (
+        f"Attention of {head} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the attention of "
+        "the named finding, averaged over the head's heads, brought from the patches to the pixels bilinearly, scaled "
+        f"from 0 to 1 within the image and raised to the power {_POWER}. Bars: the confidence of every finding (the "
+        f"sigmoid of its logit), at most {_MOST_BARS}, the highest first; coloured where the image truly has the "
+        f"finding. The true place is outlined on {outlined} of {len(cards)}. {rule}"
+    )
+
+
+def _bars(card: AttentionCard) -> list[tuple[str, float]]:
+    """The highest confidences; the finding that is shown is among them, whatever its own."""
+    order = sorted(card.confidences, key=lambda finding: -card.confidences[finding])
+    kept = order[:_MOST_BARS]
+    if card.finding not in kept:
+        kept[-1] = card.finding
+    return [(finding, float(card.confidences[finding])) for finding in kept]
+
+
+def _draw_overlay(axes: Axes, card: AttentionCard) -> None:
+    size = len(card.pixels)
+    spread = spread_map(card.weights, size)
+    span = spread.max() - spread.min()
+    strength = ((spread - spread.min()) / span) ** _POWER if span > 0 else np.zeros_like(spread)
+    axes.imshow(card.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.imshow(
+        np.ones_like(spread),
+        cmap=ListedColormap([_GREEN]),
+        alpha=strength * _STRONGEST_ALPHA,
+        interpolation="nearest",
+        gid="attention",
+    )
+    if card.mask is not None and card.mask.any() and not card.mask.all():
+        axes.contour(card.mask.astype(float), levels=[0.5], colors=[_OUTLINE], linewidths=1.0)
+    clear_frame(axes)
+
+
+def _draw_bars(axes: Axes, card: AttentionCard) -> None:
+    bars = _bars(card)
+    colours = [ACCENT if finding in card.present else _ABSENT for finding, _ in bars]
+    axes.barh(range(len(bars)), [confidence for _, confidence in bars], color=colours, height=0.72)
+    axes.set_yticks(range(len(bars)), [finding for finding, _ in bars], fontsize=5)
+    for label, (finding, _) in zip(axes.get_yticklabels(), bars, strict=True):
+        if finding in card.present:
+            label.set_color(ACCENT)
+        if finding == card.finding:
+            label.set_fontweight("bold")
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.tick_params(axis="y", length=0, pad=1.5)
+
+
+# --- pointing game ----------------------------------------------------------------------------------------------------
+
+
+def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataFrame:
+    """Pointing game and mass inside of every finding, with what three blind maps reach.
+
+    Args:
+        results: the results table.
+        head: the setting of its rows.
+        data_set: one data set.
+
+    Returns:
+        One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region,
+        value, ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
+
+    Raises:
+        StudyError: the attention of this head was not measured on this data set.
+    """
+    own = results[(results.task == TASK) & (results.setting == head) & (results.data_set == data_set)]
+    kind = LUNGS if own.metric.str.endswith(f"_{LUNGS}").any() else FINDING
+    own = own.assign(metric=own.metric.str.removesuffix(f"_{LUNGS}"))
+    table = own.set_index(["metric", "finding"])
+    if own.empty or not (own.n > 0).any():
+        raise StudyError(f"the attention of {head} was not measured on {data_set}: run 10_see_with_glori.")
+    seen = own[(own.metric == "area_inside") & (own.n > 0)].sort_values("value", kind="stable")
+    findings = [MACRO, *(finding for finding in seen.finding if finding != MACRO)]
+    rows = []
+    for measure in _PANELS:
+        for finding in findings:
+            row = table.loc[(measure, finding)]
+            rows.append(
+                {
+                    "finding": finding,
+                    "measure": measure,
+                    "region": kind,
+                    "value": row.value,
+                    "ci_low": row.ci_low,
+                    "ci_high": row.ci_high,
+                    "chance": table.value["area_inside", finding],
+                    "mean_map": table.value[f"{measure}_mean_map", finding],
+                    "centre": table.value[f"{measure}_centre", finding],
+                    "n": int(row.n),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def plot_pointing(results: pd.DataFrame, head: str, data_set: str) -> Figure:
+    """Pointing game and mass inside by finding, against chance; arguments and errors as in `select_pointing`."""
+    table = select_pointing(results, head, data_set)
+    heights = [1, max(1, table.finding.nunique() - 1)]
+    figure = new_figure(height_mm=forest_height_mm(heights) + 22)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (measure, title), letter in zip(panels, _PANELS.items(), "ab", strict=True):
+        shown = table[table.measure == measure]
+        groups = [Group("All findings", _estimates(shown, shown.finding == MACRO))]
+        groups.append(Group("By finding, smallest region first", _estimates(shown, shown.finding != MACRO)))
+        if letter == "b":
+            groups = [Group("", group.estimates) for group in groups]
+        draw_forest(axes, groups, heights)
+        places = [1.0, *(np.arange(len(shown) - 1) + heights[0] + 1.35 + 1)]
+        for column, (_, marker, colour) in _BASELINES.items():
+            axes.plot(
+                shown[column], places, marker, color=colour, markersize=6 if marker == "|" else 3,
+                markerfacecolor="none", markeredgewidth=0.8, linestyle="none", gid=column, zorder=3,
+            )  # fmt: skip
+        # Zero is the worst there is: bars of attention that never hits must be seen to reach it.
+        axes.set_xlim(-0.02, max(1.02 if measure == "pointing_game" else 0.0, axes.get_xlim()[1]))
+        title_panel(axes, letter, title)
+        axes.set_xlabel(
+            f"share {'of maxima' if measure == 'pointing_game' else 'of attention'} inside {_region(table)}"
+        )
+    handles = [Line2D([], [], marker="o", color=ACCENT, linewidth=1.1, markersize=4, label=_HEAD_STYLE.name)]
+    handles += [
+        Line2D([], [], marker=marker, color=colour, markerfacecolor="none", linestyle="none", markersize=4, label=name)
+        for name, marker, colour in _BASELINES.values()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def describe_pointing(results: pd.DataFrame, head: str, data_set: str, encoder: str) -> str:
+    """The caption of `plot_pointing`; ``encoder`` names arm and seed of the frozen encoder."""
+    table = select_pointing(results, head, data_set)
+    cases = int(table.n[table.finding == MACRO].iloc[0])
+    return (
+        f"Does {head} look at {_region(table)}? {cases} cases (an image and a finding that it has, region known) of "
+        f"{table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share of maps whose "
+        "maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, patients drawn; "
+        "none with fewer than five patients. Chance is the region's share of the image; the mean map is the head's own "
+        "attention averaged over all images of the data set, blind to the image at hand; the centre is a Gaussian."
+    )
+
+
+def _estimates(table: pd.DataFrame, chosen: pd.Series) -> list[Estimate]:
+    return [
+        Estimate(f"{_label(row.finding)} ({row.n})", row.value, row.ci_low, row.ci_high, _HEAD_STYLE)
+        for row in table[chosen].itertuples()
+    ]
+
+
+def _label(finding: str) -> str:
+    return "Mean" if finding == MACRO else finding
+
+
+def _region(table: pd.DataFrame) -> str:
+    return _REGIONS[table.region.iloc[0]]
