@@ -1,0 +1,132 @@
+"""What labels cost: cases to read for a number of positives, hours and money.
+
+Reading cases in the order they come until k positives are found takes a number of cases with a negative binomial
+distribution. The prevalence is itself known from a limited number of cases; with that number given, the distribution is
+averaged over its posterior under Jeffreys' prior, Beta(1/2, 1/2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import betainc
+from scipy.stats import beta
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.statistics import CONFIDENCE
+
+# Equally likely values that stand for the posterior of a prevalence: far more than an interval's ends can tell apart.
+_NODES = 400
+
+
+@dataclass(frozen=True)
+class ReadingCost:
+    """What labelling one case takes.
+
+    Attributes:
+        minutes_per_case: a reader's time for one case and one finding or for all; readers' minutes add up.
+        readers: how many read every case.
+        price_per_hour: of one reader, in ``currency``.
+        price_fixed: what is paid once, for example for setting up.
+        currency: as written behind an amount.
+    """
+
+    minutes_per_case: float = 2.0
+    readers: int = 1
+    price_per_hour: float = 100.0
+    price_fixed: float = 0.0
+    currency: str = "EUR"
+
+    def __post_init__(self):
+        numbers = (self.minutes_per_case, self.price_per_hour, self.price_fixed)
+        if not np.isfinite(numbers).all() or min(numbers) < 0 or self.readers < 1:
+            raise StudyError("minutes and prices of reading are 0 or more, and at least one reader reads every case.")
+
+    def hours(self, cases: float) -> float:
+        """Reading time of all readers together, in hours; infinite for infinitely many cases."""
+        return float(cases) * self.minutes_per_case * self.readers / 60
+
+    def price(self, cases: float) -> float:
+        """Money for reading so many cases; nothing for none."""
+        return self.hours(cases) * self.price_per_hour + (self.price_fixed if cases > 0 else 0.0)
+
+
+def count_cases_to_read(
+    positives: int, prevalence: float, confidence: float = CONFIDENCE, observed: int | None = None
+) -> tuple[float, float, float]:
+    """How many cases must be read, as they come, until so many positives are found.
+
+    Args:
+        positives: to find, 0 or more.
+        prevalence: share of positives among the cases.
+        confidence: of the interval.
+        observed: number of cases the prevalence was counted in; None takes it as known.
+
+    Returns:
+        Median, low and high end of the interval for a new round of reading. The interval is equal-tailed.
+
+    Raises:
+        StudyError: the prevalence is no share above 0, or a number is negative.
+    """
+    if not 0 < prevalence <= 1:
+        raise StudyError(
+            f"a prevalence of {prevalence} finds no positives by reading: give a share above 0, at most 1."
+        )
+    if positives < 0 or (observed is not None and observed < 1) or not 0 < confidence < 1:
+        raise StudyError(
+            f"{positives} positives cannot be sought with confidence {confidence} and a prevalence from {observed} "
+            "cases: give 0 or more, a share between 0 and 1, and 1 or more."
+        )
+    if positives == 0:
+        return 0.0, 0.0, 0.0
+    shares = np.array([prevalence])
+    if observed is not None:
+        found = prevalence * observed
+        shares = beta.ppf((np.arange(_NODES) + 0.5) / _NODES, found + 0.5, observed - found + 0.5)
+    probabilities = (0.5, (1 - confidence) / 2, (1 + confidence) / 2)
+    return tuple(float(_quantile(positives, shares, probability)) for probability in probabilities)
+
+
+def _quantile(positives: int, shares: np.ndarray, probability: float) -> int:
+    """The smallest number of cases by which the positives are found with a probability, averaged over prevalences."""
+
+    def found_by(cases: int) -> float:
+        # k positives within c cases: the regularised incomplete beta function at the prevalence.
+        return betainc(positives, cases - positives + 1, shares).mean()
+
+    low, high = positives - 1, positives
+    while found_by(high) < probability:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if found_by(middle) >= probability else (middle, high)
+    return high
+
+
+def price_labels(
+    labels: pd.DataFrame, cost: ReadingCost, columns: Sequence[str] = ("more", "more_low", "more_high")
+) -> pd.DataFrame:
+    """Add hours and prices to a table of cases to label.
+
+    Args:
+        labels: with columns of numbers of cases; NaN and infinity stay what they are.
+        cost: of reading.
+        columns: which of them to price.
+
+    Returns:
+        The table with ``hours``, ``price`` and the same with the ending of the column (``hours_low``) for each.
+
+    Raises:
+        StudyError: a column is missing.
+    """
+    missing = [column for column in columns if column not in labels]
+    if missing:
+        raise StudyError(f"the table of labels has no column {missing[0]!r} to price: it has {', '.join(labels)}.")
+    priced = labels.copy()
+    for column in columns:
+        ending = column.partition("_")[2]
+        for what, convert in (("hours", cost.hours), ("price", cost.price)):
+            name = f"{what}_{ending}" if ending else what
+            priced[name] = [convert(cases) if not np.isnan(cases) else np.nan for cases in labels[column].astype(float)]
+    return priced

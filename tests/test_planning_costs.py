@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.planning.costs import ReadingCost, count_cases_to_read, price_labels
+
+
+def test_hours_and_price_are_those_of_all_readers():
+    cost = ReadingCost(minutes_per_case=3, readers=2, price_per_hour=50, price_fixed=100)
+    assert cost.hours(20) == 2
+    assert cost.price(20) == 200
+    assert cost.price(0) == 0
+    assert math.isinf(cost.price(math.inf))
+
+
+@pytest.mark.parametrize("wrong", [{"minutes_per_case": -1}, {"readers": 0}, {"price_per_hour": math.nan}])
+def test_a_cost_below_nothing_is_refused(wrong):
+    with pytest.raises(StudyError):
+        ReadingCost(**wrong)
+
+
+def test_one_positive_takes_a_geometric_number_of_cases():
+    # P(found within c cases) = 1 - 0.9^c.
+    median, low, high = count_cases_to_read(1, 0.1)
+    assert median == math.ceil(math.log(0.5) / math.log(0.9))
+    assert low == math.ceil(math.log(0.975) / math.log(0.9))
+    assert high == math.ceil(math.log(0.025) / math.log(0.9))
+
+
+def test_every_case_is_positive_where_the_prevalence_is_one():
+    assert count_cases_to_read(12, 1.0) == (12, 12, 12)
+    assert count_cases_to_read(0, 0.2) == (0, 0, 0)
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    _, low, high = count_cases_to_read(20, 0.05)
+    generator = np.random.default_rng(3)
+    needed = np.array([np.flatnonzero(generator.random(3000) < 0.05)[19] + 1 for _ in range(3000)])
+    assert np.mean((needed >= low) & (needed <= high)) == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_prevalence_counted_in_few_cases_widens_the_interval():
+    known = count_cases_to_read(20, 0.05)
+    counted = count_cases_to_read(20, 0.05, observed=200)
+    assert counted[1] < known[1] < known[2] < counted[2]
+    many = count_cases_to_read(20, 0.05, observed=10_000_000)
+    assert many == pytest.approx(known, rel=0.01)
+
+
+def test_a_counted_prevalence_covers_new_readings_as_often_as_it_says():
+    generator = np.random.default_rng(4)
+    inside = []
+    for _ in range(400):
+        truth = generator.beta(2, 30)
+        found = generator.binomial(300, truth)
+        if found:
+            _, low, high = count_cases_to_read(10, found / 300, observed=300)
+            inside.append(low <= 10 + generator.negative_binomial(10, truth) <= high)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("positives", "prevalence", "observed"), [(5, 0.0, None), (5, 1.2, None), (-1, 0.2, None), (5, 0.2, 0)]
+)
+def test_wrong_numbers_are_refused(positives, prevalence, observed):
+    with pytest.raises(StudyError):
+        count_cases_to_read(positives, prevalence, observed=observed)
+
+
+def test_a_table_is_priced_column_by_column():
+    table = pd.DataFrame(
+        {"finding": ["Mass", "Nodule"], "more": [60.0, np.nan], "more_low": [30, 0], "more_high": [90, math.inf]}
+    )
+    priced = price_labels(table, ReadingCost(minutes_per_case=1, price_per_hour=10))
+    assert priced.hours[0] == 1
+    assert priced.price_low[0] == 5
+    assert math.isinf(priced.price_high[1])
+    assert math.isnan(priced.hours[1])
+    with pytest.raises(StudyError, match="no column 'labels'"):
+        price_labels(table, ReadingCost(), ("labels",))
