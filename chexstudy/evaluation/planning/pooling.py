@@ -1,0 +1,419 @@
+"""What few labels say of a learning curve, alone or with the curves of other findings: a posterior in place of a fit.
+
+The model is the three-parameter power law with noise::
+
+    mean over draws at n  ~  alpha - beta n^-gamma + misfit + noise of the draws
+    logit(2 alpha - 1)    ~  Normal(mean, spread)     the plateau
+    log gamma             ~  Normal(mean, spread)     the exponent, between 0.02 and 2
+    log shortfall         ~  Normal(mean, spread)     share of alpha - 0.5 still lacking at a reference number of labels
+    variance of a draw    ~  near a common one, falling as n^-exponent
+
+The misfit says that no curve is a power law exactly. Means, spreads, common variance and misfit have weak priors of their
+own. With pooling they are learnt from all findings together, so that a finding with 50 labels borrows what the others
+show; without it each curve is alone with the priors. The shortfall needs its law as much as the others: were it left
+flat, every pooled curve would add a preference for high plateaus, under which there is more room for it. Shortfall and
+exponent are independent at one number of labels only, and taking the wrong one makes intervals far too narrow: the
+reference is learnt, too, among a few.
+
+Everything is integrated by quadrature, nothing is sampled to convergence: sigma in closed form (which makes the
+likelihood Student's t), beta at quantiles of its t, alpha and log gamma on a grid that each curve lays where its
+likelihood is, the common quantities on a fixed grid. The common noise is weighed first, under the mean of the priors, as
+it hardly depends on them. Only the posterior draws at the end are random.
+
+What it does not hold: draws at different n are taken as independent, though draws from one finite pool overlap, and all
+share one test set. What they share moves the whole curve, so forecasts are of this pool and this test set;
+`chexstudy.evaluation.planning.planner` adds what separates them from the population.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import logsumexp, ndtr, stdtrit
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.planning.families import CHANCE, GAMMA, PERFECT, POWER3
+from chexstudy.evaluation.planning.observations import FEWEST_POINTS, LearningCurve, estimate_noise
+
+DRAWS = 4000
+_AT = 10.0
+_GAMMA_NODES, _ALPHA_NODES, _BETA_NODES, _SEARCH_NODES = 40, 40, 7, 96
+# The grid of alpha reaches so many standard errors to each side; what weighs less than this is dropped.
+_REACH, _LEAST_WEIGHT = 8.0, 1e-7
+# Cells in which curves meet: plateau on the logit, log gamma, log shortfall.
+_PLATEAU_BINS = np.linspace(-6.0, 9.0, 90)
+_GAMMA_BINS = np.linspace(*np.log(GAMMA), 48)
+_SHORTFALL_BINS = np.linspace(np.log(0.002), np.log(6.0), 48)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Weak priors of what curves have in common; each list is a grid, weighted by the density stated.
+
+    Attributes:
+        plateau_means: typical logit(2 alpha - 1), where 0.5 is a plateau of 0.81 and 1.5 one of 0.91; Normal(1, 1).
+        plateau_spreads: how it differs; half-normal, scale 1.
+        gamma_means: typical log gamma; Normal(log 0.5, 0.5), 0.5 being the exponent of a parametric classifier.
+        gamma_spreads: how it differs; half-normal, scale 0.5.
+        shortfall_means: typical log shortfall; Normal(log 0.3, 0.8).
+        shortfall_spreads: how it differs; half-normal, scale 0.6.
+        references: numbers of labels at which the shortfall may be independent of gamma, all alike.
+        deviations: standard deviation of one draw of ten labels; log-normal around 0.06, sd 0.5.
+        misfits: standard deviation of what the power law misses, with their probabilities.
+        likeness: degrees of freedom with which the variance of a curve is like the common one.
+    """
+
+    plateau_means: tuple[float, ...] = (-0.8, -0.2, 0.4, 1.0, 1.6, 2.2, 2.8)
+    plateau_spreads: tuple[float, ...] = (0.3, 0.5, 0.8, 1.2, 1.8)
+    gamma_means: tuple[float, ...] = tuple(np.log([0.12, 0.18, 0.27, 0.4, 0.6, 0.9, 1.3]))
+    gamma_spreads: tuple[float, ...] = (0.1, 0.2, 0.35, 0.6, 1.0)
+    shortfall_means: tuple[float, ...] = tuple(np.log([0.03, 0.06, 0.1, 0.17, 0.28, 0.47, 0.8]))
+    shortfall_spreads: tuple[float, ...] = (0.15, 0.3, 0.6, 1.1)
+    references: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0)
+    deviations: tuple[float, ...] = (0.02, 0.033, 0.055, 0.09, 0.15)
+    misfits: tuple[tuple[float, float], ...] = ((0.0, 0.5), (0.003, 0.35), (0.01, 0.15))
+    likeness: float = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What is known of one curve: draws from its posterior.
+
+    Attributes:
+        curve: what was observed.
+        parameters: ``(draws, 3)``, alpha, beta and gamma.
+        deviations: ``(draws,)``, standard deviation of one draw of ten labels.
+        misfits: ``(draws,)``, standard deviation of what the power law misses at a point.
+        exponent: of the variance of a draw.
+    """
+
+    curve: LearningCurve
+    parameters: np.ndarray
+    deviations: np.ndarray
+    misfits: np.ndarray
+    exponent: float
+
+    @property
+    def plateaus(self) -> np.ndarray:
+        """AUROC with labels without end ``(draws,)``."""
+        return self.parameters[:, 0]
+
+    def predict(self, labels: np.ndarray) -> np.ndarray:
+        """AUROC of the curve ``(draws, points)``."""
+        return POWER3.evaluate(np.atleast_1d(labels), self.parameters)
+
+    def labels_for(self, target: float) -> np.ndarray:
+        """Labels needed for a target ``(draws,)``; infinite where the plateau is not above it."""
+        return POWER3.labels_for(target, self.parameters)
+
+    def foresee(self, labels: float, draws: float, generator: np.random.Generator) -> np.ndarray:
+        """The mean AUROC that so many draws of so many labels will show ``(draws,)``, their noise included."""
+        noise = self.deviations * (labels / _AT) ** (-self.exponent / 2) / np.sqrt(draws)
+        spread = np.hypot(noise, self.misfits)
+        return np.clip(self.predict(labels)[:, 0] + spread * generator.standard_normal(len(spread)), 0, 1)
+
+
+def infer_curves(
+    curves: Sequence[LearningCurve],
+    generator: np.random.Generator,
+    pool: bool = True,
+    prior: Prior | None = None,
+    draws: int = DRAWS,
+) -> list[Posterior]:
+    """The posterior of each curve.
+
+    Args:
+        curves: of findings of one encoder, which are taken as alike.
+        generator: of the posterior draws.
+        pool: whether curves learn from each other.
+        prior: of what they have in common.
+        draws: posterior draws.
+
+    Raises:
+        StudyError: there is no curve, or one has fewer than three numbers of labels.
+    """
+    if not curves:
+        raise StudyError("there is no learning curve: draw some, at three numbers of labels or more.")
+    for curve in curves:
+        if len(curve.labels) < FEWEST_POINTS:
+            raise StudyError(
+                f"the curve of {curve.encoder!r} on {curve.finding!r} has {len(curve.labels)} numbers of labels, and "
+                f"what it says of more needs {FEWEST_POINTS}: draw more, or allow a larger number of labels."
+            )
+    prior = prior or Prior()
+    groups = [list(curves)] if pool else [[curve] for curve in curves]
+    return [posterior for group in groups for posterior in _infer_group(group, generator, prior, draws)]
+
+
+def _infer_group(
+    curves: list[LearningCurve], generator: np.random.Generator, prior: Prior, draws: int
+) -> list[Posterior]:
+    exponent = estimate_noise(curves, _AT).exponent
+    grids = [_Grid(curve, exponent, prior) for curve in curves]
+    noise = _weigh_noises(prior) + sum(grid.noise_evidence for grid in grids)
+    for grid in grids:
+        # The other curves' word on the noise; this curve's own is in its likelihood.
+        grid.gather(noise - grid.noise_evidence, prior)
+    common = _weigh_common(prior) + sum(grid.evidence for grid in grids)
+    return [_draw_posterior(grid, common - grid.evidence, prior, generator, draws) for grid in grids]
+
+
+# --- what curves have in common --------------------------------------------------------------------------------------
+
+
+def _log_normal(values: Sequence[float], centre: float, width: float) -> np.ndarray:
+    return -(((np.asarray(values) - centre) / width) ** 2) / 2
+
+
+def _weigh_block(means: Sequence[float], centre: float, width: float, spreads: Sequence[float], scale: float):
+    """Log weights of a grid of means and spreads, spread out to one axis."""
+    spacing = np.log(np.gradient(np.asarray(spreads, dtype=float)))
+    return (_log_normal(means, centre, width)[:, None] + _log_normal(spreads, 0.0, scale) + spacing).ravel()
+
+
+def _weigh_common(prior: Prior) -> np.ndarray:
+    """Log prior of what is common ``(references, plateau, gamma, shortfall)``, each but the first means x spreads."""
+    plateau = _weigh_block(prior.plateau_means, 1.0, 1.0, prior.plateau_spreads, 1.0)
+    gamma = _weigh_block(prior.gamma_means, np.log(0.5), 0.5, prior.gamma_spreads, 0.5)
+    shortfall = _weigh_block(prior.shortfall_means, np.log(0.3), 0.8, prior.shortfall_spreads, 0.6)
+    total = np.stack([plateau[:, None, None] + gamma[:, None] + shortfall] * len(prior.references))
+    return total - logsumexp(total)
+
+
+def _weigh_noises(prior: Prior) -> np.ndarray:
+    """Log prior of every pair of deviation and misfit ``(noises,)``."""
+    deviation = _log_normal(np.log(prior.deviations), np.log(0.06), 0.5)
+    total = (deviation[:, None] + np.log([share for _, share in prior.misfits])).ravel()
+    return total - logsumexp(total)
+
+
+@lru_cache(maxsize=4)
+def _densities(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Densities of plateau, gamma and shortfall in their bins ``(means x spreads, bins)``."""
+    return (
+        _normal_grid(_PLATEAU_BINS, prior.plateau_means, prior.plateau_spreads),
+        _normal_grid(_GAMMA_BINS, prior.gamma_means, prior.gamma_spreads, tuple(np.log(GAMMA))),
+        _normal_grid(_SHORTFALL_BINS, prior.shortfall_means, prior.shortfall_spreads),
+    )
+
+
+@lru_cache(maxsize=4)
+def _mean_prior(prior: Prior) -> np.ndarray:
+    """Log of the prior of one curve before anything is learnt ``(plateau, gamma, shortfall bins)``."""
+    return np.log(_mix(_weigh_common(prior), prior).mean(axis=0)) + np.log(len(prior.references))
+
+
+def _mix(log_weights: np.ndarray, prior: Prior) -> np.ndarray:
+    """The prior of one curve, given log weights of what is common: weight and density in every bin, by reference."""
+    plateau, gamma, shortfall = _densities(prior)
+    weights = np.exp(log_weights - log_weights.max())
+    mixed = np.einsum("rpgs,pa,gb,sc->rabc", weights / weights.sum(), plateau, gamma, shortfall, optimize=True)
+    return np.maximum(mixed, 1e-300)
+
+
+def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[float], ends=None) -> np.ndarray:
+    """Normal densities ``(means x spreads, values)``, cut at the ends where there are some."""
+    mean, spread = (one.ravel()[:, None] for one in np.meshgrid(means, spreads, indexing="ij"))
+    density = np.exp(-(((values - mean) / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
+    if ends is not None:
+        density /= ndtr((ends[1] - mean) / spread) - ndtr((ends[0] - mean) / spread)
+    return density
+
+
+# --- one curve -------------------------------------------------------------------------------------------------------
+
+
+class _Grid:
+    """One curve's likelihood on its own grid of alpha and gamma, for every pair of common deviation and misfit.
+
+    Attributes:
+        noise_evidence: log likelihood of the curve for every noise ``(noises,)``, under the mean of the priors.
+        evidence: log likelihood for every node of what is common ``(references, plateau, gamma, shortfall)``, after
+            `gather`.
+    """
+
+    def __init__(self, curve: LearningCurve, exponent: float, prior: Prior):
+        self.curve, self.exponent = curve, exponent
+        self.log_references = np.log(prior.references)
+        relative = (curve.labels / _AT) ** -exponent
+        deviation = np.repeat(prior.deviations, len(prior.misfits))
+        self.misfit = np.tile([misfit for misfit, _ in prior.misfits], len(prior.deviations))
+        # Precision of the mean at each point, in units of the variance of a draw of ten labels: (noises, points).
+        self.precision = 1 / (relative / curve.draws + (self.misfit**2 / deviation**2)[:, None])
+        within = np.sum((curve.draws - 1) * np.nan_to_num(curve.variances) / relative)
+        self.known = prior.likeness * deviation**2 + within
+        self.degrees = prior.likeness + np.sum(curve.draws - 1) + len(curve.labels)
+        self.constant = prior.likeness * np.log(deviation) + np.log(self.precision).sum(axis=1) / 2
+        self.log_gamma = self._place_gammas()
+        self._lay_grid()
+        coarse = self.log_likelihood + _interpolate(
+            _mean_prior(prior), *self._places(self.beta, np.mean(self.log_references))
+        )
+        self.noise_evidence = logsumexp(np.where(self.beta > 0, coarse, -np.inf), axis=(1, 2))
+
+    def _moments(self, log_gamma: np.ndarray):
+        """Weighted sums for the linear problem at each gamma, each ``(noises, gammas)`` or ``(noises, 1)``."""
+        basis = np.exp(-np.exp(log_gamma)[:, None] * np.log(self.curve.labels))
+        weighted, means = self.precision, self.curve.means
+        return (
+            weighted.sum(axis=1)[:, None],
+            weighted @ basis.T,
+            weighted @ (basis**2).T,
+            (weighted @ means)[:, None],
+            (weighted * means) @ basis.T,
+            (weighted @ means**2)[:, None],
+        )
+
+    def _place_gammas(self) -> np.ndarray:
+        """Midpoints of equal cells of log gamma, over the range that the likelihood does not rule out."""
+        ends = np.log(GAMMA)
+        search = np.linspace(*ends, _SEARCH_NODES)
+        total, basis, square, value, product, values = self._moments(search)
+        centred = square - basis**2 / total
+        alpha = np.clip((value + (value * basis / total - product) / centred * basis) / total, CHANCE, PERFECT)
+        beta = np.maximum((alpha * basis - product) / square, 0.0)
+        lost = values - 2 * alpha * value + 2 * beta * product + alpha**2 * total - 2 * alpha * beta * basis
+        lost = np.maximum(lost + beta**2 * square, 0.0)
+        likely = -self.degrees / 2 * np.log(self.known[:, None] + lost)
+        kept = (likely - likely.max(axis=1, keepdims=True) > -14).any(axis=0)
+        step = search[1] - search[0]
+        low, high = search[kept][0] - step, search[kept][-1] + step
+        edges = np.linspace(max(low, ends[0]), min(high, ends[1]), _GAMMA_NODES + 1)
+        return (edges[:-1] + edges[1:]) / 2
+
+    def _lay_grid(self) -> None:
+        """Likelihood at midpoints of cells of alpha for each noise and gamma, sigma and beta integrated out.
+
+        The integral over beta is that of Student's t alone; the prior of the shortfall enters at quantiles of that t.
+        """
+        total, basis, square, value, product, values = (part[..., None] for part in self._moments(self.log_gamma))
+        # At a gamma, the loss with beta at its best is a parabola in alpha: its top, its curvature, its height.
+        curvature = total - basis**2 / square
+        top = (value - basis * product / square) / curvature
+        height = np.maximum(values - product**2 / square - top**2 * curvature, 0.0)
+        width = np.sqrt((self.known[:, None, None] + height) / self.degrees / curvature)
+        centre = np.clip(top, CHANCE, PERFECT)
+        low = np.maximum(CHANCE, centre - _REACH * width)
+        high = np.minimum(PERFECT, centre + _REACH * width)
+        self.cell = (high - low) / _ALPHA_NODES
+        self.alpha = low + self.cell * (np.arange(_ALPHA_NODES) + 0.5)
+        self.left = self.known[:, None, None] + height + curvature * (self.alpha - top) ** 2
+        # Given alpha, beta is Student's t around its best.
+        self.beta = (self.alpha * basis - product) / square
+        self.beta_width = np.sqrt(self.left / (self.degrees - 1) / square)
+        share = np.clip((self.alpha - CHANCE) / (PERFECT - CHANCE), 1e-12, 1 - 1e-12)
+        self.logit = np.log(share) - np.log1p(-share)
+        self.log_likelihood = (
+            self.constant[:, None, None]
+            - (self.degrees - 1) / 2 * np.log(self.left)
+            - np.log(square) / 2
+            # Cells are of alpha and log gamma; the prior's densities are of the logit and log gamma.
+            + np.log(self.cell)
+            - np.log(share * (1 - share))
+            + np.log(self.log_gamma[1] - self.log_gamma[0])
+        )
+
+    def _places(self, beta: np.ndarray, log_reference: float):
+        """Where nodes lie among the bins, and the log of the prior's measure: ``(plateau, gamma, shortfall), log``."""
+        gamma = np.exp(self.log_gamma)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_beta = np.log(np.maximum(beta, 1e-300))
+        shortfall = log_beta - gamma * log_reference - np.log(self.alpha - CHANCE)
+        places = np.broadcast_arrays(self.logit, self.log_gamma[:, None], shortfall)
+        # The density of the log shortfall, per unit of beta.
+        return places, -log_beta
+
+    def gather(self, log_noise: np.ndarray, prior: Prior) -> None:
+        """Put the likelihood into bins that all curves share, and weigh it by every common prior.
+
+        Args:
+            log_noise: log weights of the noises ``(noises,)``.
+            prior: of what is common.
+        """
+        quantiles = stdtrit(self.degrees - 1, (np.arange(_BETA_NODES) + 0.5) / _BETA_NODES)
+        likely = self.log_likelihood + (log_noise - log_noise.max())[:, None, None]
+        nodes, places, weights = [], [], []
+        for quantile in quantiles:
+            beta = self.beta + self.beta_width * quantile
+            place, measure = self._places(beta, 0.0)
+            weight = np.where(beta > 0, likely + measure, -np.inf)
+            # The prior may yet favour what is unlikely, within reason.
+            kept = np.flatnonzero(weight > weight.max() + np.log(_LEAST_WEIGHT) - 12)
+            nodes.append(np.stack([kept, np.full(len(kept), len(nodes))]))
+            places.append(np.stack([one.ravel()[kept] for one in place]))
+            weights.append(weight.ravel()[kept])
+        self.nodes, self.places = np.concatenate(nodes, axis=1), np.concatenate(places, axis=1)
+        self.log_weights = np.concatenate(weights)
+        posterior = self.log_weights + _interpolate(_mean_prior(prior), self._refer(np.mean(self.log_references)), 0.0)
+        kept = posterior > posterior.max() + np.log(_LEAST_WEIGHT)
+        self.nodes, self.places, self.log_weights = self.nodes[:, kept], self.places[:, kept], self.log_weights[kept]
+        offset = self.log_weights.max()
+        mass = np.exp(self.log_weights - offset)
+        binned = np.stack([_bin(self._refer(one), mass) for one in self.log_references])
+        evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *_densities(prior), optimize=True)
+        self.evidence = np.log(np.maximum(evidence, 1e-300)) + offset
+
+    def weigh_nodes(self, mixtures: np.ndarray) -> np.ndarray:
+        """Log of the priors ``(references, plateau, gamma, shortfall bins)`` at the nodes, summed over references."""
+        logs = [
+            _interpolate(np.log(mixture), self._refer(one), 0.0)
+            for mixture, one in zip(mixtures, self.log_references, strict=True)
+        ]
+        return logsumexp(logs, axis=0)
+
+    def _refer(self, log_reference: float) -> np.ndarray:
+        """The nodes' places with the shortfall at another number of labels."""
+        plateau, gamma, shortfall = self.places
+        return np.stack([plateau, gamma, shortfall - np.exp(gamma) * log_reference])
+
+
+_AXES = (_PLATEAU_BINS, _GAMMA_BINS, _SHORTFALL_BINS)
+_SHAPE = tuple(len(axis) for axis in _AXES)
+
+
+def _corners(places: Sequence[np.ndarray]):
+    """The eight bins around each node and the node's share in each: pairs of flat positions and shares."""
+    lower, share = [], []
+    for axis, place in zip(_AXES, places, strict=True):
+        position = np.clip((place - axis[0]) / (axis[1] - axis[0]), 0, len(axis) - 1 - 1e-9)
+        lower.append(position.astype(np.int64))
+        share.append(position - lower[-1])
+    flat = (lower[0] * _SHAPE[1] + lower[1]) * _SHAPE[2] + lower[2]
+    for corner in np.ndindex(2, 2, 2):
+        offset = (corner[0] * _SHAPE[1] + corner[1]) * _SHAPE[2] + corner[2]
+        part = 1.0
+        for side, one in zip(corner, share, strict=True):
+            part = part * (one if side else 1 - one)
+        yield flat + offset, part
+
+
+def _bin(places: Sequence[np.ndarray], mass: np.ndarray) -> np.ndarray:
+    """Mass of nodes in the common bins, shared between the nearest: ``(plateau, gamma, shortfall)``."""
+    binned = sum(np.bincount(flat, mass * share, np.prod(_SHAPE)) for flat, share in _corners(places))
+    return binned.reshape(_SHAPE)
+
+
+def _interpolate(table: np.ndarray, places: Sequence[np.ndarray], measure: np.ndarray | float) -> np.ndarray:
+    """Values of a table over the bins at nodes, linear between bins, plus the log measure."""
+    return sum(share * table.ravel()[flat] for flat, share in _corners(places)) + measure
+
+
+def _draw_posterior(
+    grid: _Grid, common: np.ndarray, prior: Prior, generator: np.random.Generator, draws: int
+) -> Posterior:
+    """Draws of one curve, given the log weights of what is common without this curve's own word."""
+    log_mass = grid.log_weights + grid.weigh_nodes(_mix(common, prior))
+    running = np.cumsum(np.exp(log_mass - log_mass.max()))
+    # Systematic draws: each node is taken as often as its mass says, but for rounding.
+    taken = np.searchsorted(running, (np.arange(draws) + generator.random()) / draws * running[-1])
+    node, slice_of_beta = grid.nodes[:, np.minimum(taken, len(running) - 1)]
+    place = np.unravel_index(node, grid.alpha.shape)
+    shifted = generator.random(draws) - 0.5
+    alpha = grid.alpha[place] + np.broadcast_to(grid.cell, grid.alpha.shape)[place] * shifted
+    quantile = (slice_of_beta + generator.random(draws)) / _BETA_NODES
+    centre, width = grid.beta[place], grid.beta_width[place]
+    beta = centre + width * stdtrit(grid.degrees - 1, np.clip(quantile, 1e-9, 1 - 1e-9))
+    deviation = np.sqrt(grid.left[place] / generator.chisquare(grid.degrees, draws))
+    parameters = np.stack([alpha, np.maximum(beta, 0.0), np.exp(grid.log_gamma[place[1]])], axis=1)
+    return Posterior(grid.curve, parameters, deviation, grid.misfit[place[0]], grid.exponent)
