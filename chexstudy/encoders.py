@@ -475,7 +475,8 @@ class ImageEncoder(_Encoder):
         return [*(norm(state) for state in states[:-1]), normalised]
 
     def _check_blocks(self, blocks: int) -> None:
-        if not 1 <= blocks <= (most := self.count_blocks()):
+        most = self.count_blocks()
+        if not 1 <= blocks <= most:
             raise StudyError(f"{self.origin['name']} has {most} blocks, not {blocks}: ask for 1 to {most} of them.")
 
     @torch.no_grad()

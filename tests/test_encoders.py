@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
     AutoModel,
+    BeitConfig,
+    BeitModel,
     BertConfig,
     BertForPreTraining,
     BertModel,
@@ -35,6 +37,8 @@ from transformers import (
     RobertaForMaskedLM,
     SiglipConfig,
     SiglipModel,
+    SwinConfig,
+    SwinModel,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -432,6 +436,141 @@ def test_patches_are_left_out_in_the_thread_that_asked_only():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda kept: encoder(pixels, patches=kept), asked))
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+# --- blocks: what the heads on frozen features see ------------------------------------------------------------------
+
+
+def record_blocks(tower, values):
+    """What leaves each transformer block, recorded where it leaves it and not as the model reports it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    left = []
+    hooks = [
+        block.register_forward_hook(lambda _module, _inputs, output: left.append(output))
+        for block in tower.modules()
+        if isinstance(block, GradientCheckpointingLayer)
+    ]
+    tower(values)
+    for hook in hooks:
+        hook.remove()
+    return [output[0] if isinstance(output, tuple) else output for output in left]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "normalisation", "norm", "first"),
+    [
+        ("dinov2", "imagenet", lambda model: model.layernorm, 1),
+        ("registers", "imagenet", lambda model: model.layernorm, 5),
+        ("vit", "half", lambda model: model.vit.layernorm, 1),
+        ("deit", "half", lambda model: model.deit.layernorm, 2),
+        ("clip", "clip", lambda model: model.vision_model.post_layernorm, 1),
+        ("siglip", "half", lambda model: model.vision_model.post_layernorm, 0),
+    ],
+)
+def test_blocks_are_those_of_the_model_after_its_final_norm(hub, name, normalisation, norm, first):
+    model, encoder = hub[1][name], load(hub, name, pooling="mean")
+    pixels = draw_pixels(encoder.image_size)
+    tower = {"vit": "vit", "deit": "deit", "clip": "vision_model", "siglip": "vision_model"}.get(name)
+    values = normalise(pixels, normalisation)
+    left = record_blocks(getattr(model, tower) if tower else model, values)
+    expected = torch.cat([norm(model)(state) for state in left], dim=2)
+    cls, patches = encoder.block_tokens(pixels, blocks=2)
+    torch.testing.assert_close(patches, expected[:, first:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cls, expected[:, 0] if first else expected.mean(1), rtol=1e-4, atol=1e-5)
+    assert encoder.block_widths(2) == (16, 16)
+    one_cls, one = encoder.block_tokens(pixels, blocks=1)
+    torch.testing.assert_close(one, patches[:, :, 16:])
+    torch.testing.assert_close(one_cls, cls[:, 16:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dinov2", "registers", "vit", "siglip"])
+def test_the_last_block_is_what_the_encoder_itself_gives(hub, name):
+    encoder = load(hub, name)
+    pixels = draw_pixels(encoder.image_size)
+    pooled, cls, patches = encoder.embed_blocks(pixels, blocks=2)
+    assert torch.equal(pooled, encoder(pixels))
+    assert torch.equal(patches[:, :, -16:], encoder.patch_tokens(pixels))
+    if name != "siglip":
+        assert encoder.pooling == "cls"
+        assert torch.equal(cls[:, -16:], encoder(pixels))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["pooler", "projection"])
+def test_clips_normalised_class_token_is_what_it_pools(hub, pooling):
+    encoder = load(hub, "clip", pooling=pooling)
+    pixels = draw_pixels(encoder.image_size)
+    pooled, cls, _ = encoder.embed_blocks(pixels, blocks=1)
+    expected = cls if pooling == "pooler" else encoder.model.visual_projection(cls)
+    torch.testing.assert_close(pooled, expected)
+
+
+@torch.no_grad()
+def test_the_stages_of_a_resnet_come_on_the_grid_of_the_second_finest():
+    encoder = build_tiny("tiny-resnet")
+    pixels = draw_pixels(96)
+    stages = []
+    hooks = [
+        stage.register_forward_hook(lambda *call: stages.append(call[2])) for stage in encoder.model.encoder.stages
+    ]
+    encoder(pixels)
+    for hook in hooks:
+        hook.remove()
+    assert [stage.shape[-1] for stage in stages] == [24, 12, 6, 3]
+    cls, patches = encoder.block_tokens(pixels)
+    assert encoder.block_widths() == (16, 32, 64, 128)
+    assert patches.shape == (3, 144, 240)
+    torch.testing.assert_close(cls, torch.cat([stage.mean((2, 3)) for stage in stages], dim=1))
+    grid = patches.transpose(1, 2).unflatten(2, (12, 12))
+    torch.testing.assert_close(grid[:, :16], stages[0].unflatten(2, (12, 2)).unflatten(4, (12, 2)).mean((3, 5)))
+    torch.testing.assert_close(grid[:, 16:48], stages[1])
+    # Half a pixel in from the corner there is nothing to interpolate towards; one further in, a quarter of the way.
+    torch.testing.assert_close(grid[:, 48:112, 0, 0], stages[2][:, :, 0, 0])
+    torch.testing.assert_close(grid[:, 48:112, 0, 1], 0.75 * stages[2][:, :, 0, 0] + 0.25 * stages[2][:, :, 0, 1])
+    last = encoder.block_tokens(pixels, blocks=1)
+    torch.testing.assert_close(last[1], patches[:, :, -128:])
+    torch.testing.assert_close(last[0], cls[:, -128:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "most"), [("tiny-resnet", 4), ("tiny-vit", 3)])
+def test_more_blocks_than_there_are_is_one_sentence(name, most):
+    encoder = build_tiny(name)
+    assert encoder.count_blocks() == most
+    for ask in (encoder.block_widths, lambda blocks: encoder.block_tokens(draw_pixels(96), blocks)):
+        for blocks in (0, most + 1):
+            with pytest.raises(StudyError, match=f"{name} has {most} blocks, not {blocks}: ask for 1 to {most}"):
+                ask(blocks)
+
+
+@torch.no_grad()
+def test_an_architecture_not_listed_shows_its_blocks_or_says_why_not(tmp_path):
+    beit = BeitModel(BeitConfig(**SMALL, image_size=32, patch_size=8, intermediate_size=32), add_pooling_layer=False)
+    save(beit, tmp_path / "beit")
+    encoder = build_image_encoder(EncoderSpec(str(tmp_path / "beit"), pooling="mean"))
+    pixels = draw_pixels(32)
+    cls, patches = encoder.block_tokens(pixels, blocks=2)
+    assert encoder.block_widths(2) == (16, 16)
+    left = record_blocks(beit, normalise(pixels, "half"))
+    torch.testing.assert_close(patches, torch.cat(left, dim=2)[:, 1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cls, torch.cat(left, dim=2)[:, 0], rtol=1e-4, atol=1e-5)
+    swin = SwinConfig(image_size=64, patch_size=4, embed_dim=8, depths=[1] * 3, num_heads=[1] * 3, window_size=2)
+    save(SwinModel(swin, add_pooling_layer=False), tmp_path / "swin")
+    encoder = build_image_encoder(EncoderSpec(str(tmp_path / "swin"), pooling="mean"))
+    with pytest.raises(StudyError, match="is a swin, whose blocks cannot be seen on one grid: use a ViT"):
+        encoder.block_widths(1)
+
+
+def test_four_blocks_of_a_large_vit_have_4096_channels():
+    config = Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=14, image_size=28)
+    with torch.device("meta"):
+        model = Dinov2Model(config)
+    encoder = ImageEncoder(model, "cls", {"name": "vit-l", "revision": ""}, 28, (0.5,) * 3, (0.5,) * 3)
+    assert encoder.block_widths() == (1024,) * 4
+    assert sum(encoder.block_widths()) == 4096
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------

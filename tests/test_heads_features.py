@@ -1,0 +1,254 @@
+"""Frozen features: what they hold, when they are made again, how they go on after a kill, and whose they are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from chexstudy import parts
+from chexstudy.encoders import EncoderSpec, build_image_encoder
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.heads import features as features_module
+from chexstudy.evaluation.heads.features import freeze_features, read_features
+from chexstudy.runs import Run
+
+IMAGES = [f"tiny/{number:02d}" for number in range(21)]
+
+
+class Pixels:
+    """Noise decided by the image id; counts what is read, and breaks when told to."""
+
+    def __init__(self, breaks_at=None):
+        self.read_ids, self.breaks_at = [], breaks_at
+
+    def read(self, image_ids):
+        if self.breaks_at is not None and self.breaks_at in image_ids:
+            raise KeyboardInterrupt
+        self.read_ids += image_ids
+        seeds = [int(image_id.split("/")[1]) for image_id in image_ids]
+        return np.stack([np.random.default_rng(seed).integers(0, 256, (24, 24), np.uint8) for seed in seeds])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return build_image_encoder(EncoderSpec("tiny-vit", image_size=24))
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(features_module, "_PART_ROWS", 8)
+
+
+def freeze(run, encoder, pixels=None, image_ids=IMAGES, **options):
+    return freeze_features(run, "curated/seed0", encoder, image_ids, pixels or Pixels(), **({"blocks": 3} | options))
+
+
+def read_files(run):
+    folder = run.path("features/curated/seed0")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_features_are_what_the_encoder_gives(home, encoder):
+    order = IMAGES[::-1]
+    made = freeze(Run("study"), encoder, image_ids=order, batch_size=4)
+    pixels = torch.from_numpy(Pixels().read(order)).unsqueeze(1)
+    with torch.no_grad():
+        pooled, (cls, patches) = encoder(pixels), encoder.block_tokens(pixels, 3)
+    np.testing.assert_allclose(made.pooled, pooled.numpy(), atol=1e-5)
+    np.testing.assert_allclose(made.cls, cls.numpy(), atol=1e-5)
+    np.testing.assert_allclose(made.mean, patches.mean(1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(made.patches, patches.numpy(), atol=2e-3, rtol=1e-3)
+    assert [array.dtype for array in (made.pooled, made.cls, made.mean, made.patches)] == [np.float32] * 3 + [
+        np.float16
+    ]
+    assert isinstance(made.patches, np.memmap)
+    assert made.patches.shape == (21, 4, 384)
+    assert (made.widths, made.grid, made.image_ids) == ((128, 128, 128), 2, order)
+    assert made.encoder["weights"] == encoder.describe()["weights"]
+
+
+def test_tiny_resnet_has_a_grid_of_stages(home):
+    resnet = build_image_encoder(EncoderSpec("tiny-resnet", image_size=24))
+    made = freeze(Run("study"), resnet, blocks=4)
+    assert (made.widths, made.grid, made.patches.shape) == ((16, 32, 64, 128), 3, (21, 9, 240))
+
+
+def test_rows_are_found_by_image(home, encoder):
+    made = freeze(Run("study"), encoder)
+    rows = made.rows([IMAGES[5], IMAGES[0], IMAGES[5]])
+    assert rows.dtype == np.int64
+    assert rows.tolist() == [5, 0, 5]
+    with pytest.raises(StudyError, match=r"1 of 2 images have no frozen features \(the first is tiny/99\)"):
+        made.rows([IMAGES[0], "tiny/99"])
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(home, encoder):
+    whole, killed = Run("whole"), Run("killed")
+    freeze(whole, encoder, batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        freeze(killed, encoder, Pixels(IMAGES[10]), batch_size=3)
+    with pytest.raises(StudyError, match="run 09_adapt_encoder"):
+        read_features(killed, "curated/seed0")
+    pixels = Pixels()
+    freeze(killed, encoder, pixels, batch_size=3)
+    # The first image is looked at once to learn the number of patches.
+    assert pixels.read_ids == [IMAGES[0], *IMAGES[8:]]
+    assert read_files(killed) == read_files(whole)
+    assert sorted(read_files(whole)) == [
+        "cls.npy",
+        "ids.parquet",
+        "layout.json",
+        "mean.npy",
+        "patches.npy",
+        "pooled.npy",
+    ]
+
+
+def test_a_kill_between_the_files_of_a_part_loses_that_part_only(home, encoder, monkeypatch):
+    whole, killed = Run("whole"), Run("killed")
+    freeze(whole, encoder)
+    save = np.save
+
+    def die(path, array):
+        if array.ndim == 3 and "0000000008" in path.name:
+            raise KeyboardInterrupt
+        save(path, array)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts.np, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            freeze(killed, encoder)
+    pixels = Pixels()
+    freeze(killed, encoder, pixels)
+    assert pixels.read_ids == [IMAGES[0], *IMAGES[8:]]
+    assert read_files(killed) == read_files(whole)
+
+
+def test_a_part_is_small_where_images_have_many_patches(home, encoder, monkeypatch):
+    # 4 patches of 384 channels in 2 bytes, and 128 + 2 x 384 numbers in 4 bytes: 6,656 bytes an image.
+    monkeypatch.setattr(features_module, "_PART_BYTES", 3 * 6656)
+    with pytest.raises(KeyboardInterrupt):
+        freeze(Run("study"), encoder, Pixels(IMAGES[4]))
+    [folder] = Run("study").path("features/curated/seed0/parts").iterdir()
+    assert sorted(path.name for path in folder.glob("cls_*")) == ["cls_0000000000.npy"]
+    assert len(np.load(folder / "cls_0000000000.npy")) == 3
+
+
+def test_current_features_are_read_and_serve_without_patches_too(home, encoder):
+    run = Run("study")
+    freeze(run, encoder)
+    for patches in (True, False):
+        pixels = Pixels()
+        assert freeze(run, encoder, pixels, patches=patches).patches is not None
+        assert pixels.read_ids == []
+
+
+def test_patches_are_left_out_where_they_are_not_asked_for(home, encoder):
+    run = Run("study")
+    made = freeze(run, encoder, patches=False)
+    assert made.patches is None
+    assert not run.has("features/curated/seed0/patches.npy")
+    pixels = Pixels()
+    freeze(run, encoder, pixels, patches=False)
+    assert pixels.read_ids == []
+    both = freeze(run, encoder)
+    assert np.array_equal(both.mean, made.mean)
+    assert both.patches is not None
+
+
+def change_weights(run, encoder):
+    return build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1), {}
+
+
+def change_normalisation(run, encoder):
+    return build_image_encoder(EncoderSpec("tiny-vit", image_size=24, normalisation="half")), {}
+
+
+def change_images(run, encoder):
+    return encoder, {"image_ids": IMAGES[1:]}
+
+
+def change_blocks(run, encoder):
+    return encoder, {"blocks": 2}
+
+
+def change_pixels(run, encoder):
+    run.write_json("pixels/manifest.json", {"size": 48})
+    return encoder, {}
+
+
+@pytest.mark.parametrize("change", [change_weights, change_normalisation, change_images, change_blocks, change_pixels])
+def test_stale_features_are_made_again(home, encoder, change):
+    run = Run("study")
+    run.write_json("pixels/manifest.json", {"size": 24})
+    freeze(run, encoder)
+    encoder, options = change(run, encoder)
+    pixels = Pixels()
+    made = freeze(run, encoder, pixels, **options)
+    assert set(pixels.read_ids) == set(made.image_ids)
+    fresh = freeze(Run("other"), encoder, **options)
+    assert np.array_equal(made.patches, fresh.patches)
+    assert np.array_equal(made.cls, fresh.cls)
+
+
+def test_features_know_their_encoder(home, encoder):
+    made = freeze(Run("study"), encoder)
+    made.check_encoder(encoder.describe() | {"name": "moved elsewhere", "revision": "abc"})
+    # As it comes back from JSON, where a tuple is a list.
+    made.check_encoder(json.loads(json.dumps(encoder.describe())))
+    other = build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1)
+    with pytest.raises(StudyError, match=r"of another encoder \(weights .*freeze the features of its encoder"):
+        made.check_encoder(other.describe())
+    with pytest.raises(StudyError, match=r"of another encoder \(image_size 36"):
+        made.check_encoder(encoder.describe() | {"image_size": 36})
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), 1e6])
+def test_features_that_float16_cannot_hold_are_refused(home, encoder, monkeypatch, spoilt):
+    embed = encoder.embed_blocks
+
+    def spoil(pixels, blocks):
+        pooled, cls, patches = embed(pixels, blocks)
+        patches[0, 0, 0] = spoilt
+        return pooled, cls, patches
+
+    monkeypatch.setattr(encoder, "embed_blocks", spoil)
+    with pytest.raises(StudyError, match="not finite or too large for float16"):
+        freeze(Run("study"), encoder)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(home, encoder, full_disk):
+    run = Run("study")
+    with pytest.raises(StudyError, match="free some space"), full_disk(30_000):
+        freeze(run, encoder)
+    assert not run.has("features/curated/seed0/layout.json")
+    assert freeze(run, encoder).patches.shape == (21, 4, 384)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_ids", "options", "message"),
+    [
+        ("../elsewhere", IMAGES, {}, "features need a name such as 'curated/seed0'"),
+        ("/curated", IMAGES, {}, "features need a name"),
+        ("", IMAGES, {}, "features need a name"),
+        ("curated//seed0", IMAGES, {}, "features need a name"),
+        ("curated", [], {}, "no images to compute features of"),
+        ("curated", [IMAGES[0], IMAGES[0]], {}, "pass each image_id once"),
+        ("curated", IMAGES, {"batch_size": 0}, "at least one image, not 0"),
+        ("curated", IMAGES, {"blocks": 4}, "tiny-vit has 3 blocks, not 4: ask for 1 to 3"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(home, encoder, name, image_ids, options, message):
+    with pytest.raises(StudyError, match=message):
+        freeze_features(Run("study"), name, encoder, image_ids, Pixels(), **options)
+
+
+def test_missing_and_damaged_features_say_what_to_do(home, encoder):
+    run = Run("study")
+    with pytest.raises(StudyError, match="run 09_adapt_encoder first"):
+        read_features(run, "curated/seed0")
+    freeze(run, encoder)
+    run.write_array("features/curated/seed0/mean.npy", np.zeros((3, 384), np.float32))
+    with pytest.raises(StudyError, match=r"are damaged, for their files differ in rows: delete .*layout\.json"):
+        read_features(run, "curated/seed0")
