@@ -9,7 +9,6 @@ weights, so that learning rates alone are compared; uncertain and unstated label
 longer finite is out of the race, where the public code sets such gradients to 0.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from chexstudy.runs import Run, atomic_path
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 METRICS = ("auroc", "auprc")
+_COLUMNS = ("learning_rate", *METRICS, "finite")
 _SCORED_AT_ONCE = 256
 _MADE_BY = "09_adapt_encoder"
 _HEADS = "chexstudy.evaluation.heads."
@@ -313,9 +313,9 @@ def _judge(
     table = []
     for learning_rate, logits in zip(recipe.learning_rates, _score(heads, features, rows), strict=True):
         finite = np.isfinite(logits).all()
-        means = [macro_mean(values) for values in rank_metrics(labels, logits)] if finite else [np.nan, np.nan]
-        table.append((float(learning_rate), *map(float, means), finite))
-    return pd.DataFrame(table, columns=["learning_rate", *METRICS, "finite"])
+        means = [macro_mean(values) for values in rank_metrics(labels, logits)] if finite else [np.nan] * len(METRICS)
+        table.append((float(learning_rate), *map(float, means), bool(finite)))
+    return pd.DataFrame(table, columns=list(_COLUMNS))
 
 
 @torch.no_grad()
@@ -355,7 +355,7 @@ def save_head(run: Run, name: str, fitted: FittedHead) -> str:
     record = {
         "head": {"module": kind.__module__, "class": kind.__name__, "settings": fitted.head.settings},
         "learning_rate": fitted.learning_rate,
-        "validation": json.loads(fitted.validation.to_json(orient="records", double_precision=15)),
+        "validation": fitted.validation.astype(object).where(fitted.validation.notna(), None).to_dict("records"),
         "encoder": fitted.encoder,
         "findings": fitted.findings,
         "loss": fitted.loss,
@@ -381,7 +381,7 @@ def load_head(run: Run, name: str) -> FittedHead:
         head.load_state_dict(load_file(weights))
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError):
         raise StudyError(f"the head in {weights.parent} is damaged: run {_MADE_BY} again.") from None
-    validation = pd.DataFrame(record["validation"]).astype({metric: float for metric in METRICS})
+    validation = pd.DataFrame(record["validation"], columns=list(_COLUMNS)).astype(dict.fromkeys(METRICS, float))
     return FittedHead(
         head.requires_grad_(False).eval(),
         record["learning_rate"],
