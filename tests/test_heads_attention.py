@@ -20,17 +20,19 @@ from chexstudy.evaluation.heads.attention import (
     fit_mask,
     mass_inside,
     measure_cases,
-    order_by_area,
+    measure_lesion_sizes,
     point,
     read_attention,
     read_box_regions,
     read_lung_regions,
     read_phantom_regions,
+    read_regions,
     spread_map,
     summarise_cases,
     widen_mask,
 )
 from chexstudy.evaluation.heads.features import FrozenFeatures
+from chexstudy.runs import Run
 
 FINDINGS = ["Nodule", "Mass"]
 GRID, SIZE = 4, 32
@@ -291,11 +293,39 @@ def test_lungs_stand_in_where_findings_have_no_outline(real_data):
     assert regions.table["mask"].map(np.mean).between(0.1, 0.6).all()
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("phantom", "build its phantom again"),
+        ("nih", "give data_root"),
+        ("nlm_tb", "give data_root"),
+        ("mine", "neither"),
+    ],
+)
+def test_where_nothing_is_known_one_sentence_says_so(home, source, said):
+    regions = read_regions(Run("none"), make_rows().assign(source=source), FINDINGS, SIZE, "crop")
+    assert regions.table.empty
+    assert said in regions.missing
+    assert measure_lesion_sizes(regions).empty
+
+
+def test_regions_are_found_by_source(home, real_data):
+    run = Run("some")
+    run.folder.mkdir(parents=True)
+    write_masks([("x/0", "Nodule", SIZE, SIZE, encode_mask(square(4, 4)))], run.path("truth_masks.parquet"))
+    regions = read_regions(run, make_rows().assign(source="phantom"), FINDINGS, SIZE, "crop")
+    assert (len(regions.table), regions.kind, regions.missing) == (1, "finding", "")
+    rows = build_nih(real_data / "nih", seed=0)
+    assert len(read_regions(run, rows, ["Pneumonia"], 48, "crop", str(real_data / "nih")).table) > 10
+
+
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
-def test_findings_are_ordered_by_their_area():
-    assert order_by_area(make_regions()) == ["Nodule", "Mass"]
+def test_lesion_sizes_are_medians_smallest_first():
+    sizes = measure_lesion_sizes(make_regions())
+    assert sizes.to_dict() == {"Nodule": 1 / 16, "Mass": 1 / 4}
+    assert sizes.index.tolist() == ["Nodule", "Mass"]
 
 
 def test_thresholds_keep_a_share_of_the_images_without_the_finding():

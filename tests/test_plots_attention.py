@@ -3,11 +3,12 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.attention import METRICS, spread_map
+from chexstudy.evaluation.heads.attention import METRICS, Regions, spread_map
 from chexstudy.plots.attention import (
     AttentionCard,
     describe_attention,
     describe_pointing,
+    make_cards,
     plot_attention,
     plot_pointing,
     select_attention,
@@ -129,3 +130,20 @@ def test_what_cannot_be_drawn_is_named():
         plot_attention([])
     with pytest.raises(StudyError, match="attention of glori_v2 was not measured on phantom/test"):
         select_pointing(make_results(), "glori_v2", "phantom/test")
+
+
+def test_cards_are_made_of_scores_labels_and_regions():
+    rows = pd.DataFrame({"image_id": ["a", "b"], "Nodule": [1, 0], "Mass": pd.array([None, 1], dtype="Int8")})
+    mask = np.eye(8, dtype=bool)
+    table = pd.DataFrame([("b", "Mass", mask)], columns=["image_id", "finding", "mask"])
+    chosen = pd.DataFrame([("b", "Mass"), ("a", "Nodule")], columns=["image_id", "finding"])
+    scores = np.array([[0.0, 1.0], [2.0, -1.0]])
+    given = (chosen, rows, scores, ["Nodule", "Mass"], np.eye(2, 4), np.zeros((2, 8, 8), np.uint8))
+    first, second = make_cards(*given, Regions(table))
+    assert (first.finding, second.finding) == ("Mass", "Nodule")
+    assert first.present == {"Mass"}
+    assert second.present == {"Nodule"}
+    assert first.confidences == pytest.approx({"Nodule": 1 / (1 + np.exp(-2)), "Mass": 1 / (1 + np.e)})
+    assert first.mask is mask
+    assert second.mask is None
+    assert make_cards(*given, Regions(table, "lungs"))[0].mask is None

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.attention import FINDING, LUNGS, TASK, spread_map
+from chexstudy.evaluation.heads.attention import FINDING, LUNGS, TASK, Regions, spread_map
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel
@@ -54,6 +54,44 @@ class AttentionCard:
     confidences: dict[str, float]
     present: frozenset[str]
     mask: np.ndarray | None = None
+
+
+def make_cards(
+    chosen: pd.DataFrame,
+    rows: pd.DataFrame,
+    scores: np.ndarray,
+    findings: Sequence[str],
+    weights: np.ndarray,
+    pixels: np.ndarray,
+    regions: Regions,
+) -> list[AttentionCard]:
+    """The cards of chosen examples.
+
+    Args:
+        chosen: ``image_id`` and ``finding``, one row an example.
+        rows: cohort rows that hold these images.
+        scores: ``(rows, findings)``, logits.
+        findings: columns of the scores.
+        weights: ``(examples, tokens)``, attention of the example's finding.
+        pixels: uint8 ``(examples, size, size)``.
+        regions: where findings are, as far as that is known.
+    """
+    place = pd.Index(rows.image_id).get_indexer(chosen.image_id)
+    confidences = 1 / (1 + np.exp(-scores[place]))
+    present = rows[list(findings)].eq(1).fillna(False).to_numpy(dtype=bool)[place]
+    # Lungs are no place of a finding: they are not drawn as one.
+    outlines = regions.kind == FINDING
+    return [
+        AttentionCard(
+            pixels[number],
+            one.finding,
+            weights[number],
+            dict(zip(findings, confidences[number].tolist(), strict=True)),
+            frozenset(np.asarray(findings)[present[number]].tolist()),
+            regions.mask(one.image_id, one.finding) if outlines else None,
+        )
+        for number, one in enumerate(chosen.itertuples())
+    ]
 
 
 # --- X1: overlay and confidences --------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chexstudy import paths
 from chexstudy.cohort.images import fit_square
+from chexstudy.cohort.phantom.build import SOURCE as PHANTOM
 from chexstudy.cohort.phantom.masks import decode_mask
 from chexstudy.cohort.sources.nih import read_boxes
 from chexstudy.cohort.sources.nlm_tb import find_lung_masks, read_lung_mask
@@ -37,9 +39,11 @@ from chexstudy.evaluation.heads.training import read_batch
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.statistics import bootstrap_patients, count_patients, interval, macro_mean
 from chexstudy.progress import progress
+from chexstudy.runs import Run
 
 TASK = "attention"
 FINDING, LUNGS = "finding", "lungs"
+_MASKS = "truth_masks.parquet"
 _NIH_SIDE = 1024
 _BATCH = 64
 # Standard deviation of the centre map, as a share of the image's side.
@@ -74,10 +78,12 @@ class Regions:
             ``(size, size)`` with at least one pixel.
         kind: ``finding`` (the outline or boxes of the finding) or ``lungs`` (no outline is known, the mask is that of
             the lungs).
+        missing: one sentence on what is not at hand, where the table is empty for that.
     """
 
     table: pd.DataFrame
     kind: str = FINDING
+    missing: str = ""
 
     def mask(self, image_id: str, finding: str) -> np.ndarray | None:
         """The mask of a finding on an image, or None."""
@@ -86,6 +92,44 @@ class Regions:
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------
+
+
+def read_regions(
+    run: Run, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str, data_root: str | Path = ""
+) -> Regions:
+    """What is known of where findings are on images of one source: the phantom's masks, NIH's boxes, NLM's lungs.
+
+    Args:
+        run: the study; the phantom's masks lie in it.
+        rows: cohort rows of one source.
+        findings: which findings.
+        size: side of the pixel store.
+        fit: how the store made images square.
+        data_root: the folder of a real source.
+
+    Returns:
+        Regions; where nothing is known, none, and in ``missing`` why.
+
+    Raises:
+        StudyError: ``data_root`` is not the folder of the source, or a file in it is damaged.
+    """
+    source = rows.source.iloc[0]
+    shared = (rows, findings, size, fit)
+    if source == PHANTOM and run.has(_MASKS):
+        return read_phantom_regions(run.path(_MASKS), *shared)
+    if source in _REAL and data_root:
+        return _REAL[source](paths.resolve_user_path(data_root), *shared)
+    missing = {
+        PHANTOM: f"study {run.study!r} has no {_MASKS}, without which nobody knows where findings are: build its "
+        "phantom again.",
+        "nih": "the boxes of NIH lie beside its images: give data_root, its folder.",
+        "nlm_tb": "the lung masks of NLM lie beside its images: give data_root, its folder.",
+    }.get(
+        source,
+        f"nothing is known of where findings are on images of {source}: it has neither masks nor boxes, so that "
+        "attention can be looked at and not measured.",
+    )
+    return Regions(pd.DataFrame(columns=["image_id", "finding", "mask"]), missing=missing)
 
 
 def read_phantom_regions(path: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str) -> Regions:
@@ -183,6 +227,15 @@ def _collect_regions(
     kept.sort(key=lambda one: one[:2])
     table = pd.DataFrame([one[2:] for one in kept], columns=["image_id", "finding", "mask"])
     return Regions(table, kind)
+
+
+_REAL = {"nih": read_box_regions, "nlm_tb": read_lung_regions}
+
+
+def measure_lesion_sizes(regions: Regions) -> pd.Series:
+    """Median share of the image that a finding's region covers, by finding, the smallest first."""
+    areas = regions.table["mask"].map(np.mean).astype(float)
+    return areas.groupby(regions.table["finding"]).median().sort_values(kind="stable")
 
 
 def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
@@ -411,12 +464,6 @@ def _list_rows(finding, value, replicates, images, weights, setting, suffix) -> 
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
-
-
-def order_by_area(regions: Regions) -> list[str]:
-    """Findings by the median area of their regions, the smallest first."""
-    areas = regions.table["mask"].map(np.mean).groupby(regions.table["finding"]).median()
-    return areas.sort_values(kind="stable").index.tolist()
 
 
 def absent_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float = 0.9) -> np.ndarray:
