@@ -1,0 +1,282 @@
+"""Risk models and their measures against the library, against pairs counted by hand, and against planted hazards."""
+
+import numpy as np
+import pytest
+from scipy.stats import chi2 as distribution
+from sksurv.linear_model import CoxPHSurvivalAnalysis
+from sksurv.metrics import (
+    brier_score as library_brier,
+)
+from sksurv.metrics import (
+    concordance_index_censored,
+    concordance_index_ipcw,
+    cumulative_dynamic_auc,
+)
+from sksurv.nonparametric import kaplan_meier_estimator
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.statistics import bootstrap_patients
+from chexstudy.evaluation.survival import (
+    brier_score,
+    calibrate_risk,
+    check_observations,
+    compare_groups,
+    concordance,
+    dynamic_auroc,
+    estimate_survival,
+    first_images,
+    fit_censoring,
+    fit_risk_model,
+    group_risk,
+    survival_at,
+)
+
+
+def simulate(n, betas, seed, rate=0.05, horizon=(4.0, 10.0), step=0.0):
+    """Features, times and events of an exponential hazard with independent censoring; ``step`` makes ties."""
+    draw = np.random.default_rng(seed)
+    features = draw.standard_normal((n, len(betas)))
+    happens = draw.exponential(size=n) / (rate * np.exp(features @ betas))
+    censored = np.minimum(draw.uniform(*horizon, n), draw.exponential(30, n))
+    years, events = np.minimum(happens, censored), happens <= censored
+    return features, np.ceil(years / step) * step if step else years, events
+
+
+def pair(years, events):
+    return np.array(list(zip(events, years, strict=True)), dtype=[("event", bool), ("years", float)])
+
+
+@pytest.fixture(scope="module")
+def tied():
+    """Cases with ties in time and in score, and a training split for the weights of censoring."""
+    betas = np.array([0.8, -0.5, 0.0])
+    _, train_years, train_events = simulate(500, betas, 1, step=0.25)
+    features, years, events = simulate(300, betas, 2, step=0.25)
+    scores = np.column_stack([features @ betas, np.round(features[:, 0]), np.zeros(300)])
+    return train_years, train_events, years, events, scores
+
+
+# --- measures -----------------------------------------------------------------------------------------------------
+
+
+def test_concordance_of_five_cases_by_hand():
+    years, events = np.array([1.0, 2.0, 2.0, 3.0, 4.0]), np.array([1, 1, 0, 1, 0], bool)
+    scores = np.array([[5.0, 1.0, 1.0, 3.0, 2.0]]).T
+    # Pairs: case 0 with 1, 2, 3, 4 (all won); case 1 with 2 (censored at the same time, tied), 3, 4 (lost); 3 with 4.
+    assert concordance(years, events, scores)[0] == (4 + 0.5 + 0 + 0 + 1) / 8
+    # Case 0 counts twice, case 3 not at all: pairs of case 0 with 1, 2, 4 twice; of case 1 with 2 and 4.
+    assert concordance(years, events, scores, np.array([[2, 1, 1, 0, 1]]))[0, 0] == (2 * 3 + 0.5 + 0) / (2 * 3 + 2)
+
+
+def test_concordance_is_the_librarys(tied):
+    train_years, train_events, years, events, scores = tied
+    censoring = fit_censoring(train_years, train_events)
+    importance = np.where(years < censoring.last, censoring.weigh(years, events) ** 2, 0.0)
+    ours = concordance(years, events, scores), concordance(years, events, scores, importance=importance)
+    for model, score in enumerate(scores.T):
+        harrell = concordance_index_censored(events, years, score)[0]
+        uno = concordance_index_ipcw(pair(train_years, train_events), pair(years, events), score, tau=censoring.last)[0]
+        assert ours[0][model] == pytest.approx(harrell, abs=1e-12)
+        assert ours[1][model] == pytest.approx(uno, abs=1e-12)
+    assert ours[0][2] == 0.5
+
+
+def test_a_case_drawn_twice_counts_as_two_cases(tied):
+    train_years, train_events, years, events, scores = tied
+    censoring = fit_censoring(train_years, train_events)
+    weights = bootstrap_patients(np.arange(len(years)) // 2, 3, np.random.default_rng(0))
+    importance = censoring.weigh(years, events) ** 2
+    risks = np.column_stack([1 / (1 + np.exp(-scores[:, 0])), np.full(len(years), 0.3)])
+    drawn = {
+        "harrell": concordance(years, events, scores, weights),
+        "uno": concordance(years, events, scores, weights, importance),
+        "auroc": dynamic_auroc(years, events, scores, 4.0, censoring, weights),
+        "brier": brier_score(years, events, risks, 4.0, censoring, weights),
+        "survival": survival_at(years, events, 4.0, weights),
+    }
+    for resample, counts in enumerate(weights):
+        rows = np.repeat(np.arange(len(years)), counts)
+        again = years[rows], events[rows]
+        expected = {
+            "harrell": concordance(*again, scores[rows]),
+            "uno": concordance(*again, scores[rows], importance=importance[rows]),
+            "auroc": dynamic_auroc(*again, scores[rows], 4.0, censoring),
+            "brier": brier_score(*again, risks[rows], 4.0, censoring),
+            "survival": survival_at(*again, 4.0),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(drawn[name][resample], value, atol=1e-12, err_msg=name)
+
+
+def test_time_dependent_auroc_and_brier_score_are_the_librarys(tied):
+    train_years, train_events, years, events, scores = tied
+    censoring, train, test = fit_censoring(train_years, train_events), pair(train_years, train_events), None
+    test = pair(years, events)
+    for horizon in (1.1, 3.9, 6.1):
+        risks = 1 / (1 + np.exp(1 - scores[:, :1]))
+        expected = [cumulative_dynamic_auc(train, test, score, [horizon])[0][0] for score in scores.T]
+        np.testing.assert_allclose(dynamic_auroc(years, events, scores, horizon, censoring), expected, atol=1e-12)
+        brier = library_brier(train, test, 1 - risks, [horizon])[1]
+        np.testing.assert_allclose(brier_score(years, events, risks, horizon, censoring), brier, atol=1e-12)
+
+
+def test_survival_at_a_horizon_is_kaplan_meier(tied):
+    _, _, years, events, _ = tied
+    times, survival = kaplan_meier_estimator(events, years)
+    for horizon in (0.1, 0.25, 3.3, 5.0, 20.0):
+        before = survival[times <= horizon]
+        assert survival_at(years, events, horizon) == pytest.approx(before[-1] if len(before) else 1.0, abs=1e-12)
+    # By hand: one of four dies at 1, one of the two left at 3.
+    assert survival_at(np.array([1.0, 2, 3, 4]), np.array([1, 0, 1, 0], bool), 3) == pytest.approx(3 / 4 * 1 / 2)
+
+
+def test_without_a_comparable_pair_there_is_no_value():
+    years, events = np.array([1.0, 2.0]), np.array([False, False])
+    assert np.isnan(concordance(years, events, np.zeros((2, 1)))).all()
+    assert np.isnan(concordance(years, ~events, np.zeros((2, 1)), np.array([[1, 0]]))).all()
+
+
+# --- the model ----------------------------------------------------------------------------------------------------
+
+
+def test_planted_hazards_are_recovered():
+    betas = np.array([0.7, -0.4, 0.2, 0.0])
+    features, years, events = simulate(12_000, betas, 3)
+    model = fit_risk_model(features, years, events, *simulate(500, betas, 4), unpenalised=4)
+    found = model.coefficients / model.spread
+    # The information of a standardised covariate is about the number of events; four standard errors.
+    assert np.abs(found - betas).max() < 4 / np.sqrt(events.sum())
+    assert model.penalty == 0
+    # The baseline of a case with mean features is the planted constant hazard.
+    hazard = -np.log(1 - model.predict_risk(model.score(features.mean(axis=0)[None]), 5.0)[0]) / 5
+    assert hazard == pytest.approx(0.05 * np.exp(features.mean(axis=0) @ betas), rel=4 / np.sqrt(events.sum()))
+
+
+def test_predicted_risks_are_those_of_the_planted_hazard():
+    betas = np.array([0.8, -0.5])
+    model = fit_risk_model(*simulate(8000, betas, 5), *simulate(500, betas, 6), unpenalised=2)
+    features, years, events = simulate(4000, betas, 7)
+    risks = model.predict_risk(model.score(features), 3.0)
+    assert np.abs(risks - (1 - np.exp(-3 * 0.05 * np.exp(features @ betas)))).mean() < 0.01
+    table = calibrate_risk(years, events, risks, 3.0)
+    assert table.n.tolist() == [400] * 10
+    assert (np.diff(table.predicted) > 0).all()
+    inside = (table.ci_low <= table.predicted) & (table.predicted <= table.ci_high)
+    assert inside.sum() >= 8
+    assert table.events.sum() == (events & (years <= 3)).sum()
+
+
+def test_the_default_penalty_is_the_librarys_ridge():
+    betas = np.r_[0.6, -0.6, np.zeros(6)]
+    features, years, events = simulate(600, betas, 8)
+    features[:, 1] = 3 * features[:, 1] + 1
+    for unpenalised in (0, 2):
+        model = fit_risk_model(
+            features, years, events, *simulate(200, betas, 9), penalties=(50.0,), unpenalised=unpenalised
+        )
+        alpha = np.where(np.arange(8) < unpenalised, 0.0, 50.0)
+        standard = (features - features.mean(axis=0)) / features.std(axis=0)
+        ridge = CoxPHSurvivalAnalysis(alpha=alpha).fit(standard, pair(years, events))
+        np.testing.assert_allclose(model.coefficients, ridge.coef_, atol=0.005)
+
+
+def test_the_penalty_is_the_best_on_validation():
+    betas = np.full(60, 0.15)
+    model = fit_risk_model(*simulate(200, betas, 10), *simulate(1000, betas, 11))
+    table = model.validation
+    assert table.penalty.is_monotonic_decreasing
+    assert model.penalty == table.penalty[table.c_index.idxmax()]
+    features, years, events = simulate(1000, betas, 11)
+    assert concordance(years, events, model.score(features)[:, None])[0] == pytest.approx(table.c_index.max())
+    # Sixty features of two hundred cases need a strong penalty.
+    assert model.penalty > 10
+
+
+@pytest.mark.parametrize(
+    ("years", "events", "expected"),
+    [
+        (
+            [1, -2, 3],
+            [1, 0, 1],
+            "the training split has 1 times that are missing, zero or negative (the first is case 1)",
+        ),
+        (
+            [1, 0, 3],
+            [1, 0, 1],
+            "the training split has 1 times that are missing, zero or negative (the first is case 1)",
+        ),
+        (
+            [np.nan, None, 3],
+            [1, 0, 1],
+            "the training split has 2 times that are missing, zero or negative (the first is",
+        ),
+        ([1, 2, 3], [0, 0, 0], "nobody in the training split has the event, all 3 cases are censored: take"),
+        ([1, 2, 3], [1, 0, np.nan], "the training split has events that are neither 0 nor 1: leave out"),
+        ([1, 2, 3], [1, 0, 2], "the training split has events that are neither 0 nor 1: leave out"),
+        ([1, 2], [1, 0, 1], "the training split has 2 times for 3 events: pass one of each a case."),
+        ([], [], "the training split has no case whose outcome is known: choose another"),
+    ],
+)
+def test_impossible_observations_are_one_sentence(years, events, expected):
+    with pytest.raises(StudyError) as caught:
+        check_observations(years, events, "the training split")
+    assert str(caught.value).startswith(expected)
+    assert str(caught.value).endswith(".")
+
+
+def test_a_model_that_cannot_be_fitted_is_one_sentence():
+    features, years, events = simulate(50, np.array([0.5, 0.0]), 12)
+    given = (features, years, events)
+    with pytest.raises(StudyError, match="nobody in the validation split has the event, all 50 cases are censored"):
+        fit_risk_model(*given, features, years, np.zeros(50))
+    with pytest.raises(StudyError, match=r"the training split has features \(49, 2\) for 50 cases: pass one row each"):
+        fit_risk_model(features[:49], years, events, *given)
+    spoilt = features.copy()
+    spoilt[3, 1] = np.nan
+    with pytest.raises(StudyError, match="the validation features hold values that are not finite"):
+        fit_risk_model(*given, spoilt, years, events)
+    for wrong in ({"penalties": ()}, {"penalties": (0.0,)}, {"l1_ratio": 0.0}):
+        with pytest.raises(StudyError, match="needs one penalty or more, each above 0, and an l1_ratio above 0"):
+            fit_risk_model(*given, *given, **wrong)
+
+
+# --- groups -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_image_of_a_patient_is_the_one_watched_longest():
+    assert first_images(["b", "a", "b", "c", "c"], np.array([1.0, 2.0, 3.0, 4.0, 4.0])).tolist() == [1, 2, 3]
+
+
+def test_groups_are_cut_at_the_tertiles_of_training():
+    assert group_risk(np.arange(9.0), np.array([-5.0, 2.0, 3.0, 5.0, 6.0, 50.0])).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_survival_curves_begin_at_one_and_count_who_is_watched():
+    curve = estimate_survival(np.array([1.0, 2, 2, 3]), np.array([1, 0, 1, 0], bool))
+    assert curve.years.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(curve.survival, [1, 3 / 4, 3 / 4 * 2 / 3, 1 / 2])
+    assert curve.at_risk.tolist() == [4, 4, 3, 1]
+    assert (curve.ci_low <= curve.survival).all()
+    assert (curve.survival <= curve.ci_high).all()
+    nobody = estimate_survival(np.array([1.0, 2]), np.array([False, False]))
+    assert nobody.survival.tolist() == [1, 1, 1]
+
+
+def test_the_log_rank_test_tells_groups_apart():
+    draw = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 150)
+    years = draw.exponential(size=300) / np.where(groups == 1, 0.4, 0.2)
+    events = years < 8
+    assert compare_groups(np.minimum(years, 8), events, groups) < 1e-4
+    assert compare_groups(np.minimum(years, 8), events, draw.permutation(groups)) > 1e-3
+    # By hand, for two deaths: observed 1, expected 1/2 + 1/3 in the first group, variance 1/4 + 2/9.
+    p = compare_groups(np.array([1.0, 2, 3, 3]), np.array([1, 1, 0, 0], bool), np.array([0, 1, 0, 1]))
+    chi2 = (1 - (1 / 2 + 1 / 3)) ** 2 / (1 / 4 + 2 / 9)
+    assert p == pytest.approx(distribution.sf(chi2, 1))
+    assert np.isnan(compare_groups(years, events, np.zeros(300)))
+
+
+def test_risks_all_alike_are_one_group():
+    table = calibrate_risk(np.array([1.0, 2, 3]), np.array([True, False, True]), np.full(3, 0.5), 2.0)
+    assert table[["group", "predicted", "n", "events"]].to_numpy().tolist() == [[0, 0.5, 3, 1]]
+    assert table.observed.tolist() == pytest.approx([1 / 3])
