@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "runs/<study>/results.parquet and figures/",
         _STEPS["evaluate"],
     )
+    _add_plan_labels(verbs)
     _add_release(verbs)
     _add_figures(verbs)
     _add_golden(verbs)
@@ -628,6 +629,65 @@ def _show_cohort(options: argparse.Namespace) -> None:
         print(f"\n{'finding':<{width}}  " + "  ".join(f"{name:>10}" for name in table))
         for finding in table["present"].sort_values(ascending=False, kind="stable").index:
             print(f"{finding:<{width}}  " + "  ".join(f"{int(column[finding]):>10}" for column in table.values()))
+
+
+# --- plan-labels -----------------------------------------------------------------------------------------------------
+
+
+def _add_plan_labels(verbs) -> None:
+    parser = _add_verb(
+        verbs,
+        "plan-labels",
+        "tell how many labels a target AUROC needs",
+        "Read learning curves (AUROC at several numbers of labels) and tell for each finding how many labels more a\n"
+        "target AUROC needs, with a 95 % interval, or why there is no number: the target is reached already, it lies\n"
+        "above the plateau, or the labels so far do not say. Findings of one encoder learn from each other\n"
+        "(--no-pool: each alone). Intervals are of the cases and the test set that the curves were measured on.\n\n"
+        "A table of your own needs the columns n and auroc, one row a draw; finding, encoder, draw, seed, unit and\n"
+        "positives are optional. It is parquet or CSV.",
+        "examples:\n"
+        "  chexstudy plan-labels --target 0.85 --study demo\n"
+        "  chexstudy plan-labels --target 0.85 --curve curves.csv --cost 2.50\n"
+        "  chexstudy plan-labels --target 0.80 --study demo --encoder curated --finding Effusion --at-most 200\n\n"
+        "reads: runs/<study>/label_budget/curves.parquet, or --curve\n"
+        "writes: --out (the table, parquet or CSV), or nothing",
+        _plan_labels,
+    )
+    parser.add_argument("--target", type=float, required=True, metavar="X", help="the AUROC to reach, such as 0.85")
+    parser.add_argument("--curve", metavar="TABLE", help="a table of learning curves, .parquet or .csv")
+    parser.add_argument("--study", metavar="S", help="the study whose curves are read (default: demo)")
+    parser.add_argument("--finding", metavar="F", help="answer for this finding only")
+    parser.add_argument("--encoder", metavar="E", help="answer for this encoder only")
+    parser.add_argument("--cost", type=float, metavar="C", help="what labelling one case costs")
+    parser.add_argument("--at-most", type=float, metavar="N", help="use only the part of the curves up to N labels")
+    parser.add_argument("--no-pool", action="store_true", help="findings do not learn from each other")
+    parser.add_argument("--seed", type=int, default=0, metavar="K", help="seed of the posterior draws (default: 0)")
+    parser.add_argument("--out", metavar="FILE", help="also write the plan, .parquet or .csv")
+
+
+def _plan_labels(options: argparse.Namespace) -> None:
+    from chexstudy.evaluation.planning.files import read_curves, write_plan
+    from chexstudy.evaluation.planning.planner import check_target, describe_plans, plan_table
+    from chexstudy.paths import resolve_user_path
+
+    if options.curve and options.study:
+        options.parser.error("--curve and --study both say where the curves are: give one of them")
+    check_target(options.target)
+    path = resolve_user_path(options.curve) if options.curve else None
+    out = resolve_user_path(options.out) if options.out else None
+    plans = plan_table(
+        read_curves(path, options.study or "demo"),
+        options.target,
+        options.finding,
+        options.encoder,
+        options.at_most,
+        not options.no_pool,
+        options.cost,
+        options.seed,
+    )
+    print(describe_plans(plans))
+    if out:
+        write_plan(plans, out)
 
 
 # --- release ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Observed learning curves: the AUROC of repeated draws at several numbers of labels, and how much draws differ.
 
-A curve is read from a table with one row a draw: ``label_budget/curves.parquet``, or a table of one's own with ``n`` and
-``auroc``. What the encoder's training seeds add is averaged out: the same draw under several seeds counts once.
+A curve is read from a table with one row a draw: ``label_budget/curves.parquet``, or a table of one's own with ``n``
+and ``auroc``. The same draw under several training seeds of an encoder counts once, with the mean over them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -8,17 +8,17 @@ The model is the three-parameter power law with noise::
     log shortfall         ~  Normal(mean, spread)     share of alpha - 0.5 still lacking at a reference number of labels
     variance of a draw    ~  near a common one, falling as n^-exponent
 
-The misfit says that no curve is a power law exactly. Means, spreads, common variance and misfit have weak priors of their
-own. With pooling they are learnt from all findings together, so that a finding with 50 labels borrows what the others
-show; without it each curve is alone with the priors. The shortfall needs its law as much as the others: were it left
-flat, every pooled curve would add a preference for high plateaus, under which there is more room for it. Shortfall and
-exponent are independent at one number of labels only, and taking the wrong one makes intervals far too narrow: the
+The misfit says that no curve is a power law exactly. Means, spreads, common variance and misfit have weak priors of
+their own. With pooling they are learnt from all findings together, so that a finding with 50 labels borrows what the
+others show; without it each curve is alone with the priors. The shortfall needs its law as much as the others: were it
+left flat, every pooled curve would add a preference for high plateaus, under which there is more room for it. Shortfall
+and exponent are independent at one number of labels only, and taking the wrong one makes intervals far too narrow: the
 reference is learnt, too, among a few.
 
 Everything is integrated by quadrature, nothing is sampled to convergence: sigma in closed form (which makes the
 likelihood Student's t), beta at quantiles of its t, alpha and log gamma on a grid that each curve lays where its
-likelihood is, the common quantities on a fixed grid. The common noise is weighed first, under the mean of the priors, as
-it hardly depends on them. Only the posterior draws at the end are random.
+likelihood is, the common quantities on a fixed grid. The common noise is weighed first, under the mean of the priors,
+as it hardly depends on them. Only the posterior draws at the end are random.
 
 What it does not hold: draws at different n are taken as independent, though draws from one finite pool overlap, and all
 share one test set. What they share moves the whole curve, so forecasts are of this pool and this test set;

@@ -1,0 +1,56 @@
+"""Tables of learning curves read from files, and plans written to them."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, atomic_path, refused_writes
+
+CURVES = "label_budget/curves.parquet"
+_KINDS = (".parquet", ".csv")
+
+
+def check_kind(path: Path) -> None:
+    """Refuse a file that is neither parquet nor CSV by its name.
+
+    Raises:
+        StudyError: so it is.
+    """
+    if path.suffix not in _KINDS:
+        raise StudyError(f"{path} is neither {' nor '.join(_KINDS)}: name a file that ends in one of them.")
+
+
+def read_curves(path: Path | None, study: str) -> pd.DataFrame:
+    """A table of learning curves: a file's, or without one the study's.
+
+    Args:
+        path: a parquet or CSV file.
+        study: read where there is no path.
+
+    Raises:
+        StudyError: it is not there, or cannot be read.
+    """
+    if path is None:
+        return Run(study).read_table(CURVES, "11_plan_labels")
+    check_kind(path)
+    if not path.is_file():
+        raise StudyError(f"there is no table of curves at {path}: check the path.")
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}.") from None
+
+
+def write_plan(plan: pd.DataFrame, path: Path) -> None:
+    """Write a plan as parquet or CSV.
+
+    Raises:
+        StudyError: the name ends in neither, or the file cannot be written.
+    """
+    check_kind(path)
+    with refused_writes(path), atomic_path(path) as temporary:
+        if path.suffix == ".parquet":
+            plan.to_parquet(temporary, index=False)
+        else:
+            plan.to_csv(temporary, index=False)
