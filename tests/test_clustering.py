@@ -37,3 +37,17 @@ def test_copies_are_at_distance_zero_and_few_rows_have_few_neighbours(either_lib
     assert (np.delete(distances, range(4, 8)) > 0).all()
     assert clustering.neighbour_distances(np.float32([[0, 0], [3, 4]]), 9).tolist() == [5, 5]
     assert clustering.neighbour_distances(np.ones((1, 2), np.float32), 5).tolist() == [0]
+
+
+def test_the_most_similar_rows_come_first_and_equal_ones_by_number(either_library, monkeypatch):
+    monkeypatch.setattr(clustering, "_QUERY_ROWS", 3)
+    rows = np.random.default_rng(0).normal(size=(40, 5))
+    rows[[7, 30]] = rows[12]
+    queries = np.concatenate([rows[12:13] * 5, np.random.default_rng(1).normal(size=(6, 5))])
+    found, similar = clustering.find_most_similar(rows, queries, 9)
+    products = queries @ rows.T
+    expected = np.argsort(-products, axis=1, kind="stable")[:, :9]
+    assert np.array_equal(found, expected)
+    assert found[0, :3].tolist() == [7, 12, 30]
+    np.testing.assert_allclose(similar, np.take_along_axis(products, expected, axis=1), rtol=1e-5, atol=1e-5)
+    assert (found.dtype, similar.dtype) == (np.int64, np.float32)

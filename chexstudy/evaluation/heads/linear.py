@@ -62,7 +62,12 @@ class LinearHead(nn.Module):
 
 
 def linear_head(
-    features: FrozenFeatures, findings: int, *, parts: str = "cls", blocks: int = 4, generator: torch.Generator
+    features: FrozenFeatures,
+    findings: int,
+    *,
+    parts: str = "cls",
+    blocks: int | None = None,
+    generator: torch.Generator,
 ) -> LinearHead:
     """The published linear probe for these features.
 
@@ -71,7 +76,7 @@ def linear_head(
         findings: number of findings.
         parts: ``cls`` of the last blocks, as published; ``mean``, the mean patch of the last block alone;
             ``cls+mean``, both, as published with average pooling; or ``pooled``, what the encoder's own pooling gives.
-        blocks: of how many of the last blocks [CLS] is read.
+        blocks: of how many of the last blocks [CLS] is read; all that the features hold if not given (4 as published).
         generator: draws the weights.
 
     Raises:
@@ -80,7 +85,9 @@ def linear_head(
     return LinearHead(findings, **_count_channels(features, parts, blocks), generator=generator)
 
 
-def read_vectors(features: FrozenFeatures, image_ids: Sequence[str], parts: str = "pooled", blocks: int = 4):
+def read_vectors(
+    features: FrozenFeatures, image_ids: Sequence[str], parts: str = "pooled", blocks: int | None = None
+) -> np.ndarray:
     """The features a linear head reads, ``(images, channels)`` float32; ``parts`` and ``blocks`` as in `linear_head`.
 
     Raises:
@@ -105,7 +112,7 @@ class FittedProbe:
 
     probe: LinearProbe
     parts: str
-    blocks: int
+    blocks: int | None
     encoder: dict
     findings: tuple[str, ...]
 
@@ -126,7 +133,7 @@ def fit_logistic(
     findings: Sequence[str],
     *,
     parts: str = "cls+mean",
-    blocks: int = 4,
+    blocks: int | None = None,
     inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
 ) -> FittedProbe:
     """Fit one logistic regression a finding; its penalty is chosen on validation by the finding's AUROC.
@@ -154,10 +161,11 @@ def fit_logistic(
     return FittedProbe(probe, parts, blocks, features.encoder, findings)
 
 
-def _count_channels(features: FrozenFeatures, parts: str, blocks: int) -> dict[str, int]:
+def _count_channels(features: FrozenFeatures, parts: str, blocks: int | None) -> dict[str, int]:
     """How many of the last channels of each kind of feature are read."""
     if parts not in PARTS:
         raise StudyError(f"a linear head reads {', '.join(PARTS)}, not {parts!r}.")
+    blocks = len(features.widths) if blocks is None else blocks
     if not 1 <= blocks <= len(features.widths):
         raise StudyError(
             f"the features hold {len(features.widths)} blocks, not {blocks}: ask for as many, or freeze more."

@@ -56,7 +56,7 @@ class FittedNeighbours:
     temperature: float
     chances: np.ndarray | None
     parts: str
-    blocks: int
+    blocks: int | None
     encoder: dict
     findings: tuple[str, ...]
 
@@ -86,7 +86,7 @@ def fit_neighbours(
     neighbours: Sequence[int] = NEIGHBOURS,
     temperature: float = TEMPERATURE,
     parts: str = "pooled",
-    blocks: int = 4,
+    blocks: int | None = None,
     choose_by: str = "auroc",
 ) -> FittedNeighbours:
     """Choose how many neighbours answer, on validation; each candidate is a prefix of one search.
@@ -153,7 +153,7 @@ def fit_neighbours(
     )
 
 
-def _unit_vectors(features: FrozenFeatures, image_ids: Sequence[str], parts: str, blocks: int) -> np.ndarray:
+def _unit_vectors(features: FrozenFeatures, image_ids: Sequence[str], parts: str, blocks: int | None) -> np.ndarray:
     vectors = read_vectors(features, image_ids, parts, blocks)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
