@@ -109,15 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         "runs/<study>/pretraining/<arm>/seed<k>/ (model/, subset.parquet, history.parquet, compute.json)",
         _STEPS["pretrain"],
     )
-    _add_step(
-        verbs,
-        "evaluate",
-        "measure the arms",
-        "Run 05_compare_arms and 06_long_tail: zero-shot classification, retrieval, linear probe and the long tail,\n"
-        "each with 95 % patient-clustered bootstrap intervals.",
-        "runs/<study>/results.parquet and figures/",
-        _STEPS["evaluate"],
-    )
+    _add_evaluate(verbs)
     _add_plan_labels(verbs)
     _add_release(verbs)
     _add_figures(verbs)
@@ -218,10 +210,121 @@ def _add_run_options(parser: argparse.ArgumentParser, default: str | None = "dem
     parser.add_argument("--quiet", action="store_true", help="do not repeat what the notebooks print")
 
 
-def _add_step(verbs, name: str, summary: str, description: str, writes: str, notebooks: list[str]) -> None:
+def _add_step(
+    verbs, name: str, summary: str, description: str, writes: str, notebooks: list[str]
+) -> argparse.ArgumentParser:
     example = f"example:\n  chexstudy {name} --profile demo --study demo\n\nwrites: {writes}"
     parser = _add_verb(verbs, name, summary, description, example, lambda options: _run_selected(options, notebooks))
     _add_run_options(parser)
+    return parser
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(verbs) -> None:
+    parser = _add_step(
+        verbs,
+        "evaluate",
+        "measure the arms, or compare two models",
+        "Run 05_compare_arms and 06_long_tail: zero-shot classification, retrieval, linear probe and the long tail,\n"
+        "each with 95 % patient-clustered bootstrap intervals. Two models alone: chexstudy evaluate compare --help",
+        "runs/<study>/results.parquet and figures/",
+        _STEPS["evaluate"],
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    compare = _add_verb(
+        actions,
+        "compare",
+        "compare two models on the same patients",
+        "Two models, finding by finding: values, their difference with a 95 % interval, p values corrected by Holm.\n"
+        "A and B are each an arm of the study (all its seeds), one of its heads as arm@task, or tables of scores with\n"
+        "image_id and one column a finding (CSV or parquet; several seeds as A0.csv,A1.csv).\n"
+        "Patients are drawn, the same for both; with several seeds these are drawn too. The p value of AUROCs is\n"
+        "DeLong's where there is one seed, for patients with several images if there are such; else the bootstrap's.",
+        "examples:\n"
+        "  chexstudy evaluate compare curated full --study demo\n"
+        "  chexstudy evaluate compare curated random_same_data --data-set phantom/test_enriched --metric auprc\n"
+        "  chexstudy evaluate compare curated curated@linear_probe --out heads.csv\n"
+        "  chexstudy evaluate compare mine.csv theirs.csv --labels labels.csv --test permutation\n\n"
+        "writes: --out, the table with all numbers; otherwise nothing",
+        _compare_models,
+    )
+    compare.add_argument("first", metavar="A", help="an arm, arm@task, or files of scores")
+    compare.add_argument("second", metavar="B", help="the same of the model it is compared with")
+    compare.add_argument(
+        "--study", default="demo", metavar="S", help="the study of the arms and labels (default: demo)"
+    )
+    compare.add_argument(
+        "--task",
+        default="zero_shot",
+        metavar="T",
+        help="which scores of arms, such as adaptation_linear (default: zero_shot)",
+    )
+    compare.add_argument(
+        "--data-set", metavar="D", help="source/split, such as phantom/test (default: the arms' test set)"
+    )
+    compare.add_argument(
+        "--labels", metavar="LABELS", help="image_id, patient_id and findings (default: the study's cohort)"
+    )
+    compare.add_argument("--metric", choices=("auroc", "auprc"), default="auroc", help="(default: auroc)")
+    compare.add_argument(
+        "--test",
+        choices=("auto", "delong", "bootstrap", "permutation"),
+        default="auto",
+        help="whose p values are shown and corrected (default: auto, as said above)",
+    )
+    compare.add_argument("--resamples", type=int, default=2000, metavar="N", help="of patients (default: 2000)")
+    compare.add_argument("--permutations", type=int, default=2000, metavar="N", help="of that test (default: 2000)")
+    compare.add_argument("--seed", type=int, default=0, metavar="K", help="seed of the resampling (default: 0)")
+    compare.add_argument("--shared-only", action="store_true", help="compare on the images that both have scores of")
+    compare.add_argument("--out", metavar="FILE", help="also write the table, as .csv or .parquet")
+
+
+def _compare_models(options: argparse.Namespace) -> None:
+    from chexstudy.evaluation.compare import compare_score_tables
+    from chexstudy.evaluation.paper_table import (
+        check_output,
+        describe_models,
+        list_reasons,
+        tabulate_models,
+        write_comparison,
+    )
+    from chexstudy.evaluation.score_files import read_contest
+
+    out = check_output(options.out) if options.out else None
+    contest = read_contest(
+        options.first,
+        options.second,
+        study=options.study,
+        task=options.task,
+        data_set=options.data_set,
+        labels=options.labels,
+    )
+    comparison = compare_score_tables(
+        contest.first,
+        contest.second,
+        contest.labels,
+        metric=options.metric,
+        tiers=contest.tiers,
+        test=options.test,
+        resamples=options.resamples,
+        permutations=options.permutations,
+        seed=options.seed,
+        shared_only=options.shared_only,
+    )
+    table = tabulate_models(comparison)
+    table["finding"] = table.finding.str.ljust(table.finding.str.len().max())
+    print(table.to_string(index=False) + "\n")
+    for line in (*list_reasons(comparison), describe_models(comparison)):
+        print(line)
+    if contest.place:
+        print(f"Scores: {contest.place}.")
+    if comparison.left_out:
+        print(f"{comparison.left_out:,} images that only one of them scored were left out.")
+    if out is not None:
+        write_comparison(comparison, out)
+        print(f"written to {out}")
 
 
 # --- curate, why -----------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ told = [seed, source, data_root, image_size]
 VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "release"]
 VERBS += ["check-golden", "doctor", "plan-labels"]
 ACTIONS = [["cohort", action] for action in ("build", "check", "convert", "export", "show")]
+ACTIONS += [["evaluate", "compare"]]
 
 
 @pytest.fixture
@@ -116,6 +117,16 @@ def test_help_is_there_at_once():
             "--source cannot be 'nhi'; it is one of phantom, nih, nlm_tb, folder, webdataset, "
             "huggingface: did you mean 'nih'",
         ),
+        (
+            "evaluate compare full",
+            "chexstudy evaluate compare: the following arguments are required: B; see",
+        ),
+        (
+            "evaluate compere a b",
+            "evaluate: ACTION cannot be 'compere'; it is one of compare: did you mean 'compare'; see",
+        ),
+        ("evaluate compare a b --metric f1", "--metric cannot be 'f1'; it is one of auroc, auprc; see"),
+        ("evaluate compare a b --resample 5", "no use for '--resample': did you mean '--resamples'; see"),
         ("check-golden", "chexstudy check-golden: the following arguments are required: FILE.npz; see"),
         ("doctor now", "chexstudy doctor: there is no use for 'now'; see `chexstudy doctor --help`."),
     ],
@@ -148,6 +159,12 @@ def test_a_mistyped_command_is_one_sentence_and_status_2(capsys, arguments, sent
         (["curate", "--report", "--study", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
         (["curate", "--report", "no/audit.parquet"], "there is no folder "),
         (["why", "x/1", "--study", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
+        (
+            ["evaluate", "compare", "full", "curated", "--study", "no"],
+            "study 'no' has no cohort.parquet yet: run 01_build_cohort first.",
+        ),
+        (["evaluate", "compare", "no.csv", "full", "--labels", "no.csv"], "there is no file "),
+        (["evaluate", "compare", "full", "curated", "--out", "x.txt"], "x.txt is neither CSV nor parquet: give"),
         (["check-golden", "no.npz"], "there is no file of golden numbers at"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -238,6 +255,53 @@ def test_evaluate_runs_its_two_notebooks_and_figures_draws_them_again(notebooks,
     assert sorted(path.name for path in (home / "gallery").iterdir()) == [*files, "README.md"]
     assert (home / "gallery" / "README.md").read_text().count("Drawn with seed 4.") == 2
     assert "2 figures in" in capsys.readouterr().out
+
+
+# --- evaluate compare -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored_files(home, monkeypatch):
+    """Labels of 80 images of 40 patients, and the scores of a better and a worse model, in files."""
+    monkeypatch.setenv("CHEXSTUDY_CWD", str(home))
+    generator = np.random.default_rng(0)
+    labels = pd.DataFrame({"image_id": np.arange(100, 180), "patient_id": np.arange(80) // 2})
+    labels["Mass"], labels["Edema"] = (generator.random(80) < 0.4).astype(int), 0
+    for name, strength in (("good", 4.0), ("bad", 0.2)):
+        scores = strength * labels.Mass + generator.normal(size=80)
+        labels[["image_id"]].assign(Mass=scores, Edema=scores).to_csv(home / f"{name}.csv", index=False)
+    labels.to_csv(home / "labels.csv", index=False)
+    return home
+
+
+def test_evaluate_compare_prints_a_table_and_what_it_means(scored_files, capsys):
+    command = ["evaluate", "compare", "good.csv", "bad.csv", "--labels", "labels.csv", "--resamples", "200"]
+    assert main([*command, "--out", "table.csv"]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    assert lines[0] == ["finding", "n", "positives", "patients", "good", "bad", "difference", "p", "p", "(Holm)"]
+    assert lines[1][:3] == ["Mass", "80", str(pd.read_csv(scored_files / "labels.csv").Mass.sum())]
+    assert lines[1][-4:] == ["<", "0.001", "<", "0.001"]
+    assert "not evaluable (no positives): Edema" in shown
+    assert "AUROC of good minus bad, mean of 1 findings: +0." in shown
+    assert "80 images of 40 patients, 1 seed a side" in shown
+    assert "p DeLong's for patients with several images" in shown
+    table = pd.read_csv(scored_files / "table.csv")
+    assert f"{table.difference[0]:+.3f} (" in shown
+    assert main(command) == 0
+    assert capsys.readouterr().out == shown.replace(f"written to {scored_files / 'table.csv'}\n", "")
+
+
+def test_evaluate_compare_refuses_what_does_not_pair_in_one_sentence(scored_files, capsys):
+    part = pd.read_csv(scored_files / "bad.csv").iloc[:60]
+    part.to_csv(scored_files / "part.csv", index=False)
+    command = ["evaluate", "compare", "good.csv", "part.csv", "--labels", "labels.csv", "--resamples", "100"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "were not scored on the same images (80 and 60, 60 of them shared by all)" in error
+    assert error.count("\n") == 1
+    assert main([*command, "--shared-only"]) == 0
+    assert "20 images that only one of them scored were left out." in capsys.readouterr().out
 
 
 def make_cohort():

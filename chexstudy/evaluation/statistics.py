@@ -357,7 +357,10 @@ def difference_p_values(difference: Difference, patients: np.ndarray) -> np.ndar
         ``(...)``; 1 where both rank alike in every resample, NaN where there is no interval.
     """
     patients = np.asarray(patients)
-    spread = np.nanstd(difference.replicates, axis=0) * np.sqrt(patients / np.maximum(patients - 1, 1))
+    with warnings.catch_warnings():
+        # A column of NaN alone is a finding that cannot be evaluated.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        spread = np.nanstd(difference.replicates, axis=0) * np.sqrt(patients / np.maximum(patients - 1, 1))
     known = np.isfinite(difference.ci_low)
     # Two arms that rank alike in every resample do not differ.
     distance = np.divide(np.abs(difference.value), spread, out=np.zeros(spread.shape), where=known & (spread > 0))

@@ -1,0 +1,253 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.compare import COLUMNS, ModelScores, compare_score_tables
+from chexstudy.evaluation.delong import compare_areas, correlate_areas
+from chexstudy.evaluation.multiplicity import correct_by_holm
+from chexstudy.evaluation.scores import compare_scores, measure_seeds
+from chexstudy.evaluation.statistics import bootstrap_patients
+
+FINDINGS = ["Edema", "Mass", "Hernia"]
+TIERS = {"Edema": "head", "Mass": "tail"}
+
+
+@pytest.fixture
+def cases():
+    """Labels of 160 images of 80 patients, and three seeds of a better and a worse model."""
+    generator = np.random.default_rng(0)
+    present = (generator.random((160, 3)) < [0.4, 0.2, 0.3]).astype(float)
+    labels = pd.DataFrame(present, columns=FINDINGS)
+    labels.loc[:7, "Edema"] = [-1, np.nan] * 4
+    labels.insert(0, "image_id", [f"s/{number}" for number in range(160)])
+    labels.insert(1, "patient_id", [f"s/p{number // 2}" for number in range(160)])
+    shared = generator.normal(size=present.shape)
+
+    def score(strength):
+        tables = []
+        for _ in range(3):
+            scores = strength * present + shared + 0.5 * generator.normal(size=present.shape)
+            tables.append(pd.DataFrame(scores, columns=FINDINGS).assign(image_id=labels.image_id))
+        return tuple(tables)
+
+    return labels, ModelScores("good", score(2.5), (0, 1, 2)), ModelScores("bad", score(1.0), (0, 1, 2))
+
+
+def one_seed(side, **changes):
+    return ModelScores(side.name, (side.tables[0].assign(**changes),))
+
+
+def row(comparison, finding):
+    return comparison.table.set_index("finding").loc[finding]
+
+
+def test_values_and_intervals_are_those_of_the_results_table(cases):
+    labels, first, second = cases
+    comparison = compare_score_tables(first, second, labels, tiers=TIERS, resamples=300, seed=4)
+    generator = np.random.default_rng(4)
+    weights = bootstrap_patients(labels.patient_id, 300, generator)
+    arrays = [[table[FINDINGS].to_numpy() for table in side.tables] for side in (first, second)]
+    shared = (labels[FINDINGS].to_numpy(), FINDINGS, weights)
+    expected = compare_scores(*arrays, *shared, generator, tiers=TIERS)
+    expected = expected[expected.metric == "auroc_difference"]
+    assert list(comparison.table.columns) == list(COLUMNS)
+    assert list(comparison.table.finding) == [*FINDINGS, "macro", "head", "tail"]
+    for ours, theirs in (("difference", "value"), ("ci_low", "ci_low"), ("ci_high", "ci_high")):
+        np.testing.assert_array_equal(comparison.table[ours], expected[theirs])
+    generator = np.random.default_rng(4)
+    bootstrap_patients(labels.patient_id, 300, generator)
+    alone = measure_seeds(arrays[0], *shared, generator, tiers=TIERS)
+    alone = alone[alone.metric == "auroc"]
+    for ours, theirs in (("first", "value"), ("first_low", "ci_low"), ("first_high", "ci_high")):
+        np.testing.assert_array_equal(comparison.table[ours], alone[theirs])
+    assert (comparison.seeds, comparison.images, comparison.patients, comparison.left_out) == (3, 160, 80, 0)
+    assert row(comparison, "Edema")[["n", "positives", "patients"]].tolist() == [
+        152,
+        (labels.Edema == 1).sum(),
+        76,
+    ]
+    assert row(comparison, "macro")[["n", "positives", "patients"]].tolist() == [160, -1, 80]
+
+
+def test_one_seed_is_tested_by_delong_for_patients_and_corrected_over_findings(cases):
+    labels, first, second = cases
+    comparison = compare_score_tables(one_seed(first), one_seed(second), labels, resamples=200)
+    assert comparison.test == "delong"
+    for finding in FINDINGS:
+        scores = np.column_stack([side.tables[0][finding] for side in (first, second)])
+        test = compare_areas(correlate_areas(labels[finding].to_numpy(), scores, labels.patient_id))
+        measured = row(comparison, finding)
+        assert measured.p == measured.p_delong == pytest.approx(test.p)
+        assert measured.difference == pytest.approx(test.value)
+        assert (measured.ci_low, measured.ci_high) == pytest.approx((test.ci_low, test.ci_high), abs=0.03)
+    findings = comparison.of_findings
+    np.testing.assert_array_equal(findings.p_holm, correct_by_holm(findings.p.to_numpy()))
+    macro = row(comparison, "macro")
+    assert macro.p == macro.p_bootstrap
+    assert np.isnan([macro.p_holm, macro.p_delong, macro.p_permutation]).all()
+
+
+def test_several_seeds_and_average_precision_are_tested_by_the_bootstrap(cases):
+    labels, first, second = cases
+    for comparison in (
+        compare_score_tables(first, second, labels, resamples=200),
+        compare_score_tables(one_seed(first), one_seed(second), labels, metric="auprc", resamples=200),
+    ):
+        assert comparison.test == "bootstrap"
+        assert (comparison.table.p == comparison.table.p_bootstrap).all()
+        assert row(comparison, "macro").p < 0.01
+    assert comparison.table.p_delong.isna().all()
+
+
+def test_all_three_tests_tell_the_same_story(cases):
+    labels, first, second = cases
+    labels["patient_id"] = labels.image_id
+    comparison = compare_score_tables(
+        one_seed(first), one_seed(second), labels, test="permutation", resamples=1000, permutations=1000
+    )
+    findings = comparison.of_findings
+    assert (findings.p == findings.p_permutation).all()
+    np.testing.assert_allclose(findings.p_delong, findings.p_permutation, atol=0.03)
+    np.testing.assert_allclose(findings.p_delong, findings.p_bootstrap, atol=0.03)
+
+
+def test_the_same_call_gives_the_same_numbers_and_the_other_way_round_the_opposite(cases):
+    labels, first, second = cases
+    there = compare_score_tables(first, second, labels, resamples=200).table
+    pd.testing.assert_frame_equal(there, compare_score_tables(first, second, labels, resamples=200).table)
+    back = compare_score_tables(second, first, labels, resamples=200).table
+    np.testing.assert_allclose(back.difference, -there.difference, atol=1e-15)
+    np.testing.assert_allclose(back.ci_low, -there.ci_high, atol=1e-12)
+
+
+def test_a_model_against_itself_differs_by_nothing(cases):
+    labels, first, _ = cases
+    table = compare_score_tables(first, first, labels, resamples=100).table
+    assert (table[["difference", "ci_low", "ci_high"]] == 0).all(axis=None)
+    assert (table[["p", "p_bootstrap"]] == 1).all(axis=None)
+
+
+def test_the_order_of_images_does_not_matter(cases):
+    labels, first, second = cases
+    mixed = ModelScores("good", tuple(table.sample(frac=1, random_state=1) for table in first.tables), first.seeds)
+    labels_mixed = labels.sample(frac=1, random_state=2)
+    expected = compare_score_tables(first, second, labels, resamples=200).table
+    measured = compare_score_tables(mixed, second, labels_mixed, resamples=200).table
+    # The first model's order is the one that patients are drawn in, so values are equal and intervals alike.
+    np.testing.assert_allclose(measured.difference, expected.difference, atol=1e-14)
+    np.testing.assert_allclose(measured.ci_low, expected.ci_low, atol=0.02)
+
+
+def test_what_cannot_be_evaluated_keeps_its_row_with_the_reason(cases):
+    labels, first, second = cases
+    labels = labels.assign(Cavity=0, Fibrosis=1.0, Nodule=-1, Mole=1, Rare=0, site="Lyon")
+    labels["Rare"] = (np.arange(160) < 8).astype(int)
+    extra = {name: np.arange(160) for name in ("Cavity", "Fibrosis", "Nodule", "Rare", "Wart")}
+    without = ModelScores("bad", (second.tables[0].assign(**extra).drop(columns="Mass"),))
+    comparison = compare_score_tables(one_seed(first, **extra), without, labels, resamples=200)
+    reasons = comparison.table.set_index("finding").reason
+    assert reasons.to_dict() == {
+        "Edema": "",
+        "Mass": "not scored by bad",
+        "Hernia": "",
+        "Cavity": "no positives",
+        "Fibrosis": "no negatives",
+        "Nodule": "no known label",
+        "Mole": "not scored",
+        "Rare": "fewer than 5 patients of a class",
+        "Wart": "no labels",
+        "macro": "",
+    }
+    assert row(comparison, "Cavity")[["n", "positives", "patients"]].tolist() == [160, 0, 80]
+    assert row(comparison, "Nodule")[["n", "positives", "patients"]].tolist() == [0, 0, 0]
+    for finding in ("Mass", "Cavity", "Fibrosis", "Nodule", "Mole", "Wart"):
+        assert row(comparison, finding)[["first", "difference", "ci_low", "p", "p_holm"]].isna().all()
+    rare = row(comparison, "Rare")
+    assert rare.difference == 0
+    assert rare[["ci_low", "p", "p_delong", "p_bootstrap", "p_holm"]].isna().all()
+    # What cannot be tested takes nothing from the others.
+    tested = comparison.of_findings.p.dropna()
+    assert len(tested) == 2
+    assert row(comparison, "macro").difference == pytest.approx(
+        row(comparison, "Edema").difference / 3 + row(comparison, "Hernia").difference / 3
+    )
+
+
+def test_images_of_one_side_only_are_left_out_if_that_is_asked_for(cases):
+    labels, first, second = cases
+    part = ModelScores("part", (first.tables[0][:120],))
+    other = ModelScores("other", (second.tables[0][20:],))
+    with pytest.raises(StudyError, match=r"\(120 and 140, 100 of them shared by all\).*--shared-only"):
+        compare_score_tables(part, other, labels)
+    comparison = compare_score_tables(part, other, labels, shared_only=True, resamples=100)
+    assert (comparison.images, comparison.patients, comparison.left_out) == (100, 50, 60)
+    expected = compare_score_tables(
+        ModelScores("a", (first.tables[0][20:120],)),
+        ModelScores("b", (second.tables[0][20:120],)),
+        labels,
+        resamples=100,
+    )
+    np.testing.assert_array_equal(comparison.table.difference, expected.table.difference)
+
+
+def change(side, change_table):
+    return ModelScores(side.name, tuple(change_table(table) for table in side.tables), side.seeds)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda x, a, b: (x, a, change(b, lambda t: t.assign(image_id="x/" + t.image_id))), "share no image"),
+        (lambda x, a, b: (x.iloc[:150], a, b), r"10 of the 160 images scored are not in the labels.*'s/150'"),
+        (lambda x, a, b: (x.drop(columns="patient_id"), a, b), "labels have no column patient_id: their columns are"),
+        (lambda x, a, b: (pd.concat([x, x[:1]]), a, b), "labels hold image 's/0' twice"),
+        (lambda x, a, b: (x.assign(patient_id=[None, *x.patient_id[1:]]), a, b), "'s/0' has no patient_id"),
+        (lambda x, a, b: (x, change(a, lambda t: t.drop(columns="image_id")), b), "good have no column image_id"),
+        (lambda x, a, b: (x, change(a, lambda t: pd.concat([t, t[:1]])), b), "good scores image 's/0' twice"),
+        (
+            lambda x, a, b: (x.assign(**dict.fromkeys(FINDINGS, -1)), a, b),
+            "no finding can be compared .Edema: no known",
+        ),
+        (lambda x, a, b: (x.drop(columns=FINDINGS), a, b), "no finding can be compared .Edema: no labels"),
+        (lambda x, a, b: (x.assign(patient_id="one"), a, b), "of 1 patient, and an interval needs at least 5"),
+        (lambda x, a, b: (x.assign(patient_id=np.arange(160) % 4), a, b), "of 4 patients, and an interval"),
+        (lambda x, a, b: (x.assign(Edema=2), a, b), "label 2 of 'Edema' is none of 1, 0, -1"),
+        (lambda x, a, b: (x.assign(Edema="yes"), a, b), "label 'yes' of 'Edema'"),
+        (lambda x, a, b: (x, change(a, lambda t: t.assign(Edema="high")), b), "good for 'Edema' are no numbers"),
+        (
+            lambda x, a, b: (x, change(a, lambda t: t.assign(Edema=t.Edema.where(t.index > 2))), b),
+            "'Edema' for 3 images",
+        ),
+        (lambda x, a, b: (x, a, ModelScores("b", b.tables[:2], (0, 1))), "good has seeds 0, 1, 2 and b seeds 0, 1"),
+        (lambda x, a, b: (x, a, ModelScores("b", b.tables, (0, 1, 5))), "seeds do not pair"),
+        (lambda x, a, b: (x, a, ModelScores("b", b.tables[:1])), "and b 1 score file;"),
+    ],
+)
+def test_bad_input_is_one_sentence(cases, spoil, sentence):
+    labels, first, second = spoil(*cases)
+    with pytest.raises(StudyError, match=sentence) as caught:
+        compare_score_tables(first, second, labels, resamples=100)
+    assert "s/p" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"metric": "f1"}, "metric is one of auroc, auprc, not 'f1'"),
+        ({"test": "t"}, "test is one of auto, delong, bootstrap, permutation"),
+        ({"test": "delong", "metric": "auprc"}, "DeLong's test is one of AUROCs"),
+        ({"resamples": 10}, "at least 100 resamples, not 10"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(cases, options, sentence):
+    labels, first, second = cases
+    with pytest.raises(StudyError, match=sentence):
+        compare_score_tables(first, second, labels, **options)
+
+
+def test_seeds_that_are_not_known_pair_by_their_order(cases):
+    labels, first, second = cases
+    files = ModelScores("files", second.tables)
+    expected = compare_score_tables(first, second, labels, resamples=100).table
+    pd.testing.assert_frame_equal(compare_score_tables(first, files, labels, resamples=100).table, expected)
