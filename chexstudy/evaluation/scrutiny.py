@@ -107,6 +107,29 @@ def _scrutinise_arm(evaluation, arm, seeds, prevalences) -> tuple[pd.DataFrame, 
     return result, curve
 
 
+def summarise_scrutiny(results: pd.DataFrame) -> pd.DataFrame:
+    """Means over findings by arm and data set: each prompt family, each sort of negatives, each prevalence.
+
+    Args:
+        results: rows of the results table.
+
+    Returns:
+        One row a task, metric, setting, data set and its exposure; one column an arm; cells such as
+        ``0.812 [0.790, 0.833]``.
+    """
+    metrics = ("auroc", "auroc_difference", "auprc_at_prevalence", "inverted_findings")
+    rows = results[results.task.isin(TASKS[:2]) & (results.finding == MACRO) & results.metric.isin(metrics)]
+    cells = [
+        f"{row.value:.0f} of {row.n}"
+        if row.metric == "inverted_findings"
+        else f"{row.value:.3f}" + ("" if np.isnan(row.ci_low) else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]")
+        for row in rows.itertuples()
+    ]
+    places = ["data_set", "exposure", "task", "metric", "setting"]
+    table = rows.assign(cell=cells).pivot(index=places, columns="arm", values="cell")
+    return table.sort_index()[sorted(table.columns)]
+
+
 class _ArmScores:
     """The kept scores of one arm, seed by seed."""
 

@@ -16,13 +16,14 @@ def summarise_zero_shot(results: pd.DataFrame, arms: list[str], metric: str = "a
         metric: ``auroc`` or ``auprc``.
 
     Returns:
-        One row a data set and group of findings (``macro``, ``head``, ``medium``, ``tail``), one column an arm, cells
-        such as ``0.812 [0.790, 0.833]``.
+        One row a data set, its exposure (``held_out``, ``seen`` or ``unknown``) and group of findings (``macro``,
+        ``head``, ``medium``, ``tail``), one column an arm, cells such as ``0.812 [0.790, 0.833]``.
     """
     chosen = (results.task == "zero_shot") & (results.metric == metric) & (results.setting == CHOSEN)
     groups = [MACRO, *TIERS]
     rows = results[chosen & (results.seed == OVER_SEEDS) & results.finding.isin(groups)]
     cells = rows.apply(lambda row: f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]", axis=1)
-    table = rows.assign(cell=cells).pivot(index=["data_set", "finding"], columns="arm", values="cell")
-    order = [(name, group) for name in sorted(set(rows.data_set)) for group in groups if (name, group) in table.index]
+    places = ["data_set", "exposure", "finding"]
+    table = rows.assign(cell=cells).pivot(index=places, columns="arm", values="cell")
+    order = sorted(table.index, key=lambda place: (*place[:2], groups.index(place[2])))
     return table.loc[order, [arm for arm in arms if arm in table]]

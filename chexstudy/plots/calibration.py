@@ -1,0 +1,126 @@
+"""Reliability before and after each repair, and how many positives each point rests on."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.scrutiny import AS_SCORED, PLATT, PLATT_SHIFTED, REPAIRS, TEMPERATURE
+from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
+from chexstudy.plots.style import GREY, INK, new_figure, order_arms, title_panel
+
+TASK = "calibration"
+_MADE_BY = "05_compare_arms"
+_LOOKS = {
+    AS_SCORED: ("As scored", "#222222", "o"),
+    TEMPERATURE: ("Temperature", "#E69F00", "s"),
+    PLATT: ("Platt", "#0072B2", "^"),
+    PLATT_SHIFTED: ("Platt, prevalence known", "#D55E00", "D"),
+}
+_SCORES = {"zero_shot": "zero-shot", "linear_probe": "linear probe"}
+
+
+def select_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> pd.DataFrame:
+    """The reliability curves of one arm on one data set.
+
+    Args:
+        curves: what `chexstudy.evaluation.scrutiny.scrutinise_arms` gives.
+        arm: which; the first in the order of all figures if None.
+        data_set: which; the enriched test if None and there is one.
+
+    Raises:
+        StudyError: there are none.
+    """
+    rows = require_rows(curves, "reliability curves", _MADE_BY)
+    rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
+    require_rows(rows, f"reliability curves of arm {arm!r}", _MADE_BY)
+    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
+    return require_rows(rows, f"reliability curves on {data_set!r}", _MADE_BY)
+
+
+def plot_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:
+    """One panel for each sort of scores: share of positives against probability, and below how many positives that is.
+
+    Args:
+        curves, arm, data_set: as in `select_calibration`.
+
+    Raises:
+        StudyError: there are no curves.
+    """
+    rows = select_calibration(curves, arm, data_set)
+    sorts = [name for name in _SCORES if (rows.scores == name).any()]
+    figure = new_figure(height_mm=92, width_mm=91.5 * len(sorts))
+    axes = figure.subplots(2, len(sorts), squeeze=False, sharex="col", sharey="row", height_ratios=[3.2, 1])
+    for place, name in enumerate(sorts):
+        of_scores = rows[rows.scores == name]
+        _draw_curves(axes[0, place], axes[1, place], of_scores)
+        title_panel(axes[0, place], "ab"[place], f"Reliability, {_SCORES[name]}")
+        axes[1, place].set_xlabel("Predicted probability")
+    axes[1, 0].set_ylim(0, 1.08 * rows.positives.max() + 1)
+    axes[0, 0].set_ylabel("Share of positives")
+    axes[1, 0].set_ylabel("Positives in bin")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names) if len(sorts) > 1 else 2)
+    return figure
+
+
+def _draw_curves(curve_axes, count_axes, rows: pd.DataFrame) -> None:
+    # Rare findings crowd at the lower left; equal steps of probability would hide what happens there.
+    low = 1e-3
+    curve_axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+    for repair in REPAIRS:
+        curve = rows[rows.repair == repair].sort_values("predicted")
+        if curve.empty:
+            continue
+        name, colour, marker = _LOOKS[repair]
+        x = np.maximum(curve.predicted.to_numpy(dtype=float), low)
+        y, bottom, top = (
+            np.maximum(curve[column].to_numpy(dtype=float), low) for column in ("observed", "ci_low", "ci_high")
+        )
+        curve_axes.vlines(x, bottom, top, color=colour, linewidth=0.9, alpha=0.6, zorder=2)
+        curve_axes.plot(
+            x, y, marker=marker, color=colour, markersize=3.6, markeredgecolor="white", markeredgewidth=0.4,
+            linewidth=0.9, label=name, zorder=3,
+        )  # fmt: skip
+        count_axes.plot(x, curve.positives, marker=marker, color=colour, markersize=3, linewidth=0.7, zorder=3)
+    for set_scale, set_limits in (
+        (curve_axes.set_xscale, curve_axes.set_xlim),
+        (curve_axes.set_yscale, curve_axes.set_ylim),
+    ):
+        set_scale("log")
+        set_limits(low * 0.8, 1.15)
+    ticks = [1e-3, 1e-2, 1e-1, 1]
+    for axis in (curve_axes.xaxis, curve_axes.yaxis):
+        axis.set_ticks(ticks, ["≤0.001", "0.01", "0.1", "1"])
+        axis.set_minor_locator(NullLocator())
+    curve_axes.grid(color="#ECECEC", linewidth=0.5)
+    curve_axes.tick_params(labelbottom=False)
+    count_axes.spines["bottom"].set_color(INK)
+
+
+def describe_calibration(
+    curves: pd.DataFrame, results: pd.DataFrame, arm: str | None = None, data_set: str | None = None
+) -> str:
+    """The caption of `plot_calibration`, with the calibration errors before and after from the results table."""
+    rows = select_calibration(curves, arm, data_set)
+    arm, data_set, seed = rows.arm.iloc[0], rows.data_set.iloc[0], int(rows.seed.iloc[0])
+    measured = select_rows(results, TASK, metric="ece_mass", finding=MACRO, arm=arm, data_set=data_set)
+    by_setting = measured.set_index("setting")
+    errors = []
+    for name in dict.fromkeys(rows.scores):
+        steps = [
+            f"{by_setting.value[f'{name}; {repair}']:.3f} {_LOOKS[repair][0].replace('As', 'as')}"
+            for repair in REPAIRS
+            if f"{name}; {repair}" in by_setting.index
+        ]
+        errors.append(f"{_SCORES[name]}: " + ", ".join(steps))
+    each = rows.groupby(["scores", "repair"]).n
+    return (
+        f"Calibration of arm {arm!r}, seed {seed}, on {name_data_set(data_set)}: share of positives against predicted "
+        f"probability, all findings that every repair could be fitted for pooled, {int(each.sum().max()):,} labels in "
+        f"bins of about {int(each.median().max()):,}, logarithmic axes; below, the positives in each bin. Temperature "
+        "and Platt's line are fitted on validation, one a finding; the last also knows the prevalence of the test set. "
+        "Bars are 95 % Wilson intervals, clustered by patient. Mean calibration error over findings (equal-mass bins): "
+        f"{'; '.join(errors)}. " + describe_n(measured)
+    )

@@ -1,0 +1,144 @@
+"""What an AUROC depends on besides the model: who the negatives are, and which sentences are asked."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
+from chexstudy.plots.style import GREY, INK, PALE, arm_style, new_figure, order_arms, title_panel
+
+SPECTRUM, FAMILY = "spectrum", "prompt_family"
+_MADE_BY = "05_compare_arms"
+_HEALTHY, _SICK = "#0072B2", "#D55E00"
+_FAMILY_LOOKS = (
+    ("#222222", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#D55E00", "D"), ("#CC79A7", "P"), ("#E69F00", "v"),
+    ("#56B4E9", "X"), ("#8A8A8A", "<"),
+)  # fmt: skip
+_ROW_MM = 3.6
+
+
+def select_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> pd.DataFrame:
+    """The AUROC of every finding against healthy and sick negatives, and with each prompt family.
+
+    Args:
+        results: rows of the results table.
+        arm: which; the first in the order of all figures if None.
+        data_set: which; the enriched test if None and there is one.
+
+    Raises:
+        StudyError: nothing was measured.
+    """
+    rows = select_rows(results, SPECTRUM, metric="auroc")
+    rows = rows[rows.setting.str.endswith(("; healthy", "; sick"))]
+    rows = pd.concat([rows, select_rows(results, FAMILY, metric="auroc")], ignore_index=True)
+    require_rows(rows, "AUROC by negatives or by prompt family", _MADE_BY)
+    rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
+    require_rows(rows, f"AUROC by negatives of arm {arm!r}", _MADE_BY)
+    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
+    return require_rows(rows, f"AUROC by negatives on {data_set!r}", _MADE_BY).reset_index(drop=True)
+
+
+def plot_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:
+    """Two panels over the same findings: healthy against sick negatives, and all prompt families.
+
+    Args:
+        results, arm, data_set: as in `select_spectrum`.
+
+    Raises:
+        StudyError: nothing was measured.
+    """
+    rows = select_spectrum(results, arm, data_set)
+    negatives, families = rows[rows.task == SPECTRUM], rows[rows.task == FAMILY]
+    order = _order_findings(negatives, families)
+    figure = new_figure(height_mm=34 + _ROW_MM * len(order))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = {finding: place for place, finding in enumerate(order)}
+    _draw_negatives(left, negatives, places)
+    _draw_families(right, families, places)
+    for axes in (left, right):
+        axes.axvline(0.5, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+        axes.set_xlabel("AUROC")
+        axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09 * 24 / max(len(order), 12)), ncols=3)
+    left.set_yticks(list(places.values()), [_name(finding) for finding in places])
+    left.set_ylim(len(order) - 0.4, -0.6)
+    title_panel(left, "a", "Negatives: healthy or with something else")
+    title_panel(right, "b", "Prompt families")
+    return figure
+
+
+def _name(finding: str) -> str:
+    return "Mean over findings" if finding == MACRO else finding
+
+
+def _order_findings(negatives: pd.DataFrame, families: pd.DataFrame) -> list[str]:
+    """The mean first, then findings by what healthy negatives add; those with one sort of negatives last."""
+    wide = negatives.assign(sort=negatives.setting.str.rpartition("; ")[2])
+    wide = wide.pivot(index="finding", columns="sort", values="value").reindex(columns=["healthy", "sick"])
+    gap = (wide.healthy - wide.sick).sort_values(ascending=False, kind="stable")
+    others = [finding for finding in dict.fromkeys(families.finding) if finding not in gap.index]
+    found = [finding for finding in (*gap.index, *others) if finding != MACRO]
+    has_mean = MACRO in gap.index or (families.finding == MACRO).any()
+    return ([MACRO] if has_mean else []) + found
+
+
+def _draw_negatives(axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
+    shift = {"healthy": -0.14, "sick": 0.14}
+    looks = {"healthy": (_HEALTHY, "o", "healthy"), "sick": (_SICK, "s", "with another finding")}
+    for finding, own in rows.groupby("finding", sort=False):
+        values = own.set_index(own.setting.str.rpartition("; ")[2]).value
+        if len(values) == 2:
+            axes.plot([values.sick, values.healthy], [places[finding]] * 2, color=PALE, linewidth=2.2, zorder=1)
+    for sort, (colour, marker, name) in looks.items():
+        own = rows[rows.setting.str.endswith(f"; {sort}")]
+        y = np.array([places[finding] for finding in own.finding]) + shift[sort]
+        axes.hlines(y, own.ci_low, own.ci_high, color=colour, linewidth=0.9, gid="interval", zorder=2)
+        axes.plot(
+            own.value, y, marker, color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
+            label=name, zorder=3,
+        )  # fmt: skip
+
+
+def _draw_families(axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
+    spans = rows.groupby("finding").value.agg(["min", "max"])
+    for finding, span in spans.iterrows():
+        axes.plot([span["min"], span["max"]], [places[finding]] * 2, color=PALE, linewidth=2.2, zorder=1)
+    for number, (family, own) in enumerate(rows.groupby("setting", sort=False)):
+        colour, marker = _FAMILY_LOOKS[number % len(_FAMILY_LOOKS)]
+        y = [places[finding] for finding in own.finding]
+        axes.plot(
+            own.value, y, marker, color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.4,
+            linestyle="none", label=family.replace("_", " "), zorder=3,
+        )  # fmt: skip
+        certain = own[own.ci_high < 0.5]
+        axes.plot(
+            certain.value, [places[finding] for finding in certain.finding], "o", color="none", markersize=7,
+            markeredgecolor=INK, markeredgewidth=0.7, zorder=4, gid="inverted",
+        )  # fmt: skip
+
+
+def describe_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> str:
+    """The caption of `plot_spectrum`, with the mean loss from healthy to sick negatives and the spread of families."""
+    rows = select_spectrum(results, arm, data_set)
+    arm, data_set = rows.arm.iloc[0], rows.data_set.iloc[0]
+    text = (
+        f"What zero-shot AUROC depends on besides the model, {arm_style(arm).name.lower()} arm on "
+        f"{name_data_set(data_set)}. a, each finding against people without any finding and against people with "
+        "another one, prompts chosen on validation; bars are 95 % intervals, patients and seeds resampled. "
+    )
+    gap = select_rows(results, SPECTRUM, metric="auroc_difference", finding=MACRO, arm=arm, data_set=data_set)
+    if len(gap):
+        one = gap.iloc[0]
+        text += f"Mean difference on the same resamples {one.value:.3f} [{one.ci_low:.3f}, {one.ci_high:.3f}]. "
+    means = rows[(rows.task == FAMILY) & (rows.finding == MACRO)]
+    if len(means):
+        low, high = means.loc[means.value.idxmin()], means.loc[means.value.idxmax()]
+        text += (
+            f"b, the same scores with each prompt family against all negatives; the mean goes from {low.value:.3f} "
+            f"({low.setting.replace('_', ' ')}) to {high.value:.3f} ({high.setting.replace('_', ' ')}). Rings mark "
+            "findings whose whole interval lies under 0.5. "
+        )
+    return text + describe_n(rows[rows.finding == MACRO] if (rows.finding == MACRO).any() else rows)
