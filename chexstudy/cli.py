@@ -713,7 +713,7 @@ def _check_cohort(options: argparse.Namespace) -> int:
 
 
 def _show_cohort(options: argparse.Namespace) -> None:
-    from chexstudy.cohort.table import finding_columns, read_cohort
+    from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, finding_columns, outcome_names, read_cohort
 
     cohort = read_cohort(_find_table(options.cohort))
     groups = cohort.groupby(["source", "split"], sort=True)
@@ -732,6 +732,17 @@ def _show_cohort(options: argparse.Namespace) -> None:
         print(f"\n{'finding':<{width}}  " + "  ".join(f"{name:>10}" for name in table))
         for finding in table["present"].sort_values(ascending=False, kind="stable").index:
             print(f"{finding:<{width}}  " + "  ".join(f"{int(column[finding]):>10}" for column in table.values()))
+    outcomes = outcome_names(cohort)
+    if outcomes:
+        width = max(map(len, ("outcome", *outcomes)))
+        columns = ("happened", "did not", "unknown", "years observed, median")
+        print(f"\n{'outcome':<{width}}  " + "  ".join(f"{name:>10}" for name in columns))
+        for name in outcomes:
+            events, years = cohort[f"{OUTCOME_PREFIX}{name}"], cohort.get(f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}")
+            counts = "  ".join(
+                f"{int(number):>10}" for number in (events.eq(1).sum(), events.eq(0).sum(), events.isna().sum())
+            )
+            print(f"{name:<{width}}  {counts}" + ("" if years is None else f"  {years.median():>{len(columns[3])}.1f}"))
 
 
 # --- plan-labels -----------------------------------------------------------------------------------------------------

@@ -378,6 +378,18 @@ def test_cohort_show_counts_a_table_and_a_study(home, capsys):
     assert ["Pleural", "Effusion", "2", "0", "1", "0"] in lines
     assert ["Edema", "0", "1", "1", "1"] in lines
     assert "Clear" not in shown
+    assert "outcome" not in shown
+
+
+def test_cohort_show_counts_outcomes(home, capsys):
+    cohort = make_cohort()
+    unknown = [None] * (len(cohort) - 2)
+    outcomes = {"outcome_death": [1, 0, *unknown], "outcome_death_years": [2, 5, *unknown], "outcome_tube": 1}
+    write_cohort(cohort.assign(**outcomes), Run("mine").path("cohort.parquet"))
+    assert main(["cohort", "show", "mine"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["death", "1", "1", str(len(unknown)), "3.5"] in lines
+    assert ["tube", str(len(cohort)), "0", "0"] in lines
 
 
 def test_check_golden_prints_every_case(golden_curator, capsys):

@@ -439,7 +439,7 @@ def calibrate_risk(
 
     Returns:
         ``group, predicted, observed, ci_low, ci_high, n, events``; observed is one minus Kaplan-Meier at the horizon
-        with its 95 % interval (log-log).
+        with its 95 % interval (log-log), NaN where nobody or everybody had the event.
     """
     cuts = np.quantile(risks, np.linspace(0, 1, groups + 1)[1:-1])
     places = np.unique(np.searchsorted(cuts, risks, side="right"), return_inverse=True)[1]
@@ -448,7 +448,7 @@ def calibrate_risk(
         members = places == group
         curve = estimate_survival(years[members], events[members])
         at = curve[curve.years <= horizon].iloc[-1]
+        ends = (1 - at.ci_high, 1 - at.ci_low) if 0 < at.survival < 1 else (np.nan, np.nan)
         happened = int((events[members] & (years[members] <= horizon)).sum())
-        predicted = float(np.mean(risks[members]))
-        rows.append((group, predicted, 1 - at.survival, 1 - at.ci_high, 1 - at.ci_low, int(members.sum()), happened))
+        rows.append((group, float(np.mean(risks[members])), 1 - at.survival, *ends, int(members.sum()), happened))
     return pd.DataFrame(rows, columns=["group", "predicted", "observed", "ci_low", "ci_high", "n", "events"])

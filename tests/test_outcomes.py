@@ -1,0 +1,246 @@
+"""Outcomes from frozen features: the true hazard above the image above chance, and nothing left out in silence."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.cohort.table import validate_cohort
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.heads.features import FrozenFeatures
+from chexstudy.evaluation.outcomes import (
+    AGE_SEX,
+    BOTH,
+    IMAGE,
+    ORACLE,
+    describe_patients,
+    evaluate_outcomes,
+    read_calibration,
+    read_curves,
+)
+from chexstudy.evaluation.results import OVER_SEEDS, add_results
+from chexstudy.evaluation.scores import read_scores
+from chexstudy.runs import Run
+
+SIZES = {"train": 700, "validate": 300, "test": 400}
+
+
+def make_cohort(seed=0):
+    """Patients of known hazard: age, sex and a disease that the image shows through noise; some have two images."""
+    draw = np.random.default_rng(seed)
+    n = sum(SIZES.values())
+    age, male, disease = draw.uniform(30, 90, n).round(), draw.random(n) < 0.5, draw.standard_normal(n)
+    log_hazard = np.log(0.03) + 0.3 * (age - 60) / 10 + 0.3 * male + 0.8 * disease
+    happens = draw.exponential(size=n) / np.exp(log_hazard)
+    observed = draw.uniform(5, 12, n)
+    wrong = draw.random(n) < 1 / (1 + np.exp(1 - 1.5 * disease))
+    names = [f"a/{k}" for k in range(n)]
+    # Every fifth image is the second one of the patient before.
+    patient = np.where(np.arange(n) % 5 == 4, np.arange(n) - 1, np.arange(n))
+    age, male, disease = age[patient], male[patient], disease[patient]
+    years, died = np.minimum(happens, observed)[patient], (happens <= observed)[patient].astype(int)
+    known = draw.random(n) < 0.8
+    cohort = pd.DataFrame(
+        {
+            "image_id": names,
+            "patient_id": [f"a/p{k}" for k in patient],
+            "study_id": names,
+            "source": "a",
+            "split": np.repeat(list(SIZES), list(SIZES.values())),
+            "view": "PA",
+            "sex": np.where(male, "M", "F"),
+            "age_years": age,
+            "image_path": names,
+            "report": "",
+            "report_origin": "none",
+            "outcome_death": died,
+            "outcome_death_years": years * np.where(np.arange(n) % 5 == 4, 0.9, 1.0),
+            "outcome_tube": pd.array(np.where(known, wrong.astype(float), np.nan), dtype="Float64"),
+        }
+    )
+    shown = disease[:, None] * draw.uniform(0.5, 1, 6) + draw.standard_normal((n, 6))
+    truth = pd.DataFrame(
+        {"image_id": names, "outcome": "death", "log_hazard": log_hazard[patient], "risk_5_years": 0.0}
+    )
+    return validate_cohort(cohort), shown, truth
+
+
+def make_features(cohort, shown):
+    pooled = shown.astype("float32")
+    return FrozenFeatures(list(cohort.image_id), pooled, pooled, pooled, None, (6,), 1, {"name": "six numbers"})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two seeds of one arm: the second sees more noise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHEXSTUDY_HOME", str(tmp_path_factory.mktemp("home")))
+        run = Run("study")
+        cohort, shown, truth = make_cohort()
+        run.write_table("truth_outcomes.parquet", truth)
+        noise = np.random.default_rng(9).standard_normal(shown.shape)
+        features = {0: make_features(cohort, shown), 1: make_features(cohort, shown + 0.5 * noise)}
+        rows = evaluate_outcomes(run, cohort, features, arm="own", resamples=200, exposure="held_out")
+        yield run, cohort, features, rows
+
+
+def value(rows, finding, metric, setting, seed=OVER_SEEDS):
+    own = rows[(rows.finding == finding) & (rows.metric == metric) & (rows.setting == setting) & (rows.seed == seed)]
+    assert len(own) == 1
+    return own.iloc[0]
+
+
+def test_the_rows_keep_the_contract_of_the_results_table(study):
+    run, cohort, _, rows = study
+    assert len(add_results(run, rows)) == len(rows)
+    assert set(rows.finding) == {"death", "tube"}
+    assert set(rows.data_set) == {"a/test"}
+    assert set(rows.seed) == {0, 1, OVER_SEEDS}
+    row = value(rows, "death", "c_index", IMAGE)
+    assert (row.n, row.positives) == (400, cohort[cohort.split == "test"].outcome_death.sum())
+    assert row.ci_low < row.value < row.ci_high
+
+
+@pytest.mark.parametrize("metric", ["c_index", "c_index_uno", "auroc_1y", "auroc_5y"])
+def test_the_true_hazard_is_above_both_above_the_image_above_chance(study, metric):
+    rows = study[3]
+    oracle, both, image, age_sex = (value(rows, "death", metric, one) for one in (ORACLE, BOTH, IMAGE, AGE_SEX))
+    assert oracle.value > both.value > max(image.value, age_sex.value)
+    assert image.ci_low > 0.5
+
+
+def test_the_image_adds_to_age_and_sex(study):
+    rows = study[3]
+    gain = value(rows, "death", "c_index_difference", f"{BOTH} - {AGE_SEX}")
+    separate = value(rows, "death", "c_index", BOTH).value - value(rows, "death", "c_index", AGE_SEX).value
+    assert gain.value == pytest.approx(separate, abs=1e-12)
+    assert 0 < gain.ci_low < gain.value < gain.ci_high
+    assert value(rows, "tube", "auroc_difference", f"{IMAGE} - {AGE_SEX}").ci_low > 0
+
+
+def test_a_row_over_seeds_is_their_mean_and_age_and_sex_know_no_seed(study):
+    rows = study[3]
+    of_seeds = [value(rows, "death", "c_index", IMAGE, seed).value for seed in (0, 1)]
+    assert of_seeds[0] > of_seeds[1]
+    assert value(rows, "death", "c_index", IMAGE).value == pytest.approx(np.mean(of_seeds))
+    assert value(rows, "death", "c_index", AGE_SEX, 0).value == value(rows, "death", "c_index", AGE_SEX, 1).value
+
+
+def test_risks_are_calibrated_and_better_than_everyones(study):
+    run, _, _, rows = study
+    for setting in (BOTH, ORACLE):
+        ratio = value(rows, "death", "observed_expected_5y", setting)
+        assert ratio.ci_low < 1 < ratio.ci_high
+    brier = [value(rows, "death", "brier_5y", setting).value for setting in (ORACLE, BOTH, "no_model")]
+    assert brier == sorted(brier)
+    table = read_calibration(run, "own")
+    own = table[(table.seed == 0) & (table.setting == BOTH) & (table.horizon == 5)]
+    assert own.n.sum() == 320
+    assert np.corrcoef(own.predicted, own.observed)[0, 1] > 0.8
+
+
+def test_curves_take_one_image_a_patient_and_part_by_risk(study):
+    run, cohort, _, _ = study
+    curves = read_curves(run, "own")
+    own = curves[(curves.seed == 0) & (curves.setting == BOTH)]
+    first = own.drop_duplicates("group").set_index("group")
+    assert first.n.sum() == cohort[cohort.split == "test"].patient_id.nunique() == 320
+    assert (first.at_risk == first.n).all()
+    at_five = own[own.years <= 5].groupby("group").survival.min()
+    assert at_five["low"] > at_five["medium"] > at_five["high"]
+    assert own.log_rank_p.max() < 1e-4
+
+
+def test_scores_of_every_test_image_are_kept(study):
+    run, cohort, _, _ = study
+    test = cohort[cohort.split == "test"]
+    place = {"arm": "own", "seed": 0, "data_set": "a/test"}
+    both = read_scores(run, list(test.image_id), ["death", "tube"], task=f"outcome_{BOTH}", **place)
+    assert np.isfinite(both).all()
+    truth = read_scores(run, list(test.image_id), ["death"], task=f"outcome_{ORACLE}", **place)
+    assert np.corrcoef(truth[:, 0], both[:, 0])[0, 1] > 0.5
+
+
+def test_the_same_call_gives_the_same_rows_and_one_seed_will_do(study):
+    _, cohort, features, _ = study
+    run = Run("again")
+    once, again = (
+        evaluate_outcomes(run, cohort, features[0], arm="own", outcomes=["death"], resamples=50) for _ in range(2)
+    )
+    pd.testing.assert_frame_equal(once, again)
+    # Of real patients nobody knows the true hazard.
+    assert ORACLE not in set(once.setting)
+
+
+def test_unknown_ages_and_sexes_are_no_obstacle():
+    training = pd.DataFrame({"age_years": [40.0, 60.0, None], "sex": ["F", "M", "unknown"]})
+    found = describe_patients(training, training)
+    np.testing.assert_allclose(found, [[4, 0, 0, 0], [6, 1, 0, 0], [5, 0.5, 1, 1]])
+    # What does not vary in training says nothing.
+    other = pd.DataFrame({"age_years": [None, 50.0], "sex": ["unknown", "unknown"]})
+    assert describe_patients(training, other.assign(age_years=np.nan)).shape == (3, 0)
+    np.testing.assert_allclose(describe_patients(other, training.iloc[:2]), [[5, 0.5], [5, 0.5]])
+
+
+def test_without_age_and_sex_the_image_stands_alone(study):
+    _, cohort, features, _ = study
+    bare = cohort.assign(age_years=np.float32(np.nan), sex="unknown")
+    rows = evaluate_outcomes(Run("bare"), bare, features[0], arm="own", outcomes=["death"], resamples=20)
+    assert set(rows.setting) == {IMAGE, "no_model"}
+
+
+def test_what_cannot_be_learned_is_said_or_stated(study):
+    _, cohort, features, _ = study
+    train, test = cohort.split == "train", cohort.split == "test"
+    cases = {
+        "all 700 are censored": cohort.assign(outcome_death=cohort.outcome_death.mask(train, 0)),
+        "is known of no image of the split 'train'": cohort.assign(outcome_death=cohort.outcome_death.mask(train)),
+        "everybody in the split 'train' has the outcome 'death'": cohort.assign(
+            outcome_death=cohort.outcome_death.mask(train, 1)
+        ).drop(columns="outcome_death_years"),
+    }
+    for sentence, changed in cases.items():
+        with pytest.raises(StudyError) as caught:
+            evaluate_outcomes(Run("x"), changed, features[0], arm="own", outcomes=["death"], resamples=20)
+        assert sentence in str(caught.value)
+        rows = evaluate_outcomes(Run("x"), changed, features[0], arm="own", resamples=20)
+        death = rows[rows.finding == "death"]
+        assert len(death)
+        assert death.value.isna().all()
+        assert (death.n == 400).all()
+        assert rows[rows.finding == "tube"].value.notna().any()
+    # A test split in which nothing happens, or nothing is known, cannot be judged, but is not left out.
+    for nothing in (cohort.outcome_death.mask(test, 0), cohort.outcome_death.mask(test)):
+        changed = cohort.assign(outcome_death=nothing)
+        rows = evaluate_outcomes(Run("x"), changed, features[0], arm="own", outcomes=["death"], resamples=20)
+        index = rows[rows.metric == "c_index"]
+        assert len(index)
+        assert index.value.isna().all()
+        assert (index.positives == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"outcomes": ["cancer"]}, "the cohort has no outcome 'cancer': it has death, tube."),
+        ({"horizons": (5.0, -1.0)}, "a horizon is a number of years above 0, not -1.0."),
+        ({"features": {}}, "outcomes need the features of one seed at least: freeze the features of an arm first."),
+    ],
+)
+def test_wrong_questions_are_one_sentence(study, changes, sentence):
+    _, cohort, features, _ = study
+    given = {"features": features, "arm": "own", **changes}
+    with pytest.raises(StudyError) as caught:
+        evaluate_outcomes(Run("x"), cohort, given.pop("features"), **given)
+    assert str(caught.value) == sentence
+
+
+def test_a_cohort_without_outcomes_or_test_and_missing_features_are_one_sentence(study):
+    _, cohort, features, _ = study
+    without = cohort[[name for name in cohort if not name.startswith("outcome_")]]
+    with pytest.raises(StudyError, match="the cohort has no outcomes: add columns such as 'outcome_death' and"):
+        evaluate_outcomes(Run("x"), without, features, arm="own")
+    with pytest.raises(StudyError, match="the cohort has no test split"):
+        evaluate_outcomes(Run("x"), cohort[cohort.split != "test"], features, arm="own")
+    fewer = make_features(cohort.iloc[:900], features[0].pooled[:900])
+    with pytest.raises(StudyError, match="images have no frozen features"):
+        evaluate_outcomes(Run("x"), cohort, fewer, arm="own", outcomes=["death"])
