@@ -51,6 +51,14 @@ def test_each_method_trains_what_its_name_says(study, method):
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in before.items()), "a copy is trained"
 
 
+def test_biases_alone_of_a_convolutional_encoder_can_be_trained(study):
+    encoder = build("tiny-resnet")
+    tuned = tune(encoder, study, method="bias_only").encoder.state_dict()
+    changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, tuned[name])}
+    assert changed
+    assert all(name.endswith("bias") for name in changed)
+
+
 def test_the_same_call_gives_the_same_scores_and_another_seed_others(study):
     cohort, store = study
     ids = cohort.image_id[:8]

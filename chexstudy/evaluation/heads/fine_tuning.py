@@ -150,11 +150,17 @@ def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, d
         bias_only(adapted)
     elif settings.method == "low_rank":
         add_low_rank_updates(adapted, settings.rank, settings.alpha, seed)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    hooks = [
+        module.register_forward_pre_hook(_want_gradient)
+        for module in adapted.modules()
+        if isinstance(module, nn.GroupNorm)
+    ]
     head = nn.Linear(adapted.dim, labels.shape[1]).to(device)
     with torch.no_grad():
         head.weight.copy_(torch.empty(head.weight.shape).normal_(0, _INITIAL_SPREAD, generator=generator))
         head.bias.zero_()
-    optimizer = _make_optimizer(adapted, head, learning_rate, settings)
+    optimizer = _make_optimizer(trained, head, learning_rate, settings)
     steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     measure_loss, autocast = make_loss(settings.loss, labels), autocast_dtype(device)
@@ -174,13 +180,25 @@ def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, d
             loss.backward()
             optimizer.step()
             schedule.step()
-    trainable = sum(p.numel() for module in (adapted, head) for p in module.parameters() if p.requires_grad)
+    trainable = sum(parameter.numel() for parameter in (*trained, *head.parameters()))
+    for hook in hooks:
+        hook.remove()
     merge_low_rank_updates(adapted)
     return adapted.eval(), head.eval(), trainable
 
 
-def _make_optimizer(encoder, head, learning_rate, settings: FineTuning) -> torch.optim.AdamW:
-    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+def _want_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A forward pre-hook of group normalisation.
+
+    torch 2.13 crashes in its backward pass on a CPU if maps lie channels last and want no gradient while its own
+    weights do, as in the first layer when biases alone are trained.
+    """
+    if torch.is_grad_enabled() and not inputs[0].requires_grad:
+        return (inputs[0].detach().requires_grad_(), *inputs[1:])
+    return inputs
+
+
+def _make_optimizer(trained, head, learning_rate, settings: FineTuning) -> torch.optim.AdamW:
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [

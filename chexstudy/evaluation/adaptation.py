@@ -1,0 +1,240 @@
+"""Adapt trained encoders to labels: fit heads, keep their scores, measure them, and compare on the same patients.
+
+Heads see the training and the validation split alone; test splits are only scored. Scores of every head are kept, one
+table an encoder, seed, head and test set, and current ones are not computed again: a killed run goes on where it was.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from chexstudy.cohort.table import label_matrix
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.arms import Evaluation, tell_exposure, work_apart
+from chexstudy.evaluation.heads.features import FrozenFeatures, freeze_features
+from chexstudy.evaluation.heads.plans import HeadPlan, fit_plan, split_head
+from chexstudy.evaluation.heads.training import FittedHead, save_head
+from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.evaluation.scores import (
+    compare_scores,
+    measure_each_seed,
+    read_scores,
+    scores_artifact,
+    write_scores,
+)
+from chexstudy.evaluation.statistics import bootstrap_patients
+from chexstudy.pretraining.arms import require_current_arm
+from chexstudy.pretraining.model import load_model
+
+ADAPTATION = "adaptation"
+ADAPTATION_DIFFERENCE = "adaptation_difference"
+_MADE_BY = "09_adapt_encoder"
+_INPUTS = ("cohort.parquet", "pixels/index.parquet")
+
+
+def scores_task(head: str) -> str:
+    """The task under which the scores of a head are kept: ``adaptation_glori_v1``."""
+    return f"{ADAPTATION}_{head}"
+
+
+def head_artifact(arm: str, seed: int, head: str) -> str:
+    """Where a trained head is kept."""
+    return f"heads/{arm}/seed{seed}/{head}"
+
+
+def read_labelled_share(head: str) -> float:
+    """The share of labelled patients a head was given, from its name."""
+    return split_head(head)[2]
+
+
+def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> FrozenFeatures:
+    """The frozen features of a trained arm's image encoder for every image of the cohort, ``features/<arm>/seed<k>``.
+
+    Raises:
+        StudyError: the arm was not trained, or on another cohort.
+    """
+    folder = require_current_arm(evaluation.run, arm, seed)
+    encoder = load_model(evaluation.run.path(f"{folder}/model")).image_tower.encoder
+    return freeze_features(
+        evaluation.run,
+        f"{arm}/seed{seed}",
+        encoder,
+        evaluation.cohort.image_id.tolist(),
+        evaluation.store,
+        patches=patches,
+        device=evaluation.device,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one process does: the heads of one arm and seed."""
+
+    plans: tuple[HeadPlan, ...]
+
+    def __call__(self, evaluation: Evaluation, arm: str, seed: int) -> None:
+        adapt_arm(evaluation, arm, seed, self.plans)
+
+
+def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadPlan]) -> None:
+    """Fit heads on one arm's encoder and keep their scores on every test set; those that are current are left.
+
+    Args:
+        evaluation: cohort, pixels and device.
+        arm: a trained arm.
+        seed: its seed, and that of the heads.
+        plans: the heads.
+
+    Raises:
+        StudyError: the arm was not trained, the cohort has no labels or lacks a split, or a head cannot be fitted.
+    """
+    run, cohort, findings = evaluation.run, evaluation.cohort, evaluation.findings
+    if not findings:
+        raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
+    folder = require_current_arm(run, arm, seed)
+    inputs = (*_INPUTS, f"{folder}/compute.json")
+    left = [plan for plan in plans if not _is_scored(evaluation, arm, seed, plan, inputs)]
+    if not left:
+        return
+    encoder = load_model(run.path(f"{folder}/model")).image_tower.encoder
+    features = freeze_arm(evaluation, arm, seed, any(plan.needs_patches for plan in left))
+    splits = [cohort[cohort.split == split] for split in ("train", "validate")]
+    for plan in left:
+        start = time.perf_counter()
+        fitted, score = fit_plan(plan, features, encoder, evaluation.store, *splits, findings, seed, evaluation.device)
+        if isinstance(fitted, FittedHead):
+            save_head(run, head_artifact(arm, seed, plan.name), fitted)
+        seconds = time.perf_counter() - start
+        for data_set, rows in evaluation.test_sets().items():
+            place = {"arm": arm, "seed": seed, "task": scores_task(plan.name), "data_set": data_set}
+            name = write_scores(run, score(rows.image_id.tolist()), rows.image_id, findings, **place)
+            run.record(name, _parameters(plan), inputs, seed)
+        run.write_json(f"{head_artifact(arm, seed, plan.name)}/cost.json", {"seconds": seconds})
+
+
+def _parameters(plan: HeadPlan) -> dict:
+    return {"plan": asdict(plan)}
+
+
+def _is_scored(evaluation: Evaluation, arm: str, seed: int, plan: HeadPlan, inputs: tuple[str, ...]) -> bool:
+    key = evaluation.run.key(_parameters(plan), inputs)
+    names = [scores_artifact(arm, seed, scores_task(plan.name), data_set) for data_set in evaluation.test_sets()]
+    return all(evaluation.run.is_current(name, key) for name in names)
+
+
+def adapt_arms(
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan], workers: int = 1
+) -> None:
+    """`adapt_arm` for every arm and seed, several side by side; use one worker on a GPU."""
+    names = [plan.name for plan in plans]
+    if len(set(names)) < len(names):
+        raise StudyError(f"two heads are named {next(n for n in names if names.count(n) > 1)!r}: name a variant.")
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    for job in jobs:
+        require_current_arm(evaluation.run, *job)
+    work_apart(evaluation, _Job(tuple(plans)), jobs, workers)
+
+
+def tabulate_costs(
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], heads: Sequence[str]
+) -> pd.DataFrame:
+    """Seconds that fitting each head took: one row a head, mean and sum over arms and seeds."""
+    rows = [
+        (head, evaluation.run.read_json(f"{head_artifact(arm, seed, head)}/cost.json", _MADE_BY)["seconds"])
+        for head in heads
+        for arm in arms
+        for seed in seeds
+    ]
+    seconds = pd.DataFrame(rows, columns=["head", "seconds"]).groupby("head", sort=False).seconds
+    return seconds.agg(["mean", "sum", "count"]).rename(columns={"sum": "all", "count": "fits"})
+
+
+# --- measuring and comparing -----------------------------------------------------------------------------------------
+
+
+def measure_adaptation(
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], heads: Sequence[str]
+) -> pd.DataFrame:
+    """AUROC and average precision of every head on every encoder and test set, by seed and over seeds.
+
+    Args:
+        evaluation: cohort, resamples and seed of the resampling.
+        arms: whose encoders.
+        seeds: their seeds.
+        heads: names of heads that `adapt_arms` scored.
+
+    Returns:
+        Rows of the results table: task ``adaptation``, the head as setting.
+
+    Raises:
+        StudyError: a head was not scored.
+    """
+    tables = []
+    for data_set, rows in evaluation.test_sets().items():
+        labels = label_matrix(rows, evaluation.findings)
+        for arm in arms:
+            for head in heads:
+                scores = _read(evaluation, arm, seeds, head, data_set, rows.image_id)
+                generator = evaluation.generator()
+                weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+                measured = measure_each_seed(
+                    dict(zip(seeds, scores, strict=True)),
+                    labels,
+                    evaluation.findings,
+                    weights,
+                    generator,
+                    tiers=evaluation.tiers(),
+                    setting=head,
+                )
+                tables.append(measured.assign(arm=arm, data_set=data_set))
+    table = pd.concat(tables, ignore_index=True).assign(task=ADAPTATION)
+    exposure = {arm: tell_exposure(evaluation.run, arm, seeds[0]) for arm in arms}
+    return table.assign(study=evaluation.run.study, exposure=table.arm.map(exposure))
+
+
+def compare_adaptation(
+    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]
+) -> pd.DataFrame:
+    """Paired differences between encoders with heads, by patient and seed.
+
+    Args:
+        evaluation: as in `measure_adaptation`.
+        seeds: of both sides.
+        pairs: for each comparison two (arm, head); equal arms are written once.
+
+    Returns:
+        Rows of the results table: task ``adaptation_difference``, over seeds; ``first - second`` stands in the columns
+        ``arm`` and ``setting`` where the two sides differ.
+    """
+    tables = []
+    for data_set, rows in evaluation.test_sets().items():
+        labels = label_matrix(rows, evaluation.findings)
+        for (first_arm, first_head), (second_arm, second_head) in pairs:
+            generator = evaluation.generator()
+            weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+            difference = compare_scores(
+                _read(evaluation, first_arm, seeds, first_head, data_set, rows.image_id),
+                _read(evaluation, second_arm, seeds, second_head, data_set, rows.image_id),
+                labels,
+                evaluation.findings,
+                weights,
+                generator,
+                tiers=evaluation.tiers(),
+                setting=_name_sides(first_head, second_head),
+            )
+            exposure = tell_exposure(evaluation.run, first_arm, seeds[0])
+            place = {"arm": _name_sides(first_arm, second_arm), "data_set": data_set, "exposure": exposure}
+            tables.append(difference.assign(**place))
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(study=evaluation.run.study, task=ADAPTATION_DIFFERENCE, seed=OVER_SEEDS)
+
+
+def _name_sides(first: str, second: str) -> str:
+    return first if first == second else f"{first} - {second}"
+
+
+def _read(evaluation: Evaluation, arm: str, seeds: Sequence[int], head: str, data_set: str, image_ids) -> list:
+    place = {"arm": arm, "task": scores_task(head), "data_set": data_set}
+    return [read_scores(evaluation.run, image_ids, evaluation.findings, seed=seed, **place) for seed in seeds]

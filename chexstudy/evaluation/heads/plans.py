@@ -1,0 +1,211 @@
+"""Heads by name: which head, in which variant, trained how, on which share of the labelled patients.
+
+A name such as ``glori_v2.no_pyramid@10`` is a kind, a variant and a share in percent. It names the scores that are kept
+and stands in the results table, so that any two can be compared on the same patients.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.embedding import PixelSource
+from chexstudy.encoders import ImageEncoder
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.heads import fine_tuning
+from chexstudy.evaluation.heads.features import FrozenFeatures
+from chexstudy.evaluation.heads.glori import glori_v1, glori_v2
+from chexstudy.evaluation.heads.linear import fit_logistic, linear_head
+from chexstudy.evaluation.heads.losses import LOSSES
+from chexstudy.evaluation.heads.neighbours import fit_neighbours
+from chexstudy.evaluation.heads.training import Recipe, fit_head
+
+FROZEN_KINDS = ("linear", "logistic", "neighbours", "glori_v1", "glori_v2")
+KINDS = (*FROZEN_KINDS, *fine_tuning.METHODS)
+_GLORI = {"glori_v1": glori_v1, "glori_v2": glori_v2}
+
+
+class Scorer(Protocol):
+    """What a fitted head can do."""
+
+    def __call__(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Scores ``(images, findings)``, higher meaning more likely present."""
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """One head to fit.
+
+    Attributes:
+        kind: one of `KINDS`.
+        variant: a word for what differs from the head of this kind; empty for the head itself.
+        options: arguments of the head, such as ``{"pyramid": ()}``; for fine-tuning, fields of `FineTuning`.
+        recipe: how a head that is trained by gradient is trained.
+        labelled_share: share of the labelled patients, of training and of validation, it may see.
+    """
+
+    kind: str
+    variant: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=Recipe)
+    labelled_share: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise StudyError(f"there is no head {self.kind!r}: use {', '.join(KINDS)}.")
+        if not 0 < self.labelled_share <= 1:
+            raise StudyError(f"the share of labels must lie above 0 and be at most 1, not {self.labelled_share}.")
+
+    @property
+    def name(self) -> str:
+        """``kind.variant@percent``, without the parts that are as usual."""
+        share = f"@{100 * self.labelled_share:g}" if self.labelled_share < 1 else ""
+        return self.kind + (f".{self.variant}" if self.variant else "") + share
+
+    @property
+    def needs_patches(self) -> bool:
+        return self.kind in _GLORI
+
+
+def split_head(name: str) -> tuple[str, str, float]:
+    """Kind, variant and share of labels of a head's name."""
+    name, _, percent = name.partition("@")
+    kind, _, variant = name.partition(".")
+    return kind, variant, float(percent) / 100 if percent else 1.0
+
+
+def thin_patients(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Rows of a random share of the patients, at least one.
+
+    Of one seed, a smaller share is part of every larger one.
+    """
+    if share >= 1:
+        return rows
+    patients = np.sort(rows.patient_id.unique())
+    order = np.random.default_rng(seed).permutation(patients)
+    return rows[rows.patient_id.isin(order[: max(1, math.ceil(share * len(order)))])]
+
+
+def fit_plan(
+    plan: HeadPlan,
+    features: FrozenFeatures,
+    encoder: ImageEncoder,
+    pixels: PixelSource,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    findings: Sequence[str],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> tuple[object, Scorer]:
+    """Fit one head.
+
+    Args:
+        plan: which, and how.
+        features: of the frozen encoder, for training, validation and whatever is scored later.
+        encoder: for fine-tuning.
+        pixels: likewise.
+        train, validation: cohort rows; thinned here to the plan's share of patients.
+        findings: what is learnt.
+        seed: of the head, of the order of the images and of the draw of patients.
+        device: where heads are trained.
+
+    Returns:
+        The fitted head, and what scores images with it.
+
+    Raises:
+        StudyError: as the fit of the kind says.
+    """
+    train, validation = (thin_patients(rows, plan.labelled_share, seed) for rows in (train, validation))
+    if plan.kind in fine_tuning.METHODS:
+        settings = fine_tuning.FineTuning(method=plan.kind, **plan.options)
+        tuned = fine_tuning.fine_tune(encoder, pixels, train, validation, findings, settings, seed, device)
+        return tuned, lambda image_ids: tuned.score(image_ids, pixels)
+    if plan.kind == "logistic":
+        fitted = fit_logistic(features, train, validation, findings, **plan.options)
+    elif plan.kind == "neighbours":
+        fitted = fit_neighbours(features, train, validation, findings, **plan.options)
+    else:
+        fitted = fit_head(
+            _maker(plan, features, len(findings)), features, train, validation, findings, plan.recipe, seed, device
+        )
+    return fitted, lambda image_ids: fitted.score(features, image_ids)
+
+
+def _maker(plan: HeadPlan, features: FrozenFeatures, findings: int):
+    options = dict(plan.options)
+    if plan.kind not in _GLORI:
+        return lambda generator: linear_head(features, findings, generator=generator, **options)
+    blocks = options.pop("blocks", len(features.widths))
+    channels = sum(features.widths[-blocks:])
+    return lambda generator: _GLORI[plan.kind](channels, findings, generator=generator, **options)
+
+
+# --- the plans of a study --------------------------------------------------------------------------------------------
+
+
+def plan_heads(
+    kinds: Sequence[str], recipe: Recipe, glori_recipe: Recipe, glori_options: Mapping[str, object]
+) -> list[HeadPlan]:
+    """One plan a kind of head on frozen features.
+
+    Args:
+        kinds: among `FROZEN_KINDS`.
+        recipe: of the linear probe.
+        glori_recipe: of GLoRI.
+        glori_options: of GLoRI, for example ``{"width": 128}``.
+
+    Raises:
+        StudyError: a kind is unknown, or tunes the encoder.
+    """
+    wrong = [kind for kind in kinds if kind not in FROZEN_KINDS]
+    if wrong:
+        raise StudyError(f"there is no head {wrong[0]!r} on frozen features: use {', '.join(FROZEN_KINDS)}.")
+    return [
+        HeadPlan(kind, options=glori_options, recipe=glori_recipe) if kind in _GLORI else HeadPlan(kind, recipe=recipe)
+        for kind in kinds
+    ]
+
+
+def plan_label_shares(kind: str, shares: Sequence[float], recipe: Recipe) -> list[HeadPlan]:
+    """The same head on several shares of the labelled patients, all of them included."""
+    return [HeadPlan(kind, recipe=recipe, labelled_share=share) for share in sorted({*shares, 1.0})]
+
+
+def plan_glori_variants(recipe: Recipe, options: Mapping[str, object]) -> list[HeadPlan]:
+    """Version 2 with one part changed at a time: the component ablation of CheXFound (its Table 11)."""
+    changes = {
+        "no_temperature": {"temperature": False},
+        "no_pyramid": {"pyramid": ()},
+        "no_cls": {"cat_cls": False},
+        "learnable_queries": {"learnable_queries": True},
+        "two_blocks": {"blocks": 2},
+        "one_block": {"blocks": 1},
+    }
+    return [HeadPlan("glori_v2", name, {**options, **change}, recipe) for name, change in changes.items()]
+
+
+def plan_probe_features(recipe: Recipe) -> list[HeadPlan]:
+    """The linear probe on other features than the CLS tokens of four blocks."""
+    variants = {"both": {"parts": "cls+mean"}, "mean_patch": {"parts": "mean"}, "pooled": {"parts": "pooled"}}
+    return [HeadPlan("linear", name, options, recipe) for name, options in variants.items()]
+
+
+def plan_losses(recipe: Recipe) -> list[HeadPlan]:
+    """The linear probe under each loss for the tail; plain cross-entropy is the probe itself."""
+    return [HeadPlan("linear", loss, recipe=replace(recipe, loss=loss)) for loss in LOSSES if loss != recipe.loss]
+
+
+def plan_tuning(methods: Sequence[str], epochs: int) -> list[HeadPlan]:
+    """Each way to tune the encoder itself.
+
+    Raises:
+        StudyError: a way is unknown.
+    """
+    wrong = [method for method in methods if method not in fine_tuning.METHODS]
+    if wrong:
+        raise StudyError(f"an encoder is tuned by {', '.join(fine_tuning.METHODS)}, not {wrong[0]!r}.")
+    return [HeadPlan(method, options={"epochs": epochs}) for method in methods]

@@ -1,0 +1,417 @@
+"""What frozen encoders are worth once labels are given: heads by prevalence, label efficiency, components of GLoRI."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from chexstudy.evaluation.adaptation import (
+    ADAPTATION,
+    ADAPTATION_DIFFERENCE,
+    read_labelled_share,
+    split_head,
+)
+from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.evaluation.scores import MACRO, TIERS
+from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
+from chexstudy.plots.measurements import (
+    describe_interval,
+    name_data_set,
+    preferred_data_set,
+    require_rows,
+    seed_values,
+    select_rows,
+    split_difference,
+    summarise_seeds,
+)
+from chexstudy.plots.style import (
+    GREY,
+    INK,
+    SEQUENCE,
+    ArmStyle,
+    arm_style,
+    new_figure,
+    order_arms,
+    title_panel,
+)
+
+_MADE_BY = "09_adapt_encoder"
+_METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
+_GROUP_NAMES = {MACRO: "All findings", "head": "Head", "medium": "Medium", "tail": "Tail"}
+_HEAD_NAMES = {
+    "linear": "linear probe",
+    "logistic": "logistic regression",
+    "neighbours": "nearest neighbours",
+    "glori_v1": "GLoRI, version 1",
+    "glori_v2": "GLoRI, version 2",
+    "bias_only": "biases tuned",
+    "low_rank": "low-rank updates",
+    "full": "all weights tuned",
+}
+_HEAD_STYLES = {
+    "linear": ArmStyle("linear probe", "#0072B2", "s"),
+    "logistic": ArmStyle("logistic regression", "#56B4E9", "^"),
+    "neighbours": ArmStyle("nearest neighbours", "#8A8A8A", "v"),
+    "glori_v1": ArmStyle("GLoRI, version 1", "#E69F00", "o"),
+    "glori_v2": ArmStyle("GLoRI, version 2", "#D55E00", "D"),
+    "bias_only": ArmStyle("biases tuned", "#CC79A7", "<"),
+    "low_rank": ArmStyle("low-rank updates", "#7A5195", ">"),
+    "full": ArmStyle("all weights tuned", "#222222", "P"),
+}
+
+
+def name_head(head: str) -> str:
+    """A head's name as words: ``glori_v2.no_pyramid`` becomes ``GLoRI, version 2, no pyramid``."""
+    kind, variant, share = split_head(head)
+    name = _HEAD_NAMES.get(kind, kind.replace("_", " "))
+    name += f", {variant.replace('_', ' ')}" if variant else ""
+    return name + (f", {share:.0%} of the labels" if share < 1 else "")
+
+
+def _head_style(head: str) -> ArmStyle:
+    kind = split_head(head)[0]
+    return _HEAD_STYLES.get(kind, ArmStyle(name_head(kind), SEQUENCE[0], "o"))
+
+
+# --- X2: heads by prevalence -----------------------------------------------------------------------------------------
+
+
+def select_heads(results: pd.DataFrame, data_set: str | None = None) -> pd.DataFrame:
+    """The rows of the figure: AUROC and average precision of every encoder and head, macro and by tier.
+
+    Args:
+        results: rows of the results table.
+        data_set: one of those measured; without it, the rare-enriched test where there is one.
+
+    Raises:
+        StudyError: nothing was measured.
+    """
+    rows = select_rows(results, ADAPTATION, metric=["auroc", "auprc"], finding=[MACRO, *TIERS])
+    rows = rows[[not variant and share == 1 for _, variant, share in map(split_head, rows.setting)]]
+    require_rows(rows, "adapted encoders", _MADE_BY)
+    return rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
+
+
+def plot_heads(results: pd.DataFrame, data_set: str | None = None) -> Figure:
+    """Every head on every encoder: average precision and AUROC, macro and by prevalence (X2 of CheXFound).
+
+    Args:
+        results, data_set: as in `select_heads`.
+
+    Raises:
+        StudyError: as in `select_heads`.
+    """
+    rows = select_heads(results, data_set)
+    summary, arms = summarise_seeds(rows), order_arms(rows.arm)
+    heads = order_heads(rows.setting)
+    groups = [group for group in (MACRO, *TIERS) if (rows.finding == group).any()]
+    per_column = {
+        (metric, group): [_group_heads(rows, summary, arm, arms, heads, metric, group) for arm in arms]
+        for metric in ("auroc", "auprc")
+        for group in groups
+    }
+    heights = level_groups(*per_column.values())
+    figure = new_figure(height_mm=2 * (15 + forest_height_mm(heights)))
+    axes = figure.subplots(2, len(groups), squeeze=False)
+    letters = iter("abcdefgh")
+    for row, metric in enumerate(("auroc", "auprc")):
+        for column, group in enumerate(groups):
+            panel = axes[row, column]
+            draw_forest(panel, per_column[metric, group], heights, heading_at_axes=column > 0)
+            if column:
+                panel.set_yticklabels([])
+                for text in panel.texts:
+                    text.set_visible(False)
+            panel.margins(x=0.08)
+            panel.set_xlabel(_METRIC_NAMES[metric])
+            title_panel(panel, next(letters), _GROUP_NAMES[group])
+    return figure
+
+
+def order_heads(heads) -> list[str]:
+    """Heads in the order of all figures: simple ones first, fine-tuning last, variants after their head."""
+    known = list(_HEAD_NAMES)
+    place = {head: (known.index(kind) if (kind := split_head(head)[0]) in known else len(known)) for head in set(heads)}
+    return sorted(set(heads), key=lambda head: (place[head], split_head(head)[1] != "", head))
+
+
+def _group_heads(rows, summary, arm, arms, heads, metric, group) -> Group:
+    chosen = summary[(summary.arm == arm) & (summary.metric == metric) & (summary.finding == group)].set_index(
+        "setting"
+    )
+    estimates = []
+    for head in heads:
+        if head in chosen.index:
+            row = chosen.loc[head]
+            seeds = seed_values(rows, arm=arm, metric=metric, finding=group, setting=head)
+            estimates.append(Estimate(name_head(head), row.value, row.ci_low, row.ci_high, _head_style(head), seeds))
+    return Group(arm_style(arm, arms).name, estimates)
+
+
+def describe_heads(results: pd.DataFrame, data_set: str | None = None) -> str:
+    """The caption of `plot_heads`."""
+    rows = select_heads(results, data_set)
+    return (
+        "Heads on frozen encoders, and encoders tuned as a whole, by prevalence in training (head above 10 %, tail "
+        "under 1 %). Upper row AUROC, lower row average precision. All choices were made on validation. "
+        + describe_interval(rows)
+    )
+
+
+# --- differences by finding ------------------------------------------------------------------------------------------
+
+
+def select_gains(results: pd.DataFrame, arm: str, first: str, second: str, data_set: str | None = None) -> pd.DataFrame:
+    """Paired differences in AUROC between two heads on one encoder, a row a finding, largest first.
+
+    Raises:
+        StudyError: the two were not compared.
+    """
+    rows = select_rows(
+        results, ADAPTATION_DIFFERENCE, arm=arm, setting=f"{first} - {second}", metric="auroc_difference"
+    )
+    require_rows(rows, f"comparison of {first} with {second} on {arm}", _MADE_BY)
+    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
+    rows = rows[~rows.finding.isin([MACRO, *TIERS])] if rows.finding.nunique() > 1 else rows
+    order = summarise_seeds(rows).sort_values("value", ascending=False).finding
+    return rows.set_index("finding").loc[list(order)].reset_index()
+
+
+def plot_gains(
+    results: pd.DataFrame,
+    arm: str,
+    pairs: Sequence[tuple[str, str]],
+    sizes: pd.Series | None = None,
+    data_set: str | None = None,
+) -> Figure:
+    """What a head gains over another on each finding, findings with small lesions marked.
+
+    Args:
+        results: rows of the results table.
+        arm: whose encoder.
+        pairs: heads compared, one panel each.
+        sizes: median share of the image that a finding's lesions cover, by finding; findings are ordered by it.
+        data_set: as in `select_heads`.
+
+    Raises:
+        StudyError: the heads were not compared.
+    """
+    selected = [select_gains(results, arm, *pair, data_set) for pair in pairs]
+    findings = list(dict.fromkeys(selected[0].finding))
+    if sizes is not None:
+        findings = sorted(findings, key=lambda finding: sizes.get(finding, np.inf))
+    figure = new_figure(height_mm=20 + 4.2 * len(findings))
+    axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for panel, rows, (first, second), letter in zip(axes, selected, pairs, "abcd", strict=False):
+        summary = summarise_seeds(rows).set_index("finding")
+        for place, finding in enumerate(findings):
+            if finding in summary.index:
+                row = summary.loc[finding]
+                draw_estimate(panel, row.value, place, row.ci_low, row.ci_high, _head_style(first))
+        panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
+        panel.grid(axis="x", color="#ECECEC", linewidth=0.5)
+        panel.set_xlabel("Difference in AUROC, same patients")
+        title_panel(panel, letter, f"{name_head(first)} \N{MINUS SIGN} {name_head(second)}")
+    axes[0].set_yticks(range(len(findings)), [_label_finding(finding, sizes) for finding in findings])
+    axes[0].set_ylim(len(findings) - 0.4, -0.6)
+    return figure
+
+
+def _label_finding(finding: str, sizes: pd.Series | None) -> str:
+    if sizes is None or not np.isfinite(sizes.get(finding, np.nan)):
+        return finding
+    return f"{finding} ({sizes[finding]:.1%})"
+
+
+def describe_gains(
+    results: pd.DataFrame,
+    arm: str,
+    pairs: Sequence[tuple[str, str]],
+    sizes: pd.Series | None = None,
+    data_set: str | None = None,
+) -> str:
+    """The caption of `plot_gains`."""
+    rows = pd.concat([select_gains(results, arm, *pair, data_set) for pair in pairs])
+    order = (
+        "ordered by how much of the image their lesions cover (median, in brackets)"
+        if sizes is not None
+        else "largest gain first"
+    )
+    return (
+        f"What the first head gains over the second on each finding, encoder of the arm {arm_style(arm).name!r}, "
+        f"findings {order}. Paired by patient and seed. " + describe_interval(rows)
+    )
+
+
+# --- X4, C5: label efficiency ----------------------------------------------------------------------------------------
+
+
+def select_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> pd.DataFrame:
+    """AUROC of every encoder by the share of the labels its head was given.
+
+    Returns:
+        Rows of the results table with ``share``, in (0, 1].
+
+    Raises:
+        StudyError: no share but all was measured.
+    """
+    rows = select_rows(results, ADAPTATION, metric="auroc", finding=finding)
+    heads = [split_head(head) for head in rows.setting]
+    chosen = [head == kind and not variant for head, variant, _ in heads]
+    rows = rows.assign(share=[share for *_, share in heads])[chosen]
+    require_rows(rows[rows.share < 1], f"{kind} heads on shares of the labels", _MADE_BY)
+    return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
+
+
+def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> Figure:
+    """AUROC against the share of labels, a line an encoder, and paired differences at unequal shares (X4, C5).
+
+    Args:
+        results: rows of the results table.
+        kind: the head.
+        finding: ``macro``, a tier, or one finding.
+
+    Raises:
+        StudyError: as in `select_label_efficiency`.
+    """
+    rows = select_label_efficiency(results, kind, finding)
+    arms = order_arms(rows.arm)
+    differences = _select_claims(results, kind, finding, rows.data_set.iloc[0])
+    figure = new_figure(height_mm=72)
+    curves, claims = figure.subplots(1, 2, width_ratios=[1.1, 1])
+    for arm in arms:
+        style, own = arm_style(arm, arms), rows[rows.arm == arm]
+        summary = summarise_seeds(own).assign(share=lambda table: [read_labelled_share(head) for head in table.setting])
+        summary = summary.sort_values("share")
+        # Moved apart a little, so that intervals of equal shares do not hide each other.
+        x = summary.share * 1.05 ** (arms.index(arm) - (len(arms) - 1) / 2)
+        curves.plot(x, summary.value, color=style.colour, linewidth=1.0, zorder=2)
+        for place, row in zip(x, summary.itertuples(), strict=True):
+            draw_estimate(curves, place, row.value, row.ci_low, row.ci_high, style, vertical=True)
+    shares = sorted(set(rows.share))
+    curves.set_xscale("log")
+    curves.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    curves.minorticks_off()
+    curves.grid(axis="y", color="#ECECEC", linewidth=0.5)
+    curves.set_xlabel("Share of the labelled patients (log)")
+    curves.set_ylabel(f"AUROC, {_GROUP_NAMES.get(finding, finding).lower()}")
+    title_panel(curves, "a", "By share of the labels")
+    groups = [Group("", [])]
+    if len(differences):
+        estimates = [
+            Estimate(_word_claim(row), row.value, row.ci_low, row.ci_high, arm_style(split_difference(row.arm)[0]))
+            for row in summarise_seeds(differences).itertuples()
+        ]
+        groups = [Group("", estimates)]
+    draw_forest(claims, groups, [len(groups[0].estimates)], reference=0.0)
+    claims.set_xlabel("Difference in AUROC, same patients")
+    claims.margins(x=0.08)
+    title_panel(claims, "b", "Few labels against all")
+    handles = [
+        Line2D([], [], color=arm_style(a, arms).colour, marker=arm_style(a, arms).marker, label=arm_style(a, arms).name)
+        for a in arms
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _select_claims(results, kind, finding, data_set) -> pd.DataFrame:
+    rows = select_rows(results, ADAPTATION_DIFFERENCE, metric="auroc_difference", finding=finding, data_set=data_set)
+    return rows[[" - " in arm and " - " in head for arm, head in zip(rows.arm, rows.setting, strict=True)]]
+
+
+def _word_claim(row) -> str:
+    arms, heads = split_difference(row.arm), split_difference(row.setting)
+    sides = [
+        f"{arm_style(arm).name.lower()}, {read_labelled_share(head):.0%}" for arm, head in zip(arms, heads, strict=True)
+    ]
+    return f"{sides[0]}\n\N{MINUS SIGN} {sides[1]}"
+
+
+def describe_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> str:
+    """The caption of `plot_label_efficiency`."""
+    rows = select_label_efficiency(results, kind, finding)
+    return (
+        f"Label efficiency of adaptation, {name_head(kind)} on frozen features, "
+        f"{_GROUP_NAMES.get(finding, finding).lower()}. "
+        "a, by the share of labelled patients, training and validation thinned alike, each seed with another draw. "
+        "b, an encoder with few labels minus another with all of them. " + describe_interval(rows)
+    )
+
+
+# --- X8, X12 and losses: variants ------------------------------------------------------------------------------------
+
+
+def select_variants(results: pd.DataFrame, arm: str, base: str, finding: str = MACRO) -> pd.DataFrame:
+    """Paired differences of the variants of a head to the head itself, AUROC and average precision.
+
+    Raises:
+        StudyError: no variant was compared.
+    """
+    rows = select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, finding=finding)
+    rows = rows[rows.setting.str.endswith(f" - {base}")]
+    require_rows(rows, f"variants of {base} on {arm}", _MADE_BY)
+    return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
+
+
+def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> Figure:
+    """What each part of a head is worth: variants minus the head, AUROC and average precision (X8 of CheXFound).
+
+    Args:
+        results: rows of the results table.
+        arm: whose encoder.
+        base: the head, for example ``glori_v2``.
+        findings: groups shown, one column each.
+
+    Raises:
+        StudyError: as in `select_variants`.
+    """
+    rows = {finding: select_variants(results, arm, base, finding) for finding in findings}
+    variants = order_heads(rows[findings[0]].setting.str.partition(" - ")[0])
+    height = 16 + 4.6 * len(variants)
+    figure = new_figure(height_mm=height)
+    axes = figure.subplots(1, 2 * len(findings), sharey=True, squeeze=False)[0]
+    panels = [(finding, metric) for finding in findings for metric in ("auroc", "auprc")]
+    for panel, (finding, metric), letter in zip(axes, panels, "abcdefgh", strict=False):
+        chosen = rows[finding][rows[finding].metric == f"{metric}_difference"]
+        summary = summarise_seeds(chosen).set_index("setting")
+        for place, variant in enumerate(variants):
+            setting = f"{variant} - {base}"
+            if setting in summary.index:
+                row = summary.loc[setting]
+                draw_estimate(panel, row.value, place, row.ci_low, row.ci_high, _head_style(variant))
+        panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
+        panel.grid(axis="x", color="#ECECEC", linewidth=0.5)
+        panel.set_xlabel(f"Difference in {'AUROC' if metric == 'auroc' else 'AP'}")
+        title_panel(panel, letter, _GROUP_NAMES.get(finding, finding))
+    axes[0].set_yticks(range(len(variants)), [_word_variant(variant, base) for variant in variants])
+    axes[0].set_ylim(len(variants) - 0.4, -0.6)
+    return figure
+
+
+def _word_variant(variant: str, base: str) -> str:
+    kind, name, _ = split_head(variant)
+    return name.replace("_", " ") if kind == split_head(base)[0] and name else name_head(variant)
+
+
+def describe_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> str:
+    """The caption of `plot_variants`."""
+    rows = pd.concat([select_variants(results, arm, base, finding) for finding in findings])
+    return (
+        f"Variants minus {name_head(base)}, encoder of the arm {arm_style(arm).name!r}: right of the line the variant "
+        "is better. AUROC and average precision (AP). Paired by patient and seed. " + describe_interval(rows)
+    )
+
+
+def tabulate_heads(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Means over seeds with 95 % intervals as text: one row a data set, encoder and head, one column a group."""
+    rows = select_rows(results, ADAPTATION, metric=metric, finding=[MACRO, *TIERS])
+    rows = rows[(rows.seed == OVER_SEEDS) & [split_head(head)[2] == 1 for head in rows.setting]]
+    require_rows(rows, "adapted encoders", _MADE_BY)
+    cells = [f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in rows.itertuples()]
+    table = rows.assign(cell=cells, data_set=rows.data_set.map(name_data_set)).pivot(
+        index=["data_set", "arm", "setting"], columns="finding", values="cell"
+    )
+    return table[[group for group in (MACRO, *TIERS) if group in table]]

@@ -1,0 +1,201 @@
+"""Heads of a study: fitted without the test split, kept, not fitted twice, measured on the same patients."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.table import read_cohort
+from chexstudy.errors import StudyError
+from chexstudy.evaluation import adaptation
+from chexstudy.evaluation.adaptation import (
+    adapt_arm,
+    adapt_arms,
+    compare_adaptation,
+    head_artifact,
+    measure_adaptation,
+    scores_task,
+    tabulate_costs,
+)
+from chexstudy.evaluation.arms import Evaluation
+from chexstudy.evaluation.heads.plans import (
+    FROZEN_KINDS,
+    HeadPlan,
+    plan_glori_variants,
+    plan_heads,
+    plan_label_shares,
+    plan_losses,
+    plan_tuning,
+    split_head,
+    thin_patients,
+)
+from chexstudy.evaluation.heads.training import Recipe, load_head
+from chexstudy.evaluation.results import validate_results
+from chexstudy.evaluation.scores import read_scores
+from chexstudy.evaluation.statistics import auroc
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.model import build_model, save_model
+
+FINDINGS = ["Mass", "Hernia"]
+DATA_SET = "tiny/test"
+QUICK = Recipe(learning_rates=(1e-2, 1e-1), epochs=3, batch_size=16)
+SMALL = {"width": 16, "heads": 2, "feedforward": 16}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def make_arm(run, arm, seed):
+    """An arm as the engine leaves it: here its encoders are those it would have started from."""
+    cohort = read_cohort(run.path("cohort.parquet"))
+    config = PretrainingConfig(image_size=36)
+    folder = f"pretraining/{arm}/seed{seed}"
+    model = build_model(config, cohort[cohort.split == "train"], seed + 10 * len(arm))
+    save_model(run.path(f"{folder}/model"), model, config)
+    run.write_json(f"{folder}/compute.json", {"flops": 1.0, "seconds": 2.0, "arm": arm, "seed": seed})
+    run.record(f"{folder}/compute.json", {}, ("cohort.parquet",), seed)
+
+
+@pytest.fixture
+def evaluation(tiny_study):
+    cohort = read_cohort(tiny_study.path("cohort.parquet"))
+    return Evaluation(tiny_study, cohort, open_pixel_store(tiny_study), resamples=40, seed=0)
+
+
+def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
+    make_arm(evaluation.run, "full", 0)
+    plans = [*plan_heads(FROZEN_KINDS, QUICK, QUICK, SMALL), *plan_tuning(["bias_only", "full"], epochs=1)]
+    adapt_arms(evaluation, ["full"], [0], plans)
+    heads = [plan.name for plan in plans]
+    rows = validate_results(measure_adaptation(evaluation, ["full"], [0], heads))
+    assert set(rows.setting) == {*FROZEN_KINDS, "bias_only", "full"}
+    assert set(rows.data_set) == {DATA_SET}
+    assert set(rows.exposure) == {"held_out"}
+    # Brightness tells a mass: a head that learnt anything finds it.
+    mass = rows[(rows.finding == "Mass") & (rows.metric == "auroc") & (rows.seed == -1)].set_index("setting").value
+    assert mass[["logistic", "linear", "full"]].min() > 0.8
+    assert list(tabulate_costs(evaluation, ["full"], [0], heads).index) == heads
+    again = load_head(evaluation.run, head_artifact("full", 0, "glori_v1"))
+    test = evaluation.test_sets()[DATA_SET]
+    features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
+    kept = read_scores(
+        evaluation.run, test.image_id, FINDINGS, arm="full", seed=0, task=scores_task("glori_v1"), data_set=DATA_SET
+    )
+    np.testing.assert_array_equal(again.score(features, test.image_id.tolist()), kept)
+
+
+def test_scores_do_not_depend_on_the_labels_of_the_test_split(evaluation):
+    make_arm(evaluation.run, "full", 0)
+    plan = HeadPlan("logistic")
+    place = {"arm": "full", "seed": 0, "task": scores_task("logistic"), "data_set": DATA_SET}
+    ids = evaluation.test_sets()[DATA_SET].image_id
+    adapt_arm(evaluation, "full", 0, [plan])
+    first = read_scores(evaluation.run, ids, FINDINGS, **place)
+    other = evaluation.cohort.copy()
+    in_test = other.split == "test"
+    other.loc[in_test, FINDINGS] = 1 - other.loc[in_test, FINDINGS]
+    evaluation.run.path(f"evaluation/full/seed0/{scores_task('logistic')}/{DATA_SET}.parquet").unlink()
+    adapt_arm(replace(evaluation, cohort=other), "full", 0, [plan])
+    np.testing.assert_array_equal(read_scores(evaluation.run, ids, FINDINGS, **place), first)
+
+
+def test_current_scores_are_left_and_a_changed_plan_is_fitted_anew(evaluation, monkeypatch):
+    make_arm(evaluation.run, "full", 0)
+    fitted = []
+    real = adaptation.fit_plan
+    monkeypatch.setattr(adaptation, "fit_plan", lambda plan, *rest: fitted.append(plan.name) or real(plan, *rest))
+    plans = [HeadPlan("linear", recipe=QUICK), HeadPlan("logistic")]
+    adapt_arm(evaluation, "full", 0, plans)
+    adapt_arm(evaluation, "full", 0, plans)
+    assert fitted == ["linear", "logistic"]
+    adapt_arm(evaluation, "full", 0, [HeadPlan("linear", recipe=replace(QUICK, epochs=2)), plans[1]])
+    assert fitted == ["linear", "logistic", "linear"]
+
+
+def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation):
+    for arm in ("full", "curated"):
+        for seed in (0, 1):
+            make_arm(evaluation.run, arm, seed)
+    few = plan_label_shares("logistic", [0.5], QUICK)
+    plans = [HeadPlan("linear", recipe=QUICK), *few]
+    assert [plan.name for plan in few] == ["logistic@50", "logistic"]
+    adapt_arms(evaluation, ["full", "curated"], [0, 1], plans)
+    pairs = [(("full", "logistic"), ("full", "linear")), (("curated", "logistic@50"), ("full", "logistic"))]
+    rows = validate_results(compare_adaptation(evaluation, [0, 1], pairs))
+    assert set(zip(rows.arm, rows.setting, strict=True)) == {
+        ("full", "logistic - linear"),
+        ("curated - full", "logistic@50 - logistic"),
+    }
+    test = evaluation.test_sets()[DATA_SET]
+    labels = test[FINDINGS].to_numpy(float)
+    by_hand = []
+    for seed in (0, 1):
+        read = [
+            read_scores(
+                evaluation.run, test.image_id, FINDINGS, arm="full", seed=seed, task=scores_task(h), data_set=DATA_SET
+            )
+            for h in ("logistic", "linear")
+        ]
+        by_hand.append(auroc(labels, read[0])[0] - auroc(labels, read[1])[0])
+    row = rows[(rows.arm == "full") & (rows.finding == "Mass") & (rows.metric == "auroc_difference")].iloc[0]
+    assert row.value == pytest.approx(np.mean(by_hand), abs=1e-12)
+
+
+def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
+    rows = pd.DataFrame({"patient_id": [f"p{number // 3}" for number in range(300)], "image_id": range(300)})
+    some, more = thin_patients(rows, 0.1, 4), thin_patients(rows, 0.4, 4)
+    assert (some.patient_id.nunique(), more.patient_id.nunique()) == (10, 40)
+    assert set(some.patient_id) < set(more.patient_id)
+    assert (some.groupby("patient_id").size() == 3).all()
+    assert set(some.patient_id) != set(thin_patients(rows, 0.1, 5).patient_id)
+    assert len(thin_patients(rows, 1e-9, 0)) == 3
+    assert thin_patients(rows, 1.0, 0) is rows
+
+
+def test_a_head_is_found_again_in_its_name():
+    plans = [*plan_glori_variants(QUICK, SMALL), *plan_losses(QUICK), HeadPlan("logistic", labelled_share=0.025)]
+    for plan in plans:
+        assert split_head(plan.name) == (plan.kind, plan.variant, plan.labelled_share)
+    assert len({plan.name for plan in plans}) == len(plans)
+    assert {plan.recipe.loss for plan in plan_losses(QUICK)} == {"asymmetric", "class_balanced", "logit_adjusted"}
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: HeadPlan("forest"), "no head 'forest'"),
+        (lambda: HeadPlan("linear", labelled_share=0), "share of labels"),
+        (lambda: plan_heads(["full"], QUICK, QUICK, SMALL), "on frozen features"),
+        (lambda: plan_tuning(["prompt"], 1), "bias_only, low_rank, full"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_sentence(make, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        make()
+
+
+def test_what_is_missing_is_said_before_anything_is_fitted(evaluation):
+    with pytest.raises(StudyError, match="04_pretrain_curated"):
+        adapt_arms(evaluation, ["full"], [0], [HeadPlan("logistic")])
+    make_arm(evaluation.run, "full", 0)
+    twice = [HeadPlan("linear", recipe=QUICK), HeadPlan("linear", options={"parts": "pooled"}, recipe=QUICK)]
+    with pytest.raises(StudyError, match="two heads are named 'linear'"):
+        adapt_arms(evaluation, ["full"], [0], twice)
+    bare = replace(evaluation, cohort=evaluation.cohort.drop(columns=FINDINGS))
+    with pytest.raises(StudyError, match="no labels to adapt to"):
+        adapt_arm(bare, "full", 0, [HeadPlan("logistic")])
+    with pytest.raises(StudyError, match=r"run 0[59]_"):
+        measure_adaptation(evaluation, ["full"], [0], ["linear"])
+
+
+def test_scores_of_an_arm_trained_anew_are_made_anew(evaluation):
+    make_arm(evaluation.run, "full", 0)
+    adapt_arm(evaluation, "full", 0, [HeadPlan("logistic")])
+    path = evaluation.run.path("pretraining/full/seed0/compute.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"flops": 3.0}))
+    evaluation.run.record("pretraining/full/seed0/compute.json", {}, ("cohort.parquet",), 0)
+    name = f"evaluation/full/seed0/{scores_task('logistic')}/{DATA_SET}.parquet"
+    before = evaluation.run.provenance(name)["key"]
+    adapt_arm(evaluation, "full", 0, [HeadPlan("logistic")])
+    assert evaluation.run.provenance(name)["key"] != before
