@@ -220,6 +220,19 @@ def test_retraining_goes_on_from_the_sweep_with_validation_images(study, monkeyp
     np.testing.assert_allclose(weights_of(barely), weights_of(fit(study, recipe=Recipe((1e-12,), epochs=1))), atol=1e-9)
 
 
+def test_reduced_precision_is_for_heads_that_look_at_patches(study, monkeypatch):
+    monkeypatch.setattr(training, "autocast_dtype", lambda device: torch.bfloat16)
+    recipe = Recipe((0.01,), epochs=2, batch_size=16)
+    reduced = replace(recipe, reduced_precision=True)
+    assert torch.equal(weights_of(fit(study, recipe=recipe)), weights_of(fit(study, recipe=reduced)))
+    exact, rounded = (fit(study, make_glori, one) for one in (recipe, reduced))
+    difference = (weights_of(exact) - weights_of(rounded)).abs().max()
+    assert 0 < difference < 0.05
+    assert all(value.dtype == torch.float32 for value in rounded.head.state_dict().values())
+    monkeypatch.setattr(training, "autocast_dtype", lambda device: None)
+    assert torch.equal(weights_of(exact), weights_of(fit(study, make_glori, reduced)))
+
+
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 

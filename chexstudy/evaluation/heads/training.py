@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from chexstudy.cohort.table import label_matrix
+from chexstudy.encoders import autocast_dtype
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.heads.features import FrozenFeatures
 from chexstudy.evaluation.heads.losses import LOSSES, make_loss
@@ -68,6 +69,9 @@ class Recipe:
         retrain: train the chosen head once more, on training and validation images together. As published, it goes on
             from the weights of the sweep (a warm start), with a new optimizer and a new cosine.
         choose_by: the mean over findings, on validation, that chooses the learning rate: ``auroc`` or ``auprc``.
+        reduced_precision: let heads that look at patches compute in bfloat16 while they are trained, where the device
+            gains by it; weights, losses and scores stay in float32. It halves the time of GLoRI on a CPU that has
+            bfloat16. Vectors are too small to gain.
     """
 
     learning_rates: tuple[float, ...] = LEARNING_RATES
@@ -77,6 +81,7 @@ class Recipe:
     loss: str = "bce"
     retrain: bool = False
     choose_by: str = "auroc"
+    reduced_precision: bool = False
 
     def __post_init__(self):
         rates = tuple(self.learning_rates)
@@ -258,6 +263,7 @@ def _train(
     """Train the heads in place, each at its learning rate, on the same batches in the same order."""
     device = next(heads[0].parameters()).device
     measure_loss = make_loss(recipe.loss, labels)
+    autocast = autocast_dtype(device) if recipe.reduced_precision and heads[0].needs_patches else None
     targets = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     groups = [
         {"params": [weight for weight in head.parameters() if weight.requires_grad], "lr": rate}
@@ -275,8 +281,9 @@ def _train(
         optimizer.zero_grad()
         losses = []
         for head in heads:
-            with _seeded(dropout_seed, device):
-                losses.append(measure_loss(head(batch), known))
+            with _seeded(dropout_seed, device), torch.autocast(device.type, autocast, enabled=autocast is not None):
+                logits = head(batch)
+            losses.append(measure_loss(logits.float(), known))
         # Heads share no weight: the gradient of the sum is each head's own.
         torch.stack(losses).sum().backward()
         optimizer.step()
