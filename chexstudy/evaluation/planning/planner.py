@@ -295,7 +295,7 @@ def plan_labels(
         if not (np.isnan(share) or 0 < share < 1):
             raise StudyError(f"the prevalence of {curve.finding!r} cannot be {share}: give a share between 0 and 1.")
         counts = (test_counts or {}).get(curve.finding)
-        rows.append(_plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator), farthest))
+        rows.append(plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator), farthest))
     return pd.concat([name_curves(curves), pd.DataFrame(rows, columns=_PLAN_COLUMNS)], axis=1)
 
 
@@ -307,7 +307,27 @@ _PLAN_COLUMNS = [
 ]
 
 
-def _plan_curve(posterior, target, cost, share, shift, farthest) -> dict:
+def plan_curve(
+    posterior: Posterior,
+    target: float,
+    cost: float | None = None,
+    share: float = float("nan"),
+    shift: np.ndarray | float = 0.0,
+    farthest: float = FARTHEST,
+) -> dict:
+    """The plan of one curve, whose posterior serves for any number of targets.
+
+    Args:
+        posterior: of the curve.
+        target: the AUROC.
+        cost: of labelling one case.
+        share: of positives among cases; NaN if it is not known.
+        shift: added to the whole curve ``(draws,)``.
+        farthest: as in `plan_labels`.
+
+    Returns:
+        The columns of `plan_labels` but for what the curve is of.
+    """
     curve = posterior.curve
     shifted = posterior.parameters.copy()
     shifted[:, 0] = np.clip(shifted[:, 0] + shift, 0, PERFECT)

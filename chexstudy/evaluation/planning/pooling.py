@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp, ndtr, stdtrit
 
 from chexstudy.errors import StudyError
@@ -209,7 +210,7 @@ def _mix(log_weights: np.ndarray, prior: Prior) -> np.ndarray:
     plateau, gamma, shortfall = _densities(prior)
     weights = np.exp(log_weights - log_weights.max())
     mixed = np.einsum("rpgs,pa,gb,sc->rabc", weights / weights.sum(), plateau, gamma, shortfall, optimize=True)
-    return np.maximum(mixed, 1e-300)
+    return np.maximum(np.ascontiguousarray(mixed), 1e-300)
 
 
 def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[float], ends=None) -> np.ndarray:
@@ -356,9 +357,12 @@ class _Grid:
 
     def weigh_nodes(self, mixtures: np.ndarray) -> np.ndarray:
         """Log of the priors ``(references, plateau, gamma, shortfall bins)`` at the nodes, summed over references."""
+        share = mixtures.sum(axis=(1, 2, 3))
         logs = [
             _interpolate(np.log(mixture), self._refer(one), 0.0)
-            for mixture, one in zip(mixtures, self.log_references, strict=True)
+            for mixture, one, weight in zip(mixtures, self.log_references, share, strict=True)
+            # What curves rule out as reference need not be looked at.
+            if weight > 1e-4 * share.max()
         ]
         return logsumexp(logs, axis=0)
 
@@ -396,7 +400,8 @@ def _bin(places: Sequence[np.ndarray], mass: np.ndarray) -> np.ndarray:
 
 def _interpolate(table: np.ndarray, places: Sequence[np.ndarray], measure: np.ndarray | float) -> np.ndarray:
     """Values of a table over the bins at nodes, linear between bins, plus the log measure."""
-    return sum(share * table.ravel()[flat] for flat, share in _corners(places)) + measure
+    positions = [(place - axis[0]) / (axis[1] - axis[0]) for axis, place in zip(_AXES, places, strict=True)]
+    return map_coordinates(table, np.stack(positions), order=1, mode="nearest") + measure
 
 
 def _draw_posterior(

@@ -1,0 +1,247 @@
+"""Fits against scipy's, bootstrap intervals, and what cannot be told."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import curve_fit
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.planning.families import FAMILIES, POWER3
+from chexstudy.evaluation.planning.fitting import (
+    EXTRAPOLATION,
+    INTERPOLATION,
+    NOT_YET,
+    TOLD,
+    bootstrap_fits,
+    compare_families,
+    fit_curve,
+    fit_points,
+    profile_plateau,
+    rank_families,
+)
+from chexstudy.evaluation.planning.observations import LearningCurve, estimate_noise, list_curves, weigh_points
+
+LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
+TRUE = np.array([0.86, 0.55, 0.45])
+
+
+def measured(labels, draws, seed, truth=TRUE, deviation=0.06):
+    noise = np.random.default_rng(seed).standard_normal((len(labels), draws))
+    values = POWER3.evaluate(labels, truth)[:, None] + deviation * np.sqrt(10 / labels)[:, None] * noise
+    return LearningCurve("curated", "Effusion", labels, np.clip(values, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("power3", [0.86, 0.55, 0.45]),
+        ("power2", [1.0, 0.55, 0.25]),
+        ("exponential", [0.86, 0.3, 0.01]),
+        ("logarithmic", [0.55, 0.04]),
+        ("inverse_log", [0.95, 0.6]),
+    ],
+)
+def test_points_without_noise_give_the_parameters_back(name, parameters):
+    fit = fit_points(FAMILIES[name], LABELS, FAMILIES[name].evaluate(LABELS, parameters))
+    assert fit.parameters == pytest.approx(parameters, rel=1e-6)
+    assert fit.loss < 1e-16
+
+
+@pytest.mark.parametrize("name", ["power4", "weibull"])
+def test_four_parameters_reproduce_the_points(name):
+    parameters = {"power4": [0.86, 0.9, 0.5, 20.0], "weibull": [0.88, 0.4, 0.1, 0.4]}[name]
+    values = FAMILIES[name].evaluate(LABELS, parameters)
+    assert fit_points(FAMILIES[name], LABELS, values).predict(LABELS) == pytest.approx(values, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noisy_points_are_fitted_at_least_as_well_as_by_scipy(seed):
+    curve = measured(LABELS, 3, seed)
+    weights = weigh_points(curve)
+    fit = fit_points(POWER3, LABELS, curve.means, weights)
+    found, _ = curve_fit(
+        lambda n, alpha, beta, gamma: alpha - beta * n**-gamma,
+        LABELS,
+        curve.means,
+        p0=(0.85, 0.5, 0.5),
+        sigma=weights**-0.5,
+        bounds=((0.5, 0, 0.02), (1, np.inf, 2)),
+        xtol=1e-14,
+        ftol=1e-14,
+        max_nfev=20_000,
+    )
+    theirs = np.sum(weights * (curve.means - POWER3.evaluate(LABELS, found)) ** 2)
+    assert fit.loss <= theirs * (1 + 1e-7)
+    assert fit.loss == pytest.approx(np.sum(weights * (curve.means - fit.predict(LABELS)) ** 2))
+    if 0.501 < found[0] < 0.999:
+        assert fit.parameters == pytest.approx(found, rel=2e-3)
+
+
+def test_bounds_hold_where_the_points_would_leave_them():
+    falling = fit_points(POWER3, LABELS, np.linspace(0.8, 0.7, 8))
+    assert falling.parameters[1] == 0
+    assert falling.plateau == pytest.approx(0.75)
+    straight = fit_points(POWER3, LABELS, 0.4 + 0.075 * np.log(LABELS))
+    assert straight.plateau == 1
+    useless = fit_points(POWER3, LABELS, np.full(8, 0.45))
+    assert useless.plateau == 0.5
+
+
+def test_replicates_are_fitted_as_they_are_alone():
+    values = np.stack([measured(LABELS, 2, seed).means for seed in range(5)])
+    together = fit_points(POWER3, LABELS, values)
+    for row, one in zip(together.parameters, values, strict=True):
+        assert row == pytest.approx(fit_points(POWER3, LABELS, one).parameters, rel=1e-9)
+
+
+def test_a_point_without_weight_takes_no_part():
+    values = POWER3.evaluate(LABELS, TRUE)
+    spoilt, weights = values.copy(), np.ones(8)
+    spoilt[3], weights[3] = np.nan, 0
+    assert fit_points(POWER3, LABELS, spoilt, weights).parameters == pytest.approx(TRUE, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "sentence"),
+    [
+        (LABELS[:2], [0.6, 0.7], "has 3 parameters and the curve 2 numbers of labels"),
+        (LABELS[:4], [0.6, 0.7, np.nan, 0.8], "holds NaN"),
+        (LABELS[:4], [0.6, 0.7, 0.8], "as many values and weights"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(labels, values, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        fit_points(POWER3, labels, values)
+
+
+def test_the_law_of_the_noise_is_found():
+    noise = estimate_noise([measured(LABELS, 20, seed) for seed in range(10)], at=10)
+    assert noise.exponent == pytest.approx(1, abs=0.1)
+    assert np.sqrt(noise.scales) == pytest.approx(0.06, rel=0.3)
+    assert noise.degrees == pytest.approx(19 * 8)
+
+
+def test_identical_draws_of_everything_are_one_draw():
+    values = np.array([[0.6, 0.7], [0.7, 0.72], [0.8, 0.8]])
+    curve = LearningCurve("e", "f", LABELS[:3], values)
+    assert curve.draws.tolist() == [2, 2, 1]
+    assert np.isnan(curve.variances[2])
+    assert curve.variances[0] == pytest.approx(0.005)
+
+
+def test_a_bootstrap_interval_has_the_width_of_repeated_measurement():
+    found = [fit_curve(measured(LABELS, 20, seed)).predict([2000])[0] for seed in range(100, 200)]
+    fits = bootstrap_fits(measured(LABELS, 20, 5), np.random.default_rng(0), resamples=400)
+    assert np.std(fits.predict([2000])) == pytest.approx(np.std(found), rel=0.4)
+
+
+def test_the_bootstrap_is_repeatable_and_needs_two_draws():
+    curve = measured(LABELS, 3, 0)
+    first, second = (bootstrap_fits(curve, np.random.default_rng(1), resamples=20).parameters for _ in range(2))
+    assert (first == second).all()
+    with pytest.raises(StudyError, match="one draw at each number of labels"):
+        bootstrap_fits(measured(LABELS, 1, 0), np.random.default_rng(1))
+
+
+def test_a_plateau_is_told_from_many_labels_and_not_from_few():
+    many = profile_plateau(measured(LABELS, 20, 0))
+    assert many.state == TOLD
+    assert many.low <= 0.86 <= many.high
+    assert many.high - many.low < 0.05
+    few = profile_plateau(measured(LABELS[:3], 20, 0))
+    assert few.state == NOT_YET
+    assert few.high == 1
+    assert "no plateau up to an AUROC of 1 is ruled out" in few.reason
+    alone = profile_plateau(measured(LABELS[:3], 1, 0))
+    assert (alone.low, alone.high, alone.state) == (0.5, 1.0, NOT_YET)
+
+
+def test_the_profile_covers_the_truth():
+    """40 repeats at a nominal 95 %: fewer than 34 would come of a true 95 % once in 1,000 times."""
+    covered = 0
+    for seed in range(40):
+        plateau = profile_plateau(measured(LABELS, 5, seed))
+        covered += plateau.low <= 0.86 <= plateau.high
+    assert covered >= 34
+
+
+def test_the_true_family_extrapolates_best():
+    curves = [measured(LABELS, 50, seed, deviation=0.02) for seed in range(3)]
+    errors = compare_families(curves, ["power3", "power2", "logarithmic"], cuts=[200])
+    ranked = rank_families(errors)
+    best = ranked.groupby("split").family.first()
+    assert best[EXTRAPOLATION] == best[INTERPOLATION] == "power3"
+    assert set(errors[errors.split == EXTRAPOLATION].n) == {500, 1000, 2000}
+    assert set(errors[errors.split == INTERPOLATION].n) == {20, 50, 100, 200, 500, 1000}
+    bias = ranked[ranked.split == EXTRAPOLATION].set_index("family").bias
+    assert bias["logarithmic"] > bias["power2"] > 0
+
+
+def test_families_with_too_few_points_are_not_evaluable():
+    errors = compare_families([measured(LABELS[:4], 5, 0)], ["power2", "power4"], cuts=[20])
+    assert errors[errors.family == "power4"].error.isna().all()
+    assert errors[errors.family == "power2"].error.notna().all()
+    with pytest.raises(StudyError, match="beyond the cuts"):
+        compare_families([measured(LABELS[:2], 5, 0)], ["power2"], cuts=[1000])
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_simple_table_is_one_curve_and_repeated_rows_are_draws():
+    table = pd.DataFrame({"n": [10, 10, 50, 50, 100], "auroc": [0.6, 0.7, 0.7, 0.8, 0.8]})
+    (curve,) = list_curves(table)
+    assert curve.labels.tolist() == [10, 50, 100]
+    assert curve.means == pytest.approx([0.65, 0.75, 0.8])
+    assert curve.draws.tolist() == [2, 2, 1]
+
+
+def test_seeds_of_a_draw_are_averaged():
+    rows = [
+        {"n": n, "auroc": 0.5 + 0.1 * k + 0.02 * seed, "draw": k, "seed": seed, "positives": n / 10}
+        for n in (10, 50, 100)
+        for k in (0, 1)
+        for seed in (0, 1)
+    ]
+    (curve,) = list_curves(pd.DataFrame(rows))
+    assert curve.values[0] == pytest.approx([0.51, 0.61])
+    assert curve.prevalence == pytest.approx(0.1)
+
+
+def test_positives_are_counted_where_they_are_the_unit():
+    table = pd.DataFrame({"n": [100, 500, 1000], "positives": [5, 25, 50], "auroc": [0.6, 0.7, 0.8]})
+    (curve,) = list_curves(table.assign(unit="positives"))
+    assert curve.labels.tolist() == [5, 25, 50]
+    assert curve.prevalence == pytest.approx(0.05)
+
+
+GOOD = pd.DataFrame({"n": [10, 50, 100], "auroc": [0.6, 0.7, 0.8], "finding": "Effusion"})
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (GOOD.drop(columns="auroc"), "lacks the column 'auroc'"),
+        (GOOD.drop(columns="n"), "lacks the column 'n'"),
+        (GOOD.assign(auroc=np.nan), "holds no AUROC"),
+        (GOOD.assign(auroc=[60, 70, 80]), "between 0 and 1"),
+        (GOOD.assign(auroc=["a", "b", "c"]), "no number"),
+        (GOOD.assign(n=[0, 50, 100]), "1 or more"),
+        (GOOD.assign(n=[np.nan, 50, 100]), "1 or more"),
+        (GOOD[:2], "'Effusion' has 2 numbers of labels with an AUROC, and a curve needs 3"),
+        (GOOD.assign(auroc=[0.6, 0.7, np.nan]), "has 2 numbers of labels with an AUROC"),
+        (GOOD.assign(unit="patients"), "cases or positives"),
+        (GOOD.assign(unit="positives"), "needs the column 'positives'"),
+        (pd.concat([GOOD.assign(draw=0)] * 2), "the same draw"),
+    ],
+)
+def test_bad_tables_are_refused(table, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        list_curves(table)
+
+
+def test_an_unknown_finding_or_encoder_lists_those_there_are():
+    with pytest.raises(StudyError, match="no curve of the finding 'Edema': choose among Effusion"):
+        list_curves(GOOD, finding="Edema")
+    with pytest.raises(StudyError, match="no curve of the encoder 'full': choose among encoder"):
+        list_curves(GOOD, encoder="full")
