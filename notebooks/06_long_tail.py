@@ -7,13 +7,14 @@
 # ---
 
 # %% [markdown]
-# # 6. The long tail
+# # 6. The long tail and the subgroups
 #
 # **What it shows.** What curation keeps of common and rare findings, of dense and thin regions, and what a model gains or
-# loses by it on each finding. On the phantom the truth is known, so it also shows what no real cohort can: whether
+# loses by it on each finding; whether women and men, young and old, and the views are served equally well, and whether
+# curation changes that. On the phantom the truth is known, so it also shows what no real cohort can: whether
 # near-duplicates, mismatched pairs and junk images are kept or dropped.
 #
-# **What it costs.** Half a minute for the default study on 2 cores. It trains nothing, but density compares every pair
+# **What it costs.** 45 seconds for the default study on 2 cores. It trains nothing, but density compares every pair
 # with every other: a minute a seed for 100,000 pairs on 2 cores, and at paper scale, a million pairs, minutes a seed on
 # a GPU or hours without one.
 
@@ -21,7 +22,9 @@
 study = "demo"  # name of the study, the folder under runs/
 seed = 0  # first seed of the arms, and seed of the resampling
 seeds = 3  # number of seeds
-baseline = "random_same_data"  # the arm that the curated one is compared with
+baseline = "random_same_data"  # the arm whose gains are drawn by finding
+arms: list[str] = []  # arms to compare; empty for all
+groupings: list[str] = []  # what patients are grouped by, also other columns; empty for sex, age, view and source
 resamples = 1000  # bootstrap resamples of patients
 neighbours = 10  # neighbours of the density estimate
 
@@ -30,28 +33,33 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
+from chexstudy.cohort.pixels import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.audit import audit_arm, describe_audit, list_audit
 from chexstudy.curation.doubt import score_doubt, split_features
 from chexstudy.curation.ledger import read_ledger
+from chexstudy.evaluation.gains import TREND, list_gains, measure_gains
 from chexstudy.evaluation.long_tail import (
     density,
     keep_rates_of_seeds,
     list_keep_rates,
-    measure_gain_trends,
     measure_prevalence,
     prevalence_tiers,
     tiers_of_pairs,
 )
 from chexstudy.evaluation.rare_or_wrong import list_doubt, measure_doubt
 from chexstudy.evaluation.results import OVER_SEEDS, add_results, read_results
+from chexstudy.evaluation.retrieval_choices import measure_retrieval_choices, tabulate_retrieval_choices
+from chexstudy.evaluation.subgroups import GROUPINGS, measure_study_subgroups
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.audit import describe_audit as caption_audit
 from chexstudy.plots.audit import plot_audit
 from chexstudy.plots.density import describe_density, plot_density, select_density
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_long_tail
 from chexstudy.plots.style import save_figure
+from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
 from chexstudy.pretraining.arms import choose_seeds, require_current_arm
+from chexstudy.pretraining.model import load_model
 
 run = start_notebook("06_long_tail", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
@@ -146,19 +154,86 @@ save_figure(run, audit_figure, "audit", caption_audit(audit, seed), audit.table)
 audit_figure
 
 # %% [markdown]
-# ## Into the results table
+# ## What is gained, by prevalence
 #
-# Keep rates, and the trend of the gain over the baseline: the slope over log10 prevalence, fitted in every resample of
-# patients and seeds.
+# Paired differences from every other arm on each test set, in AUROC, in AUPRC and in two measures that relate AUPRC to
+# the share of positives, on which it depends: normalised AUPRC, the part reached of what can be reached, and doublings
+# over a blind model. On the enriched test every finding has 30 positives or more, on the natural one the rare have a
+# few; compare AUPRC within a test set only. The trend is the slope of the gain over log10 prevalence in training.
 
 # %%
-place = {"arm": "curated", "task": "curation", "data_set": f"{train.source.iloc[0]}/train", "exposure": "seen"}
-keep_rows = list_keep_rates(rates).assign(**place)
-trend = measure_gain_trends(run, cohort, read_results(run), baseline, prevalence, resamples=resamples, seed=seed)
-audit_rows = list_audit(audit).assign(**place | {"task": "audit", "seed": seed})
-doubt_rows = list_doubt(told_apart).assign(**place | {"task": "doubt", "seed": seed})
-results = add_results(run, pd.concat([keep_rows, audit_rows, doubt_rows, trend], ignore_index=True))
-trend
+others = [arm for arm in arms if arm != "curated"]
+gains = measure_gains(
+    run, cohort, read_results(run), prevalence, baselines=others, tiers=tiers, resamples=resamples, seed=seed
+)
+if len(gains):
+    trends = gains[gains.finding == TREND].set_index(["data_set", "metric", "arm"])
+    display(trends[["value", "ci_low", "ci_high", "n"]].sort_index().round(3))
+    of_arm = gains[(gains.arm == f"curated - {baseline}") & (gains.metric == "auprc") & (gains.positives >= 0)]
+    columns = ["prevalence", "test_prevalence", "first", "second", "value", "ci_low", "ci_high", "positives"]
+    display(of_arm.set_index(["data_set", "tier", "finding"])[columns].round(3))
+else:
+    print("the arms were not compared on labelled test sets: there is no gain to hold against prevalence")
+
+# %% [markdown]
+# ## Subgroups
+#
+# Groups are compared on the findings that five patients have and five lack in every group. Each group is held against
+# the mean of the others, and the gap is that between worst and best; both again at one mix of findings, because older
+# patients and bedside films come with more disease. TPR and FPR are taken at thresholds carried from validation.
+
+# %%
+subgroup_rows, cells = measure_study_subgroups(
+    run, cohort, read_results(run), arms=arms, names=groupings or GROUPINGS, resamples=resamples, seed=seed
+)
+if len(cells):
+    by_group = cells.groupby(["data_set", "grouping", "group"], sort=False)
+    counts = by_group.agg(evaluable=("evaluable", "sum"), compared=("compared", "sum"), left_out=("left_out", "first"))
+    display(counts.assign(not_evaluable=len(finding_columns(train)) - counts.evaluable))
+else:
+    print("the cohort has no labels: subgroups cannot be compared")
+
+# %% [markdown]
+# Cells that cannot be evaluated: fewer than five patients with the finding, or without it.
+
+# %%
+if len(cells):
+    too_few = cells[~cells.evaluable.astype(bool)].groupby(["data_set", "grouping", "group"]).finding.agg(", ".join)
+    display(too_few.to_frame("not evaluable"))
+
+# %% [markdown]
+# ## What the protocol of retrieval does to its numbers
+#
+# The curated arm of the first seed on the largest test set: which part of the report is the text, where the reports have
+# the parts, and what identical texts count as.
+
+# %%
+test = cohort[cohort.split == "test"]
+test = test[test.source == test.source.mode()[0]] if len(test) else test
+choices = pd.DataFrame()
+if len(test) and (test.report.str.strip() != "").any():
+    place = {"arm": "curated", "task": "retrieval_choice", "data_set": f"{test.source.iloc[0]}/test", "seed": seed}
+    model = load_model(run.path(f"{require_current_arm(run, 'curated', seed)}/model"))
+    pixels = open_pixel_store(run).read(test.image_id)
+    choices = measure_retrieval_choices(model, pixels, test.report, test.patient_id, seed, resamples=resamples)
+    display(tabulate_retrieval_choices(choices).round(3))
+else:
+    print("the test set has no reports: there is nothing to retrieve")
+
+# %% [markdown]
+# ## Into the results table
+
+# %%
+of_curation = {"arm": "curated", "task": "curation", "data_set": f"{train.source.iloc[0]}/train", "exposure": "seen"}
+tables = [list_keep_rates(rates).assign(**of_curation), list_gains(gains), subgroup_rows]
+tables.append(list_audit(audit).assign(**of_curation | {"task": "audit", "seed": seed}))
+tables.append(list_doubt(told_apart).assign(**of_curation | {"task": "doubt", "seed": seed}))
+if len(choices):
+    evaluated = read_results(run)
+    exposure = evaluated.exposure[(evaluated.task == "retrieval") & (evaluated.arm == "curated")].iloc[0]
+    tables.append(choices.drop(columns=["text_choice", "duplicates"]).assign(**place, exposure=exposure))
+results = add_results(run, pd.concat([table for table in tables if len(table)], ignore_index=True))
+results[results.task.isin(["gain_trend", "subgroup_gap"])].groupby(["task", "metric"]).size()
 
 # %% [markdown]
 # ## C9. Density
@@ -178,14 +253,28 @@ thin
 # %% [markdown]
 # ## C10. Gain against prevalence
 #
-# The paired difference of each finding, against how common the finding is in training. `No Finding` is left out: it is
-# no disease.
+# The paired difference of each finding, against how common the finding is in training, in AUROC and AUPRC. `No Finding`
+# is left out: it is no disease. Tiers are those of CXR-LT: above 10 % of the training images, 1 to 10 %, below 1 %.
 
 # %%
 shown = (results, prevalence, baseline)
 long_tail = plot_long_tail(*shown)
 save_figure(run, long_tail, "long_tail", describe_long_tail(*shown), select_long_tail(*shown))
 long_tail
+
+# %% [markdown]
+# ## Gaps between subgroups
+#
+# A gap is never zero, for the largest of several noisy differences is not; read its interval. It widens by curation
+# where the last panel's interval lies above zero.
+
+# %%
+if len(subgroup_rows):
+    subgroups = plot_subgroups(results)
+    save_figure(run, subgroups, "subgroups", describe_subgroups(results), select_subgroups(results))
+    display(subgroups, tabulate_gaps(results))
+else:
+    print("no two subgroups can be compared: no finding has five patients with it and five without in every group")
 
 # %% [markdown]
 # ## What must hold
@@ -195,4 +284,7 @@ for one, image_ids in considered.items():
     assert image_ids == sorted(train.image_id), f"seed {one}: not every training pair was considered once"
 assert rates.keep_rate.dropna().between(0, 1).all()
 assert (results.seed[results.task == "curation"] == OVER_SEEDS).any()
+gaps = results[results.metric.str.endswith("auroc_gap")]
+assert (gaps.value <= 0).all(), "the worst group is better than the best"
+assert (cells.n >= cells.positives).all() if len(cells) else True
 print("every training pair was considered once a seed; keep rates carry their n and interval")

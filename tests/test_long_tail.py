@@ -5,20 +5,15 @@ import pytest
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.long_tail import (
     density,
-    gain_against_prevalence,
     keep_rates,
     keep_rates_of_seeds,
     list_keep_rates,
-    measure_gain_trends,
     measure_prevalence,
     prevalence_tiers,
-    read_gain_against_prevalence,
     tiers_of_pairs,
     wilson_interval,
 )
 from chexstudy.evaluation.results import add_results
-from chexstudy.evaluation.scores import write_scores
-from chexstudy.evaluation.statistics import auroc
 from chexstudy.runs import Run
 
 
@@ -284,116 +279,3 @@ def test_keep_rates_fit_the_results_table(home):
     add_results(Run("test"), rows.assign(**place))
     mass = rows[(rows.finding == "Mass") & (rows.metric == "enrichment")].iloc[0]
     assert (mass.value, mass.n, mass.positives, mass.setting) == (2, 2, 1, "finding")
-
-
-@pytest.fixture
-def rare_gain():
-    """Six findings; the first arm is better by more the rarer the finding."""
-    generator = np.random.default_rng(1)
-    prevalence = pd.Series(np.geomspace(0.3, 0.01, 6), index=[f"F{number}" for number in range(6)])
-    labels = (generator.random((400, 6)) < 0.3).astype(float)
-    baseline = [0.5 * labels + generator.normal(size=labels.shape) for _ in range(2)]
-    first = [scores + labels * np.linspace(0, 1.5, 6) for scores in baseline]
-    return first, baseline, labels, prevalence
-
-
-def test_a_gain_on_the_rare_has_a_falling_trend(rare_gain):
-    first, baseline, labels, prevalence = rare_gain
-    table = gain_against_prevalence(
-        first,
-        baseline,
-        labels,
-        np.arange(400),
-        prevalence,
-        np.random.default_rng(0),
-        tiers={"F5": "tail"},
-        resamples=200,
-    )
-    gain = np.mean(
-        [auroc(labels, one) - auroc(labels, other) for one, other in zip(first, baseline, strict=True)], axis=0
-    )
-    np.testing.assert_allclose(table.value[:6], gain)
-    assert list(table.finding) == [*prevalence.index, "trend"]
-    assert table.tier[5] == "tail"
-    assert table.ci_low[5] > 0
-    trend = table.iloc[6]
-    assert trend.value == pytest.approx(np.polyfit(np.log10(prevalence), gain, 1)[0])
-    assert trend.ci_low < trend.value < trend.ci_high < 0
-    assert trend.n == 6
-
-
-def test_a_finding_without_positives_keeps_its_row_and_leaves_the_trend(rare_gain):
-    first, baseline, labels, prevalence = rare_gain
-    labels[:, 2] = 0
-    table = gain_against_prevalence(
-        first, baseline, labels, np.arange(400), prevalence, np.random.default_rng(0), resamples=100
-    )
-    assert np.isnan(table.value[2])
-    assert table.positives[2] == 0
-    assert table.n[6] == 5
-    assert np.isfinite([table.value[6], table.ci_low[6]]).all()
-    with pytest.raises(StudyError, match="auroc, auprc"):
-        gain_against_prevalence(
-            first, baseline, labels, np.arange(400), prevalence, np.random.default_rng(0), metric="accuracy"
-        )
-
-
-def test_no_finding_does_not_steer_the_trend(rare_gain):
-    first, baseline, labels, prevalence = rare_gain
-    arguments = (labels, np.arange(400), prevalence, np.random.default_rng(0))
-    without = gain_against_prevalence(
-        [one[:, 1:] for one in first], [one[:, 1:] for one in baseline], labels[:, 1:], np.arange(400), prevalence[1:],
-        np.random.default_rng(0), resamples=50,
-    )  # fmt: skip
-    renamed = prevalence.rename({"F0": "No Finding"})
-    table = gain_against_prevalence(first, baseline, *arguments[:2], renamed, arguments[3], resamples=50)
-    assert table.value[0] == pytest.approx(0)
-    assert table.iloc[6][["value", "n"]].tolist() == pytest.approx(without.iloc[5][["value", "n"]].tolist())
-
-
-def test_the_trend_over_an_arm_that_does_not_exist_is_one_sentence(home):
-    with pytest.raises(StudyError, match="unknown arm 'random'; there are curated, random_same_data"):
-        measure_gain_trends(Run("test"), make_cohort({"Mass": [1]}), pd.DataFrame(), "random", pd.Series(dtype=float))
-
-
-def test_gains_are_read_from_the_scores_a_study_kept(home, rare_gain):
-    first, baseline, labels, prevalence = rare_gain
-    run = Run("test")
-    cohort = make_cohort({name: labels[:, position].astype(int) for position, name in enumerate(prevalence.index)})
-    place = {"task": "zero_shot", "data_set": "phantom/test"}
-    for arm, scores in (("curated", first), ("full", baseline)):
-        for seed, one in enumerate(scores):
-            write_scores(run, one, cohort.image_id, list(prevalence.index), arm=arm, seed=seed, **place)
-    table, seeds = read_gain_against_prevalence(
-        run, cohort, "curated", "full", prevalence, np.random.default_rng(0), data_set="phantom/test", resamples=50
-    )
-    expected = gain_against_prevalence(
-        first, baseline, labels, cohort.patient_id, prevalence, np.random.default_rng(0), resamples=50
-    )
-    assert seeds == [0, 1]
-    assert table.equals(expected)
-
-
-def test_the_trend_becomes_a_row_of_the_results_for_each_data_set_compared(home, rare_gain):
-    first, baseline, labels, prevalence = rare_gain
-    run = Run("test")
-    cohort = make_cohort({name: labels[:, position].astype(int) for position, name in enumerate(prevalence.index)})
-    cohort = cohort.assign(source="phantom", split="test")
-    for arm, scores in (("curated", first), ("full", baseline)):
-        for seed, one in enumerate(scores):
-            place = {"task": "zero_shot", "data_set": "phantom/test"}
-            write_scores(run, one, cohort.image_id, list(prevalence.index), arm=arm, seed=seed, **place)
-    shared = {"data_set": "phantom/test", "finding": "F0", "setting": "chosen", "value": 0.5, "ci_low": 0.4}
-    shared |= {"ci_high": 0.6, "n": 400, "positives": 9, "exposure": "held_out"}
-    compared = {"arm": "curated - full", "seed": -1, "task": "zero_shot_difference", "metric": "auroc_difference"}
-    seeds = [{"arm": "curated", "seed": seed, "task": "zero_shot", "metric": "auroc"} for seed in (0, 1, -1)]
-    results = add_results(run, pd.DataFrame([shared | one for one in (compared, *seeds)]))
-    trend = measure_gain_trends(run, cohort, results, "full", prevalence, resamples=50)
-    expected = gain_against_prevalence(
-        first, baseline, labels, cohort.patient_id, prevalence, np.random.default_rng(0), resamples=50
-    ).iloc[-1]
-    written = add_results(run, trend)
-    row = written[written.task == "gain_trend"].iloc[0]
-    assert row[["value", "ci_low", "ci_high", "n"]].tolist() == expected[["value", "ci_low", "ci_high", "n"]].tolist()
-    assert (row.arm, row.seed, row.data_set, row.setting) == ("curated - full", -1, "phantom/test", "chosen")
-    assert measure_gain_trends(run, cohort, results, "random_same_data", prevalence).empty

@@ -1,10 +1,10 @@
-"""The long tail: what curation keeps by prevalence and by density, and which findings an arm gains on.
+"""The long tail: how common findings are, and what curation keeps by prevalence and by density.
 
 A keep rate is the kept share of a group's training images; its enrichment is that rate over the keep rate of all. The
 overall rate is set by the method's constants, not found by it, so an enrichment's interval is the keep rate's, divided.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,18 +13,15 @@ from scipy.stats import norm, rankdata
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.results import OVER_SEEDS
-from chexstudy.evaluation.scores import METRICS, TIERS, read_scores, scored_seeds, subtract_scores
-from chexstudy.evaluation.statistics import CONFIDENCE, RESAMPLES, bootstrap_patients, interval, known_labels
+from chexstudy.evaluation.scores import TIERS
+from chexstudy.evaluation.statistics import CONFIDENCE, known_labels
 from chexstudy.mapping import nearest_rows
-from chexstudy.pretraining.arms import choose_arms
-from chexstudy.runs import Run
 
-# CXR-LT's division: more than 10 % of the images, 1 to 10 %, less than 1 %.
+# The division of CXR-LT (Holste et al. 2024, Medical Image Analysis 97): a head finding is on more than 10 % of the
+# training images, a tail finding on less than 1 %, the rest are medium.
 HEAD_ABOVE = 0.10
 TAIL_BELOW = 0.01
 DENSITY_GROUPS = 10
-TREND = "trend"
-GAIN_TREND = "gain_trend"
 NO_TIER = "none"
 REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
 TRUTH_GROUPS = ("near-duplicate", "mismatched", "junk", "sound pair")
@@ -60,6 +57,10 @@ def prevalence_tiers(
     prevalence: pd.Series, head: float | None = HEAD_ABOVE, tail: float | None = TAIL_BELOW
 ) -> pd.Series:
     """Divide findings into ``head``, ``medium`` and ``tail``; ``No Finding`` is in none of them.
+
+    The defaults are the thresholds of CXR-LT, both bounds belonging to medium, on the share of training images. CXR-LT
+    counts ``No Finding`` as one more head class; here it is in no tier, because it is no disease and what an arm gains
+    on it says nothing of how it treats the common ones.
 
     Args:
         prevalence: share of the training images with each finding, indexed by finding.
@@ -308,189 +309,3 @@ def wilson_interval(rate: float, n: float, confidence: float = CONFIDENCE) -> tu
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def gain_against_prevalence(
-    first: Sequence[np.ndarray],
-    second: Sequence[np.ndarray],
-    labels: np.ndarray,
-    patient_ids: Sequence[str],
-    prevalence: pd.Series,
-    generator: np.random.Generator,
-    *,
-    metric: str = "auroc",
-    tiers: Mapping[str, str] | None = None,
-    resamples: int = RESAMPLES,
-) -> pd.DataFrame:
-    """What one arm gains over another on each finding, beside how common the finding is in training.
-
-    Args:
-        first: scores of the arm, one ``(images, findings)`` array a seed.
-        second: scores of the baseline, the same seeds.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        patient_ids: ``(images,)``.
-        prevalence: share of training images with each finding, in the order of the columns.
-        generator: draws patients and seeds.
-        metric: ``auroc`` or ``auprc``.
-        tiers: tier of each finding.
-        resamples: number of resamples.
-
-    Returns:
-        One row a finding: ``finding, tier, prevalence, value, ci_low, ci_high, n, positives``, in the order given. A
-        last row ``trend`` is the least-squares slope of the gain over log10 prevalence, fitted in every resample: below
-        zero, the arm gains most on the rare. Findings that cannot be evaluated have NaN and do not enter the trend,
-        nor does ``No Finding``, which is no disease however common it is.
-
-    Raises:
-        StudyError: the metric is unknown, or the arms have different numbers of seeds.
-    """
-    if metric not in METRICS:
-        raise StudyError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}.")
-    findings = list(prevalence.index)
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    difference = subtract_scores(first, second, labels, weights, generator, {})
-    row = METRICS.index(metric)
-    value, replicates = difference.value[row], difference.replicates[:, row]
-    known = known_labels(np.asarray(labels, dtype=float))
-    share = prevalence.to_numpy(dtype=float)
-    diseases = np.where(np.array(findings) == NO_FINDING, 0.0, share)
-    slope = _slopes(diseases, value[None])[0]
-    slope_low, slope_high = interval(_slopes(diseases, np.where(np.isnan(value), np.nan, replicates)))
-    table = pd.DataFrame(
-        {
-            "finding": findings,
-            "tier": [(tiers or {}).get(finding, "") for finding in findings],
-            "prevalence": share,
-            "value": value,
-            "ci_low": difference.ci_low[row],
-            "ci_high": difference.ci_high[row],
-            "n": known.sum(axis=0),
-            "positives": (known & (np.asarray(labels) == 1)).sum(axis=0),
-        }
-    )
-    used = int(np.sum(~np.isnan(value) & (diseases > 0)))
-    trend = {"finding": TREND, "tier": "", "prevalence": np.nan, "value": slope, "n": used, "positives": -1}
-    trend |= {"ci_low": float(slope_low), "ci_high": float(slope_high)}
-    return pd.concat([table, pd.DataFrame([trend])], ignore_index=True)
-
-
-def _slopes(prevalence: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Slope ``(rows,)`` of each row of ``gains (rows, findings)`` over log10 prevalence; NaN with fewer than three."""
-    with np.errstate(divide="ignore"):
-        decades = np.log10(prevalence)
-    usable = ~np.isnan(gains) & np.isfinite(decades)
-    count = usable.sum(axis=1)
-    decades = np.where(usable, decades, 0.0)
-    gains = np.where(usable, gains, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centred = np.where(usable, decades - decades.sum(axis=1, keepdims=True) / count[:, None], 0.0)
-        slope = (centred * gains).sum(axis=1) / (centred**2).sum(axis=1)
-    return np.where(count >= 3, slope, np.nan)
-
-
-def read_gain_against_prevalence(
-    run: Run,
-    cohort: pd.DataFrame,
-    arm: str,
-    baseline: str,
-    prevalence: pd.Series,
-    generator: np.random.Generator,
-    *,
-    task: str = "zero_shot",
-    data_set: str,
-    metric: str = "auroc",
-    tiers: Mapping[str, str] | None = None,
-    resamples: int = RESAMPLES,
-    seeds: Sequence[int] | None = None,
-) -> tuple[pd.DataFrame, list[int]]:
-    """`gain_against_prevalence` from the scores a study has kept.
-
-    Args:
-        run: the study.
-        cohort: the rows of the data set that was scored.
-        arm, baseline: the arms.
-        prevalence, generator, metric, tiers, resamples: as in `gain_against_prevalence`.
-        task, data_set: which scores.
-        seeds: seeds of both arms; all that both have if None.
-
-    Returns:
-        The table and the seeds.
-
-    Raises:
-        StudyError: the arms share no scored seed, or scores lack an image or a finding.
-    """
-    findings = list(prevalence.index)
-    seeds = scored_seeds(run, [arm, baseline], task=task, data_set=data_set) if seeds is None else list(seeds)
-    first, second = (
-        [
-            read_scores(run, cohort.image_id, findings, arm=one, seed=seed, task=task, data_set=data_set)
-            for seed in seeds
-        ]
-        for one in (arm, baseline)
-    )
-    table = gain_against_prevalence(
-        first,
-        second,
-        label_matrix(cohort, findings),
-        cohort.patient_id,
-        prevalence,
-        generator,
-        metric=metric,
-        tiers=tiers,
-        resamples=resamples,
-    )
-    return table, seeds
-
-
-def measure_gain_trends(
-    run: Run,
-    cohort: pd.DataFrame,
-    results: pd.DataFrame,
-    baseline: str,
-    prevalence: pd.Series,
-    *,
-    arm: str = "curated",
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The trend of `gain_against_prevalence` on every data set on which the arm was compared with the baseline.
-
-    Args:
-        run: the study.
-        cohort: its cohort table.
-        results: its results table; says which data sets and seeds were compared.
-        arm, baseline, prevalence, resamples: as in `gain_against_prevalence`.
-        seed: seed of the resampling; the same patients are drawn for every data set's comparison.
-
-    Returns:
-        Rows of the results table: task ``gain_trend``, arm ``arm - baseline``, finding ``all``, metric
-        ``auroc_difference_per_decade`` (change for ten times the prevalence), ``n`` the number of findings fitted. No
-        rows where the arms were not compared.
-
-    Raises:
-        StudyError: there is no such arm.
-    """
-    choose_arms([arm, baseline])
-    pair = f"{arm} - {baseline}"
-    compared = results[(results.task == "zero_shot_difference") & (results.arm == pair) & (results.seed == OVER_SEEDS)]
-    tables = []
-    for (data_set, setting), rows in compared.groupby(["data_set", "setting"], sort=True):
-        scored = cohort[cohort.source + "/" + cohort.split == data_set]
-        of_arm = results[(results.task == "zero_shot") & (results.arm == arm) & (results.data_set == data_set)]
-        seeds = sorted(set(of_arm.seed) - {OVER_SEEDS})
-        table, _ = read_gain_against_prevalence(
-            run,
-            scored,
-            arm,
-            baseline,
-            prevalence,
-            np.random.default_rng(seed),
-            data_set=data_set,
-            resamples=resamples,
-            seeds=seeds,
-        )
-        trend = table[table.finding == TREND][["value", "ci_low", "ci_high", "n", "positives"]]
-        named = {"arm": pair, "seed": OVER_SEEDS, "task": GAIN_TREND, "data_set": data_set, "setting": setting}
-        named |= {"finding": "all", "metric": "auroc_difference_per_decade", "exposure": rows.exposure.iloc[0]}
-        tables.append(trend.assign(**named))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -1,8 +1,15 @@
 """Retrieval both ways: the report of an image among all reports, and an image of a report among all images.
 
-Identical texts are one candidate, as in the published protocol; a text retrieves correctly with any of the images it
-describes. Ranks are those expected when ties are broken at random: a model that maps everything to one point gets
-chance, not the luck of the sorting order.
+What becomes of identical texts is a choice that moves recall, for normal reports repeat:
+
+- ``collapse`` (default, as in the published protocol): identical texts are one candidate and one query, whose right
+  answers are all images it describes;
+- ``any_match``: every pair keeps a candidate and a query of its own, and every pair with an identical text is right;
+- ``strict``: only a pair's own image and text are right; a model cannot tell identical texts apart, and gets what
+  guessing among them gives.
+
+Ranks are those expected when ties are broken at random: a model that maps everything to one point gets chance, not the
+luck of the sorting order, by which the published code breaks ties.
 """
 
 from collections.abc import Sequence
@@ -23,29 +30,38 @@ from chexstudy.evaluation.zero_shot import normalise_rows
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 CUTOFFS = (1, 5, 10)
+POLICIES = ("collapse", "any_match", "strict")
 METRICS = (*(f"recall@{cutoff}" for cutoff in CUTOFFS), "median_rank", "mean_rank")
 # Equal embeddings give cosines that differ in the last bits, depending on where in the matrix they stand.
 _DECIMALS = 10
 _ROWS_AT_ONCE = 1024
 
 
-def rank_pairs(image_embeddings: np.ndarray, text_embeddings: np.ndarray, texts: Sequence[str]) -> pd.DataFrame:
+def rank_pairs(
+    image_embeddings: np.ndarray, text_embeddings: np.ndarray, texts: Sequence[str], duplicates: str = "collapse"
+) -> pd.DataFrame:
     """Rank the right answer of every pair in both directions.
 
     Args:
         image_embeddings: ``(pairs, dim)``.
         text_embeddings: ``(pairs, dim)``; of identical texts the first counts.
         texts: ``(pairs,)``, the reports; texts that differ in white space alone are identical.
+        duplicates: one of `POLICIES`.
 
     Returns:
         One row a pair: ``text`` (number of its distinct text, -1 if the report is empty: such a pair is no query and no
-        right answer, but its image stays a candidate), ``share`` (one over the number of images with that text) and,
-        for each direction, ``<direction>_better`` (wrong candidates nearer than the best right one), ``_tied`` (wrong
-        ones as near) and ``_right`` (right ones as near as the best right one).
+        right answer, but its image stays a candidate), ``share`` (of the pair in its text as a query: one over the
+        number of images with that text if identical texts are one, else 1) and, for each direction,
+        ``<direction>_better`` (wrong candidates nearer than the best right one), ``_tied`` (wrong ones as near) and
+        ``_right`` (right ones as near as the best right one).
 
     Raises:
-        StudyError: lengths or dimensions differ, or no pair has a text.
+        StudyError: lengths or dimensions differ, the texts are no list of texts, no pair has a text, or there is no
+            such policy.
     """
+    _check_policy(duplicates)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise StudyError("retrieval needs a list with one text a pair: not a single text, nor lists of texts.")
     images, described = normalise_rows(image_embeddings), normalise_rows(text_embeddings)
     if images.shape != described.shape or len(texts) != len(images):
         raise StudyError(
@@ -56,15 +72,37 @@ def rank_pairs(image_embeddings: np.ndarray, text_embeddings: np.ndarray, texts:
     if len(first_pair) == 0:
         raise StudyError("retrieval needs reports, and all of these are empty: choose a data set with reports.")
     with_text = text_of_pair >= 0
-    candidates = described[first_pair]
     ranks = pd.DataFrame({"text": text_of_pair, "share": 0.0})
-    ranks.loc[with_text, "share"] = 1 / np.bincount(text_of_pair[with_text])[text_of_pair[with_text]]
-    by_image = _rank(images, candidates, text_of_pair, np.arange(len(first_pair)))
-    by_text = _rank(candidates, images, np.arange(len(first_pair)), text_of_pair)
+    ranks.loc[with_text, "share"] = 1.0
+    if duplicates == "collapse":
+        ranks.loc[with_text, "share"] = 1 / _count_images(text_of_pair)[with_text]
+        numbers = np.arange(len(first_pair))
+        by_image = _rank(images, described[first_pair], text_of_pair, numbers)
+        by_text = _rank(described[first_pair], images, numbers, text_of_pair)[text_of_pair]
+    else:
+        keys = text_of_pair if duplicates == "any_match" else np.where(with_text, np.arange(len(images)), -1)
+        # Of identical texts the first one's embedding, so that they tie to the last bit.
+        candidates = described[first_pair[text_of_pair[with_text]]]
+        by_image = _rank(images, candidates, keys, keys[with_text])
+        by_text = np.full((len(images), 3), -1, dtype=np.int64)
+        by_text[with_text] = _rank(candidates, images, keys[with_text], keys)
     for column, name in enumerate(("better", "tied", "right")):
         ranks[f"image_to_text_{name}"] = np.where(with_text, by_image[:, column], -1)
-        ranks[f"text_to_image_{name}"] = np.where(with_text, by_text[text_of_pair, column], -1)
+        ranks[f"text_to_image_{name}"] = np.where(with_text, by_text[:, column], -1)
     return ranks
+
+
+def _check_policy(duplicates: str) -> None:
+    if duplicates not in POLICIES:
+        raise StudyError(f"identical texts are treated by {', '.join(POLICIES)}, not {duplicates!r}.")
+
+
+def _count_images(text_of_pair: np.ndarray) -> np.ndarray:
+    """``(pairs,)``, how many pairs have the same text; 0 for those without."""
+    with_text = text_of_pair >= 0
+    counts = np.zeros(len(text_of_pair), dtype=int)
+    counts[with_text] = np.bincount(text_of_pair[with_text])[text_of_pair[with_text]]
+    return counts
 
 
 def _number_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -155,12 +193,24 @@ def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (values[order][lower] + values[order][upper]) / 2
 
 
-def measure_chance(ranks: pd.DataFrame, direction: str) -> np.ndarray:
-    """What a model gets that finds all candidates equally near: ``(5,)`` in the order of `METRICS`."""
+def measure_chance(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> np.ndarray:
+    """What a model gets that finds all candidates equally near: ``(5,)`` in the order of `METRICS`.
+
+    Args:
+        ranks: what `rank_pairs` gave.
+        direction: ``image_to_text`` or ``text_to_image``.
+        duplicates: the policy by which they were ranked.
+    """
+    _check_policy(duplicates)
     queries = ranks["text"] >= 0
     blind = ranks.copy()
-    right = 1.0 if direction == "image_to_text" else (1 / ranks.loc[queries, "share"]).round()
-    candidates = ranks.loc[queries, "text"].nunique() if direction == "image_to_text" else len(ranks)
+    alike = _count_images(ranks["text"].to_numpy())[queries]
+    one_right = duplicates == "strict" or (duplicates == "collapse" and direction == "image_to_text")
+    right = np.ones(queries.sum()) if one_right else alike
+    if direction == "text_to_image":
+        candidates = len(ranks)
+    else:
+        candidates = ranks.loc[queries, "text"].nunique() if duplicates == "collapse" else int(queries.sum())
     blind[f"{direction}_better"] = 0
     blind.loc[queries, f"{direction}_right"] = right
     blind.loc[queries, f"{direction}_tied"] = candidates - right
@@ -175,6 +225,7 @@ def evaluate_retrieval(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
+    duplicates: str = "collapse",
 ) -> pd.DataFrame:
     """Retrieval in both directions with 95 % patient-clustered intervals.
 
@@ -185,21 +236,23 @@ def evaluate_retrieval(
         patient_ids: ``(pairs,)``.
         generator: draws the patients.
         resamples: number of resamples.
+        duplicates: one of `POLICIES`.
 
     Returns:
         Rows with ``finding`` (``all``), ``metric`` (those of `METRICS`, and each again ``by chance``), ``setting``
         (`describe_setting`), ``value, ci_low, ci_high``, ``n`` (queries) and ``positives`` (-1).
     """
-    ranks = rank_pairs(image_embeddings, text_embeddings, texts)
+    ranks = rank_pairs(image_embeddings, text_embeddings, texts, duplicates)
     weights = bootstrap_patients(patient_ids, resamples, generator)
     tables = []
     for direction in DIRECTIONS:
         value = measure_ranks(ranks, direction)
         low, high = interval(measure_ranks(ranks, direction, weights))
         unknown = np.full(len(METRICS), np.nan)
-        tables.append(_rows(ranks, direction, METRICS, value, low, high))
+        tables.append(_rows(ranks, direction, METRICS, value, low, high, duplicates))
         by_chance = [f"{metric} by chance" for metric in METRICS]
-        tables.append(_rows(ranks, direction, by_chance, measure_chance(ranks, direction), unknown, unknown))
+        chance = measure_chance(ranks, direction, duplicates)
+        tables.append(_rows(ranks, direction, by_chance, chance, unknown, unknown, duplicates))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -209,6 +262,7 @@ def measure_rank_seeds(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
+    duplicates: str = "collapse",
 ) -> pd.DataFrame:
     """As `evaluate_retrieval` for one arm trained with several seeds: means over the seeds, patients and seeds drawn.
 
@@ -217,6 +271,7 @@ def measure_rank_seeds(
         patient_ids: ``(pairs,)``.
         generator: draws patients and seeds.
         resamples: number of resamples.
+        duplicates: the policy by which they were ranked.
 
     Raises:
         StudyError: there is no seed.
@@ -232,7 +287,7 @@ def measure_rank_seeds(
         # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
         bounds = np.array([[0, 1] if metric.startswith("recall") else [1, np.inf] for metric in METRICS])
         low, high = (np.clip(end, bounds[:, 0], bounds[:, 1]) for end in (low, high))
-        tables.append(_rows(ranks[0], direction, METRICS, value, low, high))
+        tables.append(_rows(ranks[0], direction, METRICS, value, low, high, duplicates))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -266,6 +321,7 @@ def compare_ranks(
     *,
     resamples: int = RESAMPLES,
     setting: str = "",
+    duplicates: str = "collapse",
 ) -> pd.DataFrame:
     """Rows of the paired differences in both directions, metrics ``recall@1_difference`` and so on.
 
@@ -275,6 +331,7 @@ def compare_ranks(
         generator: draws patients and seeds.
         resamples: number of resamples.
         setting: what is compared, written after the direction.
+        duplicates: the policy by which they were ranked.
 
     Raises:
         StudyError: the arms have different numbers of seeds, or none.
@@ -288,30 +345,39 @@ def compare_ranks(
     for direction in DIRECTIONS:
         difference = subtract_ranks(first, second, direction, weights, generator)
         names = [f"{metric}_difference" for metric in METRICS]
-        table = _rows(first[0], direction, names, difference.value, difference.ci_low, difference.ci_high)
+        ends = difference.ci_low, difference.ci_high
+        table = _rows(first[0], direction, names, difference.value, *ends, duplicates)
         tables.append(table.assign(setting=table.setting + (f"; {setting}" if setting else "")))
     return pd.concat(tables, ignore_index=True)
 
 
-def describe_setting(ranks: pd.DataFrame, direction: str) -> str:
-    """The direction, how many distinct texts there are and, if any, how many pairs had no text."""
+_SAID = {
+    "collapse": "identical texts are one",
+    "any_match": "identical texts are all right",
+    "strict": "identical texts are wrong but for a pair's own",
+}
+
+
+def describe_setting(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> str:
+    """The direction, what becomes of identical texts, how many are distinct and, if any, how many pairs had no text."""
     queries = ranks["text"] >= 0
     distinct, pairs, empty = ranks.loc[queries, "text"].nunique(), int(queries.sum()), int((~queries).sum())
     left_out = f"; {empty} without text" if empty else ""
-    return f"{direction}; identical texts are one: {distinct} of {pairs}{left_out}"
+    return f"{direction}; {_SAID[duplicates]}: {distinct} of {pairs}{left_out}"
 
 
-def _rows(ranks, direction, metrics, value, low, high) -> pd.DataFrame:
+def _rows(ranks, direction, metrics, value, low, high, duplicates) -> pd.DataFrame:
     queries = ranks["text"] >= 0
+    texts_as_queries = direction == "text_to_image" and duplicates == "collapse"
     return pd.DataFrame(
         {
             "finding": "all",
             "metric": metrics,
-            "setting": describe_setting(ranks, direction),
+            "setting": describe_setting(ranks, direction, duplicates),
             "value": value,
             "ci_low": low,
             "ci_high": high,
-            "n": int(queries.sum()) if direction == "image_to_text" else ranks.loc[queries, "text"].nunique(),
+            "n": ranks.loc[queries, "text"].nunique() if texts_as_queries else int(queries.sum()),
             "positives": -1,
         }
     )

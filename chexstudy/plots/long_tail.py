@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.cohort.table import NO_FINDING
-from chexstudy.evaluation.long_tail import GAIN_TREND, REPORT_GROUPS, TRUTH_GROUPS
+from chexstudy.evaluation.gains import GAIN_TREND, PER_DECADE
+from chexstudy.evaluation.long_tail import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import TIERS
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, write_interval
@@ -32,6 +33,9 @@ _KIND_SETTINGS = ("tier", "no finding", "truth", "report")
 CALLED_OUT = ("Aortic Enlargement", "Fibrosis", "Pulmonary Fibrosis", "Aortic enlargement", "Pulmonary fibrosis")
 _NAMED_AT_MOST = 5
 _FEWEST_FOR_A_TREND = 8
+_METRIC_WORDS = {"auroc": "AUROC", "auprc": "AUPRC"}
+# The fourth, in doublings of AUPRC, has another unit and is left to the table.
+_TREND_WORDS = _METRIC_WORDS | {"normalised_auprc": "Normalised AUPRC"}
 _MADE_BY = "06_long_tail"
 
 
@@ -41,6 +45,7 @@ def select_gains(
     against: str = "random_same_data",
     data_set: str = "",
     setting: str = "",
+    metric: str = "auroc",
 ) -> pd.DataFrame:
     """Per-finding gains of the curated arm with the prevalence in training.
 
@@ -50,21 +55,22 @@ def select_gains(
         against: the arm compared with.
         data_set: which test set; empty takes the rare-enriched test, else the test.
         setting: which prompts; empty takes those chosen on validation, else the published ones.
+        metric: ``auroc`` or ``auprc``.
 
     Returns:
         As `summarise_seeds`, with ``prevalence``, commonest first; empty if no finding was compared. ``No Finding`` is
         no disease and not among them.
     """
     prevalence = prevalence.drop(NO_FINDING, errors="ignore")
-    rows = _gains(results, against, data_set, setting)
+    rows = _gains(results, against, data_set, setting, metric)
     summary = summarise_seeds(rows[rows.finding.isin(prevalence.index)])
     summary["prevalence"] = summary.finding.map(prevalence).astype(float)
     summary = summary[summary.prevalence > 0]
     return summary.sort_values("prevalence", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def _gains(results: pd.DataFrame, against: str, data_set: str, setting: str) -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", arm=f"curated - {against}")
+def _gains(results: pd.DataFrame, against: str, data_set: str, setting: str, metric: str = "auroc") -> pd.DataFrame:
+    rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm=f"curated - {against}")
     return _choose_one(rows, data_set, setting)
 
 
@@ -83,15 +89,30 @@ def select_keep_rates(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def select_trend(
-    results: pd.DataFrame, against: str = "random_same_data", data_set: str = "", setting: str = ""
+    results: pd.DataFrame,
+    against: str = "random_same_data",
+    data_set: str = "",
+    setting: str = "",
+    metric: str = "auroc",
 ) -> pd.Series | None:
     """The row of the results table that holds the trend of the gains drawn, or None if there is none."""
-    gains = _gains(results, against, data_set, setting)
-    rows = select_rows(results, GAIN_TREND, arm=f"curated - {against}")
+    gains = _gains(results, against, data_set, setting, metric)
+    rows = select_rows(results, GAIN_TREND, arm=f"curated - {against}", metric=metric + PER_DECADE)
     if gains.empty or rows.empty:
         return None
     rows = rows[(rows.data_set == gains.data_set.iloc[0]) & (rows.setting == gains.setting.iloc[0])]
     return rows.iloc[0] if len(rows) else None
+
+
+def select_trends(results: pd.DataFrame, data_set: str = "", setting: str = "") -> pd.DataFrame:
+    """The trends of the gains over every arm, on the data set that is drawn and then on the others."""
+    rows = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS])
+    rows = rows[rows.arm.str.startswith("curated - ") & rows.ci_low.notna()]
+    if rows.empty:
+        return rows
+    first = data_set or preferred_data_set(rows)
+    rows = rows[rows.setting == (setting or preferred_setting(rows))]
+    return rows.sort_values("data_set", key=lambda names: names != first, kind="stable", ignore_index=True)
 
 
 def select_long_tail(
@@ -106,11 +127,11 @@ def select_long_tail(
     Args:
         results, prevalence, against, data_set, setting: as in `select_gains`.
     """
-    compared = _gains_of_all(results, data_set, setting)
-    rows = [_gains(results, against, data_set, setting), compared, select_keep_rates(results)]
-    trend = select_trend(results, against, data_set, setting)
-    if trend is not None:
-        rows.append(trend.to_frame().T.astype(results.dtypes.to_dict()))
+    rows = [select_trends(results, data_set, setting), select_keep_rates(results)]
+    for metric in _METRIC_WORDS:
+        rows.append(_gains(results, against, data_set, setting, metric))
+        rows.append(_gains_of_all(results, data_set, setting, metric))
+    rows = [table for table in rows if len(table)] or [results[:0]]
     table = pd.concat(rows, ignore_index=True).drop_duplicates(ignore_index=True)
     return table.assign(prevalence=table.finding.map(prevalence).astype(float))
 
@@ -122,7 +143,7 @@ def plot_long_tail(
     data_set: str = "",
     setting: str = "",
 ) -> Figure:
-    """Gain against prevalence, gain by tier, enrichment against prevalence, and what kinds of pairs are kept.
+    """Gain against prevalence and by tier in AUROC and AUPRC, its trends, enrichment, and what kinds of pairs are kept.
 
     Panels without rows are left out: real cohorts have no known duplicates, small ones no tiers.
 
@@ -132,40 +153,54 @@ def plot_long_tail(
     Raises:
         StudyError: neither gains nor keep rates were measured.
     """
-    gains, tiers, enrichment, kinds = _tables(results, prevalence, against, data_set, setting).values()
-    there = {"gain": len(gains), "tiers": len(tiers), "enrichment": len(enrichment), "kinds": len(kinds)}
-    panels = [panel for panel, rows in there.items() if rows]
+    tables = _tables(results, prevalence, against, data_set, setting)
+    panels = [panel for panel, table in tables.items() if len(table)]
     if not panels:
-        require_rows(gains, "per-finding differences and no keep rates", _MADE_BY)
-    height = 1 + (len(panels) > 2)
-    columns = 1 if len(panels) == 1 else 2
-    figure = new_figure(height_mm=62 * height + 4)
-    ratios = [1.4, 1.0] if panels == list(there) else [1.0] * columns
-    grid = figure.subplots(height, columns, squeeze=False, width_ratios=ratios).ravel()
+        require_rows(tables["auroc"], "per-finding differences and no keep rates", _MADE_BY)
+    height, columns = (len(panels) + 1) // 2, min(2, len(panels))
+    figure = new_figure(height_mm=60 * height + 4)
+    # Every row has margins of its own: long labels of one panel do not squeeze those above and below.
+    rows = figure.subfigures(height, 1, squeeze=False).ravel()
+    grid = [one for row in rows for one in row.subplots(1, columns, squeeze=False).ravel()]
     axes = dict(zip(panels, grid, strict=False))
     for unused in grid[len(panels) :]:
-        unused.set_axis_off()
-    letters = dict(zip(panels, "abcd", strict=False))
-    if "gain" in axes:
-        _draw_gains(axes["gain"], gains, arm_style(against), select_trend(results, against, data_set, setting))
-        title_panel(axes["gain"], letters["gain"], f"Gain over {arm_style(against).name.lower()}, by prevalence")
-    if "tiers" in axes:
-        draw_forest(
-            axes["tiers"], tiers, [len(group.estimates) for group in tiers], reference=0.0, number_format="+.3f",
-            heading_at_axes=True,
-        )  # fmt: skip
-        axes["tiers"].set_xlabel("Difference in macro AUROC")
-        title_panel(axes["tiers"], letters["tiers"], "Curated minus others, by tier")
+        figure.delaxes(unused)
+    letters = dict(zip(panels, "abcdefgh", strict=False))
+    other = arm_style(against)
+    for metric, words in _METRIC_WORDS.items():
+        if metric in axes:
+            trend = select_trend(results, against, data_set, setting, metric)
+            _draw_gains(axes[metric], tables[metric], other, trend, words)
+            title = f"Gain over {other.name.lower()}, by prevalence"
+            title_panel(axes[metric], letters[metric], title)
+        tiers = f"{metric} by tier"
+        if tiers in axes:
+            _draw_groups(axes[tiers], tables[tiers], f"Difference in macro {words}")
+            title_panel(axes[tiers], letters[tiers], "Curated minus others, by tier")
+    for panel in ("trends", "trends elsewhere"):
+        if panel in axes:
+            _draw_groups(axes[panel], _group_trends(tables[panel]), "Change of the gain for ten times the prevalence")
+            title_panel(axes[panel], letters[panel], f"Trend of the gain ({_name_test(tables[panel])})")
     if "enrichment" in axes:
-        _draw_enrichment(axes["enrichment"], enrichment)
+        _draw_enrichment(axes["enrichment"], tables["enrichment"])
         title_panel(axes["enrichment"], letters["enrichment"], "What curation keeps, by prevalence")
     if "kinds" in axes:
-        _draw_kinds(axes["kinds"], kinds)
+        _draw_kinds(axes["kinds"], tables["kinds"])
         title_panel(axes["kinds"], letters["kinds"], "What curation keeps, by kind of pair")
-    for panel, table in (("gain", gains), ("enrichment", enrichment)):
+    for panel in (*_METRIC_WORDS, "enrichment"):
         if panel in axes:
-            _name_findings(axes[panel], table)
+            _name_findings(axes[panel], tables[panel])
     return figure
+
+
+def _draw_groups(axes: Axes, groups: list[Group], label: str) -> None:
+    heights = [len(group.estimates) for group in groups]
+    draw_forest(axes, groups, heights, reference=0.0, number_format="+.3f", heading_at_axes=True)
+    axes.set_xlabel(label)
+
+
+def _name_test(rows: pd.DataFrame) -> str:
+    return rows.data_set.iloc[0].rpartition("/")[2].replace("_", " ")
 
 
 def _tables(results, prevalence, against, data_set, setting) -> dict:
@@ -173,17 +208,40 @@ def _tables(results, prevalence, against, data_set, setting) -> dict:
     kept = select_keep_rates(results)
     enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & (kept.setting == "finding")])
     enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
+    trends = select_trends(results, data_set, setting)
+    drawn = trends.data_set == (trends.data_set.iloc[0] if len(trends) else "")
+    elsewhere = trends[~drawn]
     return {
-        "gain": select_gains(results, prevalence, against, data_set, setting),
-        "tiers": _group_tiers(_gains_of_all(results, data_set, setting)),
+        **{metric: select_gains(results, prevalence, against, data_set, setting, metric) for metric in _METRIC_WORDS},
+        **{
+            f"{metric} by tier": _group_tiers(_gains_of_all(results, data_set, setting, metric))
+            for metric in _METRIC_WORDS
+        },
+        "trends": trends[drawn],
+        "trends elsewhere": elsewhere[elsewhere.data_set == elsewhere.data_set.min()],
         "enrichment": enrichment[enrichment.prevalence > 0],
         "kinds": kept[(kept.metric == "keep_rate") & kept.setting.isin(_KIND_SETTINGS)],
     }
 
 
-def _gains_of_all(results: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot_difference", metric="auroc_difference", finding=TIERS)
+def _gains_of_all(results: pd.DataFrame, data_set: str, setting: str, metric: str = "auroc") -> pd.DataFrame:
+    rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", finding=TIERS)
     return _choose_one(rows[rows.arm.str.startswith("curated - ")], data_set, setting)
+
+
+def _group_trends(rows: pd.DataFrame) -> list[Group]:
+    """Trends by measure, an arm a line."""
+    groups = []
+    for metric, word in _TREND_WORDS.items():
+        of_metric = rows[rows.metric == metric + PER_DECADE]
+        by_arm = {split_difference(row.arm)[1]: row for row in of_metric.itertuples()}
+        estimates = [
+            Estimate(arm_style(arm).name, by_arm[arm].value, by_arm[arm].ci_low, by_arm[arm].ci_high, arm_style(arm))
+            for arm in order_arms(by_arm)
+        ]
+        if estimates:
+            groups.append(Group(word, estimates))
+    return groups
 
 
 def _group_tiers(rows: pd.DataFrame) -> list[Group]:
@@ -218,10 +276,10 @@ def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, colour: str, marker:
     axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
 
 
-def _draw_gains(axes: Axes, gains: pd.DataFrame, against: ArmStyle, trend: pd.Series | None) -> None:
+def _draw_gains(axes: Axes, gains: pd.DataFrame, against: ArmStyle, trend: pd.Series | None, metric: str) -> None:
     _scatter_by_prevalence(axes, gains, ACCENT, "o")
     axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
-    axes.set_ylabel(f"Difference in AUROC\n(curated \N{MINUS SIGN} {against.name.lower()})")
+    axes.set_ylabel(f"Difference in {metric}\n(curated \N{MINUS SIGN} {against.name.lower()})")
     _limit_to_values(axes, gains, around=0.0)
     if trend is not None and _is_drawn(trend):
         _draw_trend(axes, gains, trend)
@@ -353,21 +411,32 @@ def describe_long_tail(
 ) -> str:
     """The caption of `plot_long_tail`, with the trend as it came out; it names the panels that are drawn."""
     tables = _tables(results, prevalence, against, data_set, setting)
-    letters = dict(zip([panel for panel, table in tables.items() if len(table)], "abcd", strict=False))
-    gains, parts = tables["gain"], ["The long tail."]
-    other = arm_style(against).name.lower()
-    if "gain" in letters:
-        first = gains.iloc[0]
-        where = ", ".join(part for part in (name_data_set(first.data_set), name_setting(first.setting)) if part)
-        parts.append(
-            f"{letters['gain']}, gain of the curated arm over {other} in zero-shot AUROC ({where}), paired by patient "
-            f"and seed, by prevalence in training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long intervals "
-            "are cut at the frame."
-        )
-        parts.append(_describe_trend(select_trend(results, against, data_set, setting)))
+    letters = dict(zip([panel for panel, table in tables.items() if len(table)], "abcdefgh", strict=False))
+    parts, other = ["The long tail."], arm_style(against).name.lower()
+    for metric, words in _METRIC_WORDS.items():
+        if metric in letters:
+            gains = tables[metric]
+            first = gains.iloc[0]
+            where = ", ".join(part for part in (name_data_set(first.data_set), name_setting(first.setting)) if part)
+            parts.append(
+                f"{letters[metric]}, gain of the curated arm over {other} in zero-shot {words} ({where}), paired by "
+                f"patient and seed, by prevalence in training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long "
+                "intervals are cut at the frame."
+            )
+            parts.append(_describe_trend(select_trend(results, against, data_set, setting, metric)))
+    if "auroc" in letters:
         parts.append(describe_interval(_gains(results, against, data_set, setting)))
-    if "tiers" in letters:
-        parts.append(f"{letters['tiers']}, paired differences in macro AUROC by tier of prevalence, 95 % intervals.")
+    if "auprc" in letters:
+        parts.append(_describe_test_prevalence(tables["auprc"]))
+    by_tier = [letters[f"{metric} by tier"] for metric in _METRIC_WORDS if f"{metric} by tier" in letters]
+    if by_tier:
+        measured = " and ".join(words for metric, words in _METRIC_WORDS.items() if f"{metric} by tier" in letters)
+        parts.append(
+            f"{', '.join(by_tier)}, paired differences in macro {measured} by tier of prevalence in training (above "
+            "10 %, 1 to 10 %, below 1 %, as CXR-LT), 95 % intervals."
+        )
+    if "trends" in letters:
+        parts.append(_describe_trends(tables, letters))
     if "enrichment" in letters:
         parts.append(
             f"{letters['enrichment']}, enrichment of findings among the pairs kept by the curated arm; above 1, kept "
@@ -378,6 +447,29 @@ def describe_long_tail(
     if {"enrichment", "kinds"} & set(letters):
         parts.append(_describe_keep_rates(select_keep_rates(results), list(letters.values())))
     return " ".join(parts)
+
+
+def _describe_test_prevalence(gains: pd.DataFrame) -> str:
+    share = 100 * gains.positives / gains.n
+    return (
+        f"AUPRC depends on the share of positives, in this test set {share.min():.1f} to {share.max():.1f} % of the "
+        "images by finding."
+    )
+
+
+def _describe_trends(tables: dict, letters: dict[str, str]) -> str:
+    said = []
+    for panel in ("trends", "trends elsewhere"):
+        if panel in letters:
+            rows = tables[panel]
+            low, high = int(rows.n.min()), int(rows.n.max())
+            count = f"{low}" if low == high else f"{low} to {high}"
+            said.append(f"{letters[panel]}, {name_data_set(rows.data_set.iloc[0])}, {count} findings")
+    return (
+        f"Slopes of the gain over log10 prevalence, over each arm ({'; '.join(said)}; findings of five patients or "
+        "more); below zero, curation gains most on the rare. Normalised AUPRC: the part reached of what can be reached "
+        "at the test set's prevalence (Boyd 2012)."
+    )
 
 
 def _describe_trend(trend: pd.Series | None) -> str:
