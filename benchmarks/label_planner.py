@@ -118,7 +118,7 @@ def judge_peers(curve: LearningCurve, generator: np.random.Generator) -> dict[st
     plateau = profile_plateau(curve)
     judged["profile"] = judge_fit(plateau.value, plateau.low, plateau.high, plateau.state == TOLD)
     if curve.draws.min() > 1:
-        plateaus = bootstrap_fits(curve, generator, resamples=300).plateau
+        plateaus = bootstrap_fits(curve, generator, resamples=200).plateau
         judged["bootstrap"] = judge_fit(plateau.value, *np.quantile(plateaus, [0.025, 0.975]), None)
     return judged
 

@@ -155,9 +155,16 @@ def _infer_group(
     noise = _weigh_noises(prior) + sum(grid.noise_evidence for grid in grids)
     for grid in grids:
         # The other curves' word on the noise; this curve's own is in its likelihood.
-        grid.gather(noise - grid.noise_evidence, prior)
-    common = _weigh_common(prior) + sum(grid.evidence for grid in grids)
-    return [_draw_posterior(grid, common - grid.evidence, prior, generator, draws) for grid in grids]
+        grid.place_nodes(noise - grid.noise_evidence, prior)
+    if len(grids) == 1:
+        return [_draw_posterior(grids[0], _prior_mixtures(prior), generator, draws)]
+    evidence = [grid.weigh_priors(prior) for grid in grids]
+    common = _weigh_common(prior) + sum(evidence)
+    # What a curve has to say of itself is in its likelihood: its prior is what the others say.
+    return [
+        _draw_posterior(grid, _mix(common - own, prior), generator, draws)
+        for grid, own in zip(grids, evidence, strict=True)
+    ]
 
 
 # --- what curves have in common --------------------------------------------------------------------------------------
@@ -200,9 +207,15 @@ def _densities(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=4)
+def _prior_mixtures(prior: Prior) -> np.ndarray:
+    """The prior of one curve before anything is learnt, by reference."""
+    return _mix(_weigh_common(prior), prior)
+
+
+@lru_cache(maxsize=4)
 def _mean_prior(prior: Prior) -> np.ndarray:
-    """Log of the prior of one curve before anything is learnt ``(plateau, gamma, shortfall bins)``."""
-    return np.log(_mix(_weigh_common(prior), prior).mean(axis=0)) + np.log(len(prior.references))
+    """Its log ``(plateau, gamma, shortfall bins)``, the shortfall being at the mean of the references."""
+    return np.log(_prior_mixtures(prior).sum(axis=0))
 
 
 def _mix(log_weights: np.ndarray, prior: Prior) -> np.ndarray:
@@ -230,8 +243,6 @@ class _Grid:
 
     Attributes:
         noise_evidence: log likelihood of the curve for every noise ``(noises,)``, under the mean of the priors.
-        evidence: log likelihood for every node of what is common ``(references, plateau, gamma, shortfall)``, after
-            `gather`.
     """
 
     def __init__(self, curve: LearningCurve, exponent: float, prior: Prior):
@@ -325,8 +336,8 @@ class _Grid:
         # The density of the log shortfall, per unit of beta.
         return places, -log_beta
 
-    def gather(self, log_noise: np.ndarray, prior: Prior) -> None:
-        """Put the likelihood into bins that all curves share, and weigh it by every common prior.
+    def place_nodes(self, log_noise: np.ndarray, prior: Prior) -> None:
+        """List the nodes of beta, alpha and gamma that matter, with their weights and places among the bins.
 
         Args:
             log_noise: log weights of the noises ``(noises,)``.
@@ -349,11 +360,14 @@ class _Grid:
         posterior = self.log_weights + _interpolate(_mean_prior(prior), self._refer(np.mean(self.log_references)), 0.0)
         kept = posterior > posterior.max() + np.log(_LEAST_WEIGHT)
         self.nodes, self.places, self.log_weights = self.nodes[:, kept], self.places[:, kept], self.log_weights[kept]
+
+    def weigh_priors(self, prior: Prior) -> np.ndarray:
+        """Log likelihood for every node of what is common ``(references, plateau, gamma, shortfall)``."""
         offset = self.log_weights.max()
         mass = np.exp(self.log_weights - offset)
         binned = np.stack([_bin(self._refer(one), mass) for one in self.log_references])
         evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *_densities(prior), optimize=True)
-        self.evidence = np.log(np.maximum(evidence, 1e-300)) + offset
+        return np.log(np.maximum(evidence, 1e-300)) + offset
 
     def weigh_nodes(self, mixtures: np.ndarray) -> np.ndarray:
         """Log of the priors ``(references, plateau, gamma, shortfall bins)`` at the nodes, summed over references."""
@@ -404,11 +418,9 @@ def _interpolate(table: np.ndarray, places: Sequence[np.ndarray], measure: np.nd
     return map_coordinates(table, np.stack(positions), order=1, mode="nearest") + measure
 
 
-def _draw_posterior(
-    grid: _Grid, common: np.ndarray, prior: Prior, generator: np.random.Generator, draws: int
-) -> Posterior:
-    """Draws of one curve, given the log weights of what is common without this curve's own word."""
-    log_mass = grid.log_weights + grid.weigh_nodes(_mix(common, prior))
+def _draw_posterior(grid: _Grid, mixtures: np.ndarray, generator: np.random.Generator, draws: int) -> Posterior:
+    """Draws of one curve, given its prior in bins, by reference."""
+    log_mass = grid.log_weights + grid.weigh_nodes(mixtures)
     running = np.cumsum(np.exp(log_mass - log_mass.max()))
     # Systematic draws: each node is taken as often as its mass says, but for rounding.
     taken = np.searchsorted(running, (np.arange(draws) + generator.random()) / draws * running[-1])
