@@ -42,7 +42,7 @@ import pandas as pd
 from IPython.display import display
 
 from chexstudy.cohort.pixels import open_pixel_store
-from chexstudy.cohort.table import label_matrix, read_cohort
+from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
 from chexstudy.evaluation.adaptation import adapt_arm, freeze_arm, head_artifact
 from chexstudy.evaluation.arms import Evaluation, tell_exposure
 from chexstudy.evaluation.heads.attention import (
@@ -75,6 +75,7 @@ run = start_notebook("10_see_with_glori", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
 evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, device=str(choose_device(device)))
 findings, test_sets = evaluation.findings, evaluation.test_sets()
+places = [finding for finding in findings if finding != NO_FINDING]  # what can be somewhere
 encoder = f"{arm}, seed {seed}"
 if not findings:
     print("the cohort has no labels: there is no finding to look for")
@@ -105,7 +106,7 @@ regions = {}
 if findings:
     size, fit = evaluation.store.size, evaluation.store.fit
     for name, rows in test_sets.items():
-        regions[name] = read_regions(run, rows, findings, size, fit, data_root)
+        regions[name] = read_regions(run, rows, places, size, fit, data_root)
         print(f"{name}: {regions[name].missing or f'{len(regions[name].table)} cases'}")
 
 # %% [markdown]
@@ -126,7 +127,7 @@ if findings:
         fitted.score(features, validation.image_id), label_matrix(validation, findings), specificity
     )
     rarest = measure_prevalence(evaluation.training).sort_values().index
-    order = [one for one in (sizes.index if len(sizes) else rarest) if one in findings]
+    order = [one for one in (sizes.index if len(sizes) else rarest) if one in places]
     known = set(regions[shown].table.image_id) or None
     chosen = choose_examples(rows, scores, thresholds, findings, order, examples, known)
     if len(chosen):
@@ -162,7 +163,7 @@ for name in regions:
     table = summarise_cases(
         cases,
         test_sets[name],
-        findings,
+        places,
         evaluation.generator(),
         resamples=resamples,
         setting=head,
@@ -194,5 +195,5 @@ if findings:
     shares = attention[~attention.metric.str.contains("_over_") & attention.value.notna()]
     assert shares.value.between(0, 1).all()
     assert (attention.n[attention.value.notna()] > 0).all()
-    assert set(attention.finding) == {*findings, "macro"}, "a finding without a case keeps its row"
+    assert set(attention.finding) == {*places, "macro"}, "a finding without a case keeps its row"
     print(f"{len(attention)} rows of attention in the results table, {len(cards)} examples shown")

@@ -287,8 +287,9 @@ def test_nih_boxes_are_brought_to_the_store(real_data):
 
 def test_lungs_stand_in_where_findings_have_no_outline(real_data):
     rows = build_nlm_tb(real_data / "nlm_tb", seed=0).head(60)
-    regions = read_lung_regions(real_data / "nlm_tb", rows, ["Tuberculosis"], 96, "crop")
+    regions = read_lung_regions(real_data / "nlm_tb", rows, ["No Finding", "Tuberculosis"], 96, "crop")
     assert regions.kind == "lungs"
+    assert set(regions.table.finding) == {"Tuberculosis"}
     assert set(regions.table.image_id) <= set(rows.image_id[rows.Tuberculosis == 1])
     assert regions.table["mask"].map(np.mean).between(0.1, 0.6).all()
 

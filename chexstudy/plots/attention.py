@@ -164,9 +164,10 @@ def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, 
     return (
         f"Attention of {head} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the attention of "
         "the named finding, averaged over the head's heads, brought from the patches to the pixels bilinearly, scaled "
-        f"from 0 to 1 within the image and raised to the power {_POWER}. Bars: the confidence of every finding (the "
-        f"sigmoid of its logit), at most {_MOST_BARS}, the highest first; coloured where the image truly has the "
-        f"finding. The true place is outlined on {outlined} of {len(cards)}. {rule}"
+        f"from 0 to 1 within the image and raised to the power {_POWER}; under each, how far its strongest patch stands "
+        "out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
+        f"{_MOST_BARS}, the highest first; coloured where the image truly has the finding. The true place is outlined "
+        f"on {outlined} of {len(cards)}. {rule}"
     )
 
 
@@ -195,6 +196,8 @@ def _draw_overlay(axes: Axes, card: AttentionCard) -> None:
     if card.mask is not None and card.mask.any() and not card.mask.all():
         axes.contour(card.mask.astype(float), levels=[0.5], colors=[_OUTLINE], linewidths=1.0)
     clear_frame(axes)
+    # Scaled to its own range, even attention would look like a choice.
+    axes.set_xlabel(f"strongest patch {np.max(card.weights) / np.mean(card.weights):.1f} times the mean", fontsize=5.5)
 
 
 def _draw_bars(axes: Axes, card: AttentionCard) -> None:

@@ -32,6 +32,7 @@ from chexstudy.cohort.phantom.build import SOURCE as PHANTOM
 from chexstudy.cohort.phantom.masks import decode_mask
 from chexstudy.cohort.sources.nih import read_boxes
 from chexstudy.cohort.sources.nlm_tb import find_lung_masks, read_lung_mask
+from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.heads.features import FrozenFeatures
 from chexstudy.evaluation.heads.glori import square_side
@@ -212,14 +213,18 @@ def _collect_regions(
     fit: str,
     kind: str = FINDING,
 ) -> Regions:
-    """Masks of findings that the labels call present, in the order of ``rows`` and ``findings``."""
+    """Masks of findings that the labels call present, in the order of ``rows`` and ``findings``.
+
+    ``No Finding`` is nowhere: it has no region, not even the lungs.
+    """
+    findings = [finding for finding in findings if finding != NO_FINDING]
     place = pd.Series(np.arange(len(rows)), index=rows.image_id)
     column = {finding: number for number, finding in enumerate(findings)}
     present = rows[list(findings)].eq(1).fillna(False).to_numpy(dtype=bool)
     kept = []
     for image_id, finding, mask in masks:
-        row, number = int(place[image_id]), column[finding]
-        if present[row, number]:
+        row, number = int(place[image_id]), column.get(finding)
+        if number is not None and present[row, number]:
             fitted = fit_mask(mask, size, fit)
             # A crop may cut the whole region away.
             if fitted.any():
