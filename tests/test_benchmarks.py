@@ -13,6 +13,7 @@ _BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 _SMALL = {
     "curator": ["--rows", "150", "--prototypes", "3", "6", "--dim", "16"],
     "loader": ["--images", "2", "--size", "64", "--batch", "4", "--stored", "20", "--steps", "2"],
+    "bootstrap": ["--cases", "300", "--findings", "3", "--resamples", "20", "--peer-resamples", "1"],
     "kmeans": ["--rows", "300", "--dim", "8", "--clusters", "4", "--iterations", "2"],
 }
 
