@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.prompts import CLINICAL, CONTRAST_NORMAL, FAMILIES, PUBLISHED, PromptFamily, choose_prompts
+from chexstudy.evaluation.prompts import (
+    CLINICAL,
+    CONTRAST_NORMAL,
+    FAMILIES,
+    PUBLISHED,
+    PromptFamily,
+    add_prompt_families,
+    choose_prompts,
+    hash_families,
+    read_prompt_families,
+)
 
 
 def test_the_published_prompts_are_the_bare_name_and_no():
@@ -48,3 +58,83 @@ def test_a_family_needs_a_known_casing_and_every_side():
         PromptFamily("own", ("{}",), ("no {}",), ("normal",), ("abnormal",), casing="upper")
     with pytest.raises(StudyError, match="without a sentence"):
         PromptFamily("own", ("{}",), (), ("normal",), ("abnormal",), casing="as_named")
+
+
+def test_the_choice_stays_between_the_three_that_numbers_were_made_with():
+    assert list(FAMILIES) == ["published", "clinical", "contrast_normal", "radiologist", "severity_location"]
+    assert [name for name, family in FAMILIES.items() if family.candidate] == [
+        *("published", "clinical", "contrast_normal"),
+    ]
+
+
+def test_sentences_of_a_single_finding_stand_as_they_are_and_others_are_templates():
+    radiologist = FAMILIES["radiologist"]
+    assert "The heart is enlarged." in radiologist.prompts("Cardiomegaly")[0]
+    assert radiologist.prompts("Pleural_Effusion") == radiologist.prompts("Pleural Effusion")
+    assert "There is cavity." in radiologist.prompts("Cavity")[0]
+    assert "Severe mass in the upper zones." in FAMILIES["severity_location"].prompts("Mass")[0]
+
+
+OWN = """
+families:
+  mine:
+    present: ["Clear signs of {}."]
+    absent: ["Not a trace of {}."]
+    normal: ["All is well."]
+    abnormal: ["Something is wrong."]
+    findings:
+      Pleural Effusion: {present: ["Fluid."], absent: ["No fluid."]}
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_family_of_ones_own_is_added_after_those_of_the_study(tmp_path):
+    families = add_prompt_families(write(tmp_path, OWN))
+    assert list(families) == [*FAMILIES, "mine"]
+    assert families["mine"].candidate
+    assert families["mine"].prompts("Mass") == (("Clear signs of mass.",), ("Not a trace of mass.",))
+    assert families["mine"].prompts("Pleural_Effusion") == (("Fluid.",), ("No fluid.",))
+    assert families["mine"].prompts("No Finding") == (("All is well.",), ("Something is wrong.",))
+    assert add_prompt_families("") == FAMILIES
+    changed = add_prompt_families(write(tmp_path, OWN.replace("Fluid", "Liquid")))
+    assert hash_families(changed) != hash_families(families)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (OWN, "families: [", r"mine.yaml is not a YAML file that can be read \(line 1\)"),
+        (OWN, "prompts: {}", "holds no prompt family"),
+        ("mine:", "My-Prompts:", "small letters"),
+        ("mine:", "chosen:", "small letters"),
+        ("mine:", "published:", "'published' belongs to a family of the study"),
+        ("absent: [", "abscent: [", "unknown key 'abscent'"),
+        ('absent: ["Not a trace of {}."]', "absent: []", "absent must be a list of at least one sentence"),
+        ('["All is well."]', "[no]", "normal holds False, which is no sentence: put it in quotes"),
+        ("signs of {}", "signs", "lacks {}"),
+        ("signs of {}", "signs of {finding}", "no braces but {}"),
+        ("Not a trace", "Clear signs", "present and absent are the same sentences"),
+        ("All is well.", "Something is wrong.", "normal and abnormal are the same sentences"),
+        ("No fluid.", "Fluid.", "Pleural Effusion, both sides are the same sentences"),
+        (
+            "    present: [",
+            "    casing: upper\n    present: [",
+            "casing must be one of as_named, as_written, not 'upper'",
+        ),
+        ("    present: [", "    candidate: 3\n    present: [", "candidate must be true or false"),
+        ("{present: [", "{for: [", "findings must hold"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, old, new, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        add_prompt_families(write(tmp_path, OWN.replace(old, new)))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(StudyError, match="no file of prompts"):
+        read_prompt_families(tmp_path / "none.yaml")

@@ -3,7 +3,14 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.prompts import CLINICAL, PUBLISHED, PromptFamily
-from chexstudy.evaluation.zero_shot import evaluate_zero_shot, list_inverted, zero_shot_scores
+from chexstudy.evaluation.zero_shot import (
+    evaluate_zero_shot,
+    list_inverted,
+    prompt_directions,
+    score_directions,
+    warn_inverted,
+    zero_shot_scores,
+)
 
 FINDINGS = ["Mass", "Hernia"]
 
@@ -72,6 +79,18 @@ def test_an_inverted_direction_is_listed_with_its_certainty():
     assert inverted.finding.iloc[0] == "Mass"
     assert inverted.certain.iloc[0]
     assert "Hernia" not in set(inverted.finding)
+    assert "macro" not in set(inverted.finding)
+    (sentence,) = warn_inverted(rows.assign(arm="full", data_set="a/test"))
+    assert sentence.startswith("Mass: the prompts 'published' of arm 'full' point the wrong way on a/test, AUROC 0.0")
+
+
+def test_directions_once_encoded_score_every_split():
+    directions = prompt_directions(PROMPTS, FINDINGS, PUBLISHED)
+    images = np.random.default_rng(0).normal(size=(5, 3))
+    whole = zero_shot_scores(images, PROMPTS, FINDINGS, PUBLISHED)
+    np.testing.assert_array_equal(score_directions(images[:2], directions), whole[:2])
+    with pytest.raises(StudyError, match="it must give a row each"):
+        prompt_directions(lambda texts: np.ones((1, 3)), FINDINGS, PUBLISHED)
 
 
 def test_embeddings_that_cannot_be_compared_are_named():

@@ -40,7 +40,7 @@ def select_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str
 
 
 def plot_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:
-    """Two panels over the same findings: healthy against sick negatives, and all prompt families.
+    """Panels over the same findings: healthy against sick negatives, and all prompt families; those with rows.
 
     Args:
         results, arm, data_set: as in `select_spectrum`.
@@ -52,21 +52,24 @@ def plot_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str |
     negatives, families = rows[rows.task == SPECTRUM], rows[rows.task == FAMILY]
     order = _order_findings(negatives, families)
     figure = new_figure(height_mm=34 + _ROW_MM * len(order))
-    left, right = figure.subplots(1, 2, sharey=True)
+    panels = [
+        (_draw_negatives, negatives, "Negatives: healthy or with something else"),
+        (_draw_families, families, "Prompt families"),
+    ]
+    panels = [panel for panel in panels if len(panel[1])]
     places = {finding: place for place, finding in enumerate(order)}
-    _draw_negatives(left, negatives, places)
-    _draw_families(right, families, places)
-    for axes in (left, right):
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, letter, (draw, shown, title) in zip(row, "ab", panels, strict=False):
+        draw(axes, shown, places)
         axes.axvline(0.5, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
         axes.set_xlabel("AUROC")
         axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09 * 24 / max(len(order), 12)), ncols=3)
-    left.set_yticks(list(places.values()), [_name(finding) for finding in places])
-    left.set_ylim(len(order) - 0.4, -0.6)
-    title_panel(left, "a", "Negatives: healthy or with something else")
-    title_panel(right, "b", "Prompt families")
+        title_panel(axes, letter, title)
+    row[0].set_yticks(list(places.values()), [_name(finding) for finding in places])
+    row[0].set_ylim(len(order) - 0.4, -0.6)
     return figure
 
 
@@ -76,7 +79,7 @@ def _name(finding: str) -> str:
 
 def _order_findings(negatives: pd.DataFrame, families: pd.DataFrame) -> list[str]:
     """The mean first, then findings by what healthy negatives add; those with one sort of negatives last."""
-    wide = negatives.assign(sort=negatives.setting.str.rpartition("; ")[2])
+    wide = negatives.assign(sort=negatives.setting.str.split("; ").str[-1])
     wide = wide.pivot(index="finding", columns="sort", values="value").reindex(columns=["healthy", "sick"])
     gap = (wide.healthy - wide.sick).sort_values(ascending=False, kind="stable")
     others = [finding for finding in dict.fromkeys(families.finding) if finding not in gap.index]
@@ -89,7 +92,7 @@ def _draw_negatives(axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
     shift = {"healthy": -0.14, "sick": 0.14}
     looks = {"healthy": (_HEALTHY, "o", "healthy"), "sick": (_SICK, "s", "with another finding")}
     for finding, own in rows.groupby("finding", sort=False):
-        values = own.set_index(own.setting.str.rpartition("; ")[2]).value
+        values = own.set_index(own.setting.str.split("; ").str[-1]).value
         if len(values) == 2:
             axes.plot([values.sick, values.healthy], [places[finding]] * 2, color=PALE, linewidth=2.2, zorder=1)
     for sort, (colour, marker, name) in looks.items():

@@ -1,0 +1,91 @@
+"""From kept scores to rows: every task is there, nothing is skipped silently, and what is current is not made again."""
+
+import numpy as np
+import pytest
+from conftest import make_tiny_study
+
+from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.arms import Evaluation, evaluate_arm, family_task
+from chexstudy.evaluation.prompts import FAMILIES
+from chexstudy.evaluation.results import validate_results
+from chexstudy.evaluation.scores import read_scores
+from chexstudy.evaluation.scrutiny import REPAIRS, TASKS, scrutinise_arms, summarise_scrutiny
+from chexstudy.evaluation.thresholds import RULES
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine import pretrain
+
+_CONSTANTS = {"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16}
+_CONSTANTS |= {"warm_up_epochs": 0, "subset_epochs": 0, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHEXSTUDY_HOME", str(tmp_path_factory.mktemp("home")))
+        run = make_tiny_study()
+        pretrain(run, "full", 0, PretrainingConfig.from_dict(_CONSTANTS), "cpu")
+        evaluation = Evaluation(run, run.read_table("cohort.parquet", "the test"), open_pixel_store(run), resamples=20)
+        evaluate_arm(evaluation, "full", 0)
+        yield evaluation
+
+
+def test_every_task_has_its_rows_and_they_fit_the_results_table(evaluated):
+    rows, curves = scrutinise_arms(evaluated, ["full"], [0], [0.1])
+    rows = validate_results(rows)
+    assert set(rows.task) == set(TASKS)
+    families = rows[(rows.task == "prompt_family") & (rows.finding == "macro") & (rows.metric == "auroc")]
+    assert set(families.setting) == set(FAMILIES)
+    points = set(rows.setting[(rows.task == "operating_point") & (rows.finding == "macro")])
+    assert points == {f"{kind}; {rule.name}" for kind in ("zero_shot", "linear_probe") for rule in RULES}
+    repairs = set(rows.setting[(rows.task == "calibration") & (rows.finding == "macro")])
+    assert repairs == {f"{kind}; {repair}" for kind in ("zero_shot", "linear_probe") for repair in REPAIRS}
+    assert set(rows.exposure) == {"held_out"}
+    assert set(curves.columns) >= {"predicted", "observed", "ci_low", "n", "positives", "exposure"}
+    table = summarise_scrutiny(rows)
+    assert table.loc[("tiny/test", "held_out", "prompt_family", "inverted_findings", "published"), "full"].endswith(
+        "of 2"
+    )
+    # What the scores did not change is read, not made again.
+    path = evaluated.run.path("evaluation/full/scrutiny.parquet")
+    before = path.stat().st_mtime_ns
+    scrutinise_arms(evaluated, ["full"], [0], [0.1])
+    assert path.stat().st_mtime_ns == before
+    scrutinise_arms(evaluated, ["full"], [0], [0.2])
+    assert path.stat().st_mtime_ns != before
+
+
+def test_scores_of_all_families_are_kept_on_validation_and_test(evaluated):
+    place = {"arm": "full", "seed": 0}
+    chosen = evaluated.run.read_json("evaluation/full/seed0/prompts.json", "05")["chosen_on_validation"]
+    for name, rows in {**evaluated.test_sets(), **evaluated.validation_sets()}.items():
+        read = {
+            task: read_scores(evaluated.run, rows.image_id, evaluated.findings, **place, task=task, data_set=name)
+            for task in ("zero_shot", "linear_probe", *map(family_task, FAMILIES))
+        }
+        np.testing.assert_array_equal(read["zero_shot"], read[family_task(chosen)])
+        assert np.isfinite(read["linear_probe"]).all()
+
+
+def test_without_validation_each_missing_choice_is_a_row_with_its_reason(evaluated):
+    cohort = evaluated.cohort[evaluated.cohort.split != "validate"]
+    evaluation = Evaluation(evaluated.run, cohort, evaluated.store, resamples=20, probe=False)
+    rows, curves = scrutinise_arms(evaluation, ["full"], [0], [])
+    held = rows[(rows.task == "operating_point") & (rows.finding == "Mass") & (rows.metric == "sensitivity")]
+    assert held.value.isna().all()
+    assert held.setting.str.endswith(("no positive in validation", "no negative in validation")).all()
+    repaired = rows[(rows.task == "calibration") & rows.setting.str.contains("platt") & (rows.finding != "macro")]
+    assert repaired.value.isna().all()
+    assert repaired.setting.str.endswith("no known label in validation").all()
+    assert curves.empty
+
+
+def test_wrong_input_is_one_sentence(evaluated):
+    with pytest.raises(StudyError, match="no seeds to scrutinise"):
+        scrutinise_arms(evaluated, ["full"], [], [0.1])
+    with pytest.raises(StudyError, match="run 05_compare_arms first"):
+        scrutinise_arms(evaluated, ["curated"], [0], [0.1])
+    with pytest.raises(StudyError, match="between 0 and 1"):
+        scrutinise_arms(evaluated, ["full"], [0], [1.5])
+    bare = Evaluation(evaluated.run, evaluated.cohort.drop(columns=["Mass", "Hernia"]), evaluated.store)
+    assert all(table.empty for table in scrutinise_arms(bare, ["full"], [0], [0.1]))
