@@ -17,7 +17,7 @@ from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.interchange import ExportOptions, export_cohort
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels import open_pixel_store
-from chexstudy.cohort.table import finding_columns, read_cohort
+from chexstudy.cohort.table import finding_columns, outcome_columns, read_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
@@ -75,6 +75,9 @@ def test_a_phantom_comes_back_as_it_left(home, form):
     left, back = (read_cohort(Run(name).path("cohort.parquet")).set_index("image_id") for name in ("left", "back"))
     assert finding_columns(back) == finding_columns(left)
     assert len(left) > 40
+    # Outcomes do not leave.
+    assert outcome_columns(left)
+    left = left.drop(columns=outcome_columns(left))
     pd.testing.assert_frame_equal(back.loc[left.index].drop(columns="image_path"), left.drop(columns="image_path"))
     stores = [open_pixel_store(Run(name)) for name in ("left", "back")]
     assert np.array_equal(*(store.read(left.index) for store in stores))
@@ -128,6 +131,14 @@ def test_one_line_says_what_was_left_out(study, home, capsys):
         "Reports and patient ids have left with the images."
     ]
     assert told(str(home / "a"))[0] == f"30 pairs in 3 shards in {home / 'a'} (3 were there)."
+
+
+def test_outcomes_stay_at_home_and_the_line_says_so(study, home):
+    cohort = read_cohort(study.path("cohort.parquet"))
+    write_cohort(cohort.assign(outcome_death=1, outcome_death_years=2.5), study.path("cohort.parquet"))
+    told = export(study, home / "out", reports=True, patient_ids=True).left_out
+    assert told == "Left out: outcomes. Reports and patient ids have left with the images."
+    assert not any("outcome" in name for record in read_records(home / "out", "webdataset") for name in record)
 
 
 def test_ids_of_images_that_tell_the_patient_are_counted(study, home):

@@ -1,7 +1,8 @@
 """A cohort written for other programs: WebDataset tar shards, or a folder that Hugging Face ``datasets`` loads.
 
-Reports and the identifiers of patients and studies stay at home unless asked for; patients and studies are numbered
-anew, so that splits by patient can still be made. Every pair is one record of the same layout in both formats::
+Outcomes stay at home; so do reports and the identifiers of patients and studies unless asked for. Patients and studies
+are numbered anew, so that splits by patient can still be made. Every pair is one record of the same layout in both
+formats::
 
     image_id, source, split, view, sex, age_years, labels {finding: 1, 0, -1 (uncertain) or null (not stated)},
     patient and study (numbers), or patient_id and study_id; with reports also report_origin, and the report
@@ -24,7 +25,7 @@ from PIL import Image
 from chexstudy.cohort.images import UnreadableImage, read_bytes
 from chexstudy.cohort.interchange_formats import FORMATS, Pair, tell_image_kind
 from chexstudy.cohort.pixels import COHORT, MANIFEST, PixelStore, hash_cohort, open_pixel_store
-from chexstudy.cohort.table import SPLITS, finding_columns, read_cohort
+from chexstudy.cohort.table import SPLITS, finding_columns, outcome_names, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.runs import Run, atomic_path, hash_file, hash_values
@@ -238,9 +239,13 @@ def _number_anew(identifiers: Iterable[str], secret: str) -> dict[str, int]:
 
 def _tell_left_out(cohort: pd.DataFrame, options: ExportOptions) -> str:
     left_out = [] if options.reports else ["reports (--with-reports)"]
+    if outcome_names(cohort):
+        left_out.append("outcomes")
     if not options.patient_ids:
         left_out.append("patient and study ids (--with-patient-ids), numbered anew instead")
-    told = f"Left out: {'; '.join(left_out)}." if left_out else "Reports and patient ids have left with the images."
+    told = f"Left out: {'; '.join(left_out)}." if left_out else ""
+    if options.reports and options.patient_ids:
+        told = f"{told} Reports and patient ids have left with the images.".lstrip()
     telling = 0 if options.patient_ids else sum(map(_tells_patient, cohort["image_id"], cohort["patient_id"]))
     if telling:
         told += f" The image_id of {telling} of {len(cohort)} pairs still contains the patient's identifier."
