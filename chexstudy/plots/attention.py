@@ -164,8 +164,8 @@ def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, 
     return (
         f"Attention of {head} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the attention of "
         "the named finding, averaged over the head's heads, brought from the patches to the pixels bilinearly, scaled "
-        f"from 0 to 1 within the image and raised to the power {_POWER}; under each, how far its strongest patch stands "
-        "out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
+        f"from 0 to 1 within the image and raised to the power {_POWER}; under each, how far the strongest patch "
+        "stands out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
         f"{_MOST_BARS}, the highest first; coloured where the image truly has the finding. The true place is outlined "
         f"on {outlined} of {len(cards)}. {rule}"
     )
