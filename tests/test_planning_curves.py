@@ -270,6 +270,20 @@ def test_findings_that_cannot_be_drawn_are_listed_with_the_reason(study):
     assert "a curve needs 3 label counts, and of Cyst 2 can be drawn" in reasons["Cyst", -1]
 
 
+def test_counts_of_cases_too_small_to_hold_a_positive_are_left_out(study):
+    _, cohort, _ = study
+    rare = np.flatnonzero(cohort.split == "train")[:3]
+    labels = np.where(cohort.split == "train", 0, cohort.Mass)
+    labels[rare] = 1
+    cohort = cohort.assign(Mass=pd.array(labels, dtype="Int8"))
+    grid = (10, 20, 39, 40, 80, "all")
+    counts, refused = plan_draws(cohort, CurveDesign(grid=grid), ["Mass"])
+    assert counts == {"Mass": [40, 80, 120]}
+    assert refused.n.tolist() == [10, 20, 39]
+    assert "10 cases hold 0.25 positives" in refused.reason[0]
+    assert plan_draws(cohort, CurveDesign(grid=grid, fewest_positives=0), ["Mass"])[0]["Mass"][:2] == [10, 20]
+
+
 def test_fewer_patients_than_needed_are_listed(study):
     _, cohort, _ = study
     counts, refused = plan_draws(cohort, CurveDesign(grid=(10, 20, 40, 80), images_per_patient=1), ["Mass"])

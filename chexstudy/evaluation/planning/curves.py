@@ -32,17 +32,17 @@ from chexstudy.evaluation.planning.draws import (
     make_pool,
     resolve_grid,
 )
+from chexstudy.evaluation.planning.files import CURVES
+from chexstudy.evaluation.planning.observations import FEWEST_POINTS
 from chexstudy.evaluation.statistics import known_labels, rank_metrics
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
-CURVES = "label_budget/curves.parquet"
 SETTINGS = "label_budget/settings.parquet"
-GRID = (10, 20, 50, 100, 200, 500, 1000, 2000, ALL)
+GRID = (10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, ALL)
 # Penalties for each feature, and learning rates: what the one global setting of a head is chosen from.
 HEADS = {"logistic": (0.01, 0.1, 1.0, 10.0, 100.0), "linear": (1e-3, 3e-3, 1e-2, 3e-2)}
 VECTORS = ("pooled", "cls+mean")
-FEWEST_POINTS = 3
 # Large draws differ little, and cost most.
 _CHOSEN_UNTIL, _CHOSEN_DRAWS = 500, 3
 # A block of sets that stays in a core's cache is fitted three times as fast as one that does not.
@@ -59,6 +59,10 @@ class CurveDesign:
         grid: label counts, whole numbers and ``all``; those that a finding's pool cannot give are left out.
         draws: repetitions at each count; everything is drawn once.
         unit, balance, nested, images_per_patient: as in `chexstudy.evaluation.planning.draws.draw_labels`.
+        fewest_positives: counts of cases in which fewer positives are to be expected are left out. A draw is given one
+            positive at least; where the prevalence would give none, the curve's start is better than labelling such a
+            number of cases would make it, and flat, because more cases bring no second positive. No family of curves
+            fits that. 0 keeps them.
         head: ``logistic`` (penalised logistic regression) or ``linear`` (dropout and a linear projection, the paper's).
         settings: choices of the head's global setting: of ``logistic`` the penalty over the number of features, of
             ``linear`` the learning rate. One alone is not chosen but fixed; none stands for the head's own.
@@ -73,6 +77,7 @@ class CurveDesign:
     balance: str = "natural"
     nested: bool = False
     images_per_patient: int = 0
+    fewest_positives: float = 1.0
     head: str = "logistic"
     settings: tuple[float, ...] = ()
     vectors: str = "pooled"
@@ -156,6 +161,13 @@ def plan_draws(
             continue
         possible = []
         for n in resolve_grid(pool, design.grid, design.unit):
+            expected = n * pool.prevalence
+            if design.unit == "cases" and expected < design.fewest_positives:
+                reason = (
+                    f"{n:,} cases hold {expected:.2g} positives at the prevalence of {finding}: label more of them."
+                )
+                refused.append((finding, n, reason))
+                continue
             try:
                 if design.images_per_patient:
                     design.draw(pool, n, 0)
