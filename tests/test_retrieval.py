@@ -7,6 +7,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.results import add_results
 from chexstudy.evaluation.retrieval import (
     METRICS,
+    POLICIES,
     compare_ranks,
     evaluate_retrieval,
     expected_rank,
@@ -177,3 +178,73 @@ def test_a_resample_without_any_text_counts_as_not_evaluable():
     assert np.isnan(measured[0, [0, 1, 2, 4]]).all()
     assert measured[1, 0] == 1
     assert bootstrap_patients(["a", "b", "c"], 2, np.random.default_rng(0)).shape == (2, 3)
+
+
+def test_policies_for_identical_texts_worked_by_hand():
+    # Texts: two normals at 0 degrees and a mass at 90. Images: at 10 (normal), 80 (normal), 60 (mass).
+    images, described, texts = on_circle(10, 80, 60), on_circle(0, 0, 90), ["normal", "normal", "mass"]
+    collapse, any_match, strict = (rank_pairs(images, described, texts, policy) for policy in POLICIES)
+    # Two candidates: the second image is nearer to the mass than to its own text, the third is not.
+    assert list(collapse.image_to_text_better) == [0, 1, 0]
+    assert list(collapse.image_to_text_tied) == [0, 0, 0]
+    # Three candidates: both normals are right for a normal image.
+    assert list(any_match.image_to_text_better) == [0, 1, 0]
+    assert list(any_match.image_to_text_right) == [2, 2, 1]
+    assert list(any_match.image_to_text_tied) == [0, 0, 0]
+    # Only its own is right: the other normal ties, a coin decides.
+    assert list(strict.image_to_text_tied) == [1, 1, 0]
+    assert list(strict.image_to_text_right) == [1, 1, 1]
+    np.testing.assert_allclose(measure_ranks(strict, "image_to_text"), [1 / 2, 1, 1, 1.5, (1.5 + 2.5 + 1) / 3])
+    # Texts as queries see the images at 10, 60, 80 from 0 degrees, and 80, 60, 10 from 90.
+    assert list(collapse.text_to_image_better) == list(any_match.text_to_image_better) == [0, 0, 1]
+    assert list(strict.text_to_image_better) == [0, 2, 1]
+    np.testing.assert_allclose(measure_ranks(collapse, "text_to_image")[[0, 4]], [1 / 2, 3 / 2])
+    np.testing.assert_allclose(measure_ranks(any_match, "text_to_image")[[0, 4]], [2 / 3, 4 / 3])
+    np.testing.assert_allclose(measure_ranks(strict, "text_to_image")[[0, 4]], [1 / 3, 2])
+
+
+def test_a_tie_between_a_right_and_a_wrong_answer_is_half_a_hit_in_both_directions():
+    # The images at 20 and -20 degrees are equally near to the text at 0, and the texts to the image.
+    ranks = rank_pairs(on_circle(20, -20), on_circle(0, 180), ["a", "b"])
+    assert list(ranks.text_to_image_tied) == [1, 1]
+    assert measure_ranks(ranks, "text_to_image")[0] == 0.5
+    assert measure_ranks(ranks, "text_to_image")[-1] == 1.5
+    ranks = rank_pairs(on_circle(0, 180), on_circle(20, -20), ["a", "b"])
+    assert list(ranks.image_to_text_tied) == [1, 1]
+    assert measure_ranks(ranks, "image_to_text")[0] == 0.5
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_collapsed_model_gets_the_chance_of_every_policy(policy, home):
+    texts = [f"report {number % 8}" for number in range(19)] + [""]
+    ranks = rank_pairs(np.ones((20, 5)), np.ones((20, 5)), texts, policy)
+    for direction in ("image_to_text", "text_to_image"):
+        np.testing.assert_allclose(measure_ranks(ranks, direction), measure_chance(ranks, direction, policy))
+    chance = {"collapse": 1 / 8, "any_match": (3 * 9 + 5 * 4) / 19 / 19, "strict": 1 / 19}[policy]
+    assert measure_chance(ranks, "image_to_text", policy)[0] == pytest.approx(chance)
+    # Three texts have three images, five have two; the image without a text stays a candidate.
+    chance = {"collapse": 19 / 20 / 8, "any_match": (3 * 9 + 5 * 4) / 20 / 19, "strict": 1 / 20}[policy]
+    assert measure_chance(ranks, "text_to_image", policy)[0] == pytest.approx(chance)
+    rows = evaluate_retrieval(
+        np.ones((20, 5)), np.ones((20, 5)), texts, np.arange(20), np.random.default_rng(0), resamples=20,
+        duplicates=policy,
+    )  # fmt: skip
+    by_text = rows[rows.setting.str.startswith("text_to_image")]
+    assert (by_text.n == (8 if policy == "collapse" else 19)).all()
+    assert rows.setting.str.endswith("8 of 19; 1 without text").all()
+
+
+def test_without_identical_texts_all_policies_agree():
+    generator = np.random.default_rng(7)
+    arrays = generator.normal(size=(2, 30, 4))
+    texts = [str(number) for number in range(30)]
+    first, *others = (rank_pairs(*arrays, texts, policy) for policy in POLICIES)
+    assert all(first.equals(other) for other in others)
+
+
+def test_texts_that_are_no_list_of_texts_and_unknown_policies_are_refused():
+    for texts in ("ab", [["a"], ["b"]]):
+        with pytest.raises(StudyError, match="a list with one text a pair"):
+            rank_pairs(np.eye(2), np.eye(2), texts)
+    with pytest.raises(StudyError, match="collapse, any_match, strict, not 'first'"):
+        rank_pairs(np.eye(2), np.eye(2), ["a", "b"], "first")

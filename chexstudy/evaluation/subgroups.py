@@ -556,7 +556,8 @@ def measure_study_subgroups(
         worst = next((one for one in ("seen", "unknown") if (exposures == one).any()), "held_out")
         tables.append(measured.assign(data_set=data_set, exposure=worst))
         for one in groupings:
-            cells.append(one.cells.assign(data_set=data_set, left_out=one.cells.group.map(one.left_out).fillna("")))
+            reasons = [one.left_out.get(group, "") for group in one.cells.group]
+            cells.append(one.cells.assign(data_set=data_set, left_out=reasons))
     tables = [table for table in tables if len(table)]
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()), pd.concat(cells, ignore_index=True)
 

@@ -164,7 +164,7 @@ def plot_long_tail(
     grid = [one for row in rows for one in row.subplots(1, columns, squeeze=False).ravel()]
     axes = dict(zip(panels, grid, strict=False))
     for unused in grid[len(panels) :]:
-        figure.delaxes(unused)
+        unused.remove()
     letters = dict(zip(panels, "abcdefgh", strict=False))
     other = arm_style(against)
     for metric, words in _METRIC_WORDS.items():

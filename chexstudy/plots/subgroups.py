@@ -105,7 +105,7 @@ def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Figure:
         axes.set_xlabel("Difference in macro AUROC")
         title_panel(axes, next(letters), title)
     for axes in grid.ravel()[[*range(len(metrics), 2 * bands), *range(2 * bands + len(below), grid.size)]]:
-        figure.delaxes(axes)
+        axes.remove()
     add_arm_legend(figure, [arm_style(arm, arms) for arm in arms])
     return figure
 

@@ -1,0 +1,104 @@
+"""The figure of subgroups shows the table's numbers and leaves out what was not measured."""
+
+import matplotlib.pyplot
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.results import validate_results
+from chexstudy.plots.style import save_figure
+from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
+from chexstudy.runs import Run
+
+ARMS = ("curated", "full")
+GROUPS = {"sex": ("F", "M"), "age": ("18-39", "40-59", "60-79")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_a_screen():
+    matplotlib.pyplot.switch_backend("Agg")
+
+
+def make_rows(metrics, data_set="phantom/test"):
+    rows = []
+
+    def add(arm, task, metric, setting, value, half=0.03, seed=-1, **more):
+        row = {"study": "demo", "arm": arm, "task": task, "data_set": data_set, "metric": metric, "setting": setting}
+        row |= {"value": value, "ci_low": value - half, "ci_high": value + half, "seed": seed, "finding": "macro"}
+        rows.append(row | {"n": 500, "positives": -1, "exposure": "held_out"} | more)
+
+    for kind, groups in GROUPS.items():
+        for place, arm in enumerate(ARMS):
+            for group in groups:
+                for finding in ("Mass", "Edema", "macro"):
+                    add(arm, "subgroup", "auroc", f"{kind}={group}", 0.8, finding=finding)
+                for metric in metrics:
+                    add(arm, "subgroup_gap", f"{metric}_against_rest", f"{kind}={group}", 0.01 * (place + 1))
+            for seed in (0, 1, -1):
+                add(arm, "subgroup_gap", "auroc_gap", kind, -0.05 - 0.01 * seed, seed=seed)
+            add(arm, "subgroup_gap", "auroc_gap_p_holm", kind, 0.01 if (kind, arm) == ("sex", "curated") else 0.6)
+            if "tpr" in metrics:
+                add(arm, "subgroup_gap", "equalised_odds_gap", kind, 0.12)
+        add("curated - full", "subgroup_gap", "auroc_gap_widening", kind, 0.02)
+        add("curated - full", "subgroup_gap", "auroc_gap_widening_p_holm", kind, 0.9)
+    return validate_results(pd.DataFrame(rows))
+
+
+def marks(axes, name):
+    return [
+        tuple(point) for line in axes.get_lines() if line.get_gid() == name for point in np.transpose(line.get_data())
+    ]
+
+
+def test_every_group_and_arm_has_its_mark_where_the_table_says():
+    results = make_rows(("auroc", "auroc_standardised", "tpr", "fpr"))
+    figure = plot_subgroups(results)
+    assert len(figure.axes) == 6
+    for axes in figure.axes[:4]:
+        drawn = marks(axes, "estimate")
+        assert len(drawn) == len(ARMS) * 5
+        assert sorted({round(x, 6) for x, _ in drawn}) == [0.01, 0.02]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert labels == ["women (500)", "men (500)", "18-39 (500)", "40-59 (500)", "60-79 (500)"]
+        assert axes.get_xlim() == figure.axes[0].get_xlim()
+    gaps, widened = figure.axes[4:]
+    assert {round(x, 6) for x, _ in marks(gaps, "estimate")} == {-0.04}
+    assert len(marks(gaps, "seeds")) == 2 * len(ARMS) * 2
+    assert {round(x, 6) for x, _ in marks(widened, "estimate")} == {0.02}
+
+
+def test_captions_name_what_is_beyond_chance_and_on_what_groups_are_compared():
+    caption = describe_subgroups(make_rows(("auroc", "tpr", "fpr")))
+    assert "(sex 2, age (years) 2)" in caption
+    assert "sex, curated" in caption
+    assert "age (years), curated" not in caption
+    assert "gaps widened or narrowed by curation: none (of 2)" in caption
+    assert "sex 0.120 [0.090, 0.150]" in caption
+    plain = describe_subgroups(make_rows(("auroc",)))
+    assert "Thresholds" not in plain
+    assert "mix of findings" not in plain
+
+
+def test_one_arm_without_thresholds_still_has_its_figure(home):
+    results = make_rows(("auroc", "auroc_standardised"))
+    single = results[(results.arm == "curated") & (results.seed != 1)]
+    figure = plot_subgroups(single)
+    assert len(figure.axes) == 3
+    numbers = select_subgroups(single)
+    assert set(numbers.task) == {"subgroup", "subgroup_gap"}
+    assert save_figure(Run("demo"), figure, "subgroups", describe_subgroups(single), numbers).is_file()
+
+
+def test_the_enriched_test_is_preferred_and_another_can_be_named():
+    both = pd.concat([make_rows(("auroc",)), make_rows(("auroc",), "phantom/test_enriched")])
+    assert set(select_subgroups(both).data_set) == {"phantom/test_enriched"}
+    assert set(select_subgroups(both, "phantom/test").data_set) == {"phantom/test"}
+    table = tabulate_gaps(both)
+    assert table.loc[("phantom/test", "sex", "curated"), "gap"].startswith("\N{MINUS SIGN}0.040 [")
+    assert table.loc[("phantom/test", "sex", "curated"), "p (Holm)"] == 0.01
+
+
+def test_nothing_measured_is_said():
+    with pytest.raises(StudyError, match="06_long_tail"):
+        plot_subgroups(make_rows(("auroc",)).iloc[:0])

@@ -1,0 +1,60 @@
+"""Which text is retrieved, and what identical texts count as: choices said, listed and measured."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.retrieval_choices import (
+    choose_texts,
+    list_text_choices,
+    measure_retrieval_choices,
+    tabulate_retrieval_choices,
+)
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.model import build_model
+
+BOTH = "FINDINGS: Mass on the left. IMPRESSION: Likely cancer."
+ONE = "IMPRESSION: Normal."
+PLAIN = "Heart size normal."
+
+
+def test_texts_are_made_of_the_sections_chosen():
+    reports = [BOTH, ONE, PLAIN]
+    assert choose_texts(reports, "findings, impression") == [
+        "Mass on the left. Likely cancer.", "Normal.", "Heart size normal.",
+    ]  # fmt: skip
+    assert choose_texts(reports, "impression, findings")[0] == "Likely cancer. Mass on the left."
+    assert choose_texts(reports, "findings") == ["Mass on the left.", "", "Heart size normal."]
+    assert choose_texts(reports, "impression") == ["Likely cancer.", "Normal.", ""]
+    with pytest.raises(StudyError, match="not 'all'"):
+        choose_texts(reports, "all")
+
+
+def test_only_choices_that_change_a_text_are_measured():
+    assert list_text_choices([PLAIN, PLAIN]) == ["findings, impression"]
+    assert list_text_choices([ONE, PLAIN]) == ["findings, impression", "findings", "impression"]
+    assert list_text_choices([BOTH]) == ["findings, impression", "impression, findings", "findings", "impression"]
+
+
+@pytest.fixture
+def tiny_model():
+    """A model as it is before training; ranks need no more."""
+    config = PretrainingConfig(image_size=48, dim=16)
+    return build_model(config, pd.DataFrame({"report": [BOTH, ONE, PLAIN] * 20}), seed=0).eval()
+
+
+def test_every_choice_is_measured_under_every_policy(tiny_model):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 255, (12, 48, 48), dtype=np.uint8)
+    reports = [f"FINDINGS: Mass {number % 5}. IMPRESSION: Mass {number % 3}." for number in range(12)]
+    rows = measure_retrieval_choices(tiny_model, pixels, reports, np.arange(12), 0, resamples=10)
+    assert len(rows) == 4 * 3 * 2 * 10
+    assert not rows.duplicated(["metric", "setting"]).any()
+    table = tabulate_retrieval_choices(rows)
+    assert len(table) == 2 * 4 * 3
+    assert table.loc[("text_to_image", "impression", "collapse"), "queries"] == 3
+    assert table.loc[("text_to_image", "impression", "strict"), "queries"] == 12
+    # The right answers of a stricter policy are among those of a looser one.
+    strict, any_match = (table.xs(policy, level="duplicates")["recall@5"] for policy in ("strict", "any_match"))
+    assert (strict <= any_match + 1e-12).all()
