@@ -125,7 +125,8 @@ def posterior_of(parameters, unit="cases"):
 def power(needed, target=0.8, plateau=0.9, gamma=0.5):
     """Curves that reach the target at given numbers of labels."""
     needed = np.asarray(needed, dtype=float)
-    return np.stack([np.full_like(needed, plateau), (plateau - target) * needed**gamma, np.full_like(needed, gamma)], 1)
+    beta, same = (plateau - target) * needed**gamma, np.ones_like(needed)
+    return np.stack([plateau * same, beta, gamma * same, 0 * same], axis=1)
 
 
 def test_labels_needed_are_quantiles_less_what_there_is():

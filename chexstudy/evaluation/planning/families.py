@@ -173,7 +173,7 @@ _LISTED = (
     ),
 )
 FAMILIES = {family.name: family for family in _LISTED}
-POWER3 = FAMILIES["power3"]
+POWER3, POWER4 = FAMILIES["power3"], FAMILIES["power4"]
 
 
 def find_families(names: Sequence[str]) -> list[Family]:

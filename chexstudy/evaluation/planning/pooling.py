@@ -1,8 +1,8 @@
 """What few labels say of a learning curve, alone or with the curves of other findings: a posterior in place of a fit.
 
-The model is the three-parameter power law with noise::
+The model is the power law with noise, whose start may be delayed::
 
-    mean over draws at n  ~  alpha - beta n^-gamma + misfit + noise of the draws
+    mean over draws at n  ~  alpha - beta (n + delay)^-gamma + misfit + noise of the draws
     logit(2 alpha - 1)    ~  Normal(mean, spread)     the plateau
     log gamma             ~  Normal(mean, spread)     the exponent, between 0.02 and 2
     log shortfall         ~  Normal(mean, spread)     share of alpha - 0.5 still lacking at a reference number of labels
@@ -14,6 +14,10 @@ others show; without it each curve is alone with the priors. The shortfall needs
 left flat, every pooled curve would add a preference for high plateaus, under which there is more room for it. Shortfall
 and exponent are independent at one number of labels only, and taking the wrong one makes intervals far too narrow: the
 reference is learnt, too, among a few.
+
+Without a delay (half of the prior) this is the three-parameter power law. With one the curve stays near its start until
+the labels amount to something: a rare finding has one positive among the first 50, and a law that must rise fastest at
+the first labels would read a curve that is flat so far as a plateau at chance. Each curve has its own delay.
 
 Everything is integrated by quadrature, nothing is sampled to convergence: sigma in closed form (which makes the
 likelihood Student's t), beta at quantiles of its t, alpha and log gamma on a grid that each curve lays where its
@@ -34,7 +38,7 @@ from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp, ndtr, stdtrit
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.families import CHANCE, GAMMA, PERFECT, POWER3
+from chexstudy.evaluation.planning.families import CHANCE, GAMMA, PERFECT, POWER4
 from chexstudy.evaluation.planning.observations import FEWEST_POINTS, LearningCurve, estimate_noise
 
 DRAWS = 4000
@@ -62,6 +66,7 @@ class Prior:
         references: numbers of labels at which the shortfall may be independent of gamma, all alike.
         deviations: standard deviation of one draw of ten labels; log-normal around 0.06, sd 0.5.
         misfits: standard deviation of what the power law misses, with their probabilities.
+        delays: labels before a curve takes off, with their probabilities.
         likeness: degrees of freedom with which the variance of a curve is like the common one.
     """
 
@@ -74,6 +79,7 @@ class Prior:
     references: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0)
     deviations: tuple[float, ...] = (0.02, 0.033, 0.055, 0.09, 0.15)
     misfits: tuple[tuple[float, float], ...] = ((0.0, 0.5), (0.003, 0.35), (0.01, 0.15))
+    delays: tuple[tuple[float, float], ...] = ((0.0, 0.5), (30.0, 0.2), (200.0, 0.15), (1500.0, 0.15))
     likeness: float = 4.0
 
 
@@ -83,7 +89,7 @@ class Posterior:
 
     Attributes:
         curve: what was observed.
-        parameters: ``(draws, 3)``, alpha, beta and gamma.
+        parameters: ``(draws, 4)``, alpha, beta, gamma and the delay; of the family `POWER4`, 0 being no delay.
         deviations: ``(draws,)``, standard deviation of one draw of ten labels.
         misfits: ``(draws,)``, standard deviation of what the power law misses at a point.
         exponent: of the variance of a draw.
@@ -102,11 +108,11 @@ class Posterior:
 
     def predict(self, labels: np.ndarray) -> np.ndarray:
         """AUROC of the curve ``(draws, points)``."""
-        return POWER3.evaluate(np.atleast_1d(labels), self.parameters)
+        return POWER4.evaluate(np.atleast_1d(labels), self.parameters)
 
     def labels_for(self, target: float) -> np.ndarray:
         """Labels needed for a target ``(draws,)``; infinite where the plateau is not above it."""
-        return POWER3.labels_for(target, self.parameters)
+        return POWER4.labels_for(target, self.parameters)
 
     def foresee(self, labels: float, draws: float, generator: np.random.Generator) -> np.ndarray:
         """The mean AUROC that so many draws of so many labels will show ``(draws,)``, their noise included."""
@@ -239,7 +245,7 @@ def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[f
 
 
 class _Grid:
-    """One curve's likelihood on its own grid of alpha and gamma, for every pair of common deviation and misfit.
+    """One curve's likelihood on its own grid of alpha and gamma, for every common deviation and misfit and every delay.
 
     Attributes:
         noise_evidence: log likelihood of the curve for every noise ``(noises,)``, under the mean of the priors.
@@ -247,33 +253,44 @@ class _Grid:
 
     def __init__(self, curve: LearningCurve, exponent: float, prior: Prior):
         self.curve, self.exponent = curve, exponent
-        self.log_references = np.log(prior.references)
+        self.references = prior.references
+        self.middle = float(np.exp(np.mean(np.log(prior.references))))
         relative = (curve.labels / _AT) ** -exponent
-        deviation = np.repeat(prior.deviations, len(prior.misfits))
-        self.misfit = np.tile([misfit for misfit, _ in prior.misfits], len(prior.deviations))
-        # Precision of the mean at each point, in units of the variance of a draw of ten labels: (noises, points).
+        # Rows of the grid: every pair of deviation and misfit, which curves share, and then every delay.
+        delays, shares = np.array(prior.delays).T
+        self.delay = np.tile(delays, len(prior.deviations) * len(prior.misfits))
+        self.log_delay_share = np.tile(np.log(shares), len(prior.deviations) * len(prior.misfits))
+        deviation = np.repeat(prior.deviations, len(prior.misfits) * len(delays))
+        self.misfit = np.repeat(np.tile([one for one, _ in prior.misfits], len(prior.deviations)), len(delays))
+        # Precision of the mean at each point, in units of the variance of a draw of ten labels: (rows, points).
         self.precision = 1 / (relative / curve.draws + (self.misfit**2 / deviation**2)[:, None])
         within = np.sum((curve.draws - 1) * np.nan_to_num(curve.variances) / relative)
         self.known = prior.likeness * deviation**2 + within
         self.degrees = prior.likeness + np.sum(curve.draws - 1) + len(curve.labels)
         self.constant = prior.likeness * np.log(deviation) + np.log(self.precision).sum(axis=1) / 2
+        self.constant += self.log_delay_share
         self.log_gamma = self._place_gammas()
         self._lay_grid()
-        coarse = self.log_likelihood + _interpolate(
-            _mean_prior(prior), *self._places(self.beta, np.mean(self.log_references))
-        )
-        self.noise_evidence = logsumexp(np.where(self.beta > 0, coarse, -np.inf), axis=(1, 2))
+        coarse = self.log_likelihood + _interpolate(_mean_prior(prior), *self._places(self.beta, self.middle))
+        by_row = logsumexp(np.where(self.beta > 0, coarse, -np.inf), axis=(1, 2))
+        self.noise_evidence = logsumexp(by_row.reshape(-1, len(delays)), axis=1)
 
     def _moments(self, log_gamma: np.ndarray):
-        """Weighted sums for the linear problem at each gamma, each ``(noises, gammas)`` or ``(noises, 1)``."""
-        basis = np.exp(-np.exp(log_gamma)[:, None] * np.log(self.curve.labels))
+        """Weighted sums for the linear problem at each gamma, each ``(rows, gammas)`` or ``(rows, 1)``."""
+        delays, row = np.unique(self.delay, return_inverse=True)
+        log_labels = np.log(self.curve.labels + delays[:, None])
+        basis = np.exp(-np.exp(log_gamma)[:, None] * log_labels[:, None])[row]
         weighted, means = self.precision, self.curve.means
+
+        def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+            return (values @ weights[..., None])[..., 0]
+
         return (
             weighted.sum(axis=1)[:, None],
-            weighted @ basis.T,
-            weighted @ (basis**2).T,
+            weigh(weighted, basis),
+            weigh(weighted, basis**2),
             (weighted @ means)[:, None],
-            (weighted * means) @ basis.T,
+            weigh(weighted * means, basis),
             (weighted @ means**2)[:, None],
         )
 
@@ -326,12 +343,12 @@ class _Grid:
             + np.log(self.log_gamma[1] - self.log_gamma[0])
         )
 
-    def _places(self, beta: np.ndarray, log_reference: float):
+    def _places(self, beta: np.ndarray, reference: float):
         """Where nodes lie among the bins, and the log of the prior's measure: ``(plateau, gamma, shortfall), log``."""
         gamma = np.exp(self.log_gamma)[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             log_beta = np.log(np.maximum(beta, 1e-300))
-        shortfall = log_beta - gamma * log_reference - np.log(self.alpha - CHANCE)
+        shortfall = log_beta - gamma * np.log(reference + self.delay)[:, None, None] - np.log(self.alpha - CHANCE)
         places = np.broadcast_arrays(self.logit, self.log_gamma[:, None], shortfall)
         # The density of the log shortfall, per unit of beta.
         return places, -log_beta
@@ -343,12 +360,13 @@ class _Grid:
             log_noise: log weights of the noises ``(noises,)``.
             prior: of what is common.
         """
+        delays = len(prior.delays)
         quantiles = stdtrit(self.degrees - 1, (np.arange(_BETA_NODES) + 0.5) / _BETA_NODES)
-        likely = self.log_likelihood + (log_noise - log_noise.max())[:, None, None]
+        likely = self.log_likelihood + np.repeat(log_noise - log_noise.max(), delays)[:, None, None]
         nodes, places, weights = [], [], []
         for quantile in quantiles:
             beta = self.beta + self.beta_width * quantile
-            place, measure = self._places(beta, 0.0)
+            place, measure = self._places(beta, self.middle)
             weight = np.where(beta > 0, likely + measure, -np.inf)
             # The prior may yet favour what is unlikely, within reason.
             kept = np.flatnonzero(weight > weight.max() + np.log(_LEAST_WEIGHT) - 12)
@@ -357,7 +375,7 @@ class _Grid:
             weights.append(weight.ravel()[kept])
         self.nodes, self.places = np.concatenate(nodes, axis=1), np.concatenate(places, axis=1)
         self.log_weights = np.concatenate(weights)
-        posterior = self.log_weights + _interpolate(_mean_prior(prior), self._refer(np.mean(self.log_references)), 0.0)
+        posterior = self.log_weights + _interpolate(_mean_prior(prior), self.places, 0.0)
         kept = posterior > posterior.max() + np.log(_LEAST_WEIGHT)
         self.nodes, self.places, self.log_weights = self.nodes[:, kept], self.places[:, kept], self.log_weights[kept]
 
@@ -365,7 +383,7 @@ class _Grid:
         """Log likelihood for every node of what is common ``(references, plateau, gamma, shortfall)``."""
         offset = self.log_weights.max()
         mass = np.exp(self.log_weights - offset)
-        binned = np.stack([_bin(self._refer(one), mass) for one in self.log_references])
+        binned = np.stack([_bin(self._refer(one), mass) for one in self.references])
         evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *_densities(prior), optimize=True)
         return np.log(np.maximum(evidence, 1e-300)) + offset
 
@@ -374,16 +392,18 @@ class _Grid:
         share = mixtures.sum(axis=(1, 2, 3))
         logs = [
             _interpolate(np.log(mixture), self._refer(one), 0.0)
-            for mixture, one, weight in zip(mixtures, self.log_references, share, strict=True)
+            for mixture, one, weight in zip(mixtures, self.references, share, strict=True)
             # What curves rule out as reference need not be looked at.
             if weight > 1e-4 * share.max()
         ]
         return logsumexp(logs, axis=0)
 
-    def _refer(self, log_reference: float) -> np.ndarray:
+    def _refer(self, reference: float) -> np.ndarray:
         """The nodes' places with the shortfall at another number of labels."""
         plateau, gamma, shortfall = self.places
-        return np.stack([plateau, gamma, shortfall - np.exp(gamma) * log_reference])
+        delay = self.delay[self.nodes[0] // (_GAMMA_NODES * _ALPHA_NODES)]
+        moved = np.exp(gamma) * (np.log(reference + delay) - np.log(self.middle + delay))
+        return np.stack([plateau, gamma, shortfall - moved])
 
 
 _AXES = (_PLATEAU_BINS, _GAMMA_BINS, _SHORTFALL_BINS)
@@ -432,5 +452,5 @@ def _draw_posterior(grid: _Grid, mixtures: np.ndarray, generator: np.random.Gene
     centre, width = grid.beta[place], grid.beta_width[place]
     beta = centre + width * stdtrit(grid.degrees - 1, np.clip(quantile, 1e-9, 1 - 1e-9))
     deviation = np.sqrt(grid.left[place] / generator.chisquare(grid.degrees, draws))
-    parameters = np.stack([alpha, np.maximum(beta, 0.0), np.exp(grid.log_gamma[place[1]])], axis=1)
-    return Posterior(grid.curve, parameters, deviation, grid.misfit[place[0]], grid.exponent)
+    parameters = [alpha, np.maximum(beta, 0.0), np.exp(grid.log_gamma[place[1]]), grid.delay[place[0]]]
+    return Posterior(grid.curve, np.stack(parameters, axis=1), deviation, grid.misfit[place[0]], grid.exponent)
