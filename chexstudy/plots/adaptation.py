@@ -408,7 +408,7 @@ def describe_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequ
 def tabulate_heads(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Means over seeds with 95 % intervals as text: one row a data set, encoder and head, one column a group."""
     rows = select_rows(results, ADAPTATION, metric=metric, finding=[MACRO, *TIERS])
-    rows = rows[(rows.seed == OVER_SEEDS) & [split_head(head)[2] == 1 for head in rows.setting]]
+    rows = rows[(rows.seed == OVER_SEEDS) & (rows.setting.map(read_labelled_share) == 1)]
     require_rows(rows, "adapted encoders", _MADE_BY)
     cells = [f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in rows.itertuples()]
     table = rows.assign(cell=cells, data_set=rows.data_set.map(name_data_set)).pivot(

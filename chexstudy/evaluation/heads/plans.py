@@ -190,13 +190,15 @@ def plan_glori_variants(recipe: Recipe, options: Mapping[str, object]) -> list[H
 
 def plan_probe_features(recipe: Recipe) -> list[HeadPlan]:
     """The linear probe on other features than the CLS tokens of four blocks."""
-    variants = {"both": {"parts": "cls+mean"}, "mean_patch": {"parts": "mean"}, "pooled": {"parts": "pooled"}}
+    variants = {"cls_and_mean": {"parts": "cls+mean"}, "mean_patch": {"parts": "mean"}, "pooled": {"parts": "pooled"}}
     return [HeadPlan("linear", name, options, recipe) for name, options in variants.items()]
 
 
 def plan_losses(recipe: Recipe) -> list[HeadPlan]:
     """The linear probe under each loss for the tail; plain cross-entropy is the probe itself."""
-    return [HeadPlan("linear", loss, recipe=replace(recipe, loss=loss)) for loss in LOSSES if loss != recipe.loss]
+    return [
+        HeadPlan("linear", f"{loss}_loss", recipe=replace(recipe, loss=loss)) for loss in LOSSES if loss != recipe.loss
+    ]
 
 
 def plan_tuning(methods: Sequence[str], epochs: int) -> list[HeadPlan]:
