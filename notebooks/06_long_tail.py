@@ -38,6 +38,7 @@ from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.audit import audit_arm, describe_audit, list_audit
 from chexstudy.curation.doubt import score_doubt, split_features
 from chexstudy.curation.ledger import read_ledger
+from chexstudy.evaluation.arms import tell_exposure
 from chexstudy.evaluation.gains import TREND, list_gains, measure_gains
 from chexstudy.evaluation.long_tail import (
     density,
@@ -191,7 +192,7 @@ if len(cells):
     counts = by_group.agg(evaluable=("evaluable", "sum"), compared=("compared", "sum"), left_out=("left_out", "first"))
     display(counts.assign(not_evaluable=len(finding_columns(train)) - counts.evaluable))
 else:
-    print("the cohort has no labels: subgroups cannot be compared")
+    print("no arm was evaluated on labelled test sets: subgroups cannot be compared")
 
 # %% [markdown]
 # Cells that cannot be evaluated: fewer than five patients with the finding, or without it.
@@ -229,9 +230,8 @@ tables = [list_keep_rates(rates).assign(**of_curation), list_gains(gains), subgr
 tables.append(list_audit(audit).assign(**of_curation | {"task": "audit", "seed": seed}))
 tables.append(list_doubt(told_apart).assign(**of_curation | {"task": "doubt", "seed": seed}))
 if len(choices):
-    evaluated = read_results(run)
-    exposure = evaluated.exposure[(evaluated.task == "retrieval") & (evaluated.arm == "curated")].iloc[0]
-    tables.append(choices.drop(columns=["text_choice", "duplicates"]).assign(**place, exposure=exposure))
+    place |= {"exposure": tell_exposure(run, "curated", seed)}
+    tables.append(choices.drop(columns=["text_choice", "duplicates"]).assign(**place))
 results = add_results(run, pd.concat([table for table in tables if len(table)], ignore_index=True))
 results[results.task.isin(["gain_trend", "subgroup_gap"])].groupby(["task", "metric"]).size()
 
