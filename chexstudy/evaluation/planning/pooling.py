@@ -43,9 +43,9 @@ from chexstudy.evaluation.planning.observations import FEWEST_POINTS, LearningCu
 
 DRAWS = 4000
 _AT = 10.0
-_GAMMA_NODES, _ALPHA_NODES, _BETA_NODES, _SEARCH_NODES = 40, 40, 7, 96
+_GAMMA_NODES, _ALPHA_NODES, _BETA_NODES, _SEARCH_NODES = 32, 40, 5, 96
 # The grid of alpha reaches so many standard errors to each side; what weighs less than this is dropped.
-_REACH, _LEAST_WEIGHT = 8.0, 1e-7
+_REACH, _LEAST_WEIGHT, _HOPELESS = 8.0, 1e-5, -20.0
 # Cells in which curves meet: plateau on the logit, log gamma, log shortfall.
 _PLATEAU_BINS = np.linspace(-6.0, 9.0, 90)
 _GAMMA_BINS = np.linspace(*np.log(GAMMA), 48)
@@ -271,8 +271,15 @@ class _Grid:
         self.constant += self.log_delay_share
         self.log_gamma = self._place_gammas()
         self._lay_grid()
-        coarse = self.log_likelihood + _interpolate(_mean_prior(prior), *self._places(self.beta, self.middle))
-        by_row = logsumexp(np.where(self.beta > 0, coarse, -np.inf), axis=(1, 2))
+        # What no prior could lift is dropped at once, but no row: the other curves may yet want it. A first look takes
+        # beta at its best.
+        best = self.log_likelihood.max(axis=(1, 2), keepdims=True)
+        flat = np.flatnonzero(self.log_likelihood > best + _HOPELESS)
+        beta = np.maximum(self.beta.ravel()[flat], self.beta_width.ravel()[flat] / 2)
+        self.first_look = np.full(self.alpha.shape, -np.inf)
+        prior_there = _interpolate(_mean_prior(prior), self._places(flat, beta))
+        self.first_look.ravel()[flat] = self.log_likelihood.ravel()[flat] + prior_there - np.log(beta)
+        by_row = logsumexp(self.first_look, axis=(1, 2))
         self.noise_evidence = logsumexp(by_row.reshape(-1, len(delays)), axis=1)
 
     def _moments(self, log_gamma: np.ndarray):
@@ -343,15 +350,12 @@ class _Grid:
             + np.log(self.log_gamma[1] - self.log_gamma[0])
         )
 
-    def _places(self, beta: np.ndarray, reference: float):
-        """Where nodes lie among the bins, and the log of the prior's measure: ``(plateau, gamma, shortfall), log``."""
-        gamma = np.exp(self.log_gamma)[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_beta = np.log(np.maximum(beta, 1e-300))
-        shortfall = log_beta - gamma * np.log(reference + self.delay)[:, None, None] - np.log(self.alpha - CHANCE)
-        places = np.broadcast_arrays(self.logit, self.log_gamma[:, None], shortfall)
-        # The density of the log shortfall, per unit of beta.
-        return places, -log_beta
+    def _places(self, flat: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        """Plateau, gamma and shortfall ``(3, nodes)`` of nodes at flat positions, at some beta."""
+        row, gamma, _ = np.unravel_index(flat, self.alpha.shape)
+        log_gamma, alpha = self.log_gamma[gamma], self.alpha.ravel()[flat]
+        lacking = np.log(beta) - np.exp(log_gamma) * np.log(self.middle + self.delay[row])
+        return np.stack([self.logit.ravel()[flat], log_gamma, lacking - np.log(alpha - CHANCE)])
 
     def place_nodes(self, log_noise: np.ndarray, prior: Prior) -> None:
         """List the nodes of beta, alpha and gamma that matter, with their weights and places among the bins.
@@ -360,22 +364,19 @@ class _Grid:
             log_noise: log weights of the noises ``(noises,)``.
             prior: of what is common.
         """
-        delays = len(prior.delays)
+        by_row = np.repeat(log_noise - log_noise.max(), len(prior.delays))
+        look = self.first_look + by_row[:, None, None]
+        flat = np.flatnonzero(look > look.max() + np.log(_LEAST_WEIGHT))
+        likely = (self.log_likelihood + by_row[:, None, None]).ravel()[flat]
         quantiles = stdtrit(self.degrees - 1, (np.arange(_BETA_NODES) + 0.5) / _BETA_NODES)
-        likely = self.log_likelihood + np.repeat(log_noise - log_noise.max(), delays)[:, None, None]
-        nodes, places, weights = [], [], []
-        for quantile in quantiles:
-            beta = self.beta + self.beta_width * quantile
-            place, measure = self._places(beta, self.middle)
-            weight = np.where(beta > 0, likely + measure, -np.inf)
-            # The prior may yet favour what is unlikely, within reason.
-            kept = np.flatnonzero(weight > weight.max() + np.log(_LEAST_WEIGHT) - 12)
-            nodes.append(np.stack([kept, np.full(len(kept), len(nodes))]))
-            places.append(np.stack([one.ravel()[kept] for one in place]))
-            weights.append(weight.ravel()[kept])
-        self.nodes, self.places = np.concatenate(nodes, axis=1), np.concatenate(places, axis=1)
-        self.log_weights = np.concatenate(weights)
-        posterior = self.log_weights + _interpolate(_mean_prior(prior), self.places, 0.0)
+        beta = self.beta.ravel()[flat] + self.beta_width.ravel()[flat] * quantiles[:, None]
+        part, node = np.nonzero(beta > 0)
+        beta = beta[part, node]
+        self.nodes = np.stack([flat[node], part])
+        self.places = self._places(flat[node], beta)
+        # The prior's density is of the log shortfall, which is that of beta over beta.
+        self.log_weights = likely[node] - np.log(beta)
+        posterior = self.log_weights + _interpolate(_mean_prior(prior), self.places)
         kept = posterior > posterior.max() + np.log(_LEAST_WEIGHT)
         self.nodes, self.places, self.log_weights = self.nodes[:, kept], self.places[:, kept], self.log_weights[kept]
 
@@ -391,7 +392,7 @@ class _Grid:
         """Log of the priors ``(references, plateau, gamma, shortfall bins)`` at the nodes, summed over references."""
         share = mixtures.sum(axis=(1, 2, 3))
         logs = [
-            _interpolate(np.log(mixture), self._refer(one), 0.0)
+            _interpolate(np.log(mixture), self._refer(one))
             for mixture, one, weight in zip(mixtures, self.references, share, strict=True)
             # What curves rule out as reference need not be looked at.
             if weight > 1e-4 * share.max()
@@ -432,10 +433,10 @@ def _bin(places: Sequence[np.ndarray], mass: np.ndarray) -> np.ndarray:
     return binned.reshape(_SHAPE)
 
 
-def _interpolate(table: np.ndarray, places: Sequence[np.ndarray], measure: np.ndarray | float) -> np.ndarray:
-    """Values of a table over the bins at nodes, linear between bins, plus the log measure."""
+def _interpolate(table: np.ndarray, places: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of a table over the bins at nodes, linear between bins."""
     positions = [(place - axis[0]) / (axis[1] - axis[0]) for axis, place in zip(_AXES, places, strict=True)]
-    return map_coordinates(table, np.stack(positions), order=1, mode="nearest") + measure
+    return map_coordinates(table, np.stack(positions), order=1, mode="nearest")
 
 
 def _draw_posterior(grid: _Grid, mixtures: np.ndarray, generator: np.random.Generator, draws: int) -> Posterior:
