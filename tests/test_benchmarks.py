@@ -14,6 +14,7 @@ _SMALL = {
     "curator": ["--rows", "150", "--prototypes", "3", "6", "--dim", "16"],
     "loader": ["--images", "2", "--size", "64", "--batch", "4", "--stored", "20", "--steps", "2"],
     "bootstrap": ["--cases", "300", "--findings", "3", "--resamples", "20", "--peer-resamples", "1"],
+    "label_planner": ["--pooled-rounds", "1", "--findings", "2", "--most", "50", "--draws", "1", "5"],
     "kmeans": ["--rows", "300", "--dim", "8", "--clusters", "4", "--iterations", "2"],
 }
 
