@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study curators budgets figures test lint lab sync hooks lock clean
+.PHONY: help study curators budgets adapt figures test lint lab sync hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
@@ -29,6 +29,9 @@ study: $(STAMP) ## Run the street, notebooks 1 to 6: cohort, curation, pretraini
 
 curators: $(STAMP) ## Run notebooks 7 and 8 on a finished study: ablate the curator, compare every method
 	@$(BIN)/chexstudy run 07 08 --profile $(PROFILE) $(ARGS)
+
+adapt: $(STAMP) ## Run notebooks 9 to 11 on a finished study: heads on its encoders, what they see, labels to buy
+	@$(BIN)/chexstudy run 09 10 11 --profile $(PROFILE) $(ARGS)
 
 budgets: $(STAMP) ## Run notebook 4 on a finished study at the shares BUDGETS: performance against compute and data
 	@$(BIN)/chexstudy run 04 --profile $(PROFILE) -p budgets $(BUDGETS) $(ARGS)

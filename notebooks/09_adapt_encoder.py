@@ -67,6 +67,7 @@ from chexstudy.evaluation.heads.plans import (
 from chexstudy.evaluation.heads.training import Recipe
 from chexstudy.evaluation.outcomes import evaluate_outcomes, read_curves
 from chexstudy.evaluation.results import add_results
+from chexstudy.evaluation.survival import survival_is_available
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.adaptation import (
     describe_gains,
@@ -224,7 +225,7 @@ if others:
 
 # %%
 predicted = differences.iloc[:0]
-if outcome_names(cohort):
+if outcome_names(cohort) and survival_is_available():
     frozen = {one: freeze_arm(evaluation, first_arm, one, patches=False) for one in arm_seeds}
     options = {"horizons": horizons, "resamples": resamples, "seed": seed}
     exposure = tell_exposure(run, first_arm, seed)
@@ -233,6 +234,8 @@ if outcome_names(cohort):
     risks = plot_outcomes(predicted, curves)
     save_figure(run, risks, "outcomes", describe_outcomes(predicted, curves), select_outcomes(predicted))
     display(risks)
+elif outcome_names(cohort):
+    print("outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`")
 else:
     print("the cohort has no outcomes: add columns such as outcome_death and outcome_death_years to its table")
 

@@ -224,6 +224,28 @@ def test_impossible_observations_are_one_sentence(years, events, expected):
     assert str(caught.value).endswith(".")
 
 
+def test_penalties_too_weak_for_a_solution_are_left_out(monkeypatch):
+    from sksurv.linear_model import CoxnetSurvivalAnalysis
+
+    features, years, events = simulate(80, [1.0, 0.5], 4)
+    split = (features[:40], years[:40], events[:40], features[40:], years[40:], events[40:])
+    whole = fit_risk_model(*split, penalties=(1e3, 1e2, 1.0)).validation
+    fit = CoxnetSurvivalAnalysis.fit
+
+    def diverge(self, *data):
+        # As the library does where weights grow without bound; strengths are penalties over cases.
+        if min(self.alphas) < 5 / 40:
+            raise ArithmeticError("numerical error")
+        return fit(self, *data)
+
+    monkeypatch.setattr(CoxnetSurvivalAnalysis, "fit", diverge)
+    left = fit_risk_model(*split, penalties=(1e3, 1e2, 1.0)).validation
+    assert left.penalty.tolist() == [1e3, 1e2]
+    np.testing.assert_allclose(left.c_index, whole.c_index[:2])
+    with pytest.raises(StudyError, match="has no solution"):
+        fit_risk_model(*split, penalties=(1.0,))
+
+
 def test_a_model_that_cannot_be_fitted_is_one_sentence():
     features, years, events = simulate(50, np.array([0.5, 0.0]), 12)
     given = (features, years, events)

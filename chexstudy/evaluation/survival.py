@@ -8,8 +8,9 @@ Censoring is corrected by inverse probability weights, whose Kaplan-Meier is tha
 known: the resamples draw test patients alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 
 import numpy as np
@@ -28,6 +29,11 @@ GROUP_NAMES = ("low", "medium", "high")
 _LEAST_PENALTY = 1e-4
 # Comparable pairs held at once.
 _PAIRS = 4_000_000
+
+
+def survival_is_available() -> bool:
+    """Whether the library for time-to-event outcomes is installed."""
+    return find_spec("sksurv") is not None
 
 
 def require_library() -> ModuleType:
@@ -136,7 +142,8 @@ def fit_risk_model(
         features: ``(cases, dim)`` of the training split; each column is standardised.
         years, events: ``(cases,)``, see `check_observations`.
         validation_features, validation_years, validation_events: the same of the validation split.
-        penalties: the choices; the strongest with the best concordance on validation wins.
+        penalties: the choices; the strongest with the best concordance on validation wins. Those too weak for the
+            model to have a solution are left out.
         l1_ratio: share of the absolute values in the penalty, above 0 to 1; the default is a ridge.
         unpenalised: the first so many features are not penalised, such as age and sex beside an image.
 
@@ -160,22 +167,24 @@ def fit_risk_model(
     spread = np.where(spread > 0, spread, 1.0)
     train, validation = (features - mean) / spread, (validation_features - mean) / spread
     observed = _pair(years, events)
-    try:
-        if unpenalised >= features.shape[1]:
-            path = np.zeros(1)
-            fitted = CoxPHSurvivalAnalysis(alpha=_LEAST_PENALTY, ties="efron").fit(train, observed).coef_[:, None]
-        else:
-            path = np.sort(np.asarray(penalties, dtype=float))[::-1]
-            factors = np.r_[np.zeros(unpenalised), np.ones(features.shape[1] - unpenalised)]
-            # The library divides the likelihood by the cases and makes the factors sum to their number.
-            strength = path / len(years) * factors.mean()
-            net = CoxnetSurvivalAnalysis(l1_ratio=l1_ratio, alphas=strength, penalty_factor=factors)
-            fitted = net.fit(train, observed).coef_
-    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
-        raise StudyError(
-            f"the Cox model of {features.shape[1]} features and {events.sum()} events has no solution "
-            f"({str(error).splitlines()[0]}): penalise more, or take fewer features."
-        ) from None
+    if unpenalised >= features.shape[1]:
+        path = np.zeros(1)
+        fitted = _fit_or_refuse(
+            lambda: CoxPHSurvivalAnalysis(alpha=_LEAST_PENALTY, ties="efron").fit(train, observed).coef_[:, None],
+            features.shape[1],
+            events,
+        )
+    else:
+        path = np.sort(np.asarray(penalties, dtype=float))[::-1]
+        factors = np.r_[np.zeros(unpenalised), np.ones(features.shape[1] - unpenalised)]
+        # The library divides the likelihood by the cases and makes the factors sum to their number.
+        strength = path / len(years) * factors.mean()
+
+        def fit_path(count: int) -> np.ndarray:
+            net = CoxnetSurvivalAnalysis(l1_ratio=l1_ratio, alphas=strength[:count], penalty_factor=factors)
+            return net.fit(train, observed).coef_
+
+        path, fitted = _fit_as_far_as_possible(fit_path, path, features.shape[1], events)
     judged = concordance(validation_years, validation_events, validation @ fitted)
     chosen = int(np.argmax(judged))
     coefficients = fitted[:, chosen]
@@ -189,6 +198,28 @@ def fit_risk_model(
         baseline.x,
         baseline.y,
     )
+
+
+def _fit_or_refuse(fit: Callable[[], np.ndarray], count: int, events: np.ndarray) -> np.ndarray:
+    try:
+        return fit()
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+        raise StudyError(
+            f"the Cox model of {count} features and {events.sum()} events has no solution "
+            f"({str(error).splitlines()[0]}): penalise more, or take fewer features."
+        ) from None
+
+
+def _fit_as_far_as_possible(
+    fit_path: Callable[[int], np.ndarray], path: np.ndarray, count: int, events: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The path of falling penalties up to the weakest that has a solution: few events and many features have none."""
+    for length in range(len(path), 1, -1):
+        try:
+            return path[:length], fit_path(length)
+        except (ArithmeticError, ValueError, np.linalg.LinAlgError):
+            continue
+    return path[:1], _fit_or_refuse(lambda: fit_path(1), count, events)
 
 
 def _check_features(features: np.ndarray, years: np.ndarray, split: str) -> np.ndarray:
