@@ -221,7 +221,8 @@ def describe_subgroups(results: pd.DataFrame, data_set: str = "") -> str:
     if (gaps.metric == "tpr" + AGAINST_REST).any():
         parts.append("Thresholds are those that leave nine in ten cases without the finding uncalled on validation.")
         parts.append(_describe_odds(gaps))
-    parts.append(_describe_sure(gaps, f"{_PREFERRED_GAP}{GAP}", "gaps in AUROC"))
+    for metric, words in ((_PREFERRED_GAP, "AUROC"), ("tpr", "TPR"), ("fpr", "FPR")):
+        parts.append(_describe_sure(gaps, f"{metric}{GAP}", f"gaps in {words}"))
     parts.append(_describe_sure(gaps, f"{_PREFERRED_GAP}{WIDENING}", "gaps widened or narrowed by curation"))
     return " ".join(part for part in parts if part)
 
