@@ -1,16 +1,25 @@
 """The results table: every number of a figure or of the README is a row of it.
 
-Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` (zero_shot | retrieval | linear_probe |
-curation | audit | doubt; of two arms, written ``first - second``, zero_shot_difference | retrieval_difference |
-gain_trend; of the curator's ablation ablation_curation | ablation_zero_shot | ablation_zero_shot_difference; of the
-arms trained on the subsets of methods method_curation | method_zero_shot | method_zero_shot_difference, with
-``same_data`` or ``same_compute`` as setting; of arms at several budgets budget_zero_shot |
-budget_zero_shot_difference | budget_saving, the last with the state of the saving as setting),
-``data_set`` (source and split, for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such
-as ``tail``, or ``all``), ``metric``, ``setting`` (prompt family, direction and the like; empty if there is none),
-``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),
+Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` (below), ``data_set`` (source and split,
+for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such as ``tail``, an outcome, or
+``all``), ``metric``, ``setting`` (prompt family, head, direction and the like; empty if there is none), ``value``,
+``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),
 ``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and ``seconds`` (of
-the arm's training, scoring and warm-up included; NaN where nothing was trained).
+the arm's training, scoring and warm-up included; NaN where nothing was trained). A comparison of two arms or settings
+is written ``first - second``.
+
+Tasks, by what writes them:
+
+- evaluation of arms (5): zero_shot, retrieval, linear_probe, zero_shot_difference, retrieval_difference; prompt_family,
+  spectrum (of the negatives), operating_point (thresholds carried from validation), calibration
+- long tail (6): curation, audit, doubt, gain, gain_trend, subgroup, subgroup_gap, retrieval_choice
+- several budgets (4): budget_zero_shot, budget_zero_shot_difference, budget_saving (its state as setting)
+- ablation (7): ablation_curation, ablation_zero_shot, ablation_zero_shot_difference
+- methods of curation (8): method_curation, method_zero_shot, method_zero_shot_difference (same_data or same_compute as
+  setting)
+- adaptation (9): adaptation, adaptation_difference, outcome
+- attention (10): attention
+- label budget (11): learning_curve, curve_family, label_forecast, label_plan
 """
 
 import pandas as pd
