@@ -50,10 +50,17 @@ CATALOGUE = {
     "budgets": Entry("Several budgets", "CheXficient, data and compute saved", "04_pretrain_curated"),
     "compute": Entry("Performance against data and compute", "CheXficient, data and compute saved", "05_compare_arms"),
     "zero_shot": Entry("Zero-shot classification", "CheXficient, zero-shot AUROC by data set", "05_compare_arms"),
+    "spectrum": Entry(
+        "Against whom, and asked how", "no published figure; negatives and prompts of zero-shot", "05_compare_arms"
+    ),
+    "calibration": Entry(
+        "Calibration", "no published figure; scores as probabilities, before and after repair", "05_compare_arms"
+    ),
     "retrieval": Entry("Retrieval", "CheXficient, cross-modal retrieval recall", "05_compare_arms"),
     "density": Entry("Density in the feature space", "CheXficient, density of the curated subset", "06_long_tail"),
     "audit": Entry("Who is dropped", "no published figure; the audit of the curator", "06_long_tail"),
     "long_tail": Entry("The long tail", "CheXficient, per-finding gain by prevalence", "06_long_tail"),
+    "subgroups": Entry("Subgroups", "no published figure; gaps by sex, age, view and source", "06_long_tail"),
     "curator_ablation": Entry("Ablation of the curator", "CheXficient, proposed (C13)", "07_ablate_curator"),
     "ratio_law": Entry("The share kept and its law", "CheXficient, the published 22.7 %", "07_ablate_curator"),
     "trained_ablation": Entry("Trained variants of the curator", "CheXficient, proposed (C13)", "07_ablate_curator"),
@@ -62,6 +69,22 @@ CATALOGUE = {
         "no published figure; the methods at the same data and compute",
         "08_compare_curators",
     ),
+    "heads": Entry("Heads by prevalence", "CheXFound, CXR-LT 2024 (X2)", "09_adapt_encoder"),
+    "glori_gains": Entry("What GLoRI gains by finding", "CheXFound, per-disease results", "09_adapt_encoder"),
+    "label_efficiency": Entry(
+        "Label efficiency of adaptation", "CheXFound X4; CheXficient, 10 % of the labels (C5)", "09_adapt_encoder"
+    ),
+    "glori_parts": Entry("Components of GLoRI", "CheXFound, Table 11 (X8)", "09_adapt_encoder"),
+    "probe_variants": Entry("Probes, losses and fine-tuning", "CheXFound, proposed (X12)", "09_adapt_encoder"),
+    "outcomes": Entry("Outcomes", "CheXFound, mortality and cardiovascular risk (X5, X6)", "09_adapt_encoder"),
+    "attention": Entry("What GLoRI looks at", "CheXFound, attention maps and confidences (X1)", "10_see_with_glori"),
+    "pointing": Entry("Whether attention lies on the finding", "no published figure", "10_see_with_glori"),
+    "label_prevalence": Entry("Findings to label", "How many samples to label, 21 classes (T1)", "11_plan_labels"),
+    "learning_curves": Entry("Learning curves", "How many samples to label (L1)", "11_plan_labels"),
+    "curve_families": Entry("Families of curves", "How many samples to label (L2)", "11_plan_labels"),
+    "label_forecasts": Entry("Forecasts from few labels", "How many samples to label (L3)", "11_plan_labels"),
+    "labels_needed": Entry("Labels needed", "How many samples to label (L4)", "11_plan_labels"),
+    "early_slope": Entry("Early slope and plateau", "How many samples to label (L5)", "11_plan_labels"),
 }
 
 
@@ -112,8 +135,8 @@ def write_gallery(folder: Path | None = None) -> Path:
         "# Figures",
         "",
         "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name.",
-        "Made by `make study curators`, never by hand. What a published figure shows for its cohort, ours shows for",
-        "the cohort named in the captions: the same question, not the same numbers.",
+        "Made by `make study budgets curators adapt`, never by hand. What a published figure shows for its cohort, ours",
+        "shows for the cohort named in the captions: the same question, not the same numbers.",
         "",
         "| figure | regenerates | made by |",
         "|---|---|---|",
