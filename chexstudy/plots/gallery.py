@@ -78,7 +78,14 @@ CATALOGUE = {
     "probe_variants": Entry("Probes, losses and fine-tuning", "CheXFound, proposed (X12)", "09_adapt_encoder"),
     "outcomes": Entry("Outcomes", "CheXFound, mortality and cardiovascular risk (X5, X6)", "09_adapt_encoder"),
     "attention": Entry("What GLoRI looks at", "CheXFound, attention maps and confidences (X1)", "10_see_with_glori"),
-    "pointing": Entry("Whether attention lies on the finding", "no published figure", "10_see_with_glori"),
+    "pointing_test": Entry(
+        "Whether attention lies on the finding", "no published figure; pointing game, natural test", "10_see_with_glori"
+    ),
+    "pointing_test_enriched": Entry(
+        "Whether attention lies on the finding, enriched test",
+        "no published figure; pointing game",
+        "10_see_with_glori",
+    ),
     "label_prevalence": Entry("Findings to label", "How many samples to label, 21 classes (T1)", "11_plan_labels"),
     "learning_curves": Entry("Learning curves", "How many samples to label (L1)", "11_plan_labels"),
     "curve_families": Entry("Families of curves", "How many samples to label (L2)", "11_plan_labels"),
@@ -135,8 +142,8 @@ def write_gallery(folder: Path | None = None) -> Path:
         "# Figures",
         "",
         "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name.",
-        "Made by `make study budgets curators adapt`, never by hand. What a published figure shows for its cohort, ours",
-        "shows for the cohort named in the captions: the same question, not the same numbers.",
+        "Made by `make study budgets curators adapt`, never by hand. What a published figure shows for its cohort,",
+        "ours shows for the cohort named in the captions: the same question, not the same numbers.",
         "",
         "| figure | regenerates | made by |",
         "|---|---|---|",
