@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.costs import ReadingCost, count_cases_to_read, price_labels
+from chexstudy.evaluation.planning.costs import ReadingCost, count_cases_to_read, price_plans
 
 
 def test_hours_and_price_are_those_of_all_readers():
@@ -70,14 +70,21 @@ def test_wrong_numbers_are_refused(positives, prevalence, observed):
         count_cases_to_read(positives, prevalence, observed=observed)
 
 
-def test_a_table_is_priced_column_by_column():
-    table = pd.DataFrame(
-        {"finding": ["Mass", "Nodule"], "more": [60.0, np.nan], "more_low": [30, 0], "more_high": [90, math.inf]}
-    )
-    priced = price_labels(table, ReadingCost(minutes_per_case=1, price_per_hour=10))
-    assert priced.hours[0] == 1
-    assert priced.price_low[0] == 5
-    assert math.isinf(priced.price_high[1])
-    assert math.isnan(priced.hours[1])
-    with pytest.raises(StudyError, match="no column 'labels'"):
-        price_labels(table, ReadingCost(), ("labels",))
+def test_plans_in_cases_are_read_as_they_stand():
+    plans = pd.DataFrame({"finding": ["Mass", "Hernia"], "unit": "cases", "more": [60.0, math.inf]})
+    plans = plans.assign(more_low=[30.0, 0.0], more_high=[90.0, math.inf])
+    priced = price_plans(plans, ReadingCost(minutes_per_case=1, price_per_hour=10), {}, {})
+    assert priced["read"].tolist() == [60, math.inf]
+    assert (priced.hours[0], priced.price_low[0], priced.hours_high[0]) == (1, 5, 1.5)
+    assert (priced.price_low[1], priced.price_high[1]) == (0, math.inf)
+
+
+def test_plans_in_positives_are_read_until_they_are_found():
+    plans = pd.DataFrame({"finding": ["Mass"], "unit": "positives", "more": [20.0], "more_low": [10.0]})
+    plans = plans.assign(more_high=[30.0])
+    priced = price_plans(plans, ReadingCost(), {"Mass": 0.05}, {"Mass": 4000}).iloc[0]
+    assert priced["read"] == count_cases_to_read(20, 0.05, observed=4000)[0]
+    assert priced.read_low == count_cases_to_read(10, 0.05, observed=4000)[1]
+    assert priced.read_high == count_cases_to_read(30, 0.05, observed=4000)[2]
+    with pytest.raises(StudyError, match="prevalence of 'Mass'"):
+        price_plans(plans, ReadingCost(), {}, {})

@@ -5,7 +5,7 @@ distribution. The prevalence is itself known from a limited number of cases; wit
 averaged over its posterior under Jeffreys' prior, Beta(1/2, 1/2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,29 +104,39 @@ def _quantile(positives: int, shares: np.ndarray, probability: float) -> int:
     return high
 
 
-def price_labels(
-    labels: pd.DataFrame, cost: ReadingCost, columns: Sequence[str] = ("more", "more_low", "more_high")
+def price_plans(
+    plans: pd.DataFrame, cost: ReadingCost, prevalence: Mapping[str, float], observed: Mapping[str, int]
 ) -> pd.DataFrame:
-    """Add hours and prices to a table of cases to label.
+    """Cases to read, hours and money for a plan of labels.
+
+    A plan in cases is read as it stands. A plan in positives takes as many cases as it takes to find them: the low end
+    is that of the fewest positives under a lucky reading, the high end that of the most under an unlucky one, which
+    together hold more than 95 %.
 
     Args:
-        labels: with columns of numbers of cases; NaN and infinity stay what they are.
+        plans: of `chexstudy.evaluation.planning.planner.plan_labels`.
         cost: of reading.
-        columns: which of them to price.
+        prevalence: share of positives among the cases that will be read, by finding.
+        observed: number of cases each prevalence was counted in.
 
     Returns:
-        The table with ``hours``, ``price`` and the same with the ending of the column (``hours_low``) for each.
+        The plans with ``read``, ``hours`` and ``price``, each with ``_low`` and ``_high``; infinite without an end.
 
     Raises:
-        StudyError: a column is missing.
+        StudyError: a finding has no prevalence, or none above 0.
     """
-    missing = [column for column in columns if column not in labels]
-    if missing:
-        raise StudyError(f"the table of labels has no column {missing[0]!r} to price: it has {', '.join(labels)}.")
-    priced = labels.copy()
-    for column in columns:
-        ending = column.partition("_")[2]
-        for what, convert in (("hours", cost.hours), ("price", cost.price)):
-            name = f"{what}_{ending}" if ending else what
-            priced[name] = [convert(cases) if not np.isnan(cases) else np.nan for cases in labels[column].astype(float)]
+    priced = plans.copy()
+    for end, place in (("", 0), ("_low", 1), ("_high", 2)):
+        cases = []
+        for row in plans.itertuples():
+            more = float(getattr(row, f"more{end}"))
+            if row.unit == "positives" and np.isfinite(more):
+                if row.finding not in prevalence:
+                    raise StudyError(f"the prevalence of {row.finding!r} is not known: give one for every finding.")
+                count = observed.get(row.finding)
+                more = count_cases_to_read(int(np.ceil(more)), prevalence[row.finding], observed=count)[place]
+            cases.append(more)
+        priced[f"read{end}"] = cases
+        priced[f"hours{end}"] = [cost.hours(one) for one in cases]
+        priced[f"price{end}"] = [cost.price(one) for one in cases]
     return priced

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from threadpoolctl import threadpool_limits
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
@@ -34,12 +35,13 @@ from chexstudy.evaluation.planning.draws import (
 )
 from chexstudy.evaluation.planning.files import CURVES
 from chexstudy.evaluation.planning.observations import FEWEST_POINTS
-from chexstudy.evaluation.statistics import known_labels, rank_metrics
+from chexstudy.evaluation.statistics import CONFIDENCE, known_labels, rank_metrics
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
+TASK = "learning_curve"
 SETTINGS = "label_budget/settings.parquet"
-GRID = (10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, ALL)
+GRID = (10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, ALL)
 # Penalties for each feature, and learning rates: what the one global setting of a head is chosen from.
 HEADS = {"logistic": (0.01, 0.1, 1.0, 10.0, 100.0), "linear": (1e-3, 3e-3, 1e-2, 3e-2)}
 VECTORS = ("pooled", "cls+mean")
@@ -269,6 +271,39 @@ def read_settings(run: Run) -> pd.DataFrame:
         StudyError: no curves were measured.
     """
     return run.read_table(SETTINGS, _MADE_BY)
+
+
+def tabulate_curves(curves: pd.DataFrame, refused: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Learning curves as rows of the results table, but for study and exposure.
+
+    Args:
+        curves: of `measure_curves`.
+        refused: of `plan_draws`; findings left out get a row without a value and an n of 0.
+
+    Returns:
+        Mean over draws of AUROC and average precision with the t interval of that mean (of the draws alone, not of the
+        patients of the test set); ``setting`` is the label count, ``positives`` the mean number of them in a draw.
+    """
+    place = ["encoder", "seed", "data_set", "finding", "unit", "n"]
+    tables = []
+    for metric in ("auroc", "auprc"):
+        groups = curves.groupby(place)
+        table = groups.agg(
+            value=(metric, "mean"), spread=(metric, "std"), draws=(metric, "size"), positives=("positives", "mean")
+        ).reset_index()
+        reach = student.ppf(0.5 + CONFIDENCE / 2, np.maximum(table.draws - 1, 1)) * table.spread / np.sqrt(table.draws)
+        table["ci_low"], table["ci_high"] = (table.value - reach).clip(0), (table.value + reach).clip(upper=1)
+        counted = table.n if (table.unit == "cases").all() else table.positives.round().astype(int)
+        table["setting"] = counted.astype(str) + " " + table.unit
+        tables.append(table.assign(metric=metric, positives=table.positives.round().astype(int)))
+    rows = pd.concat(tables, ignore_index=True).rename(columns={"encoder": "arm"})
+    left_out = [] if refused is None else refused.finding[refused.n == _WHOLE]
+    measured = curves[["encoder", "seed", "data_set"]].drop_duplicates()
+    for finding in left_out:
+        empty = measured.rename(columns={"encoder": "arm"}).assign(finding=finding, metric="auroc", n=0, positives=-1)
+        rows = pd.concat([rows, empty.assign(setting="not evaluable")], ignore_index=True)
+    columns = ["arm", "seed", "data_set", "finding", "metric", "setting", "value", "ci_low", "ci_high", "n"]
+    return rows[[*columns, "positives"]].assign(task=TASK)
 
 
 def _hash_labels(cohort: pd.DataFrame, counts: Mapping) -> str:
