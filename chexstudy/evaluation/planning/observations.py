@@ -17,6 +17,7 @@ _WORDS = {"encoder": "encoder", "finding": "finding", "data_set": "", "unit": "c
 # The variance of an AUROC falls as 1/n where draws are independent; the data may say otherwise, within reason.
 _EXPONENTS = np.linspace(0, 2, 81)
 _EXPONENT_PRIOR = (1.0, 0.3)
+_LAW_DEGREES = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +202,27 @@ def estimate_noise(curves: Sequence[LearningCurve], at: float | None = None) -> 
         gain -= (freedom[:, None] * np.log(relative * by_exponent[place])).sum(axis=0) / 2
     best = int(np.argmax(gain))
     return Noise(float(_EXPONENTS[best]), at, by_exponent[:, best], degrees)
+
+
+def relate_variances(curve: LearningCurve, exponent: float, at: float) -> np.ndarray:
+    """Variance of one draw at each number of labels relative to that at ``at`` ``(points,)``.
+
+    Heads on few labels can fail in ways that no law describes, and then settle at once. What the draws at a point show
+    is therefore blended with the law, which counts as much as four more degrees of freedom: one draw follows the law,
+    twenty speak for themselves.
+
+    Args:
+        curve: what was observed.
+        exponent: of `estimate_noise`.
+        at: number of labels.
+    """
+    law = (curve.labels / at) ** -exponent
+    degrees = curve.draws - 1
+    if not degrees.any():
+        return law
+    ratio = np.nan_to_num(curve.variances) / law
+    ratio = ratio / np.median(ratio[degrees > 0] + np.finfo(float).tiny)
+    return law * (degrees * np.clip(ratio, 0.01, 100) + _LAW_DEGREES) / (degrees + _LAW_DEGREES)
 
 
 def weigh_points(curve: LearningCurve, noise: Noise | None = None) -> np.ndarray:

@@ -6,10 +6,10 @@ The model is the power law with noise, whose start may be delayed::
     logit(2 alpha - 1)    ~  Normal(mean, spread)     the plateau
     log gamma             ~  Normal(mean, spread)     the exponent, between 0.02 and 2
     log shortfall         ~  Normal(mean, spread)     share of alpha - 0.5 still lacking at a reference number of labels
-    variance of a draw    ~  near a common one, falling as n^-exponent
+    variance of a draw    ~  falling as n^-exponent, blended with what the draws at a point show
 
-The misfit says that no curve is a power law exactly. Means, spreads, common variance and misfit have weak priors of
-their own. With pooling they are learnt from all findings together, so that a finding with 50 labels borrows what the
+The misfit says that no curve is a power law exactly. Means, spreads, variance and misfit have weak priors of their own.
+With pooling they are learnt from all findings together, so that a finding with 50 labels borrows what the
 others show; without it each curve is alone with the priors. The shortfall needs its law as much as the others: were it
 left flat, every pooled curve would add a preference for high plateaus, under which there is more room for it. Shortfall
 and exponent are independent at one number of labels only, and taking the wrong one makes intervals far too narrow: the
@@ -21,8 +21,9 @@ the first labels would read a curve that is flat so far as a plateau at chance. 
 
 Everything is integrated by quadrature, nothing is sampled to convergence: sigma in closed form (which makes the
 likelihood Student's t), beta at quantiles of its t, alpha and log gamma on a grid that each curve lays where its
-likelihood is, the common quantities on a fixed grid. The common noise is weighed first, under the mean of the priors,
-as it hardly depends on them. Only the posterior draws at the end are random.
+likelihood is, the common quantities on a fixed grid. Curves of single draws share what they say of the noise, which is
+weighed first, under the mean of the priors, as it hardly depends on them. Only the posterior draws at the end are
+random.
 
 What it does not hold: draws at different n are taken as independent, though draws from one finite pool overlap, and all
 share one test set. What they share moves the whole curve, so forecasts are of this pool and this test set;
@@ -39,7 +40,12 @@ from scipy.special import logsumexp, ndtr, stdtrit
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.planning.families import CHANCE, GAMMA, PERFECT, POWER4
-from chexstudy.evaluation.planning.observations import FEWEST_POINTS, LearningCurve, estimate_noise
+from chexstudy.evaluation.planning.observations import (
+    FEWEST_POINTS,
+    LearningCurve,
+    estimate_noise,
+    relate_variances,
+)
 
 DRAWS = 4000
 _AT = 10.0
@@ -78,7 +84,7 @@ class Prior:
     shortfall_spreads: tuple[float, ...] = (0.15, 0.3, 0.6, 1.1)
     references: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0)
     deviations: tuple[float, ...] = (0.02, 0.033, 0.055, 0.09, 0.15)
-    misfits: tuple[tuple[float, float], ...] = ((0.0, 0.5), (0.003, 0.35), (0.01, 0.15))
+    misfits: tuple[tuple[float, float], ...] = ((0.0, 0.5), (0.004, 0.3), (0.015, 0.2))
     delays: tuple[tuple[float, float], ...] = ((0.0, 0.5), (30.0, 0.2), (200.0, 0.15), (1500.0, 0.15))
     likeness: float = 4.0
 
@@ -115,9 +121,13 @@ class Posterior:
         return POWER4.labels_for(target, self.parameters)
 
     def foresee(self, labels: float, draws: float, generator: np.random.Generator) -> np.ndarray:
-        """The mean AUROC that so many draws of so many labels will show ``(draws,)``, their noise included."""
+        """The mean AUROC that so many draws of so many labels will show ``(draws,)``, noise and misfit included.
+
+        The misfit of a law grows with the distance from what it was fitted to: each doubling adds one of its own.
+        """
         noise = self.deviations * (labels / _AT) ** (-self.exponent / 2) / np.sqrt(draws)
-        spread = np.hypot(noise, self.misfits)
+        doublings = max(0.0, np.log2(labels / self.curve.most))
+        spread = np.hypot(noise, self.misfits * np.sqrt(1 + doublings))
         return np.clip(self.predict(labels)[:, 0] + spread * generator.standard_normal(len(spread)), 0, 1)
 
 
@@ -158,10 +168,13 @@ def _infer_group(
 ) -> list[Posterior]:
     exponent = estimate_noise(curves, _AT).exponent
     grids = [_Grid(curve, exponent, prior) for curve in curves]
-    noise = _weigh_noises(prior) + sum(grid.noise_evidence for grid in grids)
+    # Only curves of single draws need each other's word on the noise. One with repeated draws knows its own, which need
+    # not be like that of the others.
+    single = [grid for grid in grids if (grid.curve.draws == 1).all()]
+    noise = _weigh_noises(prior) + sum(grid.noise_evidence for grid in single)
     for grid in grids:
-        # The other curves' word on the noise; this curve's own is in its likelihood.
-        grid.place_nodes(noise - grid.noise_evidence, prior)
+        # What a curve has to say itself is in its likelihood.
+        grid.place_nodes(noise - grid.noise_evidence if grid in single else _weigh_noises(prior), prior)
     if len(grids) == 1:
         return [_draw_posterior(grids[0], _prior_mixtures(prior), generator, draws)]
     evidence = [grid.weigh_priors(prior) for grid in grids]
@@ -255,17 +268,19 @@ class _Grid:
         self.curve, self.exponent = curve, exponent
         self.references = prior.references
         self.middle = float(np.exp(np.mean(np.log(prior.references))))
-        relative = (curve.labels / _AT) ** -exponent
+        relative = relate_variances(curve, exponent, _AT)
         # Rows of the grid: every pair of deviation and misfit, which curves share, and then every delay.
         delays, shares = np.array(prior.delays).T
         self.delay = np.tile(delays, len(prior.deviations) * len(prior.misfits))
         self.log_delay_share = np.tile(np.log(shares), len(prior.deviations) * len(prior.misfits))
         deviation = np.repeat(prior.deviations, len(prior.misfits) * len(delays))
         self.misfit = np.repeat(np.tile([one for one, _ in prior.misfits], len(prior.deviations)), len(delays))
-        # Precision of the mean at each point, in units of the variance of a draw of ten labels: (rows, points).
-        self.precision = 1 / (relative / curve.draws + (self.misfit**2 / deviation**2)[:, None])
         within = np.sum((curve.draws - 1) * np.nan_to_num(curve.variances) / relative)
         self.known = prior.likeness * deviation**2 + within
+        # Precision of the mean at each point, in units of the variance of a draw of ten labels: (rows, points). The
+        # misfit is absolute, so its share of the noise needs the curve's own variance as far as it is known.
+        own = self.known / (prior.likeness + np.sum(curve.draws - 1))
+        self.precision = 1 / (relative / curve.draws + (self.misfit**2 / own)[:, None])
         self.degrees = prior.likeness + np.sum(curve.draws - 1) + len(curve.labels)
         self.constant = prior.likeness * np.log(deviation) + np.log(self.precision).sum(axis=1) / 2
         self.constant += self.log_delay_share
