@@ -5,7 +5,7 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.planning.families import POWER3
-from chexstudy.evaluation.planning.observations import LearningCurve
+from chexstudy.evaluation.planning.observations import LearningCurve, relate_variances
 from chexstudy.evaluation.planning.pooling import Prior, infer_curves
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
@@ -129,6 +129,28 @@ def test_foreseen_means_vary_more_than_the_curve():
     assert one > many
     assert many == pytest.approx(np.std(posterior.predict(10)[:, 0]), rel=0.25)
     assert np.sqrt(one**2 - many**2) == pytest.approx(np.median(posterior.deviations), rel=0.3)
+
+
+def test_a_flat_start_is_no_plateau_at_chance():
+    """The first 50 labels of a rare finding say nothing yet; a law without delay believes what it sees."""
+    values = np.full((4, 20), 0.5) + 0.02 * np.random.default_rng(0).standard_normal((4, 20))
+    flat = LearningCurve("curated", "Hernia", np.array([10, 20, 30, 50.0]), values)
+    late, at_once = (
+        np.quantile(infer_curves([flat], np.random.default_rng(0), prior=prior)[0].predict(2000), 0.975)
+        for prior in (Prior(), Prior(delays=((0.0, 1.0),)))
+    )
+    assert late > at_once + 0.05
+    assert late > 0.7
+
+
+def test_spreads_that_follow_no_law_are_believed_where_draws_are_many():
+    spread = np.array([0.2, 0.2, 0.2, 0.01, 0.01])
+    noise = np.random.default_rng(0).standard_normal((5, 40))
+    many = LearningCurve("e", "f", LABELS[:5], 0.7 + spread[:, None] * noise)
+    found = np.sqrt(relate_variances(many, 1.0, 10.0))
+    assert found[2] / found[3] == pytest.approx(20, rel=0.5)
+    single = LearningCurve("e", "f", LABELS[:5], many.values[:, :1])
+    assert relate_variances(single, 1.0, 10.0) == pytest.approx(10 / LABELS[:5])
 
 
 def test_no_curves_and_short_curves_are_refused():
