@@ -112,7 +112,13 @@ probe_recipe = Recipe(epochs=head_epochs)
 glori_recipe = Recipe(tuple(glori_learning_rates), glori_epochs, reduced_precision=True)
 glori_size = {"width": glori_width, "feedforward": glori_feedforward}
 plans = plan_heads(heads, probe_recipe, glori_recipe, glori_size)
-adapt_arms(evaluation, adapted_arms, arm_seeds, plans, workers=arms_at_once)
+share_plans = plan_label_shares("logistic", [*label_shares, few_labels], probe_recipe)
+variants = plan_glori_variants(glori_recipe, glori_size) if "glori_v2" in heads else []
+others = plan_probe_features(probe_recipe) + plan_losses(probe_recipe) + plan_tuning(tune, tune_epochs)
+others = others if "linear" in heads else []
+once = [plan for plan in share_plans if plan.name not in heads]
+adapt_arms(evaluation, adapted_arms, arm_seeds, [*plans, *once], workers=arms_at_once)
+adapt_arms(evaluation, [first_arm], few_seeds, [*variants, *others], workers=arms_at_once)
 adapted = measure_adaptation(evaluation, adapted_arms, arm_seeds, heads)
 tabulate_costs(evaluation, adapted_arms, arm_seeds, heads).round(1)
 
@@ -158,8 +164,6 @@ if pairs:
 # the labels to match a model of random data with all of them; panel b asks that.
 
 # %%
-share_plans = plan_label_shares("logistic", [*label_shares, few_labels], probe_recipe)
-adapt_arms(evaluation, adapted_arms, arm_seeds, share_plans, workers=arms_at_once)
 shares = measure_adaptation(evaluation, adapted_arms, arm_seeds, [plan.name for plan in share_plans])
 few = next(plan.name for plan in share_plans if plan.labelled_share == few_labels)
 claims = compare_adaptation(
@@ -179,8 +183,6 @@ by_share
 # Version 2 with one part changed at a time, on the first arm.
 
 # %%
-variants = plan_glori_variants(glori_recipe, glori_size) if "glori_v2" in heads else []
-adapt_arms(evaluation, [first_arm], few_seeds, variants, workers=arms_at_once)
 of_glori = [((first_arm, plan.name), (first_arm, "glori_v2")) for plan in variants]
 of_glori += [((first_arm, "glori_v1"), (first_arm, "glori_v2"))] if variants and "glori_v1" in heads else []
 parts = compare_adaptation(evaluation, few_seeds, of_glori) if variants else differences.iloc[:0]
@@ -200,9 +202,6 @@ if variants:
 # arm.
 
 # %%
-others = plan_probe_features(probe_recipe) + plan_losses(probe_recipe) + plan_tuning(tune, tune_epochs)
-others = others if "linear" in heads else []
-adapt_arms(evaluation, [first_arm], few_seeds, others, workers=arms_at_once)
 of_probe = [((first_arm, plan.name), (first_arm, "linear")) for plan in others]
 detailed = measure_adaptation(evaluation, [first_arm], few_seeds, [plan.name for plan in [*variants, *others]])
 against_probe = compare_adaptation(evaluation, few_seeds, of_probe) if others else differences.iloc[:0]
@@ -243,8 +242,8 @@ else:
 # ## Into the results table
 
 # %%
-once = [plan.name for plan in share_plans if plan.name not in heads]
-adaptation = pd.concat([adapted, shares[shares.setting.isin(once)], detailed], ignore_index=True)
+shares = shares[shares.setting.isin([plan.name for plan in once])]
+adaptation = pd.concat([adapted, shares, detailed], ignore_index=True)
 compared = pd.concat([differences, claims, parts, against_probe], ignore_index=True)
 results = add_results(run, pd.concat([adaptation, compared, predicted], ignore_index=True))
 not_evaluable = adapted[(adapted.metric == "auroc") & adapted.value.isna() & (adapted.seed == -1)]

@@ -142,6 +142,15 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
     assert row.value == pytest.approx(np.mean(by_hand), abs=1e-12)
 
 
+def test_patches_are_kept_of_the_first_encoder_alone(evaluation):
+    for arm in ("full", "curated"):
+        make_arm(evaluation.run, arm, 0)
+    adapt_arms(evaluation, ["full", "curated"], [0], [HeadPlan("glori_v1", options=SMALL, recipe=QUICK)])
+    kept = sorted(path.parts[-3] for path in evaluation.run.path("features").glob("*/*/patches.npy"))
+    assert kept == ["full"]
+    assert evaluation.run.has("features/curated/seed0/pooled.npy")
+
+
 def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
     rows = pd.DataFrame({"patient_id": [f"p{number // 3}" for number in range(300)], "image_id": range(300)})
     some, more = thin_patients(rows, 0.1, 4), thin_patients(rows, 0.4, 4)

@@ -10,7 +10,7 @@ from chexstudy import parts
 from chexstudy.encoders import EncoderSpec, build_image_encoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.heads import features as features_module
-from chexstudy.evaluation.heads.features import freeze_features, read_features
+from chexstudy.evaluation.heads.features import drop_patches, freeze_features, read_features
 from chexstudy.runs import Run
 
 IMAGES = [f"tiny/{number:02d}" for number in range(21)]
@@ -142,6 +142,19 @@ def test_current_features_are_read_and_serve_without_patches_too(home, encoder):
         pixels = Pixels()
         assert freeze(run, encoder, pixels, patches=patches).patches is not None
         assert pixels.read_ids == []
+
+
+def test_dropped_patches_leave_vectors_that_are_current(home, encoder):
+    run, name = Run("study"), "curated/seed0"
+    before = freeze(run, encoder)
+    drop_patches(run, name)
+    drop_patches(run, name)
+    assert not run.has(f"features/{name}/patches.npy")
+    unread = Pixels()
+    after = freeze(run, encoder, unread, patches=False)
+    assert (after.patches, set(unread.read_ids) <= {IMAGES[0]}) == (None, True)
+    np.testing.assert_array_equal(after.pooled, before.pooled)
+    assert freeze(run, encoder).patches is not None
 
 
 def test_patches_are_left_out_where_they_are_not_asked_for(home, encoder):

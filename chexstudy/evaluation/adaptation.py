@@ -13,7 +13,7 @@ import pandas as pd
 from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.arms import Evaluation, tell_exposure, work_apart
-from chexstudy.evaluation.heads.features import FrozenFeatures, freeze_features
+from chexstudy.evaluation.heads.features import FrozenFeatures, drop_patches, freeze_features
 from chexstudy.evaluation.heads.plans import HeadPlan, fit_plan, split_head
 from chexstudy.evaluation.heads.training import FittedHead, save_head
 from chexstudy.evaluation.results import OVER_SEEDS
@@ -46,6 +46,11 @@ def head_artifact(arm: str, seed: int, head: str) -> str:
     return f"heads/{arm}/seed{seed}/{head}"
 
 
+def features_name(arm: str, seed: int) -> str:
+    """What the frozen features of an arm are called."""
+    return f"{arm}/seed{seed}"
+
+
 def read_labelled_share(head: str) -> float:
     """The share of labelled patients a head was given, from its name."""
     return split_head(head)[2]
@@ -61,7 +66,7 @@ def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> Fr
     encoder = load_model(evaluation.run.path(f"{folder}/model")).image_tower.encoder
     return freeze_features(
         evaluation.run,
-        f"{arm}/seed{seed}",
+        features_name(arm, seed),
         encoder,
         evaluation.cohort.image_id.tolist(),
         evaluation.store,
@@ -76,9 +81,13 @@ class _Job:
     """What one process does: the heads of one arm and seed."""
 
     plans: tuple[HeadPlan, ...]
+    keep_patches_of: tuple[str, int]
 
     def __call__(self, evaluation: Evaluation, arm: str, seed: int) -> None:
         adapt_arm(evaluation, arm, seed, self.plans)
+        name = features_name(arm, seed)
+        if (arm, seed) != self.keep_patches_of and evaluation.run.has(f"features/{name}/layout.json"):
+            drop_patches(evaluation.run, name)
 
 
 def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadPlan]) -> None:
@@ -130,14 +139,17 @@ def _is_scored(evaluation: Evaluation, arm: str, seed: int, plan: HeadPlan, inpu
 def adapt_arms(
     evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan], workers: int = 1
 ) -> None:
-    """`adapt_arm` for every arm and seed, several side by side; use one worker on a GPU."""
+    """`adapt_arm` for every arm and seed, several side by side; use one worker on a GPU.
+
+    Patches take by far the most disk: they are kept for the first arm and seed and dropped for the others.
+    """
     names = [plan.name for plan in plans]
     if len(set(names)) < len(names):
         raise StudyError(f"two heads are named {next(n for n in names if names.count(n) > 1)!r}: name a variant.")
     jobs = [(arm, seed) for arm in arms for seed in seeds]
     for job in jobs:
         require_current_arm(evaluation.run, *job)
-    work_apart(evaluation, _Job(tuple(plans)), jobs, workers)
+    work_apart(evaluation, _Job(tuple(plans), jobs[0]), jobs, workers, "adapting encoders")
 
 
 def tabulate_costs(

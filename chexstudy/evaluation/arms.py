@@ -324,18 +324,22 @@ def _choose_prompts(evaluation: Evaluation, validation: _EmbeddedSplit | None, d
 
 
 def work_apart(
-    evaluation: Evaluation, task: Callable[..., _Result], jobs: list[tuple[str, int]], workers: int
+    evaluation: Evaluation,
+    task: Callable[..., _Result],
+    jobs: list[tuple[str, int]],
+    workers: int,
+    label: str = "evaluating arms",
 ) -> list[_Result]:
     """``task(evaluation, arm, seed)`` for every job, in processes of one share of the cores each."""
     if workers <= 1 or len(jobs) == 1:
-        return [task(evaluation, *job) for job in progress(jobs, label="evaluating arms")]
+        return [task(evaluation, *job) for job in progress(jobs, label=label)]
     # Cohort and pixels are read anew there: cheaper than sending them.
     settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device", "families")}
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_open_evaluation, initargs=(evaluation.run.study, settings, threads)
     ) as pool:
-        return list(progress(pool.map(partial(_work, task), jobs), len(jobs), "evaluating arms"))
+        return list(progress(pool.map(partial(_work, task), jobs), len(jobs), label))
 
 
 _opened: Evaluation | None = None

@@ -193,6 +193,22 @@ def read_features(run: Run, name: str) -> FrozenFeatures:
     return FrozenFeatures(image_ids, *arrays, patches, tuple(layout["widths"]), grid, layout["encoder"])
 
 
+def drop_patches(run: Run, name: str) -> None:
+    """Give back the disk of the patches of kept features; their vectors stay current. Without patches, nothing is done.
+
+    Raises:
+        StudyError: there are no features of this name.
+    """
+    layout, kept = _artifact(name, "layout.json"), run.read_json(_artifact(name, "layout.json"), _MADE_BY)
+    record = run.provenance(layout)
+    if not kept["patches"] or record is None:
+        return
+    run.path(layout).unlink()
+    run.path(_artifact(name, "patches.npy")).unlink(missing_ok=True)
+    run.write_json(layout, kept | {"patches": False})
+    run.record(layout, record["parameters"] | {"patches": False}, tuple(record["inputs"]))
+
+
 @torch.no_grad()
 def _embed(encoder, image_ids, pixels, blocks, batch_size, device) -> list[np.ndarray]:
     """Pooled, [CLS], mean and patches of some images."""
