@@ -135,6 +135,19 @@ def test_families_are_compared_where_all_could_be_fitted():
     assert measured[measured.encoder == "all"].family.tolist() == ["power3", "logarithmic"]
 
 
+def test_families_that_no_curve_is_long_enough_for_are_left_out():
+    place = {"encoder": "full", "data_set": "t/test", "unit": "cases", "split": "extrapolation", "at_most_n": 50.0}
+    rows = [
+        {**place, "finding": f"f{number}", "n": 100.0, "family": family, "error": error}
+        for number in range(5)
+        for family, error in (("power2", 0.02), ("weibull", np.nan))
+    ]
+    measured = measure_families(pd.DataFrame(rows), rng(), 50)
+    assert set(measured.family) == {"power2"}
+    assert (measured.points == 5).all()
+    assert measure_families(pd.DataFrame(rows).assign(error=np.nan), rng(), 50).empty
+
+
 def test_rows_for_the_results_table_hold_errors_and_coverage():
     rows = tabulate_accuracy(measure_forecasts(make_forecasts(), rng(), 50), "t/test", "cases")
     assert not rows.duplicated(["arm", "metric", "setting"]).any()

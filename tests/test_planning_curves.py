@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +19,7 @@ from chexstudy.evaluation.planning.curves import (
     read_settings,
 )
 from chexstudy.evaluation.planning.draws import draw_labels, make_pool
-from chexstudy.evaluation.planning.encoders import freeze_encoders, name_encoder
+from chexstudy.evaluation.planning.encoders import freeze_encoders, list_exposures, name_encoder
 from chexstudy.runs import Run
 
 GRID = (10, 20, 40, "all")
@@ -339,6 +341,15 @@ def test_untrained_encoders_and_folders_are_frozen_under_their_names(home):
     assert not np.allclose(features["untrained/seed3"].pooled, features[name].pooled)
     with pytest.raises(StudyError, match="once"):
         freeze_encoders(Run("s"), cohort, Noise(), ["untrained", "untrained"], 3)
+
+
+def test_released_encoders_may_have_seen_the_held_out_images():
+    cohort, values = make_cohort()
+    own = freeze(cohort, values)
+    released = dataclasses.replace(own, encoder={"name": "microsoft/rad-dino"})
+    exposures = list_exposures({"curated/seed0": own, "rad-dino/seed0": released, "untrained/seed0": released})
+    assert exposures == {"curated": "held_out", "rad-dino": "unknown", "untrained": "held_out", "all": "unknown"}
+    assert list_exposures({"curated/seed0": own})["all"] == "held_out"
 
 
 def test_an_arm_that_was_not_trained_is_asked_for(home):

@@ -214,9 +214,9 @@ def describe_curves(curves: pd.DataFrame, bands: pd.DataFrame, shown: int = SHOW
     return (
         f"Learning curves (L1): AUROC on held-out patients ({where}) against labelled {_name_unit(curves)}, "
         f"{drawn} most prevalent of {table.finding.nunique()} findings. Marks are means over "
-        f"{int(measured.draws.max())} draws of patients (one where everything is drawn); lines are the power law of the "
-        "planner, inferred for all findings of an encoder together, and reach to twice the labels at hand; bands are its "
-        f"95 % intervals for this pool of images and this test set. {_describe_seeds(curves)}"
+        f"{int(measured.draws.max())} draws of patients (one where everything is drawn); lines are the power law of "
+        "the planner, inferred for all findings of an encoder together, and reach to twice the labels at hand; bands "
+        f"are its 95 % intervals for this pool of images and this test set. {_describe_seeds(curves)}"
     )
 
 

@@ -58,6 +58,8 @@ def measure_forecasts(
 def measure_families(errors: pd.DataFrame, generator: np.random.Generator, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Mean absolute error and bias of each family of curves where all could be fitted, with intervals over findings.
 
+    Families with more parameters than any curve has label counts are left out.
+
     Args:
         errors: of `chexstudy.evaluation.planning.fitting.compare_families`.
         generator: draws the findings.
@@ -67,7 +69,11 @@ def measure_families(errors: pd.DataFrame, generator: np.random.Generator, resam
         One row an encoder (and ``all``), split and family: ``mae, mae_low, mae_high, bias, points, findings``.
     """
     place = ["encoder", "finding", "data_set", "unit", "split", "at_most_n", "n"]
-    shared = errors[errors.groupby(place).error.transform(lambda one: one.notna().all())]
+    columns = ["encoder", "split", "family", "mae", "mae_low", "mae_high", "bias", "points", "findings"]
+    if errors.error.isna().all():
+        return pd.DataFrame(columns=columns)
+    fitted = errors[errors.groupby(["split", "family"]).error.transform(lambda one: one.notna().any())]
+    shared = fitted[fitted.groupby(place).error.transform(lambda one: one.notna().all())]
     tables = []
     for encoder in [EVERY, *sorted(shared.encoder.unique())]:
         own = shared if encoder == EVERY else shared[shared.encoder == encoder]
@@ -81,7 +87,6 @@ def measure_families(errors: pd.DataFrame, generator: np.random.Generator, resam
                 row = {"encoder": encoder, "split": split, "family": family, "mae": table[family].abs().mean()}
                 row |= {"mae_low": low[number], "mae_high": high[number], "bias": table[family].mean()}
                 tables.append(row | {"points": len(table), "findings": findings})
-    columns = ["encoder", "split", "family", "mae", "mae_low", "mae_high", "bias", "points", "findings"]
     return pd.DataFrame(tables, columns=columns).sort_values(["encoder", "split", "mae"], ignore_index=True)
 
 

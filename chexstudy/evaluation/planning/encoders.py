@@ -1,6 +1,6 @@
 """The encoders that learning curves are measured on: trained arms, the same architecture untrained, released models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -8,6 +8,7 @@ from chexstudy.embedding import PixelSource
 from chexstudy.encoders import EncoderSpec, ImageEncoder, build_image_encoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.heads.features import FrozenFeatures, freeze_features
+from chexstudy.evaluation.planning.accuracy import EVERY
 from chexstudy.pretraining.arms import find_arm, require_current_arm
 from chexstudy.pretraining.model import load_model
 from chexstudy.progress import progress
@@ -55,10 +56,21 @@ def name_encoder(name: str) -> str:
     return name.strip("/").replace("/", "--")
 
 
-def tell_encoder_exposure(name: str, features: FrozenFeatures) -> str:
-    """Whether an encoder may have seen the held-out images: ``held_out`` or ``unknown``, as for the study's arms."""
-    fresh = name.startswith(UNTRAINED) or str(features.encoder["name"]).startswith("tiny-")
-    return "held_out" if fresh else "unknown"
+def list_exposures(features: Mapping[str, FrozenFeatures]) -> dict[str, str]:
+    """Whether each encoder may have seen the held-out images, ``held_out`` or ``unknown``, as for the study's arms.
+
+    Args:
+        features: of `freeze_encoders`.
+
+    Returns:
+        By the encoder's name without its seed, and under ``all`` the worst of them.
+    """
+    exposures = {}
+    for artifact, frozen in features.items():
+        encoder = artifact.rpartition("/seed")[0]
+        fresh = encoder == UNTRAINED or str(frozen.encoder["name"]).startswith("tiny-")
+        exposures[encoder] = "held_out" if fresh else "unknown"
+    return exposures | {EVERY: "held_out" if set(exposures.values()) <= {"held_out"} else "unknown"}
 
 
 def _is_arm(name: str) -> bool:
