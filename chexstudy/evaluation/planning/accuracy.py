@@ -149,8 +149,8 @@ def judge_early_claim(measured: pd.DataFrame, correlations: pd.DataFrame, early:
         return f"{start} Here it cannot be tested: no curve has three label counts up to {early:g} {unit}."
     posterior, squares = rows.loc["posterior"], rows.loc["least_squares"]
     parts = [
-        f"{start} Here, {int(posterior.curves)} curves of {int(posterior.findings)} findings have three label counts "
-        f"up to {early:g} {unit}."
+        f"{start} Here, {_count(posterior.curves, 'curve')} of {_count(posterior.findings, 'finding')} with three "
+        f"label counts up to {early:g} {unit} can test it."
     ]
     slope = correlations[(correlations.encoder == EVERY) & (correlations.predictor == "early_slope")]
     level = correlations[(correlations.encoder == EVERY) & (correlations.predictor == "last")]
@@ -169,6 +169,10 @@ def judge_early_claim(measured: pd.DataFrame, correlations: pd.DataFrame, early:
         f"{squares.mae:.3f}), and {100 * posterior.coverage:.0f} % of the 95 % intervals hold the truth."
     )
     return " ".join(parts)
+
+
+def _count(number: float, what: str) -> str:
+    return f"{int(number)} {what}" + ("s" if number != 1 else "")
 
 
 def tabulate_accuracy(measured: pd.DataFrame, data_set: str, unit: str) -> pd.DataFrame:
