@@ -21,13 +21,10 @@ study = "demo"  # name of the study, the folder under runs/
 seed = 0  # seed of the arm and of its head, and seed of the resampling
 arm = "curated"  # trained arm whose frozen image encoder the head looks through
 head = "glori_v1"  # glori_v1 (public code) or glori_v2 (paper)
-glori_epochs = 20  # epochs of GLoRI
-glori_learning_rates: list[float] = [
-    5e-4,
-    2e-3,
-]  # tried together, chosen on validation (published: 13 from 1e-5 to 0.1)
-glori_width = 128  # dimension of GLoRI's queries (published: 768)
-glori_feedforward = 256  # hidden width of GLoRI's feed-forward layer (published: 2048)
+glori_epochs = 12  # epochs of GLoRI
+glori_batch_size = 32  # images a step of GLoRI (published: 128); few labels want more steps
+glori_learning_rates: list[float] = [1e-3, 3e-3]  # tried together, chosen on validation (published: 13, as the probe)
+glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768, in 8 heads of 96)
 examples = 4  # radiographs to show
 specificity = 0.9  # a finding counts as detected above this share of the validation images without it
 data_root = ""  # folder of a real source
@@ -54,8 +51,8 @@ from chexstudy.evaluation.heads.attention import (
     read_regions,
     summarise_cases,
 )
-from chexstudy.evaluation.heads.plans import HeadPlan
-from chexstudy.evaluation.heads.training import Recipe, load_head
+from chexstudy.evaluation.heads.plans import HeadPlan, plan_glori
+from chexstudy.evaluation.heads.training import load_head
 from chexstudy.evaluation.long_tail import measure_prevalence
 from chexstudy.evaluation.results import add_results
 from chexstudy.notebook import start_notebook
@@ -88,8 +85,8 @@ if not findings:
 
 # %%
 if findings:
-    recipe = Recipe(tuple(glori_learning_rates), epochs=glori_epochs)
-    plan = HeadPlan(head, options={"width": glori_width, "feedforward": glori_feedforward}, recipe=recipe)
+    glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width)
+    plan = HeadPlan(head, options=glori.size, recipe=glori.recipe)
     adapt_arm(evaluation, arm, seed, [plan])
     features, fitted = freeze_arm(evaluation, arm, seed, patches=True), load_head(run, head_artifact(arm, seed, head))
     display(fitted.validation.round(4))

@@ -23,7 +23,9 @@ from chexstudy.evaluation.adaptation import (
 from chexstudy.evaluation.arms import Evaluation
 from chexstudy.evaluation.heads.plans import (
     FROZEN_KINDS,
+    GloriConstants,
     HeadPlan,
+    plan_glori,
     plan_glori_variants,
     plan_heads,
     plan_label_shares,
@@ -43,6 +45,7 @@ FINDINGS = ["Mass", "Hernia"]
 DATA_SET = "tiny/test"
 QUICK = Recipe(learning_rates=(1e-2, 1e-1), epochs=3, batch_size=16)
 SMALL = {"width": 16, "heads": 2, "feedforward": 16}
+GLORI = GloriConstants(QUICK, SMALL)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -65,7 +68,7 @@ def evaluation(tiny_study):
 
 def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
     make_arm(evaluation.run, "full", 0)
-    plans = [*plan_heads(FROZEN_KINDS, QUICK, QUICK, SMALL), *plan_tuning(["bias_only", "full"], epochs=1)]
+    plans = [*plan_heads(FROZEN_KINDS, QUICK, GLORI), *plan_tuning(["bias_only", "full"], epochs=1)]
     adapt_arms(evaluation, ["full"], [0], plans)
     heads = [plan.name for plan in plans]
     rows = validate_results(measure_adaptation(evaluation, ["full"], [0], heads))
@@ -162,8 +165,17 @@ def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
     assert thin_patients(rows, 1.0, 0) is rows
 
 
+def test_glori_at_its_published_width_has_the_published_size():
+    assert plan_glori(10, 128, [1e-3], 768).size == {"width": 768, "heads": 8, "feedforward": 2048}
+    assert plan_glori(10, 128, [1e-3], 64).size == {"width": 64, "heads": 4, "feedforward": 128}
+
+
+def test_nothing_to_compare_is_no_row(evaluation):
+    assert compare_adaptation(evaluation, [0], []).empty
+
+
 def test_a_head_is_found_again_in_its_name():
-    plans = [*plan_glori_variants(QUICK, SMALL), *plan_losses(QUICK), HeadPlan("logistic", labelled_share=0.025)]
+    plans = [*plan_glori_variants(GLORI), *plan_losses(QUICK), HeadPlan("logistic", labelled_share=0.025)]
     for plan in plans:
         assert split_head(plan.name) == (plan.kind, plan.variant, plan.labelled_share)
     assert len({plan.name for plan in plans}) == len(plans)
@@ -175,8 +187,9 @@ def test_a_head_is_found_again_in_its_name():
     [
         (lambda: HeadPlan("forest"), "no head 'forest'"),
         (lambda: HeadPlan("linear", labelled_share=0), "share of labels"),
-        (lambda: plan_heads(["full"], QUICK, QUICK, SMALL), "on frozen features"),
+        (lambda: plan_heads(["full"], QUICK, GLORI), "on frozen features"),
         (lambda: plan_tuning(["prompt"], 1), "bias_only, low_rank, full"),
+        (lambda: plan_glori(1, 32, [1e-3], 60), "multiple of 16, not 60: use 48"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_sentence(make, sentence):

@@ -16,7 +16,7 @@ from chexstudy.evaluation.arms import Evaluation, tell_exposure, work_apart
 from chexstudy.evaluation.heads.features import FrozenFeatures, drop_patches, freeze_features
 from chexstudy.evaluation.heads.plans import HeadPlan, fit_plan, split_head
 from chexstudy.evaluation.heads.training import FittedHead, save_head
-from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.evaluation.results import COLUMNS, OVER_SEEDS
 from chexstudy.evaluation.scores import (
     compare_scores,
     measure_each_seed,
@@ -221,9 +221,9 @@ def compare_adaptation(
 
     Returns:
         Rows of the results table: task ``adaptation_difference``, over seeds; ``first - second`` stands in the columns
-        ``arm`` and ``setting`` where the two sides differ.
+        ``arm`` and ``setting`` where the two sides differ. Nothing to compare gives no rows.
     """
-    tables = []
+    tables = [pd.DataFrame(columns=COLUMNS)]
     for data_set, rows in evaluation.test_sets().items():
         labels = label_matrix(rows, evaluation.findings)
         for (first_arm, first_head), (second_arm, second_head) in pairs:
@@ -242,7 +242,7 @@ def compare_adaptation(
             exposure = tell_exposure(evaluation.run, first_arm, seeds[0])
             place = {"arm": _name_sides(first_arm, second_arm), "data_set": data_set, "exposure": exposure}
             tables.append(difference.assign(**place))
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables if len(tables) == 1 else tables[1:], ignore_index=True)
     return table.assign(study=evaluation.run.study, task=ADAPTATION_DIFFERENCE, seed=OVER_SEEDS)
 
 

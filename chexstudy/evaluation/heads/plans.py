@@ -26,6 +26,7 @@ from chexstudy.evaluation.heads.training import Recipe, fit_head
 
 FROZEN_KINDS = ("linear", "logistic", "neighbours", "glori_v1", "glori_v2")
 KINDS = (*FROZEN_KINDS, *fine_tuning.METHODS)
+PUBLISHED_WIDTH = 768
 _GLORI = {"glori_v1": glori_v1, "glori_v2": glori_v2}
 
 
@@ -147,16 +148,41 @@ def _maker(plan: HeadPlan, features: FrozenFeatures, findings: int):
 # --- the plans of a study --------------------------------------------------------------------------------------------
 
 
-def plan_heads(
-    kinds: Sequence[str], recipe: Recipe, glori_recipe: Recipe, glori_options: Mapping[str, object]
-) -> list[HeadPlan]:
+@dataclass(frozen=True)
+class GloriConstants:
+    """Size and training of GLoRI, the same for both versions and all variants.
+
+    Attributes:
+        recipe: how it is trained.
+        size: ``width``, ``heads`` and ``feedforward`` of `GloriHead`.
+    """
+
+    recipe: Recipe
+    size: Mapping[str, int]
+
+
+def plan_glori(epochs: int, batch_size: int, learning_rates: Sequence[float], width: int) -> GloriConstants:
+    """Constants of GLoRI at a width; the published ones are a width of 768 and batches of 128.
+
+    Heads of attention are 16 wide (8 heads of 96 at a width of 768), the feed-forward layer is twice as wide (2,048).
+
+    Raises:
+        StudyError: the width is not a multiple of 16, or the recipe cannot be.
+    """
+    if width < 16 or width % 16:
+        raise StudyError(f"the width of GLoRI must be a multiple of 16, not {width}: use {max(1, width // 16) * 16}.")
+    heads, feedforward = (8, 2048) if width == PUBLISHED_WIDTH else (width // 16, 2 * width)
+    recipe = Recipe(tuple(learning_rates), epochs, batch_size, reduced_precision=True)
+    return GloriConstants(recipe, {"width": width, "heads": heads, "feedforward": feedforward})
+
+
+def plan_heads(kinds: Sequence[str], recipe: Recipe, glori: GloriConstants) -> list[HeadPlan]:
     """One plan a kind of head on frozen features.
 
     Args:
         kinds: among `FROZEN_KINDS`.
         recipe: of the linear probe.
-        glori_recipe: of GLoRI.
-        glori_options: of GLoRI, for example ``{"width": 128}``.
+        glori: constants of GLoRI.
 
     Raises:
         StudyError: a kind is unknown, or tunes the encoder.
@@ -165,7 +191,7 @@ def plan_heads(
     if wrong:
         raise StudyError(f"there is no head {wrong[0]!r} on frozen features: use {', '.join(FROZEN_KINDS)}.")
     return [
-        HeadPlan(kind, options=glori_options, recipe=glori_recipe) if kind in _GLORI else HeadPlan(kind, recipe=recipe)
+        HeadPlan(kind, options=glori.size, recipe=glori.recipe) if kind in _GLORI else HeadPlan(kind, recipe=recipe)
         for kind in kinds
     ]
 
@@ -175,7 +201,7 @@ def plan_label_shares(kind: str, shares: Sequence[float], recipe: Recipe) -> lis
     return [HeadPlan(kind, recipe=recipe, labelled_share=share) for share in sorted({*shares, 1.0})]
 
 
-def plan_glori_variants(recipe: Recipe, options: Mapping[str, object]) -> list[HeadPlan]:
+def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
     """Version 2 with one part changed at a time: the component ablation of CheXFound (its Table 11)."""
     changes = {
         "no_temperature": {"temperature": False},
@@ -185,7 +211,7 @@ def plan_glori_variants(recipe: Recipe, options: Mapping[str, object]) -> list[H
         "two_blocks": {"blocks": 2},
         "one_block": {"blocks": 1},
     }
-    return [HeadPlan("glori_v2", name, {**options, **change}, recipe) for name, change in changes.items()]
+    return [HeadPlan("glori_v2", name, {**glori.size, **change}, glori.recipe) for name, change in changes.items()]
 
 
 def plan_probe_features(recipe: Recipe) -> list[HeadPlan]:
