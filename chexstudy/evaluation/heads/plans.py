@@ -208,7 +208,6 @@ def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
         "no_pyramid": {"pyramid": ()},
         "no_cls": {"cat_cls": False},
         "learnable_queries": {"learnable_queries": True},
-        "two_blocks": {"blocks": 2},
         "one_block": {"blocks": 1},
     }
     return [HeadPlan("glori_v2", name, {**glori.size, **change}, glori.recipe) for name, change in changes.items()]
