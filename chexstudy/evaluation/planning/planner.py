@@ -30,6 +30,8 @@ FORECAST, PLAN, FAMILY = "label_forecast", "label_plan", "curve_family"
 REACHED, NEEDED, UNREACHABLE, TOO_FEW = "reached", "needed", "unreachable", "not evaluable"
 # Beyond this many times the labels at hand a power law is a guess, however narrow its interval.
 FARTHEST = 100.0
+# Numbers of labels beyond this are no plan: they are called no end.
+_LARGEST_SAID = 1e7
 
 
 # --- posteriors ------------------------------------------------------------------------------------------------------
@@ -383,11 +385,11 @@ def _answer(curve: LearningCurve, row: Mapping) -> str:
             text += f", at a cost of {row['cost']:,.0f} ({row['cost_low']:,.0f}-{row['cost_high']:,.0f})"
         return text
     least = f"{row['more_low']:,.0f} more{what} may do"
-    if not np.isfinite(row["more_low"]):
+    if not row["more_low"] <= _LARGEST_SAID:
         least = "no number may do"
     elif row["more_low"] == 0:
         least = f"the {have} there are may do"
-    most = "no number may" if not np.isfinite(row["more_high"]) else f"{row['more_high']:,.0f} more may not"
+    most = "no number may" if not row["more_high"] <= _LARGEST_SAID else f"{row['more_high']:,.0f} more may not"
     return (
         f"cannot be told yet: {least}, and {most} (the plateau lies between {row['plateau_low']:.3f} and "
         f"{row['plateau_high']:.3f}, 95 %); label as many again as there are and ask anew"
@@ -517,7 +519,7 @@ def describe_plans(plans: pd.DataFrame) -> str:
 
 def _join(plans: pd.DataFrame, name: str, form: str) -> list[str]:
     def show(value: float) -> str:
-        return "no end" if np.isinf(value) else "-" if np.isnan(value) else form.format(value)
+        return "-" if np.isnan(value) else "no end" if value > _LARGEST_SAID else form.format(value)
 
     columns = (plans[f"{name}{end}"] for end in _THREE)
     return [f"{show(one)} ({show(low)} to {show(high)})" for one, low, high in zip(*columns, strict=True)]
