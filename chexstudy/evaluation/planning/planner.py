@@ -367,6 +367,8 @@ def _answer(curve: LearningCurve, row: Mapping) -> str:
     what = "" if curve.unit == "cases" else " positives"
     target, have = f"{row['target']:g}", f"{row['have']:,.0f}{what or ' labels'}"
     plateau = f"{row['plateau_low']:.3f}-{row['plateau_high']:.3f}"
+    if row["state"] == REACHED and row["need_high"] < curve.labels[0]:
+        return f"reached already: the fewest drawn, {curve.labels[0]:,.0f}{what or ' labels'}, are enough for {target}"
     if row["state"] == REACHED:
         return (
             f"reached already: {target} needs {row['need_high']:,.0f}{what or ' labels'} at most, and there are {have}"
