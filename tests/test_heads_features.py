@@ -74,6 +74,12 @@ def test_tiny_resnet_has_a_grid_of_stages(home):
     assert (made.widths, made.grid, made.patches.shape) == ((16, 32, 64, 128), 3, (21, 9, 240))
 
 
+def test_without_a_number_the_last_four_blocks_are_kept_or_all_there_are(home, encoder):
+    assert len(freeze(Run("study"), encoder, blocks=None).widths) == 3
+    resnet = build_image_encoder(EncoderSpec("tiny-resnet", image_size=32))
+    assert len(freeze(Run("other"), resnet, blocks=None).widths) == 4
+
+
 def test_rows_are_found_by_image(home, encoder):
     made = freeze(Run("study"), encoder)
     rows = made.rows([IMAGES[5], IMAGES[0], IMAGES[5]])

@@ -30,8 +30,6 @@ from chexstudy.pretraining.model import load_model
 
 ADAPTATION = "adaptation"
 ADAPTATION_DIFFERENCE = "adaptation_difference"
-# Heads look at the last four blocks, as published; small encoders may have fewer.
-BLOCKS = 4
 _MADE_BY = "09_adapt_encoder"
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
 
@@ -70,7 +68,6 @@ def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> Fr
         encoder,
         evaluation.cohort.image_id.tolist(),
         evaluation.store,
-        blocks=min(BLOCKS, encoder.count_blocks()),
         patches=patches,
         device=evaluation.device,
     )

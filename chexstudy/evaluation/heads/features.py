@@ -20,6 +20,7 @@ from chexstudy.errors import StudyError
 from chexstudy.parts import Parts, write_rows
 from chexstudy.runs import Run, atomic_path
 
+_BLOCKS = 4
 _PART_ROWS = 1024
 _PART_BYTES = 256 * 2**20
 _PIXELS = "pixels/manifest.json"
@@ -98,7 +99,7 @@ def freeze_features(
     image_ids: Sequence[str],
     pixels: PixelSource,
     *,
-    blocks: int = 4,
+    blocks: int | None = None,
     patches: bool = True,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -115,7 +116,8 @@ def freeze_features(
         encoder: moved to ``device`` and put into evaluation mode.
         image_ids: the images, each once.
         pixels: where their pixels are read from.
-        blocks: how many of the last blocks, see `ImageEncoder.block_tokens`.
+        blocks: how many of the last blocks, see `ImageEncoder.block_tokens`; without it four, as published, or all
+            where there are fewer.
         patches: keep the patches, too; only heads that look at places need them.
         batch_size: images at a time.
         device: where the encoder computes.
@@ -132,6 +134,8 @@ def freeze_features(
         raise StudyError("features are computed once an image: pass each image_id once.")
     if batch_size < 1:
         raise StudyError(f"a batch needs at least one image, not {batch_size}.")
+    if blocks is None:
+        blocks = min(_BLOCKS, encoder.count_blocks())
     widths, description = encoder.block_widths(blocks), encoder.describe()
     parameters = {
         "encoder": description,
