@@ -29,7 +29,9 @@ glori_epochs = 10  # epochs of GLoRI
 glori_batch_size = 32  # images a step of GLoRI (published: 128); few labels want more steps
 glori_learning_rates: list[float] = [1e-3, 3e-3]  # tried together, chosen on validation (published: 13, as the probe)
 glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768, in 8 heads of 96)
+glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 label_shares: list[float] = [0.05, 0.1, 0.25, 0.5]  # shares of the labelled patients, beside all of them
+small_lesions = 0.025  # a finding is small if its median lesion covers less of the image
 few_labels = 0.1  # share of labels at which the first arm is held against the others with all labels
 detail_seeds = 1  # seeds of the first arm on which variants, losses and fine-tuning are compared
 tune: list[str] = ["bias_only", "full"]  # ways to tune the encoder: bias_only, low_rank (transformers only), full
@@ -110,7 +112,7 @@ evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, dev
 
 # %%
 probe_recipe = Recipe(epochs=head_epochs)
-glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width)
+glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
 plans = plan_heads(heads, probe_recipe, glori)
 share_plans = plan_label_shares("logistic", [*label_shares, few_labels], probe_recipe)
 variants = plan_glori_variants(glori) if "glori_v2" in heads else []
@@ -136,21 +138,34 @@ by_head
 # %% [markdown]
 # ## What GLoRI gains, finding by finding
 #
-# Paired by patient and seed. Where lesions are small, a pooled feature dilutes them: that is where looking at places
-# should pay.
+# Paired by patient and seed, against the published linear probe and against logistic regression. Where lesions are
+# small, a pooled feature dilutes them: that is where looking at places should pay.
 
 # %%
-pairs = [(head, "linear") for head in heads if head.startswith("glori") and "linear" in heads]
-differences = compare_adaptation(
-    evaluation, arm_seeds, [((arm, first), (arm, second)) for arm in adapted_arms for first, second in pairs]
-)
 tests = pd.concat(evaluation.test_sets().values())
 regions = read_regions(run, tests, evaluation.findings, evaluation.store.size, evaluation.store.fit, data_root)
 outlined = regions.kind == "finding" and not regions.missing
 if not outlined:
-    print(f"findings are not ordered by size: {regions.missing or 'only the lungs have outlines here'}")
+    print(f"lesion sizes are not known: {regions.missing or 'only the lungs have outlines here'}")
+sizes = measure_lesion_sizes(regions) if outlined else None
+small = list(sizes.index[sizes < small_lesions]) if outlined else []
+bases = [base for base in ("linear", "logistic") if base in heads]
+pairs = [(head, base) for base in bases for head in heads if head.startswith("glori")]
+asked = [((arm, first), (arm, second)) for arm in adapted_arms for first, second in pairs]
+differences = compare_adaptation(evaluation, arm_seeds, asked)
+of_small = compare_adaptation(evaluation, arm_seeds, asked if small else [], small)
+of_small = of_small[of_small.finding == "macro"].assign(finding="small lesions")
+differences = pd.concat([table for table in (differences, of_small) if len(table)] or [differences])
+
+# %%
+groups = ["macro", "tail", "small lesions"]
+print(f"small lesions: {', '.join(small) or 'none'}")
+columns = ["data_set", "arm", "setting", "finding", "metric", "value", "ci_low", "ci_high"]
+differences[differences.finding.isin(groups)][columns].round(3).reset_index(drop=True)
+
+# %%
 if pairs:
-    shown = (differences, first_arm, pairs, measure_lesion_sizes(regions) if outlined else None)
+    shown = (differences, first_arm, pairs, sizes)
     gains = plot_gains(*shown)
     numbers = pd.concat([select_gains(differences, first_arm, *pair) for pair in pairs])
     save_figure(run, gains, "glori_gains", describe_gains(*shown), numbers)

@@ -25,6 +25,7 @@ glori_epochs = 10  # epochs of GLoRI
 glori_batch_size = 32  # images a step of GLoRI (published: 128); few labels want more steps
 glori_learning_rates: list[float] = [1e-3, 3e-3]  # tried together, chosen on validation (published: 13, as the probe)
 glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768, in 8 heads of 96)
+glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 examples = 4  # radiographs to show
 specificity = 0.9  # a finding counts as detected above this share of the validation images without it
 data_root = ""  # folder of a real source
@@ -85,8 +86,8 @@ if not findings:
 
 # %%
 if findings:
-    glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width)
-    plan = HeadPlan(head, options=glori.size, recipe=glori.recipe)
+    glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
+    plan = HeadPlan(head, options=glori.options, recipe=glori.recipe)
     adapt_arm(evaluation, arm, seed, [plan])
     features, fitted = freeze_arm(evaluation, arm, seed, patches=True), load_head(run, head_artifact(arm, seed, head))
     display(fitted.validation.round(4))

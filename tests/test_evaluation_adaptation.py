@@ -45,7 +45,7 @@ FINDINGS = ["Mass", "Hernia"]
 DATA_SET = "tiny/test"
 QUICK = Recipe(learning_rates=(1e-2, 1e-1), epochs=3, batch_size=16)
 SMALL = {"width": 16, "heads": 2, "feedforward": 16}
-GLORI = GloriConstants(QUICK, SMALL)
+GLORI = GloriConstants(QUICK, SMALL | {"standardise": True})
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -166,8 +166,10 @@ def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
 
 
 def test_glori_at_its_published_width_has_the_published_size():
-    assert plan_glori(10, 128, [1e-3], 768).size == {"width": 768, "heads": 8, "feedforward": 2048}
-    assert plan_glori(10, 128, [1e-3], 64).size == {"width": 64, "heads": 4, "feedforward": 128}
+    published = plan_glori(10, 128, [1e-3], 768, standardise=False).options
+    assert published == {"width": 768, "heads": 8, "feedforward": 2048, "standardise": False}
+    small = plan_glori(10, 128, [1e-3], 64, standardise=True).options
+    assert small == {"width": 64, "heads": 4, "feedforward": 128, "standardise": True}
 
 
 def test_nothing_to_compare_is_no_row(evaluation):
@@ -189,7 +191,7 @@ def test_a_head_is_found_again_in_its_name():
         (lambda: HeadPlan("linear", labelled_share=0), "share of labels"),
         (lambda: plan_heads(["full"], QUICK, GLORI), "on frozen features"),
         (lambda: plan_tuning(["prompt"], 1), "bias_only, low_rank, full"),
-        (lambda: plan_glori(1, 32, [1e-3], 60), "multiple of 16, not 60: use 48"),
+        (lambda: plan_glori(1, 32, [1e-3], 60, False), "multiple of 16, not 60: use 48"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_sentence(make, sentence):

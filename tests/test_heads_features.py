@@ -211,6 +211,18 @@ def test_stale_features_are_made_again(home, encoder, change):
     assert np.array_equal(made.cls, fresh.cls)
 
 
+def test_channels_are_measured_over_the_patches_of_images(home, encoder):
+    features = freeze(Run("study"), encoder)
+    mean, spread = features.measure_channels(IMAGES[4:9])
+    patches = features.patches[4:9].astype(float).reshape(-1, sum(features.widths))
+    np.testing.assert_allclose(mean, patches.mean(0), atol=1e-5)
+    np.testing.assert_allclose(spread, patches.std(0), atol=1e-5)
+    some = features.measure_channels(IMAGES, most=2)[0]
+    np.testing.assert_allclose(some, features.patches[[0, 20]].astype(float).mean((0, 1)), atol=1e-5)
+    with pytest.raises(StudyError, match="hold no patches"):
+        freeze(Run("other"), encoder, patches=False).measure_channels(IMAGES)
+
+
 def test_features_know_their_encoder(home, encoder):
     made = freeze(Run("study"), encoder)
     made.check_encoder(encoder.describe() | {"name": "moved elsewhere", "revision": "abc"})

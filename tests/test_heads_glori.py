@@ -198,6 +198,34 @@ def test_fewer_channels_read_the_last_blocks():
     assert not torch.equal(head(batch), before)
 
 
+@pytest.mark.parametrize("make", [glori_v1, glori_v2])
+def test_a_standardised_head_does_not_see_the_scale_of_channels(make):
+    head, batch = make_small(make, standardise=True), make_batch(dtype=torch.float64)
+    plain = head(batch)
+    scale, shift = torch.linspace(0.01, 100, 10).double(), torch.linspace(-5, 5, 10).double()
+    head.standardise_by(shift, scale)
+    moved = SimpleNamespace(
+        pooled=batch.pooled, cls=batch.cls * scale + shift, mean=batch.mean, patches=batch.patches * scale + shift
+    )
+    torch.testing.assert_close(head(moved), plain)
+    same = make_small(make, standardise=True)
+    same.load_state_dict(head.state_dict())
+    torch.testing.assert_close(same(moved), plain)
+    constant = scale.clone()
+    constant[3] = 0
+    head.standardise_by(shift, constant)
+    assert head(moved).isfinite().all()
+
+
+def test_statistics_are_those_of_the_channels_that_are_read():
+    head = glori_v1(4, 5, generator=seeded(), standardise=True, **SMALL)
+    head.standardise_by(torch.arange(10.0), torch.arange(1.0, 11))
+    assert head.centre.tolist() == [6, 7, 8, 9]
+    assert head.spread.tolist() == [7, 8, 9, 10]
+    with pytest.raises(StudyError, match="made with standardise"):
+        make_small().standardise_by(torch.zeros(10), torch.ones(10))
+
+
 def test_features_in_half_precision_are_taken():
     head, batch = make_small().float(), make_batch()
     expected = head(batch)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.table import label_matrix
@@ -188,7 +189,7 @@ def measure_adaptation(
         labels = label_matrix(rows, evaluation.findings)
         for arm in arms:
             for head in heads:
-                scores = _read(evaluation, arm, seeds, head, data_set, rows.image_id)
+                scores = _read(evaluation, arm, seeds, head, data_set, rows.image_id, evaluation.findings)
                 generator = evaluation.generator()
                 weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
                 measured = measure_each_seed(
@@ -207,7 +208,10 @@ def measure_adaptation(
 
 
 def compare_adaptation(
-    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]
+    evaluation: Evaluation,
+    seeds: Sequence[int],
+    pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]],
+    findings: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Paired differences between encoders with heads, by patient and seed.
 
@@ -215,22 +219,24 @@ def compare_adaptation(
         evaluation: as in `measure_adaptation`.
         seeds: of both sides.
         pairs: for each comparison two (arm, head); equal arms are written once.
+        findings: those compared, and meant over; without it all of the cohort.
 
     Returns:
         Rows of the results table: task ``adaptation_difference``, over seeds; ``first - second`` stands in the columns
         ``arm`` and ``setting`` where the two sides differ. Nothing to compare gives no rows.
     """
+    findings = evaluation.findings if findings is None else list(findings)
     tables = [pd.DataFrame(columns=COLUMNS)]
     for data_set, rows in evaluation.test_sets().items():
-        labels = label_matrix(rows, evaluation.findings)
+        labels = label_matrix(rows, findings)
         for (first_arm, first_head), (second_arm, second_head) in pairs:
             generator = evaluation.generator()
             weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
             difference = compare_scores(
-                _read(evaluation, first_arm, seeds, first_head, data_set, rows.image_id),
-                _read(evaluation, second_arm, seeds, second_head, data_set, rows.image_id),
+                _read(evaluation, first_arm, seeds, first_head, data_set, rows.image_id, findings),
+                _read(evaluation, second_arm, seeds, second_head, data_set, rows.image_id, findings),
                 labels,
-                evaluation.findings,
+                findings,
                 weights,
                 generator,
                 tiers=evaluation.tiers(),
@@ -247,6 +253,8 @@ def _name_sides(first: str, second: str) -> str:
     return first if first == second else f"{first} - {second}"
 
 
-def _read(evaluation: Evaluation, arm: str, seeds: Sequence[int], head: str, data_set: str, image_ids) -> list:
+def _read(
+    evaluation: Evaluation, arm: str, seeds: Sequence[int], head: str, data_set: str, image_ids, findings: Sequence[str]
+) -> list[np.ndarray]:
     place = {"arm": arm, "task": scores_task(head), "data_set": data_set}
-    return [read_scores(evaluation.run, image_ids, evaluation.findings, seed=seed, **place) for seed in seeds]
+    return [read_scores(evaluation.run, image_ids, findings, seed=seed, **place) for seed in seeds]

@@ -50,6 +50,7 @@ _HEAD_NAMES = {
     "low_rank": "low-rank updates",
     "full": "all weights tuned",
 }
+_SHORT_NAMES = {"glori_v1": "GLoRI v1", "glori_v2": "GLoRI v2", "linear": "probe", "logistic": "logistic"}
 _HEAD_STYLES = {
     "linear": ArmStyle("linear probe", "#0072B2", "s"),
     "logistic": ArmStyle("logistic regression", "#56B4E9", "^"),
@@ -175,6 +176,8 @@ def select_gains(results: pd.DataFrame, arm: str, first: str, second: str, data_
     require_rows(rows, f"comparison of {first} with {second} on {arm}", _MADE_BY)
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
     rows = rows[~rows.finding.isin([MACRO, *TIERS])] if rows.finding.nunique() > 1 else rows
+    # Means over other groups of findings have no positives of their own.
+    rows = rows[rows.positives >= 0] if (rows.positives >= 0).any() else rows
     order = summarise_seeds(rows).sort_values("value", ascending=False).finding
     return rows.set_index("finding").loc[list(order)].reset_index()
 
@@ -212,8 +215,11 @@ def plot_gains(
                 draw_estimate(panel, row.value, place, row.ci_low, row.ci_high, _head_style(first))
         panel.axvline(0, color=INK, linewidth=0.6, zorder=1)
         panel.grid(axis="x", color="#ECECEC", linewidth=0.5)
-        panel.set_xlabel("Difference in AUROC, same patients")
-        title_panel(panel, letter, f"{name_head(first)} \N{MINUS SIGN} {name_head(second)}")
+        panel.set_xlabel("Difference in AUROC")
+        # Four of these stand side by side.
+        title_panel(
+            panel, letter, f"{_SHORT_NAMES.get(first, first)} \N{MINUS SIGN} {_SHORT_NAMES.get(second, second)}"
+        )
     axes[0].set_yticks(range(len(findings)), [_label_finding(finding, sizes) for finding in findings])
     axes[0].set_ylim(len(findings) - 0.4, -0.6)
     return figure

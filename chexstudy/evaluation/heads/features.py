@@ -74,6 +74,29 @@ class FrozenFeatures:
             )
         return rows.astype(np.int64)
 
+    def measure_channels(self, image_ids: Sequence[str], most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel over the patches of images, each ``(channels,)`` float32.
+
+        Args:
+            image_ids: whose patches.
+            most: of more images, so many spread evenly are looked at.
+
+        Raises:
+            StudyError: there are no patches, or no features of an image.
+        """
+        if self.patches is None:
+            raise StudyError("these features hold no patches: freeze them with patches.")
+        rows = np.sort(self.rows(image_ids))
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+        total, squares = np.zeros((2, self.patches.shape[2]))
+        for chunk in np.array_split(rows, max(1, len(rows) // 128)):
+            values = self.patches[chunk].astype(np.float32)
+            total += values.sum(axis=(0, 1), dtype=float)
+            squares += np.einsum("itc,itc->c", values, values, dtype=float)
+        count = len(rows) * self.patches.shape[1]
+        mean = total / count
+        return mean.astype(np.float32), np.sqrt(np.maximum(squares / count - mean**2, 0)).astype(np.float32)
+
     def check_encoder(self, encoder: dict) -> None:
         """Make sure that the features are of the encoder that a head was trained on.
 

@@ -54,6 +54,8 @@ class GloriHead(nn.Module):
             averaged over windows, a linear layer to ``width / len(pyramid)`` for each size, every patch given its
             window's vector, sizes concatenated. On grids that a window does not divide, the last window of a row or
             column is smaller; a window larger than the grid is the whole image.
+        standardise: bring every channel to mean 0 and spread 1 first, by what `standardise_by` was told. Neither the
+            code nor the paper has this: their ViT ends in a normalisation, which the stages of a ResNet lack.
         merge: how the pyramid joins the projected patches, which the paper leaves open: ``add`` before the ReLU, or
             ``concatenate`` and a linear layer back to ``width`` before the ReLU.
         generator: draws the weights.
@@ -81,6 +83,7 @@ class GloriHead(nn.Module):
         cat_cls: bool = False,
         temperature: bool = False,
         pyramid: tuple[int, ...] = (),
+        standardise: bool = False,
         merge: str = "add",
         generator: torch.Generator,
     ):
@@ -96,6 +99,7 @@ class GloriHead(nn.Module):
             "cat_cls": cat_cls,
             "temperature": temperature,
             "pyramid": tuple(pyramid),
+            "standardise": standardise,
             "merge": merge,
         }
         _check_settings(self.settings)
@@ -117,6 +121,24 @@ class GloriHead(nn.Module):
             self.merge = nn.Linear(2 * width, width) if pyramid and merge == "concatenate" else None
             self.temperature = _make_temperature(width, findings) if temperature else None
         self.cat_cls = cat_cls
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("centre", torch.zeros(channels))
+            self.register_buffer("spread", torch.ones(channels))
+
+    def standardise_by(self, mean: Tensor, spread: Tensor) -> None:
+        """Say what the channels' mean and spread are, each ``(channels,)``, over the patches of training images.
+
+        A channel that does not vary is left unscaled.
+
+        Raises:
+            StudyError: the head was made without ``standardise``, or there are not so many channels.
+        """
+        if not self.standardise or len(mean) < self.channels:
+            raise StudyError(f"only a head made with standardise takes statistics, of its {self.channels} channels.")
+        spread = spread[-self.channels :]
+        self.centre.copy_(mean[-self.channels :])
+        self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
     def forward(self, batch: "FeatureBatch") -> Tensor:
         """Logits ``(batch, findings)``.
@@ -176,7 +198,8 @@ class GloriHead(nn.Module):
                 f"these features have {features.shape[-1]} channels and the head reads {self.channels}: "
                 "use features of the encoder and the blocks it was made for."
             )
-        return features[..., -self.channels :].to(self.project.weight.dtype)
+        features = features[..., -self.channels :].to(self.project.weight.dtype)
+        return (features - self.centre) / self.spread if self.standardise else features
 
 
 class CrossAttention(nn.Module):

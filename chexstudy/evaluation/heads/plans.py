@@ -18,7 +18,7 @@ from chexstudy.encoders import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.heads import fine_tuning
 from chexstudy.evaluation.heads.features import FrozenFeatures
-from chexstudy.evaluation.heads.glori import glori_v1, glori_v2
+from chexstudy.evaluation.heads.glori import GloriHead, glori_v1, glori_v2
 from chexstudy.evaluation.heads.linear import fit_logistic, linear_head
 from chexstudy.evaluation.heads.losses import LOSSES
 from chexstudy.evaluation.heads.neighbours import fit_neighbours
@@ -131,18 +131,35 @@ def fit_plan(
         fitted = fit_neighbours(features, train, validation, findings, **plan.options)
     else:
         fitted = fit_head(
-            _maker(plan, features, len(findings)), features, train, validation, findings, plan.recipe, seed, device
+            _maker(plan, features, train, len(findings)),
+            features,
+            train,
+            validation,
+            findings,
+            plan.recipe,
+            seed,
+            device,
         )
     return fitted, lambda image_ids: fitted.score(features, image_ids)
 
 
-def _maker(plan: HeadPlan, features: FrozenFeatures, findings: int):
+def _maker(plan: HeadPlan, features: FrozenFeatures, train: pd.DataFrame, findings: int):
     options = dict(plan.options)
     if plan.kind not in _GLORI:
         return lambda generator: linear_head(features, findings, generator=generator, **options)
     blocks = options.pop("blocks", len(features.widths))
     channels = sum(features.widths[-blocks:])
-    return lambda generator: _GLORI[plan.kind](channels, findings, generator=generator, **options)
+    statistics = None
+    if options.get("standardise"):
+        statistics = [torch.from_numpy(part) for part in features.measure_channels(train.image_id)]
+
+    def make(generator: torch.Generator) -> GloriHead:
+        head = _GLORI[plan.kind](channels, findings, generator=generator, **options)
+        if statistics is not None:
+            head.standardise_by(*statistics)
+        return head
+
+    return make
 
 
 # --- the plans of a study --------------------------------------------------------------------------------------------
@@ -154,15 +171,17 @@ class GloriConstants:
 
     Attributes:
         recipe: how it is trained.
-        size: ``width``, ``heads`` and ``feedforward`` of `GloriHead`.
+        options: ``width``, ``heads``, ``feedforward`` and ``standardise`` of `GloriHead`.
     """
 
     recipe: Recipe
-    size: Mapping[str, int]
+    options: Mapping[str, object]
 
 
-def plan_glori(epochs: int, batch_size: int, learning_rates: Sequence[float], width: int) -> GloriConstants:
-    """Constants of GLoRI at a width; the published ones are a width of 768 and batches of 128.
+def plan_glori(
+    epochs: int, batch_size: int, learning_rates: Sequence[float], width: int, standardise: bool
+) -> GloriConstants:
+    """Constants of GLoRI at a width; the published ones are a width of 768, batches of 128, channels as they come.
 
     Heads of attention are 16 wide (8 heads of 96 at a width of 768), the feed-forward layer is twice as wide (2,048).
 
@@ -173,7 +192,8 @@ def plan_glori(epochs: int, batch_size: int, learning_rates: Sequence[float], wi
         raise StudyError(f"the width of GLoRI must be a multiple of 16, not {width}: use {max(1, width // 16) * 16}.")
     heads, feedforward = (8, 2048) if width == PUBLISHED_WIDTH else (width // 16, 2 * width)
     recipe = Recipe(tuple(learning_rates), epochs, batch_size, reduced_precision=True)
-    return GloriConstants(recipe, {"width": width, "heads": heads, "feedforward": feedforward})
+    size = {"width": width, "heads": heads, "feedforward": feedforward}
+    return GloriConstants(recipe, size | {"standardise": standardise})
 
 
 def plan_heads(kinds: Sequence[str], recipe: Recipe, glori: GloriConstants) -> list[HeadPlan]:
@@ -191,7 +211,7 @@ def plan_heads(kinds: Sequence[str], recipe: Recipe, glori: GloriConstants) -> l
     if wrong:
         raise StudyError(f"there is no head {wrong[0]!r} on frozen features: use {', '.join(FROZEN_KINDS)}.")
     return [
-        HeadPlan(kind, options=glori.size, recipe=glori.recipe) if kind in _GLORI else HeadPlan(kind, recipe=recipe)
+        HeadPlan(kind, options=glori.options, recipe=glori.recipe) if kind in _GLORI else HeadPlan(kind, recipe=recipe)
         for kind in kinds
     ]
 
@@ -203,14 +223,16 @@ def plan_label_shares(kind: str, shares: Sequence[float], recipe: Recipe) -> lis
 
 def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
     """Version 2 with one part changed at a time: the component ablation of CheXFound (its Table 11)."""
+    scaled = bool(glori.options["standardise"])
     changes = {
         "no_temperature": {"temperature": False},
         "no_pyramid": {"pyramid": ()},
         "no_cls": {"cat_cls": False},
+        "channels_as_they_come" if scaled else "channels_standardised": {"standardise": not scaled},
         "learnable_queries": {"learnable_queries": True},
         "one_block": {"blocks": 1},
     }
-    return [HeadPlan("glori_v2", name, {**glori.size, **change}, glori.recipe) for name, change in changes.items()]
+    return [HeadPlan("glori_v2", name, {**glori.options, **change}, glori.recipe) for name, change in changes.items()]
 
 
 def plan_probe_features(recipe: Recipe) -> list[HeadPlan]:
