@@ -217,6 +217,21 @@ def test_a_standardised_head_does_not_see_the_scale_of_channels(make):
     assert head(moved).isfinite().all()
 
 
+@pytest.mark.parametrize("options", [{}, {"standardise": True}, {"cat_cls": True}])
+def test_a_skipped_block_is_not_seen(options):
+    head = glori_v1(6, 5, generator=seeded(), skip=3, **SMALL, **options).double().eval()
+    batch = make_batch(dtype=torch.float64)
+    if options.get("standardise"):
+        head.standardise_by(torch.linspace(-1, 1, 10), torch.linspace(1, 2, 10))
+    before = head(batch)
+    for features in (batch.patches, batch.cls):
+        features[..., -3:] = 7
+        features[..., 0] = 9
+    torch.testing.assert_close(head(batch), before)
+    batch.patches[..., 1] = 7
+    assert not torch.allclose(head(batch), before)
+
+
 def test_statistics_are_those_of_the_channels_that_are_read():
     head = glori_v1(4, 5, generator=seeded(), standardise=True, **SMALL)
     head.standardise_by(torch.arange(10.0), torch.arange(1.0, 11))

@@ -39,6 +39,7 @@ class GloriHead(nn.Module):
     Args:
         channels: how many channels of the tokens are read, the last ones: ``sum(widths)`` for all blocks,
             ``sum(widths[-2:])`` for the last two.
+        skip: how many channels after those are not read: the width of the last block, to leave that block out.
         findings: number of findings.
         width: dimension of queries and projected tokens.
         heads: heads of the attention.
@@ -84,6 +85,7 @@ class GloriHead(nn.Module):
         temperature: bool = False,
         pyramid: tuple[int, ...] = (),
         standardise: bool = False,
+        skip: int = 0,
         merge: str = "add",
         generator: torch.Generator,
     ):
@@ -100,10 +102,11 @@ class GloriHead(nn.Module):
             "temperature": temperature,
             "pyramid": tuple(pyramid),
             "standardise": standardise,
+            "skip": skip,
             "merge": merge,
         }
         _check_settings(self.settings)
-        self.channels = channels
+        self.channels, self.skip = channels, skip
         # Layers of torch draw from the global generator: it is borrowed, and given back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
@@ -134,10 +137,10 @@ class GloriHead(nn.Module):
         Raises:
             StudyError: the head was made without ``standardise``, or there are not so many channels.
         """
-        if not self.standardise or len(mean) < self.channels:
+        if not self.standardise or len(mean) < self.channels + self.skip:
             raise StudyError(f"only a head made with standardise takes statistics, of its {self.channels} channels.")
-        spread = spread[-self.channels :]
-        self.centre.copy_(mean[-self.channels :])
+        spread = self._choose(spread)
+        self.centre.copy_(self._choose(mean))
         self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
     def forward(self, batch: "FeatureBatch") -> Tensor:
@@ -193,13 +196,17 @@ class GloriHead(nn.Module):
 
     def _take(self, features: Tensor) -> Tensor:
         """The channels that are read, in the type of the weights (features are stored in half precision)."""
-        if features.shape[-1] < self.channels:
+        if features.shape[-1] < self.channels + self.skip:
             raise StudyError(
                 f"these features have {features.shape[-1]} channels and the head reads {self.channels}: "
                 "use features of the encoder and the blocks it was made for."
             )
-        features = features[..., -self.channels :].to(self.project.weight.dtype)
+        features = self._choose(features).to(self.project.weight.dtype)
         return (features - self.centre) / self.spread if self.standardise else features
+
+    def _choose(self, features: Tensor) -> Tensor:
+        end = features.shape[-1] - self.skip
+        return features[..., end - self.channels : end]
 
 
 class CrossAttention(nn.Module):

@@ -27,6 +27,7 @@ from chexstudy.evaluation.heads.training import Recipe, fit_head
 FROZEN_KINDS = ("linear", "logistic", "neighbours", "glori_v1", "glori_v2")
 KINDS = (*FROZEN_KINDS, *fine_tuning.METHODS)
 PUBLISHED_WIDTH = 768
+LOCAL = "local"
 _GLORI = {"glori_v1": glori_v1, "glori_v2": glori_v2}
 
 
@@ -147,8 +148,11 @@ def _maker(plan: HeadPlan, features: FrozenFeatures, train: pd.DataFrame, findin
     options = dict(plan.options)
     if plan.kind not in _GLORI:
         return lambda generator: linear_head(features, findings, generator=generator, **options)
-    blocks = options.pop("blocks", len(features.widths))
-    channels = sum(features.widths[-blocks:])
+    widths = features.widths[-options.pop("blocks", len(features.widths)) :]
+    left_out = options.pop("skip_blocks", 0)
+    if left_out >= len(widths):
+        raise StudyError(f"{plan.name} leaves out {left_out} of {len(widths)} blocks: let it see one at least.")
+    channels, options["skip"] = sum(widths[: len(widths) - left_out]), sum(widths[len(widths) - left_out :])
     statistics = None
     if options.get("standardise"):
         statistics = [torch.from_numpy(part) for part in features.measure_channels(train.image_id)]
@@ -221,8 +225,24 @@ def plan_label_shares(kind: str, shares: Sequence[float], recipe: Recipe) -> lis
     return [HeadPlan(kind, recipe=recipe, labelled_share=share) for share in sorted({*shares, 1.0})]
 
 
+def find_glori(name: str, glori: GloriConstants) -> HeadPlan:
+    """The plan of a version of GLoRI or of one of its variants, by name.
+
+    Raises:
+        StudyError: there is none of this name.
+    """
+    known = {plan.name: plan for plan in (*plan_heads(tuple(_GLORI), Recipe(), glori), *plan_glori_variants(glori))}
+    if name not in known:
+        raise StudyError(f"there is no head {name!r} that looks at places: use {', '.join(known)}.")
+    return known[name]
+
+
 def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
-    """Version 2 with one part changed at a time: the component ablation of CheXFound (its Table 11)."""
+    """Version 2 with one part changed at a time, the component ablation of CheXFound (its Table 11); and local heads.
+
+    The ``local`` variants of both versions do not see the last block. Where that one has seen the whole image, as the
+    last stage of a convolutional encoder has, its tokens tell the same everywhere and a query need not look anywhere.
+    """
     scaled = bool(glori.options["standardise"])
     changes = {
         "no_temperature": {"temperature": False},
@@ -231,8 +251,10 @@ def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
         "channels_as_they_come" if scaled else "channels_standardised": {"standardise": not scaled},
         "learnable_queries": {"learnable_queries": True},
         "one_block": {"blocks": 1},
+        LOCAL: {"skip_blocks": 1},
     }
-    return [HeadPlan("glori_v2", name, {**glori.options, **change}, glori.recipe) for name, change in changes.items()]
+    second = [HeadPlan("glori_v2", name, {**glori.options, **change}, glori.recipe) for name, change in changes.items()]
+    return [*second, HeadPlan("glori_v1", LOCAL, {**glori.options, **changes[LOCAL]}, glori.recipe)]
 
 
 def plan_probe_features(recipe: Recipe) -> list[HeadPlan]:
