@@ -21,10 +21,12 @@ from chexstudy.evaluation.adaptation import (
     tabulate_costs,
 )
 from chexstudy.evaluation.arms import Evaluation
+from chexstudy.evaluation.heads import plans
 from chexstudy.evaluation.heads.plans import (
     FROZEN_KINDS,
     GloriConstants,
     HeadPlan,
+    find_glori,
     plan_glori,
     plan_glori_variants,
     plan_heads,
@@ -154,6 +156,22 @@ def test_patches_are_kept_of_the_first_encoder_alone(evaluation):
     assert evaluation.run.has("features/curated/seed0/pooled.npy")
 
 
+def test_a_local_head_does_not_see_the_last_block(evaluation):
+    make_arm(evaluation.run, "full", 0)
+    features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
+    splits = [evaluation.cohort[evaluation.cohort.split == split] for split in ("train", "validate")]
+    plan = find_glori("glori_v1.local", GLORI)
+    fitted, score = plans.fit_plan(plan, features, None, None, *splits, FINDINGS, seed=0)
+    assert fitted.head.channels == sum(features.widths[:-1])
+    ids = evaluation.test_sets()[DATA_SET].image_id.tolist()
+    blind = np.array(features.patches)
+    blind[..., -features.widths[-1] :] = 0
+    np.testing.assert_array_equal(fitted.score(replace(features, patches=blind), ids), score(ids))
+    none = replace(plan, options=plan.options | {"skip_blocks": 4})
+    with pytest.raises(StudyError, match="leaves out 4 of 4 blocks"):
+        plans.fit_plan(none, features, None, None, *splits, FINDINGS, seed=0)
+
+
 def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
     rows = pd.DataFrame({"patient_id": [f"p{number // 3}" for number in range(300)], "image_id": range(300)})
     some, more = thin_patients(rows, 0.1, 4), thin_patients(rows, 0.4, 4)
@@ -191,6 +209,7 @@ def test_a_head_is_found_again_in_its_name():
         (lambda: HeadPlan("linear", labelled_share=0), "share of labels"),
         (lambda: plan_heads(["full"], QUICK, GLORI), "on frozen features"),
         (lambda: plan_tuning(["prompt"], 1), "bias_only, low_rank, full"),
+        (lambda: find_glori("glori_v3", GLORI), "no head 'glori_v3' that looks at places"),
         (lambda: plan_glori(1, 32, [1e-3], 60, False), "multiple of 16, not 60: use 48"),
     ],
 )
