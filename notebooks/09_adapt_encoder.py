@@ -48,7 +48,6 @@ from IPython.display import display
 
 from chexstudy.cohort.pixels import open_pixel_store
 from chexstudy.cohort.table import finding_columns, outcome_names, read_cohort
-from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation import (
     adapt_arms,
     compare_adaptation,
@@ -95,7 +94,8 @@ from chexstudy.pretraining.engine import choose_device
 run = start_notebook("09_adapt_encoder", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
 if not finding_columns(cohort):
-    raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
+    heads, label_shares, tune = [], [], []
+    print("the cohort has no labels: there is nothing to adapt an encoder to but outcomes, if it has some")
 arm_seeds = choose_seeds(seed, seeds)
 few_seeds = choose_seeds(seed, min(detail_seeds, seeds))
 first_arm = adapted_arms[0]
@@ -114,7 +114,7 @@ evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, dev
 probe_recipe = Recipe(epochs=head_epochs)
 glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
 plans = plan_heads(heads, probe_recipe, glori)
-share_plans = plan_label_shares("logistic", [*label_shares, few_labels], probe_recipe)
+share_plans = plan_label_shares("logistic", [*label_shares, few_labels], probe_recipe) if heads else []
 variants = plan_glori_variants(glori) if "glori_v2" in heads else []
 others = plan_probe_features(probe_recipe) + plan_losses(probe_recipe) + plan_tuning(tune, tune_epochs)
 others = others if "linear" in heads else []
@@ -128,12 +128,11 @@ tabulate_costs(evaluation, adapted_arms, arm_seeds, heads).round(1)
 # ## X2. Heads by prevalence
 
 # %%
-display(tabulate_heads(adapted, "auroc"), tabulate_heads(adapted, "auprc"))
-
-# %%
-by_head = plot_heads(adapted)
-save_figure(run, by_head, "heads", describe_heads(adapted), select_heads(adapted))
-by_head
+if adapted.value.notna().any():
+    display(tabulate_heads(adapted, "auroc"), tabulate_heads(adapted, "auprc"))
+    by_head = plot_heads(adapted)
+    save_figure(run, by_head, "heads", describe_heads(adapted), select_heads(adapted))
+    display(by_head)
 
 # %% [markdown]
 # ## What GLoRI gains, finding by finding
@@ -164,7 +163,7 @@ columns = ["data_set", "arm", "setting", "finding", "metric", "value", "ci_low",
 differences[differences.finding.isin(groups)][columns].round(3).reset_index(drop=True)
 
 # %%
-if pairs:
+if pairs and differences.value.notna().any():
     shown = (differences, first_arm, pairs, sizes)
     gains = plot_gains(*shown)
     numbers = pd.concat([select_gains(differences, first_arm, *pair) for pair in pairs])
@@ -180,17 +179,17 @@ if pairs:
 
 # %%
 shares = measure_adaptation(evaluation, adapted_arms, arm_seeds, [plan.name for plan in share_plans])
-few = next(plan.name for plan in share_plans if plan.labelled_share == few_labels)
-claims = compare_adaptation(
-    evaluation, arm_seeds, [((first_arm, few), (arm, "logistic")) for arm in adapted_arms if arm != first_arm]
-)
+few = [plan.name for plan in share_plans if plan.labelled_share == few_labels]
+others_whole = [(arm, "logistic") for arm in adapted_arms if arm != first_arm]
+claims = compare_adaptation(evaluation, arm_seeds, [((first_arm, one), whole) for one in few for whole in others_whole])
 
 # %%
-efficiency = pd.concat([shares, claims], ignore_index=True)
-by_share = plot_label_efficiency(efficiency)
-text = describe_label_efficiency(efficiency)
-save_figure(run, by_share, "label_efficiency", text, select_label_efficiency(efficiency))
-by_share
+efficiency = pd.concat([table for table in (shares, claims) if len(table)] or [shares], ignore_index=True)
+if shares.value[shares.setting.isin(few)].notna().any():
+    by_share = plot_label_efficiency(efficiency)
+    text = describe_label_efficiency(efficiency)
+    save_figure(run, by_share, "label_efficiency", text, select_label_efficiency(efficiency))
+    display(by_share)
 
 # %% [markdown]
 # ## X8. What the parts of GLoRI add
@@ -203,7 +202,7 @@ of_glori += [((first_arm, "glori_v1"), (first_arm, "glori_v2"))] if variants and
 parts = compare_adaptation(evaluation, few_seeds, of_glori)
 
 # %%
-if variants:
+if parts.value.notna().any():
     ablated = plot_variants(parts, first_arm, "glori_v2")
     text = describe_variants(parts, first_arm, "glori_v2")
     save_figure(run, ablated, "glori_parts", text, select_variants(parts, first_arm, "glori_v2"))
@@ -223,7 +222,7 @@ against_probe = compare_adaptation(evaluation, few_seeds, of_probe)
 tabulate_costs(evaluation, [first_arm], few_seeds, [plan.name for plan in [*variants, *others]]).round(1)
 
 # %%
-if others:
+if against_probe.value.notna().any():
     tuned = plot_variants(against_probe, first_arm, "linear")
     text = describe_variants(against_probe, first_arm, "linear")
     save_figure(run, tuned, "probe_variants", text, select_variants(against_probe, first_arm, "linear"))
@@ -244,10 +243,11 @@ if outcome_names(cohort) and survival_is_available():
     options = {"horizons": horizons, "resamples": resamples, "seed": seed}
     exposure = tell_exposure(run, first_arm, seed)
     predicted = evaluate_outcomes(run, cohort, frozen, arm=first_arm, exposure=exposure, **options)
-    curves = read_curves(run, first_arm)
-    risks = plot_outcomes(predicted, curves)
-    save_figure(run, risks, "outcomes", describe_outcomes(predicted, curves), select_outcomes(predicted))
-    display(risks)
+    if predicted.value.notna().any():
+        curves = read_curves(run, first_arm)
+        risks = plot_outcomes(predicted, curves)
+        save_figure(run, risks, "outcomes", describe_outcomes(predicted, curves), select_outcomes(predicted))
+        display(risks)
 elif outcome_names(cohort):
     print("outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`")
 else:
@@ -258,9 +258,9 @@ else:
 
 # %%
 shares = shares[shares.setting.isin([plan.name for plan in once])]
-adaptation = pd.concat([adapted, shares, detailed], ignore_index=True)
-measured = [adaptation, differences, claims, parts, against_probe, predicted]
-results = add_results(run, pd.concat([table for table in measured if len(table)], ignore_index=True))
+measured = [adapted, shares, detailed, differences, claims, parts, against_probe, predicted]
+filled = [table for table in measured if len(table)]
+results = add_results(run, pd.concat(filled, ignore_index=True)) if filled else adapted
 not_evaluable = adapted[(adapted.metric == "auroc") & adapted.value.isna() & (adapted.seed == -1)]
 columns = ["data_set", "finding", "n", "positives"]
 print("not evaluable, one class only:" if len(not_evaluable) else "every finding could be evaluated on every test set")
@@ -271,7 +271,7 @@ not_evaluable[columns].drop_duplicates().reset_index(drop=True)
 
 # %%
 rows = results[results.task == "adaptation"]
-assert set(rows.arm) == set(adapted_arms)
+assert set(rows.arm) == set(adapted_arms if heads else [])
 assert set(heads) <= set(rows.setting)
 assert not rows.data_set.str.endswith(("train", "validate")).any(), "a head was measured on what it was chosen on"
 known = rows[rows.metric.isin(["auroc", "auprc"]) & rows.value.notna()]

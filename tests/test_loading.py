@@ -96,7 +96,8 @@ def test_the_meter_counts_what_the_consumer_waited_and_nothing_else():
     for _ in prefetch(range(5), lambda _: time.sleep(0.04), meter=slow):
         pass
     assert slow.batches == fast.batches + 5 == 5
-    assert 0.2 <= slow.seconds < 2
+    # A wait is counted from when the consumer asks, a little after the producer began.
+    assert 0.15 <= slow.seconds < 2
     assert slow.share() > 0.9
     for _ in prefetch(range(5), lambda batch: batch, meter=fast):
         time.sleep(0.04)

@@ -53,6 +53,7 @@ def test_named_places_are_there():
         ("## What came out", "results_demo.csv"),
         ("## At several budgets", "budgets_demo.csv"),
         ("## Which curator", "curators_demo.csv"),
+        ("## What the encoders are worth", "heads_demo.csv"),
     ],
 )
 def test_tables_are_those_the_study_gave(heading, table):

@@ -101,6 +101,8 @@ def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadP
         StudyError: the arm was not trained, the cohort has no labels or lacks a split, or a head cannot be fitted.
     """
     run, cohort, findings = evaluation.run, evaluation.cohort, evaluation.findings
+    if not plans:
+        return
     if not findings:
         raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
     folder = require_current_arm(run, arm, seed)
@@ -145,6 +147,8 @@ def adapt_arms(
     if len(set(names)) < len(names):
         raise StudyError(f"two heads are named {next(n for n in names if names.count(n) > 1)!r}: name a variant.")
     jobs = [(arm, seed) for arm in arms for seed in seeds]
+    if not jobs or not plans:
+        return
     for job in jobs:
         require_current_arm(evaluation.run, *job)
     work_apart(evaluation, _Job(tuple(plans), jobs[0]), jobs, workers, "adapting encoders")
@@ -179,11 +183,13 @@ def measure_adaptation(
         heads: names of heads that `adapt_arms` scored.
 
     Returns:
-        Rows of the results table: task ``adaptation``, the head as setting.
+        Rows of the results table: task ``adaptation``, the head as setting. No head gives no rows.
 
     Raises:
         StudyError: a head was not scored.
     """
+    if not heads:
+        return pd.DataFrame(columns=COLUMNS)
     tables = []
     for data_set, rows in evaluation.test_sets().items():
         labels = label_matrix(rows, evaluation.findings)

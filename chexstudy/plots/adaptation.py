@@ -374,6 +374,7 @@ def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence
     Raises:
         StudyError: as in `select_variants`.
     """
+    findings = _list_groups(results, arm, base, findings)
     rows = {finding: select_variants(results, arm, base, finding) for finding in findings}
     variants = order_heads(rows[findings[0]].setting.str.partition(" - ")[0])
     height = 16 + 4.6 * len(variants)
@@ -397,6 +398,12 @@ def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence
     return figure
 
 
+def _list_groups(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str]) -> list[str]:
+    """The groups of findings that could be compared: in a small test set no rare finding may be there."""
+    own = results[(results.arm == arm) & results.setting.str.endswith(f" - {base}") & results.value.notna()]
+    return [finding for finding in findings if (own.finding == finding).any()] or list(findings[:1])
+
+
 def _word_variant(variant: str, base: str) -> str:
     kind, name, _ = split_head(variant)
     return name.replace("_", " ") if kind == split_head(base)[0] and name else name_head(variant)
@@ -404,7 +411,8 @@ def _word_variant(variant: str, base: str) -> str:
 
 def describe_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> str:
     """The caption of `plot_variants`."""
-    rows = pd.concat([select_variants(results, arm, base, finding) for finding in findings])
+    groups = _list_groups(results, arm, base, findings)
+    rows = pd.concat([select_variants(results, arm, base, finding) for finding in groups])
     return (
         f"Variants minus {name_head(base)}, encoder of the arm {arm_style(arm).name!r}: right of the line the variant "
         "is better. AUROC and average precision (AP). Paired by patient and seed. " + describe_interval(rows)
