@@ -150,9 +150,10 @@ audit = audit_arm(run, "curated", seed, resamples)
 print(describe_audit(audit))
 
 # %%
-audit_figure = plot_audit(audit)
-save_figure(run, audit_figure, "audit", caption_audit(audit, seed), audit.table)
-audit_figure
+if len(audit.table):
+    audit_figure = plot_audit(audit)
+    save_figure(run, audit_figure, "audit", caption_audit(audit, seed), audit.table)
+    display(audit_figure)
 
 # %% [markdown]
 # ## What is gained, by prevalence

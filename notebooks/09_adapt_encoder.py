@@ -14,7 +14,7 @@
 # a curated encoder needs in labels against others; what tuning the encoder itself brings; and tasks it never saw, such
 # as who dies when.
 #
-# **What it costs.** About ten minutes for the default study on 2 cores: 3 encoders, 3 seeds, 5 heads, and details on one
+# **What it costs.** About twenty minutes for the default study on 2 cores: 3 encoders, 3 seeds, 5 heads, and details on one
 # of them. Features are computed once; on a GPU a ViT-L at 512 pixels takes minutes for 10,000 images, and 8.4 MB of disk
 # for each image whose patches are kept.
 

@@ -226,7 +226,7 @@ def _list_left_out(groups: list[Group], has_duplicates: bool) -> pd.DataFrame:
 def describe_audit(report: AuditReport) -> str:
     """The audit in words, then as a table; it names groups and never a pair or a patient."""
     table = report.table
-    flagged = table[table.dropped_more].sort_values("ratio")
+    flagged = table[table.dropped_more.astype(bool)].sort_values("ratio")
     lines = [
         f"{report.kept:,} of {report.pairs:,} pairs ({report.kept / report.pairs:.1%}) of {report.patients:,} patients "
         "were kept.",
@@ -234,8 +234,11 @@ def describe_audit(report: AuditReport) -> str:
         f"warning: kept less often than chance allows (one-sided test by {report.permutations:,} exchanges of "
         f"decisions between patients, Holm's correction for {len(table)} groups, p < {SIGNIFICANCE}).",
     ]
-    lines += [f"  Warning, {_compare(row, report)}" for row in flagged[flagged.warning].itertuples()]
-    lines += [f"  As curation is meant to, {_compare(row, report)}" for row in flagged[flagged.expected].itertuples()]
+    lines += [f"  Warning, {_compare(row, report)}" for row in flagged[flagged.warning.astype(bool)].itertuples()]
+    lines += [
+        f"  As curation is meant to, {_compare(row, report)}"
+        for row in flagged[flagged.expected.astype(bool)].itertuples()
+    ]
     lines.append(
         "Groups go together, so one cause may raise several warnings; and a group of few patients may be dropped "
         "without one: look at its interval."
@@ -243,7 +246,7 @@ def describe_audit(report: AuditReport) -> str:
     if len(report.left_out):
         named = "; ".join(f"{row.kind} {row.group} ({row.reason})" for row in report.left_out.itertuples())
         lines.append(f"{len(report.left_out)} not compared: {named}.")
-    return "\n".join(lines) + "\n\n" + _tabulate(table)
+    return "\n".join(lines) + ("\n\n" + _tabulate(table) if len(table) else "")
 
 
 def _count(flags: pd.Series) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from chexstudy.evaluation.adaptation import (
     ADAPTATION,
@@ -392,6 +393,7 @@ def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         panel.grid(axis="x", color="#ECECEC", linewidth=0.5)
         panel.set_xlabel(f"Difference in {'AUROC' if metric == 'auroc' else 'AP'}")
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
         title_panel(panel, letter, _GROUP_NAMES.get(finding, finding))
     axes[0].set_yticks(range(len(variants)), [_word_variant(variant, base) for variant in variants])
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
