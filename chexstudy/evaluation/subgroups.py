@@ -519,11 +519,13 @@ def measure_study_subgroups(
     """
     findings = finding_columns(cohort)
     evaluated = results[(results.task == task) & (results.seed != OVER_SEEDS)]
+    if not findings:
+        return pd.DataFrame(), pd.DataFrame()
     unknown = [arm for arm in arms if arm not in set(evaluated.arm)]
     if unknown:
         raise StudyError(f"arm {unknown[0]!r} has no {task} scores in study {run.study!r}: run {_MADE_BY} with it.")
     arms = list(dict.fromkeys(arms)) or list(dict.fromkeys(evaluated.arm))
-    if not findings or not arms:
+    if not arms:
         return pd.DataFrame(), pd.DataFrame()
     # The reference first, whatever order they were evaluated in.
     arms.sort(key=lambda arm: arm != reference)
