@@ -204,8 +204,15 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
             figure.savefig(temporary, metadata=fields)
     record = {"name": name, "caption": caption, "data": [] if data is None else _records(data)}
     with atomic_path(run.path(f"figures/{name}.json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(_write_record(record), encoding="utf-8")
     return run.path(f"figures/{name}.png")
+
+
+def _write_record(record: dict) -> str:
+    """JSON with one mark a line: to be read and compared, and small."""
+    head = [f" {json.dumps(key)}: {json.dumps(record[key], ensure_ascii=False)}" for key in ("name", "caption")]
+    rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False, separators=(',', ':'))}" for row in record["data"])
+    return "{\n" + ",\n".join(head) + ',\n "data": [\n' + rows + "\n ]\n}\n"
 
 
 def _records(data: pd.DataFrame) -> list[dict]:

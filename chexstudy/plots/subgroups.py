@@ -61,7 +61,8 @@ def select_subgroups(results: pd.DataFrame, data_set: str = "") -> pd.DataFrame:
     rows = rows[(rows.task == SUBGROUP_GAP) | (rows.finding == MACRO)]
     if rows.empty:
         return rows
-    return rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
+    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
+    return rows.drop(columns=["study", "flops", "seconds"], errors="ignore").reset_index(drop=True)
 
 
 def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Figure:
