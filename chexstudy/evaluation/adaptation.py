@@ -13,7 +13,7 @@ import pandas as pd
 
 from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.arms import Evaluation, tell_exposure, work_apart
+from chexstudy.evaluation.arms import Evaluation, load_arm, tell_exposure, work_apart
 from chexstudy.evaluation.heads.features import FrozenFeatures, drop_patches, freeze_features
 from chexstudy.evaluation.heads.plans import HeadPlan, fit_plan, split_head
 from chexstudy.evaluation.heads.training import FittedHead, save_head
@@ -27,7 +27,6 @@ from chexstudy.evaluation.scores import (
 )
 from chexstudy.evaluation.statistics import bootstrap_patients
 from chexstudy.pretraining.arms import require_current_arm
-from chexstudy.pretraining.model import load_model
 
 ADAPTATION = "adaptation"
 ADAPTATION_DIFFERENCE = "adaptation_difference"
@@ -61,8 +60,7 @@ def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> Fr
     Raises:
         StudyError: the arm was not trained, or on another cohort.
     """
-    folder = require_current_arm(evaluation.run, arm, seed)
-    encoder = load_model(evaluation.run.path(f"{folder}/model")).image_tower.encoder
+    encoder = load_arm(evaluation.run, arm, seed).image_tower.encoder
     return freeze_features(
         evaluation.run,
         features_name(arm, seed),
@@ -110,7 +108,7 @@ def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadP
     left = [plan for plan in plans if not _is_scored(evaluation, arm, seed, plan, inputs)]
     if not left:
         return
-    encoder = load_model(run.path(f"{folder}/model")).image_tower.encoder
+    encoder = load_arm(run, arm, seed).image_tower.encoder
     features = freeze_arm(evaluation, arm, seed, any(plan.needs_patches for plan in left))
     splits = [cohort[cohort.split == split] for split in ("train", "validate")]
     for plan in left:
@@ -232,7 +230,9 @@ def compare_adaptation(
         ``arm`` and ``setting`` where the two sides differ. Nothing to compare gives no rows.
     """
     findings = evaluation.findings if findings is None else list(findings)
-    tables = [pd.DataFrame(columns=COLUMNS)]
+    if not pairs:
+        return pd.DataFrame(columns=COLUMNS)
+    tables = []
     for data_set, rows in evaluation.test_sets().items():
         labels = label_matrix(rows, findings)
         for (first_arm, first_head), (second_arm, second_head) in pairs:
@@ -251,7 +251,7 @@ def compare_adaptation(
             exposure = tell_exposure(evaluation.run, first_arm, seeds[0])
             place = {"arm": _name_sides(first_arm, second_arm), "data_set": data_set, "exposure": exposure}
             tables.append(difference.assign(**place))
-    table = pd.concat(tables if len(tables) == 1 else tables[1:], ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
     return table.assign(study=evaluation.run.study, task=ADAPTATION_DIFFERENCE, seed=OVER_SEEDS)
 
 

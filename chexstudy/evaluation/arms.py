@@ -216,7 +216,16 @@ def score_arms(
 
 def tell_exposure(run: Run, arm: str, seed: int) -> str:
     """Whether a trained arm's encoders may have seen the held-out data: ``held_out`` or ``unknown``."""
-    return _exposure(load_model(run.path(f"{require_current_arm(run, arm, seed)}/model")))
+    return _exposure(load_arm(run, arm, seed))
+
+
+def load_arm(run: Run, arm: str, seed: int) -> ImageTextModel:
+    """A trained arm's model, on the CPU, in evaluation mode.
+
+    Raises:
+        StudyError: the arm was not trained, or on another cohort than the study has now.
+    """
+    return load_model(run.path(f"{require_current_arm(run, arm, seed)}/model"))
 
 
 def _exposure(model: ImageTextModel) -> str:

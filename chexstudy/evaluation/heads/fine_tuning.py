@@ -21,7 +21,8 @@ from chexstudy.embedding import PixelSource, embed_images
 from chexstudy.encoders import ImageEncoder, autocast_dtype
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.heads.losses import make_loss
-from chexstudy.evaluation.statistics import known_labels, macro_mean, rank_metrics
+from chexstudy.evaluation.heads.training import check_splits
+from chexstudy.evaluation.statistics import macro_mean, rank_metrics
 from chexstudy.pretraining.adaptation import add_low_rank_updates, bias_only, merge_low_rank_updates
 from chexstudy.progress import progress
 
@@ -114,16 +115,12 @@ def fine_tune(
         device: where it is trained.
 
     Raises:
-        StudyError: a split is empty, no label is known, validation cannot judge any finding, the loss is not finite, or
+        StudyError: as `check_splits` says, validation cannot judge any finding, the loss is not finite, or
             the encoder cannot be adapted so.
     """
     findings = tuple(findings)
-    for name, rows in (("training", train), ("validation", validation)):
-        if rows.empty:
-            raise StudyError(f"the {name} split has no images: give some patients the split.")
+    check_splits(train, validation, findings)
     labels, validation_labels = label_matrix(train, list(findings)), label_matrix(validation, list(findings))
-    if not known_labels(labels).any():
-        raise StudyError("no label of the training split is known: all are uncertain or not stated.")
     images, validation_images = pixels.read(train.image_id), pixels.read(validation.image_id)
     best, tried, best_score = None, [], -math.inf
     for learning_rate in progress(settings.learning_rates, label=f"fine-tuning, {settings.method}"):

@@ -7,10 +7,10 @@ import pandas as pd
 from chexstudy.embedding import PixelSource
 from chexstudy.encoders import EncoderSpec, ImageEncoder, build_image_encoder
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.arms import load_arm
 from chexstudy.evaluation.heads.features import FrozenFeatures, freeze_features
 from chexstudy.evaluation.planning.accuracy import EVERY
-from chexstudy.pretraining.arms import find_arm, require_current_arm
-from chexstudy.pretraining.model import load_model
+from chexstudy.pretraining.arms import find_arm
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
@@ -83,20 +83,16 @@ def _is_arm(name: str) -> bool:
 
 def _load(run: Run, name: str, names: Sequence[str], seed: int) -> ImageEncoder:
     if _is_arm(name):
-        return _load_arm(run, name, seed)
+        return load_arm(run, name, seed).image_tower.encoder
     if name != UNTRAINED:
         model, _, revision = name.partition("@")
         return build_image_encoder(EncoderSpec(model, revision))
     arm = next((other for other in names if _is_arm(other)), None)
     if arm is None:
         return build_image_encoder(_DEFAULT, seed)
-    trained = _load_arm(run, arm, seed)
+    trained = load_arm(run, arm, seed).image_tower.encoder
     origin = trained.origin
     spec = EncoderSpec(
         origin["name"], origin.get("revision") or "", trained.image_size, trained.pooling, pretrained=False
     )
     return build_image_encoder(spec, seed)
-
-
-def _load_arm(run: Run, arm: str, seed: int) -> ImageEncoder:
-    return load_model(run.path(f"{require_current_arm(run, arm, seed)}/model")).image_tower.encoder
