@@ -27,7 +27,7 @@ batch_size = 128  # pairs a training step
 micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
 learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig, as name=value
+constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 device = "auto"  # auto, cpu or cuda
 neighbours = 10  # neighbours of the density estimate
 

@@ -29,13 +29,13 @@ subset_epochs = 9  # epochs over the kept pairs after curation
 batch_size = 128  # pairs a training step
 micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
 super_batch = 480  # pairs scored together and selected from
-rule = "published"  # published, or budgeted: exactly the budget is kept (constants: budget=0.227)
+rule = "published"  # published, or budgeted: exactly the constant budget (0.227) is kept
 prototypes = 6  # number of prototypes, K
 central_cap = 10  # central members kept a prototype and super-batch
 outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
 learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig, as name=value
+constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 device = "auto"  # auto, cpu or cuda
 show_reports = False  # show report texts in the explorer; they can then be saved with the notebook
 

@@ -35,7 +35,7 @@ prototypes = 6  # number of prototypes, K
 central_cap = 10  # central members kept a prototype and super-batch
 learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig, as name=value
+constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms trained side by side; 1 on a GPU

@@ -24,7 +24,7 @@ encoders: list[str] = ["curated", "random_same_data", "full", "untrained"]  # ar
 draws = 20  # draws of patients at each label count
 grid: list[int] = [10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000]  # label counts
 unit = "cases"  # what is counted: cases, at natural prevalence, or positives
-balance = "natural"  # negatives that come with positives: natural or equal (unit = positives)
+balance = "natural"  # negatives that come with positives: natural, or equal, which needs the unit positives
 nested = False  # let each draw hold the smaller ones
 budget_head = "logistic"  # head of the curves: logistic, or linear (dropout and projection, as published; slower)
 early = 50  # label count the published claim is for

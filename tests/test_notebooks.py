@@ -13,6 +13,7 @@ import jupytext
 import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 from PIL import Image
 
@@ -103,6 +104,16 @@ def test_a_parameter_is_declared_once(source):
     cell = next(cell for cell in read_cells(source) if cell.metadata.get("tags") == ["parameters"])
     names = [line.split("=")[0].split(":")[0].strip() for line in cell.source.splitlines()]
     assert sorted(names) == sorted(set(names))
+
+
+@each_notebook
+def test_papermill_lists_every_parameter(source):
+    """`papermill NOTEBOOK --help-notebook` passes over a line with two equals signs, in its help too."""
+    declared = read_parameters(source)
+    listed = papermill.inspect_notebook(str(source.with_suffix(".ipynb")))
+    assert {name: (ast.literal_eval(one["default"]), one["help"]) for name, one in listed.items()} == {
+        name: (parameter.default, parameter.help) for name, parameter in declared.items()
+    }
 
 
 @each_notebook
