@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,13 @@ from PIL import Image
 from chexstudy import runs
 from chexstudy.cohort import pixels
 from chexstudy.cohort.images import fit_square, read_radiograph
-from chexstudy.cohort.pixels import build_pixel_store, open_pixel_store, plan_pixel_store, verify_pixel_store
+from chexstudy.cohort.pixels import (
+    build_pixel_store,
+    count_copies,
+    open_pixel_store,
+    plan_pixel_store,
+    verify_pixel_store,
+)
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -88,6 +95,47 @@ def test_what_cannot_be_used_leaves_the_cohort_and_is_listed(run, tmp_path):
     ]
     with pytest.raises(StudyError, match=r"^1 of 2 images are not in the pixel store \(the first is a/2\.png\)"):
         store.rows(["a/0.png", "a/2.png"])
+
+
+def test_copies_of_a_file_in_another_split_are_set_aside_on_the_training_side(run, tmp_path):
+    cohort = make_cohort(tmp_path / "source", 9)
+    cohort["split"] = ["train", "test", "validate", "train", "validate", "train", "train", "train", "test"]
+    for original, copy in ((1, 0), (1, 2), (4, 3), (5, 6)):
+        shutil.copy(tmp_path / f"source/{original}.png", tmp_path / f"source/{copy}.png")
+    # A copy of what cannot be used shares its reason.
+    for name in ("7.png", "8.png"):
+        (tmp_path / "source" / name).write_text("<html>")
+    store = build_pixel_store(run, cohort, 32)
+    assert list(store.image_ids) == ["a/1.png", "a/4.png", "a/5.png", "a/6.png"]
+    np.testing.assert_array_equal(store.images[:], [fit_square(image(number), 32) for number in (1, 4, 5, 5)])
+    quarantine = pd.read_parquet(run.path("quarantine.parquet"))
+    assert list(quarantine[["image_id", "reason", "detail"]].itertuples(index=False, name=None)) == [
+        ("a/0.png", "copy in another split", "also in test"),
+        ("a/2.png", "copy in another split", "also in test"),
+        ("a/3.png", "copy in another split", "also in validate"),
+        ("a/7.png", "not an image", "a web page"),
+        ("a/8.png", "not an image", "a web page"),
+    ]
+    assert count_copies(run) == {"copies_set_aside_for_another_split": 3, "copies_kept_within_a_split": 1}
+    # A pair without a text takes no part, so it keeps no image from training either.
+    cohort.loc[1, "report"] = ""
+    assert "a/2.png" in build_pixel_store(run, cohort, 32).image_ids
+
+
+def test_a_cohort_that_names_one_file_twice_is_refused(run, tmp_path):
+    cohort = make_cohort(tmp_path / "source")
+    cohort.loc[4, "image_path"] = str(tmp_path / "source/../source/2.png")
+    with pytest.raises(StudyError, match=r"^the cohort table: rows 2 and 4 name one image file, and 2 rows share"):
+        build_pixel_store(run, cohort, 32)
+    assert written_files(run) == []
+
+
+def test_a_cohort_in_order_has_an_empty_quarantine_and_no_copies(run, tmp_path):
+    build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
+    quarantine = pd.read_parquet(run.path("quarantine.parquet"))
+    assert list(quarantine.columns) == ["image_id", "image_path", "reason", "detail"]
+    assert quarantine.empty
+    assert count_copies(run) == {}
 
 
 def test_the_array_is_a_plain_npy_file(run, tmp_path):

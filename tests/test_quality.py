@@ -8,7 +8,7 @@ from PIL import Image
 
 from chexstudy.cohort import quality
 from chexstudy.cohort.images import fit_square
-from chexstudy.cohort.quality import check_image, check_images, count_quarantine, read_checked
+from chexstudy.cohort.quality import check_image, count_quarantine, read_checked
 from chexstudy.errors import StudyError
 
 
@@ -21,10 +21,6 @@ def save(path, pixels):
     return path
 
 
-def table(names, reports="Clear lungs."):
-    return pd.DataFrame({"image_id": [f"a/{n}" for n in names], "image_path": names, "report": reports})
-
-
 def test_an_image_is_hashed_decoded_and_resized(tmp_path):
     path = save(tmp_path / "a.png", noise(0))
     checked = check_image(path, 32, "crop")
@@ -33,25 +29,18 @@ def test_an_image_is_hashed_decoded_and_resized(tmp_path):
     np.testing.assert_array_equal(checked.pixels, fit_square(noise(0), 32))
 
 
-def test_every_bad_pair_is_set_aside_with_its_reason_and_the_rest_goes_on(tmp_path):
-    names = [f"{i}.png" for i in range(8)]
-    for i, name in enumerate(names):
-        save(tmp_path / name, noise(i))
-    save(tmp_path / "1.png", np.full((40, 40), 90, np.uint8))
-    (tmp_path / "3.png").write_text("<html>not found</html>")
-    (tmp_path / "4.png").unlink()
-    (tmp_path / "6.png").write_bytes((tmp_path / "6.png").read_bytes()[:300])
-    cohort = table(names, ["Clear."] * 5 + ["IMPRESSION:\n \n"] + ["Clear."] * 2)
-    cohort = cohort.set_axis(range(100, 108))
-    kept, quarantine = check_images(cohort, tmp_path, workers=1)
-    assert list(kept["image_path"]) == ["0.png", "2.png", "7.png"]
-    assert list(kept.columns) == list(cohort.columns)
-    assert quarantine.to_dict("list") == {
-        "image_id": ["a/1.png", "a/3.png", "a/4.png", "a/5.png", "a/6.png"],
-        "image_path": ["1.png", "3.png", "4.png", "5.png", "6.png"],
-        "reason": ["blank", "not an image", "missing", "empty report", "truncated"],
-        "detail": ["", "a web page", "no such file or directory", "", "OSError"],
+def test_a_file_that_cannot_be_used_has_its_reason_and_a_hash_if_it_has_bytes(tmp_path):
+    save(tmp_path / "blank.png", np.full((40, 40), 90, np.uint8))
+    (tmp_path / "page.png").write_text("<html>not found</html>")
+    (tmp_path / "cut.png").write_bytes(save(tmp_path / "whole.png", noise(6)).read_bytes()[:300])
+    found = {name: check_image(tmp_path / f"{name}.png", 32, "crop") for name in ("blank", "page", "cut", "absent")}
+    assert {name: (image.reason, image.detail) for name, image in found.items()} == {
+        "blank": ("blank", ""),
+        "page": ("not an image", "a web page"),
+        "cut": ("truncated", "OSError"),
+        "absent": ("missing", "no such file or directory"),
     }
+    assert [len(image.sha256) for image in found.values()] == [64, 64, 64, 0]
 
 
 def test_quarantine_is_counted_by_source_and_reason():
@@ -63,14 +52,6 @@ def test_quarantine_is_counted_by_source_and_reason():
         {"source": "nlm_tb", "reason": "missing", "images": 1},
     ]
     assert count_quarantine(quarantine[:0]).empty
-
-
-def test_nothing_bad_leaves_an_empty_quarantine_of_the_same_columns(tmp_path):
-    save(tmp_path / "0.png", noise(0))
-    kept, quarantine = check_images(table(["0.png"]), tmp_path)
-    assert len(kept) == 1
-    assert list(quarantine.columns) == ["image_id", "image_path", "reason", "detail"]
-    assert quarantine.empty
 
 
 def test_workers_give_what_one_process_gives_in_the_same_order(tmp_path):

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.cohort.pixels import COHORT, FOLDER, MANIFEST, REQUESTED, PixelStore, StorePlan, write_pixel_store
+from chexstudy.cohort.pixels import (
+    COHORT,
+    FOLDER,
+    MANIFEST,
+    REQUESTED,
+    PixelStore,
+    StorePlan,
+    count_copies,
+    write_pixel_store,
+)
 from chexstudy.cohort.quality import check_image
 from chexstudy.cohort.shards import name_shard
 from chexstudy.cohort.table import read_cohort
@@ -129,6 +138,8 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
         f"{len(store):,} images of {store.size} pixels in {plan.shards} shard{'s' * (plan.shards > 1)}, "
         f"{sum(row['images'] for row in lost):,} in quarantine{f': {reasons}' if lost else ''}."
     )
+    for note, number in count_copies(run).items():
+        print(f"{note.replace('_', ' ')}: {number}")
     return store
 
 

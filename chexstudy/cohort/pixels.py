@@ -18,11 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.copies import refuse_shared_files
 from chexstudy.cohort.images import check_fit
 from chexstudy.cohort.quality import (
+    COPY,
     count_quarantine,
     read_checked,
     resolve_image_paths,
+    set_aside_copies,
     set_aside_empty_reports,
     split_by_reason,
 )
@@ -167,7 +170,7 @@ class StorePlan:
         parameters: what the store depends on.
         key: hash of these and of the code.
         is_current: whether the study has this very store already.
-        readable: the rows with a report; their images are read.
+        readable: the rows with a report whose image is no copy of one in another split; their images are read.
         set_aside: the others, as rows of the quarantine.
         files: the images' files in the order of ``readable``.
         finished: records of the finished shards by number.
@@ -228,7 +231,7 @@ def build_pixel_store(
         images_a_shard: how many images of the cohort a shard is made of; about 256 MB if not given.
 
     Raises:
-        StudyError: the cohort breaks its contract, no image of it can be used, or the disk is full.
+        StudyError: the cohort breaks its contract, two rows name one file, no image can be used, or the disk is full.
     """
     return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root, images_a_shard), workers)
 
@@ -248,6 +251,7 @@ def plan_pixel_store(
         raise StudyError(f"a shard of the pixel store must hold 1 or more images, not {images_a_shard}.")
     cohort = validate_cohort(cohort)
     files = resolve_image_paths(cohort, root or run.folder)
+    refuse_shared_files(files)
     cohort["image_path"] = [_portable_path(path, run.folder) for path in files]
     parameters = {
         "size": size,
@@ -257,9 +261,10 @@ def plan_pixel_store(
         "files": _fingerprint(files),
     }
     key = run.key(parameters)
-    readable, set_aside = set_aside_empty_reports(cohort)
+    readable, empty = set_aside_empty_reports(cohort)
+    readable, copies = set_aside_copies(readable, resolve_image_paths(readable, run.folder))
     files = resolve_image_paths(readable, run.folder)
-    plan = StorePlan(cohort, parameters, key, _is_current(run, key), readable, set_aside, files, {})
+    plan = StorePlan(cohort, parameters, key, _is_current(run, key), readable, pd.concat([empty, copies]), files, {})
     if not plan.is_current:
         for number in range(plan.shards):
             record = read_record(run.path(f"{FOLDER}/{name_shard(number)}"), key, size)
@@ -306,6 +311,15 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     run.write_json(MANIFEST, {**plan.parameters, **made})
     run.record(MANIFEST, plan.parameters)
     return open_pixel_store(run)
+
+
+def count_copies(run: Run) -> dict[str, int]:
+    """Files of equal bytes in a study's cohort: those set aside for another split's, and those beyond the first that
+    stay because their split is the same; what there is none of is left out."""
+    set_aside = run.read_table(QUARANTINE, _MADE_BY)["reason"].eq(COPY).sum()
+    within = run.read_table(INDEX, _MADE_BY)["sha256"].duplicated().sum()
+    counts = {"copies_set_aside_for_another_split": int(set_aside), "copies_kept_within_a_split": int(within)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def hash_cohort(cohort: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ Nothing here stops at a bad file, and nothing is dropped without a row in the qu
 import hashlib
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.images import UnreadableImage, check_fit, decode_radiograph, fit_square, is_blank, read_bytes
 from chexstudy.cohort.reports import training_text
+from chexstudy.cohort.table import SPLITS
 from chexstudy.errors import StudyError
-from chexstudy.progress import progress
 
 EMPTY_REPORT = "empty report"
+COPY = "copy in another split"
 QUARANTINE_COLUMNS = ("image_id", "image_path", "reason", "detail")
 
 _IMAGES_PER_TASK = 16
@@ -91,36 +93,33 @@ def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int 
             pool.shutdown(cancel_futures=True)
 
 
-def check_images(
-    cohort: pd.DataFrame, root: str | Path, size: int = 64, fit: str = "crop", workers: int = 2
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split a cohort into the pairs that can be used and those that cannot, without storing pixels.
-
-    Args:
-        cohort: a cohort table.
-        root: the folder its relative image paths start from.
-        size, fit: the square in which an image must show something.
-        workers: number of processes.
-
-    Returns:
-        The kept rows and the quarantine table (``image_id``, ``image_path``, ``reason``, ``detail``), both in the
-        cohort's order.
-    """
-    with_report, without_report = set_aside_empty_reports(cohort)
-    checked = progress(
-        read_checked(resolve_image_paths(with_report, root), size, fit, workers), len(with_report), "checking images"
-    )
-    outcomes = pd.DataFrame(
-        [(image.reason, image.detail) for image in checked], columns=["reason", "detail"], dtype="str"
-    )
-    return split_by_reason(with_report, outcomes, without_report, cohort)
-
-
 def set_aside_empty_reports(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Separate the rows whose report has neither findings nor impression: a pair needs a text."""
     is_empty = cohort["report"].map(training_text).str.len().eq(0).to_numpy(bool)
     empty = cohort.loc[is_empty, ["image_id", "image_path"]].assign(reason=EMPTY_REPORT, detail="")
     return cohort[~is_empty], empty
+
+
+def set_aside_copies(cohort: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Separate the rows whose file has the bytes of a file in a split nearer to the test, which keeps them.
+
+    Args:
+        cohort: rows of a cohort table.
+        files: their image files.
+
+    Returns:
+        The other rows, among them copies within one split, and quarantine rows with ``copy_of``, the index of the row
+        that stays.
+    """
+    split = cohort["split"].map(SPLITS.index).to_numpy()
+    kept = {}
+    for group in find_copies(files):
+        nearest = max(group, key=split.__getitem__)
+        kept |= {position: nearest for position in group if split[position] < split[nearest]}
+    copies = cohort.iloc[list(kept)][["image_id", "image_path"]]
+    stays = cohort.iloc[list(kept.values())]
+    copies = copies.assign(reason=COPY, detail="also in " + stays["split"].to_numpy(), copy_of=stays.index)
+    return cohort.drop(index=copies.index), copies
 
 
 def split_by_reason(
@@ -131,13 +130,18 @@ def split_by_reason(
     Args:
         checked: the rows of the cohort whose image was read.
         outcomes: ``reason`` and ``detail`` of each of them, by position; an empty reason keeps the row.
-        set_aside: quarantine rows of the other images, with the cohort's index.
+        set_aside: quarantine rows of the other images, with the cohort's index, and ``copy_of`` as
+            `set_aside_copies` gives it: a copy of a file that cannot be used shares its reason.
         cohort: all rows.
     """
     is_bad = outcomes["reason"].ne("").to_numpy(bool)
     bad = checked.loc[is_bad, ["image_id", "image_path"]]
     bad[["reason", "detail"]] = outcomes.loc[is_bad, ["reason", "detail"]].to_numpy()
+    spoiled = set_aside.index[set_aside["copy_of"].isin(bad.index)]
     both = pd.concat([set_aside, bad])
+    both.loc[spoiled, ["reason", "detail"]] = bad.loc[
+        set_aside.loc[spoiled, "copy_of"], ["reason", "detail"]
+    ].to_numpy()
     quarantine = both.loc[cohort.index[cohort.index.isin(both.index)], list(QUARANTINE_COLUMNS)]
     return checked[~is_bad].reset_index(drop=True), quarantine.reset_index(drop=True)
 
