@@ -477,7 +477,9 @@ def _add_why(verbs) -> None:
         "writes: nothing",
         _tell_why,
     )
-    parser.add_argument("image_id", metavar="IMAGE_ID", help="the pair, by the image_id of the cohort table")
+    parser.add_argument(
+        "image_id", metavar="IMAGE_ID", help="the pair, by the image_id of the cohort table, or by the pseudonym shown"
+    )
     parser.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
     parser.add_argument("--arm", default="curated", metavar="A", help="the arm (default: curated)")
     parser.add_argument("--seed", type=int, default=0, metavar="K", help="its seed (default: 0)")

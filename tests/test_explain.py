@@ -9,6 +9,7 @@ from chexstudy.curation.explain import explain_choice, explain_pair, tell_story
 from chexstudy.curation.ledger import LedgerWriter, read_ledger
 from chexstudy.curation.subsets import ChosenSubset, read_subset
 from chexstudy.errors import StudyError
+from chexstudy.pseudonyms import show_image_ids
 
 KEPT = "kept: the sampler picked it among the central members of its prototype"
 PASSED = "dropped: the sampler passed over it among the central members of its prototype"
@@ -135,13 +136,11 @@ def test_labels_around_the_prototype():
     assert "These pairs are most often labelled No Finding (80%), Mass (20%)." in story
 
 
-def test_an_unknown_pair_is_one_sentence_with_ids_spelled_alike():
-    with pytest.raises(StudyError, match="no pair 'made/aa' in the ledger: did you mean made/a"):
-        explain_pair(FIRST, "made/aa")
-    with pytest.raises(StudyError, match="its ids look like made/a"):
-        explain_pair(FIRST, "zzz")
-    with pytest.raises(StudyError, match="empty ledger"):
-        explain_pair(FIRST.iloc[:0], "made/a")
+def test_an_unknown_pair_is_one_sentence_that_names_no_other():
+    for ledger, count in ((FIRST, 6), (FIRST.iloc[:0], 0)):
+        with pytest.raises(StudyError, match=f"no pair 'made/aa' among the {count} decisions of the ledger") as refused:
+            explain_pair(ledger, "made/aa")
+        assert "made/a " not in str(refused.value)
 
 
 def test_the_story_from_a_study(study):
@@ -170,8 +169,19 @@ def test_pairs_that_were_never_considered(study):
     quarantine = pd.DataFrame({"image_id": ["made/x"], "image_path": "x.png", "reason": "blank", "detail": ""})
     study.write_table("quarantine.parquet", quarantine)
     assert "set aside when the cohort was built (blank)" in tell_story(study, "made/x")
-    with pytest.raises(StudyError, match="did you mean made/a"):
+    with pytest.raises(StudyError, match=f"did you mean {' or '.join(show_image_ids(study, ['made/a']))}"):
         tell_story(study, "a")
+    with pytest.raises(StudyError, match=r"its ids look like image-[0-9a-f]{10}"):
+        tell_story(study, "zzz")
+
+
+def test_a_pair_is_told_by_its_pseudonym_and_found_by_it(study):
+    (shown,) = show_image_ids(study, ["made/a"])
+    story = tell_story(study, "made/a")
+    assert story.startswith(f"{shown} was considered 2 times")
+    assert "made/a" not in story
+    assert tell_story(study, shown) == tell_story(study, shown.removeprefix("image-").upper()) == story
+    assert "made/" not in tell_story(study, "made/g") + tell_story(study, "made/h")
 
 
 def test_review_list_and_truth_are_told(study):
@@ -216,13 +226,13 @@ def test_an_offline_method_is_told_by_rank_and_share(study):
     write_choice(study, "density", ["made/a", "made/b"], scores, arm="by_density")
     for arm in ("by_density", "density"):
         story = tell_story(study, "made/e", arm, 3)
-        assert f"made/e was dropped by {arm}, which kept 2 of 7 pairs." in story
+        assert f"{show_image_ids(study, ['made/e'])[0]} was dropped by {arm}, which kept 2 of 7 pairs." in story
         assert (
             "Its score of 3 is number 5 from the top, above that of 14% of all pairs, with 1 of the same score."
             in story
         )
         assert "The lowest score kept is 6, the highest dropped 5." in story
-    assert "made/a was kept" in tell_story(study, "made/a", "density", 3)
+    assert " was kept" in tell_story(study, "made/a", "density", 3)
     with pytest.raises(StudyError, match=r"no subset of 'density' with seed 0; there are: by_density \(seed 3\)"):
         tell_story(study, "made/a", "density", 0)
 
@@ -236,7 +246,7 @@ def test_floors_and_weights_show_in_the_story():
     assert "It weighs 2.50 in training." in held
     assert "floor" not in explain_choice(subset, "a", 5) + explain_choice(subset, "c", 5)
     assert "it has no score" in explain_choice(subset, "e", 5)
-    with pytest.raises(StudyError, match="no pair 'x' in the scores of loss"):
+    with pytest.raises(StudyError, match="loss scored 5 pairs, not x"):
         explain_choice(subset, "x", 5)
 
 
@@ -245,10 +255,11 @@ def test_an_arm_with_neither_ledger_nor_scores(study):
         "pretraining/random_same_data/seed0/subset.parquet", pd.DataFrame({"image_id": ["made/a"], "weight": 1.0})
     )
     story = tell_story(study, "made/a", "random_same_data")
-    assert "made/a was kept by random_same_data, which kept 1 of 7 pairs; it left no ledger and no scores" in story
+    assert " was kept by random_same_data, which kept 1 of 7 pairs; it left no ledger and no scores" in story
     assert read_subset(study, "random_same_data", 0).scores is None
 
 
 def test_the_ledger_of_a_study_and_its_table_tell_the_same(study):
     ledger = read_ledger(study, "curated", 0)
-    assert explain_pair(ledger, "made/a", make_cohort()) in tell_story(study, "made/a")
+    (shown,) = show_image_ids(study, ["made/a"])
+    assert explain_pair(ledger, "made/a", make_cohort(), shown) in tell_story(study, "made/a")

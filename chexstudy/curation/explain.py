@@ -7,6 +7,7 @@ from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.ledger import find_likely_ids, ledger_path, read_ledger, read_super_batches
 from chexstudy.curation.subsets import ChosenSubset, read_subset
 from chexstudy.errors import StudyError
+from chexstudy.pseudonyms import find_image_id, show_image_ids
 from chexstudy.runs import Run
 
 _SEXES = {"F": "female", "M": "male", "unknown": "sex unknown"}
@@ -18,11 +19,12 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
     """Why an arm of a study, or a method that has curated it, kept or dropped a pair.
 
     Told from the ledger where the arm keeps one, else from the method's scores, else from the subset alone; with what
-    the cohort, the review list and, on the phantom, the truth say about the pair.
+    the cohort, the review list and, on the phantom, the truth say about the pair. It is called by its pseudonym unless
+    it was drawn (`chexstudy.pseudonyms`).
 
     Args:
         run: the study.
-        image_id: the pair.
+        image_id: the pair, by its official name or its pseudonym.
         arm: an arm, ``by_<method>`` or the name of a method.
         seed: of the arm.
         with_report: also show the report.
@@ -34,19 +36,23 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
         StudyError: the study has no cohort, no such arm, or no such pair; the sentence then names ids spelled alike.
     """
     cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    image_id = find_image_id(run, image_id, cohort.image_id)
     about = cohort[cohort.image_id == image_id]
     if about.empty:
         return _tell_of_quarantine(run, image_id, cohort)
+    (shown,) = show_image_ids(run, [image_id])
     if about.split.iloc[0] != "train":
         story = (
-            f"{image_id} was never considered: it is in the {_SPLITS[about.split.iloc[0]]} split, and curation chooses "
+            f"{shown} was never considered: it is in the {_SPLITS[about.split.iloc[0]]} split, and curation chooses "
             "among training pairs alone."
         )
     elif _has_ledger(run, arm, seed):
         around = read_super_batches(run, image_id, arm, seed)
-        story = explain_pair(around, image_id, cohort) if len(around) else _tell_of_absence(run, image_id, arm, seed)
+        story = (
+            explain_pair(around, image_id, cohort, shown) if len(around) else _tell_of_absence(run, shown, arm, seed)
+        )
     else:
-        story = explain_choice(read_subset(run, arm, seed), image_id, int((cohort.split == "train").sum()), arm)
+        story = explain_choice(read_subset(run, arm, seed), image_id, int((cohort.split == "train").sum()), arm, shown)
     lines = [story, describe_pair(cohort, image_id)]
     reviewed = ledger_path(run, arm, seed).with_name("review.parquet")
     if reviewed.exists():
@@ -66,31 +72,28 @@ def _has_ledger(run: Run, arm: str, seed: int) -> bool:
 def _tell_of_quarantine(run: Run, image_id: str, cohort: pd.DataFrame) -> str:
     if run.has("quarantine.parquet"):
         quarantine = pd.read_parquet(run.path("quarantine.parquet"))
+        image_id = find_image_id(run, image_id, quarantine.image_id)
         found = quarantine[quarantine.image_id == image_id]
         if len(found):
-            return (
-                f"{image_id} was never considered: it was set aside when the cohort was built ({found.reason.iloc[0]})."
-            )
-    raise _refuse_unknown(image_id, cohort.image_id, f"the cohort of study {run.study!r}")
+            (shown,) = show_image_ids(run, [image_id])
+            return f"{shown} was never considered: it was set aside when the cohort was built ({found.reason.iloc[0]})."
+    likely = show_image_ids(run, find_likely_ids(image_id, cohort.image_id))
+    looks = f"its ids look like {show_image_ids(run, cohort.image_id[:1])[0]}."
+    hint = f"did you mean {' or '.join(likely)}?" if likely else looks
+    raise StudyError(f"there is no pair {image_id!r} in the cohort of study {run.study!r}: {hint}")
 
 
-def _tell_of_absence(run: Run, image_id: str, arm: str, seed: int) -> str:
+def _tell_of_absence(run: Run, shown: str, arm: str, seed: int) -> str:
     if ledger_path(run, arm, seed).exists():
-        return f"{image_id} is not in the ledger of arm {arm!r} (seed {seed}): it was made from another cohort."
+        return f"{shown} is not in the ledger of arm {arm!r} (seed {seed}): it was made from another cohort."
     considered = len(read_ledger(run, arm, seed, columns=["kept"]))
-    return f"{image_id} was not considered yet: the ledger of arm {arm!r} (seed {seed}) holds {considered:,} decisions."
-
-
-def _refuse_unknown(image_id: str, known: pd.Series, where: str) -> StudyError:
-    likely = find_likely_ids(image_id, known)
-    hint = f"did you mean {' or '.join(likely)}?" if likely else f"its ids look like {known.iloc[0]}."
-    return StudyError(f"there is no pair {image_id!r} in {where}: {hint}")
+    return f"{shown} was not considered yet: the ledger of arm {arm!r} (seed {seed}) holds {considered:,} decisions."
 
 
 # --- from the ledger -------------------------------------------------------------------------------------------------
 
 
-def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | None = None) -> str:
+def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | None = None, shown: str = "") -> str:
     """What a ledger says of one pair, for every time it was considered.
 
     Args:
@@ -98,19 +101,21 @@ def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | Non
             `read_ledger` give them.
         image_id: the pair.
         cohort: tells what the pairs around each prototype are labelled; reports are not read.
+        shown: what the story calls the pair; its id if empty.
 
     Returns:
         Sentences, a line for each time.
 
     Raises:
-        StudyError: the ledger does not know the pair; the sentence names ids spelled alike.
+        StudyError: the ledger does not know the pair.
     """
     considered = ledger[ledger.image_id == image_id].sort_values(["epoch", "step"])
     if considered.empty:
-        if ledger.empty:
-            raise StudyError(f"there is no pair {image_id!r} in an empty ledger: curate first.")
-        raise _refuse_unknown(image_id, ledger.image_id, "the ledger")
-    lines = [_tell_outcome(image_id, considered)]
+        raise StudyError(
+            f"there is no pair {shown or image_id!r} among the {len(ledger):,} decisions of the ledger: "
+            "check its id, or curate first."
+        )
+    lines = [_tell_outcome(shown or image_id, considered)]
     # A step belongs to one super-batch.
     for row in considered.itertuples():
         lines.append(_tell_decision(row, ledger[ledger.step == row.step], cohort))
@@ -118,10 +123,10 @@ def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | Non
     return "\n".join(lines)
 
 
-def _tell_outcome(image_id: str, considered: pd.DataFrame) -> str:
+def _tell_outcome(shown: str, considered: pd.DataFrame) -> str:
     decisions = list(zip(considered.epoch, considered.kept, strict=True))
     if len(decisions) == 1:
-        return f"{image_id} was {'kept' if decisions[0][1] else 'dropped'}."
+        return f"{shown} was {'kept' if decisions[0][1] else 'dropped'}."
     told, before = [], None
     for epoch, kept in decisions:
         word = "kept" if kept else "dropped"
@@ -131,7 +136,7 @@ def _tell_outcome(image_id: str, considered: pd.DataFrame) -> str:
             word = "taken back"
         told.append(f"{word} in epoch {epoch}")
         before = kept
-    return f"{image_id} was considered {len(decisions)} times: {', '.join(told)}."
+    return f"{shown} was considered {len(decisions)} times: {', '.join(told)}."
 
 
 def _tell_decision(row, batch: pd.DataFrame, cohort: pd.DataFrame | None) -> str:
@@ -199,7 +204,7 @@ def _tell_rivals(row, rivals: pd.DataFrame) -> str:
 # --- from a method's scores ------------------------------------------------------------------------------------------
 
 
-def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = "") -> str:
+def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = "", shown: str = "") -> str:
     """What the scores of an offline method, or the subset alone, say of one pair.
 
     Args:
@@ -207,18 +212,19 @@ def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = 
         image_id: the pair.
         pairs: how many there were to choose from.
         name: of the arm or method.
+        shown: what the pair is called; its id if empty.
 
     Raises:
         StudyError: the method did not score the pair.
     """
     kept = image_id in subset.kept.index
     name = name or subset.method
-    verdict = f"{image_id} was {'kept' if kept else 'dropped'} by {name}, which kept {len(subset.kept):,} of"
+    verdict = f"{shown or image_id} was {'kept' if kept else 'dropped'} by {name}, which kept {len(subset.kept):,} of"
     if subset.scores is None:
         return f"{verdict} {pairs:,} pairs; it left no ledger and no scores that would say why."
     scores = subset.scores
     if image_id not in scores.index:
-        raise _refuse_unknown(image_id, scores.index.to_series(), f"the scores of {name}")
+        raise StudyError(f"{name} scored {len(scores):,} pairs, not {shown or image_id}: it chose from another cohort.")
     score = scores[image_id]
     if np.isnan(score):
         return f"{verdict} {len(scores):,} pairs; it has no score."

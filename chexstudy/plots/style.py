@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chexstudy.errors import StudyError
+from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run, atomic_path
 
 SINGLE_MM, DOUBLE_MM = 89.0, 183.0
@@ -38,7 +39,7 @@ BAND_COLOURS = {"central": "#8FB8DE", "support": "#D07C00", "outlier": "#4B1D6B"
 BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
 
 # What belongs to patients stays out of what is published.
-_PRIVATE_COLUMNS = {"patient_id", "study_id", "report"}
+_PRIVATE_COLUMNS = {"patient_id", "study_id", "report", "image_path"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
         figure: what a figure function returned.
         name: file name without its ending, for example ``zero_shot``.
         caption: what the figure shows, with n, seeds and the kind of interval.
-        data: the numbers plotted, one row a mark.
+        data: the numbers plotted, one row a mark; images in a column ``image_id`` are written by their pseudonyms
+            (`chexstudy.pseudonyms`).
 
     Returns:
         Path of the PNG.
@@ -197,6 +199,8 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
         raise StudyError(
             f"the numbers of figure {name} hold the column {private[0]}: leave it out, figures are public."
         )
+    if data is not None and "image_id" in data:
+        data = data.assign(image_id=show_image_ids(run, data.image_id))
     use_style()
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     for suffix, fields in metadata.items():
