@@ -13,7 +13,6 @@ from chexstudy.evaluation.calibration import (
     BINNINGS,
     assign_bins,
     decompose_brier,
-    estimate_prevalence,
     expected_calibration_error,
     fit_cox_calibration,
     fit_platt,
@@ -147,16 +146,13 @@ def test_platt_has_the_smoothed_targets_and_leaves_the_order(drawn):
     assert np.isfinite(separable.slopes).all()
 
 
-def test_a_shift_of_prevalence_is_bayes_rule_and_can_be_found_without_labels():
+def test_a_shift_of_prevalence_is_bayes_rule():
     generator = np.random.default_rng(4)
     labels = generator.random(20_000) < 0.3
     image = generator.normal(np.where(labels, 1.0, -1.0))
     # With unit normals at 1 and -1 the log-odds are 2 x + logit(prevalence): right for 5 %, and drawn at 30 %.
     odds = 2 * image + logit(0.05)
     np.testing.assert_allclose(shift_prevalence(odds, 0.05, 0.3), 2 * image + logit(0.3))
-    assert estimate_prevalence(odds, 0.05) == pytest.approx(0.3, abs=0.015)
-    assert estimate_prevalence(np.full(10, -5.0), 0.5) == 0
-    assert estimate_prevalence(np.full(10, 5.0), 0.5) == 1
 
 
 def test_rows_have_intervals_and_reasons(drawn):
@@ -206,6 +202,4 @@ def test_wrong_input_is_one_sentence():
         fit_platt(np.array([[1.0], [np.nan]]), np.array([[1.0], [0.0]]))
     with pytest.raises(StudyError, match="between 0 and 1"):
         shift_prevalence(np.zeros(2), 0.0, 0.5)
-    with pytest.raises(StudyError, match="all finite"):
-        estimate_prevalence(np.array([np.nan]), 0.5)
     assert np.isfinite(to_log_odds(np.array([0.0, 1.0]))).all()

@@ -423,37 +423,6 @@ def shift_prevalence(log_odds: np.ndarray, before: np.ndarray | float, after: np
     return np.asarray(log_odds, dtype=float) + logit(after) - logit(before)
 
 
-def estimate_prevalence(log_odds: np.ndarray, before: float) -> float:
-    """The prevalence among new cases from their scores alone, without a label (Saerens et al. 2002).
-
-    The fixed point of expectation maximisation, found as the one maximum of the likelihood.
-
-    Args:
-        log_odds: ``(cases,)``, calibrated under the prevalence ``before``.
-        before: that prevalence.
-
-    Returns:
-        The prevalence, between 0 and 1.
-
-    Raises:
-        StudyError: there is no case, a log-odds is not finite, or ``before`` is not between 0 and 1.
-    """
-    odds = np.asarray(log_odds, dtype=float)
-    if odds.ndim != 1 or len(odds) == 0 or not np.isfinite(odds).all():
-        raise StudyError("a prevalence is estimated from one finding's log-odds, all finite: score every case.")
-    # How much more likely the image is if the finding is there: posterior odds over prior odds.
-    ratio = np.exp(np.clip(shift_prevalence(odds, before, 0.5), -_FARTHEST, _FARTHEST))
-
-    def slope_of_likelihood(prevalence):
-        return float(np.sum((ratio - 1) / (prevalence * (ratio - 1) + 1)))
-
-    if slope_of_likelihood(0.0) <= 0:
-        return 0.0
-    if slope_of_likelihood(1.0) >= 0:
-        return 1.0
-    return float(brentq(slope_of_likelihood, 0.0, 1.0, xtol=1e-13))
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,6 @@
 """Many findings, many tests: p values corrected for their number, and p values by exchanging two models.
 
-Holm's procedure holds the chance of one wrong claim or more; Benjamini and Hochberg's holds the share of wrong claims
-among those made. Both hold for findings that go together on the same patients, the second where they go together
-positively, as AUROCs of the same two models do.
+Holm's procedure holds the chance of one wrong claim or more, also for findings that go together on the same patients.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +27,6 @@ def correct_by_holm(p_values: np.ndarray) -> np.ndarray:
     steps = p_values[order] * np.arange(len(order), 0, -1)
     corrected = np.full_like(p_values, np.nan)
     corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return corrected
-
-
-def correct_by_benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """p values corrected by the step-up procedure of Benjamini and Hochberg (1995), ``(tests,)``; NaN as with Holm."""
-    p_values = np.asarray(p_values, dtype=float)
-    made = np.flatnonzero(~np.isnan(p_values))
-    order = made[np.argsort(-p_values[made], kind="stable")]
-    steps = p_values[order] * len(order) / np.arange(len(order), 0, -1)
-    corrected = np.full_like(p_values, np.nan)
-    corrected[order] = np.minimum(1, np.minimum.accumulate(steps))
     return corrected
 
 

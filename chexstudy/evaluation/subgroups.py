@@ -154,10 +154,6 @@ def _list_members(cohort: pd.DataFrame, name: str) -> dict[str, np.ndarray]:
     return {group: members for group, members in groups.items() if members.any()}
 
 
-def _name_value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
 def _count_cells(labels: np.ndarray, patients: np.ndarray, findings: Sequence[str]) -> pd.DataFrame:
     known = known_labels(labels)
     present, absent = known & (labels == 1), known & (labels != 1)

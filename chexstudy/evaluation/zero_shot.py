@@ -1,14 +1,13 @@
 """Zero-shot classification: which of two sentences, the finding there or not there, does the image lie closer to?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.prompts import PromptFamily
-from chexstudy.evaluation.scores import MACRO, TIERS, measure_scores
-from chexstudy.evaluation.statistics import RESAMPLES, bootstrap_patients
+from chexstudy.evaluation.scores import MACRO, TIERS
 
 
 def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -25,33 +24,6 @@ def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
             f"embedding number {wrong[0]} is zero or not finite ({len(wrong)} of {len(lengths)}): train or embed again."
         )
     return embeddings / lengths
-
-
-def zero_shot_scores(
-    image_embeddings: np.ndarray,
-    encode_texts: Callable[[list[str]], np.ndarray],
-    findings: Sequence[str],
-    family: PromptFamily,
-) -> np.ndarray:
-    """Probability that each finding is there: a softmax over the two raw cosines, as in the published protocol.
-
-    No logit scale enters, so the softmax is a strictly rising function of the difference of the cosines: rank metrics
-    are those of the difference, and the probabilities are not calibrated. Several sentences of a side become one
-    direction: the mean of their unit embeddings, scaled to unit length again.
-
-    Args:
-        image_embeddings: ``(images, dim)``; scaled to unit length here.
-        encode_texts: sentences to embeddings ``(sentences, dim)``; called once.
-        findings: names of the findings.
-        family: the prompts.
-
-    Returns:
-        ``(images, findings)``, float64 in (0, 1).
-
-    Raises:
-        StudyError: the two sorts of embeddings differ in dimension, or one is zero or not finite.
-    """
-    return score_directions(image_embeddings, prompt_directions(encode_texts, findings, family))
 
 
 def prompt_directions(
@@ -75,7 +47,11 @@ def prompt_directions(
 
 
 def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """The scores of `zero_shot_scores` from the directions of `prompt_directions`.
+    """Scores between 0 and 1 ``(images, findings)``: a softmax over the two sides of each finding.
+
+    Args:
+        image_embeddings: ``(images, dim)``, of any length.
+        directions: ``(findings, dim)``, as `prompt_directions` gives them.
 
     Raises:
         StudyError: the two sorts of embeddings differ in dimension, or an image's is zero or not finite.
@@ -90,45 +66,6 @@ def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np
     return 1 / (1 + np.exp(-margin))
 
 
-def evaluate_zero_shot(
-    image_embeddings: np.ndarray,
-    labels: np.ndarray,
-    patient_ids: Sequence[str],
-    findings: Sequence[str],
-    encode_texts: Callable[[list[str]], np.ndarray],
-    families: Mapping[str, PromptFamily],
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    tiers: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
-    """AUROC and average precision of every finding, the macro mean and the tiers, for each prompt setting.
-
-    Args:
-        image_embeddings: ``(images, dim)``.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        patient_ids: ``(images,)``.
-        findings: names of the findings.
-        encode_texts: sentences to embeddings ``(sentences, dim)``.
-        families: for each name in the column ``setting`` the prompts, for example
-            ``{"published": PUBLISHED, "chosen": FAMILIES[choose_prompts(...)]}``. All share the same resamples.
-        generator: draws the patients.
-        resamples: number of resamples.
-        tiers: tier of each finding, from the prevalence in training.
-
-    Returns:
-        Rows as in `chexstudy.evaluation.scores.measure_scores`.
-    """
-    if not families:
-        raise StudyError("zero-shot evaluation needs at least one prompt family: pass, for example, PUBLISHED.")
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    tables = []
-    for setting, family in families.items():
-        scores = zero_shot_scores(image_embeddings, encode_texts, findings, family)
-        tables.append(measure_scores(scores, labels, findings, weights, tiers=tiers, setting=setting))
-    return pd.concat(tables, ignore_index=True)
-
-
 def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
     """Findings whose AUROC is under 0.5: the prompt ranks the sick below the healthy.
 
@@ -136,7 +73,7 @@ def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
     "no X" lying closer to X than to normal.
 
     Args:
-        rows: rows of `evaluate_zero_shot` or of the results table; means over findings are left out.
+        rows: rows of the results table; means over findings are left out.
 
     Returns:
         Those rows, lowest first, with a column ``certain``: whether the whole interval lies under 0.5.

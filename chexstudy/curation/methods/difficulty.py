@@ -23,7 +23,7 @@ def choose_by_loss(features: np.ndarray, budget: int, generator: torch.Generator
         features: ``(n, dim)``, not used.
         budget: pairs to choose.
         generator: not used.
-        loss: of each pair ``(n,)``, for example by `measure_losses`.
+        loss: of each pair ``(n,)``.
     """
     return choose_highest(loss, budget)
 
@@ -63,33 +63,6 @@ def choose_by_error(
         errors = [torch.linalg.vector_norm(way.softmax(dim=1) - target, dim=1) for way in (logits, logits.T)]
         scores[rows] = (sum(errors) / 2).numpy()
     return choose_highest(scores, budget)
-
-
-def measure_losses(
-    image: np.ndarray, text: np.ndarray, generator: torch.Generator, *, temperature: float = 0.07, batch: int = 480
-) -> np.ndarray:
-    """Contrastive loss (InfoNCE, mean of both directions) of each pair within random batches.
-
-    Two models are compared on the same batches by giving both generators of the same seed.
-
-    Args:
-        image: image embeddings ``(n, width)``, not zero, perhaps memory-mapped.
-        text: text embeddings ``(n, width)``.
-        generator: draws the batches.
-        temperature: of the softmax.
-        batch: largest number of pairs of a batch.
-
-    Returns:
-        Losses ``(n,)``, float64, in nats.
-
-    Raises:
-        StudyError: ``temperature`` or ``batch`` is too low.
-    """
-    losses = np.empty(len(image))
-    for rows, logits in _contrast(image, text, generator, temperature, batch):
-        both = logits.log_softmax(dim=1).diagonal() + logits.log_softmax(dim=0).diagonal()
-        losses[rows] = (-both / 2).numpy()
-    return losses
 
 
 def _contrast(

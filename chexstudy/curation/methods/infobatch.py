@@ -18,7 +18,7 @@ def choose_by_soft_pruning(
     """Keep all pairs of high loss and a random part of the others, rescaled, so that gradients stay unbiased.
 
     Source: Qin et al. 2024 (arXiv 2303.04947). There, pairs below the mean loss are pruned with a fixed probability and
-    the count follows; `draw_epoch` does that. Here the count is the budget, which gives the ratio. Below the mean there
+    the count follows. Here the count is the budget, which gives the ratio. Below the mean there
     may be too few to prune: the threshold then rises from the mean to the lowest loss at which no more than
     ``highest_ratio`` of those below it are pruned, and a budget under ``1 - highest_ratio`` of all pairs is drawn from
     all alike. Weights of the drawn are their group's size over the number drawn from it, so all weights sum to the
@@ -44,47 +44,3 @@ def choose_by_soft_pruning(
     draw = torch.rand(pairs, generator=generator, dtype=torch.float64).numpy()
     choice = choose_highest(np.where(is_easy, draw, 2.0), budget)
     return Choice(choice.rows, choice.scores, np.where(is_easy[choice.rows], easy / max(easy - pruned, 1), 1.0))
-
-
-def draw_epoch(
-    loss: np.ndarray,
-    epoch: int,
-    epochs: int,
-    generator: torch.Generator,
-    *,
-    ratio: float = 0.5,
-    whole_epochs: float = 0.125,
-) -> Choice:
-    """Prune one epoch of training as published.
-
-    Of the pairs whose loss is below the mean a random ``ratio`` is left out of this epoch, and the gradients of the
-    others among them are to be multiplied by ``1 / (1 - ratio)``. The last epochs see all pairs, with weight 1.
-
-    Args:
-        loss: last known loss of each pair ``(n,)``; a pair not yet seen has infinite loss and is kept.
-        epoch: number of the epoch, from 0.
-        epochs: epochs of the training.
-        generator: source of chance.
-        ratio: share pruned, below 1 (published: 0.5).
-        whole_epochs: share of the training, at its end, without pruning (published: 0.125).
-
-    Returns:
-        Rows and weights of this epoch; their number varies from epoch to epoch. Scores are 1 for kept pairs, else 0.
-
-    Raises:
-        StudyError: ``ratio`` does not lie from 0 to 0.99.
-    """
-    check_option("ratio", ratio, 0, 0.99)
-    loss = np.asarray(loss, dtype=np.float64)
-    known = np.isfinite(loss)
-    pruned = np.zeros(len(loss), dtype=bool)
-    is_easy = known & (loss < loss[known].mean()) if known.any() else pruned.copy()
-    if epoch < (1 - whole_epochs) * epochs:
-        easy = np.flatnonzero(is_easy)
-        shuffled = easy[torch.randperm(len(easy), generator=generator).numpy()]
-        pruned[shuffled[: round(ratio * len(easy))]] = True
-        weights = np.where(is_easy, 1 / (1 - ratio), 1.0)
-    else:
-        weights = np.ones(len(loss))
-    rows = np.flatnonzero(~pruned)
-    return Choice(rows, (~pruned).astype(np.float64), weights[rows])

@@ -356,21 +356,3 @@ def compare_families(
     if not tables:
         raise StudyError("no curve has a number of labels beyond the cuts: choose smaller ones.")
     return pd.concat(tables, ignore_index=True)
-
-
-def rank_families(errors: pd.DataFrame) -> pd.DataFrame:
-    """Mean absolute error and bias of each family, best first, over what all families could be fitted to.
-
-    Args:
-        errors: of `compare_families`.
-
-    Returns:
-        Columns ``split``, ``family``, ``error`` (mean absolute), ``bias`` (predicted minus observed), ``points`` (how
-        many left-out points).
-    """
-    place = ["encoder", "finding", "data_set", "unit", "split", "at_most_n", "n"]
-    shared = errors[errors.groupby(place).error.transform(lambda one: one.notna().all())]
-    table = shared.groupby(["split", "family"]).error.agg(
-        error=lambda one: one.abs().mean(), bias="mean", points="size"
-    )
-    return table.reset_index().sort_values(["split", "error", "family"], ignore_index=True)

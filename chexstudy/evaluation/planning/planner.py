@@ -203,36 +203,6 @@ def _forecast_curve(curve, posterior, noise, widest, counts, generator) -> dict:
     return row
 
 
-def summarise_forecasts(forecasts: pd.DataFrame) -> pd.DataFrame:
-    """How good forecasts were against the truth at the largest n, by encoder and labels used.
-
-    Returns:
-        One row an encoder, data set, unit and ``at_most_n``: ``findings`` forecast, ``mae`` of the forecast,
-        ``fit_mae`` of least squares, ``last_mae`` of taking the last AUROC seen, ``coverage`` of the 95 % intervals,
-        ``told`` (share of plateaus that could be told) and ``slope_correlation`` (Spearman, early slope against the
-        truth; NaN with fewer than five findings).
-    """
-    rows = forecasts.dropna(subset=["error"]).assign(
-        mae=lambda one: one.error.astype(float).abs(),
-        fit_mae=lambda one: (one.fit_forecast - one.truth).abs(),
-        last_mae=lambda one: (one["last"] - one.truth).abs(),
-        coverage=lambda one: one.covered.astype(float),
-        told=lambda one: (one.state == TOLD).astype(float),
-    )
-    place = ["encoder", "data_set", "unit", "at_most_n"]
-    groups = rows.groupby(place)
-    table = groups[["mae", "fit_mae", "last_mae", "coverage", "told"]].mean()
-    table.insert(0, "findings", groups.size())
-    # A correlation of ranks is that of the ranks; constant slopes have none.
-    correlation = {}
-    for key, own in groups:
-        both = own[["early_slope", "truth"]].astype(float).dropna().rank()
-        varied = len(both) >= 5 and (both.nunique() > 1).all()
-        correlation[key] = float(np.corrcoef(both.to_numpy().T)[0, 1]) if varied else float("nan")
-    table["slope_correlation"] = pd.Series(correlation, dtype=float).reindex(table.index)
-    return table.reset_index()
-
-
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
