@@ -252,7 +252,7 @@ def test_what_a_run_used_of_the_machine_is_recorded(tiny_study):
         ({"frozen_towers": ["vision"]}, "frozen_towers must be one of image, text"),
         ({"frozen_towers": ["image"], "scoring_size": 12}, "no effect on a frozen image tower"),
         ({"lora_rank": 4, "lora_alpha": 0.0}, "lora_alpha must be positive"),
-        ({"tracker": "clearml"}, "tracker must be one of"),
+        ({"tracker": "clearml"}, "tracker must be one of tensorboard, or empty, not 'clearml'"),
         ({"super_batch": 2}, r"super_batch \(2\) must hold at least one pair a prototype \(3\)"),
         ({"learning_rates": 1.0}, "unknown constant 'learning_rates'"),
     ],

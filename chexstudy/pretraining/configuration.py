@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout", "token_dropping")
 TOWERS = ("image", "text")
 TEXT_LAYOUTS = ("buckets", "packed", "padded")
-TRACKERS = ("", "tensorboard", "wandb", "mlflow")
+TRACKERS = ("", "tensorboard")
 # How a run is watched and saved; what it computes does not depend on them.
 OBSERVATION = ("checkpoint_minutes", "tracker")
 
@@ -71,7 +71,7 @@ class PretrainingConfig:
         lora_alpha: scale of these updates; they are multiplied by it and divided by their rank.
         compile_blocks: compile the encoders' blocks; pays on a GPU.
         checkpoint_minutes: time between checkpoints within an epoch; 0 for one after every step.
-        tracker: ``tensorboard``, ``wandb`` or ``mlflow`` to log the history there too; none by default.
+        tracker: ``tensorboard`` to log the history there too; none by default.
         fixed_streams: random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart.
         curator: constants of the curator.
     """
@@ -246,4 +246,5 @@ def _changed(defaults, values: dict, **others: object):
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise StudyError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        known = f"one of {', '.join(filter(None, choices))}" + ", or empty" * ("" in choices)
+        raise StudyError(f"{name} must be {known}, not {value!r}.")
