@@ -17,7 +17,7 @@ from chexstudy.cohort import pixels
 from chexstudy.cohort.images import fit_square, read_radiograph
 from chexstudy.cohort.pixels import (
     build_pixel_store,
-    count_copies,
+    count_remarks,
     open_pixel_store,
     plan_pixel_store,
     verify_pixel_store,
@@ -116,7 +116,7 @@ def test_copies_of_a_file_in_another_split_are_set_aside_on_the_training_side(ru
         ("a/7.png", "not an image", "a web page"),
         ("a/8.png", "not an image", "a web page"),
     ]
-    assert count_copies(run) == {"copies_set_aside_for_another_split": 3, "copies_kept_within_a_split": 1}
+    assert count_remarks(run) == {"copies set aside for another split": 3, "copies kept within a split": 1}
     # A pair without a text takes no part, so it keeps no image from training either.
     cohort.loc[1, "report"] = ""
     assert "a/2.png" in build_pixel_store(run, cohort, 32).image_ids
@@ -135,7 +135,7 @@ def test_a_cohort_in_order_has_an_empty_quarantine_and_no_copies(run, tmp_path):
     quarantine = pd.read_parquet(run.path("quarantine.parquet"))
     assert list(quarantine.columns) == ["image_id", "image_path", "reason", "detail"]
     assert quarantine.empty
-    assert count_copies(run) == {}
+    assert count_remarks(run) == {}
 
 
 def test_the_array_is_a_plain_npy_file(run, tmp_path):

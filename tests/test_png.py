@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort import png
-from chexstudy.cohort.images import UnreadableImage, decode_radiograph
+from chexstudy.cohort.images import decode_radiograph
 from chexstudy.cohort.png import decode_grey_png
+from chexstudy.cohort.unreadable import UnreadableImage
 
 SIDE = 40
 

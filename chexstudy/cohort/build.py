@@ -7,7 +7,7 @@ import pandas as pd
 from chexstudy import paths
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.pixels import PixelStore, build_pixel_store, count_copies
+from chexstudy.cohort.pixels import PixelStore, build_pixel_store, count_remarks
 from chexstudy.cohort.sources import PACKED, SOURCES, build_source
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
@@ -63,7 +63,7 @@ def build_cohort(
         options = {"unpack_to": run.path(_UNPACKED)} if source in PACKED else {}
         cohort, root = build_source(source, folder, seed, options), folder
     store = build_pixel_store(run, cohort, size, fit, workers, root=root)
-    return store, {**cohort.attrs, **count_copies(run)}
+    return store, {**cohort.attrs, **count_remarks(run)}
 
 
 def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from chexstudy.cohort.pixels import (
     REQUESTED,
     PixelStore,
     StorePlan,
-    count_copies,
+    count_remarks,
     write_pixel_store,
 )
 from chexstudy.cohort.quality import check_image
@@ -138,8 +138,8 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
         f"{len(store):,} images of {store.size} pixels in {plan.shards} shard{'s' * (plan.shards > 1)}, "
         f"{sum(row['images'] for row in lost):,} in quarantine{f': {reasons}' if lost else ''}."
     )
-    for note, number in count_copies(run).items():
-        print(f"{note.replace('_', ' ')}: {number}")
+    for note, number in count_remarks(run).items():
+        print(f"{note}: {number}")
     return store
 
 

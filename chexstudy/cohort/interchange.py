@@ -22,10 +22,11 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from chexstudy.cohort.images import UnreadableImage, read_bytes
+from chexstudy.cohort.images import read_bytes
 from chexstudy.cohort.interchange_formats import FORMATS, Pair, tell_image_kind
 from chexstudy.cohort.pixels import COHORT, MANIFEST, PixelStore, hash_cohort, open_pixel_store
 from chexstudy.cohort.table import SPLITS, finding_columns, outcome_names, read_cohort
+from chexstudy.cohort.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.runs import Run, atomic_path, hash_file, hash_values

@@ -1,9 +1,10 @@
 """The pixel store: every image of a cohort read once, checked, resized, and kept as ``uint8`` shards on disk.
 
 ``pixels/shard-00000.npy`` and so on are ``(images, size, size)``, mapped into memory when read. Beside them,
-``index.parquet`` says which shard and row is which image and holds the hash of its source file, ``manifest.json`` how
-the pixels were made and the hash of each shard, and ``requested.parquet`` is the whole cohort that was asked for. Its
-kept rows are the run's ``cohort.parquet``, the others its ``quarantine.parquet``.
+``index.parquet`` says which shard and row is which image, with the hash of its source file and a remark if it was not
+read as its header says, ``manifest.json`` how the pixels were made and the hash of each shard, and
+``requested.parquet`` is the whole cohort that was asked for. Its kept rows are the run's ``cohort.parquet``, the others
+its ``quarantine.parquet``.
 
 A build that was killed goes on at the first shard that is not finished, and ends with the same bytes.
 """
@@ -299,7 +300,7 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     stored = outcomes[outcomes["reason"] == ""].reset_index(drop=True)
     row = stored.groupby("shard").cumcount()
     index = {"image_id": kept["image_id"], "shard": stored["shard"], "row": row, "sha256": stored["sha256"]}
-    run.write_table(INDEX, pd.DataFrame(index))
+    run.write_table(INDEX, pd.DataFrame({**index, "remark": stored["detail"]}))
     write_cohort(plan.cohort, run.path(REQUESTED))
     write_cohort(kept, run.path(COHORT))
     remove_shards(run.path(FOLDER), after=plan.shards)
@@ -313,12 +314,17 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     return open_pixel_store(run)
 
 
-def count_copies(run: Run) -> dict[str, int]:
-    """Files of equal bytes in a study's cohort: those set aside for another split's, and those beyond the first that
-    stay because their split is the same; what there is none of is left out."""
+def count_remarks(run: Run) -> dict[str, int]:
+    """What a user should know of a study's images beside the quarantine's reasons, and of how many; nothing of none.
+
+    Copies are files of equal bytes: those set aside because a split nearer to the test has them, and those beyond the
+    first that stay because their split is the same.
+    """
     set_aside = run.read_table(QUARANTINE, _MADE_BY)["reason"].eq(COPY).sum()
-    within = run.read_table(INDEX, _MADE_BY)["sha256"].duplicated().sum()
-    counts = {"copies_set_aside_for_another_split": int(set_aside), "copies_kept_within_a_split": int(within)}
+    index = run.read_table(INDEX, _MADE_BY)
+    within = index["sha256"].duplicated().sum()
+    counts = {"copies set aside for another split": int(set_aside), "copies kept within a split": int(within)}
+    counts |= {remark: int(count) for remark, count in index["remark"].value_counts().items() if remark}
     return {name: count for name, count in counts.items() if count}
 
 

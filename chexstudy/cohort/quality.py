@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.copies import find_copies
-from chexstudy.cohort.images import UnreadableImage, check_fit, decode_radiograph, fit_square, is_blank, read_bytes
+from chexstudy.cohort.images import check_fit, decode_remarked, fit_square, read_bytes
+from chexstudy.cohort.levels import is_blank
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import SPLITS
+from chexstudy.cohort.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
 
 EMPTY_REPORT = "empty report"
@@ -38,8 +40,8 @@ class CheckedImage:
     Attributes:
         pixels: ``uint8 (size, size)``, or None if the file cannot be used.
         sha256: hash of the file's bytes, 64 hex digits; empty if there are none.
-        reason: one of :data:`chexstudy.cohort.images.REASONS`; empty if the image can be used.
-        detail: what exactly was found; may be empty.
+        reason: one of :data:`chexstudy.cohort.unreadable.REASONS`; empty if the image can be used.
+        detail: what exactly was found; a remark on an image that can be used; mostly empty.
     """
 
     pixels: np.ndarray | None
@@ -54,10 +56,11 @@ def check_image(path: str | Path, size: int, fit: str) -> CheckedImage:
     try:
         data = read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
-        pixels = fit_square(decode_radiograph(data), size, fit)
+        image, remark = decode_remarked(data)
+        pixels = fit_square(image, size, fit)
     except UnreadableImage as error:
         return CheckedImage(None, sha256, error.reason, error.detail)
-    return CheckedImage(None, sha256, "blank") if is_blank(pixels) else CheckedImage(pixels, sha256)
+    return CheckedImage(None, sha256, "blank") if is_blank(pixels) else CheckedImage(pixels, sha256, detail=remark)
 
 
 def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int = 2) -> Iterator[CheckedImage]:
