@@ -1,6 +1,5 @@
 """Nearest neighbours against scikit-learn's and against a plain reading of the papers; masks worked out by hand."""
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -115,68 +114,20 @@ def test_lengths_do_not_matter(study):
     np.testing.assert_allclose(fit((scaled, cohort)).score(scaled, cohort.image_id[170:]), expected, atol=1e-5)
 
 
-# --- ML-kNN ----------------------------------------------------------------------------------------------------------
-
-
-def ml_knn(train, labels, query, k, s=1.0):
-    """Zhang and Zhou 2007, figure 1, step by step; labels are 1, 0 or None."""
-    directions = unit(train)
-
-    def nearest(vector, rows):
-        return sorted(rows, key=lambda row: -float(directions[row] @ vector))[:k]
-
-    images, findings = labels.shape
-    answer = []
-    for finding in range(findings):
-        known = [row for row in range(images) if labels[row, finding] is not None]
-        having = sum(labels[row, finding] for row in known)
-        prior = (s + having) / (2 * s + len(known))
-        with_it, without = Counter(), Counter()
-        for row in known:
-            others = nearest(directions[row], [other for other in range(images) if other != row])
-            count = sum(labels[other, finding] == 1 for other in others)
-            (with_it if labels[row, finding] else without)[count] += 1
-        count = sum(labels[other, finding] == 1 for other in nearest(query / np.linalg.norm(query), range(images)))
-        present = prior * (s + with_it[count]) / (s * (k + 1) + sum(with_it.values()))
-        absent = (1 - prior) * (s + without[count]) / (s * (k + 1) + sum(without.values()))
-        answer.append(present / (present + absent))
-    return answer
-
-
-def test_ml_knn_is_the_papers(study, with_and_without_faiss):
-    features, cohort = study
-    cohort = cohort.copy()
-    cohort.loc[3:20, "Mass"] = -1
-    cohort.loc[15:30, "Edema"] = pd.NA
-    scores = fit((features, cohort), method="ml_knn", neighbours=(6,)).score(features, cohort.image_id[170:174])
-    labels = cohort[list(FINDINGS)][:120].astype(object).to_numpy()
-    labels[pd.isna(labels)] = None
-    labels[labels == -1] = None
-    values = features.pooled.astype(float)
-    expected = [ml_knn(values[:120], labels, values[row], 6) for row in range(170, 174)]
-    np.testing.assert_allclose(scores, expected, rtol=1e-9)
-
-
-def test_copies_of_an_image_do_not_make_it_its_own_neighbour():
-    found = np.array([[0, 1, 2], [0, 1, 2], [1, 0, 3], [2, 3, 1]])
-    assert neighbours_module._leave_self_out(found).tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-
-
 # --- choosing k ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["vote", "ml_knn"])
 @pytest.mark.parametrize("choose_by", ["auroc", "auprc"])
-def test_k_is_chosen_on_validation(study, method, choose_by):
+def test_k_is_chosen_on_validation(study, choose_by):
     features, cohort = study
     candidates = (2, 8, 30, 100)
-    fitted = fit(study, method=method, neighbours=candidates, choose_by=choose_by)
+    fitted = fit(study, neighbours=candidates, choose_by=choose_by)
     assert fitted.validation.neighbours.tolist() == list(candidates)
     assert fitted.neighbours == fitted.validation.neighbours[fitted.validation[choose_by].argmax()]
     validation = cohort[cohort.split == "validate"]
     labels = validation[list(FINDINGS)].to_numpy(int)
     for row, k in enumerate(candidates):
-        alone = fit(study, method=method, neighbours=(k,)).score(features, validation.image_id)
+        alone = fit(study, neighbours=(k,)).score(features, validation.image_id)
         assert fitted.validation.auroc[row] == pytest.approx(roc_auc_score(labels, alone), abs=1e-12)
         assert fitted.validation.auprc[row] == pytest.approx(average_precision_score(labels, alone), abs=1e-12)
 
@@ -193,7 +144,6 @@ def test_more_neighbours_than_images_cannot_answer(study):
     assert fit(study).validation.neighbours.tolist() == [5, 10, 20, 50, 100]
     few = cohort[cohort.split == "train"].head(4)
     assert fit(study, train=few).neighbours == 4
-    assert fit(study, train=few, method="ml_knn").neighbours == 3
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -202,7 +152,6 @@ def test_more_neighbours_than_images_cannot_answer(study):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "svm"}, "neighbours answer by vote or ml_knn, not 'svm'"),
         ({"choose_by": "f1"}, "chosen by auroc or auprc, not 'f1'"),
         ({"neighbours": ()}, "one candidate or more"),
         ({"neighbours": (0,)}, "each 1 or more"),
