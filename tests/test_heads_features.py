@@ -85,7 +85,7 @@ def test_rows_are_found_by_image(home, encoder):
     rows = made.rows([IMAGES[5], IMAGES[0], IMAGES[5]])
     assert rows.dtype == np.int64
     assert rows.tolist() == [5, 0, 5]
-    with pytest.raises(StudyError, match=r"1 of 2 images have no frozen features \(the first is tiny/99\)"):
+    with pytest.raises(StudyError, match=r"1 of 2 images have no frozen features \(the first is number 1 of those"):
         made.rows([IMAGES[0], "tiny/99"])
 
 

@@ -210,8 +210,8 @@ def test_dicom_leaves_only_when_patients_may(study, home):
     study.path(cohort["image_path"][3]).write_bytes(bytes(128) + b"DICM" + b"PATIENT^NAME")
     asked = sentence(study, home / "a", original_images=True)
     assert asked == (
-        "the original image of tiny/0003 is DICOM, whose header may name the patient: export the stored pixels by "
-        "leaving out --original-images, or add --with-patient-ids if it may leave."
+        "the original image in row 3 of the cohort is DICOM, whose header may name the patient: export the stored "
+        "pixels by leaving out --original-images, or add --with-patient-ids if it may leave."
     )
     assert not list((home / "a").glob("*.tar"))
     export(study, home / "b", original_images=True, patient_ids=True)
@@ -224,7 +224,7 @@ def test_an_original_that_is_gone_is_named(study, home):
     cohort = read_cohort(study.path("cohort.parquet"))
     study.path(cohort["image_path"][0]).unlink()
     assert sentence(study, home / "out", original_images=True).startswith(
-        "the original image of tiny/0000 is missing: "
+        "the original image in row 0 of the cohort is missing: "
     )
 
 

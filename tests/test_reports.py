@@ -97,7 +97,7 @@ def test_a_word_budget_leaves_out_random_absent_findings_only():
 
 
 def test_a_label_outside_the_contract_is_one_sentence():
-    with pytest.raises(StudyError, match=r"^image a/1: label 'Mass' is 2; a label is 1, 0, -1 or empty\.$"):
+    with pytest.raises(StudyError, match=r"^a label of 'Mass' is 2; a label is 1, 0, -1 or empty\.$"):
         template_report({"Mass": 2}, "a/1", seed=1)
 
 

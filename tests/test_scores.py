@@ -128,16 +128,16 @@ def test_scores_come_back_in_the_order_asked_for(home):
     read = read_scores(run, ["c", "a"], ["Nodule", "Cardiomegaly"], **PLACE)
     np.testing.assert_array_equal(read, scores[[2, 0]][:, ::-1])
     assert read.dtype == scores.dtype
-    with pytest.raises(StudyError, match="lacks 'd'"):
+    with pytest.raises(StudyError, match="lacks 1 of the images"):
         read_scores(run, ["a", "d"], ["Nodule"], **PLACE)
-    with pytest.raises(StudyError, match="lacks 'Hernia'"):
+    with pytest.raises(StudyError, match="lacks the finding 'Hernia'"):
         read_scores(run, ["a"], ["Hernia"], **PLACE)
     with pytest.raises(StudyError, match="05_compare_arms first"):
         read_scores(run, ["a"], ["Nodule"], **{**PLACE, "seed": 5})
 
 
 def test_an_image_is_scored_once(home):
-    with pytest.raises(StudyError, match="'a' is scored twice"):
+    with pytest.raises(StudyError, match="the image of row 1 is scored twice"):
         write_scores(Run("test"), np.zeros((2, 1)), ["a", "a"], ["Nodule"], **PLACE)
     with pytest.raises(StudyError, match="pass a row an image"):
         write_scores(Run("test"), np.zeros((2, 1)), ["a"], ["Nodule"], **PLACE)

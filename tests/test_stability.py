@@ -77,11 +77,11 @@ def test_series_are_aligned_by_image():
     kept = pd.Series([True, True, False, False], index=["a", "b", "c", "d"])
     table = compare_selections({"one": kept, "two": kept.iloc[[3, 1, 0, 2]]})
     assert table.jaccard[0] == 1
-    with pytest.raises(StudyError, match="two lacks 'a'"):
+    with pytest.raises(StudyError, match="two lacks 1 pairs of one"):
         compare_selections({"one": kept, "two": kept.rename({"a": "z"})})
     with pytest.raises(StudyError, match="two does not"):
         compare_selections({"one": kept, "two": kept.to_numpy()})
-    with pytest.raises(StudyError, match="'a' twice"):
+    with pytest.raises(StudyError, match="one has the pair of row 1 twice"):
         compare_selections({"one": kept.rename({"b": "a"}), "two": kept})
 
 

@@ -181,7 +181,7 @@ class _PairReader:
 
     def read(self, rows: list[int]) -> Iterator[Pair]:
         for row, values in zip(rows, self._cohort.iloc[rows].to_dict("records"), strict=True):
-            image = self._read_original(values) if self._options.original_images else self._encode_stored(values)
+            image = self._read_original(row, values) if self._options.original_images else self._encode_stored(values)
             yield Pair(
                 key=str(row).zfill(self._digits),
                 image=image,
@@ -210,23 +210,24 @@ class _PairReader:
         Image.fromarray(pixels).save(file, "PNG", compress_level=_PNG_EFFORT)
         return file.getvalue()
 
-    def _read_original(self, values: dict) -> bytes:
+    def _read_original(self, row: int, values: dict) -> bytes:
+        which = f"the original image in row {row} of the cohort"
         try:
             image = read_bytes(self._run.folder / values["image_path"])
         except UnreadableImage as error:
             raise StudyError(
-                f"the original image of {values['image_id']} is {error.reason}: bring it back, or export the stored "
+                f"{which} is {error.reason}: bring it back, or export the stored "
                 "pixels by leaving out --original-images."
             ) from None
         if tell_image_kind(image) == "dcm":
             if not self._options.patient_ids:
                 raise StudyError(
-                    f"the original image of {values['image_id']} is DICOM, whose header may name the patient: export "
+                    f"{which} is DICOM, whose header may name the patient: export "
                     "the stored pixels by leaving out --original-images, or add --with-patient-ids if it may leave."
                 )
             if self._options.format == "huggingface":
                 raise StudyError(
-                    f"the original image of {values['image_id']} is DICOM, which Hugging Face images cannot be: export "
+                    f"{which} is DICOM, which Hugging Face images cannot be: export "
                     "the stored pixels by leaving out --original-images, or export to webdataset."
                 )
         return image

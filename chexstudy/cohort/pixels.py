@@ -84,10 +84,10 @@ class PixelStore:
         image_ids = list(image_ids)
         rows = self.image_ids.get_indexer(image_ids)
         if (rows < 0).any():
-            first = image_ids[int(np.flatnonzero(rows < 0)[0])]
             raise StudyError(
-                f"{(rows < 0).sum()} of {len(rows)} images are not in the pixel store (the first is {first}): "
-                f"they are in quarantine or of another cohort; run {_MADE_BY} again for this one."
+                f"{(rows < 0).sum()} of {len(rows)} images are not in the pixel store (the first is number "
+                f"{int((rows < 0).argmax())} of those asked for, counted from 0): they are in quarantine or of another "
+                f"cohort; run {_MADE_BY} again for this one."
             )
         return rows.astype(np.int64)
 

@@ -176,7 +176,7 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
     Raises:
         StudyError: a label is not 1, 0, -1 or missing.
     """
-    stated = {finding: int(label) for finding, label in labels.items() if _is_stated(label, finding, image_id)}
+    stated = {finding: int(label) for finding, label in labels.items() if _is_stated(label, finding)}
     no_finding = stated.pop(NO_FINDING, None)
     if no_finding == PRESENT and all(label == ABSENT for label in stated.values()):
         return _pick(NO_FINDING_SENTENCES, seed, image_id, NO_FINDING).capitalize() + "."
@@ -191,11 +191,11 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
     return " ".join(sentences.values())
 
 
-def _is_stated(label: object, finding: str, image_id: str) -> bool:
+def _is_stated(label: object, finding: str) -> bool:
     if pd.isna(label):
         return False
     if label not in (PRESENT, ABSENT, UNCERTAIN):
-        raise StudyError(f"image {image_id}: label {finding!r} is {label!r}; a label is 1, 0, -1 or empty.")
+        raise StudyError(f"a label of {finding!r} is {label!r}; a label is 1, 0, -1 or empty.")
     return True
 
 

@@ -176,11 +176,14 @@ def audit_arm(run: Run, arm: str, seed: int, resamples: int = RESAMPLES) -> Audi
 def _align_decisions(cohort: pd.DataFrame, kept: np.ndarray | pd.Series) -> np.ndarray:
     if isinstance(kept, pd.Series):
         if kept.index.has_duplicates:
-            repeated = kept.index[kept.index.duplicated()][0]
-            raise StudyError(f"{repeated!r} is decided twice: pass one decision an image.")
-        missing = cohort.image_id[~cohort.image_id.isin(kept.index)]
-        if len(missing):
-            raise StudyError(f"there is no decision on {missing.iloc[0]!r}: pass one for every image of the cohort.")
+            row = int(kept.index.duplicated().argmax())
+            raise StudyError(f"the image of decision {row} is decided twice: pass one decision an image.")
+        missing = ~cohort.image_id.isin(kept.index).to_numpy()
+        if missing.any():
+            raise StudyError(
+                f"there is no decision on {missing.sum():,} images of the cohort (the first is row "
+                f"{int(missing.argmax())}): pass one for every image."
+            )
         kept = kept.loc[cohort.image_id].to_numpy()
     kept = np.asarray(kept)
     if kept.shape != (len(cohort),):

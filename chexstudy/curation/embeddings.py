@@ -171,7 +171,7 @@ def _normalise_sides(plan: CurationPlan) -> tuple[np.ndarray, dict[str, np.ndarr
     start, units = 0, {}
     for name, embeddings in sides.items():
         part = joint[:, start : start + embeddings.shape[1]]
-        normalise_rows(embeddings, plan.image_ids, plan.side_names[name], part, len(sides) ** -0.5)
+        normalise_rows(embeddings, plan.side_names[name], part, len(sides) ** -0.5)
         if name in plan.method.needs:
             units[name] = allocate_features(rows, embeddings.shape[1], plan.folder)
             np.multiply(part, np.float32(len(sides) ** 0.5), out=units[name])

@@ -147,9 +147,7 @@ def mark_near_duplicates(
     if truth is not None:
         original = cohort.image_id.map(truth.set_index("image_id").duplicate_of.fillna(""))
         if original.isna().any():
-            raise StudyError(
-                f"the truth lacks image {cohort.image_id[original.isna()].iloc[0]!r}: it belongs to another cohort."
-            )
+            raise StudyError(f"the truth lacks {original.isna().sum():,} of the pairs: it belongs to another cohort.")
         return (original != "").to_numpy()
     if features is None:
         return None

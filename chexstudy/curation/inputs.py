@@ -1,7 +1,7 @@
 """Embeddings, ids and signals that a user brings: read without a copy, checked in blocks of rows, normalised once.
 
 An embedding file is mapped, not loaded, so that what it takes of memory is one block. Every complaint is one sentence
-that names the file, how many rows are at fault and the first of them.
+that names the file, how many rows are at fault and the first of them, by its number: ids may name patients.
 """
 
 import os
@@ -93,8 +93,7 @@ def check_image_ids(image_ids: Sequence, name: str) -> np.ndarray:
     twice = ids.duplicated()
     if twice.any():
         raise StudyError(
-            f"{name} holds {_count(twice.sum(), 'image_id')} more than once, the first is "
-            f"{_quote(ids[twice.argmax()])}."
+            f"{name} holds {_count(twice.sum(), 'image_id')} more than once, the first in row {int(twice.argmax())}."
         )
     return ids.to_numpy(dtype=object if kind == "string" else None)
 
@@ -117,15 +116,14 @@ def read_matching_table(
     twice = table.image_id.duplicated()
     if twice.any():
         raise StudyError(
-            f"{path} holds {_count(twice.sum(), 'image_id')} more than once, the first is "
-            f"{_quote(table.image_id[twice.argmax()])}."
+            f"{path} holds {_count(twice.sum(), 'image_id')} more than once, the first in row {int(twice.argmax())}."
         )
     places = pd.Index(table.image_id).get_indexer(image_ids)
     absent = places < 0
     if absent.any():
         raise StudyError(
-            f"{path} has no row for {absent.sum():,} of the {len(image_ids):,} embedded images, the first is "
-            f"{_quote(image_ids[absent.argmax()])}."
+            f"{path} has no row for {absent.sum():,} of the {len(image_ids):,} embedded images, the first is that of "
+            f"row {int(absent.argmax())}."
         )
     return table.iloc[places].reset_index(drop=True)
 
@@ -159,8 +157,8 @@ def check_signal(values: Sequence, image_ids: np.ndarray, name: str) -> np.ndarr
     bad = ~np.isfinite(numbers)
     if bad.any():
         raise StudyError(
-            f"{name} has no finite number in {_count(bad.sum(), 'row')}, the first is that of "
-            f"{_quote(image_ids[bad.argmax()])}."
+            f"{name} has no finite number for {_count(bad.sum(), 'image')}, the first is that of row "
+            f"{int(bad.argmax())}."
         )
     return numbers
 
@@ -215,9 +213,7 @@ def check_lengths(embeddings: np.ndarray, image_ids: np.ndarray, name: str, ids_
         )
 
 
-def normalise_rows(
-    embeddings: np.ndarray, image_ids: np.ndarray, name: str, out: np.ndarray, length: float = 1.0
-) -> None:
+def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: float = 1.0) -> None:
     """Write every row, scaled to Euclidean length ``length``, into ``out``, and refuse rows that have no direction.
 
     Works in blocks of rows, in float64 and after division by the row's largest number, so that neither very large nor
@@ -225,7 +221,6 @@ def normalise_rows(
 
     Args:
         embeddings: ``(rows, dim)``.
-        image_ids: ``(rows,)``, to name rows by.
         name: what the embeddings are called in messages.
         out: ``(rows, dim)``, float32, written to.
         length: of each row afterwards.
@@ -251,8 +246,8 @@ def normalise_rows(
     for rows, what in ((bad, "NaN or infinite values"), (zero, "nothing but zeros")):
         if rows.any():
             raise StudyError(
-                f"{name} holds {what} in {_count(rows.sum(), 'row')}, the first is that of "
-                f"{_quote(image_ids[rows.argmax()])}: embed these images again, or leave them out."
+                f"{name} holds {what} in {_count(rows.sum(), 'row')}, the first is row {int(rows.argmax())}: embed "
+                "these images again, or leave them out."
             )
     if not varied and len(embeddings) > 1:
         raise StudyError(
@@ -310,7 +305,3 @@ def _require_file(path: Path) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _quote(image_id: object) -> str:
-    return repr(image_id) if isinstance(image_id, str) else str(image_id)

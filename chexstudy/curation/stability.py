@@ -108,7 +108,9 @@ def _read(name: str, selection: np.ndarray | pd.Series | Choice) -> _Read:
         return _Read(kept, np.asarray(selection.scores, dtype=float), None)
     image_ids = selection.index if isinstance(selection, pd.Series) else None
     if image_ids is not None and image_ids.has_duplicates:
-        raise StudyError(f"{name} has {image_ids[image_ids.duplicated()][0]!r} twice: give each pair once.")
+        raise StudyError(
+            f"{name} has the pair of row {int(image_ids.duplicated().argmax())} twice: give each pair once."
+        )
     values = np.asarray(selection)
     if values.dtype == bool:
         return _Read(values, None, image_ids)
@@ -135,7 +137,7 @@ def _align(read: dict[str, _Read]) -> dict[str, _Read]:
     for name, one in read.items():
         place = one.image_ids.get_indexer(order)
         if (place < 0).any():
-            raise StudyError(f"{name} lacks {order[np.argmin(place)]!r}: compare choices of the same pairs.")
+            raise StudyError(f"{name} lacks {(place < 0).sum()} pairs of {first}: compare choices of the same pairs.")
         kept, scores = (None if values is None else values[place] for values in (one.kept, one.scores))
         aligned[name] = _Read(kept, scores, order)
     return aligned

@@ -225,9 +225,9 @@ def _pair_images(first, second, shared_only) -> tuple[list[list[pd.DataFrame]], 
 def _index_images(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if "image_id" not in table:
         raise StudyError(f"the scores of {name} have no column image_id: their columns are {_list(table.columns)}.")
-    repeated = table.image_id[table.image_id.duplicated()]
-    if len(repeated):
-        raise StudyError(f"{name} scores image {repeated.iloc[0]!r} twice: score every image once.")
+    repeated = table.image_id.duplicated()
+    if repeated.any():
+        raise StudyError(f"{name} scores the image of row {int(repeated.argmax())} twice: score every image once.")
     return table.set_index(table.image_id.astype(str)).drop(columns="image_id")
 
 
@@ -238,16 +238,19 @@ def _match_labels(labels: pd.DataFrame, image_ids: pd.Index) -> pd.DataFrame:
         raise StudyError(f"the labels have no column {missing[0]}: their columns are {_list(labels.columns)}.")
     indexed = labels.set_index(labels.image_id.astype(str))
     if indexed.index.has_duplicates:
-        raise StudyError(f"the labels hold image {indexed.index[indexed.index.duplicated()][0]!r} twice: keep one row.")
-    absent = image_ids[~image_ids.isin(indexed.index)]
-    if len(absent):
+        row = int(indexed.index.duplicated().argmax())
+        raise StudyError(f"the labels hold the image of row {row} twice: keep one row.")
+    absent = ~image_ids.isin(indexed.index)
+    if absent.any():
         raise StudyError(
-            f"{len(absent)} of the {len(image_ids)} images scored are not in the labels (the first is {absent[0]!r}): "
-            "the scores are of another cohort, so pass the labels of that one."
+            f"{absent.sum()} of the {len(image_ids)} images scored are not in the labels: the scores are of another "
+            "cohort, so pass the labels of that one."
         )
+    unnamed = indexed.patient_id.isna()
+    if unnamed[image_ids].any():
+        row = int((unnamed & indexed.index.isin(image_ids)).argmax())
+        raise StudyError(f"the image in row {row} of the labels has no patient_id: name its patient.")
     indexed = indexed.loc[image_ids]
-    if indexed.patient_id.isna().any():
-        raise StudyError(f"image {indexed.index[indexed.patient_id.isna()][0]!r} has no patient_id: name its patient.")
     return indexed.assign(patient_id=indexed.patient_id.astype(str))
 
 

@@ -249,9 +249,9 @@ def _origins(cohort) -> list[str]:
 
 def _truth_groups(cohort, truth) -> dict[tuple[str, str], np.ndarray]:
     truth = truth.set_index("image_id")
-    absent = cohort.image_id[~cohort.image_id.isin(truth.index)]
-    if len(absent):
-        raise StudyError(f"the truth lacks image {absent.iloc[0]!r}: it belongs to another cohort.")
+    absent = int((~cohort.image_id.isin(truth.index)).sum())
+    if absent:
+        raise StudyError(f"the truth lacks {absent:,} of the images: it belongs to another cohort.")
     truth = truth.loc[cohort.image_id]
     flags = [
         (truth.duplicate_of.fillna("") != "").to_numpy(),

@@ -61,9 +61,9 @@ def write_scores(
         )
     table = pd.DataFrame(np.asarray(scores), columns=list(findings))
     table.insert(0, "image_id", list(image_ids))
-    repeated = table.image_id[table.image_id.duplicated()]
-    if len(repeated):
-        raise StudyError(f"image_id {repeated.iloc[0]!r} is scored twice in {data_set}: score every image once.")
+    repeated = table.image_id.duplicated()
+    if repeated.any():
+        raise StudyError(f"the image of row {int(repeated.argmax())} is scored twice in {data_set}: score each once.")
     name = scores_artifact(arm, seed, task, data_set)
     run.write_table(name, table)
     return name
@@ -86,10 +86,11 @@ def read_scores(
     """
     name = scores_artifact(arm, seed, task, data_set)
     table = run.read_table(name, "05_compare_arms").set_index("image_id")
-    absent_images = [image_id for image_id in image_ids if image_id not in table.index]
-    absent_findings = [finding for finding in findings if finding not in table.columns]
-    if absent_images or absent_findings:
-        raise StudyError(f"{name} lacks {(absent_images + absent_findings)[0]!r}: run 05_compare_arms again.")
+    images = sum(image_id not in table.index for image_id in image_ids)
+    lacks = [f"{images:,} of the images"] * bool(images)
+    lacks += [f"the finding {finding!r}" for finding in findings if finding not in table.columns]
+    if lacks:
+        raise StudyError(f"{name} lacks {lacks[0]}: run 05_compare_arms again.")
     return table.loc[list(image_ids), list(findings)].to_numpy()
 
 

@@ -67,10 +67,10 @@ class FrozenFeatures:
         image_ids = list(image_ids)
         rows = self._index.get_indexer(image_ids)
         if (rows < 0).any():
-            first = image_ids[int(np.flatnonzero(rows < 0)[0])]
             raise StudyError(
-                f"{(rows < 0).sum()} of {len(rows)} images have no frozen features (the first is {first}): freeze the "
-                "features of these images, too."
+                f"{(rows < 0).sum()} of {len(rows)} images have no frozen features (the first is number "
+                f"{int((rows < 0).argmax())} of those asked for, counted from 0): freeze the features of these images, "
+                "too."
             )
         return rows.astype(np.int64)
 
