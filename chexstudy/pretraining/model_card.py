@@ -401,7 +401,7 @@ def _describe_compute(cost: dict) -> str:
         ["steps", f"{cost['steps']:,}" + (f" ({phases})" if phases else "")],
     ]
     joules = cost.get("energy_joules")
-    told = "not told by the machine" if joules is None else f"{joules / 1000:,.1f} kJ (the whole device or processor)"
+    told = "not told by the machine" if joules is None else f"{joules / 1000:,.1f} kJ (the whole GPU)"
     rows.append(["energy", told])
     return f"## Compute\n\nScoring and warm-up included.\n\n{_table(['', ''], rows)}"
 
