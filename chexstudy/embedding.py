@@ -19,7 +19,7 @@ from chexstudy.cohort.reports import training_text
 from chexstudy.encoders import ImageEncoder, TextEncoder
 from chexstudy.errors import StudyError
 from chexstudy.parts import Parts, write_rows
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run
 
 _PART_ROWS = 1024
 _MADE_BY = "02_embed_pairs (or `chexstudy embed`)"
@@ -183,7 +183,7 @@ def embed_cohort(
         "dtype": dtype,
     }
     key, ids = run.key(parameters, inputs), _artifact(name, "ids.parquet")
-    if run.is_current(ids, key) and all(run.has(_artifact(name, part)) for part in ("image.npy", "text.npy")):
+    if run.is_current(ids, key):
         return read_embeddings(run, name)
     for encoder in (image_encoder, text_encoder):
         encoder.to(device).eval()
@@ -199,16 +199,15 @@ def embed_cohort(
 
     parts.make(("image",), len(image_ids), embed_image_rows, "embedding images")
     parts.make(("text",), len(distinct), embed_text_rows, "embedding texts")
-    # Without its id table a half-replaced set of embeddings counts as none.
-    run.path(ids).unlink(missing_ok=True)
-    with atomic_path(run.path(_artifact(name, "image.npy"))) as temporary:
+    image, text = _artifact(name, "image.npy"), _artifact(name, "text.npy")
+    with run.writing(image) as temporary:
         write_rows(temporary, parts.read("image", len(image_ids)), len(image_ids))
     unique = np.concatenate(list(parts.read("text", len(distinct))))
     rows = _rows_of(texts, distinct)
-    with atomic_path(run.path(_artifact(name, "text.npy"))) as temporary:
+    with run.writing(text) as temporary:
         write_rows(temporary, (unique[rows[chunk]] for chunk in parts.chunks(len(rows))), len(rows))
     run.write_table(ids, pd.DataFrame({"image_id": image_ids}))
-    run.record(ids, parameters, inputs)
+    run.record(ids, parameters, inputs, files=(image, text))
     parts.remove()
     return read_embeddings(run, name)
 

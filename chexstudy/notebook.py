@@ -15,7 +15,7 @@ from pathlib import Path
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.parameters import check_names, check_values, read_parameters
-from chexstudy.runs import Run
+from chexstudy.runs import MADE_BY_VARIABLE, Run
 
 _INJECTED = "# Parameters"
 
@@ -64,6 +64,7 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
     if absent:
         raise StudyError(f"the parameters cell of {name} does not set {absent[0]!r}: put its line back.")
     namespace.update(check_values(declared, {parameter: namespace[parameter] for parameter in declared}, name))
+    os.environ[MADE_BY_VARIABLE] = name
     for variable, value in notebook_environment().items():
         os.environ.setdefault(variable, value)
     # JupyterLab starts kernels in the notebook's folder; the user thinks from the checkout.

@@ -4,14 +4,13 @@ A killed run goes on at the first part that is missing. The parts lie under the 
 another key are never mixed in.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from chexstudy.progress import progress
-from chexstudy.runs import atomic_path
+from chexstudy.runs import artifact_path, find_damage, forget_artifact
 
 
 class Parts:
@@ -27,7 +26,7 @@ class Parts:
         if folder.parent.exists():
             for other in folder.parent.iterdir():
                 if other != folder:
-                    shutil.rmtree(other)
+                    forget_artifact(other)
 
     def chunks(self, rows: int) -> list[slice]:
         """The rows of each part, of so many rows in all."""
@@ -36,7 +35,7 @@ class Parts:
     def make(
         self, kinds: Sequence[str], rows: int, compute: Callable[[slice], Sequence[np.ndarray]], label: str
     ) -> None:
-        """Compute and write the parts that are not there yet.
+        """Compute and write the parts that are not there yet, or not as they were written.
 
         Args:
             kinds: names of the arrays that are computed together.
@@ -44,10 +43,10 @@ class Parts:
             compute: gives the rows of a slice, one array a kind.
             label: what is being done.
         """
-        missing = [chunk for chunk in self.chunks(rows) if not all(self._path(kind, chunk).exists() for kind in kinds)]
+        missing = [chunk for chunk in self.chunks(rows) if not all(self._is_whole(kind, chunk) for kind in kinds)]
         for chunk in progress(missing, label=f"{label}, parts of {self._rows_a_part}"):
             for kind, array in zip(kinds, compute(chunk), strict=True):
-                with atomic_path(self._path(kind, chunk)) as temporary:
+                with artifact_path(self._path(kind, chunk)) as temporary:
                     np.save(temporary, array)
 
     def read(self, kind: str, rows: int) -> Iterator[np.ndarray]:
@@ -57,7 +56,11 @@ class Parts:
 
     def remove(self) -> None:
         """Take all parts away, once they are joined."""
-        shutil.rmtree(self.folder.parent)
+        forget_artifact(self.folder.parent)
+
+    def _is_whole(self, kind: str, rows: slice) -> bool:
+        path = self._path(kind, rows)
+        return path.exists() and not find_damage(path)
 
     def _path(self, kind: str, rows: slice) -> Path:
         return self.folder / f"{kind}_{rows.start:010d}.npy"

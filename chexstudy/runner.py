@@ -283,7 +283,7 @@ class _IndentedLines:
 
 
 def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
-    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) else {"notebooks": {}}
+    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) and not run.find_damage(TIMINGS) else {"notebooks": {}}
     kibibyte = 1 if sys.platform == "darwin" else 1024
     entry = {
         "state": state,

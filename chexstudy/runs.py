@@ -3,6 +3,10 @@
 An artifact is *current* when the key it was written under is the key asked for: the hash of its parameters, of its
 input artifacts and of the code that computes. A stale artifact is computed again, a current one is reused, so a killed
 study goes on where it stopped and a changed one is never mixed with an old one.
+
+Every artifact is *sealed*: ``provenance/NAME.json`` holds the SHA-256 of its bytes, and whoever reads the artifact
+compares. One that was damaged or edited is never used: it is not current, so the step that makes it makes it again, and
+a step that only reads it stops and says which one makes it. Files without a seal are the user's own.
 """
 
 import errno
@@ -12,8 +16,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -31,6 +37,11 @@ _PRESENTATION = {
     *("plots", "explorer.py", "cli.py", "doctor.py", "notebook.py", "parameters.py", "profiles.py", "runner.py"),
 }
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# Names the notebook at work, for its own process and those it starts.
+MADE_BY_VARIABLE = "CHEXSTUDY_NOTEBOOK"
+# Within this time of a change, a file could change again and show the same time.
+_CLOCK_TICK = 2 * 10**9
+_SECONDS_OF_A_REPLACEMENT = 0.2
 _RECORDED_VERSIONS = ("numpy", "pandas", "torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn")
 
 
@@ -104,16 +115,140 @@ def _refusal_of_the_system(error: BaseException) -> str | None:
     return os.strerror(code) if code in _WRITE_ERRORS else None
 
 
+_hashes: dict[tuple[int, ...], str] = {}
+
+
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """SHA-256 of a file's bytes, as 64 hex digits; read once a process while size and time of change stay."""
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        status = os.fstat(handle.fileno())
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if state not in _hashes:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            if time.time_ns() - status.st_mtime_ns < _CLOCK_TICK:
+                return digest
+            _hashes[state] = digest
+    return _hashes[state]
+
+
+def hash_artifact(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of a folder's file names and their hashes; hidden files do not count."""
+    if not path.is_dir():
+        return hash_file(path)
+    files = {one.relative_to(path): one for one in path.rglob("*") if one.is_file()}
+    shown = [name for name in sorted(files) if not any(part.startswith(".") for part in name.parts)]
+    return hash_values([(name.as_posix(), hash_file(files[name])) for name in shown])
 
 
 def hash_values(*values: object) -> str:
     """SHA-256 of JSON-serialisable values, as 64 hex digits; dictionaries are compared without their order."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- seals -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def artifact_path(final: str | Path) -> Iterator[Path]:
+    """As `atomic_path`, for an artifact of a study: it is sealed with the SHA-256 of what was written."""
+    with atomic_path(final) as temporary:
+        yield temporary
+        seal_artifact(Path(final), hash_file(temporary))
+
+
+def seal_artifact(path: Path, sha256: str | None = None) -> None:
+    """Write the SHA-256 of an artifact, file or folder, into its provenance; elsewhere than in a study do nothing.
+
+    Args:
+        path: the artifact.
+        sha256: of what was written there, or is about to be; that of what is there now if not given.
+    """
+    record = _find_record(path)
+    if record:
+        _write_record(record, {"sha256": sha256 or hash_artifact(path)})
+
+
+def find_damage(path: Path) -> str:
+    """What is wrong with an artifact, to follow its name in a sentence; empty if it is what was written there."""
+    return _find_damage(path, _find_record(path))
+
+
+def require_whole(path: Path, made_by: str) -> None:
+    """Stop at an artifact that is not what was written.
+
+    Raises:
+        StudyError: it was damaged or changed; the sentence names what makes it again.
+    """
+    record = _find_record(path)
+    if damage := _find_damage(path, record):
+        raise _refuse_damaged(str(path), damage, record, made_by)
+
+
+def forget_artifact(path: Path) -> None:
+    """Take an artifact away, file or folder, with what is recorded of it."""
+    record = _find_record(path)
+    for one in (path, record, record and record.with_suffix("")):
+        if one and one.is_dir():
+            shutil.rmtree(one)
+        elif one:
+            one.unlink(missing_ok=True)
+
+
+def _find_record(path: Path) -> Path | None:
+    """Where the provenance of an artifact lies, or None if it lies in no study."""
+    if not path.is_relative_to(paths.runs()):
+        return None
+    study, *name = path.relative_to(paths.runs()).parts
+    return paths.runs().joinpath(study, "provenance", *name[:-1], f"{name[-1]}.json") if name else None
+
+
+def _write_record(path: Path, record: dict) -> None:
+    """Write provenance, with a hash of its own: what is recorded is as easily damaged as what it is about."""
+    made_by = {"made_by": os.environ[MADE_BY_VARIABLE]} if MADE_BY_VARIABLE in os.environ else {}
+    record = json.loads(json.dumps(made_by | record, default=str))
+    with atomic_path(path) as temporary:
+        content = record | {"record_sha256": hash_values(record)}
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _read_record(path: Path) -> dict | None:
+    """Provenance as it was written: None if there is none, empty if it was damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+        return record if record.pop("record_sha256") == hash_values(record) else {}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _find_damage(path: Path, record: Path | None, sha256: str | None = None) -> str:
+    """See `find_damage`; ``sha256`` is what is expected, that of the seal if not given."""
+    for last in (False, True):
+        seal = _read_record(record) if record else None
+        if seal is None and sha256 is None:
+            return ""
+        expected = sha256 or seal.get("sha256")
+        try:
+            if expected and hash_artifact(path) == expected:
+                return ""
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+        if not last:
+            # Another process may be just between writing the seal and putting the file in its place.
+            time.sleep(_SECONDS_OF_A_REPLACEMENT)
+    if not expected:
+        return "has a provenance that cannot be read"
+    return "is not what was written there (its SHA-256 differs), it was damaged or changed"
+
+
+def _refuse_damaged(name: str, damage: str, record: Path | None, made_by: str) -> StudyError:
+    seal = (_read_record(record) if record else None) or {}
+    return StudyError(f"{name} {damage}: run {seal.get('made_by', made_by)} again, which makes it anew.")
+
+
+# --- where results come from -----------------------------------------------------------------------------------------
 
 
 @cache
@@ -180,67 +315,152 @@ class Run:
         """The path of an artifact that another step makes.
 
         Raises:
-            StudyError: it is missing; the sentence names the notebook or command ``made_by`` that makes it.
+            StudyError: it is missing, damaged or changed; the sentence names the notebook or command that makes it,
+                ``made_by`` unless its provenance knows better.
         """
-        if not self.has(name):
+        path, record = self.path(name), self._record_path(name)
+        if not path.exists():
             raise StudyError(f"study {self.study!r} has no {name} yet: run {made_by} first.")
-        return self.path(name)
+        if damage := _find_damage(path, record):
+            raise _refuse_damaged(f"{name} of study {self.study!r}", damage, record, made_by)
+        return path
 
     # --- provenance -------------------------------------------------------------------------------------------------
 
     def key(self, parameters: dict, inputs: tuple[str, ...] = ()) -> str:
-        """The key an artifact is written under: parameters, contents of its input artifacts, computing code."""
-        hashes = {name: hash_file(self.path(name)) for name in inputs}
-        return hash_values(parameters, hashes, source_hash())
+        """The key an artifact is written under: parameters, contents of its input artifacts, computing code.
+
+        Raises:
+            StudyError: an input is missing or damaged.
+        """
+        return hash_values(parameters, self._hash_inputs(inputs), source_hash())
+
+    def _hash_inputs(self, inputs: tuple[str, ...]) -> dict[str, str]:
+        return {name: hash_artifact(self.require(name, "the step that makes it")) for name in inputs}
 
     def is_current(self, name: str, key: str) -> bool:
-        """Whether the artifact exists and was written under this key."""
-        record = self.provenance(name)
-        return self.has(name) and record is not None and record["key"] == key
+        """Whether the artifact exists, was written under this key, and is whole, with all files recorded with it.
+
+        What was damaged or changed is said, since it will be made again.
+        """
+        if not self.has(name):
+            return False
+        record = _read_record(self._record_path(name))
+        if record is None or (record and record.get("key") != key):
+            return False
+        for part, sha256 in {name: record.get("sha256"), **record.get("files", {})}.items():
+            if not self.has(part):
+                return False
+            damage = _find_damage(self.path(part), self._record_path(part), sha256)
+            if damage:
+                print(f"{part} of study {self.study!r} {damage}: it is made again.", flush=True)
+                return False
+            if not _read_record(self._record_path(part)):
+                # Of the part, only the seal was lost, and the whole vouches for it.
+                _write_record(self._record_path(part), {"sha256": sha256})
+        return True
+
+    def find_damage(self, name: str) -> str:
+        """What is wrong with an artifact that is there, as in the function of that name."""
+        return _find_damage(self.path(name), self._record_path(name))
+
+    def _record_path(self, name: str) -> Path:
+        return self.path(f"provenance/{name}.json")
 
     def provenance(self, name: str) -> dict | None:
-        """What is recorded about an artifact, or None."""
-        path = self.path(f"provenance/{name}.json")
-        return json.loads(path.read_text()) if path.exists() else None
+        """What is recorded about an artifact; None if there is nothing, or nothing that can be trusted."""
+        return _read_record(self._record_path(name)) or None
 
-    def record(self, name: str, parameters: dict, inputs: tuple[str, ...] = (), seed: int | None = None) -> None:
-        """Write down how an artifact came to be; call it after the artifact is in place."""
+    def record(
+        self,
+        name: str,
+        parameters: dict,
+        inputs: tuple[str, ...] = (),
+        seed: int | None = None,
+        files: tuple[str, ...] = (),
+    ) -> None:
+        """Write down how an artifact came to be; call it after the artifact is in place.
+
+        Args:
+            name: of the artifact.
+            parameters: what it depends on beside inputs and code.
+            inputs: names of the artifacts it was computed from.
+            seed: of what was drawn.
+            files: further files or folders that were written with it: without them it is not current.
+
+        Raises:
+            StudyError: a file is not what was written, though it was only just written.
+        """
+        hashes = {one: hash_artifact(self.require(one, "this step")) for one in (name, *files)}
+        for one in files:
+            if (self.provenance(one) or {}).get("sha256") != hashes[one]:
+                _write_record(self._record_path(one), {"sha256": hashes[one]})
         record = {
+            "sha256": hashes[name],
+            "files": {one: hashes[one] for one in files},
             "key": self.key(parameters, inputs),
             "parameters": parameters,
-            "inputs": {name: hash_file(self.path(name)) for name in inputs},
+            "inputs": self._hash_inputs(inputs),
             "seed": seed,
             "code_revision": code_revision(),
             "source_hash": source_hash(),
             "versions": _versions(),
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.write_json(f"provenance/{name}.json", record)
+        _write_record(self._record_path(name), record)
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
-    def write_table(self, name: str, table: pd.DataFrame) -> Path:
-        """Write a parquet table atomically."""
+    @contextmanager
+    def writing(self, name: str, made_by: str = "") -> Iterator[Path]:
+        """Yield a temporary path for an artifact; it is sealed and moved into place when the block succeeds.
+
+        Args:
+            name: of the artifact.
+            made_by: what makes it, where that is more than the notebook at work.
+
+        Raises:
+            StudyError: the disk is full or the place cannot be written.
+        """
         with atomic_path(self.path(name)) as temporary:
+            yield temporary
+            seal = {"sha256": hash_file(temporary)}
+            _write_record(self._record_path(name), seal | ({"made_by": made_by} if made_by else {}))
+
+    def _read(self, read: Callable, name: str, made_by: str) -> object:
+        path = self.require(name, made_by)
+        try:
+            return read(path)
+        except (OSError, ValueError, EOFError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise StudyError(
+                f"{name} of study {self.study!r} cannot be read ({reason}): run {made_by} again, or put a whole one "
+                "there."
+            ) from None
+
+    def write_table(self, name: str, table: pd.DataFrame, made_by: str = "") -> Path:
+        """Write a parquet table atomically; ``made_by`` as in `writing`."""
+        with self.writing(name, made_by) as temporary:
             table.to_parquet(temporary, index=False)
         return self.path(name)
 
     def read_table(self, name: str, made_by: str) -> pd.DataFrame:
-        return pd.read_parquet(self.require(name, made_by))
+        return self._read(pd.read_parquet, name, made_by)
 
     def write_array(self, name: str, array: np.ndarray) -> Path:
         """Write a ``.npy`` array atomically."""
-        with atomic_path(self.path(name)) as temporary:
+        with self.writing(name) as temporary:
             np.save(temporary, array)
         return self.path(name)
 
     def read_array(self, name: str, made_by: str, memory_map: bool = False) -> np.ndarray:
-        return np.load(self.require(name, made_by), mmap_mode="r" if memory_map else None, allow_pickle=False)
+        mode = "r" if memory_map else None
+        return self._read(lambda path: np.load(path, mmap_mode=mode, allow_pickle=False), name, made_by)
 
     def write_json(self, name: str, value: object) -> Path:
-        with atomic_path(self.path(name)) as temporary:
+        with self.writing(name) as temporary:
             temporary.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
         return self.path(name)
 
     def read_json(self, name: str, made_by: str) -> dict:
-        return json.loads(self.require(name, made_by).read_text())
+        return self._read(lambda path: json.loads(path.read_bytes()), name, made_by)

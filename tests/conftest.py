@@ -22,6 +22,7 @@ def pytest_configure(config):
 def home(tmp_path, monkeypatch):
     """A fresh CHEXSTUDY_HOME: nothing a test writes lands in the checkout."""
     monkeypatch.setenv("CHEXSTUDY_HOME", str(tmp_path))
+    monkeypatch.delenv("CHEXSTUDY_NOTEBOOK", raising=False)
     return tmp_path
 
 

@@ -295,7 +295,8 @@ def test_a_head_for_patches_needs_them(study):
 def test_a_kept_head_comes_back_as_it_was(home, study, make_head):
     features, cohort = study
     run, fitted = Run("study"), fit(study, make_head, Recipe((0.01, 1e38), epochs=2, retrain=True))
-    assert save_head(run, "curated/seed0/one", fitted) == "heads/curated/seed0/one/head.json"
+    files = tuple(f"heads/curated/seed0/one/head.{kind}" for kind in ("json", "safetensors"))
+    assert save_head(run, "curated/seed0/one", fitted) == files
     back = load_head(run, "curated/seed0/one")
     assert np.array_equal(back.score(features, cohort.image_id), fitted.score(features, cohort.image_id))
     pd.testing.assert_frame_equal(back.validation, fitted.validation, check_exact=True)
@@ -315,8 +316,9 @@ def test_missing_damaged_and_foreign_heads_are_one_sentence(home, study):
         load_head(run, "none")
     save_head(run, "one", fitted)
     run.path("heads/one/head.safetensors").write_bytes(b"broken")
-    with pytest.raises(StudyError, match="is damaged: run 09_adapt_encoder again"):
+    with pytest.raises(StudyError, match="damaged or changed: run 09_adapt_encoder again"):
         load_head(run, "one")
+    save_head(run, "one", fitted)
     record = run.read_json("heads/one/head.json", "")
     record["head"] |= {"module": "os", "class": "system"}
     run.write_json("heads/one/head.json", record)

@@ -16,6 +16,7 @@ from chexstudy.runs import Run
 PHANTOM = "phantom"
 _UNPACKED = "images"
 _PHANTOM_COHORT = "phantom/cohort.parquet"
+_PHANTOM_IMAGES = "phantom/images"
 _PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_masks.parquet", "truth_outcomes.parquet")
 
 
@@ -68,9 +69,8 @@ def build_cohort(
 
 def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:
     parameters = {name: value for name, value in asdict(config).items() if name != "workers"}
-    files = (_PHANTOM_COHORT, *_PHANTOM_TRUTH)
-    if run.is_current(_PHANTOM_COHORT, run.key(parameters)) and all(run.has(name) for name in files):
+    if run.is_current(_PHANTOM_COHORT, run.key(parameters)):
         return read_cohort(run.path(_PHANTOM_COHORT))
     cohort = build_phantom(run, config)
-    run.record(_PHANTOM_COHORT, parameters, seed=config.seed)
+    run.record(_PHANTOM_COHORT, parameters, seed=config.seed, files=(_PHANTOM_IMAGES, *_PHANTOM_TRUTH))
     return cohort

@@ -14,7 +14,7 @@ import pandas as pd
 
 from chexstudy.cohort.quality import CheckedImage
 from chexstudy.errors import StudyError
-from chexstudy.runs import atomic_path, hash_file
+from chexstudy.runs import atomic_path, hash_file, hash_values
 
 BYTES_A_SHARD = 2**28
 _OUTCOMES = ["reason", "detail", "sha256"]
@@ -102,6 +102,7 @@ def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str
         record = _write_usable(temporary, checked, size)
         images = int(record["reason"].eq("").sum())
         record.attrs = {"key": key, "images": images, "sha256": hash_file(temporary)}
+    record.attrs["outcomes"] = _hash_outcomes(record)
     with atomic_path(_place_record(path)) as temporary:
         record.to_parquet(temporary, index=False)
     return record
@@ -121,19 +122,19 @@ def read_record(path: Path, key: str, size: int) -> pd.DataFrame | None:
     """
     try:
         record = pd.read_parquet(_place_record(path))
-        if record.attrs["key"] != key:
+        if record.attrs["key"] != key or record.attrs["outcomes"] != _hash_outcomes(record):
             return None
-        open_shard(path, record.attrs["images"], size)
+        open_shard(path, record.attrs["images"], size, record.attrs["sha256"])
     except (OSError, ValueError, KeyError, StudyError):
         return None
     return record
 
 
-def open_shard(path: Path, images: int, size: int) -> np.ndarray:
+def open_shard(path: Path, images: int, size: int, sha256: str) -> np.ndarray:
     """A shard's ``uint8 (images, size, size)``, mapped from disk and read-only.
 
     Raises:
-        StudyError: it is missing, cut short, or holds something else.
+        StudyError: it is missing, cut short, or its bytes are not those that were written.
     """
     again = "make the store again with the same options: finished shards are kept and only this one is made anew"
     if not path.is_file():
@@ -146,6 +147,8 @@ def open_shard(path: Path, images: int, size: int) -> np.ndarray:
         shard, found = None, f"{path.stat().st_size} bytes that are no whole array"
     if shard is None or shard.shape != (images, size, size) or shard.dtype != np.uint8:
         raise StudyError(f"{path} is damaged, it holds {found} and not uint8 {(images, size, size)}: {again}.")
+    if hash_file(path) != sha256:
+        raise StudyError(f"{path} is damaged, its SHA-256 is not the one that was written down: {again}.")
     return shard
 
 
@@ -159,6 +162,10 @@ def remove_shards(folder: Path, after: int = 0) -> None:
 
 def _place_record(path: Path) -> Path:
     return path.with_suffix(".parquet")
+
+
+def _hash_outcomes(record: pd.DataFrame) -> str:
+    return hash_values(record[_OUTCOMES].to_dict("list"))
 
 
 def _write_usable(path: Path, checked: Iterable[CheckedImage], size: int) -> pd.DataFrame:

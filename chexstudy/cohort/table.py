@@ -19,7 +19,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from chexstudy.errors import StudyError
-from chexstudy.runs import atomic_path
+from chexstudy.runs import artifact_path, require_whole
 
 SPLITS = ("train", "validate", "test", "test_enriched")
 VIEWS = ("PA", "AP", "lateral", "unknown")
@@ -215,7 +215,7 @@ def write_cohort(cohort: pd.DataFrame, path: str | Path) -> Path:
     """Validate a cohort table and write it as parquet, atomically."""
     path = Path(path)
     cohort = validate_cohort(cohort, str(path.name))
-    with atomic_path(path) as temporary:
+    with artifact_path(path) as temporary:
         cohort.to_parquet(temporary, index=False)
     return path
 
@@ -224,11 +224,13 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     """Read and validate a cohort table.
 
     Raises:
-        StudyError: there is no such file, it is not parquet, or it breaks the contract.
+        StudyError: there is no such file, it is not parquet, it breaks the contract, or it is a study's and is not
+            what was written.
     """
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"there is no cohort table at {path}: build one with `chexstudy cohort build`.")
+    require_whole(path, "01_build_cohort")
     try:
         cohort = pd.read_parquet(path)
     except (OSError, ValueError):

@@ -54,11 +54,11 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
     else:
         story = explain_choice(read_subset(run, arm, seed), image_id, int((cohort.split == "train").sum()), arm, shown)
     lines = [story, describe_pair(cohort, image_id)]
-    reviewed = ledger_path(run, arm, seed).with_name("review.parquet")
-    if reviewed.exists():
-        lines.append(_describe_review(pd.read_parquet(reviewed), image_id))
+    reviewed = f"pretraining/{arm}/seed{seed}/review.parquet"
+    if run.has(reviewed):
+        lines.append(_describe_review(run.read_table(reviewed, "04_pretrain_curated"), image_id))
     if run.has("truth.parquet"):
-        lines.append(_describe_truth(pd.read_parquet(run.path("truth.parquet")), image_id))
+        lines.append(_describe_truth(run.read_table("truth.parquet", "01_build_cohort"), image_id))
     if with_report:
         lines.append(f"Report: {' '.join(about.report.iloc[0].split()) or '(empty)'}")
     return "\n".join(line for line in lines if line)
@@ -71,7 +71,7 @@ def _has_ledger(run: Run, arm: str, seed: int) -> bool:
 
 def _tell_of_quarantine(run: Run, image_id: str, cohort: pd.DataFrame) -> str:
     if run.has("quarantine.parquet"):
-        quarantine = pd.read_parquet(run.path("quarantine.parquet"))
+        quarantine = run.read_table("quarantine.parquet", "01_build_cohort")
         image_id = find_image_id(run, image_id, quarantine.image_id)
         found = quarantine[quarantine.image_id == image_id]
         if len(found):

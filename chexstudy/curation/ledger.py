@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from chexstudy.curation.decisions import BANDS, CENTRAL, OUTLIER, REASONS, SUPPORT, Selection
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run, artifact_path, forget_artifact, require_whole
 
 _WORDS = pa.dictionary(pa.int8(), pa.string())
 _SCHEMA = pa.schema(
@@ -43,6 +43,7 @@ LEDGER_COLUMNS = tuple(_SCHEMA.names)
 _STATISTICS = ["epoch", "step", "prototype", "kept"]
 _PART = "part-{:05d}.parquet"
 _LIKELY_IDS = 1000
+_MADE_BY = "04_pretrain_curated"
 
 
 def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
@@ -96,25 +97,21 @@ class LedgerWriter:
         first: number of the first super-batch that will be written: 0 for a run that starts anew.
 
     Raises:
-        StudyError: the run goes on, but a part before ``first`` is not there.
+        StudyError: the run goes on, but a part before ``first`` is not there, or not as it was written.
     """
 
     def __init__(self, final: str | Path, first: int = 0):
         self.final = Path(final)
         self.folder = self.final.with_suffix("")
-        if first and self.final.exists():
-            self._take_apart(first)
-        missing = sorted(set(range(first)) - set(_list_parts(self.folder)))
-        if missing:
-            raise StudyError(
-                f"{self.folder} lacks the ledger of super-batch {missing[0]}, from which training cannot go on: "
-                "remove the arm's folder and train it again."
-            )
+        if first:
+            check_ledger(self.final, first)
+            if self.final.exists():
+                self._take_apart(first)
         # The merged file goes first: as long as it is there, readers take it for the whole.
-        self.final.unlink(missing_ok=True)
+        forget_artifact(self.final)
         for number, part in _list_parts(self.folder).items():
             if number >= first:
-                part.unlink()
+                forget_artifact(part)
 
     def _take_apart(self, count: int) -> None:
         with pq.ParquetFile(self.final) as merged:
@@ -126,7 +123,7 @@ class LedgerWriter:
         return self.folder / _PART.format(number)
 
     def _write(self, number: int, table: pa.Table) -> None:
-        with atomic_path(self._part(number)) as temporary:
+        with artifact_path(self._part(number)) as temporary:
             pq.write_table(table, temporary, row_group_size=len(table), write_statistics=_STATISTICS)
 
     def write(self, number: int, table: pd.DataFrame) -> None:
@@ -157,17 +154,39 @@ class LedgerWriter:
         if absent:
             raise StudyError(f"{self.folder} lacks the ledger of super-batch {absent[0]}: train the arm again.")
         with (
-            atomic_path(self.final) as temporary,
+            artifact_path(self.final) as temporary,
             pq.ParquetWriter(temporary, _SCHEMA, write_statistics=_STATISTICS) as writer,
         ):
             for part in parts.values():
+                require_whole(part, _MADE_BY)
                 table = pq.read_table(part, schema=_SCHEMA)
                 writer.write_table(table, row_group_size=len(table))
-        for part in parts.values():
-            part.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if self.folder.is_dir():
+            forget_artifact(self.folder)
         return self.final
+
+
+def check_ledger(final: Path, count: int) -> None:
+    """Make sure that a ledger holds its first super-batches as they were written, merged or in parts.
+
+    Args:
+        final: as in `LedgerWriter`.
+        count: how many super-batches.
+
+    Raises:
+        StudyError: one is missing, damaged or changed.
+    """
+    if final.exists():
+        require_whole(final, _MADE_BY)
+        return
+    parts = _list_parts(final.with_suffix(""))
+    for number in range(count):
+        if number not in parts:
+            raise StudyError(
+                f"{final.with_suffix('')} lacks the ledger of super-batch {number}, from which training cannot go on: "
+                "remove the arm's folder and train it again."
+            )
+        require_whole(parts[number], _MADE_BY)
 
 
 def _list_parts(folder: Path) -> dict[int, Path]:
@@ -256,7 +275,12 @@ def _open_parts(path: Path) -> Iterator[pq.ParquetFile]:
     if not paths:
         raise StudyError(f"there is no ledger at {path}: only arms that curate with prototypes write one.")
     for one in paths:
-        with pq.ParquetFile(one) as part:
+        require_whole(one, _MADE_BY)
+        try:
+            part = pq.ParquetFile(one)
+        except (OSError, ValueError):
+            raise StudyError(f"{one} cannot be read as a ledger: run {_MADE_BY} again.") from None
+        with part:
             yield part
 
 

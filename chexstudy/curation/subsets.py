@@ -39,18 +39,18 @@ def read_subset(run: Run, arm: str, seed: int) -> ChosenSubset:
         StudyError: there is no such subset.
     """
     method = arm.removeprefix(_METHOD_ARM)
-    trained = run.path(f"pretraining/{arm}/seed{seed}/subset.parquet")
-    curated = run.path(f"curation/{method}/seed{seed}")
-    if trained.exists():
-        kept = trained
-    elif (curated / "subset.parquet").exists():
-        kept = curated / "subset.parquet"
+    trained, curated = f"pretraining/{arm}/seed{seed}/subset.parquet", f"curation/{method}/seed{seed}"
+    if run.has(trained):
+        kept, made_by = trained, "04_pretrain_curated"
+    elif run.has(f"{curated}/subset.parquet"):
+        kept, made_by = f"{curated}/subset.parquet", "08_compare_curators"
     else:
         there = ", ".join(_list_subsets(run)) or "none yet"
         raise StudyError(f"study {run.study!r} has no subset of {arm!r} with seed {seed}; there are: {there}.")
-    scored = curated / "scores.parquet"
-    scores = pd.read_parquet(scored).set_index("image_id").score if scored.exists() else None
-    weights = pd.read_parquet(kept).set_index("image_id").weight
+    scored, scores = f"{curated}/scores.parquet", None
+    if run.has(scored):
+        scores = run.read_table(scored, "08_compare_curators").set_index("image_id").score
+    weights = run.read_table(kept, made_by).set_index("image_id").weight
     return ChosenSubset(weights, scores, method if scores is not None else "")
 
 

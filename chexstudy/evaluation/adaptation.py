@@ -114,14 +114,13 @@ def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadP
     for plan in left:
         start = time.perf_counter()
         fitted, score = fit_plan(plan, features, encoder, evaluation.store, *splits, findings, seed, evaluation.device)
-        if isinstance(fitted, FittedHead):
-            save_head(run, head_artifact(arm, seed, plan.name), fitted)
-        seconds = time.perf_counter() - start
+        kept = head_artifact(arm, seed, plan.name)
+        files = save_head(run, kept, fitted) if isinstance(fitted, FittedHead) else ()
+        run.write_json(f"{kept}/cost.json", {"seconds": time.perf_counter() - start})
         for data_set, rows in evaluation.test_sets().items():
             place = {"arm": arm, "seed": seed, "task": scores_task(plan.name), "data_set": data_set}
             name = write_scores(run, score(rows.image_id.tolist()), rows.image_id, findings, **place)
-            run.record(name, _parameters(plan), inputs, seed)
-        run.write_json(f"{head_artifact(arm, seed, plan.name)}/cost.json", {"seconds": seconds})
+            run.record(name, _parameters(plan), inputs, seed, files=(*files, f"{kept}/cost.json"))
 
 
 def _parameters(plan: HeadPlan) -> dict:

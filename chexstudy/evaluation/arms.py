@@ -148,8 +148,7 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
     inputs = ("cohort.parquet", "pixels/index.parquet", f"{folder}/compute.json")
     parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "probe": evaluation.probe}
     parameters["prompts"] = hash_families(evaluation.families)
-    scores = [scores_artifact(arm, seed, *place) for place in _kept_scores(evaluation)]
-    if run.is_current(name, run.key(parameters, inputs)) and all(run.has(one) for one in scores):
+    if run.is_current(name, run.key(parameters, inputs)):
         return pd.read_parquet(run.path(name))
     model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
     rows = pd.concat(_measure_arm(evaluation, model, arm, seed), ignore_index=True)
@@ -163,7 +162,9 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
         exposure=_exposure(model),
     )
     run.write_table(name, rows)
-    run.record(name, parameters, inputs, evaluation.seed)
+    scores = [scores_artifact(arm, seed, *place) for place in _kept_scores(evaluation)]
+    files = (f"evaluation/{arm}/seed{seed}/prompts.json", *scores)
+    run.record(name, parameters, inputs, evaluation.seed, files)
     return rows
 
 

@@ -109,7 +109,8 @@ def measure_methods_kept(
     tiers = prevalence_tiers(measure_prevalence(train)).to_dict() if finding_columns(train) else None
     truth = None
     if run.has("truth.parquet"):
-        truth = pd.read_parquet(run.path("truth.parquet")).set_index("image_id").loc[train.image_id].reset_index()
+        truth = run.read_table("truth.parquet", "01_build_cohort").set_index("image_id")
+        truth = truth.loc[train.image_id].reset_index()
     tables, jobs = [], [(one, method) for one in seeds for method in methods]
     features, choices, opened = None, {}, None
     for one, method in progress(jobs, label="measuring what was kept"):

@@ -193,7 +193,7 @@ def _read_truth(run: Run) -> pd.DataFrame | None:
     """True log hazards a year, one column an outcome, by image; None for real patients."""
     if not run.has(_TRUTH):
         return None
-    return pd.read_parquet(run.path(_TRUTH)).pivot(index="image_id", columns="outcome", values="log_hazard")
+    return run.read_table(_TRUTH, "01_build_cohort").pivot(index="image_id", columns="outcome", values="log_hazard")
 
 
 def _true_hazard(data: _Data, name: str, rows: pd.DataFrame) -> np.ndarray | None:

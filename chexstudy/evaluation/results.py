@@ -29,6 +29,7 @@ from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
 RESULTS = "results.parquet"
+_MADE_BY = "`chexstudy run all`"
 OVER_SEEDS = -1
 EXPOSURES = ("held_out", "seen", "unknown")
 _IDENTITY = ["study", "arm", "seed", "task", "data_set", "finding", "metric", "setting"]
@@ -73,13 +74,17 @@ def add_results(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """Put rows into the study's results table and return the whole table.
 
     They replace all rows of their tasks: a study measured with fewer seeds or on another cohort keeps none of the old.
+    Of a damaged table no row is kept.
     """
     rows = validate_results(rows.assign(study=run.study))
-    if run.has(RESULTS):
+    damage = run.find_damage(RESULTS) if run.has(RESULTS) else ""
+    if damage:
+        print(f"{RESULTS} of study {run.study!r} {damage}: run {_MADE_BY}, for every notebook makes its rows anew.")
+    elif run.has(RESULTS):
         old = read_results(run)
         rows = pd.concat([old[~old.task.isin(set(rows.task))], rows], ignore_index=True)
     rows = validate_results(rows.sort_values(_IDENTITY))
-    run.write_table(RESULTS, rows)
+    run.write_table(RESULTS, rows, _MADE_BY)
     return rows
 
 

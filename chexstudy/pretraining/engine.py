@@ -31,7 +31,7 @@ from chexstudy.curation.curators import (
     select_label_balanced,
 )
 from chexstudy.curation.doubt import review_list, score_doubt, split_features
-from chexstudy.curation.ledger import LedgerWriter, read_ledger
+from chexstudy.curation.ledger import LedgerWriter, check_ledger, read_ledger
 from chexstudy.encoders import compile_blocks
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.adaptation import add_low_rank_updates, freeze_encoder, merge_low_rank_updates
@@ -50,19 +50,20 @@ from chexstudy.pretraining.configuration import OBSERVATION, TOWERS, Pretraining
 from chexstudy.pretraining.distributed import Processes, open_processes
 from chexstudy.pretraining.energy import EnergyMeter
 from chexstudy.pretraining.frozen import frozen_features
-from chexstudy.pretraining.growing import GrowingArray
+from chexstudy.pretraining.growing import GrowingArray, count_grown_rows
 from chexstudy.pretraining.model import ImageTextModel, build_model, save_model
 from chexstudy.pretraining.pairs import TrainingPairs
 from chexstudy.pretraining.schedule import LearningRate
 from chexstudy.pretraining.streams import stream_seed
 from chexstudy.pretraining.trackers import open_tracker
 from chexstudy.pretraining.training import CurationRecords, Phase, Trainer, count_steps
-from chexstudy.runs import Run
+from chexstudy.runs import Run, forget_artifact, seal_artifact
 from chexstudy.threads import use_threads
 
 # BSD's "temporary failure; try again", which batch systems can be told to requeue on.
 START_AGAIN = 75
 _MADE_BY = "04_pretrain_curated"
+_RECORDS = ("ledger.parquet", "features.npy", "prototypes.npy")
 _SECONDS_BETWEEN_LINES = 30.0
 _AFTER_WARM_UP = (
     *("curator", "curation_epochs", "curation_learning_rate", "subset_epochs", "super_batch"),
@@ -139,14 +140,17 @@ class _ArmRun:
 
     @property
     def done(self) -> bool:
-        """Whether the arm is trained under this key and all that it leaves behind is still there."""
-        files = ["history.parquet", "model/pretraining.json", "model/projections.safetensors"]
-        files.append("warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet")
+        """Whether the arm is trained under this key and all that it leaves behind is still there, as it was written."""
+        return self.run.is_current(f"{self.folder}/compute.json", self.key)
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        """What the arm leaves behind beside its costs."""
+        files = ["history.parquet", "model", "warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet"]
         if self.arm.data == "curated":
-            files += ["ledger.parquet", "features.npy", "prototypes.npy", "snapshots.parquet"]
+            files += [*_RECORDS, "snapshots.parquet"]
             files += ["review.parquet"] if self.config.curator.outlier_policy == "review" else []
-        here = all(self.run.has(f"{self.folder}/{file}") for file in files)
-        return here and self.run.is_current(f"{self.folder}/compute.json", self.key)
+        return tuple(f"{self.folder}/{file}" for file in files)
 
     @property
     def _title(self) -> str:
@@ -174,6 +178,8 @@ class _ArmRun:
         self._energy.start()
         self._curator_state, self._spent = None, {"joules": 0.0, "memory": 0, "stall": 0.0}
         state, passed_over = self.checkpoints.load()
+        if state is not None and (damage := self._find_lost_records(state)):
+            state, passed_over = None, [*passed_over, damage]
         for sentence in passed_over:
             self._say(sentence)
         if state is None and passed_over:
@@ -233,6 +239,27 @@ class _ArmRun:
             encoder.features[side], cost = frozen_features(self.run, side, encoder, decisive)
             spent = {part: spent[part] + cost[part] for part in spent}
         return spent
+
+    def _find_lost_records(self, state: dict) -> str:
+        """Why curation cannot go on from a checkpoint although the checkpoint is whole; empty if it can."""
+        *_, rounds, decided = state["trainer"]["position"]
+        lost = ""
+        if self.arm.data == "curated" and decided and self.processes.first:
+            try:
+                if rounds < self.config.curation_epochs:
+                    check_ledger(self._path("ledger.parquet"), decided)
+                    if count_grown_rows(self._path("prototypes.npy")) <= decided:
+                        lost = f"{self._path('prototypes.npy')} is not what was written before the last checkpoint."
+                    elif count_grown_rows(self._path("features.npy")) == 0:
+                        lost = f"{self._path('features.npy')} is not what was written before the last checkpoint."
+                else:
+                    for name in _RECORDS:
+                        self.run.require(f"{self.folder}/{name}", _MADE_BY)
+            except StudyError as error:
+                lost = str(error)
+        # What the first process has found, all of them know.
+        (found,) = self.processes.add_up([float(bool(lost))])
+        return lost or ("the records of curation are damaged." if found else "")
 
     def _start(self) -> None:
         trainer, config = self.trainer, self.config
@@ -418,7 +445,7 @@ class _ArmRun:
         self.records.finish()
         self.records = None
         # A list from an earlier configuration must not outlive it.
-        self._path("review.parquet").unlink(missing_ok=True)
+        forget_artifact(self._path("review.parquet"))
         if self.config.curator.outlier_policy == "review":
             ledger = read_ledger(self._path("ledger.parquet"))
             features = self.run.read_array(f"{self.folder}/features.npy", _MADE_BY, memory_map=True)
@@ -472,6 +499,7 @@ class _ArmRun:
             )
         if self.arm.name == "warm_up":
             save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.key, state)
+            seal_artifact(run.path(f"{folder}/warm_up.pt"))
         else:
             rows = trainer.subset if trainer.subset is not None else np.arange(len(trainer.pairs))
             run.write_table(
@@ -502,7 +530,7 @@ class _ArmRun:
             "by_phase": by_phase.to_dict("index"),
         }
         run.write_json(f"{folder}/compute.json", compute)
-        run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed)
+        run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed, self._files)
         self.checkpoints.clear()
 
 

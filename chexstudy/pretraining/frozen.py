@@ -40,12 +40,12 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
     with _take_turns(run.path(f"{stem}.lock")) if encoder.processes.first else nullcontext():
         # Everybody looks once it is their turn, and before the first one writes.
         encoder.processes.wait()
-        there = run.is_current(record, key) and run.has(array)
+        there = run.is_current(record, key)
         encoder.processes.wait()
         if not there:
             _compute(run, side, encoder, array, record)
             if encoder.processes.first:
-                run.record(record, parameters, _INPUTS)
+                run.record(record, parameters, _INPUTS, files=(array,))
             encoder.processes.wait()
     cost = run.read_json(record, _MADE_BY)
     return run.read_array(array, _MADE_BY, memory_map=True), {part: cost[part] for part in ("flops", "seconds")}

@@ -24,7 +24,7 @@ from chexstudy.encoders import (
 )
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.runs import atomic_path
+from chexstudy.runs import atomic_path, require_whole, seal_artifact
 
 _PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
 
@@ -175,16 +175,18 @@ def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -
         save_file(state, temporary)
     with atomic_path(folder / "pretraining.json") as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    seal_artifact(folder)
 
 
 def load_model(folder: Path) -> ImageTextModel:
     """Read what `save_model` wrote, on the CPU, in evaluation mode.
 
     Raises:
-        StudyError: the folder holds no trained model, or not the whole of it.
+        StudyError: the folder holds no trained model, not the whole of it, or not what was written.
     """
     if not (folder / "pretraining.json").is_file():
         raise StudyError(f"there is no trained model in {folder}: run 04_pretrain_curated first.")
+    require_whole(folder, "04_pretrain_curated")
     config = PretrainingConfig.from_dict(json.loads((folder / "pretraining.json").read_text()))
     model = ImageTextModel(
         load_image_encoder(folder / "image_encoder"),

@@ -94,13 +94,10 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     folder, parameters = _folder(seed), _parameters(run, seed, config, model, chosen)
     inputs = (_COHORT, _PIXELS)
     name = f"{folder}/compute.json"
-    files = ("image.npy", "text.npy", "ids.parquet", "losses.parquet")
-    if run.is_current(name, run.key(parameters, inputs)) and all(run.has(f"{folder}/{file}") for file in files):
+    if run.is_current(name, run.key(parameters, inputs)):
         return read_scores(run, seed)
     pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
     measured = _measure(model, pairs, seed, config, chosen)
-    # Without its record a half-replaced set of scores counts as none.
-    run.path(name).unlink(missing_ok=True)
     run.write_array(f"{folder}/image.npy", measured.image)
     run.write_array(f"{folder}/text.npy", measured.text)
     run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": measured.image_ids}))
@@ -108,7 +105,8 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     run.write_table(f"{folder}/losses.parquet", losses)
     softmax = {"temperature": measured.temperature, "batch_size": measured.batch_size}
     run.write_json(name, measured.cost | softmax)
-    run.record(name, parameters, inputs, seed)
+    files = tuple(f"{folder}/{file}" for file in ("image.npy", "text.npy", "ids.parquet", "losses.parquet"))
+    run.record(name, parameters, inputs, seed, files)
     return read_scores(run, seed)
 
 
@@ -137,13 +135,12 @@ def score_with_reference(
     parameters = _parameters(run, seed, config, model, chosen) | {"arm": arm}
     folder, inputs = _folder(seed), (_COHORT, _PIXELS)
     name, losses = f"{folder}/reference.json", f"{folder}/reference.parquet"
-    if not (run.is_current(name, run.key(parameters, inputs)) and run.has(losses)):
+    if not run.is_current(name, run.key(parameters, inputs)):
         pairs = TrainingPairs(read_cohort(run.path(_COHORT)), open_pixel_store(run), model.text_tower.tokenize)
         measured = _measure(model, pairs, seed, config, chosen)
-        run.path(name).unlink(missing_ok=True)
         run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
         run.write_json(name, measured.cost | {"arm": arm, "temperature": measured.temperature})
-        run.record(name, parameters, inputs, seed)
+        run.record(name, parameters, inputs, seed, files=(losses,))
     cost = run.read_json(name, _MADE_BY)
     return replace(
         scores,

@@ -102,7 +102,7 @@ def choose_training_subset(
     inputs = _inputs(method, seed)
     name, cost = subset_artifact(method, seed), choice_cost_artifact(method, seed)
     scored = name.replace("subset.parquet", "scores.parquet")
-    if not (run.is_current(name, run.key(parameters, inputs)) and run.has(scored) and run.has(cost)):
+    if not run.is_current(name, run.key(parameters, inputs)):
         generator = stream_generator(seed, "subset", fixed_streams=config.fixed_streams)
         start = time.perf_counter()
         choice = choose_subset(method, scores.features, budget, generator, **_signals(scores), **options)
@@ -111,7 +111,7 @@ def choose_training_subset(
         run.write_table(scored, pd.DataFrame({"image_id": scores.image_ids, "score": choice.scores}))
         run.write_json(cost, _charge(method, scores, seconds))
         run.write_table(name, chosen)
-        run.record(name, parameters, inputs, seed)
+        run.record(name, parameters, inputs, seed, files=(scored, cost))
     return run.read_table(name, _MADE_BY)
 
 

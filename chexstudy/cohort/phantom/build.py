@@ -28,7 +28,7 @@ from chexstudy.cohort.phantom.reports import write_report
 from chexstudy.cohort.reports import template_report
 from chexstudy.cohort.table import NO_FINDING, read_cohort, write_cohort
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run, artifact_path, seal_artifact
 
 __all__ = ["PhantomConfig", "build_phantom", "read_masks"]
 
@@ -74,6 +74,7 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
         # Among the images of a build that was broken off, by a full disk say, half ones look like whole ones.
         _clear_folder(home, set())
         raise
+    seal_artifact(home / "images")
     write_masks(masks, folder / "truth_masks.parquet")
     _write_table(_tabulate_lesions(pairs, ids), folder / "truth_lesions.parquet")
     _write_table(_tabulate_truth(pairs, ids), folder / "truth.parquet")
@@ -169,5 +170,5 @@ def _tabulate_lesions(pairs: list[Pair], ids: list[str]) -> pd.DataFrame:
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
+    with artifact_path(path) as temporary:
         table.to_parquet(temporary, index=False)

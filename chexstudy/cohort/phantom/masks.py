@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexstudy.errors import StudyError
-from chexstudy.runs import atomic_path
+from chexstudy.runs import artifact_path, require_whole
 
 _SCHEMA = pa.schema(
     {
@@ -54,7 +54,7 @@ def write_masks(rows: Iterable[tuple[str, str, int, int, np.ndarray]], path: str
     """Write rows of image id, structure, height, width and runs; rows of an image must stand side by side."""
     columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
     table = pa.table([pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
-    with atomic_path(path) as temporary:
+    with artifact_path(path) as temporary:
         pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, compression="zstd")
 
 
@@ -66,5 +66,6 @@ def read_masks(path: str | Path, image_id: str) -> dict[str, np.ndarray]:
     """
     if not Path(path).exists():
         raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
+    require_whole(Path(path), "01_build_cohort")
     table = pq.read_table(path, filters=[("image_id", "==", image_id)])
     return {row["structure"]: decode_mask(row["runs"], row["height"], row["width"]) for row in table.to_pylist()}

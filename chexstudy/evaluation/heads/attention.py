@@ -40,7 +40,7 @@ from chexstudy.evaluation.heads.training import read_batch
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.statistics import bootstrap_patients, count_patients, interval, macro_mean
 from chexstudy.progress import progress
-from chexstudy.runs import Run
+from chexstudy.runs import Run, require_whole
 
 TASK = "attention"
 FINDING, LUNGS = "finding", "lungs"
@@ -148,6 +148,7 @@ def read_phantom_regions(path: str | Path, rows: pd.DataFrame, findings: Sequenc
     """
     if not Path(path).exists():
         raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
+    require_whole(Path(path), "01_build_cohort")
     # One reading of the table for all images.
     wanted = [("image_id", "in", set(rows.image_id)), ("structure", "in", set(findings))]
     table = pq.read_table(path, filters=wanted)

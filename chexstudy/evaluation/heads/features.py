@@ -18,7 +18,7 @@ from chexstudy.embedding import PixelSource
 from chexstudy.encoders import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.parts import Parts, write_rows
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run, forget_artifact
 
 _BLOCKS = 4
 _PART_ROWS = 1024
@@ -183,16 +183,14 @@ def freeze_features(
         return _embed(encoder, image_ids[rows], pixels, blocks, batch_size, device)[: len(kinds)]
 
     parts.make(kinds, len(image_ids), compute, "freezing features")
-    # Without their layout, half-replaced features count as none.
-    run.path(layout).unlink(missing_ok=True)
     if not patches:
-        run.path(_artifact(name, "patches.npy")).unlink(missing_ok=True)
+        forget_artifact(run.path(_artifact(name, "patches.npy")))
     for kind in kinds:
-        with atomic_path(run.path(_artifact(name, f"{kind}.npy"))) as temporary:
+        with run.writing(_artifact(name, f"{kind}.npy")) as temporary:
             write_rows(temporary, parts.read(kind, len(image_ids)), len(image_ids))
     run.write_table(_artifact(name, "ids.parquet"), pd.DataFrame({"image_id": image_ids}))
     run.write_json(layout, {"widths": widths, "tokens": tokens, "patches": patches, "encoder": description})
-    run.record(layout, parameters, inputs)
+    run.record(layout, parameters, inputs, files=_files(name, patches))
     parts.remove()
     return read_features(run, name)
 
@@ -230,10 +228,10 @@ def drop_patches(run: Run, name: str) -> None:
     record = run.provenance(layout)
     if not kept["patches"] or record is None:
         return
-    run.path(layout).unlink()
-    run.path(_artifact(name, "patches.npy")).unlink(missing_ok=True)
+    forget_artifact(run.path(_artifact(name, "patches.npy")))
     run.write_json(layout, kept | {"patches": False})
-    run.record(layout, record["parameters"] | {"patches": False}, tuple(record["inputs"]))
+    parameters = record["parameters"] | {"patches": False}
+    run.record(layout, parameters, tuple(record["inputs"]), files=_files(name, patches=False))
 
 
 @torch.no_grad()
@@ -271,6 +269,12 @@ def _check_name(name: str) -> None:
 
 def _artifact(name: str, file: str) -> str:
     return f"features/{name}/{file}"
+
+
+def _files(name: str, patches: bool) -> tuple[str, ...]:
+    """What belongs to a layout."""
+    arrays = (*_VECTORS, "patches") if patches else _VECTORS
+    return tuple(_artifact(name, file) for file in ("ids.parquet", *(f"{kind}.npy" for kind in arrays)))
 
 
 def _plain(value: object) -> object:

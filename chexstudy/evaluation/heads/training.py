@@ -29,7 +29,7 @@ from chexstudy.evaluation.heads.features import FrozenFeatures
 from chexstudy.evaluation.heads.losses import LOSSES, make_loss
 from chexstudy.evaluation.statistics import known_labels, macro_mean, rank_metrics
 from chexstudy.progress import progress
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 METRICS = ("auroc", "auprc")
@@ -339,7 +339,7 @@ def _score(heads: Sequence[nn.Module], features: FrozenFeatures, rows: np.ndarra
     return [np.concatenate(kept) for kept in logits]
 
 
-def save_head(run: Run, name: str, fitted: FittedHead) -> str:
+def save_head(run: Run, name: str, fitted: FittedHead) -> tuple[str, str]:
     """Keep a trained head as ``heads/<name>/`` of the study: weights, and what is needed to build it again.
 
     The head is a class of a module of this package; its attribute ``settings`` holds the arguments of its constructor
@@ -351,13 +351,13 @@ def save_head(run: Run, name: str, fitted: FittedHead) -> str:
         fitted: what `fit_head` gave.
 
     Returns:
-        The name of the artifact that is written last.
+        The names of its artifacts.
     """
     kind = type(fitted.head)
     if not kind.__module__.startswith(_HEADS) or not hasattr(fitted.head, "settings"):
         raise StudyError(f"a {kind.__name__} cannot be kept: only heads of {_HEADS.rstrip('.')} can be built again.")
     state = {key: value.detach().cpu().contiguous() for key, value in fitted.head.state_dict().items()}
-    with atomic_path(run.path(_artifact(name, "head.safetensors"))) as temporary:
+    with run.writing(_artifact(name, "head.safetensors")) as temporary:
         save_file(state, temporary)
     record = {
         "head": {"module": kind.__module__, "class": kind.__name__, "settings": fitted.head.settings},
@@ -369,7 +369,7 @@ def save_head(run: Run, name: str, fitted: FittedHead) -> str:
         "retrained": fitted.retrained,
     }
     run.write_json(_artifact(name, "head.json"), record)
-    return _artifact(name, "head.json")
+    return _artifact(name, "head.json"), _artifact(name, "head.safetensors")
 
 
 def load_head(run: Run, name: str) -> FittedHead:
