@@ -14,8 +14,6 @@ import re
 import secrets
 from collections.abc import Iterable
 
-import pandas as pd
-
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, refused_writes
 
@@ -80,7 +78,7 @@ def _digest(key: bytes, image_id: str) -> str:
 def _drawn_images(run: Run) -> frozenset[str]:
     if not run.has(_TRUTH):
         return frozenset()
-    return frozenset(pd.read_parquet(run.path(_TRUTH), columns=["image_id"]).image_id)
+    return frozenset(run.read_table(_TRUTH, "01_build_cohort").image_id)
 
 
 def _open_key(run: Run) -> bytes:

@@ -149,6 +149,10 @@ def hash_values(*values: object) -> str:
 # --- seals -----------------------------------------------------------------------------------------------------------
 
 
+# Folders of the studies that this process has opened; others are known by where they lie.
+_opened: set[Path] = set()
+
+
 @contextmanager
 def artifact_path(final: str | Path) -> Iterator[Path]:
     """As `atomic_path`, for an artifact of a study: it is sealed with the SHA-256 of what was written."""
@@ -197,10 +201,9 @@ def forget_artifact(path: Path) -> None:
 
 def _find_record(path: Path) -> Path | None:
     """Where the provenance of an artifact lies, or None if it lies in no study."""
-    if not path.is_relative_to(paths.runs()):
-        return None
-    study, *name = path.relative_to(paths.runs()).parts
-    return paths.runs().joinpath(study, "provenance", *name[:-1], f"{name[-1]}.json") if name else None
+    runs = paths.runs()
+    folder = next((one for one in path.parents if one in _opened or one.parent == runs), None)
+    return folder / "provenance" / f"{path.relative_to(folder)}.json" if folder else None
 
 
 def _write_record(path: Path, record: dict) -> None:
@@ -301,8 +304,11 @@ class Run:
     def __init__(self, study: str):
         if not study or study.startswith(".") or Path(study).name != study:
             raise StudyError(f"study must be a plain folder name such as 'demo', not {study!r}.")
-        self.study = study
-        self.folder = paths.runs() / study
+        self._open(study, paths.runs() / study)
+
+    def _open(self, study: str, folder: Path) -> None:
+        self.study, self.folder = study, folder
+        _opened.add(folder)
 
     def path(self, name: str) -> Path:
         """Where the artifact ``name`` (a relative path such as ``embeddings/image.npy``) lies or would lie."""
@@ -368,8 +374,9 @@ class Run:
         return self.path(f"provenance/{name}.json")
 
     def provenance(self, name: str) -> dict | None:
-        """What is recorded about an artifact; None if there is nothing, or nothing that can be trusted."""
-        return _read_record(self._record_path(name)) or None
+        """How an artifact came to be, as `record` wrote it; None if nobody did, or if that was damaged."""
+        record = _read_record(self._record_path(name))
+        return record if record and "key" in record else None
 
     def record(
         self,
@@ -393,7 +400,7 @@ class Run:
         """
         hashes = {one: hash_artifact(self.require(one, "this step")) for one in (name, *files)}
         for one in files:
-            if (self.provenance(one) or {}).get("sha256") != hashes[one]:
+            if not _read_record(self._record_path(one)):
                 _write_record(self._record_path(one), {"sha256": hashes[one]})
         record = {
             "sha256": hashes[name],

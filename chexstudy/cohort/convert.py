@@ -42,8 +42,7 @@ class StoreFolder(Run):
     def __init__(self, folder: Path):
         if folder.is_file():
             raise StudyError(f"{folder} is a file: name a folder for the pixel store.")
-        self.folder = folder
-        self.study = folder.name
+        self._open(folder.name, folder)
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,12 @@ def require_current_arm(run: Run, arm: str, seed: int) -> str:
     folder = arm_folder(arm, seed)
     run.require(f"{folder}/compute.json", f"04_pretrain_curated with the arm {arm!r} and seed {seed}")
     record = run.provenance(f"{folder}/compute.json")
-    if record is None or record["inputs"].get("cohort.parquet") != hash_file(run.path("cohort.parquet")):
+    if record is None:
+        raise StudyError(
+            f"nothing tells how the arm {arm!r} (seed {seed}) was trained, it was cut off at its end or its provenance "
+            "is damaged: run 04_pretrain_curated again."
+        )
+    if record["inputs"].get("cohort.parquet") != hash_file(run.path("cohort.parquet")):
         raise StudyError(
             f"the arm {arm!r} (seed {seed}) was trained on another cohort than study {run.study!r} has now: "
             "run 04_pretrain_curated again."
