@@ -1,10 +1,15 @@
 import io
+import os
+import socket
 import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
+from test_png import make_png
 
+from chexstudy.cohort import images
 from chexstudy.cohort.images import decode_radiograph, fit_square, read_radiograph
 from chexstudy.cohort.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
@@ -110,8 +115,157 @@ def test_an_absurdly_large_picture_is_refused_before_it_is_decoded():
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
     data = bytearray(encode(Image.fromarray(gradient())))
     data[16:29] = header
-    data[29:33] = struct.pack(">I", __import__("zlib").crc32(b"IHDR" + header))
+    data[29:33] = struct.pack(">I", zlib.crc32(b"IHDR" + header))
     assert reason_of(bytes(data)) == "too large"
+
+
+def make_tiff(values, bits, photometric, sample_format=1, order="<"):
+    """A TIFF of one strip, uncompressed, ``values`` the bytes of its 40 rows of 50 pixels."""
+    short, long = 3, 4
+    channels = max(1, len(values) * 8 // (40 * 50 * bits))
+    start = 8 + 2 + 12 * 10 + 4
+    per_channel = struct.pack(f"{order}{channels}H", *[bits] * channels)
+    formats = struct.pack(f"{order}{channels}H", *[sample_format] * channels)
+    inline = channels < 3
+    tags = [
+        (256, long, 1, 50),
+        (257, long, 1, 40),
+        (258, short, channels, per_channel.ljust(4, b"\0") if inline else start),
+        (259, short, 1, 1),
+        (262, short, 1, photometric),
+        (273, long, 1, start + len(per_channel) + len(formats)),
+        (277, short, 1, channels),
+        (278, long, 1, 40),
+        (279, long, 1, len(values)),
+        (339, short, channels, formats.ljust(4, b"\0") if inline else start + len(per_channel)),
+    ]
+    entries = b""
+    for tag, kind, count, value in tags:
+        if not isinstance(value, bytes):
+            wide = kind == long or count > 1
+            value = struct.pack(f"{order}I", value) if wide else struct.pack(f"{order}HH", value, 0)
+        entries += struct.pack(f"{order}HHI", tag, kind, count) + value
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + per_channel + formats + values
+
+
+@pytest.mark.parametrize("photometric", [0, 1])  # white is zero, black is zero
+@pytest.mark.parametrize("kind", ["<u1", "<u2", "<f4", ">u1", ">f4"])
+def test_a_tiff_has_the_polarity_it_says(kind, photometric):
+    share = gradient(40, 50, 2**20, np.int64) / 2**20
+    top = 1 if kind[1] == "f" else np.iinfo(kind).max
+    stored = (share * top if photometric else top - share * top).astype(kind)
+    data = make_tiff(stored.tobytes(), 8 * stored.itemsize, photometric, 3 if kind[1] == "f" else 1, kind[0])
+    np.testing.assert_allclose(decode_radiograph(data), share * 255, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["<i2", "<u4", "<i4", ">u2", ">i2"])
+def test_a_tiff_has_the_sign_it_says_and_is_refused_where_pillow_does_not_know_it(kind):
+    share = gradient(40, 50, 2**20, np.int64) / 2**20
+    limits = np.iinfo(kind)
+    stored = (limits.min + share * (limits.max - limits.min)).astype(kind)
+    values = (stored.tobytes(), 8 * stored.itemsize)
+    sample_format = 2 if kind[1] == "i" else 1
+    np.testing.assert_allclose(decode_radiograph(make_tiff(*values, 1, sample_format, kind[0])), share * 255, atol=1)
+    assert reason_of(make_tiff(*values, 0, sample_format, kind[0])) == "damaged"
+
+
+def test_a_bilevel_tiff_has_the_polarity_it_says():
+    white = np.zeros((40, 56), bool)
+    white[:, 20:] = True
+    for photometric, stored in ((1, white), (0, ~white)):
+        read = decode_radiograph(make_tiff(np.packbits(stored, axis=1).tobytes(), 1, photometric))
+        np.testing.assert_array_equal(read, np.where(white[:, :50], 255, 0))
+
+
+def test_a_tiff_with_colours_of_16_bit_is_read_if_their_upper_bytes_suffice():
+    grey = gradient(40, 50, 65535, np.uint16)
+    bright, dark = (np.repeat(values[..., None], 3, axis=2).tobytes() for values in (grey, grey // 16))
+    np.testing.assert_allclose(decode_radiograph(make_tiff(bright, 16, 2)), grey / 65535 * 255, atol=1)
+    assert reason_of(make_tiff(dark, 16, 2)) == "unsupported"
+
+
+def test_a_tiff_of_several_pages_is_refused_unless_they_are_smaller_copies():
+    first, second, small = (Image.fromarray(pixels) for pixels in (gradient(), gradient()[::-1], gradient()[::4, ::4]))
+    for compression in (None, "tiff_lzw"):
+        options = {"save_all": True, "compression": compression}
+        assert reason_of(encode(first, "TIFF", append_images=[second], **options)) == "unsupported"
+        kept = decode_radiograph(encode(first, "TIFF", append_images=[small], **options))
+        np.testing.assert_array_equal(kept, gradient())
+
+
+@pytest.mark.parametrize("mode", ["grey and alpha", "colours", "colours and alpha"])
+def test_deep_colours_of_a_png_take_their_real_range(mode):
+    grey = gradient(top=4095, dtype=np.uint16)
+    alpha = np.full_like(grey, 65535)
+    kind, channels = {
+        "grey and alpha": (4, [grey, alpha]),
+        "colours": (2, [grey] * 3),
+        "colours and alpha": (6, [grey] * 3 + [alpha]),
+    }[mode]
+    rows = np.dstack(channels).astype(">u2").reshape(48, -1).view(np.uint8)
+    data = make_png(np.pad(rows, ((0, 0), (1, 0))).tobytes(), 48, 64, bytes([16, kind, 0, 0, 0]))
+    np.testing.assert_allclose(decode_radiograph(data), grey / 4095 * 255, atol=1e-3)
+
+
+def test_a_png_is_read_whole_where_only_what_surrounds_the_picture_is_damaged():
+    pixels = gradient()
+    data = encode(Image.fromarray(pixels), pnginfo=note())
+    start = data.index(b"tEXt")
+    for harmless in (
+        data[: start + 5] + b"?" + data[start + 6 :],  # a note whose checksum is wrong
+        data[:-12],  # no end
+        data[:-1] + b"?",  # the checksum of the end
+        data[:-13] + bytes([data[-13] ^ 1]) + data[-12:],  # the chunk's checksum, beside the one of the pixels within
+        data + bytes(99),
+    ):
+        np.testing.assert_array_equal(decode_radiograph(harmless), pixels)
+    image = data.index(b"IDAT")
+    assert reason_of(data[:19] + b"?" + data[20:]) == "damaged"  # the width
+    assert reason_of(data[: image + 40] + bytes([data[image + 40] ^ 8]) + data[image + 41 :]) == "damaged"
+    assert reason_of(data[:-17] + b"?" + data[-16:]) == "damaged"  # the checksum of the pixels
+
+
+def note():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "made by nobody")
+    return text
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(kind):
+    data = bytearray(encode(Image.fromarray(gradient()), kind))
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", 12000, 12000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "JPEG":
+        start = data.index(b"\xff\xc0")
+        data[start + 5 : start + 9] = struct.pack(">HH", 12000, 12000)
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", 12000, 12000)
+    else:
+        for tag in (256, 257):
+            start = data.index(struct.pack("<H", tag), 8)
+            data[start : start + 12] = struct.pack("<HHII", tag, 4, 1, 12000)
+    with pytest.raises(
+        UnreadableImage, match=r"too large \(12000 x 12000 pixels\); more pixels, or a longer file or h"
+    ):
+        decode_radiograph(bytes(data))
+
+
+def test_only_regular_files_of_a_bearable_length_are_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)
+        server.bind("socket.png")
+        for name in ("pipe.png", "socket.png", "/dev/zero"):
+            with pytest.raises(UnreadableImage, match=r"not an image \(a pipe, a socket or a device\)"):
+                read_radiograph(name)
+    with open("long.png", "wb") as file:
+        file.truncate(2**40)
+    monkeypatch.setattr(images, "_LARGEST_FILE", 2**20)
+    with pytest.raises(UnreadableImage, match=r"too large \(a file of more than 1 MiB\)"):
+        read_radiograph("long.png")
 
 
 def test_truncated_images_are_never_filled_up():

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_dicom import make_dicom, to_bytes
 
 from chexstudy import runs
 from chexstudy.cohort import pixels
+from chexstudy.cohort.dicom import OWN_RANGE
 from chexstudy.cohort.images import fit_square, read_radiograph
 from chexstudy.cohort.pixels import (
     build_pixel_store,
@@ -121,6 +123,17 @@ def test_copies_of_a_file_in_another_split_are_set_aside_on_the_training_side(ru
     # A pair without a text takes no part, so it keeps no image from training either.
     cohort.loc[1, "report"] = ""
     assert "a/2.png" in build_pixel_store(run, cohort, 32).image_ids
+
+
+def test_images_that_were_not_read_as_their_header_says_are_counted(run, tmp_path):
+    cohort = make_cohort(tmp_path / "source")
+    for number in (1, 4):
+        deep = image(number).astype(np.uint16) * 16
+        dataset = make_dicom(deep, bits=12, WindowCenter=-600, WindowWidth=1500)
+        (tmp_path / f"source/{number}.png").write_bytes(to_bytes(dataset))
+    assert len(build_pixel_store(run, cohort, 32)) == 6
+    assert count_remarks(run) == {OWN_RANGE: 2}
+    assert list(pd.read_parquet(run.path("pixels/index.parquet"))["remark"].ne("")) == [0, 1, 0, 0, 1, 0]
 
 
 def test_a_cohort_that_names_one_file_twice_is_refused(run, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from chexstudy.cohort import png
 from chexstudy.cohort.images import decode_radiograph
-from chexstudy.cohort.png import decode_grey_png
+from chexstudy.cohort.png import decode_deep_png, decode_grey_png
 from chexstudy.cohort.unreadable import UnreadableImage
 
 SIDE = 40
@@ -107,3 +107,41 @@ def test_large_files_are_read_the_short_way_and_damaged_ones_keep_their_reason(m
     with pytest.raises(UnreadableImage) as caught:
         decode_radiograph(data[: len(data) // 2])
     assert (caught.value.reason, len(calls)) == ("truncated", 2)
+
+
+PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+@pytest.mark.parametrize("shape", [(37, 61), (3, 2), (1, 9)])
+def test_sixteen_bit_of_each_channel_come_back(kind, channels, shape):
+    values = np.random.default_rng(kind).integers(0, 65536, (*shape, channels)).astype(">u2")
+    for interlace, passes in ((0, ((0, 0, 1, 1),)), (1, PASSES)):
+        parts = [values[y::down, x::right] for y, x, down, right in passes]
+        rows = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
+        data = make_png(rows, *shape, header=bytes([16, kind, 0, 0, interlace]))
+        np.testing.assert_array_equal(decode_deep_png(data), values)
+
+
+def test_filters_of_deep_colours_look_back_by_a_whole_pixel():
+    values = np.random.default_rng(0).integers(0, 65536, (4, 9, 3)).astype(">u2")
+    stored = values.view(np.uint8).reshape(4, 54)
+    left, above = np.zeros((2, 4, 54), np.uint8)
+    left[:, 6:], above[1:] = stored[:, :-6], stored[:-1]
+    for kind, predicted in ((1, left), (2, above), (3, ((left.astype(int) + above) // 2).astype(np.uint8))):
+        rows = np.concatenate([np.full((4, 1), kind, np.uint8), stored - predicted], axis=1)
+        np.testing.assert_array_equal(decode_deep_png(make_png(rows.tobytes(), 4, 9, b"\x10\x02\0\0\0")), values)
+
+
+def test_deep_colours_that_are_cut_or_altered_are_refused():
+    rows = np.zeros((40, 40 * 6 + 1), np.uint8)
+    rows[:, 1:] = np.random.default_rng(0).integers(0, 256, (40, 240))
+    data = make_png(rows.tobytes(), 40, 40, b"\x10\x02\0\0\0")
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 16
+    rows[:, 0] = 9
+    wrong = make_png(rows.tobytes(), 40, 40, b"\x10\x02\0\0\0")
+    for bad, reason in ((data[: len(data) // 2], "truncated"), (bytes(changed), "damaged"), (wrong, "damaged")):
+        with pytest.raises(UnreadableImage) as caught:
+            decode_radiograph(bad)
+        assert caught.value.reason == reason

@@ -7,6 +7,7 @@ values themselves: tags of real files are wrong in ways that show.
 import io
 import logging
 import math
+import struct
 import zlib
 from collections.abc import Sequence
 
@@ -17,7 +18,8 @@ from PIL import Image
 # After Pillow: gdcm opens its own, older zlib to all that is loaded later, and writing a PNG through that one crashes.
 import gdcm
 import pydicom
-from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.encaps import generate_frames
+from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.pixels.common import PhotometricInterpretation
 
 from chexstudy.cohort.levels import LARGEST_IMAGE, loses_levels, show_deep_colours, show_range, stretch_range
@@ -28,6 +30,7 @@ OWN_RANGE = "shown by their own range, which their window or look-up table misse
 _LONGEST_HEADER = 2**24  # bytes
 _LARGEST_INFLATED = 2**29  # bytes
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")  # in both byte orders
+_FRAME_STARTS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # markers; the last is that of JPEG-LS
 _UNREAD_COLOURS = ("HSV", "ARGB", "CMYK")
 _WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _PHOTOMETRIC = (*(str(name) for name in PhotometricInterpretation), "PALETTE COLOR")
@@ -97,13 +100,45 @@ def _read_dataset(data: bytes) -> pydicom.Dataset:
         raise UnreadableImage("unsupported DICOM", f"{frames} frames")
     if dataset.Rows * dataset.Columns > LARGEST_IMAGE:
         raise UnreadableImage("too large", f"{dataset.Columns} x {dataset.Rows} pixels")
-    if "PhotometricInterpretation" in dataset:
-        dataset.PhotometricInterpretation = _tidy_word(dataset.PhotometricInterpretation, _PHOTOMETRIC)
+    photometric = _tidy_word(dataset.get("PhotometricInterpretation"), _PHOTOMETRIC)
+    if photometric not in _PHOTOMETRIC:
+        raise UnreadableImage("unsupported DICOM", "neither grey nor a colour model")
+    dataset.PhotometricInterpretation = photometric
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed and len(dataset.PixelData) < _expected_bytes(dataset):
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _follow_frame(dataset)
+    elif len(dataset.PixelData) < _expected_bytes(dataset):
         raise UnreadableImage("truncated", "fewer pixels than announced")
     return dataset
+
+
+def _follow_frame(dataset: pydicom.Dataset) -> None:
+    """Take the number of stored bits from the compressed frame, and refuse a frame of another size than announced."""
+    found = _read_frame_header(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+    if found is None:
+        return
+    bits, rows, columns = found
+    if (rows, columns) != (dataset.Rows, dataset.Columns):
+        raise UnreadableImage("damaged", f"{columns} x {rows} pixels where {dataset.Columns} x {dataset.Rows} are said")
+    if bits > dataset.BitsStored:
+        dataset.BitsStored, dataset.HighBit = bits, bits - 1
+
+
+def _read_frame_header(frame: bytes) -> tuple[int, int, int] | None:
+    """Bits a sample, rows and columns as a frame of the JPEG family says them; None of other frames.
+
+    Sources: ISO 10918-1 B.2 and ISO 14495-1 C.2 (start of frame), ISO 15444-1 A.5 (image and tile size).
+    """
+    if frame[:4] == b"\xff\x4f\xff\x51":
+        right, bottom, left, top = struct.unpack(">4I", frame[8:24])
+        return (frame[42] & 127) + 1, bottom - top, right - left
+    start = 2
+    while frame[:2] == b"\xff\xd8" and frame[start : start + 1] == b"\xff":
+        if frame[start + 1] in _FRAME_STARTS:
+            return struct.unpack(">BHH", frame[start + 4 : start + 9])
+        start += 2 + int.from_bytes(frame[start + 2 : start + 4])
+    return None
 
 
 def _refuse_long_header(data: bytes) -> None:
@@ -156,19 +191,25 @@ def _read_stored(cells: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarra
     lowest = max(0, int(dataset.get("HighBit", stored - 1)) + 1 - stored)
     if lowest and np.array_equal(_cut_bits(whole, 0, stored), whole):
         lowest = 0  # the values are where they usually are, whatever the tag says
-    values, above = _cut_bits(whole, lowest, stored), whole.view(unsigned) >> lowest >> stored
-    # Above the highest bit a sign may stand.
-    if (((whole >> lowest) != values) & (above != 0))[valid].any() and _is_wrapped(values, above, valid, stored):
-        if _measure_steps(whole) > whole.std() / 2:
+    values = _cut_bits(whole, lowest, stored)
+    lost = (whole >> lowest) - values
+    # Above the highest bit a sign may stand or, before a negative value, nothing.
+    has_more = (lost != 0) & (whole.view(unsigned) >> lowest >> stored != 0)
+    if has_more[valid].any() and _is_wrapped(values, lost, valid, stored):
+        if _find_steps(whole).mean() > whole.std() / 2:
             raise UnreadableImage("damaged", f"values beyond the {stored} bits stored")
         values = whole
     return values, valid & _find_valid(values, dataset)
 
 
-def _is_wrapped(values: np.ndarray, above: np.ndarray, valid: np.ndarray, stored: int) -> bool:
-    """Whether values leap from one pixel to the next where the bits above them change, as values cut short do."""
-    changes = (above[:, 1:] != above[:, :-1]) & valid[:, 1:] & valid[:, :-1]
-    return bool(changes.any()) and _measure_steps(values, changes) > 2**stored / 8
+def _is_wrapped(values: np.ndarray, lost: np.ndarray, valid: np.ndarray, stored: int) -> bool:
+    """Whether values leap to the next pixel wherever the bits lost above them change, as values cut short do."""
+    leaps = [
+        _find_steps(level)[(np.diff(bits, axis=1) != 0) & hit[:, 1:] & hit[:, :-1]]
+        for level, bits, hit in ((values, lost, valid), (values.T, lost.T, valid.T))
+    ]
+    leaps = np.concatenate(leaps)
+    return leaps.size > 0 and float(leaps.mean()) > 2**stored / 8
 
 
 def _overlay_bits(dataset: pydicom.Dataset) -> int:
@@ -187,10 +228,9 @@ def _cut_bits(cells: np.ndarray, lowest: int, stored: int) -> np.ndarray:
     return (cells >> lowest << above) >> above
 
 
-def _measure_steps(values: np.ndarray, chosen: np.ndarray | None = None) -> float:
-    """Mean step from a pixel to its right neighbour, of all steps or the chosen ones ``(height, width - 1)``."""
-    steps = np.abs(np.diff(values.astype(np.float32), axis=1))
-    return float((steps if chosen is None else steps[chosen]).mean())
+def _find_steps(values: np.ndarray) -> np.ndarray:
+    """The step from each pixel to its right neighbour, ``float32 (height, width - 1)``."""
+    return np.abs(np.diff(values.astype(np.float32), axis=1))
 
 
 def _find_valid(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
@@ -231,7 +271,7 @@ def _show_values(stored: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray
         item = dataset.ModalityLUTSequence[0]
         values = _look_up(stored, item.LUTDescriptor, _unpack_table(item.LUTDescriptor, item.LUTData, dataset))
     else:
-        values = apply_modality_lut(stored, dataset)
+        values = _rescale(stored, dataset)
     window, remark = _read_window(dataset), ""
     if dataset.get("VOILUTSequence") or window is not None:
         if dataset.get("VOILUTSequence"):
@@ -244,6 +284,14 @@ def _show_values(stored: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray
     if dataset.BitsStored == 8 and stored.dtype == np.uint8 and np.array_equal(values, stored):
         return stored, remark
     return show_range(values, valid), remark
+
+
+def _rescale(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """Stored values in the unit of the modality; as they are where slope and intercept cannot be meant."""
+    slope, intercept = (_read_numbers(dataset, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    if not slope or not intercept or not slope[0] or not math.isfinite(slope[0]) or not math.isfinite(intercept[0]):
+        return stored
+    return stored.astype(np.float64) * slope[0] + intercept[0]
 
 
 def _apply_voi_table(values: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray) -> np.ndarray:
@@ -270,7 +318,7 @@ def _unpack_table(descriptor: Sequence[int], data: bytes | Sequence[int], datase
         table = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype("<u2")
     else:
         table = np.atleast_1d(data).astype("<u2")
-    if len(table) < entries:
+    if len(table) == (entries + 1) // 2:
         table = table.view(np.uint8)
     if len(table) < entries:
         raise UnreadableImage("damaged", f"a look-up table of {len(table)} entries in place of {entries}")
@@ -302,8 +350,7 @@ def _show_colours(colours: np.ndarray, photometric: str) -> np.ndarray:
         raise UnreadableImage("unsupported DICOM", f"colours as {photometric}")
     if colours.dtype == np.uint8:
         return np.array(Image.fromarray(colours).convert("L"))
-    # pydicom leaves deep luminance and chrominance as they are.
-    return show_deep_colours(colours[..., :1] if photometric.startswith("YBR") else colours[..., :3])
+    return show_deep_colours(colours[..., :3])
 
 
 def _read_window(dataset: pydicom.Dataset) -> tuple[float, float, str] | None:
@@ -323,7 +370,7 @@ def _read_numbers(dataset: pydicom.Dataset, keyword: str) -> list[float]:
         value = dataset.get(keyword)
         numbers = value if isinstance(value, pydicom.multival.MultiValue) else [value]
         return [math.nan if number is None or number == "" else float(number) for number in numbers]
-    except ValueError:
+    except (ValueError, TypeError):
         return []
 
 

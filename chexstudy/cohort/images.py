@@ -27,7 +27,7 @@ _SIGNATURES = {chunks.SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF
 # From so many pixels on compiled code is used; it gives the same and takes half a second to load.
 _WORTH_COMPILED = 512 * 512
 _DEEP_MODES = ("I", "F")  # and all I;16 variants
-_SUBFILE, _BITS, _PHOTOMETRIC = 254, 258, 262  # tags of a TIFF
+_SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of a TIFF
 
 
 def read_radiograph(path: str | Path) -> np.ndarray:
@@ -170,6 +170,9 @@ def _decode_picture(data: bytes) -> np.ndarray:
             picture = ImageOps.exif_transpose(picture)
         if picture.mode in _DEEP_MODES or picture.mode.startswith("I;16"):
             values = np.asarray(picture)
+            if picture.format == "TIFF" and picture.mode == "I" and picture.tag_v2.get(_SAMPLE_FORMAT) == (1,):
+                # Pillow has no unsigned 32 bit; of 16 bit and fewer the sign is never set.
+                values = values.view(np.uint32)
             if not np.isfinite(values).all():
                 raise UnreadableImage("damaged", "values that are not finite")
             grey = show_range(values)
