@@ -20,6 +20,7 @@ from pathlib import Path
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
+from chexstudy.executed import clean_notebook, hide_names
 from chexstudy.notebook import notebook_environment
 from chexstudy.parameters import check_values, read_parameters
 from chexstudy.profiles import Profile, read_profile, resolve_parameters
@@ -215,6 +216,7 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
         except papermill.PapermillExecutionError as error:
             by_study = error.ename == StudyError.__name__
             last_words = error.evalue if by_study else f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+            last_words = hide_names(run, last_words)
             sentence = last_words if by_study else f"{source.stem} stopped in cell {error.exec_count} with {last_words}"
             raise NotebookFailure(sentence, failed, by_study) from None
         except DeadKernelError:
@@ -224,6 +226,8 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
                 failed,
                 by_study=False,
             ) from None
+        finally:
+            clean_notebook(partial, run)
     failed.unlink(missing_ok=True)
     return final
 
