@@ -325,11 +325,11 @@ class Run:
             StudyError: it is missing, damaged or changed; the sentence names the notebook or command that makes it,
                 ``made_by`` unless its provenance knows better.
         """
-        path, record = self.path(name), self._record_path(name)
+        path = self.path(name)
         if not path.exists():
             raise StudyError(f"study {self.study!r} has no {name} yet: run {made_by} first.")
-        if damage := _find_damage(path, record):
-            raise _refuse_damaged(f"{name} of study {self.study!r}", damage, record, made_by)
+        if damage := self.find_damage(name):
+            raise _refuse_damaged(f"{name} of study {self.study!r}", damage, self._record_path(name), made_by)
         return path
 
     # --- provenance -------------------------------------------------------------------------------------------------
@@ -368,8 +368,17 @@ class Run:
         return True
 
     def find_damage(self, name: str) -> str:
-        """What is wrong with an artifact that is there, as in the function of that name."""
-        return _find_damage(self.path(name), self._record_path(name))
+        """What is wrong with an artifact that is there, as in the function of that name.
+
+        Of the files recorded with it, whether they are of the same making; their bytes count when they are read.
+        """
+        if damage := _find_damage(self.path(name), self._record_path(name)):
+            return damage
+        for part, sha256 in (self.provenance(name) or {}).get("files", {}).items():
+            seal = _read_record(self._record_path(part))
+            if seal and seal.get("sha256") != sha256:
+                return f"was written with another {part} than there is now"
+        return ""
 
     def _record_path(self, name: str) -> Path:
         return self.path(f"provenance/{name}.json")

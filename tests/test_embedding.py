@@ -1,5 +1,7 @@
 """Embeddings: order, sharing and batching in memory; caching, staleness and resuming of a cohort."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -232,5 +234,24 @@ def test_missing_and_damaged_embeddings_say_what_to_run(home, image_encoder, tex
         read_embeddings(run, "tiny")
     embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
     run.write_array("embeddings/tiny/text.npy", np.zeros((3, 128), np.float32))
+    with pytest.raises(StudyError, match=r"ids\.parquet of study 'study' was written with another .*text\.npy than"):
+        read_embeddings(run, "tiny")
+    # Of the user's own, nothing is recorded.
+    shutil.rmtree(run.path("provenance"))
     with pytest.raises(StudyError, match="21 ids, 21 images and 3 texts"):
         read_embeddings(run, "tiny")
+
+
+@pytest.mark.parametrize("file", ["image.npy", "text.npy", "ids.parquet"])
+def test_damaged_embeddings_are_not_read_and_made_again(home, image_encoder, text_encoder, file, capsys):
+    run = Run("study")
+    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    before, path = read_bytes(run), run.path(f"embeddings/tiny/{file}")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match="it was damaged or changed: run 02_embed_pairs"):
+        read_embeddings(run, "tiny")
+    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    assert f"embeddings/tiny/{file} of study 'study' is not what was written there" in capsys.readouterr().out
+    assert read_bytes(run) == before

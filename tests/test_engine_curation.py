@@ -6,12 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chexstudy import runs
 from chexstudy.curation.ledger import read_ledger
 from chexstudy.errors import StudyError
 from chexstudy.pretraining import engine
 from chexstudy.pretraining.arms import arm_folder, find_arm, subset_artifact
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine import pretrain
+from chexstudy.pretraining.model import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
@@ -185,3 +187,68 @@ def test_wrong_subsets_and_arms_are_one_sentence(tiny_study):
     for name in ("by_", "curated.", "by_a/b", "nonsense"):
         with pytest.raises(StudyError, match="unknown arm"):
             find_arm(name)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_whatever_an_arm_leaves_behind_is_trained_again_if_it_is_damaged(tiny_study, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "_SECONDS_OF_A_REPLACEMENT", 0)
+    config = _config()
+    folder = _train(tiny_study, "curated", config)
+    before = _weights(tiny_study, folder)
+    left = [path for path in tiny_study.path(folder).rglob("*") if path.is_file()]
+    assert {path.name for path in left} >= {
+        *("compute.json", "history.parquet", "ledger.parquet", "features.npy", "prototypes.npy", "snapshots.parquet"),
+        *("subset.parquet", "projections.safetensors", "model.safetensors", "pretraining.json", "tokenizer.json"),
+    }
+    for path in [*left, tiny_study.path(f"{arm_folder('warm_up', 0)}/warm_up.pt")]:
+        arm = "warm_up" if path.name == "warm_up.pt" else "curated"
+        whole = path.read_bytes()
+        _flip(path)
+        if arm == "warm_up":
+            # What the arm starts from is damaged: it must not be trained on, and the warm-up makes it again.
+            with pytest.raises(StudyError, match=r"warm_up\.pt of study 'tiny' is not what was written there"):
+                engine.is_trained(tiny_study, "curated", 0, config)
+        assert not engine.is_trained(tiny_study, arm, 0, config), path
+        path.write_bytes(whole)
+        assert engine.is_trained(tiny_study, arm, 0, config), path
+    _flip(tiny_study.path(f"{folder}/model/image_encoder/model.safetensors"))
+    with pytest.raises(StudyError, match="it was damaged or changed: run 04_pretrain_curated again"):
+        load_model(tiny_study.path(f"{folder}/model"))
+    pretrain(tiny_study, "curated", 0, config, "cpu")
+    assert f"{folder}/model of study 'tiny' is not what was written there" in capsys.readouterr().out
+    after = _weights(tiny_study, folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("damaged", ["ledger/part-00000.parquet", "features.growing.npy", "prototypes.growing.npy"])
+def test_curation_does_not_go_on_from_damaged_records(tiny_study, monkeypatch, capsys, damaged):
+    config = _config(super_batch=20)
+    pretrain(tiny_study, "warm_up", 0, config, "cpu")
+    step = engine.Trainer._train_step
+    requests = type("Asked", (), {"asked": False})()
+
+    def ask_to_stop(trainer, *arguments, **named):
+        step(trainer, *arguments, **named)
+        requests.asked = trainer.super_batches == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Trainer, "_train_step", ask_to_stop)
+        with pytest.raises(engine.Stopped):
+            pretrain(tiny_study, "curated", 0, config, "cpu", requests=requests)
+    folder = tiny_study.path(arm_folder("curated", 0))
+    _flip(folder / damaged)
+    capsys.readouterr()
+    pretrain(tiny_study, "curated", 0, config, "cpu")
+    said = capsys.readouterr().out
+    assert damaged.split(".")[0] in said
+    assert "is not what was written" in said
+    assert "curated (seed 0): starts anew" in said
+    assert len(read_ledger(tiny_study)) == len(_train_ids(tiny_study))

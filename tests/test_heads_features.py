@@ -1,6 +1,7 @@
 """Frozen features: what they hold, when they are made again, how they go on after a kill, and whose they are."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -281,5 +282,35 @@ def test_missing_and_damaged_features_say_what_to_do(home, encoder):
         read_features(run, "curated/seed0")
     freeze(run, encoder)
     run.write_array("features/curated/seed0/mean.npy", np.zeros((3, 384), np.float32))
+    with pytest.raises(StudyError, match=r"layout\.json of study 'study' was written with another .*mean\.npy than"):
+        read_features(run, "curated/seed0")
+    shutil.rmtree(run.path("provenance"))
     with pytest.raises(StudyError, match=r"are damaged, for their files differ in rows: delete .*layout\.json"):
         read_features(run, "curated/seed0")
+
+
+def test_damaged_features_are_not_read_and_made_again(home, encoder, monkeypatch):
+    monkeypatch.setattr("chexstudy.runs._SECONDS_OF_A_REPLACEMENT", 0)
+    run = Run("study")
+    freeze(run, encoder)
+    before = read_files(run)
+    for name, whole in before.items():
+        path = run.path(f"features/curated/seed0/{name}")
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(StudyError, match="it was damaged or changed: run 09_adapt_encoder again"):
+            read_features(run, "curated/seed0")
+        freeze(run, encoder)
+        assert read_files(run) == before
+
+
+def test_an_unfinished_part_that_was_damaged_is_made_again(home, encoder):
+    whole, broken = Run("whole"), Run("broken")
+    freeze(whole, encoder)
+    with pytest.raises(KeyboardInterrupt):
+        freeze(broken, encoder, Pixels(IMAGES[-1]))
+    (part,) = broken.path("features/curated/seed0/parts").glob("*/pooled_0000000000.npy")
+    content = part.read_bytes()
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    freeze(broken, encoder)
+    assert read_files(broken) == read_files(whole)
+    assert not broken.path("provenance/features/curated/seed0/parts").exists()

@@ -300,3 +300,20 @@ def test_pixels_are_written_whatever_was_imported_first():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "written\n")
+
+
+@pytest.mark.parametrize("name", ["phantom/images", "truth_masks.parquet"])
+def test_a_damaged_phantom_is_drawn_again(home, name, capsys):
+    def build():
+        build_cohort(run, "phantom", "", 48, "pad", 0, PHANTOM, workers=1)
+        files = [path for path in run.folder.rglob("*") if path.is_file() and "provenance" not in path.parts]
+        return {
+            path: path.read_bytes() for path in files if path.name != "manifest.json" and path.parent.name != "pixels"
+        }
+
+    run = Run("drawn")
+    before = build()
+    path = run.path(name) if run.path(name).is_file() else min(run.path(name).iterdir())
+    path.write_bytes(before[path][:-1] + bytes([before[path][-1] ^ 1]))
+    assert build() == before
+    assert f"{name} of study 'drawn' is not what was written there" in capsys.readouterr().out

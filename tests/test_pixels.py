@@ -469,3 +469,32 @@ def test_real_radiographs_are_stored_within_seconds(run, real_data):
     for row in (0, 300, 599):
         expected = fit_square(read_radiograph(real_data / "nih/images" / names[row]), 96)
         np.testing.assert_array_equal(store.images[row], expected)
+
+
+def test_damaged_tables_of_a_store_are_not_read_and_made_again(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_SECONDS_OF_A_REPLACEMENT", 0)
+    cohort = make_broken_cohort(tmp_path / "source")
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    before = read_files(run)
+    for name in ("cohort.parquet", "quarantine.parquet", pixels.INDEX, pixels.MANIFEST, pixels.REQUESTED):
+        whole = run.path(name).read_bytes()
+        for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:9], b""):
+            run.path(name).write_bytes(damaged)
+            with pytest.raises(StudyError, match=r"it was damaged or changed: run .*01_build_cohort.* again"):
+                run.require(name, "01_build_cohort")
+            build_pixel_store(run, cohort, 32, images_a_shard=3)
+            assert run.path(name).read_bytes() == whole
+    assert read_files(run) == before
+
+
+def test_a_damaged_record_of_a_shard_is_not_taken_for_how_it_went(run, tmp_path):
+    cohort = make_broken_cohort(tmp_path / "source")
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    before = read_files(run)
+    path = run.path(SHARDS[0]).with_suffix(".parquet")
+    record = pd.read_parquet(path)
+    record.loc[record.reason.ne("").idxmax() if record.reason.ne("").any() else 0, "detail"] = "another"
+    record.to_parquet(path, index=False)
+    run.path(pixels.INDEX).unlink()
+    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    assert read_files(run) == before

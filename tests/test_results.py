@@ -78,3 +78,18 @@ def test_an_unknown_or_missing_column_is_named():
         validate_results(row(colour="red", study="test"))
     with pytest.raises(StudyError, match="lacks 'n'"):
         validate_results(row(study="test").drop(columns="n"))
+
+
+def test_a_damaged_table_is_told_and_begun_anew(home, capsys):
+    run = Run("test")
+    add_results(run, pd.concat([row(), row(task="retrieval")]))
+    content = bytearray(run.path("results.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    run.path("results.parquet").write_bytes(content)
+    with pytest.raises(
+        StudyError, match="it was damaged or changed: run `chexstudy run all` again, which makes it ane"
+    ):
+        read_results(run)
+    assert list(add_results(run, row()).task) == ["zero_shot"]
+    assert "results.parquet of study 'test' is not what was written there" in capsys.readouterr().out
+    assert list(read_results(run).task) == ["zero_shot"]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chexstudy import runs
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, atomic_path, hash_file, hash_values
 
@@ -76,6 +77,7 @@ def test_a_write_that_the_system_cuts_off_leaves_nothing(home, writer):
     program = f"""
 import resource
 import numpy as np, pandas as pd
+from chexstudy import runs
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 run = Run("tiny")
@@ -163,3 +165,183 @@ def test_provenance_says_how_an_artifact_came_to_be(run):
     assert {"python", "torch", "numpy"} <= set(record["versions"])
     assert record["code_revision"]
     assert record["written_at"].endswith("+00:00")
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def _flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {"flipped": _flip, "cut": lambda content: content[: len(content) // 2], "empty": lambda content: b""}
+KINDS = {
+    "a.parquet": (Run.write_table, Run.read_table, pd.DataFrame({"x": np.arange(40.0)})),
+    "deep/a.npy": (Run.write_array, Run.read_array, np.arange(40.0)),
+    "a.json": (Run.write_json, Run.read_json, {"seconds": 12.5, "flops": [1.0, 2.0]}),
+}
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr("chexstudy.runs._SECONDS_OF_A_REPLACEMENT", 0)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_damaged_artifact_is_told_never_read_and_made_again(run, capsys, monkeypatch, at_once, name, damage):
+    write, read, value = KINDS[name]
+    key = run.key({"k": 1})
+    with monkeypatch.context() as patch:
+        patch.setenv("CHEXSTUDY_NOTEBOOK", "05_compare_arms")
+        write(run, name, value)
+        run.record(name, {"k": 1})
+    whole = run.path(name).read_bytes()
+    assert run.is_current(name, key)
+    run.path(name).write_bytes(DAMAGES[damage](whole))
+    assert not run.is_current(name, key)
+    altered = f"{name} of study 'tiny' is not what was written there (its SHA-256 differs), it was damaged or changed"
+    assert capsys.readouterr().out == f"{altered}: it is made again.\n"
+    # Another notebook that reads it says who made it, whoever it thinks did.
+    for use in (lambda: read(run, name, "01_build_cohort"), lambda: run.key({}, (name,))):
+        with pytest.raises(StudyError) as caught:
+            use()
+        assert str(caught.value) == f"{altered}: run 05_compare_arms again, which makes it anew."
+    write(run, name, value)
+    assert not run.is_current(name, key), "until it is recorded how it was made"
+    run.record(name, {"k": 1})
+    assert run.is_current(name, key)
+    assert run.path(name).read_bytes() == whole
+    read(run, name, "")
+
+
+def test_a_table_edited_by_hand_is_told(run, at_once):
+    run.write_table("scores.parquet", pd.DataFrame({"score": [0.25, 0.5]}))
+    pd.DataFrame({"score": [0.75, 0.5]}).to_parquet(run.path("scores.parquet"), index=False)
+    with pytest.raises(StudyError, match=r"it was damaged or changed: run 05_compare_arms again"):
+        run.read_table("scores.parquet", "05_compare_arms")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_provenance_is_damage(run, capsys, at_once, damage):
+    run.write_json("a.json", 1)
+    run.record("a.json", {"k": 1})
+    record = run.path("provenance/a.json.json")
+    record.write_bytes(DAMAGES[damage](record.read_bytes()))
+    assert run.provenance("a.json") is None
+    assert not run.is_current("a.json", run.key({"k": 1}))
+    assert "a.json of study 'tiny' has a provenance that cannot be read: it is made again" in capsys.readouterr().out
+    with pytest.raises(StudyError, match=r"has a provenance that cannot be read: run 04 again, which makes it anew"):
+        run.read_json("a.json", "04")
+
+
+@pytest.mark.parametrize("position", range(0, 400, 37))
+def test_no_bit_of_provenance_can_change_unseen(run, position):
+    run.write_json("a.json", 1)
+    run.record("a.json", {"k": 1}, seed=3)
+    record = run.path("provenance/a.json.json")
+    content = bytearray(record.read_bytes())
+    before = run.provenance("a.json")
+    content[position] ^= 1
+    record.write_bytes(content)
+    assert run.provenance("a.json") in (None, before)
+
+
+def test_an_artifact_is_current_only_with_all_files_recorded_with_it(run, at_once):
+    key = run.key({"k": 1})
+
+    def make():
+        run.write_json("main.json", 1)
+        run.write_array("rows.npy", np.arange(5))
+        run.path("model").mkdir(exist_ok=True)
+        for name in ("weights", "config", ".hidden"):
+            run.path(f"model/{name}").write_text(name)
+        runs.seal_artifact(run.path("model"))
+        run.record("main.json", {"k": 1}, files=("rows.npy", "model"))
+
+    make()
+    assert run.is_current("main.json", key)
+    for name in ("main.json", "rows.npy", "model/weights"):
+        path = run.path(name)
+        whole = path.read_bytes()
+        path.write_bytes(_flip(whole))
+        assert not run.is_current("main.json", key), name
+        path.unlink()
+        assert not run.is_current("main.json", key), name
+        path.write_bytes(whole)
+        assert run.is_current("main.json", key), name
+    run.path("model/extra").write_text("")
+    assert not run.is_current("main.json", key), "a file that nobody wrote"
+    run.path("model/extra").unlink()
+    run.path("model/.hidden").unlink()
+    assert run.is_current("main.json", key)
+    # The seal of a part alone is written anew, since the whole tells what the part is.
+    for lost in (b"", None):
+        record = run.path("provenance/rows.npy.json")
+        record.unlink() if lost is None else record.write_bytes(lost)
+        assert run.is_current("main.json", key)
+        assert run.read_array("rows.npy", "x").tolist() == [0, 1, 2, 3, 4]
+        assert record.stat().st_size > 0
+    run.write_array("rows.npy", np.arange(6))
+    assert not run.is_current("main.json", key), "a part of another making"
+    with pytest.raises(
+        StudyError, match=r"main\.json of study 'tiny' was written with another rows\.npy than there is"
+    ):
+        run.read_json("main.json", "x")
+
+
+def test_what_is_damaged_before_it_is_recorded_is_not_taken_for_what_was_written(run, at_once):
+    run.write_array("rows.npy", np.arange(5))
+    run.write_json("main.json", 1)
+    run.path("rows.npy").write_bytes(_flip(run.path("rows.npy").read_bytes()))
+    with pytest.raises(StudyError, match=r"rows\.npy of study 'tiny' is not what was written there"):
+        run.record("main.json", {}, files=("rows.npy",))
+
+
+def test_files_of_the_user_are_read_without_a_seal_and_refused_if_they_cannot_be(run):
+    run.folder.mkdir(parents=True)
+    pd.DataFrame({"x": [1]}).to_parquet(run.path("own.parquet"))
+    assert run.read_table("own.parquet", "x").x.tolist() == [1]
+    for name, content in (("own.parquet", b""), ("own.json", b"{"), ("deep.json", b"[" * 100_000), ("own.npy", b"x")):
+        run.path(name).write_bytes(content)
+        read = {".parquet": run.read_table, ".json": run.read_json, ".npy": run.read_array}[run.path(name).suffix]
+        with pytest.raises(StudyError, match=rf"^{name} of study 'tiny' cannot be read \(.*\): run 08 again, or put a"):
+            read(name, "08")
+
+
+def test_a_reader_between_the_seal_and_the_file_waits_for_the_file(run, monkeypatch):
+    run.write_json("a.json", 1)
+    old = run.path("a.json").read_bytes()
+    run.write_json("a.json", 2)
+    new = run.path("a.json").read_bytes()
+    run.path("a.json").write_bytes(old)
+    monkeypatch.setattr("chexstudy.runs.time.sleep", lambda seconds: run.path("a.json").write_bytes(new))
+    assert run.read_json("a.json", "x") == 2
+
+
+def test_a_large_file_is_hashed_once_a_process(run, monkeypatch):
+    run.write_array("large.npy", np.arange(1000))
+    settled = os.stat(run.path("large.npy")).st_mtime_ns - 10**10
+    os.utime(run.path("large.npy"), ns=(settled, settled))
+    read = []
+    digest = runs.hashlib.file_digest
+    monkeypatch.setattr(runs.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
+    for _ in range(5):
+        run.read_array("large.npy", "x", memory_map=True)
+        run.key({}, ("large.npy",))
+    assert len(read) == 1
+    with open(run.path("large.npy"), "r+b") as file:
+        file.seek(500)
+        file.write(b"x")
+    with pytest.raises(StudyError, match="SHA-256 differs"):
+        run.read_array("large.npy", "x")
+
+
+def test_an_artifact_is_forgotten_with_its_provenance(run):
+    for name in ("deep/a.json", "deep/b.json", "c.json"):
+        run.write_json(name, 1)
+    runs.forget_artifact(run.path("deep"))
+    runs.forget_artifact(run.path("absent.json"))
+    left = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file())
+    assert left == ["c.json", "provenance/c.json.json"]
