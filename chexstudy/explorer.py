@@ -1,32 +1,64 @@
-"""The map to be walked through in JupyterLab: a slider over snapshots, and what became of the pair one points at.
+"""The map to be walked through in JupyterLab: a slider over snapshots, and what became of the pairs one points at.
 
-A pair shows its radiograph, band, decision with its reason, prototype and distance; its report only if reports are
-given, for what is shown can be saved with the notebook. Where no one can point at anything (papermill, nbconvert, a
-script) there is no explorer, and executed notebooks carry no state of it.
+The map is a jupyter-scatter widget; all that it shows is in its state, so a reloaded page shows it again. A pair shows
+its radiograph, band, decision with its reason, prototype and distance; its report only if reports are given. Where no
+one can point at anything (papermill, nbconvert, a script) there is no explorer. A picture of the last snapshot is
+displayed with it, which names no pair: a notebook that is opened without its kernel shows that.
 """
 
+import base64
 import html
 import io
 import os
 import sys
 from collections.abc import Callable, Mapping
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from chexstudy.curation.decisions import BANDS
-from chexstudy.plots.maps import require_pairs
+from chexstudy.plots.maps import band_handles, draw_bands, draw_prototypes, prototype_handle, require_pairs
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import BAND_COLOURS, GREY, INK, PALE
+from chexstudy.plots.style import BAND_COLOURS, GREY, INK, PALE, frame_map, new_figure
+from chexstudy.pseudonyms import show_image_ids
+from chexstudy.runs import Run
 
-# So many points a browser still moves at once.
-MOST_POINTS = 20_000
-_SYMBOLS = {"central": "circle", "support": "triangle-up", "outlier": "x"}
-_SIZES = {"central": 5, "support": 7, "outlier": 6}
+# So many of the radiographs inside a lasso are shown.
+MOST_RADIOGRAPHS = 24
+_SIDE = 560
 _MADE_BY = "03_watch_prototypes"
 # Servers that have a screen at their other end set these for the kernels they start; papermill and nbconvert do not.
 _SET_BY_FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
+
+_AHEAD, _PROTOTYPE = "to be scored", "prototype"
+
+
+def _pale(colour: str) -> str:
+    return to_hex([0.45 * part + 0.55 for part in to_rgb(colour)])
+
+
+# What a mark can be, with its colour and its size in pixels, in the order they are drawn: the rare and the kept on top.
+MARKS = {
+    _AHEAD: (PALE, 4),
+    **{f"{band}, dropped": (_pale(BAND_COLOURS[band]), 5) for band in BANDS},
+    **{f"{band}, kept": (BAND_COLOURS[band], 8) for band in BANDS},
+    _PROTOTYPE: (INK, 5),
+}
+_LOADER = """
+export default {
+  async render({ model, el }) {
+    const url = URL.createObjectURL(new Blob([model.get("code")], { type: "text/javascript" }));
+    const { default: map } = await import(url);
+    return map.render({ model, el });
+  },
+};
+"""
+# The picture stands in the output above; a living explorer takes its place.
+_HIDE_PICTURE = "<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .chexstudy-explorer) {display: none}</style>"
 
 
 def has_front_end() -> bool:
@@ -37,6 +69,7 @@ def has_front_end() -> bool:
 
 
 def explore_prototypes(
+    run: Run,
     pairs: pd.DataFrame,
     trajectory: pd.DataFrame,
     read_pixels: Callable[[str], np.ndarray],
@@ -45,31 +78,34 @@ def explore_prototypes(
     """The explorer where there is a front end, else nothing: the static figure stands for it.
 
     Args:
-        pairs, trajectory, read_pixels, reports: as `PrototypeExplorer`.
+        run, pairs, trajectory, read_pixels, reports: as `PrototypeExplorer`.
 
     Raises:
         StudyError: there are no mapped pairs or no snapshots.
     """
-    return PrototypeExplorer(pairs, trajectory, read_pixels, reports) if has_front_end() else None
+    return PrototypeExplorer(run, pairs, trajectory, read_pixels, reports) if has_front_end() else None
 
 
 class PrototypeExplorer:
-    """A slider over snapshots, the map of the snapshot's stage, and a card of the pair one points at.
+    """A slider over snapshots, the map of the snapshot's stage, and a card of the pairs one points at.
 
-    Pairs scored before the snapshot are coloured by band, filled if kept and open if dropped; pairs still to be scored
-    are pale and say nothing. Hovering shows a pair, a click holds it until the next click on it.
+    It opens at the last snapshot. Pairs scored before the snapshot are coloured by band, strong if kept and pale if
+    dropped; pairs still to be scored are grey. Prototypes are stars. Hovering shows a pair, a click holds it, a lasso
+    shows the first radiographs inside it; a double click lets go.
 
     Args:
-        pairs: mapped pairs with ``reason`` (`chexstudy.stages.join_stage_maps`); beyond 20,000 a stage, a sample.
+        run: the study, which says how images are called where they are shown.
+        pairs: mapped pairs with ``reason`` (`chexstudy.stages.join_stage_maps`).
         trajectory: prototypes on the maps (`chexstudy.stages.trace_over_stages`).
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
         reports: from an ``image_id`` to its report; without it no report is shown.
 
     Attributes:
-        figure: the map, a plotly ``FigureWidget``.
+        marks: what is drawn, in drawing order, with its ``mark`` (a name of `MARKS`) and place: pairs, then prototypes.
+        map: the jupyter-scatter widget; ``hovering`` and ``selection`` are rows of ``marks``.
         slider: over snapshots.
-        picture: the radiograph of the pair shown.
-        details: what is known of it, as HTML.
+        summary: step, counts and legend, as HTML.
+        card: what is known of the pairs pointed at, as HTML.
         box: all of them together; this is what a cell displays.
 
     Raises:
@@ -78,6 +114,7 @@ class PrototypeExplorer:
 
     def __init__(
         self,
+        run: Run,
         pairs: pd.DataFrame,
         trajectory: pd.DataFrame,
         read_pixels: Callable[[str], np.ndarray],
@@ -86,167 +123,183 @@ class PrototypeExplorer:
         # They take a second to import, which notebooks that run without a screen are spared.
         import ipywidgets
 
-        self._pairs = _thin_stages(_with_stage(require_pairs(pairs)))
+        self._pairs = _with_stage(require_pairs(pairs))
+        self._pairs["shown_as"] = show_image_ids(run, self._pairs.image_id)
         self._trajectory = _with_stage(require_rows(trajectory, "prototype snapshots", _MADE_BY))
-        self._thinned = len(self._pairs) < len(pairs)
         self._read_pixels, self._reports = read_pixels, reports
-        self._held: int | None = None
-        self._rows: dict[str, np.ndarray] = {}
-        self.figure = self._draw_empty_map()
         snapshots = self._trajectory.drop_duplicates("snapshot").sort_values("snapshot")
         options = [(f"step {row.step:,}", int(row.snapshot)) for row in snapshots.itertuples()]
         self.slider = ipywidgets.SelectionSlider(
-            options=options, description="Snapshot", continuous_update=False, layout={"width": "560px"}
-        )
-        self.slider.observe(lambda change: self.show_snapshot(change["new"]), names="value")
-        self.picture = ipywidgets.Image(format="png", width=280, layout={"visibility": "hidden"})
-        self.details = ipywidgets.HTML("Point at a pair to see it; click to hold it.", layout={"width": "300px"})
-        card = ipywidgets.VBox([self.picture, self.details])
-        self.box = ipywidgets.HBox([ipywidgets.VBox([self.slider, self.figure]), card])
-        self.show_snapshot(options[0][1])
+            options=options, value=options[-1][1], description="Snapshot", continuous_update=False,
+            layout={"width": f"{_SIDE}px"},
+        )  # fmt: skip
+        self.summary = ipywidgets.HTML()
+        self.card = ipywidgets.HTML(layout={"width": "320px"})
+        self.map = _open_map()
+        self._show_snapshot()
+        self.slider.observe(lambda change: self._show_snapshot(), names="value")
+        self.map.observe(lambda change: self._show_pointed(), names=["hovering", "selection"])
+        left = ipywidgets.VBox([self.slider, self.summary, self.map], layout={"width": f"{_SIDE + 60}px"})
+        self.box = ipywidgets.VBox([ipywidgets.HBox([left, self.card]), ipywidgets.HTML(_HIDE_PICTURE)])
+        self.box.add_class("chexstudy-explorer")
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        display(self.box)
-
-    def _draw_empty_map(self):
-        import plotly.graph_objects as go
-
-        figure = go.FigureWidget()
-        figure.add_scattergl(mode="markers", name="to be scored", marker={"color": PALE, "size": 4}, hoverinfo="skip")
-        for band in BANDS:
-            figure.add_scattergl(
-                mode="markers", name=band, marker={"color": BAND_COLOURS[band], "size": _SIZES[band]},
-                hovertemplate="%{text}<extra></extra>",
-            )  # fmt: skip
-        figure.add_scatter(
-            mode="lines", name="path so far", line={"color": GREY, "width": 1.5}, hoverinfo="skip", connectgaps=False
-        )
-        figure.add_scatter(
-            mode="markers+text", name="prototype", textposition="top right", hoverinfo="text", hovertext=[],
-            marker={"symbol": "star", "size": 14, "color": "white", "line": {"color": INK, "width": 1.2}},
-        )  # fmt: skip
-        for trace in figure.data[1 : 1 + len(BANDS)]:
-            trace.on_hover(self._on_hover)
-            trace.on_click(self._on_click)
-        figure.update_layout(
-            width=640, height=560, template="plotly_white", margin={"l": 10, "r": 10, "t": 40, "b": 10},
-            legend={"orientation": "h", "y": -0.02}, hovermode="closest", uirevision="kept",
-        )  # fmt: skip
-        # One frame for all snapshots: what moves in it moves on the map.
-        for column, set_axis in (("x", figure.update_xaxes), ("y", figure.update_yaxes)):
-            values = np.concatenate([self._pairs[column], self._trajectory[column]])
-            margin = 0.04 * (values.max() - values.min()) or 1.0
-            set_axis(range=[float(values.min() - margin), float(values.max() + margin)], visible=False)
-        figure.update_yaxes(scaleanchor="x", scaleratio=1)
-        return figure
+        display(self.draw_picture())
+        # Without the text that widgets have of themselves: it would be saved, with what they show.
+        display(self.box._repr_mimebundle_() | {"text/plain": ""}, raw=True)
 
     # --- the snapshot -------------------------------------------------------------------------------------------------
 
-    def show_snapshot(self, snapshot: int) -> None:
-        """Draw the map of the snapshot's stage, the pairs scored before it and the prototypes at it."""
-        if self.slider.value != snapshot:
-            # Asked for from outside: the slider goes there, and comes back with its own call.
-            self.slider.value = snapshot
-            return
-        at = self._trajectory[self._trajectory.snapshot == snapshot]
-        step, stage = int(at.step.iloc[0]), at.stage.iloc[0]
-        on_map = self._pairs[self._pairs.stage == stage]
-        scored = on_map[on_map.step < step]
-        ahead = on_map[on_map.step >= step]
-        path = self._trajectory[self._trajectory.snapshot <= snapshot]
-        with self.figure.batch_update():
-            traces = {trace.name: trace for trace in self.figure.data}
-            traces["to be scored"].update(x=ahead.x.to_numpy(), y=ahead.y.to_numpy())
-            for band in BANDS:
-                members = scored[scored.band == band]
-                self._rows[band] = members.index.to_numpy()
-                traces[band].update(x=members.x.to_numpy(), y=members.y.to_numpy(), text=_name_pairs(members))
-                traces[band].marker.symbol = [_SYMBOLS[band] + "-open" * (not kept) for kept in members.kept]
-            lines = _break_paths(path)
-            traces["path so far"].update(x=lines[:, 0], y=lines[:, 1])
-            labels = [str(prototype) for prototype in at.prototype]
-            words = [f"prototype {label}" for label in labels]
-            traces["prototype"].update(x=at.x.to_numpy(), y=at.y.to_numpy(), text=labels, hovertext=words)
-            self.figure.layout.title = self._title(step, scored)
+    def _show_snapshot(self) -> None:
+        """Set ``marks`` to what is on the map at the snapshot, and draw it."""
+        at = self._trajectory[self._trajectory.snapshot == self.slider.value]
+        on_map = self._pairs[self._pairs.stage == at.stage.iloc[0]]
+        decision = on_map.band.astype(str) + np.where(on_map.kept, ", kept", ", dropped")
+        mark = decision.where(on_map.step < at.step.iloc[0], _AHEAD)
+        marks = pd.concat([on_map.assign(mark=mark), at.assign(mark=_PROTOTYPE)[["x", "y", "prototype", "mark"]]])
+        marks["mark"] = pd.Categorical(marks.mark, categories=list(MARKS))
+        self.marks = marks.sort_values("mark", kind="stable", ignore_index=True)
+        codes = np.stack([self.marks.mark.cat.codes, np.zeros(len(self.marks))], axis=1)
+        # A selection is of rows, and these are other rows now.
+        self.map.hovering, self.map.selection = None, np.empty(0, np.uint32)
+        self.map.annotations = [*self._trace_paths(), *self._outline_stars()]
+        self.map.points = np.concatenate([self._frame(self.marks), codes], axis=1)
+        self.summary.value = self._summarise()
+        self.card.value = "Point at a pair to see it, click to hold it, draw a lasso around several."
 
-    def _title(self, step: int, scored: pd.DataFrame) -> dict:
-        kept = f", {100 * scored.kept.mean():.1f} % kept" if len(scored) else ""
-        sample = " (a sample of the pairs)" if self._thinned else ""
-        return {
-            "text": f"Step {step:,}: {len(scored):,} pairs of this stage scored{kept}{sample}",
-            "font": {"size": 13},
-        }
+    def _frame(self, table: pd.DataFrame) -> np.ndarray:
+        """Places ``(rows, 2)`` within -1 and 1: one frame for all snapshots, so what moves in it moves on the map."""
+        places = np.concatenate([self._pairs[["x", "y"]], self._trajectory[["x", "y"]]]).astype(float)
+        centre = (places.max(axis=0) + places.min(axis=0)) / 2
+        return (table[["x", "y"]].to_numpy(float) - centre) / (1.06 * max(np.abs(places - centre).max(), 1e-6))
 
-    # --- the pair -----------------------------------------------------------------------------------------------------
+    def _trace_paths(self) -> list:
+        """The ways of the prototypes up to the snapshot."""
+        from jscatter import Line
 
-    def _on_hover(self, trace, points, _state) -> None:
-        if points.point_inds and self._held is None:
-            self._show_row(self._rows[trace.name][points.point_inds[0]])
+        so_far = self._trajectory[self._trajectory.snapshot <= self.slider.value].sort_values("snapshot")
+        ways = [self._frame(way).tolist() for _, way in so_far.groupby("prototype")]
+        return [Line(way, line_color=GREY) for way in ways if len(way) > 1]
 
-    def _on_click(self, trace, points, _state) -> None:
-        if not points.point_inds:
-            return
-        row = int(self._rows[trace.name][points.point_inds[0]])
-        self._held = None if row == self._held else row
-        self._show_row(row)
+    def _outline_stars(self) -> list:
+        from jscatter import Line
 
-    def _show_row(self, number: int) -> None:
-        row = self._pairs.loc[number]
-        self.picture.value = _encode_png(self._read_pixels(row.image_id))
-        self.picture.layout.visibility = "visible"
+        turns, reach = np.linspace(0, 2 * np.pi, 11), np.where(np.arange(11) % 2, 0.012, 0.028)
+        star = (reach * [np.sin(turns), np.cos(turns)]).T
+        centres = self._frame(self.marks[self.marks.mark == _PROTOTYPE])
+        return [Line((centre + star).tolist(), line_color=INK, line_width=2) for centre in centres]
+
+    def _summarise(self) -> str:
+        counts = self.marks.mark.value_counts().reindex(list(MARKS))
+        scored = self.marks[~self.marks.mark.isin([_AHEAD, _PROTOTYPE])]
+        kept = f", {100 * scored.kept.astype(bool).mean():.1f} % kept" if len(scored) else ""
+        step = self.slider.options[self.slider.index][0]
+        dots = [
+            f"<span style='white-space:nowrap'><span style='color:{colour}'>{'★' if mark == _PROTOTYPE else '●'}</span>"
+            f" {mark} ({counts[mark]:,})</span>"
+            for mark, (colour, _) in MARKS.items()
+        ]
+        return f"<b>{step.capitalize()}: {len(scored):,} pairs of this stage scored{kept}</b><br>{'&ensp; '.join(dots)}"
+
+    def draw_picture(self) -> Figure:
+        """The map at the last snapshot as a static figure, without any name."""
+        at = self._trajectory[self._trajectory.snapshot == self._trajectory.snapshot.max()]
+        pairs = self._pairs[self._pairs.stage == at.stage.iloc[0]]
+        figure = new_figure(height_mm=95, width_mm=100)
+        axes = figure.add_subplot()
+        draw_bands(axes, pairs)
+        draw_prototypes(axes, at)
+        frame_map(axes, pd.concat([pairs[["x", "y"]], at[["x", "y"]]]))
+        axes.set_title(f"step {at.step.iloc[0]:,}; run this cell in JupyterLab to walk through the map", fontsize=7)
+        handles = [*band_handles(pairs), prototype_handle()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        return figure
+
+    # --- the pairs ----------------------------------------------------------------------------------------------------
+
+    def _show_pointed(self) -> None:
+        """Show what is selected, or, where nothing is, what the pointer is on; else leave what is shown."""
+        selection, hovering = self.map.selection, self.map.hovering
+        chosen = selection if selection is not None and len(selection) else [] if hovering is None else [hovering]
+        rows = self.marks.iloc[[int(row) for row in chosen if row < len(self.marks)]]
+        pairs = rows[rows.mark != _AHEAD]
+        if len(pairs) > 1:
+            self.card.value = self._describe_several(pairs[pairs.mark != _PROTOTYPE])
+        elif len(pairs):
+            row = pairs.iloc[0]
+            self.card.value = self._describe_prototype(row) if row.mark == _PROTOTYPE else self._describe_pair(row)
+
+    def _describe_prototype(self, row: pd.Series) -> str:
+        members = self.marks[(self.marks.prototype == row.prototype) & ~self.marks.mark.isin([_AHEAD, _PROTOTYPE])]
+        pairs = f"{len(members):,} scored, of which {members.kept.sum():,} kept"
+        return _tabulate({"prototype": int(row.prototype), "pairs": pairs})
+
+    def _describe_pair(self, row: pd.Series) -> str:
         facts = {
-            "image": row.image_id,
+            "image": row.shown_as,
             "decision": row.reason,
             "band": row.band,
-            "prototype": str(row.prototype),
+            "prototype": int(row.prototype),
             "distance": _write_distance(row),
-            "scored at": f"step {row.step:,}",
+            "scored at": f"step {int(row.step):,}",
         }
-        if "priority" in row and pd.notna(row.priority):
+        if pd.notna(row.get("priority")):
             facts["priority"] = f"{row.priority:.3f}"
         if self._reports is not None:
             facts["report"] = self._reports.get(row.image_id, "no report")
-        lines = [
-            f"<tr><td><b>{html.escape(name)}</b>&nbsp;</td><td>{html.escape(str(value))}</td></tr>"
-            for name, value in facts.items()
+        return self._embed(row.image_id, 280) + _tabulate(facts)
+
+    def _describe_several(self, pairs: pd.DataFrame) -> str:
+        shown = pairs.iloc[:MOST_RADIOGRAPHS]
+        tiles = [
+            f"<figure style='margin:0;width:74px;font-size:10px;line-height:1.2'>{self._embed(row.image_id, 74)}"
+            f"<figcaption>{html.escape(row.mark)}</figcaption></figure>"
+            for row in shown.itertuples()
         ]
-        held = "<i>Held: click it again to let go.</i>" if self._held is not None else ""
-        self.details.value = f"<table style='line-height:1.4'>{''.join(lines)}</table>{held}"
+        first = f", the first {len(shown)} shown" if len(shown) < len(pairs) else ""
+        grid = f"<div style='display:flex;flex-wrap:wrap;gap:4px'>{''.join(tiles)}</div>"
+        return f"<b>{len(pairs):,} pairs, {pairs.kept.sum():,} kept{first}</b>{grid}"
+
+    def _embed(self, image_id: str, width: int) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(self._read_pixels(image_id)).save(buffer, "PNG")
+        return f"<img width='{width}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+
+
+def _open_map():
+    """A jupyter-scatter widget with one point of every mark, in the middle of a frame from -1 to 1."""
+    import jscatter
+    from jscatter.widget import JupyterScatter
+    from traitlets import Unicode
+
+    class Map(JupyterScatter):
+        # A browser that takes over two seconds to load a widget's code is deaf to all later messages of its kernel, and
+        # jupyter-scatter's are two megabytes. So what is loaded first is this, and the rest when the map is drawn.
+        _esm = _LOADER
+        code = Unicode(str(JupyterScatter._esm)).tag(sync=True)
+
+    with patch.object(jscatter.jscatter, "JupyterScatter", Map):
+        return jscatter.Scatter(
+            data=pd.DataFrame({"x": 0.0, "y": 0.0, "mark": pd.Categorical(MARKS, categories=list(MARKS))}),
+            x="x", y="y", x_scale=(-1, 1), y_scale=(-1, 1), width=_SIDE, height=_SIDE,
+            color_by="mark", color_map=[colour for colour, _ in MARKS.values()], opacity=1, opacity_by=None,
+            size_by="mark", size_map=[size for _, size in MARKS.values()], color_selected=INK, color_hover=INK,
+            axes=False, background_color="white",
+        ).show()  # fmt: skip
 
 
 def _with_stage(table: pd.DataFrame) -> pd.DataFrame:
     return table if "stage" in table else table.assign(stage=0)
 
 
-def _thin_stages(pairs: pd.DataFrame) -> pd.DataFrame:
-    """At most `MOST_POINTS` pairs a stage, drawn with a fixed seed, in their order."""
-    shown = [
-        members if len(members) <= MOST_POINTS else members.sample(MOST_POINTS, random_state=0).sort_index()
-        for _, members in pairs.groupby("stage")
+def _tabulate(facts: Mapping[str, object]) -> str:
+    rows = [
+        f"<tr style='vertical-align:top'><th>{html.escape(name)}&nbsp;</th><td>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
     ]
-    return pd.concat(shown, ignore_index=True)
-
-
-def _name_pairs(pairs: pd.DataFrame) -> list[str]:
-    """What the pointer says of each pair at once, before the card is drawn."""
-    return [
-        f"{image_id}<br>{band}, {'kept' if kept else 'dropped'}<br>prototype {prototype}, distance {distance:.3f}"
-        for image_id, band, kept, prototype, distance in pairs[
-            ["image_id", "band", "kept", "prototype", "distance"]
-        ].itertuples(index=False)
-    ]
-
-
-def _break_paths(path: pd.DataFrame) -> np.ndarray:
-    """Paths of all prototypes as one line ``(points, 2)``, broken by a row of NaN after each."""
-    gap = np.full((1, 2), np.nan)
-    parts = [
-        np.concatenate([steps.sort_values("snapshot")[["x", "y"]].to_numpy(dtype=float), gap])
-        for _, steps in path.groupby("prototype")
-    ]
-    return np.concatenate(parts)
+    return f"<table style='line-height:1.4;text-align:left'>{''.join(rows)}</table>"
 
 
 def _write_distance(row: pd.Series) -> str:
@@ -255,9 +308,3 @@ def _write_distance(row: pd.Series) -> str:
     if {"threshold_support", "threshold_outlier"} <= set(row.index):
         text += f" (support band: {row.threshold_support:.3f} to {row.threshold_outlier:.3f})"
     return text
-
-
-def _encode_png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

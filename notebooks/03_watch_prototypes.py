@@ -37,7 +37,7 @@ learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
 constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 device = "auto"  # auto, cpu or cuda
-show_reports = False  # show report texts in the explorer; they can then be saved with the notebook
+show_reports = False  # show report texts in the explorer
 
 # %%
 import numpy as np
