@@ -164,12 +164,13 @@ evolution
 # ## Walk through the map
 #
 # In JupyterLab: move the slider, point at a pair to see its radiograph and why it was kept or dropped, click to hold
-# it. Report texts are shown only with `show_reports = True`. Without a front end this cell shows nothing, and the
-# figure above stands for it.
+# it, double-click to let go, draw a lasso to see the radiographs inside. Report texts are shown only with
+# `show_reports = True`. A picture of the map is saved with the notebook; without a front end this cell shows nothing,
+# and the figure above stands for it.
 
 # %%
 reports = read_cohort(run.path("cohort.parquet")).set_index("image_id").report if show_reports else None
-explorer = explore_prototypes(staged, trajectory, lambda image_id: store.read([image_id])[0], reports)
+explorer = explore_prototypes(run, staged, trajectory, lambda image_id: store.read([image_id])[0], reports)
 explorer
 
 # %% [markdown]
