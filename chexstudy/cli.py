@@ -532,17 +532,20 @@ def _add_cohort(verbs) -> None:
         "check",
         "check a cohort table, or a folder of your own",
         "Hold a study's cohort table against the contract: columns, label values, unique ids, one split a patient.\n"
-        "For a folder with images, a table and cohort.yaml (which says what its columns mean), list everything\n"
-        "that is wrong.",
+        "For a folder of your own (images, a table, cohort.yaml) or another source, list everything that is wrong\n"
+        "before an image is read: rows without an image, images without a row, copies, empty files, splits without\n"
+        "patients, findings of one class, columns that nothing uses.",
         "examples:\n"
         "  chexstudy cohort check demo\n"
-        "  chexstudy cohort check ~/mine\n\n"
-        "writes: nothing; exit status 2 if there is a problem",
+        "  chexstudy cohort check ~/mine\n"
+        "  chexstudy cohort check ~/nih --source nih\n\n"
+        "writes: nothing; exit status 2 if there is a problem that would stop a run, 0 with remarks alone",
         _check_cohort,
     )
     check.add_argument(
-        "cohort", metavar="STUDY|TABLE.parquet|FOLDER", help="a study's name, a table's path, or a folder of your own"
+        "cohort", metavar="STUDY|TABLE.parquet|FOLDER", help="a study's name, a table's path, or a source's folder"
     )
+    check.add_argument("--source", choices=sources[1:], help="what the folder is (default: told by what it holds)")
     show = _add_verb(
         actions,
         "show",
@@ -690,23 +693,20 @@ def _build_cohort(options: argparse.Namespace) -> None:
 
 
 def _check_cohort(options: argparse.Namespace) -> int:
-    from chexstudy.cohort.sources.folder import check_folder
+    from chexstudy.cohort.check import check_source, check_table
     from chexstudy.cohort.table import finding_columns, read_cohort
     from chexstudy.paths import resolve_user_path
 
     path = resolve_user_path(options.cohort)
-    if path.is_dir() and not (path / "cohort.parquet").is_file():
-        report = check_folder(path)
-        print("\n".join(report.problems), file=sys.stderr, end="\n" if report.problems else "")
-        print(
-            f"{options.cohort}: {report.rows} rows, {report.rows_without_image} without an image; "
-            f"{report.images_without_row} images without a row."
-        )
-        if report.problems:
-            return 2
-        cohort = report.cohort
-    else:
-        cohort = read_cohort(_find_table(options.cohort))
+    is_source = options.source is not None or (path.is_dir() and not (path / "cohort.parquet").is_file())
+    check = check_source(path, options.source) if is_source else check_table(read_cohort(_find_table(options.cohort)))
+    if check.remarks:
+        print("remarks:", *check.remarks, sep="\n  ")
+    for problem in check.problems:
+        print(problem, file=sys.stderr)
+    if check.problems:
+        return 2
+    cohort = check.cohort
     print(
         f"{options.cohort} keeps the contract: {len(cohort)} images of {cohort.patient_id.nunique()} patients, "
         f"{len(finding_columns(cohort))} findings."

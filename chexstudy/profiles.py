@@ -6,16 +6,14 @@ those of the command line: a default that no notebook takes is an error, not a s
 """
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.parameters import Parameter, check_names, check_values, parse_text
+from chexstudy.yaml_files import read_yaml
 
 _FIELDS = ("title", "description", "cost", "defaults", "notebooks")
 
@@ -30,15 +28,6 @@ class Profile:
     cost: str = ""
     defaults: dict[str, object] = field(default_factory=dict)
     notebooks: dict[str, dict[str, object]] = field(default_factory=dict)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``3e-4`` as text; this loader reads it as the number it is."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def list_profiles(folder: Path | None = None) -> list[str]:
@@ -59,12 +48,7 @@ def read_profile(name: str, folder: Path | None = None) -> Profile:
         closest = difflib.get_close_matches(name, known, n=1)
         guess = f"did you mean {closest[0]!r}" if closest else "choose one, or give the path of a .yaml file"
         raise StudyError(f"there is no profile {name!r}; the profiles are {', '.join(known) or 'none'}: {guess}.")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise StudyError(f"profile {path} is not valid YAML{line}: {getattr(error, 'problem', error)}.") from None
+    content = read_yaml(path, "profile") or {}
     if not isinstance(content, dict):
         raise StudyError(f"profile {path} must hold the fields {', '.join(_FIELDS)}, not a {type(content).__name__}.")
     unknown = [str(key) for key in content if key not in _FIELDS]

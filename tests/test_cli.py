@@ -163,7 +163,7 @@ def test_a_mistyped_command_is_one_sentence_and_status_2(capsys, arguments, sent
             ["evaluate", "compare", "full", "curated", "--study", "no"],
             "study 'no' has no cohort.parquet yet: run 01_build_cohort first.",
         ),
-        (["evaluate", "compare", "no.csv", "full", "--labels", "no.csv"], "there is no file "),
+        (["evaluate", "compare", "no.csv", "full", "--labels", "no.csv"], "there is no table "),
         (["evaluate", "compare", "full", "curated", "--out", "x.txt"], "x.txt is neither CSV nor parquet: give"),
         (["check-golden", "no.npz"], "there is no file of golden numbers at"),
     ],
@@ -324,18 +324,36 @@ def make_cohort():
     )
 
 
+def make_whole_cohort():
+    """A cohort with both classes in every split."""
+    numbers = range(6)
+    columns = {"patient_id": [f"s/p{number}" for number in numbers], "image_id": [f"s/{number}" for number in numbers]}
+    splits = ["train", "train", "validate", "validate", "test", "test"]
+    cohort = pd.concat([make_cohort()] * 2, ignore_index=True)
+    return cohort.assign(**columns, split=splits, Edema=[0, 1] * 3, report="Clear.")
+
+
 def test_cohort_check_says_what_a_good_table_holds(tmp_path, capsys):
-    write_cohort(make_cohort(), tmp_path / "good.parquet")
+    write_cohort(make_whole_cohort(), tmp_path / "good.parquet")
     assert main(["cohort", "check", str(tmp_path / "good.parquet")]) == 0
-    assert "keeps the contract: 3 images of 2 patients, 2 findings" in capsys.readouterr().out
+    assert "keeps the contract: 6 images of 6 patients, 2 findings" in capsys.readouterr().out
+
+
+def test_cohort_check_refuses_what_a_run_would_stop_at(tmp_path, capsys):
+    write_cohort(make_cohort(), tmp_path / "short.parquet")
+    assert main(["cohort", "check", str(tmp_path / "short.parquet")]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("no image is in the split validate, which training or evaluation needs: give")
+    assert told[1].startswith("no finding is both present and absent in the split test, so nothing can be measured")
 
 
 def test_a_cohort_is_named_by_its_study_its_folder_or_its_table(home, capsys):
-    table = write_cohort(make_cohort(), Run("mine").path("cohort.parquet"))
+    table = write_cohort(make_whole_cohort(), Run("mine").path("cohort.parquet"))
     shown = set()
     for named in ("mine", str(table.parent), str(table)):
         assert main(["cohort", "check", named]) == 0
-        assert f"{named} keeps the contract: 3 images" in capsys.readouterr().out
+        assert f"{named} keeps the contract: 6 images" in capsys.readouterr().out
         assert main(["cohort", "show", named]) == 0
         shown.add(capsys.readouterr().out)
     assert len(shown) == 1
@@ -346,7 +364,7 @@ def test_a_cohort_is_named_by_its_study_its_folder_or_its_table(home, capsys):
 def test_cohort_check_names_row_and_column_of_a_bad_label(tmp_path, capsys):
     make_cohort().assign(Edema=[0, 2, 1]).to_parquet(tmp_path / "bad.parquet")
     assert main(["cohort", "check", str(tmp_path / "bad.parquet")]) == 2
-    assert "row 1 (s/2), column 'Edema' holds 2; a label is 1 (present)" in capsys.readouterr().err
+    assert "row 1, column 'Edema' holds 2; a label is 1 (present)" in capsys.readouterr().err
     (tmp_path / "none.parquet").write_text("<html>")
     assert main(["cohort", "check", str(tmp_path / "none.parquet")]) == 2
     assert "is not a parquet table that can be read: build it again" in capsys.readouterr().err
@@ -360,10 +378,20 @@ def test_cohort_check_lists_everything_wrong_with_a_folder(tmp_path, capsys):
     assert main(["cohort", "check", str(tmp_path)]) == 2
     shown = capsys.readouterr()
     assert "Mass" in shown.err
-    assert "2 rows, 1 without an image; 0 images without a row." in shown.out
-    (tmp_path / "labels.csv").write_text("File,Patient,Mass\na.png,1,1\nb.png,2,0\n")
+    assert "rows whose image file is not there, which go to quarantine: line 3." in shown.out
+    rows = "".join(
+        f"{name}{number}.png,{number},{label}\n" for number in range(9) for name, label in (("a", 1), ("b", 0))
+    )
+    (tmp_path / "labels.csv").write_text(f"File,Patient,Mass\n{rows}a.png,7,0\n")
     assert main(["cohort", "check", str(tmp_path)]) == 0
-    assert "keeps the contract: 2 images of 2 patients, 1 findings" in capsys.readouterr().out
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        "remarks:",
+        "  rows whose image file is not there, which go to quarantine: line 2, line 3, line 4, line 5, line 6, line 7, "
+        "line 8, line 9, line 10, line 11 and 8 more.",
+        "  rows whose image file is empty, which go to quarantine: line 20.",
+        f"{tmp_path} keeps the contract: 19 images of 9 patients, 1 findings.",
+    ]
 
 
 def test_cohort_show_counts_a_table_and_a_study(home, capsys):

@@ -199,15 +199,21 @@ def change(side, change_table):
     ("spoil", "sentence"),
     [
         (lambda x, a, b: (x, a, change(b, lambda t: t.assign(image_id="x/" + t.image_id))), "share no image"),
-        (lambda x, a, b: (x.iloc[:150], a, b), r"10 of the 160 images scored are not in the labels"),
+        (
+            lambda x, a, b: (x.iloc[:150], a, b),
+            r"10 of the 160 images scored are not in the labels, whose ids .* '…/0' and those of the scores as '…/150'",
+        ),
         (lambda x, a, b: (x.drop(columns="patient_id"), a, b), "labels have no column patient_id: their columns are"),
-        (lambda x, a, b: (pd.concat([x, x[:1]]), a, b), "labels hold the image of row 160 twice"),
+        (lambda x, a, b: (pd.concat([x, x[:1]]), a, b), "the labels hold an image a second time in row 160"),
         (
             lambda x, a, b: (x.assign(patient_id=[None, *x.patient_id[1:]]), a, b),
-            "image in row 0 of the labels has no patient_id",
+            "have no patient_id in row 0",
         ),
         (lambda x, a, b: (x, change(a, lambda t: t.drop(columns="image_id")), b), "good have no column image_id"),
-        (lambda x, a, b: (x, change(a, lambda t: pd.concat([t, t[:1]])), b), "good scores the image of row 160 twice"),
+        (
+            lambda x, a, b: (x, change(a, lambda t: pd.concat([t, t[:1]])), b),
+            "good hold an image a second time in row 160",
+        ),
         (
             lambda x, a, b: (x.assign(**dict.fromkeys(FINDINGS, -1)), a, b),
             "no finding can be compared .Edema: no known",

@@ -76,7 +76,7 @@ def test_rows_that_are_not_finite_are_counted_over_all_blocks_and_the_first_is_n
     monkeypatch.setattr(inputs, "_BLOCK_NUMBERS", 15)
     embeddings = draw()
     embeddings[[7, 20, 39], [0, 3, 4]] = value
-    with pytest.raises(StudyError, match=r"^E.npy holds NaN or infinite values in 3 rows, the first is row 7:"):
+    with pytest.raises(StudyError, match=r"^E.npy holds NaN or infinite values in 3 rows, the first is row 7"):
         normalise(embeddings)
 
 
@@ -206,8 +206,8 @@ def test_ids_are_texts_or_whole_numbers_and_keep_their_order(tmp_path, column):
 @pytest.mark.parametrize(
     ("column", "complaint"),
     [
-        (["a", "b", "a", "b", "a"], "ids holds 3 image_ids more than once, the first in row 2"),
-        ([4, 5, 5], "ids holds 1 image_id more than once, the first in row 2"),
+        (["a", "b", "a", "b", "a"], "ids holds 3 image_ids more than once, the first in row 0 and row 2"),
+        ([4, 5, 5], "ids holds 1 image_id more than once, the first in row 1 and row 2"),
         (["a", None, None], "ids has no image_id in 2 rows, the first is row 1"),
         ([1.5, 2.5], "ids holds image_id of kind floating: they must be texts or whole numbers"),
         ([True, False], "kind boolean"),
@@ -231,9 +231,9 @@ def test_a_file_that_is_no_parquet_and_a_cut_one_are_refused(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"image_id\na\n", whole[:40], whole[:-30]):
         path.write_bytes(content)
-        with pytest.raises(StudyError, match=r"ids.parquet is not a parquet file that can be read"):
+        with pytest.raises(StudyError, match=r"ids.parquet cannot be read as a table"):
             read_image_ids(path)
-    with pytest.raises(StudyError, match=r"^there is no file at .*none.parquet\.$"):
+    with pytest.raises(StudyError, match=r"^there is no table .*none.parquet: check its name"):
         read_image_ids(tmp_path / "none.parquet")
 
 
@@ -250,9 +250,15 @@ def test_losses_follow_the_ids_and_not_their_own_order(tmp_path):
     ("columns", "complaint"),
     [
         ({"image_id": ["a"], "loss": [1.0]}, "has no row for 1 of the 2 embedded images, the first is that of row 1"),
-        ({"image_id": ["a", "b", "a"], "loss": [1.0, 2, 3]}, "holds 1 image_id more than once, the first in row 2"),
-        ({"image_id": ["a", "b"], "loss": [1.0, np.nan]}, "'loss' of .* has no finite number for 1 image, .* row 1"),
-        ({"image_id": ["a", "b"], "loss": [np.inf, 1.0]}, "no finite number for 1 image, the first is that of row 0"),
+        (
+            {"image_id": ["a", "b", "a"], "loss": [1.0, 2, 3]},
+            "1 image_id more than once, the first in row 0 and row 2",
+        ),
+        (
+            {"image_id": ["a", "b"], "loss": [1.0, np.nan]},
+            "'loss' of .* no finite number in 1 row, the first is row 1",
+        ),
+        ({"image_id": ["a", "b"], "loss": [np.inf, 1.0]}, "no finite number in 1 row, the first is row 0"),
         ({"image_id": ["a", "b"], "loss": ["1", "2"]}, "holds str, not numbers"),
         ({"image_id": ["a", "b"], "score": [1, 2]}, "has no column 'loss'"),
     ],

@@ -108,7 +108,7 @@ def test_a_family_of_ones_own_is_added_after_those_of_the_study(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        (OWN, "families: [", r"mine.yaml is not a YAML file that can be read \(line 1\)"),
+        (OWN, "families: [", r"mine.yaml is not valid YAML at line 1"),
         (OWN, "prompts: {}", "holds no prompt family"),
         ("mine:", "My-Prompts:", "small letters"),
         ("mine:", "chosen:", "small letters"),

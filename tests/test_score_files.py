@@ -164,14 +164,14 @@ def test_a_name_is_a_file_by_its_ending(tmp_path, monkeypatch):
     assert not names_files("curated.keep_10")
     assert not names_files("full@head")
     monkeypatch.setenv("CHEXSTUDY_CWD", str(tmp_path))
-    with pytest.raises(StudyError, match=r"there is no file .*no.csv: name a parquet or CSV table"):
+    with pytest.raises(StudyError, match=r"there is no table .*no.csv: check its name"):
         read_files("no.csv")
     (tmp_path / "page.parquet").write_text("<html>")
     with pytest.raises(StudyError, match=r"page.parquet cannot be read as a table"):
         read_files("page.parquet")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(StudyError, match=r"empty.csv cannot be read as a table"):
+    with pytest.raises(StudyError, match=r"empty.csv is empty: give it"):
         read_files("empty.csv")
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(StudyError, match="neither parquet nor CSV"):
+    with pytest.raises(StudyError, match="neither CSV nor Parquet"):
         read_files("a.txt,no.csv")

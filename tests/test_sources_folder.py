@@ -109,7 +109,9 @@ def test_nothing_is_dropped_without_being_counted(tmp_path, home):
     folder = make_folder(tmp_path / "mine", table)
     report = check_folder(folder, columns=COLUMNS)
     assert report.problems == ()
-    assert (report.rows, report.rows_without_image, report.images_without_row) == (6, 1, 1)
+    assert len(report.places) == 6
+    assert report.without_image == (2,)
+    assert report.without_row == (folder / "2.png",)
     cohort = build(folder)
     assert len(cohort) == 6
     assert cohort.attrs["images_without_row"] == 1
@@ -141,21 +143,21 @@ def test_patients_must_be_named_or_explicitly_not(tmp_path):
         "it has 'File', 'Patient', 'Report', 'Mass', 'Nodule'; if every image is of another patient, say "
         "'patient_id: none' (images of one patient in two splits would make results too good)."
     )
-    assert build(folder, columns={**without, "patient_id": None})["patient_id"].is_unique
+    assert build(folder, columns={**without, "patient_id": "none"})["patient_id"].is_unique
 
 
 def test_duplicate_images_are_one_sentence(tmp_path):
     table = make_table()
     table.loc[4, "File"] = "1.png"
     assert sentence(make_folder(tmp_path, table)) == (
-        "labels.csv: rows 1 and 4 hold the same '1.png' in column 'File' (1 images repeat): give each image one row."
+        "labels.csv: line 3 and line 6 hold the same in column 'File' (1 images repeat): give each image one row."
     )
 
 
 def test_a_patient_in_two_splits_is_one_sentence(tmp_path):
     table = make_table().assign(Set=["train", "test", "train", "train", "validate", "validate"])
     assert sentence(make_folder(tmp_path, table), columns={**COLUMNS, "split": "Set"}) == (
-        "labels.csv: folder/0.png (train) and folder/1.png (test) are of one patient; "
+        "labels.csv: line 2 (train) and line 3 (test) are of one patient; "
         "1 patient(s) lie in more than one split: give all images of a patient the same split."
     )
 
@@ -185,10 +187,10 @@ def test_outcomes_are_mapped_and_their_words_translated(tmp_path):
     [
         (
             {"Died": "perhaps"},
-            "labels.csv: row 0 (folder/0.png), column 'outcome_death' holds 'perhaps'; an outcome is",
+            "labels.csv: line 2, column 'outcome_death' holds 'perhaps'; an outcome is",
         ),
-        ({"Followed": "-2"}, "labels.csv: row 0 (folder/0.png), column 'outcome_death_years' holds '-2'; a time is a"),
-        ({"Followed": ""}, "labels.csv: row 0 (folder/0.png), column 'outcome_death_years' is empty; a time is a"),
+        ({"Followed": "-2"}, "labels.csv: line 2, column 'outcome_death_years' holds '-2'; a time is a"),
+        ({"Followed": ""}, "labels.csv: line 2, column 'outcome_death_years' is empty; a time is a"),
     ],
 )
 def test_impossible_outcomes_are_one_sentence(tmp_path, changes, expected):
@@ -202,7 +204,7 @@ def test_a_label_outside_the_contract_is_one_sentence(tmp_path, label):
     table = make_table().astype({"Mass": object})
     table.loc[3, "Mass"] = label
     assert sentence(make_folder(tmp_path, table)) == (
-        f"labels.csv: row 3 (folder/3.png), column 'Mass' holds {label!r}; a label is 1 (present), 0 (absent), "
+        f"labels.csv: line 5, column 'Mass' holds {label!r}; a label is 1 (present), 0 (absent), "
         "-1 (uncertain) or empty (not stated), or an entry under 'values: labels' that says what it means."
     )
 
@@ -211,14 +213,14 @@ def test_words_that_mean_nothing_are_one_sentence(tmp_path):
     table = make_table().assign(View="oblique", Sex="F", Set="holdout", Age="old")
     folder = make_folder(tmp_path, table)
     assert sentence(folder, columns={**COLUMNS, "view": "View"}) == (
-        "labels.csv: row 0, column 'View' holds 'oblique'; expected one of AP, PA, lateral, unknown, "
+        "labels.csv: line 2, column 'View' holds 'oblique'; expected one of AP, PA, lateral, unknown, "
         "or an entry under 'values: view' that says what it means."
     )
     assert "column 'Set' holds 'holdout'; expected one of test, test_enriched, train, validate" in sentence(
         folder, columns={**COLUMNS, "split": "Set"}
     )
     assert sentence(folder, columns={**COLUMNS, "age_years": "Age"}) == (
-        "labels.csv: row 0, column 'Age' holds 'old'; expected an age from 0 to 120 years, or empty."
+        "labels.csv: line 2, column 'Age' holds 'old'; expected an age from 0 to 120 years, or empty."
     )
 
 
@@ -237,7 +239,7 @@ def test_words_that_mean_nothing_are_one_sentence(tmp_path):
         ({"values": {"view": "PA"}}, "the mapping's entry 'view' must be pairs of 'name: value'."),
         ({"fractions": {"train": 0.5}}, "the shares of the splits must be 0 or more and add up to 1, not train 0.5."),
         ({"table": "other.csv"}, "there is no table"),
-        ({"images": "png"}, "none of the 6 files named in column 'File' of labels.csv exists (the first is "),
+        ({"images": "png"}, "none of the 6 files named in column 'File' of labels.csv exists in "),
         ({"columns": {**COLUMNS, "findings": {"view": "Mass"}}}, "a finding cannot be named 'view'"),
         ({"columns": {**COLUMNS, "findings": {"outcome_x": "Mass"}}}, "a finding cannot be named 'outcome_x', because"),
         ({"columns": {**COLUMNS, "outcomes": ["Dead"]}}, "labels.csv has no column 'Dead' for the outcome 'Dead'; it"),

@@ -90,7 +90,7 @@ def test_the_official_lists_make_the_test_split_and_validation_comes_out_of_trai
     with pytest.raises(StudyError) as caught:
         build_source("nih", folder, seed=0)
     assert str(caught.value) == (
-        "1 images (the first is 00000011_000.png) are in neither or in both of train_val_list.txt and test_list.txt: "
+        "1 images (the first is that of line 12) are in neither or in both of train_val_list.txt and test_list.txt: "
         "mend the lists, or take both away to split patients at random."
     )
 
@@ -124,10 +124,10 @@ def test_what_is_wrong_with_the_folder_is_one_sentence(tmp_path):
     with pytest.raises(StudyError) as caught:
         build_source("nih", make_folder(tmp_path / "b", (ROWS[0].replace("Cardiomegaly", "Big heart"),)), seed=0)
     assert str(caught.value).startswith(
-        "Data_Entry_2017_v2020.csv: row 0 (00000001_000.png), column 'Finding Labels' holds "
-        "'Big heart|Pleural_Thickening': expected 'No Finding' or findings among Atelectasis, "
+        "Data_Entry_2017_v2020.csv: line 2, column 'Finding Labels' holds another label: "
+        "expected 'No Finding' or findings among Atelectasis, "
     )
-    with pytest.raises(StudyError, match=r"row 0, column 'image_id' holds .*once and only once"):
+    with pytest.raises(StudyError, match=r"line 2, column 'image_id': .*once and only once"):
         build_source("nih", make_folder(tmp_path / "c", (*ROWS, ROWS[0])), seed=0)
 
 

@@ -74,26 +74,26 @@ def test_labels_of_any_number_type_are_read():
 )
 def test_a_label_outside_the_contract_is_named(labels, held):
     assert sentence(Mass=labels) == (
-        f"cohort.parquet: row 2 (a/3), column 'Mass' holds {held}; "
+        f"cohort.parquet: row 2, column 'Mass' holds {held}; "
         "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
     )
 
 
 def test_a_repeated_image_id_is_named():
     assert sentence(image_id=["a/1", "a/2", "a/1", "a/4"]) == (
-        "cohort.parquet: row 0, column 'image_id' holds 'a/1': every image_id must be there once and only once."
+        "cohort.parquet: row 0, column 'image_id': every image_id must be there once and only once."
     )
 
 
 def test_a_long_text_in_a_wrong_column_is_not_shown():
     message = sentence(Mass=[0, 1, "There is a small left pleural effusion with adjacent atelectasis.", 0])
-    assert "holds 'a text of 65 characters'" in message
+    assert "holds a text of 65 characters" in message
     assert "effusion" not in message
 
 
 def test_a_patient_in_two_splits_is_named():
     assert sentence(split=["train", "test", "validate", "test"]) == (
-        "cohort.parquet: a/1 (train) and a/2 (test) are of one patient; "
+        "cohort.parquet: row 0 (train) and row 1 (test) are of one patient; "
         "1 patient(s) lie in more than one split: give all images of a patient the same split."
     )
 
@@ -119,7 +119,7 @@ def test_a_missing_column_is_named_beside_those_there_are(absent):
         ({"report_origin": "guessed"}, "row 0, column 'report_origin' holds 'guessed': expected one of written"),
         ({"age_years": [1, 2, 130, 4]}, "row 2, column 'age_years' holds 130.0: expected an age from 0 to 120 years"),
         ({"age_years": [1, None, "old", 4]}, "row 2, column 'age_years' holds 'old': expected an age from 0 to 120"),
-        ({"image_path": ["1.png", "", "3.png", "4.png"]}, "row 1, column 'image_path' holds '': expected a text"),
+        ({"image_path": ["1.png", "", "3.png", "4.png"]}, "row 1, column 'image_path': expected a text"),
         ({"patient_id": ["a/p", "a/p", None, "a/r"]}, "row 2, column 'patient_id' is empty; every row needs a value"),
         ({"report": ["Clear.", None, "", ""]}, "row 1, column 'report' is empty; every row needs a value there."),
     ],
@@ -134,7 +134,7 @@ def test_an_empty_table_is_one_sentence():
 
 
 def test_a_broken_cohort_is_not_written(tmp_path):
-    with pytest.raises(StudyError, match=r"^cohort\.parquet: row 2 \(a/3\)"):
+    with pytest.raises(StudyError, match=r"^cohort\.parquet: row 2,"):
         write_cohort(make_cohort(Mass=[0, 1, 7, 0]), tmp_path / "cohort.parquet")
     assert os.listdir(tmp_path) == []
 
@@ -202,7 +202,7 @@ def test_a_time_without_its_event_is_named():
 )
 def test_an_event_outside_the_contract_is_named(events, held):
     assert sentence(**OUTCOMES | {"outcome_death": events}) == (
-        f"cohort.parquet: row 2 (a/3), column 'outcome_death' {held}; "
+        f"cohort.parquet: row 2, column 'outcome_death' {held}; "
         "an outcome is 1 (it happened), 0 (it did not) or empty (unknown)."
     )
 
@@ -221,6 +221,6 @@ def test_an_event_outside_the_contract_is_named(events, held):
 )
 def test_an_impossible_or_missing_time_is_named(years, row, held):
     assert sentence(**OUTCOMES | {"outcome_death_years": years}) == (
-        f"cohort.parquet: row {row} (a/{row + 1}), column 'outcome_death_years' {held}; "
+        f"cohort.parquet: row {row}, column 'outcome_death_years' {held}; "
         "a time is a number of years above 0, and is empty only where the outcome is unknown."
     )

@@ -12,14 +12,18 @@ none, to the end of observation).
 table's folder or absolute.
 """
 
+import re
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
 from chexstudy.errors import StudyError
+from chexstudy.identifiers import patient_key
 from chexstudy.runs import artifact_path, require_whole
+from chexstudy.tables import name_place
 
 SPLITS = ("train", "validate", "test", "test_enriched")
 VIEWS = ("PA", "AP", "lateral", "unknown")
@@ -30,7 +34,10 @@ NO_FINDING = "No Finding"
 OUTCOME_PREFIX = "outcome_"
 YEARS_SUFFIX = "_years"
 
-_LONGEST_SHOWN = 40
+_CLOSED = MappingProxyType({"split": SPLITS, "view": VIEWS, "sex": SEXES, "report_origin": REPORT_ORIGINS})
+_SMALL_NUMBER = re.compile(r"-?\d{1,3}(\.\d{1,3})?")
+_WORD = re.compile(r"[A-Za-z]{1,12}\d?")
+_FEW_WORDS = 6  # different ones in a column
 _TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
 RESERVED_COLUMNS = (
     "image_id",
@@ -112,33 +119,37 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         )
     if cohort.empty:
         raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")
-    findings, outcomes = finding_columns(cohort), outcome_columns(cohort)
+    findings, outcomes, places = finding_columns(cohort), outcome_columns(cohort), cohort.index
     cohort = cohort.reset_index(drop=True)[[*RESERVED_COLUMNS, *findings, *outcomes]]
     for name in findings:
         numbers = pd.to_numeric(cohort[name], errors="coerce")
         wrong = (numbers.isna() & cohort[name].notna()) | ~(numbers.isna() | numbers.isin([1, 0, -1]))
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
-            held = show_value(cohort[name][row])
+            held = show_value(cohort[name][row], cohort[name])
             raise StudyError(
-                f"{origin}: row {row} ({cohort.image_id[row]}), column {name!r} holds {held!r}; "
-                "a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
+                f"{origin}: {name_place(places, row)}, column {name!r} holds {held}; a label is 1 (present), "
+                "0 (absent), -1 (uncertain) or empty (not stated)."
             )
         cohort[name] = numbers.astype("Int8")
     for name in outcome_names(cohort):
-        _check_outcome(cohort, name, origin)
+        _check_outcome(cohort, name, places, origin)
     for name in RESERVED_COLUMNS:
         if name == "age_years":
             years = pd.to_numeric(cohort[name], errors="coerce").astype("float32")
             wrong = years.isna() & cohort[name].notna()
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])
-                held = show_value(cohort[name][row])
-                raise StudyError(f"{origin}: row {row}, column {name!r} holds {held!r}: {_expectation(name)}.")
+                held = show_value(cohort[name][row], cohort[name])
+                raise StudyError(
+                    f"{origin}: {name_place(places, row)}, column {name!r} holds {held}: {_expectation(name)}."
+                )
             cohort[name] = years
         elif cohort[name].isna().any():
             row = int(np.flatnonzero(cohort[name].isna())[0])
-            raise StudyError(f"{origin}: row {row}, column {name!r} is empty; every row needs a value there.")
+            raise StudyError(
+                f"{origin}: {name_place(places, row)}, column {name!r} is empty; every row needs a value there."
+            )
         else:
             cohort[name] = cohort[name].astype(str)
     try:
@@ -148,24 +159,26 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         column = error.schema.name
         if cases is not None and len(cases) and "index" in cases and pd.notna(cases["index"].iloc[0]):
             row, value = int(cases["index"].iloc[0]), cases["failure_case"].iloc[0]
-            raise StudyError(
-                f"{origin}: row {row}, column {column!r} holds {show_value(value)!r}: {_expectation(column)}."
-            ) from None
+            held = f" holds {show_value(value, cohort[column])}" if column in (*_CLOSED, "age_years") else ""
+            place = name_place(places, row)
+            raise StudyError(f"{origin}: {place}, column {column!r}{held}: {_expectation(column)}.") from None
         raise StudyError(f"{origin}: column {column!r}: {_expectation(column)}.") from None
-    splits = cohort.groupby("patient_id")["split"].nunique()
+    patients = cohort["patient_id"].map({name: patient_key(name) for name in cohort["patient_id"].unique()})
+    splits = cohort.groupby(patients)["split"].nunique()
     shared = splits.index[splits > 1]
     if len(shared):
-        # The patient is shown by two images: identifiers of patients stay out of messages.
-        rows = cohort[cohort.patient_id == shared[0]].drop_duplicates("split")
-        first, second = rows.iloc[0], rows.iloc[1]
+        # Identifiers of patients and images stay out of messages.
+        rows = cohort[patients == shared[0]].drop_duplicates("split")
+        (first, split), (second, other) = list(rows["split"].items())[:2]
         raise StudyError(
-            f"{origin}: {first.image_id} ({first.split}) and {second.image_id} ({second.split}) are of one patient; "
-            f"{len(shared)} patient(s) lie in more than one split: give all images of a patient the same split."
+            f"{origin}: {name_place(places, first)} ({split}) and {name_place(places, second)} ({other}) are of one "
+            f"patient; {len(shared)} patient(s) lie in more than one split: give all images of a patient the same "
+            "split."
         )
     return cohort
 
 
-def _check_outcome(cohort: pd.DataFrame, name: str, origin: str) -> None:
+def _check_outcome(cohort: pd.DataFrame, name: str, places: pd.Index, origin: str) -> None:
     """Give the columns of one outcome their types, or name the first cell that cannot be."""
     column, years_column = f"{OUTCOME_PREFIX}{name}", f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}"
     if not name or name.endswith(YEARS_SUFFIX):
@@ -189,21 +202,29 @@ def _check_outcome(cohort: pd.DataFrame, name: str, origin: str) -> None:
             cohort[column] = years
             return
     row = int(np.flatnonzero(wrong)[0])
-    held = "is empty" if pd.isna(cohort[column][row]) else f"holds {show_value(cohort[column][row])!r}"
-    raise StudyError(f"{origin}: row {row} ({cohort.image_id[row]}), column {column!r} {held}; {expected}.")
+    held = "is empty" if pd.isna(cohort[column][row]) else f"holds {show_value(cohort[column][row], cohort[column])}"
+    raise StudyError(f"{origin}: {name_place(places, row)}, column {column!r} {held}; {expected}.")
 
 
-def show_value(value: object) -> object:
-    """The value as Python writes it, ``2`` and not ``np.int64(2)``, if it is short."""
+def show_value(value: object, cells: pd.Series) -> str:
+    """How a message speaks of a wrong value in a column of few words: itself, if it is a word or a small number.
+
+    Anything else may come from a column that was taken for another: a report, a name, an identifier. So may a word of a
+    column with many of them.
+
+    Args:
+        value: a cell.
+        cells: its column.
+    """
     value = value.item() if isinstance(value, np.generic) else value
-    # A long text in a wrong column may be a report, which messages must not show.
-    return value if len(str(value)) <= _LONGEST_SHOWN else f"a text of {len(str(value))} characters"
+    text = str(value).strip()
+    is_telling = _SMALL_NUMBER.fullmatch(text) or (_WORD.fullmatch(text) and cells.nunique() <= _FEW_WORDS)
+    return repr(value) if is_telling else f"a text of {len(text)} characters"
 
 
 def _expectation(column: str) -> str:
-    allowed = {"split": SPLITS, "view": VIEWS, "sex": SEXES, "report_origin": REPORT_ORIGINS}
-    if column in allowed:
-        return f"expected one of {', '.join(allowed[column])}"
+    if column in _CLOSED:
+        return f"expected one of {', '.join(_CLOSED[column])}"
     if column == "image_id":
         return "every image_id must be there once and only once"
     if column == "age_years":

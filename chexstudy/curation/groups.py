@@ -118,10 +118,11 @@ def find_members(table: pd.DataFrame, kind: str, name: str, near_duplicate: np.n
     if name not in of_kind or not of_kind[name].any():
         filled = [one for one, members in of_kind.items() if members.any()]
         # A column of many values may hold names or texts, which messages must not show.
-        many = f"none of the {len(filled)} values of {kind} is this"
-        there = (
-            many if len(filled) > _NAMES_SHOWN else f"{kind} is one of {', '.join(map(str, map(show_value, filled)))}"
-        )
+        there = f"none of the {len(filled)} values of {kind} is this"
+        if len(filled) <= _NAMES_SHOWN:
+            known = {group.name for group in list_groups(table, near_duplicate) if group.kind == kind}
+            shown = [one if one in known else show_value(one, table[kind]) for one in filled]
+            there = f"{kind} is one of {', '.join(shown)}"
         raise StudyError(f"no pair has {kind}={name}: {there}.")
     return of_kind[name]
 

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
+from chexstudy.identifiers import normalise_ids, show_id
 from chexstudy.progress import progress
+from chexstudy.tables import list_columns, name_place, read_typed_table
 
 # 4,096 rows of 1,024 numbers are 32 MiB in float64.
 _BLOCK_NUMBERS = 2**22
@@ -29,7 +31,7 @@ _SECONDS_TO_JUDGE = 2.0
 
 
 def read_columns(path: Path, needed: Sequence[str], optional: Sequence[str] | None = ()) -> pd.DataFrame:
-    """Columns of a parquet file.
+    """Columns of a CSV or Parquet table.
 
     Args:
         path: the file.
@@ -37,25 +39,18 @@ def read_columns(path: Path, needed: Sequence[str], optional: Sequence[str] | No
         optional: columns that are read where they are there; None reads all.
 
     Raises:
-        StudyError: there is no such file, it is no parquet, or a needed column is missing.
+        StudyError: see `chexstudy.tables.read_typed_table`; or a needed column is missing.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    _require_file(path)
-    try:
-        there = pq.read_schema(path).names
-        missing = [name for name in needed if name not in there]
-        if missing:
-            raise StudyError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(there) or 'none'}.")
-        wanted = there if optional is None else [*needed, *(name for name in optional if name in there)]
-        return pd.read_parquet(path, columns=list(dict.fromkeys(wanted)))
-    except (pa.ArrowException, OSError, ValueError):
-        raise StudyError(f"{path} is not a parquet file that can be read: write it again.") from None
+    table = read_typed_table(path, None if optional is None else [*needed, *optional])
+    missing = [name for name in needed if name not in table]
+    if missing:
+        there = list_columns(path)
+        raise StudyError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(there) or 'none'}.")
+    return table
 
 
 def read_image_ids(path: Path) -> np.ndarray:
-    """The ids of the rows of an embedding file, from the column ``image_id`` of a parquet file.
+    """The ids of the rows of an embedding file, from the column ``image_id`` of a CSV or Parquet table.
 
     Returns:
         ``(rows,)`` of texts or whole numbers.
@@ -63,8 +58,7 @@ def read_image_ids(path: Path) -> np.ndarray:
     Raises:
         StudyError: see `read_columns` and `check_image_ids`.
     """
-    column = read_columns(path, ["image_id"])["image_id"]
-    return check_image_ids(column, str(path))
+    return check_image_ids(read_columns(path, ["image_id"])["image_id"], str(path))
 
 
 def check_image_ids(image_ids: Sequence, name: str) -> np.ndarray:
@@ -77,34 +71,42 @@ def check_image_ids(image_ids: Sequence, name: str) -> np.ndarray:
     Raises:
         StudyError: there are none, one is empty, one comes twice, or they are neither texts nor whole numbers.
     """
-    ids = pd.Series(image_ids).reset_index(drop=True)
+    ids = pd.Series(image_ids)
+    places, ids = ids.index, ids.reset_index(drop=True)
     if not len(ids):
         raise StudyError(f"{name} holds no rows: give one image_id for each embedding.")
     if isinstance(ids.dtype, pd.CategoricalDtype):
         ids = ids.astype(ids.cat.categories.dtype)
-    empty = ids.isna()
+    same = normalise_ids(ids)
+    empty = same.isna()
     if empty.any():
-        raise StudyError(
-            f"{name} has no image_id in {_count(empty.sum(), 'row')}, the first is row {int(empty.argmax())}."
-        )
+        place = name_place(places, int(empty.argmax()))
+        raise StudyError(f"{name} has no image_id in {_count(empty.sum(), 'row')}, the first is {place}.")
     kind = pd.api.types.infer_dtype(ids)
     if kind not in ("string", "integer"):
         raise StudyError(f"{name} holds image_id of kind {kind}: they must be texts or whole numbers.")
-    twice = ids.duplicated()
+    _refuse_repeats(same, places, name)
+    return same.to_numpy(dtype=object) if kind == "string" else ids.to_numpy()
+
+
+def _refuse_repeats(ids: pd.Series, places: pd.Index, name: str) -> None:
+    twice = ids.duplicated().to_numpy()
     if twice.any():
+        again = int(twice.argmax())
+        first = int((ids == ids.iloc[again]).to_numpy().argmax())
         raise StudyError(
-            f"{name} holds {_count(twice.sum(), 'image_id')} more than once, the first in row {int(twice.argmax())}."
+            f"{name} holds {_count(twice.sum(), 'image_id')} more than once, the first in {name_place(places, first)} "
+            f"and {name_place(places, again)}."
         )
-    return ids.to_numpy(dtype=object if kind == "string" else None)
 
 
 def read_matching_table(
     path: Path, image_ids: np.ndarray, needed: Sequence[str] = (), optional: Sequence[str] | None = ()
 ) -> pd.DataFrame:
-    """Rows of a parquet table in the order of ``image_ids``; rows of other images are left out.
+    """Rows of a table in the order of ``image_ids``; rows of other images are left out.
 
     Args:
-        path: a parquet file with a column ``image_id``.
+        path: a CSV or Parquet table with a column ``image_id``.
         image_ids: ``(rows,)``, each once.
         needed: further columns it must have.
         optional: columns that are read where they are there; None reads all.
@@ -113,17 +115,15 @@ def read_matching_table(
         StudyError: see `read_columns`; or an image is missing, or comes twice.
     """
     table = read_columns(path, ["image_id", *needed], optional)
-    twice = table.image_id.duplicated()
-    if twice.any():
-        raise StudyError(
-            f"{path} holds {_count(twice.sum(), 'image_id')} more than once, the first in row {int(twice.argmax())}."
-        )
-    places = pd.Index(table.image_id).get_indexer(image_ids)
+    ids, wanted = normalise_ids(table.image_id), normalise_ids(pd.Series(image_ids))
+    _refuse_repeats(ids, table.index, str(path))
+    places = pd.Index(ids).get_indexer(wanted)
     absent = places < 0
     if absent.any():
         raise StudyError(
             f"{path} has no row for {absent.sum():,} of the {len(image_ids):,} embedded images, the first is that of "
-            f"row {int(absent.argmax())}."
+            f"row {absent.argmax()}: its ids are written as {show_id(ids.dropna())}, the embeddings' as "
+            f"{show_id(wanted[absent])}."
         )
     return table.iloc[places].reset_index(drop=True)
 
@@ -156,10 +156,7 @@ def check_signal(values: Sequence, image_ids: np.ndarray, name: str) -> np.ndarr
     numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
     bad = ~np.isfinite(numbers)
     if bad.any():
-        raise StudyError(
-            f"{name} has no finite number for {_count(bad.sum(), 'image')}, the first is that of row "
-            f"{int(bad.argmax())}."
-        )
+        raise StudyError(f"{name} has no finite number in {_count(bad.sum(), 'row')}, the first is row {bad.argmax()}.")
     return numbers
 
 
@@ -246,8 +243,8 @@ def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: f
     for rows, what in ((bad, "NaN or infinite values"), (zero, "nothing but zeros")):
         if rows.any():
             raise StudyError(
-                f"{name} holds {what} in {_count(rows.sum(), 'row')}, the first is row {int(rows.argmax())}: embed "
-                "these images again, or leave them out."
+                f"{name} holds {what} in {_count(rows.sum(), 'row')}, the first is row "
+                f"{rows.argmax()}: embed these images again, or leave them out."
             )
     if not varied and len(embeddings) > 1:
         raise StudyError(

@@ -31,7 +31,9 @@ from chexstudy.evaluation.statistics import (
     paired_difference,
     resample_seeds,
 )
+from chexstudy.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.progress import progress
+from chexstudy.tables import name_place
 
 RESAMPLES = 2000
 TESTS = ("auto", "delong", "bootstrap", "permutation")
@@ -213,7 +215,11 @@ def _pair_images(first, second, shared_only) -> tuple[list[list[pd.DataFrame]], 
         shared = shared[shared.isin(index)]
     union = len(set().union(*every))
     if not len(shared):
-        raise StudyError(f"{first.name} and {second.name} share no image: score the same images with both.")
+        examples = " and ".join(show_id(index) for index in (every[0], every[-1]))
+        raise StudyError(
+            f"{first.name} and {second.name} share no image (their ids are written as {examples}): score the same "
+            "images with both, and write their ids the same way."
+        )
     if len(shared) < union and not shared_only:
         raise StudyError(
             f"{first.name} and {second.name} were not scored on the same images ({len(every[0])} and {len(every[-1])}, "
@@ -225,10 +231,17 @@ def _pair_images(first, second, shared_only) -> tuple[list[list[pd.DataFrame]], 
 def _index_images(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if "image_id" not in table:
         raise StudyError(f"the scores of {name} have no column image_id: their columns are {_list(table.columns)}.")
-    repeated = table.image_id.duplicated()
-    if repeated.any():
-        raise StudyError(f"{name} scores the image of row {int(repeated.argmax())} twice: score every image once.")
-    return table.set_index(table.image_id.astype(str)).drop(columns="image_id")
+    return table.set_index(_check_ids(table.image_id, f"the scores of {name}")).drop(columns="image_id")
+
+
+def _check_ids(image_ids: pd.Series, what: str) -> pd.Series:
+    """The ids in one spelling, after a look that each is there and comes once."""
+    ids = normalise_ids(image_ids)
+    for wrong, problem in ((ids.isna(), "have no image_id in"), (ids.duplicated(), "hold an image a second time in")):
+        if wrong.any():
+            place = name_place(image_ids.index, int(wrong.to_numpy().argmax()))
+            raise StudyError(f"{what} {problem} {place} ({int(wrong.sum())} rows): give every image one row.")
+    return ids
 
 
 def _match_labels(labels: pd.DataFrame, image_ids: pd.Index) -> pd.DataFrame:
@@ -236,22 +249,21 @@ def _match_labels(labels: pd.DataFrame, image_ids: pd.Index) -> pd.DataFrame:
     missing = [name for name in ("image_id", "patient_id") if name not in labels]
     if missing:
         raise StudyError(f"the labels have no column {missing[0]}: their columns are {_list(labels.columns)}.")
-    indexed = labels.set_index(labels.image_id.astype(str))
-    if indexed.index.has_duplicates:
-        row = int(indexed.index.duplicated().argmax())
-        raise StudyError(f"the labels hold the image of row {row} twice: keep one row.")
-    absent = ~image_ids.isin(indexed.index)
-    if absent.any():
+    indexed = labels.assign(patient_id=normalise_ids(labels.patient_id), place=range(len(labels)))
+    indexed = indexed.set_index(_check_ids(labels.image_id, "the labels"))
+    absent = image_ids[~image_ids.isin(indexed.index)]
+    if len(absent):
         raise StudyError(
-            f"{absent.sum()} of the {len(image_ids)} images scored are not in the labels: the scores are of another "
-            "cohort, so pass the labels of that one."
+            f"{len(absent)} of the {len(image_ids)} images scored are not in the labels, whose ids are written as "
+            f"{show_id(indexed.index)} and those of the scores as {show_id(absent)}: the scores are of another cohort, "
+            "so pass the labels of that one."
         )
-    unnamed = indexed.patient_id.isna()
-    if unnamed[image_ids].any():
-        row = int((unnamed & indexed.index.isin(image_ids)).argmax())
-        raise StudyError(f"the image in row {row} of the labels has no patient_id: name its patient.")
     indexed = indexed.loc[image_ids]
-    return indexed.assign(patient_id=indexed.patient_id.astype(str))
+    unnamed = indexed.place[indexed.patient_id.isna()]
+    if len(unnamed):
+        place = name_place(labels.index, int(unnamed.iloc[0]))
+        raise StudyError(f"the labels have no patient_id in {place} ({len(unnamed)} rows): name the patient.")
+    return indexed.drop(columns="place").assign(patient_id=unify_patients(indexed.patient_id)[0])
 
 
 def _list(names) -> str:
@@ -313,10 +325,8 @@ def _read_labels(labels: pd.DataFrame, findings: Sequence[str]) -> np.ndarray:
         numbers = pd.to_numeric(labels[finding], errors="coerce").astype("Float64")
         wrong = (numbers.isna() & labels[finding].notna()) | ~(numbers.isna() | numbers.isin([1, 0, -1])).astype(bool)
         if wrong.any():
-            held = show_value(labels[finding][wrong].iloc[0])
-            raise StudyError(
-                f"the label {held!r} of {finding!r} is none of 1, 0, -1 (uncertain) or empty: translate it."
-            )
+            held = show_value(labels[finding][wrong].iloc[0], labels[finding])
+            raise StudyError(f"the label {held} of {finding!r} is none of 1, 0, -1 (uncertain) or empty: translate it.")
         columns.append(numbers.to_numpy(dtype=float, na_value=np.nan))
     return np.stack(columns, axis=1)
 

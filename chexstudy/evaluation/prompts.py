@@ -9,17 +9,18 @@ The families lie in ``prompt_families.yaml`` beside this file; a file of one's o
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from chexstudy.cohort.table import NO_FINDING, show_value
+from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.statistics import auroc, macro_mean
 from chexstudy.runs import hash_values
+from chexstudy.yaml_files import read_yaml
 
 CASINGS = ("as_named", "as_written")
 CHOSEN = "chosen"
@@ -99,14 +100,7 @@ def read_prompt_families(path: str | Path) -> dict[str, PromptFamily]:
         StudyError: the file is missing or is not such a file; the sentence names the family and the key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StudyError(f"there is no file of prompts at {path}: give the path of a YAML file with `families`.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = "" if line is None else f" (line {line + 1})"
-        raise StudyError(f"{path.name} is not a YAML file that can be read{place}: mend its syntax.") from None
+    content = read_yaml(path, "file of prompts")
     families = content.get("families") if isinstance(content, dict) else None
     if not isinstance(families, dict) or not families:
         raise StudyError(f"{path.name} holds no prompt family: write `families:` and each family under its name.")
@@ -140,12 +134,12 @@ def _read_family(place: str, name: object, keys: object) -> PromptFamily:
         raise StudyError(f"{place} must hold present, absent, normal and abnormal, each a list of sentences.")
     unknown = [key for key in keys if key not in _KEYS]
     if unknown:
-        raise StudyError(f"{place} has an unknown key {show_value(unknown[0])!r}: it takes {', '.join(_KEYS)}.")
+        raise StudyError(f"{place} has an unknown key {reprlib.repr(unknown[0])}: it takes {', '.join(_KEYS)}.")
     casing, candidate, own = keys.get("casing", "as_written"), keys.get("candidate", True), keys.get("findings", {})
     if casing not in CASINGS:
-        raise StudyError(f"{place}: casing must be one of {', '.join(CASINGS)}, not {show_value(casing)!r}.")
+        raise StudyError(f"{place}: casing must be one of {', '.join(CASINGS)}, not {reprlib.repr(casing)}.")
     if not isinstance(candidate, bool):
-        raise StudyError(f"{place}: candidate must be true or false, not {show_value(candidate)!r}.")
+        raise StudyError(f"{place}: candidate must be true or false, not {reprlib.repr(candidate)}.")
     if not isinstance(own, dict) or not all(
         isinstance(one, dict) and set(one) <= set(_SIDES[:2]) for one in own.values()
     ):
@@ -173,7 +167,7 @@ def _read_sentences(place: str, value: object) -> tuple[str, ...]:
     # YAML reads an unquoted no, on or 1 as something else than a text.
     wrong = [one for one in value if not isinstance(one, str) or not one.strip()]
     if wrong:
-        raise StudyError(f"{place} holds {show_value(wrong[0])!r}, which is no sentence: put it in quotes.")
+        raise StudyError(f"{place} holds {reprlib.repr(wrong[0])}, which is no sentence: put it in quotes.")
     return tuple(value)
 
 
@@ -181,9 +175,9 @@ def _check_templates(place: str, templates: tuple[str, ...], needs_name: bool) -
     for template in templates:
         rest = template.replace("{}", "")
         if "{" in rest or "}" in rest:
-            raise StudyError(f"{place}: {show_value(template)!r} may hold no braces but {{}}, the finding's name.")
+            raise StudyError(f"{place}: {reprlib.repr(template)} may hold no braces but {{}}, the finding's name.")
         if needs_name and rest == template:
-            raise StudyError(f"{place}: {show_value(template)!r} lacks {{}}, the place of the finding's name.")
+            raise StudyError(f"{place}: {reprlib.repr(template)} lacks {{}}, the place of the finding's name.")
 
 
 FAMILIES = read_prompt_families(_FILE)

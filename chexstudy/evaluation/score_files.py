@@ -8,7 +8,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -17,11 +16,12 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.compare import ModelScores
 from chexstudy.evaluation.long_tail import measure_prevalence, prevalence_tiers
 from chexstudy.evaluation.scores import scores_artifact
+from chexstudy.identifiers import normalise_ids
 from chexstudy.paths import resolve_user_path
 from chexstudy.runs import Run
+from chexstudy.tables import is_table, read_typed_table, table_stem
 
 DEFAULT_TASK = "zero_shot"
-_SUFFIXES = (".parquet", ".csv")
 _MADE_BY = "05_compare_arms"
 # Ranks of reports, not scores of findings.
 _NOT_SCORES = "retrieval"
@@ -29,7 +29,7 @@ _NOT_SCORES = "retrieval"
 
 def names_files(name: str) -> bool:
     """Whether a name is meant as files: its last part ends as a table does."""
-    return name.lower().endswith(_SUFFIXES)
+    return is_table(name)
 
 
 def list_scored(run: Run) -> pd.DataFrame:
@@ -106,27 +106,13 @@ def read_files(names: str) -> ModelScores:
         StudyError: there is no such file or it cannot be read.
     """
     paths = [resolve_user_path(name.strip()) for name in names.split(",")]
-    tables = tuple(_read_table(path) for path in paths)
-    return ModelScores("+".join(dict.fromkeys(path.stem for path in paths)), tables)
+    tables = tuple(read_typed_table(path) for path in paths)
+    return ModelScores("+".join(dict.fromkeys(table_stem(path) for path in paths)), tables)
 
 
 def read_labels(name: str) -> pd.DataFrame:
     """Labels from a cohort table or from any table with ``image_id``, ``patient_id`` and one column a finding."""
-    return _read_table(resolve_user_path(name))
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise StudyError(f"there is no file {path}: name a parquet or CSV table.")
-    if not names_files(path.name):
-        raise StudyError(f"{path} is neither parquet nor CSV: name a file that ends in .parquet or .csv.")
-    try:
-        if path.suffix.lower() == ".csv":
-            # Identifiers such as 007 are texts.
-            return pd.read_csv(path, dtype=dict.fromkeys(("image_id", "patient_id"), str))
-        return pd.read_parquet(path)
-    except (OSError, ValueError):
-        raise StudyError(f"{path} cannot be read as a table: write it again as parquet or CSV.") from None
+    return read_typed_table(resolve_user_path(name))
 
 
 def labels_of_study(run: Run) -> pd.DataFrame:
@@ -215,14 +201,14 @@ def _rows_of(labels: pd.DataFrame, data_set: str, required: bool) -> set[str] | 
     places = labels.source.astype(str) + "/" + labels.split.astype(str)
     if required and not (places == data_set).any():
         raise StudyError(f"the labels have no data set {data_set!r}; they have {', '.join(sorted(set(places)))}.")
-    return set(labels.image_id[places == data_set].astype(str))
+    return set(normalise_ids(labels.image_id[places == data_set]))
 
 
 def _keep_images(side: ModelScores, images: set[str] | None) -> ModelScores:
     """Of a file that may hold the scores of several data sets, those of one."""
     if images is None or not all("image_id" in table for table in side.tables):
         return side
-    kept = tuple(table[table.image_id.astype(str).isin(images)] for table in side.tables)
+    kept = tuple(table[normalise_ids(table.image_id).isin(images)] for table in side.tables)
     if any(table.empty for table in kept):
         raise StudyError(f"{side.name} has no scores of the images to compare on: pass the labels of its own cohort.")
     return replace(side, tables=kept)

@@ -20,68 +20,39 @@ The mapping is given as options or lies in the folder as ``cohort.yaml``::
 ``check_folder`` says everything that is wrong at once; ``build_folder`` stops at the first of it.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
-import yaml
 
+from chexstudy.cohort.copies import find_shared_files
 from chexstudy.cohort.reports import SECTION_HEADINGS, template_report
-from chexstudy.cohort.sources.layout import (
-    IMAGES_WITHOUT_ROW,
-    list_images,
-    parse_years,
-    read_table,
-    require_folder,
+from chexstudy.cohort.sources.column_mapping import (
+    EACH_ANOTHER,
+    MAPPED,
+    MAPPING_FILE,
+    REQUIRED,
+    UNSAID,
+    WORDS,
+    ColumnMapping,
+    check_mapping,
+    guess_names,
+    plain_word,
+    read_mapping_file,
 )
-from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, check_fractions, split_patients
+from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW, ImageFinder, parse_years, require_folder
+from chexstudy.cohort.splits import carve_validation, split_patients
 from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
 from chexstudy.errors import StudyError
+from chexstudy.identifiers import is_rounded, normalise_ids, unify_patients
+from chexstudy.tables import NESTED, is_table, name_place, read_text_table
 
-MAPPING_FILE = "cohort.yaml"
-NO_PATIENTS = "none"
 VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
-
-_REQUIRED = ("image_path", "patient_id")
-_SINGLE = (*_REQUIRED, "image_id", "study_id", "split", "view", "sex", "age_years")
-_MAPPED = (*_SINGLE, "report", "findings", "outcomes")
-_YAML_BOOLEANS = MappingProxyType({True: ("true", "yes", "on"), False: ("false", "no", "off")})
-_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+PATIENTS_UNIFIED = "patients_written_in_several_ways"  # in ``cohort.attrs``
 _HOLDING = "the images and their table"
-
-# How tables word what the contract says in one way; compared in lower case.
-WORDS = MappingProxyType(
-    {
-        "split": {
-            **dict.fromkeys(("train", "training"), "train"),
-            **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
-            **dict.fromkeys(("test", "testing"), "test"),
-            "test_enriched": "test_enriched",
-        },
-        "view": {
-            **dict.fromkeys(("pa", "posteroanterior", "postero-anterior"), "PA"),
-            **dict.fromkeys(("ap", "anteroposterior", "antero-posterior"), "AP"),
-            **dict.fromkeys(("lateral", "lat", "ll", "rl"), "lateral"),
-            "unknown": "unknown",
-        },
-        "sex": {
-            **dict.fromkeys(("f", "female", "woman"), "F"),
-            **dict.fromkeys(("m", "male", "man"), "M"),
-            **dict.fromkeys(("unknown", "u", "o", "other"), "unknown"),
-        },
-        "labels": {
-            **dict.fromkeys(("1", "true", "yes", "present", "positive"), 1),
-            **dict.fromkeys(("0", "false", "no", "absent", "negative"), 0),
-            **dict.fromkeys(("-1", "uncertain"), -1),
-        },
-        "outcomes": {
-            **dict.fromkeys(("1", "true", "yes", "event", "dead", "died", "deceased"), 1),
-            **dict.fromkeys(("0", "false", "no", "censored", "alive"), 0),
-        },
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -91,59 +62,20 @@ class FolderReport:
     Attributes:
         problems: one sentence for each thing that must be mended; empty if the cohort can be built.
         available_columns: the table's columns.
-        rows: rows of the table.
-        rows_without_image: rows that name a file that is not there; they go to quarantine.
-        images_without_row: image files that no row names; they take no part.
+        places: of the table's rows in their file, as `chexstudy.tables.read_text_table` gives them.
+        without_image: positions of rows that name a file that is not there; they go to quarantine.
+        without_row: image files that no row names; they take no part.
+        remarks: one sentence for each thing that is as it should hardly be meant.
         cohort: the cohort table, or None if there are problems.
     """
 
     problems: tuple[str, ...]
     available_columns: tuple[str, ...] = ()
-    rows: int = 0
-    rows_without_image: int = 0
-    images_without_row: int = 0
+    places: pd.Index = field(default_factory=lambda: pd.Index([]))
+    without_image: tuple[int, ...] = ()
+    without_row: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
     cohort: pd.DataFrame | None = None
-
-
-@dataclass(frozen=True)
-class _Mapping:
-    table: str | None = None
-    images: str = ""
-    source: str = "folder"
-    columns: Mapping = field(default_factory=dict)
-    values: Mapping = field(default_factory=dict)
-    fractions: Mapping = field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
-    word_budget: int | None = None
-
-    def findings(self) -> dict[str, str]:
-        """Finding -> column of the table."""
-        return _as_pairs(self.columns.get("findings"))
-
-    def outcomes(self, table: pd.DataFrame) -> dict[str, str]:
-        """Outcome column of the contract -> column of the table."""
-        mapped = {f"{OUTCOME_PREFIX}{name}": column for name, column in _as_pairs(self.columns.get("outcomes")).items()}
-        return {name: name for name in table.columns if name.startswith(OUTCOME_PREFIX)} | mapped
-
-    def report_columns(self) -> list[str]:
-        return _as_names(self.columns.get("report") or [])
-
-    def single_columns(self) -> dict[str, str]:
-        """Contract column -> column of the table, for those that are one column each."""
-        single = {name: str(self.columns[name]) for name in _SINGLE if self.columns.get(name)}
-        if single.get("patient_id", "").lower() == NO_PATIENTS:
-            del single["patient_id"]
-        return single
-
-
-def _as_pairs(columns: object) -> dict[str, str]:
-    """Own name -> column of the table, of pairs or of names that are the same in both."""
-    if isinstance(columns, Mapping):
-        return {str(name): str(column) for name, column in columns.items()}
-    return {name: name for name in _as_names(columns or [])}
-
-
-def _as_names(names: object) -> list[str]:
-    return [names] if isinstance(names, str) else [str(name) for name in names]
 
 
 def build_folder(
@@ -187,113 +119,87 @@ def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> Fol
         folder = require_folder(data_root, _HOLDING)
         mapping = _read_mapping(folder, options)
         path = _find_table(folder, mapping)
-        table = read_table(path)
+        table = read_text_table(path)
     except StudyError as error:
         return FolderReport((str(error),))
-    available = tuple(table.columns)
+    report = FolderReport((), tuple(table.columns), table.index)
     problems = _find_column_problems(table, mapping, path)
     if problems:
-        return FolderReport(tuple(problems), available, len(table))
-    cohort, problems = _translate(table, mapping, path, folder, seed)
+        return replace(report, problems=tuple(problems))
+    finder = ImageFinder(folder / mapping.images)
+    cohort, problems = _translate(table, mapping, path, finder, seed)
     files = [Path(image) for image in cohort["image_path"]]
-    without_image = [not file.is_file() for file in files]
-    if len(files) and all(without_image):
+    absent = [number for number, file in enumerate(files) if not os.path.isfile(file)]
+    if len(files) and len(absent) == len(files):
         problems.append(
             f"none of the {len(files)} files named in column {mapping.columns['image_path']!r} of {path.name} exists "
-            f"(the first is {files[0]}): set images to the subfolder in which the paths start."
+            f"in {finder.folder}: set images to the subfolder in which the paths start."
         )
-    unlisted = {image.resolve() for image in list_images(folder / mapping.images)} - {file.resolve() for file in files}
+    named = {os.path.realpath(file) for file in files}
+    unlisted = tuple(image for image in finder.images if os.path.realpath(image) not in named)
     if not problems:
         try:
             cohort = validate_cohort(cohort, path.name)
         except StudyError as error:
             problems.append(str(error))
-    counts = {"rows": len(table), "rows_without_image": sum(without_image), "images_without_row": len(unlisted)}
+    report = replace(report, problems=tuple(problems), without_image=tuple(absent), without_row=unlisted)
     if problems:
-        return FolderReport(tuple(problems), available, **counts)
+        return report
     cohort.attrs[IMAGES_WITHOUT_ROW] = len(unlisted)
-    return FolderReport((), available, **counts, cohort=cohort)
+    return replace(report, remarks=tuple(_find_unused(table, mapping)), cohort=cohort)
 
 
 # --- the mapping ----------------------------------------------------------------------------------------------------
 
 
-def _read_mapping(folder: Path, options: Mapping[str, object]) -> _Mapping:
+def _read_mapping(folder: Path, options: Mapping[str, object]) -> ColumnMapping:
     options = {name: value for name, value in options.items() if value is not None}
     path = folder / MAPPING_FILE
     if "columns" not in options:
         if not path.is_file():
             raise StudyError(
                 f"no columns were given and {folder} has no {MAPPING_FILE}: say which column of the table holds "
-                f"{' and which '.join(_REQUIRED)}."
+                f"{' and which '.join(REQUIRED)}."
             )
         options = read_mapping_file(path) | options
-    unknown = [name for name in options if name not in _Mapping.__dataclass_fields__]
-    if unknown:
-        raise StudyError(
-            f"the mapping has no entry {unknown[0]!r}: its entries are {', '.join(_Mapping.__dataclass_fields__)}."
-        )
-    mapping = _Mapping(**options)
-    wrong = [name for name in ("columns", "values", "fractions") if not isinstance(getattr(mapping, name), Mapping)]
-    wrong += [name for name, words in mapping.values.items() if not isinstance(words, Mapping)] if not wrong else []
-    if wrong:
-        raise StudyError(f"the mapping's entry {wrong[0]!r} must be pairs of 'name: value'.")
-    unknown = [name for name in mapping.values if name not in WORDS]
-    if unknown:
-        raise StudyError(f"the mapping cannot translate values of {unknown[0]!r}: it can those of {', '.join(WORDS)}.")
-    check_fractions(mapping.fractions)
-    return mapping
+    return check_mapping(options)
 
 
-def read_mapping_file(path: Path) -> dict:
-    """The mapping that lies in a folder.
-
-    Raises:
-        StudyError: it is no mapping, or says nothing of columns.
-    """
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        mapping = None
-    if not isinstance(mapping, dict) or "columns" not in mapping:
-        raise StudyError(f"{path} is not a mapping with an entry 'columns': see `chexstudy cohort build --help`.")
-    return mapping
-
-
-def _find_table(folder: Path, mapping: _Mapping) -> Path:
+def _find_table(folder: Path, mapping: ColumnMapping) -> Path:
     if mapping.table:
         return folder / mapping.table
-    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in _TABLE_SUFFIXES)
+    tables = sorted(path for path in folder.iterdir() if is_table(path.name) and not path.name.startswith("."))
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "none"
         raise StudyError(f"{folder} must hold one CSV or Parquet table, or 'table' must name it (found: {found}).")
     return tables[0]
 
 
-def _find_column_problems(table: pd.DataFrame, mapping: _Mapping, path: Path) -> list[str]:
+def _find_column_problems(table: pd.DataFrame, mapping: ColumnMapping, path: Path) -> list[str]:
     has = f"it has {', '.join(map(repr, table.columns))}"
     problems = [
-        f"the mapping has no column {name!r}: it can have {', '.join(_MAPPED)}."
+        f"the mapping has no column {name!r}: it can have {', '.join(MAPPED)}."
         for name in mapping.columns
-        if name not in _MAPPED
+        if name not in MAPPED
     ]
-    if not mapping.columns.get("image_path"):
+    if "image_path" not in mapping.columns:
         problems.append(f"the mapping does not say which column of {path.name} holds image_path; {has}.")
     if "patient_id" not in mapping.columns:
         problems.append(
-            f"the mapping does not say which column of {path.name} holds patient_id; {has}; if every image is of "
-            "another patient, say 'patient_id: none' (images of one patient in two splits would make results too good)."
+            f"the mapping does not say which column of {path.name} holds patient_id; {has}; {EACH_ANOTHER}."
         )
     if not mapping.report_columns() and not mapping.findings():
         problems.append(
             f"the mapping names neither a report nor findings of {path.name}, so no image has a text; {has}."
         )
-    asked = [*mapping.single_columns().items(), *(("report", name) for name in mapping.report_columns())]
-    asked += [(f"the finding {finding!r}", name) for finding, name in mapping.findings().items()]
-    asked += [
-        (f"the outcome {name.removeprefix(OUTCOME_PREFIX)!r}", own) for name, own in mapping.outcomes(table).items()
-    ]
-    problems += [f"{path.name} has no column {name!r} for {what}; {has}." for what, name in asked if name not in table]
+    for what, name in _list_asked(table, mapping):
+        if name in table.attrs[NESTED]:
+            problems.append(
+                f"column {name!r} of {path.name}, for {what}, holds lists or the like: write one value a cell."
+            )
+        elif name not in table:
+            hint = f"; {EACH_ANOTHER}" if what == "patient_id" else ""
+            problems.append(f"{path.name} has no column {name!r} for {what}; {has}{hint}.")
     problems += [
         f"a finding cannot be named {finding!r}, which is a column of its own in a cohort: rename it in 'findings'."
         for finding in mapping.findings()
@@ -310,27 +216,39 @@ def _find_column_problems(table: pd.DataFrame, mapping: _Mapping, path: Path) ->
     return problems
 
 
+def _list_asked(table: pd.DataFrame, mapping: ColumnMapping) -> list[tuple[str, str]]:
+    """What the mapping takes from the table, in words, and the column it takes it from."""
+    asked = [*mapping.single_columns().items(), *(("report", name) for name in mapping.report_columns())]
+    asked += [(f"the finding {finding!r}", name) for finding, name in mapping.findings().items()]
+    outcomes = mapping.outcomes(table).items()
+    return asked + [(f"the outcome {name.removeprefix(OUTCOME_PREFIX)!r}", own) for name, own in outcomes]
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
 def _translate(
-    table: pd.DataFrame, mapping: _Mapping, path: Path, folder: Path, seed: int
+    table: pd.DataFrame, mapping: ColumnMapping, path: Path, finder: ImageFinder, seed: int
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cohort, and what is wrong with it that the contract's own validation would not tell as well."""
     cells = {name: table[column] for name, column in mapping.single_columns().items()}
-    problems = _find_id_problems(cells, path)
-    paths = cells["image_path"].fillna("").str.strip().str.replace("\\", "/")
-    ids = {
-        name: cells.get(name, cells.get("image_id", paths)).fillna("")
-        for name in ("image_id", "patient_id", "study_id")
-    }
-    cohort = pd.DataFrame({name: mapping.source + "/" + own for name, own in ids.items()})
+    paths = cells["image_path"].fillna("").str.strip().str.replace("\\", "/").str.removeprefix("./")
+    files = [finder.find(name) for name in paths]
+    ids = {name: normalise_ids(cells[name]) for name in ("image_id", "patient_id", "study_id") if name in cells}
+    problems = _find_id_problems({"image_path": normalise_ids(paths), **ids}, path)
+    problems += _find_shared_files(files, table.index, mapping, path) if not problems else []
+    own = ids.get("image_id", normalise_ids(paths)).fillna("")
+    cohort = pd.DataFrame(
+        {name: mapping.source + "/" + ids.get(name, own).fillna("") for name in ("image_id", "patient_id", "study_id")}
+    )
+    if "patient_id" in ids:
+        cohort["patient_id"], unified = unify_patients(cohort["patient_id"])
+        cohort.attrs |= {PATIENTS_UNIFIED: unified} if unified else {}
     cohort["source"] = mapping.source
-    cohort["image_path"] = [str(folder / mapping.images / name) for name in paths]
+    cohort["image_path"] = [str(file) for file in files]
     for name in ("view", "sex", "split"):
         if name in cells:
-            unsaid = None if name == "split" else "unknown"
-            cohort[name] = _translate_words(cells[name], name, mapping).where(cells[name].notna(), unsaid)
+            cohort[name] = _translate_words(cells[name], name, mapping).where(cells[name].notna(), UNSAID[name])
             problems += _find_unknown_words(cohort[name], cells[name], name, path)
         elif name != "split":
             cohort[name] = "unknown"
@@ -354,23 +272,14 @@ def _translate(
     return cohort, []
 
 
-def _translate_words(cells: pd.Series, kind: str, mapping: _Mapping) -> pd.Series:
+def _translate_words(cells: pd.Series, kind: str, mapping: ColumnMapping) -> pd.Series:
     """Words of the table as values of the contract; unknown words stay as they are, empty cells become None."""
-    words = dict(WORDS[kind])
-    for word, value in mapping.values.get(kind, {}).items():
-        # YAML reads an unquoted yes or no as true or false.
-        words |= dict.fromkeys(_YAML_BOOLEANS.get(word, ()) if isinstance(word, bool) else (_plain_word(word),), value)
-    translated = [None if pd.isna(cell) else words.get(_plain_word(cell), cell) for cell in cells]
+    words = mapping.words(kind)
+    translated = [None if pd.isna(cell) else words.get(plain_word(cell), cell) for cell in cells]
     return pd.Series(translated, index=cells.index, dtype="object")
 
 
-def _plain_word(word: object) -> str:
-    """Lower case without blanks; ``1.0`` and ``1`` are the same word."""
-    text = str(word).strip().lower()
-    return text.removesuffix(".0") if text.lstrip("-").replace(".", "", 1).isdigit() else text
-
-
-def _write_reports(cohort: pd.DataFrame, table: pd.DataFrame, mapping: _Mapping, seed: int) -> None:
+def _write_reports(cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, seed: int) -> None:
     columns = mapping.report_columns()
     if not columns:
         labels = cohort[list(mapping.findings())].to_dict("records")
@@ -398,64 +307,101 @@ def _head_section(column: str, text: str) -> str:
 # --- problems -------------------------------------------------------------------------------------------------------
 
 
-def _find_id_problems(cells: Mapping[str, pd.Series], path: Path) -> list[str]:
+def _find_id_problems(ids: Mapping[str, pd.Series], path: Path) -> list[str]:
     problems = []
-    for name in ("image_path", "image_id", "patient_id", "study_id"):
-        if name in cells:
-            problems += _find_empty_cells(cells[name], path)
-            problems += _find_duplicates(cells[name], path) if name.startswith("image") else []
+    for name, cells in ids.items():
+        problems += _find_empty_cells(cells, path)
+        problems += _find_duplicates(cells, path) if name.startswith("image") else _find_rounded(cells, path)
     return problems
 
 
 def _find_empty_cells(cells: pd.Series, path: Path) -> list[str]:
-    empty = cells.index[cells.isna() | (cells.str.strip() == "")]
+    empty = np.flatnonzero(cells.isna())
     if not len(empty):
         return []
-    return [f"{path.name}: row {empty[0]}, column {cells.name!r} is empty ({len(empty)} rows are): fill it in."]
+    return [
+        f"{path.name}: {name_place(cells.index, empty[0])}, column {cells.name!r} is empty ({len(empty)} rows are; "
+        "words such as nan or unknown say no more): fill it in."
+    ]
 
 
 def _find_duplicates(names: pd.Series, path: Path) -> list[str]:
-    stated = names.dropna()
-    repeats = stated[stated.duplicated()]
-    if repeats.empty:
+    repeated = names.duplicated() & names.notna()
+    if not repeated.any():
         return []
-    first, again = stated.index[stated == repeats.iloc[0]][:2]
+    again = int(repeated.argmax())
+    first = int((names == names.iloc[again]).argmax())
     return [
-        f"{path.name}: rows {first} and {again} hold the same {repeats.iloc[0]!r} in column {names.name!r} "
-        f"({repeats.nunique()} images repeat): give each image one row."
+        f"{path.name}: {name_place(names.index, first)} and {name_place(names.index, again)} hold the same in column "
+        f"{names.name!r} ({names[repeated].nunique()} images repeat): give each image one row."
+    ]
+
+
+def _find_rounded(ids: pd.Series, path: Path) -> list[str]:
+    rounded = np.flatnonzero(ids.map(is_rounded, na_action="ignore").eq(True))
+    if not len(rounded):
+        return []
+    return [
+        f"{path.name}: {name_place(ids.index, rounded[0])}, column {ids.name!r} holds a number that a spreadsheet has "
+        f"rounded, as in 1.2E+15 ({len(rounded)} rows do): save the identifiers as text."
+    ]
+
+
+def _find_shared_files(files: list[Path], places: pd.Index, mapping: ColumnMapping, path: Path) -> list[str]:
+    shared = find_shared_files(files)
+    if not shared:
+        return []
+    first, second = (name_place(places, number) for number in shared[0][:2])
+    return [
+        f"{path.name}: {first} and {second} name the same file in column {mapping.columns['image_path']!r}, written in "
+        f"two ways ({len(shared)} files are named more than once): give each image one row."
     ]
 
 
 def _find_unknown_words(translated: pd.Series, cells: pd.Series, kind: str, path: Path) -> list[str]:
     allowed = sorted(set(WORDS[kind].values()))
-    wrong = translated.index[~translated.isin(allowed)]
+    wrong = np.flatnonzero(~translated.isin(allowed))
     if not len(wrong):
         return []
-    held = "is empty" if pd.isna(cells[wrong[0]]) else f"holds {show_value(cells[wrong[0]])!r}"
+    cell = cells.iloc[wrong[0]]
+    held = "is empty" if pd.isna(cell) else f"holds {show_value(cell, cells)}"
     return [
-        f"{path.name}: row {wrong[0]}, column {cells.name!r} {held}; expected one of {', '.join(allowed)}, or an entry "
-        f"under 'values: {kind}' that says what it means."
+        f"{path.name}: {name_place(cells.index, wrong[0])}, column {cells.name!r} {held}; expected one of "
+        f"{', '.join(allowed)}, or an entry under 'values: {kind}' that says what it means."
     ]
 
 
 def _find_wrong_ages(years: pd.Series, cells: pd.Series, path: Path) -> list[str]:
-    wrong = years.index[(years.isna() & cells.notna()) | (years > 120)]
+    wrong = np.flatnonzero((years.isna() & cells.notna()) | (years > 120))
     if not len(wrong):
         return []
     return [
-        f"{path.name}: row {wrong[0]}, column {cells.name!r} holds {show_value(cells[wrong[0]])!r}; "
-        "expected an age from 0 to 120 years, or empty."
+        f"{path.name}: {name_place(cells.index, wrong[0])}, column {cells.name!r} holds "
+        f"{show_value(cells.iloc[wrong[0]], cells)}; expected an age from 0 to 120 years, or empty."
     ]
 
 
-def _find_wrong_labels(cohort: pd.DataFrame, table: pd.DataFrame, mapping: _Mapping, path: Path) -> list[str]:
+def _find_wrong_labels(cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, path: Path) -> list[str]:
     problems = []
     for finding, column in mapping.findings().items():
-        wrong = cohort.index[cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1])]
+        wrong = np.flatnonzero(cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1]))
         if len(wrong):
             problems.append(
-                f"{path.name}: row {wrong[0]} ({cohort['image_id'][wrong[0]]}), column {column!r} holds "
-                f"{show_value(table[column][wrong[0]])!r}; a label is 1 (present), 0 (absent), -1 (uncertain) or empty "
-                "(not stated), or an entry under 'values: labels' that says what it means."
+                f"{path.name}: {name_place(table.index, wrong[0])}, column {column!r} holds "
+                f"{show_value(table[column].iloc[wrong[0]], table[column])}; a label is 1 (present), 0 (absent), "
+                "-1 (uncertain) or empty (not stated), or an entry under 'values: labels' that says what it means."
             )
     return problems
+
+
+def _find_unused(table: pd.DataFrame, mapping: ColumnMapping) -> list[str]:
+    """Which columns nothing uses, and how those that look like a column of the contract would be."""
+    used = {name for _, name in _list_asked(table, mapping)}
+    unused = [name for name in table.columns if name not in used and not name.startswith("__")]
+    if not unused:
+        return []
+    guessed = {name: column for name, column in guess_names(table.columns).items() if column in unused}
+    guessed = {name: column for name, column in guessed.items() if name not in mapping.columns}
+    add = ", ".join(f"{name}: {column}" for name, column in guessed.items())
+    verb = "is" if len(unused) == 1 else "are"
+    return [f"{', '.join(unused)} {verb} not used{f': add {add}' if add else ''}."]

@@ -31,8 +31,8 @@ from chexstudy.errors import StudyError
 
 NAME = "huggingface"
 _HOLDING = "a dataset saved by datasets.save_to_disk, or parquet files with images"
-_SAVED_MARKS = ("dataset_dict.json", "state.json")
-_SHARD_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
+SAVED_MARKS = ("dataset_dict.json", "state.json")
+SHARD_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "pixel_values", "image_bytes")
 _ROWS_AT_ONCE = 64
 _ROWS_A_PART = 1000
@@ -72,7 +72,7 @@ def build_huggingface(
     given = {"source": source, "columns": columns, "values": values, "fractions": fractions, "word_budget": word_budget}
     mapping = read_mapping(folder, given)
     chosen = str((mapping.get("columns") or {}).get("image_path") or "")
-    saved = any((folder / mark).is_file() for mark in _SAVED_MARKS)
+    saved = any((folder / mark).is_file() for mark in SAVED_MARKS)
     parts = _list_saved(folder, chosen) if saved else _list_parquet(folder, chosen)
     rows = unpack_parts(parts, Path(unpack_to) / NAME, Path(__file__), chosen)
     rows[KEY] = _number_repeats(rows[KEY])
@@ -95,7 +95,7 @@ def _list_parquet(folder: Path, chosen: str) -> list[Part]:
 
 
 def _tell_split(file: Path, folder: Path) -> str | None:
-    named = _SHARD_NAME.fullmatch(file.stem)
+    named = SHARD_NAME.fullmatch(file.stem)
     if named:
         # That is how the library itself names the files of a split: a word that is none is worth a complaint.
         return tell_split([named["split"]]) or named["split"]

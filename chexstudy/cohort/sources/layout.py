@@ -1,6 +1,9 @@
 """What all adapters need from a data set's folder: its place, its tables and its image files, or one clear sentence."""
 
+import os
+import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -27,26 +30,6 @@ def require_folder(data_root: str | Path, holding: str) -> Path:
     return folder
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV (or ``.tsv``) or Parquet table with every value as text, and missing where the cell is empty.
-
-    Raises:
-        StudyError: there is no such file, or it cannot be read as a table.
-    """
-    if not path.is_file():
-        raise StudyError(f"there is no table {path}: check its name and the data folder.")
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return _as_text(pd.read_parquet(path))
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        return pd.read_csv(
-            path, sep=separator, dtype="str", keep_default_na=False, na_values=[""], encoding="utf-8-sig"
-        )
-    except (ValueError, OSError) as error:
-        what = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "cannot be read as a table"
-        raise StudyError(f"{path} {what}: save it again as CSV in UTF-8 or as Parquet.") from None
-
-
 def require_columns(table: pd.DataFrame, names: Iterable[str], path: Path) -> None:
     """Raise a StudyError unless the table has these columns; the sentence lists those it has."""
     missing = [name for name in names if name not in table.columns]
@@ -58,10 +41,58 @@ def require_columns(table: pd.DataFrame, names: Iterable[str], path: Path) -> No
 
 
 def list_images(folder: Path) -> Iterator[Path]:
-    """Every file under a folder that is named like an image, hidden ones left out, in order of path."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(folder)):
-            yield path
+    """Every file under a folder that is named like an image, hidden ones left out, in order of path.
+
+    Linked folders are walked once each, whatever links to whatever.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        found += [Path(place, name) for name in files if _is_image(name) and os.path.isfile(os.path.join(place, name))]
+    yield from sorted(found)
+
+
+class ImageFinder:
+    """Image files under a folder by the names that a table gives them.
+
+    A name that is no file is looked for once more in another Unicode form, with other letter case, and without the
+    ending, and taken if exactly one file is meant: other systems write names in other forms.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cached_property
+    def images(self) -> tuple[Path, ...]:
+        """All image files under the folder."""
+        return tuple(list_images(self.folder))
+
+    def find(self, name: str) -> Path:
+        """The file meant by a path from the folder; where there is none, the path as it is."""
+        path = self.folder / name
+        # Unlike Path.is_file, this takes a name of any length for no file.
+        if os.path.isfile(path):
+            return path
+        meant = self._by_key.get(_plain_path(name), ())
+        return meant[0] if len(meant) == 1 else path
+
+    @cached_property
+    def _by_key(self) -> dict[str, list[Path]]:
+        by_key: dict[str, list[Path]] = {}
+        for path in self.images:
+            name = path.relative_to(self.folder).as_posix()
+            for key in (_plain_path(name), _plain_path(name).rpartition(".")[0]):
+                by_key.setdefault(key, []).append(path)
+        return by_key
+
+
+def _plain_path(name: str) -> str:
+    return unicodedata.normalize("NFC", os.path.normpath(name)).casefold()
 
 
 def parse_years(text: pd.Series) -> pd.Series:
@@ -71,10 +102,9 @@ def parse_years(text: pd.Series) -> pd.Series:
     return (pd.to_numeric(parts[0], errors="coerce") * years_in_unit).astype("float32")
 
 
-def _as_text(table: pd.DataFrame) -> pd.DataFrame:
-    text = table.astype("str").where(table.notna())
-    return text.where(text != "")
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is_hidden(name)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))

@@ -13,13 +13,14 @@ from chexstudy.cohort.sources.layout import (
     IMAGES_WITHOUT_ROW,
     list_images,
     parse_years,
-    read_table,
     require_columns,
     require_folder,
 )
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, split_patients
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
+from chexstudy.identifiers import normalise_ids, unify_patients
+from chexstudy.tables import name_place, read_text_table
 
 FINDINGS = (
     "Atelectasis",
@@ -38,7 +39,7 @@ FINDINGS = (
     "Hernia",
 )
 OLDEST_YEARS = 120  # some rows say 411 years and the like
-_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _COLUMNS = (
     "Image Index",
     "Finding Labels",
@@ -50,7 +51,7 @@ _COLUMNS = (
 )
 _BOXES = "BBox_List_2017.csv"
 _TRAIN_LIST, _TEST_LIST = "train_val_list.txt", "test_list.txt"
-_HOLDING = f"the NIH images and {_TABLES[0]}"
+_HOLDING = f"the NIH images and {TABLES[0]}"
 _OTHER_NAMES = {"Pleural_Thickening": "Pleural Thickening", "Infiltrate": "Infiltration"}
 
 
@@ -74,21 +75,25 @@ def build_nih(
             official lists do not cover the table.
     """
     folder = require_folder(data_root, _HOLDING)
-    path = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if path is None:
-        raise StudyError(f"{folder} has no {' or '.join(_TABLES)}: set data_root to the folder that holds {_HOLDING}.")
-    table = read_table(path)
+        raise StudyError(f"{folder} has no {' or '.join(TABLES)}: set data_root to the folder that holds {_HOLDING}.")
+    table = read_text_table(path)
     require_columns(table, _COLUMNS, path)
-    names = table["Image Index"]
+    names, patients = normalise_ids(table["Image Index"]), normalise_ids(table["Patient ID"])
+    for cells in (names, patients):
+        if cells.isna().any():
+            place = name_place(table.index, int(cells.isna().argmax()))
+            raise StudyError(f"{path.name}: {place}, column {cells.name!r} is empty: fill it in.")
     files = {image.name: image for image in list_images(folder)}
     image_ids = "nih/" + names
-    labels = _read_labels(table["Finding Labels"], names, path)
+    labels = _read_labels(table["Finding Labels"], path)
     age = parse_years(table["Patient Age"])
     cohort = pd.DataFrame(
         {
             "image_id": image_ids,
-            "patient_id": "nih/" + table["Patient ID"],
-            "study_id": "nih/" + table["Patient ID"] + "_" + table["Follow-up #"],
+            "patient_id": unify_patients("nih/" + patients)[0],
+            "study_id": "nih/" + patients + "_" + table["Follow-up #"],
             "source": "nih",
             "split": _read_official_split(folder, names),
             "view": table["View Position"].where(table["View Position"].isin(["PA", "AP"]), "unknown"),
@@ -119,7 +124,7 @@ def read_boxes(data_root: str | Path) -> pd.DataFrame:
         StudyError: the folder or ``BBox_List_2017.csv`` is missing, or has other columns.
     """
     folder = require_folder(data_root, _HOLDING)
-    table = read_table(folder / _BOXES)
+    table = read_text_table(folder / _BOXES)
     # The header's "Bbox [x,y,w,h]" holds commas, so it reads as four columns.
     columns = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
     require_columns(table, columns, folder / _BOXES)
@@ -129,14 +134,14 @@ def read_boxes(data_root: str | Path) -> pd.DataFrame:
     return boxes.astype({name: "float32" for name in ("x", "y", "width", "height")})
 
 
-def _read_labels(cells: pd.Series, names: pd.Series, path: Path) -> pd.DataFrame:
+def _read_labels(cells: pd.Series, path: Path) -> pd.DataFrame:
     """``Cardiomegaly|Effusion`` to one Int8 column a finding; what is not named was looked for and is absent."""
     named = cells.fillna("").str.split("|").map(lambda labels: {_OTHER_NAMES.get(label, label) for label in labels})
     known = {NO_FINDING, *FINDINGS}
     for row, labels in enumerate(named):
         if not labels <= known:
             raise StudyError(
-                f"{path.name}: row {row} ({names[row]}), column 'Finding Labels' holds {cells[row]!r}: expected "
+                f"{path.name}: {name_place(cells.index, row)}, column 'Finding Labels' holds another label: expected "
                 f"{NO_FINDING!r} or findings among {', '.join(FINDINGS)}, joined by '|'."
             )
     return pd.DataFrame(
@@ -160,7 +165,7 @@ def _read_official_split(folder: Path, names: pd.Series) -> pd.Series:
     wrong = names[in_test == in_train]
     if len(wrong):
         raise StudyError(
-            f"{len(wrong)} images (the first is {wrong.iloc[0]}) are in neither or in both of {_TRAIN_LIST} and "
-            f"{_TEST_LIST}: mend the lists, or take both away to split patients at random."
+            f"{len(wrong)} images (the first is that of {name_place(wrong.index, 0)}) are in neither or in both of "
+            f"{_TRAIN_LIST} and {_TEST_LIST}: mend the lists, or take both away to split patients at random."
         )
     return pd.Series(np.where(in_test, "test", "train"), index=names.index, dtype="str")

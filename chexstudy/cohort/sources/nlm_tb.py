@@ -16,10 +16,12 @@ import pandas as pd
 from PIL import Image
 
 from chexstudy.cohort.reports import template_report
-from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW, list_images, parse_years, read_table, require_folder
+from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW, list_images, parse_years, require_folder
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, split_patients
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
+from chexstudy.identifiers import clean_text
+from chexstudy.tables import read_text_table
 
 TUBERCULOSIS = "Tuberculosis"
 # Finding -> how the readings word it, their spelling mistakes included. Only what is said is a label.
@@ -154,14 +156,14 @@ def _read_readings(folder: Path) -> dict[str, dict[str, str]]:
     """Stem of the image -> sex, age and findings; a table goes before a text file."""
     readings = {path.stem: _read_reading_file(path) for path in _find_reading_files(folder)}
     for path in sorted(folder.rglob("*.csv")):
-        table = read_table(path).rename(columns=str.strip).rename(columns={"gender": "sex"})
+        table = read_text_table(path).rename(columns={"gender": "sex"})
         if "study_id" not in table:
             continue
         missing = _READING_COLUMNS - set(table.columns)
         if missing:
             raise StudyError(f"{path.name} lacks the column {missing.pop()!r}; it has {', '.join(table.columns)}.")
         for row in table.fillna("").to_dict("records"):
-            stem = Path(row["study_id"].strip()).stem
+            stem = Path(clean_text(row["study_id"])).stem
             readings[stem] = {name: row.get(name, "").strip() for name in ("sex", "age", "findings")}
     return readings
 

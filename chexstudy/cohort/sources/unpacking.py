@@ -7,7 +7,6 @@ not said is guessed by name, but that every image is of another patient is never
 """
 
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import pandas as pd
 import pyarrow
 from pyarrow import parquet
 
-from chexstudy.cohort.sources.folder import MAPPING_FILE, WORDS, build_folder, read_mapping_file
+from chexstudy.cohort.sources.column_mapping import MAPPING_FILE, WORDS, guess_names, plain_name, read_mapping_file
+from chexstudy.cohort.sources.folder import build_folder
 from chexstudy.cohort.table import REPORT_ORIGINS
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
@@ -30,16 +30,6 @@ _BYTES = "__bytes__"
 _FINGERPRINT = b"fingerprint"
 LABELS = "labels."
 
-# Contract column -> names it goes by, in order of preference; compared without case, blanks and underscores.
-_NAMES = {
-    "patient_id": ("patientid", "patient", "subjectid", "subject"),
-    "image_id": ("imageid", "dicomid", "imagename", "imageindex"),
-    "study_id": ("studyid", "study"),
-    "split": ("split",),
-    "view": ("view", "viewposition"),
-    "sex": ("sex", "gender", "patientsex", "patientgender"),
-    "age_years": ("ageyears", "age", "patientage"),
-}
 _REPORTS = (("report",), ("findings", "impression"), ("findings",), ("impression",), ("text",), ("txt",), ("caption",))
 _MAPPING = ("source", "columns", "values", "fractions", "word_budget")
 
@@ -236,6 +226,8 @@ def build_from_rows(
         StudyError: as `chexstudy.cohort.sources.folder.build_folder`.
     """
     columns = guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
+    # What is said to be nothing is not guessed; but patients must be named, or be said to be none by that word.
+    columns = {name: column for name, column in columns.items() if column is not None or name == "patient_id"}
     table = f"{name}.parquet"
     with atomic_path(unpack_to / table) as temporary:
         rows.to_parquet(temporary, index=False)
@@ -261,13 +253,8 @@ def build_from_rows(
 
 def guess_columns(rows: pd.DataFrame) -> dict[str, object]:
     """Contract column -> column of the rows, or columns, by their names."""
-    by_name = {_plain(column): column for column in reversed(rows.columns) if not column.startswith("__")}
-    guessed: dict[str, object] = {
-        column: by_name[known]
-        for column, names in _NAMES.items()
-        for known in [next((name for name in names if name in by_name), None)]
-        if known
-    }
+    guessed: dict[str, object] = dict(guess_names(rows.columns))
+    by_name = {plain_name(column): column for column in reversed(rows.columns) if not column.startswith("__")}
     reports = next((names for names in _REPORTS if all(name in by_name for name in names)), ())
     if reports:
         guessed["report"] = [by_name[name] for name in reports]
@@ -286,7 +273,3 @@ def _is_exported(rows: pd.DataFrame) -> bool:
     if not {"source", "image_id"} <= set(rows.columns) or rows[["source", "image_id"]].isna().any().any():
         return False
     return all(image.startswith(f"{origin}/") for image, origin in zip(rows["image_id"], rows["source"], strict=True))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())

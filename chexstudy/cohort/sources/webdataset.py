@@ -34,7 +34,7 @@ from chexstudy.errors import StudyError
 from chexstudy.paths import resolve_user_path
 
 NAME = "webdataset"
-_SHARDS = (".tar", ".tar.gz", ".tgz")
+SHARDS = (".tar", ".tar.gz", ".tgz")
 _TEXTS = ("txt", "text", "report", "cls")
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
 _DAMAGES = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
@@ -98,10 +98,10 @@ def _find_shards(data_root: str | Path) -> tuple[list[Path], Path]:
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]
         root = Path(os.path.commonpath([file.parent for file in found])) if found else path.parent
-    shards = sorted(file for file in found if file.name.endswith(_SHARDS) and not file.name.startswith("."))
+    shards = sorted(file for file in found if file.name.endswith(SHARDS) and not file.name.startswith("."))
     if not shards:
         raise StudyError(
-            f"{path} holds and names no tar shard ({', '.join(_SHARDS)}): set data_root to the folder that holds them, "
+            f"{path} holds and names no tar shard ({', '.join(SHARDS)}): set data_root to the folder that holds them, "
             "or to a pattern such as 'shards/train-*.tar'."
         )
     return shards, root

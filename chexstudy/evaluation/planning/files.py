@@ -6,6 +6,7 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, atomic_path, refused_writes
+from chexstudy.tables import read_typed_table
 
 CURVES = "label_budget/curves.parquet"
 _KINDS = (".parquet", ".csv")
@@ -25,7 +26,7 @@ def read_curves(path: Path | None, study: str) -> pd.DataFrame:
     """A table of learning curves: a file's, or without one the study's.
 
     Args:
-        path: a parquet or CSV file.
+        path: a CSV or Parquet table.
         study: read where there is no path.
 
     Raises:
@@ -33,13 +34,7 @@ def read_curves(path: Path | None, study: str) -> pd.DataFrame:
     """
     if path is None:
         return Run(study).read_table(CURVES, "11_plan_labels")
-    check_kind(path)
-    if not path.is_file():
-        raise StudyError(f"there is no table of curves at {path}: check the path.")
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}.") from None
+    return read_typed_table(path)
 
 
 def write_plan(plan: pd.DataFrame, path: Path) -> None:

@@ -1,0 +1,178 @@
+"""What a study would stumble over, found before any image is read: problems stop a run, remarks do not.
+
+Image files are looked at by name, size and bytes, never decoded.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.copies import find_copies
+from chexstudy.cohort.quality import set_aside_empty_reports
+from chexstudy.cohort.sources import PACKED, build_source, guess_source
+from chexstudy.cohort.sources.folder import PATIENTS_UNIFIED, check_folder
+from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW
+from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.errors import StudyError
+from chexstudy.tables import name_place
+
+_NEEDED_SPLITS = ("train", "validate", "test")
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class CohortCheck:
+    """What was found.
+
+    Attributes:
+        problems: a sentence for each thing that would stop a run.
+        remarks: a sentence for each thing that is probably not meant.
+        cohort: the cohort table, or None if none can be built.
+    """
+
+    problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    cohort: pd.DataFrame | None = None
+
+
+def check_source(data_root: str | Path, source: str | None = None, seed: int = 0) -> CohortCheck:
+    """Look at a source's folder as a build would, and at what later steps need; nothing is kept.
+
+    Args:
+        data_root: the folder.
+        source: one of `chexstudy.cohort.sources.SOURCES`; told by what the folder holds, if not given.
+        seed: of the split, as of the build that is meant.
+    """
+    source = source or guess_source(data_root)
+    if source == "folder":
+        report = check_folder(data_root, seed)
+        found = [
+            *report.remarks,
+            *_tell_without_image(report.without_image, report.places),
+            *_tell_without_row(report.without_row),
+        ]
+        if report.cohort is None:
+            return CohortCheck(report.problems, tuple(found))
+        return _check_images(report.cohort, report.places, Path(data_root), found)
+    with tempfile.TemporaryDirectory() as unpacked:
+        try:
+            cohort = build_source(source, data_root, seed, {"unpack_to": unpacked} if source in PACKED else {})
+        except StudyError as error:
+            return CohortCheck((str(error),))
+        absent = [number for number, file in enumerate(cohort["image_path"]) if not os.path.isfile(file)]
+        found = _tell_without_image(absent, cohort.index)
+        count = cohort.attrs.get(IMAGES_WITHOUT_ROW, 0)
+        found += [f"images without a row, which take no part: {count}."] if count else []
+        return _check_images(cohort, cohort.index, Path(data_root), found)
+
+
+def check_table(cohort: pd.DataFrame) -> CohortCheck:
+    """Look at a cohort table that keeps the contract for what later steps need."""
+    return CohortCheck(tuple(_find_problems(cohort)), tuple(_find_remarks(cohort, cohort.index)), cohort)
+
+
+def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path, found: Sequence[str]) -> CohortCheck:
+    files = [root / path for path in cohort["image_path"]]
+    remarks = [*found, *_find_remarks(cohort, places), *_find_empty_files(files, places)]
+    remarks += _find_copies(files, cohort["split"].to_numpy(), places)
+    return CohortCheck(tuple(_find_problems(cohort)), tuple(remarks), cohort)
+
+
+# --- what stops a run -------------------------------------------------------------------------------------------------
+
+
+def _find_problems(cohort: pd.DataFrame) -> list[str]:
+    patients = cohort["patient_id"].nunique()
+    missing = [split for split in _NEEDED_SPLITS if not (cohort["split"] == split).any()]
+    if missing and patients == 1:
+        return [f"all {len(cohort)} images are of one patient, whom no split can share: check the column of patients."]
+    problems = []
+    if missing:
+        lacking = " and ".join(missing)
+        problems.append(
+            f"no image is in the split {lacking}, which training or evaluation needs: give some patients that split, "
+            "or leave the column of splits out to have patients split at random."
+        )
+    findings = finding_columns(cohort)
+    for split in _NEEDED_SPLITS[1:] if findings else ():
+        rows = cohort[cohort["split"] == split]
+        labels = label_matrix(rows, findings)
+        both = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
+        if len(rows) and not both.any():
+            problems.append(
+                f"no finding is both present and absent in the split {split}, so nothing can be measured there: "
+                "add patients of the other class, or check what the labels mean."
+            )
+    return problems
+
+
+# --- what is probably not meant ---------------------------------------------------------------------------------------
+
+
+def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
+    remarks = []
+    unified = cohort.attrs.get(PATIENTS_UNIFIED, 0)
+    if unified:
+        remarks.append(
+            f"{unified} patients are written in several ways (letter case, zeros in front): each was taken for one."
+        )
+    findings = finding_columns(cohort)
+    labels = label_matrix(cohort, findings)
+    alike = [
+        finding
+        for finding, column in zip(findings, labels.T, strict=True)
+        if not ((column == 1).any() and (column == 0).any())
+    ]
+    if alike and len(alike) < len(findings):
+        remarks.append(f"{', '.join(alike)}: not both present and absent anywhere, so not measured.")
+    kept, _ = set_aside_empty_reports(cohort)
+    empty = np.flatnonzero(~cohort.index.isin(kept.index))
+    if len(empty):
+        remarks.append(f"rows without a report, which go to quarantine: {_name(empty, places)}.")
+    return remarks
+
+
+def _find_empty_files(files: Sequence[Path], places: pd.Index) -> list[str]:
+    empty = [number for number, file in enumerate(files) if os.path.isfile(file) and not os.path.getsize(file)]
+    if not empty:
+        return []
+    return [f"rows whose image file is empty, which go to quarantine: {_name(empty, places)}."]
+
+
+def _find_copies(files: Sequence[Path], splits: np.ndarray, places: pd.Index) -> list[str]:
+    groups = find_copies(files)
+    if not groups:
+        return []
+    apart = [group for group in groups if len({splits[number] for number in group}) > 1]
+    told = (
+        f" ({len(apart)} of them in several splits, of which the one nearest to the test keeps them)" if apart else ""
+    )
+    pairs = [" = ".join(name_place(places, number) for number in group) for group in groups]
+    return [f"rows whose image files hold the same bytes{told}: {_list(pairs)}."]
+
+
+def _tell_without_image(absent: Sequence[int], places: pd.Index) -> list[str]:
+    if not len(absent):
+        return []
+    return [f"rows whose image file is not there, which go to quarantine: {_name(absent, places)}."]
+
+
+def _tell_without_row(images: Sequence[Path]) -> list[str]:
+    if not images:
+        return []
+    # Folders may name a patient.
+    return [f"images without a row, which take no part: {_list([image.name for image in images])}."]
+
+
+def _name(numbers: Iterable[int], places: pd.Index) -> str:
+    return _list([name_place(places, number) for number in numbers])
+
+
+def _list(names: Sequence[str]) -> str:
+    """The first of the names, and how many there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
