@@ -83,9 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         "  chexstudy curate --embeddings E.npy --ids ids.parquet --keep 0.227 --out subset.parquet\n"
         "  chexstudy doctor                        versions, GPU, faiss, where things live",
     )
-    parser.set_defaults(debug=False)
+    parser.set_defaults(debug=False, parser=parser, act=lambda options: parser.print_help())
     parser.add_argument("--version", action="version", version=f"chexstudy {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     _add_run(verbs)
     _add_cohort(verbs)
     _add_step(
@@ -163,6 +163,7 @@ def _run_selected(options: argparse.Namespace, names: list[str] | None) -> None:
         options.profile,
         dict(options.parameter),
         study=options.study,
+        change=[name for names in options.change for name in names.split(",")],
         from_text=True,
         online=options.online,
         quiet=options.quiet,
@@ -186,15 +187,21 @@ def _list_parameters(names: list[str] | None) -> None:
             print(f"  {profile.name:<{width}}  {'; '.join(filter(None, (profile.title, profile.cost)))}")
 
 
-def _add_run_options(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
+def _add_run_options(parser: argparse.ArgumentParser, default: str = "that of the study, else demo") -> None:
     named = ", ".join(sorted(path.stem for path in paths.PROFILES.glob("*.yaml")))
     parser.add_argument(
         "--profile",
-        default=default,
         metavar="P",
-        help=f"set of parameters: {named}, or a .yaml of yours (default: {default or 'that of the source, else demo'})",
+        help=f"set of parameters: {named}, or a .yaml of yours (default: {default})",
     )
     parser.add_argument("--study", metavar="S", help="name of the run folder (default: the profile's name)")
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="let a parameter differ from the study's value, and tell what is stale then; may be repeated",
+    )
     parser.add_argument(
         "-p",
         "--parameter",
@@ -335,7 +342,7 @@ _CURATE_FILES = (
     *("threads", "report", "parameter"),
 )
 _CURATE_REPORT = ("report", "study", "arm", "seed")
-_CURATE_NOTEBOOK = ("profile", "study", "online", "quiet", "parameter")
+_CURATE_NOTEBOOK = ("profile", "study", "online", "quiet", "parameter", "change")
 
 
 def _add_curate(verbs) -> None:
@@ -396,7 +403,6 @@ def _add_curate(verbs) -> None:
     parser.add_argument("--seed", type=int, metavar="K", help="seed of the method, or of the arm reported (default: 0)")
     parser.add_argument("--arm", metavar="A", help="the arm reported (default: curated)")
     _add_run_options(parser)
-    parser.set_defaults(profile=None)
 
 
 def _curate(options: argparse.Namespace) -> None:
@@ -412,7 +418,6 @@ def _curate(options: argparse.Namespace) -> None:
         _report_study(options)
     else:
         _refuse_others(options, _CURATE_NOTEBOOK, "without --embeddings")
-        options.profile = options.profile or "demo"
         _run_selected(options, _STEPS["curate"])
 
 
@@ -524,7 +529,7 @@ def _add_cohort(verbs) -> None:
     build.add_argument("--source", choices=sources, help="where the images come from")
     build.add_argument("--data-root", metavar="X", help="the folder that holds the source's images and tables")
     build.add_argument("--size", metavar="N", help="pixels on a side of the stored images")
-    _add_run_options(build, default=None)
+    _add_run_options(build, "that of the study, else of the source, else demo")
     _add_convert(actions)
     _add_export(actions)
     check = _add_verb(
@@ -680,13 +685,16 @@ def _find_table(named: str) -> Path:
 
 
 def _build_cohort(options: argparse.Namespace) -> None:
+    from chexstudy.identity import read_identity
     from chexstudy.profiles import list_profiles
+    from chexstudy.runs import Run
 
     if options.profile is None:
         # Real images under the default study's name would end what was drawn there.
-        real = options.source not in (None, "phantom")
-        options.study = options.study or (options.source if real else None)
-        options.profile = options.source if options.source in list_profiles() else "demo"
+        if options.study is None and options.source not in (None, "phantom"):
+            options.study = options.source
+        if options.source in list_profiles() and read_identity(Run(options.study)) is None:
+            options.profile = options.source
     named = {"source": options.source, "data_root": options.data_root, "image_size": options.size}
     options.parameter = [*options.parameter, *((name, value) for name, value in named.items() if value is not None)]
     _run_selected(options, ["01_build_cohort"])

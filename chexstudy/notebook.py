@@ -14,6 +14,8 @@ from pathlib import Path
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
+from chexstudy.identity import CHANGE, begin_notebook, choose_profile, settle_values
+from chexstudy.locks import hold_while_cells_run
 from chexstudy.parameters import check_names, check_values, read_parameters
 from chexstudy.runs import MADE_BY_VARIABLE, Run
 
@@ -41,10 +43,11 @@ def notebook_environment(online: bool = False) -> dict[str, str]:
 
 
 def start_notebook(name: str, namespace: MutableMapping[str, object], folder: str | Path | None = None) -> Run:
-    """Check the notebook's parameters, set up its environment, and open the run folder of its study.
+    """Check the notebook's parameters, give them the study's values, and open the run folder of the study.
 
     Values edited by hand and values injected by papermill are held to the same rules as those of the command line; a
-    whole number given where a number is expected becomes one.
+    whole number given where a number is expected becomes one. The others become those that the study has, or that the
+    profile of its name has if there is no such study yet. The study is held while cells run.
 
     Args:
         name: the notebook's name, for example ``04_pretrain_curated``.
@@ -55,25 +58,44 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
         The run of the parameter ``study``.
 
     Raises:
-        StudyError: a parameter is unknown, absent, or of another type than its default.
+        StudyError: a parameter is unknown, absent, or of another type than its default; the study has other values and
+            ``change`` is not set; somebody else is at work on it.
     """
     source = Path(folder or paths.NOTEBOOKS) / f"{name}.py"
     declared = read_parameters(source)
-    check_names(_assigned_parameters(namespace.get("In", ())), declared, name)
+    own, injected = _assigned_parameters(namespace.get("In", ()))
+    check_names([given for given in (*own, *injected) if given != CHANGE], declared, name)
     absent = [parameter for parameter in declared if parameter not in namespace]
     if absent:
         raise StudyError(f"the parameters cell of {name} does not set {absent[0]!r}: put its line back.")
-    namespace.update(check_values(declared, {parameter: namespace[parameter] for parameter in declared}, name))
+    values = check_values(declared, {parameter: namespace[parameter] for parameter in declared}, name)
+    asked = {
+        parameter: value
+        for parameter, value in values.items()
+        if parameter in injected or value != declared[parameter].default
+    }
     os.environ[MADE_BY_VARIABLE] = name
     for variable, value in notebook_environment().items():
         os.environ.setdefault(variable, value)
     # JupyterLab starts kernels in the notebook's folder; the user thinks from the checkout.
     if Path.cwd() == source.parent.resolve():
         os.environ.setdefault("CHEXSTUDY_CWD", str(paths.REPOSITORY))
-    return Run(str(namespace["study"]))
+    run = Run(str(namespace["study"]))
+    hold_while_cells_run(run, f"the notebook {name}")
+    settled = settle_values(
+        run,
+        {name: declared},
+        {name: asked},
+        choose_profile(run, None, source.parent / "profiles"),
+        accepted=namespace.get(CHANGE) is True,
+        how=f"set {CHANGE} = True in the parameters cell",
+    )[name]
+    begin_notebook(run, name, settled)
+    namespace.update(values | settled)
+    return run
 
 
-def _assigned_parameters(executed_cells: Iterable[str]) -> list[str]:
+def _assigned_parameters(executed_cells: Iterable[str]) -> tuple[list[str], list[str]]:
     """Names set in the parameters cell as it was last run, perhaps edited by hand, and in papermill's own after it.
 
     Both are found in the kernel's history: papermill's by its comment, the other because it sets ``study``.
@@ -85,7 +107,7 @@ def _assigned_parameters(executed_cells: Iterable[str]) -> list[str]:
             injected = names
         elif "study" in names:
             own = names
-    return own + injected
+    return own, injected
 
 
 def _assigned_names(cell: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
-from chexstudy.parameters import Parameter, check_names, check_values, parse_text
+from chexstudy.parameters import Parameter, check_names, check_value, check_values, parse_text
 from chexstudy.yaml_files import read_yaml
 
 _FIELDS = ("title", "description", "cost", "defaults", "notebooks")
@@ -28,6 +28,16 @@ class Profile:
     cost: str = ""
     defaults: dict[str, object] = field(default_factory=dict)
     notebooks: dict[str, dict[str, object]] = field(default_factory=dict)
+
+    def value(self, notebook: str, parameter: Parameter) -> object:
+        """What a notebook's parameter is in this profile, its own default included.
+
+        Raises:
+            StudyError: the profile's value is of another type than declared.
+        """
+        own = self.notebooks.get(notebook, {})
+        given = own.get(parameter.name, self.defaults.get(parameter.name, parameter.default))
+        return check_value(parameter, given, f"{notebook} (profile {self.name!r})")
 
 
 def list_profiles(folder: Path | None = None) -> list[str]:

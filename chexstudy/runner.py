@@ -14,15 +14,26 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.executed import clean_notebook, hide_names
+from chexstudy.identity import (
+    CHANGE,
+    begin_notebook,
+    check_accepted,
+    choose_profile,
+    end_notebook,
+    is_free,
+    read_identity,
+    settle_values,
+)
+from chexstudy.locks import hold_study, inherited_descriptors
 from chexstudy.notebook import notebook_environment
-from chexstudy.parameters import check_values, read_parameters
+from chexstudy.parameters import Parameter, check_values, read_parameters
 from chexstudy.profiles import Profile, read_profile, resolve_parameters
 from chexstudy.runs import Run, atomic_path
 
@@ -72,22 +83,25 @@ def find_notebook(name: str, folder: Path | None = None) -> str:
     raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known)}: {guess}.")
 
 
-def run_notebook(name: str, profile: str = "demo", parameters: Mapping[str, object] | None = None, **options) -> Path:
+def run_notebook(
+    name: str, profile: str | None = None, parameters: Mapping[str, object] | None = None, **options
+) -> Path:
     """Run one notebook; see :func:`run_notebooks`. Returns the path of the executed notebook."""
     return run_notebooks([name], profile, parameters, **options)[0]
 
 
-def run_all(profile: str = "demo", parameters: Mapping[str, object] | None = None, **options) -> list[Path]:
+def run_all(profile: str | None = None, parameters: Mapping[str, object] | None = None, **options) -> list[Path]:
     """Run every notebook in order; see :func:`run_notebooks`."""
     return run_notebooks(None, profile, parameters, **options)
 
 
 def run_notebooks(
     names: list[str] | None,
-    profile: str = "demo",
+    profile: str | None = None,
     parameters: Mapping[str, object] | None = None,
     *,
     study: str | None = None,
+    change: Collection[str] = (),
     from_text: bool = False,
     online: bool = False,
     quiet: bool = False,
@@ -97,10 +111,11 @@ def run_notebooks(
 
     Args:
         names: which notebooks; None runs all of them.
-        profile: a profile's name, or the path of a profile file.
+        profile: a profile's name, or the path of a profile file; the study's own if not given.
         parameters: values that win over the profile's; each is given to the notebooks that take it, and at least one
             must.
         study: name of the study; the profile's name if not given.
+        change: parameters whose values may differ from those the study has.
         from_text: the values of ``parameters`` are texts, converted to the declared types.
         online: let the notebooks download models.
         quiet: do not repeat what the notebooks print.
@@ -110,53 +125,84 @@ def run_notebooks(
         Paths of the executed notebooks.
 
     Raises:
-        StudyError: a notebook, profile or parameter is unknown or a value has the wrong type; nothing was started.
+        StudyError: a notebook, profile or parameter is unknown, a value has the wrong type, the study has other
+            values, or another run is at work on it; nothing was started.
         NotebookFailure: a notebook stopped; the cells up to there are kept as ``NN_name.failed.ipynb``.
     """
     folder = folder or paths.NOTEBOOKS
     known = list_notebooks(folder)
     chosen = known if names is None else [find_notebook(name, folder) for name in names]
-    plan = read_profile(profile, folder / "profiles")
     overrides = dict(parameters or {})
-    run = Run(_choose_study(overrides, study, plan))
+    run = Run(_choose_study(overrides, study, profile, folder))
     declared = {name: read_parameters(folder / f"{name}.py") for name in known}
-    values = resolve_parameters(declared, plan, chosen, overrides, run.study, from_text=from_text)
-    _announce(plan, run, is_everything=chosen == known)
-    return _execute_in_order(folder, run, values, plan.name, online=online, quiet=quiet)
+    check_accepted(change, declared)
+    plan = choose_profile(run, profile, folder / "profiles")
+    resolve_parameters(declared, plan, chosen, overrides, run.study, from_text=from_text)
+    asked = resolve_parameters(declared, Profile(plan.name), chosen, overrides, run.study, from_text=from_text)
+    # What notebooks are told accepts all.
+    accepted = True if any(values.get(CHANGE) for values in asked.values()) else change
+    with hold_study(run, _name_run(chosen)):
+        values = settle_values(run, declared, asked, plan, is_given=profile is not None, accepted=accepted)
+        _announce(plan, run, is_everything=chosen == known)
+        return _execute_in_order(folder, run, declared, values, plan.name, online=online, quiet=quiet)
 
 
 def rerun_notebooks(study: str, *, quiet: bool = False, folder: Path | None = None) -> list[Path]:
-    """Run the notebooks of a study again with the parameters they were last run with.
+    """Run the notebooks of a study again with its values and what else they were last run with.
 
     Steps whose artifacts are current are reused, so this draws the figures anew.
 
     Raises:
-        StudyError: nothing of this study was run yet, or a recorded parameter is no longer one of its notebook.
+        StudyError: nothing of this study was run yet, a recorded parameter is no longer one of its notebook, or another
+            run is at work on it.
     """
     folder = folder or paths.NOTEBOOKS
     run = Run(study)
     records = run.read_json(TIMINGS, "`chexstudy run all`")["notebooks"]
-    values = {}
+    declared, asked = {}, {}
+    is_known = read_identity(run) is not None
     for name in sorted(records):
-        declared = read_parameters(folder / f"{name}.py")
-        values[name] = check_values(declared, records[name]["parameters"], f"{name} (as recorded in {TIMINGS})")
-    profile = next(iter(records.values()))["profile"]
-    return _execute_in_order(folder, run, values, profile, online=False, quiet=quiet)
+        declared[name] = read_parameters(folder / f"{name}.py")
+        recorded = check_values(declared[name], records[name]["parameters"], f"{name} (as recorded in {TIMINGS})")
+        # The values that make the study what it is may have changed since.
+        asked[name] = {
+            parameter.name: recorded.get(parameter.name, parameter.default)
+            for parameter in declared[name].values()
+            if is_free(parameter.name) or not is_known
+        }
+    plan = choose_profile(run, None, folder / "profiles")
+    with hold_study(run, "`chexstudy figures`"):
+        values = settle_values(run, declared, asked, plan)
+        return _execute_in_order(folder, run, declared, values, plan.name, online=False, quiet=quiet)
+
+
+def _name_run(chosen: list[str]) -> str:
+    return f"a run of {chosen[0]}" + (f" to {chosen[-1]}" if len(chosen) > 1 else "")
 
 
 def _execute_in_order(
-    folder: Path, run: Run, values: dict[str, dict[str, object]], profile: str, *, online: bool, quiet: bool
+    folder: Path,
+    run: Run,
+    declared: Mapping[str, Mapping[str, Parameter]],
+    values: Mapping[str, dict[str, object]],
+    profile: str,
+    *,
+    online: bool,
+    quiet: bool,
 ) -> list[Path]:
     """Execute the notebooks of ``values``, say how far they are, and record what each took."""
     executed, states = [], {}
     try:
-        for position, (name, parameters) in enumerate(values.items(), start=1):
+        for position, (name, settled) in enumerate(values.items(), start=1):
+            parameters = _parameters_to_inject(declared[name], settled, run.study)
             place = f"[{position}/{len(values)}] {name}"
             print(place, flush=True)
             start, state = time.monotonic(), "failed"
+            begin_notebook(run, name, settled)
             try:
                 executed.append(_execute(folder / f"{name}.py", run, parameters, online=online, quiet=quiet))
                 state = "done"
+                end_notebook(run, name)
             except KeyboardInterrupt:
                 state = "stopped"
                 raise
@@ -169,12 +215,20 @@ def _execute_in_order(
     return executed
 
 
-def _choose_study(overrides: dict[str, object], study: str | None, profile: Profile) -> str:
+def _choose_study(overrides: dict[str, object], study: str | None, profile: str | None, folder: Path) -> str:
     given = overrides.pop("study", None)
     if given is not None and study is not None and given != study:
         raise StudyError(f"the study is named twice, {study!r} and {given!r}: give it once.")
     chosen = given if given is not None else study
-    return str(profile.name if chosen is None else chosen)
+    return str(chosen if chosen is not None else read_profile(profile or "demo", folder / "profiles").name)
+
+
+def _parameters_to_inject(
+    declared: Mapping[str, Parameter], values: Mapping[str, object], study: str
+) -> dict[str, object]:
+    """What papermill writes into the executed notebook: the values that are not the notebook's own."""
+    changed = {name: value for name, value in values.items() if value != declared[name].default}
+    return changed | ({"study": study} if "study" in declared else {})
 
 
 def _announce(profile: Profile, run: Run, *, is_everything: bool) -> None:
@@ -205,7 +259,8 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
         try:
             papermill.execute_notebook(
                 notebook,
-                str(partial),
+                # papermill fills parameters into the braces of a path.
+                str(partial).replace("{", "{{").replace("}", "}}"),
                 parameters=values,
                 kernel_name="python3",
                 language="python",
@@ -261,12 +316,14 @@ def _kernel_manager(sockets: str, environment: dict[str, str]) -> type:
         @property
         def kernel_spec(self) -> KernelSpec:
             command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=command, display_name="chexstudy", language="python", env=environment)
+            # Jupyter fills variables into what follows a dollar sign.
+            literal = {name: value.replace("$", "$$") for name, value in environment.items()}
+            return KernelSpec(argv=command, display_name="chexstudy", language="python", env=literal)
 
         async def start_kernel(self, **options) -> None:
             # What notebooks print is captured; the kernel's own last words would only clutter a Ctrl-C.
             with open(f"{sockets}/kernel.log", "wb") as log:
-                await super().start_kernel(**options, stderr=log)
+                await super().start_kernel(**options, stderr=log, pass_fds=inherited_descriptors())
 
     return OwnKernel
 

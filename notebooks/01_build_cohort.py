@@ -17,6 +17,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 cohort_seed = 0  # seed of the phantom, of splits and of template reports; trainings have their own
 source = "phantom"  # phantom, nih, nlm_tb, webdataset, huggingface, or folder (images, a table, cohort.yaml)
 data_root = ""  # folder of a real source

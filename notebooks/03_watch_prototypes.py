@@ -19,6 +19,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # seed of the curated arm and of the map
 image_encoder = "tiny-resnet"  # tiny-resnet, tiny-vit, a Hub id, or a folder
 text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder

@@ -19,6 +19,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed
 seeds = 3  # number of seeds; comparisons are paired by seed
 arms: list[str] = []  # arms to train; empty for all

@@ -20,6 +20,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
 seeds = 3  # number of seeds
 baseline = "random_same_data"  # the arm whose gains are drawn by finding

@@ -20,6 +20,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the models and of the resampling
 seeds = 3  # number of seeds; settings are paired by seed
 variants: list[str] = []  # variants to train beside the published curator; empty for all

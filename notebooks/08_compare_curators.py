@@ -18,6 +18,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
 seeds = 3  # number of seeds; comparisons are paired by seed
 methods: list[str] = []  # methods to compare; empty for all, and random is always among them

@@ -18,6 +18,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # seed of the arm and of its head, and seed of the resampling
 arm = "curated"  # trained arm whose frozen image encoder the head looks through
 glori_heads: list[str] = ["glori_v1.local", "glori_v1", "glori_v2"]  # heads measured; examples are of the first

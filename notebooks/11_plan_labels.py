@@ -19,6 +19,7 @@
 
 # %% tags=["parameters"]
 study = "demo"  # name of the study, the folder under runs/
+change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
 encoders: list[str] = ["curated", "random_same_data", "full", "untrained"]  # arms, untrained, Hub ids or folders
 draws = 20  # draws of patients at each label count

@@ -78,6 +78,13 @@ def test_every_help_says_what_it_does_gives_an_example_and_names_what_it_writes(
         assert "writes: " in shown
 
 
+def test_chexstudy_alone_prints_the_help(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("usage: chexstudy ")
+    assert shown.err == ""
+
+
 def test_help_is_there_at_once():
     start = time.monotonic()
     program = "import sys; from chexstudy.cli import build_parser; build_parser().format_help(); print(*sys.modules)"
@@ -89,7 +96,6 @@ def test_help_is_there_at_once():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("", "chexstudy: the following arguments are required: VERB; see `chexstudy --help`."),
         ("rum all", "doctor: did you mean 'run'; see `chexstudy --help`."),
         ("run", "chexstudy run: say which notebook, by name or number, or all; see `chexstudy run --help`."),
         ("run all 02", "chexstudy run: all stands for every notebook: name no other beside it; see"),

@@ -10,6 +10,7 @@ from nbclient.exceptions import CellExecutionError
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
+from chexstudy.locks import release_study
 from chexstudy.notebook import notebook_environment, start_notebook
 
 SOURCE = """\
@@ -43,10 +44,12 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def environment(home, monkeypatch):
-    """start_notebook sets variables for its kernel; here they must not outlive the test."""
+    """start_notebook sets variables for its kernel and holds the study; here that must not outlive the test."""
     for name in (*notebook_environment(), "CHEXSTUDY_CWD"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    yield
+    release_study()
 
 
 def start(folder, injected="", **values):

@@ -12,6 +12,7 @@ import nbformat
 import papermill
 import pytest
 
+from chexstudy import identity
 from chexstudy.errors import StudyError
 from chexstudy.runner import NotebookFailure, find_notebook, list_notebooks, rerun_notebooks, run_all, run_notebook
 
@@ -60,7 +61,9 @@ PROFILE = "title: Tiny\ndescription: Two cells.\ncost: seconds\ndefaults: {seed:
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    # What happens to a notebook is no part of what the study is.
+    monkeypatch.setattr(identity, "FREE", identity.FREE | {"fate"})
     folder = tmp_path / "notebooks"
     (folder / "profiles").mkdir(parents=True)
     (folder / "01_first.py").write_text(FIRST)

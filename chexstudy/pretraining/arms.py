@@ -15,6 +15,7 @@ import pandas as pd
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
+from chexstudy.locks import hold_study, inherited_descriptors
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run, hash_file
 
@@ -238,7 +239,7 @@ def train_arms(
     configs = {"": config} | dict(variants or {})
     jobs = _plan(list(arms), list(seeds), configs)
     print(f"{len(jobs)} trainings, {min(workers, len(jobs))} at a time; finished ones are skipped", flush=True)
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+    with hold_study(run, "a training of arms"), TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         settings = {variant: Path(folder) / f"{variant or 'config'}.json" for variant in configs}
         for variant, path in settings.items():
             path.write_text(json.dumps(configs[variant].to_dict()))
@@ -287,6 +288,7 @@ class _Worker:
                 text=True,
                 env=self._environment,
                 cwd=paths.home(),
+                pass_fds=inherited_descriptors(),
             )
         self._process.stdin.write(f"{arm} {seed} {settings}\n")
         self._process.stdin.flush()

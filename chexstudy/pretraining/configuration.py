@@ -1,5 +1,6 @@
 """Every constant of a pretraining run in one dataclass, with the published values as documentation."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from types import UnionType
@@ -203,26 +204,57 @@ def read_constants(namespace: dict) -> PretrainingConfig:
     Raises:
         StudyError: a further constant is unknown or has another type.
     """
-    types = {
-        constant.name: type(getattr(defaults, constant.name))
-        for defaults in (PretrainingConfig(), CuratorConfig())
-        for constant in fields(defaults)
-        if constant.name != "curator"
-    }
-    values = {name: value for name, value in namespace.items() if name in types}
-    for assignment in namespace.get("constants", []):
+    values = {name: value for name, value in namespace.items() if name in _flatten(PretrainingConfig())}
+    return PretrainingConfig.from_dict(values | parse_constants(namespace.get("constants", [])))
+
+
+def parse_constants(assignments: Iterable[str]) -> dict[str, object]:
+    """The constants that texts ``name=value`` give.
+
+    Raises:
+        StudyError: a constant is unknown or has another type.
+    """
+    defaults, values = _flatten(PretrainingConfig()), {}
+    for assignment in assignments:
         name, _, text = assignment.partition("=")
         name = name.strip()
-        if name not in types:
-            raise StudyError(f"constants: unknown constant in {assignment!r}; known are {', '.join(types)}.")
-        values[name] = _parse(name, text.strip(), types[name])
-    return PretrainingConfig.from_dict(values)
+        if name not in defaults:
+            raise StudyError(f"constants: unknown constant in {assignment!r}; known are {', '.join(defaults)}.")
+        values[name] = _parse(name, text.strip(), type(defaults[name]))
+    return values
+
+
+def list_variables(config: PretrainingConfig, names: Collection[str]) -> dict[str, object]:
+    """The variables of a notebook that describe a configuration: the inverse of `read_constants`.
+
+    Args:
+        config: the configuration.
+        names: the constants that are variables of their own; others that differ from their defaults go to
+            ``constants``.
+    """
+    values, defaults = _flatten(config), _flatten(PretrainingConfig())
+    others = {name: value for name, value in values.items() if name not in names and value != defaults[name]}
+    return {name: value for name, value in values.items() if name in names} | {
+        "constants": [f"{name}={_write(value)}" for name, value in others.items()]
+    }
+
+
+def _flatten(config: PretrainingConfig) -> dict[str, object]:
+    """Every constant by its name, those of the curator beside the others."""
+    values = asdict(config)
+    return values | values.pop("curator")
+
+
+def _write(value: object) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _parse(name: str, text: str, kind: type) -> object:
     if kind is tuple:
         parts = [part.strip() for part in text.split("+") if part.strip()]
-        return [int(part) if part.isdigit() else part for part in parts]
+        return tuple(int(part) if part.isdigit() else part for part in parts)
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

@@ -34,6 +34,7 @@ from chexstudy.curation.doubt import review_list, score_doubt, split_features
 from chexstudy.curation.ledger import LedgerWriter, check_ledger, read_ledger
 from chexstudy.encoders import compile_blocks
 from chexstudy.errors import StudyError
+from chexstudy.locks import release_study
 from chexstudy.pretraining.adaptation import add_low_rank_updates, freeze_encoder, merge_low_rank_updates
 from chexstudy.pretraining.arms import (
     ARMS,
@@ -55,6 +56,7 @@ from chexstudy.pretraining.model import ImageTextModel, build_model, save_model
 from chexstudy.pretraining.pairs import TrainingPairs
 from chexstudy.pretraining.schedule import LearningRate
 from chexstudy.pretraining.streams import stream_seed
+from chexstudy.pretraining.study_config import settle_config
 from chexstudy.pretraining.trackers import open_tracker
 from chexstudy.pretraining.training import CurationRecords, Phase, Trainer, count_steps
 from chexstudy.runs import Run, forget_artifact, seal_artifact
@@ -623,12 +625,14 @@ def choose_device(name: str, processes: Processes | None = None) -> torch.device
     return device
 
 
-def _read_config(path: Path | None) -> PretrainingConfig:
+def _read_values(path: Path | None) -> dict:
     try:
         values = json.loads(path.read_text()) if path else {}
     except (OSError, ValueError) as error:
         raise StudyError(f"--config {path} cannot be read ({error}): give a JSON file of constants.") from None
-    return PretrainingConfig.from_dict(values)
+    if not isinstance(values, dict):
+        raise StudyError(f'--config {path} holds no constants by name: write {{"batch_size": 64}} or the like.')
+    return values
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -637,7 +641,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--study", required=True)
     parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED [CONFIG]` are read")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", type=Path, help="JSON file of constants; the defaults otherwise")
+    parser.add_argument("--config", type=Path, help="JSON file of the constants that differ from the study's")
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="NAME", help="let a constant differ from the study's"
+    )
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     requests = StopRequests()
@@ -645,20 +652,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with open_processes(options.device) as processes:
             rank = processes.rank
-            config, run = _read_config(options.config), Run(options.study)
+            given, run = _read_values(options.config), Run(options.study)
+            change = [name for names in options.change for name in names.split(",")]
             if options.arm:
+                config = settle_config(run, find_arm(options.arm), given, processes, change)
                 pretrain(run, options.arm, options.seed, config, options.device, processes, requests)
                 return 0
             if processes.size > 1:
                 raise StudyError("several processes train one arm: give --arm.")
             for line in sys.stdin:
                 arm, seed, *own = line.rstrip("\n").split(" ", maxsplit=2)
-                constants = _read_config(Path(own[0])) if own else config
-                pretrain(run, arm, int(seed), constants, options.device, processes, requests)
+                own_values = _read_values(Path(own[0])) if own else given
+                config = settle_config(run, find_arm(arm), own_values, processes, change)
+                pretrain(run, arm, int(seed), config, options.device, processes, requests)
                 print(JOB_DONE, flush=True)
     except (StudyError, Stopped) as stop:
         print(stop if rank == 0 else f"process {rank}: {stop}", file=sys.stderr)
         return START_AGAIN if isinstance(stop, Stopped) else 2
+    finally:
+        release_study()
     return 0
 
 

@@ -1,0 +1,325 @@
+import json
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+
+from chexstudy import paths, runner
+from chexstudy.errors import StudyError
+from chexstudy.identity import FREE, RECORD, read_identity
+from chexstudy.locks import release_study
+from chexstudy.notebook import notebook_environment, start_notebook
+from chexstudy.parameters import read_parameters
+from chexstudy.pretraining.arms import find_arm
+from chexstudy.pretraining.distributed import Processes
+from chexstudy.pretraining.study_config import settle_config
+from chexstudy.runner import rerun_notebooks, run_all, run_notebooks
+from chexstudy.runs import Run
+
+DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.glob("*.py"))}
+THIRD, FOURTH, NINTH = "03_watch_prototypes", "04_pretrain_curated", "09_adapt_encoder"
+
+
+@pytest.fixture(autouse=True)
+def surroundings(home, monkeypatch):
+    """What start_notebook sets and holds does not outlive the test."""
+    for name in (*notebook_environment(), "CHEXSTUDY_CWD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    release_study()
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What each notebook was executed with. They leave a file and take no time; ``fails`` names one that stops."""
+    given = {}
+
+    def execute(source, run, values, **_):
+        if given.get("fails") == source.stem:
+            raise StudyError("the data is not there: put it there.")
+        given[source.stem] = {name: one.default for name, one in DECLARED[source.stem].items()} | values
+        run.write_json(f"{source.stem}.json", values)
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    return given
+
+
+def open_in_jupyterlab(name, study, **edits):
+    namespace = {parameter.name: parameter.default for parameter in DECLARED[name].values()}
+    namespace |= {"study": study} | edits
+    run = start_notebook(name, namespace)
+    run.write_json(f"{name}.json", {})
+    return namespace
+
+
+def test_every_free_parameter_is_one_of_a_notebook():
+    assert {name for parameters in DECLARED.values() for name in parameters} >= FREE
+
+
+def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, home):
+    run_all("debug")
+    before = Run("debug").path(RECORD).read_text()
+    given.clear()
+    with pytest.raises(StudyError) as caught:
+        run_notebooks(["03"], "demo", study="debug")
+    sentence = str(caught.value)
+    assert sentence.startswith("study 'debug' has other values than this run asks for: profile 'debug' -> 'demo', ")
+    assert "warm_up_epochs 1 -> 4, subset_epochs 2 -> 9" in sentence
+    assert "--change profile,image_size," in sentence
+    assert "seeds" not in sentence
+    assert "pairs" not in sentence
+    assert given == {}
+    assert Run("debug").path(RECORD).read_text() == before
+
+
+def test_without_a_profile_it_is_the_studys_own(given):
+    run_all("debug", study="mine")
+    given.clear()
+    run_notebooks(["03", "07"], study="mine")
+    assert (given[THIRD]["warm_up_epochs"], given[THIRD]["prototypes"]) == (1, 4)
+    assert given["07_ablate_curator"]["variants"] == ["published"]
+
+
+def test_a_new_study_of_a_profiles_name_takes_its_values_and_any_other_the_default_ones(given):
+    run_notebooks(["01"], study="debug")
+    assert given["01_build_cohort"]["pairs"] == 320
+    run_notebooks(["01"], study="mine")
+    assert given["01_build_cohort"]["pairs"] == 6000
+
+
+def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
+    run_all("debug")
+    asked = {"warm_up_epochs": 3}
+    with pytest.raises(StudyError, match=r"asks for: warm_up_epochs 1 -> 3; leave .* with --change warm_up_epochs\.$"):
+        run_notebooks(["03"], parameters=asked, study="debug")
+    with pytest.raises(StudyError, match=r"the study has no parameter 'warm_up_epoch'.*did you mean 'warm_up_epochs'"):
+        run_notebooks(["03"], parameters=asked, study="debug", change=["warm_up_epoch"])
+    capsys.readouterr()
+    run_notebooks(["03"], parameters=asked, study="debug", change=["warm_up_epochs"])
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told == (
+        "Study 'debug' changes: warm_up_epochs. Made with the old values and stale until they are run again: "
+        "02_embed_pairs, 03_watch_prototypes, 04_pretrain_curated, 07_ablate_curator, 08_compare_curators; what may "
+        "build on them: 05_compare_arms, 06_long_tail, 09_adapt_encoder, 10_see_with_glori, 11_plan_labels."
+    )
+    identity = read_identity(Run("debug"))
+    assert identity.notebooks[THIRD]["stale"] == []
+    assert identity.notebooks[FOURTH]["stale"] == ["warm_up_epochs"]
+    assert identity.notebooks["05_compare_arms"]["stale"] == ["warm_up_epochs"]
+    run_notebooks(["04"], study="debug")
+    assert given[FOURTH]["warm_up_epochs"] == 3
+    assert read_identity(Run("debug")).notebooks[FOURTH]["stale"] == []
+
+
+def test_the_word_change_accepts_everything(given):
+    run_notebooks(["01", "02"], "debug")
+    run_notebooks(["02"], "demo", {"change": "true"}, study="debug", from_text=True)
+    assert given["02_embed_pairs"]["warm_up_epochs"] == 4
+    assert read_identity(Run("debug")).profile.name == "demo"
+    run_notebooks(["01"], study="debug")
+    assert given["01_build_cohort"]["pairs"] == 320
+
+
+@pytest.mark.parametrize(
+    ("notebook", "asked"),
+    [
+        ("04", {"seeds": 5, "arms": ["full"], "budgets": [0.1]}),
+        ("04", {"seed": 3}),
+        ("05", {"resamples": 500, "device": "cpu"}),
+        ("08", {"methods": ["random"]}),
+        ("07", {"short_epochs": 7}),
+        ("09", {"head_epochs": 3}),
+    ],
+)
+def test_what_only_adds_is_no_conflict(given, notebook, asked):
+    run_notebooks(["01", "02", "03", "04", "05", "06"], "debug")
+    (name,) = [one for one in DECLARED if one.startswith(notebook)]
+    run_notebooks([notebook], parameters=asked, study="debug")
+    assert {one: given[name][one] for one in asked} == asked
+
+
+def test_a_notebooks_own_setting_is_held_against_its_own_record(given):
+    run_notebooks(["01", "09"], "debug")
+    with pytest.raises(StudyError, match="head_epochs 2 -> 3"):
+        run_notebooks(["09"], parameters={"head_epochs": 3}, study="debug")
+
+
+def test_the_targets_of_make_run_on_a_finished_study_as_before(given):
+    run_notebooks(["01", "02", "03", "04", "05", "06"], "demo")
+    run_notebooks(["04"], "demo", {"budgets": [0.1, 0.227, 0.5]})
+    run_notebooks(["07", "08"], "demo")
+    run_notebooks(["09", "10", "11"], "demo")
+    run_notebooks(["04"], study="demo")
+    run_all("demo")
+    assert given[FOURTH]["budgets"] == []
+
+
+def test_a_data_folder_is_remembered_wherever_the_next_run_starts(given, home, monkeypatch):
+    (home / "data").mkdir()
+    monkeypatch.chdir(home)
+    run_notebooks(["01"], "demo", {"source": "folder", "data_root": "data"}, study="mine")
+    assert given["01_build_cohort"]["data_root"] == "data"
+    run_notebooks(["01"], "demo", {"source": "folder", "data_root": str(home / "data")}, study="mine")
+    monkeypatch.chdir("/")
+    run_notebooks(["09"], "demo", study="mine")
+    assert given[NINTH]["data_root"] == str(home / "data")
+    with pytest.raises(StudyError, match="data_root"):
+        run_notebooks(["01"], "demo", {"data_root": "data"}, study="mine")
+
+
+def test_a_try_that_left_nothing_binds_nobody(given, home):
+    given["fails"] = "01_build_cohort"
+    with pytest.raises(StudyError, match="the data is not there"):
+        run_notebooks(["01"], "demo", {"source": "folder", "data_root": "wrong"}, study="mine")
+    del given["fails"]
+    run_notebooks(["01"], "demo", {"source": "folder", "data_root": "right"}, study="mine")
+    given["fails"] = "01_build_cohort"
+    with pytest.raises(StudyError, match="the data is not there"):
+        run_notebooks(["01"], study="mine")
+    # What the run before has left still binds.
+    with pytest.raises(StudyError, match="other values"):
+        run_notebooks(["01"], "demo", {"data_root": "third"}, study="mine")
+
+
+def test_values_of_a_run_that_was_killed_reach_the_notebooks_it_did_not(given):
+    given["fails"] = THIRD
+    with pytest.raises(StudyError, match="the data is not there"):
+        run_all("debug", {"prototypes": 5})
+    del given["fails"]
+    run_notebooks(["03"], study="debug")
+    assert given[THIRD]["prototypes"] == 5
+
+
+def test_a_value_that_a_profile_gives_one_notebook_is_no_conflict_with_the_others(given, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"defaults: {{batch_size: 32}}\nnotebooks: {{{THIRD}: {{batch_size: 16}}}}\n")
+    run_notebooks(["02", "03", "04"], str(tmp_path / "own.yaml"))
+    assert [given[name]["batch_size"] for name in ("02_embed_pairs", THIRD, FOURTH)] == [32, 16, 32]
+    (tmp_path / "own.yaml").write_text(f"defaults: {{batch_size: 64}}\nnotebooks: {{{THIRD}: {{batch_size: 16}}}}\n")
+    with pytest.raises(StudyError, match="asks for: batch_size 32 -> 64; leave"):
+        run_notebooks(["04"], str(tmp_path / "own.yaml"))
+
+
+def test_figures_are_drawn_again_with_the_values_the_study_has_now(given):
+    run_notebooks(["03", "04"], "debug", {"seeds": 2})
+    run_notebooks(["03"], parameters={"prototypes": 5}, study="debug", change=["prototypes"])
+    given.clear()
+    rerun_notebooks("debug")
+    assert given[THIRD]["prototypes"] == given[FOURTH]["prototypes"] == 5
+    assert given[FOURTH]["seeds"] == 2
+
+
+def test_a_damaged_record_is_one_sentence(given):
+    run_notebooks(["01"], "debug")
+    Run("debug").path(RECORD).write_text("{")
+    with pytest.raises(StudyError, match=r"study\.json"):
+        run_notebooks(["02"], study="debug")
+
+
+# --- notebooks on their own -------------------------------------------------------------------------------------------
+
+
+def test_jupyterlab_takes_the_values_of_the_study_it_names(given):
+    run_all("debug", {"seeds": 2}, study="mine")
+    values = open_in_jupyterlab(FOURTH, "mine")
+    assert {name: values[name] for name in ("study", "warm_up_epochs", "batch_size", "seeds", "arms")} == {
+        "study": "mine",
+        "warm_up_epochs": 1,
+        "batch_size": 64,
+        "seeds": 2,
+        "arms": ["curated", "random_same_data", "full"],
+    }
+
+
+def test_jupyterlab_takes_the_profile_of_the_name_where_there_is_no_study_yet():
+    assert open_in_jupyterlab("01_build_cohort", "debug")["pairs"] == 320
+    assert open_in_jupyterlab("02_embed_pairs", "debug")["warm_up_epochs"] == 1
+    assert open_in_jupyterlab("01_build_cohort", "mine")["pairs"] == 6000
+
+
+def test_in_jupyterlab_a_value_edited_by_hand_is_held_against_the_study(given, capsys):
+    run_all("debug")
+    sentence = r"asks for: warm_up_epochs 1 -> 3; leave .* or set change = True in the parameters cell\.$"
+    with pytest.raises(StudyError, match=sentence):
+        open_in_jupyterlab(THIRD, "debug", warm_up_epochs=3)
+    open_in_jupyterlab(THIRD, "debug", warm_up_epochs=3, change=True)
+    assert "stale until they are run again: 02_embed_pairs, " in capsys.readouterr().out
+    assert open_in_jupyterlab(FOURTH, "debug")["warm_up_epochs"] == 3
+
+
+def test_in_jupyterlab_a_first_try_that_left_nothing_may_be_corrected():
+    namespace = {one.name: one.default for one in DECLARED["01_build_cohort"].values()} | {"study": "mine"}
+    start_notebook("01_build_cohort", namespace | {"pairs": 100})
+    run = start_notebook("01_build_cohort", namespace | {"pairs": 200})
+    run.write_json("cohort.json", {})
+    with pytest.raises(StudyError, match="pairs 200 -> 300"):
+        start_notebook("01_build_cohort", namespace | {"pairs": 300})
+
+
+def test_plain_papermill_is_held_against_the_study_too(given, tmp_path):
+    source = (paths.NOTEBOOKS / f"{THIRD}.py").read_text()
+    declared = source.partition('["parameters"]\n')[2].partition("\n\n")[0]
+    text = f"""\
+# %% tags=["parameters"]
+{declared}
+
+# %%
+from chexstudy.errors import StudyError
+from chexstudy.notebook import start_notebook
+
+try:
+    start_notebook("{THIRD}", globals())
+except StudyError as error:
+    told = str(error)
+change = True
+start_notebook("{THIRD}", globals()).write_json("told.json", [told, warm_up_epochs, batch_size])
+"""
+    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "03.ipynb")
+    run_all("debug")
+    # The notebook's own default, but asked for.
+    asked = {"study": "debug", "warm_up_epochs": 4}
+    papermill.execute_notebook(tmp_path / "03.ipynb", None, asked, progress_bar=False, kernel_name="python3")
+    told, *values = json.loads(Run("debug").path("told.json").read_text())
+    assert "asks for: warm_up_epochs 1 -> 4; " in told
+    assert values == [4, 64]
+
+
+# --- the engine on its own --------------------------------------------------------------------------------------------
+
+
+def settle(study, arm="curated", change=(), **constants):
+    return settle_config(Run(study), find_arm(arm), constants, Processes(), change)
+
+
+def test_the_engine_takes_from_the_study_what_its_file_leaves_out(given):
+    run_notebooks(["01", "04"], "debug", {"constants": ["dim=32"]})
+    config = settle("debug", lora_rank=2, change=["constants"])
+    assert (config.lora_rank, config.dim, config.warm_up_epochs, config.curator.prototypes) == (2, 32, 1, 4)
+    assert read_identity(Run("debug")).changed["constants"] == ["dim=32", "lora_rank=2"]
+
+
+def test_the_engine_is_held_against_the_study(given):
+    run_notebooks(["01", "04"], "debug")
+    for constants in ({"prototypes": 5}, {"curator": {"prototypes": 5}}):
+        with pytest.raises(StudyError, match=r"asks for: prototypes 4 -> 5; leave .* with --change prototypes\.$"):
+            settle("debug", **constants)
+    with pytest.raises(StudyError, match=r"constants \[\] -> \['dim=32'\]"):
+        settle("debug", dim=32)
+    # As recorded, how it is watched, and an arm under constants of its own.
+    settle("debug", warm_up_epochs=1, tracker="tensorboard", micro_batch=8)
+    assert settle("debug", "curated.small", prototypes=5).curator.prototypes == 5
+    assert read_identity(Run("debug")).changed.get("prototypes") is None
+
+
+def test_notebooks_are_held_against_what_the_engine_trained(given):
+    settle("mine", batch_size=32, dim=64)
+    Run("mine").write_json("pretraining/curated/seed0/compute.json", {})
+    with pytest.raises(StudyError, match="asks for: batch_size 32 -> 64; "):
+        settle("mine", "full", batch_size=64)
+    values = open_in_jupyterlab(FOURTH, "mine")
+    assert (values["batch_size"], values["constants"]) == (32, ["dim=64"])
+    with pytest.raises(StudyError, match="subset_epochs 9 -> 1"):
+        run_notebooks(["04"], parameters={"subset_epochs": 1}, study="mine")
