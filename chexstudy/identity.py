@@ -49,7 +49,7 @@ _FOLDERS = ("data_root", "prompt_file")
 _READ_BY_LATER = ("01", "02", "03", "04")
 # What trains without a notebook, under the values of the notebook that does the same.
 ENGINE = "04_pretrain_curated (engine)"
-_NOT_OF_A_NOTEBOOK = {"notebooks", "pixels", "images", RECORD, "timings.json", ".lock"}
+_NOT_OF_A_NOTEBOOK = {"notebooks", "pixels", "images", "provenance", RECORD, "timings.json", ".lock"}
 
 
 @dataclass
@@ -105,7 +105,7 @@ def read_identity(run: Run) -> Identity | None:
     try:
         content = run.read_json(RECORD, "")
         identity = Identity(Profile(**content["profile"]), content["changed"], content["notebooks"])
-    except (ValueError, KeyError, TypeError):
+    except (StudyError, KeyError, TypeError):
         raise StudyError(
             f"{run.path(RECORD)}, which says what study {run.study!r} is, is damaged: remove it and give the profile "
             "and all parameters again."
