@@ -9,13 +9,14 @@ Source: the label-to-report scheme of CheXficient (arXiv 2602.22843), after LLaV
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import pandas as pd
 
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
+from chexstudy.placeholders import is_placeholder
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 
@@ -70,78 +71,165 @@ NO_FINDING_SENTENCES = ("no acute cardiopulmonary abnormality", "normal chest ra
 SECTION_HEADINGS = MappingProxyType(
     {
         "findings": (
-            "findings",
-            "finding",
-            "findngs",
-            "fidings",
-            "findings and impression",
-            "findings/impression",
-            "radiographic findings",
-            "observations",
+            *("findings", "finding", "findngs", "fidings", "findings and impression", "findings/impression"),
+            *("radiographic findings", "observations", "résultats", "résultat", "resultats", "constatations"),
+            *("description", "interprétation", "befund", "hallazgos", "achados", "análise", "reperti", "referto"),
+            *("检查所见", "影像所见", "影像表现", "所见"),
         ),
         "impression": (
-            "impression",
-            "impressions",
-            "impresson",
-            "impresion",
-            "conclusion",
-            "conclusions",
-            "opinion",
-            "summary",
-            "assessment",
+            *("impression", "impressions", "impresson", "impresion", "final impression", "impression/plan"),
+            *("impression and recommendation", "impression and recommendations", "conclusion", "conclusions"),
+            *("opinion", "assessment", "synthèse", "au total", "en résumé", "beurteilung", "impresión", "conclusión"),
+            *("impressão", "conclusão", "conclusioni", "诊断意见", "诊断印象", "印象", "结论"),
+        ),
+        # An impression where there is no other.
+        "summary": ("summary", "résumé", "zusammenfassung", "resumen", "resumo"),
+        # Said in passing: within findings they take a sentence and no more.
+        "aside": (
+            *("comparison", "comparisons", "technique", "views", "comparaison", "comparaisons", "voraufnahmen"),
+            *("technik", "técnica", "comparación", "comparação", "tecnica", "confronto"),
         ),
         "other": (
-            "indication",
-            "indications",
-            "clinical indication",
-            "clinical information",
-            "clinical history",
-            "history",
-            "reason for exam",
-            "reason for examination",
-            "comparison",
-            "comparisons",
-            "technique",
-            "procedure",
-            "examination",
-            "exam",
-            "views",
-            "recommendation",
-            "recommendations",
-            "notification",
-            "wet read",
-            "addendum",
+            *("indication", "indications", "clinical indication", "clinical information", "clinical history"),
+            *("history", "reason for exam", "reason for examination", "procedure", "procedure comments"),
+            *("examination", "exam", "exam type", "recommendation", "recommendations", "notification", "addendum"),
+            *("renseignements cliniques", "motif", "antécédents", "histoire", "indikation", "fragestellung"),
+            *(
+                "klinische angaben",
+                "indicación",
+                "indicação",
+                "datos clínicos",
+                "quesito clinico",
+                "临床诊断",
+                "检查方法",
+            ),
         ),
     }
 )
+# Headings of a whole report, and of the text of one that has no other heading.
+BODY_HEADINGS = ("final report", "report", "narrative", "interpretation", "radiology report", "compte rendu", "informe")
+# A first reading, which counts where there is no other.
+PRELIMINARY_HEADINGS = ("wet read", "preliminary report", "preliminary read", "preliminary interpretation")
+# Who signed, for whom and under which number: never a part of what an image shows.
+IDENTITY_HEADINGS = (
+    *("accession number", "accession no", "accession no.", "accession #", "accession", "mrn", "medical record number"),
+    *("patient", "patient name", "patient id", "name", "dob", "date of birth", "date", "exam date", "report date"),
+    *("by", "signed by", "signed", "electronically signed by", "e-signed by", "dictated by", "dictated", "transcribed"),
+    *("transcribed by", "reported by", "read by", "reviewed by", "verified by", "approved by", "finalized by"),
+    *("interpreted by", "authenticated by", "attending", "attending physician", "attending radiologist", "resident"),
+    *("radiologist", "physician", "referring physician", "ordering physician", "signer", "signature", "médecin"),
+    *("end of impression", "end of report"),
+)
+_SIGNED = "dictated|transcribed|signed|interpreted|reported|read|reviewed|verified|approved|finali[sz]ed"
+# How such a block begins without a colon, at the start of a line or behind a sentence.
+SIGNATURES = (
+    r"i,? (?:the )?(?:attending|undersigned|dr)\b",
+    r"i (?:have )?(?:personally|also|independently)?\s*(?:reviewed|examined|interpreted|viewed)\b",
+    r"(?:electronically|digitally) (?:signed|reviewed|verified|authenticated|approved)\b",
+    rf"(?:{_SIGNED}) (?:and \w+ )?by\b",
+    rf"(?:this|the) (?:report|examination|study|exam) (?:was|has been) (?:\w+ )?(?:{_SIGNED})\b",
+    r"accession (?:number|no|#)",
+    r"end of (?:impression|report)\b",
+)
+# A line that is a name: Jane Doe, M.D.
+_DEGREES = r"m\.?d|d\.?o|ph\.?d|mbbs|frcr|frcpc|rra"
+_NAME_LINE = rf"(?:dr\.?|prof\.?)?[ \t]*[^\W\d_][\w.,'’ \t-]{{2,50}}?,?[ \t]+(?:{_DEGREES})\.?(?=[ \t]*$)"
 
-_SECTION_OF = {heading: section for section, headings in SECTION_HEADINGS.items() for heading in headings}
-_HEADING = re.compile(
-    # At the start of a line, or after the end of a sentence in the same line.
-    r"(?:^|(?<=[.!?])[ \t])[ \t]*("
-    + "|".join(re.escape(name) for name in sorted(_SECTION_OF, key=len, reverse=True))
-    + r")[ \t]*:",
+_KINDS = {
+    **{heading: section for section, headings in SECTION_HEADINGS.items() for heading in headings},
+    **dict.fromkeys(BODY_HEADINGS, "body"),
+    **dict.fromkeys(PRELIMINARY_HEADINGS, "preliminary"),
+    **dict.fromkeys(IDENTITY_HEADINGS, "identity"),
+}
+_BARE = [name for name, kind in _KINDS.items() if kind != "identity" and name != "report"]
+
+
+def _join_names(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+
+
+_COLON = r"[ \t\xa0\u202f]*[*_]{0,3}[:：][*_]{0,3}"
+_LINE_START = r"^[ \t>#*]*"
+_MARKS = re.compile(
+    # At the start of a line, after the end of a sentence in it or another heading; capitals anywhere.
+    rf"(?:{_LINE_START}|(?<=[.!?:])[ \t]+)(?P<headed>{_join_names(_KINDS)}){_COLON}"
+    rf"|(?<=\s)(?P<capitals>(?-i:{_join_names(map(str.upper, _BARE))})){_COLON}"
+    # Alone on a line, with a capital: a small letter would be the last word of a sentence.
+    rf"|{_LINE_START}(?-i:(?=[A-ZÀ-Þ]))(?P<bare>{_join_names(_BARE)})(?: version[^\n]*)?[*_ \t]*$"
+    rf"|(?:{_LINE_START}|(?<=[.!?])[ \t]+)(?P<signature>{'|'.join(SIGNATURES)})"
+    rf"|^[ \t]*(?P<name>{_NAME_LINE})",
     re.IGNORECASE | re.MULTILINE,
 )
+_NUMBERS = re.compile(r"\d+")
+_RULE = re.compile(r"^[ \t]*[_=*-]{3,}[ \t]*$", re.MULTILINE)
+_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+# Where something said in passing ends: with its sentence, its paragraph, or a line that the next sentence follows.
+_ASIDE_END = re.compile(r"[.!?](?=\s)|\n(?=[ \t]*[A-ZÀ-Þ])|\n[ \t]*\n")
+_TITLE = re.compile(r"[^.!?]*\b(?:chest|views?|radiographs?|x-?rays?|portable|lateral|thorax)\b[^.!?]*", re.IGNORECASE)
+_CODE = re.compile(r"\d\s*-\s*[A-Z]")  # of CheXpert Plus: what is to be done, not what is seen
+_TIME_OF_READING = re.compile(r"^[\s_\d/:.,-]*(?:[ap]\.?m\.?\b)?[\s_]*", re.IGNORECASE)
 
 
 def split_sections(report: str) -> dict[str, str]:
     """The ``findings`` and the ``impression`` of a report, each as one line; a section that is not there is empty.
 
-    The last section of a name wins (earlier ones are drafts and preliminary reads). A report without either heading is
-    all findings, its other headed sections (indication, technique ...) left out.
+    The last section of a name wins (earlier ones are drafts). Findings without a heading are the paragraphs that follow
+    another section's own, or all of a report without headings. A preliminary reading counts where there is no other.
+    Signatures, identifiers and words for nothing (``nan``, ``___``) are no part of any section.
     """
-    sections = {"findings": "", "impression": ""}
-    headings = list(_HEADING.finditer(report))
-    starts = [heading.start() for heading in headings] + [len(report)]
-    for heading, end in zip(headings, starts[1:], strict=True):
-        name = _SECTION_OF[heading.group(1).lower()]
-        text = " ".join(report[heading.end() : end].split())
-        if name in sections and text:
-            sections[name] = text
-    if not any(sections.values()):
-        sections["findings"] = " ".join(report[: starts[0]].split())
-    return sections
+    parts: dict[str, list[str]] = {"findings": [], "impression": [], "summary": [], "preliminary": [], "body": []}
+    report = _RULE.sub("", report)
+    marks = list(_MARKS.finditer(report))
+    bounds = [mark.start() for mark in marks] + [len(report)]
+    preface, within = report[: bounds[0]], ""
+    for mark, end in zip(marks, bounds[1:], strict=True):
+        heading = mark["headed"] or mark["capitals"] or mark["bare"]
+        kind = _KINDS[heading.lower()] if heading else "identity"
+        text = report[mark.end() : end]
+        if kind == "aside" and within:
+            parts[within][-1] += _skip(text, _ASIDE_END)
+        elif kind in ("aside", "other"):
+            parts["body"].append(_skip(text.lstrip(), _PARAGRAPH_END))
+            within = ""
+        elif kind == "identity":
+            within = ""
+        else:
+            parts[kind].append(text)
+            within = kind if kind in ("findings", "impression") else ""
+    findings, impression = (_last(parts[name]) for name in ("findings", "impression"))
+    impression = impression or _last([text for text in parts["summary"] if not _CODE.match(text.strip())])
+    findings = findings or _join_body([preface, *parts["body"]], bool(impression))
+    if not findings and not impression:
+        findings = _last([_TIME_OF_READING.sub("", text) for text in parts["preliminary"]])
+    return {"findings": findings, "impression": impression}
+
+
+def _skip(text: str, end: re.Pattern) -> str:
+    """What follows the first end in a text."""
+    found = end.search(text)
+    return text[found.end() :] if found else ""
+
+
+def _last(texts: list[str]) -> str:
+    """The last of the texts that says something, in one line."""
+    return next((text for text in (_clean(text) for text in reversed(texts)) if text), "")
+
+
+def _join_body(texts: list[str], is_optional: bool) -> str:
+    """Paragraphs without those that only name the examination, unless there is nothing else."""
+    paragraphs = [_clean(paragraph) for text in texts for paragraph in _PARAGRAPH_END.split(text)]
+    told = " ".join(paragraph for paragraph in paragraphs if paragraph and not _TITLE.fullmatch(paragraph))
+    return told if told or is_optional else " ".join(filter(None, paragraphs))
+
+
+def _clean(text: str) -> str:
+    """The text in one line; empty if it says nothing."""
+    return "" if says_nothing(text) else " ".join(text.split())
+
+
+def says_nothing(report: str) -> bool:
+    """Whether a text holds no word but those for nothing: ``nan``, ``N/A``, ``___``, ``XXXX``, numbers."""
+    return is_placeholder(_NUMBERS.sub(" ", report))
 
 
 def training_text(report: str) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.copies import find_shared_files
-from chexstudy.cohort.reports import SECTION_HEADINGS, template_report
+from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing, template_report
 from chexstudy.cohort.sources.column_mapping import (
     EACH_ANOTHER,
     MAPPED,
@@ -294,6 +294,7 @@ def _write_reports(cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMap
             "\n".join(_head_section(column, text) for column, text in zip(columns, row, strict=True) if text.strip())
             for row in parts.itertuples(index=False, name=None)
         ]
+        cohort["report"] = cohort["report"].mask(cohort["report"].map(says_nothing), "")
         cohort["report_origin"] = "written"
     cohort["report_origin"] = cohort["report_origin"].where(cohort["report"] != "", "none")
 
