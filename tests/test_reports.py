@@ -218,3 +218,8 @@ def test_words_for_nothing_are_no_report(report):
 def test_words_for_nothing_beside_others_stay():
     assert training_text("XXXX-year-old with XXXX opacity.") == "XXXX-year-old with XXXX opacity."
     assert training_text("None seen.") == "None seen."
+
+
+def test_a_report_drawn_without_findings_is_read_as_it_always_was():
+    # The text of a pair of the default study: what was measured on it stays comparable.
+    assert training_text("FINDINGS:  IMPRESSION: Normal study.") == "IMPRESSION: Normal study."

@@ -151,9 +151,10 @@ def _join_names(names: Iterable[str]) -> str:
 _COLON = r"[ \t\xa0\u202f]*[*_]{0,3}[:：][*_]{0,3}"
 _LINE_START = r"^[ \t>#*]*"
 _MARKS = re.compile(
-    # At the start of a line, after the end of a sentence in it or another heading; capitals anywhere.
-    rf"(?:{_LINE_START}|(?<=[.!?:])[ \t]+)(?P<headed>{_join_names(_KINDS)}){_COLON}"
-    rf"|(?<=\s)(?P<capitals>(?-i:{_join_names(map(str.upper, _BARE))})){_COLON}"
+    # At the start of a line, or after the end of a sentence in it; capitals anywhere but behind an empty heading.
+    rf"(?:{_LINE_START}|(?<=[.!?])[ \t]+)(?P<headed>{_join_names(_KINDS)}){_COLON}"
+    rf"|(?<=:)[ \t]+(?P<passing>{_join_names(SECTION_HEADINGS['aside'])}){_COLON}"
+    rf"|(?<![:：]\s)(?<![:：]\s\s)(?<=\s)(?P<capitals>(?-i:{_join_names(map(str.upper, _BARE))})){_COLON}"
     # Alone on a line, with a capital: a small letter would be the last word of a sentence.
     rf"|{_LINE_START}(?-i:(?=[A-ZÀ-Þ]))(?P<bare>{_join_names(_BARE)})(?: version[^\n]*)?[*_ \t]*$"
     rf"|(?:{_LINE_START}|(?<=[.!?])[ \t]+)(?P<signature>{'|'.join(SIGNATURES)})"
@@ -183,7 +184,7 @@ def split_sections(report: str) -> dict[str, str]:
     bounds = [mark.start() for mark in marks] + [len(report)]
     preface, within = report[: bounds[0]], ""
     for mark, end in zip(marks, bounds[1:], strict=True):
-        heading = mark["headed"] or mark["capitals"] or mark["bare"]
+        heading = mark["headed"] or mark["passing"] or mark["capitals"] or mark["bare"]
         kind = _KINDS[heading.lower()] if heading else "identity"
         text = report[mark.end() : end]
         if kind == "aside" and within:
