@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from chexstudy import hub
 from chexstudy.errors import StudyError
-from chexstudy.runs import atomic_path
+from chexstudy.runs import atomic_path, name_partial
 from chexstudy.tokenizer import train_wordpiece
 
 if TYPE_CHECKING:
@@ -958,7 +958,7 @@ def save_encoder(encoder: ImageEncoder | TextEncoder, folder: str | Path) -> Pat
         _write_json(folder / "preprocessor_config.json", preprocessing)
     else:
         record["max_tokens"] = encoder.max_tokens
-        with tempfile.TemporaryDirectory(dir=folder) as draft:
+        with tempfile.TemporaryDirectory(prefix=name_partial("tokenizer"), dir=folder) as draft:
             for path in encoder.tokenizer.save_pretrained(draft):
                 if os.path.isfile(path):
                     os.replace(path, folder / Path(path).name)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
 from chexstudy import paths
+from chexstudy.children import end_with_parent
 from chexstudy.errors import StudyError
 from chexstudy.identity import CHANGE, begin_notebook, choose_profile, settle_values
 from chexstudy.locks import hold_while_cells_run
@@ -61,6 +62,7 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
         StudyError: a parameter is unknown, absent, or of another type than its default; the study has other values and
             ``change`` is not set; somebody else is at work on it.
     """
+    end_with_parent()
     source = Path(folder or paths.NOTEBOOKS) / f"{name}.py"
     declared = read_parameters(source)
     own, injected = _assigned_parameters(namespace.get("In", ()))

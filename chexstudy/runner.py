@@ -12,13 +12,13 @@ import os
 import platform
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from chexstudy import paths
+from chexstudy.children import fits_sockets, name_parent, temporary_folder
 from chexstudy.errors import StudyError
 from chexstudy.executed import clean_notebook, hide_names
 from chexstudy.identity import (
@@ -35,7 +35,7 @@ from chexstudy.locks import hold_study, inherited_descriptors
 from chexstudy.notebook import notebook_environment
 from chexstudy.parameters import Parameter, check_values, read_parameters
 from chexstudy.profiles import Profile, read_profile, resolve_parameters
-from chexstudy.runs import Run, atomic_path
+from chexstudy.runs import Run, atomic_path, remove_leftovers
 
 TIMINGS = "timings.json"
 
@@ -192,6 +192,7 @@ def _execute_in_order(
 ) -> list[Path]:
     """Execute the notebooks of ``values``, say how far they are, and record what each took."""
     executed, states = [], {}
+    remove_leftovers(run.folder)
     try:
         for position, (name, settled) in enumerate(values.items(), start=1):
             parameters = _parameters_to_inject(declared[name], settled, run.study)
@@ -250,9 +251,11 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
     final = run.path(f"notebooks/{source.stem}.ipynb")
     failed = final.with_suffix(".failed.ipynb")
-    environment = notebook_environment(online) | {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": os.getcwd()}
+    environment = (
+        notebook_environment(online) | {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": os.getcwd()} | name_parent()
+    )
     with (
-        tempfile.TemporaryDirectory(prefix="chexstudy-") as sockets,
+        temporary_folder() as sockets,
         atomic_path(final) as partial,
         _kept_on_failure(partial, failed),
     ):
@@ -275,7 +278,7 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
             sentence = last_words if by_study else f"{source.stem} stopped in cell {error.exec_count} with {last_words}"
             raise NotebookFailure(sentence, failed, by_study) from None
         except DeadKernelError:
-            print(Path(sockets, "kernel.log").read_text(errors="replace")[-4000:], file=sys.stderr, end="")
+            print((sockets / "kernel.log").read_text(errors="replace")[-4000:], file=sys.stderr, end="")
             raise NotebookFailure(
                 f"{source.stem}: its Python process died, most often because memory ran out: try a smaller profile.",
                 failed,
@@ -301,13 +304,13 @@ def _kept_on_failure(partial: Path, failed: Path) -> Iterator[None]:
         raise
 
 
-def _kernel_manager(sockets: str, environment: dict[str, str]) -> type:
+def _kernel_manager(sockets: Path, environment: dict[str, str]) -> type:
     """A kernel manager class for one run: this interpreter, with sockets of its own."""
     import zmq
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    address = {"transport": "ipc", "ip": f"{sockets}/kernel"} if zmq.has("ipc") else {}
+    address = {"transport": "ipc", "ip": f"{sockets}/kernel"} if zmq.has("ipc") and fits_sockets(sockets) else {}
 
     class OwnKernel(AsyncKernelManager):
         def __init__(self, **options):

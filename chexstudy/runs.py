@@ -30,12 +30,13 @@ import numpy as np
 import pandas as pd
 
 from chexstudy import paths
+from chexstudy.children import has_ended
 from chexstudy.errors import StudyError
 
 # These rooms show results or start notebooks; a change in them cannot change a number.
 _PRESENTATION = {
-    *("plots", "cli.py", "cli_studies.py", "doctor.py", "executed.py", "explorer.py", "identity.py", "locks.py"),
-    *("notebook.py", "parameters.py", "profiles.py", "pseudonyms.py", "runner.py", "studies.py"),
+    *("plots", "children.py", "cli.py", "cli_studies.py", "doctor.py", "executed.py", "explorer.py", "identity.py"),
+    *("locks.py", "notebook.py", "parameters.py", "profiles.py", "pseudonyms.py", "runner.py", "studies.py"),
 }
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Names the notebook at work, for its own process and those it starts.
@@ -58,11 +59,11 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
     """
     final = Path(final)
     # The suffix stays last because numpy and image writers choose their format by it.
-    temporary = final.with_name(f".{final.stem}.{platform.node()}.{os.getpid()}.partial{final.suffix}")
+    temporary = final.with_name(f"{name_partial(final.stem)}{final.suffix}")
     with refused_writes(final):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(final)
+            remove_leftovers(final.parent, f".{glob.escape(final.stem)}")
             yield temporary
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -70,6 +71,11 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def name_partial(stem: str) -> str:
+    """What a file or folder is called while this process writes it."""
+    return f".{stem}.{platform.node()}.{os.getpid()}.partial"
 
 
 @contextmanager
@@ -90,17 +96,17 @@ def refused_writes(final: Path) -> Iterator[None]:
         ) from error
 
 
-def _remove_leftovers(final: Path) -> None:
-    """Take away what processes of this machine that are no longer there left half written of this file."""
-    before, after = f".{final.stem}.{platform.node()}.", f".partial{final.suffix}"
-    for path in final.parent.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
-        process = path.name.removeprefix(before).removesuffix(after)
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (ValueError, PermissionError):
-            continue
+def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:
+    """Take away what processes of this machine that are no longer there left half written.
+
+    Args:
+        folder: where to look.
+        pattern: which names, as `Path.glob` takes it.
+    """
+    for path in folder.glob(f"{pattern}.{glob.escape(platform.node())}.*.partial*"):
+        process = re.search(r"\.(\d+)\.partial[^/]*$", path.name)
+        if process and has_ended(int(process[1])):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _refusal_of_the_system(error: BaseException) -> str | None:

@@ -1,5 +1,6 @@
 """Arms end to end on a tiny cohort: what each is trained on, what it costs, and that nothing is lost when killed."""
 
+import fcntl
 import json
 import os
 import re
@@ -429,3 +430,20 @@ def test_a_checkpoint_of_another_configuration_is_passed_over_and_it_is_said(tin
     capsys.readouterr()
     pretrain(tiny_study, "full", 0, _config(learning_rate=2e-3), "cpu")
     assert "belongs to another configuration, data or code" in capsys.readouterr().out
+
+
+def test_an_arm_has_one_writer(tiny_study):
+    folder = tiny_study.path(arm_folder("full", 0))
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StudyError) as caught:
+            pretrain(tiny_study, "full", 0, _config(), "cpu")
+    assert str(caught.value) == (
+        "the arm 'full' (seed 0) of study 'tiny' is in training by another process: wait until that has ended, then "
+        "the same command goes on from there."
+    )
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    with open(folder / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        pretrain(tiny_study, "full", 0, _config(), "cpu")

@@ -5,6 +5,7 @@ Nothing here stops at a bad file, and nothing is dropped without a row in the qu
 
 import hashlib
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.children import end_with_parent
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.images import check_fit, decode_remarked, fit_square, read_bytes
 from chexstudy.cohort.levels import is_blank
@@ -80,7 +82,8 @@ def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int 
         yield from (check_image(path, size, fit) for path in paths)
         return
     # Spawned rather than forked: the parent may hold threads of torch or of a notebook's kernel.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),)) as pool:
         tasks = (pool.submit(_check_batch, batch, size, fit) for batch in _cut(paths, _IMAGES_PER_TASK))
         ahead: deque[Future] = deque(islice(tasks, workers * _TASKS_AHEAD))
         try:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.children import end_with_parent
 from chexstudy.cohort.pixels import PixelStore, open_pixel_store
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
@@ -347,7 +348,10 @@ def work_apart(
     settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device", "families")}
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_open_evaluation, initargs=(evaluation.run.study, settings, threads)
+        workers,
+        get_context("spawn"),
+        initializer=_open_evaluation,
+        initargs=(os.getpid(), evaluation.run.study, settings, threads),
     ) as pool:
         return list(progress(pool.map(partial(_work, task), jobs), len(jobs), label))
 
@@ -355,8 +359,9 @@ def work_apart(
 _opened: Evaluation | None = None
 
 
-def _open_evaluation(study: str, settings: dict, threads: int) -> None:
+def _open_evaluation(parent: int, study: str, settings: dict, threads: int) -> None:
     global _opened
+    end_with_parent(parent)
     torch.set_num_threads(threads)
     run = Run(study)
     _opened = Evaluation(run, read_cohort(run.path("cohort.parquet")), open_pixel_store(run), **settings)

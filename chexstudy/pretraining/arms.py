@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 
 import pandas as pd
 
 from chexstudy import paths
+from chexstudy.children import name_parent, temporary_folder
 from chexstudy.errors import StudyError
 from chexstudy.locks import hold_study, inherited_descriptors
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -239,8 +240,8 @@ def train_arms(
     configs = {"": config} | dict(variants or {})
     jobs = _plan(list(arms), list(seeds), configs)
     print(f"{len(jobs)} trainings, {min(workers, len(jobs))} at a time; finished ones are skipped", flush=True)
-    with hold_study(run, "a training of arms"), TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        settings = {variant: Path(folder) / f"{variant or 'config'}.json" for variant in configs}
+    with hold_study(run, "a training of arms"), temporary_folder() as folder, ThreadPoolExecutor(workers) as pool:
+        settings = {variant: folder / f"{variant or 'config'}.json" for variant in configs}
         for variant, path in settings.items():
             path.write_text(json.dumps(configs[variant].to_dict()))
         idle = [_Worker(run, settings[""], device, config.threads) for _ in range(workers)]
@@ -273,7 +274,7 @@ class _Worker:
         self._command = [sys.executable, "-m", "chexstudy.pretraining.engine", "--study", run.study]
         self._command += ["--config", str(settings), "--device", device]
         home = {"CHEXSTUDY_HOME": str(paths.home())}
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home}
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home, **name_parent()}
         self._process: subprocess.Popen | None = None
         # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
         self._errors = TemporaryFile("w+")  # noqa: SIM115

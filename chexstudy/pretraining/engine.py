@@ -9,11 +9,14 @@ again.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.children import end_with_parent
 from chexstudy.cohort.pixels import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix, read_cohort
 from chexstudy.curation.curators import (
@@ -59,7 +63,7 @@ from chexstudy.pretraining.streams import stream_seed
 from chexstudy.pretraining.study_config import settle_config
 from chexstudy.pretraining.trackers import open_tracker
 from chexstudy.pretraining.training import CurationRecords, Phase, Trainer, count_steps
-from chexstudy.runs import Run, forget_artifact, seal_artifact
+from chexstudy.runs import Run, forget_artifact, refused_writes, seal_artifact
 from chexstudy.threads import use_threads
 
 # BSD's "temporary failure; try again", which batch systems can be told to requeue on.
@@ -582,19 +586,52 @@ def pretrain(
     """
     processes = processes or Processes()
     arm_run = _ArmRun(run, find_arm(arm), seed, config, choose_device(device, processes), processes, requests)
-    done = arm_run.done
-    # Everybody has looked before the first process writes.
-    processes.wait()
-    if not done:
-        if requests:
-            requests.training = True
-        try:
-            with use_threads(config.threads):
-                arm_run.train()
-        finally:
-            if requests:
-                requests.training = False
+    if not arm_run.done:
+        with _be_the_only_writer(arm_run):
+            done = arm_run.done
+            # Everybody has looked before the first process writes.
+            processes.wait()
+            if not done:
+                if requests:
+                    requests.training = True
+                try:
+                    with use_threads(config.threads):
+                        arm_run.train()
+                finally:
+                    if requests:
+                        requests.training = False
     return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)
+
+
+@contextmanager
+def _be_the_only_writer(arm_run: _ArmRun) -> Iterator[None]:
+    """Hold the arm's folder; the system lets go of it when the first process ends, killed or not.
+
+    Raises:
+        StudyError: somebody else trains this arm.
+    """
+    path, processes, lock, refused = arm_run.run.path(f"{arm_run.folder}/.lock"), arm_run.processes, None, False
+    if processes.first:
+        with refused_writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "w")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refused = True
+        except OSError:
+            # A file system that knows no locks.
+            pass
+    try:
+        if processes.add_up([float(refused)])[0]:
+            raise StudyError(
+                f"the arm {arm_run.arm.name!r} (seed {arm_run.seed}) of study {arm_run.run.study!r} is in training by "
+                "another process: wait until that has ended, then the same command goes on from there."
+            )
+        yield
+    finally:
+        if lock:
+            lock.close()
 
 
 def is_trained(run: Run, arm: str, seed: int, config: PretrainingConfig) -> bool:
@@ -648,6 +685,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     requests = StopRequests()
+    end_with_parent()
     rank = 0
     try:
         with open_processes(options.device) as processes:

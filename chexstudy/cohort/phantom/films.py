@@ -1,6 +1,7 @@
 """Make the phantom's image files and truth masks, in several processes with the same result as in one."""
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from chexstudy.children import end_with_parent
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.drawing import draw_radiograph
 from chexstudy.cohort.phantom.junk import SPOILED, draw_junk, spoil_radiograph
@@ -55,7 +57,7 @@ def make_films(films: list[Film], workers: int) -> Iterator[list[MaskRow]]:
         yield from progress(map(_make_film, films), len(films), label)
         return
     # Started afresh, a process inherits no thread and no lock of the notebook's kernel.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, end_with_parent, (os.getpid(),)) as pool:
         yield from progress(pool.imap(_make_film, films, chunksize=_FILMS_PER_TASK), len(films), label)
 
 
