@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from chexstudy.children import has_ended
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, refused_writes
 
@@ -235,12 +236,5 @@ def _describe(path: Path) -> str:
         elsewhere = "" if words["host"] == platform.node() else f" on {words['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-    ended = ""
-    if not elsewhere and process != os.getpid():
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            ended = ", which has ended, but not the processes it started"
-        except PermissionError:
-            pass
+    ended = "" if elsewhere or not has_ended(process) else ", which has ended, but not the processes it started"
     return f"{what} (process {process}{elsewhere}, since {since} UTC{ended})"
