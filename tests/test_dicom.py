@@ -436,6 +436,10 @@ def test_dicom_that_is_not_one_radiograph_says_what_it_is():
     text = make_dicom(gradient())
     del text.PixelData, text.Rows, text.Columns
     assert reason_of(to_bytes(text)) == "unsupported DICOM"
+    measured = make_dicom(gradient())
+    measured.FloatPixelData = gradient(dtype=np.float32).tobytes()
+    del measured.PixelData
+    assert reason_of(to_bytes(measured)) == "unsupported DICOM"
     video = make_dicom(gradient())
     video.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
     video.PixelData = encapsulate([b"\0" * 100])

@@ -91,6 +91,7 @@ def test_bad_files_have_a_reason_each(tmp_path):
     assert reason_of(b"version https://git-lfs.github.com/spec/v1\n") == "not an image"
     assert reason_of(bytes(range(256)) * 4) == "not an image"
     assert reason_of(encode(Image.fromarray(gradient(31, 64)))) == "too small"
+    assert reason_of(encode(Image.fromarray(gradient(40, 801)))) == "too small"
     for name, reason in (("absent.png", "missing"), (".", "missing")):
         with pytest.raises(UnreadableImage) as caught:
             read_radiograph(tmp_path / name)

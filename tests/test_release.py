@@ -303,7 +303,7 @@ def test_texts_may_be_padded_or_not(released):
 
 
 def _pictures(folder):
-    """Files of every mode: 8 and 16 bit, colour, palette, transparent, turned by EXIF, tall and wide."""
+    """Files of every mode: 8 and 16 bit, marked, negative, colour, palette, transparent, turned, tall and wide."""
     rng = np.random.default_rng(4)
     grey = Image.fromarray(rng.integers(0, 256, (70, 53), dtype=np.uint8))
     colour = Image.fromarray(rng.integers(0, 256, (50, 71, 3), dtype=np.uint8))
@@ -311,8 +311,12 @@ def _pictures(folder):
     transparent.putalpha(Image.fromarray(rng.integers(0, 256, (50, 71), dtype=np.uint8)))
     exif = Image.Exif()
     exif[0x0112] = 6
+    marked = rng.integers(300, 4000, (45, 64), dtype=np.uint16)
+    marked[:5, :9] = 65535
     pictures = {
         "grey.png": (grey, {}),
+        "marked.png": (Image.fromarray(marked), {}),
+        "negative.tiff": (Image.fromarray(rng.random((50, 60), dtype=np.float32)), {"tiffinfo": {262: 0}}),
         "deep.png": (Image.fromarray(rng.integers(300, 4000, (45, 64), dtype=np.uint16)), {}),
         "float.tiff": (Image.fromarray(rng.random((60, 60), dtype=np.float32)), {}),
         "constant.tiff": (Image.fromarray(np.full((40, 40), 7.0, np.float32)), {}),

@@ -93,6 +93,8 @@ def _read_dataset(data: bytes) -> pydicom.Dataset:
         raise UnreadableImage("truncated", "the header is cut")
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise UnreadableImage("unsupported DICOM", "no image")
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise UnreadableImage("unsupported DICOM", "values that are no whole numbers")
     if "PixelData" not in dataset:
         raise UnreadableImage("truncated", "no pixels after the header")
     frames = int(dataset.get("NumberOfFrames") or 1)

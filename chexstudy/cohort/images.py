@@ -21,6 +21,7 @@ from chexstudy.errors import StudyError
 FITS = ("crop", "pad")
 
 SMALLEST_SIDE = 32  # pixels
+_LONGEST_STRIP = 20  # sides in proportion: more is a line of text, and fitted by its short side it fills the memory
 _LARGEST_FILE = 2**29  # bytes
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _SIGNATURES = {chunks.SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
@@ -87,7 +88,7 @@ def decode_remarked(data: bytes) -> tuple[np.ndarray, str]:
         # Decoders raise nearly anything on damaged bytes; a cohort of a million files must not stop at one.
         is_cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise UnreadableImage("truncated" if is_cut else "damaged", type(error).__name__) from None
-    if min(image.shape) < SMALLEST_SIDE:
+    if min(image.shape) < max(SMALLEST_SIDE, max(image.shape) / _LONGEST_STRIP):
         raise UnreadableImage("too small", f"{image.shape[1]} x {image.shape[0]} pixels")
     return image, remark
 

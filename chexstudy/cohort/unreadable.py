@@ -16,7 +16,7 @@ REASONS = MappingProxyType(
         "unsupported DICOM": "a DICOM object that is not one radiograph",
         "blank": "every pixel has the same grey level, or nearly",
         "few levels": "the range of its values leaves hardly any grey level to what it shows",
-        "too small": "fewer than 32 pixels on a side",
+        "too small": "fewer than 32 pixels on a side, or less than a twentieth of the other",
         "too large": "more pixels, or a longer file or header, than any radiograph has",
     }
 )

@@ -94,7 +94,10 @@ def _grey_levels(image: "Image.Image | np.ndarray | Tensor") -> np.ndarray:
         if image.format == "JPEG":
             image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return _stretch_range(np.asarray(image))
+            grey = _stretch_range(np.asarray(image))
+            # Pillow turns a TIFF in which zero is white for 8 bit and fewer only.
+            is_negative = image.format == "TIFF" and image.tag_v2.get(262) == 0
+            return np.float32(255) - grey if is_negative else grey
         return np.array(_flatten_alpha(image).convert("L"))
     values = np.asarray(image)
     if values.ndim == 3 and values.shape[-1] == 1:
@@ -113,8 +116,20 @@ def _grey_levels(image: "Image.Image | np.ndarray | Tensor") -> np.ndarray:
 
 def _stretch_range(values: np.ndarray) -> np.ndarray:
     values = values.astype(np.float32)
+    low, high = _find_range(values)
+    return (values.clip(low, high) - low) / (high - low) * np.float32(255) if high > low else np.zeros_like(values)
+
+
+def _find_range(values: np.ndarray) -> tuple[np.float32, np.float32]:
+    """The range, without a marker so far away that all else would have fewer than 64 of 256 levels."""
     low, high = values.min(), values.max()
-    return (values - low) / (high - low) * np.float32(255) if high > low else np.zeros_like(values)
+    levels = np.unique(values.ravel()[:: values.size // 2**18 + 1])
+    first, third = np.quantile(levels, (0.25, 0.75))
+    reach = 3 * (third - first)
+    near = values[(values >= first - reach) & (values <= third + reach)]
+    near_low, near_high = near.min(), near.max()
+    has_anatomy = np.count_nonzero((levels >= near_low) & (levels <= near_high)) >= 64
+    return (near_low, near_high) if has_anatomy and high - low > 4 * (near_high - near_low) else (low, high)
 
 
 def _flatten_alpha(image: Image.Image) -> Image.Image:
