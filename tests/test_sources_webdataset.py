@@ -292,3 +292,35 @@ def test_a_full_disk_is_one_sentence(tmp_path, unpack_to, full_disk):
 def test_the_source_needs_a_place_to_unpack_to(tmp_path):
     with pytest.raises(StudyError, match="needs the option 'unpack_to'"):
         build_source("webdataset", tmp_path, 0)
+
+
+def test_keys_may_be_the_uids_of_dicom(tmp_path, unpack_to):
+    names = [f"1.2.826.0.1.{number}" for number in range(6)]
+    members = [
+        member
+        for number, name in enumerate(names)
+        for member in (
+            (f"{name}.cxr.png", picture(number)),
+            (f"{name}.json", json.dumps({"patient_id": f"p{number}", "labels": {"Mass": number % 2}}).encode()),
+        )
+    ]
+    write_shard(tmp_path / "shards" / "a.tar", members)
+    cohort = build(tmp_path / "shards", unpack_to)
+    assert list(cohort["image_id"]) == [f"webdataset/{name}" for name in names]
+    assert list(cohort["Mass"]) == [0, 1] * 3
+
+
+@pytest.mark.parametrize("fields", [{"labels": {"Mass": [1]}}, {"Patient ID": ["p"]}, {"report": ["Clear.", "Big."]}])
+def test_a_field_that_is_a_list_is_not_dropped_in_silence(tmp_path, unpack_to, fields):
+    folder = write_shards(tmp_path / "shards", **fields)
+    name = {"labels": "labels.Mass"}.get(*fields, *fields)
+    assert sentence(folder, unpack_to) == (
+        f"the field {name!r} of the webdataset samples holds a list: write one value in each."
+    )
+
+
+def test_ids_of_json_are_one_patient_however_they_are_written(tmp_path, unpack_to):
+    spelt = [17, 17.0, "17", " 17 ", "017", "17\u00a0"]
+    members = [member for number, name in enumerate(spelt) for member in sample(number, **{"Patient ID": name})]
+    write_shard(tmp_path / "shards" / "a.tar", members)
+    assert set(build(tmp_path / "shards", unpack_to)["patient_id"]) == {"webdataset/017"}

@@ -7,11 +7,13 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from chexstudy.cohort.sources.column_mapping import MAPPING_FILE
 from chexstudy.cohort.sources.folder import build_folder
 from chexstudy.cohort.sources.huggingface import SAVED_MARKS, SHARD_NAME, build_huggingface
+from chexstudy.cohort.sources.layout import list_images
 from chexstudy.cohort.sources.nih import TABLES as NIH_TABLES
 from chexstudy.cohort.sources.nih import build_nih
-from chexstudy.cohort.sources.nlm_tb import build_nlm_tb
+from chexstudy.cohort.sources.nlm_tb import IMAGE_NAME, build_nlm_tb
 from chexstudy.cohort.sources.webdataset import SHARDS, build_webdataset
 from chexstudy.cohort.table import validate_cohort
 from chexstudy.errors import StudyError
@@ -34,13 +36,19 @@ def guess_source(data_root: str | Path) -> str:
     """The source that a folder is one of, by the names of what it holds: one's own folder if nothing else is told."""
     folder = resolve_user_path(data_root)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    endings = {
+    signs = {
         "webdataset": lambda name: name.endswith(SHARDS),
         "nih": lambda name: name in NIH_TABLES,
-        "nlm_tb": lambda name: name.startswith(("CHNCXR_", "MCUCXR_", "ChinaSet", "MontgomerySet")),
         "huggingface": lambda name: name in SAVED_MARKS or SHARD_NAME.fullmatch(name.removesuffix(".parquet")),
     }
-    return next((source for source, is_sign in endings.items() if any(map(is_sign, sorted(names)))), "folder")
+    told = next((source for source, is_sign in signs.items() if any(map(is_sign, sorted(names)))), None)
+    if (
+        told is None
+        and MAPPING_FILE not in names
+        and any(IMAGE_NAME.match(image.stem) for image in list_images(folder))
+    ):
+        return "nlm_tb"
+    return told or "folder"
 
 
 def build_source(

@@ -48,7 +48,7 @@ _DOUBT = re.compile(
 _DENIAL = re.compile(r"\b(?:no|not|without|absen\w*|free of|negative)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[,;.\n]|\bwith\b", re.IGNORECASE)
 
-_IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
+IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
 _READING_COLUMNS = {"study_id", "findings"}
 _HOLDING = "the Shenzhen (CHNCXR_*.png) and Montgomery (MCUCXR_*.png) images"
 _MASK_ENDING = "_mask"
@@ -66,7 +66,7 @@ def build_nlm_tb(data_root: str | Path, seed: int) -> pd.DataFrame:
     """
     folder = require_folder(data_root, _HOLDING)
     files = [path for path in list_images(folder) if not _is_mask(path)]
-    images = {path.stem: path for path in files if _IMAGE_NAME.match(path.stem)}
+    images = {path.stem: path for path in files if IMAGE_NAME.match(path.stem)}
     if not images:
         raise StudyError(f"{folder} holds no radiographs: set data_root to the folder that holds {_HOLDING}.")
     readings = _read_readings(folder)
@@ -105,7 +105,7 @@ def find_lung_masks(data_root: str | Path) -> dict[str, tuple[Path, ...]]:
     masks: dict[str, tuple[Path, ...]] = {}
     for path in list_images(folder):
         stem = path.stem.removesuffix(_MASK_ENDING)
-        if _is_mask(path) and _IMAGE_NAME.match(stem):
+        if _is_mask(path) and IMAGE_NAME.match(stem):
             image_id = _image_id(stem)
             masks[image_id] = (*masks.get(image_id, ()), path)
     return masks
@@ -169,7 +169,7 @@ def _read_readings(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _find_reading_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*.txt")) if _IMAGE_NAME.match(path.stem))
+    return (path for path in sorted(folder.rglob("*.txt")) if IMAGE_NAME.match(path.stem))
 
 
 def _read_reading_file(path: Path) -> dict[str, str]:

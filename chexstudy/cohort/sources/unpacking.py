@@ -26,9 +26,11 @@ from chexstudy.runs import atomic_path, hash_file, hash_values
 IMAGE_FILE = "__image__"  # where the image lies, from the source's own folder
 KEY = "__key__"  # what the archive calls the sample
 PART_SPLIT = "__split__"  # the split that the name of the part tells
+LISTS = "__lists__"  # which fields are lists or bytes, separated by line ends
 _BYTES = "__bytes__"
 _FINGERPRINT = b"fingerprint"
 LABELS = "labels."
+_SEVERAL = (list, tuple, set, bytes)
 
 _REPORTS = (("report",), ("findings", "impression"), ("findings",), ("impression",), ("text",), ("txt",), ("caption",))
 _MAPPING = ("source", "columns", "values", "fractions", "word_budget")
@@ -105,8 +107,8 @@ def unpack_parts(parts: list[Part], folder: Path, reader: Path, choices: object)
         choices: options that what is read depends on.
 
     Returns:
-        Columns ``__image__`` (a path from ``folder``), ``__key__``, ``__split__`` and the fields, nested ones joined by
-        dots.
+        Columns ``__image__`` (a path from ``folder``), ``__key__``, ``__split__``, ``__lists__`` and the fields, nested
+        ones joined by dots; a field that is a list is empty.
 
     Raises:
         StudyError: a part is damaged, it holds no sample, or the disk is full.
@@ -141,7 +143,7 @@ def _unpack(part: Part, folder: Path, fingerprint: str) -> None:
 
 
 def _store(sample: Sample, part: Part, place: Path) -> dict[str, object]:
-    path = place / sample.name
+    path, fields = place / sample.name, _flatten(sample.fields)
     if sample.image is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample.image)
@@ -151,7 +153,8 @@ def _store(sample: Sample, part: Part, place: Path) -> dict[str, object]:
         PART_SPLIT: part.split,
         # An archive without the image is a row whose file is missing: it goes to quarantine with the others.
         _BYTES: -1 if sample.image is None else len(sample.image),
-        **_flatten(sample.fields),
+        LISTS: "\n".join(name for name, value in fields.items() if isinstance(value, _SEVERAL)) or None,
+        **{name: None if isinstance(value, _SEVERAL) else value for name, value in fields.items()},
     }
 
 
@@ -161,12 +164,12 @@ def _as_text_table(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def _flatten(fields: Mapping[str, object], before: str = "") -> dict[str, object]:
-    """``{"labels": {"Mass": 1}}`` to ``{"labels.Mass": 1}``; lists and bytes are left out."""
+    """``{"labels": {"Mass": 1}}`` to ``{"labels.Mass": 1}``."""
     flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{before}{name}.")
-        elif not isinstance(value, list | tuple | set | bytes):
+        else:
             flat[f"{before}{name}"] = value
     return flat
 
@@ -174,7 +177,8 @@ def _flatten(fields: Mapping[str, object], before: str = "") -> dict[str, object
 def _as_text(value: object) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    return str(value)
+    # Half of a surrogate pair is JSON, but no text that can be written.
+    return str(value).encode(errors="replace").decode()
 
 
 def _table_of(name: str, folder: Path) -> Path:
@@ -228,6 +232,7 @@ def build_from_rows(
     columns = guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
     # What is said to be nothing is not guessed; but patients must be named, or be said to be none by that word.
     columns = {name: column for name, column in columns.items() if column is not None or name == "patient_id"}
+    _refuse_lists(rows, columns, name)
     table = f"{name}.parquet"
     with atomic_path(unpack_to / table) as temporary:
         rows.to_parquet(temporary, index=False)
@@ -249,6 +254,15 @@ def build_from_rows(
         cohort["report_origin"] = rows["report_origin"].where(known, cohort["report_origin"])
     cohort.attrs.update(notes)
     return cohort
+
+
+def _refuse_lists(rows: pd.DataFrame, columns: Mapping[str, object], name: str) -> None:
+    lists = {field for fields in rows[LISTS].dropna().unique() for field in fields.split("\n")}
+    for column in columns.values():
+        used = column.values() if isinstance(column, Mapping) else [column] if isinstance(column, str) else column or ()
+        for field in used:
+            if field in lists:
+                raise StudyError(f"the field {field!r} of the {name} samples holds a list: write one value in each.")
 
 
 def guess_columns(rows: pd.DataFrame) -> dict[str, object]:

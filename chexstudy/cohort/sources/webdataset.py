@@ -1,9 +1,10 @@
 """WebDataset: tar shards whose members of one key are one sample (``KEY.png``, ``KEY.json``, ``KEY.txt``).
 
-A key is what stands before the first dot of a member's name, folders included; the rest is the member's kind. Members
-of a sample follow one another. JSON members give fields, text members a field of the name of their kind; other members
-take no part. ``columns: {image_path: KIND}`` says which is the image where a sample has several. Images are unpacked
-once into the study. Source of the layout: the WebDataset documentation, "The WebDataset Format".
+A key is what stands before the first dot of a member's name, folders included; the rest is the member's kind. Where
+several parts between dots are numbers, as in the UIDs of DICOM, they belong to the key. Members of a sample follow one
+another. JSON members give fields, text members a field of the name of their kind; other members take no part.
+``columns: {image_path: KIND}`` says which is the image where a sample has several. Images are unpacked once into the
+study. Source of the layout: the WebDataset documentation, "The WebDataset Format".
 """
 
 import glob
@@ -202,9 +203,16 @@ def _require_end(archive: tarfile.TarFile) -> None:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """``a/b.cxr.PNG`` to ``a/b`` and ``cxr.png``; hidden files and those without an ending have no kind."""
+    """``a/b.cxr.PNG`` to ``a/b`` and ``cxr.png``, ``1.2.840.png`` to ``1.2.840`` and ``png``.
+
+    Hidden files and those without an ending have no kind.
+    """
     folder, _, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
+    parts = base.split(".")
+    numbers = [place for place, part in enumerate(parts) if place and part.isdecimal()]
+    if stem and len(numbers) > 1:
+        stem, suffix = ".".join(parts[: numbers[-1] + 1]), ".".join(parts[numbers[-1] + 1 :])
     if not stem or folder.startswith("__MACOSX"):
         return name, ""
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
