@@ -820,6 +820,7 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
             if spec.pretrained and checkpoint:
                 _load_own_weights(model, checkpoint)
     if "attention" in record:
+        hub.check_attentions({"implementation": record["attention"]}, spec.name)
         model.set_attn_implementation(record["attention"])
     return model
 

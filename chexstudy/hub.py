@@ -1,10 +1,12 @@
 """Models of the Hugging Face Hub or of a folder: found, read and loaded without surprises.
 
 Nothing here runs code that comes with a checkpoint (unless told so for a pinned commit), unpickles more than tensors,
-or accepts weights that do not fit the architecture. A model in the cache is used without asking the network.
+or accepts weights that do not fit the architecture. A model in the cache is used without asking the network, which is
+asked only with ``--online``.
 """
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterable, Iterator
@@ -26,6 +28,8 @@ _DESCRIPTIONS = ("*.json", "*.txt", "*.model")
 _SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Any other is, for transformers, the name of a repository of the Hub whose code it fetches and runs.
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 # Parts of a checkpoint no encoder has a use for: heads of its pretraining and old buffers.
 _HEADS = re.compile(
     r"^(cls|classifier|lm_head|head|decoder|logit_scale|logit_bias)\b|(^|\.)pooler\.|(^|\.)(position_ids|mask_token)$"
@@ -64,7 +68,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: bool = False) -> Checkpoint:
-    """Find a checkpoint in a folder or in the Hub's cache, else download it.
+    """Find a checkpoint in a folder or in the Hub's cache, else, with ``--online``, download it.
 
     Args:
         name: a Hub id, or a path; a folder that exists is taken before a Hub id.
@@ -86,8 +90,10 @@ def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: b
     from huggingface_hub import snapshot_download
 
     descriptions = [*_DESCRIPTIONS, "*.py"] if code else [*_DESCRIPTIONS]
-    reason = ""
-    for local in (True, False):
+    reason = "nothing is downloaded unless --online is given"
+    # The library looks at this when it is imported, which may have been before us.
+    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
+    for local in (True,) if offline else (True, False):
         for files in ("model*.safetensors", "pytorch_model*.bin"):
             patterns = [*descriptions, files] if weights else descriptions
             try:
@@ -95,15 +101,16 @@ def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: b
                     name, revision=revision or None, allow_patterns=patterns, local_files_only=local
                 )
             except (OSError, ValueError) as error:
-                reason = type(error).__name__
+                reason = reason if local else type(error).__name__
                 break
             if not _lacking(Path(found), weights):
                 return Checkpoint(name, Path(found), Path(found).name)
+            reason = "no weights in a known format"
     at_revision, option = (f" at revision {revision!r}", f" --revision {revision}") if revision else ("", "")
     raise StudyError(
         f"the model {name!r}{at_revision} is neither a folder nor in the Hugging Face cache, and the Hub did not give "
-        f"it ({reason or 'no weights in a known format'}): run `hf download {name}{option}` where there is internet "
-        "and bring the cache along, or give the path of a folder that holds it."
+        f"it ({reason}): run `hf download {name}{option}` where there is internet and bring the cache along, or give "
+        "the path of a folder that holds it."
     )
 
 
@@ -119,20 +126,48 @@ def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "Pre
     """The configuration of a checkpoint.
 
     Raises:
-        StudyError: it is unreadable, or of an architecture ``transformers`` does not know.
+        StudyError: it is unreadable, of an architecture ``transformers`` does not know, or names an attention whose
+            code would come from the Hub.
     """
     from transformers import AutoConfig
 
     try:
+        check_attentions(json.loads((checkpoint.folder / "config.json").read_text()), checkpoint.name)
         with quiet_transformers():
             return AutoConfig.from_pretrained(
                 checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise StudyError(
             f"the config.json of {checkpoint.name} is not one transformers can use ({_first_line(error)}); if the "
             "model brings its own code, read that, pin its commit as revision and set trust_remote_code."
         ) from None
+
+
+def check_attentions(config: object, name: str) -> None:
+    """Raise a StudyError if a configuration, or one nested in it, names an implementation that is not ours to run.
+
+    Args:
+        config: what was read from a ``config.json``.
+        name: what the checkpoint is called.
+    """
+    for implementation in _find_implementations(config):
+        if implementation not in ATTENTIONS:
+            raise StudyError(
+                f"the config.json of {name} asks for the attention {implementation!r}, whose code would come from the "
+                f"Hub: take that line out, or name one of {', '.join(ATTENTIONS)}."
+            )
+
+
+def _find_implementations(value: object, is_one: bool = False) -> Iterator[object]:
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _find_implementations(one, is_one or "implementation" in name)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _find_implementations(one, is_one)
+    elif is_one and value is not None:
+        yield value
 
 
 def read_preprocessing(checkpoint: Checkpoint) -> dict:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
-from chexstudy import paths
+from chexstudy import NETWORK_SWITCHES, paths
 from chexstudy.children import end_with_parent
 from chexstudy.errors import StudyError
 from chexstudy.identity import CHANGE, begin_notebook, choose_profile, settle_values
@@ -21,26 +21,19 @@ from chexstudy.parameters import check_names, check_values, read_parameters
 from chexstudy.runs import MADE_BY_VARIABLE, Run
 
 _INJECTED = "# Parameters"
+_CACHES = {"NUMBA_CACHE_DIR": "numba", "MPLCONFIGDIR": "matplotlib"}
 
 
 def notebook_environment(online: bool = False) -> dict[str, str]:
     """Environment variables a notebook's kernel runs under; what the user has set already wins.
 
-    Compiled code and fonts are cached in a writable place, nothing reports home, and models come from the local cache
-    unless ``online``.
+    Compiled code and fonts are cached in a writable place, and models are downloaded only if ``online``.
     """
-    offline = "0" if online else "1"
-    defaults = {
-        "HF_HUB_OFFLINE": offline,
-        "TRANSFORMERS_OFFLINE": offline,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "NUMBA_CACHE_DIR": str(paths.cache() / "numba"),
-        "MPLCONFIGDIR": str(paths.cache() / "matplotlib"),
-    }
+    caches = {name: str(paths.cache() / folder) for name, folder in _CACHES.items()}
     # --online is the user's wish of this moment: it wins over what a shell profile exports.
-    forced = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} if online else set()
-    return {name: value if name in forced else os.environ.get(name, value) for name, value in defaults.items()}
+    return {name: os.environ.get(name, place) for name, place in caches.items()} | {
+        name: "0" if online else os.environ.get(name, "1") for name in NETWORK_SWITCHES
+    }
 
 
 def start_notebook(name: str, namespace: MutableMapping[str, object], folder: str | Path | None = None) -> Run:

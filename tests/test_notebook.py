@@ -101,7 +101,7 @@ def test_a_corrected_injected_cell_is_what_counts(folder):
 def test_models_come_from_the_cache_and_nothing_reports_home_unless_asked(home, monkeypatch):
     environment = notebook_environment()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
-    assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert environment["NUMBA_CACHE_DIR"].startswith(str(paths.cache()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MPLCONFIGDIR", "/mine")

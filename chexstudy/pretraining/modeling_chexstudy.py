@@ -21,6 +21,8 @@ from transformers.utils import ModelOutput
 
 # Batch normalisation that does not come pretrained is group normalisation with groups of so many channels.
 CHANNELS_A_GROUP = 16
+# Any other is, for transformers, the name of a repository of the Hub whose code it fetches and runs.
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 
 
 class ChexstudyConfig(PreTrainedConfig):
@@ -104,6 +106,12 @@ class ChexstudyModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def __init__(self, config: ChexstudyConfig):
+        for part in (config, config.image_config, config.text_config):
+            if part._attn_implementation not in (None, *ATTENTIONS):
+                raise ValueError(
+                    f"the attention {part._attn_implementation!r} would be code of the Hub: "
+                    f"name one of {', '.join(ATTENTIONS)}."
+                )
         super().__init__(config)
         self.image_encoder = _build_encoder(config.image_config, config.image_class, config.image_pooling)
         self.text_encoder = _build_encoder(config.text_config, config.text_class, config.text_pooling)
