@@ -8,6 +8,7 @@ from test_images import encode, gradient
 from test_png import chunk
 
 from chexstudy.cohort.chunks import keep_picture
+from chexstudy.cohort.images import decode_radiograph
 from chexstudy.cohort.unreadable import UnreadableImage
 
 PICTURE = encode(Image.fromarray(gradient()))
@@ -49,3 +50,18 @@ def test_a_file_that_is_cut_stays_cut():
         kept = keep_picture(PICTURE[:length])
         with pytest.raises((OSError, SyntaxError)):
             np.asarray(Image.open(io.BytesIO(kept)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_no_flipped_bit_changes_a_picture_unseen(mode):
+    rng = np.random.default_rng(len(mode))
+    data = encode(Image.fromarray(rng.integers(0, 256, (40, 50), np.uint8)).convert(mode))
+    whole = decode_radiograph(data)
+    for place in (*rng.integers(8, len(data), 60), *range(len(data) - 40, len(data))):
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.integers(8)
+        try:
+            read = decode_radiograph(bytes(changed))
+        except UnreadableImage:
+            continue
+        np.testing.assert_array_equal(read, whole)

@@ -48,16 +48,15 @@ def read_bytes(path: str | Path) -> bytes:
     """
     path = Path(path)
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
         # A pipe would be waited for, and a device has no end.
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise UnreadableImage("not an image", "a pipe, a socket or a device")
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
+        if status.st_size > _LARGEST_FILE:
+            raise UnreadableImage("too large", f"a file of more than {_LARGEST_FILE >> 20} MiB")
+        data = path.read_bytes()
     except OSError as error:
         raise UnreadableImage("missing", (error.strerror or "").lower()) from None
-    if len(data) > _LARGEST_FILE:
-        raise UnreadableImage("too large", f"a file of more than {_LARGEST_FILE >> 20} MiB")
     if not data:
         raise UnreadableImage("empty")
     return data
