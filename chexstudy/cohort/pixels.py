@@ -123,11 +123,6 @@ def open_pixel_store(run: Run) -> PixelStore:
     """
     manifest = run.read_json(MANIFEST, _MADE_BY)
     index = run.read_table(INDEX, _MADE_BY)
-    if "shards" not in manifest or len(index) != sum(shard["images"] for shard in manifest["shards"]):
-        raise StudyError(
-            f"the pixel store of study {run.study!r} is damaged: {INDEX} and {MANIFEST} do not belong together; "
-            f"delete {run.path(MANIFEST)} and run {_MADE_BY} again."
-        )
     return PixelStore(ShardedImages(_open_shards(run, manifest)), pd.Index(index["image_id"]), manifest["fit"])
 
 
