@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from chexstudy import __version__, paths
+from chexstudy.cli_studies import add_study_verbs
 from chexstudy.errors import StudyError
 
 _STEPS = {
@@ -113,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan_labels(verbs)
     _add_release(verbs)
     _add_figures(verbs)
+    add_study_verbs(verbs, _add_verb)
     _add_golden(verbs)
     _add_doctor(verbs)
     return parser

@@ -73,7 +73,7 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
     for variable, value in notebook_environment().items():
         os.environ.setdefault(variable, value)
     # JupyterLab starts kernels in the notebook's folder; the user thinks from the checkout.
-    if Path.cwd() == source.parent.resolve():
+    if paths.working_folder() == source.parent.resolve():
         os.environ.setdefault("CHEXSTUDY_CWD", str(paths.REPOSITORY))
     run = Run(str(namespace["study"]))
     hold_while_cells_run(run, f"the notebook {name}")

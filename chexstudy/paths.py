@@ -7,6 +7,8 @@ committed figures stay where they are.
 import os
 from pathlib import Path
 
+from chexstudy.errors import StudyError
+
 PACKAGE = Path(__file__).resolve().parent
 REPOSITORY = PACKAGE.parent
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -17,7 +19,29 @@ DATA = REPOSITORY / "data"
 
 def home() -> Path:
     """The folder under which runs and caches are written: ``$CHEXSTUDY_HOME``, else the checkout."""
-    return Path(os.environ.get("CHEXSTUDY_HOME") or REPOSITORY).expanduser().resolve()
+    given = _expand_user(os.environ.get("CHEXSTUDY_HOME") or REPOSITORY)
+    return (given if given.is_absolute() else working_folder() / given).resolve()
+
+
+def working_folder() -> Path:
+    """The folder the process works in.
+
+    Raises:
+        StudyError: it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise StudyError(
+            "the folder you stand in was removed: change to another one and give the command again."
+        ) from None
+
+
+def _expand_user(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise StudyError(f"there is no home folder for {Path(path).parts[0]!r}: give the whole path.") from None
 
 
 def runs() -> Path:
@@ -34,8 +58,11 @@ def resolve_user_path(path: str | Path) -> Path:
     """A path typed by a user: ``~`` expanded, relative ones taken from the folder the user stands in.
 
     The runner exports ``CHEXSTUDY_CWD`` because papermill and JupyterLab start kernels in different folders.
+
+    Raises:
+        StudyError: it begins with the name of an unknown user, or is relative to a folder that was removed.
     """
-    path = Path(path).expanduser()
+    path = _expand_user(path)
     if path.is_absolute():
         return path.resolve()
-    return (Path(os.environ.get("CHEXSTUDY_CWD") or Path.cwd()) / path).resolve()
+    return (Path(os.environ.get("CHEXSTUDY_CWD") or working_folder()) / path).resolve()

@@ -251,9 +251,8 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
     final = run.path(f"notebooks/{source.stem}.ipynb")
     failed = final.with_suffix(".failed.ipynb")
-    environment = (
-        notebook_environment(online) | {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": os.getcwd()} | name_parent()
-    )
+    own = {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": str(paths.working_folder())}
+    environment = notebook_environment(online) | own | name_parent()
     with (
         temporary_folder() as sockets,
         atomic_path(final) as partial,

@@ -43,6 +43,8 @@ _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 MADE_BY_VARIABLE = "CHEXSTUDY_NOTEBOOK"
 # Within this time of a change, a file could change again and show the same time.
 _CLOCK_TICK = 2 * 10**9
+# File systems take names of 255 bytes.
+_LONGEST_NAME = 200
 _SECONDS_OF_A_REPLACEMENT = 0.2
 _RECORDED_VERSIONS = ("numpy", "pandas", "torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn")
 
@@ -305,12 +307,14 @@ class Run:
         study: name of the study, one folder name such as ``demo``.
 
     Raises:
-        StudyError: the name is empty or is not a plain folder name.
+        StudyError: the name is empty, too long, or is not a plain folder name.
     """
 
     def __init__(self, study: str):
-        if not study or study.startswith(".") or Path(study).name != study:
+        if not study or study.startswith(".") or Path(study).name != study or not study.isprintable():
             raise StudyError(f"study must be a plain folder name such as 'demo', not {study!r}.")
+        if len(os.fsencode(study)) > _LONGEST_NAME:
+            raise StudyError(f"the name of study '{study[:20]}...' is too long: give it at most {_LONGEST_NAME} bytes.")
         self._open(study, paths.runs() / study)
 
     def _open(self, study: str, folder: Path) -> None:
