@@ -50,7 +50,8 @@ class _Parser(argparse.ArgumentParser):
         if choice:
             known = re.findall(r"[\w-]+", choice[3])
             message = f"{choice[1]} cannot be {choice[2]!r}; it is one of {', '.join(known)}"
-            message += _guess(choice[2], known)
+            # No slip of the finger leads to the verb that removes.
+            message += _guess(choice[2], [one for one in known if one != "rm"])
         elif "-p/--parameter" in message:
             message = "-p takes a name and a value, for example `-p seed 3`"
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
@@ -647,6 +648,8 @@ def _convert_cohort(options: argparse.Namespace) -> None:
     from chexstudy.cohort.convert import StoreFolder, convert_cohort, read_requested_cohort
     from chexstudy.cohort.pixels import plan_pixel_store, verify_pixel_store
     from chexstudy.cohort.table import read_cohort
+    from chexstudy.identity import settle_store
+    from chexstudy.locks import hold_study
     from chexstudy.paths import resolve_user_path
     from chexstudy.runs import Run
 
@@ -663,13 +666,17 @@ def _convert_cohort(options: argparse.Namespace) -> None:
     if options.size is None:
         refuse("--size says how many pixels a side the stored images have, for example --size 378")
     if options.study is not None:
-        cohort, root = read_requested_cohort(run), run.folder
-    elif options.cohort:
-        table = resolve_user_path(options.cohort)
-        cohort, root = read_cohort(table), resolve_user_path(options.root) if options.root else table.parent
-    else:
+        with hold_study(run, "`chexstudy cohort convert`"):
+            cohort = read_requested_cohort(run)
+            plan = plan_pixel_store(run, cohort, options.size, options.fit, run.folder, options.shard_images)
+            convert_cohort(run, plan, options.workers)
+            settle_store(run, options.size, options.fit)
+        return
+    if not options.cohort:
         refuse("--cohort names the table to convert, for example --cohort cohort.parquet")
-    plan = plan_pixel_store(run, cohort, options.size, options.fit, root, options.shard_images)
+    table = resolve_user_path(options.cohort)
+    root = resolve_user_path(options.root) if options.root else table.parent
+    plan = plan_pixel_store(run, read_cohort(table), options.size, options.fit, root, options.shard_images)
     convert_cohort(run, plan, options.workers)
 
 

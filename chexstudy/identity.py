@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
-from chexstudy.parameters import Parameter, check_names, check_value
+from chexstudy.parameters import Parameter, check_names, check_value, read_parameters
 from chexstudy.profiles import Profile, list_profiles, read_profile
 from chexstudy.runs import Run
 
@@ -202,7 +202,7 @@ def settle_values(
         for name, value in mine.items():
             identity.set(notebook, declared[notebook][name], value)
     if differences:
-        _mark_stale(run, identity, differences, holders)
+        _mark_stale(run, identity, differences, holders, asked)
     write_identity(run, identity)
     return values
 
@@ -214,6 +214,15 @@ def begin_notebook(run: Run, notebook: str, values: Mapping[str, object]) -> Non
     values = {name: value for name, value in values.items() if name not in _NO_VALUES}
     identity.notebooks[notebook] = {"started": time.time(), "made": made, "values": values, "stale": []}
     write_identity(run, identity)
+
+
+def settle_store(run: Run, size: int, fit: str) -> None:
+    """Let the pixels that a study was converted to be its own, and tell what is stale from then on."""
+    name, identity = "01_build_cohort", read_identity(run)
+    if identity is not None:
+        declared = {name: read_parameters(paths.NOTEBOOKS / f"{name}.py")}
+        asked = {name: {"image_size": size, "fit": fit}}
+        begin_notebook(run, name, settle_values(run, declared, asked, identity.profile, accepted=True)[name])
 
 
 def end_notebook(run: Run, notebook: str) -> None:
@@ -260,21 +269,27 @@ def _require_accepted(
         )
 
 
-def _mark_stale(run: Run, identity: Identity, names: Iterable[str], holders: Iterable[str]) -> None:
-    """Mark what was made with the old values, and tell it."""
+def _mark_stale(
+    run: Run, identity: Identity, names: Iterable[str], holders: Iterable[str], running: Collection[str]
+) -> None:
+    """Mark what was made with the old values, and tell it but for what runs now."""
     direct = sorted(holders)
+    builds_on = bool(direct) and direct[0][:2] in _READ_BY_LATER
     later = [
         one
         for one, entry in sorted(identity.notebooks.items())
-        if entry["made"] and one not in direct and direct and direct[0][:2] in _READ_BY_LATER and one > direct[0]
+        if builds_on and entry["made"] and one not in direct and one > direct[0]
     ]
     for notebook in (*direct, *later):
         entry = identity.notebooks[notebook]
-        entry["stale"] = sorted({*entry.get("stale", ()), *names} - {"profile"})
+        entry["stale"] = sorted({*entry["stale"], *names} - {"profile"})
     text = f"Study {run.study!r} changes: {', '.join(names)}."
-    if direct:
-        text += f" Made with the old values and stale until they are run again: {', '.join(direct)}"
-        text += f"; what may build on them: {', '.join(later)}." if later else "."
+    for words, stale in (
+        ("Made with the old values and stale until they are run again", direct),
+        ("What may build on them", later),
+    ):
+        left = [one for one in stale if one not in running]
+        text += f" {words}: {', '.join(left)}." if left else ""
     print(text, flush=True)
 
 

@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chexstudy.children import has_ended
-from chexstudy.children import has_ended
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, refused_writes
 

@@ -7,7 +7,7 @@ import pytest
 
 from chexstudy import paths, runner
 from chexstudy.errors import StudyError
-from chexstudy.identity import FREE, RECORD, read_identity
+from chexstudy.identity import FREE, RECORD, read_identity, settle_store
 from chexstudy.locks import release_study
 from chexstudy.notebook import notebook_environment, start_notebook
 from chexstudy.parameters import read_parameters
@@ -101,8 +101,8 @@ def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
     told = capsys.readouterr().out.splitlines()[0]
     assert told == (
         "Study 'debug' changes: warm_up_epochs. Made with the old values and stale until they are run again: "
-        "02_embed_pairs, 03_watch_prototypes, 04_pretrain_curated, 07_ablate_curator, 08_compare_curators; what may "
-        "build on them: 05_compare_arms, 06_long_tail, 09_adapt_encoder, 10_see_with_glori, 11_plan_labels."
+        "02_embed_pairs, 04_pretrain_curated, 07_ablate_curator, 08_compare_curators. What may build on them: "
+        "05_compare_arms, 06_long_tail, 09_adapt_encoder, 10_see_with_glori, 11_plan_labels."
     )
     identity = read_identity(Run("debug"))
     assert identity.notebooks[THIRD]["stale"] == []
@@ -111,6 +111,18 @@ def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
     run_notebooks(["04"], study="debug")
     assert given[FOURTH]["warm_up_epochs"] == 3
     assert read_identity(Run("debug")).notebooks[FOURTH]["stale"] == []
+
+
+def test_a_conversion_of_the_pixels_is_a_change_that_is_told(given, capsys):
+    run_notebooks(["01", "02"], "debug")
+    capsys.readouterr()
+    settle_store(Run("debug"), 64, "pad")
+    assert capsys.readouterr().out == (
+        "Study 'debug' changes: image_size. Made with the old values and stale until they are run again: "
+        "02_embed_pairs.\n"
+    )
+    run_notebooks(["02"], study="debug")
+    assert given["02_embed_pairs"]["image_size"] == 64
 
 
 def test_the_word_change_accepts_everything(given):

@@ -1,6 +1,10 @@
+import os
 from pathlib import Path
 
+import pytest
+
 from chexstudy import paths
+from chexstudy.errors import StudyError
 
 
 def test_the_checkout_is_home_unless_the_user_says_otherwise(monkeypatch, tmp_path):
@@ -36,3 +40,26 @@ def test_the_committed_places_lie_in_the_checkout():
     for place in (paths.PACKAGE, paths.NOTEBOOKS, paths.PROFILES, paths.DATA):
         assert place.is_dir()
         assert Path(paths.REPOSITORY) in place.parents
+
+
+def test_an_unknown_user_is_one_sentence(monkeypatch):
+    with pytest.raises(StudyError, match="there is no home folder for '~nobody_here': give the whole path"):
+        paths.resolve_user_path("~nobody_here/data")
+    monkeypatch.setenv("CHEXSTUDY_HOME", "~nobody_here")
+    with pytest.raises(StudyError, match="there is no home folder for '~nobody_here'"):
+        paths.home()
+
+
+def test_in_a_folder_that_was_removed_only_whole_paths_can_be_meant(monkeypatch, tmp_path):
+    monkeypatch.delenv("CHEXSTUDY_CWD", raising=False)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    os.rmdir(tmp_path / "gone")
+    assert paths.resolve_user_path(tmp_path / "a") == tmp_path.resolve() / "a"
+    with pytest.raises(StudyError, match="the folder you stand in was removed: change to another one"):
+        paths.resolve_user_path("a")
+    monkeypatch.setenv("CHEXSTUDY_HOME", str(tmp_path))
+    assert paths.home() == tmp_path.resolve()
+    monkeypatch.setenv("CHEXSTUDY_HOME", "here")
+    with pytest.raises(StudyError, match="the folder you stand in was removed"):
+        paths.home()

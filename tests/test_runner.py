@@ -14,7 +14,15 @@ import pytest
 
 from chexstudy import identity
 from chexstudy.errors import StudyError
-from chexstudy.runner import NotebookFailure, find_notebook, list_notebooks, rerun_notebooks, run_all, run_notebook
+from chexstudy.runner import (
+    NotebookFailure,
+    find_notebook,
+    list_notebooks,
+    rerun_notebooks,
+    run_all,
+    run_notebook,
+    run_notebooks,
+)
 
 FIRST = """\
 # %% [markdown]
@@ -125,6 +133,17 @@ def test_all_notebooks_run_in_order_with_this_interpreter(folder, home, capfd, m
     assert printed.index("notebook ") < printed.rindex("02_second  done")
 
 
+def test_braces_and_dollars_are_letters_like_others(folder, tmp_path, monkeypatch):
+    home = tmp_path / "$HOME" / "ho{m}e{}"
+    monkeypatch.setenv("CHEXSTUDY_HOME", str(home))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    (executed,) = run_notebooks(["01"], "tiny", study="a{b}{0}", folder=folder)
+    assert executed == home / "runs" / "a{b}{0}" / "notebooks" / "01_first.ipynb"
+    assert executed.is_file()
+    seen = json.loads((home / "runs" / "a{b}{0}" / "seen.json").read_text())
+    assert seen["NUMBA_CACHE_DIR"] == str(home / "runs/.cache/numba")
+
+
 @pytest.mark.parametrize(
     ("fate", "sentence", "by_study"),
     [
@@ -199,6 +218,8 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home):
         ({"study": "../a"}, None, "plain folder name"),
         ({"study": ""}, None, "plain folder name"),
         ({}, "", "plain folder name"),
+        ({}, "a\nb", "plain folder name"),
+        ({}, "x" * 300, "name of study 'xxxxxxxxxxxxxxxxxxxx...' is too long: give it at most 200 bytes"),
     ],
 )
 def test_a_wrong_parameter_stops_before_anything_is_started(folder, home, parameters, study, sentence):
