@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from test_images import gradient
 
 from chexstudy.cohort.levels import find_range, is_blank, loses_levels, show_deep_colours, show_range, stretch_range
@@ -25,6 +26,19 @@ def test_a_marker_far_from_all_values_takes_no_part_in_the_range_whatever_its_si
     assert (shown.ravel()[: int(share * marked.size)] == 255).all()
     below = -marked.astype(np.int32)  # as on a negative
     assert find_range(below) == (-int(rest.max()), -int(rest.min()))
+
+
+def test_a_blurred_edge_of_a_marker_takes_no_part_either():
+    rng = np.random.default_rng(0)
+    anatomy = rng.integers(0, 1000, (300, 300))
+    marker = np.zeros(anatomy.shape)
+    marker[50:80, 50:80] = 1
+    blurred = gaussian_filter(marker, 4)
+    values = np.rint(anatomy * (1 - blurred) + 65535 * blurred).astype(np.uint16)
+    assert (np.unique(values) > 1000).mean() > 0.5
+    low, high = find_range(values)
+    assert low == 0
+    assert 999 <= high < 3000
 
 
 def test_a_range_without_a_gap_or_without_anatomy_is_taken_whole():

@@ -9,6 +9,7 @@ _BLANK_DEVIATION = 1.0  # grey levels of 255
 _FEW_LEVELS = 32
 _SPECK = 100_000  # a level counts if more than one pixel in so many has it
 _SAMPLE = 2**18  # values that are looked at for how they are spread
+_RARE = 16  # a value is rare that so many times fewer pixels have than others
 _FENCE = 3.0  # Tukey's outer fence, in distances between the quartiles
 _SQUEEZED = 4.0  # so many times the range of the rest, and it keeps fewer than 64 levels
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow
@@ -38,10 +39,12 @@ def find_range(values: np.ndarray) -> tuple[float, float]:
     """Smallest and largest value; of those far from all others only if they leave the others levels enough.
 
     A marker burnt in at 65,535, or a filling at -2,000, would squeeze an anatomy of 12 bits into a few levels. Far is
-    beyond Tukey's outer fences of the distinct values: of these a marker has few, however large it is.
+    beyond Tukey's outer fences of the distinct values: of these a marker has few, however large it is, and its blurred
+    edge has many that hardly a pixel shares.
     """
     low, high = float(values.min()), float(values.max())
-    levels = np.unique(values.ravel()[:: values.size // _SAMPLE + 1])
+    levels, pixels = np.unique(values.ravel()[:: values.size // _SAMPLE + 1], return_counts=True)
+    levels = levels[pixels >= pixels.mean() / _RARE]
     first, third = np.quantile(levels, (0.25, 0.75))
     reach = _FENCE * (third - first)
     if first - reach <= low and high <= third + reach:

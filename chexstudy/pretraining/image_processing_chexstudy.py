@@ -123,7 +123,8 @@ def _stretch_range(values: np.ndarray) -> np.ndarray:
 def _find_range(values: np.ndarray) -> tuple[np.float32, np.float32]:
     """The range, without a marker so far away that all else would have fewer than 64 of 256 levels."""
     low, high = values.min(), values.max()
-    levels = np.unique(values.ravel()[:: values.size // 2**18 + 1])
+    levels, pixels = np.unique(values.ravel()[:: values.size // 2**18 + 1], return_counts=True)
+    levels = levels[pixels >= pixels.mean() / 16]
     first, third = np.quantile(levels, (0.25, 0.75))
     reach = 3 * (third - first)
     near = values[(values >= first - reach) & (values <= third + reach)]
