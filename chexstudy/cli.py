@@ -12,6 +12,7 @@ from typing import NoReturn
 from chexstudy import __version__, paths
 from chexstudy.cli_studies import add_study_verbs
 from chexstudy.errors import StudyError
+from chexstudy.unforeseen import silence, tell_mistake, tell_unforeseen
 
 _STEPS = {
     "embed": ["02_embed_pairs"],
@@ -23,23 +24,39 @@ _STEPS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 done, 1 a failure, 2 a mistake of the user, 130 Ctrl-C."""
-    options, unknown = build_parser().parse_known_args(arguments)
-    if unknown:
-        options.parser.refuse(unknown[0])
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        return options.act(options) or 0
-    except StudyError as error:
-        if options.debug:
-            raise
-        print(error, file=sys.stderr)
-        return 2 if getattr(error, "by_study", True) else 1
-    except KeyboardInterrupt:
-        print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
-        return 130
+        try:
+            options, unknown = build_parser().parse_known_args(arguments)
+            if unknown:
+                options.parser.refuse(unknown[0])
+            return options.act(options) or 0
+        finally:
+            # Here and not at the end of Python, where nobody could tell of it any more.
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output (head, less) went away; that is no failure. Nothing more can be flushed.
-        sys.stderr.close()
+        silence(sys.stdout)
         return 0
+    except KeyboardInterrupt:
+        return _say("Stopped. What was finished is kept; the same command goes on from there.", 130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, StudyError):
+            return _say(str(error), 2 if getattr(error, "by_study", True) else 1)
+        sentence = tell_mistake(error)
+        return _say(sentence or tell_unforeseen(error), 2 if sentence else 1)
+
+
+def _say(sentence: str, status: int) -> int:
+    """The last words on standard error; the exit status."""
+    try:
+        print(sentence, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +72,10 @@ class _Parser(argparse.ArgumentParser):
         elif "-p/--parameter" in message:
             message = "-p takes a name and a value, for example `-p seed 3`"
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+    def _print_message(self, message: str, file=None) -> None:
+        # argparse would pass over a full disk.
+        (file or sys.stderr).write(message)
 
     def refuse(self, argument: str) -> NoReturn:
         """Stop at an argument that no one takes."""

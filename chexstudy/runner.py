@@ -245,8 +245,9 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    # Failures are told once, below, in our own words.
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    # Failures are told once, below, in our own words; asyncio would tell again of a kernel that Ctrl-C ended.
+    for name in ("papermill", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
     final = run.path(f"notebooks/{source.stem}.ipynb")

@@ -7,6 +7,7 @@ import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from chexstudy.errors import StudyError
@@ -33,7 +34,7 @@ from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select
 from chexstudy.plots.measurements import describe_interval, split_difference, summarise_seeds
 from chexstudy.plots.radiographs import plot_radiographs
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
-from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure
+from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
 from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
 from chexstudy.runs import Run
 
@@ -644,3 +645,16 @@ def test_the_gallery_names_paper_figure_notebook_and_caption(home, results, tmp_
     assert write_gallery(tmp_path / "gallery").read_text() == page
     with pytest.raises(StudyError, match="no figures"):
         write_gallery(tmp_path / "empty")
+
+
+def test_a_name_that_is_no_mathematics_is_drawn_as_it_is(home):
+    figure = new_figure(30)
+    axes = figure.subplots()
+    title_panel(axes, "a")
+    axes.bar([r"$\frac$", "US$ and A$", "plain", "$x$"], [1, 2, 3, 4], label=r"$\undefined$")
+    axes.legend()
+    save_figure(Run("demo"), figure, "bars", "Bars.", None)
+    texts = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
+    assert not texts[r"$\frac$"]
+    assert not texts[r"$\undefined$"]
+    assert texts[r"$\mathbf{a}$"]

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
 from chexstudy.errors import StudyError
 from chexstudy.pseudonyms import show_image_ids
@@ -205,11 +207,34 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
     metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     for suffix, fields in metadata.items():
         with atomic_path(run.path(f"figures/{name}{suffix}")) as temporary:
-            figure.savefig(temporary, metadata=fields)
+            _save(figure, temporary, fields)
     record = {"name": name, "caption": caption, "data": [] if data is None else _records(data)}
     with atomic_path(run.path(f"figures/{name}.json")) as temporary:
         temporary.write_text(_write_record(record), encoding="utf-8")
     return run.path(f"figures/{name}.png")
+
+
+def _save(figure: Figure, path: Path, metadata: dict) -> None:
+    """Save a figure, texts as they are that are no mathematics: a finding may have dollar signs in its name."""
+    parser = MathTextParser("path")
+    while True:
+        try:
+            figure.savefig(path, metadata=metadata)
+            return
+        except ValueError:
+            wrong = [text for text in figure.findobj(Text) if text.get_parse_math() and not _is_math(parser, text)]
+            if not wrong:
+                raise
+            for text in wrong:
+                text.set_parse_math(False)
+
+
+def _is_math(parser: MathTextParser, text: Text) -> bool:
+    try:
+        parser.parse(text.get_text())
+    except ValueError:
+        return False
+    return True
 
 
 def _write_record(record: dict) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -291,8 +292,10 @@ class _Worker:
                 cwd=paths.home(),
                 pass_fds=inherited_descriptors(),
             )
-        self._process.stdin.write(f"{arm} {seed} {settings}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):
+            # It has ended already: below, it says why.
+            self._process.stdin.write(f"{arm} {seed} {settings}\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.strip() == JOB_DONE:
                 return

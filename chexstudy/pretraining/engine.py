@@ -65,6 +65,7 @@ from chexstudy.pretraining.trackers import open_tracker
 from chexstudy.pretraining.training import CurationRecords, Phase, Trainer, count_steps
 from chexstudy.runs import Run, forget_artifact, refused_writes, seal_artifact
 from chexstudy.threads import use_threads
+from chexstudy.unforeseen import tell_mistake, tell_unforeseen
 
 # BSD's "temporary failure; try again", which batch systems can be told to requeue on.
 START_AGAIN = 75
@@ -673,7 +674,7 @@ def _read_values(path: Path | None) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; exit code 0 when done, 2 for what a user can mend, 75 when it should be started again."""
+    """The command line; exit code 0 when done, 1 for a mistake of ours, 2 for what a user can mend, 75: start again."""
     parser = argparse.ArgumentParser(description="Train arms of a study, one after the other.")
     parser.add_argument("--study", required=True)
     parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED [CONFIG]` are read")
@@ -683,6 +684,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--change", action="append", default=[], metavar="NAME", help="let a constant differ from the study's"
     )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
     requests = StopRequests()
     end_with_parent()
@@ -704,9 +706,14 @@ def main(arguments: list[str] | None = None) -> int:
                 config = settle_config(run, find_arm(arm), own_values, processes, change)
                 pretrain(run, arm, int(seed), config, options.device, processes, requests)
                 print(JOB_DONE, flush=True)
-    except (StudyError, Stopped) as stop:
-        print(stop if rank == 0 else f"process {rank}: {stop}", file=sys.stderr)
-        return START_AGAIN if isinstance(stop, Stopped) else 2
+    except Exception as stop:
+        if options.debug:
+            raise
+        sentence = str(stop) if isinstance(stop, StudyError | Stopped) else tell_mistake(stop)
+        status = START_AGAIN if isinstance(stop, Stopped) else 2 if sentence else 1
+        sentence = sentence or tell_unforeseen(stop)
+        print(sentence if rank == 0 else f"process {rank}: {sentence}", file=sys.stderr)
+        return status
     finally:
         release_study()
     return 0

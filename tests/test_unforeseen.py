@@ -1,0 +1,137 @@
+"""Nothing ends in a traceback: refusals of the system and mistakes of ours are one sentence, a log and an exit code."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from chexstudy import cli, paths
+from chexstudy.errors import StudyError
+from chexstudy.paths import resolve_user_path
+from chexstudy.unforeseen import tell_mistake, tell_unforeseen
+
+_SECRET = "Mrs. Doe has a small left effusion"
+
+
+def _fail(kind, text=_SECRET):
+    raise kind(text)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, ZeroDivisionError, RuntimeError])
+def test_the_unforeseen_is_a_sentence_and_a_log_without_words_of_the_data(home, monkeypatch, capsys, kind):
+    def act(options):
+        try:
+            _fail(LookupError)
+        except LookupError:
+            _fail(kind)
+
+    monkeypatch.setattr(cli, "_examine", act)
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (log,) = (paths.runs() / ".logs").iterdir()
+    assert re.fullmatch(
+        rf"this should not happen: {kind.__name__} at chexstudy/cli\.py, line \d+; where it came from is in "
+        rf"{re.escape(str(log))}, and `--debug` shows all, to be sent with a report of it\.\n",
+        said.err,
+    )
+    text = log.read_text()
+    assert f"builtins.{kind.__name__}\n" in text
+    assert "builtins.LookupError\n" in text
+    assert "in _fail: raise kind(text)" in text
+    assert _SECRET not in text
+    with pytest.raises(kind):
+        cli.main(["doctor", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            MemoryError(),
+            r"memory ran out: use a smaller profile, fewer workers or smaller batches, or close other .*\.",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), r"memory ran out: .*"),
+        (
+            PermissionError(errno.EACCES, "x", "/a/b"),
+            r"/a/b cannot be used: Permission denied; change its permissions.*",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "x", "n" * 300),
+            r"n{60}…n{60} cannot be used: File name too long; choose a short.*",
+        ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "x", "/a"),
+            r"/a cannot be used: Not a directory; a file is where a folder.*",
+        ),
+        (FileNotFoundError(errno.ENOENT, "x"), r"the folder this command was started in is gone: change to one .*"),
+        (OSError(errno.ENOSPC, "x"), r"the system refuses: No space left on device; free some space, .*"),
+    ],
+)
+def test_what_the_system_refuses_is_told_as_such(home, monkeypatch, capsys, error, sentence):
+    assert re.fullmatch(sentence, tell_mistake(error))
+
+    def act(options):
+        raise error
+
+    monkeypatch.setattr(cli, "_examine", act)
+    assert cli.main(["doctor"]) == 2
+    assert re.fullmatch(sentence + "\n", capsys.readouterr().err)
+
+
+def test_a_log_that_cannot_be_written_does_not_hide_the_sentence(home):
+    home.joinpath("runs").write_text("a file where the folder should be")
+    with pytest.raises(ValueError, match="Doe") as caught:
+        _fail(ValueError)
+    assert tell_mistake(caught.value) is None
+    told = tell_unforeseen(caught.value)
+    assert re.match(r"this should not happen: ValueError at .*test_unforeseen\.py, line \d+; no log could be wri", told)
+
+
+def test_nobody_s_home_is_one_sentence(home, monkeypatch):
+    with pytest.raises(StudyError, match=r"~nobody-here is no user of this machine: write out the folder of ~nobody"):
+        resolve_user_path("~nobody-here/data")
+    monkeypatch.setenv("CHEXSTUDY_HOME", "~nobody-here/runs")
+    with pytest.raises(StudyError, match=r"~nobody-here is no user of this machine"):
+        paths.home()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--list"]])
+def test_a_full_disk_behind_standard_output_is_one_sentence(home, arguments):
+    command = [sys.executable, "-m", "chexstudy.cli", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == (
+        "the system refuses: No space left on device; free some space, or set CHEXSTUDY_HOME to another disk.\n"
+    )
+    assert done.returncode == 2
+
+
+def test_a_folder_that_is_gone_is_one_sentence(home, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = "import os, sys; from chexstudy.cli import main; os.rmdir(os.getcwd()); sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "cohort", "check", "here.csv"]
+    done = subprocess.run(command, cwd=gone, capture_output=True, text=True)
+    assert done.stderr == "the folder this command was started in is gone: change to one that exists.\n"
+    assert done.returncode == 2
+
+
+def test_the_engine_has_a_last_handler_too(home, monkeypatch, capsys):
+    from chexstudy.pretraining import engine
+
+    monkeypatch.setattr(engine, "StopRequests", lambda: None)
+    monkeypatch.setattr(engine, "_read_values", lambda path: _fail(ValueError))
+    assert engine.main(["--study", "s", "--arm", "full", "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert re.match(r"this should not happen: ValueError at chexstudy/pretraining/engine\.py, line \d+; where it", said)
+    assert _SECRET not in said
+    monkeypatch.setattr(engine, "_read_values", lambda path: _fail(MemoryError))
+    assert engine.main(["--study", "s", "--arm", "full", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("memory ran out")
+    with pytest.raises(MemoryError):
+        engine.main(["--study", "s", "--arm", "full", "--device", "cpu", "--debug"])
