@@ -40,7 +40,7 @@ def tell_mistake(error: BaseException) -> str | None:
         return _OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.ENOENT and error.filename is None:
-            return "the folder this command was started in is gone: change to one that exists."
+            return "the folder you stand in was removed: change to another one and give the command again."
         hint, reason = _HINTS.get(error.errno, "mend it, or choose another place"), os.strerror(error.errno)
         if error.filename is None:
             return f"the system refuses: {reason}; {hint}."
