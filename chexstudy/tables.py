@@ -152,8 +152,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     records, begins = _split_records(lines, separator, path)
     if not records:
         raise StudyError(f"{path.name} is empty: give it a line of column names and a row for each image.")
-    header, records, begins, first = [clean_text(cell) for cell in records[0]], records[1:], begins[1:], begins[0]
-    other = next((sign for sign in (";", "\t", "|", ",") if sign != separator and sign in header[0]), None)
+    told, records, first, begins = records[0], records[1:], begins[0], begins[1:]
+    header = [clean_text(cell) for cell in told]
+    other = next((sign for sign in (";", "\t", "|", ",") if sign != separator and sign in told[0]), None)
     if len(header) == 1 and other is not None:
         what = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
         raise StudyError(f"{path.name} has {what[other]} between its cells: write {what[separator]} there.")
@@ -228,7 +229,9 @@ def _check_widths(
             hint = "put a text that holds the separator in double quotes" if len(cells) > width else "fill the row up"
             hint = "take lines of comment out" if cells[0].startswith("#") or width == 1 else hint
             count = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
-            raise StudyError(f"{path.name}: line {line} has {count} and the header in line {first} {width}: {hint}.")
+            raise StudyError(
+                f"{path.name}: line {line} has {count} where the header (line {first}) has {width}: {hint}."
+            )
 
 
 def _refuse_swallowed_rows(

@@ -111,3 +111,12 @@ def test_files_that_are_not_there_or_no_tables(tmp_path, home, capsys):
     with pytest.raises(SystemExit):
         main(["plan-labels", "--target", "0.8", "--study", "none", "--curve", "x.csv"])
     assert "both say where the curves are" in capsys.readouterr().err
+
+
+def test_a_curve_that_falls_is_one_sentence(tmp_path, home, capsys):
+    falling = [(10 * 2**step, 0.9 - 0.05 * step + 0.01 * draw) for step in range(6) for draw in range(3)]
+    pd.DataFrame(falling, columns=["n", "auroc"]).to_csv(tmp_path / "falling.csv", index=False)
+    assert main(["plan-labels", "--target", "0.85", "--curve", str(tmp_path / "falling.csv")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("the curve of 'encoder' on 'finding' falls as labels are added, so how many are needed")
+    assert len(error.strip().splitlines()) == 1

@@ -36,8 +36,8 @@ YEARS_SUFFIX = "_years"
 
 _CLOSED = MappingProxyType({"split": SPLITS, "view": VIEWS, "sex": SEXES, "report_origin": REPORT_ORIGINS})
 _SMALL_NUMBER = re.compile(r"-?\d{1,3}(\.\d{1,3})?")
-_WORD = re.compile(r"[A-Za-z]{1,12}\d?")
-_FEW_WORDS = 6  # different ones in a column
+_WORD = re.compile(r"[A-Za-z]{1,12}|[A-Za-z]{3,12}\d")
+_FEW_WORDS = 5  # different ones in a column
 _TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
 RESERVED_COLUMNS = (
     "image_id",

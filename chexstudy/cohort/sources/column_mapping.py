@@ -231,15 +231,15 @@ def _read_values(kind: str, words: object) -> dict[str, object]:
     if kind not in WORDS:
         raise StudyError(f"the mapping cannot translate values of {kind!r}: it can those of {', '.join(WORDS)}.")
     allowed = {plain_word(value): value for value in WORDS[kind].values()}
+    choice = ", ".join(map(str, allowed.values()))
     if kind != "split":
         allowed |= dict.fromkeys(_NOTHING, UNSAID[kind])
+        choice += " or null"
     translated = {}
     for word, value in _require_pairs(kind, words).items():
         meant = "" if value is None else plain_word(value)
         if meant not in allowed:
-            raise StudyError(
-                f"the mapping's entry 'values: {kind}: {word}' is none of {', '.join(map(str, allowed))}: choose one."
-            )
+            raise StudyError(f"the mapping's entry 'values: {kind}: {word}' is none of {choice}: choose one.")
         translated[plain_word(word)] = allowed[meant]
     return translated
 

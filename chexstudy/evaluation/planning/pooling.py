@@ -148,7 +148,7 @@ def infer_curves(
         draws: posterior draws.
 
     Raises:
-        StudyError: there is no curve, or one has fewer than three numbers of labels.
+        StudyError: there is no curve, one has fewer than three numbers of labels, or falls as labels are added.
     """
     if not curves:
         raise StudyError("there is no learning curve: draw some, at three numbers of labels or more.")
@@ -386,6 +386,11 @@ class _Grid:
         quantiles = stdtrit(self.degrees - 1, (np.arange(_BETA_NODES) + 0.5) / _BETA_NODES)
         beta = self.beta.ravel()[flat] + self.beta_width.ravel()[flat] * quantiles[:, None]
         part, node = np.nonzero(beta > 0)
+        if not len(node):
+            raise StudyError(
+                f"the curve of {self.curve.encoder!r} on {self.curve.finding!r} falls as labels are added, so how many "
+                "are needed cannot be told: check its numbers, or leave it out with --finding or --encoder."
+            )
         beta = beta[part, node]
         self.nodes = np.stack([flat[node], part])
         self.places = self._places(flat[node], beta)
