@@ -54,6 +54,9 @@ def test_levels_are_lost_where_many_values_share_few_of_them():
     assert loses_levels(np.where(values > 2000, 255, 0), values)
     assert not loses_levels(values / 4095 * 255, values)
     assert not loses_levels(np.where(values > 2000, 255, 0), np.where(values > 2000, 700, 0))
+    steep = ((values - 2000.0) / 30).clip(0, 1) * 255  # 30 of 4,096 values between black and white
+    assert loses_levels(steep, values)
+    assert not loses_levels(((values - 2000.0) / 100).clip(0, 1) * 255, values)
     seen = np.zeros(values.shape, bool)
     seen[:5] = True
     assert loses_levels(values / 4095 * 255, values, seen)

@@ -8,6 +8,7 @@ LARGEST_IMAGE = 100_000_000  # pixels; a radiograph of the whole spine has a thi
 _BLANK_DEVIATION = 1.0  # grey levels of 255
 _FEW_LEVELS = 32
 _SPECK = 100_000  # a level counts if more than one pixel in so many has it
+_FEWEST_BETWEEN = 0.01  # of the pixels
 _SAMPLE = 2**18  # values that are looked at for how they are spread
 _RARE = 16  # a value is rare that so many times fewer pixels have than others
 _FENCE = 3.0  # Tukey's outer fence, in distances between the quartiles
@@ -61,7 +62,7 @@ def show_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
     """As `stretch_range`, but refused where hardly any level is left.
 
     Raises:
-        UnreadableImage: fewer than 32 levels stand for many more values.
+        UnreadableImage: the levels no longer tell the values apart; see `loses_levels`.
     """
     grey = stretch_range(values, valid)
     if loses_levels(grey, values, valid):
@@ -70,7 +71,10 @@ def show_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
 
 
 def loses_levels(grey: np.ndarray, values: np.ndarray, valid: np.ndarray | None = None) -> bool:
-    """Whether fewer than 32 grey levels are shown, and the values they stand for have at least twice as many.
+    """Whether grey levels no longer tell apart what the values do.
+
+    They do not where fewer than 32 of them, or less than a hundredth of the pixels between black and white, stand for
+    at least twice as many values as there are levels.
 
     Args:
         grey: levels from 0 to 255.
@@ -79,9 +83,10 @@ def loses_levels(grey: np.ndarray, values: np.ndarray, valid: np.ndarray | None 
     """
     shown, meant = (one.ravel() if valid is None else one[valid] for one in (grey, values))
     shown, meant = (one[:: one.size // _SAMPLE + 1] for one in (shown, meant))
-    counts = np.bincount(np.rint(shown).astype(np.uint8), minlength=256)
-    levels = np.count_nonzero(counts > shown.size // _SPECK)
-    return levels < _FEW_LEVELS and np.unique(meant).size >= 2 * levels
+    pixels = np.bincount(np.rint(shown).astype(np.uint8), minlength=256)
+    levels = np.count_nonzero(pixels > shown.size // _SPECK)
+    is_poor = levels < _FEW_LEVELS or pixels[1:-1].sum() < _FEWEST_BETWEEN * shown.size
+    return is_poor and np.unique(meant).size >= 2 * levels
 
 
 def show_deep_colours(colours: np.ndarray) -> np.ndarray:
