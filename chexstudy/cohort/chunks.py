@@ -2,8 +2,7 @@
 
 import zlib
 
-from chexstudy.cohort.levels import LARGEST_IMAGE
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.unreadable import LARGEST_IMAGE, UnreadableImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_FRAME = 12  # length, type, checksum

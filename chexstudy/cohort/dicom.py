@@ -22,8 +22,8 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.pixels.common import PhotometricInterpretation
 
-from chexstudy.cohort.levels import LARGEST_IMAGE, loses_levels, show_deep_colours, show_range, stretch_range
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.levels import loses_levels, show_deep_colours, show_range, stretch_range
+from chexstudy.cohort.unreadable import LARGEST_IMAGE, UnreadableImage
 
 OWN_RANGE = "shown by their own range, which their window or look-up table misses"
 
@@ -174,8 +174,8 @@ def _expected_bytes(dataset: pydicom.Dataset) -> int:
 def _read_stored(cells: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The stored values among the bits allocated for them, and where the detector was hit.
 
-    Bits may be set above those that are said to be stored: by an old overlay, without which the values are whole, or by
-    values that need more bits than said, which would wrap. The picture tells which.
+    Bits may be set above those that are said to be stored: by an overlay, as files held them until 2004, without which
+    the values are whole; or by values that need more bits than said, which would wrap. The picture tells which.
 
     Args:
         cells: integers ``(height, width)`` with all bits allocated.
@@ -188,19 +188,17 @@ def _read_stored(cells: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarra
     allocated, stored = 8 * cells.dtype.itemsize, int(dataset.BitsStored)
     if stored >= allocated:
         return cells, valid
-    unsigned = np.dtype(f"u{cells.dtype.itemsize}")
-    whole = (cells.view(unsigned) & unsigned.type(~_overlay_bits(dataset) % (1 << allocated))).view(cells.dtype)
     lowest = max(0, int(dataset.get("HighBit", stored - 1)) + 1 - stored)
-    if lowest and np.array_equal(_cut_bits(whole, 0, stored), whole):
+    if lowest and np.array_equal(_cut_bits(cells, 0, stored), cells):
         lowest = 0  # the values are where they usually are, whatever the tag says
-    values = _cut_bits(whole, lowest, stored)
-    lost = (whole >> lowest) - values
+    values = _cut_bits(cells, lowest, stored)
+    lost = (cells >> lowest) - values
     # Above the highest bit a sign may stand or, before a negative value, nothing.
-    has_more = (lost != 0) & (whole.view(unsigned) >> lowest >> stored != 0)
+    has_more = (lost != 0) & (cells.view(f"u{cells.dtype.itemsize}") >> lowest >> stored != 0)
     if has_more[valid].any() and _is_wrapped(values, lost, valid, stored):
-        if _find_steps(whole).mean() > whole.std() / 2:
+        if _find_steps(cells).mean() > cells.std() / 2:
             raise UnreadableImage("damaged", f"values beyond the {stored} bits stored")
-        values = whole
+        values = cells
     return values, valid & _find_valid(values, dataset)
 
 
@@ -212,16 +210,6 @@ def _is_wrapped(values: np.ndarray, lost: np.ndarray, valid: np.ndarray, stored:
     ]
     leaps = np.concatenate(leaps)
     return leaps.size > 0 and float(leaps.mean()) > 2**stored / 8
-
-
-def _overlay_bits(dataset: pydicom.Dataset) -> int:
-    """The bits of a cell that hold overlays, as they did until 2004 (PS3.3 C.9.2)."""
-    groups = range(0x6000, 0x6020, 2)
-    return sum(
-        1 << int(dataset[group, 0x0102].value)
-        for group in groups
-        if (group, 0x0102) in dataset and (group, 0x3000) not in dataset
-    )
 
 
 def _cut_bits(cells: np.ndarray, lowest: int, stored: int) -> np.ndarray:

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from chexstudy.cohort import chunks
 from chexstudy.cohort.dicom import decode_dicom, is_dicom
-from chexstudy.cohort.levels import LARGEST_IMAGE, show_deep_colours, show_range
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.levels import show_deep_colours, show_range
+from chexstudy.cohort.unreadable import LARGEST_IMAGE, UnreadableImage
 from chexstudy.errors import StudyError
 
 FITS = ("crop", "pad")
@@ -164,7 +164,7 @@ def _decode_picture(data: bytes) -> np.ndarray:
         if picture.format == "PNG" and (grey := _decode_compiled(picture, data)) is not None:
             return grey
         if picture.format == "TIFF":
-            _refuse_pages(picture)
+            _refuse_pages(data, picture.size)
         picture.load()
         if picture.format in ("JPEG", "MPO"):
             picture = ImageOps.exif_transpose(picture)
@@ -180,16 +180,14 @@ def _decode_picture(data: bytes) -> np.ndarray:
             is_negative = picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0
             return np.float32(255) - grey if is_negative else grey
         grey = np.array(_flatten_alpha(picture).convert("L"))
-        return (
-            _stretch_upper_bytes(grey)
-            if picture.format == "TIFF" and max(picture.tag_v2.get(_BITS, (1,))) > 8
-            else grey
-        )
+        is_deep = picture.format == "TIFF" and max(picture.tag_v2.get(_BITS, (1,))) > 8
+        return _stretch_upper_bytes(grey) if is_deep else grey
 
 
 def _decode_compiled(picture: Image.Image, data: bytes) -> np.ndarray | None:
     """The PNG files that Pillow decodes slowly, or by halves; None for others."""
-    is_deep = data[24] == 16 and picture.mode != "I;16"
+    bits, colour_type = data[24:26]
+    is_deep = bits == 16 and colour_type != 0
     if not is_deep and (picture.mode != "L" or picture.width * picture.height < _WORTH_COMPILED):
         return None
     from chexstudy.cohort import png
@@ -197,15 +195,14 @@ def _decode_compiled(picture: Image.Image, data: bytes) -> np.ndarray | None:
     return show_deep_colours(png.decode_deep_png(data)) if is_deep else png.decode_grey_png(data)
 
 
-def _refuse_pages(picture: Image.Image) -> None:
+def _refuse_pages(data: bytes, size: tuple[int, int]) -> None:
     """Raise an UnreadableImage if a TIFF holds a second image, and not only a smaller copy or a mask of the first."""
-    size = picture.size
     try:
-        picture.seek(1)
-    except EOFError:
-        return
-    is_extra = picture.tag_v2.get(_SUBFILE, 0) & 5 or 2 * picture.width < size[0]
-    picture.seek(0)
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as page:
+            page.seek(1)
+            is_extra = page.tag_v2.get(_SUBFILE, 0) & 5 or 2 * page.width < size[0]
+    except Exception:
+        return  # what cannot be read as a page is none
     if not is_extra:
         raise UnreadableImage("unsupported", "several pages")
 

@@ -4,7 +4,6 @@ import numpy as np
 
 from chexstudy.cohort.unreadable import UnreadableImage
 
-LARGEST_IMAGE = 100_000_000  # pixels; a radiograph of the whole spine has a third of them
 _BLANK_DEVIATION = 1.0  # grey levels of 255
 _FEW_LEVELS = 32
 _SPECK = 100_000  # a level counts if more than one pixel in so many has it

@@ -4,6 +4,8 @@ from types import MappingProxyType
 
 from chexstudy.errors import StudyError
 
+LARGEST_IMAGE = 100_000_000  # pixels; a radiograph of the whole spine has a third of them
+
 # The whole vocabulary of the quarantine list, but for what is set aside without being looked at.
 REASONS = MappingProxyType(
     {
