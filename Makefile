@@ -18,11 +18,11 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study curators budgets adapt figures test lint lab sync hooks lock clean
+.PHONY: help study curators budgets adapt figures test browser lint lab sync git-filter hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 study: $(STAMP) ## Run the street, notebooks 1 to 6: cohort, curation, pretraining, evaluation, figures
 	@$(BIN)/chexstudy run 01 02 03 04 05 06 --profile $(PROFILE) $(ARGS)
@@ -40,24 +40,39 @@ figures: $(STAMP) ## Draw the figures of a finished study again and copy them to
 	@$(BIN)/chexstudy figures --study $(PROFILE) --copy-to figures
 
 # One thread a worker: two workers of one thread each outrun two that fight for both cores.
-test: $(STAMP) lint ## Check style and run the tests (without those marked slow or cuda)
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not cuda"
+test: $(STAMP) lint ## Check style and run the tests (without those marked slow, cuda or browser)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not cuda and not browser"
+
+browser: $(STAMP) ## Run every notebook in JupyterLab in headless Chromium and look at it (tests marked browser)
+	@$(BIN)/python -c "import playwright" 2>/dev/null || \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check "playwright>=1.50"
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py $(ARGS)
 
 lint: $(STAMP) ## Check style and layout with ruff
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "some files are not laid out: run '$(BIN)/ruff format .'" >&2; exit 1; }
 
+# JupyterLab takes the .py half's cells, so what was edited elsewhere in an .ipynb half goes there first.
 # CHEXSTUDY_CWD: relative paths in a notebook's parameters are taken from the checkout, as on the command line.
-lab: $(STAMP) ## Open the notebooks in JupyterLab; .py and .ipynb halves open as notebooks
+lab: $(STAMP) git-filter ## Open the notebooks in JupyterLab; .py and .ipynb halves open as notebooks
+	@$(BIN)/jupytext --quiet --sync $(NOTEBOOKS)/*.py
 	@CHEXSTUDY_CWD="$(CURDIR)" JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(NOTEBOOKS) $(ARGS)
 
-# --sync takes the newer half of a pair and keeps the cells' identity; --to ipynb would not.
-sync: $(STAMP) ## Make both halves of every notebook equal, without outputs
+# --sync takes the newer half of a pair and keeps the cells' identity; --to ipynb would not. The source is written last:
+# it has the last word, and who opens it is not told that its pair is newer.
+sync: $(STAMP) git-filter ## Make both halves of every notebook equal, without outputs
 	@$(BIN)/jupytext --quiet --set-kernel python3 --sync $(NOTEBOOKS)/*.py
-	@$(BIN)/nbstripout --extra-keys "metadata.language_info metadata.jupytext" $(NOTEBOOKS)/*.ipynb
+	@$(BIN)/$(STRIP) $(NOTEBOOKS)/*.ipynb
+	@touch $(NOTEBOOKS)/*.py
 
-hooks: $(STAMP) ## Run ruff and the notebook pairing at every git commit
+# What is run in JupyterLab stays in the file and out of git, which sees every notebook without outputs (.gitattributes).
+STRIP := nbstripout --extra-keys "metadata.language_info metadata.jupytext"
+git-filter: ## Keep outputs of notebooks out of git; lab, sync and hooks do it too
+	@! git rev-parse --git-dir >/dev/null 2>&1 || { git config filter.notebook.clean '$(BIN)/$(STRIP)' && \
+		git config filter.notebook.smudge cat && git config filter.notebook.required true; }
+
+hooks: $(STAMP) git-filter ## Run ruff and the notebook pairing at every git commit
 	@$(BIN)/pre-commit install
 
 # torch stands alone at the end and its CUDA packages are left out: they come with a CUDA build of torch, pinned by it.

@@ -269,7 +269,7 @@ class PrototypeExplorer:
 
 
 def _open_map():
-    """A jupyter-scatter widget with one point of every mark, in the middle of a frame from -1 to 1."""
+    """A jupyter-scatter widget with one point of every mark, spread over a frame from -1 to 1."""
     import jscatter
     from jscatter.widget import JupyterScatter
     from traitlets import Unicode
@@ -280,9 +280,10 @@ def _open_map():
         _esm = _LOADER
         code = Unicode(str(JupyterScatter._esm)).tag(sync=True)
 
+    spread = np.linspace(-1, 1, len(MARKS))
     with patch.object(jscatter.jscatter, "JupyterScatter", Map):
         return jscatter.Scatter(
-            data=pd.DataFrame({"x": 0.0, "y": 0.0, "mark": pd.Categorical(MARKS, categories=list(MARKS))}),
+            data=pd.DataFrame({"x": spread, "y": spread, "mark": pd.Categorical(MARKS, categories=list(MARKS))}),
             x="x", y="y", x_scale=(-1, 1), y_scale=(-1, 1), width=_SIDE, height=_SIDE,
             color_by="mark", color_map=[colour for colour, _ in MARKS.values()], opacity=1, opacity_by=None,
             size_by="mark", size_map=[size for _, size in MARKS.values()], color_selected=INK, color_hover=INK,

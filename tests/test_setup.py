@@ -148,6 +148,7 @@ def test_jupyterlab_opens_percent_files_as_notebooks(monkeypatch):
     overrides = ConfigManager(config_dir_name="labconfig").get("default_setting_overrides")
     viewers = overrides["@jupyterlab/docmanager-extension:plugin"]["defaultViewers"]
     assert viewers == {"python": "Jupytext Notebook"}
+    assert overrides["@jupyterlab/apputils-extension:notification"] == {"checkForUpdates": False, "fetchNews": "false"}
     assert json.loads((ROOT / ".jupyter/jupyter_lab_config.json").read_text())["LabApp"]["news_url"] is None
 
 
