@@ -865,6 +865,11 @@ def _add_release(verbs) -> None:
     parser.add_argument("--study", default="demo", metavar="S", help="the study (default: demo)")
     parser.add_argument("--seed", type=int, default=0, metavar="K", help="its seed (default: 0)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
+    parser.add_argument(
+        "--accept-rare-tokens",
+        action="store_true",
+        help="release a vocabulary with tokens from reports of fewer than 5 patients, which may be names",
+    )
 
 
 def _release(options: argparse.Namespace) -> None:
@@ -872,7 +877,8 @@ def _release(options: argparse.Namespace) -> None:
     from chexstudy.pretraining.release import release_arm
     from chexstudy.runs import Run
 
-    release = release_arm(Run(options.study), options.arm, options.seed, resolve_user_path(options.out))
+    folder = resolve_user_path(options.out)
+    release = release_arm(Run(options.study), options.arm, options.seed, folder, options.accept_rare_tokens)
     how = "with or without the code in it" if release.plain else "with the code in it"
     print(
         f"{release.folder} loads {how}; its embeddings differ from the trained pair's by at most "

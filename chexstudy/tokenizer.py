@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_CONTINUATION = "##"
+CONTINUATION = "##"
+
+
+def split_words(text: str) -> list[str]:
+    """The words that `train_wordpiece` learns from: in lower case, split at white space and punctuation."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normal = normalizers.BertNormalizer(lowercase=True).normalize_str(text)
+    return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normal)]
 
 
 def train_wordpiece(
@@ -41,15 +49,15 @@ def train_wordpiece(
         )
     # The trainer numbers continuation characters in the order of a randomly seeded hash map, and breaks ties between
     # merges by these numbers. Naming all characters first fixes the numbers, and with them the whole vocabulary.
-    alphabet = [*_SPECIAL_TOKENS, *characters, *(_CONTINUATION + character for character in characters)]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=_CONTINUATION))
+    alphabet = [*_SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in characters)]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=CONTINUATION))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(
         vocab_size=max(vocabulary_size, len(alphabet)),
         min_frequency=min_frequency,
         special_tokens=alphabet,
-        continuing_subword_prefix=_CONTINUATION,
+        continuing_subword_prefix=CONTINUATION,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

@@ -53,6 +53,7 @@ from chexstudy.pretraining.image_processing_chexstudy import ChexstudyImageProce
 from chexstudy.pretraining.model import ImageTextModel, load_model, save_model
 from chexstudy.pretraining.modeling_chexstudy import ChexstudyModel
 from chexstudy.pretraining.release import MANIFEST, release_arm
+from chexstudy.pretraining.vocabulary import texts_to_learn_from
 from chexstudy.runs import Run
 from chexstudy.tokenizer import train_wordpiece
 
@@ -90,7 +91,8 @@ def _save_arm(run, arm, image, text, fit="crop", stored_size=36, seed=0, **const
 
 
 def _tiny_text(run, **options):
-    reports = pd.read_parquet(run.path("cohort.parquet")).report.tolist()
+    cohort = pd.read_parquet(run.path("cohort.parquet"))
+    reports = texts_to_learn_from(cohort[cohort.split == "train"])
     return build_text_encoder(EncoderSpec("tiny-bert", max_tokens=32, **options), reports, seed=1)
 
 
@@ -640,3 +642,25 @@ def test_command(trained, tmp_path, capsys):
     (tmp_path / "out" / "mine").write_text("")
     assert main(arguments) == 2
     assert re.fullmatch(r".* is no release of a model: give another folder as --out\.\n", capsys.readouterr().err)
+
+
+def test_a_vocabulary_with_a_name_of_few_patients_is_released_only_if_accepted(home, tmp_path, capsys):
+    run = make_tiny_study(pairs=20)
+    cohort = pd.read_parquet(run.path("cohort.parquet"))
+    named = cohort.split.eq("train") & (cohort.index < 4)
+    cohort.loc[named, "report"] += " Featherstonehaugh 5558675309"
+    run.write_table("cohort.parquet", cohort)
+    reports = cohort.report[cohort.split == "train"].tolist()
+    text = build_text_encoder(EncoderSpec("tiny-bert", max_tokens=32), reports, seed=1)
+    _save_arm(run, "curated", build_image_encoder(EncoderSpec("tiny-vit", image_size=24), 1), text)
+    arguments = ["release", "curated", "--study", "tiny", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "17 characters in 2" in told
+    assert told.count("\n") == 1
+    assert "eatherst" not in told.lower()
+    assert not (tmp_path / "out").exists()
+    listed = pd.read_csv(run.path(f"{arm_folder('curated', 0)}/rare_tokens.csv"), index_col="token").patients
+    assert listed["featherstonehaugh"] == listed["5558675309"] == 2
+    assert main([*arguments, "--accept-rare-tokens"]) == 0
+    assert "featherstonehaugh" in (tmp_path / "out" / "tokenizer.json").read_text()

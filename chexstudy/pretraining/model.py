@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from chexstudy.cohort.reports import training_text
 from chexstudy.encoders import (
     EncoderSpec,
     ImageEncoder,
@@ -24,6 +23,7 @@ from chexstudy.encoders import (
 )
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.vocabulary import texts_to_learn_from
 from chexstudy.runs import atomic_path, require_whole, seal_artifact
 
 _PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
@@ -156,7 +156,7 @@ def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) ->
     )
     return ImageTextModel(
         build_image_encoder(image_spec, seed),
-        build_text_encoder(text_spec, [training_text(report) for report in training.report], seed),
+        build_text_encoder(text_spec, texts_to_learn_from(training), seed),
         config.dim,
         config.temperature,
         config.logit_scale_max,

@@ -19,19 +19,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from chexstudy.cohort.table import read_cohort
 from chexstudy.encoders import ImageEncoder, TextEncoder, save_encoder
 from chexstudy.errors import StudyError
 from chexstudy.hub import quiet_transformers
 from chexstudy.pretraining.arms import find_arm, require_current_arm
 from chexstudy.pretraining.model import ImageTextModel, load_model
 from chexstudy.pretraining.model_card import Usage, write_model_card
-from chexstudy.runs import Run, hash_file
+from chexstudy.pretraining.vocabulary import LEAST_PATIENTS, find_rare_tokens
+from chexstudy.runs import Run, atomic_path, hash_file
+from chexstudy.tokenizer import CONTINUATION
 
 MANIFEST = "release.json"
 _PROJECTIONS = {"image_tower.projection.weight", "text_tower.projection.weight", "logit_scale"}
 _SAMPLES = ("no finding", "a large left pleural effusion and a small nodule in the right upper lobe")
 # Of unit-norm embeddings in float32: rounding stays well below it, and any other pooling or layer well above.
 _TOLERANCE = 1e-5
+_RARE_TOKENS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Release:
     difference: float
 
 
-def release_arm(run: Run, arm: str, seed: int, folder: Path) -> Release:
+def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens: bool = False) -> Release:
     """Write a trained arm as a Hugging Face model, with a model card.
 
     The folder is there whole or not at all. One that holds an earlier release is replaced.
@@ -59,16 +63,20 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path) -> Release:
         arm: a trained arm.
         seed: its seed.
         folder: where to write.
+        accept_rare_tokens: release a vocabulary even if it holds tokens of few patients, which may be names.
 
     Raises:
-        StudyError: the arm was not trained, its weights are damaged, an encoder cannot be released, or the folder holds
-            something else.
+        StudyError: the arm was not trained, its weights are damaged, an encoder cannot be released, its vocabulary may
+            give a name away, or the folder holds something else.
     """
     find_arm(arm)
     source = require_current_arm(run, arm, seed)
     _check_folder(folder)
     stored_size, fit = run.provenance(f"{source}/compute.json")["parameters"]["pixels"]
     model = _load_trained(run.path(f"{source}/model"), arm, seed)
+    # The vocabulary of a checkpoint was learned elsewhere.
+    if model.text_tower.encoder.origin["name"].startswith("tiny-") and not accept_rare_tokens:
+        _refuse_rare_tokens(run, source, model.text_tower.encoder)
     with _whole_folder(folder) as draft, quiet_transformers():
         _write_tokenizer(draft, model.text_tower.encoder)
         processor = _write_image_processor(draft, model.image_tower.encoder, stored_size, fit)
@@ -130,6 +138,28 @@ def _load_trained(folder: Path, arm: str, seed: int) -> ImageTextModel:
     raise StudyError(
         f"the weights of the arm {arm!r} (seed {seed}) in {folder} are damaged ({reason}): delete the arm's folder and "
         "run 04_pretrain_curated again."
+    )
+
+
+def _refuse_rare_tokens(run: Run, source: str, encoder: TextEncoder) -> None:
+    """Refuse a vocabulary that may give a name away; its rare tokens are listed in the arm's folder, not on a screen.
+
+    Raises:
+        StudyError: there are such tokens; told are their lengths and numbers of patients.
+    """
+    cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    rare = find_rare_tokens(encoder.tokenizer.get_vocab(), cohort[cohort.split == "train"])
+    if rare.empty:
+        return
+    path = run.path(f"{source}/rare_tokens.csv")
+    with atomic_path(path) as temporary:
+        rare.rename_axis("token").rename("patients").to_csv(temporary)
+    longest = sorted(rare.index, key=len, reverse=True)[:_RARE_TOKENS_TOLD]
+    told = ", ".join(f"{len(token.removeprefix(CONTINUATION))} characters in {rare[token]}" for token in longest)
+    raise StudyError(
+        f"the vocabulary that would leave holds {len(rare)} tokens from reports of fewer than {LEAST_PATIENTS} "
+        f"patients, which may be names or numbers (the longest: {told}; all are listed in {path}): train the arm "
+        "again, which leaves them out, or release them with --accept-rare-tokens."
     )
 
 
