@@ -396,7 +396,7 @@ def _add_curate(verbs) -> None:
     parser.add_argument("--list", action="store_true", help="list the methods; curate nothing")
     files = parser.add_argument_group("files")
     files.add_argument("--embeddings", metavar="E.npy", help="one row an image, (rows, dim)")
-    files.add_argument("--ids", metavar="IDS.parquet", help="a column image_id, rows in the order of the embeddings")
+    files.add_argument("--ids", metavar="IDS", help="CSV or Parquet: image_id, in the order of the embeddings")
     files.add_argument("--out", metavar="SUBSET.parquet", help="where the chosen go: image_id, weight")
     files.add_argument("--method", metavar="M", help="how to choose, see --list (default: budgeted)")
     files.add_argument(
@@ -404,11 +404,11 @@ def _add_curate(verbs) -> None:
     )
     files.add_argument("--text", metavar="T.npy", help="text embeddings in the same order")
     files.add_argument(
-        "--losses", metavar="L.parquet", help="columns image_id, loss and, if a method needs it, reference_loss"
+        "--losses", metavar="LOSSES", help="CSV or Parquet: image_id, loss and, if a method needs it, reference_loss"
     )
     files.add_argument("--scores", metavar="SCORES.parquet", help="also write the score of every pair")
     files.add_argument(
-        "--table", metavar="TABLE.parquet", help="image_id and columns of groups, such as a cohort table"
+        "--table", metavar="TABLE", help="CSV or Parquet: image_id and columns of groups, such as a cohort table"
     )
     files.add_argument(
         "--floor",

@@ -260,3 +260,20 @@ def test_seeds_that_are_not_known_pair_by_their_order(cases):
     files = ModelScores("files", second.tables)
     expected = compare_score_tables(first, second, labels, resamples=100).table
     pd.testing.assert_frame_equal(compare_score_tables(first, files, labels, resamples=100).table, expected)
+
+
+def test_patients_and_images_are_the_same_in_any_spelling():
+    numbers = np.arange(60)
+    generator = np.random.default_rng(0)
+    ids = [f"img{number:02d}.png" for number in numbers]
+    labels = pd.DataFrame({"image_id": ids, "patient_id": numbers // 2, "Mass": numbers % 2})
+    first, second = (pd.DataFrame({"image_id": ids, "Mass": generator.normal(size=60)}) for _ in range(2))
+    plain = compare_score_tables(ModelScores("a", (first,)), ModelScores("b", (second,)), labels, resamples=100)
+    assert plain.patients == 30
+    spelt = [f"{number // 2}.0" if number % 2 else f"00{number // 2} " for number in numbers]
+    other = labels.assign(patient_id=spelt, image_id=[f"{name}\u00a0" for name in ids])
+    again = compare_score_tables(ModelScores("a", (first,)), ModelScores("b", (second,)), other, resamples=100)
+    assert again.patients == 30
+    lost = second.assign(image_id=second.image_id.str.removesuffix(".png"))
+    with pytest.raises(StudyError, match=r"share no image .their ids are written as 'img00.png' and 'img00'"):
+        compare_score_tables(ModelScores("a", (first,)), ModelScores("b", (lost,)), labels, resamples=100)

@@ -568,3 +568,21 @@ def test_a_hundred_thousand_rows_within_a_minute_on_two_cores_and_three_gigabyte
     # Two cores for a minute; the clock itself would measure whoever else is at work on the machine.
     assert cores < 120
     assert memory < 3e9
+
+
+def test_ids_may_be_csv_or_lie_in_the_index_and_are_matched_in_any_spelling(files, capsys):
+    ids = name_images()
+    pd.DataFrame({"image_id": ids}).to_csv("ids.csv", index=False)
+    pd.DataFrame(index=pd.Index(ids, name="image_id")).to_parquet("index.parquet")
+    losses = pd.DataFrame({"image_id": [f"{name} " for name in reversed(ids)], "loss": np.arange(ROWS) / ROWS})
+    losses.to_csv("L.csv", index=False)
+    kept = []
+    for name in ("ids.parquet", "ids.csv", "index.parquet"):
+        assert curate("--method", "loss", "--losses", "L.csv", "--keep", 50, ids=name) == 0
+        kept.append(pd.read_parquet("subset.parquet").image_id.tolist())
+    assert kept[0] == kept[1] == kept[2]
+    assert set(kept[0]) == set(ids[:50])
+    pd.DataFrame({"image_id": [name.lstrip("x/0") for name in ids], "loss": 0.5}).to_csv("L.csv", index=False)
+    (files / "subset.parquet").unlink()
+    told = complaint(capsys, "--method", "loss", "--losses", "L.csv")
+    assert "its ids are written as '1', the embeddings' as '…/00000'" in told

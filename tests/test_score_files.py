@@ -175,3 +175,22 @@ def test_a_name_is_a_file_by_its_ending(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(StudyError, match="neither CSV nor Parquet"):
         read_files("a.txt,no.csv")
+
+
+def test_tables_of_any_kind_are_read_strictly(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHEXSTUDY_CWD", str(tmp_path))
+    scores = pd.DataFrame({"image_id": ["007", "008"], "Mass": [0.1, 0.2]})
+    scores.to_csv(tmp_path / "a.csv.gz", index=True)
+    scores.to_csv(tmp_path / "b.tsv", sep="\t", index=False)
+    scores.set_index("image_id").to_parquet(tmp_path / "c.parquet")
+    for name in ("a.csv.gz", "b.tsv", "c.parquet"):
+        (table,) = read_files(name).tables
+        assert sorted(table.columns) == ["Mass", "image_id"]
+        assert table.image_id.tolist() == ["007", "008"]
+        assert table.Mass.tolist() == [0.1, 0.2]
+    (tmp_path / "a.csv").write_text('image_id,Mass\n"007,0.1\n008,0.2\n')
+    with pytest.raises(StudyError, match="the row that begins in line 2 has a quote that is not closed"):
+        read_files("a.csv")
+    (tmp_path / "a.csv").write_text("image_id,Mass,Mass\n007,0.1,0.2\n")
+    with pytest.raises(StudyError, match="two columns named 'Mass'"):
+        read_files("a.csv")

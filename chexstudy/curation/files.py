@@ -31,15 +31,15 @@ class FileCuration:
 
     Attributes:
         embeddings: ``.npy``, ``(rows, dim)``; with ``text``, the image side.
-        ids: parquet with a column ``image_id``, rows in the order of ``embeddings``.
+        ids: CSV or Parquet with a column ``image_id``, rows in the order of ``embeddings``.
         out: parquet to write, ``image_id`` and ``weight`` of the chosen.
         method: name of a method.
         keep: share up to 1, or number of pairs above.
         seed: seed of the method.
         text: ``.npy`` of text embeddings in the same order.
-        losses: parquet with ``image_id``, ``loss`` and perhaps ``reference_loss``.
+        losses: CSV or Parquet with ``image_id``, ``loss`` and perhaps ``reference_loss``.
         scores: parquet to write, ``image_id`` and ``score`` of all.
-        table: parquet with ``image_id`` and columns of a cohort table: who is in which group.
+        table: CSV or Parquet with ``image_id`` and columns of a cohort table: who is in which group.
         floors: least keep rates of groups, such as ``sex=F:0.9x``; see `chexstudy.curation.floors`.
         report: print the audit of what was kept.
         audit: parquet to write the audit's table to.
