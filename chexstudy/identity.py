@@ -5,7 +5,7 @@ stopped, since its artifacts would be compared with those of the old value; to a
 from then on. A value counts once a notebook that takes it has left something behind.
 """
 
-import os
+import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -49,7 +49,8 @@ _FOLDERS = ("data_root", "prompt_file")
 _READ_BY_LATER = ("01", "02", "03", "04")
 # What trains without a notebook, under the values of the notebook that does the same.
 ENGINE = "04_pretrain_curated (engine)"
-_NOT_OF_A_NOTEBOOK = {"notebooks", "pixels", "images", "provenance", RECORD, "timings.json", ".lock"}
+# What a build of a cohort writes before there is one, and what is written of runs.
+_NOT_YET_A_COHORT, _RECORDS = ("pixels", "images"), (f"{RECORD}.json", "timings.json.json")
 
 
 @dataclass
@@ -110,8 +111,8 @@ def read_identity(run: Run) -> Identity | None:
             f"{run.path(RECORD)}, which says what study {run.study!r} is, is damaged: remove it and give the profile "
             "and all parameters again."
         ) from None
-    for entry in identity.notebooks.values():
-        entry["made"] = entry["made"] or _left_something(run.folder, entry["started"])
+    for name, entry in identity.notebooks.items():
+        entry["made"] = entry["made"] or _has_sealed(run, name, entry["started"])
     return identity
 
 
@@ -293,16 +294,17 @@ def _mark_stale(
     print(text, flush=True)
 
 
-def _left_something(folder: Path, since: float) -> bool:
-    """Whether there is a file of a later time than ``since`` that is no mere record of a run."""
-    for place, folders, files in os.walk(folder):
-        if Path(place) == folder:
-            folders[:] = [name for name in folders if name not in _NOT_OF_A_NOTEBOOK]
-            files = [name for name in files if name not in _NOT_OF_A_NOTEBOOK]
-        for name in files:
-            try:
-                if os.stat(os.path.join(place, name)).st_mtime > since:
-                    return True
-            except OSError:
+def _has_sealed(run: Run, notebook: str, since: float) -> bool:
+    """Whether a notebook that has not come to its end has made an artifact since it was started."""
+    folder = run.path("provenance")
+    for path in folder.rglob("*.json"):
+        place = path.relative_to(folder).parts[0]
+        try:
+            if place in _NOT_YET_A_COHORT or path.stat().st_mtime <= since:
                 continue
+            made_by = json.loads(path.read_bytes()).get("made_by", ENGINE if place == "pretraining" else "")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if made_by == notebook and path.name not in _RECORDS:
+            return True
     return False

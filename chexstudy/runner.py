@@ -129,6 +129,8 @@ def run_notebooks(
             values, or another run is at work on it; nothing was started.
         NotebookFailure: a notebook stopped; the cells up to there are kept as ``NN_name.failed.ipynb``.
     """
+    # No process can start in a folder that was removed.
+    paths.working_folder()
     folder = folder or paths.NOTEBOOKS
     known = list_notebooks(folder)
     chosen = known if names is None else [find_notebook(name, folder) for name in names]

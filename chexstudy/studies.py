@@ -33,7 +33,8 @@ class Study:
         name: of the study.
         profile: its name, empty if nobody recorded one.
         cohort: images and sources in words, empty without one.
-        notebooks: by name the state of each that was started: ``done``, ``failed``, ``stopped`` or ``opened``.
+        notebooks: by name the state of each that was started: ``done``, ``failed``, ``stopped`` or ``opened``, perhaps
+            ``done, then failed``.
         stale_values: parameters that have changed since, by notebook.
         stale_artifacts: why each stale artifact is stale.
         holder: who is at work on it, in words; None if nobody is.
@@ -60,7 +61,8 @@ class Study:
     def state(self) -> str:
         """``running``, ``stale`` or nothing, and what did not end."""
         words = ["running"] * (self.holder is not None) + ["stale"] * bool(self.stale_values or self.stale_artifacts)
-        words += [f"{name[:2]} {state}" for name, state in self.notebooks.items() if state in ("failed", "stopped")]
+        ends = {name: state.rpartition(" ")[2] for name, state in self.notebooks.items()}
+        words += [f"{name[:2]} {end}" for name, end in ends.items() if end in ("failed", "stopped")]
         return ", ".join(words)
 
 
@@ -100,7 +102,9 @@ def examine_study(run: Run) -> Study:
         stale = {name: entry["stale"] for name, entry in sorted(identity.notebooks.items()) if entry["stale"]}
     elif timings:
         profile = next(iter(timings.values()))["profile"]
-    notebooks |= {name: entry.get("unfinished", entry)["state"] for name, entry in timings.items()}
+    for name, entry in timings.items():
+        since = entry.get("unfinished")
+        notebooks[name] = entry["state"] + (f", then {since['state']}" if since else "")
     return Study(
         run.study,
         profile,
@@ -273,7 +277,7 @@ def _describe_cohort(run: Run) -> str:
 
 def count_notebooks(notebooks: Mapping[str, str]) -> str:
     """Numbers of the notebooks that came to their end or were opened, in stretches such as ``1-6 9``."""
-    numbers = sorted({int(name[:2]) for name, state in notebooks.items() if state in ("done", "opened")})
+    numbers = sorted({int(name[:2]) for name, state in notebooks.items() if state.startswith(("done", "opened"))})
     stretches: list[list[int]] = []
     for number in numbers:
         if stretches and number == stretches[-1][-1] + 1:

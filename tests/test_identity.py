@@ -15,7 +15,7 @@ from chexstudy.pretraining.arms import find_arm
 from chexstudy.pretraining.distributed import Processes
 from chexstudy.pretraining.study_config import settle_config
 from chexstudy.runner import rerun_notebooks, run_all, run_notebooks
-from chexstudy.runs import Run
+from chexstudy.runs import MADE_BY_VARIABLE, Run
 
 DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.glob("*.py"))}
 THIRD, FOURTH, NINTH = "03_watch_prototypes", "04_pretrain_curated", "09_adapt_encoder"
@@ -24,7 +24,7 @@ THIRD, FOURTH, NINTH = "03_watch_prototypes", "04_pretrain_curated", "09_adapt_e
 @pytest.fixture(autouse=True)
 def surroundings(home, monkeypatch):
     """What start_notebook sets and holds does not outlive the test."""
-    for name in (*notebook_environment(), "CHEXSTUDY_CWD"):
+    for name in (*notebook_environment(), "CHEXSTUDY_CWD", MADE_BY_VARIABLE):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     yield
@@ -193,6 +193,16 @@ def test_a_try_that_left_nothing_binds_nobody(given, home):
     # What the run before has left still binds.
     with pytest.raises(StudyError, match="other values"):
         run_notebooks(["01"], "demo", {"data_root": "third"}, study="mine")
+
+
+def test_what_others_leave_binds_nobody_to_a_try_of_another_notebook(given):
+    given["fails"] = THIRD
+    with pytest.raises(StudyError, match="the data is not there"):
+        run_notebooks(["03"], "demo", study="mine")
+    del given["fails"]
+    run_notebooks(["01"], study="mine")
+    run_notebooks(["03"], parameters={"warm_up_epochs": 1}, study="mine")
+    assert given[THIRD]["warm_up_epochs"] == 1
 
 
 def test_values_of_a_run_that_was_killed_reach_the_notebooks_it_did_not(given):

@@ -9,6 +9,7 @@ import pytest
 
 from chexstudy import locks, paths, runner
 from chexstudy.cli import main
+from chexstudy.errors import StudyError
 from chexstudy.evaluation.results import add_results
 from chexstudy.locks import hold_study
 from chexstudy.runner import run_notebooks
@@ -67,6 +68,21 @@ def test_the_list_tells_profile_cohort_notebooks_state_and_size(capsys):
     capsys.readouterr()
     assert main(["list"]) == 0
     assert "stale" in lines_of(capsys)[1]
+
+
+def test_the_list_tells_what_failed_and_what_was_done_before(capsys, monkeypatch):
+    make_study("one")
+
+    def fail(*_, **__):
+        raise StudyError("the data is not there: put it there.")
+
+    monkeypatch.setattr(runner, "_execute", fail)
+    for number in ("04", "05"):
+        with pytest.raises(StudyError):
+            run_notebooks([number], study="one")
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert lines_of(capsys)[1][5:11] == ["1-2", "4", "04", "failed,", "05", "failed"]
 
 
 def test_artifacts_of_other_code_or_inputs_are_stale(monkeypatch):
