@@ -204,7 +204,7 @@ def test_targets_shared_evenly_among_identical_reports_are_the_published_loss():
 def test_partners_change_the_training_where_reports_repeat(tiny_study):
     cohort = pd.read_parquet(tiny_study.path("cohort.parquet"))
     reports = np.where(np.arange(len(cohort)) % 3 == 0, "heart normal lungs clear", cohort.report)
-    cohort.assign(report=reports).to_parquet(tiny_study.path("cohort.parquet"), index=False)
+    tiny_study.write_table("cohort.parquet", cohort.assign(report=reports))
     _train(tiny_study, "full")
     before = _history(tiny_study, "full").loss
     _train(tiny_study, "full", multi_positive=True)

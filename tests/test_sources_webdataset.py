@@ -128,7 +128,7 @@ def _with_mapping(folder, unpack_to, text):
 def test_the_mapping_says_which_of_several_images(tmp_path, unpack_to):
     members = [*sample(0), ("case/000.mask.png", picture(9))]
     folder = write_shard(tmp_path / "shards" / "a.tar", members).parent
-    assert "the sample 'case/000' has 2 images (png, mask.png): say which" in sentence(folder, unpack_to)
+    assert "has 2 images (png, mask.png): say which" in sentence(folder, unpack_to)
     cohort = build(folder, unpack_to, columns={"image_path": "png"})
     assert Path(cohort["image_path"][0]).read_bytes() == picture(0)
     cohort = build(folder, unpack_to, columns={"image_path": "mask.png"})
@@ -194,7 +194,7 @@ def test_a_damaged_shard_is_named_with_the_last_good_sample(tmp_path, unpack_to,
         shard.write_bytes(gzip.compress(data)[:-40])
     asked = sentence(folder, unpack_to)
     assert asked.startswith(f"the shard {shard} is damaged or cut short")
-    assert cut == "gzip" or "after the sample 'case/000': fetch it again." in asked
+    assert cut == "gzip" or "members: fetch it again." in asked
 
 
 def test_what_is_no_tar_is_said(tmp_path, unpack_to):
@@ -211,20 +211,19 @@ def test_what_is_no_tar_is_said(tmp_path, unpack_to):
 def test_duplicate_keys_are_one_sentence(tmp_path, unpack_to):
     folder = tmp_path / "shards"
     write_shard(folder / "a.tar", [*sample(0), *sample(1), *sample(0)])
-    assert "a.tar holds two samples 'case/000'" in sentence(folder, unpack_to)
+    assert "of a.tar has the key of sample 1" in sentence(folder, unpack_to)
     write_shard(folder / "a.tar", [*sample(0), ("case/000.png", picture(3))])
-    assert "a.tar holds the member 'case/000.png' twice" in sentence(folder, unpack_to)
+    assert "of a.tar has its member .png twice" in sentence(folder, unpack_to)
     for name in ("a.tar", "b.tar"):
         write_shard(folder / name, sample(0))
-    assert "a.tar and b.tar both hold a sample 'case/000' (1 keys repeat)" in sentence(folder, unpack_to)
+    assert "a.tar and b.tar both hold a sample of one key (1 keys repeat)" in sentence(folder, unpack_to)
 
 
 def test_missing_members_are_one_sentence(tmp_path, unpack_to):
     folder = tmp_path / "shards"
     write_shard(folder / "a.tar", [*sample(0), ("case/001.txt", b"x")])
     assert sentence(folder, unpack_to) == (
-        "a.tar: the sample 'case/001' has no image (png, jpg, jpeg, dcm, tif or bmp) but txt: "
-        "add it, or take the sample out."
+        "sample 2 of a.tar has no image (png, jpg, jpeg, dcm, tif or bmp) but txt: add it, or take the sample out."
     )
     assert "has no image (cxr) but png, json, txt" in sentence(folder, unpack_to, columns={"image_path": "cxr"})
     write_shard(folder / "a.tar", [*sample(0), ("case/001.png", picture(1))])
@@ -242,10 +241,11 @@ def test_unreadable_members_are_one_sentence(tmp_path, unpack_to):
     for name, data, expected in (
         ("a.json", b"{", "a JSON object"),
         ("a.json", b"[1]", "a JSON object"),
+        ("a.json", b'{"a": ' * 100_000, "a JSON object"),
         ("a.txt", b"\xff\xfe\x00", "UTF-8 text"),
     ):
         write_shard(folder / "a.tar", [("a.png", picture(0)), (name, data)])
-        assert f"the member '{name}' is not {expected}" in sentence(folder, unpack_to)
+        assert f"the member .{name[2:]} of sample 1 of a.tar is not {expected}" in sentence(folder, unpack_to)
 
 
 def test_unknown_split_names_are_one_sentence(tmp_path, unpack_to):
@@ -259,7 +259,7 @@ def test_unknown_split_names_are_one_sentence(tmp_path, unpack_to):
 @pytest.mark.parametrize("name", ["../../outside.png", "/a/outside.png", "a/../../../outside.png"])
 def test_nothing_is_written_outside_the_study(tmp_path, unpack_to, name):
     shard = write_shard(tmp_path / "shards" / "a.tar", [*sample(0), (name, picture(1))])
-    assert "a.tar holds a member outside its own folder" in sentence(shard, unpack_to)
+    assert "of a.tar would lie outside its own folder" in sentence(shard, unpack_to)
     assert not list(tmp_path.rglob("outside*"))
 
 
@@ -324,3 +324,68 @@ def test_ids_of_json_are_one_patient_however_they_are_written(tmp_path, unpack_t
     members = [member for number, name in enumerate(spelt) for member in sample(number, **{"Patient ID": name})]
     write_shard(tmp_path / "shards" / "a.tar", members)
     assert set(build(tmp_path / "shards", unpack_to)["patient_id"]) == {"webdataset/017"}
+
+
+@pytest.mark.parametrize("name", ["__image__", "__key__", "__split__", "__bytes__", "__lists__"])
+def test_metadata_cannot_speak_for_the_archive(tmp_path, unpack_to, name):
+    other = tmp_path / "other.png"
+    other.write_bytes(picture(9))
+    folder = write_shards(tmp_path / "shards", **{name: str(other)})
+    assert sentence(folder, unpack_to) == (
+        f"sample 1 of xray-000000.tar has a field {name!r}, which only the archive itself may tell: take it out of the "
+        "metadata."
+    )
+
+
+def write_member(path, kind=tarfile.REGTYPE, size=0, name="case/001.png", link=""):
+    with tarfile.open(path, "w") as archive:
+        for one, data in sample(0):
+            member = tarfile.TarInfo(one)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.size = kind, link, size
+        # The header alone: what it claims is not there.
+        archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+        archive.fileobj.write(bytes(10_240))
+    return path
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_only_regular_files_are_unpacked(tmp_path, unpack_to, kind):
+    shard = write_member(tmp_path / "a.tar", kind, link="/etc/passwd")
+    assert sentence(shard, unpack_to) == (
+        "member 5 of a.tar is a link, a device or a pipe: an archive of samples holds regular files alone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        ({"size": 2**40}, "member 5 of a.tar has more than 512 MiB, which no radiograph has: take it out."),
+        ({"kind": tarfile.XHDTYPE, "size": 2**33}, "a.tar is damaged or cut short after 4 members: fetch it again."),
+        ({"kind": tarfile.GNUTYPE_LONGNAME, "size": 2**33}, "a.tar is damaged or cut short after 4 members"),
+        ({"name": f"case/{'x' * 300}.png"}, "has a name that no disk takes: names have at most 255 bytes."),
+    ],
+)
+def test_what_an_archive_claims_is_not_believed(tmp_path, unpack_to, member, said):
+    assert said in sentence(write_member(tmp_path / "a.tar", **member), unpack_to)
+
+
+def test_members_fields_and_depth_have_limits(tmp_path, unpack_to):
+    deep = b'{"a": ' * 60 + b"1" + b"}" * 60
+    many = json.dumps({f"f{number}": 1 for number in range(10_001)}).encode()
+    long = b" " * (2**24 + 1)
+    for members, said in (
+        ([("case/a.json", deep)], "the fields of a sample are nested more than 50 deep"),
+        ([("case/a.json", many)], "different fields, and may have 10,000"),
+        ([("case/a.txt", long)], "sample 1 of a.tar has a member .txt of more than 16 MiB: take it out."),
+        ([(f"case/a.x{number}", b"") for number in range(1000)], "sample 1 of a.tar has more than 1,000 members"),
+    ):
+        write_shard(tmp_path / "shards" / "a.tar", [("case/a.png", picture(0)), *members])
+        assert said in sentence(tmp_path / "shards", unpack_to)
+
+
+def test_a_pipe_is_no_shard(tmp_path, unpack_to):
+    os.mkfifo(tmp_path / "a.tar")
+    assert "holds and names no tar shard" in sentence(tmp_path / "a.tar", unpack_to)

@@ -29,6 +29,10 @@ PART_SPLIT = "__split__"  # the split that the name of the part tells
 LISTS = "__lists__"  # which fields are lists or bytes, separated by line ends
 _BYTES = "__bytes__"
 _FINGERPRINT = b"fingerprint"
+# Said by the archive's layout alone: a field of that name would speak for it, and name any file as the image.
+_RESERVED = (IMAGE_FILE, KEY, PART_SPLIT, LISTS, _BYTES)
+_DEEPEST = 50
+_MOST_FIELDS = 10_000
 LABELS = "labels."
 _SEVERAL = (list, tuple, set, bytes)
 
@@ -136,14 +140,20 @@ def _unpack(part: Part, folder: Path, fingerprint: str) -> None:
     with atomic_path(_table_of(part.name, folder)) as temporary:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        rows = [_store(sample, part, place) for sample in part.read()]
+        rows = [_store(sample, part, place, number) for number, sample in enumerate(part.read(), start=1)]
         table = pyarrow.Table.from_pandas(_as_text_table(rows), preserve_index=False)
         kept = {**(table.schema.metadata or {}), _FINGERPRINT: fingerprint.encode()}
         parquet.write_table(table.replace_schema_metadata(kept), temporary)
 
 
-def _store(sample: Sample, part: Part, place: Path) -> dict[str, object]:
+def _store(sample: Sample, part: Part, place: Path, number: int) -> dict[str, object]:
     path, fields = place / sample.name, _flatten(sample.fields)
+    reserved = [name for name in _RESERVED if name in fields]
+    if reserved:
+        raise StudyError(
+            f"sample {number} of {part.name} has a field {reserved[0]!r}, which only the archive itself may tell: take "
+            "it out of the metadata."
+        )
     if sample.image is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample.image)
@@ -160,15 +170,19 @@ def _store(sample: Sample, part: Part, place: Path) -> dict[str, object]:
 
 def _as_text_table(rows: list[dict[str, object]]) -> pd.DataFrame:
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    if len(columns) > _MOST_FIELDS:
+        raise StudyError(f"the samples have {len(columns):,} different fields, and may have {_MOST_FIELDS:,}.")
     return pd.DataFrame({name: pd.Series([_as_text(row.get(name)) for row in rows], dtype="str") for name in columns})
 
 
-def _flatten(fields: Mapping[str, object], before: str = "") -> dict[str, object]:
+def _flatten(fields: Mapping[str, object], before: str = "", depth: int = 1) -> dict[str, object]:
     """``{"labels": {"Mass": 1}}`` to ``{"labels.Mass": 1}``."""
+    if depth > _DEEPEST:
+        raise StudyError(f"the fields of a sample are nested more than {_DEEPEST} deep: write plain names and values.")
     flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{before}{name}.")
+            flat |= _flatten(value, f"{before}{name}.", depth + 1)
         else:
             flat[f"{before}{name}"] = value
     return flat

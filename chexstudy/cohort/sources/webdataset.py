@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
@@ -38,7 +38,23 @@ NAME = "webdataset"
 SHARDS = (".tar", ".tar.gz", ".tgz")
 _TEXTS = ("txt", "text", "report", "cls")
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
+# More than any radiograph or report needs, and little enough that an archive made to fill memory or disk cannot.
+_LARGEST_IMAGE, _LARGEST_TEXT, _LARGEST_HEADER = 2**29, 2**24, 2**20  # bytes
+_MOST_MEMBERS = 1000  # of a sample
+_LONGEST_NAME = 255  # bytes of a file's name on most disks
+_LONG_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 _DAMAGES = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is read only if it is of a sensible size."""
+
+    def _proc_member(self, archive):
+        if self.type in _LONG_HEADERS and self.size > _LARGEST_HEADER:
+            raise tarfile.ReadError("a header beyond all names")
+        return super()._proc_member(archive)
 
 
 def build_webdataset(
@@ -83,8 +99,8 @@ def build_webdataset(
     if len(repeated):
         first, again = (_shard_of(image, parts) for image in repeated[IMAGE_FILE][:2])
         raise StudyError(
-            f"{first} and {again} both hold a sample {repeated[KEY].iloc[0]!r} ({repeated[KEY].nunique()} keys "
-            "repeat): give each sample a key of its own."
+            f"{first} and {again} both hold a sample of one key ({repeated[KEY].nunique()} keys repeat): give each "
+            "sample a key of its own."
         )
     return build_from_rows(rows, Path(unpack_to), NAME, seed, mapping)
 
@@ -97,7 +113,7 @@ def _find_shards(data_root: str | Path) -> tuple[list[Path], Path]:
     if path.is_dir():
         found, root = [file for file in path.rglob("*") if file.is_file()], path
     else:
-        found = [Path(file) for file in glob.glob(str(path), recursive=True)]
+        found = [Path(file) for file in glob.glob(str(path), recursive=True) if os.path.isfile(file)]
         root = Path(os.path.commonpath([file.parent for file in found])) if found else path.parent
     shards = sorted(file for file in found if file.name.endswith(SHARDS) and not file.name.startswith("."))
     if not shards:
@@ -118,22 +134,27 @@ def _shard_of(image: str, parts: list[Part]) -> str:
 
 
 def _read_shard(shard: Path, kind: str) -> Iterator[Sample]:
-    seen = set()
+    places: dict[str, int] = {}
     for key, members in groupby(_read_members(shard), key=lambda member: member[0]):
-        if key in seen:
+        # Keys may be called after patients, so messages count.
+        which = f"sample {len(places) + 1} of {shard.name}"
+        if key in places:
             raise StudyError(
-                f"{shard.name} holds two samples {key!r}: give each sample a key of its own, and let its members "
+                f"{which} has the key of sample {places[key]}: give each sample a key of its own, and let its members "
                 "follow one another."
             )
-        seen.add(key)
-        yield _make_sample(shard, key, [(suffix, data) for _, suffix, data in members], kind)
+        places[key] = len(places) + 1
+        own = [(suffix, data) for _, suffix, data in islice(members, _MOST_MEMBERS + 1)]
+        if len(own) > _MOST_MEMBERS:
+            raise StudyError(f"{which} has more than {_MOST_MEMBERS:,} members: give each image a key of its own.")
+        yield _make_sample(which, key, own, kind)
 
 
-def _make_sample(shard: Path, key: str, members: list[tuple[str, bytes]], kind: str) -> Sample:
+def _make_sample(which: str, key: str, members: list[tuple[str, bytes]], kind: str) -> Sample:
     suffixes = [suffix for suffix, _ in members]
     if len(set(suffixes)) < len(suffixes):
         twice = next(suffix for suffix in suffixes if suffixes.count(suffix) > 1)
-        raise StudyError(f"{shard.name} holds the member '{key}.{twice}' twice: give each sample a key of its own.")
+        raise StudyError(f"{which} has its member .{twice} twice: give each sample a key of its own.")
     images = [suffix for suffix in suffixes if (suffix == kind if kind else _is_image(suffix))]
     if len(images) != 1:
         held = ", ".join(suffixes)
@@ -142,26 +163,28 @@ def _make_sample(shard: Path, key: str, members: list[tuple[str, bytes]], kind: 
         else:
             wanted = kind or "png, jpg, jpeg, dcm, tif or bmp"
             problem = f"has no image ({wanted}) but {held}: add it, or take the sample out"
-        raise StudyError(f"{shard.name}: the sample {key!r} {problem}.")
+        raise StudyError(f"{which} {problem}.")
     fields: dict[str, object] = {}
     for suffix, data in members:
         if suffix == "json" or suffix in _TEXTS:
-            fields |= _read_fields(shard, key, suffix, data)
+            fields |= _read_fields(which, suffix, data)
     image = dict(members)[images[0]]
     return Sample(f"{key}.{images[0]}", image, fields, key)
 
 
-def _read_fields(shard: Path, key: str, suffix: str, data: bytes) -> dict[str, object]:
+def _read_fields(which: str, suffix: str, data: bytes) -> dict[str, object]:
+    if len(data) > _LARGEST_TEXT:
+        raise StudyError(f"{which} has a member .{suffix} of more than {_LARGEST_TEXT >> 20} MiB: take it out.")
     try:
         text = data.decode("utf-8-sig")
         if suffix != "json":
             return {suffix: text}
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         expected = "a JSON object" if suffix == "json" else "UTF-8 text"
-        raise StudyError(f"{shard.name}: the member '{key}.{suffix}' is not {expected}: write it again.")
+        raise StudyError(f"the member .{suffix} of {which} is not {expected}: write it again.")
     return fields
 
 
@@ -173,26 +196,37 @@ def _read_members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
     """Key, kind and bytes of each member.
 
     Raises:
-        StudyError: the shard is damaged or cut, or a member would lie outside its folder.
+        StudyError: the shard is damaged or cut, or a member would lie outside its folder, is no regular file, or is too
+            large.
     """
-    last = ""
+    count = 0
     try:
-        with tarfile.open(shard, "r:*") as archive:
-            for member in archive:
+        with tarfile.open(shard, "r:*", tarinfo=_Member) as archive:
+            for count, member in enumerate(archive, start=1):
                 key, suffix = _split_name(member.name)
-                if not member.isfile() or not suffix:
+                if member.isdir() or not suffix:
                     continue
-                if key.startswith("/") or ".." in PurePosixPath(key).parts:
-                    raise StudyError(
-                        f"{shard.name} holds a member outside its own folder: fetch it from a better place."
-                    )
-                data = archive.extractfile(member).read()
-                last = key
-                yield key, suffix, data
+                problem = _find_problem(member, key)
+                if problem:
+                    raise StudyError(f"member {count} of {shard.name} {problem}.")
+                yield key, suffix, archive.extractfile(member).read()
             _require_end(archive)
     except _DAMAGES:
-        after = f" after the sample {last!r}" if last else ""
+        after = f" after {count} members" if count else ""
         raise StudyError(f"the shard {shard} is damaged or cut short{after}: fetch it again.") from None
+
+
+def _find_problem(member: tarfile.TarInfo, key: str) -> str:
+    """Why a member must not be unpacked; empty if it may be."""
+    if not member.isfile():
+        return "is a link, a device or a pipe: an archive of samples holds regular files alone"
+    if key.startswith("/") or ".." in PurePosixPath(key).parts:
+        return "would lie outside its own folder: fetch the archive from a better place"
+    if member.size > _LARGEST_IMAGE:
+        return f"has more than {_LARGEST_IMAGE >> 20} MiB, which no radiograph has: take it out"
+    if "\0" in member.name or any(len(os.fsencode(part)) > _LONGEST_NAME for part in PurePosixPath(member.name).parts):
+        return f"has a name that no disk takes: names have at most {_LONGEST_NAME} bytes"
+    return ""
 
 
 def _require_end(archive: tarfile.TarFile) -> None:
