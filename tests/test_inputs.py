@@ -272,3 +272,10 @@ def test_a_whole_table_is_put_into_the_order_of_the_ids(tmp_path):
     path = write(tmp_path / "T.parquet", image_id=[3, 1, 2], sex=list("MFF"), age=[60, 40, 50])
     table = read_matching_table(path, np.array([1, 3]), optional=None)
     assert table.to_dict("list") == {"image_id": [1, 3], "sex": ["F", "M"], "age": [40, 60]}
+
+
+def test_a_header_that_claims_fewer_rows_than_none_is_refused(tmp_path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (-5, 10), }".ljust(117) + b"\n"
+    (tmp_path / "E.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header + bytes(100))
+    with pytest.raises(StudyError, match=r"is empty, its shape is \(-5, 10\)"):
+        open_embeddings(tmp_path / "E.npy")

@@ -197,7 +197,7 @@ def check_shape_and_type(shape: tuple[int, ...], dtype: np.dtype, name: str) -> 
         raise StudyError(f"{name} holds {held}: embeddings must be float16, float32 or float64.")
     if len(shape) != 2:
         raise StudyError(f"{name} has the shape {shape}: embeddings are one row an image, (rows, dim).")
-    if 0 in shape:
+    if min(shape) < 1:
         raise StudyError(f"{name} is empty, its shape is {shape}: embeddings are one row an image, (rows, dim).")
 
 
