@@ -114,7 +114,7 @@ def test_splits_that_a_run_needs_are_asked_for(tmp_path):
     )
     found = check(make_folder(tmp_path / "b", Patient=["P1"] * 12))
     assert found.problems == (
-        "all 12 images are of one patient, whom no split can share: check the column of patients.",
+        "all 12 images that can be used are of one patient, whom no split can share: check the column of patients.",
     )
 
 
@@ -132,13 +132,17 @@ def test_findings_of_one_class_cannot_be_measured(tmp_path):
 
 
 def test_rows_and_images_without_the_other_are_named_the_first_ten(tmp_path):
-    names = [f"gone{number}.png" if number < 11 else NAMES[number] for number in range(12)]
-    found = check(make_folder(tmp_path, File=names))
+    folder = make_folder(tmp_path)
+    gone = make_table().assign(File=[f"gone{number}.png" for number in range(12)])
+    pd.concat([gone[:11], make_table()]).to_csv(folder / "t.csv", index=False)
+    for number in range(11):
+        (folder / f"more{number:02d}.png").write_text(f"{number}")
+    found = check(folder)
     assert found.problems == ()
     assert found.remarks == (
         "rows whose image file is not there, which go to quarantine: line 2, line 3, line 4, line 5, line 6, line 7, "
         "line 8, line 9, line 10, line 11 and 1 more.",
-        f"images without a row, which take no part: {', '.join(NAMES[:10])} and 1 more.",
+        f"images without a row, which take no part: {', '.join(f'more{n:02d}.png' for n in range(10))} and 1 more.",
     )
 
 
@@ -287,3 +291,29 @@ def test_every_source_is_told_by_what_its_folder_holds(tmp_path):
         assert guess_source(tmp_path / name[0]) == source
     assert check_source(tmp_path / "b").problems[0].startswith("Data_Entry_2017.csv is empty")
     assert check_source(tmp_path / "c", "nih").problems[0].endswith("the NIH images and Data_Entry_2017_v2020.csv.")
+
+
+def test_rows_that_cannot_be_used_fill_no_split(tmp_path):
+    split = ["train"] * 6 + ["val"] * 2 + ["test"] * 4
+    folder = make_folder(tmp_path, MAPPING.replace("}", ", split: Set}"), Set=split)
+    for name in NAMES[8:]:
+        (folder / name).write_bytes(b"")
+    assert check(folder).problems[0].startswith("no image is in the split test")
+    make_table(Report=["nan"] * 12, Set=split).to_csv(folder / "t.csv", index=False)
+    assert check(folder).problems == (
+        "no row has both a report and an image file that can be read: mend the table or the files.",
+    )
+
+
+def test_lines_of_official_tables_are_told_too(tmp_path):
+    rows = [
+        f"{number:08d}_000.png,{'Mass' if number % 2 else 'No Finding'},0,{number},40,M,PA" for number in range(1, 41)
+    ]
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    (tmp_path / "Data_Entry_2017.csv").write_text("\n".join((header, *rows)) + "\n")
+    (tmp_path / "images").mkdir()
+    for row in rows[1:]:
+        (tmp_path / "images" / row.split(",")[0]).write_bytes(row.encode())
+    found = check_source(tmp_path)
+    assert found.problems == ()
+    assert found.remarks[0] == "rows whose image file is not there, which go to quarantine: line 2."

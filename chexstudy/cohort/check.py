@@ -14,10 +14,10 @@ import pandas as pd
 
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import set_aside_empty_reports
-from chexstudy.cohort.sources import PACKED, build_source, guess_source
+from chexstudy.cohort.sources import PACKED, SOURCES, guess_source
 from chexstudy.cohort.sources.folder import PATIENTS_UNIFIED, check_folder
 from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW
-from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.cohort.table import finding_columns, label_matrix, validate_cohort
 from chexstudy.errors import StudyError
 from chexstudy.tables import name_place
 
@@ -61,36 +61,52 @@ def check_source(data_root: str | Path, source: str | None = None, seed: int = 0
         return _check_images(report.cohort, report.places, Path(data_root), found)
     with tempfile.TemporaryDirectory() as unpacked:
         try:
-            cohort = build_source(source, data_root, seed, {"unpack_to": unpacked} if source in PACKED else {})
+            # Not yet validated, the rows still know their lines.
+            built = SOURCES[source](data_root, seed, **({"unpack_to": unpacked} if source in PACKED else {}))
+            cohort = validate_cohort(built, f"the cohort from {source}")
         except StudyError as error:
             return CohortCheck((str(error),))
         absent = [number for number, file in enumerate(cohort["image_path"]) if not os.path.isfile(file)]
-        found = _tell_without_image(absent, cohort.index)
-        count = cohort.attrs.get(IMAGES_WITHOUT_ROW, 0)
+        found = _tell_without_image(absent, built.index)
+        count = built.attrs.get(IMAGES_WITHOUT_ROW, 0)
         found += [f"images without a row, which take no part: {count}."] if count else []
-        return _check_images(cohort, cohort.index, Path(data_root), found)
+        return _check_images(cohort, built.index, Path(data_root), found)
 
 
 def check_table(cohort: pd.DataFrame) -> CohortCheck:
     """Look at a cohort table that keeps the contract for what later steps need."""
-    return CohortCheck(tuple(_find_problems(cohort)), tuple(_find_remarks(cohort, cohort.index)), cohort)
+    return _check_images(cohort, cohort.index, None, ())
 
 
-def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path, found: Sequence[str]) -> CohortCheck:
-    files = [root / path for path in cohort["image_path"]]
-    remarks = [*found, *_find_remarks(cohort, places), *_find_empty_files(files, places)]
-    remarks += _find_copies(files, cohort["split"].to_numpy(), places)
-    return CohortCheck(tuple(_find_problems(cohort)), tuple(remarks), cohort)
+def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, found: Sequence[str]) -> CohortCheck:
+    """Look at a cohort and, where there is a root, at its image files."""
+    kept, _ = set_aside_empty_reports(cohort)
+    with_report = cohort.index.isin(kept.index)
+    remarks = [*found, *_find_remarks(cohort, places), *_tell_without_report(with_report, places)]
+    is_usable = with_report
+    if root is not None:
+        files = [root / path for path in cohort["image_path"]]
+        sizes = np.array([os.path.getsize(file) if os.path.isfile(file) else -1 for file in files])
+        remarks += _tell_empty_files(sizes, places)
+        remarks += _find_copies(files, cohort["split"].to_numpy(), places)
+        is_usable = with_report & (sizes > 0)
+    return CohortCheck(tuple(_find_problems(cohort[is_usable])), tuple(remarks), cohort)
 
 
 # --- what stops a run -------------------------------------------------------------------------------------------------
 
 
 def _find_problems(cohort: pd.DataFrame) -> list[str]:
+    """What stops a run with these rows, those that a build would keep."""
+    if cohort.empty:
+        return ["no row has both a report and an image file that can be read: mend the table or the files."]
     patients = cohort["patient_id"].nunique()
     missing = [split for split in _NEEDED_SPLITS if not (cohort["split"] == split).any()]
     if missing and patients == 1:
-        return [f"all {len(cohort)} images are of one patient, whom no split can share: check the column of patients."]
+        return [
+            f"all {len(cohort)} images that can be used are of one patient, whom no split can share: check the column "
+            "of patients."
+        ]
     problems = []
     if missing:
         lacking = " and ".join(missing)
@@ -130,18 +146,19 @@ def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
     ]
     if alike and len(alike) < len(findings):
         remarks.append(f"{', '.join(alike)}: not both present and absent anywhere, so not measured.")
-    kept, _ = set_aside_empty_reports(cohort)
-    empty = np.flatnonzero(~cohort.index.isin(kept.index))
-    if len(empty):
-        remarks.append(f"rows without a report, which go to quarantine: {_name(empty, places)}.")
     return remarks
 
 
-def _find_empty_files(files: Sequence[Path], places: pd.Index) -> list[str]:
-    empty = [number for number, file in enumerate(files) if os.path.isfile(file) and not os.path.getsize(file)]
-    if not empty:
+def _tell_without_report(with_report: np.ndarray, places: pd.Index) -> list[str]:
+    if with_report.all():
         return []
-    return [f"rows whose image file is empty, which go to quarantine: {_name(empty, places)}."]
+    return [f"rows without a report, which go to quarantine: {_name(np.flatnonzero(~with_report), places)}."]
+
+
+def _tell_empty_files(sizes: np.ndarray, places: pd.Index) -> list[str]:
+    if sizes.all():
+        return []
+    return [f"rows whose image file is empty, which go to quarantine: {_name(np.flatnonzero(sizes == 0), places)}."]
 
 
 def _find_copies(files: Sequence[Path], splits: np.ndarray, places: pd.Index) -> list[str]:
