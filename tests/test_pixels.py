@@ -1,10 +1,10 @@
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
-import sys
+import signal
 import time
 
 import numpy as np
@@ -287,24 +287,20 @@ def test_a_killed_build_is_no_store(run, tmp_path, monkeypatch):
 
 SHARDS = [f"pixels/shard-{number:05d}.npy" for number in range(5)]
 STORE_FILES = [*SHARDS[:4], "pixels/index.parquet", "pixels/manifest.json", "cohort.parquet", "quarantine.parquet"]
-# Builds the store of a cohort and kills itself, as a power cut would, when the n-th file is about to be put in place.
-KILLED_BUILD = """
-import os, signal, sys
-import pandas as pd
-from chexstudy import runs
-from chexstudy.cohort.pixels import build_pixel_store
-from chexstudy.runs import Run
 
-runs.source_hash = lambda: "one code"
-replace, left = os.replace, [int(sys.argv[1])]
-def replace_or_die(*paths):
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*paths)
-os.replace = replace_or_die
-build_pixel_store(Run("tiny"), pd.read_parquet(sys.argv[2]), 32, images_a_shard=3)
-"""
+
+def build_and_die(cohort, files):
+    """Build the store and kill the process, as a power cut would, when the n-th file is about to be put in place."""
+    replace, left = os.replace, [files]
+
+    def replace_or_die(*paths):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*paths)
+
+    os.replace = replace_or_die
+    build_pixel_store(Run("tiny"), cohort, 32, images_a_shard=3)
 
 
 def make_broken_cohort(folder):
@@ -354,13 +350,14 @@ def test_the_kept_images_do_not_depend_on_the_shards_nor_on_the_workers(run, hom
 def test_a_build_killed_at_any_file_goes_on_and_ends_with_the_same_bytes(run, home, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "source_hash", lambda: "one code")
     cohort = make_broken_cohort(tmp_path / "source")
-    cohort.to_parquet(tmp_path / "asked.parquet")
     build_pixel_store(Run("undisturbed"), cohort, 32, images_a_shard=3)
     finished = []
     # Deaths: at a shard, between a shard and its record (twice later on), at a table, and at the manifest.
     for files in (1, 2, 4, 6, 5, 5):
-        command = [sys.executable, "-c", KILLED_BUILD, str(files), str(tmp_path / "asked.parquet")]
-        assert subprocess.run(command, capture_output=True, timeout=60).returncode == -9
+        killed = multiprocessing.get_context("fork").Process(target=build_and_die, args=(cohort, files))
+        killed.start()
+        killed.join(60)
+        assert killed.exitcode == -signal.SIGKILL
         with pytest.raises(StudyError, match=r"has no pixels/manifest\.json yet"):
             open_pixel_store(run)
         finished.append(sorted(plan_pixel_store(run, cohort, 32, images_a_shard=3).finished))
