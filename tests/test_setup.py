@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from traitlets.config.loader import PyFileConfigLoader
 
 from chexstudy import __version__, paths
 
@@ -166,6 +167,8 @@ def test_sync_is_a_fixed_point_takes_the_newer_half_and_strips_outputs(tmp_path)
     def sync():
         done = make("sync", "STAMP=", f"BIN={Path(sys.executable).parent}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        # The source is written last, and who opens it is not told that its pair is newer.
+        assert source.stat().st_mtime >= twin.stat().st_mtime
         return source.read_bytes(), twin.read_bytes()
 
     once = sync()
@@ -182,3 +185,59 @@ def test_sync_is_a_fixed_point_takes_the_newer_half_and_strips_outputs(tmp_path)
     newer = source.stat().st_mtime + 5
     os.utime(twin, (newer, newer))
     assert sync() == tuple(half.replace(b"print(seed)", b"print(seed + 1)") for half in once)
+
+
+def copy_pair(folder):
+    """A checkout of one pair, committed."""
+    notebooks = folder / "notebooks"
+    notebooks.mkdir(parents=True)
+    for name in ("jupytext.toml", "03_watch_prototypes.py", "03_watch_prototypes.ipynb"):
+        shutil.copy(paths.NOTEBOOKS / name, notebooks)
+    for name in ("Makefile", ".gitattributes"):
+        shutil.copy(ROOT / name, folder)
+    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@t commit -q -m pair"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    return notebooks / "03_watch_prototypes.py", notebooks / "03_watch_prototypes.ipynb"
+
+
+@needs_make
+def test_a_run_notebook_shows_git_no_picture(tmp_path):
+    _, twin = copy_pair(tmp_path)
+    assert make("git-filter", f"BIN={Path(sys.executable).parent}", cwd=tmp_path).returncode == 0
+    # What JupyterLab writes after a run, `record timing` switched on.
+    notebook = json.loads(twin.read_text())
+    notebook["metadata"]["language_info"] = {"name": "python", "version": "3.11.7"}
+    notebook["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    for number, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        cell["outputs"] = [{"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo="}, "metadata": {}}]
+        cell["execution_count"] = number + 1
+        cell["metadata"]["execution"] = {"iopub.status.busy": "2026-01-01T00:00:00Z"}
+    twin.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    after_saving = PyFileConfigLoader("jupyter_lab_config.py", str(ROOT / ".jupyter")).load_config()
+    after_saving.FileContentsManager.post_save_hook(os_path=str(twin), model={}, contents_manager=None).wait()
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert status.stdout == ""
+    subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
+    stored = subprocess.run(["git", "show", f":notebooks/{twin.name}"], cwd=tmp_path, check=True, capture_output=True)
+    assert b"iVBOR" not in stored.stdout
+    # An edited cell is seen, and a checkout leaves what is run where it is committed: without outputs.
+    twin.write_text(twin.read_text().replace("What must hold", "What should hold"))
+    subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
+    changed = subprocess.run(["git", "diff", "--cached", "--numstat"], cwd=tmp_path, check=True, capture_output=True)
+    assert changed.stdout.split()[:2] == [b"1", b"1"]
+
+
+@needs_make
+@pytest.mark.parametrize("older", ["source", "twin"])
+def test_jupyterlab_opens_both_halves_whichever_git_wrote_last(tmp_path, older):
+    from jupyter_server.services.contents.largefilemanager import LargeFileManager
+    from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+
+    source, twin = copy_pair(tmp_path)
+    hour_ago = source.stat().st_mtime - 3600
+    os.utime(source if older == "source" else twin, (hour_ago, hour_ago))
+    manager = build_sync_jupytext_contents_manager_class(LargeFileManager)(root_dir=str(tmp_path))
+    cells = [
+        manager.get(f"notebooks/{half.name}", type="notebook")["content"]["cells"] for half in (source, twin)
+    ]  # fmt: skip
+    assert len(cells[0]) == len(cells[1]) > 20

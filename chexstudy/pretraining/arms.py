@@ -5,9 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +19,7 @@ from chexstudy.children import name_parent, temporary_folder
 from chexstudy.errors import StudyError
 from chexstudy.locks import hold_study, inherited_descriptors
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.progress import JobProgress
 from chexstudy.runs import Run, hash_file
 
 # A worker says so after each arm, on a line of its own.
@@ -241,7 +242,12 @@ def train_arms(
     configs = {"": config} | dict(variants or {})
     jobs = _plan(list(arms), list(seeds), configs)
     print(f"{len(jobs)} trainings, {min(workers, len(jobs))} at a time; finished ones are skipped", flush=True)
-    with hold_study(run, "a training of arms"), temporary_folder() as folder, ThreadPoolExecutor(workers) as pool:
+    with (
+        hold_study(run, "a training of arms"),
+        closing(JobProgress(len(jobs), "training")) as shown,
+        temporary_folder() as folder,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         settings = {variant: folder / f"{variant or 'config'}.json" for variant in configs}
         for variant, path in settings.items():
             path.write_text(json.dumps(configs[variant].to_dict()))
@@ -256,12 +262,13 @@ def train_arms(
                     waiting.remove(job)
                     worker = idle.pop(0)
                     own = settings.get(find_arm(job[0]).variant, settings[""])
-                    running[pool.submit(worker.train, *job, own)] = (job, worker)
+                    running[pool.submit(worker.train, *job, own, shown.tell)] = (job, worker)
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     job, worker = running.pop(future)
                     future.result()
                     finished.add(job)
+                    shown.finish_job()
                     idle.insert(0, worker)
         finally:
             for worker in every_worker:
@@ -280,7 +287,7 @@ class _Worker:
         # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
         self._errors = TemporaryFile("w+")  # noqa: SIM115
 
-    def train(self, arm: str, seed: int, settings: Path) -> None:
+    def train(self, arm: str, seed: int, settings: Path, tell: Callable[[str], None]) -> None:
         if self._process is None:
             self._process = subprocess.Popen(
                 self._command,
@@ -299,7 +306,7 @@ class _Worker:
         for line in self._process.stdout:
             if line.strip() == JOB_DONE:
                 return
-            print(line, end="", flush=True)
+            tell(line.rstrip("\n"))
         code = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
