@@ -16,8 +16,8 @@ from chexstudy.cohort import interchange
 from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.interchange import ExportOptions, export_cohort
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.pixels import open_pixel_store
-from chexstudy.cohort.table import finding_columns, outcome_columns, read_cohort, write_cohort
+from chexstudy.cohort.pixels import build_pixel_store, open_pixel_store
+from chexstudy.cohort.table import finding_columns, outcome_columns, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
@@ -135,7 +135,7 @@ def test_one_line_says_what_was_left_out(study, home, capsys):
 
 def test_outcomes_stay_at_home_and_the_line_says_so(study, home):
     cohort = read_cohort(study.path("cohort.parquet"))
-    write_cohort(cohort.assign(outcome_death=1, outcome_death_years=2.5), study.path("cohort.parquet"))
+    build_pixel_store(study, cohort.assign(outcome_death=1, outcome_death_years=2.5), 36, workers=1)
     told = export(study, home / "out", reports=True, patient_ids=True).left_out
     assert told == "Left out: outcomes. Reports and patient ids have left with the images."
     assert not any("outcome" in name for record in read_records(home / "out", "webdataset") for name in record)
@@ -145,7 +145,7 @@ def test_ids_of_images_that_tell_the_patient_are_counted(study, home):
     cohort = read_cohort(study.path("cohort.parquet"))
     names = {"tiny/0000": "tiny/0", "tiny/0007": "tiny/07", "tiny/0012": "tiny/1", "tiny/0015": "tiny/5"}
     cohort["patient_id"] = cohort["image_id"].map(names).fillna("tiny/p" + cohort["image_id"])
-    cohort.to_parquet(study.path("cohort.parquet"))
+    build_pixel_store(study, cohort, 36, workers=1)
     told = export(study, home / "out").left_out
     assert told.endswith("The image_id of 2 of 30 pairs still contains the patient's identifier.")
 
