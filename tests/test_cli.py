@@ -385,18 +385,18 @@ def test_cohort_check_lists_everything_wrong_with_a_folder(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "Mass" in shown.err
     assert "rows whose image file is not there, which go to quarantine: line 3." in shown.out
-    rows = "".join(
-        f"{name}{number}.png,{number},{label}\n" for number in range(9) for name, label in (("a", 1), ("b", 0))
-    )
-    (tmp_path / "labels.csv").write_text(f"File,Patient,Mass\n{rows}a.png,7,0\n")
+    rows = ["File,Patient,Mass", "a.png,7,0"]
+    for number in range(18):
+        (tmp_path / f"x{number}.png").write_bytes(bytes([number]))
+        rows += [f"x{number}.png,{number // 2},{number % 2}", *([f"gone{number}.png,7,0"] if number < 11 else [])]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     assert main(["cohort", "check", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert shown == [
+    assert capsys.readouterr().out.splitlines() == [
         "remarks:",
-        "  rows whose image file is not there, which go to quarantine: line 2, line 3, line 4, line 5, line 6, line 7, "
-        "line 8, line 9, line 10, line 11 and 8 more.",
-        "  rows whose image file is empty, which go to quarantine: line 20.",
-        f"{tmp_path} keeps the contract: 19 images of 9 patients, 1 findings.",
+        "  rows whose image file is not there, which go to quarantine: line 4, line 6, line 8, line 10, line 12, "
+        "line 14, line 16, line 18, line 20, line 22 and 1 more.",
+        "  rows whose image file is empty, which go to quarantine: line 2.",
+        f"{tmp_path} keeps the contract: 30 images of 9 patients, 1 findings.",
     ]
 
 
