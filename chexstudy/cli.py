@@ -802,7 +802,7 @@ def _add_plan_labels(verbs) -> None:
         "examples:\n"
         "  chexstudy plan-labels --target 0.85 --study demo\n"
         "  chexstudy plan-labels --target 0.85 --curve curves.csv --cost 2.50\n"
-        "  chexstudy plan-labels --target 0.80 --study demo --encoder curated --finding Effusion --at-most 200\n\n"
+        "  chexstudy plan-labels --target 0.80 --study demo --encoder curated --finding Mass --at-most 200\n\n"
         "reads: runs/<study>/label_budget/curves.parquet, or --curve\n"
         "writes: --out (the table, parquet or CSV), or nothing",
         _plan_labels,

@@ -1,16 +1,60 @@
 """The README says what is so: its commands parse, its files are there, its table is the one the study gave."""
 
+import io
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import make_tiny_study
+from PIL import Image
 
 from chexstudy import paths
-from chexstudy.cli import build_parser
+from chexstudy.cli import build_parser, main
+from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN
+from chexstudy.cohort.sources.folder import build_folder
+from chexstudy.cohort.table import RESERVED_COLUMNS
 
 _README = (paths.REPOSITORY / "README.md").read_text(encoding="utf-8")
-_COMMANDS = [line.strip() for line in _README.splitlines() if re.match(r"\s{4}(chexstudy|make) ", line)]
+# What stands in a block of code, without the blocks of YAML and CSV.
+_COMMANDS = [
+    " ".join(shlex.split(line, comments=True))
+    for line in re.findall(r"^ {4}(\S.*)$", _README, re.MULTILINE)
+    if re.match(r"(chexstudy|make|python|torchrun|srun|git|source|\[) ", line)
+]
+_ENGINE = "python -m chexstudy.pretraining.engine "
+# Commands as typed that run in seconds on the files and small studies of `newcomer`.
+_CHEAP = [
+    *(command for command in _COMMANDS if re.match("chexstudy curate --(embeddings|list)", command)),
+    "chexstudy evaluate compare ours.csv theirs.csv --labels labels.csv --metric auprc",
+    "chexstudy plan-labels --curve curve.csv --target 0.85 --cost 2.5",
+    "chexstudy run 04 --list",
+    "chexstudy cohort convert --study mine --size 378",
+    *("chexstudy list", "chexstudy show debug", "chexstudy rm debug"),
+]
+# Those that need a trained study: `demo` is a copy of what the first of them makes.
+_TRAINED = [
+    *("chexstudy run all --profile debug", "chexstudy curate --report --study demo"),
+    *("chexstudy why phantom/000010 --study demo", "chexstudy plan-labels --study demo --target 0.85"),
+    *(command for command in _COMMANDS if re.match("chexstudy evaluate compare curated", command)),
+    "chexstudy compare-studies debug demo",
+]
+_ARM = "--study mine --arm curated --config arm.json"
+# Hours, real radiographs, several machines or another place: these are only understood.
+_UNDERSTOOD = [
+    *(command for command in _COMMANDS if command.startswith(("make ", "torchrun ", "srun ", "git ", "source ", "["))),
+    *("chexstudy run 09 10 11 --study demo", "chexstudy run 04 --study demo -p seeds 5"),
+    "chexstudy run 03 04 --study demo -p super_batch 1024 --change super_batch",
+    *(f"chexstudy run all --profile {name} -p data_root ~/data/{name}" for name in ("nlm_tb", "nih")),
+]
 
 
 def _table_after(heading: str) -> pd.DataFrame:
@@ -24,15 +68,153 @@ def _table_after(heading: str) -> pd.DataFrame:
     return pd.DataFrame(rows[2:], columns=rows[0])
 
 
+def test_every_command_is_run_or_understood():
+    trained = [_ENGINE + _ARM, "chexstudy release curated --study mine --out my-pair"]
+    assert sorted(set(_COMMANDS)) == sorted({*_CHEAP, *_TRAINED, *trained, *_UNDERSTOOD})
+
+
 @pytest.mark.parametrize("command", [command for command in _COMMANDS if command.startswith("chexstudy")])
 def test_commands_are_understood(command):
-    build_parser().parse_args(shlex.split(command, comments=True)[1:])
+    build_parser().parse_args(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("command", [command for command in _COMMANDS if command.startswith("make")])
 def test_make_targets_exist(command):
-    target = shlex.split(command, comments=True)[1]
+    target = shlex.split(command)[1]
     assert re.search(rf"^{target}:", (paths.REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in _COMMANDS if _ENGINE.strip() in command])
+def test_the_engine_is_started_the_same_way_everywhere(command):
+    assert command.endswith(_ARM)
+
+
+def _find_examples(parser):
+    yield from re.findall(r"^  (chexstudy .*?)(?:   .*)?$", (parser.epilog or "").replace("\\\n", " "), re.MULTILINE)
+    for action in parser._actions:
+        for verb in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
+            yield from _find_examples(verb)
+
+
+def test_examples_of_the_help_are_understood_and_name_findings_that_exist():
+    examples = set(_find_examples(build_parser()))
+    assert len(examples) > 20
+    for example in examples:
+        options = build_parser().parse_args(shlex.split(example)[1:])
+        if getattr(options, "finding", None):
+            assert options.finding in FINDINGS_DRAWN, example
+
+
+# --- as a newcomer types them ----------------------------------------------------------------------------------------
+
+
+def _own_table():
+    """The table and the mapping that the README shows, of eight patients."""
+    mapping = re.search(r"^ {7}images: images .*?(?=\n\n)", _README, re.MULTILINE | re.DOTALL)[0]
+    header, row = re.search(r"^ {7}(File,.*)\n {7}(.*)$", _README, re.MULTILINE).groups()
+    rows = [
+        row.replace("a/1.png", f"a/{number}.png")
+        .replace(",P1,", f",P{number},")
+        .replace("train", split)
+        .replace(",0,", f",{number % 2},", 1)
+        for number, split in enumerate(["train"] * 4 + ["validate"] * 2 + ["test"] * 2)
+    ]
+    return textwrap.dedent(mapping), "\n".join([header, *rows]) + "\n"
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory):
+    """The folder a newcomer stands in, with all that the commands name; the home that ``~`` means is in it."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    rng = np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHEXSTUDY_HOME", str(folder))
+        patch.setenv("HOME", str(folder))
+        patch.chdir(folder)
+        np.save("E.npy", rng.normal(size=(60, 8)).astype(np.float32))
+        ids = [f"a/{number:02d}" for number in range(60)]
+        table = pd.DataFrame({"image_id": ids, "patient_id": ids, "sex": ["F", "M"] * 30})
+        table[["image_id"]].to_parquet("ids.parquet")
+        table.to_parquet("cohort.parquet")
+        mass = rng.permutation([0, 1] * 30)
+        table[["image_id", "patient_id"]].assign(Mass=mass).to_csv("labels.csv", index=False)
+        for name in ("ours", "theirs"):
+            table[["image_id"]].assign(Mass=mass + rng.normal(size=60)).to_csv(f"{name}.csv", index=False)
+        numbers = np.repeat([20, 50, 100, 200, 500], 3)
+        aurocs = 0.9 - 0.8 / numbers**0.5 + rng.normal(0, 0.003, 15)
+        pd.DataFrame({"n": numbers, "auroc": aurocs}).to_csv("curve.csv", index=False)
+        constants = {"image_size": 36, "warm_up_epochs": 0, "subset_epochs": 1, "super_batch": 24, "batch_size": 12}
+        Path("arm.json").write_text(json.dumps(constants | {"curator": {"prototypes": 2, "central_cap": 2}}))
+        make_tiny_study("mine", pairs=40)
+        make_tiny_study("debug", pairs=10)
+        yield folder
+
+
+@pytest.fixture
+def typed(newcomer, monkeypatch, capfd):
+    """Type a command in that folder; it must end well and say something."""
+
+    def type_command(command, answer=""):
+        asked = io.StringIO(answer)
+        asked.isatty = lambda: True
+        monkeypatch.setattr("sys.stdin", asked)
+        for name in ("CHEXSTUDY_HOME", "HOME"):
+            monkeypatch.setenv(name, str(newcomer))
+        monkeypatch.chdir(newcomer)
+        status = main([os.path.expanduser(word) for word in shlex.split(command)[1:]])
+        said = capfd.readouterr()
+        assert status == 0, said.err
+        assert said.out.strip()
+        return said.out
+
+    return type_command
+
+
+@pytest.mark.parametrize("command", _CHEAP)
+def test_a_newcomers_commands_work_as_typed(typed, command):
+    typed(command, answer="y\n" if " rm " in command else "")
+
+
+def test_the_table_and_the_mapping_shown_are_a_cohort(typed, newcomer):
+    mapping, table = _own_table()
+    for number in range(8):
+        place = newcomer / "mine" / "images" / "a" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64), np.uint8)).save(place)
+    (newcomer / "mine" / "cohort.yaml").write_text(mapping)
+    (newcomer / "mine" / "labels.csv").write_text(table)
+    assert "`chexstudy cohort check ~/mine`" in _README
+    said = typed("chexstudy cohort check ~/mine")
+    assert "8 images of 8 patients" in said
+    cohort = build_folder(newcomer / "mine", 0)
+    named = set(re.findall(r"^ {2}(\w+):", mapping, re.MULTILINE)) - {"labels", "findings", "outcomes"}
+    assert named <= set(RESERVED_COLUMNS)
+    assert set(RESERVED_COLUMNS) - named == {"image_id", "source", "report_origin"}, "the README shows all columns"
+    assert cohort[["Mass", "Nodule", "outcome_death", "outcome_death_years"]].iloc[0].tolist() == [0, -1, 0, 2.5]
+    assert cohort.split.tolist() == ["train"] * 4 + ["validate"] * 2 + ["test"] * 2
+
+
+@pytest.mark.slow
+def test_the_engine_and_a_release_as_typed(typed, newcomer):
+    command = [sys.executable, *shlex.split(_ENGINE + _ARM)[1:]]
+    environment = os.environ | {"CHEXSTUDY_HOME": str(newcomer), "PYTHONPATH": str(paths.REPOSITORY)}
+    done = subprocess.run(command, cwd=newcomer, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    typed("chexstudy release curated --study mine --out my-pair")
+    assert (newcomer / "my-pair" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_commands_on_a_trained_study_as_typed(typed, newcomer):
+    shutil.rmtree(newcomer / "runs" / "debug", ignore_errors=True)
+    ready = os.environ.get("CHEXSTUDY_DEBUG_STUDY")
+    if ready:
+        shutil.copytree(ready, newcomer / "runs" / "debug")
+    else:
+        typed(_TRAINED[0])
+    shutil.copytree(newcomer / "runs" / "debug", newcomer / "runs" / "demo")
+    for command in _TRAINED[1:]:
+        typed(command)
 
 
 def test_linked_files_are_there():
