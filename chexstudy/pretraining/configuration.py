@@ -47,7 +47,8 @@ class PretrainingConfig:
         schedule: ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps left;
             ``published`` falls from the first step, by the length of the current loader (F10).
         weight_decay: for matrices only (published: 1e-4).
-        precision: ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16).
+        precision: ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16). Any
+            number of processes selects the same pairs at fp32; bf16 rounds by how a batch is cut among them.
         dropout: train with the encoders' own dropout (published: yes).
         image_normalisation: ``own`` statistics of the encoder, ``imagenet``, ``clip`` (published, F7) or ``half``.
         drop_registers: load a DINOv2 with registers without them (published: yes, F8).
