@@ -8,15 +8,17 @@ _WORDS = (
     *("not available", "not applicable", "not known", "not given", "not stated", "not recorded", "not provided"),
     *("no report", "no report available", "report not available", "no id", "no data", "no value", "tbd"),
     *("redacted", "removed", "withheld", "anonymous", "anonymized", "anonymised", "deidentified", "de identified"),
-    *("value", "ref", "div 0", "name missing", "id missing"),
+    *("value", "ref", "name missing", "id missing"),
     *("unbekannt", "keine angabe", "inconnu", "inconnue", "aucun", "non renseigné", "desconocido", "ninguno"),
     *("desconhecido", "sconosciuto", "无", "暂无", "空", "未知"),
 )
 _MARK = r"x{3,}"  # how de-identified reports strike out
 _NOTHING = re.compile(rf"(?:(?:{'|'.join(_WORDS)}|{_MARK})(?: |$))*")
+_DIGIT = re.compile(r"\d")
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 def is_placeholder(text: str) -> bool:
     """Whether a text is empty or made of nothing but such words and marks: ``nan``, ``N/A``, ``___``, ``XXXX``."""
-    return _NOTHING.fullmatch(_BETWEEN_WORDS.sub(" ", text.casefold()).strip()) is not None
+    # No such word holds a digit, and most identifiers do.
+    return not _DIGIT.search(text) and _NOTHING.fullmatch(_BETWEEN_WORDS.sub(" ", text.casefold()).strip()) is not None

@@ -317,3 +317,10 @@ def test_lines_of_official_tables_are_told_too(tmp_path):
     found = check_source(tmp_path)
     assert found.problems == ()
     assert found.remarks[0] == "rows whose image file is not there, which go to quarantine: line 2."
+
+
+def test_a_cell_that_says_nothing_is_no_part_of_a_report(tmp_path):
+    mapping = MAPPING.replace("report: Report", "report: [First, Impression]")
+    first, impression = ["nan", "Clear lungs."] * 6, ["Normal.", "N/A"] * 6
+    cohort = check_source(make_folder(tmp_path, mapping, First=first, Impression=impression)).cohort
+    assert list(cohort.report[:2]) == ["IMPRESSION: Normal.", "Clear lungs."]

@@ -291,10 +291,11 @@ def _write_reports(cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMap
     else:
         parts = table[columns].fillna("")
         cohort["report"] = [
-            "\n".join(_head_section(column, text) for column, text in zip(columns, row, strict=True) if text.strip())
+            "\n".join(
+                _head_section(column, text) for column, text in zip(columns, row, strict=True) if not says_nothing(text)
+            )
             for row in parts.itertuples(index=False, name=None)
         ]
-        cohort["report"] = cohort["report"].mask(cohort["report"].map(says_nothing), "")
         cohort["report_origin"] = "written"
     cohort["report_origin"] = cohort["report_origin"].where(cohort["report"] != "", "none")
 

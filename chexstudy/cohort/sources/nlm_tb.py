@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chexstudy.cohort.reports import template_report
+from chexstudy.cohort.reports import says_nothing, template_report
 from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW, list_images, parse_years, require_folder
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, split_patients
 from chexstudy.cohort.table import NO_FINDING
@@ -125,6 +125,7 @@ def _describe_image(stem: str, path: Path, reading: dict[str, str], seed: int) -
     image_id = _image_id(stem)
     has_tuberculosis = int(stem.endswith("_1"))
     text = " ".join(reading.get("findings", "").split())
+    text = "" if says_nothing(text) else text
     labels = {NO_FINDING: 1 - has_tuberculosis, TUBERCULOSIS: has_tuberculosis}
     stated = label_reading(text) if has_tuberculosis else dict.fromkeys(FINDING_WORDS, 0)
     return {
