@@ -17,6 +17,7 @@ from chexstudy.children import end_with_parent
 from chexstudy.errors import StudyError
 from chexstudy.identity import CHANGE, begin_notebook, choose_profile, settle_values
 from chexstudy.locks import hold_while_cells_run
+from chexstudy.notebook_tables import use_plain_tables
 from chexstudy.parameters import check_names, check_values, read_parameters
 from chexstudy.runs import MADE_BY_VARIABLE, Run
 
@@ -86,6 +87,7 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
         how=f"set {CHANGE} = True in the parameters cell",
     )[name]
     begin_notebook(run, name, settled)
+    use_plain_tables()
     namespace.update(values | settled)
     return run
 

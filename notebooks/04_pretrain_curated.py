@@ -53,7 +53,15 @@ from chexstudy.curation.choice import count_budget
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import ARMS, arm_folder, choose_arms, choose_seeds, read_costs, train_arms
+from chexstudy.pretraining.arms import (
+    ARMS,
+    arm_folder,
+    choose_arms,
+    choose_seeds,
+    read_costs,
+    tabulate_costs,
+    train_arms,
+)
 from chexstudy.pretraining.budgets import list_budget_arms, plan_budgets
 from chexstudy.pretraining.configuration import read_constants
 
@@ -84,7 +92,7 @@ pd.Series({name: ARMS[name].explanation for name in arm_names}, name="what it is
 # %%
 train_arms(run, [*arm_names, *budget_arms], arm_seeds, config, device, arms_at_once, at_budgets)
 costs = read_costs(run, arm_names, arm_seeds)
-costs.drop(columns="seed").groupby("arm", sort=False).mean(numeric_only=True).round(1)
+tabulate_costs(costs)
 
 # %% [markdown]
 # ## What was spent, relative to all data

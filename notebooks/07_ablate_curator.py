@@ -93,7 +93,7 @@ from chexstudy.plots.ablation import (
 )
 from chexstudy.plots.dynamics import measure_churn
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import choose_seeds, read_costs
+from chexstudy.pretraining.arms import choose_seeds, read_costs, tabulate_costs
 from chexstudy.pretraining.configuration import read_constants
 from chexstudy.pretraining.engine import choose_device
 from chexstudy.pretraining.scoring import score_training_pairs
@@ -191,7 +191,7 @@ pd.DataFrame({one.name: {"varied": one.factor, "value": one.value, **one.changes
 # %%
 train_variants(run, trained, arm_seeds, reference, device, arms_at_once)
 costs = read_costs(run, [variant.arm for variant in trained], arm_seeds)
-costs.groupby("arm", sort=False)[["pairs_scored", "pairs_trained", "steps", "flops", "seconds"]].mean().round(0)
+tabulate_costs(costs)
 
 # %% [markdown]
 # Zero-shot AUROC of each variant minus that of the published curator, paired by patient and seed. An interval that

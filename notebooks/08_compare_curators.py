@@ -66,7 +66,7 @@ from chexstudy.evaluation.results import OVER_SEEDS, add_results
 from chexstudy.notebook import start_notebook
 from chexstudy.plots.comparison import describe_method_comparison, list_comparison, plot_method_comparison
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import choose_seeds, name_method_arm, read_costs, train_arms
+from chexstudy.pretraining.arms import choose_seeds, name_method_arm, read_costs, tabulate_costs, train_arms
 from chexstudy.pretraining.configuration import read_constants
 from chexstudy.pretraining.engine import choose_device
 from chexstudy.pretraining.subsets import choose_methods, choose_training_subsets, train_scoring_arms
@@ -150,7 +150,7 @@ same_data = {name: name_method_arm(name) for name in method_names}
 if labelled:
     train_arms(run, ["curated", *same_data.values()], arm_seeds, config, device, arms_at_once)
     costs = read_costs(run, ["curated", *same_data.values()], arm_seeds)
-    display(costs.groupby("arm", sort=False)[["flops", "seconds", "pairs_scored", "pairs_trained"]].mean().round(1))
+    display(tabulate_costs(costs))
 else:
     print("the cohort has no labels to judge a model by: nothing is trained")
 

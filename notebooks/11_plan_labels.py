@@ -228,8 +228,10 @@ if labelled:
     needed = plot_plans(plans)
     save_figure(run, needed, "labels_needed", describe_plans_drawn(plans), priced)
     display(needed)
-    columns = ["encoder", "finding", "state", "read", "read_low", "read_high", "hours", "price", "price_high"]
-    display(priced[priced.state != "reached"][columns].round(1))
+    columns = {"read": "cases to read", "read_low": "at least", "read_high": "at most", "hours": "hours of reading"}
+    columns |= {"price": f"price ({currency})", "price_high": f"price at most ({currency})"}
+    open_plans = priced[priced.state != "reached"].rename(columns=columns)
+    display(open_plans[["encoder", "finding", "state", *columns.values()]].round(1))
 
 # %% [markdown]
 # ## Into the results table

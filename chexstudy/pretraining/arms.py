@@ -211,6 +211,26 @@ def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def tabulate_costs(costs: pd.DataFrame) -> pd.DataFrame:
+    """What each arm cost, the mean of its seeds, in the units people read.
+
+    Args:
+        costs: as `read_costs` returned them.
+    """
+    mean = costs.groupby("arm", sort=False).mean(numeric_only=True)
+    return pd.DataFrame(
+        {
+            "operations (TFLOP)": mean.flops / 1e12,
+            "time (s)": mean.seconds.round(1),
+            "waiting for input (s)": mean.input_stall_seconds.round(1),
+            "peak memory (GB)": (mean.peak_memory_bytes / 1e9).round(2),
+            "pairs scored": mean.pairs_scored,
+            "pairs trained on": mean.pairs_trained,
+            "steps": mean.steps,
+        }
+    )
+
+
 def train_arms(
     run: Run,
     arms: Iterable[str],
