@@ -894,7 +894,7 @@ def _add_figures(verbs) -> None:
         verbs,
         "figures",
         "draw the figures of a study again",
-        "Run the notebooks of a study again with the parameters they were last run with. Artifacts that are current\n"
+        "Run the notebooks of a study again with the study's values. Artifacts that are current\n"
         "are reused, so only the drawing is done anew; a step whose code or inputs changed is computed again.",
         "examples:\n"
         "  chexstudy figures --study demo\n"

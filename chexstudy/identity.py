@@ -44,7 +44,8 @@ FREE = frozenset(
 # Where a notebook is told to accept other values.
 CHANGE = "change"
 _NO_VALUES = ("study", CHANGE)
-_FOLDERS = ("data_root", "prompt_file")
+# Kept as absolute paths.
+FOLDERS = ("data_root", "prompt_file")
 # Later notebooks read what these make, and nothing of each other.
 _READ_BY_LATER = ("01", "02", "03", "04")
 # What trains without a notebook, under the values of the notebook that does the same.
@@ -246,7 +247,7 @@ def check_accepted(names: Iterable[str], declared: Mapping[str, Mapping[str, Par
 
 
 def _resolve(name: str, value: object) -> object:
-    return str(paths.resolve_user_path(value)) if name in _FOLDERS and value else value
+    return str(paths.resolve_user_path(value)) if name in FOLDERS and value else value
 
 
 def _canonical(name: str, value: object) -> object:

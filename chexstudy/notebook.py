@@ -15,7 +15,7 @@ from pathlib import Path
 from chexstudy import NETWORK_SWITCHES, paths
 from chexstudy.children import end_with_parent
 from chexstudy.errors import StudyError
-from chexstudy.identity import CHANGE, begin_notebook, choose_profile, settle_values
+from chexstudy.identity import CHANGE, FOLDERS, begin_notebook, choose_profile, settle_values
 from chexstudy.locks import hold_while_cells_run
 from chexstudy.notebook_tables import use_plain_tables
 from chexstudy.parameters import check_names, check_values, read_parameters
@@ -89,7 +89,15 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
     begin_notebook(run, name, settled)
     use_plain_tables()
     namespace.update(values | settled)
+    _tell_taken(run, {one: settled[one] for one in settled if one not in asked and settled[one] != values[one]})
     return run
+
+
+def _tell_taken(run: Run, taken: dict[str, object]) -> None:
+    """Say what stands otherwise in the parameters cell; a folder is not named, as the notebook may be handed on."""
+    if taken:
+        shown = [one if one in FOLDERS else f"{one} = {value!r}" for one, value in taken.items()]
+        print(f"Taken from study {run.study!r}: {', '.join(shown)}.")
 
 
 def _assigned_parameters(executed_cells: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.results import OVER_SEEDS, read_results
-from chexstudy.identity import read_identity
+from chexstudy.identity import ENGINE, read_identity
 from chexstudy.locks import LOCK, hold_study, tell_holder
 from chexstudy.runs import Run, hash_file, source_hash
 
@@ -33,8 +33,8 @@ class Study:
         name: of the study.
         profile: its name, empty if nobody recorded one.
         cohort: images and sources in words, empty without one.
-        notebooks: by name the state of each that was started: ``done``, ``failed``, ``stopped`` or ``opened``, perhaps
-            ``done, then failed``.
+        notebooks: by name the state of each that was started: ``done``, ``failed``, ``stopped``, perhaps ``done,
+            then failed``; ``opened`` without the runner, or ``trained`` without a notebook.
         stale_values: parameters that have changed since, by notebook.
         stale_artifacts: why each stale artifact is stale.
         holder: who is at work on it, in words; None if nobody is.
@@ -98,7 +98,7 @@ def examine_study(run: Run) -> Study:
         profile, identity, timings = "damaged", None, {}
     if identity is not None:
         profile = identity.profile.name
-        notebooks = {name: "opened" for name in sorted(identity.notebooks)}
+        notebooks = {name: "trained" if name == ENGINE else "opened" for name in identity.notebooks}
         stale = {name: entry["stale"] for name, entry in sorted(identity.notebooks.items()) if entry["stale"]}
     elif timings:
         profile = next(iter(timings.values()))["profile"]
@@ -277,7 +277,9 @@ def _describe_cohort(run: Run) -> str:
 
 def count_notebooks(notebooks: Mapping[str, str]) -> str:
     """Numbers of the notebooks that came to their end or were opened, in stretches such as ``1-6 9``."""
-    numbers = sorted({int(name[:2]) for name, state in notebooks.items() if state.startswith(("done", "opened"))})
+    numbers = sorted(
+        {int(name[:2]) for name, state in notebooks.items() if state.startswith(("done", "opened", "trained"))}
+    )
     stretches: list[list[int]] = []
     for number in numbers:
         if stretches and number == stretches[-1][-1] + 1:

@@ -242,9 +242,14 @@ def test_a_damaged_record_is_one_sentence(given):
 # --- notebooks on their own -------------------------------------------------------------------------------------------
 
 
-def test_jupyterlab_takes_the_values_of_the_study_it_names(given):
+def test_jupyterlab_takes_the_values_of_the_study_it_names(given, capsys):
     run_all("debug", {"seeds": 2}, study="mine")
+    capsys.readouterr()
     values = open_in_jupyterlab(FOURTH, "mine")
+    told = capsys.readouterr().out
+    assert told.startswith("Taken from study 'mine': seeds = 2, arms = ['curated', 'random_same_data', 'full'], ")
+    assert "warm_up_epochs = 1" in told
+    assert "micro_batch" not in told
     assert {name: values[name] for name in ("study", "warm_up_epochs", "batch_size", "seeds", "arms")} == {
         "study": "mine",
         "warm_up_epochs": 1,
