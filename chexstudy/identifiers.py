@@ -14,9 +14,12 @@ import pandas as pd
 
 from chexstudy.placeholders import is_placeholder
 
-# Whatever makes a spelling worth a second look: blanks, signs beyond ASCII, a whole number with decimals.
-_ODD = re.compile(r"[^!-~]|^-?\d+\.0+$")
-_DECIMALS = re.compile(r"(?<=\d)\.0+$")
+# Whatever makes a spelling worth a second look: blanks, signs beyond ASCII, a whole number with decimals, quotes.
+_ODD = re.compile(r"[^!-~]|^\d+\.0+$|^[='\"-]")
+# How spreadsheets are told that a number is a text.
+_GUARDED = re.compile(r"""="(.*)"|"(.*)"|'(.*?)'?""")
+_BELOW_ZERO = re.compile(r"-\d+(\.0+)?")
+_DECIMALS = re.compile(r"\.0+$")
 _ZEROS_IN_FRONT = re.compile(r"(?<![\d.])0+(?=\d)")
 _ROUNDED = re.compile(r"\d\.\d+[eE]\+\d{2,}")
 
@@ -73,5 +76,9 @@ def patient_key(patient: str) -> str:
 def _normalise(value: object) -> str | None:
     text = str(value)
     if _ODD.search(text):
-        text = _DECIMALS.sub("", clean_text(text)) if _ODD.search(clean_text(text)) else clean_text(text)
-    return None if is_placeholder(text) else text
+        text = clean_text(text)
+        guarded = _GUARDED.fullmatch(text)
+        text = next(filter(None, guarded.groups()), "") if guarded else text
+        text = _DECIMALS.sub("", text) if text.replace(".", "", 1).isdecimal() else text
+    # Numbers below zero stand for nothing, as -1 and -999 do; no identifier is one.
+    return None if is_placeholder(text) or _BELOW_ZERO.fullmatch(text) else text

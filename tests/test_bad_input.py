@@ -100,7 +100,7 @@ def test_bad_files_are_set_aside_and_unusual_ones_read(home, capsys):
         ({"Patient": {14: "p00"}}, "labels.csv: line 2 (train) and line 16 (test) are of one patient"),
         ({"Mass": {3: 2}}, "labels.csv: line 5, column 'Mass' holds '2'; a label is 1 (present), 0"),
         ({"Set": {2: "holdout"}}, "labels.csv: line 4, column 'Set' holds 'holdout'; expected one of test"),
-        ({"Patient": {1: None}}, "labels.csv: line 3, column 'Patient' is empty (1 rows are; words"),
+        ({"Patient": {1: None}}, "labels.csv: line 3, column 'Patient' is empty (1 rows are; nan"),
     ],
     ids=["duplicate image", "patient in two splits", "label", "split", "no patient"],
 )

@@ -91,7 +91,7 @@ def test_whole_numbers_are_one_patient_with_and_without_decimals(tmp_path, kind)
 def test_a_word_for_nothing_is_no_patient(tmp_path, word):
     patients = ["P0", "P1", "P2", word, *[f"P{number}" for number in range(4, 10)], word, word]
     assert check(make_folder(tmp_path, Patient=patients)).problems == (
-        "t.csv: line 5, column 'Patient' is empty (3 rows are; words such as nan or unknown say no more): fill it in.",
+        "t.csv: line 5, column 'Patient' is empty (3 rows are; nan, unknown or -1 say no more): fill it in.",
     )
 
 
@@ -324,3 +324,8 @@ def test_a_cell_that_says_nothing_is_no_part_of_a_report(tmp_path):
     first, impression = ["nan", "Clear lungs."] * 6, ["Normal.", "N/A"] * 6
     cohort = check_source(make_folder(tmp_path, mapping, First=first, Impression=impression)).cohort
     assert list(cohort.report[:2]) == ["IMPRESSION: Normal.", "Clear lungs."]
+
+
+def test_a_patient_of_most_images_is_told(tmp_path):
+    found = check(make_folder(tmp_path, Patient=["P0", "P0", "P1", "P1", "P2", *["X9"] * 7]))
+    assert found.remarks[0].startswith("7 of 12 images are of one patient, that of line 7: if this identifier stands")

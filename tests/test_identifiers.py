@@ -17,7 +17,7 @@ from chexstudy.placeholders import is_placeholder
             for one in ("P 17", " P 17", "P 17 ", "P\u00a017", "P  17", "P\t17", "\ufeffP 17", "P 1\u200b7")
         ),
         *((one, "17") for one in (17, 17.0, "17", "17.0", "17.00", " 17.0 ")),
-        *((one, "0017") for one in ("0017", " 0017")),
+        *((one, "0017") for one in ("0017", " 0017", '="0017"', "'0017", '"0017"')),
         *((unicodedata.normalize(form, "é1"), "é1") for form in ("NFC", "NFD")),
         *((one, one) for one in ("1.2.840.0", "17.5", "a.0", "2024.01.02", "x")),
     ],
@@ -28,7 +28,27 @@ def test_a_spelling_is_cleaned_of_what_nobody_means(spelt, meant):
 
 @pytest.mark.parametrize(
     "word",
-    ["nan", "NA", "N/A", "Unknown", "none", "NULL", "<NA>", "-", "--", "?", " ", "", "XXXX", "___", None, float("nan")],
+    [
+        *(
+            "nan",
+            "NA",
+            "N/A",
+            "Unknown",
+            "none",
+            "NULL",
+            "<NA>",
+            "-",
+            "--",
+            "?",
+            " ",
+            "",
+            "XXXX",
+            "___",
+            "-1",
+            "-999.0",
+        ),
+        *(None, float("nan"), -1),
+    ],
 )
 def test_words_for_nothing_name_nobody(word):
     assert normalise_ids(pd.Series(["P1", word], dtype="object")).isna().tolist() == [False, True]

@@ -137,6 +137,13 @@ def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
         remarks.append(
             f"{unified} patients are written in several ways (letter case, zeros in front): each was taken for one."
         )
+    images = cohort["patient_id"].value_counts()
+    if len(images) > 1 and images.iloc[0] > len(cohort) / 2:
+        first = name_place(places, int((cohort["patient_id"] == images.index[0]).to_numpy().argmax()))
+        remarks.append(
+            f"{images.iloc[0]} of {len(cohort)} images are of one patient, that of {first}: if this identifier stands "
+            "for nobody, leave the cell empty and name the patients."
+        )
     findings = finding_columns(cohort)
     labels = label_matrix(cohort, findings)
     alike = [

@@ -323,7 +323,7 @@ def _find_empty_cells(cells: pd.Series, path: Path) -> list[str]:
         return []
     return [
         f"{path.name}: {name_place(cells.index, empty[0])}, column {cells.name!r} is empty ({len(empty)} rows are; "
-        "words such as nan or unknown say no more): fill it in."
+        "nan, unknown or -1 say no more): fill it in."
     ]
 
 
