@@ -223,3 +223,21 @@ def test_words_for_nothing_beside_others_stay():
 def test_a_report_drawn_without_findings_is_read_as_it_always_was():
     # The text of a pair of the default study: what was measured on it stays comparable.
     assert training_text("FINDINGS:  IMPRESSION: Normal study.") == "IMPRESSION: Normal study."
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        ("INDICATION: cough.\nCOMPARISON: None.\nSmall effusion.", "Small effusion."),
+        ("Technique : face.\nPas d'épanchement.\nConclusion : normal.", "Pas d'épanchement. normal."),
+        ("AP CHEST, 9:12 A.M. ON ___\n\nHISTORY: cough.\n\nIMPRESSION: Clear.", "Clear."),
+        ("FINDINGS / IMPRESSION: Clear.", "Clear."),
+        ("Findings - Clear.\nImpression - Normal.", "Clear. Normal."),
+        ("<b>FINDINGS:</b> Clear.<br><b>IMPRESSION:</b> Normal, <5 mm.", "Clear. Normal, <5 mm."),
+        ("FINDINGS: Clear.\\nIMPRESSION: Normal.", "Clear. Normal."),
+        ("FINDINGS: Clear. Report verified by Jane Doe.", "Clear."),
+        ("IMPRESSION: Normal.\nDr. Jane Doe", "Normal."),
+    ],
+)
+def test_reports_of_other_hands(report, text):
+    assert training_text(report) == text

@@ -72,6 +72,7 @@ SECTION_HEADINGS = MappingProxyType(
     {
         "findings": (
             *("findings", "finding", "findngs", "fidings", "findings and impression", "findings/impression"),
+            *("findings / impression", "findings & impression"),
             *("radiographic findings", "observations", "résultats", "résultat", "resultats", "constatations"),
             *("description", "interprétation", "befund", "hallazgos", "achados", "análise", "reperti", "referto"),
             *("检查所见", "影像所见", "影像表现", "所见"),
@@ -126,14 +127,15 @@ SIGNATURES = (
     r"i,? (?:the )?(?:attending|undersigned|dr)\b",
     r"i (?:have )?(?:personally|also|independently)?\s*(?:reviewed|examined|interpreted|viewed)\b",
     r"(?:electronically|digitally) (?:signed|reviewed|verified|authenticated|approved)\b",
-    rf"(?:{_SIGNED}) (?:and \w+ )?by\b",
+    rf"(?:report )?(?:{_SIGNED}) (?:and \w+ )?by\b",
     rf"(?:this|the) (?:report|examination|study|exam) (?:was|has been) (?:\w+ )?(?:{_SIGNED})\b",
     r"accession (?:number|no|#)",
     r"end of (?:impression|report)\b",
 )
-# A line that is a name: Jane Doe, M.D.
+# A line that is a name: Jane Doe, M.D., or Dr. Jane Doe.
 _DEGREES = r"m\.?d|d\.?o|ph\.?d|mbbs|frcr|frcpc|rra"
 _NAME_LINE = rf"(?:dr\.?|prof\.?)?[ \t]*[^\W\d_][\w.,'’ \t-]{{2,50}}?,?[ \t]+(?:{_DEGREES})\.?(?=[ \t]*$)"
+_DOCTOR_LINE = r"(?:dr|prof)\.?[ \t]+(?-i:[A-Z])[\w.'’-]*(?:[ \t]+(?-i:[A-Z])[\w.'’-]*){0,3}(?=[ \t]*$)"
 
 _KINDS = {
     **{heading: section for section, headings in SECTION_HEADINGS.items() for heading in headings},
@@ -148,7 +150,7 @@ def _join_names(names: Iterable[str]) -> str:
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
 
 
-_COLON = r"[ \t\xa0\u202f]*[*_]{0,3}[:：][*_]{0,3}"
+_COLON = r"(?:[ \t\xa0\u202f]*[*_]{0,3}[:：][*_]{0,3}|[ \t]+[-–](?=[ \t]))"
 _LINE_START = r"^[ \t>#*]*"
 _MARKS = re.compile(
     # At the start of a line, or after the end of a sentence in it; capitals anywhere but behind an empty heading.
@@ -158,15 +160,19 @@ _MARKS = re.compile(
     # Alone on a line, with a capital: a small letter would be the last word of a sentence.
     rf"|{_LINE_START}(?-i:(?=[A-ZÀ-Þ]))(?P<bare>{_join_names(_BARE)})(?: version[^\n]*)?[*_ \t]*$"
     rf"|(?:{_LINE_START}|(?<=[.!?])[ \t]+)(?P<signature>{'|'.join(SIGNATURES)})"
-    rf"|^[ \t]*(?P<name>{_NAME_LINE})",
+    rf"|^[ \t]*(?P<name>{_NAME_LINE}|{_DOCTOR_LINE})",
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBERS = re.compile(r"\d+")
 _RULE = re.compile(r"^[ \t]*[_=*-]{3,}[ \t]*$", re.MULTILINE)
+_BREAK = re.compile(r"\\n|<br ?/?>|</?(?:p|div|li)>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:b|i|u|em|strong|span|h[1-6]|ul|ol)>", re.IGNORECASE)
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+_LINE_END = re.compile(r"[.!?][ \t]*\n|\n[ \t]*\n")
 # Where something said in passing ends: with its sentence, its paragraph, or a line that the next sentence follows.
 _ASIDE_END = re.compile(r"[.!?](?=\s)|\n(?=[ \t]*[A-ZÀ-Þ])|\n[ \t]*\n")
 _TITLE = re.compile(r"[^.!?]*\b(?:chest|views?|radiographs?|x-?rays?|portable|lateral|thorax)\b[^.!?]*", re.IGNORECASE)
+_HALF_DAY = re.compile(r"\b[ap]\.m\.", re.IGNORECASE)
 _CODE = re.compile(r"\d\s*-\s*[A-Z]")  # of CheXpert Plus: what is to be done, not what is seen
 _TIME_OF_READING = re.compile(r"^[\s_\d/:.,-]*(?:[ap]\.?m\.?\b)?[\s_]*", re.IGNORECASE)
 
@@ -179,7 +185,8 @@ def split_sections(report: str) -> dict[str, str]:
     Signatures, identifiers and words for nothing (``nan``, ``___``) are no part of any section.
     """
     parts: dict[str, list[str]] = {"findings": [], "impression": [], "summary": [], "preliminary": [], "body": []}
-    report = _RULE.sub("", report)
+    # Line ends that were written as signs, or as tags of a web page.
+    report = _RULE.sub("", _TAG.sub("", _BREAK.sub("\n", report)))
     marks = list(_MARKS.finditer(report))
     bounds = [mark.start() for mark in marks] + [len(report)]
     preface, within = report[: bounds[0]], ""
@@ -190,7 +197,7 @@ def split_sections(report: str) -> dict[str, str]:
         if kind == "aside" and within:
             parts[within][-1] += _skip(text, _ASIDE_END)
         elif kind in ("aside", "other"):
-            parts["body"].append(_skip(text.lstrip(), _PARAGRAPH_END))
+            parts["body"].append(_skip(text.lstrip(), _LINE_END if kind == "aside" else _PARAGRAPH_END))
             within = ""
         elif kind == "identity":
             within = ""
@@ -219,7 +226,7 @@ def _last(texts: list[str]) -> str:
 def _join_body(texts: list[str], is_optional: bool) -> str:
     """Paragraphs without those that only name the examination, unless there is nothing else."""
     paragraphs = [_clean(paragraph) for text in texts for paragraph in _PARAGRAPH_END.split(text)]
-    told = " ".join(paragraph for paragraph in paragraphs if paragraph and not _TITLE.fullmatch(paragraph))
+    told = " ".join(one for one in paragraphs if one and not _TITLE.fullmatch(_HALF_DAY.sub("", one)))
     return told if told or is_optional else " ".join(filter(None, paragraphs))
 
 
