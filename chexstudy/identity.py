@@ -15,7 +15,7 @@ from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.parameters import Parameter, check_names, check_value, read_parameters
 from chexstudy.profiles import Profile, list_profiles, read_profile
-from chexstudy.runs import Run
+from chexstudy.runs import Run, read_record, write_record
 
 RECORD = "study.json"
 # Parameters that are no part of what a study is; they may differ from run to run.
@@ -29,16 +29,8 @@ FREE = frozenset(
         *("label_shares", "tune", "detail_seeds", "horizons", "probe", "prompt_file", "encoders", "draws", "grid"),
         *("forecast_from", "resamples"),
         # What is asked of learning curves that are there.
-        *(
-            "early",
-            "target",
-            "population",
-            "pool_findings",
-            "minutes_per_case",
-            "readers",
-            "price_per_hour",
-            "currency",
-        ),
+        *("early", "target", "population", "pool_findings"),
+        *("minutes_per_case", "readers", "price_per_hour", "currency"),
     )
 )
 # Where a notebook is told to accept other values.
@@ -50,8 +42,8 @@ FOLDERS = ("data_root", "prompt_file")
 _READ_BY_LATER = ("01", "02", "03", "04")
 # What trains without a notebook, under the values of the notebook that does the same.
 ENGINE = "04_pretrain_curated (engine)"
-# What a build of a cohort writes before there is one, and what is written of runs.
-_NOT_YET_A_COHORT, _RECORDS = ("pixels", "images"), (f"{RECORD}.json", "timings.json.json")
+# What a build of a cohort writes before there is one, and what is written of any run.
+_MAKES_NOTHING = ("pixels", "images", "timings.json.json")
 
 
 @dataclass
@@ -102,15 +94,15 @@ def read_identity(run: Run) -> Identity | None:
     Raises:
         StudyError: the record is damaged.
     """
-    if not run.has(RECORD):
+    content = read_record(run.path(RECORD))
+    if content is None:
         return None
     try:
-        content = run.read_json(RECORD, "")
         identity = Identity(Profile(**content["profile"]), content["changed"], content["notebooks"])
-    except (StudyError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise StudyError(
-            f"{run.path(RECORD)}, which says what study {run.study!r} is, is damaged: remove it and give the profile "
-            "and all parameters again."
+            f"{RECORD}, which says what study {run.study!r} is, is damaged or was edited: remove it from {run.folder} "
+            "and give the profile and all parameters again."
         ) from None
     for name, entry in identity.notebooks.items():
         entry["made"] = entry["made"] or _has_sealed(run, name, entry["started"])
@@ -119,7 +111,7 @@ def read_identity(run: Run) -> Identity | None:
 
 def write_identity(run: Run, identity: Identity) -> None:
     """Keep what a study is."""
-    run.write_json(RECORD, asdict(identity))
+    write_record(run.path(RECORD), asdict(identity))
 
 
 def choose_profile(run: Run, given: str | None, folder: Path | None = None) -> Profile:
@@ -264,11 +256,16 @@ def _require_accepted(
 ) -> None:
     refused = [name for name in differences if accepted is not True and (accepted is False or name not in accepted)]
     if refused:
-        listed = ", ".join(f"{name} {differences[name][0]!r} -> {differences[name][1]!r}" for name in refused)
+        listed = ", ".join(_tell_difference(name, *differences[name]) for name in refused)
         raise StudyError(
             f"study {run.study!r} has other values than this run asks for: {listed}; leave them out to go on with the "
             f"study's own, name another study, or {how.format(names=','.join(refused))}."
         )
+
+
+def _tell_difference(name: str, recorded: object, asked: object) -> str:
+    # Notebooks keep this sentence, and folders are nobody else's business.
+    return f"{name} to another place" if name in FOLDERS else f"{name} {recorded!r} -> {asked!r}"
 
 
 def _mark_stale(
@@ -301,11 +298,11 @@ def _has_sealed(run: Run, notebook: str, since: float) -> bool:
     for path in folder.rglob("*.json"):
         place = path.relative_to(folder).parts[0]
         try:
-            if place in _NOT_YET_A_COHORT or path.stat().st_mtime <= since:
+            if place in _MAKES_NOTHING or path.stat().st_mtime <= since:
                 continue
             made_by = json.loads(path.read_bytes()).get("made_by", ENGINE if place == "pretraining" else "")
         except (OSError, ValueError, AttributeError):
             continue
-        if made_by == notebook and path.name not in _RECORDS:
+        if made_by == notebook:
             return True
     return False

@@ -179,7 +179,7 @@ def seal_artifact(path: Path, sha256: str | None = None) -> None:
     """
     record = _find_record(path)
     if record:
-        _write_record(record, {"sha256": sha256 or hash_artifact(path)})
+        write_record(record, {"sha256": sha256 or hash_artifact(path)})
 
 
 def find_damage(path: Path) -> str:
@@ -215,7 +215,7 @@ def _find_record(path: Path) -> Path | None:
     return folder / "provenance" / f"{path.relative_to(folder)}.json" if folder else None
 
 
-def _write_record(path: Path, record: dict) -> None:
+def write_record(path: Path, record: dict) -> None:
     """Write provenance, with a hash of its own: what is recorded is as easily damaged as what it is about."""
     made_by = {"made_by": os.environ[MADE_BY_VARIABLE]} if MADE_BY_VARIABLE in os.environ else {}
     record = json.loads(json.dumps(made_by | record, default=str))
@@ -224,7 +224,7 @@ def _write_record(path: Path, record: dict) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _read_record(path: Path) -> dict | None:
+def read_record(path: Path) -> dict | None:
     """Provenance as it was written: None if there is none, empty if it was damaged."""
     try:
         record = json.loads(path.read_bytes())
@@ -238,7 +238,7 @@ def _read_record(path: Path) -> dict | None:
 def _find_damage(path: Path, record: Path | None, sha256: str | None = None) -> str:
     """See `find_damage`; ``sha256`` is what is expected, that of the seal if not given."""
     for last in (False, True):
-        seal = _read_record(record) if record else None
+        seal = read_record(record) if record else None
         if seal is None and sha256 is None:
             return ""
         expected = sha256 or seal.get("sha256")
@@ -256,7 +256,7 @@ def _find_damage(path: Path, record: Path | None, sha256: str | None = None) -> 
 
 
 def _refuse_damaged(name: str, damage: str, record: Path | None, made_by: str) -> StudyError:
-    seal = (_read_record(record) if record else None) or {}
+    seal = (read_record(record) if record else None) or {}
     return StudyError(f"{name} {damage}: run {seal.get('made_by', made_by)} again, which makes it anew.")
 
 
@@ -362,7 +362,7 @@ class Run:
         """
         if not self.has(name):
             return False
-        record = _read_record(self._record_path(name))
+        record = read_record(self._record_path(name))
         if record is None or (record and record.get("key") != key):
             return False
         for part, sha256 in {name: record.get("sha256"), **record.get("files", {})}.items():
@@ -372,9 +372,9 @@ class Run:
             if damage:
                 print(f"{part} of study {self.study!r} {damage}: it is made again.", flush=True)
                 return False
-            if not _read_record(self._record_path(part)):
+            if not read_record(self._record_path(part)):
                 # Of the part, only the seal was lost, and the whole vouches for it.
-                _write_record(self._record_path(part), {"sha256": sha256})
+                write_record(self._record_path(part), {"sha256": sha256})
         return True
 
     def find_damage(self, name: str) -> str:
@@ -385,7 +385,7 @@ class Run:
         if damage := _find_damage(self.path(name), self._record_path(name)):
             return damage
         for part, sha256 in (self.provenance(name) or {}).get("files", {}).items():
-            seal = _read_record(self._record_path(part))
+            seal = read_record(self._record_path(part))
             if seal and seal.get("sha256") != sha256:
                 return f"was written with another {part} than there is now"
         return ""
@@ -395,7 +395,7 @@ class Run:
 
     def provenance(self, name: str) -> dict | None:
         """How an artifact came to be, as `record` wrote it; None if nobody did, or if that was damaged."""
-        record = _read_record(self._record_path(name))
+        record = read_record(self._record_path(name))
         return record if record and "key" in record else None
 
     def record(
@@ -420,8 +420,8 @@ class Run:
         """
         hashes = {one: hash_artifact(self.require(one, "this step")) for one in (name, *files)}
         for one in files:
-            if not _read_record(self._record_path(one)):
-                _write_record(self._record_path(one), {"sha256": hashes[one]})
+            if not read_record(self._record_path(one)):
+                write_record(self._record_path(one), {"sha256": hashes[one]})
         record = {
             "sha256": hashes[name],
             "files": {one: hashes[one] for one in files},
@@ -434,7 +434,7 @@ class Run:
             "versions": _versions(),
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _write_record(self._record_path(name), record)
+        write_record(self._record_path(name), record)
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
@@ -452,7 +452,7 @@ class Run:
         with atomic_path(self.path(name)) as temporary:
             yield temporary
             seal = {"sha256": hash_file(temporary)}
-            _write_record(self._record_path(name), seal | ({"made_by": made_by} if made_by else {}))
+            write_record(self._record_path(name), seal | ({"made_by": made_by} if made_by else {}))
 
     def _read(self, read: Callable, name: str, made_by: str) -> object:
         path = self.require(name, made_by)

@@ -177,7 +177,7 @@ def test_a_data_folder_is_remembered_wherever_the_next_run_starts(given, home, m
     monkeypatch.chdir("/")
     run_notebooks(["09"], "demo", study="mine")
     assert given[NINTH]["data_root"] == str(home / "data")
-    with pytest.raises(StudyError, match="data_root"):
+    with pytest.raises(StudyError, match="asks for: data_root to another place; leave"):
         run_notebooks(["01"], "demo", {"data_root": "data"}, study="mine")
 
 
@@ -234,9 +234,14 @@ def test_figures_are_drawn_again_with_the_values_the_study_has_now(given):
 
 def test_a_damaged_record_is_one_sentence(given):
     run_notebooks(["01"], "debug")
-    Run("debug").path(RECORD).write_text("{")
-    with pytest.raises(StudyError, match=r"study\.json"):
-        run_notebooks(["02"], study="debug")
+    record = Run("debug").path(RECORD)
+    whole = record.read_text()
+    for damaged in ("", "{", whole.replace("320", "321")):
+        record.write_text(damaged)
+        with pytest.raises(
+            StudyError, match=r"study\.json, which says what study 'debug' is, is damaged or was edited"
+        ):
+            run_notebooks(["02"], study="debug")
 
 
 # --- notebooks on their own -------------------------------------------------------------------------------------------
