@@ -447,3 +447,17 @@ def test_an_arm_has_one_writer(tiny_study):
     with open(folder / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         pretrain(tiny_study, "full", 0, _config(), "cpu")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "deep", "list", "absent"])
+def test_a_file_of_constants_that_is_none_is_one_sentence(tmp_path, kind):
+    path = tmp_path / "arm.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind in ("deep", "list"):
+        path.write_text('{"a": ' * 100_000 if kind == "deep" else "[1]")
+    with pytest.raises(StudyError, match=r"JSON file of constants|no constants by name") as refused:
+        engine._read_values(path)
+    assert "\n" not in str(refused.value)

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -211,3 +212,11 @@ def test_images_that_are_not_there_go_to_quarantine_and_none_comes_from_elsewher
     )
     quarantine = pd.read_parquet(Run("mine").path("quarantine.parquet"))
     assert list(quarantine["reason"]) == ["missing"] * 3
+
+
+def test_columns_cannot_speak_for_the_archive_and_a_pipe_is_no_part(folder, unpack_to):
+    os.mkfifo(folder / "data" / "pipe.parquet")
+    assert len(build(folder, unpack_to)) > 0
+    named = rows(range(2)) | {"__image__": ["/etc/hostname"] * 2}
+    write_parquet(folder / "data" / "part-z.parquet", named)
+    assert sentence(folder, unpack_to).startswith("sample 1 of data/part-z has a field '__image__'")

@@ -664,9 +664,11 @@ def choose_device(name: str, processes: Processes | None = None) -> torch.device
 
 
 def _read_values(path: Path | None) -> dict:
+    if path and not path.is_file():
+        raise StudyError(f"there is no file {path}: --config takes a JSON file of constants.")
     try:
         values = json.loads(path.read_text()) if path else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"--config {path} cannot be read ({error}): give a JSON file of constants.") from None
     if not isinstance(values, dict):
         raise StudyError(f'--config {path} holds no constants by name: write {{"batch_size": 64}} or the like.')

@@ -83,7 +83,7 @@ def build_huggingface(
 
 
 def _list_parquet(folder: Path, chosen: str) -> list[Part]:
-    files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file() and not path.name.startswith("."))
     if not files:
         raise StudyError(f"{folder} holds no parquet files: set data_root to the folder that holds {_HOLDING}.")
     parts = []
