@@ -27,7 +27,8 @@ _ROUNDED = re.compile(r"\d\.\d+[eE]\+\d{2,}")
 def clean_text(text: str) -> str:
     """The text in Unicode's composed form, without what cannot be seen, its blanks single and none around it."""
     text = unicodedata.normalize("NFC", text)
-    return " ".join("".join(sign for sign in text if unicodedata.category(sign) != "Cf").split())
+    seen = (sign for sign in text if sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cf"))
+    return " ".join("".join(seen).split())
 
 
 def normalise_ids(ids: pd.Series) -> pd.Series:

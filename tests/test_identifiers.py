@@ -14,7 +14,7 @@ from chexstudy.placeholders import is_placeholder
     [
         *(
             (one, "P 17")
-            for one in ("P 17", " P 17", "P 17 ", "P\u00a017", "P  17", "P\t17", "\ufeffP 17", "P 1\u200b7")
+            for one in ("P 17", " P 17", "P 17 ", "P\u00a017", "P  17", "P\t17", "\ufeffP 17", "P 1\u200b7", "P 17\0")
         ),
         *((one, "17") for one in (17, 17.0, "17", "17.0", "17.00", " 17.0 ")),
         *((one, "0017") for one in ("0017", " 0017", '="0017"', "'0017", '"0017"')),

@@ -232,7 +232,9 @@ def _translate(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cohort, and what is wrong with it that the contract's own validation would not tell as well."""
     cells = {name: table[column] for name, column in mapping.single_columns().items()}
-    paths = cells["image_path"].fillna("").str.strip().str.replace("\\", "/").str.removeprefix("./")
+    paths = (
+        cells["image_path"].fillna("").str.replace("\0", "").str.strip().str.replace("\\", "/").str.removeprefix("./")
+    )
     files = [finder.find(name) for name in paths]
     ids = {name: normalise_ids(cells[name]) for name in ("image_id", "patient_id", "study_id") if name in cells}
     problems = _find_id_problems({"image_path": normalise_ids(paths), **ids}, path)
