@@ -15,10 +15,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from chexstudy import hub
 from chexstudy.errors import StudyError
 from chexstudy.runs import atomic_path, name_partial
 from chexstudy.tokenizer import train_wordpiece
+from chexstudy.unforeseen import tell_mistake
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -630,6 +632,38 @@ class TextEncoder(_Encoder):
 # --- building -----------------------------------------------------------------------------------------------------
 
 
+def _refusing_odd_checkpoints(build: Callable) -> Callable:
+    """Let a builder try what it has built, and tell in one sentence of a checkpoint that no code can make sense of."""
+
+    @wraps(build)
+    def build_and_try(spec: EncoderSpec, *arguments, **named):
+        try:
+            encoder = build(spec, *arguments, **named)
+            if not spec.name.startswith("tiny-") and not torch.isfinite(_try(encoder)).all():
+                raise StudyError(
+                    f"{spec.name} gives embeddings that are not numbers: its weights or its image_mean and image_std "
+                    "are damaged; save it again."
+                )
+        except Exception as error:
+            if isinstance(error, StudyError) or tell_mistake(error) or spec.name.startswith("tiny-"):
+                raise
+            raise StudyError(
+                f"{spec.name} is no checkpoint that can be used ({type(error).__name__}): its files are damaged or do "
+                "not belong together; save or download it again."
+            ) from error
+        return encoder
+
+    return build_and_try
+
+
+@torch.no_grad()
+def _try(encoder: "ImageEncoder | TextEncoder") -> Tensor:
+    if isinstance(encoder, TextEncoder):
+        return encoder(**encoder.tokenize(["Clear lungs."]))
+    return encoder(torch.zeros(1, 1, encoder.image_size, encoder.image_size, dtype=torch.uint8))
+
+
+@_refusing_odd_checkpoints
 def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> ImageEncoder:
     """Make or load an image encoder: on the CPU, in float32, in evaluation mode.
 
@@ -658,6 +692,7 @@ def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> I
     return encoder
 
 
+@_refusing_odd_checkpoints
 def build_text_encoder(
     spec: EncoderSpec,
     tokenizer: "PreTrainedTokenizerBase | Sequence[str] | None" = None,
@@ -774,6 +809,8 @@ def _choose_normalisation(spec: EncoderSpec, preprocessing: dict, architecture: 
         values = preprocessing.get("image_mean") or usual[0], preprocessing.get("image_std") or usual[1]
     else:
         values = NORMALISATIONS[spec.normalisation]
+    if not all(one > 0 for one in values[1]):
+        raise StudyError(f"the image_std of {spec.name} must be above 0: write its preprocessor_config.json again.")
     channels = getattr(config, "num_channels", 3)
     return tuple(tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels for v in values)
 

@@ -34,6 +34,7 @@ ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 _HEADS = re.compile(
     r"^(cls|classifier|lm_head|head|decoder|logit_scale|logit_bias)\b|(^|\.)pooler\.|(^|\.)(position_ids|mask_token)$"
 )
+_LARGEST_NUMBER, _MOST_LAYERS = 2**31, 1000
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "Pre
     from transformers import AutoConfig
 
     try:
-        check_attentions(json.loads((checkpoint.folder / "config.json").read_text()), checkpoint.name)
+        written = json.loads((checkpoint.folder / "config.json").read_text())
+        check_attentions(written, checkpoint.name)
+        check_numbers(written, checkpoint.name)
         with quiet_transformers():
             return AutoConfig.from_pretrained(
                 checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -142,6 +145,21 @@ def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "Pre
             f"the config.json of {checkpoint.name} is not one transformers can use ({_first_line(error)}); if the "
             "model brings its own code, read that, pin its commit as revision and set trust_remote_code."
         ) from None
+
+
+def check_numbers(config: object, name: str) -> None:
+    """Raise a StudyError if a configuration asks for a model that no machine could ever build.
+
+    Args:
+        config: what was read from a ``config.json``.
+        name: what the checkpoint is called.
+    """
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if isinstance(value, dict | list):
+            check_numbers(value, name)
+        most = _MOST_LAYERS if str(key).endswith("layers") else _LARGEST_NUMBER
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise StudyError(f"the config.json of {name} is damaged, its {key} cannot be {value!r:.40}: save it again.")
 
 
 def check_attentions(config: object, name: str) -> None:

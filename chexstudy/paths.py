@@ -62,6 +62,8 @@ def resolve_user_path(path: str | Path) -> Path:
     Raises:
         StudyError: it begins with the name of an unknown user, or is relative to a folder that was removed.
     """
+    if "\0" in str(path):
+        raise StudyError("a path cannot hold the character of number 0: write it again.")
     path = _expand_user(path)
     if path.is_absolute():
         return path.resolve()

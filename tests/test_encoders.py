@@ -1050,6 +1050,48 @@ def test_a_damaged_folder_is_named(hub, tmp_path, spoil, message):
         build_image_encoder(EncoderSpec(str(tmp_path / "damaged")))
 
 
+def write_into(name, **values):
+    def write(folder):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | values))
+
+    return write
+
+
+def spoil_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layernorm.weight"))
+    save_file(
+        weights | {name: torch.full_like(weights[name], torch.nan)}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (write_into("config.json", num_attention_heads=0), r"is no checkpoint that can be used \(ZeroDivisionError\)"),
+        (write_into("config.json", num_attention_heads=-1), r"is no checkpoint that can be used"),
+        (write_into("config.json", num_attention_heads="x"), r"is no checkpoint that can be used"),
+        (write_into("config.json", hidden_size=10**30), r"is damaged, its hidden_size cannot be 1000"),
+        (write_into("config.json", num_hidden_layers=10**7), r"is damaged, its num_hidden_layers cannot be 10000000"),
+        (write_into("config.json", patch_size=0), r"is no checkpoint that can be used"),
+        (write_into("config.json", layer_norm_eps=float("nan")), r"is damaged, its layer_norm_eps cannot be nan"),
+        (write_into("config.json", hidden_act="nosuch"), r"is no checkpoint that can be used \(KeyError\)"),
+        (write_into("config.json", chexstudy=[]), r"is no checkpoint that can be used"),
+        (write_into("preprocessor_config.json", image_mean=[float("nan")]), "gives embeddings that are not numbers"),
+        (write_into("preprocessor_config.json", image_std=[0.0]), "the image_std of .* must be above 0"),
+        (write_into("preprocessor_config.json", image_std=[-1.0]), "the image_std of .* must be above 0"),
+        (write_into("preprocessor_config.json", image_mean="x"), r"is no checkpoint that can be used"),
+        (spoil_a_weight, "gives embeddings that are not numbers"),
+    ],
+)
+def test_an_odd_checkpoint_is_one_sentence(tmp_path, spoil, message):
+    folder = save_encoder(build_image_encoder(EncoderSpec("tiny-vit", image_size=24)), tmp_path / "odd")
+    spoil(folder)
+    with pytest.raises(StudyError, match=message):
+        build_image_encoder(EncoderSpec(str(folder), image_size=24))
+
+
 def test_texts_need_a_vocabulary_that_fits(hub, tmp_path):
     with pytest.raises(StudyError, match="tiny-bert has no vocabulary"):
         build_text_encoder(EncoderSpec("tiny-bert"))

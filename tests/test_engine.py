@@ -399,6 +399,9 @@ def test_what_is_wrong_is_said_in_one_sentence(tiny_study, home, monkeypatch):
         pretrain(tiny_study, "curate", 0, _config())
     with pytest.raises(StudyError, match=r"run the arm 'curated' \(04_pretrain_curated\) first"):
         pretrain(tiny_study, "random_same_data", 0, _config(warm_up_epochs=0))
+    for odd in ("meta", "xpu:7"):
+        with pytest.raises(StudyError, match=f"unknown device '{odd}': use auto, cpu or cuda"):
+            engine.choose_device(odd)
     with pytest.raises(StudyError, match="unknown device 'gpu0'"):
         pretrain(tiny_study, "full", 0, _config(), "gpu0")
     if not torch.cuda.is_available():

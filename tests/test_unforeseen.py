@@ -125,3 +125,28 @@ def test_the_engine_has_a_last_handler_too(home, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("memory ran out")
     with pytest.raises(MemoryError):
         engine.main(["--study", "s", "--arm", "full", "--device", "cpu", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[" * 100_000, r"--config .* cannot be read \(RecursionError\): give a JSON file of constants\."),
+        ("\ufeff", r"--config .* cannot be read \(JSONDecodeError\): give a JSON file of constants\."),
+        ('{"curator": 3}', r"--config .* holds no constants by name: .*"),
+        ('{"dim": "16"}', r"dim must be int, not '16'\."),
+        (f'{{"dim": {10**30}}}', r"dim must be a number that a computer can work with, not 10+\."),
+        ('{"learning_rate": Infinity}', r"learning_rate must be a number that a computer can work with, not inf\."),
+        ('{"temperature": 0.0}', r"temperature must be above 0, not 0\.0\."),
+        ('{"threads": 1000000000}', r"threads must be at most 1024, not 1000000000\."),
+        ('{"progressive_sizes": [[1]]}', r"progressive_sizes must be a list of int, not \[\[1\]\]\."),
+        ('{"image_encoder": "a\\u0000b"}', r"a path cannot hold the character of number 0: write it again\."),
+    ],
+)
+def test_odd_constants_are_one_sentence(tiny_study, monkeypatch, capsys, tmp_path, content, sentence):
+    from chexstudy.pretraining import engine
+
+    monkeypatch.setattr(engine, "StopRequests", lambda: None)
+    (tmp_path / "arm.json").write_text(content)
+    given = ["--study", "tiny", "--arm", "full", "--device", "cpu", "--config", str(tmp_path / "arm.json")]
+    assert engine.main(given) == 2
+    assert re.fullmatch(sentence + "\n", capsys.readouterr().err)

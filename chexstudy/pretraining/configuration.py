@@ -16,6 +16,9 @@ TEXT_LAYOUTS = ("buckets", "packed", "padded")
 TRACKERS = ("", "tensorboard")
 # How a run is watched and saved; what it computes does not depend on them.
 OBSERVATION = ("checkpoint_minutes", "tracker")
+_BEYOND_ALL = 2**62
+_MOST_THREADS = 1024
+_ELEMENTS = {"progressive_sizes": int}
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,10 @@ class PretrainingConfig:
         ):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.temperature <= 0:
+            raise StudyError(f"temperature must be above 0, not {self.temperature}.")
+        if self.threads > _MOST_THREADS:
+            raise StudyError(f"threads must be at most {_MOST_THREADS}, not {self.threads}.")
         if not 0 < self.min_learning_rate <= self.learning_rate:
             raise StudyError("learning_rate must be positive and at least min_learning_rate.")
         _require_choice("schedule", self.schedule, LEARNING_RATE_SCHEDULES)
@@ -273,7 +280,12 @@ def _changed(defaults, values: dict, **others: object):
             raise StudyError(f"unknown constant {name!r}; {type(defaults).__name__} has {', '.join(known)}.")
         expected: type | UnionType = known[name] if known[name] is not float else int | float
         if not isinstance(value, expected) or (isinstance(value, bool) and known[name] is not bool):
-            raise StudyError(f"{name} must be {known[name].__name__}, not {value!r}.")
+            raise StudyError(f"{name} must be {known[name].__name__}, not {value!r:.60}.")
+        if isinstance(value, int | float) and not abs(value) < _BEYOND_ALL:
+            raise StudyError(f"{name} must be a number that a computer can work with, not {value!r:.60}.")
+        element = _ELEMENTS.get(name, str)
+        if isinstance(value, tuple) and any(type(one) is not element for one in value):
+            raise StudyError(f"{name} must be a list of {element.__name__}, not {list(value)!r:.60}.")
     return replace(defaults, **values, **others)
 
 

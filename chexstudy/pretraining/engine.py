@@ -655,9 +655,13 @@ def choose_device(name: str, processes: Processes | None = None) -> torch.device
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise StudyError(f"unknown device {name!r}: use auto, cpu or cuda.") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise StudyError(f"unknown device {name!r:.60}: use auto, cpu or cuda.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise StudyError("device is cuda, but torch sees no CUDA device: use device=auto, or run `chexstudy doctor`.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StudyError(f"device is {name}, but there are {torch.cuda.device_count()}, counted from cuda:0.")
     if device.type == "cuda" and processes is not None and processes.size > 1:
         return torch.device("cuda", processes.local_rank)
     return device
@@ -669,8 +673,9 @@ def _read_values(path: Path | None) -> dict:
     try:
         values = json.loads(path.read_text()) if path else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise StudyError(f"--config {path} cannot be read ({error}): give a JSON file of constants.") from None
-    if not isinstance(values, dict):
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise StudyError(f"--config {path!s:.200} cannot be read ({reason}): give a JSON file of constants.") from None
+    if not isinstance(values, dict) or not isinstance(values.get("curator", {}), dict):
         raise StudyError(f'--config {path} holds no constants by name: write {{"batch_size": 64}} or the like.')
     return values
 
