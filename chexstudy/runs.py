@@ -380,12 +380,12 @@ class Run:
     def find_damage(self, name: str) -> str:
         """What is wrong with an artifact that is there, as in the function of that name.
 
-        Of the files recorded with it, whether they are of the same making; their bytes count when they are read.
+        Of the files recorded with it, those beside it must be of the same making; their bytes count when they are read.
         """
         if damage := _find_damage(self.path(name), self._record_path(name)):
             return damage
         for part, sha256 in (self.provenance(name) or {}).get("files", {}).items():
-            seal = read_record(self._record_path(part))
+            seal = read_record(self._record_path(part)) if Path(part).parent == Path(name).parent else None
             if seal and seal.get("sha256") != sha256:
                 return f"was written with another {part} than there is now"
         return ""
