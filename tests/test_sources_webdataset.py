@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort.build import build_cohort
+from chexstudy.cohort.check import check_source
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.sources import build_source
 from chexstudy.cohort.sources.webdataset import _split_name
@@ -386,3 +387,15 @@ def test_members_fields_and_depth_have_limits(tmp_path, unpack_to):
 def test_a_pipe_is_no_shard(tmp_path, unpack_to):
     os.mkfifo(tmp_path / "a.tar")
     assert "holds and names no tar shard" in sentence(tmp_path / "a.tar", unpack_to)
+
+
+def test_a_check_tells_of_fields_that_nothing_uses(tmp_path):
+    folder = tmp_path / "shards"
+    write_shard(folder / "a.tar", [member for n in range(40) for member in sample(n, Age="50", site="x")])
+    found = check_source(folder)
+    assert found.problems == ()
+    assert found.remarks == (
+        "boxes, site are not used.",
+        "Lung Nodule: not both present and absent anywhere, so not measured.",
+    )
+    assert build(folder, tmp_path / "images").attrs["columns"] == "boxes, site are not used."

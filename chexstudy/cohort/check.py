@@ -15,7 +15,7 @@ import pandas as pd
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import set_aside_empty_reports
 from chexstudy.cohort.sources import PACKED, SOURCES, guess_source
-from chexstudy.cohort.sources.folder import PATIENTS_UNIFIED, check_folder
+from chexstudy.cohort.sources.folder import PATIENTS_UNIFIED, UNUSED, check_folder
 from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW
 from chexstudy.cohort.table import finding_columns, label_matrix, validate_cohort
 from chexstudy.errors import StudyError
@@ -51,11 +51,7 @@ def check_source(data_root: str | Path, source: str | None = None, seed: int = 0
     source = source or guess_source(data_root)
     if source == "folder":
         report = check_folder(data_root, seed)
-        found = [
-            *report.remarks,
-            *_tell_without_image(report.without_image, report.places),
-            *_tell_without_row(report.without_row),
-        ]
+        found = [*_tell_without_image(report.without_image, report.places), *_tell_without_row(report.without_row)]
         if report.cohort is None:
             return CohortCheck(report.problems, tuple(found))
         return _check_images(report.cohort, report.places, Path(data_root), found)
@@ -64,6 +60,7 @@ def check_source(data_root: str | Path, source: str | None = None, seed: int = 0
             # Not yet validated, the rows still know their lines.
             built = SOURCES[source](data_root, seed, **({"unpack_to": unpacked} if source in PACKED else {}))
             cohort = validate_cohort(built, f"the cohort from {source}")
+            cohort.attrs.update(built.attrs)
         except StudyError as error:
             return CohortCheck((str(error),))
         absent = [number for number, file in enumerate(cohort["image_path"]) if not os.path.isfile(file)]
@@ -131,7 +128,7 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
 
 
 def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
-    remarks = []
+    remarks = [cohort.attrs[UNUSED]] if UNUSED in cohort.attrs else []
     unified = cohort.attrs.get(PATIENTS_UNIFIED, 0)
     if unified:
         remarks.append(

@@ -51,7 +51,9 @@ from chexstudy.identifiers import is_rounded, normalise_ids, unify_patients
 from chexstudy.tables import NESTED, is_table, name_place, read_text_table
 
 VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
-PATIENTS_UNIFIED = "patients_written_in_several_ways"  # in ``cohort.attrs``
+# Notes in ``cohort.attrs``: how many patients were, and which columns of the table nothing takes.
+PATIENTS_UNIFIED = "patients_written_in_several_ways"
+UNUSED = "columns"
 _HOLDING = "the images and their table"
 
 
@@ -65,7 +67,6 @@ class FolderReport:
         places: of the table's rows in their file, as `chexstudy.tables.read_text_table` gives them.
         without_image: positions of rows that name a file that is not there; they go to quarantine.
         without_row: image files that no row names; they take no part.
-        remarks: one sentence for each thing that is as it should hardly be meant.
         cohort: the cohort table, or None if there are problems.
     """
 
@@ -74,7 +75,6 @@ class FolderReport:
     places: pd.Index = field(default_factory=lambda: pd.Index([]))
     without_image: tuple[int, ...] = ()
     without_row: tuple[Path, ...] = ()
-    remarks: tuple[str, ...] = ()
     cohort: pd.DataFrame | None = None
 
 
@@ -146,7 +146,9 @@ def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> Fol
     if problems:
         return report
     cohort.attrs[IMAGES_WITHOUT_ROW] = len(unlisted)
-    return replace(report, remarks=tuple(_find_unused(table, mapping)), cohort=cohort)
+    unused = _tell_unused(table, mapping)
+    cohort.attrs |= {UNUSED: unused} if unused else {}
+    return replace(report, cohort=cohort)
 
 
 # --- the mapping ----------------------------------------------------------------------------------------------------
@@ -398,14 +400,14 @@ def _find_wrong_labels(cohort: pd.DataFrame, table: pd.DataFrame, mapping: Colum
     return problems
 
 
-def _find_unused(table: pd.DataFrame, mapping: ColumnMapping) -> list[str]:
+def _tell_unused(table: pd.DataFrame, mapping: ColumnMapping) -> str:
     """Which columns nothing uses, and how those that look like a column of the contract would be."""
-    used = {name for _, name in _list_asked(table, mapping)}
+    used = {name for _, name in _list_asked(table, mapping)} | {"source", "report_origin"}
     unused = [name for name in table.columns if name not in used and not name.startswith("__")]
     if not unused:
-        return []
+        return ""
     guessed = {name: column for name, column in guess_names(table.columns).items() if column in unused}
     guessed = {name: column for name, column in guessed.items() if name not in mapping.columns}
     add = ", ".join(f"{name}: {column}" for name, column in guessed.items())
     verb = "is" if len(unused) == 1 else "are"
-    return [f"{', '.join(unused)} {verb} not used{f': add {add}' if add else ''}."]
+    return f"{', '.join(unused)} {verb} not used{f': add {add}' if add else ''}."
