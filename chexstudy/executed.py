@@ -135,11 +135,12 @@ class _Hidden:
 
     def _read_names(self) -> None:
         self._known = {}
-        tables = [
-            pd.read_parquet(self._run.path(name))
-            for name in ("cohort.parquet", "quarantine.parquet")
-            if self._run.has(name)
-        ]
+        files = [self._run.path(name) for name in ("cohort.parquet", "quarantine.parquet") if self._run.has(name)]
+        try:
+            tables = [pd.read_parquet(file) for file in files]
+        except (OSError, ValueError):
+            # A damaged table is told by whoever needs it.
+            return
         images = list(dict.fromkeys(image_id for table in tables for image_id in table.image_id))
         shown = dict(zip(images, show_image_ids(self._run, images), strict=True))
         if any(name == pseudonym for name, pseudonym in shown.items()):

@@ -99,6 +99,11 @@ def test_drawn_names_stay(home):
     assert clean(run, "phantom/1 of phantom/p1") == "phantom/1 of phantom/p1"
 
 
+def test_a_damaged_cohort_does_not_hide_what_stopped(run):
+    run.path("cohort.parquet").write_bytes(b"PAR1")
+    assert clean(run, "StudyError: the cohort is damaged") == "StudyError: the cohort is damaged"
+
+
 def test_a_file_cut_off_is_left(run):
     path = write_notebook(run)
     path.write_text('{"cells": [')

@@ -3,7 +3,9 @@
 import ast
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,9 +18,10 @@ import pandas as pd
 import papermill
 import pytest
 from PIL import Image
+from test_readme import TRAINED
 
 from chexstudy import paths
-from chexstudy.cli import _STEPS
+from chexstudy.cli import _STEPS, main
 from chexstudy.evaluation.results import read_results
 from chexstudy.parameters import read_parameters
 from chexstudy.profiles import list_profiles, read_profile, resolve_parameters
@@ -173,11 +176,21 @@ def test_every_verb_of_the_command_line_has_its_notebook():
     assert {"source", "data_root", "image_size"} <= set(read_parameters(paths.NOTEBOOKS / "01_build_cohort.py"))
 
 
+@pytest.fixture(scope="module")
+def debug_run(tmp_path_factory):
+    """The home of a study on which every notebook was run, and the executed notebooks."""
+    home = tmp_path_factory.mktemp("debug")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHEXSTUDY_HOME", str(home))
+        # Fewer pairs and resamples than the profile's: the same cells in half the time.
+        given = {"pairs": 160, "batch_size": 32, "resamples": 20, "budgets": [0.3]}
+        yield home, run_all("debug", given, study="debug")
+
+
 @needs_notebooks
-def test_the_debug_profile_runs_every_notebook(home):
-    # Fewer pairs and resamples than the profile's: the same cells in half the time.
-    given = {"pairs": 160, "batch_size": 32, "resamples": 20, "budgets": [0.3]}
-    executed = run_all("debug", given, study="debug")
+def test_the_debug_profile_runs_every_notebook(debug_run, monkeypatch):
+    home, executed = debug_run
+    monkeypatch.setenv("CHEXSTUDY_HOME", str(home))
     assert [path.stem for path in executed] == [source.stem for source in SOURCES]
     for path in executed:
         outputs = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
@@ -191,6 +204,27 @@ def test_the_debug_profile_runs_every_notebook(home):
     drawn = {path.stem for path in run.path("figures").iterdir()}
     for name in drawn:
         assert {path.suffix for path in run.path("figures").glob(f"{name}.*")} >= {".png", ".pdf", ".json"}
+
+
+@needs_notebooks
+def test_executed_notebooks_name_no_place_of_this_machine(debug_run):
+    home, executed = debug_run
+    for path in executed:
+        text = path.read_text(encoding="utf-8")
+        for place in (f"{home}/", f"{paths.REPOSITORY}/", f"{Path.home()}/", f"{sys.prefix}/", f".{platform.node()}."):
+            assert place not in text, (path.name, place)
+
+
+@needs_notebooks
+def test_commands_of_the_readme_work_on_a_trained_study_as_typed(debug_run, monkeypatch, capsys):
+    home, _ = debug_run
+    monkeypatch.setenv("CHEXSTUDY_HOME", str(home))
+    shutil.copytree(home / "runs" / "debug", home / "runs" / "demo")
+    for command in TRAINED:
+        status = main(shlex.split(command)[1:])
+        said = capsys.readouterr()
+        assert status == 0, (command, said.err)
+        assert said.out.strip(), command
 
 
 @needs_notebooks
