@@ -84,7 +84,7 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
         {name: asked},
         choose_profile(run, None, source.parent / "profiles"),
         accepted=namespace.get(CHANGE) is True,
-        how=f"set {CHANGE} = True in the parameters cell",
+        how=f"set {CHANGE} = True in the parameters cell (papermill: -p {CHANGE} True)",
     )[name]
     begin_notebook(run, name, settled)
     use_plain_tables()

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pandas as pd
 import pytest
@@ -16,10 +17,13 @@ from chexstudy.runner import run_notebooks
 from chexstudy.runs import Run
 from chexstudy.studies import OTHER_CODE, OTHER_INPUTS, find_stale_artifacts, list_studies
 
+READ = cache(runner.read_parameters)
+
 
 @pytest.fixture(autouse=True)
 def executed(home, monkeypatch):
-    """Notebooks are not executed but leave a file."""
+    """Notebooks are not executed but leave a file, and are read once."""
+    monkeypatch.setattr(runner, "read_parameters", READ)
     monkeypatch.setattr(runner, "_execute", lambda source, run, *_, **__: run.write_json(f"{source.stem}.json", {}))
 
 
