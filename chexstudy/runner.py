@@ -349,7 +349,10 @@ class _IndentedLines:
 
 
 def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
-    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) and not run.find_damage(TIMINGS) else {"notebooks": {}}
+    damage = run.find_damage(TIMINGS) if run.has(TIMINGS) else ""
+    if damage:
+        print(f"{TIMINGS} of study {run.study!r} {damage}: it is begun anew.", flush=True)
+    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) and not damage else {"notebooks": {}}
     kibibyte = 1 if sys.platform == "darwin" else 1024
     entry = {
         "state": state,

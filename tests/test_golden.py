@@ -34,3 +34,9 @@ def test_wrong_files_are_named_in_one_sentence(tmp_path):
     np.savez(tmp_path / "half.npz", **{"case0/image": np.zeros((2, 2))})
     with pytest.raises(StudyError, match="lacks the array 'text'"):
         check_golden(tmp_path / "half.npz")
+
+
+def test_a_single_array_is_no_file_of_golden_numbers(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(StudyError, match=r"is not a readable \.npz file: expected arrays named case0/image"):
+        check_golden(tmp_path / "one.npy")

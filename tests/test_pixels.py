@@ -433,6 +433,7 @@ def test_a_full_disk_keeps_the_finished_shards(run, tmp_path, full_disk):
     ("wrong", "sentence"),
     [
         ({"size": 0}, "the image size must be a positive whole number of pixels, not 0."),
+        ({"size": 10**10}, "the image size must be at most 65536 pixels, not 10000000000."),
         ({"workers": 0}, "the number of processes that read images must be 1 or more, not 0."),
         ({"images_a_shard": 0}, "a shard of the pixel store must hold 1 or more images, not 0."),
         ({"fit": "squash"}, "fit must be one of crop, pad, not 'squash'."),

@@ -23,6 +23,7 @@ from chexstudy.runner import (
     run_notebook,
     run_notebooks,
 )
+from chexstudy.runs import Run
 
 FIRST = """\
 # %% [markdown]
@@ -198,7 +199,7 @@ def test_a_run_that_failed_does_not_change_what_a_study_is_run_again_with(folder
     assert (record["state"], record["parameters"]["seed"], "unfinished" in record) == ("done", 1, False)
 
 
-def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home):
+def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home, capsys):
     run_notebook("01", "tiny", {"seed": "8"}, from_text=True, study="mine", folder=folder, quiet=True)
     seen = home / "runs/mine/seen.json"
     before = seen.read_text()
@@ -207,6 +208,13 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home):
     assert seen.read_text() == before
     with pytest.raises(StudyError, match=r"study 'other' has no timings\.json yet: run `chexstudy run all` first"):
         rerun_notebooks("other", folder=folder)
+    for damaged in (b"", b"{", b"[]"):
+        (home / "runs/mine/timings.json").write_bytes(damaged)
+        with pytest.raises(StudyError, match=r"timings\.json of study 'mine' is not what was written there"):
+            rerun_notebooks("mine", folder=folder)
+    run_notebook("01", "tiny", study="mine", folder=folder, quiet=True)
+    assert "timings.json of study 'mine' is not what was written there" in capsys.readouterr().out
+    assert list(Run("mine").read_json("timings.json", "")["notebooks"]) == ["01_first"]
 
 
 @pytest.mark.parametrize(

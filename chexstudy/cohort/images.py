@@ -19,6 +19,7 @@ from chexstudy.cohort.unreadable import LARGEST_IMAGE, UnreadableImage
 from chexstudy.errors import StudyError
 
 FITS = ("crop", "pad")
+_LARGEST_SIZE = 2**16  # pixels a side of what is stored
 
 SMALLEST_SIDE = 32  # pixels
 _LONGEST_STRIP = 20  # sides in proportion: more is a line of text, and fitted by its short side it fills the memory
@@ -139,6 +140,8 @@ def check_fit(size: int, fit: str) -> None:
     """Raise a StudyError unless ``size`` is a positive whole number and ``fit`` is one of ``FITS``."""
     if not isinstance(size, int) or size < 1:
         raise StudyError(f"the image size must be a positive whole number of pixels, not {size!r}.")
+    if size > _LARGEST_SIZE:
+        raise StudyError(f"the image size must be at most {_LARGEST_SIZE} pixels, not {size}.")
     if fit not in FITS:
         raise StudyError(f"fit must be one of {', '.join(FITS)}, not {fit!r}.")
 

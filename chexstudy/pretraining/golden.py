@@ -43,7 +43,7 @@ def check_golden(path: str | Path) -> pd.DataFrame:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     # An array may claim a shape that no memory holds.
-    except (OSError, ValueError, zipfile.BadZipFile, MemoryError, OverflowError):
+    except (OSError, ValueError, zipfile.BadZipFile, MemoryError, OverflowError, TypeError):
         raise StudyError(f"{path} is not a readable .npz file: expected arrays named case0/image and so on.") from None
     cases = sorted({name.split("/")[0] for name in arrays if "/" in name})
     if not cases:
