@@ -7,6 +7,8 @@
 import os
 import re
 import subprocess
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,8 +21,6 @@ from scipy.ndimage import label
 
 from chexstudy import paths
 from chexstudy.explorer import MARKS
-from chexstudy.parameters import read_parameters
-from chexstudy.profiles import read_profile, resolve_parameters
 from chexstudy.runner import list_notebooks, run_all
 from chexstudy.runs import Run
 
@@ -51,18 +51,13 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkout(study, tmp_path_factory):
-    """A checkout whose notebooks have the values of the debug profile in their parameters cells."""
+    """A checkout whose notebooks say ``study = "debug"``, which takes that study's values."""
     folder = copy_checkout(tmp_path_factory.mktemp("lab") / "checkout")
-    declared = {name: read_parameters(paths.NOTEBOOKS / f"{name}.py") for name in NOTEBOOKS}
-    values = resolve_parameters(declared, read_profile("debug"), NOTEBOOKS, {}, "debug")
     for name in NOTEBOOKS:
         source = folder / f"notebooks/{name}.py"
         text = source.read_text()
-        for parameter, value in (values[name] | {"study": "debug"}).items():
-            line = re.compile(rf"^({parameter}(?:: [\w\[\]]+)?) = .*?(  # )", re.MULTILINE)
-            text, count = line.subn(lambda found, value=value: f"{found[1]} = {value!r}{found[2]}", text, count=1)
-            assert count == 1, f"{name} has no line for {parameter}"
-        source.write_text(text)
+        assert text.count('study = "demo"  #') == 1
+        source.write_text(text.replace('study = "demo"  #', 'study = "debug"  #'))
     subprocess.run(run_make(folder, "sync"), check=True, capture_output=True)
     commit_all(folder)
     return folder
@@ -80,20 +75,14 @@ def browser():
         yield context
 
 
-@pytest.fixture
-def open_notebook(lab, browser):
-    """Open a file of the checkout's notebooks; afterwards nothing but this machine was asked for anything."""
-    opened = []
-
-    def open_file(name):
-        opened.append(Page(browser, lab, f"notebooks/{name}"))
-        return opened[-1]
-
-    yield open_file
-    for page in opened:
-        page.close()
-        hosts = {urlsplit(url).hostname for url in page.requests if urlsplit(url).scheme not in ("data", "blob")}
-        assert hosts == {"127.0.0.1"}
+@contextmanager
+def open_notebook(lab, browser, name):
+    """A file of the checkout's notebooks; afterwards nothing but this machine was asked for anything."""
+    page = Page(browser, lab, f"notebooks/{name}")
+    yield page
+    page.close()
+    hosts = {urlsplit(url).hostname for url in page.requests if urlsplit(url).scheme not in ("data", "blob")}
+    assert hosts == {"127.0.0.1"}
 
 
 def take_screenshot(page, name):
@@ -108,24 +97,34 @@ def private_words(run):
     return [*cohort.image_id, *sentences]
 
 
+def list_outputs(cells):
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def list_errors(cells):
+    return [output["evalue"] for output in list_outputs(cells) if output["output_type"] == "error"]
+
+
 @pytest.mark.parametrize("suffix", [".ipynb", ".py"])
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_run_all(name, suffix, open_notebook, study, checkout):
-    page = open_notebook(name + suffix)
-    cells = page.run_all()
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert [output.get("evalue") for output in outputs if output["output_type"] == "error"] == []
-    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
-    assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
-    page.save()
-    take_screenshot(page, f"{name}{suffix}")
+def test_run_all(name, suffix, lab, browser, study, checkout):
+    with open_notebook(lab, browser, name + suffix) as page:
+        cells = page.run_all()
+        outputs = list_outputs(cells)
+        assert list_errors(cells) == []
+        assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+        assert [output["text"] for output in outputs if output.get("name") == "stderr"] == []
+        page.save()
+        take_screenshot(page, f"{name}{suffix}")
+        assert page.problems == []
     saved = (checkout / f"notebooks/{name}.ipynb").read_text()
     assert saved.count('"image/png"') == sum("image/png" in output.get("data", {}) for output in outputs)
     assert [word for word in private_words(study) if word in saved] == []
-    assert page.problems == []
     # Pictures of patients are in the file and not in git, and both halves still hold the same.
-    assert git(checkout, "status", "--porcelain") == ""
-    assert git(checkout, "diff", "--stat") == ""
+    until = time.monotonic() + 20
+    while (status := git(checkout, "status", "--porcelain")) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert status == ""
     halves = [jupytext.read(checkout / f"notebooks/{name}{half}").cells for half in (".ipynb", ".py")]
     assert [cell.source for cell in halves[0]] == [cell.source for cell in halves[1]]
 
@@ -143,6 +142,7 @@ def count_marks(picture):
 
 def read_counts(page):
     """How many marks of each kind the summary says there are."""
+    page.page.locator(".chexstudy-explorer", has_text="prototype (").wait_for()
     text = page.page.locator(".chexstudy-explorer").inner_text()
     return {mark: int(re.search(rf"{mark} \(([\d,]+)\)", text)[1].replace(",", "")) for mark in MARKS}
 
@@ -163,12 +163,12 @@ def assert_drawn(page):
     assert seen["prototype"] >= 1
 
 
-@pytest.fixture
-def explored(open_notebook):
-    page = open_notebook("03_watch_prototypes.ipynb")
-    page.run_all()
-    page.page.wait_for_selector(_EXPLORER)
-    return page
+@pytest.fixture(scope="module")
+def explored(lab, browser):
+    with open_notebook(lab, browser, "03_watch_prototypes.ipynb") as page:
+        assert list_errors(page.run_all()) == []
+        page.page.wait_for_selector(_EXPLORER)
+        yield page
 
 
 def find_spot(page, mark):
@@ -206,7 +206,7 @@ def test_the_explorer_in_the_browser(explored):
     page.page.wait_for_timeout(500)
     assert "kept:" in held
     assert "kept:" in read_card(page)
-    mouse.dblclick(*(np.array(find_spot(page, "central, dropped")) * 0 + _empty_corner(page)))
+    mouse.dblclick(*_find_empty_corner(page))
     # Lasso.
     page.page.locator(".chexstudy-explorer button").nth(1).click()
     box = page.page.locator(_EXPLORER).first.bounding_box()
@@ -230,9 +230,18 @@ def test_the_explorer_in_the_browser(explored):
     assert page.problems == []
 
 
-def _empty_corner(page):
+def _find_empty_corner(page):
     box = page.page.locator(_EXPLORER).first.bounding_box()
-    return np.array([box["x"] + 4, box["y"] + 4])
+    return box["x"] + 4, box["y"] + 4
+
+
+def test_the_explorer_in_the_dark(explored):
+    page = explored
+    page.command("apputils:change-theme", {"theme": "JupyterLab Dark"})
+    page.page.wait_for_selector("body[data-jp-theme-light='false']")
+    assert_drawn(page)
+    take_screenshot(page, "explorer_dark")
+    page.command("apputils:change-theme", {"theme": "JupyterLab Light"})
 
 
 def test_the_explorer_outlives_a_reload_and_leaves_a_picture_without_its_kernel(explored):
@@ -256,12 +265,3 @@ def test_the_explorer_outlives_a_reload_and_leaves_a_picture_without_its_kernel(
     take_screenshot(page, "explorer_without_kernel")
     page.run_all()
     assert_drawn(page)
-
-
-def test_the_explorer_in_the_dark(explored):
-    page = explored
-    page.command("apputils:change-theme", {"theme": "JupyterLab Dark"})
-    page.page.wait_for_selector("body[data-jp-theme-light='false']")
-    assert_drawn(page)
-    take_screenshot(page, "explorer_dark")
-    page.command("apputils:change-theme", {"theme": "JupyterLab Light"})
