@@ -52,10 +52,9 @@ lint: $(STAMP) ## Check style and layout with ruff
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "some files are not laid out: run '$(BIN)/ruff format .'" >&2; exit 1; }
 
-# JupyterLab takes the .py half's cells, so what was edited elsewhere in an .ipynb half goes there first.
+# JupyterLab takes the .py half's cells: what was edited elsewhere in an .ipynb half goes there by `make sync`.
 # CHEXSTUDY_CWD: relative paths in a notebook's parameters are taken from the checkout, as on the command line.
 lab: $(STAMP) git-filter ## Open the notebooks in JupyterLab; .py and .ipynb halves open as notebooks
-	@$(BIN)/jupytext --quiet --sync $(NOTEBOOKS)/*.py
 	@CHEXSTUDY_CWD="$(CURDIR)" JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/$(NOTEBOOKS) $(ARGS)
 

@@ -143,7 +143,7 @@ def count_marks(picture):
 def read_counts(page):
     """How many marks of each kind the summary says there are."""
     page.page.locator(".chexstudy-explorer", has_text="prototype (").wait_for()
-    text = page.page.locator(".chexstudy-explorer").inner_text()
+    text = page.page.locator(".chexstudy-explorer").text_content()
     return {mark: int(re.search(rf"{mark} \(([\d,]+)\)", text)[1].replace(",", "")) for mark in MARKS}
 
 
@@ -238,7 +238,7 @@ def _find_empty_corner(page):
 def test_the_explorer_in_the_dark(explored):
     page = explored
     page.command("apputils:change-theme", {"theme": "JupyterLab Dark"})
-    page.page.wait_for_selector("body[data-jp-theme-light='false']")
+    page.page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
     assert_drawn(page)
     take_screenshot(page, "explorer_dark")
     page.command("apputils:change-theme", {"theme": "JupyterLab Light"})
