@@ -1,6 +1,5 @@
 """Heads of a study: fitted without the test split, kept, not fitted twice, measured on the same patients."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -235,9 +234,9 @@ def test_what_is_missing_is_said_before_anything_is_fitted(evaluation):
 def test_scores_of_an_arm_trained_anew_are_made_anew(evaluation):
     make_arm(evaluation.run, "full", 0)
     adapt_arm(evaluation, "full", 0, [HeadPlan("logistic")])
-    path = evaluation.run.path("pretraining/full/seed0/compute.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"flops": 3.0}))
-    evaluation.run.record("pretraining/full/seed0/compute.json", {}, ("cohort.parquet",), 0)
+    cost = "pretraining/full/seed0/compute.json"
+    evaluation.run.write_json(cost, evaluation.run.read_json(cost, "") | {"flops": 3.0})
+    evaluation.run.record(cost, {}, ("cohort.parquet",), 0)
     name = f"evaluation/full/seed0/{scores_task('logistic')}/{DATA_SET}.parquet"
     before = evaluation.run.provenance(name)["key"]
     adapt_arm(evaluation, "full", 0, [HeadPlan("logistic")])
