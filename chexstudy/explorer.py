@@ -196,10 +196,12 @@ class PrototypeExplorer:
         scored = self.marks[~self.marks.mark.isin([_AHEAD, _PROTOTYPE])]
         kept = f", {100 * scored.kept.astype(bool).mean():.1f} % kept" if len(scored) else ""
         step = self.slider.options[self.slider.index][0]
+        # The map is white in every theme, the legend is not.
+        colours = {mark: colour for mark, (colour, _) in MARKS.items()} | {_PROTOTYPE: "inherit"}
         dots = [
-            f"<span style='white-space:nowrap'><span style='color:{colour}'>{'★' if mark == _PROTOTYPE else '●'}</span>"
+            f"<span style='white-space:nowrap'><span style='color:{colours[mark]}'>{'★' if mark == _PROTOTYPE else '●'}</span>"
             f" {mark} ({counts[mark]:,})</span>"
-            for mark, (colour, _) in MARKS.items()
+            for mark in MARKS
         ]
         return f"<b>{step.capitalize()}: {len(scored):,} pairs of this stage scored{kept}</b><br>{'&ensp; '.join(dots)}"
 
