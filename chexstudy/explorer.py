@@ -199,8 +199,8 @@ class PrototypeExplorer:
         # The map is white in every theme, the legend is not.
         colours = {mark: colour for mark, (colour, _) in MARKS.items()} | {_PROTOTYPE: "inherit"}
         dots = [
-            f"<span style='white-space:nowrap'><span style='color:{colours[mark]}'>{'★' if mark == _PROTOTYPE else '●'}</span>"
-            f" {mark} ({counts[mark]:,})</span>"
+            f"<span style='white-space:nowrap;color:{colours[mark]}'>{'★' if mark == _PROTOTYPE else '●'}</span>"
+            f"<span style='white-space:nowrap'> {mark} ({counts[mark]:,})</span>"
             for mark in MARKS
         ]
         return f"<b>{step.capitalize()}: {len(scored):,} pairs of this stage scored{kept}</b><br>{'&ensp; '.join(dots)}"
