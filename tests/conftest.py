@@ -88,7 +88,7 @@ _WORDS = (
 _TINY_FINDINGS = ("Mass", "Hernia")
 
 
-def make_tiny_study(name="tiny", pairs=120, size=36):
+def make_tiny_study(name="tiny", pairs=120, size=36, report_origin="written"):
     """A run with a cohort of noise images whose brightness and wording tell the findings apart, and its pixels."""
     import numpy as np
     import pandas as pd
@@ -122,7 +122,7 @@ def make_tiny_study(name="tiny", pairs=120, size=36):
                 "age_years": 50.0,
                 "image_path": f"source/{number}.png",
                 "report": " ".join(words),
-                "report_origin": "written",
+                "report_origin": report_origin,
                 "Mass": int(mass),
                 "Hernia": int(hernia),
             }

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_tiny_study
 from safetensors.torch import load_file
 
 from chexstudy import paths
@@ -113,7 +114,9 @@ def _train(run, config, home, processes, arm):
     "changes",
     [{}, pytest.param({"frozen_towers": ("text",), "micro_batch": 64, "dropout": True}, marks=pytest.mark.slow)],
 )
-def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(tiny_study, home, changes):
+def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(home, changes):
+    # Reports whose rare words are tokens: spelled ones lie so close together that rounding decides between pairs.
+    tiny_study = make_tiny_study(report_origin="template")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     config = PretrainingConfig.from_dict(_CONSTANTS | changes)
@@ -206,6 +209,9 @@ class _Absent(Processes):
 
     def wait(self):
         """Not for anybody."""
+
+    def add_up(self, values):
+        return values
 
 
 def test_several_processes_without_an_arm_are_one_sentence(tmp_path):

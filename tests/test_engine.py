@@ -325,7 +325,8 @@ def test_a_full_disk_in_a_worker_is_the_same_sentence(tiny_study, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(path), str(paths.PACKAGE.parent)]))
     with pytest.raises(StudyError, match=r"^could not write .*step-00000000\.pt: File too large; free some space"):
         train_arms(tiny_study, ["full"], [0], _config(), "cpu")
-    assert not [path for path in tiny_study.path("pretraining").rglob("*") if path.is_file()]
+    left = [path.name for path in tiny_study.path("pretraining").rglob("*") if path.is_file()]
+    assert set(left) <= {".lock"}
 
 
 def test_a_loss_that_is_no_number_leaves_a_checkpoint_to_go_on_from(tiny_study, capsys):
