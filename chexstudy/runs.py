@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -46,6 +46,8 @@ _CLOCK_TICK = 2 * 10**9
 # File systems take names of 255 bytes.
 _LONGEST_NAME = 200
 _SECONDS_OF_A_REPLACEMENT = 0.2
+_LARGE_FILE = 2**28  # bytes
+_SECONDS_OF_TRUST = 12 * 3600
 _RECORDED_VERSIONS = ("numpy", "pandas", "torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn")
 
 
@@ -128,16 +130,36 @@ _hashes: dict[tuple[int, ...], str] = {}
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits; read once a process while size and time of change stay."""
+    """SHA-256 of a file's bytes, as 64 hex digits.
+
+    While its size and times of change stay, a file is read once a process, and one of 256 MiB or more once in twelve
+    hours, by whichever process is the first.
+    """
     with open(path, "rb") as handle:
         status = os.fstat(handle.fileno())
-        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if state not in _hashes:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            if time.time_ns() - status.st_mtime_ns < _CLOCK_TICK:
-                return digest
+            memo = paths.cache() / "hashes" / hash_values(state) if status.st_size >= _LARGE_FILE else None
+            digest = _recall(memo) if memo else None
+            if digest is None:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                if time.time_ns() - status.st_mtime_ns < _CLOCK_TICK:
+                    return digest
+                if memo:
+                    with suppress(StudyError), atomic_path(memo) as temporary:
+                        temporary.write_text(digest)
             _hashes[state] = digest
     return _hashes[state]
+
+
+def _recall(memo: Path) -> str | None:
+    """The hash that a process wrote down not long ago."""
+    with suppress(OSError):
+        digest, age = memo.read_text(), time.time() - memo.stat().st_mtime
+        if re.fullmatch(r"[0-9a-f]{64}", digest) and 0 <= age < _SECONDS_OF_TRUST:
+            return digest
+        memo.unlink()
+    return None
 
 
 def hash_artifact(path: Path) -> str:

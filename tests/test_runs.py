@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy import runs
+from chexstudy import paths, runs
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, atomic_path, hash_file, hash_values
 
@@ -77,7 +77,7 @@ def test_a_write_that_the_system_cuts_off_leaves_nothing(home, writer):
     program = f"""
 import resource
 import numpy as np, pandas as pd
-from chexstudy import runs
+from chexstudy import paths, runs
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 run = Run("tiny")
@@ -345,3 +345,34 @@ def test_an_artifact_is_forgotten_with_its_provenance(run):
     runs.forget_artifact(run.path("absent.json"))
     left = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file())
     assert left == ["c.json", "provenance/c.json.json"]
+
+
+def test_a_large_file_is_read_once_by_all_processes_until_it_changes_or_time_is_up(run, monkeypatch):
+    monkeypatch.setattr(runs, "_LARGE_FILE", 4)
+    monkeypatch.setattr(runs, "_CLOCK_TICK", 0)
+    reads = []
+    digest = runs.hashlib.file_digest
+    monkeypatch.setattr(runs.hashlib, "file_digest", lambda *given: reads.append(1) or digest(*given))
+    large, small = run.path("large"), run.path("small")
+    large.parent.mkdir(parents=True, exist_ok=True)
+    large.write_bytes(b"large")
+    small.write_bytes(b"abc")
+
+    def read_in_another_process(path):
+        monkeypatch.setattr(runs, "_hashes", {})
+        before = len(reads)
+        return hash_file(path), len(reads) - before
+
+    first = hash_file(large)
+    assert read_in_another_process(large) == (first, 0)
+    assert [read_in_another_process(small)[1] for _ in range(2)] == [1, 1]
+    (memo,) = (paths.cache() / "hashes").iterdir()
+    os.utime(memo, (0, 0))
+    assert read_in_another_process(large) == (first, 1)
+    memo.write_text("cut")
+    assert read_in_another_process(large) == (first, 1)
+    status = large.stat()
+    large.write_bytes(b"flips")
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
+    changed, read = read_in_another_process(large)
+    assert (changed != first, read) == (True, 1)
