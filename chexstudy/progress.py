@@ -11,7 +11,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def _in_kernel() -> bool:
-    return "ipykernel" in sys.modules
+    # The package alone is loaded by papermill, too.
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
 
 
 def _someone_watches() -> bool:

@@ -331,8 +331,8 @@ def test_a_full_disk_in_a_worker_is_the_same_sentence(tiny_study, monkeypatch):
 
 def test_a_loss_that_is_no_number_leaves_a_checkpoint_to_go_on_from(tiny_study, capsys):
     with pytest.raises(StudyError, match=r"became nan at step 1: lower learning_rate .* the last checkpoint is intact"):
-        pretrain(tiny_study, "full", 0, _config(learning_rate=1e30, checkpoint_minutes=0.0), "cpu")
-    state, _ = _ArmRun(tiny_study, ARMS["full"], 0, _config(learning_rate=1e30), torch.device("cpu")).checkpoints.load()
+        pretrain(tiny_study, "full", 0, _config(learning_rate=1e18, checkpoint_minutes=0.0), "cpu")
+    state, _ = _ArmRun(tiny_study, ARMS["full"], 0, _config(learning_rate=1e18), torch.device("cpu")).checkpoints.load()
     assert state["trainer"]["position"][2] == 1
 
 

@@ -358,7 +358,7 @@ def empty(rows):
         ),
         (
             lambda train, validate: {"train": train.assign(image_id="made/none")},
-            r"50 of 50 images have no frozen features \(the first is made/none\)",
+            r"50 of 50 images have no frozen features \(the first is number 0 of those asked for",
         ),
     ],
 )

@@ -598,7 +598,7 @@ def test_the_json_holds_caption_and_numbers(home, results):
 
 
 def test_patients_stay_out_of_what_is_published(home, cohort, results):
-    with pytest.raises(StudyError, match="patient_id"):
+    with pytest.raises(StudyError, match="column image_path: leave it out"):
         save_figure(Run("demo"), new_figure(30), "composition", "A caption.", cohort)
     with pytest.raises(StudyError, match="plain file name"):
         save_figure(Run("demo"), new_figure(30), "../composition", "A caption.")

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,8 @@ from chexstudy.progress import JobProgress, progress
 def in_notebook(monkeypatch):
     """The code runs in a kernel that JupyterLab started."""
     monkeypatch.delenv("CHEXSTUDY_HEADLESS", raising=False)
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
 
 
 def test_a_notebook_has_a_bar_of_text_that_goes_when_it_is_done(in_notebook, capsys):
