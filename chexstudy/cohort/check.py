@@ -109,7 +109,7 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
         lacking = " and ".join(missing)
         problems.append(
             f"no image is in the split {lacking}, which training or evaluation needs: give some patients that split, "
-            "or leave the column of splits out to have patients split at random."
+            "or add patients if they are split at random."
         )
     findings = finding_columns(cohort)
     for split in _NEEDED_SPLITS[1:] if findings else ():
