@@ -109,8 +109,8 @@ def test_splits_that_a_run_needs_are_asked_for(tmp_path):
     with_split = MAPPING.replace("}", ", split: Set}")
     found = check(make_folder(tmp_path / "a", with_split, Set=["train"] * 8 + ["val"] * 4))
     assert found.problems == (
-        "no image is in the split test, which training or evaluation needs: give some patients that split, or leave "
-        "the column of splits out to have patients split at random.",
+        "no image is in the split test, which training or evaluation needs: give some patients that split, or add "
+        "patients if they are split at random.",
     )
     found = check(make_folder(tmp_path / "b", Patient=["P1"] * 12))
     assert found.problems == (
