@@ -4,6 +4,7 @@
 ``CHEXSTUDY_BROWSER_HOME`` the one under that folder is taken. Screenshots lie in ``$CHEXSTUDY_SCREENSHOTS``, if set.
 """
 
+import io
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from PIL import Image
 from scipy.ndimage import label
 
 from chexstudy import paths
@@ -261,7 +263,14 @@ def test_the_explorer_outlives_a_reload_and_leaves_a_picture_without_its_kernel(
     cell = page.page.locator(".jp-CodeCell", has_text="explore_prototypes(run")
     cell.locator(".jp-RenderedImage img").first.wait_for()
     assert page.page.locator(_EXPLORER).count() == 0
-    cell.scroll_into_view_if_needed()
+    standing_in = cell.locator(".jp-RenderedImage img").first
+    standing_in.scroll_into_view_if_needed()
+    # JupyterLab lays out the cells above it meanwhile.
+    page.page.wait_for_function("(image) => image.complete && image.naturalWidth > 0", arg=standing_in.element_handle())
+    shown = np.asarray(Image.open(io.BytesIO(standing_in.screenshot())).convert("RGB")).astype(int)
+    for mark in ("central, dropped", "support, kept"):
+        near = np.abs(shown - np.round(255 * np.array(to_rgb(MARKS[mark][0])))).max(axis=2) <= 30
+        assert near.sum() > 20, mark
     take_screenshot(page, "explorer_without_kernel")
     page.run_all()
     assert_drawn(page)

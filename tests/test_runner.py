@@ -238,6 +238,8 @@ def test_a_wrong_parameter_stops_before_anything_is_started(folder, home, parame
 
 def spawn(folder, home, study, fate):
     program = (
+        # Started in the background, tests and all they start would ignore a Ctrl-C.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from chexstudy.runner import run_notebook\n"
         f"run_notebook('02', 'tiny', dict(fate={fate!r}), study={study!r}, folder=Path({str(folder)!r}))"
     )
