@@ -23,6 +23,11 @@ def work(folder):
     Path(folder, str(os.getpid())).touch()
     time.sleep(60)
 """
+_START_TWO = """else:
+    command = [sys.executable, __file__, sys.argv[1], "child"]
+    both = [subprocess.Popen(command, env=os.environ | children.name_parent()) for _ in range(2)]
+    both[0].wait()
+"""
 _PARENTS = {
     "a pool of workers": f"""{_WORK}
 from concurrent.futures import ProcessPoolExecutor
@@ -36,11 +41,7 @@ import subprocess
 if len(sys.argv) > 2:
     children.end_with_parent()
     work(sys.argv[1])
-else:
-    command = [sys.executable, __file__, sys.argv[1], "child"]
-    both = [subprocess.Popen(command, env=os.environ | children.name_parent()) for _ in range(2)]
-    both[0].wait()
-""",
+{_START_TWO}""",
     "a process that does not want to end": f"""{_WORK}
 import subprocess
 if len(sys.argv) > 2:
@@ -48,11 +49,7 @@ if len(sys.argv) > 2:
     children._SECONDS_TO_END = 0.5
     children.end_with_parent()
     work(sys.argv[1])
-else:
-    command = [sys.executable, __file__, sys.argv[1], "child"]
-    both = [subprocess.Popen(command, env=os.environ | children.name_parent()) for _ in range(2)]
-    both[0].wait()
-""",
+{_START_TWO}""",
 }
 
 
