@@ -36,7 +36,8 @@ from chexstudy.errors import StudyError
 # These rooms show results or start notebooks; a change in them cannot change a number.
 _PRESENTATION = {
     *("plots", "children.py", "cli.py", "cli_studies.py", "doctor.py", "executed.py", "explorer.py", "identity.py"),
-    *("locks.py", "notebook.py", "parameters.py", "profiles.py", "pseudonyms.py", "runner.py", "studies.py"),
+    *("locks.py", "notebook.py", "notebook_tables.py", "parameters.py", "profiles.py", "pseudonyms.py", "runner.py"),
+    *("studies.py", "unforeseen.py"),
 }
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Names the notebook at work, for its own process and those it starts.
