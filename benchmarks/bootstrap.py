@@ -16,8 +16,8 @@ from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from chexstudy.evaluation.delong import compare_areas, correlate_areas
-from chexstudy.evaluation.statistics import (
+from chexstudy.statistics.delong import compare_areas, correlate_areas
+from chexstudy.statistics.ranking import (
     auroc,
     bootstrap_patients,
     count_scarcer_patients,

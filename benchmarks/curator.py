@@ -16,11 +16,11 @@ from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from chexstudy.curation import fused, static
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.decisions import Selection
-from chexstudy.curation.prototypes import update_prototypes
-from chexstudy.curation.selection import apply_rule, draw_chance
+from chexstudy.curation.online import fused, static
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.decisions import Selection
+from chexstudy.curation.online.prototypes import update_prototypes
+from chexstudy.curation.online.selection import apply_rule, draw_chance
 
 # The static form is for GPUs; on a CPU it is timed up to here, for comparison.
 _STATIC_ROWS_ON_CPU = 480

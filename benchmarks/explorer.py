@@ -32,7 +32,7 @@ state = generator.choice(6, {points}, p=[0.5, 0.1, 0.1, 0.2, 0.05, 0.05])
 """
 _CELLS = {
     "jupyter-scatter": """
-from chexstudy.explorer import MARKS, _open_map
+from chexstudy.plots.explorer import MARKS, _open_map
 map = _open_map()
 map.points = np.column_stack([points, state + 1, np.zeros(len(points))])
 map
@@ -62,7 +62,7 @@ def measure(address: str, context, folder: Path, name: str, points: int, seed: i
     """First paint, paint after a reload, and whom the page asked."""
     cells = [_DATA.format(points=points, seed=seed), _CELLS[name].format(colours=_COLOURS)]
     if name == "jupyter-scatter":
-        cells[0] += "import jscatter, chexstudy.explorer\n"
+        cells[0] += "import jscatter, chexstudy.plots.explorer\n"
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel)
     nbformat.write(notebook, folder / "scatter.ipynb")

@@ -23,8 +23,8 @@ import torch
 from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from threadpoolctl import threadpool_limits
 
-from chexstudy.curation.facility import facility_location
-from chexstudy.curation.farthest import cover_points
+from chexstudy.vectors.facility_location import facility_location
+from chexstudy.vectors.farthest import cover_points
 
 KEEP = 0.227
 PREFIXES = {"plain loop": 20, "fused scan": 150, "fpsample": 30}

@@ -14,8 +14,8 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from chexstudy.curation import clustering
-from chexstudy.curation.products import multiply_rows
+from chexstudy.vectors import kmeans as clustering
+from chexstudy.vectors.products import multiply_rows
 
 _BLOCK_ROWS = 8192
 

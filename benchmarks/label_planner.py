@@ -23,11 +23,11 @@ from record import Goal, benchmark_parser, reach, write_record
 from scipy.optimize import OptimizeWarning, curve_fit
 from threadpoolctl import threadpool_limits
 
-from chexstudy.evaluation.planning.families import POWER3
-from chexstudy.evaluation.planning.fitting import NOT_YET, TOLD, WIDEST, bootstrap_fits, profile_plateau
-from chexstudy.evaluation.planning.observations import LearningCurve
-from chexstudy.evaluation.planning.planner import FARTHEST, UNREACHABLE, plan_curve
-from chexstudy.evaluation.planning.pooling import infer_curves
+from chexstudy.label_planning.families import POWER3
+from chexstudy.label_planning.fitting import NOT_YET, TOLD, WIDEST, bootstrap_fits, profile_plateau
+from chexstudy.label_planning.observations import LearningCurve
+from chexstudy.label_planning.planner import FARTHEST, UNREACHABLE, plan_curve
+from chexstudy.label_planning.posterior import infer_curves
 from chexstudy.progress import progress
 
 GRID = np.array([10, 20, 30, 50, 70, 100, 200, 300, 500, 1000, 2000], dtype=float)

@@ -26,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from record import benchmark_parser, measure_in_turns, reach, write_record
 
-from chexstudy.cohort import png
-from chexstudy.cohort.images import decode_radiograph, fit_square
+from chexstudy.cohort.images import png
+from chexstudy.cohort.images.decode import decode_radiograph, fit_square
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.pixels import PixelStore
+from chexstudy.cohort.pixels.shards import ShardedImages
+from chexstudy.cohort.pixels.store import PixelStore
 from chexstudy.cohort.quality import check_image
-from chexstudy.cohort.shards import ShardedImages
-from chexstudy.encoders import NORMALISATIONS, EncoderSpec, build_image_encoder
-from chexstudy.pretraining.loading import StallMeter, gather_pixels, prefetch
+from chexstudy.encoders.build import NORMALISATIONS, EncoderSpec, build_image_encoder
+from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels, prefetch
 
 SIDE, GRAIN = 1024, 1.5
 FEWEST_DRAWN = 60

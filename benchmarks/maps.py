@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from record import benchmark_parser, measure_in_turns, reach, write_record
 
-from chexstudy.mapping import fit_map, lay_over, measure_trustworthiness
-from chexstudy.stages import fit_stage_maps, measure_movement
+from chexstudy.curation.records.stage_maps import fit_stage_maps, measure_movement
+from chexstudy.vectors.umap import fit_map, lay_over, measure_trustworthiness
 
 CLUSTERS, NEIGHBOURS = 40, 30
 

@@ -33,13 +33,14 @@ from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from torch import Tensor
 from torch.nn.functional import pad
 
-from chexstudy.curation.prototypes import join_features
-from chexstudy.encoders import autocast_dtype, compile_blocks
-from chexstudy.pretraining.compute import peak_memory_bytes, reset_peak_memory
-from chexstudy.pretraining.loss import contrastive_loss
-from chexstudy.pretraining.model import ImageTextModel
-from chexstudy.pretraining.steps import PairEncoder
-from chexstudy.pretraining.texts import PaddedTexts, TextBatch, encode_texts
+from chexstudy.curation.online.prototypes import join_features
+from chexstudy.devices import autocast_dtype
+from chexstudy.encoders.build import compile_blocks
+from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel
+from chexstudy.pretraining.models.texts import PaddedTexts, TextBatch, encode_texts
+from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 
 _CPU = torch.device("cpu")
 _MICRO_BATCH = 128

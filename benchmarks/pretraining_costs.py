@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from pretraining_pairs import Scale, build_model, draw_lengths
 
-from chexstudy.pretraining.compute import count_flops
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.texts import cut_into_buckets
+from chexstudy.pretraining.engine.compute import count_flops
+from chexstudy.pretraining.models.texts import cut_into_buckets
 
 PAIRS = 1_234_995
 EPOCHS = 20

@@ -18,9 +18,10 @@ from pretraining_schemes import (
 )
 from record import Goal, measure_in_turns, reach
 
-from chexstudy.curation.prototypes import join_features
-from chexstudy.encoders import autocast_dtype, compile_blocks
-from chexstudy.pretraining.compute import peak_memory_bytes, reset_peak_memory
+from chexstudy.curation.online.prototypes import join_features
+from chexstudy.devices import autocast_dtype
+from chexstudy.encoders.build import compile_blocks
+from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
 
 _SCHEMES = (PUBLISHED, TWO_PASS, LOW_RESOLUTION, PACKED, HALF_THE_TOKENS)
 _PRODUCT_SIDE = {"cuda": 8192, "cpu": 256}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, Dinov2Config, PreTrainedConfig, ViTConfig
 
-from chexstudy.encoders import EncoderSpec, build_image_encoder, build_text_encoder
-from chexstudy.pretraining.model import ImageTextModel
-from chexstudy.pretraining.texts import TokenisedTexts
-from chexstudy.tokenizer import train_wordpiece
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder
+from chexstudy.encoders.tokenizer import train_wordpiece
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel
+from chexstudy.pretraining.models.texts import TokenisedTexts
 
 # Lengths of reports are about log-normal; with this width the longest of 480 is 3.9 times the mean, as in Open-I.
 _LENGTH_SPREAD = 0.5
@@ -102,7 +102,7 @@ def build_model(scale: Scale, device: torch.device | str, seed: int) -> ImageTex
 
 
 class GeneratedPairs:
-    """Pairs as `chexstudy.pretraining.steps.PairEncoder` sees those of a cohort.
+    """Pairs as `chexstudy.pretraining.objectives.contrastive_step.PairEncoder` sees those of a cohort.
 
     Args:
         count: how many.

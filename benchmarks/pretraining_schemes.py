@@ -13,13 +13,13 @@ from curator import select_plainly, update_plainly
 from pretraining_pairs import GeneratedPairs
 from torch import Tensor
 
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.prototypes import initial_prototypes, join_features, update_prototypes
-from chexstudy.curation.selection import draw_chance, select_samples
-from chexstudy.pretraining.loss import contrastive_loss
-from chexstudy.pretraining.model import ImageTextModel
-from chexstudy.pretraining.steps import PairEncoder
-from chexstudy.pretraining.texts import PaddedTexts, TextBatch, encode_texts
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.prototypes import initial_prototypes, join_features, update_prototypes
+from chexstudy.curation.online.selection import draw_chance, select_samples
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel
+from chexstudy.pretraining.models.texts import PaddedTexts, TextBatch, encode_texts
+from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 
 # The share that the published constants keep of a batch of 480, less the bands.
 _CENTRAL_SHARE = 0.127
@@ -35,8 +35,8 @@ class Scheme:
         name: how it is called in a row.
         published: all pairs forward and backward.
         low_resolution: score at a third of the side.
-        layout: of the texts, see `chexstudy.pretraining.texts`; ``longest`` pads each micro-batch to its longest text,
-            as published.
+        layout: of the texts, see `chexstudy.pretraining.models.texts`; ``longest`` pads each micro-batch to its longest
+            text, as published.
         token_share: share of the patches that training sees.
     """
 

@@ -24,11 +24,7 @@ def home() -> Path:
 
 
 def working_folder() -> Path:
-    """The folder the process works in.
-
-    Raises:
-        StudyError: it was removed.
-    """
+    """The folder the process works in."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -58,9 +54,6 @@ def resolve_user_path(path: str | Path) -> Path:
     """A path typed by a user: ``~`` expanded, relative ones taken from the folder the user stands in.
 
     The runner exports ``CHEXSTUDY_CWD`` because papermill and JupyterLab start kernels in different folders.
-
-    Raises:
-        StudyError: it begins with the name of an unknown user, or is relative to a folder that was removed.
     """
     if "\0" in str(path):
         raise StudyError("a path cannot hold the character of number 0: write it again.")

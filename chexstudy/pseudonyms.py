@@ -31,9 +31,6 @@ def show_image_ids(run: Run, image_ids: Iterable[str]) -> list[str]:
     Args:
         run: the study; its key is made if it has none.
         image_ids: official names, as in the cohort table.
-
-    Raises:
-        StudyError: the key is damaged or cannot be written.
     """
     drawn = _drawn_images(run)
     key = None
@@ -57,9 +54,6 @@ def find_image_id(run: Run, name: str, image_ids: Iterable[str]) -> str:
 
     Returns:
         The official name; ``name`` itself where it is none of them and no pseudonym of one.
-
-    Raises:
-        StudyError: two images have this pseudonym, or the key is damaged.
     """
     known, match = list(image_ids), _PSEUDONYM.fullmatch(name.strip())
     if name in known or match is None or not run.has(KEY):

@@ -34,11 +34,7 @@ from chexstudy.children import has_ended
 from chexstudy.errors import StudyError
 
 # These rooms show results or start notebooks; a change in them cannot change a number.
-_PRESENTATION = {
-    *("plots", "children.py", "cli.py", "cli_studies.py", "doctor.py", "executed.py", "explorer.py", "identity.py"),
-    *("locks.py", "notebook.py", "notebook_tables.py", "parameters.py", "profiles.py", "pseudonyms.py", "runner.py"),
-    *("studies.py", "unforeseen.py"),
-}
+_PRESENTATION = {"plots", "cli", "workflow", "children.py", "pseudonyms.py"}
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Names the notebook at work, for its own process and those it starts.
 MADE_BY_VARIABLE = "CHEXSTUDY_NOTEBOOK"
@@ -58,9 +54,6 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
 
     A full disk or a killed process leaves the old file, or none, never half of one under its name; what a killed one
     had written so far is taken away by the next that writes the same file.
-
-    Raises:
-        StudyError: the disk is full or the place cannot be written.
     """
     final = Path(final)
     # The suffix stays last because numpy and image writers choose their format by it.
@@ -85,11 +78,7 @@ def name_partial(stem: str) -> str:
 
 @contextmanager
 def refused_writes(final: Path) -> Iterator[None]:
-    """Turn a refusal of the operating system to write within the block into one sentence about ``final``.
-
-    Raises:
-        StudyError: the disk is full or the place cannot be written.
-    """
+    """Turn a refusal of the operating system to write within the block into one sentence about ``final``."""
     try:
         yield
     except BaseException as error:
@@ -211,11 +200,7 @@ def find_damage(path: Path) -> str:
 
 
 def require_whole(path: Path, made_by: str) -> None:
-    """Stop at an artifact that is not what was written.
-
-    Raises:
-        StudyError: it was damaged or changed; the sentence names what makes it again.
-    """
+    """Stop at an artifact that is not what was written."""
     record = _find_record(path)
     if damage := _find_damage(path, record):
         raise _refuse_damaged(str(path), damage, record, made_by)
@@ -328,9 +313,6 @@ class Run:
 
     Args:
         study: name of the study, one folder name such as ``demo``.
-
-    Raises:
-        StudyError: the name is empty, too long, or is not a plain folder name.
     """
 
     def __init__(self, study: str):
@@ -352,12 +334,7 @@ class Run:
         return self.path(name).exists()
 
     def require(self, name: str, made_by: str) -> Path:
-        """The path of an artifact that another step makes.
-
-        Raises:
-            StudyError: it is missing, damaged or changed; the sentence names the notebook or command that makes it,
-                ``made_by`` unless its provenance knows better.
-        """
+        """The path of an artifact that another step makes."""
         path = self.path(name)
         if not path.exists():
             raise StudyError(f"study {self.study!r} has no {name} yet: run {made_by} first.")
@@ -368,11 +345,7 @@ class Run:
     # --- provenance -------------------------------------------------------------------------------------------------
 
     def key(self, parameters: dict, inputs: tuple[str, ...] = ()) -> str:
-        """The key an artifact is written under: parameters, contents of its input artifacts, computing code.
-
-        Raises:
-            StudyError: an input is missing or damaged.
-        """
+        """The key an artifact is written under: parameters, contents of its input artifacts, computing code."""
         return hash_values(parameters, self._hash_inputs(inputs), source_hash())
 
     def _hash_inputs(self, inputs: tuple[str, ...]) -> dict[str, str]:
@@ -437,9 +410,6 @@ class Run:
             inputs: names of the artifacts it was computed from.
             seed: of what was drawn.
             files: further files or folders that were written with it: without them it is not current.
-
-        Raises:
-            StudyError: a file is not what was written, though it was only just written.
         """
         hashes = {one: hash_artifact(self.require(one, "this step")) for one in (name, *files)}
         for one in files:
@@ -468,9 +438,6 @@ class Run:
         Args:
             name: of the artifact.
             made_by: what makes it, where that is more than the notebook at work.
-
-        Raises:
-            StudyError: the disk is full or the place cannot be written.
         """
         with atomic_path(self.path(name)) as temporary:
             yield temporary

@@ -36,7 +36,7 @@ from chexstudy.cohort.phantom.masks import read_masks
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.quality import count_quarantine
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
-from chexstudy.notebook import start_notebook
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.composition import (
     count_findings,
     count_report_lengths,

@@ -37,19 +37,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.curation.prototypes import join_features
-from chexstudy.embedding import embed_cohort
-from chexstudy.evaluation.long_tail import density, measure_prevalence, prevalence_tiers, tiers_of_pairs
-from chexstudy.mapping import read_or_fit_map
-from chexstudy.notebook import start_notebook
+from chexstudy.curation.online.prototypes import join_features
+from chexstudy.encoders.embeddings import embed_cohort
+from chexstudy.curation.quality.keep_rates import density, measure_prevalence, prevalence_tiers, tiers_of_pairs
+from chexstudy.vectors.umap import read_or_fit_map
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.embedding import describe_embedding, plot_embedding
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import arm_folder, train_arms
+from chexstudy.pretraining.arms.definitions import arm_folder, train_arms
 from chexstudy.pretraining.configuration import read_constants
-from chexstudy.pretraining.engine import choose_device
-from chexstudy.pretraining.model import build_model, load_model
+from chexstudy.devices import choose_device
+from chexstudy.pretraining.models.dual_encoder import build_model, load_model
 
 run = start_notebook("02_embed_pairs", globals())
 config = read_constants(globals())

@@ -44,22 +44,28 @@ show_reports = False  # show report texts in the explorer
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.choice import count_budget
-from chexstudy.curation.decisions import BATCH_EMPTY, REASONS
-from chexstudy.curation.ledger import read_ledger, summarise_bands
-from chexstudy.explorer import explore_prototypes
-from chexstudy.mapping import read_or_fit_map, trace_prototypes
-from chexstudy.notebook import start_notebook
+from chexstudy.curation.online.decisions import BATCH_EMPTY, REASONS
+from chexstudy.curation.records.ledger import read_ledger, summarise_bands
+from chexstudy.plots.explorer import explore_prototypes
+from chexstudy.vectors.umap import read_or_fit_map, trace_prototypes
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.cards import describe_prototype_cards, list_prototype_cards, plot_prototype_cards
 from chexstudy.plots.dynamics import describe_prototype_dynamics, measure_churn, plot_prototype_dynamics
 from chexstudy.plots.evolution import describe_prototype_evolution, plot_prototype_evolution
 from chexstudy.plots.framework import describe_framework, plot_framework, select_bands
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import arm_folder, train_arms
+from chexstudy.pretraining.arms.definitions import arm_folder, train_arms
 from chexstudy.pretraining.configuration import read_constants
-from chexstudy.stages import join_stage_maps, measure_stage_maps, plan_stages, read_or_fit_stage_maps, trace_over_stages
+from chexstudy.curation.records.stage_maps import (
+    join_stage_maps,
+    measure_stage_maps,
+    plan_stages,
+    read_or_fit_stage_maps,
+    trace_over_stages,
+)
 
 run = start_notebook("03_watch_prototypes", globals())
 config = read_constants(globals())

@@ -50,10 +50,10 @@ from IPython.display import display
 
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.choice import count_budget
-from chexstudy.notebook import start_notebook
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import (
+from chexstudy.pretraining.arms.definitions import (
     ARMS,
     arm_folder,
     choose_arms,
@@ -62,7 +62,7 @@ from chexstudy.pretraining.arms import (
     tabulate_costs,
     train_arms,
 )
-from chexstudy.pretraining.budgets import list_budget_arms, plan_budgets
+from chexstudy.pretraining.arms.budgets import list_budget_arms, plan_budgets
 from chexstudy.pretraining.configuration import read_constants
 
 run = start_notebook("04_pretrain_curated", globals())
@@ -133,12 +133,12 @@ if "curated" in histories:
 # %%
 if at_budgets:
     # Here and not above: evaluation brings torch, whose import takes longer than all else where no budget is given.
-    from chexstudy.cohort.pixels import open_pixel_store
-    from chexstudy.evaluation.arms import Evaluation
-    from chexstudy.evaluation.budgets import list_differences, list_savings, measure_budgets, tabulate_budgets
-    from chexstudy.evaluation.results import add_results
+    from chexstudy.cohort.pixels.store import open_pixel_store
+    from chexstudy.evaluation.image_text.evaluate import Evaluation
+    from chexstudy.experiments.budget_sweep import list_differences, list_savings, measure_budgets, tabulate_budgets
+    from chexstudy.results import add_results
     from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets
-    from chexstudy.pretraining.engine import choose_device
+    from chexstudy.devices import choose_device
 
     evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, False, str(choose_device(device)))
     results = add_results(run, measure_budgets(evaluation, at_budgets, arm_seeds, arms_at_once))

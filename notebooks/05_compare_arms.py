@@ -34,25 +34,25 @@ prevalences: list[float] = [0.01, 0.1]  # prevalences at which average precision
 from IPython.display import display
 
 from chexstudy import paths
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.evaluation.arms import Evaluation, evaluate_arms
-from chexstudy.evaluation.prompts import add_prompt_families
-from chexstudy.evaluation.results import add_results
-from chexstudy.evaluation.scrutiny import TASKS as SCRUTINY_TASKS
-from chexstudy.evaluation.scrutiny import scrutinise_arms, summarise_scrutiny
-from chexstudy.evaluation.summary import summarise_zero_shot
-from chexstudy.evaluation.thresholds import tabulate_transport
-from chexstudy.evaluation.zero_shot import list_inverted, warn_inverted
-from chexstudy.notebook import start_notebook
+from chexstudy.evaluation.image_text.evaluate import Evaluation, evaluate_arms
+from chexstudy.evaluation.image_text.prompts import add_prompt_families
+from chexstudy.results import add_results
+from chexstudy.evaluation.robustness.report import TASKS as SCRUTINY_TASKS
+from chexstudy.evaluation.robustness.report import scrutinise_arms, summarise_scrutiny
+from chexstudy.evaluation.image_text.summary import summarise_zero_shot
+from chexstudy.evaluation.robustness.thresholds import tabulate_transport
+from chexstudy.evaluation.image_text.zero_shot import list_inverted, warn_inverted
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.calibration import describe_calibration, plot_calibration, select_calibration
 from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute, select_compute
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval, select_retrieval
 from chexstudy.plots.spectrum import describe_spectrum, plot_spectrum, select_spectrum
 from chexstudy.plots.style import save_figure
 from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
-from chexstudy.pretraining.arms import choose_arms, choose_seeds, read_costs
-from chexstudy.pretraining.engine import choose_device
+from chexstudy.pretraining.arms.definitions import choose_arms, choose_seeds, read_costs
+from chexstudy.devices import choose_device
 
 run = start_notebook("05_compare_arms", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))

@@ -34,14 +34,14 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.curation.audit import audit_arm, describe_audit, list_audit
-from chexstudy.curation.doubt import score_doubt, split_features
-from chexstudy.curation.ledger import read_ledger
-from chexstudy.evaluation.arms import tell_exposure
-from chexstudy.evaluation.gains import TREND, list_gains, measure_gains
-from chexstudy.evaluation.long_tail import (
+from chexstudy.curation.quality.audit import audit_arm, describe_audit, list_audit
+from chexstudy.curation.quality.pair_mismatch import score_doubt, split_features
+from chexstudy.curation.records.ledger import read_ledger
+from chexstudy.evaluation.image_text.evaluate import tell_exposure
+from chexstudy.evaluation.comparison.gains_by_prevalence import TREND, list_gains, measure_gains
+from chexstudy.curation.quality.keep_rates import (
     density,
     keep_rates_of_seeds,
     list_keep_rates,
@@ -49,19 +49,19 @@ from chexstudy.evaluation.long_tail import (
     prevalence_tiers,
     tiers_of_pairs,
 )
-from chexstudy.evaluation.rare_or_wrong import list_doubt, measure_doubt
-from chexstudy.evaluation.results import OVER_SEEDS, add_results, read_results
-from chexstudy.evaluation.retrieval_choices import measure_retrieval_choices, tabulate_retrieval_choices
-from chexstudy.evaluation.subgroups import GROUPINGS, measure_study_subgroups
-from chexstudy.notebook import start_notebook
+from chexstudy.curation.quality.mismatch_detection import list_doubt, measure_doubt
+from chexstudy.results import OVER_SEEDS, add_results, read_results
+from chexstudy.evaluation.image_text.retrieval_protocols import measure_retrieval_choices, tabulate_retrieval_choices
+from chexstudy.evaluation.subgroups.gaps import GROUPINGS, measure_study_subgroups
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.audit import describe_audit as caption_audit
 from chexstudy.plots.audit import plot_audit
 from chexstudy.plots.density import describe_density, plot_density, select_density
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_long_tail
 from chexstudy.plots.style import save_figure
 from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
-from chexstudy.pretraining.arms import choose_seeds, require_current_arm
-from chexstudy.pretraining.model import load_model
+from chexstudy.pretraining.arms.definitions import choose_seeds, require_current_arm
+from chexstudy.pretraining.models.dual_encoder import load_model
 
 run = start_notebook("06_long_tail", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))

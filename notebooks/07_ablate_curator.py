@@ -47,12 +47,12 @@ from dataclasses import replace
 import pandas as pd
 from IPython.display import display
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.curation.budgeted import VIRTUAL_BATCH
+from chexstudy.curation.online.budgeted import VIRTUAL_BATCH
 from chexstudy.curation.choice import count_budget
-from chexstudy.curation.ledger import read_ledger
-from chexstudy.evaluation.ablation import (
+from chexstudy.curation.records.ledger import read_ledger
+from chexstudy.experiments.curator_ablation import (
     KeptMeasure,
     choose_measures,
     describe_ranking,
@@ -65,16 +65,16 @@ from chexstudy.evaluation.ablation import (
     tabulate_settings,
     take_reference,
 )
-from chexstudy.evaluation.arms import Evaluation
-from chexstudy.evaluation.invariance import (
+from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.experiments.selection_stability import (
     average_ratio_law,
     describe_stability,
     measure_ratio_law,
     measure_stability,
 )
-from chexstudy.evaluation.quirks import ELSEWHERE, compare_quirks, describe_quirks, lay_out_quirks
-from chexstudy.evaluation.results import OVER_SEEDS, add_results
-from chexstudy.evaluation.variants import (
+from chexstudy.experiments.published_vs_fixed import ELSEWHERE, compare_quirks, describe_quirks, lay_out_quirks
+from chexstudy.results import OVER_SEEDS, add_results
+from chexstudy.experiments.trained_variants import (
     choose_test_set,
     choose_variants,
     evaluate_variants,
@@ -83,7 +83,7 @@ from chexstudy.evaluation.variants import (
     summarise_variants,
     train_variants,
 )
-from chexstudy.notebook import start_notebook
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.ablation import (
     add_ratio_law,
     describe_curator_ablation,
@@ -93,10 +93,10 @@ from chexstudy.plots.ablation import (
 )
 from chexstudy.plots.dynamics import measure_churn
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import choose_seeds, read_costs, tabulate_costs
+from chexstudy.pretraining.arms.definitions import choose_seeds, read_costs, tabulate_costs
 from chexstudy.pretraining.configuration import read_constants
-from chexstudy.pretraining.engine import choose_device
-from chexstudy.pretraining.scoring import score_training_pairs
+from chexstudy.devices import choose_device
+from chexstudy.pretraining.training.scoring import score_training_pairs
 
 run = start_notebook("07_ablate_curator", globals())
 config = replace(read_constants(globals()), subset_epochs=short_epochs)

@@ -47,13 +47,18 @@ resamples = 1000  # bootstrap resamples of patients
 import pandas as pd
 from IPython.display import display
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.methods import METHODS
-from chexstudy.evaluation.advice import advise_methods, state_comparison, summarise_kept, summarise_trained
-from chexstudy.evaluation.arms import Evaluation
-from chexstudy.evaluation.comparison import (
+from chexstudy.experiments.curator_recommendations import (
+    advise_methods,
+    state_comparison,
+    summarise_kept,
+    summarise_trained,
+)
+from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.experiments.curator_comparison import (
     compare_methods,
     list_stability,
     measure_methods_kept,
@@ -62,14 +67,14 @@ from chexstudy.evaluation.comparison import (
     plan_same_compute,
     tabulate_comparison,
 )
-from chexstudy.evaluation.results import OVER_SEEDS, add_results
-from chexstudy.notebook import start_notebook
+from chexstudy.results import OVER_SEEDS, add_results
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.comparison import describe_method_comparison, list_comparison, plot_method_comparison
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import choose_seeds, name_method_arm, read_costs, tabulate_costs, train_arms
+from chexstudy.pretraining.arms.definitions import choose_seeds, name_method_arm, read_costs, tabulate_costs, train_arms
 from chexstudy.pretraining.configuration import read_constants
-from chexstudy.pretraining.engine import choose_device
-from chexstudy.pretraining.subsets import choose_methods, choose_training_subsets, train_scoring_arms
+from chexstudy.devices import choose_device
+from chexstudy.pretraining.training.subsets import choose_methods, choose_training_subsets, train_scoring_arms
 
 run = start_notebook("08_compare_curators", globals())
 config = read_constants(globals())

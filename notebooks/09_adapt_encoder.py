@@ -47,18 +47,18 @@ arms_at_once = 2  # arms adapted side by side; 1 on a GPU
 import pandas as pd
 from IPython.display import display
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, outcome_names, read_cohort
-from chexstudy.evaluation.adaptation import (
+from chexstudy.evaluation.adaptation.run import (
     adapt_arms,
     compare_adaptation,
     freeze_arm,
     measure_adaptation,
     tabulate_costs,
 )
-from chexstudy.evaluation.arms import Evaluation, tell_exposure
-from chexstudy.evaluation.heads.attention import measure_lesion_sizes, read_regions
-from chexstudy.evaluation.heads.plans import (
+from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
+from chexstudy.evaluation.localisation.pointing_game import measure_lesion_sizes, read_regions
+from chexstudy.evaluation.adaptation.recipes import (
     plan_glori,
     plan_glori_variants,
     plan_heads,
@@ -67,11 +67,11 @@ from chexstudy.evaluation.heads.plans import (
     plan_probe_features,
     plan_tuning,
 )
-from chexstudy.evaluation.heads.training import Recipe
-from chexstudy.evaluation.outcomes import evaluate_outcomes, read_curves
-from chexstudy.evaluation.results import add_results
-from chexstudy.evaluation.survival import survival_is_available
-from chexstudy.notebook import start_notebook
+from chexstudy.evaluation.adaptation.training import Recipe
+from chexstudy.evaluation.outcomes.prediction import evaluate_outcomes, read_curves
+from chexstudy.results import add_results
+from chexstudy.evaluation.outcomes.survival import survival_is_available
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.adaptation import (
     describe_gains,
     describe_heads,
@@ -89,8 +89,8 @@ from chexstudy.plots.adaptation import (
 )
 from chexstudy.plots.outcomes import describe_outcomes, plot_outcomes, select_outcomes
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms import choose_seeds
-from chexstudy.pretraining.engine import choose_device
+from chexstudy.pretraining.arms.definitions import choose_seeds
+from chexstudy.devices import choose_device
 
 run = start_notebook("09_adapt_encoder", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))

@@ -40,11 +40,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
-from chexstudy.evaluation.adaptation import adapt_arm, freeze_arm, head_artifact
-from chexstudy.evaluation.arms import Evaluation, tell_exposure
-from chexstudy.evaluation.heads.attention import (
+from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, head_artifact
+from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
+from chexstudy.evaluation.localisation.pointing_game import (
     absent_thresholds,
     choose_examples,
     measure_cases,
@@ -53,11 +53,11 @@ from chexstudy.evaluation.heads.attention import (
     read_regions,
     summarise_cases,
 )
-from chexstudy.evaluation.heads.plans import find_glori, plan_glori
-from chexstudy.evaluation.heads.training import load_head
-from chexstudy.evaluation.long_tail import measure_prevalence
-from chexstudy.evaluation.results import add_results
-from chexstudy.notebook import start_notebook
+from chexstudy.evaluation.adaptation.recipes import find_glori, plan_glori
+from chexstudy.evaluation.adaptation.training import load_head
+from chexstudy.curation.quality.keep_rates import measure_prevalence
+from chexstudy.results import add_results
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.attention import (
     describe_attention,
     describe_pointing,
@@ -68,7 +68,7 @@ from chexstudy.plots.attention import (
     select_pointing,
 )
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.engine import choose_device
+from chexstudy.devices import choose_device
 
 run = start_notebook("10_see_with_glori", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))

@@ -45,18 +45,18 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import label_matrix, read_cohort
-from chexstudy.evaluation.planning.accuracy import (
+from chexstudy.label_planning.accuracy import (
     correlate_early,
     judge_early_claim,
     measure_families,
     measure_forecasts,
     tabulate_accuracy,
 )
-from chexstudy.evaluation.planning.bands import trace_bands
-from chexstudy.evaluation.planning.costs import ReadingCost, price_plans
-from chexstudy.evaluation.planning.curves import (
+from chexstudy.label_planning.bands import trace_bands
+from chexstudy.label_planning.costs import ReadingCost, price_plans
+from chexstudy.label_planning.curves import (
     CurveDesign,
     choose_test,
     measure_curves,
@@ -64,10 +64,10 @@ from chexstudy.evaluation.planning.curves import (
     read_settings,
     tabulate_curves,
 )
-from chexstudy.evaluation.planning.encoders import freeze_encoders, list_exposures
-from chexstudy.evaluation.planning.fitting import compare_families
-from chexstudy.evaluation.planning.observations import list_curves
-from chexstudy.evaluation.planning.planner import (
+from chexstudy.label_planning.encoders import freeze_encoders, list_exposures
+from chexstudy.label_planning.fitting import compare_families
+from chexstudy.label_planning.observations import list_curves
+from chexstudy.label_planning.planner import (
     FORECAST,
     forecast_plateau,
     infer_by_encoder,
@@ -76,8 +76,8 @@ from chexstudy.evaluation.planning.planner import (
     tabulate_forecasts,
     tabulate_plans,
 )
-from chexstudy.evaluation.results import OVER_SEEDS, add_results
-from chexstudy.notebook import start_notebook
+from chexstudy.results import OVER_SEEDS, add_results
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.label_budget import (
     describe_curves,
     describe_early,
@@ -96,7 +96,7 @@ from chexstudy.plots.label_budget import (
     select_prevalence,
 )
 from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.engine import choose_device
+from chexstudy.devices import choose_device
 
 run = start_notebook("11_plan_labels", globals())
 cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))

@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def one_thread():
     """Training on one thread, as arms are trained by default: the last bits of sums depend on it."""
-    from chexstudy.threads import use_threads
+    from chexstudy.devices import use_threads
 
     with use_threads(1):
         yield
@@ -94,7 +94,7 @@ def make_tiny_study(name="tiny", pairs=120, size=36, report_origin="written"):
     import pandas as pd
     from PIL import Image
 
-    from chexstudy.cohort.pixels import build_pixel_store
+    from chexstudy.cohort.pixels.store import build_pixel_store
     from chexstudy.runs import Run
 
     rng = np.random.default_rng(5)

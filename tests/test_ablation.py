@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
-from chexstudy.evaluation import ablation
-from chexstudy.evaluation.ablation import (
+from chexstudy.experiments import curator_ablation as ablation
+from chexstudy.experiments.curator_ablation import (
     JACCARD,
     REFERENCE,
     KeptMeasure,
@@ -29,8 +29,8 @@ from chexstudy.evaluation.ablation import (
     tabulate_settings,
     take_reference,
 )
-from chexstudy.evaluation.results import OVER_SEEDS, validate_results
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.results import OVER_SEEDS, validate_results
 from chexstudy.runs import Run
 
 PAIRS = 240

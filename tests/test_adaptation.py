@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
-from chexstudy.encoders import (
+from chexstudy.encoders.build import (
     EncoderSpec,
     build_image_encoder,
     build_text_encoder,
@@ -16,16 +16,16 @@ from chexstudy.encoders import (
     load_text_encoder,
     save_encoder,
 )
+from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.adaptation import (
+from chexstudy.pretraining.engine.checkpoint import load_checkpoint, save_checkpoint
+from chexstudy.pretraining.models.parameter_efficient import (
     add_low_rank_updates,
     bias_only,
     freeze_encoder,
     has_low_rank_updates,
     merge_low_rank_updates,
 )
-from chexstudy.pretraining.checkpoint import load_checkpoint, save_checkpoint
-from chexstudy.tokenizer import train_wordpiece
 
 REPORTS = ["the heart is large", "no effusion is seen", "clear lungs"] * 3
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.evaluation.advice import (
+from chexstudy.experiments.curator_comparison import DIFFERENCE, KEPT, P_HOLM, STABILITY, ZERO_SHOT
+from chexstudy.experiments.curator_recommendations import (
     MEASURES,
     advise_methods,
     judge_methods,
@@ -12,7 +13,6 @@ from chexstudy.evaluation.advice import (
     summarise_kept,
     summarise_trained,
 )
-from chexstudy.evaluation.comparison import DIFFERENCE, KEPT, P_HOLM, STABILITY, ZERO_SHOT
 from chexstudy.plots.comparison import _METRICS
 
 _BUDGETS = ("same_data", "same_compute")

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining import arms
-from chexstudy.pretraining.arms import (
+from chexstudy.pretraining.arms import definitions as arms
+from chexstudy.pretraining.arms.budgets import list_budget_arms, plan_budgets
+from chexstudy.pretraining.arms.definitions import (
     ARMS,
     arm_folder,
     find_arm,
@@ -16,7 +17,6 @@ from chexstudy.pretraining.arms import (
     read_costs,
     train_arms,
 )
-from chexstudy.pretraining.budgets import list_budget_arms, plan_budgets
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run
 

@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 from scipy.stats import hypergeom
 
-from chexstudy.curation.audit import (
+from chexstudy.curation.quality.audit import (
     AUDIT_COLUMNS,
     audit_arm,
     audit_selection,
     describe_audit,
     list_audit,
 )
+from chexstudy.curation.quality.keep_rates import wilson_interval
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.long_tail import wilson_interval
-from chexstudy.evaluation.results import validate_results
+from chexstudy.results import validate_results
 
 
 def make_cohort(patients=200, seed=0, most_images=3):

@@ -7,11 +7,11 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from chexstudy.cli import main
-from chexstudy.cohort.images import fit_square
-from chexstudy.cohort.pixels import open_pixel_store
-from chexstudy.runner import list_notebooks
+from chexstudy.cli.main import main
+from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.runs import Run
+from chexstudy.workflow.runner import list_notebooks
 
 MAPPING = "columns: {image_path: File, patient_id: Patient, report: Report, split: Set, findings: [Mass]}\n"
 SIZE = 40

@@ -73,7 +73,7 @@ def test_each_saving_saves_operations():
 def test_a_batch_of_480_is_curated_with_the_published_constants():
     from pretraining_schemes import curator_constants
 
-    from chexstudy.curation.configuration import CuratorConfig
+    from chexstudy.curation.online.configuration import CuratorConfig
 
     assert curator_constants(480) == CuratorConfig()
     assert curator_constants(128).central_cap == 3

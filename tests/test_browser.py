@@ -22,9 +22,9 @@ from PIL import Image
 from scipy.ndimage import label
 
 from chexstudy import paths
-from chexstudy.explorer import MARKS
-from chexstudy.runner import list_notebooks, run_all
+from chexstudy.plots.explorer import MARKS
 from chexstudy.runs import Run
+from chexstudy.workflow.runner import list_notebooks, run_all
 
 pytest.importorskip("playwright")
 from lab import Page, commit_all, copy_checkout, git, open_browser, run_make, serve_lab

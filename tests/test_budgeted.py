@@ -6,10 +6,10 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import normalize
 
-from chexstudy.curation.budgeted import VIRTUAL_BATCH, BudgetedCurator, _divide_share
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.decisions import OUTLIER
-from chexstudy.curation.streaming import curate_stream
+from chexstudy.curation.online.budgeted import VIRTUAL_BATCH, BudgetedCurator, _divide_share
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.decisions import OUTLIER
+from chexstudy.curation.online.streaming import curate_stream
 from chexstudy.errors import StudyError
 
 

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation import budgets
-from chexstudy.evaluation.arms import Evaluation
-from chexstudy.evaluation.budgets import (
+from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.evaluation.scores import write_scores
+from chexstudy.experiments import budget_sweep as budgets
+from chexstudy.experiments.budget_sweep import (
     DIFFERENCE,
     SAVING,
     ZERO_SHOT,
@@ -20,12 +21,11 @@ from chexstudy.evaluation.budgets import (
     write_ends,
     write_saving,
 )
-from chexstudy.evaluation.results import OVER_SEEDS, add_results, validate_results
-from chexstudy.evaluation.scores import write_scores
 from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets, select_savings
-from chexstudy.pretraining.arms import find_arm
-from chexstudy.pretraining.budgets import list_budget_arms, name_budget, plan_budgets, read_budget
+from chexstudy.pretraining.arms.budgets import list_budget_arms, name_budget, plan_budgets, read_budget
+from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.results import OVER_SEEDS, add_results, validate_results
 from chexstudy.runs import Run
 
 CONFIG = PretrainingConfig()

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.calibration import (
+from chexstudy.evaluation.robustness.calibration import (
     BINNINGS,
     assign_bins,
     decompose_brier,

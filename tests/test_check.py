@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from chexstudy.cohort.adapters import guess_source
 from chexstudy.cohort.check import check_source, check_table
-from chexstudy.cohort.sources import guess_source
 from chexstudy.cohort.table import validate_cohort
 from chexstudy.errors import StudyError
 

@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from chexstudy.encoders import EncoderSpec, build_image_encoder, save_encoder
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder, save_encoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from chexstudy.pretraining.engine.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 
 
 def make_state():

@@ -7,9 +7,9 @@ from PIL import Image
 from test_images import encode, gradient
 from test_png import chunk
 
-from chexstudy.cohort.chunks import keep_picture
-from chexstudy.cohort.images import decode_radiograph
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.images.chunks import keep_picture
+from chexstudy.cohort.images.decode import decode_radiograph
+from chexstudy.cohort.images.unreadable import UnreadableImage
 
 PICTURE = encode(Image.fromarray(gradient()))
 AFTER_HEADER = 33

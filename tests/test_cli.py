@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy import doctor, paths
-from chexstudy.cli import _STEPS, main
+from chexstudy import paths
+from chexstudy.cli import doctor
+from chexstudy.cli.main import _STEPS, main
 from chexstudy.cohort.table import write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -87,7 +88,9 @@ def test_chexstudy_alone_prints_the_help(capsys):
 
 def test_help_is_there_at_once():
     start = time.monotonic()
-    program = "import sys; from chexstudy.cli import build_parser; build_parser().format_help(); print(*sys.modules)"
+    program = (
+        "import sys; from chexstudy.cli.main import build_parser; build_parser().format_help(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert time.monotonic() - start < 5
     assert not {"numpy", "pandas", "torch", "papermill", "jupytext"} & set(done.stdout.split())

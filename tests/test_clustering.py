@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.curation import clustering
+from chexstudy.vectors import kmeans as clustering
 
 
 @pytest.fixture(params=[True, False], ids=["faiss", "without"])

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.compare import COLUMNS, ModelScores, compare_score_tables
-from chexstudy.evaluation.delong import compare_areas, correlate_areas
-from chexstudy.evaluation.multiplicity import correct_by_holm
+from chexstudy.evaluation.comparison.two_models import COLUMNS, ModelScores, compare_score_tables
 from chexstudy.evaluation.scores import compare_scores, measure_seeds
-from chexstudy.evaluation.statistics import bootstrap_patients
+from chexstudy.statistics.delong import compare_areas, correlate_areas
+from chexstudy.statistics.multiple_testing import correct_by_holm
+from chexstudy.statistics.ranking import bootstrap_patients
 
 FINDINGS = ["Edema", "Mass", "Hernia"]
 TIERS = {"Edema": "head", "Mass": "tail"}

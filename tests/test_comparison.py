@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
-from chexstudy.evaluation import comparison
-from chexstudy.evaluation.arms import Evaluation, evaluate_arm, score_zero_shot
-from chexstudy.evaluation.comparison import (
+from chexstudy.evaluation.image_text.evaluate import Evaluation, evaluate_arm, score_zero_shot
+from chexstudy.evaluation.scores import write_scores
+from chexstudy.experiments import curator_comparison as comparison
+from chexstudy.experiments.curator_comparison import (
     DIFFERENCE,
     KEPT,
     P_HOLM,
@@ -26,10 +27,9 @@ from chexstudy.evaluation.comparison import (
     summarise_seeds,
     tabulate_comparison,
 )
-from chexstudy.evaluation.results import add_results, validate_results
-from chexstudy.evaluation.scores import write_scores
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
+from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.results import add_results, validate_results
 from chexstudy.runs import Run
 
 _PAIRS = 12

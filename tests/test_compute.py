@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from chexstudy.encoders import EncoderSpec, build_image_encoder, build_text_encoder, compile_blocks
-from chexstudy.pretraining.compute import FlopMeter, count_flops, peak_memory_bytes, reset_peak_memory
-from chexstudy.pretraining.texts import TokenisedTexts, encode_texts
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder, compile_blocks
+from chexstudy.pretraining.engine.compute import FlopMeter, count_flops, peak_memory_bytes, reset_peak_memory
+from chexstudy.pretraining.models.texts import TokenisedTexts, encode_texts
 
 CPU = torch.device("cpu")
 REPORTS = [
@@ -131,7 +131,9 @@ def test_a_shape_is_counted_once(monkeypatch):
     texts, pixels = read_texts(model), draw_pixels()
     batches = [texts.batch(np.arange(first, first + 9), CPU, "packed") for first in range(5)]
     first = meter.texts(batches[0], True), meter.images(pixels, True)
-    monkeypatch.setattr("chexstudy.pretraining.compute.count_flops", lambda function: pytest.fail("counted again"))
+    monkeypatch.setattr(
+        "chexstudy.pretraining.engine.compute.count_flops", lambda function: pytest.fail("counted again")
+    )
     assert (meter.texts(batches[0], True), meter.images(pixels, True)) == first
     assert meter.texts(batches[4], True) > 0
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig, read_constants
 

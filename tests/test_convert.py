@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chexstudy.cli import main
-from chexstudy.cohort import convert
-from chexstudy.cohort.convert import StoreFolder, check_room, estimate_conversion
-from chexstudy.cohort.images import fit_square
-from chexstudy.cohort.pixels import build_pixel_store, open_pixel_store, plan_pixel_store
+from chexstudy.cli.main import main
+from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.pixels import convert
+from chexstudy.cohort.pixels.convert import StoreFolder, check_room, estimate_conversion
+from chexstudy.cohort.pixels.store import build_pixel_store, open_pixel_store, plan_pixel_store
 from chexstudy.cohort.table import read_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.cli import main
+from chexstudy.cli.main import main
 from chexstudy.cohort.table import write_cohort
-from chexstudy.curation.embeddings import carry_out, curate_embeddings, list_options, plan_curation
-from chexstudy.curation.files import limit_threads, read_provenance
+from chexstudy.curation.embeddings.curate import carry_out, curate_embeddings, list_options, plan_curation
+from chexstudy.curation.embeddings.files import limit_threads, read_provenance
 from chexstudy.curation.methods import METHODS
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, hash_file
@@ -156,7 +156,7 @@ def test_a_floor_is_held_and_the_budget_too(files):
 
 def test_features_too_large_for_memory_give_the_same_subset(files, monkeypatch):
     assert curate("--method", "budgeted", "--text", "T.npy", out="memory.parquet") == 0
-    monkeypatch.setattr("chexstudy.curation.inputs._largest_in_memory", lambda: 0)
+    monkeypatch.setattr("chexstudy.curation.embeddings.inputs._largest_in_memory", lambda: 0)
     assert curate("--method", "budgeted", "--text", "T.npy", out="disk.parquet") == 0
     assert (files / "memory.parquet").read_bytes() == (files / "disk.parquet").read_bytes()
 
@@ -524,7 +524,7 @@ def test_a_plan_is_checked_before_anything_is_read():
 def measure(folder, method, threads):
     """Run the command; returns the subset, seconds of all cores, seconds of the clock and bytes at the most."""
     program = (
-        "import resource, sys, time; start = time.monotonic(); from chexstudy.cli import main; "
+        "import resource, sys, time; start = time.monotonic(); from chexstudy.cli.main import main; "
         "status = main(sys.argv[1:]); use = resource.getrusage(resource.RUSAGE_SELF); "
         "print('used', use.ru_utime + use.ru_stime, time.monotonic() - start, use.ru_maxrss); sys.exit(status)"
     )

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.curators import PrototypeCurator, RandomCurator, SubsetCurator, select_label_balanced
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.curators import PrototypeCurator, RandomCurator, SubsetCurator, select_label_balanced
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.streams import stream_generator, stream_seed
+from chexstudy.pretraining.engine.random_streams import stream_generator, stream_seed
 
 
 def _generator(seed=0):

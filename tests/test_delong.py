@@ -4,8 +4,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.delong import area_interval, compare_areas, correlate_areas
-from chexstudy.evaluation.statistics import (
+from chexstudy.statistics.delong import area_interval, compare_areas, correlate_areas
+from chexstudy.statistics.ranking import (
     auroc,
     bootstrap_patients,
     count_scarcer_patients,

@@ -16,10 +16,10 @@ from pydicom.uid import (
 )
 from test_images import encode, gradient, reason_of
 
-from chexstudy.cohort import dicom
-from chexstudy.cohort.dicom import OWN_RANGE, apply_window
-from chexstudy.cohort.images import decode_radiograph, decode_remarked, read_radiograph
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.images import dicom
+from chexstudy.cohort.images.decode import decode_radiograph, decode_remarked, read_radiograph
+from chexstudy.cohort.images.dicom import OWN_RANGE, apply_window
+from chexstudy.cohort.images.unreadable import UnreadableImage
 
 REAL_DICOM = "dicom/1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819.dcm"
 

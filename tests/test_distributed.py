@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.distributed import Processes, open_processes
-from chexstudy.pretraining.engine import START_AGAIN, pretrain
+from chexstudy.pretraining.engine.distributed import Processes, open_processes
+from chexstudy.pretraining.training.arm_run import START_AGAIN, pretrain
 
 _CONSTANTS = {
     **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 5, "super_batch": 40},
@@ -31,10 +31,10 @@ _GRADIENTS = """
 import sys
 import numpy as np, pandas as pd, torch
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.distributed import Processes, open_processes
-from chexstudy.pretraining.model import build_model
-from chexstudy.pretraining.pairs import TrainingPairs
-from chexstudy.pretraining.steps import PairEncoder
+from chexstudy.pretraining.engine.distributed import Processes, open_processes
+from chexstudy.pretraining.models.dual_encoder import build_model
+from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 
 torch.set_num_threads(1)
 words = ("heart", "lungs", "clear", "left", "right", "small", "effusion", "no", "mild")
@@ -106,7 +106,16 @@ def test_the_gradient_of_several_is_the_gradient_of_one(tmp_path, processes):
 def _train(run, config, home, processes, arm):
     settings = home / "config.json"
     settings.write_text(json.dumps(config.to_dict()))
-    arguments = ["-m", "chexstudy.pretraining.engine", "--study", "tiny", "--arm", arm, "--config", str(settings)]
+    arguments = [
+        "-m",
+        "chexstudy.pretraining.training.arm_run",
+        "--study",
+        "tiny",
+        "--arm",
+        arm,
+        "--config",
+        str(settings),
+    ]
     return _torchrun(processes, [*arguments, "--device", "cpu"], home)
 
 
@@ -160,7 +169,16 @@ def test_asked_to_stop_all_processes_stop_at_one_step_and_go_on_to_the_same_mode
     shutil.rmtree(folder)
     settings = home / "config.json"
     settings.write_text(json.dumps(config.to_dict()))
-    arguments = ["-m", "chexstudy.pretraining.engine", "--study", "tiny", "--arm", "full", "--config", str(settings)]
+    arguments = [
+        "-m",
+        "chexstudy.pretraining.training.arm_run",
+        "--study",
+        "tiny",
+        "--arm",
+        "full",
+        "--config",
+        str(settings),
+    ]
     started = _start_torchrun(2, [*arguments, "--device", "cpu"], home)
     for line in started.stdout:
         if "epoch 3," in line:
@@ -215,7 +233,9 @@ class _Absent(Processes):
 
 
 def test_several_processes_without_an_arm_are_one_sentence(tmp_path):
-    done = _torchrun(2, ["-m", "chexstudy.pretraining.engine", "--study", "tiny", "--device", "cpu"], tmp_path)
+    done = _torchrun(
+        2, ["-m", "chexstudy.pretraining.training.arm_run", "--study", "tiny", "--device", "cpu"], tmp_path
+    )
     assert done.returncode != 0
     assert "several processes train one arm: give --arm." in done.stderr
     assert "process 1: several processes train one arm" in done.stderr

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.doubt import REVIEW_COLUMNS, Doubt, review_list, score_doubt, split_features
+from chexstudy.curation.quality.pair_mismatch import REVIEW_COLUMNS, Doubt, review_list, score_doubt, split_features
 from chexstudy.errors import StudyError
 
 DIM = 24

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from chexstudy import embedding
-from chexstudy.embedding import embed_cohort, embed_images, embed_texts, read_embeddings
-from chexstudy.encoders import EncoderSpec, build_image_encoder, build_text_encoder
+from chexstudy.encoders import embeddings as embedding
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder
+from chexstudy.encoders.embeddings import embed_cohort, embed_images, embed_texts, read_embeddings
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

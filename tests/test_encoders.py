@@ -44,12 +44,13 @@ from transformers import (
     ViTModel,
 )
 
-from chexstudy import encoders, packed_attention
-from chexstudy.encoders import (
+from chexstudy.devices import autocast_dtype
+from chexstudy.encoders import build as encoders
+from chexstudy.encoders import packed_attention
+from chexstudy.encoders.build import (
     NORMALISATIONS,
     EncoderSpec,
     ImageEncoder,
-    autocast_dtype,
     build_image_encoder,
     build_text_encoder,
     compile_blocks,
@@ -58,8 +59,8 @@ from chexstudy.encoders import (
     load_text_encoder,
     save_encoder,
 )
+from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
-from chexstudy.tokenizer import train_wordpiece
 
 REPORTS = [
     "Small left pleural effusion. No pneumothorax.",

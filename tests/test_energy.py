@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chexstudy.pretraining.energy import EnergyMeter
+from chexstudy.pretraining.engine.energy import EnergyMeter
 
 
 class _Library:

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from chexstudy import paths, runs
+from chexstudy.devices import choose_device
 from chexstudy.errors import StudyError
-from chexstudy.pretraining import checkpoint, engine
-from chexstudy.pretraining.arms import ARMS, arm_folder, require_current_arm, train_arms
+from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, require_current_arm, train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import StopRequests, _ArmRun, pretrain
-from chexstudy.pretraining.model import ImageTower, load_model
+from chexstudy.pretraining.engine import checkpoint
+from chexstudy.pretraining.models.dual_encoder import ImageTower, load_model
+from chexstudy.pretraining.training import arm_run as engine
+from chexstudy.pretraining.training.arm_run import StopRequests, _ArmRun, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
@@ -176,7 +178,8 @@ _BROKEN_OFF = """
 import os, sys
 import torch
 from chexstudy import paths, runs
-from chexstudy.pretraining import engine, training
+from chexstudy.pretraining.training import arm_run as engine
+from chexstudy.pretraining.training import trainer as training
 
 runs.source_hash = lambda: "as it is"
 calls = []
@@ -402,7 +405,7 @@ def test_what_is_wrong_is_said_in_one_sentence(tiny_study, home, monkeypatch):
         pretrain(tiny_study, "random_same_data", 0, _config(warm_up_epochs=0))
     for odd in ("meta", "xpu:7"):
         with pytest.raises(StudyError, match=f"unknown device '{odd}': use auto, cpu or cuda"):
-            engine.choose_device(odd)
+            choose_device(odd)
     with pytest.raises(StudyError, match="unknown device 'gpu0'"):
         pretrain(tiny_study, "full", 0, _config(), "gpu0")
     if not torch.cuda.is_available():

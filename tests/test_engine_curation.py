@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from chexstudy import runs
-from chexstudy.curation.ledger import read_ledger
+from chexstudy.curation.records.ledger import read_ledger
 from chexstudy.errors import StudyError
-from chexstudy.pretraining import engine
-from chexstudy.pretraining.arms import arm_folder, find_arm, subset_artifact
+from chexstudy.pretraining.arms.definitions import arm_folder, find_arm, subset_artifact
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
-from chexstudy.pretraining.model import load_model
+from chexstudy.pretraining.models.dual_encoder import load_model
+from chexstudy.pretraining.training import arm_run as engine
+from chexstudy.pretraining.training.arm_run import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
-from chexstudy.pretraining.frozen import _take_turns
-from chexstudy.pretraining.loss import pair_losses
-from chexstudy.pretraining.model import build_model, load_model
+from chexstudy.pretraining.models.dual_encoder import build_model, load_model
+from chexstudy.pretraining.objectives.contrastive_loss import pair_losses
+from chexstudy.pretraining.objectives.frozen_towers import _take_turns
+from chexstudy.pretraining.training.arm_run import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
@@ -39,7 +39,7 @@ def _encoder_weights(run, side, arm="curated"):
 
 def _fresh_weights(run, side):
     cohort = pd.read_parquet(run.path("cohort.parquet"))
-    from chexstudy.pretraining.streams import stream_seed
+    from chexstudy.pretraining.engine.random_streams import stream_seed
 
     config = PretrainingConfig.from_dict(_CONSTANTS)
     model = build_model(config, cohort[cohort.split == "train"], stream_seed(0, "initialisation"))
@@ -227,7 +227,9 @@ def test_a_tracker_gets_the_history(tiny_study):
 
 def test_how_a_run_is_watched_does_not_make_it_stale(tiny_study, monkeypatch):
     _train(tiny_study, "full")
-    monkeypatch.setattr("chexstudy.pretraining.engine.Trainer.train_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "chexstudy.pretraining.training.arm_run.Trainer.train_epoch", lambda *_: pytest.fail("trained again")
+    )
     _train(tiny_study, "full", tracker="tensorboard", checkpoint_minutes=0.5)
 
 

@@ -6,22 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
-from chexstudy.evaluation import adaptation
-from chexstudy.evaluation.adaptation import (
-    adapt_arm,
-    adapt_arms,
-    compare_adaptation,
-    head_artifact,
-    measure_adaptation,
-    scores_task,
-    tabulate_costs,
-)
-from chexstudy.evaluation.arms import Evaluation
-from chexstudy.evaluation.heads import plans
-from chexstudy.evaluation.heads.plans import (
+from chexstudy.evaluation.adaptation import recipes as plans
+from chexstudy.evaluation.adaptation import run as adaptation
+from chexstudy.evaluation.adaptation.recipes import (
     FROZEN_KINDS,
     GloriConstants,
     HeadPlan,
@@ -35,12 +25,22 @@ from chexstudy.evaluation.heads.plans import (
     split_head,
     thin_patients,
 )
-from chexstudy.evaluation.heads.training import Recipe, load_head
-from chexstudy.evaluation.results import validate_results
+from chexstudy.evaluation.adaptation.run import (
+    adapt_arm,
+    adapt_arms,
+    compare_adaptation,
+    head_artifact,
+    measure_adaptation,
+    scores_task,
+    tabulate_costs,
+)
+from chexstudy.evaluation.adaptation.training import Recipe, load_head
+from chexstudy.evaluation.image_text.evaluate import Evaluation
 from chexstudy.evaluation.scores import read_scores
-from chexstudy.evaluation.statistics import auroc
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.model import build_model, save_model
+from chexstudy.pretraining.models.dual_encoder import build_model, save_model
+from chexstudy.results import validate_results
+from chexstudy.statistics.ranking import auroc
 
 FINDINGS = ["Mass", "Hernia"]
 DATA_SET = "tiny/test"

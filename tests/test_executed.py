@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from chexstudy import paths
-from chexstudy.executed import clean_notebook, hide_names
 from chexstudy.pseudonyms import show_image_ids
-from chexstudy.runner import NotebookFailure, run_notebooks
 from chexstudy.runs import Run
+from chexstudy.workflow.executed import clean_notebook, hide_names
+from chexstudy.workflow.runner import NotebookFailure, run_notebooks
 
 NAMES = [f"mercy/p10/p1000003{number}/s50414267/x{number}.png" for number in range(3)]
 

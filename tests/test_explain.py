@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from chexstudy.cohort.table import validate_cohort, write_cohort
-from chexstudy.curation.explain import explain_choice, explain_pair, tell_story
-from chexstudy.curation.ledger import LedgerWriter, read_ledger
-from chexstudy.curation.subsets import ChosenSubset, read_subset
+from chexstudy.curation.records.explain import explain_choice, explain_pair, tell_story
+from chexstudy.curation.records.ledger import LedgerWriter, read_ledger
+from chexstudy.curation.records.subsets import ChosenSubset, read_subset
 from chexstudy.errors import StudyError
 from chexstudy.pseudonyms import show_image_ids
 

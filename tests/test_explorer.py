@@ -12,9 +12,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from chexstudy import explorer as module
 from chexstudy.errors import StudyError
-from chexstudy.explorer import MARKS, PrototypeExplorer, explore_prototypes, has_front_end
+from chexstudy.plots import explorer as module
+from chexstudy.plots.explorer import MARKS, PrototypeExplorer, explore_prototypes, has_front_end
 from chexstudy.plots.style import BAND_COLOURS
 from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run
@@ -277,5 +277,5 @@ def test_there_is_an_explorer_only_where_someone_can_point(run, pairs, trajector
 
 
 def test_importing_the_module_does_not_import_widgets():
-    code = "import sys, chexstudy.explorer; sys.exit('jscatter' in sys.modules or 'ipywidgets' in sys.modules)"
+    code = "import sys, chexstudy.plots.explorer; sys.exit('jscatter' in sys.modules or 'ipywidgets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.curation import facility
-from chexstudy.curation.facility import facility_location
 from chexstudy.errors import StudyError
+from chexstudy.vectors import facility_location as facility
+from chexstudy.vectors.facility_location import facility_location
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chexstudy.curation import farthest
-from chexstudy.curation.farthest import cover_points, farthest_points
 from chexstudy.errors import StudyError
+from chexstudy.vectors import farthest
+from chexstudy.vectors.farthest import cover_points, farthest_points
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chexstudy.cohort.groups import find_members
 from chexstudy.curation.choice import Choice, choose_highest
-from chexstudy.curation.floors import Floor, apply_floors, find_floored_groups, parse_floor
-from chexstudy.curation.groups import find_members
+from chexstudy.curation.embeddings.group_floors import Floor, apply_floors, find_floored_groups, parse_floor
 from chexstudy.errors import StudyError
 
 

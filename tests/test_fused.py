@@ -11,10 +11,10 @@ import torch
 from numba.core import caching
 from torch.nn.functional import normalize
 
-from chexstudy.curation import fused
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.products import multiply_rows
-from chexstudy.curation.selection import select_samples
+from chexstudy.curation.online import fused
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.selection import select_samples
+from chexstudy.vectors.products import multiply_rows
 
 
 def _unit(rows, dim, seed, dtype=torch.float64):
@@ -183,7 +183,7 @@ def test_where_nothing_is_writable_loops_are_compiled_all_the_same(monkeypatch):
 
 _FIRST_USE = """
 import sys, torch
-from chexstudy.curation import selection
+from chexstudy.curation.online import selection
 assert "numba" not in sys.modules, "numba is imported before it is needed"
 form = selection.form_for(torch.eye(4))
 assert form.assign_nearest(torch.eye(4), torch.eye(4))[0].tolist() == [0, 1, 2, 3]

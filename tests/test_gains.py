@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.gains import (
+from chexstudy.evaluation.comparison.gains_by_prevalence import (
     GAIN_METRICS,
     gain_against_prevalence,
     least_average_precision,
@@ -15,10 +15,10 @@ from chexstudy.evaluation.gains import (
     measure_gains,
     read_gain_against_prevalence,
 )
-from chexstudy.evaluation.results import add_results
 from chexstudy.evaluation.scores import write_scores
-from chexstudy.evaluation.statistics import auroc, average_precision, bootstrap_patients
+from chexstudy.results import add_results
 from chexstudy.runs import Run
+from chexstudy.statistics.ranking import auroc, average_precision, bootstrap_patients
 
 
 def make_cohort(labels, names):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.growing import GrowingArray
+from chexstudy.growing import GrowingArray
 
 
 def test_rows_written_in_turn_are_the_array(tmp_path):

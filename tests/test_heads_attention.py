@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from chexstudy.cohort.images import fit_square
+from chexstudy.cohort.adapters.nih import build_nih
+from chexstudy.cohort.adapters.nlm_tb import build_nlm_tb
+from chexstudy.cohort.images.decode import fit_square
 from chexstudy.cohort.phantom.masks import encode_mask, write_masks
-from chexstudy.cohort.sources.nih import build_nih
-from chexstudy.cohort.sources.nlm_tb import build_nlm_tb
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.attention import (
+from chexstudy.evaluation.localisation.pointing_game import (
     METRICS,
     Regions,
     absent_thresholds,
@@ -31,7 +32,6 @@ from chexstudy.evaluation.heads.attention import (
     summarise_cases,
     widen_mask,
 )
-from chexstudy.evaluation.heads.features import FrozenFeatures
 from chexstudy.runs import Run
 
 FINDINGS = ["Nodule", "Mass"]

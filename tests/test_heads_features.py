@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy import parts
-from chexstudy.encoders import EncoderSpec, build_image_encoder
+from chexstudy import arrays as parts
+from chexstudy.encoders import frozen_features as features_module
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder
+from chexstudy.encoders.frozen_features import drop_patches, freeze_features, read_features
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads import features as features_module
-from chexstudy.evaluation.heads.features import drop_patches, freeze_features, read_features
 from chexstudy.runs import Run
 
 IMAGES = [f"tiny/{number:02d}" for number in range(21)]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
-from chexstudy.encoders import EncoderSpec, build_image_encoder
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.fine_tuning import FineTuning, fine_tune
-from chexstudy.evaluation.statistics import auroc
+from chexstudy.evaluation.adaptation.fine_tuning import FineTuning, fine_tune
+from chexstudy.statistics.ranking import auroc
 
 FINDINGS = ["Mass", "Hernia"]
 pytestmark = pytest.mark.usefixtures("one_thread")

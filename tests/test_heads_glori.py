@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.glori import CrossAttention, GloriHead, PatchPyramid, glori_v1, glori_v2
+from chexstudy.evaluation.adaptation.glori import CrossAttention, GloriHead, PatchPyramid, glori_v1, glori_v2
 
 SMALL = {"width": 24, "heads": 4, "feedforward": 32}
 

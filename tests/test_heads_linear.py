@@ -9,11 +9,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.features import FrozenFeatures
-from chexstudy.evaluation.heads.linear import LinearHead, fit_logistic, linear_head, read_vectors
-from chexstudy.evaluation.heads.training import Recipe, fit_head, read_batch
-from chexstudy.evaluation.probe import fit_linear_probe
+from chexstudy.evaluation.adaptation.linear import LinearHead, fit_logistic, linear_head, read_vectors
+from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
+from chexstudy.evaluation.adaptation.training import Recipe, fit_head, read_batch
 
 FINDINGS = ("Mass", "Hernia")
 WIDTHS = (2, 3, 4)

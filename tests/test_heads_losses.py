@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.losses import LOSSES, make_loss
+from chexstudy.evaluation.adaptation.losses import LOSSES, make_loss
 
 # Four training images and two findings: 1 of 4 present, and 2 of 3 known.
 TRAINING = np.array([[1, 1], [0, 1], [0, 0], [0, np.nan]])

@@ -8,11 +8,11 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from chexstudy.curation import clustering
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads import neighbours as neighbours_module
-from chexstudy.evaluation.heads.features import FrozenFeatures
-from chexstudy.evaluation.heads.neighbours import fit_neighbours
+from chexstudy.evaluation.adaptation import knn as neighbours_module
+from chexstudy.evaluation.adaptation.knn import fit_neighbours
+from chexstudy.vectors import kmeans as clustering
 
 FINDINGS = ("Mass", "Hernia", "Edema")
 ENCODER = {"name": "made up", "weights": "0123"}

@@ -9,12 +9,12 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads import training
-from chexstudy.evaluation.heads.features import FrozenFeatures
-from chexstudy.evaluation.heads.glori import glori_v1
-from chexstudy.evaluation.heads.linear import LinearHead
-from chexstudy.evaluation.heads.training import LEARNING_RATES, Recipe, fit_head, load_head, read_batch, save_head
+from chexstudy.evaluation.adaptation import training
+from chexstudy.evaluation.adaptation.glori import glori_v1
+from chexstudy.evaluation.adaptation.linear import LinearHead
+from chexstudy.evaluation.adaptation.training import LEARNING_RATES, Recipe, fit_head, load_head, read_batch, save_head
 from chexstudy.runs import Run
 
 FINDINGS = ("Mass", "Hernia")

@@ -5,8 +5,8 @@ import unicodedata
 import pandas as pd
 import pytest
 
-from chexstudy.identifiers import is_rounded, normalise_ids, patient_key, show_id, unify_patients
-from chexstudy.placeholders import is_placeholder
+from chexstudy.inputs.identifiers import is_rounded, normalise_ids, patient_key, show_id, unify_patients
+from chexstudy.inputs.placeholders import is_placeholder
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,18 @@ import nbformat
 import papermill
 import pytest
 
-from chexstudy import paths, runner
+from chexstudy import paths
 from chexstudy.errors import StudyError
-from chexstudy.identity import FREE, RECORD, read_identity, settle_store
-from chexstudy.locks import release_study
-from chexstudy.notebook import notebook_environment, start_notebook
-from chexstudy.parameters import read_parameters
-from chexstudy.pretraining.arms import find_arm
-from chexstudy.pretraining.distributed import Processes
-from chexstudy.pretraining.study_config import settle_config
-from chexstudy.runner import rerun_notebooks, run_all, run_notebooks
+from chexstudy.pretraining.arms.definitions import find_arm
+from chexstudy.pretraining.arms.study_config import settle_config
+from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.runs import MADE_BY_VARIABLE, Run
+from chexstudy.workflow import runner
+from chexstudy.workflow.identity import FREE, RECORD, read_identity, settle_store
+from chexstudy.workflow.locks import release_study
+from chexstudy.workflow.notebook import notebook_environment, start_notebook
+from chexstudy.workflow.parameters import read_parameters
+from chexstudy.workflow.runner import rerun_notebooks, run_all, run_notebooks
 
 DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.glob("*.py"))}
 THIRD, FOURTH, NINTH = "03_watch_prototypes", "04_pretrain_curated", "09_adapt_encoder"
@@ -302,7 +303,7 @@ def test_plain_papermill_is_held_against_the_study_too(given, tmp_path):
 
 # %%
 from chexstudy.errors import StudyError
-from chexstudy.notebook import start_notebook
+from chexstudy.workflow.notebook import start_notebook
 
 try:
     start_notebook("{THIRD}", globals())

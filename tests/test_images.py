@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 from test_png import make_png
 
-from chexstudy.cohort import images
-from chexstudy.cohort.images import decode_radiograph, fit_square, read_radiograph
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.images import decode as images
+from chexstudy.cohort.images.decode import decode_radiograph, fit_square, read_radiograph
+from chexstudy.cohort.images.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
 
 

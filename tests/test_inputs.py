@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation import inputs
-from chexstudy.curation.inputs import (
+from chexstudy.curation.embeddings import inputs
+from chexstudy.curation.embeddings.inputs import (
     allocate_features,
     check_image_ids,
     normalise_rows,

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from conftest import make_tiny_study
 
-from chexstudy.cli import main
-from chexstudy.cohort import interchange
+from chexstudy.cli.main import main
 from chexstudy.cohort.build import build_cohort
-from chexstudy.cohort.interchange import ExportOptions, export_cohort
+from chexstudy.cohort.interchange import export as interchange
+from chexstudy.cohort.interchange.export import ExportOptions, export_cohort
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.pixels import build_pixel_store, open_pixel_store
+from chexstudy.cohort.pixels.store import build_pixel_store, open_pixel_store
 from chexstudy.cohort.table import finding_columns, outcome_columns, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run

@@ -3,10 +3,15 @@ import pandas as pd
 import pytest
 import torch
 
-from chexstudy.evaluation.ablation import take_reference
-from chexstudy.evaluation.invariance import average_ratio_law, describe_stability, measure_ratio_law, measure_stability
-from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.experiments.curator_ablation import take_reference
+from chexstudy.experiments.selection_stability import (
+    average_ratio_law,
+    describe_stability,
+    measure_ratio_law,
+    measure_stability,
+)
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.results import OVER_SEEDS
 
 
 @pytest.fixture(autouse=True)

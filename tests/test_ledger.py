@@ -5,8 +5,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from chexstudy.curation.decisions import BANDS, REASONS
-from chexstudy.curation.ledger import (
+from chexstudy.curation.online.decisions import BANDS, REASONS
+from chexstudy.curation.records.ledger import (
     LEDGER_COLUMNS,
     LedgerWriter,
     find_likely_ids,

@@ -3,8 +3,15 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from test_images import gradient
 
-from chexstudy.cohort.levels import find_range, is_blank, loses_levels, show_deep_colours, show_range, stretch_range
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.images.levels import (
+    find_range,
+    is_blank,
+    loses_levels,
+    show_deep_colours,
+    show_range,
+    stretch_range,
+)
+from chexstudy.cohort.images.unreadable import UnreadableImage
 
 
 def test_stretch_and_blank():

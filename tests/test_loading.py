@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.loading import StallMeter, gather_pixels, prefetch
+from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels, prefetch
 
 
 def loaders():

@@ -11,14 +11,14 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from chexstudy import locks
 from chexstudy.errors import StudyError
-from chexstudy.locks import hold_study, tell_holder
 from chexstudy.runs import Run
+from chexstudy.workflow import locks
+from chexstudy.workflow.locks import hold_study, tell_holder
 
 HOLD = """\
 import subprocess, sys, time
-from chexstudy.locks import hold_study, inherited_descriptors
+from chexstudy.workflow.locks import hold_study, inherited_descriptors
 from chexstudy.runs import Run
 
 with hold_study(Run("x"), "a run of 01_first"):
@@ -33,7 +33,7 @@ study = "x"  # name of the study
 seed = 0  # seed
 
 # %%
-from chexstudy.notebook import start_notebook
+from chexstudy.workflow.notebook import start_notebook
 
 run = start_notebook("01_tiny", globals(), folder={folder!r})
 

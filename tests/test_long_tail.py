@@ -2,8 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.errors import StudyError
-from chexstudy.evaluation.long_tail import (
+from chexstudy.curation.quality.keep_rates import (
     density,
     keep_rates,
     keep_rates_of_seeds,
@@ -13,7 +12,8 @@ from chexstudy.evaluation.long_tail import (
     tiers_of_pairs,
     wilson_interval,
 )
-from chexstudy.evaluation.results import add_results
+from chexstudy.errors import StudyError
+from chexstudy.results import add_results
 from chexstudy.runs import Run
 
 
@@ -106,8 +106,8 @@ def test_density_from_blocks_is_that_of_all_distances(spread, monkeypatch):
     expected = 1 / np.sort(every, axis=1)[:, :5].mean(axis=1)
     whole = density(features, neighbours=5)
     np.testing.assert_allclose(whole, expected, rtol=1e-3 if spread < 1 else 1e-5)
-    monkeypatch.setattr("chexstudy.mapping._BLOCK_ROWS", 13)
-    monkeypatch.setattr("chexstudy.mapping._BLOCK_COLUMNS", 17)
+    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_ROWS", 13)
+    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_COLUMNS", 17)
     np.testing.assert_allclose(density(features, neighbours=5), whole, rtol=1e-6)
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.mapping import (
+from chexstudy.runs import Run
+from chexstudy.vectors.umap import (
     fit_map,
     lay_over,
     measure_trustworthiness,
@@ -17,7 +18,6 @@ from chexstudy.mapping import (
     read_or_fit_map,
     trace_prototypes,
 )
-from chexstudy.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_few_rows_are_projected_without_umap():
 
 def test_more_rows_than_are_fitted_are_placed_between_their_neighbours(islands, monkeypatch):
     features, group = islands
-    monkeypatch.setattr("chexstudy.mapping.LARGEST_FIT", 90)
+    monkeypatch.setattr("chexstudy.vectors.umap.LARGEST_FIT", 90)
     coordinates = fit_map(features, seed=0, neighbours=10)
     centres = np.stack([coordinates[group == k].mean(axis=0) for k in range(3)])
     nearest = np.linalg.norm(coordinates[:, None] - centres, axis=2).argmin(axis=1)
@@ -87,7 +87,7 @@ def test_nearest_rows_are_those_of_all_pairs_distances():
 
 def test_no_row_is_its_own_neighbour_when_asked(monkeypatch):
     features = np.array([[0.0], [0.0], [1.0], [5.0]])
-    monkeypatch.setattr("chexstudy.mapping._BLOCK_COLUMNS", 3)
+    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_COLUMNS", 3)
     index, distance = nearest_rows(features, features, 2, without_self=True)
     assert index[:2].tolist() == [[1, 2], [0, 2]]
     assert set(index[2]) == {0, 1}
@@ -99,7 +99,8 @@ def test_a_map_is_read_until_what_it_shows_changes(home, monkeypatch):
     run = Run("maps")
     fitted = []
     monkeypatch.setattr(
-        "chexstudy.mapping.fit_map", lambda features, seed: fitted.append(seed) or features[:, :2].astype(np.float32)
+        "chexstudy.vectors.umap.fit_map",
+        lambda features, seed: fitted.append(seed) or features[:, :2].astype(np.float32),
     )
     features = np.random.default_rng(0).random((20, 3)).astype(np.float32)
     ids = [f"t/{number}" for number in range(20)]
@@ -170,7 +171,7 @@ def test_a_map_of_other_features_is_refused():
 
 def test_importing_the_module_does_not_import_umap():
     # umap costs seconds to import, and numba must first be told where to put what it compiles.
-    code = "import sys, chexstudy.mapping; sys.exit('umap' in sys.modules)"
+    code = "import sys, chexstudy.vectors.umap; sys.exit('umap' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -231,7 +232,7 @@ def test_a_map_laid_over_a_different_one_keeps_its_size():
 def test_trustworthiness_is_that_of_an_independent_implementation(monkeypatch):
     from sklearn.manifold import trustworthiness
 
-    monkeypatch.setattr("chexstudy.mapping._BLOCK_ROWS", 32)
+    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_ROWS", 32)
     generator = np.random.default_rng(0)
     features = generator.normal(size=(90, 6)).astype(np.float32)
     coordinates = features[:, :2] + 0.3 * generator.normal(size=(90, 2)).astype(np.float32)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from chexstudy.curation.farthest import farthest_points
 from chexstudy.curation.methods import METHODS
+from chexstudy.vectors.farthest import farthest_points
 
 
 def on_circle(degrees: list[float]) -> np.ndarray:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.curation.configuration import CuratorConfig
 from chexstudy.curation.methods import METHODS
-from chexstudy.curation.streaming import curate_stream
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.streaming import curate_stream
 
 PAIRS = 960
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.multiplicity import correct_by_holm, exchange_models
-from chexstudy.evaluation.statistics import auroc, average_precision, macro_mean
+from chexstudy.statistics.multiple_testing import correct_by_holm, exchange_models
+from chexstudy.statistics.ranking import auroc, average_precision, macro_mean
 
 
 def test_holm_by_hand():

@@ -10,8 +10,8 @@ from nbclient.exceptions import CellExecutionError
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
-from chexstudy.locks import release_study
-from chexstudy.notebook import notebook_environment, start_notebook
+from chexstudy.workflow.locks import release_study
+from chexstudy.workflow.notebook import notebook_environment, start_notebook
 
 SOURCE = """\
 # %% [markdown]
@@ -23,7 +23,7 @@ seed = 0  # seed
 rate = 0.5  # a number
 
 # %%
-from chexstudy.notebook import start_notebook
+from chexstudy.workflow.notebook import start_notebook
 
 run = start_notebook("01_tiny", globals(), folder={folder!r})
 

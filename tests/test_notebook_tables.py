@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from chexstudy.notebook_tables import use_plain_tables, write_number, write_table
+from chexstudy.workflow.notebook_tables import use_plain_tables, write_number, write_table
 
 
 @pytest.mark.parametrize(

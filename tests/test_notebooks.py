@@ -21,12 +21,12 @@ from PIL import Image
 from test_readme import TRAINED
 
 from chexstudy import paths
-from chexstudy.cli import _STEPS, main
-from chexstudy.evaluation.results import read_results
-from chexstudy.parameters import read_parameters
-from chexstudy.profiles import list_profiles, read_profile, resolve_parameters
-from chexstudy.runner import run_all
+from chexstudy.cli.main import _STEPS, main
+from chexstudy.results import read_results
 from chexstudy.runs import Run
+from chexstudy.workflow.parameters import read_parameters
+from chexstudy.workflow.profiles import list_profiles, read_profile, resolve_parameters
+from chexstudy.workflow.runner import run_all
 
 SOURCES = sorted(paths.NOTEBOOKS.glob("*.py"))
 PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper"}

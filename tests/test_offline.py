@@ -11,10 +11,10 @@ import torch
 from conftest import make_tiny_study
 from transformers import BertConfig, Dinov2Config, ViTConfig
 
-from chexstudy import hub
-from chexstudy.encoders import EncoderSpec, build_image_encoder, build_text_encoder, save_encoder
+from chexstudy.encoders import hub
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder, save_encoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.modeling_chexstudy import ChexstudyConfig, ChexstudyModel
+from chexstudy.release.modeling_chexstudy import ChexstudyConfig, ChexstudyModel
 
 # Run before anything else by the processes of these tests: whoever looks up a name or connects is written down.
 _GUARD = """
@@ -57,7 +57,7 @@ def run_guarded(folder, *arguments):
 def test_the_engine_started_as_the_readme_says_asks_nobody(home, tmp_path):
     make_tiny_study(pairs=20)
     (tmp_path / "arm.json").write_text(json.dumps({"text_encoder": "someone/absent-bert"}))
-    command = ("-m", "chexstudy.pretraining.engine", "--study", "tiny", "--arm", "full")
+    command = ("-m", "chexstudy.pretraining.training.arm_run", "--study", "tiny", "--arm", "full")
     asked, done = run_guarded(tmp_path, *command, "--config", str(tmp_path / "arm.json"))
     assert asked == ""
     assert done.returncode == 2, done.stderr

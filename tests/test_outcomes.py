@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from chexstudy.cohort.table import validate_cohort
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.features import FrozenFeatures
-from chexstudy.evaluation.outcomes import (
+from chexstudy.evaluation.outcomes.prediction import (
     AGE_SEX,
     BOTH,
     IMAGE,
@@ -17,8 +17,8 @@ from chexstudy.evaluation.outcomes import (
     read_calibration,
     read_curves,
 )
-from chexstudy.evaluation.results import OVER_SEEDS, add_results
 from chexstudy.evaluation.scores import read_scores
+from chexstudy.results import OVER_SEEDS, add_results
 from chexstudy.runs import Run
 
 SIZES = {"train": 700, "validate": 300, "test": 400}

@@ -3,14 +3,14 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.compare import ModelScores, compare_score_tables
-from chexstudy.evaluation.paper_table import (
+from chexstudy.evaluation.comparison.table import (
     check_output,
     describe_models,
     list_reasons,
     tabulate_models,
     write_comparison,
 )
+from chexstudy.evaluation.comparison.two_models import ModelScores, compare_score_tables
 
 
 @pytest.fixture

@@ -1,7 +1,14 @@
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.parameters import Parameter, check_value, check_values, parse_parameters, parse_text, read_parameters
+from chexstudy.workflow.parameters import (
+    Parameter,
+    check_value,
+    check_values,
+    parse_parameters,
+    parse_text,
+    read_parameters,
+)
 
 CELL = """\
 study = "demo"  # name of the study

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chexstudy.parts import Parts, write_rows
+from chexstudy.arrays import Parts, write_rows
 
 
 def compute(rows):

@@ -14,10 +14,10 @@ from PIL import Image
 from test_dicom import make_dicom, to_bytes
 
 from chexstudy import runs
-from chexstudy.cohort import pixels
-from chexstudy.cohort.dicom import OWN_RANGE
-from chexstudy.cohort.images import fit_square, read_radiograph
-from chexstudy.cohort.pixels import (
+from chexstudy.cohort.images.decode import fit_square, read_radiograph
+from chexstudy.cohort.images.dicom import OWN_RANGE
+from chexstudy.cohort.pixels import store as pixels
+from chexstudy.cohort.pixels.store import (
     build_pixel_store,
     count_remarks,
     open_pixel_store,

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.cli import main
-from chexstudy.evaluation.planning.families import POWER3
+from chexstudy.cli.main import main
+from chexstudy.label_planning.families import POWER3
 from chexstudy.runs import Run
 
 LABELS = np.array([10, 20, 50, 100, 200, 500.0])

@@ -3,16 +3,16 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from chexstudy.evaluation.planning.accuracy import (
+from chexstudy.label_planning.accuracy import (
     correlate_early,
     judge_early_claim,
     measure_families,
     measure_forecasts,
     tabulate_accuracy,
 )
-from chexstudy.evaluation.planning.bands import trace_bands
-from chexstudy.evaluation.planning.observations import LearningCurve
-from chexstudy.evaluation.planning.pooling import Posterior
+from chexstudy.label_planning.bands import trace_bands
+from chexstudy.label_planning.observations import LearningCurve
+from chexstudy.label_planning.posterior import Posterior
 
 
 def make_forecasts(findings=8, encoders=("curated", "full"), at=(50, 100)):

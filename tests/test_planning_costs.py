@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.costs import ReadingCost, count_cases_to_read, price_plans
+from chexstudy.label_planning.costs import ReadingCost, count_cases_to_read, price_plans
 
 
 def test_hours_and_price_are_those_of_all_readers():

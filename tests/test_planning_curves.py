@@ -6,20 +6,20 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from chexstudy.encoders import EncoderSpec, build_image_encoder
+from chexstudy.encoders.build import EncoderSpec, build_image_encoder
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.features import FrozenFeatures
-from chexstudy.evaluation.planning import curves as curves_module
-from chexstudy.evaluation.planning.batched_heads import DropoutRecipe, fit_dropout, fit_logistic
-from chexstudy.evaluation.planning.curves import (
+from chexstudy.label_planning import curves as curves_module
+from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout, fit_logistic
+from chexstudy.label_planning.curves import (
     CurveDesign,
     choose_test,
     measure_curves,
     plan_draws,
     read_settings,
 )
-from chexstudy.evaluation.planning.draws import draw_labels, make_pool
-from chexstudy.evaluation.planning.encoders import freeze_encoders, list_exposures, name_encoder
+from chexstudy.label_planning.draws import draw_labels, make_pool
+from chexstudy.label_planning.encoders import freeze_encoders, list_exposures, name_encoder
 from chexstudy.runs import Run
 
 GRID = (10, 20, 40, "all")
@@ -329,7 +329,7 @@ class Noise:
 
 
 def test_untrained_encoders_and_folders_are_frozen_under_their_names(home):
-    from chexstudy.encoders import save_encoder
+    from chexstudy.encoders.build import save_encoder
 
     cohort = pd.DataFrame({"image_id": [f"t/{number}" for number in range(6)]})
     encoder = build_image_encoder(EncoderSpec("tiny-resnet", image_size=32), 7)

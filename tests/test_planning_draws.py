@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.draws import count_classes, draw_labels, make_pool, resolve_grid
+from chexstudy.label_planning.draws import count_classes, draw_labels, make_pool, resolve_grid
 
 
 def make_training(labels, patients=None):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.families import FAMILIES, POWER3, find_families
+from chexstudy.label_planning.families import FAMILIES, POWER3, find_families
 
 CURVES = {
     "power3": [0.86, 0.55, 0.45],

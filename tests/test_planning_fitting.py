@@ -6,8 +6,8 @@ import pytest
 from scipy.optimize import curve_fit
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.families import FAMILIES, POWER3
-from chexstudy.evaluation.planning.fitting import (
+from chexstudy.label_planning.families import FAMILIES, POWER3
+from chexstudy.label_planning.fitting import (
     EXTRAPOLATION,
     INTERPOLATION,
     NOT_YET,
@@ -18,7 +18,7 @@ from chexstudy.evaluation.planning.fitting import (
     fit_points,
     profile_plateau,
 )
-from chexstudy.evaluation.planning.observations import LearningCurve, estimate_noise, list_curves, weigh_points
+from chexstudy.label_planning.observations import LearningCurve, estimate_noise, list_curves, weigh_points
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
 TRUE = np.array([0.86, 0.55, 0.45])

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.families import POWER3
-from chexstudy.evaluation.planning.fitting import NOT_YET, compare_families
-from chexstudy.evaluation.planning.observations import LearningCurve, list_curves
-from chexstudy.evaluation.planning.planner import (
+from chexstudy.label_planning.families import POWER3
+from chexstudy.label_planning.fitting import NOT_YET, compare_families
+from chexstudy.label_planning.observations import LearningCurve, list_curves
+from chexstudy.label_planning.planner import (
     NEEDED,
     REACHED,
     TOO_FEW,
@@ -24,9 +24,9 @@ from chexstudy.evaluation.planning.planner import (
     tabulate_forecasts,
     tabulate_plans,
 )
-from chexstudy.evaluation.planning.pooling import Posterior
-from chexstudy.evaluation.results import validate_results
-from chexstudy.evaluation.statistics import auroc
+from chexstudy.label_planning.posterior import Posterior
+from chexstudy.results import validate_results
+from chexstudy.statistics.ranking import auroc
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
 TRUTHS = {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.families import POWER3
-from chexstudy.evaluation.planning.observations import LearningCurve, relate_variances
-from chexstudy.evaluation.planning.pooling import Prior, infer_curves
+from chexstudy.label_planning.families import POWER3
+from chexstudy.label_planning.observations import LearningCurve, relate_variances
+from chexstudy.label_planning.posterior import Prior, infer_curves
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
 TRUE = np.array([0.86, 0.55, 0.45])

@@ -10,9 +10,8 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.long_tail import keep_rates_of_seeds, list_keep_rates
-from chexstudy.evaluation.results import validate_results
 from chexstudy.plots.composition import (
     count_findings,
     count_report_lengths,
@@ -36,6 +35,7 @@ from chexstudy.plots.radiographs import plot_radiographs
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
 from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
 from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
+from chexstudy.results import validate_results
 from chexstudy.runs import Run
 
 ARMS = ("curated", "random_same_data", "full")

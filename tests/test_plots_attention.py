@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.attention import METRICS, Regions, spread_map
+from chexstudy.evaluation.localisation.pointing_game import METRICS, Regions, spread_map
 from chexstudy.plots.attention import (
     AttentionCard,
     describe_attention,

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import validate_results
-from chexstudy.evaluation.scrutiny import REPAIRS
+from chexstudy.evaluation.robustness.report import REPAIRS
 from chexstudy.plots.calibration import describe_calibration, plot_calibration, select_calibration
+from chexstudy.results import validate_results
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.audit import AuditReport
+from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.errors import StudyError
 from chexstudy.plots.ablation import (
     add_ratio_law,

@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.planning.accuracy import correlate_early, measure_families, measure_forecasts
-from chexstudy.evaluation.planning.bands import trace_bands
-from chexstudy.evaluation.planning.fitting import compare_families
-from chexstudy.evaluation.planning.observations import list_curves
-from chexstudy.evaluation.planning.planner import forecast_plateau, infer_by_encoder, plan_labels
+from chexstudy.label_planning.accuracy import correlate_early, measure_families, measure_forecasts
+from chexstudy.label_planning.bands import trace_bands
+from chexstudy.label_planning.fitting import compare_families
+from chexstudy.label_planning.observations import list_curves
+from chexstudy.label_planning.planner import forecast_plateau, infer_by_encoder, plan_labels
 from chexstudy.plots.label_budget import (
     describe_curves,
     describe_early,

@@ -6,9 +6,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.outcomes import AGE_SEX, BOTH, IMAGE, ORACLE
-from chexstudy.evaluation.results import OVER_SEEDS, validate_results
+from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACLE
 from chexstudy.plots.outcomes import describe_outcomes, plot_outcomes, select_curves, select_outcomes
+from chexstudy.results import OVER_SEEDS, validate_results
 
 
 def make_results(arms=("curated",)):

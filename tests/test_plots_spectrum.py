@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import validate_results
 from chexstudy.plots.spectrum import describe_spectrum, plot_spectrum, select_spectrum
+from chexstudy.results import validate_results
 
 
 def row(task, finding, setting, value, metric="auroc", half=0.05, **more):

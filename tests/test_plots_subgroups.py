@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import validate_results
 from chexstudy.plots.style import save_figure
 from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
+from chexstudy.results import validate_results
 from chexstudy.runs import Run
 
 ARMS = ("curated", "full")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexstudy.cohort import png
-from chexstudy.cohort.images import decode_radiograph
-from chexstudy.cohort.png import decode_deep_png, decode_grey_png
-from chexstudy.cohort.unreadable import UnreadableImage
+from chexstudy.cohort.images import png
+from chexstudy.cohort.images.decode import decode_radiograph
+from chexstudy.cohort.images.png import decode_deep_png, decode_grey_png
+from chexstudy.cohort.images.unreadable import UnreadableImage
 
 SIDE = 40
 

@@ -4,8 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.probe import INVERSE_PENALTIES, evaluate_linear_probe, fit_linear_probe
-from chexstudy.evaluation.statistics import auroc
+from chexstudy.evaluation.adaptation.logistic_path import INVERSE_PENALTIES, evaluate_linear_probe, fit_linear_probe
+from chexstudy.statistics.ranking import auroc
 
 FINDINGS = ["Mass", "Hernia", "Nodule"]
 

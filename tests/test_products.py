@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from chexstudy.curation import products
-from chexstudy.curation.products import multiply_rows, product_rounding
+from chexstudy.vectors import products
+from chexstudy.vectors.products import multiply_rows, product_rounding
 
 
 def _matrices(rows, count, dim, dtype=torch.float32):

@@ -1,8 +1,8 @@
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.parameters import parse_parameters
-from chexstudy.profiles import Profile, read_profile, resolve_parameters
+from chexstudy.workflow.parameters import parse_parameters
+from chexstudy.workflow.profiles import Profile, read_profile, resolve_parameters
 
 DECLARED = {
     "01_a": parse_parameters('study = "x"  # .\nseed = 0  # .\nsize = 96  # .', "01_a"),

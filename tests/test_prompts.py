@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.prompts import (
+from chexstudy.evaluation.image_text.prompts import (
     CLINICAL,
     CONTRAST_NORMAL,
     FAMILIES,

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from chexstudy.curation import clustering
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.prototypes import (
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.prototypes import (
     balanced_assignment,
     initial_prototypes,
     join_features,
     prototype_spread,
     update_prototypes,
 )
+from chexstudy.vectors import kmeans as clustering
 
 
 def _unit(rows, dim, seed):

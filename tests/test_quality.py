@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort import quality
-from chexstudy.cohort.images import fit_square
+from chexstudy.cohort.images.decode import fit_square
 from chexstudy.cohort.quality import check_image, count_quarantine, read_checked
 from chexstudy.errors import StudyError
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.evaluation.ablation import JACCARD, REFERENCE, change_constants, list_settings, take_reference
-from chexstudy.evaluation.quirks import (
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.experiments.curator_ablation import JACCARD, REFERENCE, change_constants, list_settings, take_reference
+from chexstudy.experiments.published_vs_fixed import (
     ELSEWHERE,
     QUIRKS,
     STREAM,
@@ -15,9 +15,9 @@ from chexstudy.evaluation.quirks import (
     describe_quirks,
     lay_out_quirks,
 )
-from chexstudy.evaluation.results import OVER_SEEDS
-from chexstudy.evaluation.variants import list_variants
+from chexstudy.experiments.trained_variants import list_variants
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.results import OVER_SEEDS
 
 MEASURES = {"keep_ratio": "all", "rare_recall": "tail"}
 

@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chexstudy.curation.doubt import Doubt
+from chexstudy.curation.quality.mismatch_detection import DOUBT_COLUMNS, SCORES, list_doubt, measure_doubt
+from chexstudy.curation.quality.pair_mismatch import Doubt
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.rare_or_wrong import DOUBT_COLUMNS, SCORES, list_doubt, measure_doubt
 
 
 def make_case(pairs=80, seed=0):

@@ -17,9 +17,9 @@ from conftest import make_tiny_study
 from PIL import Image
 
 from chexstudy import paths
-from chexstudy.cli import build_parser, main
+from chexstudy.cli.main import build_parser, main
+from chexstudy.cohort.adapters.folder import build_folder
 from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN
-from chexstudy.cohort.sources.folder import build_folder
 from chexstudy.cohort.table import RESERVED_COLUMNS
 
 _README = (paths.REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ _COMMANDS = [
     for line in re.findall(r"^ {4}(\S.*)$", _README, re.MULTILINE)
     if re.match(r"(chexstudy|make|python|torchrun|srun|git|source|\[) ", line)
 ]
-_ENGINE = "python -m chexstudy.pretraining.engine "
+_ENGINE = "python -m chexstudy.pretraining.training.arm_run "
 # Commands as typed that run in seconds on the files and small studies of `newcomer`.
 _CHEAP = [
     *(command for command in _COMMANDS if re.match("chexstudy curate --(embeddings|list)", command)),

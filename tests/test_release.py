@@ -35,27 +35,27 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from chexstudy.cli import main
-from chexstudy.cohort.images import fit_square, read_radiograph
-from chexstudy.encoders import (
+from chexstudy.cli.main import main
+from chexstudy.cohort.images.decode import fit_square, read_radiograph
+from chexstudy.encoders.build import (
     EncoderSpec,
     build_image_encoder,
     build_text_encoder,
     load_image_encoder,
     load_text_encoder,
 )
+from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import add_results
-from chexstudy.pretraining import release as release_module
-from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.image_processing_chexstudy import ChexstudyImageProcessor
-from chexstudy.pretraining.model import ImageTextModel, load_model, save_model
-from chexstudy.pretraining.modeling_chexstudy import ChexstudyModel
-from chexstudy.pretraining.release import MANIFEST, release_arm
-from chexstudy.pretraining.vocabulary import texts_to_learn_from
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model, save_model
+from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
+from chexstudy.release import export as release_module
+from chexstudy.release.export import MANIFEST, release_arm
+from chexstudy.release.image_processing_chexstudy import ChexstudyImageProcessor
+from chexstudy.release.modeling_chexstudy import ChexstudyModel
+from chexstudy.results import add_results
 from chexstudy.runs import Run
-from chexstudy.tokenizer import train_wordpiece
 
 TEXTS = ["No finding.", "Pleural effusion."]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexstudy.cohort import images
-from chexstudy.cohort.images import fit_square
-from chexstudy.cohort.resampling import resize_bicubic
+from chexstudy.cohort.images import decode as images
+from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.images.resampling import resize_bicubic
 
 
 def resize_with_pillow(image, width, height):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import COLUMNS, add_results, read_results, validate_results
+from chexstudy.results import COLUMNS, add_results, read_results, validate_results
 from chexstudy.runs import Run
 
 

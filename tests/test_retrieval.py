@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import add_results
-from chexstudy.evaluation.retrieval import (
+from chexstudy.evaluation.image_text.retrieval import (
     METRICS,
     POLICIES,
     compare_ranks,
@@ -16,8 +15,9 @@ from chexstudy.evaluation.retrieval import (
     measure_ranks,
     rank_pairs,
 )
-from chexstudy.evaluation.statistics import bootstrap_patients
+from chexstudy.results import add_results
 from chexstudy.runs import Run
+from chexstudy.statistics.ranking import bootstrap_patients
 
 
 def on_circle(*degrees):
@@ -105,7 +105,7 @@ def test_blocks_of_queries_leave_no_seam(monkeypatch):
     images, texts = generator.normal(size=(50, 3)), [str(number % 31) for number in range(50)]
     described = generator.normal(size=(31, 3))[np.arange(50) % 31]
     whole = rank_pairs(images, described, texts)
-    monkeypatch.setattr("chexstudy.evaluation.retrieval._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("chexstudy.evaluation.image_text.retrieval._ROWS_AT_ONCE", 7)
     assert rank_pairs(images, described, texts).equals(whole)
 
 

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.retrieval_choices import (
+from chexstudy.evaluation.image_text.retrieval_protocols import (
     choose_texts,
     list_text_choices,
     measure_retrieval_choices,
     tabulate_retrieval_choices,
 )
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.model import build_model
+from chexstudy.pretraining.models.dual_encoder import build_model
 
 BOTH = "FINDINGS: Mass on the left. IMPRESSION: Likely cancer."
 ONE = "IMPRESSION: Normal."

@@ -12,9 +12,10 @@ import nbformat
 import papermill
 import pytest
 
-from chexstudy import identity
 from chexstudy.errors import StudyError
-from chexstudy.runner import (
+from chexstudy.runs import Run
+from chexstudy.workflow import identity
+from chexstudy.workflow.runner import (
     NotebookFailure,
     find_notebook,
     list_notebooks,
@@ -23,7 +24,6 @@ from chexstudy.runner import (
     run_notebook,
     run_notebooks,
 )
-from chexstudy.runs import Run
 
 FIRST = """\
 # %% [markdown]
@@ -240,7 +240,7 @@ def spawn(folder, home, study, fate):
     program = (
         # Started in the background, tests and all they start would ignore a Ctrl-C.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys; from pathlib import Path; from chexstudy.runner import run_notebook\n"
+        "import sys; from pathlib import Path; from chexstudy.workflow.runner import run_notebook\n"
         f"run_notebook('02', 'tiny', dict(fate={fate!r}), study={study!r}, folder=Path({str(folder)!r}))"
     )
     return subprocess.Popen(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from chexstudy.curation.running import RecentPairs, RunningQuantiles
+from chexstudy.curation.online.running_quantiles import RecentPairs, RunningQuantiles
 
 
 def test_quantiles_and_ranks_are_those_of_the_latest_values_of_each_group():

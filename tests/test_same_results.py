@@ -11,10 +11,10 @@ import pytest
 from nbclient import NotebookClient
 
 from chexstudy import paths
-from chexstudy.evaluation.results import read_results
-from chexstudy.parameters import read_parameters
-from chexstudy.runner import list_notebooks, run_all, run_notebook
+from chexstudy.results import read_results
 from chexstudy.runs import Run
+from chexstudy.workflow.parameters import read_parameters
+from chexstudy.workflow.runner import list_notebooks, run_all, run_notebook
 
 # The debug profile with less of everything: each notebook passes through all of its cells.
 TINY = {"pairs": 160, "arms": ["curated", "random_same_data", "full"], "resamples": 20}

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.saving import AT_LEAST, AT_MOST, REACHED, Curve, fit_rising, measure_saving, read_off_cost
+from chexstudy.experiments.equal_performance import (
+    AT_LEAST,
+    AT_MOST,
+    REACHED,
+    Curve,
+    fit_rising,
+    measure_saving,
+    read_off_cost,
+)
 
 
 def pool_adjacent_violators(values):

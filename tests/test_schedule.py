@@ -2,7 +2,7 @@
 
 import pytest
 
-from chexstudy.pretraining.schedule import LearningRate
+from chexstudy.pretraining.engine.schedule import LearningRate
 
 
 def test_ramp_hold_and_half_cosine():

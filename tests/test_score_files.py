@@ -4,7 +4,7 @@ import pytest
 
 from chexstudy.cohort.table import write_cohort
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.score_files import (
+from chexstudy.evaluation.comparison.inputs import (
     choose_data_set,
     list_scored,
     names_files,

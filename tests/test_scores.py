@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import add_results, read_results
 from chexstudy.evaluation.scores import (
     compare_scores,
     measure_each_seed,
@@ -13,8 +12,9 @@ from chexstudy.evaluation.scores import (
     scored_seeds,
     write_scores,
 )
-from chexstudy.evaluation.statistics import auroc, bootstrap_patients, interval
+from chexstudy.results import add_results, read_results
 from chexstudy.runs import Run
+from chexstudy.statistics.ranking import auroc, bootstrap_patients, interval
 
 FINDINGS = ["Cardiomegaly", "Nodule", "Hernia", "Mass"]
 PLACE = {"arm": "curated", "seed": 0, "task": "zero_shot", "data_set": "phantom/test"}

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
-from chexstudy.pretraining import scoring
-from chexstudy.pretraining.arms import arm_folder
+from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
-from chexstudy.pretraining.model import load_model
-from chexstudy.pretraining.scoring import score_training_pairs, score_with_reference
+from chexstudy.pretraining.models.dual_encoder import load_model
+from chexstudy.pretraining.training import scoring
+from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.pretraining.training.scoring import score_training_pairs, score_with_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from conftest import make_tiny_study
 
-from chexstudy.cohort.pixels import open_pixel_store
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.arms import Evaluation, evaluate_arm, family_task
-from chexstudy.evaluation.prompts import FAMILIES
-from chexstudy.evaluation.results import validate_results
+from chexstudy.evaluation.image_text.evaluate import Evaluation, evaluate_arm, family_task
+from chexstudy.evaluation.image_text.prompts import FAMILIES
+from chexstudy.evaluation.robustness.report import REPAIRS, TASKS, scrutinise_arms, summarise_scrutiny
+from chexstudy.evaluation.robustness.thresholds import RULES
 from chexstudy.evaluation.scores import read_scores
-from chexstudy.evaluation.scrutiny import REPAIRS, TASKS, scrutinise_arms, summarise_scrutiny
-from chexstudy.evaluation.thresholds import RULES
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
+from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.results import validate_results
 
 _CONSTANTS = {"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16}
 _CONSTANTS |= {"warm_up_epochs": 0, "subset_epochs": 0, "precision": "fp32"}

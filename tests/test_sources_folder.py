@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chexstudy.cohort.pixels import build_pixel_store
-from chexstudy.cohort.sources import build_source
-from chexstudy.cohort.sources.folder import check_folder
+from chexstudy.cohort.adapters import build_source
+from chexstudy.cohort.adapters.folder import check_folder
+from chexstudy.cohort.pixels.store import build_pixel_store
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

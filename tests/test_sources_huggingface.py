@@ -9,9 +9,9 @@ import pytest
 from pyarrow import parquet
 from test_sources_webdataset import picture
 
+from chexstudy.cohort.adapters import build_source
 from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.sources import build_source
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chexstudy.cohort.pixels import build_pixel_store
-from chexstudy.cohort.sources import build_source
-from chexstudy.cohort.sources.nih import FINDINGS, read_boxes
+from chexstudy.cohort.adapters import build_source
+from chexstudy.cohort.adapters.nih import FINDINGS, read_boxes
+from chexstudy.cohort.pixels.store import build_pixel_store
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run

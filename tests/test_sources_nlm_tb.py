@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexstudy.cohort.sources import build_source
-from chexstudy.cohort.sources.nlm_tb import find_lung_masks, label_reading, read_lung_mask
+from chexstudy.cohort.adapters import build_source
+from chexstudy.cohort.adapters.nlm_tb import find_lung_masks, label_reading, read_lung_mask
 from chexstudy.errors import StudyError
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from chexstudy.cohort.adapters import build_source
+from chexstudy.cohort.adapters.webdataset import _split_name
 from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.sources import build_source
-from chexstudy.cohort.sources.webdataset import _split_name
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.spectrum import (
+from chexstudy.evaluation.robustness.spectrum import (
     choose_negatives,
     find_healthy,
     measure_against_each,
@@ -14,7 +14,7 @@ from chexstudy.evaluation.spectrum import (
     reweigh_average_precision,
     reweigh_ppv,
 )
-from chexstudy.evaluation.statistics import average_precision, bootstrap_patients
+from chexstudy.statistics.ranking import average_precision, bootstrap_patients
 
 FINDINGS = ["No Finding", "Mass", "Hernia", "Support Devices"]
 NAN = np.nan

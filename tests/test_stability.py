@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from chexstudy.curation.choice import choose_highest
-from chexstudy.curation.stability import STABILITY_COLUMNS, compare_selections, jaccard, jaccard_by_chance
+from chexstudy.curation.quality.overlap import STABILITY_COLUMNS, compare_selections, jaccard, jaccard_by_chance
 from chexstudy.errors import StudyError
 
 

@@ -4,10 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.errors import StudyError
-from chexstudy.mapping import fit_map, lay_over
-from chexstudy.runs import Run
-from chexstudy.stages import (
+from chexstudy.curation.records.stage_maps import (
     Stage,
     fit_stage_maps,
     join_stage_maps,
@@ -17,6 +14,9 @@ from chexstudy.stages import (
     read_or_fit_stage_maps,
     trace_over_stages,
 )
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+from chexstudy.vectors.umap import fit_map, lay_over
 
 
 def one_epoch(sizes):
@@ -103,7 +103,9 @@ def test_maps_are_read_until_what_they_show_changes_and_tell_of_every_pair(home,
     stages = plan_stages(ledger)
     fitted = []
     fit = fit_stage_maps
-    monkeypatch.setattr("chexstudy.stages.fit_stage_maps", lambda *given: fitted.append(1) or fit(*given))
+    monkeypatch.setattr(
+        "chexstudy.curation.records.stage_maps.fit_stage_maps", lambda *given: fitted.append(1) or fit(*given)
+    )
 
     def draw(seed=0):
         return read_or_fit_stage_maps(run, "maps.parquet", ledger, features, stages, seed, ("features.npy",))

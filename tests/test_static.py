@@ -5,11 +5,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.functional import normalize
 
-from chexstudy.curation import fused, static
-from chexstudy.curation.configuration import OUTLIER_POLICIES, SAMPLERS, CuratorConfig
-from chexstudy.curation.farthest import farthest_points
-from chexstudy.curation.prototypes import update_prototypes
-from chexstudy.curation.selection import apply_rule, draw_chance, select_samples
+from chexstudy.curation.online import fused, static
+from chexstudy.curation.online.configuration import OUTLIER_POLICIES, SAMPLERS, CuratorConfig
+from chexstudy.curation.online.prototypes import update_prototypes
+from chexstudy.curation.online.selection import apply_rule, draw_chance, select_samples
+from chexstudy.vectors.farthest import farthest_points
 
 
 def _unit(rows, dim, seed, dtype=torch.float64):

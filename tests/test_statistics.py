@@ -5,7 +5,7 @@ from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.statistics import (
+from chexstudy.statistics.ranking import (
     auroc,
     average_precision,
     bootstrap_patients,
@@ -102,7 +102,7 @@ def test_a_large_number_of_resamples_is_worked_in_blocks_without_a_seam(monkeypa
     scores = generator.normal(size=labels.shape)
     weights = bootstrap_patients(np.arange(40), 37, generator)
     whole = rank_metrics(labels, scores, weights)
-    monkeypatch.setattr("chexstudy.evaluation.statistics._BLOCK", 40 * 5)
+    monkeypatch.setattr("chexstudy.statistics.ranking._BLOCK", 40 * 5)
     for expected, measured in zip(whole, rank_metrics(labels, scores, weights), strict=True):
         np.testing.assert_array_equal(measured, expected)
 

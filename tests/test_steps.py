@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import log_softmax
 from torch.utils.flop_counter import FlopCounterMode
 
-from chexstudy.pretraining.compute import FlopMeter, count_flops
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.loss import contrastive_loss
-from chexstudy.pretraining.model import build_model, load_model, save_model
-from chexstudy.pretraining.pairs import TrainingPairs
-from chexstudy.pretraining.steps import PairEncoder
+from chexstudy.pretraining.engine.compute import FlopMeter, count_flops
+from chexstudy.pretraining.models.dual_encoder import build_model, load_model, save_model
+from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 
 _WORDS = ("heart", "lungs", "clear", "left", "right", "small", "effusion", "no", "pneumothorax", "mild")
 _PAIRS = 23

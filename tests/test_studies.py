@@ -8,14 +8,15 @@ from functools import cache
 import pandas as pd
 import pytest
 
-from chexstudy import locks, paths, runner
-from chexstudy.cli import main
+from chexstudy import paths
+from chexstudy.cli.main import main
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import add_results
-from chexstudy.locks import hold_study
-from chexstudy.runner import run_notebooks
+from chexstudy.results import add_results
 from chexstudy.runs import Run
-from chexstudy.studies import OTHER_CODE, OTHER_INPUTS, find_stale_artifacts, list_studies
+from chexstudy.workflow import locks, runner
+from chexstudy.workflow.locks import hold_study
+from chexstudy.workflow.runner import run_notebooks
+from chexstudy.workflow.studies import OTHER_CODE, OTHER_INPUTS, find_stale_artifacts, list_studies
 
 READ = cache(runner.read_parameters)
 
@@ -94,7 +95,7 @@ def test_artifacts_of_other_code_or_inputs_are_stale(monkeypatch):
     assert find_stale_artifacts(run) == {}
     run.write_table("cohort.parquet", pd.DataFrame({"image_id": ["x"], "source": "drawn"}))
     assert find_stale_artifacts(run) == {"pretraining/full/seed1/compute.json": OTHER_INPUTS}
-    monkeypatch.setattr("chexstudy.studies.source_hash", lambda: "another")
+    monkeypatch.setattr("chexstudy.workflow.studies.source_hash", lambda: "another")
     assert find_stale_artifacts(run) == {"pretraining/full/seed1/compute.json": OTHER_CODE}
 
 
@@ -173,7 +174,8 @@ def test_rm_asks_and_removes_only_what_was_agreed_to(home, capsys, monkeypatch):
 def test_rm_refuses_a_study_at_work(capsys, monkeypatch):
     make_study("one")
     monkeypatch.setattr(locks, "_SECONDS_OF_PATIENCE", 0.2)
-    program = "import time; from chexstudy.locks import *\nwith hold_study(Run('one'), 'a run'): print(1, flush=True); "
+    program = "import time; from chexstudy.workflow.locks import *\n"
+    program += "with hold_study(Run('one'), 'a run'): print(1, flush=True); "
     with subprocess.Popen([sys.executable, "-c", program + "time.sleep(60)"], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         capsys.readouterr()

@@ -6,14 +6,14 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.case_mix import balance_case_mix
-from chexstudy.evaluation.results import add_results
 from chexstudy.evaluation.scores import write_scores
-from chexstudy.evaluation.subgroups import (
+from chexstudy.evaluation.subgroups.case_mix import balance_case_mix
+from chexstudy.evaluation.subgroups.gaps import (
     measure_study_subgroups,
     measure_subgroups,
     plan_grouping,
 )
+from chexstudy.results import add_results
 from chexstudy.runs import Run
 
 FINDINGS = ["Mass", "Edema"]

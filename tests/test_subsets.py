@@ -6,12 +6,13 @@ import pytest
 
 from chexstudy.curation.methods import METHODS
 from chexstudy.errors import StudyError
-from chexstudy.pretraining import engine, subsets
-from chexstudy.pretraining.arms import arm_folder, find_arm, read_costs, subset_artifact
+from chexstudy.pretraining.arms.definitions import arm_folder, find_arm, read_costs, subset_artifact
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine import pretrain
-from chexstudy.pretraining.scoring import score_training_pairs
-from chexstudy.pretraining.subsets import (
+from chexstudy.pretraining.training import arm_run as engine
+from chexstudy.pretraining.training import subsets
+from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.pretraining.training.scoring import score_training_pairs
+from chexstudy.pretraining.training.subsets import (
     choose_methods,
     choose_training_subset,
     choose_training_subsets,

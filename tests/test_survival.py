@@ -15,8 +15,7 @@ from sksurv.metrics import (
 from sksurv.nonparametric import kaplan_meier_estimator
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.statistics import bootstrap_patients
-from chexstudy.evaluation.survival import (
+from chexstudy.evaluation.outcomes.survival import (
     brier_score,
     calibrate_risk,
     check_observations,
@@ -30,6 +29,7 @@ from chexstudy.evaluation.survival import (
     group_risk,
     survival_at,
 )
+from chexstudy.statistics.ranking import bootstrap_patients
 
 
 def simulate(n, betas, seed, rate=0.05, horizon=(4.0, 10.0), step=0.0):

@@ -10,7 +10,15 @@ import pytest
 from pyarrow import parquet
 
 from chexstudy.errors import StudyError
-from chexstudy.tables import NESTED, is_table, list_columns, name_place, read_text_table, read_typed_table, table_stem
+from chexstudy.inputs.tables import (
+    NESTED,
+    is_table,
+    list_columns,
+    name_place,
+    read_text_table,
+    read_typed_table,
+    table_stem,
+)
 
 HEADER = "File,Patient,Mass,Report"
 ROWS = [f"img{number:02d}.png,P{number // 2},{number % 2},clear lungs" for number in range(8)]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from chexstudy.encoders import EncoderSpec, build_text_encoder
+from chexstudy.encoders.build import EncoderSpec, build_text_encoder
+from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.texts import PackedTexts, TokenisedTexts, cut_into_buckets, encode_texts
-from chexstudy.tokenizer import train_wordpiece
+from chexstudy.pretraining.models.texts import PackedTexts, TokenisedTexts, cut_into_buckets, encode_texts
 
 CPU = torch.device("cpu")
 LAYOUTS = ("padded", "buckets", "packed")

@@ -6,9 +6,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.proportions import measure_proportion, score_interval
-from chexstudy.evaluation.results import validate_results
-from chexstudy.evaluation.thresholds import (
+from chexstudy.evaluation.robustness.thresholds import (
     METRICS,
     RULES,
     Rule,
@@ -17,6 +15,8 @@ from chexstudy.evaluation.thresholds import (
     measure_thresholds,
     tabulate_transport,
 )
+from chexstudy.results import validate_results
+from chexstudy.statistics.proportions import measure_proportion, score_interval
 
 # Ten negatives at 1..10, four positives at 5.5, 8.5, 9.5 and 10.
 LABELS = np.array([[0.0]] * 10 + [[1.0]] * 4)

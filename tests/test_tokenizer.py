@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
-from chexstudy.tokenizer import train_wordpiece
 
 REPORTS = [
     "Small left pleural effusion. No pneumothorax.",
@@ -59,7 +59,7 @@ def test_rare_pieces_are_not_merged():
 
 def test_another_process_and_another_order_give_the_same_ids(tokenizer):
     code = (
-        "import json, sys; from chexstudy.tokenizer import train_wordpiece;"
+        "import json, sys; from chexstudy.encoders.tokenizer import train_wordpiece;"
         "print(json.dumps(train_wordpiece(json.loads(sys.argv[1])).get_vocab(), sort_keys=True))"
     )
     printed = subprocess.run(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.trackers import Tracker, open_tracker
+from chexstudy.pretraining.engine.trackers import Tracker, open_tracker
 
 PARAMETERS = {"learning_rate": 1e-3, "fixed_streams": ["order"], "curator": {"prototypes": 6}}
 

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from chexstudy import cli, paths
-from chexstudy.unforeseen import tell_mistake, tell_unforeseen
+from chexstudy import paths
+from chexstudy.cli import main as cli
+from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
 _SECRET = "Mrs. Doe has a small left effusion"
 
@@ -92,7 +93,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_sentence(home):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--list"]])
 def test_a_full_disk_behind_standard_output_is_one_sentence(home, arguments):
-    command = [sys.executable, "-m", "chexstudy.cli", *arguments]
+    command = [sys.executable, "-m", "chexstudy.cli.main", *arguments]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.stderr == (
@@ -104,7 +105,7 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(home, arguments):
 def test_a_folder_that_is_gone_is_one_sentence(home, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
-    program = "import os, sys; from chexstudy.cli import main; os.rmdir(os.getcwd()); sys.exit(main(sys.argv[1:]))"
+    program = "import os, sys; from chexstudy.cli.main import main; os.rmdir(os.getcwd()); sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "cohort", "check", "here.csv"]
     done = subprocess.run(command, cwd=gone, capture_output=True, text=True)
     assert done.stderr == "the folder you stand in was removed: change to another one and give the command again.\n"
@@ -112,7 +113,7 @@ def test_a_folder_that_is_gone_is_one_sentence(home, tmp_path):
 
 
 def test_the_engine_has_a_last_handler_too(home, monkeypatch, capsys):
-    from chexstudy.pretraining import engine
+    from chexstudy.pretraining.training import arm_run as engine
 
     monkeypatch.setattr(engine, "StopRequests", lambda: None)
     monkeypatch.setattr(engine, "_read_values", lambda path: _fail(ValueError))
@@ -143,7 +144,7 @@ def test_the_engine_has_a_last_handler_too(home, monkeypatch, capsys):
     ],
 )
 def test_odd_constants_are_one_sentence(tiny_study, monkeypatch, capsys, tmp_path, content, sentence):
-    from chexstudy.pretraining import engine
+    from chexstudy.pretraining.training import arm_run as engine
 
     monkeypatch.setattr(engine, "StopRequests", lambda: None)
     (tmp_path / "arm.json").write_text(content)

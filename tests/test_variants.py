@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation import variants
-from chexstudy.evaluation.ablation import JACCARD, REFERENCE, KeptMeasure, take_reference
-from chexstudy.evaluation.variants import (
+from chexstudy.experiments import trained_variants as variants
+from chexstudy.experiments.curator_ablation import JACCARD, REFERENCE, KeptMeasure, take_reference
+from chexstudy.experiments.trained_variants import (
     choose_test_set,
     choose_variants,
     evaluate_variants,
@@ -17,7 +17,7 @@ from chexstudy.evaluation.variants import (
     summarise_variants,
     train_variants,
 )
-from chexstudy.pretraining.arms import find_arm
+from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run
 

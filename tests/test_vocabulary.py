@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from chexstudy.cohort.reports import training_text
-from chexstudy.pretraining.vocabulary import LEAST_PATIENTS, find_rare_tokens, texts_to_learn_from
-from chexstudy.tokenizer import train_wordpiece
+from chexstudy.encoders.tokenizer import train_wordpiece
+from chexstudy.pretraining.models.vocabulary import LEAST_PATIENTS, find_rare_tokens, texts_to_learn_from
 
 COMMON = ["The lungs are clear.", "Small left effusion.", "No pneumothorax is seen."] * 5
 NAMED = "Told to Dr. Featherstonehaugh, 5558675309. No pneumothorax."

@@ -1,7 +1,7 @@
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.yaml_files import read_yaml
+from chexstudy.inputs.yaml_files import read_yaml
 
 
 def read(tmp_path, text, **options):

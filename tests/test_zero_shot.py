@@ -3,15 +3,15 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.prompts import CLINICAL, PUBLISHED, PromptFamily
-from chexstudy.evaluation.scores import measure_scores
-from chexstudy.evaluation.statistics import bootstrap_patients
-from chexstudy.evaluation.zero_shot import (
+from chexstudy.evaluation.image_text.prompts import CLINICAL, PUBLISHED, PromptFamily
+from chexstudy.evaluation.image_text.zero_shot import (
     list_inverted,
     prompt_directions,
     score_directions,
     warn_inverted,
 )
+from chexstudy.evaluation.scores import measure_scores
+from chexstudy.statistics.ranking import bootstrap_patients
 
 FINDINGS = ["Mass", "Hernia"]
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 import pandas as pd
 
 from chexstudy import paths
+from chexstudy.cohort.adapters import PACKED, SOURCES, build_source
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.pixels import PixelStore, build_pixel_store, count_remarks
-from chexstudy.cohort.sources import PACKED, SOURCES, build_source
+from chexstudy.cohort.pixels.store import PixelStore, build_pixel_store, count_remarks
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -34,7 +34,7 @@ def build_cohort(
 
     Args:
         run: the study.
-        source: ``phantom``, or one of `chexstudy.cohort.sources.SOURCES`.
+        source: ``phantom``, or one of `chexstudy.cohort.adapters.SOURCES`.
         data_root: folder of a real source; relative paths start where the user stands.
         size: side of the stored images in pixels.
         fit: ``crop`` or ``pad``.
@@ -44,9 +44,6 @@ def build_cohort(
 
     Returns:
         The pixel store, and notes, for example how many images no table names and how many are copies.
-
-    Raises:
-        StudyError: the source is unknown, its folder is missing or not as it should be.
     """
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)

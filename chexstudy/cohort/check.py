@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.adapters import PACKED, SOURCES, guess_source
+from chexstudy.cohort.adapters.folder import PATIENTS_UNIFIED, UNUSED, check_folder
+from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import set_aside_empty_reports
-from chexstudy.cohort.sources import PACKED, SOURCES, guess_source
-from chexstudy.cohort.sources.folder import PATIENTS_UNIFIED, UNUSED, check_folder
-from chexstudy.cohort.sources.layout import IMAGES_WITHOUT_ROW
 from chexstudy.cohort.table import finding_columns, label_matrix, validate_cohort
 from chexstudy.errors import StudyError
-from chexstudy.tables import name_place
+from chexstudy.inputs.tables import name_place
 
 _NEEDED_SPLITS = ("train", "validate", "test")
 _NAMED = 10
@@ -27,17 +27,11 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class CohortCheck:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        problems: a sentence for each thing that would stop a run.
-        remarks: a sentence for each thing that is probably not meant.
-        cohort: the cohort table, or None if none can be built.
-    """
-
-    problems: tuple[str, ...]
-    remarks: tuple[str, ...] = ()
-    cohort: pd.DataFrame | None = None
+    problems: tuple[str, ...]  # a sentence for each thing that would stop a run
+    remarks: tuple[str, ...] = ()  # a sentence for each thing that is probably not meant
+    cohort: pd.DataFrame | None = None  # the cohort table, or None if none can be built
 
 
 def check_source(data_root: str | Path, source: str | None = None, seed: int = 0) -> CohortCheck:
@@ -45,7 +39,7 @@ def check_source(data_root: str | Path, source: str | None = None, seed: int = 0
 
     Args:
         data_root: the folder.
-        source: one of `chexstudy.cohort.sources.SOURCES`; told by what the folder holds, if not given.
+        source: one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
         seed: of the split, as of the build that is meant.
     """
     source = source or guess_source(data_root)

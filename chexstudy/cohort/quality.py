@@ -19,11 +19,11 @@ import pandas as pd
 
 from chexstudy.children import end_with_parent
 from chexstudy.cohort.copies import find_copies
-from chexstudy.cohort.images import check_fit, decode_remarked, fit_square, read_bytes
-from chexstudy.cohort.levels import is_blank
+from chexstudy.cohort.images.decode import check_fit, decode_remarked, fit_square, read_bytes
+from chexstudy.cohort.images.levels import is_blank
+from chexstudy.cohort.images.unreadable import UnreadableImage
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import SPLITS
-from chexstudy.cohort.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
 
 EMPTY_REPORT = "empty report"
@@ -37,19 +37,12 @@ _TOO_FEW_FOR_WORKERS = 200  # starting a worker costs about a second
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """What became of one image file.
+    """What became of one image file."""
 
-    Attributes:
-        pixels: ``uint8 (size, size)``, or None if the file cannot be used.
-        sha256: hash of the file's bytes, 64 hex digits; empty if there are none.
-        reason: one of :data:`chexstudy.cohort.unreadable.REASONS`; empty if the image can be used.
-        detail: what exactly was found; a remark on an image that can be used; mostly empty.
-    """
-
-    pixels: np.ndarray | None
-    sha256: str
-    reason: str = ""
-    detail: str = ""
+    pixels: np.ndarray | None  # ``uint8 (size, size)``, or None if the file cannot be used
+    sha256: str  # hash of the file's bytes, 64 hex digits; empty if there are none
+    reason: str = ""  # one of :data:`chexstudy.cohort.images.unreadable.REASONS`; empty if the image can be used
+    detail: str = ""  # what exactly was found; a remark on an image that can be used; mostly empty
 
 
 def check_image(path: str | Path, size: int, fit: str) -> CheckedImage:
@@ -70,11 +63,8 @@ def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int 
 
     Args:
         paths: image files.
-        size, fit: as in :func:`chexstudy.cohort.images.fit_square`.
+        size, fit: as in :func:`chexstudy.cohort.images.decode.fit_square`.
         workers: number of processes; with 1, or few images, everything happens in this process.
-
-    Raises:
-        StudyError: a worker process died (out of memory, or a crash inside a decoder).
     """
     check_fit(size, fit)
     paths = [str(path) for path in paths]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
-from chexstudy.placeholders import is_placeholder
+from chexstudy.inputs.placeholders import is_placeholder
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 
@@ -268,9 +268,6 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
 
     Returns:
         The report in one line, empty if no label is stated.
-
-    Raises:
-        StudyError: a label is not 1, 0, -1 or missing.
     """
     stated = {finding: int(label) for finding, label in labels.items() if _is_stated(label, finding)}
     no_finding = stated.pop(NO_FINDING, None)

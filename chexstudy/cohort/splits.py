@@ -27,9 +27,6 @@ def split_patients(cohort: pd.DataFrame, fractions: Mapping[str, float], seed: i
 
     Returns:
         A copy with the column ``split``.
-
-    Raises:
-        StudyError: a share is negative, they do not add up to 1, or a split is not in the contract.
     """
     check_fractions(fractions)
     patients = sorted(set(cohort["patient_id"]), key=lambda patient: _draw(seed, patient))
@@ -40,11 +37,7 @@ def split_patients(cohort: pd.DataFrame, fractions: Mapping[str, float], seed: i
 
 
 def carve_validation(cohort: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """Move a share of the training patients to ``validate`` and leave the other splits as they are.
-
-    Raises:
-        StudyError: the share is not between 0 and 1.
-    """
+    """Move a share of the training patients to ``validate`` and leave the other splits as they are."""
     in_train = cohort["split"] == "train"
     carved = split_patients(cohort[in_train], {"train": 1 - share, "validate": share}, seed)
     return cohort.assign(split=cohort["split"].where(~in_train, carved["split"].reindex(cohort.index)))

@@ -21,9 +21,9 @@ import pandas as pd
 import pandera.pandas as pa
 
 from chexstudy.errors import StudyError
-from chexstudy.identifiers import patient_key
+from chexstudy.inputs.identifiers import patient_key
+from chexstudy.inputs.tables import name_place
 from chexstudy.runs import artifact_path, require_whole
-from chexstudy.tables import name_place
 
 SPLITS = ("train", "validate", "test", "test_enriched")
 VIEWS = ("PA", "AP", "lateral", "unknown")
@@ -105,11 +105,6 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
     Args:
         cohort: the table; every column that is neither reserved nor begins with ``outcome_`` is taken as a finding.
         origin: what to call the table in an error message, for example its path.
-
-    Raises:
-        StudyError: a column is missing or unknown to the contract, a value is out of range, an ``image_id`` repeats, a
-            patient lies in more than one split, or an outcome's event or time is missing or impossible. The sentence
-            names the first row and the column.
     """
     missing = [name for name in RESERVED_COLUMNS if name not in cohort.columns]
     if missing:
@@ -242,12 +237,7 @@ def write_cohort(cohort: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_cohort(path: str | Path) -> pd.DataFrame:
-    """Read and validate a cohort table.
-
-    Raises:
-        StudyError: there is no such file, it is not parquet, it breaks the contract, or it is a study's and is not
-            what was written.
-    """
+    """Read and validate a cohort table."""
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"there is no cohort table at {path}: build one with `chexstudy cohort build`.")

@@ -9,27 +9,19 @@ from chexstudy.errors import StudyError
 
 @dataclass(frozen=True)
 class Choice:
-    """Pairs chosen from a set.
+    """Pairs chosen from a set."""
 
-    Attributes:
-        rows: row numbers of the chosen pairs ``(budget,)``, int64, ascending.
-        scores: ``(pairs,)`` float64, the higher the sooner kept; the chosen rows are those of the highest scores, ties
-            apart, so the same method at a smaller budget can be read off where its paper defines a ranking.
-        weights: weight of each chosen pair in training ``(budget,)``; 1 unless the method rescales.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # row numbers of the chosen pairs ``(budget,)``, int64, ascending
+    # ``(pairs,)`` float64, the higher the sooner kept; the chosen rows are those of the highest scores, ties apart, so
+    # the same method at a smaller budget can be read off where its paper defines a ranking.
     scores: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # weight of each chosen pair in training ``(budget,)``; 1 unless the method rescales
 
 
 def count_budget(keep: float, pairs: int) -> int:
     """How many pairs a budget stands for: a share up to 1, or above that a whole number of pairs.
 
     The share is rounded to the nearest whole number of pairs, but never to none.
-
-    Raises:
-        StudyError: the budget is not positive, not finite, no whole number, or more than there is.
     """
     if not np.isfinite(keep) or keep <= 0:
         raise StudyError(f"the budget must be a share above 0 and up to 1, or a number of pairs, not {keep:g}.")

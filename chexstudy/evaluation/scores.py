@@ -1,8 +1,9 @@
 """Per-case scores: kept as artifacts, measured with intervals, compared between arms on the same patients.
 
 One parquet table for each arm, seed, task and data set, ``evaluation/<arm>/seed<k>/<task>/<data_set>.parquet``:
-``image_id`` and one column a finding (or, for retrieval, the columns of `chexstudy.evaluation.retrieval.rank_pairs`).
-Numbers in the results table can be made again from these tables and the cohort, and paired comparisons need them.
+``image_id`` and one column a finding (or, for retrieval, the columns of
+`chexstudy.evaluation.image_text.retrieval.rank_pairs`). Numbers in the results table can be made again from these
+tables and the cohort, and paired comparisons need them.
 """
 
 import re
@@ -12,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import OVER_SEEDS
-from chexstudy.evaluation.statistics import (
+from chexstudy.results import OVER_SEEDS
+from chexstudy.runs import Run
+from chexstudy.statistics.ranking import (
     Difference,
     count_patients,
     count_scarcer_patients,
@@ -24,7 +26,6 @@ from chexstudy.evaluation.statistics import (
     rank_metrics,
     resample_seeds,
 )
-from chexstudy.runs import Run
 
 METRICS = ("auroc", "auprc")
 MACRO = "macro"
@@ -50,11 +51,7 @@ def write_scores(
     task: str,
     data_set: str,
 ) -> str:
-    """Write the scores ``(images, findings)`` of one arm and seed; returns the artifact's name.
-
-    Raises:
-        StudyError: ids, findings and scores do not fit, or an image_id repeats.
-    """
+    """Write the scores ``(images, findings)`` of one arm and seed; returns the artifact's name."""
     if scores.shape != (len(image_ids), len(findings)):
         raise StudyError(
             f"scores are {scores.shape} for {len(image_ids)} images and {len(findings)} findings: pass a row an image."
@@ -79,11 +76,7 @@ def read_scores(
     task: str,
     data_set: str,
 ) -> np.ndarray:
-    """Read scores in the order of ``image_ids`` and ``findings``, as ``(images, findings)``.
-
-    Raises:
-        StudyError: they were not written, or lack an image or a finding.
-    """
+    """Read scores in the order of ``image_ids`` and ``findings``, as ``(images, findings)``."""
     name = scores_artifact(arm, seed, task, data_set)
     table = run.read_table(name, "05_compare_arms").set_index("image_id")
     images = sum(image_id not in table.index for image_id in image_ids)
@@ -95,11 +88,7 @@ def read_scores(
 
 
 def scored_seeds(run: Run, arms: Sequence[str], *, task: str, data_set: str) -> list[int]:
-    """The seeds for which all the arms have scores, ascending.
-
-    Raises:
-        StudyError: there is none.
-    """
+    """The seeds for which all the arms have scores, ascending."""
     seeds = []
     for arm in arms:
         folders = run.path(f"evaluation/{arm}").glob("seed*")
@@ -165,9 +154,6 @@ def measure_seeds(
         scores: one ``(images, findings)`` array a seed.
         generator: draws the seeds.
         labels, findings, weights, tiers, setting: as in `measure_scores`.
-
-    Raises:
-        StudyError: there is no seed.
     """
     rows = measure_each_seed(
         dict(enumerate(scores)), labels, findings, weights, generator, tiers=tiers, setting=setting
@@ -193,9 +179,6 @@ def measure_each_seed(
 
     Returns:
         Rows as in `measure_scores` with the column ``seed``, -1 over all seeds.
-
-    Raises:
-        StudyError: there is no seed.
     """
     if not scores:
         raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
@@ -234,9 +217,6 @@ def compare_scores(
         second: the same seeds of the other arm.
         generator: draws the seeds.
         labels, findings, weights, tiers, setting: as in `measure_scores`.
-
-    Raises:
-        StudyError: the arms have different numbers of seeds, or none.
     """
     groups = group_findings(findings, tiers)
     difference = subtract_scores(first, second, labels, weights, generator, groups)
@@ -252,11 +232,7 @@ def subtract_scores(
     generator: np.random.Generator,
     groups: Mapping[str, list[int]],
 ) -> Difference:
-    """The paired difference of `compare_scores` with its replicates, ``(metrics, findings + groups)``.
-
-    Raises:
-        StudyError: the arms have different numbers of seeds, or none.
-    """
+    """The paired difference of `compare_scores` with its replicates, ``(metrics, findings + groups)``."""
     if len(first) == 0 or len(first) != len(second):
         raise StudyError(
             f"a paired comparison needs the same seeds in both arms, at least one, not {len(first)} and {len(second)}."
@@ -267,11 +243,7 @@ def subtract_scores(
 
 
 def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> dict[str, list[int]]:
-    """The groups that get a row of their own, each with the positions of its findings: all of them, then the tiers.
-
-    Raises:
-        StudyError: a tier is none of head, medium and tail.
-    """
+    """The groups that get a row of their own, each with the positions of its findings: all of them, then the tiers."""
     groups = {MACRO: list(range(len(findings)))}
     if tiers is not None:
         wrong = [tier for tier in dict(tiers).values() if tier not in TIERS]

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.invariance import predict_share
+from chexstudy.experiments.selection_stability import predict_share
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -43,9 +43,6 @@ def plot_curator_ablation(table: pd.DataFrame) -> Figure:
             reference's own: the published value, or for a size the study's), ``metric``, ``measure``, ``ci_low``,
             ``ci_high`` (NaN where there is none), and ``seeds`` and ``n`` for the caption. Factors and values are drawn
             in the order in which they come.
-
-    Raises:
-        StudyError: the table is empty, or lacks a column.
     """
     _check(table, _COLUMNS)
     metrics = _order_metrics(table)
@@ -172,9 +169,6 @@ def plot_ratio_law(table: pd.DataFrame) -> Figure:
     Args:
         table: one row a setting: ``prototypes`` (K), ``central_cap``, ``super_batch`` (B), ``measure`` (share kept),
             and ``ci_low`` and ``ci_high`` where there are intervals.
-
-    Raises:
-        StudyError: the table is empty, or lacks a column.
     """
     _check(table, _LAW_COLUMNS)
     rows = add_ratio_law(table)

@@ -8,13 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from chexstudy.evaluation.adaptation import (
+from chexstudy.evaluation.adaptation.run import (
     ADAPTATION,
     ADAPTATION_DIFFERENCE,
     read_labelled_share,
     split_head,
 )
-from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import MACRO, TIERS
 from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
@@ -37,6 +36,7 @@ from chexstudy.plots.style import (
     order_arms,
     title_panel,
 )
+from chexstudy.results import OVER_SEEDS
 
 _MADE_BY = "09_adapt_encoder"
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
@@ -86,9 +86,6 @@ def select_heads(results: pd.DataFrame, data_set: str | None = None) -> pd.DataF
     Args:
         results: rows of the results table.
         data_set: one of those measured; without it, the rare-enriched test where there is one.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     rows = select_rows(results, ADAPTATION, metric=["auroc", "auprc"], finding=[MACRO, *TIERS])
     rows = rows[[not variant and share == 1 for _, variant, share in map(split_head, rows.setting)]]
@@ -101,9 +98,6 @@ def plot_heads(results: pd.DataFrame, data_set: str | None = None) -> Figure:
 
     Args:
         results, data_set: as in `select_heads`.
-
-    Raises:
-        StudyError: as in `select_heads`.
     """
     rows = select_heads(results, data_set)
     summary, arms = summarise_seeds(rows), order_arms(rows.arm)
@@ -166,11 +160,7 @@ def describe_heads(results: pd.DataFrame, data_set: str | None = None) -> str:
 
 
 def select_gains(results: pd.DataFrame, arm: str, first: str, second: str, data_set: str | None = None) -> pd.DataFrame:
-    """Paired differences in AUROC between two heads on one encoder, a row a finding, largest first.
-
-    Raises:
-        StudyError: the two were not compared.
-    """
+    """Paired differences in AUROC between two heads on one encoder, a row a finding, largest first."""
     rows = select_rows(
         results, ADAPTATION_DIFFERENCE, arm=arm, setting=f"{first} - {second}", metric="auroc_difference"
     )
@@ -198,9 +188,6 @@ def plot_gains(
         pairs: heads compared, one panel each.
         sizes: median share of the image that a finding's lesions cover, by finding; findings are ordered by it.
         data_set: as in `select_heads`.
-
-    Raises:
-        StudyError: the heads were not compared.
     """
     selected = [select_gains(results, arm, *pair, data_set) for pair in pairs]
     findings = list(dict.fromkeys(selected[0].finding))
@@ -260,9 +247,6 @@ def select_label_efficiency(results: pd.DataFrame, kind: str = "logistic", findi
 
     Returns:
         Rows of the results table with ``share``, in (0, 1].
-
-    Raises:
-        StudyError: no share but all was measured.
     """
     rows = select_rows(results, ADAPTATION, metric="auroc", finding=finding)
     heads = [split_head(head) for head in rows.setting]
@@ -279,9 +263,6 @@ def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding
         results: rows of the results table.
         kind: the head.
         finding: ``macro``, a tier, or one finding.
-
-    Raises:
-        StudyError: as in `select_label_efficiency`.
     """
     rows = select_label_efficiency(results, kind, finding)
     arms = order_arms(rows.arm)
@@ -352,11 +333,7 @@ def describe_label_efficiency(results: pd.DataFrame, kind: str = "logistic", fin
 
 
 def select_variants(results: pd.DataFrame, arm: str, base: str, finding: str = MACRO) -> pd.DataFrame:
-    """Paired differences of the variants of a head to the head itself, AUROC and average precision.
-
-    Raises:
-        StudyError: no variant was compared.
-    """
+    """Paired differences of the variants of a head to the head itself, AUROC and average precision."""
     rows = select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, finding=finding)
     rows = rows[rows.setting.str.endswith(f" - {base}")]
     require_rows(rows, f"variants of {base} on {arm}", _MADE_BY)
@@ -371,9 +348,6 @@ def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence
         arm: whose encoder.
         base: the head, for example ``glori_v2``.
         findings: groups shown, one column each.
-
-    Raises:
-        StudyError: as in `select_variants`.
     """
     findings = _list_groups(results, arm, base, findings)
     rows = {finding: select_variants(results, arm, base, finding) for finding in findings}

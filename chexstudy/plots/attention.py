@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.heads.attention import FINDING, LUNGS, TASK, Regions, spread_map
+from chexstudy.evaluation.localisation.pointing_game import FINDING, LUNGS, TASK, Regions, spread_map
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel
@@ -37,23 +37,14 @@ _REGIONS = {FINDING: "the finding", LUNGS: "the lungs"}
 
 @dataclass(frozen=True)
 class AttentionCard:
-    """One radiograph with the attention of one finding and the confidences of all.
+    """One radiograph with the attention of one finding and the confidences of all."""
 
-    Attributes:
-        pixels: ``(size, size)`` uint8.
-        finding: whose attention is shown.
-        weights: ``(tokens,)``, averaged over heads.
-        confidences: probability of every finding by name.
-        present: the findings that the image truly has.
-        mask: bool ``(size, size)``, where the finding is; None where that is not known.
-    """
-
-    pixels: np.ndarray
-    finding: str
-    weights: np.ndarray
-    confidences: dict[str, float]
-    present: frozenset[str]
-    mask: np.ndarray | None = None
+    pixels: np.ndarray  # ``(size, size)`` uint8
+    finding: str  # whose attention is shown
+    weights: np.ndarray  # ``(tokens,)``, averaged over heads
+    confidences: dict[str, float]  # probability of every finding by name
+    present: frozenset[str]  # the findings that the image truly has
+    mask: np.ndarray | None = None  # bool ``(size, size)``, where the finding is; None where that is not known
 
 
 def make_cards(
@@ -120,9 +111,6 @@ def plot_attention(cards: Sequence[AttentionCard]) -> Figure:
 
     Args:
         cards: what to show.
-
-    Raises:
-        StudyError: there are none.
     """
     if not cards:
         raise StudyError("there are no examples to show: no finding was detected on an image where its place is known.")
@@ -230,9 +218,6 @@ def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataF
     Returns:
         One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region,
         value, ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
-
-    Raises:
-        StudyError: the attention of this head was not measured on this data set.
     """
     own = results[(results.task == TASK) & (results.setting == head) & (results.data_set == data_set)]
     kind = LUNGS if own.metric.str.endswith(f"_{LUNGS}").any() else FINDING

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from chexstudy.curation.audit import AuditReport
+from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -32,10 +32,7 @@ def plot_audit(report: AuditReport) -> Figure:
     """Keep rates of all groups with 95 % intervals; findings on the left, other groups on the right.
 
     Args:
-        report: as `chexstudy.curation.audit.audit_selection` returned it.
-
-    Raises:
-        StudyError: no group could be compared.
+        report: as `chexstudy.curation.quality.audit.audit_selection` returned it.
     """
     table = require_rows(report.table, "groups", _MADE_BY)
     sides = [list_audit_groups(table[is_finding]) for is_finding in (table.kind == "finding", table.kind != "finding")]

@@ -6,14 +6,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.budgets import COSTS, SAVING, ZERO_SHOT, judge_saving, write_ends, write_saving
-from chexstudy.evaluation.saving import AT_LEAST
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.experiments.budget_sweep import COSTS, SAVING, ZERO_SHOT, judge_saving, write_ends, write_saving
+from chexstudy.experiments.equal_performance import AT_LEAST
 from chexstudy.plots.compute import choose_unit, scale_log
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import describe_n, name_data_set, require_rows, summarise_seeds
 from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
-from chexstudy.pretraining.budgets import CURATED, FULL, RANDOM, read_budget
+from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
 
 _MADE_BY = "04_pretrain_curated with budgets"
 # In each panel the saving against the random arm that is given as much of what the panel counts.
@@ -33,9 +33,6 @@ def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MA
     Returns:
         ``arm, family, kept, value, ci_low, ci_high, n, seeds, flops, pairs_trained``; family is the arm without its
         budget, kept the share of the pairs.
-
-    Raises:
-        StudyError: no arm was measured at a budget, or costs lack a column.
     """
     rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}", _MADE_BY)
     missing = [name for name in ("arm", *COSTS) if name not in costs]
@@ -78,9 +75,6 @@ def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACR
 
     Args:
         results, costs, finding: as in `select_budgets`.
-
-    Raises:
-        StudyError: as in `select_budgets`.
     """
     table = select_budgets(results, costs, finding)
     savings = select_savings(results, finding)

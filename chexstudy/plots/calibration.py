@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from chexstudy.evaluation.robustness.report import AS_SCORED, PLATT, PLATT_SHIFTED, REPAIRS, TEMPERATURE
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.evaluation.scrutiny import AS_SCORED, PLATT, PLATT_SHIFTED, REPAIRS, TEMPERATURE
 from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
 from chexstudy.plots.style import GREY, INK, new_figure, order_arms, title_panel
 
@@ -25,12 +25,9 @@ def select_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: s
     """The reliability curves of one arm on one data set.
 
     Args:
-        curves: what `chexstudy.evaluation.scrutiny.scrutinise_arms` gives.
+        curves: what `chexstudy.evaluation.robustness.report.scrutinise_arms` gives.
         arm: which; the first in the order of all figures if None.
         data_set: which; the enriched test if None and there is one.
-
-    Raises:
-        StudyError: there are none.
     """
     rows = require_rows(curves, "reliability curves", _MADE_BY)
     rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
@@ -44,9 +41,6 @@ def plot_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: str
 
     Args:
         curves, arm, data_set: as in `select_calibration`.
-
-    Raises:
-        StudyError: there are no curves.
     """
     rows = select_calibration(curves, arm, data_set)
     sorts = [name for name in _SCORES if (rows.scores == name).any()]

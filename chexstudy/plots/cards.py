@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from chexstudy.curation.decisions import BANDS
+from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import (
     ACCENT,
@@ -78,9 +78,6 @@ def plot_prototype_cards(
         ledger: as in `list_prototype_cards`.
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
         most: how many prototypes at most.
-
-    Raises:
-        StudyError: the ledger is empty.
     """
     require_rows(ledger, "curation decisions", _MADE_BY)
     cards = list_prototype_cards(ledger, most)

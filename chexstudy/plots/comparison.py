@@ -66,9 +66,6 @@ def plot_method_comparison(table: pd.DataFrame) -> Figure:
         table: one row a method, metric and kind of budget: ``method``, ``metric``, ``measure``, ``ci_low``, ``ci_high``
             (NaN where there is none), ``budget_kind`` (``same_data`` or ``same_compute``), and ``seeds`` and ``n`` for
             the caption.
-
-    Raises:
-        StudyError: the table is empty, or lacks a column.
     """
     _check(table)
     metrics = _order_metrics(table)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
-from chexstudy.evaluation.long_tail import measure_prevalence
+from chexstudy.curation.quality.keep_rates import measure_prevalence
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, new_figure, title_panel
 
@@ -82,9 +82,6 @@ def plot_composition(
         cohort: a cohort table.
         quarantine: ``image_id, image_path, reason``, or None where none was written.
         count_tokens: from texts to their numbers of tokens; without it lengths are in words.
-
-    Raises:
-        StudyError: the cohort has no rows.
     """
     require_rows(cohort, "images", _MADE_BY)
     counts = count_findings(cohort)

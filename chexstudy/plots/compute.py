@@ -38,9 +38,6 @@ def select_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "
 
     Returns:
         As `summarise_seeds`, with the cost columns.
-
-    Raises:
-        StudyError: costs lack a column, or no arm has both a cost and a value.
     """
     rows = _measured(results, data_set, setting)
     missing = [name for name in _COST_COLUMNS if name not in costs]
@@ -64,9 +61,6 @@ def plot_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "",
 
     Args:
         results, costs, data_set, setting: as in `select_compute`.
-
-    Raises:
-        StudyError: as in `select_compute`.
     """
     table = select_compute(results, costs, data_set, setting)
     rows = _measured(results, table.data_set.iloc[0], table.setting.iloc[0])

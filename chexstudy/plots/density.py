@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.plots.forest import draw_estimate, draw_seeds
 from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, title_panel
+from chexstudy.results import OVER_SEEDS
 
 _MADE_BY = "06_long_tail"
 
@@ -26,9 +26,6 @@ def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
         pairs: one row a pair with ``density`` (larger is denser; any monotone measure) and ``kept``; with ``x`` and
             ``y``, coordinates of the map, a third panel shows where dense and thin are.
         results: rows of the results table, for the keep rates.
-
-    Raises:
-        StudyError: there are neither densities nor keep rates.
     """
     pairs, rates = pairs[pairs.density.notna()], select_density(results)
     if rates.empty:

@@ -24,9 +24,6 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
     Args:
         history: the curated arm's history, one row a step; its ``logit_scale`` is the logarithm that is trained.
         others: further arms' histories by arm, drawn where they have something to say.
-
-    Raises:
-        StudyError: the history is empty.
     """
     require_rows(history, "training steps", _MADE_BY)
     histories = {"curated": history} | {arm: others[arm] for arm in order_arms(others or {}) if arm != "curated"}
@@ -186,9 +183,6 @@ def plot_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame) -> Figu
     Args:
         history: the curated arm's history, one row a step.
         ledger: its decisions, with ``epoch``; churn is drawn where there are several epochs.
-
-    Raises:
-        StudyError: no step curated.
     """
     curated = require_rows(history[history.phase == "curate"], "curation steps", _MADE_BY).reset_index(drop=True)
     churn = measure_churn(ledger)

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from chexstudy.evaluation.long_tail import NO_TIER
+from chexstudy.curation.quality.keep_rates import NO_TIER
 from chexstudy.evaluation.scores import TIERS
 from chexstudy.plots.maps import draw_background
 from chexstudy.plots.measurements import require_rows
@@ -21,9 +21,6 @@ def plot_embedding(pairs: pd.DataFrame) -> Figure:
     Args:
         pairs: one row a pair with ``x``, ``y``, ``density`` (larger is denser) and ``tier`` (the rarest tier among its
             findings, ``none`` if it has no finding); without ``tier``, the distribution of density beside the map.
-
-    Raises:
-        StudyError: there are no pairs.
     """
     require_rows(pairs, "mapped pairs", _MADE_BY)
     percentile = pairs.density.rank(pct=True).to_numpy() * 100

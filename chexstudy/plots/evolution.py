@@ -25,12 +25,9 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> F
 
     Args:
         pairs: mapped pairs (`chexstudy.plots.maps`); ``step`` tells when each was scored. With a column ``stage`` there
-            is one map a stage (`chexstudy.stages.join_stage_maps`).
-        trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.mapping.trace_prototypes`), and ``stage``
-            where there are stages (`chexstudy.stages.trace_over_stages`).
-
-    Raises:
-        StudyError: there are no mapped pairs or no snapshots.
+            is one map a stage (`chexstudy.curation.records.stage_maps.join_stage_maps`).
+        trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.vectors.umap.trace_prototypes`), and
+            ``stage`` where there are stages (`chexstudy.curation.records.stage_maps.trace_over_stages`).
     """
     pairs = require_pairs(pairs)
     require_rows(trajectory, "prototype snapshots", _MADE_BY)

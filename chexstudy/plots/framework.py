@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from chexstudy.curation.decisions import BANDS
+from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.maps import (
     band_handles,
     decision_handles,
@@ -54,12 +54,9 @@ def plot_framework(
 
     Args:
         pairs: mapped pairs (`chexstudy.plots.maps`).
-        trajectory: prototypes on the map (`chexstudy.mapping.trace_prototypes`); the last snapshot is drawn.
+        trajectory: prototypes on the map (`chexstudy.vectors.umap.trace_prototypes`); the last snapshot is drawn.
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8; if given, radiographs nearest to,
             halfway and farthest from the largest prototypes are shown.
-
-    Raises:
-        StudyError: no pair is on the map.
     """
     pairs = require_pairs(pairs)
     figure = new_figure(height_mm=96 if read_pixels is None else 128)

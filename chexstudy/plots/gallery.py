@@ -14,17 +14,11 @@ _KINDS = (".png", ".pdf", ".json")
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a figure beside its numbers.
+    """What is known of a figure beside its numbers."""
 
-    Attributes:
-        title: heading in the gallery.
-        regenerates: the published figure.
-        notebook: what makes it.
-    """
-
-    title: str
-    regenerates: str
-    notebook: str
+    title: str  # heading in the gallery
+    regenerates: str  # the published figure
+    notebook: str  # what makes it
 
 
 # The order of the gallery is that of the story.
@@ -104,9 +98,6 @@ def publish_figures(run: Run, folder: Path | None = None) -> list[Path]:
 
     Returns:
         Paths of the copied PNGs.
-
-    Raises:
-        StudyError: the study has no figures.
     """
     folder = folder or paths.FIGURES
     names = sorted(path.stem for path in run.path("figures").glob("*.json"))
@@ -129,9 +120,6 @@ def write_gallery(folder: Path | None = None) -> Path:
 
     Returns:
         Path of the page.
-
-    Raises:
-        StudyError: there are no figures.
     """
     folder = folder or paths.FIGURES
     there = {path.stem for path in folder.glob("*.json")}

@@ -9,15 +9,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
-from chexstudy.evaluation.planning.accuracy import EVERY
-from chexstudy.evaluation.planning.families import FAMILIES
-from chexstudy.evaluation.planning.fitting import EXTRAPOLATION, INTERPOLATION, NOT_YET
-from chexstudy.evaluation.planning.planner import FARTHEST, NEEDED, REACHED, UNREACHABLE
-from chexstudy.evaluation.proportions import measure_proportion
-from chexstudy.evaluation.statistics import known_labels
+from chexstudy.label_planning.accuracy import EVERY
+from chexstudy.label_planning.families import FAMILIES
+from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION, NOT_YET
+from chexstudy.label_planning.planner import FARTHEST, NEEDED, REACHED, UNREACHABLE
 from chexstudy.plots.forest import add_arm_legend, draw_estimate
 from chexstudy.plots.measurements import name_data_set, require_rows
 from chexstudy.plots.style import GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
+from chexstudy.statistics.proportions import measure_proportion
+from chexstudy.statistics.ranking import known_labels
 
 SHOWN = 12
 # Points between the axes of the table of counts and its title, where the column names stand.
@@ -84,9 +84,6 @@ def plot_prevalence(table: pd.DataFrame) -> Figure:
 
     Args:
         table: of `select_prevalence`.
-
-    Raises:
-        StudyError: the cohort has no finding.
     """
     require_rows(table, "findings", "01_build_cohort")
     splits = [name.removeprefix("positives_") for name in table if name.startswith("positives_")]
@@ -139,8 +136,8 @@ def select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> pd.DataFrame:
     """All numbers of L1: what was measured at each label count, and the fits.
 
     Args:
-        curves: of `chexstudy.evaluation.planning.curves.measure_curves`.
-        bands: of `chexstudy.evaluation.planning.bands.trace_bands`.
+        curves: of `chexstudy.label_planning.curves.measure_curves`.
+        bands: of `chexstudy.label_planning.bands.trace_bands`.
 
     Returns:
         ``encoder, finding, kind`` (``measured`` or ``fit``), ``labels, value, low, high, draws``. Measured: mean and
@@ -232,7 +229,7 @@ def plot_families(measured: pd.DataFrame) -> Figure:
     """L2: held-out error of the families of curves, by extrapolation and by interpolation.
 
     Args:
-        measured: of `chexstudy.evaluation.planning.accuracy.measure_families`, which is also the figure's data.
+        measured: of `chexstudy.label_planning.accuracy.measure_families`, which is also the figure's data.
     """
     require_rows(measured, "errors of families of curves", _MADE_BY)
     splits = [split for split in (EXTRAPOLATION, INTERPOLATION) if (measured.split == split).any()]
@@ -288,7 +285,7 @@ def plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame | None = None) ->
     """L3: error of forecasts, and coverage of their intervals, against the number of labels used.
 
     Args:
-        measured: of `chexstudy.evaluation.planning.accuracy.measure_forecasts`, which is also the figure's data.
+        measured: of `chexstudy.label_planning.accuracy.measure_forecasts`, which is also the figure's data.
         alone: the same of forecasts that took each finding by itself, drawn in grey.
     """
     require_rows(measured, "forecasts with a truth to compare with", _MADE_BY)
@@ -364,7 +361,7 @@ def plot_plans(plans: pd.DataFrame) -> Figure:
     """L4: labels needed for the target by finding and encoder, with intervals and states.
 
     Args:
-        plans: of `chexstudy.evaluation.planning.planner.plan_labels`, which is also the figure's data.
+        plans: of `chexstudy.label_planning.planner.plan_labels`, which is also the figure's data.
     """
     require_rows(plans, "plans of labels", _MADE_BY)
     encoders = order_arms(plans.encoder)
@@ -454,7 +451,7 @@ def select_early(forecasts: pd.DataFrame, early: float) -> pd.DataFrame:
     """What the first labels showed and what came of it, a row a curve: ``early_slope``, ``last`` and ``truth``.
 
     Args:
-        forecasts: of `chexstudy.evaluation.planning.planner.forecast_plateau`, with ``early`` among its ``at_most_n``.
+        forecasts: of `chexstudy.label_planning.planner.forecast_plateau`, with ``early`` among its ``at_most_n``.
         early: the label count that counts as early.
     """
     rows = forecasts[(forecasts.at_most_n == early) & forecasts.error.notna()].dropna(subset=["early_slope"])
@@ -467,10 +464,7 @@ def plot_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float
 
     Args:
         forecasts, early: as in `select_early`.
-        correlations: of `chexstudy.evaluation.planning.accuracy.correlate_early`.
-
-    Raises:
-        StudyError: no curve has three label counts so early.
+        correlations: of `chexstudy.label_planning.accuracy.correlate_early`.
     """
     rows = require_rows(select_early(forecasts, early), f"curves with three label counts up to {early:g}", _MADE_BY)
     encoders = order_arms(rows.encoder)

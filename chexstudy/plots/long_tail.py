@@ -7,9 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.cohort.table import NO_FINDING
-from chexstudy.evaluation.gains import GAIN_TREND, PER_DECADE
-from chexstudy.evaluation.long_tail import REPORT_GROUPS, TRUTH_GROUPS
-from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
+from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
 from chexstudy.evaluation.scores import TIERS
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, write_interval
 from chexstudy.plots.measurements import (
@@ -25,6 +24,7 @@ from chexstudy.plots.measurements import (
     summarise_seeds,
 )
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
+from chexstudy.results import OVER_SEEDS
 
 _TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))
 _KINDS = (*TIERS, NO_FINDING, *TRUTH_GROUPS, *REPORT_GROUPS.values())
@@ -149,9 +149,6 @@ def plot_long_tail(
 
     Args:
         results, prevalence, against, data_set, setting: as in `select_gains`.
-
-    Raises:
-        StudyError: neither gains nor keep rates were measured.
     """
     tables = _tables(results, prevalence, against, data_set, setting)
     panels = [panel for panel, table in tables.items() if len(table)]

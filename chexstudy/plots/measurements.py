@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS
 
 _KEYS = ["arm", "task", "data_set", "finding", "metric", "setting"]
 # Where several prompt settings were measured and only one can be drawn.
@@ -74,11 +74,7 @@ def preferred_data_set(rows: pd.DataFrame) -> str:
 
 
 def split_difference(arm: str) -> tuple[str, str]:
-    """The two arms of a paired difference ``first - second``.
-
-    Raises:
-        StudyError: the arm is not written that way.
-    """
+    """The two arms of a paired difference ``first - second``."""
     first, separator, second = arm.partition(" - ")
     if not separator or not first or not second:
         raise StudyError(f"the arm of a difference reads 'first - second', not {arm!r}: measure it again.")

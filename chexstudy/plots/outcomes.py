@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from chexstudy.evaluation.outcomes import AGE_SEX, BOTH, IMAGE, ORACLE, TASK
-from chexstudy.evaluation.survival import GROUP_NAMES
+from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACLE, TASK
+from chexstudy.evaluation.outcomes.survival import GROUP_NAMES
 from chexstudy.plots.forest import Estimate, Group, draw_chance, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,
@@ -44,9 +44,6 @@ def select_outcomes(results: pd.DataFrame, data_set: str | None = None) -> pd.Da
     Args:
         results: rows of the results table.
         data_set: which; without it the first test set at natural prevalence.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     metrics = [*_RANKING, *(f"{metric}_difference" for metric in _RANKING)]
     rows = select_rows(results, TASK, metric=metrics)
@@ -64,13 +61,10 @@ def select_curves(
     """Kaplan-Meier curves of up to two outcomes, those of the first seed, by outcome.
 
     Args:
-        curves: as `chexstudy.evaluation.outcomes.read_curves` gives.
+        curves: as `chexstudy.evaluation.outcomes.prediction.read_curves` gives.
         data_set: which test set.
         setting: the model whose risk groups are drawn.
         outcomes: which, in their order; without it the first two.
-
-    Raises:
-        StudyError: there are no such curves.
     """
     rows = curves[(curves.data_set == data_set) & (curves.setting == setting)]
     rows = rows[rows.seed == rows.seed.min()]
@@ -95,9 +89,6 @@ def plot_outcomes(
         curves: Kaplan-Meier curves of one encoder.
         data_set: as in `select_outcomes`.
         setting, outcomes: as in `select_curves`.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     rows = select_outcomes(results, data_set)
     chosen = select_curves(curves, rows.data_set.iloc[0], setting, outcomes)

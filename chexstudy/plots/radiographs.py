@@ -26,9 +26,6 @@ def plot_radiographs(
         titles: one an image, for example its findings; never a patient identifier.
         masks: for each image its masks ``(height, width)`` by name; a name has one colour and line on the whole sheet.
         columns: images a row.
-
-    Raises:
-        StudyError: there are no images, or titles or masks are not one an image.
     """
     for name, given in (("titles", titles), ("masks", masks)):
         if given is not None and len(given) != len(pixels):

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from chexstudy.evaluation.retrieval import CUTOFFS, DIRECTIONS
+from chexstudy.evaluation.image_text.retrieval import CUTOFFS, DIRECTIONS
 from chexstudy.plots.forest import (
     Estimate,
     Group,
@@ -34,11 +34,7 @@ _MADE_BY = "05_compare_arms"
 
 
 def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the figure, with a column ``direction`` (``image_to_text`` or ``text_to_image``).
-
-    Raises:
-        StudyError: nothing was measured.
-    """
+    """The rows of the figure, with a column ``direction`` (``image_to_text`` or ``text_to_image``)."""
     names = [f"recall@{cutoff}" for cutoff in CUTOFFS] + ["median_rank"]
     metrics = names + [name + _BY_CHANCE for name in names] + [f"{name}_difference" for name in names]
     rows = pd.concat([select_rows(results, task, metric=metrics) for task in (TASK, DIFFERENCE)], ignore_index=True)
@@ -53,9 +49,6 @@ def plot_retrieval(results: pd.DataFrame) -> Figure:
 
     Args:
         results: rows of the results table.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     rows = select_retrieval(results)
     data_sets = sorted(set(rows.data_set[rows.task == TASK]))

@@ -25,9 +25,6 @@ def select_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str
         results: rows of the results table.
         arm: which; the first in the order of all figures if None.
         data_set: which; the enriched test if None and there is one.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     rows = select_rows(results, SPECTRUM, metric="auroc")
     rows = rows[rows.setting.str.endswith(("; healthy", "; sick"))]
@@ -44,9 +41,6 @@ def plot_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str |
 
     Args:
         results, arm, data_set: as in `select_spectrum`.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     rows = select_spectrum(results, arm, data_set)
     negatives, families = rows[rows.task == SPECTRUM], rows[rows.task == FAMILY]

@@ -190,9 +190,6 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
 
     Returns:
         Path of the PNG.
-
-    Raises:
-        StudyError: the name is no plain file name, or the numbers hold patient identifiers or report texts.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise StudyError(f"a figure's name must be a plain file name such as 'zero_shot', not {name!r}.")

@@ -6,9 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from chexstudy.evaluation.results import OVER_SEEDS
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.evaluation.subgroups import (
+from chexstudy.evaluation.subgroups.gaps import (
     AGAINST_REST,
     EQUALISED_ODDS,
     GAP,
@@ -35,6 +34,7 @@ from chexstudy.plots.measurements import (
     split_difference,
 )
 from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_panel
+from chexstudy.results import OVER_SEEDS
 
 _WORDS = {"sex=F": "women", "sex=M": "men"}
 _HEADINGS = {"age": "Age (years)", "tpr": "TPR", "fpr": "FPR"}
@@ -72,9 +72,6 @@ def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Figure:
 
     Args:
         results, data_set: as in `select_subgroups`.
-
-    Raises:
-        StudyError: no subgroups were measured.
     """
     chosen = require_rows(select_subgroups(results, data_set), "subgroups", _MADE_BY)
     gaps = chosen[chosen.task == SUBGROUP_GAP]

@@ -22,11 +22,7 @@ _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 
 
 def select_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> pd.DataFrame:
-    """The rows of the figure: one metric of one finding or mean, for all arms, test sets and prompt settings.
-
-    Raises:
-        StudyError: nothing was measured.
-    """
+    """The rows of the figure: one metric of one finding or mean, for all arms, test sets and prompt settings."""
     values = select_rows(results, TASK, metric=metric, finding=finding)
     require_rows(values, f"zero-shot {metric} of {finding!r}", _MADE_BY)
     differences = select_rows(results, DIFFERENCE, metric=f"{metric}_difference", finding=finding)
@@ -40,9 +36,6 @@ def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = 
         results: rows of the results table.
         metric: ``auroc`` or ``auprc``.
         finding: ``macro``, a tier, or one finding.
-
-    Raises:
-        StudyError: nothing was measured.
     """
     rows = select_zero_shot(results, metric, finding)
     values, differences = group_values(rows[rows.task == TASK]), group_differences(rows[rows.task == DIFFERENCE])

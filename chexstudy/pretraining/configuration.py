@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from types import UnionType
 
-from chexstudy.curation.configuration import CuratorConfig
+from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
 
 LEARNING_RATE_SCHEDULES = ("hold_then_cosine", "published")
@@ -23,106 +23,72 @@ _ELEMENTS = {"progressive_sizes": int}
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """Constants of one arm. The defaults are those of the default study; comments give the published value.
+    """Constants of one arm. The defaults are those of the default study; comments give the published value."""
 
-    Attributes:
-        image_encoder: name or path for `chexstudy.encoders` (published: DINOv2 ViT-B/14).
-        image_revision: pinned revision of a Hub model.
-        text_encoder: name or path (published: Bio_ClinicalBERT).
-        text_revision: pinned revision of a Hub model.
-        image_size: pixels a side the image encoder sees (published: 378).
-        max_tokens: longest text (published: 256).
-        text_pooling: ``last`` token as published (F9), ``first`` or ``mean``.
-        dim: shared space (published: 512).
-        temperature: initial (published: 0.01).
-        logit_scale_max: bound of the inverse temperature, 0 for none (published: none, F12).
-        warm_up_epochs: plain epochs over all pairs before curation, charged to the arm (published: 0).
-        curation_epochs: epochs in which all pairs are scored and selected, each anew, so that a pair dropped in one can
-            be taken back in the next (published: 1). Later epochs train on what the last of them kept.
-        curation_learning_rate: rate while curating; 0 for that of the schedule, as published.
-        subset_epochs: epochs over the kept pairs afterwards (published: 19).
-        batch_size: pairs a step outside curation (published: 480).
-        super_batch: pairs scored together and selected from (published: 480).
-        micro_batch: pairs encoded at once; it bounds memory and changes no result.
-        learning_rate: peak (published: 5e-5).
-        min_learning_rate: at the end (published: 5e-6).
-        ramp_steps: linear warm-up of the learning rate (published: 0).
-        schedule: ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps left;
-            ``published`` falls from the first step, by the length of the current loader (F10).
-        weight_decay: for matrices only (published: 1e-4).
-        precision: ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16). Any
-            number of processes selects the same pairs at fp32; bf16 rounds by how a batch is cut among them.
-        dropout: train with the encoders' own dropout (published: yes).
-        image_normalisation: ``own`` statistics of the encoder, ``imagenet``, ``clip`` (published, F7) or ``half``.
-        drop_registers: load a DINOv2 with registers without them (published: yes, F8).
-        decay_logit_scale: decay the temperature too (published: yes, F12).
-        threads: CPU threads of one arm; part of the configuration because sums depend on them in the last bits.
-        scoring_size: side in pixels at which a curator scores, below ``image_size`` to save operations; 0 for
-            ``image_size`` (published: full size).
-        overlap_every: with a ``scoring_size``, every so many super-batches are scored at full size too, and the overlap
-            of the two selections is recorded; what that costs is counted apart.
-        progressive_sizes: sides in pixels at which training after curation begins, rising towards ``image_size``, each
-            for as many epochs; empty for ``image_size`` throughout (published: throughout).
-        image_token_share: share of an image's patch tokens that a training pass keeps, drawn anew for each image and
-            step; scoring and evaluation see all (published: 1).
-        text_layout: ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to the longest
-            report of the cohort (published: padded to ``max_tokens``).
-        multi_positive: pairs with identical reports count as partners of each other, not as negatives (published: no,
-            F14).
-        frozen_towers: encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their
-            features are computed once (published: none).
-        lora_rank: train low-rank updates of this rank in place of the encoders' weights; 0 trains the weights
-            (published: 0).
-        lora_alpha: scale of these updates; they are multiplied by it and divided by their rank.
-        compile_blocks: compile the encoders' blocks; pays on a GPU.
-        checkpoint_minutes: time between checkpoints within an epoch; 0 for one after every step.
-        tracker: ``tensorboard`` to log the history there too; none by default.
-        fixed_streams: random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart.
-        curator: constants of the curator.
-    """
-
-    image_encoder: str = "tiny-resnet"
-    image_revision: str = ""
-    text_encoder: str = "tiny-bert"
-    text_revision: str = ""
-    image_size: int = 96
-    max_tokens: int = 128
-    text_pooling: str = "mean"
-    dim: int = 128
-    temperature: float = 0.07
-    logit_scale_max: float = 100.0
-    warm_up_epochs: int = 4
+    image_encoder: str = "tiny-resnet"  # name or path for `chexstudy.encoders.build` (published: DINOv2 ViT-B/14)
+    image_revision: str = ""  # pinned revision of a Hub model
+    text_encoder: str = "tiny-bert"  # name or path (published: Bio_ClinicalBERT)
+    text_revision: str = ""  # pinned revision of a Hub model
+    image_size: int = 96  # pixels a side the image encoder sees (published: 378)
+    max_tokens: int = 128  # longest text (published: 256)
+    text_pooling: str = "mean"  # ``last`` token as published (F9), ``first`` or ``mean``
+    dim: int = 128  # shared space (published: 512)
+    temperature: float = 0.07  # initial (published: 0.01)
+    logit_scale_max: float = 100.0  # bound of the inverse temperature, 0 for none (published: none, F12)
+    warm_up_epochs: int = 4  # plain epochs over all pairs before curation, charged to the arm (published: 0)
+    # Epochs in which all pairs are scored and selected, each anew, so that a pair dropped in one can be taken back in
+    # the next (published: 1). Later epochs train on what the last of them kept.
     curation_epochs: int = 1
-    curation_learning_rate: float = 0.0
-    subset_epochs: int = 9
-    batch_size: int = 128
-    super_batch: int = 480
-    micro_batch: int = 128
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-5
-    ramp_steps: int = 20
+    curation_learning_rate: float = 0.0  # rate while curating; 0 for that of the schedule, as published
+    subset_epochs: int = 9  # epochs over the kept pairs afterwards (published: 19)
+    batch_size: int = 128  # pairs a step outside curation (published: 480)
+    super_batch: int = 480  # pairs scored together and selected from (published: 480)
+    micro_batch: int = 128  # pairs encoded at once; it bounds memory and changes no result
+    learning_rate: float = 1e-3  # peak (published: 5e-5)
+    min_learning_rate: float = 1e-5  # at the end (published: 5e-6)
+    ramp_steps: int = 20  # linear warm-up of the learning rate (published: 0)
+    # ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps left; ``published`` falls
+    # from the first step, by the length of the current loader (F10).
     schedule: str = "hold_then_cosine"
-    weight_decay: float = 1e-2
+    weight_decay: float = 1e-2  # for matrices only (published: 1e-4)
+    # ``bf16`` autocast, ``fp32``, or ``auto``: whichever the device runs faster (published: fp16). Any number of
+    # processes selects the same pairs at fp32; bf16 rounds by how a batch is cut among them.
     precision: str = "auto"
-    dropout: bool = False
+    dropout: bool = False  # train with the encoders' own dropout (published: yes)
+    # ``own`` statistics of the encoder, ``imagenet``, ``clip`` (published, F7) or ``half``
     image_normalisation: str = "own"
-    drop_registers: bool = False
-    decay_logit_scale: bool = False
-    threads: int = 1
+    drop_registers: bool = False  # load a DINOv2 with registers without them (published: yes, F8)
+    decay_logit_scale: bool = False  # decay the temperature too (published: yes, F12)
+    threads: int = 1  # CPU threads of one arm; part of the configuration because sums depend on them in the last bits
+    # Side in pixels at which a curator scores, below ``image_size`` to save operations; 0 for ``image_size``
+    # (published: full size).
     scoring_size: int = 0
+    # With a ``scoring_size``, every so many super-batches are scored at full size too, and the overlap of the two
+    # selections is recorded; what that costs is counted apart.
     overlap_every: int = 8
+    # Sides in pixels at which training after curation begins, rising towards ``image_size``, each for as many epochs;
+    # empty for ``image_size`` throughout (published: throughout).
     progressive_sizes: tuple[int, ...] = ()
+    # Share of an image's patch tokens that a training pass keeps, drawn anew for each image and step; scoring and
+    # evaluation see all (published: 1).
     image_token_share: float = 1.0
+    # ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to the longest report of the
+    # cohort (published: padded to ``max_tokens``).
     text_layout: str = "buckets"
+    # pairs with identical reports count as partners of each other, not as negatives (published: no, F14)
     multi_positive: bool = False
+    # Encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their features are computed
+    # once (published: none).
     frozen_towers: tuple[str, ...] = ()
+    # train low-rank updates of this rank in place of the encoders' weights; 0 trains the weights (published: 0)
     lora_rank: int = 0
-    lora_alpha: float = 16.0
-    compile_blocks: bool = False
-    checkpoint_minutes: float = 10.0
-    tracker: str = ""
+    lora_alpha: float = 16.0  # scale of these updates; they are multiplied by it and divided by their rank
+    compile_blocks: bool = False  # compile the encoders' blocks; pays on a GPU
+    checkpoint_minutes: float = 10.0  # time between checkpoints within an epoch; 0 for one after every step
+    tracker: str = ""  # ``tensorboard`` to log the history there too; none by default
+    # random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart
     fixed_streams: tuple[str, ...] = ()
-    curator: CuratorConfig = field(default_factory=CuratorConfig)
+    curator: CuratorConfig = field(default_factory=CuratorConfig)  # constants of the curator
 
     def __post_init__(self):
         for name in (
@@ -189,11 +155,7 @@ class PretrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "PretrainingConfig":
-        """The inverse of `to_dict`; curator constants may stand beside the others.
-
-        Raises:
-            StudyError: a name is unknown, or a value has another type than the constant.
-        """
+        """The inverse of `to_dict`; curator constants may stand beside the others."""
         values = dict(values)
         curator = dict(values.pop("curator", {}))
         curator_names = {constant.name for constant in fields(CuratorConfig)}
@@ -208,20 +170,13 @@ def read_constants(namespace: dict) -> PretrainingConfig:
     Args:
         namespace: the notebook's ``globals()``; its list ``constants``, if there is one, holds further ones as
             ``name=value``.
-
-    Raises:
-        StudyError: a further constant is unknown or has another type.
     """
     values = {name: value for name, value in namespace.items() if name in _flatten(PretrainingConfig())}
     return PretrainingConfig.from_dict(values | parse_constants(namespace.get("constants", [])))
 
 
 def parse_constants(assignments: Iterable[str]) -> dict[str, object]:
-    """The constants that texts ``name=value`` give.
-
-    Raises:
-        StudyError: a constant is unknown or has another type.
-    """
+    """The constants that texts ``name=value`` give."""
     defaults, values = _flatten(PretrainingConfig()), {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")

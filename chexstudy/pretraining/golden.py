@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.decisions import CENTRAL, OUTLIER, SUPPORT
-from chexstudy.curation.prototypes import join_features, update_prototypes
-from chexstudy.curation.selection import select_samples
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.decisions import CENTRAL, OUTLIER, SUPPORT
+from chexstudy.curation.online.prototypes import join_features, update_prototypes
+from chexstudy.curation.online.selection import select_samples
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.loss import contrastive_loss
+from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
 
 _TOLERANCE = 1e-9
 _ARRAYS = (
@@ -32,9 +32,6 @@ def check_golden(path: str | Path) -> pd.DataFrame:
 
     Returns:
         One row a case: ``case``, ``masks``, ``loss``, ``usage``, ``prototypes`` (did each agree?) and ``passed``.
-
-    Raises:
-        StudyError: the file is missing, is not an ``.npz`` file, or a case lacks an array.
     """
     path = Path(path)
     if not path.is_file():

@@ -63,50 +63,34 @@ def read_template(template: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Body:
-    """The organs on the board, arrays ``(pixels, pixels)`` float32 unless said otherwise.
+    """The organs on the board, arrays ``(pixels, pixels)`` float32 unless said otherwise."""
 
-    Attributes:
-        across: distance from the midline as a share of the distance to the inner chest wall (1 at the wall).
-        height: position down the lung as a column for each side: 0 apex, 1 costophrenic angle, ``(pixels, 1)``.
-        wall: distance of the inner chest wall from the midline, each side ``(pixels, 1)``.
-        floor: y of the hemidiaphragm under each column, ``(1, pixels)``.
-        lungs: coverage by the pleural cavities, behind heart and mediastinum too.
-        air: attenuation the air takes away.
-        heart, mediastinum: coverage by their silhouettes.
-        tissue: attenuation of soft tissue, lungs taken as full of it.
-        ribs, spine, clavicles, other_bones: attenuation of bone.
-        tubes: attenuation taken away by trachea and bronchi.
-        stomach: attenuation taken away by the gastric bubble.
-        left_border, right_border: distance of the mediastinal silhouette from x = 0, each ``(pixels, 1)``.
-        spine_line: x of the spine's middle, ``(pixels, 1)``.
-        hila: centres ``(x, y)``, right then left.
-        carina: ``(x, y)`` where the trachea divides.
-        knob: centre ``(x, y)`` of the aortic knob.
-        organs: masks by organ, boolean.
-    """
-
-    across: np.ndarray
+    across: np.ndarray  # distance from the midline as a share of the distance to the inner chest wall (1 at the wall)
+    # position down the lung as a column for each side: 0 apex, 1 costophrenic angle, ``(pixels, 1)``
     height: list[np.ndarray]
-    wall: list[np.ndarray]
-    floor: np.ndarray
-    lungs: np.ndarray
-    air: np.ndarray
+    wall: list[np.ndarray]  # distance of the inner chest wall from the midline, each side ``(pixels, 1)``
+    floor: np.ndarray  # y of the hemidiaphragm under each column, ``(1, pixels)``
+    lungs: np.ndarray  # coverage by the pleural cavities, behind heart and mediastinum too
+    air: np.ndarray  # attenuation the air takes away
+    # heart, mediastinum: coverage by their silhouettes
     heart: np.ndarray
     mediastinum: np.ndarray
-    tissue: np.ndarray
+    tissue: np.ndarray  # attenuation of soft tissue, lungs taken as full of it
+    # ribs, spine, clavicles, other_bones: attenuation of bone
     ribs: np.ndarray
     spine: np.ndarray
     clavicles: np.ndarray
     other_bones: np.ndarray
-    tubes: np.ndarray
-    stomach: np.ndarray
+    tubes: np.ndarray  # attenuation taken away by trachea and bronchi
+    stomach: np.ndarray  # attenuation taken away by the gastric bubble
+    # left_border, right_border: distance of the mediastinal silhouette from x = 0, each ``(pixels, 1)``
     left_border: np.ndarray
     right_border: np.ndarray
-    spine_line: np.ndarray
-    hila: list[tuple[float, float]]
-    carina: tuple[float, float]
-    knob: tuple[float, float]
-    organs: dict[str, np.ndarray]
+    spine_line: np.ndarray  # x of the spine's middle, ``(pixels, 1)``
+    hila: list[tuple[float, float]]  # centres ``(x, y)``, right then left
+    carina: tuple[float, float]  # ``(x, y)`` where the trachea divides
+    knob: tuple[float, float]  # centre ``(x, y)`` of the aortic knob
+    organs: dict[str, np.ndarray]  # masks by organ, boolean
 
 
 def _join(board: Board, right: np.ndarray, left: np.ndarray) -> np.ndarray:

@@ -45,9 +45,6 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
 
     Returns:
         The cohort table; ``image_path`` is relative to ``<folder>/phantom``.
-
-    Raises:
-        StudyError: the configuration cannot be met, or the folder cannot be written.
     """
     folder = run_or_folder.folder if isinstance(run_or_folder, Run) else Path(run_or_folder)
     pairs = plan_pairs(config)

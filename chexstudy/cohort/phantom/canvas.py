@@ -26,17 +26,11 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """The drawing grid for one film size; everything in it depends on the size only and is shared by all cases.
+    """The drawing grid for one film size; everything in it depends on the size only and is shared by all cases."""
 
-    Attributes:
-        film_size: pixels along one side of the film.
-        pixels: pixels along one side of the board.
-        pitch: width of a pixel.
-    """
-
-    film_size: int
-    pixels: int
-    pitch: float
+    film_size: int  # pixels along one side of the film
+    pixels: int  # pixels along one side of the board
+    pitch: float  # width of a pixel
 
     @cached_property
     def axis(self) -> np.ndarray:

@@ -41,15 +41,10 @@ _COLLIMATED = 0.18  # share of films with a black border
 
 @dataclass(frozen=True)
 class Drawing:
-    """A radiograph and its truth.
+    """A radiograph and its truth."""
 
-    Attributes:
-        pixels: uint8 ``(size, size)``; the patient's right is the image's left.
-        masks: boolean ``(size, size)`` by name: the organs, and each finding of the case.
-    """
-
-    pixels: np.ndarray
-    masks: dict[str, np.ndarray]
+    pixels: np.ndarray  # uint8 ``(size, size)``; the patient's right is the image's left
+    masks: dict[str, np.ndarray]  # boolean ``(size, size)`` by name: the organs, and each finding of the case
 
 
 def draw_radiograph(case: Case, size: int) -> Drawing:
@@ -61,9 +56,6 @@ def draw_radiograph(case: Case, size: int) -> Drawing:
 
     Returns:
         The radiograph with the masks of its organs and findings. Equal arguments give equal bytes.
-
-    Raises:
-        StudyError: a finding has no drawing, or the film is smaller than 32 pixels.
     """
     if size < SMALLEST_FILM:
         raise StudyError(f"A film of {size} pixels is too small to draw on: ask for at least {SMALLEST_FILM}.")

@@ -25,25 +25,15 @@ _ERROR_PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><b
 
 @dataclass(frozen=True)
 class Film:
-    """What a worker needs to make one image.
+    """What a worker needs to make one image."""
 
-    Attributes:
-        image_id: its name in the cohort table.
-        path: where the file goes.
-        case: what is on it.
-        size: pixels along a side.
-        junk: kind of junk, or empty.
-        broken: kind of broken file, or empty.
-        seed: seed of the junk.
-    """
-
-    image_id: str
-    path: Path
-    case: Case
-    size: int
-    junk: str
-    broken: str
-    seed: tuple[int, ...]
+    image_id: str  # its name in the cohort table
+    path: Path  # where the file goes
+    case: Case  # what is on it
+    size: int  # pixels along a side
+    junk: str  # kind of junk, or empty
+    broken: str  # kind of broken file, or empty
+    seed: tuple[int, ...]  # seed of the junk
 
 
 # Image id, structure, height, width, run lengths.

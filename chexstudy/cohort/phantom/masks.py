@@ -37,11 +37,7 @@ def encode_mask(mask: np.ndarray) -> np.ndarray:
 
 
 def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The boolean mask ``(height, width)`` of its run lengths.
-
-    Raises:
-        StudyError: the runs do not add up to the mask's size.
-    """
+    """The boolean mask ``(height, width)`` of its run lengths."""
     runs = np.asarray(runs, dtype=np.int64)
     if runs.sum() != height * width:
         raise StudyError(
@@ -59,11 +55,7 @@ def write_masks(rows: Iterable[tuple[str, str, int, int, np.ndarray]], path: str
 
 
 def read_masks(path: str | Path, image_id: str) -> dict[str, np.ndarray]:
-    """The masks of one image by structure, boolean ``(height, width)``; empty for an image without masks.
-
-    Raises:
-        StudyError: there is no such file.
-    """
+    """The masks of one image by structure, boolean ``(height, width)``; empty for an image without masks."""
     if not Path(path).exists():
         raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
     require_whole(Path(path), "01_build_cohort")

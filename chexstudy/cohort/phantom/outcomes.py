@@ -37,19 +37,12 @@ _DAYS_PER_YEAR = 365.25
 
 @dataclass(frozen=True)
 class Hazard:
-    """A constant hazard and the logarithms of its ratios.
+    """A constant hazard and the logarithms of its ratios."""
 
-    Attributes:
-        per_year: of a woman of 65 without any finding.
-        per_decade: log ratio of ten years of age.
-        male: log ratio of men to women.
-        findings: log ratio of a finding of full severity to none, by finding; others do not matter.
-    """
-
-    per_year: float
-    per_decade: float
-    male: float
-    findings: Mapping[str, float]
+    per_year: float  # of a woman of 65 without any finding
+    per_decade: float  # log ratio of ten years of age
+    male: float  # log ratio of men to women
+    findings: Mapping[str, float]  # log ratio of a finding of full severity to none, by finding; others do not matter
 
     def log_of(self, case: Case) -> float:
         """The logarithm of the hazard a year of a patient with this study."""

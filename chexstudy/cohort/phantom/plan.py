@@ -24,34 +24,23 @@ _PURPOSES = ("train", "validate", "test", "test_enriched", "planting", "report",
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """What the phantom is made of.
+    """What the phantom is made of."""
 
-    Attributes:
-        pairs: number of image-report pairs in all splits together; about 65 % of them are for training.
-        size: pixels along a side.
-        seed: seed of patients, pictures, reports and outcomes.
-        permutation_seed: seed of a permutation of which finding has which prevalence; -1 leaves the natural order.
-        template_share: share of the reports that are written from labels by templates.
-        duplicate_share: share of the training pairs that are a second exposure of another training pair's case.
-        mismatch_share: share of the training pairs that carry the report of another patient.
-        junk_share: share of the training pairs whose image is no frontal radiograph.
-        broken_files: number of training images that cannot be read.
-        enriched_positives: certain positives of each finding in ``test_enriched``, at the least; 0 means one for every
-            20 images of that split.
-        workers: number of processes; the result does not depend on it.
-    """
-
-    pairs: int = 6000
-    size: int = 96
-    seed: int = 0
+    pairs: int = 6000  # number of image-report pairs in all splits together; about 65 % of them are for training
+    size: int = 96  # pixels along a side
+    seed: int = 0  # seed of patients, pictures, reports and outcomes
+    # seed of a permutation of which finding has which prevalence; -1 leaves the natural order
     permutation_seed: int = NATURAL_ORDER
-    template_share: float = 0.15
+    template_share: float = 0.15  # share of the reports that are written from labels by templates
+    # share of the training pairs that are a second exposure of another training pair's case
     duplicate_share: float = 0.04
-    mismatch_share: float = 0.03
-    junk_share: float = 0.015
-    broken_files: int = 6
+    mismatch_share: float = 0.03  # share of the training pairs that carry the report of another patient
+    junk_share: float = 0.015  # share of the training pairs whose image is no frontal radiograph
+    broken_files: int = 6  # number of training images that cannot be read
+    # Certain positives of each finding in ``test_enriched``, at the least; 0 means one for every 20 images of that
+    # split.
     enriched_positives: int = 0
-    workers: int = 2
+    workers: int = 2  # number of processes; the result does not depend on it
 
     def __post_init__(self) -> None:
         if self.pairs < _SMALLEST_COHORT:
@@ -91,24 +80,15 @@ class PhantomConfig:
 
 @dataclass(frozen=True)
 class Pair:
-    """One planned row: what is drawn and what is written.
-
-    Attributes:
-        case: what the image shows; the labels are its.
-        prior: the patient's previous study, or None.
-        told: position of the pair whose case the report tells, if it is another one; else -1.
-        duplicate_of: position of the pair whose case is exposed a second time, or -1.
-        junk: kind of junk, or empty.
-        broken: kind of broken file, or empty.
-    """
+    """One planned row: what is drawn and what is written."""
 
     split: str
-    case: Case
-    prior: Case | None
-    told: int = -1
-    duplicate_of: int = -1
-    junk: str = ""
-    broken: str = ""
+    case: Case  # what the image shows; the labels are its
+    prior: Case | None  # the patient's previous study, or None
+    told: int = -1  # position of the pair whose case the report tells, if it is another one; else -1
+    duplicate_of: int = -1  # position of the pair whose case is exposed a second time, or -1
+    junk: str = ""  # kind of junk, or empty
+    broken: str = ""  # kind of broken file, or empty
 
 
 def derive_seed(seed: int, purpose: str, *rows: int) -> tuple[int, ...]:

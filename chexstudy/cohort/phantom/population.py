@@ -45,22 +45,15 @@ _PATIENTS_FOR_CALIBRATION = 12_000
 
 @dataclass(frozen=True)
 class _Profile:
-    """How a finding behaves: what causes it, whether it lasts, and where it lies.
+    """How a finding behaves: what causes it, whether it lasts, and where it lies."""
 
-    Attributes:
-        chronic: it stays through all studies of a patient (and then only constant causes count).
-        illness: its share in general illness, relative to the other findings.
-        causes: loading of each shared cause, -1 to 1.
-        sides, zones: how often it lies where.
-        beside: another finding of the same patient whose side it takes if that one lies on one side.
-    """
-
-    chronic: bool
-    illness: float
-    causes: dict[str, float]
+    chronic: bool  # it stays through all studies of a patient (and then only constant causes count)
+    illness: float  # its share in general illness, relative to the other findings
+    causes: dict[str, float]  # loading of each shared cause, -1 to 1
+    # sides, zones: how often it lies where
     sides: dict[str, float]
     zones: dict[str, float] = field(default_factory=lambda: {"": 1.0})
-    beside: str = ""
+    beside: str = ""  # another finding of the same patient whose side it takes if that one lies on one side
 
 
 _MIDLINE = {"midline": 1.0}
@@ -214,9 +207,6 @@ def simulate_cases(
         share_without_finding: share of studies without any finding, as far as the prevalence allows.
         share_hedged: share of the lesions of which the reporting radiologist is not certain.
         first_patient: number of the first patient, for several populations without a patient in common.
-
-    Raises:
-        StudyError: a finding is not known to the phantom, or a share is not between 0 and 1.
     """
     _check_prevalence(prevalence)
     counts = 1 + generator.choice(MAXIMAL_STUDIES, size=max(n, 1), p=_SHARE_OF_STUDY_COUNTS)
@@ -238,9 +228,6 @@ def simulate_enriched_cases(
 
     A large population is drawn at natural prevalence; the rarest finding takes its studies first, then the next. What
     remains is filled with studies as they come, so co-occurrence and severity within a finding stay natural.
-
-    Raises:
-        StudyError: as ``simulate_cases``, or the ``n`` studies cannot hold that many positives.
     """
     _check_prevalence(prevalence)
     rarest = min(prevalence.values())

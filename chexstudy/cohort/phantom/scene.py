@@ -13,21 +13,16 @@ BLOOD = 3.7  # contrast of vessels: thin cords lose more to blur than they would
 
 @dataclass
 class Scene:
-    """The organs on their board, and the layers the findings work on.
+    """The organs on their board, and the layers the findings work on."""
 
-    Attributes:
-        board, shape, body: the grid, the chest's numbers and its organs.
-        vessels: thickness of blood in the lungs' vessels.
-        airless: share of the lung's air that is gone, 0..1 ``(pixels, pixels)``; None while no finding takes any.
-        added: attenuation added (or taken, if negative) by findings; None while there is none.
-    """
-
+    # board, shape, body: the grid, the chest's numbers and its organs
     board: Board
     shape: Shape
     body: Body
-    vessels: np.ndarray
+    vessels: np.ndarray  # thickness of blood in the lungs' vessels
+    # share of the lung's air that is gone, 0..1 ``(pixels, pixels)``; None while no finding takes any
     airless: np.ndarray | None = None
-    added: np.ndarray | None = None
+    added: np.ndarray | None = None  # attenuation added (or taken, if negative) by findings; None while there is none
 
     def fill_lung(self, share: np.ndarray, where: tuple[slice, slice] | None = None) -> None:
         """Replace a share (0..1) of the remaining air by fluid or cells, on the board or a window of it."""

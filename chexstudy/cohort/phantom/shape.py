@@ -9,67 +9,41 @@ from chexstudy.cohort.phantom.case import Case
 
 @dataclass
 class Shape:
-    """One chest in numbers, in the board's coordinates; a pair is the patient's right and left.
+    """One chest in numbers, in the board's coordinates; a pair is the patient's right and left."""
 
-    Attributes:
-        apex: y of the lung apex, each side.
-        angle: y of the costophrenic angle, each side.
-        dome: y of the top of the hemidiaphragm, each side.
-        chest: half width of the inner chest wall, each side.
-        trunk: soft tissue beyond the chest wall at the flanks.
-        heart_ratio: cardiothoracic ratio.
-        heart_axis: share of the heart's width left of the midline.
-        heart_top: y of the base of the heart; heart_bottom: y of its lowest point.
-        shift: displacement of heart and mediastinum to the image's right.
-        knob: radius of the aortic knob; unfolding: how far the descending and ascending aorta bulge, 0 to 1.
-        hilum: size of the hila, each side.
-        vessel: thickness of the pulmonary vessels; cephalisation: 0 (lower larger) to 1 (upper larger).
-        inflation: how much of the beam in the lung is air, around 1.
-        curve: lateral deviation of the spine, a sine with amplitude, cycles over the board, phase.
-        rib_top: y of the first posterior rib at the spine; rib_pitch: distance of ribs; rib_drop: front to back.
-        bone: mineral density around 1.
-        thickness: soft tissue along the beam around 1.
-        breast: size of the breast shadows, 0 none; breast_fall: their y.
-        clavicle: y of the clavicles' inner ends, and how far the outer ends lie below them.
-        shoulder: how low the shoulders hang.
-        arms_down: arms beside the trunk and scapulae over the lungs, as on bedside films.
-        bubble: x and radius of the gastric bubble, and a number 0..1 for how much gas there is.
-        trachea: deviation of the trachea.
-        zoom: magnification on the film.
-        jitter: five standard normal numbers for small asymmetries.
-    """
-
-    apex: list[float]
-    angle: list[float]
-    dome: list[float]
-    chest: list[float]
-    trunk: float
-    heart_ratio: float
-    heart_axis: float
-    heart_top: float
+    apex: list[float]  # y of the lung apex, each side
+    angle: list[float]  # y of the costophrenic angle, each side
+    dome: list[float]  # y of the top of the hemidiaphragm, each side
+    chest: list[float]  # half width of the inner chest wall, each side
+    trunk: float  # soft tissue beyond the chest wall at the flanks
+    heart_ratio: float  # cardiothoracic ratio
+    heart_axis: float  # share of the heart's width left of the midline
+    heart_top: float  # y of the base of the heart; heart_bottom: y of its lowest point
     heart_bottom: float
-    shift: float
-    knob: float
+    shift: float  # displacement of heart and mediastinum to the image's right
+    knob: float  # radius of the aortic knob; unfolding: how far the descending and ascending aorta bulge, 0 to 1
     unfolding: float
-    hilum: list[float]
-    vessel: float
+    hilum: list[float]  # size of the hila, each side
+    vessel: float  # thickness of the pulmonary vessels; cephalisation: 0 (lower larger) to 1 (upper larger)
     cephalisation: float
-    inflation: float
+    inflation: float  # how much of the beam in the lung is air, around 1
+    # lateral deviation of the spine, a sine with amplitude, cycles over the board, phase
     curve: tuple[float, float, float]
-    rib_top: float
+    rib_top: float  # y of the first posterior rib at the spine; rib_pitch: distance of ribs; rib_drop: front to back
     rib_pitch: float
     rib_drop: float
-    bone: float
-    thickness: float
-    breast: float
+    bone: float  # mineral density around 1
+    thickness: float  # soft tissue along the beam around 1
+    breast: float  # size of the breast shadows, 0 none; breast_fall: their y
     breast_fall: float
-    clavicle: tuple[float, float]
-    shoulder: float
-    arms_down: bool
+    clavicle: tuple[float, float]  # y of the clavicles' inner ends, and how far the outer ends lie below them
+    shoulder: float  # how low the shoulders hang
+    arms_down: bool  # arms beside the trunk and scapulae over the lungs, as on bedside films
+    # x and radius of the gastric bubble, and a number 0..1 for how much gas there is
     bubble: tuple[float, float, float]
-    trachea: float
-    zoom: float
-    jitter: list[float]
+    trachea: float  # deviation of the trachea
+    zoom: float  # magnification on the film
+    jitter: list[float]  # five standard normal numbers for small asymmetries
 
 
 def make_shape(case: Case) -> Shape:

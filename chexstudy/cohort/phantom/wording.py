@@ -15,26 +15,17 @@ REGIONS = ("devices", "lungs", "pleura", "heart", "mediastinum", "bones", "abdom
 
 @dataclass(frozen=True)
 class Wording:
-    """How a finding is put into words.
+    """How a finding is put into words."""
 
-    Attributes:
-        region: part of the film, for the order of the sentences.
-        plain: its plain name, as in "the ... has resolved".
-        sizes: words for mild, moderate and severe.
-        one: phrases for one side or the midline; the first two also serve the impression.
-        both: phrases for both sides.
-        signs, signs_both: full sentences for a lesion the radiologist is certain of.
-        incidental: it needs no action, so the impression may add that nothing acute is seen.
-    """
-
-    region: str
-    plain: str
-    sizes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-    one: tuple[str, ...]
-    both: tuple[str, ...] = ()
+    region: str  # part of the film, for the order of the sentences
+    plain: str  # its plain name, as in "the ... has resolved".
+    sizes: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]  # words for mild, moderate and severe
+    one: tuple[str, ...]  # phrases for one side or the midline; the first two also serve the impression
+    both: tuple[str, ...] = ()  # phrases for both sides
+    # signs, signs_both: full sentences for a lesion the radiologist is certain of
     signs: tuple[str, ...] = ()
     signs_both: tuple[str, ...] = ()
-    incidental: bool = False
+    incidental: bool = False  # it needs no action, so the impression may add that nothing acute is seen
 
 
 GRADES = (("mild", "minimal"), ("moderate",), ("severe", "marked"))

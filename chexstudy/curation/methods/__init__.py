@@ -43,21 +43,13 @@ _NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose a subset.
+    """A way to choose a subset."""
 
-    Attributes:
-        name: as the user calls it.
-        choose: the function; see the module.
-        needs: signals it needs beyond features, out of `SIGNALS`.
-        paper: its source.
-        summary: what it keeps, in a few words.
-    """
-
-    name: str
-    choose: Callable[..., Choice]
-    needs: tuple[str, ...]
-    paper: str
-    summary: str
+    name: str  # as the user calls it
+    choose: Callable[..., Choice]  # the function; see the module
+    needs: tuple[str, ...]  # signals it needs beyond features, out of `SIGNALS`
+    paper: str  # its source
+    summary: str  # what it keeps, in a few words
 
 
 def _take_signals(name: str, choose: Callable[..., Choice], needs: tuple[str, ...]) -> Callable[..., Choice]:
@@ -133,10 +125,6 @@ def choose_subset(
         generator: source of chance.
         signals: ``image``, ``text``, ``loss`` and ``reference_loss``, as many as there are, one row a pair, and the
             method's own options.
-
-    Raises:
-        StudyError: there is no such method or option, a signal is missing or bad, features are not finite and of unit
-            norm, or the budget cannot be had.
     """
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, n=1)

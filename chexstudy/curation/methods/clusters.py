@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from chexstudy.curation.clustering import cluster_features
 from chexstudy.curation.methods.blocks import iterate_blocks, read_rows
 from chexstudy.curation.methods.options import check_option
 from chexstudy.errors import StudyError
+from chexstudy.vectors.kmeans import cluster_features
 
 # k-means on more rows than these gains nothing but time and memory.
 _FITTED_ROWS = 131_072
@@ -18,25 +18,15 @@ _FITTED_ROWS = 131_072
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which centroid each row is nearest to.
+    """Which centroid each row is nearest to."""
 
-    Attributes:
-        centroids: unit-norm ``(clusters, dim)``.
-        nearest: centroid of each row ``(n,)``, int64.
-        similarity: cosine of each row to that centroid ``(n,)``, float32.
-    """
-
-    centroids: Tensor
-    nearest: np.ndarray
-    similarity: np.ndarray
+    centroids: Tensor  # unit-norm ``(clusters, dim)``
+    nearest: np.ndarray  # centroid of each row ``(n,)``, int64
+    similarity: np.ndarray  # cosine of each row to that centroid ``(n,)``, float32
 
 
 def count_clusters(clusters: int | None, rows: int) -> int:
-    """The number of clusters asked for, or the square root of the rows.
-
-    Raises:
-        StudyError: there are fewer rows than clusters, or no cluster is asked for.
-    """
+    """The number of clusters asked for, or the square root of the rows."""
     if clusters is None:
         return max(1, round(rows**0.5))
     if not 1 <= clusters <= rows:
@@ -60,9 +50,6 @@ def cluster_rows(features: np.ndarray, clusters: int, iterations: int, generator
         clusters: number of centroids, at most ``n``.
         iterations: of k-means.
         generator: source of chance.
-
-    Raises:
-        StudyError: there is no iteration.
     """
     check_option("iterations", iterations, 1)
     rows = len(features)

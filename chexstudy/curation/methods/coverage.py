@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from chexstudy.curation.choice import Choice
-from chexstudy.curation.facility import facility_location
-from chexstudy.curation.farthest import cover_points
 from chexstudy.curation.methods.sequence import choose_first
+from chexstudy.vectors.facility_location import facility_location
+from chexstudy.vectors.farthest import cover_points
 
 
 def choose_k_centre(features: np.ndarray, budget: int, generator: torch.Generator) -> Choice:
@@ -46,7 +46,7 @@ def choose_facilities(
         budget: pairs to choose.
         generator: splits the pairs; without ``part_rows`` nothing is left to chance.
         part_rows: pick within random parts of about so many pairs, which takes much less time where there are many
-            pairs, but is no longer exact greedy; see `chexstudy.curation.facility`.
+            pairs, but is no longer exact greedy; see `chexstudy.vectors.facility_location`.
 
     Returns:
         The choice; the sooner picked (with parts: the larger the gain), the higher the score, and 0 for the others.

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from chexstudy.curation.choice import Choice, choose_highest
-from chexstudy.curation.clustering import neighbour_distances
 from chexstudy.curation.methods.options import check_option
+from chexstudy.vectors.kmeans import neighbour_distances
 
 # Above and below every score a drawn row can have (the log odds below lie within 74 of zero).
 _CERTAIN, _NEVER = 100.0, -100.0
@@ -27,9 +27,6 @@ def choose_by_density(features: np.ndarray, budget: int, generator: torch.Genera
         budget: pairs to choose.
         generator: source of chance.
         neighbours: k.
-
-    Raises:
-        StudyError: ``neighbours`` is below 1.
     """
     check_option("neighbours", neighbours, 1)
     distance = neighbour_distances(features, neighbours)

@@ -53,9 +53,6 @@ def choose_by_error(
         text: its text embeddings ``(n, width)``.
         temperature: of the softmax.
         batch: largest number of pairs of a batch.
-
-    Raises:
-        StudyError: ``temperature`` or ``batch`` is too low.
     """
     scores = np.empty(len(image))
     for rows, logits in _contrast(image, text, generator, temperature, batch):

@@ -38,9 +38,6 @@ def choose_without_duplicates(
 
     Returns:
         The choice; its scores are the negative highest cosine to an earlier row of the cluster, and 1 for the first.
-
-    Raises:
-        StudyError: there are fewer rows than clusters.
     """
     clustered = cluster_rows(features, count_clusters(clusters, len(features)), iterations, generator)
     return choose_highest(-duplication(features, clustered), budget)
@@ -69,9 +66,6 @@ def choose_deduplicated_and_diverse(
         deduplicated_share: share of the pairs that SemDeDup leaves.
         clusters: of both runs of k-means.
         iterations: of both runs of k-means.
-
-    Raises:
-        StudyError: there are fewer rows than clusters, in either run, or ``deduplicated_share`` is no share.
     """
     check_option("deduplicated_share", deduplicated_share, 0, 1)
     rows = len(features)

@@ -36,9 +36,6 @@ def choose_from_hierarchy(
             167 and 30 clusters).
         clusters: of the lowest level, if not so many.
         iterations: of k-means at each level.
-
-    Raises:
-        StudyError: there is no level, or there are fewer rows than clusters.
     """
     rows = len(features)
     labels = fit_hierarchy(features, plan_levels(rows, levels, clusters), iterations, generator)
@@ -46,11 +43,7 @@ def choose_from_hierarchy(
 
 
 def plan_levels(rows: int, levels: int, clusters: int | None) -> list[int]:
-    """Number of clusters of each level, the lowest first.
-
-    Raises:
-        StudyError: there is no level, or there are fewer rows than clusters.
-    """
+    """Number of clusters of each level, the lowest first."""
     if levels < 1:
         raise StudyError(f"a hierarchy needs at least one level, not {levels}: raise levels.")
     sizes = [max(1, round(rows**_SHRINKAGE)) if clusters is None else count_clusters(clusters, rows)]

@@ -30,9 +30,6 @@ def choose_by_soft_pruning(
         generator: source of chance.
         loss: last known loss of each pair ``(n,)``.
         highest_ratio: largest share of a group that is pruned; near 1, a few pairs carry large weights.
-
-    Raises:
-        StudyError: ``highest_ratio`` does not lie from 0.01 to 0.99.
     """
     check_option("highest_ratio", highest_ratio, 0.01, 0.99)
     pairs = len(loss)

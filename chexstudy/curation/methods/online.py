@@ -7,13 +7,13 @@ import pandas as pd
 import torch
 
 from chexstudy.curation.choice import Choice
-from chexstudy.curation.configuration import CuratorConfig
-from chexstudy.curation.decisions import BANDS, CENTRAL, SUPPORT
-from chexstudy.curation.farthest import farthest_points
 from chexstudy.curation.methods.blocks import read_rows
 from chexstudy.curation.methods.options import check_option
 from chexstudy.curation.methods.sequence import choose_first
-from chexstudy.curation.streaming import curate_stream
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.decisions import BANDS, CENTRAL, SUPPORT
+from chexstudy.curation.online.streaming import curate_stream
+from chexstudy.vectors.farthest import farthest_points
 
 
 def choose_by_bands(
@@ -26,15 +26,15 @@ def choose_by_bands(
 ) -> Choice:
     """The published prototype bands, run once over random batches of the set, then brought to the budget.
 
-    Source: CheXficient (arXiv 2602.22843); see `chexstudy.curation.selection`. Constants are the published ones, but
-    for those below. The share that rule keeps is fixed by its constants: the support band, 10 %, and ``central_cap``
-    pairs of each prototype and batch. Departures, which make it keep any budget: the cap is the one whose expected
-    share, ``0.10 + central_cap * prototypes / super_batch``, comes nearest to the budget (10 at 22.5 %). What is still
-    missing or too many is settled by priority, in the rule's own order: the support band first, in random order; then
-    central pairs by their place in the farthest-point order of their prototype and batch, beyond the cap too, equal
-    places in random order; then what the rule drops as outliers, the nearest first. So a budget below 10 % is a random
-    part of the support band, and one above 95 % takes outliers in. Subsets of different budgets are not nested: the
-    prototypes follow what the cap keeps.
+    Source: CheXficient (arXiv 2602.22843); see `chexstudy.curation.online.selection`. Constants are the published ones,
+    but for those below. The share that rule keeps is fixed by its constants: the support band, 10 %, and
+    ``central_cap`` pairs of each prototype and batch. Departures, which make it keep any budget: the cap is the one
+    whose expected share, ``0.10 + central_cap * prototypes / super_batch``, comes nearest to the budget (10 at 22.5 %).
+    What is still missing or too many is settled by priority, in the rule's own order: the support band first, in random
+    order; then central pairs by their place in the farthest-point order of their prototype and batch, beyond the cap
+    too, equal places in random order; then what the rule drops as outliers, the nearest first. So a budget below 10 %
+    is a random part of the support band, and one above 95 % takes outliers in. Subsets of different budgets are not
+    nested: the prototypes follow what the cap keeps.
 
     Args:
         features: unit-norm joint features ``(n, dim)``.
@@ -42,9 +42,6 @@ def choose_by_bands(
         generator: source of chance.
         prototypes: K.
         super_batch: pairs decided on together.
-
-    Raises:
-        StudyError: there are fewer rows than prototypes, or a super-batch holds fewer.
     """
     check_option("super_batch", super_batch, 1)
     config = CuratorConfig(prototypes=prototypes)
@@ -69,9 +66,9 @@ def choose_within_budget(
 ) -> Choice:
     """The budgeted prototype bands, run once over random batches of the set.
 
-    Source: ours, after CheXficient (arXiv 2602.22843); see `chexstudy.curation.budgeted` for the rule. Prototypes are
-    fitted on a random sample of the normalised features. Kept pairs score higher than dropped ones, and either by the
-    priority the curator gave them when their turn came. Subsets of different budgets are not nested.
+    Source: ours, after CheXficient (arXiv 2602.22843); see `chexstudy.curation.online.budgeted` for the rule.
+    Prototypes are fitted on a random sample of the normalised features. Kept pairs score higher than dropped ones, and
+    either by the priority the curator gave them when their turn came. Subsets of different budgets are not nested.
 
     Args:
         features: unit-norm joint features ``(n, dim)``.
@@ -80,9 +77,6 @@ def choose_within_budget(
         prototypes: K.
         super_batch: pairs decided on together.
         outlier_policy: ``drop``, ``keep`` or ``review`` the pairs farthest from their prototype.
-
-    Raises:
-        StudyError: there are fewer rows than prototypes, or a super-batch holds fewer.
     """
     config = CuratorConfig(
         rule="budgeted",

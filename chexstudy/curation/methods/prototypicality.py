@@ -28,9 +28,6 @@ def choose_easy_prototypes(
         generator: source of chance.
         clusters: of k-means.
         iterations: of k-means.
-
-    Raises:
-        StudyError: there are fewer rows than clusters.
     """
     return choose_highest(_typicality(features, generator, clusters, iterations), budget)
 
@@ -47,9 +44,6 @@ def choose_hard_prototypes(
 
     Source: Sorscher et al. 2022 (arXiv 2206.14486), hard end, which the paper finds better where data abound. For the
     departures and the arguments see `choose_easy_prototypes`.
-
-    Raises:
-        StudyError: there are fewer rows than clusters.
     """
     return choose_highest(-_typicality(features, generator, clusters, iterations), budget)
 

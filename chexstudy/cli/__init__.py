@@ -1,0 +1,1 @@
+"""The command `chexstudy`: one file a group of verbs."""

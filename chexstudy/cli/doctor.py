@@ -1,0 +1,132 @@
+"""What this installation is made of: versions, hardware, and where things live. For bug reports and first looks."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from chexstudy import paths
+from chexstudy.runs import code_revision
+from chexstudy.workflow.notebook import notebook_environment
+
+_PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "umap-learn", "papermill", "jupytext")
+_FAISS_BUILDS = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu", "faiss")
+_GIB = 2**30
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Findings by section, each a mapping from what was looked at to what was found."""
+    return {
+        "Versions": dict(_versions()),
+        "Machine": dict(_machine()),
+        "Places": dict(_places()),
+        "Environment": notebook_environment(),
+    }
+
+
+def complaints() -> list[str]:
+    """What is wrong with this installation, one sentence each; empty if nothing is."""
+    found = []
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        found.append(f"Python {platform.python_version()} is not supported: use 3.11 or 3.12.")
+    builds = _installed_faiss()
+    if len(builds) > 1 and any("gpu" in build for build in builds):
+        found.append(f"{' and '.join(builds)} overwrite each other: uninstall all of them, then install one again.")
+    try:
+        paths.runs().mkdir(parents=True, exist_ok=True)
+        writable = os.access(paths.runs(), os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        found.append(f"{paths.runs()} cannot be written: set CHEXSTUDY_HOME to a folder of yours.")
+    if not paths.NOTEBOOKS.is_dir():
+        found.append(f"there are no notebooks at {paths.NOTEBOOKS}: install from a checkout with `pip install -e .`.")
+    return found
+
+
+def report() -> str:
+    """The findings as lines of text, complaints last."""
+    sections = examine()
+    width = max(len(name) for section in sections.values() for name in section)
+    lines = []
+    for title, section in sections.items():
+        lines += [title, *(f"  {name:<{width}}  {value}" for name, value in section.items()), ""]
+    problems = complaints()
+    lines += [f"Problem: {problem}" for problem in problems] or ["No problem found."]
+    return "\n".join(lines)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "chexstudy", f"{metadata.version('chexstudy')} ({code_revision()})"
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    for name in _PACKAGES:
+        yield name, _version(name)
+    yield "faiss", _faiss()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _installed_faiss() -> list[str]:
+    return [name for name in _FAISS_BUILDS if _version(name) != "not installed"]
+
+
+def _faiss() -> str:
+    """The faiss build, after really importing it: a wrong CUDA build fails only there."""
+    from chexstudy.vectors.kmeans import count_faiss_gpus, faiss_is_available
+
+    builds = ", ".join(f"{name} {_version(name)}" for name in _installed_faiss()) or "not installed by pip"
+    if not faiss_is_available():
+        return f"{builds}; cannot be imported, k-means runs on torch"
+    return f"{builds}, {count_faiss_gpus()} GPU(s) for faiss"
+
+
+def _machine() -> Iterator[tuple[str, str]]:
+    import torch
+
+    yield "system", platform.platform()
+    yield "cpu cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / _GIB:.1f} GiB"
+    yield "torch threads", str(torch.get_num_threads())
+    yield "torch built for", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    if not torch.cuda.is_available():
+        yield "GPU", "none; everything runs on the CPU"
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        yield f"GPU {index}", f"{device.name}, {device.total_memory / _GIB:.0f} GiB, {bf16}"
+    yield "GPU driver", _driver()
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (nvidia-smi gave no answer)"
+    return answer.splitlines()[0].strip() if answer.strip() else "unknown"
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    yield "checkout", str(paths.REPOSITORY)
+    yield "runs", f"{paths.runs()} ({_free(paths.home())})"
+    yield "cache", str(paths.cache())
+    yield "notebooks", str(paths.NOTEBOOKS)
+    yield "models", os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    studies = [folder.name for folder in sorted(paths.runs().glob("[!.]*")) if folder.is_dir()]
+    yield "studies", ", ".join(studies) or "none yet"
+
+
+def _free(folder: os.PathLike) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / _GIB:.0f} GiB free"
+    except OSError:
+        return "not there yet"

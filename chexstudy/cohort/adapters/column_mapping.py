@@ -1,0 +1,236 @@
+"""What the columns of a user's table mean, from ``cohort.yaml`` or from options: checked entry by entry.
+
+In the file every value is the text that was written: a column may be called ``No``, ``on`` or ``2024``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import pandas as pd
+
+from chexstudy.cohort.splits import DEFAULT_FRACTIONS, check_fractions
+from chexstudy.cohort.table import OUTCOME_PREFIX
+from chexstudy.errors import StudyError
+from chexstudy.inputs.identifiers import clean_text
+from chexstudy.inputs.yaml_files import read_yaml
+
+MAPPING_FILE = "cohort.yaml"
+NO_PATIENTS = "none"
+EACH_ANOTHER = (
+    f"if every image is of another patient, say 'patient_id: {NO_PATIENTS}' "
+    "(images of one patient in two splits would make results too good)"
+)
+
+REQUIRED = ("image_path", "patient_id")
+SINGLE = (*REQUIRED, "image_id", "study_id", "split", "view", "sex", "age_years")
+MAPPED = (*SINGLE, "report", "findings", "outcomes")
+# Names that columns of the contract go by, in order of preference; compared without case, blanks and underscores.
+_NAMES = MappingProxyType(
+    {
+        "patient_id": ("patientid", "patient", "subjectid", "subject"),
+        "image_id": ("imageid", "dicomid", "imagename", "imageindex"),
+        "study_id": ("studyid", "study"),
+        "split": ("split",),
+        "view": ("view", "viewposition"),
+        "sex": ("sex", "gender", "patientsex", "patientgender"),
+        "age_years": ("ageyears", "age", "patientage"),
+    }
+)
+_TEXTS = ("table", "images", "source")
+_PAIRS = ("columns", "values", "fractions")
+_NOTHING = ("", "null", "~", "none")
+
+# How tables word what the contract says in one way; compared in lower case.
+WORDS = MappingProxyType(
+    {
+        "split": {
+            **dict.fromkeys(("train", "training"), "train"),
+            **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
+            **dict.fromkeys(("test", "testing"), "test"),
+            "test_enriched": "test_enriched",
+        },
+        "view": {
+            **dict.fromkeys(("pa", "posteroanterior", "postero-anterior"), "PA"),
+            **dict.fromkeys(("ap", "anteroposterior", "antero-posterior"), "AP"),
+            **dict.fromkeys(("lateral", "lat", "ll", "rl"), "lateral"),
+            "unknown": "unknown",
+        },
+        "sex": {
+            **dict.fromkeys(("f", "female", "woman"), "F"),
+            **dict.fromkeys(("m", "male", "man"), "M"),
+            **dict.fromkeys(("unknown", "u", "o", "other"), "unknown"),
+        },
+        "labels": {
+            **dict.fromkeys(("1", "true", "yes", "present", "positive"), 1),
+            **dict.fromkeys(("0", "false", "no", "absent", "negative"), 0),
+            **dict.fromkeys(("-1", "uncertain"), -1),
+        },
+        "outcomes": {
+            **dict.fromkeys(("1", "true", "yes", "event", "dead", "died", "deceased"), 1),
+            **dict.fromkeys(("0", "false", "no", "censored", "alive"), 0),
+        },
+    }
+)
+# What an empty cell means.
+UNSAID = MappingProxyType({"split": None, "view": "unknown", "sex": "unknown", "labels": None, "outcomes": None})
+
+
+@dataclass(frozen=True)
+class ColumnMapping:
+    """A mapping of columns, every entry of the type it must have."""
+
+    table: str | None = None  # name of the table in the folder; None to look for it
+    images: str = ""  # where the paths in the table start
+    source: str = "folder"  # first part of every id
+    columns: Mapping = field(default_factory=dict)  # contract column -> column of the table, or several
+    # kind of word (`WORDS`) -> word of the table -> value of the contract
+    values: Mapping = field(default_factory=dict)
+    fractions: Mapping = field(default_factory=lambda: dict(DEFAULT_FRACTIONS))  # split -> share of patients
+    word_budget: int | None = None  # of template reports
+
+    def findings(self) -> dict[str, str]:
+        """Finding -> column of the table."""
+        return _as_pairs(self.columns.get("findings", ()))
+
+    def outcomes(self, table: pd.DataFrame) -> dict[str, str]:
+        """Outcome column of the contract -> column of the table."""
+        pairs = _as_pairs(self.columns.get("outcomes", ()))
+        mapped = {f"{OUTCOME_PREFIX}{name}": column for name, column in pairs.items()}
+        return {name: name for name in table.columns if name.startswith(OUTCOME_PREFIX)} | mapped
+
+    def report_columns(self) -> list[str]:
+        """The columns that are joined to the report."""
+        report = self.columns.get("report", ())
+        return [report] if isinstance(report, str) else list(report)
+
+    def single_columns(self) -> dict[str, str]:
+        """Contract column -> column of the table, for those that are one column each."""
+        single = {name: self.columns[name] for name in SINGLE if name in self.columns}
+        if single.get("patient_id", "").lower() == NO_PATIENTS:
+            del single["patient_id"]
+        return single
+
+    def words(self, kind: str) -> dict[str, object]:
+        """Word of the table, as `plain_word` has it -> value of the contract."""
+        return WORDS[kind] | self.values.get(kind, {})
+
+
+def plain_word(word: object) -> str:
+    """Lower case without blanks; ``1.0`` and ``1`` are the same word."""
+    text = str(word).strip().lower()
+    return text.removesuffix(".0") if text.lstrip("-").replace(".", "", 1).isdigit() else text
+
+
+def guess_names(columns: Iterable[str]) -> dict[str, str]:
+    """Contract column -> the column that is called like it."""
+    by_name = {plain_name(column): column for column in reversed(list(columns)) if not column.startswith("__")}
+    found = {column: next((name for name in names if name in by_name), None) for column, names in _NAMES.items()}
+    return {column: by_name[name] for column, name in found.items() if name}
+
+
+def plain_name(column: str) -> str:
+    """A column's name in lower case without blanks, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", "", column.lower())
+
+
+def read_mapping_file(path: Path) -> dict:
+    """The mapping that lies in a folder."""
+    mapping = read_yaml(path, "the mapping", words=True)
+    if not isinstance(mapping, dict) or "columns" not in mapping:
+        raise StudyError(f"{path} is not a mapping with an entry 'columns': see `chexstudy cohort build --help`.")
+    return mapping
+
+
+def check_mapping(options: Mapping[str, object]) -> ColumnMapping:
+    """Options, or what `read_mapping_file` gives, as a mapping whose entries are what they must be."""
+    known = ColumnMapping.__dataclass_fields__
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise StudyError(f"the mapping has no entry {unknown[0]!r}: its entries are {', '.join(known)}.")
+    given = {name: _require_text(name, options[name]) for name in _TEXTS if name in options}
+    if "/" in given.get("source", ""):
+        raise StudyError("the mapping's entry 'source' is the first part of every image_id: write it without a '/'.")
+    pairs = {
+        name: _require_pairs(name, options[name]) for name in ("columns", "values", "fractions") if name in options
+    }
+    if "columns" in pairs:
+        given["columns"] = {name: _read_column(name, value) for name, value in pairs["columns"].items()}
+    if "values" in pairs:
+        given["values"] = {kind: _read_values(kind, words) for kind, words in pairs["values"].items()}
+    if "fractions" in pairs:
+        given["fractions"] = {
+            split: _read_number(f"fractions: {split}", one) for split, one in pairs["fractions"].items()
+        }
+        check_fractions(given["fractions"])
+    if "word_budget" in options:
+        budget = _read_number("word_budget", options["word_budget"])
+        if budget < 1 or budget != int(budget):
+            raise StudyError("the mapping's entry 'word_budget' must be a whole number of words, 1 or more.")
+        given["word_budget"] = int(budget)
+    return ColumnMapping(**given)
+
+
+def _as_pairs(columns: object) -> dict[str, str]:
+    """Own name -> column of the table, of pairs or of names that are the same in both."""
+    if isinstance(columns, Mapping):
+        return dict(columns)
+    return {name: name for name in ([columns] if isinstance(columns, str) else columns)}
+
+
+def _require_text(entry: str, value: object) -> str:
+    if isinstance(value, str) and clean_text(value):
+        return clean_text(value)
+    if value is None or isinstance(value, str):
+        raise StudyError(f"the mapping's entry {entry!r} is empty: give it a text, or take the entry out.")
+    kind = {bool: "a truth value", int: "a number", float: "a number", list: "a list"}.get(type(value), "pairs")
+    raise StudyError(f"the mapping's entry {entry!r} must be a text, not {kind}: put it in quotes.")
+
+
+def _require_pairs(entry: str, value: object) -> Mapping:
+    if not isinstance(value, Mapping):
+        raise StudyError(f"the mapping's entry {entry!r} must be pairs of 'name: value'.")
+    return value
+
+
+def _read_column(name: str, value: object) -> object:
+    """The column or columns of the table that hold a column of the contract."""
+    entry = f"columns: {name}"
+    if name == "patient_id" and not (isinstance(value, str) and value.strip()):
+        raise StudyError(f"the mapping's entry {entry!r} names no column: name one; {EACH_ANOTHER}.")
+    if name in MAPPED and name not in SINGLE and isinstance(value, list | tuple | Mapping):
+        if not value:
+            raise StudyError(f"the mapping's entry {entry!r} is empty: name a column, or take the entry out.")
+        if not isinstance(value, Mapping):
+            return [_require_text(entry, one) for one in value]
+        if name != "report":
+            return {_require_text(entry, own): _require_text(f"{entry}: {own}", one) for own, one in value.items()}
+    return _require_text(entry, value)
+
+
+def _read_values(kind: str, words: object) -> dict[str, object]:
+    if kind not in WORDS:
+        raise StudyError(f"the mapping cannot translate values of {kind!r}: it can those of {', '.join(WORDS)}.")
+    allowed = {plain_word(value): value for value in WORDS[kind].values()}
+    choice = ", ".join(map(str, allowed.values()))
+    if kind != "split":
+        allowed |= dict.fromkeys(_NOTHING, UNSAID[kind])
+        choice += " or null"
+    translated = {}
+    for word, value in _require_pairs(kind, words).items():
+        meant = "" if value is None else plain_word(value)
+        if meant not in allowed:
+            raise StudyError(f"the mapping's entry 'values: {kind}: {word}' is none of {choice}: choose one.")
+        translated[plain_word(word)] = allowed[meant]
+    return translated
+
+
+def _read_number(entry: str, value: object) -> float:
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise StudyError(f"the mapping's entry {entry!r} must be a number.")

@@ -1,0 +1,1 @@
+"""The stored radiographs of a study, at the resolutions it trains on."""

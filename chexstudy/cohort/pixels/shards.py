@@ -1,0 +1,185 @@
+"""The shards of a pixel store: plain ``.npy`` files of a fixed number of images, each with a record of how it went.
+
+A shard is cut by position in the cohort, so its content does not depend on what happened before or on who wrote it.
+Its record (``.parquet``, one row an image looked at) is written after it, atomically: a shard with a record is
+finished, whatever happens later, and one without is made anew.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.quality import CheckedImage
+from chexstudy.errors import StudyError
+from chexstudy.runs import atomic_path, hash_file, hash_values
+
+BYTES_A_SHARD = 2**28
+_OUTCOMES = ["reason", "detail", "sha256"]
+
+
+class ShardedImages:
+    """Images in several arrays, addressed as if they were one ``uint8 (images, size, size)``; read-only.
+
+    Args:
+        shards: ``uint8 (images of the shard, size, size)``, one after the other; at least one.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, shards: Sequence[np.ndarray]):
+        # Plain views of the mapped files: indexing a memmap itself costs a microsecond more, each time.
+        self._shards = [np.asarray(shard) for shard in shards]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self.shape = (int(self._ends[-1]), *self._shards[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        """A copy of one image ``(size, size)`` or of several ``(n, size, size)``; negative numbers count from the end.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        chosen = np.arange(len(self))[rows]
+        return self.take(chosen) if chosen.ndim else self.take(chosen[None])[0]
+
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy images in the order asked for; the files are read from front to back.
+
+        Args:
+            rows: integers ``(n,)`` from 0; may repeat.
+            out: where they go, ``uint8 (n, size, size)``, for example pinned memory; new memory if not given.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} asked of {len(self)} images")
+        if out is None:
+            out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        order = np.argsort(rows, kind="stable")
+        # Places count from the end of a shard: no list of beginnings is needed.
+        places = rows - self._ends[numbers]
+        for position, number, place in zip(order, numbers[order].tolist(), places[order].tolist(), strict=True):
+            out[position] = self._shards[number][place]
+        return out
+
+
+def count_images(size: int) -> int:
+    """How many images of ``size`` pixels a side make a shard of about 256 MB."""
+    return max(1, BYTES_A_SHARD // size**2)
+
+
+def name_shard(number: int) -> str:
+    """File name of a shard, counted from 0."""
+    return f"shard-{number:05d}.npy"
+
+
+def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str) -> pd.DataFrame:
+    """Write the usable images one after the other, then the record of all of them.
+
+    Args:
+        path: the shard's file.
+        checked: every image whose turn it is, in order.
+        size: side of the images in pixels.
+        key: what the shard is made of and how; a record under another key does not count.
+
+    Returns:
+        The record: see `read_record`.
+    """
+    # An old record must never stand beside a new shard.
+    _place_record(path).unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        record = _write_usable(temporary, checked, size)
+        images = int(record["reason"].eq("").sum())
+        record.attrs = {"key": key, "images": images, "sha256": hash_file(temporary)}
+    record.attrs["outcomes"] = _hash_outcomes(record)
+    with atomic_path(_place_record(path)) as temporary:
+        record.to_parquet(temporary, index=False)
+    return record
+
+
+def read_record(path: Path, key: str, size: int) -> pd.DataFrame | None:
+    """What became of the images of a finished shard.
+
+    Args:
+        path: the shard's file.
+        key: see `write_shard`.
+        size: side of the images in pixels.
+
+    Returns:
+        ``reason`` (empty if the image is stored), ``detail`` and ``sha256`` of every image looked at, in order, with
+        ``key``, ``images`` and the ``sha256`` of the shard in ``attrs``; None if the shard is not finished.
+    """
+    try:
+        record = pd.read_parquet(_place_record(path))
+        if record.attrs["key"] != key or record.attrs["outcomes"] != _hash_outcomes(record):
+            return None
+        open_shard(path, record.attrs["images"], size, record.attrs["sha256"])
+    except (OSError, ValueError, KeyError, StudyError):
+        return None
+    return record
+
+
+def open_shard(path: Path, images: int, size: int, sha256: str) -> np.ndarray:
+    """A shard's ``uint8 (images, size, size)``, mapped from disk and read-only."""
+    again = "make the store again with the same options: finished shards are kept and only this one is made anew"
+    if not path.is_file():
+        raise StudyError(f"the pixel store lacks {path}: {again}.")
+    try:
+        # An empty file cannot be mapped, and a shard may hold no usable image.
+        shard = np.load(path, mmap_mode="r" if images else None, allow_pickle=False)
+        found = f"{shard.dtype} {shard.shape}"
+    except (OSError, ValueError, EOFError):
+        shard, found = None, f"{path.stat().st_size} bytes that are no whole array"
+    if shard is None or shard.shape != (images, size, size) or shard.dtype != np.uint8:
+        raise StudyError(f"{path} is damaged, it holds {found} and not uint8 {(images, size, size)}: {again}.")
+    if hash_file(path) != sha256:
+        raise StudyError(f"{path} is damaged, its SHA-256 is not the one that was written down: {again}.")
+    return shard
+
+
+def remove_shards(folder: Path, after: int = 0) -> None:
+    """Delete shards from the number ``after`` on, and their records; those of a larger store that was here before."""
+    for path in folder.glob("shard-*.npy"):
+        if path.stem.removeprefix("shard-").isdecimal() and int(path.stem.removeprefix("shard-")) >= after:
+            path.unlink()
+            _place_record(path).unlink(missing_ok=True)
+
+
+def _place_record(path: Path) -> Path:
+    return path.with_suffix(".parquet")
+
+
+def _hash_outcomes(record: pd.DataFrame) -> str:
+    return hash_values(record[_OUTCOMES].to_dict("list"))
+
+
+def _write_usable(path: Path, checked: Iterable[CheckedImage], size: int) -> pd.DataFrame:
+    """Write a ``.npy`` file of the usable images.
+
+    Written, not mapped: a full disk is then an error and not a killed process. The number of rows is known at the end
+    only, and numpy leaves room in the header for it.
+    """
+    outcomes, rows = [], 0
+    with open(path, "wb") as file:
+        _write_header(file, rows, size)
+        for image in checked:
+            outcomes.append((image.reason, image.detail, image.sha256))
+            if image.pixels is not None:
+                file.write(image.pixels.data)
+                rows += 1
+        file.seek(0)
+        _write_header(file, rows, size)
+    return pd.DataFrame(outcomes, columns=_OUTCOMES, dtype="str")
+
+
+def _write_header(file: BinaryIO, rows: int, size: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size)}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,326 @@
+"""The pixel store: every image of a cohort read once, checked, resized, and kept as ``uint8`` shards on disk.
+
+``pixels/shard-00000.npy`` and so on are ``(images, size, size)``, mapped into memory when read. Beside them,
+``index.parquet`` says which shard and row is which image, with the hash of its source file and a remark if it was not
+read as its header says, ``manifest.json`` how the pixels were made and the hash of each shard, and
+``requested.parquet`` is the whole cohort that was asked for. Its kept rows are the run's ``cohort.parquet``, the others
+its ``quarantine.parquet``.
+
+A build that was killed goes on at the first shard that is not finished, and ends with the same bytes.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.copies import refuse_shared_files
+from chexstudy.cohort.images.decode import check_fit
+from chexstudy.cohort.pixels.shards import (
+    ShardedImages,
+    count_images,
+    name_shard,
+    open_shard,
+    read_record,
+    remove_shards,
+    write_shard,
+)
+from chexstudy.cohort.quality import (
+    COPY,
+    count_quarantine,
+    read_checked,
+    resolve_image_paths,
+    set_aside_copies,
+    set_aside_empty_reports,
+    split_by_reason,
+)
+from chexstudy.cohort.table import validate_cohort, write_cohort
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+from chexstudy.runs import Run, forget_artifact
+
+FOLDER = "pixels"
+INDEX = "pixels/index.parquet"
+MANIFEST = "pixels/manifest.json"
+REQUESTED = "pixels/requested.parquet"
+COHORT = "cohort.parquet"
+QUARANTINE = "quarantine.parquet"
+_MADE_BY = "notebook 01_build_cohort (or `chexstudy cohort build`)"
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """The pixels of a cohort."""
+
+    images: ShardedImages  # ``uint8 (images, size, size)``, grey levels, mapped from disk and read-only
+    image_ids: pd.Index  # the image in each row
+    fit: str  # how images were made square: ``crop`` or ``pad``
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return self.images.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, image_ids: Iterable[str]) -> np.ndarray:
+        """Where images lie in the store, ``int64 (n,)``, in the order asked for."""
+        image_ids = list(image_ids)
+        rows = self.image_ids.get_indexer(image_ids)
+        if (rows < 0).any():
+            raise StudyError(
+                f"{(rows < 0).sum()} of {len(rows)} images are not in the pixel store (the first is number "
+                f"{int((rows < 0).argmax())} of those asked for, counted from 0): they are in quarantine or of another "
+                f"cohort; run {_MADE_BY} again for this one."
+            )
+        return rows.astype(np.int64)
+
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The pixels in rows of the store, ``uint8 (n, size, size)``, in the order asked for.
+
+        Args:
+            rows: as `rows` gives them; may repeat.
+            out: where the pixels go, for example pinned memory; new memory if not given.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        return self.images.take(rows, out)
+
+    def read(self, image_ids: Iterable[str]) -> np.ndarray:
+        """The pixels of images, ``uint8 (n, size, size)``, in the order asked for."""
+        return self.take(self.rows(image_ids))
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def open_pixel_store(run: Run) -> PixelStore:
+    """The pixel store of a study."""
+    manifest = run.read_json(MANIFEST, _MADE_BY)
+    index = run.read_table(INDEX, _MADE_BY)
+    return PixelStore(ShardedImages(_open_shards(run, manifest)), pd.Index(index["image_id"]), manifest["fit"])
+
+
+def verify_pixel_store(run: Run) -> int:
+    """Read every shard of a store and compare its hash with the manifest's.
+
+    Returns:
+        The number of shards, all of them as they were written.
+    """
+    open_pixel_store(run)
+    return len(run.read_json(MANIFEST, _MADE_BY)["shards"])
+
+
+def _open_shards(run: Run, manifest: dict) -> list[np.ndarray]:
+    return [
+        open_shard(run.path(f"{FOLDER}/{shard['file']}"), shard["images"], manifest["size"], shard["sha256"])
+        for shard in progress(manifest["shards"], label="checking shards")
+    ]
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What a build has to do."""
+
+    cohort: pd.DataFrame  # the cohort asked for, image paths as they are written down
+    parameters: dict  # what the store depends on
+    key: str  # hash of these and of the code
+    is_current: bool  # whether the study has this very store already
+    # the rows with a report whose image is no copy of one in another split; their images are read
+    readable: pd.DataFrame
+    set_aside: pd.DataFrame  # the others, as rows of the quarantine
+    files: list[Path]  # the images' files in the order of ``readable``
+    finished: dict[int, pd.DataFrame]  # records of the finished shards by number
+
+    @property
+    def images_a_shard(self) -> int:
+        return self.parameters["images_a_shard"]
+
+    @property
+    def shards(self) -> int:
+        """How many shards the store has."""
+        return max(1, -(-len(self.files) // self.images_a_shard))
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the shards still to be made."""
+        return [number for number in range(self.shards) if number not in self.finished]
+
+    def files_of(self, number: int) -> list[Path]:
+        """The files of a shard's images."""
+        return self.files[number * self.images_a_shard : (number + 1) * self.images_a_shard]
+
+    def files_left(self) -> list[Path]:
+        """The files still to be read."""
+        return [file for number in self.unfinished() for file in self.files_of(number)]
+
+
+def build_pixel_store(
+    run: Run,
+    cohort: pd.DataFrame,
+    size: int,
+    fit: str = "crop",
+    workers: int = 2,
+    root: str | Path | None = None,
+    images_a_shard: int | None = None,
+) -> PixelStore:
+    """Check and resize every image of a cohort, and write the store, the kept cohort and the quarantine list.
+
+    A store that is current (same cohort, same source files by size and time, same size and fit, same code) is reused;
+    of one that is not whole, the finished shards are.
+
+    Args:
+        run: the study's folder.
+        cohort: a cohort table; pairs that cannot be used are set aside.
+        size: side of the stored images in pixels.
+        fit: ``crop`` or ``pad``; see :func:`chexstudy.cohort.images.decode.fit_square`.
+        workers: number of processes that read images; the files do not depend on it.
+        root: the folder the cohort's relative image paths start from; the run's folder if not given.
+        images_a_shard: how many images of the cohort a shard is made of; about 256 MB if not given.
+    """
+    return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root, images_a_shard), workers)
+
+
+def plan_pixel_store(
+    run: Run,
+    cohort: pd.DataFrame,
+    size: int,
+    fit: str = "crop",
+    root: str | Path | None = None,
+    images_a_shard: int | None = None,
+) -> StorePlan:
+    """What is there of a store already, and what has to be made; see `build_pixel_store`. Nothing is written."""
+    check_fit(size, fit)
+    images_a_shard = count_images(size) if images_a_shard is None else images_a_shard
+    if images_a_shard < 1:
+        raise StudyError(f"a shard of the pixel store must hold 1 or more images, not {images_a_shard}.")
+    cohort = validate_cohort(cohort)
+    files = resolve_image_paths(cohort, root or run.folder)
+    refuse_shared_files(files)
+    cohort["image_path"] = [_portable_path(path, run.folder) for path in files]
+    parameters = {
+        "size": size,
+        "fit": fit,
+        "images_a_shard": images_a_shard,
+        "cohort": hash_cohort(cohort),
+        "files": _fingerprint(files),
+    }
+    key = run.key(parameters)
+    readable, empty = set_aside_empty_reports(cohort)
+    readable, copies = set_aside_copies(readable, resolve_image_paths(readable, run.folder))
+    files = resolve_image_paths(readable, run.folder)
+    plan = StorePlan(cohort, parameters, key, _is_current(run, key), readable, pd.concat([empty, copies]), files, {})
+    if not plan.is_current:
+        for number in range(plan.shards):
+            record = read_record(run.path(f"{FOLDER}/{name_shard(number)}"), key, size)
+            if record is not None:
+                plan.finished[number] = record
+    return plan
+
+
+def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore:
+    """Carry out a plan of `plan_pixel_store`; see `build_pixel_store`."""
+    if workers < 1:
+        raise StudyError(f"the number of processes that read images must be 1 or more, not {workers}.")
+    if plan.is_current:
+        return open_pixel_store(run)
+    # Without its manifest a half-rebuilt store counts as none.
+    forget_artifact(run.path(MANIFEST))
+    records = _make_shards(run, plan, workers)
+    outcomes = pd.concat([record.assign(shard=number) for number, record in enumerate(records)], ignore_index=True)
+    kept, quarantine = split_by_reason(plan.readable, outcomes[["reason", "detail"]], plan.set_aside, plan.cohort)
+    run.write_table(QUARANTINE, quarantine)
+    counts = count_quarantine(quarantine)
+    if kept.empty:
+        remove_shards(run.path(FOLDER))
+        raise StudyError(
+            f"none of the {len(plan.cohort)} images can be used (the most frequent reason: {counts['reason'][0]}): "
+            f"see {run.path(QUARANTINE)} and mend the files or the path to them."
+        )
+    stored = outcomes[outcomes["reason"] == ""].reset_index(drop=True)
+    row = stored.groupby("shard").cumcount()
+    index = {"image_id": kept["image_id"], "shard": stored["shard"], "row": row, "sha256": stored["sha256"]}
+    run.write_table(INDEX, pd.DataFrame({**index, "remark": stored["detail"]}))
+    write_cohort(plan.cohort, run.path(REQUESTED))
+    write_cohort(kept, run.path(COHORT))
+    remove_shards(run.path(FOLDER), after=plan.shards)
+    shards = [
+        {"file": name_shard(number), "images": record.attrs["images"], "sha256": record.attrs["sha256"]}
+        for number, record in enumerate(records)
+    ]
+    made = {"images": len(kept), "quarantined": counts.to_dict("records"), "shards": shards}
+    run.write_json(MANIFEST, {**plan.parameters, **made})
+    run.record(MANIFEST, plan.parameters, files=(INDEX, COHORT, QUARANTINE, REQUESTED))
+    return open_pixel_store(run)
+
+
+def count_remarks(run: Run) -> dict[str, int]:
+    """What a user should know of a study's images beside the quarantine's reasons, and of how many; nothing of none.
+
+    Copies are files of equal bytes: those set aside because a split nearer to the test has them, and those beyond the
+    first that stay because their split is the same.
+    """
+    set_aside = run.read_table(QUARANTINE, _MADE_BY)["reason"].eq(COPY).sum()
+    index = run.read_table(INDEX, _MADE_BY)
+    within = index["sha256"].duplicated().sum()
+    counts = {"copies set aside for another split": int(set_aside), "copies kept within a split": int(within)}
+    counts |= {remark: int(count) for remark, count in index["remark"].value_counts().items() if remark}
+    return {name: count for name, count in counts.items() if count}
+
+
+def hash_cohort(cohort: pd.DataFrame) -> str:
+    """Hash of a cohort table's columns and rows, in their order, 64 hex digits."""
+    digest = hashlib.sha256("\0".join(cohort.columns).encode())
+    digest.update(pd.util.hash_pandas_object(cohort, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _make_shards(run: Run, plan: StorePlan, workers: int) -> list[pd.DataFrame]:
+    """Make the shards that are missing, in order; return the records of all."""
+    size, left = plan.parameters["size"], plan.files_left()
+    checked = progress(read_checked(left, size, plan.parameters["fit"], workers), len(left), "reading images")
+    records = dict(plan.finished)
+    for number in plan.unfinished():
+        path = run.path(f"{FOLDER}/{name_shard(number)}")
+        records[number] = write_shard(path, islice(checked, len(plan.files_of(number))), size, plan.key)
+    return [records[number] for number in range(plan.shards)]
+
+
+def _is_current(run: Run, key: str) -> bool:
+    """Whether the study has a whole pixel store that was made under this key."""
+    if not run.is_current(MANIFEST, key):
+        return False
+    try:
+        open_pixel_store(run)
+    except StudyError as error:
+        print(error, flush=True)
+        return False
+    return True
+
+
+def _portable_path(path: Path, folder: Path) -> str:
+    """Relative if the file lies in the study's folder, so that the folder can be moved; else absolute."""
+    path = path.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Hash of the files' sizes and times of change: a replaced image makes the store stale."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            status = os.stat(path)
+        except OSError:
+            digest.update(b"missing\0")
+        else:
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()

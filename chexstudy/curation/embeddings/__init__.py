@@ -1,0 +1,1 @@
+"""Curate anybody's embeddings from files, without a study."""

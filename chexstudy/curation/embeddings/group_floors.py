@@ -1,0 +1,202 @@
+"""Floors: a group of pairs keeps at least so much of itself, at the same budget.
+
+A floor is written ``sex=F:0.25`` (a quarter of the group) or ``sex=F:0.9x`` (nine tenths of the share kept of all).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from chexstudy.cohort.groups import find_members
+from chexstudy.curation.choice import Choice
+from chexstudy.errors import StudyError
+
+_SYNTAX = re.compile(r"(?P<kind>[^=]+)=(?P<group>.+):(?P<rate>[^:]+?)(?P<relative>[xX]?)")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least share of a group that is kept."""
+
+    # What pairs are grouped by: ``finding``, ``tier``, ``sex``, ``age``, ``view``, ``source``, ``report``, or a column
+    # of the table.
+    kind: str
+    group: str  # which of its groups
+    rate: float  # the least share of it kept, from 0 to 1; if ``relative``, in shares kept of all
+    relative: bool = False  # whether the rate is relative
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}={self.group}"
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.rate:g}{'x' if self.relative else ''}"
+
+    def least(self, size: int, budget: int, pairs: int) -> int:
+        """How many of a group of ``size`` must be kept where ``budget`` of all ``pairs`` are."""
+        rate = self.rate * budget / pairs if self.relative else self.rate
+        # What a product of floats exceeds a whole number by is rounding.
+        return int(np.ceil(rate * size - 1e-9))
+
+
+def parse_floor(text: str) -> Floor:
+    """Read a floor such as ``sex=F:0.25``, ``finding=Hernia:1`` or ``age=80+:0.9x``."""
+    match = _SYNTAX.fullmatch(text.strip())
+    if match is None:
+        raise StudyError(f"a floor is written GROUP=VALUE:SHARE, such as sex=F:0.25 or sex=F:0.9x, not {text!r}.")
+    try:
+        rate = float(match["rate"])
+    except ValueError:
+        rate = np.nan
+    relative = bool(match["relative"])
+    if not (0 <= rate < np.inf) or (rate > 1 and not relative):
+        wanted = (
+            "a number such as 0.9" if relative else "a share from 0 to 1, or 0.9x for that part of the share of all"
+        )
+        raise StudyError(f"the floor {text!r} asks for {match['rate']!r}: give {wanted}.")
+    return Floor(match["kind"].strip(), match["group"].strip(), rate, relative)
+
+
+def find_floored_groups(
+    floors: Sequence[Floor], table: pd.DataFrame, near_duplicate: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Members ``(pairs,)`` of the group of each floor, by its name.
+
+    Args:
+        floors: as `parse_floor` reads them.
+        table: a cohort table, or any with a column for each group, in the order of the pairs.
+        near_duplicate: ``(pairs,)`` bool, as in `chexstudy.cohort.groups.list_groups`.
+    """
+    return {floor.name: find_members(table, floor.kind, floor.group, near_duplicate) for floor in floors}
+
+
+def apply_floors(choice: Choice, groups: Mapping[str, np.ndarray], floors: Sequence[Floor]) -> Choice:
+    """Change a choice so that every floor holds, at the same budget, by as few and as cheap swaps as it takes.
+
+    As long as a group is below its floor, the dropped pair of the highest score in such a group takes the place of the
+    kept pair of the lowest score that is in no such group and whose going takes no other group below its floor. With
+    one floor, or floors of groups that do not overlap, no choice that meets them has a higher total score. Where groups
+    overlap so that swaps one at a time do not get there though the floors can be met, the numbers to keep of each
+    combination of groups are solved for as a whole (integer program, fewest swaps), and the highest scores taken.
+
+    Args:
+        choice: what a method chose.
+        groups: members ``(pairs,)`` bool by name, as `find_floored_groups` gives them.
+        floors: those that must hold.
+
+    Returns:
+        The new choice. Scores stay the method's own, so they no longer say alone what was kept; pairs that were taken
+        in have the weight 1, the others keep theirs.
+    """
+    if not floors:
+        return choice
+    pairs, budget = len(choice.scores), len(choice.rows)
+    members = np.array([np.asarray(groups[floor.name], dtype=bool) for floor in floors])
+    if members.shape[1] != pairs:
+        raise StudyError(
+            f"groups of {members.shape[1]:,} pairs do not fit a choice among {pairs:,}: take the same pairs."
+        )
+    sizes = members.sum(axis=1)
+    least = np.array([floor.least(size, budget, pairs) for floor, size in zip(floors, sizes, strict=True)])
+    for floor, need, size in zip(floors, least, sizes, strict=True):
+        if need > min(size, budget):
+            raise StudyError(
+                f"the floor {floor} asks for {need:,} of {size:,} pairs at a budget of {budget:,}: lower it"
+                f"{' or raise the budget' if need <= size else ''}."
+            )
+    kept = np.zeros(pairs, dtype=bool)
+    kept[choice.rows] = True
+    cells = _Cells(members, choice.scores, kept)
+    taken = cells.swap(least)
+    if taken is None:
+        taken = cells.solve(least, budget)
+    if taken is None:
+        named = ", ".join(map(str, floors))
+        raise StudyError(f"no {budget:,} pairs meet the floors {named} together: lower one or raise the budget.")
+    weights = np.ones(pairs)
+    weights[choice.rows] = choice.weights
+    rows = np.flatnonzero(taken)
+    return Choice(rows, choice.scores, weights[rows])
+
+
+class _Cells:
+    """Pairs by the combination of floored groups they are in; within a cell only the score tells them apart.
+
+    Args:
+        members: ``(floors, pairs)`` bool.
+        scores: ``(pairs,)``.
+        kept: ``(pairs,)`` bool.
+    """
+
+    def __init__(self, members: np.ndarray, scores: np.ndarray, kept: np.ndarray):
+        self.kept, self.scores = kept, np.where(np.isnan(scores), -np.inf, scores)
+        combinations, cell = np.unique(members.T, axis=0, return_inverse=True)
+        self.groups = combinations.astype(int)  # (cells, floors)
+        best_first = np.argsort(-self.scores, kind="stable")
+        cell = cell.ravel()[best_first]
+        # Rows of each cell, the highest scores first: those to take in, and those to give up from the end.
+        self.rows = [best_first[cell == number] for number in range(len(combinations))]
+        self.inside = [rows[kept[rows]] for rows in self.rows]
+        self.outside = [rows[~kept[rows]] for rows in self.rows]
+
+    def swap(self, least: np.ndarray) -> np.ndarray | None:
+        """Kept pairs ``(pairs,)`` after one swap at a time, or None if that ends before all floors hold."""
+        kept = self.kept.copy()
+        have = self.groups.T @ np.array([len(rows) for rows in self.inside])
+        given, taken = np.zeros(len(self.rows), dtype=int), np.zeros(len(self.rows), dtype=int)
+        while (have < least).any():
+            below = have < least
+            wanted = [
+                (self.scores[rows[taken[cell]]], -rows[taken[cell]], cell)
+                for cell, rows in enumerate(self.outside)
+                if self.groups[cell] @ below and taken[cell] < len(rows)
+            ]
+            if not wanted:
+                return None
+            _, row, gains = max(wanted)
+            after = have + self.groups[gains]
+            spare = [
+                (self.scores[rows[-1 - given[cell]]], -rows[-1 - given[cell]], cell)
+                for cell, rows in enumerate(self.inside)
+                if given[cell] < len(rows)
+                and not self.groups[cell] @ below
+                and (after - self.groups[cell] >= np.minimum(least, after)).all()
+            ]
+            if not spare:
+                return None
+            _, gone, loses = min(spare)
+            kept[-row], kept[-gone] = True, False
+            taken[gains] += 1
+            given[loses] += 1
+            have = after - self.groups[loses]
+        return kept
+
+    def solve(self, least: np.ndarray, budget: int) -> np.ndarray | None:
+        """Kept pairs ``(pairs,)`` after the fewest swaps that meet all floors, or None if nothing does."""
+        cells = len(self.rows)
+        # Per cell: how many more are taken in, and how many given up.
+        identity = np.concatenate([np.ones(cells), -np.ones(cells)])
+        before = np.array([len(rows) for rows in self.inside])
+        room = np.array([len(rows) for rows in self.outside])
+        change = np.hstack([self.groups.T, -self.groups.T])
+        solution = milp(
+            np.ones(2 * cells),
+            integrality=np.ones(2 * cells),
+            bounds=Bounds(0, np.concatenate([room, before])),
+            constraints=[
+                LinearConstraint(change, least - self.groups.T @ before, np.inf),
+                LinearConstraint(identity, 0, 0),
+            ],
+        )
+        if not solution.success:
+            return None
+        more, fewer = np.round(solution.x).astype(int).reshape(2, cells)
+        kept = self.kept.copy()
+        for cell in range(cells):
+            kept[self.outside[cell][: more[cell]]] = True
+            kept[self.inside[cell][len(self.inside[cell]) - fewer[cell] :]] = False
+        return kept

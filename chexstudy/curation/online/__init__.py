@@ -1,0 +1,1 @@
+"""The curator that selects while a model trains: published and budgeted, prototypes, bands, samplers."""

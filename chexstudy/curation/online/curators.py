@@ -1,0 +1,196 @@
+"""Curators: given a super-batch, say which of its pairs are trained on. The engine knows only this interface."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexstudy.curation.online.budgeted import BudgetedCurator
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.decisions import Selection
+from chexstudy.curation.online.prototypes import initial_prototypes, update_prototypes
+from chexstudy.curation.online.selection import select_samples
+
+
+class Curator(Protocol):
+    """What the engine asks of a curator."""
+
+    scores: bool  # whether it needs features; if not, the engine spends no compute on scoring
+
+    def begin_epoch(self, pairs: int) -> None:
+        """Called before an epoch in which ``pairs`` pairs will be considered."""
+        ...
+
+    def choose(
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        """Decide on one super-batch.
+
+        Args:
+            step: number of the super-batch over all curation epochs, from 0.
+            rows: row numbers of its pairs in the training set ``(batch,)``, int64.
+            features: unit-norm joint features ``(batch, dim)``, or None if the curator does not score.
+            generator: source of chance.
+
+        Returns:
+            The mask of kept pairs ``(batch,)`` and, if there are grounds to record, the selection.
+        """
+        ...
+
+
+class ScoringCurator(Curator, Protocol):
+    """A curator with prototypes."""
+
+    prototypes: Tensor | None  # unit-norm ``(K, dim)``, once warmed up
+
+    def warm_up(self, features: Tensor, rows: Tensor) -> None:
+        """Fit the first prototypes on a sample's unit-norm joint features ``(n, dim)`` with row numbers ``(n,)``."""
+        ...
+
+    def update(self, features: Tensor, kept: Tensor) -> Tensor:
+        """Move the prototypes after a super-batch.
+
+        Args:
+            features: unit-norm joint features of the considered pairs ``(batch, dim)``.
+            kept: which of them were kept ``(batch,)``.
+
+        Returns:
+            How many pairs each prototype was assigned ``(K,)``.
+        """
+        ...
+
+    def state_dict(self) -> dict:
+        """Everything needed to go on, as tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class PrototypeCurator:
+    """The published online curator: prototypes, distance bands, moving average (CheXficient).
+
+    Args:
+        config: its constants.
+    """
+
+    scores = True
+
+    def __init__(self, config: CuratorConfig):
+        self.config = config
+        self.prototypes: Tensor | None = None
+
+    def warm_up(self, features: Tensor, rows: Tensor) -> None:
+        self.prototypes = initial_prototypes(features, self.config)
+
+    def begin_epoch(self, pairs: int) -> None:
+        """Nothing to prepare: the rule looks at one batch at a time."""
+
+    def choose(
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        selection = select_samples(features, self.prototypes, self.config, generator)
+        return selection.kept, selection
+
+    def update(self, features: Tensor, kept: Tensor) -> Tensor:
+        config = self.config
+        self.prototypes, usage = update_prototypes(
+            self.prototypes,
+            features[kept] if config.update_features == "kept" else features,
+            config.decay,
+            config.sinkhorn_epsilon,
+            config.sinkhorn_iterations,
+            config.assignment,
+        )
+        return usage
+
+    def state_dict(self) -> dict:
+        return {"prototypes": self.prototypes}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.prototypes = state["prototypes"]
+
+
+def build_curator(config: CuratorConfig) -> ScoringCurator:
+    """The curator that follows ``config.rule``."""
+    return BudgetedCurator(config) if config.rule == "budgeted" else PrototypeCurator(config)
+
+
+class RandomCurator:
+    """Keeps as many pairs of each super-batch as another curator kept there, drawn uniformly: the paired control.
+
+    Args:
+        kept_by_step: number to keep of each super-batch.
+    """
+
+    scores = False
+
+    def __init__(self, kept_by_step: list[int]):
+        self.kept_by_step = kept_by_step
+
+    def begin_epoch(self, pairs: int) -> None:
+        """Nothing to prepare."""
+
+    def choose(
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        kept = torch.zeros(len(rows), dtype=torch.bool)
+        kept[torch.randperm(len(rows), generator=generator)[: self.kept_by_step[step]]] = True
+        return kept, None
+
+
+class SubsetCurator:
+    """Keeps the pairs of a subset chosen beforehand.
+
+    Args:
+        rows: row numbers of the subset in the training set.
+    """
+
+    scores = False
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+
+    def begin_epoch(self, pairs: int) -> None:
+        """Nothing to prepare."""
+
+    def choose(
+        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Selection | None]:
+        return torch.isin(rows, torch.from_numpy(self.rows)), None
+
+
+def select_label_balanced(labels: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
+    """An oracle's subset: take turns over the findings, rarest first, and draw a pair that shows the finding.
+
+    It reads the labels a curator must not see. It is the positive control (can this bench see an effect of the data?)
+    and a ceiling for what curation could do about the long tail.
+
+    Args:
+        labels: ``(pairs, findings)``; 1 counts as present. Pairs without any count as a class of their own.
+        count: size of the subset, at most the number of pairs.
+        generator: source of chance.
+
+    Returns:
+        Row numbers ``(count,)``, sorted.
+
+    Raises:
+        ValueError: ``count`` exceeds the number of pairs.
+    """
+    pairs = len(labels)
+    if count > pairs:
+        raise ValueError(f"cannot choose {count} of {pairs} pairs")
+    present = labels == 1
+    classes = np.column_stack([present, ~present.any(axis=1)])
+    shuffled = torch.randperm(pairs, generator=generator).numpy()
+    queues = [list(shuffled[classes[shuffled, c]]) for c in np.argsort(classes.sum(axis=0), kind="stable")]
+    chosen: set[int] = set()
+    while len(chosen) < count:
+        for queue in queues:
+            while queue and queue[-1] in chosen:
+                queue.pop()
+            if queue and len(chosen) < count:
+                chosen.add(int(queue.pop()))
+    return np.array(sorted(chosen))

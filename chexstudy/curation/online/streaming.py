@@ -1,0 +1,96 @@
+"""The online curator run over features that are at hand: what it would keep if the model stood still."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.curators import build_curator
+from chexstudy.curation.records.ledger import ledger_rows
+from chexstudy.devices import use_threads
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the curator decided."""
+
+    # the ledger's columns with ``row`` (int64) in place of ``image_id``, in the order of the stream
+    decisions: pd.DataFrame
+    prototypes: np.ndarray  # ``(super-batches + 1, K, dim)``: after the warm-up and after each super-batch
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Rows kept in the last epoch, ascending."""
+        last = self.decisions[self.decisions.epoch == self.decisions.epoch.max()]
+        return np.sort(last.loc[last.kept, "row"].to_numpy())
+
+
+def curate_stream(
+    features: np.ndarray,
+    config: CuratorConfig,
+    generator: torch.Generator,
+    super_batch: int = 480,
+    order: np.ndarray | None = None,
+    epochs: int = 1,
+    label: str = "",
+) -> Stream:
+    """Run the online curator over unchanging features.
+
+    Args:
+        features: unit-norm joint features ``(n, dim)``, perhaps memory-mapped; read batch by batch.
+        config: the curator's constants.
+        generator: draws the order of each epoch, the warm-up sample if it is random, and the sampler's starts.
+        super_batch: pairs decided on together.
+        order: row numbers in the order of the stream, the same in every epoch; drawn anew for each without it.
+        epochs: how often each pair is considered.
+        label: names the progress that is shown; none is shown without it.
+    """
+    # A stream is decided in small pieces; threads that share them would wait for each other most of the time.
+    with use_threads(1):
+        return _curate(features, config, generator, super_batch, order, epochs, label)
+
+
+def _curate(
+    features: np.ndarray,
+    config: CuratorConfig,
+    generator: torch.Generator,
+    super_batch: int,
+    order: np.ndarray | None,
+    epochs: int,
+    label: str,
+) -> Stream:
+    count = len(features)
+    if super_batch < config.prototypes:
+        raise StudyError(
+            f"super_batch ({super_batch}) must hold at least one pair a prototype ({config.prototypes}): raise it or "
+            "lower prototypes."
+        )
+    curator = build_curator(config)
+    rows = np.arange(count)
+    if config.warm_up_order == "random":
+        rows = torch.randperm(count, generator=generator).numpy()
+    rows = np.sort(rows[: config.warm_up_pairs])
+    curator.warm_up(_read(features, rows), torch.from_numpy(rows))
+    snapshots = [curator.prototypes.clone()]
+    decisions = []
+    steps = -(-count // super_batch)
+    for step in progress(range(epochs * steps), label=label) if label else range(epochs * steps):
+        epoch, number = divmod(step, steps)
+        if number == 0:
+            curator.begin_epoch(count)
+            stream = torch.randperm(count, generator=generator).numpy() if order is None else order
+        batch = stream[number * super_batch : (number + 1) * super_batch]
+        seen = _read(features, batch)
+        kept, selection = curator.choose(step, torch.from_numpy(batch), seen, generator)
+        curator.update(seen, kept)
+        snapshots.append(curator.prototypes.clone())
+        decisions.append(ledger_rows(batch, epoch, step, selection).rename(columns={"image_id": "row"}))
+    return Stream(pd.concat(decisions, ignore_index=True), torch.stack(snapshots).numpy())
+
+
+def _read(features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(features[rows], dtype=np.float32))

@@ -1,0 +1,302 @@
+"""The long tail: how common findings are, and what curation keeps by prevalence and by density.
+
+A keep rate is the kept share of a group's training images; its enrichment is that rate over the keep rate of all. The
+overall rate is set by the method's constants, not found by it, so an enrichment's interval is the keep rate's, divided.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, rankdata
+
+from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.scores import TIERS
+from chexstudy.results import OVER_SEEDS
+from chexstudy.statistics.ranking import CONFIDENCE, known_labels
+from chexstudy.vectors.umap import nearest_rows
+
+# The division of CXR-LT (Holste et al. 2024, Medical Image Analysis 97): a head finding is on more than 10 % of the
+# training images, a tail finding on less than 1 %, the rest are medium.
+HEAD_ABOVE = 0.10
+TAIL_BELOW = 0.01
+DENSITY_GROUPS = 10
+NO_TIER = "none"
+REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
+TRUTH_GROUPS = ("near-duplicate", "mismatched", "junk", "sound pair")
+KEEP_RATE_COLUMNS = (
+    "group_by",
+    "group",
+    "seeds",
+    "n",
+    "patients",
+    "kept",
+    "keep_rate",
+    "ci_low",
+    "ci_high",
+    "base_share",
+    "kept_share",
+    "enrichment",
+    "enrichment_low",
+    "enrichment_high",
+)
+
+
+def measure_prevalence(cohort: pd.DataFrame) -> pd.Series:
+    """Share of all images with each finding present; uncertain and unstated labels count as not present.
+
+    Reports seldom state what is absent, so the share among the stated would call rare findings common.
+    """
+    findings = finding_columns(cohort)
+    present = label_matrix(cohort, findings) == 1
+    return pd.Series(present.sum(axis=0) / max(1, len(cohort)), index=findings, name="prevalence")
+
+
+def prevalence_tiers(
+    prevalence: pd.Series, head: float | None = HEAD_ABOVE, tail: float | None = TAIL_BELOW
+) -> pd.Series:
+    """Divide findings into ``head``, ``medium`` and ``tail``; ``No Finding`` is in none of them.
+
+    The defaults are the thresholds of CXR-LT, both bounds belonging to medium, on the share of training images. CXR-LT
+    counts ``No Finding`` as one more head class; here it is in no tier, because it is no disease and what an arm gains
+    on it says nothing of how it treats the common ones.
+
+    Args:
+        prevalence: share of the training images with each finding, indexed by finding.
+        head: findings more common than this are head.
+        tail: findings rarer than this are tail. With both None the findings are divided into thirds by rank, for
+            cohorts in which fixed thresholds would leave a tier empty.
+
+    Returns:
+        The tier of each finding, in the order given.
+    """
+    prevalence = prevalence.drop(NO_FINDING, errors="ignore").astype(float)
+    if not prevalence.between(0, 1).all():
+        raise StudyError("a prevalence is a share from 0 to 1: divide the number of positives by the number of images.")
+    if (head is None) != (tail is None) or (head is not None and not 0 <= tail <= head <= 1):
+        raise StudyError(f"tiers need two thresholds with 0 <= tail <= head <= 1, or neither, not {tail} and {head}.")
+    if head is None:
+        rank = (-prevalence).rank(method="first").to_numpy() - 1
+        number = (rank * len(TIERS) // max(1, len(prevalence))).astype(int)
+    else:
+        number = np.select([prevalence > head, prevalence < tail], [0, 2], default=1)
+    return pd.Series([TIERS[one] for one in number], index=prevalence.index, name="tier", dtype=object)
+
+
+def tiers_of_pairs(cohort: pd.DataFrame, tiers: Mapping[str, str]) -> np.ndarray:
+    """The rarest tier among the findings of each image ``(images,)``; ``none`` where it has none of these findings."""
+    rarest = np.full(len(cohort), NO_TIER, dtype=object)
+    for tier in TIERS:
+        rarest[_has_finding_of(tier, cohort, tiers)] = tier
+    return rarest
+
+
+def _has_finding_of(tier: str, cohort: pd.DataFrame, tiers: Mapping[str, str]) -> np.ndarray:
+    findings = [finding for finding in finding_columns(cohort) if tiers.get(finding) == tier]
+    return (label_matrix(cohort, findings) == 1).any(axis=1)
+
+
+def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
+    """One over the mean Euclidean distance to the nearest neighbours, exact within float32.
+
+    Distances are measured block by block, on the GPU where there is one: time grows with the square of the number of
+    images, memory only with the number.
+
+    Args:
+        features: ``(images, dim)``.
+        neighbours: how many; the image itself is not one of them.
+
+    Returns:
+        ``(images,)``, per unit of distance; infinite where that many others lie on the same point.
+    """
+    if neighbours < 1:
+        raise StudyError(f"neighbours must be at least 1, not {neighbours}.")
+    features = np.asarray(features, dtype=np.float32)
+    if len(features) <= neighbours:
+        raise StudyError(f"density needs more than {neighbours} images, not {len(features)}: take fewer neighbours.")
+    if not np.isfinite(features).all():
+        raise StudyError("the features hold values that are not finite: embed these images again.")
+    _, distance = nearest_rows(features, features, neighbours, without_self=True)
+    with np.errstate(divide="ignore"):
+        return 1 / distance.astype(float).mean(axis=1)
+
+
+def keep_rates(
+    cohort: pd.DataFrame,
+    kept: np.ndarray,
+    *,
+    tiers: Mapping[str, str] | None = None,
+    truth: pd.DataFrame | None = None,
+    density: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Keep rate and enrichment of groups of training images, over one or several seeds, with 95 % intervals.
+
+    With several seeds the decisions are stacked, one an image and seed. Intervals are Wilson's with an effective n: the
+    number of decisions divided by the design effect, which is the clustered variance of the rate over the binomial one,
+    at least 1. A patient is one cluster with all images and all seeds, so neither a patient's further images nor a
+    further seed that decides alike makes an interval narrower; what the seeds differ in beyond that is added, as in
+    two-way clustering (Cameron, Gelbach and Miller 2011). Few seeds show that part only roughly. Where all or none are
+    kept the design effect is not defined, and n is the number of patients. Unlike a bootstrap these intervals have a
+    width where none of twelve is kept.
+
+    Args:
+        cohort: the training rows of a cohort table, all that the curator could choose from.
+        kept: which were kept, ``(images,)`` or ``(seeds, images)``, bool, in the order of ``cohort``.
+        tiers: tier of each finding; adds groups of images with at least one finding of the tier.
+        truth: the phantom's truth with ``image_id, duplicate_of, mismatched, junk``; adds groups of these.
+        density: of the shape of ``kept``, each seed's own; adds ten groups of equal size from the sparsest (1) to the
+            densest (10).
+
+    Returns:
+        One row a group (columns `KEEP_RATE_COLUMNS`); ``group_by`` is ``all``, ``finding``, ``no finding``, ``tier``,
+        ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean over the seeds. A
+        group without an image keeps its row, with NaN. A cohort without labels has no groups of findings.
+    """
+    if len(cohort) == 0:
+        raise StudyError("there are no training images to compare the kept with: pass the training rows of the cohort.")
+    kept = np.atleast_2d(np.asarray(kept, dtype=bool))
+    if kept.shape[1] != len(cohort):
+        raise StudyError(f"{kept.shape[1]} decisions for {len(cohort)} images: pass one an image, in their order.")
+    groups = {("all", "all"): np.ones(len(cohort), dtype=bool)}
+    groups |= _label_groups(cohort, tiers)
+    groups |= {("report", REPORT_GROUPS[one]): (cohort.report_origin == one).to_numpy() for one in _origins(cohort)}
+    if truth is not None:
+        groups |= _truth_groups(cohort, truth)
+    if density is not None:
+        groups |= _density_groups(np.atleast_2d(density), kept.shape)
+    patients = np.broadcast_to(pd.factorize(cohort.patient_id)[0], kept.shape)
+    return pd.DataFrame(
+        [(*name, *_keep_rate(np.broadcast_to(own, kept.shape), kept, patients)) for name, own in groups.items()],
+        columns=KEEP_RATE_COLUMNS,
+    )
+
+
+def keep_rates_of_seeds(
+    cohort: pd.DataFrame,
+    kept: Mapping[int, np.ndarray],
+    *,
+    tiers: Mapping[str, str] | None = None,
+    truth: pd.DataFrame | None = None,
+    density: Mapping[int, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """`keep_rates` of each seed, then of all seeds together under seed -1, with a column ``seed``.
+
+    Args:
+        kept: by seed, ``(images,)``.
+        density: by seed, ``(images,)``.
+        cohort, tiers, truth: as in `keep_rates`.
+    """
+    shared = {"tiers": tiers, "truth": truth}
+    stacked = {OVER_SEEDS: list(kept)} | {seed: [seed] for seed in kept}
+    tables = [
+        keep_rates(
+            cohort,
+            np.stack([kept[seed] for seed in seeds]),
+            density=None if density is None else np.stack([density[seed] for seed in seeds]),
+            **shared,
+        ).assign(seed=name)
+        for name, seeds in stacked.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
+    """`keep_rates` as rows of the results table: ``finding`` is the group, ``setting`` what it was grouped by.
+
+    The metrics are ``keep_rate`` and ``enrichment``; ``n`` counts the images of the group, ``positives`` the kept ones
+    (over several seeds their mean, as a whole number). A column ``seed`` is passed on.
+    """
+    seed = [name for name in ("seed",) if name in rates]
+    rates = rates.assign(kept=rates.kept.round().astype(int))
+    tables = []
+    for metric, low, high in (("keep_rate", "ci_low", "ci_high"), ("enrichment", "enrichment_low", "enrichment_high")):
+        columns = {"group": "finding", "group_by": "setting", metric: "value", low: "ci_low", high: "ci_high"}
+        table = rates[[*columns, "n", "kept", *seed]].rename(columns={**columns, "kept": "positives"})
+        tables.append(table.assign(metric=metric))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
+    findings = finding_columns(cohort)
+    if not findings:
+        return {}
+    labels = label_matrix(cohort, findings)
+    diseases = [position for position, finding in enumerate(findings) if finding != NO_FINDING]
+    groups = {("finding", findings[position]): labels[:, position] == 1 for position in diseases}
+    if NO_FINDING in findings:
+        normal = labels[:, findings.index(NO_FINDING)] == 1
+    else:
+        normal = ~np.isin(labels, (1, -1)).any(axis=1) & known_labels(labels).any(axis=1)
+    groups["no finding", NO_FINDING] = normal
+    if tiers is not None:
+        groups |= {("tier", tier): _has_finding_of(tier, cohort, tiers) for tier in TIERS}
+    return groups
+
+
+def _origins(cohort) -> list[str]:
+    return [origin for origin in REPORT_GROUPS if (cohort.report_origin == origin).any()]
+
+
+def _truth_groups(cohort, truth) -> dict[tuple[str, str], np.ndarray]:
+    truth = truth.set_index("image_id")
+    absent = int((~cohort.image_id.isin(truth.index)).sum())
+    if absent:
+        raise StudyError(f"the truth lacks {absent:,} of the images: it belongs to another cohort.")
+    truth = truth.loc[cohort.image_id]
+    flags = [
+        (truth.duplicate_of.fillna("") != "").to_numpy(),
+        truth.mismatched.to_numpy(dtype=bool),
+        truth.junk.to_numpy(dtype=bool),
+    ]
+    flags.append(~np.any(flags, axis=0))
+    return {("truth", name): members for name, members in zip(TRUTH_GROUPS, flags, strict=True)}
+
+
+def _density_groups(density, shape) -> dict[tuple[str, str], np.ndarray]:
+    if density.shape != shape or np.isnan(density).any():
+        raise StudyError(f"density is {density.shape} for decisions {shape}: compute it for these images and seeds.")
+    rank = rankdata(density, method="ordinal", axis=1) - 1
+    group = (rank * DENSITY_GROUPS // shape[1]).astype(int)
+    return {("density", str(number + 1)): group == number for number in range(DENSITY_GROUPS)}
+
+
+def _keep_rate(members, kept, patients) -> tuple:
+    """The numbers of one group from ``(seeds, images)`` arrays: members, decisions, patients."""
+    seeds, overall = len(kept), kept.mean()
+    decisions, hits = int(members.sum()), int((members & kept).sum())
+    n, share = round(decisions / seeds), decisions / members.size
+    if decisions == 0:
+        return (seeds, 0, 0, 0.0, *[np.nan] * 3, share, 0.0 if overall > 0 else np.nan, *[np.nan] * 3)
+    own_patients = pd.factorize(patients[members])[0]
+    count = own_patients.max() + 1
+    rate = hits / decisions
+    if 0 < hits < decisions and count > 1:
+        residual = kept[members] - rate
+        own_seeds = np.nonzero(members)[0]
+        variance = _clustered_variance(residual, own_patients)
+        if seeds > 1:
+            both = _clustered_variance(residual, pd.factorize(own_patients * seeds + own_seeds)[0])
+            variance += max(0.0, _clustered_variance(residual, own_seeds) - both)
+        effective = decisions / max(1.0, variance / (rate * (1 - rate) / (decisions - 1)))
+    else:
+        effective = count
+    low, high = wilson_interval(rate, effective)
+    relative = [one / overall if overall > 0 else np.nan for one in (rate, low, high)]
+    kept_share = hits / kept.sum() if overall > 0 else np.nan
+    return (seeds, n, count, hits / seeds, rate, low, high, share, kept_share, *relative)
+
+
+def _clustered_variance(residual: np.ndarray, cluster: np.ndarray) -> float:
+    """Variance of a mean from its residuals ``(n,)`` and the number of the cluster each is in."""
+    count = cluster.max() + 1
+    totals = np.bincount(cluster, weights=residual)
+    return float(np.sum(totals**2)) / len(residual) ** 2 * count / max(1, count - 1)
+
+
+def wilson_interval(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; ``n`` may be an effective number (Wilson 1927)."""
+    z = norm.ppf(0.5 + confidence / 2)
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,105 @@
+"""How well a score of doubt tells wrong pairs from sound ones and from rare ones, where the truth is known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.curation.quality.pair_mismatch import Doubt
+from chexstudy.errors import StudyError
+from chexstudy.statistics.ranking import (
+    RESAMPLES,
+    auroc,
+    bootstrap_patients,
+    count_scarcer_patients,
+    interval,
+)
+
+SCORES = ("doubt", "mismatch", "isolation", "clip_score")
+WRONG = ("mismatched", "junk", "either")
+AGAINST = ("sound", "rare")
+ALL_PAIRS = "all"
+DOUBT_COLUMNS = ("score", "wrong", "against", "among", "value", "ci_low", "ci_high", "n", "positives")
+_RARE_TIER = "tail"
+
+
+def measure_doubt(
+    doubt: Doubt,
+    truth: pd.DataFrame,
+    tiers: Sequence[str],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    resamples: int = RESAMPLES,
+    bands: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """AUROC of each score for wrong pairs, with 95 % intervals from drawing patients.
+
+    Args:
+        doubt: of the pairs (`chexstudy.curation.quality.pair_mismatch.score_doubt`).
+        truth: of the same pairs in the same order, with the columns ``mismatched`` and ``junk``.
+        tiers: the rarest tier of each pair (`chexstudy.curation.quality.keep_rates.tiers_of_pairs`).
+        patient_ids: ``(pairs,)``.
+        generator: draws patients.
+        resamples: number of resamples.
+        bands: the curator's band of each pair; adds the measures among the pairs of each band.
+
+    Returns:
+        One row for each
+
+        - ``score``: ``doubt``, ``mismatch``, ``isolation`` and, as the baseline, ``clip_score``, the agreement of image
+          and text, low meaning wrong;
+        - kind of ``wrong`` pair: ``mismatched``, ``junk`` or ``either``;
+        - what it is told from, ``against``: all ``sound`` pairs, or the ``rare`` ones alone, sound pairs with a finding
+          of the tail;
+        - set of pairs that it is measured ``among``: ``all`` or a band;
+
+        with ``value, ci_low, ci_high``, ``n`` pairs of both kinds and ``positives`` wrong ones. NaN where one kind is
+        absent, and no interval for fewer than five patients of a kind.
+    """
+    pairs = len(doubt.doubt)
+    given = {"truth": truth, "tiers": tiers, "patient_ids": patient_ids, "bands": bands}
+    for name, values in given.items():
+        if values is not None and len(values) != pairs:
+            raise StudyError(f"{name} has {len(values)} rows for {pairs} pairs: pass one a pair, in their order.")
+    mismatched, junk = truth.mismatched.to_numpy(dtype=bool), truth.junk.to_numpy(dtype=bool)
+    wrong = {"mismatched": mismatched, "junk": junk, "either": mismatched | junk}
+    sound = ~wrong["either"]
+    against = {"sound": sound, "rare": sound & (np.asarray(tiers) == _RARE_TIER)}
+    among = {ALL_PAIRS: np.ones(pairs, dtype=bool)}
+    if bands is not None:
+        among |= {name: np.asarray(bands) == name for name in sorted(set(bands))}
+    questions = [(kind, other, where) for kind in WRONG for other in AGAINST for where in among]
+    # -1 leaves a pair out of a question.
+    labels = np.stack(
+        [
+            np.where(among[where] & wrong[kind], 1, np.where(among[where] & against[other], 0, -1))
+            for kind, other, where in questions
+        ],
+        axis=1,
+    )
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    patients = count_scarcer_patients(labels, weights)
+    scores = {"doubt": doubt.doubt, "mismatch": doubt.mismatch, "isolation": doubt.isolation}
+    scores["clip_score"] = -doubt.agreement
+    tables = []
+    for name in SCORES:
+        columns = np.broadcast_to(scores[name][:, None], labels.shape)
+        low, high = interval(auroc(labels, columns, weights), patients=patients)
+        table = pd.DataFrame(questions, columns=["wrong", "against", "among"])
+        measured = {"value": auroc(labels, columns), "ci_low": low, "ci_high": high}
+        counts = {"n": (labels >= 0).sum(axis=0), "positives": (labels == 1).sum(axis=0)}
+        tables.append(table.assign(score=name, **measured, **counts))
+    return pd.concat(tables, ignore_index=True)[list(DOUBT_COLUMNS)]
+
+
+def list_doubt(measured: pd.DataFrame) -> pd.DataFrame:
+    """`measure_doubt` as rows of the results table, metric ``auroc``; the caller adds task, arm, seed and data set.
+
+    ``finding`` is the kind of wrong pair, ``setting`` the score, what it is told from and the set it is measured among.
+    """
+    columns = ["value", "ci_low", "ci_high", "n", "positives"]
+    if measured.empty:
+        return pd.DataFrame(columns=["finding", "metric", "setting", *columns])
+    rows = measured.rename(columns={"wrong": "finding"})
+    setting = rows.score + " against " + rows.against + " among " + rows.among
+    return rows.assign(metric="auroc", setting=setting)[["finding", "metric", "setting", *columns]]

@@ -1,0 +1,226 @@
+"""Rare or wrong: does a pair lie apart because it is uncommon, or because image and text do not belong together?
+
+A low agreement of image and text alone cannot tell: of a rare disease the encoders know little, so its pairs agree
+little as well. Three questions are asked instead, each with the pair's own neighbourhood as the measure:
+
+1. *Does its partner place it as well as others would?* (``mismatch``) An image fits some texts best and all texts by
+   some floor; its own text should come near the best. The same is asked of the text, and within each modality: the
+   texts of the image's neighbours should say what its text says, the images of the text's neighbours should look like
+   its image. What is lost, of what there was to gain, is the regret. A rare pair has little to regret, because nothing
+   else fits it either; two ordinary halves that contradict each other lose nearly all.
+2. *Does its image lie apart?* (``isolation``) So do images that are no chest radiograph, and rare ones.
+3. *Does its text lie apart as well?* (``text_isolation``) With a rare disease it does; beside a hand or a page of noise
+   lies an ordinary report. An image is held against its pair only as far as it is more isolated than the text.
+
+A pair is wrong for one reason or the other, so its ``doubt`` is the larger of the two, not their sum.
+
+Sources: neighbours across modalities for wrong captions, LEMoN (Zhang et al. 2025, ICML, arXiv 2407.18941); agreement
+relative to the nearest neighbours', CSLS (Conneau et al. 2018, arXiv 1710.04087). Departures: LEMoN weighs raw
+distances by parameters, fitted on labelled errors where there are some; here each distance is placed between a floor
+and a ceiling of its own, and nothing is fitted. LEMoN does not ask whether a pair is rare.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.curation.online.decisions import BANDS, OUTLIER
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+from chexstudy.vectors.umap import nearest_rows
+
+NEIGHBOURS = 10
+ORDINARY, RARE, MISMATCHED, JUNK = "ordinary", "rare", "mismatched", "junk"
+# In robust standard deviations: the customary three for what is unusual, and half of that for what is not.
+WRONG_ABOVE, RARE_BELOW = 3.0, 1.5
+RATHER_RARE, UNCLEAR, RATHER_WRONG = "rather rare", "unclear", "rather wrong"
+REVIEW_COLUMNS = ("image_id", "distance", "band", "prototype", "doubt", "mismatch", "isolation", "advice")
+_BLOCK_ROWS = 2_048
+_UNIT_TOLERANCE = 0.01
+# What differs by less is rounding of float32.
+_SMALLEST_SPREAD = 1e-5
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """How doubtful each pair is. All arrays are ``(pairs,)``; the scores are float64, 0 at the median of the pairs.
+
+    ``mismatch``, ``isolation`` and ``text_isolation`` are in robust standard deviations (1.4826 times the median
+    absolute deviation), so that a share of wrong pairs does not move the yardstick.
+    """
+
+    # the larger of ``mismatch`` and of ``isolation`` less a positive ``text_isolation``; high is rather wrong
+    doubt: np.ndarray
+    mismatch: np.ndarray  # mean regret of image and text over being paired with each other
+    isolation: np.ndarray  # distance of the image to its k-th nearest image
+    text_isolation: np.ndarray  # distance of the text to its k-th nearest text
+    agreement: np.ndarray  # cosine of image and text, the plain CLIP score (not standardised)
+    # ``mismatched`` or ``junk`` where the doubt is above ``WRONG_ABOVE``, after what it comes from; of the others
+    # ``rare`` where image or text lies that far apart, else ``ordinary``.
+    reason: np.ndarray
+
+
+def score_doubt(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOURS) -> Doubt:
+    """Score each pair of a set for being wrong rather than rare.
+
+    Let ``v`` be the cosine of one half of a pair to what its partner leads to, ``c`` (ceiling) to what is nearest and
+    ``f`` (floor) to all others on average. The regret is ``(c - v) / (c - f)``: 0 if the partner is as good as the
+    best, 1 if as good as chance. It is averaged over four such questions, each with the k nearest other pairs:
+
+    ==================  =======================================  ==========================  =====================
+    question            ``v``: mean cosine of ...                ``c``: of ...               ``f``: of ...
+    ==================  =======================================  ==========================  =====================
+    text among texts    text and texts of the image's neighbours  text and its nearest texts  text and all texts
+    image among images  image and images of the text's neighbours image and its nearest       image and all images
+    image to text       image and its text                       image and its nearest texts  image and all texts
+    text to image       text and its image                       text and its nearest images  text and all images
+    ==================  =======================================  ==========================  =====================
+
+    ``c - f`` is taken as at least half its median over the pairs, so that a half that nothing is near to cannot turn a
+    small loss into a large regret. Of more than k equal texts, which k are the neighbours is arbitrary but fixed.
+
+    Neighbours are exact and found block by block (`chexstudy.vectors.umap.nearest_rows`), on the GPU where there is
+    one. Time grows with the square of the number of pairs, memory with the number.
+
+    Args:
+        image: unit-norm image embeddings ``(pairs, dim)``, of one encoder and best of one state of it: pairs embedded
+            at different steps of a training are near each other for that alone.
+        text: unit-norm text embeddings ``(pairs, dim)``, row i belonging to row i of ``image``.
+        neighbours: how many, k. A mistake that is made more than k times alike is taken for a rare truth.
+
+    Returns:
+        The scores, in the order of the rows.
+    """
+    image, text = _check_embeddings(image, "image"), _check_embeddings(text, "text")
+    if image.shape != text.shape:
+        raise StudyError(
+            f"image embeddings are {image.shape} and text embeddings {text.shape}: pass one row each a pair."
+        )
+    if neighbours < 1 or len(image) < neighbours + 2:
+        raise StudyError(
+            f"{neighbours} neighbours need at least 1 neighbour and {neighbours + 2} pairs, not {len(image)}: choose "
+            "another number of neighbours."
+        )
+    agreement = np.einsum("ij,ij->i", image, text, dtype=np.float64)
+    searches = progress(((image, image), (text, text), (image, text), (text, image)), label="finding neighbours")
+    of_image, of_text, image_to_text, text_to_image = (_find_others(*pair, neighbours) for pair in searches)
+    regrets = (
+        _regret(_mean_cosine(text, of_image[0]), of_text[1].mean(axis=1), _mean_to_others(text, text)),
+        _regret(_mean_cosine(image, of_text[0]), of_image[1].mean(axis=1), _mean_to_others(image, image)),
+        _regret(agreement, image_to_text[1].mean(axis=1), _mean_to_others(image, text)),
+        _regret(agreement, text_to_image[1].mean(axis=1), _mean_to_others(text, image)),
+    )
+    mismatch = _standardise(np.mean(regrets, axis=0))
+    isolation, text_isolation = (_standardise(_distance(one[1][:, -1])) for one in (of_image, of_text))
+    excess = isolation - np.maximum(text_isolation, 0)
+    doubt = np.maximum(mismatch, excess)
+    apart = np.maximum(isolation, text_isolation) > WRONG_ABOVE
+    wrong = np.where(mismatch >= excess, MISMATCHED, JUNK)
+    reason = np.where(doubt > WRONG_ABOVE, wrong, np.where(apart, RARE, ORDINARY))
+    return Doubt(doubt, mismatch, isolation, text_isolation, agreement, reason)
+
+
+def split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Image and text embeddings ``(pairs, dim)`` of joint features ``(pairs, 2 * dim)``, float32 and of unit length.
+
+    The inverse of `chexstudy.curation.online.prototypes.join_features`, within the precision the features were kept in.
+    """
+    features = np.asarray(features)
+    if features.ndim != 2 or features.shape[1] % 2:
+        raise StudyError(
+            f"joint features are {features.shape}, which cannot be halved: pass image and text embeddings side by side."
+        )
+    halves = []
+    for half in np.split(features, 2, axis=1):
+        half = np.array(half, dtype=np.float32)
+        length = np.linalg.norm(half, axis=1, keepdims=True)
+        bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
+        if len(bad):
+            raise StudyError(f"row {bad[0]} of the joint features is zero or not finite: embed these pairs again.")
+        halves.append(half / length)
+    return halves[0], halves[1]
+
+
+def review_list(ledger: pd.DataFrame, doubt: Doubt, bands: tuple[str, ...] = (BANDS[OUTLIER],)) -> pd.DataFrame:
+    """The pairs that a person should look at, the most doubtful first.
+
+    Args:
+        ledger: the curator's decisions (`chexstudy.curation.records.ledger`), one row a considered pair.
+        doubt: of the same rows. Of an image considered in several epochs the last row counts.
+        bands: which bands to list; the outliers unless told otherwise.
+
+    Returns:
+        Table with `REVIEW_COLUMNS`; ``advice`` is ``rather wrong`` (doubt above 3), ``rather rare`` (below 1.5: it lies
+        apart, and nothing speaks against it) or ``unclear``.
+    """
+    if len(ledger) != len(doubt.doubt):
+        raise StudyError(f"{len(doubt.doubt)} scores of doubt for {len(ledger)} rows of the ledger: score these rows.")
+    listed = ledger.assign(doubt=doubt.doubt, mismatch=doubt.mismatch, isolation=doubt.isolation)
+    listed = listed.drop_duplicates("image_id", keep="last")
+    listed = listed[listed.band.isin(bands)].sort_values(["doubt", "image_id"], ascending=[False, True])
+    advice = np.select([listed.doubt > WRONG_ABOVE, listed.doubt < RARE_BELOW], [RATHER_WRONG, RATHER_RARE], UNCLEAR)
+    return listed.assign(advice=advice.astype(object))[list(REVIEW_COLUMNS)].reset_index(drop=True)
+
+
+def _check_embeddings(embeddings: np.ndarray, name: str) -> np.ndarray:
+    embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
+    if embeddings.ndim != 2:
+        raise StudyError(f"{name} embeddings must be (pairs, dim), not {embeddings.shape}.")
+    length = np.linalg.norm(embeddings, axis=1)
+    bad = np.flatnonzero(~(np.abs(length - 1) <= _UNIT_TOLERANCE))
+    if len(bad):
+        raise StudyError(
+            f"row {bad[0]} of the {name} embeddings has length {length[bad[0]]:.3g}, not 1: normalise the embeddings."
+        )
+    return embeddings
+
+
+def _find_others(points: np.ndarray, targets: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the nearest targets of each point, its own row apart, and cosines to them ``(pairs, count)``."""
+    if points is targets:
+        rows, distances = nearest_rows(points, targets, count, without_self=True)
+        return rows, 1 - distances.astype(np.float64) ** 2 / 2
+    rows, distances = nearest_rows(points, targets, count + 1)
+    own = rows == np.arange(len(rows))[:, None]
+    # Where its own row is not among the nearest, the farthest of them is one too many.
+    own[:, -1] |= ~own.any(axis=1)
+    return rows[~own].reshape(-1, count), 1 - distances[~own].reshape(-1, count).astype(np.float64) ** 2 / 2
+
+
+def _mean_cosine(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Mean cosine of each point to the points of the given rows ``(pairs, count)``."""
+    mean = np.empty(len(points))
+    for start in range(0, len(points), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        mean[block] = np.einsum("id,id->i", points[block], points[rows[block]].mean(axis=1))
+    return mean
+
+
+def _mean_to_others(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Mean cosine of each point to all targets but the one of its own row."""
+    to_all = points @ targets.mean(axis=0, dtype=np.float64).astype(np.float32)
+    own = np.einsum("ij,ij->i", points, targets, dtype=np.float64)
+    return (len(targets) * to_all.astype(np.float64) - own) / (len(targets) - 1)
+
+
+def _regret(value: np.ndarray, ceiling: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    span = ceiling - floor
+    return (ceiling - value) / np.maximum(span, max(np.median(span) / 2, _SMALLEST_SPREAD))
+
+
+def _distance(cosine: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(2 - 2 * cosine, 0))
+
+
+def _standardise(values: np.ndarray) -> np.ndarray:
+    """Deviation from the median in robust standard deviations; zeros where all values are the same.
+
+    Where more than half of the values are the same the median absolute deviation is zero; the mean absolute deviation,
+    times sqrt(pi / 2), takes its place (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers).
+    """
+    deviation = values - np.median(values)
+    spread = 1.4826 * np.median(np.abs(deviation))
+    if spread < _SMALLEST_SPREAD:
+        spread = np.sqrt(np.pi / 2) * np.mean(np.abs(deviation))
+    return deviation / spread if spread >= _SMALLEST_SPREAD else np.zeros_like(deviation)

@@ -1,0 +1,279 @@
+"""The ledger: what was decided about each considered pair, and on which grounds.
+
+It is written as training goes: one part file a super-batch, ``ledger/part-00012.parquet`` beside ``ledger.parquet``,
+and merged into that file at the end with one row group a part. Whoever stops in between can read what is there, and a
+merged ledger can be taken apart again where a run goes on from an earlier checkpoint.
+"""
+
+import difflib
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from chexstudy.curation.online.decisions import BANDS, CENTRAL, OUTLIER, REASONS, SUPPORT, Selection
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, artifact_path, forget_artifact, require_whole
+
+_WORDS = pa.dictionary(pa.int8(), pa.string())
+_SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "epoch": pa.int32(),
+        "step": pa.int32(),
+        "prototype": pa.int32(),
+        "distance": pa.float32(),
+        "threshold_support": pa.float32(),
+        "threshold_outlier": pa.float32(),
+        "band": _WORDS,
+        "order": pa.int32(),
+        "priority": pa.float32(),
+        "kept": pa.bool_(),
+        "reason": _WORDS,
+    }
+)
+LEDGER_COLUMNS = tuple(_SCHEMA.names)
+# Ids come in random order: their minimum and maximum would help no reader and would swell the footer.
+_STATISTICS = ["epoch", "step", "prototype", "kept"]
+_PART = "part-{:05d}.parquet"
+_LIKELY_IDS = 1000
+_MADE_BY = "04_pretrain_curated"
+
+
+def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
+    """One row for each pair of a batch.
+
+    Args:
+        image_ids: ``(batch,)`` strings.
+        epoch: epoch of the whole training, from 0.
+        step: step of the whole training, from 0.
+        selection: the decision of `select_samples`.
+
+    Returns:
+        Table with `LEDGER_COLUMNS`.
+    """
+    return pd.DataFrame(
+        {
+            "image_id": image_ids,
+            "epoch": epoch,
+            "step": step,
+            "prototype": selection.prototype.cpu().numpy(),
+            "distance": selection.distance.cpu().numpy(),
+            "threshold_support": selection.threshold_support.cpu().numpy(),
+            "threshold_outlier": selection.threshold_outlier.cpu().numpy(),
+            "band": np.asarray(BANDS)[selection.band.cpu().numpy()],
+            "order": selection.order.cpu().numpy(),
+            "priority": selection.priority.cpu().numpy(),
+            "kept": selection.kept.cpu().numpy(),
+            "reason": np.asarray(REASONS)[selection.reason.cpu().numpy()],
+        }
+    )
+
+
+def summarise_bands(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Pairs and kept pairs by band, in the order central, support, outlier."""
+    summary = ledger.groupby("band", observed=True).agg(pairs=("kept", "size"), kept=("kept", "sum"))
+    summary = summary.reindex([BANDS[CENTRAL], BANDS[SUPPORT], BANDS[OUTLIER]], fill_value=0)
+    return summary.rename_axis("band").reset_index()
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class LedgerWriter:
+    """Writes a ledger super-batch by super-batch.
+
+    A run that starts anew takes away what lay there; one that goes on keeps the parts of the super-batches that its
+    checkpoint already knows and drops those beyond, which it is about to decide again.
+
+    Args:
+        final: where the merged ledger will lie; the parts lie in a folder of the same name without the suffix.
+        first: number of the first super-batch that will be written: 0 for a run that starts anew.
+    """
+
+    def __init__(self, final: str | Path, first: int = 0):
+        self.final = Path(final)
+        self.folder = self.final.with_suffix("")
+        if first:
+            check_ledger(self.final, first)
+            if self.final.exists():
+                self._take_apart(first)
+        # The merged file goes first: as long as it is there, readers take it for the whole.
+        forget_artifact(self.final)
+        for number, part in _list_parts(self.folder).items():
+            if number >= first:
+                forget_artifact(part)
+
+    def _take_apart(self, count: int) -> None:
+        with pq.ParquetFile(self.final) as merged:
+            for number in range(min(count, merged.num_row_groups)):
+                if not self._part(number).exists():
+                    self._write(number, merged.read_row_group(number))
+
+    def _part(self, number: int) -> Path:
+        return self.folder / _PART.format(number)
+
+    def _write(self, number: int, table: pa.Table) -> None:
+        with artifact_path(self._part(number)) as temporary:
+            pq.write_table(table, temporary, row_group_size=len(table), write_statistics=_STATISTICS)
+
+    def write(self, number: int, table: pd.DataFrame) -> None:
+        """Write the decisions of one super-batch; one written before under this number is replaced.
+
+        Args:
+            number: of the super-batch in the whole of the curation, from 0, without gaps.
+            table: rows as `ledger_rows` makes them, at least one.
+
+        Raises:
+            ValueError: the table has other columns than `LEDGER_COLUMNS`, or no rows.
+        """
+        if set(table.columns) != set(LEDGER_COLUMNS) or table.empty:
+            raise ValueError(f"a ledger's part has rows and the columns {', '.join(LEDGER_COLUMNS)}")
+        self._write(number, pa.Table.from_pandas(table[list(LEDGER_COLUMNS)], _SCHEMA, preserve_index=False))
+
+    def finish(self) -> Path:
+        """Merge the parts into the final file, one row group a part and one part in memory at a time; remove them.
+
+        Returns:
+            The final file.
+        """
+        parts = _list_parts(self.folder)
+        absent = sorted(set(range(max(parts, default=-1) + 1)) - set(parts))
+        if absent:
+            raise StudyError(f"{self.folder} lacks the ledger of super-batch {absent[0]}: train the arm again.")
+        with (
+            artifact_path(self.final) as temporary,
+            pq.ParquetWriter(temporary, _SCHEMA, write_statistics=_STATISTICS) as writer,
+        ):
+            for part in parts.values():
+                require_whole(part, _MADE_BY)
+                table = pq.read_table(part, schema=_SCHEMA)
+                writer.write_table(table, row_group_size=len(table))
+        if self.folder.is_dir():
+            forget_artifact(self.folder)
+        return self.final
+
+
+def check_ledger(final: Path, count: int) -> None:
+    """Make sure that a ledger holds its first super-batches as they were written, merged or in parts.
+
+    Args:
+        final: as in `LedgerWriter`.
+        count: how many super-batches.
+    """
+    if final.exists():
+        require_whole(final, _MADE_BY)
+        return
+    parts = _list_parts(final.with_suffix(""))
+    for number in range(count):
+        if number not in parts:
+            raise StudyError(
+                f"{final.with_suffix('')} lacks the ledger of super-batch {number}, from which training cannot go on: "
+                "remove the arm's folder and train it again."
+            )
+        require_whole(parts[number], _MADE_BY)
+
+
+def _list_parts(folder: Path) -> dict[int, Path]:
+    """The finished parts by number, ascending; what a killed process left half written is none."""
+    found = {}
+    for path in folder.glob("part-*.parquet"):
+        if match := re.fullmatch(r"part-(\d+)\.parquet", path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def ledger_path(run: Run, arm: str, seed: int) -> Path:
+    """Where the merged ledger of an arm lies or will lie."""
+    return run.path(f"pretraining/{arm}/seed{seed}/ledger.parquet")
+
+
+def read_ledger(
+    source: str | Path | Run, arm: str = "curated", seed: int = 0, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Read a ledger: the merged file, or while there is none, the parts written so far.
+
+    Args:
+        source: path of the merged file, or a run.
+        arm: of the run.
+        seed: of the arm.
+        columns: which columns to read; all by default.
+
+    Returns:
+        Rows in the order in which they were decided. ``band`` and ``reason`` are categories, ordered as `BANDS` and
+        `REASONS`.
+    """
+    path = ledger_path(source, arm, seed) if isinstance(source, Run) else Path(source)
+    tables = [part.read(columns=None if columns is None else list(columns)) for part in _open_parts(path)]
+    return _to_frame(tables)
+
+
+def read_super_batches(source: str | Path | Run, image_id: str, arm: str = "curated", seed: int = 0) -> pd.DataFrame:
+    """Read the super-batches in which one pair was considered, whole: the pair and those it was decided among.
+
+    Only the ids of the others are looked at, so memory does not grow with the ledger.
+
+    Args:
+        source, arm, seed: as in `read_ledger`.
+        image_id: the pair.
+
+    Returns:
+        As `read_ledger`, perhaps without rows.
+    """
+    path = ledger_path(source, arm, seed) if isinstance(source, Run) else Path(source)
+    tables, empty = [], None
+    for part in _open_parts(path):
+        empty = part.schema_arrow.empty_table() if empty is None else empty
+        for group in range(part.num_row_groups):
+            ids = part.read_row_group(group, columns=["image_id"]).column("image_id")
+            if pc.any(pc.equal(ids, image_id)).as_py():
+                tables.append(part.read_row_group(group))
+    return _to_frame(tables or [empty])
+
+
+def find_likely_ids(image_id: str, known: Sequence[str], count: int = 3) -> list[str]:
+    """The known ids that someone who typed ``image_id`` may have meant, the likeliest first.
+
+    Those that end in what was typed come first (the source was left out), then those spelled alike among the
+    neighbours in alphabetical order, which keeps the search short among millions.
+    """
+    ordered = sorted(set(known))
+    ends = [one for one in ordered if one.endswith(image_id)] if image_id else []
+    place = bisect_left(ordered, image_id)
+    near = ordered[max(0, place - _LIKELY_IDS) : place + _LIKELY_IDS]
+    alike = difflib.get_close_matches(image_id, near, n=count)
+    return list(dict.fromkeys([*ends[:count], *alike]))[:count]
+
+
+def _open_parts(path: Path) -> Iterator[pq.ParquetFile]:
+    """The merged file, else the parts, opened one after the other."""
+    paths = [path] if path.exists() else list(_list_parts(path.with_suffix("")).values())
+    if not paths:
+        raise StudyError(f"there is no ledger at {path}: only arms that curate with prototypes write one.")
+    for one in paths:
+        require_whole(one, _MADE_BY)
+        try:
+            part = pq.ParquetFile(one)
+        except (OSError, ValueError):
+            raise StudyError(f"{one} cannot be read as a ledger: run {_MADE_BY} again.") from None
+        with part:
+            yield part
+
+
+def _to_frame(tables: list[pa.Table]) -> pd.DataFrame:
+    frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    for column, words in (("band", BANDS), ("reason", REASONS)):
+        if column in frame:
+            values = frame[column].astype("category")
+            others = [word for word in values.cat.categories if word not in words]
+            frame[column] = values.cat.set_categories([*words, *sorted(others)])
+    return frame

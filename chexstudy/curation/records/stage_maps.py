@@ -1,0 +1,222 @@
+"""Maps of the stages of curation, chained: each starts where the one before ended, so that points move smoothly.
+
+The model goes on learning while it curates, so features of different steps are not of one space. A stage gathers the
+pairs scored in one stretch of steps, or in one epoch where there are several, and has a map of its own. Fitted apart,
+maps of nearly the same pairs can differ by any rotation and by any arrangement of their islands. Here pairs that were
+on the map before start at their old places and new ones between their nearest neighbours there; after a short fit the
+map is laid over the last one by the pairs both show.
+
+That is what AlignedUMAP does with a joint loss over all maps; a chain needs a small part of its time, keeps more
+neighbours, and costs somewhat more movement (benchmarks/maps.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+from chexstudy.vectors.umap import fit_map, lay_over, measure_trustworthiness, place_on_map
+
+MOST_STAGES = 5
+_FEWEST_TO_LAY_OVER = 3
+_NEIGHBOURS_JUDGED = 15
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of curation with a map of its own."""
+
+    number: int  # from 0
+    first_step: int  # first step whose pairs are new in it
+    last_step: int  # the last one
+    # Ledger rows on its map ``(n,)`` int64: its own, and in one epoch those of the stage before, so that neighbouring
+    # maps share pairs.
+    rows: np.ndarray
+
+
+def plan_stages(ledger: pd.DataFrame, most: int = MOST_STAGES) -> list[Stage]:
+    """The stages of a curation: its epochs, or stretches of about equally many pairs if there is one epoch.
+
+    Args:
+        ledger: one row a decision, with ``epoch`` and ``step``.
+        most: how many stretches an epoch is cut into at most.
+    """
+    if ledger.empty:
+        raise StudyError("the ledger holds no decisions, so there is nothing to map: pretrain the curated arm again.")
+    step, epoch = ledger.step.to_numpy(), ledger.epoch.to_numpy()
+    epochs = np.unique(epoch)
+    if len(epochs) > 1:
+        own = [np.flatnonzero(epoch == one) for one in epochs]
+        shown = own
+    else:
+        steps, place, pairs = np.unique(step, return_inverse=True, return_counts=True)
+        # By the pair in a step's middle, so that stretches hold about as many pairs, and a small last step no stage.
+        middle = np.cumsum(pairs) - pairs / 2
+        stretch = (middle * min(most, len(steps)) / len(step)).astype(int)[place]
+        own = [np.flatnonzero(stretch == number) for number in np.unique(stretch)]
+        shown = [np.sort(np.concatenate(own[max(0, place - 1) : place + 1])) for place in range(len(own))]
+    return [
+        Stage(number, int(step[mine].min()), int(step[mine].max()), rows)
+        for number, (mine, rows) in enumerate(zip(own, shown, strict=True))
+    ]
+
+
+def fit_stage_maps(
+    features: Sequence[np.ndarray], names: Sequence[np.ndarray], seed: int, start: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Chained maps of successive features of partly the same pairs.
+
+    Args:
+        features: of each stage ``(n, dim)``.
+        names: which pair each row is ``(n,)``, unique within a stage.
+        seed: seed of the layouts.
+        start: where the first stage begins ``(n, 2)``, for example on the map of all pairs.
+
+    Returns:
+        Coordinates of each stage ``(n, 2)``, float32, in the units of the first.
+    """
+    maps: list[np.ndarray] = []
+    for number, rows in enumerate(features):
+        if number == 0:
+            maps.append(fit_map(rows, seed, start=start))
+            continue
+        before = maps[-1]
+        begin = place_on_map(rows, features[number - 1], before)
+        _, old, new = np.intersect1d(names[number - 1], names[number], return_indices=True)
+        begin[new] = before[old]
+        fitted = fit_map(rows, seed, start=begin)
+        maps.append(lay_over(fitted, begin, new) if len(new) >= _FEWEST_TO_LAY_OVER else fitted)
+    return maps
+
+
+def read_or_fit_stage_maps(
+    run: Run,
+    name: str,
+    ledger: pd.DataFrame,
+    features: np.ndarray,
+    stages: Sequence[Stage],
+    seed: int,
+    inputs: tuple[str, ...],
+    start: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """The maps of all stages: read if they were fitted on these features with this seed, else fitted and written.
+
+    Args:
+        run: the study.
+        name: artifact of the maps, for example ``pretraining/curated/seed0/stage_maps.parquet``.
+        ledger: the decisions.
+        features: of the ledger's rows ``(n, dim)``.
+        stages: as `plan_stages` made them of this ledger.
+        seed: seed of the layouts.
+        inputs: the artifacts that ``ledger``, ``features`` and ``start`` come from.
+        start: as in `fit_stage_maps`.
+
+    Returns:
+        ``stage, row, image_id, x, y``, one row a stage and pair; ``row`` is the ledger's.
+    """
+    parameters = {"seed": seed, "steps": [[stage.first_step, stage.last_step] for stage in stages]}
+    if run.is_current(name, run.key(parameters, inputs)):
+        return run.read_table(name, name)
+    names = ledger.image_id.to_numpy()
+    maps = fit_stage_maps(
+        [features[stage.rows] for stage in stages], [names[stage.rows] for stage in stages], seed, start
+    )
+    table = pd.concat(
+        [
+            pd.DataFrame({"stage": stage.number, "row": stage.rows, "image_id": names[stage.rows]}).assign(
+                x=coordinates[:, 0], y=coordinates[:, 1]
+            )
+            for stage, coordinates in zip(stages, maps, strict=True)
+        ],
+        ignore_index=True,
+    )
+    run.write_table(name, table)
+    run.record(name, parameters, inputs, seed)
+    return table
+
+
+def join_stage_maps(ledger: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
+    """What the ledger says of each pair on each map: its columns, and ``stage``, ``x`` and ``y``."""
+    pairs = ledger.iloc[maps.row].reset_index(drop=True)
+    return pairs.assign(stage=maps.stage.to_numpy(), x=maps.x.to_numpy(), y=maps.y.to_numpy())
+
+
+def trace_over_stages(
+    snapshots: np.ndarray, steps: pd.DataFrame, stages: Sequence[Stage], features: np.ndarray, maps: pd.DataFrame
+) -> pd.DataFrame:
+    """The paths of prototypes, each snapshot on the map of its own stage.
+
+    Args:
+        snapshots: prototypes ``(snapshots, count, dim)``.
+        steps: one row a snapshot with ``snapshot``, ``step`` (steps done before it) and ``phase``, in their order.
+        stages: as `plan_stages` made them.
+        features: of the ledger's rows ``(n, dim)``.
+        maps: as `read_or_fit_stage_maps` returned them.
+
+    Returns:
+        ``snapshot, step, phase, stage, prototype, x, y``, one row a snapshot and prototype.
+    """
+    if snapshots.ndim != 3 or len(steps) != len(snapshots):
+        raise StudyError(
+            f"{len(steps)} rows describe prototype snapshots of shape {snapshots.shape}: pretrain the arm again."
+        )
+    # A snapshot carries the number of steps done before it, so it belongs to the stage of the step just done.
+    ends = np.array([stage.last_step for stage in stages])
+    stage_of = np.minimum(np.searchsorted(ends, steps.step.to_numpy() - 1), len(stages) - 1)
+    count = snapshots.shape[1]
+    rows = steps[["snapshot", "step", "phase"]].assign(stage=stage_of)
+    rows = rows.loc[rows.index.repeat(count)].reset_index(drop=True)
+    rows["prototype"] = np.tile(np.arange(count), len(snapshots))
+    places = np.empty((len(snapshots), count, 2), np.float32)
+    for number in np.unique(stage_of):
+        here = stage_of == number
+        shown = maps[maps.stage == number]
+        points = snapshots[here].reshape(-1, snapshots.shape[2])
+        placed = place_on_map(points, features[shown.row], shown[["x", "y"]].to_numpy())
+        places[here] = placed.reshape(-1, count, 2)
+    return rows.assign(x=places[:, :, 0].ravel(), y=places[:, :, 1].ravel())
+
+
+def measure_stage_maps(maps: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
+    """How good the maps of stages are, and how smooth their chain.
+
+    Args:
+        maps: as `read_or_fit_stage_maps` returned them.
+        features: of the ledger's rows ``(n, dim)``.
+
+    Returns:
+        ``stage, pairs, trustworthiness, shared, moved``: pairs on the map, how far its neighbours can be trusted, how
+        many of them were on the map before, and their median movement as a share of the map's radius; NaN where a map
+        is too small or there is none before.
+    """
+    rows, before = [], None
+    for number, shown in maps.groupby("stage"):
+        neighbours = min(_NEIGHBOURS_JUDGED, (len(shown) - 1) // 2)
+        coordinates = shown[["x", "y"]].to_numpy()
+        trust = measure_trustworthiness(features[shown.row], coordinates, neighbours) if neighbours else np.nan
+        shared, moved = 0, np.nan
+        if before is not None:
+            _, old, new = np.intersect1d(before.image_id, shown.image_id, return_indices=True)
+            shared = len(new)
+            if shared:
+                moved = measure_movement(before[["x", "y"]].to_numpy(), coordinates, old, new)
+        rows.append((number, len(shown), trust, shared, moved))
+        before = shown
+    return pd.DataFrame(rows, columns=["stage", "pairs", "trustworthiness", "shared", "moved"])
+
+
+def measure_movement(before: np.ndarray, after: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
+    """Median distance that pairs moved between two maps, as a share of the first map's radius (root mean square).
+
+    Args:
+        before: coordinates ``(n, 2)``.
+        after: coordinates ``(m, 2)``.
+        old: rows of ``before`` ``(shared,)``.
+        new: rows of the same pairs in ``after``.
+    """
+    radius = np.sqrt(((before - before.mean(axis=0)) ** 2).sum(axis=1).mean())
+    moved = np.median(np.linalg.norm(after[new] - before[old], axis=1))
+    return float(moved / radius) if radius > 0 else float(moved)

@@ -1,0 +1,60 @@
+"""Where the subset of a study's arm, or of a method of curation, lies, and the scores it was chosen by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+_METHOD_ARM = "by_"
+
+
+@dataclass(frozen=True)
+class ChosenSubset:
+    """What was chosen for an arm."""
+
+    kept: pd.Series  # ids of the kept pairs with their weights in training, a Series indexed by ``image_id``
+    # The score of every pair the method could choose from, indexed by ``image_id``; None where the arm was not chosen
+    # by scores.
+    scores: pd.Series | None
+    method: str  # name of the offline method, empty if there is none
+
+
+def read_subset(run: Run, arm: str, seed: int) -> ChosenSubset:
+    """The subset an arm was trained on, or that an offline method chose.
+
+    Args:
+        run: the study.
+        arm: an arm, ``by_<method>``, or the name of a method that has curated the study.
+        seed: of the arm or method.
+    """
+    method = arm.removeprefix(_METHOD_ARM)
+    trained, curated = f"pretraining/{arm}/seed{seed}/subset.parquet", f"curation/{method}/seed{seed}"
+    if run.has(trained):
+        kept, made_by = trained, "04_pretrain_curated"
+    elif run.has(f"{curated}/subset.parquet"):
+        kept, made_by = f"{curated}/subset.parquet", "08_compare_curators"
+    else:
+        there = ", ".join(_list_subsets(run)) or "none yet"
+        raise StudyError(f"study {run.study!r} has no subset of {arm!r} with seed {seed}; there are: {there}.")
+    scored, scores = f"{curated}/scores.parquet", None
+    if run.has(scored):
+        scores = run.read_table(scored, "08_compare_curators").set_index("image_id").score
+    weights = run.read_table(kept, made_by).set_index("image_id").weight
+    return ChosenSubset(weights, scores, method if scores is not None else "")
+
+
+def _list_subsets(run: Run) -> list[str]:
+    """The arms and methods with a subset, as ``curated (seeds 0, 1)``."""
+    seeds: dict[str, list[int]] = {}
+    for path in sorted(run.folder.glob("*/*/seed*/subset.parquet"), key=_seed_of):
+        if path.parts[-4] in ("pretraining", "curation") and path.parent.name.removeprefix("seed").isdigit():
+            seeds.setdefault(path.parts[-3], []).append(_seed_of(path))
+    return [f"{name} (seed{'s' * (len(own) > 1)} {', '.join(map(str, own))})" for name, own in sorted(seeds.items())]
+
+
+def _seed_of(path: Path) -> int:
+    number = path.parent.name.removeprefix("seed")
+    return int(number) if number.isdigit() else -1

@@ -1,0 +1,222 @@
+"""Embeddings: of images and texts in memory, and of a whole cohort kept in a study's folder.
+
+A cohort is embedded in parts of fixed size, each written when it is done, and the parts are joined at the end. A killed
+run goes on at the first part that is missing, and the parts do not depend on each other or on who makes them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from chexstudy.arrays import Parts, write_rows
+from chexstudy.cohort.reports import training_text
+from chexstudy.encoders.build import ImageEncoder, TextEncoder
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+_PART_ROWS = 1024
+_MADE_BY = "02_embed_pairs (or `chexstudy embed`)"
+
+
+class PixelSource(Protocol):
+    """Where pixels come from, such as the pixel store of a study."""
+
+    def read(self, image_ids: Sequence[str]) -> np.ndarray:
+        """uint8 ``(n, height, width)`` in the order of the ids."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of a cohort; row ``i`` of both arrays belongs to ``image_ids[i]``."""
+
+    image_ids: list[str]  # in the order of the cohort table
+    image: np.ndarray  # ``(images, dim)``, not normalised
+    text: np.ndarray  # ``(images, dim)``, not normalised; images with the same report share their values
+
+
+# --- in memory ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def embed_images(
+    encode: Callable[[Tensor], Tensor],
+    pixels: np.ndarray,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> np.ndarray:
+    """Embed images in batches, without gradient.
+
+    Args:
+        encode: an image encoder in evaluation mode, or any function of uint8 ``(batch, 1, height, width)``.
+        pixels: uint8 ``(n, height, width)``.
+        batch_size: images at a time.
+        device: where ``encode`` computes.
+        autocast: reduced precision to compute in; None for float32.
+
+    Returns:
+        float32 ``(n, dim)``.
+    """
+    if len(pixels) == 0:
+        raise StudyError("there are no images to embed: the selection of the cohort is empty.")
+    device, batches = torch.device(device), []
+    for start in range(0, len(pixels), batch_size):
+        batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).unsqueeze(1).to(device)
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            batches.append(encode(batch).float().cpu().numpy())
+    return np.concatenate(batches)
+
+
+@torch.no_grad()
+def embed_texts(
+    encode: Callable[[Tensor, Tensor], Tensor],
+    tokenize: Callable[[Sequence[str]], dict[str, Tensor]],
+    texts: Sequence[str],
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> np.ndarray:
+    """Embed texts, without gradient: each distinct text once, and texts of like length together.
+
+    Args:
+        encode: a text encoder in evaluation mode, or any function of ``input_ids`` and ``attention_mask``.
+        tokenize: gives these two for a list of texts, as ``TextEncoder.tokenize`` does.
+        texts: reports or prompts, in any order.
+        batch_size: texts at a time.
+        device: where ``encode`` computes.
+        autocast: reduced precision to compute in; None for float32.
+
+    Returns:
+        float32 ``(texts, dim)``, in the order of ``texts``.
+    """
+    if len(texts) == 0:
+        raise StudyError("there are no texts to embed: the selection of the cohort is empty.")
+    distinct = distinct_texts(texts)
+    device, batches = torch.device(device), []
+    for start in range(0, len(distinct), batch_size):
+        tokens = tokenize(distinct[start : start + batch_size])
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            embedded = encode(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+        batches.append(embedded.float().cpu().numpy())
+    return np.concatenate(batches)[_rows_of(texts, distinct)]
+
+
+def distinct_texts(texts: Sequence[str]) -> list[str]:
+    """Each text once, shortest first, equal lengths in alphabetical order: batches of them waste little padding."""
+    return sorted(set(texts), key=lambda text: (len(text), text))
+
+
+def _rows_of(texts: Sequence[str], distinct: Sequence[str]) -> np.ndarray:
+    row = {text: number for number, text in enumerate(distinct)}
+    return np.array([row[text] for text in texts])
+
+
+# --- of a cohort --------------------------------------------------------------------------------------------------
+
+
+def embed_cohort(
+    run: Run,
+    cohort: pd.DataFrame,
+    pixels: PixelSource,
+    image_encoder: ImageEncoder,
+    text_encoder: TextEncoder,
+    name: str,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+    dtype: str = "float32",
+    inputs: tuple[str, ...] = ("pixels/manifest.json",),
+) -> Embeddings:
+    """Embed every pair of a cohort and keep the result as ``embeddings/<name>/`` of the study.
+
+    Embeddings that are current (same weights, commit, preprocessing, cohort, pixels and code) are read, stale ones are
+    computed again, unfinished ones are finished.
+
+    Args:
+        run: the study.
+        cohort: cohort table; the text of a pair is that used in training.
+        pixels: where the pixels are read from.
+        image_encoder: moved to ``device`` and put into evaluation mode.
+        text_encoder: likewise.
+        name: a plain folder name.
+        batch_size: images, and texts, at a time.
+        device: where the encoders compute.
+        autocast: reduced precision to compute in; None for float32.
+        dtype: of the kept arrays: ``float32`` or ``float16``.
+        inputs: artifacts of the study that decide what ``pixels`` yields; those it does not have are passed over.
+    """
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise StudyError(f"embeddings need a plain folder name such as 'default', not {name!r}.")
+    if dtype not in ("float32", "float16"):
+        raise StudyError(f"embeddings are kept as float32 or float16, not {dtype!r}.")
+    if cohort.empty:
+        raise StudyError("there are no pairs to embed: the cohort table is empty.")
+    texts = [training_text(report) for report in cohort["report"]]
+    inputs = tuple(artifact for artifact in inputs if run.has(artifact))
+    parameters = {
+        "image_encoder": image_encoder.describe(),
+        "text_encoder": text_encoder.describe(),
+        "pairs": _hash_pairs(cohort["image_id"], texts),
+        "autocast": str(autocast),
+        "dtype": dtype,
+    }
+    key, ids = run.key(parameters, inputs), _artifact(name, "ids.parquet")
+    if run.is_current(ids, key):
+        return read_embeddings(run, name)
+    for encoder in (image_encoder, text_encoder):
+        encoder.to(device).eval()
+    image_ids, distinct = cohort["image_id"].tolist(), distinct_texts(texts)
+    parts = Parts(run.path(_artifact(name, "parts")) / key[:16], _PART_ROWS)
+    options = {"batch_size": batch_size, "device": device, "autocast": autocast}
+
+    def embed_image_rows(rows: slice) -> list[np.ndarray]:
+        return [embed_images(image_encoder, pixels.read(image_ids[rows]), **options).astype(dtype)]
+
+    def embed_text_rows(rows: slice) -> list[np.ndarray]:
+        return [embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], **options).astype(dtype)]
+
+    parts.make(("image",), len(image_ids), embed_image_rows, "embedding images")
+    parts.make(("text",), len(distinct), embed_text_rows, "embedding texts")
+    image, text = _artifact(name, "image.npy"), _artifact(name, "text.npy")
+    with run.writing(image) as temporary:
+        write_rows(temporary, parts.read("image", len(image_ids)), len(image_ids))
+    unique = np.concatenate(list(parts.read("text", len(distinct))))
+    rows = _rows_of(texts, distinct)
+    with run.writing(text) as temporary:
+        write_rows(temporary, (unique[rows[chunk]] for chunk in parts.chunks(len(rows))), len(rows))
+    run.write_table(ids, pd.DataFrame({"image_id": image_ids}))
+    run.record(ids, parameters, inputs, files=(image, text))
+    parts.remove()
+    return read_embeddings(run, name)
+
+
+def read_embeddings(run: Run, name: str) -> Embeddings:
+    """The embeddings of a study, mapped from disk."""
+    image_ids = run.read_table(_artifact(name, "ids.parquet"), _MADE_BY)["image_id"].tolist()
+    image, text = (
+        run.read_array(_artifact(name, file), _MADE_BY, memory_map=True) for file in ("image.npy", "text.npy")
+    )
+    if not len(image_ids) == len(image) == len(text):
+        raise StudyError(
+            f"the embeddings {name!r} of study {run.study!r} are damaged: {len(image_ids)} ids, {len(image)} images "
+            f"and {len(text)} texts; delete {run.path(_artifact(name, 'ids.parquet'))} and run {_MADE_BY} again."
+        )
+    return Embeddings(image_ids, image, text)
+
+
+def _artifact(name: str, file: str) -> str:
+    return f"embeddings/{name}/{file}"
+
+
+def _hash_pairs(image_ids: Sequence[str], texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for image_id, text in zip(image_ids, texts, strict=True):
+        digest.update(f"{image_id}\0{text}\0".encode())
+    return digest.hexdigest()

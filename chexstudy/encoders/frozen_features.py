@@ -1,0 +1,249 @@
+"""Features of a frozen encoder, computed once and kept: what every head learns from, so that a CPU suffices.
+
+Kept in ``features/<name>/`` of the study: the pooled embedding, [CLS] and mean patch of the last blocks in float32, and
+the patches themselves in float16, mapped from disk. ViT-L at 512 pixels has 1,024 patches of 4,096 channels, 8.4 MB an
+image; ``tiny-resnet`` at 96 pixels has 144 of 240, 69 kB.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.arrays import Parts, write_rows
+from chexstudy.encoders.build import ImageEncoder
+from chexstudy.encoders.embeddings import PixelSource
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, forget_artifact
+
+_BLOCKS = 4
+_PART_ROWS = 1024
+_PART_BYTES = 256 * 2**20
+_PIXELS = "pixels/manifest.json"
+_MADE_BY = "09_adapt_encoder"
+_VECTORS = ("pooled", "cls", "mean")
+# What an encoder is called and where it came from do not change its features.
+_DECIDES = ("architecture", "weights", "pooling", "dim", "image_size", "mean", "std")
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Features of images by one encoder; row ``i`` of every array belongs to ``image_ids[i]``."""
+
+    image_ids: list[str]  # in the order they were asked for
+    pooled: np.ndarray  # ``(images, dim)`` float32, what `ImageEncoder.forward` gives and the projection sees
+    cls: np.ndarray  # ``(images, channels)`` float32, [CLS] of the last blocks side by side
+    mean: np.ndarray  # ``(images, channels)`` float32, mean over the patches
+    # ``(images, tokens, channels)`` float16, mapped from disk; None where they were not asked for
+    patches: np.ndarray | None
+    widths: tuple[int, ...]  # channels of each block; they sum to ``channels``
+    grid: int  # patches a side; ``tokens`` is its square
+    encoder: dict  # `ImageEncoder.describe` of the encoder
+    _index: pd.Index = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_index", pd.Index(self.image_ids))
+
+    def rows(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Where images lie, ``int64 (n,)``, in the order asked for."""
+        image_ids = list(image_ids)
+        rows = self._index.get_indexer(image_ids)
+        if (rows < 0).any():
+            raise StudyError(
+                f"{(rows < 0).sum()} of {len(rows)} images have no frozen features (the first is number "
+                f"{int((rows < 0).argmax())} of those asked for, counted from 0): freeze the features of these images, "
+                "too."
+            )
+        return rows.astype(np.int64)
+
+    def measure_channels(self, image_ids: Sequence[str], most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel over the patches of images, each ``(channels,)`` float32.
+
+        Args:
+            image_ids: whose patches.
+            most: of more images, so many spread evenly are looked at.
+        """
+        if self.patches is None:
+            raise StudyError("these features hold no patches: freeze them with patches.")
+        rows = np.sort(self.rows(image_ids))
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+        total, squares = np.zeros((2, self.patches.shape[2]))
+        for chunk in np.array_split(rows, max(1, len(rows) // 128)):
+            values = self.patches[chunk].astype(np.float32)
+            total += values.sum(axis=(0, 1), dtype=float)
+            squares += np.einsum("itc,itc->c", values, values, dtype=float)
+        count = len(rows) * self.patches.shape[1]
+        mean = total / count
+        return mean.astype(np.float32), np.sqrt(np.maximum(squares / count - mean**2, 0)).astype(np.float32)
+
+    def check_encoder(self, encoder: dict) -> None:
+        """Make sure that the features are of the encoder that a head was trained on.
+
+        Args:
+            encoder: `ImageEncoder.describe` of that encoder.
+        """
+        for part in _DECIDES:
+            own, other = (_plain(one.get(part)) for one in (self.encoder, encoder))
+            if own != other:
+                raise StudyError(
+                    f"the head was trained on features of another encoder ({part} {other}, these have {own}): freeze "
+                    "the features of its encoder, or train it on these."
+                )
+
+
+def freeze_features(
+    run: Run,
+    name: str,
+    encoder: ImageEncoder,
+    image_ids: Sequence[str],
+    pixels: PixelSource,
+    *,
+    blocks: int | None = None,
+    patches: bool = True,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> FrozenFeatures:
+    """Compute the features of images and keep them as ``features/<name>/`` of the study.
+
+    Current features (same weights, preprocessing, images, pixels and code) are read; those with patches also serve
+    where none are asked for. Stale ones are computed again, unfinished ones are finished. While the parts are joined,
+    the patches lie on disk twice.
+
+    Args:
+        run: the study.
+        name: such as ``curated/seed0``.
+        encoder: moved to ``device`` and put into evaluation mode.
+        image_ids: the images, each once.
+        pixels: where their pixels are read from.
+        blocks: how many of the last blocks, see `ImageEncoder.block_tokens`; without it four, as published, or all
+            where there are fewer.
+        patches: keep the patches, too; only heads that look at places need them.
+        batch_size: images at a time.
+        device: where the encoder computes.
+    """
+    _check_name(name)
+    image_ids = [str(image_id) for image_id in image_ids]
+    if not image_ids:
+        raise StudyError("there are no images to compute features of: the selection of the cohort is empty.")
+    if len(set(image_ids)) < len(image_ids):
+        raise StudyError("features are computed once an image: pass each image_id once.")
+    if batch_size < 1:
+        raise StudyError(f"a batch needs at least one image, not {batch_size}.")
+    if blocks is None:
+        blocks = min(_BLOCKS, encoder.count_blocks())
+    widths, description = encoder.block_widths(blocks), encoder.describe()
+    parameters = {
+        "encoder": description,
+        "images": hashlib.sha256("\0".join(image_ids).encode()).hexdigest(),
+        "blocks": blocks,
+        "patches": True,
+    }
+    inputs = (_PIXELS,) if run.has(_PIXELS) else ()
+    layout = _artifact(name, "layout.json")
+    for kept in (True,) if patches else (True, False):
+        if run.is_current(layout, run.key(parameters | {"patches": kept}, inputs)):
+            return read_features(run, name)
+    parameters["patches"] = patches
+    encoder.to(device).eval()
+    tokens = _count_tokens(encoder, pixels.read(image_ids[:1]), blocks, device)
+    kinds = (*_VECTORS, "patches") if patches else _VECTORS
+    bytes_an_image = 4 * (encoder.dim + 2 * sum(widths)) + 2 * patches * tokens * sum(widths)
+    rows_a_part = max(1, min(_PART_ROWS, _PART_BYTES // bytes_an_image))
+    parts = Parts(run.path(_artifact(name, "parts")) / run.key(parameters, inputs)[:16], rows_a_part)
+
+    def compute(rows: slice) -> list[np.ndarray]:
+        return _embed(encoder, image_ids[rows], pixels, blocks, batch_size, device)[: len(kinds)]
+
+    parts.make(kinds, len(image_ids), compute, "freezing features")
+    if not patches:
+        forget_artifact(run.path(_artifact(name, "patches.npy")))
+    for kind in kinds:
+        with run.writing(_artifact(name, f"{kind}.npy")) as temporary:
+            write_rows(temporary, parts.read(kind, len(image_ids)), len(image_ids))
+    run.write_table(_artifact(name, "ids.parquet"), pd.DataFrame({"image_id": image_ids}))
+    run.write_json(layout, {"widths": widths, "tokens": tokens, "patches": patches, "encoder": description})
+    run.record(layout, parameters, inputs, files=_files(name, patches))
+    parts.remove()
+    return read_features(run, name)
+
+
+def read_features(run: Run, name: str) -> FrozenFeatures:
+    """Kept features; the patches are mapped from disk."""
+    _check_name(name)
+    layout = run.read_json(_artifact(name, "layout.json"), _MADE_BY)
+    image_ids = run.read_table(_artifact(name, "ids.parquet"), _MADE_BY)["image_id"].tolist()
+    arrays = [run.read_array(_artifact(name, f"{kind}.npy"), _MADE_BY) for kind in _VECTORS]
+    patches = None
+    if layout["patches"]:
+        patches = run.read_array(_artifact(name, "patches.npy"), _MADE_BY, memory_map=True)
+    kept = arrays if patches is None else [*arrays, patches]
+    if {len(array) for array in kept} != {len(image_ids)}:
+        raise StudyError(
+            f"the features {name!r} of study {run.study!r} are damaged, for their files differ in rows: delete "
+            f"{run.path(_artifact(name, 'layout.json'))} and run {_MADE_BY} again."
+        )
+    grid = round(layout["tokens"] ** 0.5)
+    return FrozenFeatures(image_ids, *arrays, patches, tuple(layout["widths"]), grid, layout["encoder"])
+
+
+def drop_patches(run: Run, name: str) -> None:
+    """Give back the disk of the patches of kept features; their vectors stay current."""
+    layout, kept = _artifact(name, "layout.json"), run.read_json(_artifact(name, "layout.json"), _MADE_BY)
+    record = run.provenance(layout)
+    if not kept["patches"] or record is None:
+        return
+    forget_artifact(run.path(_artifact(name, "patches.npy")))
+    run.write_json(layout, kept | {"patches": False})
+    parameters = record["parameters"] | {"patches": False}
+    run.record(layout, parameters, tuple(record["inputs"]), files=_files(name, patches=False))
+
+
+@torch.no_grad()
+def _embed(encoder, image_ids, pixels, blocks, batch_size, device) -> list[np.ndarray]:
+    """Pooled, [CLS], mean and patches of some images."""
+    batches: list[list[np.ndarray]] = [[], [], [], []]
+    for start in range(0, len(image_ids), batch_size):
+        images = np.array(pixels.read(image_ids[start : start + batch_size]))
+        pooled, cls, patches = encoder.embed_blocks(torch.from_numpy(images).unsqueeze(1).to(device), blocks)
+        # The mean is taken before the patches are rounded.
+        values = (pooled.float(), cls.float(), patches.float().mean(1), patches.half())
+        for kept, value in zip(batches, values, strict=True):
+            if not torch.isfinite(value).all():
+                raise StudyError(
+                    "the encoder gives features that are not finite or too large for float16: check its weights, or "
+                    "train it again."
+                )
+            kept.append(value.cpu().numpy())
+    return [np.concatenate(kept) for kept in batches]
+
+
+@torch.no_grad()
+def _count_tokens(encoder, image: np.ndarray, blocks: int, device) -> int:
+    tokens = encoder.block_tokens(torch.from_numpy(np.array(image)).unsqueeze(1).to(device), blocks)[1].shape[1]
+    if round(tokens**0.5) ** 2 != tokens:
+        raise StudyError(f"the encoder gives {tokens} patches, which are no square grid: use another encoder.")
+    return tokens
+
+
+def _check_name(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or any(part.startswith((".", "/")) for part in parts) or str(PurePosixPath(*parts)) != name:
+        raise StudyError(f"features need a name such as 'curated/seed0', not {name!r}.")
+
+
+def _artifact(name: str, file: str) -> str:
+    return f"features/{name}/{file}"
+
+
+def _files(name: str, patches: bool) -> tuple[str, ...]:
+    """What belongs to a layout."""
+    arrays = (*_VECTORS, "patches") if patches else _VECTORS
+    return tuple(_artifact(name, file) for file in ("ids.parquet", *(f"{kind}.npy" for kind in arrays)))
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,266 @@
+"""Models of the Hugging Face Hub or of a folder: found, read and loaded without surprises.
+
+Nothing here runs code that comes with a checkpoint (unless told so for a pinned commit), unpickles more than tensors,
+or accepts weights that do not fit the architecture. A model in the cache is used without asking the network, which is
+asked only with ``--online``.
+"""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_DESCRIPTIONS = ("*.json", "*.txt", "*.model")
+_SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Any other is, for transformers, the name of a repository of the Hub whose code it fetches and runs.
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
+# Parts of a checkpoint no encoder has a use for: heads of its pretraining and old buffers.
+_HEADS = re.compile(
+    r"^(cls|classifier|lm_head|head|decoder|logit_scale|logit_bias)\b|(^|\.)pooler\.|(^|\.)(position_ids|mask_token)$"
+)
+_LARGEST_NUMBER, _MOST_LAYERS = 2**31, 1000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this disk."""
+
+    name: str  # what the user asked for
+    folder: Path  # where its files lie
+    commit: str = ""  # the Hub commit they belong to; empty for a folder of the user
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence ``transformers``' loading reports and bars: what matters in them is checked and raised here."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: bool = False) -> Checkpoint:
+    """Find a checkpoint in a folder or in the Hub's cache, else, with ``--online``, download it.
+
+    Args:
+        name: a Hub id, or a path; a folder that exists is taken before a Hub id.
+        revision: commit, tag or branch; empty for ``main``.
+        weights: whether its weights are needed, safetensors before ``pytorch_model.bin``.
+        code: whether the model code that comes with it is needed too.
+    """
+    folder = paths.resolve_user_path(name)
+    if folder.is_dir():
+        lacks = _lacking(folder, weights)
+        if lacks:
+            raise StudyError(f"the folder {folder} is no model checkpoint: it has no {lacks}.")
+        return Checkpoint(name, folder)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise StudyError(f"there is no folder {folder} to load an encoder from: check the path, or give a Hub id.")
+    from huggingface_hub import snapshot_download
+
+    descriptions = [*_DESCRIPTIONS, "*.py"] if code else [*_DESCRIPTIONS]
+    reason = "nothing is downloaded unless --online is given"
+    # The library looks at this when it is imported, which may have been before us.
+    offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
+    for local in (True,) if offline else (True, False):
+        for files in ("model*.safetensors", "pytorch_model*.bin"):
+            patterns = [*descriptions, files] if weights else descriptions
+            try:
+                found = snapshot_download(
+                    name, revision=revision or None, allow_patterns=patterns, local_files_only=local
+                )
+            except (OSError, ValueError) as error:
+                reason = reason if local else type(error).__name__
+                break
+            if not _lacking(Path(found), weights):
+                return Checkpoint(name, Path(found), Path(found).name)
+            reason = "no weights in a known format"
+    at_revision, option = (f" at revision {revision!r}", f" --revision {revision}") if revision else ("", "")
+    raise StudyError(
+        f"the model {name!r}{at_revision} is neither a folder nor in the Hugging Face cache, and the Hub did not give "
+        f"it ({reason}): run `hf download {name}{option}` where there is internet and bring the cache along, or give "
+        "the path of a folder that holds it."
+    )
+
+
+def _lacking(folder: Path, weights: bool) -> str:
+    if not (folder / "config.json").exists():
+        return "config.json"
+    if weights and not any((folder / name).exists() for name in (*_SAFE_WEIGHTS, *_TORCH_WEIGHTS)):
+        return f"{_SAFE_WEIGHTS[0]} or {_TORCH_WEIGHTS[0]}"
+    return ""
+
+
+def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "PreTrainedConfig":
+    """The configuration of a checkpoint."""
+    from transformers import AutoConfig
+
+    try:
+        written = json.loads((checkpoint.folder / "config.json").read_text())
+        check_attentions(written, checkpoint.name)
+        check_numbers(written, checkpoint.name)
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(
+                checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise StudyError(
+            f"the config.json of {checkpoint.name} is not one transformers can use ({_first_line(error)}); if the "
+            "model brings its own code, read that, pin its commit as revision and set trust_remote_code."
+        ) from None
+
+
+def check_numbers(config: object, name: str) -> None:
+    """Raise a StudyError if a configuration asks for a model that no machine could ever build.
+
+    Args:
+        config: what was read from a ``config.json``.
+        name: what the checkpoint is called.
+    """
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if isinstance(value, dict | list):
+            check_numbers(value, name)
+        most = _MOST_LAYERS if str(key).endswith("layers") else _LARGEST_NUMBER
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise StudyError(f"the config.json of {name} is damaged, its {key} cannot be {value!r:.40}: save it again.")
+
+
+def check_attentions(config: object, name: str) -> None:
+    """Raise a StudyError if a configuration, or one nested in it, names an implementation that is not ours to run.
+
+    Args:
+        config: what was read from a ``config.json``.
+        name: what the checkpoint is called.
+    """
+    for implementation in _find_implementations(config):
+        if implementation not in ATTENTIONS:
+            raise StudyError(
+                f"the config.json of {name} asks for the attention {implementation!r}, whose code would come from the "
+                f"Hub: take that line out, or name one of {', '.join(ATTENTIONS)}."
+            )
+
+
+def _find_implementations(value: object, is_one: bool = False) -> Iterator[object]:
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from _find_implementations(one, is_one or "implementation" in name)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _find_implementations(one, is_one)
+    elif is_one and value is not None:
+        yield value
+
+
+def read_preprocessing(checkpoint: Checkpoint) -> dict:
+    """What the checkpoint says of its image preprocessing (``image_mean``, ``size`` …); empty if it says nothing."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = checkpoint.folder / name
+        if path.exists():
+            try:
+                values = json.loads(path.read_text())
+            except ValueError:
+                raise StudyError(f"{path} is not valid JSON: fetch the checkpoint again.") from None
+            return values.get("image_processor", values)
+    return {}
+
+
+def preprocessed_size(preprocessing: dict) -> int | None:
+    """The side in pixels of what the checkpoint's preprocessing yields, or None if it does not say."""
+    names = ("crop_size", "size") if preprocessing.get("do_center_crop", "crop_size" in preprocessing) else ("size",)
+    for name in names:
+        size = preprocessing.get(name)
+        if isinstance(size, dict):
+            size = size.get("height") or size.get("shortest_edge")
+        if size:
+            return int(size)
+    return None
+
+
+def read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not any((checkpoint.folder / name).exists() for name in _TOKENIZERS):
+        raise StudyError(
+            f"{checkpoint.name} has no tokenizer files: put tokenizer.json or vocab.txt into {checkpoint.folder}."
+        )
+    try:
+        with quiet_transformers():
+            try:
+                return AutoTokenizer.from_pretrained(
+                    checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
+                )
+            except ImportError:
+                # SigLIP's class wants SentencePiece though the compiled tokenizer, which does not, lies beside it.
+                return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
+    except Exception as error:
+        # The compiled tokenizers raise bare exceptions.
+        raise StudyError(f"the tokenizer of {checkpoint.name} does not load: {_first_line(error)}.") from None
+
+
+def load_model(checkpoint: Checkpoint, model_class: type, unused: Iterable[str] = (), **options) -> "PreTrainedModel":
+    """Load a ``transformers`` model in float32; every weight must be there and every weight there must be explained.
+
+    Args:
+        checkpoint: where from.
+        model_class: a ``transformers`` class.
+        unused: patterns of weights that may be in the checkpoint without being used, beside pretraining heads.
+        options: passed to ``from_pretrained``, such as ``config``.
+    """
+    try:
+        with quiet_transformers():
+            model, report = model_class.from_pretrained(
+                checkpoint.folder,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                weights_only=True,
+                **options,
+            )
+    except pickle.UnpicklingError:
+        raise StudyError(
+            f"the weights of {checkpoint.name} are a pickle with more than tensors in it, which could run code: "
+            "convert them to safetensors where you trust them."
+        ) from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise StudyError(f"the weights of {checkpoint.name} do not load: {_first_line(error)}.") from None
+    explained = [_HEADS, *(re.compile(pattern) for pattern in unused)]
+    strange = [key for key in sorted(report["unexpected_keys"]) if not any(part.search(key) for part in explained)]
+    missing = [key for key in sorted(report["missing_keys"]) if not key.endswith("mask_token")]
+    resized = sorted(key for key, *_ in report["mismatched_keys"])
+    for keys, fault in ((missing, "lack"), (strange, "hold the unknown"), (resized, "have another shape in")):
+        if keys:
+            raise StudyError(
+                f"the weights of {checkpoint.name} do not fit {model_class.__name__}: they {fault} {keys[0]}"
+                f"{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}; give a checkpoint of that architecture."
+            )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")

@@ -1,0 +1,61 @@
+"""WordPiece trained on a cohort's own training reports: the vocabulary of the small text encoder."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from chexstudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUATION = "##"
+
+
+def split_words(text: str) -> list[str]:
+    """The words that `train_wordpiece` learns from: in lower case, split at white space and punctuation."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normal = normalizers.BertNormalizer(lowercase=True).normalize_str(text)
+    return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normal)]
+
+
+def train_wordpiece(
+    texts: Sequence[str], vocabulary_size: int = 4000, min_frequency: int = 2, max_tokens: int = 256
+) -> "PreTrainedTokenizerBase":
+    """Train a lower-casing WordPiece tokenizer; the same texts give the same ids on every machine.
+
+    Args:
+        texts: the training reports (never those of a test split). Their order does not matter.
+        vocabulary_size: at most so many tokens, special tokens and single characters included. Every character of the
+            texts is a token, so a text of known characters never yields ``[UNK]``, even if that needs more tokens.
+        min_frequency: pieces rarer than this are not merged.
+        max_tokens: texts are cut at this length when the caller asks for truncation.
+
+    Returns:
+        A ``transformers`` BERT tokenizer: ``[CLS] … [SEP]``, padded on the right.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertTokenizer
+
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    characters = sorted({character for text in texts for character in normalizer.normalize_str(text)} - set(" \t\n\r"))
+    if not characters:
+        raise StudyError(
+            "no tokenizer can be trained: every training report is empty; give reports or a pretrained text encoder."
+        )
+    # The trainer numbers continuation characters in the order of a randomly seeded hash map, and breaks ties between
+    # merges by these numbers. Naming all characters first fixes the numbers, and with them the whole vocabulary.
+    alphabet = [*_SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in characters)]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=CONTINUATION))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocabulary_size, len(alphabet)),
+        min_frequency=min_frequency,
+        special_tokens=alphabet,
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=max_tokens)

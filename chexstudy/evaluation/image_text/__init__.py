@@ -1,0 +1,1 @@
+"""Tasks of an image-text model without further training: zero-shot classification and retrieval."""

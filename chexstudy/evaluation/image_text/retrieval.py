@@ -1,0 +1,373 @@
+"""Retrieval both ways: the report of an image among all reports, and an image of a report among all images.
+
+What becomes of identical texts is a choice that moves recall, for normal reports repeat:
+
+- ``collapse`` (default, as in the published protocol): identical texts are one candidate and one query, whose right
+  answers are all images it describes;
+- ``any_match``: every pair keeps a candidate and a query of its own, and every pair with an identical text is right;
+- ``strict``: only a pair's own image and text are right; a model cannot tell identical texts apart, and gets what
+  guessing among them gives.
+
+Ranks are those expected when ties are broken at random: a model that maps everything to one point gets chance, not the
+luck of the sorting order, by which the published code breaks ties.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.image_text.zero_shot import normalise_rows
+from chexstudy.statistics.ranking import (
+    RESAMPLES,
+    Difference,
+    bootstrap_patients,
+    interval,
+    paired_difference,
+    resample_seeds,
+)
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+CUTOFFS = (1, 5, 10)
+POLICIES = ("collapse", "any_match", "strict")
+METRICS = (*(f"recall@{cutoff}" for cutoff in CUTOFFS), "median_rank", "mean_rank")
+# Equal embeddings give cosines that differ in the last bits, depending on where in the matrix they stand.
+_DECIMALS = 10
+_ROWS_AT_ONCE = 1024
+
+
+def rank_pairs(
+    image_embeddings: np.ndarray, text_embeddings: np.ndarray, texts: Sequence[str], duplicates: str = "collapse"
+) -> pd.DataFrame:
+    """Rank the right answer of every pair in both directions.
+
+    Args:
+        image_embeddings: ``(pairs, dim)``.
+        text_embeddings: ``(pairs, dim)``; of identical texts the first counts.
+        texts: ``(pairs,)``, the reports; texts that differ in white space alone are identical.
+        duplicates: one of `POLICIES`.
+
+    Returns:
+        One row a pair: ``text`` (number of its distinct text, -1 if the report is empty: such a pair is no query and no
+        right answer, but its image stays a candidate), ``share`` (of the pair in its text as a query: one over the
+        number of images with that text if identical texts are one, else 1) and, for each direction,
+        ``<direction>_better`` (wrong candidates nearer than the best right one), ``_tied`` (wrong ones as near) and
+        ``_right`` (right ones as near as the best right one).
+    """
+    _check_policy(duplicates)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise StudyError("retrieval needs a list with one text a pair: not a single text, nor lists of texts.")
+    images, described = normalise_rows(image_embeddings), normalise_rows(text_embeddings)
+    if images.shape != described.shape or len(texts) != len(images):
+        raise StudyError(
+            f"retrieval needs one image, text embedding and report a pair, all of one dimension, not {images.shape}, "
+            f"{described.shape} and {len(texts)} reports."
+        )
+    text_of_pair, first_pair = _number_texts(texts)
+    if len(first_pair) == 0:
+        raise StudyError("retrieval needs reports, and all of these are empty: choose a data set with reports.")
+    with_text = text_of_pair >= 0
+    ranks = pd.DataFrame({"text": text_of_pair, "share": 0.0})
+    ranks.loc[with_text, "share"] = 1.0
+    if duplicates == "collapse":
+        ranks.loc[with_text, "share"] = 1 / _count_images(text_of_pair)[with_text]
+        numbers = np.arange(len(first_pair))
+        by_image = _rank(images, described[first_pair], text_of_pair, numbers)
+        by_text = _rank(described[first_pair], images, numbers, text_of_pair)[text_of_pair]
+    else:
+        keys = text_of_pair if duplicates == "any_match" else np.where(with_text, np.arange(len(images)), -1)
+        # Of identical texts the first one's embedding, so that they tie to the last bit.
+        candidates = described[first_pair[text_of_pair[with_text]]]
+        by_image = _rank(images, candidates, keys, keys[with_text])
+        by_text = np.full((len(images), 3), -1, dtype=np.int64)
+        by_text[with_text] = _rank(candidates, images, keys[with_text], keys)
+    for column, name in enumerate(("better", "tied", "right")):
+        ranks[f"image_to_text_{name}"] = np.where(with_text, by_image[:, column], -1)
+        ranks[f"text_to_image_{name}"] = np.where(with_text, by_text[:, column], -1)
+    return ranks
+
+
+def _check_policy(duplicates: str) -> None:
+    if duplicates not in POLICIES:
+        raise StudyError(f"identical texts are treated by {', '.join(POLICIES)}, not {duplicates!r}.")
+
+
+def _count_images(text_of_pair: np.ndarray) -> np.ndarray:
+    """``(pairs,)``, how many pairs have the same text; 0 for those without."""
+    with_text = text_of_pair >= 0
+    counts = np.zeros(len(text_of_pair), dtype=int)
+    counts[with_text] = np.bincount(text_of_pair[with_text])[text_of_pair[with_text]]
+    return counts
+
+
+def _number_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each pair's distinct text in order of appearance (-1 if empty), and each text's first pair."""
+    numbers: dict[str, int] = {}
+    text_of_pair, first_pair = [], []
+    for pair, text in enumerate(texts):
+        text = " ".join(text.split())
+        if text and text not in numbers:
+            numbers[text] = len(numbers)
+            first_pair.append(pair)
+        text_of_pair.append(numbers.get(text, -1))
+    return np.array(text_of_pair), np.array(first_pair, dtype=int)
+
+
+def _rank(queries, candidates, query_keys, candidate_keys) -> np.ndarray:
+    """``(queries, 3)``: wrong candidates better than the best right one, wrong ones tied with it, right ones tied."""
+    counts = np.zeros((len(queries), 3), dtype=np.int64)
+    for start in range(0, len(queries), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        similarity = np.round(queries[rows] @ candidates.T, _DECIMALS)
+        right = query_keys[rows, None] == candidate_keys[None, :]
+        best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+        tied = similarity == best
+        counts[rows] = np.stack(
+            [(similarity > best).sum(axis=1), (tied & ~right).sum(axis=1), (tied & right).sum(axis=1)],
+            axis=1,
+        )
+    return counts
+
+
+def expected_recall(better: np.ndarray, tied: np.ndarray, right: np.ndarray, cutoff: int) -> np.ndarray:
+    """Probability ``(queries,)`` that a right answer is among the first ``cutoff``, ties in random order.
+
+    With j places left after the better ones, none of the first j of the ``tied + right`` equals is right with
+    probability tied / (tied + right) * (tied - 1) / (tied + right - 1) ..., j factors.
+    """
+    places = cutoff - better
+    missed = np.ones(len(better))
+    for taken in range(cutoff):
+        factor = np.maximum(tied - taken, 0) / np.maximum(tied + right - taken, 1)
+        missed = np.where(taken < places, missed * factor, missed)
+    return 1 - missed
+
+
+def expected_rank(better: np.ndarray, tied: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Rank ``(queries,)`` of the first right answer, 1 the best, averaged over the orders of the tied ones."""
+    return better + (tied + right + 1) / (right + 1)
+
+
+def measure_ranks(ranks: pd.DataFrame, direction: str, weights: np.ndarray | None = None) -> np.ndarray:
+    """Recall at 1, 5 and 10, median and mean rank in one direction.
+
+    An image is one query; a distinct text is one query, shared in equal parts by the patients of its images when these
+    are drawn. The candidates stay the same in every resample.
+
+    Args:
+        ranks: what `rank_pairs` gave.
+        direction: ``image_to_text`` or ``text_to_image``.
+        weights: ``(resamples, pairs)`` of `bootstrap_patients`; without it, each pair once.
+
+    Returns:
+        ``(5,)`` or ``(resamples, 5)`` in the order of `METRICS`.
+    """
+    queries = (ranks["text"] >= 0).to_numpy()
+    better, tied, right = (
+        ranks.loc[queries, f"{direction}_{name}"].to_numpy(dtype=float) for name in ("better", "tied", "right")
+    )
+    share = np.ones(queries.sum()) if direction == "image_to_text" else ranks.loc[queries, "share"].to_numpy()
+    drawn = np.ones((1, len(share))) if weights is None else weights[:, queries]
+    weight = drawn * share
+    rank = expected_rank(better, tied, right)
+    measured = [expected_recall(better, tied, right, cutoff) for cutoff in CUTOFFS]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = weight @ np.stack([*measured, rank], axis=1) / weight.sum(axis=1, keepdims=True)
+    values = np.insert(means, len(CUTOFFS), _weighted_median(rank, weight), axis=1)
+    return values[0] if weights is None else values
+
+
+def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """``(resamples,)`` medians of ``values (queries,)`` under ``weight (resamples, queries)``."""
+    order = np.argsort(values, kind="stable")
+    running = np.cumsum(weight[:, order], axis=1)
+    # Shares such as three thirds add up to half the total only to within rounding.
+    half, slack = running[:, -1:] / 2, 1e-9 * running[:, -1:]
+    lower = np.argmax(running >= half - slack, axis=1)
+    upper = np.argmax(running > half + slack, axis=1)
+    return (values[order][lower] + values[order][upper]) / 2
+
+
+def measure_chance(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> np.ndarray:
+    """What a model gets that finds all candidates equally near: ``(5,)`` in the order of `METRICS`.
+
+    Args:
+        ranks: what `rank_pairs` gave.
+        direction: ``image_to_text`` or ``text_to_image``.
+        duplicates: the policy by which they were ranked.
+    """
+    _check_policy(duplicates)
+    queries = ranks["text"] >= 0
+    blind = ranks.copy()
+    alike = _count_images(ranks["text"].to_numpy())[queries]
+    one_right = duplicates == "strict" or (duplicates == "collapse" and direction == "image_to_text")
+    right = np.ones(queries.sum()) if one_right else alike
+    if direction == "text_to_image":
+        candidates = len(ranks)
+    else:
+        candidates = ranks.loc[queries, "text"].nunique() if duplicates == "collapse" else int(queries.sum())
+    blind[f"{direction}_better"] = 0
+    blind.loc[queries, f"{direction}_right"] = right
+    blind.loc[queries, f"{direction}_tied"] = candidates - right
+    return measure_ranks(blind, direction)
+
+
+def evaluate_retrieval(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    texts: Sequence[str],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    duplicates: str = "collapse",
+) -> pd.DataFrame:
+    """Retrieval in both directions with 95 % patient-clustered intervals.
+
+    Args:
+        image_embeddings: ``(pairs, dim)``.
+        text_embeddings: ``(pairs, dim)``.
+        texts: ``(pairs,)``, the reports.
+        patient_ids: ``(pairs,)``.
+        generator: draws the patients.
+        resamples: number of resamples.
+        duplicates: one of `POLICIES`.
+
+    Returns:
+        Rows with ``finding`` (``all``), ``metric`` (those of `METRICS`, and each again ``by chance``), ``setting``
+        (`describe_setting`), ``value, ci_low, ci_high``, ``n`` (queries) and ``positives`` (-1).
+    """
+    ranks = rank_pairs(image_embeddings, text_embeddings, texts, duplicates)
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    tables = []
+    for direction in DIRECTIONS:
+        value = measure_ranks(ranks, direction)
+        low, high = interval(measure_ranks(ranks, direction, weights))
+        unknown = np.full(len(METRICS), np.nan)
+        tables.append(_rows(ranks, direction, METRICS, value, low, high, duplicates))
+        by_chance = [f"{metric} by chance" for metric in METRICS]
+        chance = measure_chance(ranks, direction, duplicates)
+        tables.append(_rows(ranks, direction, by_chance, chance, unknown, unknown, duplicates))
+    return pd.concat(tables, ignore_index=True)
+
+
+def measure_rank_seeds(
+    ranks: Sequence[pd.DataFrame],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    duplicates: str = "collapse",
+) -> pd.DataFrame:
+    """As `evaluate_retrieval` for one arm trained with several seeds: means over the seeds, patients and seeds drawn.
+
+    Args:
+        ranks: `rank_pairs` on the same pairs, one table a seed.
+        patient_ids: ``(pairs,)``.
+        generator: draws patients and seeds.
+        resamples: number of resamples.
+        duplicates: the policy by which they were ranked.
+    """
+    if len(ranks) == 0:
+        raise StudyError("there are no ranks to measure: pass those of one seed at least.")
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    tables = []
+    for direction in DIRECTIONS:
+        value = np.mean([measure_ranks(one, direction) for one in ranks], axis=0)
+        replicates = resample_seeds(np.stack([measure_ranks(one, direction, weights) for one in ranks]), generator)
+        low, high = interval(replicates)
+        # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
+        bounds = np.array([[0, 1] if metric.startswith("recall") else [1, np.inf] for metric in METRICS])
+        low, high = (np.clip(end, bounds[:, 0], bounds[:, 1]) for end in (low, high))
+        tables.append(_rows(ranks[0], direction, METRICS, value, low, high, duplicates))
+    return pd.concat(tables, ignore_index=True)
+
+
+def subtract_ranks(
+    first: Sequence[pd.DataFrame],
+    second: Sequence[pd.DataFrame],
+    direction: str,
+    weights: np.ndarray,
+    generator: np.random.Generator,
+) -> Difference:
+    """First arm minus second in one direction, paired by patient and seed; ``(5,)`` in the order of `METRICS`.
+
+    Args:
+        first: `rank_pairs` of one arm, one table a seed.
+        second: the same seeds of the other arm, on the same pairs.
+        direction: ``image_to_text`` or ``text_to_image``.
+        weights: ``(resamples, pairs)`` of `bootstrap_patients`.
+        generator: draws the seeds.
+    """
+    arms = (first, second)
+    points = [np.stack([measure_ranks(ranks, direction) for ranks in arm]) for arm in arms]
+    replicates = [np.stack([measure_ranks(ranks, direction, weights) for ranks in arm]) for arm in arms]
+    return paired_difference(*points, *replicates, generator)
+
+
+def compare_ranks(
+    first: Sequence[pd.DataFrame],
+    second: Sequence[pd.DataFrame],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    setting: str = "",
+    duplicates: str = "collapse",
+) -> pd.DataFrame:
+    """Rows of the paired differences in both directions, metrics ``recall@1_difference`` and so on.
+
+    Args:
+        first, second: as in `subtract_ranks`.
+        patient_ids: ``(pairs,)``.
+        generator: draws patients and seeds.
+        resamples: number of resamples.
+        setting: what is compared, written after the direction.
+        duplicates: the policy by which they were ranked.
+    """
+    if len(first) == 0 or len(first) != len(second):
+        raise StudyError(
+            f"a paired comparison needs the same seeds in both arms, at least one, not {len(first)} and {len(second)}."
+        )
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    tables = []
+    for direction in DIRECTIONS:
+        difference = subtract_ranks(first, second, direction, weights, generator)
+        names = [f"{metric}_difference" for metric in METRICS]
+        ends = difference.ci_low, difference.ci_high
+        table = _rows(first[0], direction, names, difference.value, *ends, duplicates)
+        tables.append(table.assign(setting=table.setting + (f"; {setting}" if setting else "")))
+    return pd.concat(tables, ignore_index=True)
+
+
+_SAID = {
+    "collapse": "identical texts are one",
+    "any_match": "identical texts are all right",
+    "strict": "identical texts are wrong but for a pair's own",
+}
+
+
+def describe_setting(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> str:
+    """The direction, what becomes of identical texts, how many are distinct and, if any, how many pairs had no text."""
+    queries = ranks["text"] >= 0
+    distinct, pairs, empty = ranks.loc[queries, "text"].nunique(), int(queries.sum()), int((~queries).sum())
+    left_out = f"; {empty} without text" if empty else ""
+    return f"{direction}; {_SAID[duplicates]}: {distinct} of {pairs}{left_out}"
+
+
+def _rows(ranks, direction, metrics, value, low, high, duplicates) -> pd.DataFrame:
+    queries = ranks["text"] >= 0
+    texts_as_queries = direction == "text_to_image" and duplicates == "collapse"
+    return pd.DataFrame(
+        {
+            "finding": "all",
+            "metric": metrics,
+            "setting": describe_setting(ranks, direction, duplicates),
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+            "n": ranks.loc[queries, "text"].nunique() if texts_as_queries else int(queries.sum()),
+            "positives": -1,
+        }
+    )

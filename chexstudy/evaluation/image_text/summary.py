@@ -1,0 +1,29 @@
+"""The results in one small table, as notebook 5 shows it and the README prints it."""
+
+import pandas as pd
+
+from chexstudy.evaluation.image_text.evaluate import CHOSEN
+from chexstudy.evaluation.scores import MACRO, TIERS
+from chexstudy.results import OVER_SEEDS
+
+
+def summarise_zero_shot(results: pd.DataFrame, arms: list[str], metric: str = "auroc") -> pd.DataFrame:
+    """Zero-shot means over seeds with their 95 % intervals, as text.
+
+    Args:
+        results: rows of the results table.
+        arms: columns, in this order; arms without rows are left out.
+        metric: ``auroc`` or ``auprc``.
+
+    Returns:
+        One row a data set, its exposure (``held_out``, ``seen`` or ``unknown``) and group of findings (``macro``,
+        ``head``, ``medium``, ``tail``), one column an arm, cells such as ``0.812 [0.790, 0.833]``.
+    """
+    chosen = (results.task == "zero_shot") & (results.metric == metric) & (results.setting == CHOSEN)
+    groups = [MACRO, *TIERS]
+    rows = results[chosen & (results.seed == OVER_SEEDS) & results.finding.isin(groups)]
+    cells = rows.apply(lambda row: f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]", axis=1)
+    places = ["data_set", "exposure", "finding"]
+    table = rows.assign(cell=cells).pivot(index=places, columns="arm", values="cell")
+    order = sorted(table.index, key=lambda place: (*place[:2], groups.index(place[2])))
+    return table.loc[order, [arm for arm in arms if arm in table]]

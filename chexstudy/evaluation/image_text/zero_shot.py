@@ -1,0 +1,90 @@
+"""Zero-shot classification: which of two sentences, the finding there or not there, does the image lie closer to?"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.image_text.prompts import PromptFamily
+from chexstudy.evaluation.scores import MACRO, TIERS
+
+
+def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Rows of unit length, as float64 ``(rows, dim)``."""
+    embeddings = np.asarray(embeddings, dtype=float)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    wrong = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
+    if len(wrong):
+        raise StudyError(
+            f"embedding number {wrong[0]} is zero or not finite ({len(wrong)} of {len(lengths)}): train or embed again."
+        )
+    return embeddings / lengths
+
+
+def prompt_directions(
+    encode_texts: Callable[[list[str]], np.ndarray], findings: Sequence[str], family: PromptFamily
+) -> np.ndarray:
+    """Unit direction for each finding minus the one against it, ``(findings, dim)``: one encoding for all splits."""
+    sides = [side for finding in findings for side in family.prompts(finding)]
+    sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
+    encoded = np.asarray(encode_texts(sentences))
+    if encoded.ndim != 2 or len(encoded) != len(sentences):
+        raise StudyError(
+            f"the text encoder gave {encoded.shape} for {len(sentences)} sentences: it must give a row each."
+        )
+    row_of = dict(zip(sentences, normalise_rows(encoded), strict=True))
+    directions = normalise_rows(np.stack([np.mean([row_of[sentence] for sentence in side], axis=0) for side in sides]))
+    return directions[0::2] - directions[1::2]
+
+
+def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Scores between 0 and 1 ``(images, findings)``: a softmax over the two sides of each finding.
+
+    Args:
+        image_embeddings: ``(images, dim)``, of any length.
+        directions: ``(findings, dim)``, as `prompt_directions` gives them.
+    """
+    images = normalise_rows(image_embeddings)
+    if images.shape[1] != directions.shape[1]:
+        raise StudyError(
+            f"the text embeddings have dimension {directions.shape[1]}, the images have dimension {images.shape[1]}: "
+            "use the projected embeddings of one model."
+        )
+    margin = images @ directions.T
+    return 1 / (1 + np.exp(-margin))
+
+
+def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Findings whose AUROC is under 0.5: the prompt ranks the sick below the healthy.
+
+    Beside a good linear probe this points to the text side, for example one direction "abnormal" for all findings, or
+    "no X" lying closer to X than to normal.
+
+    Args:
+        rows: rows of the results table; means over findings are left out.
+
+    Returns:
+        Those rows, lowest first, with a column ``certain``: whether the whole interval lies under 0.5.
+    """
+    single = ~rows.finding.isin([MACRO, *TIERS])
+    inverted = rows[single & (rows.metric == "auroc") & (rows.value < 0.5)].sort_values("value", kind="stable")
+    return inverted.assign(certain=inverted.ci_high < 0.5).reset_index(drop=True)
+
+
+def warn_inverted(rows: pd.DataFrame) -> list[str]:
+    """A sentence for each finding whose whole interval of the AUROC lies under 0.5, lowest first.
+
+    Args:
+        rows: rows of the results table; ``setting`` is the prompt family.
+
+    Returns:
+        What is inverted and where. The sign must not be turned on the test split: the sentences are what to change.
+    """
+    inverted = list_inverted(rows)
+    return [
+        f"{row.finding}: the prompts {row.setting!r} of arm {row.arm!r} point the wrong way on {row.data_set}, AUROC "
+        f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]; give the finding other sentences in a prompt_file, or "
+        "another family, and judge them on validation."
+        for row in inverted[inverted.certain].itertuples()
+    ]

@@ -1,0 +1,496 @@
+"""Where a head looks, and whether it looks at the finding.
+
+A head's attention for a finding is brought to the pixel grid and held against the region where the finding is: the
+phantom's true masks, the boxes of NIH's radiologists, or, where findings have no outlines, the lungs.
+
+- pointing game (Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018): is the maximum of the map
+  inside the region? The tolerant game asks for a distance of at most one patch, under which attention cannot aim; the
+  original has 15 pixels. Where several pixels share the maximum, the share of them that is inside counts, so a map
+  without a maximum scores what chance does.
+- mass inside: the share of the map's sum that is inside the region.
+
+Chance for both is the region's share of the image. Two maps that know nothing of the image are measured beside it: a
+Gaussian about the centre, and the head's own mean map of the finding over all images of the data set. A head that
+beats the second looks at what this image shows, not only at where the finding usually is.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chexstudy import paths
+from chexstudy.cohort.adapters.nih import read_boxes
+from chexstudy.cohort.adapters.nlm_tb import find_lung_masks, read_lung_mask
+from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.phantom.build import SOURCE as PHANTOM
+from chexstudy.cohort.phantom.masks import decode_mask
+from chexstudy.cohort.table import NO_FINDING
+from chexstudy.encoders.frozen_features import FrozenFeatures
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.glori import square_side
+from chexstudy.evaluation.adaptation.training import read_batch
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.progress import progress
+from chexstudy.runs import Run, require_whole
+from chexstudy.statistics.ranking import bootstrap_patients, count_patients, interval, macro_mean
+
+TASK = "attention"
+FINDING, LUNGS = "finding", "lungs"
+_MASKS = "truth_masks.parquet"
+_NIH_SIDE = 1024
+_BATCH = 64
+# Standard deviation of the centre map, as a share of the image's side.
+_CENTRE_SPREAD = 0.25
+_HALF = 127
+_MEASURES = (
+    "pointing_game",
+    "pointing_game_tolerant",
+    "mass_inside",
+    "area_inside",
+    "area_inside_tolerant",
+    "pointing_game_centre",
+    "mass_inside_centre",
+    "pointing_game_mean_map",
+    "mass_inside_mean_map",
+)
+# Differences are of the same images: their intervals are paired.
+_DIFFERENCES = {
+    "pointing_game_over_mean_map": ("pointing_game", "pointing_game_mean_map"),
+    "mass_inside_over_area": ("mass_inside", "area_inside"),
+    "mass_inside_over_mean_map": ("mass_inside", "mass_inside_mean_map"),
+}
+METRICS = (*_MEASURES, *_DIFFERENCES)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where findings are on the images of a pixel store."""
+
+    # One row an image and finding that is present there: ``image_id``, ``finding`` and ``mask``, bool ``(size, size)``
+    # with at least one pixel.
+    table: pd.DataFrame
+    # ``finding`` (the outline or boxes of the finding) or ``lungs`` (no outline is known, the mask is that of the
+    # lungs).
+    kind: str = FINDING
+    missing: str = ""  # one sentence on what is not at hand, where the table is empty for that
+
+    def mask(self, image_id: str, finding: str) -> np.ndarray | None:
+        """The mask of a finding on an image, or None."""
+        found = self.table[(self.table.image_id == image_id) & (self.table.finding == finding)]
+        return found["mask"].iloc[0] if len(found) else None
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
+
+
+def read_regions(
+    run: Run, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str, data_root: str | Path = ""
+) -> Regions:
+    """What is known of where findings are on images of one source: the phantom's masks, NIH's boxes, NLM's lungs.
+
+    Args:
+        run: the study; the phantom's masks lie in it.
+        rows: cohort rows of one source.
+        findings: which findings.
+        size: side of the pixel store.
+        fit: how the store made images square.
+        data_root: the folder of a real source.
+
+    Returns:
+        Regions; where nothing is known, none, and in ``missing`` why.
+    """
+    source = rows.source.iloc[0]
+    shared = (rows, findings, size, fit)
+    if source == PHANTOM and run.has(_MASKS):
+        return read_phantom_regions(run.path(_MASKS), *shared)
+    if source in _REAL and data_root:
+        return _REAL[source](paths.resolve_user_path(data_root), *shared)
+    missing = {
+        PHANTOM: f"study {run.study!r} has no {_MASKS}, without which nobody knows where findings are: build its "
+        "phantom again.",
+        "nih": "the boxes of NIH lie beside its images: give data_root, its folder.",
+        "nlm_tb": "the lung masks of NLM lie beside its images: give data_root, its folder.",
+    }.get(
+        source,
+        f"nothing is known of where findings are on images of {source}: it has neither masks nor boxes, so that "
+        "attention can be looked at and not measured.",
+    )
+    return Regions(pd.DataFrame(columns=["image_id", "finding", "mask"]), missing=missing)
+
+
+def read_phantom_regions(path: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str) -> Regions:
+    """The phantom's true masks of the findings that are present.
+
+    Args:
+        path: ``truth_masks.parquet``.
+        rows: cohort rows.
+        findings: which findings.
+        size: side of the pixel store.
+        fit: how the store made images square.
+    """
+    if not Path(path).exists():
+        raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
+    require_whole(Path(path), "01_build_cohort")
+    # One reading of the table for all images.
+    wanted = [("image_id", "in", set(rows.image_id)), ("structure", "in", set(findings))]
+    table = pq.read_table(path, filters=wanted)
+    masks = (
+        (row["image_id"], row["structure"], decode_mask(row["runs"], row["height"], row["width"]))
+        for row in table.to_pylist()
+    )
+    return _collect_regions(masks, rows, findings, size, fit)
+
+
+def read_box_regions(
+    data_root: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str
+) -> Regions:
+    """The boxes of NIH's radiologists, brought from the original 1024 x 1024 pixels to the pixel store.
+
+    Several boxes of a finding on one image make one region.
+
+    Args:
+        data_root: NIH's folder.
+        rows, findings, size, fit: as in `read_phantom_regions`.
+    """
+    boxes = read_boxes(data_root)
+    boxes = boxes[boxes.image_id.isin(set(rows.image_id)) & boxes.finding.isin(set(findings))]
+    masks = []
+    for (image_id, finding), of_image in boxes.groupby(["image_id", "finding"], sort=True):
+        mask = np.zeros((_NIH_SIDE, _NIH_SIDE), dtype=bool)
+        for box in of_image.itertuples():
+            top, left = round(box.y), round(box.x)
+            mask[max(top, 0) : round(box.y + box.height), max(left, 0) : round(box.x + box.width)] = True
+        masks.append((image_id, finding, mask))
+    return _collect_regions(masks, rows, findings, size, fit)
+
+
+def read_lung_regions(
+    data_root: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str
+) -> Regions:
+    """The lungs of the NLM radiographs as the region of every finding that is present: no finding has an outline there.
+
+    Args:
+        data_root: the folder of the NLM images and masks.
+        rows, findings, size, fit: as in `read_phantom_regions`.
+    """
+    files = find_lung_masks(data_root)
+    there = [image_id for image_id in rows.image_id if image_id in files]
+    masks = []
+    for image_id in progress(there, len(there), "reading lung masks"):
+        mask = read_lung_mask(files[image_id])
+        masks += [(image_id, finding, mask) for finding in findings]
+    return _collect_regions(masks, rows, findings, size, fit, LUNGS)
+
+
+def _collect_regions(
+    masks: Iterable[tuple[str, str, np.ndarray]],
+    rows: pd.DataFrame,
+    findings: Sequence[str],
+    size: int,
+    fit: str,
+    kind: str = FINDING,
+) -> Regions:
+    """Masks of findings that the labels call present, in the order of ``rows`` and ``findings``.
+
+    ``No Finding`` is nowhere: it has no region, not even the lungs.
+    """
+    findings = [finding for finding in findings if finding != NO_FINDING]
+    place = pd.Series(np.arange(len(rows)), index=rows.image_id)
+    column = {finding: number for number, finding in enumerate(findings)}
+    present = rows[list(findings)].eq(1).fillna(False).to_numpy(dtype=bool)
+    kept = []
+    for image_id, finding, mask in masks:
+        row, number = int(place[image_id]), column.get(finding)
+        if number is not None and present[row, number]:
+            fitted = fit_mask(mask, size, fit)
+            # A crop may cut the whole region away.
+            if fitted.any():
+                kept.append((row, number, image_id, finding, fitted))
+    kept.sort(key=lambda one: one[:2])
+    table = pd.DataFrame([one[2:] for one in kept], columns=["image_id", "finding", "mask"])
+    return Regions(table, kind)
+
+
+_REAL = {"nih": read_box_regions, "nlm_tb": read_lung_regions}
+
+
+def measure_lesion_sizes(regions: Regions) -> pd.Series:
+    """Median share of the image that a finding's region covers, by finding, the smallest first."""
+    areas = regions.table["mask"].map(np.mean).astype(float)
+    return areas.groupby(regions.table["finding"]).median().sort_values(kind="stable")
+
+
+def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
+
+    Args:
+        mask: bool ``(height, width)``.
+        size: side of the store.
+        fit: ``crop`` or ``pad``.
+
+    Returns:
+        bool ``(size, size)``, True where at least half of a pixel is inside. Of a region too small for that, the pixels
+        it covers most are kept.
+    """
+    if mask.shape == (size, size):
+        return mask
+    share = fit_square(mask.astype(np.uint8) * 255, size, fit)
+    inside = share > _HALF
+    return inside if inside.any() or not share.any() else share == share.max()
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def read_attention(
+    head: nn.Module, features: FrozenFeatures, image_ids: Sequence[str], images: np.ndarray, findings: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The attention of chosen findings on chosen images, averaged over the head's heads.
+
+    Args:
+        head: a head with ``attention(batch) -> (batch, heads, findings, tokens)``.
+        features: with patches.
+        image_ids: the images, each once.
+        images: ``(cases,)``, position of each case's image among ``image_ids``.
+        findings: ``(cases,)``, position of each case's finding among the head's.
+
+    Returns:
+        Weights ``(cases, tokens)`` float32, and the mean map of every finding over all images ``(findings, tokens)``.
+    """
+    if not hasattr(head, "attention"):
+        raise StudyError(f"a {type(head).__name__} looks at no places: show the attention of a GLoRI head.")
+    device = next(head.parameters()).device
+    rows = features.rows(image_ids)
+    maps, total = [], 0.0
+    order, starts = [], range(0, len(rows), _BATCH)
+    for start in progress(starts, len(starts), "looking at images"):
+        batch = read_batch(features, rows[start : start + _BATCH], needs_patches=True, device=device)
+        weights = head.attention(batch).mean(dim=1).float().cpu().numpy()
+        here = np.flatnonzero((images >= start) & (images < start + _BATCH))
+        maps.append(weights[images[here] - start, findings[here]])
+        order.append(here)
+        total = total + weights.sum(axis=0, dtype=float)
+    back = np.argsort(np.concatenate(order))
+    return np.concatenate(maps)[back], (total / len(rows)).astype(np.float32)
+
+
+def spread_map(weights: np.ndarray | Tensor, size: int) -> np.ndarray:
+    """Attention over patches as maps over pixels, bilinear between the centres of the patches.
+
+    Args:
+        weights: ``(..., tokens)``, row by row over a square grid.
+        size: side of the image.
+
+    Returns:
+        float32 ``(..., size, size)``.
+    """
+    weights = torch.as_tensor(weights, dtype=torch.float32)
+    grid = square_side(weights.shape[-1])
+    flat = weights.reshape(-1, 1, grid, grid)
+    spread = F.interpolate(flat, (size, size), mode="bilinear", align_corners=False)
+    return spread.reshape(*weights.shape[:-1], size, size).numpy()
+
+
+def centre_map(size: int) -> np.ndarray:
+    """A Gaussian about the centre of the image, its standard deviation a quarter of the side: ``(size, size)``."""
+    away = (np.arange(size) + 0.5) / size - 0.5
+    along = np.exp(-0.5 * (away / _CENTRE_SPREAD) ** 2)
+    return np.outer(along, along).astype(np.float32)
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+def point(values: np.ndarray, mask: np.ndarray) -> float:
+    """The share of the map's maxima that are inside the mask: 0 or 1 where the maximum is one pixel."""
+    return float(mask[values == values.max()].mean())
+
+
+def mass_inside(values: np.ndarray, mask: np.ndarray) -> float:
+    """The share of a map's sum that is inside a mask."""
+    values = np.asarray(values, dtype=float)
+    return float(values[mask].sum() / values.sum())
+
+
+def widen_mask(mask: np.ndarray, distance: float) -> np.ndarray:
+    """The mask and all pixels at most so many pixels away from it."""
+    return distance_transform_edt(~mask) <= distance
+
+
+def measure_cases(
+    head: nn.Module, features: FrozenFeatures, regions: Regions, rows: pd.DataFrame, findings: Sequence[str]
+) -> pd.DataFrame:
+    """Every measure of every case, a case being an image and a finding with a region there.
+
+    Args:
+        head: as in `read_attention`; its findings are ``findings``.
+        features: with patches, of all images of ``rows``.
+        regions: where the findings are.
+        rows: cohort rows of the data set; the mean map is over all of them.
+        findings: of the head, in its order.
+
+    Returns:
+        One row a case: ``image_id``, ``finding`` and the measures.
+    """
+    cases = regions.table.reset_index(drop=True)
+    images = pd.Index(rows.image_id).get_indexer(cases.image_id)
+    numbers = pd.Index(findings).get_indexer(cases.finding)
+    maps, mean = read_attention(head, features, rows.image_id, images, numbers)
+    measured = []
+    blind: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
+    for case, weights, number in zip(cases.itertuples(), maps, numbers, strict=True):
+        size = len(case.mask)
+        near = widen_mask(case.mask, size / square_side(len(weights)))
+        if (size, case.finding) not in blind:
+            blind[size, case.finding] = centre_map(size), spread_map(mean[number], size)
+        values, (centre, usual) = spread_map(weights, size), blind[size, case.finding]
+        measured.append(
+            (
+                point(values, case.mask),
+                point(values, near),
+                mass_inside(values, case.mask),
+                case.mask.mean(),
+                near.mean(),
+                point(centre, case.mask),
+                mass_inside(centre, case.mask),
+                point(usual, case.mask),
+                mass_inside(usual, case.mask),
+            )
+        )
+    table = pd.DataFrame(measured, columns=list(_MEASURES), dtype=float)
+    return pd.concat([cases[["image_id", "finding"]], table], axis=1)
+
+
+def summarise_cases(
+    cases: pd.DataFrame,
+    rows: pd.DataFrame,
+    findings: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    resamples: int,
+    setting: str,
+    kind: str = FINDING,
+) -> pd.DataFrame:
+    """Means of the measures by finding and over findings, with intervals that draw patients.
+
+    Args:
+        cases: of `measure_cases`.
+        rows: cohort rows of the data set; all its patients are drawn.
+        findings: which findings get rows; one without a case keeps its rows, with value NaN and n 0.
+        generator: draws the patients.
+        resamples: how often.
+        setting: name of the head.
+        kind: of the regions; measures against lungs are named ``..._lungs``.
+
+    Returns:
+        Rows of the results table with ``task, finding, metric, setting, value, ci_low, ci_high, n, positives``. In the
+        rows of the macro mean, which is over the findings that have cases, n is the number of cases.
+    """
+    weights = bootstrap_patients(rows.patient_id, resamples, generator)
+    place = pd.Series(np.arange(len(rows)), index=rows.image_id)
+    values = cases[list(_MEASURES)].to_numpy(dtype=float)
+    values = np.column_stack([values, *(cases[one] - cases[other] for one, other in _DIFFERENCES.values())])
+    images = place[cases.image_id].to_numpy(dtype=np.int64)
+    groups = {}
+    for finding in findings:
+        own = (cases.finding == finding).to_numpy()
+        if not own.any():
+            nothing = np.full((resamples, len(METRICS)), np.nan)
+            groups[finding] = nothing[0], nothing, images[own]
+            continue
+        drawn = weights[:, images[own]].astype(float)
+        with np.errstate(invalid="ignore"):
+            groups[finding] = (
+                values[own].mean(axis=0),
+                drawn @ values[own] / drawn.sum(axis=1, keepdims=True),
+                images[own],
+            )
+    # A resample without a case of a finding averages the others.
+    points, replicates = (np.stack([group[part] for group in groups.values()], axis=-1) for part in (0, 1))
+    groups[MACRO] = macro_mean(points), macro_mean(replicates), images
+    suffix = "" if kind == FINDING else f"_{kind}"
+    tables = [_list_rows(finding, *group, weights, setting, suffix) for finding, group in groups.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _list_rows(finding, value, replicates, images, weights, setting, suffix) -> pd.DataFrame:
+    members = np.zeros((weights.shape[1], 1), dtype=bool)
+    members[images] = True
+    low, high = interval(replicates, patients=np.broadcast_to(count_patients(members, weights), len(METRICS)))
+    return pd.DataFrame(
+        {
+            "task": TASK,
+            "finding": finding,
+            "metric": [metric + suffix for metric in METRICS],
+            "setting": setting,
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+            "n": len(images),
+            "positives": len(images),
+        }
+    )
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def absent_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float = 0.9) -> np.ndarray:
+    """The score that so large a share of the images without a finding stays under: ``(findings,)``.
+
+    Args:
+        scores: ``(images, findings)`` of the validation split.
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        specificity: the share.
+
+    Returns:
+        NaN for a finding that is absent in no image.
+    """
+    columns = [column[known == 0] for column, known in zip(scores.T, np.asarray(labels).T, strict=True)]
+    return np.array([np.quantile(column, specificity) if len(column) else np.nan for column in columns])
+
+
+def choose_examples(
+    rows: pd.DataFrame,
+    scores: np.ndarray,
+    thresholds: np.ndarray,
+    findings: Sequence[str],
+    order: Sequence[str],
+    count: int,
+    among: set[str] | None = None,
+) -> pd.DataFrame:
+    """Examples by a rule: for one finding after the other, the first image that has it and on which it is detected.
+
+    Args:
+        rows: cohort rows of a test set.
+        scores: ``(rows, findings)``.
+        thresholds: ``(findings,)``, a score at or above which a finding counts as detected; NaN: never.
+        findings: the columns of the scores.
+        order: findings in the order they are shown.
+        count: how many examples; there may be fewer.
+        among: images to choose from; all if not given.
+
+    Returns:
+        ``image_id`` and ``finding``; no image is there twice.
+    """
+    chosen: list[tuple[str, str]] = []
+    for finding in order:
+        if len(chosen) == count:
+            break
+        number = list(findings).index(finding)
+        detected = rows[finding].eq(1).fillna(False).to_numpy(dtype=bool) & (scores[:, number] >= thresholds[number])
+        taken = {image_id for image_id, _ in chosen}
+        for image_id in rows.image_id[detected]:
+            if image_id not in taken and (among is None or image_id in among):
+                chosen.append((image_id, finding))
+                break
+    return pd.DataFrame(chosen, columns=["image_id", "finding"])

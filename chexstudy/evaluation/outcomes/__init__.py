@@ -1,0 +1,1 @@
+"""Outcomes from images, such as who dies when."""

@@ -1,0 +1,505 @@
+"""What the image tells of what becomes of the patient: the outcomes of the cohort table, read off frozen features.
+
+Every outcome is predicted from the image, from age and sex, and from both; where the truth is known, the true hazard
+is the ceiling (``oracle``). An outcome with a time gets a penalised Cox model
+(`chexstudy.evaluation.outcomes.survival`), any other the linear probe. Models are fitted on the training split, their
+penalties chosen on validation.
+
+All images of a patient take part; the resamples draw patients, and a resample's pairs of images of one patient count
+like others. Kaplan-Meier curves and calibration take one image a patient, the earliest.
+
+Kept in ``outcomes/<arm>/`` of the study: ``curves.parquet`` (Kaplan-Meier by risk group) and ``calibration.parquet``;
+the scores of all images as those of findings, tasks ``outcome_<setting>``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, outcome_names
+from chexstudy.encoders.frozen_features import FrozenFeatures
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
+from chexstudy.evaluation.outcomes.survival import (
+    GROUP_NAMES,
+    Censoring,
+    brier_score,
+    calibrate_risk,
+    compare_groups,
+    concordance,
+    dynamic_auroc,
+    estimate_survival,
+    first_images,
+    fit_censoring,
+    fit_risk_model,
+    group_risk,
+    status_at,
+    survival_at,
+)
+from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write_scores
+from chexstudy.progress import progress
+from chexstudy.results import OVER_SEEDS
+from chexstudy.runs import Run
+from chexstudy.statistics.ranking import (
+    RESAMPLES,
+    bootstrap_patients,
+    count_scarcer_patients,
+    interval,
+    paired_difference,
+    resample_seeds,
+)
+
+TASK = "outcome"
+AGE_SEX, IMAGE, BOTH, ORACLE = "age_sex", "image", "age_sex_image", "oracle"
+SETTINGS = (AGE_SEX, IMAGE, BOTH, ORACLE)
+# What the image is worth beside what is known without it, and alone.
+COMPARISONS = ((BOTH, AGE_SEX), (IMAGE, AGE_SEX))
+HORIZONS = (1.0, 5.0)
+
+_TEST_SPLITS = ("test", "test_enriched")
+_TRUTH = "truth_outcomes.parquet"
+_MIDDLE_AGE = 60.0
+
+
+def evaluate_outcomes(
+    run: Run,
+    cohort: pd.DataFrame,
+    features: FrozenFeatures | Mapping[int, FrozenFeatures],
+    *,
+    arm: str,
+    outcomes: Sequence[str] | None = None,
+    horizons: Sequence[float] = HORIZONS,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    exposure: str = "unknown",
+) -> pd.DataFrame:
+    """Predict the outcomes of a cohort from frozen features of one arm and measure it on every test set.
+
+    Args:
+        run: the study; curves, calibration and scores are kept there.
+        cohort: its cohort table.
+        features: of the training, validation and test images, by the seed the encoder was trained with, or of one.
+        arm: the encoder's name in the results.
+        outcomes: which, by name; without it, all of the cohort.
+        horizons: years at which AUROC, Brier score and calibration are taken.
+        resamples: bootstrap resamples of patients.
+        seed: of the resampling.
+        exposure: whether the encoder may have seen the test sets, see `chexstudy.results`.
+
+    Returns:
+        Rows of the results table but for ``study``, task ``outcome``: ``finding`` is the outcome, ``setting`` one of
+        `SETTINGS`, or ``first - second`` for a paired difference. Of an outcome with a time the metrics are
+        ``c_index`` (Harrell), ``c_index_uno`` and at each horizon ``auroc_5y``, ``brier_5y`` (setting ``no_model``: the
+        training split's Kaplan-Meier for everyone) and ``observed_expected_5y``; of any other ``auroc`` and ``auprc``.
+        What cannot be evaluated is a row with NaN.
+    """
+    by_seed = {0: features} if isinstance(features, FrozenFeatures) else dict(features)
+    if not by_seed:
+        raise StudyError("outcomes need the features of one seed at least: freeze the features of an arm first.")
+    if any(horizon <= 0 for horizon in horizons):
+        raise StudyError(f"a horizon is a number of years above 0, not {min(horizons)}.")
+    names = _choose_outcomes(cohort, outcomes)
+    tests = {
+        f"{source}/{split}": rows
+        for (source, split), rows in cohort[cohort.split.isin(_TEST_SPLITS)].groupby(["source", "split"])
+    }
+    if not tests:
+        raise StudyError("the cohort has no test split: give some patients the split `test`.")
+    data = _Data(cohort, by_seed, tests, _read_truth(run), tuple(horizons), resamples, seed)
+    tables, curves, calibrations, scores = [], [], [], {}
+    for name in progress(names, len(names), "predicting outcomes"):
+        timed = f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}" in cohort
+        obstacle = _find_obstacle(cohort, name, timed)
+        if obstacle and outcomes is not None:
+            raise StudyError(obstacle)
+        if obstacle:
+            tables.append(_state_not_evaluable(data, name, timed))
+            continue
+        measured = (_measure_timed if timed else _measure_binary)(data, name)
+        tables.append(measured.rows)
+        curves.append(measured.curves)
+        calibrations.append(measured.calibration)
+        scores[name] = measured.scores
+    _keep(run, arm, data, scores, curves, calibrations)
+    return pd.concat(tables, ignore_index=True).assign(arm=arm, task=TASK, exposure=exposure)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What all outcomes are measured with."""
+
+    cohort: pd.DataFrame
+    features: Mapping[int, FrozenFeatures]
+    tests: Mapping[str, pd.DataFrame]
+    truth: pd.DataFrame | None
+    horizons: tuple[float, ...]
+    resamples: int
+    seed: int
+
+    def known(self, split: str, name: str) -> pd.DataFrame:
+        rows = self.cohort[self.cohort.split == split]
+        return rows[rows[f"{OUTCOME_PREFIX}{name}"].notna()]
+
+    def weights(self, rows: pd.DataFrame) -> np.ndarray:
+        """The same patients for every outcome, seed and setting of a test set, up to those whose outcome is unknown."""
+        return bootstrap_patients(rows.patient_id, self.resamples, np.random.default_rng(self.seed))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One outcome: rows of results, curves, calibration, and (seed, setting, data set) -> score of every test image."""
+
+    rows: pd.DataFrame
+    scores: dict[tuple[int, str, str], np.ndarray]
+    curves: pd.DataFrame
+    calibration: pd.DataFrame
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def _choose_outcomes(cohort: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
+    present = outcome_names(cohort)
+    if not present:
+        raise StudyError(
+            "the cohort has no outcomes: add columns such as 'outcome_death' and 'outcome_death_years' to its table."
+        )
+    for name in wanted or ():
+        if name not in present:
+            raise StudyError(f"the cohort has no outcome {name!r}: it has {', '.join(present)}.")
+    return present if wanted is None else list(wanted)
+
+
+def _find_obstacle(cohort: pd.DataFrame, name: str, timed: bool) -> str:
+    """Why an outcome cannot be learned, as a sentence; empty if it can."""
+    for split in ("train", "validate"):
+        events = cohort.loc[cohort.split == split, f"{OUTCOME_PREFIX}{name}"].dropna()
+        if events.empty:
+            return f"the outcome {name!r} is known of no image of the split {split!r}: choose another, or other splits."
+        if not events.eq(1).any():
+            told = f"all {len(events)} are censored" if timed else f"all {len(events)} are 0"
+            return f"nobody in the split {split!r} has the outcome {name!r}, {told}: choose another, or other splits."
+        if not timed and not events.eq(0).any():
+            return f"everybody in the split {split!r} has the outcome {name!r}: choose another, or other splits."
+    return ""
+
+
+def _read_truth(run: Run) -> pd.DataFrame | None:
+    """True log hazards a year, one column an outcome, by image; None for real patients."""
+    if not run.has(_TRUTH):
+        return None
+    return run.read_table(_TRUTH, "01_build_cohort").pivot(index="image_id", columns="outcome", values="log_hazard")
+
+
+def _true_hazard(data: _Data, name: str, rows: pd.DataFrame) -> np.ndarray | None:
+    if data.truth is None or name not in data.truth or not rows.image_id.isin(data.truth.index).all():
+        return None
+    return data.truth.loc[rows.image_id, name].to_numpy(dtype=float)
+
+
+def describe_patients(rows: pd.DataFrame, training: pd.DataFrame) -> np.ndarray:
+    """Age in decades, male sex, and whether either is unknown, ``(images, features)``.
+
+    What does not vary in training is left out. An unknown age is the training split's mean, an unknown sex neither.
+    """
+
+    def describe(table: pd.DataFrame) -> np.ndarray:
+        age = table.age_years.to_numpy(dtype=float, na_value=np.nan)
+        male = np.select([table.sex == "M", table.sex == "F"], [1.0, 0.0], 0.5)
+        return np.column_stack((age / 10, male, np.isnan(age), table.sex == "unknown")).astype(float)
+
+    own, known = describe(rows), describe(training)
+    ages = known[:, 0][~np.isnan(known[:, 0])]
+    middle = ages.mean() if len(ages) else _MIDDLE_AGE / 10
+    for table in (own, known):
+        table[:, 0] = np.where(np.isnan(table[:, 0]), middle, table[:, 0])
+    return own[:, known.std(axis=0) > 0]
+
+
+def _make_designs(data: _Data, training: pd.DataFrame, seed: int) -> dict[str, Callable[[pd.DataFrame], np.ndarray]]:
+    """Setting -> features of rows. Age and sex stand before the image's."""
+    features = data.features[seed]
+
+    def see(rows: pd.DataFrame) -> np.ndarray:
+        return features.pooled[features.rows(rows.image_id)].astype(float)
+
+    def know(rows: pd.DataFrame) -> np.ndarray:
+        return describe_patients(rows, training)
+
+    if not know(training).shape[1]:
+        return {IMAGE: see}
+    return {AGE_SEX: know, IMAGE: see, BOTH: lambda rows: np.column_stack((know(rows), see(rows)))}
+
+
+# --- outcomes with a time ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """What one model says of one test set."""
+
+    scores: np.ndarray  # (images,)
+    risks: np.ndarray  # (images, horizons)
+    training_scores: np.ndarray  # (training images,)
+
+
+def _measure_timed(data: _Data, name: str) -> _Measured:
+    column, years_column = f"{OUTCOME_PREFIX}{name}", f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}"
+
+    def observe(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        return rows[years_column].to_numpy(dtype=float), rows[column].to_numpy(dtype=bool)
+
+    training, validation = data.known("train", name), data.known("validate", name)
+    censoring = fit_censoring(*observe(training))
+    no_model = [1 - survival_at(*observe(training), horizon) for horizon in data.horizons]
+    predicted = {}
+    for seed in data.features:
+        for setting, design in _make_designs(data, training, seed).items():
+            if setting == AGE_SEX and seed != min(data.features):
+                models = {key: one for key, one in predicted.items() if key[:2] == (min(data.features), AGE_SEX)}
+                predicted |= {(seed, *key[1:]): one for key, one in models.items()}
+                continue
+            first = design(training)
+            unpenalised = {IMAGE: 0, AGE_SEX: first.shape[1]}.get(
+                setting, describe_patients(training, training).shape[1]
+            )
+            model = fit_risk_model(
+                first, *observe(training), design(validation), *observe(validation), unpenalised=unpenalised
+            )
+            training_scores = model.score(first)
+            for data_set, rows in data.tests.items():
+                scores = model.score(design(rows))
+                risks = np.column_stack([model.predict_risk(scores, horizon) for horizon in data.horizons])
+                predicted[seed, setting, data_set] = _Predicted(scores, risks, training_scores)
+        for data_set, rows in data.tests.items():
+            hazard, of_training = _true_hazard(data, name, rows), _true_hazard(data, name, training)
+            if hazard is not None and of_training is not None:
+                risks = -np.expm1(-np.exp(hazard)[:, None] * np.array(data.horizons))
+                predicted[seed, ORACLE, data_set] = _Predicted(hazard, risks, of_training)
+    tables, curves, calibrations = [], [], []
+    for data_set, rows in data.tests.items():
+        known = rows[column].notna().to_numpy()
+        years, events = observe(rows[known])
+        patients = rows.patient_id[known].to_numpy()
+        of_set = {key[:2]: one for key, one in predicted.items() if key[2] == data_set}
+        measured = _measure_test_set(data, years, events, rows[known], known, of_set, censoring, no_model)
+        tables.append(measured.assign(data_set=data_set, finding=name))
+        place = {"outcome": name, "data_set": data_set}
+        if not len(years):
+            continue
+        one = first_images(patients, years)
+        # The groups of training have one image a patient, too.
+        of_training = first_images(training.patient_id, observe(training)[0])
+        for (seed, setting), model in of_set.items():
+            groups = group_risk(model.training_scores[of_training], model.scores[known][one])
+            curves.append(_draw_curves(years[one], events[one], groups).assign(**place, seed=seed, setting=setting))
+            for column_of, horizon in enumerate(data.horizons):
+                table = calibrate_risk(years[one], events[one], model.risks[known][one, column_of], horizon)
+                calibrations.append(table.assign(**place, seed=seed, setting=setting, horizon=horizon))
+    scores = {key: one.scores for key, one in predicted.items()}
+    return _Measured(pd.concat(tables), scores, _join(curves), _join(calibrations))
+
+
+def _measure_test_set(data, years, events, rows, known, predicted, censoring: Censoring, no_model) -> pd.DataFrame:
+    """Every metric of every setting, seed by seed and over seeds, and the paired differences."""
+    seeds = sorted({seed for seed, _ in predicted})
+    settings = [setting for setting in SETTINGS if (seeds[0], setting) in predicted]
+    labels = {"c_index": events.astype(float)}
+    labels["c_index_uno"] = np.where(years < censoring.last, labels["c_index"], 0.0)
+    for horizon in data.horizons:
+        labels |= dict.fromkeys(_at_horizon(horizon), status_at(years, events, horizon))
+    counts = {metric: (int((~np.isnan(one)).sum()), int((one == 1).sum())) for metric, one in labels.items()}
+    counts["c_index"] = counts["c_index_uno"] = (len(years), int(events.sum()))
+    if not len(years):
+        return _tabulate_nothing([(metric, setting) for metric in labels for setting in settings], seeds)
+    weights = data.weights(rows)
+    patients = count_scarcer_patients(np.column_stack(list(labels.values())), weights)
+    points, replicates = [], []
+    for seed in seeds:
+        scores = np.column_stack([predicted[seed, setting].scores[known] for setting in settings])
+        risks = np.stack([predicted[seed, setting].risks[known] for setting in settings], axis=1)
+        points.append(_measure_models(years, events, scores, risks, censoring, data.horizons, None))
+        replicates.append(_measure_models(years, events, scores, risks, censoring, data.horizons, weights))
+    # Seeds, (resamples,) metrics, settings.
+    points, replicates = np.stack(points), np.stack(replicates)
+    generator = np.random.default_rng(data.seed)
+    metrics, table = list(labels), []
+
+    def tabulate(values, low, high, seed, settings, chosen=metrics, suffix=""):
+        for place, metric in enumerate(chosen):
+            n, positives = counts[metric]
+            for model, setting in enumerate(settings):
+                ends = low[place, model], high[place, model]
+                table.append((metric + suffix, setting, seed, values[place, model], *ends, n, positives))
+
+    for place, seed in enumerate(seeds):
+        tabulate(points[place], *interval(replicates[place], patients=patients[:, None]), seed, settings)
+    low, high = interval(resample_seeds(replicates, generator), patients=patients[:, None])
+    tabulate(points.mean(axis=0), low, high, OVER_SEEDS, settings)
+    ranking = [place for place, metric in enumerate(metrics) if metric.startswith(("c_index", "auroc"))]
+    for first, second in COMPARISONS:
+        if first in settings and second in settings:
+            pair = [settings.index(first), settings.index(second)]
+            sides = [points[:, ranking][..., model] for model in pair]
+            drawn = [replicates[:, :, ranking][..., model] for model in pair]
+            difference = paired_difference(*sides, *drawn, generator, patients[ranking])
+            ends = [one[:, None] for one in (difference.value, difference.ci_low, difference.ci_high)]
+            chosen = [metrics[place] for place in ranking]
+            tabulate(*ends, OVER_SEEDS, [f"{first} - {second}"], chosen, "_difference")
+    for horizon, risk in zip(data.horizons, no_model, strict=True):
+        metric = _at_horizon(horizon)[1]
+        alike = np.full((len(years), 1), risk)
+        value = float(brier_score(years, events, alike, horizon, censoring)[0])
+        low, high = interval(
+            brier_score(years, events, alike, horizon, censoring, weights), patients=patients[[metrics.index(metric)]]
+        )
+        table += [(metric, "no_model", seed, value, low[0], high[0], *counts[metric]) for seed in (*seeds, OVER_SEEDS)]
+    return pd.DataFrame(table, columns=_COLUMNS)
+
+
+_COLUMNS = ["metric", "setting", "seed", "value", "ci_low", "ci_high", "n", "positives"]
+
+
+def _at_horizon(horizon: float) -> tuple[str, str, str]:
+    return f"auroc_{horizon:g}y", f"brier_{horizon:g}y", f"observed_expected_{horizon:g}y"
+
+
+def _measure_models(years, events, scores, risks, censoring, horizons, weights) -> np.ndarray:
+    """``(metrics, models)``, with a leading axis of resamples if there are weights."""
+    importance = np.where(years < censoring.last, censoring.weigh(years, events) ** 2, 0.0)
+    values = [
+        concordance(years, events, scores, weights),
+        concordance(years, events, scores, weights, importance),
+    ]
+    for place, horizon in enumerate(horizons):
+        at = risks[:, :, place]
+        values.append(dynamic_auroc(years, events, scores, horizon, censoring, weights))
+        values.append(brier_score(years, events, at, horizon, censoring, weights))
+        happened = 1 - np.asarray(survival_at(years, events, horizon, weights))
+        drawn = np.ones((1, len(years))) if weights is None else weights
+        expected = drawn @ at / drawn.sum(axis=1, keepdims=True)
+        values.append(happened[..., None] / (expected[0] if weights is None else expected))
+    return np.stack(values, axis=-2)
+
+
+def _draw_curves(years: np.ndarray, events: np.ndarray, groups: np.ndarray) -> pd.DataFrame:
+    p_value = compare_groups(years, events, groups)
+    curves = []
+    for place, group in enumerate(GROUP_NAMES):
+        members = groups == place
+        if members.any():
+            curve = estimate_survival(years[members], events[members])
+            curves.append(curve.assign(group=group, n=int(members.sum()), events=int(events[members].sum())))
+    return pd.concat(curves, ignore_index=True).assign(log_rank_p=p_value)
+
+
+# --- outcomes without a time ------------------------------------------------------------------------------------------
+
+
+def _measure_binary(data: _Data, name: str) -> _Measured:
+    column = f"{OUTCOME_PREFIX}{name}"
+
+    def label(rows: pd.DataFrame) -> np.ndarray:
+        return rows[[column]].to_numpy(dtype=float, na_value=np.nan)
+
+    training, validation = data.known("train", name), data.known("validate", name)
+    scores = {}
+    for seed in data.features:
+        for setting, design in _make_designs(data, training, seed).items():
+            probe = fit_linear_probe(design(training), label(training), design(validation), label(validation))
+            for data_set, rows in data.tests.items():
+                scores[seed, setting, data_set] = probe.score(design(rows))[:, 0]
+    tables = []
+    seeds = sorted(data.features)
+    settings = [setting for setting in SETTINGS if any(key[1] == setting for key in scores)]
+    for data_set, rows in data.tests.items():
+        known = rows[column].notna().to_numpy()
+        place = {"data_set": data_set, "finding": name}
+        if not known.any():
+            wanted = [(metric, setting) for metric in ("auroc", "auprc") for setting in settings]
+            tables.append(_tabulate_nothing(wanted, seeds).assign(**place))
+            continue
+        labels, weights = label(rows[known]), data.weights(rows[known])
+        generator = np.random.default_rng(data.seed)
+        by_setting = {
+            setting: {seed: scores[seed, setting, data_set][known][:, None] for seed in seeds} for setting in settings
+        }
+        for setting, of_seeds in by_setting.items():
+            table = measure_each_seed(of_seeds, labels, [name], weights, generator, setting=setting)
+            tables.append(table[table.finding == name].assign(**place))
+        for first, second in COMPARISONS:
+            if first in by_setting and second in by_setting:
+                pair = [list(by_setting[one].values()) for one in (first, second)]
+                table = compare_scores(*pair, labels, [name], weights, generator, setting=f"{first} - {second}")
+                tables.append(table[table.finding == name].assign(**place, seed=OVER_SEEDS))
+    nothing = pd.DataFrame()
+    return _Measured(pd.concat(tables, ignore_index=True), scores, nothing, nothing)
+
+
+# --- rows and artifacts -----------------------------------------------------------------------------------------------
+
+
+def _state_not_evaluable(data: _Data, name: str, timed: bool) -> pd.DataFrame:
+    metrics = ("c_index", "c_index_uno") if timed else ("auroc", "auprc")
+    tables = []
+    for data_set, rows in data.tests.items():
+        events = rows[f"{OUTCOME_PREFIX}{name}"].dropna()
+        wanted = [(metric, setting) for metric in metrics for setting in (AGE_SEX, IMAGE, BOTH)]
+        table = _tabulate_nothing(wanted, sorted(data.features))
+        counts = {"n": len(events), "positives": int(events.eq(1).sum())}
+        tables.append(table.assign(**counts, data_set=data_set, finding=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _tabulate_nothing(wanted: list[tuple[str, str]], seeds: Sequence[int]) -> pd.DataFrame:
+    rows = [(*one, seed, np.nan, np.nan, np.nan, 0, 0) for one in wanted for seed in (*seeds, OVER_SEEDS)]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _join(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _keep(run: Run, arm: str, data: _Data, scores: dict, curves: list, calibrations: list) -> None:
+    """Write what figures and later comparisons need; an image that a model was not asked about has NaN."""
+    for name, tables in (("curves", curves), ("calibration", calibrations)):
+        table = _join([table for table in tables if len(table)])
+        if len(table):
+            run.write_table(outcomes_artifact(arm, name), table)
+    for seed in data.features:
+        for data_set, rows in data.tests.items():
+            for setting in SETTINGS:
+                columns = {
+                    name: own[seed, setting, data_set]
+                    for name, own in scores.items()
+                    if (seed, setting, data_set) in own
+                }
+                if columns:
+                    place = {"arm": arm, "seed": seed, "task": f"{TASK}_{setting}", "data_set": data_set}
+                    values = np.column_stack(list(columns.values()))
+                    write_scores(run, values, list(rows.image_id), list(columns), **place)
+
+
+def outcomes_artifact(arm: str, name: str) -> str:
+    """Name of an artifact: ``outcomes/curated/curves.parquet`` or ``outcomes/curated/calibration.parquet``."""
+    return f"outcomes/{arm}/{name}.parquet"
+
+
+def read_curves(run: Run, arm: str) -> pd.DataFrame:
+    """Kaplan-Meier curves by risk group as `evaluate_outcomes` kept them.
+
+    Returns:
+        ``outcome, data_set, seed, setting, group, years, survival, ci_low, ci_high, at_risk, n, events, log_rank_p``.
+    """
+    return run.read_table(outcomes_artifact(arm, "curves"), "09_adapt_encoder")
+
+
+def read_calibration(run: Run, arm: str) -> pd.DataFrame:
+    """Predicted and observed risk by tenth of the predicted one.
+
+    Returns:
+        ``outcome, data_set, seed, setting, horizon, group, predicted, observed, ci_low, ci_high, n, events``.
+    """
+    return run.read_table(outcomes_artifact(arm, "calibration"), "09_adapt_encoder")

@@ -1,0 +1,451 @@
+"""Time-to-event outcomes: a penalised Cox model on frozen features, and how well it ranks and predicts.
+
+Fitting, Kaplan-Meier and the log-rank test are scikit-survival's (the extra ``survival``). Concordance, time-dependent
+AUROC, Brier score and the survival at a horizon are computed here, because their intervals need them for a thousand
+weighted resamples of patients; without weights they equal that library's.
+
+Censoring is corrected by inverse probability weights, whose Kaplan-Meier is that of the training split. It is taken as
+known: the resamples draw test patients alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.statistics.ranking import CONFIDENCE, rank_metrics
+
+# Weight of half the squared coefficients beside the summed log partial likelihood, for features of unit variance.
+PENALTIES = (1e4, 3e3, 1e3, 3e2, 1e2, 3e1, 1e1, 1.0)
+# A ridge but for a thousandth: the library's path is defined above 0 only.
+RIDGE = 1e-3
+GROUP_NAMES = ("low", "medium", "high")
+
+# Keeps the model without other penalty defined where two of its few covariates say the same.
+_LEAST_PENALTY = 1e-4
+# Comparable pairs held at once.
+_PAIRS = 4_000_000
+
+
+def survival_is_available() -> bool:
+    """Whether the library for time-to-event outcomes is installed."""
+    return find_spec("sksurv") is not None
+
+
+def require_library() -> ModuleType:
+    """scikit-survival."""
+    try:
+        import sksurv
+    except ImportError:
+        raise StudyError(
+            "time-to-event outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`."
+        ) from None
+    return sksurv
+
+
+def check_observations(years: np.ndarray, events: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times as float64 and events as bool, both ``(cases,)``.
+
+    Args:
+        years: time of the event or of censoring, above 0.
+        events: 1 where the event happened, 0 where observation ended without it.
+        where: what the cases are, for a message, such as ``the test split``.
+    """
+    years = np.asarray(pd.to_numeric(pd.Series(np.asarray(years)), errors="coerce"), dtype=float)
+    events = np.asarray(pd.to_numeric(pd.Series(np.asarray(events)), errors="coerce"), dtype=float)
+    if years.shape != events.shape or years.ndim != 1:
+        raise StudyError(f"{where} has {len(years)} times for {len(events)} events: pass one of each a case.")
+    if not len(years):
+        raise StudyError(f"{where} has no case whose outcome is known: choose another split or outcome.")
+    wrong = ~(np.isfinite(years) & (years > 0))
+    if wrong.any():
+        raise StudyError(
+            f"{where} has {wrong.sum()} times that are missing, zero or negative (the first is case "
+            f"{int(np.flatnonzero(wrong)[0])}): give each case a time above 0, or leave it out."
+        )
+    if not np.isin(events, (0, 1)).all():
+        raise StudyError(f"{where} has events that are neither 0 nor 1: leave out cases whose outcome is unknown.")
+    if not events.any():
+        raise StudyError(
+            f"nobody in {where} has the event, all {len(events)} cases are censored: take a longer observation, other "
+            "splits or another outcome."
+        )
+    return years, events.astype(bool)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RiskModel:
+    """A fitted Cox model."""
+
+    mean: np.ndarray  # ``(dim,)`` of the training features
+    spread: np.ndarray  # ``(dim,)``, their standard deviation, 1 where a feature is constant
+    coefficients: np.ndarray  # ``(dim,)``, log hazard ratios of one standard deviation
+    penalty: float  # what was chosen on validation; 0 where nothing is penalised
+    validation: pd.DataFrame  # ``penalty`` and ``c_index`` on validation
+    baseline_years: np.ndarray  # ``(times,)``, rising
+    baseline_hazard: np.ndarray  # ``(times,)``, Breslow's cumulative hazard of a case with mean features
+
+    def score(self, features: np.ndarray) -> np.ndarray:
+        """Log hazard ratios to a case with mean features, ``(cases,)`` of ``(cases, dim)``."""
+        return (np.asarray(features, dtype=float) - self.mean) / self.spread @ self.coefficients
+
+    def predict_risk(self, scores: np.ndarray, years: float) -> np.ndarray:
+        """Probability of the event within so many years, of scores as `score` gives."""
+        place = int(np.searchsorted(self.baseline_years, years, side="right")) - 1
+        hazard = self.baseline_hazard[place] if place >= 0 else 0.0
+        return -np.expm1(-hazard * np.exp(scores))
+
+
+def fit_risk_model(
+    features: np.ndarray,
+    years: np.ndarray,
+    events: np.ndarray,
+    validation_features: np.ndarray,
+    validation_years: np.ndarray,
+    validation_events: np.ndarray,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    l1_ratio: float = RIDGE,
+    unpenalised: int = 0,
+) -> RiskModel:
+    """Fit a Cox proportional hazards model with an elastic net whose strength is chosen on validation.
+
+    Cases are taken as independent: several images of a patient change the estimate little, and intervals come from
+    resampling patients.
+
+    Args:
+        features: ``(cases, dim)`` of the training split; each column is standardised.
+        years, events: ``(cases,)``, see `check_observations`.
+        validation_features, validation_years, validation_events: the same of the validation split.
+        penalties: the choices; the strongest with the best concordance on validation wins. Those too weak for the
+            model to have a solution are left out.
+        l1_ratio: share of the absolute values in the penalty, above 0 to 1; the default is a ridge.
+        unpenalised: the first so many features are not penalised, such as age and sex beside an image.
+    """
+    require_library()
+    from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
+    from sksurv.linear_model.coxph import BreslowEstimator
+
+    years, events = check_observations(years, events, "the training split")
+    validation_years, validation_events = check_observations(
+        validation_years, validation_events, "the validation split"
+    )
+    features = _check_features(features, years, "training")
+    validation_features = _check_features(validation_features, validation_years, "validation")
+    if not len(penalties) or min(penalties) <= 0 or not 0 < l1_ratio <= 1:
+        raise StudyError("a risk model needs one penalty or more, each above 0, and an l1_ratio above 0 and at most 1.")
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    train, validation = (features - mean) / spread, (validation_features - mean) / spread
+    observed = _pair(years, events)
+    if unpenalised >= features.shape[1]:
+        path = np.zeros(1)
+        fitted = _fit_or_refuse(
+            lambda: CoxPHSurvivalAnalysis(alpha=_LEAST_PENALTY, ties="efron").fit(train, observed).coef_[:, None],
+            features.shape[1],
+            events,
+        )
+    else:
+        path = np.sort(np.asarray(penalties, dtype=float))[::-1]
+        factors = np.r_[np.zeros(unpenalised), np.ones(features.shape[1] - unpenalised)]
+        # The library divides the likelihood by the cases and makes the factors sum to their number.
+        strength = path / len(years) * factors.mean()
+
+        def fit_path(count: int) -> np.ndarray:
+            net = CoxnetSurvivalAnalysis(l1_ratio=l1_ratio, alphas=strength[:count], penalty_factor=factors)
+            return net.fit(train, observed).coef_
+
+        path, fitted = _fit_as_far_as_possible(fit_path, path, features.shape[1], events)
+    judged = concordance(validation_years, validation_events, validation @ fitted)
+    chosen = int(np.argmax(judged))
+    coefficients = fitted[:, chosen]
+    baseline = BreslowEstimator().fit(train @ coefficients, events, years).cum_baseline_hazard_
+    return RiskModel(
+        mean,
+        spread,
+        coefficients,
+        float(path[chosen]),
+        pd.DataFrame({"penalty": path, "c_index": judged}),
+        baseline.x,
+        baseline.y,
+    )
+
+
+def _fit_or_refuse(fit: Callable[[], np.ndarray], count: int, events: np.ndarray) -> np.ndarray:
+    try:
+        return fit()
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+        raise StudyError(
+            f"the Cox model of {count} features and {events.sum()} events has no solution "
+            f"({str(error).splitlines()[0]}): penalise more, or take fewer features."
+        ) from None
+
+
+def _fit_as_far_as_possible(
+    fit_path: Callable[[int], np.ndarray], path: np.ndarray, count: int, events: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The path of falling penalties up to the weakest that has a solution: few events and many features have none."""
+    for length in range(len(path), 1, -1):
+        try:
+            return path[:length], fit_path(length)
+        except (ArithmeticError, ValueError, np.linalg.LinAlgError):
+            continue
+    return path[:1], _fit_or_refuse(lambda: fit_path(1), count, events)
+
+
+def _check_features(features: np.ndarray, years: np.ndarray, split: str) -> np.ndarray:
+    features = np.asarray(features, dtype=float)
+    if features.ndim != 2 or len(features) != len(years) or features.shape[1] == 0:
+        raise StudyError(f"the {split} split has features {features.shape} for {len(years)} cases: pass one row each.")
+    if not np.isfinite(features).all():
+        raise StudyError(f"the {split} features hold values that are not finite: embed this split again.")
+    return features
+
+
+def _pair(years: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Events and times as the library takes them."""
+    pairs = np.empty(len(years), dtype=[("event", bool), ("years", float)])
+    pairs["event"], pairs["years"] = events, years
+    return pairs
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Censoring:
+    """Kaplan-Meier of being still observed, of the training split."""
+
+    years: np.ndarray  # ``(times,)``, rising
+    observed: np.ndarray  # ``(times,)``, probability of being observed beyond each time
+    # The time at which a tenth of the training cases was still observed; later events count in no Uno concordance,
+    # because their weights would rest on few.
+    last: float
+
+    def probability(self, years: np.ndarray | float) -> np.ndarray:
+        """Probability of being observed beyond a time."""
+        return np.r_[1.0, self.observed][np.searchsorted(self.years, years, side="right")]
+
+    def weigh(self, years: np.ndarray, events: np.ndarray) -> np.ndarray:
+        """One over the probability of being observed, 0 for the censored ``(cases,)``."""
+        probability = self.probability(years)
+        return np.divide(1.0, probability, out=np.zeros(len(probability)), where=events & (probability > 0))
+
+
+def fit_censoring(years: np.ndarray, events: np.ndarray) -> Censoring:
+    """The censoring distribution of a training split."""
+    require_library()
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    years, events = check_observations(years, events, "the training split")
+    if events.all():
+        times, observed = np.unique(years), np.ones(len(np.unique(years)))
+    else:
+        times, observed = kaplan_meier_estimator(events, years, reverse=True)
+    return Censoring(times, observed, float(np.quantile(years, 0.9)))
+
+
+def concordance(
+    years: np.ndarray,
+    events: np.ndarray,
+    scores: np.ndarray,
+    weights: np.ndarray | None = None,
+    importance: np.ndarray | None = None,
+) -> np.ndarray:
+    """How often, of two cases, the one whose event came first has the higher score; equal scores count one half.
+
+    A case with the event is compared with all that were observed longer, and with those censored at the same time.
+    Harrell's C-index gives all pairs the same weight; Uno's (2011, Statistics in Medicine 30(10)) weighs a pair by the
+    squared inverse of the probability that its earlier case was still observed.
+
+    Args:
+        years: ``(cases,)``.
+        events: ``(cases,)``, bool.
+        scores: ``(cases, models)``, higher means earlier.
+        weights: ``(resamples, cases)``, how often each case counts; without it, each once.
+        importance: ``(cases,)``, weight of the pairs in which the case has the event; all equal if not given.
+
+    Returns:
+        ``(models,)`` without weights and ``(resamples, models)`` with them; NaN where no two cases can be compared.
+    """
+    years, events = np.asarray(years, dtype=float), np.asarray(events, dtype=bool)
+    scores = np.asarray(scores, dtype=float)
+    if scores.ndim != 2 or len(scores) != len(years) or len(events) != len(years):
+        raise StudyError(f"scores {scores.shape} for {len(years)} times: pass one row a case and one column a model.")
+    if not np.isfinite(scores).all():
+        raise StudyError("a score is not finite: score every case, or leave the model out.")
+    # Sums of whole and half numbers up to 2**23 are exact in float32.
+    by_case = np.ones((1, len(years)), np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
+    importance = np.ones(len(years)) if importance is None else np.asarray(importance, dtype=float)
+    earlier = np.flatnonzero(events & (importance > 0))
+    won = np.zeros((len(by_case), scores.shape[1]))
+    pairs = np.zeros(len(by_case))
+    width = max(1, _PAIRS // max(1, len(years)))
+    for start in range(0, len(earlier), width):
+        rows = earlier[start : start + width]
+        longer = years > years[rows, None]
+        longer |= (years == years[rows, None]) & ~events
+        share = by_case[:, rows] * importance[rows]
+        pairs += (share * (by_case @ longer.T.astype(np.float32))).sum(axis=1)
+        for model, score in enumerate(scores.T):
+            wins = longer * ((score < score[rows, None]) + np.float32(0.5) * (score == score[rows, None]))
+            won[:, model] += (share * (by_case @ wins.T.astype(np.float32))).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.where(pairs[:, None] > 0, won / pairs[:, None], np.nan)
+    return values[0] if weights is None else values
+
+
+def status_at(years: np.ndarray, events: np.ndarray, horizon: float) -> np.ndarray:
+    """Whether the event had happened by a time: 1, 0, or NaN where observation ended before, ``(cases,)``."""
+    return np.where(years > horizon, 0.0, np.where(events, 1.0, np.nan))
+
+
+def dynamic_auroc(
+    years: np.ndarray,
+    events: np.ndarray,
+    scores: np.ndarray,
+    horizon: float,
+    censoring: Censoring,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Time-dependent AUROC: who had the event by the horizon against who was observed beyond it without.
+
+    The cumulative/dynamic one, cases weighted by the inverse probability of being observed (Uno et al. 2007, JASA 102;
+    Hung and Chiang 2010, Canadian Journal of Statistics 38). Arguments and shapes as in `concordance`.
+    """
+    status = np.broadcast_to(status_at(years, events, horizon)[:, None], scores.shape)
+    importance = np.where(status[:, 0] == 1, censoring.weigh(years, events), 1.0)
+    by_case = importance[None] if weights is None else np.asarray(weights) * importance
+    area = rank_metrics(status, scores, by_case)[0]
+    return area[0] if weights is None else area
+
+
+def brier_score(
+    years: np.ndarray,
+    events: np.ndarray,
+    risks: np.ndarray,
+    horizon: float,
+    censoring: Censoring,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mean squared error of the predicted risk at the horizon, corrected for censoring (Graf et al. 1999).
+
+    Args:
+        risks: ``(cases, models)``, predicted probability of the event by the horizon.
+        years, events, weights: as in `concordance`.
+        horizon: in years.
+        censoring: of the training split.
+
+    Returns:
+        ``(models,)`` or ``(resamples, models)``.
+    """
+    status = status_at(years, events, horizon)
+    observed = censoring.probability(horizon)
+    beyond = 1.0 / observed if observed > 0 else 0.0
+    importance = np.where(status == 1, censoring.weigh(years, events), np.where(status == 0, beyond, 0.0))
+    loss = importance[:, None] * (np.nan_to_num(status)[:, None] - risks) ** 2
+    if weights is None:
+        return loss.mean(axis=0)
+    return weights @ loss / np.asarray(weights).sum(axis=1, keepdims=True)
+
+
+def survival_at(
+    years: np.ndarray, events: np.ndarray, horizon: float, weights: np.ndarray | None = None
+) -> np.ndarray | float:
+    """Kaplan-Meier at a horizon: a number, or ``(resamples,)`` of ``weights`` ``(resamples, cases)``."""
+    order = np.argsort(years, kind="stable")
+    sorted_years, sorted_events = np.asarray(years)[order], np.asarray(events)[order]
+    by_case = np.ones((1, len(order))) if weights is None else np.asarray(weights)[:, order].astype(float)
+    starts = np.flatnonzero(np.r_[True, np.diff(sorted_years) > 0])
+    starts = starts[sorted_years[starts] <= horizon]
+    survival = np.ones(len(by_case))
+    if len(starts):
+        ends = int(np.searchsorted(sorted_years, horizon, side="right"))
+        before = np.concatenate([np.zeros((len(by_case), 1)), np.cumsum(by_case, axis=1)], axis=1)
+        at_risk = before[:, -1:] - before[:, starts]
+        died = np.add.reduceat(by_case[:, :ends] * sorted_events[:ends], starts, axis=1)
+        survival = np.prod(1.0 - np.divide(died, at_risk, out=np.zeros_like(died), where=at_risk > 0), axis=1)
+    return float(survival[0]) if weights is None else survival
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def first_images(patient_ids: Sequence[str], years: np.ndarray) -> np.ndarray:
+    """One case a patient, the earliest: that with the longest time to the patient's one end; positions, rising."""
+    table = pd.DataFrame({"patient": np.asarray(patient_ids, dtype=str), "years": np.asarray(years, dtype=float)})
+    earliest = table.sort_values("years", ascending=False, kind="stable").drop_duplicates("patient").index
+    return np.sort(earliest.to_numpy())
+
+
+def group_risk(training_scores: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Low (0), medium (1) or high (2) risk, cut at the tertiles of the training scores."""
+    return np.searchsorted(np.quantile(training_scores, [1 / 3, 2 / 3]), scores, side="right")
+
+
+def estimate_survival(years: np.ndarray, events: np.ndarray) -> pd.DataFrame:
+    """Kaplan-Meier with pointwise 95 % intervals (log-log) from time 0: ``years, survival, ci_low, ci_high, at_risk``.
+
+    ``at_risk`` counts the cases observed up to that time.
+    """
+    require_library()
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    years, events = np.asarray(years, dtype=float), np.asarray(events, dtype=bool)
+    times, survival, ends = kaplan_meier_estimator(events, years, conf_level=CONFIDENCE, conf_type="log-log")
+    times = np.r_[0.0, times]
+    return pd.DataFrame(
+        {
+            "years": times,
+            "survival": np.r_[1.0, survival],
+            "ci_low": np.r_[1.0, ends[0]],
+            "ci_high": np.r_[1.0, ends[1]],
+            "at_risk": len(years) - np.searchsorted(np.sort(years), times, side="left"),
+        }
+    )
+
+
+def compare_groups(years: np.ndarray, events: np.ndarray, groups: np.ndarray) -> float:
+    """P-value of the log-rank test that the groups survive alike; NaN where there is one group only, or no event."""
+    require_library()
+    from sksurv.compare import compare_survival
+
+    events = np.asarray(events, dtype=bool)
+    if len(np.unique(groups)) < 2 or not events.any():
+        return float("nan")
+    return float(compare_survival(_pair(np.asarray(years, dtype=float), events), np.asarray(groups))[1])
+
+
+def calibrate_risk(
+    years: np.ndarray, events: np.ndarray, risks: np.ndarray, horizon: float, groups: int = 10
+) -> pd.DataFrame:
+    """Predicted against observed risk at a horizon, by quantiles of the predicted risk.
+
+    Args:
+        years, events: ``(cases,)``, one case a patient, for the intervals take them as independent.
+        risks: ``(cases,)``, predicted.
+        horizon: in years.
+        groups: how many, as far as the risks differ.
+
+    Returns:
+        ``group, predicted, observed, ci_low, ci_high, n, events``; observed is one minus Kaplan-Meier at the horizon
+        with its 95 % interval (log-log), NaN where nobody or everybody had the event.
+    """
+    cuts = np.quantile(risks, np.linspace(0, 1, groups + 1)[1:-1])
+    places = np.unique(np.searchsorted(cuts, risks, side="right"), return_inverse=True)[1]
+    rows = []
+    for group in range(places.max() + 1):
+        members = places == group
+        curve = estimate_survival(years[members], events[members])
+        at = curve[curve.years <= horizon].iloc[-1]
+        ends = (1 - at.ci_high, 1 - at.ci_low) if 0 < at.survival < 1 else (np.nan, np.nan)
+        happened = int((events[members] & (years[members] <= horizon)).sum())
+        rows.append((group, float(np.mean(risks[members])), 1 - at.survival, *ends, int(members.sum()), happened))
+    return pd.DataFrame(rows, columns=["group", "predicted", "observed", "ci_low", "ci_high", "n", "events"])

@@ -1,0 +1,1 @@
+"""What one AUROC hides: prompts, negatives, prevalence, thresholds, calibration."""

@@ -1,0 +1,351 @@
+"""Whom the sick are told from: healthy people, people with something else, and each other disease.
+
+An AUROC against healthy negatives overstates what a model does in a clinic, where most who are imaged have something.
+The same holds for precision: it is a property of the prevalence as much as of the model, and can be carried to another
+prevalence in closed form.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.table import NO_FINDING
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.statistics.ranking import (
+    LEAST_PATIENTS,
+    RESAMPLES,
+    auroc,
+    bootstrap_patients,
+    count_patients,
+    count_scarcer_patients,
+    interval,
+    known_labels,
+    macro_mean,
+    resample_seeds,
+)
+
+NEGATIVES = ("all", "healthy", "sick")
+DIFFERENCE = "healthy - sick"
+# Cases times resamples held at once.
+_BLOCK = 400_000
+
+
+# --- negatives -------------------------------------------------------------------------------------------------------
+
+
+def find_healthy(labels: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+    """Images without any finding, ``(images,)``: ``No Finding`` is 1; where a cohort lacks it, all known labels are 0.
+
+    Args:
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        findings: names of the columns.
+    """
+    labels = np.asarray(labels, dtype=float)
+    if NO_FINDING in findings:
+        return labels[:, list(findings).index(NO_FINDING)] == 1
+    return ~np.isin(labels, (1, -1)).any(axis=1) & known_labels(labels).any(axis=1)
+
+
+def choose_negatives(labels: np.ndarray, findings: Sequence[str], negatives: str) -> np.ndarray:
+    """The labels with only some of the negatives left, the others NaN: ``(images, findings)``.
+
+    Args:
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        findings: names of the columns.
+        negatives: ``all``; ``healthy``: those of `find_healthy`; ``sick``: not healthy, and with another finding than
+            the one in question (``No Finding`` is none); or a finding's name: those who have it.
+
+    Returns:
+        Labels as `chexstudy.statistics.ranking.rank_metrics` takes them. Positives stay. ``No Finding`` is itself
+        what parts healthy from sick, so that it keeps its negatives with ``all`` alone.
+    """
+    labels = np.asarray(labels, dtype=float)
+    findings = list(findings)
+    if labels.ndim != 2 or labels.shape[1] != len(findings):
+        raise StudyError(f"labels {labels.shape} must be (images, findings) for {len(findings)} findings.")
+    if negatives not in NEGATIVES and negatives not in findings:
+        raise StudyError(f"negatives are {', '.join(NEGATIVES)} or one of the findings, not {negatives!r}.")
+    if negatives == "all":
+        return labels
+    healthy = find_healthy(labels, findings)
+    disease = np.array([finding != NO_FINDING for finding in findings])
+    if negatives == "healthy":
+        kept = np.broadcast_to(healthy[:, None], labels.shape)
+    elif negatives == "sick":
+        # A negative for the finding in question has, if any, another one.
+        kept = np.broadcast_to((~healthy & (labels[:, disease] == 1).any(axis=1))[:, None], labels.shape)
+    else:
+        kept = np.broadcast_to((labels[:, findings.index(negatives)] == 1)[:, None], labels.shape)
+    chosen = np.where((labels == 1) | ((labels == 0) & kept), labels, np.nan)
+    chosen[:, ~disease] = np.nan
+    return chosen
+
+
+def measure_spectrum(
+    scores: Sequence[np.ndarray],
+    labels: np.ndarray,
+    findings: Sequence[str],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    setting: str = "",
+) -> pd.DataFrame:
+    """AUROC of every finding against all, healthy and sick negatives, and healthy minus sick on the same resamples.
+
+    Args:
+        scores: ``(images, findings)``, one a seed; means over seeds, seeds resampled too.
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        findings: names of the columns.
+        patient_ids: ``(images,)``.
+        generator: draws patients and seeds.
+        resamples: number of resamples.
+        setting: put before the negatives in the column ``setting``.
+
+    Returns:
+        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives``: metric ``auroc``, its setting ending in
+        ``all``, ``healthy`` or ``sick``, and ``auroc_difference`` with ``healthy - sick``. The macro rows mean over the
+        findings that all three can be had for, so that they differ by their negatives alone. A finding that cannot be
+        evaluated keeps its rows with NaN and n.
+    """
+    if len(scores) == 0:
+        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    by_negatives = {name: choose_negatives(labels, findings, name) for name in NEGATIVES}
+    values = {name: np.mean([auroc(one, score) for score in scores], axis=0) for name, one in by_negatives.items()}
+    drawn = {name: np.stack([auroc(one, s, weights) for s in scores]) for name, one in by_negatives.items()}
+    shared = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
+    patients = {name: count_scarcer_patients(one, weights) for name, one in by_negatives.items()}
+    values[DIFFERENCE] = values["healthy"] - values["sick"]
+    drawn[DIFFERENCE] = drawn["healthy"] - drawn["sick"]
+    patients[DIFFERENCE] = np.minimum(patients["healthy"], patients["sick"])
+    by_negatives[DIFFERENCE] = np.where(np.isnan(by_negatives["sick"]), by_negatives["healthy"], by_negatives["sick"])
+    present = (np.asarray(labels, dtype=float)[:, shared] == 1).any(axis=1)
+    of_macro = count_patients(present[:, None], weights)
+    # The same draws of seeds for every sort of negatives.
+    state = generator.bit_generator.state
+    tables = []
+    for name, replicates in drawn.items():
+        generator.bit_generator.state = state
+        replicates = resample_seeds(replicates, generator)
+        replicates = np.column_stack([replicates, macro_mean(replicates[:, shared])])
+        low, high = interval(replicates, patients=np.append(patients[name], of_macro))
+        bounds = (-1, 1) if name == DIFFERENCE else (0, 1)
+        known = known_labels(by_negatives[name])
+        table = {
+            "finding": [*findings, MACRO],
+            "metric": "auroc_difference" if name == DIFFERENCE else "auroc",
+            "setting": "; ".join(part for part in (setting, name) if part),
+            "value": [*values[name], macro_mean(values[name][shared])],
+            "ci_low": np.clip(low, *bounds),
+            "ci_high": np.clip(high, *bounds),
+            "n": [*known.sum(axis=0), int(known[:, shared].any(axis=1).sum())],
+            "positives": [*(known & (by_negatives[name] == 1)).sum(axis=0), -1],
+        }
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def measure_against_each(
+    scores: Sequence[np.ndarray],
+    labels: np.ndarray,
+    findings: Sequence[str],
+    patient_ids: Sequence[str],
+    *,
+    least_patients: int = LEAST_PATIENTS,
+    setting: str = "",
+) -> pd.DataFrame:
+    """AUROC of each finding against the people with each other finding: which diseases are mistaken for which.
+
+    Args:
+        scores, labels, findings, patient_ids: as in `measure_spectrum`.
+        least_patients: patients that both sides need; below, the row holds NaN.
+        setting: put before the other finding in the column ``setting``.
+
+    Returns:
+        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives`` of the metric ``auroc``, a row an
+        ordered pair, its setting ending in ``against <other finding>``. Values are means over seeds without intervals.
+    """
+    if len(scores) == 0:
+        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
+    patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
+    diseases = [finding for finding in findings if finding != NO_FINDING]
+    places = [list(findings).index(finding) for finding in diseases]
+    rows = []
+    for other in diseases:
+        chosen = choose_negatives(labels, findings, other)
+        enough = np.array([_has_patients(column, patients, least_patients) for column in chosen.T])
+        # What cannot be told is not ranked at all.
+        chosen[:, ~enough] = np.nan
+        value = np.mean([auroc(chosen, score) for score in scores], axis=0)
+        original = choose_negatives(labels, findings, other)
+        n, positives = known_labels(original).sum(axis=0), (original == 1).sum(axis=0)
+        for finding, place in zip(diseases, places, strict=True):
+            if finding != other:
+                rows.append(
+                    {
+                        "finding": finding,
+                        "metric": "auroc",
+                        "setting": "; ".join(part for part in (setting, f"against {other}") if part),
+                        "value": float(value[place]),
+                        "ci_low": np.nan,
+                        "ci_high": np.nan,
+                        "n": int(n[place]),
+                        "positives": int(positives[place]),
+                    }
+                )
+    return pd.DataFrame(rows, columns=["finding", "metric", "setting", "value", "ci_low", "ci_high", "n", "positives"])
+
+
+def _has_patients(column: np.ndarray, patients: np.ndarray, least: int) -> bool:
+    return all(len(np.unique(patients[column == label])) >= least for label in (0, 1))
+
+
+# --- prevalence ------------------------------------------------------------------------------------------------------
+
+
+def reweigh_ppv(sensitivity: np.ndarray, specificity: np.ndarray, prevalence: np.ndarray | float) -> np.ndarray:
+    """Positive predictive value at another prevalence, by Bayes' rule; NaN where nothing would be called positive."""
+    _check_prevalence(prevalence)
+    hits = np.asarray(sensitivity, dtype=float) * prevalence
+    alarms = (1 - np.asarray(specificity, dtype=float)) * (1 - np.asarray(prevalence, dtype=float))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return hits / (hits + alarms)
+
+
+def reweigh_average_precision(
+    labels: np.ndarray, scores: np.ndarray, prevalence: np.ndarray | float, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Average precision as it would be at another prevalence: positives and negatives count with another weight.
+
+    The sick and the healthy being what they are, the share called positive at each threshold stays the same in either
+    class, and the precision there is ``p TPR / (p TPR + (1 - p) FPR)``. At the prevalence of the cases it is the plain
+    average precision.
+
+    Args:
+        labels: ``(cases, findings)``, 1, 0, -1 or NaN; the last two are left out.
+        scores: ``(cases, findings)``; a column of NaN alone was not predicted.
+        prevalence: ``(findings,)`` or one number.
+        weights: ``(resamples, cases)``, how often each case counts.
+
+    Returns:
+        ``(findings,)`` or ``(resamples, findings)``; NaN where a finding has one class only or was not predicted.
+    """
+    labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+    if labels.ndim != 2 or labels.shape != scores.shape:
+        raise StudyError(
+            f"labels {labels.shape} and scores {scores.shape} must both be (cases, findings) of one shape."
+        )
+    _check_prevalence(prevalence)
+    prevalences = np.broadcast_to(np.asarray(prevalence, dtype=float), labels.shape[1:])[None]
+    precision = _average_precision_at(labels, scores, prevalences, weights)[0]
+    return precision[0] if weights is None else precision
+
+
+def _average_precision_at(labels, scores, prevalences, weights) -> np.ndarray:
+    """``(prevalences, resamples, findings)`` for prevalences ``(prevalences, findings)``."""
+    by_case = np.ones((len(labels), 1), dtype=np.int32) if weights is None else np.asarray(weights).T
+    precision = np.full((len(prevalences), by_case.shape[1], labels.shape[1]), np.nan)
+    known = known_labels(labels)
+    ranked = []
+    for finding, column in enumerate(scores.T):
+        if np.isnan(column).all():
+            continue
+        if np.isnan(column).any():
+            raise StudyError(
+                f"the scores of finding number {finding} are NaN for some cases: score every case or none."
+            )
+        # From the highest score down; at a threshold, all of the same score are called.
+        positives, negatives = (
+            own[np.argsort(-column[own], kind="stable")]
+            for own in (np.flatnonzero(known[:, finding] & (labels[:, finding] == value)) for value in (1, 0))
+        )
+        if len(positives) and len(negatives):
+            at = -column[positives]
+            counts = (np.searchsorted(at, at, "right"), np.searchsorted(-column[negatives], at, "right"))
+            ranked.append((finding, positives, negatives, *counts))
+    width = max(1, _BLOCK // max(1, len(labels)))
+    for start in range(0, by_case.shape[1], width):
+        block = np.ascontiguousarray(by_case[:, start : start + width])
+        for finding, positives, negatives, hits, alarms in ranked:
+            drawn = block[positives]
+            true_rate, false_rate = _rates(drawn, hits), _rates(block[negatives], alarms)
+            for place, one in enumerate(prevalences[:, finding]):
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    share = one * true_rate / (one * true_rate + (1 - one) * false_rate)
+                    # Positives that a resample did not draw weigh nothing, whatever their share.
+                    value = np.einsum("ij,ij->j", drawn, np.nan_to_num(share)) / drawn.sum(axis=0)
+                evaluable = ~np.isnan(true_rate[0]) & ~np.isnan(false_rate[0])
+                precision[place, start : start + block.shape[1], finding] = np.where(evaluable, value, np.nan)
+    return precision
+
+
+def _rates(drawn: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """Share of a class that is called at each threshold ``(thresholds, resamples)``; NaN where none is drawn."""
+    total = np.cumsum(drawn, axis=0)
+    total = np.concatenate([np.zeros((1, total.shape[1]), dtype=total.dtype), total])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return total[called] / total[-1]
+
+
+def measure_precision(
+    scores: Sequence[np.ndarray],
+    labels: np.ndarray,
+    findings: Sequence[str],
+    patient_ids: Sequence[str],
+    prevalences: Sequence[float],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    setting: str = "",
+) -> pd.DataFrame:
+    """Average precision at stated prevalences, the same for every finding, so that findings and sets can be compared.
+
+    Args:
+        scores, labels, findings, patient_ids, generator, resamples: as in `measure_spectrum`.
+        prevalences: at which to state it.
+        setting: put before the prevalence in the column ``setting``.
+
+    Returns:
+        Rows of the metric ``auprc_at_prevalence``, per finding and macro; the setting ends in ``prevalence 0.05``.
+    """
+    if len(scores) == 0:
+        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    known = known_labels(np.asarray(labels, dtype=float))
+    positives = known & (np.asarray(labels) == 1)
+    patients = np.append(
+        count_scarcer_patients(labels, weights), count_patients(positives.any(axis=1)[:, None], weights)
+    )
+    _check_prevalence(prevalences)
+    labels, scores = np.asarray(labels, dtype=float), [np.asarray(one, dtype=float) for one in scores]
+    at = np.repeat(np.asarray(prevalences, dtype=float)[:, None], labels.shape[1], axis=1)
+    values = np.mean([_average_precision_at(labels, one, at, None)[:, 0] for one in scores], axis=0)
+    drawn = np.stack([_average_precision_at(labels, one, at, weights) for one in scores])
+    state = generator.bit_generator.state
+    tables = []
+    for place, prevalence in enumerate(prevalences):
+        generator.bit_generator.state = state
+        value, replicates = values[place], resample_seeds(drawn[:, place], generator)
+        replicates = np.column_stack([replicates, macro_mean(replicates)])
+        low, high = np.clip(interval(replicates, patients=patients), 0, 1)
+        table = {
+            "finding": [*findings, MACRO],
+            "metric": "auprc_at_prevalence",
+            "setting": "; ".join(part for part in (setting, f"prevalence {prevalence:g}") if part),
+            "value": [*value, macro_mean(value)],
+            "ci_low": low,
+            "ci_high": high,
+            "n": [*known.sum(axis=0), len(known)],
+            "positives": [*positives.sum(axis=0), -1],
+        }
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _check_prevalence(prevalence) -> None:
+    values = np.asarray(prevalence, dtype=float)
+    if not ((values > 0) & (values < 1)).all():
+        raise StudyError(f"a prevalence must lie between 0 and 1, both excluded, not {prevalence}.")

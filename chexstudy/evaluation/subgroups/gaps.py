@@ -1,0 +1,570 @@
+"""Performance by subgroup of patients, how far apart the subgroups are, and whether an arm widens that gap.
+
+Groups are compared on the same findings: those that five patients or more have, and lack, in every compared group. A
+macro mean over other findings in each group would compare findings, not groups. AUROC and average precision within a
+group ask how well its own cases are ranked; at thresholds carried from validation, the shares of present findings that
+are called (TPR) and of absent ones (FPR) ask whether the groups get the same decisions (equalised odds: Hardt, Price
+and Srebro 2016). For ``No Finding`` the FPR is the share of patients with disease who are called healthy, the rate of
+underdiagnosis (Seyyed-Kalantari et al. 2021, Nature Medicine 27).
+
+Three numbers for each grouping:
+
+- the *gap*, worst group minus best. The largest of several noisy differences is never zero, so its interval is the one
+  that holds for all differences at once: gap plus or minus the 95 % quantile of the spread of the groups' errors. It
+  reaches zero exactly where the p value, the share of resamples whose errors alone spread as far, is above 0.05;
+- each group *against the rest*, the mean of the other groups weighted by their patients. The others are not pooled: the
+  AUROC of a pool also counts pairs across groups, and falls when the groups' scores are shifted though each is ranked
+  as well. p values are corrected by Holm over all groups of all groupings;
+- what an arm *widens*: its gap minus that of another arm, in the same resamples of patients and seeds.
+
+Age, sex and view go together with how ill patients are. The macro mean is therefore given a second time, *standardised*
+to one mix of findings (`chexstudy.evaluation.subgroups.case_mix`); a gap that vanishes with it came from that mix.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from chexstudy.cohort.groups import list_groups
+from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.robustness.thresholds import Rule, choose_thresholds
+from chexstudy.evaluation.scores import MACRO, read_scores, scores_artifact
+from chexstudy.evaluation.subgroups.case_mix import CaseMix, balance_case_mix
+from chexstudy.progress import progress
+from chexstudy.results import OVER_SEEDS
+from chexstudy.runs import Run
+from chexstudy.statistics.multiple_testing import correct_by_holm
+from chexstudy.statistics.ranking import (
+    LEAST_PATIENTS,
+    RESAMPLES,
+    bootstrap_patients,
+    interval,
+    known_labels,
+    macro_mean,
+    rank_metrics,
+    resample_seeds,
+)
+
+GROUPINGS = ("sex", "age", "view", "source")
+SUBGROUP, SUBGROUP_GAP = "subgroup", "subgroup_gap"
+# A group of fewer patients is left out of its grouping: it would leave few findings for the others to be compared on.
+LEAST_GROUP = 20
+# Carried from validation, for every finding: nine in ten of those without it are not called.
+THRESHOLD_RULE = Rule("specificity", 0.90)
+STANDARDISED = "_standardised"
+GAP, AGAINST_REST, WIDENING = "_gap", "_against_rest", "_gap_widening"
+EQUALISED_ODDS = "equalised_odds"
+_RANKING, _DECISIONS = ("auroc", "auprc"), ("tpr", "fpr")
+_LOWER_IS_BETTER = ("fpr",)
+_MOST_GROUPS = 12
+_PRIVATE = ("image_id", "patient_id", "study_id", "image_path", "report")
+_TEST_SPLITS = ("test", "test_enriched")
+_MADE_BY = "05_compare_arms"
+
+
+# --- which groups, on which findings ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups that are compared with each other."""
+
+    name: str  # what they are grouped by, such as ``sex``
+    groups: tuple[str, ...]  # names of the compared groups
+    members: np.ndarray  # ``(groups, images)`` bool
+    shared: np.ndarray  # positions of the findings that can be evaluated in all compared groups
+    # One row a group and finding, those not compared too: ``grouping, group, finding, n, positives, patients_with,
+    # patients_without, evaluable, compared`` (in the macro mean).
+    cells: pd.DataFrame
+    left_out: dict[str, str]  # why a group is not compared, by group
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there are two groups or more, and a finding to compare them on."""
+        return len(self.groups) > 1 and len(self.shared) > 0
+
+
+def plan_grouping(
+    cohort: pd.DataFrame, name: str, findings: Sequence[str], least_patients: int = LEAST_GROUP
+) -> Grouping:
+    """Find the groups of a grouping, the findings on which they can be compared, and what cannot be compared.
+
+    Args:
+        cohort: rows of the cohort table.
+        name: ``sex``, ``age`` (bands of twenty years), ``view``, ``source``, or a column of the table with at most
+            twelve values. Images whose value is unknown are in no group.
+        findings: names of the findings.
+        least_patients: groups of fewer patients are left out; so are groups in which no finding can be evaluated.
+    """
+    labels = label_matrix(cohort, list(findings)).astype(float)
+    patients = pd.factorize(cohort.patient_id)[0]
+    cells, left_out, kept = [], {}, {}
+    for group, members in _list_members(cohort, name).items():
+        of_group = _count_cells(labels[members], patients[members], findings)
+        cells.append(of_group.assign(grouping=name, group=group))
+        count = len(np.unique(patients[members]))
+        if count < least_patients:
+            left_out[group] = f"{count} patients"
+        elif not of_group.evaluable.any():
+            left_out[group] = "no finding that five patients have and five lack"
+        else:
+            kept[group] = members
+    columns = ["grouping", "group", "finding", "n", "positives", "patients_with", "patients_without", "evaluable"]
+    table = pd.concat(cells, ignore_index=True)[columns] if cells else pd.DataFrame(columns=columns)
+    evaluable = [table.evaluable[table.group == group].to_numpy(dtype=bool) for group in kept]
+    shared = np.flatnonzero(np.logical_and.reduce(evaluable)) if evaluable else np.empty(0, dtype=int)
+    in_macro = table.group.isin(list(kept)) & table.finding.isin([findings[place] for place in shared])
+    members = np.stack(list(kept.values())) if kept else np.zeros((0, len(cohort)), dtype=bool)
+    return Grouping(name, tuple(kept), members, shared, table.assign(compared=in_macro), left_out)
+
+
+def _list_members(cohort: pd.DataFrame, name: str) -> dict[str, np.ndarray]:
+    if name in GROUPINGS:
+        groups = {one.name: one.members for one in list_groups(cohort) if one.kind == name}
+    else:
+        if name in _PRIVATE or name not in cohort:
+            raise StudyError(
+                f"there is no grouping by {name!r}: take {', '.join(GROUPINGS)} or a column of the cohort table that "
+                "identifies no one."
+            )
+        values = cohort[name].map(
+            lambda value: f"{value:g}" if isinstance(value, int | float) else str(value), "ignore"
+        )
+        names = sorted(set(values.dropna()) - {"unknown"})
+        if len(names) > _MOST_GROUPS:
+            raise StudyError(
+                f"column {name!r} has {len(names)} values, more than {_MOST_GROUPS}: add a column of coarser groups."
+            )
+        groups = {one: (values == one).to_numpy(dtype=bool, na_value=False) for one in names}
+    return {group: members for group, members in groups.items() if members.any()}
+
+
+def _count_cells(labels: np.ndarray, patients: np.ndarray, findings: Sequence[str]) -> pd.DataFrame:
+    known = known_labels(labels)
+    present, absent = known & (labels == 1), known & (labels != 1)
+    of_patients = [[len(np.unique(patients[column])) for column in cases.T] for cases in (present, absent)]
+    table = pd.DataFrame({"finding": list(findings), "n": known.sum(axis=0), "positives": present.sum(axis=0)})
+    table["patients_with"], table["patients_without"] = of_patients
+    return table.assign(evaluable=table[["patients_with", "patients_without"]].min(axis=1) >= LEAST_PATIENTS)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One grouping: ``point`` by seed ``(seeds, arms, groups, ...)`` and over seeds in resamples ``(resamples, ...)``.
+
+    ``macro`` and ``macro_drawn`` end in the macro metrics, ``each`` and ``each_drawn`` in metrics and findings.
+    """
+
+    metrics: tuple[str, ...]
+    macro_metrics: tuple[str, ...]
+    macro: np.ndarray
+    macro_drawn: np.ndarray
+    each: np.ndarray
+    each_drawn: np.ndarray
+
+
+def measure_subgroups(
+    scores: Mapping[str, Sequence[np.ndarray]],
+    labels: np.ndarray,
+    findings: Sequence[str],
+    groupings: Sequence[Grouping],
+    patient_ids: Sequence[str],
+    generator: np.random.Generator,
+    *,
+    thresholds: Mapping[str, Sequence[np.ndarray]] | None = None,
+    reference: str = "curated",
+    seeds: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """Metrics by subgroup, gaps between subgroups and differences in gaps between arms, with 95 % intervals.
+
+    All groups, arms and metrics share the resamples of patients; seeds are drawn as a second level, the same for all
+    arms.
+
+    Args:
+        scores: by arm, one ``(images, findings)`` array a seed; all arms with the same seeds.
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        findings: names of the columns.
+        groupings: of `plan_grouping`, on the same images.
+        patient_ids: ``(images,)``.
+        generator: draws patients and seeds.
+        thresholds: by arm, the ``(findings,)`` thresholds of each seed, chosen on validation; adds TPR and FPR.
+        reference: the arm whose gaps are compared with those of the others.
+        seeds: numbers of the seeds; 0, 1, ... if None.
+        resamples: number of resamples.
+
+    Returns:
+        Rows with ``arm, seed, task, finding, metric, setting, value, ci_low, ci_high, n, positives``.
+        Task ``subgroup`` (setting ``sex=F``): ``auroc``, ``auprc`` (and ``tpr``, ``fpr``) of each finding and of
+        ``macro``, and ``auroc_standardised`` and ``auprc_standardised`` of ``macro``; a finding not evaluable in the
+        group has NaN with its n. Task ``subgroup_gap``, finding ``macro``: with setting ``sex`` the ``<metric>_gap``
+        (worst minus best: negative where more is better, positive for ``fpr``), ``equalised_odds_gap`` (the larger of
+        the gaps in TPR and FPR), their ``_p`` and ``_p_holm``, and ``case_mix_before`` and ``case_mix_after``, the
+        largest imbalance of a finding in standard deviations; with setting ``sex=F`` ``<metric>_against_rest``, its
+        ``_p`` and ``_p_holm``. With arm ``curated - full``: ``<metric>_gap_widening`` (positive where the first arm's
+        groups are farther apart) and ``<metric>_against_rest_difference``, with ``_p``. Rows over seeds have seed -1
+        and intervals, those of single seeds none. Groupings without two comparable groups have no rows.
+    """
+    counts = {len(of_arm) for of_arm in scores.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise StudyError("subgroups are compared between arms with the same seeds, at least one: score the same seeds.")
+    seeds = list(range(counts.pop())) if seeds is None else list(seeds)
+    labels = np.asarray(labels, dtype=float)
+    weights = bootstrap_patients(patient_ids, resamples, generator)
+    patients = pd.factorize(np.asarray(patient_ids, dtype=str))[0]
+    arms, tables = list(scores), []
+    for grouping in groupings:
+        if not grouping.comparable:
+            continue
+        mix = balance_case_mix(grouping.members, labels)
+        measured = _measure_grouping(scores, labels, weights, grouping, mix, thresholds, generator)
+        tables.append(_list_groups(measured, grouping, arms, seeds, findings, labels, patients))
+        tables.append(_list_gaps(measured, grouping, arms, seeds, labels, patients, reference, mix))
+    if not tables:
+        return pd.DataFrame()
+    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    return pd.concat([rows, _correct(rows)], ignore_index=True)
+
+
+def _measure_grouping(scores, labels, weights, grouping, mix, thresholds, generator) -> _Measured:
+    metrics = _RANKING + (_DECISIONS if thresholds is not None else ())
+    macro_metrics = metrics + tuple(metric + STANDARDISED for metric in _RANKING)
+    shared, cells = grouping.shared, grouping.cells
+    evaluable = [np.flatnonzero(cells.evaluable[cells.group == group]) for group in grouping.groups]
+    by_seed, drawn = [], []
+    for seed in range(len(next(iter(scores.values())))):
+        points, replicates = [], []
+        for arm, of_arm in scores.items():
+            for members, usable in zip(grouping.members, evaluable, strict=True):
+                cutoffs = None if thresholds is None else thresholds[arm][seed]
+                own = labels[members], of_arm[seed][members], cutoffs
+                places = mix.weights[members], usable, shared
+                points.append(_measure_group(*own, None, *places))
+                replicates.append(_measure_group(*own, weights[:, members], *places))
+        by_seed.append(np.concatenate(points))
+        drawn.append(np.stack(replicates, axis=1))
+    shape = (len(scores), len(grouping.groups), -1)
+    point = np.stack(by_seed).reshape(len(by_seed), *shape)
+    # One draw of seeds for everything: arms are compared seed by seed, and so are groups.
+    over_seeds = resample_seeds(np.stack(drawn), generator).reshape(len(weights), *shape)
+    macros = len(macro_metrics)
+    each = (len(metrics), labels.shape[1])
+    return _Measured(
+        metrics,
+        macro_metrics,
+        point[..., :macros],
+        over_seeds[..., :macros],
+        point[..., macros:].reshape(*point.shape[:-1], *each),
+        over_seeds[..., macros:].reshape(*over_seeds.shape[:-1], *each),
+    )
+
+
+def _measure_group(labels, scores, cutoffs, weights, heavy, usable, shared) -> np.ndarray:
+    """Macro metrics, then every metric of every finding, of one group: ``(resamples, macros + metrics * findings)``."""
+    own = labels[:, usable], scores[:, usable]
+    measured = list(rank_metrics(*own, weights))
+    if cutoffs is not None:
+        measured += list(_measure_decisions(*own, cutoffs[usable], weights))
+    each = []
+    for of_usable in map(np.atleast_2d, measured):
+        each.append(np.full((len(of_usable), labels.shape[1]), np.nan))
+        each[-1][:, usable] = of_usable
+    drawn = np.ones((1, len(labels))) if weights is None else weights
+    standardised = rank_metrics(labels[:, shared], scores[:, shared], drawn * heavy)
+    macro = [macro_mean(one[:, shared]) for one in each] + [macro_mean(one) for one in standardised]
+    return np.concatenate([np.stack(macro, axis=1), *each], axis=1)
+
+
+def _measure_decisions(labels, scores, cutoffs, weights) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the present and of the absent that reach the threshold; NaN without a threshold or a case."""
+    known = known_labels(labels)
+    drawn = np.ones((1, len(labels))) if weights is None else weights.astype(float)
+    called = scores >= cutoffs
+    rates = []
+    for cases in (known & (labels == 1), known & (labels != 1)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = (drawn @ (cases & called).astype(float)) / (drawn @ cases.astype(float))
+        rates.append(np.where(np.isnan(cutoffs), np.nan, rate))
+    return rates[0], rates[1]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _list_groups(measured, grouping, arms, seeds, findings, labels, patients) -> pd.DataFrame:
+    """Rows of task ``subgroup``: every arm, group and metric, of the findings and of their macro mean."""
+    tables = []
+    cells = grouping.cells.set_index("group")
+    macro_patients = _count_macro_patients(grouping, labels, patients)
+    for place, group in enumerate(grouping.groups):
+        of_group = cells.loc[[group]]
+        images = int(grouping.members[place].sum())
+        for number, arm in enumerate(arms):
+            shared = {"arm": arm, "task": SUBGROUP, "setting": f"{grouping.name}={group}"}
+            for row, metric in enumerate(measured.metrics):
+                value = measured.each[:, number, place, row].mean(axis=0)
+                few = of_group[["patients_with", "patients_without"]].min(axis=1).to_numpy()
+                low, high = _clip(interval(measured.each_drawn[:, number, place, row], patients=few))
+                table = {"finding": list(findings), "metric": metric, "value": value, "ci_low": low, "ci_high": high}
+                table |= {"n": of_group.n.to_numpy(), "positives": of_group.positives.to_numpy(), "seed": OVER_SEEDS}
+                tables.append(pd.DataFrame(table | shared))
+            point = measured.macro[:, number, place]
+            low, high = _clip(interval(measured.macro_drawn[:, number, place], patients=macro_patients[place]))
+            macro = {"finding": MACRO, "n": images, "positives": -1}
+            over = {"value": point.mean(axis=0), "ci_low": low, "ci_high": high, "seed": OVER_SEEDS}
+            tables.append(pd.DataFrame({"metric": measured.macro_metrics} | over | macro | shared))
+            for seed, of_seed in zip(seeds, point, strict=True):
+                over = {"value": of_seed, "ci_low": np.nan, "ci_high": np.nan, "seed": seed}
+                tables.append(pd.DataFrame({"metric": measured.macro_metrics} | over | macro | shared))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _clip(ends: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Drawing few seeds stretches deviations from the mean, which can carry an end past what a share can be."""
+    return np.clip(ends[0], 0, 1), np.clip(ends[1], 0, 1)
+
+
+def _count_macro_patients(grouping: Grouping, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Patients of each group with one of the shared findings or more: what a macro mean rests on."""
+    present = (labels[:, grouping.shared] == 1).any(axis=1)
+    return np.array([len(np.unique(patients[members & present])) for members in grouping.members])
+
+
+def _list_gaps(measured, grouping, arms, seeds, labels, patients, reference, mix: CaseMix) -> pd.DataFrame:
+    """Rows of task ``subgroup_gap``: the gap of each arm, its groups against the rest, and what an arm widens."""
+    few = _count_macro_patients(grouping, labels, patients)
+    size = np.array([len(np.unique(patients[members])) for members in grouping.members], dtype=float)
+    contrast = _contrasts(size)
+    images, names = int(grouping.members.any(axis=0).sum()), [f"{grouping.name}={group}" for group in grouping.groups]
+    fewer = np.minimum(few, [np.delete(few, place).sum() for place in range(len(few))])
+    rows = []
+
+    def add(arm, metric, setting, value, low=np.nan, high=np.nan, seed=OVER_SEEDS, n=images):
+        row = {"arm": arm, "metric": metric, "setting": setting, "value": value, "ci_low": low, "ci_high": high}
+        rows.append(row | {"seed": seed, "n": n, "positives": -1})
+
+    for column, metric in enumerate(measured.macro_metrics):
+        point, drawn = measured.macro[..., column], measured.macro_drawn[..., column]
+        mean = point.mean(axis=0)
+        sign = 1.0 if metric in _LOWER_IS_BETTER else -1.0
+        for number, arm in enumerate(arms):
+            spread = _spread_of_errors(drawn[:, number] - mean[number], few)
+            value, low, high, p_value = _judge_gap(np.ptp(mean[number]), spread)
+            # Adding zero makes a negative zero positive.
+            ends = sorted((sign * low + 0.0, sign * high + 0.0))
+            add(arm, metric + GAP, grouping.name, sign * value + 0.0, *ends)
+            add(arm, f"{metric}{GAP}_p", grouping.name, p_value)
+            for seed, of_seed in zip(seeds, point[:, number], strict=True):
+                add(arm, metric + GAP, grouping.name, sign * np.ptp(of_seed), seed=seed)
+            _add_contrasts(
+                add, arm, metric + AGAINST_REST, names, contrast, mean[number], drawn[:, number], fewer, grouping
+            )
+            for seed, of_seed in zip(seeds, point[:, number], strict=True):
+                for name, one in zip(names, contrast @ of_seed, strict=True):
+                    add(arm, metric + AGAINST_REST, name, one, seed=seed)
+        for number, arm in enumerate(arms):
+            if reference in arms and arm != reference:
+                first, pair = arms.index(reference), f"{reference} - {arm}"
+                wider = np.ptp(mean[first]) - np.ptp(mean[number])
+                replicates = np.ptp(drawn[:, first], axis=1) - np.ptp(drawn[:, number], axis=1)
+                low, high = interval(replicates, patients=np.array(few.min()))
+                add(pair, metric + WIDENING, grouping.name, wider, float(low), float(high))
+                add(pair, f"{metric}{WIDENING}_p", grouping.name, _p_value(wider, replicates, low, few.min()))
+                change, redrawn = mean[first] - mean[number], drawn[:, first] - drawn[:, number]
+                suffix = f"{metric}{AGAINST_REST}_difference"
+                _add_contrasts(add, pair, suffix, names, contrast, change, redrawn, fewer, grouping)
+    if set(_DECISIONS) <= set(measured.macro_metrics):
+        columns = [measured.macro_metrics.index(metric) for metric in _DECISIONS]
+        for number, arm in enumerate(arms):
+            mean = measured.macro[:, number][..., columns].mean(axis=0)
+            errors = measured.macro_drawn[:, number][..., columns] - mean
+            spread = np.max([_spread_of_errors(errors[..., place], few) for place in (0, 1)], axis=0)
+            value, low, high, p_value = _judge_gap(np.ptp(mean, axis=0).max(), spread)
+            add(arm, EQUALISED_ODDS + GAP, grouping.name, value, low, high)
+            add(arm, f"{EQUALISED_ODDS}{GAP}_p", grouping.name, p_value)
+    for arm in arms:
+        add(arm, "case_mix_before", grouping.name, float(mix.before.max()))
+        add(arm, "case_mix_after", grouping.name, float(mix.after.max()))
+    return pd.DataFrame(rows).assign(task=SUBGROUP_GAP, finding=MACRO)
+
+
+def _contrasts(size: np.ndarray) -> np.ndarray:
+    """``(groups, groups)``: each row takes one group minus the others' mean, weighted by their patients."""
+    contrast = -np.tile(size, (len(size), 1))
+    np.fill_diagonal(contrast, 0.0)
+    contrast /= np.abs(contrast.sum(axis=1, keepdims=True))
+    np.fill_diagonal(contrast, 1.0)
+    return contrast
+
+
+def _add_contrasts(add, arm, metric, names, contrast, mean, drawn, fewer, grouping) -> None:
+    values, replicates = contrast @ mean, drawn @ contrast.T
+    low, high = interval(replicates, patients=fewer)
+    for place, name in enumerate(names):
+        n = int(grouping.members[place].sum())
+        add(arm, metric, name, values[place], low[place], high[place], n=n)
+        p_value = _p_value(values[place], replicates[:, place], low[place], fewer[place])
+        add(arm, f"{metric}_p", name, p_value, n=n)
+
+
+def _spread_of_errors(errors: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """How far apart errors ``(resamples, groups)`` alone put the groups; widened for few patients by k / (k - 1)."""
+    return np.ptp(errors * np.sqrt(patients / np.maximum(patients - 1, 1)), axis=1)
+
+
+def _judge_gap(size: float, spread: np.ndarray) -> tuple[float, float, float, float]:
+    """The size of a gap, its simultaneous 95 % interval, and the p value of there being none.
+
+    The spread of the true values differs from the measured one by no more than the spread of the errors, whichever
+    groups are worst and best.
+    """
+    known = spread[~np.isnan(spread)]
+    if not np.isfinite(size) or len(known) == 0:
+        return size, np.nan, np.nan, np.nan
+    reach = float(np.quantile(known, 0.95))
+    return size, max(0.0, size - reach), size + reach, (1 + int(np.sum(known >= size))) / (1 + len(known))
+
+
+def _p_value(value: float, replicates: np.ndarray, low: float, patients: float) -> float:
+    """Two-sided, from the bootstrap's spread and Student's t with one degree less than the patients; NaN without it."""
+    spread = np.nanstd(replicates) * np.sqrt(patients / max(patients - 1, 1))
+    if not np.isfinite(low):
+        return np.nan
+    return float(2 * student.sf(abs(value) / spread, max(patients - 1, 1))) if spread > 0 else 1.0
+
+
+def _correct(rows: pd.DataFrame) -> pd.DataFrame:
+    """p values corrected by Holm: gaps over groupings, groups over all groups, for each arm and metric.
+
+    Where a grouping has two groups, each against the rest is the same comparison twice and counts once.
+    """
+    p_values = rows[rows.metric.str.endswith("_p") & rows.value.notna()]
+    tables = []
+    for _, family in p_values.groupby(["arm", "metric"], sort=False):
+        kind = family.setting.str.partition("=")[0]
+        twice = (kind.map(kind.value_counts()) == 2) & kind.duplicated() & family.setting.str.contains("=")
+        corrected = pd.Series(correct_by_holm(family.value[~twice].to_numpy()), index=family.index[~twice])
+        same = kind[~twice].drop_duplicates(keep="last")
+        partner = {one: corrected[index] for index, one in same.items()}
+        values = [corrected.get(index, partner.get(kind[index])) for index in family.index]
+        tables.append(family.assign(metric=family.metric + "_holm", value=values))
+    return pd.concat(tables, ignore_index=True) if tables else rows.iloc[:0]
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+
+def measure_study_subgroups(
+    run: Run,
+    cohort: pd.DataFrame,
+    results: pd.DataFrame,
+    *,
+    arms: Sequence[str] = (),
+    names: Sequence[str] = GROUPINGS,
+    reference: str = "curated",
+    task: str = "zero_shot",
+    rule: Rule = THRESHOLD_RULE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`measure_subgroups` of a study's arms on its test sets, from the scores it has kept.
+
+    Test sets of one split are put together if they are of several sources, which can then be compared (data set
+    ``all/test``). Thresholds are carried from validation (`choose_thresholds`) where validation scores were kept for
+    every arm; otherwise there is no TPR and FPR.
+
+    Args:
+        run: the study.
+        cohort: its cohort table.
+        results: its results table; says which arms and seeds were evaluated, and exposure.
+        arms: arms to measure; all that were evaluated if empty.
+        names: groupings, as in `plan_grouping`.
+        reference: the arm whose gaps are compared with the others'.
+        task: which scores.
+        rule: how thresholds are chosen on validation.
+        resamples: number of resamples.
+        seed: seed of the resampling.
+
+    Returns:
+        Rows of the results table, and all cells of all groupings (`Grouping.cells`, with ``data_set`` and
+        ``left_out``); both empty if the cohort has no labels or no arm was evaluated.
+    """
+    findings = finding_columns(cohort)
+    evaluated = results[(results.task == task) & (results.seed != OVER_SEEDS)]
+    if not findings:
+        return pd.DataFrame(), pd.DataFrame()
+    unknown = [arm for arm in arms if arm not in set(evaluated.arm)]
+    if unknown:
+        raise StudyError(f"arm {unknown[0]!r} has no {task} scores in study {run.study!r}: run {_MADE_BY} with it.")
+    arms = list(dict.fromkeys(arms)) or list(dict.fromkeys(evaluated.arm))
+    if not arms:
+        return pd.DataFrame(), pd.DataFrame()
+    # The reference first, whatever order they were evaluated in.
+    arms.sort(key=lambda arm: arm != reference)
+    seeds = sorted(set.intersection(*[set(evaluated.seed[evaluated.arm == arm]) for arm in arms]))
+    if not seeds:
+        raise StudyError(f"the arms {', '.join(arms)} share no seed: run {_MADE_BY} with the same seeds for all.")
+    place = {"task": task, "findings": findings}
+    thresholds = _carry_thresholds(run, cohort, arms, seeds, rule, **place)
+    tables, cells = [], []
+    splits = [split for split in _TEST_SPLITS if (cohort.split == split).any()]
+    for split in progress(splits, len(splits), "measuring subgroups"):
+        rows = cohort[cohort.split == split]
+        sources = sorted(set(rows.source))
+        data_set = f"{sources[0] if len(sources) == 1 else 'all'}/{split}"
+        groupings = [plan_grouping(rows, name, findings) for name in names]
+        scores = {arm: [_read_split(run, rows, arm, one, split, **place) for one in seeds] for arm in arms}
+        measured = measure_subgroups(
+            scores,
+            label_matrix(rows, findings),
+            findings,
+            groupings,
+            rows.patient_id,
+            np.random.default_rng(seed),
+            thresholds=thresholds,
+            reference=reference,
+            seeds=seeds,
+            resamples=resamples,
+        )
+        exposures = evaluated.exposure[evaluated.data_set.isin([f"{source}/{split}" for source in sources])]
+        worst = next((one for one in ("seen", "unknown") if (exposures == one).any()), "held_out")
+        tables.append(measured.assign(data_set=data_set, exposure=worst))
+        for one in groupings:
+            reasons = [one.left_out.get(group, "") for group in one.cells.group]
+            cells.append(one.cells.assign(data_set=data_set, left_out=reasons))
+    tables = [table for table in tables if len(table)]
+    return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()), pd.concat(cells, ignore_index=True)
+
+
+def _read_split(run, rows, arm, seed, split, task, findings) -> np.ndarray:
+    """Scores of the rows, read source by source and put into their order."""
+    scores = np.empty((len(rows), len(findings)))
+    for source in sorted(set(rows.source)):
+        own = (rows.source == source).to_numpy()
+        place = {"arm": arm, "seed": seed, "task": task, "data_set": f"{source}/{split}"}
+        scores[own] = read_scores(run, rows.image_id[own], findings, **place)
+    return scores
+
+
+def _carry_thresholds(run, cohort, arms, seeds, rule, task, findings) -> dict[str, list[np.ndarray]] | None:
+    rows = cohort[cohort.split == "validate"]
+    kept = [
+        run.has(scores_artifact(arm, seed, task, f"{source}/validate"))
+        for arm in arms
+        for seed in seeds
+        for source in sorted(set(rows.source))
+    ]
+    if not kept or not all(kept):
+        return None
+    labels, shared = label_matrix(rows, findings), {"split": "validate", "task": task, "findings": findings}
+    return {
+        arm: [choose_thresholds(_read_split(run, rows, arm, seed, **shared), labels, rule).values for seed in seeds]
+        for arm in arms
+    }

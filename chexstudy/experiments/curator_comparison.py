@@ -1,0 +1,386 @@
+"""Methods of curation against each other: what each kept, how stable it is, and how well what is trained on it ranks.
+
+A method is compared twice. At the *same data* every arm is trained on as many pairs for as many epochs. At the *same
+compute* every arm spends the operations of the curated arm, the pass that scored the pairs included.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.curation.choice import Choice
+from chexstudy.curation.quality.keep_rates import measure_prevalence, prevalence_tiers
+from chexstudy.curation.quality.overlap import compare_selections
+from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.image_text.evaluate import Evaluation, score_arms, tell_exposure
+from chexstudy.evaluation.scores import (
+    MACRO,
+    TIERS,
+    group_findings,
+    measure_scores,
+    measure_seeds,
+    read_scores,
+    subtract_scores,
+)
+from chexstudy.pretraining.arms.definitions import find_arm, name_method_arm, read_costs, subset_artifact
+from chexstudy.pretraining.training.scoring import read_scores as read_pair_scores
+from chexstudy.pretraining.training.subsets import BASELINE
+from chexstudy.progress import progress
+from chexstudy.results import OVER_SEEDS
+from chexstudy.runs import Run
+from chexstudy.statistics.multiple_testing import correct_by_holm
+from chexstudy.statistics.ranking import (
+    CONFIDENCE,
+    RESAMPLES,
+    Difference,
+    bootstrap_patients,
+    count_patients,
+    difference_p_values,
+)
+
+SAME_DATA, SAME_COMPUTE = "same_data", "same_compute"
+KEPT, ZERO_SHOT, DIFFERENCE = "method_curation", "method_zero_shot", "method_zero_shot_difference"
+P_VALUE, P_HOLM = "auroc_difference_p", "auroc_difference_p_holm"
+STABILITY = "jaccard_across_seeds"
+# Two trainings that differ by less than this share of operations are one.
+SAME_TRAINING = 0.03
+_CURATED = "curated"
+_MADE_BY = "08_compare_curators"
+_IDENTITY = ["arm", "metric", "finding"]
+_CHOSEN_NOT_ESTIMATED = ("keep_ratio",)
+_WITHOUT_PATIENTS = ("finding_entropy", "redundancy", "coverage_radius", "coverage_95")
+
+
+# --- what was kept ------------------------------------------------------------------------------------------------
+
+
+def read_choices(run: Run, methods: Sequence[str], seed: int, image_ids: Sequence[str]) -> dict[str, Choice]:
+    """What each method chose for a seed, with the rows of ``image_ids``."""
+    choices, rows_of = {}, pd.Index(image_ids)
+    for method in methods:
+        name = subset_artifact(method, seed)
+        subset = run.read_table(name, _MADE_BY)
+        scores = run.read_table(name.replace("subset.parquet", "scores.parquet"), _MADE_BY)
+        if set(scores.image_id) != set(image_ids):
+            raise StudyError(f"{name} was chosen from other pairs than the study has now: run {_MADE_BY} again.")
+        places = rows_of.get_indexer(subset.image_id)
+        order = np.argsort(places)
+        values = scores.set_index("image_id").score.loc[list(image_ids)].to_numpy(dtype=np.float64)
+        choices[method] = Choice(places[order], values, subset.weight.to_numpy()[order])
+    return choices
+
+
+def measure_methods_kept(
+    run: Run,
+    cohort: pd.DataFrame,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`chexstudy.curation.quality.subset_metrics.measure_kept` of every method and seed, then over seeds.
+
+    Neighbours are those of the features the methods were given. On a cohort without labels or without a known truth the
+    measures that need them are left out.
+
+    Args:
+        run: the study, its pairs scored and its subsets chosen.
+        cohort: its cohort table.
+        methods: by name.
+        seeds: of the subsets.
+        resamples: of patients.
+        seed: of the resampling; the same patients are drawn for every method.
+
+    Returns:
+        Rows of the results table with the arm ``by_<method>``; seed -1 is over seeds, see `summarise_seeds`.
+    """
+    train = cohort[cohort.split == "train"].reset_index(drop=True)
+    tiers = prevalence_tiers(measure_prevalence(train)).to_dict() if finding_columns(train) else None
+    truth = None
+    if run.has("truth.parquet"):
+        truth = run.read_table("truth.parquet", "01_build_cohort").set_index("image_id")
+        truth = truth.loc[train.image_id].reset_index()
+    tables, jobs = [], [(one, method) for one in seeds for method in methods]
+    features, choices, opened = None, {}, None
+    for one, method in progress(jobs, label="measuring what was kept"):
+        if one != opened:
+            features, opened = _features_in_order(run, one, train.image_id), one
+            choices = read_choices(run, methods, one, train.image_id)
+        kept = np.zeros(len(train), dtype=bool)
+        kept[choices[method].rows] = True
+        generator = np.random.default_rng(seed)
+        rows = measure_kept(kept, features, train, tiers, truth, train.patient_id, generator, resamples)
+        tables.append(rows.assign(arm=name_method_arm(method), seed=one))
+    by_seed = pd.concat(tables, ignore_index=True)
+    rows = pd.concat([by_seed, summarise_seeds(by_seed)], ignore_index=True)
+    place = {"task": KEPT, "data_set": f"{train.source.iloc[0]}/train", "setting": SAME_DATA, "exposure": "seen"}
+    return rows.assign(study=run.study, **place)
+
+
+def _features_in_order(run: Run, seed: int, image_ids: pd.Series) -> np.ndarray:
+    scores = read_pair_scores(run, seed)
+    if list(scores.image_ids) != list(image_ids):
+        raise StudyError(f"the scores of seed {seed} are of other pairs than the study has now: run {_MADE_BY} again.")
+    return scores.features
+
+
+def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of what was kept, with intervals that hold patients and seeds.
+
+    The two sources of error are independent and are added in quadrature: the mean reach of the seeds' own intervals,
+    which draw patients and which the seeds share; and Student's t interval of the mean over seeds, which with few seeds
+    is wide. What has no interval of patients, such as distances, has that of seeds alone, or none with one seed.
+
+    Args:
+        rows: ``arm, metric, finding, value, ci_low, ci_high, n, positives`` of several seeds.
+
+    Returns:
+        The same with one row an arm, metric and finding, and seed -1; n and positives are means, rounded.
+    """
+    summaries = []
+    for identity, of_seeds in rows.groupby(_IDENTITY, sort=False):
+        metric, values = identity[1], of_seeds.value.dropna()
+        mean, low, high = (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
+        reach = of_seeds.value - of_seeds.ci_low, of_seeds.ci_high - of_seeds.value
+        reach = (0.0, 0.0) if metric in _WITHOUT_PATIENTS else tuple(side.mean(skipna=False) for side in reach)
+        known = len(values) > 1 or metric not in _WITHOUT_PATIENTS
+        if known and metric not in _CHOSEN_NOT_ESTIMATED:
+            of_training = _reach_of_mean(values)
+            low, high = mean - np.hypot(reach[0], of_training), mean + np.hypot(reach[1], of_training)
+        if metric not in _WITHOUT_PATIENTS:
+            low, high = np.clip([low, high], 0, np.inf if metric == "enrichment" else 1)
+        counts = {name: round(of_seeds[name].mean()) for name in ("n", "positives")}
+        summaries.append(dict(zip(_IDENTITY, identity, strict=True)) | {"value": mean, "ci_low": low, "ci_high": high})
+        summaries[-1] |= counts
+    return pd.DataFrame(summaries).assign(seed=OVER_SEEDS)
+
+
+def _reach_of_mean(values: pd.Series) -> float:
+    if len(values) < 2:
+        return 0.0
+    return float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * values.std() / np.sqrt(len(values)))
+
+
+# --- how alike choices are ----------------------------------------------------------------------------------------
+
+
+def measure_stability(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+    """How alike a method's choices are from seed to seed: another warm-up and other draws.
+
+    Returns:
+        One row a method: means over pairs of seeds of ``jaccard``, ``jaccard_by_chance`` and ``rank_correlation``, and
+        ``comparisons``, their number; no row with one seed.
+    """
+    image_ids = cohort.image_id[cohort.split == "train"].to_numpy()
+    choices = {seed: read_choices(run, methods, seed, image_ids) for seed in seeds}
+    measures = ["jaccard", "jaccard_by_chance", "rank_correlation"]
+    rows = {}
+    for method in methods if len(seeds) > 1 else ():
+        compared = compare_selections({f"seed {seed}": choices[seed][method] for seed in seeds})
+        rows[method] = compared[measures].mean().to_dict() | {"comparisons": len(compared)}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[*measures, "comparisons"])
+    return table.rename_axis("method")
+
+
+def list_stability(stability: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
+    """`measure_stability` as rows of the results table."""
+    source = cohort.source[cohort.split == "train"].iloc[0]
+    rows = {
+        "arm": [name_method_arm(method) for method in stability.index],
+        "value": stability.jaccard.to_numpy(),
+        "n": stability.comparisons.to_numpy(dtype=int),
+    }
+    place = {"task": KEPT, "data_set": f"{source}/train", "finding": ALL, "metric": STABILITY, "setting": SAME_DATA}
+    unknown = {"ci_low": np.nan, "ci_high": np.nan, "positives": -1, "exposure": "seen", "seed": OVER_SEEDS}
+    return pd.DataFrame(rows).assign(**place, **unknown)
+
+
+def compare_methods(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+    """Jaccard index of what two methods keep, mean over seeds, as a square table; the diagonal is 1."""
+    image_ids = cohort.image_id[cohort.split == "train"].to_numpy()
+    total = pd.DataFrame(np.eye(len(methods)) * len(seeds), index=list(methods), columns=list(methods))
+    for seed in seeds if len(methods) > 1 else ():
+        compared = compare_selections(read_choices(run, methods, seed, image_ids))
+        for row in compared.itertuples():
+            total.loc[row.first, row.second] += row.jaccard
+            total.loc[row.second, row.first] += row.jaccard
+    return total / len(seeds)
+
+
+# --- what was trained on it ---------------------------------------------------------------------------------------
+
+
+def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str], tolerance: float = SAME_TRAINING) -> dict[str, str]:
+    """The arm of each method that spends what the curated arm spent.
+
+    Where the arm trained on the same data spends nearly as much already, it is that arm, and nothing is trained twice.
+
+    Args:
+        costs: ``arm`` and ``flops`` of the curated arm and of the methods' arms at the same data, a row a seed.
+        methods: by name.
+        tolerance: largest difference that counts as none, as a share of the curated arm's operations.
+    """
+    flops = costs.groupby("arm").flops.mean()
+    share = {method: flops[name_method_arm(method)] / flops[_CURATED] for method in methods}
+    return {method: name_method_arm(method, matched=abs(share[method] - 1) > tolerance) for method in methods}
+
+
+def find_main_test_set(evaluation: Evaluation) -> str:
+    """The test set in which the rare is not too rare to be judged: an enriched one, of several the largest."""
+    sets = evaluation.test_sets()
+    return max(sets, key=lambda name: (name.endswith("_enriched"), len(sets[name]), name))
+
+
+def measure_methods_zero_shot(
+    evaluation: Evaluation, arms: Mapping[str, Mapping[str, str]], seeds: Sequence[int], workers: int = 1
+) -> pd.DataFrame:
+    """Zero-shot AUROC and average precision of every method's arms, and their AUROC minus that of the baseline's.
+
+    Differences are paired by patient and seed, those of findings and those of the macro mean and the tiers. For the
+    latter there are p values too, two-sided, from the spread of the bootstrap and Student's t with one degree less than
+    the patients that the difference rests on, as the intervals are; and p values corrected by Holm over the methods
+    compared with the baseline, for each group of findings and each kind of budget.
+
+    Args:
+        evaluation: what to measure with.
+        arms: for each kind of budget the trained arm of each method, the baseline's among them.
+        seeds: of the arms.
+        workers: processes; use 1 on a GPU.
+
+    Returns:
+        Rows of the results table: per seed, over seeds (-1), and differences; ``setting`` is the kind of budget.
+    """
+    if not evaluation.findings:
+        raise StudyError("zero-shot classification needs labels, and the cohort has none.")
+    run, data_set = evaluation.run, find_main_test_set(evaluation)
+    every = list(dict.fromkeys(arm for of_methods in arms.values() for arm in of_methods.values()))
+    score_arms(evaluation, every, seeds, data_set, workers)
+    measured = {arm: _measure_arm(evaluation, arm, seeds, data_set) for arm in progress(every, label="resampling")}
+    tables = []
+    for kind, of_methods in arms.items():
+        tables += [measured[arm].assign(setting=kind) for arm in of_methods.values()]
+        differences = [
+            _subtract_baseline(evaluation, arm, of_methods[BASELINE], seeds, data_set)
+            for method, arm in progress(of_methods.items(), label=f"comparing at the {kind.replace('_', ' ')}")
+            if method != BASELINE
+        ]
+        if differences:
+            tables.append(_correct(pd.concat(differences, ignore_index=True)).assign(setting=kind))
+    exposure = tell_exposure(run, every[0], seeds[0])
+    return pd.concat(tables, ignore_index=True).assign(study=run.study, data_set=data_set, exposure=exposure)
+
+
+def _read_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int], data_set: str) -> list[np.ndarray]:
+    ids = evaluation.test_sets()[data_set].image_id
+    place = {"arm": arm, "task": "zero_shot", "data_set": data_set}
+    return [read_scores(evaluation.run, ids, evaluation.findings, seed=seed, **place) for seed in seeds]
+
+
+def _measure_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int], data_set: str) -> pd.DataFrame:
+    rows = evaluation.test_sets()[data_set]
+    scores, labels = _read_arm(evaluation, arm, seeds, data_set), label_matrix(rows, evaluation.findings)
+    generator = evaluation.generator()
+    weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+    shared, tiers = (labels, evaluation.findings, weights), evaluation.tiers()
+    costs = read_costs(evaluation.run, [arm], seeds).set_index("seed")[["flops", "seconds"]]
+    tables = [
+        measure_scores(one, *shared, tiers=tiers).assign(seed=seed, **costs.loc[seed])
+        for seed, one in zip(seeds, scores, strict=True)
+    ]
+    over_seeds = measure_seeds(scores, *shared, generator, tiers=tiers)
+    tables.append(over_seeds.assign(seed=OVER_SEEDS, **costs.mean()))
+    return pd.concat(tables, ignore_index=True).assign(arm=arm, task=ZERO_SHOT)
+
+
+def _subtract_baseline(
+    evaluation: Evaluation, arm: str, baseline: str, seeds: Sequence[int], data_set: str
+) -> pd.DataFrame:
+    rows = evaluation.test_sets()[data_set]
+    labels, findings = label_matrix(rows, evaluation.findings), evaluation.findings
+    generator = evaluation.generator()
+    weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
+    groups = group_findings(findings, evaluation.tiers())
+    scores = [_read_arm(evaluation, one, seeds, data_set) for one in (arm, baseline)]
+    difference = subtract_scores(*scores, labels, weights, generator, groups)
+    known = ~np.isnan(labels) & (labels != -1)
+    n = [*known.sum(axis=0), *[len(labels)] * len(groups)]
+    positives = [*(labels == 1).sum(axis=0), *[-1] * len(groups)]
+    auroc = pd.DataFrame(
+        {
+            "finding": [*findings, *groups],
+            "metric": "auroc_difference",
+            "value": difference.value[0],
+            "ci_low": difference.ci_low[0],
+            "ci_high": difference.ci_high[0],
+            "n": n,
+            "positives": positives,
+        }
+    )
+    present = np.stack([(labels[:, members] == 1).any(axis=1) for members in groups.values()], axis=1)
+    p_values = auroc.tail(len(groups)).assign(
+        metric=P_VALUE,
+        value=_p_values(difference, len(findings), count_patients(present, weights)),
+        ci_low=np.nan,
+        ci_high=np.nan,
+    )
+    table = pd.concat([auroc, p_values], ignore_index=True)
+    return table.assign(arm=f"{arm} - {baseline}", seed=OVER_SEEDS, task=DIFFERENCE)
+
+
+def _p_values(difference: Difference, first: int, patients: np.ndarray) -> np.ndarray:
+    """Two-sided p values of the groups' AUROC differences, from column ``first`` on; NaN where there is no interval."""
+    of_groups = Difference(
+        *(getattr(difference, name)[0, first:] for name in ("value", "ci_low", "ci_high")),
+        difference.replicates[:, 0, first:],
+        difference.seeds,
+    )
+    return difference_p_values(of_groups, patients)
+
+
+def _correct(differences: pd.DataFrame) -> pd.DataFrame:
+    """The same with p values corrected by Holm over the methods, for each group of findings."""
+    p_values = differences[(differences.metric == P_VALUE) & differences.value.notna()]
+    corrected = p_values.groupby("finding").value.transform(lambda of_group: correct_by_holm(of_group.to_numpy()))
+    return pd.concat([differences, p_values.assign(metric=P_HOLM, value=corrected)], ignore_index=True)
+
+
+# --- the table of the figure --------------------------------------------------------------------------------------
+
+FIGURE_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage", "mismatched_kept", "junk_kept")
+
+
+def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_METRICS) -> pd.DataFrame:
+    """Every method by every measure over seeds, as `chexstudy.plots.comparison.plot_method_comparison` takes it.
+
+    Args:
+        results: rows of the results table, those of the method tasks among them.
+        metrics: measures of what was kept; AUROC is always there.
+
+    Returns:
+        ``method, metric, measure, ci_low, ci_high, budget_kind, seeds, n``; measures that the study could not take are
+        left out.
+    """
+    of_methods = results[results.task.isin([KEPT, ZERO_SHOT])]
+    if of_methods.empty:
+        raise StudyError(f"no method was measured: run {_MADE_BY} first.")
+    rows = of_methods[of_methods.seed == OVER_SEEDS]
+    kept = rows[(rows.task == KEPT) & rows.metric.isin(metrics)]
+    trained = rows[(rows.task == ZERO_SHOT) & (rows.metric == "auroc") & rows.finding.isin([MACRO, *TIERS])]
+    trained = trained.assign(metric="auroc_" + trained.finding)
+    rows = pd.concat([kept, trained], ignore_index=True)
+    return pd.DataFrame(
+        {
+            "method": [find_arm(arm).method for arm in rows.arm],
+            "metric": rows.metric,
+            "measure": rows.value,
+            "ci_low": rows.ci_low,
+            "ci_high": rows.ci_high,
+            "budget_kind": rows.setting,
+            "seeds": of_methods.seed[of_methods.seed != OVER_SEEDS].nunique(),
+            "n": rows.n,
+        }
+    ).dropna(subset=["measure"], ignore_index=True)

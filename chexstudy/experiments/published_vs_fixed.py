@@ -1,0 +1,170 @@
+"""What each quirk of the published curator changes: the published value of a switch against the corrected one.
+
+Numbers are those of the project's notes on the paper and its public code. Measures are of kept sets and, where variants
+were trained, of zero-shot classification; all are differences, corrected minus published, with seed paired with seed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.experiments.curator_ablation import (
+    JACCARD,
+    REFERENCE,
+    average_seeds,
+    name_arm,
+    subtract_reference,
+)
+from chexstudy.experiments.trained_variants import ZERO_SHOT_DIFFERENCE
+from chexstudy.results import OVER_SEEDS
+
+STREAM, TRAINED = "unchanging features", "training"
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """One switch."""
+
+    number: str  # of the project's notes
+    what: str  # the quirk, in words
+    constant: str  # of `CuratorConfig` or `PretrainingConfig`
+    published: object  # its published value
+    corrected: object  # the value that mends it
+    # Of the trained settings, the one with the published value and the one with the corrected value, in pairs of which
+    # one at most was trained.
+    variants: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def settings(self) -> tuple[str, str]:
+        """The two settings on unchanging features."""
+        return REFERENCE, f"{self.constant}={self.corrected}"
+
+
+QUIRKS = (
+    Quirk("F1", "the outlier band is dropped", "outlier_policy", "drop", "keep", ((REFERENCE, "outliers_kept"),)),
+    Quirk(
+        *("F2", "the share kept depends on batch and prototypes", "rule", "published", "budgeted"),
+        ((REFERENCE, "budgeted"),),
+    ),
+    Quirk("F3", "first prototypes from the first rows of the cohort", "warm_up_order", "first", "random"),
+    Quirk("F4", "k-means sees features that are not of unit norm", "warm_up_features", "raw", "normalised"),
+    Quirk("F5", "a temperature at which balancing hardly balances", "sinkhorn_epsilon", 0.5, 0.05),
+    Quirk("F5", "balanced assignment in the update", "assignment", "balanced", "nearest"),
+    Quirk("F6", "prototypes follow the kept pairs alone", "update_features", "kept", "all"),
+    Quirk(
+        *("F6", "prototypes move by features from before the step", "update_timing", "before_step", "after_step"),
+        ((REFERENCE, "after_step"),),
+    ),
+    Quirk(
+        *("F10", "the schedule's length changes with the subset", "schedule", "published", "hold_then_cosine"),
+        (("schedule_published", REFERENCE), (REFERENCE, "schedule_held")),
+    ),
+)
+
+# Quirks that change training or evaluation and not what is kept, and where each is decided.
+ELSEWHERE = {
+    "F7": "half precision, CLIP's image statistics, centre crop: `precision`, `image_normalisation`, `fit`",
+    "F8": "register tokens are dropped: `drop_registers`",
+    "F9": "a text is read off its last token: `text_pooling`",
+    "F11": "texts are put together in another order at retrieval than in training: always as in training",
+    "F12": "the temperature has no bound and is decayed: `logit_scale_max`, `decay_logit_scale`",
+    "F13": "the gradient is divided by the number of devices: always the true gradient",
+    "F14": "identical reports are negatives of each other: as published in the loss, not at retrieval",
+}
+
+
+def compare_quirks(
+    stream: pd.DataFrame, trained: pd.DataFrame, zero_shot: pd.DataFrame, metrics: Mapping[str, str]
+) -> pd.DataFrame:
+    """Corrected minus published, quirk by quirk.
+
+    Args:
+        stream: of `measure_settings`, seeds put together.
+        trained: of `chexstudy.experiments.trained_variants`, seeds put together; variants that were not trained are
+            left out.
+        zero_shot: rows of the results table on one data set, with the differences of variants; may be empty.
+        metrics: measures of kept sets, and of which finding or tier; those that were not taken are left out.
+
+    Returns:
+        ``quirk, what, constant, published, corrected``; ``measured``, on unchanging features or in training;
+        ``metric, finding, value, ci_low, ci_high, seeds``. The metric ``jaccard`` is no difference but the overlap of
+        the two kept sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are over seeds, that
+        of AUROC over patients and seeds.
+    """
+    tables = []
+    for quirk in QUIRKS:
+        sources = [(STREAM, stream, quirk.settings), *((TRAINED, trained, pair) for pair in quirk.variants)]
+        for measured, rows, (published, corrected) in sources:
+            if not {published, corrected} <= set(rows.setting):
+                continue
+            found = [_compare_kept(rows, published, corrected, metrics)]
+            if measured == TRAINED and len(zero_shot):
+                found.append(_compare_zero_shot(zero_shot, published, corrected))
+            tables.append(pd.concat(found, ignore_index=True).assign(measured=measured, **_identify(quirk)))
+    columns = ["quirk", "what", "constant", "published", "corrected", "measured"]
+    columns += ["metric", "finding", "value", "ci_low", "ci_high", "seeds"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _identify(quirk: Quirk) -> dict:
+    values = {"published": str(quirk.published), "corrected": str(quirk.corrected)}
+    return {"quirk": quirk.number, "what": quirk.what, "constant": quirk.constant, **values}
+
+
+def _compare_kept(rows: pd.DataFrame, published: str, corrected: str, metrics: Mapping[str, str]) -> pd.DataFrame:
+    overlap = rows[(rows.setting == (corrected if published == REFERENCE else published)) & (rows.metric == JACCARD)]
+    overlap = average_seeds(overlap, ["metric", "finding"])
+    overlap = overlap.assign(ci_low=overlap.ci_low.clip(lower=0.0), ci_high=overlap.ci_high.clip(upper=1.0))
+    changes = subtract_reference(rows[rows.setting.isin((published, corrected))], published)
+    wanted = pd.concat([changes[(changes.metric == name) & (changes.finding == of)] for name, of in metrics.items()])
+    return pd.concat([overlap, wanted[wanted.value.notna()]], ignore_index=True)
+
+
+def _compare_zero_shot(results: pd.DataFrame, published: str, corrected: str) -> pd.DataFrame:
+    variant, sign = (corrected, 1) if published == REFERENCE else (published, -1)
+    rows = results[
+        (results.task == ZERO_SHOT_DIFFERENCE)
+        & (results.arm == f"{name_arm(variant)} - {name_arm(REFERENCE)}")
+        & (results.seed == OVER_SEEDS)
+        & (results.metric == "auroc_difference")
+        & (results.finding == MACRO)
+    ]
+    low, high = (rows.ci_low, rows.ci_high) if sign == 1 else (-rows.ci_high, -rows.ci_low)
+    seeds = results.seed[results.seed != OVER_SEEDS].nunique()
+    return rows.assign(metric="auroc", value=sign * rows.value, ci_low=low, ci_high=high, seeds=seeds)
+
+
+def describe_quirks(table: pd.DataFrame) -> str:
+    """What `compare_quirks` found, in words: differences whose interval excludes zero, quirk by quirk."""
+    changes = table[(table.metric != JACCARD) & table.ci_low.notna()]
+    if len(changes) == 0:
+        return "There are no intervals: one seed says nothing of how far seeds differ."
+    clear = changes[(changes.ci_low > 0) | (changes.ci_high < 0)]
+    lines = [
+        f"{len(clear)} of {len(changes)} differences have an interval that excludes zero; about "
+        f"{0.05 * len(changes):.0f} would if no quirk changed anything."
+    ]
+    for (number, constant, measured), rows in clear.groupby(["quirk", "constant", "measured"], sort=False):
+        found = [f"{row.metric.replace('_', ' ')} {row.value:+.3f}" for row in rows.itertuples()]
+        lines.append(f"{number}, {constant} ({measured}): {', '.join(found)}.")
+    return "\n".join(lines)
+
+
+def lay_out_quirks(table: pd.DataFrame) -> pd.DataFrame:
+    """`compare_quirks` for the eye: a row a quirk, a column a measure, cells such as ``+0.012 [-0.003, +0.027]``."""
+    sign = table.metric.map(lambda metric: "" if metric == JACCARD else "+")
+    cells = [
+        _write(value, low, high, one)
+        for value, low, high, one in zip(table.value, table.ci_low, table.ci_high, sign, strict=True)
+    ]
+    index = ["quirk", "constant", "published", "corrected", "measured"]
+    wide = table.assign(cell=cells).pivot(index=index, columns="metric", values="cell").fillna("")
+    order = table[index].drop_duplicates()
+    return wide.loc[list(order.itertuples(index=False, name=None)), list(table.metric.unique())]
+
+
+def _write(value: float, low: float, high: float, sign: str) -> str:
+    text = f"{value:{sign}.3f}"
+    return text if pd.isna(low) else f"{text} [{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -1,0 +1,129 @@
+"""What a kept set depends on beside the pairs: the ratio law of the published rule, and chance, order and batch.
+
+Both are measured on unchanging features (`chexstudy.experiments.curator_ablation`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.curation.online.budgeted import BLOCK
+from chexstudy.curation.online.configuration import RULES
+from chexstudy.curation.quality.overlap import compare_selections
+from chexstudy.experiments.curator_ablation import CAPS, average_seeds, change_constants, curate_features, mark_kept
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.progress import progress
+from chexstudy.results import OVER_SEEDS
+
+_PROTOTYPES, _SUPER_BATCHES = (2, 6, 24), (120, 480, 1920)
+_COMPARED_BATCHES = (128, 480, 2048, 8192)
+# Seeds far from those of the study, so that none of its orders or draws is met again.
+_ELSEWHERE = 1_000_000
+
+
+def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: int) -> pd.DataFrame:
+    """The share that the published rule keeps of full super-batches, over prototypes, cap and super-batch.
+
+    The last super-batch of an epoch is left out: it is smaller, and so keeps more.
+
+    Args:
+        reference: of `take_reference`.
+        features: unit-norm joint features ``(pairs, dim)``.
+        seed: of the order and of chance.
+
+    Returns:
+        ``prototypes, central_cap, super_batch, measure, n, seed``.
+    """
+    curator, pairs = reference.curator, len(features)
+    batches = [one for one in _SUPER_BATCHES if one <= pairs] or [min(reference.super_batch, pairs)]
+    counts = sorted({*_PROTOTYPES, curator.prototypes})
+    sample = min(curator.warm_up_pairs, pairs)
+    grid = [(k, cap, b) for k in counts for cap in CAPS for b in batches if k <= min(b, sample)]
+    rows = []
+    for k, cap, batch in progress(grid, label=f"seed {seed}, ratio law"):
+        changes = {"prototypes": k, "central_cap": cap, "super_batch": batch}
+        decisions = curate_features(features, change_constants(reference, changes), seed).decisions
+        full = decisions[decisions.groupby("step").kept.transform("size") == batch]
+        rows.append({**changes, "measure": float(full.kept.mean()), "n": len(full), "seed": seed})
+    return pd.DataFrame(rows)
+
+
+def average_ratio_law(rows: pd.DataFrame) -> pd.DataFrame:
+    """The shares of `measure_ratio_law`, seeds put together, over the seeds, as `chexstudy.plots.ablation` draws them.
+
+    Student's intervals end at the law: no batch keeps more, but for the rounding of a band of few members.
+    """
+    table = average_seeds(rows, ["prototypes", "central_cap", "super_batch"], "measure")
+    most = np.maximum(table.measure, predict_share(table.prototypes, table.central_cap, table.super_batch))
+    return table.assign(ci_low=table.ci_low.clip(lower=0.0), ci_high=table.ci_high.clip(upper=most))
+
+
+def predict_share(prototypes: pd.Series, central_cap: pd.Series, super_batch: pd.Series) -> pd.Series:
+    """The share that the published rule keeps of a super-batch: the support band, and the cap of each prototype."""
+    return 0.10 + (central_cap * prototypes / super_batch).clip(upper=0.85)
+
+
+def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.ndarray]) -> pd.DataFrame:
+    """How alike the kept sets of each rule are when only what should not matter changes.
+
+    Args:
+        reference: of `take_reference`.
+        features: unit-norm joint features ``(pairs, dim)`` of each seed's model.
+
+    Returns:
+        One row for every two kept sets: ``rule``; ``varied``: ``super-batch`` (same features, same order), ``order``,
+        ``chance`` (the sampler's, the order being the same) or ``seed`` (model, order and chance); ``seed`` (-1 where
+        two seeds are compared), ``first``, ``second``, ``n`` pairs, ``jaccard`` and ``jaccard_by_chance``, that of two
+        random sets of the same sizes.
+    """
+    rows = []
+    pairs = len(next(iter(features.values())))
+    batches = _list_batches(pairs, reference.curator.prototypes)
+    for rule in RULES:
+        config = change_constants(reference, {"rule": rule})
+        own = {}
+        for seed, seen in progress(features.items(), len(features), f"{rule} rule, stability"):
+            own[seed] = mark_kept(curate_features(seen, config, seed), pairs)
+            by_batch = {
+                f"{batch:,}": mark_kept(curate_features(seen, replace(config, super_batch=batch), seed), pairs)
+                for batch in batches
+            }
+            reordered = mark_kept(curate_features(seen, config, seed, order_seed=seed + _ELSEWHERE), pairs)
+            redrawn = mark_kept(curate_features(seen, config, seed + _ELSEWHERE, order_seed=seed), pairs)
+            for varied, selections in (
+                ("super-batch", by_batch),
+                ("order", {"one order": own[seed], "another": reordered}),
+                ("chance", {"one draw": own[seed], "another": redrawn}),
+            ):
+                if len(selections) > 1:
+                    rows.append(_compare(selections).assign(rule=rule, varied=varied, seed=seed))
+        if len(own) > 1:
+            named = {f"seed {seed}": kept for seed, kept in own.items()}
+            rows.append(_compare(named).assign(rule=rule, varied="seed", seed=OVER_SEEDS))
+    return pd.concat(rows, ignore_index=True).assign(n=pairs)
+
+
+def _list_batches(pairs: int, prototypes: int) -> list[int]:
+    """Super-batches to compare: the fixed ones, and in place of those as large as the cohort the cohort itself."""
+    batches = {min(one, pairs) for one in _COMPARED_BATCHES}
+    if len(batches) == 1:
+        batches.add(max(BLOCK, pairs // 2 // BLOCK * BLOCK))
+    return sorted(one for one in batches if prototypes <= one <= pairs)
+
+
+def _compare(selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    return compare_selections(selections)[["first", "second", "jaccard", "jaccard_by_chance"]]
+
+
+def describe_stability(table: pd.DataFrame) -> str:
+    """What `measure_stability` found, in one sentence a rule."""
+    sentences = []
+    for rule, rows in table.groupby("rule", sort=False):
+        parts = []
+        for varied, of_kind in rows.groupby("varied", sort=False):
+            ends = dict.fromkeys(f"{one:.2f}" for one in (of_kind.jaccard.min(), of_kind.jaccard.max()))
+            parts.append(f"{' to '.join(ends)} ({varied}; {of_kind.jaccard_by_chance.mean():.2f} for random sets)")
+        sentences.append(f"By the {rule} rule the Jaccard index of two kept sets is {', '.join(parts)}.")
+    return "\n".join(sentences)

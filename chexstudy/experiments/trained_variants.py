@@ -1,0 +1,195 @@
+"""Variants of the curated arm that are trained: the curator meets a model that learns from what it keeps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.image_text.evaluate import CHOSEN, Evaluation, evaluate_arms
+from chexstudy.evaluation.scores import MACRO, METRICS, TIERS
+from chexstudy.experiments.curator_ablation import (
+    ARM_PREFIX,
+    RARE_TIER,
+    REFERENCE,
+    KeptMeasure,
+    Setting,
+    read_or_measure,
+)
+from chexstudy.pretraining.arms.definitions import require_current_arm, train_arms
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.training.arm_run import is_trained
+from chexstudy.pretraining.training.scoring import Scores
+from chexstudy.progress import progress
+from chexstudy.results import OVER_SEEDS
+from chexstudy.runs import Run
+
+ZERO_SHOT, ZERO_SHOT_DIFFERENCE = "ablation_zero_shot", "ablation_zero_shot_difference"
+
+
+def list_variants(reference: PretrainingConfig) -> list[Setting]:
+    """The settings that are trained, the reference first."""
+    slow = reference.learning_rate / 10
+    variants = [
+        Setting(REFERENCE, "Rule", "published"),
+        Setting("budgeted", "Rule", "budgeted", {"rule": "budgeted"}),
+        Setting(
+            "budgeted_outliers_kept",
+            "Rule",
+            "budgeted, outliers kept",
+            {"rule": "budgeted", "outlier_policy": "keep"},
+        ),
+        Setting("outliers_kept", "Outliers", "keep", {"outlier_policy": "keep"}),
+        Setting("two_epochs", "Curation epochs", "2", {"curation_epochs": 2}),
+        Setting("three_epochs", "Curation epochs", "3", {"curation_epochs": 3}),
+        Setting("after_step", "Prototypes move", "after the step", {"update_timing": "after_step"}),
+    ]
+    factor = "Learning-rate schedule"
+    if reference.schedule == "published":
+        # The published schedule has no rate of its own for curating.
+        return [*variants, Setting("schedule_held", factor, "held, then cosine", {"schedule": "hold_then_cosine"})]
+    low_rate = {"curation_learning_rate": slow}
+    return [
+        *variants,
+        Setting("low_rate", "Learning rate while curating", f"{slow:g}", low_rate),
+        Setting("schedule_published", factor, "published", {"schedule": "published"}),
+    ]
+
+
+def choose_variants(names: Sequence[str], reference: PretrainingConfig) -> list[Setting]:
+    """The named variants, or all; the reference, with which they are compared, is always among them and first."""
+    known = {variant.name: variant for variant in list_variants(reference)}
+    for name in names:
+        if name not in known:
+            raise StudyError(f"unknown variant {name!r}; there are {', '.join(known)}.")
+    return [known[name] for name in dict.fromkeys([REFERENCE, *(names or known)])]
+
+
+def train_variants(
+    run: Run,
+    variants: Sequence[Setting],
+    seeds: Sequence[int],
+    reference: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+) -> None:
+    """Train what is not trained yet, each variant as the arm of its name, by the same worker processes.
+
+    Args:
+        run: the study; the warm-up of every seed must be trained.
+        variants: what to train.
+        seeds: one training each.
+        reference: what the variants change.
+        device: see `chexstudy.pretraining.training.arm_run.pretrain`.
+        workers: trainings side by side; use 1 on a GPU.
+    """
+    configs = {variant.name: variant.apply(reference) for variant in variants}
+    missing = {
+        variant.arm: [seed for seed in seeds if not is_trained(run, variant.arm, seed, configs[variant.name])]
+        for variant in variants
+    }
+    arms = [arm for arm, of_arm in missing.items() if of_arm]
+    if arms:
+        # An arm that lacks one seed is asked for with all; what is finished costs a look.
+        wanted = [seed for seed in seeds if any(seed in missing[arm] for arm in arms)]
+        train_arms(run, arms, wanted, reference, device, workers, configs)
+
+
+def measure_variants(
+    run: Run, seed: int, variants: Sequence[Setting], scores: Scores, measure: KeptMeasure
+) -> pd.DataFrame:
+    """What every trained variant has kept; kept in ``ablation/seed<k>/variants.parquet``.
+
+    Coverage and redundancy are those under the seed's warm-up, the same model for all variants.
+
+    Args:
+        run: the study.
+        seed: of the trainings.
+        variants: trained ones, the reference first.
+        scores: the training pairs under the seed's warm-up.
+        measure: how kept sets are measured.
+    """
+    subsets = {one.name: f"{require_current_arm(run, one.arm, seed)}/subset.parquet" for one in variants}
+
+    def compute() -> list[pd.DataFrame]:
+        ids = pd.Index(scores.image_ids)
+        kept = {
+            name: ids.isin(run.read_table(subset, "07_ablate_curator").image_id) for name, subset in subsets.items()
+        }
+        baseline = next(iter(kept.values()))
+        return [
+            measure.measure(own, scores.features, baseline).assign(setting=name)
+            for name, own in progress(kept.items(), len(kept), f"seed {seed}, variants")
+        ]
+
+    name = f"ablation/seed{seed}/variants.parquet"
+    return read_or_measure(run, name, seed, {"variants": list(subsets)}, tuple(subsets.values()), measure, compute)
+
+
+def evaluate_variants(
+    evaluation: Evaluation, variants: Sequence[Setting], seeds: Sequence[int], workers: int = 1
+) -> pd.DataFrame:
+    """Zero-shot classification of trained variants, and of each minus the reference.
+
+    Args:
+        evaluation: what to measure with.
+        variants: trained ones, the reference first.
+        seeds: of the trainings.
+        workers: processes; use 1 on a GPU.
+
+    Returns:
+        Rows of the results table for means over findings (all, and by tier), under tasks of their own. None where the
+        cohort has no labels.
+    """
+    arms = [variant.arm for variant in variants]
+    rows = evaluate_arms(evaluation, arms, seeds, reference=arms[0], workers=workers)
+    rows = rows[rows.finding.isin((MACRO, *TIERS))]
+    scored = rows[(rows.task == "zero_shot") & rows.metric.isin(METRICS)]
+    differences = rows[rows.task == "zero_shot_difference"]
+    # There the reference comes first; here it is what the variant is compared with.
+    differences = differences.assign(
+        arm=differences.arm.str.replace(r"^(.+) - (.+)$", r"\2 - \1", regex=True),
+        value=-differences.value,
+        ci_low=-differences.ci_high,
+        ci_high=-differences.ci_low,
+    )
+    tasks = [scored.assign(task=ZERO_SHOT), differences.assign(task=ZERO_SHOT_DIFFERENCE)]
+    return pd.concat(tasks, ignore_index=True)
+
+
+def choose_test_set(evaluation: Evaluation) -> str:
+    """The test set that variants are shown on: the one enriched with rare findings, where there is one."""
+    names = sorted(evaluation.test_sets())
+    return next((name for name in names if name.endswith("test_enriched")), names[0])
+
+
+def summarise_variants(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
+    """AUROC of the variants over seeds, as `tabulate_settings` takes it: ``auroc`` of all findings, ``auroc_tail``.
+
+    Args:
+        results: of `evaluate_variants`; may be empty.
+        data_set: which test set.
+    """
+    columns = ["setting", "metric", "finding", "value", "ci_low", "ci_high", "seeds"]
+    if len(results) == 0:
+        return pd.DataFrame(columns=columns)
+    chosen = (results.task == ZERO_SHOT) & (results.setting == CHOSEN) & (results.metric == "auroc")
+    rows = results[chosen & (results.data_set == data_set) & results.finding.isin((MACRO, RARE_TIER))]
+    seeds = rows.seed[rows.seed != OVER_SEEDS].nunique()
+    rows = rows[rows.seed == OVER_SEEDS]
+    metric = np.where(rows.finding == MACRO, "auroc", "auroc_tail")
+    return rows.assign(setting=rows.arm.str.removeprefix(ARM_PREFIX), metric=metric, seeds=seeds)[columns]
+
+
+def list_differences(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
+    """Each variant minus the reference, over seeds: AUROC of all findings and of each tier, for the eye.
+
+    Args:
+        results: of `evaluate_variants`; may be empty.
+        data_set: which test set.
+    """
+    columns = ["arm", "finding", "value", "ci_low", "ci_high", "n"]
+    if len(results) == 0:
+        return pd.DataFrame(columns=columns)
+    wanted = (results.task == ZERO_SHOT_DIFFERENCE) & (results.metric == "auroc_difference")
+    return results.loc[wanted & (results.data_set == data_set) & results.value.notna(), columns].reset_index(drop=True)

@@ -1,0 +1,193 @@
+"""How far forecasts, families of curves and early slopes are from what was measured later, over findings.
+
+Findings are what is drawn in the intervals: one that is hard to forecast is so for every encoder. With few findings the
+intervals are wide, and say so.
+"""
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.label_planning.fitting import TOLD
+from chexstudy.statistics.proportions import measure_proportion
+from chexstudy.statistics.ranking import RESAMPLES, bootstrap_patients, interval
+
+EVERY = "all"
+# How a forecast is made: the posterior's median, least squares, or the last AUROC seen.
+METHODS = ("posterior", "least_squares", "last")
+_GUESSES = {"posterior": "forecast", "least_squares": "fit_forecast", "last": "last"}
+_FEWEST = 5
+
+
+def measure_forecasts(
+    forecasts: pd.DataFrame, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Mean absolute error and coverage of forecasts by the number of labels used, with intervals over findings.
+
+    Args:
+        forecasts: of `chexstudy.label_planning.planner.forecast_plateau`.
+        generator: draws the findings.
+        resamples: how often.
+
+    Returns:
+        One row an encoder (and ``all``), ``at_most_n`` and method: ``curves, findings, mae, mae_low, mae_high``, and
+        for the method ``posterior`` ``coverage, coverage_low, coverage_high`` of its 95 % intervals and ``told``,
+        the share of plateaus that could be told. No interval with fewer than five findings.
+    """
+    known = forecasts.dropna(subset=["error"])
+    tables = []
+    for encoder in [EVERY, *sorted(known.encoder.unique())]:
+        own = known if encoder == EVERY else known[known.encoder == encoder]
+        for most, rows in own.groupby("at_most_n"):
+            finding = pd.factorize(rows.finding)[0]
+            weights = bootstrap_patients(rows.finding, resamples, generator)
+            share = {"curves": len(rows), "findings": int(finding.max()) + 1}
+            for method in METHODS:
+                error = np.abs(rows[_GUESSES[method]].to_numpy(float) - rows.truth.to_numpy(float))
+                low, high = interval(weights @ error / weights.sum(axis=1), patients=np.array(share["findings"]))
+                row = {"encoder": encoder, "at_most_n": most, "method": method, **share}
+                row |= {"mae": error.mean(), "mae_low": float(low), "mae_high": float(high)}
+                if method == "posterior":
+                    ends = measure_proportion(np.ones(len(rows), bool), rows.covered.to_numpy(bool), finding)
+                    row |= dict(zip(("coverage", "coverage_low", "coverage_high"), ends, strict=True))
+                    row["told"] = float((rows.state == TOLD).mean())
+                tables.append(row)
+    columns = ["encoder", "at_most_n", "method", "curves", "findings", "mae", "mae_low", "mae_high"]
+    return pd.DataFrame(tables, columns=[*columns, "coverage", "coverage_low", "coverage_high", "told"])
+
+
+def measure_families(errors: pd.DataFrame, generator: np.random.Generator, resamples: int = RESAMPLES) -> pd.DataFrame:
+    """Mean absolute error and bias of each family of curves where all could be fitted, with intervals over findings.
+
+    Families with more parameters than any curve has label counts are left out.
+
+    Args:
+        errors: of `chexstudy.label_planning.fitting.compare_families`.
+        generator: draws the findings.
+        resamples: how often.
+
+    Returns:
+        One row an encoder (and ``all``), split and family: ``mae, mae_low, mae_high, bias, points, findings``.
+    """
+    place = ["encoder", "finding", "data_set", "unit", "split", "at_most_n", "n"]
+    columns = ["encoder", "split", "family", "mae", "mae_low", "mae_high", "bias", "points", "findings"]
+    if errors.error.isna().all():
+        return pd.DataFrame(columns=columns)
+    fitted = errors[errors.groupby(["split", "family"]).error.transform(lambda one: one.notna().any())]
+    shared = fitted[fitted.groupby(place).error.transform(lambda one: one.notna().all())]
+    tables = []
+    for encoder in [EVERY, *sorted(shared.encoder.unique())]:
+        own = shared if encoder == EVERY else shared[shared.encoder == encoder]
+        for split, rows in own.groupby("split"):
+            table = rows.pivot_table(index=[*place[:-3], "at_most_n", "n"], columns="family", values="error")
+            weights = bootstrap_patients(table.index.get_level_values("finding"), resamples, generator)
+            findings = table.index.get_level_values("finding").nunique()
+            replicates = weights @ table.abs().to_numpy() / weights.sum(axis=1, keepdims=True)
+            low, high = interval(replicates, patients=np.full(table.shape[1], findings))
+            for number, family in enumerate(table.columns):
+                row = {"encoder": encoder, "split": split, "family": family, "mae": table[family].abs().mean()}
+                row |= {"mae_low": low[number], "mae_high": high[number], "bias": table[family].mean()}
+                tables.append(row | {"points": len(table), "findings": findings})
+    return pd.DataFrame(tables, columns=columns).sort_values(["encoder", "split", "mae"], ignore_index=True)
+
+
+def correlate_early(
+    forecasts: pd.DataFrame, early: float, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> pd.DataFrame:
+    """Rank correlation of what the first labels show with the AUROC at the largest n, with intervals over findings.
+
+    Args:
+        forecasts: of `chexstudy.label_planning.planner.forecast_plateau`, with ``early`` among its ``at_most_n``.
+        early: the label count that counts as early; the published claim is for 50.
+        generator: draws the findings.
+        resamples: how often.
+
+    Returns:
+        One row an encoder (and ``all``) and ``predictor``, ``early_slope`` (AUROC a tenfold of labels) or ``last`` (the
+        AUROC at the early labels): ``correlation, low, high, curves, findings``. NaN with fewer than five findings.
+    """
+    rows = forecasts[(forecasts.at_most_n == early) & forecasts.error.notna()].dropna(subset=["early_slope"])
+    tables = []
+    for encoder in [EVERY, *sorted(rows.encoder.unique())]:
+        own = rows if encoder == EVERY else rows[rows.encoder == encoder]
+        findings = own.finding.nunique()
+        weights = bootstrap_patients(own.finding, resamples, generator) if findings >= _FEWEST else None
+        for predictor in ("early_slope", "last"):
+            row = {"encoder": encoder, "predictor": predictor, "curves": len(own), "findings": findings}
+            row |= {"correlation": np.nan, "low": np.nan, "high": np.nan}
+            if weights is not None:
+                pair = own[[predictor, "truth"]].to_numpy(float)
+                drawn = np.array([_correlate_ranks(np.repeat(pair, one, axis=0)) for one in weights])
+                low, high = interval(drawn, patients=np.array(findings))
+                row |= {"correlation": _correlate_ranks(pair), "low": float(low), "high": float(high)}
+            tables.append(row)
+    columns = ["encoder", "predictor", "curves", "findings", "correlation", "low", "high"]
+    return pd.DataFrame(tables, columns=columns)
+
+
+def _correlate_ranks(pair: np.ndarray) -> float:
+    ranks = pd.DataFrame(pair).rank().to_numpy()
+    if (ranks.std(axis=0) == 0).any():
+        return np.nan
+    return float(np.corrcoef(ranks.T)[0, 1])
+
+
+def judge_early_claim(measured: pd.DataFrame, correlations: pd.DataFrame, early: float, unit: str) -> str:
+    """The published claim, that the slope from 50 labelled cases predicts the plateau (A3), as it came out here.
+
+    Args:
+        measured: of `measure_forecasts`.
+        correlations: of `correlate_early`.
+        early: the label count.
+        unit: what is counted.
+
+    Returns:
+        Sentences with the correlation, the error and the coverage at that label count, whatever they are.
+    """
+    start = f"Published: the slope from {early:g} labelled cases predicts the plateau."
+    rows = measured[(measured.encoder == EVERY) & (measured.at_most_n == early)].set_index("method")
+    if rows.empty:
+        return f"{start} Here it cannot be tested: no curve has three label counts up to {early:g} {unit}."
+    posterior, squares = rows.loc["posterior"], rows.loc["least_squares"]
+    parts = [
+        f"{start} Here, {_count(posterior.curves, 'curve')} of {_count(posterior.findings, 'finding')} with three "
+        f"label counts up to {early:g} {unit} can test it."
+    ]
+    slope = correlations[(correlations.encoder == EVERY) & (correlations.predictor == "early_slope")]
+    level = correlations[(correlations.encoder == EVERY) & (correlations.predictor == "last")]
+    if slope.correlation.notna().any():
+        slope, level = slope.iloc[0], level.iloc[0]
+        verdict = "supports" if slope.low > 0 else "contradicts" if slope.high < 0 else "neither supports nor refutes"
+        parts.append(
+            f"The rank correlation of the early slope with the AUROC at the largest n is {slope.correlation:.2f} "
+            f"(95 %: {slope.low:.2f} to {slope.high:.2f}), which {verdict} the claim; that of the early AUROC itself "
+            f"is {level.correlation:.2f} ({level.low:.2f} to {level.high:.2f})."
+        )
+    else:
+        parts.append("These are too few findings for a correlation.")
+    parts.append(
+        f"Forecasts of the AUROC at the largest n miss by {posterior.mae:.3f} on average (least squares "
+        f"{squares.mae:.3f}), and {100 * posterior.coverage:.0f} % of the 95 % intervals hold the truth."
+    )
+    return " ".join(parts)
+
+
+def _count(number: float, what: str) -> str:
+    return f"{int(number)} {what}" + ("s" if number != 1 else "")
+
+
+def tabulate_accuracy(measured: pd.DataFrame, data_set: str, unit: str) -> pd.DataFrame:
+    """Forecast errors and coverage as rows of the results table, but for study and exposure.
+
+    Args:
+        measured: of `measure_forecasts`.
+        data_set: what the curves were measured on.
+        unit: what is counted.
+    """
+    setting = measured.method + ", at most " + measured.at_most_n.map("{:g}".format) + f" {unit}"
+    tables = []
+    for metric in ("mae", "coverage"):
+        rows = measured[measured[metric].notna()]
+        value = {"value": rows[metric], "ci_low": rows[f"{metric}_low"], "ci_high": rows[f"{metric}_high"]}
+        place = {"arm": rows.encoder, "metric": f"forecast_{metric}", "setting": setting[rows.index], "n": rows.curves}
+        tables.append(pd.DataFrame(place | value))
+    return pd.concat(tables, ignore_index=True).assign(finding=EVERY, data_set=data_set, positives=-1)

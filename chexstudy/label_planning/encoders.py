@@ -1,0 +1,95 @@
+"""The encoders that learning curves are measured on: trained arms, the same architecture untrained, released models."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from chexstudy.encoders.build import EncoderSpec, ImageEncoder, build_image_encoder
+from chexstudy.encoders.embeddings import PixelSource
+from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.image_text.evaluate import load_arm
+from chexstudy.label_planning.accuracy import EVERY
+from chexstudy.pretraining.arms.definitions import find_arm
+from chexstudy.progress import progress
+from chexstudy.runs import Run
+
+UNTRAINED = "untrained"
+_DEFAULT = EncoderSpec("tiny-resnet")
+
+
+def freeze_encoders(
+    run: Run, cohort: pd.DataFrame, pixels: PixelSource, names: Sequence[str], seed: int, device: str = "cpu"
+) -> dict[str, FrozenFeatures]:
+    """Frozen features of every image of the cohort by each encoder, kept in the study and shared with other heads.
+
+    Args:
+        run: the study.
+        cohort: its cohort table.
+        pixels: its pixels.
+        names: arms of the study (``curated``), ``untrained`` (random weights in the architecture of the first arm
+            named, the baseline), and any other encoder as in `chexstudy.encoders.build.EncoderSpec`: a Hub id, with
+            ``@revision`` where one is wanted, or a folder.
+        seed: of the arms and of random weights.
+        device: where the encoders compute.
+
+    Returns:
+        Features by ``name/seed<k>``, in the order of the names; slashes of a Hub id or folder become ``--``.
+    """
+    if not names or len(set(names)) < len(names):
+        raise StudyError("name each encoder once, and at least one.")
+    features = {}
+    for name in progress(names, len(names), "freezing encoders"):
+        artifact = f"{name_encoder(name)}/seed{seed}"
+        encoder = _load(run, name, names, seed)
+        features[artifact] = freeze_features(
+            run, artifact, encoder, cohort.image_id.tolist(), pixels, patches=False, device=device
+        )
+    return features
+
+
+def name_encoder(name: str) -> str:
+    """The name of an encoder in tables and files: that of an arm as it is, others without slashes."""
+    return name.strip("/").replace("/", "--")
+
+
+def list_exposures(features: Mapping[str, FrozenFeatures]) -> dict[str, str]:
+    """Whether each encoder may have seen the held-out images, ``held_out`` or ``unknown``, as for the study's arms.
+
+    Args:
+        features: of `freeze_encoders`.
+
+    Returns:
+        By the encoder's name without its seed, and under ``all`` the worst of them.
+    """
+    exposures = {}
+    for artifact, frozen in features.items():
+        encoder = artifact.rpartition("/seed")[0]
+        fresh = encoder == UNTRAINED or str(frozen.encoder["name"]).startswith("tiny-")
+        exposures[encoder] = "held_out" if fresh else "unknown"
+    return exposures | {EVERY: "held_out" if set(exposures.values()) <= {"held_out"} else "unknown"}
+
+
+def _is_arm(name: str) -> bool:
+    try:
+        find_arm(name)
+    except StudyError:
+        return False
+    return True
+
+
+def _load(run: Run, name: str, names: Sequence[str], seed: int) -> ImageEncoder:
+    if _is_arm(name):
+        return load_arm(run, name, seed).image_tower.encoder
+    if name != UNTRAINED:
+        model, _, revision = name.partition("@")
+        return build_image_encoder(EncoderSpec(model, revision))
+    arm = next((other for other in names if _is_arm(other)), None)
+    if arm is None:
+        return build_image_encoder(_DEFAULT, seed)
+    trained = load_arm(run, arm, seed).image_tower.encoder
+    origin = trained.origin
+    spec = EncoderSpec(
+        origin["name"], origin.get("revision") or "", trained.image_size, trained.pooling, pretrained=False
+    )
+    return build_image_encoder(spec, seed)

@@ -1,0 +1,335 @@
+"""Fits of learning curves: bounded weighted least squares, thousands at once, and what they leave open.
+
+A family is linear in alpha and beta once its shape is given. The best alpha and beta within their bounds have a closed
+form (a convex problem in two variables: the free optimum, or the best point of an edge), so only the shape, one or two
+numbers, is searched: on a grid over its whole range, which finds the best of all valleys, and then on finer and finer
+grids around the best node. All bootstrap replicates go through this together.
+
+Least squares knows when it cannot know: `profile_plateau` gives the plateaus that the points do not rule out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy.stats import f as fisher
+
+from chexstudy.errors import StudyError
+from chexstudy.label_planning.families import CHANCE, FAMILIES, PERFECT, POWER3, Family, find_families
+from chexstudy.label_planning.observations import LearningCurve, Noise, estimate_noise, name_curves, weigh_points
+from chexstudy.statistics.ranking import CONFIDENCE
+
+RESAMPLES = 1000
+# A plateau known less well than this is no answer: it is the whole difference between poor and good encoders.
+WIDEST = 0.1
+_NODES = {0: 1, 1: 64, 2: 20}
+_FINER_NODES = {0: 1, 1: 9, 2: 5}
+_ROUNDS = {0: 1, 1: 12, 2: 16}
+# Residuals held at once.
+_BLOCK = 2_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Fitted curves of one family."""
+
+    family: Family  # of the curves
+    parameters: np.ndarray  # ``(parameters,)`` of one fit or ``(replicates, parameters)``
+    loss: np.ndarray  # weighted sum of squared residuals, ``()`` or ``(replicates,)``
+
+    def predict(self, labels: np.ndarray) -> np.ndarray:
+        """AUROC ``(..., points)`` at numbers of labels."""
+        return self.family.evaluate(labels, self.parameters)
+
+    @property
+    def plateau(self) -> np.ndarray | None:
+        """AUROC with labels without end, or None where the family has no plateau."""
+        return self.family.plateau(self.parameters)
+
+    def labels_for(self, target: float) -> np.ndarray:
+        """Labels needed for a target AUROC; infinite where the curve stays below."""
+        return self.family.labels_for(target, self.parameters)
+
+
+def fit_points(family: Family, labels: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> Fit:
+    """Fit a family to points by bounded weighted least squares.
+
+    Args:
+        family: of curves.
+        labels: ``(points,)``, numbers of labels, 1 or more.
+        values: ``(points,)``, or ``(replicates, points)`` for as many fits.
+        weights: of the same shape or ``(points,)``; a point of weight 0 takes no part. Without them, all equal.
+
+    Returns:
+        The fits. A curve of the logarithmic family is fitted unclipped.
+    """
+    labels = np.asarray(labels, dtype=float)
+    single = np.ndim(values) == 1
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
+    if labels.ndim != 1 or values.shape[1] != len(labels) or weights.shape[-1] != len(labels):
+        raise StudyError(
+            f"a fit needs as many values and weights as numbers of labels, not {values.shape[1]} and "
+            f"{weights.shape[-1]} for {len(labels)}."
+        )
+    weights = np.broadcast_to(weights, values.shape)
+    taken = weights > 0
+    if np.isnan(values[taken]).any() or np.isnan(weights).any():
+        raise StudyError("a learning curve holds NaN: leave out numbers of labels that could not be evaluated.")
+    fewest = int(taken.sum(axis=1).min())
+    if fewest < family.free:
+        raise StudyError(
+            f"the family {family.name} has {family.free} parameters and the curve {fewest} numbers of labels: "
+            "draw more of them, or fit a smaller family."
+        )
+    values = np.where(taken, values, 0.0)
+    block = max(1, _BLOCK // (_NODES[len(family.shape_ranges)] ** max(1, len(family.shape_ranges)) * len(labels)))
+    parts = [
+        _search(family, labels, values[first : first + block], weights[first : first + block])
+        for first in range(0, len(values), block)
+    ]
+    parameters, loss = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Fit(family, parameters[0], loss[0]) if single else Fit(family, parameters, loss)
+
+
+def _search(family: Family, labels: np.ndarray, values: np.ndarray, weights: np.ndarray):
+    """Parameters ``(replicates, parameters)`` and loss ``(replicates,)`` by grids that grow finer."""
+    dimensions = len(family.shape_ranges)
+    low, high = (np.log([ends[side] for ends in family.shape_ranges]) for side in (0, 1))
+    nodes = _NODES[dimensions]
+    axes = [np.linspace(first, last, nodes) for first, last in zip(low, high, strict=True)]
+    shapes = _combine(axes)[None]
+    step = (high - low) / max(nodes - 1, 1)
+    everyone = np.arange(len(values))
+    best, loss, linear = None, None, None
+    for _ in range(_ROUNDS[dimensions]):
+        alpha, beta, losses = _solve_linear(family, labels, values, weights, np.exp(shapes))
+        place = np.argmin(losses, axis=1)
+        row = 0 if len(shapes) == 1 else everyone
+        best, loss = shapes[row, place].reshape(len(values), dimensions), losses[everyone, place]
+        linear = np.stack([alpha[everyone, place], beta[everyone, place]], axis=1)
+        offsets = [np.linspace(-one, one, _FINER_NODES[dimensions]) for one in step]
+        shapes = np.clip(best[:, None] + _combine(offsets), low, high)
+        step = step * 2 / max(_FINER_NODES[dimensions] - 1, 1)
+    return np.concatenate([linear, np.exp(best)], axis=1), loss
+
+
+def _combine(axes: list[np.ndarray]) -> np.ndarray:
+    """Every combination of the axes' values ``(combinations, axes)``; one, of nothing, where there are no axes."""
+    combinations = list(product(*axes))
+    return np.array(combinations, dtype=float).reshape(len(combinations), len(axes))
+
+
+def _solve_linear(family: Family, labels: np.ndarray, values: np.ndarray, weights: np.ndarray, shapes: np.ndarray):
+    """Best alpha and beta for every shape, and their loss: each ``(replicates, shapes)``.
+
+    ``shapes`` is ``(1 or replicates, shapes, dimensions)``. Within bounds the loss is convex, so its lowest point is
+    the free one, or lies on an edge: beta at 0, or alpha at one of its bounds.
+    """
+    basis = family.basis(labels, *np.moveaxis(shapes[..., None, :], -1, 0))
+    basis = np.broadcast_to(basis, (*np.broadcast_shapes(shapes.shape[:2], basis.shape[:-1]), len(labels)))
+    low, high = family.alpha
+    total = weights.sum(axis=1)[:, None]
+    share = weights / total
+    mean = np.einsum("rp,rp->r", share, values)[:, None]
+    basis_mean = np.einsum("rp,rsp->rs", share, np.broadcast_to(basis, (len(values), *basis.shape[1:])))
+    centred = basis - basis_mean[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = -np.einsum("rp,rsp->rs", share * (values - mean), centred)
+        slope = slope / np.einsum("rp,rsp->rs", share, centred**2)
+        free = mean + slope * basis_mean, slope
+        square = np.einsum("rp,rsp->rs", share, np.broadcast_to(basis**2, centred.shape))
+        product_mean = np.einsum("rp,rsp->rs", share * values, np.broadcast_to(basis, centred.shape))
+        # Edges: a flat curve, and a plateau at either bound.
+        edges = [(np.clip(mean, low, high) + np.zeros_like(slope), np.zeros_like(slope))]
+        for bound in sorted({low, high}):
+            edges.append((np.full_like(slope, bound), np.maximum((bound * basis_mean - product_mean) / square, 0.0)))
+
+    def lose(alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+        residual = values[:, None, :] - alpha[..., None] + beta[..., None] * basis
+        return np.einsum("rp,rsp->rs", weights, residual**2)
+
+    inside = np.isfinite(slope) & (slope >= 0) & (free[0] >= low) & (free[0] <= high)
+    alpha, beta = (np.where(inside, one, 0.0) for one in free)
+    loss = np.where(inside, lose(alpha, beta), np.inf)
+    for edge in edges:
+        usable = np.isfinite(edge[1])
+        at_edge = np.where(usable, lose(edge[0], np.where(usable, edge[1], 0.0)), np.inf)
+        better = at_edge < loss
+        alpha, beta = np.where(better, edge[0], alpha), np.where(better, edge[1], beta)
+        loss = np.minimum(loss, at_edge)
+    return alpha, beta, loss
+
+
+def fit_curve(curve: LearningCurve, family: str = POWER3.name, noise: Noise | None = None) -> Fit:
+    """Fit a family to the means over draws, weighted by how little draws differ there.
+
+    Args:
+        curve: what was observed.
+        family: a name of `chexstudy.label_planning.families.FAMILIES`.
+        noise: of `estimate_noise` over many curves; of this one alone without it.
+    """
+    return fit_points(find_families([family])[0], curve.labels, curve.means, weigh_points(curve, noise))
+
+
+def bootstrap_fits(
+    curve: LearningCurve,
+    generator: np.random.Generator,
+    family: str = POWER3.name,
+    resamples: int = RESAMPLES,
+    noise: Noise | None = None,
+) -> Fit:
+    """Fit again and again to resampled draws, for intervals of whatever is read off a curve.
+
+    Draws are drawn again within each number of labels. Their spread is too small by (D - 1) / D for D draws; deviations
+    from the mean are stretched accordingly. A number of labels with one draw (all labels there are) does not vary, and
+    what no resample shows no interval holds: shapes other than the family's, patients of the test set.
+
+    Args:
+        curve: what was observed.
+        generator: draws.
+        family: a name.
+        resamples: how often.
+        noise: as in `fit_curve`.
+
+    Returns:
+        ``resamples`` fits; quantiles over them are intervals, which with a plateau not identified end at its bounds.
+    """
+    if not (curve.draws > 1).any():
+        raise StudyError(
+            f"the curve of {curve.encoder!r} on {curve.finding!r} has one draw at each number of labels, and a "
+            "bootstrap over draws needs two or more: draw again, or pool findings."
+        )
+    drawn = np.repeat(curve.means[None], resamples, axis=0)
+    for point, draws in enumerate(curve.draws):
+        if draws > 1:
+            own = curve.values[point][~np.isnan(curve.values[point])]
+            chosen = own[generator.integers(draws, size=(resamples, draws))].mean(axis=1)
+            drawn[:, point] += np.sqrt(draws / (draws - 1)) * (chosen - own.mean())
+    return fit_points(find_families([family])[0], curve.labels, drawn, weigh_points(curve, noise))
+
+
+# --- what is not identified ------------------------------------------------------------------------------------------
+
+TOLD, NOT_YET = "told", "cannot be told yet"
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """What the points say of the plateau of the three-parameter power law."""
+
+    value: float  # of the best fit
+    low: float  # lowest plateau that the points do not rule out
+    high: float  # highest
+    state: str  # ``told`` or ``cannot be told yet``
+    reason: str  # why it cannot be told; empty if it can
+
+
+def profile_plateau(
+    curve: LearningCurve, noise: Noise | None = None, widest: float = WIDEST, confidence: float = CONFIDENCE
+) -> Plateau:
+    """The plateaus that the points do not rule out, and whether that is an answer.
+
+    The profile likelihood of alpha: for each plateau the best curve is found, and the plateau is ruled out if that
+    curve is worse than the best of all by more than F(1, degrees of freedom) allows. The variance is pooled from what
+    draws differ by at each number of labels and what the best curve misses.
+
+    The plateau cannot be told yet if nothing up to an AUROC of 1 is ruled out, if the interval is wider than
+    ``widest``, if the best curve hardly bends (gamma at its lower bound), or if nothing tells the variance: three
+    points of one draw each fit exactly whatever they are.
+
+    Args:
+        curve: what was observed.
+        noise: as in `fit_curve`.
+        widest: the widest interval that is an answer.
+        confidence: of the interval.
+    """
+    noise = noise or estimate_noise([curve])
+    fit = fit_curve(curve, POWER3.name, noise)
+    value, gamma = float(fit.parameters[0]), float(fit.parameters[2])
+    precision = curve.draws / noise.relative(curve.labels)
+    within = np.nansum((curve.draws - 1) * curve.variances / noise.relative(curve.labels))
+    degrees = float(np.sum(curve.draws - 1)) + len(curve.labels) - POWER3.free
+    if degrees <= 0:
+        return Plateau(value, CHANCE, PERFECT, NOT_YET, "too few draws to tell the curve from noise")
+    best = fit.loss * precision.mean()
+    variance = (within + best) / degrees
+    allowed = best + variance * fisher.ppf(confidence, 1, degrees)
+    plateaus = np.unique(np.concatenate([np.linspace(CHANCE, PERFECT, 501), [value]]))
+    gammas = np.exp(np.linspace(*np.log(POWER3.shape_ranges[0]), 200))
+    basis = POWER3.basis(curve.labels, gammas[:, None])
+    # beta has a closed form at a given plateau and gamma.
+    missing = plateaus[:, None] - curve.means
+    along = np.einsum("p,ap,gp->ag", precision, missing, basis)
+    beta = np.maximum(along / np.einsum("p,gp->g", precision, basis**2), 0.0)
+    residual = missing[:, None] - beta[..., None] * basis
+    loss = np.einsum("p,agp->ag", precision, residual**2).min(axis=1)
+    kept = plateaus[(loss <= allowed) | (plateaus == value)]
+    low, high = float(kept[0]), float(kept[-1])
+    reason = ""
+    if high >= PERFECT:
+        reason = "no plateau up to an AUROC of 1 is ruled out"
+    elif high - low > widest:
+        reason = f"the interval of the plateau is wider than {widest:g}"
+    elif gamma <= 1.01 * POWER3.shape_ranges[0][0]:
+        reason = "the curve does not bend yet"
+    return Plateau(value, low, high, NOT_YET if reason else TOLD, reason)
+
+
+# --- comparing families ----------------------------------------------------------------------------------------------
+
+EXTRAPOLATION, INTERPOLATION = "extrapolation", "interpolation"
+
+
+def compare_families(
+    curves: Sequence[LearningCurve], families: Sequence[str] = tuple(FAMILIES), cuts: Sequence[float] = ()
+) -> pd.DataFrame:
+    """Errors of families at points they were not fitted to.
+
+    Extrapolation: fitted to all numbers of labels up to a cut, and asked for each larger one. Interpolation: one number
+    of labels between the first and the last is left out, and asked for.
+
+    Args:
+        curves: of one table.
+        families: names.
+        cuts: largest numbers of labels to fit to; every one of the curve's own without them.
+
+    Returns:
+        One row a curve, family and left-out point: ``encoder``, ``finding``, ``data_set``, ``unit``, ``family``,
+        ``split`` (``extrapolation`` or ``interpolation``), ``at_most_n``, ``n``, ``error`` (predicted minus observed)
+        and ``fitted_points``. Where points are too few for a family, ``error`` is NaN.
+    """
+    noise, names, tables = estimate_noise(curves), name_curves(curves), []
+    for place, curve in enumerate(curves):
+        points, own = len(curve.labels), weigh_points(curve, noise)
+        kept, asked, places = [], [], []
+        for cut in cuts or curve.labels[FAMILIES["power2"].free - 1 : -1]:
+            inside = curve.labels <= cut
+            if inside.any() and not inside.all():
+                kept += [inside] * int((~inside).sum())
+                asked += list(np.flatnonzero(~inside))
+                places += [(EXTRAPOLATION, float(cut))] * int((~inside).sum())
+        for left_out in range(1, points - 1):
+            kept.append(np.arange(points) != left_out)
+            asked.append(left_out)
+            places.append((INTERPOLATION, curve.most))
+        if not kept:
+            continue
+        kept, asked = np.array(kept), np.array(asked)
+        for family in find_families(families):
+            error = np.full(len(kept), np.nan)
+            enough = kept.sum(axis=1) >= family.free
+            if enough.any():
+                values = np.repeat(curve.means[None], enough.sum(), axis=0)
+                fit = fit_points(family, curve.labels, values, own * kept[enough])
+                predicted = fit.predict(curve.labels)[np.arange(enough.sum()), asked[enough]]
+                error[enough] = predicted - curve.means[asked[enough]]
+            rows = pd.DataFrame(places, columns=["split", "at_most_n"])
+            identity = names.iloc[[place] * len(rows)].reset_index(drop=True)
+            rows = rows.assign(n=curve.labels[asked], error=error, fitted_points=kept.sum(axis=1), family=family.name)
+            tables.append(pd.concat([identity, rows], axis=1))
+    if not tables:
+        raise StudyError("no curve has a number of labels beyond the cuts: choose smaller ones.")
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,481 @@
+"""What a learning curve forecasts, and how many labels a target AUROC needs: with intervals, or why it cannot be told.
+
+Everything is read off the posterior of `chexstudy.label_planning.posterior`. A number of labels needed is a quantile
+over its draws, some of which may never reach the target: an interval may have no upper end, and then the answer is not
+a number but a state. Intervals are of this pool of labelled cases and this test set. With the test set's counts given,
+its own uncertainty is added: the forecast is then of the population.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.errors import StudyError
+from chexstudy.label_planning.families import CHANCE, PERFECT
+from chexstudy.label_planning.fitting import EXTRAPOLATION, NOT_YET, TOLD, WIDEST, fit_curve
+from chexstudy.label_planning.observations import (
+    FEWEST_POINTS,
+    LearningCurve,
+    estimate_noise,
+    list_curves,
+    name_curves,
+    weigh_points,
+)
+from chexstudy.label_planning.posterior import Posterior, infer_curves
+from chexstudy.results import OVER_SEEDS
+from chexstudy.statistics.ranking import CONFIDENCE
+
+FORECAST, PLAN, FAMILY = "label_forecast", "label_plan", "curve_family"
+REACHED, NEEDED, UNREACHABLE, TOO_FEW = "reached", "needed", "unreachable", "not evaluable"
+# Beyond this many times the labels at hand a power law is a guess, however narrow its interval.
+FARTHEST = 100.0
+# Numbers of labels beyond this are no plan: they are called no end.
+_LARGEST_SAID = 1e7
+
+
+# --- posteriors ------------------------------------------------------------------------------------------------------
+
+
+def infer_by_encoder(curves: Sequence[LearningCurve], seed: int, pool: bool = True) -> list[Posterior]:
+    """Posteriors in the order of the curves; those of one encoder, data set and unit learn from each other.
+
+    Args:
+        curves: of one table.
+        seed: of the posterior draws.
+        pool: whether they learn from each other.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for place, curve in enumerate(curves):
+        groups.setdefault((curve.data_set, curve.unit, curve.encoder), []).append(place)
+    posteriors: dict[int, Posterior] = {}
+    for number, key in enumerate(sorted(groups)):
+        members = groups[key]
+        found = infer_curves([curves[place] for place in members], np.random.default_rng([seed, number]), pool)
+        posteriors.update(zip(members, found, strict=True))
+    return [posteriors[place] for place in range(len(curves))]
+
+
+def _ends(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Median and interval; infinite draws are larger than any number."""
+    tail = (1 - confidence) / 2
+    low, middle, high = np.quantile(values, [tail, 0.5, 1 - tail], method="inverted_cdf")
+    return float(middle), float(low), float(high)
+
+
+def deviate_by_test_set(auroc: float, positives: int, negatives: int) -> float:
+    """Standard deviation of an AUROC over test sets of such a size (Hanley & McNeil 1982, Radiology 143).
+
+    Args:
+        auroc: the area.
+        positives: cases with the finding in the test set.
+        negatives: cases without it.
+    """
+    if positives < 1 or negatives < 1:
+        raise StudyError("a test set needs cases with and without the finding: give the counts of both.")
+    both_positive, both_negative = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    variance = auroc * (1 - auroc) + (positives - 1) * (both_positive - auroc**2)
+    variance += (negatives - 1) * (both_negative - auroc**2)
+    return float(np.sqrt(max(variance, 0.0) / (positives * negatives)))
+
+
+def _shift(posterior: Posterior, counts: tuple[int, int] | None, generator: np.random.Generator) -> np.ndarray:
+    """What the test set may have added to the whole curve ``(draws,)``: nothing if we stay with it."""
+    if counts is None:
+        return np.zeros(len(posterior.plateaus))
+    deviation = deviate_by_test_set(float(np.median(posterior.predict(posterior.curve.most))), *counts)
+    return deviation * generator.standard_normal(len(posterior.plateaus))
+
+
+def measure_slope(curve: LearningCurve, most: float = 50.0) -> float:
+    """How much AUROC a tenfold of labels adds among the first ones; NaN with fewer than two numbers of labels.
+
+    Args:
+        curve: what was observed.
+        most: the largest number of labels that counts as early.
+    """
+    early = curve.until(most)
+    if len(early.labels) < 2:
+        return float("nan")
+    weights = weigh_points(early, estimate_noise([curve]))
+    tens = np.log10(early.labels)
+    centred = tens - np.average(tens, weights=weights)
+    return float(np.sum(weights * centred * early.means) / np.sum(weights * centred**2))
+
+
+# --- forecasts -------------------------------------------------------------------------------------------------------
+
+
+def forecast_plateau(
+    curves: Sequence[LearningCurve],
+    at_most_n: Sequence[float],
+    seed: int = 0,
+    pool: bool = True,
+    widest: float = WIDEST,
+    test_counts: Mapping[str, tuple[int, int]] | None = None,
+) -> pd.DataFrame:
+    """Forecast the AUROC at the largest number of labels, and the plateau, from the first labels alone.
+
+    The truth at the largest n is the mean over the draws there; its noise is in the forecast's interval. A forecast
+    from all labels has no truth to be compared with.
+
+    Args:
+        curves: of `list_curves`.
+        at_most_n: largest numbers of labels to forecast from, each in turn.
+        seed: of the posterior draws.
+        pool: whether findings of an encoder learn from each other.
+        widest: the widest 95 % interval of a plateau that is an answer.
+        test_counts: finding -> positives and negatives of the test set, for the plateau in the population.
+
+    Returns:
+        One row a curve and ``at_most_n``: what the curve is of (``encoder, finding, data_set, unit``); what was used
+        (``at_most_n``, ``labels``, the largest n up to it, ``points``, ``draws``, the fewest at one n, and ``last``,
+        the AUROC at ``labels``); ``target_n, truth, forecast, forecast_low, forecast_high, error`` (forecast minus
+        truth) and ``covered``; ``plateau, plateau_low, plateau_high, population_low, population_high, state, reason``;
+        ``fit_forecast, fit_plateau`` of least squares; ``early_slope``, AUROC a tenfold of labels. With fewer than
+        three numbers of labels the state is ``not evaluable``.
+    """
+    if not curves:
+        raise StudyError("there is no learning curve to forecast from: draw some.")
+    if not at_most_n or min(at_most_n) < 1:
+        raise StudyError("a forecast starts from 1 label or more: give at_most_n, for example 50, 100, 200.")
+    tables = []
+    for turn, most in enumerate(sorted(set(at_most_n))):
+        early = [curve.until(most) for curve in curves]
+        usable = [place for place, curve in enumerate(early) if len(curve.labels) >= FEWEST_POINTS]
+        posteriors = infer_by_encoder([early[place] for place in usable], seed, pool) if usable else []
+        found = dict(zip(usable, posteriors, strict=True))
+        noise = estimate_noise([early[place] for place in usable]) if usable else None
+        generator = np.random.default_rng([seed, turn, 1])
+        rows = []
+        for place, curve in enumerate(curves):
+            row = {
+                "at_most_n": float(most),
+                "labels": float(early[place].labels[-1]) if len(early[place].labels) else 0,
+            }
+            row |= {
+                "points": len(early[place].labels),
+                "target_n": curve.most,
+                "early_slope": measure_slope(curve, most),
+            }
+            if place in found:
+                counts = (test_counts or {}).get(curve.finding)
+                row |= _forecast_curve(curve, found[place], noise, widest, counts, generator)
+            else:
+                row |= {"state": TOO_FEW, "reason": f"fewer than {FEWEST_POINTS} numbers of labels up to {most:g}"}
+            rows.append(row)
+        tables.append(pd.concat([name_curves(curves), pd.DataFrame(rows, columns=_FORECAST_COLUMNS)], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+_FORECAST_COLUMNS = [
+    *("at_most_n", "labels", "points", "draws", "target_n", "truth", "forecast", "forecast_low", "forecast_high"),
+    *("error", "covered", "plateau", "plateau_low", "plateau_high", "population_low", "population_high"),
+    *("state", "reason", "fit_forecast", "fit_plateau", "last", "early_slope"),
+]
+
+
+def _forecast_curve(curve, posterior, noise, widest, counts, generator) -> dict:
+    used = posterior.curve
+    row = {"draws": int(used.draws.min()), "last": float(used.means[-1])}
+    plateau, low, high = _ends(posterior.plateaus)
+    row |= {"plateau": plateau, "plateau_low": low, "plateau_high": high}
+    if counts is not None:
+        shifted = np.clip(posterior.plateaus + _shift(posterior, counts, generator), 0, PERFECT)
+        row["population_low"], row["population_high"] = _ends(shifted)[1:]
+    told = high - low <= widest
+    row["state"] = TOLD if told else NOT_YET
+    row["reason"] = "" if told else f"the interval of the plateau is wider than {widest:g}"
+    fit = fit_curve(used, noise=noise)
+    row["fit_plateau"] = float(fit.plateau)
+    row["fit_forecast"] = float(fit.predict([curve.most])[0])
+    row["truth"] = float(curve.means[-1])
+    middle, low, high = _ends(posterior.foresee(curve.most, float(curve.draws[-1]), generator))
+    row |= {"forecast": middle, "forecast_low": low, "forecast_high": high}
+    if used.most < curve.most:
+        row |= {"error": middle - row["truth"], "covered": bool(low <= row["truth"] <= high)}
+    return row
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def check_target(target: float) -> None:
+    """Refuse a target that no curve could mean."""
+    if not CHANCE < target < PERFECT:
+        raise StudyError(
+            f"a target AUROC of {target:g} cannot be planned for: give one above {CHANCE}, which chance reaches, "
+            f"and below {PERFECT:g}."
+        )
+
+
+def plan_labels(
+    curves: Sequence[LearningCurve],
+    target: float,
+    seed: int = 0,
+    pool: bool = True,
+    cost: float | None = None,
+    prevalence: Mapping[str, float] | float | None = None,
+    test_counts: Mapping[str, tuple[int, int]] | None = None,
+    farthest: float = FARTHEST,
+) -> pd.DataFrame:
+    """How many labels more a target AUROC needs, by encoder and finding.
+
+    The states: ``reached`` (the whole interval of what is needed lies within what we have), ``needed`` (an interval
+    with two ends), ``unreachable`` (the whole interval of the plateau lies under the target, or that of what is needed
+    beyond ``farthest`` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond).
+
+    Args:
+        curves: of `list_curves`; what we have is the largest n of each. Give all findings, also for a plan of one: they
+            learn from each other.
+        target: the AUROC.
+        seed: of the posterior draws.
+        pool: whether findings of an encoder learn from each other.
+        cost: of labelling one case.
+        prevalence: share of positives among cases to be labelled, by finding or for all; that of the curve's draws
+            without it.
+        test_counts: finding -> positives and negatives of the test set: plan for the population, not for this test set.
+        farthest: how far a curve is believed, in multiples of what we have.
+
+    Returns:
+        One row a curve: what it is of (``encoder, finding, data_set, unit``), ``target, state, have, auroc`` (of the
+        curve at what we have); ``plateau``, ``need`` and ``more`` (in the unit of the curve, whole numbers, infinite
+        where there is no end), ``cases`` to be labelled, ``positives`` among them and ``cost``, each with ``_low`` and
+        ``_high``; and ``answer``, a sentence.
+    """
+    check_target(target)
+    if cost is not None and not (np.isfinite(cost) and cost >= 0):
+        raise StudyError(f"a label cannot cost {cost}: give a number of 0 or more.")
+    shares = prevalence if isinstance(prevalence, Mapping) else {}
+    rows = []
+    generator = np.random.default_rng([seed, 2])
+    for curve, posterior in zip(curves, infer_by_encoder(curves, seed, pool), strict=True):
+        share = shares.get(curve.finding, curve.prevalence) if prevalence is None or shares else prevalence
+        if not (np.isnan(share) or 0 < share < 1):
+            raise StudyError(f"the prevalence of {curve.finding!r} cannot be {share}: give a share between 0 and 1.")
+        counts = (test_counts or {}).get(curve.finding)
+        rows.append(plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator), farthest))
+    return pd.concat([name_curves(curves), pd.DataFrame(rows, columns=_PLAN_COLUMNS)], axis=1)
+
+
+_THREE = ("", "_low", "_high")
+_PLAN_COLUMNS = [
+    *("target", "state", "have", "auroc"),
+    *(f"{name}{end}" for name in ("plateau", "need", "more", "cases", "positives", "cost") for end in _THREE),
+    "answer",
+]
+
+
+def plan_curve(
+    posterior: Posterior,
+    target: float,
+    cost: float | None = None,
+    share: float = float("nan"),
+    shift: np.ndarray | float = 0.0,
+    farthest: float = FARTHEST,
+) -> dict:
+    """The plan of one curve, whose posterior serves for any number of targets.
+
+    Args:
+        posterior: of the curve.
+        target: the AUROC.
+        cost: of labelling one case.
+        share: of positives among cases; NaN if it is not known.
+        shift: added to the whole curve ``(draws,)``.
+        farthest: as in `plan_labels`.
+
+    Returns:
+        The columns of `plan_labels` but for what the curve is of.
+    """
+    curve = posterior.curve
+    shifted = posterior.parameters.copy()
+    shifted[:, 0] = np.clip(shifted[:, 0] + shift, 0, PERFECT)
+    needed = np.ceil(Posterior(curve, shifted, posterior.deviations, posterior.misfits, 1.0).labels_for(target))
+    plateau, need = _ends(shifted[:, 0]), _ends(needed)
+    more = tuple(max(0.0, one - curve.most) for one in need)
+    if need[2] <= curve.most:
+        state = REACHED
+    elif plateau[2] < target or need[1] > farthest * curve.most:
+        state = UNREACHABLE
+    elif need[2] <= farthest * curve.most:
+        state = NEEDED
+    else:
+        state = NOT_YET
+    row = {"target": target, "state": state, "have": curve.most}
+    row["auroc"] = float(np.median(posterior.predict(curve.most)))
+    in_cases = curve.unit == "cases"
+    per_case = 1.0 if in_cases else share
+    cases = tuple(one if not np.isfinite(one) else float(np.ceil(one / per_case)) for one in more)
+    if not in_cases and np.isnan(share):
+        cases = (np.nan,) * 3
+    positives = more if not in_cases else tuple(one * share for one in more)
+    costs = (np.nan,) * 3 if cost is None else tuple(one * cost if cost else 0.0 for one in cases)
+    for name, values in zip(
+        ("plateau", "need", "more", "cases", "positives", "cost"),
+        (plateau, need, more, cases, positives, costs),
+        strict=True,
+    ):
+        row |= {f"{name}{end}": value for end, value in zip(_THREE, values, strict=True)}
+    return row | {"answer": _answer(curve, row | {"farthest": farthest})}
+
+
+def _answer(curve: LearningCurve, row: Mapping) -> str:
+    """The plan of one curve as a sentence without its end."""
+    what = "" if curve.unit == "cases" else " positives"
+    target, have = f"{row['target']:g}", f"{row['have']:,.0f}{what or ' labels'}"
+    plateau = f"{row['plateau_low']:.3f}-{row['plateau_high']:.3f}"
+    if row["state"] == REACHED and row["need_high"] < curve.labels[0]:
+        return f"reached already: the fewest drawn, {curve.labels[0]:,.0f}{what or ' labels'}, are enough for {target}"
+    if row["state"] == REACHED:
+        return (
+            f"reached already: {target} needs {row['need_high']:,.0f}{what or ' labels'} at most, and there are {have}"
+        )
+    if row["state"] == UNREACHABLE:
+        if row["plateau_high"] < row["target"]:
+            return f"unreachable: the plateau lies at {row['plateau']:.3f} (95 %: {plateau}), below {target}"
+        return f"unreachable: {target} needs more than {row['farthest']:g} times the {have} there are (95 %)"
+    if row["state"] == NEEDED:
+        if row["more"] == 0:
+            return f"probably reached with {have}; up to {row['more_high']:,.0f} more{what} may be needed (95 %)"
+        text = f"label {row['more']:,.0f} more{what} (95 %: {row['more_low']:,.0f}-{row['more_high']:,.0f})"
+        if what and np.isfinite(row["cases"]):
+            text += f", which is reading {row['cases']:,.0f} cases ({row['cases_low']:,.0f}-{row['cases_high']:,.0f})"
+        if np.isfinite(row["cost"]):
+            text += f", at a cost of {row['cost']:,.0f} ({row['cost_low']:,.0f}-{row['cost_high']:,.0f})"
+        return text
+    least = f"{row['more_low']:,.0f} more{what} may do"
+    if not row["more_low"] <= _LARGEST_SAID:
+        least = "no number may do"
+    elif row["more_low"] == 0:
+        least = f"the {have} there are may do"
+    most = "no number may" if not row["more_high"] <= _LARGEST_SAID else f"{row['more_high']:,.0f} more may not"
+    return (
+        f"cannot be told yet: {least}, and {most} (the plateau lies between {row['plateau_low']:.3f} and "
+        f"{row['plateau_high']:.3f}, 95 %); label as many again as there are and ask anew"
+    )
+
+
+# --- the results table -----------------------------------------------------------------------------------------------
+
+
+def tabulate_forecasts(forecasts: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
+    """Forecasts as rows of the results table: ``forecast``, ``forecast_error`` and ``plateau`` of each curve.
+
+    ``setting`` holds the labels forecast from and, of a plateau, its state.
+    """
+    tables = []
+    for metric, value, ends in (
+        ("forecast", "forecast", ("forecast_low", "forecast_high")),
+        ("forecast_error", "error", None),
+        ("plateau", "plateau", ("plateau_low", "plateau_high")),
+    ):
+        table = forecasts[["encoder", "finding", "data_set", "unit", "at_most_n", "labels"]].assign(metric=metric)
+        table["value"] = forecasts[value].astype(float)
+        table["ci_low"], table["ci_high"] = (
+            (np.nan, np.nan) if ends is None else (forecasts[one].astype(float) for one in ends)
+        )
+        setting = "at_most_" + forecasts.at_most_n.map("{:g}".format) + " " + forecasts.unit
+        table["setting"] = setting + (", " + forecasts.state if metric == "plateau" else "")
+        tables.append(table)
+    rows = pd.concat(tables, ignore_index=True)
+    return _finish_rows(rows.assign(task=FORECAST, n=rows.labels.astype(int)), study, exposure)
+
+
+def tabulate_plans(plans: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
+    """Plans as rows of the results table: ``labels_more`` and, if it was given, ``label_cost``; no end is NaN.
+
+    ``setting`` holds target, unit and state.
+    """
+    tables = []
+    for metric, name in (("labels_more", "more"), ("label_cost", "cost")):
+        if name == "cost" and plans.cost_low.isna().all():
+            continue
+        table = plans[["encoder", "finding", "data_set"]].assign(metric=metric, n=plans.have.astype(int))
+        for column, end in zip(("value", "ci_low", "ci_high"), _THREE, strict=True):
+            table[column] = plans[f"{name}{end}"].where(np.isfinite(plans[f"{name}{end}"]))
+        table["setting"] = "target_" + plans.target.map("{:g}".format) + " " + plans.unit + ", " + plans.state
+        tables.append(table)
+    return _finish_rows(pd.concat(tables, ignore_index=True).assign(task=PLAN), study, exposure)
+
+
+def tabulate_families(errors: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
+    """Errors of families (`compare_families`) as rows of the results table: ``curve_error`` and ``curve_bias``.
+
+    Means over findings and left-out points; ``setting`` holds family and kind of hold-out, and of an extrapolation
+    the labels fitted to. ``n`` is the number of left-out points.
+    """
+    known = errors.dropna(subset=["error"])
+    setting = known.family + ", " + known.split
+    far = known.split == EXTRAPOLATION
+    setting = setting.where(~far, setting + " from " + known.at_most_n.map("{:g}".format)) + " " + known.unit
+    groups = known.assign(setting=setting, absolute=known.error.abs()).groupby(["encoder", "data_set", "setting"])
+    table = groups.agg(curve_error=("absolute", "mean"), curve_bias=("error", "mean"), n=("error", "size"))
+    rows = table.reset_index().melt(["encoder", "data_set", "setting", "n"], var_name="metric", value_name="value")
+    return _finish_rows(rows.assign(task=FAMILY, finding="all", ci_low=np.nan, ci_high=np.nan), study, exposure)
+
+
+def _finish_rows(rows: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
+    rows = rows.rename(columns={"encoder": "arm"}).assign(
+        study=study, seed=OVER_SEEDS, positives=-1, exposure=exposure, flops=np.nan, seconds=np.nan
+    )
+    return rows.drop(columns=[name for name in ("unit", "at_most_n", "labels") if name in rows])
+
+
+# --- for the eye -----------------------------------------------------------------------------------------------------
+
+
+def plan_table(
+    table: pd.DataFrame,
+    target: float,
+    finding: str | None = None,
+    encoder: str | None = None,
+    at_most_n: float | None = None,
+    pool: bool = True,
+    cost: float | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`plan_labels` of a table of curves; a finding asked for still learns from the others.
+
+    Args:
+        table: as for `list_curves`.
+        target: the AUROC.
+        finding: show this one only.
+        encoder: this one only.
+        at_most_n: use no more labels than these.
+        pool: whether findings of an encoder learn from each other.
+        cost: of labelling one case.
+        seed: of the posterior draws.
+    """
+    check_target(target)
+    curves = list_curves(table, encoder=encoder)
+    if finding is not None:
+        list_curves(table, finding, encoder)
+    if at_most_n is not None:
+        curves = [curve.until(at_most_n) for curve in curves]
+    plans = plan_labels(curves, target, seed, pool, cost)
+    return plans if finding is None else plans[plans.finding == finding].reset_index(drop=True)
+
+
+def describe_plans(plans: pd.DataFrame) -> str:
+    """One sentence a curve, and a table, as text."""
+    several = plans.encoder.nunique() > 1
+    lines = []
+    for row in plans.itertuples():
+        name = f"{row.finding}, {row.encoder}" if several else row.finding
+        lines.append(f"{name}: {row.answer}.")
+    shown = plans[["finding"] + ["encoder"] * several + ["state"]].copy()
+    shown["have"] = plans.have.map("{:,.0f}".format)
+    shown["AUROC"] = plans.auroc.map("{:.3f}".format)
+    shown["plateau (95 %)"] = _join(plans, "plateau", "{:.3f}")
+    shown["more (95 %)"] = _join(plans, "more", "{:,.0f}")
+    if plans.cost_low.notna().any():
+        shown["cost (95 %)"] = _join(plans, "cost", "{:,.0f}")
+    return "\n".join([*lines, "", shown.to_string(index=False)])
+
+
+def _join(plans: pd.DataFrame, name: str, form: str) -> list[str]:
+    def show(value: float) -> str:
+        return "-" if np.isnan(value) else "no end" if value > _LARGEST_SAID else form.format(value)
+
+    columns = (plans[f"{name}{end}"] for end in _THREE)
+    return [f"{show(one)} ({show(low)} to {show(high)})" for one, low, high in zip(*columns, strict=True)]

@@ -1,0 +1,1 @@
+"""Arms: what is trained on which pairs at which budget, and the workers that train them."""

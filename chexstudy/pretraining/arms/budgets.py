@@ -1,0 +1,67 @@
+"""Arms at several budgets: the curated arm keeps exactly a share of the pairs, and random ones are paired with it.
+
+To keep a share exactly takes the budgeted rule (`chexstudy.curation.online.budgeted`); the published one keeps what its
+constants and the super-batch make it keep. Beside the curated arm are trained random pairs of the same number, and
+random batches of all pairs until the same operations are spent. All pairs, the budget of everything, is one arm.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from chexstudy.curation.choice import count_budget
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.arms.definitions import find_arm, name_variant
+from chexstudy.pretraining.configuration import PretrainingConfig
+
+CURATED, FULL = "curated", "full"
+RANDOM = ("random_same_data", "random_same_compute")
+_KEEP = "keep_"
+
+
+def name_budget(share: float) -> str:
+    """The variant that keeps a share of the pairs: ``keep_22_7`` for 0.227."""
+    percent = f"{100 * share:.6f}".rstrip("0").rstrip(".")
+    return f"{_KEEP}{percent.replace('.', '_')}"
+
+
+def read_budget(arm: str) -> float:
+    """The share of the pairs an arm is paired at or trained on: 0.227 for ``curated.keep_22_7``, 1 for ``full``."""
+    if arm == FULL:
+        return 1.0
+    match = re.fullmatch(rf"{_KEEP}(\d+(?:_\d+)?)", find_arm(arm).variant)
+    if match is None:
+        raise StudyError(f"the arm {arm!r} is of no budget: such arms are {FULL} and, for example, curated.keep_10.")
+    return float(match[1].replace("_", ".")) / 100
+
+
+def plan_budgets(config: PretrainingConfig, shares: Sequence[float], pairs: int) -> dict[str, PretrainingConfig]:
+    """The constants of each budget's arms by variant, the largest and longest first.
+
+    Args:
+        config: every constant; the budgeted rule and its budget replace the curator's own.
+        shares: of the training pairs that are kept, each above 0 and below 1.
+        pairs: how many training pairs there are.
+    """
+    variants: dict[str, PretrainingConfig] = {}
+    kept: dict[int, float] = {}
+    for share in sorted(shares, reverse=True):
+        if not 0 < share < 1:
+            raise StudyError(f"budgets are shares above 0 and below 1, such as 0.227, not {share:g}.")
+        count = count_budget(share, pairs)
+        if count in kept:
+            raise StudyError(f"the budgets {kept[count]:g} and {share:g} both keep {count:,} of {pairs:,} pairs.")
+        kept[count] = share
+        curator = replace(config.curator, rule="budgeted", budget=float(share))
+        variants[name_budget(share)] = replace(config, curator=curator)
+    return variants
+
+
+def list_budget_arms(variants: Sequence[str]) -> list[str]:
+    """All that is trained to compare budgets: the curated arm and both random ones at each, and all pairs.
+
+    Args:
+        variants: of `plan_budgets`; without any, nothing is compared.
+    """
+    at_budgets = [name_variant(arm, variant) for variant in variants for arm in (CURATED, *RANDOM)]
+    return [FULL, *at_budgets] if at_budgets else []

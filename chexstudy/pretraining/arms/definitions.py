@@ -1,0 +1,331 @@
+"""The arms of the study: which pairs each is trained on, and how long. All go through the same engine."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import pandas as pd
+
+from chexstudy import paths
+from chexstudy.children import name_parent, temporary_folder
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.progress import JobProgress
+from chexstudy.runs import Run, hash_file
+from chexstudy.workflow.locks import hold_study, inherited_descriptors
+
+# A worker says so after each arm, on a line of its own.
+JOB_DONE = "<arm finished>"
+_SECONDS_TO_STOP = 10
+_BY, _AT_COMPUTE = "by_", "@compute"
+_CURATED = "curated"
+# The curated arm and those that are paired with it can be trained under constants of their own.
+_WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend data and compute."""
+
+    name: str  # as in the results table
+    data: str  # ``curated``, ``random``, ``oracle``, ``subset`` (chosen beforehand by a method) or ``all``
+    compute: str  # ``epochs`` (as many as configured) or ``matched`` (as many operations as the curated arm spent)
+    explanation: str  # one sentence for captions
+
+    def needs(self, config: PretrainingConfig) -> list[str]:
+        """Arms of the same seed that must be finished before this one."""
+        if self.name == "warm_up":
+            return []
+        needed = []
+        if self.data != "all" and config.warm_up_epochs:
+            needed.append("warm_up")
+        return needed + [self.partner] * bool(self.partner)
+
+    @property
+    def variant(self) -> str:
+        """The name of the constants that an arm ``NAME.VARIANT`` is trained under, empty for other arms."""
+        return self.name.partition(".")[2]
+
+    @property
+    def partner(self) -> str:
+        """The curated arm whose number of pairs or operations this one matches, empty for arms that match none."""
+        if self.data not in ("random", "oracle") and self.compute != "matched":
+            return ""
+        return name_variant(_CURATED, self.variant) if self.variant else _CURATED
+
+    @property
+    def method(self) -> str:
+        """The method that chose an arm's subset beforehand, empty for other arms."""
+        return self.name.removeprefix(_BY).removesuffix(_AT_COMPUTE) if self.data == "subset" else ""
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("warm_up", "all", "epochs", "The epochs before curation, shared by the arms that start with them."),
+        Arm("curated", "curated", "epochs", "The published curator chooses; then epochs over what it kept."),
+        Arm(
+            "random_same_data", "random", "epochs", "As curated, but as many pairs of each super-batch drawn at random."
+        ),
+        Arm("random_same_compute", "all", "matched", "Random batches of all pairs until the curated arm's operations."),
+        Arm("full", "all", "epochs", "All pairs in every epoch."),
+        Arm("oracle_balanced", "oracle", "epochs", "As curated, but a subset balanced by the true labels."),
+    )
+}
+
+
+def find_arm(name: str) -> Arm:
+    """An arm by its name.
+
+    Besides those of `ARMS` there are ``by_METHOD``, trained like the curated arm but on the subset that a method of
+    `chexstudy.curation.methods` (or any other) left in ``curation/METHOD/seed<k>/subset.parquet``;
+    ``by_METHOD@compute``, the same until the curated arm's operations are spent; and ``curated.VARIANT``, the curated
+    arm under constants of its own, in a folder of its own, with ``random_same_data.VARIANT`` and
+    ``random_same_compute.VARIANT``, which match that arm and not ``curated``.
+    """
+    if name in ARMS:
+        return ARMS[name]
+    method, matched = name.removeprefix(_BY).removesuffix(_AT_COMPUTE), name.endswith(_AT_COMPUTE)
+    if name.startswith(_BY) and re.fullmatch(r"\w+", method):
+        until = "until the curated arm's operations are spent" if matched else "for as many epochs"
+        return Arm(
+            name, "subset", "matched" if matched else "epochs", f"As curated, on the subset of {method}, {until}."
+        )
+    base, _, variant = name.partition(".")
+    if base in _WITH_VARIANTS and re.fullmatch(r"\w+", variant):
+        what = "The curated arm" if base == _CURATED else ARMS[base].explanation.removesuffix(".")
+        return replace(ARMS[base], name=name, explanation=f"{what}, {variant.replace('_', ' ')}.")
+    raise StudyError(
+        f"unknown arm {name!r}; there are {', '.join(one for one in ARMS if one != 'warm_up')}, and by_METHOD for "
+        "subsets chosen beforehand."
+    )
+
+
+def name_method_arm(method: str, matched: bool = False) -> str:
+    """The arm that is trained on a method's subset, for as many epochs or until the curated arm's operations."""
+    return f"{_BY}{method}{_AT_COMPUTE if matched else ''}"
+
+
+def name_variant(arm: str, variant: str) -> str:
+    """The arm that is trained under the constants of a variant: ``curated.keep_10``."""
+    return f"{arm}.{variant}"
+
+
+def subset_artifact(method: str, seed: int) -> str:
+    """Where a method's subset lies within a run: ``image_id`` and ``weight``."""
+    return f"curation/{method}/seed{seed}/subset.parquet"
+
+
+def choice_cost_artifact(method: str, seed: int) -> str:
+    """Where what it took a method to choose its subset lies within a run: ``flops``, ``seconds``, ``pairs_scored``."""
+    return f"curation/{method}/seed{seed}/cost.json"
+
+
+def arm_folder(arm: str, seed: int) -> str:
+    """Where an arm's artifacts lie within a run."""
+    return f"pretraining/{arm}/seed{seed}"
+
+
+def choose_arms(names: list[str], labelled: bool = True) -> list[str]:
+    """The named arms, or all but the warm-up if none is named.
+
+    Args:
+        names: arms, or none.
+        labelled: whether the cohort has labels; without, the oracle has nothing to read and is left out.
+    """
+    every = [name for name in ARMS if name != "warm_up" and (labelled or ARMS[name].data != "oracle")]
+    for name in names:
+        if find_arm(name).name == "warm_up":
+            raise StudyError("the warm-up is no arm to choose: the arms that start with it train it.")
+    return list(names) or every
+
+
+def choose_seeds(first: int, count: int) -> list[int]:
+    """``count`` seeds from ``first`` on."""
+    if count < 1:
+        raise StudyError(f"seeds must be at least 1, not {count}.")
+    return list(range(first, first + count))
+
+
+def require_current_arm(run: Run, arm: str, seed: int) -> str:
+    """The folder of a trained arm, provided that it was trained on the cohort the study has now."""
+    folder = arm_folder(arm, seed)
+    run.require(f"{folder}/compute.json", f"04_pretrain_curated with the arm {arm!r} and seed {seed}")
+    record = run.provenance(f"{folder}/compute.json")
+    if record is None:
+        raise StudyError(
+            f"nothing tells how the arm {arm!r} (seed {seed}) was trained, it was cut off at its end or its provenance "
+            "is damaged: run 04_pretrain_curated again."
+        )
+    if record["inputs"].get("cohort.parquet") != hash_file(run.path("cohort.parquet")):
+        raise StudyError(
+            f"the arm {arm!r} (seed {seed}) was trained on another cohort than study {run.study!r} has now: "
+            "run 04_pretrain_curated again."
+        )
+    return folder
+
+
+def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
+    """What each arm and seed cost: one row each of what ``compute.json`` holds, without the phases."""
+    rows = []
+    for arm in arms:
+        for seed in seeds:
+            cost = run.read_json(f"{require_current_arm(run, arm, seed)}/compute.json", "04_pretrain_curated")
+            rows.append(
+                {"arm": arm, "seed": seed} | {name: value for name, value in cost.items() if name != "by_phase"}
+            )
+    return pd.DataFrame(rows)
+
+
+def tabulate_costs(costs: pd.DataFrame) -> pd.DataFrame:
+    """What each arm cost, the mean of its seeds, in the units people read.
+
+    Args:
+        costs: as `read_costs` returned them.
+    """
+    mean = costs.groupby("arm", sort=False).mean(numeric_only=True)
+    return pd.DataFrame(
+        {
+            "operations (TFLOP)": mean.flops / 1e12,
+            "time (s)": mean.seconds.round(1),
+            "waiting for input (s)": mean.input_stall_seconds.round(1),
+            "peak memory (GB)": (mean.peak_memory_bytes / 1e9).round(2),
+            "pairs scored": mean.pairs_scored,
+            "pairs trained on": mean.pairs_trained,
+            "steps": mean.steps,
+        }
+    )
+
+
+def train_arms(
+    run: Run,
+    arms: Iterable[str],
+    seeds: Iterable[int],
+    config: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+    variants: Mapping[str, PretrainingConfig] | None = None,
+) -> None:
+    """Train arms over seeds in worker processes, several side by side; finished ones are skipped.
+
+    On a CPU two jobs of one thread do more than one job of two.
+
+    Args:
+        run: the study.
+        arms: names that `find_arm` knows; what they need is trained too.
+        seeds: one training each.
+        config: every constant.
+        device: see `chexstudy.pretraining.training.arm_run.pretrain`.
+        workers: processes at a time; use 1 on a GPU.
+        variants: constants of the arms ``NAME.VARIANT``, by variant; those of others, and all other arms, are
+            ``config``.
+    """
+    if workers < 1:
+        raise StudyError(f"the number of arms trained at once must be at least 1, not {workers}.")
+    configs = {"": config} | dict(variants or {})
+    jobs = _plan(list(arms), list(seeds), configs)
+    print(f"{len(jobs)} trainings, {min(workers, len(jobs))} at a time; finished ones are skipped", flush=True)
+    with (
+        hold_study(run, "a training of arms"),
+        closing(JobProgress(len(jobs), "training")) as shown,
+        temporary_folder() as folder,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        settings = {variant: folder / f"{variant or 'config'}.json" for variant in configs}
+        for variant, path in settings.items():
+            path.write_text(json.dumps(configs[variant].to_dict()))
+        idle = [_Worker(run, settings[""], device, config.threads) for _ in range(workers)]
+        every_worker = list(idle)
+        finished: set[tuple[str, int]] = set()
+        running: dict[Future, tuple[tuple[str, int], _Worker]] = {}
+        waiting = list(jobs)
+        try:
+            while waiting or running:
+                for job in [job for job in waiting if jobs[job] <= finished][: len(idle)]:
+                    waiting.remove(job)
+                    worker = idle.pop(0)
+                    own = settings.get(find_arm(job[0]).variant, settings[""])
+                    running[pool.submit(worker.train, *job, own, shown.tell)] = (job, worker)
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job, worker = running.pop(future)
+                    future.result()
+                    finished.add(job)
+                    shown.finish_job()
+                    idle.insert(0, worker)
+        finally:
+            for worker in every_worker:
+                worker.stop()
+
+
+class _Worker:
+    """A process that trains one arm after the other; started when the first one comes."""
+
+    def __init__(self, run: Run, settings: Path, device: str, threads: int):
+        self._command = [sys.executable, "-m", "chexstudy.pretraining.training.arm_run", "--study", run.study]
+        self._command += ["--config", str(settings), "--device", device]
+        home = {"CHEXSTUDY_HOME": str(paths.home())}
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home, **name_parent()}
+        self._process: subprocess.Popen | None = None
+        # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
+        self._errors = TemporaryFile("w+")  # noqa: SIM115
+
+    def train(self, arm: str, seed: int, settings: Path, tell: Callable[[str], None]) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=self._environment,
+                cwd=paths.home(),
+                pass_fds=inherited_descriptors(),
+            )
+        with suppress(BrokenPipeError):
+            # It has ended already: below, it says why.
+            self._process.stdin.write(f"{arm} {seed} {settings}\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.strip() == JOB_DONE:
+                return
+            tell(line.rstrip("\n"))
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        last = lines[-1] if lines else f"its process ended with code {code}; it may have run out of memory"
+        raise StudyError(last if code == 2 else f"arm {arm!r} (seed {seed}) failed: {last}")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            # Asked to end and not killed, it takes away the file it is just writing.
+            self._process.terminate()
+            try:
+                self._process.wait(_SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._errors.close()
+
+
+def _plan(
+    arms: list[str], seeds: list[int], configs: Mapping[str, PretrainingConfig]
+) -> dict[tuple[str, int], set[tuple[str, int]]]:
+    """Jobs with what each waits for, the long ones first so that the workers end together."""
+    wanted, needs = list(dict.fromkeys(arms)), {}
+    for name in wanted:
+        arm = find_arm(name)
+        needs[name] = arm.needs(configs.get(arm.variant, configs[""]))
+        wanted += [other for other in needs[name] if other not in wanted]
+    priority = ["warm_up", _CURATED, "full", "random_same_compute", "random_same_data", "oracle_balanced"]
+    base = {name: name.partition(".")[0] for name in wanted}
+    wanted.sort(key=lambda name: priority.index(base[name]) if base[name] in priority else len(priority))
+    return {(name, seed): {(other, seed) for other in needs[name]} for name in wanted for seed in seeds}

@@ -1,0 +1,76 @@
+"""The constants an arm is trained under when it is started without a notebook: the study's, but for those given."""
+
+from collections.abc import Collection, Mapping
+
+from chexstudy.errors import StudyError
+from chexstudy.paths import NOTEBOOKS
+from chexstudy.pretraining.arms.definitions import Arm
+from chexstudy.pretraining.configuration import PretrainingConfig, list_variables, read_constants
+from chexstudy.pretraining.engine.distributed import Processes
+from chexstudy.runs import Run
+from chexstudy.workflow.identity import (
+    ENGINE,
+    begin_notebook,
+    check_accepted,
+    choose_profile,
+    read_identity,
+    settle_values,
+)
+from chexstudy.workflow.locks import is_inherited, take_study
+from chexstudy.workflow.parameters import Parameter, read_parameters
+
+
+def settle_config(
+    run: Run, arm: Arm, given: Mapping[str, object], processes: Processes, change: Collection[str] = ()
+) -> PretrainingConfig:
+    """The constants of an arm; those given become the study's, which is held from then on.
+
+    Arms under constants of their own (``NAME.VARIANT``) change nothing of the study. A process that a notebook started
+    is told all constants, and the notebook has settled them.
+
+    Args:
+        run: the study.
+        arm: what will be trained.
+        given: constants as in `PretrainingConfig.from_dict`; what is not given is as in the study.
+        processes: those that will train together.
+        change: parameters whose values may differ from those the study has.
+    """
+    if is_inherited(run):
+        return PretrainingConfig.from_dict(dict(given))
+    refused = None
+    if processes.first:
+        try:
+            take_study(run, f"the training of {arm.name}")
+            _settle(run, arm, given, change)
+        except StudyError as error:
+            refused = error
+    # All stop with the first process, and read what it has written.
+    if any(processes.add_up([float(refused is not None)])):
+        raise refused or StudyError("the first process was refused.")
+    return _lay_over(run, given)
+
+
+def _settle(run: Run, arm: Arm, given: Mapping[str, object], change: Collection[str]) -> None:
+    variables = _declare_variables()
+    check_accepted(change, {ENGINE: variables})
+    asked = {} if arm.variant else list_variables(_lay_over(run, given), variables)
+    values = settle_values(run, {ENGINE: variables}, {ENGINE: asked}, choose_profile(run, None), accepted=change)
+    if not arm.variant:
+        begin_notebook(run, ENGINE, values[ENGINE])
+
+
+def _lay_over(run: Run, given: Mapping[str, object]) -> PretrainingConfig:
+    """The study's constants with those given in their place."""
+    identity = read_identity(run)
+    known = (
+        {} if identity is None else {name: identity.value(ENGINE, one) for name, one in _declare_variables().items()}
+    )
+    values = read_constants(known).to_dict()
+    values["curator"] |= dict(given.get("curator", {}))
+    return PretrainingConfig.from_dict(values | {name: value for name, value in given.items() if name != "curator"})
+
+
+def _declare_variables() -> dict[str, Parameter]:
+    """The parameters of the notebook that trains which are constants, and its list of further ones."""
+    declared = read_parameters(NOTEBOOKS / "04_pretrain_curated.py")
+    return {name: declared[name] for name in list_variables(PretrainingConfig(), declared)}

@@ -1,0 +1,1 @@
+"""What every training needs, whatever its objective: processes, checkpoints, loading, schedules, costs."""

@@ -1,0 +1,1 @@
+"""The models that are pretrained, and how texts and pairs reach them."""

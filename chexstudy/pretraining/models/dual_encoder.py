@@ -1,0 +1,199 @@
+"""The image-text model: two encoders, a linear projection each, one temperature. It knows nothing of curation."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from chexstudy.encoders.build import (
+    EncoderSpec,
+    ImageEncoder,
+    TextEncoder,
+    build_image_encoder,
+    build_text_encoder,
+    hash_weights,
+    load_image_encoder,
+    load_text_encoder,
+    save_encoder,
+)
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
+from chexstudy.runs import atomic_path, require_whole, seal_artifact
+
+_PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
+
+
+class ImageTower(nn.Module):
+    """An image encoder and its projection into the shared space.
+
+    Args:
+        encoder: see `chexstudy.encoders.build`.
+        dim: size of the shared space.
+    """
+
+    def __init__(self, encoder: ImageEncoder, dim: int):
+        super().__init__()
+        self.encoder = encoder
+        self.projection = nn.Linear(encoder.dim, dim, bias=False)
+
+    def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
+        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32.
+
+        ``size`` and ``patches`` are those of `chexstudy.encoders.build.ImageEncoder.forward`.
+        """
+        return self.project(self.encoder(pixels, size, patches))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.projection(features).float(), dim=1)
+
+    def describe(self) -> dict:
+        """What decides the embeddings."""
+        return {**self.encoder.describe(), "projection": hash_weights(self.projection)}
+
+
+class TextTower(nn.Module):
+    """A text encoder and its projection into the shared space.
+
+    Args:
+        encoder: see `chexstudy.encoders.build`.
+        dim: size of the shared space.
+    """
+
+    def __init__(self, encoder: TextEncoder, dim: int):
+        super().__init__()
+        self.encoder = encoder
+        self.tokenize = encoder.tokenize
+        self.projection = nn.Linear(encoder.dim, dim, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return self.project(self.encoder(input_ids, attention_mask))
+
+    def forward_packed(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Token ids of all texts in a row ``(tokens,)``, of lengths ``(texts,)``, to embeddings ``(texts, dim)``."""
+        return self.project(self.encoder.forward_packed(input_ids, lengths))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
+        return normalize(self.projection(features).float(), dim=1)
+
+    def describe(self) -> dict:
+        """What decides the embeddings."""
+        return {**self.encoder.describe(), "projection": hash_weights(self.projection)}
+
+
+class ImageTextModel(nn.Module):
+    """Embeds radiographs and reports in one unit sphere (CLIP; CheXficient, model section).
+
+    Args:
+        image_encoder: see `chexstudy.encoders.build`.
+        text_encoder: see `chexstudy.encoders.build`.
+        dim: size of the shared space (published: 512).
+        temperature: initial softmax temperature (published: 0.01).
+        logit_scale_max: upper bound of the learned inverse temperature; 0 leaves it unbounded, as published (F12).
+        seed: seed of the projections.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        dim: int = 512,
+        temperature: float = 0.01,
+        logit_scale_max: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.image_tower = ImageTower(image_encoder, dim)
+            self.text_tower = TextTower(text_encoder, dim)
+        # The published model starts at ln(1 / 0.01).
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.logit_scale_max = logit_scale_max
+        self.dim = dim
+
+    def tower(self, side: str) -> ImageTower | TextTower:
+        """The tower of a side, ``image`` or ``text``."""
+        return {"image": self.image_tower, "text": self.text_tower}[side]
+
+    def bounded_logit_scale(self) -> Tensor:
+        """Logarithm of the inverse temperature, clamped where a bound is set."""
+        if self.logit_scale_max > 0:
+            return self.logit_scale.clamp(max=math.log(self.logit_scale_max))
+        return self.logit_scale
+
+
+def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) -> ImageTextModel:
+    """The model of a configuration before training.
+
+    Args:
+        config: names of the encoders and constants.
+        training: training rows of the cohort; a small text encoder learns its vocabulary from their reports.
+        seed: decides every weight that is not loaded.
+    """
+    image_spec = EncoderSpec(
+        config.image_encoder,
+        config.image_revision,
+        image_size=config.image_size,
+        normalisation=config.image_normalisation,
+        drop_registers=config.drop_registers,
+        dropout=config.dropout,
+    )
+    text_spec = EncoderSpec(
+        config.text_encoder,
+        config.text_revision,
+        pooling=config.text_pooling,
+        max_tokens=config.max_tokens,
+        dropout=config.dropout,
+    )
+    return ImageTextModel(
+        build_image_encoder(image_spec, seed),
+        build_text_encoder(text_spec, texts_to_learn_from(training), seed),
+        config.dim,
+        config.temperature,
+        config.logit_scale_max,
+        seed,
+    )
+
+
+def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -> None:
+    """Write a trained model: both encoders as ``transformers`` checkpoints, the projections as safetensors."""
+    save_encoder(model.image_tower.encoder, folder / "image_encoder")
+    save_encoder(model.text_tower.encoder, folder / "text_encoder")
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name in _PROJECTIONS
+    }
+    with atomic_path(folder / "projections.safetensors") as temporary:
+        save_file(state, temporary)
+    with atomic_path(folder / "pretraining.json") as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    seal_artifact(folder)
+
+
+def load_model(folder: Path) -> ImageTextModel:
+    """Read what `save_model` wrote, on the CPU, in evaluation mode."""
+    if not (folder / "pretraining.json").is_file():
+        raise StudyError(f"there is no trained model in {folder}: run 04_pretrain_curated first.")
+    require_whole(folder, "04_pretrain_curated")
+    config = PretrainingConfig.from_dict(json.loads((folder / "pretraining.json").read_text()))
+    model = ImageTextModel(
+        load_image_encoder(folder / "image_encoder"),
+        load_text_encoder(folder / "text_encoder"),
+        config.dim,
+        config.temperature,
+        config.logit_scale_max,
+    )
+    file = folder / "projections.safetensors"
+    projections = load_file(file)
+    if missing := set(_PROJECTIONS) - set(projections):
+        raise StudyError(f"{file} lacks {', '.join(sorted(missing))}: train the arm again.")
+    model.load_state_dict(projections, strict=False)
+    return model.eval()

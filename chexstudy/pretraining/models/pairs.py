@@ -1,0 +1,50 @@
+"""The training pairs as the engine sees them: pixels, tokens and numbered reports by row."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from chexstudy.cohort.pixels.store import PixelStore
+from chexstudy.cohort.reports import training_text
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.engine.loading import gather_pixels
+from chexstudy.pretraining.models.texts import TokenisedTexts
+
+Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
+
+
+class TrainingPairs:
+    """Images and tokenised reports of the training split, held ready for the engine.
+
+    Args:
+        cohort: cohort table; only ``split == "train"`` is used, in the table's order.
+        store: pixel store that holds these images.
+        tokenize: texts to ``input_ids`` and ``attention_mask``; called once.
+
+    Attributes:
+        table: the pairs' rows of the cohort.
+        image_ids: ``(pairs,)``.
+        texts: their tokenised reports.
+        reports: a number for each pair's report ``(pairs,)``, int64, equal where reports are.
+    """
+
+    def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Tokenize):
+        self.table = cohort[cohort.split == "train"].reset_index(drop=True)
+        if self.table.empty:
+            raise StudyError("the cohort has no training pairs: check its `split` column.")
+        self.image_ids = self.table.image_id.to_numpy()
+        self._store, self._store_rows = store, store.rows(self.table.image_id)
+        texts = [training_text(report) for report in self.table.report]
+        tokens = tokenize(texts)
+        self.texts = TokenisedTexts(tokens["input_ids"], tokens["attention_mask"])
+        self.reports = torch.from_numpy(pd.factorize(np.asarray(texts, dtype=object))[0].astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def pixels(self, rows: np.ndarray, pin_memory: bool = False) -> Tensor:
+        """uint8 ``(batch, 1, size, size)`` in main memory, page-locked for a GPU if asked for."""
+        return gather_pixels(self._store, self._store_rows[rows], pin_memory)

@@ -1,0 +1,1 @@
+"""Training one arm from its first step to its weights."""

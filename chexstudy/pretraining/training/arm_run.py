@@ -1,0 +1,704 @@
+"""Train one arm of the study in its folder: what it depends on, where it stopped, what it leaves behind.
+
+    python -m chexstudy.pretraining.training.arm_run --study demo --arm curated --seed 0 --config arm.json
+    torchrun --nproc_per_node=4 -m chexstudy.pretraining.training.arm_run --study demo --arm curated --config arm.json
+
+Both are one path: one process is a group of one. Asked to stop (Ctrl-C, SIGTERM, or SIGUSR1 as Slurm can be told to
+send it before it preempts a job), the arm finishes its step, writes a checkpoint and ends with exit code 75: start me
+again.
+"""
+
+import argparse
+import fcntl
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.children import end_with_parent
+from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix, read_cohort
+from chexstudy.curation.online.curators import (
+    Curator,
+    RandomCurator,
+    SubsetCurator,
+    build_curator,
+    select_label_balanced,
+)
+from chexstudy.curation.quality.pair_mismatch import review_list, score_doubt, split_features
+from chexstudy.curation.records.ledger import LedgerWriter, check_ledger, read_ledger
+from chexstudy.devices import choose_device, use_threads
+from chexstudy.encoders.build import compile_blocks
+from chexstudy.errors import StudyError
+from chexstudy.growing import GrowingArray, count_grown_rows
+from chexstudy.pretraining.arms.definitions import (
+    ARMS,
+    JOB_DONE,
+    Arm,
+    arm_folder,
+    choice_cost_artifact,
+    find_arm,
+    subset_artifact,
+)
+from chexstudy.pretraining.arms.study_config import settle_config
+from chexstudy.pretraining.configuration import OBSERVATION, TOWERS, PretrainingConfig
+from chexstudy.pretraining.engine.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
+from chexstudy.pretraining.engine.distributed import Processes, open_processes
+from chexstudy.pretraining.engine.energy import EnergyMeter
+from chexstudy.pretraining.engine.random_streams import stream_seed
+from chexstudy.pretraining.engine.schedule import LearningRate
+from chexstudy.pretraining.engine.trackers import open_tracker
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, save_model
+from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.models.parameter_efficient import (
+    add_low_rank_updates,
+    freeze_encoder,
+    merge_low_rank_updates,
+)
+from chexstudy.pretraining.objectives.frozen_towers import frozen_features
+from chexstudy.pretraining.training.trainer import CurationRecords, Phase, Trainer, count_steps
+from chexstudy.runs import Run, forget_artifact, refused_writes, seal_artifact
+from chexstudy.workflow.locks import release_study
+from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
+
+# BSD's "temporary failure; try again", which batch systems can be told to requeue on.
+START_AGAIN = 75
+_MADE_BY = "04_pretrain_curated"
+_RECORDS = ("ledger.parquet", "features.npy", "prototypes.npy")
+_SECONDS_BETWEEN_LINES = 30.0
+_AFTER_WARM_UP = (
+    *("curator", "curation_epochs", "curation_learning_rate", "subset_epochs", "super_batch"),
+    *("min_learning_rate", "schedule", "scoring_size", "overlap_every", "progressive_sizes"),
+)
+
+
+class Stopped(Exception):
+    """The arm was asked to stop and can go on from its last checkpoint."""
+
+
+class StopRequests:
+    """Whether somebody has asked this process to stop.
+
+    A signal asks; the same one again, or any while nothing is trained, ends the process at once. JupyterLab interrupts
+    the kernel's processes with one signal, and the kernel then ends its workers with another.
+    """
+
+    def __init__(self):
+        self.training = False
+        self._received: set[int] = set()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+
+    @property
+    def asked(self) -> bool:
+        return bool(self._received)
+
+    def _ask(self, number: int, *_: object) -> None:
+        if number in self._received or not self.training:
+            # As an exception, so that a file half written is taken away.
+            sys.exit(START_AGAIN)
+        self._received.add(number)
+
+
+class _ArmRun:
+    """One arm in its folder."""
+
+    def __init__(
+        self,
+        run: Run,
+        arm: Arm,
+        seed: int,
+        config: PretrainingConfig,
+        device: torch.device,
+        processes: Processes | None = None,
+        requests: StopRequests | None = None,
+    ):
+        self.run, self.arm, self.seed, self.config, self.device = run, arm, seed, config, device
+        self.processes, self.requests = processes or Processes(), requests
+        self.folder = arm_folder(arm.name, seed)
+        run.require("cohort.parquet", "01_build_cohort")
+        run.require("pixels/manifest.json", "01_build_cohort")
+        constants = {name: value for name, value in config.to_dict().items() if name not in OBSERVATION}
+        if arm.name == "warm_up":
+            # What comes after the warm-up must not make it stale: studies that vary the curator share it.
+            constants = {name: value for name, value in constants.items() if name not in _AFTER_WARM_UP}
+        self.parameters = {"arm": arm.name, "seed": seed, "config": constants}
+        manifest = run.read_json("pixels/manifest.json", "01_build_cohort")
+        # What the pixels are, and not when their files were last touched.
+        self.parameters["pixels"] = [manifest["size"], manifest["fit"]]
+        self.inputs = ["cohort.parquet", "pixels/index.parquet"]
+        for other in arm.needs(config):
+            result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
+            run.require(result, f"the arm {other!r} ({_MADE_BY})")
+            self.inputs.append(result)
+        if arm.method:
+            run.require(subset_artifact(arm.method, seed), "08_compare_curators, or write the subset there,")
+            self.inputs.append(subset_artifact(arm.method, seed))
+        self.key = run.key(self.parameters, tuple(self.inputs))
+        self.checkpoints = Checkpoints(self._path("checkpoints"), self.key)
+        self.records: CurationRecords | None = None
+        self._saved_at = self._spoken_at = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Whether the arm is trained under this key and all that it leaves behind is still there, as it was written."""
+        return self.run.is_current(f"{self.folder}/compute.json", self.key)
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        """What the arm leaves behind beside its costs."""
+        files = ["history.parquet", "model", "warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet"]
+        if self.arm.data == "curated":
+            files += [*_RECORDS, "snapshots.parquet"]
+            files += ["review.parquet"] if self.config.curator.outlier_policy == "review" else []
+        return tuple(f"{self.folder}/{file}" for file in files)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.arm.name} (seed {self.seed})"
+
+    def _path(self, name: str) -> Path:
+        return self.run.path(f"{self.folder}/{name}")
+
+    def _say(self, sentence: str) -> None:
+        self._spoken_at = time.monotonic()
+        if self.processes.first:
+            print(f"{self._title}: {sentence}", flush=True)
+
+    # --- from start to end ------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        reset_peak_memory(self.device)
+        self._require_pairs_for_all_processes()
+        self.trainer = self._build_trainer()
+        self._frozen_cost = self._read_frozen_features()
+        if self.arm.data == "subset":
+            # Weights are read again from the subset and not kept in checkpoints.
+            self._chosen_beforehand()
+        self._energy = EnergyMeter(self.device)
+        self._energy.start()
+        self._curator_state, self._spent = None, {"joules": 0.0, "memory": 0, "stall": 0.0}
+        state, passed_over = self.checkpoints.load()
+        if state is not None and (damage := self._find_lost_records(state)):
+            state, passed_over = None, [*passed_over, damage]
+        for sentence in passed_over:
+            self._say(sentence)
+        if state is None and passed_over:
+            self._say("starts anew")
+        # Everybody has read before the first process writes.
+        self.processes.wait()
+        if state is None:
+            self._start()
+            # A disk that is too small is better found out now than after the first hour.
+            self._save()
+        else:
+            self._curator_state = self.trainer.restore(state["trainer"])
+            self._spent = state["spent"]
+            self._say(f"goes on after step {self.trainer.step} (epoch {self.trainer.epoch})")
+        self.trainer.after_step = self._after_step
+        self._tracker = open_tracker(
+            self.config.tracker if self.processes.first else "",
+            self._path("tracker"),
+            f"{self.run.study} {self.arm.name} seed {self.seed}",
+            self.parameters["config"],
+        )
+        try:
+            if self.arm.name == "warm_up":
+                self._train_warm_up()
+            elif self.arm.data == "all":
+                self._train_on_everything()
+            else:
+                self._curate_and_train()
+        finally:
+            self._tracker.close()
+        self._finish()
+        self.processes.wait()
+
+    def _require_pairs_for_all_processes(self) -> None:
+        for name in ("batch_size", "super_batch"):
+            if getattr(self.config, name) < self.processes.size:
+                raise StudyError(
+                    f"{name} ({getattr(self.config, name)}) must hold at least one pair for each of the "
+                    f"{self.processes.size} processes: use fewer, or a larger {name}."
+                )
+
+    def _build_trainer(self) -> Trainer:
+        config, cohort = self.config, read_cohort(self.run.path("cohort.parquet"))
+        first = stream_seed(self.seed, "initialisation", fixed_streams=config.fixed_streams)
+        model = build_model(config, cohort[cohort.split == "train"], first)
+        _prepare_towers(model, config, first)
+        model.to(self.device)
+        pairs = TrainingPairs(cohort, open_pixel_store(self.run), model.text_tower.tokenize)
+        return Trainer(config, self.arm, self.seed, model, pairs, self.device, self.processes)
+
+    def _read_frozen_features(self) -> dict:
+        """Hand the trainer the features of encoders that are not trained; what they cost."""
+        encoder, config = self.trainer.encoder, self.config
+        decisive = {"precision": str(encoder.autocast), "threads": config.threads, "image_size": config.image_size}
+        spent = {"flops": 0.0, "seconds": 0.0}
+        for side in config.frozen_towers:
+            encoder.features[side], cost = frozen_features(self.run, side, encoder, decisive)
+            spent = {part: spent[part] + cost[part] for part in spent}
+        return spent
+
+    def _find_lost_records(self, state: dict) -> str:
+        """Why curation cannot go on from a checkpoint although the checkpoint is whole; empty if it can."""
+        *_, rounds, decided = state["trainer"]["position"]
+        lost = ""
+        if self.arm.data == "curated" and decided and self.processes.first:
+            try:
+                if rounds < self.config.curation_epochs:
+                    check_ledger(self._path("ledger.parquet"), decided)
+                    if count_grown_rows(self._path("prototypes.npy")) <= decided:
+                        lost = f"{self._path('prototypes.npy')} is not what was written before the last checkpoint."
+                    elif count_grown_rows(self._path("features.npy")) == 0:
+                        lost = f"{self._path('features.npy')} is not what was written before the last checkpoint."
+                else:
+                    for name in _RECORDS:
+                        self.run.require(f"{self.folder}/{name}", _MADE_BY)
+            except StudyError as error:
+                lost = str(error)
+        # What the first process has found, all of them know.
+        (found,) = self.processes.add_up([float(bool(lost))])
+        return lost or ("the records of curation are damaged." if found else "")
+
+    def _start(self) -> None:
+        trainer, config = self.trainer, self.config
+        if self.processes.first and self._path("checkpoints").is_dir():
+            shutil.rmtree(self._path("checkpoints"))
+        from_warm_up = config.warm_up_epochs and "warm_up" in self.arm.needs(config)
+        if from_warm_up:
+            warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
+            state = load_checkpoint(warm_up, _ArmRun(self.run, ARMS["warm_up"], self.seed, config, self.device).key)
+            trainer.restore(state["trainer"])
+            self._spent = state["spent"]
+        else:
+            trainer.flops, trainer.seconds = self._frozen_cost["flops"], self._frozen_cost["seconds"]
+        cost = choice_cost_artifact(self.arm.method, self.seed)
+        if self.arm.data == "subset" and self.run.has(cost):
+            # Choosing a subset beforehand is charged where its method left beside it what it took.
+            spent = self.run.read_json(cost, _MADE_BY)
+            trainer.flops += spent["flops"]
+            trainer.seconds += spent["seconds"]
+            trainer.pairs_scored += spent["pairs_scored"]
+
+    # --- between steps ----------------------------------------------------------------------------------------------
+
+    def _after_step(self) -> None:
+        entry, config = self.trainer.history[-1], self.config
+        self._tracker.log(
+            entry["step"], {name: value for name, value in entry.items() if isinstance(value, int | float)}
+        )
+        now = time.monotonic()
+        late = now - self._saved_at >= 60 * config.checkpoint_minutes
+        asked = self.requests is not None and self.requests.asked
+        # One process decides when it is time; whoever was asked to stop, all stop.
+        late, asked = self.processes.add_up([float(late and self.processes.first), float(asked)])
+        if late or asked:
+            self._save()
+        if asked:
+            raise Stopped(
+                f"{self._title} was asked to stop after step {self.trainer.step}: the same command goes on from there."
+            )
+        if now - self._spoken_at >= _SECONDS_BETWEEN_LINES:
+            self._say(self._describe_pace())
+
+    def _describe_pace(self) -> str:
+        trainer = self.trainer
+        last = trainer.history[-1]
+        curating = last["phase"] == "curate"
+        rows = len(trainer.pairs) if curating or trainer.subset is None else len(trainer.subset)
+        batches = count_steps(np.arange(rows), self.config.super_batch if curating else self.config.batch_size)
+        this_epoch = [entry["seconds"] for entry in trainer.history if entry["epoch"] == last["epoch"]]
+        left = ""
+        if len(this_epoch) > 1:
+            seconds = (this_epoch[-1] - this_epoch[0]) / (len(this_epoch) - 1) * (batches - trainer.batch)
+            left = f", about {seconds:.0f} s left of this epoch"
+        return (
+            f"{last['phase']}, epoch {trainer.epoch}, batch {trainer.batch} of {batches}, loss {last['loss']:.3f}{left}"
+        )
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        if self.records:
+            self.records.flush()
+        if self.processes.first:
+            self.checkpoints.save(self.trainer.step, self._state())
+
+    def _state(self) -> dict:
+        return {"trainer": self.trainer.state(), "spent": self._add_spent()}
+
+    def _add_spent(self) -> dict:
+        """What this process and those before it, which it goes on from, have used of the machine."""
+        before, joules = self._spent, self._energy.read()
+        return {
+            "joules": None if joules is None or before["joules"] is None else before["joules"] + joules,
+            "memory": max(before["memory"], peak_memory_bytes(self.device)),
+            "stall": before["stall"] + self.trainer.encoder.stall.seconds,
+        }
+
+    def _end_epoch(self) -> None:
+        self._save()
+        last = self.trainer.history[-1]
+        self._say(f"{last['phase']}, epoch {self.trainer.epoch}, loss {last['loss']:.3f}, {self.trainer.seconds:.0f} s")
+
+    # --- the three kinds of training --------------------------------------------------------------------------------
+
+    def _rate(self, fall_from: float, fall_to: float) -> LearningRate:
+        config = self.config
+        return LearningRate(config.learning_rate, config.min_learning_rate, config.ramp_steps, fall_from, fall_to)
+
+    def _published_rate(self, steps_an_epoch: int) -> LearningRate:
+        config = self.config
+        length = config.total_epochs * steps_an_epoch
+        return LearningRate(
+            config.learning_rate, config.min_learning_rate, config.ramp_steps, 0, length, overshoots=True
+        )
+
+    def _train_epochs(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
+        while self.trainer.epoch < phase.first_epoch + phase.epochs:
+            self.trainer.train_epoch(phase, rows, rate)
+            self._end_epoch()
+
+    def _train_warm_up(self) -> None:
+        phase = Phase("warm_up", self.config.warm_up_epochs, grows=False)
+        self._train_epochs(phase, np.arange(len(self.trainer.pairs)), self._rate(np.inf, np.inf))
+
+    def _partner_flops(self) -> float:
+        """Operations of the curated arm that this one is to match."""
+        return self.run.read_json(f"{arm_folder(self.arm.partner, self.seed)}/compute.json", _MADE_BY)["flops"]
+
+    def _train_on_everything(self) -> None:
+        config, trainer = self.config, self.trainer
+        rows = np.arange(len(trainer.pairs))
+        steps_an_epoch = count_steps(rows, config.batch_size)
+        total = config.total_epochs * steps_an_epoch
+        if self.arm.compute == "matched":
+            total = max(1, round(self._partner_flops() / trainer.mean_flops_a_step(rows)))
+        if config.schedule == "published":
+            rate = self._published_rate(steps_an_epoch)
+        else:
+            # The peak is held for the same share of epochs as in the arms that curate.
+            rate = self._rate(total * (1 - config.subset_epochs / config.total_epochs), total)
+        self._train_epochs(Phase("full", -(-total // steps_an_epoch), steps=total), rows, rate)
+
+    def _curate_and_train(self) -> None:
+        config, trainer = self.config, self.trainer
+        if trainer.curated_epochs < config.curation_epochs:
+            self._curate()
+        subset = trainer.subset
+        steps_an_epoch = count_steps(subset, config.batch_size)
+        epochs, steps = config.subset_epochs, 0
+        if self.arm.compute == "matched":
+            spent = next(entry["flops"] for entry in reversed(trainer.history) if entry["phase"] != "subset")
+            steps = max(1, round((self._partner_flops() - spent) / trainer.mean_flops_a_step(subset)))
+            epochs = -(-steps // steps_an_epoch)
+        curated_at = sum(entry["phase"] != "subset" for entry in trainer.history)
+        if config.schedule == "published":
+            rate = self._published_rate(steps_an_epoch)
+        else:
+            rate = self._rate(curated_at, curated_at + (steps or epochs * steps_an_epoch))
+        first_epoch = config.warm_up_epochs + config.curation_epochs
+        if epochs:
+            self._train_epochs(Phase("subset", epochs, first_epoch, steps), subset, rate)
+
+    # --- curation ---------------------------------------------------------------------------------------------------
+
+    def _curate(self) -> None:
+        config, trainer = self.config, self.trainer
+        if config.schedule == "published":
+            rate = self._published_rate(-(-len(trainer.pairs) // config.super_batch))
+        else:
+            rate = self._rate(np.inf, np.inf)
+            if config.curation_learning_rate:
+                rate = replace(rate, peak=config.curation_learning_rate)
+        curator = self._build_curator()
+        if curator.scores:
+            self.records = self._open_records() if self.processes.first else None
+            trainer.start_curating(curator, self._curator_state, self.records)
+        while trainer.curated_epochs < config.curation_epochs:
+            trainer.curate_epoch(curator, rate, self.records)
+            if self.arm.data in ("oracle", "subset"):
+                trainer.subset = curator.rows
+            if trainer.curated_epochs == config.curation_epochs:
+                trainer.curator = None
+                self._close_records()
+            self._end_epoch()
+
+    def _open_records(self) -> CurationRecords:
+        """Go on with what was written before the state that training starts from."""
+        trainer, config = self.trainer, self.config
+        decided, width = trainer.super_batches, 2 * config.dim
+        pairs, per_epoch = len(trainer.pairs), -(-len(trainer.pairs) // config.super_batch)
+        count, rounds = config.curator.prototypes, config.curation_epochs
+        features = GrowingArray(self._path("features.npy"), (rounds * pairs, width), np.float16, bool(decided))
+        prototypes = GrowingArray(
+            self._path("prototypes.npy"), (rounds * per_epoch + 1, count, width), np.float32, bool(decided)
+        )
+        if decided:
+            features.require(trainer.curated_epochs * pairs + min(trainer.batch * config.super_batch, pairs))
+            prototypes.require(decided + 1)
+        return CurationRecords(LedgerWriter(self._path("ledger.parquet"), decided), features, prototypes)
+
+    def _close_records(self) -> None:
+        if self.records is None:
+            return
+        self.records.finish()
+        self.records = None
+        # A list from an earlier configuration must not outlive it.
+        forget_artifact(self._path("review.parquet"))
+        if self.config.curator.outlier_policy == "review":
+            ledger = read_ledger(self._path("ledger.parquet"))
+            features = self.run.read_array(f"{self.folder}/features.npy", _MADE_BY, memory_map=True)
+            doubt = score_doubt(*split_features(features[-len(self.trainer.pairs) :]))
+            last = ledger[ledger.epoch == ledger.epoch.max()]
+            self.run.write_table(f"{self.folder}/review.parquet", review_list(last, doubt))
+
+    def _build_curator(self) -> Curator:
+        if self.arm.data == "curated":
+            return build_curator(self.config.curator)
+        if self.arm.data == "random":
+            ledger = read_ledger(self.run, self.arm.partner, self.seed, columns=["step", "kept"])
+            return RandomCurator(ledger.groupby("step").kept.sum().sort_index().tolist())
+        if self.arm.data == "subset":
+            return self._chosen_beforehand()
+        table = self.trainer.pairs.table
+        findings = [name for name in finding_columns(table) if name != NO_FINDING]
+        count = len(self.run.read_table(f"{arm_folder(self.arm.partner, self.seed)}/subset.parquet", _MADE_BY))
+        rows = select_label_balanced(label_matrix(table, findings), count, self.trainer.generator("subset"))
+        return SubsetCurator(rows)
+
+    def _chosen_beforehand(self) -> SubsetCurator:
+        name, pairs = subset_artifact(self.arm.method, self.seed), self.trainer.pairs
+        subset = self.run.read_table(name, _MADE_BY)
+        places = pd.Index(pairs.image_ids).get_indexer(subset.image_id)
+        if (places < 0).any():
+            raise StudyError(
+                f"{name} names {int((places < 0).sum())} images that are no training pairs of study "
+                f"{self.run.study!r}: choose the subset from its training split."
+            )
+        if not (subset.weight == 1).all():
+            self.trainer.weights = np.ones(len(pairs), np.float32)
+            self.trainer.weights[places] = subset.weight
+        return SubsetCurator(np.sort(places))
+
+    # --- what is left behind ----------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        run, folder, trainer, state = self.run, self.folder, self.trainer, self._state()
+        self._energy.stop()
+        if not self.processes.first:
+            return
+        history = pd.DataFrame(trainer.history)
+        run.write_table(f"{folder}/history.parquet", history)
+        if self.arm.data == "curated":
+            steps = history.loc[history.phase == "curate", "step"]
+            first = int(steps.iloc[0])
+            run.write_table(
+                f"{folder}/snapshots.parquet",
+                pd.DataFrame({"snapshot": range(len(steps) + 1), "step": [first, *(steps + 1)], "phase": "curate"}),
+            )
+        if self.arm.name == "warm_up":
+            save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.key, state)
+            seal_artifact(run.path(f"{folder}/warm_up.pt"))
+        else:
+            rows = trainer.subset if trainer.subset is not None else np.arange(len(trainer.pairs))
+            run.write_table(
+                f"{folder}/subset.parquet", pd.DataFrame({"image_id": trainer.pairs.image_ids[rows], "weight": 1.0})
+            )
+        for side in TOWERS:
+            merge_low_rank_updates(trainer.model.tower(side).encoder)
+        save_model(run.path(f"{folder}/model"), trainer.model, self.config)
+        by_phase = history.groupby("phase", sort=False).agg(
+            steps=("step", "size"), pairs_scored=("pairs_scored", "sum"), pairs_trained=("pairs_trained", "sum")
+        )
+        compute = {
+            "flops": trainer.flops,
+            "seconds": trainer.seconds,
+            "pairs_scored": trainer.pairs_scored,
+            "pairs_trained": trainer.pairs_trained,
+            "steps": trainer.step,
+            "energy_joules": state["spent"]["joules"],
+            "peak_memory_bytes": state["spent"]["memory"],
+            "input_stall_seconds": state["spent"]["stall"],
+            "selection_overlap": _mean_or_none(history.selection_overlap),
+            "overlap_flops": trainer.overlap_flops,
+            "device": str(self.device),
+            "processes": self.processes.size,
+            "threads": torch.get_num_threads(),
+            "micro_batch": trainer.encoder.micro_batch,
+            "precision": str(trainer.encoder.autocast or torch.float32).removeprefix("torch."),
+            "by_phase": by_phase.to_dict("index"),
+        }
+        run.write_json(f"{folder}/compute.json", compute)
+        run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed, self._files)
+        self.checkpoints.clear()
+
+
+def _mean_or_none(values: pd.Series) -> float | None:
+    return float(values.mean()) if values.notna().any() else None
+
+
+def _prepare_towers(model: ImageTextModel, config: PretrainingConfig, seed: int) -> None:
+    """Freeze encoders, add low-rank updates and compile blocks as the configuration says."""
+    for side in TOWERS:
+        encoder = model.tower(side).encoder
+        if side in config.frozen_towers:
+            freeze_encoder(encoder)
+        elif config.lora_rank:
+            add_low_rank_updates(encoder, config.lora_rank, config.lora_alpha, seed)
+        if config.compile_blocks:
+            compile_blocks(encoder)
+
+
+def pretrain(
+    run: Run,
+    arm: str,
+    seed: int,
+    config: PretrainingConfig,
+    device: str = "auto",
+    processes: Processes | None = None,
+    requests: StopRequests | None = None,
+) -> dict:
+    """Train one arm, or go on where it was stopped, or return at once if it is done.
+
+    Args:
+        run: the study; cohort and pixels must be there.
+        arm: a name that `find_arm` knows.
+        seed: the arm's seed.
+        config: every constant.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        processes: those that train together; this one alone by default.
+        requests: tells when to stop; nobody asks by default.
+
+    Returns:
+        What it cost, as in ``compute.json``.
+
+    Raises:
+        StudyError: the arm is unknown, something it needs is missing, the device is not there, the loss diverged, or
+            memory or disk do not suffice; the last checkpoint is intact.
+        Stopped: it was asked to stop, and has written a checkpoint.
+    """
+    processes = processes or Processes()
+    rank = processes.local_rank if processes.size > 1 else None
+    arm_run = _ArmRun(run, find_arm(arm), seed, config, choose_device(device, rank), processes, requests)
+    if not arm_run.done:
+        with _be_the_only_writer(arm_run):
+            done = arm_run.done
+            # Everybody has looked before the first process writes.
+            processes.wait()
+            if not done:
+                if requests:
+                    requests.training = True
+                try:
+                    with use_threads(config.threads):
+                        arm_run.train()
+                finally:
+                    if requests:
+                        requests.training = False
+    return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)
+
+
+@contextmanager
+def _be_the_only_writer(arm_run: _ArmRun) -> Iterator[None]:
+    """Hold the arm's folder; the system lets go of it when the first process ends, killed or not."""
+    path, processes, lock, refused = arm_run.run.path(f"{arm_run.folder}/.lock"), arm_run.processes, None, False
+    if processes.first:
+        with refused_writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "w")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refused = True
+        except OSError:
+            # A file system that knows no locks.
+            pass
+    try:
+        if processes.add_up([float(refused)])[0]:
+            raise StudyError(
+                f"the arm {arm_run.arm.name!r} (seed {arm_run.seed}) of study {arm_run.run.study!r} is in training by "
+                "another process: wait until that has ended, then the same command goes on from there."
+            )
+        yield
+    finally:
+        if lock:
+            lock.close()
+
+
+def is_trained(run: Run, arm: str, seed: int, config: PretrainingConfig) -> bool:
+    """Whether `pretrain` would return at once."""
+    return _ArmRun(run, find_arm(arm), seed, config, torch.device("cpu")).done
+
+
+def _read_values(path: Path | None) -> dict:
+    if path and not path.is_file():
+        raise StudyError(f"there is no file {path}: --config takes a JSON file of constants.")
+    try:
+        values = json.loads(path.read_text()) if path else {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise StudyError(f"--config {path!s:.200} cannot be read ({reason}): give a JSON file of constants.") from None
+    if not isinstance(values, dict) or not isinstance(values.get("curator", {}), dict):
+        raise StudyError(f'--config {path} holds no constants by name: write {{"batch_size": 64}} or the like.')
+    return values
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exit code 0 when done, 1 for a mistake of ours, 2 for what a user can mend, 75: start again."""
+    parser = argparse.ArgumentParser(description="Train arms of a study, one after the other.")
+    parser.add_argument("--study", required=True)
+    parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED [CONFIG]` are read")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, help="JSON file of the constants that differ from the study's")
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="NAME", help="let a constant differ from the study's"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    requests = StopRequests()
+    end_with_parent()
+    rank = 0
+    try:
+        with open_processes(options.device) as processes:
+            rank = processes.rank
+            given, run = _read_values(options.config), Run(options.study)
+            change = [name for names in options.change for name in names.split(",")]
+            if options.arm:
+                config = settle_config(run, find_arm(options.arm), given, processes, change)
+                pretrain(run, options.arm, options.seed, config, options.device, processes, requests)
+                return 0
+            if processes.size > 1:
+                raise StudyError("several processes train one arm: give --arm.")
+            for line in sys.stdin:
+                arm, seed, *own = line.rstrip("\n").split(" ", maxsplit=2)
+                own_values = _read_values(Path(own[0])) if own else given
+                config = settle_config(run, find_arm(arm), own_values, processes, change)
+                pretrain(run, arm, int(seed), config, options.device, processes, requests)
+                print(JOB_DONE, flush=True)
+    except Exception as stop:
+        if options.debug:
+            raise
+        sentence = str(stop) if isinstance(stop, StudyError | Stopped) else tell_mistake(stop)
+        status = START_AGAIN if isinstance(stop, Stopped) else 2 if sentence else 1
+        sentence = sentence or tell_unforeseen(stop)
+        print(sentence if rank == 0 else f"process {rank}: {sentence}", file=sys.stderr)
+        return status
+    finally:
+        release_study()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""What methods of curation are told about the training pairs: embeddings and losses under the shared warm-up.
+
+Every method of a seed sees the same model, that of the end of the warm-up, and the same losses, so that methods differ
+in what they choose and in nothing else. Scoring is one pass over all pairs without gradient, and its cost is kept: a
+method that needs it is charged for it.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.table import read_cohort
+from chexstudy.curation.online.prototypes import join_features
+from chexstudy.devices import choose_device, use_threads
+from chexstudy.pretraining.arms.definitions import arm_folder, require_current_arm
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine.random_streams import stream_generator, stream_seed
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_model
+from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.objectives.contrastive_loss import pair_errors, pair_losses
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
+from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.pretraining.training.trainer import choose_autocast
+from chexstudy.progress import progress
+from chexstudy.runs import Run
+
+_MADE_BY = "08_compare_curators"
+_COHORT, _PIXELS, _MANIFEST = "cohort.parquet", "pixels/index.parquet", "pixels/manifest.json"
+_NO_COST = {"flops": 0.0, "seconds": 0.0, "pairs_scored": 0}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The training pairs as a model sees them, row by row in the order of the cohort."""
+
+    image_ids: np.ndarray  # ``(pairs,)``
+    image: np.ndarray  # unit-norm image embeddings ``(pairs, dim)``, float32
+    text: np.ndarray  # unit-norm text embeddings ``(pairs, dim)``, float32
+    loss: np.ndarray  # contrastive loss of each pair within its batch ``(pairs,)``, in nats
+    error: np.ndarray  # EL2N score of each pair within its batch ``(pairs,)``
+    temperature: float  # of the model's softmax
+    batch_size: int  # pairs of a batch, at most
+    cost: dict  # operations, seconds and pairs of the pass, ``flops``, ``seconds`` and ``pairs_scored``
+    # loss of each pair in the same batch under a reference model ``(pairs,)``, or None
+    reference_loss: np.ndarray | None = None
+    # the same of the reference model's pass; without the training of that model
+    reference_cost: dict = field(default_factory=lambda: dict(_NO_COST))
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Unit-norm joint features ``(pairs, 2 * dim)``, float32."""
+        return join_features(*(torch.tensor(np.asarray(side)) for side in (self.image, self.text))).numpy()
+
+
+def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device: str = "auto") -> Scores:
+    """Embed all training pairs with the shared warm-up of a seed, and measure each pair's loss in a random batch.
+
+    Kept in ``curation/scoring/seed<k>/`` as ``image.npy``, ``text.npy``, ``ids.parquet``, ``losses.parquet``
+    (``image_id``, ``loss``, ``error``) and ``compute.json``; a second call with the same model and pairs reads them.
+    Batches are of nearly equal size, because a loss depends on how many other pairs it is measured against.
+
+    Args:
+        run: the study; cohort and pixels must be there. Its warm-up is trained if it is not.
+        seed: of the warm-up.
+        config: every constant. Without a warm-up the model is the one that training starts from.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+    """
+    chosen = choose_device(device)
+    run.require(_COHORT, "01_build_cohort")
+    run.require(_MANIFEST, "01_build_cohort")
+    if config.warm_up_epochs:
+        pretrain(run, "warm_up", seed, config, device)
+    cohort = read_cohort(run.path(_COHORT))
+    model = _starting_model(run, seed, config, cohort)
+    folder, parameters = _folder(seed), _parameters(run, seed, config, model, chosen)
+    inputs = (_COHORT, _PIXELS)
+    name = f"{folder}/compute.json"
+    if run.is_current(name, run.key(parameters, inputs)):
+        return read_scores(run, seed)
+    pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
+    measured = _measure(model, pairs, seed, config, chosen)
+    run.write_array(f"{folder}/image.npy", measured.image)
+    run.write_array(f"{folder}/text.npy", measured.text)
+    run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": measured.image_ids}))
+    losses = pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss, "error": measured.error})
+    run.write_table(f"{folder}/losses.parquet", losses)
+    softmax = {"temperature": measured.temperature, "batch_size": measured.batch_size}
+    run.write_json(name, measured.cost | softmax)
+    files = tuple(f"{folder}/{file}" for file in ("image.npy", "text.npy", "ids.parquet", "losses.parquet"))
+    run.record(name, parameters, inputs, seed, files)
+    return read_scores(run, seed)
+
+
+def score_with_reference(
+    run: Run, arm: str, seed: int, config: PretrainingConfig, device: str = "auto", scores: Scores | None = None
+) -> Scores:
+    """The same with the losses of a trained arm's model, in the same batches, as ``reference_loss``.
+
+    Kept beside the others as ``reference.parquet`` (``image_id``, ``loss``) and ``reference.json``.
+
+    Args:
+        run: the study.
+        arm: a trained arm, such as ``full``.
+        seed: of the warm-up and of the arm.
+        config: every constant.
+        device: see `score_training_pairs`.
+        scores: what `score_training_pairs` gives for this seed, if it is at hand.
+    """
+    chosen = choose_device(device)
+    reference = require_current_arm(run, arm, seed)
+    scores = score_training_pairs(run, seed, config, device) if scores is None else scores
+    model = load_model(run.path(f"{reference}/model"))
+    parameters = _parameters(run, seed, config, model, chosen) | {"arm": arm}
+    folder, inputs = _folder(seed), (_COHORT, _PIXELS)
+    name, losses = f"{folder}/reference.json", f"{folder}/reference.parquet"
+    if not run.is_current(name, run.key(parameters, inputs)):
+        pairs = TrainingPairs(read_cohort(run.path(_COHORT)), open_pixel_store(run), model.text_tower.tokenize)
+        measured = _measure(model, pairs, seed, config, chosen)
+        run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
+        run.write_json(name, measured.cost | {"arm": arm, "temperature": measured.temperature})
+        run.record(name, parameters, inputs, seed, files=(losses,))
+    cost = run.read_json(name, _MADE_BY)
+    return replace(
+        scores,
+        reference_loss=run.read_table(losses, _MADE_BY)["loss"].to_numpy(),
+        reference_cost={part: cost[part] for part in _NO_COST},
+    )
+
+
+def read_scores(run: Run, seed: int) -> Scores:
+    """What `score_training_pairs` left, whatever it was made with; embeddings are mapped from disk."""
+    folder = _folder(seed)
+    losses = run.read_table(f"{folder}/losses.parquet", _MADE_BY)
+    made = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    return Scores(
+        run.read_table(f"{folder}/ids.parquet", _MADE_BY)["image_id"].to_numpy(),
+        *(run.read_array(f"{folder}/{side}.npy", _MADE_BY, memory_map=True) for side in ("image", "text")),
+        losses["loss"].to_numpy(),
+        losses["error"].to_numpy(),
+        made["temperature"],
+        made["batch_size"],
+        {part: made[part] for part in _NO_COST},
+    )
+
+
+def _folder(seed: int) -> str:
+    return f"curation/scoring/seed{seed}"
+
+
+def _starting_model(run: Run, seed: int, config: PretrainingConfig, cohort: pd.DataFrame) -> ImageTextModel:
+    if config.warm_up_epochs:
+        return load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
+    first = stream_seed(seed, "initialisation", fixed_streams=config.fixed_streams)
+    return build_model(config, cohort[cohort.split == "train"], first).eval()
+
+
+def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageTextModel, device: torch.device) -> dict:
+    """What decides embeddings and losses beside the cohort: the model itself, and how it is asked."""
+    manifest = run.read_json(_MANIFEST, "01_build_cohort")
+    return {
+        "seed": seed,
+        "image_tower": model.image_tower.describe(),
+        "text_tower": model.text_tower.describe(),
+        "logit_scale": model.bounded_logit_scale().item(),
+        "batch_size": config.batch_size,
+        "precision": str(choose_autocast(config, device)),
+        "threads": config.threads,
+        "fixed_streams": list(config.fixed_streams),
+        "pixels": [manifest["size"], manifest["fit"]],
+    }
+
+
+def _measure(
+    model: ImageTextModel, pairs: TrainingPairs, seed: int, config: PretrainingConfig, device: torch.device
+) -> Scores:
+    model.to(device).eval()
+    encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config, device))
+    image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
+    loss, error = np.empty(len(pairs)), np.empty(len(pairs))
+    # As an arm is trained, so that seconds can be added up and sums agree in the last bits.
+    with use_threads(config.threads), torch.no_grad():
+        start = time.perf_counter()
+        scale = model.bounded_logit_scale()
+        for rows in progress(_batches(len(pairs), seed, config), label="scoring training pairs, batches"):
+            embedded = encoder.embed(rows)
+            loss[rows] = pair_losses(*embedded, scale).cpu().numpy()
+            error[rows] = pair_errors(*embedded, scale).cpu().numpy()
+            image[rows], text[rows] = (side.cpu().numpy() for side in embedded)
+            # Without its backward pass the loss is one product of image with text embeddings, not three.
+            encoder.flops += encoder.meter.loss(len(rows), model.dim) / 3
+        seconds = time.perf_counter() - start
+    cost = {"flops": encoder.flops, "seconds": seconds, "pairs_scored": len(pairs)}
+    return Scores(pairs.image_ids, image, text, loss, error, torch.exp(-scale).item(), config.batch_size, cost)
+
+
+def _batches(count: int, seed: int, config: PretrainingConfig) -> list[np.ndarray]:
+    generator = stream_generator(seed, "scoring", fixed_streams=config.fixed_streams)
+    order = torch.randperm(count, generator=generator).numpy()
+    return np.array_split(order, max(1, -(-count // config.batch_size)))

@@ -1,0 +1,158 @@
+"""Subsets of the training pairs, one a method of curation, for arms to be trained on."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from chexstudy.curation.choice import count_budget
+from chexstudy.curation.methods import METHODS, choose_subset
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.arms.definitions import choice_cost_artifact, subset_artifact, train_arms
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine.random_streams import stream_generator
+from chexstudy.pretraining.training.arm_run import is_trained
+from chexstudy.pretraining.training.scoring import Scores, score_training_pairs, score_with_reference
+from chexstudy.progress import progress
+from chexstudy.runs import Run
+
+BASELINE = "random"
+REFERENCE = "full"
+_MADE_BY = "08_compare_curators"
+_SCORED = tuple(f"curation/scoring/seed{{}}/{file}" for file in ("ids.parquet", "image.npy", "text.npy"))
+_LOSSES, _REFERENCE_LOSSES = "curation/scoring/seed{}/losses.parquet", "curation/scoring/seed{}/reference.parquet"
+
+
+def choose_methods(names: Sequence[str]) -> list[str]:
+    """The named methods, or all if none is named, in the order of the registry; the baseline is always among them."""
+    for name in names:
+        if name not in METHODS:
+            raise StudyError(f"unknown method {name!r}; there are {', '.join(METHODS)}.")
+    return [name for name in METHODS if not names or name in names or name == BASELINE]
+
+
+def needs_reference(methods: Iterable[str]) -> bool:
+    """Whether one of the methods compares losses with those of a trained model."""
+    return any("reference_loss" in METHODS[name].needs for name in methods)
+
+
+def train_scoring_arms(
+    run: Run,
+    methods: Iterable[str],
+    seeds: Sequence[int],
+    config: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+    reference: str = REFERENCE,
+) -> None:
+    """Train what scores the pairs, where it is not trained: the warm-up, and the reference if a method needs one.
+
+    Args and errors: as in `chexstudy.pretraining.arms.definitions.train_arms`.
+    """
+    arms = ["warm_up"] * bool(config.warm_up_epochs) + [reference] * needs_reference(methods)
+    missing = [arm for arm in arms if not all(is_trained(run, arm, seed, config) for seed in seeds)]
+    if missing:
+        train_arms(run, missing, seeds, config, device, workers)
+
+
+def choose_training_subset(
+    run: Run,
+    method: str,
+    seed: int,
+    config: PretrainingConfig,
+    keep: float,
+    device: str = "auto",
+    scores: Scores | None = None,
+    reference: str = REFERENCE,
+) -> pd.DataFrame:
+    """Choose a subset of the training pairs by a method, from what the shared warm-up says of them.
+
+    Kept in ``curation/<method>/seed<k>/`` as ``subset.parquet`` (``image_id``, ``weight``), on which the arm
+    ``by_<method>`` is trained; ``scores.parquet`` (``image_id``, ``score``) of all pairs; and ``cost.json``, which that
+    arm is charged: the scoring pass and the seconds of choosing. The operations of choosing are not counted; they are
+    few beside those of an encoder. Learnability is charged a second pass, the reference's, but not the training of the
+    reference. The baseline looks at nothing and is charged nothing.
+
+    Args:
+        run: the study.
+        method: a name in `chexstudy.curation.methods.METHODS`.
+        seed: of the warm-up and of the choice.
+        config: every constant; prototypes and super-batch are those of the curated arm, EL2N's softmax the model's.
+        keep: share of the pairs, or above 1 their number.
+        device: where pairs are scored.
+        scores: what `score_training_pairs` gives for this seed, if it is at hand.
+        reference: the trained arm whose losses are the reference's, for methods that need one.
+
+    Returns:
+        ``image_id`` and ``weight`` of the chosen pairs, in the order of the cohort.
+    """
+    scores = score_training_pairs(run, seed, config, device) if scores is None else scores
+    if needs_reference([method]) and scores.reference_loss is None:
+        scores = score_with_reference(run, reference, seed, config, device, scores)
+    budget, options = count_budget(keep, len(scores.image_ids)), _options(method, config, scores)
+    parameters = {"method": method, "seed": seed, "budget": budget, "options": options}
+    parameters |= {"fixed_streams": list(config.fixed_streams)}
+    inputs = _inputs(method, seed)
+    name, cost = subset_artifact(method, seed), choice_cost_artifact(method, seed)
+    scored = name.replace("subset.parquet", "scores.parquet")
+    if not run.is_current(name, run.key(parameters, inputs)):
+        generator = stream_generator(seed, "subset", fixed_streams=config.fixed_streams)
+        start = time.perf_counter()
+        choice = choose_subset(method, scores.features, budget, generator, **_signals(scores), **options)
+        seconds = time.perf_counter() - start
+        chosen = pd.DataFrame({"image_id": scores.image_ids[choice.rows], "weight": choice.weights})
+        run.write_table(scored, pd.DataFrame({"image_id": scores.image_ids, "score": choice.scores}))
+        run.write_json(cost, _charge(method, scores, seconds))
+        run.write_table(name, chosen)
+        run.record(name, parameters, inputs, seed, files=(scored, cost))
+    return run.read_table(name, _MADE_BY)
+
+
+def choose_training_subsets(
+    run: Run,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    config: PretrainingConfig,
+    keep: float,
+    device: str = "auto",
+    reference: str = REFERENCE,
+) -> dict[tuple[str, int], pd.DataFrame]:
+    """`choose_training_subset` for every method and seed; the pairs of a seed are scored once.
+
+    Returns:
+        The subset of each method and seed.
+    """
+    jobs, subsets = [(seed, method) for seed in seeds for method in methods], {}
+    scores, scored_seed = None, None
+    for seed, method in progress(jobs, label="choosing subsets"):
+        if seed != scored_seed:
+            scores, scored_seed = score_training_pairs(run, seed, config, device), seed
+            if needs_reference(methods):
+                scores = score_with_reference(run, reference, seed, config, device, scores)
+        subsets[method, seed] = choose_training_subset(run, method, seed, config, keep, device, scores, reference)
+    return subsets
+
+
+def _signals(scores: Scores) -> dict:
+    return {name: getattr(scores, name) for name in ("image", "text", "loss", "reference_loss")}
+
+
+def _options(method: str, config: PretrainingConfig, scores: Scores) -> dict:
+    """Options that the study has already settled."""
+    if method in ("bands", "budgeted"):
+        return {"prototypes": config.curator.prototypes, "super_batch": config.super_batch}
+    return {"temperature": scores.temperature, "batch": scores.batch_size} if method == "el2n" else {}
+
+
+def _inputs(method: str, seed: int) -> tuple[str, ...]:
+    needs = METHODS[method].needs
+    names = _SCORED + (_LOSSES,) * ("loss" in needs) + (_REFERENCE_LOSSES,) * ("reference_loss" in needs)
+    return tuple(name.format(seed) for name in names)
+
+
+def _charge(method: str, scores: Scores, seconds: float) -> dict:
+    if method == BASELINE:
+        return {"flops": 0.0, "seconds": 0.0, "pairs_scored": 0}
+    passes = [scores.cost] + [scores.reference_cost] * needs_reference([method])
+    charged = {part: sum(one[part] for one in passes) for part in ("flops", "seconds", "pairs_scored")}
+    return charged | {"seconds": charged["seconds"] + seconds}

@@ -1,0 +1,438 @@
+"""The training loop of one arm: plain epochs, and epochs in which a curator says what is trained on.
+
+A curation epoch takes super-batches: score without gradient, let the curator choose, train on the chosen pairs only,
+then move the prototypes by the features from before the step (CheXficient; the published code computes the gradient for
+all pairs and throws most of it away). All chance is drawn from named streams by position in the training, never from a
+random state that runs on. So `Trainer.state` after any step is all that is needed to go on to the same bits.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chexstudy.curation.online.curators import Curator, ScoringCurator
+from chexstudy.curation.online.prototypes import balanced_assignment, join_features, prototype_spread
+from chexstudy.curation.records.ledger import LedgerWriter, ledger_rows
+from chexstudy.devices import autocast_dtype
+from chexstudy.errors import StudyError
+from chexstudy.growing import GrowingArray
+from chexstudy.pretraining.arms.definitions import Arm
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine.distributed import Processes
+from chexstudy.pretraining.engine.random_streams import stream_generator, stream_seed
+from chexstudy.pretraining.engine.schedule import LearningRate
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel
+from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder, StepStatistics
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs of one kind."""
+
+    name: str  # ``warm_up``, ``curate``, ``subset`` or ``full``
+    epochs: int  # how many
+    first_epoch: int = 0  # number of the first of them in the whole training
+    steps: int = 0  # stop after so many steps, 0 for all
+    grows: bool = True  # whether its images grow through ``progressive_sizes``
+
+
+@dataclass
+class CurationRecords:
+    """What a curator that scores leaves on disk, super-batch by super-batch."""
+
+    ledger: LedgerWriter  # each decision
+    features: GrowingArray  # of the considered pairs, in the order of the ledger, float16
+    prototypes: GrowingArray  # before the first super-batch and after each
+
+    def flush(self) -> None:
+        """Make sure that all of it outlives a power cut."""
+        self.features.flush()
+        self.prototypes.flush()
+
+    def finish(self) -> None:
+        """Put the whole of it in its place."""
+        self.ledger.finish()
+        self.features.finish()
+        self.prototypes.finish()
+
+
+class Trainer:
+    """The state of one arm and the loop over its epochs.
+
+    Args:
+        config: every constant.
+        arm: which pairs, and how long.
+        seed: the arm's seed.
+        model: the image-text model, on ``device``.
+        pairs: the training pairs.
+        device: where to train.
+        processes: those that train together.
+
+    Attributes:
+        epoch: whole epochs done.
+        batch: batches of the present epoch done.
+        step: steps of the optimiser done.
+        flops: operations spent by all processes.
+        seconds: spent on scoring, choosing and training.
+        history: one entry a step.
+        subset: rows that the last curation epoch kept, once it is over.
+        weights: of the pairs in the loss ``(pairs,)``, or None.
+        after_step: called whenever the state is one that training can go on from.
+    """
+
+    def __init__(
+        self,
+        config: PretrainingConfig,
+        arm: Arm,
+        seed: int,
+        model: ImageTextModel,
+        pairs: TrainingPairs,
+        device: torch.device,
+        processes: Processes | None = None,
+    ):
+        self.config, self.arm, self.seed, self.model, self.pairs, self.device = config, arm, seed, model, pairs, device
+        self.processes = processes or Processes()
+        for size in (config.scoring_size, *config.progressive_sizes):
+            if size:
+                model.image_tower.encoder.check_size(size)
+        if config.image_token_share < 1:
+            model.image_tower.encoder.count_patches()
+        if config.text_layout == "packed":
+            model.text_tower.encoder.check_packing()
+        groups = _parameter_groups(model, config)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=device.type == "cuda")
+        self.encoder = PairEncoder(
+            model,
+            pairs,
+            device,
+            config.micro_batch,
+            choose_autocast(config, device),
+            self.processes,
+            config.text_layout,
+            config.compile_blocks,
+        )
+        self.epoch = self.batch = self.step = 0
+        self.curated_epochs = self.super_batches = 0
+        self.pairs_scored = self.pairs_trained = 0
+        self.flops = self.seconds = self.overlap_flops = 0.0
+        self.history: list[dict] = []
+        self.curator: ScoringCurator | None = None
+        self.subset: np.ndarray | None = None
+        self.weights: np.ndarray | None = None
+        self.after_step: Callable[[], None] = lambda: None
+        self._kept: list[np.ndarray] = []
+        self._counted = 0.0
+
+    # --- chance ---------------------------------------------------------------------------------------------------
+
+    def generator(self, stream: str, *position: int) -> torch.Generator:
+        """The source of chance for one purpose at one place of the training."""
+        return stream_generator(self.seed, stream, *position, fixed_streams=self.config.fixed_streams)
+
+    def _shuffled(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        return rows[torch.randperm(len(rows), generator=self.generator("order", epoch)).numpy()]
+
+    def _dropout_seed(self, piece: int) -> int:
+        position = (self.step, self.processes.rank, piece)
+        return stream_seed(self.seed, "dropout", *position, fixed_streams=self.config.fixed_streams)
+
+    def _draw_patches(self, count: int, size: int | None) -> Tensor | None:
+        """Which patch tokens the images of a batch keep ``(count, kept)``: the same however the batch is cut."""
+        if self.config.image_token_share == 1:
+            return None
+        patches = self.model.image_tower.encoder.count_patches(size)
+        kept = max(1, round(self.config.image_token_share * patches))
+        chance = torch.rand(count, patches, generator=self.generator("token_dropping", self.step))
+        return chance.argsort(dim=1)[:, :kept].sort(dim=1).values.to(self.device)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """Everything the run needs to go on from here, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": [self.epoch, self.batch, self.step, self.curated_epochs, self.super_batches],
+            "pairs": [self.pairs_scored, self.pairs_trained],
+            "costs": [self.flops, self.seconds, self.overlap_flops],
+            "history": self.history,
+            "curator": None if self.curator is None else self.curator.state_dict(),
+            "kept": [torch.from_numpy(rows) for rows in self._kept],
+            "subset": None if self.subset is None else torch.from_numpy(self.subset),
+        }
+
+    def restore(self, state: dict) -> dict | None:
+        """The inverse of `state`.
+
+        Returns:
+            The state of the curator, if one was at work, for `start_curating`.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batch, self.step, self.curated_epochs, self.super_batches = state["position"]
+        self.pairs_scored, self.pairs_trained = state["pairs"]
+        self.flops, self.seconds, self.overlap_flops = state["costs"]
+        self.history = state["history"]
+        self._kept = [rows.numpy() for rows in state["kept"]]
+        self.subset = None if state["subset"] is None else state["subset"].numpy()
+        return state["curator"]
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def _train_step(
+        self,
+        rows: np.ndarray,
+        phase: str,
+        rate: LearningRate,
+        size: int | None = None,
+        embedded: tuple[Tensor, Tensor] | None = None,
+        **measured: float,
+    ) -> None:
+        """Train on ``rows``; ``embedded`` are their embeddings at this size if they are known."""
+        self.model.train(self.config.dropout)
+        learning_rate = rate.at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with self._clock():
+            statistics = self._descend(rows, size, embedded)
+        self.pairs_trained += len(rows)
+        self._add_up_flops()
+        entry = {
+            "phase": phase,
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": statistics.loss,
+            "learning_rate": learning_rate,
+            "logit_scale": self.model.bounded_logit_scale().item(),
+            "image_size": size or self.config.image_size,
+            "pairs_scored": 0,
+            "pairs_trained": len(rows),
+            "matched_cosine": statistics.matched_cosine,
+            "unmatched_cosine": statistics.unmatched_cosine,
+            "flops": self.flops,
+            "seconds": self.seconds,
+        }
+        unmeasured = dict.fromkeys(
+            ("keep_ratio", "prototype_spread", "assignment_min", "assignment_max", "selection_overlap"), float("nan")
+        )
+        self.history.append(entry | unmeasured | {"usage": []} | measured)
+        self.step += 1
+
+    def _descend(self, rows: np.ndarray, size: int | None, embedded: tuple[Tensor, Tensor] | None) -> StepStatistics:
+        if len(rows) < 2:
+            # One pair has no negatives: its loss is zero and so is the gradient.
+            return StepStatistics(0.0, float("nan"), float("nan"))
+        self.encoder.dropout_seed = self._dropout_seed if self.config.dropout else None
+        patches = self._draw_patches(len(rows), size)
+        weights = None if self.weights is None else torch.from_numpy(self.weights[rows]).to(self.device)
+        reports = self.pairs.reports[torch.from_numpy(rows)].to(self.device) if self.config.multi_positive else None
+        known = embedded if patches is None else None
+        statistics = self.encoder.backward(rows, known, weights, reports, size, patches)
+        self.encoder.dropout_seed = None
+        if not np.isfinite(statistics.loss):
+            raise StudyError(
+                f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: "
+                "lower learning_rate or use precision fp32; the last checkpoint is intact."
+            )
+        self.optimizer.step()
+        return statistics
+
+    def _embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, Tensor]:
+        self.model.eval()
+        return self.encoder.embed(rows, size)
+
+    def _add_up_flops(self) -> None:
+        (spent,) = self.processes.add_up([self.encoder.flops - self._counted])
+        self.flops += spent
+        self._counted = self.encoder.flops
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Add the seconds of the block; a GPU works on after the call returns, so it is waited for."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - start
+
+    def mean_flops_a_step(self, rows: np.ndarray, steps: int = 8) -> float:
+        """Operations of a training step, counted on the first batches of the first epoch, over the image sizes."""
+        sizes = (*self.config.progressive_sizes, None)
+        counts = [
+            self.encoder.count_step(batch, size, self._draw_patches(len(batch), size))
+            for batch in self._batches(rows, epoch=0)[:steps]
+            for size in sizes
+        ]
+        return float(np.mean(counts))
+
+    # --- plain epochs -----------------------------------------------------------------------------------------------
+
+    def _batches(self, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
+        # Batches of nearly equal size use every pair and leave no tiny, noisy last one.
+        return np.array_split(self._shuffled(rows, epoch), count_steps(rows, self.config.batch_size))
+
+    def _image_size(self, phase: Phase) -> int | None:
+        sizes = (*self.config.progressive_sizes, None) if phase.grows else (None,)
+        return sizes[min((self.epoch - phase.first_epoch) * len(sizes) // phase.epochs, len(sizes) - 1)]
+
+    def train_epoch(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
+        """One plain epoch over ``rows``, or what is left of it, or less where the phase's steps run out."""
+        taken = sum(entry["phase"] == phase.name for entry in self.history)
+        size = self._image_size(phase)
+        for batch in self._batches(rows, self.epoch)[self.batch :]:
+            if phase.steps and taken >= phase.steps:
+                break
+            self._train_step(batch, phase.name, rate, size)
+            taken += 1
+            self.batch += 1
+            self.after_step()
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    # --- curation epochs --------------------------------------------------------------------------------------------
+
+    def start_curating(self, curator: ScoringCurator, state: dict | None, records: CurationRecords | None) -> None:
+        """Let a curator go on from its state, or fit its first prototypes on the present model's embeddings.
+
+        Args:
+            curator: the curator.
+            state: what `restore` gave.
+            records: where decisions are written; None in all processes but the first.
+        """
+        self.curator = curator
+        if state is not None:
+            curator.load_state_dict(_move(state, self.device))
+            return
+        config = self.config.curator
+        rows = np.arange(len(self.pairs))
+        if config.warm_up_order == "random":
+            rows = torch.randperm(len(rows), generator=self.generator("subset")).numpy()
+        rows = rows[: config.warm_up_pairs]
+        with self._clock():
+            features = join_features(*self._embed(rows, self.config.scoring_size or None))
+            curator.warm_up(features, torch.from_numpy(rows))
+        self.pairs_scored += len(rows)
+        if records:
+            records.prototypes.write(0, curator.prototypes.cpu().numpy()[None])
+
+    def curate_epoch(self, curator: Curator, rate: LearningRate, records: CurationRecords | None = None) -> None:
+        """Score, choose and train, super-batch by super-batch, the last and smaller one too; or what is left of it.
+
+        Args:
+            curator: says which pairs are trained on; one that scores was given to `start_curating`.
+            rate: the learning rate.
+            records: where decisions are written; None where nothing is scored, and in all processes but the first.
+        """
+        rows = self._shuffled(np.arange(len(self.pairs)), self.epoch)
+        if self.batch == 0:
+            curator.begin_epoch(len(rows))
+        for start in range(self.batch * self.config.super_batch, len(rows), self.config.super_batch):
+            batch = rows[start : start + self.config.super_batch]
+            if curator.scores:
+                kept = self._curate_scored(curator, batch, rate, records)
+            else:
+                # Curators that do not score draw on the CPU.
+                generator = self.generator("selection", self.super_batches)
+                mask, _ = curator.choose(self.super_batches, torch.from_numpy(batch), None, generator)
+                kept = batch[mask.numpy()]
+                self._train_step(kept, "curate", rate, keep_ratio=len(kept) / len(batch))
+            self._kept.append(kept)
+            self.super_batches += 1
+            self.batch += 1
+            self.after_step()
+        self.subset, self._kept = np.sort(np.concatenate(self._kept)), []
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.curated_epochs += 1
+
+    def _curate_scored(
+        self, curator: ScoringCurator, batch: np.ndarray, rate: LearningRate, records: CurationRecords | None
+    ) -> np.ndarray:
+        """One super-batch of a curator that scores; the rows that it keeps."""
+        constants, size = self.config.curator, self.config.scoring_size or None
+        overlap = self._measure_overlap(curator, batch)
+        with self._clock():
+            embedded = self._embed(batch, size)
+            features = join_features(*embedded)
+            generator = self.generator("selection", self.super_batches)
+            mask, selection = curator.choose(self.super_batches, torch.from_numpy(batch), features, generator)
+            self.processes.require_agreement(mask)
+            kept = batch[mask.cpu().numpy()]
+            measured = {"selection_overlap": overlap(mask)}
+            # A curator with a budget may keep nothing of a batch.
+            if len(kept):
+                probability = balanced_assignment(
+                    features[mask], curator.prototypes, constants.sinkhorn_epsilon, constants.sinkhorn_iterations
+                ).amax(dim=0)
+                measured |= {"assignment_min": float(probability.min()), "assignment_max": float(probability.max())}
+            measured["prototype_spread"] = float(prototype_spread(curator.prototypes.cpu()))
+            if constants.update_timing == "before_step":
+                usage = curator.update(features, mask)
+        if records:
+            table = ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection)
+            records.ledger.write(self.super_batches, table)
+            place = self.curated_epochs * len(self.pairs) + self.batch * self.config.super_batch
+            records.features.write(place, features.half().cpu().numpy())
+        self.pairs_scored += len(batch)
+        # Scores at another size are no embeddings to train on.
+        known = None if size else tuple(side[mask] for side in embedded)
+        self._train_step(
+            kept, "curate", rate, None, known, keep_ratio=len(kept) / len(batch), pairs_scored=len(batch), **measured
+        )
+        if constants.update_timing == "after_step":
+            with self._clock():
+                seen = batch if constants.update_features == "all" else kept
+                moved = join_features(*self._embed(seen, size))
+                usage = curator.update(moved, torch.ones(len(moved), dtype=torch.bool, device=moved.device))
+            self.pairs_scored += len(seen)
+        self.history[-1]["usage"] = [int(count) for count in usage]
+        if records:
+            records.prototypes.write(self.super_batches + 1, curator.prototypes.cpu().numpy()[None])
+        return kept
+
+    def _measure_overlap(self, curator: ScoringCurator, batch: np.ndarray) -> Callable[[Tensor], float]:
+        """How far a selection agrees with that of scores at full size (Jaccard), now and then; else not a number.
+
+        The curator that judges the full-size scores is a copy: the measurement leaves no trace but its cost, which is
+        counted apart.
+        """
+        if not self.config.scoring_size or self.super_batches % self.config.overlap_every:
+            return lambda mask: float("nan")
+        self._add_up_flops()
+        judge, generator = copy.deepcopy(curator), self.generator("selection", self.super_batches)
+        features = join_features(*self._embed(batch))
+        full_size, _ = judge.choose(self.super_batches, torch.from_numpy(batch), features, generator)
+        (spent,) = self.processes.add_up([self.encoder.flops - self._counted])
+        self.overlap_flops += spent
+        self._counted = self.encoder.flops
+        return lambda mask: float((mask & full_size).sum() / (mask | full_size).sum().clamp(min=1))
+
+
+def _move(state: object, device: torch.device) -> object:
+    if isinstance(state, dict):
+        return {name: _move(value, device) for name, value in state.items()}
+    return state.to(device) if isinstance(state, Tensor) else state
+
+
+def choose_autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision that a configuration asks for on a device, or None."""
+    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
+
+
+def count_steps(rows: np.ndarray, batch_size: int) -> int:
+    """Steps of one epoch over ``rows``."""
+    return max(1, -(-len(rows) // batch_size))
+
+
+def _parameter_groups(model: ImageTextModel, config: PretrainingConfig) -> list[dict]:
+    """Weight decay is for matrices, and for the temperature where that is asked for (F12)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 or (p is model.logit_scale and config.decay_logit_scale)]
+    chosen = {id(p) for p in decayed}
+    others = [p for p in trained if id(p) not in chosen]
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

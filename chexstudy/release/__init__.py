@@ -1,0 +1,1 @@
+"""A trained arm as a model others can load, with its model card."""

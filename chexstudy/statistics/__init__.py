@@ -1,0 +1,1 @@
+"""Uncertainty on plain arrays: ranking metrics, bootstrap, proportions, permutation, multiple testing."""

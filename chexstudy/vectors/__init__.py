@@ -1,0 +1,1 @@
+"""Algorithms on feature matrices: neighbours, k-means, farthest points, facility location, maps."""

@@ -1,0 +1,368 @@
+"""Two-dimensional maps of pairs: UMAP coordinates fitted once, and where prototypes lie on them.
+
+A map is fitted on exact nearest neighbours and never transforms new points through UMAP: whatever is not a fitted pair
+(a prototype, a snapshot of one, a pair beyond the sample) is placed at the weighted barycentre of its nearest fitted
+pairs. That needs no stored UMAP object, gives the same point for the same input, moves smoothly when a prototype
+does, and keeps the neighbours of held-out pairs as well as UMAP's own transform (which starts from the same
+barycentre and then lets random forces act on it).
+
+A map may start from another one (`fit_map` with ``start``): it then keeps place, scale and orientation, and pairs move
+only as far as their neighbours ask for. `chexstudy.curation.records.stage_maps` chains maps of a training that way.
+
+The features are not reduced by PCA first: at the sizes fitted here it saves no time and loses neighbours.
+UMAP repeats itself on one machine but not across machines, so callers save the coordinates as an artifact.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy import paths
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run
+
+LARGEST_FIT = 50_000
+_SMALLEST_FIT = 16
+# A block of distances takes 256 MiB, however many rows there are.
+_BLOCK_ROWS, _BLOCK_COLUMNS = 1_024, 65_536
+_SPARE = 8
+# From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
+# points a quarter to a half as far (benchmarks/maps.py).
+_WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
+
+
+def fit_map(
+    features: np.ndarray,
+    seed: int,
+    neighbours: int = 30,
+    minimum_distance: float = 0.15,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """Coordinates of features on a map that keeps neighbours together.
+
+    Equal rows get one point. Above ``LARGEST_FIT`` distinct rows a seeded sample is fitted and the others are placed
+    between their nearest sampled rows; under 16 distinct rows the map is a plain principal component projection.
+    The map is centred and turned so that its widest direction is horizontal; one with a start is laid over it instead,
+    and under 16 distinct rows it is the start.
+
+    Args:
+        features: ``(n, dim)``, any float type, no NaN.
+        seed: seed of the layout and of the sample.
+        neighbours: how many neighbours count as near; small shows islands, large the overall shape.
+        minimum_distance: how close points may lie on the map, UMAP's ``min_dist``.
+        start: coordinates ``(n, 2)`` the layout begins with; principal components if not given.
+
+    Returns:
+        Coordinates ``(n, 2)``, float32, in arbitrary units (those of the start, if there is one).
+    """
+    features = _checked(features, "features")
+    distinct, first, place = np.unique(features, axis=0, return_index=True, return_inverse=True)
+    place = place.reshape(-1)
+    if start is not None:
+        start = _checked(start, "starting coordinates")
+        if start.shape != (len(features), 2):
+            raise StudyError(f"{len(features)} features cannot start from coordinates of shape {start.shape}.")
+        start = start[first]
+    if len(distinct) < _SMALLEST_FIT:
+        return (_oriented(_principal_plane(distinct)) if start is None else start)[place]
+    if len(distinct) <= LARGEST_FIT:
+        return _fit_umap(distinct, seed, neighbours, minimum_distance, start)[place]
+    sample = np.sort(np.random.default_rng(seed).choice(len(distinct), LARGEST_FIT, replace=False))
+    chosen_start = None if start is None else start[sample]
+    fitted = _fit_umap(distinct[sample], seed, neighbours, minimum_distance, chosen_start)
+    coordinates = place_on_map(distinct, distinct[sample], fitted)
+    coordinates[sample] = fitted
+    return coordinates[place]
+
+
+def read_or_fit_map(
+    run: Run, name: str, image_ids: Sequence[str], features: np.ndarray, seed: int, inputs: tuple[str, ...]
+) -> pd.DataFrame:
+    """The map of a study's pairs: read if it was fitted on these features with this seed, else fitted and written.
+
+    Args:
+        run: the study.
+        name: artifact of the map, for example ``embeddings/scoring/map.parquet``.
+        image_ids: the pairs, ``(n,)``.
+        features: ``(n, dim)``, in their order.
+        seed: as in `fit_map`.
+        inputs: the artifacts that ``image_ids`` and ``features`` come from.
+
+    Returns:
+        ``image_id, x, y``, one row a pair, in the order given.
+    """
+    parameters = {"seed": seed}
+    if run.is_current(name, run.key(parameters, inputs)):
+        return run.read_table(name, name)
+    coordinates = fit_map(features, seed)
+    table = pd.DataFrame({"image_id": list(image_ids), "x": coordinates[:, 0], "y": coordinates[:, 1]})
+    run.write_table(name, table)
+    run.record(name, parameters, inputs, seed)
+    return table
+
+
+def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15) -> np.ndarray:
+    """Where points of the feature space lie on a fitted map.
+
+    Each point goes to the mean of its nearest features' coordinates, weighted by a Gaussian of the distance whose
+    width is the mean distance to those neighbours.
+
+    Args:
+        points: ``(m, dim)``, for example prototypes.
+        features: ``(n, dim)``, the rows the map shows.
+        coordinates: ``(n, 2)``, their places on the map.
+        neighbours: how many nearest features have a say.
+
+    Returns:
+        Coordinates ``(m, 2)``, float32.
+    """
+    points, features = _checked(points, "points"), _checked(features, "features")
+    if points.shape[1] != features.shape[1] or coordinates.shape != (len(features), 2):
+        raise StudyError(
+            f"points {points.shape}, features {features.shape} and coordinates {coordinates.shape} do not belong to "
+            "one map: read them from the same study and arm."
+        )
+    index, distance = nearest_rows(points, features, min(neighbours, len(features)))
+    # Distances beyond the nearest one tell the neighbours apart; a prototype, a mean of many, is far from all of them.
+    beyond = distance - distance[:, :1]
+    width = np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12)
+    weight = np.exp(-0.5 * (beyond / width) ** 2)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return (weight[:, :, None] * coordinates[index]).sum(axis=1).astype(np.float32)
+
+
+def lay_over(coordinates: np.ndarray, fixed: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Shift, turn or mirror, and scale a map so that it covers another of the same points as well as it can.
+
+    The rotation is that of least squares (orthogonal Procrustes); the scale is the one that makes both equally wide.
+    The least-squares scale would be smaller the worse they agree, and a chain of maps would shrink.
+
+    Args:
+        coordinates: ``(n, 2)``, the map to move.
+        fixed: ``(n, 2)``, where its points should lie.
+        rows: compare these points only, all if not given; the others move along.
+
+    Returns:
+        The moved map ``(n, 2)``, float32.
+    """
+    rows = np.arange(len(coordinates)) if rows is None else rows
+    moving, still = coordinates[rows].astype(np.float64), fixed[rows].astype(np.float64)
+    centre, target = moving.mean(axis=0), still.mean(axis=0)
+    moving, still = moving - centre, still - target
+    left, _, right = np.linalg.svd(moving.T @ still)
+    extent = np.linalg.norm(moving)
+    scale = np.linalg.norm(still) / extent if extent > 0 else 1.0
+    return ((coordinates - centre) @ (left @ right) * scale + target).astype(np.float32)
+
+
+def measure_trustworthiness(
+    features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15, sample: int = 2_000, seed: int = 0
+) -> float:
+    """How far the neighbours on a map can be trusted to be neighbours in feature space, from 0 to 1.
+
+    For each point, neighbours on the map that are none in feature space count by how far down the list of its true
+    neighbours they are (Venna and Kaski 2001). Points beyond ``sample`` are judged by a seeded sample of them, each
+    against all others.
+
+    Args:
+        features: ``(n, dim)``.
+        coordinates: ``(n, 2)``.
+        neighbours: how many count, fewer than half of ``n``.
+        sample: how many points are judged at most.
+        seed: of the sample.
+    """
+    features, coordinates = _checked(features, "features"), _checked(coordinates, "coordinates")
+    count = len(features)
+    if not 1 <= neighbours < count / 2:
+        raise StudyError(f"{count} points are too few to judge {neighbours} neighbours of each: use fewer neighbours.")
+    judged = np.arange(count)
+    if count > sample:
+        judged = np.sort(np.random.default_rng(seed).choice(count, sample, replace=False))
+    targets, places = torch.from_numpy(features), torch.from_numpy(coordinates)
+    beyond = 0
+    for start in range(0, len(judged), _BLOCK_ROWS):
+        rows = torch.from_numpy(judged[start : start + _BLOCK_ROWS])
+        near = _distances_to_others(places, rows).topk(neighbours, dim=1, largest=False).indices
+        order = _distances_to_others(targets, rows).argsort(dim=1, stable=True)
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(1, count + 1).expand(len(rows), -1))
+        beyond += int((ranks.gather(1, near) - neighbours).clamp(min=0).sum())
+    worst = len(judged) * neighbours * (2 * count - 3 * neighbours - 1) / 2
+    return 1 - beyond / worst
+
+
+def _distances_to_others(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    distances = torch.cdist(points[rows], points)
+    distances[torch.arange(len(rows)), rows] = torch.inf
+    return distances
+
+
+def trace_prototypes(
+    snapshots: np.ndarray, steps: pd.DataFrame, features: np.ndarray, coordinates: np.ndarray
+) -> pd.DataFrame:
+    """The paths of prototypes over a fitted map.
+
+    Args:
+        snapshots: prototypes ``(snapshots, count, dim)``.
+        steps: one row a snapshot with ``snapshot``, ``step`` and ``phase``, in the order of ``snapshots``.
+        features: ``(n, dim)``, the rows the map shows.
+        coordinates: ``(n, 2)``, their places.
+
+    Returns:
+        One row a snapshot and prototype: ``snapshot``, ``step``, ``phase``, ``prototype``, ``x``, ``y``.
+    """
+    if snapshots.ndim != 3 or len(steps) != len(snapshots):
+        raise StudyError(
+            f"{len(steps)} rows describe prototype snapshots of shape {snapshots.shape}: pretrain the arm again."
+        )
+    count = snapshots.shape[1]
+    placed = place_on_map(snapshots.reshape(-1, snapshots.shape[2]), features, coordinates)
+    rows = steps[["snapshot", "step", "phase"]]
+    rows = rows.loc[rows.index.repeat(count)].reset_index(drop=True)
+    prototype = np.tile(np.arange(count), len(snapshots))
+    return rows.assign(prototype=prototype, x=placed[:, 0], y=placed[:, 1])
+
+
+def nearest_rows(
+    points: np.ndarray, features: np.ndarray, count: int, without_self: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest features of each point by Euclidean distance, exact within float32, nearest first.
+
+    Args:
+        points: ``(m, dim)``.
+        features: ``(n, dim)``.
+        count: how many, at most ``n`` (``n - 1`` without itself).
+        without_self: points are the features, and no row is its own neighbour.
+
+    Returns:
+        Row numbers ``(m, count)`` int64 and distances ``(m, count)`` float32.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    targets = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
+    # About the centre the numbers are small, and the expansion below keeps more of their digits.
+    centre = targets.mean(dim=0)
+    targets = targets - centre
+    rows = targets
+    if not without_self:
+        rows = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)).to(device) - centre
+    squares = (targets * targets).sum(dim=1)
+    # The expansion of the square cancels for close rows: a few more than asked for are found by it, then measured
+    # again, directly.
+    candidates = min(count + _SPARE, len(targets) - without_self)
+    indices, distances = [], []
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        own = torch.arange(start, start + len(block), device=device) if without_self else None
+        index = _find_candidates(block, targets, squares, candidates, own)
+        distance = (targets[index] - block[:, None]).norm(dim=2)
+        distance, order = distance.sort(dim=1, stable=True)
+        indices.append(index.gather(1, order)[:, :count].cpu())
+        distances.append(distance[:, :count].cpu())
+    return torch.cat(indices).numpy(), torch.cat(distances).numpy()
+
+
+def _find_candidates(block, targets, squares, count: int, own) -> torch.Tensor:
+    """Row numbers ``(rows, count)`` of the nearest targets by the expanded square, from blocks of columns."""
+    best = index = None
+    for start in range(0, len(targets), _BLOCK_COLUMNS):
+        part = slice(start, start + _BLOCK_COLUMNS)
+        squared = torch.addmm(squares[part], block, targets[part].T, alpha=-2)
+        if own is not None:
+            here = (own >= start) & (own < start + squared.shape[1])
+            squared[here.nonzero()[:, 0], own[here] - start] = torch.inf
+        value, place = squared.topk(min(count, squared.shape[1]), dim=1, largest=False)
+        place += start
+        if best is not None:
+            value, place = torch.cat([best, value], dim=1), torch.cat([index, place], dim=1)
+            value, order = value.topk(min(count, value.shape[1]), dim=1, largest=False)
+            place = place.gather(1, order)
+        best, index = value, place
+    return index
+
+
+def _checked(features: np.ndarray, name: str) -> np.ndarray:
+    features = np.asarray(features)
+    if features.ndim != 2 or features.size == 0:
+        raise StudyError(f"a map needs {name} of shape (rows, dim) with at least one row, not {features.shape}.")
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise StudyError(f"row {row} of the {name} is not finite: embed or pretrain again before drawing a map.")
+    return features
+
+
+def _fit_umap(
+    features: np.ndarray, seed: int, neighbours: int, minimum_distance: float, start: np.ndarray | None
+) -> np.ndarray:
+    # numba reads the variable when umap is first imported and fails where the installed package cannot be written to.
+    compiled = paths.cache() / "numba"
+    compiled.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(compiled))
+    import umap
+
+    neighbours = min(neighbours, len(features) - 1)
+    index, distance = nearest_rows(features, features, neighbours)
+    # A start without extent says nothing of where to begin.
+    warm = start is not None and np.ptp(start, axis=0).max() > 0
+    begin = {"init": "pca"}
+    if warm:
+        begin = {"init": _turned_square(start), "n_epochs": _WARM_EPOCHS, "learning_rate": _WARM_LEARNING_RATE}
+    layout = umap.UMAP(
+        n_neighbors=neighbours,
+        min_dist=minimum_distance,
+        random_state=seed,
+        n_jobs=1,
+        precomputed_knn=(index, distance, None),
+        force_approximation_algorithm=True,
+        **begin,
+    )
+    with warnings.catch_warnings():
+        # Without a search index UMAP could not transform new points; `place_on_map` does that here.
+        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")
+        warnings.filterwarnings("ignore", message="n_jobs value")
+        coordinates = layout.fit_transform(features)
+    return lay_over(coordinates, start) if warm else _oriented(coordinates)
+
+
+def _turned_square(coordinates: np.ndarray) -> np.ndarray:
+    """Turn a map so that it is as wide as high: UMAP stretches its start to a square, which then distorts nothing.
+
+    A quarter turn swaps width and height, so somewhere on the way they are equal; bisection finds the angle.
+    """
+    low, high = 0.0, np.pi / 2
+    is_wide = _excess_width(coordinates, low) > 0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if (_excess_width(coordinates, middle) > 0) == is_wide:
+            low = middle
+        else:
+            high = middle
+    return (coordinates @ _rotation(low)).astype(np.float32)
+
+
+def _excess_width(coordinates: np.ndarray, angle: float) -> float:
+    width, height = np.ptp(coordinates @ _rotation(angle), axis=0)
+    return width - height
+
+
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def _principal_plane(features: np.ndarray) -> np.ndarray:
+    centred = features - features.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ axes[:2].T
+    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+
+
+def _oriented(coordinates: np.ndarray) -> np.ndarray:
+    """Centre a map and turn it so that its widest direction is horizontal and its longer tails point right and up."""
+    centred = coordinates.astype(np.float64) - coordinates.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    turned = centred @ axes[:, ::-1]
+    turned *= np.where((turned**3).sum(axis=0) < 0, -1.0, 1.0)
+    return turned.astype(np.float32)

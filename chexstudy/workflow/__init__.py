@@ -1,0 +1,1 @@
+"""Notebooks as steps of a study: parameters, profiles, locks, the runner."""

@@ -1,0 +1,191 @@
+"""The parameters of a notebook, read from its source and held strict.
+
+A notebook's ``parameters`` cell holds plain assignments, one a line, with a trailing comment as help::
+
+    study = "demo"  # name of the study, the folder under runs/
+    learning_rate = 1e-3  # peak learning rate of AdamW
+    findings: list[str] = []  # findings to show; empty means all
+
+The value says the type: text, whole number, number, true/false, or a list of them. papermill only warns about an
+unknown parameter and takes any type, so every way into a notebook (command line, profile, papermill, JupyterLab)
+checks here.
+"""
+
+import ast
+import difflib
+import io
+import tokenize
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from chexstudy.errors import StudyError
+
+_TAG = "parameters"
+_WORDS = {
+    str: "text (str)",
+    int: "a whole number (int)",
+    float: "a number (float)",
+    bool: "true or false (bool)",
+    list: "a list",
+}
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter; ``element`` is the type of a list's elements, where it is known."""
+
+    name: str
+    type: type
+    default: object
+    help: str = ""
+    element: type | None = None
+
+    @property
+    def expected(self) -> str:
+        """The declared type in words."""
+        if self.element is None:
+            return _WORDS[self.type]
+        return f"a list of {self.element.__name__}"
+
+
+def read_parameters(source: str | Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares, in the order of its ``parameters`` cell.
+
+    Args:
+        source: the notebook's percent-format ``.py`` file.
+    """
+    import jupytext
+
+    source = Path(source)
+    if not source.is_file():
+        raise StudyError(
+            f"there is no notebook at {source}: the notebooks lie in the notebooks/ folder of the checkout."
+        )
+    cells = [
+        cell
+        for cell in jupytext.read(source, fmt="py:percent").cells
+        if cell.cell_type == "code" and _TAG in cell.metadata.get("tags", [])
+    ]
+    if len(cells) != 1:
+        raise StudyError(
+            f"{source.name} has {len(cells)} cells tagged 'parameters' and needs exactly one: "
+            'begin it with the line `# %% tags=["parameters"]`.'
+        )
+    return parse_parameters(cells[0].source, source.stem)
+
+
+def parse_parameters(cell: str, notebook: str) -> dict[str, Parameter]:
+    """The parameters that the text of a ``parameters`` cell declares; ``notebook`` names it in messages."""
+    comments = _trailing_comments(cell)
+    parameters = {}
+    for statement in ast.parse(cell).body:
+        parameter = _parse_assignment(statement, comments.get(statement.end_lineno, ""))
+        if parameter is None:
+            raise StudyError(
+                f"{notebook}: line {statement.lineno} of the parameters cell, `{ast.unparse(statement)}`, is not "
+                "plain: write `name = value  # help` with text, a whole number, a number, True/False or a list."
+            )
+        parameters[parameter.name] = parameter
+    return parameters
+
+
+def _trailing_comments(cell: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(cell).readline)
+    return {token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT}
+
+
+def _parse_assignment(statement: ast.stmt, comment: str) -> Parameter | None:
+    """The parameter an assignment declares, or None if it is not a plain one."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target, annotation = statement.targets[0], None
+    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        target, annotation = statement.target, ast.unparse(statement.annotation)
+    else:
+        return None
+    try:
+        default = ast.literal_eval(statement.value)
+    except ValueError:
+        return None
+    element = None
+    if isinstance(default, list):
+        kinds = {type(item) for item in default}
+        element = kinds.pop() if len(kinds) == 1 else None
+        named = {f"list[{kind.__name__}]": kind for kind in (str, int, float, bool)}
+        element = named.get(annotation, element)
+        plain = annotation in (None, "list", *named)
+    else:
+        plain = annotation in (None, type(default).__name__)
+    if not isinstance(target, ast.Name) or type(default) not in _WORDS or not plain:
+        return None
+    return Parameter(target.id, type(default), default, comment, element)
+
+
+def check_names(names: Iterable[str], declared: Iterable[str], notebook: str) -> None:
+    """Raise a StudyError for the first name that is not declared, with the closest declared one."""
+    declared = list(declared)
+    for name in names:
+        if name not in declared:
+            closest = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+            guess = f"did you mean {closest[0]!r}" if closest else "choose one of them"
+            raise StudyError(f"{notebook} has no parameter {name!r}; it takes {', '.join(declared)}: {guess}.")
+
+
+def check_value(parameter: Parameter, value: object, notebook: str) -> object:
+    """The value with the declared type; a whole number is taken where a number is expected."""
+    if parameter.type is list and isinstance(value, list):
+        if parameter.element is None:
+            return value
+        return [_checked(parameter, item, parameter.element, notebook) for item in value]
+    return _checked(parameter, value, parameter.type, notebook)
+
+
+def _checked(parameter: Parameter, value: object, wanted: type, notebook: str) -> object:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise StudyError(
+            f"parameter {parameter.name!r} of {notebook} must be {parameter.expected} such as {parameter.default!r}, "
+            f"not {value!r} ({type(value).__name__})."
+        )
+    return value
+
+
+def check_values(declared: Mapping[str, Parameter], values: Mapping[str, object], notebook: str) -> dict[str, object]:
+    """The values, checked by name and by type."""
+    check_names(values, declared, notebook)
+    return {name: check_value(declared[name], value, notebook) for name, value in values.items()}
+
+
+def parse_text(parameter: Parameter, text: str, notebook: str) -> object:
+    """The value that a text typed on the command line means, by the declared type.
+
+    ``0.3`` is a number, ``true`` is True, ``[1, 2]`` and ``1,2`` are lists; brackets may leave out the quotes of texts.
+    """
+    try:
+        if parameter.type is list:
+            return _parse_list(text, parameter.element)
+        return _parse_scalar(text, parameter.type)
+    except (ValueError, KeyError):
+        raise StudyError(
+            f"parameter {parameter.name!r} of {notebook} must be {parameter.expected} such as {parameter.default!r}, "
+            f"not {text!r}."
+        ) from None
+
+
+def _parse_scalar(text: str, wanted: type) -> object:
+    return _TRUTH[text.strip().lower()] if wanted is bool else wanted(text)
+
+
+def _parse_list(text: str, element: type | None) -> list:
+    inner = text.strip().removeprefix("[").removesuffix("]")
+    if not inner.strip():
+        return []
+    try:
+        items = ast.literal_eval(f"[{inner}]")
+    except (SyntaxError, ValueError):
+        items = [item.strip().strip("'\"") for item in inner.split(",")]
+    if element is None:
+        return items
+    return [item if type(item) is element else _parse_scalar(str(item), element) for item in items]

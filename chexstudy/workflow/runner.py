@@ -1,0 +1,373 @@
+"""Runs notebooks without a screen: the percent-format source, converted in memory, executed by papermill.
+
+Everything is checked before the first cell runs: notebooks, profile, names and types of parameters. The kernel is this
+very interpreter, whatever kernels are registered on the machine, and talks over sockets in a folder of its own, so that
+runs started side by side never meet.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from chexstudy import paths
+from chexstudy.children import fits_sockets, name_parent, temporary_folder
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, atomic_path, remove_leftovers
+from chexstudy.workflow.executed import clean_notebook, hide_names
+from chexstudy.workflow.identity import (
+    CHANGE,
+    begin_notebook,
+    check_accepted,
+    choose_profile,
+    end_notebook,
+    is_free,
+    read_identity,
+    settle_values,
+)
+from chexstudy.workflow.locks import hold_study, inherited_descriptors
+from chexstudy.workflow.notebook import notebook_environment
+from chexstudy.workflow.parameters import Parameter, check_values, read_parameters
+from chexstudy.workflow.profiles import Profile, read_profile, resolve_parameters
+
+TIMINGS = "timings.json"
+
+
+class NotebookFailure(StudyError):
+    """A notebook stopped. ``by_study`` tells a problem the user can mend from an unexpected exception."""
+
+    def __init__(self, sentence: str, executed: Path, by_study: bool):
+        super().__init__(f"{sentence}\nThe notebook up to there: {executed}")
+        self.sentence = sentence
+        self.executed = executed
+        self.by_study = by_study
+
+
+def list_notebooks(folder: Path | None = None) -> list[str]:
+    """Names of the notebooks in the order they run, for example ``01_build_cohort``."""
+    folder = folder or paths.NOTEBOOKS
+    names = sorted(path.stem for path in folder.glob("[0-9][0-9]_*.py"))
+    if not names:
+        raise StudyError(
+            f"there are no notebooks at {folder}: install chexstudy from a checkout with `pip install -e .`."
+        )
+    return names
+
+
+def find_notebook(name: str, folder: Path | None = None) -> str:
+    """The notebook meant by a full name, a file name, or a number such as ``4`` or ``04``."""
+    known = list_notebooks(folder)
+    wanted = Path(name).stem
+    if wanted in known:
+        return wanted
+    numbered = [notebook for notebook in known if wanted.isdigit() and int(notebook[:2]) == int(wanted)]
+    if numbered:
+        return numbered[0]
+    closest = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
+    guess = f"did you mean {closest[0]!r}" if closest else "choose one, or all"
+    raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known)}: {guess}.")
+
+
+def run_notebook(
+    name: str, profile: str | None = None, parameters: Mapping[str, object] | None = None, **options
+) -> Path:
+    """Run one notebook; see :func:`run_notebooks`. Returns the path of the executed notebook."""
+    return run_notebooks([name], profile, parameters, **options)[0]
+
+
+def run_all(profile: str | None = None, parameters: Mapping[str, object] | None = None, **options) -> list[Path]:
+    """Run every notebook in order; see :func:`run_notebooks`."""
+    return run_notebooks(None, profile, parameters, **options)
+
+
+def run_notebooks(
+    names: list[str] | None,
+    profile: str | None = None,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    study: str | None = None,
+    change: Collection[str] = (),
+    from_text: bool = False,
+    online: bool = False,
+    quiet: bool = False,
+    folder: Path | None = None,
+) -> list[Path]:
+    """Run notebooks one after the other into ``runs/<study>/notebooks``.
+
+    Args:
+        names: which notebooks; None runs all of them.
+        profile: a profile's name, or the path of a profile file; the study's own if not given.
+        parameters: values that win over the profile's; each is given to the notebooks that take it, and at least one
+            must.
+        study: name of the study; the profile's name if not given.
+        change: parameters whose values may differ from those the study has.
+        from_text: the values of ``parameters`` are texts, converted to the declared types.
+        online: let the notebooks download models.
+        quiet: do not repeat what the notebooks print.
+        folder: where the notebooks lie, with their profiles in ``profiles/``.
+
+    Returns:
+        Paths of the executed notebooks.
+
+    Raises:
+        StudyError: a notebook, profile or parameter is unknown, a value has the wrong type, the study has other
+            values, or another run is at work on it; nothing was started.
+        NotebookFailure: a notebook stopped; the cells up to there are kept as ``NN_name.failed.ipynb``.
+    """
+    # No process can start in a folder that was removed.
+    paths.working_folder()
+    folder = folder or paths.NOTEBOOKS
+    known = list_notebooks(folder)
+    chosen = known if names is None else [find_notebook(name, folder) for name in names]
+    overrides = dict(parameters or {})
+    run = Run(_choose_study(overrides, study, profile, folder))
+    declared = {name: read_parameters(folder / f"{name}.py") for name in known}
+    check_accepted(change, declared)
+    plan = choose_profile(run, profile, folder / "profiles")
+    resolve_parameters(declared, plan, chosen, overrides, run.study, from_text=from_text)
+    asked = resolve_parameters(declared, Profile(plan.name), chosen, overrides, run.study, from_text=from_text)
+    # What notebooks are told accepts all.
+    accepted = True if any(values.get(CHANGE) for values in asked.values()) else change
+    with hold_study(run, _name_run(chosen)):
+        values = settle_values(run, declared, asked, plan, is_given=profile is not None, accepted=accepted)
+        _announce(plan, run, is_everything=chosen == known)
+        return _execute_in_order(folder, run, declared, values, plan.name, online=online, quiet=quiet)
+
+
+def rerun_notebooks(study: str, *, quiet: bool = False, folder: Path | None = None) -> list[Path]:
+    """Run the notebooks of a study again with its values and what else they were last run with.
+
+    Steps whose artifacts are current are reused, so this draws the figures anew.
+    """
+    folder = folder or paths.NOTEBOOKS
+    run = Run(study)
+    records = run.read_json(TIMINGS, "`chexstudy run all`")["notebooks"]
+    declared, asked = {}, {}
+    is_known = read_identity(run) is not None
+    for name in sorted(records):
+        declared[name] = read_parameters(folder / f"{name}.py")
+        recorded = check_values(declared[name], records[name]["parameters"], f"{name} (as recorded in {TIMINGS})")
+        # The values that make the study what it is may have changed since.
+        asked[name] = {
+            parameter.name: recorded.get(parameter.name, parameter.default)
+            for parameter in declared[name].values()
+            if is_free(parameter.name) or not is_known
+        }
+    plan = choose_profile(run, None, folder / "profiles")
+    with hold_study(run, "`chexstudy figures`"):
+        values = settle_values(run, declared, asked, plan)
+        return _execute_in_order(folder, run, declared, values, plan.name, online=False, quiet=quiet)
+
+
+def _name_run(chosen: list[str]) -> str:
+    return f"a run of {chosen[0]}" + (f" to {chosen[-1]}" if len(chosen) > 1 else "")
+
+
+def _execute_in_order(
+    folder: Path,
+    run: Run,
+    declared: Mapping[str, Mapping[str, Parameter]],
+    values: Mapping[str, dict[str, object]],
+    profile: str,
+    *,
+    online: bool,
+    quiet: bool,
+) -> list[Path]:
+    """Execute the notebooks of ``values``, say how far they are, and record what each took."""
+    executed, states = [], {}
+    remove_leftovers(run.folder)
+    try:
+        for position, (name, settled) in enumerate(values.items(), start=1):
+            parameters = _parameters_to_inject(declared[name], settled, run.study)
+            place = f"[{position}/{len(values)}] {name}"
+            print(place, flush=True)
+            start, state = time.monotonic(), "failed"
+            begin_notebook(run, name, settled)
+            try:
+                executed.append(_execute(folder / f"{name}.py", run, parameters, online=online, quiet=quiet))
+                state = "done"
+                end_notebook(run, name)
+            except KeyboardInterrupt:
+                state = "stopped"
+                raise
+            finally:
+                states[name] = state, time.monotonic() - start
+                print(f"{place} {state} after {states[name][1]:.1f} s", flush=True)
+                _record_timing(run, name, *states[name], profile, parameters)
+    finally:
+        _summarise(states, list(values), run)
+    return executed
+
+
+def _choose_study(overrides: dict[str, object], study: str | None, profile: str | None, folder: Path) -> str:
+    given = overrides.pop("study", None)
+    if given is not None and study is not None and given != study:
+        raise StudyError(f"the study is named twice, {study!r} and {given!r}: give it once.")
+    chosen = given if given is not None else study
+    return str(chosen if chosen is not None else read_profile(profile or "demo", folder / "profiles").name)
+
+
+def _parameters_to_inject(
+    declared: Mapping[str, Parameter], values: Mapping[str, object], study: str
+) -> dict[str, object]:
+    """What papermill writes into the executed notebook: the values that are not the notebook's own."""
+    changed = {name: value for name, value in values.items() if value != declared[name].default}
+    return changed | ({"study": study} if "study" in declared else {})
+
+
+def _announce(profile: Profile, run: Run, *, is_everything: bool) -> None:
+    print(f"{profile.title or profile.name}: {profile.description}".rstrip(": "))
+    if profile.cost:
+        print(f"Expected cost{'' if is_everything else ' of all notebooks together'}: {profile.cost}")
+    print(f"Study {run.study!r} is written to {run.folder}", flush=True)
+
+
+def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool, quiet: bool) -> Path:
+    """Execute one notebook into the run folder and return where it lies."""
+    import jupytext
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    # Failures are told once, below, in our own words; asyncio would tell again of a kernel that Ctrl-C ended.
+    for name in ("papermill", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
+    final = run.path(f"notebooks/{source.stem}.ipynb")
+    failed = final.with_suffix(".failed.ipynb")
+    own = {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": str(paths.working_folder())}
+    environment = notebook_environment(online) | own | name_parent()
+    with (
+        temporary_folder() as sockets,
+        atomic_path(final) as partial,
+        _kept_on_failure(partial, failed),
+    ):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                # papermill fills parameters into the braces of a path.
+                str(partial).replace("{", "{{").replace("}", "}}"),
+                parameters=values,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=None if quiet else _IndentedLines(),
+                kernel_manager_class=_kernel_manager(sockets, environment),
+            )
+        except papermill.PapermillExecutionError as error:
+            by_study = error.ename == StudyError.__name__
+            last_words = error.evalue if by_study else f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+            last_words = hide_names(run, last_words)
+            sentence = last_words if by_study else f"{source.stem} stopped in cell {error.exec_count} with {last_words}"
+            raise NotebookFailure(sentence, failed, by_study) from None
+        except DeadKernelError:
+            print((sockets / "kernel.log").read_text(errors="replace")[-4000:], file=sys.stderr, end="")
+            raise NotebookFailure(
+                f"{source.stem}: its Python process died, most often because memory ran out: try a smaller profile.",
+                failed,
+                by_study=False,
+            ) from None
+        finally:
+            clean_notebook(partial, run)
+    failed.unlink(missing_ok=True)
+    return final
+
+
+@contextlib.contextmanager
+def _kept_on_failure(partial: Path, failed: Path) -> Iterator[None]:
+    """Keep what was executed so far where the user can look at it."""
+    try:
+        yield
+    except OSError:
+        # A full disk cut the notebook itself off: half a file is of no use to anyone.
+        raise
+    except BaseException:
+        if partial.exists():
+            os.replace(partial, failed)
+        raise
+
+
+def _kernel_manager(sockets: Path, environment: dict[str, str]) -> type:
+    """A kernel manager class for one run: this interpreter, with sockets of its own."""
+    import zmq
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    address = {"transport": "ipc", "ip": f"{sockets}/kernel"} if zmq.has("ipc") and fits_sockets(sockets) else {}
+
+    class OwnKernel(AsyncKernelManager):
+        def __init__(self, **options):
+            super().__init__(**options, **address, connection_file=f"{sockets}/connection.json")
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            # Jupyter fills variables into what follows a dollar sign.
+            literal = {name: value.replace("$", "$$") for name, value in environment.items()}
+            return KernelSpec(argv=command, display_name="chexstudy", language="python", env=literal)
+
+        async def start_kernel(self, **options) -> None:
+            # What notebooks print is captured; the kernel's own last words would only clutter a Ctrl-C.
+            with open(f"{sockets}/kernel.log", "wb") as log:
+                await super().start_kernel(**options, stderr=log, pass_fds=inherited_descriptors())
+
+    return OwnKernel
+
+
+class _IndentedLines:
+    """Repeats what a notebook prints on the terminal, indented under the notebook's name."""
+
+    def __init__(self):
+        self._at_line_start = True
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines(keepends=True):
+            sys.stdout.write(("      " if self._at_line_start else "") + line)
+            self._at_line_start = line.endswith("\n")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
+    damage = run.find_damage(TIMINGS) if run.has(TIMINGS) else ""
+    if damage:
+        print(f"{TIMINGS} of study {run.study!r} {damage}: it is begun anew.", flush=True)
+    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) and not damage else {"notebooks": {}}
+    kibibyte = 1 if sys.platform == "darwin" else 1024
+    entry = {
+        "state": state,
+        "seconds": round(seconds, 2),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "profile": profile,
+        "parameters": values,
+        # Of all processes waited for so far in this call; a notebook's several processes are not added up.
+        "largest_process_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kibibyte,
+    }
+    former = known["notebooks"].get(name, {})
+    if state != "done" and former.get("state") == "done":
+        # What a run that ended well was started with still says how its artifacts came to be.
+        known["notebooks"][name] = former | {"unfinished": entry}
+    else:
+        known["notebooks"][name] = entry
+    known["seconds"] = round(sum(entry["seconds"] for entry in known["notebooks"].values()), 2)
+    known["machine"] = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    run.write_json(TIMINGS, known)
+
+
+def _summarise(states: Mapping[str, tuple[str, float]], planned: list[str], run: Run) -> None:
+    if len(planned) > 1:
+        width = max(map(len, planned))
+        print(f"\n{'notebook':<{width}}  {'state':<8}  seconds")
+        for name in planned:
+            state, seconds = states.get(name, ("not run", 0.0))
+            print(f"{name:<{width}}  {state:<8}  {seconds:7.1f}")
+        print(f"{'all':<{width}}  {'':<8}  {sum(seconds for _, seconds in states.values()):7.1f}")
+    print(f"Executed notebooks and artifacts: {run.folder}", flush=True)
