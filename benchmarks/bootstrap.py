@@ -16,14 +16,9 @@ from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from chexstudy.statistics.bootstrap import bootstrap_patients, count_scarcer_patients, interval
 from chexstudy.statistics.delong import compare_areas, correlate_areas
-from chexstudy.statistics.ranking import (
-    auroc,
-    bootstrap_patients,
-    count_scarcer_patients,
-    interval,
-    rank_metrics,
-)
+from chexstudy.statistics.ranking import auroc, rank_metrics
 
 DEFAULT_STUDY = {"cases": 1000, "findings": 24, "resamples": 1000}
 

@@ -14,9 +14,9 @@ from chexstudy.curation.quality.audit import (
     describe_audit,
     list_audit,
 )
-from chexstudy.curation.quality.keep_rates import wilson_interval
 from chexstudy.errors import StudyError
 from chexstudy.results import validate_results
+from chexstudy.statistics.proportions import wilson_interval
 
 
 def make_cohort(patients=200, seed=0, most_images=3):

@@ -5,9 +5,9 @@ import pytest
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import COLUMNS, ModelScores, compare_score_tables
 from chexstudy.evaluation.scores import compare_scores, measure_seeds
+from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.statistics.delong import compare_areas, correlate_areas
 from chexstudy.statistics.multiple_testing import correct_by_holm
-from chexstudy.statistics.ranking import bootstrap_patients
 
 FINDINGS = ["Edema", "Mass", "Hernia"]
 TIERS = {"Edema": "head", "Mass": "tail"}

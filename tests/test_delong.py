@@ -4,13 +4,9 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from chexstudy.errors import StudyError
+from chexstudy.statistics.bootstrap import bootstrap_patients, count_scarcer_patients, paired_difference
 from chexstudy.statistics.delong import area_interval, compare_areas, correlate_areas
-from chexstudy.statistics.ranking import (
-    auroc,
-    bootstrap_patients,
-    count_scarcer_patients,
-    paired_difference,
-)
+from chexstudy.statistics.ranking import auroc
 
 # Made by pROC 1.18.0 in R 4.2.2, 17 digits printed, for each data set (labels l, scores a and b):
 #   ra <- roc(l, a, levels=c(0,1), direction="<"); rb <- roc(l, b, levels=c(0,1), direction="<")

@@ -18,7 +18,8 @@ from chexstudy.evaluation.comparison.gains_by_prevalence import (
 from chexstudy.evaluation.scores import write_scores
 from chexstudy.results import add_results
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import auroc, average_precision, bootstrap_patients
+from chexstudy.statistics.bootstrap import bootstrap_patients
+from chexstudy.statistics.ranking import auroc, average_precision
 
 
 def make_cohort(labels, names):

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.quality.keep_rates import wilson_interval
 from chexstudy.curation.quality.subset_metrics import KEPT_COLUMNS, measure_kept
 from chexstudy.errors import StudyError
+from chexstudy.statistics.proportions import wilson_interval
 
 # Eight pairs on a circle; 0 and 1, and 4 and 5, are near-duplicates.
 ANGLES = np.radians([0, 2, 20, 40, 90, 91, 150, 180])

@@ -10,11 +10,11 @@ from chexstudy.curation.quality.keep_rates import (
     measure_prevalence,
     prevalence_tiers,
     tiers_of_pairs,
-    wilson_interval,
 )
 from chexstudy.errors import StudyError
 from chexstudy.results import add_results
 from chexstudy.runs import Run
+from chexstudy.statistics.proportions import wilson_interval
 
 
 def make_cohort(labels, patients=None, origins=None):

@@ -17,7 +17,7 @@ from chexstudy.evaluation.image_text.retrieval import (
 )
 from chexstudy.results import add_results
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import bootstrap_patients
+from chexstudy.statistics.bootstrap import bootstrap_patients
 
 
 def on_circle(*degrees):

@@ -14,7 +14,8 @@ from chexstudy.evaluation.scores import (
 )
 from chexstudy.results import add_results, read_results
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import auroc, bootstrap_patients, interval
+from chexstudy.statistics.bootstrap import bootstrap_patients, interval
+from chexstudy.statistics.ranking import auroc
 
 FINDINGS = ["Cardiomegaly", "Nodule", "Hernia", "Mass"]
 PLACE = {"arm": "curated", "seed": 0, "task": "zero_shot", "data_set": "phantom/test"}

@@ -14,7 +14,8 @@ from chexstudy.evaluation.robustness.spectrum import (
     reweigh_average_precision,
     reweigh_ppv,
 )
-from chexstudy.statistics.ranking import average_precision, bootstrap_patients
+from chexstudy.statistics.bootstrap import bootstrap_patients
+from chexstudy.statistics.ranking import average_precision
 
 FINDINGS = ["No Finding", "Mass", "Hernia", "Support Devices"]
 NAN = np.nan

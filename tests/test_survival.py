@@ -29,7 +29,7 @@ from chexstudy.evaluation.outcomes.survival import (
     group_risk,
     survival_at,
 )
-from chexstudy.statistics.ranking import bootstrap_patients
+from chexstudy.statistics.bootstrap import bootstrap_patients
 
 
 def simulate(n, betas, seed, rate=0.05, horizon=(4.0, 10.0), step=0.0):

@@ -11,7 +11,7 @@ from chexstudy.evaluation.image_text.zero_shot import (
     warn_inverted,
 )
 from chexstudy.evaluation.scores import measure_scores
-from chexstudy.statistics.ranking import bootstrap_patients
+from chexstudy.statistics.bootstrap import bootstrap_patients
 
 FINDINGS = ["Mass", "Hernia"]
 

@@ -15,17 +15,15 @@ import pandas as pd
 from chexstudy.errors import StudyError
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     Difference,
     count_patients,
     count_scarcer_patients,
     interval,
-    known_labels,
-    macro_mean,
     paired_difference,
-    rank_metrics,
     resample_seeds,
 )
+from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
 
 METRICS = ("auroc", "auprc")
 MACRO = "macro"

@@ -27,14 +27,8 @@ from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budge
 from chexstudy.pretraining.arms.definitions import name_variant, read_costs
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
-from chexstudy.statistics.ranking import (
-    auroc,
-    bootstrap_patients,
-    count_patients,
-    interval,
-    macro_mean,
-    resample_seeds,
-)
+from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval, resample_seeds
+from chexstudy.statistics.ranking import auroc, macro_mean
 
 ZERO_SHOT, DIFFERENCE, SAVING = "budget_zero_shot", "budget_zero_shot_difference", "budget_saving"
 # What is counted of a training, and the metric of a saving of it.

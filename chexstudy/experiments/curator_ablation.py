@@ -29,7 +29,7 @@ from chexstudy.pretraining.training.scoring import Scores
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import CONFIDENCE
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 REFERENCE = "published"
 CURATED = "curated"

@@ -32,8 +32,7 @@ from chexstudy.pretraining.training.subsets import BASELINE
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.multiple_testing import correct_by_holm
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
     Difference,
@@ -41,6 +40,7 @@ from chexstudy.statistics.ranking import (
     count_patients,
     difference_p_values,
 )
+from chexstudy.statistics.multiple_testing import correct_by_holm
 
 SAME_DATA, SAME_COMPUTE = "same_data", "same_compute"
 KEPT, ZERO_SHOT, DIFFERENCE = "method_curation", "method_zero_shot", "method_zero_shot_difference"

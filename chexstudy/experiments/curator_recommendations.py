@@ -20,7 +20,7 @@ from chexstudy.experiments.curator_comparison import (
 from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.pretraining.training.subsets import BASELINE
 from chexstudy.results import OVER_SEEDS
-from chexstudy.statistics.ranking import CONFIDENCE
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 _KEPT_HEADINGS = {
     ("rare_recall", "tail"): "rare recall",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.ranking import interval
+from chexstudy.statistics.bootstrap import interval
 
 REACHED, AT_LEAST, AT_MOST = "reached", "at_least", "at_most"
 
@@ -95,7 +95,7 @@ def measure_saving(cheap: Curve, dear: Curve, patients: float | None = None) -> 
     Args:
         cheap: what saves.
         dear: against what.
-        patients: on how many the performance rests, as in `chexstudy.statistics.ranking.interval`.
+        patients: on how many the performance rests, as in `chexstudy.statistics.bootstrap.interval`.
     """
     if min(len(cheap.costs), len(dear.costs)) != 1:
         raise StudyError("a saving is measured at one performance: give a curve and a single point, not two curves.")

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.label_planning.fitting import TOLD
+from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, interval
 from chexstudy.statistics.proportions import measure_proportion
-from chexstudy.statistics.ranking import RESAMPLES, bootstrap_patients, interval
 
 EVERY = "all"
 # How a forecast is made: the posterior's median, least squares, or the last AUROC seen.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.label_planning.posterior import Posterior
-from chexstudy.statistics.ranking import CONFIDENCE
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 
 def trace_bands(

@@ -14,7 +14,7 @@ from scipy.special import betainc
 from scipy.stats import beta
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.ranking import CONFIDENCE
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 # Equally likely values that stand for the posterior of a prevalence: far more than an interval's ends can tell apart.
 _NODES = 400

@@ -37,7 +37,8 @@ from chexstudy.label_planning.files import CURVES
 from chexstudy.label_planning.observations import FEWEST_POINTS
 from chexstudy.progress import progress
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import CONFIDENCE, known_labels, rank_metrics
+from chexstudy.statistics.bootstrap import CONFIDENCE
+from chexstudy.statistics.ranking import known_labels, rank_metrics
 
 TASK = "learning_curve"
 SETTINGS = "label_budget/settings.parquet"

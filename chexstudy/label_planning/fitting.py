@@ -19,7 +19,7 @@ from scipy.stats import f as fisher
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.families import CHANCE, FAMILIES, PERFECT, POWER3, Family, find_families
 from chexstudy.label_planning.observations import LearningCurve, Noise, estimate_noise, name_curves, weigh_points
-from chexstudy.statistics.ranking import CONFIDENCE
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 RESAMPLES = 1000
 # A plateau known less well than this is no answer: it is the whole difference between poor and good encoders.

@@ -24,7 +24,7 @@ from chexstudy.label_planning.observations import (
 )
 from chexstudy.label_planning.posterior import Posterior, infer_curves
 from chexstudy.results import OVER_SEEDS
-from chexstudy.statistics.ranking import CONFIDENCE
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 FORECAST, PLAN, FAMILY = "label_forecast", "label_plan", "curve_family"
 REACHED, NEEDED, UNREACHABLE, TOO_FEW = "reached", "needed", "unreachable", "not evaluable"

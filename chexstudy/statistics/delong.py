@@ -7,8 +7,8 @@ right for several images a patient, and equal to the first for one. On several i
 of itself where a patient's images share the label, and too unsure where they differ in it.
 
 Both are large-sample estimates with normal intervals: with few patients of a class, with training seeds, for macro
-means or for average precision, use the bootstrap of `chexstudy.statistics.ranking` or the permutation test of
-`chexstudy.statistics.multiple_testing`.
+means or for average precision, use the bootstrap of `chexstudy.statistics.bootstrap` or the permutation test of
+`chexstudy.statistics.permutation`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ import numpy as np
 from scipy.stats import norm
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.ranking import CONFIDENCE, known_labels
+from chexstudy.statistics.bootstrap import CONFIDENCE
+from chexstudy.statistics.ranking import known_labels
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ that the patients (and seeds) show.
 """
 
 import numpy as np
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.ranking import CONFIDENCE, LEAST_PATIENTS
+from chexstudy.statistics.bootstrap import CONFIDENCE, LEAST_PATIENTS
 
 
 def measure_proportion(
@@ -71,4 +72,12 @@ def score_interval(share: float, n: float, quantile: float) -> tuple[float, floa
     square = quantile**2 / n
     centre = (share + square / 2) / (1 + square)
     half = np.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def wilson_interval(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; ``n`` may be an effective number (Wilson 1927)."""
+    z = norm.ppf(0.5 + confidence / 2)
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)

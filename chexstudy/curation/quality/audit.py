@@ -12,12 +12,12 @@ import pandas as pd
 
 from chexstudy.cohort.groups import NEAR_DUPLICATE, Group, list_groups, mark_near_duplicates
 from chexstudy.cohort.table import NO_FINDING, read_cohort
-from chexstudy.curation.quality.keep_rates import wilson_interval
 from chexstudy.curation.records.subsets import read_subset
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
+from chexstudy.statistics.bootstrap import bootstrap_patients, interval
 from chexstudy.statistics.multiple_testing import correct_by_holm
-from chexstudy.statistics.ranking import bootstrap_patients, interval
+from chexstudy.statistics.proportions import wilson_interval
 
 RESAMPLES = 2000
 SIGNIFICANCE = 0.05
@@ -61,7 +61,7 @@ def audit_selection(
 
     Groups are those of `chexstudy.cohort.groups.list_groups`.
 
-    **Interval.** Percentile bootstrap over patients, expanded for few of them (`chexstudy.statistics.ranking`). It
+    **Interval.** Percentile bootstrap over patients, expanded for few of them (`chexstudy.statistics.bootstrap`). It
     has no width where none or all of a group were kept and is not given below five patients; there Wilson's interval
     stands, with the number of patients as n, which is cautious where a patient has several images.
 

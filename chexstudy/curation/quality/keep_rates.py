@@ -8,13 +8,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import TIERS
 from chexstudy.results import OVER_SEEDS
-from chexstudy.statistics.ranking import CONFIDENCE, known_labels
+from chexstudy.statistics.proportions import clustered_variance, wilson_interval
+from chexstudy.statistics.ranking import known_labels
 from chexstudy.vectors.umap import nearest_rows
 
 # The division of CXR-LT (Holste et al. 2024, Medical Image Analysis 97): a head finding is on more than 10 % of the
@@ -274,10 +275,10 @@ def _keep_rate(members, kept, patients) -> tuple:
     if 0 < hits < decisions and count > 1:
         residual = kept[members] - rate
         own_seeds = np.nonzero(members)[0]
-        variance = _clustered_variance(residual, own_patients)
+        variance = clustered_variance(residual, own_patients)
         if seeds > 1:
-            both = _clustered_variance(residual, pd.factorize(own_patients * seeds + own_seeds)[0])
-            variance += max(0.0, _clustered_variance(residual, own_seeds) - both)
+            both = clustered_variance(residual, pd.factorize(own_patients * seeds + own_seeds)[0])
+            variance += max(0.0, clustered_variance(residual, own_seeds) - both)
         effective = decisions / max(1.0, variance / (rate * (1 - rate) / (decisions - 1)))
     else:
         effective = count
@@ -285,18 +286,3 @@ def _keep_rate(members, kept, patients) -> tuple:
     relative = [one / overall if overall > 0 else np.nan for one in (rate, low, high)]
     kept_share = hits / kept.sum() if overall > 0 else np.nan
     return (seeds, n, count, hits / seeds, rate, low, high, share, kept_share, *relative)
-
-
-def _clustered_variance(residual: np.ndarray, cluster: np.ndarray) -> float:
-    """Variance of a mean from its residuals ``(n,)`` and the number of the cluster each is in."""
-    count = cluster.max() + 1
-    totals = np.bincount(cluster, weights=residual)
-    return float(np.sum(totals**2)) / len(residual) ** 2 * count / max(1, count - 1)
-
-
-def wilson_interval(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; ``n`` may be an effective number (Wilson 1927)."""
-    z = norm.ppf(0.5 + confidence / 2)
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -7,13 +7,8 @@ import pandas as pd
 
 from chexstudy.curation.quality.pair_mismatch import Doubt
 from chexstudy.errors import StudyError
-from chexstudy.statistics.ranking import (
-    RESAMPLES,
-    auroc,
-    bootstrap_patients,
-    count_scarcer_patients,
-    interval,
-)
+from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, count_scarcer_patients, interval
+from chexstudy.statistics.ranking import auroc
 
 SCORES = ("doubt", "mismatch", "isolation", "clip_score")
 WRONG = ("mismatched", "junk", "either")

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
-from chexstudy.curation.quality.keep_rates import wilson_interval
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import TIERS
-from chexstudy.statistics.ranking import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval
+from chexstudy.statistics.proportions import wilson_interval
 from chexstudy.vectors.umap import nearest_rows
 
 NEIGHBOURS = 10
@@ -74,7 +74,7 @@ def measure_kept(
       of its density: sparse regions count by the room they take, not by how few they are.
     - ``mismatched_kept``, ``junk_kept``: share kept of the pairs with a wrong report, and without a chest radiograph.
 
-    Intervals of shares are from drawing patients (`chexstudy.statistics.ranking`). Where all or none count, no
+    Intervals of shares are from drawing patients (`chexstudy.statistics.bootstrap`). Where all or none count, no
     resample could differ; the interval is then Wilson's with the number of patients. Distances and entropies have none.
 
     Args:

@@ -18,7 +18,8 @@ from threadpoolctl import threadpool_limits
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import measure_scores
 from chexstudy.progress import progress
-from chexstudy.statistics.ranking import RESAMPLES, auroc, bootstrap_patients, known_labels, macro_mean
+from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
+from chexstudy.statistics.ranking import auroc, known_labels, macro_mean
 
 # Inverse strength of the penalty, from strong to weak, for features of unit variance.
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

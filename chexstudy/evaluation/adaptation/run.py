@@ -26,7 +26,7 @@ from chexstudy.evaluation.scores import (
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.results import COLUMNS, OVER_SEEDS
-from chexstudy.statistics.ranking import bootstrap_patients
+from chexstudy.statistics.bootstrap import bootstrap_patients
 
 ADAPTATION = "adaptation"
 ADAPTATION_DIFFERENCE = "adaptation_difference"

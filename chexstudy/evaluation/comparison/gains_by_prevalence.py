@@ -21,18 +21,16 @@ from chexstudy.pretraining.arms.definitions import choose_arms
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     LEAST_PATIENTS,
     RESAMPLES,
     bootstrap_patients,
     count_patients,
     count_scarcer_patients,
     interval,
-    known_labels,
-    macro_mean,
     paired_difference,
-    rank_metrics,
 )
+from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
 
 GAIN_METRICS = ("auroc", "auprc", "normalised_auprc", "auprc_log2_lift")
 # Of these the study has rows of per-finding differences already: those that compare the arms.

@@ -18,22 +18,20 @@ from chexstudy.evaluation.scores import METRICS, TIERS, group_findings
 from chexstudy.inputs.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.inputs.tables import name_place
 from chexstudy.progress import progress
-from chexstudy.statistics.delong import compare_areas, correlate_areas
-from chexstudy.statistics.multiple_testing import PERMUTATIONS, correct_by_holm, exchange_models
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     LEAST_PATIENTS,
-    auroc,
-    average_precision,
     bootstrap_patients,
     count_patients,
     count_scarcer_patients,
     difference_p_values,
     interval,
-    known_labels,
-    macro_mean,
     paired_difference,
     resample_seeds,
 )
+from chexstudy.statistics.delong import compare_areas, correlate_areas
+from chexstudy.statistics.multiple_testing import correct_by_holm
+from chexstudy.statistics.permutation import PERMUTATIONS, exchange_models
+from chexstudy.statistics.ranking import auroc, average_precision, known_labels, macro_mean
 
 RESAMPLES = 2000
 TESTS = ("auto", "delong", "bootstrap", "permutation")
@@ -97,7 +95,7 @@ def compare_score_tables(
 ) -> Comparison:
     """Compare two models on the same patients.
 
-    Intervals draw patients, and seeds where there are several (`chexstudy.statistics.ranking`). DeLong's p value is
+    Intervals draw patients, and seeds where there are several (`chexstudy.statistics.bootstrap`). DeLong's p value is
     that for patients with several images wherever one has; it and the permutation test take seeds as they are.
 
     Args:

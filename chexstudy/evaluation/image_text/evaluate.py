@@ -46,7 +46,8 @@ from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import RESAMPLES, auroc, bootstrap_patients, macro_mean
+from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
+from chexstudy.statistics.ranking import auroc, macro_mean
 
 _MADE_BY = "04_pretrain_curated"
 _EVALUATED_BY = "05_compare_arms"

@@ -19,7 +19,7 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     RESAMPLES,
     Difference,
     bootstrap_patients,

@@ -16,7 +16,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.retrieval import POLICIES, evaluate_retrieval
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel
 from chexstudy.progress import progress
-from chexstudy.statistics.ranking import RESAMPLES
+from chexstudy.statistics.bootstrap import RESAMPLES
 
 TASK = "retrieval_choice"
 _BATCH = 256

@@ -40,7 +40,8 @@ from chexstudy.evaluation.adaptation.training import read_batch
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.progress import progress
 from chexstudy.runs import Run, require_whole
-from chexstudy.statistics.ranking import bootstrap_patients, count_patients, interval, macro_mean
+from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval
+from chexstudy.statistics.ranking import macro_mean
 
 TASK = "attention"
 FINDING, LUNGS = "finding", "lungs"

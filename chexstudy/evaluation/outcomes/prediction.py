@@ -42,7 +42,7 @@ from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     RESAMPLES,
     bootstrap_patients,
     count_scarcer_patients,

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.ranking import CONFIDENCE, rank_metrics
+from chexstudy.statistics.bootstrap import CONFIDENCE
+from chexstudy.statistics.ranking import rank_metrics
 
 # Weight of half the squared coefficients beside the summed log partial likelihood, for features of unit variance.
 PENALTIES = (1e4, 3e3, 1e3, 3e2, 1e2, 3e1, 1e1, 1.0)

@@ -16,15 +16,9 @@ from scipy.stats import t as student
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.statistics.bootstrap import CONFIDENCE, LEAST_PATIENTS, bootstrap_patients, interval
 from chexstudy.statistics.proportions import measure_proportion
-from chexstudy.statistics.ranking import (
-    CONFIDENCE,
-    LEAST_PATIENTS,
-    bootstrap_patients,
-    interval,
-    known_labels,
-    macro_mean,
-)
+from chexstudy.statistics.ranking import known_labels, macro_mean
 
 BINNINGS = ("mass", "width", "adaptive")
 BINS = 10

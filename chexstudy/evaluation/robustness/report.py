@@ -29,7 +29,8 @@ from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds,
 from chexstudy.evaluation.scores import MACRO, measure_seeds, read_scores, scores_artifact
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
-from chexstudy.statistics.ranking import bootstrap_patients, known_labels
+from chexstudy.statistics.bootstrap import bootstrap_patients
+from chexstudy.statistics.ranking import known_labels
 
 TASKS = ("prompt_family", "spectrum", "operating_point", "calibration")
 # Before any repair, and each repair; the last knows the test set's prevalence, as one knows that of an enriched set.

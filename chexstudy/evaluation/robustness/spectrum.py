@@ -13,18 +13,16 @@ import pandas as pd
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.statistics.ranking import (
+from chexstudy.statistics.bootstrap import (
     LEAST_PATIENTS,
     RESAMPLES,
-    auroc,
     bootstrap_patients,
     count_patients,
     count_scarcer_patients,
     interval,
-    known_labels,
-    macro_mean,
     resample_seeds,
 )
+from chexstudy.statistics.ranking import auroc, known_labels, macro_mean
 
 NEGATIVES = ("all", "healthy", "sick")
 DIFFERENCE = "healthy - sick"

@@ -13,15 +13,9 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, interval, resample_seeds
 from chexstudy.statistics.proportions import measure_proportion
-from chexstudy.statistics.ranking import (
-    RESAMPLES,
-    bootstrap_patients,
-    interval,
-    known_labels,
-    macro_mean,
-    resample_seeds,
-)
+from chexstudy.statistics.ranking import known_labels, macro_mean
 
 PROPORTIONS = ("sensitivity", "specificity", "ppv", "npv")
 METRICS = (*PROPORTIONS, "f1", "youden")

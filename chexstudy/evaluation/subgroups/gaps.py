@@ -37,17 +37,9 @@ from chexstudy.evaluation.subgroups.case_mix import CaseMix, balance_case_mix
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval, resample_seeds
 from chexstudy.statistics.multiple_testing import correct_by_holm
-from chexstudy.statistics.ranking import (
-    LEAST_PATIENTS,
-    RESAMPLES,
-    bootstrap_patients,
-    interval,
-    known_labels,
-    macro_mean,
-    rank_metrics,
-    resample_seeds,
-)
+from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
 
 GROUPINGS = ("sex", "age", "view", "source")
 SUBGROUP, SUBGROUP_GAP = "subgroup", "subgroup_gap"
