@@ -33,7 +33,8 @@ from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels.shards import ShardedImages
 from chexstudy.cohort.pixels.store import PixelStore
 from chexstudy.cohort.quality import check_image
-from chexstudy.encoders.build import NORMALISATIONS, EncoderSpec, build_image_encoder
+from chexstudy.encoders.build import build_image_encoder
+from chexstudy.encoders.spec import NORMALISATIONS, EncoderSpec
 from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels, prefetch
 
 SIDE, GRAIN = 1024, 1.5

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, Dinov2Config, PreTrainedConfig, ViTConfig
 
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel
 from chexstudy.pretraining.models.texts import TokenisedTexts

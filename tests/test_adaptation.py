@@ -8,14 +8,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
-from chexstudy.encoders.build import (
-    EncoderSpec,
-    build_image_encoder,
-    build_text_encoder,
-    load_image_encoder,
-    load_text_encoder,
-    save_encoder,
-)
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder
+from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder, save_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.engine.checkpoint import load_checkpoint, save_checkpoint

@@ -5,7 +5,9 @@ import os
 import pytest
 import torch
 
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder, save_encoder
+from chexstudy.encoders.build import build_image_encoder
+from chexstudy.encoders.checkpoint import save_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.engine.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder, compile_blocks
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder, compile_blocks
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.pretraining.engine.compute import FlopMeter, count_flops, peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.models.texts import TokenisedTexts, encode_texts
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from chexstudy.encoders import embeddings as embedding
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.embeddings import embed_cohort, embed_images, embed_texts, read_embeddings
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

@@ -9,8 +9,9 @@ import torch
 
 from chexstudy import arrays as parts
 from chexstudy.encoders import frozen_features as features_module
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder
+from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.frozen_features import drop_patches, freeze_features, read_features
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

@@ -6,7 +6,8 @@ import torch
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder
+from chexstudy.encoders.build import build_image_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.fine_tuning import FineTuning, fine_tune
 from chexstudy.statistics.ranking import auroc

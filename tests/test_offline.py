@@ -12,7 +12,9 @@ from conftest import make_tiny_study
 from transformers import BertConfig, Dinov2Config, ViTConfig
 
 from chexstudy.encoders import hub
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder, build_text_encoder, save_encoder
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder
+from chexstudy.encoders.checkpoint import save_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.release.modeling_chexstudy import ChexstudyConfig, ChexstudyModel
 

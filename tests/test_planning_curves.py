@@ -6,8 +6,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from chexstudy.encoders.build import EncoderSpec, build_image_encoder
+from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.frozen_features import FrozenFeatures
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.label_planning import curves as curves_module
 from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout, fit_logistic
@@ -329,7 +330,7 @@ class Noise:
 
 
 def test_untrained_encoders_and_folders_are_frozen_under_their_names(home):
-    from chexstudy.encoders.build import save_encoder
+    from chexstudy.encoders.checkpoint import save_encoder
 
     cohort = pd.DataFrame({"image_id": [f"t/{number}" for number in range(6)]})
     encoder = build_image_encoder(EncoderSpec("tiny-resnet", image_size=32), 7)

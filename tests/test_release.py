@@ -37,13 +37,9 @@ from transformers import (
 
 from chexstudy.cli.main import main
 from chexstudy.cohort.images.decode import fit_square, read_radiograph
-from chexstudy.encoders.build import (
-    EncoderSpec,
-    build_image_encoder,
-    build_text_encoder,
-    load_image_encoder,
-    load_text_encoder,
-)
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder
+from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder

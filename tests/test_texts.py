@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from chexstudy.encoders.build import EncoderSpec, build_text_encoder
+from chexstudy.encoders.build import build_text_encoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.models.texts import PackedTexts, TokenisedTexts, cut_into_buckets, encode_texts

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from chexstudy.arrays import Parts, write_rows
 from chexstudy.cohort.reports import training_text
-from chexstudy.encoders.build import ImageEncoder, TextEncoder
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from chexstudy.arrays import Parts, write_rows
-from chexstudy.encoders.build import ImageEncoder
 from chexstudy.encoders.embeddings import PixelSource
+from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, forget_artifact
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from chexstudy.encoders.build import EncoderSpec, ImageEncoder, build_image_encoder
+from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.evaluate import load_arm
 from chexstudy.label_planning.accuracy import EVERY
@@ -28,7 +30,7 @@ def freeze_encoders(
         cohort: its cohort table.
         pixels: its pixels.
         names: arms of the study (``curated``), ``untrained`` (random weights in the architecture of the first arm
-            named, the baseline), and any other encoder as in `chexstudy.encoders.build.EncoderSpec`: a Hub id, with
+            named, the baseline), and any other encoder as in `chexstudy.encoders.spec.EncoderSpec`: a Hub id, with
             ``@revision`` where one is wanted, or a folder.
         seed: of the arms and of random weights.
         device: where the encoders compute.

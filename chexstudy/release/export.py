@@ -20,8 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from chexstudy.cohort.table import read_cohort
-from chexstudy.encoders.build import ImageEncoder, TextEncoder, save_encoder
+from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.hub import quiet_transformers
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.text import TextEncoder
 from chexstudy.encoders.tokenizer import CONTINUATION
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import find_arm, require_current_arm
@@ -75,7 +77,7 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
         if not difference <= _TOLERANCE:
             raise StudyError(
                 f"the arm {arm!r} cannot be released: transformers would give other embeddings (by {difference:.1e}), "
-                "because it runs one of its encoders in another way; use encoders that chexstudy.encoders.build lists."
+                "because it runs one of its encoders in another way; use encoders that chexstudy.encoders.spec lists."
             )
         names = {}
         constants = run.read_json(f"{source}/model/pretraining.json", "04_pretrain_curated")

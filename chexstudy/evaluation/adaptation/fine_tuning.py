@@ -18,8 +18,8 @@ from torch import nn
 
 from chexstudy.cohort.table import label_matrix
 from chexstudy.devices import autocast_dtype
-from chexstudy.encoders.build import ImageEncoder
 from chexstudy.encoders.embeddings import PixelSource, embed_images
+from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.losses import make_loss
 from chexstudy.evaluation.adaptation.training import check_splits

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexstudy.encoders.build import ImageEncoder
 from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.frozen_features import FrozenFeatures
+from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation import fine_tuning
 from chexstudy.evaluation.adaptation.glori import GloriHead, glori_v1, glori_v2

@@ -10,17 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from chexstudy.encoders.build import (
-    EncoderSpec,
-    ImageEncoder,
-    TextEncoder,
-    build_image_encoder,
-    build_text_encoder,
-    hash_weights,
-    load_image_encoder,
-    load_text_encoder,
-    save_encoder,
-)
+from chexstudy.encoders.build import build_image_encoder, build_text_encoder
+from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder, save_encoder
+from chexstudy.encoders.encoder import hash_weights
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.spec import EncoderSpec
+from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
@@ -45,7 +40,7 @@ class ImageTower(nn.Module):
     def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
         """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32.
 
-        ``size`` and ``patches`` are those of `chexstudy.encoders.build.ImageEncoder.forward`.
+        ``size`` and ``patches`` are those of `chexstudy.encoders.image.ImageEncoder.forward`.
         """
         return self.project(self.encoder(pixels, size, patches))
 

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from chexstudy.encoders.build import ImageEncoder, TextEncoder
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
 
 _Encoder = ImageEncoder | TextEncoder
@@ -64,8 +65,8 @@ def has_low_rank_updates(encoder: _Encoder) -> bool:
 def merge_low_rank_updates(encoder: _Encoder) -> None:
     """Add the updates to the weights and take them away: the encoder is again a plain ``transformers`` model.
 
-    Its embeddings stay the same up to rounding, `chexstudy.encoders.build.save_encoder` writes it as any other, and its
-    weights stay frozen. An encoder without updates is left as it is.
+    Its embeddings stay the same up to rounding, `save_encoder` writes it as any other, and its weights stay frozen. An
+    encoder without updates is left as it is.
     """
     if not has_low_rank_updates(encoder):
         return

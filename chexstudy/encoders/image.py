@@ -1,0 +1,301 @@
+"""Pixels to one vector an image, or to the tokens of its last blocks."""
+
+import inspect
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chexstudy.encoders.encoder import Encoder, width_of
+from chexstudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Positions are added once, before the first block, so that patches can be left out after that.
+_DROPS_PATCHES = (
+    *("vit", "deit", "dinov2", "dinov2_with_registers"),
+    *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
+)
+# The normalisation after the last block. CLIP's own forward applies it to [CLS] alone.
+_FINAL_NORMS = {
+    **dict.fromkeys(("vit", "deit", "dinov2", "dinov2_with_registers"), "layernorm"),
+    **dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), "post_layernorm"),
+    "dinov3_vit": "norm",
+}
+# They take any size without being asked to.
+_ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+# The patches to keep and how many there are, for the pass under way in this thread.
+_KEPT_PATCHES: ContextVar[tuple[Tensor, int] | None] = ContextVar("kept_patches", default=None)
+
+
+def _find_embeddings(model: nn.Module) -> str:
+    return next(name for name, _ in model.named_modules() if name.rpartition(".")[2] == "embeddings")
+
+
+def _leave_patches_out(module: nn.Module, inputs: tuple, tokens: Tensor) -> Tensor:
+    """A forward hook of the embeddings: of ``(batch, prefix + patches, width)`` only the kept patches go on."""
+    chosen = _KEPT_PATCHES.get()
+    if chosen is None:
+        return tokens
+    patches, total = chosen
+    prefix, every = tokens.split((tokens.shape[1] - total, total), dim=1)
+    kept = every.gather(1, patches.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    return torch.cat([prefix, kept], dim=1)
+
+
+class ImageEncoder(Encoder):
+    """Pixels to one vector an image.
+
+    Attributes:
+        dim: length of the vector.
+        image_size: side in pixels at which the encoder looks; other sizes are resized inside.
+        token_dim: length of a patch token.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        pooling: str,
+        origin: dict,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__(model, pooling, origin)
+        self.image_size = image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.token_dim = width_of(model)
+        self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        self._embeddings = _find_embeddings(model) if model.config.model_type in _DROPS_PATCHES else None
+        if self._embeddings is not None:
+            model.get_submodule(self._embeddings).register_forward_hook(_leave_patches_out)
+        self._tried_sizes: set[int] = set()
+        self._channels_last = model.config.model_type == "resnet"
+        if self._channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        # uint8 pixel * scale + shift = (pixel / 255 - mean) / std; broadcasting repeats the channel.
+        means, deviations = torch.tensor(self.mean), torch.tensor(self.std)
+        self.register_buffer("_scale", (1 / (255 * deviations)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_shift", (-means / deviations).view(1, -1, 1, 1), persistent=False)
+
+    def check_size(self, size: int) -> None:
+        """Make sure that the encoder can look at ``size`` pixels a side."""
+        config, name = self.model.config, self.origin["name"]
+        if size < 1:
+            raise StudyError(f"{name} cannot look at images of {size} pixels a side: give 1 or more.")
+        patch = getattr(config, "patch_size", None)
+        if not isinstance(patch, int):
+            return
+        if size % patch:
+            below = size // patch * patch
+            raise StudyError(
+                f"{name} cuts images into patches of {patch} pixels, and {size} is no multiple of it: use "
+                f"{f'{below} or ' if below else ''}{below + patch}."
+            )
+        if self._interpolates or config.model_type in _ANY_SIZE or size in self._tried_sizes:
+            return
+        # Only the model itself knows, so it looks at nothing once.
+        try:
+            with torch.no_grad():
+                self.model(pixel_values=self._shift.expand(1, -1, size, size))
+        except (ValueError, RuntimeError):
+            own = getattr(config, "image_size", "its own size")
+            raise StudyError(
+                f"{name} is a {config.model_type}, which cannot look at {size} pixels a side: use {own}."
+            ) from None
+        self._tried_sizes.add(size)
+
+    def count_patches(self, size: int | None = None) -> int:
+        """Patch tokens of an image seen at ``size`` pixels a side, without [CLS] and registers."""
+        size = self.image_size if size is None else size
+        self.check_size(size)
+        if self._embeddings is None:
+            raise StudyError(
+                f"{self.origin['name']} is a {self.model.config.model_type}, which cannot leave patches out: let it "
+                "see all of them, or use a ViT, DINOv2, CLIP or SigLIP."
+            )
+        return (size // self.model.config.patch_size) ** 2
+
+    def _run(self, pixels: Tensor, size: int, patches: Tensor | None = None, **outputs: bool):
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (1, pixels.shape[-1], pixels.shape[-1]):
+            raise StudyError(
+                "an image encoder takes square uint8 pixels (batch, 1, height, width), not "
+                f"{str(pixels.dtype).removeprefix('torch.')} {tuple(pixels.shape)}: read them from the pixel store."
+            )
+        if size != self.image_size:
+            self.check_size(size)
+        values = pixels.float()
+        if pixels.shape[-1] != size:
+            values = functional.interpolate(values, (size,) * 2, mode="bicubic", antialias=True)
+            # Bicubic overshoots at edges; 8-bit resizing, which the checkpoints saw, stays within the range.
+            values = values.clamp(0, 255)
+        values = values * self._scale + self._shift
+        if self._channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
+        # Interpolating positions costs under 1 % of a pass over a batch of 32 or more, so they are not kept.
+        options = ({"interpolate_pos_encoding": True} if self._interpolates else {}) | outputs
+        if patches is None:
+            return self.model(pixel_values=values, **options)
+        total = self.count_patches(size)
+        if patches.ndim != 2 or len(patches) != len(pixels) or not 0 < patches.shape[1] <= total:
+            raise StudyError(
+                f"the patches to keep must be (batch, kept) with at most {total} of each of {len(pixels)} images, not "
+                f"{tuple(patches.shape)}."
+            )
+        token = _KEPT_PATCHES.set((patches, total))
+        try:
+            return self.model(pixel_values=values, **options)
+        finally:
+            _KEPT_PATCHES.reset(token)
+
+    def _patches(self, tokens: Tensor, size: int, kept: int | None = None) -> Tensor:
+        if tokens.ndim == 4:
+            return tokens.flatten(2).transpose(1, 2)
+        # Whatever is more than one token a patch ([CLS], registers) stands before the patches.
+        patch = getattr(self.model.config, "patch_size", None)
+        if kept is None:
+            kept = (size // patch) ** 2 if isinstance(patch, int) else tokens.shape[1]
+        return tokens[:, max(tokens.shape[1] - kept, 0) :]
+
+    def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: uint8 ``(batch, 1, height, width)``, square, of any size, on the encoder's device.
+            size: side in pixels at which the encoder looks this time; None for ``image_size``. Positions learned at
+                another size are interpolated.
+            patches: int64 ``(batch, kept)``, the patch tokens to keep, numbered row by row; None for all. The others
+                are left out between the embeddings and the first block, as in FLIP (Li et al. 2023, section 3), and
+                pooling sees those that are there; [CLS] and registers always stay. Unlike FLIP's, the kept ones are
+                the caller's choice.
+
+        Returns:
+            ``(batch, dim)``, not normalised.
+        """
+        size = self.image_size if size is None else size
+        return self._pool(self._run(pixels, size, patches), size, None if patches is None else patches.shape[1])
+
+    def _pool(self, output, size: int, kept: int | None = None) -> Tensor:
+        if self.pooling == "pooler":
+            return output.pooler_output.flatten(1)
+        if self.pooling == "projection":
+            return output.image_embeds
+        tokens = output.last_hidden_state
+        seen = self._patches(tokens, size, kept)
+        pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: seen.mean(1), "max": lambda: seen.amax(1)}
+        return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """The last layer's tokens of image patches, row by row: ``(batch, tokens, token_dim)``.
+
+        [CLS] and registers are left out; a ResNet's feature map counts as tokens.
+        """
+        return self._patches(self._run(pixels, self.image_size).last_hidden_state, self.image_size)
+
+    def count_blocks(self) -> int:
+        """How many blocks `block_tokens` can give: transformer blocks, or stages of a convolutional encoder."""
+        config = self.model.config
+        if config.model_type == "resnet":
+            return len(config.hidden_sizes)
+        if config.model_type in _FINAL_NORMS:
+            return config.num_hidden_layers
+        return len(self._blank_blocks())
+
+    def block_widths(self, blocks: int = 4) -> tuple[int, ...]:
+        """Channels of each of the last ``blocks`` blocks, first block first; ViT-L has 4 x 1024 = 4096."""
+        self._check_blocks(blocks)
+        config = self.model.config
+        if config.model_type == "resnet":
+            return tuple(config.hidden_sizes[-blocks:])
+        if config.model_type in _FINAL_NORMS:
+            return (self.token_dim,) * blocks
+        return tuple(block.shape[1 if block.ndim == 4 else 2] for block in self._blank_blocks()[-blocks:])
+
+    def block_tokens(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor]:
+        """What the last blocks say of an image, as the heads on frozen features see it (CheXFound: 4 blocks of ViT-L).
+
+        Tokens of a transformer pass the backbone's final normalisation where it has one, so that the last block's
+        patches are those of `patch_tokens`. CLIP normalises [CLS] alone before it pools; here its patches are
+        normalised too. Registers are left out. SigLIP has no [CLS]: the mean over the patches of each block stands in.
+        Of architectures not listed in this module the final normalisation is not known, and only the last block, as
+        the model gives it, has passed it.
+
+        A ResNet's blocks are its stages. Their maps have different sizes and are brought to one grid, that of the
+        second-finest stage whatever ``blocks`` is: finer maps are averaged, coarser ones interpolated. "cls" is the
+        mean of each map as it leaves its stage.
+
+        Args:
+            pixels: uint8 ``(batch, 1, height, width)``, as in `forward`.
+            blocks: how many of the last blocks.
+
+        Returns:
+            [CLS] ``(batch, channels)`` and patches ``(batch, tokens, channels)``; channels are those of the blocks side
+            by side, first block first, and tokens go row by row over a square grid.
+        """
+        return self.embed_blocks(pixels, blocks)[1:]
+
+    def embed_blocks(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` gives and what `block_tokens` gives, in one pass: pooled ``(batch, dim)``, [CLS], patches."""
+        self._check_blocks(blocks)
+        output = self._run(pixels, self.image_size, output_hidden_states=True)
+        states = self._block_states(output)
+        pooled = self._pool(output, self.image_size)
+        if states[-1].ndim == 4:
+            return pooled, *_join_maps(states, blocks)
+        every = torch.cat(self._normalise_blocks(states[-blocks:], output.last_hidden_state), dim=2)
+        patches = self._patches(every, self.image_size)
+        has_cls = patches.shape[1] < every.shape[1]
+        return pooled, every[:, 0] if has_cls else patches.mean(1), patches
+
+    def _block_states(self, output) -> tuple[Tensor, ...]:
+        """What leaves each block, ``(batch, tokens, width)`` or ``(batch, width, height, width)``."""
+        # The first state is what enters the first block.
+        states = tuple(getattr(output, "hidden_states", None) or ())[1:]
+        alike = {state.ndim for state in states} in ({3}, {4})
+        if not alike or (states[0].ndim == 3 and len({state.shape[:2] for state in states}) > 1):
+            raise StudyError(
+                f"{self.origin['name']} is a {self.model.config.model_type}, whose blocks cannot be seen on one grid: "
+                "use a ViT, DINOv2, CLIP, SigLIP or ResNet."
+            )
+        return states
+
+    def _normalise_blocks(self, states: tuple[Tensor, ...], last: Tensor) -> list[Tensor]:
+        model_type = self.model.config.model_type
+        if model_type not in _FINAL_NORMS:
+            return [*states[:-1], last]
+        leaf = _FINAL_NORMS[model_type]
+        norm = next(module for name, module in self.model.named_modules() if name.rpartition(".")[2] == leaf)
+        normalised = norm(states[-1]) if model_type.startswith("clip") else last
+        return [*(norm(state) for state in states[:-1]), normalised]
+
+    def _check_blocks(self, blocks: int) -> None:
+        most = self.count_blocks()
+        if not 1 <= blocks <= most:
+            raise StudyError(f"{self.origin['name']} has {most} blocks, not {blocks}: ask for 1 to {most} of them.")
+
+    @torch.no_grad()
+    def _blank_blocks(self) -> tuple[Tensor, ...]:
+        """What leaves each block for one blank image, where only the model itself knows."""
+        pixels = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self._scale.device)
+        return self._block_states(self._run(pixels, self.image_size, output_hidden_states=True))
+
+    def describe(self) -> dict:
+        return super().describe() | {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+
+
+def _join_maps(maps: tuple[Tensor, ...], blocks: int) -> tuple[Tensor, Tensor]:
+    """Means ``(batch, channels)`` and tokens ``(batch, tokens, channels)`` of the last maps, on one grid."""
+    sides = sorted((state.shape[-1] for state in maps), reverse=True)
+    grid = sides[min(1, len(sides) - 1)]
+    joined = []
+    for state in maps[-blocks:]:
+        if state.shape[-1] >= grid:
+            joined.append(functional.adaptive_avg_pool2d(state, grid))
+        else:
+            joined.append(functional.interpolate(state, (grid, grid), mode="bilinear", align_corners=False))
+    means = torch.cat([state.mean((2, 3)) for state in maps[-blocks:]], dim=1)
+    return means, torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
