@@ -37,11 +37,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers, tiers_of_pairs
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.online.prototypes import join_features
 from chexstudy.encoders.embeddings import embed_cohort
-from chexstudy.curation.quality.keep_rates import density, measure_prevalence, prevalence_tiers, tiers_of_pairs
+from chexstudy.curation.quality.keep_rates import density
 from chexstudy.vectors.umap import read_or_fit_map
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.embedding import describe_embedding, plot_embedding

@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
+from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers, tiers_of_pairs
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import audit_arm, describe_audit, list_audit
@@ -41,14 +42,7 @@ from chexstudy.curation.quality.pair_mismatch import score_doubt, split_features
 from chexstudy.curation.records.ledger import read_ledger
 from chexstudy.evaluation.image_text.evaluate import tell_exposure
 from chexstudy.evaluation.comparison.gains_by_prevalence import TREND, list_gains, measure_gains
-from chexstudy.curation.quality.keep_rates import (
-    density,
-    keep_rates_of_seeds,
-    list_keep_rates,
-    measure_prevalence,
-    prevalence_tiers,
-    tiers_of_pairs,
-)
+from chexstudy.curation.quality.keep_rates import density, keep_rates_of_seeds, list_keep_rates
 from chexstudy.curation.quality.mismatch_detection import list_doubt, measure_doubt
 from chexstudy.results import OVER_SEEDS, add_results, read_results
 from chexstudy.evaluation.image_text.retrieval_protocols import measure_retrieval_choices, tabulate_retrieval_choices

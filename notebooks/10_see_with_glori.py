@@ -40,6 +40,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
+from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
 from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, head_artifact
@@ -55,7 +56,6 @@ from chexstudy.evaluation.localisation.pointing_game import (
 )
 from chexstudy.evaluation.adaptation.recipes import find_glori, plan_glori
 from chexstudy.evaluation.adaptation.training import load_head
-from chexstudy.curation.quality.keep_rates import measure_prevalence
 from chexstudy.results import add_results
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.attention import (

@@ -7,9 +7,6 @@ from chexstudy.curation.quality.keep_rates import (
     keep_rates,
     keep_rates_of_seeds,
     list_keep_rates,
-    measure_prevalence,
-    prevalence_tiers,
-    tiers_of_pairs,
 )
 from chexstudy.errors import StudyError
 from chexstudy.results import add_results
@@ -39,49 +36,6 @@ def pick(rates, group):
     return rates[rates.group == group].iloc[0]
 
 
-def test_prevalence_is_the_share_of_all_images():
-    cohort = make_cohort({"Mass": [1, 0, -1, None], "No Finding": [0, 1, 1, 1]})
-    prevalence = measure_prevalence(cohort)
-    assert dict(prevalence) == {"Mass": 0.25, "No Finding": 0.75}
-    assert measure_prevalence(cohort[[]].assign(image_id=cohort.image_id)).empty
-
-
-def test_tiers_follow_the_thresholds_and_leave_out_no_finding():
-    prevalence = pd.Series({"No Finding": 0.6, "Effusion": 0.101, "Edema": 0.10, "Nodule": 0.01, "Hernia": 0.009})
-    assert dict(prevalence_tiers(prevalence)) == {
-        "Effusion": "head",
-        "Edema": "medium",
-        "Nodule": "medium",
-        "Hernia": "tail",
-    }
-    assert dict(prevalence_tiers(prevalence, head=0.05, tail=0.05))["Nodule"] == "tail"
-
-
-def test_without_thresholds_tiers_are_thirds():
-    prevalence = pd.Series([0.02, 0.05, 0.01, 0.04, 0.03, 0.06, 0.06], index=list("abcdefg"))
-    tiers = prevalence_tiers(prevalence, head=None, tail=None)
-    assert dict(tiers) == {
-        "f": "head",
-        "g": "head",
-        "b": "head",
-        "d": "medium",
-        "e": "medium",
-        "a": "tail",
-        "c": "tail",
-    }
-    assert list(tiers.index) == list("abcdefg")
-
-
-def test_thresholds_out_of_order_and_counts_are_refused():
-    prevalence = pd.Series({"Mass": 0.1})
-    with pytest.raises(StudyError, match="tail <= head"):
-        prevalence_tiers(prevalence, head=0.01, tail=0.1)
-    with pytest.raises(StudyError, match="two thresholds"):
-        prevalence_tiers(prevalence, head=None, tail=0.1)
-    with pytest.raises(StudyError, match="from 0 to 1"):
-        prevalence_tiers(pd.Series({"Mass": 12}))
-
-
 def test_density_is_one_over_the_mean_distance_to_others():
     line = np.array([[0.0], [1.0], [3.0], [10.0]])
     np.testing.assert_allclose(density(line, neighbours=2), [1 / 2, 1 / 1.5, 1 / 2.5, 1 / 8])
@@ -109,14 +63,6 @@ def test_density_from_blocks_is_that_of_all_distances(spread, monkeypatch):
     monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_ROWS", 13)
     monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_COLUMNS", 17)
     np.testing.assert_allclose(density(features, neighbours=5), whole, rtol=1e-6)
-
-
-def test_a_pair_belongs_to_its_rarest_tier():
-    cohort = make_cohort(
-        {"Mass": [1, 1, 0, -1, 1], "Hernia": [0, 1, 0, 0, 0], "Edema": [0, 0, 0, 0, 1], "No Finding": [0, 0, 1, 0, 0]}
-    )
-    tiers = {"Mass": "head", "Hernia": "tail", "Edema": "medium"}
-    assert list(tiers_of_pairs(cohort, tiers)) == ["head", "tail", "none", "none", "medium"]
 
 
 def test_keep_rate_and_enrichment_worked_by_hand():
@@ -267,8 +213,6 @@ def test_a_cohort_without_labels_has_report_and_density_groups_alone():
     rates = keep_rates(cohort, np.arange(20) < 5, tiers={}, density=np.arange(20.0))
     assert list(rates.group_by.unique()) == ["all", "report", "density"]
     assert pick(rates, "no report").keep_rate == 0
-    assert list(tiers_of_pairs(cohort, {})) == ["none"] * 20
-    assert prevalence_tiers(measure_prevalence(cohort)).empty
 
 
 def test_keep_rates_fit_the_results_table(home):

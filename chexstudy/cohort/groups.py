@@ -12,10 +12,9 @@ from numbers import Number
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS, measure_prevalence, prevalence_tiers
 from chexstudy.cohort.table import SEXES, VIEWS, finding_columns, label_matrix, show_value
-from chexstudy.curation.quality.keep_rates import measure_prevalence, prevalence_tiers
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import TIERS
 
 # Children, and then twenty years at a time: the span in which disease and body habitus of chest radiographs change.
 AGE_BANDS = {"0-17": (0, 18), "18-39": (18, 40), "40-59": (40, 60), "60-79": (60, 80), "80+": (80, np.inf)}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
@@ -27,7 +28,6 @@ from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
 
 METRICS = ("auroc", "auprc")
 MACRO = "macro"
-TIERS = ("head", "medium", "tail")
 
 
 # --- artifacts -------------------------------------------------------------------------------------------------------

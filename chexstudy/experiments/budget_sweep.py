@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.evaluate import Evaluation, score_arms, tell_exposure
-from chexstudy.evaluation.scores import MACRO, TIERS, group_findings, read_scores
+from chexstudy.evaluation.scores import MACRO, group_findings, read_scores
 from chexstudy.experiments.curator_comparison import find_main_test_set
 from chexstudy.experiments.equal_performance import AT_LEAST, AT_MOST, Curve, measure_saving
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, read_budget

@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 from scipy.stats import t as student
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.curation.online.configuration import RULES, SAMPLERS, CuratorConfig
 from chexstudy.curation.online.streaming import Stream, curate_stream
 from chexstudy.curation.quality.overlap import jaccard
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
-from chexstudy.evaluation.scores import TIERS
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import stream_generator
 from chexstudy.pretraining.training.scoring import Scores

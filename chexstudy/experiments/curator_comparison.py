@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from chexstudy.cohort.prevalence import TIERS, measure_prevalence, prevalence_tiers
 from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.curation.choice import Choice
-from chexstudy.curation.quality.keep_rates import measure_prevalence, prevalence_tiers
 from chexstudy.curation.quality.overlap import compare_selections
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.evaluate import Evaluation, score_arms, tell_exposure
 from chexstudy.evaluation.scores import (
     MACRO,
-    TIERS,
     group_findings,
     measure_scores,
     measure_seeds,

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.curation.methods import METHODS
 from chexstudy.curation.quality.subset_metrics import ALL
-from chexstudy.evaluation.scores import MACRO, TIERS
+from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.curator_comparison import (
     DIFFERENCE,
     KEPT,

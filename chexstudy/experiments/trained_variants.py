@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.evaluate import CHOSEN, Evaluation, evaluate_arms
-from chexstudy.evaluation.scores import MACRO, METRICS, TIERS
+from chexstudy.evaluation.scores import MACRO, METRICS
 from chexstudy.experiments.curator_ablation import (
     ARM_PREFIX,
     RARE_TIER,

@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.adaptation.run import (
     ADAPTATION,
     ADAPTATION_DIFFERENCE,
     read_labelled_share,
     split_head,
 )
-from chexstudy.evaluation.scores import MACRO, TIERS
+from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,

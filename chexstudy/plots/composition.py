@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
-from chexstudy.curation.quality.keep_rates import measure_prevalence
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, new_figure, title_panel
 

@@ -5,8 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from chexstudy.curation.quality.keep_rates import NO_TIER
-from chexstudy.evaluation.scores import TIERS
+from chexstudy.cohort.prevalence import NO_TIER, TIERS
 from chexstudy.plots.maps import draw_background
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, clear_frame, frame_map, new_figure, title_panel

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
-from chexstudy.evaluation.scores import TIERS
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, write_interval
 from chexstudy.plots.measurements import (
     describe_interval,

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import yaml
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import SIGNIFICANCE
 from chexstudy.evaluation.image_text.evaluate import CHOSEN
-from chexstudy.evaluation.scores import MACRO, TIERS
+from chexstudy.evaluation.scores import MACRO
 from chexstudy.pretraining.arms.definitions import arm_folder, find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import RESULTS, read_results

@@ -1,4 +1,4 @@
-"""The long tail: how common findings are, and what curation keeps by prevalence and by density.
+"""The long tail: what curation keeps by prevalence and by density.
 
 A keep rate is the kept share of a group's training images; its enrichment is that rate over the keep rate of all. The
 overall rate is set by the method's constants, not found by it, so an enrichment's interval is the keep rate's, divided.
@@ -10,20 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from chexstudy.cohort.prevalence import TIERS, has_finding_of
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import TIERS
 from chexstudy.results import OVER_SEEDS
 from chexstudy.statistics.proportions import clustered_variance, wilson_interval
 from chexstudy.statistics.ranking import known_labels
 from chexstudy.vectors.umap import nearest_rows
 
-# The division of CXR-LT (Holste et al. 2024, Medical Image Analysis 97): a head finding is on more than 10 % of the
-# training images, a tail finding on less than 1 %, the rest are medium.
-HEAD_ABOVE = 0.10
-TAIL_BELOW = 0.01
 DENSITY_GROUPS = 10
-NO_TIER = "none"
 REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
 TRUTH_GROUPS = ("near-duplicate", "mismatched", "junk", "sound pair")
 KEEP_RATE_COLUMNS = (
@@ -42,60 +37,6 @@ KEEP_RATE_COLUMNS = (
     "enrichment_low",
     "enrichment_high",
 )
-
-
-def measure_prevalence(cohort: pd.DataFrame) -> pd.Series:
-    """Share of all images with each finding present; uncertain and unstated labels count as not present.
-
-    Reports seldom state what is absent, so the share among the stated would call rare findings common.
-    """
-    findings = finding_columns(cohort)
-    present = label_matrix(cohort, findings) == 1
-    return pd.Series(present.sum(axis=0) / max(1, len(cohort)), index=findings, name="prevalence")
-
-
-def prevalence_tiers(
-    prevalence: pd.Series, head: float | None = HEAD_ABOVE, tail: float | None = TAIL_BELOW
-) -> pd.Series:
-    """Divide findings into ``head``, ``medium`` and ``tail``; ``No Finding`` is in none of them.
-
-    The defaults are the thresholds of CXR-LT, both bounds belonging to medium, on the share of training images. CXR-LT
-    counts ``No Finding`` as one more head class; here it is in no tier, because it is no disease and what an arm gains
-    on it says nothing of how it treats the common ones.
-
-    Args:
-        prevalence: share of the training images with each finding, indexed by finding.
-        head: findings more common than this are head.
-        tail: findings rarer than this are tail. With both None the findings are divided into thirds by rank, for
-            cohorts in which fixed thresholds would leave a tier empty.
-
-    Returns:
-        The tier of each finding, in the order given.
-    """
-    prevalence = prevalence.drop(NO_FINDING, errors="ignore").astype(float)
-    if not prevalence.between(0, 1).all():
-        raise StudyError("a prevalence is a share from 0 to 1: divide the number of positives by the number of images.")
-    if (head is None) != (tail is None) or (head is not None and not 0 <= tail <= head <= 1):
-        raise StudyError(f"tiers need two thresholds with 0 <= tail <= head <= 1, or neither, not {tail} and {head}.")
-    if head is None:
-        rank = (-prevalence).rank(method="first").to_numpy() - 1
-        number = (rank * len(TIERS) // max(1, len(prevalence))).astype(int)
-    else:
-        number = np.select([prevalence > head, prevalence < tail], [0, 2], default=1)
-    return pd.Series([TIERS[one] for one in number], index=prevalence.index, name="tier", dtype=object)
-
-
-def tiers_of_pairs(cohort: pd.DataFrame, tiers: Mapping[str, str]) -> np.ndarray:
-    """The rarest tier among the findings of each image ``(images,)``; ``none`` where it has none of these findings."""
-    rarest = np.full(len(cohort), NO_TIER, dtype=object)
-    for tier in TIERS:
-        rarest[_has_finding_of(tier, cohort, tiers)] = tier
-    return rarest
-
-
-def _has_finding_of(tier: str, cohort: pd.DataFrame, tiers: Mapping[str, str]) -> np.ndarray:
-    findings = [finding for finding in finding_columns(cohort) if tiers.get(finding) == tier]
-    return (label_matrix(cohort, findings) == 1).any(axis=1)
 
 
 def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
@@ -231,7 +172,7 @@ def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
         normal = ~np.isin(labels, (1, -1)).any(axis=1) & known_labels(labels).any(axis=1)
     groups["no finding", NO_FINDING] = normal
     if tiers is not None:
-        groups |= {("tier", tier): _has_finding_of(tier, cohort, tiers) for tier in TIERS}
+        groups |= {("tier", tier): has_finding_of(tier, cohort, tiers) for tier in TIERS}
     return groups
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import TIERS
 from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval
 from chexstudy.statistics.proportions import wilson_interval
 from chexstudy.vectors.umap import nearest_rows

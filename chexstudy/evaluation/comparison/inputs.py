@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers
 from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.curation.quality.keep_rates import measure_prevalence, prevalence_tiers
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import ModelScores
 from chexstudy.evaluation.scores import scores_artifact

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import finding_columns, show_value
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import METRICS, TIERS, group_findings
+from chexstudy.evaluation.scores import METRICS, group_findings
 from chexstudy.inputs.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.inputs.tables import name_place
 from chexstudy.progress import progress

@@ -17,9 +17,9 @@ import torch
 
 from chexstudy.children import end_with_parent
 from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store
+from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
-from chexstudy.curation.quality.keep_rates import measure_prevalence, prevalence_tiers
 from chexstudy.encoders.embeddings import embed_images, embed_texts
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import evaluate_linear_probe, fit_linear_probe

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.prompts import PromptFamily
-from chexstudy.evaluation.scores import MACRO, TIERS
+from chexstudy.evaluation.scores import MACRO
 
 
 def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
