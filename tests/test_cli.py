@@ -9,7 +9,7 @@ import pytest
 
 from chexstudy import paths
 from chexstudy.cli import doctor
-from chexstudy.cli.main import _STEPS, main
+from chexstudy.cli.main import main
 from chexstudy.cohort.table import write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -54,7 +54,7 @@ def notebooks(tmp_path, monkeypatch, home):
     (folder / "profiles").mkdir(parents=True)
     (folder / "profiles" / "demo.yaml").write_text("title: Demo\ncost: nothing\ndefaults: {seed: 3}\n")
     (folder / "profiles" / "nih.yaml").write_text("title: NIH\ndefaults: {source: nih, seed: 4}\n")
-    for name in ["01_build_cohort", *(name for names in _STEPS.values() for name in names)]:
+    for name in (path.stem for path in paths.NOTEBOOKS.glob("0[1-6]_*.py")):
         (folder / f"{name}.py").write_text(NOTEBOOK.replace("NAME", name))
     monkeypatch.setattr(paths, "NOTEBOOKS", folder)
     monkeypatch.setattr(paths, "PROFILES", folder / "profiles")
@@ -117,8 +117,14 @@ def test_help_is_there_at_once():
         ("curate --report --study demo --keep 0.5", "--keep has no use with --report of a study: it takes --study"),
         ("curate --keep half", "argument --keep: invalid float value: 'half'; see"),
         ("why", "chexstudy why: the following arguments are required: IMAGE_ID; see"),
-        ("run 01 --profil demo", "no use for '--profil': did you mean '--profile'; see `chexstudy run --help`."),
-        ("run all --data-root x", "no use for '--data-root': what notebooks take is given as `-p name value`; see"),
+        (
+            "run 01 --profil demo",
+            "unrecognised argument '--profil': did you mean '--profile'; see `chexstudy run --help`.",
+        ),
+        (
+            "run all --data-root x",
+            "unrecognised argument '--data-root': what notebooks take is given as `-p name value`; see",
+        ),
         ("run 01 -p seed=3", "chexstudy run: -p takes a name and a value, for example `-p seed 3`; see"),
         ("cohort", "chexstudy cohort: the following arguments are required: ACTION; see"),
         (
@@ -135,9 +141,9 @@ def test_help_is_there_at_once():
             "evaluate: ACTION cannot be 'compere'; it is one of compare: did you mean 'compare'; see",
         ),
         ("evaluate compare a b --metric f1", "--metric cannot be 'f1'; it is one of auroc, auprc; see"),
-        ("evaluate compare a b --resample 5", "no use for '--resample': did you mean '--resamples'; see"),
+        ("evaluate compare a b --resample 5", "unrecognised argument '--resample': did you mean '--resamples'; see"),
         ("check-golden", "chexstudy check-golden: the following arguments are required: FILE.npz; see"),
-        ("doctor now", "chexstudy doctor: there is no use for 'now'; see `chexstudy doctor --help`."),
+        ("doctor now", "chexstudy doctor: unrecognised argument 'now'; see `chexstudy doctor --help`."),
     ],
 )
 def test_a_mistyped_command_is_one_sentence_and_status_2(capsys, arguments, sentence):

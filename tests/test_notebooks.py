@@ -21,7 +21,7 @@ from PIL import Image
 from test_readme import TRAINED
 
 from chexstudy import paths
-from chexstudy.cli.main import _STEPS, main
+from chexstudy.cli.main import main
 from chexstudy.results import read_results
 from chexstudy.runs import Run
 from chexstudy.workflow.parameters import read_parameters
@@ -167,13 +167,6 @@ def test_every_value_of_a_profile_is_taken_by_a_notebook(name):
     declared = {source.stem: read_parameters(source) for source in SOURCES}
     values = resolve_parameters(declared, read_profile(name), list(declared), {}, name)
     assert all(given["study"] == name for given in values.values())
-
-
-@needs_notebooks
-def test_every_verb_of_the_command_line_has_its_notebook():
-    names = {source.stem for source in SOURCES}
-    assert {notebook for notebooks in _STEPS.values() for notebook in notebooks} <= names
-    assert {"source", "data_root", "image_size"} <= set(read_parameters(paths.NOTEBOOKS / "01_build_cohort.py"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from chexstudy import paths
+from chexstudy.cli import doctor
 from chexstudy.cli import main as cli
 from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
@@ -21,19 +22,19 @@ def _fail(kind, text=_SECRET):
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, ZeroDivisionError, RuntimeError])
 def test_the_unforeseen_is_a_sentence_and_a_log_without_words_of_the_data(home, monkeypatch, capsys, kind):
-    def act(options):
+    def fail():
         try:
             _fail(LookupError)
         except LookupError:
             _fail(kind)
 
-    monkeypatch.setattr(cli, "_examine", act)
+    monkeypatch.setattr(doctor, "_versions", fail)
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     (log,) = (paths.runs() / ".logs").iterdir()
     assert re.fullmatch(
-        rf"this should not happen: {kind.__name__} at chexstudy/cli\.py, line \d+; where it came from is in "
+        rf"this should not happen: {kind.__name__} at chexstudy/cli/doctor\.py, line \d+; where it came from is in "
         rf"{re.escape(str(log))}, and `--debug` shows all, to be sent with a report of it\.\n",
         said.err,
     )
@@ -73,10 +74,10 @@ def test_the_unforeseen_is_a_sentence_and_a_log_without_words_of_the_data(home, 
 def test_what_the_system_refuses_is_told_as_such(home, monkeypatch, capsys, error, sentence):
     assert re.fullmatch(sentence, tell_mistake(error))
 
-    def act(options):
+    def fail():
         raise error
 
-    monkeypatch.setattr(cli, "_examine", act)
+    monkeypatch.setattr(doctor, "_versions", fail)
     assert cli.main(["doctor"]) == 2
     assert re.fullmatch(sentence + "\n", capsys.readouterr().err)
 
@@ -119,7 +120,9 @@ def test_the_engine_has_a_last_handler_too(home, monkeypatch, capsys):
     monkeypatch.setattr(engine, "_read_values", lambda path: _fail(ValueError))
     assert engine.main(["--study", "s", "--arm", "full", "--device", "cpu"]) == 1
     said = capsys.readouterr().err
-    assert re.match(r"this should not happen: ValueError at chexstudy/pretraining/engine\.py, line \d+; where it", said)
+    assert re.match(
+        r"this should not happen: ValueError at chexstudy/pretraining/training/arm_run\.py, line \d+; where it", said
+    )
     assert _SECRET not in said
     monkeypatch.setattr(engine, "_read_values", lambda path: _fail(MemoryError))
     assert engine.main(["--study", "s", "--arm", "full", "--device", "cpu"]) == 2

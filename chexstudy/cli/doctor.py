@@ -1,34 +1,45 @@
-"""What this installation is made of: versions, hardware, and where things live. For bug reports and first looks."""
+"""The verb that looks at this installation, for bug reports and first looks: doctor."""
 
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from importlib import metadata
 
 from chexstudy import paths
-from chexstudy.runs import code_revision
-from chexstudy.workflow.notebook import notebook_environment
+from chexstudy.cli.parser import verb
 
 _PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn", "umap-learn", "papermill", "jupytext")
 _FAISS_BUILDS = ("faiss-cpu", "faiss-gpu-cu12", "faiss-gpu", "faiss")
 _GIB = 2**30
 
 
-def examine() -> dict[str, dict[str, str]]:
-    """Findings by section, each a mapping from what was looked at to what was found."""
-    return {
-        "Versions": dict(_versions()),
-        "Machine": dict(_machine()),
-        "Places": dict(_places()),
-        "Environment": notebook_environment(),
-    }
+@verb("doctor", "look at this installation")
+def doctor(options: Namespace) -> int:
+    """Print versions, GPU, faiss build and where things live, and name what is wrong. Put it in bug reports.
+
+    example:
+      chexstudy doctor
+
+    writes: nothing; exit status 1 if there is a problem
+    """
+    from chexstudy.workflow.notebook import notebook_environment
+
+    sections = {"Versions": _versions(), "Machine": _machine(), "Places": _places()}
+    found = {title: dict(lines) for title, lines in sections.items()} | {"Environment": notebook_environment()}
+    width = max(len(name) for section in found.values() for name in section)
+    for title, section in found.items():
+        print(title, *(f"  {name:<{width}}  {value}" for name, value in section.items()), "", sep="\n")
+    problems = _find_problems()
+    print(*([f"Problem: {problem}" for problem in problems] or ["No problem found."]), sep="\n")
+    return 1 if problems else 0
 
 
-def complaints() -> list[str]:
-    """What is wrong with this installation, one sentence each; empty if nothing is."""
+def _find_problems() -> list[str]:
+    """What is wrong with this installation, one sentence each."""
     found = []
     if not (3, 11) <= sys.version_info[:2] <= (3, 12):
         found.append(f"Python {platform.python_version()} is not supported: use 3.11 or 3.12.")
@@ -47,19 +58,9 @@ def complaints() -> list[str]:
     return found
 
 
-def report() -> str:
-    """The findings as lines of text, complaints last."""
-    sections = examine()
-    width = max(len(name) for section in sections.values() for name in section)
-    lines = []
-    for title, section in sections.items():
-        lines += [title, *(f"  {name:<{width}}  {value}" for name, value in section.items()), ""]
-    problems = complaints()
-    lines += [f"Problem: {problem}" for problem in problems] or ["No problem found."]
-    return "\n".join(lines)
-
-
 def _versions() -> Iterator[tuple[str, str]]:
+    from chexstudy.runs import code_revision
+
     yield "chexstudy", f"{metadata.version('chexstudy')} ({code_revision()})"
     yield "python", f"{platform.python_version()} ({sys.executable})"
     for name in _PACKAGES:
