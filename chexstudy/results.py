@@ -1,26 +1,35 @@
-"""The results table: every number of a figure or of the README is a row of it.
+"""The results of a study: every number of a figure or of the README is a row of them.
 
-Columns: ``study``, ``arm``, ``seed`` (-1: over all seeds of the arm), ``task`` (below), ``data_set`` (source and split,
-for example ``phantom/test_enriched``), ``finding`` (a finding, ``macro``, a tier such as ``tail``, an outcome, or
-``all``), ``metric``, ``setting`` (prompt family, head, direction and the like; empty if there is none), ``value``,
-``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1 where it has no meaning),
-``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``flops`` and ``seconds`` (of
-the arm's training, scoring and warm-up included; NaN where nothing was trained). A comparison of two arms or settings
-is written ``first - second``.
+One parquet a task, ``results/<task>.parquet``, written by the one step that measures the task; together they are one
+table (``pandas.read_parquet("runs/demo/results")``). What a number is of stands in columns, never joined in a name;
+texts are empty where there is nothing to say:
+
+- ``study``; ``arm``, a training; ``variant``, which version of it: ``keep_10``, ``same_compute``, a setting of the
+  curator, a part of a head;
+- ``reference``: of a difference (first minus second) what the second has in place of the arm, head, variant or group;
+- ``head``: what was put on the encoder, such as ``linear_probe`` or ``glori_v2``;
+- ``setting``: prompt family, direction of retrieval, threshold rule, method of recalibration and the like;
+- ``group``: a subgroup, what was grouped by, which negatives, or a shift of labels;
+- ``seed`` (-1: over all seeds), ``task`` (below), ``data_set`` (source and split, ``phantom/test_enriched``),
+  ``finding`` (a finding, ``macro``, a tier such as ``tail``, an outcome, or ``all``) and ``metric``;
+- ``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1: has no meaning);
+- ``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?) and ``reason``, why there is
+  no value;
+- ``flops`` and ``seconds`` of the arm's training, scoring and warm-up included; NaN where nothing was trained.
 
 Tasks, by what writes them:
 
-- evaluation of arms (5): zero_shot, retrieval, linear_probe, zero_shot_difference, retrieval_difference; prompt_family,
+- evaluation of arms: zero_shot, retrieval, linear_probe, zero_shot_difference, retrieval_difference; prompt_family,
   spectrum (of the negatives), operating_point (thresholds carried from validation), calibration
-- long tail (6): curation, audit, doubt, gain, gain_trend, subgroup, subgroup_gap, retrieval_choice
-- several budgets (4): budget_zero_shot, budget_zero_shot_difference, budget_saving (its state as setting)
-- ablation (7): ablation_curation, ablation_zero_shot, ablation_zero_shot_difference
-- methods of curation (8): method_curation, method_zero_shot, method_zero_shot_difference (same_data or same_compute as
-  setting)
-- adaptation (9): adaptation, adaptation_difference, outcome
-- attention (10): attention
-- label budget (11): learning_curve, curve_family, label_forecast, label_plan
+- long tail: curation, audit, doubt, gain, gain_trend, subgroup, subgroup_gap, retrieval_choice
+- several budgets: budget_zero_shot, budget_zero_shot_difference, budget_saving
+- ablation: ablation_curation, ablation_zero_shot, ablation_zero_shot_difference
+- methods of curation: method_curation, method_zero_shot, method_zero_shot_difference
+- adaptation: adaptation, adaptation_difference, outcome; attention
+- label budget: learning_curve, curve_family, label_forecast, label_plan
 """
+
+from collections.abc import Sequence
 
 import pandas as pd
 import pandera.pandas as pa
@@ -28,19 +37,24 @@ import pandera.pandas as pa
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
-RESULTS = "results.parquet"
+FOLDER = "results"
+# What versions before kept all tasks in.
+_ONE_FILE = "results.parquet"
 _MADE_BY = "`chexstudy run all`"
 OVER_SEEDS = -1
 EXPOSURES = ("held_out", "seen", "unknown")
-_IDENTITY = ["study", "arm", "seed", "task", "data_set", "finding", "metric", "setting"]
+_IDENTITY = [
+    *("study", "arm", "variant", "reference", "head", "setting", "group"),
+    *("seed", "task", "data_set", "finding", "metric"),
+]
+_OPTIONAL_TEXTS = ("variant", "reference", "head", "setting", "group", "reason")
 _SCHEMA = pa.DataFrameSchema(
     {
-        **{name: pa.Column(str) for name in ("study", "arm")},
-        "seed": pa.Column("int64"),
-        **{name: pa.Column(str) for name in ("task", "data_set", "finding", "metric", "setting")},
+        **{name: pa.Column("int64" if name == "seed" else str) for name in _IDENTITY},
         **{name: pa.Column("float64", nullable=True) for name in ("value", "ci_low", "ci_high")},
         **{name: pa.Column("int64") for name in ("n", "positives")},
         "exposure": pa.Column(str, pa.Check.isin(EXPOSURES)),
+        "reason": pa.Column(str),
         **{name: pa.Column("float64", nullable=True) for name in ("flops", "seconds")},
     },
     strict=True,
@@ -50,16 +64,21 @@ _SCHEMA = pa.DataFrameSchema(
 COLUMNS = list(_SCHEMA.columns)
 
 
+def results_artifact(task: str) -> str:
+    """Where the rows of a task lie within a run."""
+    return f"{FOLDER}/{task}.parquet"
+
+
 def validate_results(results: pd.DataFrame) -> pd.DataFrame:
-    """Check a results table against the contract; absent ``flops`` and ``seconds`` become NaN, ``setting`` empty."""
-    defaults = {"flops": float("nan"), "seconds": float("nan"), "setting": ""}
+    """Check rows against the contract; absent texts become empty, absent ``flops`` and ``seconds`` NaN."""
+    defaults = {"flops": float("nan"), "seconds": float("nan"), **dict.fromkeys(_OPTIONAL_TEXTS, "")}
     results = results.assign(**{name: value for name, value in defaults.items() if name not in results})
     wrong = [f"lacks {name!r}" for name in COLUMNS if name not in results]
     wrong += [f"has an unknown column {name!r}" for name in results.columns if name not in COLUMNS]
     if wrong:
         raise StudyError(f"the results table breaks its contract: it {wrong[0]}; its columns are {', '.join(COLUMNS)}.")
-    # Tables with and without a setting are often put together before they are written.
-    results = results.assign(setting=results.setting.fillna("")).reset_index(drop=True)
+    # Tables with and without such a text are often put together before they are written.
+    results = results.fillna(dict.fromkeys(_OPTIONAL_TEXTS, "")).reset_index(drop=True)
     try:
         return _SCHEMA.validate(results)[COLUMNS]
     except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
@@ -67,23 +86,27 @@ def validate_results(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_results(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """Put rows into the study's results table and return the whole table.
+    """Write rows into the files of their tasks, in place of all that these held, and return them.
 
-    They replace all rows of their tasks: a study measured with fewer seeds or on another cohort keeps none of the old.
-    Of a damaged table no row is kept.
+    A study measured with fewer seeds or on another cohort keeps none of the old rows. Steps that write different tasks
+    can run at once.
     """
-    rows = validate_results(rows.assign(study=run.study))
-    damage = run.find_damage(RESULTS) if run.has(RESULTS) else ""
-    if damage:
-        print(f"{RESULTS} of study {run.study!r} {damage}: run {_MADE_BY}, for every notebook makes its rows anew.")
-    elif run.has(RESULTS):
-        old = read_results(run)
-        rows = pd.concat([old[~old.task.isin(set(rows.task))], rows], ignore_index=True)
-    rows = validate_results(rows.sort_values(_IDENTITY))
-    run.write_table(RESULTS, rows, _MADE_BY)
+    rows = validate_results(rows.assign(study=run.study)).sort_values(_IDENTITY, ignore_index=True)
+    for task, of_task in rows.groupby("task"):
+        run.write_table(results_artifact(task), of_task)
     return rows
 
 
-def read_results(run: Run) -> pd.DataFrame:
-    """The study's results table."""
-    return validate_results(run.read_table(RESULTS, "05_compare_arms"))
+def read_results(run: Run, tasks: Sequence[str] | None = None) -> pd.DataFrame:
+    """The study's results, of some tasks or of all that were measured."""
+    if tasks is None:
+        tasks = sorted(path.stem for path in run.path(FOLDER).glob("[!.]*.parquet"))
+        if not tasks and run.has(_ONE_FILE):
+            raise StudyError(
+                f"study {run.study!r} was measured by a version before this one, which kept all rows in {_ONE_FILE}: "
+                f"run {_MADE_BY} for it again."
+            )
+        if not tasks:
+            raise StudyError(f"study {run.study!r} has no {FOLDER} yet: run 05_compare_arms first.")
+    tables = [run.read_table(results_artifact(task), _MADE_BY) for task in tasks]
+    return validate_results(pd.concat(tables).sort_values(_IDENTITY))

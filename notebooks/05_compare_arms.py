@@ -31,6 +31,7 @@ scrutinised_arms: list[str] = ["curated", "full"]  # arms whose prompts, negativ
 prevalences: list[float] = [0.01, 0.1]  # prevalences at which average precision is stated
 
 # %%
+import pandas as pd
 from IPython.display import display
 
 from chexstudy import paths
@@ -138,7 +139,7 @@ probes.groupby(["data_set", "exposure", "arm"]).value.agg(["mean", "min", "max"]
 chosen_arms = [name for name in arm_names if name in scrutinised_arms] or arm_names[:1]
 scrutiny, curves = scrutinise_arms(evaluation, chosen_arms, arm_seeds, prevalences)
 if labelled:
-    results = add_results(run, scrutiny)
+    results = pd.concat([results, add_results(run, scrutiny)], ignore_index=True)
 
 # %% [markdown]
 # ### Prompts and negatives

@@ -14,7 +14,7 @@ def evaluate(options: Namespace) -> None:
     example:
       chexstudy evaluate --profile demo --study demo
 
-    writes: runs/<study>/results.parquet and figures/
+    writes: runs/<study>/results/ and figures/
     """
     run_chosen(options, ["05_compare_arms", "06_long_tail"])
 

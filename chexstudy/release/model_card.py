@@ -18,7 +18,7 @@ from chexstudy.evaluation.image_text.evaluate import CHOSEN
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.pretraining.arms.definitions import arm_folder, find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.results import RESULTS, read_results
+from chexstudy.results import read_results, results_artifact
 from chexstudy.runs import Run, hash_file
 
 if TYPE_CHECKING:
@@ -418,10 +418,11 @@ def _read_current_results(run: Run, arm: str, seed: int) -> pd.DataFrame:
     """Zero-shot AUROC rows of this very training; none where it was not evaluated since."""
     evaluated = run.provenance(f"evaluation/{arm}/seed{seed}/results.parquet")
     cost = f"{arm_folder(arm, seed)}/compute.json"
-    if not run.has(RESULTS) or evaluated is None or evaluated["inputs"].get(cost) != hash_file(run.path(cost)):
+    measured = run.has(results_artifact("zero_shot"))
+    if not measured or evaluated is None or evaluated["inputs"].get(cost) != hash_file(run.path(cost)):
         return pd.DataFrame()
-    rows = read_results(run)
-    rows = rows[(rows.arm == arm) & (rows.seed == seed) & (rows.task == "zero_shot") & (rows.metric == "auroc")]
+    rows = read_results(run, ["zero_shot"])
+    rows = rows[(rows.arm == arm) & (rows.seed == seed) & (rows.metric == "auroc")]
     return rows[(rows.setting == CHOSEN) & rows.finding.isin([MACRO, *TIERS])]
 
 
@@ -471,10 +472,10 @@ def _describe_subgroups(run: Run, arm: str, seed: int, training: pd.DataFrame, k
 
 def _read_current_audit(run: Run, arm: str, seed: int, training: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
     """The audit's rows, or none where there are none or they count another subset."""
-    if not run.has(RESULTS):
+    if not run.has(results_artifact("audit")):
         return pd.DataFrame()
-    rows = read_results(run)
-    rows = rows[(rows.arm == arm) & (rows.seed == seed) & (rows.task == "audit")]
+    rows = read_results(run, ["audit"])
+    rows = rows[(rows.arm == arm) & (rows.seed == seed)]
     for row in rows[rows.setting == "sex"].itertuples():
         if ((training.sex == row.finding).sum(), (kept.sex == row.finding).sum()) != (row.n, row.positives):
             return pd.DataFrame()

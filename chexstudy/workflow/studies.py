@@ -19,10 +19,13 @@ from chexstudy.runs import Run, hash_file, source_hash
 from chexstudy.workflow.identity import ENGINE, read_identity
 from chexstudy.workflow.locks import LOCK, hold_study, tell_holder
 
-_COHORT, _RESULTS, _TIMINGS = "cohort.parquet", "results.parquet", "timings.json"
+_COHORT, _TIMINGS = "cohort.parquet", "timings.json"
 _REMOVED = ".removed."
 OTHER_CODE, OTHER_INPUTS = "made by other code", "made from other inputs"
-_MEASURES_THE_SAME = ["arm", "seed", "task", "data_set", "finding", "metric", "setting"]
+_MEASURES_THE_SAME = [
+    *("arm", "variant", "reference", "head", "setting", "group"),
+    *("seed", "task", "data_set", "finding", "metric"),
+]
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def compare_results(first: Run, second: Run) -> pd.DataFrame:
     """Results of two studies side by side: rows that measure the same thing.
 
     Returns:
-        ``arm, seed, task, data_set, finding, metric, setting``, ``value``, ``ci_low`` and ``ci_high`` of each study
+        what tells a measurement from others, ``value``, ``ci_low`` and ``ci_high`` of each study
         (``_first``, ``_second``), and ``difference``, second minus first.
     """
     values = ["value", "ci_low", "ci_high"]
