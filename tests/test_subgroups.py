@@ -296,7 +296,7 @@ def test_a_study_puts_sources_together_and_carries_thresholds(study):
     assert set(rows.data_set) == {"all/test"}
     assert set(cells.grouping) == {"sex", "source", "view"}
     written = add_results(run, rows)
-    assert set(written.task) == {"zero_shot", "subgroup", "subgroup_gap"}
+    assert set(written.task) == {"subgroup", "subgroup_gap"}
     assert {"tpr_gap", "fpr_gap", "equalised_odds_gap"} <= set(written.metric)
     assert {"sex=F", "source=a"} <= set(written.setting)
     # One view alone is nothing to compare.
