@@ -72,7 +72,7 @@ def _digest(key: bytes, image_id: str) -> str:
 def _drawn_images(run: Run) -> frozenset[str]:
     if not run.has(_TRUTH):
         return frozenset()
-    return frozenset(run.read_table(_TRUTH, "01_build_cohort").image_id)
+    return frozenset(run.read_table(_TRUTH).image_id)
 
 
 def _open_key(run: Run) -> bytes:

@@ -36,11 +36,11 @@ import pandera.pandas as pa
 
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
+from chexstudy.steps import find_step
 
 FOLDER = "results"
 # What versions before kept all tasks in.
 _ONE_FILE = "results.parquet"
-_MADE_BY = "`chexstudy run all`"
 OVER_SEEDS = -1
 EXPOSURES = ("held_out", "seen", "unknown")
 _IDENTITY = [
@@ -104,9 +104,11 @@ def read_results(run: Run, tasks: Sequence[str] | None = None) -> pd.DataFrame:
         if not tasks and run.has(_ONE_FILE):
             raise StudyError(
                 f"study {run.study!r} was measured by a version before this one, which kept all rows in {_ONE_FILE}: "
-                f"run {_MADE_BY} for it again."
+                f"run {find_step(_ONE_FILE)} for it again."
             )
         if not tasks:
-            raise StudyError(f"study {run.study!r} has no {FOLDER} yet: run 05_compare_arms first.")
-    tables = [run.read_table(results_artifact(task), _MADE_BY) for task in tasks]
+            raise StudyError(
+                f"study {run.study!r} has no {FOLDER} yet: run {find_step(results_artifact('zero_shot'))} first."
+            )
+    tables = [run.read_table(results_artifact(task)) for task in tasks]
     return validate_results(pd.concat(tables).sort_values(_IDENTITY))

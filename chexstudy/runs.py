@@ -32,6 +32,7 @@ import pandas as pd
 from chexstudy import paths
 from chexstudy.children import has_ended
 from chexstudy.errors import StudyError
+from chexstudy.steps import find_step
 
 # These rooms show results or start notebooks; a change in them cannot change a number.
 _PRESENTATION = {"plots", "cli", "workflow", "children.py", "pseudonyms.py"}
@@ -199,11 +200,11 @@ def find_damage(path: Path) -> str:
     return _find_damage(path, _find_record(path))
 
 
-def require_whole(path: Path, made_by: str) -> None:
+def require_whole(path: Path) -> None:
     """Stop at an artifact that is not what was written."""
     record = _find_record(path)
     if damage := _find_damage(path, record):
-        raise _refuse_damaged(str(path), damage, record, made_by)
+        raise _refuse_damaged(str(path), damage, record)
 
 
 def forget_artifact(path: Path) -> None:
@@ -263,9 +264,10 @@ def _find_damage(path: Path, record: Path | None, sha256: str | None = None) -> 
     return "is not what was written there (its SHA-256 differs), it was damaged or changed"
 
 
-def _refuse_damaged(name: str, damage: str, record: Path | None, made_by: str) -> StudyError:
-    seal = (read_record(record) if record else None) or {}
-    return StudyError(f"{name} {damage}: run {seal.get('made_by', made_by)} again, which makes it anew.")
+def _refuse_damaged(name: str, damage: str, record: Path) -> StudyError:
+    folder = next(one for one in record.parents if one.name == "provenance")
+    seal, artifact = read_record(record) or {}, record.relative_to(folder).as_posix().removesuffix(".json")
+    return StudyError(f"{name} {damage}: run {seal.get('made_by') or find_step(artifact)} again, which makes it anew.")
 
 
 # --- where results come from -----------------------------------------------------------------------------------------
@@ -333,13 +335,13 @@ class Run:
     def has(self, name: str) -> bool:
         return self.path(name).exists()
 
-    def require(self, name: str, made_by: str) -> Path:
+    def require(self, name: str) -> Path:
         """The path of an artifact that another step makes."""
         path = self.path(name)
         if not path.exists():
-            raise StudyError(f"study {self.study!r} has no {name} yet: run {made_by} first.")
+            raise StudyError(f"study {self.study!r} has no {name} yet: run {find_step(name)} first.")
         if damage := self.find_damage(name):
-            raise _refuse_damaged(f"{name} of study {self.study!r}", damage, self._record_path(name), made_by)
+            raise _refuse_damaged(f"{name} of study {self.study!r}", damage, self._record_path(name))
         return path
 
     # --- provenance -------------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ class Run:
         return hash_values(parameters, self._hash_inputs(inputs), source_hash())
 
     def _hash_inputs(self, inputs: tuple[str, ...]) -> dict[str, str]:
-        return {name: hash_artifact(self.require(name, "the step that makes it")) for name in inputs}
+        return {name: hash_artifact(self.require(name)) for name in inputs}
 
     def is_current(self, name: str, key: str) -> bool:
         """Whether the artifact exists, was written under this key, and is whole, with all files recorded with it.
@@ -411,7 +413,7 @@ class Run:
             seed: of what was drawn.
             files: further files or folders that were written with it: without them it is not current.
         """
-        hashes = {one: hash_artifact(self.require(one, "this step")) for one in (name, *files)}
+        hashes = {one: hash_artifact(self.require(one)) for one in (name, *files)}
         for one in files:
             if not read_record(self._record_path(one)):
                 write_record(self._record_path(one), {"sha256": hashes[one]})
@@ -432,37 +434,31 @@ class Run:
     # --- reading and writing ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def writing(self, name: str, made_by: str = "") -> Iterator[Path]:
-        """Yield a temporary path for an artifact; it is sealed and moved into place when the block succeeds.
-
-        Args:
-            name: of the artifact.
-            made_by: what makes it, where that is more than the notebook at work.
-        """
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path for an artifact; it is sealed and moved into place when the block succeeds."""
         with atomic_path(self.path(name)) as temporary:
             yield temporary
-            seal = {"sha256": hash_file(temporary)}
-            write_record(self._record_path(name), seal | ({"made_by": made_by} if made_by else {}))
+            write_record(self._record_path(name), {"sha256": hash_file(temporary)})
 
-    def _read(self, read: Callable, name: str, made_by: str) -> object:
-        path = self.require(name, made_by)
+    def _read(self, read: Callable, name: str) -> object:
+        path = self.require(name)
         try:
             return read(path)
         except (OSError, ValueError, EOFError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise StudyError(
-                f"{name} of study {self.study!r} cannot be read ({reason}): run {made_by} again, or put a whole one "
-                "there."
+                f"{name} of study {self.study!r} cannot be read ({reason}): run {find_step(name)} again, or put a "
+                "whole one there."
             ) from None
 
-    def write_table(self, name: str, table: pd.DataFrame, made_by: str = "") -> Path:
-        """Write a parquet table atomically; ``made_by`` as in `writing`."""
-        with self.writing(name, made_by) as temporary:
+    def write_table(self, name: str, table: pd.DataFrame) -> Path:
+        """Write a parquet table atomically."""
+        with self.writing(name) as temporary:
             table.to_parquet(temporary, index=False)
         return self.path(name)
 
-    def read_table(self, name: str, made_by: str) -> pd.DataFrame:
-        return self._read(pd.read_parquet, name, made_by)
+    def read_table(self, name: str) -> pd.DataFrame:
+        return self._read(pd.read_parquet, name)
 
     def write_array(self, name: str, array: np.ndarray) -> Path:
         """Write a ``.npy`` array atomically."""
@@ -470,14 +466,14 @@ class Run:
             np.save(temporary, array)
         return self.path(name)
 
-    def read_array(self, name: str, made_by: str, memory_map: bool = False) -> np.ndarray:
+    def read_array(self, name: str, memory_map: bool = False) -> np.ndarray:
         mode = "r" if memory_map else None
-        return self._read(lambda path: np.load(path, mmap_mode=mode, allow_pickle=False), name, made_by)
+        return self._read(lambda path: np.load(path, mmap_mode=mode, allow_pickle=False), name)
 
     def write_json(self, name: str, value: object) -> Path:
         with self.writing(name) as temporary:
             temporary.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
         return self.path(name)
 
-    def read_json(self, name: str, made_by: str) -> dict:
-        return self._read(lambda path: json.loads(path.read_bytes()), name, made_by)
+    def read_json(self, name: str) -> dict:
+        return self._read(lambda path: json.loads(path.read_bytes()), name)

@@ -54,7 +54,7 @@ from chexstudy.pretraining.models.dual_encoder import build_model, load_model
 
 run = start_notebook("02_embed_pairs", globals())
 config = read_constants(globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 store = open_pixel_store(run)
 train = cohort[cohort.split == "train"].reset_index(drop=True)
 

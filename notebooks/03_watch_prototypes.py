@@ -117,9 +117,9 @@ decisions.reason.value_counts().loc[lambda pairs: pairs > 0].rename("pairs").to_
 # error of the map.
 
 # %%
-features = run.read_array(f"{folder}/features.npy", "03_watch_prototypes").astype(np.float32)
-snapshots = run.read_array(f"{folder}/prototypes.npy", "03_watch_prototypes")
-steps = run.read_table(f"{folder}/snapshots.parquet", "03_watch_prototypes")
+features = run.read_array(f"{folder}/features.npy").astype(np.float32)
+snapshots = run.read_array(f"{folder}/prototypes.npy")
+steps = run.read_table(f"{folder}/snapshots.parquet")
 inputs = (f"{folder}/features.npy", f"{folder}/ledger.parquet")
 coordinates = read_or_fit_map(run, f"{folder}/map.parquet", decisions.image_id, features[last_epoch], seed, inputs)
 pairs = decisions.merge(coordinates, on="image_id")
@@ -197,7 +197,7 @@ cards
 # the churn: which decisions differ from those of the epoch before.
 
 # %%
-history = run.read_table(f"{folder}/history.parquet", "03_watch_prototypes")
+history = run.read_table(f"{folder}/history.parquet")
 dynamics = plot_prototype_dynamics(history, ledger)
 caption = describe_prototype_dynamics(history, ledger, seed)
 used = history.loc[history.phase == "curate", ["step", "usage", "prototype_spread"]]

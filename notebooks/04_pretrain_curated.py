@@ -67,7 +67,7 @@ from chexstudy.pretraining.configuration import read_constants
 
 run = start_notebook("04_pretrain_curated", globals())
 config = read_constants(globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 labelled = bool(finding_columns(cohort))
 arm_names = choose_arms(arms, labelled)
 arm_seeds = choose_seeds(seed, seeds)
@@ -112,9 +112,7 @@ if "full" in mean.index:
 # pairs, temperature and learning rate.
 
 # %%
-histories = {
-    name: run.read_table(f"{arm_folder(name, seed)}/history.parquet", "04_pretrain_curated") for name in arm_names
-}
+histories = {name: run.read_table(f"{arm_folder(name, seed)}/history.parquet") for name in arm_names}
 if "curated" in histories:
     curated = histories.pop("curated")
     dynamics = plot_training_dynamics(curated, histories)
@@ -192,7 +190,7 @@ if at_budgets:
     spent = budget_costs.set_index(["arm", "seed"])
     for variant, constants_there in at_budgets.items():
         for one in arm_seeds:
-            kept = run.read_table(f"{arm_folder(f'curated.{variant}', one)}/subset.parquet", "04_pretrain_curated")
+            kept = run.read_table(f"{arm_folder(f'curated.{variant}', one)}/subset.parquet")
             assert len(kept) == count_budget(constants_there.curator.budget, pairs), (
                 f"{variant}: another number is kept"
             )

@@ -56,7 +56,7 @@ from chexstudy.pretraining.arms.definitions import choose_arms, choose_seeds, re
 from chexstudy.devices import choose_device
 
 run = start_notebook("05_compare_arms", globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 labelled = bool(finding_columns(cohort))
 arm_names = choose_arms(arms, labelled)
 arm_seeds = choose_seeds(seed, seeds)

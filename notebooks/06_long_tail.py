@@ -58,7 +58,7 @@ from chexstudy.pretraining.arms.definitions import choose_seeds, require_current
 from chexstudy.pretraining.models.dual_encoder import load_model
 
 run = start_notebook("06_long_tail", globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 train = cohort[cohort.split == "train"].reset_index(drop=True)
 prevalence = measure_prevalence(train)
 tiers = prevalence_tiers(prevalence).to_dict()
@@ -80,7 +80,7 @@ for one in choose_seeds(seed, seeds):
     ledger = read_ledger(run, "curated", one)
     last = (ledger.epoch == ledger.epoch.max()).to_numpy()  # the epoch that decided, where there are several
     ledger = ledger[last].set_index("image_id")
-    features = run.read_array(f"{folder}/features.npy", "04_pretrain_curated")[last].astype(np.float32)
+    features = run.read_array(f"{folder}/features.npy")[last].astype(np.float32)
     scored[one] = features[pd.Index(ledger.index).get_indexer(train.image_id)]
     local[one] = pd.Series(density(features, neighbours), index=ledger.index).reindex(train.image_id).to_numpy()
     ledgers[one], considered[one] = ledger.reindex(train.image_id), sorted(ledger.index)
@@ -241,7 +241,7 @@ results[results.task.isin(["gain_trend", "subgroup_gap"])].groupby(["task", "met
 pairs = pd.DataFrame({"image_id": train.image_id, "kept": kept[seed], "density": local[seed]})
 mapped = f"{require_current_arm(run, 'curated', seed)}/map.parquet"
 if run.has(mapped):
-    pairs = pairs.merge(run.read_table(mapped, "03_watch_prototypes"), on="image_id")
+    pairs = pairs.merge(run.read_table(mapped), on="image_id")
 thin = plot_density(pairs, results)
 save_figure(run, thin, "density", describe_density(pairs, results, seed), select_density(results))
 thin

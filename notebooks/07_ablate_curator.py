@@ -103,7 +103,7 @@ config = replace(read_constants(globals()), subset_epochs=short_epochs)
 reference = take_reference(config)
 trained = choose_variants(variants, reference)
 arm_seeds = choose_seeds(seed, seeds)
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 training = cohort[cohort.split == "train"].reset_index(drop=True)
 truth = pd.read_parquet(run.path("truth.parquet")) if run.has("truth.parquet") else None
 if truth is not None:

@@ -78,7 +78,7 @@ from chexstudy.pretraining.training.subsets import choose_methods, choose_traini
 
 run = start_notebook("08_compare_curators", globals())
 config = read_constants(globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 train = cohort[cohort.split == "train"]
 labelled = bool(finding_columns(cohort))
 method_names = choose_methods(methods)

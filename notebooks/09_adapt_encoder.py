@@ -93,7 +93,7 @@ from chexstudy.pretraining.arms.definitions import choose_seeds
 from chexstudy.devices import choose_device
 
 run = start_notebook("09_adapt_encoder", globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 if not finding_columns(cohort):
     heads, label_shares, tune = [], [], []
     print("the cohort has no labels: there is nothing to adapt an encoder to but outcomes, if it has some")

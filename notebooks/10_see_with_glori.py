@@ -71,7 +71,7 @@ from chexstudy.plots.style import save_figure
 from chexstudy.devices import choose_device
 
 run = start_notebook("10_see_with_glori", globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, device=str(choose_device(device)))
 findings, test_sets = evaluation.findings, evaluation.test_sets()
 places = [finding for finding in findings if finding != NO_FINDING]  # what can be somewhere

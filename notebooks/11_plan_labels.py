@@ -99,7 +99,7 @@ from chexstudy.plots.style import save_figure
 from chexstudy.devices import choose_device
 
 run = start_notebook("11_plan_labels", globals())
-cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+cohort = read_cohort(run.require("cohort.parquet"))
 design = CurveDesign((*grid, "all"), draws, unit, balance, nested, head=budget_head, seed=seed)
 reading = ReadingCost(minutes_per_case, readers, price_per_hour, currency=currency)
 prevalence = select_prevalence(cohort)

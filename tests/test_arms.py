@@ -132,7 +132,7 @@ def test_random_arms_match_the_curated_arm_of_their_budget(tiny_study):
     for variant, kept in (("keep_50", 36), ("keep_25", 18)):
         for arm in ("curated", "random_same_data"):
             folder = arm_folder(name_variant(arm, variant), 0)
-            assert len(tiny_study.read_table(f"{folder}/subset.parquet", arm)) == kept
+            assert len(tiny_study.read_table(f"{folder}/subset.parquet")) == kept
             assert costs.pairs_trained[name_variant(arm, variant)] == 72 + 3 * kept
         curated, random = (costs.loc[name_variant(arm, variant)] for arm in ("curated", "random_same_compute"))
         # To the nearest step.

@@ -287,7 +287,7 @@ def test_scores_alone_are_those_of_the_whole_evaluation(tiny_study):
     constants = {"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16}
     constants |= {"warm_up_epochs": 0, "subset_epochs": 0, "precision": "fp32"}
     pretrain(tiny_study, "full", 0, PretrainingConfig.from_dict(constants), "cpu")
-    cohort = tiny_study.read_table("cohort.parquet", "the test")
+    cohort = tiny_study.read_table("cohort.parquet")
     evaluation = Evaluation(tiny_study, cohort, open_pixel_store(tiny_study), resamples=5, probe=False)
     path = tiny_study.path(score_zero_shot(evaluation, "full", 0, "tiny/test"))
     alone = path.read_bytes()

@@ -111,7 +111,7 @@ def test_switches_of_the_update_change_prototypes_and_what_is_scored(tiny_study)
     }.items():
         folder = _train(tiny_study, f"curated.{name}", _config(**changes))
         prototypes[name] = np.load(tiny_study.path(f"{folder}/prototypes.npy"))
-        scored[name] = tiny_study.read_json(f"{folder}/compute.json", "")["pairs_scored"]
+        scored[name] = tiny_study.read_json(f"{folder}/compute.json")["pairs_scored"]
     assert np.array_equal(prototypes["published"][0], prototypes["after"][0])
     assert not np.array_equal(prototypes["published"][1], prototypes["after"][1])
     assert not np.array_equal(prototypes["published"][1], prototypes["all"][1])
@@ -160,7 +160,7 @@ def test_at_equal_compute_it_trains_until_the_curated_arm_s_operations(tiny_stud
     for arm in ("by_few", "by_few@compute"):
         _train(tiny_study, arm, config)
     flops = {
-        arm: tiny_study.read_json(f"{arm_folder(arm, 0)}/compute.json", "")["flops"]
+        arm: tiny_study.read_json(f"{arm_folder(arm, 0)}/compute.json")["flops"]
         for arm in ("curated", "by_few", "by_few@compute")
     }
     assert flops["by_few"] < 0.9 * flops["curated"]

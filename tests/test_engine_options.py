@@ -60,7 +60,7 @@ def test_scoring_at_low_resolution_costs_less_and_reports_its_overlap(tiny_study
     assert low["overlap_flops"] > 0
     # The kept pairs are more than a micro-batch: at full size they have to be encoded without gradient first.
     assert low["pairs_trained"] > 0
-    scored = tiny_study.read_json(f"{arm_folder('curated', 0)}/compute.json", "")["by_phase"]["curate"]["pairs_scored"]
+    scored = tiny_study.read_json(f"{arm_folder('curated', 0)}/compute.json")["by_phase"]["curate"]["pairs_scored"]
     assert scored == len(pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/ledger.parquet")))
 
 

@@ -235,7 +235,7 @@ def test_scores_of_an_arm_trained_anew_are_made_anew(evaluation):
     make_arm(evaluation.run, "full", 0)
     adapt_arm(evaluation, "full", 0, [HeadPlan("logistic")])
     cost = "pretraining/full/seed0/compute.json"
-    evaluation.run.write_json(cost, evaluation.run.read_json(cost, "") | {"flops": 3.0})
+    evaluation.run.write_json(cost, evaluation.run.read_json(cost) | {"flops": 3.0})
     evaluation.run.record(cost, {}, ("cohort.parquet",), 0)
     name = f"evaluation/full/seed0/{scores_task('logistic')}/{DATA_SET}.parquet"
     before = evaluation.run.provenance(name)["key"]

@@ -319,7 +319,7 @@ def test_missing_damaged_and_foreign_heads_are_one_sentence(home, study):
     with pytest.raises(StudyError, match="damaged or changed: run 09_adapt_encoder again"):
         load_head(run, "one")
     save_head(run, "one", fitted)
-    record = run.read_json("heads/one/head.json", "")
+    record = run.read_json("heads/one/head.json")
     record["head"] |= {"module": "os", "class": "system"}
     run.write_json("heads/one/head.json", record)
     with pytest.raises(StudyError, match="is damaged"):

@@ -193,7 +193,7 @@ def test_the_debug_profile_runs_every_notebook(debug_run, monkeypatch):
     assert set(results.task) >= {"zero_shot", "retrieval", "budget_zero_shot", "budget_saving"}
     measured = results[results.metric.str.startswith("auroc") & results.value.notna()]
     assert (measured.ci_low.isna() | (measured.ci_low <= measured.value)).all()
-    assert isinstance(run.read_table("cohort.parquet", "01_build_cohort"), pd.DataFrame)
+    assert isinstance(run.read_table("cohort.parquet"), pd.DataFrame)
     drawn = {path.stem for path in run.path("figures").iterdir()}
     for name in drawn:
         assert {path.suffix for path in run.path("figures").glob(f"{name}.*")} >= {".png", ".pdf", ".json"}

@@ -468,7 +468,7 @@ def test_card_shows_results_of_this_training_only(trained, tmp_path):
     assert "`held_out`: both encoders started from scratch" in card
     name = "pretraining/curated/seed0/compute.json"
     record = trained.provenance(name)
-    trained.write_json(name, trained.read_json(name, "") | {"seconds": 99.0})
+    trained.write_json(name, trained.read_json(name) | {"seconds": 99.0})
     trained.record(name, record["parameters"], tuple(record["inputs"]), 0)
     assert "This model has not been evaluated." in _read_card(trained, tmp_path / "out")
 

@@ -214,7 +214,7 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home, 
             rerun_notebooks("mine", folder=folder)
     run_notebook("01", "tiny", study="mine", folder=folder, quiet=True)
     assert "timings.json of study 'mine' is not what was written there" in capsys.readouterr().out
-    assert list(Run("mine").read_json("timings.json", "")["notebooks"]) == ["01_first"]
+    assert list(Run("mine").read_json("timings.json")["notebooks"]) == ["01_first"]
 
 
 @pytest.mark.parametrize(

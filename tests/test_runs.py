@@ -109,8 +109,8 @@ def test_what_a_killed_process_left_half_written_is_taken_away_and_nothing_else(
 
 
 def test_a_missing_artifact_names_who_makes_it(run):
-    with pytest.raises(StudyError, match=r"study 'tiny' has no a\.parquet yet: run 01_build_cohort first"):
-        run.read_table("a.parquet", "01_build_cohort")
+    with pytest.raises(StudyError, match=r"study 'tiny' has no truth\.parquet yet: run 01_build_cohort first"):
+        run.read_table("truth.parquet")
 
 
 def test_what_is_written_is_read_back(run):
@@ -118,11 +118,11 @@ def test_what_is_written_is_read_back(run):
     run.write_table("t.parquet", table)
     run.write_array("deep/a.npy", np.arange(6).reshape(2, 3))
     run.write_json("j.json", {"b": 1, "a": [1, 2]})
-    pd.testing.assert_frame_equal(run.read_table("t.parquet", "x"), table)
-    mapped = run.read_array("deep/a.npy", "x", memory_map=True)
+    pd.testing.assert_frame_equal(run.read_table("t.parquet"), table)
+    mapped = run.read_array("deep/a.npy", memory_map=True)
     assert isinstance(mapped, np.memmap)
     assert mapped.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert run.read_json("j.json", "x") == {"a": [1, 2], "b": 1}
+    assert run.read_json("j.json") == {"a": [1, 2], "b": 1}
 
 
 def test_the_same_table_is_the_same_bytes(run):
@@ -204,7 +204,7 @@ def test_a_damaged_artifact_is_told_never_read_and_made_again(run, capsys, monke
     altered = f"{name} of study 'tiny' is not what was written there (its SHA-256 differs), it was damaged or changed"
     assert capsys.readouterr().out == f"{altered}: it is made again.\n"
     # Another notebook that reads it says who made it, whoever it thinks did.
-    for use in (lambda: read(run, name, "01_build_cohort"), lambda: run.key({}, (name,))):
+    for use in (lambda: read(run, name), lambda: run.key({}, (name,))):
         with pytest.raises(StudyError) as caught:
             use()
         assert str(caught.value) == f"{altered}: run 05_compare_arms again, which makes it anew."
@@ -213,14 +213,15 @@ def test_a_damaged_artifact_is_told_never_read_and_made_again(run, capsys, monke
     run.record(name, {"k": 1})
     assert run.is_current(name, key)
     assert run.path(name).read_bytes() == whole
-    read(run, name, "")
+    read(run, name)
 
 
 def test_a_table_edited_by_hand_is_told(run, at_once):
-    run.write_table("scores.parquet", pd.DataFrame({"score": [0.25, 0.5]}))
-    pd.DataFrame({"score": [0.75, 0.5]}).to_parquet(run.path("scores.parquet"), index=False)
+    name = "evaluation/full/seed0/scores.parquet"
+    run.write_table(name, pd.DataFrame({"score": [0.25, 0.5]}))
+    pd.DataFrame({"score": [0.75, 0.5]}).to_parquet(run.path(name), index=False)
     with pytest.raises(StudyError, match=r"it was damaged or changed: run 05_compare_arms again"):
-        run.read_table("scores.parquet", "05_compare_arms")
+        run.read_table(name)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -232,8 +233,10 @@ def test_damaged_provenance_is_damage(run, capsys, at_once, damage):
     assert run.provenance("a.json") is None
     assert not run.is_current("a.json", run.key({"k": 1}))
     assert "a.json of study 'tiny' has a provenance that cannot be read: it is made again" in capsys.readouterr().out
-    with pytest.raises(StudyError, match=r"has a provenance that cannot be read: run 04 again, which makes it anew"):
-        run.read_json("a.json", "04")
+    with pytest.raises(
+        StudyError, match=r"has a provenance that cannot be read: run the step that makes it again, which makes it anew"
+    ):
+        run.read_json("a.json")
 
 
 @pytest.mark.parametrize("position", range(0, 400, 37))
@@ -281,14 +284,14 @@ def test_an_artifact_is_current_only_with_all_files_recorded_with_it(run, at_onc
         record = run.path("provenance/rows.npy.json")
         record.unlink() if lost is None else record.write_bytes(lost)
         assert run.is_current("main.json", key)
-        assert run.read_array("rows.npy", "x").tolist() == [0, 1, 2, 3, 4]
+        assert run.read_array("rows.npy").tolist() == [0, 1, 2, 3, 4]
         assert record.stat().st_size > 0
     run.write_array("rows.npy", np.arange(6))
     assert not run.is_current("main.json", key), "a part of another making"
     with pytest.raises(
         StudyError, match=r"main\.json of study 'tiny' was written with another rows\.npy than there is"
     ):
-        run.read_json("main.json", "x")
+        run.read_json("main.json")
 
 
 def test_what_is_damaged_before_it_is_recorded_is_not_taken_for_what_was_written(run, at_once):
@@ -302,12 +305,14 @@ def test_what_is_damaged_before_it_is_recorded_is_not_taken_for_what_was_written
 def test_files_of_the_user_are_read_without_a_seal_and_refused_if_they_cannot_be(run):
     run.folder.mkdir(parents=True)
     pd.DataFrame({"x": [1]}).to_parquet(run.path("own.parquet"))
-    assert run.read_table("own.parquet", "x").x.tolist() == [1]
+    assert run.read_table("own.parquet").x.tolist() == [1]
     for name, content in (("own.parquet", b""), ("own.json", b"{"), ("deep.json", b"[" * 100_000), ("own.npy", b"x")):
         run.path(name).write_bytes(content)
         read = {".parquet": run.read_table, ".json": run.read_json, ".npy": run.read_array}[run.path(name).suffix]
-        with pytest.raises(StudyError, match=rf"^{name} of study 'tiny' cannot be read \(.*\): run 08 again, or put a"):
-            read(name, "08")
+        with pytest.raises(
+            StudyError, match=rf"^{name} of study 'tiny' cannot be read \(.*\): run the step that makes"
+        ):
+            read(name)
 
 
 def test_a_reader_between_the_seal_and_the_file_waits_for_the_file(run, monkeypatch):
@@ -317,7 +322,7 @@ def test_a_reader_between_the_seal_and_the_file_waits_for_the_file(run, monkeypa
     new = run.path("a.json").read_bytes()
     run.path("a.json").write_bytes(old)
     monkeypatch.setattr("chexstudy.runs.time.sleep", lambda seconds: run.path("a.json").write_bytes(new))
-    assert run.read_json("a.json", "x") == 2
+    assert run.read_json("a.json") == 2
 
 
 def test_a_large_file_is_hashed_once_a_process(run, monkeypatch):
@@ -328,14 +333,14 @@ def test_a_large_file_is_hashed_once_a_process(run, monkeypatch):
     digest = runs.hashlib.file_digest
     monkeypatch.setattr(runs.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
     for _ in range(5):
-        run.read_array("large.npy", "x", memory_map=True)
+        run.read_array("large.npy", memory_map=True)
         run.key({}, ("large.npy",))
     assert len(read) == 1
     with open(run.path("large.npy"), "r+b") as file:
         file.seek(500)
         file.write(b"x")
     with pytest.raises(StudyError, match="SHA-256 differs"):
-        run.read_array("large.npy", "x")
+        run.read_array("large.npy")
 
 
 def test_an_artifact_is_forgotten_with_its_provenance(run):

@@ -111,7 +111,7 @@ def test_without_a_warm_up_the_model_is_the_one_training_starts_from(tiny_study)
 
 def test_scoring_costs_a_forward_pass(tiny_study):
     scores = score_training_pairs(tiny_study, 0, _config(), "cpu")
-    warm_up = tiny_study.read_json(f"{arm_folder('warm_up', 0)}/compute.json", "the test")
+    warm_up = tiny_study.read_json(f"{arm_folder('warm_up', 0)}/compute.json")
     assert scores.cost["pairs_scored"] == len(scores.image_ids)
     assert scores.cost["seconds"] > 0
     # The warm-up is one epoch, forward and backward: between two and four times as much.

@@ -25,7 +25,7 @@ def evaluated(tmp_path_factory):
         patch.setenv("CHEXSTUDY_HOME", str(tmp_path_factory.mktemp("home")))
         run = make_tiny_study()
         pretrain(run, "full", 0, PretrainingConfig.from_dict(_CONSTANTS), "cpu")
-        evaluation = Evaluation(run, run.read_table("cohort.parquet", "the test"), open_pixel_store(run), resamples=20)
+        evaluation = Evaluation(run, run.read_table("cohort.parquet"), open_pixel_store(run), resamples=20)
         evaluate_arm(evaluation, "full", 0)
         yield evaluation
 
@@ -57,7 +57,7 @@ def test_every_task_has_its_rows_and_they_fit_the_results_table(evaluated):
 
 def test_scores_of_all_families_are_kept_on_validation_and_test(evaluated):
     place = {"arm": "full", "seed": 0}
-    chosen = evaluated.run.read_json("evaluation/full/seed0/prompts.json", "05")["chosen_on_validation"]
+    chosen = evaluated.run.read_json("evaluation/full/seed0/prompts.json")["chosen_on_validation"]
     for name, rows in {**evaluated.test_sets(), **evaluated.validation_sets()}.items():
         read = {
             task: read_scores(evaluated.run, rows.image_id, evaluated.findings, **place, task=task, data_set=name)

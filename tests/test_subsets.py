@@ -37,7 +37,7 @@ def config():
 def _train(run, arm, config):
     for needed in [*find_arm(arm).needs(config), arm]:
         pretrain(run, needed, 0, config, "cpu")
-    return run.read_json(f"{arm_folder(arm, 0)}/compute.json", "the test")
+    return run.read_json(f"{arm_folder(arm, 0)}/compute.json")
 
 
 def test_every_method_leaves_a_subset_of_the_budget_and_scores_of_all(tiny_study, config):
@@ -50,8 +50,8 @@ def test_every_method_leaves_a_subset_of_the_budget_and_scores_of_all(tiny_study
         assert len(subset) == round(_KEEP * len(ids))
         assert set(subset.image_id) < set(ids)
         name = subset_artifact(method, seed)
-        pd.testing.assert_frame_equal(subset, tiny_study.read_table(name, "the test"))
-        scores = tiny_study.read_table(name.replace("subset", "scores"), "the test")
+        pd.testing.assert_frame_equal(subset, tiny_study.read_table(name))
+        scores = tiny_study.read_table(name.replace("subset", "scores"))
         assert list(scores.image_id) == list(ids)
     assert (chosen["infobatch", 0].weight > 1).any()
 
@@ -65,12 +65,12 @@ def test_the_hardest_pairs_are_those_of_the_highest_loss(tiny_study, config):
 def test_learnability_prefers_what_the_reference_has_learnt_and_is_charged_both_passes(tiny_study, config):
     pretrain(tiny_study, "full", 0, config, "cpu")
     chosen = choose_training_subset(tiny_study, "learnability", 0, config, 5, "cpu")
-    losses = tiny_study.read_table("curation/scoring/seed0/losses.parquet", "the test")
-    reference = tiny_study.read_table("curation/scoring/seed0/reference.parquet", "the test")
+    losses = tiny_study.read_table("curation/scoring/seed0/losses.parquet")
+    reference = tiny_study.read_table("curation/scoring/seed0/reference.parquet")
     gain = (losses.loss - reference.loss).set_axis(losses.image_id)
     assert set(chosen.image_id) == set(gain.nlargest(5).index)
     scoring = score_training_pairs(tiny_study, 0, config, "cpu").cost
-    cost = tiny_study.read_json("curation/learnability/seed0/cost.json", "the test")
+    cost = tiny_study.read_json("curation/learnability/seed0/cost.json")
     assert cost["flops"] == pytest.approx(2 * scoring["flops"])
     assert cost["pairs_scored"] == 2 * scoring["pairs_scored"]
 
@@ -110,7 +110,7 @@ def test_a_method_is_charged_the_pass_that_scored_the_pairs_and_random_is_not(ti
     # Texts differ in length, so two trainings on as many pairs differ a little.
     difference = costs.flops["by_agreement"] - costs.flops["by_random"]
     assert difference == pytest.approx(scoring["flops"], rel=0.1)
-    assert tiny_study.read_json("curation/agreement/seed0/cost.json", "the test")["seconds"] > scoring["seconds"]
+    assert tiny_study.read_json("curation/agreement/seed0/cost.json")["seconds"] > scoring["seconds"]
 
 
 def test_matched_compute_counts_the_pass_too(tiny_study):

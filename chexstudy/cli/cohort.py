@@ -241,4 +241,4 @@ def _find_table(named: str) -> Path:
         return path / "cohort.parquet"
     if path.is_file() or path.suffix or len(Path(named).parts) != 1:
         return path
-    return Run(named).require("cohort.parquet", "01_build_cohort")
+    return Run(named).require("cohort.parquet")

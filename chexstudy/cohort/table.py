@@ -241,7 +241,7 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"there is no cohort table at {path}: build one with `chexstudy cohort build`.")
-    require_whole(path, "01_build_cohort")
+    require_whole(path)
     try:
         cohort = pd.read_parquet(path)
     except (OSError, ValueError):

@@ -21,9 +21,9 @@ from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
+from chexstudy.steps import find_step
 
 _PART_ROWS = 1024
-_MADE_BY = "02_embed_pairs (or `chexstudy embed`)"
 
 
 class PixelSource(Protocol):
@@ -200,14 +200,13 @@ def embed_cohort(
 
 def read_embeddings(run: Run, name: str) -> Embeddings:
     """The embeddings of a study, mapped from disk."""
-    image_ids = run.read_table(_artifact(name, "ids.parquet"), _MADE_BY)["image_id"].tolist()
-    image, text = (
-        run.read_array(_artifact(name, file), _MADE_BY, memory_map=True) for file in ("image.npy", "text.npy")
-    )
+    image_ids = run.read_table(_artifact(name, "ids.parquet"))["image_id"].tolist()
+    image, text = (run.read_array(_artifact(name, file), memory_map=True) for file in ("image.npy", "text.npy"))
     if not len(image_ids) == len(image) == len(text):
         raise StudyError(
             f"the embeddings {name!r} of study {run.study!r} are damaged: {len(image_ids)} ids, {len(image)} images "
-            f"and {len(text)} texts; delete {run.path(_artifact(name, 'ids.parquet'))} and run {_MADE_BY} again."
+            f"and {len(text)} texts; delete {run.path(_artifact(name, 'ids.parquet'))} and "
+            f"run {find_step('embeddings/')} again."
         )
     return Embeddings(image_ids, image, text)
 

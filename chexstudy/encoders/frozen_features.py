@@ -19,12 +19,12 @@ from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, forget_artifact
+from chexstudy.steps import find_step
 
 _BLOCKS = 4
 _PART_ROWS = 1024
 _PART_BYTES = 256 * 2**20
 _PIXELS = "pixels/manifest.json"
-_MADE_BY = "09_adapt_encoder"
 _VECTORS = ("pooled", "cls", "mean")
 # What an encoder is called and where it came from do not change its features.
 _DECIDES = ("architecture", "weights", "pooling", "dim", "image_size", "mean", "std")
@@ -174,17 +174,17 @@ def freeze_features(
 def read_features(run: Run, name: str) -> FrozenFeatures:
     """Kept features; the patches are mapped from disk."""
     _check_name(name)
-    layout = run.read_json(_artifact(name, "layout.json"), _MADE_BY)
-    image_ids = run.read_table(_artifact(name, "ids.parquet"), _MADE_BY)["image_id"].tolist()
-    arrays = [run.read_array(_artifact(name, f"{kind}.npy"), _MADE_BY) for kind in _VECTORS]
+    layout = run.read_json(_artifact(name, "layout.json"))
+    image_ids = run.read_table(_artifact(name, "ids.parquet"))["image_id"].tolist()
+    arrays = [run.read_array(_artifact(name, f"{kind}.npy")) for kind in _VECTORS]
     patches = None
     if layout["patches"]:
-        patches = run.read_array(_artifact(name, "patches.npy"), _MADE_BY, memory_map=True)
+        patches = run.read_array(_artifact(name, "patches.npy"), memory_map=True)
     kept = arrays if patches is None else [*arrays, patches]
     if {len(array) for array in kept} != {len(image_ids)}:
         raise StudyError(
             f"the features {name!r} of study {run.study!r} are damaged, for their files differ in rows: delete "
-            f"{run.path(_artifact(name, 'layout.json'))} and run {_MADE_BY} again."
+            f"{run.path(_artifact(name, 'layout.json'))} and run {find_step('features/')} again."
         )
     grid = round(layout["tokens"] ** 0.5)
     return FrozenFeatures(image_ids, *arrays, patches, tuple(layout["widths"]), grid, layout["encoder"])
@@ -192,7 +192,7 @@ def read_features(run: Run, name: str) -> FrozenFeatures:
 
 def drop_patches(run: Run, name: str) -> None:
     """Give back the disk of the patches of kept features; their vectors stay current."""
-    layout, kept = _artifact(name, "layout.json"), run.read_json(_artifact(name, "layout.json"), _MADE_BY)
+    layout, kept = _artifact(name, "layout.json"), run.read_json(_artifact(name, "layout.json"))
     record = run.provenance(layout)
     if not kept["patches"] or record is None:
         return

@@ -25,6 +25,7 @@ from chexstudy.statistics.bootstrap import (
     resample_seeds,
 )
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
+from chexstudy.steps import find_step
 
 METRICS = ("auroc", "auprc")
 MACRO = "macro"
@@ -76,12 +77,12 @@ def read_scores(
 ) -> np.ndarray:
     """Read scores in the order of ``image_ids`` and ``findings``, as ``(images, findings)``."""
     name = scores_artifact(arm, seed, task, data_set)
-    table = run.read_table(name, "05_compare_arms").set_index("image_id")
+    table = run.read_table(name).set_index("image_id")
     images = sum(image_id not in table.index for image_id in image_ids)
     lacks = [f"{images:,} of the images"] * bool(images)
     lacks += [f"the finding {finding!r}" for finding in findings if finding not in table.columns]
     if lacks:
-        raise StudyError(f"{name} lacks {lacks[0]}: run 05_compare_arms again.")
+        raise StudyError(f"{name} lacks {lacks[0]}: run {find_step(name)} again.")
     return table.loc[list(image_ids), list(findings)].to_numpy()
 
 
@@ -96,7 +97,7 @@ def scored_seeds(run: Run, arms: Sequence[str], *, task: str, data_set: str) -> 
     if not shared:
         raise StudyError(
             f"study {run.study!r} has no seed with {task} scores on {data_set} for {' and '.join(arms)}: "
-            "run 05_compare_arms for these arms first."
+            f"run {find_step(scores_artifact(arms[0], 0, task, data_set))} for these arms first."
         )
     return shared
 

@@ -40,6 +40,7 @@ from chexstudy.statistics.bootstrap import (
     difference_p_values,
 )
 from chexstudy.statistics.multiple_testing import correct_by_holm
+from chexstudy.steps import find_step
 
 SAME_DATA, SAME_COMPUTE = "same_data", "same_compute"
 KEPT, ZERO_SHOT, DIFFERENCE = "method_curation", "method_zero_shot", "method_zero_shot_difference"
@@ -48,7 +49,6 @@ STABILITY = "jaccard_across_seeds"
 # Two trainings that differ by less than this share of operations are one.
 SAME_TRAINING = 0.03
 _CURATED = "curated"
-_MADE_BY = "08_compare_curators"
 _IDENTITY = ["arm", "metric", "finding"]
 _CHOSEN_NOT_ESTIMATED = ("keep_ratio",)
 _WITHOUT_PATIENTS = ("finding_entropy", "redundancy", "coverage_radius", "coverage_95")
@@ -62,10 +62,10 @@ def read_choices(run: Run, methods: Sequence[str], seed: int, image_ids: Sequenc
     choices, rows_of = {}, pd.Index(image_ids)
     for method in methods:
         name = subset_artifact(method, seed)
-        subset = run.read_table(name, _MADE_BY)
-        scores = run.read_table(name.replace("subset.parquet", "scores.parquet"), _MADE_BY)
+        subset = run.read_table(name)
+        scores = run.read_table(name.replace("subset.parquet", "scores.parquet"))
         if set(scores.image_id) != set(image_ids):
-            raise StudyError(f"{name} was chosen from other pairs than the study has now: run {_MADE_BY} again.")
+            raise StudyError(f"{name} was chosen from other pairs than the study has now: run {find_step(name)} again.")
         places = rows_of.get_indexer(subset.image_id)
         order = np.argsort(places)
         values = scores.set_index("image_id").score.loc[list(image_ids)].to_numpy(dtype=np.float64)
@@ -101,7 +101,7 @@ def measure_methods_kept(
     tiers = prevalence_tiers(measure_prevalence(train)).to_dict() if finding_columns(train) else None
     truth = None
     if run.has("truth.parquet"):
-        truth = run.read_table("truth.parquet", "01_build_cohort").set_index("image_id")
+        truth = run.read_table("truth.parquet").set_index("image_id")
         truth = truth.loc[train.image_id].reset_index()
     tables, jobs = [], [(one, method) for one in seeds for method in methods]
     features, choices, opened = None, {}, None
@@ -123,7 +123,8 @@ def measure_methods_kept(
 def _features_in_order(run: Run, seed: int, image_ids: pd.Series) -> np.ndarray:
     scores = read_pair_scores(run, seed)
     if list(scores.image_ids) != list(image_ids):
-        raise StudyError(f"the scores of seed {seed} are of other pairs than the study has now: run {_MADE_BY} again.")
+        step = find_step("curation/")
+        raise StudyError(f"the scores of seed {seed} are of other pairs than the study has now: run {step} again.")
     return scores.features
 
 
@@ -365,7 +366,7 @@ def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_M
     """
     of_methods = results[results.task.isin([KEPT, ZERO_SHOT])]
     if of_methods.empty:
-        raise StudyError(f"no method was measured: run {_MADE_BY} first.")
+        raise StudyError(f"no method was measured: run {find_step('curation/')} first.")
     rows = of_methods[of_methods.seed == OVER_SEEDS]
     kept = rows[(rows.task == KEPT) & rows.metric.isin(metrics)]
     trained = rows[(rows.task == ZERO_SHOT) & (rows.metric == "auroc") & rows.finding.isin([MACRO, *TIERS])]

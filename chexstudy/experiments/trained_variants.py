@@ -114,9 +114,7 @@ def measure_variants(
 
     def compute() -> list[pd.DataFrame]:
         ids = pd.Index(scores.image_ids)
-        kept = {
-            name: ids.isin(run.read_table(subset, "07_ablate_curator").image_id) for name, subset in subsets.items()
-        }
+        kept = {name: ids.isin(run.read_table(subset).image_id) for name, subset in subsets.items()}
         baseline = next(iter(kept.values()))
         return [
             measure.measure(own, scores.features, baseline).assign(setting=name)

@@ -51,7 +51,6 @@ _CHOSEN_UNTIL, _CHOSEN_DRAWS = 500, 3
 # A block of sets that stays in a core's cache is fitted three times as fast as one that does not.
 _BLOCK_BYTES = 16 * 2**20
 _WHOLE = -1
-_MADE_BY = "11_plan_labels"
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ def measure_curves(
             table = _measure_encoder(name, frozen, cohort, drawn, design)
             run.write_table(artifact, table)
             run.record(artifact, parameters, seed=design.seed)
-        table = run.read_table(artifact, _MADE_BY)
+        table = run.read_table(artifact)
         settings.append(table[["encoder", "seed", "head", "setting", "validation_images"]].drop_duplicates())
         tables.append(table.drop(columns=["head", "setting", "validation_images"]))
     curves = pd.concat(tables, ignore_index=True)
@@ -246,7 +245,7 @@ def measure_curves(
 
 def read_settings(run: Run) -> pd.DataFrame:
     """Global setting of each encoder and the validation images its choice took: ``setting, validation_images``."""
-    return run.read_table(SETTINGS, _MADE_BY)
+    return run.read_table(SETTINGS)
 
 
 def tabulate_curves(curves: pd.DataFrame, refused: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -26,7 +26,7 @@ def read_curves(path: Path | None, study: str) -> pd.DataFrame:
         study: read where there is no path.
     """
     if path is None:
-        return Run(study).read_table(CURVES, "11_plan_labels")
+        return Run(study).read_table(CURVES)
     return read_typed_table(path)
 
 

@@ -12,6 +12,7 @@ from chexstudy.experiments.selection_stability import predict_share
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
+from chexstudy.steps import find_step
 
 # Heading, and whether more is better (None: it is neither).
 _METRICS: dict[str, tuple[str, bool | None]] = {
@@ -30,7 +31,7 @@ _REFERENCE = ArmStyle("reference setting", ACCENT, "D")
 _OTHER = ArmStyle("other setting", SEQUENCE[1], "o")
 _ROW_MM, _GAP = 3.9, 1.35
 _MOST_TICKS = 6
-_MADE_BY = "07_ablate_curator"
+_SOURCE = "results/ablation_curation.parquet"
 _COLUMNS = ("factor", "value", "published", "metric", "measure", "ci_low", "ci_high")
 _LAW_COLUMNS = ("prototypes", "central_cap", "super_batch", "measure")
 
@@ -70,8 +71,8 @@ def plot_curator_ablation(table: pd.DataFrame) -> Figure:
 def _check(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in table]
     if missing:
-        raise StudyError(f"the table of the ablation lacks the column {missing[0]}: run {_MADE_BY} again.")
-    require_rows(table, "settings", _MADE_BY)
+        raise StudyError(f"the table of the ablation lacks the column {missing[0]}: run {find_step(_SOURCE)} again.")
+    require_rows(table, "settings", _SOURCE)
 
 
 def _order_metrics(table: pd.DataFrame) -> list[str]:

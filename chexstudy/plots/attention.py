@@ -16,6 +16,7 @@ from chexstudy.evaluation.localisation.pointing_game import FINDING, LUNGS, TASK
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel
+from chexstudy.steps import find_step
 
 _GREEN = "#00C853"
 _OUTLINE = "#FFD54F"
@@ -224,7 +225,9 @@ def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataF
     own = own.assign(metric=own.metric.str.removesuffix(f"_{LUNGS}"))
     table = own.set_index(["metric", "finding"])
     if own.empty or not (own.n > 0).any():
-        raise StudyError(f"the attention of {head} was not measured on {data_set}: run 10_see_with_glori.")
+        raise StudyError(
+            f"the attention of {head} was not measured on {data_set}: run {find_step('results/attention.parquet')}."
+        )
     seen = own[(own.metric == "area_inside") & (own.n > 0)].sort_values("value", kind="stable")
     findings = [MACRO, *(finding for finding in seen.finding if finding != MACRO)]
     rows = []

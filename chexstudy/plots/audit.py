@@ -25,7 +25,7 @@ _HEADINGS = {
 _WARNING = ArmStyle("kept less often than the others (warning)", ACCENT, "D")
 _AS_MEANT = ArmStyle("kept less often, as curation means to", SEQUENCE[1], "s")
 _WITHIN_CHANCE = ArmStyle("within chance, or kept more often", GREY, "o")
-_MADE_BY = "`chexstudy curate --report`"
+_SOURCE = "results/audit.parquet"
 
 
 def plot_audit(report: AuditReport) -> Figure:
@@ -34,7 +34,7 @@ def plot_audit(report: AuditReport) -> Figure:
     Args:
         report: as `chexstudy.curation.quality.audit.audit_selection` returned it.
     """
-    table = require_rows(report.table, "groups", _MADE_BY)
+    table = require_rows(report.table, "groups", _SOURCE)
     sides = [list_audit_groups(table[is_finding]) for is_finding in (table.kind == "finding", table.kind != "finding")]
     sides = [groups for groups in sides if groups]
     heights = [[len(group.estimates) for group in groups] for groups in sides]

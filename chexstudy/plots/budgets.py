@@ -15,7 +15,7 @@ from chexstudy.plots.measurements import describe_n, name_data_set, require_rows
 from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
 
-_MADE_BY = "04_pretrain_curated with budgets"
+_SOURCE = "results/budget_zero_shot.parquet"
 # In each panel the saving against the random arm that is given as much of what the panel counts.
 _PAIRED = {"flops": "random_same_compute", "pairs_trained": "random_same_data"}
 _GROUPS = {MACRO: "Macro AUROC, zero-shot", "head": "AUROC of common findings, zero-shot"}
@@ -34,12 +34,12 @@ def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MA
         ``arm, family, kept, value, ci_low, ci_high, n, seeds, flops, pairs_trained``; family is the arm without its
         budget, kept the share of the pairs.
     """
-    rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}", _MADE_BY)
+    rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}", _SOURCE)
     missing = [name for name in ("arm", *COSTS) if name not in costs]
     if missing:
         raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
     table = summarise_seeds(rows).merge(costs.groupby("arm")[list(COSTS)].mean().reset_index(), on="arm")
-    require_rows(table, "arms with both a cost and a zero-shot AUROC", _MADE_BY)
+    require_rows(table, "arms with both a cost and a zero-shot AUROC", _SOURCE)
     table = table.assign(family=table.arm.str.partition(".")[0], kept=table.arm.map(read_budget))
     columns = ["arm", "family", "kept", "value", "ci_low", "ci_high", "n", "seeds", *COSTS]
     return table[columns].sort_values(["family", "kept"], ignore_index=True)

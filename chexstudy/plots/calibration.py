@@ -11,7 +11,7 @@ from chexstudy.plots.measurements import describe_n, name_data_set, preferred_da
 from chexstudy.plots.style import GREY, INK, new_figure, order_arms, title_panel
 
 TASK = "calibration"
-_MADE_BY = "05_compare_arms"
+_SOURCE = "evaluation/*/reliability.parquet"
 _LOOKS = {
     AS_SCORED: ("As scored", "#222222", "o"),
     TEMPERATURE: ("Temperature", "#E69F00", "s"),
@@ -29,11 +29,11 @@ def select_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: s
         arm: which; the first in the order of all figures if None.
         data_set: which; the enriched test if None and there is one.
     """
-    rows = require_rows(curves, "reliability curves", _MADE_BY)
+    rows = require_rows(curves, "reliability curves", _SOURCE)
     rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
-    require_rows(rows, f"reliability curves of arm {arm!r}", _MADE_BY)
+    require_rows(rows, f"reliability curves of arm {arm!r}", _SOURCE)
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
-    return require_rows(rows, f"reliability curves on {data_set!r}", _MADE_BY)
+    return require_rows(rows, f"reliability curves on {data_set!r}", _SOURCE)
 
 
 def plot_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:

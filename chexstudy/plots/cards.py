@@ -23,7 +23,7 @@ from chexstudy.plots.style import (
 PLACES = ("nearest", "median", "farthest")
 _EACH = 3
 _MOST_CARDS = 8
-_MADE_BY = "03_watch_prototypes"
+_SOURCE = "pretraining/*/trajectory.parquet"
 
 
 def list_prototype_cards(ledger: pd.DataFrame, most: int = _MOST_CARDS, each: int = _EACH) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def plot_prototype_cards(
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
         most: how many prototypes at most.
     """
-    require_rows(ledger, "curation decisions", _MADE_BY)
+    require_rows(ledger, "curation decisions", _SOURCE)
     cards = list_prototype_cards(ledger, most)
     shown = cards.prototype.unique()
     figure = new_figure(height_mm=18.5 * len(shown) + 12)

@@ -12,6 +12,7 @@ from chexstudy.errors import StudyError
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
+from chexstudy.steps import find_step
 
 RANDOM = "random"
 _PUBLISHED = "bands"
@@ -51,7 +52,7 @@ _MARKERS = {"same_data": "o", "same_compute": "s"}
 _BETTER, _WORSE, _EVEN = SEQUENCE[1], ACCENT, GREY
 _IN_A_ROW, _ROW_MM = 5, 3.8
 _COLUMNS = ("method", "metric", "measure", "ci_low", "ci_high", "budget_kind")
-_MADE_BY = "08_compare_curators"
+_SOURCE = "results/method_curation.parquet"
 
 
 def name_method(method: str) -> str:
@@ -90,8 +91,8 @@ def plot_method_comparison(table: pd.DataFrame) -> Figure:
 def _check(table: pd.DataFrame) -> None:
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
-        raise StudyError(f"the table of methods lacks the column {missing[0]}: run {_MADE_BY} again.")
-    require_rows(table[table.measure.notna()], "methods", _MADE_BY)
+        raise StudyError(f"the table of methods lacks the column {missing[0]}: run {find_step(_SOURCE)} again.")
+    require_rows(table[table.measure.notna()], "methods", _SOURCE)
 
 
 def _describe_metric(metric: str) -> tuple[str, bool, float]:

@@ -16,7 +16,7 @@ from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame
 
 _PERCENTILES = (5, 50, 95)
 _MOST_IN_MATRIX = 16
-_MADE_BY = "01_build_cohort"
+_SOURCE = "cohort.parquet"
 
 
 def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def plot_composition(
         quarantine: ``image_id, image_path, reason``, or None where none was written.
         count_tokens: from texts to their numbers of tokens; without it lengths are in words.
     """
-    require_rows(cohort, "images", _MADE_BY)
+    require_rows(cohort, "images", _SOURCE)
     counts = count_findings(cohort)
     findings = counts[counts.finding != NO_FINDING]
     sources = cohort.source.value_counts().index.tolist()

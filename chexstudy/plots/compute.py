@@ -24,7 +24,7 @@ from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_
 # Up to this loss of AUROC, the whole interval included, a saving counts as free.
 MARGIN = 0.02
 _COST_COLUMNS = ("arm", "seed", "pairs_trained", "flops", "seconds")
-_MADE_BY = "04_pretrain_curated"
+_SOURCE = "pretraining/*/compute.json"
 
 
 def select_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "", setting: str = "") -> pd.DataFrame:
@@ -45,14 +45,14 @@ def select_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "
         raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
     mean = costs.groupby("arm", sort=False)[["pairs_trained", "flops", "seconds"]].mean().reset_index()
     table = summarise_seeds(rows).merge(mean, on="arm")
-    return require_rows(table, "arm with both a cost and a zero-shot AUROC", _MADE_BY)
+    return require_rows(table, "arm with both a cost and a zero-shot AUROC", _SOURCE)
 
 
 def _measured(results: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
     rows = select_rows(results, "zero_shot", metric="auroc", finding="macro")
-    require_rows(rows, "zero-shot AUROC", "05_compare_arms")
+    require_rows(rows, "zero-shot AUROC", "results/zero_shot.parquet")
     rows = select_rows(rows, "zero_shot", data_set=data_set or preferred_data_set(rows))
-    require_rows(rows, f"zero-shot AUROC on {data_set}", "05_compare_arms")
+    require_rows(rows, f"zero-shot AUROC on {data_set}", "results/zero_shot.parquet")
     return select_rows(rows, "zero_shot", setting=setting or preferred_setting(rows))
 
 

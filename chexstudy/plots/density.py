@@ -10,7 +10,7 @@ from chexstudy.plots.measurements import require_rows, seed_values, select_rows,
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, title_panel
 from chexstudy.results import OVER_SEEDS
 
-_MADE_BY = "06_long_tail"
+_SOURCE = "results/curation.parquet"
 
 
 def select_density(results: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
     """
     pairs, rates = pairs[pairs.density.notna()], select_density(results)
     if rates.empty:
-        require_rows(pairs, "local density and no keep rate by density", _MADE_BY)
+        require_rows(pairs, "local density and no keep rate by density", _SOURCE)
     with_map = {"x", "y"} <= set(pairs.columns) and len(pairs) > 0
     panels = [panel for panel, there in (("share", len(pairs)), ("rate", len(rates)), ("map", with_map)) if there]
     figure = new_figure(height_mm=62)

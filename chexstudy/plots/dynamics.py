@@ -14,7 +14,7 @@ from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, arm_style, 
 _PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
 _MOST_STACKED = 10
 _SMOOTHED_FROM = 120
-_MADE_BY = "04_pretrain_curated"
+_SOURCE = "pretraining/*/history.parquet"
 _ASSIGNMENT = ("assignment_min", "assignment_max")
 
 
@@ -25,7 +25,7 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
         history: the curated arm's history, one row a step; its ``logit_scale`` is the logarithm that is trained.
         others: further arms' histories by arm, drawn where they have something to say.
     """
-    require_rows(history, "training steps", _MADE_BY)
+    require_rows(history, "training steps", _SOURCE)
     histories = {"curated": history} | {arm: others[arm] for arm in order_arms(others or {}) if arm != "curated"}
     curated = history[history.phase == "curate"].reset_index(drop=True)
     figure = new_figure(height_mm=116)
@@ -184,7 +184,7 @@ def plot_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame) -> Figu
         history: the curated arm's history, one row a step.
         ledger: its decisions, with ``epoch``; churn is drawn where there are several epochs.
     """
-    curated = require_rows(history[history.phase == "curate"], "curation steps", _MADE_BY).reset_index(drop=True)
+    curated = require_rows(history[history.phase == "curate"], "curation steps", _SOURCE).reset_index(drop=True)
     churn = measure_churn(ledger)
     panels = _dynamics_panels(history, churn)
     figure = new_figure(height_mm=60)

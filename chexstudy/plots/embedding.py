@@ -10,7 +10,7 @@ from chexstudy.plots.maps import draw_background
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, clear_frame, frame_map, new_figure, title_panel
 
-_MADE_BY = "02_embed_pairs"
+_SOURCE = "embeddings/*/map.parquet"
 _TIER_NAMES = {NO_TIER: "no finding"} | {tier: tier for tier in TIERS}
 
 
@@ -21,7 +21,7 @@ def plot_embedding(pairs: pd.DataFrame) -> Figure:
         pairs: one row a pair with ``x``, ``y``, ``density`` (larger is denser) and ``tier`` (the rarest tier among its
             findings, ``none`` if it has no finding); without ``tier``, the distribution of density beside the map.
     """
-    require_rows(pairs, "mapped pairs", _MADE_BY)
+    require_rows(pairs, "mapped pairs", _SOURCE)
     percentile = pairs.density.rank(pct=True).to_numpy() * 100
     with_tiers = "tier" in pairs
     figure = new_figure(66)

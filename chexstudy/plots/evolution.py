@@ -17,7 +17,7 @@ from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import GREY, frame_map, new_figure, title_panel
 
 _COLUMNS, _MOST_PANELS = 3, 6
-_MADE_BY = "03_watch_prototypes"
+_SOURCE = "pretraining/*/trajectory.parquet"
 
 
 def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> Figure:
@@ -30,7 +30,7 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> F
             ``stage`` where there are stages (`chexstudy.curation.records.stage_maps.trace_over_stages`).
     """
     pairs = require_pairs(pairs)
-    require_rows(trajectory, "prototype snapshots", _MADE_BY)
+    require_rows(trajectory, "prototype snapshots", _SOURCE)
     shown = choose_snapshots(trajectory)
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)

@@ -30,7 +30,7 @@ from chexstudy.runs import Run
 # So many of the radiographs inside a lasso are shown.
 MOST_RADIOGRAPHS = 24
 _SIDE = 560
-_MADE_BY = "03_watch_prototypes"
+_SOURCE = "pretraining/*/trajectory.parquet"
 # Servers that have a screen at their other end set these for the kernels they start; papermill and nbconvert do not.
 _SET_BY_FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
 
@@ -119,7 +119,7 @@ class PrototypeExplorer:
 
         self._pairs = _with_stage(require_pairs(pairs))
         self._pairs["shown_as"] = show_image_ids(run, self._pairs.image_id)
-        self._trajectory = _with_stage(require_rows(trajectory, "prototype snapshots", _MADE_BY))
+        self._trajectory = _with_stage(require_rows(trajectory, "prototype snapshots", _SOURCE))
         self._read_pixels, self._reports = read_pixels, reports
         snapshots = self._trajectory.drop_duplicates("snapshot").sort_values("snapshot")
         options = [(f"step {row.step:,}", int(row.snapshot)) for row in snapshots.itertuples()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, atomic_path
+from chexstudy.steps import find_step
 
 _KINDS = (".png", ".pdf", ".json")
 
@@ -18,74 +19,51 @@ class Entry:
 
     title: str  # heading in the gallery
     regenerates: str  # the published figure
-    notebook: str  # what makes it
 
 
 # The order of the gallery is that of the story.
 CATALOGUE = {
-    "radiographs": Entry("The cohort in pictures", "no published figure; what the data look like", "01_build_cohort"),
-    "composition": Entry(
-        "Cohort composition", "CheXficient, table of 13 sources and report lengths", "01_build_cohort"
-    ),
-    "embedding": Entry(
-        "The joint space before curation", "CheXficient, density of the feature space", "02_embed_pairs"
-    ),
-    "framework": Entry("Framework and prototype regions", "CheXficient Fig. 1a, b", "03_watch_prototypes"),
-    "prototype_evolution": Entry(
-        "Prototypes over training", "CheXficient, logged by its public code", "03_watch_prototypes"
-    ),
-    "prototype_cards": Entry(
-        "Prototype cards", "no published figure; what each prototype stands for", "03_watch_prototypes"
-    ),
-    "prototype_dynamics": Entry(
-        "Usage, spread and churn of prototypes", "CheXficient, logged by its public code", "03_watch_prototypes"
-    ),
-    "training_dynamics": Entry("Training dynamics", "CheXficient, logged by its public code", "04_pretrain_curated"),
-    "budgets": Entry("Several budgets", "CheXficient, data and compute saved", "04_pretrain_curated"),
-    "compute": Entry("Performance against data and compute", "CheXficient, data and compute saved", "05_compare_arms"),
-    "zero_shot": Entry("Zero-shot classification", "CheXficient, zero-shot AUROC by data set", "05_compare_arms"),
-    "spectrum": Entry(
-        "Against whom, and asked how", "no published figure; negatives and prompts of zero-shot", "05_compare_arms"
-    ),
-    "calibration": Entry(
-        "Calibration", "no published figure; scores as probabilities, before and after repair", "05_compare_arms"
-    ),
-    "retrieval": Entry("Retrieval", "CheXficient, cross-modal retrieval recall", "05_compare_arms"),
-    "density": Entry("Density in the feature space", "CheXficient, density of the curated subset", "06_long_tail"),
-    "audit": Entry("Who is dropped", "no published figure; the audit of the curator", "06_long_tail"),
-    "long_tail": Entry("The long tail", "CheXficient, per-finding gain by prevalence", "06_long_tail"),
-    "subgroups": Entry("Subgroups", "no published figure; gaps by sex, age, view and source", "06_long_tail"),
-    "curator_ablation": Entry("Ablation of the curator", "CheXficient, proposed (C13)", "07_ablate_curator"),
-    "ratio_law": Entry("The share kept and its law", "CheXficient, the published 22.7 %", "07_ablate_curator"),
-    "trained_ablation": Entry("Trained variants of the curator", "CheXficient, proposed (C13)", "07_ablate_curator"),
+    "radiographs": Entry("The cohort in pictures", "no published figure; what the data look like"),
+    "composition": Entry("Cohort composition", "CheXficient, table of 13 sources and report lengths"),
+    "embedding": Entry("The joint space before curation", "CheXficient, density of the feature space"),
+    "framework": Entry("Framework and prototype regions", "CheXficient Fig. 1a, b"),
+    "prototype_evolution": Entry("Prototypes over training", "CheXficient, logged by its public code"),
+    "prototype_cards": Entry("Prototype cards", "no published figure; what each prototype stands for"),
+    "prototype_dynamics": Entry("Usage, spread and churn of prototypes", "CheXficient, logged by its public code"),
+    "training_dynamics": Entry("Training dynamics", "CheXficient, logged by its public code"),
+    "budgets": Entry("Several budgets", "CheXficient, data and compute saved"),
+    "compute": Entry("Performance against data and compute", "CheXficient, data and compute saved"),
+    "zero_shot": Entry("Zero-shot classification", "CheXficient, zero-shot AUROC by data set"),
+    "spectrum": Entry("Against whom, and asked how", "no published figure; negatives and prompts of zero-shot"),
+    "calibration": Entry("Calibration", "no published figure; scores as probabilities, before and after repair"),
+    "retrieval": Entry("Retrieval", "CheXficient, cross-modal retrieval recall"),
+    "density": Entry("Density in the feature space", "CheXficient, density of the curated subset"),
+    "audit": Entry("Who is dropped", "no published figure; the audit of the curator"),
+    "long_tail": Entry("The long tail", "CheXficient, per-finding gain by prevalence"),
+    "subgroups": Entry("Subgroups", "no published figure; gaps by sex, age, view and source"),
+    "curator_ablation": Entry("Ablation of the curator", "CheXficient, proposed (C13)"),
+    "ratio_law": Entry("The share kept and its law", "CheXficient, the published 22.7 %"),
+    "trained_ablation": Entry("Trained variants of the curator", "CheXficient, proposed (C13)"),
     "method_comparison": Entry(
-        "Every method of curation",
-        "no published figure; the methods at the same data and compute",
-        "08_compare_curators",
+        "Every method of curation", "no published figure; the methods at the same data and compute"
     ),
-    "heads": Entry("Heads by prevalence", "CheXFound, CXR-LT 2024 (X2)", "09_adapt_encoder"),
-    "glori_gains": Entry("What GLoRI gains by finding", "CheXFound, per-disease results", "09_adapt_encoder"),
-    "label_efficiency": Entry(
-        "Label efficiency of adaptation", "CheXFound X4; CheXficient, 10 % of the labels (C5)", "09_adapt_encoder"
-    ),
-    "glori_parts": Entry("Components of GLoRI", "CheXFound, Table 11 (X8)", "09_adapt_encoder"),
-    "probe_variants": Entry("Probes, losses and fine-tuning", "CheXFound, proposed (X12)", "09_adapt_encoder"),
-    "outcomes": Entry("Outcomes", "CheXFound, mortality and cardiovascular risk (X5, X6)", "09_adapt_encoder"),
-    "attention": Entry("What GLoRI looks at", "CheXFound, attention maps and confidences (X1)", "10_see_with_glori"),
-    "pointing_test": Entry(
-        "Whether attention lies on the finding", "no published figure; pointing game, natural test", "10_see_with_glori"
-    ),
+    "heads": Entry("Heads by prevalence", "CheXFound, CXR-LT 2024 (X2)"),
+    "glori_gains": Entry("What GLoRI gains by finding", "CheXFound, per-disease results"),
+    "label_efficiency": Entry("Label efficiency of adaptation", "CheXFound X4; CheXficient, 10 % of the labels (C5)"),
+    "glori_parts": Entry("Components of GLoRI", "CheXFound, Table 11 (X8)"),
+    "probe_variants": Entry("Probes, losses and fine-tuning", "CheXFound, proposed (X12)"),
+    "outcomes": Entry("Outcomes", "CheXFound, mortality and cardiovascular risk (X5, X6)"),
+    "attention": Entry("What GLoRI looks at", "CheXFound, attention maps and confidences (X1)"),
+    "pointing_test": Entry("Whether attention lies on the finding", "no published figure; pointing game, natural test"),
     "pointing_test_enriched": Entry(
-        "Whether attention lies on the finding, enriched test",
-        "no published figure; pointing game",
-        "10_see_with_glori",
+        "Whether attention lies on the finding, enriched test", "no published figure; pointing game"
     ),
-    "label_prevalence": Entry("Findings to label", "How many samples to label, 21 classes (T1)", "11_plan_labels"),
-    "learning_curves": Entry("Learning curves", "How many samples to label (L1)", "11_plan_labels"),
-    "curve_families": Entry("Families of curves", "How many samples to label (L2)", "11_plan_labels"),
-    "label_forecasts": Entry("Forecasts from few labels", "How many samples to label (L3)", "11_plan_labels"),
-    "labels_needed": Entry("Labels needed", "How many samples to label (L4)", "11_plan_labels"),
-    "early_slope": Entry("Early slope and plateau", "How many samples to label (L5)", "11_plan_labels"),
+    "label_prevalence": Entry("Findings to label", "How many samples to label, 21 classes (T1)"),
+    "learning_curves": Entry("Learning curves", "How many samples to label (L1)"),
+    "curve_families": Entry("Families of curves", "How many samples to label (L2)"),
+    "label_forecasts": Entry("Forecasts from few labels", "How many samples to label (L3)"),
+    "labels_needed": Entry("Labels needed", "How many samples to label (L4)"),
+    "early_slope": Entry("Early slope and plateau", "How many samples to label (L5)"),
 }
 
 
@@ -105,7 +83,7 @@ def publish_figures(run: Run, folder: Path | None = None) -> list[Path]:
         raise StudyError(f"study {run.study!r} has no figures yet: run the notebooks first.")
     for name in names:
         for kind in _KINDS:
-            source = run.require(f"figures/{name}{kind}", "the notebook that draws it")
+            source = run.require(f"figures/{name}{kind}")
             with atomic_path(folder / source.name) as temporary:
                 shutil.copyfile(source, temporary)
     write_gallery(folder)
@@ -136,15 +114,16 @@ def write_gallery(folder: Path | None = None) -> Path:
         "| figure | regenerates | made by |",
         "|---|---|---|",
     ]
-    entries = {name: CATALOGUE.get(name, Entry(name.replace("_", " ").capitalize(), "-", "-")) for name in names}
-    for entry in entries.values():
+    entries = {name: CATALOGUE.get(name, Entry(name.replace("_", " ").capitalize(), "-")) for name in names}
+    for name, entry in entries.items():
         anchor = entry.title.lower().replace(",", "").replace(" ", "-")
-        lines.append(f"| [{entry.title}](#{anchor}) | {entry.regenerates} | {entry.notebook} |")
+        lines.append(f"| [{entry.title}](#{anchor}) | {entry.regenerates} | {find_step(f'figures/{name}', '-')} |")
     for name, entry in entries.items():
         caption = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["caption"]
         lines += ["", f"## {entry.title}", "", f"![{entry.title}]({name}.png)", "", caption, ""]
         lines.append(
-            f"Regenerates: {entry.regenerates}. Notebook: {entry.notebook}. [PDF]({name}.pdf) · [numbers]({name}.json)"
+            f"Regenerates: {entry.regenerates}. Notebook: {find_step(f'figures/{name}', '-')}. "
+            f"[PDF]({name}.pdf) · [numbers]({name}.json)"
         )
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from chexstudy.statistics.ranking import known_labels
 SHOWN = 12
 # Points between the axes of the table of counts and its title, where the column names stand.
 _HEADER_PAD = 22
-_MADE_BY = "11_plan_labels"
+_SOURCE = "label_budget/curves.parquet"
 _EVERY_STYLE = ArmStyle("All encoders", "#7A5195", "p")
 _METHOD_LINES = {"posterior": "-", "least_squares": (0, (4, 2)), "last": (0, (1, 1.5))}
 _METHOD_WORDS = {"posterior": "pooled posterior", "least_squares": "least squares", "last": "last AUROC seen"}
@@ -85,7 +85,7 @@ def plot_prevalence(table: pd.DataFrame) -> Figure:
     Args:
         table: of `select_prevalence`.
     """
-    require_rows(table, "findings", "01_build_cohort")
+    require_rows(table, "findings", "cohort.parquet")
     splits = [name.removeprefix("positives_") for name in table if name.startswith("positives_")]
     figure = new_figure(height_mm=22 + 4.4 * len(table))
     bars, counts = figure.subplots(1, 2, sharey=True, width_ratios=[1.1, 1])
@@ -143,7 +143,7 @@ def select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> pd.DataFrame:
         ``encoder, finding, kind`` (``measured`` or ``fit``), ``labels, value, low, high, draws``. Measured: mean and
         the middle 95 % of draws (none with fewer than ten of them). Labels are counted in the curves' unit.
     """
-    require_rows(curves, "learning curves", _MADE_BY)
+    require_rows(curves, "learning curves", _SOURCE)
     counted = curves.assign(labels=np.where(curves.unit == "positives", curves.positives, curves.n))
     groups = counted.groupby(["encoder", "finding", "labels"]).auroc
     table = groups.agg(value="mean", low=lambda one: one.quantile(0.025), high=lambda one: one.quantile(0.975))
@@ -231,7 +231,7 @@ def plot_families(measured: pd.DataFrame) -> Figure:
     Args:
         measured: of `chexstudy.label_planning.accuracy.measure_families`, which is also the figure's data.
     """
-    require_rows(measured, "errors of families of curves", _MADE_BY)
+    require_rows(measured, "errors of families of curves", _SOURCE)
     splits = [split for split in (EXTRAPOLATION, INTERPOLATION) if (measured.split == split).any()]
     encoders = order_arms(set(measured.encoder) - {EVERY})
     families = measured[(measured.encoder == EVERY) & (measured.split == splits[0])].sort_values("mae").family.tolist()
@@ -288,7 +288,7 @@ def plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame | None = None) ->
         measured: of `chexstudy.label_planning.accuracy.measure_forecasts`, which is also the figure's data.
         alone: the same of forecasts that took each finding by itself, drawn in grey.
     """
-    require_rows(measured, "forecasts with a truth to compare with", _MADE_BY)
+    require_rows(measured, "forecasts with a truth to compare with", _SOURCE)
     encoders = order_arms(set(measured.encoder) - {EVERY})
     figure = new_figure(height_mm=72)
     error, coverage = figure.subplots(1, 2)
@@ -363,7 +363,7 @@ def plot_plans(plans: pd.DataFrame) -> Figure:
     Args:
         plans: of `chexstudy.label_planning.planner.plan_labels`, which is also the figure's data.
     """
-    require_rows(plans, "plans of labels", _MADE_BY)
+    require_rows(plans, "plans of labels", _SOURCE)
     encoders = order_arms(plans.encoder)
     order = plans.groupby("finding").auroc.max().sort_values(ascending=False).index.tolist()
     figure = new_figure(height_mm=24 + len(order) * (2.6 + 1.5 * len(encoders)))
@@ -466,7 +466,7 @@ def plot_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float
         forecasts, early: as in `select_early`.
         correlations: of `chexstudy.label_planning.accuracy.correlate_early`.
     """
-    rows = require_rows(select_early(forecasts, early), f"curves with three label counts up to {early:g}", _MADE_BY)
+    rows = require_rows(select_early(forecasts, early), f"curves with three label counts up to {early:g}", _SOURCE)
     encoders = order_arms(rows.encoder)
     figure = new_figure(height_mm=70)
     panels = figure.subplots(1, 2, sharey=True)

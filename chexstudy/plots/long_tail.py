@@ -36,7 +36,7 @@ _FEWEST_FOR_A_TREND = 8
 _METRIC_WORDS = {"auroc": "AUROC", "auprc": "AUPRC"}
 # The fourth, in doublings of AUPRC, has another unit and is left to the table.
 _TREND_WORDS = _METRIC_WORDS | {"normalised_auprc": "Normalised AUPRC"}
-_MADE_BY = "06_long_tail"
+_SOURCE = "results/gain.parquet"
 
 
 def select_gains(
@@ -153,7 +153,7 @@ def plot_long_tail(
     tables = _tables(results, prevalence, against, data_set, setting)
     panels = [panel for panel, table in tables.items() if len(table)]
     if not panels:
-        require_rows(tables["auroc"], "per-finding differences and no keep rates", _MADE_BY)
+        require_rows(tables["auroc"], "per-finding differences and no keep rates", _SOURCE)
     height, columns = (len(panels) + 1) // 2, min(2, len(panels))
     figure = new_figure(height_mm=60 * height + 4)
     # Every row has margins of its own: long labels of one panel do not squeeze those above and below.

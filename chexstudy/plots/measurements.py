@@ -8,6 +8,7 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.results import OVER_SEEDS
+from chexstudy.steps import find_step
 
 _KEYS = ["arm", "task", "data_set", "finding", "metric", "setting"]
 # Where several prompt settings were measured and only one can be drawn.
@@ -23,10 +24,10 @@ def select_rows(results: pd.DataFrame, task: str, **wanted: object) -> pd.DataFr
     return results[chosen].reset_index(drop=True)
 
 
-def require_rows(rows: pd.DataFrame, what: str, made_by: str) -> pd.DataFrame:
-    """Raise a `StudyError` if there is nothing to draw."""
+def require_rows(rows: pd.DataFrame, what: str, artifact: str) -> pd.DataFrame:
+    """Raise a `StudyError` if there is nothing to draw; ``artifact`` is what such rows come from."""
     if rows.empty:
-        raise StudyError(f"there is nothing to draw: the table has no {what}; run {made_by} first.")
+        raise StudyError(f"there is nothing to draw: the table has no {what}; run {find_step(artifact)} first.")
     return rows
 
 

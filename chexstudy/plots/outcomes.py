@@ -21,7 +21,7 @@ from chexstudy.plots.measurements import (
 )
 from chexstudy.plots.style import INK, ArmStyle, arm_style, new_figure, order_arms, title_panel
 
-_MADE_BY = "09_adapt_encoder"
+_SOURCE = "results/outcome.parquet"
 _GROUP_LOOKS = {"low": ("#56B4E9", "-"), "medium": ("#E69F00", (0, (4, 1.5))), "high": ("#B0230F", (0, (1.5, 1)))}
 _SETTING_STYLES = {
     AGE_SEX: ArmStyle("Age and sex", "#8A8A8A", "s"),
@@ -47,12 +47,12 @@ def select_outcomes(results: pd.DataFrame, data_set: str | None = None) -> pd.Da
     """
     metrics = [*_RANKING, *(f"{metric}_difference" for metric in _RANKING)]
     rows = select_rows(results, TASK, metric=metrics)
-    require_rows(rows, "outcomes", _MADE_BY)
+    require_rows(rows, "outcomes", _SOURCE)
     if data_set is None:
         names = sorted(set(rows.data_set))
         data_set = next((name for name in names if name.endswith("/test")), names[0])
     chosen = rows[rows.data_set == data_set].reset_index(drop=True)
-    return require_rows(chosen, f"outcomes of {data_set}", _MADE_BY)
+    return require_rows(chosen, f"outcomes of {data_set}", _SOURCE)
 
 
 def select_curves(
@@ -71,7 +71,7 @@ def select_curves(
     names = list(dict.fromkeys(rows.outcome)) if outcomes is None else list(outcomes)
     chosen = {name: rows[rows.outcome == name] for name in names[:2]}
     for name, own in chosen.items():
-        require_rows(own, f"survival curves of {name!r} by {setting} on {data_set}", _MADE_BY)
+        require_rows(own, f"survival curves of {name!r} by {setting} on {data_set}", _SOURCE)
     return chosen
 
 

@@ -30,7 +30,7 @@ from chexstudy.plots.style import GREY, arm_style, new_figure, order_arms, title
 TASK, DIFFERENCE = "retrieval", "retrieval_difference"
 _TITLES = dict(zip(DIRECTIONS, ("Report of an image", "Image of a report"), strict=True))
 _BY_CHANCE = " by chance"
-_MADE_BY = "05_compare_arms"
+_SOURCE = "results/retrieval.parquet"
 
 
 def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
     # The setting begins with the direction and goes on to say how many distinct texts there are.
     direction = rows.setting.str.extract(r"^(\w+)", expand=False)
     rows = rows.assign(direction=direction)[direction.isin(DIRECTIONS)]
-    return require_rows(rows.reset_index(drop=True), "retrieval", _MADE_BY)
+    return require_rows(rows.reset_index(drop=True), "retrieval", _SOURCE)
 
 
 def plot_retrieval(results: pd.DataFrame) -> Figure:

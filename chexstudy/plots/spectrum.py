@@ -9,7 +9,7 @@ from chexstudy.plots.measurements import describe_n, name_data_set, preferred_da
 from chexstudy.plots.style import GREY, INK, PALE, arm_style, new_figure, order_arms, title_panel
 
 SPECTRUM, FAMILY = "spectrum", "prompt_family"
-_MADE_BY = "05_compare_arms"
+_SOURCE = "results/spectrum.parquet"
 _HEALTHY, _SICK = "#0072B2", "#D55E00"
 _FAMILY_LOOKS = (
     ("#222222", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#D55E00", "D"), ("#CC79A7", "P"), ("#E69F00", "v"),
@@ -29,11 +29,11 @@ def select_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str
     rows = select_rows(results, SPECTRUM, metric="auroc")
     rows = rows[rows.setting.str.endswith(("; healthy", "; sick"))]
     rows = pd.concat([rows, select_rows(results, FAMILY, metric="auroc")], ignore_index=True)
-    require_rows(rows, "AUROC by negatives or by prompt family", _MADE_BY)
+    require_rows(rows, "AUROC by negatives or by prompt family", _SOURCE)
     rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
-    require_rows(rows, f"AUROC by negatives of arm {arm!r}", _MADE_BY)
+    require_rows(rows, f"AUROC by negatives of arm {arm!r}", _SOURCE)
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
-    return require_rows(rows, f"AUROC by negatives on {data_set!r}", _MADE_BY).reset_index(drop=True)
+    return require_rows(rows, f"AUROC by negatives on {data_set!r}", _SOURCE).reset_index(drop=True)
 
 
 def plot_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:

@@ -46,7 +46,7 @@ _AGAINST = {
 }
 _ARM_MM, _SPACE_MM, _HEADING_MM = 1.35, 1.6, 4.4
 _PREFERRED_GAP = "auroc"
-_MADE_BY = "06_long_tail"
+_SOURCE = "results/subgroup.parquet"
 
 
 def select_subgroups(results: pd.DataFrame, data_set: str = "") -> pd.DataFrame:
@@ -73,7 +73,7 @@ def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Figure:
     Args:
         results, data_set: as in `select_subgroups`.
     """
-    chosen = require_rows(select_subgroups(results, data_set), "subgroups", _MADE_BY)
+    chosen = require_rows(select_subgroups(results, data_set), "subgroups", _SOURCE)
     gaps = chosen[chosen.task == SUBGROUP_GAP]
     metrics = [metric for metric in _AGAINST if (gaps.metric == metric + AGAINST_REST).any()]
     arms = order_arms(arm for arm in set(gaps.arm) if " - " not in arm)
@@ -200,7 +200,7 @@ def describe_subgroups(results: pd.DataFrame, data_set: str = "") -> str:
     Args:
         results, data_set: as in `select_subgroups`.
     """
-    rows = require_rows(select_subgroups(results, data_set), "subgroups", _MADE_BY)
+    rows = require_rows(select_subgroups(results, data_set), "subgroups", _SOURCE)
     gaps = rows[rows.task == SUBGROUP_GAP]
     seeds = gaps.seed[gaps.seed != OVER_SEEDS].nunique()
     drawn = "patients and seeds resampled" if seeds > 1 else "patients resampled, one seed"

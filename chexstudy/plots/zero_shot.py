@@ -17,14 +17,14 @@ from chexstudy.plots.measurements import (
 from chexstudy.plots.style import arm_style, new_figure, order_arms, title_panel
 
 TASK, DIFFERENCE = "zero_shot", "zero_shot_difference"
-_MADE_BY = "05_compare_arms"
+_SOURCE = "results/zero_shot.parquet"
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 
 
 def select_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> pd.DataFrame:
     """The rows of the figure: one metric of one finding or mean, for all arms, test sets and prompt settings."""
     values = select_rows(results, TASK, metric=metric, finding=finding)
-    require_rows(values, f"zero-shot {metric} of {finding!r}", _MADE_BY)
+    require_rows(values, f"zero-shot {metric} of {finding!r}", _SOURCE)
     differences = select_rows(results, DIFFERENCE, metric=f"{metric}_difference", finding=finding)
     return pd.concat([values, differences], ignore_index=True)
 

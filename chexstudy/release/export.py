@@ -31,6 +31,7 @@ from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
 from chexstudy.pretraining.models.vocabulary import LEAST_PATIENTS, find_rare_tokens
 from chexstudy.release.model_card import Usage, write_model_card
 from chexstudy.runs import Run, atomic_path, hash_file
+from chexstudy.steps import find_step
 
 MANIFEST = "release.json"
 _PROJECTIONS = {"image_tower.projection.weight", "text_tower.projection.weight", "logit_scale"}
@@ -80,7 +81,7 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
                 "because it runs one of its encoders in another way; use encoders that chexstudy.encoders.spec lists."
             )
         names = {}
-        constants = run.read_json(f"{source}/model/pretraining.json", "04_pretrain_curated")
+        constants = run.read_json(f"{source}/model/pretraining.json")
         for tower, encoder in (("image", model.image_tower.encoder), ("text", model.text_tower.encoder)):
             names[tower] = _public_name(constants[f"{tower}_encoder"], encoder.origin)
             constants[f"{tower}_encoder"] = names[tower]
@@ -125,13 +126,13 @@ def _load_trained(folder: Path, arm: str, seed: int) -> ImageTextModel:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
     raise StudyError(
         f"the weights of the arm {arm!r} (seed {seed}) in {folder} are damaged ({reason}): delete the arm's folder and "
-        "run 04_pretrain_curated again."
+        f"run {find_step('pretraining/')} again."
     )
 
 
 def _refuse_rare_tokens(run: Run, source: str, encoder: TextEncoder) -> None:
     """Refuse a vocabulary that may give a name away; its rare tokens are listed in the arm's folder."""
-    cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    cohort = read_cohort(run.require("cohort.parquet"))
     rare = find_rare_tokens(encoder.tokenizer.get_vocab(), cohort[cohort.split == "train"])
     if rare.empty:
         return

@@ -24,7 +24,6 @@ from chexstudy.runs import Run, hash_file
 if TYPE_CHECKING:
     from chexstudy.release.modeling_chexstudy import ChexstudyConfig
 
-_MADE_BY = "04_pretrain_curated"
 _EXPOSURES = {
     "held_out": "both encoders started from scratch and these patients were held out",
     "seen": "the model was trained on these images",
@@ -64,13 +63,13 @@ def write_model_card(run: Run, arm: str, seed: int, usage: Usage) -> str:
         usage: of the released pair.
     """
     folder = arm_folder(arm, seed)
-    config = PretrainingConfig.from_dict(run.read_json(f"{folder}/model/pretraining.json", _MADE_BY))
-    cost = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    config = PretrainingConfig.from_dict(run.read_json(f"{folder}/model/pretraining.json"))
+    cost = run.read_json(f"{folder}/compute.json")
     record = run.provenance(f"{folder}/compute.json")
-    cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    cohort = read_cohort(run.require("cohort.parquet"))
     training = cohort[cohort.split == "train"]
     subset = f"{folder}/subset.parquet"
-    kept = training[training.image_id.isin(run.read_table(subset, _MADE_BY).image_id)] if run.has(subset) else training
+    kept = training[training.image_id.isin(run.read_table(subset).image_id)] if run.has(subset) else training
     sections = [
         _front_matter(usage),
         _describe_model(run, arm, config, usage),

@@ -148,7 +148,7 @@ def rerun_notebooks(study: str, *, quiet: bool = False, folder: Path | None = No
     """
     folder = folder or paths.NOTEBOOKS
     run = Run(study)
-    records = run.read_json(TIMINGS, "`chexstudy run all`")["notebooks"]
+    records = run.read_json(TIMINGS)["notebooks"]
     declared, asked = {}, {}
     is_known = read_identity(run) is not None
     for name in sorted(records):
@@ -340,7 +340,7 @@ def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str
     damage = run.find_damage(TIMINGS) if run.has(TIMINGS) else ""
     if damage:
         print(f"{TIMINGS} of study {run.study!r} {damage}: it is begun anew.", flush=True)
-    known = run.read_json(TIMINGS, "") if run.has(TIMINGS) and not damage else {"notebooks": {}}
+    known = run.read_json(TIMINGS) if run.has(TIMINGS) and not damage else {"notebooks": {}}
     kibibyte = 1 if sys.platform == "darwin" else 1024
     entry = {
         "state": state,

@@ -81,7 +81,7 @@ def examine_study(run: Run) -> Study:
     profile, notebooks, stale = "", {}, {}
     try:
         identity = read_identity(run)
-        timings = run.read_json(_TIMINGS, "")["notebooks"] if run.has(_TIMINGS) else {}
+        timings = run.read_json(_TIMINGS)["notebooks"] if run.has(_TIMINGS) else {}
     except StudyError:
         profile, identity, timings = "damaged", None, {}
     if identity is not None:

@@ -32,7 +32,6 @@ from chexstudy.progress import progress
 from chexstudy.runs import Run, atomic_path, hash_file, hash_values
 
 RECORD = "export.json"
-_MADE_BY = "notebook 01_build_cohort (or `chexstudy cohort build`)"
 _KEY_DIGITS = 6
 _WORD = re.compile(r"[^\W_]+")
 _PNG_EFFORT = 4  # of 9: more takes two to ten times as long and saves two percent of the bytes
@@ -75,7 +74,7 @@ def export_cohort(run: Run, folder: str | Path, options: ExportOptions) -> Expor
         options: see `ExportOptions`.
     """
     folder = Path(folder)
-    cohort = read_cohort(run.require(COHORT, _MADE_BY))
+    cohort = read_cohort(run.require(COHORT))
     store = open_pixel_store(run)
     write_shard = FORMATS[options.format].make_writer(cohort, options.reports, options.patient_ids)
     # The cohort's own hash keys the numbers of patients and does not leave: who knew it could find them out.

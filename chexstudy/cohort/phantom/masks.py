@@ -58,6 +58,6 @@ def read_masks(path: str | Path, image_id: str) -> dict[str, np.ndarray]:
     """The masks of one image by structure, boolean ``(height, width)``; empty for an image without masks."""
     if not Path(path).exists():
         raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
-    require_whole(Path(path), "01_build_cohort")
+    require_whole(Path(path))
     table = pq.read_table(path, filters=[("image_id", "==", image_id)])
     return {row["structure"]: decode_mask(row["runs"], row["height"], row["width"]) for row in table.to_pylist()}

@@ -60,7 +60,7 @@ class Estimate:
 
 def read_requested_cohort(run: Run) -> pd.DataFrame:
     """A study's cohort as its source gave it, so that a conversion looks again at what is in quarantine."""
-    return read_cohort(run.path(REQUESTED) if run.has(REQUESTED) else run.require(COHORT, "01_build_cohort"))
+    return read_cohort(run.path(REQUESTED) if run.has(REQUESTED) else run.require(COHORT))
 
 
 def estimate_conversion(plan: StorePlan, workers: int) -> Estimate:
@@ -114,7 +114,7 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
         print(estimate, flush=True)
         check_room(run.folder, estimate.bytes - _count_replaced(run, plan))
     store = write_pixel_store(run, plan, workers)
-    lost = run.read_json(MANIFEST, "chexstudy cohort convert")["quarantined"]
+    lost = run.read_json(MANIFEST)["quarantined"]
     reasons = ", ".join(f"{row['images']} {row['reason']} ({row['source']})" for row in lost)
     print(
         f"{len(store):,} images of {store.size} pixels in {plan.shards} shard{'s' * (plan.shards > 1)}, "

@@ -43,6 +43,7 @@ from chexstudy.cohort.table import validate_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.runs import Run, forget_artifact
+from chexstudy.steps import find_step
 
 FOLDER = "pixels"
 INDEX = "pixels/index.parquet"
@@ -50,7 +51,6 @@ MANIFEST = "pixels/manifest.json"
 REQUESTED = "pixels/requested.parquet"
 COHORT = "cohort.parquet"
 QUARANTINE = "quarantine.parquet"
-_MADE_BY = "notebook 01_build_cohort (or `chexstudy cohort build`)"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PixelStore:
             raise StudyError(
                 f"{(rows < 0).sum()} of {len(rows)} images are not in the pixel store (the first is number "
                 f"{int((rows < 0).argmax())} of those asked for, counted from 0): they are in quarantine or of another "
-                f"cohort; run {_MADE_BY} again for this one."
+                f"cohort; run {find_step(INDEX)} again for this one."
             )
         return rows.astype(np.int64)
 
@@ -103,8 +103,8 @@ class PixelStore:
 
 def open_pixel_store(run: Run) -> PixelStore:
     """The pixel store of a study."""
-    manifest = run.read_json(MANIFEST, _MADE_BY)
-    index = run.read_table(INDEX, _MADE_BY)
+    manifest = run.read_json(MANIFEST)
+    index = run.read_table(INDEX)
     return PixelStore(ShardedImages(_open_shards(run, manifest)), pd.Index(index["image_id"]), manifest["fit"])
 
 
@@ -115,7 +115,7 @@ def verify_pixel_store(run: Run) -> int:
         The number of shards, all of them as they were written.
     """
     open_pixel_store(run)
-    return len(run.read_json(MANIFEST, _MADE_BY)["shards"])
+    return len(run.read_json(MANIFEST)["shards"])
 
 
 def _open_shards(run: Run, manifest: dict) -> list[np.ndarray]:
@@ -269,8 +269,8 @@ def count_remarks(run: Run) -> dict[str, int]:
     Copies are files of equal bytes: those set aside because a split nearer to the test has them, and those beyond the
     first that stay because their split is the same.
     """
-    set_aside = run.read_table(QUARANTINE, _MADE_BY)["reason"].eq(COPY).sum()
-    index = run.read_table(INDEX, _MADE_BY)
+    set_aside = run.read_table(QUARANTINE)["reason"].eq(COPY).sum()
+    index = run.read_table(INDEX)
     within = index["sha256"].duplicated().sum()
     counts = {"copies set aside for another split": int(set_aside), "copies kept within a split": int(within)}
     counts |= {remark: int(count) for remark, count in index["remark"].value_counts().items() if remark}

@@ -151,9 +151,9 @@ def audit_arm(run: Run, arm: str, seed: int, resamples: int = RESAMPLES) -> Audi
         seed: of the arm; also that of the resamples.
         resamples: as in `audit_selection`.
     """
-    cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    cohort = read_cohort(run.require("cohort.parquet"))
     cohort = cohort[cohort.split == "train"].reset_index(drop=True)
-    truth = run.read_table("truth.parquet", "01_build_cohort") if run.has("truth.parquet") else None
+    truth = run.read_table("truth.parquet") if run.has("truth.parquet") else None
     kept = cohort.image_id.isin(read_subset(run, arm, seed).kept.index).to_numpy()
     return audit_selection(cohort, kept, np.random.default_rng(seed), resamples, truth)
 

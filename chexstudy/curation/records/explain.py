@@ -32,7 +32,7 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
     Returns:
         Sentences, a line each.
     """
-    cohort = read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    cohort = read_cohort(run.require("cohort.parquet"))
     image_id = find_image_id(run, image_id, cohort.image_id)
     about = cohort[cohort.image_id == image_id]
     if about.empty:
@@ -53,9 +53,9 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
     lines = [story, describe_pair(cohort, image_id)]
     reviewed = f"pretraining/{arm}/seed{seed}/review.parquet"
     if run.has(reviewed):
-        lines.append(_describe_review(run.read_table(reviewed, "04_pretrain_curated"), image_id))
+        lines.append(_describe_review(run.read_table(reviewed), image_id))
     if run.has("truth.parquet"):
-        lines.append(_describe_truth(run.read_table("truth.parquet", "01_build_cohort"), image_id))
+        lines.append(_describe_truth(run.read_table("truth.parquet"), image_id))
     if with_report:
         lines.append(f"Report: {' '.join(about.report.iloc[0].split()) or '(empty)'}")
     return "\n".join(line for line in lines if line)
@@ -68,7 +68,7 @@ def _has_ledger(run: Run, arm: str, seed: int) -> bool:
 
 def _tell_of_quarantine(run: Run, image_id: str, cohort: pd.DataFrame) -> str:
     if run.has("quarantine.parquet"):
-        quarantine = run.read_table("quarantine.parquet", "01_build_cohort")
+        quarantine = run.read_table("quarantine.parquet")
         image_id = find_image_id(run, image_id, quarantine.image_id)
         found = quarantine[quarantine.image_id == image_id]
         if len(found):

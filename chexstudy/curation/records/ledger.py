@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from chexstudy.curation.online.decisions import BANDS, CENTRAL, OUTLIER, REASONS, SUPPORT, Selection
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, artifact_path, forget_artifact, require_whole
+from chexstudy.steps import find_step
 
 _WORDS = pa.dictionary(pa.int8(), pa.string())
 _SCHEMA = pa.schema(
@@ -43,7 +44,6 @@ LEDGER_COLUMNS = tuple(_SCHEMA.names)
 _STATISTICS = ["epoch", "step", "prototype", "kept"]
 _PART = "part-{:05d}.parquet"
 _LIKELY_IDS = 1000
-_MADE_BY = "04_pretrain_curated"
 
 
 def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
@@ -152,7 +152,7 @@ class LedgerWriter:
             pq.ParquetWriter(temporary, _SCHEMA, write_statistics=_STATISTICS) as writer,
         ):
             for part in parts.values():
-                require_whole(part, _MADE_BY)
+                require_whole(part)
                 table = pq.read_table(part, schema=_SCHEMA)
                 writer.write_table(table, row_group_size=len(table))
         if self.folder.is_dir():
@@ -168,7 +168,7 @@ def check_ledger(final: Path, count: int) -> None:
         count: how many super-batches.
     """
     if final.exists():
-        require_whole(final, _MADE_BY)
+        require_whole(final)
         return
     parts = _list_parts(final.with_suffix(""))
     for number in range(count):
@@ -177,7 +177,7 @@ def check_ledger(final: Path, count: int) -> None:
                 f"{final.with_suffix('')} lacks the ledger of super-batch {number}, from which training cannot go on: "
                 "remove the arm's folder and train it again."
             )
-        require_whole(parts[number], _MADE_BY)
+        require_whole(parts[number])
 
 
 def _list_parts(folder: Path) -> dict[int, Path]:
@@ -260,11 +260,13 @@ def _open_parts(path: Path) -> Iterator[pq.ParquetFile]:
     if not paths:
         raise StudyError(f"there is no ledger at {path}: only arms that curate with prototypes write one.")
     for one in paths:
-        require_whole(one, _MADE_BY)
+        require_whole(one)
         try:
             part = pq.ParquetFile(one)
         except (OSError, ValueError):
-            raise StudyError(f"{one} cannot be read as a ledger: run {_MADE_BY} again.") from None
+            raise StudyError(
+                f"{one} cannot be read as a ledger: run {find_step('pretraining/*/ledger.parquet')} again."
+            ) from None
         with part:
             yield part
 

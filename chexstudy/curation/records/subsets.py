@@ -33,16 +33,16 @@ def read_subset(run: Run, arm: str, seed: int) -> ChosenSubset:
     method = arm.removeprefix(_METHOD_ARM)
     trained, curated = f"pretraining/{arm}/seed{seed}/subset.parquet", f"curation/{method}/seed{seed}"
     if run.has(trained):
-        kept, made_by = trained, "04_pretrain_curated"
+        kept = trained
     elif run.has(f"{curated}/subset.parquet"):
-        kept, made_by = f"{curated}/subset.parquet", "08_compare_curators"
+        kept = f"{curated}/subset.parquet"
     else:
         there = ", ".join(_list_subsets(run)) or "none yet"
         raise StudyError(f"study {run.study!r} has no subset of {arm!r} with seed {seed}; there are: {there}.")
     scored, scores = f"{curated}/scores.parquet", None
     if run.has(scored):
-        scores = run.read_table(scored, "08_compare_curators").set_index("image_id").score
-    weights = run.read_table(kept, made_by).set_index("image_id").weight
+        scores = run.read_table(scored).set_index("image_id").score
+    weights = run.read_table(kept).set_index("image_id").weight
     return ChosenSubset(weights, scores, method if scores is not None else "")
 
 

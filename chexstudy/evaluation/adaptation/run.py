@@ -30,7 +30,6 @@ from chexstudy.statistics.bootstrap import bootstrap_patients
 
 ADAPTATION = "adaptation"
 ADAPTATION_DIFFERENCE = "adaptation_difference"
-_MADE_BY = "09_adapt_encoder"
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
 
 
@@ -149,7 +148,7 @@ def tabulate_costs(
 ) -> pd.DataFrame:
     """Seconds that fitting each head took: one row a head, mean and sum over arms and seeds."""
     rows = [
-        (head, evaluation.run.read_json(f"{head_artifact(arm, seed, head)}/cost.json", _MADE_BY)["seconds"])
+        (head, evaluation.run.read_json(f"{head_artifact(arm, seed, head)}/cost.json")["seconds"])
         for head in heads
         for arm in arms
         for seed in seeds

@@ -30,12 +30,12 @@ from chexstudy.evaluation.adaptation.losses import LOSSES, make_loss
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
+from chexstudy.steps import find_step
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 METRICS = ("auroc", "auprc")
 _COLUMNS = ("learning_rate", *METRICS, "finite")
 _SCORED_AT_ONCE = 256
-_MADE_BY = "09_adapt_encoder"
 _HEADS = "chexstudy.evaluation.adaptation."
 
 
@@ -328,8 +328,8 @@ def save_head(run: Run, name: str, fitted: FittedHead) -> tuple[str, str]:
 
 def load_head(run: Run, name: str) -> FittedHead:
     """Read a head that `save_head` kept."""
-    record = run.read_json(_artifact(name, "head.json"), _MADE_BY)
-    weights = run.require(_artifact(name, "head.safetensors"), _MADE_BY)
+    record = run.read_json(_artifact(name, "head.json"))
+    weights = run.require(_artifact(name, "head.safetensors"))
     try:
         module, kind = record["head"]["module"], record["head"]["class"]
         if not module.startswith(_HEADS):
@@ -337,7 +337,9 @@ def load_head(run: Run, name: str) -> FittedHead:
         head = getattr(import_module(module), kind)(**record["head"]["settings"], generator=torch.Generator())
         head.load_state_dict(load_file(weights))
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError):
-        raise StudyError(f"the head in {weights.parent} is damaged: run {_MADE_BY} again.") from None
+        raise StudyError(
+            f"the head in {weights.parent} is damaged: run {find_step(_artifact(name, 'head.json'))} again."
+        ) from None
     validation = pd.DataFrame(record["validation"], columns=list(_COLUMNS)).astype(dict.fromkeys(METRICS, float))
     return FittedHead(
         head.requires_grad_(False).eval(),

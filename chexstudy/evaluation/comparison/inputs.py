@@ -20,9 +20,9 @@ from chexstudy.inputs.identifiers import normalise_ids
 from chexstudy.inputs.tables import is_table, read_typed_table, table_stem
 from chexstudy.paths import resolve_user_path
 from chexstudy.runs import Run
+from chexstudy.steps import find_step
 
 DEFAULT_TASK = "zero_shot"
-_MADE_BY = "05_compare_arms"
 # Ranks of reports, not scores of findings.
 _NOT_SCORES = "retrieval"
 
@@ -51,7 +51,7 @@ def split_name(scored: pd.DataFrame, name: str, task: str) -> tuple[str, str]:
         arm, task = name.rsplit("@", 1)
     if arm not in arms:
         if not arms:
-            raise StudyError(f"the study has no scores of any arm yet: run {_MADE_BY} first.")
+            raise StudyError(f"the study has no scores of any arm yet: run {find_step('evaluation/')} first.")
         closest = difflib.get_close_matches(arm, arms, n=1)
         hint = f"did you mean {closest[0]!r}; those" if closest else "those"
         raise StudyError(f"the study has no scores of an arm {arm!r}: {hint} with scores are {', '.join(arms)}.")
@@ -88,7 +88,7 @@ def choose_data_set(scored: pd.DataFrame, sides: Sequence[tuple[str, str]], want
 def read_arm(run: Run, scored: pd.DataFrame, arm: str, task: str, data_set: str, name: str) -> ModelScores:
     """The scores of an arm with all its seeds, to be called ``name``."""
     rows = scored[(scored.arm == arm) & (scored.task == task) & (scored.data_set == data_set)]
-    tables = [run.read_table(scores_artifact(arm, seed, task, data_set), _MADE_BY) for seed in rows.seed]
+    tables = [run.read_table(scores_artifact(arm, seed, task, data_set)) for seed in rows.seed]
     return ModelScores(name, tuple(tables), tuple(rows.seed))
 
 
@@ -106,7 +106,7 @@ def read_labels(name: str) -> pd.DataFrame:
 
 def labels_of_study(run: Run) -> pd.DataFrame:
     """The cohort table of a study."""
-    return read_cohort(run.require("cohort.parquet", "01_build_cohort"))
+    return read_cohort(run.require("cohort.parquet"))
 
 
 def tiers_of_labels(labels: pd.DataFrame) -> dict[str, str] | None:

@@ -49,8 +49,6 @@ from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
 from chexstudy.statistics.ranking import auroc, macro_mean
 
-_MADE_BY = "04_pretrain_curated"
-_EVALUATED_BY = "05_compare_arms"
 _TEST_SPLITS = ("test", "test_enriched")
 _BATCH = 256
 _Result = TypeVar("_Result")
@@ -144,7 +142,7 @@ def evaluate_arm(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
         return pd.read_parquet(run.path(name))
     model = load_model(run.path(f"{folder}/model")).to(evaluation.device)
     rows = pd.concat(_measure_arm(evaluation, model, arm, seed), ignore_index=True)
-    compute = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    compute = run.read_json(f"{folder}/compute.json")
     rows = rows.assign(
         study=run.study,
         arm=arm,
@@ -394,7 +392,7 @@ def _scores_of_seeds(evaluation: Evaluation, arm: str, seeds: Sequence[int], nam
 
 
 def _ranks_of_seeds(evaluation: Evaluation, arm: str, seeds: Sequence[int], name: str) -> list[pd.DataFrame]:
-    return [evaluation.run.read_table(scores_artifact(arm, seed, "retrieval", name), _EVALUATED_BY) for seed in seeds]
+    return [evaluation.run.read_table(scores_artifact(arm, seed, "retrieval", name)) for seed in seeds]
 
 
 def _summarise_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int]) -> pd.DataFrame:

@@ -139,7 +139,7 @@ def read_phantom_regions(path: str | Path, rows: pd.DataFrame, findings: Sequenc
     """
     if not Path(path).exists():
         raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
-    require_whole(Path(path), "01_build_cohort")
+    require_whole(Path(path))
     # One reading of the table for all images.
     wanted = [("image_id", "in", set(rows.image_id)), ("structure", "in", set(findings))]
     table = pq.read_table(path, filters=wanted)

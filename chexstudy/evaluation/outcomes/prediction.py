@@ -190,7 +190,7 @@ def _read_truth(run: Run) -> pd.DataFrame | None:
     """True log hazards a year, one column an outcome, by image; None for real patients."""
     if not run.has(_TRUTH):
         return None
-    return run.read_table(_TRUTH, "01_build_cohort").pivot(index="image_id", columns="outcome", values="log_hazard")
+    return run.read_table(_TRUTH).pivot(index="image_id", columns="outcome", values="log_hazard")
 
 
 def _true_hazard(data: _Data, name: str, rows: pd.DataFrame) -> np.ndarray | None:
@@ -493,7 +493,7 @@ def read_curves(run: Run, arm: str) -> pd.DataFrame:
     Returns:
         ``outcome, data_set, seed, setting, group, years, survival, ci_low, ci_high, at_risk, n, events, log_rank_p``.
     """
-    return run.read_table(outcomes_artifact(arm, "curves"), "09_adapt_encoder")
+    return run.read_table(outcomes_artifact(arm, "curves"))
 
 
 def read_calibration(run: Run, arm: str) -> pd.DataFrame:
@@ -502,4 +502,4 @@ def read_calibration(run: Run, arm: str) -> pd.DataFrame:
     Returns:
         ``outcome, data_set, seed, setting, horizon, group, predicted, observed, ci_low, ci_high, n, events``.
     """
-    return run.read_table(outcomes_artifact(arm, "calibration"), "09_adapt_encoder")
+    return run.read_table(outcomes_artifact(arm, "calibration"))

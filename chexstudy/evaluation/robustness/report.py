@@ -76,14 +76,14 @@ def _scrutinise_arm(evaluation, arm, seeds, prevalences) -> tuple[pd.DataFrame, 
     sets = [*evaluation.test_sets(), *evaluation.validation_sets()]
     scores = [scores_artifact(arm, seed, task, name) for seed in seeds for task in tasks for name in sets]
     for name in scores:
-        run.require(name, "05_compare_arms")
+        run.require(name)
     inputs = ("cohort.parquet", *scores)
     parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "prevalences": list(prevalences)}
     parameters["prompts"] = hash_families(evaluation.families)
     if all(run.is_current(name, run.key(parameters, inputs)) for name in names):
         return tuple(pd.read_parquet(run.path(name)) for name in names)
     arm_scores = _ArmScores(evaluation, arm, seeds)
-    evaluated = run.read_table(f"evaluation/{arm}/seed{seeds[0]}/results.parquet", "05_compare_arms")
+    evaluated = run.read_table(f"evaluation/{arm}/seed{seeds[0]}/results.parquet")
     exposure = evaluated.exposure.iloc[0]
     tables, curves = [], []
     for name, rows in evaluation.test_sets().items():

@@ -40,6 +40,7 @@ from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval, resample_seeds
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
+from chexstudy.steps import find_step
 
 GROUPINGS = ("sex", "age", "view", "source")
 SUBGROUP, SUBGROUP_GAP = "subgroup", "subgroup_gap"
@@ -55,7 +56,6 @@ _LOWER_IS_BETTER = ("fpr",)
 _MOST_GROUPS = 12
 _PRIVATE = ("image_id", "patient_id", "study_id", "image_path", "report")
 _TEST_SPLITS = ("test", "test_enriched")
-_MADE_BY = "05_compare_arms"
 
 
 # --- which groups, on which findings ----------------------------------------------------------------------------------
@@ -494,7 +494,8 @@ def measure_study_subgroups(
         return pd.DataFrame(), pd.DataFrame()
     unknown = [arm for arm in arms if arm not in set(evaluated.arm)]
     if unknown:
-        raise StudyError(f"arm {unknown[0]!r} has no {task} scores in study {run.study!r}: run {_MADE_BY} with it.")
+        step = find_step("evaluation/")
+        raise StudyError(f"arm {unknown[0]!r} has no {task} scores in study {run.study!r}: run {step} with it.")
     arms = list(dict.fromkeys(arms)) or list(dict.fromkeys(evaluated.arm))
     if not arms:
         return pd.DataFrame(), pd.DataFrame()
@@ -502,7 +503,8 @@ def measure_study_subgroups(
     arms.sort(key=lambda arm: arm != reference)
     seeds = sorted(set.intersection(*[set(evaluated.seed[evaluated.arm == arm]) for arm in arms]))
     if not seeds:
-        raise StudyError(f"the arms {', '.join(arms)} share no seed: run {_MADE_BY} with the same seeds for all.")
+        step = find_step("evaluation/")
+        raise StudyError(f"the arms {', '.join(arms)} share no seed: run {step} with the same seeds for all.")
     place = {"task": task, "findings": findings}
     thresholds = _carry_thresholds(run, cohort, arms, seeds, rule, **place)
     tables, cells = [], []

@@ -20,6 +20,7 @@ from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import JobProgress
 from chexstudy.runs import Run, hash_file
+from chexstudy.steps import find_step
 from chexstudy.workflow.locks import hold_study, inherited_descriptors
 
 # A worker says so after each arm, on a line of its own.
@@ -158,17 +159,21 @@ def choose_seeds(first: int, count: int) -> list[int]:
 def require_current_arm(run: Run, arm: str, seed: int) -> str:
     """The folder of a trained arm, provided that it was trained on the cohort the study has now."""
     folder = arm_folder(arm, seed)
-    run.require(f"{folder}/compute.json", f"04_pretrain_curated with the arm {arm!r} and seed {seed}")
+    if not run.has(f"{folder}/compute.json"):
+        raise StudyError(
+            f"study {run.study!r} has no arm {arm!r} with seed {seed} yet: run {find_step(folder)} with them first."
+        )
+    run.require(f"{folder}/compute.json")
     record = run.provenance(f"{folder}/compute.json")
     if record is None:
         raise StudyError(
             f"nothing tells how the arm {arm!r} (seed {seed}) was trained, it was cut off at its end or its provenance "
-            "is damaged: run 04_pretrain_curated again."
+            f"is damaged: run {find_step(folder)} again."
         )
     if record["inputs"].get("cohort.parquet") != hash_file(run.path("cohort.parquet")):
         raise StudyError(
             f"the arm {arm!r} (seed {seed}) was trained on another cohort than study {run.study!r} has now: "
-            "run 04_pretrain_curated again."
+            f"run {find_step(folder)} again."
         )
     return folder
 
@@ -178,7 +183,7 @@ def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFr
     rows = []
     for arm in arms:
         for seed in seeds:
-            cost = run.read_json(f"{require_current_arm(run, arm, seed)}/compute.json", "04_pretrain_curated")
+            cost = run.read_json(f"{require_current_arm(run, arm, seed)}/compute.json")
             rows.append(
                 {"arm": arm, "seed": seed} | {name: value for name, value in cost.items() if name != "by_phase"}
             )

@@ -8,6 +8,7 @@ from chexstudy.pretraining.arms.definitions import Arm
 from chexstudy.pretraining.configuration import PretrainingConfig, list_variables, read_constants
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.runs import Run
+from chexstudy.steps import find_step
 from chexstudy.workflow.identity import (
     ENGINE,
     begin_notebook,
@@ -72,5 +73,5 @@ def _lay_over(run: Run, given: Mapping[str, object]) -> PretrainingConfig:
 
 def _declare_variables() -> dict[str, Parameter]:
     """The parameters of the notebook that trains which are constants, and its list of further ones."""
-    declared = read_parameters(NOTEBOOKS / "04_pretrain_curated.py")
+    declared = read_parameters(NOTEBOOKS / f"{find_step('pretraining/config.json')}.py")
     return {name: declared[name] for name in list_variables(PretrainingConfig(), declared)}

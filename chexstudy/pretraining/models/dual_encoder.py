@@ -20,6 +20,7 @@ from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
 from chexstudy.runs import atomic_path, require_whole, seal_artifact
+from chexstudy.steps import find_step
 
 _PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
 
@@ -176,8 +177,8 @@ def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -
 def load_model(folder: Path) -> ImageTextModel:
     """Read what `save_model` wrote, on the CPU, in evaluation mode."""
     if not (folder / "pretraining.json").is_file():
-        raise StudyError(f"there is no trained model in {folder}: run 04_pretrain_curated first.")
-    require_whole(folder, "04_pretrain_curated")
+        raise StudyError(f"there is no trained model in {folder}: run {find_step('pretraining/')} first.")
+    require_whole(folder)
     config = PretrainingConfig.from_dict(json.loads((folder / "pretraining.json").read_text()))
     model = ImageTextModel(
         load_image_encoder(folder / "image_encoder"),

@@ -15,7 +15,6 @@ from chexstudy.runs import Run, hash_values
 
 _BLOCK = 1024
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
-_MADE_BY = "04_pretrain_curated"
 
 
 def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict) -> tuple[np.ndarray, dict]:
@@ -47,8 +46,8 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
             if encoder.processes.first:
                 run.record(record, parameters, _INPUTS, files=(array,))
             encoder.processes.wait()
-    cost = run.read_json(record, _MADE_BY)
-    return run.read_array(array, _MADE_BY, memory_map=True), {part: cost[part] for part in ("flops", "seconds")}
+    cost = run.read_json(record)
+    return run.read_array(array, memory_map=True), {part: cost[part] for part in ("flops", "seconds")}
 
 
 @contextmanager

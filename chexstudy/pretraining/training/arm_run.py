@@ -68,12 +68,12 @@ from chexstudy.pretraining.models.parameter_efficient import (
 from chexstudy.pretraining.objectives.frozen_towers import frozen_features
 from chexstudy.pretraining.training.trainer import CurationRecords, Phase, Trainer, count_steps
 from chexstudy.runs import Run, forget_artifact, refused_writes, seal_artifact
+from chexstudy.steps import find_step
 from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
 # BSD's "temporary failure; try again", which batch systems can be told to requeue on.
 START_AGAIN = 75
-_MADE_BY = "04_pretrain_curated"
 _RECORDS = ("ledger.parquet", "features.npy", "prototypes.npy")
 _SECONDS_BETWEEN_LINES = 30.0
 _AFTER_WARM_UP = (
@@ -126,24 +126,29 @@ class _ArmRun:
         self.run, self.arm, self.seed, self.config, self.device = run, arm, seed, config, device
         self.processes, self.requests = processes or Processes(), requests
         self.folder = arm_folder(arm.name, seed)
-        run.require("cohort.parquet", "01_build_cohort")
-        run.require("pixels/manifest.json", "01_build_cohort")
+        run.require("cohort.parquet")
+        run.require("pixels/manifest.json")
         constants = {name: value for name, value in config.to_dict().items() if name not in OBSERVATION}
         if arm.name == "warm_up":
             # What comes after the warm-up must not make it stale: studies that vary the curator share it.
             constants = {name: value for name, value in constants.items() if name not in _AFTER_WARM_UP}
         self.parameters = {"arm": arm.name, "seed": seed, "config": constants}
-        manifest = run.read_json("pixels/manifest.json", "01_build_cohort")
+        manifest = run.read_json("pixels/manifest.json")
         # What the pixels are, and not when their files were last touched.
         self.parameters["pixels"] = [manifest["size"], manifest["fit"]]
         self.inputs = ["cohort.parquet", "pixels/index.parquet"]
         for other in arm.needs(config):
             result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
-            run.require(result, f"the arm {other!r} ({_MADE_BY})")
+            run.require(result)
             self.inputs.append(result)
         if arm.method:
-            run.require(subset_artifact(arm.method, seed), "08_compare_curators, or write the subset there,")
-            self.inputs.append(subset_artifact(arm.method, seed))
+            subset = subset_artifact(arm.method, seed)
+            if not run.has(subset):
+                step = find_step(subset)
+                raise StudyError(
+                    f"study {run.study!r} has no {subset} yet: run {step}, or write the subset there, first."
+                )
+            self.inputs.append(subset)
         self.key = run.key(self.parameters, tuple(self.inputs))
         self.checkpoints = Checkpoints(self._path("checkpoints"), self.key)
         self.records: CurationRecords | None = None
@@ -265,7 +270,7 @@ class _ArmRun:
                         lost = f"{self._path('features.npy')} is not what was written before the last checkpoint."
                 else:
                     for name in _RECORDS:
-                        self.run.require(f"{self.folder}/{name}", _MADE_BY)
+                        self.run.require(f"{self.folder}/{name}")
             except StudyError as error:
                 lost = str(error)
         # What the first process has found, all of them know.
@@ -287,7 +292,7 @@ class _ArmRun:
         cost = choice_cost_artifact(self.arm.method, self.seed)
         if self.arm.data == "subset" and self.run.has(cost):
             # Choosing a subset beforehand is charged where its method left beside it what it took.
-            spent = self.run.read_json(cost, _MADE_BY)
+            spent = self.run.read_json(cost)
             trainer.flops += spent["flops"]
             trainer.seconds += spent["seconds"]
             trainer.pairs_scored += spent["pairs_scored"]
@@ -376,7 +381,7 @@ class _ArmRun:
 
     def _partner_flops(self) -> float:
         """Operations of the curated arm that this one is to match."""
-        return self.run.read_json(f"{arm_folder(self.arm.partner, self.seed)}/compute.json", _MADE_BY)["flops"]
+        return self.run.read_json(f"{arm_folder(self.arm.partner, self.seed)}/compute.json")["flops"]
 
     def _train_on_everything(self) -> None:
         config, trainer = self.config, self.trainer
@@ -459,7 +464,7 @@ class _ArmRun:
         forget_artifact(self._path("review.parquet"))
         if self.config.curator.outlier_policy == "review":
             ledger = read_ledger(self._path("ledger.parquet"))
-            features = self.run.read_array(f"{self.folder}/features.npy", _MADE_BY, memory_map=True)
+            features = self.run.read_array(f"{self.folder}/features.npy", memory_map=True)
             doubt = score_doubt(*split_features(features[-len(self.trainer.pairs) :]))
             last = ledger[ledger.epoch == ledger.epoch.max()]
             self.run.write_table(f"{self.folder}/review.parquet", review_list(last, doubt))
@@ -474,13 +479,13 @@ class _ArmRun:
             return self._chosen_beforehand()
         table = self.trainer.pairs.table
         findings = [name for name in finding_columns(table) if name != NO_FINDING]
-        count = len(self.run.read_table(f"{arm_folder(self.arm.partner, self.seed)}/subset.parquet", _MADE_BY))
+        count = len(self.run.read_table(f"{arm_folder(self.arm.partner, self.seed)}/subset.parquet"))
         rows = select_label_balanced(label_matrix(table, findings), count, self.trainer.generator("subset"))
         return SubsetCurator(rows)
 
     def _chosen_beforehand(self) -> SubsetCurator:
         name, pairs = subset_artifact(self.arm.method, self.seed), self.trainer.pairs
-        subset = self.run.read_table(name, _MADE_BY)
+        subset = self.run.read_table(name)
         places = pd.Index(pairs.image_ids).get_indexer(subset.image_id)
         if (places < 0).any():
             raise StudyError(
@@ -606,7 +611,7 @@ def pretrain(
                 finally:
                     if requests:
                         requests.training = False
-    return run.read_json(f"{arm_run.folder}/compute.json", _MADE_BY)
+    return run.read_json(f"{arm_run.folder}/compute.json")
 
 
 @contextmanager

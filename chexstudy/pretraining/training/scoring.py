@@ -29,7 +29,6 @@ from chexstudy.pretraining.training.trainer import choose_autocast
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
-_MADE_BY = "08_compare_curators"
 _COHORT, _PIXELS, _MANIFEST = "cohort.parquet", "pixels/index.parquet", "pixels/manifest.json"
 _NO_COST = {"flops": 0.0, "seconds": 0.0, "pairs_scored": 0}
 
@@ -71,8 +70,8 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
         device: ``auto``, ``cpu``, ``cuda`` ...
     """
     chosen = choose_device(device)
-    run.require(_COHORT, "01_build_cohort")
-    run.require(_MANIFEST, "01_build_cohort")
+    run.require(_COHORT)
+    run.require(_MANIFEST)
     if config.warm_up_epochs:
         pretrain(run, "warm_up", seed, config, device)
     cohort = read_cohort(run.path(_COHORT))
@@ -124,10 +123,10 @@ def score_with_reference(
         run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
         run.write_json(name, measured.cost | {"arm": arm, "temperature": measured.temperature})
         run.record(name, parameters, inputs, seed, files=(losses,))
-    cost = run.read_json(name, _MADE_BY)
+    cost = run.read_json(name)
     return replace(
         scores,
-        reference_loss=run.read_table(losses, _MADE_BY)["loss"].to_numpy(),
+        reference_loss=run.read_table(losses)["loss"].to_numpy(),
         reference_cost={part: cost[part] for part in _NO_COST},
     )
 
@@ -135,11 +134,11 @@ def score_with_reference(
 def read_scores(run: Run, seed: int) -> Scores:
     """What `score_training_pairs` left, whatever it was made with; embeddings are mapped from disk."""
     folder = _folder(seed)
-    losses = run.read_table(f"{folder}/losses.parquet", _MADE_BY)
-    made = run.read_json(f"{folder}/compute.json", _MADE_BY)
+    losses = run.read_table(f"{folder}/losses.parquet")
+    made = run.read_json(f"{folder}/compute.json")
     return Scores(
-        run.read_table(f"{folder}/ids.parquet", _MADE_BY)["image_id"].to_numpy(),
-        *(run.read_array(f"{folder}/{side}.npy", _MADE_BY, memory_map=True) for side in ("image", "text")),
+        run.read_table(f"{folder}/ids.parquet")["image_id"].to_numpy(),
+        *(run.read_array(f"{folder}/{side}.npy", memory_map=True) for side in ("image", "text")),
         losses["loss"].to_numpy(),
         losses["error"].to_numpy(),
         made["temperature"],
@@ -161,7 +160,7 @@ def _starting_model(run: Run, seed: int, config: PretrainingConfig, cohort: pd.D
 
 def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageTextModel, device: torch.device) -> dict:
     """What decides embeddings and losses beside the cohort: the model itself, and how it is asked."""
-    manifest = run.read_json(_MANIFEST, "01_build_cohort")
+    manifest = run.read_json(_MANIFEST)
     return {
         "seed": seed,
         "image_tower": model.image_tower.describe(),

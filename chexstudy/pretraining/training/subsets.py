@@ -18,7 +18,6 @@ from chexstudy.runs import Run
 
 BASELINE = "random"
 REFERENCE = "full"
-_MADE_BY = "08_compare_curators"
 _SCORED = tuple(f"curation/scoring/seed{{}}/{file}" for file in ("ids.parquet", "image.npy", "text.npy"))
 _LOSSES, _REFERENCE_LOSSES = "curation/scoring/seed{}/losses.parquet", "curation/scoring/seed{}/reference.parquet"
 
@@ -105,7 +104,7 @@ def choose_training_subset(
         run.write_json(cost, _charge(method, scores, seconds))
         run.write_table(name, chosen)
         run.record(name, parameters, inputs, seed, files=(scored, cost))
-    return run.read_table(name, _MADE_BY)
+    return run.read_table(name)
 
 
 def choose_training_subsets(
