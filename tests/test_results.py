@@ -101,9 +101,7 @@ def test_a_damaged_table_is_refused_and_made_anew_by_its_step(home):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(
-        StudyError, match="it was damaged or changed: run `chexstudy run all` again, which makes it ane"
-    ):
+    with pytest.raises(StudyError, match="it was damaged or changed: run 05_compare_arms again, which makes it anew"):
         read_results(run)
     assert list(read_results(run, ["retrieval"]).task) == ["retrieval"]
     add_results(run, row())
