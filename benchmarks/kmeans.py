@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from chexstudy.vectors import kmeans as clustering
+from chexstudy.vectors.neighbours import load_faiss
 from chexstudy.vectors.products import multiply_rows
 
 _BLOCK_ROWS = 8192
@@ -52,7 +53,7 @@ def fit_by_scikit_learn(features: Tensor, clusters: int, iterations: int, seed: 
 def list_candidates(features: Tensor, clusters: int, iterations: int, seed: int) -> dict[str, Callable[[], Tensor]]:
     """The candidates by name; without faiss it is left out."""
     candidates = {}
-    if clustering.faiss_is_available():
+    if load_faiss():
         candidates["faiss"] = lambda: clustering.cluster_features(features, clusters, iterations, seed, len(features))
         candidates["sampled"] = lambda: clustering.cluster_features(features, clusters, iterations, seed)
     candidates["torch"] = lambda: clustering._lloyd(features, clusters, iterations, seed)

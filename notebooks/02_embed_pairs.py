@@ -42,7 +42,7 @@ from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.online.prototypes import join_features
 from chexstudy.encoders.embeddings import embed_cohort
-from chexstudy.curation.quality.keep_rates import density
+from chexstudy.vectors.neighbours import density
 from chexstudy.vectors.umap import read_or_fit_map
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.embedding import describe_embedding, plot_embedding

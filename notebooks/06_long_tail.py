@@ -42,9 +42,10 @@ from chexstudy.curation.quality.pair_mismatch import score_doubt, split_features
 from chexstudy.curation.records.ledger import read_ledger
 from chexstudy.evaluation.image_text.evaluate import tell_exposure
 from chexstudy.evaluation.comparison.gains_by_prevalence import TREND, list_gains, measure_gains
-from chexstudy.curation.quality.keep_rates import density, keep_rates_of_seeds, list_keep_rates
+from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
 from chexstudy.curation.quality.mismatch_detection import list_doubt, measure_doubt
 from chexstudy.results import OVER_SEEDS, add_results, read_results
+from chexstudy.vectors.neighbours import density
 from chexstudy.evaluation.image_text.retrieval_protocols import measure_retrieval_choices, tabulate_retrieval_choices
 from chexstudy.evaluation.subgroups.gaps import GROUPINGS, measure_study_subgroups
 from chexstudy.workflow.notebook import start_notebook

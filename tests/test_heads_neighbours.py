@@ -12,7 +12,7 @@ from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation import knn as neighbours_module
 from chexstudy.evaluation.adaptation.knn import fit_neighbours
-from chexstudy.vectors import kmeans as clustering
+from chexstudy.vectors import neighbours as search
 
 FINDINGS = ("Mass", "Hernia", "Edema")
 ENCODER = {"name": "made up", "weights": "0123"}
@@ -21,9 +21,10 @@ TEMPERATURE = 0.07
 
 @pytest.fixture(params=[True, False], ids=["faiss", "without"])
 def with_and_without_faiss(request, monkeypatch):
-    if request.param and not clustering.faiss_is_available():
+    if not request.param:
+        monkeypatch.setattr(search, "load_faiss", lambda: None)
+    elif not search.load_faiss():
         pytest.skip("faiss is not installed")
-    monkeypatch.setattr(clustering, "faiss_is_available", lambda: request.param)
 
 
 def make_features(pooled, encoder=ENCODER):
@@ -66,7 +67,7 @@ def unit(values):
 @pytest.mark.parametrize("k", [1, 7, 120])
 def test_votes_are_scikit_learns_weighted_neighbours(study, k, with_and_without_faiss, monkeypatch):
     monkeypatch.setattr(neighbours_module, "_BLOCK_ROWS", 16)
-    monkeypatch.setattr(clustering, "_QUERY_ROWS", 13)
+    monkeypatch.setattr(search, "_QUERY_ROWS", 13)
     features, cohort = study
     fitted = fit(study, neighbours=(k,))
     scores = fitted.score(features, cohort.image_id[cohort.split == "test"])

@@ -7,9 +7,18 @@ from torch.nn.functional import normalize
 
 from chexstudy.curation.online import fused, static
 from chexstudy.curation.online.configuration import OUTLIER_POLICIES, SAMPLERS, CuratorConfig
-from chexstudy.curation.online.decisions import CENTRAL, OUTLIER, PASSED_OVER, PICKED, REASONS, SUPPORT, UNDER_CAP
+from chexstudy.curation.online.decisions import (
+    CENTRAL,
+    OUTLIER,
+    PASSED_OVER,
+    PICKED,
+    REASONS,
+    SUPPORT,
+    UNDER_CAP,
+    ledger_rows,
+)
 from chexstudy.curation.online.selection import apply_rule, draw_chance, select_samples
-from chexstudy.curation.records.ledger import LEDGER_COLUMNS, ledger_rows, summarise_bands
+from chexstudy.curation.records.ledger import LEDGER_COLUMNS, summarise_bands
 
 
 def _features(rows, dim, seed):

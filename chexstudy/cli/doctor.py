@@ -81,10 +81,10 @@ def _installed_faiss() -> list[str]:
 
 def _faiss() -> str:
     """The faiss build, after really importing it: a wrong CUDA build fails only there."""
-    from chexstudy.vectors.kmeans import count_faiss_gpus, faiss_is_available
+    from chexstudy.vectors.neighbours import count_faiss_gpus, load_faiss
 
     builds = ", ".join(f"{name} {_version(name)}" for name in _installed_faiss()) or "not installed by pip"
-    if not faiss_is_available():
+    if not load_faiss():
         return f"{builds}; cannot be imported, k-means runs on torch"
     return f"{builds}, {count_faiss_gpus()} GPU(s) for faiss"
 

@@ -1,5 +1,6 @@
 """A subset chosen at a budget: what every offline method of curation returns."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,3 +44,23 @@ def choose_highest(scores: np.ndarray, budget: int) -> Choice:
     """
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:budget]
     return Choice(np.sort(order), np.asarray(scores, dtype=np.float64), np.ones(budget))
+
+
+def choose_first(sequence: np.ndarray, budget: int, pairs: int) -> Choice:
+    """The first rows of a sequence. The first has the highest score; rows that are not in the sequence have score 0.
+
+    Args:
+        sequence: row numbers in the order of picking, each at most once, at least ``budget`` of them.
+        budget: rows to choose.
+        pairs: number of all rows.
+    """
+    scores = np.zeros(pairs)
+    scores[sequence] = np.arange(len(sequence), 0, -1)
+    return choose_highest(scores, budget)
+
+
+def check_option(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raise a StudyError unless the option lies from ``least`` to ``most``."""
+    if not least <= value <= most:
+        span = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise StudyError(f"{name} must be {span}, not {value}.")

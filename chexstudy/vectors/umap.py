@@ -24,12 +24,11 @@ import torch
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
+from chexstudy.vectors.neighbours import nearest_rows
 
 LARGEST_FIT = 50_000
 _SMALLEST_FIT = 16
-# A block of distances takes 256 MiB, however many rows there are.
-_BLOCK_ROWS, _BLOCK_COLUMNS = 1_024, 65_536
-_SPARE = 8
+_BLOCK_ROWS = 1_024
 # From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
 # points a quarter to a half as far (benchmarks/maps.py).
 _WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
@@ -224,63 +223,6 @@ def trace_prototypes(
     rows = rows.loc[rows.index.repeat(count)].reset_index(drop=True)
     prototype = np.tile(np.arange(count), len(snapshots))
     return rows.assign(prototype=prototype, x=placed[:, 0], y=placed[:, 1])
-
-
-def nearest_rows(
-    points: np.ndarray, features: np.ndarray, count: int, without_self: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest features of each point by Euclidean distance, exact within float32, nearest first.
-
-    Args:
-        points: ``(m, dim)``.
-        features: ``(n, dim)``.
-        count: how many, at most ``n`` (``n - 1`` without itself).
-        without_self: points are the features, and no row is its own neighbour.
-
-    Returns:
-        Row numbers ``(m, count)`` int64 and distances ``(m, count)`` float32.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    targets = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
-    # About the centre the numbers are small, and the expansion below keeps more of their digits.
-    centre = targets.mean(dim=0)
-    targets = targets - centre
-    rows = targets
-    if not without_self:
-        rows = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)).to(device) - centre
-    squares = (targets * targets).sum(dim=1)
-    # The expansion of the square cancels for close rows: a few more than asked for are found by it, then measured
-    # again, directly.
-    candidates = min(count + _SPARE, len(targets) - without_self)
-    indices, distances = [], []
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        own = torch.arange(start, start + len(block), device=device) if without_self else None
-        index = _find_candidates(block, targets, squares, candidates, own)
-        distance = (targets[index] - block[:, None]).norm(dim=2)
-        distance, order = distance.sort(dim=1, stable=True)
-        indices.append(index.gather(1, order)[:, :count].cpu())
-        distances.append(distance[:, :count].cpu())
-    return torch.cat(indices).numpy(), torch.cat(distances).numpy()
-
-
-def _find_candidates(block, targets, squares, count: int, own) -> torch.Tensor:
-    """Row numbers ``(rows, count)`` of the nearest targets by the expanded square, from blocks of columns."""
-    best = index = None
-    for start in range(0, len(targets), _BLOCK_COLUMNS):
-        part = slice(start, start + _BLOCK_COLUMNS)
-        squared = torch.addmm(squares[part], block, targets[part].T, alpha=-2)
-        if own is not None:
-            here = (own >= start) & (own < start + squared.shape[1])
-            squared[here.nonzero()[:, 0], own[here] - start] = torch.inf
-        value, place = squared.topk(min(count, squared.shape[1]), dim=1, largest=False)
-        place += start
-        if best is not None:
-            value, place = torch.cat([best, value], dim=1), torch.cat([index, place], dim=1)
-            value, order = value.topk(min(count, value.shape[1]), dim=1, largest=False)
-            place = place.gather(1, order)
-        best, index = value, place
-    return index
 
 
 def _checked(features: np.ndarray, name: str) -> np.ndarray:

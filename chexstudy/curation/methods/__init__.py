@@ -3,7 +3,7 @@
 ``METHODS[name].choose(features, budget, generator, *, image, text, loss, reference_loss, **options) -> Choice``. A
 method takes the signals it needs and ignores the others, so all of them can be given to every method. The budget is met
 exactly, the generator decides everything that is left to chance, and features are read in blocks of rows: beside them,
-and one copy of them where a library asks for it, memory grows with the number of rows only.
+and a copy or two of them where a search asks for it, memory grows with the number of rows only.
 """
 
 import difflib

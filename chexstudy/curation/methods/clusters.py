@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from chexstudy.curation.choice import check_option
 from chexstudy.curation.methods.blocks import iterate_blocks, read_rows
-from chexstudy.curation.methods.options import check_option
 from chexstudy.errors import StudyError
 from chexstudy.vectors.kmeans import cluster_features
 

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from chexstudy.curation.choice import Choice
-from chexstudy.curation.methods.sequence import choose_first
+from chexstudy.curation.choice import Choice, choose_first
 from chexstudy.vectors.facility_location import facility_location
 from chexstudy.vectors.farthest import cover_points
 

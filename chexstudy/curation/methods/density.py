@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from chexstudy.curation.choice import Choice, choose_highest
-from chexstudy.curation.methods.options import check_option
-from chexstudy.vectors.kmeans import neighbour_distances
+from chexstudy.curation.choice import Choice, check_option, choose_highest
+from chexstudy.vectors.neighbours import neighbour_distances
 
 # Above and below every score a drawn row can have (the log odds below lie within 74 of zero).
 _CERTAIN, _NEVER = 100.0, -100.0

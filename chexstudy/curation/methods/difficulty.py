@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from chexstudy.curation.choice import Choice, choose_highest
+from chexstudy.curation.choice import Choice, check_option, choose_highest
 from chexstudy.curation.methods.blocks import read_rows
-from chexstudy.curation.methods.options import check_option
 
 
 def choose_by_loss(features: np.ndarray, budget: int, generator: torch.Generator, *, loss: np.ndarray) -> Choice:

@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from chexstudy.curation.choice import Choice, choose_highest
+from chexstudy.curation.choice import Choice, check_option, choose_highest
 from chexstudy.curation.methods.blocks import read_rows
 from chexstudy.curation.methods.clusters import Clusters, cluster_rows, count_clusters
-from chexstudy.curation.methods.options import check_option
 from chexstudy.progress import progress
 
 _BLOCK_ROWS = 1024

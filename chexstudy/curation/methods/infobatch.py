@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from chexstudy.curation.choice import Choice, choose_highest
-from chexstudy.curation.methods.options import check_option
+from chexstudy.curation.choice import Choice, check_option, choose_highest
 
 
 def choose_by_soft_pruning(

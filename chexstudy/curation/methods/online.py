@@ -6,10 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexstudy.curation.choice import Choice
+from chexstudy.curation.choice import Choice, check_option, choose_first
 from chexstudy.curation.methods.blocks import read_rows
-from chexstudy.curation.methods.options import check_option
-from chexstudy.curation.methods.sequence import choose_first
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.curation.online.decisions import BANDS, CENTRAL, SUPPORT
 from chexstudy.curation.online.streaming import curate_stream

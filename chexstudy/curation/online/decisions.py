@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from torch import Tensor
 
 CENTRAL, SUPPORT, OUTLIER = 0, 1, 2
@@ -51,3 +53,23 @@ class Selection:
     kept: Tensor  # the decision
     reason: Tensor  # index into `REASONS`, int8
     priority: Tensor  # the higher, the sooner a curator with a budget would keep it; NaN where the rule has no budget
+
+
+def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
+    """The rows of the ledger for a batch with these image ids ``(batch,)``; epoch and step count from 0."""
+    return pd.DataFrame(
+        {
+            "image_id": image_ids,
+            "epoch": epoch,
+            "step": step,
+            "prototype": selection.prototype.cpu().numpy(),
+            "distance": selection.distance.cpu().numpy(),
+            "threshold_support": selection.threshold_support.cpu().numpy(),
+            "threshold_outlier": selection.threshold_outlier.cpu().numpy(),
+            "band": np.asarray(BANDS)[selection.band.cpu().numpy()],
+            "order": selection.order.cpu().numpy(),
+            "priority": selection.priority.cpu().numpy(),
+            "kept": selection.kept.cpu().numpy(),
+            "reason": np.asarray(REASONS)[selection.reason.cpu().numpy()],
+        }
+    )

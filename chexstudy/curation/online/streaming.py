@@ -8,7 +8,7 @@ import torch
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.curation.online.curators import build_curator
-from chexstudy.curation.records.ledger import ledger_rows
+from chexstudy.curation.online.decisions import ledger_rows
 from chexstudy.devices import use_threads
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress

@@ -16,7 +16,6 @@ from chexstudy.errors import StudyError
 from chexstudy.results import OVER_SEEDS
 from chexstudy.statistics.proportions import clustered_variance, wilson_interval
 from chexstudy.statistics.ranking import known_labels
-from chexstudy.vectors.umap import nearest_rows
 
 DENSITY_GROUPS = 10
 REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
@@ -37,31 +36,6 @@ KEEP_RATE_COLUMNS = (
     "enrichment_low",
     "enrichment_high",
 )
-
-
-def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
-    """One over the mean Euclidean distance to the nearest neighbours, exact within float32.
-
-    Distances are measured block by block, on the GPU where there is one: time grows with the square of the number of
-    images, memory only with the number.
-
-    Args:
-        features: ``(images, dim)``.
-        neighbours: how many; the image itself is not one of them.
-
-    Returns:
-        ``(images,)``, per unit of distance; infinite where that many others lie on the same point.
-    """
-    if neighbours < 1:
-        raise StudyError(f"neighbours must be at least 1, not {neighbours}.")
-    features = np.asarray(features, dtype=np.float32)
-    if len(features) <= neighbours:
-        raise StudyError(f"density needs more than {neighbours} images, not {len(features)}: take fewer neighbours.")
-    if not np.isfinite(features).all():
-        raise StudyError("the features hold values that are not finite: embed these images again.")
-    _, distance = nearest_rows(features, features, neighbours, without_self=True)
-    with np.errstate(divide="ignore"):
-        return 1 / distance.astype(float).mean(axis=1)
 
 
 def keep_rates(

@@ -28,7 +28,7 @@ import pandas as pd
 from chexstudy.curation.online.decisions import BANDS, OUTLIER
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-from chexstudy.vectors.umap import nearest_rows
+from chexstudy.vectors.neighbours import nearest_rows
 
 NEIGHBOURS = 10
 ORDINARY, RARE, MISMATCHED, JUNK = "ordinary", "rare", "mismatched", "junk"
@@ -80,8 +80,8 @@ def score_doubt(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOUR
     ``c - f`` is taken as at least half its median over the pairs, so that a half that nothing is near to cannot turn a
     small loss into a large regret. Of more than k equal texts, which k are the neighbours is arbitrary but fixed.
 
-    Neighbours are exact and found block by block (`chexstudy.vectors.umap.nearest_rows`), on the GPU where there is
-    one. Time grows with the square of the number of pairs, memory with the number.
+    Neighbours are exact (`chexstudy.vectors.neighbours.nearest_rows`). Time grows with the square of the number of
+    pairs, memory with the number.
 
     Args:
         image: unit-norm image embeddings ``(pairs, dim)``, of one encoder and best of one state of it: pairs embedded

@@ -1,7 +1,7 @@
 """What a curator kept, in numbers: the rare, the redundant, the wrong, and how well the kept cover the rest.
 
-All are properties of a subset, before anything is trained on it. Neighbours are exact and found block by block
-(`chexstudy.vectors.umap.nearest_rows`); time grows with the square of the number of pairs, memory with the number.
+All are properties of a subset, before anything is trained on it. Neighbours are exact
+(`chexstudy.vectors.neighbours.nearest_rows`): time grows with the square of the number of pairs, memory linearly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval
 from chexstudy.statistics.proportions import wilson_interval
-from chexstudy.vectors.umap import nearest_rows
+from chexstudy.vectors.neighbours import nearest_rows
 
 NEIGHBOURS = 10
 ALL = "all"

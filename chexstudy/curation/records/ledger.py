@@ -11,13 +11,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from chexstudy.curation.online.decisions import BANDS, CENTRAL, OUTLIER, REASONS, SUPPORT, Selection
+from chexstudy.curation.online.decisions import BANDS, CENTRAL, OUTLIER, REASONS, SUPPORT
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, artifact_path, forget_artifact, require_whole
 from chexstudy.steps import find_step
@@ -44,36 +43,6 @@ LEDGER_COLUMNS = tuple(_SCHEMA.names)
 _STATISTICS = ["epoch", "step", "prototype", "kept"]
 _PART = "part-{:05d}.parquet"
 _LIKELY_IDS = 1000
-
-
-def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
-    """One row for each pair of a batch.
-
-    Args:
-        image_ids: ``(batch,)`` strings.
-        epoch: epoch of the whole training, from 0.
-        step: step of the whole training, from 0.
-        selection: the decision of `select_samples`.
-
-    Returns:
-        Table with `LEDGER_COLUMNS`.
-    """
-    return pd.DataFrame(
-        {
-            "image_id": image_ids,
-            "epoch": epoch,
-            "step": step,
-            "prototype": selection.prototype.cpu().numpy(),
-            "distance": selection.distance.cpu().numpy(),
-            "threshold_support": selection.threshold_support.cpu().numpy(),
-            "threshold_outlier": selection.threshold_outlier.cpu().numpy(),
-            "band": np.asarray(BANDS)[selection.band.cpu().numpy()],
-            "order": selection.order.cpu().numpy(),
-            "priority": selection.priority.cpu().numpy(),
-            "kept": selection.kept.cpu().numpy(),
-            "reason": np.asarray(REASONS)[selection.reason.cpu().numpy()],
-        }
-    )
 
 
 def summarise_bands(ledger: pd.DataFrame) -> pd.DataFrame:

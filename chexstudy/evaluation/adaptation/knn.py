@@ -17,7 +17,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.linear import read_vectors
 from chexstudy.evaluation.adaptation.training import METRICS, check_splits, choose_row
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
-from chexstudy.vectors.kmeans import find_most_similar
+from chexstudy.vectors.neighbours import find_most_similar
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 TEMPERATURE = 0.07

@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 
 from chexstudy.curation.quality.keep_rates import (
-    density,
     keep_rates,
     keep_rates_of_seeds,
     list_keep_rates,
@@ -34,35 +33,6 @@ def chosen(cohort, ids):
 
 def pick(rates, group):
     return rates[rates.group == group].iloc[0]
-
-
-def test_density_is_one_over_the_mean_distance_to_others():
-    line = np.array([[0.0], [1.0], [3.0], [10.0]])
-    np.testing.assert_allclose(density(line, neighbours=2), [1 / 2, 1 / 1.5, 1 / 2.5, 1 / 8])
-    assert density(np.zeros((4, 2)), neighbours=3)[0] == np.inf
-    with pytest.raises(StudyError, match="more than 10 images"):
-        density(line)
-    with pytest.raises(StudyError, match="not finite"):
-        density(np.full((20, 2), np.nan))
-    with pytest.raises(StudyError, match="neighbours must be at least 1, not 0"):
-        density(line, neighbours=0)
-
-
-@pytest.mark.parametrize("spread", [1.0, 1e-4])
-def test_density_from_blocks_is_that_of_all_distances(spread, monkeypatch):
-    generator = np.random.default_rng(2)
-    # Unit vectors close to each other, some of them equal: where an expanded square loses its digits.
-    features = np.repeat(np.eye(1, 16), 90, axis=0) + spread * generator.normal(size=(90, 16))
-    features[40:44] = features[40]
-    features = features.astype(np.float32)
-    every = np.linalg.norm(features[:, None].astype(float) - features, axis=2)
-    np.fill_diagonal(every, np.inf)
-    expected = 1 / np.sort(every, axis=1)[:, :5].mean(axis=1)
-    whole = density(features, neighbours=5)
-    np.testing.assert_allclose(whole, expected, rtol=1e-3 if spread < 1 else 1e-5)
-    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_ROWS", 13)
-    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_COLUMNS", 17)
-    np.testing.assert_allclose(density(features, neighbours=5), whole, rtol=1e-6)
 
 
 def test_keep_rate_and_enrichment_worked_by_hand():

@@ -13,7 +13,6 @@ from chexstudy.vectors.umap import (
     fit_map,
     lay_over,
     measure_trustworthiness,
-    nearest_rows,
     place_on_map,
     read_or_fit_map,
     trace_prototypes,
@@ -74,25 +73,6 @@ def test_more_rows_than_are_fitted_are_placed_between_their_neighbours(islands, 
     centres = np.stack([coordinates[group == k].mean(axis=0) for k in range(3)])
     nearest = np.linalg.norm(coordinates[:, None] - centres, axis=2).argmin(axis=1)
     assert (nearest == group).all()
-
-
-def test_nearest_rows_are_those_of_all_pairs_distances():
-    generator = np.random.default_rng(1)
-    features, points = generator.normal(size=(50, 7)), generator.normal(size=(9, 7))
-    index, distance = nearest_rows(points, features, 4)
-    every = np.linalg.norm(points[:, None] - features, axis=2)
-    assert np.array_equal(index, np.argsort(every, axis=1)[:, :4])
-    assert np.allclose(distance, np.sort(every, axis=1)[:, :4], atol=1e-5)
-
-
-def test_no_row_is_its_own_neighbour_when_asked(monkeypatch):
-    features = np.array([[0.0], [0.0], [1.0], [5.0]])
-    monkeypatch.setattr("chexstudy.vectors.umap._BLOCK_COLUMNS", 3)
-    index, distance = nearest_rows(features, features, 2, without_self=True)
-    assert index[:2].tolist() == [[1, 2], [0, 2]]
-    assert set(index[2]) == {0, 1}
-    assert index[3, 0] == 2
-    assert distance.tolist() == [[0, 1], [0, 1], [1, 1], [4, 5]]
 
 
 def test_a_map_is_read_until_what_it_shows_changes(home, monkeypatch):
