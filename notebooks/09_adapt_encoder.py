@@ -58,18 +58,10 @@ from chexstudy.evaluation.adaptation.run import (
 )
 from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
 from chexstudy.evaluation.localisation.pointing_game import measure_lesion_sizes, read_regions
-from chexstudy.evaluation.adaptation.recipes import (
-    plan_glori,
-    plan_glori_variants,
-    plan_heads,
-    plan_label_shares,
-    plan_losses,
-    plan_probe_features,
-    plan_tuning,
-)
+from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
 from chexstudy.evaluation.adaptation.training import Recipe
 from chexstudy.evaluation.outcomes.prediction import evaluate_outcomes, read_curves
-from chexstudy.results import add_results
+from chexstudy.results import OVER_SEEDS, add_results
 from chexstudy.evaluation.outcomes.survival import survival_is_available
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.adaptation import (
@@ -112,18 +104,13 @@ evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, dev
 # only scored.
 
 # %%
-probe_recipe = Recipe(epochs=head_epochs)
 glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
-plans = plan_heads(heads, probe_recipe, glori)
-share_plans = plan_label_shares("logistic", [*label_shares, few_labels], probe_recipe) if heads else []
-variants = plan_glori_variants(glori) if "glori_v2" in heads else []
-others = plan_probe_features(probe_recipe) + plan_losses(probe_recipe) + plan_tuning(tune, tune_epochs)
-others = others if "linear" in heads else []
-once = [plan for plan in share_plans if plan.name not in heads]
-adapt_arms(evaluation, adapted_arms, arm_seeds, [*plans, *once], workers=arms_at_once)
-adapt_arms(evaluation, [first_arm], few_seeds, [*variants, *others], workers=arms_at_once)
-adapted = measure_adaptation(evaluation, adapted_arms, arm_seeds, heads)
-tabulate_costs(evaluation, adapted_arms, arm_seeds, heads).round(1)
+plans = plan_study(heads, Recipe(epochs=head_epochs), glori, [*label_shares, few_labels], tune, tune_epochs)
+details = [*plans.glori_variants, *plans.probe_variants]
+adapt_arms(evaluation, adapted_arms, arm_seeds, [*plans.heads, *plans.shares], workers=arms_at_once)
+adapt_arms(evaluation, [first_arm], few_seeds, details, workers=arms_at_once)
+adapted = measure_adaptation(evaluation, adapted_arms, arm_seeds, plans.heads)
+tabulate_costs(run, adapted_arms, arm_seeds, plans.heads).round(1)
 
 # %% [markdown]
 # ## X2. Heads by prevalence
@@ -149,13 +136,8 @@ if not outlined:
     print(f"lesion sizes are not known: {regions.missing or 'only the lungs have outlines here'}")
 sizes = measure_lesion_sizes(regions) if outlined else None
 small = list(sizes.index[sizes < small_lesions]) if outlined else []
-bases = [base for base in ("linear", "logistic") if base in heads]
-pairs = [(head, base) for base in bases for head in heads if head.startswith("glori")]
-asked = [((arm, first), (arm, second)) for arm in adapted_arms for first, second in pairs]
-differences = compare_adaptation(evaluation, arm_seeds, asked)
-of_small = compare_adaptation(evaluation, arm_seeds, asked if small else [], small)
-of_small = of_small[of_small.finding == "macro"].assign(finding="small lesions")
-differences = pd.concat([table for table in (differences, of_small) if len(table)] or [differences])
+pairs = plans.pair_glori(adapted_arms)
+differences = compare_adaptation(evaluation, arm_seeds, pairs, small)
 
 # %%
 groups = ["macro", "tail", "small lesions"]
@@ -165,9 +147,10 @@ differences[differences.finding.isin(groups)][columns].round(3).reset_index(drop
 
 # %%
 if pairs and differences.value.notna().any():
-    shown = (differences, first_arm, pairs, sizes)
+    compared = [(first.name, second.name) for (arm, first), (_, second) in pairs if arm == first_arm]
+    shown = (differences, first_arm, compared, sizes)
     gains = plot_gains(*shown)
-    numbers = pd.concat([select_gains(differences, first_arm, *pair) for pair in pairs])
+    numbers = pd.concat([select_gains(differences, first_arm, *pair) for pair in compared])
     save_figure(run, gains, "glori_gains", describe_gains(*shown), numbers)
     display(gains)
 
@@ -179,14 +162,13 @@ if pairs and differences.value.notna().any():
 # the labels to match a model of random data with all of them; panel b asks that.
 
 # %%
-shares = measure_adaptation(evaluation, adapted_arms, arm_seeds, [plan.name for plan in share_plans])
-few = [plan.name for plan in share_plans if plan.labelled_share == few_labels]
-others_whole = [(arm, "logistic") for arm in adapted_arms if arm != first_arm]
-claims = compare_adaptation(evaluation, arm_seeds, [((first_arm, one), whole) for one in few for whole in others_whole])
+shares = measure_adaptation(evaluation, adapted_arms, arm_seeds, plans.shares)
+claims = compare_adaptation(evaluation, arm_seeds, plans.pair_label_shares(adapted_arms, few_labels))
 
 # %%
-efficiency = pd.concat([table for table in (shares, claims) if len(table)] or [shares], ignore_index=True)
-if shares.value[shares.setting.isin(few)].notna().any():
+efficiency = [table for table in (adapted, shares, claims) if len(table)]
+if shares.value.notna().any():
+    efficiency = pd.concat(efficiency, ignore_index=True)
     by_share = plot_label_efficiency(efficiency)
     text = describe_label_efficiency(efficiency)
     save_figure(run, by_share, "label_efficiency", text, select_label_efficiency(efficiency))
@@ -198,9 +180,7 @@ if shares.value[shares.setting.isin(few)].notna().any():
 # Version 2 with one part changed at a time, on the first arm.
 
 # %%
-of_glori = [((first_arm, plan.name), (first_arm, "glori_v2")) for plan in variants]
-of_glori += [((first_arm, "glori_v1"), (first_arm, "glori_v2"))] if variants and "glori_v1" in heads else []
-parts = compare_adaptation(evaluation, few_seeds, of_glori)
+parts = compare_adaptation(evaluation, few_seeds, plans.pair_glori_variants(first_arm))
 
 # %%
 if parts.value.notna().any():
@@ -217,10 +197,9 @@ if parts.value.notna().any():
 # arm.
 
 # %%
-of_probe = [((first_arm, plan.name), (first_arm, "linear")) for plan in others]
-detailed = measure_adaptation(evaluation, [first_arm], few_seeds, [plan.name for plan in [*variants, *others]])
-against_probe = compare_adaptation(evaluation, few_seeds, of_probe)
-tabulate_costs(evaluation, [first_arm], few_seeds, [plan.name for plan in [*variants, *others]]).round(1)
+detailed = measure_adaptation(evaluation, [first_arm], few_seeds, details)
+against_probe = compare_adaptation(evaluation, few_seeds, plans.pair_probe_variants(first_arm))
+tabulate_costs(run, [first_arm], few_seeds, details).round(1)
 
 # %%
 if against_probe.value.notna().any():
@@ -258,11 +237,10 @@ else:
 # ## Into the results table
 
 # %%
-shares = shares[shares.setting.isin([plan.name for plan in once])]
 measured = [adapted, shares, detailed, differences, claims, parts, against_probe, predicted]
 filled = [table for table in measured if len(table)]
 results = add_results(run, pd.concat(filled, ignore_index=True)) if filled else adapted
-not_evaluable = adapted[(adapted.metric == "auroc") & adapted.value.isna() & (adapted.seed == -1)]
+not_evaluable = adapted[(adapted.metric == "auroc") & adapted.value.isna() & (adapted.seed == OVER_SEEDS)]
 columns = ["data_set", "finding", "n", "positives"]
 print("not evaluable, one class only:" if len(not_evaluable) else "every finding could be evaluated on every test set")
 not_evaluable[columns].drop_duplicates().reset_index(drop=True)

@@ -43,7 +43,7 @@ from IPython.display import display
 from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
-from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, head_artifact
+from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
 from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
 from chexstudy.evaluation.localisation.pointing_game import (
     absent_thresholds,
@@ -55,7 +55,6 @@ from chexstudy.evaluation.localisation.pointing_game import (
     summarise_cases,
 )
 from chexstudy.evaluation.adaptation.recipes import find_glori, plan_glori
-from chexstudy.evaluation.adaptation.training import load_head
 from chexstudy.results import add_results
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.attention import (
@@ -93,7 +92,7 @@ if findings:
     glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
     adapt_arm(evaluation, arm, seed, [find_glori(name, glori) for name in glori_heads])
     features = freeze_arm(evaluation, arm, seed, patches=True)
-    heads = {name: load_head(run, head_artifact(arm, seed, name)) for name in glori_heads}
+    heads = {name: load_head(run, arm, seed, name) for name in glori_heads}
     display(pd.concat({name: fitted.validation for name, fitted in heads.items()}).round(4))
 
 # %% [markdown]

@@ -31,6 +31,16 @@ _DECIDES = ("architecture", "weights", "pooling", "dim", "image_size", "mean", "
 
 
 @dataclass(frozen=True)
+class FeatureBatch:
+    """Features of some images, as a head's ``forward`` takes them."""
+
+    pooled: torch.Tensor  # ``(batch, dim)``
+    cls: torch.Tensor  # ``(batch, channels)``
+    mean: torch.Tensor  # ``(batch, channels)``
+    patches: torch.Tensor | None  # float32 ``(batch, tokens, channels)``; None for heads that do not need them
+
+
+@dataclass(frozen=True)
 class FrozenFeatures:
     """Features of images by one encoder; row ``i`` of every array belongs to ``image_ids[i]``."""
 
@@ -59,6 +69,16 @@ class FrozenFeatures:
                 "too."
             )
         return rows.astype(np.int64)
+
+    def read_batch(
+        self, rows: np.ndarray, needs_patches: bool = True, device: torch.device | str = "cpu"
+    ) -> FeatureBatch:
+        """Features of some rows; rows in rising order are read from disk fastest."""
+        if needs_patches and self.patches is None:
+            raise StudyError("the head looks at patches and the features hold none: freeze them with patches.")
+        vectors = (torch.from_numpy(array[rows]).to(device) for array in (self.pooled, self.cls, self.mean))
+        patches = torch.from_numpy(np.asarray(self.patches[rows])).to(device).float() if needs_patches else None
+        return FeatureBatch(*vectors, patches)
 
     def measure_channels(self, image_ids: Sequence[str], most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel over the patches of images, each ``(channels,)`` float32.

@@ -9,12 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from chexstudy.cohort.prevalence import TIERS
-from chexstudy.evaluation.adaptation.run import (
-    ADAPTATION,
-    ADAPTATION_DIFFERENCE,
-    read_labelled_share,
-    split_head,
-)
+from chexstudy.evaluation.adaptation.recipes import read_labelled_share, split_head
+from chexstudy.evaluation.adaptation.run import ADAPTATION, ADAPTATION_DIFFERENCE
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (

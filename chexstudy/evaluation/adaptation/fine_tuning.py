@@ -21,14 +21,14 @@ from chexstudy.devices import autocast_dtype
 from chexstudy.encoders.embeddings import PixelSource, embed_images
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.linear import INITIAL_SPREAD
 from chexstudy.evaluation.adaptation.losses import make_loss
-from chexstudy.evaluation.adaptation.training import check_splits
+from chexstudy.evaluation.adaptation.training import METRICS, check_splits
 from chexstudy.pretraining.models.parameter_efficient import add_low_rank_updates, bias_only, merge_low_rank_updates
 from chexstudy.progress import progress
 from chexstudy.statistics.ranking import macro_mean, rank_metrics
 
 METHODS = ("bias_only", "low_rank", "full")
-_INITIAL_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,10 @@ class FineTunedEncoder:
     head: nn.Linear  # ``dim`` to one logit a finding
     learning_rate: float  # of the encoder, chosen on validation
     validation: pd.DataFrame  # macro AUROC and average precision on validation for each learning rate
-    trainable: int  # number of weights that were trained
-    findings: tuple[str, ...]  # in the order of the logits
 
-    def score(self, image_ids: Sequence[str], pixels: PixelSource, batch_size: int = 256) -> np.ndarray:
+    def score(self, image_ids: Sequence[str], pixels: PixelSource) -> np.ndarray:
         """Logits ``(images, findings)``, float64."""
-        return _score(self.encoder, self.head, pixels.read(list(image_ids)), batch_size)
+        return _score(self.encoder, self.head, pixels.read(list(image_ids)), 256)
 
 
 def fine_tune(
@@ -87,20 +85,18 @@ def fine_tune(
     Args:
         encoder: pretrained; left as it is.
         pixels: where the images are read from.
-        train: cohort rows to train on.
-        validation: cohort rows the learning rate is chosen on.
+        train, validation: cohort rows to train on, and to choose the learning rate on.
         findings: what is learnt.
         settings: method and constants.
         seed: of the head, of low-rank updates and of the order of the images.
         device: where it is trained.
     """
-    findings = tuple(findings)
     check_splits(train, validation, findings)
     labels, validation_labels = label_matrix(train, list(findings)), label_matrix(validation, list(findings))
     images, validation_images = pixels.read(train.image_id), pixels.read(validation.image_id)
     best, tried, best_score = None, [], -math.inf
     for learning_rate in progress(settings.learning_rates, label=f"fine-tuning, {settings.method}"):
-        adapted, head, trainable = _train(encoder, images, labels, learning_rate, settings, seed, device)
+        adapted, head = _train(encoder, images, labels, learning_rate, settings, seed, device)
         scores = _score(adapted, head, validation_images, settings.batch_size)
         area, precision = (macro_mean(values) for values in rank_metrics(validation_labels, scores))
         tried.append((learning_rate, float(area), float(precision)))
@@ -109,10 +105,8 @@ def fine_tune(
                 "no finding is both present and absent in the validation split: a learning rate cannot be chosen."
             )
         if area > best_score:
-            best_score, best = area, (adapted, head, learning_rate, trainable)
-    adapted, head, learning_rate, trainable = best
-    validation_table = pd.DataFrame(tried, columns=["learning_rate", "auroc", "auprc"])
-    return FineTunedEncoder(adapted, head, learning_rate, validation_table, trainable, findings)
+            best_score, best = area, (adapted, head, learning_rate)
+    return FineTunedEncoder(*best, pd.DataFrame(tried, columns=["learning_rate", *METRICS]))
 
 
 def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, device):
@@ -131,7 +125,7 @@ def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, d
     ]
     head = nn.Linear(adapted.dim, labels.shape[1]).to(device)
     with torch.no_grad():
-        head.weight.copy_(torch.empty(head.weight.shape).normal_(0, _INITIAL_SPREAD, generator=generator))
+        head.weight.copy_(torch.empty(head.weight.shape).normal_(0, INITIAL_SPREAD, generator=generator))
         head.bias.zero_()
     optimizer = _make_optimizer(trained, head, learning_rate, settings)
     steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
@@ -153,11 +147,10 @@ def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, d
             loss.backward()
             optimizer.step()
             schedule.step()
-    trainable = sum(parameter.numel() for parameter in (*trained, *head.parameters()))
     for hook in hooks:
         hook.remove()
     merge_low_rank_updates(adapted)
-    return adapted.eval(), head.eval(), trainable
+    return adapted.eval(), head.eval()
 
 
 def _want_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

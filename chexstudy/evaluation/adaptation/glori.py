@@ -6,19 +6,17 @@ those three the paper gives no code; what it leaves open is said at each option 
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chexstudy.encoders.frozen_features import FeatureBatch
 from chexstudy.errors import StudyError
 
-if TYPE_CHECKING:
-    from chexstudy.evaluation.adaptation.training import FeatureBatch
-
 PYRAMID = (8, 4, 2)
-MERGES = ("add", "concatenate")
+# Options of `GloriHead` by version: of the public code, and of the paper.
+VERSIONS = {"glori_v1": {}, "glori_v2": {"cat_cls": True, "temperature": True, "pyramid": PYRAMID}}
 # The temperature's hidden layer is this many times narrower than the head.
 _NARROWER = 4
 
@@ -53,17 +51,12 @@ class GloriHead(nn.Module):
             last layer starts at 0, so that every temperature starts at 1.
         pyramid: window sizes of pyramid patch merging, `PYRAMID` in the paper, which pools a 32 x 32 grid: patches
             averaged over windows, a linear layer to ``width / len(pyramid)`` for each size, every patch given its
-            window's vector, sizes concatenated. On grids that a window does not divide, the last window of a row or
-            column is smaller; a window larger than the grid is the whole image.
+            window's vector, sizes concatenated and added to the projected patches before the ReLU, which the paper
+            leaves open. On grids that a window does not divide, the last window of a row or column is smaller; a window
+            larger than the grid is the whole image.
         standardise: bring every channel to mean 0 and spread 1 first, by what `standardise_by` was told. Neither the
             code nor the paper has this: their ViT ends in a normalisation, which the stages of a ResNet lack.
-        merge: how the pyramid joins the projected patches, which the paper leaves open: ``add`` before the ReLU, or
-            ``concatenate`` and a linear layer back to ``width`` before the ReLU.
         generator: draws the weights.
-
-    Attributes:
-        needs_patches: heads without it can be trained on pooled features alone.
-        settings: the arguments but the generator, to build the head again.
     """
 
     needs_patches = True
@@ -83,10 +76,10 @@ class GloriHead(nn.Module):
         pyramid: tuple[int, ...] = (),
         standardise: bool = False,
         skip: int = 0,
-        merge: str = "add",
         generator: torch.Generator,
     ):
         super().__init__()
+        # The arguments but the generator, to build the head again.
         self.settings = {
             "channels": channels,
             "findings": findings,
@@ -100,7 +93,6 @@ class GloriHead(nn.Module):
             "pyramid": tuple(pyramid),
             "standardise": standardise,
             "skip": skip,
-            "merge": merge,
         }
         _check_settings(self.settings)
         self.channels, self.skip = channels, skip
@@ -118,7 +110,6 @@ class GloriHead(nn.Module):
             self.read_weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(findings, read)))
             self.read_bias = nn.Parameter(torch.zeros(findings))
             self.pyramid = PatchPyramid(channels, width, tuple(pyramid)) if pyramid else None
-            self.merge = nn.Linear(2 * width, width) if pyramid and merge == "concatenate" else None
             self.temperature = _make_temperature(width, findings) if temperature else None
         self.cat_cls = cat_cls
         self.standardise = standardise
@@ -137,7 +128,7 @@ class GloriHead(nn.Module):
         self.centre.copy_(self._choose(mean))
         self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
-    def forward(self, batch: "FeatureBatch") -> Tensor:
+    def forward(self, batch: FeatureBatch) -> Tensor:
         """Logits ``(batch, findings)``."""
         queries = self._look(batch)[0]
         inner = self.contract(self.dropout(F.relu(self.expand(queries))))
@@ -150,7 +141,7 @@ class GloriHead(nn.Module):
         return logits
 
     @torch.no_grad()
-    def attention(self, batch: "FeatureBatch") -> Tensor:
+    def attention(self, batch: FeatureBatch) -> Tensor:
         """Where each query looks: weights ``(batch, heads, findings, tokens)`` that sum to 1 over tokens.
 
         Always without dropout, whatever mode the head is in.
@@ -162,7 +153,7 @@ class GloriHead(nn.Module):
         finally:
             self.train(training)
 
-    def _look(self, batch: "FeatureBatch") -> tuple[Tensor, Tensor]:
+    def _look(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Queries after attention ``(batch, findings, width)``, and its weights."""
         if batch.patches is None:
             raise StudyError("GLoRI looks at patch tokens and these features hold none: freeze them with patches.")
@@ -177,8 +168,7 @@ class GloriHead(nn.Module):
         """X: ``(batch, tokens, width)``."""
         tokens = self.project(patches)
         if self.pyramid is not None:
-            coarse = self.pyramid(patches)
-            tokens = tokens + coarse if self.merge is None else self.merge(torch.cat([tokens, coarse], dim=-1))
+            tokens = tokens + self.pyramid(patches)
         return F.relu(tokens)
 
     def _take(self, features: Tensor) -> Tensor:
@@ -199,12 +189,7 @@ class GloriHead(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of queries to tokens: torch's `MultiheadAttention`, with a temperature for each query.
 
-    Its parameters have the names and the starting values of torch's.
-
-    Args:
-        width: dimension of queries and tokens.
-        heads: number of heads.
-        dropout: on the attention weights.
+    Its parameters have the names and the starting values of torch's; ``dropout`` is on the attention weights.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -217,15 +202,12 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, tokens: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Attend.
+        """Outputs ``(batch, queries, width)``, and weights ``(batch, heads, queries, tokens)`` before dropout.
 
         Args:
             queries: ``(batch, queries, width)``.
             tokens: ``(batch, tokens, width)``.
             temperature: ``(batch, queries)``, what the attention logits are multiplied by.
-
-        Returns:
-            Outputs ``(batch, queries, width)`` and weights ``(batch, heads, queries, tokens)`` before dropout.
         """
         width = queries.shape[-1]
         of_query, of_key, of_value = self.in_proj_weight.chunk(3)
@@ -280,17 +262,6 @@ class PatchPyramid(nn.Module):
         return torch.cat(levels, dim=-1)
 
 
-def glori_v1(channels: int, findings: int, *, generator: torch.Generator, **options) -> GloriHead:
-    """The head of the public code; ``options`` are those of `GloriHead` (``width``, ``dropout``, ``cat_cls`` ...)."""
-    return GloriHead(channels, findings, generator=generator, **options)
-
-
-def glori_v2(channels: int, findings: int, *, generator: torch.Generator, **options) -> GloriHead:
-    """The head of the paper: temperature, pyramid patch merging and CLS skip; ``options`` are those of `GloriHead`."""
-    paper = {"cat_cls": True, "temperature": True, "pyramid": PYRAMID}
-    return GloriHead(channels, findings, generator=generator, **(paper | options))
-
-
 def square_side(tokens: int) -> int:
     """The side of a square grid of so many tokens."""
     side = math.isqrt(tokens)
@@ -320,5 +291,3 @@ def _check_settings(settings: dict) -> None:
         raise StudyError(f"dropout lies from 0 to less than 1, not {settings['dropout']}.")
     if any(size < 1 for size in settings["pyramid"]) or len(settings["pyramid"]) > settings["width"]:
         raise StudyError(f"the windows of the pyramid must be 1 patch or more, not {settings['pyramid']}.")
-    if settings["merge"] not in MERGES:
-        raise StudyError(f"the pyramid is merged by {' or '.join(MERGES)}, not {settings['merge']!r}.")

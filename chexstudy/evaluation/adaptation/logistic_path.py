@@ -21,9 +21,8 @@ from chexstudy.progress import progress
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
 from chexstudy.statistics.ranking import auroc, known_labels, macro_mean
 
-# Inverse strength of the penalty, from strong to weak, for features of unit variance.
+# Inverse strength of the penalty (scikit-learn's C), from strong to weak, for features of unit variance.
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ def fit_linear_probe(
     train_labels: np.ndarray,
     validation_features: np.ndarray,
     validation_labels: np.ndarray,
-    *,
-    inverse_penalties: Sequence[float] = INVERSE_PENALTIES,
 ) -> LinearProbe:
     """Fit one logistic regression a finding and choose its penalty on validation.
 
@@ -56,12 +53,9 @@ def fit_linear_probe(
         train_labels: ``(images, findings)``, 1, 0, -1 or NaN; the last two are left out, finding by finding.
         validation_features: ``(images, dim)``.
         validation_labels: ``(images, findings)``.
-        inverse_penalties: the choices (scikit-learn's ``C``).
     """
     train_features = np.asarray(train_features, dtype=float)
     validation_features = np.asarray(validation_features, dtype=float)
-    if not len(inverse_penalties):
-        raise StudyError("a linear probe needs at least one inverse penalty to choose from.")
     for name, features, labels in (
         ("training", train_features, train_labels),
         ("validation", validation_features, validation_labels),
@@ -72,36 +66,35 @@ def fit_linear_probe(
             )
         if not np.isfinite(features).all():
             raise StudyError(f"the {name} features hold values that are not finite: embed this split again.")
-    path = sorted(inverse_penalties)
     mean, spread = train_features.mean(axis=0), train_features.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     train, validation = (train_features - mean) / spread, (validation_features - mean) / spread
     known = known_labels(train_labels)
     findings = train_labels.shape[1]
-    fitted = np.full((len(path), findings, train.shape[1] + 1), np.nan)
+    fitted = np.full((len(INVERSE_PENALTIES), findings, train.shape[1] + 1), np.nan)
     for finding in progress(range(findings), findings, "fitting the linear probe"):
         rows = known[:, finding]
         present = train_labels[rows, finding] == 1
         if present.any() and not present.all():
-            fitted[:, finding] = _fit_path(train[rows], present, path)
+            fitted[:, finding] = _fit_path(train[rows], present)
     scores = validation @ fitted[..., :-1].transpose(0, 2, 1) + fitted[:, None, :, -1]
     judged = np.stack([auroc(validation_labels, one) for one in scores])
     best = int(np.argmax(np.nan_to_num(macro_mean(judged), nan=-1.0)))
     cannot_judge = np.isnan(judged).all(axis=0)
     chosen = np.where(cannot_judge, best, np.argmax(np.where(np.isnan(judged), -1.0, judged), axis=0))
     solution = fitted[chosen, np.arange(findings)]
-    return LinearProbe(mean, spread, solution[:, :-1], solution[:, -1], np.array(path, dtype=float)[chosen])
+    return LinearProbe(mean, spread, solution[:, :-1], solution[:, -1], np.array(INVERSE_PENALTIES)[chosen])
 
 
-def _fit_path(features: np.ndarray, present: np.ndarray, path: Sequence[float]) -> np.ndarray:
+def _fit_path(features: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Coefficients and intercept ``(penalties, dim + 1)`` along rising inverse penalties."""
-    regression = LogisticRegression(warm_start=True, max_iter=_ITERATIONS)
+    regression = LogisticRegression(warm_start=True, max_iter=1000)
     solutions = []
     # The products are small: several BLAS threads spend their time waiting for one another.
     with warnings.catch_warnings(), threadpool_limits(1):
         # A weak penalty on a separable finding has its optimum far away; the ranking settles long before.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for inverse_penalty in path:
+        for inverse_penalty in INVERSE_PENALTIES:
             regression.set_params(C=inverse_penalty).fit(features, present)
             solutions.append(np.append(regression.coef_[0], regression.intercept_))
     return np.stack(solutions)

@@ -1,41 +1,34 @@
-"""Heads by name: which head, in which variant, trained how, on which share of the labelled patients.
-
-A name such as ``glori_v2.no_pyramid@10`` is a kind, a variant and a share in percent. It names the scores that are kept
-and stands in the results table, so that any two can be compared on the same patients.
-"""
+"""Heads by name: which head, in which variant, trained how, on which share of the labelled patients."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.cohort.table import label_matrix
 from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation import fine_tuning
-from chexstudy.evaluation.adaptation.glori import GloriHead, glori_v1, glori_v2
+from chexstudy.evaluation.adaptation.glori import VERSIONS, GloriHead
 from chexstudy.evaluation.adaptation.knn import fit_neighbours
-from chexstudy.evaluation.adaptation.linear import fit_logistic, linear_head
+from chexstudy.evaluation.adaptation.linear import LinearHead, count_channels, read_vectors
+from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
 from chexstudy.evaluation.adaptation.losses import LOSSES
-from chexstudy.evaluation.adaptation.training import Recipe, fit_head
+from chexstudy.evaluation.adaptation.training import Recipe, check_splits, fit_head
 
-FROZEN_KINDS = ("linear", "logistic", "neighbours", "glori_v1", "glori_v2")
+# Heads that are not trained by gradient: how they are fitted, and what they read (`linear.PARTS`).
+_BY_VECTORS = {"logistic": (fit_linear_probe, "cls+mean"), "neighbours": (fit_neighbours, "pooled")}
+FROZEN_KINDS = ("linear", *_BY_VECTORS, *VERSIONS)
 KINDS = (*FROZEN_KINDS, *fine_tuning.METHODS)
 PUBLISHED_WIDTH = 768
 LOCAL = "local"
-_GLORI = {"glori_v1": glori_v1, "glori_v2": glori_v2}
-
-
-class Scorer(Protocol):
-    """What a fitted head can do."""
-
-    def __call__(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Scores ``(images, findings)``, higher meaning more likely present."""
+# Scores ``(images, findings)`` of images, higher meaning more likely present.
+Scorer = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,13 +50,13 @@ class HeadPlan:
 
     @property
     def name(self) -> str:
-        """``kind.variant@percent``, without the parts that are as usual."""
+        """``kind.variant@percent``, without the parts that are as usual: what its artifacts are called."""
         share = f"@{100 * self.labelled_share:g}" if self.labelled_share < 1 else ""
         return self.kind + (f".{self.variant}" if self.variant else "") + share
 
     @property
     def needs_patches(self) -> bool:
-        return self.kind in _GLORI
+        return self.kind in VERSIONS
 
 
 def split_head(name: str) -> tuple[str, str, float]:
@@ -71,6 +64,11 @@ def split_head(name: str) -> tuple[str, str, float]:
     name, _, percent = name.partition("@")
     kind, _, variant = name.partition(".")
     return kind, variant, float(percent) / 100 if percent else 1.0
+
+
+def read_labelled_share(head: str) -> float:
+    """The share of labelled patients a head was given, from its name."""
+    return split_head(head)[2]
 
 
 def thin_patients(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -101,8 +99,7 @@ def fit_plan(
     Args:
         plan: which, and how.
         features: of the frozen encoder, for training, validation and whatever is scored later.
-        encoder: for fine-tuning.
-        pixels: likewise.
+        encoder, pixels: for fine-tuning.
         train, validation: cohort rows; thinned here to the plan's share of patients.
         findings: what is learnt.
         seed: of the head, of the order of the images and of the draw of patients.
@@ -116,28 +113,25 @@ def fit_plan(
         settings = fine_tuning.FineTuning(method=plan.kind, **plan.options)
         tuned = fine_tuning.fine_tune(encoder, pixels, train, validation, findings, settings, seed, device)
         return tuned, lambda image_ids: tuned.score(image_ids, pixels)
-    if plan.kind == "logistic":
-        fitted = fit_logistic(features, train, validation, findings, **plan.options)
-    elif plan.kind == "neighbours":
-        fitted = fit_neighbours(features, train, validation, findings, **plan.options)
-    else:
-        fitted = fit_head(
-            _maker(plan, features, train, len(findings)),
-            features,
-            train,
-            validation,
-            findings,
-            plan.recipe,
-            seed,
-            device,
-        )
+    if plan.kind in _BY_VECTORS:
+        fit, parts = _BY_VECTORS[plan.kind]
+        check_splits(train, validation, findings)
+        read = [
+            (read_vectors(features, rows.image_id, parts), label_matrix(rows, list(findings)))
+            for rows in (train, validation)
+        ]
+        probe = fit(*read[0], *read[1])
+        return probe, lambda image_ids: probe.score(read_vectors(features, image_ids, parts))
+    make_head = _maker(plan, features, train, len(findings))
+    fitted = fit_head(make_head, features, train, validation, findings, plan.recipe, seed, device)
     return fitted, lambda image_ids: fitted.score(features, image_ids)
 
 
 def _maker(plan: HeadPlan, features: FrozenFeatures, train: pd.DataFrame, findings: int):
     options = dict(plan.options)
-    if plan.kind not in _GLORI:
-        return lambda generator: linear_head(features, findings, generator=generator, **options)
+    if plan.kind not in VERSIONS:
+        channels = count_channels(features, **options)
+        return lambda generator: LinearHead(findings, **channels, generator=generator)
     widths = features.widths[-options.pop("blocks", len(features.widths)) :]
     left_out = options.pop("skip_blocks", 0)
     if left_out >= len(widths):
@@ -148,7 +142,7 @@ def _maker(plan: HeadPlan, features: FrozenFeatures, train: pd.DataFrame, findin
         statistics = [torch.from_numpy(part) for part in features.measure_channels(train.image_id)]
 
     def make(generator: torch.Generator) -> GloriHead:
-        head = _GLORI[plan.kind](channels, findings, generator=generator, **options)
+        head = GloriHead(channels, findings, generator=generator, **(VERSIONS[plan.kind] | options))
         if statistics is not None:
             head.standardise_by(*statistics)
         return head
@@ -177,39 +171,91 @@ def plan_glori(
     if width < 16 or width % 16:
         raise StudyError(f"the width of GLoRI must be a multiple of 16, not {width}: use {max(1, width // 16) * 16}.")
     heads, feedforward = (8, 2048) if width == PUBLISHED_WIDTH else (width // 16, 2 * width)
-    recipe = Recipe(tuple(learning_rates), epochs, batch_size, reduced_precision=True)
     size = {"width": width, "heads": heads, "feedforward": feedforward}
-    return GloriConstants(recipe, size | {"standardise": standardise})
-
-
-def plan_heads(kinds: Sequence[str], recipe: Recipe, glori: GloriConstants) -> list[HeadPlan]:
-    """One plan a kind of head on frozen features.
-
-    Args:
-        kinds: among `FROZEN_KINDS`.
-        recipe: of the linear probe.
-        glori: constants of GLoRI.
-    """
-    wrong = [kind for kind in kinds if kind not in FROZEN_KINDS]
-    if wrong:
-        raise StudyError(f"there is no head {wrong[0]!r} on frozen features: use {', '.join(FROZEN_KINDS)}.")
-    return [
-        HeadPlan(kind, options=glori.options, recipe=glori.recipe) if kind in _GLORI else HeadPlan(kind, recipe=recipe)
-        for kind in kinds
-    ]
-
-
-def plan_label_shares(kind: str, shares: Sequence[float], recipe: Recipe) -> list[HeadPlan]:
-    """The same head on several shares of the labelled patients, all of them included."""
-    return [HeadPlan(kind, recipe=recipe, labelled_share=share) for share in sorted({*shares, 1.0})]
+    return GloriConstants(Recipe(tuple(learning_rates), epochs, batch_size), size | {"standardise": standardise})
 
 
 def find_glori(name: str, glori: GloriConstants) -> HeadPlan:
     """The plan of a version of GLoRI or of one of its variants, by name."""
-    known = {plan.name: plan for plan in (*plan_heads(tuple(_GLORI), Recipe(), glori), *plan_glori_variants(glori))}
+    known = {plan.name: plan for plan in (*plan_heads(tuple(VERSIONS), Recipe(), glori), *plan_glori_variants(glori))}
     if name not in known:
         raise StudyError(f"there is no head {name!r} that looks at places: use {', '.join(known)}.")
     return known[name]
+
+
+# What is compared: an arm and a head against another arm, another head, or both.
+Pair = tuple[tuple[str, HeadPlan], tuple[str, HeadPlan]]
+
+
+@dataclass(frozen=True)
+class StudyPlans:
+    """Every head that a study fits."""
+
+    heads: list[HeadPlan]  # on frozen features, as asked for
+    shares: list[HeadPlan]  # logistic regression on shares of the labelled patients and on all, but those in `heads`
+    glori_variants: list[HeadPlan]  # see `plan_glori_variants`
+    probe_variants: list[HeadPlan]  # the linear probe on other features and under other losses, and the encoder tuned
+
+    def find(self, name: str) -> list[HeadPlan]:
+        """The head of a name, or none."""
+        return [plan for plan in (*self.heads, *self.shares) if plan.name == name]
+
+    def pair_glori(self, arms: Sequence[str]) -> list[Pair]:
+        """GLoRI against the linear probe and against logistic regression, on each encoder."""
+        glori = [plan for plan in self.heads if plan.kind in VERSIONS]
+        bases = [base for kind in ("linear", "logistic") for base in self.find(kind)]
+        return [((arm, head), (arm, base)) for arm in arms for base in bases for head in glori]
+
+    def pair_label_shares(self, arms: Sequence[str], share: float) -> list[Pair]:
+        """The first encoder with a share of the labels against each other encoder with all of them."""
+        few = [plan for plan in self.shares if plan.labelled_share == share]
+        return [((arms[0], one), (arm, whole)) for one in few for arm in arms[1:] for whole in self.find("logistic")]
+
+    def pair_glori_variants(self, arm: str) -> list[Pair]:
+        """Every variant of GLoRI, and version 1, against version 2."""
+        variants = self.glori_variants + (self.find("glori_v1") if self.glori_variants else [])
+        return [((arm, plan), (arm, base)) for plan in variants for base in self.find("glori_v2")]
+
+    def pair_probe_variants(self, arm: str) -> list[Pair]:
+        """Every variant of the linear probe, and every tuned encoder, against the probe."""
+        return [((arm, plan), (arm, base)) for plan in self.probe_variants for base in self.find("linear")]
+
+
+def plan_study(
+    kinds: Sequence[str],
+    recipe: Recipe,
+    glori: GloriConstants,
+    label_shares: Sequence[float],
+    tune: Sequence[str],
+    tune_epochs: int,
+) -> StudyPlans:
+    """The heads of a study, from what its parameters say; none without a kind of head.
+
+    Args:
+        kinds: of heads on frozen features.
+        recipe: of the linear probe.
+        glori: constants of GLoRI.
+        label_shares: of the labelled patients, for logistic regression.
+        tune: ways to tune the encoder.
+        tune_epochs: epochs of each.
+    """
+    heads = plan_heads(kinds, recipe, glori)
+    shares = [HeadPlan("logistic", recipe=recipe, labelled_share=one) for one in sorted({*label_shares, 1.0})]
+    return StudyPlans(
+        heads,
+        [plan for plan in shares if plan.name not in kinds] if heads else [],
+        plan_glori_variants(glori) if "glori_v2" in kinds else [],
+        plan_probe_variants(recipe) + plan_tuning(tune, tune_epochs) if "linear" in kinds else [],
+    )
+
+
+def plan_heads(kinds: Sequence[str], recipe: Recipe, glori: GloriConstants) -> list[HeadPlan]:
+    """One plan a kind of head on frozen features; ``recipe`` is that of the linear probe."""
+    wrong = [kind for kind in kinds if kind not in FROZEN_KINDS]
+    if wrong:
+        raise StudyError(f"there is no head {wrong[0]!r} on frozen features: use {', '.join(FROZEN_KINDS)}.")
+    of_glori = {"options": glori.options, "recipe": glori.recipe}
+    return [HeadPlan(kind, **(of_glori if kind in VERSIONS else {"recipe": recipe})) for kind in kinds]
 
 
 def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
@@ -232,17 +278,12 @@ def plan_glori_variants(glori: GloriConstants) -> list[HeadPlan]:
     return [*second, HeadPlan("glori_v1", LOCAL, {**glori.options, **changes[LOCAL]}, glori.recipe)]
 
 
-def plan_probe_features(recipe: Recipe) -> list[HeadPlan]:
-    """The linear probe on other features than the CLS tokens of four blocks."""
-    variants = {"cls_and_mean": {"parts": "cls+mean"}, "mean_patch": {"parts": "mean"}, "pooled": {"parts": "pooled"}}
-    return [HeadPlan("linear", name, options, recipe) for name, options in variants.items()]
-
-
-def plan_losses(recipe: Recipe) -> list[HeadPlan]:
-    """The linear probe under each loss for the tail; plain cross-entropy is the probe itself."""
-    return [
-        HeadPlan("linear", f"{loss}_loss", recipe=replace(recipe, loss=loss)) for loss in LOSSES if loss != recipe.loss
-    ]
+def plan_probe_variants(recipe: Recipe) -> list[HeadPlan]:
+    """The linear probe on other features than the CLS tokens, and under each loss for the tail."""
+    parts = {"cls_and_mean": "cls+mean", "mean_patch": "mean", "pooled": "pooled"}
+    features = [HeadPlan("linear", name, {"parts": part}, recipe) for name, part in parts.items()]
+    losses = [loss for loss in LOSSES if loss != recipe.loss]
+    return features + [HeadPlan("linear", f"{loss}_loss", recipe=replace(recipe, loss=loss)) for loss in losses]
 
 
 def plan_tuning(methods: Sequence[str], epochs: int) -> list[HeadPlan]:

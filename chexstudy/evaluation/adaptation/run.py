@@ -10,14 +10,20 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from chexstudy.cohort.table import label_matrix
 from chexstudy.encoders.frozen_features import FrozenFeatures, drop_patches, freeze_features
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.adaptation.recipes import HeadPlan, fit_plan, split_head
-from chexstudy.evaluation.adaptation.training import FittedHead, save_head
+from chexstudy.evaluation.adaptation.glori import GloriHead
+from chexstudy.evaluation.adaptation.linear import LinearHead
+from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan
+from chexstudy.evaluation.adaptation.training import FittedHead
 from chexstudy.evaluation.image_text.evaluate import Evaluation, load_arm, tell_exposure, work_apart
 from chexstudy.evaluation.scores import (
+    MACRO,
     compare_scores,
     measure_each_seed,
     read_scores,
@@ -26,11 +32,15 @@ from chexstudy.evaluation.scores import (
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.results import COLUMNS, OVER_SEEDS
+from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import bootstrap_patients
+from chexstudy.steps import find_step
 
 ADAPTATION = "adaptation"
 ADAPTATION_DIFFERENCE = "adaptation_difference"
+SMALL_LESIONS = "small lesions"
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
+_CLASSES = {kind.__name__: kind for kind in (LinearHead, GloriHead)}
 
 
 def scores_task(head: str) -> str:
@@ -38,19 +48,12 @@ def scores_task(head: str) -> str:
     return f"{ADAPTATION}_{head}"
 
 
-def head_artifact(arm: str, seed: int, head: str) -> str:
-    """Where a trained head is kept."""
+def _head_folder(arm: str, seed: int, head: str) -> str:
     return f"heads/{arm}/seed{seed}/{head}"
 
 
-def features_name(arm: str, seed: int) -> str:
-    """What the frozen features of an arm are called."""
+def _features_name(arm: str, seed: int) -> str:
     return f"{arm}/seed{seed}"
-
-
-def read_labelled_share(head: str) -> float:
-    """The share of labelled patients a head was given, from its name."""
-    return split_head(head)[2]
 
 
 def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> FrozenFeatures:
@@ -58,7 +61,7 @@ def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> Fr
     encoder = load_arm(evaluation.run, arm, seed).image_tower.encoder
     return freeze_features(
         evaluation.run,
-        features_name(arm, seed),
+        _features_name(arm, seed),
         encoder,
         evaluation.cohort.image_id.tolist(),
         evaluation.store,
@@ -76,7 +79,7 @@ class _Job:
 
     def __call__(self, evaluation: Evaluation, arm: str, seed: int) -> None:
         adapt_arm(evaluation, arm, seed, self.plans)
-        name = features_name(arm, seed)
+        name = _features_name(arm, seed)
         if (arm, seed) != self.keep_patches_of and evaluation.run.has(f"features/{name}/layout.json"):
             drop_patches(evaluation.run, name)
 
@@ -84,11 +87,7 @@ class _Job:
 def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadPlan]) -> None:
     """Fit heads on one arm's encoder and keep their scores on every test set; those that are current are left.
 
-    Args:
-        evaluation: cohort, pixels and device.
-        arm: a trained arm.
-        seed: its seed, and that of the heads.
-        plans: the heads.
+    The arm's seed is also that of the heads.
     """
     run, cohort, findings = evaluation.run, evaluation.cohort, evaluation.findings
     if not plans:
@@ -106,13 +105,46 @@ def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadP
     for plan in left:
         start = time.perf_counter()
         fitted, score = fit_plan(plan, features, encoder, evaluation.store, *splits, findings, seed, evaluation.device)
-        kept = head_artifact(arm, seed, plan.name)
-        files = save_head(run, kept, fitted) if isinstance(fitted, FittedHead) else ()
-        run.write_json(f"{kept}/cost.json", {"seconds": time.perf_counter() - start})
+        folder = _head_folder(arm, seed, plan.name)
+        files = _save_head(run, folder, fitted) if isinstance(fitted, FittedHead) else ()
+        run.write_json(f"{folder}/cost.json", {"seconds": time.perf_counter() - start})
         for data_set, rows in evaluation.test_sets().items():
             place = {"arm": arm, "seed": seed, "task": scores_task(plan.name), "data_set": data_set}
             name = write_scores(run, score(rows.image_id.tolist()), rows.image_id, findings, **place)
-            run.record(name, _parameters(plan), inputs, seed, files=(*files, f"{kept}/cost.json"))
+            run.record(name, _parameters(plan), inputs, seed, files=(*files, f"{folder}/cost.json"))
+
+
+def _save_head(run: Run, folder: str, fitted: FittedHead) -> tuple[str, str]:
+    """Keep the weights of a trained head and what is needed to build it again; the names of the artifacts."""
+    state = {key: value.detach().cpu().contiguous() for key, value in fitted.head.state_dict().items()}
+    with run.writing(f"{folder}/head.safetensors") as temporary:
+        save_file(state, temporary)
+    record = {
+        "head": {"class": type(fitted.head).__name__, "settings": fitted.head.settings},
+        "learning_rate": fitted.learning_rate,
+        "validation": fitted.validation.astype(object).where(fitted.validation.notna(), None).to_dict("records"),
+        "encoder": fitted.encoder,
+        "findings": fitted.findings,
+    }
+    run.write_json(f"{folder}/head.json", record)
+    return f"{folder}/head.json", f"{folder}/head.safetensors"
+
+
+def load_head(run: Run, arm: str, seed: int, head: str) -> FittedHead:
+    """Read a head trained by gradient that `adapt_arm` kept, ``head`` being the name of its plan."""
+    folder = _head_folder(arm, seed, head)
+    record = run.read_json(f"{folder}/head.json")
+    weights = run.require(f"{folder}/head.safetensors")
+    try:
+        built = _CLASSES[record["head"]["class"]](**record["head"]["settings"], generator=torch.Generator())
+        built.load_state_dict(load_file(weights))
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError):
+        raise StudyError(
+            f"the head in {weights.parent} is damaged: run {find_step(f'{folder}/head.json')} again."
+        ) from None
+    validation = pd.DataFrame(record["validation"]).astype({"auroc": float, "auprc": float})
+    built.requires_grad_(False).eval()
+    return FittedHead(built, record["learning_rate"], validation, record["encoder"], tuple(record["findings"]))
 
 
 def _parameters(plan: HeadPlan) -> dict:
@@ -143,13 +175,11 @@ def adapt_arms(
     work_apart(evaluation, _Job(tuple(plans), jobs[0]), jobs, workers, "adapting encoders")
 
 
-def tabulate_costs(
-    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], heads: Sequence[str]
-) -> pd.DataFrame:
+def tabulate_costs(run: Run, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan]) -> pd.DataFrame:
     """Seconds that fitting each head took: one row a head, mean and sum over arms and seeds."""
     rows = [
-        (head, evaluation.run.read_json(f"{head_artifact(arm, seed, head)}/cost.json")["seconds"])
-        for head in heads
+        (plan.name, run.read_json(f"{_head_folder(arm, seed, plan.name)}/cost.json")["seconds"])
+        for plan in plans
         for arm in arms
         for seed in seeds
     ]
@@ -161,27 +191,20 @@ def tabulate_costs(
 
 
 def measure_adaptation(
-    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], heads: Sequence[str]
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan]
 ) -> pd.DataFrame:
     """AUROC and average precision of every head on every encoder and test set, by seed and over seeds.
 
-    Args:
-        evaluation: cohort, resamples and seed of the resampling.
-        arms: whose encoders.
-        seeds: their seeds.
-        heads: names of heads that `adapt_arms` scored.
-
-    Returns:
-        Rows of the results table: task ``adaptation``, the head as setting. No head gives no rows.
+    The heads are those that `adapt_arms` scored. Rows of the results table, task ``adaptation``; no head gives no rows.
     """
-    if not heads:
+    if not plans:
         return pd.DataFrame(columns=COLUMNS)
     tables = []
     for data_set, rows in evaluation.test_sets().items():
         labels = label_matrix(rows, evaluation.findings)
         for arm in arms:
-            for head in heads:
-                scores = _read(evaluation, arm, seeds, head, data_set, rows.image_id, evaluation.findings)
+            for plan in plans:
+                scores = _read(evaluation, arm, seeds, plan, data_set, rows.image_id, evaluation.findings)
                 generator = evaluation.generator()
                 weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
                 measured = measure_each_seed(
@@ -191,7 +214,7 @@ def measure_adaptation(
                     weights,
                     generator,
                     tiers=evaluation.tiers(),
-                    setting=head,
+                    setting=plan.name,
                 )
                 tables.append(measured.assign(arm=arm, data_set=data_set))
     table = pd.concat(tables, ignore_index=True).assign(task=ADAPTATION)
@@ -202,24 +225,33 @@ def measure_adaptation(
 def compare_adaptation(
     evaluation: Evaluation,
     seeds: Sequence[int],
-    pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]],
-    findings: Sequence[str] | None = None,
+    pairs: Sequence[Pair],
+    small: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Paired differences between encoders with heads, by patient and seed.
 
     Args:
-        evaluation: as in `measure_adaptation`.
+        evaluation: cohort, resamples and seed of the resampling.
         seeds: of both sides.
-        pairs: for each comparison two (arm, head); equal arms are written once.
-        findings: those compared, and meant over; without it all of the cohort.
+        pairs: an arm and a head each, against another arm or head.
+        small: findings with small lesions, whose mean is added as the finding ``small lesions``.
 
     Returns:
         Rows of the results table: task ``adaptation_difference``, over seeds; ``first - second`` stands in the columns
         ``arm`` and ``setting`` where the two sides differ. Nothing to compare gives no rows.
     """
-    findings = evaluation.findings if findings is None else list(findings)
     if not pairs:
         return pd.DataFrame(columns=COLUMNS)
+    rows = _compare(evaluation, seeds, pairs, evaluation.findings)
+    if not small:
+        return rows
+    of_small = _compare(evaluation, seeds, pairs, list(small))
+    return pd.concat([rows, of_small[of_small.finding == MACRO].assign(finding=SMALL_LESIONS)], ignore_index=True)
+
+
+def _compare(
+    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[Pair], findings: Sequence[str]
+) -> pd.DataFrame:
     tables = []
     for data_set, rows in evaluation.test_sets().items():
         labels = label_matrix(rows, findings)
@@ -234,7 +266,7 @@ def compare_adaptation(
                 weights,
                 generator,
                 tiers=evaluation.tiers(),
-                setting=_name_sides(first_head, second_head),
+                setting=_name_sides(first_head.name, second_head.name),
             )
             exposure = tell_exposure(evaluation.run, first_arm, seeds[0])
             place = {"arm": _name_sides(first_arm, second_arm), "data_set": data_set, "exposure": exposure}
@@ -248,7 +280,13 @@ def _name_sides(first: str, second: str) -> str:
 
 
 def _read(
-    evaluation: Evaluation, arm: str, seeds: Sequence[int], head: str, data_set: str, image_ids, findings: Sequence[str]
+    evaluation: Evaluation,
+    arm: str,
+    seeds: Sequence[int],
+    plan: HeadPlan,
+    data_set: str,
+    image_ids: Sequence[str],
+    findings: Sequence[str],
 ) -> list[np.ndarray]:
-    place = {"arm": arm, "task": scores_task(head), "data_set": data_set}
+    place = {"arm": arm, "task": scores_task(plan.name), "data_set": data_set}
     return [read_scores(evaluation.run, image_ids, findings, seed=seed, **place) for seed in seeds]

@@ -6,21 +6,19 @@ cross-entropy summed over findings and images, weight decay 1e-4, a cosine to 0 
 
 Where we depart from it: no crops or flips, since features are computed once; every head of a sweep starts from the same
 weights, so that learning rates alone are compared; uncertain and unstated labels are masked; a head whose logits are no
-longer finite is out of the race, where the public code sets such gradients to 0.
+longer finite is out of the race, where the public code sets such gradients to 0; the chosen head is not trained once
+more on training and validation images together.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from chexstudy.cohort.table import label_matrix
 from chexstudy.devices import autocast_dtype
@@ -28,25 +26,11 @@ from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.losses import LOSSES, make_loss
 from chexstudy.progress import progress
-from chexstudy.runs import Run
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
-from chexstudy.steps import find_step
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 METRICS = ("auroc", "auprc")
-_COLUMNS = ("learning_rate", *METRICS, "finite")
 _SCORED_AT_ONCE = 256
-_HEADS = "chexstudy.evaluation.adaptation."
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Features of some images, as a head's ``forward`` takes them."""
-
-    pooled: Tensor  # ``(batch, dim)``
-    cls: Tensor  # ``(batch, channels)``
-    mean: Tensor  # ``(batch, channels)``
-    patches: Tensor | None  # float32 ``(batch, tokens, channels)``; None for heads that do not need them
 
 
 @dataclass(frozen=True)
@@ -58,15 +42,6 @@ class Recipe:
     batch_size: int = 128  # images a step; the last batch of an epoch may be smaller
     weight_decay: float = 1e-4  # of AdamW, for all weights
     loss: str = "bce"  # as in `chexstudy.evaluation.adaptation.losses.make_loss`
-    # Train the chosen head once more, on training and validation images together. As published, it goes on from the
-    # weights of the sweep (a warm start), with a new optimizer and a new cosine.
-    retrain: bool = False
-    # the mean over findings, on validation, that chooses the learning rate: ``auroc`` or ``auprc``
-    choose_by: str = "auroc"
-    # Let heads that look at patches compute in bfloat16 while they are trained, where the device gains by it; weights,
-    # losses and scores stay in float32. It halves the time of GLoRI on a CPU that has bfloat16. Vectors are too small
-    # to gain.
-    reduced_precision: bool = False
 
     def __post_init__(self):
         rates = tuple(self.learning_rates)
@@ -79,8 +54,6 @@ class Recipe:
             )
         if self.loss not in LOSSES:
             raise StudyError(f"there is no loss {self.loss!r}: use one of {', '.join(LOSSES)}.")
-        if self.choose_by not in METRICS:
-            raise StudyError(f"a learning rate is chosen by {' or '.join(METRICS)}, not {self.choose_by!r}.")
 
 
 @dataclass(frozen=True)
@@ -95,24 +68,11 @@ class FittedHead:
     validation: pd.DataFrame
     encoder: dict  # `ImageEncoder.describe` of the encoder whose features it was trained on
     findings: tuple[str, ...]  # in the order of the logits
-    loss: str  # what it was trained with
-    retrained: bool = False  # whether it was trained on validation images, too; ``validation`` is from before
 
     def score(self, features: FrozenFeatures, image_ids: Sequence[str]) -> np.ndarray:
         """Logits ``(images, findings)``, float64."""
         features.check_encoder(self.encoder)
         return _score([self.head], features, features.rows(image_ids))[0].astype(float)
-
-
-def read_batch(
-    features: FrozenFeatures, rows: np.ndarray, needs_patches: bool, device: torch.device | str = "cpu"
-) -> FeatureBatch:
-    """Read some rows of frozen features; rows in rising order are read from disk fastest."""
-    if needs_patches and features.patches is None:
-        raise StudyError("the head looks at patches and the features hold none: freeze them with patches.")
-    vectors = (torch.from_numpy(array[rows]).to(device) for array in (features.pooled, features.cls, features.mean))
-    patches = torch.from_numpy(np.asarray(features.patches[rows])).to(device).float() if needs_patches else None
-    return FeatureBatch(*vectors, patches)
 
 
 def fit_head(
@@ -134,8 +94,7 @@ def fit_head(
     Args:
         make_head: makes a head with weights drawn from the generator.
         features: of the images of both splits.
-        train: cohort rows to train on.
-        validation: cohort rows the learning rate is chosen on.
+        train, validation: cohort rows to train on, and to choose the learning rate on by the macro AUROC.
         findings: what is learnt; labels 1 and 0, all others are masked.
         recipe: how.
         seed: of the weights, of the order of the images and of dropout. The global random state is left as it was.
@@ -146,22 +105,13 @@ def fit_head(
     labels, validation_labels = label_matrix(train, list(findings)), label_matrix(validation, list(findings))
     rows, validation_rows = features.rows(train.image_id), features.rows(validation.image_id)
     heads = [make_head(torch.Generator().manual_seed(seed)).to(device) for _ in recipe.learning_rates]
-    _train(heads, recipe.learning_rates, features, rows, labels, recipe, seed, "training heads")
+    _train(heads, features, rows, labels, recipe, seed)
     table = _judge(heads, recipe, features, validation_rows, validation_labels)
     if not table.finite.any():
         raise StudyError("no learning rate of the sweep gives finite logits: try smaller ones.")
-    chosen = choose_row(table, recipe.choose_by, "learning rate")
-    head, learning_rate = heads[chosen], float(recipe.learning_rates[chosen])
-    if recipe.retrain:
-        rows, labels = np.concatenate([rows, validation_rows]), np.concatenate([labels, validation_labels])
-        _train([head], (learning_rate,), features, rows, labels, recipe, seed, "training on validation, too")
-        if not all(torch.isfinite(value).all() for value in head.state_dict().values()):
-            raise StudyError(
-                f"training again at a learning rate of {learning_rate:g} gave weights that are not finite: leave "
-                "retrain out."
-            )
-    head.requires_grad_(False).eval()
-    return FittedHead(head, learning_rate, table, features.encoder, findings, recipe.loss, recipe.retrain)
+    chosen = choose_row(table, "learning rate")
+    head = heads[chosen].requires_grad_(False).eval()
+    return FittedHead(head, float(recipe.learning_rates[chosen]), table, features.encoder, findings)
 
 
 def check_splits(train: pd.DataFrame, validation: pd.DataFrame, findings: Sequence[str]) -> None:
@@ -194,34 +144,34 @@ def check_splits(train: pd.DataFrame, validation: pd.DataFrame, findings: Sequen
         )
 
 
-def choose_row(table: pd.DataFrame, metric: str, what: str) -> int:
-    """The row with the largest value of a metric, the first of equal ones; one row alone needs no choice."""
-    if len(table) > 1 and table[metric].isna().all():
+def choose_row(table: pd.DataFrame, what: str) -> int:
+    """The row with the largest ``auroc``, the first of equal ones; one row alone needs no choice."""
+    if len(table) > 1 and table.auroc.isna().all():
         raise StudyError(
             f"no finding is both present and absent in the validation split, so no {what} can be chosen: move some "
             f"patients to it, or name one {what} alone."
         )
-    return int(table[metric].fillna(-1.0).argmax())
+    return int(table.auroc.fillna(-1.0).argmax())
 
 
 def _train(
     heads: Sequence[nn.Module],
-    learning_rates: Sequence[float],
     features: FrozenFeatures,
     rows: np.ndarray,
     labels: np.ndarray,
     recipe: Recipe,
     seed: int,
-    label: str,
 ) -> None:
     """Train the heads in place, each at its learning rate, on the same batches in the same order."""
     device = next(heads[0].parameters()).device
     measure_loss = make_loss(recipe.loss, labels)
-    autocast = autocast_dtype(device) if recipe.reduced_precision and heads[0].needs_patches else None
+    # Heads that look at patches compute in bfloat16 where the device gains by it, which halves the time of GLoRI on a
+    # CPU that has it; weights, losses and scores stay in float32. Vectors are too small to gain.
+    autocast = autocast_dtype(device) if heads[0].needs_patches else None
     targets = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     groups = [
         {"params": [weight for weight in head.parameters() if weight.requires_grad], "lr": rate}
-        for head, rate in zip(heads, learning_rates, strict=True)
+        for head, rate in zip(heads, recipe.learning_rates, strict=True)
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
     steps = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
@@ -229,8 +179,8 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     for head in heads:
         head.train()
-    for chosen, dropout_seed in progress(_draw_batches(rows, recipe, generator), steps, label):
-        batch = read_batch(features, rows[chosen], heads[0].needs_patches, device)
+    for chosen, dropout_seed in progress(_draw_batches(rows, recipe, generator), steps, "training heads"):
+        batch = features.read_batch(rows[chosen], heads[0].needs_patches, device)
         known = targets[chosen].to(device)
         optimizer.zero_grad()
         losses = []
@@ -276,7 +226,7 @@ def _judge(
         finite = np.isfinite(logits).all()
         means = [macro_mean(values) for values in rank_metrics(labels, logits)] if finite else [np.nan] * len(METRICS)
         table.append((float(learning_rate), *map(float, means), bool(finite)))
-    return pd.DataFrame(table, columns=list(_COLUMNS))
+    return pd.DataFrame(table, columns=["learning_rate", *METRICS, "finite"])
 
 
 @torch.no_grad()
@@ -287,70 +237,7 @@ def _score(heads: Sequence[nn.Module], features: FrozenFeatures, rows: np.ndarra
         head.eval()
     logits: list[list[np.ndarray]] = [[] for _ in heads]
     for start in range(0, len(rows), _SCORED_AT_ONCE):
-        batch = read_batch(features, rows[start : start + _SCORED_AT_ONCE], heads[0].needs_patches, device)
+        batch = features.read_batch(rows[start : start + _SCORED_AT_ONCE], heads[0].needs_patches, device)
         for kept, head in zip(logits, heads, strict=True):
             kept.append(head(batch).cpu().numpy())
     return [np.concatenate(kept) for kept in logits]
-
-
-def save_head(run: Run, name: str, fitted: FittedHead) -> tuple[str, str]:
-    """Keep a trained head as ``heads/<name>/`` of the study: weights, and what is needed to build it again.
-
-    The head is a class of a module of this package; its attribute ``settings`` holds the arguments of its constructor
-    but the generator.
-
-    Args:
-        run: the study.
-        name: such as ``curated/seed0/linear``.
-        fitted: what `fit_head` gave.
-
-    Returns:
-        The names of its artifacts.
-    """
-    kind = type(fitted.head)
-    if not kind.__module__.startswith(_HEADS) or not hasattr(fitted.head, "settings"):
-        raise StudyError(f"a {kind.__name__} cannot be kept: only heads of {_HEADS.rstrip('.')} can be built again.")
-    state = {key: value.detach().cpu().contiguous() for key, value in fitted.head.state_dict().items()}
-    with run.writing(_artifact(name, "head.safetensors")) as temporary:
-        save_file(state, temporary)
-    record = {
-        "head": {"module": kind.__module__, "class": kind.__name__, "settings": fitted.head.settings},
-        "learning_rate": fitted.learning_rate,
-        "validation": fitted.validation.astype(object).where(fitted.validation.notna(), None).to_dict("records"),
-        "encoder": fitted.encoder,
-        "findings": fitted.findings,
-        "loss": fitted.loss,
-        "retrained": fitted.retrained,
-    }
-    run.write_json(_artifact(name, "head.json"), record)
-    return _artifact(name, "head.json"), _artifact(name, "head.safetensors")
-
-
-def load_head(run: Run, name: str) -> FittedHead:
-    """Read a head that `save_head` kept."""
-    record = run.read_json(_artifact(name, "head.json"))
-    weights = run.require(_artifact(name, "head.safetensors"))
-    try:
-        module, kind = record["head"]["module"], record["head"]["class"]
-        if not module.startswith(_HEADS):
-            raise ImportError(module)
-        head = getattr(import_module(module), kind)(**record["head"]["settings"], generator=torch.Generator())
-        head.load_state_dict(load_file(weights))
-    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError):
-        raise StudyError(
-            f"the head in {weights.parent} is damaged: run {find_step(_artifact(name, 'head.json'))} again."
-        ) from None
-    validation = pd.DataFrame(record["validation"], columns=list(_COLUMNS)).astype(dict.fromkeys(METRICS, float))
-    return FittedHead(
-        head.requires_grad_(False).eval(),
-        record["learning_rate"],
-        validation,
-        record["encoder"],
-        tuple(record["findings"]),
-        record["loss"],
-        record["retrained"],
-    )
-
-
-def _artifact(name: str, file: str) -> str:
-    return f"heads/{name}/{file}"

@@ -36,7 +36,6 @@ from chexstudy.cohort.table import NO_FINDING
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import square_side
-from chexstudy.evaluation.adaptation.training import read_batch
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.progress import progress
 from chexstudy.runs import Run, require_whole
@@ -274,7 +273,7 @@ def read_attention(
     maps, total = [], 0.0
     order, starts = [], range(0, len(rows), _BATCH)
     for start in progress(starts, len(starts), "looking at images"):
-        batch = read_batch(features, rows[start : start + _BATCH], needs_patches=True, device=device)
+        batch = features.read_batch(rows[start : start + _BATCH], device=device)
         weights = head.attention(batch).mean(dim=1).float().cpu().numpy()
         here = np.flatnonzero((images >= start) & (images < start + _BATCH))
         maps.append(weights[images[here] - start, findings[here]])

@@ -9,7 +9,7 @@ import pytest
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.adaptation import recipes as plans
+from chexstudy.evaluation.adaptation import recipes
 from chexstudy.evaluation.adaptation import run as adaptation
 from chexstudy.evaluation.adaptation.recipes import (
     FROZEN_KINDS,
@@ -17,24 +17,21 @@ from chexstudy.evaluation.adaptation.recipes import (
     HeadPlan,
     find_glori,
     plan_glori,
-    plan_glori_variants,
     plan_heads,
-    plan_label_shares,
-    plan_losses,
+    plan_study,
     plan_tuning,
-    split_head,
     thin_patients,
 )
 from chexstudy.evaluation.adaptation.run import (
     adapt_arm,
     adapt_arms,
     compare_adaptation,
-    head_artifact,
+    load_head,
     measure_adaptation,
     scores_task,
     tabulate_costs,
 )
-from chexstudy.evaluation.adaptation.training import Recipe, load_head
+from chexstudy.evaluation.adaptation.training import Recipe
 from chexstudy.evaluation.image_text.evaluate import Evaluation
 from chexstudy.evaluation.scores import read_scores
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -71,16 +68,15 @@ def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
     make_arm(evaluation.run, "full", 0)
     plans = [*plan_heads(FROZEN_KINDS, QUICK, GLORI), *plan_tuning(["bias_only", "full"], epochs=1)]
     adapt_arms(evaluation, ["full"], [0], plans)
-    heads = [plan.name for plan in plans]
-    rows = validate_results(measure_adaptation(evaluation, ["full"], [0], heads))
+    rows = validate_results(measure_adaptation(evaluation, ["full"], [0], plans))
     assert set(rows.setting) == {*FROZEN_KINDS, "bias_only", "full"}
     assert set(rows.data_set) == {DATA_SET}
     assert set(rows.exposure) == {"held_out"}
     # Brightness tells a mass: a head that learnt anything finds it.
     mass = rows[(rows.finding == "Mass") & (rows.metric == "auroc") & (rows.seed == -1)].set_index("setting").value
     assert mass[["logistic", "linear", "full"]].min() > 0.8
-    assert list(tabulate_costs(evaluation, ["full"], [0], heads).index) == heads
-    again = load_head(evaluation.run, head_artifact("full", 0, "glori_v1"))
+    assert list(tabulate_costs(evaluation.run, ["full"], [0], plans).index) == [plan.name for plan in plans]
+    again = load_head(evaluation.run, "full", 0, "glori_v1")
     test = evaluation.test_sets()[DATA_SET]
     features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
     kept = read_scores(
@@ -121,11 +117,11 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
     for arm in ("full", "curated"):
         for seed in (0, 1):
             make_arm(evaluation.run, arm, seed)
-    few = plan_label_shares("logistic", [0.5], QUICK)
-    plans = [HeadPlan("linear", recipe=QUICK), *few]
-    assert [plan.name for plan in few] == ["logistic@50", "logistic"]
-    adapt_arms(evaluation, ["full", "curated"], [0, 1], plans)
-    pairs = [(("full", "logistic"), ("full", "linear")), (("curated", "logistic@50"), ("full", "logistic"))]
+    plans = plan_study(["linear"], QUICK, GLORI, [0.5], [], 1)
+    few, whole = plans.shares
+    assert [few.name, whole.name] == ["logistic@50", "logistic"]
+    adapt_arms(evaluation, ["full", "curated"], [0, 1], [*plans.heads, *plans.shares])
+    pairs = [(("full", whole), ("full", plans.heads[0])), *plans.pair_label_shares(["curated", "full"], 0.5)]
     rows = validate_results(compare_adaptation(evaluation, [0, 1], pairs))
     assert set(zip(rows.arm, rows.setting, strict=True)) == {
         ("full", "logistic - linear"),
@@ -144,6 +140,25 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
         by_hand.append(auroc(labels, read[0])[0] - auroc(labels, read[1])[0])
     row = rows[(rows.arm == "full") & (rows.finding == "Mass") & (rows.metric == "auroc_difference")].iloc[0]
     assert row.value == pytest.approx(np.mean(by_hand), abs=1e-12)
+    small = compare_adaptation(evaluation, [0, 1], pairs[:1], ["Mass"])
+    value = small[(small.finding == "small lesions") & (small.metric == "auroc_difference")].value
+    assert value.tolist() == [row.value]
+    assert compare_adaptation(evaluation, [0], []).empty
+
+
+def test_a_damaged_head_is_one_sentence(evaluation):
+    run = evaluation.run
+    make_arm(run, "full", 0)
+    adapt_arm(evaluation, "full", 0, [HeadPlan("linear", recipe=Recipe((0.01, 1e38), epochs=1))])
+    fitted = load_head(run, "full", 0, "linear")
+    assert fitted.validation.finite.tolist() == [True, False]
+    assert (fitted.learning_rate, fitted.findings) == (0.01, tuple(FINDINGS))
+    with pytest.raises(StudyError, match=r"has no heads/full/seed0/none/head\.json yet: run 09_adapt_encoder first"):
+        load_head(run, "full", 0, "none")
+    record = run.read_json("heads/full/seed0/linear/head.json")
+    run.write_json("heads/full/seed0/linear/head.json", record | {"head": {"class": "system", "settings": {}}})
+    with pytest.raises(StudyError, match="is damaged: run 09_adapt_encoder again"):
+        load_head(run, "full", 0, "linear")
 
 
 def test_patches_are_kept_of_the_first_encoder_alone(evaluation):
@@ -160,7 +175,7 @@ def test_a_local_head_does_not_see_the_last_block(evaluation):
     features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
     splits = [evaluation.cohort[evaluation.cohort.split == split] for split in ("train", "validate")]
     plan = find_glori("glori_v1.local", GLORI)
-    fitted, score = plans.fit_plan(plan, features, None, None, *splits, FINDINGS, seed=0)
+    fitted, score = recipes.fit_plan(plan, features, None, None, *splits, FINDINGS, seed=0)
     assert fitted.head.channels == sum(features.widths[:-1])
     ids = evaluation.test_sets()[DATA_SET].image_id.tolist()
     blind = np.array(features.patches)
@@ -168,7 +183,7 @@ def test_a_local_head_does_not_see_the_last_block(evaluation):
     np.testing.assert_array_equal(fitted.score(replace(features, patches=blind), ids), score(ids))
     none = replace(plan, options=plan.options | {"skip_blocks": 4})
     with pytest.raises(StudyError, match="leaves out 4 of 4 blocks"):
-        plans.fit_plan(none, features, None, None, *splits, FINDINGS, seed=0)
+        recipes.fit_plan(none, features, None, None, *splits, FINDINGS, seed=0)
 
 
 def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
@@ -189,16 +204,26 @@ def test_glori_at_its_published_width_has_the_published_size():
     assert small == {"width": 64, "heads": 4, "feedforward": 128, "standardise": True}
 
 
-def test_nothing_to_compare_is_no_row(evaluation):
-    assert compare_adaptation(evaluation, [0], []).empty
+def test_the_plans_of_a_study_are_named_apart_and_paired_with_their_base():
+    plans = plan_study(FROZEN_KINDS, QUICK, GLORI, [0.1, 0.025], ["full"], 2)
+    assert [plan.name for plan in plans.shares] == ["logistic@2.5", "logistic@10"], "all labels are among the heads"
+    every = [*plans.heads, *plans.shares, *plans.glori_variants, *plans.probe_variants]
+    assert len({plan.name for plan in every}) == len(every)
+    losses = {plan.recipe.loss for plan in plans.probe_variants}
+    assert losses == {"bce", "asymmetric", "class_balanced", "logit_adjusted"}
 
+    def name(pairs):
+        return [(first_arm, first.name, second_arm, second.name) for (first_arm, first), (second_arm, second) in pairs]
 
-def test_a_head_is_found_again_in_its_name():
-    plans = [*plan_glori_variants(GLORI), *plan_losses(QUICK), HeadPlan("logistic", labelled_share=0.025)]
-    for plan in plans:
-        assert split_head(plan.name) == (plan.kind, plan.variant, plan.labelled_share)
-    assert len({plan.name for plan in plans}) == len(plans)
-    assert {plan.recipe.loss for plan in plan_losses(QUICK)} == {"asymmetric", "class_balanced", "logit_adjusted"}
+    glori = name(plans.pair_glori(["a"]))
+    assert glori == [("a", f"glori_v{v}", "a", base) for base in ("linear", "logistic") for v in (1, 2)]
+    assert name(plans.pair_label_shares(["a", "b"], 0.1)) == [("a", "logistic@10", "b", "logistic")]
+    variants = name(plans.pair_glori_variants("a"))
+    assert {"glori_v2.no_pyramid", "glori_v1.local", "glori_v1"} <= {first for _, first, *_ in variants}
+    assert {second for *_, second in variants} == {"glori_v2"}
+    assert {"linear.pooled", "full"} <= {first for _, first, *_ in name(plans.pair_probe_variants("a"))}
+    nothing = plan_study([], QUICK, GLORI, [0.1], ["full"], 2)
+    assert not any((nothing.heads, nothing.shares, nothing.glori_variants, nothing.probe_variants))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +253,7 @@ def test_what_is_missing_is_said_before_anything_is_fitted(evaluation):
     with pytest.raises(StudyError, match="no labels to adapt to"):
         adapt_arm(bare, "full", 0, [HeadPlan("logistic")])
     with pytest.raises(StudyError, match=r"run 0[59]_"):
-        measure_adaptation(evaluation, ["full"], [0], ["linear"])
+        measure_adaptation(evaluation, ["full"], [0], [HeadPlan("linear")])
 
 
 def test_scores_of_an_arm_trained_anew_are_made_anew(evaluation):

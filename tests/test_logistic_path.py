@@ -26,6 +26,8 @@ def test_a_finding_equals_scikit_learn_at_the_chosen_penalty(splits):
     (train, train_labels), (validation, validation_labels), (test, test_labels) = splits.values()
     train_labels[:40, 0], train_labels[:20, 1] = -1, np.nan
     probe = fit_linear_probe(train, train_labels, validation, validation_labels)
+    again = fit_linear_probe(train, train_labels, validation, validation_labels)
+    np.testing.assert_array_equal(probe.coefficients, again.coefficients)
     scaler = StandardScaler().fit(train)
     known = train_labels[:, 0] != -1
     by_penalty = {}
@@ -38,12 +40,6 @@ def test_a_finding_equals_scikit_learn_at_the_chosen_penalty(splits):
     assert by_penalty[chosen][0] >= max(judged for judged, _ in by_penalty.values()) - 1e-4
     np.testing.assert_allclose(probe.score(test)[:, 0], by_penalty[chosen][1], atol=5e-3)
     assert (auroc(test_labels, probe.score(test)) > 0.8).all()
-
-
-def test_the_same_call_gives_the_same_probe(splits):
-    first = fit_linear_probe(*splits["train"], *splits["validate"])
-    second = fit_linear_probe(*splits["train"], *splits["validate"])
-    np.testing.assert_array_equal(first.coefficients, second.coefficients)
 
 
 def test_a_finding_with_one_class_in_training_is_not_predicted_but_keeps_its_row(splits):
@@ -74,8 +70,8 @@ def test_a_strong_penalty_is_chosen_when_features_are_mostly_noise():
     generator = np.random.default_rng(1)
     features = generator.normal(size=(460, 100))
     labels = (features[:, :1] + 2 * generator.normal(size=(460, 1)) > 0).astype(float)
-    probe = fit_linear_probe(features[:60], labels[:60], features[60:], labels[60:], inverse_penalties=(1e-3, 1e3))
-    assert probe.inverse_penalties[0] == 1e-3
+    probe = fit_linear_probe(features[:60], labels[:60], features[60:], labels[60:])
+    assert probe.inverse_penalties[0] <= 1e-2
 
 
 def test_features_that_cannot_be_used_are_named(splits):
@@ -85,5 +81,3 @@ def test_features_that_cannot_be_used_are_named(splits):
         fit_linear_probe(train, train_labels, *splits["validate"])
     with pytest.raises(StudyError, match="pass one row each"):
         fit_linear_probe(*splits["test"], splits["validate"][0][:5], splits["validate"][1])
-    with pytest.raises(StudyError, match="at least one inverse penalty"):
-        fit_linear_probe(*splits["test"], *splits["validate"], inverse_penalties=())

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.adaptation.glori import CrossAttention, GloriHead, PatchPyramid, glori_v1, glori_v2
+from chexstudy.evaluation.adaptation.glori import VERSIONS, CrossAttention, GloriHead, PatchPyramid
 
 SMALL = {"width": 24, "heads": 4, "feedforward": 32}
 
@@ -21,8 +21,8 @@ def make_batch(images=3, grid=4, channels=10, dtype=torch.float32, seed=1):
     return SimpleNamespace(pooled=cls, cls=cls, mean=patches.mean(dim=1), patches=patches)
 
 
-def make_small(make=glori_v1, **options):
-    return make(10, 5, generator=seeded(), **(SMALL | options)).double().eval()
+def make_small(version="glori_v1", **options):
+    return GloriHead(10, 5, generator=seeded(), **(SMALL | VERSIONS[version] | options)).double().eval()
 
 
 def count(parameters):
@@ -30,24 +30,24 @@ def count(parameters):
 
 
 def test_parameter_counts_are_the_published_ones():
-    head = glori_v1(4096, 40, generator=seeded())
+    head = GloriHead(4096, 40, generator=seeded())
     assert count(p for p in head.parameters() if p.requires_grad) == 8_692_776
     assert count(p for p in head.parameters() if not p.requires_grad) == 30_720
-    with_cls = glori_v1(4096, 40, cat_cls=True, generator=seeded())
+    with_cls = GloriHead(4096, 40, cat_cls=True, generator=seeded())
     assert count(p for p in with_cls.parameters() if p.requires_grad) == 8_856_616
-    learnable = glori_v1(4096, 40, learnable_queries=True, generator=seeded())
+    learnable = GloriHead(4096, 40, learnable_queries=True, generator=seeded())
     assert count(p for p in learnable.parameters() if p.requires_grad) == 8_692_776 + 30_720
 
 
 def test_attention_has_the_published_shape_and_sums_to_one():
-    head = glori_v1(64, 40, generator=seeded())
+    head = GloriHead(64, 40, generator=seeded())
     weights = head.attention(make_batch(2, 32, 64))
     assert weights.shape == (2, 8, 40, 1024)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 8, 40))
 
 
 def test_starting_values_are_those_of_the_public_code():
-    head = glori_v1(512, 40, generator=seeded())
+    head = GloriHead(512, 40, generator=seeded())
     assert head.queries.std().item() == pytest.approx(1, abs=0.02)
     assert head.read_weight.std().item() == pytest.approx((2 / (768 + 40)) ** 0.5, rel=0.03)
     assert not head.read_bias.any()
@@ -165,9 +165,8 @@ def test_the_shares_of_the_pyramid_add_up_to_the_width():
     assert [layer.out_features for layer in PatchPyramid(10, 768, (8, 4, 2)).project] == [256] * 3
 
 
-@pytest.mark.parametrize("merge", ["add", "concatenate"])
-def test_the_second_version_has_gradients_everywhere(merge):
-    head = make_small(glori_v2, merge=merge)
+def test_the_second_version_has_gradients_everywhere():
+    head = make_small("glori_v2")
     assert (head.cat_cls, head.settings["temperature"], head.settings["pyramid"]) == (True, True, (8, 4, 2))
     nn.init.normal_(head.temperature[-1].weight, generator=seeded(3))
     (head(make_batch(dtype=torch.float64)) ** 2).sum().backward()
@@ -177,7 +176,9 @@ def test_the_second_version_has_gradients_everywhere(merge):
 
 def test_the_same_generator_gives_the_same_head_and_leaves_the_global_one_alone():
     state = torch.get_rng_state()
-    first, second, other = (glori_v2(10, 5, generator=seeded(seed), **SMALL) for seed in (0, 0, 1))
+    first, second, other = (
+        GloriHead(10, 5, generator=seeded(seed), **SMALL, **VERSIONS["glori_v2"]) for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     for name, one in first.state_dict().items():
         assert torch.equal(one, second.state_dict()[name])
@@ -190,7 +191,7 @@ def test_the_same_generator_gives_the_same_head_and_leaves_the_global_one_alone(
 
 def test_fewer_channels_read_the_last_blocks():
     batch = make_batch(dtype=torch.float64)
-    head = glori_v1(6, 5, cat_cls=True, generator=seeded(), **SMALL).double().eval()
+    head = GloriHead(6, 5, cat_cls=True, generator=seeded(), **SMALL).double().eval()
     before = head(batch)
     batch.patches[..., :4], batch.cls[:, :4] = 0, 0
     assert torch.equal(head(batch), before)
@@ -198,9 +199,9 @@ def test_fewer_channels_read_the_last_blocks():
     assert not torch.equal(head(batch), before)
 
 
-@pytest.mark.parametrize("make", [glori_v1, glori_v2])
-def test_a_standardised_head_does_not_see_the_scale_of_channels(make):
-    head, batch = make_small(make, standardise=True), make_batch(dtype=torch.float64)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_standardised_head_does_not_see_the_scale_of_channels(version):
+    head, batch = make_small(version, standardise=True), make_batch(dtype=torch.float64)
     plain = head(batch)
     scale, shift = torch.linspace(0.01, 100, 10).double(), torch.linspace(-5, 5, 10).double()
     head.standardise_by(shift, scale)
@@ -208,7 +209,7 @@ def test_a_standardised_head_does_not_see_the_scale_of_channels(make):
         pooled=batch.pooled, cls=batch.cls * scale + shift, mean=batch.mean, patches=batch.patches * scale + shift
     )
     torch.testing.assert_close(head(moved), plain)
-    same = make_small(make, standardise=True)
+    same = make_small(version, standardise=True)
     same.load_state_dict(head.state_dict())
     torch.testing.assert_close(same(moved), plain)
     constant = scale.clone()
@@ -219,7 +220,7 @@ def test_a_standardised_head_does_not_see_the_scale_of_channels(make):
 
 @pytest.mark.parametrize("options", [{}, {"standardise": True}, {"cat_cls": True}])
 def test_a_skipped_block_is_not_seen(options):
-    head = glori_v1(6, 5, generator=seeded(), skip=3, **SMALL, **options).double().eval()
+    head = GloriHead(6, 5, generator=seeded(), skip=3, **SMALL, **options).double().eval()
     batch = make_batch(dtype=torch.float64)
     if options.get("standardise"):
         head.standardise_by(torch.linspace(-1, 1, 10), torch.linspace(1, 2, 10))
@@ -233,7 +234,7 @@ def test_a_skipped_block_is_not_seen(options):
 
 
 def test_statistics_are_those_of_the_channels_that_are_read():
-    head = glori_v1(4, 5, generator=seeded(), standardise=True, **SMALL)
+    head = GloriHead(4, 5, generator=seeded(), standardise=True, **SMALL)
     head.standardise_by(torch.arange(10.0), torch.arange(1.0, 11))
     assert head.centre.tolist() == [6, 7, 8, 9]
     assert head.spread.tolist() == [7, 8, 9, 10]
@@ -269,7 +270,7 @@ def test_it_learns_where_a_finding_is():
         rows = labels[:, finding] == 1
         patches[rows, place[rows, finding], finding] += 5
     batch = SimpleNamespace(pooled=None, cls=None, mean=None, patches=patches)
-    head = glori_v1(10, 2, generator=seeded(), dropout=0.0, **SMALL)
+    head = GloriHead(10, 2, generator=seeded(), dropout=0.0, **SMALL)
     optimiser = torch.optim.AdamW((p for p in head.parameters() if p.requires_grad), lr=3e-3)
     for _ in range(60):
         optimiser.zero_grad()
@@ -286,19 +287,17 @@ def test_what_cannot_be_used_is_named():
     with pytest.raises(StudyError, match="width 24 cannot be cut into 5 heads"):
         make_small(heads=5)
     with pytest.raises(StudyError, match="findings of a GLoRI head must be 1 or more"):
-        glori_v1(10, 0, generator=seeded())
-    with pytest.raises(StudyError, match="merged by add or concatenate"):
-        make_small(merge="mean")
+        GloriHead(10, 0, generator=seeded())
     with pytest.raises(StudyError, match="windows of the pyramid"):
         make_small(pyramid=(4, 0))
     with pytest.raises(StudyError, match="dropout lies from 0"):
         make_small(dropout=1.0)
     batch = make_batch(dtype=torch.float64)
     with pytest.raises(StudyError, match="10 channels and the head reads 12"):
-        glori_v1(12, 5, generator=seeded(), **SMALL)(batch)
+        GloriHead(12, 5, generator=seeded(), **SMALL)(batch)
     batch.patches = batch.patches[:, :15]
     with pytest.raises(StudyError, match="15 patch tokens make no square grid"):
-        make_small(glori_v2)(batch)
+        make_small("glori_v2")(batch)
     batch.patches = None
     with pytest.raises(StudyError, match="freeze them with patches"):
         make_small()(batch)
