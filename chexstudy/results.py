@@ -89,8 +89,10 @@ def add_results(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """Write rows into the files of their tasks, in place of all that these held, and return them.
 
     A study measured with fewer seeds or on another cohort keeps none of the old rows. Steps that write different tasks
-    can run at once.
+    can run at once. Where nothing was measured, nothing is written.
     """
+    if rows.empty:
+        return rows
     rows = validate_results(rows.assign(study=run.study)).sort_values(_IDENTITY, ignore_index=True)
     for task, of_task in rows.groupby("task"):
         run.write_table(results_artifact(task), of_task)

@@ -28,26 +28,10 @@ fit = "pad"  # how images become square: pad (nothing is lost) or crop (as publi
 workers = 2  # processes that draw and read images
 
 # %%
-import numpy as np
-import pandas as pd
+from chexstudy.plots import figures
+from chexstudy.study import open_study
 
-from chexstudy.cohort.build import build_cohort
-from chexstudy.cohort.phantom.masks import read_masks
-from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.quality import count_quarantine
-from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
-from chexstudy.workflow.notebook import start_notebook
-from chexstudy.plots.composition import (
-    count_findings,
-    count_report_lengths,
-    describe_composition,
-    plot_composition,
-)
-from chexstudy.plots.radiographs import plot_radiographs
-from chexstudy.plots.style import save_figure
-
-run = start_notebook("01_build_cohort", globals())
-phantom = PhantomConfig(pairs, image_size, cohort_seed, permutation_seed, workers=workers)
+study = open_study("01_build_cohort", globals())
 
 # %% [markdown]
 # ## Read every image once
@@ -56,9 +40,13 @@ phantom = PhantomConfig(pairs, image_size, cohort_seed, permutation_seed, worker
 # image at all goes to the quarantine list with its reason, and the run goes on.
 
 # %%
-store, notes = build_cohort(run, source, data_root, image_size, fit, cohort_seed, phantom, workers)
-cohort = read_cohort(run.path("cohort.parquet"))
-quarantine = pd.read_parquet(run.path("quarantine.parquet"))
+from chexstudy.cohort.build import build_cohort
+from chexstudy.cohort.phantom.plan import PhantomConfig
+from chexstudy.cohort.quality import count_quarantine
+
+phantom = PhantomConfig(pairs, image_size, cohort_seed, permutation_seed, workers=workers)
+_, notes = build_cohort(study.run, source, data_root, image_size, fit, cohort_seed, phantom, workers)
+cohort, quarantine = study.cohort, study.run.read_table("quarantine.parquet")
 print(f"{len(cohort):,} usable pairs of {cohort.patient_id.nunique():,} patients, {len(quarantine)} set aside")
 for note, number in notes.items():
     print(f"{note.replace('_', ' ')}: {number}")
@@ -85,7 +73,10 @@ cohort.groupby(["source", "split"]).agg(
 # Training split. The tail is what curation is about: a random subset of a fifth keeps a fifth of very few.
 
 # %%
-count_findings(cohort, "train").sort_values("present", ascending=False, ignore_index=True)
+from chexstudy.plots.composition import count_findings, count_report_lengths
+
+findings = count_findings(cohort, "train").sort_values("present", ascending=False, ignore_index=True)
+findings
 
 # %% [markdown]
 # ## How long the reports are
@@ -101,9 +92,7 @@ count_report_lengths(cohort).round(1)
 # CheXficient's data table, drawn: sources, splits, views, ages, findings, co-occurrence, report lengths.
 
 # %%
-composition = plot_composition(cohort, quarantine)
-save_figure(run, composition, "composition", describe_composition(cohort, quarantine), count_findings(cohort))
-composition
+figures.composition.show(study, cohort, quarantine)
 
 # %% [markdown]
 # ## A look at the radiographs
@@ -112,24 +101,9 @@ composition
 # outline of the finding is drawn in. A cohort without labels shows its first images.
 
 # %%
-train = cohort[cohort.split == "train"].reset_index(drop=True)
-findings = finding_columns(cohort)
-present = pd.DataFrame(label_matrix(train, findings) == 1, columns=findings)
-shown = [name for name in present.sum().sort_values(ascending=False).index if present[name].any()][:24]
-alone = present.sum(axis=1)
-rows = [alone[present[name]].sort_values(kind="stable").index[0] for name in shown] or list(train.index[:24])
-titles = shown or [f"{train.view[row]}, {train.sex[row]}" for row in rows]
+from chexstudy.plots.radiographs import collect_radiographs
 
-# %%
-ids = list(train.image_id[rows])
-masks = None
-if shown and run.has("truth_masks.parquet"):
-    drawn = [read_masks(run.path("truth_masks.parquet"), image_id) for image_id in ids]
-    masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(titles, drawn, strict=True)]
-radiographs = plot_radiographs(list(store.read(ids)), titles, masks)
-what = f"One training radiograph for each of {len(shown)} labels" if shown else f"{len(rows)} training radiographs"
-save_figure(run, radiographs, "radiographs", f"{what}, {image_size} pixels a side; seed {cohort_seed}; no interval.")
-radiographs
+figures.radiographs.show(study, collect_radiographs(study), seed=cohort_seed)
 
 # %% [markdown]
 # ## What must hold
@@ -137,10 +111,12 @@ radiographs
 # These are the promises later notebooks rely on.
 
 # %%
-splits_of_patient = cohort.groupby("patient_id").split.nunique()
-assert splits_of_patient.max() == 1, "a patient lies in two splits"
-assert cohort.image_id.is_unique
-assert store.images.shape == (len(cohort), image_size, image_size)
-assert np.array_equal(store.image_ids, cohort.image_id)
-assert not set(quarantine.image_id) & set(cohort.image_id)
-print("no patient in two splits, every kept image stored, every other one in quarantine with a reason")
+assert cohort.groupby("patient_id").split.nunique().max() == 1, "a patient lies in two splits"
+assert list(study.pixels.image_ids) == list(cohort.image_id), "pixels and cohort list other images"
+assert not set(quarantine.image_id) & set(cohort.image_id), "an image was kept and set aside"
+rare = findings[(findings.present > 0) & (findings.prevalence < 0.01)]
+print(
+    f"{len(cohort):,} images of {cohort.patient_id.nunique():,} patients, none in two splits, are stored at "
+    f"{image_size} pixels; {len(quarantine):,} are in quarantine with a reason."
+)
+print(f"{len(rare)} of {len(findings)} findings are on fewer than 1 % of the training images: they are the tail.")

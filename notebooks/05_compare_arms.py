@@ -31,36 +31,12 @@ scrutinised_arms: list[str] = ["curated", "full"]  # arms whose prompts, negativ
 prevalences: list[float] = [0.01, 0.1]  # prevalences at which average precision is stated
 
 # %%
-import pandas as pd
-from IPython.display import display
 
-from chexstudy import paths
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.evaluation.image_text.evaluate import Evaluation, evaluate_arms
-from chexstudy.evaluation.image_text.prompts import add_prompt_families
-from chexstudy.results import add_results
-from chexstudy.evaluation.robustness.report import TASKS as SCRUTINY_TASKS
-from chexstudy.evaluation.robustness.report import scrutinise_arms, summarise_scrutiny
-from chexstudy.evaluation.image_text.summary import summarise_zero_shot
-from chexstudy.evaluation.robustness.thresholds import tabulate_transport
-from chexstudy.evaluation.image_text.zero_shot import list_inverted, warn_inverted
-from chexstudy.workflow.notebook import start_notebook
-from chexstudy.plots.calibration import describe_calibration, plot_calibration, select_calibration
-from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute, select_compute
-from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval, select_retrieval
-from chexstudy.plots.spectrum import describe_spectrum, plot_spectrum, select_spectrum
-from chexstudy.plots.style import save_figure
-from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
-from chexstudy.pretraining.arms.definitions import choose_arms, choose_seeds, read_costs
-from chexstudy.devices import choose_device
+from chexstudy.plots import figures
+from chexstudy.results import OVER_SEEDS, add_results, read_results
+from chexstudy.study import open_study
 
-run = start_notebook("05_compare_arms", globals())
-cohort = read_cohort(run.require("cohort.parquet"))
-labelled = bool(finding_columns(cohort))
-arm_names = choose_arms(arms, labelled)
-arm_seeds = choose_seeds(seed, seeds)
-families = add_prompt_families(paths.resolve_user_path(prompt_file) if prompt_file else "")
+study = open_study("05_compare_arms", globals())
 
 # %% [markdown]
 # ## Measure
@@ -69,10 +45,11 @@ families = add_prompt_families(paths.resolve_user_path(prompt_file) if prompt_fi
 # one class only is listed as not evaluable. Patients are resampled, the same ones for every arm.
 
 # %%
-evaluation = Evaluation(
-    run, cohort, open_pixel_store(run), resamples, seed, probe, str(choose_device(device)), families
-)
-results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, workers=arms_at_once))
+from chexstudy.evaluation.image_text.evaluate import evaluate_arms
+from chexstudy.evaluation.image_text.prompts import add_prompt_families
+
+evaluation = study.evaluation(probe=probe, families=add_prompt_families(prompt_file))
+results = add_results(study.run, evaluate_arms(evaluation, study.arms, study.seeds, workers=arms_at_once))
 {name: len(rows) for name, rows in evaluation.test_sets().items()}
 
 # %% [markdown]
@@ -82,7 +59,9 @@ results = add_results(run, evaluate_arms(evaluation, arm_names, arm_seeds, worke
 # says whether the model may have seen the data set in training: held out, seen, or unknown.
 
 # %%
-summarise_zero_shot(results, arm_names)
+from chexstudy.evaluation.image_text.summary import summarise_zero_shot
+
+summarise_zero_shot(results, study.arms)
 
 # %% [markdown]
 # ## C2. Zero-shot classification
@@ -91,12 +70,7 @@ summarise_zero_shot(results, arm_names)
 # equality.
 
 # %%
-if labelled:
-    zero_shot = plot_zero_shot(results)
-    save_figure(run, zero_shot, "zero_shot", describe_zero_shot(results), select_zero_shot(results))
-    display(zero_shot)
-else:
-    print("the cohort has no labels: retrieval is the only task")
+figures.zero_shot.show(study, results)
 
 # %% [markdown]
 # ## C3. Retrieval
@@ -104,21 +78,16 @@ else:
 # Identical texts count as one candidate, as published; an image finds its text, and a text any image it describes.
 
 # %%
-retrieval = plot_retrieval(results)
-save_figure(run, retrieval, "retrieval", describe_retrieval(results), select_retrieval(results))
-retrieval
+figures.retrieval.show(study, results)
 
 # %% [markdown]
 # ## C4. Performance against data and compute
 
 # %%
-costs = read_costs(run, arm_names, arm_seeds)
-if labelled:
-    compute = plot_compute(results, costs)
-    save_figure(run, compute, "compute", describe_compute(results, costs), select_compute(results, costs))
-    if {"curated", "full"} <= set(arm_names):
-        print(judge_saving(results, costs))
-    display(compute)
+from chexstudy.pretraining.arms.definitions import read_costs
+
+costs = read_costs(study.run, study.arms, study.seeds)
+figures.compute.show(study, results, costs)
 
 # %% [markdown]
 # ## Linear probe
@@ -136,22 +105,24 @@ probes.groupby(["data_set", "exposure", "arm"]).value.agg(["mean", "min", "max"]
 # prevalences, thresholds and calibration carried from validation. Nothing is chosen on a test split.
 
 # %%
-chosen_arms = [name for name in arm_names if name in scrutinised_arms] or arm_names[:1]
-scrutiny, curves = scrutinise_arms(evaluation, chosen_arms, arm_seeds, prevalences)
-if labelled:
-    results = pd.concat([results, add_results(run, scrutiny)], ignore_index=True)
+from chexstudy.evaluation.robustness.report import scrutinise_arms, summarise_scrutiny
+
+chosen_arms = [name for name in study.arms if name in scrutinised_arms] or study.arms[:1]
+robustness, curves = scrutinise_arms(evaluation, chosen_arms, study.seeds, prevalences)
+add_results(study.run, robustness)
+results = read_results(study.run)
 
 # %% [markdown]
-# ### Prompts and negatives
+# ### Spectrum effects: prompts and the choice of negatives
 #
 # The same images and labels, asked with other sentences; and the same scores, judged against people without any finding
 # or with another one. In a clinic most who are imaged have something: the second is what is met there.
 
 # %%
-if labelled:
-    spectrum = plot_spectrum(results)
-    save_figure(run, spectrum, "spectrum", describe_spectrum(results), select_spectrum(results))
-    display(spectrum, summarise_scrutiny(results))
+figures.spectrum.show(study, results)
+
+# %%
+summarise_scrutiny(results)
 
 # %% [markdown]
 # ### Findings whose prompt points the wrong way
@@ -161,10 +132,12 @@ if labelled:
 # test split.
 
 # %%
-inverted = list_inverted(results[(results.task == "zero_shot") & (results.seed == -1)])
-display(inverted[["arm", "data_set", "finding", "value", "ci_low", "ci_high", "n", "positives", "exposure"]].round(3))
+from chexstudy.evaluation.image_text.zero_shot import list_inverted, warn_inverted
+
 for sentence in warn_inverted(results[results.task == "prompt_family"]):
     print(sentence)
+inverted = list_inverted(results[(results.task == "zero_shot") & (results.seed == OVER_SEEDS)])
+inverted[["arm", "data_set", "finding", "value", "ci_low", "ci_high", "n", "positives", "exposure"]].round(3)
 
 # %% [markdown]
 # ### Thresholds carried from validation
@@ -174,6 +147,8 @@ for sentence in warn_inverted(results[results.task == "prompt_family"]):
 # validation, so that a specificity chosen there must fall.
 
 # %%
+from chexstudy.evaluation.robustness.thresholds import tabulate_transport
+
 tabulate_transport(results[results.task == "operating_point"]).round(3)
 
 # %% [markdown]
@@ -183,12 +158,7 @@ tabulate_transport(results[results.task == "operating_point"]).round(3)
 # Platt's line does, and where a test set is enriched, its prevalence must be told. First seed alone.
 
 # %%
-if len(curves):
-    calibration = plot_calibration(curves)
-    save_figure(run, calibration, "calibration", describe_calibration(curves, results), select_calibration(curves))
-    display(calibration)
-else:
-    print("no reliability curves: they need labels in the validation and in the test split")
+figures.calibration.show(study, curves, results)
 
 # %% [markdown]
 # ## What must hold
@@ -202,6 +172,13 @@ bounded = results[
     results.metric.isin(["f1", "sensitivity", "specificity", "ppv", "npv", "brier"]) & results.value.notna()
 ]
 assert bounded.value.between(0, 1).all()
-here = results[results.task.isin(["zero_shot", "retrieval", "linear_probe", *SCRUTINY_TASKS])]
-assert set(here.exposure) <= {"held_out", "unknown"}
-print(f"{len(results):,} rows in the results table, every metric with its n")
+assert set(results.exposure[results.task == "zero_shot"]) <= {"held_out", "unknown"}, "an arm saw what it was tested on"
+
+# %% [markdown]
+# What came out, in sentences made from the numbers:
+
+# %%
+from chexstudy.evaluation.image_text.summary import state_arm_differences
+
+for sentence in state_arm_differences(results):
+    print(sentence)

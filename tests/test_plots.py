@@ -27,8 +27,9 @@ from chexstudy.plots.evolution import (
     describe_prototype_evolution,
     plot_prototype_evolution,
 )
+from chexstudy.plots.figures import CATALOGUE
 from chexstudy.plots.framework import choose_examples, describe_framework, plot_framework, select_bands
-from chexstudy.plots.gallery import CATALOGUE, publish_figures, write_gallery
+from chexstudy.plots.gallery import publish_figures, write_gallery
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_gains, select_long_tail
 from chexstudy.plots.measurements import describe_interval, split_difference, summarise_seeds
 from chexstudy.plots.radiographs import plot_radiographs

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
@@ -12,7 +12,6 @@ from chexstudy.experiments.selection_stability import predict_share
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
-from chexstudy.steps import find_step
 
 # Heading, and whether more is better (None: it is neither).
 _METRICS: dict[str, tuple[str, bool | None]] = {
@@ -31,12 +30,11 @@ _REFERENCE = ArmStyle("reference setting", ACCENT, "D")
 _OTHER = ArmStyle("other setting", SEQUENCE[1], "o")
 _ROW_MM, _GAP = 3.9, 1.35
 _MOST_TICKS = 6
-_SOURCE = "results/ablation_curation.parquet"
 _COLUMNS = ("factor", "value", "published", "metric", "measure", "ci_low", "ci_high")
 _LAW_COLUMNS = ("prototypes", "central_cap", "super_batch", "measure")
 
 
-def plot_curator_ablation(table: pd.DataFrame) -> Figure:
+def plot_curator_ablation(table: pd.DataFrame) -> Drawing:
     """Every setting of every constant, with all other constants as in the reference, by each measure.
 
     Args:
@@ -71,8 +69,8 @@ def plot_curator_ablation(table: pd.DataFrame) -> Figure:
 def _check(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in table]
     if missing:
-        raise StudyError(f"the table of the ablation lacks the column {missing[0]}: run {find_step(_SOURCE)} again.")
-    require_rows(table, "settings", _SOURCE)
+        raise StudyError(f"the table of the ablation lacks the column {missing[0]}.")
+    require_rows(table, "settings")
 
 
 def _order_metrics(table: pd.DataFrame) -> list[str]:
@@ -164,7 +162,7 @@ def _describe_sample(table: pd.DataFrame) -> str:
     return "".join(f", {part}" for part in parts) + "."
 
 
-def plot_ratio_law(table: pd.DataFrame) -> Figure:
+def plot_ratio_law(table: pd.DataFrame) -> Drawing:
     """The measured share kept by the published rule against ``0.10 + central_cap * prototypes / super_batch``.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -35,7 +35,6 @@ from chexstudy.plots.style import (
 )
 from chexstudy.results import OVER_SEEDS
 
-_SOURCE = "results/adaptation.parquet"
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 _GROUP_NAMES = {MACRO: "All findings", "head": "Head", "medium": "Medium", "tail": "Tail"}
 _HEAD_NAMES = {
@@ -86,11 +85,11 @@ def select_heads(results: pd.DataFrame, data_set: str | None = None) -> pd.DataF
     """
     rows = select_rows(results, ADAPTATION, metric=["auroc", "auprc"], finding=[MACRO, *TIERS])
     rows = rows[[not variant and share == 1 for _, variant, share in map(split_head, rows.setting)]]
-    require_rows(rows, "adapted encoders", _SOURCE)
+    require_rows(rows, "adapted encoders")
     return rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
 
 
-def plot_heads(results: pd.DataFrame, data_set: str | None = None) -> Figure:
+def plot_heads(results: pd.DataFrame, data_set: str | None = None) -> Drawing:
     """Every head on every encoder: average precision and AUROC, macro and by prevalence (X2 of CheXFound).
 
     Args:
@@ -161,7 +160,7 @@ def select_gains(results: pd.DataFrame, arm: str, first: str, second: str, data_
     rows = select_rows(
         results, ADAPTATION_DIFFERENCE, arm=arm, setting=f"{first} - {second}", metric="auroc_difference"
     )
-    require_rows(rows, f"comparison of {first} with {second} on {arm}", _SOURCE)
+    require_rows(rows, f"comparison of {first} with {second} on {arm}")
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
     rows = rows[~rows.finding.isin([MACRO, *TIERS])] if rows.finding.nunique() > 1 else rows
     # Means over other groups of findings have no positives of their own.
@@ -176,7 +175,7 @@ def plot_gains(
     pairs: Sequence[tuple[str, str]],
     sizes: pd.Series | None = None,
     data_set: str | None = None,
-) -> Figure:
+) -> Drawing:
     """What a head gains over another on each finding, findings with small lesions marked.
 
     Args:
@@ -249,11 +248,11 @@ def select_label_efficiency(results: pd.DataFrame, kind: str = "logistic", findi
     heads = [split_head(head) for head in rows.setting]
     chosen = [head == kind and not variant for head, variant, _ in heads]
     rows = rows.assign(share=[share for *_, share in heads])[chosen]
-    require_rows(rows[rows.share < 1], f"{kind} heads on shares of the labels", _SOURCE)
+    require_rows(rows[rows.share < 1], f"{kind} heads on shares of the labels")
     return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
 
 
-def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> Figure:
+def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> Drawing:
     """AUROC against the share of labels, a line an encoder, and paired differences at unequal shares (X4, C5).
 
     Args:
@@ -333,11 +332,11 @@ def select_variants(results: pd.DataFrame, arm: str, base: str, finding: str = M
     """Paired differences of the variants of a head to the head itself, AUROC and average precision."""
     rows = select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, finding=finding)
     rows = rows[rows.setting.str.endswith(f" - {base}")]
-    require_rows(rows, f"variants of {base} on {arm}", _SOURCE)
+    require_rows(rows, f"variants of {base} on {arm}")
     return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
 
 
-def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> Figure:
+def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> Drawing:
     """What each part of a head is worth: variants minus the head, AUROC and average precision (X8 of CheXFound).
 
     Args:
@@ -396,7 +395,7 @@ def tabulate_heads(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame
     """Means over seeds with 95 % intervals as text: one row a data set, encoder and head, one column a group."""
     rows = select_rows(results, ADAPTATION, metric=metric, finding=[MACRO, *TIERS])
     rows = rows[(rows.seed == OVER_SEEDS) & (rows.setting.map(read_labelled_share) == 1)]
-    require_rows(rows, "adapted encoders", _SOURCE)
+    require_rows(rows, "adapted encoders")
     cells = [f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in rows.itertuples()]
     table = rows.assign(cell=cells, data_set=rows.data_set.map(name_data_set)).pivot(
         index=["data_set", "arm", "setting"], columns="finding", values="cell"

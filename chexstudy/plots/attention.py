@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -107,7 +107,7 @@ def select_attention(cards: Sequence[AttentionCard]) -> pd.DataFrame:
     )
 
 
-def plot_attention(cards: Sequence[AttentionCard]) -> Figure:
+def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
     """Radiographs under their attention, each beside the confidences of all findings; two a row.
 
     Args:
@@ -251,7 +251,7 @@ def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def plot_pointing(results: pd.DataFrame, head: str, data_set: str) -> Figure:
+def plot_pointing(results: pd.DataFrame, head: str, data_set: str) -> Drawing:
     """Pointing game and mass inside by finding, against chance; arguments and errors as in `select_pointing`."""
     table = select_pointing(results, head, data_set)
     heights = [1, max(1, table.finding.nunique() - 1)]

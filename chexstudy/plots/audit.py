@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from chexstudy.curation.quality.audit import AuditReport
@@ -25,16 +25,15 @@ _HEADINGS = {
 _WARNING = ArmStyle("kept less often than the others (warning)", ACCENT, "D")
 _AS_MEANT = ArmStyle("kept less often, as curation means to", SEQUENCE[1], "s")
 _WITHIN_CHANCE = ArmStyle("within chance, or kept more often", GREY, "o")
-_SOURCE = "results/audit.parquet"
 
 
-def plot_audit(report: AuditReport) -> Figure:
+def plot_audit(report: AuditReport) -> Drawing:
     """Keep rates of all groups with 95 % intervals; findings on the left, other groups on the right.
 
     Args:
         report: as `chexstudy.curation.quality.audit.audit_selection` returned it.
     """
-    table = require_rows(report.table, "groups", _SOURCE)
+    table = require_rows(report.table, "groups")
     sides = [list_audit_groups(table[is_finding]) for is_finding in (table.kind == "finding", table.kind != "finding")]
     sides = [groups for groups in sides if groups]
     heights = [[len(group.estimates) for group in groups] for groups in sides]

@@ -2,7 +2,7 @@
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from chexstudy.errors import StudyError
@@ -15,7 +15,6 @@ from chexstudy.plots.measurements import describe_n, name_data_set, require_rows
 from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
 
-_SOURCE = "results/budget_zero_shot.parquet"
 # In each panel the saving against the random arm that is given as much of what the panel counts.
 _PAIRED = {"flops": "random_same_compute", "pairs_trained": "random_same_data"}
 _GROUPS = {MACRO: "Macro AUROC, zero-shot", "head": "AUROC of common findings, zero-shot"}
@@ -34,12 +33,12 @@ def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MA
         ``arm, family, kept, value, ci_low, ci_high, n, seeds, flops, pairs_trained``; family is the arm without its
         budget, kept the share of the pairs.
     """
-    rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}", _SOURCE)
+    rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}")
     missing = [name for name in ("arm", *COSTS) if name not in costs]
     if missing:
         raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
     table = summarise_seeds(rows).merge(costs.groupby("arm")[list(COSTS)].mean().reset_index(), on="arm")
-    require_rows(table, "arms with both a cost and a zero-shot AUROC", _SOURCE)
+    require_rows(table, "arms with both a cost and a zero-shot AUROC")
     table = table.assign(family=table.arm.str.partition(".")[0], kept=table.arm.map(read_budget))
     columns = ["arm", "family", "kept", "value", "ci_low", "ci_high", "n", "seeds", *COSTS]
     return table[columns].sort_values(["family", "kept"], ignore_index=True)
@@ -67,7 +66,7 @@ def select_savings(results: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
     return rows.sort_values(["kept", "arm"], ascending=[False, True], ignore_index=True)
 
 
-def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> Figure:
+def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> Drawing:
     """AUROC against operations and against pairs trained on, a line a way to spend them, all pairs as a point.
 
     A bracket shows a saving where its whole interval lies on one side of none: against all pairs if that can be told,

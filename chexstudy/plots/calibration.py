@@ -2,16 +2,16 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import NullLocator
 
 from chexstudy.evaluation.robustness.report import AS_SCORED, PLATT, PLATT_SHIFTED, REPAIRS, TEMPERATURE
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
 from chexstudy.plots.style import GREY, INK, new_figure, order_arms, title_panel
 
 TASK = "calibration"
-_SOURCE = "evaluation/*/reliability.parquet"
 _LOOKS = {
     AS_SCORED: ("As scored", "#222222", "o"),
     TEMPERATURE: ("Temperature", "#E69F00", "s"),
@@ -21,28 +21,20 @@ _LOOKS = {
 _SCORES = {"zero_shot": "zero-shot", "linear_probe": "linear probe"}
 
 
-def select_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> pd.DataFrame:
-    """The reliability curves of one arm on one data set.
+def select_calibration(curves: pd.DataFrame, *_) -> pd.DataFrame:
+    """The reliability curves of the first arm on the preferred test set.
 
     Args:
         curves: what `chexstudy.evaluation.robustness.report.scrutinise_arms` gives.
-        arm: which; the first in the order of all figures if None.
-        data_set: which; the enriched test if None and there is one.
     """
-    rows = require_rows(curves, "reliability curves", _SOURCE)
-    rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
-    require_rows(rows, f"reliability curves of arm {arm!r}", _SOURCE)
-    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
-    return require_rows(rows, f"reliability curves on {data_set!r}", _SOURCE)
+    rows = require_rows(curves, "reliability curves, which need labels in the validation and in the test split")
+    rows = rows[rows.arm == order_arms(rows.arm)[0]]
+    return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
 
 
-def plot_calibration(curves: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:
-    """One panel for each sort of scores: share of positives against probability, and below how many positives that is.
-
-    Args:
-        curves, arm, data_set: as in `select_calibration`.
-    """
-    rows = select_calibration(curves, arm, data_set)
+def plot_calibration(curves: pd.DataFrame, *_) -> Drawing:
+    """A panel for each sort of scores: share of positives against probability, and below how many positives that is."""
+    rows = select_calibration(curves)
     sorts = [name for name in _SCORES if (rows.scores == name).any()]
     figure = new_figure(height_mm=92, width_mm=91.5 * len(sorts))
     axes = figure.subplots(2, len(sorts), squeeze=False, sharex="col", sharey="row", height_ratios=[3.2, 1])
@@ -93,15 +85,14 @@ def _draw_curves(curve_axes, count_axes, rows: pd.DataFrame) -> None:
     count_axes.spines["bottom"].set_color(INK)
 
 
-def describe_calibration(
-    curves: pd.DataFrame, results: pd.DataFrame, arm: str | None = None, data_set: str | None = None
-) -> str:
-    """The caption of `plot_calibration`, with the calibration errors before and after from the results table."""
-    rows = select_calibration(curves, arm, data_set)
-    arm, data_set, seed = rows.arm.iloc[0], rows.data_set.iloc[0], int(rows.seed.iloc[0])
-    measured = select_rows(results, TASK, metric="ece_mass", finding=MACRO, arm=arm, data_set=data_set)
-    by_setting = measured.set_index("setting")
-    errors = []
+def _select_errors(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """The mean calibration errors that belong to the curves."""
+    place = {"arm": rows.arm.iloc[0], "data_set": rows.data_set.iloc[0], "finding": MACRO}
+    return select_rows(results, TASK, metric="ece_mass", **place)
+
+
+def _state_errors(rows: pd.DataFrame, measured: pd.DataFrame) -> str:
+    by_setting, errors = measured.set_index("setting"), []
     for name in dict.fromkeys(rows.scores):
         steps = [
             f"{by_setting.value[f'{name}; {repair}']:.3f} {_LOOKS[repair][0].replace('As', 'as')}"
@@ -109,6 +100,14 @@ def describe_calibration(
             if f"{name}; {repair}" in by_setting.index
         ]
         errors.append(f"{_SCORES[name]}: " + ", ".join(steps))
+    return "; ".join(errors)
+
+
+def describe_calibration(curves: pd.DataFrame, results: pd.DataFrame) -> str:
+    """The caption of `plot_calibration`, with the calibration errors before and after from the results table."""
+    rows = select_calibration(curves)
+    arm, data_set, seed = rows.arm.iloc[0], rows.data_set.iloc[0], int(rows.seed.iloc[0])
+    measured = _select_errors(rows, results)
     each = rows.groupby(["scores", "repair"]).n
     return (
         f"Calibration of arm {arm!r}, seed {seed}, on {name_data_set(data_set)}: share of positives against predicted "
@@ -116,5 +115,15 @@ def describe_calibration(
         f"bins of about {int(each.median().max()):,}, logarithmic axes; below, the positives in each bin. Temperature "
         "and Platt's line are fitted on validation, one a finding; the last also knows the prevalence of the test set. "
         "Bars are 95 % Wilson intervals, clustered by patient. Mean calibration error over findings (equal-mass bins): "
-        f"{'; '.join(errors)}. " + describe_n(measured)
+        f"{_state_errors(rows, measured)}. " + describe_n(measured)
     )
+
+
+def conclude_calibration(curves: pd.DataFrame, results: pd.DataFrame) -> str:
+    """The mean calibration error before and after each recalibration."""
+    rows = select_calibration(curves)
+    errors = _state_errors(rows, _select_errors(rows, results))
+    return f"Mean calibration error over findings ({name_data_set(rows.data_set.iloc[0])}): {errors}."
+
+
+calibration = Figure("calibration", select_calibration, plot_calibration, describe_calibration, conclude_calibration)

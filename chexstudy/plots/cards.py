@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch, Rectangle
 
 from chexstudy.curation.online.decisions import BANDS
@@ -23,7 +23,6 @@ from chexstudy.plots.style import (
 PLACES = ("nearest", "median", "farthest")
 _EACH = 3
 _MOST_CARDS = 8
-_SOURCE = "pretraining/*/trajectory.parquet"
 
 
 def list_prototype_cards(ledger: pd.DataFrame, most: int = _MOST_CARDS, each: int = _EACH) -> pd.DataFrame:
@@ -71,7 +70,7 @@ def _choose_positions(members: int, each: int) -> dict[str, list[int]]:
 
 def plot_prototype_cards(
     ledger: pd.DataFrame, read_pixels: Callable[[str], np.ndarray], most: int = _MOST_CARDS
-) -> Figure:
+) -> Drawing:
     """One row a prototype: its usage and share kept, the distances of its pairs by band, and nine of its radiographs.
 
     Args:
@@ -79,7 +78,7 @@ def plot_prototype_cards(
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
         most: how many prototypes at most.
     """
-    require_rows(ledger, "curation decisions", _SOURCE)
+    require_rows(ledger, "curation decisions")
     cards = list_prototype_cards(ledger, most)
     shown = cards.prototype.unique()
     figure = new_figure(height_mm=18.5 * len(shown) + 12)

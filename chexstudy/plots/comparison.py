@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -12,7 +12,6 @@ from chexstudy.errors import StudyError
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
-from chexstudy.steps import find_step
 
 RANDOM = "random"
 _PUBLISHED = "bands"
@@ -52,7 +51,6 @@ _MARKERS = {"same_data": "o", "same_compute": "s"}
 _BETTER, _WORSE, _EVEN = SEQUENCE[1], ACCENT, GREY
 _IN_A_ROW, _ROW_MM = 5, 3.8
 _COLUMNS = ("method", "metric", "measure", "ci_low", "ci_high", "budget_kind")
-_SOURCE = "results/method_curation.parquet"
 
 
 def name_method(method: str) -> str:
@@ -60,7 +58,7 @@ def name_method(method: str) -> str:
     return _NAMES.get(method, method.replace("_", " ").capitalize())
 
 
-def plot_method_comparison(table: pd.DataFrame) -> Figure:
+def plot_method_comparison(table: pd.DataFrame) -> Drawing:
     """Every method by every measure, best on the whole at the top, with random choice as the reference.
 
     Args:
@@ -91,8 +89,8 @@ def plot_method_comparison(table: pd.DataFrame) -> Figure:
 def _check(table: pd.DataFrame) -> None:
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
-        raise StudyError(f"the table of methods lacks the column {missing[0]}: run {find_step(_SOURCE)} again.")
-    require_rows(table[table.measure.notna()], "methods", _SOURCE)
+        raise StudyError(f"the table of methods lacks the column {missing[0]}.")
+    require_rows(table[table.measure.notna()], "methods")
 
 
 def _describe_metric(metric: str) -> tuple[str, bool, float]:

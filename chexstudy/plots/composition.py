@@ -1,22 +1,20 @@
 """What a cohort is made of: sources, splits, people, findings, reports, and what was set aside."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import NullLocator
 
 from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, new_figure, title_panel
 
 _PERCENTILES = (5, 50, 95)
 _MOST_IN_MATRIX = 16
-_SOURCE = "cohort.parquet"
 
 
 def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
@@ -46,44 +44,31 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
     return table.sort_values(["present", "finding"], ascending=[False, True]).reset_index(drop=True)
 
 
-def count_report_lengths(
-    cohort: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]] | None = None
-) -> pd.DataFrame:
-    """Percentiles of report length by source (largest first), in tokens if they can be counted, else in words.
-
-    Args:
-        cohort: a cohort table; empty reports are left out.
-        count_tokens: from texts to their numbers of tokens.
+def count_report_lengths(cohort: pd.DataFrame) -> pd.DataFrame:
+    """Percentiles of report length in words by source (largest first), without empty reports.
 
     Returns:
-        ``source, reports, p5, mean, median, p95, longest, unit``.
+        ``source, reports, p5, mean, median, p95, longest``.
     """
     written = cohort[cohort.report.str.strip() != ""]
-    texts = written.report.tolist()
-    lengths = [len(text.split()) for text in texts] if count_tokens is None else count_tokens(texts)
-    unit = "words" if count_tokens is None else "tokens"
+    lengths = [len(text.split()) for text in written.report]
     rows = []
     by_source = pd.Series(lengths, index=written.source, dtype=float)
     for source in by_source.index.value_counts().index:
         group = by_source[[source]]
         p5, median, p95 = np.percentile(group, _PERCENTILES)
-        rows.append((source, len(group), p5, group.mean(), median, p95, group.max(), unit))
-    return pd.DataFrame(rows, columns=["source", "reports", "p5", "mean", "median", "p95", "longest", "unit"])
+        rows.append((source, len(group), p5, group.mean(), median, p95, group.max()))
+    return pd.DataFrame(rows, columns=["source", "reports", "p5", "mean", "median", "p95", "longest"])
 
 
-def plot_composition(
-    cohort: pd.DataFrame,
-    quarantine: pd.DataFrame | None = None,
-    count_tokens: Callable[[list[str]], list[int]] | None = None,
-) -> Figure:
+def plot_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> Drawing:
     """Sources and splits, views and sexes, ages, findings, their co-occurrence, reports, and quarantined images.
 
     Args:
         cohort: a cohort table.
         quarantine: ``image_id, image_path, reason``, or None where none was written.
-        count_tokens: from texts to their numbers of tokens; without it lengths are in words.
     """
-    require_rows(cohort, "images", _SOURCE)
+    require_rows(cohort, "images")
     counts = count_findings(cohort)
     findings = counts[counts.finding != NO_FINDING]
     sources = cohort.source.value_counts().index.tolist()
@@ -114,7 +99,7 @@ def plot_composition(
         second[1].set_axis_off()
     third = rows[2].subplots(1, 2)
     after = "fg" if with_matrix else "ef"
-    _draw_lengths(third[0], count_report_lengths(cohort, count_tokens))
+    _draw_lengths(third[0], count_report_lengths(cohort))
     title_panel(third[0], after[0], "Report lengths")
     _draw_quarantine(third[1], quarantine)
     title_panel(third[1], after[1], "Quarantined")
@@ -246,8 +231,7 @@ def _draw_lengths(axes: Axes, lengths: pd.DataFrame) -> None:
     axes.set_ylim(len(lengths) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.tick_params(axis="y", length=0)
-    unit = lengths.unit.iloc[0]
-    axes.set_xlabel(f"{unit.capitalize()} (bar 5th to 95th percentile,\nline median, diamond mean, cross longest)")
+    axes.set_xlabel("Words (bar 5th to 95th percentile,\nline median, diamond mean, cross longest)")
 
 
 def _draw_quarantine(axes: Axes, quarantine: pd.DataFrame | None) -> None:
@@ -281,3 +265,27 @@ def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None =
         "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. "
         f"{panels} Counts, no sampling: neither seeds nor intervals."
     )
+
+
+def conclude_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> str:
+    """How large the cohort is, and its commonest and rarest finding."""
+    text = f"{len(cohort):,} images of {cohort.patient_id.nunique():,} patients"
+    text += f", {0 if quarantine is None else len(quarantine):,} set aside"
+    counts = count_findings(cohort)
+    shown = counts[(counts.finding != NO_FINDING) & (counts.present > 0)]
+    if len(shown):
+        first, last = shown.iloc[0], shown.iloc[-1]
+        text += (
+            f"; of {len(shown)} findings the commonest is {first.finding} ({100 * first.prevalence:.1f} % of images), "
+            f"the rarest {last.finding} ({100 * last.prevalence:.2f} %)"
+        )
+    return text + "."
+
+
+composition = Figure(
+    name="composition",
+    select=lambda cohort, _: count_findings(cohort),
+    plot=plot_composition,
+    describe=describe_composition,
+    conclude=conclude_composition,
+)

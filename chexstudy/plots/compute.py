@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from chexstudy.errors import StudyError
-from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds, write_interval
+from chexstudy.plots.figure import Figure
+from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds
 from chexstudy.plots.measurements import (
     describe_interval,
     name_data_set,
@@ -17,53 +18,46 @@ from chexstudy.plots.measurements import (
     preferred_setting,
     require_rows,
     select_rows,
+    short_name,
     summarise_seeds,
+    write_interval,
 )
 from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_panel
 
 # Up to this loss of AUROC, the whole interval included, a saving counts as free.
 MARGIN = 0.02
 _COST_COLUMNS = ("arm", "seed", "pairs_trained", "flops", "seconds")
-_SOURCE = "pretraining/*/compute.json"
 
 
-def select_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "", setting: str = "") -> pd.DataFrame:
-    """Macro zero-shot AUROC of each arm beside its mean cost over seeds.
+def select_compute(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Macro zero-shot AUROC of each arm on the preferred test set beside its mean cost over seeds.
 
     Args:
         results: rows of the results table.
         costs: one row an arm and seed with ``pairs_trained``, ``flops`` and ``seconds``.
-        data_set: which test set; empty takes the rare-enriched test, else the test.
-        setting: which prompts; empty takes those chosen on validation, else the published ones.
 
     Returns:
         As `summarise_seeds`, with the cost columns.
     """
-    rows = _measured(results, data_set, setting)
+    rows = _measured(results)
     missing = [name for name in _COST_COLUMNS if name not in costs]
     if missing:
         raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
     mean = costs.groupby("arm", sort=False)[["pairs_trained", "flops", "seconds"]].mean().reset_index()
     table = summarise_seeds(rows).merge(mean, on="arm")
-    return require_rows(table, "arm with both a cost and a zero-shot AUROC", _SOURCE)
+    return require_rows(table, "arm with both a cost and a zero-shot AUROC")
 
 
-def _measured(results: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot", metric="auroc", finding="macro")
-    require_rows(rows, "zero-shot AUROC", "results/zero_shot.parquet")
-    rows = select_rows(rows, "zero_shot", data_set=data_set or preferred_data_set(rows))
-    require_rows(rows, f"zero-shot AUROC on {data_set}", "results/zero_shot.parquet")
-    return select_rows(rows, "zero_shot", setting=setting or preferred_setting(rows))
+def _measured(results: pd.DataFrame) -> pd.DataFrame:
+    rows = require_rows(select_rows(results, "zero_shot", metric="auroc", finding="macro"), "zero-shot AUROC")
+    rows = rows[rows.data_set == preferred_data_set(rows)]
+    return rows[rows.setting == preferred_setting(rows)]
 
 
-def plot_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "", setting: str = "") -> Figure:
-    """AUROC against pairs trained on and against operations, and both costs relative to the dearest arm.
-
-    Args:
-        results, costs, data_set, setting: as in `select_compute`.
-    """
-    table = select_compute(results, costs, data_set, setting)
-    rows = _measured(results, table.data_set.iloc[0], table.setting.iloc[0])
+def plot_compute(results: pd.DataFrame, costs: pd.DataFrame) -> Drawing:
+    """AUROC against pairs trained on and against operations, and both costs relative to the dearest arm."""
+    table = select_compute(results, costs)
+    rows = _measured(results)
     figure = new_figure(height_mm=66)
     axes = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
     axes[1].sharey(axes[0])
@@ -142,18 +136,11 @@ def _draw_relative_costs(axes: Axes, table: pd.DataFrame, arms: list[str]) -> No
     axes.set_xlabel("% of the dearest arm")
 
 
-def judge_saving(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "", setting: str = "") -> str:
-    """One sentence on what the curated arm saves against all pairs, and at what loss; empty if it cannot be said.
-
-    The saving is called free only if the whole 95 % interval of the paired AUROC difference lies above minus
-    ``MARGIN``.
-    """
-    table = select_compute(results, costs, data_set, setting)
-    return _judge(results, table)[0]
-
-
 def _judge(results: pd.DataFrame, table: pd.DataFrame) -> tuple[str, str]:
-    """The sentence, and a short note for the figure that is empty unless the saving is free."""
+    """What the curated arm saves against all pairs and at what loss, and a note for the figure if the saving is free.
+
+    It is free only if the whole 95 % interval of the paired difference in AUROC lies above minus ``MARGIN``.
+    """
     by_arm = table.set_index("arm")
     if not {"curated", "full"} <= set(by_arm.index):
         return "", ""
@@ -190,10 +177,10 @@ def _annotate_saving(axes: Axes, results: pd.DataFrame, table: pd.DataFrame, uni
     axes.text(np.sqrt(ends[0] * ends[1]), y, note, ha="center", va="bottom", fontsize=6.5)
 
 
-def describe_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str = "", setting: str = "") -> str:
+def describe_compute(results: pd.DataFrame, costs: pd.DataFrame) -> str:
     """The caption of `plot_compute`, with what came out for the saving."""
-    table = select_compute(results, costs, data_set, setting)
-    rows = _measured(results, table.data_set.iloc[0], table.setting.iloc[0])
+    table = select_compute(results, costs)
+    rows = _measured(results)
     where = ", ".join(
         part for part in (name_data_set(table.data_set.iloc[0]), name_setting(table.setting.iloc[0])) if part
     )
@@ -202,3 +189,13 @@ def describe_compute(results: pd.DataFrame, costs: pd.DataFrame, data_set: str =
         "and scoring included (b); costs relative to the dearest arm (c). Arms of nearly equal cost are drawn side by "
         f"side. {_judge(results, table)[0]} "
     ).replace("  ", " ") + describe_interval(rows)
+
+
+def conclude_compute(results: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """What the curated arm saves against all pairs; without both, what each arm cost."""
+    table = select_compute(results, costs)
+    spent = (f"{short_name(row.arm)} {row.flops:.2g}" for row in table.itertuples())
+    return _judge(results, table)[0] or f"Operations by arm: {', '.join(spent)}."
+
+
+compute = Figure("compute", select_compute, plot_compute, describe_compute, conclude_compute)

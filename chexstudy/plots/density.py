@@ -3,14 +3,12 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from chexstudy.plots.forest import draw_estimate, draw_seeds
 from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, title_panel
 from chexstudy.results import OVER_SEEDS
-
-_SOURCE = "results/curation.parquet"
 
 
 def select_density(results: pd.DataFrame) -> pd.DataFrame:
@@ -19,7 +17,7 @@ def select_density(results: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(decile=rows.finding.astype(int)).reset_index(drop=True)
 
 
-def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
+def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Drawing:
     """The distribution of local density for kept and dropped pairs, keep rate by tenth, and density over the map.
 
     Args:
@@ -29,7 +27,7 @@ def plot_density(pairs: pd.DataFrame, results: pd.DataFrame) -> Figure:
     """
     pairs, rates = pairs[pairs.density.notna()], select_density(results)
     if rates.empty:
-        require_rows(pairs, "local density and no keep rate by density", _SOURCE)
+        require_rows(pairs, "local density and no keep rate by density")
     with_map = {"x", "y"} <= set(pairs.columns) and len(pairs) > 0
     panels = [panel for panel, there in (("share", len(pairs)), ("rate", len(rates)), ("map", with_map)) if there]
     figure = new_figure(height_mm=62)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -14,18 +14,17 @@ from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, arm_style, 
 _PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
 _MOST_STACKED = 10
 _SMOOTHED_FROM = 120
-_SOURCE = "pretraining/*/history.parquet"
 _ASSIGNMENT = ("assignment_min", "assignment_max")
 
 
-def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None) -> Figure:
+def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None) -> Drawing:
     """Eight panels over the steps of the curated arm, with the other arms' losses and schedules beside it.
 
     Args:
         history: the curated arm's history, one row a step; its ``logit_scale`` is the logarithm that is trained.
         others: further arms' histories by arm, drawn where they have something to say.
     """
-    require_rows(history, "training steps", _SOURCE)
+    require_rows(history, "training steps")
     histories = {"curated": history} | {arm: others[arm] for arm in order_arms(others or {}) if arm != "curated"}
     curated = history[history.phase == "curate"].reset_index(drop=True)
     figure = new_figure(height_mm=116)
@@ -177,14 +176,14 @@ def describe_training_dynamics(
     return text + f"Seed {seed}, {len(history):,} steps; single run, no intervals."
 
 
-def plot_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame) -> Figure:
+def plot_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame) -> Drawing:
     """What the prototypes did while curating: usage, spread, and, where recorded, assignment probabilities and churn.
 
     Args:
         history: the curated arm's history, one row a step.
         ledger: its decisions, with ``epoch``; churn is drawn where there are several epochs.
     """
-    curated = require_rows(history[history.phase == "curate"], "curation steps", _SOURCE).reset_index(drop=True)
+    curated = require_rows(history[history.phase == "curate"], "curation steps").reset_index(drop=True)
     churn = measure_churn(ledger)
     panels = _dynamics_panels(history, churn)
     figure = new_figure(height_mm=60)

@@ -3,25 +3,24 @@
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from chexstudy.cohort.prevalence import NO_TIER, TIERS
 from chexstudy.plots.maps import draw_background
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, clear_frame, frame_map, new_figure, title_panel
 
-_SOURCE = "embeddings/*/map.parquet"
 _TIER_NAMES = {NO_TIER: "no finding"} | {tier: tier for tier in TIERS}
 
 
-def plot_embedding(pairs: pd.DataFrame) -> Figure:
+def plot_embedding(pairs: pd.DataFrame) -> Drawing:
     """Map coloured by density, the same map with the tail findings marked, and density by prevalence tier.
 
     Args:
         pairs: one row a pair with ``x``, ``y``, ``density`` (larger is denser) and ``tier`` (the rarest tier among its
             findings, ``none`` if it has no finding); without ``tier``, the distribution of density beside the map.
     """
-    require_rows(pairs, "mapped pairs", _SOURCE)
+    require_rows(pairs, "mapped pairs")
     percentile = pairs.density.rank(pct=True).to_numpy() * 100
     with_tiers = "tier" in pairs
     figure = new_figure(66)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from chexstudy.plots.maps import (
     band_handles,
@@ -17,10 +17,9 @@ from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import GREY, frame_map, new_figure, title_panel
 
 _COLUMNS, _MOST_PANELS = 3, 6
-_SOURCE = "pretraining/*/trajectory.parquet"
 
 
-def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> Figure:
+def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> Drawing:
     """The map at up to six snapshots: the pairs scored since the snapshot before, by band, and the prototypes' paths.
 
     Args:
@@ -30,7 +29,7 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> F
             ``stage`` where there are stages (`chexstudy.curation.records.stage_maps.trace_over_stages`).
     """
     pairs = require_pairs(pairs)
-    require_rows(trajectory, "prototype snapshots", _SOURCE)
+    require_rows(trajectory, "prototype snapshots")
     shown = choose_snapshots(trajectory)
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)

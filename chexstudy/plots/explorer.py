@@ -17,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
 from chexstudy.curation.online.decisions import BANDS
@@ -30,7 +30,6 @@ from chexstudy.runs import Run
 # So many of the radiographs inside a lasso are shown.
 MOST_RADIOGRAPHS = 24
 _SIDE = 560
-_SOURCE = "pretraining/*/trajectory.parquet"
 # Servers that have a screen at their other end set these for the kernels they start; papermill and nbconvert do not.
 _SET_BY_FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
 
@@ -119,7 +118,7 @@ class PrototypeExplorer:
 
         self._pairs = _with_stage(require_pairs(pairs))
         self._pairs["shown_as"] = show_image_ids(run, self._pairs.image_id)
-        self._trajectory = _with_stage(require_rows(trajectory, "prototype snapshots", _SOURCE))
+        self._trajectory = _with_stage(require_rows(trajectory, "prototype snapshots"))
         self._read_pixels, self._reports = read_pixels, reports
         snapshots = self._trajectory.drop_duplicates("snapshot").sort_values("snapshot")
         options = [(f"step {row.step:,}", int(row.snapshot)) for row in snapshots.itertuples()]
@@ -199,7 +198,7 @@ class PrototypeExplorer:
         ]
         return f"<b>{step.capitalize()}: {len(scored):,} pairs of this stage scored{kept}</b><br>{'&ensp; '.join(dots)}"
 
-    def draw_picture(self) -> Figure:
+    def draw_picture(self) -> Drawing:
         """The map at the last snapshot as a static figure, without any name."""
         at = self._trajectory[self._trajectory.snapshot == self._trajectory.snapshot.max()]
         pairs = self._pairs[self._pairs.stage == at.stage.iloc[0]]

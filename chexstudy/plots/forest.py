@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
+from chexstudy.plots.measurements import write_interval
 from chexstudy.plots.style import GREY, INK, ArmStyle
 
 ROW_MM = 3.9
@@ -117,16 +118,7 @@ def draw_forest(
         axes.axvline(reference, color=INK, linewidth=0.6, zorder=1)
 
 
-def write_interval(value: float, low: float, high: float, number_format: str = ".3f") -> str:
-    """``0.812 [0.790, 0.833]``, with a true minus sign."""
-    text = f"{value:{number_format}}"
-    if np.isfinite(low) and np.isfinite(high):
-        bounds = number_format.removeprefix("+")
-        text += f" [{low:{bounds}}, {high:{bounds}}]"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def add_arm_legend(figure: Figure, styles: list[ArmStyle], columns: int = 5) -> None:
+def add_arm_legend(figure: Drawing, styles: list[ArmStyle], columns: int = 5) -> None:
     """One legend of arms for a whole figure, under it."""
     by_name = {style.name: style for style in styles}
     handles = [

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from chexstudy.curation.online.decisions import BANDS
@@ -49,7 +49,7 @@ def plot_framework(
     pairs: pd.DataFrame,
     trajectory: pd.DataFrame,
     read_pixels: Callable[[str], np.ndarray] | None = None,
-) -> Figure:
+) -> Drawing:
     """The curator's steps with this study's counts, and the map by band, by decision and by distance.
 
     Args:

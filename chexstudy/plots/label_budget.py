@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -22,7 +22,6 @@ from chexstudy.statistics.ranking import known_labels
 SHOWN = 12
 # Points between the axes of the table of counts and its title, where the column names stand.
 _HEADER_PAD = 22
-_SOURCE = "label_budget/curves.parquet"
 _EVERY_STYLE = ArmStyle("All encoders", "#7A5195", "p")
 _METHOD_LINES = {"posterior": "-", "least_squares": (0, (4, 2)), "last": (0, (1, 1.5))}
 _METHOD_WORDS = {"posterior": "pooled posterior", "least_squares": "least squares", "last": "last AUROC seen"}
@@ -79,13 +78,13 @@ def select_prevalence(cohort: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("prevalence", ascending=False, kind="stable", ignore_index=True) if rows else table
 
 
-def plot_prevalence(table: pd.DataFrame) -> Figure:
+def plot_prevalence(table: pd.DataFrame) -> Drawing:
     """T1: prevalence in training on a logarithmic scale beside the counts of positives by split.
 
     Args:
         table: of `select_prevalence`.
     """
-    require_rows(table, "findings", "cohort.parquet")
+    require_rows(table, "findings")
     splits = [name.removeprefix("positives_") for name in table if name.startswith("positives_")]
     figure = new_figure(height_mm=22 + 4.4 * len(table))
     bars, counts = figure.subplots(1, 2, sharey=True, width_ratios=[1.1, 1])
@@ -143,7 +142,7 @@ def select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> pd.DataFrame:
         ``encoder, finding, kind`` (``measured`` or ``fit``), ``labels, value, low, high, draws``. Measured: mean and
         the middle 95 % of draws (none with fewer than ten of them). Labels are counted in the curves' unit.
     """
-    require_rows(curves, "learning curves", _SOURCE)
+    require_rows(curves, "learning curves")
     counted = curves.assign(labels=np.where(curves.unit == "positives", curves.positives, curves.n))
     groups = counted.groupby(["encoder", "finding", "labels"]).auroc
     table = groups.agg(value="mean", low=lambda one: one.quantile(0.025), high=lambda one: one.quantile(0.975))
@@ -153,7 +152,7 @@ def select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table.assign(kind="measured"), fits], ignore_index=True)
 
 
-def plot_curves(curves: pd.DataFrame, bands: pd.DataFrame, shown: int = SHOWN) -> Figure:
+def plot_curves(curves: pd.DataFrame, bands: pd.DataFrame, shown: int = SHOWN) -> Drawing:
     """L1: AUROC against the number of labels, a panel a finding, the most prevalent ones.
 
     Args:
@@ -225,13 +224,13 @@ def _describe_seeds(curves: pd.DataFrame) -> str:
 # --- L2: families of curves ------------------------------------------------------------------------------------------
 
 
-def plot_families(measured: pd.DataFrame) -> Figure:
+def plot_families(measured: pd.DataFrame) -> Drawing:
     """L2: held-out error of the families of curves, by extrapolation and by interpolation.
 
     Args:
         measured: of `chexstudy.label_planning.accuracy.measure_families`, which is also the figure's data.
     """
-    require_rows(measured, "errors of families of curves", _SOURCE)
+    require_rows(measured, "errors of families of curves")
     splits = [split for split in (EXTRAPOLATION, INTERPOLATION) if (measured.split == split).any()]
     encoders = order_arms(set(measured.encoder) - {EVERY})
     families = measured[(measured.encoder == EVERY) & (measured.split == splits[0])].sort_values("mae").family.tolist()
@@ -281,14 +280,14 @@ def describe_families(measured: pd.DataFrame) -> str:
 # --- L3: forecasts ---------------------------------------------------------------------------------------------------
 
 
-def plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame | None = None) -> Figure:
+def plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame | None = None) -> Drawing:
     """L3: error of forecasts, and coverage of their intervals, against the number of labels used.
 
     Args:
         measured: of `chexstudy.label_planning.accuracy.measure_forecasts`, which is also the figure's data.
         alone: the same of forecasts that took each finding by itself, drawn in grey.
     """
-    require_rows(measured, "forecasts with a truth to compare with", _SOURCE)
+    require_rows(measured, "forecasts with a truth to compare with")
     encoders = order_arms(set(measured.encoder) - {EVERY})
     figure = new_figure(height_mm=72)
     error, coverage = figure.subplots(1, 2)
@@ -357,13 +356,13 @@ def describe_forecasts(measured: pd.DataFrame) -> str:
 # --- L4: labels needed -----------------------------------------------------------------------------------------------
 
 
-def plot_plans(plans: pd.DataFrame) -> Figure:
+def plot_plans(plans: pd.DataFrame) -> Drawing:
     """L4: labels needed for the target by finding and encoder, with intervals and states.
 
     Args:
         plans: of `chexstudy.label_planning.planner.plan_labels`, which is also the figure's data.
     """
-    require_rows(plans, "plans of labels", _SOURCE)
+    require_rows(plans, "plans of labels")
     encoders = order_arms(plans.encoder)
     order = plans.groupby("finding").auroc.max().sort_values(ascending=False).index.tolist()
     figure = new_figure(height_mm=24 + len(order) * (2.6 + 1.5 * len(encoders)))
@@ -459,14 +458,14 @@ def select_early(forecasts: pd.DataFrame, early: float) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True)
 
 
-def plot_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float) -> Figure:
+def plot_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float) -> Drawing:
     """L5: early slope, and early AUROC, against the AUROC at the largest n.
 
     Args:
         forecasts, early: as in `select_early`.
         correlations: of `chexstudy.label_planning.accuracy.correlate_early`.
     """
-    rows = require_rows(select_early(forecasts, early), f"curves with three label counts up to {early:g}", _SOURCE)
+    rows = require_rows(select_early(forecasts, early), f"curves with three label counts up to {early:g}")
     encoders = order_arms(rows.encoder)
     figure = new_figure(height_mm=70)
     panels = figure.subplots(1, 2, sharey=True)

@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
-from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, write_interval
+from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds
 from chexstudy.plots.measurements import (
     describe_interval,
     name_data_set,
@@ -22,6 +22,7 @@ from chexstudy.plots.measurements import (
     select_rows,
     split_difference,
     summarise_seeds,
+    write_interval,
 )
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
 from chexstudy.results import OVER_SEEDS
@@ -36,7 +37,6 @@ _FEWEST_FOR_A_TREND = 8
 _METRIC_WORDS = {"auroc": "AUROC", "auprc": "AUPRC"}
 # The fourth, in doublings of AUPRC, has another unit and is left to the table.
 _TREND_WORDS = _METRIC_WORDS | {"normalised_auprc": "Normalised AUPRC"}
-_SOURCE = "results/gain.parquet"
 
 
 def select_gains(
@@ -142,7 +142,7 @@ def plot_long_tail(
     against: str = "random_same_data",
     data_set: str = "",
     setting: str = "",
-) -> Figure:
+) -> Drawing:
     """Gain against prevalence and by tier in AUROC and AUPRC, its trends, enrichment, and what kinds of pairs are kept.
 
     Panels without rows are left out: real cohorts have no known duplicates, small ones no tiers.
@@ -153,7 +153,7 @@ def plot_long_tail(
     tables = _tables(results, prevalence, against, data_set, setting)
     panels = [panel for panel, table in tables.items() if len(table)]
     if not panels:
-        require_rows(tables["auroc"], "per-finding differences and no keep rates", _SOURCE)
+        require_rows(tables["auroc"], "per-finding differences and no keep rates")
     height, columns = (len(panels) + 1) // 2, min(2, len(panels))
     figure = new_figure(height_mm=60 * height + 4)
     # Every row has margins of its own: long labels of one panel do not squeeze those above and below.

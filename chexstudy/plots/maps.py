@@ -14,14 +14,13 @@ from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE
 
 _GRID = 120
-_SOURCE = "pretraining/*/map.parquet"
 # A region of fewer pairs than this would be drawn around noise.
 _FEWEST_IN_A_REGION = 12
 
 
 def require_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     """Mapped pairs with a place, or a `StudyError` if there are none."""
-    return require_rows(pairs[pairs.x.notna() & pairs.y.notna()].reset_index(drop=True), "mapped pairs", _SOURCE)
+    return require_rows(pairs[pairs.x.notna() & pairs.y.notna()].reset_index(drop=True), "mapped pairs")
 
 
 def draw_bands(axes: Axes, pairs: pd.DataFrame, size: float = 3.0) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
+from chexstudy.plots.style import arm_style, order_arms
 from chexstudy.results import OVER_SEEDS
-from chexstudy.steps import find_step
 
 _KEYS = ["arm", "task", "data_set", "finding", "metric", "setting"]
 # Where several prompt settings were measured and only one can be drawn.
@@ -24,10 +24,14 @@ def select_rows(results: pd.DataFrame, task: str, **wanted: object) -> pd.DataFr
     return results[chosen].reset_index(drop=True)
 
 
-def require_rows(rows: pd.DataFrame, what: str, artifact: str) -> pd.DataFrame:
-    """Raise a `StudyError` if there is nothing to draw; ``artifact`` is what such rows come from."""
+class NothingToDraw(StudyError):
+    """What a figure shows was not measured."""
+
+
+def require_rows(rows: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The rows, if there are any to draw."""
     if rows.empty:
-        raise StudyError(f"there is nothing to draw: the table has no {what}; run {find_step(artifact)} first.")
+        raise NothingToDraw(f"there is nothing to draw without {what}")
     return rows
 
 
@@ -92,6 +96,35 @@ def name_setting(setting: str) -> str:
 def name_data_set(data_set: str) -> str:
     """``phantom/test_enriched`` as words: ``phantom, test enriched``."""
     return data_set.replace("/", ", ").replace("_", " ")
+
+
+def state_arms(rows: pd.DataFrame, number_format: str = ".3f", scale: float = 1) -> str:
+    """``curated 0.81 [0.79, 0.83], all pairs 0.82 [0.80, 0.84]``: each arm's value over seeds, in the usual order.
+
+    Args:
+        rows: of one data set, finding, metric and setting.
+        number_format: of the values.
+        scale: by which they are multiplied, such as 100 for per cent.
+    """
+    summary = summarise_seeds(rows).set_index("arm")[["value", "ci_low", "ci_high"]].mul(scale)
+    return ", ".join(
+        f"{short_name(arm)} {write_interval(*summary.loc[arm], number_format)}" for arm in order_arms(summary.index)
+    )
+
+
+def write_interval(value: float, low: float, high: float, number_format: str = ".3f") -> str:
+    """``0.812 [0.790, 0.833]``, with a true minus sign."""
+    text = f"{value:{number_format}}"
+    if np.isfinite(low) and np.isfinite(high):
+        bounds = number_format.removeprefix("+")
+        text += f" [{low:{bounds}}, {high:{bounds}}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def short_name(arm: str) -> str:
+    """An arm within a sentence, without what stands in brackets."""
+    name = arm_style(arm).name.partition(" (")[0]
+    return name[:1].lower() + name[1:]
 
 
 def describe_interval(rows: pd.DataFrame) -> str:

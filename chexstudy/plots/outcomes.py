@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MultipleLocator
 
 from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACLE, TASK
@@ -21,7 +21,6 @@ from chexstudy.plots.measurements import (
 )
 from chexstudy.plots.style import INK, ArmStyle, arm_style, new_figure, order_arms, title_panel
 
-_SOURCE = "results/outcome.parquet"
 _GROUP_LOOKS = {"low": ("#56B4E9", "-"), "medium": ("#E69F00", (0, (4, 1.5))), "high": ("#B0230F", (0, (1.5, 1)))}
 _SETTING_STYLES = {
     AGE_SEX: ArmStyle("Age and sex", "#8A8A8A", "s"),
@@ -47,12 +46,12 @@ def select_outcomes(results: pd.DataFrame, data_set: str | None = None) -> pd.Da
     """
     metrics = [*_RANKING, *(f"{metric}_difference" for metric in _RANKING)]
     rows = select_rows(results, TASK, metric=metrics)
-    require_rows(rows, "outcomes", _SOURCE)
+    require_rows(rows, "outcomes")
     if data_set is None:
         names = sorted(set(rows.data_set))
         data_set = next((name for name in names if name.endswith("/test")), names[0])
     chosen = rows[rows.data_set == data_set].reset_index(drop=True)
-    return require_rows(chosen, f"outcomes of {data_set}", _SOURCE)
+    return require_rows(chosen, f"outcomes of {data_set}")
 
 
 def select_curves(
@@ -71,7 +70,7 @@ def select_curves(
     names = list(dict.fromkeys(rows.outcome)) if outcomes is None else list(outcomes)
     chosen = {name: rows[rows.outcome == name] for name in names[:2]}
     for name, own in chosen.items():
-        require_rows(own, f"survival curves of {name!r} by {setting} on {data_set}", _SOURCE)
+        require_rows(own, f"survival curves of {name!r} by {setting} on {data_set}")
     return chosen
 
 
@@ -81,7 +80,7 @@ def plot_outcomes(
     data_set: str | None = None,
     setting: str = BOTH,
     outcomes: Sequence[str] | None = None,
-) -> Figure:
+) -> Drawing:
     """Survival by risk group of up to two outcomes, above forests of every model and of its gain over age and sex.
 
     Args:

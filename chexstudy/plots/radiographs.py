@@ -1,52 +1,75 @@
 """Contact sheets of radiographs, with outlines of masks where there are any."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
+import pandas as pd
+from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
-from chexstudy.errors import StudyError
+from chexstudy.cohort.phantom.masks import read_masks
+from chexstudy.cohort.table import label_matrix
+from chexstudy.plots.figure import Figure
+from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, clear_frame, new_figure
+from chexstudy.study import Study
 
 _CONTOUR_COLOURS = (ACCENT, SEQUENCE[2], SEQUENCE[5], SEQUENCE[6])
 _LINE_STYLES = ("-", "--", ":", "-.")
 
 
-def plot_radiographs(
-    pixels: Sequence[np.ndarray],
-    titles: Sequence[str] | None = None,
-    masks: Sequence[Mapping[str, np.ndarray]] | None = None,
-    columns: int = 6,
-) -> Figure:
-    """Radiographs in rows, each with a title.
+@dataclass(frozen=True)
+class Sheet:
+    """Radiographs with what is written over and drawn into each."""
 
-    Args:
-        pixels: images ``(height, width)`` uint8.
-        titles: one an image, for example its findings; never a patient identifier.
-        masks: for each image its masks ``(height, width)`` by name; a name has one colour and line on the whole sheet.
-        columns: images a row.
+    pixels: list[np.ndarray]  # images ``(height, width)`` uint8
+    titles: list[str]  # one an image; never a patient identifier
+    # of each image its masks ``(height, width)`` by name; a name has one colour and line on the whole sheet
+    masks: list[Mapping[str, np.ndarray]]
+    about: str  # which radiographs these are
+
+
+def collect_radiographs(study: Study, most: int = 24) -> Sheet:
+    """A training radiograph for each of the commonest labels, with as few others as can be, or else the first ones.
+
+    On the phantom with the finding's true outline.
     """
-    for name, given in (("titles", titles), ("masks", masks)):
-        if given is not None and len(given) != len(pixels):
-            raise StudyError(f"{len(given)} {name} for {len(pixels)} radiographs: pass one each.")
-    if len(pixels) == 0 or columns < 1:
-        raise StudyError("there are no radiographs to draw: pass at least one, and at least one column.")
-    columns = min(columns, len(pixels))
-    rows = -(-len(pixels) // columns)
-    lines = max((title.count("\n") + 1 for title in titles), default=0) if titles else 0
-    names = sorted({name for one in masks or () for name in one})
+    train = study.train
+    present = pd.DataFrame(label_matrix(train, study.findings) == 1, columns=study.findings)
+    labels = [name for name in present.sum().sort_values(ascending=False).index if present[name].any()][:most]
+    alone = present.sum(axis=1)
+    rows = [alone[present[name]].sort_values(kind="stable").index[0] for name in labels] or list(train.index[:most])
+    titles = labels or [f"{train.view[row]}, {train.sex[row]}" for row in rows]
+    image_ids = list(train.image_id[rows])
+    masks = [{} for _ in rows]
+    if labels and study.run.has("truth_masks.parquet"):
+        drawn = [read_masks(study.run.path("truth_masks.parquet"), image_id) for image_id in image_ids]
+        masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(labels, drawn, strict=True)]
+    about = (
+        f"One training radiograph for each of {len(labels)} labels" if labels else f"{len(rows)} training radiographs"
+    )
+    return Sheet(list(study.pixels.read(image_ids)), titles, masks, about)
+
+
+def plot_radiographs(sheet: Sheet, columns: int = 6) -> Drawing:
+    """Radiographs in rows of ``columns``, each with its title."""
+    if not sheet.pixels:
+        raise NothingToDraw("there is nothing to draw without radiographs")
+    columns = min(columns, len(sheet.pixels))
+    rows = -(-len(sheet.pixels) // columns)
+    lines = max(title.count("\n") + 1 for title in sheet.titles)
+    names = sorted({name for masks in sheet.masks for name in masks})
     side = DOUBLE_MM / max(columns, 3)
     figure = new_figure(height_mm=rows * (side + 3.2 * lines) + 6 * bool(names), width_mm=side * columns)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, axes in enumerate(grid):
         clear_frame(axes)
-        if place >= len(pixels):
+        if place >= len(sheet.pixels):
             continue
-        axes.imshow(pixels[place], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        if titles:
-            axes.set_title(titles[place], fontsize=6.5, loc="left", pad=2)
-        for name, mask in (masks[place] if masks else {}).items():
+        axes.imshow(sheet.pixels[place], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(sheet.titles[place], fontsize=6.5, loc="left", pad=2)
+        for name, mask in sheet.masks[place].items():
             colour, line = _look(names.index(name))
             # A mask without an edge has no outline, and matplotlib would warn.
             if mask.any() and not mask.all():
@@ -64,3 +87,17 @@ def _mask_handle(name: str, colour: str, line: str) -> Line2D:
 
 def _look(place: int) -> tuple[str, str]:
     return _CONTOUR_COLOURS[place % len(_CONTOUR_COLOURS)], _LINE_STYLES[place % len(_LINE_STYLES)]
+
+
+def describe_radiographs(sheet: Sheet, seed: int) -> str:
+    """The caption of `plot_radiographs`."""
+    return f"{sheet.about}, {len(sheet.pixels[0])} pixels a side; seed {seed}; no interval."
+
+
+radiographs = Figure(
+    name="radiographs",
+    select=lambda _: pd.DataFrame(),
+    plot=plot_radiographs,
+    describe=describe_radiographs,
+    conclude=lambda sheet: f"{sheet.about}{', each with its outline' if all(sheet.masks) else ''}.",
+)

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.evaluation.image_text.retrieval import CUTOFFS, DIRECTIONS
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import (
     Estimate,
     Group,
@@ -19,10 +20,12 @@ from chexstudy.plots.forest import (
 from chexstudy.plots.measurements import (
     describe_interval,
     name_data_set,
+    preferred_data_set,
     require_rows,
     seed_values,
     select_rows,
     split_difference,
+    state_arms,
     summarise_seeds,
 )
 from chexstudy.plots.style import GREY, arm_style, new_figure, order_arms, title_panel
@@ -30,7 +33,6 @@ from chexstudy.plots.style import GREY, arm_style, new_figure, order_arms, title
 TASK, DIFFERENCE = "retrieval", "retrieval_difference"
 _TITLES = dict(zip(DIRECTIONS, ("Report of an image", "Image of a report"), strict=True))
 _BY_CHANCE = " by chance"
-_SOURCE = "results/retrieval.parquet"
 
 
 def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
@@ -41,10 +43,10 @@ def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
     # The setting begins with the direction and goes on to say how many distinct texts there are.
     direction = rows.setting.str.extract(r"^(\w+)", expand=False)
     rows = rows.assign(direction=direction)[direction.isin(DIRECTIONS)]
-    return require_rows(rows.reset_index(drop=True), "retrieval", _SOURCE)
+    return require_rows(rows.reset_index(drop=True), "retrieval")
 
 
-def plot_retrieval(results: pd.DataFrame) -> Figure:
+def plot_retrieval(results: pd.DataFrame) -> Drawing:
     """For each data set: recall at 1, 5 and 10 in both directions, the median rank, and the paired differences.
 
     Args:
@@ -169,3 +171,19 @@ def describe_retrieval(results: pd.DataFrame) -> str:
         text += "Right, paired differences of the curated arm on the same pairs and seeds. "
     text += describe_interval(values)
     return text + (f" Identical reports count as one: {'; '.join(notes)}." if notes else "")
+
+
+def conclude_retrieval(results: pd.DataFrame) -> str:
+    """How often each arm finds the report of an image among its ten first, on the preferred test set."""
+    rows = select_retrieval(results)
+    rows = rows[(rows.task == TASK) & (rows.direction == DIRECTIONS[0])]
+    rows = rows[rows.data_set == preferred_data_set(rows)]
+    cutoff = max(cutoff for cutoff in CUTOFFS if (rows.metric == f"recall@{cutoff}").any())
+    found = rows[rows.metric == f"recall@{cutoff}"]
+    where = name_data_set(found.data_set.iloc[0])
+    text = f"The report of an image is among the first {cutoff} ({where}), in %: {state_arms(found, '.1f', 100)}"
+    chance = rows.value[rows.metric == f"recall@{cutoff}{_BY_CHANCE}"]
+    return text + (f"; chance gives {100 * chance.mean():.1f}." if len(chance) else ".")
+
+
+retrieval = Figure("retrieval", select_retrieval, plot_retrieval, describe_retrieval, conclude_retrieval)

@@ -2,14 +2,21 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
+from chexstudy.plots.figure import Figure
+from chexstudy.plots.measurements import (
+    describe_n,
+    name_data_set,
+    preferred_data_set,
+    require_rows,
+    select_rows,
+    write_interval,
+)
 from chexstudy.plots.style import GREY, INK, PALE, arm_style, new_figure, order_arms, title_panel
 
 SPECTRUM, FAMILY = "spectrum", "prompt_family"
-_SOURCE = "results/spectrum.parquet"
 _HEALTHY, _SICK = "#0072B2", "#D55E00"
 _FAMILY_LOOKS = (
     ("#222222", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#D55E00", "D"), ("#CC79A7", "P"), ("#E69F00", "v"),
@@ -18,31 +25,22 @@ _FAMILY_LOOKS = (
 _ROW_MM = 3.6
 
 
-def select_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> pd.DataFrame:
+def select_spectrum(results: pd.DataFrame) -> pd.DataFrame:
     """The AUROC of every finding against healthy and sick negatives, and with each prompt family.
 
-    Args:
-        results: rows of the results table.
-        arm: which; the first in the order of all figures if None.
-        data_set: which; the enriched test if None and there is one.
+    Those of the first arm on the preferred test set.
     """
     rows = select_rows(results, SPECTRUM, metric="auroc")
     rows = rows[rows.setting.str.endswith(("; healthy", "; sick"))]
     rows = pd.concat([rows, select_rows(results, FAMILY, metric="auroc")], ignore_index=True)
-    require_rows(rows, "AUROC by negatives or by prompt family", _SOURCE)
-    rows = rows[rows.arm == (arm or order_arms(rows.arm)[0])]
-    require_rows(rows, f"AUROC by negatives of arm {arm!r}", _SOURCE)
-    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
-    return require_rows(rows, f"AUROC by negatives on {data_set!r}", _SOURCE).reset_index(drop=True)
+    require_rows(rows, "AUROC by negatives or by prompt family")
+    rows = rows[rows.arm == order_arms(rows.arm)[0]]
+    return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
 
 
-def plot_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> Figure:
-    """Panels over the same findings: healthy against sick negatives, and all prompt families; those with rows.
-
-    Args:
-        results, arm, data_set: as in `select_spectrum`.
-    """
-    rows = select_spectrum(results, arm, data_set)
+def plot_spectrum(results: pd.DataFrame) -> Drawing:
+    """Panels over the same findings: healthy against sick negatives, and all prompt families; those with rows."""
+    rows = select_spectrum(results)
     negatives, families = rows[rows.task == SPECTRUM], rows[rows.task == FAMILY]
     order = _order_findings(negatives, families)
     figure = new_figure(height_mm=34 + _ROW_MM * len(order))
@@ -117,9 +115,9 @@ def _draw_families(axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
         )  # fmt: skip
 
 
-def describe_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: str | None = None) -> str:
+def describe_spectrum(results: pd.DataFrame) -> str:
     """The caption of `plot_spectrum`, with the mean loss from healthy to sick negatives and the spread of families."""
-    rows = select_spectrum(results, arm, data_set)
+    rows = select_spectrum(results)
     arm, data_set = rows.arm.iloc[0], rows.data_set.iloc[0]
     text = (
         f"What zero-shot AUROC depends on besides the model, {arm_style(arm).name.lower()} arm on "
@@ -129,7 +127,7 @@ def describe_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: s
     gap = select_rows(results, SPECTRUM, metric="auroc_difference", finding=MACRO, arm=arm, data_set=data_set)
     if len(gap):
         one = gap.iloc[0]
-        text += f"Mean difference on the same resamples {one.value:.3f} [{one.ci_low:.3f}, {one.ci_high:.3f}]. "
+        text += f"Mean difference on the same resamples {write_interval(one.value, one.ci_low, one.ci_high)}. "
     means = rows[(rows.task == FAMILY) & (rows.finding == MACRO)]
     if len(means):
         low, high = means.loc[means.value.idxmin()], means.loc[means.value.idxmax()]
@@ -139,3 +137,21 @@ def describe_spectrum(results: pd.DataFrame, arm: str | None = None, data_set: s
             "findings whose whole interval lies under 0.5. "
         )
     return text + describe_n(rows[rows.finding == MACRO] if (rows.finding == MACRO).any() else rows)
+
+
+def conclude_spectrum(results: pd.DataFrame) -> str:
+    """What sick negatives cost, and how far prompt families differ."""
+    rows = select_spectrum(results)
+    of_arm = {"arm": rows.arm.iloc[0], "data_set": rows.data_set.iloc[0], "finding": MACRO}
+    parts = [
+        "against negatives with another finding the mean AUROC is "
+        f"{write_interval(gap.value, gap.ci_low, gap.ci_high)} lower than against healthy ones"
+        for gap in select_rows(results, SPECTRUM, metric="auroc_difference", **of_arm).itertuples()
+    ]
+    means = rows.value[(rows.task == FAMILY) & (rows.finding == MACRO)]
+    if len(means):
+        parts.append(f"by prompt family the mean goes from {means.min():.3f} to {means.max():.3f}")
+    return f"{arm_style(of_arm['arm']).name}: {'; '.join(parts) or 'no mean over findings was measured'}."
+
+
+spectrum = Figure("spectrum", select_spectrum, plot_spectrum, describe_spectrum, conclude_spectrum)

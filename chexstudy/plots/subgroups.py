@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
 from chexstudy.evaluation.scores import MACRO
@@ -23,7 +23,6 @@ from chexstudy.plots.forest import (
     draw_estimate,
     draw_forest,
     forest_height_mm,
-    write_interval,
 )
 from chexstudy.plots.measurements import (
     name_data_set,
@@ -32,6 +31,7 @@ from chexstudy.plots.measurements import (
     seed_values,
     select_rows,
     split_difference,
+    write_interval,
 )
 from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_panel
 from chexstudy.results import OVER_SEEDS
@@ -46,7 +46,6 @@ _AGAINST = {
 }
 _ARM_MM, _SPACE_MM, _HEADING_MM = 1.35, 1.6, 4.4
 _PREFERRED_GAP = "auroc"
-_SOURCE = "results/subgroup.parquet"
 
 
 def select_subgroups(results: pd.DataFrame, data_set: str = "") -> pd.DataFrame:
@@ -65,7 +64,7 @@ def select_subgroups(results: pd.DataFrame, data_set: str = "") -> pd.DataFrame:
     return rows.drop(columns=["study", "flops", "seconds"], errors="ignore").reset_index(drop=True)
 
 
-def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Figure:
+def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Drawing:
     """Each subgroup against the rest by arm, as it is and standardised; gaps by arm; and what the curated arm widens.
 
     TPR and FPR are drawn if thresholds were carried from validation.
@@ -73,7 +72,7 @@ def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Figure:
     Args:
         results, data_set: as in `select_subgroups`.
     """
-    chosen = require_rows(select_subgroups(results, data_set), "subgroups", _SOURCE)
+    chosen = require_rows(select_subgroups(results, data_set), "subgroups")
     gaps = chosen[chosen.task == SUBGROUP_GAP]
     metrics = [metric for metric in _AGAINST if (gaps.metric == metric + AGAINST_REST).any()]
     arms = order_arms(arm for arm in set(gaps.arm) if " - " not in arm)
@@ -200,7 +199,7 @@ def describe_subgroups(results: pd.DataFrame, data_set: str = "") -> str:
     Args:
         results, data_set: as in `select_subgroups`.
     """
-    rows = require_rows(select_subgroups(results, data_set), "subgroups", _SOURCE)
+    rows = require_rows(select_subgroups(results, data_set), "subgroups")
     gaps = rows[rows.task == SUBGROUP_GAP]
     seeds = gaps.seed[gaps.seed != OVER_SEEDS].nunique()
     drawn = "patients and seeds resampled" if seeds > 1 else "patients resampled, one seed"

@@ -1,35 +1,40 @@
 """Zero-shot classification by arm and test set, with the paired differences to the curated arm."""
 
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_chance, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,
     name_data_set,
     name_setting,
+    preferred_data_set,
+    preferred_setting,
     require_rows,
     seed_values,
     select_rows,
+    short_name,
     split_difference,
+    state_arms,
     summarise_seeds,
+    write_interval,
 )
 from chexstudy.plots.style import arm_style, new_figure, order_arms, title_panel
 
 TASK, DIFFERENCE = "zero_shot", "zero_shot_difference"
-_SOURCE = "results/zero_shot.parquet"
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 
 
 def select_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> pd.DataFrame:
     """The rows of the figure: one metric of one finding or mean, for all arms, test sets and prompt settings."""
     values = select_rows(results, TASK, metric=metric, finding=finding)
-    require_rows(values, f"zero-shot {metric} of {finding!r}", _SOURCE)
+    require_rows(values, f"zero-shot {metric} of {finding!r}")
     differences = select_rows(results, DIFFERENCE, metric=f"{metric}_difference", finding=finding)
     return pd.concat([values, differences], ignore_index=True)
 
 
-def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> Figure:
+def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> Drawing:
     """Two forests side by side: the metric of every arm, and the paired differences between arms.
 
     Args:
@@ -44,7 +49,7 @@ def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = 
     )
 
 
-def plot_forests(values: dict, differences: dict, name: str, chance: float | None) -> Figure:
+def plot_forests(values: dict, differences: dict, name: str, chance: float | None) -> Drawing:
     """Forests of values and, if there are any, of differences, with the same groups level.
 
     Args:
@@ -98,16 +103,11 @@ def group_differences(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
         for first in order_arms(first for first, _ in pairs):
             for second in order_arms(other for one, other in pairs if one == first):
                 row, style = pairs[first, second], arm_style(second)
-                label = f"{_short_name(first)} \N{MINUS SIGN} {_short_name(second)}"
+                label = f"{short_name(first)} \N{MINUS SIGN} {short_name(second)}"
                 seeds = seed_values(rows, arm=row.arm, data_set=key[0], setting=key[1])
                 estimates.append(Estimate(label, row.value, row.ci_low, row.ci_high, style, seeds))
         groups[key] = Group("", estimates)
     return groups
-
-
-def _short_name(arm: str) -> str:
-    name = arm_style(arm).name.partition(" (")[0]
-    return name[:1].lower() + name[1:]
 
 
 def describe_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> str:
@@ -124,3 +124,20 @@ def describe_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: st
             "b, differences between arms on the same patients and seeds; right of the line the first arm is better. "
         )
     return text + describe_interval(values)
+
+
+def conclude_zero_shot(results: pd.DataFrame) -> str:
+    """Every arm on the preferred test set, and what the curated arm loses against all pairs."""
+    rows = select_zero_shot(results)
+    of_task = rows.task == TASK
+    place = {"data_set": preferred_data_set(rows[of_task]), "setting": preferred_setting(rows[of_task])}
+    rows = rows[(rows.data_set == place["data_set"]) & (rows.setting == place["setting"])]
+    where = f"{name_data_set(place['data_set'])}, {name_setting(place['setting'])}"
+    text = f"Macro zero-shot AUROC ({where}): {state_arms(rows[rows.task == TASK])}"
+    against_full = summarise_seeds(rows[rows.arm == "curated - full"])
+    for row in against_full.itertuples():
+        text += f"; curated minus all pairs {write_interval(row.value, row.ci_low, row.ci_high, '+.3f')}"
+    return text + "."
+
+
+zero_shot = Figure("zero_shot", select_zero_shot, plot_zero_shot, describe_zero_shot, conclude_zero_shot)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chexstudy import paths
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_yaml
@@ -98,7 +99,7 @@ def add_prompt_families(path: str | Path = "") -> dict[str, PromptFamily]:
     """The families of the study, and after them those of a file of one's own, if a path is given."""
     if not str(path):
         return dict(FAMILIES)
-    own = read_prompt_families(path)
+    own = read_prompt_families(paths.resolve_user_path(path))
     taken = [name for name in own if name in FAMILIES]
     if taken:
         raise StudyError(f"{Path(path).name}: the name {taken[0]!r} belongs to a family of the study: choose another.")

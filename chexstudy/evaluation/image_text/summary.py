@@ -28,3 +28,26 @@ def summarise_zero_shot(results: pd.DataFrame, arms: list[str], metric: str = "a
     table = rows.assign(cell=cells).pivot(index=places, columns="arm", values="cell")
     order = sorted(table.index, key=lambda place: (*place[:2], groups.index(place[2])))
     return table.loc[order, [arm for arm in arms if arm in table]]
+
+
+def state_arm_differences(results: pd.DataFrame) -> list[str]:
+    """What the curated arm gains or loses against every other, in sentences: in AUROC, or without labels in recall.
+
+    Args:
+        results: rows of the results table.
+    """
+    rows = results[(results.seed == OVER_SEEDS) & results.ci_low.notna() & results.arm.str.startswith("curated - ")]
+    found = rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO) & (rows.setting == CHOSEN)]
+    found = found[found.task == "zero_shot_difference"]
+    if found.empty:
+        found = rows[(rows.task == "retrieval_difference") & (rows.metric == "recall@10_difference")]
+    sentences = []
+    for row in found.itertuples():
+        verdict = (
+            "cannot be told apart" if row.ci_low <= 0 <= row.ci_high else "is better" if row.value > 0 else "is worse"
+        )
+        what = row.metric.removesuffix("_difference").replace("auroc", "macro zero-shot AUROC")
+        other = row.arm.removeprefix("curated - ")
+        interval = f"{row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+        sentences.append(f"{row.data_set}: curated {verdict} {other}, {interval} in {what}.")
+    return sentences or ["With one arm there is nothing to compare."]

@@ -1,0 +1,47 @@
+"""A figure of the study: drawn, captioned, stored with its numbers and said in one sentence, by one call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure as Drawing
+
+from chexstudy.plots.measurements import NothingToDraw
+from chexstudy.plots.style import save_figure
+from chexstudy.study import Study
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How one figure is made. All its functions take the same tables."""
+
+    name: str  # of its files, such as ``zero_shot``
+    select: Callable[..., pd.DataFrame]  # the numbers that are drawn, one row a mark; raises `NothingToDraw`
+    plot: Callable[..., Drawing]
+    describe: Callable[..., str]  # the caption: what is shown, with n, seeds and the kind of interval
+    conclude: Callable[..., str]  # one sentence of what came out
+
+    def show(self, study: Study, *tables, name: str = "", **words) -> Drawing | None:
+        """Draw the figure, store it with caption and numbers, say what came out; or say why there is nothing to draw.
+
+        Args:
+            study: whose figure it is.
+            tables: what it is drawn from; the first is None where it could not be measured.
+            name: of the files, where a study has several figures of this kind.
+            words: what only the caption tells, such as the seed of a map.
+
+        Returns:
+            The figure, for the notebook to show; None if there is nothing to draw.
+        """
+        name = name or self.name
+        try:
+            if tables[0] is None:
+                raise NothingToDraw("it was not measured, there is nothing to draw")
+            numbers = self.select(*tables)
+            drawing = self.plot(*tables)
+        except NothingToDraw as reason:
+            print(f"Figure {name}: {reason}{'' if study.findings else '; the cohort has no labels'}.")
+            return None
+        save_figure(study.run, drawing, name, self.describe(*tables, **words), numbers)
+        print(self.conclude(*tables))
+        return drawing
