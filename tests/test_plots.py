@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import matplotlib.pyplot
 import numpy as np
@@ -10,15 +11,17 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from chexstudy import paths
 from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
 from chexstudy.errors import StudyError
+from chexstudy.plots import figures
 from chexstudy.plots.composition import (
     count_findings,
     count_report_lengths,
     describe_composition,
     plot_composition,
 )
-from chexstudy.plots.compute import describe_compute, judge_saving, plot_compute, select_compute
+from chexstudy.plots.compute import conclude_compute, describe_compute, plot_compute, select_compute
 from chexstudy.plots.density import describe_density, plot_density, select_density
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
 from chexstudy.plots.embedding import describe_embedding, plot_embedding
@@ -31,8 +34,8 @@ from chexstudy.plots.figures import CATALOGUE
 from chexstudy.plots.framework import choose_examples, describe_framework, plot_framework, select_bands
 from chexstudy.plots.gallery import publish_figures, write_gallery
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_gains, select_long_tail
-from chexstudy.plots.measurements import describe_interval, split_difference, summarise_seeds
-from chexstudy.plots.radiographs import plot_radiographs
+from chexstudy.plots.measurements import NothingToDraw, describe_interval, split_difference, summarise_seeds
+from chexstudy.plots.radiographs import Sheet, plot_radiographs
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
 from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
 from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
@@ -290,7 +293,7 @@ def test_a_saving_is_annotated_only_where_the_interval_allows_it(results, costs,
     chosen = results.arm == "curated - full"
     results = results.copy()
     results.loc[chosen, ["value", "ci_low", "ci_high"]] = interval
-    sentence = judge_saving(results, costs)
+    sentence = conclude_compute(results, costs)
     assert "25 % of the operations" in sentence
     assert said in sentence
     assert said in describe_compute(results, costs)
@@ -299,8 +302,8 @@ def test_a_saving_is_annotated_only_where_the_interval_allows_it(results, costs,
 
 def test_a_saving_without_the_paired_difference_is_not_judged(results, costs):
     without = results[results.arm != "curated - full"]
-    assert "was not measured" in judge_saving(without, costs)
-    assert judge_saving(results[results.arm != "full"], costs) == ""
+    assert "was not measured" in conclude_compute(without, costs)
+    assert conclude_compute(results[results.arm != "full"], costs).startswith("Operations by arm: curated ")
 
 
 def test_costs_without_a_column_are_refused(results, costs):
@@ -467,9 +470,8 @@ def test_composition_counts(cohort):
     assert count_findings(cohort, "train").set_index("finding").present["Nodule"] == 0
     lengths = count_report_lengths(cohort).iloc[0]
     # 30 reports of two words and nine of six; the empty one does not count.
-    assert (lengths.reports, lengths["median"], lengths.longest, lengths.unit) == (39, 2, 6, "words")
+    assert (lengths.reports, lengths["median"], lengths.longest) == (39, 2, 6)
     assert lengths["mean"] == pytest.approx((60 + 54) / 39)
-    assert count_report_lengths(cohort, lambda texts: [7] * len(texts)).unit[0] == "tokens"
 
 
 def test_a_common_no_finding_leaves_the_findings_their_room(cohort):
@@ -515,13 +517,11 @@ def test_radiographs_show_the_pixels_and_outline_the_masks():
     pixels = [np.full((16, 16), value, dtype=np.uint8) for value in (10, 200)]
     mask = np.zeros((16, 16), dtype=bool)
     mask[4:9, 4:9] = True
-    figure = plot_radiographs(pixels, ["clear", "nodule"], [{}, {"nodule": mask}])
+    figure = plot_radiographs(Sheet(pixels, ["clear", "nodule"], [{}, {"nodule": mask}], "Two."))
     assert [axes.get_images()[0].get_array()[0, 0] for axes in figure.axes] == [10, 200]
     assert [len(axes.collections) for axes in figure.axes] == [0, 1]
-    with pytest.raises(StudyError, match="1 titles for 2"):
-        plot_radiographs(pixels, ["clear"])
-    with pytest.raises(StudyError, match="no radiographs"):
-        plot_radiographs([])
+    with pytest.raises(NothingToDraw, match="without radiographs"):
+        plot_radiographs(Sheet([], [], [], "None."))
 
 
 # --- little data ----------------------------------------------------------------------------------------------------
@@ -587,6 +587,36 @@ def test_files_are_the_same_bytes_twice_and_as_wide_as_the_page(home, results, p
     assert {path.name.lstrip(".") for path in run.path("figures").iterdir()} == {
         f"{name}{kind}" for name in ("zero_shot", "framework") for kind in (".png", ".pdf", ".json")
     }
+
+
+def test_show_stores_the_figure_and_says_what_came_out(home, results, capsys):
+    study = SimpleNamespace(run=Run("demo"), findings=["Effusion"])
+    figure = figures.zero_shot.show(study, results)
+    assert len(figure.axes) == 2
+    record = json.loads(study.run.path("figures/zero_shot.json").read_text())
+    assert record["caption"] == describe_zero_shot(results)
+    said = capsys.readouterr().out
+    assert "curated 0.700 [0.680, 0.720]" in said
+    assert "curated minus all pairs −0.011" in said
+
+
+def test_show_says_why_there_is_nothing_to_draw(home, results, capsys):
+    unlabelled = SimpleNamespace(run=Run("demo"), findings=[])
+    assert figures.zero_shot.show(unlabelled, results[results.task == "retrieval"]) is None
+    assert figures.calibration.show(unlabelled, None, results) is None
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "Figure zero_shot: there is nothing to draw without zero-shot auroc; the cohort has no labels."
+    assert said[1].startswith("Figure calibration: ")
+    assert not unlabelled.run.path("figures").exists()
+    with pytest.raises(AttributeError, match="no figure 'zero'"):
+        _ = figures.zero
+
+
+def test_every_figure_of_the_gallery_can_be_shown():
+    shown = {path.stem for path in paths.FIGURES.glob("*.json")}
+    assert shown <= set(CATALOGUE)
+    for name in ("radiographs", "composition", "compute", "zero_shot", "spectrum", "calibration", "retrieval"):
+        assert name.startswith(getattr(figures, name).name)
 
 
 def test_the_json_holds_caption_and_numbers(home, results):

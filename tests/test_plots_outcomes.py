@@ -135,7 +135,7 @@ def test_the_caption_tells_n_seeds_and_intervals():
 
 
 def test_nothing_to_draw_is_one_sentence():
-    with pytest.raises(StudyError, match="the table has no outcomes; run 09_adapt_encoder first"):
+    with pytest.raises(StudyError, match="nothing to draw without outcomes"):
         plot_outcomes(make_results().iloc[:0], make_curves())
     with pytest.raises(StudyError, match="no outcomes of phantom/other; run"):
         plot_outcomes(make_results(), make_curves(), "phantom/other")

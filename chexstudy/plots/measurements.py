@@ -99,7 +99,7 @@ def name_data_set(data_set: str) -> str:
 
 
 def state_arms(rows: pd.DataFrame, number_format: str = ".3f", scale: float = 1) -> str:
-    """``curated 0.81 [0.79, 0.83], all pairs 0.82 [0.80, 0.84]``: each arm's value over seeds, in the usual order.
+    """``curated 0.81 [0.79, 0.83]; all pairs 0.82 [0.80, 0.84]``: each arm's value over seeds, in the usual order.
 
     Args:
         rows: of one data set, finding, metric and setting.
@@ -107,7 +107,7 @@ def state_arms(rows: pd.DataFrame, number_format: str = ".3f", scale: float = 1)
         scale: by which they are multiplied, such as 100 for per cent.
     """
     summary = summarise_seeds(rows).set_index("arm")[["value", "ci_low", "ci_high"]].mul(scale)
-    return ", ".join(
+    return "; ".join(
         f"{short_name(arm)} {write_interval(*summary.loc[arm], number_format)}" for arm in order_arms(summary.index)
     )
 

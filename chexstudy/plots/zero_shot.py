@@ -29,7 +29,7 @@ _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 def select_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> pd.DataFrame:
     """The rows of the figure: one metric of one finding or mean, for all arms, test sets and prompt settings."""
     values = select_rows(results, TASK, metric=metric, finding=finding)
-    require_rows(values, f"zero-shot {metric} of {finding!r}")
+    require_rows(values, f"zero-shot {metric}")
     differences = select_rows(results, DIFFERENCE, metric=f"{metric}_difference", finding=finding)
     return pd.concat([values, differences], ignore_index=True)
 
