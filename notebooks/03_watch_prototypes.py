@@ -48,7 +48,9 @@ from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.online.decisions import BATCH_EMPTY, REASONS
-from chexstudy.curation.records.ledger import read_ledger, summarise_bands
+from chexstudy.curation.online.configuration import expected_fraction
+from chexstudy.curation.records.ledger import summarise_bands
+from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.plots.explorer import explore_prototypes
 from chexstudy.vectors.umap import read_or_fit_map, trace_prototypes
 from chexstudy.workflow.notebook import start_notebook
@@ -79,26 +81,23 @@ folder = arm_folder("curated", seed)
 
 # %%
 train_arms(run, ["curated"], [seed], config, device)
-ledger = read_ledger(run, "curated", seed)
-last_epoch = (ledger.epoch == ledger.epoch.max()).to_numpy()
-decisions = ledger[last_epoch].reset_index(drop=True)
+scored = read_scored_pairs(run, "curated", seed)
+ledger, last = scored.ledger, scored.in_last_epoch()
+decisions = last.ledger
 decisions.drop(columns="image_id").head()
 
 # %% [markdown]
 # ## What each band kept
 #
-# The share kept by the published rule is a property of the design, not of the data: about 0.10 + cap x K / B, where B
-# is the super-batch (and 0.05 more where outliers are kept). The budgeted rule keeps what was asked for.
+# The fraction selected by the published rule is a property of the design, not of the data: about 0.10 + cap x K / B,
+# where B is the super-batch (and 0.05 more where outliers are kept). The budgeted rule selects what was asked for.
 
 # %%
-kept_share = decisions.kept.mean()
-if rule == "budgeted":
-    expected = count_budget(config.curator.budget, len(decisions)) / len(decisions)
-else:
-    sizes = decisions.groupby("step").size()
-    edges = 0.15 if outlier_policy == "keep" else 0.10
-    expected = float((edges * sizes + np.minimum(central_cap * prototypes, 0.85 * sizes)).sum() / sizes.sum())
-print(f"kept {kept_share:.1%} of {len(decisions):,} pairs; by the {rule} rule {expected:.1%} are expected")
+sizes = decisions.groupby("step").size()
+expected = np.average(expected_fraction(config.curator, sizes), weights=sizes)
+print(
+    f"{decisions.kept.mean():.1%} of {len(decisions):,} pairs selected; by the {rule} rule {expected:.1%} are expected"
+)
 summarise_bands(decisions)
 
 # %% [markdown]
@@ -117,13 +116,13 @@ decisions.reason.value_counts().loc[lambda pairs: pairs > 0].rename("pairs").to_
 # error of the map.
 
 # %%
-features = run.read_array(f"{folder}/features.npy").astype(np.float32)
+features = scored.features.astype(np.float32)
 snapshots = run.read_array(f"{folder}/prototypes.npy")
 steps = run.read_table(f"{folder}/snapshots.parquet")
 inputs = (f"{folder}/features.npy", f"{folder}/ledger.parquet")
-coordinates = read_or_fit_map(run, f"{folder}/map.parquet", decisions.image_id, features[last_epoch], seed, inputs)
+coordinates = read_or_fit_map(run, f"{folder}/map.parquet", decisions.image_id, last.features, seed, inputs)
 pairs = decisions.merge(coordinates, on="image_id")
-final = trace_prototypes(snapshots, steps, features[last_epoch], coordinates[["x", "y"]].to_numpy())
+final = trace_prototypes(snapshots, steps, last.features, coordinates[["x", "y"]].to_numpy())
 
 # %% [markdown]
 # ## C1. Framework and prototype regions

@@ -39,7 +39,7 @@ from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import audit_arm, describe_audit, list_audit
 from chexstudy.curation.quality.pair_mismatch import score_doubt, split_features
-from chexstudy.curation.records.ledger import read_ledger
+from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.evaluation.image_text.evaluate import tell_exposure
 from chexstudy.evaluation.comparison.gains_by_prevalence import TREND, list_gains, measure_gains
 from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
@@ -75,17 +75,12 @@ if not finding_columns(train):
 # intervals take patients and seeds as clusters.
 
 # %%
-ledgers, local, considered, scored = {}, {}, {}, {}
+scored = {}
 for one in choose_seeds(seed, seeds):
-    folder = require_current_arm(run, "curated", one)
-    ledger = read_ledger(run, "curated", one)
-    last = (ledger.epoch == ledger.epoch.max()).to_numpy()  # the epoch that decided, where there are several
-    ledger = ledger[last].set_index("image_id")
-    features = run.read_array(f"{folder}/features.npy")[last].astype(np.float32)
-    scored[one] = features[pd.Index(ledger.index).get_indexer(train.image_id)]
-    local[one] = pd.Series(density(features, neighbours), index=ledger.index).reindex(train.image_id).to_numpy()
-    ledgers[one], considered[one] = ledger.reindex(train.image_id), sorted(ledger.index)
-kept = {one: ledger.kept.eq(True).to_numpy() for one, ledger in ledgers.items()}
+    require_current_arm(run, "curated", one)
+    scored[one] = read_scored_pairs(run, "curated", one).in_order_of(train.image_id)
+kept = {one: pairs.ledger.kept.to_numpy() for one, pairs in scored.items()}
+local = {one: density(pairs.features, neighbours) for one, pairs in scored.items()}
 rates = keep_rates_of_seeds(train, kept, tiers=tiers, truth=truth, density=local)
 
 # %%
@@ -101,7 +96,7 @@ shown[columns].assign(spread_over_seeds=spread).round(3)
 # over its share of all pairs.
 
 # %%
-dropped = {one: (ledger.band == "outlier").to_numpy() for one, ledger in ledgers.items()}
+dropped = {one: (pairs.ledger.band == "outlier").to_numpy() for one, pairs in scored.items()}
 outliers = keep_rates_of_seeds(train, dropped, tiers=tiers, truth=truth)
 over = outliers[outliers.seed == OVER_SEEDS].set_index(["group_by", "group"])
 over = over[["n", "kept", "enrichment", "enrichment_low", "enrichment_high"]]
@@ -120,13 +115,13 @@ over.sort_values("over-representation", ascending=False).head(15).round(2)
 told_apart = pd.DataFrame()
 if truth is not None and finding_columns(train):
     told_apart = measure_doubt(
-        score_doubt(*split_features(scored[seed])),
+        score_doubt(*split_features(scored[seed].features)),
         truth.set_index("image_id").loc[train.image_id],
         tiers_of_pairs(train, tiers),
         train.patient_id,
         np.random.default_rng(seed),
         resamples,
-        ledgers[seed].band,
+        scored[seed].ledger.band,
     )
     shown = told_apart[told_apart.score.isin(["doubt", "clip_score"]) & told_apart.among.isin(["all", "outlier"])]
     display(shown.set_index(["among", "wrong", "against", "score"]).sort_index().round(3))
@@ -277,11 +272,9 @@ else:
 # ## What must hold
 
 # %%
-for one, image_ids in considered.items():
-    assert image_ids == sorted(train.image_id), f"seed {one}: not every training pair was considered once"
 assert rates.keep_rate.dropna().between(0, 1).all()
 assert (results.seed[results.task == "curation"] == OVER_SEEDS).any()
 gaps = results[results.metric.str.endswith("auroc_gap")]
 assert (gaps.value <= 0).all(), "the worst group is better than the best"
 assert (cells.n >= cells.positives).all() if len(cells) else True
-print("every training pair was considered once a seed; keep rates carry their n and interval")
+print("keep rates carry their n and interval; no gap between subgroups is above zero")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.configuration import CuratorConfig, expected_fraction
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig, read_constants
 
@@ -66,3 +66,16 @@ def test_wrong_constants_are_named(values, sentence):
         PretrainingConfig.from_dict(values)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("constants", "expected"),
+    [
+        ({}, [0.10 + 60 / 480, 0.95]),
+        ({"outlier_policy": "keep"}, [0.15 + 60 / 480, 1.0]),
+        ({"support_quantile": 0.5, "outlier_quantile": 0.9, "central_cap": 4}, [0.4 + 24 / 480, 0.4 + 24 / 60]),
+        ({"rule": "budgeted", "budget": 54}, [0.1, 0.1]),
+    ],
+)
+def test_the_fraction_selected_follows_from_the_constants(constants, expected):
+    assert expected_fraction(CuratorConfig(**constants), [480, 60]).tolist() == pytest.approx(expected, abs=1e-15)

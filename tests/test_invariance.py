@@ -37,18 +37,19 @@ def test_the_share_kept_is_the_law_where_prototypes_are_well_filled():
     assert sorted(set(law.prototypes)) == [2, 6, 24]
     # Full super-batches only: eight of 120, two of 480.
     assert law.groupby("super_batch").n.unique().map(list).to_dict() == {120: [960], 480: [960]}
-    expected = 0.10 + (law.central_cap * law.prototypes / law.super_batch).clip(upper=0.85)
+    assert (law.law == 0.10 + (law.central_cap * law.prototypes / law.super_batch).clip(upper=0.85)).all()
     # Of n members the support band holds n / 10 but for one.
     slack = law.prototypes / law.super_batch
-    assert (law.measure <= expected + slack).all()
+    assert (law.measure <= law.law + slack).all()
     filled = 0.5 * law.super_batch / law.prototypes > 2 * law.central_cap
     assert filled.sum() >= 4
-    assert ((law.measure - expected).abs() <= slack)[filled].all()
+    assert ((law.measure - law.law).abs() <= slack)[filled].all()
 
 
 def test_shares_are_averaged_and_intervals_end_at_the_law():
     # 0.10 + 10 * 6 / 120 = 0.60, and seeds far below and just above it.
-    rows = pd.DataFrame({"prototypes": 6, "central_cap": 10, "super_batch": 120, "measure": [0.2, 0.61, 0.6], "n": 480})
+    constants = {"prototypes": 6, "central_cap": 10, "super_batch": 120, "law": 0.6}
+    rows = pd.DataFrame({**constants, "measure": [0.2, 0.61, 0.6], "n": 480})
     law = average_ratio_law(rows.assign(seed=range(3)))
     assert law[["measure", "ci_high", "ci_low"]].iloc[0].tolist() == pytest.approx([0.47, 0.6, 0.0])
     # A mean above the law by rounding is not cut.

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.curation.online.budgeted import BLOCK
-from chexstudy.curation.online.configuration import RULES
+from chexstudy.curation.online.configuration import RULES, expected_fraction
 from chexstudy.curation.quality.overlap import compare_selections
 from chexstudy.experiments.curator_ablation import CAPS, average_seeds, change_constants, curate_features, mark_kept
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -24,7 +24,7 @@ _ELSEWHERE = 1_000_000
 
 
 def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: int) -> pd.DataFrame:
-    """The share that the published rule keeps of full super-batches, over prototypes, cap and super-batch.
+    """The fraction that the published rule selects of full super-batches, over prototypes, cap and super-batch.
 
     The last super-batch of an epoch is left out: it is smaller, and so keeps more.
 
@@ -34,7 +34,7 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
         seed: of the order and of chance.
 
     Returns:
-        ``prototypes, central_cap, super_batch, measure, n, seed``.
+        ``prototypes, central_cap, super_batch, law`` (of `expected_fraction`), ``measure, n, seed``.
     """
     curator, pairs = reference.curator, len(features)
     batches = [one for one in _SUPER_BATCHES if one <= pairs] or [min(reference.super_batch, pairs)]
@@ -44,25 +44,22 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
     rows = []
     for k, cap, batch in progress(grid, label=f"seed {seed}, ratio law"):
         changes = {"prototypes": k, "central_cap": cap, "super_batch": batch}
-        decisions = curate_features(features, change_constants(reference, changes), seed).decisions
+        config = change_constants(reference, changes)
+        decisions = curate_features(features, config, seed).decisions
         full = decisions[decisions.groupby("step").kept.transform("size") == batch]
-        rows.append({**changes, "measure": float(full.kept.mean()), "n": len(full), "seed": seed})
+        law = float(expected_fraction(config.curator, [batch])[0])
+        rows.append({**changes, "law": law, "measure": float(full.kept.mean()), "n": len(full), "seed": seed})
     return pd.DataFrame(rows)
 
 
 def average_ratio_law(rows: pd.DataFrame) -> pd.DataFrame:
-    """The shares of `measure_ratio_law`, seeds put together, over the seeds, as `chexstudy.plots.ablation` draws them.
+    """The fractions of `measure_ratio_law`, seeds put together, averaged over the seeds.
 
     Student's intervals end at the law: no batch keeps more, but for the rounding of a band of few members.
     """
-    table = average_seeds(rows, ["prototypes", "central_cap", "super_batch"], "measure")
-    most = np.maximum(table.measure, predict_share(table.prototypes, table.central_cap, table.super_batch))
+    table = average_seeds(rows, ["prototypes", "central_cap", "super_batch", "law"], "measure")
+    most = np.maximum(table.measure, table.law)
     return table.assign(ci_low=table.ci_low.clip(lower=0.0), ci_high=table.ci_high.clip(upper=most))
-
-
-def predict_share(prototypes: pd.Series, central_cap: pd.Series, super_batch: pd.Series) -> pd.Series:
-    """The share that the published rule keeps of a super-batch: the support band, and the cap of each prototype."""
-    return 0.10 + (central_cap * prototypes / super_batch).clip(upper=0.85)
 
 
 def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.ndarray]) -> pd.DataFrame:

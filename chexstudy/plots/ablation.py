@@ -8,7 +8,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from chexstudy.errors import StudyError
-from chexstudy.experiments.selection_stability import predict_share
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -163,25 +162,23 @@ def _describe_sample(table: pd.DataFrame) -> str:
 
 
 def plot_ratio_law(table: pd.DataFrame) -> Drawing:
-    """The measured share kept by the published rule against ``0.10 + central_cap * prototypes / super_batch``.
+    """The measured fraction selected by the published rule against ``0.10 + central_cap * prototypes / super_batch``.
 
     Args:
-        table: one row a setting: ``prototypes`` (K), ``central_cap``, ``super_batch`` (B), ``measure`` (share kept),
-            and ``ci_low`` and ``ci_high`` where there are intervals.
+        table: as `chexstudy.experiments.selection_stability.average_ratio_law` makes it, one row a setting.
     """
     _check(table, _LAW_COLUMNS)
-    rows = add_ratio_law(table)
     figure = new_figure(height_mm=78, width_mm=134)
     axes, rest = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    top = 1.08 * float(max(rows.law.max(), rows.measure.max()))
+    top = 1.08 * float(max(table.law.max(), table.measure.max()))
     axes.plot([0, 100 * top], [0, 100 * top], color=INK, linewidth=0.7, zorder=1, gid="law")
     rest.axhline(0, color=INK, linewidth=0.7, zorder=1)
-    counts = sorted(rows.prototypes.unique())
+    counts = sorted(table.prototypes.unique())
     colours = [SEQUENCE[place % 8] for place in (0, 2, 4, 3, 6, 7, 1, 5)]
     markers = "osD^vP<>"
     for place, count in enumerate(counts):
         style = ArmStyle(f"K = {count}", colours[place % 8], markers[place % 8])
-        for row in rows[rows.prototypes == count].itertuples():
+        for row in table[table.prototypes == count].itertuples():
             draw_estimate(axes, 100 * row.law, 100 * row.measure, 100 * row.ci_low, 100 * row.ci_high, style, True)
             off = 100 * (row.measure - row.law)
             low, high = 100 * (row.ci_low - row.law), 100 * (row.ci_high - row.law)
@@ -192,10 +189,10 @@ def plot_ratio_law(table: pd.DataFrame) -> Drawing:
     axes.set_ylim(0, 100 * top)
     axes.set_aspect("equal", adjustable="box")
     axes.set_xlabel("0.10 + cap \N{MULTIPLICATION SIGN} K / B (%)")
-    axes.set_ylabel("Measured share kept (%)")
+    axes.set_ylabel("Measured fraction selected (%)")
     title_panel(axes, "a", "Ratio law")
     rest.set_xscale("log", base=2)
-    batches = sorted(rows.super_batch.unique())
+    batches = sorted(table.super_batch.unique())
     if len(batches) <= _MOST_TICKS:
         rest.set_xticks(batches)
         rest.xaxis.set_minor_locator(NullLocator())
@@ -212,27 +209,15 @@ def plot_ratio_law(table: pd.DataFrame) -> Drawing:
     return figure
 
 
-def add_ratio_law(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with ``law``, the share that the published rule keeps by design, and with intervals, NaN if not given.
-
-    Each prototype keeps a tenth of its pairs (the support band) and at most ``central_cap`` central ones; it cannot
-    keep more than the 95 % that are no outliers.
-    """
-    law = predict_share(table.prototypes, table.central_cap, table.super_batch)
-    missing = {name: np.nan for name in ("ci_low", "ci_high") if name not in table}
-    return table.assign(law=law, **missing)
-
-
 def describe_ratio_law(table: pd.DataFrame) -> str:
     """The caption of `plot_ratio_law`."""
-    rows = add_ratio_law(table)
-    off = 100 * (rows.measure - rows.law)
+    off = 100 * (table.measure - table.law)
     least, most = (f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") for value in (off.min(), off.max()))
-    interval = "Lines are 95 % intervals over seeds" if rows.ci_low.notna().any() else "No intervals"
+    interval = "Lines are 95 % intervals over seeds" if table.ci_low.notna().any() else "No intervals"
     return (
-        "The share kept by the published rule is set by its constants, not by the data: measured shares against 0.10 + "
+        "The fraction that the published rule selects is set by its constants, not the data: measured against 0.10 + "
         "cap \N{MULTIPLICATION SIGN} K / B, at most 0.95, for K prototypes, cap central members each and super-batches "
-        f"of B pairs (a), and their departure from it by B (b). Over {len(rows)} settings the measured share lies from "
+        f"of B pairs (a), and the departure by B (b). Over {len(table)} settings the measured fraction lies from "
         f"{least} to {most} points off. Prototypes with fewer central members than the cap keep less. "
         f"{interval}{_describe_sample(table)}"
     )

@@ -1,7 +1,11 @@
-"""Every constant of the online curator in one dataclass, with its published value."""
+"""Every constant of the online curator in one dataclass, with its published value, and what follows from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from chexstudy.curation.choice import count_budget
 from chexstudy.errors import StudyError
 
 RULES = ("published", "budgeted")
@@ -24,8 +28,8 @@ class CuratorConfig:
     outlier_quantile: float = 0.95  # ... up to this one; those still farther are outliers.
     # ``drop`` outliers (published, F1), ``keep`` them, or ``review``: not trained on, but listed
     outlier_policy: str = "drop"
-    # The remaining, central members are thinned to so many by the sampler. Together with the batch this fixes the share
-    # kept by the published rule, about ``0.10 + central_cap * prototypes / batch`` (F2).
+    # The remaining, central members are thinned to so many by the sampler; with the batch this fixes the fraction that
+    # the published rule selects (F2, `expected_fraction`).
     central_cap: int = 10
     sampler: str = "farthest"  # of central members: ``farthest`` points (published), lowest ``density``, or ``random``
     decay: float = 0.9  # share of the old prototype in an update; 1 holds prototypes still
@@ -71,3 +75,19 @@ class CuratorConfig:
             raise StudyError(
                 "the budgeted rule moves its prototypes while it decides: use update_timing=before_step with it."
             )
+
+
+def expected_fraction(config: CuratorConfig, sizes: Sequence[int]) -> np.ndarray:
+    """The fraction of each super-batch that a rule selects by design ``(batches,)``, for an epoch of these sizes.
+
+    The published rule selects the support band and ``central_cap`` members of each prototype, whatever the data; where
+    prototypes have fewer members than that, it selects less. The budgeted rule selects what it was asked for.
+    """
+    sizes = np.asarray(sizes)
+    if config.rule == "budgeted":
+        pairs = int(sizes.sum())
+        return np.full(sizes.shape, count_budget(config.budget, pairs) / pairs)
+    beyond = 1 if config.outlier_policy == "keep" else config.outlier_quantile
+    # 0.95 - 0.85 is a little less than 0.1 in floating point.
+    band = round(beyond - config.support_quantile, 12)
+    return band + np.minimum(config.central_cap * config.prototypes / sizes, config.support_quantile)

@@ -36,6 +36,7 @@ from chexstudy.curation.online.curators import (
 )
 from chexstudy.curation.quality.pair_mismatch import review_list, score_doubt, split_features
 from chexstudy.curation.records.ledger import LedgerWriter, check_ledger, read_ledger
+from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.errors import StudyError
@@ -463,11 +464,9 @@ class _ArmRun:
         # A list from an earlier configuration must not outlive it.
         forget_artifact(self._path("review.parquet"))
         if self.config.curator.outlier_policy == "review":
-            ledger = read_ledger(self._path("ledger.parquet"))
-            features = self.run.read_array(f"{self.folder}/features.npy", memory_map=True)
-            doubt = score_doubt(*split_features(features[-len(self.trainer.pairs) :]))
-            last = ledger[ledger.epoch == ledger.epoch.max()]
-            self.run.write_table(f"{self.folder}/review.parquet", review_list(last, doubt))
+            last = read_scored_pairs(self.run, self.arm.name, self.seed).in_last_epoch()
+            review = review_list(last.ledger, score_doubt(*split_features(last.features)))
+            self.run.write_table(f"{self.folder}/review.parquet", review)
 
     def _build_curator(self) -> Curator:
         if self.arm.data == "curated":
