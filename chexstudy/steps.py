@@ -10,7 +10,7 @@ _STEPS = {
     "01_build_cohort": """
         cohort.parquet quarantine.parquet annotations.parquet truth* phantom/* pixels/*
         figures/radiographs* figures/composition*""",
-    "02_embed_pairs": "embeddings/* figures/embedding*",
+    "02_embed_pairs": "pretraining/config.json embeddings/* figures/embedding*",
     "03_watch_prototypes": """
         pretraining/*/map.parquet pretraining/*/stage_maps.parquet pretraining/*/trajectory.parquet
         figures/framework* figures/prototype_*""",

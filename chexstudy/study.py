@@ -113,10 +113,10 @@ class Study:
 
     @cached_property
     def config(self) -> "PretrainingConfig":
-        """The constants of pretraining that the parameters set."""
-        from chexstudy.pretraining.configuration import read_constants
+        """The constants of training, which are the study's and those of no notebook."""
+        from chexstudy.pretraining.arms.study_config import read_config
 
-        return read_constants(self._parameters)
+        return read_config(self.run)
 
     def evaluation(self, **options) -> "Evaluation":
         """What all models are measured with; ``options`` are further fields of `Evaluation`."""

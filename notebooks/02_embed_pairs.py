@@ -11,7 +11,8 @@
 #
 # **What it shows.** Where each image-report pair lies in the joint space in which the curator works: with pretrained
 # encoders as they are, or, for encoders that start from scratch, after a short warm-up on all pairs. Common pairs crowd
-# together and rare ones lie apart, which is what a curator can use.
+# together and rare ones lie apart, which is what a curator can use. This notebook trains first, so the constants of
+# training are its parameters; the others read them from the study.
 #
 # **What it costs.** Under two minutes for the default study on 2 cores, warm-up included; at paper scale about 40
 # GPU-minutes for every 100,000 pairs.
@@ -24,8 +25,15 @@ image_encoder = "tiny-resnet"  # tiny-resnet, tiny-vit, a Hub id, or a folder
 text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder
 image_size = 96  # side in pixels at which the image encoder looks
 warm_up_epochs = 4  # plain epochs over all pairs before curation; 0 for pretrained encoders
+curation_epochs = 1  # epochs in which pairs are scored and selected anew
+subset_epochs = 9  # epochs over the kept pairs after curation
 batch_size = 128  # pairs a training step
 micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
+super_batch = 480  # pairs scored together and selected from
+rule = "published"  # published, or budgeted: exactly the constant budget (0.227) is kept
+prototypes = 6  # number of prototypes, K
+central_cap = 10  # central members kept a prototype and super-batch
+outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
 learning_rate = 1e-3  # peak learning rate of AdamW
 precision = "auto"  # auto, fp32 or bf16
 constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
@@ -48,12 +56,12 @@ from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.embedding import describe_embedding, plot_embedding
 from chexstudy.plots.style import save_figure
 from chexstudy.pretraining.arms.definitions import arm_folder, train_arms
-from chexstudy.pretraining.configuration import read_constants
+from chexstudy.pretraining.arms.study_config import read_config
 from chexstudy.devices import choose_device
 from chexstudy.pretraining.models.dual_encoder import build_model, load_model
 
 run = start_notebook("02_embed_pairs", globals())
-config = read_constants(globals())
+config = read_config(run)
 cohort = read_cohort(run.require("cohort.parquet"))
 store = open_pixel_store(run)
 train = cohort[cohort.split == "train"].reset_index(drop=True)

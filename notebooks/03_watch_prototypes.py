@@ -21,22 +21,6 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # seed of the curated arm and of the map
-image_encoder = "tiny-resnet"  # tiny-resnet, tiny-vit, a Hub id, or a folder
-text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder
-image_size = 96  # side in pixels at which the image encoder looks
-warm_up_epochs = 4  # plain epochs over all pairs before curation; 0 for pretrained encoders
-curation_epochs = 1  # epochs in which pairs are scored and selected anew
-subset_epochs = 9  # epochs over the kept pairs after curation
-batch_size = 128  # pairs a training step
-micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
-super_batch = 480  # pairs scored together and selected from
-rule = "published"  # published, or budgeted: exactly the constant budget (0.227) is kept
-prototypes = 6  # number of prototypes, K
-central_cap = 10  # central members kept a prototype and super-batch
-outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
-learning_rate = 1e-3  # peak learning rate of AdamW
-precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 device = "auto"  # auto, cpu or cuda
 show_reports = False  # show report texts in the explorer
 
@@ -60,7 +44,7 @@ from chexstudy.plots.evolution import describe_prototype_evolution, plot_prototy
 from chexstudy.plots.framework import describe_framework, plot_framework, select_bands
 from chexstudy.plots.style import save_figure
 from chexstudy.pretraining.arms.definitions import arm_folder, train_arms
-from chexstudy.pretraining.configuration import read_constants
+from chexstudy.pretraining.arms.study_config import read_config
 from chexstudy.curation.records.stage_maps import (
     join_stage_maps,
     measure_stage_maps,
@@ -70,7 +54,7 @@ from chexstudy.curation.records.stage_maps import (
 )
 
 run = start_notebook("03_watch_prototypes", globals())
-config = read_constants(globals())
+config = read_config(run)
 folder = arm_folder("curated", seed)
 
 # %% [markdown]
@@ -96,7 +80,8 @@ decisions.drop(columns="image_id").head()
 sizes = decisions.groupby("step").size()
 expected = np.average(expected_fraction(config.curator, sizes), weights=sizes)
 print(
-    f"{decisions.kept.mean():.1%} of {len(decisions):,} pairs selected; by the {rule} rule {expected:.1%} are expected"
+    f"{decisions.kept.mean():.1%} of {len(decisions):,} pairs selected; "
+    f"by the {config.curator.rule} rule {expected:.1%} are expected"
 )
 summarise_bands(decisions)
 
@@ -223,11 +208,11 @@ by_rule = decisions[decisions.reason != REASONS[BATCH_EMPTY]]
 assert not ledger.duplicated(["image_id", "epoch"]).any(), "a pair was considered twice in one epoch"
 assert list(pairs.image_id) == list(decisions.image_id), "the map lacks a pair"
 assert set(maps.image_id) == set(ledger.image_id), "the maps of stages lack a pair"
-if rule == "published":
-    outliers = by_rule[by_rule.band == "outlier"].kept
-    assert outliers.all() if outlier_policy == "keep" else not outliers.any(), "the outlier policy was not followed"
+if config.curator.rule == "published":
+    kept_outliers = by_rule[by_rule.band == "outlier"].kept.to_numpy()
+    assert (kept_outliers == (config.curator.outlier_policy == "keep")).all(), "the outlier policy was not followed"
     assert by_rule[by_rule.band == "support"].kept.all(), "the published rule keeps the support band"
 else:
     assert decisions.kept.sum() == count_budget(config.curator.budget, len(decisions)), "the budget was not met"
 assert np.allclose(np.linalg.norm(snapshots, axis=2), 1, atol=1e-4)
-print(f"one decision a pair and epoch; kept by the {rule} rule; prototypes on the unit sphere")
+print(f"one decision a pair and epoch; kept by the {config.curator.rule} rule; prototypes on the unit sphere")

@@ -23,22 +23,6 @@ change = False  # give the study other values than it has, and tell what is stal
 seed = 0  # first seed
 seeds = 3  # number of seeds; comparisons are paired by seed
 arms: list[str] = []  # arms to train; empty for all
-image_encoder = "tiny-resnet"  # tiny-resnet, tiny-vit, a Hub id, or a folder
-text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder
-image_size = 96  # side in pixels at which the image encoder looks
-warm_up_epochs = 4  # plain epochs over all pairs before curation; 0 for pretrained encoders
-curation_epochs = 1  # epochs in which pairs are scored and selected anew
-subset_epochs = 9  # epochs over the kept pairs after curation
-batch_size = 128  # pairs a training step
-micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
-super_batch = 480  # pairs scored together and selected from
-rule = "published"  # published, or budgeted: exactly the constant budget (0.227) is kept
-prototypes = 6  # number of prototypes, K
-central_cap = 10  # central members kept a prototype and super-batch
-outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
-learning_rate = 1e-3  # peak learning rate of AdamW
-precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 budgets: list[float] = []  # shares kept, for example 0.1, 0.227, 0.5; empty for the curator's own
 resamples = 1000  # bootstrap resamples of patients, for the budgets
 device = "auto"  # auto, cpu or cuda
@@ -63,10 +47,10 @@ from chexstudy.pretraining.arms.definitions import (
     train_arms,
 )
 from chexstudy.pretraining.arms.budgets import list_budget_arms, plan_budgets
-from chexstudy.pretraining.configuration import read_constants
+from chexstudy.pretraining.arms.study_config import read_config
 
 run = start_notebook("04_pretrain_curated", globals())
-config = read_constants(globals())
+config = read_config(run)
 cohort = read_cohort(run.require("cohort.parquet"))
 labelled = bool(finding_columns(cohort))
 arm_names = choose_arms(arms, labelled)

@@ -25,18 +25,6 @@ seed = 0  # first seed of the models and of the resampling
 seeds = 3  # number of seeds; settings are paired by seed
 variants: list[str] = []  # variants to train beside the published curator; empty for all
 short_epochs = 4  # epochs over the kept pairs in the trainings of this notebook
-image_encoder = "tiny-resnet"  # tiny-resnet, tiny-vit, a Hub id, or a folder
-text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder
-image_size = 96  # side in pixels at which the image encoder looks
-warm_up_epochs = 4  # plain epochs over all pairs before curation; 0 for pretrained encoders
-batch_size = 128  # pairs a training step
-micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
-super_batch = 480  # pairs scored together and selected from
-prototypes = 6  # number of prototypes, K
-central_cap = 10  # central members kept a prototype and super-batch
-learning_rate = 1e-3  # peak learning rate of AdamW
-precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms trained side by side; 1 on a GPU
@@ -93,12 +81,12 @@ from chexstudy.plots.ablation import (
 from chexstudy.plots.dynamics import measure_churn
 from chexstudy.plots.style import save_figure
 from chexstudy.pretraining.arms.definitions import choose_seeds, read_costs, tabulate_costs
-from chexstudy.pretraining.configuration import read_constants
+from chexstudy.pretraining.arms.study_config import read_config
 from chexstudy.devices import choose_device
 from chexstudy.pretraining.training.scoring import score_training_pairs
 
 run = start_notebook("07_ablate_curator", globals())
-config = replace(read_constants(globals()), subset_epochs=short_epochs)
+config = replace(read_config(run), subset_epochs=short_epochs)
 reference = take_reference(config)
 trained = choose_variants(variants, reference)
 arm_seeds = choose_seeds(seed, seeds)

@@ -23,22 +23,6 @@ seed = 0  # first seed of the arms, and seed of the resampling
 seeds = 3  # number of seeds; comparisons are paired by seed
 methods: list[str] = []  # methods to compare; empty for all, and random is always among them
 keep = 0.227  # share of the training pairs that every method keeps, or above 1 their number
-image_encoder = "tiny-resnet"  # tiny-resnet, tiny-vit, a Hub id, or a folder
-text_encoder = "tiny-bert"  # tiny-bert, a Hub id, or a folder
-image_size = 96  # side in pixels at which the image encoder looks
-warm_up_epochs = 4  # plain epochs over all pairs before curation; 0 for pretrained encoders
-curation_epochs = 1  # epochs in which pairs are scored and selected anew
-subset_epochs = 9  # epochs over the kept pairs after curation
-batch_size = 128  # pairs a training step
-micro_batch = 128  # pairs encoded at once; bounds memory, changes no result
-super_batch = 480  # pairs scored together and selected from
-rule = "published"  # published, or budgeted: exactly the constant budget (0.227) is kept
-prototypes = 6  # number of prototypes, K
-central_cap = 10  # central members kept a prototype and super-batch
-outlier_policy = "drop"  # drop outliers as published, keep them, or put them on a review list
-learning_rate = 1e-3  # peak learning rate of AdamW
-precision = "auto"  # auto, fp32 or bf16
-constants: list[str] = []  # further constants of PretrainingConfig: texts of name, equals sign and value
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms trained and evaluated side by side; 1 on a GPU
 resamples = 1000  # bootstrap resamples of patients
@@ -72,12 +56,12 @@ from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.comparison import describe_method_comparison, list_comparison, plot_method_comparison
 from chexstudy.plots.style import save_figure
 from chexstudy.pretraining.arms.definitions import choose_seeds, name_method_arm, read_costs, tabulate_costs, train_arms
-from chexstudy.pretraining.configuration import read_constants
+from chexstudy.pretraining.arms.study_config import read_config
 from chexstudy.devices import choose_device
 from chexstudy.pretraining.training.subsets import choose_methods, choose_training_subsets, train_scoring_arms
 
 run = start_notebook("08_compare_curators", globals())
-config = read_constants(globals())
+config = read_config(run)
 cohort = read_cohort(run.require("cohort.parquet"))
 train = cohort[cohort.split == "train"]
 labelled = bool(finding_columns(cohort))

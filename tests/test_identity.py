@@ -8,7 +8,8 @@ import pytest
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import find_arm
-from chexstudy.pretraining.arms.study_config import settle_config
+from chexstudy.pretraining.arms.study_config import read_config, settle_config
+from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.runs import MADE_BY_VARIABLE, Run
 from chexstudy.workflow import runner
@@ -19,7 +20,7 @@ from chexstudy.workflow.parameters import read_parameters
 from chexstudy.workflow.runner import rerun_notebooks, run_all, run_notebooks
 
 DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.glob("*.py"))}
-THIRD, FOURTH, NINTH = "03_watch_prototypes", "04_pretrain_curated", "09_adapt_encoder"
+FIRST, SECOND, FOURTH, NINTH = "01_build_cohort", "02_embed_pairs", "04_pretrain_curated", "09_adapt_encoder"
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, ho
     before = Run("debug").path(RECORD).read_text()
     given.clear()
     with pytest.raises(StudyError) as caught:
-        run_notebooks(["03"], "demo", study="debug")
+        run_notebooks(["02"], "demo", study="debug")
     sentence = str(caught.value)
     assert sentence.startswith("study 'debug' has other values than this run asks for: profile 'debug' -> 'demo', ")
     assert "warm_up_epochs 1 -> 4, subset_epochs 2 -> 9" in sentence
@@ -80,8 +81,8 @@ def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, ho
 def test_without_a_profile_it_is_the_studys_own(given):
     run_all("debug", study="mine")
     given.clear()
-    run_notebooks(["03", "07"], study="mine")
-    assert (given[THIRD]["warm_up_epochs"], given[THIRD]["prototypes"]) == (1, 4)
+    run_notebooks(["02", "07"], study="mine")
+    assert (given[SECOND]["warm_up_epochs"], given[SECOND]["prototypes"]) == (1, 4)
     assert given["07_ablate_curator"]["variants"] == ["published"]
 
 
@@ -96,24 +97,41 @@ def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
     run_all("debug")
     asked = {"warm_up_epochs": 3}
     with pytest.raises(StudyError, match=r"asks for: warm_up_epochs 1 -> 3; leave .* with --change warm_up_epochs\.$"):
-        run_notebooks(["03"], parameters=asked, study="debug")
+        run_notebooks(["02"], parameters=asked, study="debug")
     with pytest.raises(StudyError, match=r"the study has no parameter 'warm_up_epoch'.*did you mean 'warm_up_epochs'"):
-        run_notebooks(["03"], parameters=asked, study="debug", change=["warm_up_epoch"])
+        run_notebooks(["02"], parameters=asked, study="debug", change=["warm_up_epoch"])
+    with pytest.raises(
+        StudyError, match=r"^warm_up_epochs is a parameter of 02_embed_pairs: .* `chexstudy run 02 04`\.$"
+    ):
+        run_notebooks(["04"], parameters=asked, study="debug", change=["warm_up_epochs"])
     capsys.readouterr()
-    run_notebooks(["03"], parameters=asked, study="debug", change=["warm_up_epochs"])
+    run_notebooks(["02"], parameters=asked, study="debug", change=["warm_up_epochs"])
     told = capsys.readouterr().out.splitlines()[0]
     assert told == (
-        "Study 'debug' changes: warm_up_epochs. Made with the old values and stale until they are run again: "
-        "02_embed_pairs, 04_pretrain_curated, 07_ablate_curator, 08_compare_curators. What may build on them: "
-        "05_compare_arms, 06_long_tail, 09_adapt_encoder, 10_see_with_glori, 11_plan_labels."
+        "Study 'debug' changes: warm_up_epochs. What may build on them: 03_watch_prototypes, 04_pretrain_curated, "
+        "05_compare_arms, 06_long_tail, 07_ablate_curator, 08_compare_curators, 09_adapt_encoder, 10_see_with_glori, "
+        "11_plan_labels."
     )
     identity = read_identity(Run("debug"))
-    assert identity.notebooks[THIRD]["stale"] == []
+    assert identity.notebooks[SECOND]["stale"] == []
     assert identity.notebooks[FOURTH]["stale"] == ["warm_up_epochs"]
-    assert identity.notebooks["05_compare_arms"]["stale"] == ["warm_up_epochs"]
     run_notebooks(["04"], study="debug")
-    assert given[FOURTH]["warm_up_epochs"] == 3
     assert read_identity(Run("debug")).notebooks[FOURTH]["stale"] == []
+
+
+def test_all_that_trains_reads_one_configuration_and_is_held_to_it(given, monkeypatch):
+    run_notebooks(["01"], "debug")
+    # Before the notebook that declares the constants has run.
+    open_in_jupyterlab(FOURTH, "debug")
+    config = read_config(Run("debug"))
+    assert (config.warm_up_epochs, config.curator.prototypes, config.learning_rate) == (1, 4, 1e-3)
+    kept = json.loads(Run("debug").path("pretraining/config.json").read_text())
+    assert PretrainingConfig.from_dict({name: kept[name] for name in config.to_dict()}) == config
+    with pytest.raises(StudyError, match="prototypes 4 -> 5"):
+        run_notebooks(["02"], parameters={"prototypes": 5}, study="debug")
+    run_notebooks(["02"], parameters={"prototypes": 5}, study="debug", change=["prototypes"])
+    assert read_identity(Run("debug")).notebooks[FOURTH]["stale"] == ["prototypes"]
+    assert read_config(Run("debug")).curator.prototypes == 5
 
 
 def test_a_conversion_of_the_pixels_is_a_change_that_is_told(given, capsys):
@@ -199,40 +217,39 @@ def test_a_try_that_left_nothing_binds_nobody(given, home):
 
 
 def test_what_others_leave_binds_nobody_to_a_try_of_another_notebook(given):
-    given["fails"] = THIRD
+    given["fails"] = SECOND
     with pytest.raises(StudyError, match="the data is not there"):
-        run_notebooks(["03"], "demo", study="mine")
+        run_notebooks(["02"], "demo", study="mine")
     del given["fails"]
     run_notebooks(["01"], study="mine")
-    run_notebooks(["03"], parameters={"warm_up_epochs": 1}, study="mine")
-    assert given[THIRD]["warm_up_epochs"] == 1
+    run_notebooks(["02"], parameters={"warm_up_epochs": 1}, study="mine")
+    assert given[SECOND]["warm_up_epochs"] == 1
 
 
 def test_values_of_a_run_that_was_killed_reach_the_notebooks_it_did_not(given):
-    given["fails"] = THIRD
+    given["fails"] = FIRST
     with pytest.raises(StudyError, match="the data is not there"):
         run_all("debug", {"prototypes": 5})
     del given["fails"]
-    run_notebooks(["03"], study="debug")
-    assert given[THIRD]["prototypes"] == 5
+    run_notebooks(["02"], study="debug")
+    assert given[SECOND]["prototypes"] == 5
 
 
 def test_a_value_that_a_profile_gives_one_notebook_is_no_conflict_with_the_others(given, tmp_path):
-    (tmp_path / "own.yaml").write_text(f"defaults: {{batch_size: 32}}\nnotebooks: {{{THIRD}: {{batch_size: 16}}}}\n")
-    run_notebooks(["02", "03", "04"], str(tmp_path / "own.yaml"))
-    assert [given[name]["batch_size"] for name in ("02_embed_pairs", THIRD, FOURTH)] == [32, 16, 32]
-    (tmp_path / "own.yaml").write_text(f"defaults: {{batch_size: 64}}\nnotebooks: {{{THIRD}: {{batch_size: 16}}}}\n")
-    with pytest.raises(StudyError, match="asks for: batch_size 32 -> 64; leave"):
-        run_notebooks(["04"], str(tmp_path / "own.yaml"))
+    (tmp_path / "own.yaml").write_text(f"defaults: {{image_size: 32}}\nnotebooks: {{{FIRST}: {{image_size: 64}}}}\n")
+    run_notebooks(["01", "02"], str(tmp_path / "own.yaml"))
+    assert [given[name]["image_size"] for name in (FIRST, SECOND)] == [64, 32]
+    (tmp_path / "own.yaml").write_text(f"defaults: {{image_size: 48}}\nnotebooks: {{{FIRST}: {{image_size: 64}}}}\n")
+    with pytest.raises(StudyError, match="asks for: image_size 32 -> 48; leave"):
+        run_notebooks(["02"], str(tmp_path / "own.yaml"))
 
 
 def test_figures_are_drawn_again_with_the_values_the_study_has_now(given):
-    run_notebooks(["03", "04"], "debug", {"seeds": 2})
-    run_notebooks(["03"], parameters={"prototypes": 5}, study="debug", change=["prototypes"])
+    run_notebooks(["02", "04"], "debug", {"seeds": 2})
+    run_notebooks(["02"], parameters={"prototypes": 5}, study="debug", change=["prototypes"])
     given.clear()
     rerun_notebooks("debug")
-    assert given[THIRD]["prototypes"] == given[FOURTH]["prototypes"] == 5
-    assert given[FOURTH]["seeds"] == 2
+    assert (given[SECOND]["prototypes"], given[FOURTH]["seeds"]) == (5, 2)
 
 
 def test_a_damaged_record_is_one_sentence(given):
@@ -255,16 +272,13 @@ def test_jupyterlab_takes_the_values_of_the_study_it_names(given, capsys):
     capsys.readouterr()
     values = open_in_jupyterlab(FOURTH, "mine")
     told = capsys.readouterr().out
-    assert told.startswith("Taken from study 'mine': seeds = 2, arms = ['curated', 'random_same_data', 'full'], ")
+    assert told.startswith("Taken from study 'mine': seeds = 2, arms = ['curated', 'random_same_data', 'full']")
+    assert [values[name] for name in ("study", "seeds", "arms")] == ["mine", 2, ["curated", "random_same_data", "full"]]
+    values = open_in_jupyterlab(SECOND, "mine")
+    told = capsys.readouterr().out
     assert "warm_up_epochs = 1" in told
     assert "micro_batch" not in told
-    assert {name: values[name] for name in ("study", "warm_up_epochs", "batch_size", "seeds", "arms")} == {
-        "study": "mine",
-        "warm_up_epochs": 1,
-        "batch_size": 64,
-        "seeds": 2,
-        "arms": ["curated", "random_same_data", "full"],
-    }
+    assert (values["warm_up_epochs"], values["batch_size"]) == (1, 64)
 
 
 def test_jupyterlab_takes_the_profile_of_the_name_where_there_is_no_study_yet():
@@ -279,10 +293,10 @@ def test_in_jupyterlab_a_value_edited_by_hand_is_held_against_the_study(given, c
         r"asks for: warm_up_epochs 1 -> 3; leave .* or set change = True in the parameters cell \(papermill: .*\)\.$"
     )
     with pytest.raises(StudyError, match=sentence):
-        open_in_jupyterlab(THIRD, "debug", warm_up_epochs=3)
-    open_in_jupyterlab(THIRD, "debug", warm_up_epochs=3, change=True)
-    assert "stale until they are run again: 02_embed_pairs, " in capsys.readouterr().out
-    assert open_in_jupyterlab(FOURTH, "debug")["warm_up_epochs"] == 3
+        open_in_jupyterlab(SECOND, "debug", warm_up_epochs=3)
+    open_in_jupyterlab(SECOND, "debug", warm_up_epochs=3, change=True)
+    assert "What may build on them: 03_watch_prototypes, " in capsys.readouterr().out
+    assert open_in_jupyterlab(SECOND, "debug")["warm_up_epochs"] == 3
 
 
 def test_in_jupyterlab_a_first_try_that_left_nothing_may_be_corrected():
@@ -295,7 +309,7 @@ def test_in_jupyterlab_a_first_try_that_left_nothing_may_be_corrected():
 
 
 def test_plain_papermill_is_held_against_the_study_too(given, tmp_path):
-    source = (paths.NOTEBOOKS / f"{THIRD}.py").read_text()
+    source = (paths.NOTEBOOKS / f"{SECOND}.py").read_text()
     declared = source.partition('["parameters"]\n')[2].partition("\n\n")[0]
     text = f"""\
 # %% tags=["parameters"]
@@ -306,19 +320,19 @@ from chexstudy.errors import StudyError
 from chexstudy.workflow.notebook import start_notebook
 
 try:
-    start_notebook("{THIRD}", globals())
+    start_notebook("{SECOND}", globals())
 except StudyError as error:
     told = str(error)
 change = True
-start_notebook("{THIRD}", globals()).write_json("told.json", [told, warm_up_epochs, batch_size])
+start_notebook("{SECOND}", globals()).write_json("told.json", [told, warm_up_epochs, batch_size])
 """
     notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "03.ipynb")
+    nbformat.write(notebook, tmp_path / "02.ipynb")
     run_all("debug")
     # The notebook's own default, but asked for.
     asked = {"study": "debug", "warm_up_epochs": 4}
-    papermill.execute_notebook(tmp_path / "03.ipynb", None, asked, progress_bar=False, kernel_name="python3")
+    papermill.execute_notebook(tmp_path / "02.ipynb", None, asked, progress_bar=False, kernel_name="python3")
     told, *values = json.loads(Run("debug").path("told.json").read_text())
     assert "asks for: warm_up_epochs 1 -> 4; " in told
     assert values == [4, 64]
@@ -332,14 +346,14 @@ def settle(study, arm="curated", change=(), **constants):
 
 
 def test_the_engine_takes_from_the_study_what_its_file_leaves_out(given):
-    run_notebooks(["01", "04"], "debug", {"constants": ["dim=32"]})
+    run_notebooks(["01", "02"], "debug", {"constants": ["dim=32"]})
     config = settle("debug", lora_rank=2, change=["constants"])
     assert (config.lora_rank, config.dim, config.warm_up_epochs, config.curator.prototypes) == (2, 32, 1, 4)
     assert read_identity(Run("debug")).changed["constants"] == ["dim=32", "lora_rank=2"]
 
 
 def test_the_engine_is_held_against_the_study(given):
-    run_notebooks(["01", "04"], "debug")
+    run_notebooks(["01", "02"], "debug")
     for constants in ({"prototypes": 5}, {"curator": {"prototypes": 5}}):
         with pytest.raises(StudyError, match=r"asks for: prototypes 4 -> 5; leave .* with --change prototypes\.$"):
             settle("debug", **constants)
@@ -356,7 +370,7 @@ def test_notebooks_are_held_against_what_the_engine_trained(given):
     Run("mine").write_json("pretraining/curated/seed0/compute.json", {})
     with pytest.raises(StudyError, match="asks for: batch_size 32 -> 64; "):
         settle("mine", "full", batch_size=64)
-    values = open_in_jupyterlab(FOURTH, "mine")
+    values = open_in_jupyterlab(SECOND, "mine")
     assert (values["batch_size"], values["constants"]) == (32, ["dim=64"])
     with pytest.raises(StudyError, match="subset_epochs 9 -> 1"):
-        run_notebooks(["04"], parameters={"subset_epochs": 1}, study="mine")
+        run_notebooks(["02"], parameters={"subset_epochs": 1}, study="mine")

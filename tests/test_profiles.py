@@ -76,7 +76,7 @@ def test_overrides_from_text_are_converted_for_each_notebook():
         (Profile("p", notebooks={"01_b": {}}), {}, ["01_a"], "a notebook '01_b' that does not exist"),
         (Profile("p", notebooks={"01_a": {"rate": 1.0}}), {}, ["02_b"], "01_a .* has no parameter 'rate'"),
         (Profile("p"), {"rte": 1.0}, ["01_a", "02_b"], "the study has no parameter 'rte'.*did you mean 'rate'"),
-        (Profile("p"), {"rate": 1.0}, ["01_a"], "01_a has no parameter 'rate'"),
+        (Profile("p"), {"rate": 1.0}, ["01_a"], "rate is a parameter of 02_b: run that with it"),
     ],
 )
 def test_what_no_notebook_takes_is_refused(profile, overrides, chosen, words):

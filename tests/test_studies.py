@@ -69,7 +69,7 @@ def test_the_list_tells_profile_cohort_notebooks_state_and_size(capsys):
     with hold_study(Run("one"), "a run"):
         assert main(["list"]) == 0
     assert "running" in lines_of(capsys)[1]
-    run_notebooks(["04"], parameters={"warm_up_epochs": 3}, study="one", change=["warm_up_epochs"])
+    run_notebooks(["02"], parameters={"warm_up_epochs": 3}, study="one", change=["warm_up_epochs"])
     capsys.readouterr()
     assert main(["list"]) == 0
     assert "stale" in lines_of(capsys)[1]

@@ -195,6 +195,13 @@ def begin_notebook(run: Run, notebook: str, values: Mapping[str, object]) -> Non
     write_identity(run, identity)
 
 
+def add_values(run: Run, notebook: str, values: Mapping[str, object]) -> None:
+    """Record that a notebook under way builds on values that another one declares."""
+    identity = read_identity(run)
+    identity.notebooks[notebook]["values"] |= values
+    write_identity(run, identity)
+
+
 def settle_store(run: Run, size: int, fit: str) -> None:
     """Let the pixels that a study was converted to be its own, and tell what is stale from then on."""
     name, identity = "01_build_cohort", read_identity(run)

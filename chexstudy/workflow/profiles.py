@@ -90,6 +90,13 @@ def resolve_parameters(
             guess = f": did you mean {closest[0]!r}" if closest else ""
             raise StudyError(f"{origin} names a notebook {notebook!r} that does not exist{guess}.")
     check_names(profile.defaults, _union(declared, list(declared)), f"the study ({origin})")
+    for name in overrides:
+        declaring = [notebook for notebook, parameters in declared.items() if name in parameters]
+        if declaring and not set(declaring) & set(chosen):
+            numbers = " ".join(notebook[:2] for notebook in (declaring[0], *chosen))
+            raise StudyError(
+                f"{name} is a parameter of {', '.join(declaring)}: run that with it, as in `chexstudy run {numbers}`."
+            )
     check_names(overrides, _union(declared, chosen), chosen[0] if len(chosen) == 1 else "the study")
     resolved = {}
     for notebook, parameters in declared.items():

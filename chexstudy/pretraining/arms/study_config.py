@@ -1,5 +1,6 @@
-"""The constants an arm is trained under when it is started without a notebook: the study's, but for those given."""
+"""The constants of a study, declared by one notebook, read by all that train, and laid over by what an arm is given."""
 
+import os
 from collections.abc import Collection, Mapping
 
 from chexstudy.errors import StudyError
@@ -7,10 +8,11 @@ from chexstudy.paths import NOTEBOOKS
 from chexstudy.pretraining.arms.definitions import Arm
 from chexstudy.pretraining.configuration import PretrainingConfig, list_variables, read_constants
 from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.runs import Run
+from chexstudy.runs import MADE_BY_VARIABLE, Run, write_record
 from chexstudy.steps import find_step
 from chexstudy.workflow.identity import (
     ENGINE,
+    add_values,
     begin_notebook,
     check_accepted,
     choose_profile,
@@ -19,6 +21,8 @@ from chexstudy.workflow.identity import (
 )
 from chexstudy.workflow.locks import is_inherited, take_study
 from chexstudy.workflow.parameters import Parameter, read_parameters
+
+_CONFIG = "pretraining/config.json"
 
 
 def settle_config(
@@ -51,27 +55,41 @@ def settle_config(
     return _lay_over(run, given)
 
 
+def read_config(run: Run) -> PretrainingConfig:
+    """The study's constants, written once: as the notebook that trains first was given them, or would be.
+
+    They are kept in ``pretraining/config.json``. A notebook that reads them builds on them, so that another value later
+    is told as a change of what it has made.
+    """
+    identity, declaring = read_identity(run), find_step(_CONFIG)
+    values = {}
+    if identity is not None:
+        values = {name: identity.value(declaring, one) for name, one in _declare_variables().items()}
+    reader = os.environ.get(MADE_BY_VARIABLE)
+    if identity is not None and reader in identity.notebooks:
+        add_values(run, reader, values)
+    config = read_constants(values)
+    write_record(run.path(_CONFIG), config.to_dict())
+    return config
+
+
 def _settle(run: Run, arm: Arm, given: Mapping[str, object], change: Collection[str]) -> None:
-    variables = _declare_variables()
-    check_accepted(change, {ENGINE: variables})
-    asked = {} if arm.variant else list_variables(_lay_over(run, given), variables)
-    values = settle_values(run, {ENGINE: variables}, {ENGINE: asked}, choose_profile(run, None), accepted=change)
+    declared = _declare_variables()
+    check_accepted(change, {ENGINE: declared})
+    asked = {} if arm.variant else list_variables(_lay_over(run, given), declared)
+    values = settle_values(run, {ENGINE: declared}, {ENGINE: asked}, choose_profile(run, None), accepted=change)
     if not arm.variant:
         begin_notebook(run, ENGINE, values[ENGINE])
 
 
 def _lay_over(run: Run, given: Mapping[str, object]) -> PretrainingConfig:
     """The study's constants with those given in their place."""
-    identity = read_identity(run)
-    known = (
-        {} if identity is None else {name: identity.value(ENGINE, one) for name, one in _declare_variables().items()}
-    )
-    values = read_constants(known).to_dict()
+    values = read_config(run).to_dict()
     values["curator"] |= dict(given.get("curator", {}))
     return PretrainingConfig.from_dict(values | {name: value for name, value in given.items() if name != "curator"})
 
 
 def _declare_variables() -> dict[str, Parameter]:
-    """The parameters of the notebook that trains which are constants, and its list of further ones."""
-    declared = read_parameters(NOTEBOOKS / f"{find_step('pretraining/config.json')}.py")
+    """The parameters that are constants, and the list of further ones, of the notebook that trains first."""
+    declared = read_parameters(NOTEBOOKS / f"{find_step(_CONFIG)}.py")
     return {name: declared[name] for name in list_variables(PretrainingConfig(), declared)}
