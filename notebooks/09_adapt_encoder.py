@@ -38,7 +38,6 @@ detail_seeds = 1  # seeds of the first arm on which variants, losses and fine-tu
 tune: list[str] = ["bias_only", "full"]  # ways to tune the encoder: bias_only, low_rank (transformers only), full
 tune_epochs = 6  # epochs of fine-tuning
 horizons: list[float] = [1.0, 5.0]  # years at which outcomes are predicted
-data_root = ""  # folder of a real source, for the outlines of findings
 resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms adapted side by side; 1 on a GPU
@@ -57,7 +56,7 @@ from chexstudy.evaluation.adaptation.run import (
     tabulate_costs,
 )
 from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
-from chexstudy.evaluation.localisation.pointing_game import measure_lesion_sizes, read_regions
+from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
 from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
 from chexstudy.evaluation.adaptation.training import Recipe
 from chexstudy.evaluation.outcomes.prediction import evaluate_outcomes, read_curves
@@ -130,7 +129,7 @@ if adapted.value.notna().any():
 
 # %%
 tests = pd.concat(evaluation.test_sets().values())
-regions = read_regions(run, tests, evaluation.findings, evaluation.store.size, evaluation.store.fit, data_root)
+regions = read_regions(run, tests, evaluation.findings, evaluation.store.size, evaluation.store.fit)
 outlined = regions.kind == "finding" and not regions.missing
 if not outlined:
     print(f"lesion sizes are not known: {regions.missing or 'only the lungs have outlines here'}")

@@ -29,7 +29,6 @@ glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768
 glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 examples = 4  # radiographs to show
 specificity = 0.9  # a finding counts as detected above this share of the validation images without it
-data_root = ""  # folder of a real source
 resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 
@@ -40,6 +39,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
+from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
 from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
@@ -49,9 +49,7 @@ from chexstudy.evaluation.localisation.pointing_game import (
     absent_thresholds,
     choose_examples,
     measure_cases,
-    measure_lesion_sizes,
     read_attention,
-    read_regions,
     summarise_cases,
 )
 from chexstudy.evaluation.adaptation.recipes import find_glori, plan_glori
@@ -107,7 +105,7 @@ regions = {}
 if findings:
     size, fit = evaluation.store.size, evaluation.store.fit
     for name, rows in test_sets.items():
-        regions[name] = read_regions(run, rows, places, size, fit, data_root)
+        regions[name] = read_regions(run, rows, places, size, fit)
         print(f"{name}: {regions[name].missing or f'{len(regions[name].table)} cases'}")
 
 # %% [markdown]

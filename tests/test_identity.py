@@ -196,8 +196,8 @@ def test_a_data_folder_is_remembered_wherever_the_next_run_starts(given, home, m
     assert given["01_build_cohort"]["data_root"] == "data"
     run_notebooks(["01"], "demo", {"source": "folder", "data_root": str(home / "data")}, study="mine")
     monkeypatch.chdir("/")
-    run_notebooks(["09"], "demo", study="mine")
-    assert given[NINTH]["data_root"] == str(home / "data")
+    run_notebooks(["01"], "demo", study="mine")
+    assert given["01_build_cohort"]["data_root"] == str(home / "data")
     with pytest.raises(StudyError, match="asks for: data_root to another place; leave"):
         run_notebooks(["01"], "demo", {"data_root": "data"}, study="mine")
 

@@ -231,7 +231,7 @@ def test_an_original_that_is_gone_is_named(study, home):
 def test_bad_requests_are_one_sentence(study, home, monkeypatch):
     assert "cannot be exported to 'zip': choose webdataset or huggingface" in sentence(study, home / "out", "zip")
     assert "at least 1 image, not 0" in sentence(study, home / "out", shard_images=0)
-    assert "has no cohort.parquet yet: run notebook 01_build_cohort" in sentence(Run("none"), home / "out")
+    assert "has no cohort.parquet yet: run 01_build_cohort" in sentence(Run("none"), home / "out")
     (home / "file").write_text("")
     assert "is a file: name a folder" in sentence(study, home / "file")
     (home / "full").mkdir()
@@ -302,7 +302,7 @@ def test_pixels_are_written_whatever_was_imported_first():
     assert (done.returncode, done.stdout) == (0, "written\n")
 
 
-@pytest.mark.parametrize("name", ["phantom/images", "truth_masks.parquet"])
+@pytest.mark.parametrize("name", ["phantom/images", "annotations.parquet"])
 def test_a_damaged_phantom_is_drawn_again(home, name, capsys):
     def build():
         build_cohort(run, "phantom", "", 48, "pad", 0, PHANTOM, workers=1)

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chexstudy.cohort.phantom.build import PhantomConfig, build_phantom
+from chexstudy.cohort.annotations import read_masks
+from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.junk import JUNK_KINDS, draw_junk, spoil_radiograph
-from chexstudy.cohort.phantom.masks import decode_mask, encode_mask, read_masks, write_masks
+from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.phantom.prevalence import PREVALENCE
+from chexstudy.cohort.pixels.convert import StoreFolder
 from chexstudy.cohort.table import NO_FINDING, finding_columns, outcome_columns, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -144,8 +146,8 @@ def test_images_are_grey_and_broken_ones_cannot_be_opened(folder, cohort, truth)
 
 def test_masks_hold_organs_and_each_finding(folder, cohort, truth):
     lesions = pd.read_parquet(folder / "truth_lesions.parquet").groupby("image_id").finding.agg(set)
-    for image_id in cohort.image_id[truth.junk_kind == ""][:40]:
-        masks = read_masks(folder / "truth_masks.parquet", image_id)
+    outlines = read_masks(StoreFolder(folder), cohort.image_id[truth.junk_kind == ""][:40])
+    for image_id, masks in outlines.items():
         if truth.set_index("image_id").broken_kind[image_id]:
             assert masks == {}
             continue
@@ -155,31 +157,6 @@ def test_masks_hold_organs_and_each_finding(folder, cohort, truth):
         # The patient's right is the image's left.
         columns = {side: np.nonzero(masks[f"{side} lung"])[1].mean() for side in ("left", "right")}
         assert columns["right"] < columns["left"]
-
-
-def test_one_mask_written_by_hand():
-    mask = np.array([[0, 1, 1], [1, 0, 0]], dtype=bool)
-    assert encode_mask(mask).tolist() == [1, 3, 2]
-    assert encode_mask(~mask).tolist() == [0, 1, 3, 2]
-    assert encode_mask(np.zeros((2, 2), bool)).tolist() == [4]
-    assert encode_mask(np.ones((2, 2), bool)).tolist() == [0, 4]
-
-
-def test_masks_come_back_as_they_went(tmp_path):
-    generator = np.random.default_rng(0)
-    masks = {f"structure {k}": generator.random((11, 17)) < share for k, share in enumerate((0.0, 0.1, 0.5, 1.0))}
-    rows = [(image, name, 11, 17, encode_mask(mask)) for image in ("a", "b") for name, mask in masks.items()]
-    write_masks(rows, tmp_path / "masks.parquet")
-    back = read_masks(tmp_path / "masks.parquet", "b")
-    assert all(np.array_equal(back[name], mask) for name, mask in masks.items())
-    assert read_masks(tmp_path / "masks.parquet", "c") == {}
-
-
-def test_a_mask_of_the_wrong_size_is_refused(tmp_path):
-    with pytest.raises(StudyError, match="add up to 5 pixels, not to 2 x 3"):
-        decode_mask(np.array([2, 3]), 2, 3)
-    with pytest.raises(StudyError, match="no truth masks"):
-        read_masks(tmp_path / "masks.parquet", "a")
 
 
 def test_the_same_seed_gives_the_same_bytes_in_one_process_and_in_two(tmp_path):

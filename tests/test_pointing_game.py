@@ -6,33 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from chexstudy.cohort.adapters.nih import build_nih
-from chexstudy.cohort.adapters.nlm_tb import build_nlm_tb
-from chexstudy.cohort.images.decode import fit_square
-from chexstudy.cohort.phantom.masks import encode_mask, write_masks
+from chexstudy.cohort.annotations import Regions
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.localisation.pointing_game import (
     METRICS,
-    Regions,
     absent_thresholds,
     centre_map,
     choose_examples,
-    fit_mask,
     mass_inside,
     measure_cases,
-    measure_lesion_sizes,
     point,
     read_attention,
-    read_box_regions,
-    read_lung_regions,
-    read_phantom_regions,
-    read_regions,
     spread_map,
     summarise_cases,
     widen_mask,
 )
-from chexstudy.runs import Run
 
 FINDINGS = ["Nodule", "Mass"]
 GRID, SIZE = 4, 32
@@ -100,28 +89,6 @@ def test_maps_keep_their_leading_axes_and_refuse_what_is_no_square():
     assert spread_map(torch.ones(2, 3, 9), 12).shape == (2, 3, 12, 12)
     with pytest.raises(StudyError, match="15 patch tokens make no square grid"):
         spread_map(np.ones(15), 12)
-
-
-@pytest.mark.parametrize(("shape", "fit"), [((60, 100), "crop"), ((60, 100), "pad"), ((100, 70), "crop")])
-def test_a_mask_lies_where_its_image_lies(shape, fit):
-    generator = np.random.default_rng(0)
-    top, left = generator.integers(20, 30, 2)
-    mask = np.zeros(shape, dtype=bool)
-    mask[top : top + 20, left : left + 25] = True
-    image = np.where(mask, 255, 0).astype(np.uint8)
-    shown = fit_square(image, 32, fit) > 127
-    np.testing.assert_array_equal(fit_mask(mask, 32, fit), shown)
-
-
-def test_a_tiny_region_is_kept_and_one_outside_the_crop_is_not():
-    tiny = np.zeros((400, 400), dtype=bool)
-    tiny[203, 101] = True
-    fitted = fit_mask(tiny, 40, "crop")
-    assert np.argwhere(fitted).tolist() == [[20, 10]]
-    outside = np.zeros((100, 300), dtype=bool)
-    outside[40:60, :30] = True
-    assert not fit_mask(outside, 40, "crop").any()
-    assert fit_mask(outside, 40, "pad").any()
 
 
 # --- measures by hand -------------------------------------------------------------------------------------------------
@@ -245,88 +212,7 @@ def test_lungs_have_measures_of_their_own_name():
     assert set(results.metric) == {f"{metric}_lungs" for metric in METRICS}
 
 
-# --- sources of regions -----------------------------------------------------------------------------------------------
-
-
-def test_phantom_masks_of_present_findings_are_taken(tmp_path):
-    masks = [
-        ("x/0", "Nodule", square(4, 4)),
-        ("x/0", "heart", square(0, 0)),
-        ("x/1", "Mass", square(8, 8)),
-        ("x/3", "Nodule", square(0, 0)),
-        ("x/9", "Nodule", square(0, 0)),
-    ]
-    path = tmp_path / "truth_masks.parquet"
-    write_masks([(image, name, SIZE, SIZE, encode_mask(mask)) for image, name, mask in masks], path)
-    regions = read_phantom_regions(path, make_rows(), FINDINGS, SIZE, "crop")
-    # The nodule of x/3 is labelled absent, and x/9 is not in the cohort.
-    assert regions.table[["image_id", "finding"]].to_numpy().tolist() == [["x/0", "Nodule"], ["x/1", "Mass"]]
-    np.testing.assert_array_equal(regions.mask("x/0", "Nodule"), square(4, 4))
-    assert regions.mask("x/0", "Mass") is None
-    half = read_phantom_regions(path, make_rows(), FINDINGS, SIZE // 2, "crop").mask("x/0", "Nodule")
-    assert np.argwhere(half).min(axis=0).tolist() == [2, 2]
-    assert np.argwhere(half).max(axis=0).tolist() == [5, 5]
-    with pytest.raises(StudyError, match="there are no truth masks"):
-        read_phantom_regions(tmp_path / "other.parquet", make_rows(), FINDINGS, SIZE, "crop")
-
-
-def test_nih_boxes_are_brought_to_the_store(real_data):
-    rows = build_nih(real_data / "nih", seed=0)
-    regions = read_box_regions(real_data / "nih", rows, ["Pneumonia", "Cardiomegaly"], 96, "crop")
-    assert regions.kind == "finding"
-    # x 337.9, y 509.6, width 417.6 and height 403.5 of 1024 pixels, at 96.
-    mask = regions.mask("nih/00008365_000.png", "Cardiomegaly")
-    if mask is not None:
-        corners = np.argwhere(mask)
-        np.testing.assert_allclose(corners.min(axis=0), [509.6 * 96 / 1024, 337.9 * 96 / 1024], atol=1)
-        np.testing.assert_allclose(corners.max(axis=0), [913.1 * 96 / 1024, 755.5 * 96 / 1024], atol=1)
-    positives = rows.set_index("image_id")
-    assert all(positives.at[case.image_id, case.finding] == 1 for case in regions.table.itertuples())
-    assert len(regions.table) > 10
-
-
-def test_lungs_stand_in_where_findings_have_no_outline(real_data):
-    rows = build_nlm_tb(real_data / "nlm_tb", seed=0).iloc[::6]
-    regions = read_lung_regions(real_data / "nlm_tb", rows, ["No Finding", "Tuberculosis"], 96, "crop")
-    assert regions.kind == "lungs"
-    assert set(regions.table.finding) == {"Tuberculosis"}
-    assert set(regions.table.image_id) <= set(rows.image_id[rows.Tuberculosis == 1])
-    assert regions.table["mask"].map(np.mean).between(0.05, 0.6).all()
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("phantom", "build its phantom again"),
-        ("nih", "give data_root"),
-        ("nlm_tb", "give data_root"),
-        ("mine", "neither"),
-    ],
-)
-def test_where_nothing_is_known_one_sentence_says_so(home, source, said):
-    regions = read_regions(Run("none"), make_rows().assign(source=source), FINDINGS, SIZE, "crop")
-    assert regions.table.empty
-    assert said in regions.missing
-    assert measure_lesion_sizes(regions).empty
-
-
-def test_regions_are_found_by_source(home, real_data):
-    run = Run("some")
-    run.folder.mkdir(parents=True)
-    write_masks([("x/0", "Nodule", SIZE, SIZE, encode_mask(square(4, 4)))], run.path("truth_masks.parquet"))
-    regions = read_regions(run, make_rows().assign(source="phantom"), FINDINGS, SIZE, "crop")
-    assert (len(regions.table), regions.kind, regions.missing) == (1, "finding", "")
-    rows = build_nih(real_data / "nih", seed=0)
-    assert len(read_regions(run, rows, ["Pneumonia"], 48, "crop", str(real_data / "nih")).table) > 10
-
-
 # --- examples ---------------------------------------------------------------------------------------------------------
-
-
-def test_lesion_sizes_are_medians_smallest_first():
-    sizes = measure_lesion_sizes(make_regions())
-    assert sizes.to_dict() == {"Nodule": 1 / 16, "Mass": 1 / 4}
-    assert sizes.index.tolist() == ["Nodule", "Mass"]
 
 
 def test_thresholds_keep_a_share_of_the_images_without_the_finding():

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chexstudy.cohort.adapters import build_source
-from chexstudy.cohort.adapters.nih import FINDINGS, read_boxes
+from chexstudy.cohort.adapters import build_source, list_annotations
+from chexstudy.cohort.adapters.nih import FINDINGS
+from chexstudy.cohort.annotations import Box
 from chexstudy.cohort.pixels.store import build_pixel_store
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
@@ -145,10 +146,9 @@ def test_boxes_carry_the_same_names_as_the_cohort(tmp_path):
         "Image Index,Finding Label,Bbox [x,y,w,h],Unnamed: 6,Unnamed: 7,Unnamed: 8\n"
         "00000001_000.png,Infiltrate,10.5,20,30,40,,,\n"
     )
-    boxes = read_boxes(folder).to_dict("records")
-    assert boxes == [
-        {"image_id": "nih/00000001_000.png", "finding": "Infiltration", "x": 10.5, "y": 20, "width": 30, "height": 40}
-    ]
+    box = Box("nih/00000001_000.png", "Infiltration", (10.5, 20, 30, 40), (1024, 1024))
+    assert list_annotations("nih", folder, {box.image_id}) == [box]
+    assert list_annotations("nih", folder, ()) == []
 
 
 def test_the_real_radiographs(real_data):
@@ -159,7 +159,3 @@ def test_the_real_radiographs(real_data):
     assert cohort["Pneumonia"].sum() == 300
     assert cohort["Hernia"].sum() == 3
     assert set(cohort["split"]) == {"train", "validate", "test"}
-    boxes = read_boxes(real_data / "nih")
-    assert set(boxes["image_id"]) <= set(cohort["image_id"])
-    assert set(boxes["finding"]) <= set(FINDINGS)
-    assert ((boxes["x"] + boxes["width"]) <= 1024).all()

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chexstudy.cohort.adapters import build_source
-from chexstudy.cohort.adapters.nlm_tb import find_lung_masks, label_reading, read_lung_mask
+from chexstudy.cohort.adapters import build_source, list_annotations
+from chexstudy.cohort.adapters.nlm_tb import label_reading
+from chexstudy.cohort.annotations import decode_mask
 from chexstudy.errors import StudyError
 
 
@@ -69,11 +70,12 @@ def test_the_original_archives(tmp_path):
     assert list(cohort["sex"]) == ["M", "F"]
     assert list(cohort["age_years"]) == [37, 27]
     assert list(cohort["Cavity"]) == [1, 0]
-    masks = find_lung_masks(tmp_path)
-    assert list(masks) == ["nlm_tb/MCUCXR_0001_0.png"]
-    inside = read_lung_mask(masks["nlm_tb/MCUCXR_0001_0.png"])
-    assert inside.dtype == bool
-    np.testing.assert_array_equal(inside[0], [True] * 10 + [False] * 20 + [True] * 10)
+    masks = list_annotations("nlm_tb", tmp_path, set(cohort["image_id"]))
+    assert {(mask.image_id, mask.structure) for mask in masks} == {
+        ("nlm_tb/MCUCXR_0001_0.png", "left lung"),
+        ("nlm_tb/MCUCXR_0001_0.png", "right lung"),
+    }
+    assert decode_mask(masks[0].read()[5], 40, 40)[0].tolist() == [False] * 30 + [True] * 10
 
 
 @pytest.mark.parametrize(
@@ -121,11 +123,3 @@ def test_the_real_radiographs(real_data):
     assert (cohort["report_origin"] == "written").sum() == 386
     assert cohort.attrs == {"images_without_row": 0, "readings_without_image": 0}
     assert (cohort["Tuberculosis"] + cohort["No Finding"] == 1).all()
-    masks = find_lung_masks(real_data / "nlm_tb")
-    assert len(masks) == 401
-    assert set(masks) <= set(cohort["image_id"])
-    for image_id in sorted(masks)[::80]:
-        with Image.open(cohort.set_index("image_id").loc[image_id, "image_path"]) as picture:
-            mask = read_lung_mask(masks[image_id])
-            assert mask.shape == (picture.height, picture.width)
-        assert 0.1 < mask.mean() < 0.6

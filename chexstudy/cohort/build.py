@@ -5,7 +5,8 @@ from dataclasses import asdict
 import pandas as pd
 
 from chexstudy import paths
-from chexstudy.cohort.adapters import PACKED, SOURCES, build_source
+from chexstudy.cohort.adapters import PACKED, SOURCES, build_source, list_annotations
+from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels.store import PixelStore, build_pixel_store, count_remarks
@@ -17,7 +18,7 @@ PHANTOM = "phantom"
 _UNPACKED = "images"
 _PHANTOM_COHORT = "phantom/cohort.parquet"
 _PHANTOM_IMAGES = "phantom/images"
-_PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_masks.parquet", "truth_outcomes.parquet")
+_PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_outcomes.parquet")
 
 
 def build_cohort(
@@ -30,7 +31,8 @@ def build_cohort(
     phantom: PhantomConfig,
     workers: int = 2,
 ) -> tuple[PixelStore, dict]:
-    """Describe the images of a source, read each once, and write the study's cohort, pixels and quarantine list.
+    """Describe the images of a source, read each once, and write the study's cohort, pixels, annotations and
+    quarantine list.
 
     Args:
         run: the study.
@@ -60,6 +62,7 @@ def build_cohort(
         folder = paths.resolve_user_path(data_root)
         options = {"unpack_to": run.path(_UNPACKED)} if source in PACKED else {}
         cohort, root = build_source(source, folder, seed, options), folder
+        build_annotations(run, list_annotations(source, folder, set(cohort["image_id"])))
     store = build_pixel_store(run, cohort, size, fit, workers, root=root)
     return store, {**cohort.attrs, **count_remarks(run)}
 
@@ -69,5 +72,5 @@ def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:
     if run.is_current(_PHANTOM_COHORT, run.key(parameters)):
         return read_cohort(run.path(_PHANTOM_COHORT))
     cohort = build_phantom(run, config)
-    run.record(_PHANTOM_COHORT, parameters, seed=config.seed, files=(_PHANTOM_IMAGES, *_PHANTOM_TRUTH))
+    run.record(_PHANTOM_COHORT, parameters, seed=config.seed, files=(_PHANTOM_IMAGES, ANNOTATIONS, *_PHANTOM_TRUTH))
     return cohort

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from chexstudy.cohort.annotations import FINDING, LUNGS, Regions
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.localisation.pointing_game import FINDING, LUNGS, TASK, Regions, spread_map
+from chexstudy.evaluation.localisation.pointing_game import TASK, spread_map
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
-from chexstudy.cohort.phantom.masks import read_masks
+from chexstudy.cohort.annotations import read_masks
 from chexstudy.cohort.table import label_matrix
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import NothingToDraw
@@ -43,8 +43,8 @@ def collect_radiographs(study: Study, most: int = 24) -> Sheet:
     titles = labels or [f"{train.view[row]}, {train.sex[row]}" for row in rows]
     image_ids = list(train.image_id[rows])
     masks = [{} for _ in rows]
-    if labels and study.run.has("truth_masks.parquet"):
-        drawn = [read_masks(study.run.path("truth_masks.parquet"), image_id) for image_id in image_ids]
+    if labels and study.run.has("truth.parquet"):
+        drawn = read_masks(study.run, image_ids).values()
         masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(labels, drawn, strict=True)]
     about = (
         f"One training radiograph for each of {len(labels)} labels" if labels else f"{len(rows)} training radiographs"

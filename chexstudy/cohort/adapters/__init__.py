@@ -1,7 +1,7 @@
 """Adapters: a public data set, or a folder of one's own, to a cohort table."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,9 +12,10 @@ from chexstudy.cohort.adapters.folder import build_folder
 from chexstudy.cohort.adapters.huggingface import SAVED_MARKS, SHARD_NAME, build_huggingface
 from chexstudy.cohort.adapters.layout import list_images
 from chexstudy.cohort.adapters.nih import TABLES as NIH_TABLES
-from chexstudy.cohort.adapters.nih import build_nih
-from chexstudy.cohort.adapters.nlm_tb import IMAGE_NAME, build_nlm_tb
+from chexstudy.cohort.adapters.nih import build_nih, list_boxes
+from chexstudy.cohort.adapters.nlm_tb import IMAGE_NAME, build_nlm_tb, list_lung_masks
 from chexstudy.cohort.adapters.webdataset import SHARDS, build_webdataset
+from chexstudy.cohort.annotations import Box, MaskFile
 from chexstudy.cohort.table import validate_cohort
 from chexstudy.errors import StudyError
 from chexstudy.paths import resolve_user_path
@@ -28,6 +29,8 @@ SOURCES: Mapping[str, Callable[..., pd.DataFrame]] = MappingProxyType(
         "huggingface": build_huggingface,
     }
 )
+# Source -> what lists its annotations in a folder; those of the others are not known.
+_ANNOTATED = MappingProxyType({"nih": list_boxes, "nlm_tb": list_lung_masks})
 # Their images lie within other files and must be unpacked somewhere: the option `unpack_to` says where.
 PACKED = ("webdataset", "huggingface")
 
@@ -49,6 +52,12 @@ def guess_source(data_root: str | Path) -> str:
     ):
         return "nlm_tb"
     return told or "folder"
+
+
+def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list[Box | MaskFile]:
+    """What the folder of a source holds of where organs and findings are on some images."""
+    listed = _ANNOTATED[name](folder) if name in _ANNOTATED else []
+    return [one for one in listed if one.image_id in image_ids]
 
 
 def build_source(

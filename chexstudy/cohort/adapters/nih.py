@@ -15,6 +15,7 @@ from chexstudy.cohort.adapters.layout import (
     require_columns,
     require_folder,
 )
+from chexstudy.cohort.annotations import Box
 from chexstudy.cohort.reports import template_report
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, split_patients
 from chexstudy.cohort.table import NO_FINDING
@@ -50,6 +51,7 @@ _COLUMNS = (
     "View Position",
 )
 _BOXES = "BBox_List_2017.csv"
+_PICTURE = (1024, 1024)
 _TRAIN_LIST, _TEST_LIST = "train_val_list.txt", "test_list.txt"
 _HOLDING = f"the NIH images and {TABLES[0]}"
 _OTHER_NAMES = {"Pleural_Thickening": "Pleural Thickening", "Infiltrate": "Infiltration"}
@@ -111,20 +113,17 @@ def build_nih(
     return cohort
 
 
-def read_boxes(data_root: str | Path) -> pd.DataFrame:
-    """The radiologists' boxes: ``image_id``, ``finding``, ``x``, ``y``, ``width``, ``height``.
-
-    Coordinates are pixels of the original 1024 x 1024 image, from its top left corner.
-    """
-    folder = require_folder(data_root, _HOLDING)
+def list_boxes(folder: Path) -> list[Box]:
+    """The radiologists' boxes, in pixels of the original 1024 x 1024 images; none where their list is not there."""
+    if not (folder / _BOXES).is_file():
+        return []
     table = read_text_table(folder / _BOXES)
     # The header's "Bbox [x,y,w,h]" holds commas, so it reads as four columns.
     columns = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
     require_columns(table, columns, folder / _BOXES)
-    boxes = table[columns].set_axis(["image_id", "finding", "x", "y", "width", "height"], axis=1)
-    boxes["image_id"] = "nih/" + boxes["image_id"]
-    boxes["finding"] = boxes["finding"].replace(_OTHER_NAMES)
-    return boxes.astype({name: "float32" for name in ("x", "y", "width", "height")})
+    images, findings = "nih/" + table["Image Index"], table["Finding Label"].replace(_OTHER_NAMES)
+    corners = table[columns[2:]].astype("float32").itertuples(index=False, name=None)
+    return [Box(*one, _PICTURE) for one in zip(images, findings, corners, strict=True)]
 
 
 def _read_labels(cells: pd.Series, path: Path) -> pd.DataFrame:

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW, list_images, parse_years, require_folder
+from chexstudy.cohort.annotations import MaskFile
 from chexstudy.cohort.reports import says_nothing, template_report
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, split_patients
 from chexstudy.cohort.table import NO_FINDING
@@ -52,7 +51,7 @@ IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
 _READING_COLUMNS = {"study_id", "findings"}
 _HOLDING = "the Shenzhen (CHNCXR_*.png) and Montgomery (MCUCXR_*.png) images"
 _MASK_ENDING = "_mask"
-_HALF_MASK_FOLDERS = ("leftMask", "rightMask")
+_HALF_MASK_FOLDERS = {"leftMask": "left lung", "rightMask": "right lung"}
 
 
 def build_nlm_tb(data_root: str | Path, seed: int) -> pd.DataFrame:
@@ -92,26 +91,14 @@ def label_reading(reading: str) -> dict[str, int | None]:
     return labels
 
 
-def find_lung_masks(data_root: str | Path) -> dict[str, tuple[Path, ...]]:
-    """Image id -> its lung mask files: one for both lungs, or one a side. Images without a mask are not there."""
-    folder = require_folder(data_root, _HOLDING)
-    masks: dict[str, tuple[Path, ...]] = {}
+def list_lung_masks(folder: Path) -> list[MaskFile]:
+    """The lung masks: one picture for both lungs, or one a side, those of an image side by side."""
+    masks = []
     for path in list_images(folder):
         stem = path.stem.removesuffix(_MASK_ENDING)
         if _is_mask(path) and IMAGE_NAME.match(stem):
-            image_id = _image_id(stem)
-            masks[image_id] = (*masks.get(image_id, ()), path)
-    return masks
-
-
-def read_lung_mask(paths: tuple[Path, ...]) -> np.ndarray:
-    """The union of mask files as ``bool (height, width)``, True inside the lungs."""
-    mask = None
-    for path in paths:
-        with Image.open(path) as picture:
-            half = np.asarray(picture.convert("L")) > 127
-        mask = half if mask is None else mask | half
-    return mask
+            masks.append(MaskFile(_image_id(stem), _HALF_MASK_FOLDERS.get(path.parent.name, "lungs"), path))
+    return sorted(masks, key=lambda mask: mask.image_id)
 
 
 def _describe_image(stem: str, path: Path, reading: dict[str, str], seed: int) -> dict[str, object]:

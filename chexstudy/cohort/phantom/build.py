@@ -7,7 +7,7 @@ In the folder of the study::
     truth.parquet             one row an image: what was planted (duplicate, mismatch, junk, broken file), exposure
     truth_lesions.parquet     one row a lesion: side, zone, severity, certain
     truth_outcomes.parquet    one row an image and outcome with a time: true log hazard, true risk
-    truth_masks.parquet       organs and findings of each image as run lengths (``masks.read_masks``)
+    annotations.parquet       outlines of the organs and findings of each image (``cohort/annotations.py``)
 
 Labels are the truth of the image, so every finding is stated for every image: 1, 0, or -1 where the radiologist hedges.
 They stay those of the case where the report (mismatched) or the image (junk) was exchanged, and so do the outcomes.
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.annotations import ANNOTATIONS, write_annotations
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.films import Film, make_films
-from chexstudy.cohort.phantom.masks import read_masks, write_masks
 from chexstudy.cohort.phantom.outcomes import simulate_outcomes
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
 from chexstudy.cohort.phantom.prevalence import PREVALENCE
@@ -29,8 +29,6 @@ from chexstudy.cohort.reports import template_report
 from chexstudy.cohort.table import NO_FINDING, read_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, artifact_path, seal_artifact
-
-__all__ = ["PhantomConfig", "build_phantom", "read_masks"]
 
 SOURCE = "phantom"
 
@@ -66,13 +64,13 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
         for position, (image_id, image_path, pair) in enumerate(zip(ids, cohort.image_path, pairs, strict=True))
     ]
     try:
-        masks = [row for rows in make_films(films, config.workers) for row in rows]
+        outlines = [row for rows in make_films(films, config.workers) for row in rows]
     except BaseException:
         # Among the images of a build that was broken off, by a full disk say, half ones look like whole ones.
         _clear_folder(home, set())
         raise
     seal_artifact(home / "images")
-    write_masks(masks, folder / "truth_masks.parquet")
+    write_annotations(outlines, folder / ANNOTATIONS)
     _write_table(_tabulate_lesions(pairs, ids), folder / "truth_lesions.parquet")
     _write_table(_tabulate_truth(pairs, ids), folder / "truth.parquet")
     _write_table(outcome_truth, folder / "truth_outcomes.parquet")

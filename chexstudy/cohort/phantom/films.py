@@ -1,4 +1,4 @@
-"""Make the phantom's image files and truth masks, in several processes with the same result as in one."""
+"""Make the phantom's image files and true outlines, in several processes with the same result as in one."""
 
 import multiprocessing
 import os
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from chexstudy.children import end_with_parent
+from chexstudy.cohort.annotations import Annotation, make_outline
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.drawing import draw_radiograph
 from chexstudy.cohort.phantom.junk import SPOILED, draw_junk, spoil_radiograph
-from chexstudy.cohort.phantom.masks import encode_mask
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 
@@ -36,12 +36,8 @@ class Film:
     seed: tuple[int, ...]  # seed of the junk
 
 
-# Image id, structure, height, width, run lengths.
-MaskRow = tuple[str, str, int, int, np.ndarray]
-
-
-def make_films(films: list[Film], workers: int) -> Iterator[list[MaskRow]]:
-    """Make all images and yield the mask rows of each, in order."""
+def make_films(films: list[Film], workers: int) -> Iterator[list[Annotation]]:
+    """Make all images and yield the outlines on each, in order."""
     label = "drawing radiographs"
     if workers == 1:
         yield from progress(map(_make_film, films), len(films), label)
@@ -51,8 +47,8 @@ def make_films(films: list[Film], workers: int) -> Iterator[list[MaskRow]]:
         yield from progress(pool.imap(_make_film, films, chunksize=_FILMS_PER_TASK), len(films), label)
 
 
-def _make_film(film: Film) -> list[MaskRow]:
-    """Draw, spoil if so planned, and write one image; return its mask rows."""
+def _make_film(film: Film) -> list[Annotation]:
+    """Draw, spoil if so planned, and write one image; return the outlines of what is on it."""
     generator = np.random.default_rng(film.seed)
     masks: dict[str, np.ndarray] = {}
     if film.junk and film.junk not in SPOILED:
@@ -68,10 +64,9 @@ def _make_film(film: Film) -> list[MaskRow]:
             film.path.write_bytes(_break_file(film.broken, film.path.read_bytes()))
     except OSError as error:
         raise StudyError(f"could not write {film.path}: {error.strerror or error}; free some space.") from None
-    return [
-        (film.image_id, structure, *mask.shape, encode_mask(mask))
-        for structure, mask in ({} if film.broken else masks).items()
-    ]
+    if film.broken:
+        return []
+    return [make_outline(film.image_id, structure, mask) for structure, mask in masks.items()]
 
 
 def _break_file(kind: str, content: bytes) -> bytes:

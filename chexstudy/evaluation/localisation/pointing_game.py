@@ -14,42 +14,28 @@ Gaussian about the centre, and the head's own mean map of the finding over all i
 beats the second looks at what this image shows, not only at where the finding usually is.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chexstudy import paths
-from chexstudy.cohort.adapters.nih import read_boxes
-from chexstudy.cohort.adapters.nlm_tb import find_lung_masks, read_lung_mask
-from chexstudy.cohort.images.decode import fit_square
-from chexstudy.cohort.phantom.build import SOURCE as PHANTOM
-from chexstudy.cohort.phantom.masks import decode_mask
-from chexstudy.cohort.table import NO_FINDING
+from chexstudy.cohort.annotations import FINDING, Regions
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import square_side
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.progress import progress
-from chexstudy.runs import Run, require_whole
 from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval
 from chexstudy.statistics.ranking import macro_mean
 
 TASK = "attention"
-FINDING, LUNGS = "finding", "lungs"
-_MASKS = "truth_masks.parquet"
-_NIH_SIDE = 1024
 _BATCH = 64
 # Standard deviation of the centre map, as a share of the image's side.
 _CENTRE_SPREAD = 0.25
-_HALF = 127
 _MEASURES = (
     "pointing_game",
     "pointing_game_tolerant",
@@ -68,183 +54,6 @@ _DIFFERENCES = {
     "mass_inside_over_mean_map": ("mass_inside", "mass_inside_mean_map"),
 }
 METRICS = (*_MEASURES, *_DIFFERENCES)
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Where findings are on the images of a pixel store."""
-
-    # One row an image and finding that is present there: ``image_id``, ``finding`` and ``mask``, bool ``(size, size)``
-    # with at least one pixel.
-    table: pd.DataFrame
-    # ``finding`` (the outline or boxes of the finding) or ``lungs`` (no outline is known, the mask is that of the
-    # lungs).
-    kind: str = FINDING
-    missing: str = ""  # one sentence on what is not at hand, where the table is empty for that
-
-    def mask(self, image_id: str, finding: str) -> np.ndarray | None:
-        """The mask of a finding on an image, or None."""
-        found = self.table[(self.table.image_id == image_id) & (self.table.finding == finding)]
-        return found["mask"].iloc[0] if len(found) else None
-
-
-# --- regions ----------------------------------------------------------------------------------------------------------
-
-
-def read_regions(
-    run: Run, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str, data_root: str | Path = ""
-) -> Regions:
-    """What is known of where findings are on images of one source: the phantom's masks, NIH's boxes, NLM's lungs.
-
-    Args:
-        run: the study; the phantom's masks lie in it.
-        rows: cohort rows of one source.
-        findings: which findings.
-        size: side of the pixel store.
-        fit: how the store made images square.
-        data_root: the folder of a real source.
-
-    Returns:
-        Regions; where nothing is known, none, and in ``missing`` why.
-    """
-    source = rows.source.iloc[0]
-    shared = (rows, findings, size, fit)
-    if source == PHANTOM and run.has(_MASKS):
-        return read_phantom_regions(run.path(_MASKS), *shared)
-    if source in _REAL and data_root:
-        return _REAL[source](paths.resolve_user_path(data_root), *shared)
-    missing = {
-        PHANTOM: f"study {run.study!r} has no {_MASKS}, without which nobody knows where findings are: build its "
-        "phantom again.",
-        "nih": "the boxes of NIH lie beside its images: give data_root, its folder.",
-        "nlm_tb": "the lung masks of NLM lie beside its images: give data_root, its folder.",
-    }.get(
-        source,
-        f"nothing is known of where findings are on images of {source}: it has neither masks nor boxes, so that "
-        "attention can be looked at and not measured.",
-    )
-    return Regions(pd.DataFrame(columns=["image_id", "finding", "mask"]), missing=missing)
-
-
-def read_phantom_regions(path: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str) -> Regions:
-    """The phantom's true masks of the findings that are present.
-
-    Args:
-        path: ``truth_masks.parquet``.
-        rows: cohort rows.
-        findings: which findings.
-        size: side of the pixel store.
-        fit: how the store made images square.
-    """
-    if not Path(path).exists():
-        raise StudyError(f"there are no truth masks at {path}: build the phantom first.")
-    require_whole(Path(path))
-    # One reading of the table for all images.
-    wanted = [("image_id", "in", set(rows.image_id)), ("structure", "in", set(findings))]
-    table = pq.read_table(path, filters=wanted)
-    masks = (
-        (row["image_id"], row["structure"], decode_mask(row["runs"], row["height"], row["width"]))
-        for row in table.to_pylist()
-    )
-    return _collect_regions(masks, rows, findings, size, fit)
-
-
-def read_box_regions(
-    data_root: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str
-) -> Regions:
-    """The boxes of NIH's radiologists, brought from the original 1024 x 1024 pixels to the pixel store.
-
-    Several boxes of a finding on one image make one region.
-
-    Args:
-        data_root: NIH's folder.
-        rows, findings, size, fit: as in `read_phantom_regions`.
-    """
-    boxes = read_boxes(data_root)
-    boxes = boxes[boxes.image_id.isin(set(rows.image_id)) & boxes.finding.isin(set(findings))]
-    masks = []
-    for (image_id, finding), of_image in boxes.groupby(["image_id", "finding"], sort=True):
-        mask = np.zeros((_NIH_SIDE, _NIH_SIDE), dtype=bool)
-        for box in of_image.itertuples():
-            top, left = round(box.y), round(box.x)
-            mask[max(top, 0) : round(box.y + box.height), max(left, 0) : round(box.x + box.width)] = True
-        masks.append((image_id, finding, mask))
-    return _collect_regions(masks, rows, findings, size, fit)
-
-
-def read_lung_regions(
-    data_root: str | Path, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str
-) -> Regions:
-    """The lungs of the NLM radiographs as the region of every finding that is present: no finding has an outline there.
-
-    Args:
-        data_root: the folder of the NLM images and masks.
-        rows, findings, size, fit: as in `read_phantom_regions`.
-    """
-    files = find_lung_masks(data_root)
-    there = [image_id for image_id in rows.image_id if image_id in files]
-    masks = []
-    for image_id in progress(there, len(there), "reading lung masks"):
-        mask = read_lung_mask(files[image_id])
-        masks += [(image_id, finding, mask) for finding in findings]
-    return _collect_regions(masks, rows, findings, size, fit, LUNGS)
-
-
-def _collect_regions(
-    masks: Iterable[tuple[str, str, np.ndarray]],
-    rows: pd.DataFrame,
-    findings: Sequence[str],
-    size: int,
-    fit: str,
-    kind: str = FINDING,
-) -> Regions:
-    """Masks of findings that the labels call present, in the order of ``rows`` and ``findings``.
-
-    ``No Finding`` is nowhere: it has no region, not even the lungs.
-    """
-    findings = [finding for finding in findings if finding != NO_FINDING]
-    place = pd.Series(np.arange(len(rows)), index=rows.image_id)
-    column = {finding: number for number, finding in enumerate(findings)}
-    present = rows[list(findings)].eq(1).fillna(False).to_numpy(dtype=bool)
-    kept = []
-    for image_id, finding, mask in masks:
-        row, number = int(place[image_id]), column.get(finding)
-        if number is not None and present[row, number]:
-            fitted = fit_mask(mask, size, fit)
-            # A crop may cut the whole region away.
-            if fitted.any():
-                kept.append((row, number, image_id, finding, fitted))
-    kept.sort(key=lambda one: one[:2])
-    table = pd.DataFrame([one[2:] for one in kept], columns=["image_id", "finding", "mask"])
-    return Regions(table, kind)
-
-
-_REAL = {"nih": read_box_regions, "nlm_tb": read_lung_regions}
-
-
-def measure_lesion_sizes(regions: Regions) -> pd.Series:
-    """Median share of the image that a finding's region covers, by finding, the smallest first."""
-    areas = regions.table["mask"].map(np.mean).astype(float)
-    return areas.groupby(regions.table["finding"]).median().sort_values(kind="stable")
-
-
-def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
-
-    Args:
-        mask: bool ``(height, width)``.
-        size: side of the store.
-        fit: ``crop`` or ``pad``.
-
-    Returns:
-        bool ``(size, size)``, True where at least half of a pixel is inside. Of a region too small for that, the pixels
-        it covers most are kept.
-    """
-    if mask.shape == (size, size):
-        return mask
-    share = fit_square(mask.astype(np.uint8) * 255, size, fit)
-    inside = share > _HALF
-    return inside if inside.any() or not share.any() else share == share.max()
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,241 @@
+"""Where organs and findings are on the images of a cohort: outlines and boxes, read when the cohort is built.
+
+``annotations.parquet`` has a row for each structure of an image: ``image_id``, ``structure`` (a finding's or an organ's
+name), ``kind``, and ``height`` and ``width``, the size in pixels of the picture on which it was drawn. Of the kind
+``outline``, ``runs`` are the lengths of alternating runs of background and structure, row by row from the top left,
+beginning with background (0 if the first pixel is structure); they add up to height times width. Of the kind ``box``,
+``box`` is left, top, width and height in pixels of that picture. Several rows of one structure make one region.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.table import NO_FINDING
+from chexstudy.errors import StudyError
+from chexstudy.progress import progress
+from chexstudy.runs import Run, artifact_path, hash_values
+
+ANNOTATIONS = "annotations.parquet"
+OUTLINE, BOX = "outline", "box"
+LUNG_STRUCTURES = ("lungs", "right lung", "left lung")
+FINDING, LUNGS = "finding", "lungs"
+_SCHEMA = pa.schema(
+    {
+        "image_id": pa.string(),
+        "structure": pa.string(),
+        "kind": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "runs": pa.list_(pa.int32()),
+        "box": pa.list_(pa.float32()),
+    }
+)
+_ROWS_A_GROUP = 2_000
+_HALF = 127
+
+# Image id, structure, kind, height, width, runs, box.
+Annotation = tuple[str, str, str, int, int, np.ndarray | None, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle about a structure, as its source gives it."""
+
+    image_id: str
+    structure: str
+    box: tuple[float, float, float, float]  # left, top, width and height
+    picture: tuple[int, int]  # height and width of the picture in whose pixels the box is given
+
+    def read(self) -> Annotation:
+        return (self.image_id, self.structure, BOX, *self.picture, None, np.array(self.box, np.float32))
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A picture that is bright inside a structure."""
+
+    image_id: str
+    structure: str
+    path: Path
+
+    def read(self) -> Annotation:
+        try:
+            with Image.open(self.path) as picture:
+                mask = np.asarray(picture.convert("L")) > _HALF
+        except (OSError, ValueError, Image.DecompressionBombError):
+            raise StudyError(f"the mask {self.path} cannot be read: fetch it again, or take it away.") from None
+        return make_outline(self.image_id, self.structure, mask)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where findings are on the images of a pixel store."""
+
+    # One row an image and finding that is present there: ``image_id``, ``finding`` and ``mask``, bool ``(size, size)``
+    # with at least one pixel.
+    table: pd.DataFrame
+    # ``finding`` (the outline or boxes of the finding) or ``lungs`` (no outline is known, the mask is that of the
+    # lungs).
+    kind: str = FINDING
+    missing: str = ""  # one sentence on what is not at hand, where the table is empty for that
+
+    def mask(self, image_id: str, finding: str) -> np.ndarray | None:
+        """The mask of a finding on an image, or None."""
+        found = self.table[(self.table.image_id == image_id) & (self.table.finding == finding)]
+        return found["mask"].iloc[0] if len(found) else None
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def make_outline(image_id: str, structure: str, mask: np.ndarray) -> Annotation:
+    """The row of a boolean mask ``(height, width)``."""
+    return (image_id, structure, OUTLINE, *mask.shape, encode_mask(mask), None)
+
+
+def encode_mask(mask: np.ndarray) -> np.ndarray:
+    """Run lengths (int32) of a boolean mask ``(height, width)``."""
+    flat = mask.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0], changes, [flat.size]])
+    if flat.size and flat[0]:
+        edges = np.concatenate([[0], edges])
+    return np.diff(edges).astype(np.int32)
+
+
+def write_annotations(rows: Iterable[Annotation], path: str | Path) -> None:
+    """Write the table; rows of an image must stand side by side."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
+    table = pa.table([pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+    with artifact_path(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=_ROWS_A_GROUP, compression="zstd")
+
+
+def build_annotations(run: Run, listed: Sequence[Box | MaskFile]) -> None:
+    """Bring what a source annotates into the study, masks read once; what is current stays."""
+    told = [_describe(one) for one in listed]
+    parameters = {"annotations": hash_values(told)}
+    if run.is_current(ANNOTATIONS, run.key(parameters)):
+        return
+    rows = progress((one.read() for one in listed), len(listed), "reading annotations")
+    write_annotations(rows, run.path(ANNOTATIONS))
+    run.record(ANNOTATIONS, parameters)
+
+
+def _describe(one: Box | MaskFile) -> tuple:
+    if isinstance(one, Box):
+        return one.image_id, one.structure, one.box, one.picture
+    status = one.path.stat()
+    return one.image_id, one.structure, status.st_size, status.st_mtime_ns
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The boolean mask ``(height, width)`` of its run lengths."""
+    runs = np.asarray(runs, dtype=np.int64)
+    if runs.sum() != height * width:
+        raise StudyError(
+            f"the runs of a mask add up to {runs.sum()} pixels, not to {height} x {width}: build the cohort again."
+        )
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+
+
+def read_masks(run: Run, image_ids: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Image -> structure -> its mask, boolean ``(height, width)`` of the annotated picture; empty where none is."""
+    masks: dict[str, dict[str, np.ndarray]] = {image_id: {} for image_id in image_ids}
+    for image_id, structure, mask in _join_structures(_read_rows(run, masks)):
+        masks[image_id][structure] = mask
+    return masks
+
+
+def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str) -> Regions:
+    """Where findings that the labels call present are; where no finding has an outline or a box, the lungs.
+
+    ``No Finding`` is nowhere: it has no region, not even the lungs.
+
+    Args:
+        run: the study.
+        rows: cohort rows of one source.
+        findings: which findings.
+        size: side of the pixel store.
+        fit: how the store made images square.
+
+    Returns:
+        Regions in the order of ``rows`` and ``findings``; where nothing is known, none, and in ``missing`` why.
+    """
+    findings = [finding for finding in findings if finding != NO_FINDING]
+    table = _read_rows(run, rows.image_id)
+    kind, known = FINDING, table[table.structure.isin(findings)]
+    if known.empty:
+        kind, known = LUNGS, table[table.structure.isin(LUNG_STRUCTURES)].assign(structure=LUNGS)
+    if known.empty:
+        return Regions(
+            pd.DataFrame(columns=["image_id", "finding", "mask"]),
+            missing=f"nothing is known of where findings are on images of {rows.source.iloc[0]}: it has neither masks "
+            "nor boxes, so that attention can be looked at and not measured.",
+        )
+    place = {image_id: number for number, image_id in enumerate(rows.image_id)}
+    present = rows[findings].eq(1).fillna(False).to_numpy(dtype=bool)
+    kept = []
+    for image_id, structure, mask in _join_structures(known):
+        row = place[image_id]
+        meant = range(len(findings)) if kind == LUNGS else [findings.index(structure)]
+        numbers = [number for number in meant if present[row, number]]
+        fitted = fit_mask(mask, size, fit) if numbers else None
+        # A crop may cut the whole region away.
+        kept += [(row, number, image_id, findings[number], fitted) for number in numbers if fitted.any()]
+    kept.sort(key=lambda one: one[:2])
+    return Regions(pd.DataFrame([one[2:] for one in kept], columns=["image_id", "finding", "mask"]), kind)
+
+
+def measure_lesion_sizes(regions: Regions) -> pd.Series:
+    """Median share of the image that a finding's region covers, by finding, the smallest first."""
+    areas = regions.table["mask"].map(np.mean).astype(float)
+    return areas.groupby(regions.table["finding"]).median().sort_values(kind="stable")
+
+
+def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
+
+    Args:
+        mask: bool ``(height, width)``.
+        size: side of the store.
+        fit: ``crop`` or ``pad``.
+
+    Returns:
+        bool ``(size, size)``, True where at least half of a pixel is inside. Of a region too small for that, the pixels
+        it covers most are kept.
+    """
+    if mask.shape == (size, size):
+        return mask
+    share = fit_square(mask.astype(np.uint8) * 255, size, fit)
+    inside = share > _HALF
+    return inside if inside.any() or not share.any() else share == share.max()
+
+
+def _read_rows(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
+    path = run.require(ANNOTATIONS)
+    return pq.read_table(path, filters=[("image_id", "in", set(image_ids))]).to_pandas()
+
+
+def _join_structures(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Image, structure and mask; several rows of one structure are one mask."""
+    for (image_id, structure), rows in table.groupby(["image_id", "structure"], sort=False):
+        mask = np.zeros((rows.height.iloc[0], rows.width.iloc[0]), dtype=bool)
+        for row in rows.itertuples():
+            if row.kind == BOX:
+                left, top, width, height = row.box
+                mask[max(round(top), 0) : round(top + height), max(round(left), 0) : round(left + width)] = True
+            else:
+                mask |= decode_mask(row.runs, row.height, row.width)
+        yield image_id, structure, mask
