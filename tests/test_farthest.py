@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chexstudy.errors import StudyError
 from chexstudy.vectors import farthest
@@ -24,20 +23,15 @@ def _clustered(rows: int, dim: int = 32, spread: float = 0.05, seed: int = 0) ->
     return _unit(centres[generator.integers(0, 15, rows)] + spread * generator.standard_normal((rows, dim)))
 
 
-def _cover_plainly(features: np.ndarray, count: int, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The loop of Gonzalez in float64: picks, their distances when picked, and what remains."""
+def _pick_plainly(features: np.ndarray, count: int, start: int) -> list[int]:
+    """The loop of Gonzalez in float64."""
     points = features.astype(np.float64)
-    nearest = np.full(len(points), np.inf)
-    picked, distances = [start], [np.inf]
-    while True:
+    nearest, picked = np.full(len(points), np.inf), [start]
+    while len(picked) < count:
         nearest = np.minimum(nearest, np.sqrt(((points - points[picked[-1]]) ** 2).sum(axis=1)))
-        if len(picked) == count:
-            nearest[picked] = 0.0
-            return np.array(picked), np.array(distances), nearest
-        open_rows = nearest.copy()
-        open_rows[picked] = -1.0
-        picked.append(int(open_rows.argmax()))
-        distances.append(nearest[picked[-1]])
+        nearest[picked] = -1.0
+        picked.append(int(nearest.argmax()))
+    return picked
 
 
 def test_points_on_a_line_are_taken_end_first_then_the_gap():
@@ -68,101 +62,46 @@ def test_impossible_requests_are_refused(rows, count, start):
 
 def test_cover_of_points_on_a_line_by_hand():
     points = np.array([[0.0], [1.0], [2.0], [9.0], [10.0], [5.4]], dtype=np.float32)
-    cover = cover_points(points, 4)
-    assert cover.rows.tolist() == [0, 4, 5, 2]
-    assert cover.distances == pytest.approx([np.inf, 10.0, 4.6, 2.0], abs=1e-6)
-    assert cover.remaining == pytest.approx([0.0, 1.0, 0.0, 1.0, 0.0, 0.0], abs=1e-6)
-    assert cover.radius == pytest.approx(1.0)
-    # Picks first, in their order; of the others the farther one is above, and equal ones are equal.
-    assert np.argsort(-cover.scores(), kind="stable").tolist() == [0, 4, 5, 2, 1, 3]
-    assert cover.scores()[2] > cover.scores()[1] == cover.scores()[3]
+    assert cover_points(points, 4).tolist() == [0, 4, 5, 2]
 
 
 @pytest.mark.parametrize("make", [_random, _clustered])
 @pytest.mark.parametrize("count", [1, 341, 1500])
-@pytest.mark.parametrize("row_block", [8192, 70])
+@pytest.mark.parametrize("blocks", [2048, 70])
 @pytest.mark.parametrize("rounded", [True, False])
-def test_the_pooled_method_makes_the_picks_of_the_plain_loop(make, count, row_block, rounded, monkeypatch):
+def test_the_pooled_method_makes_the_picks_of_the_plain_loop(make, count, blocks, rounded, monkeypatch):
     monkeypatch.setattr(farthest, "_rounded_products_pay", lambda dim: rounded)
+    for name in ("_POOL_ROWS", "_BLOCK_ROWS"):
+        monkeypatch.setattr(farthest, name, blocks)
     features = make(1500)
-    rows, distances, remaining = _cover_plainly(features, count, start=17)
-    cover = cover_points(features, count, 17, row_block=row_block)
-    assert cover.rows.tolist() == rows.tolist()
-    assert cover.distances == pytest.approx(distances, abs=1e-12)
-    assert cover.remaining == pytest.approx(remaining, abs=1e-12)
-    assert (np.diff(cover.distances) <= 0).all()
+    assert cover_points(features, count, 17).tolist() == _pick_plainly(features, count, start=17)
 
 
 def test_points_closer_together_than_rounding_are_still_told_apart(monkeypatch):
     monkeypatch.setattr(farthest, "_rounded_products_pay", lambda dim: True)
     monkeypatch.setattr(farthest, "_PAIRS_JUDGED", 1000)
     features = _clustered(1500, spread=2e-5)
-    rows, _, remaining = _cover_plainly(features, 300, start=0)
-    cover = cover_points(features, 300)
-    assert cover.rows.tolist() == rows.tolist()
-    assert cover.remaining == pytest.approx(remaining, abs=1e-12)
+    assert cover_points(features, 300).tolist() == _pick_plainly(features, 300, start=0)
 
 
-def test_duplicates_come_last_in_row_order_and_no_row_comes_twice():
+def test_duplicates_come_last_in_row_order_and_no_row_comes_twice(monkeypatch):
+    monkeypatch.setattr(farthest, "_POOL_ROWS", 16)
     distinct = _random(40)
-    features = np.concatenate([distinct, distinct, distinct])
-    cover = cover_points(features, 120, row_block=16)
-    assert len(set((cover.rows[:40] % 40).tolist())) == 40
-    assert sorted(cover.rows.tolist()) == list(range(120))
-    assert (cover.distances[40:] == 0.0).all()
-    assert (np.diff(cover.rows[40:]) > 0).all()
+    picks = cover_points(np.concatenate([distinct, distinct, distinct]), 120)
+    assert len(set((picks[:40] % 40).tolist())) == 40
+    assert sorted(picks.tolist()) == list(range(120))
+    assert (np.diff(picks[40:]) > 0).all()
     constant = np.repeat(distinct[:1], 30, axis=0)
-    assert cover_points(constant, 30, start=4, row_block=7).rows.tolist() == [4, *range(4), *range(5, 30)]
+    assert cover_points(constant, 30, start=4).tolist() == [4, *range(4), *range(5, 30)]
 
 
-def test_a_memory_map_a_half_precision_array_and_a_tensor_give_what_the_array_gives(tmp_path):
+def test_a_memory_map_and_a_half_precision_array_give_what_the_array_gives(tmp_path, monkeypatch):
     features = _clustered(900).astype(np.float16)
     np.save(tmp_path / "features.npy", features)
     expected = cover_points(features.astype(np.float32), 200, 5)
-    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    for same in (features, mapped, torch.from_numpy(features)):
-        cover = cover_points(same, 200, 5, row_block=128)
-        assert cover.rows.tolist() == expected.rows.tolist()
-        assert cover.remaining.tobytes() == expected.remaining.tobytes()
-
-
-def test_without_last_distances_what_remains_is_an_upper_bound():
-    features = _random(1500)
-    exact, lazy = cover_points(features, 300), cover_points(features, 300, exact_remaining=False)
-    assert lazy.rows.tolist() == exact.rows.tolist()
-    assert (lazy.remaining >= exact.remaining).all()
-    assert (lazy.remaining[lazy.rows] == 0.0).all()
-
-
-@pytest.mark.parametrize("make", [_random, _clustered])
-def test_the_form_for_devices_makes_the_same_picks(make):
-    features = make(2000)
-    rows, _, remaining = _cover_plainly(features, 454, start=3)
-    cover = farthest._cover_on_device(torch.from_numpy(features), 454, 3, True, "")
-    assert cover.rows.tolist() == rows.tolist()
-    assert cover.remaining == pytest.approx(remaining, abs=1e-5)
-    lots = farthest._cover_on_device(torch.from_numpy(np.tile(features[:50], (4, 1))), 200, 0, True, "")
-    assert sorted(lots.rows.tolist()) == list(range(200))
-    assert (lots.distances[1:50] > 0.0).all()
-    assert (lots.distances[50:] == 0.0).all()
-
-
-def test_picks_on_a_device_wait_for_nothing():
-    with FakeTensorMode():
-        # Under this mode any read of a value on the host raises.
-        pool, bounds = torch.arange(64), torch.rand(64)
-        running, floor, rival = torch.ones((), dtype=torch.bool), torch.tensor(0.1), torch.tensor(64)
-        picked, *_ = farthest._step_on_device(torch.randn(64, 8), pool, bounds, running, floor, rival, 16)
-    assert picked.shape == (16,)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cuda_tensor_gives_the_cover_of_the_processor():
-    features = _clustered(5000, dim=64)
-    expected = cover_points(features, 1000)
-    cover = cover_points(torch.from_numpy(features).cuda(), 1000)
-    assert cover.radius == pytest.approx(expected.radius, abs=1e-5)
+    monkeypatch.setattr(farthest, "_BLOCK_ROWS", 128)
+    for same in (features, np.load(tmp_path / "features.npy", mmap_mode="r")):
+        assert cover_points(same, 200, 5).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +123,6 @@ def test_features_that_cannot_be_covered_are_refused_in_a_sentence(features, cou
 
 
 def test_long_work_says_beforehand_how_long_it_may_take(monkeypatch, capsys):
-    monkeypatch.setattr(farthest, "_SECONDS_WORTH_SAYING", 0.0)
+    monkeypatch.setattr(farthest, "SECONDS_WORTH_SAYING", 0.0)
     cover_points(_random(50), 10, label="covering the phantom")
     assert "covering the phantom: 10 of 50 rows, about" in capsys.readouterr().out

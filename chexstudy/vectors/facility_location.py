@@ -8,7 +8,7 @@ from numba import njit
 
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-from chexstudy.vectors.farthest import fill_pool, measure_rate
+from chexstudy.vectors.farthest import SECONDS_WORTH_SAYING, check_features, fill_pool, measure_rate
 
 # Candidates whose similarities to all rows are held at a time while the picks are few.
 _POOL_ROWS = 256
@@ -21,7 +21,6 @@ _LISTED_PAIRS = 2**26
 _PICKS_BETWEEN_LOOKS = 512
 # Most pairs no longer matter when they are listed, so rows are looked through this many at a time.
 _TILE = 32
-_SECONDS_WORTH_SAYING = 10.0
 
 
 def facility_location(
@@ -30,7 +29,6 @@ def facility_location(
     generator: torch.Generator | None = None,
     *,
     part_rows: int | None = None,
-    row_block: int = _BLOCK_COLUMNS,
     label: str = "facility location",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick rows greedily for the largest sum, over all rows, of the similarity to the most similar pick.
@@ -53,25 +51,19 @@ def facility_location(
         count: how many rows to pick, from 1 to ``n``.
         generator: splits the rows at random; needed with ``part_rows``.
         part_rows: about how many rows a part has; None for exact greedy.
-        row_block: rows in memory at a time.
         label: what progress is shown under.
 
     Returns:
         The picks in order ``(count,)`` int64 and the gain of each ``(count,)`` float64: their sum is the objective.
         With ``part_rows`` picks are ordered by gain, and gains are those within the part.
     """
-    if features.ndim != 2 or 0 in features.shape:
-        raise StudyError(f"features must be a matrix (rows, dimensions) with rows in it, not {features.shape}.")
-    if features.dtype not in (np.float32, np.float16):
-        raise StudyError(f"features must be float32 or float16, not {features.dtype}: convert them first.")
-    if not 1 <= count <= len(features):
-        raise StudyError(f"cannot pick {count:,} of {len(features):,} rows: ask for 1 to {len(features):,}.")
+    check_features(features, count)
     parts = _split_rows(len(features), part_rows, generator)
     _announce(features, parts, label)
     picks, gains = [], []
     for part, share in zip(parts, _share_budget(count, parts), strict=True):
         if share:
-            greedy = _Greedy(features, part, share, row_block, label)
+            greedy = _Greedy(features, part, share, label)
             greedy.pick()
             picks.append(part[greedy.picks])
             gains.append(greedy.gains)
@@ -100,7 +92,7 @@ def _share_budget(count: int, parts: list[np.ndarray]) -> np.ndarray:
 def _announce(features: np.ndarray, parts: list[np.ndarray], label: str) -> None:
     pairs = sum(float(len(part)) ** 2 for part in parts)
     seconds = 4.0 * pairs * features.shape[1] / measure_rate(features.shape[1], False)
-    if seconds > _SECONDS_WORTH_SAYING:
+    if seconds > SECONDS_WORTH_SAYING:
         print(f"{label}: {len(features):,} rows, at least about {seconds:,.0f} s", flush=True)
 
 
@@ -111,13 +103,12 @@ class _Greedy:
         features: ``(n, dim)``.
         rows: those that take part, ascending.
         count: how many to pick.
-        row_block: rows in memory at a time.
         label: what progress is shown under.
     """
 
-    def __init__(self, features: np.ndarray, rows: np.ndarray, count: int, row_block: int, label: str):
+    def __init__(self, features: np.ndarray, rows: np.ndarray, count: int, label: str):
         self.features, self.rows, self.label = features, rows, label
-        self.blocks = [slice(first, first + row_block) for first in range(0, len(rows), row_block)]
+        self.blocks = [slice(first, first + _BLOCK_COLUMNS) for first in range(0, len(rows), _BLOCK_COLUMNS)]
         self.scales = np.concatenate([self._measure_scales(block) for block in self.blocks])
         self.covered = np.zeros(len(rows), dtype=np.float32)
         self.bounds = np.zeros(len(rows))

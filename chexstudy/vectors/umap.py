@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
+from scipy.linalg import orthogonal_procrustes
+from sklearn.manifold import trustworthiness
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
@@ -28,7 +29,6 @@ from chexstudy.vectors.neighbours import nearest_rows
 
 LARGEST_FIT = 50_000
 _SMALLEST_FIT = 16
-_BLOCK_ROWS = 1_024
 # From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
 # points a quarter to a half as far (benchmarks/maps.py).
 _WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
@@ -96,7 +96,7 @@ def read_or_fit_map(
     """
     parameters = {"seed": seed}
     if run.is_current(name, run.key(parameters, inputs)):
-        return run.read_table(name, name)
+        return run.read_table(name)
     coordinates = fit_map(features, seed)
     table = pd.DataFrame({"image_id": list(image_ids), "x": coordinates[:, 0], "y": coordinates[:, 1]})
     run.write_table(name, table)
@@ -152,51 +152,32 @@ def lay_over(coordinates: np.ndarray, fixed: np.ndarray, rows: np.ndarray | None
     moving, still = coordinates[rows].astype(np.float64), fixed[rows].astype(np.float64)
     centre, target = moving.mean(axis=0), still.mean(axis=0)
     moving, still = moving - centre, still - target
-    left, _, right = np.linalg.svd(moving.T @ still)
+    rotation, _ = orthogonal_procrustes(moving, still)
     extent = np.linalg.norm(moving)
     scale = np.linalg.norm(still) / extent if extent > 0 else 1.0
-    return ((coordinates - centre) @ (left @ right) * scale + target).astype(np.float32)
+    return ((coordinates - centre) @ rotation * scale + target).astype(np.float32)
 
 
 def measure_trustworthiness(
-    features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15, sample: int = 2_000, seed: int = 0
+    features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15, sample: int = 2_000
 ) -> float:
-    """How far the neighbours on a map can be trusted to be neighbours in feature space, from 0 to 1.
+    """How far neighbours on a map are neighbours in feature space, from 0 to 1 (Venna and Kaski 2001).
 
-    For each point, neighbours on the map that are none in feature space count by how far down the list of its true
-    neighbours they are (Venna and Kaski 2001). Points beyond ``sample`` are judged by a seeded sample of them, each
-    against all others.
-
-    Args:
-        features: ``(n, dim)``.
-        coordinates: ``(n, 2)``.
-        neighbours: how many count, fewer than half of ``n``.
-        sample: how many points are judged at most.
-        seed: of the sample.
+    Of more than ``sample`` points, those drawn by a fixed seed are judged among themselves. There must be more than
+    twice as many as neighbours.
     """
-    features, coordinates = _checked(features, "features"), _checked(coordinates, "coordinates")
-    count = len(features)
-    if not 1 <= neighbours < count / 2:
-        raise StudyError(f"{count} points are too few to judge {neighbours} neighbours of each: use fewer neighbours.")
-    judged = np.arange(count)
-    if count > sample:
-        judged = np.sort(np.random.default_rng(seed).choice(count, sample, replace=False))
-    targets, places = torch.from_numpy(features), torch.from_numpy(coordinates)
-    beyond = 0
-    for start in range(0, len(judged), _BLOCK_ROWS):
-        rows = torch.from_numpy(judged[start : start + _BLOCK_ROWS])
-        near = _distances_to_others(places, rows).topk(neighbours, dim=1, largest=False).indices
-        order = _distances_to_others(targets, rows).argsort(dim=1, stable=True)
-        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(1, count + 1).expand(len(rows), -1))
-        beyond += int((ranks.gather(1, near) - neighbours).clamp(min=0).sum())
-    worst = len(judged) * neighbours * (2 * count - 3 * neighbours - 1) / 2
-    return 1 - beyond / worst
+    if len(features) > sample:
+        drawn = np.sort(np.random.default_rng(0).choice(len(features), sample, replace=False))
+        features, coordinates = features[drawn], coordinates[drawn]
+    return trustworthiness(features, coordinates, n_neighbors=neighbours)
 
 
-def _distances_to_others(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    distances = torch.cdist(points[rows], points)
-    distances[torch.arange(len(rows)), rows] = torch.inf
-    return distances
+def check_snapshots(snapshots: np.ndarray, steps: pd.DataFrame) -> None:
+    """Raise a StudyError unless there is a row of ``steps`` for each snapshot ``(snapshots, count, dim)``."""
+    if snapshots.ndim != 3 or len(steps) != len(snapshots):
+        raise StudyError(
+            f"{len(steps)} rows describe prototype snapshots of shape {snapshots.shape}: pretrain the arm again."
+        )
 
 
 def trace_prototypes(
@@ -213,10 +194,7 @@ def trace_prototypes(
     Returns:
         One row a snapshot and prototype: ``snapshot``, ``step``, ``phase``, ``prototype``, ``x``, ``y``.
     """
-    if snapshots.ndim != 3 or len(steps) != len(snapshots):
-        raise StudyError(
-            f"{len(steps)} rows describe prototype snapshots of shape {snapshots.shape}: pretrain the arm again."
-        )
+    check_snapshots(snapshots, steps)
     count = snapshots.shape[1]
     placed = place_on_map(snapshots.reshape(-1, snapshots.shape[2]), features, coordinates)
     rows = steps[["snapshot", "step", "phase"]]

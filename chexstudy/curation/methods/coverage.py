@@ -25,8 +25,7 @@ def choose_k_centre(features: np.ndarray, budget: int, generator: torch.Generato
     """
     pairs = len(features)
     start = int(torch.randint(pairs, (), generator=generator))
-    cover = cover_points(features, budget, start, exact_remaining=False, label="choosing the farthest")
-    return choose_first(cover.rows, budget, pairs)
+    return choose_first(cover_points(features, budget, start, label="choosing the farthest"), budget, pairs)
 
 
 def choose_facilities(

@@ -18,7 +18,14 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
-from chexstudy.vectors.umap import fit_map, lay_over, measure_trustworthiness, place_on_map
+from chexstudy.vectors.umap import (
+    check_snapshots,
+    fit_map,
+    lay_over,
+    measure_trustworthiness,
+    place_on_map,
+    trace_prototypes,
+)
 
 MOST_STAGES = 5
 _FEWEST_TO_LAY_OVER = 3
@@ -119,7 +126,7 @@ def read_or_fit_stage_maps(
     """
     parameters = {"seed": seed, "steps": [[stage.first_step, stage.last_step] for stage in stages]}
     if run.is_current(name, run.key(parameters, inputs)):
-        return run.read_table(name, name)
+        return run.read_table(name)
     names = ledger.image_id.to_numpy()
     maps = fit_stage_maps(
         [features[stage.rows] for stage in stages], [names[stage.rows] for stage in stages], seed, start
@@ -150,34 +157,24 @@ def trace_over_stages(
     """The paths of prototypes, each snapshot on the map of its own stage.
 
     Args:
-        snapshots: prototypes ``(snapshots, count, dim)``.
-        steps: one row a snapshot with ``snapshot``, ``step`` (steps done before it) and ``phase``, in their order.
+        snapshots, steps: as in `chexstudy.vectors.umap.trace_prototypes`; ``step`` counts steps done before.
         stages: as `plan_stages` made them.
         features: of the ledger's rows ``(n, dim)``.
         maps: as `read_or_fit_stage_maps` returned them.
 
     Returns:
-        ``snapshot, step, phase, stage, prototype, x, y``, one row a snapshot and prototype.
+        As `trace_prototypes`, with the column ``stage``.
     """
-    if snapshots.ndim != 3 or len(steps) != len(snapshots):
-        raise StudyError(
-            f"{len(steps)} rows describe prototype snapshots of shape {snapshots.shape}: pretrain the arm again."
-        )
+    check_snapshots(snapshots, steps)
     # A snapshot carries the number of steps done before it, so it belongs to the stage of the step just done.
     ends = np.array([stage.last_step for stage in stages])
     stage_of = np.minimum(np.searchsorted(ends, steps.step.to_numpy() - 1), len(stages) - 1)
-    count = snapshots.shape[1]
-    rows = steps[["snapshot", "step", "phase"]].assign(stage=stage_of)
-    rows = rows.loc[rows.index.repeat(count)].reset_index(drop=True)
-    rows["prototype"] = np.tile(np.arange(count), len(snapshots))
-    places = np.empty((len(snapshots), count, 2), np.float32)
+    traces = []
     for number in np.unique(stage_of):
-        here = stage_of == number
-        shown = maps[maps.stage == number]
-        points = snapshots[here].reshape(-1, snapshots.shape[2])
-        placed = place_on_map(points, features[shown.row], shown[["x", "y"]].to_numpy())
-        places[here] = placed.reshape(-1, count, 2)
-    return rows.assign(x=places[:, :, 0].ravel(), y=places[:, :, 1].ravel())
+        here, shown = stage_of == number, maps[maps.stage == number]
+        places = shown[["x", "y"]].to_numpy()
+        traces.append(trace_prototypes(snapshots[here], steps[here], features[shown.row], places).assign(stage=number))
+    return pd.concat(traces, ignore_index=True)
 
 
 def measure_stage_maps(maps: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:

@@ -44,6 +44,7 @@ def _pick_plainly(features: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
 @pytest.fixture(params=["held", "listed", "pooled"])
 def way(request, monkeypatch):
     """The three ways of work: all cosines held, pairs listed when they are few, pools of candidates throughout."""
+    monkeypatch.setattr(facility, "_BLOCK_COLUMNS", 100)
     if request.param != "held":
         monkeypatch.setattr(facility, "_HELD_PAIRS", 0)
         monkeypatch.setattr(facility, "_POOL_ROWS", 32)
@@ -63,7 +64,7 @@ def test_two_axes_by_hand(way):
 @pytest.mark.parametrize("make", [_random, _clustered])
 def test_the_value_is_that_of_exact_greedy(make, way):
     features = make(700)
-    picks, gains = facility_location(features, 150, row_block=100)
+    picks, gains = facility_location(features, 150)
     expected, expected_gains = _pick_plainly(features, 150)
     # Later on two rows that are each other's nearest gain the same, and either may come first.
     assert picks[:20].tolist() == expected[:20].tolist()
@@ -92,7 +93,7 @@ def test_a_memory_map_in_half_precision_gives_what_the_array_gives(tmp_path, way
     np.save(tmp_path / "features.npy", features)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
     expected = facility_location(features.astype(np.float32), 50)[0]
-    assert facility_location(mapped, 50, row_block=64)[0].tolist() == expected.tolist()
+    assert facility_location(mapped, 50)[0].tolist() == expected.tolist()
 
 
 def test_parts_keep_the_budget_lose_little_and_follow_the_generator():
