@@ -1,8 +1,8 @@
 """A run folder: named artifacts of one study, written atomically, each with its provenance beside it.
 
 An artifact is *current* when the key it was written under is the key asked for: the hash of its parameters, of its
-input artifacts and of the code that computes. A stale artifact is computed again, a current one is reused, so a killed
-study goes on where it stopped and a changed one is never mixed with an old one.
+input artifacts and of the code that computes it (`chexstudy.code_closure`). A stale artifact is computed again, a
+current one is reused, so a killed study goes on where it stopped and a changed one is never mixed with an old one.
 
 Every artifact is *sealed*: ``provenance/NAME.json`` holds the SHA-256 of its bytes, and whoever reads the artifact
 compares. One that was damaged or edited is never used: it is not current, so the step that makes it makes it again, and
@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,11 +31,10 @@ import pandas as pd
 
 from chexstudy import paths
 from chexstudy.children import has_ended
+from chexstudy.code_closure import code_revision, hash_closure, name_computing_module
 from chexstudy.errors import StudyError
 from chexstudy.steps import find_step
 
-# These rooms show results or start notebooks; a change in them cannot change a number.
-_PRESENTATION = {"plots", "cli", "workflow", "children.py", "pseudonyms.py"}
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Names the notebook at work, for its own process and those it starts.
 MADE_BY_VARIABLE = "CHEXSTUDY_NOTEBOOK"
@@ -274,32 +273,6 @@ def _refuse_damaged(name: str, damage: str, record: Path) -> StudyError:
 
 
 @cache
-def source_hash() -> str:
-    """Hash of the package's computing code (everything but plots, command line and runner), 12 hex digits."""
-    digest = hashlib.sha256()
-    for path in sorted(paths.PACKAGE.rglob("*.py")):
-        relative = path.relative_to(paths.PACKAGE)
-        if relative.parts[0] not in _PRESENTATION:
-            digest.update(str(relative).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@cache
-def code_revision() -> str:
-    """The git commit of the checkout, ``+changes`` if the working tree differs, else ``unversioned``."""
-    try:
-        commit, status = (
-            subprocess.run(
-                ["git", "-C", str(paths.REPOSITORY), *command], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", "chexstudy"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unversioned"
-    return commit + ("+changes" if status else "")
-
-
-@cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _RECORDED_VERSIONS:
@@ -346,9 +319,20 @@ class Run:
 
     # --- provenance -------------------------------------------------------------------------------------------------
 
-    def key(self, parameters: dict, inputs: tuple[str, ...] = ()) -> str:
-        """The key an artifact is written under: parameters, contents of its input artifacts, computing code."""
-        return hash_values(parameters, self._hash_inputs(inputs), source_hash())
+    def key(self, parameters: dict, inputs: tuple[str, ...] = (), by: Callable | None = None) -> str:
+        """The key an artifact is written under: parameters, contents of its input artifacts, code that computes it.
+
+        Args:
+            parameters: what it depends on beside inputs and code.
+            inputs: names of the artifacts it is computed from.
+            by: a function or class of the module that computes it; the calling module does if not given.
+        """
+        module = name_computing_module(by, sys._getframe(1))
+        return hash_values(self.data_key(parameters, inputs), hash_closure(module))
+
+    def data_key(self, parameters: dict, inputs: tuple[str, ...] = ()) -> str:
+        """As `key`, whatever the code: what work that is half done belongs to."""
+        return hash_values(parameters, self._hash_inputs(inputs))
 
     def _hash_inputs(self, inputs: tuple[str, ...]) -> dict[str, str]:
         return {name: hash_artifact(self.require(name)) for name in inputs}
@@ -403,16 +387,17 @@ class Run:
         inputs: tuple[str, ...] = (),
         seed: int | None = None,
         files: tuple[str, ...] = (),
+        by: Callable | None = None,
     ) -> None:
         """Write down how an artifact came to be; call it after the artifact is in place.
 
         Args:
             name: of the artifact.
-            parameters: what it depends on beside inputs and code.
-            inputs: names of the artifacts it was computed from.
+            parameters, inputs, by: as in `key`.
             seed: of what was drawn.
             files: further files or folders that were written with it: without them it is not current.
         """
+        module = name_computing_module(by, sys._getframe(1))
         hashes = {one: hash_artifact(self.require(one)) for one in (name, *files)}
         for one in files:
             if not read_record(self._record_path(one)):
@@ -420,12 +405,13 @@ class Run:
         record = {
             "sha256": hashes[name],
             "files": {one: hashes[one] for one in files},
-            "key": self.key(parameters, inputs),
+            "key": hash_values(self.data_key(parameters, inputs), hash_closure(module)),
             "parameters": parameters,
             "inputs": self._hash_inputs(inputs),
             "seed": seed,
             "code_revision": code_revision(),
-            "source_hash": source_hash(),
+            "module": module,
+            "code_hash": hash_closure(module),
             "versions": _versions(),
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

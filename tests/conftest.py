@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,31 @@ def one_thread():
 
     with use_threads(1):
         yield
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Keys are those of a copy of the package; gives the function that adds a line to one of its modules."""
+    from chexstudy import code_closure, paths
+
+    def add_line(module: str, line: str) -> Path:
+        with open(copy / module, "a") as file:
+            file.write(f"{line}\n")
+        forget()
+        return copy.parent
+
+    def forget():
+        for cached in ("hash_closure", "list_closure", "_read_module"):
+            getattr(code_closure, cached).cache_clear()
+
+    copy = tmp_path / "checkout" / "chexstudy"
+    shutil.copytree(paths.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy.parent / "notebooks").symlink_to(paths.NOTEBOOKS)
+    monkeypatch.setattr(paths, "PACKAGE", copy)
+    monkeypatch.setattr(paths, "REPOSITORY", copy.parent)
+    forget()
+    yield add_line
+    forget()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chexstudy import paths, runs
+from chexstudy import paths
 from chexstudy.devices import choose_device
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, require_current_arm, train_arms
@@ -177,11 +177,9 @@ def test_an_arm_trained_on_another_cohort_is_not_measured(tiny_study):
 _BROKEN_OFF = """
 import os, sys
 import torch
-from chexstudy import paths, runs
 from chexstudy.pretraining.training import arm_run as engine
 from chexstudy.pretraining.training import trainer as training
 
-runs.source_hash = lambda: "as it is"
 calls = []
 
 def count_to_the_end(original, number, *arguments, **named):
@@ -207,16 +205,8 @@ def _break_off(home, arm, config, where, number, how):
     return subprocess.run([*command, "--device", "cpu"], env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture
-def frozen_code(monkeypatch):
-    """Somebody who edits the package while a test runs does not make its checkpoints stale."""
-    monkeypatch.setattr(runs, "source_hash", lambda: "as it is")
-
-
 @pytest.mark.parametrize(("sent", "code", "left"), [("SIGKILL", -9, 1), ("SIGINT", 75, 0), ("SIGTERM", 75, 0)])
-def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(
-    tiny_study, home, frozen_code, capsys, sent, code, left
-):
+def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(tiny_study, home, capsys, sent, code, left):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     shutil.rmtree(folder)
@@ -267,7 +257,7 @@ def test_a_signal_asks_and_the_same_one_again_ends_at_once():
     ],
 )
 def test_killed_at_any_step_of_curation_it_keeps_the_same_pairs_and_weights(
-    tiny_study, home, frozen_code, capsys, where, number, step
+    tiny_study, home, capsys, where, number, step
 ):
     config = _config(checkpoint_minutes=0.0, rule="budgeted", budget=0.4)
     for arm in ("warm_up", "curated"):
@@ -288,6 +278,32 @@ def test_killed_at_any_step_of_curation_it_keeps_the_same_pairs_and_weights(
         pd.testing.assert_frame_equal(*(table.drop(columns="seconds", errors="ignore") for table in (before, after)))
     for name, before in arrays.items():
         assert np.array_equal(before, np.load(folder / f"{name}.npy"))
+
+
+def test_other_code_elsewhere_keeps_arms_and_a_stopped_training_goes_on_to_the_same_bits(
+    tiny_study, home, checkout, capsys
+):
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
+    capsys.readouterr()
+    checkout("evaluation/scores.py", "_LATER = 1")
+    checkout("pretraining/objectives/contrastive_loss.py", "# Why it is so.")
+    pretrain(tiny_study, "full", 0, _config(), "cpu")
+    assert capsys.readouterr().out == "", "current, and not trained again"
+    shutil.rmtree(folder)
+    assert _break_off(home, "full", _config(), "torch.save", 4, "os.kill(os.getpid(), 9)").returncode == -9
+    later = checkout("pretraining/objectives/contrastive_loss.py", "_LATER = 1")
+    command = [sys.executable, "-m", "chexstudy.pretraining.training.arm_run", "--study", "tiny", "--arm", "full"]
+    environment = {**os.environ, "PYTHONPATH": str(later)}
+    command += ["--config", str(home / "config.json"), "--device", "cpu"]
+    resumed = subprocess.run(command, cwd=later, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "full (seed 0): goes on after step 10" in resumed.stdout
+    assert re.search(r"full \(seed 0\): was begun with other code: revision \S+, now \w+\n", resumed.stdout)
+    _assert_same_weights(whole, _weights(tiny_study, "full"))
+    assert _ArmRun(tiny_study, ARMS["full"], 0, _config(), torch.device("cpu")).done, "the key is that of the new code"
+    checkout("pretraining/objectives/contrastive_loss.py", "_LAST = 1")
+    assert not _ArmRun(tiny_study, ARMS["full"], 0, _config(), torch.device("cpu")).done
 
 
 @pytest.mark.parametrize(

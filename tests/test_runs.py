@@ -145,7 +145,7 @@ def test_an_artifact_is_current_until_its_parameters_its_inputs_or_the_code_chan
     assert not run.is_current("out.json", run.key({"k": 2}, ("in.json",)))
     key = run.key({"k": 1}, ("in.json",))
     with monkeypatch.context() as patch:
-        patch.setattr("chexstudy.runs.source_hash", lambda: "other code")
+        patch.setattr("chexstudy.runs.hash_closure", lambda module: "other code")
         assert not run.is_current("out.json", run.key({"k": 1}, ("in.json",)))
     assert run.is_current("out.json", key)
     run.write_json("in.json", 7)

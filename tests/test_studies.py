@@ -95,7 +95,7 @@ def test_artifacts_of_other_code_or_inputs_are_stale(monkeypatch):
     assert find_stale_artifacts(run) == {}
     run.write_table("cohort.parquet", pd.DataFrame({"image_id": ["x"], "source": "drawn"}))
     assert find_stale_artifacts(run) == {"pretraining/full/seed1/compute.json": OTHER_INPUTS}
-    monkeypatch.setattr("chexstudy.workflow.studies.source_hash", lambda: "another")
+    monkeypatch.setattr("chexstudy.workflow.studies.hash_closure", lambda module: "another")
     assert find_stale_artifacts(run) == {"pretraining/full/seed1/compute.json": OTHER_CODE}
 
 

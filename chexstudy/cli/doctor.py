@@ -59,7 +59,7 @@ def _find_problems() -> list[str]:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    from chexstudy.runs import code_revision
+    from chexstudy.code_closure import code_revision
 
     yield "chexstudy", f"{metadata.version('chexstudy')} ({code_revision()})"
     yield "python", f"{platform.python_version()} ({sys.executable})"

@@ -286,11 +286,11 @@ def read_or_measure(
     inputs += tuple(f"curation/scoring/seed{seed}/{side}.npy" for side in ("image", "text"))
     inputs += ("cohort.parquet", *(["truth.parquet"] if measure.truth is not None else []))
     parameters |= {"seed": seed, "resamples": measure.resamples, "resampling_seed": measure.seed}
-    if run.is_current(name, run.key(parameters, inputs)):
+    if run.is_current(name, run.key(parameters, inputs, by=compute)):
         return pd.read_parquet(run.path(name))
     table = pd.concat(compute(), ignore_index=True).assign(seed=seed)
     run.write_table(name, table)
-    run.record(name, parameters, inputs, seed)
+    run.record(name, parameters, inputs, seed, by=compute)
     return table
 
 

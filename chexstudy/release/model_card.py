@@ -483,7 +483,7 @@ def _read_current_audit(run: Run, arm: str, seed: int, training: pd.DataFrame, k
 
 def _describe_provenance(run: Run, arm: str, seed: int, record: dict, usage: Usage) -> str:
     rows = [
-        ["code revision", f"`{record['code_revision']}` (hash of the computing code `{record['source_hash']}`)"],
+        ["code revision", f"`{record['code_revision']}` (hash of the computing code `{record['code_hash']}`)"],
         ["key of the run", f"`{record['key']}`"],
         ["trained", record["written_at"]],
         ["seed", str(seed)],

@@ -13,9 +13,10 @@ import pyarrow
 import pyarrow.parquet
 
 from chexstudy import paths
+from chexstudy.code_closure import hash_closure
 from chexstudy.errors import StudyError
 from chexstudy.results import OVER_SEEDS, read_results
-from chexstudy.runs import Run, hash_file, source_hash
+from chexstudy.runs import Run, hash_file
 from chexstudy.workflow.identity import ENGINE, read_identity
 from chexstudy.workflow.locks import LOCK, hold_study, tell_holder
 
@@ -113,7 +114,7 @@ def find_stale_artifacts(run: Run) -> dict[str, str]:
         record = run.provenance(name)
         if record is None or not run.has(name):
             continue
-        if record["source_hash"] != source_hash():
+        if record.get("code_hash") != hash_closure(record.get("module", "")):
             stale[name] = OTHER_CODE
         elif any(_has_changed(run, one, sha256) for one, sha256 in record["inputs"].items()):
             stale[name] = OTHER_INPUTS
@@ -217,7 +218,7 @@ def _list_makings(run: Run) -> dict[str, str]:
         makings["cohort"] = f"{_describe_cohort(run)} [{hash_file(cohort)[:8]}]"
     records = [record for name in _recorded_artifacts(run) if (record := run.provenance(name)) is not None]
     if records:
-        makings["code"] = ", ".join(sorted({f"{one['code_revision']} [{one['source_hash'][:8]}]" for one in records}))
+        makings["code"] = ", ".join(sorted({one["code_revision"] for one in records}))
     return makings
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.curation.embeddings.curate import CurationPlan, carry_out, find_method, list_options, plan_curation
 from chexstudy.curation.embeddings.inputs import open_embeddings, read_image_ids, read_losses, read_matching_table
 from chexstudy.curation.methods import METHODS, SIGNALS
 from chexstudy.curation.quality.audit import AuditReport, audit_selection, describe_audit
 from chexstudy.errors import StudyError
-from chexstudy.runs import atomic_path, code_revision, hash_file, source_hash
+from chexstudy.runs import atomic_path, hash_file
 from chexstudy.workflow.parameters import check_names, parse_text
 
 PROVENANCE = b"chexstudy"
@@ -207,7 +208,7 @@ def _describe_origin(wanted: FileCuration, plan: CurationPlan) -> dict:
         "floors": [str(floor) for floor in plan.floors],
         "inputs": {name: {"file": path.name, "sha256": hash_file(path)} for name, path in wanted.inputs.items()},
         "code_revision": code_revision(),
-        "source_hash": source_hash(),
+        "code_hash": hash_closure(__name__),
         "versions": dict(_versions()),
     }
 

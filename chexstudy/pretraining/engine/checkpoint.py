@@ -36,7 +36,7 @@ def load_checkpoint(path: Path, key: str) -> dict:
     if damaged:
         raise StudyError(f"{path} is damaged or incomplete: {mend}")
     if record.get("key") != key:
-        raise StudyError(f"{path} belongs to another configuration, data or code: {mend}")
+        raise StudyError(f"{path} belongs to another configuration or other data: {mend}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for an archive it cannot read

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from chexstudy.children import end_with_parent
+from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix, read_cohort
 from chexstudy.curation.online.curators import (
@@ -151,7 +152,9 @@ class _ArmRun:
                 )
             self.inputs.append(subset)
         self.key = run.key(self.parameters, tuple(self.inputs))
-        self.checkpoints = Checkpoints(self._path("checkpoints"), self.key)
+        # Other code makes a trained arm stale, but a training that was stopped goes on under it.
+        self.data_key = run.data_key(self.parameters, tuple(self.inputs))
+        self.checkpoints = Checkpoints(self._path("checkpoints"), self.data_key)
         self.records: CurationRecords | None = None
         self._saved_at = self._spoken_at = time.monotonic()
 
@@ -211,6 +214,9 @@ class _ArmRun:
             self._curator_state = self.trainer.restore(state["trainer"])
             self._spent = state["spent"]
             self._say(f"goes on after step {self.trainer.step} (epoch {self.trainer.epoch})")
+            before, now = state["code"], _name_code()
+            if before["hash"] != now["hash"]:
+                self._say(f"was begun with other code: revision {before['revision']}, now {now['revision']}")
         self.trainer.after_step = self._after_step
         self._tracker = open_tracker(
             self.config.tracker if self.processes.first else "",
@@ -285,7 +291,9 @@ class _ArmRun:
         from_warm_up = config.warm_up_epochs and "warm_up" in self.arm.needs(config)
         if from_warm_up:
             warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
-            state = load_checkpoint(warm_up, _ArmRun(self.run, ARMS["warm_up"], self.seed, config, self.device).key)
+            state = load_checkpoint(
+                warm_up, _ArmRun(self.run, ARMS["warm_up"], self.seed, config, self.device).data_key
+            )
             trainer.restore(state["trainer"])
             self._spent = state["spent"]
         else:
@@ -342,7 +350,7 @@ class _ArmRun:
             self.checkpoints.save(self.trainer.step, self._state())
 
     def _state(self) -> dict:
-        return {"trainer": self.trainer.state(), "spent": self._add_spent()}
+        return {"trainer": self.trainer.state(), "spent": self._add_spent(), "code": _name_code()}
 
     def _add_spent(self) -> dict:
         """What this process and those before it, which it goes on from, have used of the machine."""
@@ -513,7 +521,7 @@ class _ArmRun:
                 pd.DataFrame({"snapshot": range(len(steps) + 1), "step": [first, *(steps + 1)], "phase": "curate"}),
             )
         if self.arm.name == "warm_up":
-            save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.key, state)
+            save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.data_key, state)
             seal_artifact(run.path(f"{folder}/warm_up.pt"))
         else:
             rows = trainer.subset if trainer.subset is not None else np.arange(len(trainer.pairs))
@@ -547,6 +555,11 @@ class _ArmRun:
         run.write_json(f"{folder}/compute.json", compute)
         run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed, self._files)
         self.checkpoints.clear()
+
+
+def _name_code() -> dict[str, str]:
+    """The revision of the checkout, and the hash of what of it computes an arm."""
+    return {"revision": code_revision(), "hash": hash_closure("chexstudy.pretraining.training.arm_run")}
 
 
 def _mean_or_none(values: pd.Series) -> float | None:
