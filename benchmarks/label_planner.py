@@ -21,12 +21,13 @@ from itertools import product
 import numpy as np
 from record import Goal, benchmark_parser, reach, write_record
 from scipy.optimize import OptimizeWarning, curve_fit
+from scipy.stats import f as fisher
 from threadpoolctl import threadpool_limits
 
-from chexstudy.label_planning.families import POWER3
-from chexstudy.label_planning.fitting import NOT_YET, TOLD, WIDEST, bootstrap_fits, profile_plateau
-from chexstudy.label_planning.observations import LearningCurve
-from chexstudy.label_planning.planner import FARTHEST, UNREACHABLE, plan_curve
+from chexstudy.label_planning.families import CHANCE, PERFECT, POWER3, labels_for
+from chexstudy.label_planning.fitting import fit_curve, fit_points
+from chexstudy.label_planning.observations import LearningCurve, estimate_noise, weigh_points
+from chexstudy.label_planning.planner import FARTHEST, NOT_YET, UNREACHABLE, WIDEST, plan_curve
 from chexstudy.label_planning.posterior import infer_curves
 from chexstudy.progress import progress
 
@@ -64,7 +65,7 @@ def judge_plans(
     posteriors = infer_curves(curves, np.random.default_rng(seed), pool)
     for posterior, truth, target in zip(posteriors, parameters, targets, strict=True):
         plan = plan_curve(posterior, float(target))
-        needed = np.ceil(POWER3.labels_for(target, truth))
+        needed = np.ceil(labels_for(target, np.append(truth, 0.0)))
         width = plan["plateau_high"] - plan["plateau_low"]
         judged.append(
             {
@@ -99,6 +100,51 @@ def fit_by_scipy(curve: LearningCurve) -> tuple[float, float, float]:
     return found[0], found[0] - error, found[0] + error
 
 
+def bootstrap_plateaus(curve: LearningCurve, generator: np.random.Generator, resamples: int = 200) -> np.ndarray:
+    """Plateaus ``(resamples,)`` of bounded least squares on draws drawn again within each number of labels.
+
+    Their spread is too small by (D - 1) / D for D draws; deviations from the mean are stretched accordingly.
+    """
+    drawn = np.repeat(curve.means[None], resamples, axis=0)
+    for point, draws in enumerate(curve.draws):
+        own = curve.values[point]
+        chosen = own[generator.integers(draws, size=(resamples, draws))].mean(axis=1)
+        drawn[:, point] += np.sqrt(draws / (draws - 1)) * (chosen - own.mean())
+    weights = weigh_points(curve, estimate_noise([curve]))
+    return fit_points(POWER3, curve.labels, drawn, weights).parameters[:, 0]
+
+
+def profile_plateau(curve: LearningCurve) -> tuple[float, float, float, bool]:
+    """Best plateau, the lowest and highest that the profile likelihood does not rule out, and whether that tells it.
+
+    For each plateau the best curve is found; it is ruled out if that curve is worse than the best of all by more than
+    F(1, degrees of freedom) allows. The variance is pooled from what draws differ by and what the best curve misses.
+    """
+    noise = estimate_noise([curve])
+    fit = fit_curve(curve, noise)
+    value, gamma = float(fit.parameters[0]), float(fit.parameters[2])
+    precision = curve.draws / noise.relative(curve.labels)
+    within = np.nansum((curve.draws - 1) * curve.variances / noise.relative(curve.labels))
+    degrees = float(np.sum(curve.draws - 1)) + len(curve.labels) - POWER3.free
+    if degrees <= 0:
+        return value, CHANCE, PERFECT, False
+    best = fit.loss * precision.mean()
+    allowed = best + (within + best) / degrees * fisher.ppf(0.95, 1, degrees)
+    plateaus = np.unique(np.concatenate([np.linspace(CHANCE, PERFECT, 501), [value]]))
+    gammas = np.exp(np.linspace(*np.log(POWER3.shape_ranges[0]), 200))
+    basis = POWER3.basis(curve.labels, gammas[:, None])
+    # beta has a closed form at a given plateau and gamma.
+    missing = plateaus[:, None] - curve.means
+    along = np.einsum("p,ap,gp->ag", precision, missing, basis)
+    beta = np.maximum(along / np.einsum("p,gp->g", precision, basis**2), 0.0)
+    residual = missing[:, None] - beta[..., None] * basis
+    loss = np.einsum("p,agp->ag", precision, residual**2).min(axis=1)
+    kept = plateaus[(loss <= allowed) | (plateaus == value)]
+    bends = gamma > 1.01 * POWER3.shape_ranges[0][0]
+    told = kept[-1] < PERFECT and kept[-1] - kept[0] <= WIDEST and bends
+    return value, float(kept[0]), float(kept[-1]), bool(told)
+
+
 def judge_fit(estimate: float, low: float, high: float, told: bool | None) -> dict:
     """A fit of the fixed curve beside the truth."""
     return {
@@ -115,11 +161,11 @@ def judge_fit(estimate: float, low: float, high: float, told: bool | None) -> di
 def judge_peers(curve: LearningCurve, generator: np.random.Generator) -> dict[str, dict]:
     """Least squares and scipy on the fixed curve."""
     judged = {"curve_fit": judge_fit(*fit_by_scipy(curve), None)}
-    plateau = profile_plateau(curve)
-    judged["profile"] = judge_fit(plateau.value, plateau.low, plateau.high, plateau.state == TOLD)
+    profile = profile_plateau(curve)
+    judged["profile"] = judge_fit(*profile)
     if curve.draws.min() > 1:
-        plateaus = bootstrap_fits(curve, generator, resamples=200).plateau
-        judged["bootstrap"] = judge_fit(plateau.value, *np.quantile(plateaus, [0.025, 0.975]), None)
+        plateaus = bootstrap_plateaus(curve, generator)
+        judged["bootstrap"] = judge_fit(profile[0], *np.quantile(plateaus, [0.025, 0.975]), None)
     return judged
 
 

@@ -46,37 +46,32 @@ import pandas as pd
 from IPython.display import display
 
 from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import label_matrix, read_cohort
+from chexstudy.cohort.table import read_cohort
 from chexstudy.label_planning.accuracy import (
     correlate_early,
     judge_early_claim,
     measure_families,
     measure_forecasts,
-    tabulate_accuracy,
 )
-from chexstudy.label_planning.bands import trace_bands
 from chexstudy.label_planning.costs import ReadingCost, price_plans
 from chexstudy.label_planning.curves import (
     CurveDesign,
-    choose_test,
+    count_test_labels,
     measure_curves,
     plan_draws,
     read_settings,
-    tabulate_curves,
 )
 from chexstudy.label_planning.encoders import freeze_encoders, list_exposures
 from chexstudy.label_planning.fitting import compare_families
 from chexstudy.label_planning.observations import list_curves
 from chexstudy.label_planning.planner import (
-    FORECAST,
     forecast_plateau,
     infer_by_encoder,
     plan_labels,
-    tabulate_families,
-    tabulate_forecasts,
-    tabulate_plans,
 )
-from chexstudy.results import OVER_SEEDS, add_results
+from chexstudy.label_planning.posterior import trace_bands
+from chexstudy.label_planning.tabulation import tabulate_planning
+from chexstudy.results import add_results
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.label_budget import (
     describe_curves,
@@ -103,7 +98,7 @@ cohort = read_cohort(run.require("cohort.parquet"))
 design = CurveDesign((*grid, "all"), draws, unit, balance, nested, head=budget_head, seed=seed)
 reading = ReadingCost(minutes_per_case, readers, price_per_hour, currency=currency)
 prevalence = select_prevalence(cohort)
-counts, refused = plan_draws(cohort, design) if len(prevalence) else ({}, pd.DataFrame())
+counts, refused = plan_draws(cohort, design)
 labelled = bool(counts)
 if not labelled:
     print("no finding of the cohort has labels enough for a learning curve: there is nothing to plan from")
@@ -210,21 +205,16 @@ if labelled:
 
 # %%
 if labelled:
-    name, test = choose_test(cohort)
-    positives = {finding: int((label_matrix(test, [finding]) == 1).sum()) for finding in counts}
-    known = {finding: int((label_matrix(test, [finding]) >= 0).sum()) for finding in counts}
-    of_test = {finding: (positives[finding], known[finding] - positives[finding]) for finding in counts}
-    shares = prevalence.set_index("finding").prevalence
-    plans = plan_labels(
-        curves, target, seed, pool_findings, reading.price(1), dict(shares), of_test if population else None
-    )
+    shares = dict(prevalence.set_index("finding").prevalence)
+    test_counts = count_test_labels(cohort, counts) if population else None
+    plans = plan_labels(curves, target, seed, pool_findings, reading.price(1), shares, test_counts)
     for row in plans[plans.encoder == plans.encoder[0]].itertuples():
         print(f"{row.finding}, {row.encoder}: {row.answer}.")
 
 # %%
 if labelled:
     observed = prevalence.set_index("finding").known_train
-    priced = price_plans(plans, reading, dict(shares), dict(observed))
+    priced = price_plans(plans, reading, shares, dict(observed))
     needed = plot_plans(plans)
     save_figure(run, needed, "labels_needed", describe_plans_drawn(plans), priced)
     display(needed)
@@ -240,12 +230,7 @@ if labelled:
 rows = pd.DataFrame()
 if labelled:
     exposures = list_exposures(features)
-    parts = [tabulate_curves(table, refused), tabulate_accuracy(accuracy, name, unit).assign(task=FORECAST)]
-    parts += [tabulate_forecasts(forecasts, study, "unknown"), tabulate_plans(plans, study, "unknown")]
-    parts += [tabulate_families(errors, study, "unknown")]
-    rows = pd.concat(parts, ignore_index=True)
-    rows = rows.assign(exposure=rows.arm.map(exposures), seed=rows.seed.fillna(OVER_SEEDS).astype(int))
-    results = add_results(run, rows)
+    rows = add_results(run, tabulate_planning(table, refused, accuracy, forecasts, plans, errors, exposures))
 rows.groupby(["task", "metric"]).size() if labelled else "nothing was measured"
 
 # %% [markdown]
@@ -255,8 +240,6 @@ rows.groupby(["task", "metric"]).size() if labelled else "nothing was measured"
 if labelled:
     assert set(table.encoder) | {"all"} == set(exposures)
     assert table.auroc.between(0, 1).all()
-    train = set(cohort.patient_id[cohort.split == "train"])
-    assert not train & set(test.patient_id), "a patient is both drawn from and judged on"
     everything = table.groupby(["encoder", "finding"]).n.max()
     assert (everything <= (cohort.split == "train").sum()).all()
     assert (plans.need_low <= plans.need_high).all()

@@ -8,11 +8,7 @@ from chexstudy.label_planning.accuracy import (
     judge_early_claim,
     measure_families,
     measure_forecasts,
-    tabulate_accuracy,
 )
-from chexstudy.label_planning.bands import trace_bands
-from chexstudy.label_planning.observations import LearningCurve
-from chexstudy.label_planning.posterior import Posterior
 
 
 def make_forecasts(findings=8, encoders=("curated", "full"), at=(50, 100)):
@@ -146,21 +142,3 @@ def test_families_that_no_curve_is_long_enough_for_are_left_out():
     assert set(measured.family) == {"power2"}
     assert (measured.points == 5).all()
     assert measure_families(pd.DataFrame(rows).assign(error=np.nan), rng(), 50).empty
-
-
-def test_rows_for_the_results_table_hold_errors_and_coverage():
-    rows = tabulate_accuracy(measure_forecasts(make_forecasts(), rng(), 50), "t/test", "cases")
-    assert not rows.duplicated(["arm", "metric", "setting"]).any()
-    assert rows.metric.value_counts().to_dict() == {"forecast_mae": 18, "forecast_coverage": 6}
-    assert pick(rows, arm="full", metric="forecast_coverage", setting="posterior, at most 50 cases").value == 0.75
-
-
-def test_bands_follow_the_law_and_reach_beyond_what_was_measured():
-    curve = LearningCurve("full", "Mass", np.array([10.0, 100.0, 1000.0]), np.full((3, 2), 0.7), "t/test")
-    parameters = np.column_stack([np.linspace(0.8, 0.9, 101), np.full(101, 0.5), np.full(101, 0.5), np.zeros(101)])
-    posterior = Posterior(curve, parameters, np.full(101, 0.05), np.zeros(101), 1.0)
-    bands = trace_bands([posterior], points=5)
-    assert (bands.labels.min(), bands.labels.max()) == pytest.approx((10, 2000))
-    assert bands.observed.tolist() == [True, True, True, True, False]
-    assert bands.value.to_numpy() == pytest.approx(0.85 - 0.5 / np.sqrt(bands.labels))
-    assert (bands.high - bands.low).to_numpy() == pytest.approx(0.095)

@@ -126,13 +126,6 @@ def test_more_than_there_is_is_refused_in_a_sentence(pool):
         draw(common, 3, unit="positives", balance="equal")
 
 
-def test_fewer_patients_than_needed_are_refused_in_a_sentence(pool):
-    assert draw(pool, 100, images_per_patient=1).patients == 100
-    with pytest.raises(StudyError, match="fewer patients than needed for Mass"):
-        draw(pool, 101, images_per_patient=1)
-    assert len(draw(pool, 200, images_per_patient=2).rows) == 200
-
-
 @pytest.mark.parametrize("wrong", [{"unit": "studies"}, {"balance": "even"}, {"n": 1}, {"n": 0, "unit": "positives"}])
 def test_wrong_requests_are_refused(pool, wrong):
     with pytest.raises(StudyError):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import FAMILIES, POWER3, find_families
+from chexstudy.label_planning.families import FAMILIES, POWER3, POWER4, labels_for
 
 CURVES = {
     "power3": [0.86, 0.55, 0.45],
@@ -36,35 +35,36 @@ def test_values_are_those_of_the_formula(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_curves_rise_and_their_inverse_gives_the_labels_back(name):
-    family, labels = FAMILIES[name], np.array([2, 10, 100, 700.0])
-    values = family.evaluate(labels, CURVES[name])
-    assert (np.diff(values) > 0).all()
-    assert [family.labels_for(value, CURVES[name]) for value in values] == pytest.approx(labels, rel=1e-9)
+def test_curves_rise(name):
+    assert (np.diff(FAMILIES[name].evaluate([2, 10, 100, 700.0], CURVES[name])) > 0).all()
+    assert FAMILIES["logarithmic"].evaluate([1e9], CURVES["logarithmic"])[0] == 1, "clipped at 1"
 
 
-def test_a_target_above_the_plateau_needs_labels_without_end():
-    assert POWER3.labels_for(0.87, CURVES["power3"]) == np.inf
-    assert POWER3.labels_for(0.86, CURVES["power3"]) == np.inf
-    assert FAMILIES["logarithmic"].labels_for(0.99, CURVES["logarithmic"]) == pytest.approx(np.exp(11))
+@pytest.mark.parametrize("parameters", [CURVES["power4"], [*CURVES["power3"], 0.0]])
+def test_labels_for_a_target_are_the_inverse_of_the_curve(parameters):
+    labels = np.array([2, 10, 100, 700.0])
+    values = POWER4.evaluate(labels, parameters)
+    assert [labels_for(value, parameters) for value in values] == pytest.approx(labels, rel=1e-9)
 
 
-def test_a_target_below_the_start_needs_one_label():
-    assert POWER3.labels_for(0.2, CURVES["power3"]) == 1
-    assert POWER3.labels_for(0.80, [0.80, 0.0, 0.5]) == 1
-    assert POWER3.labels_for(0.81, [0.80, 0.0, 0.5]) == np.inf
+@pytest.mark.parametrize(
+    ("target", "parameters", "needed"),
+    [
+        (0.87, [0.86, 0.55, 0.45, 0], np.inf),
+        (0.86, [0.86, 0.55, 0.45, 0], np.inf),
+        (0.2, [0.86, 0.55, 0.45, 0], 1),
+        (0.80, [0.80, 0.0, 0.5, 0], 1),
+        (0.81, [0.80, 0.0, 0.5, 0], np.inf),
+    ],
+)
+def test_a_target_out_of_reach_needs_labels_without_end_and_one_below_the_start_one(target, parameters, needed):
+    assert labels_for(target, parameters) == needed
 
 
 def test_many_parameters_at_once():
     parameters = np.array([[[0.86, 0.55, 0.45], [0.9, 0.4, 0.3]]])
     assert POWER3.evaluate([1, 10, 100], parameters).shape == (1, 2, 3)
     assert POWER3.evaluate([1, 10], parameters)[0, 1] == pytest.approx(POWER3.evaluate([1, 10], [0.9, 0.4, 0.3]))
-    assert POWER3.plateau(parameters).tolist() == [[0.86, 0.9]]
-
-
-def test_only_the_logarithm_has_no_plateau_and_it_stops_at_one():
-    assert [name for name, one in FAMILIES.items() if one.plateau(CURVES[name]) is None] == ["logarithmic"]
-    assert FAMILIES["logarithmic"].evaluate([1e9], CURVES["logarithmic"])[0] == 1
 
 
 def test_free_parameters_are_counted():
@@ -77,8 +77,3 @@ def test_free_parameters_are_counted():
         "power4": 4,
         "weibull": 4,
     }
-
-
-def test_an_unknown_family_is_named():
-    with pytest.raises(StudyError, match="no family of curves 'spline': choose among power3"):
-        find_families(["power3", "spline"])

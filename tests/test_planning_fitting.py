@@ -1,4 +1,4 @@
-"""Fits against scipy's, bootstrap intervals, and what cannot be told."""
+"""Fits against scipy's, and tables of curves as they are read."""
 
 import numpy as np
 import pandas as pd
@@ -7,17 +7,7 @@ from scipy.optimize import curve_fit
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.families import FAMILIES, POWER3
-from chexstudy.label_planning.fitting import (
-    EXTRAPOLATION,
-    INTERPOLATION,
-    NOT_YET,
-    TOLD,
-    bootstrap_fits,
-    compare_families,
-    fit_curve,
-    fit_points,
-    profile_plateau,
-)
+from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION, compare_families, fit_points
 from chexstudy.label_planning.observations import LearningCurve, estimate_noise, list_curves, weigh_points
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
@@ -56,7 +46,7 @@ def test_four_parameters_reproduce_the_points(name):
 @pytest.mark.parametrize("seed", range(8))
 def test_noisy_points_are_fitted_at_least_as_well_as_by_scipy(seed):
     curve = measured(LABELS, 3, seed)
-    weights = weigh_points(curve)
+    weights = weigh_points(curve, estimate_noise([curve]))
     fit = fit_points(POWER3, LABELS, curve.means, weights)
     found, _ = curve_fit(
         lambda n, alpha, beta, gamma: alpha - beta * n**-gamma,
@@ -79,11 +69,11 @@ def test_noisy_points_are_fitted_at_least_as_well_as_by_scipy(seed):
 def test_bounds_hold_where_the_points_would_leave_them():
     falling = fit_points(POWER3, LABELS, np.linspace(0.8, 0.7, 8))
     assert falling.parameters[1] == 0
-    assert falling.plateau == pytest.approx(0.75)
+    assert falling.parameters[0] == pytest.approx(0.75)
     straight = fit_points(POWER3, LABELS, 0.4 + 0.075 * np.log(LABELS))
-    assert straight.plateau == 1
+    assert straight.parameters[0] == 1
     useless = fit_points(POWER3, LABELS, np.full(8, 0.45))
-    assert useless.plateau == 0.5
+    assert useless.parameters[0] == 0.5
 
 
 def test_replicates_are_fitted_as_they_are_alone():
@@ -128,45 +118,14 @@ def test_identical_draws_of_everything_are_one_draw():
     assert curve.variances[0] == pytest.approx(0.005)
 
 
-def test_a_bootstrap_interval_has_the_width_of_repeated_measurement():
-    found = [fit_curve(measured(LABELS, 20, seed)).predict([2000])[0] for seed in range(100, 200)]
-    fits = bootstrap_fits(measured(LABELS, 20, 5), np.random.default_rng(0), resamples=400)
-    assert np.std(fits.predict([2000])) == pytest.approx(np.std(found), rel=0.4)
-
-
-def test_the_bootstrap_is_repeatable_and_needs_two_draws():
-    curve = measured(LABELS, 3, 0)
-    first, second = (bootstrap_fits(curve, np.random.default_rng(1), resamples=20).parameters for _ in range(2))
-    assert (first == second).all()
-    with pytest.raises(StudyError, match="one draw at each number of labels"):
-        bootstrap_fits(measured(LABELS, 1, 0), np.random.default_rng(1))
-
-
-def test_a_plateau_is_told_from_many_labels_and_not_from_few():
-    many = profile_plateau(measured(LABELS, 20, 0))
-    assert many.state == TOLD
-    assert many.low <= 0.86 <= many.high
-    assert many.high - many.low < 0.05
-    few = profile_plateau(measured(LABELS[:3], 20, 0))
-    assert few.state == NOT_YET
-    assert few.high == 1
-    assert "no plateau up to an AUROC of 1 is ruled out" in few.reason
-    alone = profile_plateau(measured(LABELS[:3], 1, 0))
-    assert (alone.low, alone.high, alone.state) == (0.5, 1.0, NOT_YET)
-
-
-def test_the_profile_covers_the_truth():
-    """40 repeats at a nominal 95 %: fewer than 34 would come of a true 95 % once in 1,000 times."""
-    covered = 0
-    for seed in range(40):
-        plateau = profile_plateau(measured(LABELS, 5, seed))
-        covered += plateau.low <= 0.86 <= plateau.high
-    assert covered >= 34
+SIMPLE = ("power3", "power2", "logarithmic")
 
 
 def test_the_true_family_extrapolates_best():
     curves = [measured(LABELS, 50, seed, deviation=0.02) for seed in range(3)]
-    errors = compare_families(curves, ["power3", "power2", "logarithmic"], cuts=[200])
+    errors = compare_families(curves)
+    assert set(errors[errors.split == EXTRAPOLATION].at_most_n) == {20, 50, 100, 200, 500, 1000}
+    errors = errors[((errors.at_most_n == 200) | (errors.split == INTERPOLATION)) & (errors.family.isin(SIMPLE))]
     size = errors.assign(size=errors.error.abs()).groupby(["split", "family"])["size"].mean()
     best = {split: size[split].idxmin() for split in (EXTRAPOLATION, INTERPOLATION)}
     assert best[EXTRAPOLATION] == best[INTERPOLATION] == "power3"
@@ -177,11 +136,9 @@ def test_the_true_family_extrapolates_best():
 
 
 def test_families_with_too_few_points_are_not_evaluable():
-    errors = compare_families([measured(LABELS[:4], 5, 0)], ["power2", "power4"], cuts=[20])
+    errors = compare_families([measured(LABELS[:4], 5, 0)])
     assert errors[errors.family == "power4"].error.isna().all()
     assert errors[errors.family == "power2"].error.notna().all()
-    with pytest.raises(StudyError, match="beyond the cuts"):
-        compare_families([measured(LABELS[:2], 5, 0)], ["power2"], cuts=[1000])
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

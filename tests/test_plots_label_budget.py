@@ -4,10 +4,10 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.accuracy import correlate_early, measure_families, measure_forecasts
-from chexstudy.label_planning.bands import trace_bands
 from chexstudy.label_planning.fitting import compare_families
 from chexstudy.label_planning.observations import list_curves
 from chexstudy.label_planning.planner import forecast_plateau, infer_by_encoder, plan_labels
+from chexstudy.label_planning.posterior import trace_bands
 from chexstudy.plots.label_budget import (
     describe_curves,
     describe_early,
@@ -50,7 +50,7 @@ def make_table(encoders=("curated", "full"), draws=12):
 def drawn():
     table = make_table()
     curves = list_curves(table)
-    bands = trace_bands(infer_by_encoder(curves, 0), points=20)
+    bands = trace_bands(infer_by_encoder(curves, 0))
     forecasts = forecast_plateau(curves, (50, 200), 0)
     generator = np.random.default_rng(0)
     return {

@@ -7,7 +7,7 @@ intervals are wide, and say so.
 import numpy as np
 import pandas as pd
 
-from chexstudy.label_planning.fitting import TOLD
+from chexstudy.label_planning.planner import TOLD
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, interval
 from chexstudy.statistics.proportions import measure_proportion
 
@@ -173,21 +173,3 @@ def judge_early_claim(measured: pd.DataFrame, correlations: pd.DataFrame, early:
 
 def _count(number: float, what: str) -> str:
     return f"{int(number)} {what}" + ("s" if number != 1 else "")
-
-
-def tabulate_accuracy(measured: pd.DataFrame, data_set: str, unit: str) -> pd.DataFrame:
-    """Forecast errors and coverage as rows of the results table, but for study and exposure.
-
-    Args:
-        measured: of `measure_forecasts`.
-        data_set: what the curves were measured on.
-        unit: what is counted.
-    """
-    setting = measured.method + ", at most " + measured.at_most_n.map("{:g}".format) + f" {unit}"
-    tables = []
-    for metric in ("mae", "coverage"):
-        rows = measured[measured[metric].notna()]
-        value = {"value": rows[metric], "ci_low": rows[f"{metric}_low"], "ci_high": rows[f"{metric}_high"]}
-        place = {"arm": rows.encoder, "metric": f"forecast_{metric}", "setting": setting[rows.index], "n": rows.curves}
-        tables.append(pd.DataFrame(place | value))
-    return pd.concat(tables, ignore_index=True).assign(finding=EVERY, data_set=data_set, positives=-1)

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from chexstudy.errors import StudyError
 
+# Largest gradient, in units of labels, at which a fit has ended.
+_TOLERANCE = 1e-4
 _NEWTON_STEPS = 60
 _MOST_PRODUCTS = 400
 _HALVINGS = 20
@@ -33,12 +35,11 @@ class DropoutRecipe:
             )
 
 
-def fit_logistic(
+def fit_logistic_sets(
     features: np.ndarray,
     present: np.ndarray,
     penalty: float,
-    spread: np.ndarray | None = None,
-    tolerance: float = 1e-4,
+    spread: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """L2-penalised logistic regressions, one for each set: the minimum of the summed loss + penalty / 2 |w|^2.
 
@@ -51,8 +52,7 @@ def fit_logistic(
         present: bool ``(sets, images)``, both classes in every set.
         penalty: above 0.
         spread: ``(dim,)``, about the variance of each feature, for the preconditioner: it decides the pace, not the
-            solution. Features along principal axes are fastest. Without it, it is taken from the sets.
-        tolerance: largest gradient, in units of labels, at which a fit has ended.
+            solution. Features along principal axes are fastest.
 
     Returns:
         Coefficients ``(sets, dim)`` and intercepts ``(sets,)``, float64.
@@ -62,7 +62,7 @@ def fit_logistic(
         raise StudyError(f"the penalty of a logistic head is {penalty}: give a number above 0.")
     kind = features.dtype
     target = present.astype(kind)
-    spread = features.var(axis=(0, 1)) if spread is None else np.asarray(spread, dtype=kind)
+    spread = np.asarray(spread, dtype=kind)
     rate = present.mean(axis=1)
     solution = np.zeros((sets, dim + 1), dtype=kind)
     solution[:, dim] = np.log(rate / (1 - rate))
@@ -73,10 +73,10 @@ def fit_logistic(
         gradient = _pull(features, likely - target)
         gradient[:, :dim] += penalty * solution[:, :dim]
         size = np.abs(gradient).max(axis=1)
-        if (size <= tolerance).all():
+        if (size <= _TOLERANCE).all():
             break
         curvature = np.maximum(likely * (1 - likely), np.finfo(kind).tiny)
-        step = _solve_step(features, curvature, penalty, gradient, spread, size, tolerance)
+        step = _solve_step(features, curvature, penalty, gradient, spread, size)
         solution, logits, loss = _walk(features, target, penalty, solution, logits, loss, gradient, step)
     return solution[:, :dim].astype(float), solution[:, dim].astype(float)
 
@@ -105,7 +105,7 @@ def _loss(logits: np.ndarray, target: np.ndarray, solution: np.ndarray, penalty:
     return fit + penalty / 2 * (solution[:, :-1].astype(float) ** 2).sum(axis=1)
 
 
-def _solve_step(features, curvature, penalty, gradient, spread, size, tolerance) -> np.ndarray:
+def _solve_step(features, curvature, penalty, gradient, spread, size) -> np.ndarray:
     """The Newton step of every set, to a precision that rises as the gradient falls (Eisenstat and Walker 1996)."""
     weight = curvature.sum(axis=1, keepdims=True)
     diagonal = np.concatenate([weight * spread + penalty, weight + 1e-6], axis=1)
@@ -115,7 +115,7 @@ def _solve_step(features, curvature, penalty, gradient, spread, size, tolerance)
     energy = (residual * scaled).sum(axis=1, keepdims=True)
     # Sets that have ended are given no more precision: a direction of zero leaves them where they are.
     goal = np.minimum(0.1, np.sqrt(size / size.max().clip(min=1))) * size
-    goal = np.maximum(goal, 0.3 * tolerance)
+    goal = np.maximum(goal, 0.3 * _TOLERANCE)
     for _ in range(_MOST_PRODUCTS):
         active = (np.abs(residual).max(axis=1) > goal)[:, None]
         if not active.any():
@@ -153,7 +153,7 @@ def _walk(features, target, penalty, solution, logits, loss, gradient, step):
     return tried, tried_logits, tried_loss
 
 
-def fit_dropout(
+def fit_dropout_sets(
     features: np.ndarray, present: np.ndarray, learning_rate: float, recipe: DropoutRecipe, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Heads of dropout and a linear projection (A3), one for each set, by stochastic gradients.

@@ -44,28 +44,25 @@ class ReadingCost:
         return self.hours(cases) * self.price_per_hour + (self.price_fixed if cases > 0 else 0.0)
 
 
-def count_cases_to_read(
-    positives: int, prevalence: float, confidence: float = CONFIDENCE, observed: int | None = None
-) -> tuple[float, float, float]:
+def count_cases_to_read(positives: int, prevalence: float, observed: int | None = None) -> tuple[float, float, float]:
     """How many cases must be read, as they come, until so many positives are found.
 
     Args:
         positives: to find, 0 or more.
         prevalence: share of positives among the cases.
-        confidence: of the interval.
         observed: number of cases the prevalence was counted in; None takes it as known.
 
     Returns:
-        Median, low and high end of the interval for a new round of reading. The interval is equal-tailed.
+        Median, low and high end of the 95 % interval for a new round of reading. The interval is equal-tailed.
     """
     if not 0 < prevalence <= 1:
         raise StudyError(
             f"a prevalence of {prevalence} finds no positives by reading: give a share above 0, at most 1."
         )
-    if positives < 0 or (observed is not None and observed < 1) or not 0 < confidence < 1:
+    if positives < 0 or (observed is not None and observed < 1):
         raise StudyError(
-            f"{positives} positives cannot be sought with confidence {confidence} and a prevalence from {observed} "
-            "cases: give 0 or more, a share between 0 and 1, and 1 or more."
+            f"{positives} positives cannot be sought with a prevalence from {observed} cases: give 0 or more, and 1 "
+            "or more."
         )
     if positives == 0:
         return 0.0, 0.0, 0.0
@@ -73,7 +70,7 @@ def count_cases_to_read(
     if observed is not None:
         found = prevalence * observed
         shares = beta.ppf((np.arange(_NODES) + 0.5) / _NODES, found + 0.5, observed - found + 0.5)
-    probabilities = (0.5, (1 - confidence) / 2, (1 + confidence) / 2)
+    probabilities = (0.5, (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
     return tuple(float(_quantile(positives, shares, probability)) for probability in probabilities)
 
 

@@ -10,24 +10,21 @@ auprc``, a row a draw; n is the number of labelled images, positives those among
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 from threadpoolctl import threadpool_limits
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout, fit_logistic
+from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout_sets, fit_logistic_sets
 from chexstudy.label_planning.draws import (
     ALL,
     BALANCES,
     UNITS,
-    LabelDraw,
-    LabelPool,
     count_classes,
     draw_labels,
     make_pool,
@@ -37,15 +34,12 @@ from chexstudy.label_planning.files import CURVES
 from chexstudy.label_planning.observations import FEWEST_POINTS
 from chexstudy.progress import progress
 from chexstudy.runs import Run
-from chexstudy.statistics.bootstrap import CONFIDENCE
 from chexstudy.statistics.ranking import known_labels, rank_metrics
 
-TASK = "learning_curve"
 SETTINGS = "label_budget/settings.parquet"
 GRID = (10, 15, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, ALL)
 # Penalties for each feature, and learning rates: what the one global setting of a head is chosen from.
 HEADS = {"logistic": (0.01, 0.1, 1.0, 10.0, 100.0), "linear": (1e-3, 3e-3, 1e-2, 3e-2)}
-VECTORS = ("pooled", "cls+mean")
 # Large draws differ little, and cost most.
 _CHOSEN_UNTIL, _CHOSEN_DRAWS = 500, 3
 # A block of sets that stays in a core's cache is fitted three times as fast as one that does not.
@@ -60,47 +54,27 @@ class CurveDesign:
     # label counts, whole numbers and ``all``; those that a finding's pool cannot give are left out
     grid: tuple[int | str, ...] = GRID
     draws: int = 20  # repetitions at each count; everything is drawn once
-    # unit, balance, nested, images_per_patient: as in `chexstudy.label_planning.draws.draw_labels`
+    # unit, balance, nested: as in `chexstudy.label_planning.draws.draw_labels`
     unit: str = "cases"
     balance: str = "natural"
     nested: bool = False
-    images_per_patient: int = 0
     # Counts of cases in which fewer positives are to be expected are left out. A draw is given one positive at least;
     # where the prevalence would give none, the curve's start is better than labelling such a number of cases would make
     # it, and flat, because more cases bring no second positive. No family of curves fits that. 0 keeps them.
     fewest_positives: float = 1.0
     # ``logistic`` (penalised logistic regression) or ``linear`` (dropout and a linear projection, the paper's)
     head: str = "logistic"
-    # Choices of the head's global setting: of ``logistic`` the penalty over the number of features, of ``linear`` the
-    # learning rate. One alone is not chosen but fixed; none stands for the head's own.
-    settings: tuple[float, ...] = ()
-    # what the head sees: ``pooled``, the encoder's embedding, or ``cls+mean`` of the last blocks
-    vectors: str = "pooled"
     recipe: DropoutRecipe = field(default_factory=DropoutRecipe)  # the rest of how ``linear`` is trained
     seed: int = 0  # of the draws; all encoders are measured on the same ones
 
     def __post_init__(self):
-        for name, known in (("head", tuple(HEADS)), ("vectors", VECTORS), ("unit", UNITS), ("balance", BALANCES)):
+        for name, known in (("head", tuple(HEADS)), ("unit", UNITS), ("balance", BALANCES)):
             if getattr(self, name) not in known:
                 raise StudyError(
                     f"learning curves know no {name} {getattr(self, name)!r}: choose among {', '.join(known)}."
                 )
         if self.draws < 1 or not self.grid:
             raise StudyError("a learning curve needs a grid of label counts and at least one draw at each.")
-        if any(not setting > 0 for setting in self.settings):
-            raise StudyError(f"the settings of a head are above 0, not {min(self.settings)}.")
-
-    @property
-    def choices(self) -> tuple[float, ...]:
-        """What the global setting is chosen from."""
-        return tuple(self.settings) or HEADS[self.head]
-
-    def draw(self, pool: LabelPool, n: int, draw: int) -> LabelDraw:
-        """One draw of n from a pool."""
-        return draw_labels(
-            pool, n, draw, self.seed, unit=self.unit, balance=self.balance, nested=self.nested,
-            images_per_patient=self.images_per_patient,
-        )  # fmt: skip
 
 
 # --- what can be drawn -----------------------------------------------------------------------------------------------
@@ -116,27 +90,28 @@ def choose_test(cohort: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     raise StudyError("the cohort has no test split: give some patients the split `test`.")
 
 
-def plan_draws(
-    cohort: pd.DataFrame, design: CurveDesign, findings: Sequence[str] | None = None
-) -> tuple[dict[str, list[int]], pd.DataFrame]:
-    """Which label counts can be drawn for each finding, and why others cannot.
+def count_test_labels(cohort: pd.DataFrame, findings: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Images with and without each finding in the held-out data set."""
+    test = choose_test(cohort)[1]
+    counts = {}
+    for finding in findings:
+        labels = label_matrix(test, [finding])
+        counts[finding] = int((labels == 1).sum()), int((labels == 0).sum())
+    return counts
 
-    Args:
-        cohort: the cohort table.
-        design: of the curves.
-        findings: which; None for all but `No Finding`.
+
+def plan_draws(cohort: pd.DataFrame, design: CurveDesign) -> tuple[dict[str, list[int]], pd.DataFrame]:
+    """Which label counts can be drawn for each finding but `No Finding`, and why others cannot.
 
     Returns:
         Label counts by finding, for findings with at least three of them and both classes in the test split; and a
         table ``finding, n, reason``, where n is -1 if the whole finding is left out.
     """
-    known = [finding for finding in finding_columns(cohort) if finding != NO_FINDING]
-    absent = [finding for finding in findings or () if finding not in finding_columns(cohort)]
-    if absent:
-        raise StudyError(f"the cohort has no finding {absent[0]!r}: choose among {', '.join(known)}.")
     train, (name, test) = _training(cohort), choose_test(cohort)
     counts, refused = {}, []
-    for finding in known if findings is None else findings:
+    for finding in finding_columns(cohort):
+        if finding == NO_FINDING:
+            continue
         try:
             pool = make_pool(train, finding)
             _check_test(test, finding, name)
@@ -153,10 +128,7 @@ def plan_draws(
                 refused.append((finding, n, reason))
                 continue
             try:
-                if design.images_per_patient:
-                    design.draw(pool, n, 0)
-                else:
-                    count_classes(pool, n, design.unit, design.balance)
+                count_classes(pool, n, design.unit, design.balance)
                 possible.append(n)
             except StudyError as error:
                 refused.append((finding, n, str(error)))
@@ -199,8 +171,7 @@ def measure_curves(
     run: Run,
     cohort: pd.DataFrame,
     features: Mapping[str, FrozenFeatures],
-    design: CurveDesign | None = None,
-    findings: Sequence[str] | None = None,
+    design: CurveDesign,
 ) -> pd.DataFrame:
     """Learning curves of several encoders on the same draws; kept, encoder by encoder, and reused while current.
 
@@ -208,14 +179,12 @@ def measure_curves(
         run: the study.
         cohort: its cohort table.
         features: frozen features by the name of their artifact, such as ``curated/seed0``.
-        design: how the curves are measured.
-        findings: which; None for all but `No Finding`. Those that cannot be drawn are left out: `plan_draws`.
+        design: how the curves are measured; findings that cannot be drawn are left out (`plan_draws`).
 
     Returns:
         The table of the module's docstring, also kept as ``label_budget/curves.parquet``.
     """
-    design = design or CurveDesign()
-    counts, refused = plan_draws(cohort, design, findings)
+    counts, refused = plan_draws(cohort, design)
     if not counts:
         reason = f" ({refused.reason.iloc[0].rstrip('.')})" if len(refused) else ""
         raise StudyError(f"no finding has labels enough for a learning curve{reason}: add labelled images.")
@@ -228,7 +197,8 @@ def measure_curves(
     for name, frozen in features.items():
         artifact = f"label_budget/encoders/{name}.parquet"
         parameters = {"design": asdict(design), "counts": counts, "labels": _hash_labels(cohort, counts)}
-        parameters["features"] = _hash_features(frozen, cohort, design)
+        vectors = np.ascontiguousarray(_vectors(frozen, cohort))
+        parameters["features"] = hashlib.sha256(vectors.tobytes()).hexdigest()
         if not run.is_current(artifact, run.key(parameters)):
             drawn = drawn or _draw_all(train, counts, design)
             table = _measure_encoder(name, frozen, cohort, drawn, design)
@@ -248,54 +218,13 @@ def read_settings(run: Run) -> pd.DataFrame:
     return run.read_table(SETTINGS)
 
 
-def tabulate_curves(curves: pd.DataFrame, refused: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Learning curves as rows of the results table, but for study and exposure.
-
-    Args:
-        curves: of `measure_curves`.
-        refused: of `plan_draws`; findings left out get a row without a value and an n of 0.
-
-    Returns:
-        Mean over draws of AUROC and average precision with the t interval of that mean (of the draws alone, not of the
-        patients of the test set); ``setting`` is the label count, ``positives`` the mean number of them in a draw.
-    """
-    place = ["encoder", "seed", "data_set", "finding", "unit", "n"]
-    tables = []
-    for metric in ("auroc", "auprc"):
-        groups = curves.groupby(place)
-        table = groups.agg(
-            value=(metric, "mean"), spread=(metric, "std"), draws=(metric, "size"), positives=("positives", "mean")
-        ).reset_index()
-        reach = student.ppf(0.5 + CONFIDENCE / 2, np.maximum(table.draws - 1, 1)) * table.spread / np.sqrt(table.draws)
-        table["ci_low"], table["ci_high"] = (table.value - reach).clip(0), (table.value + reach).clip(upper=1)
-        counted = table.n if (table.unit == "cases").all() else table.positives.round().astype(int)
-        table["setting"] = counted.astype(str) + " " + table.unit
-        tables.append(table.assign(metric=metric, positives=table.positives.round().astype(int)))
-    rows = pd.concat(tables, ignore_index=True).rename(columns={"encoder": "arm"})
-    left_out = [] if refused is None else refused.finding[refused.n == _WHOLE]
-    measured = curves[["encoder", "seed", "data_set"]].drop_duplicates()
-    for finding in left_out:
-        empty = measured.rename(columns={"encoder": "arm"}).assign(finding=finding, metric="auroc", n=0, positives=-1)
-        rows = pd.concat([rows, empty.assign(setting="not evaluable")], ignore_index=True)
-    columns = ["arm", "seed", "data_set", "finding", "metric", "setting", "value", "ci_low", "ci_high", "n"]
-    return rows[[*columns, "positives"]].assign(task=TASK)
-
-
 def _hash_labels(cohort: pd.DataFrame, counts: Mapping) -> str:
     columns = ["image_id", "patient_id", "split", *counts]
     return hashlib.sha256(pd.util.hash_pandas_object(cohort[columns], index=False).to_numpy().tobytes()).hexdigest()
 
 
-def _hash_features(frozen: FrozenFeatures, cohort: pd.DataFrame, design: CurveDesign) -> str:
-    vectors = _vectors(frozen, cohort.image_id, design)
-    return hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest()
-
-
-def _vectors(frozen: FrozenFeatures, image_ids: Sequence[str], design: CurveDesign) -> np.ndarray:
-    rows = frozen.rows(image_ids)
-    if design.vectors == "pooled":
-        return frozen.pooled[rows]
-    return np.concatenate([frozen.cls[rows], frozen.mean[rows]], axis=1)
+def _vectors(frozen: FrozenFeatures, rows: pd.DataFrame) -> np.ndarray:
+    return frozen.pooled[frozen.rows(rows.image_id)]
 
 
 def _draw_all(train: pd.DataFrame, counts: Mapping[str, list[int]], design: CurveDesign) -> dict[str, list[_Drawn]]:
@@ -309,7 +238,8 @@ def _draw_all(train: pd.DataFrame, counts: Mapping[str, list[int]], design: Curv
         for n in counts[finding]:
             # There is one way to draw everything, unless negatives are drawn to go with all positives.
             repeated = design.draws if n < everything or design.balance == "equal" else 1
-            draws = [design.draw(pool, n, number) for number in range(repeated)]
+            kind = {"unit": design.unit, "balance": design.balance, "nested": design.nested}
+            draws = [draw_labels(pool, n, number, design.seed, **kind) for number in range(repeated)]
             rows = np.stack([draw.rows for draw in draws])
             drawn[finding].append(_Drawn(rows, present[rows], [draw.patients for draw in draws]))
     return drawn
@@ -319,10 +249,10 @@ def _measure_encoder(name, frozen, cohort, drawn, design) -> pd.DataFrame:
     encoder, seed = _split_name(name)
     train, (data_set, test) = _training(cohort), choose_test(cohort)
     with threadpool_limits(1):
-        turn = _PrincipalAxes(_vectors(frozen, train.image_id, design))
-        training = turn.apply(_vectors(frozen, train.image_id, design))
+        turn = _PrincipalAxes(_vectors(frozen, train))
+        training = turn.apply(_vectors(frozen, train))
         setting, validation_images = _choose_setting(frozen, cohort, turn, training, drawn, design)
-        images = turn.apply(_vectors(frozen, test.image_id, design))
+        images = turn.apply(_vectors(frozen, test))
         tables = []
         for finding, at_counts in progress(drawn.items(), len(drawn), f"learning curves of {name}"):
             labels = label_matrix(test, [finding])
@@ -367,12 +297,10 @@ class _PrincipalAxes:
 
 def _choose_setting(frozen, cohort, turn, training, drawn, design) -> tuple[float, int]:
     """The setting with the best mean AUROC on validation over findings and counts, and the images that told it."""
-    choices = design.choices
+    choices = HEADS[design.head]
     validation = cohort[cohort.split == "validate"].reset_index(drop=True)
-    if len(choices) == 1:
-        return float(choices[0]), 0
     totals, judged, known = np.zeros(len(choices)), 0, np.zeros(len(validation), dtype=bool)
-    images = turn.apply(_vectors(frozen, validation.image_id, design)) if len(validation) else None
+    images = turn.apply(_vectors(frozen, validation)) if len(validation) else None
     for finding in drawn if len(validation) else ():
         labels = label_matrix(validation, [finding])
         use = known_labels(labels[:, 0])
@@ -400,8 +328,8 @@ def _score_draws(training, at: _Drawn, images, setting, variances, design) -> np
         block = slice(start, start + width)
         chosen, present = training[at.rows[block]], at.present[block]
         if design.head == "logistic":
-            coefficients, intercepts = fit_logistic(chosen, present, setting * training.shape[1], variances)
+            coefficients, intercepts = fit_logistic_sets(chosen, present, setting * training.shape[1], variances)
         else:
-            coefficients, intercepts = fit_dropout(chosen, present, setting, design.recipe, design.seed)
+            coefficients, intercepts = fit_dropout_sets(chosen, present, setting, design.recipe, design.seed)
         scores[:, block] = images @ coefficients.T + intercepts
     return scores

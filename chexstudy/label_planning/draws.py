@@ -112,7 +112,6 @@ def draw_labels(
     unit: str = "cases",
     balance: str = "natural",
     nested: bool = False,
-    images_per_patient: int = 0,
 ) -> LabelDraw:
     """Draw n labelled images, stratified by the finding.
 
@@ -122,13 +121,12 @@ def draw_labels(
         draw: number of the repetition.
         seed: of all draws.
         nested: let a draw hold every smaller draw of the same number; else draws of different n are independent.
-        images_per_patient: most images of one patient; 0 for as many as it takes.
     """
     positives, negatives = _count_steps(pool, n, unit, balance)
     stream = [seed, zlib.crc32(pool.finding.encode()), 0 if nested else n, draw]
     generator = np.random.default_rng(stream)
     used = [0] * (int(pool.patients.max()) + 1)
-    present, absent = (_Stratum(pool, label, used, images_per_patient, generator) for label in (True, False))
+    present, absent = (_Stratum(pool, label, used, generator) for label in (True, False))
     rows: list[int] = []
     for more_positives, more_negatives in zip(
         np.diff(positives, prepend=0).tolist(), np.diff(negatives, prepend=0).tolist(), strict=True
@@ -145,7 +143,7 @@ class _Stratum:
     once passed over at a level never falls back to it, and one scan for each level finds the least used.
     """
 
-    def __init__(self, pool: LabelPool, present: bool, used: list[int], most: int, generator: np.random.Generator):
+    def __init__(self, pool: LabelPool, present: bool, used: list[int], generator: np.random.Generator):
         rows, patients = pool.rows[pool.present == present], pool.patients[pool.present == present]
         # Ordered by a random key within the patient: which image of a patient comes first is chance.
         order = np.lexsort((generator.random(len(rows)), patients))
@@ -155,12 +153,12 @@ class _Stratum:
         self._ends = dict(zip(patients[starts].tolist(), [*starts[1:].tolist(), len(rows)], strict=True))
         self._next = dict(zip(patients[starts].tolist(), starts.tolist(), strict=True))
         self._queue = generator.permutation(patients[starts]).tolist()
-        self._used, self._most, self._finding, self._kind = used, most, pool.finding, present
+        self._used = used
         self._place, self._level = 0, 0
 
     def take(self) -> int:
         """The position of the next image."""
-        while self._queue:
+        while True:
             while self._place < len(self._queue):
                 patient = self._queue[self._place]
                 self._place += 1
@@ -170,19 +168,11 @@ class _Stratum:
                     self._used[patient] += 1
                     return row
             self._next_level()
-        raise StudyError(
-            f"there are fewer patients than needed for {self._finding}: no {'positive' if self._kind else 'negative'} "
-            f"image is left with at most {self._most} a patient; allow more images a patient or draw fewer."
-        )
 
     def _next_level(self) -> None:
         """Begin the next scan with the patients who still have an image to give."""
         self._level, self._place = self._level + 1, 0
-        self._queue = [
-            patient
-            for patient in self._queue
-            if self._next[patient] < self._ends[patient] and not 0 < self._most <= self._level
-        ]
+        self._queue = [patient for patient in self._queue if self._next[patient] < self._ends[patient]]
 
 
 def resolve_grid(pool: LabelPool, grid: Sequence[int | str], unit: str = "cases") -> list[int]:

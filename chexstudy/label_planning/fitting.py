@@ -3,9 +3,7 @@
 A family is linear in alpha and beta once its shape is given. The best alpha and beta within their bounds have a closed
 form (a convex problem in two variables: the free optimum, or the best point of an edge), so only the shape, one or two
 numbers, is searched: on a grid over its whole range, which finds the best of all valleys, and then on finer and finer
-grids around the best node. All bootstrap replicates go through this together.
-
-Least squares knows when it cannot know: `profile_plateau` gives the plateaus that the points do not rule out.
+grids around the best node. Many curves go through this together.
 """
 
 from collections.abc import Sequence
@@ -14,16 +12,12 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.stats import f as fisher
 
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import CHANCE, FAMILIES, PERFECT, POWER3, Family, find_families
+from chexstudy.label_planning.families import FAMILIES, POWER3, Family
 from chexstudy.label_planning.observations import LearningCurve, Noise, estimate_noise, name_curves, weigh_points
-from chexstudy.statistics.bootstrap import CONFIDENCE
 
-RESAMPLES = 1000
-# A plateau known less well than this is no answer: it is the whole difference between poor and good encoders.
-WIDEST = 0.1
+EXTRAPOLATION, INTERPOLATION = "extrapolation", "interpolation"
 _NODES = {0: 1, 1: 64, 2: 20}
 _FINER_NODES = {0: 1, 1: 9, 2: 5}
 _ROUNDS = {0: 1, 1: 12, 2: 16}
@@ -42,15 +36,6 @@ class Fit:
     def predict(self, labels: np.ndarray) -> np.ndarray:
         """AUROC ``(..., points)`` at numbers of labels."""
         return self.family.evaluate(labels, self.parameters)
-
-    @property
-    def plateau(self) -> np.ndarray | None:
-        """AUROC with labels without end, or None where the family has no plateau."""
-        return self.family.plateau(self.parameters)
-
-    def labels_for(self, target: float) -> np.ndarray:
-        """Labels needed for a target AUROC; infinite where the curve stays below."""
-        return self.family.labels_for(target, self.parameters)
 
 
 def fit_points(family: Family, labels: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> Fit:
@@ -163,162 +148,45 @@ def _solve_linear(family: Family, labels: np.ndarray, values: np.ndarray, weight
     return alpha, beta, loss
 
 
-def fit_curve(curve: LearningCurve, family: str = POWER3.name, noise: Noise | None = None) -> Fit:
-    """Fit a family to the means over draws, weighted by how little draws differ there.
+def fit_curve(curve: LearningCurve, noise: Noise) -> Fit:
+    """Fit the three-parameter power law to the means over draws, weighted by how little draws differ there.
 
     Args:
         curve: what was observed.
-        family: a name of `chexstudy.label_planning.families.FAMILIES`.
-        noise: of `estimate_noise` over many curves; of this one alone without it.
+        noise: of `estimate_noise` over all curves of the table.
     """
-    return fit_points(find_families([family])[0], curve.labels, curve.means, weigh_points(curve, noise))
+    return fit_points(POWER3, curve.labels, curve.means, weigh_points(curve, noise))
 
 
-def bootstrap_fits(
-    curve: LearningCurve,
-    generator: np.random.Generator,
-    family: str = POWER3.name,
-    resamples: int = RESAMPLES,
-    noise: Noise | None = None,
-) -> Fit:
-    """Fit again and again to resampled draws, for intervals of whatever is read off a curve.
-
-    Draws are drawn again within each number of labels. Their spread is too small by (D - 1) / D for D draws; deviations
-    from the mean are stretched accordingly. A number of labels with one draw (all labels there are) does not vary, and
-    what no resample shows no interval holds: shapes other than the family's, patients of the test set.
-
-    Args:
-        curve: what was observed.
-        generator: draws.
-        family: a name.
-        resamples: how often.
-        noise: as in `fit_curve`.
-
-    Returns:
-        ``resamples`` fits; quantiles over them are intervals, which with a plateau not identified end at its bounds.
-    """
-    if not (curve.draws > 1).any():
-        raise StudyError(
-            f"the curve of {curve.encoder!r} on {curve.finding!r} has one draw at each number of labels, and a "
-            "bootstrap over draws needs two or more: draw again, or pool findings."
-        )
-    drawn = np.repeat(curve.means[None], resamples, axis=0)
-    for point, draws in enumerate(curve.draws):
-        if draws > 1:
-            own = curve.values[point][~np.isnan(curve.values[point])]
-            chosen = own[generator.integers(draws, size=(resamples, draws))].mean(axis=1)
-            drawn[:, point] += np.sqrt(draws / (draws - 1)) * (chosen - own.mean())
-    return fit_points(find_families([family])[0], curve.labels, drawn, weigh_points(curve, noise))
-
-
-# --- what is not identified ------------------------------------------------------------------------------------------
-
-TOLD, NOT_YET = "told", "cannot be told yet"
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """What the points say of the plateau of the three-parameter power law."""
-
-    value: float  # of the best fit
-    low: float  # lowest plateau that the points do not rule out
-    high: float  # highest
-    state: str  # ``told`` or ``cannot be told yet``
-    reason: str  # why it cannot be told; empty if it can
-
-
-def profile_plateau(
-    curve: LearningCurve, noise: Noise | None = None, widest: float = WIDEST, confidence: float = CONFIDENCE
-) -> Plateau:
-    """The plateaus that the points do not rule out, and whether that is an answer.
-
-    The profile likelihood of alpha: for each plateau the best curve is found, and the plateau is ruled out if that
-    curve is worse than the best of all by more than F(1, degrees of freedom) allows. The variance is pooled from what
-    draws differ by at each number of labels and what the best curve misses.
-
-    The plateau cannot be told yet if nothing up to an AUROC of 1 is ruled out, if the interval is wider than
-    ``widest``, if the best curve hardly bends (gamma at its lower bound), or if nothing tells the variance: three
-    points of one draw each fit exactly whatever they are.
-
-    Args:
-        curve: what was observed.
-        noise: as in `fit_curve`.
-        widest: the widest interval that is an answer.
-        confidence: of the interval.
-    """
-    noise = noise or estimate_noise([curve])
-    fit = fit_curve(curve, POWER3.name, noise)
-    value, gamma = float(fit.parameters[0]), float(fit.parameters[2])
-    precision = curve.draws / noise.relative(curve.labels)
-    within = np.nansum((curve.draws - 1) * curve.variances / noise.relative(curve.labels))
-    degrees = float(np.sum(curve.draws - 1)) + len(curve.labels) - POWER3.free
-    if degrees <= 0:
-        return Plateau(value, CHANCE, PERFECT, NOT_YET, "too few draws to tell the curve from noise")
-    best = fit.loss * precision.mean()
-    variance = (within + best) / degrees
-    allowed = best + variance * fisher.ppf(confidence, 1, degrees)
-    plateaus = np.unique(np.concatenate([np.linspace(CHANCE, PERFECT, 501), [value]]))
-    gammas = np.exp(np.linspace(*np.log(POWER3.shape_ranges[0]), 200))
-    basis = POWER3.basis(curve.labels, gammas[:, None])
-    # beta has a closed form at a given plateau and gamma.
-    missing = plateaus[:, None] - curve.means
-    along = np.einsum("p,ap,gp->ag", precision, missing, basis)
-    beta = np.maximum(along / np.einsum("p,gp->g", precision, basis**2), 0.0)
-    residual = missing[:, None] - beta[..., None] * basis
-    loss = np.einsum("p,agp->ag", precision, residual**2).min(axis=1)
-    kept = plateaus[(loss <= allowed) | (plateaus == value)]
-    low, high = float(kept[0]), float(kept[-1])
-    reason = ""
-    if high >= PERFECT:
-        reason = "no plateau up to an AUROC of 1 is ruled out"
-    elif high - low > widest:
-        reason = f"the interval of the plateau is wider than {widest:g}"
-    elif gamma <= 1.01 * POWER3.shape_ranges[0][0]:
-        reason = "the curve does not bend yet"
-    return Plateau(value, low, high, NOT_YET if reason else TOLD, reason)
-
-
-# --- comparing families ----------------------------------------------------------------------------------------------
-
-EXTRAPOLATION, INTERPOLATION = "extrapolation", "interpolation"
-
-
-def compare_families(
-    curves: Sequence[LearningCurve], families: Sequence[str] = tuple(FAMILIES), cuts: Sequence[float] = ()
-) -> pd.DataFrame:
+def compare_families(curves: Sequence[LearningCurve]) -> pd.DataFrame:
     """Errors of families at points they were not fitted to.
 
-    Extrapolation: fitted to all numbers of labels up to a cut, and asked for each larger one. Interpolation: one number
-    of labels between the first and the last is left out, and asked for.
+    Extrapolation: fitted to the numbers of labels up to each in turn, and asked for every larger one. Interpolation:
+    one number of labels between the first and the last is left out, and asked for.
 
     Args:
         curves: of one table.
-        families: names.
-        cuts: largest numbers of labels to fit to; every one of the curve's own without them.
 
     Returns:
         One row a curve, family and left-out point: ``encoder``, ``finding``, ``data_set``, ``unit``, ``family``,
-        ``split`` (``extrapolation`` or ``interpolation``), ``at_most_n``, ``n``, ``error`` (predicted minus observed)
-        and ``fitted_points``. Where points are too few for a family, ``error`` is NaN.
+        ``split`` (``extrapolation`` or ``interpolation``), ``at_most_n``, ``n`` and ``error`` (predicted minus
+        observed; NaN where points are too few for a family).
     """
     noise, names, tables = estimate_noise(curves), name_curves(curves), []
     for place, curve in enumerate(curves):
         points, own = len(curve.labels), weigh_points(curve, noise)
         kept, asked, places = [], [], []
-        for cut in cuts or curve.labels[FAMILIES["power2"].free - 1 : -1]:
+        for cut in curve.labels[FAMILIES["power2"].free - 1 : -1]:
             inside = curve.labels <= cut
-            if inside.any() and not inside.all():
-                kept += [inside] * int((~inside).sum())
-                asked += list(np.flatnonzero(~inside))
-                places += [(EXTRAPOLATION, float(cut))] * int((~inside).sum())
+            asked += list(np.flatnonzero(~inside))
+            kept += [inside] * int((~inside).sum())
+            places += [(EXTRAPOLATION, float(cut))] * int((~inside).sum())
         for left_out in range(1, points - 1):
             kept.append(np.arange(points) != left_out)
             asked.append(left_out)
             places.append((INTERPOLATION, curve.most))
-        if not kept:
-            continue
         kept, asked = np.array(kept), np.array(asked)
-        for family in find_families(families):
+        for family in FAMILIES.values():
             error = np.full(len(kept), np.nan)
             enough = kept.sum(axis=1) >= family.free
             if enough.any():
@@ -328,8 +196,6 @@ def compare_families(
                 error[enough] = predicted - curve.means[asked[enough]]
             rows = pd.DataFrame(places, columns=["split", "at_most_n"])
             identity = names.iloc[[place] * len(rows)].reset_index(drop=True)
-            rows = rows.assign(n=curve.labels[asked], error=error, fitted_points=kept.sum(axis=1), family=family.name)
+            rows = rows.assign(n=curve.labels[asked], error=error, family=family.name)
             tables.append(pd.concat([identity, rows], axis=1))
-    if not tables:
-        raise StudyError("no curve has a number of labels beyond the cuts: choose smaller ones.")
     return pd.concat(tables, ignore_index=True)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.families import CHANCE, PERFECT
-from chexstudy.label_planning.fitting import EXTRAPOLATION, NOT_YET, TOLD, WIDEST, fit_curve
+from chexstudy.label_planning.fitting import fit_curve
 from chexstudy.label_planning.observations import (
     FEWEST_POINTS,
     LearningCurve,
@@ -23,11 +23,12 @@ from chexstudy.label_planning.observations import (
     weigh_points,
 )
 from chexstudy.label_planning.posterior import Posterior, infer_curves
-from chexstudy.results import OVER_SEEDS
 from chexstudy.statistics.bootstrap import CONFIDENCE
 
-FORECAST, PLAN, FAMILY = "label_forecast", "label_plan", "curve_family"
 REACHED, NEEDED, UNREACHABLE, TOO_FEW = "reached", "needed", "unreachable", "not evaluable"
+TOLD, NOT_YET = "told", "cannot be told yet"
+# A plateau known less well than this is no answer: it is the whole difference between poor and good encoders.
+WIDEST = 0.1
 # Beyond this many times the labels at hand a power law is a guess, however narrow its interval.
 FARTHEST = 100.0
 # Numbers of labels beyond this are no plan: they are called no end.
@@ -38,13 +39,7 @@ _LARGEST_SAID = 1e7
 
 
 def infer_by_encoder(curves: Sequence[LearningCurve], seed: int, pool: bool = True) -> list[Posterior]:
-    """Posteriors in the order of the curves; those of one encoder, data set and unit learn from each other.
-
-    Args:
-        curves: of one table.
-        seed: of the posterior draws.
-        pool: whether they learn from each other.
-    """
+    """Posteriors in the order of the curves; those of one encoder, data set and unit learn from each other."""
     groups: dict[tuple, list[int]] = {}
     for place, curve in enumerate(curves):
         groups.setdefault((curve.data_set, curve.unit, curve.encoder), []).append(place)
@@ -56,9 +51,9 @@ def infer_by_encoder(curves: Sequence[LearningCurve], seed: int, pool: bool = Tr
     return [posteriors[place] for place in range(len(curves))]
 
 
-def _ends(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+def _ends(values: np.ndarray) -> tuple[float, float, float]:
     """Median and interval; infinite draws are larger than any number."""
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, middle, high = np.quantile(values, [tail, 0.5, 1 - tail], method="inverted_cdf")
     return float(middle), float(low), float(high)
 
@@ -87,13 +82,8 @@ def _shift(posterior: Posterior, counts: tuple[int, int] | None, generator: np.r
     return deviation * generator.standard_normal(len(posterior.plateaus))
 
 
-def measure_slope(curve: LearningCurve, most: float = 50.0) -> float:
-    """How much AUROC a tenfold of labels adds among the first ones; NaN with fewer than two numbers of labels.
-
-    Args:
-        curve: what was observed.
-        most: the largest number of labels that counts as early.
-    """
+def measure_slope(curve: LearningCurve, most: float) -> float:
+    """How much AUROC a tenfold of labels adds up to ``most``; NaN with fewer than two numbers of labels there."""
     early = curve.until(most)
     if len(early.labels) < 2:
         return float("nan")
@@ -107,12 +97,7 @@ def measure_slope(curve: LearningCurve, most: float = 50.0) -> float:
 
 
 def forecast_plateau(
-    curves: Sequence[LearningCurve],
-    at_most_n: Sequence[float],
-    seed: int = 0,
-    pool: bool = True,
-    widest: float = WIDEST,
-    test_counts: Mapping[str, tuple[int, int]] | None = None,
+    curves: Sequence[LearningCurve], at_most_n: Sequence[float], seed: int = 0, pool: bool = True
 ) -> pd.DataFrame:
     """Forecast the AUROC at the largest number of labels, and the plateau, from the first labels alone.
 
@@ -124,16 +109,14 @@ def forecast_plateau(
         at_most_n: largest numbers of labels to forecast from, each in turn.
         seed: of the posterior draws.
         pool: whether findings of an encoder learn from each other.
-        widest: the widest 95 % interval of a plateau that is an answer.
-        test_counts: finding -> positives and negatives of the test set, for the plateau in the population.
 
     Returns:
         One row a curve and ``at_most_n``: what the curve is of (``encoder, finding, data_set, unit``); what was used
-        (``at_most_n``, ``labels``, the largest n up to it, ``points``, ``draws``, the fewest at one n, and ``last``,
-        the AUROC at ``labels``); ``target_n, truth, forecast, forecast_low, forecast_high, error`` (forecast minus
-        truth) and ``covered``; ``plateau, plateau_low, plateau_high, population_low, population_high, state, reason``;
-        ``fit_forecast, fit_plateau`` of least squares; ``early_slope``, AUROC a tenfold of labels. With fewer than
-        three numbers of labels the state is ``not evaluable``.
+        (``at_most_n``, ``labels``, the largest n up to it, ``points`` and ``last``, the AUROC at ``labels``);
+        ``target_n, truth, forecast, forecast_low, forecast_high, error`` (forecast minus truth) and ``covered``;
+        ``plateau, plateau_low, plateau_high, state``, told if that interval is narrow enough to be an answer;
+        ``fit_forecast`` of least squares; ``early_slope``, AUROC a tenfold of labels. With fewer than three numbers of
+        labels the state is ``not evaluable``.
     """
     if not curves:
         raise StudyError("there is no learning curve to forecast from: draw some.")
@@ -149,46 +132,26 @@ def forecast_plateau(
         generator = np.random.default_rng([seed, turn, 1])
         rows = []
         for place, curve in enumerate(curves):
-            row = {
-                "at_most_n": float(most),
-                "labels": float(early[place].labels[-1]) if len(early[place].labels) else 0,
-            }
-            row |= {
-                "points": len(early[place].labels),
-                "target_n": curve.most,
-                "early_slope": measure_slope(curve, most),
-            }
-            if place in found:
-                counts = (test_counts or {}).get(curve.finding)
-                row |= _forecast_curve(curve, found[place], noise, widest, counts, generator)
-            else:
-                row |= {"state": TOO_FEW, "reason": f"fewer than {FEWEST_POINTS} numbers of labels up to {most:g}"}
-            rows.append(row)
+            points = len(early[place].labels)
+            row = {"at_most_n": float(most), "labels": early[place].most if points else 0.0, "points": points}
+            row |= {"target_n": curve.most, "early_slope": measure_slope(curve, most), "state": TOO_FEW}
+            rows.append(row | (_forecast_curve(curve, found[place], noise, generator) if place in found else {}))
         tables.append(pd.concat([name_curves(curves), pd.DataFrame(rows, columns=_FORECAST_COLUMNS)], axis=1))
     return pd.concat(tables, ignore_index=True)
 
 
 _FORECAST_COLUMNS = [
-    *("at_most_n", "labels", "points", "draws", "target_n", "truth", "forecast", "forecast_low", "forecast_high"),
-    *("error", "covered", "plateau", "plateau_low", "plateau_high", "population_low", "population_high"),
-    *("state", "reason", "fit_forecast", "fit_plateau", "last", "early_slope"),
+    *("at_most_n", "labels", "points", "target_n", "truth", "forecast", "forecast_low", "forecast_high", "error"),
+    *("covered", "plateau", "plateau_low", "plateau_high", "state", "fit_forecast", "last", "early_slope"),
 ]
 
 
-def _forecast_curve(curve, posterior, noise, widest, counts, generator) -> dict:
+def _forecast_curve(curve, posterior, noise, generator) -> dict:
     used = posterior.curve
-    row = {"draws": int(used.draws.min()), "last": float(used.means[-1])}
     plateau, low, high = _ends(posterior.plateaus)
-    row |= {"plateau": plateau, "plateau_low": low, "plateau_high": high}
-    if counts is not None:
-        shifted = np.clip(posterior.plateaus + _shift(posterior, counts, generator), 0, PERFECT)
-        row["population_low"], row["population_high"] = _ends(shifted)[1:]
-    told = high - low <= widest
-    row["state"] = TOLD if told else NOT_YET
-    row["reason"] = "" if told else f"the interval of the plateau is wider than {widest:g}"
-    fit = fit_curve(used, noise=noise)
-    row["fit_plateau"] = float(fit.plateau)
-    row["fit_forecast"] = float(fit.predict([curve.most])[0])
+    row = {"plateau": plateau, "plateau_low": low, "plateau_high": high}
+    row |= {"state": TOLD if high - low <= WIDEST else NOT_YET, "last": float(used.means[-1])}
+    row["fit_forecast"] = float(fit_curve(used, noise).predict([curve.most])[0])
     row["truth"] = float(curve.means[-1])
     middle, low, high = _ends(posterior.foresee(curve.most, float(curve.draws[-1]), generator))
     row |= {"forecast": middle, "forecast_low": low, "forecast_high": high}
@@ -215,15 +178,14 @@ def plan_labels(
     seed: int = 0,
     pool: bool = True,
     cost: float | None = None,
-    prevalence: Mapping[str, float] | float | None = None,
+    prevalence: Mapping[str, float] | None = None,
     test_counts: Mapping[str, tuple[int, int]] | None = None,
-    farthest: float = FARTHEST,
 ) -> pd.DataFrame:
     """How many labels more a target AUROC needs, by encoder and finding.
 
     The states: ``reached`` (the whole interval of what is needed lies within what we have), ``needed`` (an interval
     with two ends), ``unreachable`` (the whole interval of the plateau lies under the target, or that of what is needed
-    beyond ``farthest`` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond).
+    beyond `FARTHEST` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond).
 
     Args:
         curves: of `list_curves`; what we have is the largest n of each. Give all findings, also for a plan of one: they
@@ -232,10 +194,8 @@ def plan_labels(
         seed: of the posterior draws.
         pool: whether findings of an encoder learn from each other.
         cost: of labelling one case.
-        prevalence: share of positives among cases to be labelled, by finding or for all; that of the curve's draws
-            without it.
+        prevalence: share of positives among cases to be labelled, by finding; that of the curve's draws without it.
         test_counts: finding -> positives and negatives of the test set: plan for the population, not for this test set.
-        farthest: how far a curve is believed, in multiples of what we have.
 
     Returns:
         One row a curve: what it is of (``encoder, finding, data_set, unit``), ``target, state, have, auroc`` (of the
@@ -246,15 +206,14 @@ def plan_labels(
     check_target(target)
     if cost is not None and not (np.isfinite(cost) and cost >= 0):
         raise StudyError(f"a label cannot cost {cost}: give a number of 0 or more.")
-    shares = prevalence if isinstance(prevalence, Mapping) else {}
     rows = []
     generator = np.random.default_rng([seed, 2])
     for curve, posterior in zip(curves, infer_by_encoder(curves, seed, pool), strict=True):
-        share = shares.get(curve.finding, curve.prevalence) if prevalence is None or shares else prevalence
+        share = (prevalence or {}).get(curve.finding, curve.prevalence)
         if not (np.isnan(share) or 0 < share < 1):
             raise StudyError(f"the prevalence of {curve.finding!r} cannot be {share}: give a share between 0 and 1.")
         counts = (test_counts or {}).get(curve.finding)
-        rows.append(plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator), farthest))
+        rows.append(plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator)))
     return pd.concat([name_curves(curves), pd.DataFrame(rows, columns=_PLAN_COLUMNS)], axis=1)
 
 
@@ -272,7 +231,6 @@ def plan_curve(
     cost: float | None = None,
     share: float = float("nan"),
     shift: np.ndarray | float = 0.0,
-    farthest: float = FARTHEST,
 ) -> dict:
     """The plan of one curve, whose posterior serves for any number of targets.
 
@@ -282,7 +240,6 @@ def plan_curve(
         cost: of labelling one case.
         share: of positives among cases; NaN if it is not known.
         shift: added to the whole curve ``(draws,)``.
-        farthest: as in `plan_labels`.
 
     Returns:
         The columns of `plan_labels` but for what the curve is of.
@@ -295,9 +252,9 @@ def plan_curve(
     more = tuple(max(0.0, one - curve.most) for one in need)
     if need[2] <= curve.most:
         state = REACHED
-    elif plateau[2] < target or need[1] > farthest * curve.most:
+    elif plateau[2] < target or need[1] > FARTHEST * curve.most:
         state = UNREACHABLE
-    elif need[2] <= farthest * curve.most:
+    elif need[2] <= FARTHEST * curve.most:
         state = NEEDED
     else:
         state = NOT_YET
@@ -316,7 +273,7 @@ def plan_curve(
         strict=True,
     ):
         row |= {f"{name}{end}": value for end, value in zip(_THREE, values, strict=True)}
-    return row | {"answer": _answer(curve, row | {"farthest": farthest})}
+    return row | {"answer": _answer(curve, row)}
 
 
 def _answer(curve: LearningCurve, row: Mapping) -> str:
@@ -333,7 +290,7 @@ def _answer(curve: LearningCurve, row: Mapping) -> str:
     if row["state"] == UNREACHABLE:
         if row["plateau_high"] < row["target"]:
             return f"unreachable: the plateau lies at {row['plateau']:.3f} (95 %: {plateau}), below {target}"
-        return f"unreachable: {target} needs more than {row['farthest']:g} times the {have} there are (95 %)"
+        return f"unreachable: {target} needs more than {FARTHEST:g} times the {have} there are (95 %)"
     if row["state"] == NEEDED:
         if row["more"] == 0:
             return f"probably reached with {have}; up to {row['more_high']:,.0f} more{what} may be needed (95 %)"
@@ -355,72 +312,6 @@ def _answer(curve: LearningCurve, row: Mapping) -> str:
     )
 
 
-# --- the results table -----------------------------------------------------------------------------------------------
-
-
-def tabulate_forecasts(forecasts: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
-    """Forecasts as rows of the results table: ``forecast``, ``forecast_error`` and ``plateau`` of each curve.
-
-    ``setting`` holds the labels forecast from and, of a plateau, its state.
-    """
-    tables = []
-    for metric, value, ends in (
-        ("forecast", "forecast", ("forecast_low", "forecast_high")),
-        ("forecast_error", "error", None),
-        ("plateau", "plateau", ("plateau_low", "plateau_high")),
-    ):
-        table = forecasts[["encoder", "finding", "data_set", "unit", "at_most_n", "labels"]].assign(metric=metric)
-        table["value"] = forecasts[value].astype(float)
-        table["ci_low"], table["ci_high"] = (
-            (np.nan, np.nan) if ends is None else (forecasts[one].astype(float) for one in ends)
-        )
-        setting = "at_most_" + forecasts.at_most_n.map("{:g}".format) + " " + forecasts.unit
-        table["setting"] = setting + (", " + forecasts.state if metric == "plateau" else "")
-        tables.append(table)
-    rows = pd.concat(tables, ignore_index=True)
-    return _finish_rows(rows.assign(task=FORECAST, n=rows.labels.astype(int)), study, exposure)
-
-
-def tabulate_plans(plans: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
-    """Plans as rows of the results table: ``labels_more`` and, if it was given, ``label_cost``; no end is NaN.
-
-    ``setting`` holds target, unit and state.
-    """
-    tables = []
-    for metric, name in (("labels_more", "more"), ("label_cost", "cost")):
-        if name == "cost" and plans.cost_low.isna().all():
-            continue
-        table = plans[["encoder", "finding", "data_set"]].assign(metric=metric, n=plans.have.astype(int))
-        for column, end in zip(("value", "ci_low", "ci_high"), _THREE, strict=True):
-            table[column] = plans[f"{name}{end}"].where(np.isfinite(plans[f"{name}{end}"]))
-        table["setting"] = "target_" + plans.target.map("{:g}".format) + " " + plans.unit + ", " + plans.state
-        tables.append(table)
-    return _finish_rows(pd.concat(tables, ignore_index=True).assign(task=PLAN), study, exposure)
-
-
-def tabulate_families(errors: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
-    """Errors of families (`compare_families`) as rows of the results table: ``curve_error`` and ``curve_bias``.
-
-    Means over findings and left-out points; ``setting`` holds family and kind of hold-out, and of an extrapolation
-    the labels fitted to. ``n`` is the number of left-out points.
-    """
-    known = errors.dropna(subset=["error"])
-    setting = known.family + ", " + known.split
-    far = known.split == EXTRAPOLATION
-    setting = setting.where(~far, setting + " from " + known.at_most_n.map("{:g}".format)) + " " + known.unit
-    groups = known.assign(setting=setting, absolute=known.error.abs()).groupby(["encoder", "data_set", "setting"])
-    table = groups.agg(curve_error=("absolute", "mean"), curve_bias=("error", "mean"), n=("error", "size"))
-    rows = table.reset_index().melt(["encoder", "data_set", "setting", "n"], var_name="metric", value_name="value")
-    return _finish_rows(rows.assign(task=FAMILY, finding="all", ci_low=np.nan, ci_high=np.nan), study, exposure)
-
-
-def _finish_rows(rows: pd.DataFrame, study: str, exposure: str) -> pd.DataFrame:
-    rows = rows.rename(columns={"encoder": "arm"}).assign(
-        study=study, seed=OVER_SEEDS, positives=-1, exposure=exposure, flops=np.nan, seconds=np.nan
-    )
-    return rows.drop(columns=[name for name in ("unit", "at_most_n", "labels") if name in rows])
-
-
 # --- for the eye -----------------------------------------------------------------------------------------------------
 
 
@@ -434,17 +325,9 @@ def plan_table(
     cost: float | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`plan_labels` of a table of curves; a finding asked for still learns from the others.
+    """`plan_labels` of a table of curves, of their parts up to ``at_most_n`` labels.
 
-    Args:
-        table: as for `list_curves`.
-        target: the AUROC.
-        finding: show this one only.
-        encoder: this one only.
-        at_most_n: use no more labels than these.
-        pool: whether findings of an encoder learn from each other.
-        cost: of labelling one case.
-        seed: of the posterior draws.
+    A finding asked for still learns from the others.
     """
     check_target(target)
     curves = list_curves(table, encoder=encoder)

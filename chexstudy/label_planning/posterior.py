@@ -35,17 +35,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp, ndtr, stdtrit
 
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import CHANCE, GAMMA, PERFECT, POWER4
+from chexstudy.label_planning.families import CHANCE, GAMMA, PERFECT, POWER4, labels_for
 from chexstudy.label_planning.observations import (
     FEWEST_POINTS,
     LearningCurve,
     estimate_noise,
     relate_variances,
 )
+from chexstudy.statistics.bootstrap import CONFIDENCE
 
 DRAWS = 4000
 _AT = 10.0
@@ -103,7 +105,7 @@ class Posterior:
 
     def labels_for(self, target: float) -> np.ndarray:
         """Labels needed for a target ``(draws,)``; infinite where the plateau is not above it."""
-        return POWER4.labels_for(target, self.parameters)
+        return labels_for(target, self.parameters)
 
     def foresee(self, labels: float, draws: float, generator: np.random.Generator) -> np.ndarray:
         """The mean AUROC that so many draws of so many labels will show ``(draws,)``, noise and misfit included.
@@ -116,21 +118,13 @@ class Posterior:
         return np.clip(self.predict(labels)[:, 0] + spread * generator.standard_normal(len(spread)), 0, 1)
 
 
-def infer_curves(
-    curves: Sequence[LearningCurve],
-    generator: np.random.Generator,
-    pool: bool = True,
-    prior: Prior | None = None,
-    draws: int = DRAWS,
-) -> list[Posterior]:
+def infer_curves(curves: Sequence[LearningCurve], generator: np.random.Generator, pool: bool = True) -> list[Posterior]:
     """The posterior of each curve.
 
     Args:
         curves: of findings of one encoder, which are taken as alike.
         generator: of the posterior draws.
         pool: whether curves learn from each other.
-        prior: of what they have in common.
-        draws: posterior draws.
     """
     if not curves:
         raise StudyError("there is no learning curve: draw some, at three numbers of labels or more.")
@@ -140,9 +134,8 @@ def infer_curves(
                 f"the curve of {curve.encoder!r} on {curve.finding!r} has {len(curve.labels)} numbers of labels, and "
                 f"what it says of more needs {FEWEST_POINTS}: draw more, or allow a larger number of labels."
             )
-    prior = prior or Prior()
     groups = [list(curves)] if pool else [[curve] for curve in curves]
-    return [posterior for group in groups for posterior in _infer_group(group, generator, prior, draws)]
+    return [posterior for group in groups for posterior in _infer_group(group, generator, Prior(), DRAWS)]
 
 
 def _infer_group(
@@ -166,6 +159,24 @@ def _infer_group(
         _draw_posterior(grid, _mix(common - own, prior), generator, draws)
         for grid, own in zip(grids, evidence, strict=True)
     ]
+
+
+def trace_bands(posteriors: Sequence[Posterior]) -> pd.DataFrame:
+    """Median and 95 % interval of each curve at 60 numbers of labels from its first to twice its largest.
+
+    Returns:
+        ``encoder, finding, data_set, unit, labels, value, low, high`` and ``observed``, whether the label count lies
+        within those measured. The interval holds at each label count alone, not for all at once.
+    """
+    tail, tables = (1 - CONFIDENCE) / 2, []
+    for posterior in posteriors:
+        curve = posterior.curve
+        labels = np.geomspace(curve.labels[0], 2.0 * curve.most, 60)
+        low, value, high = np.quantile(posterior.predict(labels), [tail, 0.5, 1 - tail], axis=0)
+        place = {name: getattr(curve, name) for name in ("encoder", "finding", "data_set", "unit")}
+        lines = {"labels": labels, "value": value, "low": low, "high": high, "observed": labels <= curve.most}
+        tables.append(pd.DataFrame(place | lines))
+    return pd.concat(tables, ignore_index=True)
 
 
 # --- what curves have in common --------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.label_planning.accuracy import EVERY
 from chexstudy.label_planning.families import FAMILIES
-from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION, NOT_YET
-from chexstudy.label_planning.planner import FARTHEST, NEEDED, REACHED, UNREACHABLE
+from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION
+from chexstudy.label_planning.planner import FARTHEST, NEEDED, NOT_YET, REACHED, UNREACHABLE
 from chexstudy.plots.forest import add_arm_legend, draw_estimate
 from chexstudy.plots.measurements import name_data_set, require_rows
 from chexstudy.plots.style import GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
@@ -136,7 +136,7 @@ def select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         curves: of `chexstudy.label_planning.curves.measure_curves`.
-        bands: of `chexstudy.label_planning.bands.trace_bands`.
+        bands: of `chexstudy.label_planning.posterior.trace_bands`.
 
     Returns:
         ``encoder, finding, kind`` (``measured`` or ``fit``), ``labels, value, low, high, draws``. Measured: mean and

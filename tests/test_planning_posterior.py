@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import POWER3
+from chexstudy.label_planning.families import POWER3, labels_for
 from chexstudy.label_planning.observations import LearningCurve, relate_variances
-from chexstudy.label_planning.posterior import Prior, infer_curves
+from chexstudy.label_planning.posterior import Posterior, Prior, _infer_group, infer_curves, trace_bands
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
 TRUE = np.array([0.86, 0.55, 0.45])
@@ -65,7 +65,7 @@ FIXED = Prior(
 def test_the_posterior_is_that_of_plain_quadrature(points, draws):
     curve = measured(LABELS[:points], draws, np.random.default_rng(points))
     # The exponent is part of what is compared; with one draw it is that of the prior, 1.
-    (posterior,) = infer_curves([curve], np.random.default_rng(0), prior=FIXED, draws=20_000)
+    (posterior,) = _infer_group([curve], np.random.default_rng(0), FIXED, 20_000)
     if draws > 1:
         assert posterior.exponent == pytest.approx(1, abs=0.35)
     expected = integrate_plainly(curve, 0.055)
@@ -75,7 +75,7 @@ def test_the_posterior_is_that_of_plain_quadrature(points, draws):
 
 def test_the_same_seed_gives_the_same_draws():
     curves = [measured(LABELS[:4], 2, np.random.default_rng(seed), name=str(seed)) for seed in range(3)]
-    first, second = (infer_curves(curves, np.random.default_rng(7), draws=500) for _ in range(2))
+    first, second = (infer_curves(curves, np.random.default_rng(7)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert (one.parameters == other.parameters).all()
         assert (one.deviations == other.deviations).all()
@@ -101,7 +101,7 @@ def test_pooling_narrows_what_few_labels_say():
     ]
     widths = []
     for pool in (False, True):
-        ends = [np.quantile(one.plateaus, [0.025, 0.975]) for one in infer_curves(curves, generator, pool, draws=1000)]
+        ends = [np.quantile(one.plateaus, [0.025, 0.975]) for one in infer_curves(curves, generator, pool)]
         widths.append(np.mean([high - low for low, high in ends]))
     assert widths[1] < 0.85 * widths[0]
 
@@ -136,7 +136,7 @@ def test_a_flat_start_is_no_plateau_at_chance():
     values = np.full((4, 20), 0.5) + 0.02 * np.random.default_rng(0).standard_normal((4, 20))
     flat = LearningCurve("curated", "Hernia", np.array([10, 20, 30, 50.0]), values)
     late, at_once = (
-        np.quantile(infer_curves([flat], np.random.default_rng(0), prior=prior)[0].predict(2000), 0.975)
+        np.quantile(_infer_group([flat], np.random.default_rng(0), prior, 4000)[0].predict(2000), 0.975)
         for prior in (Prior(), Prior(delays=((0.0, 1.0),)))
     )
     assert late > at_once + 0.05
@@ -167,12 +167,12 @@ def cover(repeats, findings, labels, draws, pool):
         generator = np.random.default_rng([repeat, draws, len(labels)])
         truths = population(generator, findings)
         curves = [measured(labels, draws, generator, truth, str(place)) for place, truth in enumerate(truths)]
-        for truth, posterior in zip(truths, infer_curves(curves, generator, pool, draws=1000), strict=True):
+        for truth, posterior in zip(truths, infer_curves(curves, generator, pool), strict=True):
             low, high = np.quantile(posterior.plateaus, [0.025, 0.975])
             plateaus.append(low <= truth[0] <= high)
             target = truth[0] - 0.05
             low, high = np.quantile(posterior.labels_for(target), [0.025, 0.975], method="inverted_cdf")
-            needed.append(low <= POWER3.labels_for(target, truth) <= high)
+            needed.append(low <= labels_for(target, np.append(truth, 0.0)) <= high)
     return np.mean(plateaus), np.mean(needed)
 
 
@@ -191,3 +191,13 @@ def test_intervals_cover_at_the_stated_rate(points, draws, pool):
     plateau, needed = cover(40, 12 if pool else 3, LABELS[:points], draws, pool)
     assert plateau > 0.9
     assert needed > 0.9
+
+
+def test_bands_follow_the_law_and_reach_beyond_what_was_measured():
+    curve = LearningCurve("full", "Mass", np.array([10.0, 100.0, 1000.0]), np.full((3, 2), 0.7), "t/test")
+    parameters = np.column_stack([np.linspace(0.8, 0.9, 101), np.full(101, 0.5), np.full(101, 0.5), np.zeros(101)])
+    bands = trace_bands([Posterior(curve, parameters, np.full(101, 0.05), np.zeros(101), 1.0)])
+    assert (bands.labels.min(), bands.labels.max()) == pytest.approx((10, 2000))
+    assert bands.observed.tolist() == (bands.labels <= 1000).tolist()
+    assert bands.value.to_numpy() == pytest.approx(0.85 - 0.5 / np.sqrt(bands.labels))
+    assert (bands.high - bands.low).to_numpy() == pytest.approx(0.095)
