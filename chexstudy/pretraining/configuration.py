@@ -14,8 +14,6 @@ RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout", "
 TOWERS = ("image", "text")
 TEXT_LAYOUTS = ("buckets", "packed", "padded")
 TRACKERS = ("", "tensorboard")
-# How a run is watched and saved; what it computes does not depend on them.
-OBSERVATION = ("checkpoint_minutes", "tracker")
 _BEYOND_ALL = 2**62
 _MOST_THREADS = 1024
 _ELEMENTS = {"progressive_sizes": int}

@@ -33,6 +33,8 @@ FREE = frozenset(
         *("minutes_per_case", "readers", "price_per_hour", "currency"),
     )
 )
+# Constants of training that change how it is watched, and no result.
+OBSERVATION = ("checkpoint_minutes", "tracker")
 # Where a notebook is told to accept other values.
 CHANGE = "change"
 _NO_VALUES = ("study", CHANGE)
@@ -238,9 +240,15 @@ def _canonical(name: str, value: object) -> object:
     """The part of a value that can change a result."""
     if name != "constants":
         return _resolve(name, value)
-    from chexstudy.pretraining.configuration import OBSERVATION, parse_constants
+    given = (assignment.replace(" ", "").partition("=") for assignment in value)
+    return {constant: _read_number(text) for constant, _, text in given if constant not in OBSERVATION}
 
-    return {name: constant for name, constant in parse_constants(value).items() if name not in OBSERVATION}
+
+def _read_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text.lower()
 
 
 def _require_accepted(

@@ -52,7 +52,7 @@ from chexstudy.pretraining.arms.definitions import (
     subset_artifact,
 )
 from chexstudy.pretraining.arms.study_config import settle_config
-from chexstudy.pretraining.configuration import OBSERVATION, TOWERS, PretrainingConfig
+from chexstudy.pretraining.configuration import TOWERS, PretrainingConfig
 from chexstudy.pretraining.engine.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.engine.distributed import Processes, open_processes
@@ -71,6 +71,7 @@ from chexstudy.pretraining.objectives.frozen_towers import frozen_features
 from chexstudy.pretraining.training.trainer import CurationRecords, Phase, Trainer, count_steps
 from chexstudy.runs import Run, forget_artifact, refused_writes, seal_artifact
 from chexstudy.steps import find_step
+from chexstudy.workflow.identity import OBSERVATION
 from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
