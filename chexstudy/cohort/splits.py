@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -11,6 +11,8 @@ import pandas as pd
 from chexstudy.cohort.table import SPLITS
 from chexstudy.errors import StudyError
 
+# Splits that models are judged on: at natural prevalence, and enriched with rare findings.
+TEST_SPLITS = ("test", "test_enriched")
 DEFAULT_FRACTIONS = MappingProxyType({"train": 0.7, "validate": 0.1, "test": 0.2})
 
 
@@ -41,6 +43,29 @@ def carve_validation(cohort: pd.DataFrame, share: float, seed: int) -> pd.DataFr
     in_train = cohort["split"] == "train"
     carved = split_patients(cohort[in_train], {"train": 1 - share, "validate": share}, seed)
     return cohort.assign(split=cohort["split"].where(~in_train, carved["split"].reindex(cohort.index)))
+
+
+def list_test_sets(cohort: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Held-out rows by data set, ``source/split``."""
+    held_out = cohort[cohort.split.isin(TEST_SPLITS)]
+    sets = {f"{source}/{split}": rows for (source, split), rows in held_out.groupby(["source", "split"])}
+    if not sets:
+        raise StudyError("the cohort has no test split: give some patients the split `test`.")
+    return sets
+
+
+def choose_main_test_set(data_sets: Iterable[str]) -> str:
+    """The data set that stands for all where one must: in notebooks, in figures, in experiments.
+
+    One that is enriched with rare findings where there is one, since in others too few patients have them to judge;
+    else a plain test set; of several the first by name. Names alone decide, so that who sees images and who sees rows
+    of results choose the same.
+
+    Args:
+        data_sets: names ``source/split``.
+    """
+    names = sorted(set(data_sets))
+    return next((name for end in ("/test_enriched", "/test") for name in names if name.endswith(end)), names[0])
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:

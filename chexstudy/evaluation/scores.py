@@ -8,6 +8,7 @@ tables and the cohort, and paired comparisons need them.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -105,140 +106,138 @@ def scored_seeds(run: Run, arms: Sequence[str], *, task: str, data_set: str) -> 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure_scores(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    findings: Sequence[str],
-    weights: np.ndarray,
-    *,
-    tiers: Mapping[str, str] | None = None,
-    setting: str = "",
-) -> pd.DataFrame:
-    """AUROC and average precision of every finding, of their macro mean and of each tier, with 95 % intervals.
+@dataclass(frozen=True)
+class Measured:
+    """What a model reaches on a data set, seed by seed, with replicates on resamples of its patients."""
 
-    Args:
-        scores: ``(images, findings)``.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
-        weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
-        tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
-        setting: what to write into the column ``setting``.
+    metrics: tuple[str, ...]
+    columns: pd.DataFrame  # what is measured, as in the results table: ``finding, n, positives``, ...
+    values: np.ndarray  # ``(seeds, metrics, columns)``
+    replicates: np.ndarray  # ``(seeds, resamples, metrics, columns)``
+    patients: np.ndarray | None = None  # that each column rests on, as `interval` takes them
+    bounds: tuple = (0, 1)  # of the metrics, numbers or ``(metrics, 1)``
+    findings: int = 0  # how many of the columns, from the first on, are findings; those with a value are counted
+    beside: pd.DataFrame | None = None  # rows that stand beside those of each seed, without an interval
 
-    Returns:
-        Rows with ``finding, metric, setting, value, ci_low, ci_high, n, positives``. A finding with one class only
-        keeps its row, with n, positives and value NaN; the row ``evaluable_findings`` counts those with a value. In a
-        macro or tier row, n is the number of images. There is no interval for a finding that fewer than five patients
-        have (or lack).
-    """
-    groups = group_findings(findings, tiers)
-    value = _measure(labels, scores, None, groups)
-    low, high = interval(_measure(labels, scores, weights, groups), patients=_patients(labels, weights, groups))
-    rows = _rows(value, low, high, labels, findings, groups, METRICS, setting)
-    return pd.concat([rows, _count_evaluable(value, findings, setting)], ignore_index=True)
+    def of_seed(self, number: int) -> pd.DataFrame:
+        """Rows of the results table of one seed, intervals from drawing patients."""
+        rows = self._list(self.values[number], *interval(self.replicates[number], patients=self.patients))
+        return rows if self.beside is None else pd.concat([rows, self.beside], ignore_index=True)
+
+    def over_seeds(self, generator: np.random.Generator) -> pd.DataFrame:
+        """Rows of the mean over seeds, intervals from drawing patients and seeds."""
+        ends = interval(resample_seeds(self.replicates, generator), patients=self.patients)
+        # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
+        return self._list(self.values.mean(axis=0), *np.clip(ends, *self.bounds))
+
+    def each_seed(self, seeds: Sequence[int], generator: np.random.Generator) -> pd.DataFrame:
+        """Rows of every seed and over all, with the column ``seed``."""
+        tables = [self.of_seed(number).assign(seed=seed) for number, seed in enumerate(seeds)]
+        return pd.concat([*tables, self.over_seeds(generator).assign(seed=OVER_SEEDS)], ignore_index=True)
+
+    def subtract(self, other: "Measured", generator: np.random.Generator) -> Difference:
+        """This model minus another, paired by patient and seed, ``(metrics, columns)``."""
+        if len(self.values) != len(other.values):
+            raise StudyError(
+                "a paired comparison needs the same seeds in both arms, at least one, not "
+                f"{len(self.values)} and {len(other.values)}."
+            )
+        sides = self.values, other.values, self.replicates, other.replicates
+        return paired_difference(*sides, generator, self.patients)
+
+    def minus(self, other: "Measured", generator: np.random.Generator) -> pd.DataFrame:
+        """Rows of `subtract`: ``auroc_difference`` and so on."""
+        difference = self.subtract(other, generator)
+        names = [f"{metric}_difference" for metric in self.metrics]
+        return self._list_rows(names, difference.value, difference.ci_low, difference.ci_high)
+
+    def _list(self, value: np.ndarray, low: np.ndarray, high: np.ndarray) -> pd.DataFrame:
+        rows = self._list_rows(self.metrics, value, low, high)
+        if not self.findings:
+            return rows
+        evaluable = float(np.sum(~np.isnan(value[0, : self.findings])))
+        count = {"finding": MACRO, "metric": "evaluable_findings", "value": evaluable, "n": self.findings}
+        return pd.concat([rows, pd.DataFrame([count | {"positives": -1}])], ignore_index=True)
+
+    def _list_rows(self, metrics, value, low, high) -> pd.DataFrame:
+        tables = [
+            self.columns.assign(metric=metric, value=value[row], ci_low=low[row], ci_high=high[row])
+            for row, metric in enumerate(metrics)
+        ]
+        return pd.concat(tables, ignore_index=True)
 
 
-def measure_seeds(
+def join_seeds(parts: Sequence[Measured]) -> Measured:
+    """One model's seeds, measured apart, as one."""
+    arrays = {name: np.concatenate([getattr(one, name) for one in parts]) for name in ("values", "replicates")}
+    return replace(parts[0], **arrays)
+
+
+def measure_findings(
     scores: Sequence[np.ndarray],
     labels: np.ndarray,
     findings: Sequence[str],
     weights: np.ndarray,
-    generator: np.random.Generator,
-    *,
     tiers: Mapping[str, str] | None = None,
-    setting: str = "",
-) -> pd.DataFrame:
-    """As `measure_scores` for one arm trained with several seeds: means over the seeds, patients and seeds drawn.
+) -> Measured:
+    """AUROC and average precision of every finding, of their macro mean and of each tier.
+
+    A finding with one class only keeps its column, with n, positives and value NaN. In a macro or tier column n is the
+    number of images. There is no interval for a finding that fewer than five patients have (or lack).
 
     Args:
         scores: one ``(images, findings)`` array a seed.
-        generator: draws the seeds.
-        labels, findings, weights, tiers, setting: as in `measure_scores`.
+        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        findings: names of the columns.
+        weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
+        tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
     """
-    rows = measure_each_seed(
-        dict(enumerate(scores)), labels, findings, weights, generator, tiers=tiers, setting=setting
+    if not len(scores):
+        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
+    groups, labels = group_findings(findings, tiers), np.asarray(labels, dtype=float)
+    known = known_labels(labels)
+    columns = {
+        "finding": [*findings, *groups],
+        "n": [*known.sum(axis=0), *[len(labels)] * len(groups)],
+        "positives": [*(known & (labels == 1)).sum(axis=0), *[-1] * len(groups)],
+    }
+    return Measured(
+        METRICS,
+        pd.DataFrame(columns),
+        np.stack([_measure(labels, one, None, groups) for one in scores]),
+        np.stack([_measure(labels, one, weights, groups) for one in scores]),
+        _patients(labels, weights, groups),
+        findings=len(findings),
     )
-    return rows[rows.seed == OVER_SEEDS].drop(columns="seed").reset_index(drop=True)
+
+
+def measure_scores(scores: np.ndarray, labels, findings, weights, *, tiers=None, setting: str = "") -> pd.DataFrame:
+    """Rows of `measure_findings` of one seed."""
+    return measure_findings([scores], labels, findings, weights, tiers).of_seed(0).assign(setting=setting)
 
 
 def measure_each_seed(
-    scores: Mapping[int, np.ndarray],
-    labels: np.ndarray,
-    findings: Sequence[str],
-    weights: np.ndarray,
-    generator: np.random.Generator,
-    *,
-    tiers: Mapping[str, str] | None = None,
-    setting: str = "",
+    scores: Mapping[int, np.ndarray], labels, findings, weights, generator, *, tiers=None, setting: str = ""
 ) -> pd.DataFrame:
-    """`measure_scores` of every seed and `measure_seeds` of all, from the same resamples, drawn through once.
-
-    Args:
-        scores: seed to ``(images, findings)``.
-        labels, findings, weights, generator, tiers, setting: as in `measure_seeds`.
-
-    Returns:
-        Rows as in `measure_scores` with the column ``seed``, -1 over all seeds.
-    """
-    if not scores:
-        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
-    groups = group_findings(findings, tiers)
-    patients = _patients(labels, weights, groups)
-    values = np.stack([_measure(labels, one, None, groups) for one in scores.values()])
-    replicates = np.stack([_measure(labels, one, weights, groups) for one in scores.values()])
-    tables = []
-    for seed, value, drawn in zip(scores, values, replicates, strict=True):
-        tables.append((seed, value, *interval(drawn, patients=patients)))
-    # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
-    low, high = np.clip(interval(resample_seeds(replicates, generator), patients=patients), 0, 1)
-    tables.append((OVER_SEEDS, values.mean(axis=0), low, high))
-    rows = []
-    for seed, value, low, high in tables:
-        rows.append(_rows(value, low, high, labels, findings, groups, METRICS, setting).assign(seed=seed))
-        rows.append(_count_evaluable(value, findings, setting).assign(seed=seed))
-    return pd.concat(rows, ignore_index=True)
+    """Rows of `measure_findings` of every seed and, as seed -1, over seeds."""
+    measured = measure_findings(list(scores.values()), labels, findings, weights, tiers)
+    return measured.each_seed(list(scores), generator).assign(setting=setting)
 
 
 def compare_scores(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
-    labels: np.ndarray,
-    findings: Sequence[str],
-    weights: np.ndarray,
-    generator: np.random.Generator,
+    labels,
+    findings,
+    weights,
+    generator,
     *,
-    tiers: Mapping[str, str] | None = None,
+    tiers=None,
     setting: str = "",
 ) -> pd.DataFrame:
-    """First arm minus second, paired by patient and seed: rows of ``auroc_difference`` and ``auprc_difference``.
-
-    Args:
-        first: one ``(images, findings)`` array a seed.
-        second: the same seeds of the other arm.
-        generator: draws the seeds.
-        labels, findings, weights, tiers, setting: as in `measure_scores`.
-    """
-    groups = group_findings(findings, tiers)
-    difference = subtract_scores(first, second, labels, weights, generator, groups)
-    names = [f"{metric}_difference" for metric in METRICS]
-    return _rows(difference.value, difference.ci_low, difference.ci_high, labels, findings, groups, names, setting)
-
-
-def subtract_scores(
-    first: Sequence[np.ndarray],
-    second: Sequence[np.ndarray],
-    labels: np.ndarray,
-    weights: np.ndarray,
-    generator: np.random.Generator,
-    groups: Mapping[str, list[int]],
-) -> Difference:
-    """The paired difference of `compare_scores` with its replicates, ``(metrics, findings + groups)``."""
-    if len(first) == 0 or len(first) != len(second):
-        raise StudyError(
-            f"a paired comparison needs the same seeds in both arms, at least one, not {len(first)} and {len(second)}."
-        )
-    points = [np.stack([_measure(labels, one, None, groups) for one in arm]) for arm in (first, second)]
-    replicates = [np.stack([_measure(labels, one, weights, groups) for one in arm]) for arm in (first, second)]
-    return paired_difference(*points, *replicates, generator, _patients(labels, weights, groups))
+    """Rows of the first model minus the second, one score array a seed each."""
+    sides = [measure_findings(side, labels, findings, weights, tiers) for side in (first, second)]
+    return sides[0].minus(sides[1], generator).assign(setting=setting)
 
 
 def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> dict[str, list[int]]:
@@ -270,42 +269,3 @@ def _patients(labels, weights, groups) -> np.ndarray:
     present = [(labels[:, members] == 1).any(axis=1) for members in groups.values()]
     of_groups = count_patients(np.stack(present, axis=1), weights) if present else []
     return np.array([*count_scarcer_patients(labels, weights), *of_groups])
-
-
-def _count_evaluable(value, findings, setting) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "finding": [MACRO],
-            "metric": "evaluable_findings",
-            "setting": setting,
-            "value": float(np.sum(~np.isnan(value[0, : len(findings)]))),
-            "ci_low": np.nan,
-            "ci_high": np.nan,
-            "n": len(findings),
-            "positives": -1,
-        }
-    )
-
-
-def _rows(value, low, high, labels, findings, groups, metrics, setting) -> pd.DataFrame:
-    known = known_labels(np.asarray(labels, dtype=float))
-    n = [*known.sum(axis=0), *[len(labels)] * len(groups)]
-    positives = [*(known & (np.asarray(labels) == 1)).sum(axis=0), *[-1] * len(groups)]
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "finding": [*findings, *groups],
-                    "metric": metric,
-                    "setting": setting,
-                    "value": value[row],
-                    "ci_low": low[row],
-                    "ci_high": high[row],
-                    "n": n,
-                    "positives": positives,
-                }
-            )
-            for row, metric in enumerate(metrics)
-        ],
-        ignore_index=True,
-    )

@@ -13,20 +13,17 @@ luck of the sorting order, by which the published code breaks ties.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.reports import training_text
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.context import Evaluation, TrainedArm
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
-from chexstudy.statistics.bootstrap import (
-    RESAMPLES,
-    Difference,
-    bootstrap_patients,
-    interval,
-    paired_difference,
-    resample_seeds,
-)
+from chexstudy.evaluation.scores import Measured, scores_artifact
+from chexstudy.evaluation.task import Fitted, Task
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 CUTOFFS = (1, 5, 10)
@@ -213,161 +210,57 @@ def measure_chance(ranks: pd.DataFrame, direction: str, duplicates: str = "colla
     return measure_ranks(blind, direction)
 
 
-def evaluate_retrieval(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
-    texts: Sequence[str],
-    patient_ids: Sequence[str],
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    duplicates: str = "collapse",
-) -> pd.DataFrame:
-    """Retrieval in both directions with 95 % patient-clustered intervals.
-
-    Args:
-        image_embeddings: ``(pairs, dim)``.
-        text_embeddings: ``(pairs, dim)``.
-        texts: ``(pairs,)``, the reports.
-        patient_ids: ``(pairs,)``.
-        generator: draws the patients.
-        resamples: number of resamples.
-        duplicates: one of `POLICIES`.
-
-    Returns:
-        Rows with ``finding`` (``all``), ``metric`` (those of `METRICS`, and each again ``by chance``), ``setting``
-        (`describe_setting`), ``value, ci_low, ci_high``, ``n`` (queries) and ``positives`` (-1).
-    """
-    ranks = rank_pairs(image_embeddings, text_embeddings, texts, duplicates)
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    tables = []
-    for direction in DIRECTIONS:
-        value = measure_ranks(ranks, direction)
-        low, high = interval(measure_ranks(ranks, direction, weights))
-        unknown = np.full(len(METRICS), np.nan)
-        tables.append(_rows(ranks, direction, METRICS, value, low, high, duplicates))
-        by_chance = [f"{metric} by chance" for metric in METRICS]
-        chance = measure_chance(ranks, direction, duplicates)
-        tables.append(_rows(ranks, direction, by_chance, chance, unknown, unknown, duplicates))
-    return pd.concat(tables, ignore_index=True)
-
-
-def measure_rank_seeds(
-    ranks: Sequence[pd.DataFrame],
-    patient_ids: Sequence[str],
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    duplicates: str = "collapse",
-) -> pd.DataFrame:
-    """As `evaluate_retrieval` for one arm trained with several seeds: means over the seeds, patients and seeds drawn.
+def measure_retrieval(
+    ranks: Sequence[pd.DataFrame], weights: np.ndarray, duplicates: str = "collapse"
+) -> list[Measured]:
+    """Retrieval of one model in both directions, one `Measured` each; what chance gives stands beside it.
 
     Args:
         ranks: `rank_pairs` on the same pairs, one table a seed.
-        patient_ids: ``(pairs,)``.
-        generator: draws patients and seeds.
-        resamples: number of resamples.
-        duplicates: the policy by which they were ranked.
-    """
-    if len(ranks) == 0:
-        raise StudyError("there are no ranks to measure: pass those of one seed at least.")
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    tables = []
-    for direction in DIRECTIONS:
-        value = np.mean([measure_ranks(one, direction) for one in ranks], axis=0)
-        replicates = resample_seeds(np.stack([measure_ranks(one, direction, weights) for one in ranks]), generator)
-        low, high = interval(replicates)
-        # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
-        bounds = np.array([[0, 1] if metric.startswith("recall") else [1, np.inf] for metric in METRICS])
-        low, high = (np.clip(end, bounds[:, 0], bounds[:, 1]) for end in (low, high))
-        tables.append(_rows(ranks[0], direction, METRICS, value, low, high, duplicates))
-    return pd.concat(tables, ignore_index=True)
-
-
-def subtract_ranks(
-    first: Sequence[pd.DataFrame],
-    second: Sequence[pd.DataFrame],
-    direction: str,
-    weights: np.ndarray,
-    generator: np.random.Generator,
-) -> Difference:
-    """First arm minus second in one direction, paired by patient and seed; ``(5,)`` in the order of `METRICS`.
-
-    Args:
-        first: `rank_pairs` of one arm, one table a seed.
-        second: the same seeds of the other arm, on the same pairs.
-        direction: ``image_to_text`` or ``text_to_image``.
         weights: ``(resamples, pairs)`` of `bootstrap_patients`.
-        generator: draws the seeds.
-    """
-    arms = (first, second)
-    points = [np.stack([measure_ranks(ranks, direction) for ranks in arm]) for arm in arms]
-    replicates = [np.stack([measure_ranks(ranks, direction, weights) for ranks in arm]) for arm in arms]
-    return paired_difference(*points, *replicates, generator)
-
-
-def compare_ranks(
-    first: Sequence[pd.DataFrame],
-    second: Sequence[pd.DataFrame],
-    patient_ids: Sequence[str],
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    setting: str = "",
-    duplicates: str = "collapse",
-) -> pd.DataFrame:
-    """Rows of the paired differences in both directions, metrics ``recall@1_difference`` and so on.
-
-    Args:
-        first, second: as in `subtract_ranks`.
-        patient_ids: ``(pairs,)``.
-        generator: draws patients and seeds.
-        resamples: number of resamples.
-        setting: what is compared, written after the direction.
         duplicates: the policy by which they were ranked.
     """
-    if len(first) == 0 or len(first) != len(second):
-        raise StudyError(
-            f"a paired comparison needs the same seeds in both arms, at least one, not {len(first)} and {len(second)}."
-        )
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    tables = []
+    queries = ranks[0]["text"] >= 0
+    bounds = np.array([[0, 1] if metric.startswith("recall") else [1, np.inf] for metric in METRICS])
+    measured = []
     for direction in DIRECTIONS:
-        difference = subtract_ranks(first, second, direction, weights, generator)
-        names = [f"{metric}_difference" for metric in METRICS]
-        ends = difference.ci_low, difference.ci_high
-        table = _rows(first[0], direction, names, difference.value, *ends, duplicates)
-        tables.append(table.assign(setting=table.setting + (f"; {setting}" if setting else "")))
-    return pd.concat(tables, ignore_index=True)
+        texts_as_queries = direction == "text_to_image" and duplicates == "collapse"
+        n = ranks[0].loc[queries, "text"].nunique() if texts_as_queries else int(queries.sum())
+        place = {"finding": "all", "setting": direction, "group": duplicates, "n": n, "positives": -1}
+        chance = {"metric": [f"{metric} by chance" for metric in METRICS]}
+        chance |= {"value": measure_chance(ranks[0], direction, duplicates)}
+        measured.append(
+            Measured(
+                METRICS,
+                pd.DataFrame([place]),
+                np.stack([measure_ranks(one, direction)[:, None] for one in ranks]),
+                np.stack([measure_ranks(one, direction, weights)[..., None] for one in ranks]),
+                bounds=(bounds[:, :1], bounds[:, 1:]),
+                beside=pd.DataFrame(chance).assign(**place),
+            )
+        )
+    return measured
 
 
-_SAID = {
-    "collapse": "identical texts are one",
-    "any_match": "identical texts are all right",
-    "strict": "identical texts are wrong but for a pair's own",
-}
+@dataclass(frozen=True)
+class Retrieval(Task):
+    """Every report among all of a data set, every image among all."""
 
+    name = "retrieval"
 
-def describe_setting(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> str:
-    """The direction, what becomes of identical texts, how many are distinct and, if any, how many pairs had no text."""
-    queries = ranks["text"] >= 0
-    distinct, pairs, empty = ranks.loc[queries, "text"].nunique(), int(queries.sum()), int((~queries).sum())
-    left_out = f"; {empty} without text" if empty else ""
-    return f"{direction}; {_SAID[duplicates]}: {distinct} of {pairs}{left_out}"
+    def fit(self, arm: TrainedArm) -> Fitted:
+        """Nothing is chosen."""
 
+        def rank(rows: pd.DataFrame) -> pd.DataFrame:
+            texts = [training_text(report) for report in rows.report]
+            return rank_pairs(arm.project(rows), arm.encode_texts(texts), texts)
 
-def _rows(ranks, direction, metrics, value, low, high, duplicates) -> pd.DataFrame:
-    queries = ranks["text"] >= 0
-    texts_as_queries = direction == "text_to_image" and duplicates == "collapse"
-    return pd.DataFrame(
-        {
-            "finding": "all",
-            "metric": metrics,
-            "setting": describe_setting(ranks, direction, duplicates),
-            "value": value,
-            "ci_low": low,
-            "ci_high": high,
-            "n": ranks.loc[queries, "text"].nunique() if texts_as_queries else int(queries.sum()),
-            "positives": -1,
-        }
-    )
+        return Fitted(rank)
+
+    def read(self, evaluation: Evaluation, arm: str, seed: int, data_set: str, rows: pd.DataFrame) -> pd.DataFrame:
+        """The kept ranks."""
+        return evaluation.run.read_table(scores_artifact(arm, seed, self.name, data_set), "05_compare_arms")
+
+    def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> list[Measured]:
+        """Both directions."""
+        return measure_retrieval(scores, evaluation.draw_patients(rows)[0])

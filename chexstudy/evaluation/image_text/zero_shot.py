@@ -1,14 +1,18 @@
 """Zero-shot classification: which of two sentences, the finding there or not there, does the image lie closer to?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.prompts import PromptFamily
+from chexstudy.evaluation.context import Evaluation, TrainedArm
+from chexstudy.evaluation.image_text.prompts import CHOSEN, PUBLISHED, PromptFamily, choose_prompts, hash_families
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.task import Fitted, Task
+from chexstudy.statistics.ranking import auroc, macro_mean
 
 
 def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -54,6 +58,54 @@ def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np
         )
     margin = images @ directions.T
     return 1 / (1 + np.exp(-margin))
+
+
+@dataclass(frozen=True)
+class ZeroShot(Task):
+    """Classification by the prompts of one family, or by those chosen on validation."""
+
+    family: str = CHOSEN
+    on_validation = True
+
+    @property
+    def name(self) -> str:
+        return "zero_shot" if self.family == CHOSEN else f"zero_shot_{self.family}"
+
+    @property
+    def place(self) -> dict[str, str]:
+        return {"task": "zero_shot", "setting": self.family}
+
+    def list_parameters(self, evaluation: Evaluation) -> dict:
+        """The prompts, of all that could be chosen."""
+        families = evaluation.families
+        of_choice = [name for name, family in families.items() if family.candidate or name == PUBLISHED.name]
+        names = of_choice if self.family == CHOSEN else [self.family]
+        return {"family": self.family, "prompts": hash_families({name: families[name] for name in names})}
+
+    def fit(self, arm: TrainedArm) -> Fitted:
+        """Encode the prompts; which, is decided on validation."""
+        evaluation, family, files = arm.evaluation, self.family, ()
+        if family == CHOSEN:
+            family = _choose_family(arm)
+            files = (f"evaluation/{arm.name}/seed{arm.seed}/prompts.json",)
+            evaluation.run.write_json(files[0], {"chosen_on_validation": family})
+        directions = _encode_family(arm, family)
+        return Fitted(lambda rows: score_directions(arm.project(rows), directions), files)
+
+
+def _encode_family(arm: TrainedArm, family: str) -> np.ndarray:
+    return prompt_directions(arm.encode_texts, arm.evaluation.findings, arm.evaluation.families[family])
+
+
+def _choose_family(arm: TrainedArm) -> str:
+    evaluation, rows = arm.evaluation, arm.evaluation.validation
+    if not len(rows):
+        return PUBLISHED.name
+    candidates = [name for name, family in evaluation.families.items() if family.candidate]
+    scores = {name: score_directions(arm.project(rows), _encode_family(arm, name)) for name in candidates}
+    labels = evaluation.labels(rows)
+    evaluable = [macro_mean(auroc(labels, one)) for one in scores.values()]
+    return choose_prompts(scores, labels) if np.isfinite(evaluable).any() else PUBLISHED.name
 
 
 def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:

@@ -28,6 +28,8 @@ JOB_DONE = "<arm finished>"
 _SECONDS_TO_STOP = 10
 _BY, _AT_COMPUTE = "by_", "@compute"
 _CURATED = "curated"
+# What the results table calls arms at a method's subset that spend the curated arm's operations.
+SAME_COMPUTE = "same_compute"
 # The curated arm and those that are paired with it can be trained under constants of their own.
 _WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute")
 
@@ -118,6 +120,34 @@ def name_method_arm(method: str, matched: bool = False) -> str:
 def name_variant(arm: str, variant: str) -> str:
     """The arm that is trained under the constants of a variant: ``curated.keep_10``."""
     return f"{arm}.{variant}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """What the results table calls an arm: its name without the variant, and the variant."""
+    arm = find_arm(name)
+    if arm.method:
+        return name_method_arm(arm.method), SAME_COMPUTE if arm.compute == "matched" else ""
+    return name.removesuffix(f".{arm.variant}"), arm.variant
+
+
+def name_training(arm: str, variant: str) -> str:
+    """The arm that `split_name` took apart."""
+    if variant == SAME_COMPUTE:
+        return f"{arm}{_AT_COMPUTE}"
+    return name_variant(arm, variant) if variant else arm
+
+
+def name_arms(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of results with ``variant`` beside ``arm``; a reference is named by what it has in place of these."""
+    arms = {name: split_name(name) for name in rows.arm.unique()}
+    sides = [arms[name] for name in rows.arm]
+    rows = rows.assign(arm=[arm for arm, _ in sides], variant=[variant for _, variant in sides])
+    if "reference" not in rows:
+        return rows
+    others = [split_name(name) if isinstance(name, str) and name else ("", "") for name in rows.reference]
+    pairs = zip(sides, others, strict=True)
+    # Where only the variant differs, the reference is one.
+    return rows.assign(reference=[other[1] if other[0] == own[0] else other[0] for own, other in pairs])
 
 
 def subset_artifact(method: str, seed: int) -> str:

@@ -1,0 +1,174 @@
+"""What all models of a study are measured with, and one trained arm as it is measured."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from multiprocessing import get_context
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from chexstudy.children import end_with_parent
+from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store
+from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers
+from chexstudy.cohort.splits import choose_main_test_set, list_test_sets
+from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
+from chexstudy.encoders.embeddings import embed_images, embed_texts
+from chexstudy.evaluation.image_text.prompts import FAMILIES, PromptFamily
+from chexstudy.pretraining.arms.definitions import require_current_arm
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
+from chexstudy.progress import progress
+from chexstudy.runs import Run
+from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
+
+_BATCH = 256
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all arms of a study are measured with."""
+
+    run: Run
+    cohort: pd.DataFrame
+    store: PixelStore
+    resamples: int = RESAMPLES  # bootstrap resamples of patients
+    seed: int = 0  # of the resampling; the same patients are drawn for every arm
+    probe: bool = True  # train linear probes too
+    device: str = "cpu"  # where the models run
+    # prompts that are measured; the choice on validation is between the candidates among them
+    families: Mapping[str, PromptFamily] = field(default_factory=lambda: FAMILIES)
+
+    @property
+    def findings(self) -> list[str]:
+        """The findings that are measured, in the cohort's order."""
+        return finding_columns(self.cohort)
+
+    @property
+    def training(self) -> pd.DataFrame:
+        return self.cohort[self.cohort.split == "train"]
+
+    @property
+    def validation(self) -> pd.DataFrame:
+        """Of all sources."""
+        return self.cohort[self.cohort.split == "validate"]
+
+    def tiers(self) -> dict[str, str]:
+        """Tier of each finding by its prevalence in training; `No Finding` is in none."""
+        return prevalence_tiers(measure_prevalence(self.training)).to_dict()
+
+    def test_sets(self) -> dict[str, pd.DataFrame]:
+        """Held-out rows by data set, ``source/split``."""
+        return list_test_sets(self.cohort)
+
+    def main_test_set(self) -> str:
+        return choose_main_test_set(self.test_sets())
+
+    def validation_sets(self) -> dict[str, pd.DataFrame]:
+        """Validation rows by data set, ``source/validate``; empty where the cohort has none."""
+        return {f"{source}/validate": group for source, group in self.validation.groupby("source")}
+
+    def generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    def draw_patients(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.random.Generator]:
+        """``(resamples, images)`` of `bootstrap_patients`, and the generator, which draws seeds next."""
+        generator = self.generator()
+        return bootstrap_patients(rows.patient_id, self.resamples, generator), generator
+
+    def labels(self, rows: pd.DataFrame) -> np.ndarray:
+        """``(images, findings)``."""
+        return label_matrix(rows, self.findings)
+
+
+class TrainedArm:
+    """A trained arm that is loaded, and embeds each part of the cohort, when it is first asked to."""
+
+    def __init__(self, evaluation: Evaluation, name: str, seed: int):
+        self.evaluation, self.name, self.seed = evaluation, name, seed
+        self.folder = require_current_arm(evaluation.run, name, seed)
+        self._features: dict[tuple, np.ndarray] = {}
+        self._texts: dict[tuple, np.ndarray] = {}
+
+    @cached_property
+    def model(self) -> ImageTextModel:
+        return load_model(self.evaluation.run.path(f"{self.folder}/model")).to(self.evaluation.device)
+
+    def embed(self, rows: pd.DataFrame) -> np.ndarray:
+        """The image encoder's own features ``(images, dim)``, before the projection."""
+        key = tuple(rows.image_id)
+        if key not in self._features:
+            pixels = self.evaluation.store.read(rows.image_id)
+            encoder = self.model.image_tower.encoder
+            self._features[key] = embed_images(encoder, pixels, _BATCH, self.evaluation.device)
+        return self._features[key]
+
+    def project(self, rows: pd.DataFrame) -> np.ndarray:
+        """Image embeddings beside those of texts, ``(images, dim)``."""
+        with torch.no_grad():
+            features = torch.from_numpy(self.embed(rows)).to(self.evaluation.device)
+            return self.model.image_tower.project(features).cpu().numpy()
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-norm text embeddings ``(texts, dim)``, float32."""
+        key, tower = tuple(texts), self.model.text_tower
+        if key not in self._texts:
+            self._texts[key] = embed_texts(tower, tower.tokenize, texts, _BATCH, self.evaluation.device)
+        return self._texts[key]
+
+
+def load_arm(run: Run, arm: str, seed: int) -> ImageTextModel:
+    """A trained arm's model, on the CPU, in evaluation mode."""
+    return load_model(run.path(f"{require_current_arm(run, arm, seed)}/model"))
+
+
+def tell_exposure(run: Run, arm: str, seed: int) -> str:
+    """Whether a trained arm's encoders may have seen the held-out data: ``held_out`` or ``unknown``."""
+    model = load_arm(run, arm, seed)
+    # An encoder from scratch has seen the training split alone; what a released one has seen is not known here.
+    names = (model.image_tower.encoder.origin["name"], model.text_tower.encoder.origin["name"])
+    return "held_out" if all(name.startswith("tiny-") for name in names) else "unknown"
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+def work_apart(
+    evaluation: Evaluation,
+    work: Callable[..., _Result],
+    jobs: Sequence[tuple[str, int]],
+    workers: int,
+    label: str = "evaluating arms",
+) -> list[_Result]:
+    """``work(evaluation, arm, seed)`` for every job, in processes of one share of the cores each."""
+    if workers <= 1 or len(jobs) == 1:
+        return [work(evaluation, *job) for job in progress(jobs, label=label)]
+    # Cohort and pixels are read anew there: cheaper than sending them.
+    settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device", "families")}
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(
+        workers,
+        get_context("spawn"),
+        initializer=_open_evaluation,
+        initargs=(os.getpid(), evaluation.run.study, settings, threads),
+    ) as pool:
+        return list(progress(pool.map(partial(_work, work), jobs), len(jobs), label))
+
+
+_opened: Evaluation | None = None
+
+
+def _open_evaluation(parent: int, study: str, settings: dict, threads: int) -> None:
+    global _opened
+    end_with_parent(parent)
+    torch.set_num_threads(threads)
+    run = Run(study)
+    _opened = Evaluation(run, read_cohort(run.path("cohort.parquet")), open_pixel_store(run), **settings)
+
+
+def _work(work: Callable[..., _Result], job: tuple[str, int]) -> _Result:
+    return work(_opened, *job)

@@ -1,0 +1,195 @@
+"""A task: how trained models are scored case by case, and how the scores are measured.
+
+`run_task` is the one way to run them: scores that are current are left, others are made, written and recorded, one
+table an arm, seed and data set (`chexstudy.evaluation.scores.scores_artifact`). A killed run goes on where it was.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.evaluation.context import Evaluation, TrainedArm, work_apart
+from chexstudy.evaluation.scores import (
+    Measured,
+    join_seeds,
+    measure_findings,
+    read_scores,
+    scores_artifact,
+    write_scores,
+)
+from chexstudy.pretraining.arms.definitions import require_current_arm
+from chexstudy.results import OVER_SEEDS
+
+_INPUTS = ("cohort.parquet", "pixels/index.parquet")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What scores the cases of a data set, fitted on training and validation alone."""
+
+    # rows of the cohort to ``(images, findings)``, or to a table with a row an image
+    score: Callable[[pd.DataFrame], np.ndarray | pd.DataFrame]
+    files: tuple[str, ...] = ()  # artifacts written while fitting: without them the scores are not current
+
+
+class Task(ABC):
+    """One way to use a trained model. What its fields hold, it depends on."""
+
+    on_validation = False  # whether the validation sets are scored too
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Under which scores are kept."""
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Columns of the results table that tell its rows from those of other tasks."""
+        return {"task": self.name}
+
+    def list_parameters(self, evaluation: Evaluation) -> dict:
+        """What scores depend on beside the arm, the cohort and its pixels."""
+        return {}
+
+    @abstractmethod
+    def fit(self, arm: TrainedArm) -> Fitted:
+        """Make ready to score: choose prompts, train a head."""
+
+    def read(self, evaluation: Evaluation, arm: str, seed: int, data_set: str, rows: pd.DataFrame):
+        """Kept scores as `measure` takes them."""
+        place = {"arm": arm, "seed": seed, "task": self.name, "data_set": data_set}
+        return read_scores(evaluation.run, rows.image_id, evaluation.findings, **place)
+
+    def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence) -> list[Measured]:
+        """Metrics of a data set from its scores, one a seed, on resamples that are the same for all arms."""
+        weights, _ = evaluation.draw_patients(rows)
+        labels, tiers = evaluation.labels(rows), evaluation.tiers()
+        return [measure_findings(scores, labels, evaluation.findings, weights, tiers)]
+
+
+def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str | None = None) -> None:
+    """Score an arm on the data sets of a task, or on one test set; scores that are current are left."""
+    run, place = evaluation.run, {"arm": arm.name, "seed": arm.seed, "task": task.name}
+    parts = list(evaluation.test_sets().values()) if data_set is None else [evaluation.test_sets()[data_set]]
+    if data_set is None and task.on_validation and len(evaluation.validation):
+        # As one, whatever its sources: that is how choices on validation see it.
+        parts.append(evaluation.validation)
+    sets = [rows.groupby(rows.source + "/" + rows.split).indices for rows in parts]
+    inputs = (*_INPUTS, f"{arm.folder}/compute.json")
+    parameters = task.list_parameters(evaluation)
+    key = run.key(parameters, inputs)
+    names = [scores_artifact(**place, data_set=name) for of_part in sets for name in of_part]
+    if all(run.is_current(name, key) for name in names):
+        return
+    fitted = task.fit(arm)
+    for rows, of_part in zip(parts, sets, strict=True):
+        scores = fitted.score(rows)
+        for name, places in of_part.items():
+            if isinstance(scores, pd.DataFrame):
+                artifact = scores_artifact(**place, data_set=name)
+                run.write_table(artifact, scores.iloc[places])
+            else:
+                ids = rows.image_id.iloc[places]
+                artifact = write_scores(run, scores[places], ids, evaluation.findings, **place, data_set=name)
+            run.record(artifact, parameters, inputs, arm.seed, fitted.files)
+
+
+def run_tasks(
+    evaluation: Evaluation,
+    tasks: Sequence[Task],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    workers: int = 1,
+    data_set: str | None = None,
+) -> None:
+    """`run_task` for every task, arm and seed, arms side by side; use one worker on a GPU."""
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    for job in jobs:
+        # Said at once, not after the arms before it were scored.
+        require_current_arm(evaluation.run, *job)
+    work_apart(evaluation, partial(_run_all, tasks=tuple(tasks), data_set=data_set), jobs, workers, "scoring arms")
+
+
+def _run_all(evaluation: Evaluation, arm: str, seed: int, tasks: tuple[Task, ...], data_set: str | None) -> None:
+    trained = TrainedArm(evaluation, arm, seed)
+    for task in tasks:
+        run_task(evaluation, task, trained, data_set)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure_tasks(
+    evaluation: Evaluation,
+    tasks: Sequence[Task],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    workers: int = 1,
+    data_sets: Sequence[str] | None = None,
+) -> dict[tuple[str, str, str], list[Measured]]:
+    """What `Task.measure` gives by task, arm and data set, every arm and seed resampled once, side by side."""
+    names = list(evaluation.test_sets()) if data_sets is None else list(data_sets)
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    work = partial(_measure_all, tasks=tuple(tasks), data_sets=names)
+    of_jobs = dict(zip(jobs, work_apart(evaluation, work, jobs, workers, "measuring arms"), strict=True))
+    return {
+        (task.name, arm, name): [
+            join_seeds(parts) for parts in zip(*(of_jobs[arm, seed][task.name, name] for seed in seeds), strict=True)
+        ]
+        for task in tasks
+        for arm in arms
+        for name in names
+    }
+
+
+def _measure_all(evaluation: Evaluation, arm: str, seed: int, tasks, data_sets) -> dict[tuple[str, str], list[Measured]]:
+    sets = evaluation.test_sets()
+    return {
+        (task.name, name): task.measure(evaluation, sets[name], [task.read(evaluation, arm, seed, name, sets[name])])
+        for task in tasks
+        for name in data_sets
+    }
+
+
+_Measured = Mapping[tuple[str, str, str], Sequence[Measured]]
+_Side = tuple[Task, str]  # a task and an arm
+
+
+def list_values(
+    evaluation: Evaluation, measured: _Measured, tasks: Sequence[Task], arms: Sequence[str], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Rows of the results table of every seed and over seeds, from `measure_tasks`; the arm by its own name."""
+    tables = []
+    for name, generator in _draw_generators(evaluation, measured).items():
+        for task in tasks:
+            for arm in arms:
+                drawn = deepcopy(generator)
+                rows = [part.each_seed(seeds, drawn) for part in measured[task.name, arm, name]]
+                tables.append(pd.concat(rows).assign(arm=arm, data_set=name, **task.place))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["seed"])
+
+
+def list_differences(
+    evaluation: Evaluation, measured: _Measured, pairs: Sequence[tuple[_Side, _Side]]
+) -> pd.DataFrame:
+    """Rows of first minus second, paired by patient and seed; ``reference`` is the second side's arm."""
+    tables = []
+    for name, generator in _draw_generators(evaluation, measured).items():
+        for (task, arm), (other, reference) in pairs:
+            drawn = deepcopy(generator)
+            sides = zip(measured[task.name, arm, name], measured[other.name, reference, name], strict=True)
+            rows = pd.concat([first.minus(second, drawn) for first, second in sides])
+            place = task.place | {"task": f"{task.place['task']}_difference", "data_set": name, "seed": OVER_SEEDS}
+            tables.append(rows.assign(arm=arm, reference=reference, **place))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _draw_generators(evaluation: Evaluation, measured: _Measured) -> dict[str, np.random.Generator]:
+    """By data set the generator that has drawn its patients and draws seeds next."""
+    sets = evaluation.test_sets()
+    return {name: evaluation.draw_patients(sets[name])[1] for name in dict.fromkeys(name for *_, name in measured)}
