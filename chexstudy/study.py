@@ -21,7 +21,7 @@ from chexstudy.workflow.notebook import start_notebook
 # What trains and evaluates brings torch, whose import takes longer than most cells: it waits until it is asked for.
 if TYPE_CHECKING:
     from chexstudy.cohort.pixels.store import PixelStore
-    from chexstudy.evaluation.image_text.evaluate import Evaluation
+    from chexstudy.evaluation.context import Evaluation
     from chexstudy.pretraining.configuration import PretrainingConfig
 
 
@@ -120,7 +120,7 @@ class Study:
 
     def evaluation(self, **options) -> "Evaluation":
         """What all models are measured with; ``options`` are further fields of `Evaluation`."""
-        from chexstudy.evaluation.image_text.evaluate import Evaluation
+        from chexstudy.evaluation.context import Evaluation
 
         fixed = {"resamples": self._parameters["resamples"], "seed": self.seed, "device": self.device}
         return Evaluation(self.run, self.cohort, self.pixels, **fixed | options)

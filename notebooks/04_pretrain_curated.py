@@ -116,7 +116,7 @@ if "curated" in histories:
 if at_budgets:
     # Here and not above: evaluation brings torch, whose import takes longer than all else where no budget is given.
     from chexstudy.cohort.pixels.store import open_pixel_store
-    from chexstudy.evaluation.image_text.evaluate import Evaluation
+    from chexstudy.evaluation.context import Evaluation
     from chexstudy.experiments.budget_sweep import list_differences, list_savings, measure_budgets, tabulate_budgets
     from chexstudy.results import add_results
     from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets

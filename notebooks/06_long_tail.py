@@ -40,7 +40,7 @@ from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import audit_arm, describe_audit, list_audit
 from chexstudy.curation.quality.pair_mismatch import score_doubt, split_features
 from chexstudy.curation.records.scored_pairs import read_scored_pairs
-from chexstudy.evaluation.image_text.evaluate import tell_exposure
+from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
 from chexstudy.evaluation.comparison.gains_by_prevalence import TREND, list_gains, measure_gains
 from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
 from chexstudy.curation.quality.mismatch_detection import list_doubt, measure_doubt
@@ -56,7 +56,6 @@ from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select
 from chexstudy.plots.style import save_figure
 from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
 from chexstudy.pretraining.arms.definitions import choose_seeds, require_current_arm
-from chexstudy.pretraining.models.dual_encoder import load_model
 
 run = start_notebook("06_long_tail", globals())
 cohort = read_cohort(run.require("cohort.parquet"))
@@ -160,9 +159,9 @@ gains = measure_gains(
     run, cohort, read_results(run), prevalence, baselines=others, tiers=tiers, resamples=resamples, seed=seed
 )
 if len(gains):
-    trends = gains[gains.finding == TREND].set_index(["data_set", "metric", "arm"])
+    trends = gains[gains.finding == TREND].set_index(["data_set", "metric", "reference"])
     display(trends[["value", "ci_low", "ci_high", "n"]].sort_index().round(3))
-    of_arm = gains[(gains.arm == f"curated - {baseline}") & (gains.metric == "auprc") & (gains.positives >= 0)]
+    of_arm = gains[(gains.reference == baseline) & (gains.metric == "auprc") & (gains.positives >= 0)]
     columns = ["prevalence", "test_prevalence", "first", "second", "value", "ci_low", "ci_high", "positives"]
     display(of_arm.set_index(["data_set", "tier", "finding"])[columns].round(3))
 else:
@@ -205,10 +204,8 @@ test = cohort[cohort.split == "test"]
 test = test[test.source == test.source.mode()[0]] if len(test) else test
 choices = pd.DataFrame()
 if len(test) and (test.report.str.strip() != "").any():
-    place = {"arm": "curated", "task": "retrieval_choice", "data_set": f"{test.source.iloc[0]}/test", "seed": seed}
-    model = load_model(run.path(f"{require_current_arm(run, 'curated', seed)}/model"))
-    pixels = open_pixel_store(run).read(test.image_id)
-    choices = measure_retrieval_choices(model, pixels, test.report, test.patient_id, seed, resamples=resamples)
+    evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed)
+    choices = measure_retrieval_choices(TrainedArm(evaluation, "curated", seed), test)
     display(tabulate_retrieval_choices(choices).round(3))
 else:
     print("the test set has no reports: there is nothing to retrieve")
@@ -222,8 +219,8 @@ tables = [list_keep_rates(rates).assign(**of_curation), list_gains(gains), subgr
 tables.append(list_audit(audit).assign(**of_curation | {"task": "audit", "seed": seed}))
 tables.append(list_doubt(told_apart).assign(**of_curation | {"task": "doubt", "seed": seed}))
 if len(choices):
-    place |= {"exposure": tell_exposure(run, "curated", seed)}
-    tables.append(choices.drop(columns=["text_choice", "duplicates"]).assign(**place))
+    place = {"data_set": f"{test.source.iloc[0]}/test", "exposure": tell_exposure(run, "curated", seed)}
+    tables.append(choices.assign(**place))
 results = add_results(run, pd.concat([table for table in tables if len(table)], ignore_index=True))
 results[results.task.isin(["gain_trend", "subgroup_gap"])].groupby(["task", "metric"]).size()
 

@@ -53,7 +53,7 @@ from chexstudy.experiments.curator_ablation import (
     tabulate_settings,
     take_reference,
 )
-from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.experiments.selection_stability import (
     average_ratio_law,
     describe_stability,

@@ -41,7 +41,7 @@ from chexstudy.experiments.curator_recommendations import (
     summarise_kept,
     summarise_trained,
 )
-from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.experiments.curator_comparison import (
     compare_methods,
     list_stability,

@@ -55,7 +55,7 @@ from chexstudy.evaluation.adaptation.run import (
     measure_adaptation,
     tabulate_costs,
 )
-from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
+from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
 from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
 from chexstudy.evaluation.adaptation.training import Recipe

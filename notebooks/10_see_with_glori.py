@@ -44,7 +44,7 @@ from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
 from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
-from chexstudy.evaluation.image_text.evaluate import Evaluation, tell_exposure
+from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.localisation.pointing_game import (
     absent_thresholds,
     choose_examples,

@@ -32,7 +32,7 @@ from chexstudy.evaluation.adaptation.run import (
     tabulate_costs,
 )
 from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.scores import read_scores
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import build_model, save_model

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.scores import write_scores
 from chexstudy.experiments import budget_sweep as budgets
 from chexstudy.experiments.budget_sweep import (
@@ -122,7 +122,7 @@ def measure(home, monkeypatch):
     """Call `measure_budgets` on arms whose worth is given, for some seeds; gives rows and costs."""
     run, cohort = Run("mine"), _cohort()
     ids = cohort.image_id[cohort.split == "test"].tolist()
-    monkeypatch.setattr(budgets, "score_arms", lambda *_: None)
+    monkeypatch.setattr(budgets, "run_tasks", lambda *_: None)
     monkeypatch.setattr(budgets, "tell_exposure", lambda *_: "held_out")
 
     def call(worth=_WORTH, seeds=(0, 1), shift=None, variants=VARIANTS):

@@ -4,7 +4,7 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import COLUMNS, ModelScores, compare_score_tables
-from chexstudy.evaluation.scores import compare_scores, measure_seeds
+from chexstudy.evaluation.scores import compare_scores, measure_findings
 from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.statistics.delong import compare_areas, correlate_areas
 from chexstudy.statistics.multiple_testing import correct_by_holm
@@ -57,7 +57,7 @@ def test_values_and_intervals_are_those_of_the_results_table(cases):
         np.testing.assert_array_equal(comparison.table[ours], expected[theirs])
     generator = np.random.default_rng(4)
     bootstrap_patients(labels.patient_id, 300, generator)
-    alone = measure_seeds(arrays[0], *shared, generator, tiers=TIERS)
+    alone = measure_findings(arrays[0], *shared, TIERS).over_seeds(generator)
     alone = alone[alone.metric == "auroc"]
     for ours, theirs in (("first", "value"), ("first_low", "ci_low"), ("first_high", "ci_high")):
         np.testing.assert_array_equal(comparison.table[ours], alone[theirs])

@@ -7,8 +7,11 @@ from scipy.stats import t as student
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import Evaluation, evaluate_arm, score_zero_shot
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.image_text.evaluate import evaluate_arms
+from chexstudy.evaluation.image_text.zero_shot import ZeroShot
 from chexstudy.evaluation.scores import write_scores
+from chexstudy.evaluation.task import run_tasks
 from chexstudy.experiments import curator_comparison as comparison
 from chexstudy.experiments.curator_comparison import (
     DIFFERENCE,
@@ -17,7 +20,6 @@ from chexstudy.experiments.curator_comparison import (
     P_VALUE,
     ZERO_SHOT,
     compare_methods,
-    find_main_test_set,
     list_stability,
     measure_methods_kept,
     measure_methods_zero_shot,
@@ -211,7 +213,7 @@ def ranked(home, monkeypatch):
             place = {"arm": arm, "seed": seed, "task": "zero_shot", "data_set": "mine/test"}
             write_scores(run, values, test.image_id, ["Mass"], **place)
     costs = {"by_random": 1.0, "by_loss": 2.0, "by_density": 2.0, "by_random@compute": 2.0}
-    monkeypatch.setattr(comparison, "score_arms", lambda *_: None)
+    monkeypatch.setattr(comparison, "run_tasks", lambda *_: None)
     monkeypatch.setattr(comparison, "tell_exposure", lambda *_: "held_out")
     monkeypatch.setattr(
         comparison,
@@ -237,16 +239,16 @@ def test_differences_from_random_are_paired_and_corrected(ranked):
     assert over["same_compute", "by_loss"] == 1
     assert set(auroc.seed) == {-1, 0, 1}
     differences = rows[rows.task == DIFFERENCE].set_index(["setting", "arm", "finding", "metric"])
-    place = ("same_data", "by_loss - by_random", "macro")
+    place = ("same_data", "by_loss", "macro")
     assert differences.value[(*place, "auroc_difference")] == pytest.approx(1 - over["same_data", "by_random"])
     assert differences.ci_low[(*place, "auroc_difference")] > 0
     assert differences.value[(*place, P_VALUE)] < 1e-6
     # Two methods: the smallest p is doubled, and the other stays what it is.
     assert differences.value[(*place, P_HOLM)] == pytest.approx(2 * differences.value[(*place, P_VALUE)])
-    even = ("same_data", "by_density - by_random", "macro")
+    even = ("same_data", "by_density", "macro")
     assert differences.value[(*even, "auroc_difference")] == 0
     assert differences.value[(*even, P_HOLM)] == 1
-    assert ("same_compute", "by_loss - by_random@compute", "macro", P_HOLM) in differences.index
+    assert set(differences.reference) == {"by_random"}
     assert set(rows[rows.task == ZERO_SHOT].flops) == {1.0, 2.0}
 
 
@@ -258,7 +260,7 @@ def test_the_p_value_agrees_with_the_interval(ranked):
         place = {"arm": "by_density", "seed": seed, "task": "zero_shot", "data_set": "mine/test"}
         write_scores(ranked.run, rng.random((len(ids), 1)), ids, ["Mass"], **place)
     rows = measure_methods_zero_shot(ranked, {"same_data": _BUDGETS["same_data"]}, [0, 1])
-    row = rows[(rows.arm == "by_density - by_random") & (rows.finding == "macro")].set_index("metric")
+    row = rows[(rows.arm == "by_density") & (rows.finding == "macro")].set_index("metric")
     spans_zero = row.ci_low["auroc_difference"] < 0 < row.ci_high["auroc_difference"]
     assert spans_zero == (row.value[P_VALUE] > 0.05)
 
@@ -267,13 +269,6 @@ def test_methods_cannot_be_judged_without_labels(ranked):
     unlabelled = Evaluation(ranked.run, ranked.cohort.drop(columns="Mass"), None)
     with pytest.raises(StudyError, match="labels"):
         measure_methods_zero_shot(unlabelled, _BUDGETS, [0])
-
-
-def test_the_enriched_test_set_is_preferred():
-    cohort = pd.concat([_cohort(20, "test"), _cohort(4, "test_enriched").assign(image_id="other")], ignore_index=True)
-    assert find_main_test_set(Evaluation(None, cohort, None)) == "mine/test_enriched"
-    both = pd.concat([_cohort(20, "test"), _cohort(30, "test").assign(source="theirs")], ignore_index=True)
-    assert find_main_test_set(Evaluation(None, both, None)) == "theirs/test"
 
 
 def test_a_table_without_methods_is_refused(chosen):
@@ -289,8 +284,9 @@ def test_scores_alone_are_those_of_the_whole_evaluation(tiny_study):
     pretrain(tiny_study, "full", 0, PretrainingConfig.from_dict(constants), "cpu")
     cohort = tiny_study.read_table("cohort.parquet")
     evaluation = Evaluation(tiny_study, cohort, open_pixel_store(tiny_study), resamples=5, probe=False)
-    path = tiny_study.path(score_zero_shot(evaluation, "full", 0, "tiny/test"))
+    run_tasks(evaluation, [ZeroShot()], ["full"], [0], data_set="tiny/test")
+    path = tiny_study.path("evaluation/full/seed0/zero_shot/tiny/test.parquet")
     alone = path.read_bytes()
     path.unlink()
-    evaluate_arm(evaluation, "full", 0)
+    evaluate_arms(evaluation, ["full"], [0])
     assert path.read_bytes() == alone

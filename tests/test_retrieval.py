@@ -1,23 +1,30 @@
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.retrieval import (
     METRICS,
     POLICIES,
-    compare_ranks,
-    evaluate_retrieval,
     expected_rank,
     expected_recall,
     measure_chance,
     measure_ranks,
+    measure_retrieval,
     rank_pairs,
 )
 from chexstudy.results import add_results
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import bootstrap_patients
+
+
+def measure(images, described, texts, patients, resamples, policy="collapse"):
+    """Rows of both directions, one seed."""
+    weights = bootstrap_patients(patients, resamples, np.random.default_rng(0))
+    ranks = rank_pairs(images, described, texts, policy)
+    return pd.concat([part.of_seed(0) for part in measure_retrieval([ranks], weights, policy)], ignore_index=True)
 
 
 def on_circle(*degrees):
@@ -115,20 +122,19 @@ def test_rows_say_what_was_asked_and_fit_the_results_table(home):
     described = generator.normal(size=(40, 6))
     described[1] = described[0]
     images = described + 0.2 * generator.normal(size=(40, 6))
-    rows = evaluate_retrieval(images, described, texts, np.arange(40) // 2, np.random.default_rng(0), resamples=200)
-    by_image = rows[rows.setting == "image_to_text; identical texts are one: 38 of 39; 1 without text"]
+    rows = measure(images, described, texts, np.arange(40) // 2, 200)
+    by_image = rows[(rows.setting == "image_to_text") & (rows.group == "collapse")]
     assert list(by_image.metric[:5]) == list(METRICS)
     assert (by_image.n == 39).all()
     recall = by_image[by_image.metric == "recall@1"].iloc[0]
     assert recall.ci_low < recall.value < recall.ci_high or recall.value == 1
     chance = by_image[by_image.metric == "recall@5 by chance"].iloc[0]
     assert chance.value == pytest.approx(5 / 38)
-    by_text = rows[rows.setting.str.startswith("text_to_image")]
+    by_text = rows[rows.setting == "text_to_image"]
     assert (by_text.n == 38).all()
     place = {"arm": "full", "seed": 0, "task": "retrieval", "data_set": "phantom/test", "exposure": "held_out"}
     assert len(add_results(Run("test"), rows.assign(**place))) == len(rows) == 20
-    again = evaluate_retrieval(images, described, texts, np.arange(40) // 2, np.random.default_rng(0), resamples=200)
-    assert again.equals(rows)
+    assert measure(images, described, texts, np.arange(40) // 2, 200).equals(rows)
 
 
 def test_intervals_are_wider_when_patients_hold_many_images():
@@ -139,7 +145,7 @@ def test_intervals_are_wider_when_patients_hold_many_images():
     texts = [str(number) for number in range(240)]
     widths = []
     for patients in (np.repeat(np.arange(30), 8), np.arange(240)):
-        rows = evaluate_retrieval(images, described, texts, patients, np.random.default_rng(0), resamples=300)
+        rows = measure(images, described, texts, patients, 300)
         recall = rows[rows.metric == "recall@1"].iloc[0]
         widths.append(recall.ci_high - recall.ci_low)
     assert widths[0] > 1.8 * widths[1]
@@ -155,13 +161,14 @@ def test_arms_are_compared_on_the_same_patients_and_seeds():
         ]
         for noise in (0.3, 3.0)
     }
-    rows = compare_ranks(arms[0.3], arms[3.0], np.arange(60), generator, resamples=200, setting="2 seeds")
+    weights = bootstrap_patients(np.arange(60), 200, generator)
+    near, far = (measure_retrieval(ranks, weights) for ranks in arms.values())
+    rows = pd.concat([first.minus(second, generator) for first, second in zip(near, far, strict=True)])
     recall = rows[rows.metric == "recall@1_difference"]
     assert (recall.ci_low > 0).all()
-    assert recall.setting.str.endswith("; 2 seeds").all()
     assert (rows[rows.metric == "median_rank_difference"].ci_high < 0).all()
     with pytest.raises(StudyError, match="same seeds"):
-        compare_ranks(arms[0.3], arms[3.0][:1], np.arange(60), generator)
+        near[0].minus(measure_retrieval(arms[3.0][:1], weights)[0], generator)
 
 
 def test_what_cannot_be_ranked_is_named():
@@ -225,13 +232,10 @@ def test_a_collapsed_model_gets_the_chance_of_every_policy(policy, home):
     # Three texts have three images, five have two; the image without a text stays a candidate.
     chance = {"collapse": 19 / 20 / 8, "any_match": (3 * 9 + 5 * 4) / 20 / 19, "strict": 1 / 20}[policy]
     assert measure_chance(ranks, "text_to_image", policy)[0] == pytest.approx(chance)
-    rows = evaluate_retrieval(
-        np.ones((20, 5)), np.ones((20, 5)), texts, np.arange(20), np.random.default_rng(0), resamples=20,
-        duplicates=policy,
-    )  # fmt: skip
-    by_text = rows[rows.setting.str.startswith("text_to_image")]
+    rows = measure(np.ones((20, 5)), np.ones((20, 5)), texts, np.arange(20), 20, policy)
+    by_text = rows[rows.setting == "text_to_image"]
     assert (by_text.n == (8 if policy == "collapse" else 19)).all()
-    assert rows.setting.str.endswith("8 of 19; 1 without text").all()
+    assert (rows.group == policy).all()
 
 
 def test_without_identical_texts_all_policies_agree():

@@ -6,7 +6,8 @@ from conftest import make_tiny_study
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import Evaluation, evaluate_arm, family_task
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.image_text.evaluate import evaluate_arms
 from chexstudy.evaluation.image_text.prompts import FAMILIES
 from chexstudy.evaluation.robustness.report import REPAIRS, TASKS, scrutinise_arms, summarise_scrutiny
 from chexstudy.evaluation.robustness.thresholds import RULES
@@ -26,7 +27,7 @@ def evaluated(tmp_path_factory):
         run = make_tiny_study()
         pretrain(run, "full", 0, PretrainingConfig.from_dict(_CONSTANTS), "cpu")
         evaluation = Evaluation(run, run.read_table("cohort.parquet"), open_pixel_store(run), resamples=20)
-        evaluate_arm(evaluation, "full", 0)
+        evaluate_arms(evaluation, ["full"], [0])
         yield evaluation
 
 
@@ -61,9 +62,9 @@ def test_scores_of_all_families_are_kept_on_validation_and_test(evaluated):
     for name, rows in {**evaluated.test_sets(), **evaluated.validation_sets()}.items():
         read = {
             task: read_scores(evaluated.run, rows.image_id, evaluated.findings, **place, task=task, data_set=name)
-            for task in ("zero_shot", "linear_probe", *map(family_task, FAMILIES))
+            for task in ("zero_shot", "linear_probe", *(f"zero_shot_{family}" for family in FAMILIES))
         }
-        np.testing.assert_array_equal(read["zero_shot"], read[family_task(chosen)])
+        np.testing.assert_array_equal(read["zero_shot"], read[f"zero_shot_{chosen}"])
         assert np.isfinite(read["linear_probe"]).all()
 
 

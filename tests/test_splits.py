@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, split_patients
+from chexstudy.cohort.splits import DEFAULT_FRACTIONS, carve_validation, choose_main_test_set, split_patients
 from chexstudy.errors import StudyError
 
 
@@ -65,3 +65,10 @@ def test_wrong_fractions_are_one_sentence(fractions, sentence):
     with pytest.raises(StudyError) as caught:
         split_patients(cohort(), fractions, seed=0)
     assert str(caught.value) == sentence
+
+
+def test_one_data_set_stands_for_all_by_its_name():
+    plain = ["theirs/test", "mine/test", "mine/validate"]
+    assert choose_main_test_set(plain) == "mine/test"
+    assert choose_main_test_set([*plain, "theirs/test_enriched"]) == "theirs/test_enriched"
+    assert choose_main_test_set(["mine/train"]) == "mine/train"

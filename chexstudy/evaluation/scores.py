@@ -147,7 +147,10 @@ class Measured:
 
     def minus(self, other: "Measured", generator: np.random.Generator) -> pd.DataFrame:
         """Rows of `subtract`: ``auroc_difference`` and so on."""
-        difference = self.subtract(other, generator)
+        return self.list_difference(self.subtract(other, generator))
+
+    def list_difference(self, difference: Difference) -> pd.DataFrame:
+        """Rows of what `subtract` gave."""
         names = [f"{metric}_difference" for metric in self.metrics]
         return self._list_rows(names, difference.value, difference.ci_low, difference.ci_high)
 

@@ -147,7 +147,7 @@ def measure_tasks(
     }
 
 
-def _measure_all(evaluation: Evaluation, arm: str, seed: int, tasks, data_sets) -> dict[tuple[str, str], list[Measured]]:
+def _measure_all(evaluation, arm: str, seed: int, tasks, data_sets) -> dict[tuple[str, str], list[Measured]]:
     sets = evaluation.test_sets()
     return {
         (task.name, name): task.measure(evaluation, sets[name], [task.read(evaluation, arm, seed, name, sets[name])])
@@ -174,9 +174,14 @@ def list_values(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["seed"])
 
 
-def list_differences(
-    evaluation: Evaluation, measured: _Measured, pairs: Sequence[tuple[_Side, _Side]]
-) -> pd.DataFrame:
+def add_costs(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `list_values` with ``flops`` and ``seconds`` of the training, over seeds the mean, from `read_costs`."""
+    costs = costs.set_index(["arm", "seed"])[["flops", "seconds"]]
+    means = costs.groupby("arm").mean().assign(seed=OVER_SEEDS).set_index("seed", append=True)
+    return rows.join(pd.concat([costs, means]), on=["arm", "seed"])
+
+
+def list_differences(evaluation: Evaluation, measured: _Measured, pairs: Sequence[tuple[_Side, _Side]]) -> pd.DataFrame:
     """Rows of first minus second, paired by patient and seed; ``reference`` is the second side's arm."""
     tables = []
     for name, generator in _draw_generators(evaluation, measured).items():

@@ -20,9 +20,10 @@ import pandas as pd
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import Evaluation, score_arms, tell_exposure
+from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.image_text.zero_shot import ZeroShot
 from chexstudy.evaluation.scores import MACRO, group_findings, read_scores
-from chexstudy.experiments.curator_comparison import find_main_test_set
+from chexstudy.evaluation.task import run_tasks
 from chexstudy.experiments.equal_performance import AT_LEAST, AT_MOST, Curve, measure_saving
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, read_budget
 from chexstudy.pretraining.arms.definitions import name_variant, read_costs
@@ -91,8 +92,8 @@ def measure_budgets(
         raise StudyError("zero-shot classification needs labels, and the cohort has none.")
     if not variants:
         raise StudyError("there is no budget to measure: give shares to keep, for example 0.1 and 0.5.")
-    arms, data_set = list_budget_arms(variants), find_main_test_set(evaluation)
-    score_arms(evaluation, arms, seeds, data_set, workers)
+    arms, data_set = list_budget_arms(variants), evaluation.main_test_set()
+    run_tasks(evaluation, [ZeroShot()], arms, seeds, workers, data_set)
     measured = _measure_arms(evaluation, arms, seeds, data_set)
     tables = [_list_values(measured, seeds), _list_differences(measured, variants), _list_savings(measured, variants)]
     exposure = tell_exposure(evaluation.run, arms[0], seeds[0])

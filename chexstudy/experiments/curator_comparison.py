@@ -5,27 +5,23 @@ compute* every arm spends the operations of the curated arm, the pass that score
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
 from chexstudy.cohort.prevalence import TIERS, measure_prevalence, prevalence_tiers
-from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.cohort.table import finding_columns
 from chexstudy.curation.choice import Choice
 from chexstudy.curation.quality.overlap import compare_selections
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import Evaluation, score_arms, tell_exposure
-from chexstudy.evaluation.scores import (
-    MACRO,
-    group_findings,
-    measure_scores,
-    measure_seeds,
-    read_scores,
-    subtract_scores,
-)
-from chexstudy.pretraining.arms.definitions import find_arm, name_method_arm, read_costs, subset_artifact
+from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.image_text.zero_shot import ZeroShot
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.task import add_costs, list_values, measure_tasks, run_tasks
+from chexstudy.pretraining.arms.definitions import find_arm, name_arms, name_method_arm, read_costs, subset_artifact
 from chexstudy.pretraining.training.scoring import read_scores as read_pair_scores
 from chexstudy.pretraining.training.subsets import BASELINE
 from chexstudy.progress import progress
@@ -34,9 +30,6 @@ from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
-    Difference,
-    bootstrap_patients,
-    count_patients,
     difference_p_values,
 )
 from chexstudy.statistics.multiple_testing import correct_by_holm
@@ -229,12 +222,6 @@ def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str], tolerance: fl
     return {method: name_method_arm(method, matched=abs(share[method] - 1) > tolerance) for method in methods}
 
 
-def find_main_test_set(evaluation: Evaluation) -> str:
-    """The test set in which the rare is not too rare to be judged: an enriched one, of several the largest."""
-    sets = evaluation.test_sets()
-    return max(sets, key=lambda name: (name.endswith("_enriched"), len(sets[name]), name))
-
-
 def measure_methods_zero_shot(
     evaluation: Evaluation, arms: Mapping[str, Mapping[str, str]], seeds: Sequence[int], workers: int = 1
 ) -> pd.DataFrame:
@@ -256,89 +243,40 @@ def measure_methods_zero_shot(
     """
     if not evaluation.findings:
         raise StudyError("zero-shot classification needs labels, and the cohort has none.")
-    run, data_set = evaluation.run, find_main_test_set(evaluation)
+    run, data_set = evaluation.run, evaluation.main_test_set()
     every = list(dict.fromkeys(arm for of_methods in arms.values() for arm in of_methods.values()))
-    score_arms(evaluation, every, seeds, data_set, workers)
-    measured = {arm: _measure_arm(evaluation, arm, seeds, data_set) for arm in progress(every, label="resampling")}
+    run_tasks(evaluation, [ZeroShot()], every, seeds, workers, data_set)
+    measured = measure_tasks(evaluation, [ZeroShot()], every, seeds, workers, [data_set])
+    rows = list_values(evaluation, measured, [ZeroShot()], every, seeds)
+    rows = add_costs(rows, read_costs(run, every, seeds)).assign(task=ZERO_SHOT)
     tables = []
     for kind, of_methods in arms.items():
-        tables += [measured[arm].assign(setting=kind) for arm in of_methods.values()]
+        tables.append(rows[rows.arm.isin(of_methods.values())].assign(setting=kind))
+        baseline = of_methods[BASELINE]
         differences = [
-            _subtract_baseline(evaluation, arm, of_methods[BASELINE], seeds, data_set)
-            for method, arm in progress(of_methods.items(), label=f"comparing at the {kind.replace('_', ' ')}")
+            _subtract_baseline(evaluation, measured, arm, baseline, data_set)
+            for method, arm in of_methods.items()
             if method != BASELINE
         ]
         if differences:
             tables.append(_correct(pd.concat(differences, ignore_index=True)).assign(setting=kind))
     exposure = tell_exposure(run, every[0], seeds[0])
-    return pd.concat(tables, ignore_index=True).assign(study=run.study, data_set=data_set, exposure=exposure)
+    rows = name_arms(pd.concat(tables, ignore_index=True))
+    return rows.assign(study=run.study, data_set=data_set, exposure=exposure)
 
 
-def _read_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int], data_set: str) -> list[np.ndarray]:
-    ids = evaluation.test_sets()[data_set].image_id
-    place = {"arm": arm, "task": "zero_shot", "data_set": data_set}
-    return [read_scores(evaluation.run, ids, evaluation.findings, seed=seed, **place) for seed in seeds]
-
-
-def _measure_arm(evaluation: Evaluation, arm: str, seeds: Sequence[int], data_set: str) -> pd.DataFrame:
-    rows = evaluation.test_sets()[data_set]
-    scores, labels = _read_arm(evaluation, arm, seeds, data_set), label_matrix(rows, evaluation.findings)
-    generator = evaluation.generator()
-    weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-    shared, tiers = (labels, evaluation.findings, weights), evaluation.tiers()
-    costs = read_costs(evaluation.run, [arm], seeds).set_index("seed")[["flops", "seconds"]]
-    tables = [
-        measure_scores(one, *shared, tiers=tiers).assign(seed=seed, **costs.loc[seed])
-        for seed, one in zip(seeds, scores, strict=True)
-    ]
-    over_seeds = measure_seeds(scores, *shared, generator, tiers=tiers)
-    tables.append(over_seeds.assign(seed=OVER_SEEDS, **costs.mean()))
-    return pd.concat(tables, ignore_index=True).assign(arm=arm, task=ZERO_SHOT)
-
-
-def _subtract_baseline(
-    evaluation: Evaluation, arm: str, baseline: str, seeds: Sequence[int], data_set: str
-) -> pd.DataFrame:
-    rows = evaluation.test_sets()[data_set]
-    labels, findings = label_matrix(rows, evaluation.findings), evaluation.findings
-    generator = evaluation.generator()
-    weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-    groups = group_findings(findings, evaluation.tiers())
-    scores = [_read_arm(evaluation, one, seeds, data_set) for one in (arm, baseline)]
-    difference = subtract_scores(*scores, labels, weights, generator, groups)
-    known = ~np.isnan(labels) & (labels != -1)
-    n = [*known.sum(axis=0), *[len(labels)] * len(groups)]
-    positives = [*(labels == 1).sum(axis=0), *[-1] * len(groups)]
-    auroc = pd.DataFrame(
-        {
-            "finding": [*findings, *groups],
-            "metric": "auroc_difference",
-            "value": difference.value[0],
-            "ci_low": difference.ci_low[0],
-            "ci_high": difference.ci_high[0],
-            "n": n,
-            "positives": positives,
-        }
-    )
-    present = np.stack([(labels[:, members] == 1).any(axis=1) for members in groups.values()], axis=1)
-    p_values = auroc.tail(len(groups)).assign(
-        metric=P_VALUE,
-        value=_p_values(difference, len(findings), count_patients(present, weights)),
-        ci_low=np.nan,
-        ci_high=np.nan,
-    )
-    table = pd.concat([auroc, p_values], ignore_index=True)
-    return table.assign(arm=f"{arm} - {baseline}", seed=OVER_SEEDS, task=DIFFERENCE)
-
-
-def _p_values(difference: Difference, first: int, patients: np.ndarray) -> np.ndarray:
-    """Two-sided p values of the groups' AUROC differences, from column ``first`` on; NaN where there is no interval."""
-    of_groups = Difference(
-        *(getattr(difference, name)[0, first:] for name in ("value", "ci_low", "ci_high")),
-        difference.replicates[:, 0, first:],
-        difference.seeds,
-    )
-    return difference_p_values(of_groups, patients)
+def _subtract_baseline(evaluation: Evaluation, measured, arm: str, baseline: str, data_set: str) -> pd.DataFrame:
+    (first,), (second,) = (measured["zero_shot", one, data_set] for one in (arm, baseline))
+    _, generator = evaluation.draw_patients(evaluation.test_sets()[data_set])
+    difference = first.subtract(second, generator)
+    auroc = first.list_difference(difference).query("metric == 'auroc_difference'")
+    groups = slice(first.findings, None)
+    of_groups = {name: getattr(difference, name)[0, groups] for name in ("value", "ci_low", "ci_high")}
+    of_groups["replicates"] = difference.replicates[:, 0, groups]
+    values = difference_p_values(replace(difference, **of_groups), first.patients[groups])
+    p_values = auroc[groups].assign(metric=P_VALUE, value=values, ci_low=np.nan, ci_high=np.nan)
+    rows = pd.concat([auroc, p_values], ignore_index=True)
+    return rows.assign(arm=arm, reference=baseline, seed=OVER_SEEDS, task=DIFFERENCE)
 
 
 def _correct(differences: pd.DataFrame) -> pd.DataFrame:

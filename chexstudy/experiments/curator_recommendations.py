@@ -112,8 +112,7 @@ def _print_by_method(rows: pd.DataFrame, style: str = ".3f") -> pd.Series:
 
 
 def _method_of(arm: str) -> str:
-    """The method of an arm, or of the first of two arms."""
-    return find_arm(arm.split(" - ")[0]).method
+    return find_arm(arm).method
 
 
 def _in_order(rows: pd.DataFrame) -> list[str]:

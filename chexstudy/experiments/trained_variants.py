@@ -7,7 +7,9 @@ import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import CHOSEN, Evaluation, evaluate_arms
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.image_text.evaluate import evaluate_arms
+from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO, METRICS
 from chexstudy.experiments.curator_ablation import (
     ARM_PREFIX,

@@ -10,7 +10,7 @@ from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import load_arm
+from chexstudy.evaluation.context import load_arm
 from chexstudy.label_planning.accuracy import EVERY
 from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.progress import progress

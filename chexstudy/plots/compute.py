@@ -148,8 +148,8 @@ def _judge(results: pd.DataFrame, table: pd.DataFrame) -> tuple[str, str]:
     spent = f"The curated arm spent {100 - saved:.0f} % of the operations of training on all pairs"
     difference = summarise_seeds(
         select_rows(
-            results, "zero_shot_difference", arm="curated - full", metric="auroc_difference", finding="macro",
-            data_set=table.data_set.iloc[0], setting=table.setting.iloc[0],
+            results, "zero_shot_difference", arm="curated", reference="full", metric="auroc_difference",
+            finding="macro",            data_set=table.data_set.iloc[0], setting=table.setting.iloc[0],
         )
     )  # fmt: skip
     if difference.empty:

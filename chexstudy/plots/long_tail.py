@@ -20,7 +20,6 @@ from chexstudy.plots.measurements import (
     require_rows,
     seed_values,
     select_rows,
-    split_difference,
     summarise_seeds,
     write_interval,
 )
@@ -70,7 +69,7 @@ def select_gains(
 
 
 def _gains(results: pd.DataFrame, against: str, data_set: str, setting: str, metric: str = "auroc") -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm=f"curated - {against}")
+    rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm="curated", reference=against)
     return _choose_one(rows, data_set, setting)
 
 
@@ -97,7 +96,7 @@ def select_trend(
 ) -> pd.Series | None:
     """The row of the results table that holds the trend of the gains drawn, or None if there is none."""
     gains = _gains(results, against, data_set, setting, metric)
-    rows = select_rows(results, GAIN_TREND, arm=f"curated - {against}", metric=metric + PER_DECADE)
+    rows = select_rows(results, GAIN_TREND, arm="curated", reference=against, metric=metric + PER_DECADE)
     if gains.empty or rows.empty:
         return None
     rows = rows[(rows.data_set == gains.data_set.iloc[0]) & (rows.setting == gains.setting.iloc[0])]
@@ -107,7 +106,7 @@ def select_trend(
 def select_trends(results: pd.DataFrame, data_set: str = "", setting: str = "") -> pd.DataFrame:
     """The trends of the gains over every arm, on the data set that is drawn and then on the others."""
     rows = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS])
-    rows = rows[rows.arm.str.startswith("curated - ") & rows.ci_low.notna()]
+    rows = rows[(rows.arm == "curated") & rows.ci_low.notna()]
     if rows.empty:
         return rows
     first = data_set or preferred_data_set(rows)
@@ -223,7 +222,7 @@ def _tables(results, prevalence, against, data_set, setting) -> dict:
 
 def _gains_of_all(results: pd.DataFrame, data_set: str, setting: str, metric: str = "auroc") -> pd.DataFrame:
     rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", finding=TIERS)
-    return _choose_one(rows[rows.arm.str.startswith("curated - ")], data_set, setting)
+    return _choose_one(rows[rows.arm == "curated"], data_set, setting)
 
 
 def _group_trends(rows: pd.DataFrame) -> list[Group]:
@@ -231,7 +230,7 @@ def _group_trends(rows: pd.DataFrame) -> list[Group]:
     groups = []
     for metric, word in _TREND_WORDS.items():
         of_metric = rows[rows.metric == metric + PER_DECADE]
-        by_arm = {split_difference(row.arm)[1]: row for row in of_metric.itertuples()}
+        by_arm = {row.reference: row for row in of_metric.itertuples()}
         estimates = [
             Estimate(arm_style(arm).name, by_arm[arm].value, by_arm[arm].ci_low, by_arm[arm].ci_high, arm_style(arm))
             for arm in order_arms(by_arm)
@@ -244,11 +243,11 @@ def _group_trends(rows: pd.DataFrame) -> list[Group]:
 def _group_tiers(rows: pd.DataFrame) -> list[Group]:
     summary, groups = summarise_seeds(rows), []
     for tier, word in _TIER_WORDS.items():
-        by_arm = {split_difference(row.arm)[1]: row for row in summary[summary.finding == tier].itertuples()}
+        by_arm = {row.reference: row for row in summary[summary.finding == tier].itertuples()}
         estimates = [
             Estimate(
                 arm_style(arm).name, by_arm[arm].value, by_arm[arm].ci_low, by_arm[arm].ci_high, arm_style(arm),
-                seed_values(rows, arm=by_arm[arm].arm, finding=tier),
+                seed_values(rows, reference=arm, finding=tier),
             )
             for arm in order_arms(by_arm)
         ]  # fmt: skip

@@ -6,11 +6,15 @@ Rows of one seed have ``seed >= 0``; a row over all seeds of an arm has ``seed =
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.splits import choose_main_test_set
 from chexstudy.errors import StudyError
 from chexstudy.plots.style import arm_style, order_arms
 from chexstudy.results import OVER_SEEDS
 
-_KEYS = ["arm", "task", "data_set", "finding", "metric", "setting"]
+_KEYS = [
+    *("arm", "variant", "reference", "head", "setting", "group"),
+    *("task", "data_set", "finding", "metric"),
+]
 # Where several prompt settings were measured and only one can be drawn.
 _PREFERRED_SETTINGS = ("chosen", "published")
 
@@ -42,10 +46,10 @@ def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     put together afterwards.
 
     Returns:
-        ``arm, task, data_set, finding, metric, setting, value, ci_low, ci_high, n, positives, exposure, seeds``.
+        What tells measurements apart, ``value, ci_low, ci_high, n, positives, exposure`` and ``seeds``.
     """
-    summaries = []
-    for _, group in rows.groupby(_KEYS, sort=False):
+    summaries, keys = [], [name for name in _KEYS if name in rows]
+    for _, group in rows.groupby(keys, sort=False):
         of_seeds = group[group.seed != OVER_SEEDS]
         over_seeds = group[group.seed == OVER_SEEDS]
         row = (over_seeds if len(over_seeds) else of_seeds).iloc[0].copy()
@@ -53,7 +57,7 @@ def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
             row["value"], row["ci_low"], row["ci_high"] = of_seeds.value.mean(), np.nan, np.nan
         row["seeds"] = of_seeds.seed.nunique()
         summaries.append(row)
-    columns = [*_KEYS, "value", "ci_low", "ci_high", "n", "positives", "exposure", "seeds"]
+    columns = [*keys, "value", "ci_low", "ci_high", "n", "positives", "exposure", "seeds"]
     return pd.DataFrame(summaries, columns=columns).reset_index(drop=True)
 
 
@@ -73,9 +77,8 @@ def preferred_setting(rows: pd.DataFrame) -> str:
 
 
 def preferred_data_set(rows: pd.DataFrame) -> str:
-    """The data set to draw where there is room for one: the rare-enriched test, else a test, else the first."""
-    names = sorted(set(rows.data_set))
-    return next((name for ending in ("/test_enriched", "/test") for name in names if name.endswith(ending)), names[0])
+    """The data set to draw where there is room for one."""
+    return choose_main_test_set(rows.data_set)
 
 
 def split_difference(arm: str) -> tuple[str, str]:

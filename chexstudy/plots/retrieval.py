@@ -24,7 +24,6 @@ from chexstudy.plots.measurements import (
     require_rows,
     seed_values,
     select_rows,
-    split_difference,
     state_arms,
     summarise_seeds,
 )
@@ -36,14 +35,11 @@ _BY_CHANCE = " by chance"
 
 
 def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the figure, with a column ``direction`` (``image_to_text`` or ``text_to_image``)."""
+    """The rows of the figure; the setting is ``image_to_text`` or ``text_to_image``."""
     names = [f"recall@{cutoff}" for cutoff in CUTOFFS] + ["median_rank"]
     metrics = names + [name + _BY_CHANCE for name in names] + [f"{name}_difference" for name in names]
     rows = pd.concat([select_rows(results, task, metric=metrics) for task in (TASK, DIFFERENCE)], ignore_index=True)
-    # The setting begins with the direction and goes on to say how many distinct texts there are.
-    direction = rows.setting.str.extract(r"^(\w+)", expand=False)
-    rows = rows.assign(direction=direction)[direction.isin(DIRECTIONS)]
-    return require_rows(rows.reset_index(drop=True), "retrieval")
+    return require_rows(rows, "retrieval")
 
 
 def plot_retrieval(results: pd.DataFrame) -> Drawing:
@@ -67,7 +63,7 @@ def plot_retrieval(results: pd.DataFrame) -> Drawing:
     for data_set, axes in zip(data_sets, panels, strict=True):
         of_set = values[values.data_set == data_set]
         for one, (direction, title) in zip(axes, _TITLES.items(), strict=False):
-            _draw_recall(one, of_set[of_set.direction == direction], arms)
+            _draw_recall(one, of_set[of_set.setting == direction], arms)
             title_panel(one, next(letters), title)
         axes[1].sharey(axes[0])
         axes[1].tick_params(labelleft=False)
@@ -113,7 +109,7 @@ def _draw_median_rank(axes: Axes, rows: pd.DataFrame, arms: list[str]) -> None:
     summary = summarise_seeds(rows[rows.metric.isin(["median_rank", "median_rank" + _BY_CHANCE])])
     offsets = np.linspace(-0.3, 0.3, len(arms)) if len(arms) > 1 else [0.0]
     for place, direction in enumerate(DIRECTIONS):
-        of_direction = summary[summary.setting.str.startswith(direction)]
+        of_direction = summary[summary.setting == direction]
         for row in of_direction[of_direction.metric != "median_rank"].iloc[:1].itertuples():
             axes.plot(
                 [place - 0.42, place + 0.42], [row.value] * 2, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)),
@@ -141,14 +137,13 @@ def _group_differences(rows: pd.DataFrame) -> list[Group]:
     ]
     groups = []
     for direction, title in _TITLES.items():
-        chosen = rows[(rows.direction == direction) & (rows.metric == (metrics[-1] if metrics else ""))]
+        chosen = rows[(rows.setting == direction) & (rows.metric == (metrics[-1] if metrics else ""))]
         estimates = {}
         for row in summarise_seeds(chosen).itertuples():
-            first, second = split_difference(row.arm)
-            if first == "curated":
-                style = arm_style(second)
-                seeds = 100 * seed_values(chosen, arm=row.arm)
-                estimates[second] = Estimate(
+            if row.arm == "curated":
+                style = arm_style(row.reference)
+                seeds = 100 * seed_values(chosen, reference=row.reference)
+                estimates[row.reference] = Estimate(
                     style.name, 100 * row.value, 100 * row.ci_low, 100 * row.ci_high, style, seeds
                 )
         if estimates:
@@ -161,7 +156,8 @@ def describe_retrieval(results: pd.DataFrame) -> str:
     """The caption of `plot_retrieval`."""
     rows = select_retrieval(results)
     values = rows[(rows.task == TASK) & ~rows.metric.str.endswith(_BY_CHANCE)]
-    notes = sorted({note for _, _, note in values.setting.str.partition("; ").itertuples(index=False) if note})
+    counts = values.groupby(["data_set", "setting"]).n.first().unstack()
+    notes = [f"{texts:,} of {pairs:,} differ" for pairs, texts in counts[list(DIRECTIONS)].itertuples(index=False)]
     text = (
         "Retrieval between images and reports: recall at 1, 5 and 10 of the report of an image and of the image of a "
         "report, and the median rank of the right answer"
@@ -176,7 +172,7 @@ def describe_retrieval(results: pd.DataFrame) -> str:
 def conclude_retrieval(results: pd.DataFrame) -> str:
     """How often each arm finds the report of an image among its ten first, on the preferred test set."""
     rows = select_retrieval(results)
-    rows = rows[(rows.task == TASK) & (rows.direction == DIRECTIONS[0])]
+    rows = rows[(rows.task == TASK) & (rows.setting == DIRECTIONS[0])]
     rows = rows[rows.data_set == preferred_data_set(rows)]
     cutoff = max(cutoff for cutoff in CUTOFFS if (rows.metric == f"recall@{cutoff}").any())
     found = rows[rows.metric == f"recall@{cutoff}"]

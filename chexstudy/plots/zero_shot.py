@@ -15,7 +15,6 @@ from chexstudy.plots.measurements import (
     seed_values,
     select_rows,
     short_name,
-    split_difference,
     state_arms,
     summarise_seeds,
     write_interval,
@@ -98,13 +97,13 @@ def group_differences(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
     """Differences under (data set, setting); the curated arm's first, coloured as the arm compared with."""
     groups = {}
     for key, group in summarise_seeds(rows).groupby(["data_set", "setting"], sort=True):
-        pairs = {split_difference(row.arm): row for row in group.itertuples()}
+        pairs = {(row.arm, row.reference): row for row in group.itertuples()}
         estimates = []
         for first in order_arms(first for first, _ in pairs):
             for second in order_arms(other for one, other in pairs if one == first):
                 row, style = pairs[first, second], arm_style(second)
                 label = f"{short_name(first)} \N{MINUS SIGN} {short_name(second)}"
-                seeds = seed_values(rows, arm=row.arm, data_set=key[0], setting=key[1])
+                seeds = seed_values(rows, arm=first, reference=second, data_set=key[0], setting=key[1])
                 estimates.append(Estimate(label, row.value, row.ci_low, row.ci_high, style, seeds))
         groups[key] = Group("", estimates)
     return groups
@@ -134,7 +133,7 @@ def conclude_zero_shot(results: pd.DataFrame) -> str:
     rows = rows[(rows.data_set == place["data_set"]) & (rows.setting == place["setting"])]
     where = f"{name_data_set(place['data_set'])}, {name_setting(place['setting'])}"
     text = f"Macro zero-shot AUROC ({where}): {state_arms(rows[rows.task == TASK])}"
-    against_full = summarise_seeds(rows[rows.arm == "curated - full"])
+    against_full = summarise_seeds(rows[(rows.arm == "curated") & (rows.reference == "full")])
     for row in against_full.itertuples():
         text += f"; curated minus all pairs {write_interval(row.value, row.ci_low, row.ci_high, '+.3f')}"
     return text + "."

@@ -14,7 +14,7 @@ import yaml
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import SIGNIFICANCE
-from chexstudy.evaluation.image_text.evaluate import CHOSEN
+from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.pretraining.arms.definitions import arm_folder, find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig

@@ -21,7 +21,7 @@ from chexstudy.evaluation.adaptation.glori import GloriHead
 from chexstudy.evaluation.adaptation.linear import LinearHead
 from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan
 from chexstudy.evaluation.adaptation.training import FittedHead
-from chexstudy.evaluation.image_text.evaluate import Evaluation, load_arm, tell_exposure, work_apart
+from chexstudy.evaluation.context import Evaluation, load_arm, tell_exposure, work_apart
 from chexstudy.evaluation.scores import (
     MACRO,
     compare_scores,

@@ -252,23 +252,22 @@ def measure_gains(
         seed: seed of the resampling; the same patients are drawn for every data set's comparisons.
 
     Returns:
-        The tables of `gain_against_prevalence` with ``data_set, setting, exposure`` and ``arm`` (``arm - baseline``);
-        no rows where the arms were not compared.
+        The tables of `gain_against_prevalence` with ``data_set, setting, exposure``, ``arm`` and ``reference`` (the
+        baseline); no rows where the arms were not compared.
     """
     choose_arms([arm, *baselines])
-    pairs = [f"{arm} - {baseline}" for baseline in baselines]
-    compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS)]
-    compared = compared[compared.arm.isin(pairs) if pairs else compared.arm.str.startswith(f"{arm} - ")]
-    jobs = list(compared.groupby(["arm", "data_set", "setting"], sort=True))
+    compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS) & (results.arm == arm)]
+    compared = compared[compared.reference.isin(baselines)] if baselines else compared
+    jobs = list(compared.groupby(["reference", "data_set", "setting"], sort=True))
     tables = []
     for names, rows in progress(jobs, len(jobs), "gains by prevalence"):
-        pair, data_set, setting = names
+        baseline, data_set, setting = names
         of_arm = results[(results.task == "zero_shot") & (results.arm == arm) & (results.data_set == data_set)]
         table, _ = read_gain_against_prevalence(
             run,
             cohort[cohort.source + "/" + cohort.split == data_set],
             arm,
-            pair.partition(" - ")[2],
+            baseline,
             prevalence,
             np.random.default_rng(seed),
             data_set=data_set,
@@ -276,7 +275,13 @@ def measure_gains(
             resamples=resamples,
             seeds=sorted(set(of_arm.seed) - {OVER_SEEDS}),
         )
-        place = {"arm": pair, "data_set": data_set, "setting": setting, "exposure": rows.exposure.iloc[0]}
+        place = {
+            "arm": arm,
+            "reference": baseline,
+            "data_set": data_set,
+            "setting": setting,
+            "exposure": rows.exposure.iloc[0],
+        }
         tables.append(table.assign(**place))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

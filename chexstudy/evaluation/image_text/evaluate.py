@@ -14,7 +14,7 @@ from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
 from chexstudy.evaluation.image_text.prompts import PUBLISHED
 from chexstudy.evaluation.image_text.retrieval import Retrieval
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot
-from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_tasks
+from chexstudy.evaluation.task import Fitted, Task, add_costs, list_differences, list_values, measure_tasks, run_tasks
 from chexstudy.pretraining.arms.definitions import name_arms, read_costs
 from chexstudy.results import OVER_SEEDS
 
@@ -77,9 +77,7 @@ def evaluate_arms(
     rows = list_values(evaluation, measured, summarised, arms, seeds)
     alone = list_values(evaluation, measured, by_seed, arms, seeds)
     rows = pd.concat([rows, alone[alone.seed != OVER_SEEDS]], ignore_index=True)
-    costs = read_costs(run, arms, seeds).set_index(["arm", "seed"])[["flops", "seconds"]]
-    means = costs.groupby("arm").mean().assign(seed=OVER_SEEDS).set_index("seed", append=True)
-    rows = rows.join(pd.concat([costs, means]), on=["arm", "seed"])
+    rows = add_costs(rows, read_costs(run, arms, seeds))
     if reference in arms:
         pairs = [((task, reference), (task, arm)) for task in summarised for arm in arms if arm != reference]
         rows = pd.concat([rows, list_differences(evaluation, measured, pairs)], ignore_index=True)

@@ -259,7 +259,7 @@ class Retrieval(Task):
 
     def read(self, evaluation: Evaluation, arm: str, seed: int, data_set: str, rows: pd.DataFrame) -> pd.DataFrame:
         """The kept ranks."""
-        return evaluation.run.read_table(scores_artifact(arm, seed, self.name, data_set), "05_compare_arms")
+        return evaluation.run.read_table(scores_artifact(arm, seed, self.name, data_set))
 
     def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> list[Measured]:
         """Both directions."""

@@ -6,20 +6,15 @@ then impression. Neither choice is right or wrong, but numbers under different o
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
-import torch
 
 from chexstudy.cohort.reports import split_sections, training_text
-from chexstudy.encoders.embeddings import embed_images, embed_texts
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.retrieval import POLICIES, evaluate_retrieval
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel
+from chexstudy.evaluation.context import TrainedArm
+from chexstudy.evaluation.image_text.retrieval import POLICIES, measure_retrieval, rank_pairs
 from chexstudy.progress import progress
-from chexstudy.statistics.bootstrap import RESAMPLES
 
 TASK = "retrieval_choice"
-_BATCH = 256
 _ORDERS = {
     "findings, impression": ("findings", "impression"),
     "impression, findings": ("impression", "findings"),
@@ -54,55 +49,32 @@ def list_text_choices(reports: Sequence[str]) -> list[str]:
     return kept
 
 
-def measure_retrieval_choices(
-    model: ImageTextModel,
-    pixels: np.ndarray,
-    reports: Sequence[str],
-    patient_ids: Sequence[str],
-    seed: int,
-    *,
-    resamples: int = RESAMPLES,
-    device: str = "cpu",
-) -> pd.DataFrame:
-    """Retrieval by one model under every choice of text and every policy for identical texts.
+def measure_retrieval_choices(arm: TrainedArm, rows: pd.DataFrame) -> pd.DataFrame:
+    """Retrieval by one arm under every choice of text and every policy for identical texts.
 
     Args:
-        model: a trained model, on ``device``.
-        pixels: uint8 ``(pairs, height, width)``, as the pixel store gives them.
-        reports: ``(pairs,)``, as written.
-        patient_ids: ``(pairs,)``.
-        seed: of the resampling; the same patients are drawn under every choice.
-        resamples: number of resamples.
-        device: where the model runs.
+        arm: a trained arm.
+        rows: of the cohort, a data set; the same patients are drawn under every choice.
 
     Returns:
-        Rows as `evaluate_retrieval` gives them, with ``text_choice`` and ``duplicates``; the setting names the choice
-        of text too.
+        Rows of the results table: ``setting`` is the direction, ``variant`` the choice of text, ``group`` the policy.
     """
-    images = _project(model, embed_images(model.image_tower.encoder, pixels, _BATCH, device), device)
-    tables, choices = [], list_text_choices(reports)
+    images, choices = arm.project(rows), list_text_choices(rows.report)
+    weights, _ = arm.evaluation.draw_patients(rows)
+    tables = []
     for choice in progress(choices, len(choices), "retrieving by choice of text"):
-        texts = choose_texts(reports, choice)
-        described = embed_texts(model.text_tower, model.text_tower.tokenize, texts, _BATCH, device)
+        texts = choose_texts(rows.report, choice)
+        described = arm.encode_texts(texts)
         for duplicates in POLICIES:
-            generator = np.random.default_rng(seed)
-            rows = evaluate_retrieval(
-                images, described, texts, patient_ids, generator, resamples=resamples, duplicates=duplicates
-            )
-            rows = rows.assign(setting=rows.setting + f"; text: {choice}", text_choice=choice, duplicates=duplicates)
-            tables.append(rows)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _project(model: ImageTextModel, features: np.ndarray, device: str) -> np.ndarray:
-    with torch.no_grad():
-        return model.image_tower.project(torch.from_numpy(features).to(device)).cpu().numpy()
+            measured = measure_retrieval([rank_pairs(images, described, texts, duplicates)], weights, duplicates)
+            tables += [part.of_seed(0).assign(variant=choice) for part in measured]
+    return pd.concat(tables, ignore_index=True).assign(arm=arm.name, seed=arm.seed, task=TASK)
 
 
 def tabulate_retrieval_choices(rows: pd.DataFrame) -> pd.DataFrame:
     """Recall and ranks by direction, choice of text and policy, beside what chance gives at 10."""
-    shown = rows.assign(direction=rows.setting.str.partition("; ")[0])
-    table = shown.pivot(index=["direction", "text_choice", "duplicates"], columns="metric", values="value")
-    counted = shown.groupby(["direction", "text_choice", "duplicates"]).n.first()
+    index = ["direction", "text", "identical texts"]
+    shown = rows.rename(columns=dict(zip(("setting", "variant", "group"), index, strict=True)))
+    table = shown.pivot(index=index, columns="metric", values="value")
     columns = ["recall@1", "recall@5", "recall@10", "recall@10 by chance", "median_rank", "mean_rank"]
-    return table[columns].assign(queries=counted).rename_axis(columns=None)
+    return table[columns].assign(queries=shown.groupby(index).n.first()).rename_axis(columns=None)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
-from chexstudy.evaluation.image_text.evaluate import CHOSEN
+from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.results import OVER_SEEDS
 

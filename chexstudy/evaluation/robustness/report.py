@@ -13,9 +13,9 @@ from scipy.special import expit
 
 from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.image_text.evaluate import Evaluation, family_task
+from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.image_text.prompts import CHOSEN, hash_families
-from chexstudy.evaluation.image_text.zero_shot import list_inverted
+from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_inverted
 from chexstudy.evaluation.robustness.calibration import (
     fit_platt,
     fit_temperature,
@@ -26,7 +26,7 @@ from chexstudy.evaluation.robustness.calibration import (
 )
 from chexstudy.evaluation.robustness.spectrum import measure_against_each, measure_precision, measure_spectrum
 from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds, measure_thresholds
-from chexstudy.evaluation.scores import MACRO, measure_seeds, read_scores, scores_artifact
+from chexstudy.evaluation.scores import MACRO, measure_findings, read_scores, scores_artifact
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.statistics.bootstrap import bootstrap_patients
@@ -72,7 +72,7 @@ def _scrutinise_arm(evaluation, arm, seeds, prevalences) -> tuple[pd.DataFrame, 
     run = evaluation.run
     names = [f"evaluation/{arm}/{name}.parquet" for name in ("scrutiny", "reliability")]
     kinds = ("zero_shot", "linear_probe") if evaluation.probe and evaluation.validation_sets() else ("zero_shot",)
-    tasks = [*kinds, *map(family_task, evaluation.families)]
+    tasks = [*kinds, *(ZeroShot(family).name for family in evaluation.families)]
     sets = [*evaluation.test_sets(), *evaluation.validation_sets()]
     scores = [scores_artifact(arm, seed, task, name) for seed in seeds for task in tasks for name in sets]
     for name in scores:
@@ -83,8 +83,7 @@ def _scrutinise_arm(evaluation, arm, seeds, prevalences) -> tuple[pd.DataFrame, 
     if all(run.is_current(name, run.key(parameters, inputs)) for name in names):
         return tuple(pd.read_parquet(run.path(name)) for name in names)
     arm_scores = _ArmScores(evaluation, arm, seeds)
-    evaluated = run.read_table(f"evaluation/{arm}/seed{seeds[0]}/results.parquet")
-    exposure = evaluated.exposure.iloc[0]
+    exposure = tell_exposure(run, arm, seeds[0])
     tables, curves = [], []
     for name, rows in evaluation.test_sets().items():
         measured = [
@@ -156,8 +155,10 @@ def _measure_families(scores: _ArmScores, rows: pd.DataFrame, name: str) -> pd.D
     for family in evaluation.families:
         generator = evaluation.generator()
         weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-        of_family = scores.read(rows, name, family_task(family))
-        table = measure_seeds(of_family, labels, scores.findings, weights, generator, setting=family)
+        of_family = scores.read(rows, name, ZeroShot(family).name)
+        table = (
+            measure_findings(of_family, labels, scores.findings, weights).over_seeds(generator).assign(setting=family)
+        )
         evaluable = int(table.value[table.metric == "evaluable_findings"].iloc[0])
         count = {"finding": MACRO, "metric": "inverted_findings", "setting": family, "n": evaluable, "positives": -1}
         count |= {"value": float(list_inverted(table).certain.sum()), "ci_low": np.nan, "ci_high": np.nan}
