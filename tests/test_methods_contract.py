@@ -72,7 +72,7 @@ def test_every_method_is_there_with_its_source_and_one_signature():
         assert method.name == name
         assert method.paper
         assert method.summary
-        assert "Source" in method.choose.__doc__ or name in ("random", "loss")
+        assert "Source" in method.function.__doc__ or name in ("random", "loss")
         assert list(inspect.signature(method.choose).parameters)[:3] == ["features", "budget", "generator"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.cohort.groups import find_members
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.embeddings.files import check_outputs, limit_threads, report_audit, write_table
@@ -211,6 +212,8 @@ def _describe_origin(plan: CurationPlan) -> dict:
         "seed": plan.request.seed,
         "group_quotas": [str(quota) for quota in plan.quotas],
         "inputs": inputs,
+        "code_revision": code_revision(),
+        "code_hash": hash_closure(__name__),
     }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.curation.quality.audit import AuditReport, describe_audit
 from chexstudy.errors import StudyError
 from chexstudy.runs import atomic_path
@@ -66,14 +65,13 @@ def limit_threads(threads: int | None) -> Iterator[None]:
 def write_table(table: pd.DataFrame, path: Path, record: Mapping) -> None:
     """Write a parquet table atomically, with how it came to be under the key `PROVENANCE` of its metadata.
 
-    Code and libraries are added to the record, but no time of day, so that the same call writes the same bytes.
+    The libraries are added to the record, but no time of day, so that the same call writes the same bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    made_with = {"code_revision": code_revision(), "source_hash": source_hash(), "versions": dict(_versions())}
     content = pa.Table.from_pandas(table, preserve_index=False)
-    provenance = json.dumps({**record, **made_with}, sort_keys=True).encode()
+    provenance = json.dumps({**record, "versions": dict(_versions())}, sort_keys=True).encode()
     labelled = {**(content.schema.metadata or {}), PROVENANCE: provenance}
     with atomic_path(path) as temporary:
         pq.write_table(content.replace_schema_metadata(labelled), temporary)
