@@ -47,7 +47,7 @@ import pandas as pd
 from IPython.display import display
 
 from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import finding_columns, outcome_names, read_cohort
+from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.evaluation.adaptation.run import (
     adapt_arms,
     compare_adaptation,
@@ -59,9 +59,8 @@ from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
 from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
 from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.outcomes.prediction import evaluate_outcomes, read_curves
+from chexstudy.evaluation.outcomes.prediction import curves_artifact, evaluate_outcomes, explain_no_outcomes
 from chexstudy.results import OVER_SEEDS, add_results
-from chexstudy.evaluation.outcomes.survival import survival_is_available
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.plots.adaptation import (
     describe_gains,
@@ -216,21 +215,18 @@ if against_probe.value.notna().any():
 # which gives the ceiling.
 
 # %%
-predicted = adapted.iloc[:0]
-if outcome_names(cohort) and survival_is_available():
+predicted, obstacle = pd.DataFrame(), explain_no_outcomes(cohort)
+if obstacle:
+    print(obstacle)
+else:
     frozen = {one: freeze_arm(evaluation, first_arm, one, patches=False) for one in arm_seeds}
-    options = {"horizons": horizons, "resamples": resamples, "seed": seed}
-    exposure = tell_exposure(run, first_arm, seed)
-    predicted = evaluate_outcomes(run, cohort, frozen, arm=first_arm, exposure=exposure, **options)
+    predicted = evaluate_outcomes(evaluation, first_arm, frozen, horizons)
+    predicted = predicted.assign(study=study, arm=first_arm, exposure=tell_exposure(run, first_arm, seed))
     if predicted.value.notna().any():
-        curves = read_curves(run, first_arm)
+        curves = run.read_table(curves_artifact(first_arm))
         risks = plot_outcomes(predicted, curves)
         save_figure(run, risks, "outcomes", describe_outcomes(predicted, curves), select_outcomes(predicted))
         display(risks)
-elif outcome_names(cohort):
-    print("outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`")
-else:
-    print("the cohort has no outcomes: add columns such as outcome_death and outcome_death_years to its table")
 
 # %% [markdown]
 # ## Into the results table

@@ -23,12 +23,12 @@ def make_results(arms=("curated",)):
                 for place, setting in enumerate(settings):
                     for seed in (0, 1, OVER_SEEDS):
                         value = 0.6 + 0.05 * place + 0.01 * seed
-                        rows.append((arm, data_set, finding, metric, setting, seed, value, value - 0.05, value + 0.05))
+                        place = (arm, data_set, finding, metric, setting, "", seed)
+                        rows.append((*place, value, value - 0.05, value + 0.05))
                 for setting, gain in ((BOTH, 0.1), (IMAGE, 0.05)):
-                    pair = f"{setting} - {AGE_SEX}"
-                    place = (arm, data_set, finding, f"{metric}_difference", pair, OVER_SEEDS)
+                    place = (arm, data_set, finding, f"{metric}_difference", setting, AGE_SEX, OVER_SEEDS)
                     rows.append((*place, gain, gain - 0.03, gain + 0.03))
-    columns = ["arm", "data_set", "finding", "metric", "setting", "seed", "value", "ci_low", "ci_high"]
+    columns = ["arm", "data_set", "finding", "metric", "setting", "reference", "seed", "value", "ci_low", "ci_high"]
     table = pd.DataFrame(rows, columns=columns)
     return validate_results(table.assign(study="s", task="outcome", n=400, positives=80, exposure="held_out"))
 

@@ -60,7 +60,7 @@ def select_curves(
     """Kaplan-Meier curves of up to two outcomes, those of the first seed, by outcome.
 
     Args:
-        curves: as `chexstudy.evaluation.outcomes.prediction.read_curves` gives.
+        curves: as `chexstudy.evaluation.outcomes.prediction.curves_artifact` says.
         data_set: which test set.
         setting: the model whose risk groups are drawn.
         outcomes: which, in their order; without it the first two.
@@ -248,7 +248,7 @@ def _group_differences(rows: pd.DataFrame) -> dict[str, Group]:
         estimates = []
         for setting in (IMAGE, BOTH):
             for arm in arms:
-                for row in own[(own.setting == f"{setting} - {AGE_SEX}") & (own.arm == arm)].itertuples():
+                for row in own[(own.setting == setting) & (own.arm == arm)].itertuples():
                     style = _SETTING_STYLES[setting]
                     label = _name_model(style, setting, arm, arms)
                     estimates.append(Estimate(label, row.value, row.ci_low, row.ci_high, style))

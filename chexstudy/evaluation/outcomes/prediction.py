@@ -6,10 +6,10 @@ is the ceiling (``oracle``). An outcome with a time gets a penalised Cox model
 penalties chosen on validation.
 
 All images of a patient take part; the resamples draw patients, and a resample's pairs of images of one patient count
-like others. Kaplan-Meier curves and calibration take one image a patient, the earliest.
+like others. Kaplan-Meier curves take one image a patient, the earliest.
 
-Kept in ``outcomes/<arm>/`` of the study: ``curves.parquet`` (Kaplan-Meier by risk group) and ``calibration.parquet``;
-the scores of all images as those of findings, tasks ``outcome_<setting>``.
+Kept in the study: ``outcomes/<arm>/curves.parquet`` (Kaplan-Meier by risk group), and the scores of all images as those
+of findings, tasks ``outcome_<setting>``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, outcome_names
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
+from chexstudy.evaluation.image_text.evaluate import Evaluation
 from chexstudy.evaluation.outcomes.survival import (
     GROUP_NAMES,
     Censoring,
     brier_score,
-    calibrate_risk,
     compare_groups,
     concordance,
     dynamic_auroc,
@@ -37,13 +37,13 @@ from chexstudy.evaluation.outcomes.survival import (
     group_risk,
     status_at,
     survival_at,
+    survival_is_available,
 )
 from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write_scores
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import (
-    RESAMPLES,
     bootstrap_patients,
     count_scarcer_patients,
     interval,
@@ -58,131 +58,99 @@ SETTINGS = (AGE_SEX, IMAGE, BOTH, ORACLE)
 COMPARISONS = ((BOTH, AGE_SEX), (IMAGE, AGE_SEX))
 HORIZONS = (1.0, 5.0)
 
-_TEST_SPLITS = ("test", "test_enriched")
 _TRUTH = "truth_outcomes.parquet"
 _MIDDLE_AGE = 60.0
 
 
 def evaluate_outcomes(
-    run: Run,
-    cohort: pd.DataFrame,
-    features: FrozenFeatures | Mapping[int, FrozenFeatures],
-    *,
-    arm: str,
-    outcomes: Sequence[str] | None = None,
-    horizons: Sequence[float] = HORIZONS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    exposure: str = "unknown",
+    evaluation: Evaluation, arm: str, features: Mapping[int, FrozenFeatures], horizons: Sequence[float] = HORIZONS
 ) -> pd.DataFrame:
     """Predict the outcomes of a cohort from frozen features of one arm and measure it on every test set.
 
     Args:
-        run: the study; curves, calibration and scores are kept there.
-        cohort: its cohort table.
-        features: of the training, validation and test images, by the seed the encoder was trained with, or of one.
+        evaluation: the study, its cohort, and how patients are drawn.
         arm: the encoder's name in the results.
-        outcomes: which, by name; without it, all of the cohort.
-        horizons: years at which AUROC, Brier score and calibration are taken.
-        resamples: bootstrap resamples of patients.
-        seed: of the resampling.
-        exposure: whether the encoder may have seen the test sets, see `chexstudy.results`.
+        features: of the training, validation and test images, by the seed the encoder was trained with.
+        horizons: years at which AUROC and Brier score are taken.
 
     Returns:
-        Rows of the results table but for ``study``, task ``outcome``: ``finding`` is the outcome, ``setting`` one of
-        `SETTINGS`, or ``first - second`` for a paired difference. Of an outcome with a time the metrics are
-        ``c_index`` (Harrell), ``c_index_uno`` and at each horizon ``auroc_5y``, ``brier_5y`` (setting ``no_model``: the
-        training split's Kaplan-Meier for everyone) and ``observed_expected_5y``; of any other ``auroc`` and ``auprc``.
-        What cannot be evaluated is a row with NaN.
+        Rows of the results table but for ``study``, ``arm`` and ``exposure``, task ``outcome``: ``finding`` is the
+        outcome, ``setting`` one of `SETTINGS`, in a paired difference with another as ``reference``. Of an outcome with
+        a time the metrics are ``c_index`` (Harrell), ``c_index_uno`` and at each horizon ``auroc_5y``, ``brier_5y``
+        (setting ``no_model``: the training split's Kaplan-Meier for everyone) and ``observed_expected_5y``; of any
+        other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
     """
-    by_seed = {0: features} if isinstance(features, FrozenFeatures) else dict(features)
-    if not by_seed:
-        raise StudyError("outcomes need the features of one seed at least: freeze the features of an arm first.")
     if any(horizon <= 0 for horizon in horizons):
         raise StudyError(f"a horizon is a number of years above 0, not {min(horizons)}.")
-    names = _choose_outcomes(cohort, outcomes)
-    tests = {
-        f"{source}/{split}": rows
-        for (source, split), rows in cohort[cohort.split.isin(_TEST_SPLITS)].groupby(["source", "split"])
-    }
-    if not tests:
-        raise StudyError("the cohort has no test split: give some patients the split `test`.")
-    data = _Data(cohort, by_seed, tests, _read_truth(run), tuple(horizons), resamples, seed)
-    tables, curves, calibrations, scores = [], [], [], {}
+    cohort = evaluation.cohort
+    names = outcome_names(cohort)
+    data = _Data(evaluation, features, evaluation.test_sets(), _read_truth(evaluation.run), tuple(horizons))
+    tables, curves, scores = [], [], {}
     for name in progress(names, len(names), "predicting outcomes"):
         timed = f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}" in cohort
-        obstacle = _find_obstacle(cohort, name, timed)
-        if obstacle and outcomes is not None:
-            raise StudyError(obstacle)
-        if obstacle:
-            tables.append(_state_not_evaluable(data, name, timed))
+        reason = _explain_unlearnable(cohort, name, timed)
+        if reason:
+            tables.append(_state_not_evaluable(data, name, timed).assign(reason=reason))
             continue
         measured = (_measure_timed if timed else _measure_binary)(data, name)
         tables.append(measured.rows)
-        curves.append(measured.curves)
-        calibrations.append(measured.calibration)
+        curves += measured.curves
         scores[name] = measured.scores
-    _keep(run, arm, data, scores, curves, calibrations)
-    return pd.concat(tables, ignore_index=True).assign(arm=arm, task=TASK, exposure=exposure)
+    _keep(data, arm, scores, curves)
+    return pd.concat(tables, ignore_index=True).assign(task=TASK)
+
+
+def explain_no_outcomes(cohort: pd.DataFrame) -> str:
+    """Why outcomes cannot be predicted at all, as a sentence; empty if they can."""
+    if not outcome_names(cohort):
+        return "the cohort has no outcomes: add columns such as outcome_death and outcome_death_years to its table"
+    if not survival_is_available():
+        return "outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`"
+    return ""
 
 
 @dataclass(frozen=True)
 class _Data:
     """What all outcomes are measured with."""
 
-    cohort: pd.DataFrame
+    evaluation: Evaluation
     features: Mapping[int, FrozenFeatures]
     tests: Mapping[str, pd.DataFrame]
     truth: pd.DataFrame | None
     horizons: tuple[float, ...]
-    resamples: int
-    seed: int
 
     def known(self, split: str, name: str) -> pd.DataFrame:
-        rows = self.cohort[self.cohort.split == split]
+        cohort = self.evaluation.cohort
+        rows = cohort[cohort.split == split]
         return rows[rows[f"{OUTCOME_PREFIX}{name}"].notna()]
 
     def weights(self, rows: pd.DataFrame) -> np.ndarray:
         """The same patients for every outcome, seed and setting of a test set, up to those whose outcome is unknown."""
-        return bootstrap_patients(rows.patient_id, self.resamples, np.random.default_rng(self.seed))
+        return bootstrap_patients(rows.patient_id, self.evaluation.resamples, self.evaluation.generator())
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """One outcome: rows of results, curves, calibration, and (seed, setting, data set) -> score of every test image."""
+    """One outcome."""
 
-    rows: pd.DataFrame
-    scores: dict[tuple[int, str, str], np.ndarray]
-    curves: pd.DataFrame
-    calibration: pd.DataFrame
+    rows: pd.DataFrame  # of results
+    scores: dict[tuple[int, str, str], np.ndarray]  # (seed, setting, data set) -> score of every test image
+    curves: list[pd.DataFrame]
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _choose_outcomes(cohort: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
-    present = outcome_names(cohort)
-    if not present:
-        raise StudyError(
-            "the cohort has no outcomes: add columns such as 'outcome_death' and 'outcome_death_years' to its table."
-        )
-    for name in wanted or ():
-        if name not in present:
-            raise StudyError(f"the cohort has no outcome {name!r}: it has {', '.join(present)}.")
-    return present if wanted is None else list(wanted)
-
-
-def _find_obstacle(cohort: pd.DataFrame, name: str, timed: bool) -> str:
-    """Why an outcome cannot be learned, as a sentence; empty if it can."""
+def _explain_unlearnable(cohort: pd.DataFrame, name: str, timed: bool) -> str:
+    """Why an outcome cannot be learned, in words; empty if it can."""
     for split in ("train", "validate"):
         events = cohort.loc[cohort.split == split, f"{OUTCOME_PREFIX}{name}"].dropna()
         if events.empty:
-            return f"the outcome {name!r} is known of no image of the split {split!r}: choose another, or other splits."
+            return f"known of no image of the split {split}"
         if not events.eq(1).any():
-            told = f"all {len(events)} are censored" if timed else f"all {len(events)} are 0"
-            return f"nobody in the split {split!r} has the outcome {name!r}, {told}: choose another, or other splits."
+            return f"all {len(events)} in the split {split} are {'censored' if timed else '0'}"
         if not timed and not events.eq(0).any():
-            return f"everybody in the split {split!r} has the outcome {name!r}: choose another, or other splits."
+            return f"everybody in the split {split} has it"
     return ""
 
 
@@ -278,7 +246,7 @@ def _measure_timed(data: _Data, name: str) -> _Measured:
             if hazard is not None and of_training is not None:
                 risks = -np.expm1(-np.exp(hazard)[:, None] * np.array(data.horizons))
                 predicted[seed, ORACLE, data_set] = _Predicted(hazard, risks, of_training)
-    tables, curves, calibrations = [], [], []
+    tables, curves = [], []
     for data_set, rows in data.tests.items():
         known = rows[column].notna().to_numpy()
         years, events = observe(rows[known])
@@ -295,11 +263,7 @@ def _measure_timed(data: _Data, name: str) -> _Measured:
         for (seed, setting), model in of_set.items():
             groups = group_risk(model.training_scores[of_training], model.scores[known][one])
             curves.append(_draw_curves(years[one], events[one], groups).assign(**place, seed=seed, setting=setting))
-            for column_of, horizon in enumerate(data.horizons):
-                table = calibrate_risk(years[one], events[one], model.risks[known][one, column_of], horizon)
-                calibrations.append(table.assign(**place, seed=seed, setting=setting, horizon=horizon))
-    scores = {key: one.scores for key, one in predicted.items()}
-    return _Measured(pd.concat(tables), scores, _join(curves), _join(calibrations))
+    return _Measured(pd.concat(tables), {key: model.scores for key, model in predicted.items()}, curves)
 
 
 def _measure_test_set(data, years, events, rows, known, predicted, censoring: Censoring, no_model) -> pd.DataFrame:
@@ -324,15 +288,15 @@ def _measure_test_set(data, years, events, rows, known, predicted, censoring: Ce
         replicates.append(_measure_models(years, events, scores, risks, censoring, data.horizons, weights))
     # Seeds, (resamples,) metrics, settings.
     points, replicates = np.stack(points), np.stack(replicates)
-    generator = np.random.default_rng(data.seed)
+    generator = data.evaluation.generator()
     metrics, table = list(labels), []
 
-    def tabulate(values, low, high, seed, settings, chosen=metrics, suffix=""):
+    def tabulate(values, low, high, seed, settings, chosen=metrics, suffix="", reference=""):
         for place, metric in enumerate(chosen):
-            n, positives = counts[metric]
             for model, setting in enumerate(settings):
                 ends = low[place, model], high[place, model]
-                table.append((metric + suffix, setting, seed, values[place, model], *ends, n, positives))
+                row = (metric + suffix, setting, reference, seed, values[place, model], *ends, *counts[metric])
+                table.append(row)
 
     for place, seed in enumerate(seeds):
         tabulate(points[place], *interval(replicates[place], patients=patients[:, None]), seed, settings)
@@ -347,7 +311,7 @@ def _measure_test_set(data, years, events, rows, known, predicted, censoring: Ce
             difference = paired_difference(*sides, *drawn, generator, patients[ranking])
             ends = [one[:, None] for one in (difference.value, difference.ci_low, difference.ci_high)]
             chosen = [metrics[place] for place in ranking]
-            tabulate(*ends, OVER_SEEDS, [f"{first} - {second}"], chosen, "_difference")
+            tabulate(*ends, OVER_SEEDS, [first], chosen, "_difference", second)
     for horizon, risk in zip(data.horizons, no_model, strict=True):
         metric = _at_horizon(horizon)[1]
         alike = np.full((len(years), 1), risk)
@@ -355,11 +319,13 @@ def _measure_test_set(data, years, events, rows, known, predicted, censoring: Ce
         low, high = interval(
             brier_score(years, events, alike, horizon, censoring, weights), patients=patients[[metrics.index(metric)]]
         )
-        table += [(metric, "no_model", seed, value, low[0], high[0], *counts[metric]) for seed in (*seeds, OVER_SEEDS)]
+        table += [
+            (metric, "no_model", "", seed, value, low[0], high[0], *counts[metric]) for seed in (*seeds, OVER_SEEDS)
+        ]
     return pd.DataFrame(table, columns=_COLUMNS)
 
 
-_COLUMNS = ["metric", "setting", "seed", "value", "ci_low", "ci_high", "n", "positives"]
+_COLUMNS = ["metric", "setting", "reference", "seed", "value", "ci_low", "ci_high", "n", "positives"]
 
 
 def _at_horizon(horizon: float) -> tuple[str, str, str]:
@@ -422,7 +388,7 @@ def _measure_binary(data: _Data, name: str) -> _Measured:
             tables.append(_tabulate_nothing(wanted, seeds).assign(**place))
             continue
         labels, weights = label(rows[known]), data.weights(rows[known])
-        generator = np.random.default_rng(data.seed)
+        generator = data.evaluation.generator()
         by_setting = {
             setting: {seed: scores[seed, setting, data_set][known][:, None] for seed in seeds} for setting in settings
         }
@@ -432,10 +398,9 @@ def _measure_binary(data: _Data, name: str) -> _Measured:
         for first, second in COMPARISONS:
             if first in by_setting and second in by_setting:
                 pair = [list(by_setting[one].values()) for one in (first, second)]
-                table = compare_scores(*pair, labels, [name], weights, generator, setting=f"{first} - {second}")
-                tables.append(table[table.finding == name].assign(**place, seed=OVER_SEEDS))
-    nothing = pd.DataFrame()
-    return _Measured(pd.concat(tables, ignore_index=True), scores, nothing, nothing)
+                table = compare_scores(*pair, labels, [name], weights, generator, setting=first)
+                tables.append(table[table.finding == name].assign(**place, reference=second, seed=OVER_SEEDS))
+    return _Measured(pd.concat(tables, ignore_index=True), scores, [])
 
 
 # --- rows and artifacts -----------------------------------------------------------------------------------------------
@@ -454,52 +419,30 @@ def _state_not_evaluable(data: _Data, name: str, timed: bool) -> pd.DataFrame:
 
 
 def _tabulate_nothing(wanted: list[tuple[str, str]], seeds: Sequence[int]) -> pd.DataFrame:
-    rows = [(*one, seed, np.nan, np.nan, np.nan, 0, 0) for one in wanted for seed in (*seeds, OVER_SEEDS)]
+    rows = [(*one, "", seed, np.nan, np.nan, np.nan, 0, 0) for one in wanted for seed in (*seeds, OVER_SEEDS)]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _join(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _keep(run: Run, arm: str, data: _Data, scores: dict, curves: list, calibrations: list) -> None:
+def _keep(data: _Data, arm: str, scores: dict, curves: list) -> None:
     """Write what figures and later comparisons need; an image that a model was not asked about has NaN."""
-    for name, tables in (("curves", curves), ("calibration", calibrations)):
-        table = _join([table for table in tables if len(table)])
-        if len(table):
-            run.write_table(outcomes_artifact(arm, name), table)
+    run = data.evaluation.run
+    if curves:
+        run.write_table(curves_artifact(arm), pd.concat(curves, ignore_index=True))
     for seed in data.features:
         for data_set, rows in data.tests.items():
             for setting in SETTINGS:
-                columns = {
-                    name: own[seed, setting, data_set]
-                    for name, own in scores.items()
-                    if (seed, setting, data_set) in own
-                }
+                key = seed, setting, data_set
+                columns = {name: own[key] for name, own in scores.items() if key in own}
                 if columns:
                     place = {"arm": arm, "seed": seed, "task": f"{TASK}_{setting}", "data_set": data_set}
                     values = np.column_stack(list(columns.values()))
                     write_scores(run, values, list(rows.image_id), list(columns), **place)
 
 
-def outcomes_artifact(arm: str, name: str) -> str:
-    """Name of an artifact: ``outcomes/curated/curves.parquet`` or ``outcomes/curated/calibration.parquet``."""
-    return f"outcomes/{arm}/{name}.parquet"
+def curves_artifact(arm: str) -> str:
+    """Where Kaplan-Meier curves by risk group are kept.
 
-
-def read_curves(run: Run, arm: str) -> pd.DataFrame:
-    """Kaplan-Meier curves by risk group as `evaluate_outcomes` kept them.
-
-    Returns:
-        ``outcome, data_set, seed, setting, group, years, survival, ci_low, ci_high, at_risk, n, events, log_rank_p``.
+    Columns: ``outcome, data_set, seed, setting, group, years, survival, ci_low, ci_high, at_risk, n, events,
+    log_rank_p``.
     """
-    return run.read_table(outcomes_artifact(arm, "curves"))
-
-
-def read_calibration(run: Run, arm: str) -> pd.DataFrame:
-    """Predicted and observed risk by tenth of the predicted one.
-
-    Returns:
-        ``outcome, data_set, seed, setting, horizon, group, predicted, observed, ci_low, ci_high, n, events``.
-    """
-    return run.read_table(outcomes_artifact(arm, "calibration"))
+    return f"outcomes/{arm}/curves.parquet"

@@ -11,7 +11,6 @@ known: the resamples draw test patients alone.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from chexstudy.statistics.ranking import rank_metrics
 # Weight of half the squared coefficients beside the summed log partial likelihood, for features of unit variance.
 PENALTIES = (1e4, 3e3, 1e3, 3e2, 1e2, 3e1, 1e1, 1.0)
 # A ridge but for a thousandth: the library's path is defined above 0 only.
-RIDGE = 1e-3
+_RIDGE = 1e-3
 GROUP_NAMES = ("low", "medium", "high")
 
 # Keeps the model without other penalty defined where two of its few covariates say the same.
@@ -35,47 +34,6 @@ _PAIRS = 4_000_000
 def survival_is_available() -> bool:
     """Whether the library for time-to-event outcomes is installed."""
     return find_spec("sksurv") is not None
-
-
-def require_library() -> ModuleType:
-    """scikit-survival."""
-    try:
-        import sksurv
-    except ImportError:
-        raise StudyError(
-            "time-to-event outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`."
-        ) from None
-    return sksurv
-
-
-def check_observations(years: np.ndarray, events: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Times as float64 and events as bool, both ``(cases,)``.
-
-    Args:
-        years: time of the event or of censoring, above 0.
-        events: 1 where the event happened, 0 where observation ended without it.
-        where: what the cases are, for a message, such as ``the test split``.
-    """
-    years = np.asarray(pd.to_numeric(pd.Series(np.asarray(years)), errors="coerce"), dtype=float)
-    events = np.asarray(pd.to_numeric(pd.Series(np.asarray(events)), errors="coerce"), dtype=float)
-    if years.shape != events.shape or years.ndim != 1:
-        raise StudyError(f"{where} has {len(years)} times for {len(events)} events: pass one of each a case.")
-    if not len(years):
-        raise StudyError(f"{where} has no case whose outcome is known: choose another split or outcome.")
-    wrong = ~(np.isfinite(years) & (years > 0))
-    if wrong.any():
-        raise StudyError(
-            f"{where} has {wrong.sum()} times that are missing, zero or negative (the first is case "
-            f"{int(np.flatnonzero(wrong)[0])}): give each case a time above 0, or leave it out."
-        )
-    if not np.isin(events, (0, 1)).all():
-        raise StudyError(f"{where} has events that are neither 0 nor 1: leave out cases whose outcome is unknown.")
-    if not events.any():
-        raise StudyError(
-            f"nobody in {where} has the event, all {len(events)} cases are censored: take a longer observation, other "
-            "splits or another outcome."
-        )
-    return years, events.astype(bool)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -111,59 +69,47 @@ def fit_risk_model(
     validation_features: np.ndarray,
     validation_years: np.ndarray,
     validation_events: np.ndarray,
-    *,
-    penalties: Sequence[float] = PENALTIES,
-    l1_ratio: float = RIDGE,
     unpenalised: int = 0,
 ) -> RiskModel:
-    """Fit a Cox proportional hazards model with an elastic net whose strength is chosen on validation.
+    """Fit a Cox proportional hazards model with a ridge penalty whose strength is chosen on validation.
 
     Cases are taken as independent: several images of a patient change the estimate little, and intervals come from
     resampling patients.
 
     Args:
         features: ``(cases, dim)`` of the training split; each column is standardised.
-        years, events: ``(cases,)``, see `check_observations`.
-        validation_features, validation_years, validation_events: the same of the validation split.
-        penalties: the choices; the strongest with the best concordance on validation wins. Those too weak for the
-            model to have a solution are left out.
-        l1_ratio: share of the absolute values in the penalty, above 0 to 1; the default is a ridge.
+        years: ``(cases,)``, time of the event or of censoring, above 0.
+        events: bool ``(cases,)``, whether the event happened; somebody has it in both splits.
+        validation_features, validation_years, validation_events: the same of the validation split. Of the penalties,
+            the strongest with the best concordance there wins; those too weak to have a solution are left out.
         unpenalised: the first so many features are not penalised, such as age and sex beside an image.
     """
-    require_library()
     from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
     from sksurv.linear_model.coxph import BreslowEstimator
 
-    years, events = check_observations(years, events, "the training split")
-    validation_years, validation_events = check_observations(
-        validation_years, validation_events, "the validation split"
-    )
-    features = _check_features(features, years, "training")
-    validation_features = _check_features(validation_features, validation_years, "validation")
-    if not len(penalties) or min(penalties) <= 0 or not 0 < l1_ratio <= 1:
-        raise StudyError("a risk model needs one penalty or more, each above 0, and an l1_ratio above 0 and at most 1.")
+    features, validation_features = np.asarray(features, dtype=float), np.asarray(validation_features, dtype=float)
     mean, spread = features.mean(axis=0), features.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     train, validation = (features - mean) / spread, (validation_features - mean) / spread
     observed = _pair(years, events)
     if unpenalised >= features.shape[1]:
         path = np.zeros(1)
-        fitted = _fit_or_refuse(
-            lambda: CoxPHSurvivalAnalysis(alpha=_LEAST_PENALTY, ties="efron").fit(train, observed).coef_[:, None],
-            features.shape[1],
-            events,
-        )
+
+        def fit_path(count: int) -> np.ndarray:
+            return CoxPHSurvivalAnalysis(alpha=_LEAST_PENALTY, ties="efron").fit(train, observed).coef_[:, None]
+
     else:
-        path = np.sort(np.asarray(penalties, dtype=float))[::-1]
+        path = np.array(PENALTIES)
         factors = np.r_[np.zeros(unpenalised), np.ones(features.shape[1] - unpenalised)]
         # The library divides the likelihood by the cases and makes the factors sum to their number.
         strength = path / len(years) * factors.mean()
 
         def fit_path(count: int) -> np.ndarray:
-            net = CoxnetSurvivalAnalysis(l1_ratio=l1_ratio, alphas=strength[:count], penalty_factor=factors)
+            net = CoxnetSurvivalAnalysis(l1_ratio=_RIDGE, alphas=strength[:count], penalty_factor=factors)
             return net.fit(train, observed).coef_
 
-        path, fitted = _fit_as_far_as_possible(fit_path, path, features.shape[1], events)
+    fitted = _fit_as_far_as_possible(fit_path, len(path), features.shape[1], events)
+    path = path[: fitted.shape[1]]
     judged = concordance(validation_years, validation_events, validation @ fitted)
     chosen = int(np.argmax(judged))
     coefficients = fitted[:, chosen]
@@ -179,35 +125,20 @@ def fit_risk_model(
     )
 
 
-def _fit_or_refuse(fit: Callable[[], np.ndarray], count: int, events: np.ndarray) -> np.ndarray:
-    try:
-        return fit()
-    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
-        raise StudyError(
-            f"the Cox model of {count} features and {events.sum()} events has no solution "
-            f"({str(error).splitlines()[0]}): penalise more, or take fewer features."
-        ) from None
-
-
 def _fit_as_far_as_possible(
-    fit_path: Callable[[int], np.ndarray], path: np.ndarray, count: int, events: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The path of falling penalties up to the weakest that has a solution: few events and many features have none."""
-    for length in range(len(path), 1, -1):
+    fit_path: Callable[[int], np.ndarray], longest: int, count: int, events: np.ndarray
+) -> np.ndarray:
+    """Coefficients along falling penalties to the weakest with a solution: few events and many features have none."""
+    problem = ""
+    for length in range(longest, 0, -1):
         try:
-            return path[:length], fit_path(length)
-        except (ArithmeticError, ValueError, np.linalg.LinAlgError):
-            continue
-    return path[:1], _fit_or_refuse(lambda: fit_path(1), count, events)
-
-
-def _check_features(features: np.ndarray, years: np.ndarray, split: str) -> np.ndarray:
-    features = np.asarray(features, dtype=float)
-    if features.ndim != 2 or len(features) != len(years) or features.shape[1] == 0:
-        raise StudyError(f"the {split} split has features {features.shape} for {len(years)} cases: pass one row each.")
-    if not np.isfinite(features).all():
-        raise StudyError(f"the {split} features hold values that are not finite: embed this split again.")
-    return features
+            return fit_path(length)
+        except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+            problem = str(error).splitlines()[0]
+    raise StudyError(
+        f"the Cox model of {count} features and {events.sum()} events has no solution ({problem}): penalise more, or "
+        "take fewer features."
+    )
 
 
 def _pair(years: np.ndarray, events: np.ndarray) -> np.ndarray:
@@ -242,10 +173,8 @@ class Censoring:
 
 def fit_censoring(years: np.ndarray, events: np.ndarray) -> Censoring:
     """The censoring distribution of a training split."""
-    require_library()
     from sksurv.nonparametric import kaplan_meier_estimator
 
-    years, events = check_observations(years, events, "the training split")
     if events.all():
         times, observed = np.unique(years), np.ones(len(np.unique(years)))
     else:
@@ -276,15 +205,9 @@ def concordance(
     Returns:
         ``(models,)`` without weights and ``(resamples, models)`` with them; NaN where no two cases can be compared.
     """
-    years, events = np.asarray(years, dtype=float), np.asarray(events, dtype=bool)
-    scores = np.asarray(scores, dtype=float)
-    if scores.ndim != 2 or len(scores) != len(years) or len(events) != len(years):
-        raise StudyError(f"scores {scores.shape} for {len(years)} times: pass one row a case and one column a model.")
-    if not np.isfinite(scores).all():
-        raise StudyError("a score is not finite: score every case, or leave the model out.")
     # Sums of whole and half numbers up to 2**23 are exact in float32.
     by_case = np.ones((1, len(years)), np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
-    importance = np.ones(len(years)) if importance is None else np.asarray(importance, dtype=float)
+    importance = np.ones(len(years)) if importance is None else importance
     earlier = np.flatnonzero(events & (importance > 0))
     won = np.zeros((len(by_case), scores.shape[1]))
     pairs = np.zeros(len(by_case))
@@ -396,10 +319,8 @@ def estimate_survival(years: np.ndarray, events: np.ndarray) -> pd.DataFrame:
 
     ``at_risk`` counts the cases observed up to that time.
     """
-    require_library()
     from sksurv.nonparametric import kaplan_meier_estimator
 
-    years, events = np.asarray(years, dtype=float), np.asarray(events, dtype=bool)
     times, survival, ends = kaplan_meier_estimator(events, years, conf_level=CONFIDENCE, conf_type="log-log")
     times = np.r_[0.0, times]
     return pd.DataFrame(
@@ -415,38 +336,8 @@ def estimate_survival(years: np.ndarray, events: np.ndarray) -> pd.DataFrame:
 
 def compare_groups(years: np.ndarray, events: np.ndarray, groups: np.ndarray) -> float:
     """P-value of the log-rank test that the groups survive alike; NaN where there is one group only, or no event."""
-    require_library()
     from sksurv.compare import compare_survival
 
-    events = np.asarray(events, dtype=bool)
     if len(np.unique(groups)) < 2 or not events.any():
         return float("nan")
-    return float(compare_survival(_pair(np.asarray(years, dtype=float), events), np.asarray(groups))[1])
-
-
-def calibrate_risk(
-    years: np.ndarray, events: np.ndarray, risks: np.ndarray, horizon: float, groups: int = 10
-) -> pd.DataFrame:
-    """Predicted against observed risk at a horizon, by quantiles of the predicted risk.
-
-    Args:
-        years, events: ``(cases,)``, one case a patient, for the intervals take them as independent.
-        risks: ``(cases,)``, predicted.
-        horizon: in years.
-        groups: how many, as far as the risks differ.
-
-    Returns:
-        ``group, predicted, observed, ci_low, ci_high, n, events``; observed is one minus Kaplan-Meier at the horizon
-        with its 95 % interval (log-log), NaN where nobody or everybody had the event.
-    """
-    cuts = np.quantile(risks, np.linspace(0, 1, groups + 1)[1:-1])
-    places = np.unique(np.searchsorted(cuts, risks, side="right"), return_inverse=True)[1]
-    rows = []
-    for group in range(places.max() + 1):
-        members = places == group
-        curve = estimate_survival(years[members], events[members])
-        at = curve[curve.years <= horizon].iloc[-1]
-        ends = (1 - at.ci_high, 1 - at.ci_low) if 0 < at.survival < 1 else (np.nan, np.nan)
-        happened = int((events[members] & (years[members] <= horizon)).sum())
-        rows.append((group, float(np.mean(risks[members])), 1 - at.survival, *ends, int(members.sum()), happened))
-    return pd.DataFrame(rows, columns=["group", "predicted", "observed", "ci_low", "ci_high", "n", "events"])
+    return float(compare_survival(_pair(years, events), groups)[1])
