@@ -55,7 +55,7 @@ from chexstudy.evaluation.adaptation.run import (
     measure_adaptation,
     tabulate_costs,
 )
-from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
 from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
 from chexstudy.evaluation.adaptation.training import Recipe
@@ -221,7 +221,6 @@ if obstacle:
 else:
     frozen = {one: freeze_arm(evaluation, first_arm, one, patches=False) for one in arm_seeds}
     predicted = evaluate_outcomes(evaluation, first_arm, frozen, horizons)
-    predicted = predicted.assign(study=study, arm=first_arm, exposure=tell_exposure(run, first_arm, seed))
     if predicted.value.notna().any():
         curves = run.read_table(curves_artifact(first_arm))
         risks = plot_outcomes(predicted, curves)

@@ -23,8 +23,8 @@ def make_results(arms=("curated",)):
                 for place, setting in enumerate(settings):
                     for seed in (0, 1, OVER_SEEDS):
                         value = 0.6 + 0.05 * place + 0.01 * seed
-                        place = (arm, data_set, finding, metric, setting, "", seed)
-                        rows.append((*place, value, value - 0.05, value + 0.05))
+                        measured = (arm, data_set, finding, metric, setting, "", seed)
+                        rows.append((*measured, value, value - 0.05, value + 0.05))
                 for setting, gain in ((BOTH, 0.1), (IMAGE, 0.05)):
                     place = (arm, data_set, finding, f"{metric}_difference", setting, AGE_SEX, OVER_SEEDS)
                     rows.append((*place, gain, gain - 0.03, gain + 0.03))
@@ -137,7 +137,7 @@ def test_the_caption_tells_n_seeds_and_intervals():
 def test_nothing_to_draw_is_one_sentence():
     with pytest.raises(StudyError, match="nothing to draw without outcomes"):
         plot_outcomes(make_results().iloc[:0], make_curves())
-    with pytest.raises(StudyError, match="no outcomes of phantom/other; run"):
+    with pytest.raises(StudyError, match="without outcomes of phantom/other"):
         plot_outcomes(make_results(), make_curves(), "phantom/other")
     with pytest.raises(StudyError, match="no survival curves of 'cancer' by age_sex_image on phantom/test; run"):
         plot_outcomes(make_results(), make_curves(), outcomes=["cancer"])

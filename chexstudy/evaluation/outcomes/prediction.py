@@ -22,7 +22,7 @@ from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, outcome_names
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
-from chexstudy.evaluation.image_text.evaluate import Evaluation
+from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.outcomes.survival import (
     GROUP_NAMES,
     Censoring,
@@ -41,7 +41,7 @@ from chexstudy.evaluation.outcomes.survival import (
 )
 from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write_scores
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, validate_results
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import (
     bootstrap_patients,
@@ -74,11 +74,11 @@ def evaluate_outcomes(
         horizons: years at which AUROC and Brier score are taken.
 
     Returns:
-        Rows of the results table but for ``study``, ``arm`` and ``exposure``, task ``outcome``: ``finding`` is the
-        outcome, ``setting`` one of `SETTINGS`, in a paired difference with another as ``reference``. Of an outcome with
-        a time the metrics are ``c_index`` (Harrell), ``c_index_uno`` and at each horizon ``auroc_5y``, ``brier_5y``
-        (setting ``no_model``: the training split's Kaplan-Meier for everyone) and ``observed_expected_5y``; of any
-        other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
+        Rows of the results table, task ``outcome``: ``finding`` is the outcome, ``setting`` one of `SETTINGS`, in a
+        paired difference with another as ``reference``. Of an outcome with a time the metrics are ``c_index``
+        (Harrell), ``c_index_uno`` and at each horizon ``auroc_5y``, ``brier_5y`` (setting ``no_model``: the training
+        split's Kaplan-Meier for everyone) and ``observed_expected_5y``; of any other ``auroc`` and ``auprc``. What
+        cannot be evaluated is a row with NaN.
     """
     if any(horizon <= 0 for horizon in horizons):
         raise StudyError(f"a horizon is a number of years above 0, not {min(horizons)}.")
@@ -97,7 +97,9 @@ def evaluate_outcomes(
         curves += measured.curves
         scores[name] = measured.scores
     _keep(data, arm, scores, curves)
-    return pd.concat(tables, ignore_index=True).assign(task=TASK)
+    exposure = tell_exposure(evaluation.run, arm, min(features))
+    place = {"study": evaluation.run.study, "arm": arm, "exposure": exposure}
+    return validate_results(pd.concat(tables, ignore_index=True).assign(task=TASK, **place))
 
 
 def explain_no_outcomes(cohort: pd.DataFrame) -> str:
