@@ -24,12 +24,7 @@ _LEAST_EVALUABLE = 0.9
 
 
 def bootstrap_patients(patient_ids: Sequence, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw patients with replacement and weigh every case by how often its patient was drawn.
-
-    Args:
-        patient_ids: ``(cases,)``, the patient of each case.
-        resamples: how many times to draw.
-        generator: source of randomness.
+    """Draw patients with replacement and weigh every case ``(cases,)`` by how often its patient was drawn.
 
     Returns:
         Whole numbers ``(resamples, cases)``; a row is one draw of as many patients as there are.
@@ -45,16 +40,10 @@ def bootstrap_patients(patient_ids: Sequence, resamples: int, generator: np.rand
 
 
 def count_patients(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How many patients have a case among the members of each column.
+    """How many patients have a case among the members ``(cases, columns)`` of each column ``(columns,)``.
 
-    Two cases are of one patient if they were drawn equally often in every resample.
-
-    Args:
-        members: ``(cases, columns)``, bool.
-        weights: ``(resamples, cases)`` of `bootstrap_patients`.
-
-    Returns:
-        ``(columns,)``.
+    Two cases are of one patient if they were drawn equally often in every resample: ``weights`` ``(resamples, cases)``
+    are those of `bootstrap_patients`.
     """
     # The first draws tell any two patients apart but for a chance of about 1e-30.
     patient = np.unique(weights[:64], axis=1, return_inverse=True)[1]
@@ -62,20 +51,13 @@ def count_patients(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def count_scarcer_patients(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Patients with the finding or patients without it, whichever are fewer: ``(findings,)``.
-
-    Args:
-        labels: ``(cases, findings)``, 1, 0, -1 or NaN.
-        weights: ``(resamples, cases)`` of `bootstrap_patients`.
-    """
+    """Patients with the finding or patients without it, whichever are fewer ``(findings,)``; see `count_patients`."""
     known = known_labels(labels)
     return np.minimum(*(count_patients(known & one, weights) for one in (labels == 1, labels != 1)))
 
 
-def interval(
-    replicates: np.ndarray, confidence: float = CONFIDENCE, patients: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap percentile interval over the first axis, expanded for few patients.
+def interval(replicates: np.ndarray, patients: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap percentile interval over the first axis, expanded for few patients.
 
     A percentile interval of k patients is too narrow: their spread is that of k, not k - 1, and it uses the normal
     where Student's t belongs. The expanded one (Hesterberg 2015, The American Statistician 69(4)) goes further out, to
@@ -83,7 +65,6 @@ def interval(
 
     Args:
         replicates: ``(resamples, ...)``, the metric in each resample; NaN where it could not be had.
-        confidence: share of the distribution between the ends.
         patients: ``(...)``, how many patients the metric rests on, in a ranking those of the scarcer class; without it,
             many.
 
@@ -98,15 +79,15 @@ def interval(
     ends = np.full((2, *shape), np.nan)
     for place in np.ndindex(shape):
         if enough[place]:
-            tail = _tail_probability(count[place], confidence)
+            tail = _tail_probability(count[place])
             ends[(slice(None), *place)] = np.nanquantile(replicates[(slice(None), *place)], [tail, 1 - tail])
     return ends[0], ends[1]
 
 
-def _tail_probability(patients: float, confidence: float) -> float:
+def _tail_probability(patients: float) -> float:
     if np.isinf(patients):
-        return (1 - confidence) / 2
-    reach = np.sqrt(patients / (patients - 1)) * student.ppf(0.5 + confidence / 2, patients - 1)
+        return (1 - CONFIDENCE) / 2
+    reach = np.sqrt(patients / (patients - 1)) * student.ppf(0.5 + CONFIDENCE / 2, patients - 1)
     return float(norm.cdf(-reach))
 
 
@@ -120,10 +101,7 @@ def resample_seeds(replicates: np.ndarray, generator: np.random.Generator) -> np
 
     Args:
         replicates: ``(seeds, resamples, ...)``, the patients of a resample being the same for all seeds.
-        generator: source of randomness.
-
-    Returns:
-        ``(resamples, ...)``.
+        generator: draws the seeds.
     """
     replicates = np.asarray(replicates, dtype=float)
     seeds, resamples = replicates.shape[:2]
@@ -157,10 +135,8 @@ def paired_difference(
     """First minus second, seed by seed and on the same resamples of patients.
 
     Args:
-        first: ``(seeds, ...)``, the metric of the first arm on all cases.
-        second: the same of the second arm; seed k is compared with seed k.
-        first_replicates: ``(seeds, resamples, ...)``, the metric of the first arm in each resample of patients.
-        second_replicates: the same of the second arm in the same resamples.
+        first, second: ``(seeds, ...)``, the metric of each arm on all cases; seed k is compared with seed k.
+        first_replicates, second_replicates: ``(seeds, resamples, ...)``, in the same resamples of patients.
         generator: draws the seeds.
         patients: ``(...)``, as in `interval`.
     """
@@ -180,14 +156,7 @@ def difference_p_values(difference: Difference, patients: np.ndarray) -> np.ndar
     """Two-sided p values of differences, from the spread of the bootstrap and Student's t.
 
     Degrees of freedom are one fewer than the patients a difference rests on, as in `interval`: the p value then tells
-    what the interval tells.
-
-    Args:
-        difference: of `paired_difference`.
-        patients: ``(...)``, how many patients each rests on.
-
-    Returns:
-        ``(...)``; 1 where both rank alike in every resample, NaN where there is no interval.
+    what the interval tells. 1 where both rank alike in every resample, NaN where there is no interval.
     """
     patients = np.asarray(patients)
     with warnings.catch_warnings():

@@ -108,27 +108,12 @@ def _covariance_of_clusters(of_positives, of_negatives, positive_group, negative
     return parts[0] + parts[1] + cross + cross.T
 
 
-def area_interval(area: float, variance: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Normal interval of an AUROC, cut off at 0 and 1; NaN for an AUROC of 0 or 1, which shows no variance."""
-    if not variance > 0:
-        return np.nan, np.nan
-    reach = norm.ppf(0.5 + confidence / 2) * np.sqrt(variance)
-    return max(0.0, float(area - reach)), min(1.0, float(area + reach))
-
-
-def compare_areas(
-    areas: CorrelatedAreas, contrast: Sequence[float] = (1.0, -1.0), confidence: float = CONFIDENCE
-) -> AreaComparison:
-    """Test a contrast of AUROCs: two models', or the mean over seeds of one model minus that of another.
-
-    Args:
-        areas: of `correlate_areas`.
-        contrast: ``(models,)``, the weight of each AUROC.
-        confidence: of the interval.
+def compare_areas(areas: CorrelatedAreas, contrast: Sequence[float] = (1.0, -1.0)) -> AreaComparison:
+    """Test a contrast of AUROCs ``(models,)``: two models', or the mean over seeds of one model minus that of another.
 
     Returns:
-        The contrast with its normal interval and p value. Models that rank every case alike differ by exactly 0, with p
-        = 1; where the variance is 0 but the contrast is not, nothing but the contrast can be told.
+        The contrast with its normal 95 % interval and p value. Models that rank every case alike differ by exactly 0,
+        with p = 1; where the variance is 0 but the contrast is not, nothing but the contrast can be told.
     """
     contrast = np.asarray(contrast, dtype=float)
     if contrast.shape != areas.areas.shape:
@@ -141,6 +126,6 @@ def compare_areas(
             return AreaComparison(0.0, 0.0, 0.0, 0.0, 1.0)
         return AreaComparison(value, np.nan, np.nan, np.nan, np.nan)
     error = np.sqrt(variance)
-    reach = norm.ppf(0.5 + confidence / 2) * error
+    reach = norm.ppf(0.5 + CONFIDENCE / 2) * error
     z = value / error
     return AreaComparison(value, value - reach, value + reach, z, float(2 * norm.sf(abs(z))))

@@ -35,8 +35,7 @@ def exchange_models(
 
     Args:
         labels: ``(cases, findings)``, 1, 0, -1 or NaN.
-        first: one ``(cases, findings)`` array a seed.
-        second: the same seeds of the other model.
+        first, second: one ``(cases, findings)`` array a seed, of the same seeds of both models.
         patient_ids: ``(cases,)``.
         generator: tosses the coins.
         permutations: how many; the smallest p value is one over one more.

@@ -13,16 +13,13 @@ from chexstudy.errors import StudyError
 from chexstudy.statistics.bootstrap import CONFIDENCE, LEAST_PATIENTS
 
 
-def measure_proportion(
-    members: np.ndarray, hits: np.ndarray, patients: np.ndarray, confidence: float = CONFIDENCE
-) -> tuple[float, float, float]:
-    """The share of hits among the members, and its interval.
+def measure_proportion(members: np.ndarray, hits: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
+    """The share of hits among the members, and its 95 % interval.
 
     Args:
         members: ``(cases,)`` or ``(seeds, cases)``, bool: what the share is of. Members may differ between seeds.
         hits: the same shape, bool: which members count.
         patients: ``(cases,)``, whole numbers from 0 that say which patient a case is of.
-        confidence: share of the distribution between the ends.
 
     Returns:
         Share, low and high end. Members of all seeds count alike. The variance is that of a ratio by linearisation,
@@ -57,7 +54,7 @@ def measure_proportion(
             variance += max(0.0, clustered_variance(residual, seeds) - both)
         # Patients who differ less than chance would have it say nothing: no more cases than there are.
         effective = min(share * (1 - share) / variance, float(np.unique(case).size)) if variance > 0 else effective
-    return share, *score_interval(share, effective, student.ppf(0.5 + confidence / 2, count - 1))
+    return share, *score_interval(share, effective, student.ppf(0.5 + CONFIDENCE / 2, count - 1))
 
 
 def clustered_variance(residual: np.ndarray, cluster: np.ndarray) -> float:
@@ -75,9 +72,9 @@ def score_interval(share: float, n: float, quantile: float) -> tuple[float, floa
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def wilson_interval(rate: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; ``n`` may be an effective number (Wilson 1927)."""
-    z = norm.ppf(0.5 + confidence / 2)
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+def wilson_interval(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % interval by the normal quantile: `score_interval` but for its last bit, which results keep."""
+    z = norm.ppf(0.5 + CONFIDENCE / 2)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
