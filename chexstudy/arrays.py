@@ -1,80 +1,163 @@
-"""Large arrays made in parts: each part a file written when it is done, joined at the end.
+"""Large arrays as ``.npy`` files that are written from the first row to the last: what was written outlives a kill.
 
-A killed run goes on at the first part that is missing. The parts lie under the key of the whole, so that parts of
-another key are never mixed in.
+Written and not mapped: on a full disk a mapped file kills the process.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-from chexstudy.runs import artifact_path, find_damage, forget_artifact
+from chexstudy.runs import atomic_path, has_grown, refused_writes, seal_artifact
+
+_BLOCK_BYTES = 2**24
 
 
-class Parts:
-    """Arrays in parts, one file each; parts of another key are thrown away.
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype | type) -> None:
+    """Write what a ``.npy`` file begins with; numpy leaves room for it to be written again with more rows."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+class GrowingArray:
+    """A ``.npy`` file whose rows are written from the first to the last.
+
+    What `flush` has made safe is hashed as it was written, ``NAME.growing.json``, and counts for a later process only
+    if it reads the same.
 
     Args:
-        folder: where the parts of this key lie; its parent holds nothing but parts.
-        rows_a_part: rows of each part but the last.
+        final: where the whole array will lie; until then it is ``NAME.growing.npy`` beside it.
+        shape: of the whole array, rows first.
+        dtype: of its elements.
+        keep: go on with what an earlier process has written.
+        key: of what is written; rows of another key are thrown away.
+
+    Attributes:
+        rows: how many rows are there.
     """
 
-    def __init__(self, folder: Path, rows_a_part: int):
-        self.folder, self._rows_a_part = folder, rows_a_part
-        if folder.parent.exists():
-            for other in folder.parent.iterdir():
-                if other != folder:
-                    forget_artifact(other)
+    def __init__(self, final: Path, shape: tuple[int, ...], dtype: np.dtype | type, keep: bool = False, key: str = ""):
+        self.final, self.shape, self.dtype, self._key = final, shape, np.dtype(dtype), key
+        self.path = final.with_name(f"{final.stem}.growing.npy")
+        self._row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        self.rows = count_grown_rows(final, key) if keep else 0
+        with refused_writes(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "r+b" if self.rows else "w+b")  # noqa: SIM115
+            write_header(self._file, shape, self.dtype)
+            self._start = self._file.tell()
+            self._file.flush()
+        self._hash_from_disk(self.rows)
 
-    def chunks(self, rows: int) -> list[slice]:
-        """The rows of each part, of so many rows in all."""
-        return [slice(start, min(start + self._rows_a_part, rows)) for start in range(0, rows, self._rows_a_part)]
+    def require(self, rows: int) -> None:
+        """Make sure that so many rows are there."""
+        if self.rows < rows:
+            raise StudyError(
+                f"{self.path} holds {self.rows} rows and not the {rows} that its checkpoint counts: remove the arm's "
+                "folder and train it again."
+            )
 
-    def make(
-        self, kinds: Sequence[str], rows: int, compute: Callable[[slice], Sequence[np.ndarray]], label: str
-    ) -> None:
-        """Compute and write the parts that are not there yet, or not as they were written.
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Write rows from number ``row`` on; those beyond are forgotten."""
+        if row != self.rows:
+            self._hash_from_disk(row)
+        content = np.ascontiguousarray(values, self.dtype).data
+        with refused_writes(self.final):
+            self._file.seek(self._start + row * self._row_bytes)
+            self._file.write(content)
+        self._hash.update(content)
+        self.rows = row + len(values)
 
-        Args:
-            kinds: names of the arrays that are computed together.
-            rows: of each array.
-            compute: gives the rows of a slice, one array a kind.
-            label: what is being done.
-        """
-        missing = [chunk for chunk in self.chunks(rows) if not all(self._is_whole(kind, chunk) for kind in kinds)]
-        for chunk in progress(missing, label=f"{label}, parts of {self._rows_a_part}"):
-            for kind, array in zip(kinds, compute(chunk), strict=True):
-                with artifact_path(self._path(kind, chunk)) as temporary:
-                    np.save(temporary, array)
+    def flush(self) -> None:
+        """Make sure that what was written outlives a power cut."""
+        with refused_writes(self.final):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        with atomic_path(_place_hash(self.final)) as temporary:
+            size = self._start + self.rows * self._row_bytes
+            grown = {"key": self._key, "rows": self.rows, "bytes": size, "sha256": self._hash.hexdigest()}
+            temporary.write_text(json.dumps(grown) + "\n")
 
-    def read(self, kind: str, rows: int) -> Iterator[np.ndarray]:
-        """The parts of a kind in their order."""
-        for chunk in self.chunks(rows):
-            yield np.load(self._path(kind, chunk), allow_pickle=False)
+    def finish(self) -> None:
+        """Move the whole array to its place."""
+        self.require(self.shape[0])
+        with refused_writes(self.final):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        seal_artifact(self.final, self._hash.hexdigest(), self._key)
+        os.replace(self.path, self.final)
+        _place_hash(self.final).unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Take all parts away, once they are joined."""
-        forget_artifact(self.folder.parent)
-
-    def _is_whole(self, kind: str, rows: slice) -> bool:
-        path = self._path(kind, rows)
-        return path.exists() and not find_damage(path)
-
-    def _path(self, kind: str, rows: slice) -> Path:
-        return self.folder / f"{kind}_{rows.start:010d}.npy"
+    def _hash_from_disk(self, rows: int) -> None:
+        """Hash header and rows that an earlier process wrote."""
+        self._file.flush()
+        self._hash = _hash_beginning(self.path, self._start + rows * self._row_bytes)
 
 
-def write_rows(path: Path, parts: Iterable[np.ndarray], rows: int) -> None:
-    """Write parts one after the other as one ``.npy`` file of ``rows`` rows; never all in memory.
+def grow_arrays(
+    finals: Sequence[Path],
+    rows: int,
+    rows_a_part: int,
+    key: str,
+    compute: Callable[[slice], Sequence[np.ndarray]],
+    label: str,
+) -> None:
+    """Compute arrays of equally many rows part by part, unless they are there.
 
-    Written, not mapped: a full disk is then an error and not a killed process.
+    A killed computation goes on at the part it was at.
+
+    Args:
+        finals: where they will lie.
+        rows: of each array.
+        rows_a_part: rows that are computed together, but for the last part.
+        key: of what is computed.
+        compute: gives the rows of a slice, one array for each file.
+        label: what is being done.
     """
-    with open(path, "wb") as file:
-        for number, part in enumerate(parts):
-            if number == 0:
-                descr = np.lib.format.dtype_to_descr(part.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": (rows, *part.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(part).data)
+    if all(has_grown(final, key) for final in finals):
+        return
+    done = min(rows - 1, *(count_grown_rows(final, key) for final in finals)) // rows_a_part * rows_a_part
+    growing: list[GrowingArray] = []
+    starts = range(done, rows, rows_a_part)
+    for start in progress(starts, label=f"{label}, parts of {rows_a_part}"):
+        arrays = compute(slice(start, min(start + rows_a_part, rows)))
+        if not growing:
+            kinds = [((rows, *array.shape[1:]), array.dtype, done > 0, key) for array in arrays]
+            growing = [GrowingArray(final, *kind) for final, kind in zip(finals, kinds, strict=True)]
+        for one, array in zip(growing, arrays, strict=True):
+            one.write(start, array)
+            one.flush()
+    for one in growing:
+        one.finish()
+
+
+def count_grown_rows(final: Path, key: str = "") -> int:
+    """How many rows of an array that is not finished are as they were written; none if any byte or the key differs."""
+    try:
+        grown = json.loads(_place_hash(final).read_bytes())
+        rows, expected = int(grown["rows"]), grown["sha256"]
+        found = _hash_beginning(final.with_name(f"{final.stem}.growing.npy"), int(grown["bytes"])).hexdigest()
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+    return rows if found == expected and grown.get("key") == key else 0
+
+
+def _place_hash(final: Path) -> Path:
+    return final.with_name(f"{final.stem}.growing.json")
+
+
+def _hash_beginning(path: Path, size: int):
+    """SHA-256 of a file's first bytes, as a hash object that goes on."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size and (block := file.read(min(size, _BLOCK_BYTES))):
+            digest.update(block)
+            size -= len(block)
+    return digest

@@ -16,7 +16,7 @@ from types import FrameType
 from chexstudy import paths
 
 _COMPUTE_NOTHING = {
-    *("children", "code_closure", "errors", "paths", "progress", "pseudonyms", "runs", "steps"),
+    *("arrays", "children", "code_closure", "errors", "paths", "progress", "pseudonyms", "runs", "steps"),
     *("workflow", "plots", "cli"),
 }
 

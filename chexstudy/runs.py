@@ -182,16 +182,25 @@ def artifact_path(final: str | Path) -> Iterator[Path]:
         seal_artifact(Path(final), hash_file(temporary))
 
 
-def seal_artifact(path: Path, sha256: str | None = None) -> None:
+def seal_artifact(path: Path, sha256: str | None = None, grown_under: str = "") -> None:
     """Write the SHA-256 of an artifact, file or folder, into its provenance; elsewhere than in a study do nothing.
 
     Args:
         path: the artifact.
         sha256: of what was written there, or is about to be; that of what is there now if not given.
+        grown_under: the key of an array that is done before the artifact it is a part of.
     """
     record = _find_record(path)
     if record:
-        write_record(record, {"sha256": sha256 or hash_artifact(path)})
+        key = {"grown_under": grown_under} if grown_under else {}
+        write_record(record, {"sha256": sha256 or hash_artifact(path)} | key)
+
+
+def has_grown(path: Path, key: str) -> bool:
+    """Whether an artifact is whole and was sealed as grown under this key."""
+    record = _find_record(path)
+    seal = (read_record(record) if record else None) or {}
+    return seal.get("grown_under") == key and not _find_damage(path, record)
 
 
 def find_damage(path: Path) -> str:

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chexstudy.arrays import Parts, write_rows
+from chexstudy.arrays import grow_arrays
 from chexstudy.cohort.reports import training_text
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run
+from chexstudy.runs import Run, forget_artifact
 from chexstudy.steps import find_step
 
 _PART_ROWS = 1024
@@ -174,7 +174,6 @@ def embed_cohort(
     for encoder in (image_encoder, text_encoder):
         encoder.to(device).eval()
     image_ids, distinct = cohort["image_id"].tolist(), distinct_texts(texts)
-    parts = Parts(run.path(_artifact(name, "parts")) / key[:16], _PART_ROWS)
     options = {"batch_size": batch_size, "device": device, "autocast": autocast}
 
     def embed_image_rows(rows: slice) -> list[np.ndarray]:
@@ -183,18 +182,16 @@ def embed_cohort(
     def embed_text_rows(rows: slice) -> list[np.ndarray]:
         return [embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], **options).astype(dtype)]
 
-    parts.make(("image",), len(image_ids), embed_image_rows, "embedding images")
-    parts.make(("text",), len(distinct), embed_text_rows, "embedding texts")
-    image, text = _artifact(name, "image.npy"), _artifact(name, "text.npy")
-    with run.writing(image) as temporary:
-        write_rows(temporary, parts.read("image", len(image_ids)), len(image_ids))
-    unique = np.concatenate(list(parts.read("text", len(distinct))))
-    rows = _rows_of(texts, distinct)
-    with run.writing(text) as temporary:
-        write_rows(temporary, (unique[rows[chunk]] for chunk in parts.chunks(len(rows))), len(rows))
+    image, text, distinct_text = (_artifact(name, f"{kind}.npy") for kind in ("image", "text", "distinct_text"))
+    grow_arrays([run.path(image)], len(image_ids), _PART_ROWS, key, embed_image_rows, "embedding images")
+    grow_arrays([run.path(distinct_text)], len(distinct), _PART_ROWS, key, embed_text_rows, "embedding texts")
+    unique, places = run.read_array(distinct_text), _rows_of(texts, distinct)
+    grow_arrays(
+        [run.path(text)], len(places), _PART_ROWS, key, lambda rows: [unique[places[rows]]], "a text for each image"
+    )
+    forget_artifact(run.path(distinct_text))
     run.write_table(ids, pd.DataFrame({"image_id": image_ids}))
     run.record(ids, parameters, inputs, files=(image, text))
-    parts.remove()
     return read_embeddings(run, name)
 
 

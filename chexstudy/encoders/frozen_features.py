@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexstudy.arrays import Parts, write_rows
+from chexstudy.arrays import grow_arrays
 from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
@@ -130,8 +130,7 @@ def freeze_features(
     """Compute the features of images and keep them as ``features/<name>/`` of the study.
 
     Current features (same weights, preprocessing, images, pixels and code) are read; those with patches also serve
-    where none are asked for. Stale ones are computed again, unfinished ones are finished. While the parts are joined,
-    the patches lie on disk twice.
+    where none are asked for. Stale ones are computed again, unfinished ones are finished.
 
     Args:
         run: the study.
@@ -173,21 +172,17 @@ def freeze_features(
     kinds = (*_VECTORS, "patches") if patches else _VECTORS
     bytes_an_image = 4 * (encoder.dim + 2 * sum(widths)) + 2 * patches * tokens * sum(widths)
     rows_a_part = max(1, min(_PART_ROWS, _PART_BYTES // bytes_an_image))
-    parts = Parts(run.path(_artifact(name, "parts")) / run.key(parameters, inputs)[:16], rows_a_part)
 
     def compute(rows: slice) -> list[np.ndarray]:
         return _embed(encoder, image_ids[rows], pixels, blocks, batch_size, device)[: len(kinds)]
 
-    parts.make(kinds, len(image_ids), compute, "freezing features")
     if not patches:
         forget_artifact(run.path(_artifact(name, "patches.npy")))
-    for kind in kinds:
-        with run.writing(_artifact(name, f"{kind}.npy")) as temporary:
-            write_rows(temporary, parts.read(kind, len(image_ids)), len(image_ids))
+    files = [run.path(_artifact(name, f"{kind}.npy")) for kind in kinds]
+    grow_arrays(files, len(image_ids), rows_a_part, run.key(parameters, inputs), compute, "freezing features")
     run.write_table(_artifact(name, "ids.parquet"), pd.DataFrame({"image_id": image_ids}))
     run.write_json(layout, {"widths": widths, "tokens": tokens, "patches": patches, "encoder": description})
     run.record(layout, parameters, inputs, files=_files(name, patches))
-    parts.remove()
     return read_features(run, name)
 
 

@@ -7,11 +7,11 @@ finished, whatever happens later, and one without is made anew.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 
+from chexstudy.arrays import write_header
 from chexstudy.cohort.quality import CheckedImage
 from chexstudy.errors import StudyError
 from chexstudy.runs import atomic_path, hash_file, hash_values
@@ -164,22 +164,16 @@ def _hash_outcomes(record: pd.DataFrame) -> str:
 def _write_usable(path: Path, checked: Iterable[CheckedImage], size: int) -> pd.DataFrame:
     """Write a ``.npy`` file of the usable images.
 
-    Written, not mapped: a full disk is then an error and not a killed process. The number of rows is known at the end
-    only, and numpy leaves room in the header for it.
+    The number of rows is known at the end only.
     """
     outcomes, rows = [], 0
     with open(path, "wb") as file:
-        _write_header(file, rows, size)
+        write_header(file, (rows, size, size), np.uint8)
         for image in checked:
             outcomes.append((image.reason, image.detail, image.sha256))
             if image.pixels is not None:
                 file.write(image.pixels.data)
                 rows += 1
         file.seek(0)
-        _write_header(file, rows, size)
+        write_header(file, (rows, size, size), np.uint8)
     return pd.DataFrame(outcomes, columns=_OUTCOMES, dtype="str")
-
-
-def _write_header(file: BinaryIO, rows: int, size: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size)}
-    np.lib.format.write_array_header_1_0(file, header)

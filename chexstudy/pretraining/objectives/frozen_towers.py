@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chexstudy.growing import GrowingArray
+from chexstudy.arrays import GrowingArray
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 from chexstudy.progress import progress
 from chexstudy.runs import Run, hash_values

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.arrays import GrowingArray, count_grown_rows
 from chexstudy.children import end_with_parent
 from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.cohort.pixels.store import open_pixel_store
@@ -41,7 +42,6 @@ from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.errors import StudyError
-from chexstudy.growing import GrowingArray, count_grown_rows
 from chexstudy.pretraining.arms.definitions import (
     ARMS,
     JOB_DONE,

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chexstudy.arrays import GrowingArray
 from chexstudy.curation.online.curators import Curator, ScoringCurator
 from chexstudy.curation.online.decisions import ledger_rows
 from chexstudy.curation.online.prototypes import balanced_assignment, join_features, prototype_spread
 from chexstudy.curation.records.ledger import LedgerWriter
 from chexstudy.devices import autocast_dtype
 from chexstudy.errors import StudyError
-from chexstudy.growing import GrowingArray
 from chexstudy.pretraining.arms.definitions import Arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
