@@ -13,7 +13,7 @@ from chexstudy.cohort.annotations import read_masks
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.junk import JUNK_KINDS, draw_junk, spoil_radiograph
 from chexstudy.cohort.phantom.plan import PhantomConfig
-from chexstudy.cohort.phantom.prevalence import PREVALENCE
+from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.cohort.pixels.convert import StoreFolder
 from chexstudy.cohort.table import NO_FINDING, finding_columns, outcome_columns, read_cohort
 from chexstudy.errors import StudyError

@@ -8,7 +8,7 @@ import pytest
 
 from chexstudy.cohort.phantom.case import Case, Lesion, Patient
 from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN, draw_radiograph
-from chexstudy.cohort.phantom.prevalence import PREVALENCE
+from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.errors import StudyError
 
 # Where a finding is looked for; everything else lies on one side, in the middle zone.

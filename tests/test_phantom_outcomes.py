@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from chexstudy.cohort.phantom.case import Case, Lesion, Patient
-from chexstudy.cohort.phantom.devices import find_malposition, place_devices
-from chexstudy.cohort.phantom.outcomes import HAZARDS, simulate_outcomes
+from chexstudy.cohort.phantom.drawn_devices import find_malposition, place_devices
+from chexstudy.cohort.phantom.drawn_outcomes import HAZARDS, simulate_outcomes
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, plan_pairs
 
 

@@ -6,11 +6,11 @@ import pytest
 from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN
 from chexstudy.cohort.phantom.population import (
     MAXIMAL_STUDIES,
+    PREVALENCE,
     permute_prevalence,
     simulate_cases,
     simulate_enriched_cases,
 )
-from chexstudy.cohort.phantom.prevalence import PREVALENCE
 from chexstudy.errors import StudyError
 
 FINDINGS = list(PREVALENCE)

@@ -1,6 +1,6 @@
 """Reports: sections of a written report, the text a pair is trained on, and pseudo-reports made from labels.
 
-Everything that is a matter of wording is data at the top of the file. A pseudo-report depends on the seed, the image id
+Everything that is a matter of wording lies in ``reports.yaml``. A pseudo-report depends on the seed, the image id
 and the labels alone, never on the order in which images are read, so that adding an image leaves all others as they
 were; a sentence depends on its own label alone, so that adding a finding leaves the other sentences as they were.
 
@@ -9,129 +9,20 @@ Source: the label-to-report scheme of CheXficient (arXiv 2602.22843), after LLaV
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.inputs.placeholders import is_placeholder
+from chexstudy.inputs.yaml_files import read_data_beside
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 
-# No template has a verb that must agree with the finding, because names are singular (mass) and plural (devices).
-TEMPLATES = MappingProxyType(
-    {
-        PRESENT: (
-            "the radiograph shows {finding}",
-            "{finding} can be seen",
-            "the appearance is that of {finding}",
-            "there are signs of {finding}",
-            "changes in keeping with {finding}",
-            "positive for {finding}",
-            "{finding} noted on this image",
-            "imaging features of {finding}",
-        ),
-        ABSENT: (
-            "no {finding}",
-            "no sign of {finding}",
-            "{finding} not seen",
-            "nothing to suggest {finding}",
-            "negative for {finding}",
-            "the image is free of {finding}",
-            "without {finding}",
-        ),
-        UNCERTAIN: (
-            "{finding} cannot be ruled out",
-            "questionable {finding}",
-            "the image may show {finding}",
-        ),
-    }
-)
-
-# Where the plain templates would not read as English. Names are compared in lower case.
-SPECIAL_TEMPLATES = MappingProxyType(
-    {
-        "pleural other": {
-            PRESENT: ("pleural changes other than effusion and pneumothorax", "there is another pleural abnormality"),
-            ABSENT: ("the pleura is otherwise unremarkable", "no further pleural abnormality"),
-            UNCERTAIN: ("another pleural abnormality cannot be ruled out", "questionable further pleural change"),
-        },
-        "support devices": {
-            ABSENT: ("no lines, tubes or devices", "the chest is free of hardware", "no support devices seen"),
-        },
-    }
-)
-
-NO_FINDING_SENTENCES = ("no acute cardiopulmonary abnormality", "normal chest radiograph without focal lesion")
-
-# The headings that open each section, in lower case, with their commonest misspellings. A heading that is not here is
-# part of the text it stands in ("Heart: normal").
-SECTION_HEADINGS = MappingProxyType(
-    {
-        "findings": (
-            *("findings", "finding", "findngs", "fidings", "findings and impression", "findings/impression"),
-            *("findings / impression", "findings & impression"),
-            *("radiographic findings", "observations", "résultats", "résultat", "resultats", "constatations"),
-            *("description", "interprétation", "befund", "hallazgos", "achados", "análise", "reperti", "referto"),
-            *("检查所见", "影像所见", "影像表现", "所见"),
-        ),
-        "impression": (
-            *("impression", "impressions", "impresson", "impresion", "final impression", "impression/plan"),
-            *("impression and recommendation", "impression and recommendations", "conclusion", "conclusions"),
-            *("opinion", "assessment", "synthèse", "au total", "en résumé", "beurteilung", "impresión", "conclusión"),
-            *("impressão", "conclusão", "conclusioni", "诊断意见", "诊断印象", "印象", "结论"),
-        ),
-        # An impression where there is no other.
-        "summary": ("summary", "résumé", "zusammenfassung", "resumen", "resumo"),
-        # Said in passing: within findings they take a sentence and no more.
-        "aside": (
-            *("comparison", "comparisons", "technique", "views", "comparaison", "comparaisons", "voraufnahmen"),
-            *("technik", "técnica", "comparación", "comparação", "tecnica", "confronto"),
-        ),
-        "other": (
-            *("indication", "indications", "clinical indication", "clinical information", "clinical history"),
-            *("history", "reason for exam", "reason for examination", "procedure", "procedure comments"),
-            *("examination", "exam", "exam type", "recommendation", "recommendations", "notification", "addendum"),
-            *("renseignements cliniques", "motif", "antécédents", "histoire", "indikation", "fragestellung"),
-            *(
-                "klinische angaben",
-                "indicación",
-                "indicação",
-                "datos clínicos",
-                "quesito clinico",
-                "临床诊断",
-                "检查方法",
-            ),
-        ),
-    }
-)
-# Headings of a whole report, and of the text of one that has no other heading.
-BODY_HEADINGS = ("final report", "report", "narrative", "interpretation", "radiology report", "compte rendu", "informe")
-# A first reading, which counts where there is no other.
-PRELIMINARY_HEADINGS = ("wet read", "preliminary report", "preliminary read", "preliminary interpretation")
-# Who signed, for whom and under which number: never a part of what an image shows.
-IDENTITY_HEADINGS = (
-    *("accession number", "accession no", "accession no.", "accession #", "accession", "mrn", "medical record number"),
-    *("patient", "patient name", "patient id", "name", "dob", "date of birth", "date", "exam date", "report date"),
-    *("by", "signed by", "signed", "electronically signed by", "e-signed by", "dictated by", "dictated", "transcribed"),
-    *("transcribed by", "reported by", "read by", "reviewed by", "verified by", "approved by", "finalized by"),
-    *("interpreted by", "authenticated by", "attending", "attending physician", "attending radiologist", "resident"),
-    *("radiologist", "physician", "referring physician", "ordering physician", "signer", "signature", "médecin"),
-    *("end of impression", "end of report"),
-)
-_SIGNED = "dictated|transcribed|signed|interpreted|reported|read|reviewed|verified|approved|finali[sz]ed"
-# How such a block begins without a colon, at the start of a line or behind a sentence.
-SIGNATURES = (
-    r"i,? (?:the )?(?:attending|undersigned|dr)\b",
-    r"i (?:have )?(?:personally|also|independently)?\s*(?:reviewed|examined|interpreted|viewed)\b",
-    r"(?:electronically|digitally) (?:signed|reviewed|verified|authenticated|approved)\b",
-    rf"(?:report )?(?:{_SIGNED}) (?:and \w+ )?by\b",
-    rf"(?:this|the) (?:report|examination|study|exam) (?:was|has been) (?:\w+ )?(?:{_SIGNED})\b",
-    r"accession (?:number|no|#)",
-    r"end of (?:impression|report)\b",
-)
+_WORDS = read_data_beside(__file__)
+_STATES = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain"}
+SECTION_HEADINGS = _WORDS["section_headings"]
 # A line that is a name: Jane Doe, M.D., or Dr. Jane Doe.
 _DEGREES = r"m\.?d|d\.?o|ph\.?d|mbbs|frcr|frcpc|rra"
 _NAME_LINE = rf"(?:dr\.?|prof\.?)?[ \t]*[^\W\d_][\w.,'’ \t-]{{2,50}}?,?[ \t]+(?:{_DEGREES})\.?(?=[ \t]*$)"
@@ -139,9 +30,9 @@ _DOCTOR_LINE = r"(?:dr|prof)\.?[ \t]+(?-i:[A-Z])[\w.'’-]*(?:[ \t]+(?-i:[A-Z])[
 
 _KINDS = {
     **{heading: section for section, headings in SECTION_HEADINGS.items() for heading in headings},
-    **dict.fromkeys(BODY_HEADINGS, "body"),
-    **dict.fromkeys(PRELIMINARY_HEADINGS, "preliminary"),
-    **dict.fromkeys(IDENTITY_HEADINGS, "identity"),
+    **dict.fromkeys(_WORDS["body_headings"], "body"),
+    **dict.fromkeys(_WORDS["preliminary_headings"], "preliminary"),
+    **dict.fromkeys(_WORDS["identity_headings"], "identity"),
 }
 _BARE = [name for name, kind in _KINDS.items() if kind != "identity" and name != "report"]
 
@@ -159,7 +50,7 @@ _MARKS = re.compile(
     rf"|(?<![:：]\s)(?<![:：]\s\s)(?<=\s)(?P<capitals>(?-i:{_join_names(map(str.upper, _BARE))})){_COLON}"
     # Alone on a line, with a capital: a small letter would be the last word of a sentence.
     rf"|{_LINE_START}(?-i:(?=[A-ZÀ-Þ]))(?P<bare>{_join_names(_BARE)})(?: version[^\n]*)?[*_ \t]*$"
-    rf"|(?:{_LINE_START}|(?<=[.!?])[ \t]+)(?P<signature>{'|'.join(SIGNATURES)})"
+    rf"|(?:{_LINE_START}|(?<=[.!?])[ \t]+)(?P<signature>{'|'.join(_WORDS['signatures'])})"
     rf"|^[ \t]*(?P<name>{_NAME_LINE}|{_DOCTOR_LINE})",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -272,7 +163,7 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
     stated = {finding: int(label) for finding, label in labels.items() if _is_stated(label, finding)}
     no_finding = stated.pop(NO_FINDING, None)
     if no_finding == PRESENT and all(label == ABSENT for label in stated.values()):
-        return _pick(NO_FINDING_SENTENCES, seed, image_id, NO_FINDING).capitalize() + "."
+        return _pick(_WORDS["no_finding_sentences"], seed, image_id, NO_FINDING).capitalize() + "."
     sentences = {finding: _write_sentence(finding, label, image_id, seed) for finding, label in stated.items()}
     if word_budget is not None:
         excess = sum(len(sentence.split()) for sentence in sentences.values()) - word_budget
@@ -293,11 +184,12 @@ def _is_stated(label: object, finding: str) -> bool:
 
 
 def _write_sentence(finding: str, label: int, image_id: str, seed: int) -> str:
-    templates = SPECIAL_TEMPLATES.get(finding.lower(), {}).get(label, TEMPLATES[label])
+    state = _STATES[label]
+    templates = _WORDS["special_templates"].get(finding.lower(), {}).get(state, _WORDS["templates"][state])
     return _pick(templates, seed, image_id, finding).format(finding=finding).lower().capitalize() + "."
 
 
-def _pick(choices: tuple[str, ...], seed: int, image_id: str, purpose: str) -> str:
+def _pick(choices: Sequence[str], seed: int, image_id: str, purpose: str) -> str:
     return choices[_draw(seed, image_id, "wording", purpose) % len(choices)]
 
 

@@ -1,4 +1,4 @@
-"""YAML files of a user, read strictly: no key twice, no knots of aliases, nothing too deep or too large."""
+"""YAML files of a user, read strictly: no key twice, no knots of aliases, nothing too deep or too large; and ours."""
 
 import re
 from pathlib import Path
@@ -26,6 +26,12 @@ class _Words(yaml.BaseLoader):
 
 _Words.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Words.add_constructor("tag:yaml.org,2002:null", lambda loader, node: None)
+
+
+def read_data_beside(module: str) -> dict:
+    """What lies in the YAML file beside a module of the package, named like it; ``module`` is its ``__file__``."""
+    text = Path(module).with_suffix(".yaml").read_text(encoding="utf-8")
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def read_yaml(path: Path, what: str, words: bool = False) -> object:

@@ -20,11 +20,11 @@ import pandas as pd
 
 from chexstudy.cohort.annotations import ANNOTATIONS, write_annotations
 from chexstudy.cohort.phantom.case import Case
+from chexstudy.cohort.phantom.dictation import write_report
+from chexstudy.cohort.phantom.drawn_outcomes import simulate_outcomes
 from chexstudy.cohort.phantom.films import Film, make_films
-from chexstudy.cohort.phantom.outcomes import simulate_outcomes
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
-from chexstudy.cohort.phantom.prevalence import PREVALENCE
-from chexstudy.cohort.phantom.reports import write_report
+from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.cohort.reports import template_report
 from chexstudy.cohort.table import NO_FINDING, read_cohort, write_cohort
 from chexstudy.errors import StudyError

@@ -2,11 +2,11 @@
 
 from types import MappingProxyType
 
-from chexstudy.cohort.phantom import chest_lesions, devices, lung_lesions, pleural_lesions
+from chexstudy.cohort.phantom import chest_lesions, drawn_devices, lung_lesions, pleural_lesions
 
 PAINTERS = MappingProxyType(
     {
-        "Support Devices": devices.paint_devices,
+        "Support Devices": drawn_devices.paint_devices,
         "Pleural Effusion": pleural_lesions.paint_effusion,
         "Lung Opacity": lung_lesions.paint_opacity,
         "Atelectasis": lung_lesions.paint_atelectasis,

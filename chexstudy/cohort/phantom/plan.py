@@ -10,8 +10,7 @@ import numpy as np
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.films import BROKEN_KINDS
 from chexstudy.cohort.phantom.junk import JUNK_KINDS
-from chexstudy.cohort.phantom.population import permute_prevalence, simulate_cases, simulate_enriched_cases
-from chexstudy.cohort.phantom.prevalence import PREVALENCE
+from chexstudy.cohort.phantom.population import PREVALENCE, permute_prevalence, simulate_cases, simulate_enriched_cases
 from chexstudy.errors import StudyError
 
 NATURAL_ORDER = -1

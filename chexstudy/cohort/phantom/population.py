@@ -24,6 +24,7 @@ from scipy.stats import beta
 
 from chexstudy.cohort.phantom.case import Case, Lesion, Patient
 from chexstudy.errors import StudyError
+from chexstudy.inputs.yaml_files import read_data_beside
 
 MAXIMAL_STUDIES = 5
 SUPPORT_DEVICES = "Support Devices"
@@ -45,134 +46,20 @@ _PATIENTS_FOR_CALIBRATION = 12_000
 
 @dataclass(frozen=True)
 class _Profile:
-    """How a finding behaves: what causes it, whether it lasts, and where it lies."""
+    """How a finding behaves: how common it is, what causes it, whether it lasts, and where it lies."""
 
-    chronic: bool  # it stays through all studies of a patient (and then only constant causes count)
-    illness: float  # its share in general illness, relative to the other findings
-    causes: dict[str, float]  # loading of each shared cause, -1 to 1
-    # sides, zones: how often it lies where
+    prevalence: float
+    chronic: bool
+    illness: float
+    causes: dict[str, float]
     sides: dict[str, float]
     zones: dict[str, float] = field(default_factory=lambda: {"": 1.0})
-    beside: str = ""  # another finding of the same patient whose side it takes if that one lies on one side
+    beside: str = ""
 
 
-_MIDLINE = {"midline": 1.0}
-_BILATERAL = {"bilateral": 1.0}
-_EITHER = {"right": 0.55, "left": 0.45}
-_DIFFUSE = {"diffuse": 1.0}
-
-_PROFILES = MappingProxyType(
-    {
-        SUPPORT_DEVICES: _Profile(False, 1.0, {"critical": 0.60}, {"right": 0.65, "left": 0.35}),
-        "Pleural Effusion": _Profile(
-            False,
-            1.0,
-            {"basal": 0.45, "failure": 0.35, "infection": 0.15, "heart": 0.15, "age": 0.1},
-            {"right": 0.35, "left": 0.30, "bilateral": 0.35},
-            {"lower": 1.0},
-        ),
-        "Lung Opacity": _Profile(
-            False,
-            1.0,
-            {"infection": 0.45, "basal": 0.2},
-            {"right": 0.45, "left": 0.35, "bilateral": 0.20},
-            {"upper": 0.2, "middle": 0.3, "lower": 0.5},
-        ),
-        "Atelectasis": _Profile(
-            False,
-            1.0,
-            {"basal": 0.50, "critical": 0.25},
-            {"right": 0.35, "left": 0.40, "bilateral": 0.25},
-            {"lower": 0.8, "middle": 0.15, "upper": 0.05},
-            beside="Pleural Effusion",
-        ),
-        "Cardiomegaly": _Profile(True, 0.8, {"heart": 0.65, "age": 0.30}, _MIDLINE),
-        "Edema": _Profile(False, 1.0, {"failure": 0.55, "heart": 0.40}, _BILATERAL, _DIFFUSE),
-        "Consolidation": _Profile(
-            False,
-            1.0,
-            {"infection": 0.55, "basal": 0.30},
-            {"right": 0.48, "left": 0.37, "bilateral": 0.15},
-            {"upper": 0.2, "middle": 0.25, "lower": 0.55},
-            beside="Pleural Effusion",
-        ),
-        "Calcified Granuloma": _Profile(
-            True, 0.3, {"tubercle": 0.40, "age": 0.15}, _EITHER, {"upper": 0.4, "middle": 0.35, "lower": 0.25}
-        ),
-        "Nodule": _Profile(
-            True, 0.6, {"tumour": 0.50, "smoking": 0.15}, _EITHER, {"upper": 0.45, "middle": 0.3, "lower": 0.25}
-        ),
-        "Pneumothorax": _Profile(
-            False, 0.9, {"injury": 0.55, "critical": 0.25, "age": -0.15}, {"right": 0.58, "left": 0.42}, {"upper": 1.0}
-        ),
-        "Emphysema": _Profile(True, 0.7, {"smoking": 0.60, "age": 0.35}, _BILATERAL, _DIFFUSE),
-        "Scoliosis": _Profile(True, 0.3, {"scarring": 0.10}, {"right": 0.75, "left": 0.25}),
-        "Mass": _Profile(
-            True,
-            0.8,
-            {"tumour": 0.55, "smoking": 0.25, "age": 0.1},
-            _EITHER,
-            {"upper": 0.5, "middle": 0.25, "lower": 0.25},
-        ),
-        "Pleural Thickening": _Profile(
-            True,
-            0.6,
-            {"scarring": 0.35, "tubercle": 0.30, "age": 0.15},
-            {"right": 0.4, "left": 0.35, "bilateral": 0.25},
-            {"upper": 0.45, "lower": 0.35, "middle": 0.2},
-        ),
-        "Fibrosis": _Profile(
-            True,
-            0.7,
-            {"scarring": 0.50, "age": 0.20, "smoking": 0.1},
-            {"bilateral": 0.7, "right": 0.15, "left": 0.15},
-            {"lower": 0.6, "upper": 0.25, "diffuse": 0.15},
-        ),
-        "Rib Fracture": _Profile(
-            True,
-            0.5,
-            {"injury": 0.65, "age": 0.15},
-            {"right": 0.5, "left": 0.5},
-            {"middle": 0.5, "lower": 0.35, "upper": 0.15},
-            beside="Pneumothorax",
-        ),
-        "Hilar Enlargement": _Profile(
-            True,
-            0.7,
-            {"tumour": 0.45, "heart": 0.2},
-            {"right": 0.35, "left": 0.3, "bilateral": 0.35},
-            {"middle": 1.0},
-            beside="Mass",
-        ),
-        "Tuberculosis": _Profile(
-            True,
-            0.7,
-            {"tubercle": 0.70, "age": -0.15},
-            {"right": 0.4, "left": 0.3, "bilateral": 0.3},
-            {"upper": 1.0},
-        ),
-        "Aortic Enlargement": _Profile(True, 0.5, {"age": 0.50, "heart": 0.30}, _MIDLINE),
-        "Cavity": _Profile(
-            True,
-            0.7,
-            {"tubercle": 0.55, "tumour": 0.2},
-            _EITHER,
-            {"upper": 0.7, "middle": 0.2, "lower": 0.1},
-            beside="Tuberculosis",
-        ),
-        "Bronchiectasis": _Profile(
-            True,
-            0.7,
-            {"scarring": 0.50, "tubercle": 0.15},
-            {"bilateral": 0.5, "right": 0.25, "left": 0.25},
-            {"lower": 0.6, "middle": 0.25, "upper": 0.15},
-        ),
-        "Pneumoperitoneum": _Profile(
-            False, 0.9, {"critical": 0.40}, {"right": 0.6, "bilateral": 0.25, "left": 0.15}, {"lower": 1.0}
-        ),
-        "Hernia": _Profile(True, 0.4, {"age": 0.55}, _MIDLINE, {"lower": 1.0}),
-    }
-)
+# What each means is told in ``population.yaml``.
+_PROFILES = {name: _Profile(**profile) for name, profile in read_data_beside(__file__).items()}
+PREVALENCE = {name: profile.prevalence for name, profile in _PROFILES.items()}
 
 
 @dataclass(frozen=True)

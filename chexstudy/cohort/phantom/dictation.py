@@ -2,18 +2,23 @@
 
 A report says what the case holds and nothing else: every lesion is mentioned, with its side, zone and severity; one the
 radiologist is not certain of is hedged; what is stated to be absent or normal is so. Few negatives are mentioned, as in
-practice. The words are in ``wording.py``.
+practice. The words are in ``dictation.yaml``.
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from chexstudy.cohort.phantom import wording
 from chexstudy.cohort.phantom.case import Case, Lesion
-from chexstudy.cohort.phantom.devices import choose_devices
+from chexstudy.cohort.phantom.drawn_devices import choose_devices
+from chexstudy.inputs.yaml_files import read_data_beside
 
 SUPPORT_DEVICES = "Support Devices"
+_WORDS = read_data_beside(__file__)
+_FINDINGS = _WORDS["findings"]
+# The smallest change of severity that a reader notices.
+_PROGRESS = 0.10
 _ARTICLE = re.compile(r"\[a\] +(\w)", re.IGNORECASE)
 
 
@@ -44,7 +49,7 @@ def _write_findings(
     for lesion in case.lesions:
         change = _describe_change(lesion, prior, generator)
         sentences.append(
-            (wording.WORDINGS[lesion.finding].region, _write_sentence(lesion, terms[lesion.finding], change, generator))
+            (_FINDINGS[lesion.finding]["region"], _write_sentence(lesion, terms[lesion.finding], change, generator))
         )
     resolved = _write_resolved(case, prior, generator)
     # What has just been said to be gone is not denied again.
@@ -55,7 +60,7 @@ def _write_findings(
         generator.shuffle(sentences)
     else:
         # Devices come first or, as often, last.
-        regions = wording.REGIONS if generator.random() < 0.5 else (*wording.REGIONS[1:], wording.REGIONS[0])
+        regions = _WORDS["regions"] if generator.random() < 0.5 else (*_WORDS["regions"][1:], _WORDS["regions"][0])
         sentences.sort(key=lambda sentence: regions.index(sentence[0]))
     return _write_technique(case, generator) + [sentence for _, sentence in sentences]
 
@@ -63,22 +68,27 @@ def _write_findings(
 def _write_technique(case: Case, generator: np.random.Generator) -> list[str]:
     sentences = []
     if generator.random() < (0.3 if case.view == "AP" else 0.12):
-        sentences.append(_pick(wording.TECHNIQUE[case.view], generator))
+        sentences.append(_pick(_WORDS["technique"][case.view], generator))
     if case.inspiration < 0.4 and generator.random() < 0.6:
-        sentences.append(_pick(wording.LOW_VOLUMES, generator))
+        sentences.append(_pick(_WORDS["low_volumes"], generator))
     if abs(case.rotation_degrees) > 4.0 and generator.random() < 0.5:
-        sentences.append(_pick(wording.ROTATED, generator))
+        sentences.append(_pick(_WORDS["rotated"], generator))
     return sentences
 
 
 def _write_negatives(present: set[str], beside: bool, generator: np.random.Generator) -> list[tuple[str, str]]:
     """At most one true sentence a region about what is normal or absent."""
     sentences = []
-    for region, chance in (wording.MENTION_BESIDE if beside else wording.MENTION_NORMAL).items():
-        true = [(where, text) for where, text, absent in wording.NEGATIVES if where == region and not absent & present]
+    for region, chance in _WORDS["mention_beside" if beside else "mention_normal"].items():
+        true = [text for text, absent in _WORDS["negatives"][region].items() if not _name_findings(absent) & present]
         if true and generator.random() < chance:
-            sentences.append(true[int(generator.integers(len(true)))])
+            sentences.append((region, true[int(generator.integers(len(true)))]))
     return sentences
+
+
+def _name_findings(absent: list[str]) -> set[str]:
+    """Findings, and those of the regions among the names."""
+    return {name for name, words in _FINDINGS.items() if name in absent or words["region"] in absent}
 
 
 def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generator) -> list[tuple[str, str, str]]:
@@ -90,9 +100,9 @@ def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generat
     sentences = []
     for finding in gone:
         if generator.random() < 0.5:
-            words = wording.WORDINGS[finding]
-            text = _pick(wording.DEVICES_GONE if finding == SUPPORT_DEVICES else wording.RESOLVED, generator)
-            sentences.append((finding, words.region, text.format(plain=words.plain)))
+            words = _FINDINGS[finding]
+            text = _pick(_WORDS["devices_gone"] if finding == SUPPORT_DEVICES else _WORDS["resolved"], generator)
+            sentences.append((finding, words["region"], text.format(plain=words["plain"])))
     return sentences
 
 
@@ -101,16 +111,17 @@ def _write_impression(
 ) -> str:
     if not case.lesions:
         follow_up = prior is not None and not prior.lesions and generator.random() < 0.4
-        return _pick(wording.NORMAL_FOLLOW_UPS if follow_up else wording.NORMAL_IMPRESSIONS, generator)
+        return _pick(_WORDS["normal_follow_ups"] if follow_up else _WORDS["normal_impressions"], generator)
     # Devices and incidental findings come last and are left out where there is enough else to say.
     minor = [
-        lesion.finding == SUPPORT_DEVICES or wording.WORDINGS[lesion.finding].incidental for lesion in case.lesions
+        lesion.finding == SUPPORT_DEVICES or _FINDINGS[lesion.finding].get("incidental", False)
+        for lesion in case.lesions
     ]
     ranked = sorted(zip(minor, case.lesions, strict=True), key=lambda pair: (pair[0], -pair[1].severity))
     told = [lesion for _, lesion in ranked][: int(generator.integers(2, 5))]
     items = [_write_item(lesion, terms[lesion.finding], generator) for lesion in told]
     if all(minor) and generator.random() < 0.6:
-        items.append(_pick(wording.NOTHING_ACUTE, generator).rstrip("."))
+        items.append(_pick(_WORDS["nothing_acute"], generator).rstrip("."))
     if len(items) == 1:
         return items[0] + "."
     if len(items) == 2 and all(lesion.certain for lesion in told) and len(told) == 2 and generator.random() < 0.5:
@@ -124,7 +135,7 @@ def _write_item(lesion: Lesion, terms: dict[str, str], generator: np.random.Gene
     """A line of the impression, without its full stop."""
     phrases = _phrases(lesion)
     phrase = _fill(_pick(phrases[:2], generator), terms)
-    frame = "{bare}" if lesion.certain else _pick(wording.HEDGED_IMPRESSIONS, generator)
+    frame = "{bare}" if lesion.certain else _pick(_WORDS["hedged_impressions"], generator)
     return _capitalise(frame.format(bare=_strip_mark(phrase)))
 
 
@@ -132,14 +143,14 @@ def _write_item(lesion: Lesion, terms: dict[str, str], generator: np.random.Gene
 
 
 def _write_sentence(lesion: Lesion, terms: dict[str, str], change: str, generator: np.random.Generator) -> str:
-    words = wording.WORDINGS[lesion.finding]
-    signs = words.signs_both if lesion.side == "bilateral" else words.signs
+    words = _FINDINGS[lesion.finding]
+    signs = words.get("signs_both" if lesion.side == "bilateral" else "signs", ())
     if lesion.finding == SUPPORT_DEVICES and not change and generator.random() < 0.5:
-        return " ".join(_pick(wording.DEVICES[device][1], generator) for device in _list_devices(lesion))
+        return " ".join(_pick(_WORDS["devices"][device]["sentences"], generator) for device in _list_devices(lesion))
     if lesion.certain and not change and signs and generator.random() < 0.3:
         return _capitalise(_set_articles(_fill(_pick(signs, generator), terms)))
     phrase = _fill(_pick(_phrases(lesion), generator), terms)
-    frame = _pick(wording.CERTAIN_FRAMES if lesion.certain else wording.HEDGED_FRAMES, generator)
+    frame = _pick(_WORDS["certain_frames"] if lesion.certain else _WORDS["hedged_frames"], generator)
     verb = "are" if phrase.startswith("[p]") or " and " in terms["devices"] else "is"
     text = frame.format(phrase=_set_articles(phrase), bare=_strip_mark(phrase), change=change, verb=verb)
     return _capitalise(text)
@@ -151,44 +162,44 @@ def _describe_change(lesion: Lesion, prior: Case | None, generator: np.random.Ge
         return ""
     before = {former.finding: former for former in prior.lesions}.get(lesion.finding)
     if before is None:
-        return _pick(wording.CHANGES["new"], generator)
+        return _pick(_WORDS["changes"]["new"], generator)
     if not before.certain:
         return ""
     if lesion.finding == SUPPORT_DEVICES and _list_devices(lesion) != _list_devices(before):
         return ""
     difference = lesion.severity - before.severity
-    if lesion.finding in wording.STRUCTURAL or abs(difference) < wording.PROGRESS:
-        return _pick(wording.CHANGES["same"], generator)
-    return _pick(wording.CHANGES["worse" if difference > 0 else "better"], generator)
+    if lesion.finding in _WORDS["structural"] or abs(difference) < _PROGRESS:
+        return _pick(_WORDS["changes"]["same"], generator)
+    return _pick(_WORDS["changes"]["worse" if difference > 0 else "better"], generator)
 
 
-def _phrases(lesion: Lesion) -> tuple[str, ...]:
-    words = wording.WORDINGS[lesion.finding]
-    return words.both if lesion.side == "bilateral" else words.one
+def _phrases(lesion: Lesion) -> list[str]:
+    words = _FINDINGS[lesion.finding]
+    return words["both" if lesion.side == "bilateral" else "one"]
 
 
 def _choose_terms(lesion: Lesion, generator: np.random.Generator) -> dict[str, str]:
     """What fills the marks of a phrase: severity, side and place of a lesion."""
-    sizes = wording.WORDINGS[lesion.finding].sizes
+    sizes = _FINDINGS[lesion.finding]["sizes"]
     grade = min(int(lesion.severity * len(sizes)), len(sizes) - 1)
     size = _pick(sizes[grade], generator)
     # Nearly every certain lesion is graded, a doubtful one seldom and then as mild.
     if generator.random() < (0.12 if lesion.certain else 0.7) or not (lesion.certain or grade == 0):
         size = ""
-    one, several = _pick(wording.ZONES[lesion.zone], generator)
+    one, several = _pick(_WORDS["zones"][lesion.zone], generator)
     if lesion.side == "bilateral":
         place, lobe = f"both {several}", "diffuse bilateral" if lesion.zone == "diffuse" else f"bilateral {one}"
     else:
         place, lobe = f"the {lesion.side} {one}", f"{lesion.side} {one}"
     return {
         "size": size,
-        "sizely": wording.ADVERBS.get(size, ""),
+        "sizely": _WORDS["adverbs"].get(size, ""),
         "side": lesion.side,
         "place": place,
         "where": f"{_preposition(lesion.zone, one)} {place}",
         "lobe": lobe,
-        "height": wording.HEIGHTS.get(lesion.zone, ""),
-        "apical": wording.PLEURAL_HEIGHTS.get(lesion.zone, ""),
+        "height": _WORDS["heights"].get(lesion.zone, ""),
+        "apical": _WORDS["pleural_heights"].get(lesion.zone, ""),
         "devices": _name_devices(lesion, generator) if lesion.finding == SUPPORT_DEVICES else "",
     }
 
@@ -199,7 +210,7 @@ def _list_devices(lesion: Lesion) -> tuple[str, ...]:
 
 def _name_devices(lesion: Lesion, generator: np.random.Generator) -> str:
     """The devices as a list in words; the mark of the first one stays."""
-    names = [_pick(wording.DEVICES[device][0], generator) for device in _list_devices(lesion)]
+    names = [_pick(_WORDS["devices"][device]["names"], generator) for device in _list_devices(lesion)]
     names[1:] = [_set_articles(name) for name in names[1:]]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -234,5 +245,5 @@ def _lower_first(text: str) -> str:
     return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
-def _pick(choices: tuple[str, ...], generator: np.random.Generator):
+def _pick(choices: Sequence, generator: np.random.Generator):
     return choices[int(generator.integers(len(choices)))]

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.phantom.case import Case
-from chexstudy.cohort.phantom.devices import find_malposition
+from chexstudy.cohort.phantom.drawn_devices import find_malposition
 from chexstudy.cohort.phantom.plan import Pair, stream
 from chexstudy.cohort.phantom.population import MAXIMAL_STUDIES, SUPPORT_DEVICES
 from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX

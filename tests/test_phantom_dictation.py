@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from chexstudy.cohort.phantom.case import Case, Lesion, Patient
-from chexstudy.cohort.phantom.population import simulate_cases, simulate_enriched_cases
-from chexstudy.cohort.phantom.prevalence import PREVALENCE
-from chexstudy.cohort.phantom.reports import write_report
+from chexstudy.cohort.phantom.dictation import write_report
+from chexstudy.cohort.phantom.population import PREVALENCE, simulate_cases, simulate_enriched_cases
 from chexstudy.cohort.reports import split_sections
 
 # What a reader would take as a mention of each finding.
