@@ -27,7 +27,7 @@ probe = True  # train linear probes on the frozen image encoder
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms evaluated side by side; 1 on a GPU
 prompt_file = ""  # YAML file with prompt families of your own, measured beside those of the study; empty for none
-scrutinised_arms: list[str] = ["curated", "full"]  # arms whose prompts, negatives, thresholds, calibration are shown
+robustness_arms: list[str] = ["curated", "full"]  # arms whose prompts, negatives, thresholds, calibration are shown
 prevalences: list[float] = [0.01, 0.1]  # prevalences at which average precision is stated
 
 # %%
@@ -105,10 +105,10 @@ probes.groupby(["data_set", "exposure", "arm"]).value.agg(["mean", "min", "max"]
 # prevalences, thresholds and calibration carried from validation. Nothing is chosen on a test split.
 
 # %%
-from chexstudy.evaluation.robustness.report import scrutinise_arms, summarise_scrutiny
+from chexstudy.evaluation.robustness.report import measure_robustness, summarise_robustness
 
-chosen_arms = [name for name in study.arms if name in scrutinised_arms] or study.arms[:1]
-robustness, curves = scrutinise_arms(evaluation, chosen_arms, study.seeds, prevalences)
+chosen_arms = [name for name in study.arms if name in robustness_arms] or study.arms[:1]
+robustness, curves = measure_robustness(evaluation, chosen_arms, study.seeds, prevalences)
 add_results(study.run, robustness)
 results = read_results(study.run)
 
@@ -122,7 +122,7 @@ results = read_results(study.run)
 figures.spectrum.show(study, results)
 
 # %%
-summarise_scrutiny(results)
+summarise_robustness(results)
 
 # %% [markdown]
 # ### Findings whose prompt points the wrong way

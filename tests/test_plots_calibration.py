@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.evaluation.robustness.report import REPAIRS
+from chexstudy.evaluation.robustness.report import RECALIBRATIONS
 from chexstudy.plots.calibration import describe_calibration, plot_calibration, select_calibration
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.results import validate_results
@@ -13,12 +13,12 @@ from chexstudy.results import validate_results
 @pytest.fixture
 def curves():
     tables = []
-    for scores in ("zero_shot", "linear_probe"):
-        for repair in REPAIRS:
+    for head in ("zero_shot", "linear_probe"):
+        for setting in RECALIBRATIONS:
             predicted = np.array([0.0001, 0.01, 0.1, 0.6])
             observed = predicted * 0.9
             table = {"predicted": predicted, "observed": observed, "ci_low": observed / 2, "ci_high": observed * 1.1}
-            place = {"arm": "curated", "seed": 0, "data_set": "a/test", "scores": scores, "repair": repair}
+            place = {"arm": "curated", "seed": 0, "data_set": "a/test", "head": head, "setting": setting}
             tables.append(pd.DataFrame(table).assign(n=250, positives=[0, 2, 23, 135], exposure="held_out", **place))
     return pd.concat(tables, ignore_index=True)
 
@@ -30,15 +30,15 @@ def results(curves):
     return validate_results(
         pd.DataFrame(
             [
-                place | {"setting": f"{scores}; {repair}", "value": 0.4 - 0.1 * step}
-                for scores in ("zero_shot", "linear_probe")
-                for step, repair in enumerate(REPAIRS)
+                place | {"head": head, "setting": setting, "value": 0.4 - 0.1 * step}
+                for head in ("zero_shot", "linear_probe")
+                for step, setting in enumerate(RECALIBRATIONS)
             ]
         )
     )
 
 
-def test_each_sort_of_scores_has_its_panel_with_every_repair(curves):
+def test_each_sort_of_scores_has_its_panel_with_every_recalibration(curves):
     figure = plot_calibration(curves)
     assert len(figure.axes) == 4
     for axes in figure.axes[:2]:
@@ -49,7 +49,7 @@ def test_each_sort_of_scores_has_its_panel_with_every_repair(curves):
     for axes in figure.axes[2:]:
         assert list(axes.lines[0].get_ydata()) == [0, 2, 23, 135]
         assert axes.get_ylim()[1] > 135
-    assert len(plot_calibration(curves[curves.scores == "zero_shot"]).axes) == 2
+    assert len(plot_calibration(curves[curves["head"] == "zero_shot"]).axes) == 2
 
 
 def test_the_caption_has_errors_labels_and_exposure(curves, results):

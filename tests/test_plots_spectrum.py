@@ -21,11 +21,11 @@ def results():
     rows = []
     for finding, healthy, sick in (("Mass", 0.9, 0.6), ("Edema", 0.95, 0.9), ("macro", 0.92, 0.75)):
         rows += [
-            row("spectrum", finding, f"chosen; {name}", one) for name, one in (("healthy", healthy), ("sick", sick))
+            row("spectrum", finding, "chosen", one, group=name) for name, one in (("healthy", healthy), ("sick", sick))
         ]
         rows += [row("prompt_family", finding, name, one) for name, one in (("published", sick), ("clinical", 0.4))]
-    rows.append(row("spectrum", "macro", "chosen; healthy - sick", 0.17, metric="auroc_difference"))
-    rows.append(row("spectrum", "Mass", "chosen; against Edema", 0.3))
+    rows.append(row("spectrum", "macro", "chosen", 0.17, metric="auroc_difference", group="healthy", reference="sick"))
+    rows.append(row("spectrum", "Mass", "chosen", 0.3, group="Edema"))
     return validate_results(pd.DataFrame(rows))
 
 
@@ -37,7 +37,8 @@ def test_it_shows_both_sorts_of_negatives_and_all_families(results):
     assert sorted(shown["published"]) == [0.6, 0.75, 0.9]
     rings = [line for line in right.lines if line.get_gid() == "inverted"]
     assert sum(len(line.get_xdata()) for line in rings) == 3
-    assert set(select_spectrum(results).setting) == {"chosen; healthy", "chosen; sick", "published", "clinical"}
+    assert set(select_spectrum(results).setting) == {"chosen", "published", "clinical"}
+    assert set(select_spectrum(results).group) == {"healthy", "sick", ""}
 
 
 def test_the_caption_has_the_difference_the_spread_and_n(results):

@@ -18,7 +18,6 @@ from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers
 from chexstudy.cohort.splits import choose_main_test_set, list_test_sets
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.encoders.embeddings import embed_images, embed_texts
-from chexstudy.evaluation.image_text.prompts import FAMILIES, PromptFamily
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
 from chexstudy.progress import progress
@@ -40,8 +39,8 @@ class Evaluation:
     seed: int = 0  # of the resampling; the same patients are drawn for every arm
     probe: bool = True  # train linear probes too
     device: str = "cpu"  # where the models run
-    # prompts that are measured; the choice on validation is between the candidates among them
-    families: Mapping[str, PromptFamily] = field(default_factory=lambda: FAMILIES)
+    # prompt families that are measured, by name; those of the study if there are none
+    families: Mapping = field(default_factory=dict)
 
     @property
     def findings(self) -> list[str]:

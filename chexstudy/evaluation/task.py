@@ -24,6 +24,7 @@ from chexstudy.evaluation.scores import (
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.results import OVER_SEEDS
+from chexstudy.runs import Run
 
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
 
@@ -198,3 +199,29 @@ def _draw_generators(evaluation: Evaluation, measured: _Measured) -> dict[str, n
     """By data set the generator that has drawn its patients and draws seeds next."""
     sets = evaluation.test_sets()
     return {name: evaluation.draw_patients(sets[name])[1] for name in dict.fromkeys(name for *_, name in measured)}
+
+
+def read_or_measure(
+    run: Run,
+    names: Sequence[str],
+    parameters: dict,
+    inputs: Sequence[str],
+    seed: int,
+    measure: Callable[[], Sequence[pd.DataFrame]],
+) -> list[pd.DataFrame]:
+    """Tables of a study: as they are kept where all are current, else measured, written and recorded.
+
+    Args:
+        run: the study.
+        names: of the tables.
+        parameters: what they depend on beside inputs.
+        inputs: artifacts they are made from.
+        seed: of what is drawn.
+        measure: gives the tables in the order of the names.
+    """
+    key = run.key(parameters, tuple(inputs))
+    if not all(run.is_current(name, key) for name in names):
+        for name, table in zip(names, measure(), strict=True):
+            run.write_table(name, table)
+            run.record(name, parameters, tuple(inputs), seed)
+    return [run.read_table(name) for name in names]

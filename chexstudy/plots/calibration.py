@@ -1,11 +1,11 @@
-"""Reliability before and after each repair, and how many positives each point rests on."""
+"""Reliability before and after each recalibration, and how many positives each point rests on."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import NullLocator
 
-from chexstudy.evaluation.robustness.report import AS_SCORED, PLATT, PLATT_SHIFTED, REPAIRS, TEMPERATURE
+from chexstudy.evaluation.robustness.report import AS_SCORED, PLATT, PLATT_SHIFTED, RECALIBRATIONS, TEMPERATURE
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
@@ -25,7 +25,7 @@ def select_calibration(curves: pd.DataFrame, *_) -> pd.DataFrame:
     """The reliability curves of the first arm on the preferred test set.
 
     Args:
-        curves: what `chexstudy.evaluation.robustness.report.scrutinise_arms` gives.
+        curves: what `chexstudy.evaluation.robustness.report.measure_robustness` gives.
     """
     rows = require_rows(curves, "reliability curves, which need labels in the validation and in the test split")
     rows = rows[rows.arm == order_arms(rows.arm)[0]]
@@ -35,11 +35,11 @@ def select_calibration(curves: pd.DataFrame, *_) -> pd.DataFrame:
 def plot_calibration(curves: pd.DataFrame, *_) -> Drawing:
     """A panel for each sort of scores: share of positives against probability, and below how many positives that is."""
     rows = select_calibration(curves)
-    sorts = [name for name in _SCORES if (rows.scores == name).any()]
+    sorts = [name for name in _SCORES if (rows["head"] == name).any()]
     figure = new_figure(height_mm=92, width_mm=91.5 * len(sorts))
     axes = figure.subplots(2, len(sorts), squeeze=False, sharex="col", sharey="row", height_ratios=[3.2, 1])
     for place, name in enumerate(sorts):
-        of_scores = rows[rows.scores == name]
+        of_scores = rows[rows["head"] == name]
         _draw_curves(axes[0, place], axes[1, place], of_scores)
         title_panel(axes[0, place], "ab"[place], f"Reliability, {_SCORES[name]}")
         axes[1, place].set_xlabel("Predicted probability")
@@ -55,11 +55,11 @@ def _draw_curves(curve_axes, count_axes, rows: pd.DataFrame) -> None:
     # Rare findings crowd at the lower left; equal steps of probability would hide what happens there.
     low = 1e-3
     curve_axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
-    for repair in REPAIRS:
-        curve = rows[rows.repair == repair].sort_values("predicted")
+    for setting in RECALIBRATIONS:
+        curve = rows[rows.setting == setting].sort_values("predicted")
         if curve.empty:
             continue
-        name, colour, marker = _LOOKS[repair]
+        name, colour, marker = _LOOKS[setting]
         x = np.maximum(curve.predicted.to_numpy(dtype=float), low)
         y, bottom, top = (
             np.maximum(curve[column].to_numpy(dtype=float), low) for column in ("observed", "ci_low", "ci_high")
@@ -92,12 +92,12 @@ def _select_errors(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _state_errors(rows: pd.DataFrame, measured: pd.DataFrame) -> str:
-    by_setting, errors = measured.set_index("setting"), []
-    for name in dict.fromkeys(rows.scores):
+    values, errors = measured.set_index(["head", "setting"]).value, []
+    for name in dict.fromkeys(rows["head"]):
         steps = [
-            f"{by_setting.value[f'{name}; {repair}']:.3f} {_LOOKS[repair][0].replace('As', 'as')}"
-            for repair in REPAIRS
-            if f"{name}; {repair}" in by_setting.index
+            f"{values[name, setting]:.3f} {_LOOKS[setting][0].replace('As', 'as')}"
+            for setting in RECALIBRATIONS
+            if (name, setting) in values.index
         ]
         errors.append(f"{_SCORES[name]}: " + ", ".join(steps))
     return "; ".join(errors)
@@ -108,10 +108,10 @@ def describe_calibration(curves: pd.DataFrame, results: pd.DataFrame) -> str:
     rows = select_calibration(curves)
     arm, data_set, seed = rows.arm.iloc[0], rows.data_set.iloc[0], int(rows.seed.iloc[0])
     measured = _select_errors(rows, results)
-    each = rows.groupby(["scores", "repair"]).n
+    each = rows.groupby(["head", "setting"]).n
     return (
         f"Calibration of arm {arm!r}, seed {seed}, on {name_data_set(data_set)}: share of positives against predicted "
-        f"probability, all findings that every repair could be fitted for pooled, {int(each.sum().max()):,} labels in "
+        f"probability, all findings that every method could be fitted for pooled, {int(each.sum().max()):,} labels in "
         f"bins of about {int(each.median().max()):,}, logarithmic axes; below, the positives in each bin. Temperature "
         "and Platt's line are fitted on validation, one a finding; the last also knows the prevalence of the test set. "
         "Bars are 95 % Wilson intervals, clustered by patient. Mean calibration error over findings (equal-mass bins): "

@@ -43,7 +43,7 @@ CATALOGUE = {
     "calibration": Entry(
         "calibration",
         "Calibration",
-        "no published figure; scores as probabilities, before and after repair",
+        "no published figure; scores as probabilities, before and after recalibration",
     ),
     "retrieval": Entry("retrieval", "Retrieval", "CheXficient, cross-modal retrieval recall"),
     "density": Entry("density", "Density in the feature space", "CheXficient, density of the curated subset"),

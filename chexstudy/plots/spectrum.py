@@ -31,7 +31,7 @@ def select_spectrum(results: pd.DataFrame) -> pd.DataFrame:
     Those of the first arm on the preferred test set.
     """
     rows = select_rows(results, SPECTRUM, metric="auroc")
-    rows = rows[rows.setting.str.endswith(("; healthy", "; sick"))]
+    rows = rows[rows.group.isin(["healthy", "sick"])]
     rows = pd.concat([rows, select_rows(results, FAMILY, metric="auroc")], ignore_index=True)
     require_rows(rows, "AUROC by negatives or by prompt family")
     rows = rows[rows.arm == order_arms(rows.arm)[0]]
@@ -71,8 +71,7 @@ def _name(finding: str) -> str:
 
 def _order_findings(negatives: pd.DataFrame, families: pd.DataFrame) -> list[str]:
     """The mean first, then findings by what healthy negatives add; those with one sort of negatives last."""
-    wide = negatives.assign(sort=negatives.setting.str.split("; ").str[-1])
-    wide = wide.pivot(index="finding", columns="sort", values="value").reindex(columns=["healthy", "sick"])
+    wide = negatives.pivot(index="finding", columns="group", values="value").reindex(columns=["healthy", "sick"])
     gap = (wide.healthy - wide.sick).sort_values(ascending=False, kind="stable")
     others = [finding for finding in dict.fromkeys(families.finding) if finding not in gap.index]
     found = [finding for finding in (*gap.index, *others) if finding != MACRO]
@@ -84,11 +83,11 @@ def _draw_negatives(axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
     shift = {"healthy": -0.14, "sick": 0.14}
     looks = {"healthy": (_HEALTHY, "o", "healthy"), "sick": (_SICK, "s", "with another finding")}
     for finding, own in rows.groupby("finding", sort=False):
-        values = own.set_index(own.setting.str.split("; ").str[-1]).value
+        values = own.set_index("group").value
         if len(values) == 2:
             axes.plot([values.sick, values.healthy], [places[finding]] * 2, color=PALE, linewidth=2.2, zorder=1)
     for sort, (colour, marker, name) in looks.items():
-        own = rows[rows.setting.str.endswith(f"; {sort}")]
+        own = rows[rows.group == sort]
         y = np.array([places[finding] for finding in own.finding]) + shift[sort]
         axes.hlines(y, own.ci_low, own.ci_high, color=colour, linewidth=0.9, gid="interval", zorder=2)
         axes.plot(

@@ -22,7 +22,7 @@ RECORD = "study.json"
 FREE = frozenset(
     (
         # How the machine works, and what is shown.
-        *("device", "workers", "arms_at_once", "micro_batch", "show_reports", "examples", "scrutinised_arms"),
+        *("device", "workers", "arms_at_once", "micro_batch", "show_reports", "examples", "robustness_arms"),
         *("groupings", "baseline", "prevalences"),
         # What adds seeds, arms, methods, measurements or precision to those that are there.
         *("seed", "seeds", "arms", "arm", "budgets", "variants", "methods", "adapted_arms", "heads", "glori_heads"),

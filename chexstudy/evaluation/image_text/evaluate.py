@@ -13,7 +13,7 @@ from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
 from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
 from chexstudy.evaluation.image_text.prompts import PUBLISHED
 from chexstudy.evaluation.image_text.retrieval import Retrieval
-from chexstudy.evaluation.image_text.zero_shot import ZeroShot
+from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_families
 from chexstudy.evaluation.task import Fitted, Task, add_costs, list_differences, list_values, measure_tasks, run_tasks
 from chexstudy.pretraining.arms.definitions import name_arms, read_costs
 from chexstudy.results import OVER_SEEDS
@@ -45,7 +45,7 @@ def list_tasks(evaluation: Evaluation) -> list[Task]:
     if not evaluation.findings:
         return [Retrieval()]
     probe = [LinearProbe()] if evaluation.probe and len(evaluation.validation) else []
-    return [ZeroShot(), *map(ZeroShot, evaluation.families), Retrieval(), *probe]
+    return [ZeroShot(), *map(ZeroShot, list_families(evaluation)), Retrieval(), *probe]
 
 
 def evaluate_arms(

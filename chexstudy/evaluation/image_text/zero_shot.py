@@ -1,6 +1,6 @@
 """Zero-shot classification: which of two sentences, the finding there or not there, does the image lie closer to?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,14 @@ import pandas as pd
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation, TrainedArm
-from chexstudy.evaluation.image_text.prompts import CHOSEN, PUBLISHED, PromptFamily, choose_prompts, hash_families
+from chexstudy.evaluation.image_text.prompts import (
+    CHOSEN,
+    FAMILIES,
+    PUBLISHED,
+    PromptFamily,
+    choose_prompts,
+    hash_families,
+)
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import Fitted, Task
 from chexstudy.statistics.ranking import auroc, macro_mean
@@ -60,6 +67,11 @@ def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np
     return 1 / (1 + np.exp(-margin))
 
 
+def list_families(evaluation: Evaluation) -> Mapping[str, PromptFamily]:
+    """The prompt families that are measured, by name."""
+    return evaluation.families or FAMILIES
+
+
 @dataclass(frozen=True)
 class ZeroShot(Task):
     """Classification by the prompts of one family, or by those chosen on validation."""
@@ -77,7 +89,7 @@ class ZeroShot(Task):
 
     def list_parameters(self, evaluation: Evaluation) -> dict:
         """The prompts, of all that could be chosen."""
-        families = evaluation.families
+        families = list_families(evaluation)
         of_choice = [name for name, family in families.items() if family.candidate or name == PUBLISHED.name]
         names = of_choice if self.family == CHOSEN else [self.family]
         return {"family": self.family, "prompts": hash_families({name: families[name] for name in names})}
@@ -94,14 +106,14 @@ class ZeroShot(Task):
 
 
 def _encode_family(arm: TrainedArm, family: str) -> np.ndarray:
-    return prompt_directions(arm.encode_texts, arm.evaluation.findings, arm.evaluation.families[family])
+    return prompt_directions(arm.encode_texts, arm.evaluation.findings, list_families(arm.evaluation)[family])
 
 
 def _choose_family(arm: TrainedArm) -> str:
     evaluation, rows = arm.evaluation, arm.evaluation.validation
     if not len(rows):
         return PUBLISHED.name
-    candidates = [name for name, family in evaluation.families.items() if family.candidate]
+    candidates = [name for name, family in list_families(evaluation).items() if family.candidate]
     scores = {name: score_directions(arm.project(rows), _encode_family(arm, name)) for name in candidates}
     labels = evaluation.labels(rows)
     evaluable = [macro_mean(auroc(labels, one)) for one in scores.values()]

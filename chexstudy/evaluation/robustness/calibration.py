@@ -1,8 +1,8 @@
-"""Whether probabilities mean what they say: calibration error, reliability, Brier score, and repairs.
+"""Whether probabilities mean what they say: calibration error, reliability, Brier score, and recalibration.
 
-All repairs (temperature, Platt) are fitted on the validation split. Ranking is not changed by a temperature or by a
-Platt fit with a positive slope. A softmax over two raw cosines lies between 0.27 and 0.73 for geometric reasons: it
-ranks, but it is no probability before it is repaired.
+Temperature and Platt's line are fitted on the validation split. Ranking is not changed by a temperature or by a Platt
+fit with a positive slope. A softmax over two raw cosines lies between 0.27 and 0.73 for geometric reasons: it ranks,
+but it is no probability before it is recalibrated.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from chexstudy.statistics.proportions import measure_proportion
 from chexstudy.statistics.ranking import known_labels, macro_mean
 
 BINNINGS = ("mass", "width", "adaptive")
-BINS = 10
+_BINS = 10
 # Log-odds past these are as good as certain; a longer tail only breaks sums.
 _FARTHEST = 30.0
 _INVERSE_TEMPERATURES = (1e-4, 1e4)
@@ -32,26 +32,23 @@ _MOST_BINS = 100
 # --- bins ------------------------------------------------------------------------------------------------------------
 
 
-def assign_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, binning: str = "mass") -> np.ndarray:
+def assign_bins(probabilities: np.ndarray, labels: np.ndarray, binning: str) -> np.ndarray:
     """The bin each case falls into, ``(cases,)``, from 0 on; bins without a case are left out.
 
     Args:
         probabilities: ``(cases,)`` between 0 and 1.
         labels: ``(cases,)``, 1 or 0; only ``adaptive`` looks at them.
-        bins: how many at most.
-        binning: ``width``: equal steps of probability. ``mass``: equal numbers of cases, equal probabilities never
-            parted. ``adaptive``: as ``mass``, with the largest number of bins up to which the share of positives does
-            not fall from bin to bin (the monotonic sweep of Roelofs et al. 2022, AISTATS), ``bins`` being no limit; we
-            stop at 100, which only scores that part the classes almost fully would pass.
+        binning: ``width``: ten equal steps of probability. ``mass``: ten equal numbers of cases, equal probabilities
+            never parted. ``adaptive``: as ``mass``, with the largest number of bins up to which the share of positives
+            does not fall from bin to bin (the monotonic sweep of Roelofs et al. 2022, AISTATS); we stop at 100, which
+            only scores that part the classes almost fully would pass.
     """
     probabilities, labels = _check_column(probabilities, labels)
-    if binning not in BINNINGS or bins < 1:
-        raise StudyError(f"binning is one of {', '.join(BINNINGS)} with at least one bin, not {binning!r} with {bins}.")
     if binning == "width":
-        raw = np.minimum((probabilities * bins).astype(int), bins - 1)
+        raw = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
         return np.unique(raw, return_inverse=True)[1]
     if binning == "mass":
-        return _equal_mass(probabilities, bins)
+        return _equal_mass(probabilities, _BINS)
     best = np.zeros(len(probabilities), dtype=int)
     for count in range(2, min(len(probabilities), _MOST_BINS) + 1):
         members = _equal_mass(probabilities, count)
@@ -70,36 +67,6 @@ def _equal_mass(probabilities: np.ndarray, bins: int) -> np.ndarray:
     return np.unique((first + last) // 2 * bins // len(order), return_inverse=True)[1]
 
 
-def expected_calibration_error(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    *,
-    bins: int = BINS,
-    binning: str = "mass",
-    weights: np.ndarray | None = None,
-) -> np.ndarray | float:
-    """Mean distance between probability and share of positives over bins, weighted by their cases.
-
-    It is never under zero and shrinks with the number of cases even where calibration is perfect; ``adaptive`` suffers
-    least from that (Roelofs et al. 2022).
-
-    Args:
-        probabilities: ``(cases,)``.
-        labels: ``(cases,)``, 1 or 0.
-        bins, binning: as in `assign_bins`.
-        weights: ``(resamples, cases)``, how often each case counts; the bins stay those of the cases counted once.
-
-    Returns:
-        One number, or ``(resamples,)`` with weights.
-    """
-    probabilities, labels = _check_column(probabilities, labels)
-    excess = _excess(probabilities, labels, assign_bins(probabilities, labels, bins, binning))
-    rows = np.ones((1, len(labels))) if weights is None else np.asarray(weights, dtype=float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.abs(rows @ excess).sum(axis=1) / rows.sum(axis=1)
-    return float(error[0]) if weights is None else error
-
-
 def _excess(probabilities: np.ndarray, labels: np.ndarray, members: np.ndarray) -> np.ndarray:
     """``(cases, bins)``: probability minus label in the column of the case's bin."""
     excess = np.zeros((len(labels), members.max() + 1))
@@ -108,12 +75,7 @@ def _excess(probabilities: np.ndarray, labels: np.ndarray, members: np.ndarray) 
 
 
 def reliability_curve(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    patient_ids: Sequence[str],
-    *,
-    bins: int = BINS,
-    binning: str = "mass",
+    probabilities: np.ndarray, labels: np.ndarray, patient_ids: Sequence[str], binning: str = "mass"
 ) -> pd.DataFrame:
     """Share of positives against mean probability, a row a bin.
 
@@ -122,7 +84,7 @@ def reliability_curve(
         clustered by patient; NaN with fewer than five patients), ``n`` and ``positives``, from low to high.
     """
     probabilities, labels = _check_column(probabilities, labels)
-    members = assign_bins(probabilities, labels, bins, binning)
+    members = assign_bins(probabilities, labels, binning)
     patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
     rows = []
     for number in range(members.max() + 1):
@@ -132,40 +94,7 @@ def reliability_curve(
     return pd.DataFrame(rows, columns=["predicted", "observed", "ci_low", "ci_high", "n", "positives"])
 
 
-# --- scores of probability -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BrierParts:
-    """The Brier score and what it is made of: ``score = reliability - resolution + uncertainty + within``."""
-
-    score: float  # mean squared distance between probability and label
-    reliability: float  # squared miscalibration over bins (less is better)
-    resolution: float  # how far the bins' shares of positives lie from the share of all (more is better)
-    uncertainty: float  # share of positives times share of negatives; a property of the cases, not of the model
-    # What bins hide, within-bin variance less twice the within-bin covariance (Stephenson, Coelho and Jolliffe 2008);
-    # zero if all probabilities of a bin are equal.
-    within: float
-
-
-def decompose_brier(
-    probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BINS, binning: str = "mass"
-) -> BrierParts:
-    """Brier score (Brier 1950) and its decomposition over bins (Murphy 1973; Stephenson et al. 2008), exact."""
-    probabilities, labels = _check_column(probabilities, labels)
-    members = assign_bins(probabilities, labels, bins, binning)
-    count = np.bincount(members)
-    share = np.bincount(members, weights=labels) / count
-    mean = np.bincount(members, weights=probabilities) / count
-    cases, base = len(labels), labels.mean()
-    spread, gap = probabilities - mean[members], labels - share[members]
-    return BrierParts(
-        score=float(np.mean((probabilities - labels) ** 2)),
-        reliability=float(np.sum(count * (mean - share) ** 2) / cases),
-        resolution=float(np.sum(count * (share - base) ** 2) / cases),
-        uncertainty=float(base * (1 - base)),
-        within=float(np.mean(spread**2) - 2 * np.mean(spread * gap)),
-    )
+# --- slope and intercept ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,9 +107,7 @@ class CoxCalibration:
     in_the_large: tuple[float, float, float]
 
 
-def fit_cox_calibration(
-    probabilities: np.ndarray, labels: np.ndarray, patient_ids: Sequence[str], confidence: float = CONFIDENCE
-) -> CoxCalibration:
+def fit_cox_calibration(probabilities: np.ndarray, labels: np.ndarray, patient_ids: Sequence[str]) -> CoxCalibration:
     """Slope and intercept of calibration with Wald intervals clustered by patient (sandwich, Student's t).
 
     NaN with one class only, without two different probabilities, or where probability tells the classes fully apart, so
@@ -191,10 +118,10 @@ def fit_cox_calibration(
     patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
     nothing = (np.nan, np.nan, np.nan)
     one = np.ones_like(odds)
-    large = _regress(one[:, None], labels, odds, patients, confidence) if 0 < labels.mean() < 1 else [nothing]
+    large = _regress(one[:, None], labels, odds, patients) if 0 < labels.mean() < 1 else [nothing]
     if np.ptp(odds) == 0 or not _overlap(odds, labels):
         return CoxCalibration(nothing, nothing, large[0])
-    intercept, slope = _regress(np.stack([one, odds], axis=1), labels, np.zeros_like(odds), patients, confidence)
+    intercept, slope = _regress(np.stack([one, odds], axis=1), labels, np.zeros_like(odds), patients)
     return CoxCalibration(slope, intercept, large[0])
 
 
@@ -206,7 +133,7 @@ def _overlap(odds: np.ndarray, labels: np.ndarray) -> bool:
     return bool(sick.min() < healthy.max() and healthy.min() < sick.max())
 
 
-def _regress(design, labels, offset, patients, confidence) -> list[tuple[float, float, float]]:
+def _regress(design, labels, offset, patients) -> list[tuple[float, float, float]]:
     """Logistic regression by Newton's method with halved steps; each coefficient with its clustered interval."""
     scale = np.maximum(np.abs(design).max(axis=0), 1e-12)
     columns = design / scale
@@ -229,10 +156,10 @@ def _regress(design, labels, offset, patients, confidence) -> list[tuple[float, 
     residual = columns * (labels - expected)[:, None]
     count = patients.max() + 1
     totals = np.stack([np.bincount(patients, weights=column, minlength=count) for column in residual.T], axis=1)
-    spread = curvature @ (totals.T @ totals) @ curvature * count / max(1, count - 1)
+    covariance = curvature @ (totals.T @ totals) @ curvature * count / max(1, count - 1)
     scarce = min(len(np.unique(patients[labels == label])) for label in (0, 1))
-    reach = student.ppf(0.5 + confidence / 2, count - 1) if scarce >= LEAST_PATIENTS else np.nan
-    error = np.sqrt(np.diag(spread)) * reach
+    quantile = student.ppf(0.5 + CONFIDENCE / 2, count - 1) if scarce >= LEAST_PATIENTS else np.nan
+    error = np.sqrt(np.diag(covariance)) * quantile
     return [
         tuple(float(one / unit) for one in (b, b - e, b + e)) for b, e, unit in zip(beta, error, scale, strict=True)
     ]
@@ -242,7 +169,7 @@ def _log_loss(odds: np.ndarray, labels: np.ndarray) -> float:
     return float(np.sum(np.logaddexp(0, odds) - labels * odds))
 
 
-# --- repairs ---------------------------------------------------------------------------------------------------------
+# --- recalibration ---------------------------------------------------------------------------------------------------
 
 
 def to_log_odds(probabilities: np.ndarray) -> np.ndarray:
@@ -260,12 +187,12 @@ class Calibrator:
     reasons: tuple[str, ...]  # ``(findings,)``, why a finding has none (NaN); empty where it has
 
     def apply(self, log_odds: np.ndarray) -> np.ndarray:
-        """Repaired log-odds ``(images, findings)``; a column of NaN where nothing was fitted."""
+        """Recalibrated log-odds ``(images, findings)``; a column of NaN where nothing was fitted."""
         return np.asarray(log_odds, dtype=float) * self.slopes + self.intercepts
 
 
-def fit_temperature(log_odds: np.ndarray, labels: np.ndarray, *, shared: bool = False) -> Calibrator:
-    """One temperature a finding, or one for all, that makes the validation labels most likely (Guo et al. 2017).
+def fit_temperature(log_odds: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """One temperature a finding, the one that makes its validation labels most likely (Guo et al. 2017).
 
     The likelihood has one maximum over the inverse temperature. There is none at a positive finite temperature where
     scores are inverted (the best inverse temperature is not positive) or where their sign tells the classes fully
@@ -274,19 +201,9 @@ def fit_temperature(log_odds: np.ndarray, labels: np.ndarray, *, shared: bool = 
     Args:
         log_odds: ``(images, findings)`` of the validation split.
         labels: ``(images, findings)``, 1, 0, -1 or NaN; the last two are left out.
-        shared: one temperature for all findings; findings that cannot be judged alone then take it too.
-
-    Returns:
-        The calibrator; ``reasons`` says why a finding has no temperature.
     """
     log_odds, labels = _check_table(log_odds, labels)
     known = known_labels(labels)
-    if shared:
-        inverse, reason = _fit_inverse_temperature(log_odds[known], labels[known])
-        if reason:
-            raise StudyError(f"no temperature fits the validation scores: {reason}; fit Platt's line instead.")
-        findings = labels.shape[1]
-        return Calibrator(np.full(findings, inverse), np.zeros(findings), ("",) * findings)
     fits = [
         _fit_inverse_temperature(odds[own], label[own])
         for odds, label, own in zip(log_odds.T, labels.T, known.T, strict=True)
@@ -337,11 +254,11 @@ def fit_platt(log_odds: np.ndarray, labels: np.ndarray) -> Calibrator:
         positives = label.sum()
         negatives = len(label) - positives
         target = np.where(label == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-        centre, spread = odds.mean(), odds.std()
-        design = np.stack([np.ones_like(odds), (odds - centre) / spread], axis=1)
-        (intercept, *_), (slope, *_) = _regress(design, target, np.zeros_like(odds), np.arange(len(odds)), CONFIDENCE)
-        slopes.append(slope / spread)
-        intercepts.append(intercept - slope / spread * centre)
+        centre, deviation = odds.mean(), odds.std()
+        design = np.stack([np.ones_like(odds), (odds - centre) / deviation], axis=1)
+        (intercept, *_), (slope, *_) = _regress(design, target, np.zeros_like(odds), np.arange(len(odds)))
+        slopes.append(slope / deviation)
+        intercepts.append(intercept - slope / deviation * centre)
     return Calibrator(np.array(slopes, dtype=float), np.array(intercepts, dtype=float), tuple(reasons))
 
 
@@ -385,16 +302,14 @@ def measure_calibration(
     generator: np.random.Generator,
     *,
     resamples: int,
-    bins: int = BINS,
-    setting: str = "",
     reasons: Sequence[str] | None = None,
     macro: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Calibration of every finding, and the macro means of calibration error and Brier score.
 
     A calibration error is larger in resamples than in the cases they are drawn from, as it is larger in few cases than
-    in many. Its interval is therefore the spread of the patient bootstrap around the error itself: how much the number
-    varies with other patients. The upward bias of the number stays in it.
+    in many. Its interval is therefore that of the patient bootstrap around the error itself: how much the number
+    varies with other patients. The upward bias of the number stays in it; ``ece_adaptive`` has least of it.
 
     Args:
         log_odds: ``(images, findings)``; a column of NaN alone was not predicted.
@@ -403,16 +318,14 @@ def measure_calibration(
         patient_ids: ``(images,)``.
         generator: draws the patients.
         resamples: number of resamples.
-        bins: of the calibration errors by mass and by width.
-        setting: what to write into the column ``setting``.
-        reasons: why a column is not predicted, for its rows' ``setting``.
-        macro: ``(findings,)``, bool: which findings enter the macro mean, so that means of several repairs are of the
+        reasons: why a column is not predicted.
+        macro: ``(findings,)``, bool: which findings enter the macro mean, so that means of several methods are of the
             same findings; all that are predicted if it is None.
 
     Returns:
-        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives`` of the metrics ``ece_mass``,
-        ``ece_width``, ``ece_adaptive``, ``brier`` and its parts, ``calibration_slope``, ``calibration_intercept`` and
-        ``calibration_in_the_large``. A finding without a known label, or not predicted, keeps its rows with NaN.
+        Rows ``finding, metric, value, ci_low, ci_high, n, positives, reason`` of the metrics ``ece_mass``,
+        ``ece_width``, ``ece_adaptive`` (by `assign_bins`), ``brier``, ``calibration_slope``, ``calibration_intercept``
+        and ``calibration_in_the_large``. A finding without a known label, or not predicted, keeps its rows with NaN.
     """
     log_odds, labels = _check_table(log_odds, labels)
     weights = bootstrap_patients(patient_ids, resamples, generator).astype(np.float32)
@@ -426,42 +339,36 @@ def measure_calibration(
         measured = {}
         if own.any() and predicted[number]:
             odds = log_odds[own, number]
-            measured, drawn = _measure_one(expit(odds), label, own, patients, weights, bins)
+            measured, drawn = _measure_one(expit(odds), label, own, patients, weights)
             for name, values in drawn.items() if enters[number] else ():
                 replicates.setdefault(name, []).append((measured[name][0], values))
         reason = (reasons[number] if reasons else "") or ("" if own.any() else "no known label in test")
-        place = {"finding": finding, "setting": "; ".join(part for part in (setting, reason) if part)}
-        place |= {"n": len(label), "positives": int((label == 1).sum())}
-        for metric in _MEASURED:
-            value, low, high = measured.get(metric, (np.nan,) * 3)
-            rows.append(place | {"metric": metric, "value": value, "ci_low": low, "ci_high": high})
-    place = {"finding": MACRO, "setting": setting, "n": len(labels), "positives": -1}
-    for metric in _MEANT:
-        value, low, high = np.nan, np.nan, np.nan
+        place = {"finding": finding, "n": len(label), "positives": int((label == 1).sum()), "reason": reason}
+        rows += [place | _name_estimate(metric, *measured.get(metric, (np.nan,) * 3)) for metric in _MEASURED]
+    place = {"finding": MACRO, "n": len(labels), "positives": -1, "reason": ""}
+    for metric in _AVERAGED:
+        estimate = (np.nan,) * 3
         if metric in replicates:
             singles, drawn = zip(*replicates[metric], strict=True)
             value = float(np.mean(singles))
-            low, high = _spread(value, macro_mean(np.stack(drawn, axis=1)))
-        rows.append(place | {"metric": metric, "value": value, "ci_low": low, "ci_high": high})
+            estimate = value, *_interval_around(value, macro_mean(np.stack(drawn, axis=1)))
+        rows.append(place | _name_estimate(metric, *estimate))
     return pd.DataFrame(rows)
 
 
-_MEANT = (*(f"ece_{binning}" for binning in BINNINGS), "brier")
-_MEASURED = (
-    *_MEANT,
-    *("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within"),
-    *("calibration_slope", "calibration_intercept", "calibration_in_the_large"),
-)
+_AVERAGED = (*(f"ece_{binning}" for binning in BINNINGS), "brier")
+_MEASURED = (*_AVERAGED, "calibration_slope", "calibration_intercept", "calibration_in_the_large")
 
 
-def _measure_one(probabilities, labels, own, patients, weights, bins) -> tuple[dict, dict]:
+def _name_estimate(metric: str, value: float, low: float, high: float) -> dict:
+    return {"metric": metric, "value": value, "ci_low": low, "ci_high": high}
+
+
+def _measure_one(probabilities, labels, own, patients, weights) -> tuple[dict, dict]:
     """Values with intervals of one finding, and the replicates of those that are averaged over findings."""
     few = len(np.unique(patients[own])) < LEAST_PATIENTS
-    parts = decompose_brier(probabilities, labels, bins=bins)
-    columns = {
-        f"ece_{binning}": _excess(probabilities, labels, assign_bins(probabilities, labels, bins, binning))
-        for binning in BINNINGS
-    }
+    bins = {f"ece_{binning}": assign_bins(probabilities, labels, binning) for binning in BINNINGS}
+    columns = {name: _excess(probabilities, labels, members) for name, members in bins.items()}
     columns["brier"] = ((probabilities - labels) ** 2)[:, None]
     # One product for all of them, cases that are not known counting nothing: reading the weights is what takes time.
     stacked = np.zeros((len(own), sum(one.shape[1] for one in columns.values()) + 1), dtype=weights.dtype)
@@ -474,15 +381,13 @@ def _measure_one(probabilities, labels, own, patients, weights, bins) -> tuple[d
             values = np.abs(drawn[:, end - one.shape[1] : end]).sum(axis=1, dtype=float) / drawn[:, -1]
         value = float(np.abs(one.sum(axis=0)).sum() / len(labels))
         replicates[name] = values
-        measured[name] = (value, *((np.nan, np.nan) if few else _spread(value, values)))
-    for part in ("reliability", "resolution", "uncertainty", "within"):
-        measured[f"brier_{part}"] = (getattr(parts, part), np.nan, np.nan)
+        measured[name] = (value, *((np.nan, np.nan) if few else _interval_around(value, values)))
     cox = fit_cox_calibration(probabilities, labels, patients[own])
     measured |= {"calibration_slope": cox.slope, "calibration_intercept": cox.intercept}
     return measured | {"calibration_in_the_large": cox.in_the_large}, replicates
 
 
-def _spread(value: float, replicates: np.ndarray) -> tuple[float, float]:
+def _interval_around(value: float, replicates: np.ndarray) -> tuple[float, float]:
     low, high = interval(replicates - np.nanmean(replicates))
     return max(0.0, value + float(low)), value + float(high)
 

@@ -1,21 +1,22 @@
 """What one AUROC hides: prompts, negatives, prevalence, thresholds and calibration of a trained arm.
 
-Everything is computed from the scores that `chexstudy.evaluation.image_text.evaluate.evaluate_arm` keeps; no model
-runs. Thresholds and repairs of calibration are chosen on the validation split, all sources together, and carried to
-each test set.
+Everything is computed from the scores that `chexstudy.evaluation.image_text.evaluate.evaluate_arms` keeps; no model
+scores anew. Thresholds and recalibrations are chosen on the validation split, all sources together, and carried to each
+test set.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.image_text.evaluate import LinearProbe, list_tasks
 from chexstudy.evaluation.image_text.prompts import CHOSEN, hash_families
-from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_inverted
+from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_families, list_inverted
 from chexstudy.evaluation.robustness.calibration import (
     fit_platt,
     fit_temperature,
@@ -26,25 +27,26 @@ from chexstudy.evaluation.robustness.calibration import (
 )
 from chexstudy.evaluation.robustness.spectrum import measure_against_each, measure_precision, measure_spectrum
 from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds, measure_thresholds
-from chexstudy.evaluation.scores import MACRO, measure_findings, read_scores, scores_artifact
+from chexstudy.evaluation.scores import MACRO, measure_findings, scores_artifact
+from chexstudy.evaluation.task import Task, read_or_measure
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
-from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.statistics.ranking import known_labels
 
 TASKS = ("prompt_family", "spectrum", "operating_point", "calibration")
-# Before any repair, and each repair; the last knows the test set's prevalence, as one knows that of an enriched set.
-AS_SCORED, TEMPERATURE, PLATT, PLATT_SHIFTED = REPAIRS = ("as_scored", "temperature", "platt", "platt_test_prevalence")
-_RELIABILITY_COLUMNS = [
-    *("arm", "seed", "data_set", "scores", "repair", "exposure"),
+# Before any recalibration, and each; the last knows the test set's prevalence, as one knows that of an enriched set.
+RECALIBRATIONS = ("as_scored", "temperature", "platt", "platt_test_prevalence")
+AS_SCORED, TEMPERATURE, PLATT, PLATT_SHIFTED = RECALIBRATIONS
+_CURVE_COLUMNS = [
+    *("arm", "seed", "data_set", "head", "setting", "exposure"),
     *("predicted", "observed", "ci_low", "ci_high", "n", "positives"),
 ]
 
 
-def scrutinise_arms(
+def measure_robustness(
     evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], prevalences: Sequence[float]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scrutinise evaluated arms; kept in ``evaluation/<arm>/scrutiny.parquet`` and ``reliability.parquet``.
+    """Robustness of evaluated arms; kept in ``evaluation/<arm>/robustness.parquet`` and ``reliability.parquet``.
 
     Args:
         evaluation: what the arms were measured with.
@@ -53,66 +55,83 @@ def scrutinise_arms(
         prevalences: at which average precision is stated.
 
     Returns:
-        Rows of the results table, with the tasks ``prompt_family`` (setting: the family), ``spectrum`` (setting: the
-        prompts, then the negatives or the prevalence), ``operating_point`` (setting: whose scores, then the rule) and
-        ``calibration`` (setting: whose scores, then the repair); and the reliability curves of all findings pooled:
-        ``arm, seed, data_set, scores, repair, exposure, predicted, observed, ci_low, ci_high, n, positives``. Both are
-        empty for a cohort without labels.
+        Rows of the results table, with the tasks ``prompt_family`` (setting: the family), ``spectrum`` (group: the
+        negatives or the prevalence), ``operating_point`` (head: whose scores, setting: the rule) and ``calibration``
+        (setting: the recalibration); and the reliability curves of all findings pooled: ``arm, seed, data_set, head,
+        setting, exposure, predicted, observed, ci_low, ci_high, n, positives``. Both are empty for a cohort without
+        labels.
     """
     if not seeds:
-        raise StudyError("there are no seeds to scrutinise: name at least one.")
+        raise StudyError("there are no seeds to measure: name at least one.")
     if not evaluation.findings:
-        return pd.DataFrame(), pd.DataFrame(columns=_RELIABILITY_COLUMNS)
-    both = [_scrutinise_arm(evaluation, arm, seeds, prevalences) for arm in progress(arms, label="scrutinising arms")]
+        return pd.DataFrame(), pd.DataFrame(columns=_CURVE_COLUMNS)
+    both = [
+        _measure_arm(_Arm(evaluation, arm, tuple(seeds)), prevalences) for arm in progress(arms, label="robustness")
+    ]
     rows, curves = (pd.concat(tables, ignore_index=True) for tables in zip(*both, strict=True))
     return rows, curves
 
 
-def _scrutinise_arm(evaluation, arm, seeds, prevalences) -> tuple[pd.DataFrame, pd.DataFrame]:
-    run = evaluation.run
-    names = [f"evaluation/{arm}/{name}.parquet" for name in ("scrutiny", "reliability")]
-    kinds = ("zero_shot", "linear_probe") if evaluation.probe and evaluation.validation_sets() else ("zero_shot",)
-    tasks = [*kinds, *(ZeroShot(family).name for family in evaluation.families)]
+@dataclass(frozen=True)
+class _Arm:
+    """An evaluated arm and its kept scores."""
+
+    evaluation: Evaluation
+    name: str
+    seeds: tuple[int, ...]
+
+    def read(self, task: Task, data_set: str, rows: pd.DataFrame) -> list[np.ndarray]:
+        return [task.read(self.evaluation, self.name, seed, data_set, rows) for seed in self.seeds]
+
+    def read_validation(self, task: Task) -> tuple[list[np.ndarray], np.ndarray]:
+        """Scores of each seed and labels, source by source; no rows where the cohort has no validation split."""
+        sets = self.evaluation.validation_sets()
+        of_sources = [self.read(task, name, rows) for name, rows in sets.items()]
+        empty = [np.empty((0, len(self.evaluation.findings)))] * len(self.seeds)
+        scores = [np.concatenate(parts) for parts in zip(empty, *of_sources, strict=True)]
+        return scores, self.evaluation.labels(pd.concat([self.evaluation.cohort[:0], *sets.values()]))
+
+
+def _measure_arm(arm: _Arm, prevalences: Sequence[float]) -> list[pd.DataFrame]:
+    evaluation = arm.evaluation
+    tasks = [task for task in list_tasks(evaluation) if task.on_validation]
     sets = [*evaluation.test_sets(), *evaluation.validation_sets()]
-    scores = [scores_artifact(arm, seed, task, name) for seed in seeds for task in tasks for name in sets]
-    for name in scores:
-        run.require(name)
-    inputs = ("cohort.parquet", *scores)
+    scores = [scores_artifact(arm.name, seed, task.name, one) for seed in arm.seeds for task in tasks for one in sets]
     parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "prevalences": list(prevalences)}
-    parameters["prompts"] = hash_families(evaluation.families)
-    if all(run.is_current(name, run.key(parameters, inputs)) for name in names):
-        return tuple(pd.read_parquet(run.path(name)) for name in names)
-    arm_scores = _ArmScores(evaluation, arm, seeds)
-    exposure = tell_exposure(run, arm, seeds[0])
-    tables, curves = [], []
-    for name, rows in evaluation.test_sets().items():
-        measured = [
-            _measure_families(arm_scores, rows, name).assign(task="prompt_family", seed=OVER_SEEDS),
-            _measure_negatives(arm_scores, rows, name, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
-        ]
-        for kind in kinds:
-            points = _measure_operating_points(arm_scores, rows, name, kind)
-            measured.append(points.assign(task="operating_point", seed=OVER_SEEDS))
-            table, curve = _measure_repairs(arm_scores, rows, name, kind)
-            measured.append(table.assign(task="calibration", seed=seeds[0]))
-            curves.append(curve.assign(arm=arm, seed=seeds[0], data_set=name, exposure=exposure))
-        tables += [table.assign(data_set=name) for table in measured]
-    result = pd.concat(tables, ignore_index=True).assign(study=run.study, arm=arm, exposure=exposure)
-    curve = pd.concat(curves, ignore_index=True)[_RELIABILITY_COLUMNS]
-    for name, table in zip(names, (result, curve), strict=True):
-        run.write_table(name, table)
-        run.record(name, parameters, inputs, evaluation.seed)
-    return result, curve
+    parameters["prompts"] = hash_families(list_families(evaluation))
+    names = [f"evaluation/{arm.name}/{name}.parquet" for name in ("robustness", "reliability")]
+
+    def measure() -> tuple[pd.DataFrame, pd.DataFrame]:
+        place = {"arm": arm.name, "exposure": tell_exposure(evaluation.run, arm.name, arm.seeds[0])}
+        tables, curves = [], []
+        for name, rows in evaluation.test_sets().items():
+            measured = [
+                _measure_families(arm, rows, name).assign(task="prompt_family", seed=OVER_SEEDS),
+                _measure_negatives(arm, rows, name, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
+            ]
+            for task in tasks:
+                if task in (ZeroShot(), LinearProbe()):
+                    points = _measure_operating_points(arm, rows, name, task)
+                    measured.append(points.assign(task="operating_point", head=task.name, seed=OVER_SEEDS))
+                    table, curve = _measure_recalibrations(arm, rows, name, task)
+                    measured.append(table.assign(task="calibration", head=task.name, seed=arm.seeds[0]))
+                    curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=name, **place))
+            tables += [table.assign(data_set=name) for table in measured]
+        result = pd.concat(tables, ignore_index=True).assign(study=evaluation.run.study, **place)
+        return result, pd.concat(curves, ignore_index=True)[_CURVE_COLUMNS]
+
+    inputs = ("cohort.parquet", *scores)
+    return read_or_measure(evaluation.run, names, parameters, inputs, evaluation.seed, measure)
 
 
-def summarise_scrutiny(results: pd.DataFrame) -> pd.DataFrame:
+def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
     """Means over findings by arm and data set: each prompt family, each sort of negatives, each prevalence.
 
     Args:
         results: rows of the results table.
 
     Returns:
-        One row a task, metric, setting, data set and its exposure; one column an arm; cells such as
+        One row a task, metric, setting, group, data set and its exposure; one column an arm; cells such as
         ``0.812 [0.790, 0.833]``.
     """
     metrics = ("auroc", "auroc_difference", "auprc_at_prevalence", "inverted_findings")
@@ -123,105 +142,77 @@ def summarise_scrutiny(results: pd.DataFrame) -> pd.DataFrame:
         else f"{row.value:.3f}" + ("" if np.isnan(row.ci_low) else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]")
         for row in rows.itertuples()
     ]
-    places = ["data_set", "exposure", "task", "metric", "setting"]
+    places = ["data_set", "exposure", "task", "metric", "setting", "group"]
     table = rows.assign(cell=cells).pivot(index=places, columns="arm", values="cell")
     return table.sort_index()[sorted(table.columns)]
 
 
-class _ArmScores:
-    """The kept scores of one arm, seed by seed."""
-
-    def __init__(self, evaluation: Evaluation, arm: str, seeds: Sequence[int]):
-        self.evaluation, self.arm, self.seeds = evaluation, arm, list(seeds)
-        self.findings = evaluation.findings
-        self.validation = pd.concat([evaluation.cohort[:0], *evaluation.validation_sets().values()])
-
-    def read(self, rows: pd.DataFrame, data_set: str, task: str) -> list[np.ndarray]:
-        shared = {"arm": self.arm, "task": task, "data_set": data_set}
-        run, findings = self.evaluation.run, self.findings
-        return [read_scores(run, rows.image_id, findings, **shared, seed=seed) for seed in self.seeds]
-
-    def read_validation(self, task: str) -> list[np.ndarray]:
-        """The scores of `validation`, source by source; no rows where the cohort has none."""
-        of_sources = [self.read(rows, name, task) for name, rows in self.evaluation.validation_sets().items()]
-        empty = [np.empty((0, len(self.findings)))] * len(self.seeds)
-        return [np.concatenate(parts) for parts in zip(empty, *of_sources, strict=True)]
-
-
-def _measure_families(scores: _ArmScores, rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def _measure_families(arm: _Arm, rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """Every family, on the same resamples, and how many findings it certainly ranks the wrong way."""
-    evaluation, tables = scores.evaluation, []
-    labels = label_matrix(rows, scores.findings)
-    for family in evaluation.families:
-        generator = evaluation.generator()
-        weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-        of_family = scores.read(rows, name, ZeroShot(family).name)
-        table = (
-            measure_findings(of_family, labels, scores.findings, weights).over_seeds(generator).assign(setting=family)
-        )
-        evaluable = int(table.value[table.metric == "evaluable_findings"].iloc[0])
-        count = {"finding": MACRO, "metric": "inverted_findings", "setting": family, "n": evaluable, "positives": -1}
-        count |= {"value": float(list_inverted(table).certain.sum()), "ci_low": np.nan, "ci_high": np.nan}
-        tables.append(pd.concat([table, pd.DataFrame([count])], ignore_index=True))
+    evaluation, tables = arm.evaluation, []
+    labels = evaluation.labels(rows)
+    for family in list_families(evaluation):
+        weights, generator = evaluation.draw_patients(rows)
+        measured = measure_findings(arm.read(ZeroShot(family), name, rows), labels, evaluation.findings, weights)
+        table = measured.over_seeds(generator)
+        count = {"finding": MACRO, "metric": "inverted_findings", "positives": -1}
+        count["n"] = int(table.value[table.metric == "evaluable_findings"].iloc[0])
+        count["value"] = float(list_inverted(table).certain.sum())
+        tables.append(pd.concat([table, pd.DataFrame([count])], ignore_index=True).assign(setting=family))
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure_negatives(scores: _ArmScores, rows: pd.DataFrame, name: str, prevalences) -> pd.DataFrame:
-    evaluation, findings = scores.evaluation, scores.findings
-    of_arm, labels = scores.read(rows, name, "zero_shot"), label_matrix(rows, findings)
-    shared = {"resamples": evaluation.resamples, "setting": CHOSEN}
-    place = (of_arm, labels, findings, rows.patient_id)
+def _measure_negatives(arm: _Arm, rows: pd.DataFrame, name: str, prevalences) -> pd.DataFrame:
+    evaluation = arm.evaluation
+    place = (arm.read(ZeroShot(), name, rows), evaluation.labels(rows), evaluation.findings, rows.patient_id)
     tables = [
-        measure_spectrum(*place, evaluation.generator(), **shared),
-        measure_against_each(*place, setting=CHOSEN),
+        measure_spectrum(*place, evaluation.generator(), resamples=evaluation.resamples),
+        measure_against_each(*place),
     ]
     if prevalences:
-        tables.append(measure_precision(*place, prevalences, evaluation.generator(), **shared))
-    return pd.concat(tables, ignore_index=True)
+        tables.append(measure_precision(*place, prevalences, evaluation.generator(), resamples=evaluation.resamples))
+    return pd.concat(tables, ignore_index=True).assign(setting=CHOSEN)
 
 
-def _measure_operating_points(scores: _ArmScores, rows: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
-    evaluation, findings = scores.evaluation, scores.findings
-    validation, test = scores.read_validation(kind), scores.read(rows, name, kind)
-    known, labels = label_matrix(scores.validation, findings), label_matrix(rows, findings)
+def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, name: str, task: Task) -> pd.DataFrame:
+    evaluation = arm.evaluation
+    (validation, known), test = arm.read_validation(task), arm.read(task, name, rows)
+    shared = (test, evaluation.labels(rows), evaluation.findings, rows.patient_id)
     tables = []
     for rule in RULES:
         carried = [choose_thresholds(one, known, rule) for one in validation]
-        shared = {"resamples": evaluation.resamples, "setting": kind}
-        tables.append(
-            measure_thresholds(carried, test, labels, findings, rows.patient_id, evaluation.generator(), **shared)
-        )
+        tables.append(measure_thresholds(carried, *shared, evaluation.generator(), resamples=evaluation.resamples))
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure_repairs(scores: _ArmScores, rows: pd.DataFrame, name: str, kind: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Calibration of the first seed before and after each repair, and its reliability curves over all findings."""
-    evaluation, findings = scores.evaluation, scores.findings
-    validation, test = scores.read_validation(kind)[0], scores.read(rows, name, kind)[0]
-    if kind == "zero_shot":
+def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, name: str, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Calibration of the first seed by every method, and its reliability curves over all findings."""
+    evaluation, findings = arm.evaluation, arm.evaluation.findings
+    ((validation, *_), known), (test, *_) = arm.read_validation(task), arm.read(task, name, rows)
+    if task == ZeroShot():
         validation, test = to_log_odds(validation), to_log_odds(test)
-    known, labels = label_matrix(scores.validation, findings), label_matrix(rows, findings)
+    labels = evaluation.labels(rows)
     temperature, platt = fit_temperature(validation, known), fit_platt(validation, known)
     before, after = (_prevalence(one) for one in (known, labels))
-    repaired = {
+    recalibrated = {
         AS_SCORED: (test, None),
         TEMPERATURE: (temperature.apply(test), temperature.reasons),
         PLATT: (platt.apply(test), platt.reasons),
         PLATT_SHIFTED: (shift_prevalence(platt.apply(test), before, after), platt.reasons),
     }
-    tables, curves = [], []
-    # One set of findings for all curves: those that every repair could be fitted for.
-    shown = np.all([np.isfinite(odds).all(axis=0) for odds, _ in repaired.values()], axis=0)
+    tables, curves = [], [pd.DataFrame(columns=_CURVE_COLUMNS)]
+    # One set of findings for all curves: those that every method could be fitted for.
+    shown = np.all([np.isfinite(odds).all(axis=0) for odds, _ in recalibrated.values()], axis=0)
     pooled = known_labels(labels) & shown
     patients = np.repeat(rows.patient_id.to_numpy()[:, None], len(findings), axis=1)
-    for repair, (odds, reasons) in repaired.items():
-        shared = {"resamples": evaluation.resamples, "setting": f"{kind}; {repair}", "reasons": reasons, "macro": shown}
-        tables.append(measure_calibration(odds, labels, findings, rows.patient_id, evaluation.generator(), **shared))
+    shared = {"resamples": evaluation.resamples, "macro": shown}
+    for setting, (odds, reasons) in recalibrated.items():
+        place = (odds, labels, findings, rows.patient_id, evaluation.generator())
+        tables.append(measure_calibration(*place, reasons=reasons, **shared).assign(setting=setting))
         if pooled.any():
             curve = reliability_curve(expit(odds[pooled]), labels[pooled], patients[pooled])
-            curves.append(curve.assign(scores=kind, repair=repair))
-    empty = pd.DataFrame(columns=_RELIABILITY_COLUMNS)
-    return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True) if curves else empty
+            curves.append(curve.assign(setting=setting))
+    return pd.concat(tables, ignore_index=True), pd.concat(curves[1:] or curves, ignore_index=True)
 
 
 def _prevalence(labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whom the sick are told from: healthy people, people with something else, and each other disease.
+"""Spectrum effects: negatives who are healthy, who have something else, or who have each other disease.
 
 An AUROC against healthy negatives overstates what a model does in a clinic, where most who are imaged have something.
 The same holds for precision: it is a property of the prevalence as much as of the model, and can be carried to another
@@ -25,7 +25,7 @@ from chexstudy.statistics.bootstrap import (
 from chexstudy.statistics.ranking import auroc, known_labels, macro_mean
 
 NEGATIVES = ("all", "healthy", "sick")
-DIFFERENCE = "healthy - sick"
+_GAP = "gap"
 # Cases times resamples held at once.
 _BLOCK = 400_000
 
@@ -89,7 +89,6 @@ def measure_spectrum(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    setting: str = "",
 ) -> pd.DataFrame:
     """AUROC of every finding against all, healthy and sick negatives, and healthy minus sick on the same resamples.
 
@@ -100,13 +99,12 @@ def measure_spectrum(
         patient_ids: ``(images,)``.
         generator: draws patients and seeds.
         resamples: number of resamples.
-        setting: put before the negatives in the column ``setting``.
 
     Returns:
-        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives``: metric ``auroc``, its setting ending in
-        ``all``, ``healthy`` or ``sick``, and ``auroc_difference`` with ``healthy - sick``. The macro rows mean over the
-        findings that all three can be had for, so that they differ by their negatives alone. A finding that cannot be
-        evaluated keeps its rows with NaN and n.
+        Rows ``finding, metric, group, reference, value, ci_low, ci_high, n, positives``: metric ``auroc`` with the
+        negatives ``all``, ``healthy`` or ``sick`` as group, and ``auroc_difference``, healthy minus the reference sick.
+        The macro rows mean over the findings that all three can be had for, so that they differ by their negatives
+        alone. A finding that cannot be evaluated keeps its rows with NaN and n.
     """
     if len(scores) == 0:
         raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
@@ -116,10 +114,10 @@ def measure_spectrum(
     drawn = {name: np.stack([auroc(one, s, weights) for s in scores]) for name, one in by_negatives.items()}
     shared = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
     patients = {name: count_scarcer_patients(one, weights) for name, one in by_negatives.items()}
-    values[DIFFERENCE] = values["healthy"] - values["sick"]
-    drawn[DIFFERENCE] = drawn["healthy"] - drawn["sick"]
-    patients[DIFFERENCE] = np.minimum(patients["healthy"], patients["sick"])
-    by_negatives[DIFFERENCE] = np.where(np.isnan(by_negatives["sick"]), by_negatives["healthy"], by_negatives["sick"])
+    values[_GAP] = values["healthy"] - values["sick"]
+    drawn[_GAP] = drawn["healthy"] - drawn["sick"]
+    patients[_GAP] = np.minimum(patients["healthy"], patients["sick"])
+    by_negatives[_GAP] = np.where(np.isnan(by_negatives["sick"]), by_negatives["healthy"], by_negatives["sick"])
     present = (np.asarray(labels, dtype=float)[:, shared] == 1).any(axis=1)
     of_macro = count_patients(present[:, None], weights)
     # The same draws of seeds for every sort of negatives.
@@ -130,12 +128,13 @@ def measure_spectrum(
         replicates = resample_seeds(replicates, generator)
         replicates = np.column_stack([replicates, macro_mean(replicates[:, shared])])
         low, high = interval(replicates, patients=np.append(patients[name], of_macro))
-        bounds = (-1, 1) if name == DIFFERENCE else (0, 1)
+        bounds = (-1, 1) if name == _GAP else (0, 1)
         known = known_labels(by_negatives[name])
         table = {
             "finding": [*findings, MACRO],
-            "metric": "auroc_difference" if name == DIFFERENCE else "auroc",
-            "setting": "; ".join(part for part in (setting, name) if part),
+            "metric": "auroc_difference" if name == _GAP else "auroc",
+            "group": "healthy" if name == _GAP else name,
+            "reference": "sick" if name == _GAP else "",
             "value": [*values[name], macro_mean(values[name][shared])],
             "ci_low": np.clip(low, *bounds),
             "ci_high": np.clip(high, *bounds),
@@ -147,76 +146,49 @@ def measure_spectrum(
 
 
 def measure_against_each(
-    scores: Sequence[np.ndarray],
-    labels: np.ndarray,
-    findings: Sequence[str],
-    patient_ids: Sequence[str],
-    *,
-    least_patients: int = LEAST_PATIENTS,
-    setting: str = "",
+    scores: Sequence[np.ndarray], labels: np.ndarray, findings: Sequence[str], patient_ids: Sequence[str]
 ) -> pd.DataFrame:
     """AUROC of each finding against the people with each other finding: which diseases are mistaken for which.
 
     Args:
         scores, labels, findings, patient_ids: as in `measure_spectrum`.
-        least_patients: patients that both sides need; below, the row holds NaN.
-        setting: put before the other finding in the column ``setting``.
 
     Returns:
-        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives`` of the metric ``auroc``, a row an
-        ordered pair, its setting ending in ``against <other finding>``. Values are means over seeds without intervals.
+        Rows ``finding, metric, group, value, ci_low, ci_high, n, positives`` of the metric ``auroc``, a row an ordered
+        pair, the other finding as group. Values are means over seeds without intervals, NaN with fewer than five
+        patients on a side.
     """
-    if len(scores) == 0:
-        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
     patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
     diseases = [finding for finding in findings if finding != NO_FINDING]
-    places = [list(findings).index(finding) for finding in diseases]
-    rows = []
+    tables = []
     for other in diseases:
         chosen = choose_negatives(labels, findings, other)
-        enough = np.array([_has_patients(column, patients, least_patients) for column in chosen.T])
+        table = {
+            "finding": list(findings),
+            "metric": "auroc",
+            "group": other,
+            "n": known_labels(chosen).sum(axis=0),
+            "positives": (chosen == 1).sum(axis=0),
+        }
         # What cannot be told is not ranked at all.
-        chosen[:, ~enough] = np.nan
-        value = np.mean([auroc(chosen, score) for score in scores], axis=0)
-        original = choose_negatives(labels, findings, other)
-        n, positives = known_labels(original).sum(axis=0), (original == 1).sum(axis=0)
-        for finding, place in zip(diseases, places, strict=True):
-            if finding != other:
-                rows.append(
-                    {
-                        "finding": finding,
-                        "metric": "auroc",
-                        "setting": "; ".join(part for part in (setting, f"against {other}") if part),
-                        "value": float(value[place]),
-                        "ci_low": np.nan,
-                        "ci_high": np.nan,
-                        "n": int(n[place]),
-                        "positives": int(positives[place]),
-                    }
-                )
-    return pd.DataFrame(rows, columns=["finding", "metric", "setting", "value", "ci_low", "ci_high", "n", "positives"])
+        ranked = np.where([_has_patients(column, patients) for column in chosen.T], chosen, np.nan)
+        value = np.mean([auroc(ranked, score) for score in scores], axis=0)
+        tables.append(pd.DataFrame(table).assign(value=value, ci_low=np.nan, ci_high=np.nan))
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["finding", "group"])
+    return rows[rows.finding.isin(diseases) & (rows.finding != rows.group)]
 
 
-def _has_patients(column: np.ndarray, patients: np.ndarray, least: int) -> bool:
-    return all(len(np.unique(patients[column == label])) >= least for label in (0, 1))
+def _has_patients(column: np.ndarray, patients: np.ndarray) -> bool:
+    return all(len(np.unique(patients[column == label])) >= LEAST_PATIENTS for label in (0, 1))
 
 
 # --- prevalence ------------------------------------------------------------------------------------------------------
 
 
-def reweigh_ppv(sensitivity: np.ndarray, specificity: np.ndarray, prevalence: np.ndarray | float) -> np.ndarray:
-    """Positive predictive value at another prevalence, by Bayes' rule; NaN where nothing would be called positive."""
-    _check_prevalence(prevalence)
-    hits = np.asarray(sensitivity, dtype=float) * prevalence
-    alarms = (1 - np.asarray(specificity, dtype=float)) * (1 - np.asarray(prevalence, dtype=float))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return hits / (hits + alarms)
-
-
-def reweigh_average_precision(
-    labels: np.ndarray, scores: np.ndarray, prevalence: np.ndarray | float, weights: np.ndarray | None = None
+def average_precision_at(
+    labels: np.ndarray, scores: np.ndarray, prevalences: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Average precision as it would be at another prevalence: positives and negatives count with another weight.
+    """Average precision as it would be at other prevalences: positives and negatives count with another weight.
 
     The sick and the healthy being what they are, the share called positive at each threshold stays the same in either
     class, and the precision there is ``p TPR / (p TPR + (1 - p) FPR)``. At the prevalence of the cases it is the plain
@@ -225,25 +197,12 @@ def reweigh_average_precision(
     Args:
         labels: ``(cases, findings)``, 1, 0, -1 or NaN; the last two are left out.
         scores: ``(cases, findings)``; a column of NaN alone was not predicted.
-        prevalence: ``(findings,)`` or one number.
-        weights: ``(resamples, cases)``, how often each case counts.
+        prevalences: ``(prevalences, findings)``.
+        weights: ``(resamples, cases)``, how often each case counts; without it, each once.
 
     Returns:
-        ``(findings,)`` or ``(resamples, findings)``; NaN where a finding has one class only or was not predicted.
+        ``(prevalences, resamples, findings)``; NaN where a finding has one class only or was not predicted.
     """
-    labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
-    if labels.ndim != 2 or labels.shape != scores.shape:
-        raise StudyError(
-            f"labels {labels.shape} and scores {scores.shape} must both be (cases, findings) of one shape."
-        )
-    _check_prevalence(prevalence)
-    prevalences = np.broadcast_to(np.asarray(prevalence, dtype=float), labels.shape[1:])[None]
-    precision = _average_precision_at(labels, scores, prevalences, weights)[0]
-    return precision[0] if weights is None else precision
-
-
-def _average_precision_at(labels, scores, prevalences, weights) -> np.ndarray:
-    """``(prevalences, resamples, findings)`` for prevalences ``(prevalences, findings)``."""
     by_case = np.ones((len(labels), 1), dtype=np.int32) if weights is None else np.asarray(weights).T
     precision = np.full((len(prevalences), by_case.shape[1], labels.shape[1]), np.nan)
     known = known_labels(labels)
@@ -297,31 +256,28 @@ def measure_precision(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    setting: str = "",
 ) -> pd.DataFrame:
     """Average precision at stated prevalences, the same for every finding, so that findings and sets can be compared.
 
     Args:
         scores, labels, findings, patient_ids, generator, resamples: as in `measure_spectrum`.
         prevalences: at which to state it.
-        setting: put before the prevalence in the column ``setting``.
 
     Returns:
-        Rows of the metric ``auprc_at_prevalence``, per finding and macro; the setting ends in ``prevalence 0.05``.
+        Rows of the metric ``auprc_at_prevalence``, per finding and macro, the prevalence as group.
     """
-    if len(scores) == 0:
-        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
     weights = bootstrap_patients(patient_ids, resamples, generator)
     known = known_labels(np.asarray(labels, dtype=float))
     positives = known & (np.asarray(labels) == 1)
     patients = np.append(
         count_scarcer_patients(labels, weights), count_patients(positives.any(axis=1)[:, None], weights)
     )
-    _check_prevalence(prevalences)
+    if not all(0 < one < 1 for one in prevalences):
+        raise StudyError(f"a prevalence must lie between 0 and 1, both excluded, not {prevalences}.")
     labels, scores = np.asarray(labels, dtype=float), [np.asarray(one, dtype=float) for one in scores]
     at = np.repeat(np.asarray(prevalences, dtype=float)[:, None], labels.shape[1], axis=1)
-    values = np.mean([_average_precision_at(labels, one, at, None)[:, 0] for one in scores], axis=0)
-    drawn = np.stack([_average_precision_at(labels, one, at, weights) for one in scores])
+    values = np.mean([average_precision_at(labels, one, at, None)[:, 0] for one in scores], axis=0)
+    drawn = np.stack([average_precision_at(labels, one, at, weights) for one in scores])
     state = generator.bit_generator.state
     tables = []
     for place, prevalence in enumerate(prevalences):
@@ -332,7 +288,7 @@ def measure_precision(
         table = {
             "finding": [*findings, MACRO],
             "metric": "auprc_at_prevalence",
-            "setting": "; ".join(part for part in (setting, f"prevalence {prevalence:g}") if part),
+            "group": f"{prevalence:g}",
             "value": [*value, macro_mean(value)],
             "ci_low": low,
             "ci_high": high,
@@ -341,9 +297,3 @@ def measure_precision(
         }
         tables.append(pd.DataFrame(table))
     return pd.concat(tables, ignore_index=True)
-
-
-def _check_prevalence(prevalence) -> None:
-    values = np.asarray(prevalence, dtype=float)
-    if not ((values > 0) & (values < 1)).all():
-        raise StudyError(f"a prevalence must lie between 0 and 1, both excluded, not {prevalence}.")

@@ -120,7 +120,6 @@ def measure_thresholds(
     generator: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    setting: str = "",
 ) -> pd.DataFrame:
     """What carried thresholds reach on a test set: per finding and as the macro mean.
 
@@ -137,14 +136,14 @@ def measure_thresholds(
         patient_ids: ``(images,)``.
         generator: draws patients and seeds.
         resamples: number of resamples.
-        setting: put before the rule's name in the column ``setting``.
 
     Returns:
-        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives``. ``threshold`` is the mean over seeds.
+        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule.
+        ``threshold`` is the mean over seeds.
         With a target there are two more metrics: ``transport``, reached minus target with its interval, and
         ``target_held``, 1 if that interval holds the target and 0 if not; its macro row is the share of findings for
         which it does, n their number. A finding without a threshold, or without the cases a metric needs on the test
-        set, keeps its rows with NaN and the reason at the end of ``setting``.
+        set, keeps its rows with NaN and the reason.
     """
     if not thresholds or len(thresholds) != len(scores) or len({one.rule for one in thresholds}) != 1:
         raise StudyError("carried thresholds need one rule, and one set of thresholds for the scores of each seed.")
@@ -179,7 +178,7 @@ def measure_thresholds(
     sick = len(np.unique(patients[present.any(axis=1)]))
     macro = macro_mean(value)
     macro_low, macro_high = np.clip(interval(macro_mean(replicates), patients=sick), -1, 1)
-    table = _Table(rule, thresholds, present, absent, findings, setting)
+    table = _Table(rule, thresholds, present, absent, findings)
     for row, metric in enumerate(METRICS):
         table.add(metric, value[row], low[row], high[row])
         table.add_macro(metric, macro[row], max(macro_low[row], -float(metric == "youden")), macro_high[row])
@@ -232,11 +231,11 @@ def _divide(tp, fp, p, n) -> np.ndarray:
 class _Table:
     """Rows of one rule, with the reason where a value is not there."""
 
-    def __init__(self, rule, thresholds, present, absent, findings, setting):
+    def __init__(self, rule, thresholds, present, absent, findings):
         self.findings = findings
         self.positives, self.negatives = present.sum(axis=0), absent.sum(axis=0)
         self.images = len(present)
-        self.setting = "; ".join(part for part in (setting, rule.name) if part)
+        self.setting = rule.name
         self.reasons = [
             next((one.reasons[finding] for one in thresholds if one.reasons[finding]), "")
             for finding in range(len(findings))
@@ -252,7 +251,8 @@ class _Table:
                 {
                     "finding": name,
                     "metric": metric,
-                    "setting": f"{self.setting}; {reason}" if reason else self.setting,
+                    "setting": self.setting,
+                    "reason": reason,
                     "value": float(value[finding]),
                     "ci_low": np.nan if low is None else float(low[finding]),
                     "ci_high": np.nan if high is None else float(high[finding]),
@@ -275,6 +275,7 @@ class _Table:
                 "finding": MACRO,
                 "metric": metric,
                 "setting": self.setting,
+                "reason": "",
                 "value": float(value),
                 "ci_low": float(low),
                 "ci_high": float(high),
@@ -299,35 +300,23 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def tabulate_transport(rows: pd.DataFrame) -> pd.DataFrame:
-    """How well targets travelled: a line for each arm, data set, setting and exposure.
+    """How well targets travelled: a line for each arm, data set, head, rule and exposure.
 
     Args:
         rows: rows of the results table of task ``operating_point``.
 
     Returns:
-        ``arm, data_set, setting, target, reached`` (macro mean), ``findings`` (with an interval), ``held`` (of them,
-        those whose interval holds the target), ``below`` (those whose whole interval lies under it) and ``exposure``.
+        ``arm, data_set, head, setting, exposure, target, reached`` (macro mean), ``findings`` (with an interval),
+        ``held`` (of them, those whose interval holds the target) and ``below`` (those whose whole interval lies under
+        it).
     """
-    lines = []
+    keys = ["arm", "data_set", "head", "setting", "exposure"]
+    targets = {rule.name: rule.target for rule in RULES if rule.target is not None}
+    macro = rows[(rows.finding == MACRO) & (rows.metric == "transport")].set_index(keys).value.sort_index()
     single = rows[rows.finding != MACRO]
-    keys = ["arm", "data_set", "setting", "exposure"]
-    for key, macro in rows[(rows.finding == MACRO) & (rows.metric == "transport")].groupby(keys, sort=True):
-        target = key[2].rpartition("_")[2]
-        own = single[(single[keys] == list(key)).all(axis=1)]
-        judged = own[(own.metric == "target_held") & own.value.notna()]
-        transport = own[(own.metric == "transport") & own.ci_high.notna()]
-        lines.append(
-            {
-                "arm": key[0],
-                "data_set": key[1],
-                "setting": key[2],
-                "target": float(target),
-                "reached": macro.value.iloc[0] + float(target),
-                "findings": len(judged),
-                "held": int(judged.value.sum()),
-                "below": int((transport.ci_high < 0).sum()),
-                "exposure": key[3],
-            }
-        )
-    columns = ["arm", "data_set", "setting", "target", "reached", "findings", "held", "below", "exposure"]
-    return pd.DataFrame(lines, columns=columns)
+    held = single[single.metric == "target_held"].groupby(keys).value.agg(["count", "sum"]).astype(int)
+    below = single[(single.metric == "transport") & (single.ci_high < 0)].groupby(keys).size().rename("below")
+    table = macro.to_frame("reached").join(held).join(below).fillna({"below": 0}).astype({"below": int}).reset_index()
+    table.insert(len(keys), "target", table.setting.map(targets))
+    table["reached"] += table.target
+    return table.rename(columns={"count": "findings", "sum": "held"})

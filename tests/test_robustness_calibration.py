@@ -10,10 +10,7 @@ from sklearn.metrics import brier_score_loss
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.robustness.calibration import (
-    BINNINGS,
     assign_bins,
-    decompose_brier,
-    expected_calibration_error,
     fit_cox_calibration,
     fit_platt,
     fit_temperature,
@@ -36,29 +33,32 @@ def drawn():
 def test_curve_and_error_are_those_of_scikit_learn(drawn, binning, strategy):
     odds, labels = drawn
     share, mean = calibration_curve(labels, expit(odds), n_bins=10, strategy=strategy)
-    curve = reliability_curve(expit(odds), labels, np.arange(2000), bins=10, binning=binning)
+    curve = reliability_curve(expit(odds), labels, np.arange(2000), binning)
     np.testing.assert_allclose(curve.observed, share, atol=1e-12)
     np.testing.assert_allclose(curve.predicted, mean, atol=1e-12)
     assert (curve.n.sum(), curve.positives.sum()) == (2000, labels.sum())
     assert ((curve.ci_low < curve.observed) & (curve.observed < curve.ci_high)).all()
-    wanted = np.sum(curve.n * np.abs(share - mean)) / 2000
-    assert expected_calibration_error(expit(odds), labels, binning=binning) == pytest.approx(wanted, abs=1e-12)
+    rows = measure(odds, labels)
+    assert rows[f"ece_{binning}"].value == pytest.approx(np.sum(curve.n * np.abs(share - mean)) / 2000, abs=1e-12)
+    assert rows["brier"].value == pytest.approx(brier_score_loss(labels, expit(odds)), abs=1e-12)
+
+
+def measure(odds, labels):
+    """Rows of one finding by metric."""
+    place = (odds[:, None], labels[:, None], ["Mass"], np.arange(len(labels)), np.random.default_rng(0))
+    rows = measure_calibration(*place, resamples=20)
+    return rows[rows.finding == "Mass"].set_index("metric").T
 
 
 def test_an_error_by_hand():
-    probabilities, labels = np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 1, 1, 1.0])
-    for binning in ("width", "mass"):
-        # Half the cases are off by 0.4, half by 0.1.
-        assert expected_calibration_error(probabilities, labels, bins=2, binning=binning) == pytest.approx(0.25)
-    weights = np.array([[1, 1, 1, 1], [0, 2, 1, 1]])
-    # The second drawing has 1 where 0.1 was said: (2 x 0.9 + 2 x 0.1) / 4.
-    got = expected_calibration_error(probabilities, labels, bins=2, weights=weights)
-    np.testing.assert_allclose(got, [0.25, 0.5])
+    rows = measure(logit(np.array([0.1, 0.1, 0.9, 0.9])), np.array([0, 1, 1, 1.0]))
+    # Half the cases are off by 0.4, half by 0.1.
+    assert (rows["ece_width"].value, rows["ece_mass"].value) == (pytest.approx(0.25), pytest.approx(0.25))
 
 
 def test_equal_probabilities_are_not_parted_and_adaptive_bins_rise():
     probabilities = np.repeat([0.2, 0.4, 0.4, 0.9], 5)
-    assert len(np.unique(assign_bins(probabilities, np.zeros(20), bins=10))) == 3
+    assert len(np.unique(assign_bins(probabilities, np.zeros(20), "mass"))) == 3
     generator = np.random.default_rng(2)
     probabilities = generator.random(300)
     labels = (generator.random(300) < probabilities).astype(float)
@@ -66,23 +66,6 @@ def test_equal_probabilities_are_not_parted_and_adaptive_bins_rise():
     share = np.bincount(members, weights=labels) / np.bincount(members)
     assert (np.diff(share) >= 0).all()
     assert len(share) > 3
-
-
-@pytest.mark.parametrize("binning", BINNINGS)
-def test_the_brier_score_is_the_sum_of_its_parts(drawn, binning):
-    odds, labels = drawn
-    parts = decompose_brier(expit(odds), labels, binning=binning)
-    assert parts.score == pytest.approx(brier_score_loss(labels, expit(odds)), abs=1e-12)
-    total = parts.reliability - parts.resolution + parts.uncertainty + parts.within
-    assert total == pytest.approx(parts.score, abs=1e-12)
-
-
-def test_parts_by_hand_where_bins_hide_nothing():
-    parts = decompose_brier(np.array([0.2] * 4 + [0.6] * 4), np.array([0, 0, 0, 1, 1, 1, 1, 0.0]), bins=2)
-    assert parts.reliability == pytest.approx((0.05**2 + 0.15**2) / 2)
-    assert parts.resolution == pytest.approx(0.25**2)
-    assert parts.uncertainty == pytest.approx(0.25)
-    assert parts.within == pytest.approx(0, abs=1e-12)
 
 
 def test_cox_finds_slope_and_intercept_of_an_unpenalised_regression(drawn):
@@ -123,25 +106,20 @@ def test_a_temperature_is_the_most_likely_one(drawn):
     best = minimize_scalar(loss, bounds=(0.01, 1), method="bounded", options={"xatol": 1e-10}).x
     assert found.slopes[0] == pytest.approx(best, abs=1e-5)
     assert found.slopes[0] == pytest.approx(0.25, abs=0.03)
-    table, known = np.stack([odds, 4 * odds], axis=1), np.stack([labels, labels], axis=1)
-    known[:50, 0], known[50:60, 1] = np.nan, -1
-    shared = fit_temperature(table, known, shared=True)
-    assert shared.slopes[0] == shared.slopes[1]
-    assert 0.25 < shared.slopes[0] < 1
 
 
 def test_platt_has_the_smoothed_targets_and_leaves_the_order(drawn):
     odds, labels = drawn
     scores = 0.1 * odds + 5
     platt = fit_platt(scores[:, None], labels[:, None])
-    repaired = platt.apply(scores[:, None])[:, 0]
-    assert (np.argsort(repaired) == np.argsort(scores)).all()
+    recalibrated = platt.apply(scores[:, None])[:, 0]
+    assert (np.argsort(recalibrated) == np.argsort(scores)).all()
     p, n = labels.sum(), (1 - labels).sum()
     target = np.where(labels == 1, (p + 1) / (p + 2), 1 / (n + 2))
     # At the maximum the residuals say nothing more about intercept or slope.
-    residual = target - expit(repaired)
+    residual = target - expit(recalibrated)
     np.testing.assert_allclose([residual.sum(), (residual * odds).sum()], 0, atol=1e-6)
-    assert expected_calibration_error(expit(repaired), labels) < 0.03
+    assert measure(recalibrated, labels)["ece_mass"].value < 0.03
     separable = fit_platt(np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([[0.0], [0.0], [1.0], [1.0]]))
     assert np.isfinite(separable.slopes).all()
 
@@ -162,14 +140,14 @@ def test_rows_have_intervals_and_reasons(drawn):
     known[:10, 0] = -1
     rows = measure_calibration(
         table, known, ["Mass", "Edema", "Hernia"], np.arange(400) // 2, np.random.default_rng(0), resamples=200,
-        setting="platt", reasons=["", "", "no positive in validation"],
+        reasons=["", "", "no positive in validation"],
     )  # fmt: skip
     error = rows[rows.metric == "ece_mass"].set_index("finding")
     assert error.ci_low["Mass"] <= error.value["Mass"] <= error.ci_high["Mass"]
     assert error.ci_high["Mass"] < error.ci_low["Edema"]
     assert (error.n["Mass"], error.n["Edema"]) == (390, 400)
     assert np.isnan(error.value["Hernia"])
-    assert error.setting["Hernia"] == "platt; no positive in validation"
+    assert error.reason["Hernia"] == "no positive in validation"
     assert error.value["macro"] == pytest.approx((error.value["Mass"] + error.value["Edema"]) / 2)
     large = rows[(rows.metric == "calibration_in_the_large") & (rows.finding == "Edema")].iloc[0]
     assert large.ci_low < -3 < large.ci_high
@@ -181,8 +159,6 @@ def test_what_cannot_be_fitted_says_why():
     inverted = fit_temperature(-odds, labels)
     assert np.isnan(inverted.apply(odds)).all()
     assert inverted.reasons == ("the scores are inverted or say nothing",)
-    with pytest.raises(StudyError, match="no temperature fits the validation scores: the scores are inverted"):
-        fit_temperature(-odds, labels, shared=True)
     assert fit_platt(odds, labels * 0).reasons == ("no positive in validation",)
     assert fit_platt(odds, labels * 0 - 1).reasons == ("no known label in validation",)
     assert fit_platt(odds * 0, labels).reasons == ("all scores are equal",)
@@ -191,13 +167,11 @@ def test_what_cannot_be_fitted_says_why():
 
 def test_wrong_input_is_one_sentence():
     with pytest.raises(StudyError, match="labels 1 and 0 only"):
-        expected_calibration_error(np.array([0.5]), np.array([-1.0]))
+        assign_bins(np.array([0.5]), np.array([-1.0]), "mass")
     with pytest.raises(StudyError, match="from 0 to 1"):
-        decompose_brier(np.array([np.nan]), np.array([1.0]))
+        assign_bins(np.array([np.nan]), np.array([1.0]), "mass")
     with pytest.raises(StudyError, match="one probability and one label"):
         reliability_curve(np.empty(0), np.empty(0), [])
-    with pytest.raises(StudyError, match="binning is one of"):
-        assign_bins(np.array([0.5]), np.array([1.0]), binning="quantile")
     with pytest.raises(StudyError, match="not finite for image number 1"):
         fit_platt(np.array([[1.0], [np.nan]]), np.array([[1.0], [0.0]]))
     with pytest.raises(StudyError, match="between 0 and 1"):

@@ -1,5 +1,7 @@
 """From kept scores to rows: every task is there, nothing is skipped silently, and what is current is not made again."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from conftest import make_tiny_study
@@ -9,7 +11,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.image_text.evaluate import evaluate_arms
 from chexstudy.evaluation.image_text.prompts import FAMILIES
-from chexstudy.evaluation.robustness.report import REPAIRS, TASKS, scrutinise_arms, summarise_scrutiny
+from chexstudy.evaluation.robustness.report import RECALIBRATIONS, TASKS, measure_robustness, summarise_robustness
 from chexstudy.evaluation.robustness.thresholds import RULES
 from chexstudy.evaluation.scores import read_scores
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -32,27 +34,27 @@ def evaluated(tmp_path_factory):
 
 
 def test_every_task_has_its_rows_and_they_fit_the_results_table(evaluated):
-    rows, curves = scrutinise_arms(evaluated, ["full"], [0], [0.1])
+    rows, curves = measure_robustness(evaluated, ["full"], [0], [0.1])
     rows = validate_results(rows)
     assert set(rows.task) == set(TASKS)
     families = rows[(rows.task == "prompt_family") & (rows.finding == "macro") & (rows.metric == "auroc")]
     assert set(families.setting) == set(FAMILIES)
-    points = set(rows.setting[(rows.task == "operating_point") & (rows.finding == "macro")])
-    assert points == {f"{kind}; {rule.name}" for kind in ("zero_shot", "linear_probe") for rule in RULES}
-    repairs = set(rows.setting[(rows.task == "calibration") & (rows.finding == "macro")])
-    assert repairs == {f"{kind}; {repair}" for kind in ("zero_shot", "linear_probe") for repair in REPAIRS}
+    macro = rows[rows.finding == "macro"]
+    for task, settings in (("operating_point", [rule.name for rule in RULES]), ("calibration", RECALIBRATIONS)):
+        of_task = macro.loc[macro.task == task, ["head", "setting"]].itertuples(index=False, name=None)
+        assert set(of_task) == set(product(("zero_shot", "linear_probe"), settings))
     assert set(rows.exposure) == {"held_out"}
     assert set(curves.columns) >= {"predicted", "observed", "ci_low", "n", "positives", "exposure"}
-    table = summarise_scrutiny(rows)
-    assert table.loc[("tiny/test", "held_out", "prompt_family", "inverted_findings", "published"), "full"].endswith(
+    table = summarise_robustness(rows)
+    assert table.loc[("tiny/test", "held_out", "prompt_family", "inverted_findings", "published", ""), "full"].endswith(
         "of 2"
     )
     # What the scores did not change is read, not made again.
-    path = evaluated.run.path("evaluation/full/scrutiny.parquet")
+    path = evaluated.run.path("evaluation/full/robustness.parquet")
     before = path.stat().st_mtime_ns
-    scrutinise_arms(evaluated, ["full"], [0], [0.1])
+    measure_robustness(evaluated, ["full"], [0], [0.1])
     assert path.stat().st_mtime_ns == before
-    scrutinise_arms(evaluated, ["full"], [0], [0.2])
+    measure_robustness(evaluated, ["full"], [0], [0.2])
     assert path.stat().st_mtime_ns != before
 
 
@@ -71,22 +73,22 @@ def test_scores_of_all_families_are_kept_on_validation_and_test(evaluated):
 def test_without_validation_each_missing_choice_is_a_row_with_its_reason(evaluated):
     cohort = evaluated.cohort[evaluated.cohort.split != "validate"]
     evaluation = Evaluation(evaluated.run, cohort, evaluated.store, resamples=20, probe=False)
-    rows, curves = scrutinise_arms(evaluation, ["full"], [0], [])
+    rows, curves = measure_robustness(evaluation, ["full"], [0], [])
     held = rows[(rows.task == "operating_point") & (rows.finding == "Mass") & (rows.metric == "sensitivity")]
     assert held.value.isna().all()
-    assert held.setting.str.endswith(("no positive in validation", "no negative in validation")).all()
-    repaired = rows[(rows.task == "calibration") & rows.setting.str.contains("platt") & (rows.finding != "macro")]
-    assert repaired.value.isna().all()
-    assert repaired.setting.str.endswith("no known label in validation").all()
+    assert held.reason.isin(["no positive in validation", "no negative in validation"]).all()
+    recalibrated = rows[(rows.task == "calibration") & rows.setting.str.contains("platt") & (rows.finding != "macro")]
+    assert recalibrated.value.isna().all()
+    assert (recalibrated.reason == "no known label in validation").all()
     assert curves.empty
 
 
 def test_wrong_input_is_one_sentence(evaluated):
-    with pytest.raises(StudyError, match="no seeds to scrutinise"):
-        scrutinise_arms(evaluated, ["full"], [], [0.1])
+    with pytest.raises(StudyError, match="no seeds to measure"):
+        measure_robustness(evaluated, ["full"], [], [0.1])
     with pytest.raises(StudyError, match="run 05_compare_arms first"):
-        scrutinise_arms(evaluated, ["curated"], [0], [0.1])
+        measure_robustness(evaluated, ["curated"], [0], [0.1])
     with pytest.raises(StudyError, match="between 0 and 1"):
-        scrutinise_arms(evaluated, ["full"], [0], [1.5])
+        measure_robustness(evaluated, ["full"], [0], [1.5])
     bare = Evaluation(evaluated.run, evaluated.cohort.drop(columns=["Mass", "Hernia"]), evaluated.store)
-    assert all(table.empty for table in scrutinise_arms(bare, ["full"], [0], [0.1]))
+    assert all(table.empty for table in measure_robustness(bare, ["full"], [0], [0.1]))

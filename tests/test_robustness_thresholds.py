@@ -129,13 +129,14 @@ def test_what_cannot_be_told_keeps_its_row_and_the_reason():
     )
     hernia = rows[rows.finding == "Hernia"]
     assert hernia.value.isna().all()
-    assert (hernia.setting == "sensitivity_0.95; no positive in validation").all()
+    assert (hernia.setting == "sensitivity_0.95").all()
+    assert (hernia.reason == "no positive in validation").all()
     assert set(hernia.metric) == {*METRICS, "threshold", "transport", "target_held"}
     chosen = carry([np.array([0.5, 0.5])], [scores], labels)
-    assert pick(chosen, "sensitivity", "Hernia").setting == "f1; no positive in test"
+    assert pick(chosen, "sensitivity", "Hernia").reason == "no positive in test"
     assert np.isfinite(pick(chosen, "specificity", "Hernia").value)
     nothing = carry([np.array([9.0, 9.0])], [scores], labels)
-    assert pick(nothing, "ppv").setting == "f1; nothing called positive"
+    assert pick(nothing, "ppv").reason == "nothing called positive"
 
 
 def test_an_interval_of_a_full_proportion_is_no_point():
