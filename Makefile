@@ -33,8 +33,8 @@ curators: $(STAMP) ## Run notebooks 7 and 8 on a finished study: ablate the cura
 adapt: $(STAMP) ## Run notebooks 9 to 11 on a finished study: heads on its encoders, what they see, labels to buy
 	@$(BIN)/chexstudy run 09 10 11 --profile $(PROFILE) $(ARGS)
 
-budgets: $(STAMP) ## Run notebook 4 on a finished study at the shares BUDGETS: performance against compute and data
-	@$(BIN)/chexstudy run 04 --profile $(PROFILE) -p budgets $(BUDGETS) $(ARGS)
+budgets: $(STAMP) ## Run notebook 12 on a finished study at the shares BUDGETS: performance against compute and data
+	@$(BIN)/chexstudy run 12 --profile $(PROFILE) -p budgets $(BUDGETS) $(ARGS)
 
 figures: $(STAMP) ## Draw the figures of a finished study again and copy them to figures/
 	@$(BIN)/chexstudy figures --study $(PROFILE) --copy-to figures

@@ -85,6 +85,11 @@ def validate_results(results: pd.DataFrame) -> pd.DataFrame:
         raise StudyError(f"the results table breaks its contract: {str(error).splitlines()[0]}") from None
 
 
+def join_rows(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several measurements as one table; what measured nothing adds none."""
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
 def add_results(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """Write rows into the files of their tasks, in place of all that these held, and return them.
 

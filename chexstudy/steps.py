@@ -15,8 +15,8 @@ _STEPS = {
         pretraining/*/map.parquet pretraining/*/stage_maps.parquet pretraining/*/trajectory.parquet
         figures/framework* figures/prototype_*""",
     "08_compare_curators": "curation/* pretraining/by_* results/method_* figures/method_comparison*",
-    "04_pretrain_curated with budgets": "results/budget_*",
-    "04_pretrain_curated": "pretraining/* figures/training_dynamics* figures/budgets*",
+    "12_sweep_budgets": "results/budget_* pretraining/*.keep_* figures/budgets*",
+    "04_pretrain_curated": "pretraining/* figures/training_dynamics*",
     "05_compare_arms": """
         evaluation/* results/zero_shot* results/linear_probe* results/prompt_family* results/retrieval.parquet
         results/retrieval_difference.parquet results/spectrum* results/operating_point* results/calibration*

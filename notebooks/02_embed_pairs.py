@@ -41,30 +41,10 @@ device = "auto"  # auto, cpu or cuda
 neighbours = 10  # neighbours of the density estimate
 
 # %%
-import numpy as np
-import pandas as pd
-import torch
+from chexstudy.plots import figures
+from chexstudy.study import open_study
 
-from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers, tiers_of_pairs
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.curation.online.prototypes import join_features
-from chexstudy.encoders.embeddings import embed_cohort
-from chexstudy.vectors.neighbours import density
-from chexstudy.vectors.umap import read_or_fit_map
-from chexstudy.workflow.notebook import start_notebook
-from chexstudy.plots.embedding import describe_embedding, plot_embedding
-from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms.definitions import arm_folder, train_arms
-from chexstudy.pretraining.arms.study_config import read_config
-from chexstudy.devices import choose_device
-from chexstudy.pretraining.models.dual_encoder import build_model, load_model
-
-run = start_notebook("02_embed_pairs", globals())
-config = read_config(run)
-cohort = read_cohort(run.require("cohort.parquet"))
-store = open_pixel_store(run)
-train = cohort[cohort.split == "train"].reset_index(drop=True)
+study = open_study("02_embed_pairs", globals())
 
 # %% [markdown]
 # ## The scoring model
@@ -73,13 +53,11 @@ train = cohort[cohort.split == "train"].reset_index(drop=True)
 # every arm that starts from this model is charged for it.
 
 # %%
-if warm_up_epochs:
-    train_arms(run, ["warm_up"], [seed], config, device)
-    model = load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
-    towers = (model.image_tower, model.text_tower)
-else:
-    model = build_model(config, train, seed)
-    towers = (model.image_tower.encoder, model.text_tower.encoder)
+import pandas as pd
+
+from chexstudy.pretraining.training.scoring import joint_features, read_scoring_towers
+
+towers = read_scoring_towers(study.run, study.cohort, seed, study.config, device)
 pd.Series(towers[0].describe() | {"text encoder": towers[1].describe()["name"]}, name="scoring model")
 
 # %% [markdown]
@@ -88,9 +66,10 @@ pd.Series(towers[0].describe() | {"text encoder": towers[1].describe()["name"]},
 # Cached under `embeddings/scoring/`, keyed by weights, preprocessing and cohort: a second run reads them.
 
 # %%
-embeddings = embed_cohort(run, train, store, *towers, "scoring", device=choose_device(device))
-sides = [torch.from_numpy(np.array(side, dtype=np.float32)) for side in (embeddings.image, embeddings.text)]
-joint = join_features(*[torch.nn.functional.normalize(side, dim=1) for side in sides]).numpy()
+from chexstudy.encoders.embeddings import embed_cohort
+
+embeddings = embed_cohort(study.run, study.train, study.pixels, *towers, "scoring", device=study.device)
+joint = joint_features(embeddings.image, embeddings.text)
 print(f"{len(joint):,} pairs in {joint.shape[1]} dimensions")
 
 # %% [markdown]
@@ -101,15 +80,10 @@ print(f"{len(joint):,} pairs in {joint.shape[1]} dimensions")
 # findings; without labels there are no tiers.
 
 # %%
-local_density = density(joint, min(neighbours, len(joint) - 1))
-finite = np.where(np.isfinite(local_density), local_density, np.nanmax(local_density[np.isfinite(local_density)]))
-pairs = pd.DataFrame({"image_id": train.image_id, "density": finite})
-if finding_columns(train):
-    tiers = prevalence_tiers(measure_prevalence(train)).to_dict()
-    pairs = pairs.assign(tier=tiers_of_pairs(train, tiers))
-percentile = pairs.density.rank(pct=True)
-groups = pairs.tier if "tier" in pairs else pd.Series("all", index=pairs.index)
-percentile.groupby(groups).agg(pairs="size", median_density_percentile="median").round(2)
+from chexstudy.curation.quality.local_density import list_densities, summarise_densities
+
+pairs = list_densities(study.train, joint, neighbours)
+summarise_densities(pairs).round(2)
 
 # %% [markdown]
 # ## The map
@@ -118,18 +92,20 @@ percentile.groupby(groups).agg(pairs="size", median_density_percentile="median")
 # machine but not across machines, and so that a second run draws in seconds.
 
 # %%
+from chexstudy.vectors.umap import read_or_fit_map
+
 inputs = tuple(f"embeddings/scoring/{name}" for name in ("image.npy", "text.npy", "ids.parquet"))
-coordinates = read_or_fit_map(run, "embeddings/scoring/map.parquet", train.image_id, joint, seed, inputs)
+coordinates = read_or_fit_map(study.run, "embeddings/scoring/map.parquet", study.train.image_id, joint, seed, inputs)
 pairs = coordinates.merge(pairs, on="image_id")
-figure = plot_embedding(pairs)
-save_figure(run, figure, "embedding", describe_embedding(pairs, seed), pairs.drop(columns="image_id"))
-figure
+figures.embedding.show(study, pairs, seed=seed)
 
 # %% [markdown]
 # ## What must hold
 
 # %%
+import numpy as np
+
 assert np.isfinite(joint).all()
-assert list(embeddings.image_ids) == list(pairs.image_id) == list(train.image_id)
+assert list(embeddings.image_ids) == list(pairs.image_id) == list(study.train.image_id)
 assert np.allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-3)
-print("every training pair is embedded, in the cohort's order, with unit norm")
+print(f"All {len(joint):,} training pairs are embedded, in the cohort's order, with unit norm.")

@@ -43,54 +43,12 @@ device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms adapted side by side; 1 on a GPU
 
 # %%
-import pandas as pd
-from IPython.display import display
+from chexstudy.plots import figures
+from chexstudy.results import OVER_SEEDS, add_results, join_rows
+from chexstudy.study import open_study
 
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import finding_columns, read_cohort
-from chexstudy.evaluation.adaptation.run import (
-    adapt_arms,
-    compare_adaptation,
-    freeze_arm,
-    measure_adaptation,
-    tabulate_costs,
-)
-from chexstudy.evaluation.context import Evaluation
-from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
-from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
-from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.outcomes.prediction import curves_artifact, evaluate_outcomes, explain_no_outcomes
-from chexstudy.results import OVER_SEEDS, add_results
-from chexstudy.workflow.notebook import start_notebook
-from chexstudy.plots.adaptation import (
-    describe_gains,
-    describe_heads,
-    describe_label_efficiency,
-    describe_variants,
-    plot_gains,
-    plot_heads,
-    plot_label_efficiency,
-    plot_variants,
-    select_gains,
-    select_heads,
-    select_label_efficiency,
-    select_variants,
-    tabulate_heads,
-)
-from chexstudy.plots.outcomes import describe_outcomes, plot_outcomes, select_outcomes
-from chexstudy.plots.style import save_figure
-from chexstudy.pretraining.arms.definitions import choose_seeds
-from chexstudy.devices import choose_device
-
-run = start_notebook("09_adapt_encoder", globals())
-cohort = read_cohort(run.require("cohort.parquet"))
-if not finding_columns(cohort):
-    heads, label_shares, tune = [], [], []
-    print("the cohort has no labels: there is nothing to adapt an encoder to but outcomes, if it has some")
-arm_seeds = choose_seeds(seed, seeds)
-few_seeds = choose_seeds(seed, min(detail_seeds, seeds))
-first_arm = adapted_arms[0]
-evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, device=str(choose_device(device)))
+study = open_study("09_adapt_encoder", globals())
+evaluation, first_arm, few_seeds = study.evaluation(), adapted_arms[0], study.seeds[:detail_seeds]
 
 # %% [markdown]
 # ## Fit the heads
@@ -102,23 +60,32 @@ evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, dev
 # only scored.
 
 # %%
+from chexstudy.evaluation.adaptation.recipes import plan_glori, plan_study
+from chexstudy.evaluation.adaptation.run import adapt_arms, measure_adaptation, tabulate_costs
+from chexstudy.evaluation.adaptation.training import Recipe
+
 glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
-plans = plan_study(heads, Recipe(epochs=head_epochs), glori, [*label_shares, few_labels], tune, tune_epochs)
+shares = [*label_shares, few_labels]
+plans = plan_study(study.findings, heads, Recipe(epochs=head_epochs), glori, shares, tune, tune_epochs)
 details = [*plans.glori_variants, *plans.probe_variants]
-adapt_arms(evaluation, adapted_arms, arm_seeds, [*plans.heads, *plans.shares], workers=arms_at_once)
+adapt_arms(evaluation, adapted_arms, study.seeds, [*plans.heads, *plans.shares], workers=arms_at_once)
 adapt_arms(evaluation, [first_arm], few_seeds, details, workers=arms_at_once)
-adapted = measure_adaptation(evaluation, adapted_arms, arm_seeds, plans.heads)
-tabulate_costs(run, adapted_arms, arm_seeds, plans.heads).round(1)
+adapted = measure_adaptation(evaluation, adapted_arms, study.seeds, plans.heads)
+tabulate_costs(study.run, adapted_arms, study.seeds, plans.heads).round(1)
 
 # %% [markdown]
 # ## X2. Heads by prevalence
 
 # %%
-if adapted.value.notna().any():
-    display(tabulate_heads(adapted, "auroc"), tabulate_heads(adapted, "auprc"))
-    by_head = plot_heads(adapted)
-    save_figure(run, by_head, "heads", describe_heads(adapted), select_heads(adapted))
-    display(by_head)
+figures.heads.show(study, adapted)
+
+# %%
+from chexstudy.plots.adaptation import tabulate_heads
+
+tabulate_heads(adapted, "auroc")
+
+# %%
+tabulate_heads(adapted, "auprc")
 
 # %% [markdown]
 # ## What GLoRI gains, finding by finding
@@ -127,30 +94,24 @@ if adapted.value.notna().any():
 # small, a pooled feature dilutes them: that is where looking at places should pay.
 
 # %%
-tests = pd.concat(evaluation.test_sets().values())
-regions = read_regions(run, tests, evaluation.findings, evaluation.store.size, evaluation.store.fit)
-outlined = regions.kind == "finding" and not regions.missing
-if not outlined:
-    print(f"lesion sizes are not known: {regions.missing or 'only the lungs have outlines here'}")
-sizes = measure_lesion_sizes(regions) if outlined else None
-small = list(sizes.index[sizes < small_lesions]) if outlined else []
-pairs = plans.pair_glori(adapted_arms)
-differences = compare_adaptation(evaluation, arm_seeds, pairs, small)
+import pandas as pd
 
-# %%
-groups = ["macro", "tail", "small lesions"]
+from chexstudy.cohort.annotations import list_lesion_sizes
+from chexstudy.evaluation.adaptation.run import compare_adaptation
+
+tests, store = pd.concat(evaluation.test_sets().values()), study.pixels
+sizes = list_lesion_sizes(study.run, tests, study.findings, store.size, store.fit)
+small = list(sizes.index[sizes < small_lesions])
+pairs = plans.pair_glori(adapted_arms)
+differences = compare_adaptation(evaluation, study.seeds, pairs, small)
 print(f"small lesions: {', '.join(small) or 'none'}")
 columns = ["data_set", "arm", "setting", "finding", "metric", "value", "ci_low", "ci_high"]
-differences[differences.finding.isin(groups)][columns].round(3).reset_index(drop=True)
+shown = differences[differences.finding.isin(["macro", "tail", "small lesions"])]
+shown[columns].round(3).reset_index(drop=True)
 
 # %%
-if pairs and differences.value.notna().any():
-    compared = [(first.name, second.name) for (arm, first), (_, second) in pairs if arm == first_arm]
-    shown = (differences, first_arm, compared, sizes)
-    gains = plot_gains(*shown)
-    numbers = pd.concat([select_gains(differences, first_arm, *pair) for pair in compared])
-    save_figure(run, gains, "glori_gains", describe_gains(*shown), numbers)
-    display(gains)
+compared = [(first.name, second.name) for (arm, first), (_, second) in pairs if arm == first_arm]
+figures.glori_gains.show(study, differences, first_arm, compared, sizes)
 
 # %% [markdown]
 # ## X4, C5. How many labels adaptation needs
@@ -160,17 +121,9 @@ if pairs and differences.value.notna().any():
 # the labels to match a model of random data with all of them; panel b asks that.
 
 # %%
-shares = measure_adaptation(evaluation, adapted_arms, arm_seeds, plans.shares)
-claims = compare_adaptation(evaluation, arm_seeds, plans.pair_label_shares(adapted_arms, few_labels))
-
-# %%
-efficiency = [table for table in (adapted, shares, claims) if len(table)]
-if shares.value.notna().any():
-    efficiency = pd.concat(efficiency, ignore_index=True)
-    by_share = plot_label_efficiency(efficiency)
-    text = describe_label_efficiency(efficiency)
-    save_figure(run, by_share, "label_efficiency", text, select_label_efficiency(efficiency))
-    display(by_share)
+by_share = measure_adaptation(evaluation, adapted_arms, study.seeds, plans.shares)
+claims = compare_adaptation(evaluation, study.seeds, plans.pair_label_shares(adapted_arms, few_labels))
+figures.label_efficiency.show(study, join_rows(adapted, by_share, claims))
 
 # %% [markdown]
 # ## X8. What the parts of GLoRI add
@@ -179,13 +132,7 @@ if shares.value.notna().any():
 
 # %%
 parts = compare_adaptation(evaluation, few_seeds, plans.pair_glori_variants(first_arm))
-
-# %%
-if parts.value.notna().any():
-    ablated = plot_variants(parts, first_arm, "glori_v2")
-    text = describe_variants(parts, first_arm, "glori_v2")
-    save_figure(run, ablated, "glori_parts", text, select_variants(parts, first_arm, "glori_v2"))
-    display(ablated)
+figures.glori_parts.show(study, parts, first_arm, "glori_v2")
 
 # %% [markdown]
 # ## X12. Probe features, losses for the tail, and tuning the encoder
@@ -197,14 +144,10 @@ if parts.value.notna().any():
 # %%
 detailed = measure_adaptation(evaluation, [first_arm], few_seeds, details)
 against_probe = compare_adaptation(evaluation, few_seeds, plans.pair_probe_variants(first_arm))
-tabulate_costs(run, [first_arm], few_seeds, details).round(1)
+figures.probe_variants.show(study, against_probe, first_arm, "linear")
 
 # %%
-if against_probe.value.notna().any():
-    tuned = plot_variants(against_probe, first_arm, "linear")
-    text = describe_variants(against_probe, first_arm, "linear")
-    save_figure(run, tuned, "probe_variants", text, select_variants(against_probe, first_arm, "linear"))
-    display(tuned)
+tabulate_costs(study.run, [first_arm], few_seeds, details).round(1)
 
 # %% [markdown]
 # ## X5, X6. Tasks the encoder never saw
@@ -215,39 +158,31 @@ if against_probe.value.notna().any():
 # which gives the ceiling.
 
 # %%
-predicted, obstacle = pd.DataFrame(), explain_no_outcomes(cohort)
-if obstacle:
-    print(obstacle)
-else:
-    frozen = {one: freeze_arm(evaluation, first_arm, one, patches=False) for one in arm_seeds}
-    predicted = evaluate_outcomes(evaluation, first_arm, frozen, horizons)
-    if predicted.value.notna().any():
-        curves = run.read_table(curves_artifact(first_arm))
-        risks = plot_outcomes(predicted, curves)
-        save_figure(run, risks, "outcomes", describe_outcomes(predicted, curves), select_outcomes(predicted))
-        display(risks)
+from chexstudy.evaluation.outcomes.prediction import predict_study_outcomes
+
+predicted, curves = predict_study_outcomes(evaluation, first_arm, study.seeds, horizons)
+figures.outcomes.show(study, predicted, curves)
 
 # %% [markdown]
 # ## Into the results table
+#
+# Findings that could not be evaluated, because a test set holds one class only:
 
 # %%
-measured = [adapted, shares, detailed, differences, claims, parts, against_probe, predicted]
-filled = [table for table in measured if len(table)]
-results = add_results(run, pd.concat(filled, ignore_index=True)) if filled else adapted
+measured = join_rows(adapted, by_share, detailed, differences, claims, parts, against_probe, predicted)
+results = add_results(study.run, measured)
 not_evaluable = adapted[(adapted.metric == "auroc") & adapted.value.isna() & (adapted.seed == OVER_SEEDS)]
-columns = ["data_set", "finding", "n", "positives"]
-print("not evaluable, one class only:" if len(not_evaluable) else "every finding could be evaluated on every test set")
-not_evaluable[columns].drop_duplicates().reset_index(drop=True)
+not_evaluable[["data_set", "finding", "n", "positives"]].drop_duplicates().reset_index(drop=True)
 
 # %% [markdown]
 # ## What must hold
 
 # %%
+from chexstudy.plots.adaptation import state_heads
+
 rows = results[results.task == "adaptation"]
-assert set(rows.arm) == set(adapted_arms if heads else [])
-assert set(heads) <= set(rows.setting)
 assert not rows.data_set.str.endswith(("train", "validate")).any(), "a head was measured on what it was chosen on"
-known = rows[rows.metric.isin(["auroc", "auprc"]) & rows.value.notna()]
-assert known.value.between(0, 1).all()
-assert (known.ci_low.isna() | (known.ci_low <= known.ci_high)).all()
-print(f"{len(heads)} heads on {len(adapted_arms)} encoders, {len(arm_seeds)} seeds, measured on held-out patients")
+assert rows.value[rows.metric.isin(["auroc", "auprc"])].dropna().between(0, 1).all()
+assert not (rows.ci_low > rows.ci_high).any()
+for sentence in state_heads(results):
+    print(sentence)

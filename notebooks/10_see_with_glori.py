@@ -33,48 +33,12 @@ resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 
 # %%
-from pathlib import PurePosixPath
-
-import numpy as np
-import pandas as pd
-from IPython.display import display
-
-from chexstudy.cohort.annotations import measure_lesion_sizes, read_regions
-from chexstudy.cohort.prevalence import measure_prevalence
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import NO_FINDING, label_matrix, read_cohort
-from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
-from chexstudy.evaluation.context import Evaluation, tell_exposure
-from chexstudy.evaluation.localisation.pointing_game import (
-    absent_thresholds,
-    choose_examples,
-    measure_cases,
-    read_attention,
-    summarise_cases,
-)
-from chexstudy.evaluation.adaptation.recipes import find_glori, plan_glori
+from chexstudy.plots import figures
 from chexstudy.results import add_results
-from chexstudy.workflow.notebook import start_notebook
-from chexstudy.plots.attention import (
-    describe_attention,
-    describe_pointing,
-    make_cards,
-    plot_attention,
-    plot_pointing,
-    select_attention,
-    select_pointing,
-)
-from chexstudy.plots.style import save_figure
-from chexstudy.devices import choose_device
+from chexstudy.study import open_study
 
-run = start_notebook("10_see_with_glori", globals())
-cohort = read_cohort(run.require("cohort.parquet"))
-evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples, seed, device=str(choose_device(device)))
-findings, test_sets = evaluation.findings, evaluation.test_sets()
-places = [finding for finding in findings if finding != NO_FINDING]  # what can be somewhere
-encoder = f"{arm}, seed {seed}"
-if not findings:
-    print("the cohort has no labels: there is no finding to look for")
+study = open_study("10_see_with_glori", globals())
+evaluation, encoder = study.evaluation(), f"{arm}, seed {seed}"
 
 # %% [markdown]
 # ## The head
@@ -85,13 +49,14 @@ if not findings:
 # that notebook 9 kept are taken where they are current; others are fitted here, learning rates chosen on validation.
 
 # %%
-heads = {}
-if findings:
-    glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
-    adapt_arm(evaluation, arm, seed, [find_glori(name, glori) for name in glori_heads])
-    features = freeze_arm(evaluation, arm, seed, patches=True)
-    heads = {name: load_head(run, arm, seed, name) for name in glori_heads}
-    display(pd.concat({name: fitted.validation for name, fitted in heads.items()}).round(4))
+import pandas as pd
+
+from chexstudy.evaluation.adaptation.recipes import plan_glori
+from chexstudy.evaluation.localisation.pointing_game import fit_glori
+
+glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
+heads, features = fit_glori(evaluation, arm, seed, glori_heads, glori)
+pd.DataFrame({name: fitted.validation for name, fitted in heads.items()}).round(4)
 
 # %% [markdown]
 # ## Where findings are
@@ -101,12 +66,9 @@ if findings:
 # region is known.
 
 # %%
-regions = {}
-if findings:
-    size, fit = evaluation.store.size, evaluation.store.fit
-    for name, rows in test_sets.items():
-        regions[name] = read_regions(run, rows, places, size, fit)
-        print(f"{name}: {regions[name].missing or f'{len(regions[name].table)} cases'}")
+from chexstudy.evaluation.localisation.pointing_game import read_study_regions
+
+regions = read_study_regions(evaluation)
 
 # %% [markdown]
 # ## X1. Attention and confidences
@@ -116,38 +78,11 @@ if findings:
 # the score that 90 % of the validation images without the finding stay under (`specificity`).
 
 # %%
-cards = []
-if findings:
-    shown = max(test_sets, key=lambda name: len(regions[name].table))
-    rows, sizes = test_sets[shown].reset_index(drop=True), measure_lesion_sizes(regions[shown])
-    validation = cohort[cohort.split == "validate"]
-    fitted = heads[glori_heads[0]]
-    scores = fitted.score(features, rows.image_id)
-    thresholds = absent_thresholds(
-        fitted.score(features, validation.image_id), label_matrix(validation, findings), specificity
-    )
-    rarest = measure_prevalence(evaluation.training).sort_values().index
-    order = [one for one in (sizes.index if len(sizes) else rarest) if one in places]
-    known = set(regions[shown].table.image_id) or None
-    chosen = choose_examples(rows, scores, thresholds, findings, order, examples, known)
-    if len(chosen):
-        number = pd.Index(findings).get_indexer(chosen.finding)
-        weights = read_attention(fitted.head, features, chosen.image_id, np.arange(len(chosen)), number)[0]
-        pixels = evaluation.store.read(chosen.image_id)
-        cards = make_cards(chosen, rows, scores, findings, weights, pixels, regions[shown])
+from chexstudy.plots.attention import collect_cards
 
-# %%
-if cards:
-    rule = (
-        f"Examples by rule, from {shown}: of the findings with the smallest lesions (the rarest where sizes are not "
-        f"known) the first image on which the finding is detected at {specificity:.0%} specificity on validation."
-    )
-    caption = describe_attention(cards, glori_heads[0], encoder, rule)
-    overlay = plot_attention(cards)
-    save_figure(run, overlay, "attention", caption, select_attention(cards))
-    display(overlay)
-else:
-    print("no finding was detected on a test image where its place is known: there is no example to show")
+first = heads.get(glori_heads[0])
+cards = collect_cards(evaluation, first, features, regions, examples, specificity)
+figures.attention.show(study, cards, head=glori_heads[0], encoder=encoder, specificity=specificity)
 
 # %% [markdown]
 # ## Does it look at the finding?
@@ -157,36 +92,35 @@ else:
 # usually is and nothing of the image; `over_mean_map` is the paired difference to it.
 
 # %%
-measured = []
-for head, fitted in heads.items():
-    for name, rows in test_sets.items():
-        cases = measure_cases(fitted.head, features, regions[name], rows, findings)
-        options = {"resamples": resamples, "setting": head, "kind": regions[name].kind}
-        table = summarise_cases(cases, rows, places, evaluation.generator(), **options)
-        measured.append(table.assign(data_set=name))
-if findings:
-    place = {"arm": arm, "seed": seed, "exposure": tell_exposure(run, arm, seed)}
-    attention = pd.concat(measured, ignore_index=True).assign(**place)
-    results = add_results(run, attention)
-    seen = attention[(attention.finding == "macro") & (attention.n > 0)].set_index(["data_set", "metric", "setting"])
-    display(seen[["value", "ci_low", "ci_high", "n"]].sort_index().round(3))
+from chexstudy.evaluation.localisation.pointing_game import measure_attention
+
+attention = add_results(study.run, measure_attention(evaluation, heads, features, regions, arm, seed))
+seen = attention[(attention.finding == "macro") & (attention.n > 0)].set_index(["data_set", "metric", "setting"])
+seen[["value", "ci_low", "ci_high", "n"]].sort_index().round(3)
+
+# %% [markdown]
+# By test set, for the head of the examples:
 
 # %%
+from pathlib import PurePosixPath
+
+from IPython.display import display
+
 for name in regions:
-    if len(regions[name].table):
-        pointing = plot_pointing(results, glori_heads[0], name)
-        caption = describe_pointing(results, glori_heads[0], name, encoder)
-        numbers = select_pointing(results, glori_heads[0], name)
-        save_figure(run, pointing, f"pointing_{PurePosixPath(name).name}", caption, numbers)
-        display(pointing)
+    file = f"pointing_{PurePosixPath(name).name}"
+    display(figures.pointing_test.show(study, attention, glori_heads[0], name, name=file, encoder=encoder))
 
 # %% [markdown]
 # ## What must hold
 
 # %%
-if findings:
-    shares = attention[~attention.metric.str.contains("_over_") & attention.value.notna()]
-    assert shares.value.between(0, 1).all()
-    assert (attention.n[attention.value.notna()] > 0).all()
-    assert set(attention.finding) == {*places, "macro"}, "a finding without a case keeps its row"
-    print(f"{len(attention)} rows of attention in the results table, {len(cards)} examples shown")
+measured = attention[attention.value.notna()]
+assert measured.value[~measured.metric.str.contains("_over_")].between(0, 1).all()
+assert (measured.n > 0).all(), "a value rests on no case"
+for row in seen.loc[:].reset_index().query("metric == 'pointing_game_over_mean_map'").itertuples():
+    verdict = (
+        "more often" if row.ci_low > 0 else "less often" if row.ci_high < 0 else "no more often, as far as can be told,"
+    )
+    print(
+        f"{row.data_set}, {row.setting}: the finding is hit {verdict} than by the head's mean map ({row.value:+.3f})."
+    )

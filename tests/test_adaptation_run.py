@@ -117,7 +117,7 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
     for arm in ("full", "curated"):
         for seed in (0, 1):
             make_arm(evaluation.run, arm, seed)
-    plans = plan_study(["linear"], QUICK, GLORI, [0.5], [], 1)
+    plans = plan_study(["Mass"], ["linear"], QUICK, GLORI, [0.5], [], 1)
     few, whole = plans.shares
     assert [few.name, whole.name] == ["logistic@50", "logistic"]
     adapt_arms(evaluation, ["full", "curated"], [0, 1], [*plans.heads, *plans.shares])
@@ -205,7 +205,7 @@ def test_glori_at_its_published_width_has_the_published_size():
 
 
 def test_the_plans_of_a_study_are_named_apart_and_paired_with_their_base():
-    plans = plan_study(FROZEN_KINDS, QUICK, GLORI, [0.1, 0.025], ["full"], 2)
+    plans = plan_study(["Mass"], FROZEN_KINDS, QUICK, GLORI, [0.1, 0.025], ["full"], 2)
     assert [plan.name for plan in plans.shares] == ["logistic@2.5", "logistic@10"], "all labels are among the heads"
     every = [*plans.heads, *plans.shares, *plans.glori_variants, *plans.probe_variants]
     assert len({plan.name for plan in every}) == len(every)
@@ -222,7 +222,7 @@ def test_the_plans_of_a_study_are_named_apart_and_paired_with_their_base():
     assert {"glori_v2.no_pyramid", "glori_v1.local", "glori_v1"} <= {first for _, first, *_ in variants}
     assert {second for *_, second in variants} == {"glori_v2"}
     assert {"linear.pooled", "full"} <= {first for _, first, *_ in name(plans.pair_probe_variants("a"))}
-    nothing = plan_study([], QUICK, GLORI, [0.1], ["full"], 2)
+    nothing = plan_study([], FROZEN_KINDS, QUICK, GLORI, [0.1], ["full"], 2)
     assert not any((nothing.heads, nothing.shares, nothing.glori_variants, nothing.probe_variants))
 
 

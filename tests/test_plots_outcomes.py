@@ -139,5 +139,5 @@ def test_nothing_to_draw_is_one_sentence():
         plot_outcomes(make_results().iloc[:0], make_curves())
     with pytest.raises(StudyError, match="without outcomes of phantom/other"):
         plot_outcomes(make_results(), make_curves(), "phantom/other")
-    with pytest.raises(StudyError, match="no survival curves of 'cancer' by age_sex_image on phantom/test; run"):
+    with pytest.raises(StudyError, match="without survival curves of 'cancer' by age_sex_image on phantom/test"):
         plot_outcomes(make_results(), make_curves(), outcomes=["cancer"])

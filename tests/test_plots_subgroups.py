@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.errors import StudyError
+from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.style import save_figure
 from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
 from chexstudy.results import validate_results
@@ -100,5 +100,5 @@ def test_the_enriched_test_is_preferred_and_another_can_be_named():
 
 
 def test_nothing_measured_is_said():
-    with pytest.raises(StudyError, match="06_long_tail"):
+    with pytest.raises(NothingToDraw, match="without two groups"):
         plot_subgroups(make_rows(("auroc",)).iloc[:0])

@@ -204,6 +204,15 @@ def measure_lesion_sizes(regions: Regions) -> pd.Series:
     return areas.groupby(regions.table["finding"]).median().sort_values(kind="stable")
 
 
+def list_lesion_sizes(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str) -> pd.Series:
+    """`measure_lesion_sizes` of the findings of a cohort's rows; empty, and said, where they have no outlines."""
+    regions = read_regions(run, rows, findings, size, fit)
+    if regions.kind == FINDING and not regions.missing:
+        return measure_lesion_sizes(regions)
+    print(f"Lesion sizes are not known: {regions.missing or 'only the lungs have outlines here'}.")
+    return pd.Series(dtype=float)
+
+
 def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
 

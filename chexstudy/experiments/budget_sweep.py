@@ -18,17 +18,20 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
-from chexstudy.cohort.table import label_matrix
+from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.curation.choice import count_budget
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot
 from chexstudy.evaluation.scores import MACRO, group_findings, read_scores
 from chexstudy.evaluation.task import run_tasks
 from chexstudy.experiments.equal_performance import AT_LEAST, AT_MOST, Curve, measure_saving
-from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, read_budget
-from chexstudy.pretraining.arms.definitions import name_variant, read_costs
+from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, plan_budgets, read_budget
+from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, read_costs, train_arms
+from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import COLUMNS, OVER_SEEDS
+from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval, resample_seeds
 from chexstudy.statistics.ranking import auroc, macro_mean
 
@@ -67,6 +70,29 @@ class _Measured:
         return Curve(costs, self.values[places, group], self.replicates[places, :, group].T)
 
 
+def train_at_budgets(
+    run: Run, cohort: pd.DataFrame, config: PretrainingConfig, shares: Sequence[float], seeds: Sequence[int], **options
+) -> dict[str, PretrainingConfig]:
+    """Train every arm at every budget, and all pairs; none for a cohort without labels, where no model is judged.
+
+    Args:
+        run: the study.
+        cohort: its cohort table.
+        config: every constant.
+        shares: of the training pairs that are kept.
+        seeds: one training each.
+        options: ``device`` and ``workers``, as in `chexstudy.pretraining.arms.definitions.train_arms`.
+
+    Returns:
+        The constants of each budget's arms by variant (`chexstudy.pretraining.arms.budgets.plan_budgets`).
+    """
+    if not finding_columns(cohort):
+        return {}
+    variants = plan_budgets(config, shares, int((cohort.split == "train").sum()))
+    train_arms(run, list_budget_arms(variants), seeds, config, variants=variants, **options)
+    return variants
+
+
 def measure_budgets(
     evaluation: Evaluation, variants: Sequence[str], seeds: Sequence[int], workers: int = 1
 ) -> pd.DataFrame:
@@ -77,7 +103,7 @@ def measure_budgets(
 
     Args:
         evaluation: what to measure with.
-        variants: of `chexstudy.pretraining.arms.budgets.plan_budgets`, their arms (`list_budget_arms`) trained.
+        variants: of `train_at_budgets`.
         seeds: of the arms.
         workers: processes; use 1 on a GPU.
 
@@ -88,10 +114,10 @@ def measure_budgets(
         curves of random training (``curated.keep_10 - random_same_data``), and of the curve of curated training against
         all pairs (``curated - full``).
     """
+    if not variants:
+        return pd.DataFrame(columns=COLUMNS)
     if not evaluation.findings:
         raise StudyError("zero-shot classification needs labels, and the cohort has none.")
-    if not variants:
-        raise StudyError("there is no budget to measure: give shares to keep, for example 0.1 and 0.5.")
     arms, data_set = list_budget_arms(variants), evaluation.main_test_set()
     run_tasks(evaluation, [ZeroShot()], arms, seeds, workers, data_set)
     measured = _measure_arms(evaluation, arms, seeds, data_set)
@@ -200,6 +226,8 @@ def tabulate_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame
         over seeds, ``compute`` the operations as a share of those of all pairs.
     """
     rows = results[(results.task == ZERO_SHOT) & (results.seed == OVER_SEEDS)]
+    if rows.empty:
+        return rows
     cells = [
         f"{row.value:.3f}" + f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" * bool(np.isfinite(row.ci_low))
         for row in rows.itertuples()
@@ -220,6 +248,48 @@ def list_differences(results: pd.DataFrame) -> pd.DataFrame:
     """Curated minus each other at the same budget: AUROC of all findings and of each tier, for the eye."""
     rows = results[results.task == DIFFERENCE]
     return rows[["arm", "finding", "value", "ci_low", "ci_high"]].reset_index(drop=True)
+
+
+def compare_spending(run: Run, variants: Mapping[str, PretrainingConfig], seeds: Sequence[int]) -> pd.DataFrame:
+    """Whether the arms of each budget were given what they are compared at: pairs, and operations.
+
+    Returns:
+        One row a budget and seed: ``asked`` and ``kept`` pairs of the curated arm; ``pairs_trained`` of it and
+        ``same_data_pairs`` of random pairs; ``same_compute_operations``, those of random batches over its own.
+    """
+    rows = []
+    for variant, config in variants.items():
+        curated, *others = (name_variant(arm, variant) for arm in (CURATED, *RANDOM))
+        costs = read_costs(run, [curated, *others], seeds).set_index(["arm", "seed"])
+        for seed in seeds:
+            own, same_data, same_compute = (costs.loc[arm, seed] for arm in (curated, *others))
+            rows.append(
+                {
+                    "variant": variant,
+                    "seed": seed,
+                    "asked": count_budget(config.curator.budget, int(own.pairs_scored)),
+                    "kept": len(run.read_table(f"{arm_folder(curated, seed)}/subset.parquet")),
+                    "pairs_trained": own.pairs_trained,
+                    "same_data_pairs": same_data.pairs_trained,
+                    "same_compute_operations": same_compute.flops / own.flops,
+                }
+            )
+    names = ["variant", "seed", "asked", "kept", "pairs_trained", "same_data_pairs", "same_compute_operations"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def state_differences(results: pd.DataFrame) -> list[str]:
+    """Which arms the curated one is told from at each budget, in sentences.
+
+    Args:
+        results: of `measure_budgets`, or the results table.
+    """
+    rows = results[(results.task == DIFFERENCE) & (results.finding == MACRO) & (results.seed == OVER_SEEDS)]
+    verdicts = np.select([rows.ci_low > 0, rows.ci_high < 0], ["better", "worse"], "not told apart")
+    return [
+        f"{row.arm}: {row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] in macro AUROC, {verdict}."
+        for row, verdict in zip(rows.itertuples(), verdicts, strict=True)
+    ]
 
 
 def judge_saving(low: float, high: float) -> str:

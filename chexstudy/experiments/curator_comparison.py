@@ -21,11 +21,19 @@ from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import add_costs, list_values, measure_tasks, run_tasks
-from chexstudy.pretraining.arms.definitions import find_arm, name_arms, name_method_arm, read_costs, subset_artifact
+from chexstudy.pretraining.arms.definitions import (
+    find_arm,
+    name_arms,
+    name_method_arm,
+    read_costs,
+    subset_artifact,
+    train_arms,
+)
+from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.training.scoring import read_scores as read_pair_scores
 from chexstudy.pretraining.training.subsets import BASELINE
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import COLUMNS, OVER_SEEDS
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import (
     CONFIDENCE,
@@ -222,6 +230,50 @@ def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str], tolerance: fl
     return {method: name_method_arm(method, matched=abs(share[method] - 1) > tolerance) for method in methods}
 
 
+def train_methods(
+    run: Run,
+    cohort: pd.DataFrame,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    config: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+) -> dict[str, dict[str, str]]:
+    """Train on every method's subset at the same data, and at the same compute where that is another training.
+
+    Returns:
+        The arm of each method by kind of budget; none for a cohort without labels, where no model could be judged.
+    """
+    if not finding_columns(cohort):
+        return {}
+    same_data = {method: name_method_arm(method) for method in methods}
+    arms = [_CURATED, *same_data.values()]
+    train_arms(run, arms, seeds, config, device, workers)
+    same_compute = plan_same_compute(read_costs(run, arms, seeds), methods)
+    anew = sorted(set(same_compute.values()) - set(same_data.values()))
+    print(f"trained anew for the same compute: {', '.join(anew) or 'none'}")
+    if anew:
+        train_arms(run, anew, seeds, config, device, workers)
+    return {SAME_DATA: same_data, SAME_COMPUTE: same_compute}
+
+
+def compare_spending(run: Run, budgets: Mapping[str, Mapping[str, str]], seeds: Sequence[int]) -> pd.DataFrame:
+    """What each method's arms spent, means over seeds.
+
+    Returns:
+        One row a method: ``method, pairs_scored, pairs_trained`` at the same data, and at the ``same_data`` and the
+        ``same_compute`` the operations over those of the curated arm; no row for `train_methods` of no arm.
+    """
+    rows = []
+    for method in budgets.get(SAME_DATA, ()):
+        arms = {kind: of_methods[method] for kind, of_methods in budgets.items()}
+        mean = read_costs(run, {_CURATED, *arms.values()}, seeds).groupby("arm").mean(numeric_only=True)
+        counts = mean.loc[arms[SAME_DATA], ["pairs_scored", "pairs_trained"]].to_dict()
+        shares = {kind: mean.flops[arm] / mean.flops[_CURATED] for kind, arm in arms.items()}
+        rows.append({"method": method} | counts | shares)
+    return pd.DataFrame(rows, columns=["method", "pairs_scored", "pairs_trained", SAME_DATA, SAME_COMPUTE])
+
+
 def measure_methods_zero_shot(
     evaluation: Evaluation, arms: Mapping[str, Mapping[str, str]], seeds: Sequence[int], workers: int = 1
 ) -> pd.DataFrame:
@@ -234,15 +286,15 @@ def measure_methods_zero_shot(
 
     Args:
         evaluation: what to measure with.
-        arms: for each kind of budget the trained arm of each method, the baseline's among them.
+        arms: of `train_methods`.
         seeds: of the arms.
         workers: processes; use 1 on a GPU.
 
     Returns:
         Rows of the results table: per seed, over seeds (-1), and differences; ``setting`` is the kind of budget.
     """
-    if not evaluation.findings:
-        raise StudyError("zero-shot classification needs labels, and the cohort has none.")
+    if not arms:
+        return pd.DataFrame(columns=COLUMNS)
     run, data_set = evaluation.run, evaluation.main_test_set()
     every = list(dict.fromkeys(arm for of_methods in arms.values() for arm in of_methods.values()))
     run_tasks(evaluation, [ZeroShot()], every, seeds, workers, data_set)

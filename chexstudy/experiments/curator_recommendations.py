@@ -99,6 +99,8 @@ def summarise_trained(rows: pd.DataFrame) -> pd.DataFrame:
             columns[f"p (Holm), {group}"] = _print_by_method(place[place.metric == P_HOLM]).replace("0.000", "< 0.001")
         part = pd.DataFrame({name: cells for name, cells in columns.items() if len(cells)})
         parts.append(part.reindex(_in_order(of_kind)).fillna("").assign(budget=kind.replace("_", " ")))
+    if not parts:
+        return pd.DataFrame()
     table = pd.concat(parts).rename_axis("method").reset_index()
     return table.set_index(["budget", "method"]).fillna("")
 

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
+from chexstudy.curation.records.churn import measure_churn
+from chexstudy.curation.records.ledger import read_ledger
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.image_text.evaluate import evaluate_arms
@@ -24,7 +26,7 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.training.arm_run import is_trained
 from chexstudy.pretraining.training.scoring import Scores
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import COLUMNS, OVER_SEEDS
 from chexstudy.runs import Run
 
 ZERO_SHOT, ZERO_SHOT_DIFFERENCE = "ablation_zero_shot", "ablation_zero_shot_difference"
@@ -127,6 +129,13 @@ def measure_variants(
     return read_or_measure(run, name, seed, {"variants": list(subsets)}, tuple(subsets.values()), measure, compute)
 
 
+def summarise_churn(run: Run, variants: Sequence[Setting], seeds: Sequence[int]) -> pd.DataFrame:
+    """How decisions change between epochs of curation, means over seeds by variant and epoch (`measure_churn`)."""
+    tables = {(one.name, seed): measure_churn(read_ledger(run, one.arm, seed)) for one in variants for seed in seeds}
+    churn = pd.concat(tables, names=["variant", "seed", None])
+    return churn.groupby(["variant", "epoch"])[["readmitted_share", "newly_dropped_share", "differ"]].mean()
+
+
 def evaluate_variants(
     evaluation: Evaluation, variants: Sequence[Setting], seeds: Sequence[int], workers: int = 1
 ) -> pd.DataFrame:
@@ -142,6 +151,8 @@ def evaluate_variants(
         Rows of the results table for means over findings (all, and by tier), under tasks of their own. None where the
         cohort has no labels.
     """
+    if not evaluation.findings:
+        return pd.DataFrame(columns=COLUMNS)
     arms = [variant.arm for variant in variants]
     rows = evaluate_arms(evaluation, arms, seeds, reference=arms[0], workers=workers)
     rows = rows[rows.finding.isin((MACRO, *TIERS))]

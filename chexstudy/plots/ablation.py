@@ -1,5 +1,7 @@
 """What each constant of the curator changes: one row a constant, one column a measure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from chexstudy.errors import StudyError
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -221,3 +224,32 @@ def describe_ratio_law(table: pd.DataFrame) -> str:
         f"{least} to {most} points off. Prototypes with fewer central members than the cap keep less. "
         f"{interval}{_describe_sample(table)}"
     )
+
+
+def conclude_curator_ablation(table: pd.DataFrame) -> str:
+    """The constant that moves each measure farthest."""
+    ends = table.groupby(["metric", "factor"], sort=False).measure.agg(lambda values: values.max() - values.min())
+    ends = ends[ends > 0]
+    if ends.empty:
+        return "No constant moves a measure."
+    farthest = ends.groupby("metric", sort=False).idxmax()
+    words = [
+        f"{_METRICS.get(metric, (metric, None))[0].replace(chr(10), ' ')} by {ends[place]:.2g} ({place[1]})"
+        for metric, place in farthest.items()
+    ]
+    return f"The constant that moves each measure farthest: {'; '.join(words)}."
+
+
+curator_ablation = Figure(
+    "curator_ablation", lambda table: table, plot_curator_ablation, describe_curator_ablation, conclude_curator_ablation
+)
+trained_ablation = replace(curator_ablation, name="trained_ablation")
+
+
+def conclude_ratio_law(table: pd.DataFrame) -> str:
+    """How far the measured fractions lie from the law."""
+    off = 100 * (table.measure - table.law)
+    return f"In {len(table)} settings the fraction selected is {off.min():+.1f} to {off.max():+.1f} points off the law."
+
+
+ratio_law = Figure("ratio_law", lambda table: table, plot_ratio_law, describe_ratio_law, conclude_ratio_law)

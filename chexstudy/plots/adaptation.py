@@ -1,6 +1,7 @@
 """What frozen encoders are worth once labels are given: heads by prevalence, label efficiency, components of GLoRI."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.adaptation.recipes import read_labelled_share, split_head
 from chexstudy.evaluation.adaptation.run import ADAPTATION, ADAPTATION_DIFFERENCE
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,
@@ -20,8 +22,10 @@ from chexstudy.plots.measurements import (
     require_rows,
     seed_values,
     select_rows,
+    short_name,
     split_difference,
     summarise_seeds,
+    write_interval,
 )
 from chexstudy.plots.style import (
     GREY,
@@ -33,7 +37,7 @@ from chexstudy.plots.style import (
     order_arms,
     title_panel,
 )
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, join_rows
 
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 _GROUP_NAMES = {MACRO: "All findings", "head": "Head", "medium": "Medium", "tail": "Tail"}
@@ -173,7 +177,7 @@ def plot_gains(
     results: pd.DataFrame,
     arm: str,
     pairs: Sequence[tuple[str, str]],
-    sizes: pd.Series | None = None,
+    sizes: pd.Series,
     data_set: str | None = None,
 ) -> Drawing:
     """What a head gains over another on each finding, findings with small lesions marked.
@@ -182,12 +186,12 @@ def plot_gains(
         results: rows of the results table.
         arm: whose encoder.
         pairs: heads compared, one panel each.
-        sizes: median share of the image that a finding's lesions cover, by finding; findings are ordered by it.
+        sizes: median share of the image that a finding's lesions cover, by finding, as far as known; orders findings.
         data_set: as in `select_heads`.
     """
     selected = [select_gains(results, arm, *pair, data_set) for pair in pairs]
     findings = list(dict.fromkeys(selected[0].finding))
-    if sizes is not None:
+    if len(sizes):
         findings = sorted(findings, key=lambda finding: sizes.get(finding, np.inf))
     figure = new_figure(height_mm=20 + 4.2 * len(findings))
     axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
@@ -209,8 +213,8 @@ def plot_gains(
     return figure
 
 
-def _label_finding(finding: str, sizes: pd.Series | None) -> str:
-    if sizes is None or not np.isfinite(sizes.get(finding, np.nan)):
+def _label_finding(finding: str, sizes: pd.Series) -> str:
+    if not np.isfinite(sizes.get(finding, np.nan)):
         return finding
     return f"{finding} ({sizes[finding]:.1%})"
 
@@ -219,14 +223,14 @@ def describe_gains(
     results: pd.DataFrame,
     arm: str,
     pairs: Sequence[tuple[str, str]],
-    sizes: pd.Series | None = None,
+    sizes: pd.Series,
     data_set: str | None = None,
 ) -> str:
     """The caption of `plot_gains`."""
     rows = pd.concat([select_gains(results, arm, *pair, data_set) for pair in pairs])
     order = (
         "ordered by how much of the image their lesions cover (median, in brackets)"
-        if sizes is not None
+        if len(sizes)
         else "largest gain first"
     )
     return (
@@ -395,9 +399,84 @@ def tabulate_heads(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame
     """Means over seeds with 95 % intervals as text: one row a data set, encoder and head, one column a group."""
     rows = select_rows(results, ADAPTATION, metric=metric, finding=[MACRO, *TIERS])
     rows = rows[(rows.seed == OVER_SEEDS) & (rows.setting.map(read_labelled_share) == 1)]
-    require_rows(rows, "adapted encoders")
-    cells = [f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]" for row in rows.itertuples()]
+    if rows.empty:
+        return pd.DataFrame()
+    cells = [f"{write_interval(row.value, row.ci_low, row.ci_high)}" for row in rows.itertuples()]
     table = rows.assign(cell=cells, data_set=rows.data_set.map(name_data_set)).pivot(
         index=["data_set", "arm", "setting"], columns="finding", values="cell"
     )
     return table[[group for group in (MACRO, *TIERS) if group in table]]
+
+
+def _best_of(rows: pd.DataFrame, metric: str) -> str:
+    """The best mean over findings and whose it is."""
+    summary = summarise_seeds(rows[(rows.metric == metric) & (rows.finding == MACRO)])
+    row = summary.loc[summary.value.idxmax()]
+    return f"{name_head(row.setting)} on {short_name(row.arm)} ({write_interval(row.value, row.ci_low, row.ci_high)})"
+
+
+def state_heads(results: pd.DataFrame) -> list[str]:
+    """The best head of each encoder on each test set over all findings, in sentences."""
+    rows = select_rows(results, ADAPTATION, metric="auroc", finding=MACRO)
+    rows = rows[[not variant and share == 1 for _, variant, share in map(split_head, rows.setting)]]
+    return [
+        f"{name_data_set(data_set)}: best in macro AUROC is {_best_of(own, 'auroc')}, of {own.setting.nunique()} heads."
+        for (data_set, _), own in rows.groupby(["data_set", "arm"])
+    ]
+
+
+def conclude_heads(results: pd.DataFrame) -> str:
+    """The best head by each metric."""
+    rows = select_heads(results)
+    where = name_data_set(rows.data_set.iloc[0])
+    best = "; ".join(f"in {_METRIC_NAMES[metric]} {_best_of(rows, metric)}" for metric in ("auroc", "auprc"))
+    return f"The best head over all findings ({where}): {best}."
+
+
+def conclude_gains(results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], *_) -> str:
+    """On how many findings each head gains or loses beyond its interval."""
+    parts = []
+    for first, second in pairs:
+        summary = summarise_seeds(select_gains(results, arm, first, second))
+        gained, lost = int((summary.ci_low > 0).sum()), int((summary.ci_high < 0).sum())
+        parts.append(f"{name_head(first)} over {name_head(second)} gains on {gained} and loses on {lost}")
+    return f"Of {len(summary)} findings {'; '.join(parts)}."
+
+
+def conclude_label_efficiency(results: pd.DataFrame) -> str:
+    """What few labels on the first encoder come to against all labels on the others."""
+    rows = select_label_efficiency(results)
+    claims = summarise_seeds(_select_claims(results, "logistic", MACRO, rows.data_set.iloc[0]))
+    words = [
+        f"{_word_claim(row).replace(chr(10), ' ')} {write_interval(row.value, row.ci_low, row.ci_high, '+.3f')}"
+        for row in claims.itertuples()
+    ]
+    return f"AUROC with few labels against all: {'; '.join(words) or 'one encoder alone has no other to match'}."
+
+
+def conclude_variants(results: pd.DataFrame, arm: str, base: str) -> str:
+    """Which variants are beyond the head itself, in macro AUROC."""
+    rows = select_variants(results, arm, base)
+    summary = summarise_seeds(rows[rows.metric == "auroc_difference"])
+    names = summary.setting.str.partition(" - ")[0].map(lambda variant: _word_variant(variant, base))
+    better, worse = (", ".join(names[beyond]) or "none" for beyond in (summary.ci_low > 0, summary.ci_high < 0))
+    return f"Against {name_head(base)}, of {len(summary)} variants better in macro AUROC: {better}; worse: {worse}."
+
+
+heads = Figure("heads", select_heads, plot_heads, describe_heads, conclude_heads)
+glori_gains = Figure(
+    name="glori_gains",
+    select=lambda results, arm, pairs, _: join_rows(*[select_gains(results, arm, *pair) for pair in pairs]),
+    plot=plot_gains,
+    describe=describe_gains,
+    conclude=conclude_gains,
+)
+label_efficiency = Figure(
+    name="label_efficiency",
+    select=select_label_efficiency,
+    plot=plot_label_efficiency,
+    describe=describe_label_efficiency,
+    conclude=conclude_label_efficiency,
+)
+glori_parts = Figure("glori_parts", select_variants, plot_variants, describe_variants, conclude_variants)
+probe_variants = replace(glori_parts, name="probe_variants")

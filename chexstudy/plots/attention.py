@@ -1,7 +1,7 @@
 """Where a head looks (the published overlay beside its confidences), and how often that is the finding."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,24 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from chexstudy.cohort.annotations import FINDING, LUNGS, Regions
-from chexstudy.errors import StudyError
-from chexstudy.evaluation.localisation.pointing_game import TASK, spread_map
+from chexstudy.cohort.annotations import FINDING, LUNGS, Regions, measure_lesion_sizes
+from chexstudy.cohort.prevalence import measure_prevalence
+from chexstudy.cohort.table import NO_FINDING, label_matrix
+from chexstudy.encoders.frozen_features import FrozenFeatures
+from chexstudy.evaluation.adaptation.training import FittedHead
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.localisation.pointing_game import (
+    TASK,
+    absent_thresholds,
+    choose_examples,
+    read_attention,
+    spread_map,
+)
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
+from chexstudy.plots.measurements import NothingToDraw, write_interval
 from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel
-from chexstudy.steps import find_step
 
 _GREEN = "#00C853"
 _OUTLINE = "#FFD54F"
@@ -87,11 +98,52 @@ def make_cards(
     ]
 
 
+def collect_cards(
+    evaluation: Evaluation,
+    fitted: FittedHead | None,
+    features: FrozenFeatures | None,
+    regions: Mapping[str, Regions],
+    count: int,
+    specificity: float,
+) -> list[AttentionCard]:
+    """Examples by rule, from the test set with most regions: for one finding after the other the first detected image.
+
+    Findings come in the order of the size of their lesions, the smallest first, or where that is not known the rarest.
+
+    Args:
+        evaluation: what the head was measured with.
+        fitted: the head; None gives no cards.
+        features: of the encoder, with patches.
+        regions: where findings are, by test set.
+        count: how many examples, at most.
+        specificity: a finding is detected above this share of the validation images without it.
+    """
+    if fitted is None:
+        return []
+    findings, test_sets = evaluation.findings, evaluation.test_sets()
+    shown = regions[main := max(test_sets, key=lambda name: len(regions[name].table))]
+    rows, sizes = test_sets[main].reset_index(drop=True), measure_lesion_sizes(shown)
+    validation = evaluation.cohort[evaluation.cohort.split == "validate"]
+    scores, labels = fitted.score(features, rows.image_id), label_matrix(validation, findings)
+    thresholds = absent_thresholds(fitted.score(features, validation.image_id), labels, specificity)
+    rarest = measure_prevalence(evaluation.training).sort_values().index
+    order = [one for one in (sizes.index if len(sizes) else rarest) if one != NO_FINDING]
+    known = set(shown.table.image_id) or None
+    chosen = choose_examples(rows, scores, thresholds, findings, order, count, known)
+    if chosen.empty:
+        return []
+    number = pd.Index(findings).get_indexer(chosen.finding)
+    weights = read_attention(fitted.head, features, chosen.image_id, np.arange(len(chosen)), number)[0]
+    return make_cards(chosen, rows, scores, findings, weights, evaluation.store.read(chosen.image_id), shown)
+
+
 # --- X1: overlay and confidences --------------------------------------------------------------------------------------
 
 
 def select_attention(cards: Sequence[AttentionCard]) -> pd.DataFrame:
     """What the bars show: one row an example and finding, without any identifier."""
+    if not cards:
+        raise NothingToDraw("there is nothing to draw without a finding detected on an image where its place is known")
     return pd.DataFrame(
         [
             {
@@ -114,8 +166,6 @@ def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
     Args:
         cards: what to show.
     """
-    if not cards:
-        raise StudyError("there are no examples to show: no finding was detected on an image where its place is known.")
     columns = min(2, len(cards))
     rows = -(-len(cards) // columns)
     bars = max(len(_bars(card)) for card in cards)
@@ -141,14 +191,14 @@ def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
     return figure
 
 
-def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, rule: str) -> str:
+def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, specificity: float) -> str:
     """The caption of `plot_attention`.
 
     Args:
         cards: what is shown.
         head: name of the head.
         encoder: arm and seed of the frozen encoder.
-        rule: how the examples were chosen.
+        specificity: at which a finding counts as detected.
     """
     outlined = sum(card.mask is not None for card in cards)
     return (
@@ -157,7 +207,9 @@ def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, 
         f"from 0 to 1 within the image and raised to the power {_POWER}; under each, how far the strongest patch "
         "stands out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
         f"{_MOST_BARS}, the highest first; coloured where the image truly has the finding. The true place is outlined "
-        f"on {outlined} of {len(cards)}. {rule}"
+        f"on {outlined} of {len(cards)}. Examples by rule: of the findings with the smallest lesions (the rarest where "
+        "sizes are not known) the first image of the test set with most regions on which the finding is detected at "
+        f"{specificity:.0%} specificity on validation."
     )
 
 
@@ -226,9 +278,7 @@ def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataF
     own = own.assign(metric=own.metric.str.removesuffix(f"_{LUNGS}"))
     table = own.set_index(["metric", "finding"])
     if own.empty or not (own.n > 0).any():
-        raise StudyError(
-            f"the attention of {head} was not measured on {data_set}: run {find_step('results/attention.parquet')}."
-        )
+        raise NothingToDraw(f"there is nothing to draw, no region of a finding is known on {data_set}")
     seen = own[(own.metric == "area_inside") & (own.n > 0)].sort_values("value", kind="stable")
     findings = [MACRO, *(finding for finding in seen.finding if finding != MACRO)]
     rows = []
@@ -312,3 +362,28 @@ def _label(finding: str) -> str:
 
 def _region(table: pd.DataFrame) -> str:
     return _REGIONS[table.region.iloc[0]]
+
+
+def conclude_attention(cards: Sequence[AttentionCard]) -> str:
+    """How far the strongest patch stands out on the examples."""
+    strongest = [np.max(card.weights) / np.mean(card.weights) for card in cards]
+    return (
+        f"On {len(cards)} examples ({', '.join(card.finding for card in cards)}) the strongest patch has "
+        f"{min(strongest):.1f} to {max(strongest):.1f} times the mean attention."
+    )
+
+
+def conclude_pointing(results: pd.DataFrame, head: str, data_set: str) -> str:
+    """How often the maximum lies on the finding, beside what blind maps reach."""
+    table = select_pointing(results, head, data_set)
+    row = table[(table.measure == "pointing_game") & (table.finding == MACRO)].iloc[0]
+    share = write_interval(row.value, row.ci_low, row.ci_high)
+    return (
+        f"The maximum of the attention lies inside {_region(table)} in {share} of {row.n} cases ({data_set}); chance "
+        f"gives {row.chance:.3f}, the mean map {row.mean_map:.3f}."
+    )
+
+
+attention = Figure("attention", select_attention, plot_attention, describe_attention, conclude_attention)
+pointing_test = Figure("pointing_test", select_pointing, plot_pointing, describe_pointing, conclude_pointing)
+pointing_test_enriched = replace(pointing_test, name="pointing_test_enriched")

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from chexstudy.curation.quality.audit import AuditReport
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -88,22 +89,27 @@ def _level(grid: np.ndarray | list[Axes]) -> None:
 
 def describe_audit(report: AuditReport, seed: int = 0) -> str:
     """The caption of `plot_audit`; it names the groups with a warning."""
-    warned = report.table[report.table.warning]
-    if len(warned):
-        names = "; ".join(
-            f"{row.group} ({100 * row.keep_rate:.0f} % against {100 * row.others_rate:.0f} % of the others, "
-            f"p {row.p_holm:.3f})"
-            for row in warned.itertuples()
-        )
-        said = f"Warnings: {names}."
-    else:
-        said = "No group was kept less often than chance allows."
     left_out = f" {len(report.left_out)} groups without pairs to compare are left out." if len(report.left_out) else ""
     return (
         "Audit of what was kept: keep rate of each group (number of pairs in brackets; kept % and interval on the "
         "right) against all pairs (line). Intervals are 95 %, patients resampled, or Wilson's with the number of "
         f"patients where none or all were kept. A warning stands where a group is kept less often than the pairs "
         f"outside it, by a permutation test of patients ({report.permutations:,} permutations, Holm-corrected over "
-        f"{len(report.table)} groups, 5 %). {said}{left_out} n = {report.pairs:,} pairs of {report.patients:,} "
-        f"patients, {report.kept:,} kept, seed {seed}."
+        f"{len(report.table)} groups, 5 %). {conclude_audit(report)}{left_out} n = {report.pairs:,} pairs of "
+        f"{report.patients:,} patients, {report.kept:,} kept, seed {seed}."
     )
+
+
+def conclude_audit(report: AuditReport) -> str:
+    """Which groups were kept less often than chance allows."""
+    names = [
+        f"{row.group} ({100 * row.keep_rate:.0f} % against {100 * row.others_rate:.0f} % of the others, "
+        f"p {row.p_holm:.3f})"
+        for row in report.table[report.table.warning].itertuples()
+    ]
+    return f"Warnings: {'; '.join(names)}." if names else "No group was kept less often than chance allows."
+
+
+audit = Figure(
+    name="audit", select=lambda report: report.table, plot=plot_audit, describe=describe_audit, conclude=conclude_audit
+)

@@ -10,6 +10,7 @@ from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.budget_sweep import COSTS, SAVING, ZERO_SHOT, judge_saving, write_ends, write_saving
 from chexstudy.experiments.equal_performance import AT_LEAST
 from chexstudy.plots.compute import choose_unit, scale_log
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import describe_n, name_data_set, require_rows, summarise_seeds
 from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
@@ -221,3 +222,12 @@ def _name_comparison(row) -> str:
         return "by curation against all pairs"
     family = arm_style(row.second).name
     return f"by keeping {100 * row.kept:g} % against {family[0].lower()}{family[1:]}"
+
+
+budgets = Figure(
+    name="budgets",
+    select=select_budgets,
+    plot=plot_budgets,
+    describe=describe_budgets,
+    conclude=lambda results, _: describe_savings(results),
+)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch, Rectangle
 
 from chexstudy.curation.online.decisions import BANDS
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import (
     ACCENT,
@@ -68,18 +69,15 @@ def _choose_positions(members: int, each: int) -> dict[str, list[int]]:
     return dict(zip(PLACES, (nearest, median, farthest), strict=True))
 
 
-def plot_prototype_cards(
-    ledger: pd.DataFrame, read_pixels: Callable[[str], np.ndarray], most: int = _MOST_CARDS
-) -> Drawing:
+def plot_prototype_cards(ledger: pd.DataFrame, read_pixels: Callable[[str], np.ndarray]) -> Drawing:
     """One row a prototype: its usage and share kept, the distances of its pairs by band, and nine of its radiographs.
 
     Args:
         ledger: as in `list_prototype_cards`.
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
-        most: how many prototypes at most.
     """
     require_rows(ledger, "curation decisions")
-    cards = list_prototype_cards(ledger, most)
+    cards = list_prototype_cards(ledger)
     shown = cards.prototype.unique()
     figure = new_figure(height_mm=18.5 * len(shown) + 12)
     grid = figure.subplots(len(shown), 3, squeeze=False, width_ratios=[1.5, 1.4, len(PLACES) * _EACH * 1.18])
@@ -145,9 +143,9 @@ def _draw_radiographs(axes: Axes, card: pd.DataFrame, read_pixels: Callable[[str
     axes.set_aspect("equal")
 
 
-def describe_prototype_cards(ledger: pd.DataFrame, seed: int = 0, most: int = _MOST_CARDS) -> str:
+def describe_prototype_cards(ledger: pd.DataFrame, *_, seed: int = 0) -> str:
     """The caption of `plot_prototype_cards`."""
-    count, shown = ledger.prototype.nunique(), min(most, ledger.prototype.nunique())
+    count, shown = ledger.prototype.nunique(), min(_MOST_CARDS, ledger.prototype.nunique())
     which = "all" if shown == count else f"the {shown} most used of {count}"
     return (
         f"Prototype cards, {which} prototypes. Left: pairs assigned to the prototype (share of all pairs) and the "
@@ -156,3 +154,22 @@ def describe_prototype_cards(ledger: pd.DataFrame, seed: int = 0, most: int = _M
         "cut within each super-batch, so equal distances can be of different bands. "
         f"n = {len(ledger):,} pairs, seed {seed}; counts of all pairs, no intervals."
     )
+
+
+def conclude_prototype_cards(ledger: pd.DataFrame, *_) -> str:
+    """The most and the least used prototype, and what was kept of each."""
+    used = ledger.groupby("prototype").kept.agg(["size", "mean"]).sort_values("size", kind="stable")
+    words = [
+        f"{100 * size / len(ledger):.0f} % of the pairs, {100 * kept:.0f} % kept" for size, kept in used.to_numpy()
+    ]
+    most, least = used.index[-1], used.index[0]
+    return f"The most used prototype is {most} ({words[-1]}), the least used {least} ({words[0]})."
+
+
+prototype_cards = Figure(
+    name="prototype_cards",
+    select=lambda ledger, _: list_prototype_cards(ledger),
+    plot=plot_prototype_cards,
+    describe=describe_prototype_cards,
+    conclude=conclude_prototype_cards,
+)

@@ -9,6 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from chexstudy.errors import StudyError
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
@@ -214,3 +215,23 @@ def describe_method_comparison(table: pd.DataFrame) -> str:
         f"Of {len(others)} measures {counts.get('better', 0)} are better than random, {counts.get('worse', 0)} worse. "
         f"{interval}; {', '.join(sample) or f'{table.method.nunique()} methods'}."
     )
+
+
+def conclude_method_comparison(table: pd.DataFrame) -> str:
+    """How many measures of how many methods are beyond random, and which method is best on the whole."""
+    others = list_comparison(table)
+    others = others[others.measure.notna() & (others.method != RANDOM)]
+    counts = others.verdict.value_counts()
+    return (
+        f"Of {len(others)} measures {counts.get('better', 0)} are better than those of random choice and "
+        f"{counts.get('worse', 0)} worse; the best mean rank has {name_method(order_methods(table)[0])}."
+    )
+
+
+method_comparison = Figure(
+    name="method_comparison",
+    select=list_comparison,
+    plot=plot_method_comparison,
+    describe=describe_method_comparison,
+    conclude=conclude_method_comparison,
+)

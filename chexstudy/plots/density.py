@@ -5,8 +5,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate, draw_seeds
-from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds
+from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds, write_interval
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, title_panel
 from chexstudy.results import OVER_SEEDS
 
@@ -122,3 +123,22 @@ def describe_density(pairs: pd.DataFrame, results: pd.DataFrame, seed: int = 0) 
     if {"x", "y"} <= set(pairs.columns) and len(pairs):
         parts.append(f"{next(letters)}, the same densities over the map of the pairs (UMAP; axes have no meaning).")
     return " ".join(parts)
+
+
+def conclude_density(pairs: pd.DataFrame, results: pd.DataFrame) -> str:
+    """What was kept of the thinnest and of the densest tenth."""
+    summary = summarise_seeds(select_density(results)).set_index("finding")
+    if not {"1", "10"} <= set(summary.index):
+        return f"{int(pairs.kept.sum()):,} of {len(pairs):,} pairs were kept; keep rates by density were not measured."
+    shares = 100 * summary.loc[["1", "10"], ["value", "ci_low", "ci_high"]].astype(float)
+    thinnest, densest = (write_interval(*share, ".1f") for share in shares.to_numpy())
+    return f"Of the thinnest tenth of pairs {thinnest} % were kept, of the densest {densest} %."
+
+
+density = Figure(
+    name="density",
+    select=lambda _, results: select_density(results),
+    plot=plot_density,
+    describe=describe_density,
+    conclude=conclude_density,
+)

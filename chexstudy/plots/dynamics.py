@@ -8,7 +8,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from chexstudy.plots.measurements import require_rows
+from chexstudy.curation.records.churn import measure_churn
+from chexstudy.plots.figure import Figure
+from chexstudy.plots.measurements import require_rows, short_name
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, arm_style, new_figure, order_arms, title_panel
 
 _PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
@@ -219,42 +221,6 @@ def _dynamics_panels(history: pd.DataFrame, churn: pd.DataFrame) -> list[str]:
     return panels + ["churn"] * (len(churn) > 0)
 
 
-def measure_churn(ledger: pd.DataFrame) -> pd.DataFrame:
-    """How decisions change from one epoch of curation to the next, over the pairs considered in both.
-
-    Args:
-        ledger: decisions with ``image_id``, ``epoch`` and ``kept``; one decision a pair and epoch.
-
-    Returns:
-        One row for each epoch but the first: ``epoch``; ``pairs`` considered in both; ``kept`` in it; ``readmitted``,
-        kept now and dropped before, and ``readmitted_share`` of those kept now; ``newly_dropped``, dropped now and kept
-        before, and ``newly_dropped_share`` of those kept before; ``differ``, the share of the pairs kept in either
-        epoch that were not kept in both (one minus the Jaccard index).
-    """
-    rows, before = [], None
-    for epoch, decisions in ledger.groupby("epoch"):
-        now = decisions.set_index("image_id").kept.astype(bool)
-        if before is not None:
-            was, kept = (one.loc[before.index.intersection(now.index)].to_numpy() for one in (before, now))
-            readmitted, dropped = int((kept & ~was).sum()), int((was & ~kept).sum())
-            either = int((kept | was).sum())
-            rows.append(
-                {
-                    "epoch": epoch,
-                    "pairs": len(kept),
-                    "kept": int(kept.sum()),
-                    "readmitted": readmitted,
-                    "readmitted_share": readmitted / kept.sum() if kept.any() else np.nan,
-                    "newly_dropped": dropped,
-                    "newly_dropped_share": dropped / was.sum() if was.any() else np.nan,
-                    "differ": (readmitted + dropped) / either if either else np.nan,
-                }
-            )
-        before = now
-    names = ["epoch", "pairs", "kept", "readmitted", "readmitted_share", "newly_dropped", "newly_dropped_share"]
-    return pd.DataFrame(rows, columns=[*names, "differ"])
-
-
 def _draw_assignment(axes: Axes, curated: pd.DataFrame) -> None:
     low, high = (curated[name].astype(float) for name in _ASSIGNMENT)
     axes.fill_between(curated.step, low, high, color=PALE, linewidth=0)
@@ -317,3 +283,37 @@ def describe_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame, see
         f"Prototypes while curating. {text} n = {ledger.image_id.nunique():,} pairs, {steps:,} steps, seed {seed}; "
         "single run, no intervals."
     )
+
+
+def _conclude_prototypes(history: pd.DataFrame, ledger: pd.DataFrame) -> str:
+    """How far apart prototypes are, and how far decisions change between epochs."""
+    curated = history[history.phase == "curate"]
+    first, last = curated.prototype_spread.iloc[[0, -1]]
+    text = f"The mean distance between prototypes goes from {first:.3f} to {last:.3f} in {len(curated):,} steps"
+    churn = measure_churn(ledger)
+    if len(churn):
+        return f"{text}; in the last epoch {100 * churn.differ.iloc[-1]:.1f} % of the decisions changed."
+    return f"{text}; one epoch of curation has no churn."
+
+
+def _conclude_training(history: pd.DataFrame, others: dict[str, pd.DataFrame]) -> str:
+    """Where the loss of every arm ended, as the mean of the last tenth of its steps."""
+    histories = {"curated": history} | others
+    ends = {arm: one.loss.tail(max(1, len(one) // 10)).mean() for arm, one in histories.items()}
+    return f"Loss at the end: {'; '.join(f'{short_name(arm)} {ends[arm]:.3f}' for arm in order_arms(ends))}."
+
+
+prototype_dynamics = Figure(
+    name="prototype_dynamics",
+    select=lambda history, _: history.loc[history.phase == "curate", ["step", "usage", "prototype_spread"]],
+    plot=plot_prototype_dynamics,
+    describe=describe_prototype_dynamics,
+    conclude=_conclude_prototypes,
+)
+training_dynamics = Figure(
+    name="training_dynamics",
+    select=lambda history, _: history.drop(columns="usage"),
+    plot=plot_training_dynamics,
+    describe=describe_training_dynamics,
+    conclude=_conclude_training,
+)

@@ -6,6 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure as Drawing
 
 from chexstudy.cohort.prevalence import NO_TIER, TIERS
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.maps import draw_background
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, GREY, INK, clear_frame, frame_map, new_figure, title_panel
@@ -97,9 +98,28 @@ def describe_embedding(pairs: pd.DataFrame, seed: int = 0) -> str:
     )
     if "tier" not in pairs:
         return text + "b, its distribution over the pairs. No intervals."
-    medians = (pairs.density.rank(pct=True) * 100).groupby(pairs.tier).median()
-    known = "; ".join(f"{word} {medians[name]:.0f}" for name, word in _TIER_NAMES.items() if name in medians)
     return text + (
         "b, pairs with a tail finding. c, density of pairs by the rarest tier among their findings (box: quartiles; "
-        f"whiskers: 1.5 interquartile ranges). Median percentiles: {known}. No intervals."
+        f"whiskers: 1.5 interquartile ranges). Median percentiles: {_state_medians(pairs)}. No intervals."
     )
+
+
+def _state_medians(pairs: pd.DataFrame) -> str:
+    medians = (pairs.density.rank(pct=True) * 100).groupby(pairs.tier).median()
+    return "; ".join(f"{word} {medians[name]:.0f}" for name, word in _TIER_NAMES.items() if name in medians)
+
+
+def conclude_embedding(pairs: pd.DataFrame) -> str:
+    """Whether rare findings lie in thinner regions."""
+    if "tier" not in pairs:
+        return f"{len(pairs):,} pairs are mapped; without labels it cannot be told where the rare lie."
+    return f"Median density percentile of the pairs by their rarest finding: {_state_medians(pairs)}."
+
+
+embedding = Figure(
+    name="embedding",
+    select=lambda pairs: pairs.drop(columns="image_id"),
+    plot=plot_embedding,
+    describe=describe_embedding,
+    conclude=conclude_embedding,
+)

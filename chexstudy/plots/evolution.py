@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.maps import (
     band_handles,
     draw_background,
     draw_bands,
     draw_prototypes,
+    last_prototypes,
     path_handle,
     prototype_handle,
     require_pairs,
@@ -103,3 +105,24 @@ def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, 
         f"Prototypes over training. {maps} Stars and lines: prototypes, placed between their nearest pairs, and their "
         f"paths so far. n = {count:,} pairs, {trajectory.prototype.nunique()} prototypes, seed {seed}; no intervals."
     )
+
+
+def conclude_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> str:
+    """How far the prototypes moved over the map, beside how far apart they ended."""
+    ordered = trajectory.sort_values("snapshot").groupby("prototype")[["x", "y"]]
+    moved = np.hypot(*(ordered.last() - ordered.first()).to_numpy().T)
+    last = last_prototypes(trajectory)[["x", "y"]]
+    apart = np.hypot(*(last - last.mean()).to_numpy().T).mean()
+    return (
+        f"From first to last snapshot prototypes moved {np.median(moved):.1f} units of the map (median, at most "
+        f"{moved.max():.1f}); at the end they lie {apart:.1f} from their centre on average."
+    )
+
+
+prototype_evolution = Figure(
+    name="prototype_evolution",
+    select=lambda _, trajectory: trajectory,
+    plot=plot_prototype_evolution,
+    describe=describe_prototype_evolution,
+    conclude=conclude_prototype_evolution,
+)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from chexstudy.curation.online.decisions import BANDS
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.maps import (
     band_handles,
     decision_handles,
@@ -165,7 +166,7 @@ def _draw_examples(figure, pairs: pd.DataFrame, read_pixels: Callable[[str], np.
             title_panel(one, "e", f"prototype {row.prototype}")
 
 
-def describe_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int = 0) -> str:
+def describe_framework(pairs: pd.DataFrame, *_, seed: int = 0) -> str:
     """The caption of `plot_framework`."""
     pairs = require_pairs(pairs)
     kept = int(pairs.kept.sum())
@@ -178,3 +179,19 @@ def describe_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int 
         f"Stars: prototypes after curation, placed between their nearest pairs. n = {len(pairs):,} pairs, {kept:,} "
         f"kept ({100 * kept / len(pairs):.1f} %): {counts}. Seed {seed}; counts of all pairs, no intervals."
     )
+
+
+def conclude_framework(pairs: pd.DataFrame, *_) -> str:
+    """How many pairs were kept, and of which band."""
+    bands = pairs.groupby("band").kept.mean().mul(100).reindex(list(BANDS)).dropna()
+    of_bands = ", ".join(f"{share:.0f} % of the {band} band" for band, share in bands.items())
+    return f"{int(pairs.kept.sum()):,} of {len(pairs):,} pairs were kept ({100 * pairs.kept.mean():.1f} %): {of_bands}."
+
+
+framework = Figure(
+    name="framework",
+    select=lambda pairs, *_: select_bands(pairs),
+    plot=plot_framework,
+    describe=describe_framework,
+    conclude=conclude_framework,
+)

@@ -13,8 +13,9 @@ from chexstudy.label_planning.accuracy import EVERY
 from chexstudy.label_planning.families import FAMILIES
 from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION
 from chexstudy.label_planning.planner import FARTHEST, NEEDED, NOT_YET, REACHED, UNREACHABLE
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate
-from chexstudy.plots.measurements import name_data_set, require_rows
+from chexstudy.plots.measurements import name_data_set, require_rows, short_name
 from chexstudy.plots.style import GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
 from chexstudy.statistics.proportions import measure_proportion
 from chexstudy.statistics.ranking import known_labels
@@ -230,7 +231,7 @@ def plot_families(measured: pd.DataFrame) -> Drawing:
     Args:
         measured: of `chexstudy.label_planning.accuracy.measure_families`, which is also the figure's data.
     """
-    require_rows(measured, "errors of families of curves")
+    require_rows(measured, "curves with label counts enough to leave one out")
     splits = [split for split in (EXTRAPOLATION, INTERPOLATION) if (measured.split == split).any()]
     encoders = order_arms(set(measured.encoder) - {EVERY})
     families = measured[(measured.encoder == EVERY) & (measured.split == splits[0])].sort_values("mae").family.tolist()
@@ -259,21 +260,11 @@ def plot_families(measured: pd.DataFrame) -> Drawing:
 
 def describe_families(measured: pd.DataFrame) -> str:
     """The caption of `plot_families`."""
-    every = measured[measured.encoder == EVERY]
-    parts = []
-    for split, word in ((EXTRAPOLATION, "beyond"), (INTERPOLATION, "between")):
-        rows = every[every.split == split].sort_values("mae")
-        if len(rows):
-            best = rows.iloc[0]
-            parts.append(
-                f"{word} the labels fitted to, {best.family.replace('_', ' ')} errs least ({best.mae:.4f}, n = "
-                f"{int(best.points):,} left-out points)"
-            )
     return (
         "Families of learning curves (L2), best first, by least squares weighted by how little draws differ. (a) "
         "fitted to the first label counts and asked for all larger ones; (b) one label count left out. "
-        f"{'; '.join(parts).capitalize()}. Points that not every family could be fitted to are left out. Bars are 95 % "
-        f"intervals over {int(every.findings.max())} findings."
+        f"{conclude_families(measured)} Points that not every family could be fitted to are left out. Bars are 95 % "
+        f"intervals over {int(measured[measured.encoder == EVERY].findings.max())} findings."
     )
 
 
@@ -287,7 +278,7 @@ def plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame | None = None) ->
         measured: of `chexstudy.label_planning.accuracy.measure_forecasts`, which is also the figure's data.
         alone: the same of forecasts that took each finding by itself, drawn in grey.
     """
-    require_rows(measured, "forecasts with a truth to compare with")
+    require_rows(measured, "curves with three label counts up to those asked for and one beyond")
     encoders = order_arms(set(measured.encoder) - {EVERY})
     figure = new_figure(height_mm=72)
     error, coverage = figure.subplots(1, 2)
@@ -336,27 +327,21 @@ def plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame | None = None) ->
     return figure
 
 
-def describe_forecasts(measured: pd.DataFrame) -> str:
+def describe_forecasts(measured: pd.DataFrame, *_) -> str:
     """The caption of `plot_forecasts`, with errors and coverage of all encoders together."""
-    rows = measured[(measured.encoder == EVERY) & (measured.method == "posterior")].sort_values("at_most_n")
-    parts = [
-        f"{row.at_most_n:g} labels: error {row.mae:.3f}, coverage {100 * row.coverage:.0f} % ({row.curves} curves of "
-        f"{row.findings} findings)"
-        for row in rows.itertuples()
-    ]
     return (
         "Forecasts of the AUROC at the largest n from fewer labels (L3). (a) Mean absolute error of the median of the "
         "posterior; grey, all encoders together: posterior of each finding alone, least squares, last AUROC seen. (b) "
         "Share of the 95 % intervals that hold the truth; dashed: what they state. Only findings with three label "
         "counts up to the number used are there, so that more labels also mean rarer findings. "
-        f"{'; '.join(parts).capitalize()}. Bars are 95 % intervals over findings (none with fewer than five)."
+        f"{conclude_forecasts(measured)} Bars are 95 % intervals over findings (none with fewer than five)."
     )
 
 
 # --- L4: labels needed -----------------------------------------------------------------------------------------------
 
 
-def plot_plans(plans: pd.DataFrame) -> Drawing:
+def plot_plans(plans: pd.DataFrame, *_) -> Drawing:
     """L4: labels needed for the target by finding and encoder, with intervals and states.
 
     Args:
@@ -430,16 +415,14 @@ def _plan_handles(plans: pd.DataFrame, encoders: list[str]) -> list:
     return [*handles, Line2D([], [], marker=">", label="no upper end", **mark)]
 
 
-def describe_plans_drawn(plans: pd.DataFrame) -> str:
+def describe_plans_drawn(plans: pd.DataFrame, *_) -> str:
     """The caption of `plot_plans`, with how many plans are in each state."""
-    counts = plans.state.value_counts()
-    parts = [f"{state} {count}" for state, count in counts.items()]
     return (
         f"Labelled {_name_unit(plans)} needed for an AUROC of {plans.target.iloc[0]:g} (L4), by finding and encoder, "
         "best first: median and 95 % interval of the posterior of each curve, findings of an encoder inferred "
         "together. An open mark or an arrow says that the interval has no upper end within a hundred times what is "
-        "labelled; a cross, that the plateau lies below the target. Intervals are of this pool and test set. Of "
-        f"{len(plans)} curves: {', '.join(parts)}."
+        "labelled; a cross, that the plateau lies below the target. Intervals are of this pool and test set. "
+        f"{conclude_plans(plans)}"
     )
 
 
@@ -454,6 +437,7 @@ def select_early(forecasts: pd.DataFrame, early: float) -> pd.DataFrame:
         early: the label count that counts as early.
     """
     rows = forecasts[(forecasts.at_most_n == early) & forecasts.error.notna()].dropna(subset=["early_slope"])
+    require_rows(rows, f"curves with three label counts up to {early:g}")
     columns = ["encoder", "finding", "data_set", "unit", "at_most_n", "target_n", "early_slope", "last", "truth"]
     return rows[columns].reset_index(drop=True)
 
@@ -465,7 +449,7 @@ def plot_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float
         forecasts, early: as in `select_early`.
         correlations: of `chexstudy.label_planning.accuracy.correlate_early`.
     """
-    rows = require_rows(select_early(forecasts, early), f"curves with three label counts up to {early:g}")
+    rows = select_early(forecasts, early)
     encoders = order_arms(rows.encoder)
     figure = new_figure(height_mm=70)
     panels = figure.subplots(1, 2, sharey=True)
@@ -499,14 +483,87 @@ def _write_correlation(rows: pd.DataFrame) -> str:
 def describe_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float) -> str:
     """The caption of `plot_early`; arguments as there."""
     rows = select_early(forecasts, early)
-    every = correlations[correlations.encoder == EVERY].set_index("predictor")
-    parts = [
-        f"{word} {_write_correlation(every.loc[[predictor]])}"
-        for predictor, word in (("early_slope", "slope"), ("last", "AUROC"))
-        if predictor in every.index
-    ]
     return (
         f"What the first {early:g} labels say of the end (L5): slope over log10 of the labels (a) and AUROC (b) at the "
         f"largest count up to {early:g}, against the AUROC at the largest n; {len(rows)} curves of "
-        f"{rows.finding.nunique()} findings. All encoders together, 95 % intervals over findings: {'; '.join(parts)}."
+        f"{rows.finding.nunique()} findings. All encoders together, 95 % intervals over findings: "
+        f"{_write_correlations(correlations)}."
     )
+
+
+def _write_correlations(correlations: pd.DataFrame) -> str:
+    every = correlations[correlations.encoder == EVERY].set_index("predictor")
+    words = (("early_slope", "slope"), ("last", "AUROC"))
+    known = [(name, word) for name, word in words if name in every.index]
+    return "; ".join(f"{word} {_write_correlation(every.loc[[name]])}" for name, word in known)
+
+
+# --- what came out ----------------------------------------------------------------------------------------------------
+
+
+def conclude_prevalence(table: pd.DataFrame) -> str:
+    """How many findings have how many positives to draw."""
+    few = int((table.positives_train < 50).sum())
+    return f"{len(table)} findings can be labelled; {few} of them are on fewer than 50 training images."
+
+
+def conclude_curves(curves: pd.DataFrame, _: pd.DataFrame) -> str:
+    """The mean AUROC of each encoder at its largest label count."""
+    largest = curves[curves.n == curves.groupby(["encoder", "finding"]).n.transform("max")]
+    means = largest.groupby(["encoder", "finding"]).auroc.mean().groupby("encoder").mean()
+    words = "; ".join(f"{short_name(encoder)} {means[encoder]:.3f}" for encoder in order_arms(means.index))
+    return f"Mean AUROC over findings with all labels: {words}."
+
+
+def conclude_families(measured: pd.DataFrame) -> str:
+    """Which family errs least, beyond the labels fitted to and between them."""
+    every = measured[measured.encoder == EVERY]
+    parts = []
+    for split, word in ((EXTRAPOLATION, "beyond"), (INTERPOLATION, "between")):
+        for best in every[every.split == split].sort_values("mae").head(1).itertuples():
+            parts.append(
+                f"{word} the labels fitted to, {best.family.replace('_', ' ')} errs least ({best.mae:.4f}, n = "
+                f"{int(best.points):,} left-out points)"
+            )
+    return f"{'; '.join(parts).capitalize()}."
+
+
+def conclude_forecasts(measured: pd.DataFrame, *_) -> str:
+    """Error and coverage of the forecasts of all encoders together."""
+    rows = measured[(measured.encoder == EVERY) & (measured.method == "posterior")].sort_values("at_most_n")
+    parts = [
+        f"{row.at_most_n:g} labels: error {row.mae:.3f}, coverage {100 * row.coverage:.0f} % ({row.curves} curves of "
+        f"{row.findings} findings)"
+        for row in rows.itertuples()
+    ]
+    return f"{'; '.join(parts).capitalize()}."
+
+
+def conclude_plans(plans: pd.DataFrame, *_) -> str:
+    """How many curves are in each state."""
+    counts = ", ".join(f"{state} {count}" for state, count in plans.state.value_counts().items())
+    return f"Of {len(plans)} curves: {counts}."
+
+
+def conclude_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float) -> str:
+    """How well the first labels order the findings as the last ones do."""
+    curves = len(select_early(forecasts, early))
+    return f"The first {early:g} labels against the end, {curves} curves: {_write_correlations(correlations)}."
+
+
+label_prevalence = Figure(
+    "label_prevalence", lambda table: table, plot_prevalence, describe_prevalence, conclude_prevalence
+)
+learning_curves = Figure("learning_curves", select_curves, plot_curves, describe_curves, conclude_curves)
+curve_families = Figure("curve_families", lambda table: table, plot_families, describe_families, conclude_families)
+label_forecasts = Figure(
+    "label_forecasts", lambda measured, _: measured, plot_forecasts, describe_forecasts, conclude_forecasts
+)
+labels_needed = Figure("labels_needed", lambda _, priced: priced, plot_plans, describe_plans_drawn, conclude_plans)
+early_slope = Figure(
+    "early_slope",
+    lambda forecasts, _, early: select_early(forecasts, early),
+    plot_early,
+    describe_early,
+    conclude_early,
+)

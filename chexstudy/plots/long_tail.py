@@ -10,6 +10,7 @@ from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds
 from chexstudy.plots.measurements import (
     describe_interval,
@@ -20,6 +21,7 @@ from chexstudy.plots.measurements import (
     require_rows,
     seed_values,
     select_rows,
+    short_name,
     summarise_seeds,
     write_interval,
 )
@@ -487,3 +489,13 @@ def _describe_keep_rates(rows: pd.DataFrame, letters: list[str]) -> str:
     if summarise_seeds(rows).ci_low.isna().all():
         return f"{marks}; no intervals."
     return f"{marks}; lines are 95 % intervals, Wilson's with patients{' and seeds' * (seeds > 1)} as clusters."
+
+
+def conclude_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str) -> str:
+    """The gain by prevalence as it came out, or else what was kept."""
+    if select_gains(results, prevalence, against).empty:
+        return "No finding was compared between arms: only what was kept can be told."
+    return f"Gain of the curated arm over {short_name(against)}: {_describe_trend(select_trend(results, against))}"
+
+
+long_tail = Figure("long_tail", select_long_tail, plot_long_tail, describe_long_tail, conclude_long_tail)

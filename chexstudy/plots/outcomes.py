@@ -10,6 +10,7 @@ from matplotlib.ticker import MultipleLocator
 
 from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACLE, TASK
 from chexstudy.evaluation.outcomes.survival import GROUP_NAMES
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_chance, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,
@@ -18,6 +19,7 @@ from chexstudy.plots.measurements import (
     seed_values,
     select_rows,
     summarise_seeds,
+    write_interval,
 )
 from chexstudy.plots.style import INK, ArmStyle, arm_style, new_figure, order_arms, title_panel
 
@@ -266,3 +268,23 @@ def _name_model(style: ArmStyle, setting: str, arm: str, arms: list[str]) -> str
 def _name_outcome(name: str) -> str:
     text = " ".join(_WORDS.get(word, word) for word in name.split("_"))
     return text[:1].upper() + text[1:]
+
+
+def conclude_outcomes(results: pd.DataFrame, _: pd.DataFrame) -> str:
+    """What the image adds to age and sex for each outcome."""
+    rows = select_outcomes(results)
+    gains = summarise_seeds(rows[rows.metric.str.endswith("_difference")])
+    words = [
+        f"{_name_outcome(row.finding).lower()} {write_interval(row.value, row.ci_low, row.ci_high, '+.3f')}"
+        for row in gains[gains.setting == f"{BOTH} - {AGE_SEX}"].itertuples()
+    ]
+    return f"What the image adds to age and sex in C-index or AUROC: {'; '.join(words) or 'not measured'}."
+
+
+outcomes = Figure(
+    name="outcomes",
+    select=lambda results, _: select_outcomes(results),
+    plot=plot_outcomes,
+    describe=describe_outcomes,
+    conclude=conclude_outcomes,
+)

@@ -16,6 +16,7 @@ from chexstudy.evaluation.subgroups.gaps import (
     SUBGROUP_GAP,
     WIDENING,
 )
+from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import (
     Estimate,
     Group,
@@ -58,8 +59,7 @@ def select_subgroups(results: pd.DataFrame, data_set: str = "") -> pd.DataFrame:
     """
     rows = pd.concat([select_rows(results, task) for task in (SUBGROUP, SUBGROUP_GAP)], ignore_index=True)
     rows = rows[(rows.task == SUBGROUP_GAP) | (rows.finding == MACRO)]
-    if rows.empty:
-        return rows
+    require_rows(rows, "two groups in each of which five patients have a finding and five lack it")
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
     return rows.drop(columns=["study", "flops", "seconds"], errors="ignore").reset_index(drop=True)
 
@@ -72,7 +72,7 @@ def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Drawing:
     Args:
         results, data_set: as in `select_subgroups`.
     """
-    chosen = require_rows(select_subgroups(results, data_set), "subgroups")
+    chosen = select_subgroups(results, data_set)
     gaps = chosen[chosen.task == SUBGROUP_GAP]
     metrics = [metric for metric in _AGAINST if (gaps.metric == metric + AGAINST_REST).any()]
     arms = order_arms(arm for arm in set(gaps.arm) if " - " not in arm)
@@ -199,7 +199,7 @@ def describe_subgroups(results: pd.DataFrame, data_set: str = "") -> str:
     Args:
         results, data_set: as in `select_subgroups`.
     """
-    rows = require_rows(select_subgroups(results, data_set), "subgroups")
+    rows = select_subgroups(results, data_set)
     gaps = rows[rows.task == SUBGROUP_GAP]
     seeds = gaps.seed[gaps.seed != OVER_SEEDS].nunique()
     drawn = "patients and seeds resampled" if seeds > 1 else "patients resampled, one seed"
@@ -278,3 +278,25 @@ def tabulate_gaps(results: pd.DataFrame) -> pd.DataFrame:
     table["p (Holm)"] = holm.round(3).reindex(table.index)
     order = [*[name for name in wanted.values() if name in table], "p (Holm)"]
     return table[order].rename_axis(index={"setting": "grouping"}, columns=None).replace(np.nan, "")
+
+
+def conclude_subgroups(results: pd.DataFrame) -> str:
+    """The largest gap of the curated arm, and which gaps are beyond chance."""
+    gaps = select_subgroups(results)
+    gaps = gaps[gaps.task == SUBGROUP_GAP]
+    own = gaps[(gaps.metric == _PREFERRED_GAP + GAP) & (gaps.arm == "curated") & (gaps.seed == OVER_SEEDS)]
+    text = "The curated arm has no gap that could be measured."
+    if len(own):
+        row = own.loc[own.value.idxmin()]
+        gap = write_interval(row.value, row.ci_low, row.ci_high, "+.3f")
+        text = f"The curated arm's widest gap in macro AUROC is by {_name_kind(row.setting).lower()}, {gap}."
+    return f"{text} {_describe_sure(gaps, _PREFERRED_GAP + GAP, 'gaps in AUROC')}".strip()
+
+
+subgroups = Figure(
+    name="subgroups",
+    select=select_subgroups,
+    plot=plot_subgroups,
+    describe=describe_subgroups,
+    conclude=conclude_subgroups,
+)

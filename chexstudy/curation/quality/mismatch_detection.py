@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from chexstudy.cohort.prevalence import NO_TIER
 from chexstudy.curation.quality.pair_mismatch import Doubt
 from chexstudy.errors import StudyError
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, count_scarcer_patients, interval
@@ -20,7 +21,7 @@ _RARE_TIER = "tail"
 
 def measure_doubt(
     doubt: Doubt,
-    truth: pd.DataFrame,
+    truth: pd.DataFrame | None,
     tiers: Sequence[str],
     patient_ids: Sequence[str],
     generator: np.random.Generator,
@@ -31,7 +32,7 @@ def measure_doubt(
 
     Args:
         doubt: of the pairs (`chexstudy.curation.quality.pair_mismatch.score_doubt`).
-        truth: of the same pairs in the same order, with the columns ``mismatched`` and ``junk``.
+        truth: of the same pairs in the same order, with the columns ``mismatched`` and ``junk``; None if not known.
         tiers: the rarest tier of each pair (`chexstudy.curation.quality.keep_rates.tiers_of_pairs`).
         patient_ids: ``(pairs,)``.
         generator: draws patients.
@@ -51,6 +52,9 @@ def measure_doubt(
         with ``value, ci_low, ci_high``, ``n`` pairs of both kinds and ``positives`` wrong ones. NaN where one kind is
         absent, and no interval for fewer than five patients of a kind.
     """
+    if truth is None or (np.asarray(tiers) == NO_TIER).all():
+        print("Without a known truth and labels it cannot be said how well rare pairs are told from wrong ones.")
+        return pd.DataFrame(columns=DOUBT_COLUMNS)
     pairs = len(doubt.doubt)
     given = {"truth": truth, "tiers": tiers, "patient_ids": patient_ids, "bands": bands}
     for name, values in given.items():
@@ -85,6 +89,12 @@ def measure_doubt(
         counts = {"n": (labels >= 0).sum(axis=0), "positives": (labels == 1).sum(axis=0)}
         tables.append(table.assign(score=name, **measured, **counts))
     return pd.concat(tables, ignore_index=True)[list(DOUBT_COLUMNS)]
+
+
+def tabulate_doubt(measured: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of the score and of the plain agreement of image and text, among all pairs and in the outlier band."""
+    shown = measured[measured.score.isin(["doubt", "clip_score"]) & measured.among.isin([ALL_PAIRS, "outlier"])]
+    return shown.set_index(["among", "wrong", "against", "score"]).sort_index()
 
 
 def list_doubt(measured: pd.DataFrame) -> pd.DataFrame:

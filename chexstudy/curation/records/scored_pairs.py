@@ -40,3 +40,9 @@ def read_scored_pairs(run: Run, arm: str, seed: int) -> ScoredPairs:
     """All decisions of an arm, in the order in which they were made."""
     features = run.read_array(f"pretraining/{arm}/seed{seed}/features.npy", memory_map=True)
     return ScoredPairs(read_ledger(run, arm, seed), features)
+
+
+def add_map(run: Run, pairs: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
+    """The pairs with their places ``x`` and ``y`` on the map of an arm, where one was fitted."""
+    name = f"pretraining/{arm}/seed{seed}/map.parquet"
+    return pairs.merge(run.read_table(name), on="image_id") if run.has(name) else pairs

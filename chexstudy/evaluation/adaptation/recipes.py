@@ -222,6 +222,7 @@ class StudyPlans:
 
 
 def plan_study(
+    findings: Sequence[str],
     kinds: Sequence[str],
     recipe: Recipe,
     glori: GloriConstants,
@@ -232,6 +233,7 @@ def plan_study(
     """The heads of a study, from what its parameters say; none without a kind of head.
 
     Args:
+        findings: that are labelled; where there are none, there is nothing to learn.
         kinds: of heads on frozen features.
         recipe: of the linear probe.
         glori: constants of GLoRI.
@@ -239,6 +241,7 @@ def plan_study(
         tune: ways to tune the encoder.
         tune_epochs: epochs of each.
     """
+    kinds = list(kinds) if findings else []
     heads = plan_heads(kinds, recipe, glori)
     shares = [HeadPlan("logistic", recipe=recipe, labelled_share=one) for one in sorted({*label_shares, 1.0})]
     return StudyPlans(

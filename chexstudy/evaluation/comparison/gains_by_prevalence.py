@@ -286,6 +286,23 @@ def measure_gains(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def tabulate_trends(gains: pd.DataFrame) -> pd.DataFrame:
+    """The trends of `measure_gains`, for the eye."""
+    columns = ["data_set", "metric", "reference", "value", "ci_low", "ci_high", "n"]
+    trends = gains[gains.finding == TREND] if len(gains) else pd.DataFrame(columns=columns)
+    return trends[columns].set_index(columns[:3]).sort_index()
+
+
+def tabulate_gains(gains: pd.DataFrame, baseline: str, metric: str = "auprc") -> pd.DataFrame:
+    """The gains of `measure_gains` over one arm by finding, for the eye."""
+    columns = ["data_set", "tier", "finding", "prevalence", "test_prevalence", "first", "second", "value", "ci_low"]
+    columns += ["ci_high", "positives"]
+    if gains.empty:
+        return pd.DataFrame(columns=columns)
+    of_arm = gains[(gains.reference == baseline) & (gains.metric == metric) & (gains.positives >= 0)]
+    return of_arm[columns].set_index(columns[:3])
+
+
 def list_gains(gains: pd.DataFrame) -> pd.DataFrame:
     """`measure_gains` as rows of the results table.
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from chexstudy.cohort.reports import split_sections, training_text
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import TrainedArm
+from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
 from chexstudy.evaluation.image_text.retrieval import POLICIES, measure_retrieval, rank_pairs
 from chexstudy.progress import progress
 
@@ -71,8 +71,21 @@ def measure_retrieval_choices(arm: TrainedArm, rows: pd.DataFrame) -> pd.DataFra
     return pd.concat(tables, ignore_index=True).assign(arm=arm.name, seed=arm.seed, task=TASK)
 
 
+def measure_study_retrieval(evaluation: Evaluation, arm: str, seed: int) -> pd.DataFrame:
+    """`measure_retrieval_choices` of a trained arm on the largest test set; none where it has no reports."""
+    test = evaluation.cohort[evaluation.cohort.split == "test"]
+    test = test[test.source.isin(test.source.mode()[:1])]
+    if not (test.report.str.strip() != "").any():
+        print("The test set has no reports: there is nothing to retrieve.")
+        return pd.DataFrame()
+    rows = measure_retrieval_choices(TrainedArm(evaluation, arm, seed), test)
+    return rows.assign(data_set=f"{test.source.iloc[0]}/test", exposure=tell_exposure(evaluation.run, arm, seed))
+
+
 def tabulate_retrieval_choices(rows: pd.DataFrame) -> pd.DataFrame:
     """Recall and ranks by direction, choice of text and policy, beside what chance gives at 10."""
+    if rows.empty:
+        return rows
     index = ["direction", "text", "identical texts"]
     shown = rows.rename(columns=dict(zip(("setting", "variant", "group"), index, strict=True)))
     table = shown.pivot(index=index, columns="metric", values="value")

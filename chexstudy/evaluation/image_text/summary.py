@@ -36,18 +36,15 @@ def state_arm_differences(results: pd.DataFrame) -> list[str]:
     Args:
         results: rows of the results table.
     """
-    rows = results[(results.seed == OVER_SEEDS) & results.ci_low.notna() & results.arm.str.startswith("curated - ")]
+    rows = results[(results.seed == OVER_SEEDS) & (results.arm == "curated") & (results.reference != "")]
     found = rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO) & (rows.setting == CHOSEN)]
     found = found[found.task == "zero_shot_difference"]
     if found.empty:
         found = rows[(rows.task == "retrieval_difference") & (rows.metric == "recall@10_difference")]
     sentences = []
-    for row in found.itertuples():
-        verdict = (
-            "cannot be told apart" if row.ci_low <= 0 <= row.ci_high else "is better" if row.value > 0 else "is worse"
-        )
+    for row in found[found.ci_low.notna()].itertuples():
+        verdict = "is better than" if row.ci_low > 0 else "is worse than" if row.ci_high < 0 else "cannot be told from"
         what = row.metric.removesuffix("_difference").replace("auroc", "macro zero-shot AUROC")
-        other = row.arm.removeprefix("curated - ")
         interval = f"{row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
-        sentences.append(f"{row.data_set}: curated {verdict} {other}, {interval} in {what}.")
+        sentences.append(f"{row.data_set}: curated {verdict} {row.reference}, {interval} in {what}.")
     return sentences or ["With one arm there is nothing to compare."]

@@ -14,7 +14,7 @@ Gaussian about the centre, and the head's own mean map of the finding over all i
 beats the second looks at what this image shows, not only at where the finding usually is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,18 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chexstudy.cohort.annotations import FINDING, Regions
+from chexstudy.cohort.annotations import FINDING, Regions, read_regions
+from chexstudy.cohort.table import NO_FINDING
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import square_side
+from chexstudy.evaluation.adaptation.recipes import GloriConstants, find_glori
+from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
+from chexstudy.evaluation.adaptation.training import FittedHead
+from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.progress import progress
+from chexstudy.results import COLUMNS
 from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval
 from chexstudy.statistics.ranking import macro_mean
 
@@ -248,6 +254,55 @@ def _list_rows(finding, value, replicates, images, weights, setting, suffix) -> 
             "positives": len(images),
         }
     )
+
+
+def fit_glori(
+    evaluation: Evaluation, arm: str, seed: int, names: Sequence[str], glori: GloriConstants
+) -> tuple[dict[str, FittedHead], FrozenFeatures | None]:
+    """Heads by name, fitted where they are not current, and the features they look at; none without labels."""
+    if not evaluation.findings:
+        return {}, None
+    adapt_arm(evaluation, arm, seed, [find_glori(name, glori) for name in names])
+    heads = {name: load_head(evaluation.run, arm, seed, name) for name in names}
+    return heads, freeze_arm(evaluation, arm, seed, patches=True)
+
+
+def list_places(evaluation: Evaluation) -> list[str]:
+    """The findings that can be somewhere."""
+    return [finding for finding in evaluation.findings if finding != NO_FINDING]
+
+
+def read_study_regions(evaluation: Evaluation) -> dict[str, Regions]:
+    """Where findings are, by test set, and in a line each of how many cases that is known; none without labels."""
+    regions = {}
+    for name, rows in evaluation.test_sets().items() if evaluation.findings else ():
+        regions[name] = read_regions(
+            evaluation.run, rows, list_places(evaluation), evaluation.store.size, evaluation.store.fit
+        )
+        print(f"{name}: {regions[name].missing or f'{len(regions[name].table)} cases'}")
+    return regions
+
+
+def measure_attention(
+    evaluation: Evaluation,
+    heads: Mapping[str, FittedHead],
+    features: FrozenFeatures | None,
+    regions: Mapping[str, Regions],
+    arm: str,
+    seed: int,
+) -> pd.DataFrame:
+    """`summarise_cases` of every head on every test set, as rows of the results table; no head gives no rows."""
+    tables = []
+    for head, fitted in heads.items():
+        for name, rows in evaluation.test_sets().items():
+            cases = measure_cases(fitted.head, features, regions[name], rows, evaluation.findings)
+            options = {"resamples": evaluation.resamples, "setting": head, "kind": regions[name].kind}
+            table = summarise_cases(cases, rows, list_places(evaluation), evaluation.generator(), **options)
+            tables.append(table.assign(data_set=name))
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    exposure = tell_exposure(evaluation.run, arm, seed)
+    return pd.concat(tables, ignore_index=True).assign(arm=arm, seed=seed, exposure=exposure)
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

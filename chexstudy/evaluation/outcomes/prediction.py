@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from chexstudy.evaluation.adaptation.run import freeze_arm
 from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, outcome_names
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
@@ -41,7 +42,7 @@ from chexstudy.evaluation.outcomes.survival import (
 )
 from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write_scores
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS, validate_results
+from chexstudy.results import OVER_SEEDS, validate_results, COLUMNS
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import (
     bootstrap_patients,
@@ -100,6 +101,18 @@ def evaluate_outcomes(
     exposure = tell_exposure(evaluation.run, arm, min(features))
     place = {"study": evaluation.run.study, "arm": arm, "exposure": exposure}
     return validate_results(pd.concat(tables, ignore_index=True).assign(task=TASK, **place))
+
+
+def predict_study_outcomes(
+    evaluation: Evaluation, arm: str, seeds: Sequence[int], horizons: Sequence[float]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`evaluate_outcomes` from the frozen features of one arm, and its curves; both empty, and said, if it cannot be."""
+    if obstacle := explain_no_outcomes(evaluation.cohort):
+        print(f"No outcomes are predicted: {obstacle}.")
+        return pd.DataFrame(columns=COLUMNS), pd.DataFrame()
+    frozen = {seed: freeze_arm(evaluation, arm, seed, patches=False) for seed in seeds}
+    rows = evaluate_outcomes(evaluation, arm, frozen, horizons)
+    return rows, evaluation.run.read_table(curves_artifact(arm))
 
 
 def explain_no_outcomes(cohort: pd.DataFrame) -> str:

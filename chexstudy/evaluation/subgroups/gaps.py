@@ -562,3 +562,14 @@ def _carry_thresholds(run, cohort, arms, seeds, rule, task, findings) -> dict[st
         arm: [choose_thresholds(_read_split(run, rows, arm, seed, **shared), labels, rule).values for seed in seeds]
         for arm in arms
     }
+
+
+def count_cells(cells: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
+    """How many findings each group can be judged and compared on, and which cannot: fewer than five with or without."""
+    names = ["evaluable", "compared", "left_out", "not_evaluable", "which"]
+    if cells.empty:
+        return pd.DataFrame(columns=names)
+    by_group = cells.groupby(["data_set", "grouping", "group"], sort=False)
+    counts = by_group.agg(evaluable=("evaluable", "sum"), compared=("compared", "sum"), left_out=("left_out", "first"))
+    few = cells[~cells.evaluable.astype(bool)].groupby(["data_set", "grouping", "group"]).finding.agg(", ".join)
+    return counts.assign(not_evaluable=len(findings) - counts.evaluable, which=few)[names]

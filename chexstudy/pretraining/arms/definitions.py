@@ -240,6 +240,22 @@ def tabulate_costs(costs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def compare_costs(costs: pd.DataFrame, reference: str = "full") -> pd.DataFrame:
+    """Operations, seconds and pairs trained on of each arm over those of a reference, means over seeds; else empty."""
+    mean = costs.groupby("arm", sort=False)[["flops", "seconds", "pairs_trained"]].mean()
+    return mean / mean.loc[reference] if reference in mean.index else mean[:0]
+
+
+def state_costs(costs: pd.DataFrame) -> list[str]:
+    """What each arm was trained on and what it spent, in sentences."""
+    mean = costs.groupby("arm", sort=False).mean(numeric_only=True)
+    shares = compare_costs(costs).flops.map(" ({:.0%} of those of all pairs)".format)
+    return [
+        f"{row.Index}: {row.pairs_trained:,.0f} pairs trained, {row.flops:.2e} operations{shares.get(row.Index, '')}."
+        for row in mean.itertuples()
+    ]
+
+
 def train_arms(
     run: Run,
     arms: Iterable[str],

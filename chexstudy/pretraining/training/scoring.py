@@ -56,6 +56,27 @@ class Scores:
         return join_features(*(torch.tensor(np.asarray(side)) for side in (self.image, self.text))).numpy()
 
 
+def read_scoring_towers(
+    run: Run, cohort: pd.DataFrame, seed: int, config: PretrainingConfig, device: str = "auto"
+) -> tuple:
+    """Image and text side of the model that pairs are scored with, after its warm-up, which is trained if need be.
+
+    Without a warm-up they are the pretrained encoders as they are.
+    """
+    if config.warm_up_epochs:
+        pretrain(run, "warm_up", seed, config, device)
+        model = load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
+        return model.image_tower, model.text_tower
+    model = build_model(config, cohort[cohort.split == "train"], seed)
+    return model.image_tower.encoder, model.text_tower.encoder
+
+
+def joint_features(image: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Unit-norm joint features ``(pairs, 2 * dim)``, float32, of the two sides' embeddings ``(pairs, dim)``."""
+    sides = [torch.from_numpy(np.array(side, dtype=np.float32)) for side in (image, text)]
+    return join_features(*[torch.nn.functional.normalize(side, dim=1) for side in sides]).numpy()
+
+
 def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device: str = "auto") -> Scores:
     """Embed all training pairs with the shared warm-up of a seed, and measure each pair's loss in a random batch.
 
