@@ -46,7 +46,7 @@ from chexstudy.pretraining.arms.definitions import read_costs
 options = {"device": device, "workers": arms_at_once}
 at_budgets = train_at_budgets(study.run, study.cohort, study.config, budgets, study.seeds, **options)
 costs = read_costs(study.run, list_budget_arms(at_budgets), study.seeds)
-spending = compare_spending(study.run, at_budgets, study.seeds)
+spending = compare_spending(study.run, study.cohort, at_budgets, study.seeds)
 spending.round(3)
 
 # %% [markdown]

@@ -133,7 +133,7 @@ def test_differences_are_the_variants_minus_the_reference(monkeypatch):
 
     monkeypatch.setattr(variants, "evaluate_arms", evaluate)
     chosen = choose_variants(["two_epochs"], REFERENCE_CONFIG)
-    rows = evaluate_variants(None, chosen, [0, 1], 2)
+    rows = evaluate_variants(SimpleNamespace(findings=["Mass"]), chosen, [0, 1], 2)
     arms = ["curated.published", "curated.two_epochs"]
     assert asked == {"arms": arms, "seeds": [0, 1], "reference": arms[0], "workers": 2}
     assert set(rows.task) == {"ablation_zero_shot", "ablation_zero_shot_difference"}

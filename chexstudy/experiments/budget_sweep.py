@@ -250,7 +250,9 @@ def list_differences(results: pd.DataFrame) -> pd.DataFrame:
     return rows[["arm", "finding", "value", "ci_low", "ci_high"]].reset_index(drop=True)
 
 
-def compare_spending(run: Run, variants: Mapping[str, PretrainingConfig], seeds: Sequence[int]) -> pd.DataFrame:
+def compare_spending(
+    run: Run, cohort: pd.DataFrame, variants: Mapping[str, PretrainingConfig], seeds: Sequence[int]
+) -> pd.DataFrame:
     """Whether the arms of each budget were given what they are compared at: pairs, and operations.
 
     Returns:
@@ -267,7 +269,7 @@ def compare_spending(run: Run, variants: Mapping[str, PretrainingConfig], seeds:
                 {
                     "variant": variant,
                     "seed": seed,
-                    "asked": count_budget(config.curator.budget, int(own.pairs_scored)),
+                    "asked": count_budget(config.curator.budget, int((cohort.split == "train").sum())),
                     "kept": len(run.read_table(f"{arm_folder(curated, seed)}/subset.parquet")),
                     "pairs_trained": own.pairs_trained,
                     "same_data_pairs": same_data.pairs_trained,
