@@ -276,7 +276,7 @@ def conclude_outcomes(results: pd.DataFrame, _: pd.DataFrame) -> str:
     gains = summarise_seeds(rows[rows.metric.str.endswith("_difference")])
     words = [
         f"{_name_outcome(row.finding).lower()} {write_interval(row.value, row.ci_low, row.ci_high, '+.3f')}"
-        for row in gains[gains.setting == f"{BOTH} - {AGE_SEX}"].itertuples()
+        for row in gains[(gains.setting == BOTH) & (gains.reference == AGE_SEX)].itertuples()
     ]
     return f"What the image adds to age and sex in C-index or AUROC: {'; '.join(words) or 'not measured'}."
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from chexstudy.evaluation.adaptation.run import freeze_arm
 from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, outcome_names
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
+from chexstudy.evaluation.adaptation.run import freeze_arm
 from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.outcomes.survival import (
     GROUP_NAMES,
@@ -42,7 +42,7 @@ from chexstudy.evaluation.outcomes.survival import (
 )
 from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write_scores
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS, validate_results, COLUMNS
+from chexstudy.results import COLUMNS, OVER_SEEDS, validate_results
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import (
     bootstrap_patients,
@@ -106,7 +106,7 @@ def evaluate_outcomes(
 def predict_study_outcomes(
     evaluation: Evaluation, arm: str, seeds: Sequence[int], horizons: Sequence[float]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`evaluate_outcomes` from the frozen features of one arm, and its curves; both empty, and said, if it cannot be."""
+    """`evaluate_outcomes` from the frozen features of one arm, and its curves; both empty where it cannot be."""
     if obstacle := explain_no_outcomes(evaluation.cohort):
         print(f"No outcomes are predicted: {obstacle}.")
         return pd.DataFrame(columns=COLUMNS), pd.DataFrame()
