@@ -118,7 +118,7 @@ def test_a_table_without_a_needed_column_is_one_sentence_and_leaves_no_cohort(ho
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("labels.csv has no column 'Patient' for patient_id; it has 'File', 'Report', 'Set', 'Mass'")
     assert second.endswith("01_build_cohort.failed.ipynb")
-    records = {".lock", "notebooks", "provenance", "study.json", "timings.json"}
+    records = {".lock", "notebooks", "provenance", "study.json", "timings"}
     assert {path.name for path in Run("mine").folder.iterdir()} == records
 
 

@@ -169,7 +169,7 @@ def test_a_mistyped_command_is_one_sentence_and_status_2(capsys, arguments, sent
         (["run", "9"], "there is no notebook '9'"),
         (["cohort", "check", "no.parquet"], "there is no cohort table at"),
         (["cohort", "show", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
-        (["figures", "--study", "no"], "study 'no' has no timings.json yet"),
+        (["figures", "--study", "no"], "no notebook of study 'no' was run yet"),
         (["run", "01", "9"], "there is no notebook '9'"),
         (["curate", "--report", "--study", "no"], "study 'no' has no cohort.parquet yet: run 01_build_cohort first."),
         (["curate", "--report", "no/audit.parquet"], "there is no folder "),

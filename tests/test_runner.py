@@ -13,7 +13,6 @@ import papermill
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run
 from chexstudy.workflow import identity
 from chexstudy.workflow.runner import (
     NotebookFailure,
@@ -83,7 +82,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def read_timings(home, study):
-    return json.loads((home / "runs" / study / "timings.json").read_text())["notebooks"]
+    return {path.stem: json.loads(path.read_text()) for path in (home / "runs" / study / "timings").iterdir()}
 
 
 def test_notebooks_are_found_by_name_file_or_number(folder):
@@ -206,15 +205,17 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home, 
     seen.unlink()
     rerun_notebooks("mine", quiet=True, folder=folder)
     assert seen.read_text() == before
-    with pytest.raises(StudyError, match=r"study 'other' has no timings\.json yet: run `chexstudy run all` first"):
+    with pytest.raises(
+        StudyError, match=r"no notebook of study 'other' was run yet: run `chexstudy run all --study other`"
+    ):
         rerun_notebooks("other", folder=folder)
     for damaged in (b"", b"{", b"[]"):
-        (home / "runs/mine/timings.json").write_bytes(damaged)
-        with pytest.raises(StudyError, match=r"timings\.json of study 'mine' is not what was written there"):
+        (home / "runs/mine/timings/01_first.json").write_bytes(damaged)
+        with pytest.raises(StudyError, match=r"01_first\.json of study 'mine' is not what was written there"):
             rerun_notebooks("mine", folder=folder)
     run_notebook("01", "tiny", study="mine", folder=folder, quiet=True)
-    assert "timings.json of study 'mine' is not what was written there" in capsys.readouterr().out
-    assert list(Run("mine").read_json("timings.json")["notebooks"]) == ["01_first"]
+    assert "01_first.json of study 'mine' is not what was written there" in capsys.readouterr().out
+    assert list(read_timings(home, "mine")) == ["01_first"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def run(options: Namespace) -> None:
       chexstudy run 04 --list                                  what 04 can be told
       chexstudy run --list                                     all notebooks and profiles
 
-    writes: runs/<study>/ (artifacts, notebooks/, figures/, results/, timings.json)
+    writes: runs/<study>/ (artifacts, notebooks/, figures/, results/, timings/)
     """
     if "all" in options.notebooks and len(options.notebooks) > 1:
         options.parser.error("all stands for every notebook: name no other beside it")

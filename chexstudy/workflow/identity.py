@@ -45,7 +45,7 @@ _READ_BY_LATER = ("01", "02", "03", "04")
 # What trains without a notebook, under the values of the notebook that does the same.
 ENGINE = "04_pretrain_curated (engine)"
 # What a build of a cohort writes before there is one, and what is written of any run.
-_MAKES_NOTHING = ("pixels", "images", "timings.json.json")
+_MAKES_NOTHING = ("pixels", "images", "timings")
 
 
 @dataclass

@@ -9,12 +9,9 @@ import contextlib
 import difflib
 import logging
 import os
-import platform
-import resource
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from chexstudy import paths
@@ -36,8 +33,7 @@ from chexstudy.workflow.locks import hold_study, inherited_descriptors
 from chexstudy.workflow.notebook import notebook_environment
 from chexstudy.workflow.parameters import Parameter, check_values, read_parameters
 from chexstudy.workflow.profiles import Profile, read_profile, resolve_parameters
-
-TIMINGS = "timings.json"
+from chexstudy.workflow.timings import read_timings, record_timing
 
 
 class NotebookFailure(StudyError):
@@ -148,12 +144,13 @@ def rerun_notebooks(study: str, *, quiet: bool = False, folder: Path | None = No
     """
     folder = folder or paths.NOTEBOOKS
     run = Run(study)
-    records = run.read_json(TIMINGS)["notebooks"]
-    declared, asked = {}, {}
+    declared, asked, records = {}, {}, read_timings(run)
+    if not records:
+        raise StudyError(f"no notebook of study {study!r} was run yet: run `chexstudy run all --study {study}` first.")
     is_known = read_identity(run) is not None
-    for name in sorted(records):
+    for name in records:
         declared[name] = read_parameters(folder / f"{name}.py")
-        recorded = check_values(declared[name], records[name]["parameters"], f"{name} (as recorded in {TIMINGS})")
+        recorded = check_values(declared[name], records[name]["parameters"], f"{name} (as it was run last)")
         # The values that make the study what it is may have changed since.
         asked[name] = {
             parameter.name: recorded.get(parameter.name, parameter.default)
@@ -200,7 +197,7 @@ def _execute_in_order(
             finally:
                 states[name] = state, time.monotonic() - start
                 print(f"{place} {state} after {states[name][1]:.1f} s", flush=True)
-                _record_timing(run, name, *states[name], profile, parameters)
+                record_timing(run, name, *states[name], profile, parameters)
     finally:
         _summarise(states, list(values), run)
     return executed
@@ -334,32 +331,6 @@ class _IndentedLines:
 
     def flush(self) -> None:
         sys.stdout.flush()
-
-
-def _record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
-    damage = run.find_damage(TIMINGS) if run.has(TIMINGS) else ""
-    if damage:
-        print(f"{TIMINGS} of study {run.study!r} {damage}: it is begun anew.", flush=True)
-    known = run.read_json(TIMINGS) if run.has(TIMINGS) and not damage else {"notebooks": {}}
-    kibibyte = 1 if sys.platform == "darwin" else 1024
-    entry = {
-        "state": state,
-        "seconds": round(seconds, 2),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "profile": profile,
-        "parameters": values,
-        # Of all processes waited for so far in this call; a notebook's several processes are not added up.
-        "largest_process_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * kibibyte,
-    }
-    former = known["notebooks"].get(name, {})
-    if state != "done" and former.get("state") == "done":
-        # What a run that ended well was started with still says how its artifacts came to be.
-        known["notebooks"][name] = former | {"unfinished": entry}
-    else:
-        known["notebooks"][name] = entry
-    known["seconds"] = round(sum(entry["seconds"] for entry in known["notebooks"].values()), 2)
-    known["machine"] = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
-    run.write_json(TIMINGS, known)
 
 
 def _summarise(states: Mapping[str, tuple[str, float]], planned: list[str], run: Run) -> None:

@@ -19,8 +19,9 @@ from chexstudy.results import OVER_SEEDS, read_results
 from chexstudy.runs import Run, hash_file
 from chexstudy.workflow.identity import ENGINE, read_identity
 from chexstudy.workflow.locks import LOCK, hold_study, tell_holder
+from chexstudy.workflow.timings import read_timings
 
-_COHORT, _TIMINGS = "cohort.parquet", "timings.json"
+_COHORT = "cohort.parquet"
 _REMOVED = ".removed."
 OTHER_CODE, OTHER_INPUTS = "made by other code", "made from other inputs"
 _MEASURES_THE_SAME = [
@@ -82,7 +83,7 @@ def examine_study(run: Run) -> Study:
     profile, notebooks, stale = "", {}, {}
     try:
         identity = read_identity(run)
-        timings = run.read_json(_TIMINGS)["notebooks"] if run.has(_TIMINGS) else {}
+        timings = read_timings(run)
     except StudyError:
         profile, identity, timings = "damaged", None, {}
     if identity is not None:
