@@ -19,7 +19,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 cohort_seed = 0  # seed of the phantom, of splits and of template reports; trainings have their own
-source = "phantom"  # phantom, nih, nlm_tb, webdataset, huggingface, or folder (images, a table, cohort.yaml)
+source = "phantom"  # phantom, or one of `chexstudy cohort sources`
 data_root = ""  # folder of a real source
 pairs = 6000  # phantom: number of image-report pairs
 permutation_seed = -1  # phantom: seed that permutes which finding is how rare; -1 for the natural order

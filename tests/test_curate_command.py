@@ -1,5 +1,6 @@
 """`chexstudy curate --embeddings`, its audit of a study, and `chexstudy why`, as a user meets them."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,17 +8,17 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from chexstudy.cli.main import main
 from chexstudy.cohort.table import write_cohort
-from chexstudy.curation.embeddings.curate import carry_out, curate_embeddings, list_options, plan_curation
-from chexstudy.curation.embeddings.files import limit_threads, read_provenance
+from chexstudy.curation.embeddings.files import PROVENANCE, limit_threads
 from chexstudy.curation.methods import METHODS
-from chexstudy.errors import StudyError
 from chexstudy.runs import Run, hash_file
 
 ROWS = 600
+SIDES = ("E.npy", "T.npy")
 
 
 def draw_clusters(rows=ROWS, dim=12, seed=0, dtype=np.float32):
@@ -52,6 +53,11 @@ def curate(*more, embeddings="E.npy", ids="ids.parquet", out="subset.parquet"):
     # One thread: at these sizes several only wait for each other.
     named = ["--embeddings", embeddings, "--ids", ids, "--out", out, "--threads", "1"]
     return main(["curate", *named, *map(str, more)])
+
+
+def read_provenance(path):
+    """How the subset came to be, as its metadata tells."""
+    return json.loads(pq.read_schema(path).metadata[PROVENANCE])
 
 
 def complaint(capsys, *more, **files):
@@ -90,22 +96,25 @@ def test_the_highest_losses_are_kept_though_their_rows_come_in_another_order(fil
     assert set(scores.nlargest(50, "score").image_id) == set(highest)
 
 
-def test_image_and_text_are_curated_side_by_side():
-    image, text, ids = draw_clusters(), draw_clusters(dim=7, seed=1), name_images()
-    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (image, text)]
-    together = curate_embeddings(image, ids, "k_centre", 0.1, text=text)
-    pd.testing.assert_frame_equal(
-        together, curate_embeddings(np.hstack(unit), ids, "k_centre", 0.1), check_exact=False, rtol=1e-4
-    )
-    assert (together.kept != curate_embeddings(image, ids, "k_centre", 0.1).kept).any()
+def test_image_and_text_are_curated_side_by_side(files):
+    before = (files / "E.npy").read_bytes()
+    unit = [np.load(name) / np.linalg.norm(np.load(name).astype(float), axis=1, keepdims=True) for name in SIDES]
+    np.save("J.npy", np.hstack(unit).astype(np.float32))
+    more = ["--method", "k_centre", "--keep", 0.1]
+    kept = {}
+    for name, given in {"both": ["--text", "T.npy"], "joined": [], "image": []}.items():
+        assert curate(*more, *given, embeddings="J.npy" if name == "joined" else "E.npy") == 0
+        kept[name] = set(pd.read_parquet("subset.parquet").image_id)
+    assert len(kept["both"] & kept["joined"]) > 0.9 * len(kept["both"])
+    assert kept["both"] != kept["image"]
+    assert (files / "E.npy").read_bytes() == before
 
 
-def test_agreement_keeps_the_texts_that_fit():
-    image, text = draw_clusters(), -draw_clusters()
+def test_agreement_keeps_the_texts_that_fit(files):
     fits = np.arange(ROWS) % 4 == 0
-    text[fits] *= -1
-    chosen = curate_embeddings(image, name_images(), "agreement", 0.25, text=text * 7)
-    np.testing.assert_array_equal(chosen.kept, fits)
+    np.save("T.npy", 7 * np.where(fits[:, None], 1, -1) * np.load("E.npy"))
+    assert curate("--method", "agreement", "--keep", 0.25, "--text", "T.npy") == 0
+    assert pd.read_parquet("subset.parquet").image_id.tolist() == np.array(name_images())[fits].tolist()
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -130,7 +139,7 @@ def test_the_type_of_the_file_hardly_matters(files, dtype):
 
 
 def test_options_of_the_method_are_given_by_name(files, capsys):
-    options = {option.name: option for option in list_options(METHODS["semdedup"])}
+    options = {option.name: option for option in METHODS["semdedup"].list_options()}
     assert options["clusters"].type is int
     assert options["clusters"].default is None
     assert curate("--method", "semdedup", "-p", "clusters", 4) == 0
@@ -141,7 +150,7 @@ def test_options_of_the_method_are_given_by_name(files, capsys):
     assert "method random has no options: leave out 'x'" in complaint(capsys, "--method", "random", "-p", "x", 4)
 
 
-def test_a_floor_is_held_and_the_budget_too(files):
+def test_a_group_quota_is_held_and_the_budget_too(files):
     pd.DataFrame({"image_id": name_images(), "loss": np.arange(ROWS) % 3 / 1.0}).to_parquet("L.parquet")
     more = ["--method", "loss", "--losses", "L.parquet", "--keep", 0.3]
     assert curate(*more) == 0
@@ -151,7 +160,7 @@ def test_a_floor_is_held_and_the_budget_too(files):
     kept = set(pd.read_parquet("subset.parquet").image_id)
     assert len(kept) == 180
     assert len(women & kept) == 54
-    assert read_provenance(files / "subset.parquet")["floors"] == ["sex=F:0.9x"]
+    assert read_provenance(files / "subset.parquet")["group_quotas"] == ["sex=F:0.9x"]
 
 
 def test_features_too_large_for_memory_give_the_same_subset(files, monkeypatch):
@@ -188,7 +197,6 @@ def test_a_subset_carries_how_it_came_to_be(files):
     assert set(record["inputs"]) == {"embeddings", "ids"}
     assert record["versions"]["numpy"] == np.__version__
     assert record["code_revision"]
-    assert read_provenance(files / "ids.parquet") == {}
 
 
 def test_the_list_names_every_method_and_what_it_needs(capsys):
@@ -448,16 +456,16 @@ def test_losses_and_tables_that_lack_a_pair(files, capsys):
 
 
 @pytest.mark.parametrize(
-    ("floor", "sentence"),
+    ("quota", "sentence"),
     [
         ("sex=X:0.9x", "no pair has sex=X"),
         ("hair=red:0.5", "there is no group by 'hair'"),
-        ("sex=F", "a floor is written GROUP=VALUE:SHARE"),
-        ("sex=M:1", "the floor sex=M:1 asks for 400 of 400 pairs at a budget of 136"),
+        ("sex=F", "a group quota is written GROUP=VALUE:SHARE"),
+        ("sex=M:1", "the group quota sex=M:1 asks for 400 of 400 pairs at a budget of 136"),
     ],
 )
-def test_floors_that_cannot_be_held(files, capsys, floor, sentence):
-    assert sentence in complaint(capsys, "--method", "random", "--table", "table.parquet", "--floor", floor)
+def test_quotas_that_cannot_be_held(files, capsys, quota, sentence):
+    assert sentence in complaint(capsys, "--method", "random", "--table", "table.parquet", "--floor", quota)
 
 
 def test_outputs_that_cannot_be_written(files, capsys):
@@ -489,33 +497,6 @@ def test_a_full_disk_leaves_the_old_subset(files, capsys, full_disk):
     assert "could not write" in capsys.readouterr().err
     assert (files / "subset.parquet").read_bytes() == b"old"
     assert not list(files.glob(".*"))
-
-
-# --- the Python door -------------------------------------------------------------------------------------------------
-
-
-def test_the_python_door_gives_a_row_for_each_pair_and_leaves_its_input_alone():
-    embeddings = draw_clusters()
-    before = embeddings.copy()
-    decisions = curate_embeddings(embeddings, name_images(), "random", 30, seed=1)
-    assert list(decisions.columns) == ["image_id", "score", "kept", "weight"]
-    assert decisions.image_id.tolist() == name_images()
-    assert decisions.kept.sum() == 30
-    np.testing.assert_array_equal(decisions.weight, decisions.kept.astype(float))
-    np.testing.assert_array_equal(embeddings, before)
-
-
-def test_a_plan_is_checked_before_anything_is_read():
-    embeddings, ids = draw_clusters(), name_images()
-    embeddings[0] = np.nan
-    plan = plan_curation(embeddings, ids, "random", 0.5)
-    assert plan.budget == 300
-    with pytest.raises(StudyError, match=r"^features holds NaN or infinite values in 1 row"):
-        carry_out(plan)
-    with pytest.raises(StudyError, match=r"^floors need a table with one row for each embedding"):
-        plan_curation(embeddings, ids, "random", 0.5, floors=["sex=F:0.9x"])
-    with pytest.raises(StudyError, match=r"^loss holds 3 numbers for 600 images"):
-        plan_curation(embeddings, ids, "loss", 0.5, loss=[1, 2, 3])
 
 
 # --- as a program of its own -----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import pytest
 from chexstudy.curation.embeddings import inputs
 from chexstudy.curation.embeddings.inputs import (
     allocate_features,
-    check_image_ids,
     normalise_rows,
     open_embeddings,
     read_image_ids,
@@ -215,9 +214,9 @@ def test_ids_are_texts_or_whole_numbers_and_keep_their_order(tmp_path, column):
     ],
     ids=str,
 )
-def test_bad_ids_are_refused(column, complaint):
-    with pytest.raises(StudyError, match=complaint):
-        check_image_ids(column, "ids")
+def test_bad_ids_are_refused(tmp_path, column, complaint):
+    with pytest.raises(StudyError, match=complaint.replace("ids ", "ids.parquet ", 1)):
+        read_image_ids(write(tmp_path / "ids.parquet", image_id=column))
 
 
 def test_an_ids_file_without_the_column_says_which_it_has(tmp_path):

@@ -72,7 +72,7 @@ def test_every_method_is_there_with_its_source_and_one_signature():
         assert method.name == name
         assert method.paper
         assert method.summary
-        assert "Source" in method.choose.__doc__ or name in ("random", "loss")
+        assert "Source" in method.function.__doc__ or name in ("random", "loss")
         assert list(inspect.signature(method.choose).parameters)[:3] == ["features", "budget", "generator"]
 
 
@@ -196,7 +196,7 @@ def test_a_signal_that_is_missing_is_named_with_where_to_give_it(name):
 
 def test_an_unknown_method_is_answered_with_the_list_and_a_guess():
     features, _ = make_pairs()
-    with pytest.raises(StudyError, match=r"no method 'semdedupe' among bands, .*infobatch: did you mean semdedup\?"):
+    with pytest.raises(StudyError, match=r"no method 'semdedupe'; the methods are bands, .*: did you mean 'semdedup'"):
         choose_subset("semdedupe", features, 10, draw(0))
 
 
@@ -216,7 +216,9 @@ def test_bad_features_options_and_signals_are_refused():
             choose_subset("random", bad, 10, draw(0))
     with pytest.raises(StudyError, match="int64"):
         choose_subset("random", np.ones((4, 1), dtype=np.int64), 1, draw(0))
-    with pytest.raises(StudyError, match=r"has no option 'cluster': it has clusters, iterations"):
+    with pytest.raises(
+        StudyError, match=r"no parameter 'cluster'; it takes clusters, iterations: did you mean 'clusters'"
+    ):
         choose_subset("semdedup", features, 10, draw(0), cluster=3)
     with pytest.raises(StudyError, match=r"text must hold one embedding for each of the 300 pairs"):
         choose_subset("agreement", features, 10, draw(0), image=signals["image"], text=signals["text"][:-1])

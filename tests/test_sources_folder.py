@@ -36,7 +36,7 @@ def make_folder(folder, table=None, name="labels.csv"):
 
 def build(folder, **changes):
     options = {"columns": COLUMNS, **changes}
-    return build_source("folder", folder, seed=0, options=options)
+    return build_source("folder", folder, 0, **options)
 
 
 def sentence(folder, **changes):

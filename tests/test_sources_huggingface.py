@@ -46,7 +46,7 @@ def unpack_to(tmp_path):
 
 
 def build(data_root, unpack_to, **options):
-    return build_source("huggingface", data_root, 0, {"unpack_to": unpack_to, **options})
+    return build_source("huggingface", data_root, 0, unpack_to, **options)
 
 
 def sentence(data_root, unpack_to, **options):

@@ -53,7 +53,7 @@ def write_shards(folder, **fields):
 
 
 def build(data_root, unpack_to, **options):
-    return build_source("webdataset", data_root, 0, {"unpack_to": unpack_to, **options})
+    return build_source("webdataset", data_root, 0, unpack_to, **options)
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, unpack_to, full_disk):
 
 
 def test_the_source_needs_a_place_to_unpack_to(tmp_path):
-    with pytest.raises(StudyError, match="needs the option 'unpack_to'"):
+    with pytest.raises(StudyError, match="needs unpack_to"):
         build_source("webdataset", tmp_path, 0)
 
 

@@ -10,7 +10,6 @@ from chexstudy.cli.run import run_chosen
 from chexstudy.cli.tables import lay_out
 from chexstudy.paths import resolve_user_path
 
-_SOURCES = ("phantom", "nih", "nlm_tb", "folder", "webdataset", "huggingface")
 cohort = Verb(
     "cohort",
     "build, convert, export, check or show a cohort",
@@ -25,7 +24,7 @@ cohort = Verb(
 @verb(
     "cohort build",
     "build a cohort from a source",
-    option("--source", "where the images come from", choices=_SOURCES),
+    option("--source X", "where the images come from: phantom, or one of `chexstudy cohort sources`"),
     option("--data-root X", "the folder that holds the source's images and tables"),
     option("--size N", "pixels on a side of the stored images"),
     *run_options("that of the study, else of the source, else demo"),
@@ -45,6 +44,10 @@ def build(options: Namespace) -> None:
     from chexstudy.workflow.identity import read_identity
     from chexstudy.workflow.profiles import list_profiles
 
+    if options.source not in (None, "phantom"):
+        from chexstudy.cohort.adapters import require_source
+
+        require_source(options.source)
     if options.profile is None:
         # Real images under the default study's name would end what was drawn there.
         if options.study is None and options.source not in (None, "phantom"):
@@ -158,7 +161,7 @@ def export(options: Namespace) -> None:
     "cohort check",
     "check a cohort table, or a folder of your own",
     option("cohort STUDY|TABLE.parquet|FOLDER", "a study's name, a table's path, or a source's folder"),
-    option("--source", "what the folder is (default: told by what it holds)", choices=_SOURCES[1:]),
+    option("--source X", "what the folder is, one of `chexstudy cohort sources` (default: told by what it holds)"),
 )
 def check(options: Namespace) -> int:
     """Hold a study's cohort table against the contract: columns, label values, unique ids, one split a patient.
@@ -189,6 +192,20 @@ def check(options: Namespace) -> int:
         f"patients, {len(finding_columns(found.cohort))} findings."
     )
     return 0
+
+
+@verb("cohort sources", "list the data sets and formats that are read")
+def sources(_: Namespace) -> None:
+    """Name every source a cohort can be built from: what its folder holds, its terms, and where it is had.
+
+    example:
+      chexstudy cohort sources
+
+    writes: nothing
+    """
+    from chexstudy.cohort.adapters import tabulate_sources
+
+    print(lay_out(tabulate_sources()))
 
 
 @verb(

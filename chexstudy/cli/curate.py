@@ -71,7 +71,7 @@ def curate(options: Namespace) -> None:
             the notebook: runs/<study>/pretraining/curated/seed<k>/ and figures/
     """
     if options.list:
-        from chexstudy.curation.embeddings.files import describe_methods
+        from chexstudy.curation.embeddings.curate import describe_methods
 
         print(describe_methods())
     elif options.embeddings is not None:
@@ -95,7 +95,7 @@ def _curate_files(options: Namespace) -> None:
     # OpenMP reads this when torch is imported. Threads that wait by spinning take the cores from those that work, which
     # on a busy machine multiplies what the many small steps of a curator cost.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from chexstudy.curation.embeddings.files import FileCuration, curate_files
+    from chexstudy.curation.embeddings.curate import CurationRequest, curate_files
 
     for name in ("ids", "out"):
         if getattr(options, name) is None:
@@ -107,10 +107,10 @@ def _curate_files(options: Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if value is not None}
     paths = ("embeddings", "ids", "out", "text", "losses", "scores", "table")
     curate_files(
-        FileCuration(
+        CurationRequest(
             **{name: resolve_user_path(given[name]) for name in paths if name in given},
             **{name: given[name] for name in ("method", "keep", "seed", "threads") if name in given},
-            floors=tuple(options.floor),
+            quotas=tuple(options.floor),
             report=options.report is not None,
             audit=resolve_user_path(options.report) if options.report else None,
             options=dict(options.parameter),

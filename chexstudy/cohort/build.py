@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from chexstudy import paths
-from chexstudy.cohort.adapters import PACKED, SOURCES, build_source, list_annotations
+from chexstudy.cohort.adapters import build_source, list_annotations, require_source
 from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
@@ -49,20 +49,18 @@ def build_cohort(
     """
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)
-    elif source not in SOURCES:
-        raise StudyError(f"there is no source named {source!r}: choose {PHANTOM}, {', '.join(SOURCES)}.")
-    elif not data_root:
-        raise StudyError(
-            f"the source {source!r} needs data_root, the folder that holds its images: give `-p data_root FOLDER`."
-        )
     else:
+        require_source(source)
+        if not data_root:
+            raise StudyError(
+                f"the source {source!r} needs data_root, the folder that holds its images: give `-p data_root FOLDER`."
+            )
         for name in _PHANTOM_TRUTH:
             # A truth left by a phantom of the same study would be read as that of the real images.
             run.path(name).unlink(missing_ok=True)
-        folder = paths.resolve_user_path(data_root)
-        options = {"unpack_to": run.path(_UNPACKED)} if source in PACKED else {}
-        cohort, root = build_source(source, folder, seed, options), folder
-        build_annotations(run, list_annotations(source, folder, set(cohort["image_id"])))
+        root = paths.resolve_user_path(data_root)
+        cohort = build_source(source, root, seed, run.path(_UNPACKED))
+        build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
     store = build_pixel_store(run, cohort, size, fit, workers, root=root)
     return store, {**cohort.attrs, **count_remarks(run)}
 

@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.adapters import PACKED, SOURCES, guess_source
-from chexstudy.cohort.adapters.folder import PATIENTS_UNIFIED, UNUSED, check_folder
-from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW
+from chexstudy.cohort.adapters import guess_source, read_source
+from chexstudy.cohort.adapters.manifest import PATIENTS_UNIFIED, UNUSED
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import set_aside_empty_reports
-from chexstudy.cohort.table import finding_columns, label_matrix, validate_cohort
-from chexstudy.errors import StudyError
+from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.inputs.tables import name_place
 
 _NEEDED_SPLITS = ("train", "validate", "test")
@@ -42,26 +40,12 @@ def check_source(data_root: str | Path, source: str | None = None, seed: int = 0
         source: one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
         seed: of the split, as of the build that is meant.
     """
-    source = source or guess_source(data_root)
-    if source == "folder":
-        report = check_folder(data_root, seed)
+    with tempfile.TemporaryDirectory() as unpacked:
+        report = read_source(source or guess_source(data_root), data_root, seed, unpacked)
         found = [*_tell_without_image(report.without_image, report.places), *_tell_without_row(report.without_row)]
         if report.cohort is None:
             return CohortCheck(report.problems, tuple(found))
         return _check_images(report.cohort, report.places, Path(data_root), found)
-    with tempfile.TemporaryDirectory() as unpacked:
-        try:
-            # Not yet validated, the rows still know their lines.
-            built = SOURCES[source](data_root, seed, **({"unpack_to": unpacked} if source in PACKED else {}))
-            cohort = validate_cohort(built, f"the cohort from {source}")
-            cohort.attrs.update(built.attrs)
-        except StudyError as error:
-            return CohortCheck((str(error),))
-        absent = [number for number, file in enumerate(cohort["image_path"]) if not os.path.isfile(file)]
-        found = _tell_without_image(absent, built.index)
-        count = built.attrs.get(IMAGES_WITHOUT_ROW, 0)
-        found += [f"images without a row, which take no part: {count}."] if count else []
-        return _check_images(cohort, built.index, Path(data_root), found)
 
 
 def check_table(cohort: pd.DataFrame) -> CohortCheck:

@@ -36,24 +36,13 @@ def count_budget(keep: float, pairs: int) -> int:
 
 
 def choose_highest(scores: np.ndarray, budget: int) -> Choice:
-    """The ``budget`` rows of the highest scores; of equal ones, the first.
-
-    Args:
-        scores: ``(pairs,)``.
-        budget: how many to choose, at most the number of pairs.
-    """
+    """The ``budget`` rows of the highest scores ``(pairs,)``; of equal ones, the first."""
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:budget]
     return Choice(np.sort(order), np.asarray(scores, dtype=np.float64), np.ones(budget))
 
 
 def choose_first(sequence: np.ndarray, budget: int, pairs: int) -> Choice:
-    """The first rows of a sequence. The first has the highest score; rows that are not in the sequence have score 0.
-
-    Args:
-        sequence: row numbers in the order of picking, each at most once, at least ``budget`` of them.
-        budget: rows to choose.
-        pairs: number of all rows.
-    """
+    """The first ``budget`` of row numbers in the order of picking; scores fall, and are 0 for rows not picked."""
     scores = np.zeros(pairs)
     scores[sequence] = np.arange(len(sequence), 0, -1)
     return choose_highest(scores, budget)

@@ -1,38 +1,38 @@
-"""Adapters: a public data set, or a folder of one's own, to a cohort table."""
+"""Adapters: a public data set, each one file that registers itself, or a folder of one's own, to a cohort table."""
 
-import inspect
+import difflib
+import os
+import pkgutil
 from collections.abc import Callable, Container, Mapping
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE
-from chexstudy.cohort.adapters.folder import build_folder
+from chexstudy.cohort.adapters.folder import check_folder
 from chexstudy.cohort.adapters.huggingface import SAVED_MARKS, SHARD_NAME, build_huggingface
 from chexstudy.cohort.adapters.layout import list_images
-from chexstudy.cohort.adapters.nih import TABLES as NIH_TABLES
-from chexstudy.cohort.adapters.nih import build_nih, list_boxes
-from chexstudy.cohort.adapters.nlm_tb import IMAGE_NAME, build_nlm_tb, list_lung_masks
+from chexstudy.cohort.adapters.manifest import DATASETS, ManifestReport, check_dataset
 from chexstudy.cohort.adapters.webdataset import SHARDS, build_webdataset
 from chexstudy.cohort.annotations import Box, MaskFile
-from chexstudy.cohort.table import validate_cohort
 from chexstudy.errors import StudyError
 from chexstudy.paths import resolve_user_path
 
-SOURCES: Mapping[str, Callable[..., pd.DataFrame]] = MappingProxyType(
-    {
-        "nih": build_nih,
-        "nlm_tb": build_nlm_tb,
-        "folder": build_folder,
-        "webdataset": build_webdataset,
-        "huggingface": build_huggingface,
-    }
-)
-# Source -> what lists its annotations in a folder; those of the others are not known.
-_ANNOTATED = MappingProxyType({"nih": list_boxes, "nlm_tb": list_lung_masks})
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
 # Their images lie within other files and must be unpacked somewhere: the option `unpack_to` says where.
-PACKED = ("webdataset", "huggingface")
+_PACKED: Mapping[str, Callable[..., pd.DataFrame]] = MappingProxyType(
+    {"webdataset": build_webdataset, "huggingface": build_huggingface}
+)
+SOURCES = (*DATASETS, "folder", *_PACKED)
+_FORMATS = {
+    "folder": "images of your own, a table, and cohort.yaml, which says what its columns mean",
+    "webdataset": "tar shards of images with what is said of each",
+    "huggingface": "parquet files with images, or what datasets.save_to_disk wrote",
+}
 
 
 def guess_source(data_root: str | Path) -> str:
@@ -41,55 +41,70 @@ def guess_source(data_root: str | Path) -> str:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     signs = {
         "webdataset": lambda name: name.endswith(SHARDS),
-        "nih": lambda name: name in NIH_TABLES,
+        **{source: spec.tables.__contains__ for source, spec in DATASETS.items()},
         "huggingface": lambda name: name in SAVED_MARKS or SHARD_NAME.fullmatch(name.removesuffix(".parquet")),
     }
     told = next((source for source, is_sign in signs.items() if any(map(is_sign, sorted(names)))), None)
-    if (
-        told is None
-        and MAPPING_FILE not in names
-        and any(IMAGE_NAME.match(image.stem) for image in list_images(folder))
-    ):
-        return "nlm_tb"
+    if told is None and MAPPING_FILE not in names:
+        stems = [image.stem for image in list_images(folder)]
+        told = next((source for source, spec in DATASETS.items() if any(map(spec.is_own_name, stems))), None)
     return told or "folder"
 
 
 def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list[Box | MaskFile]:
     """What the folder of a source holds of where organs and findings are on some images."""
-    listed = _ANNOTATED[name](folder) if name in _ANNOTATED else []
+    listed = DATASETS[name].list_annotations(folder) if name in DATASETS else []
     return [one for one in listed if one.image_id in image_ids]
 
 
-def build_source(
-    name: str, data_root: str | Path, seed: int, options: Mapping[str, object] | None = None
-) -> pd.DataFrame:
-    """A validated cohort table from a source.
+def tabulate_sources() -> pd.DataFrame:
+    """Every source: its name, what it is, its terms, and where it is had."""
+    rows = [(spec.name, spec.title, spec.licence, spec.address) for spec in DATASETS.values()]
+    rows += [(name, title, "", "") for name, title in _FORMATS.items()]
+    return pd.DataFrame(rows, columns=["source", "what it is", "terms", "address"])
+
+
+def require_source(name: str) -> None:
+    """Raise a StudyError unless a cohort can be built from a source of this name."""
+    if name not in SOURCES:
+        closest = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"did you mean {closest[0]!r}? The" if closest else "the"
+        raise StudyError(f"there is no source named {name!r}: {hint} sources are phantom, {', '.join(SOURCES)}.")
+
+
+def read_source(
+    name: str, data_root: str | Path, seed: int, unpack_to: str | Path | None = None, **options
+) -> ManifestReport:
+    """What a source's folder gives and what is wrong with it; only what can be said of no data set is raised.
 
     Image files are named, not read: those that are missing or cannot be used are set aside, with a reason, when the
-    pixel store is built. ``attrs["images_without_row"]`` is the number of images no table speaks of.
+    pixel store is built. ``attrs["images_without_row"]`` of the cohort is the number of images no table speaks of.
 
     Args:
         name: one of ``SOURCES``.
         data_root: the data set's folder.
         seed: seed of the split and of template reports.
-        options: keyword arguments of the source's own function.
+        unpack_to: the folder that images are unpacked to which lie within other files.
+        options: what the columns mean, for sources that are no data set; see
+            `chexstudy.cohort.adapters.folder.build_folder`.
     """
-    if name not in SOURCES:
-        raise StudyError(f"there is no source named {name!r}: the sources are {', '.join(SOURCES)}.")
-    build = SOURCES[name]
-    options = dict(options or {})
-    known = [
-        parameter.name
-        for parameter in inspect.signature(build).parameters.values()
-        if parameter.kind == parameter.KEYWORD_ONLY
-    ]
-    if name in PACKED and "unpack_to" not in options:
-        raise StudyError(f"the source {name!r} needs the option 'unpack_to': the folder its images are unpacked to.")
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise StudyError(f"the source {name!r} has no option {unknown[0]!r}: its options are {', '.join(known)}.")
-    cohort = build(data_root, seed, **options)
-    notes = dict(cohort.attrs)
-    cohort = validate_cohort(cohort, f"the cohort from {name}")
-    cohort.attrs.update(notes)
-    return cohort
+    require_source(name)
+    if name in DATASETS:
+        return check_dataset(DATASETS[name], data_root, seed)
+    if name == "folder":
+        return check_folder(data_root, seed, **options)
+    if unpack_to is None:
+        raise StudyError(f"the source {name!r} needs unpack_to, the folder its images are unpacked to.")
+    try:
+        cohort = _PACKED[name](data_root, seed, unpack_to=unpack_to, **options)
+    except StudyError as error:
+        return ManifestReport((str(error),))
+    absent = [number for number, file in enumerate(cohort["image_path"]) if not os.path.isfile(file)]
+    return ManifestReport((), tuple(cohort.columns), cohort.index, tuple(absent), (), cohort)
+
+
+def build_source(
+    name: str, data_root: str | Path, seed: int, unpack_to: str | Path | None = None, **options
+) -> pd.DataFrame:
+    """The validated cohort table of a source; see `read_source`."""
+    return read_source(name, data_root, seed, unpack_to, **options).require_cohort()

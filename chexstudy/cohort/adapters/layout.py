@@ -2,9 +2,10 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -58,19 +59,23 @@ class ImageFinder:
 
     A name that is no file is looked for once more in another Unicode form, with other letter case, and without the
     ending, and taken if exactly one file is meant: other systems write names in other forms.
+
+    Args:
+        folder: where the files lie.
+        by_name: name -> file, where names say nothing of folders; all image files by their paths, if not given.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, by_name: Mapping[str, Path] = MappingProxyType({})):
+        self.folder, self._by_name = folder, by_name
 
     @cached_property
     def images(self) -> tuple[Path, ...]:
-        """All image files under the folder."""
-        return tuple(list_images(self.folder))
+        """All image files that may be meant."""
+        return tuple(self._by_name.values() or list_images(self.folder))
 
     def find(self, name: str) -> Path:
         """The file meant by a path from the folder; where there is none, the path as it is."""
-        path = self.folder / name
+        path = self._by_name.get(name, self.folder / name)
         # Unlike Path.is_file, this takes a name of any length for no file.
         if os.path.isfile(path):
             return path

@@ -13,10 +13,10 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW, list_images, parse_years, require_folder
+from chexstudy.cohort.adapters.layout import list_images
+from chexstudy.cohort.adapters.manifest import DatasetSpec, register
 from chexstudy.cohort.annotations import MaskFile
-from chexstudy.cohort.reports import says_nothing, template_report
-from chexstudy.cohort.splits import DEFAULT_FRACTIONS, split_patients
+from chexstudy.cohort.reports import says_nothing
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import clean_text
@@ -47,34 +47,48 @@ _DOUBT = re.compile(
 _DENIAL = re.compile(r"\b(?:no|not|without|absen\w*|free of|negative)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[,;.\n]|\bwith\b", re.IGNORECASE)
 
-IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
+_IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
 _READING_COLUMNS = {"study_id", "findings"}
 _HOLDING = "the Shenzhen (CHNCXR_*.png) and Montgomery (MCUCXR_*.png) images"
 _MASK_ENDING = "_mask"
 _HALF_MASK_FOLDERS = {"leftMask": "left lung", "rightMask": "right lung"}
 
 
-def build_nlm_tb(data_root: str | Path, seed: int) -> pd.DataFrame:
-    """The cohort of both sets, split by patient (each image is one patient) 70/10/20.
+def _list_radiographs(folder: Path, _: Path) -> pd.DataFrame:
+    """One row an image, by its name and reading.
 
     ``Tuberculosis`` and ``No Finding`` come from the names. The other findings are what a reading states: present,
     absent, or uncertain where it doubts; null where it does not speak of them; all absent in a normal radiograph.
     """
-    folder = require_folder(data_root, _HOLDING)
-    files = [path for path in list_images(folder) if not _is_mask(path)]
-    images = {path.stem: path for path in files if IMAGE_NAME.match(path.stem)}
+    images = {path.stem: path for path in list_images(folder) if _is_radiograph(path) and _IMAGE_NAME.match(path.stem)}
     if not images:
         raise StudyError(f"{folder} holds no radiographs: set data_root to the folder that holds {_HOLDING}.")
     readings = _read_readings(folder)
-    rows = [_describe_image(stem, path, readings.get(stem, {}), seed) for stem, path in sorted(images.items())]
-    cohort = pd.DataFrame(rows)
-    cohort["age_years"] = parse_years(cohort["age_years"])
-    findings = [NO_FINDING, TUBERCULOSIS, *FINDING_WORDS]
-    cohort = cohort.astype({finding: "Int8" for finding in findings})
-    cohort = split_patients(cohort, DEFAULT_FRACTIONS, seed)
-    cohort.attrs[IMAGES_WITHOUT_ROW] = len(files) - len(images)
-    cohort.attrs["readings_without_image"] = len(readings.keys() - images.keys())
-    return cohort
+    table = pd.DataFrame(
+        [_describe_image(stem, path.name, readings.get(stem, {})) for stem, path in sorted(images.items())], dtype="str"
+    )
+    table.attrs["readings_without_image"] = len(readings.keys() - images.keys())
+    return table
+
+
+def _describe_image(stem: str, file: str, reading: dict[str, str]) -> dict[str, str | None]:
+    has_tuberculosis = stem.endswith("_1")
+    text = " ".join(reading.get("findings", "").split())
+    text = "" if says_nothing(text) else text
+    stated = label_reading(text) if has_tuberculosis else dict.fromkeys(FINDING_WORDS, 0)
+    labels = {NO_FINDING: int(not has_tuberculosis), TUBERCULOSIS: int(has_tuberculosis), **stated}
+    return {
+        "file": file,
+        "image": f"{stem}.png",
+        "patient": stem.rsplit("_", 1)[0],
+        "study": stem,
+        # Montgomery is all PA; Shenzhen is frontal and does not say which way for each image.
+        "view": "PA" if stem.startswith("MCUCXR") else None,
+        "sex": reading.get("sex", "")[:1],
+        "age": reading.get("age", ""),
+        "reading": text,
+        **{finding: None if label is None else str(label) for finding, label in labels.items()},
+    }
 
 
 def label_reading(reading: str) -> dict[str, int | None]:
@@ -91,46 +105,18 @@ def label_reading(reading: str) -> dict[str, int | None]:
     return labels
 
 
-def list_lung_masks(folder: Path) -> list[MaskFile]:
+def _list_lung_masks(folder: Path) -> list[MaskFile]:
     """The lung masks: one picture for both lungs, or one a side, those of an image side by side."""
     masks = []
     for path in list_images(folder):
         stem = path.stem.removesuffix(_MASK_ENDING)
-        if _is_mask(path) and IMAGE_NAME.match(stem):
-            masks.append(MaskFile(_image_id(stem), _HALF_MASK_FOLDERS.get(path.parent.name, "lungs"), path))
+        if not _is_radiograph(path) and _IMAGE_NAME.match(stem):
+            masks.append(MaskFile(f"nlm_tb/{stem}.png", _HALF_MASK_FOLDERS.get(path.parent.name, "lungs"), path))
     return sorted(masks, key=lambda mask: mask.image_id)
 
 
-def _describe_image(stem: str, path: Path, reading: dict[str, str], seed: int) -> dict[str, object]:
-    image_id = _image_id(stem)
-    has_tuberculosis = int(stem.endswith("_1"))
-    text = " ".join(reading.get("findings", "").split())
-    text = "" if says_nothing(text) else text
-    labels = {NO_FINDING: 1 - has_tuberculosis, TUBERCULOSIS: has_tuberculosis}
-    stated = label_reading(text) if has_tuberculosis else dict.fromkeys(FINDING_WORDS, 0)
-    return {
-        "image_id": image_id,
-        "patient_id": f"nlm_tb/{stem.rsplit('_', 1)[0]}",
-        "study_id": f"nlm_tb/{stem}",
-        "source": "nlm_tb",
-        # Montgomery is all PA; Shenzhen is frontal and does not say which way for each image.
-        "view": "PA" if stem.startswith("MCUCXR") else "unknown",
-        "sex": {"m": "M", "f": "F"}.get(reading.get("sex", "")[:1].lower(), "unknown"),
-        "age_years": reading.get("age", ""),
-        "image_path": str(path),
-        "report": text or template_report(labels, image_id, seed),
-        "report_origin": "written" if text else "template",
-        **labels,
-        **stated,
-    }
-
-
-def _image_id(stem: str) -> str:
-    return f"nlm_tb/{stem}.png"
-
-
-def _is_mask(path: Path) -> bool:
-    return path.stem.endswith(_MASK_ENDING) or path.parent.name in _HALF_MASK_FOLDERS
+def _is_radiograph(path: Path) -> bool:
+    return not path.stem.endswith(_MASK_ENDING) and path.parent.name not in _HALF_MASK_FOLDERS
 
 
 def _read_readings(folder: Path) -> dict[str, dict[str, str]]:
@@ -150,7 +136,7 @@ def _read_readings(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _find_reading_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*.txt")) if IMAGE_NAME.match(path.stem))
+    return (path for path in sorted(folder.rglob("*.txt")) if _IMAGE_NAME.match(path.stem))
 
 
 def _read_reading_file(path: Path) -> dict[str, str]:
@@ -161,3 +147,30 @@ def _read_reading_file(path: Path) -> dict[str, str]:
     is_heading = re.compile(r"^\s*(?:patient'?s\s+(?:sex|age)\b.*|(?:fe)?male\b.*\d.*)$", re.IGNORECASE)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not is_heading.match(line)]
     return {"sex": sex[1] if sex else "", "age": age[1] if age else "", "findings": " ".join(lines)}
+
+
+register(
+    DatasetSpec(
+        name="nlm_tb",
+        title="NLM tuberculosis sets (Shenzhen, Montgomery)",
+        address="https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/",
+        licence="free to use; cite Jaeger et al. 2014 and Candemir et al. 2014",
+        holding=_HOLDING,
+        columns={
+            "image_path": "file",
+            "image_id": "image",
+            "patient_id": "patient",
+            "study_id": "study",
+            "view": "view",
+            "sex": "sex",
+            "age_years": "age",
+            "report": "reading",
+            "findings": [NO_FINDING, TUBERCULOSIS, *FINDING_WORDS],
+        },
+        read=_list_radiographs,
+        is_image=_is_radiograph,
+        is_own_name=lambda name: _IMAGE_NAME.match(name) is not None,
+        list_annotations=_list_lung_masks,
+        exposure="TBX11K holds 800 images of it",
+    )
+)

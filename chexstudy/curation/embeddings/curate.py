@@ -1,141 +1,169 @@
-"""Curate any embeddings: the door for those who have features and ids, and no cohort.
+"""Curate any embeddings from files: the door for those who have features and ids, and no cohort.
 
 Source of the methods: see each of `chexstudy.curation.methods`.
 """
 
-import difflib
-import inspect
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy.code_closure import code_revision, hash_closure
+from chexstudy.cohort.groups import find_members
 from chexstudy.curation.choice import count_budget
-from chexstudy.curation.embeddings.group_floors import Floor, apply_floors, find_floored_groups, parse_floor
+from chexstudy.curation.embeddings.files import check_outputs, limit_threads, report_audit, write_table
+from chexstudy.curation.embeddings.group_quotas import GroupQuota, apply_quotas, parse_quota
 from chexstudy.curation.embeddings.inputs import (
     allocate_features,
-    check_image_ids,
     check_lengths,
-    check_shape_and_type,
-    check_signal,
     normalise_rows,
+    open_embeddings,
+    read_image_ids,
+    read_losses,
+    read_matching_table,
 )
-from chexstudy.curation.methods import METHODS, SIGNALS, Method
+from chexstudy.curation.methods import METHODS, SIGNALS, Method, find_method
+from chexstudy.curation.quality.audit import audit_selection
 from chexstudy.errors import StudyError
-from chexstudy.workflow.parameters import Parameter, check_names
+from chexstudy.runs import hash_file
+from chexstudy.workflow.parameters import check_names, parse_text
+
+
+@dataclass(frozen=True)
+class CurationRequest:
+    """What is to be curated, how, and where the subset goes."""
+
+    embeddings: Path  # ``.npy``, ``(rows, dim)``; with ``text``, the image side
+    ids: Path  # CSV or Parquet with a column ``image_id``, rows in the order of ``embeddings``
+    out: Path  # parquet to write, ``image_id`` and ``weight`` of the chosen
+    method: str = "budgeted"  # name of a method
+    keep: float = 0.227  # share up to 1, or number of pairs above
+    seed: int = 0  # of everything the method draws
+    text: Path | None = None  # ``.npy`` of text embeddings in the same order
+    losses: Path | None = None  # CSV or Parquet with ``image_id``, ``loss`` and perhaps ``reference_loss``
+    scores: Path | None = None  # parquet to write, ``image_id`` and ``score`` of all
+    table: Path | None = None  # CSV or Parquet with ``image_id`` and columns of a cohort table: who is in which group
+    quotas: tuple[str, ...] = ()  # such as ``sex=F:0.9x``; see `chexstudy.curation.embeddings.group_quotas`
+    report: bool = False  # print the audit of what was kept
+    audit: Path | None = None  # parquet to write the audit's table to
+    threads: int | None = None  # at most so many; None leaves it to the libraries
+    options: Mapping[str, str] = field(default_factory=dict)  # options of the method, as texts
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The files that are read."""
+        names = ("embeddings", "ids", "text", "losses", "table")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files that are written."""
+        return [path for path in (self.out, self.scores, self.audit) if path is not None]
 
 
 @dataclass(frozen=True)
 class CurationPlan:
     """A curation that has been checked as far as can be without reading the embeddings."""
 
+    request: CurationRequest
     method: Method  # how pairs are chosen
-    sides: dict[str, np.ndarray]  # embeddings by side, ``image`` and perhaps ``text``, ``(rows, dim)`` each
-    side_names: dict[str, str]  # what they are called in messages
-    image_ids: np.ndarray  # ``(rows,)``
-    budget: int  # how many pairs are kept
-    seed: int  # seed of the method
-    signals: dict[str, np.ndarray]  # losses the method needs, ``(rows,)`` each
     options: dict[str, object]  # of the method
-    floors: list[Floor]  # least shares of groups
-    groups: dict[str, np.ndarray]  # members ``(rows,)`` of the group of each floor
-    folder: Path  # where features lie meanwhile if they are too large for memory
+    image_ids: np.ndarray  # ``(rows,)``
+    sides: dict[str, np.ndarray]  # embeddings by side, ``image`` and perhaps ``text``, ``(rows, dim)`` each
+    budget: int  # how many pairs are kept
+    signals: dict[str, np.ndarray]  # losses the method needs, ``(rows,)`` each
+    table: pd.DataFrame | None  # who is in which group, in the order of the embeddings
+    quotas: list[GroupQuota]
+    groups: dict[str, np.ndarray]  # members ``(rows,)`` of the group of each quota
 
 
-def curate_embeddings(
-    features: np.ndarray,
-    image_ids: Sequence,
-    method: str = "budgeted",
-    keep: float = 0.227,
-    seed: int = 0,
-    **signals_and_options: object,
-) -> pd.DataFrame:
-    """Choose pairs of a set by their embeddings; see `plan_curation` for all arguments and errors.
+def curate_files(request: CurationRequest) -> None:
+    """Curate, write the subset, and say in plain sentences what was done.
+
+    Everything that can be checked without reading the embeddings is checked first.
+    """
+    options = _parse_options(request)
+    check_outputs(request.outputs, request.inputs.values())
+    with limit_threads(request.threads):
+        plan = plan_curation(request, options)
+        print(_describe_plan(plan), flush=True)
+        start = time.monotonic()
+        decisions = carry_out(plan)
+        seconds = time.monotonic() - start
+        kept = decisions[decisions.kept]
+        share = len(kept) / len(decisions)
+        print(f"{request.method} kept {len(kept):,} of {len(decisions):,} pairs ({share:.1%}) in {seconds:.1f} s.")
+        record = _describe_origin(plan)
+        write_table(kept[["image_id", "weight"]], request.out, record)
+        print(f"The subset, image_id and weight, is in {request.out}.")
+        if request.scores:
+            write_table(decisions[["image_id", "score"]], request.scores, record)
+            print(f"The scores of all pairs, image_id and score, are in {request.scores}.")
+        if request.report:
+            print()
+            generator = np.random.default_rng(request.seed)
+            # Copies of an image are embedded alike, so the image side tells them.
+            features = plan.sides["image"]
+            report_audit(
+                audit_selection(plan.table, decisions.kept.to_numpy(), generator, features=features), request.audit
+            )
+
+
+def _parse_options(request: CurationRequest) -> dict[str, object]:
+    """The options of the method by their declared types."""
+    declared = {option.name: option for option in find_method(request.method).list_options()}
+    place = f"method {request.method}"
+    if request.options and not declared:
+        raise StudyError(f"{place} has no options: leave out {next(iter(request.options))!r}.")
+    check_names(request.options, declared, place)
+    return {name: parse_text(declared[name], text, place) for name, text in request.options.items()}
+
+
+def plan_curation(request: CurationRequest, options: dict[str, object]) -> CurationPlan:
+    """Read everything but the numbers in the embeddings, and check it.
+
+    Rows are brought to unit norm before anything is chosen. With a text side, what is curated are the joint features:
+    the unit-norm embeddings of both sides, side by side, at unit norm.
+    """
+    method = find_method(request.method)
+    if not 0 <= request.seed < 2**63:
+        raise StudyError(f"the seed must be a whole number from 0 to 2**63 - 1, not {request.seed}.")
+    paths = {"image": request.embeddings} | ({"text": request.text} if request.text else {})
+    sides = {side: open_embeddings(path) for side, path in paths.items()}
+    ids = read_image_ids(request.ids)
+    table = read_matching_table(request.table, ids, optional=None) if request.table else None
+    losses = read_losses(request.losses, ids) if request.losses else {}
+    method.require_signals({*losses, *sides})
+    for side, path in paths.items():
+        check_lengths(sides[side], ids, str(path), str(request.ids))
+    if {"image", "text"} <= set(method.needs) and sides["image"].shape[1] != sides["text"].shape[1]:
+        widths = [f"{paths[side]} {has}{sides[side].shape[1]:,}" for side, has in (("image", "has "), ("text", ""))]
+        raise StudyError(
+            f"method {method.name} compares image and text, but {widths[0]} numbers a row and {widths[1]}: give "
+            "embeddings of one joint space."
+        )
+    budget = count_budget(request.keep, len(ids))
+    signals = {name: losses[name] for name in method.needs if name in losses}
+    quotas = [parse_quota(quota) for quota in request.quotas]
+    groups = {quota.name: find_members(table, quota.kind, quota.group) for quota in quotas}
+    return CurationPlan(request, method, options, ids, sides, budget, signals, table, quotas, groups)
+
+
+def carry_out(plan: CurationPlan) -> pd.DataFrame:
+    """Read, check and normalise the embeddings, and choose.
 
     Returns:
         One row for each pair, in the given order: ``image_id``, ``score`` (the higher, the sooner kept), ``kept``, and
         ``weight`` in training (0 where not kept).
     """
-    return carry_out(plan_curation(features, image_ids, method, keep, seed, **signals_and_options))
-
-
-def plan_curation(
-    features: np.ndarray,
-    image_ids: Sequence,
-    method: str = "budgeted",
-    keep: float = 0.227,
-    seed: int = 0,
-    *,
-    text: np.ndarray | None = None,
-    loss: Sequence | None = None,
-    reference_loss: Sequence | None = None,
-    floors: Sequence[str] = (),
-    table: pd.DataFrame | None = None,
-    names: Mapping[str, str] | None = None,
-    folder: str | Path = ".",
-    **options: object,
-) -> CurationPlan:
-    """Check everything about a curation but the numbers in the embeddings.
-
-    Rows are brought to unit norm before anything is chosen. With ``text``, ``features`` are the image side and what is
-    curated are the joint features: the unit-norm embeddings of both sides, side by side, at unit norm.
-
-    Args:
-        features: embeddings ``(rows, dim)``, float16, float32 or float64, perhaps memory-mapped; they are not changed.
-        image_ids: ``(rows,)`` texts or whole numbers, each once.
-        method: a name of `chexstudy.curation.methods.METHODS`.
-        keep: the budget: a share up to 1, or above that a whole number of pairs.
-        seed: seed of everything the method draws.
-        text: text embeddings ``(rows, text_dim)``.
-        loss: ``(rows,)``, for methods that need it.
-        reference_loss: ``(rows,)``, likewise.
-        floors: least shares of groups kept, such as ``sex=F:0.9x``; see `chexstudy.curation.embeddings.group_floors`.
-        table: who is in which group, one row for each pair in their order; needed for floors.
-        names: what ``features``, ``image_ids`` and ``text`` are called in messages, if not so.
-        folder: where features lie meanwhile if they are too large for memory.
-        options: options of the method; see `list_options`.
-    """
-    chosen = find_method(method)
-    named = {"features": "features", "image_ids": "image_ids", "text": "text"} | dict(names or {})
-    losses = {name: given for name, given in (("loss", loss), ("reference_loss", reference_loss)) if given is not None}
-    _check_needs(chosen, {*losses, "image", *(["text"] if text is not None else [])})
-    check_names(options, [option.name for option in list_options(chosen)], f"method {method}")
-    if not 0 <= seed < 2**63:
-        raise StudyError(f"the seed must be a whole number from 0 to 2**63 - 1, not {seed}.")
-    ids = check_image_ids(image_ids, named["image_ids"])
-    sides = {"image": features} if text is None else {"image": features, "text": text}
-    side_names = {"image": named["features"], "text": named["text"]}
-    for side, embeddings in sides.items():
-        check_shape_and_type(embeddings.shape, embeddings.dtype, side_names[side])
-        check_lengths(embeddings, ids, side_names[side], named["image_ids"])
-    widths = [side.shape[1] for side in sides.values()]
-    if {"image", "text"} <= set(chosen.needs) and widths[0] != widths[1]:
-        raise StudyError(
-            f"method {method} compares image and text, but {named['features']} has {widths[0]:,} numbers a row and "
-            f"{named['text']} {widths[1]:,}: give embeddings of one joint space."
-        )
-    budget = count_budget(keep, len(ids))
-    signals = {name: check_signal(losses[name], ids, name) for name in chosen.needs if name in losses}
-    parsed = [parse_floor(floor) for floor in floors]
-    if parsed and (table is None or len(table) != len(ids)):
-        raise StudyError("floors need a table with one row for each embedding, which says who is in which group.")
-    groups = find_floored_groups(parsed, table) if parsed else {}
-    return CurationPlan(
-        chosen, sides, side_names, ids, budget, seed, signals, dict(options), parsed, groups, Path(folder)
-    )
-
-
-def carry_out(plan: CurationPlan) -> pd.DataFrame:
-    """Read, check and normalise the embeddings, and choose; returns what `curate_embeddings` returns."""
     joint, units = _normalise_sides(plan)
-    generator = torch.Generator().manual_seed(plan.seed)
+    generator = torch.Generator().manual_seed(plan.request.seed)
     choice = plan.method.choose(joint, plan.budget, generator, **units, **plan.signals, **plan.options)
-    choice = apply_floors(choice, plan.groups, plan.floors)
+    choice = apply_quotas(choice, plan.groups, plan.quotas)
     rows = len(plan.image_ids)
     kept, weights = np.zeros(rows, bool), np.zeros(rows)
     kept[choice.rows], weights[choice.rows] = True, choice.weights
@@ -144,48 +172,62 @@ def carry_out(plan: CurationPlan) -> pd.DataFrame:
 
 def _normalise_sides(plan: CurationPlan) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Joint features ``(rows, sum of dims)``, and those single sides at unit norm that the method needs."""
-    sides, rows = plan.sides, len(plan.image_ids)
-    joint = allocate_features(rows, sum(side.shape[1] for side in sides.values()), plan.folder)
+    sides, rows, folder = plan.sides, len(plan.image_ids), plan.request.out.parent
+    joint = allocate_features(rows, sum(side.shape[1] for side in sides.values()), folder)
     start, units = 0, {}
     for name, embeddings in sides.items():
         part = joint[:, start : start + embeddings.shape[1]]
-        normalise_rows(embeddings, plan.side_names[name], part, len(sides) ** -0.5)
+        path = plan.request.embeddings if name == "image" else plan.request.text
+        normalise_rows(embeddings, str(path), part, len(sides) ** -0.5)
         if name in plan.method.needs:
-            units[name] = allocate_features(rows, embeddings.shape[1], plan.folder)
+            units[name] = allocate_features(rows, embeddings.shape[1], folder)
             np.multiply(part, np.float32(len(sides) ** 0.5), out=units[name])
         start += embeddings.shape[1]
     return joint, units
 
 
-def find_method(name: str) -> Method:
-    """The method of that name."""
-    if name in METHODS:
-        return METHODS[name]
-    closest = difflib.get_close_matches(name, list(METHODS), n=1)
-    guess = f"did you mean {closest[0]!r}" if closest else "choose one of them"
-    raise StudyError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}: {guess}.")
+def _describe_plan(plan: CurationPlan) -> str:
+    dims = [side.shape[1] for side in plan.sides.values()]
+    size = len(plan.image_ids) * sum(dims) * 4 / 1e6
+    takes = f"{size / 1e3:.1f} GB" if size >= 1e3 else f"{size:.0f} MB" if size >= 1 else "less than 1 MB"
+    quotas = f", with group quotas {', '.join(plan.request.quotas)}" if plan.quotas else ""
+    return (
+        f"{len(plan.image_ids):,} rows of {' + '.join(f'{dim:,}' for dim in dims)} numbers "
+        f"({plan.sides['image'].dtype}); each is brought to unit norm, which takes {takes}.\n"
+        f"Keeping {plan.budget:,} of them by {plan.method.name} ({plan.method.summary}), seed {plan.request.seed}"
+        f"{quotas}."
+    )
 
 
-def _check_needs(method: Method, given: set[str]) -> None:
-    for need in method.needs:
-        if need not in given:
-            raise StudyError(f"method {method.name} needs {SIGNALS[need]}: give {need}.")
+def _describe_origin(plan: CurationPlan) -> dict:
+    """How a subset came to be."""
+    inputs = {name: {"file": path.name, "sha256": hash_file(path)} for name, path in plan.request.inputs.items()}
+    return {
+        "method": plan.method.name,
+        "paper": plan.method.paper,
+        "options": plan.options,
+        "keep": plan.request.keep,
+        "budget": plan.budget,
+        "rows": len(plan.image_ids),
+        "seed": plan.request.seed,
+        "group_quotas": [str(quota) for quota in plan.quotas],
+        "inputs": inputs,
+        "code_revision": code_revision(),
+        "code_hash": hash_closure(__name__),
+    }
 
 
-def list_options(method: Method) -> list[Parameter]:
-    """The plain options of a method: keyword arguments other than signals, with their types and defaults."""
-    declared = inspect.signature(method.choose, eval_str=True).parameters.values()
-    options = []
-    for parameter in declared:
-        kind = _plain_type(parameter.annotation)
-        if parameter.default is not inspect.Parameter.empty and parameter.name not in SIGNALS and kind:
-            options.append(Parameter(parameter.name, kind, parameter.default))
-    return options
-
-
-def _plain_type(annotation: object) -> type | None:
-    """``int`` of ``int`` and of ``int | None``, likewise for float, str and bool; None for anything else."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
-        annotation = kinds[0] if len(kinds) == 1 else None
-    return annotation if annotation in (int, float, str, bool) else None
+def describe_methods() -> str:
+    """Every method with what it keeps, what it needs beyond embeddings, and its options."""
+    width = max(map(len, METHODS))
+    lines = []
+    for name, method in METHODS.items():
+        lines.append(f"{name:<{width}}  {method.summary} ({method.paper})")
+        needs = [SIGNALS[need] for need in method.needs if need != "image"]
+        details = [f"needs {'; '.join(needs)}"] if needs else []
+        options = [
+            f"{one.name} ({'its choice' if one.default is None else one.default})" for one in method.list_options()
+        ]
+        details += [f"-p {', '.join(options)}"] if options else []
+        lines += [f"{'':<{width}}    {detail}" for detail in details]
+    return "\n".join(lines)

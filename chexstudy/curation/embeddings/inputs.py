@@ -52,17 +52,7 @@ def read_image_ids(path: Path) -> np.ndarray:
     Returns:
         ``(rows,)`` of texts or whole numbers.
     """
-    return check_image_ids(read_columns(path, ["image_id"])["image_id"], str(path))
-
-
-def check_image_ids(image_ids: Sequence, name: str) -> np.ndarray:
-    """The ids as an array, after a look at each.
-
-    Args:
-        image_ids: ``(rows,)``.
-        name: what they are called in messages.
-    """
-    ids = pd.Series(image_ids)
+    ids, name = read_columns(path, ["image_id"])["image_id"], str(path)
     places, ids = ids.index, ids.reset_index(drop=True)
     if not len(ids):
         raise StudyError(f"{name} holds no rows: give one image_id for each embedding.")
@@ -124,14 +114,10 @@ def read_losses(path: Path, image_ids: np.ndarray) -> dict[str, np.ndarray]:
     """
     table = read_matching_table(path, image_ids, ["loss"], ["reference_loss"])
     losses = {name: table[name] for name in ("loss", "reference_loss") if name in table}
-    return {name: check_signal(column, image_ids, f"column {name!r} of {path}") for name, column in losses.items()}
+    return {name: _read_numbers(column, f"column {name!r} of {path}") for name, column in losses.items()}
 
 
-def check_signal(values: Sequence, image_ids: np.ndarray, name: str) -> np.ndarray:
-    """One number for each image ``(rows,)``, float64."""
-    column = pd.Series(values)
-    if len(column) != len(image_ids):
-        raise StudyError(f"{name} holds {len(column):,} numbers for {len(image_ids):,} images: give one for each.")
+def _read_numbers(column: pd.Series, name: str) -> np.ndarray:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         raise StudyError(f"{name} holds {column.dtype}, not numbers.")
     numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -155,7 +141,7 @@ def open_embeddings(path: Path) -> np.ndarray:
         except ValueError:
             raise StudyError(f"{path} is not an .npy file: write it with numpy.save.") from None
         start = handle.tell()
-    check_shape_and_type(shape, dtype, str(path))
+    _check_shape_and_type(shape, dtype, str(path))
     whole = start + shape[0] * shape[1] * dtype.itemsize
     size = path.stat().st_size
     if size < whole:
@@ -163,8 +149,7 @@ def open_embeddings(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def check_shape_and_type(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    """Refuse what cannot be embeddings ``(rows, dim)``; ``name`` is what they are called in messages."""
+def _check_shape_and_type(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         held = "objects" if dtype.hasobject else "texts" if dtype.kind in "US" else f"{dtype.name} values"
         raise StudyError(f"{name} holds {held}: embeddings must be float16, float32 or float64.")

@@ -1,34 +1,41 @@
 """Every known method of choosing a subset, behind one signature.
 
-``METHODS[name].choose(features, budget, generator, *, image, text, loss, reference_loss, **options) -> Choice``. A
-method takes the signals it needs and ignores the others, so all of them can be given to every method. The budget is met
-exactly, the generator decides everything that is left to chance, and features are read in blocks of rows: beside them,
-and a copy or two of them where a search asks for it, memory grows with the number of rows only.
+``METHODS[name].choose(features, budget, generator, **signals_and_options) -> Choice``. Features are unit-norm
+``(pairs, dim)``, float32 or float16, perhaps memory-mapped. A method takes the signals it needs and ignores the others,
+so all of them can be given to every method: ``image`` and ``text`` embeddings ``(pairs, width)``, not zero, and for
+each pair its ``loss`` and ``reference_loss``. The budget of pairs is met exactly, the generator decides everything that
+is left to chance, and features are read in blocks of rows: beside them, and a copy or two of them where a search asks
+for it, memory grows with the number of rows only. Options that several methods have mean the same in all: ``clusters``
+and ``iterations`` of k-means, ``prototypes`` and ``super_batch`` of the online curator.
 """
 
 import difflib
-import functools
 import inspect
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from chexstudy.curation.choice import Choice
-from chexstudy.curation.methods.agreement import choose_by_agreement
 from chexstudy.curation.methods.blocks import iterate_blocks
-from chexstudy.curation.methods.coverage import choose_facilities, choose_k_centre
+from chexstudy.curation.methods.coverage import choose_at_random, choose_facilities, choose_k_centre
 from chexstudy.curation.methods.density import choose_by_density
-from chexstudy.curation.methods.difficulty import choose_by_error, choose_by_loss
 from chexstudy.curation.methods.duplicates import choose_deduplicated_and_diverse, choose_without_duplicates
 from chexstudy.curation.methods.hierarchical import choose_from_hierarchy
-from chexstudy.curation.methods.infobatch import choose_by_soft_pruning
-from chexstudy.curation.methods.learnability import choose_learnable
 from chexstudy.curation.methods.online import choose_by_bands, choose_within_budget
 from chexstudy.curation.methods.prototypicality import choose_easy_prototypes, choose_hard_prototypes
-from chexstudy.curation.methods.uniform import choose_at_random
+from chexstudy.curation.methods.signals import (
+    choose_by_agreement,
+    choose_by_error,
+    choose_by_loss,
+    choose_by_soft_pruning,
+    choose_learnable,
+)
 from chexstudy.errors import StudyError
+from chexstudy.workflow.parameters import Parameter, check_names
 
 # What a method may need beyond features, and where it comes from on the command line.
 SIGNALS = {
@@ -46,34 +53,39 @@ class Method:
     """A way to choose a subset."""
 
     name: str  # as the user calls it
-    choose: Callable[..., Choice]  # the function; see the module
+    function: Callable[..., Choice]  # of features, budget, generator, the signals needed and its own options
     needs: tuple[str, ...]  # signals it needs beyond features, out of `SIGNALS`
     paper: str  # its source
     summary: str  # what it keeps, in a few words
 
-
-def _take_signals(name: str, choose: Callable[..., Choice], needs: tuple[str, ...]) -> Callable[..., Choice]:
-    """The same function under the one signature of all methods."""
-
-    @functools.wraps(choose)
-    def choose_with_signals(
-        features: np.ndarray,
-        budget: int,
-        generator: torch.Generator,
-        *,
-        image: np.ndarray | None = None,
-        text: np.ndarray | None = None,
-        loss: np.ndarray | None = None,
-        reference_loss: np.ndarray | None = None,
-        **options: object,
+    def choose(
+        self, features: np.ndarray, budget: int, generator: torch.Generator, **signals_and_options: object
     ) -> Choice:
-        given = {"image": image, "text": text, "loss": loss, "reference_loss": reference_loss}
-        for need in needs:
-            if given[need] is None:
-                raise StudyError(f"method {name} needs {SIGNALS[need]}: give {need}.")
-        return choose(features, budget, generator, **{need: given[need] for need in needs}, **options)
+        """Choose pairs; see the module."""
+        self.require_signals([name for name, given in signals_and_options.items() if given is not None])
+        own = {name: given for name, given in signals_and_options.items() if name in self.needs or name not in SIGNALS}
+        return self.function(features, budget, generator, **own)
 
-    return choose_with_signals
+    def require_signals(self, given: Collection[str]) -> None:
+        """Raise a StudyError for a signal that is needed and not among those given."""
+        for need in self.needs:
+            if need not in given:
+                raise StudyError(f"method {self.name} needs {SIGNALS[need]}: give {need}.")
+
+    def list_options(self) -> list[Parameter]:
+        """Its plain options: keyword arguments other than signals, with their types and defaults."""
+        declared = inspect.signature(self.function, eval_str=True).parameters.values()
+        return [
+            Parameter(option.name, _plain_type(option.annotation), option.default)
+            for option in declared
+            if option.kind is option.KEYWORD_ONLY and option.name not in SIGNALS
+        ]
+
+
+def _plain_type(annotation: object) -> type:
+    """``int`` of ``int`` and of ``int | None``, likewise for other types."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
+    return kinds[0] if kinds else annotation
 
 
 _SORSCHER = "Sorscher et al. 2022, arXiv 2206.14486"
@@ -107,48 +119,35 @@ _TABLE = (
         "high losses and a rescaled sample of the others",
     ),
 )
-METHODS = {
-    name: Method(name, _take_signals(name, choose, needs), needs, paper, summary)
-    for name, choose, needs, paper, summary in _TABLE
-}
+METHODS = {row[0]: Method(*row) for row in _TABLE}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name."""
+    if name in METHODS:
+        return METHODS[name]
+    closest = difflib.get_close_matches(name, list(METHODS), n=1)
+    guess = f"did you mean {closest[0]!r}" if closest else "choose one of them"
+    raise StudyError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}: {guess}.")
 
 
 def choose_subset(
-    method: str, features: np.ndarray, budget: int, generator: torch.Generator, **signals: object
+    method: str, features: np.ndarray, budget: int, generator: torch.Generator, **signals_and_options: object
 ) -> Choice:
-    """Choose pairs by the method of that name, after a look at everything given.
+    """Choose pairs by the method of that name, after a look at everything given (see the module).
 
-    Args:
-        method: a name in `METHODS`.
-        features: unit-norm ``(n, dim)``, float32 or float16, perhaps memory-mapped.
-        budget: pairs to choose, from 1 to ``n``; see `chexstudy.curation.choice.count_budget` for shares.
-        generator: source of chance.
-        signals: ``image``, ``text``, ``loss`` and ``reference_loss``, as many as there are, one row a pair, and the
-            method's own options.
+    The budget is from 1 to the number of pairs; for shares see `chexstudy.curation.choice.count_budget`.
     """
-    if method not in METHODS:
-        close = difflib.get_close_matches(method, METHODS, n=1)
-        guess = f"did you mean {close[0]}?" if close else "choose one of them."
-        raise StudyError(f"there is no method {method!r} among {', '.join(METHODS)}: {guess}")
-    chosen = METHODS[method]
-    options = [
-        name
-        for name, parameter in inspect.signature(chosen.choose).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in SIGNALS
-    ]
-    for name in signals:
-        if name not in (*SIGNALS, *options):
-            raise StudyError(
-                f"method {method} has no option {name!r}: it has {', '.join(options) or 'none'}, beside signals "
-                f"({', '.join(SIGNALS)})."
-            )
+    chosen = find_method(method)
+    options = [option.name for option in chosen.list_options()]
+    check_names([name for name in signals_and_options if name not in SIGNALS], options, f"method {method}")
     _check_features(features)
     for name in SIGNALS:
-        if signals.get(name) is not None:
-            _check_signal(name, np.asanyarray(signals[name]), len(features))
+        if signals_and_options.get(name) is not None:
+            _check_signal(name, np.asanyarray(signals_and_options[name]), len(features))
     if not isinstance(budget, int | np.integer) or not 1 <= budget <= len(features):
         raise StudyError(f"the budget must be a whole number of pairs from 1 to {len(features):,}, not {budget}.")
-    return chosen.choose(features, int(budget), generator, **signals)
+    return chosen.choose(features, int(budget), generator, **signals_and_options)
 
 
 def _check_features(features: np.ndarray) -> None:

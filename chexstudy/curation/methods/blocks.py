@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 4096
+_BLOCK_ROWS = 4096
 
 
 def read_rows(features: np.ndarray, rows: slice | np.ndarray) -> Tensor:
@@ -14,8 +14,8 @@ def read_rows(features: np.ndarray, rows: slice | np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(features[rows], dtype=np.float32))
 
 
-def iterate_blocks(features: np.ndarray, size: int = BLOCK_ROWS) -> Iterator[tuple[slice, Tensor]]:
-    """Consecutive blocks of rows: where they lie, and a float32 copy ``(at most size, dim)``."""
-    for start in range(0, len(features), size):
-        rows = slice(start, min(start + size, len(features)))
+def iterate_blocks(features: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    """Consecutive blocks of rows: where they lie, and a float32 copy."""
+    for start in range(0, len(features), _BLOCK_ROWS):
+        rows = slice(start, min(start + _BLOCK_ROWS, len(features)))
         yield rows, read_rows(features, rows)

@@ -44,12 +44,6 @@ def cluster_rows(features: np.ndarray, clusters: int, iterations: int, generator
 
     Centroids are fitted on all rows, or on a random sample of 131,072 where there are more, and then brought to unit
     norm, so that the nearest by distance is the nearest by cosine.
-
-    Args:
-        features: unit-norm ``(n, dim)``, perhaps memory-mapped.
-        clusters: number of centroids, at most ``n``.
-        iterations: of k-means.
-        generator: source of chance.
     """
     check_option("iterations", iterations, 1)
     rows = len(features)

@@ -1,11 +1,16 @@
-"""Coverage: choose pairs such that every pair has a chosen one near it."""
+"""Coverage of the pairs by the chosen ones: k-centre, facility location, and a random sample as the baseline."""
 
 import numpy as np
 import torch
 
-from chexstudy.curation.choice import Choice, choose_first
+from chexstudy.curation.choice import Choice, choose_first, choose_highest
 from chexstudy.vectors.facility_location import facility_location
 from chexstudy.vectors.farthest import cover_points
+
+
+def choose_at_random(features: np.ndarray, budget: int, generator: torch.Generator) -> Choice:
+    """Draw pairs uniformly, without replacement: what all others have to beat. Subsets of one seed are nested."""
+    return choose_highest(torch.randperm(len(features), generator=generator).numpy(), budget)
 
 
 def choose_k_centre(features: np.ndarray, budget: int, generator: torch.Generator) -> Choice:
@@ -13,19 +18,11 @@ def choose_k_centre(features: np.ndarray, budget: int, generator: torch.Generato
 
     Source: Gonzalez 1985; for choosing training data, Sener and Savarese 2018 (arXiv 1708.00489), greedy form. It makes
     the largest distance of any pair to a chosen one at most twice what is possible, so it takes edges and outliers
-    first. Departure: no labelled pairs to start from; the first pick is drawn. Subsets of one seed are nested.
-
-    Args:
-        features: ``(n, dim)``.
-        budget: pairs to choose.
-        generator: draws the first pick.
-
-    Returns:
-        The choice; the sooner picked, the higher the score, and 0 for those not picked.
+    first. Departure: no labelled pairs to start from; the first pick is drawn. The sooner picked, the higher the score,
+    and 0 for those not picked. Subsets of one seed are nested.
     """
-    pairs = len(features)
-    start = int(torch.randint(pairs, (), generator=generator))
-    return choose_first(cover_points(features, budget, start, label="choosing the farthest"), budget, pairs)
+    start = int(torch.randint(len(features), (), generator=generator))
+    return choose_first(cover_points(features, budget, start, label="choosing the farthest"), budget, len(features))
 
 
 def choose_facilities(
@@ -36,18 +33,14 @@ def choose_facilities(
     Sources: the greedy algorithm of Nemhauser, Wolsey and Fisher 1978, whose objective is at least 63 % of the best;
     for choosing training data, Wei, Iyer and Bilmes 2015 (Submodularity in data subset selection and active learning).
     It takes the middle of dense regions first, where `choose_k_centre` takes edges. Departures: similarity is the
-    cosine, and 0 where that is negative; there are no labels to divide the pairs by. Subsets of one seed are nested,
-    unless the pairs are split.
+    cosine, and 0 where that is negative; there are no labels to divide the pairs by. Scores are those of
+    `choose_k_centre`; with parts, the larger the gain the higher. Subsets of one seed are nested, unless the pairs are
+    split.
 
     Args:
-        features: unit-norm ``(n, dim)``.
-        budget: pairs to choose.
-        generator: splits the pairs; without ``part_rows`` nothing is left to chance.
         part_rows: pick within random parts of about so many pairs, which takes much less time where there are many
-            pairs, but is no longer exact greedy; see `chexstudy.vectors.facility_location`.
-
-    Returns:
-        The choice; the sooner picked (with parts: the larger the gain), the higher the score, and 0 for the others.
+            pairs, but is no longer exact greedy; see `chexstudy.vectors.facility_location`. Without it, nothing is left
+            to chance.
     """
     picked, _ = facility_location(features, budget, generator, part_rows=part_rows, label="choosing representatives")
     return choose_first(picked, budget, len(features))

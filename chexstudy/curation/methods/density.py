@@ -19,13 +19,7 @@ def choose_by_density(features: np.ndarray, budget: int, generator: torch.Genera
     hashed kernels; the k-NN estimate would be the distance to the power of the data's dimension, which nobody knows, so
     the distance itself is taken. The count is exact by Pareto sampling (Rosén 1997), whose chances meet the wanted ones
     to within a percent or so for budgets above some tens. A row whose chance would exceed one is always chosen; rows
-    with k exact copies come last.
-
-    Args:
-        features: unit-norm ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
-        neighbours: k.
+    with k (``neighbours``) exact copies come last.
     """
     check_option("neighbours", neighbours, 1)
     distance = neighbour_distances(features, neighbours)
@@ -38,14 +32,9 @@ def choose_by_density(features: np.ndarray, budget: int, generator: torch.Genera
 
 
 def inclusion_chances(sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Chances proportional to the sizes, none above one, that sum to the budget.
+    """Chances ``(n,)`` proportional to the sizes ``(n,)``, none above one, that sum to the budget.
 
-    Args:
-        sizes: ``(n,)``, not negative.
-        budget: at most ``n``; what rows with a size cannot take up is spread evenly over those without.
-
-    Returns:
-        Chances ``(n,)``.
+    What rows with a size cannot take up is spread evenly over those without.
     """
     positive = sizes > 0
     if budget >= positive.sum():

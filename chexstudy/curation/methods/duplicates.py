@@ -12,12 +12,7 @@ _BLOCK_ROWS = 1024
 
 
 def choose_without_duplicates(
-    features: np.ndarray,
-    budget: int,
-    generator: torch.Generator,
-    *,
-    clusters: int | None = None,
-    iterations: int = 20,
+    features: np.ndarray, budget: int, generator: torch.Generator, *, clusters: int | None = None, iterations: int = 20
 ) -> Choice:
     """SemDeDup: drop pairs that are too similar to another of their cluster.
 
@@ -26,17 +21,8 @@ def choose_without_duplicates(
     group of duplicates the one least like the centroid remains. As in the paper's listing, a row that is dropped still
     drops those after it. Departures: the paper sets the threshold and takes the count that follows; here the count is
     the budget, and the threshold the cosine that meets it. The number of clusters is the square root of the pairs
-    unless given (the paper: 50,000 for 440 million images, and not sensitive). Subsets of one seed are nested.
-
-    Args:
-        features: unit-norm ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
-        clusters: of k-means.
-        iterations: of k-means.
-
-    Returns:
-        The choice; its scores are the negative highest cosine to an earlier row of the cluster, and 1 for the first.
+    unless given (the paper: 50,000 for 440 million images, and not sensitive). Scores are the negative highest cosine
+    to an earlier row of the cluster, and 1 for the first. Subsets of one seed are nested.
     """
     clustered = cluster_rows(features, count_clusters(clusters, len(features)), iterations, generator)
     return choose_highest(-duplication(features, clustered), budget)
@@ -56,15 +42,7 @@ def choose_deduplicated_and_diverse(
     Source: Tirumala et al. 2023 (arXiv 2308.12284), which keeps 75 % by SemDeDup and the rest of the way by
     prototypicality; clustering anew matters because duplicates draw centroids to themselves. Departures: pairs of image
     and text instead of documents; the number of clusters as in `choose_without_duplicates`. A budget beyond
-    ``deduplicated_share`` is met by SemDeDup alone. Subsets of one seed are nested up to there.
-
-    Args:
-        features: unit-norm ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
-        deduplicated_share: share of the pairs that SemDeDup leaves.
-        clusters: of both runs of k-means.
-        iterations: of both runs of k-means.
+    ``deduplicated_share``, what SemDeDup leaves, is met by it alone. Subsets of one seed are nested up to there.
     """
     check_option("deduplicated_share", deduplicated_share, 0, 1)
     rows = len(features)

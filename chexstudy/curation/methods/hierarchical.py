@@ -29,9 +29,6 @@ def choose_from_hierarchy(
     beginning: the count is exact and the subsets of one seed are nested.
 
     Args:
-        features: unit-norm ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
         levels: how often k-means is run. A level has the size of the one below to the power 2/3 (100,000 rows: 2,154,
             167 and 30 clusters).
         clusters: of the lowest level, if not so many.
@@ -74,11 +71,6 @@ def balanced_sequence(labels: list[np.ndarray], rows: int, generator: torch.Gene
 
     A cluster's sequence lets its children take turns, in a random order, each giving the next row of its own sequence
     until it has none left. The first N of it are then N divided evenly over the children, none above its size.
-
-    Args:
-        labels: of `fit_hierarchy`.
-        rows: number of rows.
-        generator: source of chance.
     """
     child, place = np.arange(rows), np.zeros(rows, dtype=np.int64)
     for level in [*labels, None]:

@@ -15,12 +15,7 @@ from chexstudy.vectors.farthest import farthest_points
 
 
 def choose_by_bands(
-    features: np.ndarray,
-    budget: int,
-    generator: torch.Generator,
-    *,
-    prototypes: int = 6,
-    super_batch: int = 480,
+    features: np.ndarray, budget: int, generator: torch.Generator, *, prototypes: int = 6, super_batch: int = 480
 ) -> Choice:
     """The published prototype bands, run once over random batches of the set, then brought to the budget.
 
@@ -33,13 +28,6 @@ def choose_by_bands(
     too, equal places in random order; then what the rule drops as outliers, the nearest first. So a budget below 10 %
     is a random part of the support band, and one above 95 % takes outliers in. Subsets of different budgets are not
     nested: the prototypes follow what the cap keeps.
-
-    Args:
-        features: unit-norm joint features ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
-        prototypes: K.
-        super_batch: pairs decided on together.
     """
     check_option("super_batch", super_batch, 1)
     config = CuratorConfig(prototypes=prototypes)
@@ -67,14 +55,6 @@ def choose_within_budget(
     Source: ours, after CheXficient (arXiv 2602.22843); see `chexstudy.curation.online.budgeted` for the rule.
     Prototypes are fitted on a random sample of the normalised features. Kept pairs score higher than dropped ones, and
     either by the priority the curator gave them when their turn came. Subsets of different budgets are not nested.
-
-    Args:
-        features: unit-norm joint features ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
-        prototypes: K.
-        super_batch: pairs decided on together.
-        outlier_policy: ``drop``, ``keep`` or ``review`` the pairs farthest from their prototype.
     """
     config = CuratorConfig(
         rule="budgeted",

@@ -8,12 +8,7 @@ from chexstudy.curation.methods.clusters import cluster_rows, count_clusters
 
 
 def choose_easy_prototypes(
-    features: np.ndarray,
-    budget: int,
-    generator: torch.Generator,
-    *,
-    clusters: int | None = None,
-    iterations: int = 20,
+    features: np.ndarray, budget: int, generator: torch.Generator, *, clusters: int | None = None, iterations: int = 20
 ) -> Choice:
     """Keep the pairs nearest to their k-means centroid: the typical ones.
 
@@ -21,29 +16,17 @@ def choose_easy_prototypes(
     finds better where data are scarce. Departures: features are image and text jointly; the number of clusters, to
     which the paper finds the metric insensitive, is the square root of the pairs unless given; no balance between
     clusters is enforced. Subsets of one seed are nested.
-
-    Args:
-        features: unit-norm ``(n, dim)``.
-        budget: pairs to choose.
-        generator: source of chance.
-        clusters: of k-means.
-        iterations: of k-means.
     """
     return choose_highest(_typicality(features, generator, clusters, iterations), budget)
 
 
 def choose_hard_prototypes(
-    features: np.ndarray,
-    budget: int,
-    generator: torch.Generator,
-    *,
-    clusters: int | None = None,
-    iterations: int = 20,
+    features: np.ndarray, budget: int, generator: torch.Generator, *, clusters: int | None = None, iterations: int = 20
 ) -> Choice:
     """Keep the pairs farthest from their k-means centroid: the unusual ones.
 
-    Source: Sorscher et al. 2022 (arXiv 2206.14486), hard end, which the paper finds better where data abound. For the
-    departures and the arguments see `choose_easy_prototypes`.
+    Source: Sorscher et al. 2022 (arXiv 2206.14486), hard end, which the paper finds better where data abound.
+    Departures are those of `choose_easy_prototypes`.
     """
     return choose_highest(-_typicality(features, generator, clusters, iterations), budget)
 

@@ -1,6 +1,7 @@
-"""Floors: a group of pairs keeps at least so much of itself, at the same budget.
+"""Group quotas: at least so much of a group of pairs is selected, at the same budget.
 
-A floor is written ``sex=F:0.25`` (a quarter of the group) or ``sex=F:0.9x`` (nine tenths of the share kept of all).
+A quota is written ``sex=F:0.25`` (a quarter of the group) or ``sex=F:0.9x`` (nine tenths of the fraction selected of
+all).
 """
 
 import re
@@ -8,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from chexstudy.cohort.groups import find_members
 from chexstudy.curation.choice import Choice
 from chexstudy.errors import StudyError
 
@@ -19,15 +18,13 @@ _SYNTAX = re.compile(r"(?P<kind>[^=]+)=(?P<group>.+):(?P<rate>[^:]+?)(?P<relativ
 
 
 @dataclass(frozen=True)
-class Floor:
-    """The least share of a group that is kept."""
+class GroupQuota:
+    """The least fraction of a group that is selected."""
 
-    # What pairs are grouped by: ``finding``, ``tier``, ``sex``, ``age``, ``view``, ``source``, ``report``, or a column
-    # of the table.
-    kind: str
+    kind: str  # what pairs are grouped by: a kind of `chexstudy.cohort.groups`, or a column of the table
     group: str  # which of its groups
-    rate: float  # the least share of it kept, from 0 to 1; if ``relative``, in shares kept of all
-    relative: bool = False  # whether the rate is relative
+    rate: float  # from 0 to 1; if ``relative``, in fractions selected of all
+    relative: bool = False
 
     @property
     def name(self) -> str:
@@ -43,11 +40,11 @@ class Floor:
         return int(np.ceil(rate * size - 1e-9))
 
 
-def parse_floor(text: str) -> Floor:
-    """Read a floor such as ``sex=F:0.25``, ``finding=Hernia:1`` or ``age=80+:0.9x``."""
+def parse_quota(text: str) -> GroupQuota:
+    """Read a quota such as ``sex=F:0.25``, ``finding=Hernia:1`` or ``age=80+:0.9x``."""
     match = _SYNTAX.fullmatch(text.strip())
     if match is None:
-        raise StudyError(f"a floor is written GROUP=VALUE:SHARE, such as sex=F:0.25 or sex=F:0.9x, not {text!r}.")
+        raise StudyError(f"a group quota is written GROUP=VALUE:SHARE, such as sex=F:0.25 or sex=F:0.9x, not {text!r}.")
     try:
         rate = float(match["rate"])
     except ValueError:
@@ -57,55 +54,42 @@ def parse_floor(text: str) -> Floor:
         wanted = (
             "a number such as 0.9" if relative else "a share from 0 to 1, or 0.9x for that part of the share of all"
         )
-        raise StudyError(f"the floor {text!r} asks for {match['rate']!r}: give {wanted}.")
-    return Floor(match["kind"].strip(), match["group"].strip(), rate, relative)
+        raise StudyError(f"the group quota {text!r} asks for {match['rate']!r}: give {wanted}.")
+    return GroupQuota(match["kind"].strip(), match["group"].strip(), rate, relative)
 
 
-def find_floored_groups(
-    floors: Sequence[Floor], table: pd.DataFrame, near_duplicate: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Members ``(pairs,)`` of the group of each floor, by its name.
+def apply_quotas(choice: Choice, groups: Mapping[str, np.ndarray], quotas: Sequence[GroupQuota]) -> Choice:
+    """Change a choice so that every quota holds, at the same budget, by as few and as cheap swaps as it takes.
 
-    Args:
-        floors: as `parse_floor` reads them.
-        table: a cohort table, or any with a column for each group, in the order of the pairs.
-        near_duplicate: ``(pairs,)`` bool, as in `chexstudy.cohort.groups.list_groups`.
-    """
-    return {floor.name: find_members(table, floor.kind, floor.group, near_duplicate) for floor in floors}
-
-
-def apply_floors(choice: Choice, groups: Mapping[str, np.ndarray], floors: Sequence[Floor]) -> Choice:
-    """Change a choice so that every floor holds, at the same budget, by as few and as cheap swaps as it takes.
-
-    As long as a group is below its floor, the dropped pair of the highest score in such a group takes the place of the
-    kept pair of the lowest score that is in no such group and whose going takes no other group below its floor. With
-    one floor, or floors of groups that do not overlap, no choice that meets them has a higher total score. Where groups
-    overlap so that swaps one at a time do not get there though the floors can be met, the numbers to keep of each
+    As long as a group is below its quota, the dropped pair of the highest score in such a group takes the place of the
+    kept pair of the lowest score that is in no such group and whose going takes no other group below its quota. With
+    one quota, or quotas of groups that do not overlap, no choice that meets them has a higher total score. Where groups
+    overlap so that swaps one at a time do not get there though the quotas can be met, the numbers to keep of each
     combination of groups are solved for as a whole (integer program, fewest swaps), and the highest scores taken.
 
     Args:
         choice: what a method chose.
-        groups: members ``(pairs,)`` bool by name, as `find_floored_groups` gives them.
-        floors: those that must hold.
+        groups: members ``(pairs,)`` bool of the group of each quota, by its name.
+        quotas: those that must hold.
 
     Returns:
         The new choice. Scores stay the method's own, so they no longer say alone what was kept; pairs that were taken
         in have the weight 1, the others keep theirs.
     """
-    if not floors:
+    if not quotas:
         return choice
     pairs, budget = len(choice.scores), len(choice.rows)
-    members = np.array([np.asarray(groups[floor.name], dtype=bool) for floor in floors])
+    members = np.array([np.asarray(groups[quota.name], dtype=bool) for quota in quotas])
     if members.shape[1] != pairs:
         raise StudyError(
             f"groups of {members.shape[1]:,} pairs do not fit a choice among {pairs:,}: take the same pairs."
         )
     sizes = members.sum(axis=1)
-    least = np.array([floor.least(size, budget, pairs) for floor, size in zip(floors, sizes, strict=True)])
-    for floor, need, size in zip(floors, least, sizes, strict=True):
+    least = np.array([quota.least(size, budget, pairs) for quota, size in zip(quotas, sizes, strict=True)])
+    for quota, need, size in zip(quotas, least, sizes, strict=True):
         if need > min(size, budget):
             raise StudyError(
-                f"the floor {floor} asks for {need:,} of {size:,} pairs at a budget of {budget:,}: lower it"
+                f"the group quota {quota} asks for {need:,} of {size:,} pairs at a budget of {budget:,}: lower it"
                 f"{' or raise the budget' if need <= size else ''}."
             )
     kept = np.zeros(pairs, dtype=bool)
@@ -115,8 +99,8 @@ def apply_floors(choice: Choice, groups: Mapping[str, np.ndarray], floors: Seque
     if taken is None:
         taken = cells.solve(least, budget)
     if taken is None:
-        named = ", ".join(map(str, floors))
-        raise StudyError(f"no {budget:,} pairs meet the floors {named} together: lower one or raise the budget.")
+        named = ", ".join(map(str, quotas))
+        raise StudyError(f"no {budget:,} pairs meet the group quotas {named} together: lower one or raise the budget.")
     weights = np.ones(pairs)
     weights[choice.rows] = choice.weights
     rows = np.flatnonzero(taken)
@@ -124,10 +108,10 @@ def apply_floors(choice: Choice, groups: Mapping[str, np.ndarray], floors: Seque
 
 
 class _Cells:
-    """Pairs by the combination of floored groups they are in; within a cell only the score tells them apart.
+    """Pairs by the combination of groups they are in; within a cell only the score tells them apart.
 
     Args:
-        members: ``(floors, pairs)`` bool.
+        members: ``(quotas, pairs)`` bool.
         scores: ``(pairs,)``.
         kept: ``(pairs,)`` bool.
     """
@@ -135,7 +119,7 @@ class _Cells:
     def __init__(self, members: np.ndarray, scores: np.ndarray, kept: np.ndarray):
         self.kept, self.scores = kept, np.where(np.isnan(scores), -np.inf, scores)
         combinations, cell = np.unique(members.T, axis=0, return_inverse=True)
-        self.groups = combinations.astype(int)  # (cells, floors)
+        self.groups = combinations.astype(int)  # (cells, quotas)
         best_first = np.argsort(-self.scores, kind="stable")
         cell = cell.ravel()[best_first]
         # Rows of each cell, the highest scores first: those to take in, and those to give up from the end.
@@ -144,7 +128,7 @@ class _Cells:
         self.outside = [rows[~kept[rows]] for rows in self.rows]
 
     def swap(self, least: np.ndarray) -> np.ndarray | None:
-        """Kept pairs ``(pairs,)`` after one swap at a time, or None if that ends before all floors hold."""
+        """Kept pairs ``(pairs,)`` after one swap at a time, or None if that ends before all quotas hold."""
         kept = self.kept.copy()
         have = self.groups.T @ np.array([len(rows) for rows in self.inside])
         given, taken = np.zeros(len(self.rows), dtype=int), np.zeros(len(self.rows), dtype=int)
@@ -176,7 +160,7 @@ class _Cells:
         return kept
 
     def solve(self, least: np.ndarray, budget: int) -> np.ndarray | None:
-        """Kept pairs ``(pairs,)`` after the fewest swaps that meet all floors, or None if nothing does."""
+        """Kept pairs ``(pairs,)`` after the fewest swaps that meet all quotas, or None if nothing does."""
         cells = len(self.rows)
         # Per cell: how many more are taken in, and how many given up.
         identity = np.concatenate([np.ones(cells), -np.ones(cells)])

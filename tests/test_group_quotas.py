@@ -1,4 +1,4 @@
-"""Floors: by hand, against every possible subset of small sets, and what a user may write wrongly."""
+"""Group quotas: by hand, against every possible subset of small sets, and what a user may write wrongly."""
 
 from itertools import combinations
 
@@ -8,39 +8,41 @@ import pytest
 
 from chexstudy.cohort.groups import find_members
 from chexstudy.curation.choice import Choice, choose_highest
-from chexstudy.curation.embeddings.group_floors import Floor, apply_floors, find_floored_groups, parse_floor
+from chexstudy.curation.embeddings.group_quotas import GroupQuota, apply_quotas, parse_quota
 from chexstudy.errors import StudyError
 
 
-def apply(scores, budget, floors, **groups):
+def apply(scores, budget, quotas, **groups):
     groups = {name.replace("_", "="): np.array(members, dtype=bool) for name, members in groups.items()}
-    return apply_floors(choose_highest(np.array(scores, dtype=float), budget), groups, [parse_floor(f) for f in floors])
+    return apply_quotas(
+        choose_highest(np.array(scores, dtype=float), budget), groups, [parse_quota(one) for one in quotas]
+    )
 
 
-def test_reading_floors():
-    assert parse_floor("sex=F:0.25") == Floor("sex", "F", 0.25)
-    assert parse_floor(" age=80+:0.9x ") == Floor("age", "80+", 0.9, relative=True)
-    assert parse_floor("source=a:b:1") == Floor("source", "a:b", 1.0)
-    assert str(parse_floor("finding=Pleural Effusion:1.5X")) == "finding=Pleural Effusion:1.5x"
+def test_reading_quotas():
+    assert parse_quota("sex=F:0.25") == GroupQuota("sex", "F", 0.25)
+    assert parse_quota(" age=80+:0.9x ") == GroupQuota("age", "80+", 0.9, relative=True)
+    assert parse_quota("source=a:b:1") == GroupQuota("source", "a:b", 1.0)
+    assert str(parse_quota("finding=Pleural Effusion:1.5X")) == "finding=Pleural Effusion:1.5x"
 
 
 @pytest.mark.parametrize("text", ["", "sex", "sex=F", "sex:0.5", "=F:0.5", "sex=:0.5", "sex=F:"])
 def test_wrong_syntax_is_one_sentence(text):
-    with pytest.raises(StudyError, match="a floor is written GROUP=VALUE:SHARE"):
-        parse_floor(text)
+    with pytest.raises(StudyError, match="a group quota is written GROUP=VALUE:SHARE"):
+        parse_quota(text)
 
 
 @pytest.mark.parametrize("rate", ["1.2", "-0.1", "nan", "inf", "half", "25%", "x1x", "-1x", "infx"])
 def test_wrong_rates_are_one_sentence(rate):
     with pytest.raises(StudyError, match="asks for"):
-        parse_floor(f"sex=F:{rate}")
+        parse_quota(f"sex=F:{rate}")
 
 
 def test_the_least_number_is_rounded_up_but_not_by_rounding():
-    assert Floor("a", "b", 0.25).least(10, 5, 100) == 3
-    assert Floor("a", "b", 0.3).least(10, 5, 100) == 3
-    assert Floor("a", "b", 0.9, relative=True).least(100, 20, 200) == 9
-    assert Floor("a", "b", 0.0).least(10, 5, 100) == 0
+    assert GroupQuota("a", "b", 0.25).least(10, 5, 100) == 3
+    assert GroupQuota("a", "b", 0.3).least(10, 5, 100) == 3
+    assert GroupQuota("a", "b", 0.9, relative=True).least(100, 20, 200) == 9
+    assert GroupQuota("a", "b", 0.0).least(10, 5, 100) == 0
 
 
 def test_the_best_dropped_member_replaces_the_worst_kept_other():
@@ -50,16 +52,16 @@ def test_the_best_dropped_member_replaces_the_worst_kept_other():
     assert list(choice.scores) == [9, 8, 7, 6, 5, 4, 3, 2], "scores stay the method's own"
 
 
-def test_a_floor_that_holds_changes_nothing():
+def test_a_quota_that_holds_changes_nothing():
     before = choose_highest(np.arange(8.0), 4)
     groups = {"sex=F": np.array([1, 0] * 4, dtype=bool)}
-    after = apply_floors(before, groups, [parse_floor("sex=F:0.5"), parse_floor("sex=F:1x")])
+    after = apply_quotas(before, groups, [parse_quota("sex=F:0.5"), parse_quota("sex=F:1x")])
     assert list(after.rows) == list(before.rows)
-    assert apply_floors(before, {}, []) is before
+    assert apply_quotas(before, {}, []) is before
 
 
-def test_no_other_group_falls_below_its_floor():
-    # The worst kept pair (row 3) is the only one from the west, whose floor it holds: row 2 must go instead.
+def test_no_other_group_falls_below_its_quota():
+    # The worst kept pair (row 3) is the only one from the west, whose quota it holds: row 2 must go instead.
     women, west = [0, 0, 0, 0, 1, 0], [0, 0, 0, 1, 0, 0]
     choice = apply([9, 8, 7, 6, 5, 4], 4, ["sex=F:1", "source=west:1"], sex_F=women, source_west=west)
     assert list(choice.rows) == [0, 1, 3, 4]
@@ -67,7 +69,7 @@ def test_no_other_group_falls_below_its_floor():
 
 def test_weights_stay_with_their_pairs():
     choice = Choice(np.array([0, 1, 2]), np.array([3.0, 2, 1, 0]), np.array([1.5, 2.5, 3.5]))
-    after = apply_floors(choice, {"sex=F": np.array([0, 0, 0, 1], dtype=bool)}, [parse_floor("sex=F:1")])
+    after = apply_quotas(choice, {"sex=F": np.array([0, 0, 0, 1], dtype=bool)}, [parse_quota("sex=F:1")])
     assert list(after.rows) == [0, 1, 3]
     assert list(after.weights) == [1.5, 2.5, 1.0]
 
@@ -94,18 +96,18 @@ def test_against_every_possible_subset(overlapping):
             members = rng.integers(0, 4, pairs) == np.arange(3)[:, np.newaxis]
         if not members.any(axis=1).all():
             continue
-        floors = [Floor("g", str(number), float(rng.choice([0.3, 0.5, 1.0]))) for number in range(3)]
-        groups = {floor.name: own for floor, own in zip(floors, members, strict=True)}
+        quotas = [GroupQuota("g", str(number), float(rng.choice([0.3, 0.5, 1.0]))) for number in range(3)]
+        groups = {quota.name: own for quota, own in zip(quotas, members, strict=True)}
         sizes = members.sum(axis=1)
-        least = [floor.least(size, budget, pairs) for floor, size in zip(floors, sizes, strict=True)]
+        least = [quota.least(size, budget, pairs) for quota, size in zip(quotas, sizes, strict=True)]
         best = best_by_trying_all(scores, budget, members, least)
         before = choose_highest(scores, budget)
         if best is None:
             infeasible += 1
             with pytest.raises(StudyError, match="lower"):
-                apply_floors(before, groups, floors)
+                apply_quotas(before, groups, quotas)
             continue
-        after = apply_floors(before, groups, floors)
+        after = apply_quotas(before, groups, quotas)
         assert len(after.rows) == len(set(after.rows)) == budget
         assert (np.diff(after.rows) > 0).all()
         assert (members[:, after.rows].sum(axis=1) >= least).all()
@@ -116,18 +118,18 @@ def test_against_every_possible_subset(overlapping):
     assert changed > 20
 
 
-def test_floors_that_single_swaps_do_not_reach():
+def test_quotas_that_single_swaps_do_not_reach():
     # Two kept pairs must be two women and two from the west: only rows 4 and 5 are both, but row 2 has more score.
     women, west = [0, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]
     choice = apply([9, 8, 7, 6, 1, 0], 2, ["sex=F:0.6", "source=west:0.6"], sex_F=women, source_west=west)
     assert list(choice.rows) == [4, 5]
 
 
-def test_floors_that_cannot_be_met_are_one_sentence():
+def test_quotas_that_cannot_be_met_are_one_sentence():
     women = [1, 1, 1, 0, 0, 0]
     with pytest.raises(StudyError, match="asks for 3 of 3 pairs at a budget of 2: lower it or raise the budget"):
         apply(np.arange(6), 2, ["sex=F:1"], sex_F=women)
-    with pytest.raises(StudyError, match=r"no 3 pairs meet the floors sex=F:0.6, sex=M:0.6 together"):
+    with pytest.raises(StudyError, match=r"no 3 pairs meet the group quotas sex=F:0.6, sex=M:0.6 together"):
         apply(np.arange(6), 3, ["sex=F:0.6", "sex=M:0.6"], sex_F=women, sex_M=np.logical_not(women))
     with pytest.raises(StudyError, match="groups of 5 pairs"):
         apply(np.arange(6), 3, ["sex=F:0.6"], sex_F=women[:5])
@@ -163,15 +165,15 @@ def make_table():
     ],
 )
 def test_groups_of_a_table(text, rows):
-    floor = parse_floor(text)
+    quota = parse_quota(text)
     copies = np.array([False, False, True, False])
-    members = find_floored_groups([floor], make_table(), copies)[floor.name]
+    members = find_members(make_table(), quota.kind, quota.group, copies)
     assert "".join(make_table().image_id[members]) == rows
 
 
 def test_wrong_columns_and_values_are_one_sentence():
     with pytest.raises(StudyError, match="no group by 'gender': take finding, tier, sex, age, report, or a column"):
-        find_floored_groups([parse_floor("gender=F:1")], make_table())
+        find_members(make_table(), "gender", "F")
     with pytest.raises(StudyError, match="no pair has sex=X: sex is one of F, M"):
         find_members(make_table(), "sex", "X")
     with pytest.raises(StudyError, match="no pair has age=18-39: age is one of 0-17, 60-79, 80"):

@@ -1,0 +1,431 @@
+"""A table, the meaning of its columns and a set of image files: a cohort, and what is wrong with it.
+
+This is what a folder of one's own and every public data set have in common. A data set says what is its own in a
+`DatasetSpec`: one file in this folder that calls `register`.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.adapters.column_mapping import (
+    EACH_ANOTHER,
+    MAPPED,
+    UNSAID,
+    WORDS,
+    ColumnMapping,
+    guess_names,
+    plain_word,
+)
+from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW, ImageFinder, list_images, parse_years, require_folder
+from chexstudy.cohort.annotations import Box, MaskFile
+from chexstudy.cohort.copies import find_shared_files
+from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing, template_report
+from chexstudy.cohort.splits import carve_validation, split_patients
+from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
+from chexstudy.errors import StudyError
+from chexstudy.inputs.identifiers import is_rounded, normalise_ids, unify_patients
+from chexstudy.inputs.tables import NESTED, name_place
+
+VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
+OLDEST_YEARS = 120
+# Notes in ``cohort.attrs``: how many patients were, and which columns of the table nothing takes.
+PATIENTS_UNIFIED = "patients_written_in_several_ways"
+UNUSED = "columns"
+_SPLIT = "official split"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is a public data set's own."""
+
+    name: str  # of the source, the first part of every id
+    title: str  # for people
+    address: str  # where it is had
+    licence: str  # its terms, in a few words
+    holding: str  # what its folder holds, to follow "the folder that holds"
+    # The contract's columns -> columns of the table, as in ``cohort.yaml``.
+    columns: Mapping[str, object]
+    # ``(folder, path of the table)`` to one row an image, every cell text or missing; the path is the folder where the
+    # data set has no table. Numbers in ``attrs`` are notes for the user.
+    read: Callable[[Path, Path], pd.DataFrame]
+    tables: tuple[str, ...] = ()  # names that its table goes by, the newest first
+    is_image: Callable[[Path], bool] = lambda path: True  # which image files are radiographs
+    is_own_name: Callable[[str], bool] = lambda name: False  # whether an image's name, without ending, tells the set
+    # Split -> the file that lists its images; of one list fewer than splits, the last one is what is not listed.
+    split_lists: Mapping[str, str] = field(default_factory=dict)
+    list_annotations: Callable[[Path], list[Box | MaskFile]] = lambda folder: []
+    exposure: str = ""  # other sets with the same images: after training on one, the other is no test
+
+
+DATASETS: dict[str, DatasetSpec] = {}
+
+
+def register(spec: DatasetSpec) -> None:
+    """Make a data set known: to the command line, to notebook 1, and to whatever builds a cohort."""
+    DATASETS[spec.name] = spec
+
+
+@dataclass(frozen=True)
+class ManifestReport:
+    """What a dry run found."""
+
+    problems: tuple[str, ...]  # one sentence for each thing that must be mended; empty if the cohort can be built
+    available_columns: tuple[str, ...] = ()  # the table's columns
+    # of the table's rows in their file, as `chexstudy.inputs.tables.read_text_table` gives them
+    places: pd.Index = field(default_factory=lambda: pd.Index([]))
+    without_image: tuple[int, ...] = ()  # positions of rows that name a file that is not there; they go to quarantine
+    without_row: tuple[Path, ...] = ()  # image files that no row names; they take no part
+    cohort: pd.DataFrame | None = None  # the cohort table, or None if there are problems
+
+    def require_cohort(self) -> pd.DataFrame:
+        """The cohort, or its first problem as an error."""
+        if self.problems:
+            raise StudyError(self.problems[0])
+        return self.cohort
+
+
+def check_dataset(spec: DatasetSpec, data_root: str | Path, seed: int) -> ManifestReport:
+    """The cohort of a public data set; what is wrong is said and not raised.
+
+    Files are found by name wherever they lie under the folder. Official lists make the splits where they are there, and
+    validation patients come out of the training ones; else patients are split 70/10/20. What its words for view, sex
+    and age do not tell is unknown: nobody mends a public table.
+    """
+    try:
+        folder = require_folder(data_root, spec.holding)
+        path = _find_official_table(folder, spec)
+        table = spec.read(folder, path)
+        table, columns = _read_official_split(table, folder, spec)
+    except StudyError as error:
+        return ManifestReport((str(error),))
+    mapping = ColumnMapping(source=spec.name, columns=columns)
+    for name, column in mapping.single_columns().items():
+        if name in ("view", "sex"):
+            known = table[column].map(plain_word, na_action="ignore").isin(WORDS[name])
+            table[column] = table[column].where(known)
+        elif name == "age_years":
+            table[column] = table[column].where(parse_years(table[column]) <= OLDEST_YEARS)
+    finder = ImageFinder(folder, {path.name: path for path in list_images(folder) if spec.is_image(path)})
+    report = check_manifest(table, mapping, path.name, finder, seed, templates=True)
+    if report.cohort is not None:
+        report.cohort.attrs.pop(UNUSED, None)
+        report.cohort.attrs |= {name: note for name, note in table.attrs.items() if name != NESTED}
+    return report
+
+
+def check_manifest(
+    table: pd.DataFrame, mapping: ColumnMapping, origin: str, finder: ImageFinder, seed: int, templates: bool = False
+) -> ManifestReport:
+    """Build a cohort without raising and say everything that is wrong.
+
+    Args:
+        table: one row an image, every cell text or missing.
+        mapping: what its columns mean.
+        origin: what messages call it.
+        finder: of the image files.
+        seed: seed of the split and of template reports.
+        templates: whether an image whose report says nothing gets one that is written from its labels.
+    """
+    report = ManifestReport((), tuple(table.columns), table.index)
+    problems = _find_column_problems(table, mapping, origin)
+    if problems:
+        return replace(report, problems=tuple(problems))
+    cohort, problems = _translate(table, mapping, origin, finder, seed, templates)
+    files = [Path(image) for image in cohort["image_path"]]
+    absent = [number for number, file in enumerate(files) if not os.path.isfile(file)]
+    if len(files) and len(absent) == len(files):
+        problems.append(
+            f"none of the {len(files)} files named in column {mapping.columns['image_path']!r} of {origin} exists "
+            f"in {finder.folder}: set images to the subfolder in which the paths start."
+        )
+    named = {os.path.realpath(file) for file in files}
+    unlisted = tuple(image for image in finder.images if os.path.realpath(image) not in named)
+    if not problems:
+        try:
+            cohort = validate_cohort(cohort, origin)
+        except StudyError as error:
+            problems.append(str(error))
+    report = replace(report, problems=tuple(problems), without_image=tuple(absent), without_row=unlisted)
+    if problems:
+        return report
+    cohort.attrs[IMAGES_WITHOUT_ROW] = len(unlisted)
+    unused = _tell_unused(table, mapping)
+    cohort.attrs |= {UNUSED: unused} if unused else {}
+    return replace(report, cohort=cohort)
+
+
+# --- official layouts -------------------------------------------------------------------------------------------------
+
+
+def _find_official_table(folder: Path, spec: DatasetSpec) -> Path:
+    if not spec.tables:
+        return folder
+    path = next((folder / name for name in spec.tables if (folder / name).is_file()), None)
+    if path is None:
+        raise StudyError(
+            f"{folder} has no {' or '.join(spec.tables)}: set data_root to the folder that holds {spec.holding}."
+        )
+    return path
+
+
+def _read_official_split(
+    table: pd.DataFrame, folder: Path, spec: DatasetSpec
+) -> tuple[pd.DataFrame, Mapping[str, object]]:
+    """The table with a column of the splits that the official lists make, if they are there, and the mapping."""
+    lists = {
+        split: set(path.read_text().split())
+        for split, name in spec.split_lists.items()
+        if (path := folder / name).is_file()
+    }
+    if not lists:
+        return table, spec.columns
+    names = table[spec.columns["image_path"]]
+    listed = pd.DataFrame({split: names.isin(images) for split, images in lists.items()})
+    if len(lists) == len(spec.split_lists) - 1:
+        listed[next(split for split in spec.split_lists if split not in lists)] = ~listed.any(axis=1)
+    wrong = table.index[listed.sum(axis=1) != 1]
+    if len(wrong):
+        raise StudyError(
+            f"{len(wrong)} images (the first is that of {name_place(wrong, 0)}) are in neither or in both of "
+            f"{' and '.join(spec.split_lists.values())}: mend the lists, or take both away to split patients at random."
+        )
+    return table.assign(**{_SPLIT: listed.idxmax(axis=1).astype("str")}), {**spec.columns, "split": _SPLIT}
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _find_column_problems(table: pd.DataFrame, mapping: ColumnMapping, origin: str) -> list[str]:
+    has = f"it has {', '.join(map(repr, table.columns))}"
+    problems = [
+        f"the mapping has no column {name!r}: it can have {', '.join(MAPPED)}."
+        for name in mapping.columns
+        if name not in MAPPED
+    ]
+    if "image_path" not in mapping.columns:
+        problems.append(f"the mapping does not say which column of {origin} holds image_path; {has}.")
+    if "patient_id" not in mapping.columns:
+        problems.append(f"the mapping does not say which column of {origin} holds patient_id; {has}; {EACH_ANOTHER}.")
+    if not mapping.report_columns() and not mapping.findings():
+        problems.append(f"the mapping names neither a report nor findings of {origin}, so no image has a text; {has}.")
+    for what, name in _list_asked(table, mapping):
+        if name in table.attrs.get(NESTED, ()):
+            problems.append(
+                f"column {name!r} of {origin}, for {what}, holds lists or the like: write one value a cell."
+            )
+        elif name not in table:
+            hint = f"; {EACH_ANOTHER}" if what == "patient_id" else ""
+            problems.append(f"{origin} has no column {name!r} for {what}; {has}{hint}.")
+    problems += [
+        f"a finding cannot be named {finding!r}, which is a column of its own in a cohort: rename it in 'findings'."
+        for finding in mapping.findings()
+        if finding in RESERVED_COLUMNS
+    ]
+    problems += [
+        f"a finding cannot be named {finding!r}, because columns that begin with {OUTCOME_PREFIX!r} are outcomes: "
+        "rename it in 'findings', or move it to 'outcomes'."
+        for finding in mapping.findings()
+        if finding.startswith(OUTCOME_PREFIX)
+    ]
+    if table.empty:
+        problems.append(f"{origin} has no rows.")
+    return problems
+
+
+def _list_asked(table: pd.DataFrame, mapping: ColumnMapping) -> list[tuple[str, str]]:
+    """What the mapping takes from the table, in words, and the column it takes it from."""
+    asked = [*mapping.single_columns().items(), *(("report", name) for name in mapping.report_columns())]
+    asked += [(f"the finding {finding!r}", name) for finding, name in mapping.findings().items()]
+    outcomes = mapping.outcomes(table).items()
+    return asked + [(f"the outcome {name.removeprefix(OUTCOME_PREFIX)!r}", own) for name, own in outcomes]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _translate(
+    table: pd.DataFrame, mapping: ColumnMapping, origin: str, finder: ImageFinder, seed: int, templates: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """The cohort, and what is wrong with it that the contract's own validation would not tell as well."""
+    cells = {name: table[column] for name, column in mapping.single_columns().items()}
+    paths = (
+        cells["image_path"].fillna("").str.replace("\0", "").str.strip().str.replace("\\", "/").str.removeprefix("./")
+    )
+    files = [finder.find(name) for name in paths]
+    ids = {name: normalise_ids(cells[name]) for name in ("image_id", "patient_id", "study_id") if name in cells}
+    problems = _find_id_problems({"image_path": normalise_ids(paths), **ids}, origin)
+    problems += _find_shared_files(files, table.index, mapping, origin) if not problems else []
+    own = ids.get("image_id", normalise_ids(paths)).fillna("")
+    cohort = pd.DataFrame(
+        {name: mapping.source + "/" + ids.get(name, own).fillna("") for name in ("image_id", "patient_id", "study_id")}
+    )
+    if "patient_id" in ids:
+        cohort["patient_id"], unified = unify_patients(cohort["patient_id"])
+        cohort.attrs |= {PATIENTS_UNIFIED: unified} if unified else {}
+    cohort["source"] = mapping.source
+    cohort["image_path"] = [str(file) for file in files]
+    for name in ("view", "sex", "split"):
+        if name in cells:
+            cohort[name] = _translate_words(cells[name], name, mapping).where(cells[name].notna(), UNSAID[name])
+            problems += _find_unknown_words(cohort[name], cells[name], name, origin)
+        elif name != "split":
+            cohort[name] = "unknown"
+    cohort["age_years"] = parse_years(cells["age_years"]) if "age_years" in cells else float("nan")
+    if "age_years" in cells:
+        problems += _find_wrong_ages(cohort["age_years"], cells["age_years"], origin)
+    for finding, column in mapping.findings().items():
+        cohort[finding] = _translate_words(table[column], "labels", mapping)
+    for name, column in mapping.outcomes(table).items():
+        is_time = name.endswith(YEARS_SUFFIX)
+        cohort[name] = table[column].str.strip() if is_time else _translate_words(table[column], "outcomes", mapping)
+    problems += _find_wrong_labels(cohort, table, mapping, origin)
+    if problems:
+        return cohort, problems
+    cohort = cohort.astype(dict.fromkeys(mapping.findings(), "Int8"))
+    _write_reports(cohort, table, mapping, seed, templates)
+    if "split" not in cells:
+        return split_patients(cohort, mapping.fractions, seed), []
+    if not (cohort["split"] == "validate").any():
+        return carve_validation(cohort, VALIDATE_SHARE, seed), []
+    return cohort, []
+
+
+def _translate_words(cells: pd.Series, kind: str, mapping: ColumnMapping) -> pd.Series:
+    """Words of the table as values of the contract; unknown words stay as they are, empty cells become None."""
+    words = mapping.words(kind)
+    translated = [None if pd.isna(cell) else words.get(plain_word(cell), cell) for cell in cells]
+    return pd.Series(translated, index=cells.index, dtype="object")
+
+
+def _write_reports(
+    cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, seed: int, templates: bool
+) -> None:
+    columns = mapping.report_columns()
+    cohort["report"] = [
+        "\n".join(_head_section(column, row[column]) for column in columns if not says_nothing(row[column]))
+        for row in table[columns].fillna("").to_dict("records") or [{}] * len(table)
+    ]
+    cohort["report_origin"] = "written"
+    if templates or not columns:
+        silent = cohort["report"] == ""
+        labels = cohort.loc[silent, list(mapping.findings())].to_dict("records")
+        cohort.loc[silent, "report"] = [
+            template_report(row, image_id, seed, mapping.word_budget)
+            for row, image_id in zip(labels, cohort.loc[silent, "image_id"], strict=True)
+        ]
+        cohort.loc[silent, "report_origin"] = "template"
+    cohort["report_origin"] = cohort["report_origin"].where(cohort["report"] != "", "none")
+
+
+def _head_section(column: str, text: str) -> str:
+    """A column that is named like a section opens that section."""
+    is_section = any(column.lower() in headings for headings in SECTION_HEADINGS.values())
+    return f"{column.upper()}: {text}" if is_section else text
+
+
+# --- problems ---------------------------------------------------------------------------------------------------------
+
+
+def _find_id_problems(ids: Mapping[str, pd.Series], origin: str) -> list[str]:
+    problems = []
+    for name, cells in ids.items():
+        problems += _find_empty_cells(cells, origin)
+        problems += _find_duplicates(cells, origin) if name.startswith("image") else _find_rounded(cells, origin)
+    return problems
+
+
+def _find_empty_cells(cells: pd.Series, origin: str) -> list[str]:
+    empty = np.flatnonzero(cells.isna())
+    if not len(empty):
+        return []
+    return [
+        f"{origin}: {name_place(cells.index, empty[0])}, column {cells.name!r} is empty ({len(empty)} rows are; "
+        "nan, unknown or -1 say no more): fill it in."
+    ]
+
+
+def _find_duplicates(names: pd.Series, origin: str) -> list[str]:
+    repeated = names.duplicated() & names.notna()
+    if not repeated.any():
+        return []
+    again = int(repeated.argmax())
+    first = int((names == names.iloc[again]).argmax())
+    return [
+        f"{origin}: {name_place(names.index, first)} and {name_place(names.index, again)} hold the same in column "
+        f"{names.name!r} ({names[repeated].nunique()} images repeat): give each image one row."
+    ]
+
+
+def _find_rounded(ids: pd.Series, origin: str) -> list[str]:
+    rounded = np.flatnonzero(ids.map(is_rounded, na_action="ignore").eq(True))
+    if not len(rounded):
+        return []
+    return [
+        f"{origin}: {name_place(ids.index, rounded[0])}, column {ids.name!r} holds a number that a spreadsheet has "
+        f"rounded, as in 1.2E+15 ({len(rounded)} rows do): save the identifiers as text."
+    ]
+
+
+def _find_shared_files(files: list[Path], places: pd.Index, mapping: ColumnMapping, origin: str) -> list[str]:
+    shared = find_shared_files(files)
+    if not shared:
+        return []
+    first, second = (name_place(places, number) for number in shared[0][:2])
+    return [
+        f"{origin}: {first} and {second} name the same file in column {mapping.columns['image_path']!r}, written in "
+        f"two ways ({len(shared)} files are named more than once): give each image one row."
+    ]
+
+
+def _find_unknown_words(translated: pd.Series, cells: pd.Series, kind: str, origin: str) -> list[str]:
+    allowed = sorted(set(WORDS[kind].values()))
+    wrong = np.flatnonzero(~translated.isin(allowed))
+    if not len(wrong):
+        return []
+    cell = cells.iloc[wrong[0]]
+    held = "is empty" if pd.isna(cell) else f"holds {show_value(cell, cells)}"
+    return [
+        f"{origin}: {name_place(cells.index, wrong[0])}, column {cells.name!r} {held}; expected one of "
+        f"{', '.join(allowed)}, or an entry under 'values: {kind}' that says what it means."
+    ]
+
+
+def _find_wrong_ages(years: pd.Series, cells: pd.Series, origin: str) -> list[str]:
+    wrong = np.flatnonzero((years.isna() & cells.notna()) | (years > 120))
+    if not len(wrong):
+        return []
+    return [
+        f"{origin}: {name_place(cells.index, wrong[0])}, column {cells.name!r} holds "
+        f"{show_value(cells.iloc[wrong[0]], cells)}; expected an age from 0 to 120 years, or empty."
+    ]
+
+
+def _find_wrong_labels(cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, origin: str) -> list[str]:
+    problems = []
+    for finding, column in mapping.findings().items():
+        wrong = np.flatnonzero(cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1]))
+        if len(wrong):
+            problems.append(
+                f"{origin}: {name_place(table.index, wrong[0])}, column {column!r} holds "
+                f"{show_value(table[column].iloc[wrong[0]], table[column])}; a label is 1 (present), 0 (absent), "
+                "-1 (uncertain) or empty (not stated), or an entry under 'values: labels' that says what it means."
+            )
+    return problems
+
+
+def _tell_unused(table: pd.DataFrame, mapping: ColumnMapping) -> str:
+    """Which columns nothing uses, and how those that look like a column of the contract would be."""
+    used = {name for _, name in _list_asked(table, mapping)} | {"source", "report_origin"}
+    unused = [name for name in table.columns if name not in used and not name.startswith("__")]
+    if not unused:
+        return ""
+    guessed = {name: column for name, column in guess_names(table.columns).items() if column in unused}
+    guessed = {name: column for name, column in guessed.items() if name not in mapping.columns}
+    add = ", ".join(f"{name}: {column}" for name, column in guessed.items())
+    verb = "is" if len(unused) == 1 else "are"
+    return f"{', '.join(unused)} {verb} not used{f': add {add}' if add else ''}."
