@@ -41,67 +41,10 @@ resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 
 # %%
-import numpy as np
-import pandas as pd
-from IPython.display import display
+from chexstudy.plots import figures
+from chexstudy.study import open_study
 
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import read_cohort
-from chexstudy.label_planning.accuracy import (
-    correlate_early,
-    judge_early_claim,
-    measure_families,
-    measure_forecasts,
-)
-from chexstudy.label_planning.costs import ReadingCost, price_plans
-from chexstudy.label_planning.curves import (
-    CurveDesign,
-    count_test_labels,
-    measure_curves,
-    plan_draws,
-    read_settings,
-)
-from chexstudy.label_planning.encoders import freeze_encoders, list_exposures
-from chexstudy.label_planning.fitting import compare_families
-from chexstudy.label_planning.observations import list_curves
-from chexstudy.label_planning.planner import (
-    forecast_plateau,
-    infer_by_encoder,
-    plan_labels,
-)
-from chexstudy.label_planning.posterior import trace_bands
-from chexstudy.label_planning.tabulation import tabulate_planning
-from chexstudy.results import add_results
-from chexstudy.workflow.notebook import start_notebook
-from chexstudy.plots.label_budget import (
-    describe_curves,
-    describe_early,
-    describe_families,
-    describe_forecasts,
-    describe_plans_drawn,
-    describe_prevalence,
-    plot_curves,
-    plot_early,
-    plot_families,
-    plot_forecasts,
-    plot_plans,
-    plot_prevalence,
-    select_curves,
-    select_early,
-    select_prevalence,
-)
-from chexstudy.plots.style import save_figure
-from chexstudy.devices import choose_device
-
-run = start_notebook("11_plan_labels", globals())
-cohort = read_cohort(run.require("cohort.parquet"))
-design = CurveDesign((*grid, "all"), draws, unit, balance, nested, head=budget_head, seed=seed)
-reading = ReadingCost(minutes_per_case, readers, price_per_hour, currency=currency)
-prevalence = select_prevalence(cohort)
-counts, refused = plan_draws(cohort, design)
-labelled = bool(counts)
-if not labelled:
-    print("no finding of the cohort has labels enough for a learning curve: there is nothing to plan from")
+study = open_study("11_plan_labels", globals())
 
 # %% [markdown]
 # ## T1. What there is to draw
@@ -110,13 +53,18 @@ if not labelled:
 # are listed with the reason; no count of cases is drawn that would hold no positive at the finding's prevalence.
 
 # %%
-if len(prevalence):
-    available = plot_prevalence(prevalence)
-    save_figure(run, available, "label_prevalence", describe_prevalence(prevalence), prevalence)
-    display(available)
+from chexstudy.plots.label_budget import select_prevalence
+
+prevalence = select_prevalence(study.cohort)
+figures.label_prevalence.show(study, prevalence)
 
 # %%
-refused.assign(n=refused.n.where(refused.n > 0, "any")) if len(refused) else "every label count can be drawn"
+from chexstudy.label_planning.curves import CurveDesign
+from chexstudy.label_planning.study_planning import LabelPlanning
+
+design = CurveDesign((*grid, "all"), draws, unit, balance, nested, head=budget_head, seed=seed)
+planning = LabelPlanning(study.evaluation(), encoders, design, pool_findings, early, forecast_from)
+planning.refused.assign(n=planning.refused.n.where(planning.refused.n > 0, "any"))
 
 # %% [markdown]
 # ## Measure
@@ -126,12 +74,7 @@ refused.assign(n=refused.n.where(refused.n > 0, "any")) if len(refused) else "ev
 # are spent, too.
 
 # %%
-if labelled:
-    device_name = str(choose_device(device))
-    features = freeze_encoders(run, cohort, open_pixel_store(run), encoders, seed, device_name)
-    table = measure_curves(run, cohort, features, design)
-    curves = list_curves(table)
-    display(read_settings(run))
+planning.settings
 
 # %% [markdown]
 # ## L1. Learning curves
@@ -140,12 +83,7 @@ if labelled:
 # place of a point: findings of one encoder are inferred together, so that those with few labels borrow from the others.
 
 # %%
-if labelled:
-    posteriors = infer_by_encoder(curves, seed, pool_findings)
-    bands = trace_bands(posteriors)
-    learning = plot_curves(table, bands)
-    save_figure(run, learning, "learning_curves", describe_curves(table, bands), select_curves(table, bands))
-    display(learning)
+figures.learning_curves.show(study, planning.table, planning.bands)
 
 # %% [markdown]
 # ## L2. Which family of curves
@@ -153,15 +91,7 @@ if labelled:
 # Judged by label counts that were held out of the fit, beyond those fitted to and between them.
 
 # %%
-if labelled:
-    errors = compare_families(curves)
-    by_family = measure_families(errors, np.random.default_rng(seed), resamples)
-    if len(by_family):
-        families = plot_families(by_family)
-        save_figure(run, families, "curve_families", describe_families(by_family), by_family)
-        display(families)
-    else:
-        print("the curves have too few label counts to leave one out")
+figures.curve_families.show(study, planning.families)
 
 # %% [markdown]
 # ## L3. Forecasts
@@ -170,78 +100,48 @@ if labelled:
 # truth in 95 of 100 curves; what it does is in the figure, with findings taken together and each alone.
 
 # %%
-starts = sorted({early, *forecast_from})
-if labelled:
-    forecasts = forecast_plateau(curves, starts, seed, pool_findings)
-    forecasts_alone = forecast_plateau(curves, starts, seed, pool=False)
-    testable = bool(forecasts.error.notna().any())
-    accuracy = measure_forecasts(forecasts, np.random.default_rng(seed), resamples)
-    accuracy_alone = measure_forecasts(forecasts_alone, np.random.default_rng(seed), resamples)
-    if testable:
-        foretold = plot_forecasts(accuracy, accuracy_alone)
-        save_figure(run, foretold, "label_forecasts", describe_forecasts(accuracy), accuracy)
-        display(foretold)
-    else:
-        print("no curve has three label counts up to those asked for and one beyond: nothing was forecast")
+figures.label_forecasts.show(study, planning.accuracy, planning.accuracy_alone)
 
 # %% [markdown]
 # ## L5. The early slope and the published claim
 
 # %%
-if labelled:
-    correlations = correlate_early(forecasts, early, np.random.default_rng(seed), resamples)
-    print(judge_early_claim(accuracy, correlations, early, unit))
-    shown = (forecasts, correlations, early)
-    if len(select_early(forecasts, early)):
-        slopes = plot_early(*shown)
-        save_figure(run, slopes, "early_slope", describe_early(*shown), select_early(forecasts, early))
-        display(slopes)
+print(planning.claim)
+figures.early_slope.show(study, planning.forecasts, planning.correlations, early)
 
 # %% [markdown]
 # ## L4. Labels for a target
 #
-# How many more labels, from all that there are; in words for the first encoder. Where the interval has no end the answer
+# How many more labels, from all that there are. Where the interval has no end the answer
 # is that it cannot be told yet. Prices are of what is to be read.
 
 # %%
-if labelled:
-    shares = dict(prevalence.set_index("finding").prevalence)
-    test_counts = count_test_labels(cohort, counts) if population else None
-    plans = plan_labels(curves, target, seed, pool_findings, reading.price(1), shares, test_counts)
-    for row in plans[plans.encoder == plans.encoder[0]].itertuples():
-        print(f"{row.finding}, {row.encoder}: {row.answer}.")
+from chexstudy.label_planning.costs import ReadingCost, tabulate_readings
+
+reading = ReadingCost(minutes_per_case, readers, price_per_hour, currency=currency)
+plans, priced = planning.plan(target, reading, prevalence, population)
+figures.labels_needed.show(study, plans, priced)
 
 # %%
-if labelled:
-    observed = prevalence.set_index("finding").known_train
-    priced = price_plans(plans, reading, shares, dict(observed))
-    needed = plot_plans(plans)
-    save_figure(run, needed, "labels_needed", describe_plans_drawn(plans), priced)
-    display(needed)
-    columns = {"read": "cases to read", "read_low": "at least", "read_high": "at most", "hours": "hours of reading"}
-    columns |= {"price": f"price ({currency})", "price_high": f"price at most ({currency})"}
-    open_plans = priced[priced.state != "reached"].rename(columns=columns)
-    display(open_plans[["encoder", "finding", "state", *columns.values()]].round(1))
+tabulate_readings(priced, currency).round(1)
 
 # %% [markdown]
 # ## Into the results table
 
 # %%
-rows = pd.DataFrame()
-if labelled:
-    exposures = list_exposures(features)
-    rows = add_results(run, tabulate_planning(table, refused, accuracy, forecasts, plans, errors, exposures))
-rows.groupby(["task", "metric"]).size() if labelled else "nothing was measured"
+from chexstudy.results import add_results
+
+rows = add_results(study.run, planning.list_rows(plans))
+len(rows)
 
 # %% [markdown]
 # ## What must hold
+#
+# And what the plan says of the first encoder, in sentences made from its numbers.
 
 # %%
-if labelled:
-    assert set(table.encoder) | {"all"} == set(exposures)
-    assert table.auroc.between(0, 1).all()
-    everything = table.groupby(["encoder", "finding"]).n.max()
-    assert (everything <= (cohort.split == "train").sum()).all()
-    assert (plans.need_low <= plans.need_high).all()
-    assert {"learning_curve", "label_forecast", "label_plan", "curve_family"} <= set(rows.task)
-print(f"{len(counts)} findings with a learning curve")
+from chexstudy.label_planning.planner import state_plans
+
+assert rows.query("task == 'learning_curve' and metric == 'auroc'").value.dropna().between(0, 1).all()
+for sentence in state_plans(plans):
+    print(sentence)

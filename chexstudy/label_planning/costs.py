@@ -14,6 +14,7 @@ from scipy.special import betainc
 from scipy.stats import beta
 
 from chexstudy.errors import StudyError
+from chexstudy.label_planning.planner import REACHED
 from chexstudy.statistics.bootstrap import CONFIDENCE
 
 # Equally likely values that stand for the posterior of a prevalence: far more than an interval's ends can tell apart.
@@ -123,3 +124,18 @@ def price_plans(
         priced[f"hours{end}"] = [cost.hours(one) for one in cases]
         priced[f"price{end}"] = [cost.price(one) for one in cases]
     return priced
+
+
+def tabulate_readings(priced: pd.DataFrame | None, currency: str) -> pd.DataFrame:
+    """What is still to be read for the target, for the eye.
+
+    Args:
+        priced: of `price_plans`; None gives an empty table.
+        currency: as written behind an amount.
+    """
+    columns = {"read": "cases to read", "read_low": "at least", "read_high": "at most", "hours": "hours of reading"}
+    columns |= {"price": f"price ({currency})", "price_high": f"price at most ({currency})"}
+    names = ["encoder", "finding", "state", *columns.values()]
+    if priced is None:
+        return pd.DataFrame(columns=names)
+    return priced[priced.state != REACHED].rename(columns=columns)[names]

@@ -362,3 +362,9 @@ def _join(plans: pd.DataFrame, name: str, form: str) -> list[str]:
 
     columns = (plans[f"{name}{end}"] for end in _THREE)
     return [f"{show(one)} ({show(low)} to {show(high)})" for one, low, high in zip(*columns, strict=True)]
+
+
+def state_plans(plans: pd.DataFrame | None) -> list[str]:
+    """The answers of `plan_labels` for the first encoder, in sentences; None gives none."""
+    first = plans[plans.encoder == plans.encoder.iloc[0]] if plans is not None else pd.DataFrame()
+    return [f"{row.finding}, {row.encoder}: {row.answer}." for row in first.itertuples()]

@@ -1,0 +1,149 @@
+"""Label planning of one study, step by step; each step is computed when it is first asked for.
+
+Where no finding has labels enough for a learning curve, every step is None.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.label_planning.accuracy import correlate_early, judge_early_claim, measure_families, measure_forecasts
+from chexstudy.label_planning.costs import ReadingCost, price_plans
+from chexstudy.label_planning.curves import CurveDesign, count_test_labels, measure_curves, plan_draws, read_settings
+from chexstudy.label_planning.encoders import freeze_encoders, list_exposures
+from chexstudy.label_planning.fitting import compare_families
+from chexstudy.label_planning.observations import LearningCurve, list_curves
+from chexstudy.label_planning.planner import forecast_plateau, infer_by_encoder, plan_labels
+from chexstudy.label_planning.posterior import trace_bands
+from chexstudy.label_planning.tabulation import tabulate_planning
+from chexstudy.results import COLUMNS
+
+
+def _step(compute: Callable) -> cached_property:
+    @wraps(compute)
+    def guarded(planning):
+        return compute(planning) if planning.counts else None
+
+    return cached_property(guarded)
+
+
+class LabelPlanning:
+    """What labels of a study's findings are worth on frozen encoders.
+
+    Args:
+        evaluation: the study, its cohort and pixels, resamples, seed and device.
+        encoders: as in `freeze_encoders`.
+        design: how the curves are measured.
+        pool: infer the curves of all findings of an encoder together.
+        early: label count the published claim is for.
+        forecast_from: label counts to forecast from.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        encoders: Sequence[str],
+        design: CurveDesign,
+        pool: bool,
+        early: int,
+        forecast_from: Sequence[int],
+    ):
+        self.run, self.cohort, self.evaluation = evaluation.run, evaluation.cohort, evaluation
+        self.encoders, self.design, self.pool, self.seed = list(encoders), design, pool, design.seed
+        self.early, self.starts = early, sorted({early, *forecast_from})
+        self.counts, self.refused = plan_draws(self.cohort, design)
+        if not self.counts:
+            print("No finding has labels enough for a learning curve: there is nothing to plan from.")
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    @_step
+    def features(self) -> dict:
+        """Of every image by each encoder."""
+        store, device = self.evaluation.store, self.evaluation.device
+        return freeze_encoders(self.run, self.cohort, store, self.encoders, self.seed, device)
+
+    @_step
+    def table(self) -> pd.DataFrame:
+        """The measured curves (`measure_curves`)."""
+        return measure_curves(self.run, self.cohort, self.features, self.design)
+
+    @_step
+    def settings(self) -> pd.DataFrame:
+        """Of the heads, and what their choice took."""
+        return read_settings(self.run) if len(self.table) else None
+
+    @_step
+    def curves(self) -> list[LearningCurve]:
+        return list_curves(self.table)
+
+    @_step
+    def bands(self) -> pd.DataFrame:
+        """The planner's posteriors as lines with 95 % intervals."""
+        return trace_bands(infer_by_encoder(self.curves, self.seed, self.pool))
+
+    @_step
+    def errors(self) -> pd.DataFrame:
+        """Of each family of curves at label counts left out of the fit."""
+        return compare_families(self.curves)
+
+    @_step
+    def families(self) -> pd.DataFrame:
+        return measure_families(self.errors, self._generator(), self.evaluation.resamples)
+
+    @_step
+    def forecasts(self) -> pd.DataFrame:
+        return forecast_plateau(self.curves, self.starts, self.seed, self.pool)
+
+    @_step
+    def accuracy(self) -> pd.DataFrame:
+        """Of the forecasts."""
+        return measure_forecasts(self.forecasts, self._generator(), self.evaluation.resamples)
+
+    @_step
+    def accuracy_alone(self) -> pd.DataFrame:
+        """Of forecasts that take each finding by itself."""
+        alone = forecast_plateau(self.curves, self.starts, self.seed, pool=False)
+        return measure_forecasts(alone, self._generator(), self.evaluation.resamples)
+
+    @_step
+    def correlations(self) -> pd.DataFrame:
+        """Of what the first labels show with what came of it."""
+        return correlate_early(self.forecasts, self.early, self._generator(), self.evaluation.resamples)
+
+    @property
+    def claim(self) -> str:
+        """What came of the published claim, in a sentence."""
+        if not self.counts:
+            return "There is no curve to hold the claim against."
+        return judge_early_claim(self.accuracy, self.correlations, self.early, self.design.unit)
+
+    def plan(
+        self, target: float, reading: ReadingCost, prevalence: pd.DataFrame, population: bool
+    ) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """Labels needed for a target AUROC (`plan_labels`), and the same with prices (`price_plans`).
+
+        Args:
+            target: AUROC.
+            reading: what a case costs.
+            prevalence: `finding`, `prevalence` and `known_train`, its known labels in training.
+            population: plan for patients at large, adding the test set's own uncertainty.
+        """
+        if not self.counts:
+            return None, None
+        of_finding = prevalence.set_index("finding")
+        shares, observed = dict(of_finding.prevalence), dict(of_finding.known_train)
+        test_counts = count_test_labels(self.cohort, self.counts) if population else None
+        plans = plan_labels(self.curves, target, self.seed, self.pool, reading.price(1), shares, test_counts)
+        return plans, price_plans(plans, reading, shares, observed)
+
+    def list_rows(self, plans: pd.DataFrame | None) -> pd.DataFrame:
+        """All of it as rows of the results table (`tabulate_planning`); none where nothing was measured."""
+        if not self.counts:
+            return pd.DataFrame(columns=COLUMNS)
+        exposures = list_exposures(self.features)
+        return tabulate_planning(self.table, self.refused, self.accuracy, self.forecasts, plans, self.errors, exposures)
