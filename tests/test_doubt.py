@@ -185,7 +185,6 @@ def test_the_review_list_holds_outliers_most_doubtful_first():
     assert list(review.prototype) == [2, 0, 4, 3]
     assert list(review.mismatch) == [4.5, 3.0, 3.0, 2.0]
     assert list(review.isolation) == [5.5, 4.0, 4.0, 3.0]
-    assert list(review_list(ledger, make_doubt([0] * 5), bands=("central",)).image_id) == ["b"]
     with pytest.raises(StudyError, match="3 scores of doubt for 5 rows"):
         review_list(ledger, make_doubt([1, 2, 3]))
 

@@ -45,7 +45,6 @@ def test_keep_rate_and_enrichment_worked_by_hand():
     assert pick(rates, "all").keep_rate == 0.5
     mass = pick(rates, "Mass")
     assert (mass.n, mass.kept, mass.keep_rate, mass.enrichment) == (2, 2, 1, 2)
-    assert (mass.base_share, mass.kept_share) == (2 / 8, 2 / 4)
     # Neither present nor uncertain: images 2 to 6.
     normal = pick(rates, "No Finding")
     assert (normal.n, normal.kept) == (5, 2)

@@ -24,8 +24,9 @@ def one_epoch(sizes):
     return pd.DataFrame({"image_id": [f"t/{row}" for row in range(len(step))], "epoch": 1, "step": step})
 
 
-def test_an_epoch_is_cut_into_stretches_of_about_equally_many_pairs():
-    stages = plan_stages(one_epoch([40, 40, 40, 40, 40, 5]), most=3)
+def test_an_epoch_is_cut_into_stretches_of_about_equally_many_pairs(monkeypatch):
+    monkeypatch.setattr("chexstudy.curation.records.stage_maps._MOST_STAGES", 3)
+    stages = plan_stages(one_epoch([40, 40, 40, 40, 40, 5]))
     assert [(stage.first_step, stage.last_step) for stage in stages] == [(100, 101), (102, 102), (103, 105)]
     # The first maps its own pairs, the others also those of the stretch before.
     assert [(stage.rows.min(), stage.rows.max(), len(stage.rows)) for stage in stages] == [

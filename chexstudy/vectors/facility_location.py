@@ -97,14 +97,7 @@ def _announce(features: np.ndarray, parts: list[np.ndarray], label: str) -> None
 
 
 class _Greedy:
-    """Exact lazy greedy on some rows of the features; row numbers are places among them.
-
-    Args:
-        features: ``(n, dim)``.
-        rows: those that take part, ascending.
-        count: how many to pick.
-        label: what progress is shown under.
-    """
+    """Exact lazy greedy on some ``rows`` of the features, ascending; row numbers are places among them."""
 
     def __init__(self, features: np.ndarray, rows: np.ndarray, count: int, label: str):
         self.features, self.rows, self.label = features, rows, label

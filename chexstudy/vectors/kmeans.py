@@ -28,9 +28,6 @@ def cluster_features(
 
     Returns:
         Centroids ``(clusters, dim)``, not normalised, on the device and of the type of ``features``.
-
-    Raises:
-        ValueError: there are fewer rows than clusters, or a feature is not finite.
     """
     if len(features) < clusters:
         raise ValueError(f"{clusters} clusters need at least as many rows, not {len(features)}")

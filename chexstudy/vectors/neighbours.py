@@ -38,8 +38,7 @@ def nearest_rows(
     """The nearest features of each point by Euclidean distance, exact within float32, nearest first.
 
     Args:
-        points: ``(m, dim)``.
-        features: ``(n, dim)``.
+        points, features: ``(m, dim)`` and ``(n, dim)``.
         count: how many, at most ``n`` (``n - 1`` without itself).
         without_self: points are the features, and no row is its own neighbour.
 
@@ -112,17 +111,10 @@ def neighbour_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
 
 
 def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
-    """One over the mean Euclidean distance to the nearest neighbours, exact within float32.
+    """One over the mean Euclidean distance of each image ``(images, dim)`` to its nearest others ``(images,)``.
 
-    Distances are measured block by block, on the GPU where there is one: time grows with the square of the number of
-    images, memory only with the number.
-
-    Args:
-        features: ``(images, dim)``.
-        neighbours: how many; the image itself is not one of them.
-
-    Returns:
-        ``(images,)``, per unit of distance; infinite where that many others lie on the same point.
+    Infinite where that many others lie on the same point. Time grows with the square of the number of images, memory
+    only with the number.
     """
     if neighbours < 1:
         raise StudyError(f"neighbours must be at least 1, not {neighbours}.")
@@ -137,12 +129,7 @@ def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
 
 
 def find_most_similar(rows: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with the largest inner product with each query, largest first. Exact, in blocks of queries.
-
-    Args:
-        rows: ``(n, dim)``.
-        queries: ``(q, dim)``.
-        count: how many, at most ``n``.
+    """The ``count`` rows ``(n, dim)`` with the largest inner product with each query ``(q, dim)``, largest first.
 
     Returns:
         Row numbers ``(q, count)`` int64 and inner products ``(q, count)`` float32; equal ones by row number.

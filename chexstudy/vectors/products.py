@@ -16,12 +16,8 @@ def multiply_rows(rows: Tensor, centres: Tensor, offsets: Tensor | None = None) 
     calls otherwise does so on one maker's only.
 
     Args:
-        rows: ``(n, dim)``.
-        centres: ``(count, dim)``, of the same type.
+        rows, centres: ``(n, dim)`` and ``(count, dim)``, of one type.
         offsets: ``(count,)``, or None for zeros.
-
-    Returns:
-        ``(n, count)``.
     """
     if offsets is None:
         offsets = centres.new_zeros(len(centres))

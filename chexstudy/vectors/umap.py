@@ -29,18 +29,14 @@ from chexstudy.vectors.neighbours import nearest_rows
 
 LARGEST_FIT = 50_000
 _SMALLEST_FIT = 16
+# How close points may lie on the map, UMAP's ``min_dist``.
+_MINIMUM_DISTANCE = 0.15
 # From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
 # points a quarter to a half as far (benchmarks/maps.py).
 _WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
 
 
-def fit_map(
-    features: np.ndarray,
-    seed: int,
-    neighbours: int = 30,
-    minimum_distance: float = 0.15,
-    start: np.ndarray | None = None,
-) -> np.ndarray:
+def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, start: np.ndarray | None = None) -> np.ndarray:
     """Coordinates of features on a map that keeps neighbours together.
 
     Equal rows get one point. Above ``LARGEST_FIT`` distinct rows a seeded sample is fitted and the others are placed
@@ -52,7 +48,6 @@ def fit_map(
         features: ``(n, dim)``, any float type, no NaN.
         seed: seed of the layout and of the sample.
         neighbours: how many neighbours count as near; small shows islands, large the overall shape.
-        minimum_distance: how close points may lie on the map, UMAP's ``min_dist``.
         start: coordinates ``(n, 2)`` the layout begins with; principal components if not given.
 
     Returns:
@@ -69,10 +64,10 @@ def fit_map(
     if len(distinct) < _SMALLEST_FIT:
         return (_oriented(_principal_plane(distinct)) if start is None else start)[place]
     if len(distinct) <= LARGEST_FIT:
-        return _fit_umap(distinct, seed, neighbours, minimum_distance, start)[place]
+        return _fit_umap(distinct, seed, neighbours, start)[place]
     sample = np.sort(np.random.default_rng(seed).choice(len(distinct), LARGEST_FIT, replace=False))
     chosen_start = None if start is None else start[sample]
-    fitted = _fit_umap(distinct[sample], seed, neighbours, minimum_distance, chosen_start)
+    fitted = _fit_umap(distinct[sample], seed, neighbours, chosen_start)
     coordinates = place_on_map(distinct, distinct[sample], fitted)
     coordinates[sample] = fitted
     return coordinates[place]
@@ -86,8 +81,7 @@ def read_or_fit_map(
     Args:
         run: the study.
         name: artifact of the map, for example ``embeddings/scoring/map.parquet``.
-        image_ids: the pairs, ``(n,)``.
-        features: ``(n, dim)``, in their order.
+        image_ids, features: the pairs ``(n,)`` and what the map is fitted on ``(n, dim)``.
         seed: as in `fit_map`.
         inputs: the artifacts that ``image_ids`` and ``features`` come from.
 
@@ -112,8 +106,7 @@ def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarr
 
     Args:
         points: ``(m, dim)``, for example prototypes.
-        features: ``(n, dim)``, the rows the map shows.
-        coordinates: ``(n, 2)``, their places on the map.
+        features, coordinates: ``(n, dim)`` and ``(n, 2)``, the rows the map shows and their places.
         neighbours: how many nearest features have a say.
 
     Returns:
@@ -141,8 +134,7 @@ def lay_over(coordinates: np.ndarray, fixed: np.ndarray, rows: np.ndarray | None
     The least-squares scale would be smaller the worse they agree, and a chain of maps would shrink.
 
     Args:
-        coordinates: ``(n, 2)``, the map to move.
-        fixed: ``(n, 2)``, where its points should lie.
+        coordinates, fixed: ``(n, 2)``, the map to move and where its points should lie.
         rows: compare these points only, all if not given; the others move along.
 
     Returns:
@@ -188,8 +180,7 @@ def trace_prototypes(
     Args:
         snapshots: prototypes ``(snapshots, count, dim)``.
         steps: one row a snapshot with ``snapshot``, ``step`` and ``phase``, in the order of ``snapshots``.
-        features: ``(n, dim)``, the rows the map shows.
-        coordinates: ``(n, 2)``, their places.
+        features, coordinates: as in `place_on_map`.
 
     Returns:
         One row a snapshot and prototype: ``snapshot``, ``step``, ``phase``, ``prototype``, ``x``, ``y``.
@@ -214,9 +205,7 @@ def _checked(features: np.ndarray, name: str) -> np.ndarray:
     return features
 
 
-def _fit_umap(
-    features: np.ndarray, seed: int, neighbours: int, minimum_distance: float, start: np.ndarray | None
-) -> np.ndarray:
+def _fit_umap(features: np.ndarray, seed: int, neighbours: int, start: np.ndarray | None) -> np.ndarray:
     # numba reads the variable when umap is first imported and fails where the installed package cannot be written to.
     compiled = paths.cache() / "numba"
     compiled.mkdir(parents=True, exist_ok=True)
@@ -232,7 +221,7 @@ def _fit_umap(
         begin = {"init": _turned_square(start), "n_epochs": _WARM_EPOCHS, "learning_rate": _WARM_LEARNING_RATE}
     layout = umap.UMAP(
         n_neighbors=neighbours,
-        min_dist=minimum_distance,
+        min_dist=_MINIMUM_DISTANCE,
         random_state=seed,
         n_jobs=1,
         precomputed_knn=(index, distance, None),

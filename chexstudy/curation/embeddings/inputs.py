@@ -31,13 +31,7 @@ _SECONDS_TO_JUDGE = 2.0
 
 
 def read_columns(path: Path, needed: Sequence[str], optional: Sequence[str] | None = ()) -> pd.DataFrame:
-    """Columns of a CSV or Parquet table.
-
-    Args:
-        path: the file.
-        needed: columns it must have.
-        optional: columns that are read where they are there; None reads all.
-    """
+    """Columns of a CSV or Parquet table: those needed, and those of the optional that are there; None reads all."""
     table = read_typed_table(path, None if optional is None else [*needed, *optional])
     missing = [name for name in needed if name not in table]
     if missing:
@@ -47,11 +41,7 @@ def read_columns(path: Path, needed: Sequence[str], optional: Sequence[str] | No
 
 
 def read_image_ids(path: Path) -> np.ndarray:
-    """The ids of the rows of an embedding file, from the column ``image_id`` of a CSV or Parquet table.
-
-    Returns:
-        ``(rows,)`` of texts or whole numbers.
-    """
+    """The ids of the rows of an embedding file ``(rows,)``, texts or whole numbers, from the column ``image_id``."""
     ids, name = read_columns(path, ["image_id"])["image_id"], str(path)
     places, ids = ids.index, ids.reset_index(drop=True)
     if not len(ids):
@@ -84,13 +74,9 @@ def _refuse_repeats(ids: pd.Series, places: pd.Index, name: str) -> None:
 def read_matching_table(
     path: Path, image_ids: np.ndarray, needed: Sequence[str] = (), optional: Sequence[str] | None = ()
 ) -> pd.DataFrame:
-    """Rows of a table in the order of ``image_ids``; rows of other images are left out.
+    """Rows of a table in the order of ``image_ids`` ``(rows,)``; rows of other images are left out.
 
-    Args:
-        path: a CSV or Parquet table with a column ``image_id``.
-        image_ids: ``(rows,)``, each once.
-        needed: further columns it must have.
-        optional: columns that are read where they are there; None reads all.
+    It has a column ``image_id``, and those of `read_columns`.
     """
     table = read_columns(path, ["image_id", *needed], optional)
     ids, wanted = normalise_ids(table.image_id), normalise_ids(pd.Series(image_ids))
@@ -107,11 +93,7 @@ def read_matching_table(
 
 
 def read_losses(path: Path, image_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Losses in the order of ``image_ids``, from columns ``loss`` and, if there is one, ``reference_loss``.
-
-    Returns:
-        By column ``(rows,)``, float64.
-    """
+    """Losses ``(rows,)`` in the order of ``image_ids``: of ``loss`` and, if there is one, of ``reference_loss``."""
     table = read_matching_table(path, image_ids, ["loss"], ["reference_loss"])
     losses = {name: table[name] for name in ("loss", "reference_loss") if name in table}
     return {name: _read_numbers(column, f"column {name!r} of {path}") for name, column in losses.items()}
@@ -226,10 +208,7 @@ def _blocks(embeddings: np.ndarray, name: str) -> Iterator[slice]:
 def allocate_features(rows: int, dim: int, folder: Path) -> np.ndarray:
     """An array ``(rows, dim)``, float32, to write features to: in memory, or on disk where it is too large for that.
 
-    Args:
-        rows: number of rows.
-        dim: numbers a row.
-        folder: where the file lies meanwhile; it has no name and is gone with the array.
+    The file in ``folder`` has no name and is gone with the array.
     """
     size = rows * dim * 4
     if size <= _largest_in_memory():

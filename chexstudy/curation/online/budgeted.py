@@ -71,11 +71,7 @@ _HALF_LIFE = 4096
 
 
 class BudgetedCurator:
-    """Prototype bands at an exact budget; see the module.
-
-    Args:
-        config: its constants.
-    """
+    """Prototype bands at an exact budget; see the module and `chexstudy.curation.online.curators.Curator`."""
 
     scores = True
 
@@ -86,12 +82,7 @@ class BudgetedCurator:
     # --- epochs ---------------------------------------------------------------------------------------------------
 
     def warm_up(self, features: Tensor, rows: Tensor) -> None:
-        """Fit the first prototypes and settle the running quantiles on a sample.
-
-        Args:
-            features: unit-norm joint features of the sample ``(n, dim)``.
-            rows: row numbers of its pairs ``(n,)``, int64.
-        """
+        """Fit the first prototypes and settle the running quantiles on a sample."""
         self._allocate(initial_prototypes(features, self.config))
         rows = rows.to(features.device)
         start = self.prototypes
@@ -105,7 +96,6 @@ class BudgetedCurator:
         self._open(pairs, count_budget(self.config.budget, pairs))
 
     def state_dict(self) -> dict:
-        """Everything the curator needs to go on, as tensors and plain values."""
         return {
             "prototypes": self.prototypes,
             "distances": self._distances.state_dict(),
@@ -117,7 +107,6 @@ class BudgetedCurator:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
         self._allocate(state["prototypes"])
         for name, part in (("distances", self._distances), ("novelties", self._novelties), ("bank", self._bank)):
             part.load_state_dict(state[name])
@@ -130,17 +119,7 @@ class BudgetedCurator:
     def choose(
         self, step: int, rows: Tensor, features: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Selection]:
-        """Decide on a super-batch; nothing is left to chance.
-
-        Args:
-            step: number of the super-batch.
-            rows: row numbers of its pairs ``(batch,)``, int64, on any device.
-            features: unit-norm joint features ``(batch, dim)``.
-            generator: not used.
-
-        Returns:
-            The mask of kept pairs and the selection.
-        """
+        """Decide on a super-batch; nothing is left to chance."""
         if len(rows) > self._left:
             raise StudyError(
                 f"the curator was told of {self._left} more pairs in this epoch but was given {len(rows)}: announce "
@@ -177,10 +156,7 @@ class BudgetedCurator:
         return _concatenate(decided)
 
     def update(self, features: Tensor, kept: Tensor) -> Tensor:
-        """How many pairs each prototype was assigned in the updates during the last `choose` ``(K,)``.
-
-        Prototypes move there, at the ends of virtual batches; the arguments are not used.
-        """
+        """How many pairs each prototype was assigned in the last `choose` ``(K,)``, where prototypes move."""
         return self._usage
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -302,10 +278,7 @@ class BudgetedCurator:
 def _divide_share(wanted: Tensor, members: Tensor, config: CuratorConfig) -> tuple[Tensor, Tensor]:
     """How much of the support band ``()`` and of each prototype's central members ``(K,)`` the share wanted pays for.
 
-    Args:
-        wanted: share of all pairs to keep ``()``.
-        members: share of all pairs that each prototype has ``(K,)``.
-        config: the bands and the outliers' policy.
+    ``wanted`` is the share of all pairs to keep ``()``, ``members`` that which each prototype has ``(K,)``.
     """
     support = config.outlier_quantile - config.support_quantile
     outliers = 1 - config.outlier_quantile if config.outlier_policy == "keep" else 0.0
@@ -326,10 +299,7 @@ def _divide_share(wanted: Tensor, members: Tensor, config: CuratorConfig) -> tup
 def _meet_budget(selection: Selection, budget: Tensor, left: int) -> Selection:
     """Keep fewer or more pairs of a batch where the epoch's budget could not be met otherwise.
 
-    Args:
-        selection: what the bands decided.
-        budget: pairs that may still be kept before this batch ``()``.
-        left: pairs of the epoch still to come, this batch included.
+    ``budget`` pairs may still be kept ``()`` of the ``left`` still to come, this batch included.
     """
     batch = len(selection.kept)
     return _bound_kept(selection, (budget - (left - batch)).clamp(min=0), budget.clamp(max=batch))

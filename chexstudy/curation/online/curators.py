@@ -20,7 +20,6 @@ class Curator(Protocol):
 
     def begin_epoch(self, pairs: int) -> None:
         """Called before an epoch in which ``pairs`` pairs will be considered."""
-        ...
 
     def choose(
         self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
@@ -36,7 +35,6 @@ class Curator(Protocol):
         Returns:
             The mask of kept pairs ``(batch,)`` and, if there are grounds to record, the selection.
         """
-        ...
 
 
 class ScoringCurator(Curator, Protocol):
@@ -46,35 +44,23 @@ class ScoringCurator(Curator, Protocol):
 
     def warm_up(self, features: Tensor, rows: Tensor) -> None:
         """Fit the first prototypes on a sample's unit-norm joint features ``(n, dim)`` with row numbers ``(n,)``."""
-        ...
 
     def update(self, features: Tensor, kept: Tensor) -> Tensor:
-        """Move the prototypes after a super-batch.
-
-        Args:
-            features: unit-norm joint features of the considered pairs ``(batch, dim)``.
-            kept: which of them were kept ``(batch,)``.
+        """Move the prototypes after a super-batch ``(batch, dim)`` of which some were ``kept`` ``(batch,)``.
 
         Returns:
             How many pairs each prototype was assigned ``(K,)``.
         """
-        ...
 
     def state_dict(self) -> dict:
         """Everything needed to go on, as tensors and plain values."""
-        ...
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
-        ...
 
 
 class PrototypeCurator:
-    """The published online curator: prototypes, distance bands, moving average (CheXficient).
-
-    Args:
-        config: its constants.
-    """
+    """The published online curator: prototypes, distance bands, moving average (CheXficient)."""
 
     scores = True
 
@@ -119,11 +105,7 @@ def build_curator(config: CuratorConfig) -> ScoringCurator:
 
 
 class RandomCurator:
-    """Keeps as many pairs of each super-batch as another curator kept there, drawn uniformly: the paired control.
-
-    Args:
-        kept_by_step: number to keep of each super-batch.
-    """
+    """Keeps as many pairs of each super-batch as another curator kept there, drawn uniformly: the paired control."""
 
     scores = False
 
@@ -142,11 +124,7 @@ class RandomCurator:
 
 
 class SubsetCurator:
-    """Keeps the pairs of a subset chosen beforehand.
-
-    Args:
-        rows: row numbers of the subset in the training set.
-    """
+    """Keeps the pairs of a subset chosen beforehand, by their row numbers in the training set."""
 
     scores = False
 
@@ -175,9 +153,6 @@ def select_label_balanced(labels: np.ndarray, count: int, generator: torch.Gener
 
     Returns:
         Row numbers ``(count,)``, sorted.
-
-    Raises:
-        ValueError: ``count`` exceeds the number of pairs.
     """
     pairs = len(labels)
     if count > pairs:

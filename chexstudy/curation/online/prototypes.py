@@ -26,13 +26,6 @@ def initial_prototypes(features: Tensor, config: CuratorConfig) -> Tensor:
 
     As published, k-means sees the two unit-norm embeddings side by side, of norm sqrt 2, while selection and update see
     them normalised (F4). k-means does not depend on the scale, so for unit-norm embeddings the two differ by rounding.
-
-    Args:
-        features: unit-norm joint features ``(n, dim)``.
-        config: number of prototypes and constants of k-means.
-
-    Returns:
-        Prototypes ``(count, dim)``.
     """
     if len(features) < config.prototypes:
         raise StudyError(
@@ -108,8 +101,7 @@ def update_prototypes(
         prototypes: unit-norm ``(count, dim)``.
         features: unit-norm ``(batch, dim)``.
         decay: share of the old prototype.
-        epsilon: see `balanced_assignment`.
-        iterations: see `balanced_assignment`.
+        epsilon, iterations: see `balanced_assignment`.
         assignment: ``balanced`` as published, or ``nearest`` prototype.
         counted: which features take part ``(batch,)``, bool; all without it. A mask keeps shapes fixed.
 

@@ -75,13 +75,7 @@ class RunningQuantiles:
 
 
 class RecentPairs:
-    """The unit-norm features of the latest pairs of each group.
-
-    Args:
-        groups: number of groups.
-        length: pairs remembered of each.
-        like: features ``(n, dim)`` whose type, device and dimension are taken.
-    """
+    """The unit-norm features of the latest ``length`` pairs of each group, of the type and width of ``like``."""
 
     def __init__(self, groups: int, length: int, like: Tensor):
         self.groups, self.length = groups, length

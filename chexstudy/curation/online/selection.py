@@ -48,9 +48,6 @@ def select_samples(
         generator: a CPU generator; draws the first farthest point of each prototype, or the random sample. None pins
             the start to the first central member, and a random sample to the first ones, which makes the result a
             function of the features alone.
-
-    Returns:
-        The decision for each pair, on the device of the features.
     """
     chance = draw_chance(config, len(features), len(prototypes), generator)
     # A blocking copy would wait for everything queued on the device.
@@ -69,12 +66,10 @@ def form_for(features: Tensor) -> ModuleType:
 
 
 def draw_chance(config: CuratorConfig, rows: int, prototypes: int, generator: torch.Generator | None) -> Tensor:
-    """All the chance a batch needs, drawn before anything is known about it.
+    """All the chance a batch needs, drawn on the CPU before anything is known about it; zeros without a generator.
 
-    Returns:
-        Uniform float64 numbers from 0 up to 1 on the CPU: one a prototype for farthest points (where in the central
-        members to start), one a row for the random sampler (smallest first), none for the density sampler. Zeros
-        without a generator.
+    Uniform float64 numbers: one a prototype for farthest points (where in the central members to start), one a row for
+    the random sampler (smallest first), none for the density sampler.
     """
     numbers = {"farthest": prototypes, "random": rows, "density": 0}[config.sampler]
     if generator is None:
@@ -86,17 +81,9 @@ def draw_chance(config: CuratorConfig, rows: int, prototypes: int, generator: to
 def apply_rule(
     features: Tensor, prototypes: Tensor, config: CuratorConfig, chance: Tensor, form: ModuleType
 ) -> Selection:
-    """The rule of `select_samples`, given its chance and the form of the expensive steps.
+    """The rule of `select_samples`, given its chance, on the device of the features, and the form of expensive steps.
 
     With `chexstudy.curation.online.static` nothing is read back to the host, so this is what a CUDA graph captures.
-
-    Args:
-        features: as in `select_samples`, and so are ``prototypes`` and ``config``.
-        chance: of `draw_chance`, on the device of the features.
-        form: `chexstudy.curation.online.fused` or `chexstudy.curation.online.static`.
-
-    Returns:
-        The decision for each pair.
     """
     rows, count, device = len(features), len(prototypes), features.device
     wide = static.wide_type(device)

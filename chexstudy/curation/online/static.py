@@ -21,11 +21,7 @@ def wide_type(device: torch.device) -> torch.dtype:
 
 
 def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest prototype of each row; of equally near ones the first.
-
-    Args:
-        features: ``(batch, dim)``.
-        prototypes: ``(count, dim)``.
+    """Nearest prototype ``(count, dim)`` of each row ``(batch, dim)``; of equally near ones the first.
 
     Returns:
         Prototype ``(batch,)``, int64, and Euclidean distance to it ``(batch,)``, float64.
@@ -93,12 +89,8 @@ def mean_gaps(
 ) -> Tensor:
     """Mean distance of each row to its nearest rows of the same group.
 
-    All pairs of rows are compared, in blocks: the cost grows with the square of the batch.
-
-    Args:
-        features: ``(batch, dim)``.
-        group: as in `order_farthest`, and so are ``rows``, ``starts``, ``sizes`` and ``cap``.
-        neighbours: how many nearest rows; all others of the group where there are fewer.
+    All pairs of rows are compared, in blocks: the cost grows with the square of the batch. Arguments are those of
+    `order_farthest`, and ``neighbours``, how many nearest rows; all others of the group where there are fewer.
 
     Returns:
         ``(batch,)``, float64; without meaning for rows that take no part.

@@ -49,20 +49,6 @@ def curate_stream(
         epochs: how often each pair is considered.
         label: names the progress that is shown; none is shown without it.
     """
-    # A stream is decided in small pieces; threads that share them would wait for each other most of the time.
-    with use_threads(1):
-        return _curate(features, config, generator, super_batch, order, epochs, label)
-
-
-def _curate(
-    features: np.ndarray,
-    config: CuratorConfig,
-    generator: torch.Generator,
-    super_batch: int,
-    order: np.ndarray | None,
-    epochs: int,
-    label: str,
-) -> Stream:
     count = len(features)
     if super_batch < config.prototypes:
         raise StudyError(
@@ -74,21 +60,23 @@ def _curate(
     if config.warm_up_order == "random":
         rows = torch.randperm(count, generator=generator).numpy()
     rows = np.sort(rows[: config.warm_up_pairs])
-    curator.warm_up(_read(features, rows), torch.from_numpy(rows))
-    snapshots = [curator.prototypes.clone()]
     decisions = []
     steps = -(-count // super_batch)
-    for step in progress(range(epochs * steps), label=label) if label else range(epochs * steps):
-        epoch, number = divmod(step, steps)
-        if number == 0:
-            curator.begin_epoch(count)
-            stream = torch.randperm(count, generator=generator).numpy() if order is None else order
-        batch = stream[number * super_batch : (number + 1) * super_batch]
-        seen = _read(features, batch)
-        kept, selection = curator.choose(step, torch.from_numpy(batch), seen, generator)
-        curator.update(seen, kept)
-        snapshots.append(curator.prototypes.clone())
-        decisions.append(ledger_rows(batch, epoch, step, selection).rename(columns={"image_id": "row"}))
+    # A stream is decided in small pieces; threads that share them would wait for each other most of the time.
+    with use_threads(1):
+        curator.warm_up(_read(features, rows), torch.from_numpy(rows))
+        snapshots = [curator.prototypes.clone()]
+        for step in progress(range(epochs * steps), label=label) if label else range(epochs * steps):
+            epoch, number = divmod(step, steps)
+            if number == 0:
+                curator.begin_epoch(count)
+                stream = torch.randperm(count, generator=generator).numpy() if order is None else order
+            batch = stream[number * super_batch : (number + 1) * super_batch]
+            seen = _read(features, batch)
+            kept, selection = curator.choose(step, torch.from_numpy(batch), seen, generator)
+            curator.update(seen, kept)
+            snapshots.append(curator.prototypes.clone())
+            decisions.append(ledger_rows(batch, epoch, step, selection).rename(columns={"image_id": "row"}))
     return Stream(pd.concat(decisions, ignore_index=True), torch.stack(snapshots).numpy())
 
 

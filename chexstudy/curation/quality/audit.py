@@ -51,7 +51,7 @@ class AuditReport:
 
 def audit_selection(
     cohort: pd.DataFrame,
-    kept: np.ndarray | pd.Series,
+    kept: np.ndarray,
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
     truth: pd.DataFrame | None = None,
@@ -78,7 +78,7 @@ def audit_selection(
         cohort: the rows of a cohort table that the curator could choose from, or of a table with ``image_id`` and some
             of its columns; groups of absent columns are left out, and without ``patient_id`` every image counts as a
             patient of its own.
-        kept: ``(pairs,)`` bool in the cohort's order, or a bool Series indexed by ``image_id``.
+        kept: ``(pairs,)`` bool, in the cohort's order.
         generator: source of chance.
         resamples: of the bootstrap, and least number of permutations.
         truth: the phantom's truth, which marks near-duplicates.
@@ -86,7 +86,7 @@ def audit_selection(
     """
     if len(cohort) == 0 or resamples < 1:
         raise StudyError("an audit needs at least one pair and one resample: check the split and the resamples.")
-    kept = _align_decisions(cohort, kept)
+    _check_decisions(cohort, kept)
     groups = list_groups(cohort, mark_near_duplicates(cohort, truth, features))
     compared = [group for group in groups if group.members.any() and (group.known & ~group.members).any()]
     # In a table that does not name patients each image stands for one.
@@ -97,10 +97,7 @@ def audit_selection(
     replicates, other_replicates = _resample_rates(counts, kept, patient, resamples, generator)
     in_group, outside = (
         np.array([len(np.unique(patient[rows])) for rows in one], dtype=int)
-        for one in (
-            [group.members for group in compared],
-            [group.known & ~group.members for group in compared],
-        )
+        for one in ([group.members for group in compared], [group.known & ~group.members for group in compared])
     )
     low, high = interval(replicates, patients=in_group)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -143,13 +140,9 @@ def audit_selection(
 
 
 def audit_arm(run: Run, arm: str, seed: int, resamples: int = RESAMPLES) -> AuditReport:
-    """Audit what an arm of a study, or a method that has curated it, kept of the training pairs.
+    """Audit what an arm, or a method (`chexstudy.curation.records.subsets`), kept of a study's training pairs.
 
-    Args:
-        run: the study.
-        arm: as in `chexstudy.curation.records.subsets.read_subset`.
-        seed: of the arm; also that of the resamples.
-        resamples: as in `audit_selection`.
+    The seed is that of the arm and of the resamples.
     """
     cohort = read_cohort(run.require("cohort.parquet"))
     cohort = cohort[cohort.split == "train"].reset_index(drop=True)
@@ -158,24 +151,11 @@ def audit_arm(run: Run, arm: str, seed: int, resamples: int = RESAMPLES) -> Audi
     return audit_selection(cohort, kept, np.random.default_rng(seed), resamples, truth)
 
 
-def _align_decisions(cohort: pd.DataFrame, kept: np.ndarray | pd.Series) -> np.ndarray:
-    if isinstance(kept, pd.Series):
-        if kept.index.has_duplicates:
-            row = int(kept.index.duplicated().argmax())
-            raise StudyError(f"the image of decision {row} is decided twice: pass one decision an image.")
-        missing = ~cohort.image_id.isin(kept.index).to_numpy()
-        if missing.any():
-            raise StudyError(
-                f"there is no decision on {missing.sum():,} images of the cohort (the first is row "
-                f"{int(missing.argmax())}): pass one for every image."
-            )
-        kept = kept.loc[cohort.image_id].to_numpy()
-    kept = np.asarray(kept)
+def _check_decisions(cohort: pd.DataFrame, kept: np.ndarray) -> None:
     if kept.shape != (len(cohort),):
         raise StudyError(f"{kept.size:,} decisions for {len(cohort):,} images: pass one an image, in their order.")
     if kept.dtype != bool:
         raise StudyError(f"decisions must be true or false for each image, not {kept.dtype}.")
-    return kept
 
 
 def _compare_alike(cohort: pd.DataFrame, kept: np.ndarray, groups: list[Group]) -> np.ndarray:
@@ -295,12 +275,7 @@ def list_audit(report: AuditReport) -> pd.DataFrame:
 
 
 class _Counts:
-    """Sums over the members of all groups, and over those outside them, as products of matrices.
-
-    Args:
-        groups: those compared.
-        pairs: how many rows there are.
-    """
+    """Sums over the members of all groups, and over those outside them, as products of matrices."""
 
     def __init__(self, groups: list[Group], pairs: int):
         # Few different sets are known: all pairs, those of known age and so on. Each is summed over once.

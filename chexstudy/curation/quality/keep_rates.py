@@ -21,20 +21,8 @@ DENSITY_GROUPS = 10
 REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
 TRUTH_GROUPS = ("near-duplicate", "mismatched", "junk", "sound pair")
 KEEP_RATE_COLUMNS = (
-    "group_by",
-    "group",
-    "seeds",
-    "n",
-    "patients",
-    "kept",
-    "keep_rate",
-    "ci_low",
-    "ci_high",
-    "base_share",
-    "kept_share",
-    "enrichment",
-    "enrichment_low",
-    "enrichment_high",
+    *("group_by", "group", "seeds", "n", "patients", "kept", "keep_rate", "ci_low", "ci_high"),
+    *("enrichment", "enrichment_low", "enrichment_high"),
 )
 
 
@@ -96,21 +84,15 @@ def keep_rates_of_seeds(
     truth: pd.DataFrame | None = None,
     density: Mapping[int, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """`keep_rates` of each seed, then of all seeds together under seed -1, with a column ``seed``.
-
-    Args:
-        kept: by seed, ``(images,)``.
-        density: by seed, ``(images,)``.
-        cohort, tiers, truth: as in `keep_rates`.
-    """
-    shared = {"tiers": tiers, "truth": truth}
+    """`keep_rates` of each seed, then of all as seed -1; decisions and density are ``(images,)`` of each seed."""
     stacked = {OVER_SEEDS: list(kept)} | {seed: [seed] for seed in kept}
     tables = [
         keep_rates(
             cohort,
             np.stack([kept[seed] for seed in seeds]),
+            tiers=tiers,
+            truth=truth,
             density=None if density is None else np.stack([density[seed] for seed in seeds]),
-            **shared,
         ).assign(seed=name)
         for name, seeds in stacked.items()
     ]
@@ -181,9 +163,8 @@ def _keep_rate(members, kept, patients) -> tuple:
     """The numbers of one group from ``(seeds, images)`` arrays: members, decisions, patients."""
     seeds, overall = len(kept), kept.mean()
     decisions, hits = int(members.sum()), int((members & kept).sum())
-    n, share = round(decisions / seeds), decisions / members.size
     if decisions == 0:
-        return (seeds, 0, 0, 0.0, *[np.nan] * 3, share, 0.0 if overall > 0 else np.nan, *[np.nan] * 3)
+        return (seeds, 0, 0, 0.0, *[np.nan] * 6)
     own_patients = pd.factorize(patients[members])[0]
     count = own_patients.max() + 1
     rate = hits / decisions
@@ -199,5 +180,4 @@ def _keep_rate(members, kept, patients) -> tuple:
         effective = count
     low, high = wilson_interval(rate, effective)
     relative = [one / overall if overall > 0 else np.nan for one in (rate, low, high)]
-    kept_share = hits / kept.sum() if overall > 0 else np.nan
-    return (seeds, n, count, hits / seeds, rate, low, high, share, kept_share, *relative)
+    return (seeds, round(decisions / seeds), count, hits / seeds, rate, low, high, *relative)

@@ -142,13 +142,12 @@ def split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return halves[0], halves[1]
 
 
-def review_list(ledger: pd.DataFrame, doubt: Doubt, bands: tuple[str, ...] = (BANDS[OUTLIER],)) -> pd.DataFrame:
-    """The pairs that a person should look at, the most doubtful first.
+def review_list(ledger: pd.DataFrame, doubt: Doubt) -> pd.DataFrame:
+    """The outliers, which a person should look at, the most doubtful first.
 
     Args:
         ledger: the curator's decisions (`chexstudy.curation.records.ledger`), one row a considered pair.
         doubt: of the same rows. Of an image considered in several epochs the last row counts.
-        bands: which bands to list; the outliers unless told otherwise.
 
     Returns:
         Table with `REVIEW_COLUMNS`; ``advice`` is ``rather wrong`` (doubt above 3), ``rather rare`` (below 1.5: it lies
@@ -158,7 +157,7 @@ def review_list(ledger: pd.DataFrame, doubt: Doubt, bands: tuple[str, ...] = (BA
         raise StudyError(f"{len(doubt.doubt)} scores of doubt for {len(ledger)} rows of the ledger: score these rows.")
     listed = ledger.assign(doubt=doubt.doubt, mismatch=doubt.mismatch, isolation=doubt.isolation)
     listed = listed.drop_duplicates("image_id", keep="last")
-    listed = listed[listed.band.isin(bands)].sort_values(["doubt", "image_id"], ascending=[False, True])
+    listed = listed[listed.band == BANDS[OUTLIER]].sort_values(["doubt", "image_id"], ascending=[False, True])
     advice = np.select([listed.doubt > WRONG_ABOVE, listed.doubt < RARE_BELOW], [RATHER_WRONG, RATHER_RARE], UNCLEAR)
     return listed.assign(advice=advice.astype(object))[list(REVIEW_COLUMNS)].reset_index(drop=True)
 

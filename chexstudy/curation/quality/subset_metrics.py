@@ -17,7 +17,6 @@ from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_
 from chexstudy.statistics.proportions import wilson_interval
 from chexstudy.vectors.neighbours import nearest_rows
 
-NEIGHBOURS = 10
 ALL = "all"
 KEPT_COLUMNS = ("metric", "finding", "value", "ci_low", "ci_high", "n", "positives")
 _RARE_TIER = "tail"
@@ -46,7 +45,7 @@ def measure_kept(
     patient_ids: Sequence[str],
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
-    neighbours: int = NEIGHBOURS,
+    neighbours: int = 10,
 ) -> pd.DataFrame:
     """Measure a kept set against all pairs it was chosen from.
 

@@ -199,14 +199,9 @@ def _tell_rivals(row, rivals: pd.DataFrame) -> str:
 
 
 def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = "", shown: str = "") -> str:
-    """What the scores of an offline method, or the subset alone, say of one pair.
+    """What the scores of an offline method, or the subset alone, say of one of ``pairs`` pairs.
 
-    Args:
-        subset: what was chosen.
-        image_id: the pair.
-        pairs: how many there were to choose from.
-        name: of the arm or method.
-        shown: what the pair is called; its id if empty.
+    ``name`` is that of the arm or method, ``shown`` what the pair is called; its id if empty.
     """
     kept = image_id in subset.kept.index
     name = name or subset.method
@@ -228,9 +223,9 @@ def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = 
         f"{scores.drop(subset.kept.index, errors='ignore').max():.4g}.",
     ]
     if kept and rank > len(subset.kept):
-        sentences.append("By its score alone it would have been dropped: a floor for a group held it.")
+        sentences.append("By its score alone it would have been dropped: a group quota held it.")
     if not kept and rank + ties <= len(subset.kept):
-        sentences.append("By its score alone it would have been kept: it gave way to a floor for a group.")
+        sentences.append("By its score alone it would have been kept: it gave way to a group quota.")
     if kept and subset.kept[image_id] != 1:
         sentences.append(f"It weighs {subset.kept[image_id]:.2f} in training.")
     return " ".join(sentences)
@@ -240,7 +235,7 @@ def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = 
 
 
 def describe_pair(cohort: pd.DataFrame, image_id: str) -> str:
-    """What a cohort table says of one of its pairs, in a sentence or two, without its report."""
+    """What a cohort table says of one of its pairs, without its report."""
     row = cohort.set_index("image_id").loc[image_id]
     age = f", {row.age_years:.0f} years" if pd.notna(row.age_years) else ""
     view = "view unknown" if row["view"] == "unknown" else f"{row['view']} view"

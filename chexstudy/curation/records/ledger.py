@@ -42,7 +42,7 @@ LEDGER_COLUMNS = tuple(_SCHEMA.names)
 # Ids come in random order: their minimum and maximum would help no reader and would swell the footer.
 _STATISTICS = ["epoch", "step", "prototype", "kept"]
 _PART = "part-{:05d}.parquet"
-_LIKELY_IDS = 1000
+_LIKELY_IDS, _MOST_LIKELY = 1000, 3
 
 
 def summarise_bands(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -95,23 +95,14 @@ class LedgerWriter:
     def write(self, number: int, table: pd.DataFrame) -> None:
         """Write the decisions of one super-batch; one written before under this number is replaced.
 
-        Args:
-            number: of the super-batch in the whole of the curation, from 0, without gaps.
-            table: rows as `ledger_rows` makes them, at least one.
-
-        Raises:
-            ValueError: the table has other columns than `LEDGER_COLUMNS`, or no rows.
+        Numbers count from 0 without gaps; rows are those of `ledger_rows`, at least one.
         """
         if set(table.columns) != set(LEDGER_COLUMNS) or table.empty:
             raise ValueError(f"a ledger's part has rows and the columns {', '.join(LEDGER_COLUMNS)}")
         self._write(number, pa.Table.from_pandas(table[list(LEDGER_COLUMNS)], _SCHEMA, preserve_index=False))
 
     def finish(self) -> Path:
-        """Merge the parts into the final file, one row group a part and one part in memory at a time; remove them.
-
-        Returns:
-            The final file.
-        """
+        """Merge the parts into the final file, one row group a part and one part in memory at a time; remove them."""
         parts = _list_parts(self.folder)
         absent = sorted(set(range(max(parts, default=-1) + 1)) - set(parts))
         if absent:
@@ -130,12 +121,7 @@ class LedgerWriter:
 
 
 def check_ledger(final: Path, count: int) -> None:
-    """Make sure that a ledger holds its first super-batches as they were written, merged or in parts.
-
-    Args:
-        final: as in `LedgerWriter`.
-        count: how many super-batches.
-    """
+    """Make sure that a ledger holds its first ``count`` super-batches as they were written, merged or in parts."""
     if final.exists():
         require_whole(final)
         return
@@ -209,7 +195,7 @@ def read_super_batches(source: str | Path | Run, image_id: str, arm: str = "cura
     return _to_frame(tables or [empty])
 
 
-def find_likely_ids(image_id: str, known: Sequence[str], count: int = 3) -> list[str]:
+def find_likely_ids(image_id: str, known: Sequence[str]) -> list[str]:
     """The known ids that someone who typed ``image_id`` may have meant, the likeliest first.
 
     Those that end in what was typed come first (the source was left out), then those spelled alike among the
@@ -219,8 +205,8 @@ def find_likely_ids(image_id: str, known: Sequence[str], count: int = 3) -> list
     ends = [one for one in ordered if one.endswith(image_id)] if image_id else []
     place = bisect_left(ordered, image_id)
     near = ordered[max(0, place - _LIKELY_IDS) : place + _LIKELY_IDS]
-    alike = difflib.get_close_matches(image_id, near, n=count)
-    return list(dict.fromkeys([*ends[:count], *alike]))[:count]
+    alike = difflib.get_close_matches(image_id, near, n=_MOST_LIKELY)
+    return list(dict.fromkeys([*ends[:_MOST_LIKELY], *alike]))[:_MOST_LIKELY]
 
 
 def _open_parts(path: Path) -> Iterator[pq.ParquetFile]:

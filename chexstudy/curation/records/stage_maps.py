@@ -27,7 +27,7 @@ from chexstudy.vectors.umap import (
     trace_prototypes,
 )
 
-MOST_STAGES = 5
+_MOST_STAGES = 5
 _FEWEST_TO_LAY_OVER = 3
 _NEIGHBOURS_JUDGED = 15
 
@@ -44,13 +44,8 @@ class Stage:
     rows: np.ndarray
 
 
-def plan_stages(ledger: pd.DataFrame, most: int = MOST_STAGES) -> list[Stage]:
-    """The stages of a curation: its epochs, or stretches of about equally many pairs if there is one epoch.
-
-    Args:
-        ledger: one row a decision, with ``epoch`` and ``step``.
-        most: how many stretches an epoch is cut into at most.
-    """
+def plan_stages(ledger: pd.DataFrame) -> list[Stage]:
+    """The stages of a curation: its epochs, or up to five stretches of about equally many pairs if there is one."""
     if ledger.empty:
         raise StudyError("the ledger holds no decisions, so there is nothing to map: pretrain the curated arm again.")
     step, epoch = ledger.step.to_numpy(), ledger.epoch.to_numpy()
@@ -62,7 +57,7 @@ def plan_stages(ledger: pd.DataFrame, most: int = MOST_STAGES) -> list[Stage]:
         steps, place, pairs = np.unique(step, return_inverse=True, return_counts=True)
         # By the pair in a step's middle, so that stretches hold about as many pairs, and a small last step no stage.
         middle = np.cumsum(pairs) - pairs / 2
-        stretch = (middle * min(most, len(steps)) / len(step)).astype(int)[place]
+        stretch = (middle * min(_MOST_STAGES, len(steps)) / len(step)).astype(int)[place]
         own = [np.flatnonzero(stretch == number) for number in np.unique(stretch)]
         shown = [np.sort(np.concatenate(own[max(0, place - 1) : place + 1])) for place in range(len(own))]
     return [
@@ -112,13 +107,10 @@ def read_or_fit_stage_maps(
     """The maps of all stages: read if they were fitted on these features with this seed, else fitted and written.
 
     Args:
-        run: the study.
-        name: artifact of the maps, for example ``pretraining/curated/seed0/stage_maps.parquet``.
+        run, name, seed, inputs: as in `chexstudy.vectors.umap.read_or_fit_map`.
         ledger: the decisions.
         features: of the ledger's rows ``(n, dim)``.
         stages: as `plan_stages` made them of this ledger.
-        seed: seed of the layouts.
-        inputs: the artifacts that ``ledger``, ``features`` and ``start`` come from.
         start: as in `fit_stage_maps`.
 
     Returns:
@@ -154,16 +146,9 @@ def join_stage_maps(ledger: pd.DataFrame, maps: pd.DataFrame) -> pd.DataFrame:
 def trace_over_stages(
     snapshots: np.ndarray, steps: pd.DataFrame, stages: Sequence[Stage], features: np.ndarray, maps: pd.DataFrame
 ) -> pd.DataFrame:
-    """The paths of prototypes, each snapshot on the map of its own stage.
+    """The paths of prototypes as `trace_prototypes` gives them, each on the map of its own ``stage``.
 
-    Args:
-        snapshots, steps: as in `chexstudy.vectors.umap.trace_prototypes`; ``step`` counts steps done before.
-        stages: as `plan_stages` made them.
-        features: of the ledger's rows ``(n, dim)``.
-        maps: as `read_or_fit_stage_maps` returned them.
-
-    Returns:
-        As `trace_prototypes`, with the column ``stage``.
+    ``features`` are those of the ledger's rows ``(n, dim)``, ``maps`` those of `read_or_fit_stage_maps`.
     """
     check_snapshots(snapshots, steps)
     # A snapshot carries the number of steps done before it, so it belongs to the stage of the step just done.
@@ -178,11 +163,7 @@ def trace_over_stages(
 
 
 def measure_stage_maps(maps: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
-    """How good the maps of stages are, and how smooth their chain.
-
-    Args:
-        maps: as `read_or_fit_stage_maps` returned them.
-        features: of the ledger's rows ``(n, dim)``.
+    """How good the maps of stages are, and how smooth their chain; arguments as in `trace_over_stages`.
 
     Returns:
         ``stage, pairs, trustworthiness, shared, moved``: pairs on the map, how far its neighbours can be trusted, how
@@ -208,11 +189,7 @@ def measure_stage_maps(maps: pd.DataFrame, features: np.ndarray) -> pd.DataFrame
 def measure_movement(before: np.ndarray, after: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
     """Median distance that pairs moved between two maps, as a share of the first map's radius (root mean square).
 
-    Args:
-        before: coordinates ``(n, 2)``.
-        after: coordinates ``(m, 2)``.
-        old: rows of ``before`` ``(shared,)``.
-        new: rows of the same pairs in ``after``.
+    The maps are ``(n, 2)`` and ``(m, 2)``; the same pairs are in rows ``old`` and ``new`` ``(shared,)`` of them.
     """
     radius = np.sqrt(((before - before.mean(axis=0)) ** 2).sum(axis=1).mean())
     moved = np.median(np.linalg.norm(after[new] - before[old], axis=1))
