@@ -19,7 +19,7 @@ from PIL import Image
 
 from chexstudy import paths
 from chexstudy.cli.main import build_parser, main
-from chexstudy.cohort.adapters.folder import build_folder
+from chexstudy.cohort.adapters import build_source
 from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN
 from chexstudy.cohort.table import RESERVED_COLUMNS
 
@@ -177,7 +177,7 @@ def test_the_table_and_the_mapping_shown_are_a_cohort(typed, newcomer):
     assert "`chexstudy cohort check ~/mine`" in _README
     said = typed("chexstudy cohort check ~/mine")
     assert "8 images of 8 patients" in said
-    cohort = build_folder(newcomer / "mine", 0)
+    cohort = build_source("folder", newcomer / "mine", 0)
     named = set(re.findall(r"^ {2}(\w+):", mapping, re.MULTILINE)) - {"labels", "findings", "outcomes"}
     assert named <= set(RESERVED_COLUMNS)
     assert set(RESERVED_COLUMNS) - named == {"image_id", "source", "report_origin"}, "the README shows all columns"

@@ -117,7 +117,7 @@ def test_a_missing_column_is_named_beside_those_there_are(absent):
         ({"view": "oblique"}, "row 0, column 'view' holds 'oblique': expected one of PA, AP, lateral, unknown."),
         ({"sex": "W"}, "row 0, column 'sex' holds 'W': expected one of F, M, unknown."),
         ({"report_origin": "guessed"}, "row 0, column 'report_origin' holds 'guessed': expected one of written"),
-        ({"age_years": [1, 2, 130, 4]}, "row 2, column 'age_years' holds 130.0: expected an age from 0 to 120 years"),
+        ({"age_years": [1, 2, 130, 4]}, "row 2, column 'age_years' holds 130: expected an age from 0 to 120 years"),
         ({"age_years": [1, None, "old", 4]}, "row 2, column 'age_years' holds 'old': expected an age from 0 to 120"),
         ({"image_path": ["1.png", "", "3.png", "4.png"]}, "row 1, column 'image_path': expected a text"),
         ({"patient_id": ["a/p", "a/p", None, "a/r"]}, "row 2, column 'patient_id' is empty; every row needs a value"),

@@ -18,7 +18,6 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import patient_key
@@ -38,6 +37,9 @@ _CLOSED = MappingProxyType({"split": SPLITS, "view": VIEWS, "sex": SEXES, "repor
 _SMALL_NUMBER = re.compile(r"-?\d{1,3}(\.\d{1,3})?")
 _WORD = re.compile(r"[A-Za-z]{1,12}|[A-Za-z]{3,12}\d")
 _FEW_WORDS = 5  # different ones in a column
+_A_LABEL = "; a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
+_AN_OUTCOME = "; an outcome is 1 (it happened), 0 (it did not) or empty (unknown)."
+_A_TIME = "; a time is a number of years above 0, and is empty only where the outcome is unknown."
 _TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
 RESERVED_COLUMNS = (
     "image_id",
@@ -78,27 +80,6 @@ def label_matrix(cohort: pd.DataFrame, findings: list[str]) -> np.ndarray:
     return cohort[findings].to_numpy(dtype="float32", na_value=np.nan)
 
 
-def _schema(findings: list[str], outcomes: list[str]) -> pa.DataFrameSchema:
-    text = {name: pa.Column(str, pa.Check.str_length(min_value=1), unique=name == "image_id") for name in _TEXT_COLUMNS}
-    columns = {
-        **text,
-        "split": pa.Column(str, pa.Check.isin(SPLITS)),
-        "view": pa.Column(str, pa.Check.isin(VIEWS)),
-        "sex": pa.Column(str, pa.Check.isin(SEXES)),
-        "age_years": pa.Column("float32", pa.Check.in_range(0, 120), nullable=True),
-        "report": pa.Column(str),
-        "report_origin": pa.Column(str, pa.Check.isin(REPORT_ORIGINS)),
-        **{name: pa.Column("Int8", pa.Check.isin([1, 0, -1]), nullable=True) for name in findings},
-        **{
-            name: pa.Column("float32", nullable=True)
-            if name.endswith(YEARS_SUFFIX)
-            else pa.Column("Int8", pa.Check.isin([1, 0]), nullable=True)
-            for name in outcomes
-        },
-    }
-    return pa.DataFrameSchema({name: columns[name] for name in (*RESERVED_COLUMNS, *findings, *outcomes)}, strict=True)
-
-
 def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> pd.DataFrame:
     """Check a cohort table against the contract and return it with the contract's column order and types.
 
@@ -116,48 +97,54 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
         raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")
     findings, outcomes, places = finding_columns(cohort), outcome_columns(cohort), cohort.index
     cohort = cohort.reset_index(drop=True)[[*RESERVED_COLUMNS, *findings, *outcomes]]
+
+    def refuse(wrong: pd.Series, name: str, expected: str, shown: bool = True) -> None:
+        if wrong.any():
+            row = int(wrong.to_numpy(dtype=bool).argmax())
+            cell = cohort[name][row]
+            held = " is empty" if pd.isna(cell) else f" holds {show_value(cell, cohort[name])}" if shown else ""
+            raise StudyError(f"{origin}: {name_place(places, row)}, column {name!r}{held}{expected}")
+
     for name in findings:
         numbers = pd.to_numeric(cohort[name], errors="coerce")
-        wrong = (numbers.isna() & cohort[name].notna()) | ~(numbers.isna() | numbers.isin([1, 0, -1]))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            held = show_value(cohort[name][row], cohort[name])
-            raise StudyError(
-                f"{origin}: {name_place(places, row)}, column {name!r} holds {held}; a label is 1 (present), "
-                "0 (absent), -1 (uncertain) or empty (not stated)."
-            )
+        refuse(cohort[name].notna() & ~numbers.isin([1, 0, -1]), name, _A_LABEL)
         cohort[name] = numbers.astype("Int8")
-    for name in outcome_names(cohort):
-        _check_outcome(cohort, name, places, origin)
+    for outcome in outcome_names(cohort):
+        name, years_name = f"{OUTCOME_PREFIX}{outcome}", f"{OUTCOME_PREFIX}{outcome}{YEARS_SUFFIX}"
+        if not outcome or outcome.endswith(YEARS_SUFFIX):
+            raise StudyError(
+                f"{origin}: the time {name!r} has no event column {name.removesuffix(YEARS_SUFFIX)!r}: add it, 1 where "
+                "the event happened and 0 where observation ended without it."
+            )
+        events = pd.to_numeric(cohort[name], errors="coerce")
+        refuse(cohort[name].notna() & ~events.isin([1, 0]), name, _AN_OUTCOME)
+        cohort[name] = events.astype("Int8")
+        if years_name in cohort:
+            cells = cohort[years_name]
+            years = pd.to_numeric(cells, errors="coerce").astype("float32")
+            possible = years.gt(0) & np.isfinite(years)
+            refuse((events.notna() & cells.isna()) | (cells.notna() & ~possible), years_name, _A_TIME)
+            cohort[years_name] = years
     for name in RESERVED_COLUMNS:
         if name == "age_years":
             years = pd.to_numeric(cohort[name], errors="coerce").astype("float32")
-            wrong = years.isna() & cohort[name].notna()
-            if wrong.any():
-                row = int(np.flatnonzero(wrong)[0])
-                held = show_value(cohort[name][row], cohort[name])
-                raise StudyError(
-                    f"{origin}: {name_place(places, row)}, column {name!r} holds {held}: {_expectation(name)}."
-                )
+            expected = ": expected an age from 0 to 120 years, or empty."
+            refuse(cohort[name].notna() & ~years.between(0, 120), name, expected)
             cohort[name] = years
-        elif cohort[name].isna().any():
-            row = int(np.flatnonzero(cohort[name].isna())[0])
-            raise StudyError(
-                f"{origin}: {name_place(places, row)}, column {name!r} is empty; every row needs a value there."
-            )
         else:
+            refuse(cohort[name].isna(), name, "; every row needs a value there.")
             cohort[name] = cohort[name].astype(str)
-    try:
-        cohort = _schema(findings, outcomes).validate(cohort, lazy=False)
-    except pa.errors.SchemaError as error:
-        cases = error.failure_cases
-        column = error.schema.name
-        if cases is not None and len(cases) and "index" in cases and pd.notna(cases["index"].iloc[0]):
-            row, value = int(cases["index"].iloc[0]), cases["failure_case"].iloc[0]
-            held = f" holds {show_value(value, cohort[column])}" if column in (*_CLOSED, "age_years") else ""
-            place = name_place(places, row)
-            raise StudyError(f"{origin}: {place}, column {column!r}{held}: {_expectation(column)}.") from None
-        raise StudyError(f"{origin}: column {column!r}: {_expectation(column)}.") from None
+    for name in _TEXT_COLUMNS:
+        refuse(cohort[name] == "", name, ": expected a text that is not empty.", shown=False)
+    for name, words in _CLOSED.items():
+        refuse(~cohort[name].isin(words), name, f": expected one of {', '.join(words)}.")
+    repeated = cohort["image_id"].duplicated(keep=False)
+    refuse(repeated, "image_id", ": every image_id must be there once and only once.", shown=False)
+    _refuse_shared_patients(cohort, places, origin)
+    return cohort
+
+
+def _refuse_shared_patients(cohort: pd.DataFrame, places: pd.Index, origin: str) -> None:
     patients = cohort["patient_id"].map({name: patient_key(name) for name in cohort["patient_id"].unique()})
     splits = cohort.groupby(patients)["split"].nunique()
     shared = splits.index[splits > 1]
@@ -170,35 +157,6 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
             f"patient; {len(shared)} patient(s) lie in more than one split: give all images of a patient the same "
             "split."
         )
-    return cohort
-
-
-def _check_outcome(cohort: pd.DataFrame, name: str, places: pd.Index, origin: str) -> None:
-    """Give the columns of one outcome their types, or name the first cell that cannot be."""
-    column, years_column = f"{OUTCOME_PREFIX}{name}", f"{OUTCOME_PREFIX}{name}{YEARS_SUFFIX}"
-    if not name or name.endswith(YEARS_SUFFIX):
-        raise StudyError(
-            f"{origin}: the time {column!r} has no event column {column.removesuffix(YEARS_SUFFIX)!r}: add it, 1 where "
-            "the event happened and 0 where observation ended without it."
-        )
-    events = pd.to_numeric(cohort[column], errors="coerce")
-    wrong = (events.isna() & cohort[column].notna()) | ~(events.isna() | events.isin([1, 0]))
-    expected = "an outcome is 1 (it happened), 0 (it did not) or empty (unknown)"
-    if not wrong.any():
-        cohort[column] = events.astype("Int8")
-        if years_column not in cohort:
-            return
-        column, known = years_column, events.notna()
-        years = pd.to_numeric(cohort[column], errors="coerce").astype("float32")
-        missing = known & cohort[column].isna()
-        wrong = missing | (cohort[column].notna() & ~(years.gt(0) & np.isfinite(years)))
-        expected = "a time is a number of years above 0, and is empty only where the outcome is unknown"
-        if not wrong.any():
-            cohort[column] = years
-            return
-    row = int(np.flatnonzero(wrong)[0])
-    held = "is empty" if pd.isna(cohort[column][row]) else f"holds {show_value(cohort[column][row], cohort[column])}"
-    raise StudyError(f"{origin}: {name_place(places, row)}, column {column!r} {held}; {expected}.")
 
 
 def show_value(value: object, cells: pd.Series) -> str:
@@ -215,16 +173,6 @@ def show_value(value: object, cells: pd.Series) -> str:
     text = str(value).strip()
     is_telling = _SMALL_NUMBER.fullmatch(text) or (_WORD.fullmatch(text) and cells.nunique() <= _FEW_WORDS)
     return repr(value) if is_telling else f"a text of {len(text)} characters"
-
-
-def _expectation(column: str) -> str:
-    if column in _CLOSED:
-        return f"expected one of {', '.join(_CLOSED[column])}"
-    if column == "image_id":
-        return "every image_id must be there once and only once"
-    if column == "age_years":
-        return "expected an age from 0 to 120 years, or empty"
-    return "expected a text that is not empty"
 
 
 def write_cohort(cohort: pd.DataFrame, path: str | Path) -> Path:

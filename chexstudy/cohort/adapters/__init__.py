@@ -86,7 +86,7 @@ def read_source(
         seed: seed of the split and of template reports.
         unpack_to: the folder that images are unpacked to which lie within other files.
         options: what the columns mean, for sources that are no data set; see
-            `chexstudy.cohort.adapters.folder.build_folder`.
+            `chexstudy.cohort.adapters.folder.check_folder`.
     """
     require_source(name)
     if name in DATASETS:

@@ -17,14 +17,11 @@ The mapping is given as options or lies in the folder as ``cohort.yaml``::
       outcomes: {alive at last contact: 0}
       view: {frontal: PA}
 
-``check_folder`` says everything that is wrong at once; ``build_folder`` stops at the first of it. What it has in common
-with every data set is in ``manifest.py``.
+What it has in common with every data set is in ``manifest.py``.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-
-import pandas as pd
 
 from chexstudy.cohort.adapters.column_mapping import (
     MAPPING_FILE,
@@ -41,37 +38,15 @@ from chexstudy.inputs.tables import is_table, read_text_table
 _HOLDING = "the images and their table"
 
 
-def build_folder(
-    data_root: str | Path,
-    seed: int,
-    *,
-    table: str | None = None,
-    images: str | None = None,
-    source: str | None = None,
-    columns: Mapping[str, object] | None = None,
-    values: Mapping[str, Mapping] | None = None,
-    fractions: Mapping[str, float] | None = None,
-    word_budget: int | None = None,
-) -> pd.DataFrame:
-    """The cohort of your own folder.
+def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> ManifestReport:
+    """The cohort of your own folder; everything that is wrong is said at once and not raised.
 
     Args:
         data_root: the folder.
         seed: seed of the split and of pseudo-reports.
-        table: the table's name in the folder; not needed if it holds one table only.
-        images: the subfolder in which the table's paths start; the folder itself if not given.
-        source: the name of the cohort's source; ``folder`` if not given.
-        columns: contract column -> column of the table; if not given, ``cohort.yaml`` in the folder is read.
-        values: ``split``, ``view``, ``sex``, ``labels`` or ``outcomes`` -> word in the table -> value of the contract.
-        fractions: split -> share of patients, where the table has no split.
-        word_budget: see :func:`chexstudy.cohort.reports.template_report`.
+        options: entries of the mapping; without ``columns``, ``cohort.yaml`` in the folder is read, and they go before
+            what it says.
     """
-    given = {"table": table, "images": images, "source": source, "columns": columns, "values": values}
-    return check_folder(data_root, seed, **given, fractions=fractions, word_budget=word_budget).require_cohort()
-
-
-def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> ManifestReport:
-    """Build the cohort without raising and say everything that is wrong; same arguments as :func:`build_folder`."""
     try:
         folder = require_folder(data_root, _HOLDING)
         mapping = _read_mapping(folder, options)

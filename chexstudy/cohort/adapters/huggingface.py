@@ -8,13 +8,13 @@ once into the study, their bytes as they are. An image without a name of its own
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pyarrow
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from chexstudy.cohort.adapters.layout import require_folder
 from chexstudy.cohort.adapters.unpacking import (
@@ -35,22 +35,11 @@ SAVED_MARKS = ("dataset_dict.json", "state.json")
 SHARD_NAME = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "pixel_values", "image_bytes")
 _ROWS_AT_ONCE = 64
-_ROWS_A_PART = 1000
 _HASH_DIGITS = 24
 _MISSING = "missing"
 
 
-def build_huggingface(
-    data_root: str | Path,
-    seed: int,
-    *,
-    unpack_to: str | Path,
-    source: str | None = None,
-    columns: Mapping[str, object] | None = None,
-    values: Mapping[str, Mapping] | None = None,
-    fractions: Mapping[str, float] | None = None,
-    word_budget: int | None = None,
-) -> pd.DataFrame:
+def build_huggingface(data_root: str | Path, seed: int, unpack_to: str | Path, **options) -> pd.DataFrame:
     """The cohort of a dataset folder.
 
     Without a column named split, the names of the dataset's splits tell it; where all are ``train``, patients are split
@@ -60,16 +49,14 @@ def build_huggingface(
         data_root: the folder.
         seed: seed of the split and of template reports.
         unpack_to: the folder in which images are unpacked, each dataset in the same place.
-        source, columns, values, fractions, word_budget: as for `chexstudy.cohort.adapters.folder.build_folder`, on top
-            of ``cohort.yaml`` in the folder and of what the names of columns tell; ``image_path`` is the image column.
-            Nested columns are ``labels.Mass``.
+        options: what the columns mean, as for `chexstudy.cohort.adapters.folder.check_folder`, on top of what
+            ``cohort.yaml`` in the folder says and the names of columns tell; ``image_path`` is the image column. Nested
+            columns are ``labels.Mass``.
     """
     folder = require_folder(data_root, _HOLDING)
-    given = {"source": source, "columns": columns, "values": values, "fractions": fractions, "word_budget": word_budget}
-    mapping = read_mapping(folder, given)
+    mapping = read_mapping(folder, options)
     chosen = str((mapping.get("columns") or {}).get("image_path") or "")
-    saved = any((folder / mark).is_file() for mark in SAVED_MARKS)
-    parts = _list_saved(folder, chosen) if saved else _list_parquet(folder, chosen)
+    parts = [_make_part(file, folder, chosen) for file in _list_files(folder)]
     rows = unpack_parts(parts, Path(unpack_to) / NAME, Path(__file__), chosen)
     rows[KEY] = _number_repeats(rows[KEY])
     return build_from_rows(rows, Path(unpack_to), NAME, seed, mapping)
@@ -78,53 +65,42 @@ def build_huggingface(
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
-def _list_parquet(folder: Path, chosen: str) -> list[Part]:
-    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise StudyError(f"{folder} holds no parquet files: set data_root to the folder that holds {_HOLDING}.")
-    parts = []
-    for file in files:
-        name = file.relative_to(folder).with_suffix("").as_posix()
-        read = partial(_read_parquet, file, folder, chosen)
-        parts.append(Part(name, (file,), partial(_read_samples, file.name, read, folder), _tell_split(file, folder)))
-    return parts
+def _list_files(folder: Path) -> list[Path]:
+    """Arrow files in the order in which the records of ``save_to_disk`` name them, or else all parquet files."""
+    splits, saved = (folder / mark for mark in SAVED_MARKS)
+    if not splits.is_file() and not saved.is_file():
+        files = sorted(path for path in folder.rglob("*.parquet") if path.is_file() and not path.name.startswith("."))
+        if not files:
+            raise StudyError(f"{folder} holds no parquet files: set data_root to the folder that holds {_HOLDING}.")
+        return files
+    try:
+        names = json.loads(splits.read_bytes())["splits"] if splits.is_file() else [""]
+        return [
+            folder / split / Path(part["filename"]).name
+            for split in names
+            for part in json.loads((folder / split / saved.name).read_bytes())["_data_files"]
+        ]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise StudyError(
+            f"the dataset in {folder} cannot be loaded ({type(error).__name__}): save or fetch it again."
+        ) from None
+
+
+def _make_part(file: Path, folder: Path, chosen: str) -> Part:
+    name = file.relative_to(folder).with_suffix("").as_posix()
+    if not file.is_file():
+        raise StudyError(f"the dataset in {folder} lacks {file.name}, which its own record names: fetch it again.")
+    return Part(name, (file,), partial(_read_samples, file, folder, chosen), _tell_split(file, folder))
 
 
 def _tell_split(file: Path, folder: Path) -> str | None:
+    if file.suffix == ".arrow":
+        return None if file.parent == folder else tell_split([file.parent.name]) or file.parent.name
     named = SHARD_NAME.fullmatch(file.stem)
     if named:
         # That is how the library itself names the files of a split: a word that is none is worth a complaint.
         return tell_split([named["split"]]) or named["split"]
     return tell_split([file.stem, *reversed(file.relative_to(folder).parts[:-1])])
-
-
-def _list_saved(folder: Path, chosen: str) -> list[Part]:
-    try:
-        from datasets import DatasetDict, load_from_disk
-    except ImportError:
-        raise StudyError(
-            "a dataset saved by save_to_disk needs the library datasets: run `pip install 'chexstudy[interchange]'`."
-        ) from None
-    try:
-        loaded = load_from_disk(str(folder))
-    except Exception as error:
-        # The library raises nearly anything on files that are missing or damaged.
-        raise StudyError(
-            f"the dataset in {folder} cannot be loaded ({type(error).__name__}): save or fetch it again."
-        ) from None
-    splits = loaded if isinstance(loaded, DatasetDict) else {"": loaded}
-    parts = []
-    for split, dataset in splits.items():
-        files = tuple(Path(file["filename"]) for file in dataset.cache_files)
-        column = _choose_image_column(dataset.features.arrow_schema, chosen, split or folder.name)
-        for start in range(0, len(dataset), _ROWS_A_PART):
-            read = partial(_slice_saved, dataset, column, start)
-            name = f"{split or 'dataset'}/{start:08d}"
-            named = (tell_split([split]) or split) if split else None
-            parts.append(Part(name, files, partial(_read_samples, folder.name, read, folder), named))
-    if not parts:
-        raise StudyError(f"the dataset in {folder} has no rows.")
-    return parts
 
 
 def _choose_image_column(schema: pyarrow.Schema, chosen: str, where: str) -> str:
@@ -161,26 +137,24 @@ def _read_features(schema: pyarrow.Schema) -> dict[str, dict]:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_Table = tuple[str, pyarrow.Table]
+
+def _read_batches(file: Path) -> Iterator[pyarrow.Table]:
+    if file.suffix == ".parquet":
+        opened = parquet.ParquetFile(file)
+        schema, batches = opened.schema_arrow, opened.iter_batches(_ROWS_AT_ONCE)
+    else:
+        batches = ipc.open_stream(pyarrow.memory_map(str(file)))
+        schema = batches.schema
+    for batch in batches:
+        for start in range(0, len(batch), _ROWS_AT_ONCE):
+            yield pyarrow.Table.from_batches([batch.slice(start, _ROWS_AT_ONCE)], schema)
 
 
-def _read_parquet(file: Path, folder: Path, chosen: str) -> Iterator[_Table]:
-    opened = parquet.ParquetFile(file)
-    column = _choose_image_column(opened.schema_arrow, chosen, file.relative_to(folder).as_posix())
-    for batch in opened.iter_batches(_ROWS_AT_ONCE):
-        yield column, pyarrow.Table.from_batches([batch], opened.schema_arrow)
-
-
-def _slice_saved(dataset, column: str, start: int) -> Iterator[_Table]:
-    arrow = dataset.with_format("arrow")
-    for first in range(start, min(start + _ROWS_A_PART, len(dataset)), _ROWS_AT_ONCE):
-        yield column, arrow[first : min(first + _ROWS_AT_ONCE, start + _ROWS_A_PART)]
-
-
-def _read_samples(where: str, read: Callable[[], Iterable[_Table]], folder: Path) -> Iterator[Sample]:
+def _read_samples(file: Path, folder: Path, chosen: str) -> Iterator[Sample]:
     number = 0
     try:
-        for column, table in read():
+        for table in _read_batches(file):
+            column = _choose_image_column(table.schema, chosen, file.relative_to(folder).as_posix())
             classes = {
                 name: feature["names"]
                 for name, feature in _read_features(table.schema).items()
@@ -196,7 +170,7 @@ def _read_samples(where: str, read: Callable[[], Iterable[_Table]], folder: Path
                 number += 1
     except (pyarrow.ArrowException, OSError):
         after = f" after {number} rows" if number else ""
-        raise StudyError(f"the dataset file {where} is damaged or cut short{after}: fetch it again.") from None
+        raise StudyError(f"the dataset file {file.name} is damaged or cut short{after}: fetch it again.") from None
 
 
 def _read_image(cell: object, folder: Path) -> tuple[bytes | None, str]:

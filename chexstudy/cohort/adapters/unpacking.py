@@ -17,7 +17,7 @@ import pyarrow
 from pyarrow import parquet
 
 from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE, WORDS, guess_names, plain_name, read_mapping_file
-from chexstudy.cohort.adapters.folder import build_folder
+from chexstudy.cohort.adapters.folder import check_folder
 from chexstudy.cohort.table import REPORT_ORIGINS
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
@@ -227,7 +227,8 @@ def build_from_rows(
     with atomic_path(unpack_to / table) as temporary:
         rows.to_parquet(temporary, index=False)
     given = {key: value for key, value in mapping.items() if key != "columns"}
-    cohort = build_folder(unpack_to, seed, table=table, images=name, columns=columns, **{"source": name, **given})
+    report = check_folder(unpack_to, seed, table=table, images=name, columns=columns, **{"source": name, **given})
+    cohort = report.require_cohort()
     if "source" in given or not _is_exported(rows):
         return cohort
     notes = dict(cohort.attrs)

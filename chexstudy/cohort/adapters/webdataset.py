@@ -12,7 +12,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import groupby, islice
 from lzma import LZMAError
@@ -57,17 +57,7 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(archive)
 
 
-def build_webdataset(
-    data_root: str | Path,
-    seed: int,
-    *,
-    unpack_to: str | Path,
-    source: str | None = None,
-    columns: Mapping[str, object] | None = None,
-    values: Mapping[str, Mapping] | None = None,
-    fractions: Mapping[str, float] | None = None,
-    word_budget: int | None = None,
-) -> pd.DataFrame:
+def build_webdataset(data_root: str | Path, seed: int, unpack_to: str | Path, **options) -> pd.DataFrame:
     """The cohort of a folder of tar shards, or of those that a pattern such as ``~/shards/train-*.tar`` names.
 
     Without a field named split, the names of shards tell it (``train-000000.tar``, ``val/000000.tar``); where they tell
@@ -77,13 +67,11 @@ def build_webdataset(
         data_root: the folder, one shard, or a pattern.
         seed: seed of the split and of template reports.
         unpack_to: the folder in which images are unpacked, each archive of this kind in the same place.
-        source, columns, values, fractions, word_budget: as for `chexstudy.cohort.adapters.folder.build_folder`, on top
-            of ``cohort.yaml`` beside the shards and of what the names of fields tell. Nested fields are
-            ``labels.Mass``.
+        options: what the columns mean, as for `chexstudy.cohort.adapters.folder.check_folder`, on top of what
+            ``cohort.yaml`` beside the shards says and the names of fields tell. Nested fields are ``labels.Mass``.
     """
     shards, root = _find_shards(data_root)
-    given = {"source": source, "columns": columns, "values": values, "fractions": fractions, "word_budget": word_budget}
-    mapping = read_mapping(root, given)
+    mapping = read_mapping(root, options)
     kind = str((mapping.get("columns") or {}).get("image_path") or "").lower().lstrip(".")
     parts = []
     for shard in shards:
