@@ -28,7 +28,6 @@ from chexstudy.evaluation.adaptation.run import (
     compare_adaptation,
     load_head,
     measure_adaptation,
-    scores_task,
     tabulate_costs,
 )
 from chexstudy.evaluation.adaptation.training import Recipe
@@ -69,18 +68,18 @@ def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
     plans = [*plan_heads(FROZEN_KINDS, QUICK, GLORI), *plan_tuning(["bias_only", "full"], epochs=1)]
     adapt_arms(evaluation, ["full"], [0], plans)
     rows = validate_results(measure_adaptation(evaluation, ["full"], [0], plans))
-    assert set(rows.setting) == {*FROZEN_KINDS, "bias_only", "full"}
+    assert set(rows["head"]) == {*FROZEN_KINDS, "bias_only", "full"}
     assert set(rows.data_set) == {DATA_SET}
     assert set(rows.exposure) == {"held_out"}
     # Brightness tells a mass: a head that learnt anything finds it.
-    mass = rows[(rows.finding == "Mass") & (rows.metric == "auroc") & (rows.seed == -1)].set_index("setting").value
+    mass = rows[(rows.finding == "Mass") & (rows.metric == "auroc") & (rows.seed == -1)].set_index("head").value
     assert mass[["logistic", "linear", "full"]].min() > 0.8
     assert list(tabulate_costs(evaluation.run, ["full"], [0], plans).index) == [plan.name for plan in plans]
     again = load_head(evaluation.run, "full", 0, "glori_v1")
     test = evaluation.test_sets()[DATA_SET]
     features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
     kept = read_scores(
-        evaluation.run, test.image_id, FINDINGS, arm="full", seed=0, task=scores_task("glori_v1"), data_set=DATA_SET
+        evaluation.run, test.image_id, FINDINGS, arm="full", seed=0, task="adaptation_glori_v1", data_set=DATA_SET
     )
     np.testing.assert_array_equal(again.score(features, test.image_id.tolist()), kept)
 
@@ -88,14 +87,14 @@ def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
 def test_scores_do_not_depend_on_the_labels_of_the_test_split(evaluation):
     make_arm(evaluation.run, "full", 0)
     plan = HeadPlan("logistic")
-    place = {"arm": "full", "seed": 0, "task": scores_task("logistic"), "data_set": DATA_SET}
+    place = {"arm": "full", "seed": 0, "task": "adaptation_logistic", "data_set": DATA_SET}
     ids = evaluation.test_sets()[DATA_SET].image_id
     adapt_arm(evaluation, "full", 0, [plan])
     first = read_scores(evaluation.run, ids, FINDINGS, **place)
     other = evaluation.cohort.copy()
     in_test = other.split == "test"
     other.loc[in_test, FINDINGS] = 1 - other.loc[in_test, FINDINGS]
-    evaluation.run.path(f"evaluation/full/seed0/{scores_task('logistic')}/{DATA_SET}.parquet").unlink()
+    evaluation.run.path(f"evaluation/full/seed0/adaptation_logistic/{DATA_SET}.parquet").unlink()
     adapt_arm(replace(evaluation, cohort=other), "full", 0, [plan])
     np.testing.assert_array_equal(read_scores(evaluation.run, ids, FINDINGS, **place), first)
 
@@ -123,9 +122,9 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
     adapt_arms(evaluation, ["full", "curated"], [0, 1], [*plans.heads, *plans.shares])
     pairs = [(("full", whole), ("full", plans.heads[0])), *plans.pair_label_shares(["curated", "full"], 0.5)]
     rows = validate_results(compare_adaptation(evaluation, [0, 1], pairs))
-    assert set(zip(rows.arm, rows.setting, strict=True)) == {
-        ("full", "logistic - linear"),
-        ("curated - full", "logistic@50 - logistic"),
+    assert set(zip(rows.arm, rows["head"], rows.setting, rows.reference, strict=True)) == {
+        ("full", "logistic", "", "linear"),
+        ("curated", "logistic", "0.5", "full"),
     }
     test = evaluation.test_sets()[DATA_SET]
     labels = test[FINDINGS].to_numpy(float)
@@ -133,7 +132,13 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
     for seed in (0, 1):
         read = [
             read_scores(
-                evaluation.run, test.image_id, FINDINGS, arm="full", seed=seed, task=scores_task(h), data_set=DATA_SET
+                evaluation.run,
+                test.image_id,
+                FINDINGS,
+                arm="full",
+                seed=seed,
+                task=f"adaptation_{h}",
+                data_set=DATA_SET,
             )
             for h in ("logistic", "linear")
         ]
@@ -262,7 +267,7 @@ def test_scores_of_an_arm_trained_anew_are_made_anew(evaluation):
     cost = "pretraining/full/seed0/compute.json"
     evaluation.run.write_json(cost, evaluation.run.read_json(cost) | {"flops": 3.0})
     evaluation.run.record(cost, {}, ("cohort.parquet",), 0)
-    name = f"evaluation/full/seed0/{scores_task('logistic')}/{DATA_SET}.parquet"
+    name = f"evaluation/full/seed0/adaptation_logistic/{DATA_SET}.parquet"
     before = evaluation.run.provenance(name)["key"]
     adapt_arm(evaluation, "full", 0, [HeadPlan("logistic")])
     assert evaluation.run.provenance(name)["key"] != before

@@ -1,51 +1,36 @@
 """Adapt trained encoders to labels: fit heads, keep their scores, measure them, and compare on the same patients.
 
-Heads see the training and the validation split alone; test splits are only scored. Scores of every head are kept, one
-table an encoder, seed, head and test set, and current ones are not computed again: a killed run goes on where it was.
+Heads see the training and the validation split alone; test splits are only scored.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from chexstudy.cohort.table import label_matrix
 from chexstudy.encoders.frozen_features import FrozenFeatures, drop_patches, freeze_features
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import GloriHead
 from chexstudy.evaluation.adaptation.linear import LinearHead
 from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan
 from chexstudy.evaluation.adaptation.training import FittedHead
-from chexstudy.evaluation.context import Evaluation, load_arm, tell_exposure, work_apart
-from chexstudy.evaluation.scores import (
-    MACRO,
-    compare_scores,
-    measure_each_seed,
-    read_scores,
-    scores_artifact,
-    write_scores,
-)
+from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure, work_apart
+from chexstudy.evaluation.scores import Measured, measure_findings
+from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_task
 from chexstudy.pretraining.arms.definitions import require_current_arm
-from chexstudy.results import COLUMNS, OVER_SEEDS
+from chexstudy.results import COLUMNS, validate_results
 from chexstudy.runs import Run
-from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.steps import find_step
 
 ADAPTATION = "adaptation"
 ADAPTATION_DIFFERENCE = "adaptation_difference"
 SMALL_LESIONS = "small lesions"
-_INPUTS = ("cohort.parquet", "pixels/index.parquet")
 _CLASSES = {kind.__name__: kind for kind in (LinearHead, GloriHead)}
-
-
-def scores_task(head: str) -> str:
-    """The task under which the scores of a head are kept: ``adaptation_glori_v1``."""
-    return f"{ADAPTATION}_{head}"
 
 
 def _head_folder(arm: str, seed: int, head: str) -> str:
@@ -58,60 +43,77 @@ def _features_name(arm: str, seed: int) -> str:
 
 def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> FrozenFeatures:
     """Frozen features of a trained arm's image encoder for every image of the cohort, ``features/<arm>/seed<k>``."""
-    encoder = load_arm(evaluation.run, arm, seed).image_tower.encoder
+    return _freeze(TrainedArm(evaluation, arm, seed), patches)
+
+
+def _freeze(arm: TrainedArm, patches: bool) -> FrozenFeatures:
+    evaluation, encoder = arm.evaluation, arm.model.image_tower.encoder
+    images = evaluation.cohort.image_id.tolist()
+    options = {"patches": patches, "device": evaluation.device}
     return freeze_features(
-        evaluation.run,
-        _features_name(arm, seed),
-        encoder,
-        evaluation.cohort.image_id.tolist(),
-        evaluation.store,
-        patches=patches,
-        device=evaluation.device,
+        evaluation.run, _features_name(arm.name, arm.seed), encoder, images, evaluation.store, **options
     )
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What one process does: the heads of one arm and seed."""
+class AdaptedHead(Task):
+    """One head on a trained arm's encoder; the arm's seed is also that of the head."""
 
-    plans: tuple[HeadPlan, ...]
-    keep_patches_of: tuple[str, int]
+    plan: HeadPlan
+    small: tuple[str, ...] = ()  # findings with small lesions; where given, only their mean is measured
 
-    def __call__(self, evaluation: Evaluation, arm: str, seed: int) -> None:
-        adapt_arm(evaluation, arm, seed, self.plans)
-        name = _features_name(arm, seed)
-        if (arm, seed) != self.keep_patches_of and evaluation.run.has(f"features/{name}/layout.json"):
-            drop_patches(evaluation.run, name)
+    @property
+    def name(self) -> str:
+        """Such as ``adaptation_glori_v1``."""
+        return f"{ADAPTATION}_{self.plan.name}"
 
+    @property
+    def place(self) -> dict[str, str]:
+        share = f"{self.plan.labelled_share:g}" if self.plan.labelled_share < 1 else ""
+        return {"task": ADAPTATION, "head": self.plan.kind, "variant": self.plan.variant, "setting": share}
 
-def adapt_arm(evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadPlan]) -> None:
-    """Fit heads on one arm's encoder and keep their scores on every test set; those that are current are left.
+    def list_parameters(self, evaluation: Evaluation) -> dict:
+        return {"plan": asdict(self.plan)}
 
-    The arm's seed is also that of the heads.
-    """
-    run, cohort, findings = evaluation.run, evaluation.cohort, evaluation.findings
-    if not plans:
-        return
-    if not findings:
-        raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
-    folder = require_current_arm(run, arm, seed)
-    inputs = (*_INPUTS, f"{folder}/compute.json")
-    left = [plan for plan in plans if not _is_scored(evaluation, arm, seed, plan, inputs)]
-    if not left:
-        return
-    encoder = load_arm(run, arm, seed).image_tower.encoder
-    features = freeze_arm(evaluation, arm, seed, any(plan.needs_patches for plan in left))
-    splits = [cohort[cohort.split == split] for split in ("train", "validate")]
-    for plan in left:
+    def fit(self, arm: TrainedArm) -> Fitted:
+        """Fit and keep the head, and what it cost."""
+        evaluation, run, plan = arm.evaluation, arm.evaluation.run, self.plan
+        if not evaluation.findings:
+            raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
+        features, encoder = _freeze(arm, plan.needs_patches), arm.model.image_tower.encoder
         start = time.perf_counter()
-        fitted, score = fit_plan(plan, features, encoder, evaluation.store, *splits, findings, seed, evaluation.device)
-        folder = _head_folder(arm, seed, plan.name)
+        parts = evaluation.training, evaluation.validation, evaluation.findings
+        fitted, score = fit_plan(plan, features, encoder, evaluation.store, *parts, arm.seed, evaluation.device)
+        folder = _head_folder(arm.name, arm.seed, plan.name)
         files = _save_head(run, folder, fitted) if isinstance(fitted, FittedHead) else ()
         run.write_json(f"{folder}/cost.json", {"seconds": time.perf_counter() - start})
-        for data_set, rows in evaluation.test_sets().items():
-            place = {"arm": arm, "seed": seed, "task": scores_task(plan.name), "data_set": data_set}
-            name = write_scores(run, score(rows.image_id.tolist()), rows.image_id, findings, **place)
-            run.record(name, _parameters(plan), inputs, seed, files=(*files, f"{folder}/cost.json"))
+        return Fitted(lambda rows: score(rows.image_id.tolist()), (*files, f"{folder}/cost.json"))
+
+    def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence) -> list[Measured]:
+        if not self.small:
+            return super().measure(evaluation, rows, scores)
+        places = [evaluation.findings.index(finding) for finding in self.small]
+        small, labels = [one[:, places] for one in scores], evaluation.labels(rows)[:, places]
+        whole = measure_findings(small, labels, self.small, evaluation.draw_patients(rows)[0])
+        mean = {
+            "columns": pd.DataFrame({"finding": [SMALL_LESIONS], "n": len(rows), "positives": -1}),
+            "values": whole.values[..., -1:],
+            "replicates": whole.replicates[..., -1:],
+            "patients": whole.patients[-1:],
+        }
+        return [replace(whole, findings=0, **mean)]
+
+
+def adapt_arm(
+    evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadPlan], keep_patches: bool = True
+) -> None:
+    """Fit heads on one arm's encoder and keep their scores on every test set; those that are current are left."""
+    trained, name = TrainedArm(evaluation, arm, seed), _features_name(arm, seed)
+    # Features with patches serve heads that look at none, too.
+    for plan in sorted(plans, key=lambda plan: not plan.needs_patches):
+        run_task(evaluation, AdaptedHead(plan), trained)
+    if not keep_patches and evaluation.run.has(f"features/{name}/layout.json"):
+        drop_patches(evaluation.run, name)
 
 
 def _save_head(run: Run, folder: str, fitted: FittedHead) -> tuple[str, str]:
@@ -147,16 +149,6 @@ def load_head(run: Run, arm: str, seed: int, head: str) -> FittedHead:
     return FittedHead(built, record["learning_rate"], validation, record["encoder"], tuple(record["findings"]))
 
 
-def _parameters(plan: HeadPlan) -> dict:
-    return {"plan": asdict(plan)}
-
-
-def _is_scored(evaluation: Evaluation, arm: str, seed: int, plan: HeadPlan, inputs: tuple[str, ...]) -> bool:
-    key = evaluation.run.key(_parameters(plan), inputs)
-    names = [scores_artifact(arm, seed, scores_task(plan.name), data_set) for data_set in evaluation.test_sets()]
-    return all(evaluation.run.is_current(name, key) for name in names)
-
-
 def adapt_arms(
     evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan], workers: int = 1
 ) -> None:
@@ -167,12 +159,16 @@ def adapt_arms(
     names = [plan.name for plan in plans]
     if len(set(names)) < len(names):
         raise StudyError(f"two heads are named {next(n for n in names if names.count(n) > 1)!r}: name a variant.")
-    jobs = [(arm, seed) for arm in arms for seed in seeds]
-    if not jobs or not plans:
-        return
+    jobs = [(arm, seed) for arm in arms for seed in seeds] if plans else []
     for job in jobs:
         require_current_arm(evaluation.run, *job)
-    work_apart(evaluation, _Job(tuple(plans), jobs[0]), jobs, workers, "adapting encoders")
+    if jobs:
+        work = partial(_adapt, plans=tuple(plans), first=jobs[0])
+        work_apart(evaluation, work, jobs, workers, "adapting encoders")
+
+
+def _adapt(evaluation: Evaluation, arm: str, seed: int, plans: tuple[HeadPlan, ...], first: tuple[str, int]) -> None:
+    adapt_arm(evaluation, arm, seed, plans, keep_patches=(arm, seed) == first)
 
 
 def tabulate_costs(run: Run, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan]) -> pd.DataFrame:
@@ -195,98 +191,53 @@ def measure_adaptation(
 ) -> pd.DataFrame:
     """AUROC and average precision of every head on every encoder and test set, by seed and over seeds.
 
-    The heads are those that `adapt_arms` scored. Rows of the results table, task ``adaptation``; no head gives no rows.
+    The heads are those that `adapt_arms` scored. Rows of the results table, task ``adaptation``, in ``setting`` the
+    share of the labelled patients where it is not all of them; no head gives no rows.
     """
     if not plans:
         return pd.DataFrame(columns=COLUMNS)
-    tables = []
-    for data_set, rows in evaluation.test_sets().items():
-        labels = label_matrix(rows, evaluation.findings)
-        for arm in arms:
-            for plan in plans:
-                scores = _read(evaluation, arm, seeds, plan, data_set, rows.image_id, evaluation.findings)
-                generator = evaluation.generator()
-                weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-                measured = measure_each_seed(
-                    dict(zip(seeds, scores, strict=True)),
-                    labels,
-                    evaluation.findings,
-                    weights,
-                    generator,
-                    tiers=evaluation.tiers(),
-                    setting=plan.name,
-                )
-                tables.append(measured.assign(arm=arm, data_set=data_set))
-    table = pd.concat(tables, ignore_index=True).assign(task=ADAPTATION)
-    exposure = {arm: tell_exposure(evaluation.run, arm, seeds[0]) for arm in arms}
-    return table.assign(study=evaluation.run.study, exposure=table.arm.map(exposure))
+    tasks = [AdaptedHead(plan) for plan in plans]
+    rows = list_values(evaluation, measure_tasks(evaluation, tasks, arms, seeds), tasks, arms, seeds)
+    return _finish(evaluation, rows, seeds)
 
 
 def compare_adaptation(
-    evaluation: Evaluation,
-    seeds: Sequence[int],
-    pairs: Sequence[Pair],
-    small: Sequence[str] = (),
+    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[Pair], small: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Paired differences between encoders with heads, by patient and seed.
 
     Args:
         evaluation: cohort, resamples and seed of the resampling.
         seeds: of both sides.
-        pairs: an arm and a head each, against another arm or head.
+        pairs: an arm and a head each, against another arm or head with all the labels.
         small: findings with small lesions, whose mean is added as the finding ``small lesions``.
 
     Returns:
-        Rows of the results table: task ``adaptation_difference``, over seeds; ``first - second`` stands in the columns
-        ``arm`` and ``setting`` where the two sides differ. Nothing to compare gives no rows.
+        Rows of the results table: task ``adaptation_difference``, over seeds; ``reference`` is the other arm, or the
+        other head where the arm is the same. Nothing to compare gives no rows.
     """
     if not pairs:
         return pd.DataFrame(columns=COLUMNS)
-    rows = _compare(evaluation, seeds, pairs, evaluation.findings)
-    if not small:
-        return rows
-    of_small = _compare(evaluation, seeds, pairs, list(small))
-    return pd.concat([rows, of_small[of_small.finding == MACRO].assign(finding=SMALL_LESIONS)], ignore_index=True)
+    tables = [_compare(evaluation, seeds, pairs, ())]
+    if small:
+        tables.append(_compare(evaluation, seeds, pairs, tuple(small)))
+    return _finish(evaluation, pd.concat(tables, ignore_index=True), seeds)
 
 
 def _compare(
-    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[Pair], findings: Sequence[str]
+    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[Pair], small: tuple[str, ...]
 ) -> pd.DataFrame:
+    measured = {}
+    for arm in dict.fromkeys(arm for pair in pairs for arm, _ in pair):
+        sides = {plan.name: AdaptedHead(plan, small) for pair in pairs for one, plan in pair if one == arm}
+        measured |= measure_tasks(evaluation, list(sides.values()), [arm], seeds)
     tables = []
-    for data_set, rows in evaluation.test_sets().items():
-        labels = label_matrix(rows, findings)
-        for (first_arm, first_head), (second_arm, second_head) in pairs:
-            generator = evaluation.generator()
-            weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-            difference = compare_scores(
-                _read(evaluation, first_arm, seeds, first_head, data_set, rows.image_id, findings),
-                _read(evaluation, second_arm, seeds, second_head, data_set, rows.image_id, findings),
-                labels,
-                findings,
-                weights,
-                generator,
-                tiers=evaluation.tiers(),
-                setting=_name_sides(first_head.name, second_head.name),
-            )
-            exposure = tell_exposure(evaluation.run, first_arm, seeds[0])
-            place = {"arm": _name_sides(first_arm, second_arm), "data_set": data_set, "exposure": exposure}
-            tables.append(difference.assign(**place))
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(study=evaluation.run.study, task=ADAPTATION_DIFFERENCE, seed=OVER_SEEDS)
+    for (arm, head), (other, base) in pairs:
+        rows = list_differences(evaluation, measured, [((AdaptedHead(head), arm), (AdaptedHead(base), other))])
+        tables.append(rows.assign(reference=other if other != arm else base.kind))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _name_sides(first: str, second: str) -> str:
-    return first if first == second else f"{first} - {second}"
-
-
-def _read(
-    evaluation: Evaluation,
-    arm: str,
-    seeds: Sequence[int],
-    plan: HeadPlan,
-    data_set: str,
-    image_ids: Sequence[str],
-    findings: Sequence[str],
-) -> list[np.ndarray]:
-    place = {"arm": arm, "task": scores_task(plan.name), "data_set": data_set}
-    return [read_scores(evaluation.run, image_ids, findings, seed=seed, **place) for seed in seeds]
+def _finish(evaluation: Evaluation, rows: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
+    exposure = {arm: tell_exposure(evaluation.run, arm, seeds[0]) for arm in rows.arm.unique()}
+    return validate_results(rows.assign(study=evaluation.run.study, exposure=rows.arm.map(exposure)))
