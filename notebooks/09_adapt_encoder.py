@@ -105,7 +105,7 @@ small = list(sizes.index[sizes < small_lesions])
 pairs = plans.pair_glori(adapted_arms)
 differences = compare_adaptation(evaluation, study.seeds, pairs, small)
 print(f"small lesions: {', '.join(small) or 'none'}")
-columns = ["data_set", "arm", "setting", "finding", "metric", "value", "ci_low", "ci_high"]
+columns = ["data_set", "arm", "head", "reference", "finding", "metric", "value", "ci_low", "ci_high"]
 shown = differences[differences.finding.isin(["macro", "tail", "small lesions"])]
 shown[columns].round(3).reset_index(drop=True)
 

@@ -53,10 +53,12 @@ import pandas as pd
 
 from chexstudy.evaluation.adaptation.recipes import plan_glori
 from chexstudy.evaluation.localisation.pointing_game import fit_glori
+from chexstudy.plots.adaptation import name_head
 
 glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
 heads, features = fit_glori(evaluation, arm, seed, glori_heads, glori)
-pd.DataFrame({name: fitted.validation for name, fitted in heads.items()}).round(4)
+shown = next(iter(heads), ("", ""))  # a head and its variant
+pd.concat([fitted.validation.assign(head=name_head(*head)).round(4) for head, fitted in heads.items()] or [pd.DataFrame()])
 
 # %% [markdown]
 # ## Where findings are
@@ -80,9 +82,8 @@ regions = read_study_regions(evaluation)
 # %%
 from chexstudy.plots.attention import collect_cards
 
-first = heads.get(glori_heads[0])
-cards = collect_cards(evaluation, first, features, regions, examples, specificity)
-figures.attention.show(study, cards, head=glori_heads[0], encoder=encoder, specificity=specificity)
+cards = collect_cards(evaluation, heads.get(shown), features, regions, examples, specificity)
+figures.attention.show(study, cards, head=shown, encoder=encoder, specificity=specificity)
 
 # %% [markdown]
 # ## Does it look at the finding?
@@ -95,7 +96,7 @@ figures.attention.show(study, cards, head=glori_heads[0], encoder=encoder, speci
 from chexstudy.evaluation.localisation.pointing_game import measure_attention
 
 attention = add_results(study.run, measure_attention(evaluation, heads, features, regions, arm, seed))
-seen = attention[(attention.finding == "macro") & (attention.n > 0)].set_index(["data_set", "metric", "setting"])
+seen = attention[(attention.finding == "macro") & (attention.n > 0)].set_index(["data_set", "metric", "head", "variant"])
 seen[["value", "ci_low", "ci_high", "n"]].sort_index().round(3)
 
 # %% [markdown]
@@ -108,7 +109,7 @@ from IPython.display import display
 
 for name in regions:
     file = f"pointing_{PurePosixPath(name).name}"
-    display(figures.pointing_test.show(study, attention, glori_heads[0], name, name=file, encoder=encoder))
+    display(figures.pointing_test.show(study, attention, shown, name, name=file, encoder=encoder))
 
 # %% [markdown]
 # ## What must hold
@@ -122,5 +123,5 @@ for row in seen.loc[:].reset_index().query("metric == 'pointing_game_over_mean_m
         "more often" if row.ci_low > 0 else "less often" if row.ci_high < 0 else "no more often, as far as can be told,"
     )
     print(
-        f"{row.data_set}, {row.setting}: the finding is hit {verdict} than by the head's mean map ({row.value:+.3f})."
+        f"{row.data_set}, {name_head(row.head, row.variant)}: the finding is hit {verdict} than by the head's mean map ({row.value:+.3f})."
     )

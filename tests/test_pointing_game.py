@@ -167,7 +167,7 @@ def test_summaries_by_hand_and_with_paired_intervals():
     for metric in METRICS[:9]:
         cases[metric] = generator.random(30)
     cases["mass_inside"] = cases.area_inside + 0.2
-    results = summarise_cases(cases, rows, [*FINDINGS, "Hernia"], generator, resamples=200, setting="glori_v1")
+    results = summarise_cases(cases, rows, [*FINDINGS, "Hernia"], generator, resamples=200)
     assert len(results) == 4 * len(METRICS)
     table = results.set_index(["finding", "metric"])
     nodule = cases[cases.finding == "Nodule"]
@@ -191,25 +191,23 @@ def test_intervals_draw_patients_and_not_images():
     for name, patients in (("clustered", np.repeat(np.arange(10), 10)), ("alone", np.arange(100))):
         rows = pd.DataFrame({"image_id": ids, "patient_id": [f"p{n}" for n in patients]})
         cases = pd.DataFrame({"image_id": ids, "finding": "Mass", **dict.fromkeys(METRICS[:9], value)})
-        results = summarise_cases(cases, rows, ["Mass"], np.random.default_rng(3), resamples=300, setting="")
+        results = summarise_cases(cases, rows, ["Mass"], np.random.default_rng(3), resamples=300)
         width[name] = (results.ci_high - results.ci_low)[0]
     assert width["clustered"] > 2.5 * width["alone"]
 
 
 def test_without_a_case_every_row_is_there_and_says_so():
     empty = pd.DataFrame(columns=["image_id", "finding", *METRICS[:9]])
-    results = summarise_cases(empty, make_rows(), FINDINGS, np.random.default_rng(0), resamples=10, setting="h")
+    results = summarise_cases(empty, make_rows(), FINDINGS, np.random.default_rng(0), resamples=10)
     assert len(results) == 3 * len(METRICS)
     assert results.value.isna().all()
     assert (results.n == 0).all()
 
 
-def test_lungs_have_measures_of_their_own_name():
+def test_lungs_are_a_group_of_their_own():
     cases = pd.DataFrame({"image_id": ["x/0"], "finding": ["Nodule"], **{key: [0.5] for key in METRICS[:9]}})
-    results = summarise_cases(
-        cases, make_rows(), ["Nodule"], np.random.default_rng(0), resamples=10, setting="", kind="lungs"
-    )
-    assert set(results.metric) == {f"{metric}_lungs" for metric in METRICS}
+    results = summarise_cases(cases, make_rows(), ["Nodule"], np.random.default_rng(0), resamples=10, kind="lungs")
+    assert set(results.group) == {"lungs"}
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

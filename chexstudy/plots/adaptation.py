@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from chexstudy.cohort.prevalence import TIERS
-from chexstudy.evaluation.adaptation.recipes import read_labelled_share, split_head
+from chexstudy.evaluation.adaptation import fine_tuning
 from chexstudy.evaluation.adaptation.run import ADAPTATION, ADAPTATION_DIFFERENCE
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
@@ -23,7 +23,6 @@ from chexstudy.plots.measurements import (
     seed_values,
     select_rows,
     short_name,
-    split_difference,
     summarise_seeds,
     write_interval,
 )
@@ -64,17 +63,19 @@ _HEAD_STYLES = {
 }
 
 
-def name_head(head: str) -> str:
-    """A head's name as words: ``glori_v2.no_pyramid`` becomes ``GLoRI, version 2, no pyramid``."""
-    kind, variant, share = split_head(head)
-    name = _HEAD_NAMES.get(kind, kind.replace("_", " "))
-    name += f", {variant.replace('_', ' ')}" if variant else ""
-    return name + (f", {share:.0%} of the labels" if share < 1 else "")
+def name_head(head: str, variant: str = "") -> str:
+    """A head as words: ``glori_v2`` and ``no_pyramid`` become ``GLoRI, version 2, no pyramid``."""
+    name = _HEAD_NAMES.get(head, head.replace("_", " "))
+    return name + (f", {variant.replace('_', ' ')}" if variant else "")
 
 
 def _head_style(head: str) -> ArmStyle:
-    kind = split_head(head)[0]
-    return _HEAD_STYLES.get(kind, ArmStyle(name_head(kind), SEQUENCE[0], "o"))
+    return _HEAD_STYLES.get(head, ArmStyle(name_head(head), SEQUENCE[0], "o"))
+
+
+def _select_whole(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """Rows of the heads themselves, given all the labels."""
+    return select_rows(results, ADAPTATION, variant="", setting="", **wanted)
 
 
 # --- X2: heads by prevalence -----------------------------------------------------------------------------------------
@@ -87,8 +88,7 @@ def select_heads(results: pd.DataFrame, data_set: str | None = None) -> pd.DataF
         results: rows of the results table.
         data_set: one of those measured; without it, the rare-enriched test where there is one.
     """
-    rows = select_rows(results, ADAPTATION, metric=["auroc", "auprc"], finding=[MACRO, *TIERS])
-    rows = rows[[not variant and share == 1 for _, variant, share in map(split_head, rows.setting)]]
+    rows = _select_whole(results, metric=["auroc", "auprc"], finding=[MACRO, *TIERS])
     require_rows(rows, "adapted encoders")
     return rows[rows.data_set == (data_set or preferred_data_set(rows))].reset_index(drop=True)
 
@@ -101,7 +101,7 @@ def plot_heads(results: pd.DataFrame, data_set: str | None = None) -> Drawing:
     """
     rows = select_heads(results, data_set)
     summary, arms = summarise_seeds(rows), order_arms(rows.arm)
-    heads = order_heads(rows.setting)
+    heads = sorted(set(rows["head"]), key=_place_head)
     groups = [group for group in (MACRO, *TIERS) if (rows.finding == group).any()]
     per_column = {
         (metric, group): [_group_heads(rows, summary, arm, arms, heads, metric, group) for arm in arms]
@@ -126,22 +126,19 @@ def plot_heads(results: pd.DataFrame, data_set: str | None = None) -> Drawing:
     return figure
 
 
-def order_heads(heads) -> list[str]:
-    """Heads in the order of all figures: simple ones first, fine-tuning last, variants after their head."""
+def _place_head(head: str) -> tuple[int, str]:
+    """Heads in the order of all figures: simple ones first, fine-tuning last."""
     known = list(_HEAD_NAMES)
-    place = {head: (known.index(kind) if (kind := split_head(head)[0]) in known else len(known)) for head in set(heads)}
-    return sorted(set(heads), key=lambda head: (place[head], split_head(head)[1] != "", head))
+    return (known.index(head) if head in known else len(known)), head
 
 
 def _group_heads(rows, summary, arm, arms, heads, metric, group) -> Group:
-    chosen = summary[(summary.arm == arm) & (summary.metric == metric) & (summary.finding == group)].set_index(
-        "setting"
-    )
+    chosen = summary[(summary.arm == arm) & (summary.metric == metric) & (summary.finding == group)].set_index("head")
     estimates = []
     for head in heads:
         if head in chosen.index:
             row = chosen.loc[head]
-            seeds = seed_values(rows, arm=arm, metric=metric, finding=group, setting=head)
+            seeds = seed_values(rows, arm=arm, metric=metric, finding=group, head=head)
             estimates.append(Estimate(name_head(head), row.value, row.ci_low, row.ci_high, _head_style(head), seeds))
     return Group(arm_style(arm, arms).name, estimates)
 
@@ -162,7 +159,7 @@ def describe_heads(results: pd.DataFrame, data_set: str | None = None) -> str:
 def select_gains(results: pd.DataFrame, arm: str, first: str, second: str, data_set: str | None = None) -> pd.DataFrame:
     """Paired differences in AUROC between two heads on one encoder, a row a finding, largest first."""
     rows = select_rows(
-        results, ADAPTATION_DIFFERENCE, arm=arm, setting=f"{first} - {second}", metric="auroc_difference"
+        results, ADAPTATION_DIFFERENCE, arm=arm, head=first, variant="", reference=second, metric="auroc_difference"
     )
     require_rows(rows, f"comparison of {first} with {second} on {arm}")
     rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
@@ -248,10 +245,8 @@ def select_label_efficiency(results: pd.DataFrame, kind: str = "logistic", findi
     Returns:
         Rows of the results table with ``share``, in (0, 1].
     """
-    rows = select_rows(results, ADAPTATION, metric="auroc", finding=finding)
-    heads = [split_head(head) for head in rows.setting]
-    chosen = [head == kind and not variant for head, variant, _ in heads]
-    rows = rows.assign(share=[share for *_, share in heads])[chosen]
+    rows = select_rows(results, ADAPTATION, metric="auroc", finding=finding, head=kind, variant="")
+    rows = rows.assign(share=[float(share or 1) for share in rows.setting])
     require_rows(rows[rows.share < 1], f"{kind} heads on shares of the labels")
     return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
 
@@ -271,8 +266,8 @@ def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding
     curves, claims = figure.subplots(1, 2, width_ratios=[1.1, 1])
     for arm in arms:
         style, own = arm_style(arm, arms), rows[rows.arm == arm]
-        summary = summarise_seeds(own).assign(share=lambda table: [read_labelled_share(head) for head in table.setting])
-        summary = summary.sort_values("share")
+        summary = summarise_seeds(own)
+        summary = summary.assign(share=[float(share or 1) for share in summary.setting]).sort_values("share")
         # Moved apart a little, so that intervals of equal shares do not hide each other.
         x = summary.share * 1.05 ** (arms.index(arm) - (len(arms) - 1) / 2)
         curves.plot(x, summary.value, color=style.colour, linewidth=1.0, zorder=2)
@@ -289,7 +284,7 @@ def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding
     groups = [Group("", [])]
     if len(differences):
         estimates = [
-            Estimate(_word_claim(row), row.value, row.ci_low, row.ci_high, arm_style(split_difference(row.arm)[0]))
+            Estimate(_word_claim(row), row.value, row.ci_low, row.ci_high, arm_style(row.arm))
             for row in summarise_seeds(differences).itertuples()
         ]
         groups = [Group("", estimates)]
@@ -306,16 +301,15 @@ def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding
 
 
 def _select_claims(results, kind, finding, data_set) -> pd.DataFrame:
-    rows = select_rows(results, ADAPTATION_DIFFERENCE, metric="auroc_difference", finding=finding, data_set=data_set)
-    return rows[[" - " in arm and " - " in head for arm, head in zip(rows.arm, rows.setting, strict=True)]]
+    wanted = {"metric": "auroc_difference", "finding": finding, "data_set": data_set, "head": kind}
+    rows = select_rows(results, ADAPTATION_DIFFERENCE, **wanted)
+    return rows[rows.setting != ""]
 
 
 def _word_claim(row) -> str:
-    arms, heads = split_difference(row.arm), split_difference(row.setting)
-    sides = [
-        f"{arm_style(arm).name.lower()}, {read_labelled_share(head):.0%}" for arm, head in zip(arms, heads, strict=True)
-    ]
-    return f"{sides[0]}\n\N{MINUS SIGN} {sides[1]}"
+    """An arm with a share of the labels against another with all of them."""
+    few, whole = arm_style(row.arm).name.lower(), arm_style(row.reference).name.lower()
+    return f"{few}, {float(row.setting):.0%}\n\N{MINUS SIGN} {whole}, 100%"
 
 
 def describe_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> str:
@@ -334,10 +328,16 @@ def describe_label_efficiency(results: pd.DataFrame, kind: str = "logistic", fin
 
 def select_variants(results: pd.DataFrame, arm: str, base: str, finding: str = MACRO) -> pd.DataFrame:
     """Paired differences of the variants of a head to the head itself, AUROC and average precision."""
-    rows = select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, finding=finding)
-    rows = rows[rows.setting.str.endswith(f" - {base}")]
+    rows = _list_variants(results, arm, base, finding=finding)
     require_rows(rows, f"variants of {base} on {arm}")
     return rows[rows.data_set == preferred_data_set(rows)].reset_index(drop=True)
+
+
+def _list_variants(results: pd.DataFrame, arm: str, base: str, **wanted: object) -> pd.DataFrame:
+    rows = select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, reference=base, **wanted)
+    # Other heads on frozen features are held against the base, too, but are no variant of it.
+    family = ["glori_v1", "glori_v2"] if base.startswith("glori") else [base, *fine_tuning.METHODS]
+    return rows[rows["head"].isin(family)]
 
 
 def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> Drawing:
@@ -351,38 +351,35 @@ def plot_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence
     """
     findings = _list_groups(results, arm, base, findings)
     rows = {finding: select_variants(results, arm, base, finding) for finding in findings}
-    variants = order_heads(rows[findings[0]].setting.str.partition(" - ")[0])
+    pairs = set(rows[findings[0]][["head", "variant"]].itertuples(index=False, name=None))
+    variants = sorted(pairs, key=lambda one: (_place_head(one[0])[0], one[1] != "", one))
     height = 16 + 4.6 * len(variants)
     figure = new_figure(height_mm=height)
     axes = figure.subplots(1, 2 * len(findings), sharey=True, squeeze=False)[0]
     panels = [(finding, metric) for finding in findings for metric in ("auroc", "auprc")]
     for panel, (finding, metric), letter in zip(axes, panels, "abcdefgh", strict=False):
         chosen = rows[finding][rows[finding].metric == f"{metric}_difference"]
-        summary = summarise_seeds(chosen).set_index("setting")
-        for place, variant in enumerate(variants):
-            setting = f"{variant} - {base}"
-            if setting in summary.index:
-                row = summary.loc[setting]
-                draw_estimate(panel, row.value, place, row.ci_low, row.ci_high, _head_style(variant))
+        for row in summarise_seeds(chosen).itertuples():
+            place = variants.index((row.head, row.variant))
+            draw_estimate(panel, row.value, place, row.ci_low, row.ci_high, _head_style(row.head))
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         panel.grid(axis="x", color="#ECECEC", linewidth=0.5)
         panel.set_xlabel(f"Difference in {'AUROC' if metric == 'auroc' else 'AP'}")
         panel.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
         title_panel(panel, letter, _GROUP_NAMES.get(finding, finding))
-    axes[0].set_yticks(range(len(variants)), [_word_variant(variant, base) for variant in variants])
+    axes[0].set_yticks(range(len(variants)), [_word_variant(*variant, base) for variant in variants])
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
     return figure
 
 
 def _list_groups(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str]) -> list[str]:
     """The groups of findings that could be compared: in a small test set no rare finding may be there."""
-    own = results[(results.arm == arm) & results.setting.str.endswith(f" - {base}") & results.value.notna()]
+    own = _list_variants(results, arm, base)
     return [finding for finding in findings if (own.finding == finding).any()] or list(findings[:1])
 
 
-def _word_variant(variant: str, base: str) -> str:
-    kind, name, _ = split_head(variant)
-    return name.replace("_", " ") if kind == split_head(base)[0] and name else name_head(variant)
+def _word_variant(head: str, variant: str, base: str) -> str:
+    return variant.replace("_", " ") if head == base and variant else name_head(head, variant)
 
 
 def describe_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> str:
@@ -397,13 +394,12 @@ def describe_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequ
 
 def tabulate_heads(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Means over seeds with 95 % intervals as text: one row a data set, encoder and head, one column a group."""
-    rows = select_rows(results, ADAPTATION, metric=metric, finding=[MACRO, *TIERS])
-    rows = rows[(rows.seed == OVER_SEEDS) & (rows.setting.map(read_labelled_share) == 1)]
+    rows = _select_whole(results, metric=metric, finding=[MACRO, *TIERS], seed=OVER_SEEDS)
     if rows.empty:
         return pd.DataFrame()
     cells = [f"{write_interval(row.value, row.ci_low, row.ci_high)}" for row in rows.itertuples()]
     table = rows.assign(cell=cells, data_set=rows.data_set.map(name_data_set)).pivot(
-        index=["data_set", "arm", "setting"], columns="finding", values="cell"
+        index=["data_set", "arm", "head"], columns="finding", values="cell"
     )
     return table[[group for group in (MACRO, *TIERS) if group in table]]
 
@@ -412,15 +408,14 @@ def _best_of(rows: pd.DataFrame, metric: str) -> str:
     """The best mean over findings and whose it is."""
     summary = summarise_seeds(rows[(rows.metric == metric) & (rows.finding == MACRO)])
     row = summary.loc[summary.value.idxmax()]
-    return f"{name_head(row.setting)} on {short_name(row.arm)} ({write_interval(row.value, row.ci_low, row.ci_high)})"
+    return f"{name_head(row['head'])} on {short_name(row.arm)} ({write_interval(row.value, row.ci_low, row.ci_high)})"
 
 
 def state_heads(results: pd.DataFrame) -> list[str]:
     """The best head of each encoder on each test set over all findings, in sentences."""
-    rows = select_rows(results, ADAPTATION, metric="auroc", finding=MACRO)
-    rows = rows[[not variant and share == 1 for _, variant, share in map(split_head, rows.setting)]]
+    rows = _select_whole(results, metric="auroc", finding=MACRO)
     return [
-        f"{name_data_set(data_set)}: best in macro AUROC is {_best_of(own, 'auroc')}, of {own.setting.nunique()} heads."
+        f"{name_data_set(data_set)}: best in macro AUROC is {_best_of(own, 'auroc')}, of {own['head'].nunique()} heads."
         for (data_set, _), own in rows.groupby(["data_set", "arm"])
     ]
 
@@ -458,7 +453,7 @@ def conclude_variants(results: pd.DataFrame, arm: str, base: str) -> str:
     """Which variants are beyond the head itself, in macro AUROC."""
     rows = select_variants(results, arm, base)
     summary = summarise_seeds(rows[rows.metric == "auroc_difference"])
-    names = summary.setting.str.partition(" - ")[0].map(lambda variant: _word_variant(variant, base))
+    names = pd.Series([_word_variant(row.head, row.variant, base) for row in summary.itertuples()])
     better, worse = (", ".join(names[beyond]) or "none" for beyond in (summary.ci_low > 0, summary.ci_high < 0))
     return f"Against {name_head(base)}, of {len(summary)} variants better in macro AUROC: {better}; worse: {worse}."
 

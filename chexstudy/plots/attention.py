@@ -25,6 +25,7 @@ from chexstudy.evaluation.localisation.pointing_game import (
     spread_map,
 )
 from chexstudy.evaluation.scores import MACRO
+from chexstudy.plots.adaptation import name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.measurements import NothingToDraw, write_interval
@@ -191,20 +192,20 @@ def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
     return figure
 
 
-def describe_attention(cards: Sequence[AttentionCard], head: str, encoder: str, specificity: float) -> str:
+def describe_attention(cards: Sequence[AttentionCard], head: tuple[str, str], encoder: str, specificity: float) -> str:
     """The caption of `plot_attention`.
 
     Args:
         cards: what is shown.
-        head: name of the head.
+        head: a head and its variant.
         encoder: arm and seed of the frozen encoder.
         specificity: at which a finding counts as detected.
     """
     outlined = sum(card.mask is not None for card in cards)
     return (
-        f"Attention of {head} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the attention of "
-        "the named finding, averaged over the head's heads, brought from the patches to the pixels bilinearly, scaled "
-        f"from 0 to 1 within the image and raised to the power {_POWER}; under each, how far the strongest patch "
+        f"Attention of {name_head(*head)} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the "
+        "attention of the named finding, averaged over the head's heads, brought from the patches to the pixels "
+        f"bilinearly, scaled from 0 to 1 within the image and raised to the power {_POWER}; under each, how far the strongest patch "
         "stands out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
         f"{_MOST_BARS}, the highest first; coloured where the image truly has the finding. The true place is outlined "
         f"on {outlined} of {len(cards)}. Examples by rule: of the findings with the smallest lesions (the rarest where "
@@ -261,21 +262,21 @@ def _draw_bars(axes: Axes, card: AttentionCard) -> None:
 # --- pointing game ----------------------------------------------------------------------------------------------------
 
 
-def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataFrame:
+def select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> pd.DataFrame:
     """Pointing game and mass inside of every finding, with what three blind maps reach.
 
     Args:
         results: the results table.
-        head: the setting of its rows.
+        head: a head and its variant, empty for the head itself.
         data_set: one data set.
 
     Returns:
         One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region,
         value, ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
     """
-    own = results[(results.task == TASK) & (results.setting == head) & (results.data_set == data_set)]
-    kind = LUNGS if own.metric.str.endswith(f"_{LUNGS}").any() else FINDING
-    own = own.assign(metric=own.metric.str.removesuffix(f"_{LUNGS}"))
+    own = results[(results.task == TASK) & (results.data_set == data_set)]
+    own = own[(own["head"] == head[0]) & (own.variant == head[1])]
+    kind = LUNGS if (own.group == LUNGS).any() else FINDING
     table = own.set_index(["metric", "finding"])
     if own.empty or not (own.n > 0).any():
         raise NothingToDraw(f"there is nothing to draw, no region of a finding is known on {data_set}")
@@ -302,7 +303,7 @@ def select_pointing(results: pd.DataFrame, head: str, data_set: str) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def plot_pointing(results: pd.DataFrame, head: str, data_set: str) -> Drawing:
+def plot_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> Drawing:
     """Pointing game and mass inside by finding, against chance; arguments and errors as in `select_pointing`."""
     table = select_pointing(results, head, data_set)
     heights = [1, max(1, table.finding.nunique() - 1)]
@@ -336,14 +337,14 @@ def plot_pointing(results: pd.DataFrame, head: str, data_set: str) -> Drawing:
     return figure
 
 
-def describe_pointing(results: pd.DataFrame, head: str, data_set: str, encoder: str) -> str:
+def describe_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str, encoder: str) -> str:
     """The caption of `plot_pointing`; ``encoder`` names arm and seed of the frozen encoder."""
     table = select_pointing(results, head, data_set)
     cases = int(table.n[table.finding == MACRO].iloc[0])
     return (
-        f"Does {head} look at {_region(table)}? {cases} cases (an image and a finding that it has, region known) of "
-        f"{table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share of maps whose "
-        "maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, patients drawn; "
+        f"Does {name_head(*head)} look at {_region(table)}? {cases} cases (an image and a finding that it has, region "
+        f"known) of {table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share of "
+        "maps whose maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, patients drawn; "
         "none with fewer than five patients. Chance is the region's share of the image; the mean map is the head's own "
         "attention averaged over all images of the data set, blind to the image at hand; the centre is a Gaussian."
     )
@@ -373,7 +374,7 @@ def conclude_attention(cards: Sequence[AttentionCard]) -> str:
     )
 
 
-def conclude_pointing(results: pd.DataFrame, head: str, data_set: str) -> str:
+def conclude_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> str:
     """How often the maximum lies on the finding, beside what blind maps reach."""
     table = select_pointing(results, head, data_set)
     row = table[(table.measure == "pointing_game") & (table.finding == MACRO)].iloc[0]

@@ -59,18 +59,6 @@ class HeadPlan:
         return self.kind in VERSIONS
 
 
-def split_head(name: str) -> tuple[str, str, float]:
-    """Kind, variant and share of labels of a head's name."""
-    name, _, percent = name.partition("@")
-    kind, _, variant = name.partition(".")
-    return kind, variant, float(percent) / 100 if percent else 1.0
-
-
-def read_labelled_share(head: str) -> float:
-    """The share of labelled patients a head was given, from its name."""
-    return split_head(head)[2]
-
-
 def thin_patients(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """Rows of a random share of the patients, at least one.
 

@@ -192,7 +192,6 @@ def summarise_cases(
     generator: np.random.Generator,
     *,
     resamples: int,
-    setting: str,
     kind: str = FINDING,
 ) -> pd.DataFrame:
     """Means of the measures by finding and over findings, with intervals that draw patients.
@@ -203,11 +202,10 @@ def summarise_cases(
         findings: which findings get rows; one without a case keeps its rows, with value NaN and n 0.
         generator: draws the patients.
         resamples: how often.
-        setting: name of the head.
-        kind: of the regions; measures against lungs are named ``..._lungs``.
+        kind: of the regions; the group of measures against lungs is ``lungs``.
 
     Returns:
-        Rows of the results table with ``task, finding, metric, setting, value, ci_low, ci_high, n, positives``. In the
+        Rows of the results table with ``task, finding, metric, group, value, ci_low, ci_high, n, positives``. In the
         rows of the macro mean, which is over the findings that have cases, n is the number of cases.
     """
     weights = bootstrap_patients(rows.patient_id, resamples, generator)
@@ -232,12 +230,11 @@ def summarise_cases(
     # A resample without a case of a finding averages the others.
     points, replicates = (np.stack([group[part] for group in groups.values()], axis=-1) for part in (0, 1))
     groups[MACRO] = macro_mean(points), macro_mean(replicates), images
-    suffix = "" if kind == FINDING else f"_{kind}"
-    tables = [_list_rows(finding, *group, weights, setting, suffix) for finding, group in groups.items()]
-    return pd.concat(tables, ignore_index=True)
+    tables = [_list_rows(finding, *group, weights) for finding, group in groups.items()]
+    return pd.concat(tables, ignore_index=True).assign(group="" if kind == FINDING else kind)
 
 
-def _list_rows(finding, value, replicates, images, weights, setting, suffix) -> pd.DataFrame:
+def _list_rows(finding, value, replicates, images, weights) -> pd.DataFrame:
     members = np.zeros((weights.shape[1], 1), dtype=bool)
     members[images] = True
     low, high = interval(replicates, patients=np.broadcast_to(count_patients(members, weights), len(METRICS)))
@@ -245,8 +242,7 @@ def _list_rows(finding, value, replicates, images, weights, setting, suffix) -> 
         {
             "task": TASK,
             "finding": finding,
-            "metric": [metric + suffix for metric in METRICS],
-            "setting": setting,
+            "metric": list(METRICS),
             "value": value,
             "ci_low": low,
             "ci_high": high,
@@ -258,12 +254,16 @@ def _list_rows(finding, value, replicates, images, weights, setting, suffix) -> 
 
 def fit_glori(
     evaluation: Evaluation, arm: str, seed: int, names: Sequence[str], glori: GloriConstants
-) -> tuple[dict[str, FittedHead], FrozenFeatures | None]:
-    """Heads by name, fitted where they are not current, and the features they look at; none without labels."""
+) -> tuple[dict[tuple[str, str], FittedHead], FrozenFeatures | None]:
+    """Heads by head and variant, fitted where they are not current, and the features they look at.
+
+    None without labels. A name is that of a plan, such as ``glori_v1.local``.
+    """
     if not evaluation.findings:
         return {}, None
-    adapt_arm(evaluation, arm, seed, [find_glori(name, glori) for name in names])
-    heads = {name: load_head(evaluation.run, arm, seed, name) for name in names}
+    plans = [find_glori(name, glori) for name in names]
+    adapt_arm(evaluation, arm, seed, plans)
+    heads = {(plan.kind, plan.variant): load_head(evaluation.run, arm, seed, plan.name) for plan in plans}
     return heads, freeze_arm(evaluation, arm, seed, patches=True)
 
 
@@ -285,7 +285,7 @@ def read_study_regions(evaluation: Evaluation) -> dict[str, Regions]:
 
 def measure_attention(
     evaluation: Evaluation,
-    heads: Mapping[str, FittedHead],
+    heads: Mapping[tuple[str, str], FittedHead],
     features: FrozenFeatures | None,
     regions: Mapping[str, Regions],
     arm: str,
@@ -293,12 +293,12 @@ def measure_attention(
 ) -> pd.DataFrame:
     """`summarise_cases` of every head on every test set, as rows of the results table; no head gives no rows."""
     tables = []
-    for head, fitted in heads.items():
+    for (head, variant), fitted in heads.items():
         for name, rows in evaluation.test_sets().items():
             cases = measure_cases(fitted.head, features, regions[name], rows, evaluation.findings)
-            options = {"resamples": evaluation.resamples, "setting": head, "kind": regions[name].kind}
+            options = {"resamples": evaluation.resamples, "kind": regions[name].kind}
             table = summarise_cases(cases, rows, list_places(evaluation), evaluation.generator(), **options)
-            tables.append(table.assign(data_set=name))
+            tables.append(table.assign(data_set=name, head=head, variant=variant))
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
     exposure = tell_exposure(evaluation.run, arm, seed)
