@@ -205,8 +205,8 @@ def describe_attention(cards: Sequence[AttentionCard], head: tuple[str, str], en
     return (
         f"Attention of {name_head(*head)} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the "
         "attention of the named finding, averaged over the head's heads, brought from the patches to the pixels "
-        f"bilinearly, scaled from 0 to 1 within the image and raised to the power {_POWER}; under each, how far the strongest patch "
-        "stands out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
+        f"bilinearly, scaled from 0 to 1 within the image and raised to the power {_POWER}; under each, how far the "
+        "strongest patch stands out. Bars: the confidence of every finding (the sigmoid of its logit), at most "
         f"{_MOST_BARS}, the highest first; coloured where the image truly has the finding. The true place is outlined "
         f"on {outlined} of {len(cards)}. Examples by rule: of the findings with the smallest lesions (the rarest where "
         "sizes are not known) the first image of the test set with most regions on which the finding is detected at "
@@ -344,9 +344,9 @@ def describe_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: st
     return (
         f"Does {name_head(*head)} look at {_region(table)}? {cases} cases (an image and a finding that it has, region "
         f"known) of {table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share of "
-        "maps whose maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, patients drawn; "
-        "none with fewer than five patients. Chance is the region's share of the image; the mean map is the head's own "
-        "attention averaged over all images of the data set, blind to the image at hand; the centre is a Gaussian."
+        "maps whose maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, "
+        "patients drawn; none with fewer than five patients. Chance is the region's share of the image; the mean map is "
+        "the head's own attention averaged over all images of the data set, blind to the image at hand; the centre is a Gaussian."
     )
 
 
