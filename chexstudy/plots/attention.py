@@ -345,8 +345,9 @@ def describe_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: st
         f"Does {name_head(*head)} look at {_region(table)}? {cases} cases (an image and a finding that it has, region "
         f"known) of {table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share of "
         "maps whose maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, "
-        "patients drawn; none with fewer than five patients. Chance is the region's share of the image; the mean map is "
-        "the head's own attention averaged over all images of the data set, blind to the image at hand; the centre is a Gaussian."
+        "patients drawn; none with fewer than five patients. Chance is the region's share of the image; the mean map "
+        "is the head's own attention averaged over all images of the data set, blind to the image at hand; the centre "
+        "is a Gaussian."
     )
 
 
