@@ -58,7 +58,8 @@ from chexstudy.plots.adaptation import name_head
 glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
 heads, features = fit_glori(evaluation, arm, seed, glori_heads, glori)
 shown = next(iter(heads), ("", ""))  # a head and its variant
-pd.concat([fitted.validation.assign(head=name_head(*head)).round(4) for head, fitted in heads.items()] or [pd.DataFrame()])
+choices = [fitted.validation.assign(head=name_head(*head)) for head, fitted in heads.items()]
+pd.concat(choices).round(4) if choices else "the cohort has no labels, no head is fitted"
 
 # %% [markdown]
 # ## Where findings are
@@ -96,7 +97,8 @@ figures.attention.show(study, cards, head=shown, encoder=encoder, specificity=sp
 from chexstudy.evaluation.localisation.pointing_game import measure_attention
 
 attention = add_results(study.run, measure_attention(evaluation, heads, features, regions, arm, seed))
-seen = attention[(attention.finding == "macro") & (attention.n > 0)].set_index(["data_set", "metric", "head", "variant"])
+seen = attention[(attention.finding == "macro") & (attention.n > 0)]
+seen = seen.set_index(["data_set", "metric", "head", "variant"])
 seen[["value", "ci_low", "ci_high", "n"]].sort_index().round(3)
 
 # %% [markdown]
