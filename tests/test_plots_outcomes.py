@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACLE
-from chexstudy.plots.outcomes import describe_outcomes, plot_outcomes, select_curves, select_outcomes
+from chexstudy.plots.outcomes import describe_outcomes, plot_outcomes, select_outcomes
 from chexstudy.results import OVER_SEEDS, validate_results
 
 
@@ -121,8 +121,6 @@ def test_without_curves_the_forests_stand_alone():
 def test_the_natural_test_set_is_drawn_unless_another_is_asked_for():
     results = make_results()
     assert set(select_outcomes(results).data_set) == {"phantom/test"}
-    assert set(select_outcomes(results, "phantom/test_enriched").data_set) == {"phantom/test_enriched"}
-    assert list(select_curves(make_curves(), "phantom/test", outcomes=["cvd_event"])) == ["cvd_event"]
 
 
 def test_the_caption_tells_n_seeds_and_intervals():
@@ -137,7 +135,3 @@ def test_the_caption_tells_n_seeds_and_intervals():
 def test_nothing_to_draw_is_one_sentence():
     with pytest.raises(StudyError, match="nothing to draw without outcomes"):
         plot_outcomes(make_results().iloc[:0], make_curves())
-    with pytest.raises(StudyError, match="without outcomes of phantom/other"):
-        plot_outcomes(make_results(), make_curves(), "phantom/other")
-    with pytest.raises(StudyError, match="without survival curves of 'cancer' by age_sex_image on phantom/test"):
-        plot_outcomes(make_results(), make_curves(), outcomes=["cancer"])

@@ -93,7 +93,6 @@ def test_one_arm_without_thresholds_still_has_its_figure(home):
 def test_the_enriched_test_is_preferred_and_another_can_be_named():
     both = pd.concat([make_rows(("auroc",)), make_rows(("auroc",), "phantom/test_enriched")])
     assert set(select_subgroups(both).data_set) == {"phantom/test_enriched"}
-    assert set(select_subgroups(both, "phantom/test").data_set) == {"phantom/test"}
     table = tabulate_gaps(both)
     assert table.loc[("phantom/test", "sex", "curated"), "gap"].startswith("\N{MINUS SIGN}0.040 [")
     assert table.loc[("phantom/test", "sex", "curated"), "p (Holm)"] == 0.01

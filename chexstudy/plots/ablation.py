@@ -130,7 +130,6 @@ def describe_curator_ablation(table: pd.DataFrame, reference: str = "the publish
     """The caption of `plot_curator_ablation`.
 
     Args:
-        table: what is drawn.
         reference: the reference in words, such as ``the published curator with K = 6``.
         over: what the intervals are over, such as ``over seeds``.
     """

@@ -26,16 +26,7 @@ from chexstudy.plots.measurements import (
     summarise_seeds,
     write_interval,
 )
-from chexstudy.plots.style import (
-    GREY,
-    INK,
-    SEQUENCE,
-    ArmStyle,
-    arm_style,
-    new_figure,
-    order_arms,
-    title_panel,
-)
+from chexstudy.plots.style import GREY, INK, SEQUENCE, ArmStyle, arm_style, new_figure, order_arms, title_panel
 from chexstudy.results import OVER_SEEDS, join_rows
 
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
@@ -171,11 +162,7 @@ def select_gains(results: pd.DataFrame, arm: str, first: str, second: str, data_
 
 
 def plot_gains(
-    results: pd.DataFrame,
-    arm: str,
-    pairs: Sequence[tuple[str, str]],
-    sizes: pd.Series,
-    data_set: str | None = None,
+    results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], sizes: pd.Series, data_set: str | None = None
 ) -> Drawing:
     """What a head gains over another on each finding, findings with small lesions marked.
 
@@ -217,11 +204,7 @@ def _label_finding(finding: str, sizes: pd.Series) -> str:
 
 
 def describe_gains(
-    results: pd.DataFrame,
-    arm: str,
-    pairs: Sequence[tuple[str, str]],
-    sizes: pd.Series,
-    data_set: str | None = None,
+    results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], sizes: pd.Series, data_set: str | None = None
 ) -> str:
     """The caption of `plot_gains`."""
     rows = pd.concat([select_gains(results, arm, *pair, data_set) for pair in pairs])

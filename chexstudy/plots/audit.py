@@ -29,11 +29,7 @@ _WITHIN_CHANCE = ArmStyle("within chance, or kept more often", GREY, "o")
 
 
 def plot_audit(report: AuditReport) -> Drawing:
-    """Keep rates of all groups with 95 % intervals; findings on the left, other groups on the right.
-
-    Args:
-        report: as `chexstudy.curation.quality.audit.audit_selection` returned it.
-    """
+    """Keep rates of all groups with 95 % intervals; findings on the left, other groups on the right."""
     table = require_rows(report.table, "groups")
     sides = [list_audit_groups(table[is_finding]) for is_finding in (table.kind == "finding", table.kind != "finding")]
     sides = [groups for groups in sides if groups]

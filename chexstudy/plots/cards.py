@@ -11,15 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import (
-    ACCENT,
-    BAND_COLOURS,
-    GREY,
-    INK,
-    PALE,
-    clear_frame,
-    new_figure,
-)
+from chexstudy.plots.style import ACCENT, BAND_COLOURS, GREY, INK, PALE, clear_frame, new_figure
 
 PLACES = ("nearest", "median", "farthest")
 _EACH = 3
@@ -73,7 +65,6 @@ def plot_prototype_cards(ledger: pd.DataFrame, read_pixels: Callable[[str], np.n
     """One row a prototype: its usage and share kept, the distances of its pairs by band, and nine of its radiographs.
 
     Args:
-        ledger: as in `list_prototype_cards`.
         read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
     """
     require_rows(ledger, "curation decisions")

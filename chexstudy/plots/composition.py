@@ -21,7 +21,6 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
     """How often each finding is present, uncertain, absent or not stated, commonest first.
 
     Args:
-        cohort: a cohort table.
         split: count this split alone, for example ``train``.
 
     Returns:
@@ -65,7 +64,6 @@ def plot_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = Non
     """Sources and splits, views and sexes, ages, findings, their co-occurrence, reports, and quarantined images.
 
     Args:
-        cohort: a cohort table.
         quarantine: ``image_id, image_path, reason``, or None where none was written.
     """
     require_rows(cohort, "images")

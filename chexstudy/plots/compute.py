@@ -33,7 +33,6 @@ def select_compute(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Macro zero-shot AUROC of each arm on the preferred test set beside its mean cost over seeds.
 
     Args:
-        results: rows of the results table.
         costs: one row an arm and seed with ``pairs_trained``, ``flops`` and ``seconds``.
 
     Returns:

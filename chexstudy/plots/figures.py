@@ -27,23 +27,17 @@ CATALOGUE = {
     "prototype_evolution": Entry("evolution", "Prototypes over training", "CheXficient, logged by its public code"),
     "prototype_cards": Entry("cards", "Prototype cards", "no published figure; what each prototype stands for"),
     "prototype_dynamics": Entry(
-        "dynamics",
-        "Usage, spread and churn of prototypes",
-        "CheXficient, logged by its public code",
+        "dynamics", "Usage, spread and churn of prototypes", "CheXficient, logged by its public code"
     ),
     "training_dynamics": Entry("dynamics", "Training dynamics", "CheXficient, logged by its public code"),
     "budgets": Entry("budgets", "Several budgets", "CheXficient, data and compute saved"),
     "compute": Entry("compute", "Performance against data and compute", "CheXficient, data and compute saved"),
     "zero_shot": Entry("zero_shot", "Zero-shot classification", "CheXficient, zero-shot AUROC by data set"),
     "spectrum": Entry(
-        "spectrum",
-        "Against whom, and asked how",
-        "no published figure; negatives and prompts of zero-shot",
+        "spectrum", "Against whom, and asked how", "no published figure; negatives and prompts of zero-shot"
     ),
     "calibration": Entry(
-        "calibration",
-        "Calibration",
-        "no published figure; scores as probabilities, before and after recalibration",
+        "calibration", "Calibration", "no published figure; scores as probabilities, before and after recalibration"
     ),
     "retrieval": Entry("retrieval", "Retrieval", "CheXficient, cross-modal retrieval recall"),
     "density": Entry("density", "Density in the feature space", "CheXficient, density of the curated subset"),
@@ -54,30 +48,22 @@ CATALOGUE = {
     "ratio_law": Entry("ablation", "The share kept and its law", "CheXficient, the published 22.7 %"),
     "trained_ablation": Entry("ablation", "Trained variants of the curator", "CheXficient, proposed (C13)"),
     "method_comparison": Entry(
-        "comparison",
-        "Every method of curation",
-        "no published figure; the methods at the same data and compute",
+        "comparison", "Every method of curation", "no published figure; the methods at the same data and compute"
     ),
     "heads": Entry("adaptation", "Heads by prevalence", "CheXFound, CXR-LT 2024 (X2)"),
     "glori_gains": Entry("adaptation", "What GLoRI gains by finding", "CheXFound, per-disease results"),
     "label_efficiency": Entry(
-        "adaptation",
-        "Label efficiency of adaptation",
-        "CheXFound X4; CheXficient, 10 % of the labels (C5)",
+        "adaptation", "Label efficiency of adaptation", "CheXFound X4; CheXficient, 10 % of the labels (C5)"
     ),
     "glori_parts": Entry("adaptation", "Components of GLoRI", "CheXFound, Table 11 (X8)"),
     "probe_variants": Entry("adaptation", "Probes, losses and fine-tuning", "CheXFound, proposed (X12)"),
     "outcomes": Entry("outcomes", "Outcomes", "CheXFound, mortality and cardiovascular risk (X5, X6)"),
     "attention": Entry("attention", "What GLoRI looks at", "CheXFound, attention maps and confidences (X1)"),
     "pointing_test": Entry(
-        "attention",
-        "Whether attention lies on the finding",
-        "no published figure; pointing game, natural test",
+        "attention", "Whether attention lies on the finding", "no published figure; pointing game, natural test"
     ),
     "pointing_test_enriched": Entry(
-        "attention",
-        "Whether attention lies on the finding, enriched test",
-        "no published figure; pointing game",
+        "attention", "Whether attention lies on the finding, enriched test", "no published figure; pointing game"
     ),
     "label_prevalence": Entry("label_budget", "Findings to label", "How many samples to label, 21 classes (T1)"),
     "learning_curves": Entry("label_budget", "Learning curves", "How many samples to label (L1)"),

@@ -78,8 +78,6 @@ def draw_forest(
     """Draw groups of estimates from the top down.
 
     Args:
-        axes: where.
-        groups: what.
         heights: lines kept for each group (`level_groups`).
         reference: a value marked by a vertical line, such as no difference.
         number_format: if given, value and interval are written to the right of the axes, for example ``+.3f``.

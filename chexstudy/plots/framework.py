@@ -22,16 +22,7 @@ from chexstudy.plots.maps import (
     region_handle,
     require_pairs,
 )
-from chexstudy.plots.style import (
-    BAND_COLOURS,
-    BAND_MARKERS,
-    GREY,
-    INK,
-    clear_frame,
-    frame_map,
-    new_figure,
-    title_panel,
-)
+from chexstudy.plots.style import BAND_COLOURS, BAND_MARKERS, GREY, INK, clear_frame, frame_map, new_figure, title_panel
 
 _PLACES = ("nearest", "median", "farthest")
 _MOST_SHOWN = 3
@@ -47,9 +38,7 @@ def select_bands(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_framework(
-    pairs: pd.DataFrame,
-    trajectory: pd.DataFrame,
-    read_pixels: Callable[[str], np.ndarray] | None = None,
+    pairs: pd.DataFrame, trajectory: pd.DataFrame, read_pixels: Callable[[str], np.ndarray] | None = None
 ) -> Drawing:
     """The curator's steps with this study's counts, and the map by band, by decision and by distance.
 

@@ -17,7 +17,6 @@ def publish_figures(run: Run, folder: Path | None = None) -> list[Path]:
     """Copy a study's figures (PNG, PDF, JSON) into the gallery and write its page.
 
     Args:
-        run: the study.
         folder: the gallery; the committed ``figures/`` if not given.
 
     Returns:

@@ -80,11 +80,7 @@ def select_prevalence(cohort: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_prevalence(table: pd.DataFrame) -> Drawing:
-    """T1: prevalence in training on a logarithmic scale beside the counts of positives by split.
-
-    Args:
-        table: of `select_prevalence`.
-    """
+    """T1: prevalence in training on a logarithmic scale beside the counts of positives by split."""
     require_rows(table, "findings")
     splits = [name.removeprefix("positives_") for name in table if name.startswith("positives_")]
     figure = new_figure(height_mm=22 + 4.4 * len(table))
@@ -157,7 +153,6 @@ def plot_curves(curves: pd.DataFrame, bands: pd.DataFrame, shown: int = SHOWN) -
     """L1: AUROC against the number of labels, a panel a finding, the most prevalent ones.
 
     Args:
-        curves, bands: as in `select_curves`.
         shown: how many findings.
     """
     table = select_curves(curves, bands)
@@ -446,7 +441,6 @@ def plot_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float
     """L5: early slope, and early AUROC, against the AUROC at the largest n.
 
     Args:
-        forecasts, early: as in `select_early`.
         correlations: of `chexstudy.label_planning.accuracy.correlate_early`.
     """
     rows = select_early(forecasts, early)

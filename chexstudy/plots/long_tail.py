@@ -41,21 +41,13 @@ _TREND_WORDS = _METRIC_WORDS | {"normalised_auprc": "Normalised AUPRC"}
 
 
 def select_gains(
-    results: pd.DataFrame,
-    prevalence: pd.Series,
-    against: str = "random_same_data",
-    data_set: str = "",
-    setting: str = "",
-    metric: str = "auroc",
+    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", metric: str = "auroc"
 ) -> pd.DataFrame:
     """Per-finding gains of the curated arm with the prevalence in training.
 
     Args:
-        results: rows of the results table.
         prevalence: share of the training pairs with each finding, indexed by finding.
         against: the arm compared with.
-        data_set: which test set; empty takes the rare-enriched test, else the test.
-        setting: which prompts; empty takes those chosen on validation, else the published ones.
         metric: ``auroc`` or ``auprc``.
 
     Returns:
@@ -63,24 +55,24 @@ def select_gains(
         no disease and not among them.
     """
     prevalence = prevalence.drop(NO_FINDING, errors="ignore")
-    rows = _gains(results, against, data_set, setting, metric)
+    rows = _gains(results, against, metric)
     summary = summarise_seeds(rows[rows.finding.isin(prevalence.index)])
     summary["prevalence"] = summary.finding.map(prevalence).astype(float)
     summary = summary[summary.prevalence > 0]
     return summary.sort_values("prevalence", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def _gains(results: pd.DataFrame, against: str, data_set: str, setting: str, metric: str = "auroc") -> pd.DataFrame:
+def _gains(results: pd.DataFrame, against: str, metric: str = "auroc") -> pd.DataFrame:
     rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm="curated", reference=against)
-    return _choose_one(rows, data_set, setting)
+    return _choose_one(rows)
 
 
-def _choose_one(rows: pd.DataFrame, data_set: str, setting: str) -> pd.DataFrame:
-    """Rows of one data set and setting: those named, else the preferred ones."""
+def _choose_one(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the preferred data set and prompts."""
     if rows.empty:
         return rows
-    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
-    return rows[rows.setting == (setting or preferred_setting(rows))] if len(rows) else rows
+    rows = rows[rows.data_set == preferred_data_set(rows)]
+    return rows[rows.setting == preferred_setting(rows)] if len(rows) else rows
 
 
 def select_keep_rates(results: pd.DataFrame) -> pd.DataFrame:
@@ -89,15 +81,9 @@ def select_keep_rates(results: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.setting != "density"].reset_index(drop=True)
 
 
-def select_trend(
-    results: pd.DataFrame,
-    against: str = "random_same_data",
-    data_set: str = "",
-    setting: str = "",
-    metric: str = "auroc",
-) -> pd.Series | None:
+def select_trend(results: pd.DataFrame, against: str = "random_same_data", metric: str = "auroc") -> pd.Series | None:
     """The row of the results table that holds the trend of the gains drawn, or None if there is none."""
-    gains = _gains(results, against, data_set, setting, metric)
+    gains = _gains(results, against, metric)
     rows = select_rows(results, GAIN_TREND, arm="curated", reference=against, metric=metric + PER_DECADE)
     if gains.empty or rows.empty:
         return None
@@ -105,53 +91,34 @@ def select_trend(
     return rows.iloc[0] if len(rows) else None
 
 
-def select_trends(results: pd.DataFrame, data_set: str = "", setting: str = "") -> pd.DataFrame:
+def select_trends(results: pd.DataFrame) -> pd.DataFrame:
     """The trends of the gains over every arm, on the data set that is drawn and then on the others."""
     rows = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS])
     rows = rows[(rows.arm == "curated") & rows.ci_low.notna()]
     if rows.empty:
         return rows
-    first = data_set or preferred_data_set(rows)
-    rows = rows[rows.setting == (setting or preferred_setting(rows))]
+    first = preferred_data_set(rows)
+    rows = rows[rows.setting == preferred_setting(rows)]
     return rows.sort_values("data_set", key=lambda names: names != first, kind="stable", ignore_index=True)
 
 
-def select_long_tail(
-    results: pd.DataFrame,
-    prevalence: pd.Series,
-    against: str = "random_same_data",
-    data_set: str = "",
-    setting: str = "",
-) -> pd.DataFrame:
-    """All numbers of the figure, as rows of the results table with the ``prevalence`` of the finding.
-
-    Args:
-        results, prevalence, against, data_set, setting: as in `select_gains`.
-    """
-    rows = [select_trends(results, data_set, setting), select_keep_rates(results)]
+def select_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data") -> pd.DataFrame:
+    """All numbers of the figure, as rows of the results table with the ``prevalence`` of the finding."""
+    rows = [select_trends(results), select_keep_rates(results)]
     for metric in _METRIC_WORDS:
-        rows.append(_gains(results, against, data_set, setting, metric))
-        rows.append(_gains_of_all(results, data_set, setting, metric))
+        rows.append(_gains(results, against, metric))
+        rows.append(_gains_of_all(results, metric))
     rows = [table for table in rows if len(table)] or [results[:0]]
     table = pd.concat(rows, ignore_index=True).drop_duplicates(ignore_index=True)
     return table.assign(prevalence=table.finding.map(prevalence).astype(float))
 
 
-def plot_long_tail(
-    results: pd.DataFrame,
-    prevalence: pd.Series,
-    against: str = "random_same_data",
-    data_set: str = "",
-    setting: str = "",
-) -> Drawing:
+def plot_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data") -> Drawing:
     """Gain against prevalence and by tier in AUROC and AUPRC, its trends, enrichment, and what kinds of pairs are kept.
 
     Panels without rows are left out: real cohorts have no known duplicates, small ones no tiers.
-
-    Args:
-        results, prevalence, against, data_set, setting: as in `select_gains`.
     """
-    tables = _tables(results, prevalence, against, data_set, setting)
+    tables = _tables(results, prevalence, against)
     panels = [panel for panel, table in tables.items() if len(table)]
     if not panels:
         require_rows(tables["auroc"], "per-finding differences and no keep rates")
@@ -167,7 +134,7 @@ def plot_long_tail(
     other = arm_style(against)
     for metric, words in _METRIC_WORDS.items():
         if metric in axes:
-            trend = select_trend(results, against, data_set, setting, metric)
+            trend = select_trend(results, against, metric)
             _draw_gains(axes[metric], tables[metric], other, trend, words)
             title = f"Gain over {other.name.lower()}, by prevalence"
             title_panel(axes[metric], letters[metric], title)
@@ -201,20 +168,17 @@ def _name_test(rows: pd.DataFrame) -> str:
     return rows.data_set.iloc[0].rpartition("/")[2].replace("_", " ")
 
 
-def _tables(results, prevalence, against, data_set, setting) -> dict:
+def _tables(results, prevalence, against) -> dict:
     """What each panel draws, by panel; empty where nothing was measured."""
     kept = select_keep_rates(results)
     enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & (kept.setting == "finding")])
     enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
-    trends = select_trends(results, data_set, setting)
+    trends = select_trends(results)
     drawn = trends.data_set == (trends.data_set.iloc[0] if len(trends) else "")
     elsewhere = trends[~drawn]
     return {
-        **{metric: select_gains(results, prevalence, against, data_set, setting, metric) for metric in _METRIC_WORDS},
-        **{
-            f"{metric} by tier": _group_tiers(_gains_of_all(results, data_set, setting, metric))
-            for metric in _METRIC_WORDS
-        },
+        **{metric: select_gains(results, prevalence, against, metric) for metric in _METRIC_WORDS},
+        **{f"{metric} by tier": _group_tiers(_gains_of_all(results, metric)) for metric in _METRIC_WORDS},
         "trends": trends[drawn],
         "trends elsewhere": elsewhere[elsewhere.data_set == elsewhere.data_set.min()],
         "enrichment": enrichment[enrichment.prevalence > 0],
@@ -222,9 +186,9 @@ def _tables(results, prevalence, against, data_set, setting) -> dict:
     }
 
 
-def _gains_of_all(results: pd.DataFrame, data_set: str, setting: str, metric: str = "auroc") -> pd.DataFrame:
+def _gains_of_all(results: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", finding=TIERS)
-    return _choose_one(rows[rows.arm == "curated"], data_set, setting)
+    return _choose_one(rows[rows.arm == "curated"])
 
 
 def _group_trends(rows: pd.DataFrame) -> list[Group]:
@@ -400,15 +364,9 @@ def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xlabel("Kept (%), pairs in brackets")
 
 
-def describe_long_tail(
-    results: pd.DataFrame,
-    prevalence: pd.Series,
-    against: str = "random_same_data",
-    data_set: str = "",
-    setting: str = "",
-) -> str:
+def describe_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data") -> str:
     """The caption of `plot_long_tail`, with the trend as it came out; it names the panels that are drawn."""
-    tables = _tables(results, prevalence, against, data_set, setting)
+    tables = _tables(results, prevalence, against)
     letters = dict(zip([panel for panel, table in tables.items() if len(table)], "abcdefgh", strict=False))
     parts, other = ["The long tail."], arm_style(against).name.lower()
     for metric, words in _METRIC_WORDS.items():
@@ -421,9 +379,9 @@ def describe_long_tail(
                 f"patient and seed, by prevalence in training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long "
                 "intervals are cut at the frame."
             )
-            parts.append(_describe_trend(select_trend(results, against, data_set, setting, metric)))
+            parts.append(_describe_trend(select_trend(results, against, metric)))
     if "auroc" in letters:
-        parts.append(describe_interval(_gains(results, against, data_set, setting)))
+        parts.append(describe_interval(_gains(results, against)))
     if "auprc" in letters:
         parts.append(_describe_test_prevalence(tables["auprc"]))
     by_tier = [letters[f"{metric} by tier"] for metric in _METRIC_WORDS if f"{metric} by tier" in letters]

@@ -11,10 +11,7 @@ from chexstudy.errors import StudyError
 from chexstudy.plots.style import arm_style, order_arms
 from chexstudy.results import OVER_SEEDS
 
-_KEYS = [
-    *("arm", "variant", "reference", "head", "setting", "group"),
-    *("task", "data_set", "finding", "metric"),
-]
+_KEYS = [*("arm", "variant", "reference", "head", "setting", "group"), *("task", "data_set", "finding", "metric")]
 # Where several prompt settings were measured and only one can be drawn.
 _PREFERRED_SETTINGS = ("chosen", "published")
 

@@ -1,7 +1,5 @@
 """X5. Outcomes from frozen features: survival by predicted risk, and how well each model ranks patients."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -39,60 +37,40 @@ _KAPLAN_MEIER_MM = 62
 _LEAST_OBSERVED = 0.1
 
 
-def select_outcomes(results: pd.DataFrame, data_set: str | None = None) -> pd.DataFrame:
+def select_outcomes(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of the figure: C-index, or AUROC where an outcome has no time, and the paired differences.
 
-    Args:
-        results: rows of the results table.
-        data_set: which; without it the first test set at natural prevalence.
+    Those of the first test set at natural prevalence.
     """
     metrics = [*_RANKING, *(f"{metric}_difference" for metric in _RANKING)]
     rows = select_rows(results, TASK, metric=metrics)
     require_rows(rows, "outcomes")
-    if data_set is None:
-        names = sorted(set(rows.data_set))
-        data_set = next((name for name in names if name.endswith("/test")), names[0])
-    chosen = rows[rows.data_set == data_set].reset_index(drop=True)
-    return require_rows(chosen, f"outcomes of {data_set}")
+    names = sorted(set(rows.data_set))
+    data_set = next((name for name in names if name.endswith("/test")), names[0])
+    return rows[rows.data_set == data_set].reset_index(drop=True)
 
 
-def select_curves(
-    curves: pd.DataFrame, data_set: str, setting: str = BOTH, outcomes: Sequence[str] | None = None
-) -> dict[str, pd.DataFrame]:
-    """Kaplan-Meier curves of up to two outcomes, those of the first seed, by outcome.
+def select_curves(curves: pd.DataFrame, data_set: str) -> dict[str, pd.DataFrame]:
+    """Kaplan-Meier curves of the first two outcomes and the first seed, by outcome, by the risk of the whole model.
 
     Args:
         curves: as `chexstudy.evaluation.outcomes.prediction.curves_artifact` says.
         data_set: which test set.
-        setting: the model whose risk groups are drawn.
-        outcomes: which, in their order; without it the first two.
     """
-    rows = curves[(curves.data_set == data_set) & (curves.setting == setting)]
+    rows = curves[(curves.data_set == data_set) & (curves.setting == BOTH)]
     rows = rows[rows.seed == rows.seed.min()]
-    names = list(dict.fromkeys(rows.outcome)) if outcomes is None else list(outcomes)
-    chosen = {name: rows[rows.outcome == name] for name in names[:2]}
-    for name, own in chosen.items():
-        require_rows(own, f"survival curves of {name!r} by {setting} on {data_set}")
-    return chosen
+    return {name: rows[rows.outcome == name] for name in list(dict.fromkeys(rows.outcome))[:2]}
 
 
-def plot_outcomes(
-    results: pd.DataFrame,
-    curves: pd.DataFrame,
-    data_set: str | None = None,
-    setting: str = BOTH,
-    outcomes: Sequence[str] | None = None,
-) -> Drawing:
+def plot_outcomes(results: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
     """Survival by risk group of up to two outcomes, above forests of every model and of its gain over age and sex.
 
     Args:
         results: rows of the results table, of one encoder or several.
         curves: Kaplan-Meier curves of one encoder.
-        data_set: as in `select_outcomes`.
-        setting, outcomes: as in `select_curves`.
     """
-    rows = select_outcomes(results, data_set)
-    chosen = select_curves(curves, rows.data_set.iloc[0], setting, outcomes)
+    rows = select_outcomes(results)
+    chosen = select_curves(curves, rows.data_set.iloc[0])
     order = [*chosen, *(name for name in dict.fromkeys(rows.finding) if name not in chosen)]
     rows = rows.sort_values("finding", key=lambda names: names.map(order.index), kind="stable")
     values = _group_values(rows[~rows.metric.str.endswith("_difference")])
@@ -125,23 +103,17 @@ def plot_outcomes(
     return figure
 
 
-def describe_outcomes(
-    results: pd.DataFrame,
-    curves: pd.DataFrame,
-    data_set: str | None = None,
-    setting: str = BOTH,
-    outcomes: Sequence[str] | None = None,
-) -> str:
+def describe_outcomes(results: pd.DataFrame, curves: pd.DataFrame) -> str:
     """The caption of `plot_outcomes`."""
-    rows = select_outcomes(results, data_set)
-    chosen = select_curves(curves, rows.data_set.iloc[0], setting, outcomes)
+    rows = select_outcomes(results)
+    chosen = select_curves(curves, rows.data_set.iloc[0])
     text = f"Outcomes predicted from frozen features, {name_data_set(rows.data_set.iloc[0])}. "
     if chosen:
         first = next(iter(chosen.values()))
         groups = first.drop_duplicates("group")
         text += (
             f"Above, Kaplan-Meier curves with pointwise 95 % intervals (log-log) of {groups.n.sum():,} patients, one "
-            f"image each, the earliest, in thirds of the risk by {_SETTING_STYLES[setting].name.lower()} cut on the "
+            f"image each, the earliest, in thirds of the risk by {_SETTING_STYLES[BOTH].name.lower()} cut on the "
             f"training split (seed {int(first.seed.iloc[0])}); numbers under them are patients still observed; "
             "p of the log-rank test. "
         )

@@ -43,11 +43,7 @@ def select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_retrieval(results: pd.DataFrame) -> Drawing:
-    """For each data set: recall at 1, 5 and 10 in both directions, the median rank, and the paired differences.
-
-    Args:
-        results: rows of the results table.
-    """
+    """For each data set: recall at 1, 5 and 10 in both directions, the median rank, and the paired differences."""
     rows = select_retrieval(results)
     data_sets = sorted(set(rows.data_set[rows.task == TASK]))
     values, differences = rows[rows.task == TASK], rows[rows.task == DIFFERENCE]

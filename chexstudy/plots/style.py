@@ -162,7 +162,6 @@ def frame_map(axes: Axes, points: pd.DataFrame) -> None:
     """Limits of a map that few far points do not stretch, both directions at one scale; call it after drawing.
 
     Args:
-        axes: where.
         points: ``x`` and ``y`` of all that the map shows.
     """
     for column, set_limits in (("x", axes.set_xlim), ("y", axes.set_ylim)):
@@ -181,7 +180,6 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
     The same figure gives the same bytes: neither file holds a date or a version.
 
     Args:
-        run: the study.
         figure: what a figure function returned.
         name: file name without its ending, for example ``zero_shot``.
         caption: what the figure shows, with n, seeds and the kind of interval.

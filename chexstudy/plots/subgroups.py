@@ -17,14 +17,7 @@ from chexstudy.evaluation.subgroups.gaps import (
     WIDENING,
 )
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import (
-    Estimate,
-    Group,
-    add_arm_legend,
-    draw_estimate,
-    draw_forest,
-    forest_height_mm,
-)
+from chexstudy.plots.forest import Estimate, Group, add_arm_legend, draw_estimate, draw_forest, forest_height_mm
 from chexstudy.plots.measurements import (
     name_data_set,
     preferred_data_set,
@@ -49,30 +42,21 @@ _ARM_MM, _SPACE_MM, _HEADING_MM = 1.35, 1.6, 4.4
 _PREFERRED_GAP = "auroc"
 
 
-def select_subgroups(results: pd.DataFrame, data_set: str = "") -> pd.DataFrame:
-    """Rows of the results table that the figure is drawn from: subgroups and their gaps on one data set.
-
-    Args:
-        results: rows of the results table.
-        data_set: which test set; empty takes the rare-enriched test, on which more findings can be compared, else the
-            test.
-    """
+def select_subgroups(results: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the results table that the figure is drawn from: subgroups and their gaps on the preferred test set."""
     rows = pd.concat([select_rows(results, task) for task in (SUBGROUP, SUBGROUP_GAP)], ignore_index=True)
     rows = rows[(rows.task == SUBGROUP_GAP) | (rows.finding == MACRO)]
     require_rows(rows, "two groups in each of which five patients have a finding and five lack it")
-    rows = rows[rows.data_set == (data_set or preferred_data_set(rows))]
+    rows = rows[rows.data_set == preferred_data_set(rows)]
     return rows.drop(columns=["study", "flops", "seconds"], errors="ignore").reset_index(drop=True)
 
 
-def plot_subgroups(results: pd.DataFrame, data_set: str = "") -> Drawing:
+def plot_subgroups(results: pd.DataFrame) -> Drawing:
     """Each subgroup against the rest by arm, as it is and standardised; gaps by arm; and what the curated arm widens.
 
     TPR and FPR are drawn if thresholds were carried from validation.
-
-    Args:
-        results, data_set: as in `select_subgroups`.
     """
-    chosen = select_subgroups(results, data_set)
+    chosen = select_subgroups(results)
     gaps = chosen[chosen.task == SUBGROUP_GAP]
     metrics = [metric for metric in _AGAINST if (gaps.metric == metric + AGAINST_REST).any()]
     arms = order_arms(arm for arm in set(gaps.arm) if " - " not in arm)
@@ -193,13 +177,9 @@ def _estimate_widening(rows: pd.DataFrame, kind: str, other: str, arm: str) -> E
     return Estimate(arm_style(other).name, row.value, row.ci_low, row.ci_high, arm_style(other))
 
 
-def describe_subgroups(results: pd.DataFrame, data_set: str = "") -> str:
-    """The caption of `plot_subgroups`; it says on what groups are compared and names the gaps beyond chance.
-
-    Args:
-        results, data_set: as in `select_subgroups`.
-    """
-    rows = select_subgroups(results, data_set)
+def describe_subgroups(results: pd.DataFrame) -> str:
+    """The caption of `plot_subgroups`; it says on what groups are compared and names the gaps beyond chance."""
+    rows = select_subgroups(results)
     gaps = rows[rows.task == SUBGROUP_GAP]
     seeds = gaps.seed[gaps.seed != OVER_SEEDS].nunique()
     drawn = "patients and seeds resampled" if seeds > 1 else "patients resampled, one seed"

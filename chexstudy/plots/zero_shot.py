@@ -37,7 +37,6 @@ def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = 
     """Two forests side by side: the metric of every arm, and the paired differences between arms.
 
     Args:
-        results: rows of the results table.
         metric: ``auroc`` or ``auprc``.
         finding: ``macro``, a tier, or one finding.
     """
@@ -54,7 +53,6 @@ def plot_forests(values: dict, differences: dict, name: str, chance: float | Non
     Args:
         values: for each (data set, setting) its `Group`.
         differences: the same keys, or none.
-        name: of the metric.
         chance: what a blind model gets.
     """
     left = list(values.values())
