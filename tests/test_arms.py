@@ -1,6 +1,7 @@
 """Arms: what each needs and matches, in which order they are trained, and under which constants."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -69,12 +70,10 @@ def test_arms_that_match_no_curated_arm_have_no_variants(name):
 def asked(home, monkeypatch, capsys):
     """`train_arms` with workers that only say what they were asked for; gives ``(arm, seed, constants)`` in order."""
 
-    class Echo(arms._Worker):
-        def __init__(self, *settings):
-            super().__init__(*settings)
-            self._command = [self._command[0], "-c", _ECHO]
-
-    monkeypatch.setattr(arms, "_Worker", Echo)
+    (home / "echo_arms.py").write_text(_ECHO)
+    monkeypatch.setenv("PYTHONPATH", f"{home}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    start = arms.start_python
+    monkeypatch.setattr(arms, "start_python", lambda _, *rest, **options: start("echo_arms", *rest, **options))
 
     def call(*arguments, **options):
         train_arms(Run("tiny"), *arguments, "cpu", **options)

@@ -212,6 +212,9 @@ def _fit_umap(features: np.ndarray, seed: int, neighbours: int, start: np.ndarra
     os.environ.setdefault("NUMBA_CACHE_DIR", str(compiled))
     import umap
 
+    # They take seconds to compile, and umap does not keep them.
+    for function in (umap.umap_.smooth_knn_dist, umap.umap_.compute_membership_strengths):
+        function.enable_caching()
     neighbours = min(neighbours, len(features) - 1)
     index, distance = nearest_rows(features, features, neighbours)
     # A start without extent says nothing of where to begin.

@@ -5,17 +5,19 @@ very interpreter, whatever kernels are registered on the machine, and talks over
 runs started side by side never meet.
 """
 
+import ast
 import contextlib
 import difflib
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from chexstudy import paths
-from chexstudy.children import fits_sockets, name_parent, temporary_folder
+from chexstudy.children import fits_sockets, temporary_folder
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, atomic_path, remove_leftovers
 from chexstudy.workflow.executed import clean_notebook, hide_names
@@ -29,11 +31,12 @@ from chexstudy.workflow.identity import (
     read_identity,
     settle_values,
 )
-from chexstudy.workflow.locks import hold_study, inherited_descriptors
+from chexstudy.workflow.locks import hold_study
 from chexstudy.workflow.notebook import notebook_environment
 from chexstudy.workflow.parameters import Parameter, check_values, read_parameters
 from chexstudy.workflow.profiles import Profile, read_profile, resolve_parameters
 from chexstudy.workflow.timings import read_timings, record_timing
+from chexstudy.workflow.warm import start_python, warm_process
 
 
 class NotebookFailure(StudyError):
@@ -180,27 +183,49 @@ def _execute_in_order(
     """Execute the notebooks of ``values``, say how far they are, and record what each took."""
     executed, states = [], {}
     remove_leftovers(run.folder)
-    try:
-        for position, (name, settled) in enumerate(values.items(), start=1):
-            parameters = _parameters_to_inject(declared[name], settled, run.study)
-            place = f"[{position}/{len(values)}] {name}"
-            print(place, flush=True)
-            start, state = time.monotonic(), "failed"
-            begin_notebook(run, name, settled)
-            try:
-                executed.append(_execute(folder / f"{name}.py", run, parameters, online=online, quiet=quiet))
-                state = "done"
-                end_notebook(run, name)
-            except KeyboardInterrupt:
-                state = "stopped"
-                raise
-            finally:
-                states[name] = state, time.monotonic() - start
-                print(f"{place} {state} after {states[name][1]:.1f} s", flush=True)
-                record_timing(run, name, *states[name], profile, parameters)
-    finally:
-        _summarise(states, list(values), run)
+    sources = [folder / f"{name}.py" for name in values]
+    environment = notebook_environment(online) | {
+        "CHEXSTUDY_HEADLESS": "1",
+        "CHEXSTUDY_CWD": str(paths.working_folder()),
+        # The warm process may import matplotlib before a kernel says this.
+        "MPLBACKEND": os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline"),
+    }
+    with warm_process(["import ipykernel.kernelapp", *_list_imports(sources)], environment) as warm:
+        environment |= warm
+        try:
+            for position, (name, settled) in enumerate(values.items(), start=1):
+                parameters = _parameters_to_inject(declared[name], settled, run.study)
+                place = f"[{position}/{len(values)}] {name}"
+                print(place, flush=True)
+                start, state, kernels = time.monotonic(), "failed", []
+                begin_notebook(run, name, settled)
+                try:
+                    executed.append(_execute(sources[position - 1], run, parameters, environment, kernels, quiet=quiet))
+                    state = "done"
+                    end_notebook(run, name)
+                except KeyboardInterrupt:
+                    state = "stopped"
+                    raise
+                finally:
+                    states[name] = state, time.monotonic() - start
+                    print(f"{place} {state} after {states[name][1]:.1f} s", flush=True)
+                    largest = max((getattr(one, "largest_bytes", 0) for one in kernels), default=0)
+                    record_timing(run, name, *states[name], profile, parameters, largest)
+        finally:
+            _summarise(states, list(values), run)
     return executed
+
+
+def _list_imports(sources: Iterable[Path]) -> list[str]:
+    """The import statements of notebooks, each once, as they are written there."""
+    statements = []
+    for source in sources:
+        # Lines of IPython, which are no Python, stand in their own cells.
+        for cell in re.split(r"^# %%.*$", source.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            with contextlib.suppress(SyntaxError):
+                body = ast.parse(cell).body
+                statements += [ast.unparse(one) for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
+    return list(dict.fromkeys(statements))
 
 
 def _choose_study(overrides: dict[str, object], study: str | None, profile: str | None, folder: Path) -> str:
@@ -226,8 +251,10 @@ def _announce(profile: Profile, run: Run, *, is_everything: bool) -> None:
     print(f"Study {run.study!r} is written to {run.folder}", flush=True)
 
 
-def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool, quiet: bool) -> Path:
-    """Execute one notebook into the run folder and return where it lies."""
+def _execute(
+    source: Path, run: Run, values: dict[str, object], environment: dict[str, str], kernels: list, *, quiet: bool
+) -> Path:
+    """Execute one notebook into the run folder and return where it lies; its process is put into ``kernels``."""
     import jupytext
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -239,8 +266,6 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
     final = run.path(f"notebooks/{source.stem}.ipynb")
     failed = final.with_suffix(".failed.ipynb")
-    own = {"CHEXSTUDY_HEADLESS": "1", "CHEXSTUDY_CWD": str(paths.working_folder())}
-    environment = notebook_environment(online) | own | name_parent()
     with (
         temporary_folder() as sockets,
         atomic_path(final) as partial,
@@ -256,7 +281,7 @@ def _execute(source: Path, run: Run, values: dict[str, object], *, online: bool,
                 language="python",
                 progress_bar=False,
                 stdout_file=None if quiet else _IndentedLines(),
-                kernel_manager_class=_kernel_manager(sockets, environment),
+                kernel_manager_class=_kernel_manager(sockets, os.environ | environment, kernels),
             )
         except papermill.PapermillExecutionError as error:
             by_study = error.ename == StudyError.__name__
@@ -291,29 +316,30 @@ def _kept_on_failure(partial: Path, failed: Path) -> Iterator[None]:
         raise
 
 
-def _kernel_manager(sockets: Path, environment: dict[str, str]) -> type:
-    """A kernel manager class for one run: this interpreter, with sockets of its own."""
+def _kernel_manager(sockets: Path, environment: dict[str, str], started: list) -> type:
+    """A kernel manager class for one run: this interpreter, with sockets of its own; its process is put into a list."""
     import zmq
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import LocalProvisioner
 
     address = {"transport": "ipc", "ip": f"{sockets}/kernel"} if zmq.has("ipc") and fits_sockets(sockets) else {}
 
+    class OwnProcess(LocalProvisioner):
+        async def launch_kernel(self, cmd: list[str], **options) -> dict:
+            # What notebooks print is captured; the kernel's own last words would only clutter a Ctrl-C.
+            with open(sockets / "kernel.log", "wb") as log:
+                self.process = start_python(cmd[0], cmd[1:], environment, log.fileno(), paths.working_folder())
+            self.pid = self.pgid = self.process.pid
+            started.append(self.process)
+            return self.connection_info
+
     class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=["ipykernel_launcher", "-f", "{connection_file}"], language="python")
+
         def __init__(self, **options):
             super().__init__(**options, **address, connection_file=f"{sockets}/connection.json")
-
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            # Jupyter fills variables into what follows a dollar sign.
-            literal = {name: value.replace("$", "$$") for name, value in environment.items()}
-            return KernelSpec(argv=command, display_name="chexstudy", language="python", env=literal)
-
-        async def start_kernel(self, **options) -> None:
-            # What notebooks print is captured; the kernel's own last words would only clutter a Ctrl-C.
-            with open(f"{sockets}/kernel.log", "wb") as log:
-                await super().start_kernel(**options, stderr=log, pass_fds=inherited_descriptors())
+            self.provisioner = OwnProcess(kernel_id="chexstudy", kernel_spec=self.kernel_spec, parent=self)
 
     return OwnKernel
 

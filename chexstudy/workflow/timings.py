@@ -13,16 +13,20 @@ _FOLDER = "timings"
 _BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def record_timing(run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object]) -> None:
-    """Write down how a notebook ended, and with which parameters."""
+def record_timing(
+    run: Run, name: str, state: str, seconds: float, profile: str, values: dict[str, object], largest: int = 0
+) -> None:
+    """Write down how a notebook ended, with which parameters, and how many bytes its largest process had.
+
+    Where nobody told that, it is the largest process waited for so far in this call.
+    """
     entry = {
         "state": state,
         "seconds": round(seconds, 2),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "profile": profile,
         "parameters": values,
-        # Of all processes waited for so far in this call; a notebook's several processes are not added up.
-        "largest_process_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _BYTES_A_UNIT,
+        "largest_process_bytes": largest or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _BYTES_A_UNIT,
         "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
     }
     artifact, former = _name_artifact(name), {}

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
@@ -15,13 +14,14 @@ from tempfile import TemporaryFile
 import pandas as pd
 
 from chexstudy import paths
-from chexstudy.children import name_parent, temporary_folder
+from chexstudy.children import temporary_folder
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import JobProgress
 from chexstudy.runs import Run, hash_file
 from chexstudy.steps import find_step
-from chexstudy.workflow.locks import hold_study, inherited_descriptors
+from chexstudy.workflow.locks import hold_study
+from chexstudy.workflow.warm import start_python
 
 # A worker says so after each arm, on a line of its own.
 JOB_DONE = "<arm finished>"
@@ -321,26 +321,17 @@ class _Worker:
     """A process that trains one arm after the other; started when the first one comes."""
 
     def __init__(self, run: Run, settings: Path, device: str, threads: int):
-        self._command = [sys.executable, "-m", "chexstudy.pretraining.training.arm_run", "--study", run.study]
-        self._command += ["--config", str(settings), "--device", device]
-        home = {"CHEXSTUDY_HOME": str(paths.home())}
-        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **home, **name_parent()}
-        self._process: subprocess.Popen | None = None
+        self._arguments = ["--study", run.study, "--config", str(settings), "--device", device]
+        own = {"OMP_NUM_THREADS": str(threads), "CHEXSTUDY_HOME": str(paths.home())}
+        self._environment = {**os.environ, **own}
+        self._process = None
         # A file and not a pipe: a pipe that nobody empties stops the process that fills it.
         self._errors = TemporaryFile("w+")  # noqa: SIM115
 
     def train(self, arm: str, seed: int, settings: Path, tell: Callable[[str], None]) -> None:
         if self._process is None:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-                env=self._environment,
-                cwd=paths.home(),
-                pass_fds=inherited_descriptors(),
-            )
+            module, errors = "chexstudy.pretraining.training.arm_run", self._errors.fileno()
+            self._process = start_python(module, self._arguments, self._environment, errors, paths.home(), piped=True)
         with suppress(BrokenPipeError):
             # It has ended already: below, it says why.
             self._process.stdin.write(f"{arm} {seed} {settings}\n")
