@@ -164,11 +164,7 @@ def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: in
     ``No Finding`` is nowhere: it has no region, not even the lungs.
 
     Args:
-        run: the study.
         rows: cohort rows of one source.
-        findings: which findings.
-        size: side of the pixel store.
-        fit: how the store made images square.
 
     Returns:
         Regions in the order of ``rows`` and ``findings``; where nothing is known, none, and in ``missing`` why.
@@ -215,11 +211,6 @@ def list_lesion_sizes(run: Run, rows: pd.DataFrame, findings: Sequence[str], siz
 
 def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
-
-    Args:
-        mask: bool ``(height, width)``.
-        size: side of the store.
-        fit: ``crop`` or ``pad``.
 
     Returns:
         bool ``(size, size)``, True where at least half of a pixel is inside. Of a region too small for that, the pixels

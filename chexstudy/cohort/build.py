@@ -35,14 +35,9 @@ def build_cohort(
     quarantine list.
 
     Args:
-        run: the study.
         source: ``phantom``, or one of `chexstudy.cohort.adapters.SOURCES`.
         data_root: folder of a real source; relative paths start where the user stands.
-        size: side of the stored images in pixels.
-        fit: ``crop`` or ``pad``.
-        seed: seed of splits and template reports.
         phantom: what a phantom is made of; unused for real data.
-        workers: processes that draw and read images.
 
     Returns:
         The pixel store, and notes, for example how many images no table names and how many are copies.

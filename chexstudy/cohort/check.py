@@ -36,9 +36,7 @@ def check_source(data_root: str | Path, source: str | None = None, seed: int = 0
     """Look at a source's folder as a build would, and at what later steps need; nothing is kept.
 
     Args:
-        data_root: the folder.
         source: one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
-        seed: of the split, as of the build that is meant.
     """
     with tempfile.TemporaryDirectory() as unpacked:
         report = read_source(source or guess_source(data_root), data_root, seed, unpacked)

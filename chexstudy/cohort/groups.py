@@ -89,10 +89,7 @@ def find_members(table: pd.DataFrame, kind: str, name: str, near_duplicate: np.n
     """Which pairs are in a group: one of `list_groups`, or those with a value in a column of the table.
 
     Args:
-        table: a cohort table, or any with a column for each group.
         kind: a kind of group (see the module), or a column.
-        name: the group, or the value.
-        near_duplicate: as in `list_groups`.
 
     Returns:
         ``(pairs,)`` bool, true somewhere.
@@ -124,7 +121,6 @@ def mark_near_duplicates(
     Exact equality finds copies of a file, not near copies; a threshold on similarity would need a choice per encoder.
 
     Args:
-        cohort: rows of a cohort table.
         truth: the phantom's truth with ``image_id`` and ``duplicate_of``.
         features: ``(pairs, dim)`` in the cohort's order.
 

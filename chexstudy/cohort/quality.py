@@ -62,8 +62,6 @@ def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int 
     """Check image files in parallel and yield the results in the order of the paths.
 
     Args:
-        paths: image files.
-        size, fit: as in :func:`chexstudy.cohort.images.decode.fit_square`.
         workers: number of processes; with 1, or few images, everything happens in this process.
     """
     check_fit(size, fit)
@@ -99,10 +97,6 @@ def set_aside_empty_reports(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
 def set_aside_copies(cohort: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Separate the rows whose file has the bytes of a file in a split nearer to the test, which keeps them.
 
-    Args:
-        cohort: rows of a cohort table.
-        files: their image files.
-
     Returns:
         The other rows, among them copies within one split, and quarantine rows with ``copy_of``, the index of the row
         that stays.
@@ -124,11 +118,9 @@ def split_by_reason(
     """The checked rows that can be used, and the quarantine table of all others in the cohort's order.
 
     Args:
-        checked: the rows of the cohort whose image was read.
         outcomes: ``reason`` and ``detail`` of each of them, by position; an empty reason keeps the row.
         set_aside: quarantine rows of the other images, with the cohort's index, and ``copy_of`` as
             `set_aside_copies` gives it: a copy of a file that cannot be used shares its reason.
-        cohort: all rows.
     """
     is_bad = outcomes["reason"].ne("").to_numpy(bool)
     bad = checked.loc[is_bad, ["image_id", "image_path"]]

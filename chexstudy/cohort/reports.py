@@ -152,8 +152,6 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
     Args:
         labels: finding -> 1 (present), 0 (absent), -1 (uncertain); a finding that is not stated (None, NaN or a missing
             value of pandas) gets no sentence.
-        image_id: the image the report belongs to.
-        seed: seed of the wording.
         word_budget: number of words the report should not exceed; randomly chosen absent findings are left out until it
             fits. Present and uncertain ones always stay.
 

@@ -23,9 +23,7 @@ def split_patients(cohort: pd.DataFrame, fractions: Mapping[str, float], seed: i
     numbers of patients are exact to one patient, and neither the order of the rows nor that of earlier draws matters.
 
     Args:
-        cohort: a table with the column ``patient_id``.
         fractions: split -> share of the patients; the shares add up to 1.
-        seed: seed of the draw.
 
     Returns:
         A copy with the column ``split``.

@@ -164,10 +164,6 @@ def show_value(value: object, cells: pd.Series) -> str:
 
     Anything else may come from a column that was taken for another: a report, a name, an identifier. So may a word of a
     column with many of them.
-
-    Args:
-        value: a cell.
-        cells: its column.
     """
     value = value.item() if isinstance(value, np.generic) else value
     text = str(value).strip()

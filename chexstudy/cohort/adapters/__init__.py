@@ -81,9 +81,6 @@ def read_source(
     pixel store is built. ``attrs["images_without_row"]`` of the cohort is the number of images no table speaks of.
 
     Args:
-        name: one of ``SOURCES``.
-        data_root: the data set's folder.
-        seed: seed of the split and of template reports.
         unpack_to: the folder that images are unpacked to which lie within other files.
         options: what the columns mean, for sources that are no data set; see
             `chexstudy.cohort.adapters.folder.check_folder`.

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
@@ -15,7 +14,7 @@ from chexstudy.cohort.splits import DEFAULT_FRACTIONS, check_fractions
 from chexstudy.cohort.table import OUTCOME_PREFIX
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import clean_text
-from chexstudy.inputs.yaml_files import read_yaml
+from chexstudy.inputs.yaml_files import read_data_beside, read_yaml
 
 MAPPING_FILE = "cohort.yaml"
 NO_PATIENTS = "none"
@@ -27,55 +26,18 @@ EACH_ANOTHER = (
 REQUIRED = ("image_path", "patient_id")
 SINGLE = (*REQUIRED, "image_id", "study_id", "split", "view", "sex", "age_years")
 MAPPED = (*SINGLE, "report", "findings", "outcomes")
-# Names that columns of the contract go by, in order of preference; compared without case, blanks and underscores.
-_NAMES = MappingProxyType(
-    {
-        "patient_id": ("patientid", "patient", "subjectid", "subject"),
-        "image_id": ("imageid", "dicomid", "imagename", "imageindex"),
-        "study_id": ("studyid", "study"),
-        "split": ("split",),
-        "view": ("view", "viewposition"),
-        "sex": ("sex", "gender", "patientsex", "patientgender"),
-        "age_years": ("ageyears", "age", "patientage"),
-    }
-)
+_DATA = read_data_beside(__file__)
+_NAMES = _DATA["names"]
+# Kind of word -> word as tables write it, in lower case -> value of the contract.
+WORDS = {
+    kind: {word: value for value, words in values.items() for word in words} for kind, values in _DATA["words"].items()
+}
 _TEXTS = ("table", "images", "source")
 _PAIRS = ("columns", "values", "fractions")
 _NOTHING = ("", "null", "~", "none")
 
-# How tables word what the contract says in one way; compared in lower case.
-WORDS = MappingProxyType(
-    {
-        "split": {
-            **dict.fromkeys(("train", "training"), "train"),
-            **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
-            **dict.fromkeys(("test", "testing"), "test"),
-            "test_enriched": "test_enriched",
-        },
-        "view": {
-            **dict.fromkeys(("pa", "posteroanterior", "postero-anterior"), "PA"),
-            **dict.fromkeys(("ap", "anteroposterior", "antero-posterior"), "AP"),
-            **dict.fromkeys(("lateral", "lat", "ll", "rl"), "lateral"),
-            "unknown": "unknown",
-        },
-        "sex": {
-            **dict.fromkeys(("f", "female", "woman"), "F"),
-            **dict.fromkeys(("m", "male", "man"), "M"),
-            **dict.fromkeys(("unknown", "u", "o", "other"), "unknown"),
-        },
-        "labels": {
-            **dict.fromkeys(("1", "true", "yes", "present", "positive"), 1),
-            **dict.fromkeys(("0", "false", "no", "absent", "negative"), 0),
-            **dict.fromkeys(("-1", "uncertain"), -1),
-        },
-        "outcomes": {
-            **dict.fromkeys(("1", "true", "yes", "event", "dead", "died", "deceased"), 1),
-            **dict.fromkeys(("0", "false", "no", "censored", "alive"), 0),
-        },
-    }
-)
 # What an empty cell means.
-UNSAID = MappingProxyType({"split": None, "view": "unknown", "sex": "unknown", "labels": None, "outcomes": None})
+UNSAID = {"split": None, "view": "unknown", "sex": "unknown", "labels": None, "outcomes": None}
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,6 @@ def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> Man
     """The cohort of your own folder; everything that is wrong is said at once and not raised.
 
     Args:
-        data_root: the folder.
-        seed: seed of the split and of pseudo-reports.
         options: entries of the mapping; without ``columns``, ``cohort.yaml`` in the folder is read, and they go before
             what it says.
     """

@@ -46,9 +46,6 @@ def build_huggingface(data_root: str | Path, seed: int, unpack_to: str | Path, *
     70/10/20. Cells of class labels count as the names of their classes.
 
     Args:
-        data_root: the folder.
-        seed: seed of the split and of template reports.
-        unpack_to: the folder in which images are unpacked, each dataset in the same place.
         options: what the columns mean, as for `chexstudy.cohort.adapters.folder.check_folder`, on top of what
             ``cohort.yaml`` in the folder says and the names of columns tell; ``image_path`` is the image column. Nested
             columns are ``labels.Mass``.

@@ -61,7 +61,6 @@ class ImageFinder:
     ending, and taken if exactly one file is meant: other systems write names in other forms.
 
     Args:
-        folder: where the files lie.
         by_name: name -> file, where names say nothing of folders; all image files by their paths, if not given.
     """
 

@@ -125,10 +125,7 @@ def check_manifest(
 
     Args:
         table: one row an image, every cell text or missing.
-        mapping: what its columns mean.
         origin: what messages call it.
-        finder: of the image files.
-        seed: seed of the split and of template reports.
         templates: whether an image whose report says nothing gets one that is written from its labels.
     """
     report = ManifestReport((), tuple(table.columns), table.index)

@@ -9,7 +9,6 @@ pseudo-report. Source: Jaeger et al. 2014, Candemir et al. 2014 (U.S. National L
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
@@ -21,26 +20,11 @@ from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import clean_text
 from chexstudy.inputs.tables import read_text_table
+from chexstudy.inputs.yaml_files import read_data_beside
 
 TUBERCULOSIS = "Tuberculosis"
-# Finding -> how the readings word it, their spelling mistakes included. Only what is said is a label.
-FINDING_WORDS = MappingProxyType(
-    {
-        "Pleural Effusion": r"pleural\W+ef+us+ions?|ef+us+ions?|pleuri[st][yi]s?|hydrothorax|pleural fluid",
-        "Pleural Thickening": r"pleural\W+(?:thic?kening|adh?esions?|hypertrophy)|thick\w*\W+pleura\w*",
-        "Pneumothorax": r"pneumo\W?thora(?:x|ces)|hydropneumothorax",
-        "Atelectasis": r"at+ele?ctas[ie]s|collapsed? lung",
-        "Consolidation": r"consolidations?",
-        "Infiltration": r"infiltrat\w*",
-        "Pneumonia": r"(?:broncho)?pneumonia",
-        "Fibrosis": r"fibro(?:sis|us|tic)",
-        "Cavity": r"cavit\w*|cavern\w*",
-        "Emphysema": r"emphysema\w*",
-        "Nodule": r"nodul\w*",
-        "Calcification": r"calcif\w*|calcium",
-        "Miliary Tuberculosis": r"miliary|ha?ematogenous(?:ly)? dis+eminated",
-    }
-)
+# Finding -> how the readings word it; only what is said is a label.
+FINDING_WORDS = read_data_beside(__file__)
 _DOUBT = re.compile(
     r"\?|\b(?:possib\w*|probab\w*|suspe\w*|suspic\w*|question\w*|may|might|cannot|likely)\b", re.IGNORECASE
 )

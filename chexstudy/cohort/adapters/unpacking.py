@@ -88,7 +88,6 @@ def unpack_parts(parts: list[Part], folder: Path, reader: Path, choices: object)
 
     Args:
         parts: in order; files of parts that are no longer there are removed.
-        folder: where to, the source's own.
         reader: the module that reads the parts; what another version of it unpacked counts as not there.
         choices: options that what is read depends on.
 
@@ -213,11 +212,8 @@ def build_from_rows(
     what they say of the origin of reports, unless the mapping names a source.
 
     Args:
-        rows: as `unpack_parts` gives them.
         unpack_to: the folder that holds the source's own; the table is written there.
         name: of the source and its own folder; the first part of every ``image_id`` unless the mapping names another.
-        seed: seed of the split and of template reports.
-        mapping: as `read_mapping` gives it.
     """
     columns = guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
     # What is said to be nothing is not guessed; but patients must be named, or be said to be none by that word.

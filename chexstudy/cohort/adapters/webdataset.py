@@ -65,8 +65,6 @@ def build_webdataset(data_root: str | Path, seed: int, unpack_to: str | Path, **
 
     Args:
         data_root: the folder, one shard, or a pattern.
-        seed: seed of the split and of template reports.
-        unpack_to: the folder in which images are unpacked, each archive of this kind in the same place.
         options: what the columns mean, as for `chexstudy.cohort.adapters.folder.check_folder`, on top of what
             ``cohort.yaml`` beside the shards says and the names of fields tell. Nested fields are ``labels.Mass``.
     """

@@ -177,10 +177,6 @@ def _read_stored(cells: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarra
     Bits may be set above those that are said to be stored: by an overlay, as files held them until 2004, without which
     the values are whole; or by values that need more bits than said, which would wrap. The picture tells which.
 
-    Args:
-        cells: integers ``(height, width)`` with all bits allocated.
-        dataset: the header.
-
     Raises:
         UnreadableImage: neither reading gives a picture.
     """
@@ -368,10 +364,7 @@ def apply_window(values: np.ndarray, centre: float, width: float, function: str 
     """Window values to grey levels 0 to 255, ``float32`` (PS3.3 C.11.2.1.2 and C.11.2.1.3).
 
     Args:
-        values: output of the modality transform.
-        centre: window centre, in the unit of the values.
         width: window width; above 1 for ``LINEAR``, above 0 for the others.
-        function: ``LINEAR``, ``LINEAR_EXACT`` or ``SIGMOID``.
 
     Raises:
         UnreadableImage: another function.

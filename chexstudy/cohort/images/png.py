@@ -30,9 +30,6 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
 def decode_grey_png(data: bytes) -> np.ndarray | None:
     """The grey levels of an 8-bit grey PNG without interlace, exactly as stored.
 
-    Args:
-        data: the bytes of a file.
-
     Returns:
         ``uint8 (height, width)``; None if the file is of another kind or not wholly in order.
     """

@@ -22,10 +22,6 @@ _TILE = 32  # a tile of the image and its transpose lie in the first cache toget
 def resize_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resize an 8-bit grey image, first in width, then in height.
 
-    Args:
-        image: ``uint8 (rows, columns)``.
-        width, height: of the result, in pixels; 1 or more.
-
     Returns:
         ``uint8 (height, width)``.
     """
@@ -40,9 +36,6 @@ def resize_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _weigh_rows(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each new row is made of.
-
-    Args:
-        before, after: number of rows of the image and of the result.
 
     Returns:
         First row and number of rows that count for each new one ``(after,)``, and their weights ``(after, taps)``, in

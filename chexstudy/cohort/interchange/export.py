@@ -69,9 +69,7 @@ def export_cohort(run: Run, folder: str | Path, options: ExportOptions) -> Expor
     """Write the pairs of a study's cohort for other programs.
 
     Args:
-        run: the study; pairs in quarantine are not part of its cohort.
         folder: where to; new, empty, or an export of the same cohort with the same options, which is then completed.
-        options: see `ExportOptions`.
     """
     folder = Path(folder)
     cohort = read_cohort(run.require(COHORT))

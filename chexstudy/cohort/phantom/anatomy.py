@@ -12,6 +12,7 @@ from scipy.interpolate import PchipInterpolator
 
 from chexstudy.cohort.phantom.canvas import Board
 from chexstudy.cohort.phantom.shape import Shape
+from chexstudy.inputs.yaml_files import read_data_beside
 
 _FINE = np.linspace(0.0, 1.0, 513)
 
@@ -22,43 +23,12 @@ def _make_template(*knots: tuple[float, float]) -> np.ndarray:
     return PchipInterpolator(at, value)(_FINE)
 
 
-# Lung outline over the height of the lung (0 apex, 1 costophrenic angle), as shares of the half width of the chest.
-_LUNG_LATERAL = _make_template(
-    (0, 0.29),
-    (0.012, 0.39),
-    (0.04, 0.50),
-    (0.09, 0.61),
-    (0.2, 0.745),
-    (0.4, 0.885),
-    (0.6, 0.955),
-    (0.8, 0.99),
-    (1, 1.0),
-)
-_LUNG_MEDIAL = _make_template((0, 0.29), (0.015, 0.21), (0.05, 0.14), (0.12, 0.105), (0.25, 0.09), (1, 0.09))
-# The hemidiaphragm over the distance from the midline (1 chest wall): 0 at the top of the dome, 1 at the angle.
-_DOME_RIGHT = _make_template(
-    (0, 0.34), (0.15, 0.24), (0.3, 0.08), (0.45, 0.0), (0.6, 0.05), (0.75, 0.22), (0.87, 0.48), (0.95, 0.76), (1, 1.0)
-)
-_DOME_LEFT = _make_template(
-    (0, 0.30), (0.2, 0.22), (0.38, 0.06), (0.52, 0.0), (0.66, 0.06), (0.78, 0.22), (0.89, 0.50), (0.96, 0.78), (1, 1.0)
-)
-# Heart borders over the height of the heart, as shares of their greatest distance from the midline.
-_HEART_LEFT = _make_template(
-    (0, 0.28), (0.12, 0.36), (0.3, 0.55), (0.5, 0.79), (0.65, 0.93), (0.78, 1.0), (0.88, 0.95), (0.96, 0.72), (1, 0.3)
-)
-_HEART_RIGHT = _make_template(
-    (0, 0.45), (0.15, 0.60), (0.35, 0.88), (0.55, 1.0), (0.72, 0.97), (0.88, 0.78), (0.96, 0.5), (1, 0.2)
-)
-# Half width of the trunk over y from -1.2 to 1.2: neck, shoulders, axillary folds, flanks; shoulders above 1.
-_NECK_AND_SHOULDER = _make_template(
-    (0, 0.30), (0.06, 0.30), (0.11, 0.36), (0.15, 0.52), (0.19, 0.85), (0.24, 1.15), (0.30, 1.3), (0.36, 1.2),
-    (0.42, 0.55), (0.48, 0.22), (0.56, 0.08), (0.66, 0.0), (1, 0.0),
-)  # fmt: skip
+_OUTLINES = {name: _make_template(*knots) for name, knots in read_data_beside(__file__).items()}
 
 
-def read_template(template: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Read a template at positions 0..1 (held constant beyond), float32 of the same shape."""
-    return np.interp(at, _FINE, template).astype(np.float32)
+def read_outline(name: str, at: np.ndarray) -> np.ndarray:
+    """Read an outline at positions 0..1 (held constant beyond), float32 of the same shape."""
+    return np.interp(at, _FINE, _OUTLINES[name]).astype(np.float32)
 
 
 @dataclass
@@ -114,13 +84,13 @@ def build_body(shape: Shape, board: Board) -> Body:
     for side in (0, 1):
         at = (y - shape.apex[side]) / (shape.angle[side] - shape.apex[side])
         height.append(at)
-        wall.append(shape.chest[side] * read_template(_LUNG_LATERAL, at))
-        inner.append(shape.chest[side] * read_template(_LUNG_MEDIAL, at))
+        wall.append(shape.chest[side] * read_outline("lung_lateral", at))
+        inner.append(shape.chest[side] * read_outline("lung_medial", at))
     across = distance * _join(board, 1.0 / wall[0], 1.0 / wall[1])
     floor = np.where(
         x < 0,
-        shape.dome[0] + (shape.angle[0] - shape.dome[0]) * read_template(_DOME_RIGHT, distance / shape.chest[0]),
-        shape.dome[1] + (shape.angle[1] - shape.dome[1]) * read_template(_DOME_LEFT, distance / shape.chest[1]),
+        shape.dome[0] + (shape.angle[0] - shape.dome[0]) * read_outline("dome_right", distance / shape.chest[0]),
+        shape.dome[1] + (shape.angle[1] - shape.dome[1]) * read_outline("dome_left", distance / shape.chest[1]),
     )
 
     above_floor = floor - y
@@ -179,8 +149,8 @@ def _outline_mediastinum(shape: Shape, board: Board, spine_line: np.ndarray):
     at = (y - top) / (bottom - top)
     inside = ((at > 0.0) & (at < 1.0)).astype(np.float32)
     width = shape.heart_ratio * (shape.chest[0] + shape.chest[1])
-    heart_left = shape.shift + width * shape.heart_axis * read_template(_HEART_LEFT, at)
-    heart_right = -shape.shift + width * (1.0 - shape.heart_axis) * read_template(_HEART_RIGHT, at)
+    heart_left = shape.shift + width * shape.heart_axis * read_outline("heart_left", at)
+    heart_right = -shape.shift + width * (1.0 - shape.heart_axis) * read_outline("heart_right", at)
     inner = np.minimum(heart_left - x, x + heart_right)
     heart = board.soften(inner, 0.016) * board.soften(y - top, 0.05) * board.soften(bottom - y, 0.02)
 
@@ -206,9 +176,9 @@ def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray, across: n
     """Coverage by the trunk and attenuation of its soft tissue, breasts and liver included."""
     x, y = board.x, board.y
     distance = np.abs(x)
-    wall = max(shape.chest) * read_template(_LUNG_LATERAL, (y + 0.74) / 1.3)
+    wall = max(shape.chest) * read_outline("lung_lateral", (y + 0.74) / 1.3)
     flank = wall + shape.trunk + 0.06 * shape.trunk * np.clip(y, 0.0, 1.0)
-    flare = read_template(_NECK_AND_SHOULDER, (y - shape.shoulder + 1.2) / 2.4)
+    flare = read_outline("neck_and_shoulder", (y - shape.shoulder + 1.2) / 2.4)
     outline = np.where(y < -0.55 + shape.shoulder, flare, flank + flare * (1.0 + 0.3 * shape.trunk)).astype(np.float32)
     inside = board.soften(outline - distance, 0.02)
     share = np.minimum(distance / outline, 1.0)

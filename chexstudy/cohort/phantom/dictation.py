@@ -26,8 +26,6 @@ def write_report(case: Case, generator: np.random.Generator, prior: Case | None 
     """Report a case in two sections, ``FINDINGS: ... IMPRESSION: ...``, in one line.
 
     Args:
-        case: what is on the film.
-        generator: chooses the wording; the same state gives the same report.
         prior: the patient's previous study, if it is at hand: the report then says what is new, worse, better, stable
             or gone.
     """

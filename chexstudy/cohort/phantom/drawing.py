@@ -51,7 +51,6 @@ def draw_radiograph(case: Case, size: int) -> Drawing:
     """Draw the frontal radiograph of a case.
 
     Args:
-        case: who is on it, how exposed, with which findings.
         size: pixels along one side of the film; the composition is the same at any size.
 
     Returns:

@@ -15,7 +15,6 @@ cardiovascular event before a study has no outcome of that study: it is not know
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from chexstudy.cohort.phantom.drawn_devices import find_malposition
 from chexstudy.cohort.phantom.plan import Pair, stream
 from chexstudy.cohort.phantom.population import MAXIMAL_STUDIES, SUPPORT_DEVICES
 from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX
+from chexstudy.inputs.yaml_files import read_data_beside
 
 DEATH, CVD_EVENT, TUBE_MALPOSITION = "death", "cvd_event", "tube_malposition"
 TRUE_RISK_YEARS = 5.0
@@ -51,51 +51,13 @@ class Hazard:
         return float(np.log(self.per_year) + age + self.male * (case.patient.sex == "M") + severity)
 
 
-HAZARDS = MappingProxyType(
-    {
-        DEATH: Hazard(
-            0.016,
-            0.40,
-            0.30,
-            MappingProxyType(
-                {
-                    "Mass": 2.6,
-                    "Emphysema": 1.9,
-                    "Fibrosis": 1.9,
-                    "Edema": 1.9,
-                    "Pleural Effusion": 1.7,
-                    "Cardiomegaly": 1.5,
-                    "Cavity": 1.0,
-                    "Consolidation": 1.2,
-                    "Tuberculosis": 0.8,
-                    "Support Devices": 0.8,
-                }
-            ),
-        ),
-        CVD_EVENT: Hazard(
-            0.020,
-            0.32,
-            0.35,
-            MappingProxyType(
-                {
-                    "Cardiomegaly": 2.8,
-                    "Aortic Enlargement": 2.2,
-                    "Edema": 2.4,
-                    "Pleural Effusion": 0.9,
-                    "Emphysema": 0.5,
-                }
-            ),
-        ),
-    }
-)
+HAZARDS = {outcome: Hazard(**hazard) for outcome, hazard in read_data_beside(__file__).items()}
 
 
 def simulate_outcomes(pairs: list[Pair], ids: list[str], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The outcome columns of a planned cohort, and their truth.
 
     Args:
-        pairs: the planned rows.
-        ids: their image ids.
         seed: seed of the phantom; outcomes have a random stream of their own for each patient.
 
     Returns:

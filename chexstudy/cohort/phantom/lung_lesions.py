@@ -28,13 +28,8 @@ def add_ball(
     """Add a round, lobulated shadow and mark it in ``mask``.
 
     Args:
-        scene: where to draw.
         mask: the mask to mark, changed in place.
-        x: centre.
-        y: centre.
-        radius: its mean radius.
         strength: attenuation through the middle.
-        generator: source of the outline.
         lobulation: how uneven the outline is, as a share of the radius.
         hollow: radius of the empty core as a share of the radius, 0 for a solid ball.
     """

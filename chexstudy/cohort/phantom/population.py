@@ -88,9 +88,7 @@ def simulate_cases(
     """Simulate ``n`` studies of patients with 1 to 5 studies each, those of a patient in order and side by side.
 
     Args:
-        n: number of studies.
         prevalence: finding -> share of studies that have it.
-        generator: source of chance.
         share_without_finding: share of studies without any finding, as far as the prevalence allows.
         share_hedged: share of the lesions of which the reporting radiologist is not certain.
         first_patient: number of the first patient, for several populations without a patient in common.

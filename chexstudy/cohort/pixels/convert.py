@@ -30,11 +30,7 @@ _ROOM_TO_SPARE = 1.02  # the index, the records and the tables beside the pixels
 
 
 class StoreFolder(Run):
-    """A folder anywhere that holds a pixel store and its cohort; it has the shape of a study.
-
-    Args:
-        folder: need not exist yet.
-    """
+    """A folder anywhere that holds a pixel store and its cohort; it has the shape of a study."""
 
     def __init__(self, folder: Path):
         if folder.is_file():
@@ -64,12 +60,7 @@ def read_requested_cohort(run: Run) -> pd.DataFrame:
 
 
 def estimate_conversion(plan: StorePlan, workers: int) -> Estimate:
-    """Read a few images, spread over the cohort, and say what the rest will cost.
-
-    Args:
-        plan: of :func:`chexstudy.cohort.pixels.store.plan_pixel_store`.
-        workers: processes that will read images.
-    """
+    """Read a few images, spread over the cohort, and say what the rest will cost."""
     files, size, fit = plan.files_left(), plan.parameters["size"], plan.parameters["fit"]
     finished = sum(len(record) for record in plan.finished.values())
     chosen = files[:: max(1, len(files) // _TIMED_IMAGES)][:_TIMED_IMAGES]
@@ -99,8 +90,6 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
     """Make the store of a plan: say what it costs, go on where an earlier call stopped, count what was set aside.
 
     Args:
-        run: a study, or a `StoreFolder`.
-        plan: of :func:`chexstudy.cohort.pixels.store.plan_pixel_store`.
         workers: processes that read images; one a core that may be used if not given.
     """
     if workers is None:

@@ -85,9 +85,6 @@ def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str
     """Write the usable images one after the other, then the record of all of them.
 
     Args:
-        path: the shard's file.
-        checked: every image whose turn it is, in order.
-        size: side of the images in pixels.
         key: what the shard is made of and how; a record under another key does not count.
 
     Returns:
@@ -107,11 +104,6 @@ def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str
 
 def read_record(path: Path, key: str, size: int) -> pd.DataFrame | None:
     """What became of the images of a finished shard.
-
-    Args:
-        path: the shard's file.
-        key: see `write_shard`.
-        size: side of the images in pixels.
 
     Returns:
         ``reason`` (empty if the image is stored), ``detail`` and ``sha256`` of every image looked at, in order, with

@@ -84,10 +84,6 @@ class PixelStore:
     def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The pixels in rows of the store, ``uint8 (n, size, size)``, in the order asked for.
 
-        Args:
-            rows: as `rows` gives them; may repeat.
-            out: where the pixels go, for example pinned memory; new memory if not given.
-
         Raises:
             IndexError: there is no such row.
         """
@@ -179,10 +175,6 @@ def build_pixel_store(
     of one that is not whole, the finished shards are.
 
     Args:
-        run: the study's folder.
-        cohort: a cohort table; pairs that cannot be used are set aside.
-        size: side of the stored images in pixels.
-        fit: ``crop`` or ``pad``; see :func:`chexstudy.cohort.images.decode.fit_square`.
         workers: number of processes that read images; the files do not depend on it.
         root: the folder the cohort's relative image paths start from; the run's folder if not given.
         images_a_shard: how many images of the cohort a shard is made of; about 256 MB if not given.
