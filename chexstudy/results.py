@@ -21,7 +21,7 @@ Tasks, by what writes them:
 
 - evaluation of arms: zero_shot, retrieval, linear_probe, zero_shot_difference, retrieval_difference; prompt_family,
   spectrum (of the negatives), operating_point (thresholds carried from validation), calibration
-- long tail: curation, audit, doubt, gain, gain_trend, subgroup, subgroup_gap, retrieval_choice
+- long tail: curation, audit, mismatch_detection, gain, gain_trend, subgroup, subgroup_gap, retrieval_choice
 - several budgets: budget_zero_shot, budget_zero_shot_difference, budget_saving
 - ablation: ablation_curation, ablation_zero_shot, ablation_zero_shot_difference
 - methods of curation: method_curation, method_zero_shot, method_zero_shot_difference

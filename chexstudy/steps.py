@@ -22,7 +22,7 @@ _STEPS = {
         results/retrieval_difference.parquet results/spectrum* results/operating_point* results/calibration*
         figures/compute* figures/zero_shot* figures/spectrum* figures/calibration* figures/retrieval*""",
     "06_long_tail": """
-        results/curation* results/audit* results/doubt* results/gain* results/subgroup* results/retrieval_choice*
+        results/curation* results/audit* results/mismatch* results/gain* results/subgroup* results/retrieval_choice*
         figures/density* figures/audit* figures/long_tail* figures/subgroups*""",
     "07_ablate_curator": """
         ablation/* results/ablation_* figures/curator_ablation* figures/ratio_law* figures/trained_ablation*""",

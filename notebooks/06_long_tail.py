@@ -90,15 +90,15 @@ over.sort_values("over-representation", ascending=False).head(15).round(2)
 import numpy as np
 
 from chexstudy.cohort.prevalence import tiers_of_pairs
-from chexstudy.curation.quality.mismatch_detection import measure_doubt, tabulate_doubt
-from chexstudy.curation.quality.pair_mismatch import score_doubt, split_features
+from chexstudy.curation.quality.mismatch_detection import measure_detection, tabulate_detection
+from chexstudy.curation.quality.pair_mismatch import score_mismatch, split_features
 
 first = scored[seed]
-told_apart = measure_doubt(
-    score_doubt(*split_features(first.features)), study.truth, tiers_of_pairs(study.train, study.tiers),
+told_apart = measure_detection(
+    score_mismatch(*split_features(first.features)), study.truth, tiers_of_pairs(study.train, study.tiers),
     study.train.patient_id, np.random.default_rng(seed), resamples, first.ledger.band,
 )  # fmt: skip
-tabulate_doubt(told_apart).round(3)
+tabulate_detection(told_apart).round(3)
 
 # %% [markdown]
 # ## Audit: is a group dropped more than chance allows?
@@ -172,12 +172,12 @@ import pandas as pd
 
 from chexstudy.curation.quality.audit import list_audit
 from chexstudy.curation.quality.keep_rates import list_keep_rates
-from chexstudy.curation.quality.mismatch_detection import list_doubt
+from chexstudy.curation.quality.mismatch_detection import list_detection
 from chexstudy.evaluation.comparison.gains_by_prevalence import list_gains
 
 place = {"arm": "curated", "data_set": f"{study.train.source.iloc[0]}/train", "exposure": "seen"}
 tables = [list_keep_rates(rates).assign(task="curation"), list_audit(audit).assign(task="audit", seed=seed)]
-tables.append(list_doubt(told_apart).assign(task="doubt", seed=seed))
+tables.append(list_detection(told_apart).assign(task="mismatch_detection", seed=seed))
 tables = [table.assign(**place) for table in tables]
 tables += [list_gains(gains), subgroup_rows, choices]
 add_results(study.run, pd.concat([table for table in tables if len(table)], ignore_index=True))

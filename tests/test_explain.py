@@ -186,7 +186,7 @@ def test_a_pair_is_told_by_its_pseudonym_and_found_by_it(study):
 
 def test_review_list_and_truth_are_told(study):
     review = pd.DataFrame(
-        {"image_id": ["made/e", "made/a"], "doubt": [4.0, 1.2], "advice": ["rather wrong", "unclear"]}
+        {"image_id": ["made/e", "made/a"], "mismatch_score": [4.0, 1.2], "advice": ["rather wrong", "unclear"]}
     )
     study.write_table("pretraining/curated/seed0/review.parquet", review)
     truth = pd.DataFrame(
@@ -201,7 +201,7 @@ def test_review_list_and_truth_are_told(study):
     )
     study.write_table("truth.parquet", truth)
     story = tell_story(study, "made/a")
-    assert "It is on the review list, number 2 of 2, with a doubt of 1.20: unclear." in story
+    assert "It is on the review list, number 2 of 2, with a mismatch score of 1.20: unclear." in story
     assert "it is nearly repeated by made/b" in story
     assert "it nearly repeats made/a" in tell_story(study, "made/b")
     assert "its report belongs to made/d" in tell_story(study, "made/c")
@@ -237,14 +237,14 @@ def test_an_offline_method_is_told_by_rank_and_share(study):
         tell_story(study, "made/a", "density", 0)
 
 
-def test_floors_and_weights_show_in_the_story():
+def test_quotas_and_weights_show_in_the_story():
     scores = pd.Series({"a": 5.0, "b": 4.0, "c": 3.0, "d": 2.0, "e": np.nan})
     subset = ChosenSubset(pd.Series({"a": 1.0, "d": 2.5}), scores, "loss")
-    assert "it gave way to a floor" in explain_choice(subset, "b", 5)
+    assert "it gave way to a group quota" in explain_choice(subset, "b", 5)
     held = explain_choice(subset, "d", 5)
-    assert "a floor for a group held it" in held
+    assert "a group quota held it" in held
     assert "It weighs 2.50 in training." in held
-    assert "floor" not in explain_choice(subset, "a", 5) + explain_choice(subset, "c", 5)
+    assert "quota" not in explain_choice(subset, "a", 5) + explain_choice(subset, "c", 5)
     assert "it has no score" in explain_choice(subset, "e", 5)
     with pytest.raises(StudyError, match="loss scored 5 pairs, not x"):
         explain_choice(subset, "x", 5)

@@ -168,29 +168,6 @@ def test_band_sizes_of_one_cluster(members, outliers, support, central):
     assert int((selection.kept & (selection.band == CENTRAL)).sum()) == central
 
 
-def test_agrees_with_a_plain_numpy_restatement():
-    features, prototypes = _features(300, 12, 1), _features(6, 12, 2)
-    config = CuratorConfig()
-    x, p = features.numpy(), prototypes.numpy()
-    distances = np.sqrt(((x[:, None] - p[None]) ** 2).sum(-1))
-    nearest, distance = distances.argmin(1), distances.min(1)
-    expected = np.zeros(300, bool)
-    for k in range(6):
-        members = np.flatnonzero(nearest == k)
-        upper, lower = np.quantile(distance[members], 0.95), np.quantile(distance[members], 0.85)
-        expected[members[(distance[members] > lower) & (distance[members] <= upper)]] = True
-        central = members[distance[members] <= lower]
-        if len(central) > 10:
-            picks = [0]
-            while len(picks) < 10:
-                gaps = np.sqrt(((x[central][:, None] - x[central[picks]][None]) ** 2).sum(-1)).min(1)
-                gaps[picks] = -1
-                picks.append(int(gaps.argmax()))
-            central = central[picks]
-        expected[central] = True
-    assert np.array_equal(select_samples(features, prototypes, config, None).kept.numpy(), expected)
-
-
 def test_keep_ratio_follows_the_batch_not_the_data():
     prototypes = _features(6, 64, 5)
     ratios = {
@@ -211,12 +188,6 @@ def test_generator_moves_only_the_central_picks():
     assert torch.equal(one.band, other.band)
     not_central = one.band != CENTRAL
     assert torch.equal(one.kept[not_central], other.kept[not_central])
-
-
-def test_one_prototype_for_all_rows_keeps_no_outlier():
-    selection = select_samples(_features(100, 4, 3), _features(1, 4, 4), CuratorConfig(prototypes=1), None)
-    farthest = selection.distance.topk(5).indices
-    assert not selection.kept[farthest].any()
 
 
 def test_ledger_states_each_decision_with_its_reason():

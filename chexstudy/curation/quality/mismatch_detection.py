@@ -1,4 +1,4 @@
-"""How well a score of doubt tells wrong pairs from sound ones and from rare ones, where the truth is known."""
+"""Label-noise detection: how well mismatch scores tell wrong pairs from sound and from rare ones."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,21 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import NO_TIER
-from chexstudy.curation.quality.pair_mismatch import Doubt
+from chexstudy.curation.quality.pair_mismatch import MismatchScores
 from chexstudy.errors import StudyError
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, count_scarcer_patients, interval
 from chexstudy.statistics.ranking import auroc
 
-SCORES = ("doubt", "mismatch", "isolation", "clip_score")
+SCORES = ("mismatch_score", "mismatch", "isolation", "clip_score")
 WRONG = ("mismatched", "junk", "either")
 AGAINST = ("sound", "rare")
 ALL_PAIRS = "all"
-DOUBT_COLUMNS = ("score", "wrong", "against", "among", "value", "ci_low", "ci_high", "n", "positives")
+DETECTION_COLUMNS = ("score", "wrong", "against", "among", "value", "ci_low", "ci_high", "n", "positives")
 _RARE_TIER = "tail"
 
 
-def measure_doubt(
-    doubt: Doubt,
+def measure_detection(
+    scored: MismatchScores,
     truth: pd.DataFrame | None,
     tiers: Sequence[str],
     patient_ids: Sequence[str],
@@ -31,7 +31,7 @@ def measure_doubt(
     """AUROC of each score for wrong pairs, with 95 % intervals from drawing patients.
 
     Args:
-        doubt: of the pairs (`chexstudy.curation.quality.pair_mismatch.score_doubt`).
+        scored: of the pairs (`chexstudy.curation.quality.pair_mismatch.score_mismatch`).
         truth: of the same pairs in the same order, with the columns ``mismatched`` and ``junk``; None if not known.
         tiers: the rarest tier of each pair (`chexstudy.curation.quality.keep_rates.tiers_of_pairs`).
         patient_ids: ``(pairs,)``.
@@ -42,7 +42,7 @@ def measure_doubt(
     Returns:
         One row for each
 
-        - ``score``: ``doubt``, ``mismatch``, ``isolation`` and, as the baseline, ``clip_score``, the agreement of image
+        - ``score``: ``mismatch_score``, ``mismatch``, ``isolation`` and, as the baseline, ``clip_score``, the agreement of image
           and text, low meaning wrong;
         - kind of ``wrong`` pair: ``mismatched``, ``junk`` or ``either``;
         - what it is told from, ``against``: all ``sound`` pairs, or the ``rare`` ones alone, sound pairs with a finding
@@ -54,8 +54,8 @@ def measure_doubt(
     """
     if truth is None or (np.asarray(tiers) == NO_TIER).all():
         print("Without a known truth and labels it cannot be said how well rare pairs are told from wrong ones.")
-        return pd.DataFrame(columns=DOUBT_COLUMNS)
-    pairs = len(doubt.doubt)
+        return pd.DataFrame(columns=DETECTION_COLUMNS)
+    pairs = len(scored.score)
     given = {"truth": truth, "tiers": tiers, "patient_ids": patient_ids, "bands": bands}
     for name, values in given.items():
         if values is not None and len(values) != pairs:
@@ -78,8 +78,8 @@ def measure_doubt(
     )
     weights = bootstrap_patients(patient_ids, resamples, generator)
     patients = count_scarcer_patients(labels, weights)
-    scores = {"doubt": doubt.doubt, "mismatch": doubt.mismatch, "isolation": doubt.isolation}
-    scores["clip_score"] = -doubt.agreement
+    scores = {"mismatch_score": scored.score, "mismatch": scored.mismatch, "isolation": scored.isolation}
+    scores["clip_score"] = -scored.agreement
     tables = []
     for name in SCORES:
         columns = np.broadcast_to(scores[name][:, None], labels.shape)
@@ -88,17 +88,19 @@ def measure_doubt(
         measured = {"value": auroc(labels, columns), "ci_low": low, "ci_high": high}
         counts = {"n": (labels >= 0).sum(axis=0), "positives": (labels == 1).sum(axis=0)}
         tables.append(table.assign(score=name, **measured, **counts))
-    return pd.concat(tables, ignore_index=True)[list(DOUBT_COLUMNS)]
+    return pd.concat(tables, ignore_index=True)[list(DETECTION_COLUMNS)]
 
 
-def tabulate_doubt(measured: pd.DataFrame) -> pd.DataFrame:
+def tabulate_detection(measured: pd.DataFrame) -> pd.DataFrame:
     """AUROC of the score and of the plain agreement of image and text, among all pairs and in the outlier band."""
-    shown = measured[measured.score.isin(["doubt", "clip_score"]) & measured.among.isin([ALL_PAIRS, "outlier"])]
+    shown = measured[
+        measured.score.isin(["mismatch_score", "clip_score"]) & measured.among.isin([ALL_PAIRS, "outlier"])
+    ]
     return shown.set_index(["among", "wrong", "against", "score"]).sort_index()
 
 
-def list_doubt(measured: pd.DataFrame) -> pd.DataFrame:
-    """`measure_doubt` as rows of the results table, metric ``auroc``; the caller adds task, arm, seed and data set.
+def list_detection(measured: pd.DataFrame) -> pd.DataFrame:
+    """`measure_detection` as rows of the results table, metric ``auroc``; the caller adds task, arm, seed and data set.
 
     ``finding`` is the kind of wrong pair, ``setting`` the score, what it is told from and the set it is measured among.
     """

@@ -1,4 +1,4 @@
-"""Rare or wrong: does a pair lie apart because it is uncommon, or because image and text do not belong together?
+"""Image-text mismatch: does a pair lie apart because it is uncommon, or because image and text do not belong together?
 
 A low agreement of image and text alone cannot tell: of a rare disease the encoders know little, so its pairs agree
 little as well. Three questions are asked instead, each with the pair's own neighbourhood as the measure:
@@ -12,7 +12,7 @@ little as well. Three questions are asked instead, each with the pair's own neig
 3. *Does its text lie apart as well?* (``text_isolation``) With a rare disease it does; beside a hand or a page of noise
    lies an ordinary report. An image is held against its pair only as far as it is more isolated than the text.
 
-A pair is wrong for one reason or the other, so its ``doubt`` is the larger of the two, not their sum.
+A pair is wrong for one reason or the other, so its mismatch score is the larger of the two, not their sum.
 
 Sources: neighbours across modalities for wrong captions, LEMoN (Zhang et al. 2025, ICML, arXiv 2407.18941); agreement
 relative to the nearest neighbours', CSLS (Conneau et al. 2018, arXiv 1710.04087). Departures: LEMoN weighs raw
@@ -35,7 +35,7 @@ ORDINARY, RARE, MISMATCHED, JUNK = "ordinary", "rare", "mismatched", "junk"
 # In robust standard deviations: the customary three for what is unusual, and half of that for what is not.
 WRONG_ABOVE, RARE_BELOW = 3.0, 1.5
 RATHER_RARE, UNCLEAR, RATHER_WRONG = "rather rare", "unclear", "rather wrong"
-REVIEW_COLUMNS = ("image_id", "distance", "band", "prototype", "doubt", "mismatch", "isolation", "advice")
+REVIEW_COLUMNS = ("image_id", "distance", "band", "prototype", "mismatch_score", "mismatch", "isolation", "advice")
 _BLOCK_ROWS = 2_048
 _UNIT_TOLERANCE = 0.01
 # What differs by less is rounding of float32.
@@ -43,25 +43,25 @@ _SMALLEST_SPREAD = 1e-5
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """How doubtful each pair is. All arrays are ``(pairs,)``; the scores are float64, 0 at the median of the pairs.
+class MismatchScores:
+    """How likely each pair is mismatched. All arrays are ``(pairs,)``; the scores are float64, 0 at the median of the pairs.
 
     ``mismatch``, ``isolation`` and ``text_isolation`` are in robust standard deviations (1.4826 times the median
     absolute deviation), so that a share of wrong pairs does not move the yardstick.
     """
 
     # the larger of ``mismatch`` and of ``isolation`` less a positive ``text_isolation``; high is rather wrong
-    doubt: np.ndarray
+    score: np.ndarray
     mismatch: np.ndarray  # mean regret of image and text over being paired with each other
     isolation: np.ndarray  # distance of the image to its k-th nearest image
     text_isolation: np.ndarray  # distance of the text to its k-th nearest text
     agreement: np.ndarray  # cosine of image and text, the plain CLIP score (not standardised)
-    # ``mismatched`` or ``junk`` where the doubt is above ``WRONG_ABOVE``, after what it comes from; of the others
+    # ``mismatched`` or ``junk`` where the score is above ``WRONG_ABOVE``, after what it comes from; of the others
     # ``rare`` where image or text lies that far apart, else ``ordinary``.
     reason: np.ndarray
 
 
-def score_doubt(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOURS) -> Doubt:
+def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOURS) -> MismatchScores:
     """Score each pair of a set for being wrong rather than rare.
 
     Let ``v`` be the cosine of one half of a pair to what its partner leads to, ``c`` (ceiling) to what is nearest and
@@ -114,11 +114,11 @@ def score_doubt(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOUR
     mismatch = _standardise(np.mean(regrets, axis=0))
     isolation, text_isolation = (_standardise(_distance(one[1][:, -1])) for one in (of_image, of_text))
     excess = isolation - np.maximum(text_isolation, 0)
-    doubt = np.maximum(mismatch, excess)
+    score = np.maximum(mismatch, excess)
     apart = np.maximum(isolation, text_isolation) > WRONG_ABOVE
     wrong = np.where(mismatch >= excess, MISMATCHED, JUNK)
-    reason = np.where(doubt > WRONG_ABOVE, wrong, np.where(apart, RARE, ORDINARY))
-    return Doubt(doubt, mismatch, isolation, text_isolation, agreement, reason)
+    reason = np.where(score > WRONG_ABOVE, wrong, np.where(apart, RARE, ORDINARY))
+    return MismatchScores(score, mismatch, isolation, text_isolation, agreement, reason)
 
 
 def split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,23 +142,25 @@ def split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return halves[0], halves[1]
 
 
-def review_list(ledger: pd.DataFrame, doubt: Doubt) -> pd.DataFrame:
-    """The outliers, which a person should look at, the most doubtful first.
+def review_list(ledger: pd.DataFrame, scores: MismatchScores) -> pd.DataFrame:
+    """The outliers, which a person should look at, the highest mismatch scores first.
 
     Args:
         ledger: the curator's decisions (`chexstudy.curation.records.ledger`), one row a considered pair.
-        doubt: of the same rows. Of an image considered in several epochs the last row counts.
+        scores: of the same rows. Of an image considered in several epochs the last row counts.
 
     Returns:
-        Table with `REVIEW_COLUMNS`; ``advice`` is ``rather wrong`` (doubt above 3), ``rather rare`` (below 1.5: it lies
+        Table with `REVIEW_COLUMNS`; ``advice`` is ``rather wrong`` (score above 3), ``rather rare`` (below 1.5: it lies
         apart, and nothing speaks against it) or ``unclear``.
     """
-    if len(ledger) != len(doubt.doubt):
-        raise StudyError(f"{len(doubt.doubt)} scores of doubt for {len(ledger)} rows of the ledger: score these rows.")
-    listed = ledger.assign(doubt=doubt.doubt, mismatch=doubt.mismatch, isolation=doubt.isolation)
+    if len(ledger) != len(scores.score):
+        raise StudyError(f"{len(scores.score)} mismatch scores for {len(ledger)} rows of the ledger: score these rows.")
+    listed = ledger.assign(mismatch_score=scores.score, mismatch=scores.mismatch, isolation=scores.isolation)
     listed = listed.drop_duplicates("image_id", keep="last")
-    listed = listed[listed.band == BANDS[OUTLIER]].sort_values(["doubt", "image_id"], ascending=[False, True])
-    advice = np.select([listed.doubt > WRONG_ABOVE, listed.doubt < RARE_BELOW], [RATHER_WRONG, RATHER_RARE], UNCLEAR)
+    listed = listed[listed.band == BANDS[OUTLIER]].sort_values(["mismatch_score", "image_id"], ascending=[False, True])
+    advice = np.select(
+        [listed.mismatch_score > WRONG_ABOVE, listed.mismatch_score < RARE_BELOW], [RATHER_WRONG, RATHER_RARE], UNCLEAR
+    )
     return listed.assign(advice=advice.astype(object))[list(REVIEW_COLUMNS)].reset_index(drop=True)
 
 

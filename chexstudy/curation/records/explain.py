@@ -253,8 +253,8 @@ def _describe_review(review: pd.DataFrame, image_id: str) -> str:
         return ""
     row = review.iloc[place[0]]
     told = f"It is on the review list, number {place[0] + 1} of {len(review):,}"
-    if "doubt" in review:
-        told += f", with a doubt of {row.doubt:.2f}"
+    if "mismatch_score" in review:
+        told += f", with a mismatch score of {row.mismatch_score:.2f}"
     return told + (f": {row.advice}." if "advice" in review else ".")
 
 

@@ -36,7 +36,7 @@ from chexstudy.curation.online.curators import (
     build_curator,
     select_label_balanced,
 )
-from chexstudy.curation.quality.pair_mismatch import review_list, score_doubt, split_features
+from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch, split_features
 from chexstudy.curation.records.ledger import LedgerWriter, check_ledger, read_ledger
 from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
@@ -474,7 +474,7 @@ class _ArmRun:
         forget_artifact(self._path("review.parquet"))
         if self.config.curator.outlier_policy == "review":
             last = read_scored_pairs(self.run, self.arm.name, self.seed).in_last_epoch()
-            review = review_list(last.ledger, score_doubt(*split_features(last.features)))
+            review = review_list(last.ledger, score_mismatch(*split_features(last.features)))
             self.run.write_table(f"{self.folder}/review.parquet", review)
 
     def _build_curator(self) -> Curator:

@@ -2,7 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.quality.pair_mismatch import REVIEW_COLUMNS, Doubt, review_list, score_doubt, split_features
+from chexstudy.curation.quality.pair_mismatch import (
+    REVIEW_COLUMNS,
+    MismatchScores,
+    review_list,
+    score_mismatch,
+    split_features,
+)
 from chexstudy.errors import StudyError
 
 DIM = 24
@@ -34,36 +40,36 @@ def make_pairs(seed=0):
     return unit(image).astype(np.float32), unit(text).astype(np.float32), topic == TOPICS, swapped, odd
 
 
-def test_wrong_pairs_are_doubted_and_rare_ones_are_not():
+def test_wrong_pairs_score_high_and_rare_ones_are_not():
     image, text, rare, swapped, odd = make_pairs()
-    doubt = score_doubt(image, text)
+    scores = score_mismatch(image, text)
     wrong = np.concatenate([swapped, odd])
     sound = np.setdiff1d(np.arange(PAIRS), wrong)
-    assert doubt.doubt[wrong].min() > doubt.doubt[sound].max()
-    assert np.mean(doubt.doubt[rare] < 3) > 0.9
-    assert set(doubt.reason[swapped]) == {"mismatched"}
-    assert set(doubt.reason[odd]) == {"junk"}
-    assert np.mean(doubt.reason[rare] == "rare") > 0.9
-    assert np.mean(doubt.reason[sound][~rare[sound]] == "ordinary") > 0.97
+    assert scores.score[wrong].min() > scores.score[sound].max()
+    assert np.mean(scores.score[rare] < 3) > 0.9
+    assert set(scores.reason[swapped]) == {"mismatched"}
+    assert set(scores.reason[odd]) == {"junk"}
+    assert np.mean(scores.reason[rare] == "rare") > 0.9
+    assert np.mean(scores.reason[sound][~rare[sound]] == "ordinary") > 0.97
 
 
 def test_each_score_means_what_it_says():
     image, text, rare, swapped, odd = make_pairs()
-    doubt = score_doubt(image, text)
+    scores = score_mismatch(image, text)
     common = np.setdiff1d(np.flatnonzero(~rare), np.concatenate([swapped, odd]))
-    assert set(np.argsort(doubt.mismatch)[-SWAPPED:]) <= set(swapped) | set(odd)
-    assert doubt.isolation[rare].min() > np.quantile(doubt.isolation[common], 0.95)
-    assert doubt.text_isolation[rare].min() > np.quantile(doubt.text_isolation[common], 0.95)
-    assert set(np.argsort(doubt.isolation)[-ODD:]) == set(odd)
+    assert set(np.argsort(scores.mismatch)[-SWAPPED:]) <= set(swapped) | set(odd)
+    assert scores.isolation[rare].min() > np.quantile(scores.isolation[common], 0.95)
+    assert scores.text_isolation[rare].min() > np.quantile(scores.text_isolation[common], 0.95)
+    assert set(np.argsort(scores.isolation)[-ODD:]) == set(odd)
     # A swapped pair lies in two dense places that contradict each other.
-    assert doubt.isolation[swapped].max() < 3
-    assert doubt.text_isolation[swapped].max() < 3
-    np.testing.assert_allclose(doubt.agreement, (image * text).sum(axis=1), atol=1e-6)
+    assert scores.isolation[swapped].max() < 3
+    assert scores.text_isolation[swapped].max() < 3
+    np.testing.assert_allclose(scores.agreement, (image * text).sum(axis=1), atol=1e-6)
     np.testing.assert_array_equal(
-        doubt.doubt, np.maximum(doubt.mismatch, doubt.isolation - np.maximum(doubt.text_isolation, 0))
+        scores.score, np.maximum(scores.mismatch, scores.isolation - np.maximum(scores.text_isolation, 0))
     )
-    assert abs(np.median(doubt.mismatch)) < 1e-9
-    assert abs(np.median(doubt.isolation)) < 1e-9
+    assert abs(np.median(scores.mismatch)) < 1e-9
+    assert abs(np.median(scores.isolation)) < 1e-9
 
 
 def restate(image, text, k):
@@ -97,35 +103,35 @@ def restate(image, text, k):
 @pytest.mark.parametrize("k", [1, 4, 10])
 def test_equals_the_definition_written_out(k):
     image, text, *_ = make_pairs(3)
-    doubt = score_doubt(image, text, neighbours=k)
+    scores = score_mismatch(image, text, neighbours=k)
     mismatch, isolation, text_isolation = restate(image, text, k)
-    np.testing.assert_allclose(doubt.mismatch, mismatch, atol=1e-4)
-    np.testing.assert_allclose(doubt.isolation, isolation, atol=1e-4)
-    np.testing.assert_allclose(doubt.text_isolation, text_isolation, atol=1e-4)
+    np.testing.assert_allclose(scores.mismatch, mismatch, atol=1e-4)
+    np.testing.assert_allclose(scores.isolation, isolation, atol=1e-4)
+    np.testing.assert_allclose(scores.text_isolation, text_isolation, atol=1e-4)
 
 
 def test_does_not_depend_on_the_order_of_the_pairs_and_repeats_itself():
     image, text, *_ = make_pairs(1)
     order = np.random.default_rng(0).permutation(PAIRS)
-    straight, shuffled = score_doubt(image, text), score_doubt(image[order], text[order])
-    np.testing.assert_allclose(straight.doubt[order], shuffled.doubt, atol=1e-4)
-    assert score_doubt(image, text).doubt.tobytes() == straight.doubt.tobytes()
+    straight, shuffled = score_mismatch(image, text), score_mismatch(image[order], text[order])
+    np.testing.assert_allclose(straight.score[order], shuffled.score, atol=1e-4)
+    assert score_mismatch(image, text).score.tobytes() == straight.score.tobytes()
 
 
-def test_equal_pairs_raise_no_doubt():
+def test_equal_pairs_score_zero():
     same = np.tile(unit(np.ones((1, 8))), (40, 1))
-    doubt = score_doubt(same, same)
-    np.testing.assert_array_equal(doubt.doubt, 0)
-    assert set(doubt.reason) == {"ordinary"}
+    scores = score_mismatch(same, same)
+    np.testing.assert_array_equal(scores.score, 0)
+    assert set(scores.reason) == {"ordinary"}
 
 
 def test_equal_texts_do_not_hide_a_wrong_one():
     """With template reports more than half of the texts are one and the same."""
     image, text, _, swapped, _ = make_pairs(2)
     text = np.where(np.arange(PAIRS)[:, None] < 3 * MEMBERS, np.round(text), text)
-    doubt = score_doubt(image, unit(text).astype(np.float32))
-    assert np.isfinite(doubt.doubt).all()
-    assert set(doubt.reason[swapped]) == {"mismatched"}
+    scores = score_mismatch(image, unit(text).astype(np.float32))
+    assert np.isfinite(scores.score).all()
+    assert set(scores.reason[swapped]) == {"mismatched"}
 
 
 def test_halves_joint_features():
@@ -135,7 +141,7 @@ def test_halves_joint_features():
     np.testing.assert_allclose(one, image, atol=2e-3)
     np.testing.assert_allclose(other, text, atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-6)
-    score_doubt(one, other)
+    score_mismatch(one, other)
     joint[5, :DIM] = 0
     with pytest.raises(StudyError, match="row 5"):
         split_features(joint)
@@ -146,29 +152,29 @@ def test_halves_joint_features():
 def test_refuses_what_it_cannot_score():
     image, text, *_ = make_pairs()
     with pytest.raises(StudyError, match="one row each a pair"):
-        score_doubt(image, text[1:])
+        score_mismatch(image, text[1:])
     with pytest.raises(StudyError, match="row 3 of the text embeddings has length 2, not 1"):
-        score_doubt(image, np.where(np.arange(PAIRS)[:, None] == 3, 2 * text, text))
+        score_mismatch(image, np.where(np.arange(PAIRS)[:, None] == 3, 2 * text, text))
     for bad in (np.nan, np.inf, 0.0):
         spoiled = image.copy()
         spoiled[7] = bad
         with pytest.raises(StudyError, match="row 7 of the image embeddings"):
-            score_doubt(spoiled, text)
+            score_mismatch(spoiled, text)
     with pytest.raises(StudyError, match="12 pairs, not 11"):
-        score_doubt(image[:11], text[:11])
+        score_mismatch(image[:11], text[:11])
     with pytest.raises(StudyError, match="neighbour"):
-        score_doubt(image, text, neighbours=0)
+        score_mismatch(image, text, neighbours=0)
     with pytest.raises(StudyError, match=r"must be \(pairs, dim\)"):
-        score_doubt(image[0], text[0])
+        score_mismatch(image[0], text[0])
 
 
-def make_doubt(values):
+def make_scores(values):
     values = np.asarray(values, dtype=float)
     zeros = np.zeros_like(values)
-    return Doubt(values, values + 1, values + 2, zeros, zeros, np.full(len(values), "ordinary"))
+    return MismatchScores(values, values + 1, values + 2, zeros, zeros, np.full(len(values), "ordinary"))
 
 
-def test_the_review_list_holds_outliers_most_doubtful_first():
+def test_the_review_list_holds_outliers_highest_score_first():
     ledger = pd.DataFrame(
         {
             "image_id": ["a", "b", "c", "d", "e"],
@@ -177,7 +183,7 @@ def test_the_review_list_holds_outliers_most_doubtful_first():
             "prototype": [0, 1, 2, 3, 4],
         }
     )
-    review = review_list(ledger, make_doubt([2.0, 9.0, 3.5, 1.0, 2.0]))
+    review = review_list(ledger, make_scores([2.0, 9.0, 3.5, 1.0, 2.0]))
     assert tuple(review.columns) == REVIEW_COLUMNS
     assert list(review.image_id) == ["c", "a", "e", "d"]
     assert list(review.advice) == ["rather wrong", "unclear", "unclear", "rather rare"]
@@ -185,8 +191,8 @@ def test_the_review_list_holds_outliers_most_doubtful_first():
     assert list(review.prototype) == [2, 0, 4, 3]
     assert list(review.mismatch) == [4.5, 3.0, 3.0, 2.0]
     assert list(review.isolation) == [5.5, 4.0, 4.0, 3.0]
-    with pytest.raises(StudyError, match="3 scores of doubt for 5 rows"):
-        review_list(ledger, make_doubt([1, 2, 3]))
+    with pytest.raises(StudyError, match="3 mismatch scores for 5 rows"):
+        review_list(ledger, make_scores([1, 2, 3]))
 
 
 def test_of_several_epochs_the_last_decision_is_reviewed():
@@ -198,14 +204,14 @@ def test_of_several_epochs_the_last_decision_is_reviewed():
             "prototype": 0,
         }
     )
-    review = review_list(ledger, make_doubt([5, 5, 4, 5]))
+    review = review_list(ledger, make_scores([5, 5, 4, 5]))
     assert list(review.image_id) == ["b"]
     assert list(review.distance) == [3.0]
-    assert list(review.doubt) == [4.0]
+    assert list(review.mismatch_score) == [4.0]
 
 
 def test_a_review_list_may_be_empty():
     ledger = pd.DataFrame({"image_id": ["a"], "distance": [1.0], "band": ["central"], "prototype": [0]})
-    review = review_list(ledger, make_doubt([5]))
+    review = review_list(ledger, make_scores([5]))
     assert len(review) == 0
     assert tuple(review.columns) == REVIEW_COLUMNS

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chexstudy.curation.quality.mismatch_detection import DOUBT_COLUMNS, SCORES, list_doubt, measure_doubt
-from chexstudy.curation.quality.pair_mismatch import Doubt
+from chexstudy.curation.quality.mismatch_detection import DETECTION_COLUMNS, SCORES, list_detection, measure_detection
+from chexstudy.curation.quality.pair_mismatch import MismatchScores
 from chexstudy.errors import StudyError
 
 
@@ -15,27 +15,27 @@ def make_case(pairs=80, seed=0):
     # A wrong pair with a rare finding is wrong, and not rare.
     tiers = np.where(kind <= 3, "tail", np.where(kind == 4, "head", "none"))
     score = [rng.standard_normal(pairs) + 2 * (kind <= one) for one in (0, 1, 0, 1)]
-    doubt = Doubt(score[0], score[1], score[2], score[0], score[3], np.full(pairs, "ordinary"))
+    scored = MismatchScores(score[0], score[1], score[2], score[0], score[3], np.full(pairs, "ordinary"))
     patients = [f"p{number // 2}" for number in range(pairs)]
     bands = np.where(np.arange(pairs) < pairs // 2, "outlier", "central")
-    return doubt, truth, tiers, patients, bands
+    return scored, truth, tiers, patients, bands
 
 
 def measure(*case, bands=None):
-    return measure_doubt(*case, np.random.default_rng(0), 200, bands=bands)
+    return measure_detection(*case, np.random.default_rng(0), 200, bands=bands)
 
 
 def test_equals_scikit_learn_on_each_question():
-    doubt, truth, tiers, patients, bands = make_case()
-    table = measure(doubt, truth, tiers, patients, bands=bands)
-    assert tuple(table.columns) == DOUBT_COLUMNS
+    scored, truth, tiers, patients, bands = make_case()
+    table = measure(scored, truth, tiers, patients, bands=bands)
+    assert tuple(table.columns) == DETECTION_COLUMNS
     assert len(table) == len(SCORES) * 3 * 2 * 3
     assert not table[["score", "wrong", "against", "among"]].duplicated().any()
     values = {
-        "doubt": doubt.doubt,
-        "mismatch": doubt.mismatch,
-        "isolation": doubt.isolation,
-        "clip_score": -doubt.agreement,
+        "mismatch_score": scored.score,
+        "mismatch": scored.mismatch,
+        "isolation": scored.isolation,
+        "clip_score": -scored.agreement,
     }
     wrongs = {"mismatched": truth.mismatched, "junk": truth.junk, "either": truth.mismatched | truth.junk}
     sound = ~wrongs["either"].to_numpy()
@@ -51,8 +51,8 @@ def test_equals_scikit_learn_on_each_question():
 
 
 def test_without_wrong_pairs_there_is_nothing_to_measure():
-    doubt, truth, tiers, patients, _ = make_case()
-    table = measure(doubt, truth.assign(junk=False), tiers, patients)
+    scored, truth, tiers, patients, _ = make_case()
+    table = measure(scored, truth.assign(junk=False), tiers, patients)
     junk = table[table.wrong == "junk"]
     assert junk.value.isna().all()
     assert (junk.positives == 0).all()
@@ -62,30 +62,30 @@ def test_without_wrong_pairs_there_is_nothing_to_measure():
 
 
 def test_patients_not_images_make_an_interval_narrow():
-    doubt, truth, tiers, _, _ = make_case(320)
-    wide = measure(doubt, truth, tiers, [f"p{number // 32}" for number in range(320)])
-    narrow = measure(doubt, truth, tiers, [f"p{number}" for number in range(320)])
+    scored, truth, tiers, _, _ = make_case(320)
+    wide = measure(scored, truth, tiers, [f"p{number // 32}" for number in range(320)])
+    narrow = measure(scored, truth, tiers, [f"p{number}" for number in range(320)])
     asked = (wide.score == "isolation") & (wide.wrong == "junk") & (wide.against == "sound")
     assert (wide.ci_high - wide.ci_low)[asked].item() > (narrow.ci_high - narrow.ci_low)[asked].item()
     pd.testing.assert_series_equal(wide.value, narrow.value)
 
 
 def test_every_input_is_one_a_pair():
-    doubt, truth, tiers, patients, bands = make_case()
+    scored, truth, tiers, patients, bands = make_case()
     for broken in (
-        (doubt, truth[1:], tiers, patients),
-        (doubt, truth, tiers[1:], patients),
-        (doubt, truth, tiers, patients[1:]),
+        (scored, truth[1:], tiers, patients),
+        (scored, truth, tiers[1:], patients),
+        (scored, truth, tiers, patients[1:]),
     ):
         with pytest.raises(StudyError, match="79 rows for 80 pairs"):
             measure(*broken)
     with pytest.raises(StudyError, match="bands has 79 rows"):
-        measure(doubt, truth, tiers, patients, bands=bands[1:])
+        measure(scored, truth, tiers, patients, bands=bands[1:])
 
 
 def test_rows_of_the_results_table_name_what_was_told_from_what():
-    rows = list_doubt(measure(*make_case()[:4]))
+    rows = list_detection(measure(*make_case()[:4]))
     assert not rows.duplicated(["finding", "metric", "setting"]).any()
     assert "isolation against rare among all" in set(rows.setting)
     assert set(rows.finding) == {"mismatched", "junk", "either"}
-    assert list_doubt(pd.DataFrame()).empty
+    assert list_detection(pd.DataFrame()).empty
