@@ -42,8 +42,8 @@ def measure_detection(
     Returns:
         One row for each
 
-        - ``score``: ``mismatch_score``, ``mismatch``, ``isolation`` and, as the baseline, ``clip_score``, the agreement of image
-          and text, low meaning wrong;
+        - ``score``: ``mismatch_score``, ``mismatch``, ``isolation`` and, as the baseline, ``clip_score``, the agreement
+          of image and text, low meaning wrong;
         - kind of ``wrong`` pair: ``mismatched``, ``junk`` or ``either``;
         - what it is told from, ``against``: all ``sound`` pairs, or the ``rare`` ones alone, sound pairs with a finding
           of the tail;
