@@ -44,7 +44,7 @@ _SMALLEST_SPREAD = 1e-5
 
 @dataclass(frozen=True)
 class MismatchScores:
-    """How likely each pair is mismatched. All arrays are ``(pairs,)``; scores are float64, 0 at the median of the pairs.
+    """How likely each pair is mismatched, ``(pairs,)`` each; scores are float64, 0 at the median of the pairs.
 
     ``mismatch``, ``isolation`` and ``text_isolation`` are in robust standard deviations (1.4826 times the median
     absolute deviation), so that a share of wrong pairs does not move the yardstick.
