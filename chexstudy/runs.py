@@ -10,6 +10,7 @@ a step that only reads it stops and says which one makes it. Files without a sea
 """
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -38,6 +39,8 @@ from chexstudy.steps import find_step
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # Names the notebook at work, for its own process and those it starts.
 MADE_BY_VARIABLE = "CHEXSTUDY_NOTEBOOK"
+# In place of a locked file, on a file system without locks.
+NO_LOCKS = -1
 # Within this time of a change, a file could change again and show the same time.
 _CLOCK_TICK = 2 * 10**9
 # File systems take names of 255 bytes.
@@ -88,6 +91,38 @@ def refused_writes(final: Path) -> Iterator[None]:
         raise StudyError(
             f"could not write {final}: {reason}; free some space or set CHEXSTUDY_HOME to another disk."
         ) from error
+
+
+def lock_file(path: Path, wait: bool = False) -> int | None:
+    """Lock a file, which is made if need be; the system lets go when it is closed or all that hold it open have ended.
+
+    Args:
+        path: of the file.
+        wait: until whoever holds it lets go.
+
+    Returns:
+        Descriptor of the open file, `NO_LOCKS` where the file system knows none, None if another process holds it.
+    """
+    with refused_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        return None if isinstance(error, BlockingIOError) else NO_LOCKS
+    return descriptor
+
+
+@contextmanager
+def hold_lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """As `lock_file` for the time of the block; says whether no other process holds it."""
+    descriptor = lock_file(path, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor not in (None, NO_LOCKS):
+            os.close(descriptor)
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:

@@ -1,7 +1,6 @@
 """What the engine can be told to do differently: each option does what it says, and costs what it says."""
 
 import json
-import threading
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import build_model, load_model
 from chexstudy.pretraining.objectives.contrastive_loss import pair_losses
-from chexstudy.pretraining.objectives.frozen_towers import _take_turns
 from chexstudy.pretraining.training.arm_run import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,21 +118,6 @@ def test_a_frozen_encoder_stays_as_it_was_and_is_asked_once(tiny_study, side):
     assert len(features) == 1
     _train(tiny_study, "full", frozen_towers=[side])
     assert list(tiny_study.path("pretraining/frozen").glob(f"{side}-*.npy")) == features
-
-
-def test_arms_side_by_side_compute_the_features_of_a_frozen_encoder_in_turn(tmp_path):
-    entered = threading.Event()
-
-    def enter():
-        with _take_turns(tmp_path / "text.lock"):
-            entered.set()
-
-    with _take_turns(tmp_path / "text.lock"):
-        other = threading.Thread(target=enter)
-        other.start()
-        assert not entered.wait(0.3)
-    assert entered.wait(10)
-    other.join()
 
 
 def test_low_rank_updates_are_merged_into_what_is_saved(tiny_study):

@@ -3,6 +3,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 
 from chexstudy import paths, runs
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run, atomic_path, hash_file, hash_values
+from chexstudy.runs import Run, atomic_path, hash_file, hash_values, hold_lock
 
 
 @pytest.fixture
@@ -381,3 +382,20 @@ def test_a_large_file_is_read_once_by_all_processes_until_it_changes_or_time_is_
     os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
     changed, read = read_in_another_process(large)
     assert (changed != first, read) == (True, 1)
+
+
+def test_a_lock_is_refused_or_waited_for(tmp_path):
+    entered, path = threading.Event(), tmp_path / "made" / ".lock"
+
+    def enter():
+        with hold_lock(path, wait=True) as is_held:
+            assert is_held
+            entered.set()
+
+    with hold_lock(path) as is_held, hold_lock(path) as is_held_twice:
+        assert (is_held, is_held_twice) == (True, False)
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(10)
+    other.join()

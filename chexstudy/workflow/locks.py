@@ -11,7 +11,6 @@ A notebook in JupyterLab holds the lock while its cells run, so that one left op
 """
 
 import ast
-import fcntl
 import json
 import os
 import platform
@@ -25,15 +24,13 @@ from pathlib import Path
 
 from chexstudy.children import has_ended
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run, refused_writes
+from chexstudy.runs import NO_LOCKS, Run, hold_lock, lock_file
 
 LOCK = ".lock"
 # Longer than the pause of a notebook, which would otherwise be refused or refuse others between two of its cells.
 _SECONDS_OF_PATIENCE = 3.0
 _SECONDS_BETWEEN_CELLS = 1.5
 _INHERITED = "CHEXSTUDY_LOCK"
-# In place of an open file, on a file system without locks.
-_NO_LOCKS = -1
 
 _held: tuple[Path, int] | None = None
 _guard = threading.RLock()
@@ -66,7 +63,7 @@ def take_study(run: Run, what: str) -> None:
         release_study()
         path = run.folder / LOCK
         descriptor = _wait_for(run, path)
-        if descriptor != _NO_LOCKS:
+        if descriptor != NO_LOCKS:
             now = datetime.now(UTC).isoformat()
             words = {"what": what, "process": os.getpid(), "host": platform.node(), "since": now}
             os.truncate(descriptor, 0)
@@ -80,7 +77,7 @@ def release_study() -> None:
     global _held
     with _guard:
         if _held is not None:
-            if _held[1] != _NO_LOCKS:
+            if _held[1] != NO_LOCKS:
                 # Closed and not unlocked: what this process started, and has not ended, keeps it.
                 os.close(_held[1])
             _held = None
@@ -99,7 +96,7 @@ def is_inherited(run: Run) -> bool:
 def inherited_descriptors() -> tuple[int, ...]:
     """What `subprocess.Popen` takes as ``pass_fds`` for a process that works under this one's lock."""
     descriptor, _, path = os.environ.get(_INHERITED, "").partition(":")
-    is_open = path and descriptor != str(_NO_LOCKS) and _is_open_file(int(descriptor), Path(path))
+    is_open = path and descriptor != str(NO_LOCKS) and _is_open_file(int(descriptor), Path(path))
     return (int(descriptor),) if is_open else ()
 
 
@@ -108,13 +105,9 @@ def tell_holder(run: Run) -> str | None:
     path = run.folder / LOCK
     if _is_held(run):
         return _describe(path)
-    try:
-        with open(path, "rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _describe(path)
-    except OSError:
-        return None
+    if os.access(path, os.R_OK | os.W_OK):
+        with hold_lock(path) as is_free:
+            return None if is_free else _describe(path)
     return None
 
 
@@ -185,33 +178,26 @@ def _is_held(run: Run) -> bool:
 
 def _is_open_file(descriptor: int, path: Path) -> bool:
     try:
-        return descriptor == _NO_LOCKS or os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return descriptor == NO_LOCKS or os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
         return False
 
 
 def _wait_for(run: Run, path: Path) -> int:
-    """The locked file, or `_NO_LOCKS`."""
+    """The locked file, or `NO_LOCKS`."""
     until = time.monotonic() + _SECONDS_OF_PATIENCE
     while True:
-        with refused_writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = lock_file(path)
+        if descriptor is None:
             if time.monotonic() > until:
                 raise StudyError(
                     f"study {run.study!r} is in use by {_describe(path)}: wait until that is done, or give this run "
                     "another --study."
-                ) from None
+                )
             time.sleep(0.1)
             continue
-        except OSError as error:
-            os.close(descriptor)
-            print(f"{path.parent} cannot be locked ({error.strerror}): see to it that one run at a time uses it.")
-            return _NO_LOCKS
+        if descriptor == NO_LOCKS:
+            print(f"{path.parent} lies on a file system without locks: see to it that one run at a time uses it.")
         if _is_open_file(descriptor, path):
             return descriptor
         # The study was removed between opening and locking.

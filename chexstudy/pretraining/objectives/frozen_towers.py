@@ -1,17 +1,14 @@
 """Features of encoders that are not trained: computed once for all arms and epochs that start from the same weights."""
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 
 import numpy as np
 
 from chexstudy.arrays import GrowingArray
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 from chexstudy.progress import progress
-from chexstudy.runs import Run, hash_values
+from chexstudy.runs import Run, hash_values, hold_lock
 
 _BLOCK = 1024
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
@@ -36,7 +33,8 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
     key = run.key(parameters, _INPUTS)
     stem = f"pretraining/frozen/{side}-{hash_values(key)[:16]}"
     array, record = f"{stem}.npy", f"{stem}.json"
-    with _take_turns(run.path(f"{stem}.lock")) if encoder.processes.first else nullcontext():
+    # Arms trained side by side take turns: the second finds the features that the first has computed.
+    with hold_lock(run.path(f"{stem}.lock"), wait=True) if encoder.processes.first else nullcontext():
         # Everybody looks once it is their turn, and before the first one writes.
         encoder.processes.wait()
         there = run.is_current(record, key)
@@ -48,16 +46,6 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
             encoder.processes.wait()
     cost = run.read_json(record)
     return run.read_array(array, memory_map=True), {part: cost[part] for part in ("flops", "seconds")}
-
-
-@contextmanager
-def _take_turns(path: Path) -> Iterator[None]:
-    """Hold a lock that arms trained side by side share: the second finds the features that the first has computed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        # The system lets go of it when the process ends, killed or not.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _compute(run: Run, side: str, encoder: PairEncoder, array: str, record: str) -> None:

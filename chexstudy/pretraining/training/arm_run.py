@@ -9,14 +9,13 @@ again.
 """
 
 import argparse
-import fcntl
 import json
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +68,7 @@ from chexstudy.pretraining.models.parameter_efficient import (
 )
 from chexstudy.pretraining.objectives.frozen_towers import frozen_features
 from chexstudy.pretraining.training.trainer import CurationRecords, Phase, Trainer, count_steps
-from chexstudy.runs import Run, forget_artifact, refused_writes, seal_artifact
+from chexstudy.runs import Run, forget_artifact, hold_lock, seal_artifact
 from chexstudy.steps import find_step
 from chexstudy.workflow.identity import OBSERVATION
 from chexstudy.workflow.locks import release_study
@@ -630,28 +629,14 @@ def pretrain(
 @contextmanager
 def _be_the_only_writer(arm_run: _ArmRun) -> Iterator[None]:
     """Hold the arm's folder; the system lets go of it when the first process ends, killed or not."""
-    path, processes, lock, refused = arm_run.run.path(f"{arm_run.folder}/.lock"), arm_run.processes, None, False
-    if processes.first:
-        with refused_writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path, "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            refused = True
-        except OSError:
-            # A file system that knows no locks.
-            pass
-    try:
-        if processes.add_up([float(refused)])[0]:
+    processes, lock = arm_run.processes, arm_run.run.path(f"{arm_run.folder}/.lock")
+    with hold_lock(lock) if processes.first else nullcontext(True) as is_held:
+        if processes.add_up([float(not is_held)])[0]:
             raise StudyError(
                 f"the arm {arm_run.arm.name!r} (seed {arm_run.seed}) of study {arm_run.run.study!r} is in training by "
                 "another process: wait until that has ended, then the same command goes on from there."
             )
         yield
-    finally:
-        if lock:
-            lock.close()
 
 
 def is_trained(run: Run, arm: str, seed: int, config: PretrainingConfig) -> bool:
