@@ -137,7 +137,7 @@ class _Cells(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> ast.AST:
         if isinstance(node, ast.Module) and node.body and not _is_future_import(node.body[0]):
-            statement = ast.parse("__import__('chexstudy.workflow.locks').locks.resume_study()").body[0]
+            statement = ast.parse("__import__('chexstudy.workflow.locks').workflow.locks.resume_study()").body[0]
             node.body.insert(0, ast.copy_location(statement, node.body[0]))
             ast.fix_missing_locations(node)
         return node
