@@ -24,13 +24,12 @@ from chexstudy.plots.measurements import (
     require_rows,
     seed_values,
     select_rows,
-    split_difference,
     write_interval,
 )
 from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_panel
 from chexstudy.results import OVER_SEEDS
 
-_WORDS = {"sex=F": "women", "sex=M": "men"}
+_WORDS = {("sex", "F"): "women", ("sex", "M"): "men"}
 _HEADINGS = {"age": "Age (years)", "tpr": "TPR", "fpr": "FPR"}
 _AGAINST = {
     "auroc": "AUROC, each group against the rest",
@@ -59,8 +58,8 @@ def plot_subgroups(results: pd.DataFrame) -> Drawing:
     chosen = select_subgroups(results)
     gaps = chosen[chosen.task == SUBGROUP_GAP]
     metrics = [metric for metric in _AGAINST if (gaps.metric == metric + AGAINST_REST).any()]
-    arms = order_arms(arm for arm in set(gaps.arm) if " - " not in arm)
-    groups = _list_settings(gaps)
+    arms = order_arms(set(gaps.arm))
+    groups = _list_groups(gaps)
     below = [_group_gaps(gaps, arms), _group_widening(gaps)]
     below = [(title, one) for title, one in zip(_BELOW, below, strict=True) if one]
     bands = (len(metrics) + 1) // 2
@@ -94,11 +93,11 @@ def plot_subgroups(results: pd.DataFrame) -> Drawing:
 _BELOW = ("Gap, worst group minus best", "Gap widened by curation, compared with")
 
 
-def _list_settings(gaps: pd.DataFrame) -> dict[str, list[str]]:
-    """Settings such as ``sex=F`` by grouping, in the order measured."""
-    settings = gaps.setting[gaps.metric == "auroc" + AGAINST_REST].drop_duplicates()
-    kinds = settings.str.partition("=")[0]
-    return {kind: sorted(settings[kinds == kind]) for kind in sorted(set(kinds), key=_order_kind)}
+def _list_groups(gaps: pd.DataFrame) -> dict[str, list[str]]:
+    """Groups by what they are grouped by."""
+    compared = gaps[gaps.metric == "auroc" + AGAINST_REST]
+    kinds = sorted(set(compared.setting), key=_order_kind)
+    return {kind: sorted(set(compared.group[compared.setting == kind])) for kind in kinds}
 
 
 def _order_kind(kind: str) -> tuple[int, str]:
@@ -110,30 +109,28 @@ def _name_kind(kind: str) -> str:
     return _HEADINGS.get(kind, kind.replace("_", " ").capitalize())
 
 
-def _name_group(setting: str) -> str:
-    return _WORDS.get(setting, setting.partition("=")[2])
-
-
 def _draw_against_rest(axes: Axes, gaps: pd.DataFrame, metric: str, arms: list[str], groups: dict) -> None:
     """A line a group, on it one mark an arm; a heading over each grouping."""
-    rows = gaps[(gaps.metric == metric + AGAINST_REST) & (gaps.seed == OVER_SEEDS)].set_index(["arm", "setting"])
+    rows = gaps[(gaps.metric == metric + AGAINST_REST) & (gaps.seed == OVER_SEEDS)].set_index(
+        ["arm", "setting", "group"]
+    )
     y, ticks, labels = 0.0, [], []
-    for kind, settings in groups.items():
+    for kind, names in groups.items():
         heading = axes.text(
             0.0, y + 0.35 * _HEADING_MM, _name_kind(kind), transform=axes.get_yaxis_transform(), fontweight="bold",
             fontsize=6.5, va="center", zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
         heading.set_in_layout(False)
         y += _HEADING_MM
-        for setting in settings:
+        for group in names:
             count = 0
             for place, arm in enumerate(arms):
-                if (arm, setting) in rows.index:
-                    row, style = rows.loc[(arm, setting)], arm_style(arm, arms)
+                if (arm, kind, group) in rows.index:
+                    row, style = rows.loc[(arm, kind, group)], arm_style(arm, arms)
                     draw_estimate(axes, row.value, y + _ARM_MM * place, row.ci_low, row.ci_high, style, size=3.2)
                     count = int(row.n)
             ticks.append(y + _ARM_MM * (len(arms) - 1) / 2)
-            labels.append(f"{_name_group(setting)} ({count:,})")
+            labels.append(f"{_WORDS.get((kind, group), group)} ({count:,})")
             y += _ARM_MM * len(arms) + _SPACE_MM
     axes.set_ylim(y, -0.5)
     axes.set_yticks(ticks, labels)
@@ -150,7 +147,7 @@ def _group_gaps(gaps: pd.DataFrame, arms: list[str]) -> list[Group]:
     chosen = gaps[gaps.metric == _PREFERRED_GAP + GAP]
     return [
         Group(_name_kind(kind), [_estimate(chosen[chosen.arm == arm], kind, arm) for arm in arms])
-        for kind in _list_settings(gaps)
+        for kind in _list_groups(gaps)
     ]
 
 
@@ -163,18 +160,17 @@ def _estimate(rows: pd.DataFrame, kind: str, arm: str) -> Estimate:
 
 def _group_widening(gaps: pd.DataFrame) -> list[Group]:
     rows = gaps[gaps.metric == _PREFERRED_GAP + WIDENING]
-    others = {split_difference(arm)[1]: arm for arm in set(rows.arm)}
     if rows.empty:
         return []
-    return [
-        Group(_name_kind(kind), [_estimate_widening(rows, kind, other, others[other]) for other in order_arms(others)])
-        for kind in _list_settings(gaps)
-    ]
-
-
-def _estimate_widening(rows: pd.DataFrame, kind: str, other: str, arm: str) -> Estimate:
-    row = rows[(rows.setting == kind) & (rows.arm == arm)].iloc[0]
-    return Estimate(arm_style(other).name, row.value, row.ci_low, row.ci_high, arm_style(other))
+    rows, others = rows.set_index(["setting", "reference"]), order_arms(set(rows.reference))
+    groups = []
+    for kind in _list_groups(gaps):
+        estimates = [
+            Estimate(arm_style(other).name, row.value, row.ci_low, row.ci_high, arm_style(other))
+            for other, row in ((one, rows.loc[(kind, one)]) for one in others)
+        ]
+        groups.append(Group(_name_kind(kind), estimates))
+    return groups
 
 
 def describe_subgroups(results: pd.DataFrame) -> str:
@@ -186,7 +182,7 @@ def describe_subgroups(results: pd.DataFrame) -> str:
     exposure = {"seen": ", may have been seen in training", "unknown": ", exposure unknown"}
     known = next((words for state, words in exposure.items() if (gaps.exposure == state).any()), "")
     count = _count_findings(results, rows)
-    compared = ", ".join(f"{_name_kind(kind).lower()} {count[kind]}" for kind in _list_settings(gaps))
+    compared = ", ".join(f"{_name_kind(kind).lower()} {count[kind]}" for kind in _list_groups(gaps))
     parts = [
         f"Subgroups ({name_data_set(gaps.data_set.iloc[0])}{known}, zero-shot). Groups are compared in the macro mean "
         f"over the findings that five patients have and five lack in every group ({compared}). The rest is the mean of "
@@ -209,10 +205,9 @@ def _count_findings(results: pd.DataFrame, rows: pd.DataFrame) -> dict[str, int]
     of_set = select_rows(results, SUBGROUP, metric="auroc", data_set=str(rows.data_set.iloc[0]), seed=OVER_SEEDS)
     of_set = of_set[of_set.finding != MACRO]
     counts = {}
-    for kind, settings in _list_settings(rows[rows.task == SUBGROUP_GAP]).items():
-        of_kind = of_set[of_set.setting.isin(settings)]
-        groups = of_kind.groupby(["finding"]).setting.nunique()
-        counts[kind] = int((groups == len(settings)).sum())
+    for kind, groups in _list_groups(rows[rows.task == SUBGROUP_GAP]).items():
+        of_kind = of_set[(of_set.setting == kind) & of_set.group.isin(groups)]
+        counts[kind] = int((of_kind.groupby("finding").group.nunique() == len(groups)).sum())
     return counts
 
 
@@ -232,11 +227,11 @@ def _describe_sure(gaps: pd.DataFrame, metric: str, what: str) -> str:
     tested = int((gaps.metric == f"{metric}_p_holm").sum())
     if tested == 0:
         return ""
-    values = gaps[(gaps.metric == metric) & (gaps.seed == OVER_SEEDS)].set_index(["arm", "setting"])
+    values = gaps[(gaps.metric == metric) & (gaps.seed == OVER_SEEDS)].set_index(["arm", "reference", "setting"])
     said = []
     for row in corrected.itertuples():
-        value = values.loc[(row.arm, row.setting)]
-        arm = " minus ".join(arm_style(one).name.lower() for one in row.arm.split(" - "))
+        value = values.loc[(row.arm, row.reference, row.setting)]
+        arm = " minus ".join(arm_style(one).name.lower() for one in (row.arm, row.reference) if one)
         numbers = write_interval(value.value, value.ci_low, value.ci_high, "+.3f")
         said.append(f"{_name_kind(row.setting).lower()}, {arm} {numbers}")
     said = "; ".join(said) if said else "none"

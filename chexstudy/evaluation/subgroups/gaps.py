@@ -29,6 +29,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from chexstudy.cohort.groups import list_groups
+from chexstudy.cohort.splits import TEST_SPLITS
 from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.robustness.thresholds import Rule, choose_thresholds
@@ -44,6 +45,9 @@ from chexstudy.steps import find_step
 
 GROUPINGS = ("sex", "age", "view", "source")
 SUBGROUP, SUBGROUP_GAP = "subgroup", "subgroup_gap"
+# The arm whose gaps are compared with the others'.
+REFERENCE = "curated"
+_TASK = "zero_shot"
 # A group of fewer patients is left out of its grouping: it would leave few findings for the others to be compared on.
 LEAST_GROUP = 20
 # Carried from validation, for every finding: nine in ten of those without it are not called.
@@ -55,7 +59,6 @@ _RANKING, _DECISIONS = ("auroc", "auprc"), ("tpr", "fpr")
 _LOWER_IS_BETTER = ("fpr",)
 _MOST_GROUPS = 12
 _PRIVATE = ("image_id", "patient_id", "study_id", "image_path", "report")
-_TEST_SPLITS = ("test", "test_enriched")
 
 
 # --- which groups, on which findings ----------------------------------------------------------------------------------
@@ -80,17 +83,12 @@ class Grouping:
         return len(self.groups) > 1 and len(self.shared) > 0
 
 
-def plan_grouping(
-    cohort: pd.DataFrame, name: str, findings: Sequence[str], least_patients: int = LEAST_GROUP
-) -> Grouping:
+def plan_grouping(cohort: pd.DataFrame, name: str, findings: Sequence[str]) -> Grouping:
     """Find the groups of a grouping, the findings on which they can be compared, and what cannot be compared.
 
-    Args:
-        cohort: rows of the cohort table.
-        name: ``sex``, ``age`` (bands of twenty years), ``view``, ``source``, or a column of the table with at most
-            twelve values. Images whose value is unknown are in no group.
-        findings: names of the findings.
-        least_patients: groups of fewer patients are left out; so are groups in which no finding can be evaluated.
+    Groups by ``sex``, ``age`` (bands of twenty years), ``view``, ``source``, or a column of the table with at most
+    twelve values; images whose value is unknown are in no group. Left out are groups of fewer than twenty patients, and
+    those in which no finding can be evaluated.
     """
     labels = label_matrix(cohort, list(findings)).astype(float)
     patients = pd.factorize(cohort.patient_id)[0]
@@ -99,7 +97,7 @@ def plan_grouping(
         of_group = _count_cells(labels[members], patients[members], findings)
         cells.append(of_group.assign(grouping=name, group=group))
         count = len(np.unique(patients[members]))
-        if count < least_patients:
+        if count < LEAST_GROUP:
             left_out[group] = f"{count} patients"
         elif not of_group.evaluable.any():
             left_out[group] = "no finding that five patients have and five lack"
@@ -171,8 +169,7 @@ def measure_subgroups(
     generator: np.random.Generator,
     *,
     thresholds: Mapping[str, Sequence[np.ndarray]] | None = None,
-    reference: str = "curated",
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] = (0,),
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """Metrics by subgroup, gaps between subgroups and differences in gaps between arms, with 95 % intervals.
@@ -181,33 +178,30 @@ def measure_subgroups(
     arms.
 
     Args:
-        scores: by arm, one ``(images, findings)`` array a seed; all arms with the same seeds.
+        scores: by arm, one ``(images, findings)`` array a seed.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
         findings: names of the columns.
         groupings: of `plan_grouping`, on the same images.
         patient_ids: ``(images,)``.
         generator: draws patients and seeds.
         thresholds: by arm, the ``(findings,)`` thresholds of each seed, chosen on validation; adds TPR and FPR.
-        reference: the arm whose gaps are compared with those of the others.
-        seeds: numbers of the seeds; 0, 1, ... if None.
+        seeds: their numbers, the same of all arms.
         resamples: number of resamples.
 
     Returns:
-        Rows with ``arm, seed, task, finding, metric, setting, value, ci_low, ci_high, n, positives``.
-        Task ``subgroup`` (setting ``sex=F``): ``auroc``, ``auprc`` (and ``tpr``, ``fpr``) of each finding and of
-        ``macro``, and ``auroc_standardised`` and ``auprc_standardised`` of ``macro``; a finding not evaluable in the
-        group has NaN with its n. Task ``subgroup_gap``, finding ``macro``: with setting ``sex`` the ``<metric>_gap``
-        (worst minus best: negative where more is better, positive for ``fpr``), ``equalised_odds_gap`` (the larger of
-        the gaps in TPR and FPR), their ``_p`` and ``_p_holm``, and ``case_mix_before`` and ``case_mix_after``, the
-        largest imbalance of a finding in standard deviations; with setting ``sex=F`` ``<metric>_against_rest``, its
-        ``_p`` and ``_p_holm``. With arm ``curated - full``: ``<metric>_gap_widening`` (positive where the first arm's
-        groups are farther apart) and ``<metric>_against_rest_difference``, with ``_p``. Rows over seeds have seed -1
-        and intervals, those of single seeds none. Groupings without two comparable groups have no rows.
+        Rows of the results table; ``setting`` is what is grouped by, such as ``sex``, and ``group`` a group, ``F``.
+        Task ``subgroup``: ``auroc``, ``auprc`` (and ``tpr``, ``fpr``) of each finding and of ``macro``, and
+        ``auroc_standardised`` and ``auprc_standardised`` of ``macro``; a finding not evaluable in the group has NaN
+        with its n. Task ``subgroup_gap``, finding ``macro``, without a group: the ``<metric>_gap`` (worst minus best:
+        negative where more is better, positive for ``fpr``), ``equalised_odds_gap`` (the larger of the gaps in TPR and
+        FPR), their ``_p`` and ``_p_holm``, and ``case_mix_before`` and ``case_mix_after``, the largest imbalance of a
+        finding in standard deviations; with a group ``<metric>_against_rest``, its ``_p`` and ``_p_holm``. Of
+        `REFERENCE` with another arm as ``reference``: ``<metric>_gap_widening`` (positive where the first arm's groups
+        are farther apart) and ``<metric>_against_rest_difference``, with ``_p``. Rows over seeds have seed -1 and
+        intervals, those of single seeds none. Groupings without two comparable groups have no rows.
     """
-    counts = {len(of_arm) for of_arm in scores.values()}
-    if len(counts) != 1 or 0 in counts:
+    if {len(of_arm) for of_arm in scores.values()} != {len(seeds)}:
         raise StudyError("subgroups are compared between arms with the same seeds, at least one: score the same seeds.")
-    seeds = list(range(counts.pop())) if seeds is None else list(seeds)
     labels = np.asarray(labels, dtype=float)
     weights = bootstrap_patients(patient_ids, resamples, generator)
     patients = pd.factorize(np.asarray(patient_ids, dtype=str))[0]
@@ -218,7 +212,7 @@ def measure_subgroups(
         mix = balance_case_mix(grouping.members, labels)
         measured = _measure_grouping(scores, labels, weights, grouping, mix, thresholds, generator)
         tables.append(_list_groups(measured, grouping, arms, seeds, findings, labels, patients))
-        tables.append(_list_gaps(measured, grouping, arms, seeds, labels, patients, reference, mix))
+        tables.append(_list_gaps(measured, grouping, arms, seeds, labels, patients, mix))
     if not tables:
         return pd.DataFrame()
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
@@ -299,7 +293,7 @@ def _list_groups(measured, grouping, arms, seeds, findings, labels, patients) ->
         of_group = cells.loc[[group]]
         images = int(grouping.members[place].sum())
         for number, arm in enumerate(arms):
-            shared = {"arm": arm, "task": SUBGROUP, "setting": f"{grouping.name}={group}"}
+            shared = {"arm": arm, "task": SUBGROUP, "setting": grouping.name, "group": group}
             for row, metric in enumerate(measured.metrics):
                 value = measured.each[:, number, place, row].mean(axis=0)
                 few = of_group[["patients_with", "patients_without"]].min(axis=1).to_numpy()
@@ -329,18 +323,27 @@ def _count_macro_patients(grouping: Grouping, labels: np.ndarray, patients: np.n
     return np.array([len(np.unique(patients[members & present])) for members in grouping.members])
 
 
-def _list_gaps(measured, grouping, arms, seeds, labels, patients, reference, mix: CaseMix) -> pd.DataFrame:
+def _list_gaps(measured, grouping, arms, seeds, labels, patients, mix: CaseMix) -> pd.DataFrame:
     """Rows of task ``subgroup_gap``: the gap of each arm, its groups against the rest, and what an arm widens."""
     few = _count_macro_patients(grouping, labels, patients)
     size = np.array([len(np.unique(patients[members])) for members in grouping.members], dtype=float)
-    contrast = _contrasts(size)
-    images, names = int(grouping.members.any(axis=0).sum()), [f"{grouping.name}={group}" for group in grouping.groups]
+    contrast, images = _contrasts(size), grouping.members.sum(axis=1)
+    everyone = int(grouping.members.any(axis=0).sum())
     fewer = np.minimum(few, [np.delete(few, place).sum() for place in range(len(few))])
     rows = []
 
-    def add(arm, metric, setting, value, low=np.nan, high=np.nan, seed=OVER_SEEDS, n=images):
-        row = {"arm": arm, "metric": metric, "setting": setting, "value": value, "ci_low": low, "ci_high": high}
-        rows.append(row | {"seed": seed, "n": n, "positives": -1})
+    def add(arm, metric, value, low=np.nan, high=np.nan, seed=OVER_SEEDS, place=None, reference=""):
+        row = {"arm": arm, "reference": reference, "metric": metric, "value": value, "ci_low": low, "ci_high": high}
+        row |= {"group": "" if place is None else grouping.groups[place], "seed": seed}
+        rows.append(row | {"n": everyone if place is None else int(images[place])})
+
+    def add_contrasts(arm, metric, mean, drawn, reference=""):
+        values, replicates = contrast @ mean, drawn @ contrast.T
+        low, high = interval(replicates, patients=fewer)
+        for place, value in enumerate(values):
+            add(arm, metric, value, low[place], high[place], place=place, reference=reference)
+            p_value = _p_value(value, replicates[:, place], low[place], fewer[place])
+            add(arm, f"{metric}_p", p_value, place=place, reference=reference)
 
     for column, metric in enumerate(measured.macro_metrics):
         point, drawn = measured.macro[..., column], measured.macro_drawn[..., column]
@@ -350,28 +353,24 @@ def _list_gaps(measured, grouping, arms, seeds, labels, patients, reference, mix
             spread = _spread_of_errors(drawn[:, number] - mean[number], few)
             value, low, high, p_value = _judge_gap(np.ptp(mean[number]), spread)
             # Adding zero makes a negative zero positive.
-            ends = sorted((sign * low + 0.0, sign * high + 0.0))
-            add(arm, metric + GAP, grouping.name, sign * value + 0.0, *ends)
-            add(arm, f"{metric}{GAP}_p", grouping.name, p_value)
+            add(arm, metric + GAP, sign * value + 0.0, *sorted((sign * low + 0.0, sign * high + 0.0)))
+            add(arm, f"{metric}{GAP}_p", p_value)
+            add_contrasts(arm, metric + AGAINST_REST, mean[number], drawn[:, number])
             for seed, of_seed in zip(seeds, point[:, number], strict=True):
-                add(arm, metric + GAP, grouping.name, sign * np.ptp(of_seed), seed=seed)
-            _add_contrasts(
-                add, arm, metric + AGAINST_REST, names, contrast, mean[number], drawn[:, number], fewer, grouping
-            )
-            for seed, of_seed in zip(seeds, point[:, number], strict=True):
-                for name, one in zip(names, contrast @ of_seed, strict=True):
-                    add(arm, metric + AGAINST_REST, name, one, seed=seed)
+                add(arm, metric + GAP, sign * np.ptp(of_seed), seed=seed)
+                for place, one in enumerate(contrast @ of_seed):
+                    add(arm, metric + AGAINST_REST, one, seed=seed, place=place)
         for number, arm in enumerate(arms):
-            if reference in arms and arm != reference:
-                first, pair = arms.index(reference), f"{reference} - {arm}"
+            if REFERENCE in arms and arm != REFERENCE:
+                first = arms.index(REFERENCE)
                 wider = np.ptp(mean[first]) - np.ptp(mean[number])
                 replicates = np.ptp(drawn[:, first], axis=1) - np.ptp(drawn[:, number], axis=1)
                 low, high = interval(replicates, patients=np.array(few.min()))
-                add(pair, metric + WIDENING, grouping.name, wider, float(low), float(high))
-                add(pair, f"{metric}{WIDENING}_p", grouping.name, _p_value(wider, replicates, low, few.min()))
+                add(REFERENCE, metric + WIDENING, wider, float(low), float(high), reference=arm)
+                p_value = _p_value(wider, replicates, low, few.min())
+                add(REFERENCE, f"{metric}{WIDENING}_p", p_value, reference=arm)
                 change, redrawn = mean[first] - mean[number], drawn[:, first] - drawn[:, number]
-                suffix = f"{metric}{AGAINST_REST}_difference"
-                _add_contrasts(add, pair, suffix, names, contrast, change, redrawn, fewer, grouping)
+                add_contrasts(REFERENCE, f"{metric}{AGAINST_REST}_difference", change, redrawn, arm)
     if set(_DECISIONS) <= set(measured.macro_metrics):
         columns = [measured.macro_metrics.index(metric) for metric in _DECISIONS]
         for number, arm in enumerate(arms):
@@ -379,12 +378,13 @@ def _list_gaps(measured, grouping, arms, seeds, labels, patients, reference, mix
             errors = measured.macro_drawn[:, number][..., columns] - mean
             spread = np.max([_spread_of_errors(errors[..., place], few) for place in (0, 1)], axis=0)
             value, low, high, p_value = _judge_gap(np.ptp(mean, axis=0).max(), spread)
-            add(arm, EQUALISED_ODDS + GAP, grouping.name, value, low, high)
-            add(arm, f"{EQUALISED_ODDS}{GAP}_p", grouping.name, p_value)
+            add(arm, EQUALISED_ODDS + GAP, value, low, high)
+            add(arm, f"{EQUALISED_ODDS}{GAP}_p", p_value)
     for arm in arms:
-        add(arm, "case_mix_before", grouping.name, float(mix.before.max()))
-        add(arm, "case_mix_after", grouping.name, float(mix.after.max()))
-    return pd.DataFrame(rows).assign(task=SUBGROUP_GAP, finding=MACRO)
+        add(arm, "case_mix_before", float(mix.before.max()))
+        add(arm, "case_mix_after", float(mix.after.max()))
+    place = {"task": SUBGROUP_GAP, "finding": MACRO, "setting": grouping.name, "positives": -1}
+    return pd.DataFrame(rows).assign(**place)
 
 
 def _contrasts(size: np.ndarray) -> np.ndarray:
@@ -394,16 +394,6 @@ def _contrasts(size: np.ndarray) -> np.ndarray:
     contrast /= np.abs(contrast.sum(axis=1, keepdims=True))
     np.fill_diagonal(contrast, 1.0)
     return contrast
-
-
-def _add_contrasts(add, arm, metric, names, contrast, mean, drawn, fewer, grouping) -> None:
-    values, replicates = contrast @ mean, drawn @ contrast.T
-    low, high = interval(replicates, patients=fewer)
-    for place, name in enumerate(names):
-        n = int(grouping.members[place].sum())
-        add(arm, metric, name, values[place], low[place], high[place], n=n)
-        p_value = _p_value(values[place], replicates[:, place], low[place], fewer[place])
-        add(arm, f"{metric}_p", name, p_value, n=n)
 
 
 def _spread_of_errors(errors: np.ndarray, patients: np.ndarray) -> np.ndarray:
@@ -437,11 +427,11 @@ def _correct(rows: pd.DataFrame) -> pd.DataFrame:
 
     Where a grouping has two groups, each against the rest is the same comparison twice and counts once.
     """
-    p_values = rows[rows.metric.str.endswith("_p") & rows.value.notna()]
+    p_values = rows[rows.metric.str.endswith("_p") & rows.value.notna()].fillna({"reference": ""})
     tables = []
-    for _, family in p_values.groupby(["arm", "metric"], sort=False):
-        kind = family.setting.str.partition("=")[0]
-        twice = (kind.map(kind.value_counts()) == 2) & kind.duplicated() & family.setting.str.contains("=")
+    for _, family in p_values.groupby(["arm", "reference", "metric"], sort=False):
+        kind = family.setting
+        twice = (kind.map(kind.value_counts()) == 2) & kind.duplicated() & (family.group != "")
         corrected = pd.Series(correct_by_holm(family.value[~twice].to_numpy()), index=family.index[~twice])
         same = kind[~twice].drop_duplicates(keep="last")
         partner = {one: corrected[index] for index, one in same.items()}
@@ -460,13 +450,10 @@ def measure_study_subgroups(
     *,
     arms: Sequence[str] = (),
     names: Sequence[str] = GROUPINGS,
-    reference: str = "curated",
-    task: str = "zero_shot",
-    rule: Rule = THRESHOLD_RULE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`measure_subgroups` of a study's arms on its test sets, from the scores it has kept.
+    """`measure_subgroups` of a study's arms on its test sets, from the zero-shot scores it has kept.
 
     Test sets of one split are put together if they are of several sources, which can then be compared (data set
     ``all/test``). Thresholds are carried from validation (`choose_thresholds`) where validation scores were kept for
@@ -478,9 +465,6 @@ def measure_study_subgroups(
         results: its results table; says which arms and seeds were evaluated, and exposure.
         arms: arms to measure; all that were evaluated if empty.
         names: groupings, as in `plan_grouping`.
-        reference: the arm whose gaps are compared with the others'.
-        task: which scores.
-        rule: how thresholds are chosen on validation.
         resamples: number of resamples.
         seed: seed of the resampling.
 
@@ -489,32 +473,31 @@ def measure_study_subgroups(
         ``left_out``); both empty if the cohort has no labels or no arm was evaluated.
     """
     findings = finding_columns(cohort)
-    evaluated = results[(results.task == task) & (results.seed != OVER_SEEDS)]
+    evaluated = results[(results.task == _TASK) & (results.seed != OVER_SEEDS)]
     if not findings:
         return pd.DataFrame(), pd.DataFrame()
     unknown = [arm for arm in arms if arm not in set(evaluated.arm)]
     if unknown:
         step = find_step("evaluation/")
-        raise StudyError(f"arm {unknown[0]!r} has no {task} scores in study {run.study!r}: run {step} with it.")
+        raise StudyError(f"arm {unknown[0]!r} has no {_TASK} scores in study {run.study!r}: run {step} with it.")
     arms = list(dict.fromkeys(arms)) or list(dict.fromkeys(evaluated.arm))
     if not arms:
         return pd.DataFrame(), pd.DataFrame()
     # The reference first, whatever order they were evaluated in.
-    arms.sort(key=lambda arm: arm != reference)
+    arms.sort(key=lambda arm: arm != REFERENCE)
     seeds = sorted(set.intersection(*[set(evaluated.seed[evaluated.arm == arm]) for arm in arms]))
     if not seeds:
         step = find_step("evaluation/")
         raise StudyError(f"the arms {', '.join(arms)} share no seed: run {step} with the same seeds for all.")
-    place = {"task": task, "findings": findings}
-    thresholds = _carry_thresholds(run, cohort, arms, seeds, rule, **place)
+    thresholds = _carry_thresholds(run, cohort, arms, seeds, findings)
     tables, cells = [], []
-    splits = [split for split in _TEST_SPLITS if (cohort.split == split).any()]
+    splits = [split for split in TEST_SPLITS if (cohort.split == split).any()]
     for split in progress(splits, len(splits), "measuring subgroups"):
         rows = cohort[cohort.split == split]
         sources = sorted(set(rows.source))
         data_set = f"{sources[0] if len(sources) == 1 else 'all'}/{split}"
         groupings = [plan_grouping(rows, name, findings) for name in names]
-        scores = {arm: [_read_split(run, rows, arm, one, split, **place) for one in seeds] for arm in arms}
+        scores = {arm: [_read_split(run, rows, arm, one, findings) for one in seeds] for arm in arms}
         measured = measure_subgroups(
             scores,
             label_matrix(rows, findings),
@@ -523,7 +506,6 @@ def measure_study_subgroups(
             rows.patient_id,
             np.random.default_rng(seed),
             thresholds=thresholds,
-            reference=reference,
             seeds=seeds,
             resamples=resamples,
         )
@@ -537,29 +519,27 @@ def measure_study_subgroups(
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()), pd.concat(cells, ignore_index=True)
 
 
-def _read_split(run, rows, arm, seed, split, task, findings) -> np.ndarray:
-    """Scores of the rows, read source by source and put into their order."""
+def _read_split(run, rows, arm, seed, findings) -> np.ndarray:
+    """Scores of the rows of one split, read source by source and put into their order."""
     scores = np.empty((len(rows), len(findings)))
-    for source in sorted(set(rows.source)):
-        own = (rows.source == source).to_numpy()
-        place = {"arm": arm, "seed": seed, "task": task, "data_set": f"{source}/{split}"}
-        scores[own] = read_scores(run, rows.image_id[own], findings, **place)
+    for data_set, places in rows.groupby(rows.source + "/" + rows.split).indices.items():
+        place = {"arm": arm, "seed": seed, "task": _TASK, "data_set": data_set}
+        scores[places] = read_scores(run, rows.image_id.iloc[places], findings, **place)
     return scores
 
 
-def _carry_thresholds(run, cohort, arms, seeds, rule, task, findings) -> dict[str, list[np.ndarray]] | None:
+def _carry_thresholds(run, cohort, arms, seeds, findings) -> dict[str, list[np.ndarray]] | None:
     rows = cohort[cohort.split == "validate"]
-    kept = [
-        run.has(scores_artifact(arm, seed, task, f"{source}/validate"))
-        for arm in arms
-        for seed in seeds
-        for source in sorted(set(rows.source))
-    ]
-    if not kept or not all(kept):
+    jobs = [(arm, seed) for arm in arms for seed in seeds]
+    names = [scores_artifact(*job, _TASK, f"{source}/validate") for job in jobs for source in set(rows.source)]
+    if not names or not all(map(run.has, names)):
         return None
-    labels, shared = label_matrix(rows, findings), {"split": "validate", "task": task, "findings": findings}
+    labels = label_matrix(rows, findings)
     return {
-        arm: [choose_thresholds(_read_split(run, rows, arm, seed, **shared), labels, rule).values for seed in seeds]
+        arm: [
+            choose_thresholds(_read_split(run, rows, arm, seed, findings), labels, THRESHOLD_RULE).values
+            for seed in seeds
+        ]
         for arm in arms
     }
 
