@@ -42,7 +42,7 @@ told = [seed, source, data_root, image_size]
 (figures / "NAME.txt").write_text("no figure")
 """
 VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "release"]
-VERBS += ["check-golden", "doctor", "plan-labels", "list", "show", "rm", "compare-studies"]
+VERBS += ["check-golden", "doctor", "plan-labels", "list", "show", "rm", "compare-studies", "results"]
 ACTIONS = [["cohort", action] for action in ("build", "check", "convert", "export", "show")]
 ACTIONS += [["evaluate", "compare"]]
 

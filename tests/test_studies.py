@@ -138,7 +138,7 @@ def test_a_damaged_study_can_still_be_looked_at(capsys, verb):
         ("rm linked --yes", "is a link to a folder elsewhere: remove the link and that folder yourself."),
         ("rm one", "is only removed when asked for: add --yes."),
         ("compare-studies one no", "there is no study 'no'"),
-        ("compare-studies one one --task x", "no results of 'x' in common; they have those of zero_shot."),
+        ("compare-studies one one --task x", "there are no results of 'x' here, but of zero_shot."),
         ("compare-studies one one --out x.txt", "x.txt is neither CSV nor parquet"),
     ],
 )
@@ -204,6 +204,20 @@ def test_compare_studies_tells_what_differs_and_lays_results_side_by_side(home, 
     assert table[table.finding == "Mass"].difference.tolist() == [0.0]
     assert main(["compare-studies", "one", "one"]) == 0
     assert "the same profile, parameters, cohort and code" in capsys.readouterr().out
+
+
+def test_results_are_shown_by_task_and_exported_whole(home, capsys, monkeypatch):
+    make_study("one")
+    monkeypatch.setenv("CHEXSTUDY_CWD", str(home))
+    capsys.readouterr()
+    assert main(["results", "--study", "one", "--csv", "all.csv"]) == 0
+    assert ["zero_shot", "1", "1", "2", "3"] in lines_of(capsys)
+    assert pd.read_csv(home / "all.csv").value.tolist() == [0.5, 0.75, 0.1]
+    for more, value in (([], ["0.750", "[0.650,", "0.900]"]), (["--finding", "Mass"], ["0.500", "[0.400,", "0.600]"])):
+        assert main(["results", "--study", "one", "--task", "zero_shot", *more]) == 0
+        assert lines_of(capsys) == [["arm", "value"], ["full", *value]]
+    assert main(["results", "--study", "one", "--finding", "Edema"]) == 2
+    assert capsys.readouterr().err == "there are no results of 'Edema' here, but of Mass, macro.\n"
 
 
 def test_what_is_recorded_is_what_the_file_says():

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from chexstudy import paths
 from chexstudy.cli.parser import option, verb
-from chexstudy.cli.tables import lay_out, name_interval, name_size
+from chexstudy.cli.tables import lay_out, name_size, write_table
 from chexstudy.errors import StudyError
 
 _STUDY = option("study STUDY", "the study")
@@ -129,8 +129,14 @@ def compare(options: Namespace) -> None:
     writes: --out, all results of both; otherwise nothing
     """
     from chexstudy.evaluation.comparison.table import check_output
-    from chexstudy.runs import atomic_path
-    from chexstudy.workflow.studies import compare_results, find_study, list_differences, select_overview
+    from chexstudy.plots.measurements import write_interval
+    from chexstudy.workflow.studies import (
+        WHAT_IS_MEASURED,
+        compare_results,
+        find_study,
+        list_differences,
+        select_overview,
+    )
 
     first, second = find_study(options.first), find_study(options.second)
     out = check_output(options.out) if options.out else None
@@ -141,20 +147,15 @@ def compare(options: Namespace) -> None:
         print("The studies have the same profile, parameters, cohort and code.\n")
     results = compare_results(first, second)
     shown = select_overview(results, options.task)
-    table = shown[["arm", "data_set", "finding", "metric", "setting"]]
-    table = table.drop(columns=[name for name in ("setting", "finding") if shown[name].nunique() == 1])
+    table = shown[[name for name in WHAT_IS_MEASURED if name not in ("task", "seed")]]
+    table = table[[name for name in table if name in ("arm", "data_set", "metric") or table[name].nunique() > 1]]
     for study, side in ((options.first, "first"), (options.second, "second")):
         values = shown[[f"value_{side}", f"ci_low_{side}", f"ci_high_{side}"]].to_numpy()
         name = study if study not in table else f"{study} ({side})"
-        table = table.assign(**{name: [name_interval(*row) for row in values]})
+        table = table.assign(**{name: [write_interval(*row) for row in values]})
     print(lay_out(table.assign(difference=shown.difference.map("{:+.3f}".format))))
     others = sorted(set(results.task) - {options.task})
     if others:
         print(f"\nBoth also measured (--task): {', '.join(others)}")
     if out is not None:
-        with atomic_path(out) as temporary:
-            if out.suffix == ".csv":
-                results.to_csv(temporary, index=False)
-            else:
-                results.to_parquet(temporary, index=False)
-        print(f"written to {out}")
+        write_table(results, out)

@@ -1,6 +1,6 @@
 """Tables as the command prints them."""
 
-import math
+from pathlib import Path
 
 
 def lay_out(table) -> str:
@@ -15,14 +15,18 @@ def lay_out(table) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
-def name_interval(value: float, low: float, high: float) -> str:
-    """``0.812 [0.790, 0.834]``; the value alone where no interval can be had."""
-    return f"{value:.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]")
-
-
 def name_size(size: int) -> str:
     """Bytes in the unit that suits them."""
     for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= power:
             return f"{size / power:.1f} {unit}"
     return f"{size} bytes"
+
+
+def write_table(table, path: Path) -> None:
+    """Write a table as its name's ending says, CSV or Parquet, and say so."""
+    from chexstudy.runs import atomic_path
+
+    with atomic_path(path) as temporary:
+        (table.to_csv if path.suffix == ".csv" else table.to_parquet)(temporary, index=False)
+    print(f"written to {path}")

@@ -24,7 +24,7 @@ from chexstudy.workflow.timings import read_timings
 _COHORT = "cohort.parquet"
 _REMOVED = ".removed."
 OTHER_CODE, OTHER_INPUTS = "made by other code", "made from other inputs"
-_MEASURES_THE_SAME = [
+WHAT_IS_MEASURED = [
     *("arm", "variant", "reference", "head", "setting", "group"),
     *("seed", "task", "data_set", "finding", "metric"),
 ]
@@ -169,23 +169,23 @@ def compare_results(first: Run, second: Run) -> pd.DataFrame:
         (``_first``, ``_second``), and ``difference``, second minus first.
     """
     values = ["value", "ci_low", "ci_high"]
-    tables = [read_results(run)[[*_MEASURES_THE_SAME, *values]] for run in (first, second)]
-    both = tables[0].merge(tables[1], on=_MEASURES_THE_SAME, suffixes=("_first", "_second"))
+    tables = [read_results(run)[[*WHAT_IS_MEASURED, *values]] for run in (first, second)]
+    both = tables[0].merge(tables[1], on=WHAT_IS_MEASURED, suffixes=("_first", "_second"))
     if both.empty:
         raise StudyError(f"studies {first.study!r} and {second.study!r} measured nothing that is the same.")
     return both.assign(difference=both.value_second - both.value_first)
 
 
-def select_overview(results: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Of `compare_results` the rows of one task that tell most: over seeds where there are any, means over findings."""
-    rows = results[results.task == task]
-    if rows.empty:
-        known = ", ".join(sorted(results.task.unique()))
-        raise StudyError(f"the studies have no results of {task!r} in common; they have those of {known}.")
-    over_seeds = rows[rows.seed == OVER_SEEDS]
-    rows = rows if over_seeds.empty else over_seeds
-    means = rows[rows.finding.isin(["macro", "all"])]
-    return (rows if means.empty else means).reset_index(drop=True)
+def select_overview(results: pd.DataFrame, task: str, finding: str | None = None) -> pd.DataFrame:
+    """Of results the rows of a task that tell most: over seeds where there are any; of one finding, or means of all."""
+    for column, wanted in (("task", task), ("finding", finding)):
+        known = sorted(results[column].unique())
+        if wanted is not None and wanted not in known:
+            raise StudyError(f"there are no results of {wanted!r} here, but of {', '.join(known)}.")
+        results = results if wanted is None else results[results[column] == wanted]
+    for told in (results.seed == OVER_SEEDS, results.finding.isin(["macro", "all"])):
+        results = results[told[results.index]] if told[results.index].any() else results
+    return results.reset_index(drop=True)
 
 
 def _measure_folder(folder: Path) -> tuple[dict[str, int], datetime | None]:
