@@ -38,6 +38,7 @@ from chexstudy.devices import autocast_dtype
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel
+from chexstudy.pretraining.models.parameter_efficient import add_low_rank_updates, freeze_encoder
 from chexstudy.pretraining.models.texts import PaddedTexts, TextBatch, encode_texts
 from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
@@ -46,6 +47,8 @@ _CPU = torch.device("cpu")
 _MICRO_BATCH = 128
 # Small enough that the kept pairs of every batch come in several pieces.
 _GRADIENT_MICRO_BATCH = 8
+# Of low-rank updates.
+_RANK = 8
 _IN_MEMORY = tuple(scheme for scheme in SCHEMES if scheme is not TWO_PASS_PADDED)
 _SCALES = {"small": small_scale, "least": least_scale, "paper": paper_scale}
 
@@ -237,15 +240,13 @@ def measure_options(
     """Time a training step of ``count`` pairs with each option of training, in turns."""
     torch.set_num_threads(threads)
     model, pairs, rows = build_model(scale, _CPU, seed), GeneratedPairs(count, scale, seed), np.arange(count)
-    patches = model.image_tower.encoder.count_patches()
-    half = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, : patches // 2]
     plain = PairEncoder(model, pairs, _CPU, count)
     reduced = PairEncoder(model, pairs, _CPU, count, torch.bfloat16)
     calls = {
         "float32": lambda: plain.backward(rows),
         "bfloat16": lambda: reduced.backward(rows),
-        "float32, half the patches": lambda: plain.backward(rows, patches=half),
-        "float32, two thirds of the side": lambda: plain.backward(rows, size=2 * scale.scoring_size),
+        "float32, text tower frozen": _freeze_text_tower(scale, pairs, rows, seed),
+        "float32, low-rank updates": _update_at_low_rank(scale, pairs, rows, seed),
     }
     notes = {"bfloat16": "native" if autocast_dtype(_CPU) else "emulated: this processor does not multiply bfloat16"}
     if compiled:
@@ -271,6 +272,24 @@ def measure_options(
         }
         for name, timing in timings.items()
     ]
+
+
+def _freeze_text_tower(scale: Scale, pairs: GeneratedPairs, rows: np.ndarray, seed: int) -> Callable[[], object]:
+    """A step in which the text encoder is not trained and its features, computed once, are at hand."""
+    model = build_model(scale, _CPU, seed)
+    freeze_encoder(model.text_tower.encoder)
+    encoder = PairEncoder(model, pairs, _CPU, len(rows))
+    encoder.features["text"] = encoder.embed_frozen("text", rows).numpy()
+    return lambda: encoder.backward(rows)
+
+
+def _update_at_low_rank(scale: Scale, pairs: GeneratedPairs, rows: np.ndarray, seed: int) -> Callable[[], object]:
+    """A step in which both encoders learn by updates of low rank."""
+    model = build_model(scale, _CPU, seed)
+    for tower in (model.image_tower, model.text_tower):
+        add_low_rank_updates(tower.encoder, _RANK, 2.0 * _RANK, seed)
+    encoder = PairEncoder(model, pairs, _CPU, len(rows))
+    return lambda: encoder.backward(rows)
 
 
 def state_goals(rows: list[dict]) -> list[Goal]:

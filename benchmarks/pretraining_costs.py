@@ -38,21 +38,11 @@ class PairCosts:
         self.image = lru_cache(self._count_image)
         self._of_length = lru_cache(self._fit_lengths)
 
-    def _count_image(self, backward: bool, size: int | None = None, token_share: float = 1.0) -> float:
-        """Operations for one image.
-
-        Args:
-            backward: forward and backward, or forward only.
-            size: side in pixels; that of the scale by default.
-            token_share: share of the patches that are kept.
-        """
+    def _count_image(self, backward: bool, size: int | None = None) -> float:
+        """Operations for one image of ``size`` pixels a side, that of the scale by default."""
         tower, side = self._model.image_tower, self.scale.image_size
         pixels = torch.zeros((_ROWS, 1, side, side), dtype=torch.uint8, device="meta")
-        patches = None
-        if token_share < 1:
-            kept = round(token_share * tower.encoder.count_patches(size))
-            patches = torch.arange(kept, device="meta").expand(_ROWS, -1)
-        return _count(lambda: tower(pixels, size, patches), backward)
+        return _count(lambda: tower(pixels, size), backward)
 
     def text(self, batches: np.ndarray, backward: bool, layout: str) -> float:
         """Mean operations for one text.
@@ -98,7 +88,6 @@ class Plan:
         published: the pairs are scored by training on all of them.
         low_resolution: they are scored at a third of the side.
         layout: of the texts.
-        token_share: share of the patches that training sees.
     """
 
     name: str
@@ -106,7 +95,6 @@ class Plan:
     published: bool = False
     low_resolution: bool = False
     layout: str = "longest"
-    token_share: float = 1.0
 
 
 ONE_SHOT = Plan("scored once at a third of the side, packed", low_resolution=True, layout="packed")
@@ -118,7 +106,6 @@ PLANS = (
     Plan("two-pass, packed", layout="packed"),
     ONE_SHOT,
     EVERY_EPOCH,
-    Plan(ONE_SHOT.name + ", half the patches", low_resolution=True, layout="packed", token_share=0.5),
 )
 
 
@@ -135,20 +122,20 @@ def cost_plan(plan: Plan, costs: PairCosts, batches: np.ndarray) -> dict:
         batches: lengths of the texts ``(batches, texts)``.
     """
 
-    def pair(backward: bool, layout: str, size: int | None = None, token_share: float = 1.0) -> float:
-        return costs.image(backward, size, token_share) + costs.text(batches, backward, layout)
+    def pair(backward: bool, layout: str, size: int | None = None) -> float:
+        return costs.image(backward, size) + costs.text(batches, backward, layout)
 
     epochs, layout = plan.curated_epochs, plan.layout
     full = EPOCHS * pair(True, "longest")
-    trained = pair(True, layout, None, plan.token_share)
+    trained = pair(True, layout)
     if plan.published:
         spent = epochs * pair(True, "longest") + KEPT * (EPOCHS - epochs) * trained
     else:
         scored = pair(False, layout, costs.scale.scoring_size if plan.low_resolution else None)
         spent = epochs * scored + KEPT * EPOCHS * trained
-    # Scores of whole images at full size are embeddings to train on.
-    embedded = 0 if plan.low_resolution or plan.token_share < 1 else epochs
-    again = KEPT * (EPOCHS - embedded) * pair(False, layout, None, plan.token_share)
+    # Scores at full size are embeddings to train on.
+    embedded = 0 if plan.low_resolution else epochs
+    again = KEPT * (EPOCHS - embedded) * pair(False, layout)
     checks = epochs * pair(False, layout) / OVERLAP_EVERY if plan.low_resolution else 0.0
     return {
         "section": "counted at paper scale",

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from pretraining_pairs import GeneratedPairs, Scale, build_model
 from pretraining_schemes import (
-    HALF_THE_TOKENS,
     LOW_RESOLUTION,
     PACKED,
     PUBLISHED,
@@ -23,7 +22,7 @@ from chexstudy.devices import autocast_dtype
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
 
-_SCHEMES = (PUBLISHED, TWO_PASS, LOW_RESOLUTION, PACKED, HALF_THE_TOKENS)
+_SCHEMES = (PUBLISHED, TWO_PASS, LOW_RESOLUTION, PACKED)
 _PRODUCT_SIDE = {"cuda": 8192, "cpu": 256}
 _PRODUCTS = 20
 # The published step's largest batch is found to within so many pairs.

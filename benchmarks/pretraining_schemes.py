@@ -37,14 +37,12 @@ class Scheme:
         low_resolution: score at a third of the side.
         layout: of the texts, see `chexstudy.pretraining.models.texts`; ``longest`` pads each micro-batch to its longest
             text, as published.
-        token_share: share of the patches that training sees.
     """
 
     name: str
     published: bool = False
     low_resolution: bool = False
     layout: str = "buckets"
-    token_share: float = 1.0
 
 
 PUBLISHED = Scheme("published", published=True, layout="longest")
@@ -52,13 +50,7 @@ TWO_PASS_PADDED = Scheme("two-pass, texts padded as published", layout="longest"
 TWO_PASS = Scheme("two-pass")
 LOW_RESOLUTION = Scheme("two-pass, scored at a third of the side", low_resolution=True)
 PACKED = Scheme("two-pass, scored at a third of the side, packed texts", low_resolution=True, layout="packed")
-HALF_THE_TOKENS = Scheme(
-    "two-pass, scored at a third of the side, packed texts, half the patches",
-    low_resolution=True,
-    layout="packed",
-    token_share=0.5,
-)
-SCHEMES = (PUBLISHED, TWO_PASS_PADDED, TWO_PASS, LOW_RESOLUTION, PACKED, HALF_THE_TOKENS)
+SCHEMES = (PUBLISHED, TWO_PASS_PADDED, TWO_PASS, LOW_RESOLUTION, PACKED)
 
 
 def curator_constants(super_batch: int) -> CuratorConfig:
@@ -94,7 +86,7 @@ class Step:
         scoring_size: side in pixels of low-resolution scoring.
         autocast: type of mixed precision, or None.
         compiled: whether the model's blocks are compiled; then micro-batches are filled up to one shape.
-        seed: decides what the curator and token dropping draw.
+        seed: decides what the curator draws.
 
     Attributes:
         kept: pairs kept by the last call.
@@ -172,10 +164,8 @@ class Step:
         features = join_features(*embedded)
         mask = self.select(features)
         kept = self.rows[mask.cpu().numpy()]
-        patches = self._draw_patches(len(kept))
-        # Scores at another size, or of all patches, are no embeddings to train on.
-        known = None if self.scoring_size or patches is not None else tuple(side[mask] for side in embedded)
-        self.encoder.backward(kept, known, patches=patches)
+        # Scores at another size are no embeddings to train on.
+        self.encoder.backward(kept, None if self.scoring_size else tuple(side[mask] for side in embedded))
         self.optimizer.step()
         self.prototypes = self.move(features[mask])
         self.kept = len(kept)
@@ -190,13 +180,6 @@ class Step:
         return update_prototypes(
             self.prototypes, features, constants.decay, constants.sinkhorn_epsilon, constants.sinkhorn_iterations
         )[0]
-
-    def _draw_patches(self, count: int) -> Tensor | None:
-        if self.scheme.token_share == 1:
-            return None
-        patches = self.model.image_tower.encoder.count_patches()
-        chance = torch.rand(count, patches, generator=self.generator)
-        return chance.argsort(dim=1)[:, : round(self.scheme.token_share * patches)].sort(dim=1).values.to(self.device)
 
 
 class _PaddedToLongest:

@@ -39,7 +39,8 @@ study = open_study("03_watch_prototypes", globals())
 
 # %%
 from chexstudy.curation.records.scored_pairs import read_scored_pairs
-from chexstudy.pretraining.arms.definitions import arm_folder, train_arms
+from chexstudy.pretraining.arms.definitions import arm_folder
+from chexstudy.pretraining.arms.worker_pool import train_arms
 
 train_arms(study.run, ["curated"], [seed], study.config, device)
 folder, scored = arm_folder("curated", seed), read_scored_pairs(study.run, "curated", seed)

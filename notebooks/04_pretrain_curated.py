@@ -50,7 +50,8 @@ pd.Series({name: ARMS[name].explanation for name in study.arms}, name="what it i
 # its prototypes, is taken as it is.
 
 # %%
-from chexstudy.pretraining.arms.definitions import read_costs, tabulate_costs, train_arms
+from chexstudy.pretraining.arms.definitions import read_costs, tabulate_costs
+from chexstudy.pretraining.arms.worker_pool import train_arms
 
 train_arms(study.run, study.arms, study.seeds, study.config, device, arms_at_once)
 costs = read_costs(study.run, study.arms, study.seeds)

@@ -9,15 +9,8 @@ import pytest
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms import definitions as arms
 from chexstudy.pretraining.arms.budgets import list_budget_arms, plan_budgets
-from chexstudy.pretraining.arms.definitions import (
-    ARMS,
-    arm_folder,
-    find_arm,
-    name_method_arm,
-    name_variant,
-    read_costs,
-    train_arms,
-)
+from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, find_arm, name_method_arm, name_variant, read_costs
+from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run
 

@@ -60,10 +60,10 @@ def test_the_published_step_and_ours_keep_the_same_pairs_and_have_the_same_gradi
 
 
 def test_each_saving_saves_operations():
-    from pretraining_schemes import HALF_THE_TOKENS, LOW_RESOLUTION, PACKED, PUBLISHED, TWO_PASS, TWO_PASS_PADDED
+    from pretraining_schemes import SCHEMES
 
     flops = []
-    for scheme in (PUBLISHED, TWO_PASS_PADDED, TWO_PASS, LOW_RESOLUTION, PACKED, HALF_THE_TOKENS):
+    for scheme in SCHEMES:
         step = _step(scheme, micro_batch=48)
         step()
         flops.append(step.flops)
@@ -85,8 +85,8 @@ class _Costs:
     class scale:
         scoring_size = 126
 
-    def image(self, backward, size=None, token_share=1.0):
-        return (1 if size == 126 else 10) * (3 if backward else 1) * token_share
+    def image(self, backward, size=None):
+        return (1 if size == 126 else 10) * (3 if backward else 1)
 
     def text(self, batches, backward, layout):
         return {"longest": 2, "packed": 1}[layout] * (3 if backward else 1)
@@ -105,11 +105,6 @@ class _Costs:
             {"layout": "packed", "low_resolution": True, "curated_epochs": 20},
             20 * 2 + 20 * 0.227 * 33,
             20 * 0.227 * 11,
-        ),
-        (
-            {"layout": "packed", "low_resolution": True, "token_share": 0.5},
-            2 + 20 * 0.227 * (15 + 3),
-            20 * 0.227 * (5 + 1),
         ),
     ],
 )
@@ -155,8 +150,6 @@ def test_costs_agree_with_those_the_engine_counts():
     for backward in (False, True):
         assert 3 * costs.image(backward) == pytest.approx(encoder.meter.images(pixels, backward))
         assert 3 * costs.image(backward, 8) == pytest.approx(encoder.meter.images(pixels, backward, 8))
-        half = torch.arange(18).expand(3, -1)
-        assert 3 * costs.image(backward, None, 0.5) == pytest.approx(encoder.meter.images(pixels, backward, None, half))
 
 
 @pytest.mark.parametrize("mean", [57, 100])
@@ -229,7 +222,7 @@ def test_the_run_for_a_gpu_runs_on_a_cpu(monkeypatch, tmp_path):
     _run(monkeypatch, "--gpu", "--device", "cpu", "--largest", 96, "--micro-batch", 16, "--out", path)
     record = json.loads(path.read_text())
     steps = [row for row in record["rows"] if row["section"] == "step"]
-    assert len(steps) == 5
+    assert len(steps) == 4
     assert all(row["pairs_a_second"] > 0 and row["of_ceiling"] > 0 for row in steps)
     assert all(0 < row["curator_share"] < 1 for row in steps[1:])
     large = [row["pairs"] for row in record["rows"] if row["section"] == "largest super-batch"]
@@ -243,7 +236,7 @@ def test_memory_is_that_of_a_fresh_process():
     from pretraining_pairs import least_scale
 
     rows = pretraining.measure_memory(least_scale(), 48, threads=1, seed=0)
-    assert len(rows) == 5
+    assert len(rows) == 4
     assert all(0 < row["mebibytes"] < 2000 for row in rows)
 
 

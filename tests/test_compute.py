@@ -10,8 +10,9 @@ from torch.nn.functional import normalize
 
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder, compile_blocks
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.pretraining.engine.compute import FlopMeter, count_flops, peak_memory_bytes, reset_peak_memory
+from chexstudy.pretraining.engine.compute import count_flops, peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.models.texts import TokenisedTexts, encode_texts
+from chexstudy.pretraining.objectives.pair_flops import PairFlopMeter
 
 CPU = torch.device("cpu")
 REPORTS = [
@@ -45,7 +46,7 @@ def build(image="tiny-vit", pooling="mean"):
             "text": Tower(build_text_encoder(EncoderSpec("tiny-bert", pooling=pooling), REPORTS)),
         }
     )
-    return model, FlopMeter(model["image"], model["text"], model)
+    return model, PairFlopMeter(model["image"], model["text"], model)
 
 
 def draw_pixels(images=3, size=96):
@@ -69,7 +70,7 @@ def test_a_linear_layer_costs_what_it_costs_by_hand():
         assert count_flops(lambda: layer(values)) == 2 * 3 * 5 * 7
     # Backward to the weights only: another product of the same size.
     assert count_flops(lambda: layer(values).sum().backward()) == 4 * 3 * 5 * 7
-    assert FlopMeter.loss(10, 4) == 3 * (2 * 10 * 10 * 4)
+    assert PairFlopMeter.loss(10, 4) == 3 * (2 * 10 * 10 * 4)
 
 
 def test_a_transformer_costs_what_its_products_cost():
@@ -91,19 +92,6 @@ def test_images_are_counted_at_the_size_they_are_seen_at(name, backward):
         assert meter.images(pixels, backward, size=size) == direct
         counts.append(direct)
     assert counts[0] < counts[2] < counts[1]
-
-
-@pytest.mark.parametrize("backward", [False, True])
-def test_images_are_counted_on_the_patches_that_are_kept(backward):
-    model, meter = build()
-    pixels, counts = draw_pixels(4), []
-    for kept in (32, 64, 16):
-        patches = torch.arange(kept).expand(4, -1)
-        direct = count_directly(lambda patches=patches: model["image"](pixels, patches=patches), backward)
-        assert meter.images(pixels, backward, patches=patches) == direct
-        counts.append(direct)
-    assert counts[2] < counts[0] < counts[1] == meter.images(pixels, backward)
-    assert meter.images(pixels, backward, size=48, patches=torch.arange(16).expand(4, -1)) < counts[2]
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -145,11 +133,11 @@ def test_frozen_parameters_spend_no_backward_pass():
     forward = meter.images(pixels, False), meter.texts(batch, False)
     trained = meter.images(pixels, True), meter.texts(batch, True)
     model.requires_grad_(False)
-    frozen = FlopMeter(model["image"], model["text"], model)
+    frozen = PairFlopMeter(model["image"], model["text"], model)
     assert (frozen.images(pixels, True), frozen.texts(batch, True)) == forward
     for tower in model.values():
         tower.projection.requires_grad_(True)
-    projected = FlopMeter(model["image"], model["text"], model)
+    projected = PairFlopMeter(model["image"], model["text"], model)
     # The projection's weights get their gradient, and nothing before it does.
     assert projected.images(pixels, True) == forward[0] + len(pixels) * 2 * 128 * DIM
     assert projected.images(pixels, True) < trained[0]
@@ -177,7 +165,7 @@ def test_compiled_blocks_are_counted_as_they_are_written():
     expected = meter.images(pixels, True)
     compile_blocks(model["image"].encoder)
     model["image"](pixels).sum().backward()
-    assert FlopMeter(model["image"], model["text"], model).images(pixels, True) == expected
+    assert PairFlopMeter(model["image"], model["text"], model).images(pixels, True) == expected
 
 
 def test_the_peak_of_memory_follows_what_is_allocated():

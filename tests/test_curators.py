@@ -7,7 +7,7 @@ import torch
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.curation.online.curators import PrototypeCurator, RandomCurator, SubsetCurator, select_label_balanced
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.engine.random_streams import stream_generator, stream_seed
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 
 
 def _generator(seed=0):
@@ -50,8 +50,8 @@ def test_balanced_subset_holds_every_rare_case_before_the_common_ones():
 
 
 def test_streams_differ_by_purpose_and_place_and_can_be_fixed():
-    assert stream_seed(0, "order", 1) != stream_seed(0, "order", 2)
-    assert stream_seed(0, "order", 1) != stream_seed(0, "selection", 1)
-    assert stream_seed(1, "order", fixed_streams=("order",)) == stream_seed(0, "order")
-    one, other = stream_generator(3, "order", 5), stream_generator(3, "order", 5)
+    streams = RandomStreams(0)
+    assert len({streams.draw_seed(*place) for place in (("order", 1), ("order", 2), ("selection", 1))}) == 3
+    assert RandomStreams(1, fixed=("order",)).draw_seed("order") == streams.draw_seed("order")
+    one, other = (RandomStreams(3).generator("order", 5) for _ in range(2))
     assert torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=other))

@@ -299,12 +299,6 @@ def test_a_size_asked_for_once_is_that_of_an_encoder_of_this_size(name, tmp_path
     assert not torch.allclose(encoder(pixels, size=48), encoder(pixels), atol=1e-3)
 
 
-def test_patches_are_counted_by_size(hub):
-    registers = load(hub, "registers")
-    assert [registers.count_patches(size) for size in (None, 14, 84)] == [16, 1, 36]
-    assert build_tiny("tiny-vit").count_patches() == 64
-
-
 class FixedConfig(ViTConfig):
     model_type = "fixed"
 
@@ -333,11 +327,6 @@ def test_a_size_that_does_not_fit_is_refused_before_training():
         fixed.check_size(48)
 
 
-def draw_patches(total, kept, images=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(total, generator=generator)[:kept] for _ in range(images)])
-
-
 def gradients_of(encoder, embedded):
     encoder.zero_grad()
     (embedded * torch.linspace(-1, 1, embedded.numel()).view_as(embedded)).sum().backward()
@@ -346,89 +335,6 @@ def gradients_of(encoder, embedded):
 
 def assert_equal_to(value, expected, relative=1e-6):
     assert torch.linalg.vector_norm(value - expected) <= relative * torch.linalg.vector_norm(expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("dinov2", {}),
-        ("dinov2", {"image_size": 28}),
-        ("registers", {"pooling": "cls+mean+max"}),
-        ("vit", {"pooling": "cls+max"}),
-        ("clip", {}),
-        ("deit", {"pooling": "mean"}),
-        ("siglip", {}),
-    ],
-)
-def test_keeping_all_patches_changes_nothing(hub, name, options):
-    encoder = load(hub, name, **options)
-    pixels, total = draw_pixels(encoder.image_size), encoder.count_patches()
-    whole = encoder(pixels)
-    in_order = encoder(pixels, patches=torch.arange(total).expand(3, -1))
-    assert_equal_to(gradients_of(encoder, in_order), gradients_of(encoder, whole))
-    assert_equal_to(in_order, whole)
-    # Positions are added before, so that the order of the patches does not matter.
-    assert_equal_to(encoder(pixels, patches=draw_patches(total, total)), whole, 1e-5)
-    if total > 4:
-        assert not torch.allclose(encoder(pixels, patches=draw_patches(total, 3)), whole, atol=1e-4)
-
-
-def test_dropped_patches_never_enter_the_blocks():
-    """Against a tiny ViT run by hand: embed all, keep some, run the blocks, average what is there."""
-    encoder, pixels = build_tiny("tiny-vit"), draw_pixels(48)
-    patches, model = draw_patches(16, 5), encoder.model
-
-    def by_hand():
-        values = (pixels / 255 - 0.5) / 0.25
-        embedded = model.embeddings(values, interpolate_pos_encoding=True)
-        rows = [
-            torch.stack([image[0], *(image[1 + int(k)] for k in kept)])
-            for image, kept in zip(embedded, patches, strict=True)
-        ]
-        tokens = torch.stack(rows)
-        for layer in model.layers:
-            tokens = layer(tokens)
-        return model.layernorm(tokens)[:, 1:].mean(1)
-
-    expected = by_hand()
-    embedded = encoder(pixels, size=48, patches=patches)
-    assert_equal_to(gradients_of(encoder, embedded), gradients_of(encoder, expected))
-    assert_equal_to(embedded, expected)
-
-
-@torch.no_grad()
-def test_registers_and_class_token_stay_when_patches_go(hub):
-    encoder, model = load(hub, "registers", pooling="cls+mean"), hub[1]["registers"]
-    pixels, patches = draw_pixels(56), draw_patches(16, 4)
-    embedded = model.embeddings(normalise(pixels, "imagenet"))
-    tokens = torch.stack(
-        [row[[0, 1, 2, 3, 4, *(5 + kept).tolist()]] for row, kept in zip(embedded, patches, strict=True)]
-    )
-    tokens = model.layernorm(model.encoder(tokens).last_hidden_state)
-    expected = torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=1)
-    torch.testing.assert_close(encoder(pixels, patches=patches), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_patches_that_cannot_be_kept_are_refused():
-    resnet, vit, pixels = build_tiny("tiny-resnet"), build_tiny("tiny-vit"), draw_pixels(96)
-    for ask in (lambda: resnet(pixels, patches=draw_patches(9, 3)), resnet.count_patches):
-        with pytest.raises(StudyError, match="tiny-resnet is a resnet, which cannot leave patches out"):
-            ask()
-    for wrong in (draw_patches(64, 9, images=2), draw_patches(65, 65), torch.arange(3), draw_patches(64, 0)):
-        with pytest.raises(StudyError, match=r"must be \(batch, kept\) with at most 64 of each of 3 images"):
-            vit(pixels, patches=wrong)
-    # What failed leaves nothing behind.
-    assert torch.equal(vit(pixels), build_tiny("tiny-vit")(pixels))
-
-
-@torch.no_grad()
-def test_patches_are_left_out_in_the_thread_that_asked_only():
-    encoder, pixels, patches = build_tiny("tiny-vit"), draw_pixels(96), draw_patches(64, 20)
-    asked = [None, patches] * 6
-    expected = [encoder(pixels, patches=kept) for kept in asked]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda kept: encoder(pixels, patches=kept), asked))
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 # --- blocks: what the heads on frozen features see ------------------------------------------------------------------

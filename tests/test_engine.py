@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 from chexstudy import paths
 from chexstudy.devices import choose_device
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, require_current_arm, train_arms
+from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, require_current_arm
+from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine import checkpoint
+from chexstudy.pretraining.engine.stop_requests import StopRequests
 from chexstudy.pretraining.models.dual_encoder import ImageTower, load_model
+from chexstudy.pretraining.objectives import contrastive
 from chexstudy.pretraining.training import arm_run as engine
-from chexstudy.pretraining.training.arm_run import StopRequests, _ArmRun, pretrain
+from chexstudy.pretraining.training.arm_run import _ArmRun, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _CONSTANTS = {
@@ -178,7 +181,7 @@ _BROKEN_OFF = """
 import os, sys
 import torch
 from chexstudy.pretraining.training import arm_run as engine
-from chexstudy.pretraining.training import trainer as training
+from chexstudy.pretraining.training import curators, trainer as training
 
 calls = []
 
@@ -252,7 +255,7 @@ def test_a_signal_asks_and_the_same_one_again_ends_at_once():
     [
         ("engine.Trainer._train_step", 2, 11),
         ("training.ledger_rows", 2, 11),
-        ("engine.LedgerWriter.finish", 1, 12),
+        ("curators.LedgerWriter.finish", 1, 12),
         ("engine.Trainer._train_step", 5, 14),
     ],
 )
@@ -316,7 +319,7 @@ def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     shutil.rmtree(folder)
-    module = checkpoint if writer == "save_checkpoint" else engine
+    module = checkpoint if writer == "save_checkpoint" else contrastive
     write, calls = getattr(module, writer), []
 
     def write_on_full_disk(*arguments):
@@ -417,7 +420,7 @@ def test_published_constants_train_without_a_warm_up(tiny_study):
 def test_what_is_wrong_is_said_in_one_sentence(tiny_study, home, monkeypatch):
     with pytest.raises(StudyError, match="unknown arm 'curate'"):
         pretrain(tiny_study, "curate", 0, _config())
-    with pytest.raises(StudyError, match=r"run the arm 'curated' \(04_pretrain_curated\) first"):
+    with pytest.raises(StudyError, match=r"seed0/subset.parquet yet: run 04_pretrain_curated first"):
         pretrain(tiny_study, "random_same_data", 0, _config(warm_up_epochs=0))
     for odd in ("meta", "xpu:7"):
         with pytest.raises(StudyError, match=f"unknown device '{odd}': use auto, cpu or cuda"):

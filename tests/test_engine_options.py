@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.models.dual_encoder import build_model, load_model
-from chexstudy.pretraining.objectives.contrastive_loss import pair_losses
+from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.pretraining.models.dual_encoder import build_model
 from chexstudy.pretraining.training.arm_run import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,10 +37,8 @@ def _encoder_weights(run, side, arm="curated"):
 
 def _fresh_weights(run, side):
     cohort = pd.read_parquet(run.path("cohort.parquet"))
-    from chexstudy.pretraining.engine.random_streams import stream_seed
-
     config = PretrainingConfig.from_dict(_CONSTANTS)
-    model = build_model(config, cohort[cohort.split == "train"], stream_seed(0, "initialisation"))
+    model = build_model(config, cohort[cohort.split == "train"], RandomStreams(0).draw_seed("initialisation"))
     tower = model.image_tower if side == "image" else model.text_tower
     return tower.encoder.model.state_dict()
 
@@ -77,31 +75,6 @@ def test_scoring_at_full_size_by_another_name_selects_the_same(tiny_study):
     cost = _train(tiny_study, scoring_size=36, overlap_every=1)
     pd.testing.assert_frame_equal(kept, pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/subset.parquet")))
     assert cost["selection_overlap"] == 1
-
-
-def test_images_grow_through_the_sizes_and_early_epochs_cost_less(tiny_study):
-    _train(tiny_study, "full", progressive_sizes=[12, 24], subset_epochs=5)
-    history = _history(tiny_study, "full")
-    sizes = history.groupby("epoch").image_size.unique().tolist()
-    assert [list(size) for size in sizes] == [[12], [12], [24], [24], [36], [36]]
-    spent = history.groupby("epoch").flops.max().diff()
-    assert spent[1] < spent[3] < spent[5]
-
-
-def test_dropped_tokens_save_operations_and_the_saved_model_sees_all(tiny_study):
-    whole = _train(tiny_study, "full")["flops"]
-    half = _train(tiny_study, "full", image_token_share=0.5)["flops"]
-    assert half < whole
-    model = load_model(tiny_study.path(f"{arm_folder('full', 0)}/model"))
-    assert model.image_tower.encoder.count_patches() == 9
-
-
-def test_dropped_tokens_do_not_depend_on_the_micro_batch(tiny_study):
-    losses = {}
-    for micro_batch in (5, 64):
-        _train(tiny_study, "full", image_token_share=0.5, micro_batch=micro_batch)
-        losses[micro_batch] = _history(tiny_study, "full").loss
-    assert np.allclose(losses[5], losses[64], rtol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["image", "text"])
@@ -144,56 +117,6 @@ def test_layouts_of_texts_train_alike_and_padding_costs(tiny_study, layout):
     assert flops < buckets if layout == "packed" else flops >= buckets
 
 
-def _embeddings(count):
-    generator = torch.Generator().manual_seed(1)
-    image, text = (torch.nn.functional.normalize(torch.randn(count, 5, generator=generator), dim=1) for _ in range(2))
-    return image, text, torch.tensor(1.5)
-
-
-def test_partners_compete_with_other_reports_only():
-    image, text, scale = _embeddings(4)
-    s = (scale.exp() * image @ text.T).double().exp()
-    # Pairs 0 and 2 have the same report.
-    rows = [
-        ((s[0, 0] / (s[0, 0] + s[0, 1] + s[0, 3])).log() + (s[0, 2] / (s[0, 2] + s[0, 1] + s[0, 3])).log()) / 2,
-        (s[1, 1] / s[1].sum()).log(),
-    ]
-    columns = [
-        ((s[0, 0] / (s[0, 0] + s[1, 0] + s[3, 0])).log() + (s[2, 0] / (s[2, 0] + s[1, 0] + s[3, 0])).log()) / 2,
-        (s[1, 1] / s[:, 1].sum()).log(),
-    ]
-    expected = [-float(row + column) / 2 for row, column in zip(rows, columns, strict=True)]
-    assert pair_losses(image, text, scale, torch.tensor([7, 3, 7, 1]))[:2].tolist() == pytest.approx(expected, rel=1e-5)
-    assert torch.allclose(pair_losses(image, text, scale, torch.arange(4)), pair_losses(image, text, scale), rtol=1e-5)
-
-
-def test_one_report_for_all_has_no_negatives_and_no_gradient():
-    image, text, scale = _embeddings(3)
-    image.requires_grad_()
-    pair_losses(image, text, scale, torch.zeros(3, dtype=torch.int64)).sum().backward()
-    assert torch.equal(image.grad, torch.zeros_like(image))
-
-
-def test_targets_shared_evenly_among_identical_reports_are_the_published_loss():
-    image, text, scale = _embeddings(5)
-    text = text[[0, 1, 0, 3, 0]]
-    logits, partners = scale.exp() * image @ text.T, torch.tensor([0, 1, 0, 3, 0])
-    target = (partners[:, None] == partners).float()
-    target /= target.sum(dim=1, keepdim=True)
-    shared = sum(torch.nn.functional.cross_entropy(side, target) for side in (logits, logits.T)) / 2
-    assert float(shared) == pytest.approx(float(pair_losses(image, text, scale).mean()), rel=1e-6)
-
-
-def test_partners_change_the_training_where_reports_repeat(tiny_study):
-    cohort = pd.read_parquet(tiny_study.path("cohort.parquet"))
-    reports = np.where(np.arange(len(cohort)) % 3 == 0, "heart normal lungs clear", cohort.report)
-    tiny_study.write_table("cohort.parquet", cohort.assign(report=reports))
-    _train(tiny_study, "full")
-    before = _history(tiny_study, "full").loss
-    _train(tiny_study, "full", multi_positive=True)
-    assert not np.allclose(before, _history(tiny_study, "full").loss, rtol=1e-3)
-
-
 def test_a_tracker_gets_the_history(tiny_study):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -230,9 +153,6 @@ def test_what_a_run_used_of_the_machine_is_recorded(tiny_study):
     [
         ({"scoring_size": 48}, r"scoring_size \(48\) must not exceed image_size \(36\)"),
         ({"scoring_size": 20}, "patches of 12 pixels"),
-        ({"progressive_sizes": [24, 12]}, "progressive_sizes must rise towards image_size"),
-        ({"image_token_share": 0.0}, "image_token_share must be above 0"),
-        ({"image_token_share": 0.5, "image_encoder": "tiny-resnet"}, "patch"),
         ({"text_layout": "ragged"}, "text_layout must be one of buckets, packed, padded"),
         ({"frozen_towers": ["vision"]}, "frozen_towers must be one of image, text"),
         ({"frozen_towers": ["image"], "scoring_size": 12}, "no effect on a frozen image tower"),

@@ -8,11 +8,12 @@ from torch.nn.functional import log_softmax
 from torch.utils.flop_counter import FlopCounterMode
 
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine.compute import FlopMeter, count_flops
+from chexstudy.pretraining.engine.compute import count_flops
 from chexstudy.pretraining.models.dual_encoder import build_model, load_model, save_model
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
+from chexstudy.pretraining.objectives.pair_flops import PairFlopMeter
 
 _WORDS = ("heart", "lungs", "clear", "left", "right", "small", "effusion", "no", "pneumothorax", "mild")
 _PAIRS = 23
@@ -148,7 +149,7 @@ def test_counting_leaves_gradients_and_random_state_alone(texts):
     _gradient(encoder)
     gradients = [parameter.grad.clone() for parameter in encoder.model.parameters()]
     state = torch.get_rng_state()
-    meter = FlopMeter(encoder.model.image_tower, encoder.model.text_tower, encoder.model)
+    meter = PairFlopMeter(encoder.model.image_tower, encoder.model.text_tower, encoder.model)
     counted = meter.images(encoder.pairs.pixels(np.arange(5)), backward=True)
     assert counted > 0
     assert torch.equal(state, torch.get_rng_state())
@@ -162,7 +163,7 @@ def test_flop_counting_matches_a_matrix_product_by_hand():
     with FlopCounterMode(display=False) as counter:
         a @ b
     assert counter.get_total_flops() == 120
-    assert FlopMeter.loss(3, 4) == 3 * 2 * 3 * 3 * 4
+    assert PairFlopMeter.loss(3, 4) == 3 * 2 * 3 * 3 * 4
 
 
 def test_saved_model_embeds_as_before(texts, tmp_path):

@@ -142,7 +142,7 @@ def test_the_engine_has_a_last_handler_too(home, monkeypatch, capsys):
         ('{"learning_rate": Infinity}', r"learning_rate must be a number that a computer can work with, not inf\."),
         ('{"temperature": 0.0}', r"temperature must be above 0, not 0\.0\."),
         ('{"threads": 1000000000}', r"threads must be at most 1024, not 1000000000\."),
-        ('{"progressive_sizes": [[1]]}', r"progressive_sizes must be a list of int, not \[\[1\]\]\."),
+        ('{"frozen_towers": [[1]]}', r"frozen_towers must be a list of str, not \[\[1\]\]\."),
         ('{"image_encoder": "a\\u0000b"}', r"a path cannot hold the character of number 0: write it again\."),
     ],
 )

@@ -2,11 +2,10 @@
 
 import inspect
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from chexstudy.encoders.encoder import Encoder, width_of
@@ -15,11 +14,6 @@ from chexstudy.errors import StudyError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Positions are added once, before the first block, so that patches can be left out after that.
-_DROPS_PATCHES = (
-    *("vit", "deit", "dinov2", "dinov2_with_registers"),
-    *("clip", "clip_vision_model", "siglip", "siglip_vision_model"),
-)
 # The normalisation after the last block. CLIP's own forward applies it to [CLS] alone.
 _FINAL_NORMS = {
     **dict.fromkeys(("vit", "deit", "dinov2", "dinov2_with_registers"), "layernorm"),
@@ -28,23 +22,6 @@ _FINAL_NORMS = {
 }
 # They take any size without being asked to.
 _ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
-# The patches to keep and how many there are, for the pass under way in this thread.
-_KEPT_PATCHES: ContextVar[tuple[Tensor, int] | None] = ContextVar("kept_patches", default=None)
-
-
-def _find_embeddings(model: nn.Module) -> str:
-    return next(name for name, _ in model.named_modules() if name.rpartition(".")[2] == "embeddings")
-
-
-def _leave_patches_out(module: nn.Module, inputs: tuple, tokens: Tensor) -> Tensor:
-    """A forward hook of the embeddings: of ``(batch, prefix + patches, width)`` only the kept patches go on."""
-    chosen = _KEPT_PATCHES.get()
-    if chosen is None:
-        return tokens
-    patches, total = chosen
-    prefix, every = tokens.split((tokens.shape[1] - total, total), dim=1)
-    kept = every.gather(1, patches.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-    return torch.cat([prefix, kept], dim=1)
 
 
 class ImageEncoder(Encoder):
@@ -70,9 +47,6 @@ class ImageEncoder(Encoder):
         self.mean, self.std = tuple(mean), tuple(std)
         self.token_dim = width_of(model)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        self._embeddings = _find_embeddings(model) if model.config.model_type in _DROPS_PATCHES else None
-        if self._embeddings is not None:
-            model.get_submodule(self._embeddings).register_forward_hook(_leave_patches_out)
         self._tried_sizes: set[int] = set()
         self._channels_last = model.config.model_type == "resnet"
         if self._channels_last:
@@ -109,18 +83,7 @@ class ImageEncoder(Encoder):
             ) from None
         self._tried_sizes.add(size)
 
-    def count_patches(self, size: int | None = None) -> int:
-        """Patch tokens of an image seen at ``size`` pixels a side, without [CLS] and registers."""
-        size = self.image_size if size is None else size
-        self.check_size(size)
-        if self._embeddings is None:
-            raise StudyError(
-                f"{self.origin['name']} is a {self.model.config.model_type}, which cannot leave patches out: let it "
-                "see all of them, or use a ViT, DINOv2, CLIP or SigLIP."
-            )
-        return (size // self.model.config.patch_size) ** 2
-
-    def _run(self, pixels: Tensor, size: int, patches: Tensor | None = None, **outputs: bool):
+    def _run(self, pixels: Tensor, size: int, **outputs: bool):
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (1, pixels.shape[-1], pixels.shape[-1]):
             raise StudyError(
                 "an image encoder takes square uint8 pixels (batch, 1, height, width), not "
@@ -137,55 +100,38 @@ class ImageEncoder(Encoder):
         if self._channels_last:
             values = values.contiguous(memory_format=torch.channels_last)
         # Interpolating positions costs under 1 % of a pass over a batch of 32 or more, so they are not kept.
-        options = ({"interpolate_pos_encoding": True} if self._interpolates else {}) | outputs
-        if patches is None:
-            return self.model(pixel_values=values, **options)
-        total = self.count_patches(size)
-        if patches.ndim != 2 or len(patches) != len(pixels) or not 0 < patches.shape[1] <= total:
-            raise StudyError(
-                f"the patches to keep must be (batch, kept) with at most {total} of each of {len(pixels)} images, not "
-                f"{tuple(patches.shape)}."
-            )
-        token = _KEPT_PATCHES.set((patches, total))
-        try:
-            return self.model(pixel_values=values, **options)
-        finally:
-            _KEPT_PATCHES.reset(token)
+        options = {"interpolate_pos_encoding": True} if self._interpolates else {}
+        return self.model(pixel_values=values, **options, **outputs)
 
-    def _patches(self, tokens: Tensor, size: int, kept: int | None = None) -> Tensor:
+    def _patches(self, tokens: Tensor, size: int) -> Tensor:
         if tokens.ndim == 4:
             return tokens.flatten(2).transpose(1, 2)
         # Whatever is more than one token a patch ([CLS], registers) stands before the patches.
         patch = getattr(self.model.config, "patch_size", None)
-        if kept is None:
-            kept = (size // patch) ** 2 if isinstance(patch, int) else tokens.shape[1]
-        return tokens[:, max(tokens.shape[1] - kept, 0) :]
+        count = (size // patch) ** 2 if isinstance(patch, int) else tokens.shape[1]
+        return tokens[:, max(tokens.shape[1] - count, 0) :]
 
-    def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, size: int | None = None) -> Tensor:
         """Embed images.
 
         Args:
             pixels: uint8 ``(batch, 1, height, width)``, square, of any size, on the encoder's device.
             size: side in pixels at which the encoder looks this time; None for ``image_size``. Positions learned at
                 another size are interpolated.
-            patches: int64 ``(batch, kept)``, the patch tokens to keep, numbered row by row; None for all. The others
-                are left out between the embeddings and the first block, as in FLIP (Li et al. 2023, section 3), and
-                pooling sees those that are there; [CLS] and registers always stay. Unlike FLIP's, the kept ones are
-                the caller's choice.
 
         Returns:
             ``(batch, dim)``, not normalised.
         """
         size = self.image_size if size is None else size
-        return self._pool(self._run(pixels, size, patches), size, None if patches is None else patches.shape[1])
+        return self._pool(self._run(pixels, size), size)
 
-    def _pool(self, output, size: int, kept: int | None = None) -> Tensor:
+    def _pool(self, output, size: int) -> Tensor:
         if self.pooling == "pooler":
             return output.pooler_output.flatten(1)
         if self.pooling == "projection":
             return output.image_embeds
         tokens = output.last_hidden_state
-        seen = self._patches(tokens, size, kept)
+        seen = self._patches(tokens, size)
         pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: seen.mean(1), "max": lambda: seen.amax(1)}
         return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
 

@@ -27,7 +27,8 @@ from chexstudy.evaluation.scores import MACRO, group_findings, read_scores
 from chexstudy.evaluation.task import run_tasks
 from chexstudy.experiments.equal_performance import AT_LEAST, AT_MOST, Curve, measure_saving
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, plan_budgets, read_budget
-from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, read_costs, train_arms
+from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, read_costs
+from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS, OVER_SEEDS
@@ -81,7 +82,7 @@ def train_at_budgets(
         config: every constant.
         shares: of the training pairs that are kept.
         seeds: one training each.
-        options: ``device`` and ``workers``, as in `chexstudy.pretraining.arms.definitions.train_arms`.
+        options: ``device`` and ``workers``, as in `chexstudy.pretraining.arms.worker_pool.train_arms`.
 
     Returns:
         The constants of each budget's arms by variant (`chexstudy.pretraining.arms.budgets.plan_budgets`).

@@ -24,7 +24,7 @@ from chexstudy.curation.online.streaming import Stream, curate_stream
 from chexstudy.curation.quality.overlap import jaccard
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine.random_streams import stream_generator
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.training.scoring import Scores
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
@@ -172,12 +172,12 @@ def curate_features(
     """
     order = None
     if config.curation_epochs == 1:
-        generator = stream_generator(seed if order_seed is None else order_seed, "order")
+        generator = RandomStreams(seed if order_seed is None else order_seed).generator("order")
         order = torch.randperm(len(features), generator=generator).numpy()
     return curate_stream(
         features,
         config.curator,
-        stream_generator(seed, "selection"),
+        RandomStreams(seed).generator("selection"),
         config.super_batch,
         order,
         config.curation_epochs,

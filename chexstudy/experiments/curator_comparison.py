@@ -21,14 +21,8 @@ from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import add_costs, list_values, measure_tasks, run_tasks
-from chexstudy.pretraining.arms.definitions import (
-    find_arm,
-    name_arms,
-    name_method_arm,
-    read_costs,
-    subset_artifact,
-    train_arms,
-)
+from chexstudy.pretraining.arms.definitions import find_arm, name_arms, name_method_arm, read_costs, subset_artifact
+from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.training.scoring import read_scores as read_pair_scores
 from chexstudy.pretraining.training.subsets import BASELINE

@@ -21,7 +21,8 @@ from chexstudy.experiments.curator_ablation import (
     Setting,
     read_or_measure,
 )
-from chexstudy.pretraining.arms.definitions import require_current_arm, train_arms
+from chexstudy.pretraining.arms.definitions import require_current_arm
+from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.training.arm_run import is_trained
 from chexstudy.pretraining.training.scoring import Scores

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
 from types import UnionType
 
 from chexstudy.curation.online.configuration import CuratorConfig
@@ -10,19 +9,19 @@ from chexstudy.errors import StudyError
 
 LEARNING_RATE_SCHEDULES = ("hold_then_cosine", "published")
 PRECISIONS = ("auto", "fp32", "bf16")
-RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout", "token_dropping")
+RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout")
 TOWERS = ("image", "text")
 TEXT_LAYOUTS = ("buckets", "packed", "padded")
 TRACKERS = ("", "tensorboard")
 _BEYOND_ALL = 2**62
 _MOST_THREADS = 1024
-_ELEMENTS = {"progressive_sizes": int}
 
 
 @dataclass(frozen=True)
 class PretrainingConfig:
     """Constants of one arm. The defaults are those of the default study; comments give the published value."""
 
+    objective: str = "contrastive"  # what a training step is, see `chexstudy.pretraining.objectives`
     image_encoder: str = "tiny-resnet"  # name or path for `chexstudy.encoders.build` (published: DINOv2 ViT-B/14)
     image_revision: str = ""  # pinned revision of a Hub model
     text_encoder: str = "tiny-bert"  # name or path (published: Bio_ClinicalBERT)
@@ -64,17 +63,9 @@ class PretrainingConfig:
     # With a ``scoring_size``, every so many super-batches are scored at full size too, and the overlap of the two
     # selections is recorded; what that costs is counted apart.
     overlap_every: int = 8
-    # Sides in pixels at which training after curation begins, rising towards ``image_size``, each for as many epochs;
-    # empty for ``image_size`` throughout (published: throughout).
-    progressive_sizes: tuple[int, ...] = ()
-    # Share of an image's patch tokens that a training pass keeps, drawn anew for each image and step; scoring and
-    # evaluation see all (published: 1).
-    image_token_share: float = 1.0
     # ``buckets`` of texts of like length, ``packed`` without any padding, or ``padded`` to the longest report of the
     # cohort (published: padded to ``max_tokens``).
     text_layout: str = "buckets"
-    # pairs with identical reports count as partners of each other, not as negatives (published: no, F14)
-    multi_positive: bool = False
     # Encoders that are not trained: ``image``, ``text`` or both. Their projections are, and their features are computed
     # once (published: none).
     frozen_towers: tuple[str, ...] = ()
@@ -120,20 +111,10 @@ class PretrainingConfig:
                 f"scoring_size ({self.scoring_size}) must not exceed image_size ({self.image_size}): scoring is to be "
                 "cheaper than training."
             )
-        sizes = (*self.progressive_sizes, self.image_size)
-        if sizes[0] < 1 or any(later <= earlier for earlier, later in pairwise(sizes)):
+        if "image" in self.frozen_towers and self.scoring_size:
             raise StudyError(
-                f"progressive_sizes must rise towards image_size ({self.image_size}), not "
-                f"{', '.join(map(str, self.progressive_sizes))}."
-            )
-        if not 0 < self.image_token_share <= 1:
-            raise StudyError(f"image_token_share must be above 0 and at most 1, not {self.image_token_share}.")
-        if "image" in self.frozen_towers and (
-            self.scoring_size or self.progressive_sizes or self.image_token_share < 1
-        ):
-            raise StudyError(
-                "scoring_size, progressive_sizes and image_token_share have no effect on a frozen image tower, whose "
-                "features are computed once: leave them out, or take image out of frozen_towers."
+                "scoring_size has no effect on a frozen image tower, whose features are computed once: leave it out, "
+                "or take image out of frozen_towers."
             )
         if self.lora_rank and self.lora_alpha <= 0:
             raise StudyError(f"lora_alpha must be positive, not {self.lora_alpha}.")
@@ -214,8 +195,7 @@ def _write(value: object) -> str:
 
 def _parse(name: str, text: str, kind: type) -> object:
     if kind is tuple:
-        parts = [part.strip() for part in text.split("+") if part.strip()]
-        return tuple(int(part) if part.isdigit() else part for part in parts)
+        return tuple(part.strip() for part in text.split("+") if part.strip())
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -236,9 +216,8 @@ def _changed(defaults, values: dict, **others: object):
             raise StudyError(f"{name} must be {known[name].__name__}, not {value!r:.60}.")
         if isinstance(value, int | float) and not abs(value) < _BEYOND_ALL:
             raise StudyError(f"{name} must be a number that a computer can work with, not {value!r:.60}.")
-        element = _ELEMENTS.get(name, str)
-        if isinstance(value, tuple) and any(type(one) is not element for one in value):
-            raise StudyError(f"{name} must be a list of {element.__name__}, not {list(value)!r:.60}.")
+        if isinstance(value, tuple) and any(type(one) is not str for one in value):
+            raise StudyError(f"{name} must be a list of str, not {list(value)!r:.60}.")
     return replace(defaults, **values, **others)
 
 

@@ -15,8 +15,6 @@ from torch.compiler import set_stance
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from chexstudy.pretraining.models.texts import PackedTexts, PaddedTexts, TextBatch, TextTowerLike
-
 # Linux keeps the peak of a process and can forget it; elsewhere the peak is that of the process's whole life.
 _STATUS, _CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -33,84 +31,20 @@ def count_flops(function: Callable[[], object]) -> int:
 
 
 class FlopMeter:
-    """Operations of the encoders by shape, and of the loss.
+    """Operations of passes through one module, each kind of pass counted once on the module itself.
 
     Which parameters are trained must not change after the first count.
 
     Args:
-        encode_image: image pixels ``(batch, 1, height, width)`` to embeddings ``(batch, dim)``; with ``size`` and
-            ``patches`` where these are counted.
-        encode_text: token ids and mask ``(batch, length)`` to embeddings ``(batch, dim)``; with ``forward_packed``
-            where packed texts are counted.
         module: what owns the parameters, whose gradients the count must not leave behind.
     """
 
-    # Two rows, because some backends treat a batch of one as a special case.
-    _ROWS = 2
-
-    def __init__(self, encode_image: Callable[..., Tensor], encode_text: TextTowerLike, module: nn.Module):
-        self._encode_image, self._encode_text, self._module = encode_image, encode_text, module
+    def __init__(self, module: nn.Module):
+        self._module = module
         self._counted: dict[tuple, int] = {}
 
-    def images(self, pixels: Tensor, backward: bool, size: int | None = None, patches: Tensor | None = None) -> float:
-        """Operations to encode ``pixels``, with the backward pass or without.
-
-        Args:
-            pixels: ``(batch, 1, height, width)``.
-            backward: count the backward pass too.
-            size: side in pixels at which the encoder looks; None for its own.
-            patches: patch tokens that are kept ``(batch, kept)``; None for all.
-        """
-        shape, kept = tuple(pixels.shape[1:]), None if patches is None else patches.shape[1]
-        sample, options = pixels[:1].expand(self._ROWS, *shape), {}
-        if size is not None:
-            options["size"] = size
-        if patches is not None:
-            options["patches"] = patches[:1].expand(self._ROWS, kept)
-        key = ("image", shape, size, kept, backward)
-        return len(pixels) * self._count(key, lambda: self._encode_image(sample, **options), backward) / self._ROWS
-
-    def texts(self, batch: TextBatch, backward: bool) -> float:
-        """Operations to encode the texts of a batch in its layout."""
-        return sum(
-            self._packed_texts(part, backward) if isinstance(part, PackedTexts) else self._padded_texts(part, backward)
-            for part in batch.parts
-        )
-
-    def _padded_texts(self, part: PaddedTexts, backward: bool) -> float:
-        length = part.input_ids.shape[1]
-        ids, full = (
-            values.expand(self._ROWS, length) for values in (part.input_ids[:1], torch.ones_like(part.mask[:1]))
-        )
-        key = ("text", length, backward)
-        return len(part.input_ids) * self._count(key, lambda: self._encode_text(ids, full), backward) / self._ROWS
-
-    def _packed_texts(self, part: PackedTexts, backward: bool) -> float:
-        """The cost of a text is quadratic in its length, and that of a row is the sum and a constant.
-
-        So three lengths of one text, and one length of two texts, give the exact cost of any row.
-        """
-
-        def count(*lengths: int) -> int:
-            ids = part.input_ids[:1].expand(sum(lengths))
-            return self._count(
-                ("packed", lengths, backward),
-                lambda: self._encode_text.forward_packed(ids, torch.tensor(lengths)),
-                backward,
-            )
-
-        one, two, three, constant = count(1), count(2), count(3), 2 * count(1) - count(1, 1)
-        # Newton's form through the lengths 1, 2 and 3.
-        ahead = part.lengths.double() - 1
-        texts = (one - constant) + ahead * (two - one) + ahead * (ahead - 1) / 2 * (three - 2 * two + one)
-        return float(texts.sum()) + constant
-
-    @staticmethod
-    def loss(pairs: int, dim: int) -> float:
-        """Operations of the contrastive loss with its backward pass: three products of ``pairs x dim x pairs``."""
-        return 6.0 * pairs * pairs * dim
-
-    def _count(self, key: tuple, forward: Callable[[], Tensor], backward: bool) -> int:
+    def count(self, key: tuple, forward: Callable[[], Tensor], backward: bool) -> int:
+        """Operations of the kind of pass that ``key`` names, with the backward pass or without."""
         if key not in self._counted:
             # A count must leave the training exactly as it was: gradients, random state and all.
             gradients = [parameter.grad for parameter in self._module.parameters()]

@@ -38,12 +38,9 @@ class ImageTower(nn.Module):
         self.encoder = encoder
         self.projection = nn.Linear(encoder.dim, dim, bias=False)
 
-    def forward(self, pixels: Tensor, size: int | None = None, patches: Tensor | None = None) -> Tensor:
-        """uint8 pixels ``(batch, 1, height, width)`` to unit-norm embeddings ``(batch, dim)``, float32.
-
-        ``size`` and ``patches`` are those of `chexstudy.encoders.image.ImageEncoder.forward`.
-        """
-        return self.project(self.encoder(pixels, size, patches))
+    def forward(self, pixels: Tensor, size: int | None = None) -> Tensor:
+        """uint8 pixels ``(batch, 1, height, width)``, seen at ``size``, to unit-norm embeddings ``(batch, dim)``."""
+        return self.project(self.encoder(pixels, size))
 
     def project(self, features: Tensor) -> Tensor:
         """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""

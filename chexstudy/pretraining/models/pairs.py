@@ -1,10 +1,9 @@
-"""The training pairs as the engine sees them: pixels, tokens and numbered reports by row."""
+"""The training pairs as the engine sees them: pixels and tokens by row."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from chexstudy.cohort.pixels.store import PixelStore
@@ -28,7 +27,6 @@ class TrainingPairs:
         table: the pairs' rows of the cohort.
         image_ids: ``(pairs,)``.
         texts: their tokenised reports.
-        reports: a number for each pair's report ``(pairs,)``, int64, equal where reports are.
     """
 
     def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Tokenize):
@@ -37,10 +35,8 @@ class TrainingPairs:
             raise StudyError("the cohort has no training pairs: check its `split` column.")
         self.image_ids = self.table.image_id.to_numpy()
         self._store, self._store_rows = store, store.rows(self.table.image_id)
-        texts = [training_text(report) for report in self.table.report]
-        tokens = tokenize(texts)
+        tokens = tokenize([training_text(report) for report in self.table.report])
         self.texts = TokenisedTexts(tokens["input_ids"], tokens["attention_mask"])
-        self.reports = torch.from_numpy(pd.factorize(np.asarray(texts, dtype=object))[0].astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.table)

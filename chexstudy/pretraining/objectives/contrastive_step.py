@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter, prefetch
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.models.texts import encode_texts
 from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
+from chexstudy.pretraining.objectives.pair_flops import PairFlopMeter
 
 _Outcome = TypeVar("_Outcome")
 # What is loaded ahead, in micro-batches.
@@ -58,11 +58,11 @@ class PairEncoder:
     # units; None where dropout is off.
     dropout_seed: Callable[[int], int] | None = None
     flops: float = 0.0  # operations spent so far by this process
-    meter: FlopMeter = field(init=False)
+    meter: PairFlopMeter = field(init=False)
     stall: StallMeter = field(default_factory=StallMeter)  # how long the device waited for pixels
 
     def __post_init__(self):
-        self.meter = FlopMeter(self.model.image_tower, self.model.text_tower, self.model)
+        self.meter = PairFlopMeter(self.model.image_tower, self.model.text_tower, self.model)
 
     # --- encoding one micro-batch -----------------------------------------------------------------------------------
 
@@ -75,7 +75,6 @@ class PairEncoder:
         piece: int,
         backward: bool,
         size: int | None = None,
-        patches: Tensor | None = None,
         pixels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Image and text embeddings ``(batch, dim)`` of one micro-batch, float32.
@@ -85,29 +84,27 @@ class PairEncoder:
             piece: its number, which decides what dropout drops.
             backward: whether the operations of a backward pass are counted too.
             size: side in pixels at which images are looked at; the encoder's own by default.
-            patches: patch tokens that are kept ``(batch, kept)``; all by default.
             pixels: of these rows, where they were loaded ahead.
         """
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
         with self._precision():
-            image = self._encode_images(rows, backward, size, patches, pixels)
+            image = self._encode_images(rows, backward, size, pixels)
             return image, self._encode_texts(rows, backward)
 
-    def _encode_images(self, rows, backward, size, patches, pixels) -> Tensor:
+    def _encode_images(self, rows, backward, size, pixels) -> Tensor:
         if "image" in self.features:
             return self._project("image", rows, backward)
         pixels = self.pairs.pixels(rows) if pixels is None else pixels
-        pixels, patches = self._fill_up(pixels.to(self.device, non_blocking=True), patches)
-        self.flops += self.meter.images(pixels, backward, size, patches)
-        return self.model.image_tower(pixels, size, patches)[: len(rows)]
+        pixels = self._fill_up(pixels.to(self.device, non_blocking=True))
+        self.flops += self.meter.images(pixels, backward, size)
+        return self.model.image_tower(pixels, size)[: len(rows)]
 
-    def _fill_up(self, pixels: Tensor, patches: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _fill_up(self, pixels: Tensor) -> Tensor:
         missing = self.micro_batch - len(pixels)
         if not self.equal_shapes or missing <= 0:
-            return pixels, patches
-        pixels = torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)])
-        return pixels, None if patches is None else torch.cat([patches, patches[:1].expand(missing, -1)])
+            return pixels
+        return torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)])
 
     def _encode_texts(self, rows: np.ndarray, backward: bool) -> Tensor:
         if "text" in self.features:
@@ -131,16 +128,10 @@ class PairEncoder:
         """Micro-batches of nearly equal size."""
         return np.array_split(rows, max(1, -(-len(rows) // self.micro_batch)))
 
-    def embed(self, rows: np.ndarray, size: int | None = None, patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Image and text embeddings ``(len(rows), dim)`` of all processes' rows, without gradient.
-
-        Args:
-            rows: the batch, the same in every process.
-            size: see `encode`.
-            patches: see `encode`, ``(len(rows), kept)``.
-        """
+    def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Image and text embeddings ``(len(rows), dim)`` of all processes' rows, without gradient."""
         share = self.processes.share(len(rows))
-        own = self._halving(lambda: self._embed_own(rows[share], size, _cut(patches, share)))
+        own = self._halving(lambda: self._embed_own(rows[share], size))
         return tuple(self.processes.gather(side, len(rows)) for side in own)
 
     def embed_frozen(self, side: str, rows: np.ndarray) -> Tensor:
@@ -166,12 +157,11 @@ class PairEncoder:
         return torch.cat(found)
 
     @torch.no_grad()
-    def _embed_own(self, rows: np.ndarray, size: int | None, patches: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _embed_own(self, rows: np.ndarray, size: int | None) -> tuple[Tensor, Tensor]:
         if len(rows) == 0:
             return tuple(torch.empty((0, self.model.dim), device=self.device) for _ in range(2))
         encoded = [
-            self.encode(part, piece, False, size, _cut(patches, span), pixels)
-            for piece, (part, span, pixels) in enumerate(self._loaded(rows))
+            self.encode(part, piece, False, size, pixels) for piece, (part, _, pixels) in enumerate(self._loaded(rows))
         ]
         return torch.cat([image for image, _ in encoded]), torch.cat([text for _, text in encoded])
 
@@ -196,9 +186,6 @@ class PairEncoder:
         rows: np.ndarray,
         embedded: tuple[Tensor, Tensor] | None = None,
         weights: Tensor | None = None,
-        reports: Tensor | None = None,
-        size: int | None = None,
-        patches: Tensor | None = None,
     ) -> StepStatistics:
         """Set the gradient of the contrastive loss over all of ``rows``, whatever the micro-batch and the processes.
 
@@ -207,30 +194,27 @@ class PairEncoder:
             embedded: the embeddings of ``rows`` under the present parameters, if they are known; not used where dropout
                 is on.
             weights: of the pairs in the loss ``(len(rows),)``; each counts once without them.
-            reports: numbers of their reports ``(len(rows),)``, where identical ones are to count as partners.
-            size: see `encode`.
-            patches: see `encode`, ``(len(rows), kept)``.
 
         Returns:
             Loss and similarities of the batch.
         """
         share, model, before = self.processes.share(len(rows)), self.model, self.flops
-        own, own_patches = rows[share], _cut(patches, share)
+        own = rows[share]
         model.zero_grad(set_to_none=True)
-        outputs = self._encode_at_once(own, size, own_patches) if 0 < len(own) <= self.micro_batch else None
+        outputs = self._encode_at_once(own) if 0 < len(own) <= self.micro_batch else None
         if embedded is None or self.dropout_seed is not None:
             if outputs is None:
-                embedded = self.embed(rows, size, patches)
+                embedded = self.embed(rows)
             else:
                 embedded = tuple(self.processes.gather(side, len(rows)) for side in outputs)
         image, text = (side.detach().requires_grad_() for side in embedded)
-        loss = contrastive_loss(image, text, model.bounded_logit_scale(), weights, reports)
+        loss = contrastive_loss(image, text, model.bounded_logit_scale(), weights)
         *gradients, of_scale = torch.autograd.grad(loss, (image, text, model.logit_scale))
         gradients = [gradient[share] for gradient in gradients]
         if outputs is not None and not self._push_back_at_once(outputs, gradients):
             outputs, self.flops = None, before
         if outputs is None and len(own):
-            self._halving(lambda: self._push_back(own, gradients, size, own_patches), repeats_dropout=False)
+            self._halving(lambda: self._push_back(own, gradients), repeats_dropout=False)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.processes.sum_gradients([parameter for parameter in trained if parameter is not model.logit_scale])
         # Every process has computed the whole loss: its gradient is the same everywhere and is not summed.
@@ -239,11 +223,11 @@ class PairEncoder:
             self.flops += self.meter.loss(len(rows), model.dim)
         return _statistics(loss.detach(), image.detach(), text.detach())
 
-    def _encode_at_once(self, rows, size, patches) -> tuple[Tensor, Tensor] | None:
+    def _encode_at_once(self, rows: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """The embeddings of a share that is one micro-batch, with their graph; None if memory does not suffice."""
         flops = self.flops
         try:
-            return self.encode(rows, 0, True, size, patches)
+            return self.encode(rows, 0, True)
         except (MemoryError, RuntimeError) as error:
             self._require_smaller(error)
         self.flops = flops
@@ -259,11 +243,11 @@ class PairEncoder:
         self._halve()
         return False
 
-    def _push_back(self, rows, gradients, size, patches) -> None:
+    def _push_back(self, rows: np.ndarray, gradients: list[Tensor]) -> None:
         """Encode piece by piece again, and bring the gradient of the embeddings to the parameters."""
         self.model.zero_grad(set_to_none=True)
         for piece, (part, span, pixels) in enumerate(self._loaded(rows)):
-            outputs = self.encode(part, piece, True, size, _cut(patches, span), pixels)
+            outputs = self.encode(part, piece, True, pixels=pixels)
             torch.autograd.backward(outputs, [gradient[span] for gradient in gradients])
 
     # --- memory -----------------------------------------------------------------------------------------------------
@@ -305,29 +289,23 @@ class PairEncoder:
 
     # --- costs ------------------------------------------------------------------------------------------------------
 
-    def count_step(self, rows: np.ndarray, size: int | None = None, patches: Tensor | None = None) -> float:
+    def count_step(self, rows: np.ndarray) -> float:
         """Operations that `backward` would spend on ``rows`` in all processes, without spending them."""
         spent = self.meter.loss(len(rows), self.model.dim)
         for share in self.processes.shares(len(rows)):
             parts = self.pieces(rows[share])
             passes = (True,) if len(parts) == 1 else (False, True)
-            spent += sum(self._count(part, backward, size, patches) for part in parts for backward in passes)
+            spent += sum(self._count(part, backward) for part in parts for backward in passes)
         return spent
 
-    def _count(self, rows: np.ndarray, backward: bool, size: int | None, patches: Tensor | None) -> float:
+    def _count(self, rows: np.ndarray, backward: bool) -> float:
         if "image" in self.features:
             images = self._projection_flops("image", len(rows), backward)
         else:
-            own = None if patches is None else patches[: len(rows)]
-            pixels, own = self._fill_up(self.pairs.pixels(rows).to(self.device), own)
-            images = self.meter.images(pixels, backward, size, own)
+            images = self.meter.images(self._fill_up(self.pairs.pixels(rows).to(self.device)), backward)
         if "text" in self.features:
             return images + self._projection_flops("text", len(rows), backward)
         return images + self.meter.texts(self.pairs.texts.batch(rows, self.device, self.text_layout), backward)
-
-
-def _cut(patches: Tensor | None, span: slice) -> Tensor | None:
-    return None if patches is None else patches[span]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

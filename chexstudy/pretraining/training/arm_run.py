@@ -11,10 +11,9 @@ again.
 import argparse
 import json
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,27 +22,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chexstudy.arrays import GrowingArray, count_grown_rows
 from chexstudy.children import end_with_parent
 from chexstudy.code_closure import code_revision, hash_closure
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix, read_cohort
-from chexstudy.curation.online.curators import (
-    Curator,
-    RandomCurator,
-    SubsetCurator,
-    build_curator,
-    select_label_balanced,
-)
+from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch, split_features
-from chexstudy.curation.records.ledger import LedgerWriter, check_ledger, read_ledger
 from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
-from chexstudy.encoders.build import compile_blocks
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import (
     ARMS,
-    JOB_DONE,
     Arm,
     arm_folder,
     choice_cost_artifact,
@@ -51,65 +38,39 @@ from chexstudy.pretraining.arms.definitions import (
     subset_artifact,
 )
 from chexstudy.pretraining.arms.study_config import settle_config
-from chexstudy.pretraining.configuration import TOWERS, PretrainingConfig
+from chexstudy.pretraining.arms.worker_pool import JOB_DONE
+from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from chexstudy.pretraining.engine.compute import peak_memory_bytes, reset_peak_memory
 from chexstudy.pretraining.engine.distributed import Processes, open_processes
 from chexstudy.pretraining.engine.energy import EnergyMeter
-from chexstudy.pretraining.engine.random_streams import stream_seed
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.engine.schedule import LearningRate
+from chexstudy.pretraining.engine.stop_requests import START_AGAIN, Stopped, StopRequests
 from chexstudy.pretraining.engine.trackers import open_tracker
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, save_model
-from chexstudy.pretraining.models.pairs import TrainingPairs
-from chexstudy.pretraining.models.parameter_efficient import (
-    add_low_rank_updates,
-    freeze_encoder,
-    merge_low_rank_updates,
+from chexstudy.pretraining.objectives.contrastive import ContrastiveObjective
+from chexstudy.pretraining.objectives.objective import Objective
+from chexstudy.pretraining.training.curators import (
+    RECORDS,
+    CurationRecords,
+    choose_curator,
+    find_lost_records,
+    open_records,
+    read_subset,
 )
-from chexstudy.pretraining.objectives.frozen_towers import frozen_features
-from chexstudy.pretraining.training.trainer import CurationRecords, Phase, Trainer, count_steps
+from chexstudy.pretraining.training.trainer import Phase, Trainer, count_steps
 from chexstudy.runs import Run, forget_artifact, hold_lock, seal_artifact
 from chexstudy.steps import find_step
 from chexstudy.workflow.identity import OBSERVATION
 from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
-# BSD's "temporary failure; try again", which batch systems can be told to requeue on.
-START_AGAIN = 75
-_RECORDS = ("ledger.parquet", "features.npy", "prototypes.npy")
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"contrastive": ContrastiveObjective}
 _SECONDS_BETWEEN_LINES = 30.0
 _AFTER_WARM_UP = (
     *("curator", "curation_epochs", "curation_learning_rate", "subset_epochs", "super_batch"),
-    *("min_learning_rate", "schedule", "scoring_size", "overlap_every", "progressive_sizes"),
+    *("min_learning_rate", "schedule", "scoring_size", "overlap_every"),
 )
-
-
-class Stopped(Exception):
-    """The arm was asked to stop and can go on from its last checkpoint."""
-
-
-class StopRequests:
-    """Whether somebody has asked this process to stop.
-
-    A signal asks; the same one again, or any while nothing is trained, ends the process at once. JupyterLab interrupts
-    the kernel's processes with one signal, and the kernel then ends its workers with another.
-    """
-
-    def __init__(self):
-        self.training = False
-        self._received: set[int] = set()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-
-    @property
-    def asked(self) -> bool:
-        return bool(self._received)
-
-    def _ask(self, number: int, *_: object) -> None:
-        if number in self._received or not self.training:
-            # As an exception, so that a file half written is taken away.
-            sys.exit(START_AGAIN)
-        self._received.add(number)
 
 
 class _ArmRun:
@@ -168,7 +129,7 @@ class _ArmRun:
         """What the arm leaves behind beside its costs."""
         files = ["history.parquet", "model", "warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet"]
         if self.arm.data == "curated":
-            files += [*_RECORDS, "snapshots.parquet"]
+            files += [*RECORDS, "snapshots.parquet"]
             files += ["review.parquet"] if self.config.curator.outlier_policy == "review" else []
         return tuple(f"{self.folder}/{file}" for file in files)
 
@@ -190,10 +151,9 @@ class _ArmRun:
         reset_peak_memory(self.device)
         self._require_pairs_for_all_processes()
         self.trainer = self._build_trainer()
-        self._frozen_cost = self._read_frozen_features()
         if self.arm.data == "subset":
             # Weights are read again from the subset and not kept in checkpoints.
-            self._chosen_beforehand()
+            read_subset(self.run, self.arm, self.seed, self.trainer)
         self._energy = EnergyMeter(self.device)
         self._energy.start()
         self._curator_state, self._spent = None, {"joules": 0.0, "memory": 0, "stall": 0.0}
@@ -246,40 +206,17 @@ class _ArmRun:
 
     def _build_trainer(self) -> Trainer:
         config, cohort = self.config, read_cohort(self.run.path("cohort.parquet"))
-        first = stream_seed(self.seed, "initialisation", fixed_streams=config.fixed_streams)
-        model = build_model(config, cohort[cohort.split == "train"], first)
-        _prepare_towers(model, config, first)
-        model.to(self.device)
-        pairs = TrainingPairs(cohort, open_pixel_store(self.run), model.text_tower.tokenize)
-        return Trainer(config, self.arm, self.seed, model, pairs, self.device, self.processes)
-
-    def _read_frozen_features(self) -> dict:
-        """Hand the trainer the features of encoders that are not trained; what they cost."""
-        encoder, config = self.trainer.encoder, self.config
-        decisive = {"precision": str(encoder.autocast), "threads": config.threads, "image_size": config.image_size}
-        spent = {"flops": 0.0, "seconds": 0.0}
-        for side in config.frozen_towers:
-            encoder.features[side], cost = frozen_features(self.run, side, encoder, decisive)
-            spent = {part: spent[part] + cost[part] for part in spent}
-        return spent
+        streams = RandomStreams(self.seed, config.fixed_streams)
+        build = OBJECTIVES[config.objective]
+        objective = build(self.run, cohort, config, streams, self.device, self.processes)
+        return Trainer(config, self._title, streams, objective, self.device, self.processes)
 
     def _find_lost_records(self, state: dict) -> str:
         """Why curation cannot go on from a checkpoint although the checkpoint is whole; empty if it can."""
         *_, rounds, decided = state["trainer"]["position"]
         lost = ""
         if self.arm.data == "curated" and decided and self.processes.first:
-            try:
-                if rounds < self.config.curation_epochs:
-                    check_ledger(self._path("ledger.parquet"), decided)
-                    if count_grown_rows(self._path("prototypes.npy")) <= decided:
-                        lost = f"{self._path('prototypes.npy')} is not what was written before the last checkpoint."
-                    elif count_grown_rows(self._path("features.npy")) == 0:
-                        lost = f"{self._path('features.npy')} is not what was written before the last checkpoint."
-                else:
-                    for name in _RECORDS:
-                        self.run.require(f"{self.folder}/{name}")
-            except StudyError as error:
-                lost = str(error)
+            lost = find_lost_records(self.run, self.folder, self.config, rounds, decided)
         # What the first process has found, all of them know.
         (found,) = self.processes.add_up([float(bool(lost))])
         return lost or ("the records of curation are damaged." if found else "")
@@ -297,7 +234,8 @@ class _ArmRun:
             trainer.restore(state["trainer"])
             self._spent = state["spent"]
         else:
-            trainer.flops, trainer.seconds = self._frozen_cost["flops"], self._frozen_cost["seconds"]
+            prepared = trainer.objective.prepared
+            trainer.flops, trainer.seconds = prepared["flops"], prepared["seconds"]
         cost = choice_cost_artifact(self.arm.method, self.seed)
         if self.arm.data == "subset" and self.run.has(cost):
             # Choosing a subset beforehand is charged where its method left beside it what it took.
@@ -331,7 +269,7 @@ class _ArmRun:
         trainer = self.trainer
         last = trainer.history[-1]
         curating = last["phase"] == "curate"
-        rows = len(trainer.pairs) if curating or trainer.subset is None else len(trainer.subset)
+        rows = len(trainer.objective.examples) if curating or trainer.subset is None else len(trainer.subset)
         batches = count_steps(np.arange(rows), self.config.super_batch if curating else self.config.batch_size)
         this_epoch = [entry["seconds"] for entry in trainer.history if entry["epoch"] == last["epoch"]]
         left = ""
@@ -358,7 +296,7 @@ class _ArmRun:
         return {
             "joules": None if joules is None or before["joules"] is None else before["joules"] + joules,
             "memory": max(before["memory"], peak_memory_bytes(self.device)),
-            "stall": before["stall"] + self.trainer.encoder.stall.seconds,
+            "stall": before["stall"] + self.trainer.objective.stall.seconds,
         }
 
     def _end_epoch(self) -> None:
@@ -385,8 +323,8 @@ class _ArmRun:
             self._end_epoch()
 
     def _train_warm_up(self) -> None:
-        phase = Phase("warm_up", self.config.warm_up_epochs, grows=False)
-        self._train_epochs(phase, np.arange(len(self.trainer.pairs)), self._rate(np.inf, np.inf))
+        phase = Phase("warm_up", self.config.warm_up_epochs)
+        self._train_epochs(phase, np.arange(len(self.trainer.objective.examples)), self._rate(np.inf, np.inf))
 
     def _partner_flops(self) -> float:
         """Operations of the curated arm that this one is to match."""
@@ -394,7 +332,7 @@ class _ArmRun:
 
     def _train_on_everything(self) -> None:
         config, trainer = self.config, self.trainer
-        rows = np.arange(len(trainer.pairs))
+        rows = np.arange(len(trainer.objective.examples))
         steps_an_epoch = count_steps(rows, config.batch_size)
         total = config.total_epochs * steps_an_epoch
         if self.arm.compute == "matched":
@@ -431,14 +369,14 @@ class _ArmRun:
     def _curate(self) -> None:
         config, trainer = self.config, self.trainer
         if config.schedule == "published":
-            rate = self._published_rate(-(-len(trainer.pairs) // config.super_batch))
+            rate = self._published_rate(-(-len(trainer.objective.examples) // config.super_batch))
         else:
             rate = self._rate(np.inf, np.inf)
             if config.curation_learning_rate:
                 rate = replace(rate, peak=config.curation_learning_rate)
-        curator = self._build_curator()
+        curator = choose_curator(self.run, self.arm, self.seed, trainer)
         if curator.scores:
-            self.records = self._open_records() if self.processes.first else None
+            self.records = open_records(self._path(""), trainer) if self.processes.first else None
             trainer.start_curating(curator, self._curator_state, self.records)
         while trainer.curated_epochs < config.curation_epochs:
             trainer.curate_epoch(curator, rate, self.records)
@@ -448,21 +386,6 @@ class _ArmRun:
                 trainer.curator = None
                 self._close_records()
             self._end_epoch()
-
-    def _open_records(self) -> CurationRecords:
-        """Go on with what was written before the state that training starts from."""
-        trainer, config = self.trainer, self.config
-        decided, width = trainer.super_batches, 2 * config.dim
-        pairs, per_epoch = len(trainer.pairs), -(-len(trainer.pairs) // config.super_batch)
-        count, rounds = config.curator.prototypes, config.curation_epochs
-        features = GrowingArray(self._path("features.npy"), (rounds * pairs, width), np.float16, bool(decided))
-        prototypes = GrowingArray(
-            self._path("prototypes.npy"), (rounds * per_epoch + 1, count, width), np.float32, bool(decided)
-        )
-        if decided:
-            features.require(trainer.curated_epochs * pairs + min(trainer.batch * config.super_batch, pairs))
-            prototypes.require(decided + 1)
-        return CurationRecords(LedgerWriter(self._path("ledger.parquet"), decided), features, prototypes)
 
     def _close_records(self) -> None:
         if self.records is None:
@@ -475,34 +398,6 @@ class _ArmRun:
             last = read_scored_pairs(self.run, self.arm.name, self.seed).in_last_epoch()
             review = review_list(last.ledger, score_mismatch(*split_features(last.features)))
             self.run.write_table(f"{self.folder}/review.parquet", review)
-
-    def _build_curator(self) -> Curator:
-        if self.arm.data == "curated":
-            return build_curator(self.config.curator)
-        if self.arm.data == "random":
-            ledger = read_ledger(self.run, self.arm.partner, self.seed, columns=["step", "kept"])
-            return RandomCurator(ledger.groupby("step").kept.sum().sort_index().tolist())
-        if self.arm.data == "subset":
-            return self._chosen_beforehand()
-        table = self.trainer.pairs.table
-        findings = [name for name in finding_columns(table) if name != NO_FINDING]
-        count = len(self.run.read_table(f"{arm_folder(self.arm.partner, self.seed)}/subset.parquet"))
-        rows = select_label_balanced(label_matrix(table, findings), count, self.trainer.generator("subset"))
-        return SubsetCurator(rows)
-
-    def _chosen_beforehand(self) -> SubsetCurator:
-        name, pairs = subset_artifact(self.arm.method, self.seed), self.trainer.pairs
-        subset = self.run.read_table(name)
-        places = pd.Index(pairs.image_ids).get_indexer(subset.image_id)
-        if (places < 0).any():
-            raise StudyError(
-                f"{name} names {int((places < 0).sum())} images that are no training pairs of study "
-                f"{self.run.study!r}: choose the subset from its training split."
-            )
-        if not (subset.weight == 1).all():
-            self.trainer.weights = np.ones(len(pairs), np.float32)
-            self.trainer.weights[places] = subset.weight
-        return SubsetCurator(np.sort(places))
 
     # --- what is left behind ----------------------------------------------------------------------------------------
 
@@ -524,13 +419,10 @@ class _ArmRun:
             save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.data_key, state)
             seal_artifact(run.path(f"{folder}/warm_up.pt"))
         else:
-            rows = trainer.subset if trainer.subset is not None else np.arange(len(trainer.pairs))
-            run.write_table(
-                f"{folder}/subset.parquet", pd.DataFrame({"image_id": trainer.pairs.image_ids[rows], "weight": 1.0})
-            )
-        for side in TOWERS:
-            merge_low_rank_updates(trainer.model.tower(side).encoder)
-        save_model(run.path(f"{folder}/model"), trainer.model, self.config)
+            image_ids = trainer.objective.examples.image_ids
+            kept = image_ids if trainer.subset is None else image_ids[trainer.subset]
+            run.write_table(f"{folder}/subset.parquet", pd.DataFrame({"image_id": kept, "weight": 1.0}))
+        trainer.objective.export(run.path(f"{folder}/model"))
         by_phase = history.groupby("phase", sort=False).agg(
             steps=("step", "size"), pairs_scored=("pairs_scored", "sum"), pairs_trained=("pairs_trained", "sum")
         )
@@ -548,10 +440,9 @@ class _ArmRun:
             "device": str(self.device),
             "processes": self.processes.size,
             "threads": torch.get_num_threads(),
-            "micro_batch": trainer.encoder.micro_batch,
-            "precision": str(trainer.encoder.autocast or torch.float32).removeprefix("torch."),
             "by_phase": by_phase.to_dict("index"),
         }
+        compute |= trainer.objective.describe()
         run.write_json(f"{folder}/compute.json", compute)
         run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed, self._files)
         self.checkpoints.clear()
@@ -564,18 +455,6 @@ def _name_code() -> dict[str, str]:
 
 def _mean_or_none(values: pd.Series) -> float | None:
     return float(values.mean()) if values.notna().any() else None
-
-
-def _prepare_towers(model: ImageTextModel, config: PretrainingConfig, seed: int) -> None:
-    """Freeze encoders, add low-rank updates and compile blocks as the configuration says."""
-    for side in TOWERS:
-        encoder = model.tower(side).encoder
-        if side in config.frozen_towers:
-            freeze_encoder(encoder)
-        elif config.lora_rank:
-            add_low_rank_updates(encoder, config.lora_rank, config.lora_alpha, seed)
-        if config.compile_blocks:
-            compile_blocks(encoder)
 
 
 def pretrain(

@@ -19,13 +19,13 @@ from chexstudy.curation.online.prototypes import join_features
 from chexstudy.devices import choose_device, use_threads
 from chexstudy.pretraining.arms.definitions import arm_folder, require_current_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine.random_streams import stream_generator, stream_seed
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_model
 from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.objectives.contrastive import choose_autocast
 from chexstudy.pretraining.objectives.contrastive_loss import pair_errors, pair_losses
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 from chexstudy.pretraining.training.arm_run import pretrain
-from chexstudy.pretraining.training.trainer import choose_autocast
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
@@ -175,7 +175,7 @@ def _folder(seed: int) -> str:
 def _starting_model(run: Run, seed: int, config: PretrainingConfig, cohort: pd.DataFrame) -> ImageTextModel:
     if config.warm_up_epochs:
         return load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
-    first = stream_seed(seed, "initialisation", fixed_streams=config.fixed_streams)
+    first = RandomStreams(seed, config.fixed_streams).draw_seed("initialisation")
     return build_model(config, cohort[cohort.split == "train"], first).eval()
 
 
@@ -219,6 +219,6 @@ def _measure(
 
 
 def _batches(count: int, seed: int, config: PretrainingConfig) -> list[np.ndarray]:
-    generator = stream_generator(seed, "scoring", fixed_streams=config.fixed_streams)
+    generator = RandomStreams(seed, config.fixed_streams).generator("scoring")
     order = torch.randperm(count, generator=generator).numpy()
     return np.array_split(order, max(1, -(-count // config.batch_size)))

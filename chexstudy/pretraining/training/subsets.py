@@ -8,9 +8,10 @@ import pandas as pd
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.methods import METHODS, choose_subset
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import choice_cost_artifact, subset_artifact, train_arms
+from chexstudy.pretraining.arms.definitions import choice_cost_artifact, subset_artifact
+from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine.random_streams import stream_generator
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.training.arm_run import is_trained
 from chexstudy.pretraining.training.scoring import Scores, score_training_pairs, score_with_reference
 from chexstudy.progress import progress
@@ -46,7 +47,7 @@ def train_scoring_arms(
 ) -> None:
     """Train what scores the pairs, where it is not trained: the warm-up, and the reference if a method needs one.
 
-    Args and errors: as in `chexstudy.pretraining.arms.definitions.train_arms`.
+    Args and errors: as in `chexstudy.pretraining.arms.worker_pool.train_arms`.
     """
     arms = ["warm_up"] * bool(config.warm_up_epochs) + [reference] * needs_reference(methods)
     missing = [arm for arm in arms if not all(is_trained(run, arm, seed, config) for seed in seeds)]
@@ -95,7 +96,7 @@ def choose_training_subset(
     name, cost = subset_artifact(method, seed), choice_cost_artifact(method, seed)
     scored = name.replace("subset.parquet", "scores.parquet")
     if not run.is_current(name, run.key(parameters, inputs)):
-        generator = stream_generator(seed, "subset", fixed_streams=config.fixed_streams)
+        generator = RandomStreams(seed, config.fixed_streams).generator("subset")
         start = time.perf_counter()
         choice = choose_subset(method, scores.features, budget, generator, **_signals(scores), **options)
         seconds = time.perf_counter() - start

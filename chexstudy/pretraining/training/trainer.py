@@ -16,21 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chexstudy.arrays import GrowingArray
 from chexstudy.curation.online.curators import Curator, ScoringCurator
 from chexstudy.curation.online.decisions import ledger_rows
-from chexstudy.curation.online.prototypes import balanced_assignment, join_features, prototype_spread
-from chexstudy.curation.records.ledger import LedgerWriter
-from chexstudy.devices import autocast_dtype
+from chexstudy.curation.online.prototypes import balanced_assignment, prototype_spread
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import Arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.pretraining.engine.random_streams import stream_generator, stream_seed
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.engine.schedule import LearningRate
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel
-from chexstudy.pretraining.models.pairs import TrainingPairs
-from chexstudy.pretraining.objectives.contrastive_step import PairEncoder, StepStatistics
+from chexstudy.pretraining.objectives.objective import Objective
+from chexstudy.pretraining.training.curators import CurationRecords
 
 
 @dataclass(frozen=True)
@@ -41,27 +36,6 @@ class Phase:
     epochs: int  # how many
     first_epoch: int = 0  # number of the first of them in the whole training
     steps: int = 0  # stop after so many steps, 0 for all
-    grows: bool = True  # whether its images grow through ``progressive_sizes``
-
-
-@dataclass
-class CurationRecords:
-    """What a curator that scores leaves on disk, super-batch by super-batch."""
-
-    ledger: LedgerWriter  # each decision
-    features: GrowingArray  # of the considered pairs, in the order of the ledger, float16
-    prototypes: GrowingArray  # before the first super-batch and after each
-
-    def flush(self) -> None:
-        """Make sure that all of it outlives a power cut."""
-        self.features.flush()
-        self.prototypes.flush()
-
-    def finish(self) -> None:
-        """Put the whole of it in its place."""
-        self.ledger.finish()
-        self.features.finish()
-        self.prototypes.finish()
 
 
 class Trainer:
@@ -69,10 +43,9 @@ class Trainer:
 
     Args:
         config: every constant.
-        arm: which pairs, and how long.
-        seed: the arm's seed.
-        model: the image-text model, on ``device``.
-        pairs: the training pairs.
+        name: what is trained, for sentences.
+        streams: sources of chance.
+        objective: what a step is, its model on ``device``.
         device: where to train.
         processes: those that train together.
 
@@ -84,41 +57,23 @@ class Trainer:
         seconds: spent on scoring, choosing and training.
         history: one entry a step.
         subset: rows that the last curation epoch kept, once it is over.
-        weights: of the pairs in the loss ``(pairs,)``, or None.
+        weights: of all rows in the loss, or None.
         after_step: called whenever the state is one that training can go on from.
     """
 
     def __init__(
         self,
         config: PretrainingConfig,
-        arm: Arm,
-        seed: int,
-        model: ImageTextModel,
-        pairs: TrainingPairs,
+        name: str,
+        streams: RandomStreams,
+        objective: Objective,
         device: torch.device,
-        processes: Processes | None = None,
+        processes: Processes,
     ):
-        self.config, self.arm, self.seed, self.model, self.pairs, self.device = config, arm, seed, model, pairs, device
-        self.processes = processes or Processes()
-        for size in (config.scoring_size, *config.progressive_sizes):
-            if size:
-                model.image_tower.encoder.check_size(size)
-        if config.image_token_share < 1:
-            model.image_tower.encoder.count_patches()
-        if config.text_layout == "packed":
-            model.text_tower.encoder.check_packing()
-        groups = _parameter_groups(model, config)
+        self.config, self.name, self.streams, self.objective = config, name, streams, objective
+        self.device, self.processes = device, processes
+        groups = objective.parameter_groups()
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=device.type == "cuda")
-        self.encoder = PairEncoder(
-            model,
-            pairs,
-            device,
-            config.micro_batch,
-            choose_autocast(config, device),
-            self.processes,
-            config.text_layout,
-            config.compile_blocks,
-        )
         self.epoch = self.batch = self.step = 0
         self.curated_epochs = self.super_batches = 0
         self.pairs_scored = self.pairs_trained = 0
@@ -131,34 +86,12 @@ class Trainer:
         self._kept: list[np.ndarray] = []
         self._counted = 0.0
 
-    # --- chance ---------------------------------------------------------------------------------------------------
-
-    def generator(self, stream: str, *position: int) -> torch.Generator:
-        """The source of chance for one purpose at one place of the training."""
-        return stream_generator(self.seed, stream, *position, fixed_streams=self.config.fixed_streams)
-
-    def _shuffled(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        return rows[torch.randperm(len(rows), generator=self.generator("order", epoch)).numpy()]
-
-    def _dropout_seed(self, piece: int) -> int:
-        position = (self.step, self.processes.rank, piece)
-        return stream_seed(self.seed, "dropout", *position, fixed_streams=self.config.fixed_streams)
-
-    def _draw_patches(self, count: int, size: int | None) -> Tensor | None:
-        """Which patch tokens the images of a batch keep ``(count, kept)``: the same however the batch is cut."""
-        if self.config.image_token_share == 1:
-            return None
-        patches = self.model.image_tower.encoder.count_patches(size)
-        kept = max(1, round(self.config.image_token_share * patches))
-        chance = torch.rand(count, patches, generator=self.generator("token_dropping", self.step))
-        return chance.argsort(dim=1)[:, :kept].sort(dim=1).values.to(self.device)
-
     # --- state ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict:
         """Everything the run needs to go on from here, as tensors and plain values."""
         return {
-            "model": self.model.state_dict(),
+            "objective": self.objective.state(),
             "optimizer": self.optimizer.state_dict(),
             "position": [self.epoch, self.batch, self.step, self.curated_epochs, self.super_batches],
             "pairs": [self.pairs_scored, self.pairs_trained],
@@ -175,7 +108,7 @@ class Trainer:
         Returns:
             The state of the curator, if one was at work, for `start_curating`.
         """
-        self.model.load_state_dict(state["model"])
+        self.objective.restore(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch, self.step, self.curated_epochs, self.super_batches = state["position"]
         self.pairs_scored, self.pairs_trained = state["pairs"]
@@ -192,67 +125,49 @@ class Trainer:
         rows: np.ndarray,
         phase: str,
         rate: LearningRate,
-        size: int | None = None,
-        embedded: tuple[Tensor, Tensor] | None = None,
+        embedded: tuple[Tensor, ...] | None = None,
         **measured: float,
     ) -> None:
-        """Train on ``rows``; ``embedded`` are their embeddings at this size if they are known."""
-        self.model.train(self.config.dropout)
+        """Train on ``rows``; ``embedded`` is what the model makes of them, if it is known."""
         learning_rate = rate.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         with self._clock():
-            statistics = self._descend(rows, size, embedded)
+            weights = None if self.weights is None else self.weights[rows]
+            told = self.objective.backward(rows, self.step, embedded, weights)
+            if not np.isfinite(told["loss"]):
+                raise StudyError(
+                    f"the loss of {self.name} became {told['loss']} at step {self.step}: lower learning_rate or use "
+                    "precision fp32; the last checkpoint is intact."
+                )
+            self.optimizer.step()
+            told |= self.objective.finish_step(self.step)
         self.pairs_trained += len(rows)
         self._add_up_flops()
         entry = {
             "phase": phase,
             "epoch": self.epoch,
             "step": self.step,
-            "loss": statistics.loss,
             "learning_rate": learning_rate,
-            "logit_scale": self.model.bounded_logit_scale().item(),
-            "image_size": size or self.config.image_size,
             "pairs_scored": 0,
             "pairs_trained": len(rows),
-            "matched_cosine": statistics.matched_cosine,
-            "unmatched_cosine": statistics.unmatched_cosine,
             "flops": self.flops,
             "seconds": self.seconds,
         }
         unmeasured = dict.fromkeys(
             ("keep_ratio", "prototype_spread", "assignment_min", "assignment_max", "selection_overlap"), float("nan")
         )
-        self.history.append(entry | unmeasured | {"usage": []} | measured)
+        self.history.append(entry | told | unmeasured | {"usage": []} | measured)
         self.step += 1
 
-    def _descend(self, rows: np.ndarray, size: int | None, embedded: tuple[Tensor, Tensor] | None) -> StepStatistics:
-        if len(rows) < 2:
-            # One pair has no negatives: its loss is zero and so is the gradient.
-            return StepStatistics(0.0, float("nan"), float("nan"))
-        self.encoder.dropout_seed = self._dropout_seed if self.config.dropout else None
-        patches = self._draw_patches(len(rows), size)
-        weights = None if self.weights is None else torch.from_numpy(self.weights[rows]).to(self.device)
-        reports = self.pairs.reports[torch.from_numpy(rows)].to(self.device) if self.config.multi_positive else None
-        known = embedded if patches is None else None
-        statistics = self.encoder.backward(rows, known, weights, reports, size, patches)
-        self.encoder.dropout_seed = None
-        if not np.isfinite(statistics.loss):
-            raise StudyError(
-                f"the loss of {self.arm.name} (seed {self.seed}) became {statistics.loss} at step {self.step}: "
-                "lower learning_rate or use precision fp32; the last checkpoint is intact."
-            )
-        self.optimizer.step()
-        return statistics
-
-    def _embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, Tensor]:
-        self.model.eval()
-        return self.encoder.embed(rows, size)
-
     def _add_up_flops(self) -> None:
-        (spent,) = self.processes.add_up([self.encoder.flops - self._counted])
-        self.flops += spent
-        self._counted = self.encoder.flops
+        self.flops += self._count_spent()
+
+    def _count_spent(self) -> float:
+        """Operations of all processes since the last count."""
+        (spent,) = self.processes.add_up([self.objective.flops - self._counted])
+        self._counted = self.objective.flops
+        return spent
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -264,33 +179,25 @@ class Trainer:
         self.seconds += time.perf_counter() - start
 
     def mean_flops_a_step(self, rows: np.ndarray, steps: int = 8) -> float:
-        """Operations of a training step, counted on the first batches of the first epoch, over the image sizes."""
-        sizes = (*self.config.progressive_sizes, None)
-        counts = [
-            self.encoder.count_step(batch, size, self._draw_patches(len(batch), size))
-            for batch in self._batches(rows, epoch=0)[:steps]
-            for size in sizes
-        ]
-        return float(np.mean(counts))
+        """Operations of a training step, counted on the first batches of the first epoch."""
+        return float(np.mean([self.objective.count_step(batch) for batch in self._batches(rows, epoch=0)[:steps]]))
 
     # --- plain epochs -----------------------------------------------------------------------------------------------
+
+    def _shuffled(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        return rows[torch.randperm(len(rows), generator=self.streams.generator("order", epoch)).numpy()]
 
     def _batches(self, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
         # Batches of nearly equal size use every pair and leave no tiny, noisy last one.
         return np.array_split(self._shuffled(rows, epoch), count_steps(rows, self.config.batch_size))
 
-    def _image_size(self, phase: Phase) -> int | None:
-        sizes = (*self.config.progressive_sizes, None) if phase.grows else (None,)
-        return sizes[min((self.epoch - phase.first_epoch) * len(sizes) // phase.epochs, len(sizes) - 1)]
-
     def train_epoch(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
         """One plain epoch over ``rows``, or what is left of it, or less where the phase's steps run out."""
         taken = sum(entry["phase"] == phase.name for entry in self.history)
-        size = self._image_size(phase)
         for batch in self._batches(rows, self.epoch)[self.batch :]:
             if phase.steps and taken >= phase.steps:
                 break
-            self._train_step(batch, phase.name, rate, size)
+            self._train_step(batch, phase.name, rate)
             taken += 1
             self.batch += 1
             self.after_step()
@@ -311,12 +218,12 @@ class Trainer:
             curator.load_state_dict(_move(state, self.device))
             return
         config = self.config.curator
-        rows = np.arange(len(self.pairs))
+        rows = np.arange(len(self.objective.examples))
         if config.warm_up_order == "random":
-            rows = torch.randperm(len(rows), generator=self.generator("subset")).numpy()
+            rows = torch.randperm(len(rows), generator=self.streams.generator("subset")).numpy()
         rows = rows[: config.warm_up_pairs]
         with self._clock():
-            features = join_features(*self._embed(rows, self.config.scoring_size or None))
+            features = self.objective.join(self.objective.embed(rows, self.config.scoring_size or None))
             curator.warm_up(features, torch.from_numpy(rows))
         self.pairs_scored += len(rows)
         if records:
@@ -330,7 +237,7 @@ class Trainer:
             rate: the learning rate.
             records: where decisions are written; None where nothing is scored, and in all processes but the first.
         """
-        rows = self._shuffled(np.arange(len(self.pairs)), self.epoch)
+        rows = self._shuffled(np.arange(len(self.objective.examples)), self.epoch)
         if self.batch == 0:
             curator.begin_epoch(len(rows))
         for start in range(self.batch * self.config.super_batch, len(rows), self.config.super_batch):
@@ -339,7 +246,7 @@ class Trainer:
                 kept = self._curate_scored(curator, batch, rate, records)
             else:
                 # Curators that do not score draw on the CPU.
-                generator = self.generator("selection", self.super_batches)
+                generator = self.streams.generator("selection", self.super_batches)
                 mask, _ = curator.choose(self.super_batches, torch.from_numpy(batch), None, generator)
                 kept = batch[mask.numpy()]
                 self._train_step(kept, "curate", rate, keep_ratio=len(kept) / len(batch))
@@ -355,12 +262,12 @@ class Trainer:
         self, curator: ScoringCurator, batch: np.ndarray, rate: LearningRate, records: CurationRecords | None
     ) -> np.ndarray:
         """One super-batch of a curator that scores; the rows that it keeps."""
-        constants, size = self.config.curator, self.config.scoring_size or None
+        constants, size, objective = self.config.curator, self.config.scoring_size or None, self.objective
         overlap = self._measure_overlap(curator, batch)
         with self._clock():
-            embedded = self._embed(batch, size)
-            features = join_features(*embedded)
-            generator = self.generator("selection", self.super_batches)
+            embedded = objective.embed(batch, size)
+            features = objective.join(embedded)
+            generator = self.streams.generator("selection", self.super_batches)
             mask, selection = curator.choose(self.super_batches, torch.from_numpy(batch), features, generator)
             self.processes.require_agreement(mask)
             kept = batch[mask.cpu().numpy()]
@@ -375,20 +282,20 @@ class Trainer:
             if constants.update_timing == "before_step":
                 usage = curator.update(features, mask)
         if records:
-            table = ledger_rows(self.pairs.image_ids[batch], self.epoch, self.step, selection)
+            table = ledger_rows(objective.examples.image_ids[batch], self.epoch, self.step, selection)
             records.ledger.write(self.super_batches, table)
-            place = self.curated_epochs * len(self.pairs) + self.batch * self.config.super_batch
+            place = self.curated_epochs * len(objective.examples) + self.batch * self.config.super_batch
             records.features.write(place, features.half().cpu().numpy())
         self.pairs_scored += len(batch)
         # Scores at another size are no embeddings to train on.
         known = None if size else tuple(side[mask] for side in embedded)
         self._train_step(
-            kept, "curate", rate, None, known, keep_ratio=len(kept) / len(batch), pairs_scored=len(batch), **measured
+            kept, "curate", rate, known, keep_ratio=len(kept) / len(batch), pairs_scored=len(batch), **measured
         )
         if constants.update_timing == "after_step":
             with self._clock():
                 seen = batch if constants.update_features == "all" else kept
-                moved = join_features(*self._embed(seen, size))
+                moved = objective.join(objective.embed(seen, size))
                 usage = curator.update(moved, torch.ones(len(moved), dtype=torch.bool, device=moved.device))
             self.pairs_scored += len(seen)
         self.history[-1]["usage"] = [int(count) for count in usage]
@@ -405,12 +312,10 @@ class Trainer:
         if not self.config.scoring_size or self.super_batches % self.config.overlap_every:
             return lambda mask: float("nan")
         self._add_up_flops()
-        judge, generator = copy.deepcopy(curator), self.generator("selection", self.super_batches)
-        features = join_features(*self._embed(batch))
+        judge, generator = copy.deepcopy(curator), self.streams.generator("selection", self.super_batches)
+        features = self.objective.join(self.objective.embed(batch))
         full_size, _ = judge.choose(self.super_batches, torch.from_numpy(batch), features, generator)
-        (spent,) = self.processes.add_up([self.encoder.flops - self._counted])
-        self.overlap_flops += spent
-        self._counted = self.encoder.flops
+        self.overlap_flops += self._count_spent()
         return lambda mask: float((mask & full_size).sum() / (mask | full_size).sum().clamp(min=1))
 
 
@@ -420,20 +325,6 @@ def _move(state: object, device: torch.device) -> object:
     return state.to(device) if isinstance(state, Tensor) else state
 
 
-def choose_autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision that a configuration asks for on a device, or None."""
-    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]
-
-
 def count_steps(rows: np.ndarray, batch_size: int) -> int:
     """Steps of one epoch over ``rows``."""
     return max(1, -(-len(rows) // batch_size))
-
-
-def _parameter_groups(model: ImageTextModel, config: PretrainingConfig) -> list[dict]:
-    """Weight decay is for matrices, and for the temperature where that is asked for (F12)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 or (p is model.logit_scale and config.decay_logit_scale)]
-    chosen = {id(p) for p in decayed}
-    others = [p for p in trained if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,154 @@
+"""The contrastive objective: each image must find its report among the batch, and back (CLIP)."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.curation.online.prototypes import join_features
+from chexstudy.devices import autocast_dtype
+from chexstudy.encoders.build import compile_blocks
+from chexstudy.pretraining.configuration import TOWERS, PretrainingConfig
+from chexstudy.pretraining.engine.distributed import Processes
+from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, save_model
+from chexstudy.pretraining.models.pairs import TrainingPairs
+from chexstudy.pretraining.models.parameter_efficient import (
+    add_low_rank_updates,
+    freeze_encoder,
+    merge_low_rank_updates,
+)
+from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
+from chexstudy.pretraining.objectives.frozen_towers import frozen_features
+from chexstudy.pretraining.objectives.objective import Objective
+from chexstudy.runs import Run
+
+
+class ContrastiveObjective(Objective):
+    """Two towers that learn from pairs of images and reports.
+
+    Args:
+        run: the study; cohort and pixels must be there.
+        cohort: its table.
+        config: every constant.
+        streams: sources of chance.
+        device: where the model is trained.
+        processes: those that train together.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        cohort: pd.DataFrame,
+        config: PretrainingConfig,
+        streams: RandomStreams,
+        device: torch.device,
+        processes: Processes,
+    ):
+        self._config, self._streams, self._processes = config, streams, processes
+        seed = streams.draw_seed("initialisation")
+        self.model = build_model(config, cohort[cohort.split == "train"], seed)
+        _prepare_towers(self.model, config, seed)
+        self.model.to(device)
+        self.examples = TrainingPairs(cohort, open_pixel_store(run), self.model.text_tower.tokenize)
+        if config.scoring_size:
+            self.model.image_tower.encoder.check_size(config.scoring_size)
+        if config.text_layout == "packed":
+            self.model.text_tower.encoder.check_packing()
+        self._encoder = PairEncoder(
+            self.model,
+            self.examples,
+            device,
+            config.micro_batch,
+            choose_autocast(config, device),
+            processes,
+            config.text_layout,
+            config.compile_blocks,
+        )
+        self.stall, self.width = self._encoder.stall, 2 * config.dim
+        self.prepared = self._read_frozen_features(run)
+
+    def _read_frozen_features(self, run: Run) -> dict[str, float]:
+        encoder, config = self._encoder, self._config
+        decisive = {"precision": str(encoder.autocast), "threads": config.threads, "image_size": config.image_size}
+        spent = {"flops": 0.0, "seconds": 0.0}
+        for side in config.frozen_towers:
+            encoder.features[side], cost = frozen_features(run, side, encoder, decisive)
+            spent = {part: spent[part] + cost[part] for part in spent}
+        return spent
+
+    @property
+    def flops(self) -> float:
+        return self._encoder.flops
+
+    def parameter_groups(self) -> list[dict]:
+        """Weight decay is for matrices, and for the temperature where that is asked for (F12)."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        scale = self.model.logit_scale if self._config.decay_logit_scale else None
+        decayed = [p for p in trained if p.ndim > 1 or p is scale]
+        chosen = {id(p) for p in decayed}
+        others = [p for p in trained if id(p) not in chosen]
+        return [{"params": decayed, "weight_decay": self._config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, Tensor]:
+        self.model.eval()
+        return self._encoder.embed(rows, size)
+
+    def join(self, embedded: tuple[Tensor, Tensor]) -> Tensor:
+        return join_features(*embedded)
+
+    def backward(
+        self,
+        rows: np.ndarray,
+        step: int,
+        embedded: tuple[Tensor, Tensor] | None = None,
+        weights: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        encoder = self._encoder
+        self.model.train(self._config.dropout)
+        if len(rows) < 2:
+            # One pair has no negatives: its loss is zero and so is the gradient.
+            self.model.zero_grad(set_to_none=True)
+            return {"loss": 0.0, "matched_cosine": float("nan"), "unmatched_cosine": float("nan")}
+        if self._config.dropout:
+            place = (step, self._processes.rank)
+            encoder.dropout_seed = lambda piece: self._streams.draw_seed("dropout", *place, piece)
+        drawn = None if weights is None else torch.from_numpy(weights).to(encoder.device)
+        statistics = encoder.backward(rows, embedded, drawn)
+        encoder.dropout_seed = None
+        return vars(statistics)
+
+    def finish_step(self, step: int) -> dict[str, float]:
+        return {"logit_scale": self.model.bounded_logit_scale().item()}
+
+    def count_step(self, rows: np.ndarray) -> float:
+        return self._encoder.count_step(rows)
+
+    def describe(self) -> dict:
+        precision = str(self._encoder.autocast or torch.float32).removeprefix("torch.")
+        return {"micro_batch": self._encoder.micro_batch, "precision": precision}
+
+    def export(self, folder: Path) -> None:
+        for side in TOWERS:
+            merge_low_rank_updates(self.model.tower(side).encoder)
+        save_model(folder, self.model, self._config)
+
+
+def _prepare_towers(model: ImageTextModel, config: PretrainingConfig, seed: int) -> None:
+    """Freeze encoders, add low-rank updates and compile blocks as the configuration says."""
+    for side in TOWERS:
+        encoder = model.tower(side).encoder
+        if side in config.frozen_towers:
+            freeze_encoder(encoder)
+        elif config.lora_rank:
+            add_low_rank_updates(encoder, config.lora_rank, config.lora_alpha, seed)
+        if config.compile_blocks:
+            compile_blocks(encoder)
+
+
+def choose_autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision that a configuration asks for on a device, or None."""
+    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]

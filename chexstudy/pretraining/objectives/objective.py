@@ -1,0 +1,85 @@
+"""What a training step is: the contract between an objective and the trainer, which knows nothing else of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sized
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from chexstudy.pretraining.engine.loading import StallMeter
+
+
+class Examples(Sized):
+    """What is trained on, by row number."""
+
+    image_ids: np.ndarray  # ``(rows,)``
+    table: pd.DataFrame  # their rows of the cohort
+
+
+class Objective(ABC):
+    """A model, what it learns from, and how. Rows are those of the whole batch, the same in every process."""
+
+    examples: Examples
+    model: nn.Module  # everything that learns
+    width: int  # of the features that a curator sees
+    stall: StallMeter  # how long the device waited for its input
+    flops: float  # operations spent so far by this process
+    prepared: dict[str, float]  # ``flops`` and ``seconds`` of all processes that were spent before the first step
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict]:
+        """What the optimiser is told: ``params``, ``weight_decay`` and the like."""
+
+    @abstractmethod
+    def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, ...]:
+        """What the model makes of rows, ``(rows, ...)`` each, without gradient; ``size`` is the side of the images."""
+
+    @abstractmethod
+    def join(self, embedded: tuple[Tensor, ...]) -> Tensor:
+        """What a curator sees of it: unit-norm features ``(rows, width)``."""
+
+    @abstractmethod
+    def backward(
+        self,
+        rows: np.ndarray,
+        step: int,
+        embedded: tuple[Tensor, ...] | None = None,
+        weights: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        """Set the gradient of a step, whatever the processes and the memory; none where there is nothing to learn.
+
+        Args:
+            rows: what is trained on.
+            step: number of the step, by which everything random is drawn.
+            embedded: what `embed` gives for these rows under the present parameters, if it is known.
+            weights: of the rows in the loss ``(rows,)``; each counts once without them.
+
+        Returns:
+            Numbers for the history, the ``loss`` among them.
+        """
+
+    @abstractmethod
+    def count_step(self, rows: np.ndarray) -> float:
+        """Operations that `backward` would spend on rows in all processes, without spending them."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the trained model as others read it. Nothing is trained afterwards."""
+
+    def finish_step(self, step: int) -> dict[str, float]:
+        """What follows the optimiser's step, such as a moving average of the weights; numbers for the history."""
+        return {}
+
+    def describe(self) -> dict:
+        """How it was computed, as plain values."""
+        return {}
+
+    def state(self) -> dict:
+        """Everything to go on from, as tensors and plain values."""
+        return {"model": self.model.state_dict()}
+
+    def restore(self, state: dict) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(state["model"])
