@@ -107,9 +107,10 @@ class Study:
 
     @cached_property
     def device(self) -> str:
+        """Where models run: the CPU where the notebook has no choice of it."""
         from chexstudy.devices import choose_device
 
-        return str(choose_device(self._parameters["device"]))
+        return str(choose_device(self._parameters.get("device", "cpu")))
 
     @cached_property
     def config(self) -> "PretrainingConfig":

@@ -161,7 +161,7 @@ count_cells(cells, study.findings)
 # %%
 from chexstudy.evaluation.image_text.retrieval_protocols import measure_study_retrieval, tabulate_retrieval_choices
 
-choices = measure_study_retrieval(study.evaluation(device="cpu"), "curated", seed)
+choices = measure_study_retrieval(study.evaluation(), "curated", seed)
 tabulate_retrieval_choices(choices).round(3)
 
 # %% [markdown]
