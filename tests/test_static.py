@@ -40,12 +40,6 @@ def test_equal_rows_are_taken_in_order_by_both_forms(sampler):
     assert not (apply_rule(features, prototypes, config, chance, static).prototype == 2).any()
 
 
-def test_an_empty_batch_decides_nothing():
-    for form in (fused, static):
-        selection = apply_rule(_unit(0, 8, 1), _unit(2, 8, 2), CuratorConfig(prototypes=2), torch.zeros(2), form)
-        assert selection.kept.shape == selection.order.shape == (0,)
-
-
 def test_density_is_the_mean_distance_to_the_nearest_of_the_same_group():
     points = torch.tensor([[0.0], [1.0], [3.0], [100.0], [101.0], [50.0]], dtype=torch.float64)
     group = torch.tensor([0, 0, 0, 1, 1, 2])

@@ -36,19 +36,11 @@ _ROUNDING = 2.0**-24
 def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
     """Pick points one by one, each the farthest from those already picked (Gonzalez 1985, greedy k-centre).
 
-    Distances are Euclidean. Of equally far points the first in row order is taken, so the result is a function of
-    ``points`` and ``start`` alone.
-
-    Args:
-        points: ``(n, dim)``.
-        count: how many to pick; all rows are returned, in order of picking, where it is at least ``n``.
-        start: row of the first pick.
+    Distances are Euclidean. Of equally far points ``(n, dim)`` the first in row order is taken, so the result is a
+    function of ``points`` and ``start`` alone.
 
     Returns:
         Row numbers ``(min(count, n),)``, int64, in the order of picking.
-
-    Raises:
-        ValueError: ``points`` is empty, ``count`` is below one or ``start`` is no row.
     """
     rows = len(points)
     if rows == 0 or count < 1 or not 0 <= start < rows:
@@ -234,37 +226,35 @@ def fill_pool(bounds: np.ndarray, size: int) -> tuple[np.ndarray, float, int]:
     return np.sort(np.concatenate([above, level[:missing]])), float(floor), int(rival)
 
 
-def _allocate_operand(rows: int, dim: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Room for what `_prepare_operand` writes. bfloat16 numbers are kept as their bits, for numpy has no such type."""
-    matrix = np.empty((rows, dim), dtype=np.uint16 if rounded else np.float32)
+def _allocate_operand(rows: int, dim: int, rounded: bool) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Room for what `_prepare_operand` writes."""
+    matrix = torch.empty((rows, dim), dtype=torch.bfloat16 if rounded else torch.float32)
     return matrix, np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.float32)
 
 
 def _prepare_operand(
-    points: np.ndarray, mean: np.ndarray, matrix: np.ndarray, squares: np.ndarray, errors: np.ndarray
+    points: np.ndarray, mean: np.ndarray, matrix: Tensor, squares: np.ndarray, errors: np.ndarray
 ) -> None:
     """Write points less their mean, as they are multiplied, their squared norms, and how far rounding moved them."""
-    if matrix.dtype == np.uint16:
-        _round_rows(points, mean, matrix, squares, errors)
-    else:
-        np.subtract(points, mean, out=matrix)
-        squares[:] = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
-        errors[:] = 2 * _ROUNDING * np.sqrt(squares)
+    exact = points - mean
+    matrix.copy_(torch.from_numpy(exact))
+    near = matrix.float().numpy()
+    moved = exact - near
+    squares[:] = np.einsum("ij,ij->i", near, near, dtype=np.float64)
+    # Taking off the mean rounds as well.
+    errors[:] = np.sqrt(np.einsum("ij,ij->i", moved, moved, dtype=np.float64)) + 2 * _ROUNDING * np.sqrt(squares)
 
 
-def _multiply(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def _multiply(points: Tensor, centres: Tensor) -> np.ndarray:
     """Scalar products ``(points, centres)`` float32 of two prepared operands."""
-    if points.dtype == np.float32:
-        return points @ centres.T
-    left, right = (torch.from_numpy(matrix).view(torch.bfloat16) for matrix in (points, centres))
-    return (left @ right.T).float().numpy()
+    return (points @ centres.T).float().numpy()
 
 
 @cache
 def measure_rate(dim: int, rounded: bool) -> float:
     """Operations a second of a product of this machine, one multiplication and one addition counted as two."""
     operand = _allocate_operand(_GROUP_ROWS, dim, rounded)[0]
-    operand.fill(0)
+    operand.zero_()
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -276,36 +266,6 @@ def measure_rate(dim: int, rounded: bool) -> float:
 def _rounded_products_pay(dim: int) -> bool:
     """Whether this processor multiplies bfloat16 faster than float32; it decides about time alone, not about picks."""
     return measure_rate(dim, True) > 1.2 * measure_rate(dim, False)
-
-
-@njit(cache=True, nogil=True)
-def _round_rows(points, mean, matrix, squares, errors):
-    """Take off the mean and round to bfloat16, to nearest even."""
-    rows, dim = points.shape
-    exact = np.empty(dim, dtype=np.float32)
-    kept = np.empty(dim, dtype=np.uint32)
-    exact_bits, near = exact.view(np.uint32), kept.view(np.float32)
-    for row in range(rows):
-        for column in range(dim):
-            exact[column] = points[row, column] - mean[column]
-        for column in range(dim):
-            bits = exact_bits[column]
-            odd = (bits >> np.uint32(16)) & np.uint32(1)
-            bits = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
-            kept[column] = bits
-            matrix[row, column] = np.uint16(bits >> np.uint32(16))
-        norm = _squared_norm(near)
-        squares[row] = norm
-        # Taking off the mean rounds as well.
-        errors[row] = np.sqrt(_squared_distance(exact, near)) + 2 * _ROUNDING * np.sqrt(norm)
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-def _squared_norm(point):
-    total = 0.0
-    for column in range(len(point)):
-        total += np.float64(point[column]) * np.float64(point[column])
-    return total
 
 
 @njit(cache=True, nogil=True, fastmath=True)

@@ -16,7 +16,7 @@ ASSIGNMENTS = ("balanced", "nearest")
 
 @dataclass(frozen=True)
 class CuratorConfig:
-    """Constants of the curator. Defaults are the published ones; quirk numbers are those of the project's notes."""
+    """Constants of the curator. Defaults are the published ones; F numbers are those of docs/published.md."""
 
     # ``published`` bands of each batch (`chexstudy.curation.online.selection`), or ``budgeted``: bands by running
     # quantiles, with exactly ``budget`` pairs kept in an epoch (`chexstudy.curation.online.budgeted`; corrects F2).

@@ -1,6 +1,6 @@
 """Prototypes: where they start (k-means on a first sample of pairs) and how they move (balanced assignment, average).
 
-Source: CheXficient (arXiv 2602.22843) and its public code; quirk numbers F3-F6 are those of the project's notes on it.
+Source: CheXficient (arXiv 2602.22843) and its public code; deviations of that code are numbered in docs/published.md.
 """
 
 import torch
@@ -37,9 +37,7 @@ def initial_prototypes(features: Tensor, config: CuratorConfig) -> Tensor:
 
 
 @torch.no_grad()
-def balanced_assignment(
-    features: Tensor, prototypes: Tensor, epsilon: float, iterations: int, counted: Tensor | None = None
-) -> Tensor:
+def balanced_assignment(features: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assign features to prototypes by Sinkhorn-Knopp (F5).
 
     Args:
@@ -47,17 +45,13 @@ def balanced_assignment(
         prototypes: unit-norm ``(count, dim)``.
         epsilon: entropic temperature; at the published 0.5 the assignment is hardly balanced.
         iterations: normalisations of rows and columns.
-        counted: which features take part ``(batch,)``, bool; all without it.
 
     Returns:
         Probability of each prototype for each feature ``(count, batch)``; its columns sum to one. The published update
         takes the largest entry of each column.
     """
     kernel = _affinity(features, prototypes, epsilon)
-    balance = _balance(kernel, iterations, counted)
-    kernel *= balance
-    if counted is not None:
-        kernel *= counted.unsqueeze(1)
+    kernel *= _balance(kernel, iterations, None)
     return (kernel / kernel.sum(dim=1, keepdim=True).clamp(min=_TINY)).T
 
 

@@ -86,9 +86,6 @@ def apply_rule(
     With `chexstudy.curation.online.static` nothing is read back to the host, so this is what a CUDA graph captures.
     """
     rows, count, device = len(features), len(prototypes), features.device
-    wide = static.wide_type(device)
-    if rows == 0:
-        return _nothing(device, wide)
     # Mixed precision would round the very differences that decide.
     with torch.autocast(device.type, enabled=False):
         prototype, distance = form.assign_nearest(features, prototypes)
@@ -100,7 +97,7 @@ def apply_rule(
         group = prototype.masked_fill(~is_central, count)
         members, starts, sizes = _sort_into_groups(group, count)
         if config.sampler == "farthest":
-            place = (chance.to(wide) * sizes).long().minimum(sizes - 1).clamp(min=0)
+            place = (chance * sizes).long().minimum(sizes - 1).clamp(min=0)
             first = members[(starts + place).clamp(max=rows - 1)]
             order = form.order_farthest(features, group, members, starts, sizes, first, config.central_cap)
         else:
@@ -165,10 +162,3 @@ def _order_by_key(key: Tensor, group: Tensor, starts: Tensor, sizes: Tensor, cap
     place = torch.arange(len(rows), device=rows.device) - starts[owner]
     is_picked = (group[rows] < len(sizes)) & (sizes > cap)[owner] & (place < cap)
     return torch.empty_like(rows).scatter_(0, rows, place.masked_fill(~is_picked, -1))
-
-
-def _nothing(device: torch.device, wide: torch.dtype) -> Selection:
-    """The decision about a batch without pairs."""
-    number, code, row = (torch.empty(0, dtype=dtype, device=device) for dtype in (wide, torch.int8, torch.int64))
-    kept = torch.empty(0, dtype=torch.bool, device=device)
-    return Selection(row, number, number, number, code, row, kept, code, number)

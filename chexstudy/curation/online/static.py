@@ -15,24 +15,20 @@ from torch import Tensor
 _BLOCK = 2**26
 
 
-def wide_type(device: torch.device) -> torch.dtype:
-    """The type decisions are made in: float64, or float32 on a device that has nothing wider."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest prototype ``(count, dim)`` of each row ``(batch, dim)``; of equally near ones the first.
 
     Returns:
         Prototype ``(batch,)``, int64, and Euclidean distance to it ``(batch,)``, float64.
     """
-    wide = wide_type(features.device)
-    points, centres = features.to(wide), prototypes.to(wide)
+    points, centres = features.double(), prototypes.double()
     square = centres.square().sum(dim=1)
     # The largest score x.p - |p|^2 / 2 is the smallest distance.
     scores = torch.addmm(square.mul(-0.5), points, centres.T)
     # A product rounds differently in different columns; prototypes that differ by no more than that are equally near.
-    slack = 4 * points.shape[1] * torch.finfo(wide).eps * (points.square().sum(dim=1, keepdim=True) + square.max())
+    slack = (
+        4 * points.shape[1] * torch.finfo(torch.float64).eps * (points.square().sum(dim=1, keepdim=True) + square.max())
+    )
     near = scores >= scores.amax(dim=1, keepdim=True) - slack
     prototype = near.to(torch.int8).argmax(dim=1)
     return prototype, torch.linalg.vector_norm(points - centres[prototype], dim=1)
@@ -56,7 +52,7 @@ def order_farthest(
         Place of each row in the order of its group ``(batch,)``, int64, -1 where it is not picked.
     """
     batch, groups, device = len(features), len(sizes), features.device
-    points = features.to(wide_type(device))
+    points = features.double()
     owner = group.clamp(max=groups - 1)
     takes_part = group < groups
     numbers = torch.arange(batch, device=device)
@@ -65,7 +61,7 @@ def order_farthest(
     gap = torch.full((batch + 1,), -1.0, dtype=points.dtype, device=device)
     gap[:batch].masked_fill_(takes_part, torch.inf)
     # Floats from zero are ordered as their bits are; GPUs have an atomic maximum of whole numbers, not of floats.
-    bits = gap.view(torch.int64 if points.dtype == torch.float64 else torch.int32)[:batch]
+    bits = gap.view(torch.int64)[:batch]
     lowest = torch.iinfo(bits.dtype).min
     thinned = sizes > cap
     pick = first.masked_fill(~thinned, batch)
@@ -96,7 +92,7 @@ def mean_gaps(
         ``(batch,)``, float64; without meaning for rows that take no part.
     """
     batch, groups = len(features), len(sizes)
-    points = features.to(wide_type(features.device))
+    points = features.double()
     square = points.square().sum(dim=1)
     numbers = torch.arange(batch, device=features.device)
     neighbours = min(neighbours, batch - 1)
