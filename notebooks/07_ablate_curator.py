@@ -140,10 +140,10 @@ tabulate_costs(read_costs(study.run, [variant.arm for variant in trained], study
 # excludes zero is a difference that this study can see; one that does not is no evidence of equality.
 
 # %%
-from chexstudy.experiments.trained_variants import choose_test_set, evaluate_variants, list_differences
+from chexstudy.experiments.trained_variants import evaluate_variants, list_differences
 
 evaluation = study.evaluation(probe=False)
-data_set = choose_test_set(evaluation)
+data_set = evaluation.main_test_set()
 zero_shot = evaluate_variants(evaluation, trained, study.seeds, arms_at_once)
 list_differences(zero_shot, data_set).round(3)
 

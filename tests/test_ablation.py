@@ -288,21 +288,23 @@ def test_rows_keep_the_contract_of_the_results_table():
     )
     rows = validate_results(list_results(stream, trained, law, stability, "tiny/train").assign(study="tiny"))
     assert set(rows.task) == {"ablation_curation"}
-    means = rows[(rows.seed == OVER_SEEDS) & (rows.metric == "keep_ratio")].set_index(["arm", "setting"]).value
+    means = rows[(rows.seed == OVER_SEEDS) & (rows.metric == "keep_ratio")].set_index(["variant", "setting"]).value
     assert means.to_dict() == pytest.approx(
         {
-            ("curated", REFERENCE): 0.15,
-            ("curated", "rule=budgeted"): 0.3,
-            ("curated.published", ""): 0.2,
-            ("curated.two_epochs", ""): 0.3,
+            ("", REFERENCE): 0.15,
+            ("", "rule=budgeted"): 0.3,
+            (REFERENCE, ""): 0.2,
+            ("two_epochs", ""): 0.3,
         }
     )
     law_rows = rows[rows.metric == "full_batch_keep_ratio"]
-    assert set(law_rows.setting) == {"prototypes=6, central_cap=10, super_batch=120"}
+    place = ("prototypes=6", "central_cap=10", "super_batch=120")
+    assert set(law_rows[["setting", "variant", "group"]].itertuples(index=False, name=None)) == {place}
     assert law_rows.value[law_rows.seed == OVER_SEEDS].tolist() == pytest.approx([0.55])
-    assert set(rows.setting[rows.metric == "stability"]) == {
-        "published rule, order: one order, another",
-        "published rule, seed: seed 0, seed 1",
+    stable = rows.loc[rows.metric == "stability", ["variant", "setting", "group", "reference"]]
+    assert set(stable.itertuples(index=False, name=None)) == {
+        ("published", "order", "one order", "another"),
+        ("published", "seed", "seed 0", "seed 1"),
     }
 
 

@@ -24,8 +24,9 @@ from chexstudy.experiments.budget_sweep import (
     write_saving,
 )
 from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets, select_savings
+from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.pretraining.arms.budgets import list_budget_arms, name_budget, plan_budgets, read_budget
-from chexstudy.pretraining.arms.definitions import find_arm
+from chexstudy.pretraining.arms.definitions import name_training
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import OVER_SEEDS, add_results, validate_results
 from chexstudy.runs import Run
@@ -58,14 +59,14 @@ def _without_a_screen():
 )
 def test_a_budget_has_a_name_that_can_be_read_back(share, name):
     assert name_budget(share) == name
-    assert read_budget(find_arm(f"random_same_data.{name}").name) == pytest.approx(share)
+    assert read_budget(name) == pytest.approx(share)
 
 
-def test_all_pairs_are_the_budget_of_everything_and_other_arms_have_none():
-    assert read_budget("full") == 1
-    for arm in ("curated", "curated.two_epochs", "curated.keep_all"):
+def test_all_pairs_are_the_budget_of_everything_and_other_variants_have_none():
+    assert read_budget("") == 1
+    for variant in ("two_epochs", "keep_all"):
         with pytest.raises(StudyError, match="of no budget"):
-            read_budget(arm)
+            read_budget(variant)
 
 
 def test_budgets_change_the_rule_and_the_budget_alone():
@@ -146,7 +147,8 @@ def measure(home, monkeypatch):
 def test_every_arm_is_measured_by_seed_and_over_seeds(measure):
     rows, _ = measure(shift={("curated.keep_10", 1): 1})
     rows = validate_results(rows)
-    of_arms = rows[rows.task == ZERO_SHOT].set_index(["arm", "seed", "finding"])
+    trainings = [name_training(arm, variant) for arm, variant in zip(rows.arm, rows.variant, strict=True)]
+    of_arms = rows.assign(arm=trainings)[rows.task == ZERO_SHOT].set_index(["arm", "seed", "finding"])
     assert set(of_arms.index) == {
         (arm, seed, one) for arm in _WORTH for seed in (0, 1, -1) for one in ("macro", "head")
     }
@@ -167,31 +169,31 @@ def test_differences_are_paired_by_patient_and_seed(measure):
     # The second seed is worse in both arms alike: the difference does not see it.
     lower = {(arm, 1): -2 for arm in ("curated.keep_50", "random_same_compute.keep_50")}
     rows, _ = measure(_WORTH | {"curated.keep_10": _WORTH["random_same_data.keep_10"]}, shift=lower)
-    at = rows[rows.task == DIFFERENCE].set_index(["arm", "finding"])
+    at = rows[rows.task == DIFFERENCE].set_index(["arm", "variant", "reference", "finding"])
     assert len(at) == 2 * 2 * 3
-    assert at.value["curated.keep_50 - random_same_compute.keep_50", "macro"] == pytest.approx(0.1)
-    assert at.value["curated.keep_50 - full", "macro"] == pytest.approx(0.0)
-    same = at.loc[("curated.keep_10 - random_same_data.keep_10", "macro")]
+    assert at.value["curated", "keep_50", "random_same_compute", "macro"] == pytest.approx(0.1)
+    assert at.value["curated", "keep_50", "full", "macro"] == pytest.approx(0.0)
+    same = at.loc[("curated", "keep_10", "random_same_data", "macro")]
     assert (same.value, same.ci_low, same.ci_high) == (0, 0, 0)
     width = (at.ci_high - at.ci_low).xs("macro", level="finding")
-    assert width["curated.keep_50 - random_same_compute.keep_50"] < width["curated.keep_50 - full"]
+    assert width["curated", "keep_50", "random_same_compute"] < width["curated", "keep_50", "full"]
 
 
 def test_savings_are_read_off_the_curves_of_random_training_and_of_curated(measure):
     rows, _ = measure()
-    at = rows[(rows.task == SAVING) & (rows.finding == "macro")].set_index(["arm", "metric"])
+    at = rows[(rows.task == SAVING) & (rows.finding == "macro")].set_index(["arm", "variant", "reference", "metric"])
     # Random pairs are as good as 10 % curated (0.7, at 2) at 4.
-    saved = at.loc[("curated.keep_10 - random_same_data", "flops_saved")]
+    saved = at.loc[("curated", "keep_10", "random_same_data", "flops_saved")]
     assert (saved.value, saved.setting) == (pytest.approx(0.5), "reached")
-    assert at.value["curated.keep_10 - random_same_data", "pairs_saved"] == pytest.approx(0.5)
+    assert at.value["curated", "keep_10", "random_same_data", "pairs_saved"] == pytest.approx(0.5)
     # Nothing random is as good as 50 % curated (0.9, at 8), not even all pairs at 16.
-    never = at.loc[("curated.keep_50 - random_same_data", "flops_saved")]
+    never = at.loc[("curated", "keep_50", "random_same_data", "flops_saved")]
     assert (never.value, never.setting) == (pytest.approx(0.5), "at_least")
     # Random batches were better than 10 % curated at the least that was tried.
-    less = at.loc[("curated.keep_10 - random_same_compute", "flops_saved")]
+    less = at.loc[("curated", "keep_10", "random_same_compute", "flops_saved")]
     assert (less.value, less.setting) == (pytest.approx(0.0), "at_most")
     # Curated training has 0.7 at 2 and 0.9 at 8, so 0.8, which all pairs have at 16, at 4.
-    curve = at.loc[("curated - full", "flops_saved")]
+    curve = at.loc[("curated", "", "full", "flops_saved")]
     assert (curve.value, curve.setting) == (pytest.approx(0.75), "reached")
     assert len(at) == 2 * (2 * 2 + 1)
 
@@ -199,9 +201,9 @@ def test_savings_are_read_off_the_curves_of_random_training_and_of_curated(measu
 def test_one_budget_and_one_seed_are_enough(measure):
     rows, costs = measure({arm: worth for arm, worth in _WORTH.items() if "50" not in arm}, (0,), variants=["keep_10"])
     saving = rows[(rows.task == SAVING) & (rows.finding == "macro") & (rows.metric == "flops_saved")]
-    state = saving.set_index("arm").setting
-    assert state["curated - full"] == "at_most"
-    assert state["curated.keep_10 - random_same_data"] == "reached"
+    state = saving.set_index(["arm", "variant", "reference"]).setting
+    assert state["curated", "", "full"] == "at_most"
+    assert state["curated", "keep_10", "random_same_data"] == "reached"
     assert plot_budgets(rows, costs).axes
 
 
@@ -227,9 +229,9 @@ def test_the_table_and_the_words(measure):
     assert table.pairs_trained["100.0%", "full"] == 16000
     assert len(list_differences(results)) == 12
     assert len(state_differences(results)) == 6
-    savings = list_savings(results).set_index(["arm", "cost"])
-    assert savings.saved["curated.keep_50 - random_same_data", "flops"] == "at least 50 %"
-    assert savings.saved["curated - full", "pairs_trained"] == "75 %"
+    savings = list_savings(results).set_index(["arm", "variant", "reference", "cost"])
+    assert savings.saved["curated", "keep_50", "random_same_data", "flops"] == "at least 50 %"
+    assert savings.saved["curated", "", "full", "pairs_trained"] == "75 %"
 
 
 def test_savings_in_words():
@@ -251,9 +253,9 @@ def test_savings_in_words():
 # --- the figure ------------------------------------------------------------------------------------------------------
 
 
-def _told(rows, arm, value, low, high, state="reached"):
+def _told(rows, pair, value, low, high, state="reached"):
     """The rows with one saving that can be told, in both costs and for all findings."""
-    own = (rows.task == SAVING) & (rows.arm == arm)
+    own = (rows.task == SAVING) & (rows[["arm", "variant", "reference"]] == pair).all(axis=1)
     ends = {"value": value, "ci_low": low, "ci_high": high, "setting": state}
     others = rows.task == SAVING
     rows = rows.assign(ci_low=rows.ci_low.mask(others), ci_high=rows.ci_high.mask(others))
@@ -276,24 +278,26 @@ def test_the_figure_shows_every_arm_against_both_costs(measure):
         assert _texts(axes, "kept") == ["10 %", "50 %"]
         assert axes.get_xscale() == "log"
     points = select_budgets(rows, costs)
-    assert points.set_index("arm").kept.to_dict() == {arm: read_budget(arm) for arm in _WORTH}
+    shares = points.groupby("arm").kept.agg(list)
+    assert shares["full"] == [1.0]
+    assert all(shares[arm] == [0.1, 0.5] for arm in ("curated", "random_same_data", "random_same_compute"))
     assert points.pairs_trained[points.arm == "full"].item() == 16000
 
 
 def test_a_saving_is_drawn_where_it_can_be_told_and_only_there(measure):
     rows, costs = measure()
-    silent = _told(rows, "no such pair", 0.0, 0.0, 0.0)
+    silent = _told(rows, ("curated", "", "no such arm"), 0.0, 0.0, 0.0)
     assert [_texts(axes, "saving") for axes in plot_budgets(silent, costs).axes] == [[], []]
     assert "cannot be told for any of 5 comparisons" in describe_budgets(silent, costs)
-    of_data = _told(rows, "curated.keep_10 - random_same_data", 0.5, 0.2, 0.6)
+    of_data = _told(rows, ("curated", "keep_10", "random_same_data"), 0.5, 0.2, 0.6)
     assert [_texts(axes, "saving") for axes in plot_budgets(of_data, costs).axes] == [[], ["50 % saved"]]
     caption = describe_budgets(of_data, costs)
     assert "50 % (20 to 60 %) by keeping 10 % against random, same data." in caption
     assert "for 4 of 5 comparisons" in caption
-    of_all = _told(rows, "curated - full", 0.75, 0.5, np.nan, "at_least")
+    of_all = _told(rows, ("curated", "", "full"), 0.75, 0.5, np.nan, "at_least")
     assert [_texts(axes, "saving") for axes in plot_budgets(of_all, costs).axes] == [["at least 75 % saved"]] * 2
     assert "at least 75 % (50 % or more) by curation against all pairs" in describe_budgets(of_all, costs)
-    lost = _told(rows, "curated - full", -0.5, -0.9, -0.2)
+    lost = _told(rows, ("curated", "", "full"), -0.5, -0.9, -0.2)
     assert [_texts(axes, "saving") for axes in plot_budgets(lost, costs).axes] == [[], []]
     assert "\N{MINUS SIGN}50 % (\N{MINUS SIGN}90 to \N{MINUS SIGN}20 %)" in describe_budgets(lost, costs)
 
@@ -306,14 +310,14 @@ def test_the_caption_says_what_was_compared(measure):
     single, costs = measure(seeds=(0,))
     assert "patients resampled; 1 seed." in describe_budgets(single, costs)
     assert "of head findings" in describe_budgets(single, costs, "head")
-    assert select_savings(rows).arm.iloc[0] == "curated - full"
+    assert select_savings(rows).reference.iloc[0] == "full"
 
 
 def test_a_figure_without_rows_or_costs_says_what_to_run(measure):
     rows, costs = measure()
-    with pytest.raises(StudyError, match="without arms at budgets"):
+    with pytest.raises(NothingToDraw, match="without arms at budgets, macro"):
         plot_budgets(rows[rows.task != ZERO_SHOT], costs)
-    with pytest.raises(StudyError, match="without arms at budgets, tail"):
+    with pytest.raises(NothingToDraw, match="without arms at budgets, tail"):
         plot_budgets(rows, costs, "tail")
     with pytest.raises(StudyError, match="lacks flops"):
         plot_budgets(rows, costs.drop(columns="flops"))

@@ -191,4 +191,4 @@ def test_keep_rates_fit_the_results_table(home):
     place = {"arm": "curated", "seed": 0, "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
     add_results(Run("test"), rows.assign(**place))
     mass = rows[(rows.finding == "Mass") & (rows.metric == "enrichment")].iloc[0]
-    assert (mass.value, mass.n, mass.positives, mass.setting) == (2, 2, 1, "finding")
+    assert (mass.value, mass.n, mass.positives, mass.group) == (2, 2, 1, "finding")

@@ -85,7 +85,9 @@ def test_every_input_is_one_a_pair():
 
 def test_rows_of_the_results_table_name_what_was_told_from_what():
     rows = list_detection(measure(*make_case()[:4]))
-    assert not rows.duplicated(["finding", "metric", "setting"]).any()
-    assert "isolation against rare among all" in set(rows.setting)
+    assert not rows.duplicated(["finding", "setting", "reference", "group"]).any()
+    assert ("isolation", "rare", "all") in set(
+        rows[["setting", "reference", "group"]].itertuples(index=False, name=None)
+    )
     assert set(rows.finding) == {"mismatched", "junk", "either"}
     assert list_detection(pd.DataFrame()).empty

@@ -236,7 +236,7 @@ def test_a_cohort_without_labels_runs_every_notebook(home):
     given = {"source": "folder", "data_root": str(home / "mine"), "super_batch": 60}
     assert len(run_all("debug", given, study="mine")) == len(SOURCES)
     run = Run("mine")
-    assert set(read_results(run).setting[read_results(run).task == "curation"]) == {"all", "report", "density"}
+    assert set(read_results(run, ["curation"]).group) == {"all", "report", "density"}
     assert {"composition", "radiographs", "embedding", "density"} <= {
         path.stem for path in run.path("figures").iterdir()
     }

@@ -119,7 +119,7 @@ def single(results):
     """One seed, two arms, one finding, no differences: the least a real cohort gives."""
     chosen = results[(results.seed == 0) & results.arm.isin(ARMS[:2])]
     gone = [*list(FINDINGS)[1:], "head", "medium", "tail", "mismatched", "junk", "near-duplicate", "sound pair"]
-    return chosen[~chosen.finding.isin(gone) & (chosen.setting != "density")].assign(data_set="nlm_tb/test")
+    return chosen[~chosen.finding.isin(gone) & (chosen.group != "density")].assign(data_set="nlm_tb/test")
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_density_shares_add_up_and_keep_rates_are_the_tables(results, keep_rows,
     assert len(figure.axes) >= 3
     shares = [patch.get_data().values.sum() for patch in figure.axes[0].patches]
     assert shares == pytest.approx([100, 100, 100])
-    over = keep_rows[(keep_rows.setting == "density") & (keep_rows.metric == "keep_rate") & (keep_rows.seed == -1)]
+    over = keep_rows[(keep_rows.group == "density") & (keep_rows.metric == "keep_rate") & (keep_rows.seed == -1)]
     assert len(over) == 10
     expected = [(float(one.finding), 100 * one.value) for one in over.itertuples()]
     assert sorted(marks(figure.axes[1], "estimate")) == [pytest.approx(one) for one in sorted(expected)]
@@ -387,7 +387,7 @@ def test_a_trend_that_may_be_none_or_rests_on_few_is_said_and_not_drawn(results)
 
 def test_captions_name_no_panel_that_is_not_drawn(results):
     prevalence = pd.Series(FINDINGS)
-    kept_alone = results[(results.task == "curation") & results.setting.isin(["report", "density"])]
+    kept_alone = results[(results.task == "curation") & results.group.isin(["report", "density"])]
     assert len(plot_long_tail(kept_alone, prevalence[:0]).axes) == 1
     caption = describe_long_tail(kept_alone, prevalence[:0])
     assert "a, share of the pairs of each kind" in caption

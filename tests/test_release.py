@@ -480,7 +480,7 @@ def test_card_tells_of_the_audit_of_this_subset(trained, tmp_path):
     rows = [
         {
             **{"study": "tiny", "arm": "curated", "seed": 0, "task": "audit", "data_set": "tiny/train"},
-            **{"finding": group, "metric": metric, "setting": kind, "value": value, "exposure": "seen"},
+            **{"finding": group, "metric": metric, "group": kind, "value": value, "exposure": "seen"},
             **{"ci_low": np.nan, "ci_high": np.nan, "n": (cohort[kind] == group).sum()},
             "positives": (kept[kind] == group).sum(),
         }

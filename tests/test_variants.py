@@ -8,7 +8,6 @@ from chexstudy.errors import StudyError
 from chexstudy.experiments import trained_variants as variants
 from chexstudy.experiments.curator_ablation import JACCARD, REFERENCE, KeptMeasure, take_reference
 from chexstudy.experiments.trained_variants import (
-    choose_test_set,
     choose_variants,
     evaluate_variants,
     list_differences,
@@ -111,17 +110,20 @@ def evaluated():
     """What evaluating the reference and a variant with two seeds gives."""
     rows = []
     for task, metric, base in (("zero_shot", "auroc", 0.7), ("retrieval", "recall_at_1", 0.1)):
-        for arm, gain in (("curated.published", 0.0), ("curated.two_epochs", 0.1)):
+        for variant, gain in (("published", 0.0), ("two_epochs", 0.1)):
             for seed in (0, 1, -1):
                 for finding, more in (("macro", 0.0), ("tail", 0.05), ("Edema", 0.2)):
-                    rows.append((arm, seed, task, "p/test", finding, metric, "chosen", base + gain + more))
-    rows.append(("curated.published", 0, "zero_shot", "p/test", "macro", "auroc", "published", 0.6))
-    pair = "curated.published - curated.two_epochs"
-    rows.append((pair, -1, "zero_shot_difference", "p/test", "macro", "auroc_difference", "chosen", -0.1))
-    rows.append((pair, -1, "zero_shot_difference", "p/test", "Edema", "auroc_difference", "chosen", -0.1))
-    names = ["arm", "seed", "task", "data_set", "finding", "metric", "setting", "value"]
+                    rows.append((variant, "", seed, task, "p/test", finding, metric, "chosen", base + gain + more))
+    rows.append(("published", "", 0, "zero_shot", "p/test", "macro", "auroc", "published", 0.6))
+    rows.append(
+        ("published", "two_epochs", -1, "zero_shot_difference", "p/test", "macro", "auroc_difference", "chosen", -0.1)
+    )
+    rows.append(
+        ("published", "two_epochs", -1, "zero_shot_difference", "p/test", "Edema", "auroc_difference", "chosen", -0.1)
+    )
+    names = ["variant", "reference", "seed", "task", "data_set", "finding", "metric", "setting", "value"]
     table = pd.DataFrame(rows, columns=names)
-    return table.assign(ci_low=table.value - 0.02, ci_high=table.value + 0.03, n=80, positives=-1)
+    return table.assign(arm="curated", ci_low=table.value - 0.02, ci_high=table.value + 0.03, n=80, positives=-1)
 
 
 def test_differences_are_the_variants_minus_the_reference(monkeypatch):
@@ -139,7 +141,7 @@ def test_differences_are_the_variants_minus_the_reference(monkeypatch):
     assert set(rows.task) == {"ablation_zero_shot", "ablation_zero_shot_difference"}
     assert set(rows.finding) == {"macro", "tail"}
     gain = list_differences(rows, "p/test")
-    assert gain.arm.tolist() == ["curated.two_epochs - curated.published"]
+    assert gain.variant.tolist() == ["two_epochs"]
     assert gain[["value", "ci_low", "ci_high"]].iloc[0].tolist() == pytest.approx([0.1, 0.07, 0.12])
     summary = summarise_variants(rows, "p/test").set_index(["setting", "metric"])
     assert summary.value["two_epochs", "auroc"] == pytest.approx(0.8)
@@ -152,10 +154,3 @@ def test_differences_are_the_variants_minus_the_reference(monkeypatch):
 def test_nothing_evaluated_is_an_empty_table():
     assert list(summarise_variants(pd.DataFrame(), "p/test").columns)[:3] == ["setting", "metric", "finding"]
     assert len(list_differences(pd.DataFrame(), "p/test")) == 0
-
-
-def test_the_enriched_test_set_is_preferred():
-    sets = {"p/test": None, "p/test_enriched": None}
-    assert choose_test_set(SimpleNamespace(test_sets=lambda: sets)) == "p/test_enriched"
-    del sets["p/test_enriched"]
-    assert choose_test_set(SimpleNamespace(test_sets=lambda: sets)) == "p/test"

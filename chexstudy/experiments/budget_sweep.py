@@ -27,7 +27,7 @@ from chexstudy.evaluation.scores import MACRO, group_findings, read_scores
 from chexstudy.evaluation.task import run_tasks
 from chexstudy.experiments.equal_performance import AT_LEAST, AT_MOST, Curve, measure_saving
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, plan_budgets, read_budget
-from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, read_costs
+from chexstudy.pretraining.arms.definitions import arm_folder, name_arms, name_variant, read_costs
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import progress
@@ -112,8 +112,7 @@ def measure_budgets(
         Rows of the results table: AUROC per seed and over seeds; ``auroc_difference`` of the curated arm and each other
         at the same budget, and all pairs; ``flops_saved`` and ``pairs_saved`` as shares, with the state of
         `chexstudy.experiments.equal_performance.Saving` as ``setting``, of the curated arm of each budget against both
-        curves of random training (``curated.keep_10 - random_same_data``), and of the curve of curated training against
-        all pairs (``curated - full``).
+        curves of random training, and of the curve of curated training (no variant) against all pairs.
     """
     if not variants:
         return pd.DataFrame(columns=COLUMNS)
@@ -126,7 +125,7 @@ def measure_budgets(
     exposure = tell_exposure(evaluation.run, arms[0], seeds[0])
     rows = pd.concat(tables, ignore_index=True).dropna(subset=["value"], ignore_index=True)
     place = {"study": evaluation.run.study, "data_set": data_set, "exposure": exposure}
-    return rows.assign(**place, n=measured.n, positives=-1)
+    return name_arms(rows.assign(**place, n=measured.n, positives=-1))
 
 
 def _measure_arms(evaluation: Evaluation, arms: list[str], seeds: Sequence[int], data_set: str) -> _Measured:
@@ -185,7 +184,7 @@ def _list_differences(measured: _Measured, variants: Sequence[str]) -> pd.DataFr
             second = measured.arms.index(other)
             value = measured.values[first] - measured.values[second]
             table = _list_groups(measured, value, measured.replicates[first] - measured.replicates[second])
-            tables.append(table.assign(arm=f"{measured.arms[first]} - {other}"))
+            tables.append(table.assign(arm=measured.arms[first], reference=other))
     place = {"task": DIFFERENCE, "metric": "auroc_difference", "setting": "", "seed": OVER_SEEDS}
     return pd.concat(tables, ignore_index=True).assign(**place)
 
@@ -197,18 +196,23 @@ def _list_groups(measured: _Measured, values: np.ndarray, replicates: np.ndarray
 
 def _list_savings(measured: _Measured, variants: Sequence[str]) -> pd.DataFrame:
     curated = [name_variant(CURATED, variant) for variant in variants]
-    pairs = [([arm], [*(name_variant(other, one) for one in variants), FULL]) for arm in curated for other in RANDOM]
-    names = [f"{arm} - {other}" for arm in curated for other in RANDOM]
-    pairs.append((curated, [FULL]))
-    names.append(f"{CURATED} - {FULL}")
+    pairs = {
+        (arm, other): ([arm], [*(name_variant(other, one) for one in variants), FULL])
+        for arm in curated
+        for other in RANDOM
+    }
+    pairs[CURATED, FULL] = (curated, [FULL])
     rows = []
-    for name, (cheap, dear) in zip(names, pairs, strict=True):
+    for (arm, other), (cheap, dear) in pairs.items():
         for cost, metric in COSTS.items():
             for group, finding in enumerate(measured.groups):
                 curves = [measured.curve(side, cost, group) for side in (cheap, dear)]
                 saving = measure_saving(*curves, patients=measured.patients[group])
                 ends = {"value": saving.value, "ci_low": saving.ci_low, "ci_high": saving.ci_high}
-                rows.append({"arm": name, "metric": metric, "finding": finding, "setting": saving.state} | ends)
+                rows.append(
+                    {"arm": arm, "reference": other, "metric": metric, "finding": finding, "setting": saving.state}
+                    | ends
+                )
     return pd.DataFrame(rows).assign(task=SAVING, seed=OVER_SEEDS)
 
 
@@ -233,22 +237,22 @@ def tabulate_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame
         f"{row.value:.3f}" + f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" * bool(np.isfinite(row.ci_low))
         for row in rows.itertuples()
     ]
-    table = rows.assign(cell=cells).pivot(index="arm", columns="finding", values="cell")
+    table = rows.assign(cell=cells).pivot(index=["arm", "variant"], columns="finding", values="cell")
     table = table[[group for group in _GROUPS if group in table]]
-    mean = costs.groupby("arm")[list(COSTS)].mean().loc[table.index]
+    mean = name_arms(costs).groupby(["arm", "variant"])[list(COSTS)].mean().loc[table.index]
     table["pairs_trained"] = mean.pairs_trained.round().astype(int)
     table["flops"] = mean.flops.map("{:.2e}".format)
-    table["compute"] = (mean.flops / mean.flops[FULL]).map("{:.1%}".format)
-    order = sorted(table.index, key=lambda arm: (read_budget(arm), (CURATED, *RANDOM, FULL).index(arm.split(".")[0])))
+    table["compute"] = (mean.flops / mean.flops[FULL, ""]).map("{:.1%}".format)
+    order = sorted(table.index, key=lambda place: (read_budget(place[1]), (CURATED, *RANDOM, FULL).index(place[0])))
     table = table.loc[order]
-    places = [(f"{read_budget(arm):.1%}", arm.split(".")[0]) for arm in order]
+    places = [(f"{read_budget(variant):.1%}", arm) for arm, variant in order]
     return table.set_index(pd.MultiIndex.from_tuples(places, names=["kept", "arm"]))
 
 
 def list_differences(results: pd.DataFrame) -> pd.DataFrame:
     """Curated minus each other at the same budget: AUROC of all findings and of each tier, for the eye."""
     rows = results[results.task == DIFFERENCE]
-    return rows[["arm", "finding", "value", "ci_low", "ci_high"]].reset_index(drop=True)
+    return rows[["arm", "variant", "reference", "finding", "value", "ci_low", "ci_high"]].reset_index(drop=True)
 
 
 def compare_spending(
@@ -290,7 +294,8 @@ def state_differences(results: pd.DataFrame) -> list[str]:
     rows = results[(results.task == DIFFERENCE) & (results.finding == MACRO) & (results.seed == OVER_SEEDS)]
     verdicts = np.select([rows.ci_low > 0, rows.ci_high < 0], ["better", "worse"], "not told apart")
     return [
-        f"{row.arm}: {row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] in macro AUROC, {verdict}."
+        f"{row.arm}, {row.variant}, minus {row.reference}: {row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] in "
+        f"macro AUROC, {verdict}."
         for row, verdict in zip(rows.itertuples(), verdicts, strict=True)
     ]
 
@@ -308,13 +313,13 @@ def list_savings(results: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
         finding: ``macro`` or a tier.
 
     Returns:
-        ``arm``, ``cost``, ``saved``, ``interval`` and ``verdict``, as text.
+        ``arm``, ``variant``, ``reference``, ``cost``, ``saved``, ``interval`` and ``verdict``, as text.
     """
     rows = results[(results.task == SAVING) & (results.finding == finding)]
     costs = {metric: cost for cost, metric in COSTS.items()}
     return pd.DataFrame(
         {
-            "arm": rows.arm,
+            **{name: rows[name] for name in ("arm", "variant", "reference")},
             "cost": rows.metric.map(costs),
             "saved": [write_saving(row.value, row.setting) for row in rows.itertuples()],
             "interval": [write_ends(row.ci_low, row.ci_high) for row in rows.itertuples()],

@@ -23,6 +23,7 @@ from chexstudy.curation.online.configuration import RULES, SAMPLERS, CuratorConf
 from chexstudy.curation.online.streaming import Stream, curate_stream
 from chexstudy.curation.quality.overlap import jaccard
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
+from chexstudy.evaluation.task import read_or_measure
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.training.scoring import Scores
@@ -260,10 +261,10 @@ def measure_settings(
             tables.append(measure.measure(kept, features, baseline).assign(setting=name))
         return tables
 
-    return read_or_measure(run, f"ablation/seed{seed}/settings.parquet", seed, parameters, (), measure, compute)
+    return measure_kept_sets(run, "settings", seed, parameters, (), measure, compute)
 
 
-def read_or_measure(
+def measure_kept_sets(
     run: Run,
     name: str,
     seed: int,
@@ -272,26 +273,25 @@ def read_or_measure(
     measure: KeptMeasure,
     compute: Callable[[], list[pd.DataFrame]],
 ) -> pd.DataFrame:
-    """The artifact ``name`` if it is current; else compute its tables, write them as one and record where it came from.
+    """The tables that ``compute`` gives as one, kept in ``ablation/seed<k>/<name>.parquet``.
 
     Args:
         run: the study.
-        name: of the artifact.
+        name: of the table.
         seed: of the features that kept sets are measured on; goes into the table.
         parameters: what the table depends on beside cohort, features and measure.
         inputs: further artifacts it depends on.
         measure: how kept sets are measured.
-        compute: gives the tables.
+        compute: measures them.
     """
     inputs += tuple(f"curation/scoring/seed{seed}/{side}.npy" for side in ("image", "text"))
     inputs += ("cohort.parquet", *(["truth.parquet"] if measure.truth is not None else []))
     parameters |= {"seed": seed, "resamples": measure.resamples, "resampling_seed": measure.seed}
-    if run.is_current(name, run.key(parameters, inputs, by=compute)):
-        return pd.read_parquet(run.path(name))
-    table = pd.concat(compute(), ignore_index=True).assign(seed=seed)
-    run.write_table(name, table)
-    run.record(name, parameters, inputs, seed, by=compute)
-    return table
+
+    def put_together() -> list[pd.DataFrame]:
+        return [pd.concat(compute(), ignore_index=True).assign(seed=seed)]
+
+    return read_or_measure(run, [f"ablation/seed{seed}/{name}.parquet"], parameters, inputs, seed, put_together)[0]
 
 
 # --- over seeds ------------------------------------------------------------------------------------------------------
@@ -320,13 +320,14 @@ def average_seeds(table: pd.DataFrame, by: Sequence[str], value: str = "value") 
     return pd.DataFrame(columns).reset_index()
 
 
-def summarise_settings(rows: pd.DataFrame) -> pd.DataFrame:
+def summarise_settings(rows: pd.DataFrame, identity: Sequence[str] = _IDENTITY) -> pd.DataFrame:
     """Each measure of each setting over its seeds, under seed -1; intervals end where the measure does.
 
     Args:
         rows: of `measure_settings` or `measure_variants`, seeds put together.
+        identity: columns that tell measurements apart.
     """
-    table = average_seeds(rows, _IDENTITY).assign(seed=OVER_SEEDS)
+    table = average_seeds(rows, identity).assign(seed=OVER_SEEDS)
     highest = np.where(table.metric.isin(_UNBOUNDED), np.inf, 1.0)
     return table.assign(ci_low=table.ci_low.clip(lower=0.0), ci_high=table.ci_high.clip(upper=highest))
 
@@ -413,31 +414,28 @@ def list_results(
 ) -> pd.DataFrame:
     """Rows of the results table under the task ``ablation_curation``, of each seed and, as seed -1, over seeds.
 
-    On unchanging features the arm is ``curated`` and ``setting`` the constant that is changed; of trained variants the
-    arm is the variant's.
+    On unchanging features ``setting`` is the constant that is changed; trained ones are variants of the arm.
 
     Args:
         stream: of `measure_settings`, seeds put together.
         trained: of `measure_variants`, seeds put together.
-        law: of `measure_ratio_law`, seeds put together; as the metric ``full_batch_keep_ratio``.
-        stability: of `measure_stability`; as the metric ``stability``, the Jaccard index of two kept sets.
+        law: of `measure_ratio_law`, seeds put together; as the metric ``full_batch_keep_ratio``, with the number of
+            prototypes as setting, the cap as variant and the super-batch as group.
+        stability: of `measure_stability`; as the metric ``stability``, the Jaccard index of two kept sets, ``group``
+            and ``reference``, by the rule (variant) when what is named as setting changes.
         data_set: source and split of the training pairs.
     """
-    constants = ["prototypes", "central_cap", "super_batch"]
-    names = law[constants].apply(lambda row: ", ".join(f"{name}={row[name]}" for name in constants), axis=1)
-    kept = {"setting": names, "metric": "full_batch_keep_ratio", "finding": ALL, "positives": -1}
+    kept = {"metric": "full_batch_keep_ratio", "finding": ALL, "positives": -1}
+    places = {"setting": "prototypes", "variant": "central_cap", "group": "super_batch"}
+    kept |= {column: name + "=" + law[name].astype(str) for column, name in places.items()}
     law = law.rename(columns={"measure": "value"}).assign(**kept)
-    varied = stability.rule + " rule, " + stability.varied + ": " + stability["first"] + ", " + stability["second"]
-    alike = {"setting": varied, "metric": "stability", "finding": ALL, "positives": -1}
-    stability = stability.rename(columns={"jaccard": "value"}).assign(**alike)
-    tables = [
-        stream.assign(arm=CURATED),
-        summarise_settings(stream).assign(arm=CURATED),
-        *(rows.assign(arm=rows.setting.map(name_arm), setting="") for rows in (trained, summarise_settings(trained))),
-        law.assign(arm=CURATED),
-        summarise_settings(law).assign(arm=CURATED),
-        stability.assign(arm=CURATED),
-    ]
+    alike = {"metric": "stability", "finding": ALL, "positives": -1}
+    sides = {"jaccard": "value", "rule": "variant", "varied": "setting", "first": "group", "second": "reference"}
+    stability = stability.rename(columns=sides).assign(**alike)
+    trained = pd.concat([trained, summarise_settings(trained)]).rename(columns={"setting": "variant"})
+    law_over_seeds = summarise_settings(law, [*places, "metric", "finding"])
+    tables = [stream, summarise_settings(stream), trained, law, law_over_seeds, stability]
     rows = pd.concat(tables, ignore_index=True)
-    columns = ["arm", "seed", "setting", "metric", "finding", "value", "ci_low", "ci_high", "n", "positives"]
-    return rows[columns].assign(task=TASK, data_set=data_set, exposure="seen")
+    columns = ["variant", "reference", "setting", "group", "seed", "metric", "finding"]
+    columns += ["value", "ci_low", "ci_high", "n", "positives"]
+    return rows[columns].assign(arm=CURATED, task=TASK, data_set=data_set, exposure="seen")

@@ -14,7 +14,6 @@ from chexstudy.experiments.curator_ablation import (
     JACCARD,
     REFERENCE,
     average_seeds,
-    name_arm,
     subtract_reference,
 )
 from chexstudy.experiments.trained_variants import ZERO_SHOT_DIFFERENCE
@@ -126,7 +125,7 @@ def _compare_zero_shot(results: pd.DataFrame, published: str, corrected: str) ->
     variant, sign = (corrected, 1) if published == REFERENCE else (published, -1)
     rows = results[
         (results.task == ZERO_SHOT_DIFFERENCE)
-        & (results.arm == f"{name_arm(variant)} - {name_arm(REFERENCE)}")
+        & (results.variant == variant)
         & (results.seed == OVER_SEEDS)
         & (results.metric == "auroc_difference")
         & (results.finding == MACRO)

@@ -14,12 +14,11 @@ from chexstudy.evaluation.image_text.evaluate import evaluate_arms
 from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO, METRICS
 from chexstudy.experiments.curator_ablation import (
-    ARM_PREFIX,
     RARE_TIER,
     REFERENCE,
     KeptMeasure,
     Setting,
-    read_or_measure,
+    measure_kept_sets,
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.pretraining.arms.worker_pool import train_arms
@@ -126,8 +125,8 @@ def measure_variants(
             for name, own in progress(kept.items(), len(kept), f"seed {seed}, variants")
         ]
 
-    name = f"ablation/seed{seed}/variants.parquet"
-    return read_or_measure(run, name, seed, {"variants": list(subsets)}, tuple(subsets.values()), measure, compute)
+    parameters, inputs = {"variants": list(subsets)}, tuple(subsets.values())
+    return measure_kept_sets(run, "variants", seed, parameters, inputs, measure, compute)
 
 
 def summarise_churn(run: Run, variants: Sequence[Setting], seeds: Sequence[int]) -> pd.DataFrame:
@@ -161,19 +160,14 @@ def evaluate_variants(
     differences = rows[rows.task == "zero_shot_difference"]
     # There the reference comes first; here it is what the variant is compared with.
     differences = differences.assign(
-        arm=differences.arm.str.replace(r"^(.+) - (.+)$", r"\2 - \1", regex=True),
+        variant=differences.reference,
+        reference=differences.variant,
         value=-differences.value,
         ci_low=-differences.ci_high,
         ci_high=-differences.ci_low,
     )
     tasks = [scored.assign(task=ZERO_SHOT), differences.assign(task=ZERO_SHOT_DIFFERENCE)]
     return pd.concat(tasks, ignore_index=True)
-
-
-def choose_test_set(evaluation: Evaluation) -> str:
-    """The test set that variants are shown on: the one enriched with rare findings, where there is one."""
-    names = sorted(evaluation.test_sets())
-    return next((name for name in names if name.endswith("test_enriched")), names[0])
 
 
 def summarise_variants(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
@@ -191,7 +185,7 @@ def summarise_variants(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
     seeds = rows.seed[rows.seed != OVER_SEEDS].nunique()
     rows = rows[rows.seed == OVER_SEEDS]
     metric = np.where(rows.finding == MACRO, "auroc", "auroc_tail")
-    return rows.assign(setting=rows.arm.str.removeprefix(ARM_PREFIX), metric=metric, seeds=seeds)[columns]
+    return rows.assign(setting=rows.variant, metric=metric, seeds=seeds)[columns]
 
 
 def list_differences(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
@@ -201,7 +195,7 @@ def list_differences(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
         results: of `evaluate_variants`; may be empty.
         data_set: which test set.
     """
-    columns = ["arm", "finding", "value", "ci_low", "ci_high", "n"]
+    columns = ["variant", "finding", "value", "ci_low", "ci_high", "n"]
     if len(results) == 0:
         return pd.DataFrame(columns=columns)
     wanted = (results.task == ZERO_SHOT_DIFFERENCE) & (results.metric == "auroc_difference")

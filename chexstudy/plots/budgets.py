@@ -15,6 +15,7 @@ from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import describe_n, name_data_set, require_rows, summarise_seeds
 from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
+from chexstudy.pretraining.arms.definitions import name_arms
 
 # In each panel the saving against the random arm that is given as much of what the panel counts.
 _PAIRED = {"flops": "random_same_compute", "pairs_trained": "random_same_data"}
@@ -31,18 +32,17 @@ def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MA
         finding: ``macro`` or a tier.
 
     Returns:
-        ``arm, family, kept, value, ci_low, ci_high, n, seeds, flops, pairs_trained``; family is the arm without its
-        budget, kept the share of the pairs.
+        ``arm, kept`` (the share of the pairs), ``value, ci_low, ci_high, n, seeds, flops, pairs_trained``.
     """
     rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}")
     missing = [name for name in ("arm", *COSTS) if name not in costs]
     if missing:
         raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
-    table = summarise_seeds(rows).merge(costs.groupby("arm")[list(COSTS)].mean().reset_index(), on="arm")
+    mean = name_arms(costs).groupby(["arm", "variant"])[list(COSTS)].mean().reset_index()
+    table = summarise_seeds(rows).merge(mean, on=["arm", "variant"])
     require_rows(table, "arms with both a cost and a zero-shot AUROC")
-    table = table.assign(family=table.arm.str.partition(".")[0], kept=table.arm.map(read_budget))
-    columns = ["arm", "family", "kept", "value", "ci_low", "ci_high", "n", "seeds", *COSTS]
-    return table[columns].sort_values(["family", "kept"], ignore_index=True)
+    columns = ["arm", "kept", "value", "ci_low", "ci_high", "n", "seeds", *COSTS]
+    return table.assign(kept=table.variant.map(read_budget))[columns].sort_values(["arm", "kept"], ignore_index=True)
 
 
 def _measured(results: pd.DataFrame, finding: str) -> pd.DataFrame:
@@ -56,15 +56,12 @@ def select_savings(results: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
         results, finding: as in `select_budgets`.
 
     Returns:
-        Rows of the results table with ``verdict``, ``first`` and ``second`` (the arms compared) and ``kept`` (the
-        curated arm's budget, 1 for the curve).
+        Rows of the results table with ``verdict`` and ``kept`` (the curated arm's budget, 1 for the curve).
     """
     rows = results[(results.task == SAVING) & (results.finding == finding)].reset_index(drop=True)
-    sides = rows.arm.str.split(" - ", expand=True).reindex(columns=[0, 1])
-    rows = rows.assign(first=sides[0], second=sides[1])
-    rows["kept"] = [1.0 if one == CURATED else read_budget(one) for one in rows["first"]]
+    rows["kept"] = rows.variant.map(read_budget)
     rows["verdict"] = [judge_saving(row.ci_low, row.ci_high) for row in rows.itertuples()]
-    return rows.sort_values(["kept", "arm"], ascending=[False, True], ignore_index=True)
+    return rows.sort_values(["kept", "reference"], ascending=[False, True], ignore_index=True)
 
 
 def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> Drawing:
@@ -104,13 +101,13 @@ def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACR
 
 def _families(table: pd.DataFrame) -> list[str]:
     """Those measured, the curated arm last, so that it is drawn over the others."""
-    return [family for family in (*RANDOM, CURATED) if (table.family == family).any()]
+    return [family for family in (*RANDOM, CURATED) if (table.arm == family).any()]
 
 
 def _draw_families(axes: Axes, table: pd.DataFrame, cost: str) -> None:
-    full = table[table.family == FULL]
+    full = table[table.arm == FULL]
     for family in _families(table):
-        rows, style = table[table.family == family].sort_values(cost), arm_style(family)
+        rows, style = table[table.arm == family].sort_values(cost), arm_style(family)
         over = 1 if family == CURATED else 0
         axes.fill_between(rows[cost], rows.ci_low, rows.ci_high, color=style.colour, alpha=0.1, linewidth=0, zorder=1)
         for end in (rows.ci_low, rows.ci_high):
@@ -125,7 +122,7 @@ def _draw_families(axes: Axes, table: pd.DataFrame, cost: str) -> None:
             axes.plot(last[cost], last.value, color=style.colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=3)
     for row in full.itertuples():
         draw_estimate(axes, getattr(row, cost), row.value, row.ci_low, row.ci_high, arm_style(FULL), True, size=5)
-    for row in table[table.family == CURATED].itertuples():
+    for row in table[table.arm == CURATED].itertuples():
         # At the foot of the panel, where no line runs.
         axes.annotate(
             f"{100 * row.kept:g} %", (getattr(row, cost), row.value), (getattr(row, cost), 0.02), ha="center",
@@ -136,14 +133,15 @@ def _draw_families(axes: Axes, table: pd.DataFrame, cost: str) -> None:
 
 def _draw_saving(axes: Axes, table: pd.DataFrame, savings: pd.DataFrame, cost: str) -> None:
     """The first saving that can be told, from the one cost to the other at the height of the performance."""
-    told = savings[(savings.verdict == "saved") & savings.second.str.startswith((FULL, _PAIRED[cost]))]
-    by_arm = table.set_index("arm")
+    told = savings[(savings.verdict == "saved") & savings.reference.isin([FULL, _PAIRED[cost]])]
+    by_arm = table.set_index(["arm", "kept"])
     for row in told.head(1).itertuples():
         # One side is a point; the other cost follows from the share saved.
-        point = FULL if row.first == CURATED else row.first
-        own, height = by_arm.loc[point, cost], by_arm.loc[point, "value"]
-        ends = (own * (1 - row.value), own) if point == FULL else (own, own / (1 - row.value))
-        open_ended = "<-" if point == FULL else "->"
+        is_full = row.reference == FULL
+        point = by_arm.loc[(FULL if is_full else CURATED, row.kept)]
+        own, height = point[cost], point["value"]
+        ends = (own * (1 - row.value), own) if is_full else (own, own / (1 - row.value))
+        open_ended = "<-" if is_full else "->"
         style = open_ended if row.setting == AT_LEAST else "|-|,widthA=0.25,widthB=0.25"
         axes.annotate(
             "", (ends[1], height), (ends[0], height), zorder=7,
@@ -159,7 +157,7 @@ def _draw_saving(axes: Axes, table: pd.DataFrame, savings: pd.DataFrame, cost: s
 def _handles(table: pd.DataFrame) -> list[Line2D]:
     handles = []
     for family in (CURATED, *RANDOM, FULL):
-        if (table.family == family).any():
+        if (table.arm == family).any():
             style = arm_style(family)
             line = "none" if family == FULL else "-"
             handles.append(
@@ -176,7 +174,7 @@ def describe_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = 
     Args and errors: as in `plot_budgets`.
     """
     table, rows = select_budgets(results, costs, finding), _measured(results, finding)
-    shares = ", ".join(f"{100 * share:g}" for share in sorted(table.kept[table.family == CURATED].unique()))
+    shares = ", ".join(f"{100 * share:g}" for share in sorted(table.kept[table.arm == CURATED].unique()))
     where = name_data_set(rows.data_set.iloc[0])
     words = "macro zero-shot AUROC" if finding == MACRO else f"zero-shot AUROC of {finding} findings"
     seeds = int(table.seeds.max())
@@ -218,9 +216,9 @@ def describe_savings(results: pd.DataFrame, finding: str = MACRO) -> str:
 
 
 def _name_comparison(row) -> str:
-    if row.first == CURATED:
+    if row.reference == FULL:
         return "by curation against all pairs"
-    family = arm_style(row.second).name
+    family = arm_style(row.reference).name
     return f"by keeping {100 * row.kept:g} % against {family[0].lower()}{family[1:]}"
 
 

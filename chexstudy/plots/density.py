@@ -14,7 +14,7 @@ from chexstudy.results import OVER_SEEDS
 
 def select_density(results: pd.DataFrame) -> pd.DataFrame:
     """The curated arm's keep rates by density tenth, with a column ``decile`` (1 the thinnest)."""
-    rows = select_rows(results, "curation", arm="curated", metric="keep_rate", setting="density")
+    rows = select_rows(results, "curation", arm="curated", metric="keep_rate", group="density")
     return rows.assign(decile=rows.finding.astype(int)).reset_index(drop=True)
 
 

@@ -30,7 +30,7 @@ from chexstudy.results import OVER_SEEDS
 
 _TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))
 _KINDS = (*TIERS, NO_FINDING, *TRUTH_GROUPS, *REPORT_GROUPS.values())
-_KIND_SETTINGS = ("tier", "no finding", "truth", "report")
+_KIND_GROUPS = ("tier", "no finding", "truth", "report")
 # Findings the published study calls out; named in the figure whatever came out for them.
 CALLED_OUT = ("Aortic Enlargement", "Fibrosis", "Pulmonary Fibrosis", "Aortic enlargement", "Pulmonary fibrosis")
 _NAMED_AT_MOST = 5
@@ -78,7 +78,7 @@ def _choose_one(rows: pd.DataFrame) -> pd.DataFrame:
 def select_keep_rates(results: pd.DataFrame) -> pd.DataFrame:
     """What the curated arm keeps: keep rates and enrichment of every group but tenths of density."""
     rows = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
-    return rows[rows.setting != "density"].reset_index(drop=True)
+    return rows[rows.group != "density"].reset_index(drop=True)
 
 
 def select_trend(results: pd.DataFrame, against: str = "random_same_data", metric: str = "auroc") -> pd.Series | None:
@@ -171,7 +171,7 @@ def _name_test(rows: pd.DataFrame) -> str:
 def _tables(results, prevalence, against) -> dict:
     """What each panel draws, by panel; empty where nothing was measured."""
     kept = select_keep_rates(results)
-    enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & (kept.setting == "finding")])
+    enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & (kept.group == "finding")])
     enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
     trends = select_trends(results)
     drawn = trends.data_set == (trends.data_set.iloc[0] if len(trends) else "")
@@ -182,7 +182,7 @@ def _tables(results, prevalence, against) -> dict:
         "trends": trends[drawn],
         "trends elsewhere": elsewhere[elsewhere.data_set == elsewhere.data_set.min()],
         "enrichment": enrichment[enrichment.prevalence > 0],
-        "kinds": kept[(kept.metric == "keep_rate") & kept.setting.isin(_KIND_SETTINGS)],
+        "kinds": kept[(kept.metric == "keep_rate") & kept.group.isin(_KIND_GROUPS)],
     }
 
 
@@ -442,7 +442,7 @@ def _describe_trend(trend: pd.Series | None) -> str:
 def _describe_keep_rates(rows: pd.DataFrame, letters: list[str]) -> str:
     seeds = rows.seed[rows.seed != OVER_SEEDS].nunique()
     marks = "One seed" if seeds == 1 else f"{seeds} seeds together"
-    if seeds > 1 and (rows.setting != "finding").any():
+    if seeds > 1 and (rows.group != "finding").any():
         marks += f" (small marks in {letters[-1]}: single seeds)"
     if summarise_seeds(rows).ci_low.isna().all():
         return f"{marks}; no intervals."

@@ -460,7 +460,7 @@ def _describe_subgroups(run: Run, arm: str, seed: int, training: pd.DataFrame, k
     audit = _read_current_audit(run, arm, seed, training, kept)
     if audit.empty:
         return f"{unmeasured} Nor was it audited which groups curation left out."
-    values = audit.pivot(index=["setting", "finding"], columns="metric", values="value")
+    values = audit.pivot(index=["group", "finding"], columns="metric", values="value")
     flagged = values[values.dropped_more_p < SIGNIFICANCE].sort_values("keep_ratio")
     text = f"{unmeasured} Which groups curation kept was audited for {len(values)} of them. "
     if flagged.empty:
@@ -475,7 +475,7 @@ def _read_current_audit(run: Run, arm: str, seed: int, training: pd.DataFrame, k
         return pd.DataFrame()
     rows = read_results(run, ["audit"])
     rows = rows[(rows.arm == arm) & (rows.seed == seed)]
-    for row in rows[rows.setting == "sex"].itertuples():
+    for row in rows[rows.group == "sex"].itertuples():
         if ((training.sex == row.finding).sum(), (kept.sex == row.finding).sum()) != (row.n, row.positives):
             return pd.DataFrame()
     return rows

@@ -257,17 +257,17 @@ def _tabulate(table: pd.DataFrame) -> str:
 def list_audit(report: AuditReport) -> pd.DataFrame:
     """The audit as rows of the results table, task ``audit``; the caller adds arm, seed and data set.
 
-    ``finding`` is the group, ``setting`` its kind. The metrics are ``keep_ratio``, with its interval, and
+    ``finding`` is the group, ``group`` its kind. The metrics are ``keep_ratio``, with its interval, and
     ``dropped_more_p``, the corrected p value; keep rates themselves are rows of
     `chexstudy.curation.quality.keep_rates`.
     """
-    shared = report.table.rename(columns={"group": "finding", "kind": "setting", "kept": "positives"})
+    shared = report.table.rename(columns={"group": "finding", "kind": "group", "kept": "positives"})
     shared = shared.assign(task="audit", exposure="seen")
     ratio = shared.rename(columns={"ratio": "value"}).assign(
         metric="keep_ratio", ci_low=shared.ratio_low, ci_high=shared.ratio_high
     )
     p_value = shared.rename(columns={"p_holm": "value"}).assign(metric="dropped_more_p", ci_low=np.nan, ci_high=np.nan)
-    columns = ["task", "finding", "metric", "setting", "value", "ci_low", "ci_high", "n", "positives", "exposure"]
+    columns = ["task", "finding", "metric", "group", "value", "ci_low", "ci_high", "n", "positives", "exposure"]
     return pd.concat([ratio[columns], p_value[columns]], ignore_index=True)
 
 

@@ -100,7 +100,7 @@ def keep_rates_of_seeds(
 
 
 def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
-    """`keep_rates` as rows of the results table: ``finding`` is the group, ``setting`` what it was grouped by.
+    """`keep_rates` as rows of the results table: ``finding`` is the group, ``group`` what was grouped by.
 
     The metrics are ``keep_rate`` and ``enrichment``; ``n`` counts the images of the group, ``positives`` the kept ones
     (over several seeds their mean, as a whole number). A column ``seed`` is passed on.
@@ -109,7 +109,7 @@ def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
     rates = rates.assign(kept=rates.kept.round().astype(int))
     tables = []
     for metric, low, high in (("keep_rate", "ci_low", "ci_high"), ("enrichment", "enrichment_low", "enrichment_high")):
-        columns = {"group": "finding", "group_by": "setting", metric: "value", low: "ci_low", high: "ci_high"}
+        columns = {"group": "finding", "group_by": "group", metric: "value", low: "ci_low", high: "ci_high"}
         table = rates[[*columns, "n", "kept", *seed]].rename(columns={**columns, "kept": "positives"})
         tables.append(table.assign(metric=metric))
     return pd.concat(tables, ignore_index=True)

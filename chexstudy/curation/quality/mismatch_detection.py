@@ -102,11 +102,9 @@ def tabulate_detection(measured: pd.DataFrame) -> pd.DataFrame:
 def list_detection(measured: pd.DataFrame) -> pd.DataFrame:
     """`measure_detection` as rows of the results table, metric ``auroc``; the caller adds task, arm, seed and data set.
 
-    ``finding`` is the kind of wrong pair, ``setting`` the score, what it is told from and the set it is measured among.
+    ``finding`` is the kind of wrong pair, ``setting`` the score, ``reference`` what it is told from, ``group`` the set
+    it is measured among.
     """
+    names = {"wrong": "finding", "score": "setting", "against": "reference", "among": "group"}
     columns = ["value", "ci_low", "ci_high", "n", "positives"]
-    if measured.empty:
-        return pd.DataFrame(columns=["finding", "metric", "setting", *columns])
-    rows = measured.rename(columns={"wrong": "finding"})
-    setting = rows.score + " against " + rows.against + " among " + rows.among
-    return rows.assign(metric="auroc", setting=setting)[["finding", "metric", "setting", *columns]]
+    return measured.reindex(columns=[*names, *columns]).rename(columns=names).assign(metric="auroc")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from chexstudy.curation.choice import count_budget
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import find_arm, name_variant
+from chexstudy.pretraining.arms.definitions import name_variant
 from chexstudy.pretraining.configuration import PretrainingConfig
 
 CURATED, FULL = "curated", "full"
@@ -25,13 +25,13 @@ def name_budget(share: float) -> str:
     return f"{_KEEP}{percent.replace('.', '_')}"
 
 
-def read_budget(arm: str) -> float:
-    """The share of the pairs an arm is paired at or trained on: 0.227 for ``curated.keep_22_7``, 1 for ``full``."""
-    if arm == FULL:
+def read_budget(variant: str) -> float:
+    """The share of the pairs that arms of a variant are paired at: 0.227 for ``keep_22_7``, 1 for arms without one."""
+    if not variant:
         return 1.0
-    match = re.fullmatch(rf"{_KEEP}(\d+(?:_\d+)?)", find_arm(arm).variant)
+    match = re.fullmatch(rf"{_KEEP}(\d+(?:_\d+)?)", variant)
     if match is None:
-        raise StudyError(f"the arm {arm!r} is of no budget: such arms are {FULL} and, for example, curated.keep_10.")
+        raise StudyError(f"the variant {variant!r} is of no budget: such variants are, for example, keep_10.")
     return float(match[1].replace("_", ".")) / 100
 
 
