@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from chexstudy.cohort.phantom.case import Case, Lesion, Patient
-from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN, draw_radiograph
+from chexstudy.cohort.phantom.drawing import draw_radiograph
+from chexstudy.cohort.phantom.lesions import PAINTERS
 from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.errors import StudyError
 
@@ -66,7 +67,7 @@ def shrink(image: np.ndarray) -> np.ndarray:
 
 
 def test_draws_every_finding_of_the_phantom():
-    assert set(FINDINGS_DRAWN) == set(PREVALENCE)
+    assert set(PAINTERS) == set(PREVALENCE)
 
 
 def test_same_case_gives_same_bytes_and_another_seed_does_not():
@@ -108,10 +109,10 @@ def test_composition_is_the_same_at_any_size(number):
 
 @pytest.mark.parametrize("size", [64, 97, 300])
 def test_any_size_can_be_drawn(size):
-    lesions = tuple(make_lesion(finding, 1.0) for finding in FINDINGS_DRAWN)
+    lesions = tuple(make_lesion(finding, 1.0) for finding in PAINTERS)
     drawing = draw_radiograph(make_case(3, *lesions), size)
     assert drawing.pixels.shape == (size, size)
-    assert set(FINDINGS_DRAWN) <= drawing.masks.keys()
+    assert set(PAINTERS) <= drawing.masks.keys()
     assert all(mask.dtype == bool and mask.shape == (size, size) and mask.any() for mask in drawing.masks.values())
 
 

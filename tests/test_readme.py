@@ -20,7 +20,7 @@ from PIL import Image
 from chexstudy import paths
 from chexstudy.cli.main import build_parser, main
 from chexstudy.cohort.adapters import build_source
-from chexstudy.cohort.phantom.drawing import FINDINGS_DRAWN
+from chexstudy.cohort.phantom.lesions import PAINTERS
 from chexstudy.cohort.table import RESERVED_COLUMNS
 
 _DOCS = paths.REPOSITORY / "docs"
@@ -93,7 +93,7 @@ def test_examples_of_the_help_are_understood_and_name_findings_that_exist():
     for example in examples:
         options = build_parser().parse_args(shlex.split(example)[1:])
         if getattr(options, "finding", None):
-            assert options.finding in FINDINGS_DRAWN, example
+            assert options.finding in PAINTERS, example
 
 
 # --- as a newcomer types them ----------------------------------------------------------------------------------------

@@ -32,14 +32,14 @@ class CohortCheck:
     cohort: pd.DataFrame | None = None  # the cohort table, or None if none can be built
 
 
-def check_source(data_root: str | Path, source: str | None = None, seed: int = 0) -> CohortCheck:
+def check_source(data_root: str | Path, source: str | None = None) -> CohortCheck:
     """Look at a source's folder as a build would, and at what later steps need; nothing is kept.
 
     Args:
         source: one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
     """
     with tempfile.TemporaryDirectory() as unpacked:
-        report = read_source(source or guess_source(data_root), data_root, seed, unpacked)
+        report = read_source(source or guess_source(data_root), data_root, 0, unpacked)
         found = [*_tell_without_image(report.without_image, report.places), *_tell_without_row(report.without_row)]
         if report.cohort is None:
             return CohortCheck(report.problems, tuple(found))

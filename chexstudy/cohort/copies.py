@@ -35,13 +35,13 @@ def find_shared_files(files: Iterable[str | Path]) -> list[list[int]]:
     return [positions for positions in named.values() if len(positions) > 1]
 
 
-def refuse_shared_files(files: Iterable[str | Path], origin: str = "the cohort table") -> None:
+def refuse_shared_files(files: Iterable[str | Path]) -> None:
     """Raise a StudyError if two rows name one image file; ``files`` are those of the rows, in their order."""
     shared = find_shared_files(files)
     if shared:
         first, second = shared[0][:2]
         raise StudyError(
-            f"{origin}: rows {first} and {second} name one image file, and {sum(map(len, shared))} rows share their "
+            f"the cohort table: rows {first} and {second} name one image file, and {sum(map(len, shared))} rows share their "
             "file with another: keep one row for each file, or mend the column of paths."
         )
 

@@ -85,28 +85,26 @@ def _list_values(cohort: pd.DataFrame, kind: str, names: Iterable[str], column: 
     return [Group(kind, name, (cohort[column] == name).to_numpy(dtype=bool, na_value=False), known) for name in names]
 
 
-def find_members(table: pd.DataFrame, kind: str, name: str, near_duplicate: np.ndarray | None = None) -> np.ndarray:
+def find_members(table: pd.DataFrame, kind: str, name: str) -> np.ndarray:
     """Which pairs are in a group: one of `list_groups`, or those with a value in a column of the table.
-
-    Args:
-        kind: a kind of group (see the module), or a column.
 
     Returns:
         ``(pairs,)`` bool, true somewhere.
     """
-    of_kind = {one.name: one.members for one in list_groups(table, near_duplicate) if one.kind == kind}
+    groups = list_groups(table)
+    known = {one.name: one.members for one in groups if one.kind == kind}
+    of_kind = known
     if not of_kind and kind in table and kind not in _NOT_GROUPS:
         values = table[kind].map(lambda value: f"{value:g}" if isinstance(value, Number) else str(value), "ignore")
         of_kind = {value: (values == value).to_numpy(dtype=bool, na_value=False) for value in values.dropna().unique()}
     if not of_kind:
-        there = dict.fromkeys(group.kind for group in list_groups(table, near_duplicate))
+        there = dict.fromkeys(group.kind for group in groups)
         raise StudyError(f"there is no group by {kind!r}: take {', '.join([*there, 'or a column of the table'])}.")
     if name not in of_kind or not of_kind[name].any():
         filled = [one for one, members in of_kind.items() if members.any()]
         # A column of many values may hold names or texts, which messages must not show.
         there = f"none of the {len(filled)} values of {kind} is this"
         if len(filled) <= _NAMES_SHOWN:
-            known = {group.name for group in list_groups(table, near_duplicate) if group.kind == kind}
             shown = [one if one in known else show_value(one, table[kind]) for one in filled]
             there = f"{kind} is one of {', '.join(shown)}"
         raise StudyError(f"no pair has {kind}={name}: {there}.")

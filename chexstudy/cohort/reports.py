@@ -137,12 +137,6 @@ def training_text(report: str) -> str:
     return f"{sections['findings']} {sections['impression']}".strip()
 
 
-def retrieval_text(report: str) -> str:
-    """The published text for retrieval: impression first, then findings, in one line."""
-    sections = split_sections(report)
-    return f"{sections['impression']} {sections['findings']}".strip()
-
-
 def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_budget: int | None = None) -> str:
     """A pseudo-report: one sentence for each stated label, in the order of the labels.
 

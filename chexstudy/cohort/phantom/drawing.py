@@ -18,7 +18,6 @@ from chexstudy.cohort.phantom.shape import make_shape
 from chexstudy.cohort.phantom.vessels import draw_vessels, grow_vessels
 from chexstudy.errors import StudyError
 
-FINDINGS_DRAWN = tuple(PAINTERS)
 SMALLEST_FILM = 32
 
 _ABSORPTION = 2.6  # linear attenuation for one chest's thickness of soft tissue

@@ -42,6 +42,8 @@ _SHARE_OF_AP = 0.38
 _AP_LOADINGS = MappingProxyType({"critical": 0.5, "failure": 0.2})
 _AP_ILLNESS = 0.5
 _PATIENTS_FOR_CALIBRATION = 12_000
+_SHARE_WITHOUT_FINDING = 0.6  # of the studies, as far as the prevalence allows
+_SHARE_HEDGED = 0.07  # of the lesions, of which the reporting radiologist is not certain
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,18 @@ def simulate_cases(
     n: int,
     prevalence: Mapping[str, float],
     generator: np.random.Generator,
-    share_without_finding: float = 0.6,
-    share_hedged: float = 0.07,
     first_patient: int = 0,
 ) -> list[Case]:
     """Simulate ``n`` studies of patients with 1 to 5 studies each, those of a patient in order and side by side.
 
     Args:
         prevalence: finding -> share of studies that have it.
-        share_without_finding: share of studies without any finding, as far as the prevalence allows.
-        share_hedged: share of the lesions of which the reporting radiologist is not certain.
         first_patient: number of the first patient, for several populations without a patient in common.
     """
     _check_prevalence(prevalence)
     counts = 1 + generator.choice(MAXIMAL_STUDIES, size=max(n, 1), p=_SHARE_OF_STUDY_COUNTS)
     counts = counts[: np.searchsorted(np.cumsum(counts), n) + 1]
-    population = _draw_population(counts, prevalence, generator, share_without_finding, share_hedged)
+    population = _draw_population(counts, prevalence, generator)
     return _build_cases(population, np.arange(n), first_patient)
 
 
@@ -105,8 +103,6 @@ def simulate_enriched_cases(
     prevalence: Mapping[str, float],
     generator: np.random.Generator,
     positives: int,
-    share_without_finding: float = 0.6,
-    share_hedged: float = 0.07,
     first_patient: int = 0,
 ) -> list[Case]:
     """Simulate ``n`` studies, one a patient, in which each finding is certainly present at least ``positives`` times.
@@ -118,7 +114,7 @@ def simulate_enriched_cases(
     rarest = min(prevalence.values())
     # Twice what is needed on average, and some more so that chance does not leave a small request short.
     pool = max(2 * n, int((2 * positives + 20) / rarest))
-    population = _draw_population(np.ones(pool, dtype=int), prevalence, generator, share_without_finding, share_hedged)
+    population = _draw_population(np.ones(pool, dtype=int), prevalence, generator)
     stated = population.present & population.certain
     order = generator.permutation(pool)
     chosen = np.zeros(pool, dtype=bool)
@@ -159,13 +155,11 @@ def _draw_population(
     counts: np.ndarray,
     prevalence: Mapping[str, float],
     generator: np.random.Generator,
-    share_without_finding: float,
-    share_hedged: float,
 ) -> _Population:
     """Draw all studies of patients with ``counts`` studies each."""
     findings = tuple(prevalence)
     thresholds = ndtri(1.0 - np.array(list(prevalence.values())))
-    strength = _solve_illness(tuple(prevalence.items()), share_without_finding)
+    strength = _solve_illness(tuple(prevalence.items()))
     parts = _draw_parts(findings, len(counts), int(counts.max()), generator)
     taken = np.arange(int(counts.max())) < counts[:, None]
     scores = _combine_parts(findings, parts, strength)[taken]
@@ -178,7 +172,7 @@ def _draw_population(
     # Mild findings are hedged more often; nobody is in doubt about a device.
     devices = np.array([name == SUPPORT_DEVICES for name in findings])
     doubtful = 1.0 - sum(prevalence[name] for name in findings if name == SUPPORT_DEVICES) / sum(prevalence.values())
-    hedge = np.where(devices, 0.0, 2.0 * share_hedged / max(doubtful, 1e-9) * (1.0 - depth))
+    hedge = np.where(devices, 0.0, 2.0 * _SHARE_HEDGED / max(doubtful, 1e-9) * (1.0 - depth))
     patient, study_number = np.nonzero(taken)
     return _Population(
         findings=findings,
@@ -247,7 +241,7 @@ def _loading_matrix(findings: tuple[str, ...]) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _solve_illness(prevalence: tuple[tuple[str, float], ...], share_without_finding: float) -> float:
+def _solve_illness(prevalence: tuple[tuple[str, float], ...]) -> float:
     """The strength of general illness at which the wanted share of studies has no finding, by bisection.
 
     The more findings gather in the same patients, the more patients have none. Where the wanted share is out of reach
@@ -263,7 +257,7 @@ def _solve_illness(prevalence: tuple[tuple[str, float], ...], share_without_find
     for _ in range(12):
         middle = (low + high) / 2
         without = (_combine_parts(findings, parts, middle) <= thresholds).all(axis=-1).mean()
-        low, high = (middle, high) if without < share_without_finding else (low, middle)
+        low, high = (middle, high) if without < _SHARE_WITHOUT_FINDING else (low, middle)
     return (low + high) / 2
 
 
