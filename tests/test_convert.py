@@ -54,13 +54,13 @@ def test_a_table_becomes_a_store_in_any_folder(cohort, tmp_path, capsys):
     assert list(pd.read_parquet(tmp_path / "store/quarantine.parquet")["image_id"]) == ["a/3"]
     assert run_convert(*given, "--size", 32, "--workers", 1, "--shard-images", 3) == 0
     assert "is current: nothing to do" in capsys.readouterr().out
-
-
-def test_paths_start_at_the_folder_of_the_table_if_no_root_is_given(cohort, tmp_path):
+    # Without a root, paths start at the folder of the table.
     write_cohort(cohort, tmp_path / "images/table.parquet")
-    given = ["--cohort", tmp_path / "images/table.parquet", "--out", tmp_path / "store"]
+    given = ["--cohort", tmp_path / "images/table.parquet", "--out", tmp_path / "other"]
     assert run_convert(*given, "--size", 32, "--workers", 1) == 0
-    assert len(open_pixel_store(StoreFolder(tmp_path / "store"))) == 6
+    assert len(open_pixel_store(StoreFolder(tmp_path / "other"))) == 6
+    with pytest.raises(StudyError, match=r"table\.parquet is a file: name a folder for the pixel store\.$"):
+        StoreFolder(tmp_path / "table.parquet")
 
 
 def test_a_study_is_converted_to_another_size_and_its_quarantine_is_looked_at_again(cohort, tmp_path, capsys):
@@ -69,19 +69,13 @@ def test_a_study_is_converted_to_another_size_and_its_quarantine_is_looked_at_ag
     assert run_convert("--study", "mine", "--size", 36, "--fit", "pad", "--workers", 1) == 0
     store = open_pixel_store(run)
     assert (len(store), store.size, store.fit) == (6, 36, "pad")
+    assert plan_pixel_store(run, cohort, 36, "pad", tmp_path / "images").is_current
     assert list(pd.read_parquet(run.path("quarantine.parquet"))["image_id"]) == ["a/3"]
     Image.fromarray(image(3)).save(tmp_path / "images/3.png")
     assert run_convert("--study", "mine", "--size", 36, "--workers", 1) == 0
     assert len(open_pixel_store(run)) == 7
     assert pd.read_parquet(run.path("quarantine.parquet")).empty
     assert capsys.readouterr().out.splitlines()[-1] == "7 images of 36 pixels in 1 shard, 0 in quarantine."
-
-
-def test_the_notebook_finds_a_converted_store_current(cohort, tmp_path, monkeypatch):
-    run = Run("mine")
-    build_pixel_store(run, cohort, 32, root=tmp_path / "images")
-    assert run_convert("--study", "mine", "--size", 36, "--workers", 1) == 0
-    assert plan_pixel_store(run, cohort, 36, root=tmp_path / "images").is_current
 
 
 def test_a_conversion_that_was_stopped_says_what_is_left(cohort, tmp_path, capsys, monkeypatch):
@@ -144,6 +138,7 @@ def test_a_call_that_leaves_something_out_is_one_sentence(home, capsys, argument
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_work(cohort, tmp_path, monkeypatch):
+    check_room(tmp_path / "not/there/yet", 1)
     run = StoreFolder(tmp_path / "store")
     plan = plan_pixel_store(run, cohort, 32, root=tmp_path / "images")
     free = convert.shutil._ntuple_diskusage(100, 95, 5)
@@ -157,21 +152,9 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(cohort, tmp_path, monk
     assert not run.folder.exists()
 
 
-def test_room_is_looked_for_where_the_folder_will_be(tmp_path):
-    check_room(tmp_path / "not/there/yet", 1)
-    with pytest.raises(StudyError, match=r"^the pixel store needs 1e\+09 GB"):
-        check_room(tmp_path / "not/there/yet", 10**18)
-
-
 def test_the_estimate_counts_images_and_bytes_and_divides_the_time(cohort, tmp_path, monkeypatch):
     plan = plan_pixel_store(StoreFolder(tmp_path / "store"), cohort, 32, root=tmp_path / "images")
     clock = iter([10.0, 17.0, 10.0, 17.0])
     monkeypatch.setattr(convert.time, "perf_counter", lambda: next(clock))
     assert str(estimate_conversion(plan, workers=1)) == "7 images to read, 7.17e-06 GB to write, about 7 s."
     assert estimate_conversion(plan, workers=2).seconds == 3.5
-
-
-def test_a_store_in_the_place_of_a_file_is_one_sentence(tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(StudyError, match=r"taken is a file: name a folder for the pixel store\.$"):
-        StoreFolder(tmp_path / "taken")

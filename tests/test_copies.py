@@ -46,9 +46,9 @@ def test_a_file_named_twice_is_told_by_its_rows_however_it_is_written(tmp_path):
     files = [first, second, third, tmp_path / "x/../0", str(tmp_path / "link"), tmp_path / "folder/0"]
     assert find_shared_files(files) == [[0, 3, 5], [1, 4]]
     with pytest.raises(StudyError) as caught:
-        refuse_shared_files(files, "t.csv")
+        refuse_shared_files(files)
     assert str(caught.value) == (
-        "t.csv: rows 0 and 3 name one image file, and 5 rows share their file with another: keep one row for each "
-        "file, or mend the column of paths."
+        "the cohort table: rows 0 and 3 name one image file, and 5 rows share their file with another: keep one row "
+        "for each file, or mend the column of paths."
     )
     refuse_shared_files(files[:3])

@@ -2,7 +2,6 @@ import errno
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import time
@@ -77,6 +76,14 @@ def test_the_store_holds_every_image_and_says_where(run, tmp_path):
     np.testing.assert_array_equal(store.take(np.array([4, 4])), [fit_square(image(4), 32)] * 2)
     with pytest.raises(IndexError, match="rows 0 to 6 asked of 6 images"):
         store.take(np.array([0, 6]))
+    # The array is a plain file of numpy, whose header leaves room for the number of rows.
+    loaded = np.load(run.path("pixels/shard-00000.npy"))
+    np.testing.assert_array_equal(loaded[5], fit_square(image(5), 32))
+    assert run.path("pixels/shard-00000.npy").stat().st_size == loaded.nbytes + 128
+    quarantine = pd.read_parquet(run.path("quarantine.parquet"))
+    assert list(quarantine.columns) == ["image_id", "image_path", "reason", "detail"]
+    assert quarantine.empty
+    assert count_remarks(run) == {}
 
 
 def test_what_cannot_be_used_leaves_the_cohort_and_is_listed(run, tmp_path):
@@ -144,22 +151,6 @@ def test_a_cohort_that_names_one_file_twice_is_refused(run, tmp_path):
     assert written_files(run) == []
 
 
-def test_a_cohort_in_order_has_an_empty_quarantine_and_no_copies(run, tmp_path):
-    build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    quarantine = pd.read_parquet(run.path("quarantine.parquet"))
-    assert list(quarantine.columns) == ["image_id", "image_path", "reason", "detail"]
-    assert quarantine.empty
-    assert count_remarks(run) == {}
-
-
-def test_the_array_is_a_plain_npy_file(run, tmp_path):
-    build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    loaded = np.load(run.path("pixels/shard-00000.npy"))
-    assert loaded.shape == (6, 32, 32)
-    np.testing.assert_array_equal(loaded[5], fit_square(image(5), 32))
-    assert run.path("pixels/shard-00000.npy").stat().st_size == loaded.nbytes + 128
-
-
 def test_a_current_store_is_reused_and_a_stale_one_built_again(run, tmp_path, monkeypatch):
     cohort = make_cohort(tmp_path / "source")
     build_pixel_store(run, cohort, 32)
@@ -222,34 +213,13 @@ def test_a_cohort_without_a_usable_image_is_one_sentence(run, tmp_path):
     assert written_files(run) == ["quarantine.parquet"]
 
 
-def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing_half_written(run, tmp_path, monkeypatch):
-    def fill_up(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    cohort = make_cohort(tmp_path / "source")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fill_up)
-        with pytest.raises(StudyError) as caught:
-            build_pixel_store(run, cohort, 32)
-    assert str(caught.value) == (
-        f"could not write {run.path('pixels/shard-00000.npy')}: No space left on device; "
-        "free some space or set CHEXSTUDY_HOME to another disk."
-    )
-    assert written_files(run) == []
-    assert len(build_pixel_store(run, cohort, 32)) == 6
-
-
-def test_a_write_that_really_fails_leaves_the_old_files_and_no_current_store(run, tmp_path):
+def test_a_full_disk_leaves_the_old_files_and_no_current_store(run, tmp_path, full_disk):
     cohort = make_cohort(tmp_path / "source")
     build_pixel_store(run, cohort, 32)
     old = {name: run.path(name).read_bytes() for name in ("pixels/shard-00000.npy", "cohort.parquet")}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with pytest.raises(StudyError, match=r"^could not write .*shard-00000\.npy: File too large; free some space"):
-            build_pixel_store(run, cohort, 128)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refusal = r"^could not write .*shard-00000\.npy: File too large; free some space"
+    with full_disk(50_000), pytest.raises(StudyError, match=refusal):
+        build_pixel_store(run, cohort, 128)
     assert {name: run.path(name).read_bytes() for name in old} == old
     assert not any("partial" in name for name in written_files(run))
     with pytest.raises(StudyError, match=r"has no pixels/manifest\.json yet"):
@@ -264,20 +234,6 @@ def test_a_parquet_that_cannot_be_written_is_one_sentence_too(run, tmp_path, mon
     with pytest.raises(StudyError, match=r"^could not write .*shard-00000\.parquet: No space left on device"):
         build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
     assert written_files(run) == ["pixels/shard-00000.npy"]
-
-
-def test_a_killed_build_is_no_store(run, tmp_path, monkeypatch):
-    cohort = make_cohort(tmp_path / "source")
-    build_pixel_store(run, cohort, 32)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pixels, "write_cohort", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build_pixel_store(run, cohort, 48)
-    with pytest.raises(StudyError, match=r"has no pixels/manifest\.json yet"):
-        open_pixel_store(run)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_a_summary_is_an_impression_where_there_is_no_other():
     ],
 )
 def test_words_for_nothing_are_no_report(report):
-    assert training_text(report) == retrieval_text(report) == ""
+    assert training_text(report) == ""
 
 
 def test_words_for_nothing_beside_others_stay():

@@ -207,6 +207,10 @@ def test_what_is_no_tar_is_said(tmp_path, unpack_to):
     assert "a.tar is damaged or cut short: fetch it again." in sentence(tmp_path / "shards", unpack_to)
     write_shard(tmp_path / "shards" / "a.tar", [])
     assert "there is no image in a.tar: check data_root" in sentence(tmp_path / "shards", unpack_to)
+    os.mkfifo(tmp_path / "pipe.tar")
+    assert "holds and names no tar shard" in sentence(tmp_path / "pipe.tar", unpack_to)
+    with pytest.raises(StudyError, match="needs unpack_to"):
+        build_source("webdataset", tmp_path, 0)
 
 
 def test_duplicate_keys_are_one_sentence(tmp_path, unpack_to):
@@ -285,11 +289,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, unpack_to, full_disk):
     shard = write_shard(tmp_path / "a.tar", [("a.png", picture(0, side=300)), ("a.json", b'{"patient": 1}')])
     with full_disk(20_000):
         assert sentence(shard, unpack_to).startswith("could not write ")
-
-
-def test_the_source_needs_a_place_to_unpack_to(tmp_path):
-    with pytest.raises(StudyError, match="needs unpack_to"):
-        build_source("webdataset", tmp_path, 0)
 
 
 def test_keys_may_be_the_uids_of_dicom(tmp_path, unpack_to):
@@ -382,11 +381,6 @@ def test_members_fields_and_depth_have_limits(tmp_path, unpack_to):
     ):
         write_shard(tmp_path / "shards" / "a.tar", [("case/a.png", picture(0)), *members])
         assert said in sentence(tmp_path / "shards", unpack_to)
-
-
-def test_a_pipe_is_no_shard(tmp_path, unpack_to):
-    os.mkfifo(tmp_path / "a.tar")
-    assert "holds and names no tar shard" in sentence(tmp_path / "a.tar", unpack_to)
 
 
 def test_a_check_tells_of_fields_that_nothing_uses(tmp_path):

@@ -41,8 +41,8 @@ def refuse_shared_files(files: Iterable[str | Path]) -> None:
     if shared:
         first, second = shared[0][:2]
         raise StudyError(
-            f"the cohort table: rows {first} and {second} name one image file, and {sum(map(len, shared))} rows share their "
-            "file with another: keep one row for each file, or mend the column of paths."
+            f"the cohort table: rows {first} and {second} name one image file, and {sum(map(len, shared))} rows share "
+            "their file with another: keep one row for each file, or mend the column of paths."
         )
 
 
