@@ -37,6 +37,10 @@ OLDEST_YEARS = 120
 PATIENTS_UNIFIED = "patients_written_in_several_ways"
 UNUSED = "columns"
 _SPLIT = "official split"
+_A_LABEL = (
+    "; a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated), or an entry under 'values: labels' "
+    "that says what it means."
+)
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ def _translate(
     files = [finder.find(name) for name in paths]
     ids = {name: normalise_ids(cells[name]) for name in ("image_id", "patient_id", "study_id") if name in cells}
     problems = _find_id_problems({"image_path": normalise_ids(paths), **ids}, origin)
-    problems += _find_shared_files(files, table.index, mapping, origin) if not problems else []
+    problems += _find_shared_files(files, table.index, mapping.columns["image_path"], origin) if not problems else []
     own = ids.get("image_id", normalise_ids(paths)).fillna("")
     cohort = pd.DataFrame(
         {name: mapping.source + "/" + ids.get(name, own).fillna("") for name in ("image_id", "patient_id", "study_id")}
@@ -269,18 +273,26 @@ def _translate(
     for name in ("view", "sex", "split"):
         if name in cells:
             cohort[name] = _translate_words(cells[name], name, mapping).where(cells[name].notna(), UNSAID[name])
-            problems += _find_unknown_words(cohort[name], cells[name], name, origin)
+            allowed = sorted(set(WORDS[name].values()))
+            told = (
+                f"; expected one of {', '.join(allowed)}, or an entry under 'values: {name}' that says what it means."
+            )
+            problems += _tell_first(~cohort[name].isin(allowed), cells[name], origin, told)
         elif name != "split":
             cohort[name] = "unknown"
     cohort["age_years"] = parse_years(cells["age_years"]) if "age_years" in cells else float("nan")
     if "age_years" in cells:
-        problems += _find_wrong_ages(cohort["age_years"], cells["age_years"], origin)
+        wrong = (cohort["age_years"].isna() & cells["age_years"].notna()) | (cohort["age_years"] > OLDEST_YEARS)
+        told = f"; expected an age from 0 to {OLDEST_YEARS} years, or empty."
+        problems += _tell_first(wrong, cells["age_years"], origin, told)
     for finding, column in mapping.findings().items():
         cohort[finding] = _translate_words(table[column], "labels", mapping)
     for name, column in mapping.outcomes(table).items():
         is_time = name.endswith(YEARS_SUFFIX)
         cohort[name] = table[column].str.strip() if is_time else _translate_words(table[column], "outcomes", mapping)
-    problems += _find_wrong_labels(cohort, table, mapping, origin)
+    for finding, column in mapping.findings().items():
+        wrong = cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1])
+        problems += _tell_first(wrong, table[column], origin, _A_LABEL)
     if problems:
         return cohort, problems
     cohort = cohort.astype(dict.fromkeys(mapping.findings(), "Int8"))
@@ -328,22 +340,29 @@ def _head_section(column: str, text: str) -> str:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
+def _tell_first(wrong: pd.Series, cells: pd.Series, origin: str, told: str, held: str = "") -> list[str]:
+    """One sentence about the first wrong cell, none if there is none; ``{count}`` in what is told is how many are."""
+    rows = np.flatnonzero(wrong)
+    if not len(rows):
+        return []
+    cell = cells.iloc[rows[0]]
+    held = held or ("is empty" if pd.isna(cell) else f"holds {show_value(cell, cells)}")
+    place = name_place(cells.index, rows[0])
+    return [f"{origin}: {place}, column {cells.name!r} {held}{told.format(count=len(rows))}"]
+
+
 def _find_id_problems(ids: Mapping[str, pd.Series], origin: str) -> list[str]:
     problems = []
     for name, cells in ids.items():
-        problems += _find_empty_cells(cells, origin)
-        problems += _find_duplicates(cells, origin) if name.startswith("image") else _find_rounded(cells, origin)
+        told = " ({count} rows are; nan, unknown or -1 say no more): fill it in."
+        problems += _tell_first(cells.isna(), cells, origin, told)
+        if name.startswith("image"):
+            problems += _find_duplicates(cells, origin)
+        else:
+            rounded = cells.map(is_rounded, na_action="ignore").eq(True)
+            held = "holds a number that a spreadsheet has rounded, as in 1.2E+15"
+            problems += _tell_first(rounded, cells, origin, " ({count} rows do): save the identifiers as text.", held)
     return problems
-
-
-def _find_empty_cells(cells: pd.Series, origin: str) -> list[str]:
-    empty = np.flatnonzero(cells.isna())
-    if not len(empty):
-        return []
-    return [
-        f"{origin}: {name_place(cells.index, empty[0])}, column {cells.name!r} is empty ({len(empty)} rows are; "
-        "nan, unknown or -1 say no more): fill it in."
-    ]
 
 
 def _find_duplicates(names: pd.Series, origin: str) -> list[str]:
@@ -358,61 +377,15 @@ def _find_duplicates(names: pd.Series, origin: str) -> list[str]:
     ]
 
 
-def _find_rounded(ids: pd.Series, origin: str) -> list[str]:
-    rounded = np.flatnonzero(ids.map(is_rounded, na_action="ignore").eq(True))
-    if not len(rounded):
-        return []
-    return [
-        f"{origin}: {name_place(ids.index, rounded[0])}, column {ids.name!r} holds a number that a spreadsheet has "
-        f"rounded, as in 1.2E+15 ({len(rounded)} rows do): save the identifiers as text."
-    ]
-
-
-def _find_shared_files(files: list[Path], places: pd.Index, mapping: ColumnMapping, origin: str) -> list[str]:
+def _find_shared_files(files: list[Path], places: pd.Index, column: str, origin: str) -> list[str]:
     shared = find_shared_files(files)
     if not shared:
         return []
     first, second = (name_place(places, number) for number in shared[0][:2])
     return [
-        f"{origin}: {first} and {second} name the same file in column {mapping.columns['image_path']!r}, written in "
-        f"two ways ({len(shared)} files are named more than once): give each image one row."
+        f"{origin}: {first} and {second} name the same file in column {column!r}, written in two ways "
+        f"({len(shared)} files are named more than once): give each image one row."
     ]
-
-
-def _find_unknown_words(translated: pd.Series, cells: pd.Series, kind: str, origin: str) -> list[str]:
-    allowed = sorted(set(WORDS[kind].values()))
-    wrong = np.flatnonzero(~translated.isin(allowed))
-    if not len(wrong):
-        return []
-    cell = cells.iloc[wrong[0]]
-    held = "is empty" if pd.isna(cell) else f"holds {show_value(cell, cells)}"
-    return [
-        f"{origin}: {name_place(cells.index, wrong[0])}, column {cells.name!r} {held}; expected one of "
-        f"{', '.join(allowed)}, or an entry under 'values: {kind}' that says what it means."
-    ]
-
-
-def _find_wrong_ages(years: pd.Series, cells: pd.Series, origin: str) -> list[str]:
-    wrong = np.flatnonzero((years.isna() & cells.notna()) | (years > 120))
-    if not len(wrong):
-        return []
-    return [
-        f"{origin}: {name_place(cells.index, wrong[0])}, column {cells.name!r} holds "
-        f"{show_value(cells.iloc[wrong[0]], cells)}; expected an age from 0 to 120 years, or empty."
-    ]
-
-
-def _find_wrong_labels(cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, origin: str) -> list[str]:
-    problems = []
-    for finding, column in mapping.findings().items():
-        wrong = np.flatnonzero(cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1]))
-        if len(wrong):
-            problems.append(
-                f"{origin}: {name_place(table.index, wrong[0])}, column {column!r} holds "
-                f"{show_value(table[column].iloc[wrong[0]], table[column])}; a label is 1 (present), 0 (absent), "
-                "-1 (uncertain) or empty (not stated), or an entry under 'values: labels' that says what it means."
-            )
-    return problems
 
 
 def _tell_unused(table: pd.DataFrame, mapping: ColumnMapping) -> str:
