@@ -40,7 +40,7 @@ def given(monkeypatch):
     # The sources do not change meanwhile.
     monkeypatch.setattr(runner, "read_parameters", lambda source: DECLARED[source.stem])
 
-    def execute(source, run, values, **_):
+    def execute(source, run, values, *_, **__):
         if given.get("fails") == source.stem:
             raise StudyError("the data is not there: put it there.")
         given[source.stem] = {name: one.default for name, one in DECLARED[source.stem].items()} | values
@@ -110,7 +110,7 @@ def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
     assert told == (
         "Study 'debug' changes: warm_up_epochs. What may build on them: 03_watch_prototypes, 04_pretrain_curated, "
         "05_compare_arms, 06_long_tail, 07_ablate_curator, 08_compare_curators, 09_adapt_encoder, 10_see_with_glori, "
-        "11_plan_labels."
+        "11_plan_labels, 12_sweep_budgets."
     )
     identity = read_identity(Run("debug"))
     assert identity.notebooks[SECOND]["stale"] == []
@@ -158,7 +158,8 @@ def test_the_word_change_accepts_everything(given):
 @pytest.mark.parametrize(
     ("notebook", "asked"),
     [
-        ("04", {"seeds": 5, "arms": ["full"], "budgets": [0.1]}),
+        ("04", {"seeds": 5, "arms": ["full"]}),
+        ("12", {"budgets": [0.1]}),
         ("04", {"seed": 3}),
         ("05", {"resamples": 500, "device": "cpu"}),
         ("08", {"methods": ["random"]}),
@@ -181,12 +182,12 @@ def test_a_notebooks_own_setting_is_held_against_its_own_record(given):
 
 def test_the_targets_of_make_run_on_a_finished_study_as_before(given):
     run_notebooks(["01", "02", "03", "04", "05", "06"], "demo")
-    run_notebooks(["04"], "demo", {"budgets": [0.1, 0.227, 0.5]})
+    run_notebooks(["12"], "demo", {"budgets": [0.1, 0.227]})
     run_notebooks(["07", "08"], "demo")
     run_notebooks(["09", "10", "11"], "demo")
-    run_notebooks(["04"], study="demo")
+    run_notebooks(["12"], study="demo")
     run_all("demo")
-    assert given[FOURTH]["budgets"] == []
+    assert given["12_sweep_budgets"]["budgets"] == [0.1, 0.227, 0.5]
 
 
 def test_a_data_folder_is_remembered_wherever_the_next_run_starts(given, home, monkeypatch):
