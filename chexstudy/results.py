@@ -8,8 +8,9 @@ texts are empty where there is nothing to say:
   curator, a part of a head;
 - ``reference``: of a difference (first minus second) what the second has in place of the arm, head, variant or group;
 - ``head``: what was put on the encoder, such as ``linear_probe`` or ``glori_v2``;
-- ``setting``: prompt family, direction of retrieval, threshold rule, method of recalibration and the like;
-- ``group``: a subgroup, what was grouped by, which negatives, or a shift of labels;
+- ``setting``: prompt family, direction of retrieval, threshold rule, method of recalibration, what subgroups are
+  grouped by, share or number of labels, covariates of an outcome and the like;
+- ``group``: a subgroup, which negatives, a shift of labels, what labels are counted in, where attention should be;
 - ``seed`` (-1: over all seeds), ``task`` (below), ``data_set`` (source and split, ``phantom/test_enriched``),
   ``finding`` (a finding, ``macro``, a tier such as ``tail``, an outcome, or ``all``) and ``metric``;
 - ``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1: has no meaning);

@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chexstudy.cli.tables import check_output, write_table
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.table import (
-    check_output,
     describe_models,
+    list_comparison,
     list_reasons,
     tabulate_models,
-    write_comparison,
 )
 from chexstudy.evaluation.comparison.two_models import ModelScores, compare_score_tables
 
@@ -85,7 +85,7 @@ def test_reasons_are_lines(cases):
 def test_the_table_is_written_with_what_was_compared(cases, tmp_path, monkeypatch, name):
     monkeypatch.setenv("CHEXSTUDY_CWD", str(tmp_path))
     comparison = compare_score_tables(*cases[1:], cases[0], resamples=100)
-    write_comparison(comparison, check_output(name))
+    write_table(list_comparison(comparison), check_output(name))
     read = (pd.read_csv if name.endswith("csv") else pd.read_parquet)(tmp_path / name)
     np.testing.assert_array_equal(read.difference, comparison.table.difference)
     how = read.loc[0, ["model_first", "model_second", "metric", "test", "images"]]

@@ -72,7 +72,7 @@ def test_the_curves_of_a_study(table, home, capsys):
         (["--target", "0.8", "--encoder", "random"], "'random': choose among curated, full"),
         (["--target", "0.8", "--at-most", "20"], "2 numbers of labels"),
         (["--target", "0.8", "--cost", "-2"], "cannot cost"),
-        (["--target", "0.8", "--out", "plan.xlsx"], "neither .parquet nor .csv"),
+        (["--target", "0.8", "--out", "plan.xlsx"], "neither CSV nor parquet"),
     ],
 )
 def test_a_mistake_is_one_sentence(curve, capsys, options, sentence):

@@ -4,6 +4,7 @@ from argparse import Namespace
 
 from chexstudy.cli.parser import option, run_options, verb
 from chexstudy.cli.run import run_chosen
+from chexstudy.cli.tables import check_output, write_table
 
 
 @verb("evaluate", "measure the arms, or compare two models", *run_options())
@@ -58,11 +59,10 @@ def compare(options: Namespace) -> None:
     """
     from chexstudy.evaluation.comparison.inputs import read_contest
     from chexstudy.evaluation.comparison.table import (
-        check_output,
         describe_models,
+        list_comparison,
         list_reasons,
         tabulate_models,
-        write_comparison,
     )
     from chexstudy.evaluation.comparison.two_models import compare_score_tables
 
@@ -81,5 +81,4 @@ def compare(options: Namespace) -> None:
     if comparison.left_out:
         print(f"{comparison.left_out:,} images that only one of them scored were left out.")
     if out is not None:
-        write_comparison(comparison, out)
-        print(f"written to {out}")
+        write_table(list_comparison(comparison), out)

@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 from chexstudy.cli.parser import option, verb
+from chexstudy.cli.tables import check_output, write_table
 from chexstudy.paths import resolve_user_path
 
 
@@ -37,16 +38,18 @@ def plan_labels(options: Namespace) -> None:
     reads: runs/<study>/label_budget/curves.parquet, or --curve
     writes: --out (the table, parquet or CSV), or nothing
     """
-    from chexstudy.label_planning.files import read_curves, write_plan
+    from chexstudy.inputs.tables import read_typed_table
+    from chexstudy.label_planning.observations import CURVES
     from chexstudy.label_planning.planner import check_target, describe_plans, plan_table
+    from chexstudy.runs import Run
 
     if options.curve and options.study:
         options.parser.error("--curve and --study both say where the curves are: give one of them")
     check_target(options.target)
+    out = check_output(options.out) if options.out else None
     path = resolve_user_path(options.curve) if options.curve else None
-    out = resolve_user_path(options.out) if options.out else None
     plans = plan_table(
-        read_curves(path, options.study or "demo"),
+        read_typed_table(path) if path else Run(options.study or "demo").read_table(CURVES),
         options.target,
         options.finding,
         options.encoder,
@@ -57,4 +60,4 @@ def plan_labels(options: Namespace) -> None:
     )
     print(describe_plans(plans))
     if out:
-        write_plan(plans, out)
+        write_table(plans, out)

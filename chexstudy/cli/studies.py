@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from chexstudy import paths
 from chexstudy.cli.parser import option, verb
-from chexstudy.cli.tables import lay_out, name_size, write_table
+from chexstudy.cli.tables import check_output, lay_out, name_size, write_table
 from chexstudy.errors import StudyError
 
 _STUDY = option("study STUDY", "the study")
@@ -128,7 +128,6 @@ def compare(options: Namespace) -> None:
 
     writes: --out, all results of both; otherwise nothing
     """
-    from chexstudy.evaluation.comparison.table import check_output
     from chexstudy.plots.measurements import write_interval
     from chexstudy.workflow.studies import (
         WHAT_IS_MEASURED,

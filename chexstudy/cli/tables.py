@@ -1,6 +1,9 @@
-"""Tables as the command prints them."""
+"""Tables as the command prints and writes them."""
 
 from pathlib import Path
+
+from chexstudy.errors import StudyError
+from chexstudy.paths import resolve_user_path
 
 
 def lay_out(table) -> str:
@@ -23,10 +26,18 @@ def name_size(size: int) -> str:
     return f"{size} bytes"
 
 
-def write_table(table, path: Path) -> None:
-    """Write a table as its name's ending says, CSV or Parquet, and say so."""
-    from chexstudy.runs import atomic_path
+def check_output(name: str) -> Path:
+    """The path that a table shall be written to."""
+    path = resolve_user_path(name)
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise StudyError(f"{name} is neither CSV nor parquet: give --out a name that ends in .csv or .parquet.")
+    return path
 
-    with atomic_path(path) as temporary:
-        (table.to_csv if path.suffix == ".csv" else table.to_parquet)(temporary, index=False)
+
+def write_table(table, path: Path) -> None:
+    """Write a table as its name's ending says, CSV or parquet, and say so."""
+    from chexstudy.runs import atomic_path, refused_writes
+
+    with refused_writes(path), atomic_path(path) as temporary:
+        (table.to_csv if path.suffix.lower() == ".csv" else table.to_parquet)(temporary, index=False)
     print(f"written to {path}")

@@ -30,8 +30,7 @@ from chexstudy.label_planning.draws import (
     make_pool,
     resolve_grid,
 )
-from chexstudy.label_planning.files import CURVES
-from chexstudy.label_planning.observations import FEWEST_POINTS
+from chexstudy.label_planning.observations import CURVES, FEWEST_POINTS
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 from chexstudy.statistics.ranking import known_labels, rank_metrics

@@ -12,6 +12,7 @@ import pandas as pd
 
 from chexstudy.errors import StudyError
 
+CURVES = "label_budget/curves.parquet"
 FEWEST_POINTS = 3
 _WORDS = {"encoder": "encoder", "finding": "finding", "data_set": "", "unit": "cases"}
 # The variance of an AUROC falls as 1/n where draws are independent; the data may say otherwise, within reason.

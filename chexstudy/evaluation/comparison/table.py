@@ -1,16 +1,10 @@
 """Two models compared, as a paper prints it: a table, the sentence below it, and a file with all numbers."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from chexstudy.errors import StudyError
-from chexstudy.evaluation.comparison.inputs import names_files
 from chexstudy.evaluation.comparison.two_models import TOO_FEW, Comparison
 from chexstudy.evaluation.scores import METRICS
-from chexstudy.paths import resolve_user_path
-from chexstudy.runs import atomic_path
 
 SIGNIFICANCE = 0.05
 _TITLES = dict(zip(METRICS, ("AUROC", "average precision"), strict=True))
@@ -92,23 +86,11 @@ def list_reasons(comparison: Comparison) -> list[str]:
     ]
 
 
-def check_output(name: str) -> Path:
-    """The path that a comparison shall be written to."""
-    path = resolve_user_path(name)
-    if not names_files(path.name):
-        raise StudyError(f"{name} is neither CSV nor parquet: give --out a name that ends in .csv or .parquet.")
-    return path
-
-
-def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the table of a comparison with all its numbers, each row saying what was compared and how."""
+def list_comparison(comparison: Comparison) -> pd.DataFrame:
+    """The table of a comparison with all its numbers, each row saying what was compared and how."""
     first, second = comparison.names
     how = {"model_first": first, "model_second": second}
     how |= {
         name: getattr(comparison, name) for name in ("metric", "test", "seeds", "images", "resamples", "permutations")
     }
-    table = comparison.table.assign(**how)
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False) if path.suffix.lower() == ".csv" else table.to_parquet(
-            temporary, index=False
-        )
+    return comparison.table.assign(**how)
