@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from chexstudy.cli.parser import STUDY, option, verb
-from chexstudy.cli.tables import lay_out, write_table
+from chexstudy.cli.tables import check_output, lay_out, write_table
 
 
 @verb(
@@ -26,7 +26,6 @@ def results(options: Namespace) -> None:
 
     writes: --csv; otherwise nothing
     """
-    from chexstudy.evaluation.comparison.table import check_output
     from chexstudy.plots.measurements import name_data_set, name_setting, write_interval
     from chexstudy.results import read_results
     from chexstudy.workflow.studies import WHAT_IS_MEASURED, find_study, select_overview
