@@ -24,7 +24,7 @@ from PIL import Image
 
 from chexstudy.cohort.images.decode import read_bytes
 from chexstudy.cohort.images.unreadable import UnreadableImage
-from chexstudy.cohort.interchange.formats import FORMATS, Pair, tell_image_kind
+from chexstudy.cohort.interchange.formats import FORMATS, Pair, make_writer, name_shard, tell_image_kind
 from chexstudy.cohort.pixels.store import COHORT, MANIFEST, PixelStore, hash_cohort, open_pixel_store
 from chexstudy.cohort.table import SPLITS, finding_columns, outcome_names, read_cohort
 from chexstudy.errors import StudyError
@@ -74,7 +74,7 @@ def export_cohort(run: Run, folder: str | Path, options: ExportOptions) -> Expor
     folder = Path(folder)
     cohort = read_cohort(run.require(COHORT))
     store = open_pixel_store(run)
-    write_shard = FORMATS[options.format].make_writer(cohort, options.reports, options.patient_ids)
+    write_shard = make_writer(options.format, cohort, options.reports, options.patient_ids)
     # The cohort's own hash keys the numbers of patients and does not leave: who knew it could find them out.
     secret = hash_cohort(cohort)
     key = hash_values("export", secret, hash_file(run.path(MANIFEST)), asdict(options))
@@ -108,7 +108,7 @@ def _plan_shards(cohort: pd.DataFrame, options: ExportOptions) -> dict[str, list
         rows = [int(row) for row in (cohort["split"] == split).to_numpy().nonzero()[0]]
         starts = range(0, len(rows), options.shard_images)
         for number, start in enumerate(starts):
-            name = FORMATS[options.format].name_shard(split, number, len(starts))
+            name = name_shard(options.format, split, number, len(starts))
             shards[name] = rows[start : start + options.shard_images]
     return shards
 

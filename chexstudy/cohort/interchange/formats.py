@@ -10,14 +10,18 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
+import pyarrow
+from pyarrow import parquet
 
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 
+FORMATS = ("webdataset", "huggingface")
 # How the bytes of a picture begin; anything else among radiographs is DICOM.
 _BEGINNINGS = MappingProxyType(
     {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
@@ -37,14 +41,18 @@ class Pair:
     report: str | None  # the report, or None if it does not leave
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format."""
+def name_shard(form: str, split: str, number: int, shards: int) -> str:
+    """The place in the folder of one of so many shards of a split."""
+    if form == "webdataset":
+        return f"{split}-{number:06d}.tar"
+    return f"data/{split}-{number:05d}-of-{shards:05d}.parquet"
 
-    # ``(split, number, shards of the split)`` to the shard's place in the folder
-    name_shard: Callable[[str, int, int], str]
-    # ``(cohort, with reports, with patient ids)`` to a function that writes pairs to a path
-    make_writer: Callable[[pd.DataFrame, bool, bool], Callable[[Path, Iterable[Pair]], None]]
+
+def make_writer(
+    form: str, cohort: pd.DataFrame, reports: bool, patient_ids: bool
+) -> Callable[[Path, Iterable[Pair]], None]:
+    """What writes pairs of a cohort to a path."""
+    return _write_tar if form == "webdataset" else partial(_write_parquet, _make_schema(cohort, reports, patient_ids))
 
 
 def tell_image_kind(image: bytes) -> str:
@@ -52,16 +60,13 @@ def tell_image_kind(image: bytes) -> str:
     return next((kind for beginning, kind in _BEGINNINGS.items() if image.startswith(beginning)), "dcm")
 
 
-def _make_tar_writer(cohort: pd.DataFrame, reports: bool, patient_ids: bool) -> Callable:
-    def write_tar(path: Path, pairs: Iterable[Pair]) -> None:
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for pair in pairs:
-                _add_member(archive, f"{pair.key}.{pair.kind}", pair.image)
-                _add_member(archive, f"{pair.key}.json", json.dumps(pair.record, ensure_ascii=False).encode())
-                if pair.report is not None:
-                    _add_member(archive, f"{pair.key}.txt", pair.report.encode())
-
-    return write_tar
+def _write_tar(path: Path, pairs: Iterable[Pair]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for pair in pairs:
+            _add_member(archive, f"{pair.key}.{pair.kind}", pair.image)
+            _add_member(archive, f"{pair.key}.json", json.dumps(pair.record, ensure_ascii=False).encode())
+            if pair.report is not None:
+                _add_member(archive, f"{pair.key}.txt", pair.report.encode())
 
 
 def _add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -71,10 +76,7 @@ def _add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, io.BytesIO(data))
 
 
-def _make_parquet_writer(cohort: pd.DataFrame, reports: bool, patient_ids: bool) -> Callable:
-    import pyarrow
-    from pyarrow import parquet
-
+def _make_schema(cohort: pd.DataFrame, reports: bool, patient_ids: bool) -> pyarrow.Schema:
     try:
         from datasets import Features, Image, Value
     except ImportError:
@@ -87,7 +89,7 @@ def _make_parquet_writer(cohort: pd.DataFrame, reports: bool, patient_ids: bool)
         {"patient_id": text, "study_id": text} if patient_ids else {"patient": Value("int64"), "study": Value("int64")}
     )
     findings = finding_columns(cohort)
-    features = Features(
+    return Features(
         {
             "image": Image(),
             **dict.fromkeys(("image_id", "source", "split", "view", "sex"), text),
@@ -96,24 +98,12 @@ def _make_parquet_writer(cohort: pd.DataFrame, reports: bool, patient_ids: bool)
             **({"report_origin": text, "report": text} if reports else {}),
             **({"labels": {name: Value("int8") for name in findings}} if findings else {}),
         }
-    )
-
-    def write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
-        rows = []
-        for pair in pairs:
-            image = {"bytes": pair.image, "path": f"{pair.key}.{pair.kind}"}
-            rows.append({**pair.record, "image": image, "report": pair.report})
-        table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
-        parquet.write_table(table, path, row_group_size=_ROWS_A_GROUP)
-
-    return write_parquet
+    ).arrow_schema
 
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        "webdataset": Format(lambda split, number, shards: f"{split}-{number:06d}.tar", _make_tar_writer),
-        "huggingface": Format(
-            lambda split, number, shards: f"data/{split}-{number:05d}-of-{shards:05d}.parquet", _make_parquet_writer
-        ),
-    }
-)
+def _write_parquet(schema: pyarrow.Schema, path: Path, pairs: Iterable[Pair]) -> None:
+    rows = []
+    for pair in pairs:
+        image = {"bytes": pair.image, "path": f"{pair.key}.{pair.kind}"}
+        rows.append({**pair.record, "image": image, "report": pair.report})
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=_ROWS_A_GROUP)

@@ -4,24 +4,10 @@ Where a device lies is drawn before anything is painted and does not depend on t
 place can be told from the lesion alone.
 """
 
-from types import MappingProxyType
-
 import numpy as np
 
 from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.scene import Scene
-
-_SHARES = MappingProxyType(
-    {
-        "endotracheal tube": 0.20,
-        "central venous catheter": 0.26,
-        "feeding tube": 0.18,
-        "pacemaker": 0.16,
-        "electrodes": 0.12,
-        "sternal wires": 0.08,
-    }
-)
-DEVICES = tuple(_SHARES)
 
 # Half an inner chest, 0.735 units wide on the board, is about 14.5 cm wide.
 _CM = 19.7
@@ -39,12 +25,13 @@ def choose_devices(lesion: Lesion, generator: np.random.Generator) -> tuple[str,
     The picture and the report both ask with a fresh generator of ``lesion.seed``, and so agree.
     """
     count = 1 + round(2.4 * lesion.severity)
-    return tuple(generator.choice(DEVICES, size=count, replace=False, p=list(_SHARES.values())).tolist())
+    shares = [share for share, _, _ in _DEVICES.values()]
+    return tuple(generator.choice(list(_DEVICES), size=count, replace=False, p=shares).tolist())
 
 
 def place_devices(lesion: Lesion, generator: np.random.Generator) -> dict[str, dict]:
     """Which devices a lesion stands for and what is drawn by chance of the place of each."""
-    return {device: _PLACERS[device](generator) for device in choose_devices(lesion, generator)}
+    return {device: _DEVICES[device][1](generator) for device in choose_devices(lesion, generator)}
 
 
 def find_malposition(lesion: Lesion) -> bool | None:
@@ -67,7 +54,7 @@ def paint_devices(scene: Scene, lesion: Lesion, generator: np.random.Generator) 
     """One to three kinds of devices, chosen and placed by the lesion's seed."""
     metal = np.zeros_like(scene.body.air)
     for device, place in place_devices(lesion, generator).items():
-        _PAINTERS[device](scene, metal, **place)
+        _DEVICES[device][2](scene, metal, **place)
     scene.add(metal)
     return scene.board.blur(metal, 0.010) > 0.03
 
@@ -193,23 +180,12 @@ def _paint_wires(scene: Scene, metal: np.ndarray, loops: list[tuple[float, float
         metal += 0.42 * scene.board.trace(loop, 0.014)
 
 
-_PLACERS = MappingProxyType(
-    {
-        "endotracheal tube": _place_endotracheal,
-        "central venous catheter": _place_central_line,
-        "feeding tube": _place_gastric,
-        "pacemaker": _place_pacemaker,
-        "electrodes": _place_electrodes,
-        "sternal wires": _place_wires,
-    }
-)
-_PAINTERS = MappingProxyType(
-    {
-        "endotracheal tube": _paint_endotracheal,
-        "central venous catheter": _paint_central_line,
-        "feeding tube": _paint_gastric,
-        "pacemaker": _paint_pacemaker,
-        "electrodes": _paint_electrodes,
-        "sternal wires": _paint_wires,
-    }
-)
+# Device -> its share among devices, what is drawn by chance of its place, and how it is painted there.
+_DEVICES = {
+    "endotracheal tube": (0.20, _place_endotracheal, _paint_endotracheal),
+    "central venous catheter": (0.26, _place_central_line, _paint_central_line),
+    "feeding tube": (0.18, _place_gastric, _paint_gastric),
+    "pacemaker": (0.16, _place_pacemaker, _paint_pacemaker),
+    "electrodes": (0.12, _place_electrodes, _paint_electrodes),
+    "sternal wires": (0.08, _place_wires, _paint_wires),
+}
