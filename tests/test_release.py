@@ -587,7 +587,7 @@ def test_full_disk_is_one_sentence(trained, tmp_path, full_disk):
 
 
 def test_untrained_arm(trained, tmp_path):
-    with pytest.raises(StudyError, match=r"has no pretraining/full/seed0/compute\.json yet"):
+    with pytest.raises(StudyError, match="has no arm 'full' with seed 0 yet"):
         release_arm(trained, "full", 0, tmp_path / "out")
     with pytest.raises(StudyError, match="unknown arm 'none'"):
         release_arm(trained, "none", 0, tmp_path / "out")
