@@ -4,7 +4,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.adaptation.logistic_path import INVERSE_PENALTIES, evaluate_linear_probe, fit_linear_probe
+from chexstudy.evaluation.adaptation.logistic_path import INVERSE_PENALTIES, fit_linear_probe
+from chexstudy.evaluation.scores import measure_findings
+from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.statistics.ranking import auroc
 
 FINDINGS = ["Mass", "Hernia", "Nodule"]
@@ -47,9 +49,8 @@ def test_a_finding_with_one_class_in_training_is_not_predicted_but_keeps_its_row
     train_labels[:, 1] = 0
     probe = fit_linear_probe(train, train_labels, *splits["validate"])
     test, test_labels = splits["test"]
-    rows = evaluate_linear_probe(
-        probe, test, test_labels, np.arange(len(test)), FINDINGS, np.random.default_rng(0), resamples=50
-    )
+    weights = bootstrap_patients(np.arange(len(test)), 50, np.random.default_rng(0))
+    rows = measure_findings([probe.score(test)], test_labels, FINDINGS, weights).of_seed(0)
     hernia = rows[(rows.finding == "Hernia") & (rows.metric == "auroc")].iloc[0]
     assert np.isnan(hernia.value)
     assert (hernia.n, hernia.positives) == (200, (test_labels[:, 1] == 1).sum())

@@ -4,12 +4,8 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import (
-    compare_scores,
-    measure_each_seed,
     measure_findings,
-    measure_scores,
     read_scores,
-    scored_seeds,
     write_scores,
 )
 from chexstudy.results import add_results, read_results
@@ -38,7 +34,7 @@ def pick(rows, finding, metric):
 
 def test_every_finding_keeps_a_row_with_its_n_and_positives(cases):
     labels, scores, weights = cases
-    rows = measure_scores(scores[0], labels, FINDINGS, weights, setting="published")
+    rows = measure_findings([scores[0]], labels, FINDINGS, weights).of_seed(0).assign(setting="published")
     assert set(rows.finding[rows.metric == "auprc"]) == {*FINDINGS, "macro"}
     assert pick(rows, "Cardiomegaly", "auroc").n == 110
     assert pick(rows, "Nodule", "auroc").n == 115
@@ -52,7 +48,7 @@ def test_every_finding_keeps_a_row_with_its_n_and_positives(cases):
 
 def test_the_macro_interval_comes_from_the_same_resamples(cases):
     labels, scores, weights = cases
-    rows = measure_scores(scores[0], labels, FINDINGS, weights)
+    rows = measure_findings([scores[0]], labels, FINDINGS, weights).of_seed(0)
     sick = len(np.unique((np.arange(120) // 2)[(labels == 1).any(axis=1)]))
     low, high = interval(auroc(labels, scores[0], weights)[:, :3].mean(axis=1), patients=sick)
     macro = pick(rows, "macro", "auroc")
@@ -65,7 +61,7 @@ def test_a_finding_of_four_patients_has_a_value_without_an_interval_and_one_of_f
     labels = np.zeros((120, 4))
     labels[:8, 0], labels[:10, 1], labels[:110, 2] = 1, 1, 1
     labels[112:, 2] = np.nan
-    rows = measure_scores(scores[0], labels, FINDINGS, weights)
+    rows = measure_findings([scores[0]], labels, FINDINGS, weights).of_seed(0)
     four, five, one_healthy = (pick(rows, finding, "auroc") for finding in FINDINGS[:3])
     assert np.isfinite([four.value, five.value, five.ci_low, five.ci_high, one_healthy.value]).all()
     assert np.isnan([four.ci_low, four.ci_high, one_healthy.ci_low, one_healthy.ci_high]).all()
@@ -74,12 +70,12 @@ def test_a_finding_of_four_patients_has_a_value_without_an_interval_and_one_of_f
 def test_a_tier_is_the_mean_of_its_findings(cases):
     labels, scores, weights = cases
     tiers = {"Cardiomegaly": "head", "Nodule": "tail", "Hernia": "tail"}
-    rows = measure_scores(scores[0], labels, FINDINGS, weights, tiers=tiers)
+    rows = measure_findings([scores[0]], labels, FINDINGS, weights, tiers).of_seed(0)
     assert pick(rows, "tail", "auroc").value == pytest.approx(auroc(labels, scores[0])[1:3].mean())
     assert pick(rows, "head", "auroc").value == pick(rows, "Cardiomegaly", "auroc").value
     assert "medium" not in set(rows.finding)
     with pytest.raises(StudyError, match="head, medium, tail"):
-        measure_scores(scores[0], labels, FINDINGS, weights, tiers={"Nodule": "rare"})
+        measure_findings([scores[0]], labels, FINDINGS, weights, {"Nodule": "rare"}).of_seed(0)
 
 
 def test_over_seeds_the_value_is_the_mean_and_the_interval_holds_their_spread(cases):
@@ -90,20 +86,19 @@ def test_over_seeds_the_value_is_the_mean_and_the_interval_holds_their_spread(ca
     rows = measure_findings(scores, labels, FINDINGS, weights).over_seeds(np.random.default_rng(0))
     macro = pick(rows, "macro", "auroc")
     assert macro.value == pytest.approx(np.mean([auroc(labels, one)[:3].mean() for one in scores]))
-    one = pick(measure_scores(scores[1], labels, FINDINGS, weights), "macro", "auroc")
+    one = pick(measure_findings([scores[1]], labels, FINDINGS, weights).of_seed(0), "macro", "auroc")
     assert macro.ci_high - macro.ci_low > 1.5 * (one.ci_high - one.ci_low)
 
 
 def test_single_seeds_and_all_of_them_come_from_the_same_resamples(cases):
     labels, scores, weights = cases
-    by_seed = dict(zip((4, 7, 9), scores, strict=True))
-    rows = measure_each_seed(by_seed, labels, FINDINGS, weights, np.random.default_rng(1), setting="x")
+    rows = measure_findings(scores, labels, FINDINGS, weights).each_seed((4, 7, 9), np.random.default_rng(1))
     columns = [name for name in rows if name != "seed"]
-    for seed, one in by_seed.items():
-        alone = measure_scores(one, labels, FINDINGS, weights, setting="x")
+    for seed, one in zip((4, 7, 9), scores, strict=True):
+        alone = measure_findings([one], labels, FINDINGS, weights).of_seed(0)
         pd.testing.assert_frame_equal(rows[rows.seed == seed][columns].reset_index(drop=True), alone)
     together = measure_findings(scores, labels, FINDINGS, weights).over_seeds(np.random.default_rng(1))
-    pd.testing.assert_frame_equal(rows[rows.seed == -1][columns].reset_index(drop=True), together.assign(setting="x"))
+    pd.testing.assert_frame_equal(rows[rows.seed == -1][columns].reset_index(drop=True), together)
     mass = rows[(rows.finding == "Mass") & (rows.metric == "auroc")]
     assert (len(mass), mass.value.isna().all()) == (4, True)
 
@@ -111,14 +106,12 @@ def test_single_seeds_and_all_of_them_come_from_the_same_resamples(cases):
 def test_a_better_arm_is_seen_and_an_equal_one_is_not(cases):
     labels, scores, weights = cases
     better = list(scores + 2 * np.nan_to_num(labels.clip(0)))
-    rows = compare_scores(better, list(scores), labels, FINDINGS, weights, np.random.default_rng(0), setting="a - b")
-    macro = pick(rows, "macro", "auroc_difference")
+    good, plain = (measure_findings(one, labels, FINDINGS, weights) for one in (better, scores))
+    macro = pick(good.minus(plain, np.random.default_rng(0)), "macro", "auroc_difference")
     assert 0 < macro.ci_low < macro.value < macro.ci_high
-    assert macro.setting == "a - b"
-    same = compare_scores(list(scores), list(scores), labels, FINDINGS, weights, np.random.default_rng(0))
-    assert (same.value.dropna() == 0).all()
+    assert (plain.minus(plain, np.random.default_rng(0)).value.dropna() == 0).all()
     with pytest.raises(StudyError, match="same seeds"):
-        compare_scores(better, list(scores[:2]), labels, FINDINGS, weights, np.random.default_rng(0))
+        good.minus(measure_findings(scores[:2], labels, FINDINGS, weights), np.random.default_rng(0))
 
 
 def test_scores_come_back_in_the_order_asked_for(home):
@@ -143,19 +136,9 @@ def test_an_image_is_scored_once(home):
         write_scores(Run("test"), np.zeros((2, 1)), ["a"], ["Nodule"], **PLACE)
 
 
-def test_only_seeds_that_all_arms_have_are_compared(home):
-    run = Run("test")
-    for arm, seeds in (("curated", (0, 2, 10)), ("full", (2, 10, 3))):
-        for seed in seeds:
-            write_scores(run, np.zeros((1, 1)), ["a"], ["Nodule"], **{**PLACE, "arm": arm, "seed": seed})
-    assert scored_seeds(run, ["curated", "full"], task="zero_shot", data_set="phantom/test") == [2, 10]
-    with pytest.raises(StudyError, match="no seed with linear_probe scores"):
-        scored_seeds(run, ["curated", "full"], task="linear_probe", data_set="phantom/test")
-
-
 def test_rows_fit_the_results_table(home, cases):
     labels, scores, weights = cases
-    rows = measure_scores(scores[0], labels, FINDINGS, weights, setting="published")
+    rows = measure_findings([scores[0]], labels, FINDINGS, weights).of_seed(0).assign(setting="published")
     run = Run("test")
     add_results(run, rows.assign(**PLACE, exposure="held_out"))
     table = add_results(run, rows.assign(**PLACE, exposure="held_out"))

@@ -10,7 +10,7 @@ from chexstudy.evaluation.image_text.zero_shot import (
     score_directions,
     warn_inverted,
 )
-from chexstudy.evaluation.scores import measure_scores
+from chexstudy.evaluation.scores import measure_findings
 from chexstudy.statistics.bootstrap import bootstrap_patients
 
 FINDINGS = ["Mass", "Hernia"]
@@ -70,7 +70,7 @@ def test_an_inverted_direction_is_listed_with_its_certainty():
     images = np.stack([1 - labels[:, 0], labels[:, 0], labels[:, 1]], axis=1) + 0.3 * generator.random((200, 3))
     weights = bootstrap_patients(np.arange(200), 200, generator)
     scores = zero_shot_scores(images, PROMPTS, FINDINGS, PUBLISHED)
-    rows = measure_scores(scores, labels, FINDINGS, weights, setting="published")
+    rows = measure_findings([scores], labels, FINDINGS, weights).of_seed(0).assign(setting="published")
     inverted = list_inverted(rows)
     assert inverted.finding.iloc[0] == "Mass"
     assert inverted.certain.iloc[0]

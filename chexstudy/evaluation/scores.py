@@ -6,8 +6,7 @@ One parquet table for each arm, seed, task and data set, ``evaluation/<arm>/seed
 tables and the cohort, and paired comparisons need them.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,22 +84,6 @@ def read_scores(
     if lacks:
         raise StudyError(f"{name} lacks {lacks[0]}: run {find_step(name)} again.")
     return table.loc[list(image_ids), list(findings)].to_numpy()
-
-
-def scored_seeds(run: Run, arms: Sequence[str], *, task: str, data_set: str) -> list[int]:
-    """The seeds for which all the arms have scores, ascending."""
-    seeds = []
-    for arm in arms:
-        folders = run.path(f"evaluation/{arm}").glob("seed*")
-        numbers = {int(match[1]) for folder in folders if (match := re.fullmatch(r"seed(\d+)", folder.name))}
-        seeds.append({seed for seed in numbers if run.has(scores_artifact(arm, seed, task, data_set))})
-    shared = sorted(set.intersection(*seeds)) if seeds else []
-    if not shared:
-        raise StudyError(
-            f"study {run.study!r} has no seed with {task} scores on {data_set} for {' and '.join(arms)}: "
-            f"run {find_step(scores_artifact(arms[0], 0, task, data_set))} for these arms first."
-        )
-    return shared
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -182,8 +165,10 @@ def measure_findings(
     findings: Sequence[str],
     weights: np.ndarray,
     tiers: Mapping[str, str] | None = None,
+    metrics: tuple[str, ...] = METRICS,
+    measure: Callable = rank_metrics,
 ) -> Measured:
-    """AUROC and average precision of every finding, of their macro mean and of each tier.
+    """AUROC and average precision (or other metrics) of every finding, of their macro mean and of each tier.
 
     A finding with one class only keeps its column, with n, positives and value NaN. In a macro or tier column n is the
     number of images. There is no interval for a finding that fewer than five patients have (or lack).
@@ -194,6 +179,8 @@ def measure_findings(
         findings: names of the columns.
         weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
         tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
+        metrics: names of what is measured.
+        measure: gives them, each ``(..., findings)``, from labels, scores and weights or None.
     """
     if not len(scores):
         raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
@@ -205,42 +192,13 @@ def measure_findings(
         "positives": [*(known & (labels == 1)).sum(axis=0), *[-1] * len(groups)],
     }
     return Measured(
-        METRICS,
+        metrics,
         pd.DataFrame(columns),
-        np.stack([_measure(labels, one, None, groups) for one in scores]),
-        np.stack([_measure(labels, one, weights, groups) for one in scores]),
+        np.stack([_with_groups(measure(labels, one, None), groups) for one in scores]),
+        np.stack([_with_groups(measure(labels, one, weights), groups) for one in scores]),
         _patients(labels, weights, groups),
         findings=len(findings),
     )
-
-
-def measure_scores(scores: np.ndarray, labels, findings, weights, *, tiers=None, setting: str = "") -> pd.DataFrame:
-    """Rows of `measure_findings` of one seed."""
-    return measure_findings([scores], labels, findings, weights, tiers).of_seed(0).assign(setting=setting)
-
-
-def measure_each_seed(
-    scores: Mapping[int, np.ndarray], labels, findings, weights, generator, *, tiers=None, setting: str = ""
-) -> pd.DataFrame:
-    """Rows of `measure_findings` of every seed and, as seed -1, over seeds."""
-    measured = measure_findings(list(scores.values()), labels, findings, weights, tiers)
-    return measured.each_seed(list(scores), generator).assign(setting=setting)
-
-
-def compare_scores(
-    first: Sequence[np.ndarray],
-    second: Sequence[np.ndarray],
-    labels,
-    findings,
-    weights,
-    generator,
-    *,
-    tiers=None,
-    setting: str = "",
-) -> pd.DataFrame:
-    """Rows of the first model minus the second, one score array a seed each."""
-    sides = [measure_findings(side, labels, findings, weights, tiers) for side in (first, second)]
-    return sides[0].minus(sides[1], generator).assign(setting=setting)
 
 
 def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> dict[str, list[int]]:
@@ -257,10 +215,10 @@ def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> 
     return groups
 
 
-def _measure(labels, scores, weights, groups) -> np.ndarray:
-    """``(metrics, findings + groups)``, with a leading axis of resamples if there are weights."""
+def _with_groups(metrics: Sequence[np.ndarray], groups: Mapping[str, list[int]]) -> np.ndarray:
+    """``(..., metrics, findings + groups)`` from ``(..., findings)`` of each metric."""
     columns = []
-    for values in rank_metrics(labels, scores, weights):
+    for values in metrics:
         means = [macro_mean(values[..., members])[..., None] for members in groups.values()]
         columns.append(np.concatenate([values, *means], axis=-1))
     return np.stack(columns, axis=-2)

@@ -6,19 +6,15 @@ the finding's AUROC there; a finding that the split cannot judge takes the penal
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import measure_scores
 from chexstudy.progress import progress
-from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
 from chexstudy.statistics.ranking import auroc, known_labels, macro_mean
 
 # Inverse strength of the penalty (scikit-learn's C), from strong to weak, for features of unit variance.
@@ -98,33 +94,3 @@ def _fit_path(features: np.ndarray, present: np.ndarray) -> np.ndarray:
             regression.set_params(C=inverse_penalty).fit(features, present)
             solutions.append(np.append(regression.coef_[0], regression.intercept_))
     return np.stack(solutions)
-
-
-def evaluate_linear_probe(
-    probe: LinearProbe,
-    features: np.ndarray,
-    labels: np.ndarray,
-    patient_ids: Sequence[str],
-    findings: Sequence[str],
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    tiers: Mapping[str, str] | None = None,
-    setting: str = "",
-) -> pd.DataFrame:
-    """AUROC and average precision of a fitted probe on a test split.
-
-    Args:
-        probe: what `fit_linear_probe` gave.
-        features: ``(images, dim)`` of the test split.
-        labels: ``(images, findings)``.
-        patient_ids: ``(images,)``.
-        findings: names of the findings, in the order of the training labels.
-        generator: draws the patients.
-        resamples, tiers, setting: as in `chexstudy.evaluation.scores.measure_scores`.
-
-    Returns:
-        Rows as in `chexstudy.evaluation.scores.measure_scores`.
-    """
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    return measure_scores(probe.score(features), labels, findings, weights, tiers=tiers, setting=setting)

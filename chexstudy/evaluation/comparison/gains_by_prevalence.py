@@ -15,8 +15,7 @@ import pandas as pd
 from scipy.special import digamma
 
 from chexstudy.cohort.table import NO_FINDING, label_matrix
-from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import group_findings, read_scores, scored_seeds
+from chexstudy.evaluation.scores import measure_findings, read_scores
 from chexstudy.pretraining.arms.definitions import choose_arms
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS
@@ -25,12 +24,9 @@ from chexstudy.statistics.bootstrap import (
     LEAST_PATIENTS,
     RESAMPLES,
     bootstrap_patients,
-    count_patients,
-    count_scarcer_patients,
     interval,
-    paired_difference,
 )
-from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
+from chexstudy.statistics.ranking import known_labels, rank_metrics
 
 GAIN_METRICS = ("auroc", "auprc", "normalised_auprc", "auprc_log2_lift")
 # Of these the study has rows of per-finding differences already: those that compare the arms.
@@ -58,16 +54,11 @@ def least_average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.
         return np.where(both, 1 - negatives / positives * harmonic, np.nan)
 
 
-def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The measures of `GAIN_METRICS` of every finding, prevalence counted anew in every resample.
+def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> list[np.ndarray]:
+    """Each of `GAIN_METRICS` by finding, prevalence counted anew in every resample.
 
     Args:
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        scores: ``(images, findings)``.
-        weights: ``(resamples, images)`` of `bootstrap_patients`; without it, each image once.
-
-    Returns:
-        ``(metrics, findings)``, or ``(resamples, metrics, findings)`` with weights.
+        labels, scores, weights: as in `chexstudy.statistics.ranking.rank_metrics`.
     """
     labels = np.asarray(labels, dtype=float)
     area, precision = rank_metrics(labels, scores, weights)
@@ -80,7 +71,7 @@ def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.nda
     with np.errstate(divide="ignore", invalid="ignore"):
         normalised = (precision - least) / (1 - least)
         lift = np.log2(precision * (positives + negatives) / positives)
-    return np.stack([area, precision, normalised, lift], axis=-2)
+    return [area, precision, normalised, lift]
 
 
 def gain_against_prevalence(
@@ -115,30 +106,18 @@ def gain_against_prevalence(
         finding that fewer than five patients have, or lack, has no interval and does not enter the trend: one patient
         with a hernia would steer it. Nor does ``No Finding``, which is no disease however common it is.
     """
-    if len(first) == 0 or len(first) != len(second):
-        raise StudyError(
-            f"a paired comparison needs the same seeds in both arms, at least one, not {len(first)} and {len(second)}."
-        )
     findings, labels = list(prevalence.index), np.asarray(labels, dtype=float)
-    groups = group_findings(findings, tiers)
     weights = bootstrap_patients(patient_ids, resamples, generator)
-    points = [
-        np.stack([_with_groups(measure_gain_metrics(labels, one), groups) for one in arm]) for arm in (first, second)
-    ]
-    replicates = [
-        np.stack([_with_groups(measure_gain_metrics(labels, one, weights), groups) for one in arm])
-        for arm in (first, second)
-    ]
-    scarcer = count_scarcer_patients(labels, weights)
-    present = np.stack([(labels[:, members] == 1).any(axis=1) for members in groups.values()], axis=1)
-    patients = np.array([*scarcer, *count_patients(present, weights)])
-    difference = paired_difference(*points, *replicates, generator, patients)
-    means = [one.mean(axis=0) for one in points]
+    place = (labels, findings, weights, tiers, GAIN_METRICS, measure_gain_metrics)
+    sides = [measure_findings(side, *place) for side in (first, second)]
+    difference = sides[0].subtract(sides[1], generator)
+    means = [side.values.mean(axis=0) for side in sides]
+    columns = sides[0].columns
+    groups = columns.finding[len(findings) :]
 
     share = prevalence.to_numpy(dtype=float)
-    fitted = (np.array(findings) != NO_FINDING) & (scarcer >= LEAST_PATIENTS) & (share > 0)
-    known = known_labels(labels)
-    n, positives = known.sum(axis=0), (known & (labels == 1)).sum(axis=0)
+    fitted = (np.array(findings) != NO_FINDING) & (sides[0].patients[: len(findings)] >= LEAST_PATIENTS) & (share > 0)
+    prevalence_in_test = columns.positives[: len(findings)] / np.maximum(columns.n[: len(findings)], 1)
     tables = []
     for row, metric in enumerate(GAIN_METRICS):
         of_findings = np.where(fitted, difference.value[row, : len(findings)], np.nan)
@@ -152,24 +131,18 @@ def gain_against_prevalence(
                     "finding": [*findings, *groups, TREND],
                     "tier": [*[(tiers or {}).get(finding, "") for finding in findings], *groups, ""],
                     "prevalence": [*share, *[np.nan] * (len(groups) + 1)],
-                    "test_prevalence": [*positives / np.maximum(n, 1), *[np.nan] * (len(groups) + 1)],
+                    "test_prevalence": [*prevalence_in_test, *[np.nan] * (len(groups) + 1)],
                     "first": [*means[0][row], np.nan],
                     "second": [*means[1][row], np.nan],
                     "value": [*difference.value[row], slope],
                     "ci_low": [*difference.ci_low[row], float(low)],
                     "ci_high": [*difference.ci_high[row], float(high)],
-                    "n": [*n, *[len(labels)] * len(groups), int((~np.isnan(of_findings)).sum())],
-                    "positives": [*positives, *[-1] * (len(groups) + 1)],
+                    "n": [*columns.n, int((~np.isnan(of_findings)).sum())],
+                    "positives": [*columns.positives, -1],
                 }
             )
         )
     return pd.concat(tables, ignore_index=True)
-
-
-def _with_groups(values: np.ndarray, groups: Mapping[str, list[int]]) -> np.ndarray:
-    """``(..., findings + groups)``: the findings, then the mean of each group."""
-    means = [macro_mean(values[..., members])[..., None] for members in groups.values()]
-    return np.concatenate([values, *means], axis=-1)
 
 
 def _slopes(prevalence: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -184,49 +157,6 @@ def _slopes(prevalence: np.ndarray, gains: np.ndarray) -> np.ndarray:
         centred = np.where(usable, decades - decades.sum(axis=1, keepdims=True) / count[:, None], 0.0)
         slope = (centred * gains).sum(axis=1) / (centred**2).sum(axis=1)
     return np.where(count >= _LEAST_FINDINGS, slope, np.nan)
-
-
-def read_gain_against_prevalence(
-    run: Run,
-    cohort: pd.DataFrame,
-    arm: str,
-    baseline: str,
-    prevalence: pd.Series,
-    generator: np.random.Generator,
-    *,
-    task: str = "zero_shot",
-    data_set: str,
-    tiers: Mapping[str, str] | None = None,
-    resamples: int = RESAMPLES,
-    seeds: Sequence[int] | None = None,
-) -> tuple[pd.DataFrame, list[int]]:
-    """`gain_against_prevalence` from the scores a study has kept.
-
-    Args:
-        run: the study.
-        cohort: the rows of the data set that was scored.
-        arm, baseline: the arms.
-        prevalence, generator, tiers, resamples: as in `gain_against_prevalence`.
-        task, data_set: which scores.
-        seeds: seeds of both arms; all that both have if None.
-
-    Returns:
-        The table and the seeds.
-    """
-    findings = list(prevalence.index)
-    seeds = scored_seeds(run, [arm, baseline], task=task, data_set=data_set) if seeds is None else list(seeds)
-    first, second = (
-        [
-            read_scores(run, cohort.image_id, findings, arm=one, seed=seed, task=task, data_set=data_set)
-            for seed in seeds
-        ]
-        for one in (arm, baseline)
-    )
-    labels = label_matrix(cohort, findings)
-    table = gain_against_prevalence(
-        first, second, labels, cohort.patient_id, prevalence, generator, tiers=tiers, resamples=resamples
-    )
-    return table, seeds
 
 
 def measure_gains(
@@ -259,30 +189,19 @@ def measure_gains(
     compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS) & (results.arm == arm)]
     compared = compared[compared.reference.isin(baselines)] if baselines else compared
     jobs = list(compared.groupby(["reference", "data_set", "setting"], sort=True))
-    tables = []
-    for names, rows in progress(jobs, len(jobs), "gains by prevalence"):
-        baseline, data_set, setting = names
+    tables, findings = [], list(prevalence.index)
+    for (baseline, data_set, setting), rows in progress(jobs, len(jobs), "gains by prevalence"):
         of_arm = results[(results.task == "zero_shot") & (results.arm == arm) & (results.data_set == data_set)]
-        table, _ = read_gain_against_prevalence(
-            run,
-            cohort[cohort.source + "/" + cohort.split == data_set],
-            arm,
-            baseline,
-            prevalence,
-            np.random.default_rng(seed),
-            data_set=data_set,
-            tiers=tiers,
-            resamples=resamples,
-            seeds=sorted(set(of_arm.seed) - {OVER_SEEDS}),
-        )
-        place = {
-            "arm": arm,
-            "reference": baseline,
-            "data_set": data_set,
-            "setting": setting,
-            "exposure": rows.exposure.iloc[0],
-        }
-        tables.append(table.assign(**place))
+        seeds, images = sorted(set(of_arm.seed) - {OVER_SEEDS}), cohort[cohort.source + "/" + cohort.split == data_set]
+        scored = {"task": "zero_shot", "data_set": data_set}
+        sides = [
+            [read_scores(run, images.image_id, findings, arm=one, seed=own, **scored) for own in seeds]
+            for one in (arm, baseline)
+        ]
+        place = (label_matrix(images, findings), images.patient_id, prevalence, np.random.default_rng(seed))
+        table = gain_against_prevalence(*sides, *place, tiers=tiers, resamples=resamples)
+        names = {"arm": arm, "reference": baseline, "data_set": data_set, "setting": setting}
+        tables.append(table.assign(**names, exposure=rows.exposure.iloc[0]))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

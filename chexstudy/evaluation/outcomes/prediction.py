@@ -40,7 +40,7 @@ from chexstudy.evaluation.outcomes.survival import (
     survival_at,
     survival_is_available,
 )
-from chexstudy.evaluation.scores import compare_scores, measure_each_seed, write_scores
+from chexstudy.evaluation.scores import measure_findings, write_scores
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS, OVER_SEEDS, validate_results
 from chexstudy.runs import Run
@@ -404,17 +404,18 @@ def _measure_binary(data: _Data, name: str) -> _Measured:
             continue
         labels, weights = label(rows[known]), data.weights(rows[known])
         generator = data.evaluation.generator()
-        by_setting = {
-            setting: {seed: scores[seed, setting, data_set][known][:, None] for seed in seeds} for setting in settings
-        }
-        for setting, of_seeds in by_setting.items():
-            table = measure_each_seed(of_seeds, labels, [name], weights, generator, setting=setting)
-            tables.append(table[table.finding == name].assign(**place))
+        by_setting = {}
+        for setting in settings:
+            of_seeds = [scores[seed, setting, data_set][known][:, None] for seed in seeds]
+            by_setting[setting] = measure_findings(of_seeds, labels, [name], weights)
+        for setting, measured in by_setting.items():
+            table = measured.each_seed(seeds, generator)
+            tables.append(table[table.finding == name].assign(**place, setting=setting))
         for first, second in COMPARISONS:
             if first in by_setting and second in by_setting:
-                pair = [list(by_setting[one].values()) for one in (first, second)]
-                table = compare_scores(*pair, labels, [name], weights, generator, setting=first)
-                tables.append(table[table.finding == name].assign(**place, reference=second, seed=OVER_SEEDS))
+                table = by_setting[first].minus(by_setting[second], generator)
+                table = table[table.finding == name].assign(**place, setting=first, reference=second)
+                tables.append(table.assign(seed=OVER_SEEDS))
     return _Measured(pd.concat(tables, ignore_index=True), scores, [])
 
 
