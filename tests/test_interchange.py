@@ -133,20 +133,16 @@ def test_one_line_says_what_was_left_out(study, home, capsys):
     assert told(str(home / "a"))[0] == f"30 pairs in 3 shards in {home / 'a'} (3 were there)."
 
 
-def test_outcomes_stay_at_home_and_the_line_says_so(study, home):
+def test_the_line_says_that_outcomes_stay_and_how_many_ids_tell_the_patient(study, home):
     cohort = read_cohort(study.path("cohort.parquet"))
     build_pixel_store(study, cohort.assign(outcome_death=1, outcome_death_years=2.5), 36, workers=1)
     told = export(study, home / "out", reports=True, patient_ids=True).left_out
     assert told == "Left out: outcomes. Reports and patient ids have left with the images."
     assert not any("outcome" in name for record in read_records(home / "out", "webdataset") for name in record)
-
-
-def test_ids_of_images_that_tell_the_patient_are_counted(study, home):
-    cohort = read_cohort(study.path("cohort.parquet"))
     names = {"tiny/0000": "tiny/0", "tiny/0007": "tiny/07", "tiny/0012": "tiny/1", "tiny/0015": "tiny/5"}
     cohort["patient_id"] = cohort["image_id"].map(names).fillna("tiny/p" + cohort["image_id"])
     build_pixel_store(study, cohort, 36, workers=1)
-    told = export(study, home / "out").left_out
+    told = export(study, home / "told").left_out
     assert told.endswith("The image_id of 2 of 30 pairs still contains the patient's identifier.")
 
 
@@ -218,14 +214,9 @@ def test_dicom_leaves_only_when_patients_may(study, home):
     assert sum(name.endswith(".dcm") for name in read_members(home / "b")) == 1
     asked = sentence(study, home / "c", "huggingface", original_images=True, patient_ids=True)
     assert "which Hugging Face images cannot be" in asked
-
-
-def test_an_original_that_is_gone_is_named(study, home):
-    cohort = read_cohort(study.path("cohort.parquet"))
     study.path(cohort["image_path"][0]).unlink()
-    assert sentence(study, home / "out", original_images=True).startswith(
-        "the original image in row 0 of the cohort is missing: "
-    )
+    asked = sentence(study, home / "d", original_images=True, patient_ids=True)
+    assert asked.startswith("the original image in row 0 of the cohort is missing: ")
 
 
 def test_bad_requests_are_one_sentence(study, home, monkeypatch):

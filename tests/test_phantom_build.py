@@ -47,7 +47,7 @@ def hash_folder(folder):
     }
 
 
-def test_the_cohort_has_the_planned_size_ids_and_files(folder, cohort):
+def test_the_cohort_has_what_was_planned_and_splits_share_no_patient(folder, cohort):
     assert cohort.image_id.tolist() == [f"phantom/{number:06d}" for number in range(300)]
     assert finding_columns(cohort) == [NO_FINDING, *PREVALENCE]
     diseased = (cohort[list(PREVALENCE)] == 1).any(axis=1)
@@ -55,17 +55,14 @@ def test_the_cohort_has_the_planned_size_ids_and_files(folder, cohort):
     assert cohort[NO_FINDING].tolist() == np.select([diseased, hedged], [0, -1], 1).tolist()
     assert all((folder / "phantom" / path).is_file() for path in cohort.image_path)
     assert cohort[list(PREVALENCE)].notna().all(axis=None)
-
-
-def test_default_splits_have_their_sizes_and_share_no_patient(cohort):
     assert PhantomConfig().split_sizes() == {"train": 3900, "validate": 500, "test": 1000, "test_enriched": 600}
     assert cohort.split.value_counts().to_dict() == CONFIG.split_sizes()
     assert cohort.groupby("patient_id").split.nunique().max() == 1
-
-
-def test_each_finding_has_its_positives_in_the_enriched_split(cohort):
     enriched = cohort[cohort.split == "test_enriched"]
     assert ((enriched[list(PREVALENCE)] == 1).sum() >= len(enriched) // 20).all()
+    assert (cohort.report_origin == "template").sum() == round(0.15 * len(cohort))
+    assert cohort.report[cohort.report_origin == "written"].str.startswith("FINDINGS: ").all()
+    assert (cohort.report.str.len() > 0).all()
 
 
 def test_planted_pairs_are_counted_exactly_disjoint_and_in_training_alone(cohort, truth):
@@ -124,13 +121,6 @@ def test_labels_and_lesions_agree(folder, cohort):
     )
     stated = stated.reindex(index=cohort.image_id, columns=list(PREVALENCE)).fillna(0).to_numpy()
     assert np.array_equal(stated, cohort[list(PREVALENCE)].to_numpy(dtype=float))
-
-
-def test_template_reports_have_their_share(cohort):
-    assert (cohort.report_origin == "template").sum() == round(0.15 * len(cohort))
-    written = cohort.report[cohort.report_origin == "written"]
-    assert written.str.startswith("FINDINGS: ").all()
-    assert (cohort.report.str.len() > 0).all()
 
 
 def test_images_are_grey_and_broken_ones_cannot_be_opened(folder, cohort, truth):
