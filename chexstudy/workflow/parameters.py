@@ -16,7 +16,7 @@ import difflib
 import io
 import tokenize
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chexstudy.errors import StudyError
@@ -45,9 +45,7 @@ class Parameter:
     @property
     def expected(self) -> str:
         """The declared type in words."""
-        if self.element is None:
-            return _WORDS[self.type]
-        return f"a list of {self.element.__name__}"
+        return _WORDS[self.type] if self.element is None else f"a list of {self.element.__name__}"
 
 
 def read_parameters(source: str | Path) -> dict[str, Parameter]:
@@ -98,28 +96,22 @@ def _trailing_comments(cell: str) -> dict[int, str]:
 
 def _parse_assignment(statement: ast.stmt, comment: str) -> Parameter | None:
     """The parameter an assignment declares, or None if it is not a plain one."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target, annotation = statement.targets[0], None
-    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        target, annotation = statement.target, ast.unparse(statement.annotation)
-    else:
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    annotation = ast.unparse(statement.annotation) if isinstance(statement, ast.AnnAssign) else None
+    if len(targets) != 1 or not isinstance(targets[0], ast.Name):
         return None
     try:
         default = ast.literal_eval(statement.value)
-    except ValueError:
+    except (ValueError, AttributeError):
         return None
-    element = None
+    named, element = {None: None, type(default).__name__: None}, None
     if isinstance(default, list):
         kinds = {type(item) for item in default}
         element = kinds.pop() if len(kinds) == 1 else None
-        named = {f"list[{kind.__name__}]": kind for kind in (str, int, float, bool)}
-        element = named.get(annotation, element)
-        plain = annotation in (None, "list", *named)
-    else:
-        plain = annotation in (None, type(default).__name__)
-    if not isinstance(target, ast.Name) or type(default) not in _WORDS or not plain:
+        named |= {f"list[{kind.__name__}]": kind for kind in (str, int, float, bool)}
+    if type(default) not in _WORDS or annotation not in named:
         return None
-    return Parameter(target.id, type(default), default, comment, element)
+    return Parameter(targets[0].id, type(default), default, comment, named[annotation] or element)
 
 
 def check_names(names: Iterable[str], declared: Iterable[str], notebook: str) -> None:
@@ -137,19 +129,22 @@ def check_value(parameter: Parameter, value: object, notebook: str) -> object:
     if parameter.type is list and isinstance(value, list):
         if parameter.element is None:
             return value
-        return [_checked(parameter, item, parameter.element, notebook) for item in value]
-    return _checked(parameter, value, parameter.type, notebook)
+        one = replace(parameter, type=parameter.element)
+        return [_check_one(one, item, notebook) for item in value]
+    return _check_one(parameter, value, notebook)
 
 
-def _checked(parameter: Parameter, value: object, wanted: type, notebook: str) -> object:
-    if wanted is float and type(value) is int:
+def _check_one(parameter: Parameter, value: object, notebook: str) -> object:
+    if parameter.type is float and type(value) is int:
         return float(value)
-    if type(value) is not wanted:
-        raise StudyError(
-            f"parameter {parameter.name!r} of {notebook} must be {parameter.expected} such as {parameter.default!r}, "
-            f"not {value!r} ({type(value).__name__})."
-        )
+    if type(value) is not parameter.type:
+        raise _refuse(parameter, f"{value!r} ({type(value).__name__})", notebook)
     return value
+
+
+def _refuse(parameter: Parameter, given: str, notebook: str) -> StudyError:
+    wanted = f"{parameter.expected} such as {parameter.default!r}"
+    return StudyError(f"parameter {parameter.name!r} of {notebook} must be {wanted}, not {given}.")
 
 
 def check_values(declared: Mapping[str, Parameter], values: Mapping[str, object], notebook: str) -> dict[str, object]:
@@ -164,28 +159,19 @@ def parse_text(parameter: Parameter, text: str, notebook: str) -> object:
     ``0.3`` is a number, ``true`` is True, ``[1, 2]`` and ``1,2`` are lists; brackets may leave out the quotes of texts.
     """
     try:
-        if parameter.type is list:
-            return _parse_list(text, parameter.element)
-        return _parse_scalar(text, parameter.type)
+        return _parse_list(text, parameter.element) if parameter.type is list else _parse_one(text, parameter.type)
     except (ValueError, KeyError):
-        raise StudyError(
-            f"parameter {parameter.name!r} of {notebook} must be {parameter.expected} such as {parameter.default!r}, "
-            f"not {text!r}."
-        ) from None
+        raise _refuse(parameter, repr(text), notebook) from None
 
 
-def _parse_scalar(text: str, wanted: type) -> object:
+def _parse_one(text: str, wanted: type) -> object:
     return _TRUTH[text.strip().lower()] if wanted is bool else wanted(text)
 
 
 def _parse_list(text: str, element: type | None) -> list:
-    inner = text.strip().removeprefix("[").removesuffix("]")
-    if not inner.strip():
-        return []
+    inner = text.strip().removeprefix("[").removesuffix("]").strip()
     try:
         items = ast.literal_eval(f"[{inner}]")
     except (SyntaxError, ValueError):
         items = [item.strip().strip("'\"") for item in inner.split(",")]
-    if element is None:
-        return items
-    return [item if type(item) is element else _parse_scalar(str(item), element) for item in items]
+    return [item if element in (None, type(item)) else _parse_one(str(item), element) for item in items]
