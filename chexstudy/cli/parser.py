@@ -4,7 +4,6 @@ A verb is a function with its help as docstring: what it does, ``examples:``, an
 """
 
 import argparse
-import difflib
 import inspect
 import re
 import sys
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from chexstudy import __version__, paths
+from chexstudy.errors import suggest
 
 _EPILOG = re.compile(r"^(?=examples?:|first steps:|writes:)", re.MULTILINE)
 
@@ -146,5 +146,5 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _guess(word: str, known: Sequence[str]) -> str:
-    closest = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {closest[0]!r}" if closest else ""
+    guess = suggest(word, known)
+    return guess and f": {guess}"

@@ -12,14 +12,13 @@ checks here.
 """
 
 import ast
-import difflib
 import io
 import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chexstudy.errors import StudyError
+from chexstudy.errors import StudyError, suggest
 
 _TAG = "parameters"
 _WORDS = {
@@ -119,8 +118,7 @@ def check_names(names: Iterable[str], declared: Iterable[str], notebook: str) ->
     declared = list(declared)
     for name in names:
         if name not in declared:
-            closest = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
-            guess = f"did you mean {closest[0]!r}" if closest else "choose one of them"
+            guess = suggest(name, declared, "choose one of them", cutoff=0.5)
             raise StudyError(f"{notebook} has no parameter {name!r}; it takes {', '.join(declared)}: {guess}.")
 
 

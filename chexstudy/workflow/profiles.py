@@ -5,13 +5,12 @@ that has such a parameter) and ``notebooks`` (values for one notebook, by its na
 those of the command line: a default that no notebook takes is an error, not a silent nothing.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chexstudy import paths
-from chexstudy.errors import StudyError
+from chexstudy.errors import StudyError, suggest
 from chexstudy.inputs.yaml_files import read_yaml
 from chexstudy.workflow.parameters import Parameter, check_names, check_value, check_values, parse_text
 
@@ -47,8 +46,7 @@ def read_profile(name: str, folder: Path | None = None) -> Profile:
     path = paths.resolve_user_path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = list_profiles(folder)
-        closest = difflib.get_close_matches(name, known, n=1)
-        guess = f"did you mean {closest[0]!r}" if closest else "choose one, or give the path of a .yaml file"
+        guess = suggest(name, known, "choose one, or give the path of a .yaml file")
         raise StudyError(f"there is no profile {name!r}; the profiles are {', '.join(known) or 'none'}: {guess}.")
     content = read_yaml(path, "profile") or {}
     if not isinstance(content, dict):
@@ -86,9 +84,8 @@ def resolve_parameters(
     origin = f"profile {profile.name!r}"
     for notebook in profile.notebooks:
         if notebook not in declared:
-            closest = difflib.get_close_matches(str(notebook), list(declared), n=1)
-            guess = f": did you mean {closest[0]!r}" if closest else ""
-            raise StudyError(f"{origin} names a notebook {notebook!r} that does not exist{guess}.")
+            guess = suggest(str(notebook), declared, "choose one there is")
+            raise StudyError(f"{origin} names a notebook {notebook!r} that does not exist: {guess}.")
     check_names(profile.defaults, _union(declared, list(declared)), f"the study ({origin})")
     for name in overrides:
         declaring = [notebook for notebook, parameters in declared.items() if name in parameters]

@@ -7,7 +7,6 @@ runs started side by side never meet.
 
 import ast
 import contextlib
-import difflib
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from chexstudy import paths
 from chexstudy.children import fits_sockets, temporary_folder
-from chexstudy.errors import StudyError
+from chexstudy.errors import StudyError, suggest
 from chexstudy.runs import Run, atomic_path, remove_leftovers
 from chexstudy.workflow.executed import clean_notebook, hide_names
 from chexstudy.workflow.identity import (
@@ -69,8 +68,7 @@ def find_notebook(name: str, folder: Path | None = None) -> str:
     numbered = [notebook for notebook in known if wanted.isdigit() and int(notebook[:2]) == int(wanted)]
     if numbered:
         return numbered[0]
-    closest = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
-    guess = f"did you mean {closest[0]!r}" if closest else "choose one, or all"
+    guess = suggest(wanted, known, "choose one, or all", cutoff=0.4)
     raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known)}: {guess}.")
 
 
@@ -113,12 +111,7 @@ def run_notebooks(
         folder: where the notebooks lie, with their profiles in ``profiles/``.
 
     Returns:
-        Paths of the executed notebooks.
-
-    Raises:
-        StudyError: a notebook, profile or parameter is unknown, a value has the wrong type, the study has other
-            values, or another run is at work on it; nothing was started.
-        NotebookFailure: a notebook stopped; the cells up to there are kept as ``NN_name.failed.ipynb``.
+        Paths of the executed notebooks. Where one stops, the cells up to there are kept as ``NN_name.failed.ipynb``.
     """
     # No process can start in a folder that was removed.
     paths.working_folder()
@@ -134,9 +127,12 @@ def run_notebooks(
     asked = resolve_parameters(declared, Profile(plan.name), chosen, overrides, run.study, from_text=from_text)
     # What notebooks are told accepts all.
     accepted = True if any(values.get(CHANGE) for values in asked.values()) else change
-    with hold_study(run, _name_run(chosen)):
+    with hold_study(run, f"a run of {chosen[0]}" + f" to {chosen[-1]}" * (len(chosen) > 1)):
         values = settle_values(run, declared, asked, plan, is_given=profile is not None, accepted=accepted)
-        _announce(plan, run, is_everything=chosen == known)
+        print(f"{plan.title or plan.name}: {plan.description}".rstrip(": "))
+        if plan.cost:
+            print(f"Expected cost{' of all notebooks together' * (chosen != known)}: {plan.cost}")
+        print(f"Study {run.study!r} is written to {run.folder}", flush=True)
         return _execute_in_order(folder, run, declared, values, plan.name, online=online, quiet=quiet)
 
 
@@ -164,10 +160,6 @@ def rerun_notebooks(study: str, *, quiet: bool = False, folder: Path | None = No
     with hold_study(run, "`chexstudy figures`"):
         values = settle_values(run, declared, asked, plan)
         return _execute_in_order(folder, run, declared, values, plan.name, online=False, quiet=quiet)
-
-
-def _name_run(chosen: list[str]) -> str:
-    return f"a run of {chosen[0]}" + (f" to {chosen[-1]}" if len(chosen) > 1 else "")
 
 
 def _execute_in_order(
@@ -242,13 +234,6 @@ def _parameters_to_inject(
     """What papermill writes into the executed notebook: the values that are not the notebook's own."""
     changed = {name: value for name, value in values.items() if value != declared[name].default}
     return changed | ({"study": study} if "study" in declared else {})
-
-
-def _announce(profile: Profile, run: Run, *, is_everything: bool) -> None:
-    print(f"{profile.title or profile.name}: {profile.description}".rstrip(": "))
-    if profile.cost:
-        print(f"Expected cost{'' if is_everything else ' of all notebooks together'}: {profile.cost}")
-    print(f"Study {run.study!r} is written to {run.folder}", flush=True)
 
 
 def _execute(

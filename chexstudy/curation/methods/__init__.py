@@ -9,7 +9,6 @@ for it, memory grows with the number of rows only. Options that several methods 
 and ``iterations`` of k-means, ``prototypes`` and ``super_batch`` of the online curator.
 """
 
-import difflib
 import inspect
 import types
 import typing
@@ -34,7 +33,7 @@ from chexstudy.curation.methods.signals import (
     choose_by_soft_pruning,
     choose_learnable,
 )
-from chexstudy.errors import StudyError
+from chexstudy.errors import StudyError, suggest
 from chexstudy.workflow.parameters import Parameter, check_names
 
 # What a method may need beyond features, and where it comes from on the command line.
@@ -126,8 +125,7 @@ def find_method(name: str) -> Method:
     """The method of that name."""
     if name in METHODS:
         return METHODS[name]
-    closest = difflib.get_close_matches(name, list(METHODS), n=1)
-    guess = f"did you mean {closest[0]!r}" if closest else "choose one of them"
+    guess = suggest(name, METHODS, "choose one of them")
     raise StudyError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}: {guess}.")
 
 
