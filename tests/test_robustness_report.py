@@ -29,7 +29,7 @@ def evaluated(tmp_path_factory):
         run = make_tiny_study()
         pretrain(run, "full", 0, PretrainingConfig.from_dict(_CONSTANTS), "cpu")
         evaluation = Evaluation(run, run.read_table("cohort.parquet"), open_pixel_store(run), resamples=20)
-        evaluate_arms(evaluation, ["full"], [0])
+        assert set(evaluate_arms(evaluation, ["full"], [0], "full").reference) == {""}
         yield evaluation
 
 

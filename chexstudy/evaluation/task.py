@@ -184,7 +184,7 @@ def add_costs(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
 def list_differences(evaluation: Evaluation, measured: _Measured, pairs: Sequence[tuple[_Side, _Side]]) -> pd.DataFrame:
     """Rows of first minus second, paired by patient and seed; ``reference`` is the second side's arm."""
-    tables = []
+    tables = [pd.DataFrame(columns=["arm", "reference", "task", "seed"])]
     for name, generator in _draw_generators(evaluation, measured).items():
         for (task, arm), (other, reference) in pairs:
             drawn = deepcopy(generator)
@@ -192,7 +192,7 @@ def list_differences(evaluation: Evaluation, measured: _Measured, pairs: Sequenc
             rows = pd.concat([first.minus(second, drawn) for first, second in sides])
             place = task.place | {"task": f"{task.place['task']}_difference", "data_set": name, "seed": OVER_SEEDS}
             tables.append(rows.assign(arm=arm, reference=reference, **place))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def _draw_generators(evaluation: Evaluation, measured: _Measured) -> dict[str, np.random.Generator]:
