@@ -11,13 +11,14 @@ from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.pretraining.arms.study_config import read_config, settle_config
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.runs import MADE_BY_VARIABLE, Run
+from chexstudy.runs import MADE_BY_VARIABLE, Run, write_record
 from chexstudy.workflow import runner
 from chexstudy.workflow.identity import FREE, RECORD, read_identity, settle_store
 from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.notebook import notebook_environment, start_notebook
 from chexstudy.workflow.parameters import read_parameters
 from chexstudy.workflow.runner import rerun_notebooks, run_all, run_notebooks
+from chexstudy.workflow.studies import OTHER_CODE, find_stale_artifacts
 
 DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.glob("*.py"))}
 FIRST, SECOND, FOURTH, NINTH = "01_build_cohort", "02_embed_pairs", "04_pretrain_curated", "09_adapt_encoder"
@@ -76,6 +77,22 @@ def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, ho
     assert "pairs" not in sentence
     assert given == {}
     assert Run("debug").path(RECORD).read_text() == before
+
+
+def test_a_study_of_the_version_before_is_recognised_and_told_what_to_do(given, capsys):
+    run, sentence = (
+        Run("debug"),
+        "Study 'debug' was made by a version of chexstudy before this one: run all its notebooks",
+    )
+    run.write_json("pixels/manifest.json", {})
+    # As it was recorded then.
+    write_record(run.path("provenance/pixels/manifest.json.json"), {"key": "k", "source_hash": "h", "inputs": {}})
+    run_notebooks(["02"], study="debug")
+    assert f"{sentence} again (`chexstudy run all --study debug`)" in capsys.readouterr().out
+    assert find_stale_artifacts(run) == {"pixels/manifest.json": OTHER_CODE}
+    run.record("pixels/manifest.json", {})
+    run_notebooks(["02"], study="debug")
+    assert sentence not in capsys.readouterr().out
 
 
 def test_without_a_profile_it_is_the_studys_own(given):

@@ -98,9 +98,18 @@ def read_identity(run: Run) -> Identity | None:
             f"{RECORD}, which says what study {run.study!r} is, is damaged or was edited: remove it from {run.folder} "
             "and give the profile and all parameters again."
         ) from None
+    if _is_of_older_version(run) and identity.profile.name in list_profiles():
+        # Some of its parameters may have other names now.
+        identity.profile = read_profile(identity.profile.name)
     for name, entry in identity.notebooks.items():
         entry["made"] = entry["made"] or _has_sealed(run, name, entry["started"])
     return identity
+
+
+def _is_of_older_version(run: Run) -> bool:
+    """Whether the pixels were stored before artifacts were keyed by the code that makes them."""
+    record = run.provenance("pixels/manifest.json")
+    return record is not None and "module" not in record
 
 
 def write_identity(run: Run, identity: Identity) -> None:
@@ -143,6 +152,12 @@ def settle_values(
     Returns:
         By notebook that will run, all its values.
     """
+    if _is_of_older_version(run):
+        print(
+            f"Study {run.study!r} was made by a version of chexstudy before this one: run all its notebooks again "
+            f"(`chexstudy run all --study {run.study}`), which make anew what is there and keep its values.",
+            flush=True,
+        )
     identity = read_identity(run)
     made = identity is not None and any(entry["made"] for entry in identity.notebooks.values())
     if identity is not None and not is_given:
