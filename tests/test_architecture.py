@@ -27,7 +27,18 @@ _FLOOR_OF = {room: number for number, rooms in enumerate(_FLOORS) for room in ro
 # A figure and a verb are called as what they show and do, and what the phantom draws as what a cohort has.
 _MIRRORS = ("plots/", "cli/", "cohort/phantom/")
 # Names that say with their room what they are: how a cohort and an encoder are built, the run of a task ...
-_WITH_THEIR_ROOM = {"build", "checkpoint", "configuration", "export", "files", "inputs", "run", "subsets", "table"}
+_WITH_THEIR_ROOM = {
+    "build",
+    "checkpoint",
+    "configuration",
+    "curators",
+    "export",
+    "files",
+    "inputs",
+    "run",
+    "subsets",
+    "table",
+}
 # Rooms that build a circle and are not mended yet.
 _CIRCLES = {
     *(("evaluation/adaptation", "evaluation/image_text"), ("evaluation/context", "evaluation/image_text")),
