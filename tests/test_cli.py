@@ -243,6 +243,8 @@ def test_cohort_build_runs_its_notebook_with_the_source(notebooks):
 def test_real_images_do_not_land_in_the_default_study(notebooks, home, capsys):
     assert main(["cohort", "build", "--source", "nhi"]) == 2
     assert "no source named 'nhi': did you mean 'nih'? The sources are phantom, nih, " in capsys.readouterr().err
+    assert main(["cohort", "sources"]) == 0
+    assert "NIH ChestX-ray14" in capsys.readouterr().out
     assert main(["cohort", "build", "--source", "nih", "--data-root", "x", "--quiet"]) == 0
     assert written("nih", "01_build_cohort") == [4, "nih", "x", 96]
     assert main(["cohort", "build", "--source", "folder", "--data-root", "x", "--quiet"]) == 0

@@ -28,6 +28,7 @@ def own_set(tmp_path):
                 "findings": ["Mass"],
             },
             read=lambda folder, path: read_text_table(path),
+            words={"view": {"supine": "AP"}},
             tables=("films.csv",),
             split_lists={"train": "train.txt", "test": "test.txt"},
         )
@@ -36,7 +37,7 @@ def own_set(tmp_path):
         {
             "Film": [f"{number}.png" for number in range(6)],
             "Who": [f"P{number // 2}" for number in range(6)],
-            "View": ["pa", "LL", "oblique", None, "AP", "PA"],
+            "View": ["pa", "LL", "oblique", None, "Supine", "PA"],
             "Age": ["58", "411", "6 months", None, "7", "8"],
             "Mass": [1, 0, -1, None, 0, 1],
         }

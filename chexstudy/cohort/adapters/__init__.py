@@ -58,10 +58,10 @@ def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list
 
 
 def tabulate_sources() -> pd.DataFrame:
-    """Every source: its name, what it is, its terms, and where it is had."""
-    rows = [(spec.name, spec.title, spec.licence, spec.address) for spec in DATASETS.values()]
-    rows += [(name, title, "", "") for name, title in _FORMATS.items()]
-    return pd.DataFrame(rows, columns=["source", "what it is", "terms", "address"])
+    """Every source: its name, what it is, its terms, where it is had, and which other sets would be no test for it."""
+    rows = [(spec.name, spec.title, spec.licence, spec.address, spec.exposure) for spec in DATASETS.values()]
+    rows += [(name, title, "", "", "") for name, title in _FORMATS.items()]
+    return pd.DataFrame(rows, columns=["source", "what it is", "terms", "address", "exposure"])
 
 
 def require_source(name: str) -> None:

@@ -57,6 +57,8 @@ class DatasetSpec:
     # ``(folder, path of the table)`` to one row an image, every cell text or missing; the path is the folder where the
     # data set has no table. Numbers in ``attrs`` are notes for the user.
     read: Callable[[Path, Path], pd.DataFrame]
+    # Kind of word (`column_mapping.WORDS`) -> word of the table, in lower case -> value of the contract.
+    words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()  # names that its table goes by, the newest first
     is_image: Callable[[Path], bool] = lambda path: True  # which image files are radiographs
     is_own_name: Callable[[str], bool] = lambda name: False  # whether an image's name, without ending, tells the set
@@ -107,10 +109,10 @@ def check_dataset(spec: DatasetSpec, data_root: str | Path, seed: int) -> Manife
         table, columns = _read_official_split(table, folder, spec)
     except StudyError as error:
         return ManifestReport((str(error),))
-    mapping = ColumnMapping(source=spec.name, columns=columns)
+    mapping = ColumnMapping(source=spec.name, columns=columns, values=spec.words)
     for name, column in mapping.single_columns().items():
         if name in ("view", "sex"):
-            known = table[column].map(plain_word, na_action="ignore").isin(WORDS[name])
+            known = table[column].map(plain_word, na_action="ignore").isin(mapping.words(name))
             table[column] = table[column].where(known)
         elif name == "age_years":
             table[column] = table[column].where(parse_years(table[column]) <= OLDEST_YEARS)
