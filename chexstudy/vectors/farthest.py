@@ -342,8 +342,7 @@ def _pick_in_pool(points, rows, bounds, seen, floor, rival, taken, picked):
         taken: picks made before.
         picked: places in the pool of the picks, written here.
 
-    Returns:
-        The number of picks made.
+    Returns how many picks were made.
     """
     made = 0
     while made < len(picked):

@@ -20,10 +20,8 @@ def cluster_features(
     256 training points a centroid; a GPU build of faiss runs on the GPU.
 
     Args:
-        features: ``(n, dim)``.
-        clusters: number of centroids, at most ``n``.
-        iterations: Lloyd iterations.
-        seed: seed of the initial centroids and of the sampling of training points.
+        features: ``(n, dim)``, at least as many as ``clusters``.
+        seed: of the initial centroids and of the sampling of training points.
         rows_per_cluster: faiss fits on a sample of so many rows a centroid where there are more.
 
     Returns:

@@ -56,13 +56,9 @@ def product_rounding(dtype: torch.dtype, terms: int) -> float:
 
 
 def sum_by_centre(rows: Tensor, centre: Tensor, count: int, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum and number of the rows that belong to each centre, always added in the same order.
+    """Sum and number of the rows ``(n, dim)`` that belong to each of ``count`` centres, always added in one order.
 
-    Args:
-        rows: ``(n, dim)``.
-        centre: the centre of each row ``(n,)``, int64.
-        count: number of centres.
-        counted: which rows take part ``(n,)``, bool; all without it.
+    ``centre`` ``(n,)`` is that of each row; rows that are not ``counted`` ``(n,)`` take no part.
 
     Returns:
         Sums ``(count, dim)`` and numbers ``(count,)``, both of the type of ``rows``.

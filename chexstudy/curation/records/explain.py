@@ -23,14 +23,8 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
     it was drawn (`chexstudy.pseudonyms`).
 
     Args:
-        run: the study.
         image_id: the pair, by its official name or its pseudonym.
         arm: an arm, ``by_<method>`` or the name of a method.
-        seed: of the arm.
-        with_report: also show the report.
-
-    Returns:
-        Sentences, a line each.
     """
     cohort = read_cohort(run.require("cohort.parquet"))
     image_id = find_image_id(run, image_id, cohort.image_id)
@@ -94,14 +88,9 @@ def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | Non
     """What a ledger says of one pair, for every time it was considered.
 
     Args:
-        ledger: at least the whole super-batches in which the pair was considered, as `read_super_batches` or
-            `read_ledger` give them.
-        image_id: the pair.
+        ledger: at least the whole super-batches in which the pair was considered.
         cohort: tells what the pairs around each prototype are labelled; reports are not read.
         shown: what the story calls the pair; its id if empty.
-
-    Returns:
-        Sentences, a line for each time.
     """
     considered = ledger[ledger.image_id == image_id].sort_values(["epoch", "step"])
     if considered.empty:

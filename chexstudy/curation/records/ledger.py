@@ -158,9 +158,7 @@ def read_ledger(
     """Read a ledger: the merged file, or while there is none, the parts written so far.
 
     Args:
-        source: path of the merged file, or a run.
-        arm: of the run.
-        seed: of the arm.
+        source: path of the merged file, or a run, of which ``arm`` and ``seed`` then name the arm.
         columns: which columns to read; all by default.
 
     Returns:
@@ -175,14 +173,8 @@ def read_ledger(
 def read_super_batches(source: str | Path | Run, image_id: str, arm: str = "curated", seed: int = 0) -> pd.DataFrame:
     """Read the super-batches in which one pair was considered, whole: the pair and those it was decided among.
 
-    Only the ids of the others are looked at, so memory does not grow with the ledger.
-
-    Args:
-        source, arm, seed: as in `read_ledger`.
-        image_id: the pair.
-
-    Returns:
-        As `read_ledger`, perhaps without rows.
+    Only the ids of the others are looked at, so memory does not grow with the ledger. As `read_ledger`, perhaps without
+    rows.
     """
     path = ledger_path(source, arm, seed) if isinstance(source, Run) else Path(source)
     tables, empty = [], None
