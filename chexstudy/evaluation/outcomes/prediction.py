@@ -40,7 +40,7 @@ from chexstudy.evaluation.outcomes.survival import (
     survival_at,
     survival_is_available,
 )
-from chexstudy.evaluation.scores import measure_findings, write_scores
+from chexstudy.evaluation.scores import Measured, measure_findings, write_scores
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS, OVER_SEEDS, validate_results
 from chexstudy.runs import Run
@@ -48,8 +48,6 @@ from chexstudy.statistics.bootstrap import (
     bootstrap_patients,
     count_scarcer_patients,
     interval,
-    paired_difference,
-    resample_seeds,
 )
 
 TASK = "outcome"
@@ -245,12 +243,8 @@ def _measure_timed(data: _Data, name: str) -> _Measured:
                 predicted |= {(seed, *key[1:]): one for key, one in models.items()}
                 continue
             first = design(training)
-            unpenalised = {IMAGE: 0, AGE_SEX: first.shape[1]}.get(
-                setting, describe_patients(training, training).shape[1]
-            )
-            model = fit_risk_model(
-                first, *observe(training), design(validation), *observe(validation), unpenalised=unpenalised
-            )
+            unpenalised = 0 if setting == IMAGE else describe_patients(training, training).shape[1]
+            model = fit_risk_model(first, *observe(training), design(validation), *observe(validation), unpenalised)
             training_scores = model.score(first)
             for data_set, rows in data.tests.items():
                 scores = model.score(design(rows))
@@ -303,30 +297,24 @@ def _measure_test_set(data, years, events, rows, known, predicted, censoring: Ce
         replicates.append(_measure_models(years, events, scores, risks, censoring, data.horizons, weights))
     # Seeds, (resamples,) metrics, settings.
     points, replicates = np.stack(points), np.stack(replicates)
-    generator = data.evaluation.generator()
-    metrics, table = list(labels), []
+    metrics, generator = list(labels), data.evaluation.generator()
 
-    def tabulate(values, low, high, seed, settings, chosen=metrics, suffix="", reference=""):
-        for place, metric in enumerate(chosen):
-            for model, setting in enumerate(settings):
-                ends = low[place, model], high[place, model]
-                row = (metric + suffix, setting, reference, seed, values[place, model], *ends, *counts[metric])
-                table.append(row)
+    def measured(places: list[int], models: list[int]) -> Measured:
+        return Measured(
+            tuple(metrics[place] for place in places),
+            pd.DataFrame({"setting": [settings[model] for model in models]}),
+            points[:, places][..., models],
+            replicates[:, :, places][..., models],
+            patients[places, None],
+            bounds=(-np.inf, np.inf),
+        )
 
-    for place, seed in enumerate(seeds):
-        tabulate(points[place], *interval(replicates[place], patients=patients[:, None]), seed, settings)
-    low, high = interval(resample_seeds(replicates, generator), patients=patients[:, None])
-    tabulate(points.mean(axis=0), low, high, OVER_SEEDS, settings)
+    tables = [measured([*range(len(metrics))], [*range(len(settings))]).each_seed(seeds, generator)]
     ranking = [place for place, metric in enumerate(metrics) if metric.startswith(("c_index", "auroc"))]
-    for first, second in COMPARISONS:
-        if first in settings and second in settings:
-            pair = [settings.index(first), settings.index(second)]
-            sides = [points[:, ranking][..., model] for model in pair]
-            drawn = [replicates[:, :, ranking][..., model] for model in pair]
-            difference = paired_difference(*sides, *drawn, generator, patients[ranking])
-            ends = [one[:, None] for one in (difference.value, difference.ci_low, difference.ci_high)]
-            chosen = [metrics[place] for place in ranking]
-            tabulate(*ends, OVER_SEEDS, [first], chosen, "_difference", second)
+    for pair in COMPARISONS:
+        if set(pair) <= set(settings):
+            first, second = (measured(ranking, [settings.index(setting)]) for setting in pair)
+            tables.append(first.minus(second, generator).assign(seed=OVER_SEEDS, reference=pair[1]))
     for horizon, risk in zip(data.horizons, no_model, strict=True):
         metric = _at_horizon(horizon)[1]
         alike = np.full((len(years), 1), risk)
@@ -334,13 +322,11 @@ def _measure_test_set(data, years, events, rows, known, predicted, censoring: Ce
         low, high = interval(
             brier_score(years, events, alike, horizon, censoring, weights), patients=patients[[metrics.index(metric)]]
         )
-        table += [
-            (metric, "no_model", "", seed, value, low[0], high[0], *counts[metric]) for seed in (*seeds, OVER_SEEDS)
-        ]
-    return pd.DataFrame(table, columns=_COLUMNS)
-
-
-_COLUMNS = ["metric", "setting", "reference", "seed", "value", "ci_low", "ci_high", "n", "positives"]
+        row = {"metric": metric, "setting": "no_model", "value": value, "ci_low": low[0], "ci_high": high[0]}
+        tables.append(pd.DataFrame([row | {"seed": seed} for seed in (*seeds, OVER_SEEDS)]))
+    table = pd.concat(tables, ignore_index=True)
+    n, positives = zip(*table.metric.str.removesuffix("_difference").map(counts), strict=True)
+    return table.assign(n=n, positives=positives)
 
 
 def _at_horizon(horizon: float) -> tuple[str, str, str]:
@@ -397,26 +383,25 @@ def _measure_binary(data: _Data, name: str) -> _Measured:
     settings = [setting for setting in SETTINGS if any(key[1] == setting for key in scores)]
     for data_set, rows in data.tests.items():
         known = rows[column].notna().to_numpy()
-        place = {"data_set": data_set, "finding": name}
         if not known.any():
             wanted = [(metric, setting) for metric in ("auroc", "auprc") for setting in settings]
-            tables.append(_tabulate_nothing(wanted, seeds).assign(**place))
+            tables.append(_tabulate_nothing(wanted, seeds).assign(finding=name, data_set=data_set))
             continue
         labels, weights = label(rows[known]), data.weights(rows[known])
         generator = data.evaluation.generator()
-        by_setting = {}
+        measured = {}
         for setting in settings:
             of_seeds = [scores[seed, setting, data_set][known][:, None] for seed in seeds]
-            by_setting[setting] = measure_findings(of_seeds, labels, [name], weights)
-        for setting, measured in by_setting.items():
-            table = measured.each_seed(seeds, generator)
-            tables.append(table[table.finding == name].assign(**place, setting=setting))
+            measured[setting] = measure_findings(of_seeds, labels, [name], weights)
+            tables.append(measured[setting].each_seed(seeds, generator).assign(setting=setting, data_set=data_set))
         for first, second in COMPARISONS:
-            if first in by_setting and second in by_setting:
-                table = by_setting[first].minus(by_setting[second], generator)
-                table = table[table.finding == name].assign(**place, setting=first, reference=second)
-                tables.append(table.assign(seed=OVER_SEEDS))
-    return _Measured(pd.concat(tables, ignore_index=True), scores, [])
+            if first in measured and second in measured:
+                rows = measured[first].minus(measured[second], generator)
+                place = {"setting": first, "reference": second, "seed": OVER_SEEDS, "data_set": data_set}
+                tables.append(rows.assign(**place))
+    rows = pd.concat(tables, ignore_index=True)
+    # One outcome has no mean over outcomes.
+    return _Measured(rows[rows.finding == name], scores, [])
 
 
 # --- rows and artifacts -----------------------------------------------------------------------------------------------
@@ -435,8 +420,9 @@ def _state_not_evaluable(data: _Data, name: str, timed: bool) -> pd.DataFrame:
 
 
 def _tabulate_nothing(wanted: list[tuple[str, str]], seeds: Sequence[int]) -> pd.DataFrame:
-    rows = [(*one, "", seed, np.nan, np.nan, np.nan, 0, 0) for one in wanted for seed in (*seeds, OVER_SEEDS)]
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    rows = [(*one, seed) for one in wanted for seed in (*seeds, OVER_SEEDS)]
+    nothing = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 0, "positives": 0}
+    return pd.DataFrame(rows, columns=["metric", "setting", "seed"]).assign(**nothing)
 
 
 def _keep(data: _Data, arm: str, scores: dict, curves: list) -> None:
