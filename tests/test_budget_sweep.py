@@ -319,5 +319,3 @@ def test_a_figure_without_rows_or_costs_says_what_to_run(measure):
         plot_budgets(rows[rows.task != ZERO_SHOT], costs)
     with pytest.raises(NothingToDraw, match="without arms at budgets, tail"):
         plot_budgets(rows, costs, "tail")
-    with pytest.raises(StudyError, match="lacks flops"):
-        plot_budgets(rows, costs.drop(columns="flops"))

@@ -21,7 +21,7 @@ from chexstudy.plots.composition import (
     describe_composition,
     plot_composition,
 )
-from chexstudy.plots.compute import conclude_compute, describe_compute, plot_compute, select_compute
+from chexstudy.plots.compute import conclude_compute, describe_compute, plot_compute
 from chexstudy.plots.density import describe_density, plot_density, select_density
 from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
 from chexstudy.plots.embedding import describe_embedding, plot_embedding
@@ -34,7 +34,7 @@ from chexstudy.plots.figures import CATALOGUE
 from chexstudy.plots.framework import choose_examples, describe_framework, plot_framework, select_bands
 from chexstudy.plots.gallery import publish_figures, write_gallery
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_gains, select_long_tail
-from chexstudy.plots.measurements import NothingToDraw, describe_interval, split_difference, summarise_seeds
+from chexstudy.plots.measurements import NothingToDraw, describe_interval, summarise_seeds
 from chexstudy.plots.radiographs import Sheet, plot_radiographs
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
 from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
@@ -230,12 +230,6 @@ def test_a_single_seed_keeps_its_interval(single):
     assert "n = 900" in describe_interval(rows)
 
 
-def test_a_difference_names_two_arms():
-    assert split_difference("curated - full") == ("curated", "full")
-    with pytest.raises(StudyError, match="first - second"):
-        split_difference("curated")
-
-
 def test_arms_keep_their_order_and_their_looks_differ():
     assert order_arms(["mine", "full", "curated"]) == ["curated", "full", "mine"]
     styles = [arm_style(arm, ["curated", "full", "mine", "other"]) for arm in ("curated", "full", "mine", "other")]
@@ -305,11 +299,6 @@ def test_a_saving_without_the_paired_difference_is_not_judged(results, costs):
     without = results[results.reference != "full"]
     assert "was not measured" in conclude_compute(without, costs)
     assert conclude_compute(results[results.arm != "full"], costs).startswith("Operations by arm: curated ")
-
-
-def test_costs_without_a_column_are_refused(results, costs):
-    with pytest.raises(StudyError, match="lacks flops"):
-        select_compute(results, costs.drop(columns="flops"))
 
 
 def test_density_shares_add_up_and_keep_rates_are_the_tables(results, keep_rows, pairs):

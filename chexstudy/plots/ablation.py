@@ -9,11 +9,10 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from chexstudy.errors import StudyError
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
-from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, new_figure, title_panel
+from chexstudy.plots.measurements import describe_sample, require_rows
+from chexstudy.plots.style import ACCENT, INK, SEQUENCE, ArmStyle, add_legend, legend_mark, new_figure, title_panel
 
 # Heading, and whether more is better (None: it is neither).
 _METRICS: dict[str, tuple[str, bool | None]] = {
@@ -32,8 +31,6 @@ _REFERENCE = ArmStyle("reference setting", ACCENT, "D")
 _OTHER = ArmStyle("other setting", SEQUENCE[1], "o")
 _ROW_MM, _GAP = 3.9, 1.35
 _MOST_TICKS = 6
-_COLUMNS = ("factor", "value", "published", "metric", "measure", "ci_low", "ci_high")
-_LAW_COLUMNS = ("prototypes", "central_cap", "super_batch", "measure")
 
 
 def plot_curator_ablation(table: pd.DataFrame) -> Drawing:
@@ -45,7 +42,7 @@ def plot_curator_ablation(table: pd.DataFrame) -> Drawing:
             ``ci_high`` (NaN where there is none), and ``seeds`` and ``n`` for the caption. Factors and values are drawn
             in the order in which they come.
     """
-    _check(table, _COLUMNS)
+    require_rows(table, "settings")
     metrics = _order_metrics(table)
     lines = _list_lines(table)
     span = max(line for line, *_ in lines) + 1
@@ -59,20 +56,10 @@ def plot_curator_ablation(table: pd.DataFrame) -> Drawing:
         title_panel(axes, letter, heading + arrow)
         axes.set_ylim(span - 0.4, -0.9)
     _label_lines(grid[0], lines)
-    handles = [
-        Line2D([], [], linestyle="none", marker=style.marker, color=style.colour, markersize=4.2, label=style.name)
-        for style in (_REFERENCE, _OTHER)
-    ]
+    handles = [legend_mark(_REFERENCE), legend_mark(_OTHER)]
     handles.append(Line2D([], [], color=ACCENT, linewidth=0.7, linestyle=(0, (3, 2)), label="its measure"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    add_legend(figure, handles, 3)
     return figure
-
-
-def _check(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise StudyError(f"the table of the ablation lacks the column {missing[0]}.")
-    require_rows(table, "settings")
 
 
 def _order_metrics(table: pd.DataFrame) -> list[str]:
@@ -148,19 +135,8 @@ def describe_curator_ablation(table: pd.DataFrame, reference: str = "the publish
     return (
         f"Ablation of the curator. One constant is changed, all others are as in the reference, {reference}. Diamonds "
         "and bold: the reference's own setting; dashed: its measure. Arrows point to better. "
-        f"{interval}{counts}{_describe_sample(table)}"
+        f"{interval}{counts}, {describe_sample(table, 'pairs')}."
     )
-
-
-def _describe_sample(table: pd.DataFrame) -> str:
-    """``, n = 3,885 pairs, 3 seeds.`` with what the table knows."""
-    parts = []
-    for column, word in (("n", "pairs"), ("seeds", "seeds")):
-        if column in table and table[column].notna().any():
-            low, high = int(table[column].min()), int(table[column].max())
-            number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-            parts.append(f"n = {number} {word}" if column == "n" else f"{number} {'seed' if high == 1 else word}")
-    return "".join(f", {part}" for part in parts) + "."
 
 
 def plot_ratio_law(table: pd.DataFrame) -> Drawing:
@@ -169,7 +145,7 @@ def plot_ratio_law(table: pd.DataFrame) -> Drawing:
     Args:
         table: as `chexstudy.experiments.selection_stability.average_ratio_law` makes it, one row a setting.
     """
-    _check(table, _LAW_COLUMNS)
+    require_rows(table, "settings")
     figure = new_figure(height_mm=78, width_mm=134)
     axes, rest = figure.subplots(1, 2, width_ratios=[1.25, 1])
     top = 1.08 * float(max(table.law.max(), table.measure.max()))
@@ -207,12 +183,11 @@ def plot_ratio_law(table: pd.DataFrame) -> Drawing:
         Line2D([], [], linestyle="none", marker=markers[place % 8], color=colours[place % 8], label=f"K = {count}")
         for place, count in enumerate(counts)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    add_legend(figure, handles, min(len(handles), 6))
     return figure
 
 
 def describe_ratio_law(table: pd.DataFrame) -> str:
-    """The caption of `plot_ratio_law`."""
     off = 100 * (table.measure - table.law)
     least, most = (f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") for value in (off.min(), off.max()))
     interval = "Lines are 95 % intervals over seeds" if table.ci_low.notna().any() else "No intervals"
@@ -221,7 +196,7 @@ def describe_ratio_law(table: pd.DataFrame) -> str:
         "cap \N{MULTIPLICATION SIGN} K / B, at most 0.95, for K prototypes, cap central members each and super-batches "
         f"of B pairs (a), and the departure by B (b). Over {len(table)} settings the measured fraction lies from "
         f"{least} to {most} points off. Prototypes with fewer central members than the cap keep less. "
-        f"{interval}{_describe_sample(table)}"
+        f"{interval}, {describe_sample(table, 'pairs')}."
     )
 
 

@@ -26,7 +26,17 @@ from chexstudy.plots.measurements import (
     summarise_seeds,
     write_interval,
 )
-from chexstudy.plots.style import GREY, INK, SEQUENCE, ArmStyle, arm_style, new_figure, order_arms, title_panel
+from chexstudy.plots.style import (
+    GREY,
+    INK,
+    SEQUENCE,
+    ArmStyle,
+    add_legend,
+    arm_style,
+    new_figure,
+    order_arms,
+    title_panel,
+)
 from chexstudy.results import OVER_SEEDS, join_rows
 
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
@@ -135,7 +145,6 @@ def _group_heads(rows, summary, arm, arms, heads, metric, group) -> Group:
 
 
 def describe_heads(results: pd.DataFrame, data_set: str | None = None) -> str:
-    """The caption of `plot_heads`."""
     rows = select_heads(results, data_set)
     return (
         "Heads on frozen encoders, and encoders tuned as a whole, by prevalence in training (head above 10 %, tail "
@@ -206,7 +215,6 @@ def _label_finding(finding: str, sizes: pd.Series) -> str:
 def describe_gains(
     results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], sizes: pd.Series, data_set: str | None = None
 ) -> str:
-    """The caption of `plot_gains`."""
     rows = pd.concat([select_gains(results, arm, *pair, data_set) for pair in pairs])
     order = (
         "ordered by how much of the image their lesions cover (median, in brackets)"
@@ -279,7 +287,7 @@ def plot_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding
         Line2D([], [], color=arm_style(a, arms).colour, marker=arm_style(a, arms).marker, label=arm_style(a, arms).name)
         for a in arms
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    add_legend(figure, handles)
     return figure
 
 
@@ -296,7 +304,6 @@ def _word_claim(row) -> str:
 
 
 def describe_label_efficiency(results: pd.DataFrame, kind: str = "logistic", finding: str = MACRO) -> str:
-    """The caption of `plot_label_efficiency`."""
     rows = select_label_efficiency(results, kind, finding)
     return (
         f"Label efficiency of adaptation, {name_head(kind)} on frozen features, "
@@ -366,7 +373,6 @@ def _word_variant(head: str, variant: str, base: str) -> str:
 
 
 def describe_variants(results: pd.DataFrame, arm: str, base: str, findings: Sequence[str] = (MACRO, "tail")) -> str:
-    """The caption of `plot_variants`."""
     groups = _list_groups(results, arm, base, findings)
     rows = pd.concat([select_variants(results, arm, base, finding) for finding in groups])
     return (

@@ -29,7 +29,17 @@ from chexstudy.plots.adaptation import name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.measurements import NothingToDraw, write_interval
-from chexstudy.plots.style import ACCENT, DOUBLE_MM, GREY, INK, ArmStyle, clear_frame, new_figure, title_panel
+from chexstudy.plots.style import (
+    ACCENT,
+    DOUBLE_MM,
+    GREY,
+    INK,
+    ArmStyle,
+    add_legend,
+    clear_frame,
+    new_figure,
+    title_panel,
+)
 
 _GREEN = "#00C853"
 _OUTLINE = "#FFD54F"
@@ -188,7 +198,7 @@ def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     if any(card.mask is not None for card in cards):
         handles.append(Line2D([], [], color=_OUTLINE, linewidth=1.2, label="where the finding is"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    add_legend(figure, handles)
     return figure
 
 
@@ -333,7 +343,7 @@ def plot_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -
         Line2D([], [], marker=marker, color=colour, markerfacecolor="none", linestyle="none", markersize=4, label=name)
         for name, marker, colour in _BASELINES.values()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    add_legend(figure, handles)
     return figure
 
 

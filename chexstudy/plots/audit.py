@@ -10,7 +10,17 @@ from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
+from chexstudy.plots.style import (
+    ACCENT,
+    GREY,
+    INK,
+    SEQUENCE,
+    ArmStyle,
+    add_legend,
+    legend_mark,
+    new_figure,
+    title_panel,
+)
 
 _HEADINGS = {
     # The panel's title says it.
@@ -45,13 +55,9 @@ def plot_audit(report: AuditReport) -> Drawing:
         title_panel(axes, letter, "By finding" if groups[0].heading == "" else "By other groups")
     _level(grid)
     styles = [_style(row) for row in table.itertuples()]
-    handles = [
-        Line2D([], [], linestyle="none", marker=style.marker, color=style.colour, markersize=4.2, label=style.name)
-        for style in (_WARNING, _AS_MEANT, _WITHIN_CHANCE)
-        if style in styles
-    ]
+    handles = [legend_mark(style) for style in (_WARNING, _AS_MEANT, _WITHIN_CHANCE) if style in styles]
     handles.append(Line2D([], [], color=INK, linewidth=0.6, label=f"all pairs ({overall:.1f} %)"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    add_legend(figure, handles, 2)
     return figure
 
 

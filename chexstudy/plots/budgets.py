@@ -3,9 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.lines import Line2D
 
-from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.budget_sweep import COSTS, SAVING, ZERO_SHOT, judge_saving, write_ends, write_saving
 from chexstudy.experiments.equal_performance import AT_LEAST
@@ -13,7 +11,7 @@ from chexstudy.plots.compute import choose_unit, scale_log
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
 from chexstudy.plots.measurements import describe_n, name_data_set, require_rows, summarise_seeds
-from chexstudy.plots.style import INK, arm_style, new_figure, title_panel
+from chexstudy.plots.style import INK, add_legend, arm_style, legend_mark, new_figure, title_panel
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
 from chexstudy.pretraining.arms.definitions import name_arms
 
@@ -35,9 +33,6 @@ def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MA
         ``arm, kept`` (the share of the pairs), ``value, ci_low, ci_high, n, seeds, flops, pairs_trained``.
     """
     rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}")
-    missing = [name for name in ("arm", *COSTS) if name not in costs]
-    if missing:
-        raise StudyError(f"the table of costs lacks {', '.join(missing)}: collect it from every arm's compute.json.")
     mean = name_arms(costs).groupby(["arm", "variant"])[list(COSTS)].mean().reset_index()
     table = summarise_seeds(rows).merge(mean, on=["arm", "variant"])
     require_rows(table, "arms with both a cost and a zero-shot AUROC")
@@ -95,7 +90,8 @@ def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACR
     by_data.tick_params(labelleft=False)
     title_panel(by_compute, "a", "By compute")
     title_panel(by_data, "b", "By data")
-    figure.legend(handles=_handles(table), loc="outside lower center", ncols=4)
+    families = [family for family in (CURATED, *RANDOM, FULL) if (table.family == family).any()]
+    add_legend(figure, [legend_mark(arm_style(one), "none" if one == FULL else "-") for one in families], 4)
     return figure
 
 
@@ -152,20 +148,6 @@ def _draw_saving(axes: Axes, table: pd.DataFrame, savings: pd.DataFrame, cost: s
             textcoords="offset points", ha="center", va="bottom", fontsize=6.5, gid="saving", zorder=7,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
         )  # fmt: skip
-
-
-def _handles(table: pd.DataFrame) -> list[Line2D]:
-    handles = []
-    for family in (CURATED, *RANDOM, FULL):
-        if (table.arm == family).any():
-            style = arm_style(family)
-            line = "none" if family == FULL else "-"
-            handles.append(
-                Line2D(
-                    [], [], marker=style.marker, color=style.colour, linestyle=line, markersize=4.2, label=style.name
-                )
-            )
-    return handles
 
 
 def describe_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> str:

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, BAND_COLOURS, GREY, INK, PALE, clear_frame, new_figure
+from chexstudy.plots.style import ACCENT, BAND_COLOURS, GREY, INK, PALE, add_legend, clear_frame, new_figure
 
 PLACES = ("nearest", "median", "farthest")
 _EACH = 3
@@ -82,7 +82,7 @@ def plot_prototype_cards(ledger: pd.DataFrame, read_pixels: Callable[[str], np.n
         grid[0, 2].text(column[0], 1.1, place, fontweight="bold", fontsize=7, va="bottom")
     grid[0, 1].set_title("distance", loc="left", fontweight="bold", fontsize=7)
     handles = [Patch(facecolor=BAND_COLOURS[band], label=f"{band} band") for band in BANDS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    add_legend(figure, handles)
     return figure
 
 
@@ -135,7 +135,6 @@ def _draw_radiographs(axes: Axes, card: pd.DataFrame, read_pixels: Callable[[str
 
 
 def describe_prototype_cards(ledger: pd.DataFrame, *_, seed: int = 0) -> str:
-    """The caption of `plot_prototype_cards`."""
     count, shown = ledger.prototype.nunique(), min(_MOST_CARDS, ledger.prototype.nunique())
     which = "all" if shown == count else f"the {shown} most used of {count}"
     return (

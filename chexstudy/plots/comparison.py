@@ -8,11 +8,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from chexstudy.errors import StudyError
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
-from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, GREY, INK, SEQUENCE, ArmStyle, new_figure, title_panel
+from chexstudy.plots.measurements import describe_sample, require_rows
+from chexstudy.plots.style import (
+    ACCENT,
+    GREY,
+    INK,
+    SEQUENCE,
+    ArmStyle,
+    add_legend,
+    legend_mark,
+    new_figure,
+    title_panel,
+)
 
 RANDOM = "random"
 _PUBLISHED = "bands"
@@ -51,7 +60,6 @@ _BUDGETS = {"same_data": "same data", "same_compute": "same compute"}
 _MARKERS = {"same_data": "o", "same_compute": "s"}
 _BETTER, _WORSE, _EVEN = SEQUENCE[1], ACCENT, GREY
 _IN_A_ROW, _ROW_MM = 5, 3.8
-_COLUMNS = ("method", "metric", "measure", "ci_low", "ci_high", "budget_kind")
 
 
 def name_method(method: str) -> str:
@@ -67,7 +75,7 @@ def plot_method_comparison(table: pd.DataFrame) -> Drawing:
             (NaN where there is none), ``budget_kind`` (``same_data`` or ``same_compute``), and ``seeds`` and ``n`` for
             the caption.
     """
-    _check(table)
+    require_rows(table[table.measure.notna()], "methods")
     metrics = _order_metrics(table)
     methods = order_methods(table)
     bands = [metrics[start : start + _IN_A_ROW] for start in range(0, len(metrics), _IN_A_ROW)]
@@ -83,15 +91,8 @@ def plot_method_comparison(table: pd.DataFrame) -> Drawing:
             arrow = " \N{RIGHTWARDS ARROW}" if more else " \N{LEFTWARDS ARROW}"
             title_panel(axes, next(letters), heading + arrow)
         _label_methods(axes_row[0], methods)
-    figure.legend(handles=_handles(table), loc="outside lower center", ncols=4)
+    add_legend(figure, _handles(table), 4)
     return figure
-
-
-def _check(table: pd.DataFrame) -> None:
-    missing = [name for name in _COLUMNS if name not in table]
-    if missing:
-        raise StudyError(f"the table of methods lacks the column {missing[0]}.")
-    require_rows(table[table.measure.notna()], "methods")
 
 
 def _describe_metric(metric: str) -> tuple[str, bool, float]:
@@ -172,10 +173,7 @@ def _handles(table: pd.DataFrame) -> list:
             (_WORSE, "worse than random"),
         )
     ]
-    handles += [
-        Line2D([], [], linestyle="none", marker=_MARKERS[kind], color=GREY, markersize=4.2, label=_BUDGETS[kind])
-        for kind in kinds
-    ]
+    handles += [legend_mark(ArmStyle(_BUDGETS[kind], GREY, _MARKERS[kind])) for kind in kinds]
     lines = ("-", (0, (3, 2)))
     handles += [
         Line2D([], [], color=INK, linewidth=0.7, linestyle=line, label=f"random, {_BUDGETS[kind]}")
@@ -201,19 +199,13 @@ def describe_method_comparison(table: pd.DataFrame) -> str:
     counts = others.verdict.value_counts()
     with_interval = table.ci_low.notna().any()
     interval = "Lines are 95 % intervals" if with_interval else "No intervals could be computed"
-    sample = []
-    for column, word in (("n", "pairs to choose from or judged on"), ("seeds", "seeds")):
-        if column in table and table[column].notna().any():
-            low, high = int(table[column].min()), int(table[column].max())
-            number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-            sample.append(f"n = {number} {word}" if column == "n" else f"{number} {'seed' if high == 1 else word}")
     budgets = " and ".join(f"the {_BUDGETS[kind]}" for kind in _MARKERS if (table.budget_kind == kind).any())
     return (
         f"Methods of curation at {budgets}, from the best mean rank over all panels at the top to the worst. Lines "
         "down the panels: random choice; arrows point to better. Blue and orange: the interval lies beyond random, "
         "without correction for the number of comparisons; grey: it holds it. "
         f"Of {len(others)} measures {counts.get('better', 0)} are better than random, {counts.get('worse', 0)} worse. "
-        f"{interval}; {', '.join(sample) or f'{table.method.nunique()} methods'}."
+        f"{interval}; {describe_sample(table, 'pairs to choose from or judged on')}."
     )
 
 

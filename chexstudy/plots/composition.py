@@ -250,7 +250,6 @@ def _draw_quarantine(axes: Axes, quarantine: pd.DataFrame | None) -> None:
 
 
 def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> str:
-    """The caption of `plot_composition`."""
     patients, sources = cohort.patient_id.nunique(), cohort.source.nunique()
     aside = 0 if quarantine is None else len(quarantine)
     findings = [finding for finding in finding_columns(cohort) if finding != NO_FINDING]

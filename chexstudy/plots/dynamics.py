@@ -11,7 +11,18 @@ from matplotlib.ticker import MaxNLocator
 from chexstudy.curation.records.churn import measure_churn
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows, short_name
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, arm_style, new_figure, order_arms, title_panel
+from chexstudy.plots.style import (
+    ACCENT,
+    GREY,
+    INK,
+    PALE,
+    SEQUENCE,
+    add_legend,
+    arm_style,
+    new_figure,
+    order_arms,
+    title_panel,
+)
 
 _PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
 _MOST_STACKED = 10
@@ -69,7 +80,7 @@ def plot_training_dynamics(history: pd.DataFrame, others: dict[str, pd.DataFrame
         *[_line(arm_style(arm, list(histories)).colour, arm_style(arm, list(histories)).name) for arm in histories],
         *_phase_patches(history),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    add_legend(figure, handles, min(5, len(handles)))
     return figure
 
 
@@ -162,7 +173,6 @@ def _shade_phases(axes: Axes, history: pd.DataFrame) -> None:
 def describe_training_dynamics(
     history: pd.DataFrame, others: dict[str, pd.DataFrame] | None = None, seed: int = 0
 ) -> str:
-    """The caption of `plot_training_dynamics`."""
     curated = history[history.phase == "curate"]
     text = (
         "Training dynamics of the curated arm: share of each super-batch kept (a), pairs scored and trained on (b), "
@@ -257,7 +267,6 @@ def _draw_churn(axes: Axes, churn: pd.DataFrame) -> None:
 
 
 def describe_prototype_dynamics(history: pd.DataFrame, ledger: pd.DataFrame, seed: int = 0) -> str:
-    """The caption of `plot_prototype_dynamics`."""
     churn = measure_churn(ledger)
     said = {
         "usage": "how the kept pairs spread over the prototypes",

@@ -90,7 +90,6 @@ def _draw_density_by_tier(axes, tier: pd.Series, percentile: np.ndarray) -> None
 
 
 def describe_embedding(pairs: pd.DataFrame, seed: int = 0) -> str:
-    """The caption of `plot_embedding`."""
     text = (
         f"The joint image-text space of the scoring model, n = {len(pairs):,} training pairs (UMAP, seed {seed}; only "
         "neighbourhoods have meaning, not axes). a, local density: one over the mean distance to the nearest pairs, as "

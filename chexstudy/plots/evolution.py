@@ -16,7 +16,7 @@ from chexstudy.plots.maps import (
     require_pairs,
 )
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import GREY, frame_map, new_figure, title_panel
+from chexstudy.plots.style import GREY, add_legend, frame_map, new_figure, title_panel
 
 _COLUMNS, _MOST_PANELS = 3, 6
 
@@ -56,7 +56,7 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> D
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     handles = [*band_handles(pairs), prototype_handle(), path_handle()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    add_legend(figure, handles)
     return figure
 
 
@@ -85,7 +85,6 @@ def choose_snapshots(trajectory: pd.DataFrame) -> list[int]:
 
 
 def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int = 0) -> str:
-    """The caption of `plot_prototype_evolution`."""
     pairs = require_pairs(pairs)
     shown = trajectory[trajectory.snapshot.isin(choose_snapshots(trajectory))]
     count = pairs.image_id.nunique()

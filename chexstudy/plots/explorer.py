@@ -23,7 +23,7 @@ from PIL import Image
 from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.maps import band_handles, draw_bands, draw_prototypes, prototype_handle, require_pairs
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import BAND_COLOURS, GREY, INK, PALE, frame_map, new_figure
+from chexstudy.plots.style import BAND_COLOURS, GREY, INK, PALE, add_legend, frame_map, new_figure
 from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run
 
@@ -209,7 +209,7 @@ class PrototypeExplorer:
         frame_map(axes, pd.concat([pairs[["x", "y"]], at[["x", "y"]]]))
         axes.set_title(f"step {at.step.iloc[0]:,}; run this cell in JupyterLab to walk through the map", fontsize=7)
         handles = [*band_handles(pairs), prototype_handle()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        add_legend(figure, handles)
         return figure
 
     # --- the pairs ----------------------------------------------------------------------------------------------------

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from chexstudy.plots.measurements import write_interval
-from chexstudy.plots.style import GREY, INK, ArmStyle
+from chexstudy.plots.style import GREY, INK, ArmStyle, add_legend, legend_mark
 
 ROW_MM = 3.9
 
@@ -119,11 +118,8 @@ def draw_forest(
 def add_arm_legend(figure: Drawing, styles: list[ArmStyle], columns: int = 5) -> None:
     """One legend of arms for a whole figure, under it."""
     by_name = {style.name: style for style in styles}
-    handles = [
-        Line2D([], [], marker=style.marker, color=style.colour, linestyle="none", markersize=4.2, label=name)
-        for name, style in by_name.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+    handles = [legend_mark(style) for style in by_name.values()]
+    add_legend(figure, handles, min(columns, len(handles)))
 
 
 def draw_chance(axes: Axes, value: float) -> None:

@@ -156,7 +156,6 @@ def _draw_examples(figure, pairs: pd.DataFrame, read_pixels: Callable[[str], np.
 
 
 def describe_framework(pairs: pd.DataFrame, *_, seed: int = 0) -> str:
-    """The caption of `plot_framework`."""
     pairs = require_pairs(pairs)
     kept = int(pairs.kept.sum())
     by_band = pairs.groupby("band").kept.agg(["size", "sum"]).reindex(list(BANDS), fill_value=0)

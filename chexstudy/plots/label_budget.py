@@ -16,7 +16,7 @@ from chexstudy.label_planning.planner import FARTHEST, NEEDED, NOT_YET, REACHED,
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate
 from chexstudy.plots.measurements import name_data_set, require_rows, short_name
-from chexstudy.plots.style import GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
+from chexstudy.plots.style import GREY, INK, PALE, ArmStyle, add_legend, arm_style, new_figure, order_arms, title_panel
 from chexstudy.statistics.proportions import measure_proportion
 from chexstudy.statistics.ranking import known_labels
 
@@ -116,7 +116,6 @@ def plot_prevalence(table: pd.DataFrame) -> Drawing:
 
 
 def describe_prevalence(table: pd.DataFrame) -> str:
-    """The caption of `plot_prevalence`."""
     n = f"{table.known_train.min():,} to {table.known_train.max():,}" if len(table) else "no"
     return (
         f"What there is to draw (T1): {len(table)} findings, commonest first. (a) Share of the training images with a "
@@ -198,7 +197,6 @@ def _name_unit(curves: pd.DataFrame) -> str:
 
 
 def describe_curves(curves: pd.DataFrame, bands: pd.DataFrame, shown: int = SHOWN) -> str:
-    """The caption of `plot_curves`; arguments as there."""
     table = select_curves(curves, bands)
     measured = table[table.kind == "measured"]
     drawn = min(shown, table.finding.nunique())
@@ -254,7 +252,6 @@ def plot_families(measured: pd.DataFrame) -> Drawing:
 
 
 def describe_families(measured: pd.DataFrame) -> str:
-    """The caption of `plot_families`."""
     return (
         "Families of learning curves (L2), best first, by least squares weighted by how little draws differ. (a) "
         "fitted to the first label counts and asked for all larger ones; (b) one label count left out. "
@@ -371,7 +368,7 @@ def plot_plans(plans: pd.DataFrame, *_) -> Drawing:
         "labelled already", (have, 1), (2, 2), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
         fontsize=6, color=GREY,
     )  # fmt: skip
-    figure.legend(handles=_plan_handles(plans, encoders), loc="outside lower center", ncols=4)
+    add_legend(figure, _plan_handles(plans, encoders), 4)
     return figure
 
 
@@ -475,7 +472,6 @@ def _write_correlation(rows: pd.DataFrame) -> str:
 
 
 def describe_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float) -> str:
-    """The caption of `plot_early`; arguments as there."""
     rows = select_early(forecasts, early)
     return (
         f"What the first {early:g} labels say of the end (L5): slope over log10 of the labels (a) and AUROC (b) at the "

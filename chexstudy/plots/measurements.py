@@ -78,14 +78,6 @@ def preferred_data_set(rows: pd.DataFrame) -> str:
     return choose_main_test_set(rows.data_set)
 
 
-def split_difference(arm: str) -> tuple[str, str]:
-    """The two arms of a paired difference ``first - second``."""
-    first, separator, second = arm.partition(" - ")
-    if not separator or not first or not second:
-        raise StudyError(f"the arm of a difference reads 'first - second', not {arm!r}: measure it again.")
-    return first.strip(), second.strip()
-
-
 def name_setting(setting: str) -> str:
     """A setting as words: prompt families get the word prompts, directions lose their underscores."""
     return {"": "", "published": "published prompts", "chosen": "prompts chosen on validation"}.get(
@@ -146,6 +138,17 @@ def describe_interval(rows: pd.DataFrame) -> str:
     if not with_interval:
         interval = "No interval could be computed. "
     return seeds + interval + describe_n(rows)
+
+
+def describe_sample(table: pd.DataFrame, word: str) -> str:
+    """``n = 3,885 pairs, 3 seeds``, with what the columns ``n`` and ``seeds`` know; ``word`` is what n counts."""
+    parts = []
+    for column in ("n", "seeds"):
+        if column in table and table[column].notna().any():
+            low, high = int(table[column].min()), int(table[column].max())
+            number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            parts.append(f"n = {number} {word}" if column == "n" else f"{number} seed{'s' * (high != 1)}")
+    return ", ".join(parts)
 
 
 def describe_n(rows: pd.DataFrame) -> str:

@@ -104,7 +104,6 @@ def plot_outcomes(results: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
 
 
 def describe_outcomes(results: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """The caption of `plot_outcomes`."""
     rows = select_outcomes(results)
     chosen = select_curves(curves, rows.data_set.iloc[0])
     text = f"Outcomes predicted from frozen features, {name_data_set(rows.data_set.iloc[0])}. "

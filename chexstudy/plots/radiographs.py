@@ -12,7 +12,7 @@ from chexstudy.cohort.annotations import read_masks
 from chexstudy.cohort.table import label_matrix
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, clear_frame, new_figure
+from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, add_legend, clear_frame, new_figure
 from chexstudy.study import Study
 
 _CONTOUR_COLOURS = (ACCENT, SEQUENCE[2], SEQUENCE[5], SEQUENCE[6])
@@ -76,7 +76,7 @@ def plot_radiographs(sheet: Sheet, columns: int = 6) -> Drawing:
                 axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.8, linestyles=[line])
     if names:
         handles = [_mask_handle(name, *_look(place)) for place, name in enumerate(names)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        add_legend(figure, handles)
     return figure
 
 
@@ -90,7 +90,6 @@ def _look(place: int) -> tuple[str, str]:
 
 
 def describe_radiographs(sheet: Sheet, seed: int) -> str:
-    """The caption of `plot_radiographs`."""
     return f"{sheet.about}, {len(sheet.pixels[0])} pixels a side; seed {seed}; no interval."
 
 

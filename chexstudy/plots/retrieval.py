@@ -149,7 +149,6 @@ def _group_differences(rows: pd.DataFrame) -> list[Group]:
 
 
 def describe_retrieval(results: pd.DataFrame) -> str:
-    """The caption of `plot_retrieval`."""
     rows = select_retrieval(results)
     values = rows[(rows.task == TASK) & ~rows.metric.str.endswith(_BY_CHANCE)]
     counts = values.groupby(["data_set", "setting"]).n.first().unstack()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
@@ -148,6 +149,16 @@ def new_figure(height_mm: float, width_mm: float = DOUBLE_MM) -> Figure:
 def title_panel(axes: Axes, letter: str, title: str = "") -> None:
     """Put the panel's bold letter and its title over the left end of the axes."""
     axes.set_title(rf"$\mathbf{{{letter}}}$" + (f"   {title}" if title else ""), loc="left")
+
+
+def legend_mark(style: ArmStyle, line: str = "none") -> Line2D:
+    """The legend entry of a look."""
+    return Line2D([], [], linestyle=line, marker=style.marker, color=style.colour, markersize=4.2, label=style.name)
+
+
+def add_legend(figure: Figure, handles: list, columns: int = 0) -> None:
+    """One legend for a whole figure, under it; in one row if no number of columns is given."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns or len(handles))
 
 
 def clear_frame(axes: Axes) -> None:

@@ -108,7 +108,6 @@ def group_differences(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
 
 
 def describe_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> str:
-    """The caption of `plot_zero_shot`."""
     rows = select_zero_shot(results, metric, finding)
     values = rows[rows.task == TASK]
     means = {"macro": "findings", "head": "common findings", "medium": "findings of medium prevalence"}
