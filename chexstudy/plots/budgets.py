@@ -90,7 +90,7 @@ def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACR
     by_data.tick_params(labelleft=False)
     title_panel(by_compute, "a", "By compute")
     title_panel(by_data, "b", "By data")
-    families = [family for family in (CURATED, *RANDOM, FULL) if (table.family == family).any()]
+    families = [family for family in (CURATED, *RANDOM, FULL) if (table.arm == family).any()]
     add_legend(figure, [legend_mark(arm_style(one), "none" if one == FULL else "-") for one in families], 4)
     return figure
 
