@@ -17,7 +17,7 @@ from pydicom.uid import (
 from test_images import encode, gradient, reason_of
 
 from chexstudy.cohort.images import dicom
-from chexstudy.cohort.images.decode import decode_radiograph, decode_remarked, read_radiograph
+from chexstudy.cohort.images.decode import decode_radiograph, decode_remarked, read_bytes
 from chexstudy.cohort.images.dicom import OWN_RANGE, apply_window
 from chexstudy.cohort.images.unreadable import UnreadableImage
 
@@ -80,8 +80,8 @@ def test_the_content_decides_not_the_name(tmp_path):
     dicom_as_png.write_bytes(to_bytes(make_dicom(gradient())))
     png_as_dicom = tmp_path / "a.dcm"
     png_as_dicom.write_bytes(encode(Image.fromarray(gradient())))
-    np.testing.assert_array_equal(read_radiograph(dicom_as_png), gradient())
-    np.testing.assert_array_equal(read_radiograph(png_as_dicom), gradient())
+    np.testing.assert_array_equal(decode_radiograph(read_bytes(dicom_as_png)), gradient())
+    np.testing.assert_array_equal(decode_radiograph(read_bytes(png_as_dicom)), gradient())
 
 
 def test_plain_dicom_of_eight_bits_comes_back_bit_for_bit():
@@ -407,7 +407,7 @@ def test_compressed_transfer_syntaxes(syntax, tmp_path):
     dataset = make_dicom(gradient(64, 64, 2**bits - 1, dtype), bits=bits)
     packed = pack(dataset, code, tmp_path)
     assert packed.file_meta.TransferSyntaxUID.is_compressed
-    plain, read = (read_radiograph(tmp_path / name).astype(float) for name in ("plain.dcm", "packed.dcm"))
+    plain, read = (decode_radiograph(read_bytes(tmp_path / name)).astype(float) for name in ("plain.dcm", "packed.dcm"))
     assert np.abs(plain - read).max() <= tolerance
     data = (tmp_path / "packed.dcm").read_bytes()
     assert reason_of(data[: len(data) - len(packed.PixelData) // 2]) in ("truncated", "damaged")
@@ -487,11 +487,11 @@ def test_no_warning_quotes_a_tag(recwarn):
 
 
 def test_real_dicom_and_its_monochrome1_copy(real_data):
-    normal = read_radiograph(real_data / REAL_DICOM)
+    normal = decode_radiograph(read_bytes(real_data / REAL_DICOM))
     assert normal.shape == (1024, 1024)
     assert normal.dtype == np.uint8
     # The copy is tagged MONOCHROME1 without its pixels having been inverted, so it must read as the negative.
-    np.testing.assert_array_equal(read_radiograph(real_data / "dicom/Fake_MONOHR1.dcm"), 255 - normal)
+    np.testing.assert_array_equal(decode_radiograph(read_bytes(real_data / "dicom/Fake_MONOHR1.dcm")), 255 - normal)
     packed = pydicom.dcmread(real_data / REAL_DICOM)
     jpeg = Image.open(io.BytesIO(next(pydicom.encaps.generate_frames(packed.PixelData, number_of_frames=1))))
     assert np.abs(np.asarray(jpeg.convert("L")).astype(int) - normal).max() <= 2

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from test_png import make_png
 
 from chexstudy.cohort.images import decode as images
-from chexstudy.cohort.images.decode import decode_radiograph, fit_square, read_radiograph
+from chexstudy.cohort.images.decode import decode_radiograph, fit_square, read_bytes
 from chexstudy.cohort.images.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
 
@@ -94,18 +94,18 @@ def test_bad_files_have_a_reason_each(tmp_path):
     assert reason_of(encode(Image.fromarray(gradient(40, 801)))) == "too small"
     for name, reason in (("absent.png", "missing"), (".", "missing")):
         with pytest.raises(UnreadableImage) as caught:
-            read_radiograph(tmp_path / name)
+            decode_radiograph(read_bytes(tmp_path / name))
         assert caught.value.reason == reason
     (tmp_path / "empty.png").touch()
     with pytest.raises(UnreadableImage, match=r"^the image cannot be used: empty; the file has no bytes\.$"):
-        read_radiograph(tmp_path / "empty.png")
+        decode_radiograph(read_bytes(tmp_path / "empty.png"))
 
 
 def test_html_named_as_dicom_is_one_sentence(tmp_path):
     path = tmp_path / "1.2.3.dcm"
     path.write_text("<html><body>403 Forbidden</body></html>")
     with pytest.raises(StudyError) as caught:
-        read_radiograph(path)
+        decode_radiograph(read_bytes(path))
     assert str(caught.value) == (
         "the image cannot be used: not an image (a web page); "
         "a page, a text or something else under the name of an image."
@@ -261,12 +261,12 @@ def test_only_regular_files_of_a_bearable_length_are_read(tmp_path, monkeypatch)
         server.bind("socket.png")
         for name in ("pipe.png", "socket.png", "/dev/zero"):
             with pytest.raises(UnreadableImage, match=r"not an image \(a pipe, a socket or a device\)"):
-                read_radiograph(name)
+                decode_radiograph(read_bytes(name))
     with open("long.png", "wb") as file:
         file.truncate(2**40)
     monkeypatch.setattr(images, "_LARGEST_FILE", 2**20)
     with pytest.raises(UnreadableImage, match=r"too large \(a file of more than 1 MiB\)"):
-        read_radiograph("long.png")
+        decode_radiograph(read_bytes("long.png"))
 
 
 def test_truncated_images_are_never_filled_up():
@@ -343,4 +343,4 @@ def test_real_colour_radiographs_are_read_as_grey(real_data):
     assert len(colour) >= 3
     for path, stored in colour:
         assert (stored[..., 3] == 255).all()
-        np.testing.assert_array_equal(read_radiograph(path), stored[..., 0])
+        np.testing.assert_array_equal(decode_radiograph(read_bytes(path)), stored[..., 0])

@@ -13,7 +13,7 @@ from PIL import Image
 from test_dicom import make_dicom, to_bytes
 
 from chexstudy import runs
-from chexstudy.cohort.images.decode import fit_square, read_radiograph
+from chexstudy.cohort.images.decode import decode_radiograph, fit_square, read_bytes
 from chexstudy.cohort.images.dicom import OWN_RANGE
 from chexstudy.cohort.pixels import store as pixels
 from chexstudy.cohort.pixels.store import (
@@ -417,7 +417,7 @@ def test_real_radiographs_are_stored_within_seconds(run, real_data):
     assert time.monotonic() - start < 30
     assert len(store) == len(names) >= 600
     for row in (0, 300, 599):
-        expected = fit_square(read_radiograph(real_data / "nih/images" / names[row]), 96)
+        expected = fit_square(decode_radiograph(read_bytes(real_data / "nih/images" / names[row])), 96)
         np.testing.assert_array_equal(store.images[row], expected)
 
 

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from chexstudy.cli.main import main
-from chexstudy.cohort.images.decode import fit_square, read_radiograph
+from chexstudy.cohort.images.decode import decode_radiograph, fit_square, read_bytes
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder
 from chexstudy.encoders.spec import EncoderSpec
@@ -237,7 +237,7 @@ def released(tmp_path_factory):
 def test_fresh_process_gives_the_same_embeddings(released, arm):
     model = load_model(released.run.path(f"{arm_folder(arm, 0)}/model"))
     size, fit = released.run.provenance(f"{arm_folder(arm, 0)}/compute.json")["parameters"]["pixels"]
-    pixels = fit_square(read_radiograph(released.folder / "radiograph.png"), size, fit)
+    pixels = fit_square(decode_radiograph(read_bytes(released.folder / "radiograph.png")), size, fit)
     with torch.no_grad():
         image = model.image_tower(torch.from_numpy(pixels)[None, None])
         texts = model.text_tower(**model.text_tower.tokenize(TEXTS))
@@ -341,7 +341,7 @@ def test_processor_gives_the_pixels_of_the_study(tmp_path, fit, size):
     processor = ChexstudyImageProcessor(size, 36, fit, encoder.mean, encoder.std)
     names = _pictures(tmp_path)
     for name in names:
-        stored = fit_square(read_radiograph(tmp_path / name), 36, fit)
+        stored = fit_square(decode_radiograph(read_bytes(tmp_path / name)), 36, fit)
         with Image.open(tmp_path / name) as picture:
             assert np.array_equal(processor.fit_square(picture), stored), name
             values = processor(picture)["pixel_values"]

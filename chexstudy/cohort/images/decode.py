@@ -32,15 +32,6 @@ _DEEP_MODES = ("I", "F")  # and all I;16 variants
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of a TIFF
 
 
-def read_radiograph(path: str | Path) -> np.ndarray:
-    """The grey levels of an image file, ``(height, width)``, ``uint8`` or ``float32``, 0 black to 255 white.
-
-    Raises:
-        UnreadableImage: the file is missing, or :func:`decode_radiograph` cannot use it.
-    """
-    return decode_radiograph(read_bytes(path))
-
-
 def read_bytes(path: str | Path) -> bytes:
     """The bytes of an image file.
 
@@ -64,7 +55,9 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def decode_radiograph(data: bytes) -> np.ndarray:
-    """The grey levels in the bytes of an image file; see :func:`read_radiograph`. The file's name plays no part.
+    """The grey levels in the bytes of an image file, ``(height, width)``, ``uint8`` or ``float32``, 0 black to 255.
+
+    The file's name plays no part.
 
     Raises:
         UnreadableImage: with the reason, never another error.
