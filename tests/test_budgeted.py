@@ -176,12 +176,13 @@ def test_what_a_small_budget_leaves_of_the_support_band_is_its_farthest_part():
 
 def test_wrong_budgets_and_lengths_are_one_sentence():
     features, _ = _clustered(300)
-    with pytest.raises(StudyError, match="budget of 301 pairs is more than the 300"):
-        _stream(features, _config(budget=301.0))
-    with pytest.raises(StudyError, match="must be whole"):
-        _stream(features, _config(budget=10.5))
-    with pytest.raises(StudyError, match="4 prototypes cannot be fitted on 3 pairs"):
-        _stream(features[:3], _config())
+    for rows, budget, sentence in (
+        (300, 301.0, "budget of 301 pairs is more than the 300"),
+        (300, 10.5, "must be whole"),
+        (3, 0.227, "4 prototypes cannot be fitted on 3 pairs"),
+    ):
+        with pytest.raises(StudyError, match=sentence):
+            _stream(features[:rows], _config(budget=budget))
     curator = BudgetedCurator(_config())
     curator.warm_up(torch.from_numpy(features), torch.arange(300))
     curator.begin_epoch(10)

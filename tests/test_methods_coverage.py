@@ -39,20 +39,6 @@ def test_facility_location_takes_the_middle_of_the_largest_group_first():
     assert choice.rows.tolist() == [1, 5]
 
 
-def test_facility_location_reaches_the_value_of_plain_greedy():
-    points = torch.nn.functional.normalize(
-        torch.randn(90, 5, generator=torch.Generator().manual_seed(0)), dim=1
-    ).numpy()
-    similar = np.clip(points @ points.T, 0, None).astype(np.float64)
-    picked: list[int] = []
-    for _ in range(12):
-        covered = similar[:, picked].max(axis=1) if picked else np.zeros(90)
-        gains = np.maximum(similar - covered[:, None], 0).sum(axis=0)
-        picked.append(int(gains.argmax()))
-    choice = METHODS["facility_location"].choose(points, 12, torch.Generator().manual_seed(0))
-    assert similar[:, choice.rows].max(axis=1).sum() >= similar[:, picked].max(axis=1).sum() * (1 - 1e-6)
-
-
 def test_facility_location_in_random_parts_differs_by_seed_and_meets_the_budget():
     points = torch.nn.functional.normalize(
         torch.randn(200, 5, generator=torch.Generator().manual_seed(0)), dim=1

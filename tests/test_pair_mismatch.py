@@ -40,6 +40,12 @@ def make_pairs(seed=0):
     return unit(image).astype(np.float32), unit(text).astype(np.float32), topic == TOPICS, swapped, odd
 
 
+def spoil(rows, place, value):
+    rows = rows.copy()
+    rows[place] = value
+    return rows
+
+
 def test_wrong_pairs_score_high_and_rare_ones_are_not():
     image, text, rare, swapped, odd = make_pairs()
     scores = score_mismatch(image, text)
@@ -149,23 +155,23 @@ def test_halves_joint_features():
         split_features(joint[:, 1:])
 
 
-def test_refuses_what_it_cannot_score():
-    image, text, *_ = make_pairs()
-    with pytest.raises(StudyError, match="one row each a pair"):
-        score_mismatch(image, text[1:])
-    with pytest.raises(StudyError, match="row 3 of the text embeddings has length 2, not 1"):
-        score_mismatch(image, np.where(np.arange(PAIRS)[:, None] == 3, 2 * text, text))
-    for bad in (np.nan, np.inf, 0.0):
-        spoiled = image.copy()
-        spoiled[7] = bad
-        with pytest.raises(StudyError, match="row 7 of the image embeddings"):
-            score_mismatch(spoiled, text)
-    with pytest.raises(StudyError, match="12 pairs, not 11"):
-        score_mismatch(image[:11], text[:11])
-    with pytest.raises(StudyError, match="neighbour"):
-        score_mismatch(image, text, neighbours=0)
-    with pytest.raises(StudyError, match=r"must be \(pairs, dim\)"):
-        score_mismatch(image[0], text[0])
+IMAGE, TEXT, *_ = make_pairs()
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "neighbours", "sentence"),
+    [
+        (IMAGE, TEXT[1:], 10, "one row each a pair"),
+        (IMAGE, spoil(TEXT, 3, 2 * TEXT[3]), 10, "row 3 of the text embeddings has length 2, not 1"),
+        *[(spoil(IMAGE, 7, bad), TEXT, 10, "row 7 of the image embeddings") for bad in (np.nan, np.inf, 0.0)],
+        (IMAGE[:11], TEXT[:11], 10, "12 pairs, not 11"),
+        (IMAGE, TEXT, 0, "neighbour"),
+        (IMAGE[0], TEXT[0], 10, r"must be \(pairs, dim\)"),
+    ],
+)
+def test_refuses_what_it_cannot_score(image, text, neighbours, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        score_mismatch(image, text, neighbours)
 
 
 def make_scores(values):

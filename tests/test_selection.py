@@ -168,16 +168,6 @@ def test_band_sizes_of_one_cluster(members, outliers, support, central):
     assert int((selection.kept & (selection.band == CENTRAL)).sum()) == central
 
 
-def test_keep_ratio_follows_the_batch_not_the_data():
-    prototypes = _features(6, 64, 5)
-    ratios = {
-        rows: float(select_samples(_features(rows, 64, rows), prototypes, CuratorConfig(), None).kept.double().mean())
-        for rows in (240, 480, 1920)
-    }
-    for rows, ratio in ratios.items():
-        assert ratio == pytest.approx(0.10 + 10 * 6 / rows, abs=0.03)
-
-
 def test_generator_moves_only_the_central_picks():
     features, prototypes = _features(480, 16, 8), _features(6, 16, 9)
     one, same, other = (

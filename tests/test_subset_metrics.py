@@ -188,21 +188,21 @@ def test_repeats_itself_to_the_byte():
     pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
-def test_refuses_what_it_cannot_measure():
-    with pytest.raises(StudyError, match="nothing was kept"):
-        measure(np.zeros(8, dtype=bool))
-    with pytest.raises(StudyError, match="true or false"):
-        measure(np.arange(4))
-    with pytest.raises(StudyError, match="features has 7 rows for 8 pairs"):
-        measure(features=FEATURES[1:])
-    with pytest.raises(StudyError, match="truth has 7 rows"):
-        measure(truth=TRUTH[1:])
-    with pytest.raises(StudyError, match="in another order"):
-        measure(truth=TRUTH[::-1])
-    with pytest.raises(StudyError, match="finite"):
-        measure(features=np.where(FEATURES == 1, np.nan, FEATURES))
-    with pytest.raises(StudyError, match="two pairs and one neighbour"):
-        measure(neighbours=0)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"kept": np.zeros(8, dtype=bool)}, "nothing was kept"),
+        ({"kept": np.arange(4)}, "true or false"),
+        ({"features": FEATURES[1:]}, "features has 7 rows for 8 pairs"),
+        ({"truth": TRUTH[1:]}, "truth has 7 rows"),
+        ({"truth": TRUTH[::-1]}, "in another order"),
+        ({"features": np.where(FEATURES == 1, np.nan, FEATURES)}, "finite"),
+        ({"neighbours": 0}, "two pairs and one neighbour"),
+    ],
+)
+def test_refuses_what_it_cannot_measure(given, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        measure(**given)
 
 
 @pytest.mark.slow
