@@ -7,7 +7,7 @@ from chexstudy.cli.main import main
 from chexstudy.cohort.images.decode import fit_square
 from chexstudy.cohort.pixels import convert
 from chexstudy.cohort.pixels.convert import StoreFolder, check_room, estimate_conversion
-from chexstudy.cohort.pixels.store import build_pixel_store, open_pixel_store, plan_pixel_store
+from chexstudy.cohort.pixels.store import build_pixel_store, open_pixel_store, plan_pixel_store, write_pixel_store
 from chexstudy.cohort.table import read_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -92,7 +92,7 @@ def test_a_conversion_that_was_stopped_says_what_is_left(cohort, tmp_path, capsy
 
 def test_check_reads_every_shard(cohort, tmp_path, capsys):
     run = Run("mine")
-    build_pixel_store(run, cohort, 32, root=tmp_path / "images", images_a_shard=3)
+    write_pixel_store(run, plan_pixel_store(run, cohort, 32, root=tmp_path / "images", images_a_shard=3))
     assert run_convert("--study", "mine", "--check") == 0
     assert capsys.readouterr().out == f"{run.path('pixels')}: 3 shards, every hash as written.\n"
     changed = np.load(run.path("pixels/shard-00001.npy"))

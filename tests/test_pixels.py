@@ -22,6 +22,7 @@ from chexstudy.cohort.pixels.store import (
     open_pixel_store,
     plan_pixel_store,
     verify_pixel_store,
+    write_pixel_store,
 )
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
@@ -57,6 +58,10 @@ def make_cohort(folder, count=6):
             "Mass": pd.array([0] * count, dtype="Int8"),
         }
     )
+
+
+def build_sharded(run, cohort, images_a_shard, size=32, workers=2):
+    return write_pixel_store(run, plan_pixel_store(run, cohort, size, images_a_shard=images_a_shard), workers)
 
 
 def written_files(run):
@@ -253,7 +258,7 @@ def build_and_die(cohort, files):
         replace(*paths)
 
     os.replace = replace_or_die
-    build_pixel_store(Run("tiny"), cohort, 32, images_a_shard=3)
+    build_sharded(Run("tiny"), cohort, 3)
 
 
 def make_broken_cohort(folder):
@@ -270,7 +275,7 @@ def read_files(run, names=STORE_FILES):
 
 
 def test_shards_are_cut_by_position_and_read_as_one(run, tmp_path):
-    store = build_pixel_store(run, make_broken_cohort(tmp_path / "source"), 32, images_a_shard=3)
+    store = build_sharded(run, make_broken_cohort(tmp_path / "source"), 3)
     # Ten have a report; of the shards' 3, 3, 3 and 1 images these can be used.
     assert [len(np.load(run.path(name))) for name in SHARDS[:4]] == [2, 0, 3, 1]
     index = pd.read_parquet(run.path("pixels/index.parquet"))
@@ -294,7 +299,7 @@ def test_shards_are_cut_by_position_and_read_as_one(run, tmp_path):
 def test_the_kept_images_do_not_depend_on_the_shards_nor_on_the_workers(run, home, tmp_path):
     cohort = make_broken_cohort(tmp_path / "source")
     whole = build_pixel_store(run, cohort, 32)
-    cut = build_pixel_store(Run("cut"), cohort, 32, images_a_shard=2, workers=1)
+    cut = build_sharded(Run("cut"), cohort, 2, workers=1)
     np.testing.assert_array_equal(whole.images[:], cut.images[:])
     for name in ("cohort.parquet", "quarantine.parquet"):
         assert run.path(name).read_bytes() == Run("cut").path(name).read_bytes()
@@ -302,7 +307,7 @@ def test_the_kept_images_do_not_depend_on_the_shards_nor_on_the_workers(run, hom
 
 def test_a_build_killed_at_any_file_goes_on_and_ends_with_the_same_bytes(run, home, tmp_path):
     cohort = make_broken_cohort(tmp_path / "source")
-    build_pixel_store(Run("undisturbed"), cohort, 32, images_a_shard=3)
+    build_sharded(Run("undisturbed"), cohort, 3)
     finished = []
     # Deaths: at a shard, between a shard and its record (twice later on), at a table, and at the manifest.
     for files in (1, 2, 4, 6, 5, 5):
@@ -314,13 +319,13 @@ def test_a_build_killed_at_any_file_goes_on_and_ends_with_the_same_bytes(run, ho
             open_pixel_store(run)
         finished.append(sorted(plan_pixel_store(run, cohort, 32, images_a_shard=3).finished))
     assert finished == [[], [], [0], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     assert read_files(run) == read_files(Run("undisturbed"))
 
 
 def test_only_shards_that_are_missing_or_cut_short_are_made_anew(run, tmp_path, monkeypatch):
     cohort = make_broken_cohort(tmp_path / "source")
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     before = read_files(run)
     run.path(SHARDS[0]).unlink()
     with pytest.raises(StudyError) as caught:
@@ -329,21 +334,21 @@ def test_only_shards_that_are_missing_or_cut_short_are_made_anew(run, tmp_path, 
         f"the pixel store lacks {run.path(SHARDS[0])}: make the store again with the same options: "
         "finished shards are kept and only this one is made anew."
     )
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     os.truncate(run.path(SHARDS[2]), 2000)
     with pytest.raises(StudyError, match=r"shard-00002\.npy is damaged, it holds 2000 bytes that are no whole array"):
         open_pixel_store(run)
     asked = []
     read = pixels.read_checked
     monkeypatch.setattr(pixels, "read_checked", lambda files, *rest: read(asked.extend(files) or files, *rest))
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     assert [path.name for path in asked] == ["6.png", "7.png", "9.png"]
     assert read_files(run) == before
 
 
 def test_a_shard_whose_bytes_changed_is_found_by_its_hash(run, tmp_path):
     cohort = make_broken_cohort(tmp_path / "source")
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     before = read_files(run)
     assert verify_pixel_store(run) == 4
     changed = np.load(run.path(SHARDS[2]))
@@ -356,15 +361,15 @@ def test_a_shard_whose_bytes_changed_is_found_by_its_hash(run, tmp_path):
             f"{run.path(SHARDS[2])} is damaged, its SHA-256 is not the one that was written down: make the store again "
             "with the same options: finished shards are kept and only this one is made anew."
         )
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     assert verify_pixel_store(run) == 4
     assert read_files(run) == before
 
 
 def test_a_smaller_store_leaves_no_shard_of_the_larger_one(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
-    build_pixel_store(run, cohort, 32, images_a_shard=1)
-    build_pixel_store(run, cohort, 32, images_a_shard=4)
+    build_sharded(run, cohort, 1)
+    build_sharded(run, cohort, 4)
     assert sorted(path.name for path in run.path("pixels").glob("shard-*")) == [
         *("shard-00000.npy", "shard-00000.parquet", "shard-00001.npy", "shard-00001.parquet"),
     ]
@@ -376,9 +381,9 @@ def test_a_full_disk_keeps_the_finished_shards(run, tmp_path, full_disk):
     for number in range(4):
         Image.fromarray(np.full((40, 40), 9, np.uint8)).save(tmp_path / f"source/{number}.png")
     with full_disk(30_000), pytest.raises(StudyError, match=r"could not write .*shard-00001\.npy: File too large"):
-        build_pixel_store(run, cohort, 100, images_a_shard=4)
+        build_sharded(run, cohort, 4, size=100)
     assert list(plan_pixel_store(run, cohort, 100, images_a_shard=4).finished) == [0]
-    assert len(build_pixel_store(run, cohort, 100, images_a_shard=4)) == 5
+    assert len(build_sharded(run, cohort, 4, size=100)) == 5
 
 
 @pytest.mark.parametrize(
@@ -387,7 +392,6 @@ def test_a_full_disk_keeps_the_finished_shards(run, tmp_path, full_disk):
         ({"size": 0}, "the image size must be a positive whole number of pixels, not 0."),
         ({"size": 10**10}, "the image size must be at most 65536 pixels, not 10000000000."),
         ({"workers": 0}, "the number of processes that read images must be 1 or more, not 0."),
-        ({"images_a_shard": 0}, "a shard of the pixel store must hold 1 or more images, not 0."),
         ({"fit": "squash"}, "fit must be one of crop, pad, not 'squash'."),
     ],
 )
@@ -424,7 +428,7 @@ def test_real_radiographs_are_stored_within_seconds(run, real_data):
 def test_damaged_tables_of_a_store_are_not_read_and_made_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_SECONDS_OF_A_REPLACEMENT", 0)
     cohort = make_broken_cohort(tmp_path / "source")
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     before = read_files(run)
     for name in ("cohort.parquet", "quarantine.parquet", pixels.INDEX, pixels.MANIFEST, pixels.REQUESTED):
         whole = run.path(name).read_bytes()
@@ -432,19 +436,19 @@ def test_damaged_tables_of_a_store_are_not_read_and_made_again(run, tmp_path, mo
             run.path(name).write_bytes(damaged)
             with pytest.raises(StudyError, match=r"it was damaged or changed: run .*01_build_cohort.* again"):
                 run.require(name)
-            build_pixel_store(run, cohort, 32, images_a_shard=3)
+            build_sharded(run, cohort, 3)
             assert run.path(name).read_bytes() == whole
     assert read_files(run) == before
 
 
 def test_a_damaged_record_of_a_shard_is_not_taken_for_how_it_went(run, tmp_path):
     cohort = make_broken_cohort(tmp_path / "source")
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     before = read_files(run)
     path = run.path(SHARDS[0]).with_suffix(".parquet")
     record = pd.read_parquet(path)
     record.loc[record.reason.ne("").idxmax() if record.reason.ne("").any() else 0, "detail"] = "another"
     record.to_parquet(path, index=False)
     run.path(pixels.INDEX).unlink()
-    build_pixel_store(run, cohort, 32, images_a_shard=3)
+    build_sharded(run, cohort, 3)
     assert read_files(run) == before

@@ -167,7 +167,6 @@ def build_pixel_store(
     fit: str = "crop",
     workers: int = 2,
     root: str | Path | None = None,
-    images_a_shard: int | None = None,
 ) -> PixelStore:
     """Check and resize every image of a cohort, and write the store, the kept cohort and the quarantine list.
 
@@ -177,9 +176,8 @@ def build_pixel_store(
     Args:
         workers: number of processes that read images; the files do not depend on it.
         root: the folder the cohort's relative image paths start from; the run's folder if not given.
-        images_a_shard: how many images of the cohort a shard is made of; about 256 MB if not given.
     """
-    return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root, images_a_shard), workers)
+    return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root), workers)
 
 
 def plan_pixel_store(
@@ -190,7 +188,10 @@ def plan_pixel_store(
     root: str | Path | None = None,
     images_a_shard: int | None = None,
 ) -> StorePlan:
-    """What is there of a store already, and what has to be made; see `build_pixel_store`. Nothing is written."""
+    """What is there of a store already, and what has to be made; see `build_pixel_store`. Nothing is written.
+
+    ``images_a_shard`` is how many images of the cohort a shard is made of; about 256 MB if not given.
+    """
     check_fit(size, fit)
     images_a_shard = count_images(size) if images_a_shard is None else images_a_shard
     if images_a_shard < 1:
