@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -238,11 +238,6 @@ def has_grown(path: Path, key: str) -> bool:
     return seal.get("grown_under") == key and not _find_damage(path, record)
 
 
-def find_damage(path: Path) -> str:
-    """What is wrong with an artifact, to follow its name in a sentence; empty if it is what was written there."""
-    return _find_damage(path, _find_record(path))
-
-
 def require_whole(path: Path) -> None:
     """Stop at an artifact that is not what was written."""
     record = _find_record(path)
@@ -288,7 +283,10 @@ def read_record(path: Path) -> dict | None:
 
 
 def _find_damage(path: Path, record: Path | None, sha256: str | None = None) -> str:
-    """See `find_damage`; ``sha256`` is what is expected, that of the seal if not given."""
+    """What is wrong with an artifact, to follow its name in a sentence; empty if it is what was written there.
+
+    ``sha256`` is what is expected, that of the seal if not given.
+    """
     for last in (False, True):
         seal = read_record(record) if record else None
         if seal is None and sha256 is None:
@@ -404,7 +402,7 @@ class Run:
         return True
 
     def find_damage(self, name: str) -> str:
-        """What is wrong with an artifact that is there, as in the function of that name.
+        """What is wrong with an artifact that is there, to follow its name in a sentence; empty if nothing is.
 
         Of the files recorded with it, those beside it must be of the same making; their bytes count when they are read.
         """
@@ -463,12 +461,9 @@ class Run:
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path for an artifact; it is sealed and moved into place when the block succeeds."""
-        with atomic_path(self.path(name)) as temporary:
-            yield temporary
-            write_record(self._record_path(name), {"sha256": hash_file(temporary)})
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """A temporary path for an artifact; it is sealed and moved into place when the block succeeds."""
+        return artifact_path(self.path(name))
 
     def _read(self, read: Callable, name: str) -> object:
         path = self.require(name)

@@ -46,6 +46,7 @@ def test_the_training_of_an_arm_knows_nothing_that_measures_or_shows_it():
     rooms = {name.split(".")[1] for name in list_closure(_ARM) if "." in name}
     assert not rooms & {"evaluation", "experiments", "label_planning", "release", "plots", "cli", "workflow", "runs"}
     assert {"pretraining", "curation", "encoders", "cohort"} <= rooms
+    assert not [name for name in list_closure(_ARM) if ".phantom" in name or ".adapters" in name]
 
 
 def test_the_module_that_computes_is_the_caller_or_the_one_of_a_function(home):

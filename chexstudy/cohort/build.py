@@ -10,11 +10,10 @@ from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels.store import PixelStore, build_pixel_store, count_remarks
-from chexstudy.cohort.table import read_cohort
+from chexstudy.cohort.table import PHANTOM, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
-PHANTOM = "phantom"
 _UNPACKED = "images"
 _PHANTOM_COHORT = "phantom/cohort.parquet"
 _PHANTOM_IMAGES = "phantom/images"

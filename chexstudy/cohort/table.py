@@ -29,6 +29,8 @@ VIEWS = ("PA", "AP", "lateral", "unknown")
 SEXES = ("F", "M", "unknown")
 REPORT_ORIGINS = ("written", "template", "none")
 NO_FINDING = "No Finding"
+# The source whose images are drawn, and show no patient.
+PHANTOM = "phantom"
 
 OUTCOME_PREFIX = "outcome_"
 YEARS_SUFFIX = "_years"

@@ -83,7 +83,7 @@ def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str 
     sets = [rows.groupby(rows.source + "/" + rows.split).indices for rows in parts]
     inputs = (*_INPUTS, f"{arm.folder}/compute.json")
     parameters = task.list_parameters(evaluation)
-    key = run.key(parameters, inputs)
+    key = run.key(parameters, inputs, by=type(task))
     names = [scores_artifact(**place, data_set=name) for of_part in sets for name in of_part]
     if all(run.is_current(name, key) for name in names):
         return
@@ -97,7 +97,7 @@ def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str 
             else:
                 ids = rows.image_id.iloc[places]
                 artifact = write_scores(run, scores[places], ids, evaluation.findings, **place, data_set=name)
-            run.record(artifact, parameters, inputs, arm.seed, fitted.files)
+            run.record(artifact, parameters, inputs, arm.seed, fitted.files, by=type(task))
 
 
 def run_tasks(
@@ -208,6 +208,7 @@ def read_or_measure(
     inputs: Sequence[str],
     seed: int,
     measure: Callable[[], Sequence[pd.DataFrame]],
+    by: Callable | None = None,
 ) -> list[pd.DataFrame]:
     """Tables of a study: as they are kept where all are current, else measured, written and recorded.
 
@@ -218,10 +219,12 @@ def read_or_measure(
         inputs: artifacts they are made from.
         seed: of what is drawn.
         measure: gives the tables in the order of the names.
+        by: a function of the module whose code they depend on; ``measure`` if not given.
     """
-    key = run.key(parameters, tuple(inputs))
+    by = by or measure
+    key = run.key(parameters, tuple(inputs), by)
     if not all(run.is_current(name, key) for name in names):
         for name, table in zip(names, measure(), strict=True):
             run.write_table(name, table)
-            run.record(name, parameters, tuple(inputs), seed)
+            run.record(name, parameters, tuple(inputs), seed, by=by)
     return [run.read_table(name) for name in names]

@@ -291,7 +291,8 @@ def measure_kept_sets(
     def put_together() -> list[pd.DataFrame]:
         return [pd.concat(compute(), ignore_index=True).assign(seed=seed)]
 
-    return read_or_measure(run, [f"ablation/seed{seed}/{name}.parquet"], parameters, inputs, seed, put_together)[0]
+    names = [f"ablation/seed{seed}/{name}.parquet"]
+    return read_or_measure(run, names, parameters, inputs, seed, put_together, by=compute)[0]
 
 
 # --- over seeds ------------------------------------------------------------------------------------------------------

@@ -26,11 +26,9 @@ from chexstudy.cohort.phantom.films import Film, make_films
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
 from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.cohort.reports import template_report
-from chexstudy.cohort.table import NO_FINDING, read_cohort, write_cohort
+from chexstudy.cohort.table import NO_FINDING, PHANTOM, read_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, artifact_path, seal_artifact
-
-SOURCE = "phantom"
 
 _TEMPLATE_WORDS = 45
 
@@ -46,7 +44,7 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
     """
     folder = run_or_folder.folder if isinstance(run_or_folder, Run) else Path(run_or_folder)
     pairs = plan_pairs(config)
-    ids = [f"{SOURCE}/{number:06d}" for number in range(len(pairs))]
+    ids = [f"{PHANTOM}/{number:06d}" for number in range(len(pairs))]
     outcomes, outcome_truth = simulate_outcomes(pairs, ids, config.seed)
     cohort = pd.concat([_tabulate_pairs(pairs, ids, config), outcomes], axis=1)
     home = folder / "phantom"
@@ -104,9 +102,9 @@ def _tabulate_pairs(pairs: list[Pair], ids: list[str], config: PhantomConfig) ->
     table = pd.DataFrame(
         {
             "image_id": ids,
-            "patient_id": [f"{SOURCE}/{pair.case.patient.patient_id}" for pair in pairs],
-            "study_id": [f"{SOURCE}/{pair.case.patient.patient_id}-{pair.case.study_number}" for pair in pairs],
-            "source": SOURCE,
+            "patient_id": [f"{PHANTOM}/{pair.case.patient.patient_id}" for pair in pairs],
+            "study_id": [f"{PHANTOM}/{pair.case.patient.patient_id}-{pair.case.study_number}" for pair in pairs],
+            "source": PHANTOM,
             "split": [pair.split for pair in pairs],
             "view": [pair.case.view for pair in pairs],
             "sex": [pair.case.patient.sex for pair in pairs],

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.phantom.build import SOURCE as PHANTOM
 from chexstudy.cohort.reports import training_text
+from chexstudy.cohort.table import PHANTOM
 from chexstudy.encoders.tokenizer import CONTINUATION, split_words
 
 LEAST_PATIENTS = 5
