@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_images import encode, gradient
+from test_images_decode import encode, gradient
 from test_png import chunk
 
 from chexstudy.cohort.images.chunks import keep_picture

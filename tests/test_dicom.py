@@ -14,7 +14,7 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from test_images import encode, gradient, reason_of
+from test_images_decode import encode, gradient, reason_of
 
 from chexstudy.cohort.images import dicom
 from chexstudy.cohort.images.decode import decode_radiograph, decode_remarked, read_bytes

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
-from test_images import gradient
+from test_images_decode import gradient
 
 from chexstudy.cohort.images.levels import (
     find_range,

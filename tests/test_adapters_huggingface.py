@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow
 import pytest
 from pyarrow import parquet
-from test_sources_webdataset import picture
+from test_adapters_webdataset import picture
 
 from chexstudy.cohort.adapters import build_source
 from chexstudy.cohort.build import build_cohort
