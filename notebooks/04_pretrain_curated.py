@@ -12,7 +12,7 @@
 # **What it shows.** The arms of the study, trained by one engine from the same start: curated by prototypes; random with
 # as much data; random with as much compute; all data; and, where labels are known, a subset balanced by an oracle, as a
 # positive control and ceiling. What each costs is counted, warm-up and scoring included. With `budgets`, the same at
-# several shares kept: performance against compute and data, and what is saved at equal performance.
+# several fractions selected: performance against compute and data, and what is saved at equal performance.
 #
 # **What it costs.** About seven minutes for the default study (5 arms, 3 seeds, 2 cores); at paper scale about 70
 # H100-hours for the curated arm and 260 for all data. Each budget trains three more arms a seed.

@@ -42,7 +42,7 @@ _OF_NOTEBOOK = ("profile", "study", "online", "quiet", "parameter", "change")
         option("--table TABLE", "CSV or Parquet: image_id and columns of groups, such as a cohort table"),
         option(
             "--floor GROUP:X",
-            "keep at least so much of a group, for example sex=F:0.9x (of the share kept of all); may be repeated",
+            "keep at least so much of a group, such as sex=F:0.9x (of the fraction selected of all); may be repeated",
             repeated=True,
         ),
         option("--threads N", "use at most so many threads (default: all)", type=int),

@@ -1,4 +1,4 @@
-"""The groups of a cohort that an audit compares and a floor protects: one naming for both, ``kind=group``.
+"""The groups of a cohort that an audit compares and a group quota protects: one naming for both, ``kind=group``.
 
 Kinds: ``finding``, ``tier`` (prevalence), ``sex``, ``age`` (band), ``view``, ``source``, ``report`` (origin) and
 ``duplicate``.
