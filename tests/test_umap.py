@@ -9,6 +9,7 @@ import pytest
 
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
+from chexstudy.vectors import umap
 from chexstudy.vectors.umap import (
     fit_map,
     lay_over,
@@ -17,6 +18,13 @@ from chexstudy.vectors.umap import (
     read_or_fit_map,
     trace_prototypes,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_neighbours():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(umap, "_NEIGHBOURS", 10)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def islands():
 @pytest.fixture(scope="module")
 def fitted(islands):
     # In the checkout's own cache: UMAP compiles for half a minute the first time, seconds later on.
-    return fit_map(islands[0], seed=3, neighbours=10)
+    return fit_map(islands[0], seed=3)
 
 
 def test_groups_stay_together_and_equal_rows_share_a_point(islands, fitted):
@@ -47,8 +55,8 @@ def test_groups_stay_together_and_equal_rows_share_a_point(islands, fitted):
 
 def test_the_same_seed_gives_the_same_map_and_another_does_not(islands, fitted):
     features, _ = islands
-    assert np.array_equal(fit_map(features, seed=3, neighbours=10), fitted)
-    assert not np.array_equal(fit_map(features, seed=4, neighbours=10), fitted)
+    assert np.array_equal(fit_map(features, seed=3), fitted)
+    assert not np.array_equal(fit_map(features, seed=4), fitted)
 
 
 def test_the_map_is_centred_and_its_widest_direction_is_horizontal(fitted):
@@ -69,7 +77,7 @@ def test_few_rows_are_projected_without_umap():
 def test_more_rows_than_are_fitted_are_placed_between_their_neighbours(islands, monkeypatch):
     features, group = islands
     monkeypatch.setattr("chexstudy.vectors.umap.LARGEST_FIT", 90)
-    coordinates = fit_map(features, seed=0, neighbours=10)
+    coordinates = fit_map(features, seed=0)
     centres = np.stack([coordinates[group == k].mean(axis=0) for k in range(3)])
     nearest = np.linalg.norm(coordinates[:, None] - centres, axis=2).argmin(axis=1)
     assert (nearest == group).all()
@@ -100,15 +108,16 @@ def test_a_map_is_read_until_what_it_shows_changes(home, monkeypatch):
     assert fitted == [0, 1, 1]
 
 
-def test_a_point_lands_at_the_weighted_mean_of_its_neighbours():
+def test_a_point_lands_at_the_weighted_mean_of_its_neighbours(monkeypatch):
+    monkeypatch.setattr(umap, "_PLACING_NEIGHBOURS", 2)
     features = np.array([[0.0, 0], [3, 0], [100, 0], [200, 0]])
     coordinates = np.array([[0.0, 0], [10, 0], [0, 50], [0, 90]], dtype=np.float32)
-    placed = place_on_map(np.array([[1.0, 0]]), features, coordinates, neighbours=2)
+    placed = place_on_map(np.array([[1.0, 0]]), features, coordinates)
     # Distances 1 and 2, so 0 and 1 beyond the nearest, their mean 0.5: weights 1 and exp(-2).
     expected = 10 * np.exp(-2) / (1 + np.exp(-2))
     assert np.allclose(placed, [[expected, 0]], atol=1e-5)
     # Halfway between two features it lies halfway between their places.
-    assert np.allclose(place_on_map(np.array([[1.5, 0]]), features, coordinates, neighbours=2), [[5, 0]])
+    assert np.allclose(place_on_map(np.array([[1.5, 0]]), features, coordinates), [[5, 0]])
 
 
 def test_a_path_has_a_row_for_each_snapshot_and_prototype():
@@ -162,11 +171,11 @@ def test_a_map_with_a_start_keeps_its_place_and_its_neighbours(islands, fitted):
     features, group = islands
     # Turned and shifted, and no longer square: nothing but the start can bring the map back there.
     turned = (fitted @ np.array([[0.6, -0.8], [0.8, 0.6]]) * 3 + [50, -20]).astype(np.float32)
-    again = fit_map(features, seed=9, neighbours=10, start=turned)
+    again = fit_map(features, seed=9, start=turned)
     radius = np.linalg.norm(turned - turned.mean(axis=0), axis=1).mean()
     assert np.median(np.linalg.norm(again - turned, axis=1)) < 0.1 * radius
     assert (again[:30] == again[0]).all()
-    assert np.array_equal(fit_map(features, seed=9, neighbours=10, start=turned), again)
+    assert np.array_equal(fit_map(features, seed=9, start=turned), again)
     assert measure_trustworthiness(features[30:], again[30:], 10) > 0.85
     centres = np.stack([again[group == k].mean(axis=0) for k in range(3)])
     assert (np.linalg.norm(again[:, None] - centres, axis=2).argmin(axis=1) == group).all()
@@ -179,7 +188,7 @@ def test_few_rows_stay_where_they_start():
 
 def test_a_start_without_extent_is_no_start(islands):
     features, _ = islands
-    assert np.ptp(fit_map(features, seed=3, neighbours=10, start=np.ones((180, 2))), axis=0).min() > 1
+    assert np.ptp(fit_map(features, seed=3, start=np.ones((180, 2))), axis=0).min() > 1
 
 
 def test_a_start_of_other_rows_is_refused():
@@ -209,11 +218,13 @@ def test_a_map_laid_over_a_different_one_keeps_its_size():
     assert np.linalg.norm(over - over.mean(axis=0)) == pytest.approx(np.linalg.norm(fixed - fixed.mean(axis=0)))
 
 
-def test_trustworthiness_of_many_points_is_that_of_a_sample():
+def test_trustworthiness_of_many_points_is_that_of_a_sample(monkeypatch):
     generator = np.random.default_rng(0)
     features = generator.normal(size=(90, 6)).astype(np.float32)
     coordinates = features[:, :2] + 0.3 * generator.normal(size=(90, 2)).astype(np.float32)
-    whole, judged = (measure_trustworthiness(features, coordinates, 8, sample=count) for count in (90, 60))
+    whole = measure_trustworthiness(features, coordinates, 8)
+    monkeypatch.setattr(umap, "_MOST_JUDGED", 60)
+    judged = measure_trustworthiness(features, coordinates, 8)
     assert measure_trustworthiness(features[:, :2], features[:, :2], 8) == 1
     assert judged == pytest.approx(whole, abs=0.1)
     assert judged != whole

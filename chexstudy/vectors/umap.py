@@ -29,6 +29,9 @@ from chexstudy.vectors.neighbours import nearest_rows
 
 LARGEST_FIT = 50_000
 _SMALLEST_FIT = 16
+_MOST_JUDGED = 2_000
+# How many neighbours count as near: few show islands, many the overall shape. And how many place a point between them.
+_NEIGHBOURS, _PLACING_NEIGHBOURS = 30, 15
 # How close points may lie on the map, UMAP's ``min_dist``.
 _MINIMUM_DISTANCE = 0.15
 # From a start near the goal, few and short steps keep as many neighbours as a fit from nothing does, and move the
@@ -36,7 +39,7 @@ _MINIMUM_DISTANCE = 0.15
 _WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
 
 
-def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, start: np.ndarray | None = None) -> np.ndarray:
+def fit_map(features: np.ndarray, seed: int, start: np.ndarray | None = None) -> np.ndarray:
     """Coordinates of features on a map that keeps neighbours together.
 
     Equal rows get one point. Above ``LARGEST_FIT`` distinct rows a seeded sample is fitted and the others are placed
@@ -47,7 +50,6 @@ def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, start: np.nda
     Args:
         features: ``(n, dim)``, any float type, no NaN.
         seed: seed of the layout and of the sample.
-        neighbours: how many neighbours count as near; small shows islands, large the overall shape.
         start: coordinates ``(n, 2)`` the layout begins with; principal components if not given.
 
     Returns:
@@ -64,10 +66,10 @@ def fit_map(features: np.ndarray, seed: int, neighbours: int = 30, start: np.nda
     if len(distinct) < _SMALLEST_FIT:
         return (_oriented(_principal_plane(distinct)) if start is None else start)[place]
     if len(distinct) <= LARGEST_FIT:
-        return _fit_umap(distinct, seed, neighbours, start)[place]
+        return _fit_umap(distinct, seed, start)[place]
     sample = np.sort(np.random.default_rng(seed).choice(len(distinct), LARGEST_FIT, replace=False))
     chosen_start = None if start is None else start[sample]
-    fitted = _fit_umap(distinct[sample], seed, neighbours, chosen_start)
+    fitted = _fit_umap(distinct[sample], seed, chosen_start)
     coordinates = place_on_map(distinct, distinct[sample], fitted)
     coordinates[sample] = fitted
     return coordinates[place]
@@ -98,7 +100,7 @@ def read_or_fit_map(
     return table
 
 
-def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15) -> np.ndarray:
+def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
     """Where points of the feature space lie on a fitted map.
 
     Each point goes to the mean of its nearest features' coordinates, weighted by a Gaussian of the distance whose
@@ -107,7 +109,6 @@ def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarr
     Args:
         points: ``(m, dim)``, for example prototypes.
         features, coordinates: ``(n, dim)`` and ``(n, 2)``, the rows the map shows and their places.
-        neighbours: how many nearest features have a say.
 
     Returns:
         Coordinates ``(m, 2)``, float32.
@@ -118,7 +119,7 @@ def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarr
             f"points {points.shape}, features {features.shape} and coordinates {coordinates.shape} do not belong to "
             "one map: read them from the same study and arm."
         )
-    index, distance = nearest_rows(points, features, min(neighbours, len(features)))
+    index, distance = nearest_rows(points, features, min(_PLACING_NEIGHBOURS, len(features)))
     # Distances beyond the nearest one tell the neighbours apart; a prototype, a mean of many, is far from all of them.
     beyond = distance - distance[:, :1]
     width = np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12)
@@ -150,16 +151,14 @@ def lay_over(coordinates: np.ndarray, fixed: np.ndarray, rows: np.ndarray | None
     return ((coordinates - centre) @ rotation * scale + target).astype(np.float32)
 
 
-def measure_trustworthiness(
-    features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15, sample: int = 2_000
-) -> float:
+def measure_trustworthiness(features: np.ndarray, coordinates: np.ndarray, neighbours: int = 15) -> float:
     """How far neighbours on a map are neighbours in feature space, from 0 to 1 (Venna and Kaski 2001).
 
-    Of more than ``sample`` points, those drawn by a fixed seed are judged among themselves. There must be more than
+    Of more than 2,000 points, those drawn by a fixed seed are judged among themselves. There must be more than
     twice as many as neighbours.
     """
-    if len(features) > sample:
-        drawn = np.sort(np.random.default_rng(0).choice(len(features), sample, replace=False))
+    if len(features) > _MOST_JUDGED:
+        drawn = np.sort(np.random.default_rng(0).choice(len(features), _MOST_JUDGED, replace=False))
         features, coordinates = features[drawn], coordinates[drawn]
     return trustworthiness(features, coordinates, n_neighbors=neighbours)
 
@@ -205,7 +204,7 @@ def _checked(features: np.ndarray, name: str) -> np.ndarray:
     return features
 
 
-def _fit_umap(features: np.ndarray, seed: int, neighbours: int, start: np.ndarray | None) -> np.ndarray:
+def _fit_umap(features: np.ndarray, seed: int, start: np.ndarray | None) -> np.ndarray:
     # numba reads the variable when umap is first imported and fails where the installed package cannot be written to.
     compiled = paths.cache() / "numba"
     compiled.mkdir(parents=True, exist_ok=True)
@@ -215,7 +214,7 @@ def _fit_umap(features: np.ndarray, seed: int, neighbours: int, start: np.ndarra
     # They take seconds to compile, and umap does not keep them.
     for function in (umap.umap_.smooth_knn_dist, umap.umap_.compute_membership_strengths):
         function.enable_caching()
-    neighbours = min(neighbours, len(features) - 1)
+    neighbours = min(_NEIGHBOURS, len(features) - 1)
     index, distance = nearest_rows(features, features, neighbours)
     # A start without extent says nothing of where to begin.
     warm = start is not None and np.ptp(start, axis=0).max() > 0
