@@ -35,9 +35,13 @@ TRUTH = pd.DataFrame(
 PATIENTS = [f"p{number}" for number in range(8)]
 
 
-def measure(kept=KEPT, features=FEATURES, labels=LABELS, tiers=TIERS, truth=TRUTH, patients=PATIENTS, **options):
-    options = {"resamples": 200, "neighbours": 2} | options
-    return measure_kept(kept, features, labels, tiers, truth, patients, np.random.default_rng(0), **options)
+@pytest.fixture(autouse=True)
+def two_neighbours(monkeypatch):
+    monkeypatch.setattr("chexstudy.curation.quality.subset_metrics._NEIGHBOURS", 2)
+
+
+def measure(kept=KEPT, features=FEATURES, labels=LABELS, tiers=TIERS, truth=TRUTH, patients=PATIENTS, resamples=200):
+    return measure_kept(kept, features, labels, tiers, truth, patients, np.random.default_rng(0), resamples)
 
 
 def pick(table, metric, finding="all"):
@@ -88,7 +92,7 @@ def test_shares_of_wrong_and_double_pairs():
     assert (pick(table, "junk_kept").value, pick(table, "junk_kept").n) == (0, 1)
 
 
-def test_redundancy_and_coverage():
+def test_redundancy_and_coverage(monkeypatch):
     table = measure()
     nearest = np.cos(np.radians([2, 2, 88, 90]))
     assert pick(table, "redundancy").value == pytest.approx(nearest.mean(), abs=1e-6)
@@ -97,10 +101,11 @@ def test_redundancy_and_coverage():
     assert pick(table, "coverage_radius").value == pytest.approx(chord(38), abs=1e-5)
     assert pick(table, "coverage_95").value == pytest.approx(np.quantile(distances, 0.95), abs=1e-5)
     # With one neighbour pair 3 has pair 2 alone, which is not kept; 6 has 7 and 2 has 1.
-    one = pick(measure(neighbours=1), "knn_coverage")
+    monkeypatch.setattr("chexstudy.curation.quality.subset_metrics._NEIGHBOURS", 1)
+    one = pick(measure(), "knn_coverage")
     assert (one.value, one.n, one.positives) == (7 / 8, 8, 7)
     weight = chord(np.array([2, 2, 18, 20, 1, 1, 30, 30]))
-    weighted = pick(measure(neighbours=1), "knn_coverage_weighted")
+    weighted = pick(measure(), "knn_coverage_weighted")
     assert weighted.value == pytest.approx(1 - weight[3] / weight.sum(), abs=1e-5)
 
 
@@ -197,7 +202,10 @@ def test_repeats_itself_to_the_byte():
         ({"truth": TRUTH[1:]}, "truth has 7 rows"),
         ({"truth": TRUTH[::-1]}, "in another order"),
         ({"features": np.where(FEATURES == 1, np.nan, FEATURES)}, "finite"),
-        ({"neighbours": 0}, "two pairs and one neighbour"),
+        (
+            {"kept": KEPT[:1], "features": FEATURES[:1], "labels": LABELS[:1], "truth": None, "patients": PATIENTS[:1]},
+            "two",
+        ),
     ],
 )
 def test_refuses_what_it_cannot_measure(given, sentence):
@@ -212,5 +220,5 @@ def test_takes_seconds_at_the_size_of_the_default_study():
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     labels = pd.DataFrame((rng.random((6000, 24)) < 0.05).astype(int), columns=[f"F{number}" for number in range(24)])
     begin = time.perf_counter()
-    measure(rng.random(6000) < 0.2, features, labels, None, None, np.arange(6000) // 2, resamples=1000, neighbours=10)
+    measure(rng.random(6000) < 0.2, features, labels, None, None, np.arange(6000) // 2, resamples=1000)
     assert time.perf_counter() - begin < 30

@@ -17,6 +17,8 @@ from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_
 from chexstudy.statistics.proportions import wilson_interval
 from chexstudy.vectors.neighbours import nearest_rows
 
+# k of the coverage, at most one less than there are pairs.
+_NEIGHBOURS = 10
 ALL = "all"
 KEPT_COLUMNS = ("metric", "finding", "value", "ci_low", "ci_high", "n", "positives")
 _RARE_TIER = "tail"
@@ -45,7 +47,6 @@ def measure_kept(
     patient_ids: Sequence[str],
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
-    neighbours: int = 10,
 ) -> pd.DataFrame:
     """Measure a kept set against all pairs it was chosen from.
 
@@ -87,22 +88,20 @@ def measure_kept(
         patient_ids: ``(pairs,)``.
         generator: draws patients.
         resamples: number of resamples.
-        neighbours: k of the coverage; at most one less than there are pairs.
 
     Returns:
         Table with `KEPT_COLUMNS`, in the order above. A finding or tier without a pair keeps its row, with NaN.
     """
     kept = np.asarray(kept)
     features = np.asarray(features, dtype=np.float32)
-    _check(kept, features, labels, truth, patient_ids, neighbours)
-    neighbours = min(neighbours, len(kept) - 1)
+    _check(kept, features, labels, truth, patient_ids)
     present = _present_labels(labels)
     tiers = {} if tiers is None else dict(tiers)
     everything = np.ones(len(kept), dtype=bool)
     shares = [_Share("recall", group, members, kept) for group, members in _label_groups(present, tiers).items()]
     rare = [name for name in present if tiers.get(name) == _RARE_TIER]
     shares += _truth_shares(kept, truth) if truth is not None else []
-    covered, sparsity = _find_covered(kept, features, neighbours)
+    covered, sparsity = _find_covered(kept, features)
     shares.append(_Share("knn_coverage", ALL, everything, covered))
     shares.append(_Share("knn_coverage_weighted", ALL, everything, covered, sparsity))
 
@@ -133,7 +132,7 @@ _ORDER = (
 )
 
 
-def _check(kept, features, labels, truth, patient_ids, neighbours) -> None:
+def _check(kept, features, labels, truth, patient_ids) -> None:
     if kept.ndim != 1 or kept.dtype != bool:
         raise StudyError(f"kept must be one true or false a pair, not {kept.dtype} {kept.shape}.")
     given = {"features": features, "labels": labels, "truth": truth, "patient_ids": patient_ids}
@@ -142,8 +141,8 @@ def _check(kept, features, labels, truth, patient_ids, neighbours) -> None:
             raise StudyError(f"{name} has {len(values)} rows for {len(kept)} pairs: pass one a pair, in their order.")
     if not kept.any():
         raise StudyError("nothing was kept, so there is nothing to measure: choose a larger budget.")
-    if len(kept) < 2 or neighbours < 1:
-        raise StudyError(f"coverage needs at least two pairs and one neighbour, not {len(kept)} and {neighbours}.")
+    if len(kept) < 2:
+        raise StudyError("coverage needs at least two pairs, not one.")
     if features.ndim != 2 or not np.isfinite(features).all():
         raise StudyError("the features must be (pairs, dim) and finite: embed these pairs again.")
     if truth is not None and "image_id" in labels and list(truth.image_id) != list(labels.image_id):
@@ -176,8 +175,9 @@ def _truth_shares(kept: np.ndarray, truth: pd.DataFrame) -> list[_Share]:
     ]
 
 
-def _find_covered(kept: np.ndarray, features: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+def _find_covered(kept: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether each pair is covered, and the mean distance to its nearest others, ``(pairs,)`` each."""
+    neighbours = min(_NEIGHBOURS, len(kept) - 1)
     rows, distances = nearest_rows(features, features, neighbours, without_self=True)
     return kept | kept[rows].any(axis=1), distances.mean(axis=1, dtype=np.float64)
 
