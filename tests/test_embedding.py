@@ -92,14 +92,6 @@ def test_batches_do_not_change_text_embeddings(text_encoder):
     np.testing.assert_allclose(all_at_once, direct, atol=1e-6)
 
 
-def test_reduced_precision_is_close_but_not_the_same(image_encoder):
-    pixels = Pixels().read(COHORT.image_id.tolist())
-    exact = embed_images(image_encoder, pixels)
-    reduced = embed_images(image_encoder, pixels, autocast=torch.bfloat16)
-    assert reduced.dtype == np.float32
-    assert 0 < np.abs(exact - reduced).max() < 0.05 * np.abs(exact).max()
-
-
 def test_nothing_to_embed_is_said(text_encoder, image_encoder):
     with pytest.raises(StudyError, match="no images to embed"):
         embed_images(image_encoder, np.zeros((0, 24, 24), np.uint8))
@@ -135,12 +127,12 @@ def test_rows_are_those_of_the_cohort(home, image_encoder, text_encoder):
 
 def test_a_broken_run_goes_on_and_ends_with_the_same_bytes(home, image_encoder, text_encoder):
     whole, broken = Run("whole"), Run("broken")
-    embed_cohort(whole, COHORT, Pixels(), image_encoder, text_encoder, "tiny", batch_size=3)
+    embed_cohort(whole, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
     with pytest.raises(KeyboardInterrupt):
-        embed_cohort(broken, COHORT, Pixels("phantom/10"), image_encoder, text_encoder, "tiny", batch_size=3)
+        embed_cohort(broken, COHORT, Pixels("phantom/10"), image_encoder, text_encoder, "tiny")
     assert not broken.has("embeddings/tiny/ids.parquet")
     pixels = Pixels()
-    embed_cohort(broken, COHORT, pixels, image_encoder, text_encoder, "tiny", batch_size=3)
+    embed_cohort(broken, COHORT, pixels, image_encoder, text_encoder, "tiny")
     assert pixels.read_ids == COHORT.image_id.tolist()[8:]
     assert read_bytes(broken) == read_bytes(whole)
 
@@ -195,14 +187,6 @@ def test_parts_of_a_stale_run_are_not_mixed_in(home, image_encoder, text_encoder
     np.testing.assert_allclose(made.image, embed_images(other, Pixels().read(made.image_ids)), atol=1e-6)
 
 
-def test_arrays_can_be_kept_in_half_the_space(home, image_encoder, text_encoder):
-    run = Run("study")
-    full = embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "full")
-    half = embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "half", dtype="float16")
-    assert (full.image.dtype, half.image.dtype, half.text.dtype) == (np.float32, np.float16, np.float16)
-    assert np.array_equal(half.image, full.image.astype(np.float16))
-
-
 def test_a_full_disk_is_one_sentence_and_costs_one_part(home, image_encoder, text_encoder, full_disk):
     run = Run("study")
     with full_disk(8 * 4 * image_encoder.dim), pytest.raises(StudyError, match="File too large; free some space"):
@@ -216,7 +200,6 @@ def test_a_full_disk_is_one_sentence_and_costs_one_part(home, image_encoder, tex
     ("change", "message"),
     [
         ({"name": "../elsewhere"}, "plain folder name"),
-        ({"dtype": "int8"}, "float32 or float16"),
         ({"cohort": COHORT.head(0)}, "the cohort table is empty"),
     ],
 )

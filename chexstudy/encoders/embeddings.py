@@ -24,6 +24,7 @@ from chexstudy.runs import Run, forget_artifact
 from chexstudy.steps import find_step
 
 _PART_ROWS = 1024
+_DECIDES_PIXELS = ("pixels/manifest.json",)
 
 
 class PixelSource(Protocol):
@@ -51,7 +52,6 @@ def embed_images(
     pixels: np.ndarray,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
 ) -> np.ndarray:
     """Embed images in batches, without gradient.
 
@@ -60,7 +60,6 @@ def embed_images(
         pixels: uint8 ``(n, height, width)``.
         batch_size: images at a time.
         device: where ``encode`` computes.
-        autocast: reduced precision to compute in; None for float32.
 
     Returns:
         float32 ``(n, dim)``.
@@ -70,8 +69,7 @@ def embed_images(
     device, batches = torch.device(device), []
     for start in range(0, len(pixels), batch_size):
         batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).unsqueeze(1).to(device)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            batches.append(encode(batch).float().cpu().numpy())
+        batches.append(encode(batch).float().cpu().numpy())
     return np.concatenate(batches)
 
 
@@ -82,7 +80,6 @@ def embed_texts(
     texts: Sequence[str],
     batch_size: int = 256,
     device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
 ) -> np.ndarray:
     """Embed texts, without gradient: each distinct text once, and texts of like length together.
 
@@ -92,7 +89,6 @@ def embed_texts(
         texts: reports or prompts, in any order.
         batch_size: texts at a time.
         device: where ``encode`` computes.
-        autocast: reduced precision to compute in; None for float32.
 
     Returns:
         float32 ``(texts, dim)``, in the order of ``texts``.
@@ -103,8 +99,7 @@ def embed_texts(
     device, batches = torch.device(device), []
     for start in range(0, len(distinct), batch_size):
         tokens = tokenize(distinct[start : start + batch_size])
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            embedded = encode(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+        embedded = encode(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
         batches.append(embedded.float().cpu().numpy())
     return np.concatenate(batches)[_rows_of(texts, distinct)]
 
@@ -129,11 +124,7 @@ def embed_cohort(
     image_encoder: ImageEncoder,
     text_encoder: TextEncoder,
     name: str,
-    batch_size: int = 256,
     device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
-    dtype: str = "float32",
-    inputs: tuple[str, ...] = ("pixels/manifest.json",),
 ) -> Embeddings:
     """Embed every pair of a cohort and keep the result as ``embeddings/<name>/`` of the study.
 
@@ -147,26 +138,18 @@ def embed_cohort(
         image_encoder: moved to ``device`` and put into evaluation mode.
         text_encoder: likewise.
         name: a plain folder name.
-        batch_size: images, and texts, at a time.
         device: where the encoders compute.
-        autocast: reduced precision to compute in; None for float32.
-        dtype: of the kept arrays: ``float32`` or ``float16``.
-        inputs: artifacts of the study that decide what ``pixels`` yields; those it does not have are passed over.
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise StudyError(f"embeddings need a plain folder name such as 'default', not {name!r}.")
-    if dtype not in ("float32", "float16"):
-        raise StudyError(f"embeddings are kept as float32 or float16, not {dtype!r}.")
     if cohort.empty:
         raise StudyError("there are no pairs to embed: the cohort table is empty.")
     texts = [training_text(report) for report in cohort["report"]]
-    inputs = tuple(artifact for artifact in inputs if run.has(artifact))
+    inputs = tuple(artifact for artifact in _DECIDES_PIXELS if run.has(artifact))
     parameters = {
         "image_encoder": image_encoder.describe(),
         "text_encoder": text_encoder.describe(),
         "pairs": _hash_pairs(cohort["image_id"], texts),
-        "autocast": str(autocast),
-        "dtype": dtype,
     }
     key, ids = run.key(parameters, inputs), _artifact(name, "ids.parquet")
     if run.is_current(ids, key):
@@ -174,13 +157,12 @@ def embed_cohort(
     for encoder in (image_encoder, text_encoder):
         encoder.to(device).eval()
     image_ids, distinct = cohort["image_id"].tolist(), distinct_texts(texts)
-    options = {"batch_size": batch_size, "device": device, "autocast": autocast}
 
     def embed_image_rows(rows: slice) -> list[np.ndarray]:
-        return [embed_images(image_encoder, pixels.read(image_ids[rows]), **options).astype(dtype)]
+        return [embed_images(image_encoder, pixels.read(image_ids[rows]), device=device)]
 
     def embed_text_rows(rows: slice) -> list[np.ndarray]:
-        return [embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], **options).astype(dtype)]
+        return [embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], device=device)]
 
     image, text, distinct_text = (_artifact(name, f"{kind}.npy") for kind in ("image", "text", "distinct_text"))
     grow_arrays([run.path(image)], len(image_ids), _PART_ROWS, key, embed_image_rows, "embedding images")

@@ -25,22 +25,13 @@ from chexstudy.steps import find_step
 _PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
 
 
-class ImageTower(nn.Module):
-    """An image encoder and its projection into the shared space.
+class Tower(nn.Module):
+    """An encoder and its projection into a shared space of ``dim`` dimensions."""
 
-    Args:
-        encoder: see `chexstudy.encoders.build`.
-        dim: size of the shared space.
-    """
-
-    def __init__(self, encoder: ImageEncoder, dim: int):
+    def __init__(self, encoder: ImageEncoder | TextEncoder, dim: int):
         super().__init__()
         self.encoder = encoder
         self.projection = nn.Linear(encoder.dim, dim, bias=False)
-
-    def forward(self, pixels: Tensor, size: int | None = None) -> Tensor:
-        """uint8 pixels ``(batch, 1, height, width)``, seen at ``size``, to unit-norm embeddings ``(batch, dim)``."""
-        return self.project(self.encoder(pixels, size))
 
     def project(self, features: Tensor) -> Tensor:
         """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
@@ -51,19 +42,16 @@ class ImageTower(nn.Module):
         return {**self.encoder.describe(), "projection": hash_weights(self.projection)}
 
 
-class TextTower(nn.Module):
-    """A text encoder and its projection into the shared space.
+class ImageTower(Tower):
+    def forward(self, pixels: Tensor, size: int | None = None) -> Tensor:
+        """uint8 pixels ``(batch, 1, height, width)``, seen at ``size``, to unit-norm embeddings ``(batch, dim)``."""
+        return self.project(self.encoder(pixels, size))
 
-    Args:
-        encoder: see `chexstudy.encoders.build`.
-        dim: size of the shared space.
-    """
 
+class TextTower(Tower):
     def __init__(self, encoder: TextEncoder, dim: int):
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder, dim)
         self.tokenize = encoder.tokenize
-        self.projection = nn.Linear(encoder.dim, dim, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids and mask ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``, float32."""
@@ -73,21 +61,13 @@ class TextTower(nn.Module):
         """Token ids of all texts in a row ``(tokens,)``, of lengths ``(texts,)``, to embeddings ``(texts, dim)``."""
         return self.project(self.encoder.forward_packed(input_ids, lengths))
 
-    def project(self, features: Tensor) -> Tensor:
-        """The encoder's features ``(batch, encoder dim)`` to unit-norm embeddings ``(batch, dim)``, float32."""
-        return normalize(self.projection(features).float(), dim=1)
-
-    def describe(self) -> dict:
-        """What decides the embeddings."""
-        return {**self.encoder.describe(), "projection": hash_weights(self.projection)}
-
 
 class ImageTextModel(nn.Module):
     """Embeds radiographs and reports in one unit sphere (CLIP; CheXficient, model section).
 
     Args:
-        image_encoder: see `chexstudy.encoders.build`.
-        text_encoder: see `chexstudy.encoders.build`.
+        image_encoder: of `chexstudy.encoders.build`.
+        text_encoder: likewise.
         dim: size of the shared space (published: 512).
         temperature: initial softmax temperature (published: 0.01).
         logit_scale_max: upper bound of the learned inverse temperature; 0 leaves it unbounded, as published (F12).
