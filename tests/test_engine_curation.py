@@ -119,14 +119,14 @@ def test_switches_of_the_update_change_prototypes_and_what_is_scored(tiny_study)
     assert scored["published"] == scored["all"] < scored["after"]
 
 
-def test_outliers_for_review_are_listed_with_their_doubt_and_not_trained_on(tiny_study):
+def test_outliers_for_review_are_listed_by_mismatch_and_not_trained_on(tiny_study):
     folder = _train(tiny_study, "curated", _config(outlier_policy="review"))
     ledger = read_ledger(tiny_study)
     review = pd.read_parquet(tiny_study.path(f"{folder}/review.parquet"))
     outliers = ledger[ledger.band == "outlier"]
     assert len(outliers) > 0
     assert set(review.image_id) == set(outliers.image_id)
-    assert review.doubt.is_monotonic_decreasing
+    assert review.mismatch_score.is_monotonic_decreasing
     assert not outliers.kept.any()
     # No review, no list: one of a run before must not stay.
     _train(tiny_study, "curated", _config())
