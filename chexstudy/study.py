@@ -9,7 +9,6 @@ The first code cell of a notebook reads::
 
 from collections.abc import Mapping, MutableMapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -127,14 +126,13 @@ class Study:
         return Evaluation(self.run, self.cohort, self.pixels, **fixed | options)
 
 
-def open_study(name: str, namespace: MutableMapping[str, object], folder: str | Path | None = None) -> Study:
+def open_study(name: str, namespace: MutableMapping[str, object]) -> Study:
     """Start a notebook (`chexstudy.workflow.notebook.start_notebook`) and open its study.
 
     Args:
         name: the notebook's name, for example ``05_compare_arms``.
         namespace: the notebook's ``globals()``; its ``study`` may be the one opened before, if a cell is run again.
-        folder: where the notebook's source lies, if not in ``notebooks/``.
     """
     if isinstance(namespace.get("study"), Study):
         namespace["study"] = namespace["study"].name
-    return Study(start_notebook(name, namespace, folder), namespace)
+    return Study(start_notebook(name, namespace), namespace)

@@ -18,20 +18,18 @@ _EACH = 3
 _MOST_CARDS = 8
 
 
-def list_prototype_cards(ledger: pd.DataFrame, most: int = _MOST_CARDS, each: int = _EACH) -> pd.DataFrame:
-    """The pairs shown on the cards of the most used prototypes.
+def list_prototype_cards(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The pairs shown on the cards of the most used prototypes; one with few members shows each of them once.
 
     Args:
         ledger: one epoch's decisions, with ``image_id``, ``prototype``, ``distance``, ``band`` and ``kept``.
-        most: how many prototypes at most.
-        each: how many pairs of each place; a prototype with few members shows each of them once.
 
     Returns:
         One row a radiograph, prototypes in their order: ``prototype``; its ``members``, their ``usage`` (share of all
         pairs) and ``keep_rate``; ``place``, ``image_id``, ``distance``, ``band``, ``kept``.
     """
     rows = []
-    shown = np.sort(ledger.prototype.value_counts(sort=False).sort_index().nlargest(most, keep="first").index)
+    shown = np.sort(ledger.prototype.value_counts(sort=False).sort_index().nlargest(_MOST_CARDS, keep="first").index)
     for prototype in shown:
         members = ledger[ledger.prototype == prototype].sort_values(["distance", "image_id"]).reset_index(drop=True)
         whole = {
@@ -40,7 +38,7 @@ def list_prototype_cards(ledger: pd.DataFrame, most: int = _MOST_CARDS, each: in
             "usage": len(members) / len(ledger),
             "keep_rate": float(members.kept.mean()),
         }
-        for place, positions in _choose_positions(len(members), each).items():
+        for place, positions in _choose_positions(len(members)).items():
             for row in members.iloc[positions].itertuples():
                 rows.append(
                     whole
@@ -51,12 +49,12 @@ def list_prototype_cards(ledger: pd.DataFrame, most: int = _MOST_CARDS, each: in
     return pd.DataFrame(rows, columns=names)
 
 
-def _choose_positions(members: int, each: int) -> dict[str, list[int]]:
+def _choose_positions(members: int) -> dict[str, list[int]]:
     """Positions in the order of distance for each place, none in two."""
-    nearest = list(range(min(each, members)))
-    farthest = [position for position in range(max(members - each, 0), members) if position not in nearest]
-    start = max(0, (members - each) // 2)
-    median = [position for position in range(start, min(start + each, members))]
+    nearest = list(range(min(_EACH, members)))
+    farthest = [position for position in range(max(members - _EACH, 0), members) if position not in nearest]
+    start = max(0, (members - _EACH) // 2)
+    median = [position for position in range(start, min(start + _EACH, members))]
     median = [position for position in median if position not in {*nearest, *farthest}]
     return dict(zip(PLACES, (nearest, median, farthest), strict=True))
 

@@ -115,11 +115,11 @@ def draw_forest(
         axes.axvline(reference, color=INK, linewidth=0.6, zorder=1)
 
 
-def add_arm_legend(figure: Drawing, styles: list[ArmStyle], columns: int = 5) -> None:
+def add_arm_legend(figure: Drawing, styles: list[ArmStyle]) -> None:
     """One legend of arms for a whole figure, under it."""
     by_name = {style.name: style for style in styles}
     handles = [legend_mark(style) for style in by_name.values()]
-    add_legend(figure, handles, min(columns, len(handles)))
+    add_legend(figure, handles, min(5, len(handles)))
 
 
 def draw_chance(axes: Axes, value: float) -> None:

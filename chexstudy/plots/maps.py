@@ -14,6 +14,7 @@ from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE
 
 _GRID = 120
+_REGION = 0.75  # of a prototype's pairs lie within its outline
 # A region of fewer pairs than this would be drawn around noise.
 _FEWEST_IN_A_REGION = 12
 
@@ -34,20 +35,20 @@ def draw_bands(axes: Axes, pairs: pd.DataFrame, size: float = 3.0) -> None:
         )  # fmt: skip
 
 
-def draw_decisions(axes: Axes, pairs: pd.DataFrame, size: float = 3.0) -> None:
+def draw_decisions(axes: Axes, pairs: pd.DataFrame) -> None:
     """Dropped pairs pale, kept ones on top."""
     kept = pairs.kept.to_numpy(dtype=bool)
     for chosen, colour, scale, name in ((pairs[~kept], PALE, 0.7, "dropped"), (pairs[kept], ACCENT, 1.0, "kept")):
-        axes.scatter(chosen.x, chosen.y, s=size * scale, c=colour, linewidths=0, rasterized=True, gid=name, zorder=2)
+        axes.scatter(chosen.x, chosen.y, s=3.0 * scale, c=colour, linewidths=0, rasterized=True, gid=name, zorder=2)
 
 
-def draw_background(axes: Axes, pairs: pd.DataFrame, size: float = 1.5) -> None:
+def draw_background(axes: Axes, pairs: pd.DataFrame) -> None:
     """All pairs, pale, for what is drawn on top."""
-    axes.scatter(pairs.x, pairs.y, s=size, c=PALE, linewidths=0, rasterized=True, zorder=1, gid="pairs")
+    axes.scatter(pairs.x, pairs.y, s=1.5, c=PALE, linewidths=0, rasterized=True, zorder=1, gid="pairs")
 
 
-def draw_regions(axes: Axes, pairs: pd.DataFrame, share: float = 0.75) -> None:
-    """Outline where each prototype's pairs lie: the densest area that holds ``share`` of them."""
+def draw_regions(axes: Axes, pairs: pd.DataFrame) -> None:
+    """Outline where each prototype's pairs lie: the densest area that holds three quarters of them."""
     spans = [(pairs[name].min(), pairs[name].max()) for name in ("x", "y")]
     edges = [
         np.linspace(low - 0.1 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6, _GRID + 1) for low, high in spans
@@ -59,15 +60,15 @@ def draw_regions(axes: Axes, pairs: pd.DataFrame, share: float = 0.75) -> None:
         counts, _, _ = np.histogram2d(members.x, members.y, bins=edges)
         density = gaussian_filter(counts, sigma=2.4)
         ordered = np.sort(density.ravel())[::-1]
-        level = ordered[np.searchsorted(np.cumsum(ordered), share * ordered.sum())]
+        level = ordered[np.searchsorted(np.cumsum(ordered), _REGION * ordered.sum())]
         if 0 < level < density.max():
             axes.contour(*centres, density.T, levels=[level], colors=[INK], linewidths=0.6, alpha=0.7, zorder=4)
 
 
-def draw_prototypes(axes: Axes, prototypes: pd.DataFrame, numbered: bool = True, size: float = 34) -> None:
+def draw_prototypes(axes: Axes, prototypes: pd.DataFrame, numbered: bool = True) -> None:
     """Prototypes as white stars, with their numbers."""
     axes.scatter(
-        prototypes.x, prototypes.y, s=size, marker="*", c="white", edgecolors=INK, linewidths=0.8, zorder=6,
+        prototypes.x, prototypes.y, s=34, marker="*", c="white", edgecolors=INK, linewidths=0.8, zorder=6,
         gid="prototypes",
     )  # fmt: skip
     if numbered:
@@ -111,9 +112,9 @@ def prototype_handle() -> Line2D:
     )
 
 
-def region_handle(share: float = 0.75) -> Line2D:
+def region_handle() -> Line2D:
     """Legend entry of a prototype's region."""
-    return Line2D([], [], color=INK, linewidth=0.6, label=f"{100 * share:.0f} % of its pairs")
+    return Line2D([], [], color=INK, linewidth=0.6, label=f"{100 * _REGION:.0f} % of its pairs")
 
 
 def path_handle() -> Line2D:

@@ -16,6 +16,7 @@ from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, add_legend, clear
 from chexstudy.study import Study
 
 _CONTOUR_COLOURS = (ACCENT, SEQUENCE[2], SEQUENCE[5], SEQUENCE[6])
+_MOST = 24
 _LINE_STYLES = ("-", "--", ":", "-.")
 
 
@@ -30,16 +31,16 @@ class Sheet:
     about: str  # which radiographs these are
 
 
-def collect_radiographs(study: Study, most: int = 24) -> Sheet:
+def collect_radiographs(study: Study) -> Sheet:
     """A training radiograph for each of the commonest labels, with as few others as can be, or else the first ones.
 
     On the phantom with the finding's true outline.
     """
     train = study.train
     present = pd.DataFrame(label_matrix(train, study.findings) == 1, columns=study.findings)
-    labels = [name for name in present.sum().sort_values(ascending=False).index if present[name].any()][:most]
+    labels = [name for name in present.sum().sort_values(ascending=False).index if present[name].any()][:_MOST]
     alone = present.sum(axis=1)
-    rows = [alone[present[name]].sort_values(kind="stable").index[0] for name in labels] or list(train.index[:most])
+    rows = [alone[present[name]].sort_values(kind="stable").index[0] for name in labels] or list(train.index[:_MOST])
     titles = labels or [f"{train.view[row]}, {train.sex[row]}" for row in rows]
     image_ids = list(train.image_id[rows])
     masks = [{} for _ in rows]
