@@ -32,6 +32,7 @@ Tasks, by what writes them:
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
@@ -120,3 +121,12 @@ def read_results(run: Run, tasks: Sequence[str] | None = None) -> pd.DataFrame:
             )
     tables = [run.read_table(results_artifact(task)) for task in tasks]
     return validate_results(pd.concat(tables).sort_values(_IDENTITY))
+
+
+def write_interval(value: float, low: float, high: float, number_format: str = ".3f") -> str:
+    """``0.812 [0.790, 0.833]``, with a true minus sign."""
+    text = f"{value:{number_format}}"
+    if np.isfinite(low) and np.isfinite(high):
+        bounds = number_format.removeprefix("+")
+        text += f" [{low:{bounds}}, {high:{bounds}}]"
+    return text.replace("-", "\N{MINUS SIGN}")

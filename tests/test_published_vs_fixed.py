@@ -122,7 +122,7 @@ def test_the_table_is_laid_out_with_a_row_a_quirk_in_their_order():
     wide = lay_out_quirks(compare_quirks(stream, stream[:0], pd.DataFrame(), MEASURES))
     assert list(wide.columns) == [JACCARD, "keep_ratio"]
     assert [index[0] for index in wide.index] == ["F1", "F2"]
-    assert wide.keep_ratio.tolist() == ["+0.100 [+0.100, +0.100]", "+0.000 [-1.000, +1.000]"]
+    assert wide.keep_ratio.tolist() == ["+0.100 [0.100, 0.100]", "+0.000 [\N{MINUS SIGN}1.000, 1.000]"]
     assert wide[JACCARD].tolist()[1] == "0.500 [0.500, 0.500]"
     single = stream[stream.seed == 0]
     assert lay_out_quirks(compare_quirks(single, single[:0], pd.DataFrame(), MEASURES)).keep_ratio.iloc[0] == "+0.100"

@@ -26,8 +26,8 @@ def results(options: Namespace) -> None:
 
     writes: --csv; otherwise nothing
     """
-    from chexstudy.plots.measurements import name_data_set, name_setting, write_interval
-    from chexstudy.results import read_results
+    from chexstudy.plots.measurements import name_data_set, name_setting
+    from chexstudy.results import read_results, write_interval
     from chexstudy.workflow.studies import WHAT_IS_MEASURED, find_study, select_overview
 
     out = check_output(options.csv) if options.csv else None

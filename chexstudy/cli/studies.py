@@ -128,7 +128,7 @@ def compare(options: Namespace) -> None:
 
     writes: --out, all results of both; otherwise nothing
     """
-    from chexstudy.plots.measurements import write_interval
+    from chexstudy.results import write_interval
     from chexstudy.workflow.studies import (
         WHAT_IS_MEASURED,
         compare_results,

@@ -176,7 +176,6 @@ def measure_findings(
     Args:
         scores: one ``(images, findings)`` array a seed.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
         weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
         tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
         metrics: names of what is measured.

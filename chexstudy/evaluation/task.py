@@ -213,8 +213,6 @@ def read_or_measure(
     """Tables of a study: as they are kept where all are current, else measured, written and recorded.
 
     Args:
-        run: the study.
-        names: of the tables.
         parameters: what they depend on beside inputs.
         inputs: artifacts they are made from.
         seed: of what is drawn.

@@ -31,7 +31,7 @@ from chexstudy.pretraining.arms.definitions import arm_folder, name_arms, name_v
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import progress
-from chexstudy.results import COLUMNS, OVER_SEEDS
+from chexstudy.results import COLUMNS, OVER_SEEDS, write_interval
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval, resample_seeds
 from chexstudy.statistics.ranking import auroc, macro_mean
@@ -77,11 +77,8 @@ def train_at_budgets(
     """Train every arm at every budget, and all pairs; none for a cohort without labels, where no model is judged.
 
     Args:
-        run: the study.
-        cohort: its cohort table.
         config: every constant.
         shares: of the training pairs that are kept.
-        seeds: one training each.
         options: ``device`` and ``workers``, as in `chexstudy.pretraining.arms.worker_pool.train_arms`.
 
     Returns:
@@ -103,9 +100,7 @@ def measure_budgets(
     validation; as a mean over all findings and over those of each tier of prevalence.
 
     Args:
-        evaluation: what to measure with.
         variants: of `train_at_budgets`.
-        seeds: of the arms.
         workers: processes; use 1 on a GPU.
 
     Returns:
@@ -233,10 +228,7 @@ def tabulate_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame
     rows = results[(results.task == ZERO_SHOT) & (results.seed == OVER_SEEDS)]
     if rows.empty:
         return rows
-    cells = [
-        f"{row.value:.3f}" + f" [{row.ci_low:.3f}, {row.ci_high:.3f}]" * bool(np.isfinite(row.ci_low))
-        for row in rows.itertuples()
-    ]
+    cells = [write_interval(row.value, row.ci_low, row.ci_high) for row in rows.itertuples()]
     table = rows.assign(cell=cells).pivot(index=["arm", "variant"], columns="finding", values="cell")
     table = table[[group for group in _GROUPS if group in table]]
     mean = name_arms(costs).groupby(["arm", "variant"])[list(COSTS)].mean().loc[table.index]
@@ -294,8 +286,8 @@ def state_differences(results: pd.DataFrame) -> list[str]:
     rows = results[(results.task == DIFFERENCE) & (results.finding == MACRO) & (results.seed == OVER_SEEDS)]
     verdicts = np.select([rows.ci_low > 0, rows.ci_high < 0], ["better", "worse"], "not told apart")
     return [
-        f"{row.arm}, {row.variant}, minus {row.reference}: {row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}] in "
-        f"macro AUROC, {verdict}."
+        f"{row.arm}, {row.variant}, minus {row.reference}: "
+        f"{write_interval(row.value, row.ci_low, row.ci_high, '+.3f')} in macro AUROC, {verdict}."
         for row, verdict in zip(rows.itertuples(), verdicts, strict=True)
     ]
 
@@ -305,17 +297,16 @@ def judge_saving(low: float, high: float) -> str:
     return "saved" if low > 0 else "lost" if high < 0 else "cannot be told"
 
 
-def list_savings(results: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
-    """What is saved at equal performance, in words.
+def list_savings(results: pd.DataFrame) -> pd.DataFrame:
+    """What is saved at equal performance over all findings, in words.
 
     Args:
         results: of `measure_budgets`, or the results table.
-        finding: ``macro`` or a tier.
 
     Returns:
         ``arm``, ``variant``, ``reference``, ``cost``, ``saved``, ``interval`` and ``verdict``, as text.
     """
-    rows = results[(results.task == SAVING) & (results.finding == finding)]
+    rows = results[(results.task == SAVING) & (results.finding == MACRO)]
     costs = {metric: cost for cost, metric in COSTS.items()}
     return pd.DataFrame(
         {

@@ -103,7 +103,6 @@ def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
     """The settings measured on unchanging features, factor by factor, the reference's own value among each.
 
     Args:
-        reference: of `take_reference`.
         pairs: training pairs; settings that so few cannot have are left out (more prototypes than a super-batch or the
             warm-up holds; super-batches and warm-ups of more pairs than there are), and with them factors of which the
             reference's own value alone remains.
@@ -207,7 +206,6 @@ class KeptMeasure:
 
         Args:
             kept: ``(pairs,)``, bool.
-            features: ``(pairs, dim)``.
             reference: kept set of the reference ``(pairs,)``, bool.
         """
         rows = measure_kept(
@@ -236,12 +234,9 @@ def measure_settings(
     """What every setting keeps of a seed's unchanging features; kept in ``ablation/seed<k>/settings.parquet``.
 
     Args:
-        run: the study.
         seed: of the features, the order and the curator's chance.
         settings: of `list_settings`.
-        reference: what they change.
         scores: the training pairs under the seed's warm-up.
-        measure: how kept sets are measured.
 
     Returns:
         ``setting, seed, metric, finding, value, ci_low, ci_high, n, positives``, each setting once.
@@ -276,12 +271,10 @@ def measure_kept_sets(
     """The tables that ``compute`` gives as one, kept in ``ablation/seed<k>/<name>.parquet``.
 
     Args:
-        run: the study.
         name: of the table.
         seed: of the features that kept sets are measured on; goes into the table.
         parameters: what the table depends on beside cohort, features and measure.
         inputs: further artifacts it depends on.
-        measure: how kept sets are measured.
         compute: measures them.
     """
     inputs += tuple(f"curation/scoring/seed{seed}/{side}.npy" for side in ("image", "text"))
@@ -394,17 +387,11 @@ def rank_factors(table: pd.DataFrame) -> pd.DataFrame:
     return (means.max() - means.min()).unstack()[list(table.metric.unique())]
 
 
-def describe_ranking(ranks: pd.DataFrame, metric: str = "keep_ratio") -> str:
-    """One sentence: which factors move a share most and least.
-
-    Args:
-        ranks: of `rank_factors`.
-        metric: a share among its columns.
-    """
-    moved = (100 * ranks[metric].dropna()).sort_values(ascending=False)
+def describe_ranking(ranks: pd.DataFrame) -> str:
+    """One sentence on `rank_factors`: which factors move the share that is kept most and least."""
+    moved = (100 * ranks.keep_ratio.dropna()).sort_values(ascending=False)
     named = [f"{factor} ({points:.1f} points)" for factor, points in moved.items()]
-    words = metric.replace("_", " ")
-    return f"The {words} is moved most by {'; '.join(named[:3])}; least by {'; '.join(named[-3:])}."
+    return f"The keep ratio is moved most by {'; '.join(named[:3])}; least by {'; '.join(named[-3:])}."
 
 
 # --- into the results table ------------------------------------------------------------------------------------------

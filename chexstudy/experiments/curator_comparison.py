@@ -83,10 +83,6 @@ def measure_methods_kept(
 
     Args:
         run: the study, its pairs scored and its subsets chosen.
-        cohort: its cohort table.
-        methods: by name.
-        seeds: of the subsets.
-        resamples: of patients.
         seed: of the resampling; the same patients are drawn for every method.
 
     Returns:
@@ -209,19 +205,17 @@ def compare_methods(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seed
 # --- what was trained on it ---------------------------------------------------------------------------------------
 
 
-def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str], tolerance: float = SAME_TRAINING) -> dict[str, str]:
+def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
     """The arm of each method that spends what the curated arm spent.
 
     Where the arm trained on the same data spends nearly as much already, it is that arm, and nothing is trained twice.
 
     Args:
         costs: ``arm`` and ``flops`` of the curated arm and of the methods' arms at the same data, a row a seed.
-        methods: by name.
-        tolerance: largest difference that counts as none, as a share of the curated arm's operations.
     """
     flops = costs.groupby("arm").flops.mean()
     share = {method: flops[name_method_arm(method)] / flops[_CURATED] for method in methods}
-    return {method: name_method_arm(method, matched=abs(share[method] - 1) > tolerance) for method in methods}
+    return {method: name_method_arm(method, matched=abs(share[method] - 1) > SAME_TRAINING) for method in methods}
 
 
 def train_methods(
@@ -279,9 +273,7 @@ def measure_methods_zero_shot(
     compared with the baseline, for each group of findings and each kind of budget.
 
     Args:
-        evaluation: what to measure with.
         arms: of `train_methods`.
-        seeds: of the arms.
         workers: processes; use 1 on a GPU.
 
     Returns:

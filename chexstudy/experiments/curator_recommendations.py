@@ -20,7 +20,7 @@ from chexstudy.experiments.curator_comparison import (
 )
 from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.pretraining.training.subsets import BASELINE
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 from chexstudy.statistics.bootstrap import CONFIDENCE
 
 _KEPT_HEADINGS = {
@@ -106,10 +106,9 @@ def summarise_trained(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _print_by_method(rows: pd.DataFrame, style: str = ".3f") -> pd.Series:
-    cells = {}
-    for row in rows.itertuples():
-        ends = f" [{row.ci_low:{style}}, {row.ci_high:{style}}]" if np.isfinite(row.ci_low) else ""
-        cells[_method_of(row.arm)] = f"{row.value:{style}}{ends}"
+    cells = {
+        _method_of(row.arm): write_interval(row.value, row.ci_low, row.ci_high, style) for row in rows.itertuples()
+    }
     return pd.Series(cells, dtype=object)
 
 
@@ -127,9 +126,6 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
 
     AUROC is judged by the paired difference and its interval. What was kept has no pairs to compare: a method is beyond
     the baseline if its interval does not hold the baseline's value. Neither is corrected for the number of comparisons.
-
-    Args:
-        results: rows of the results table.
 
     Returns:
         `chexstudy.experiments.curator_comparison.tabulate_comparison` with ``difference`` from the baseline, its
@@ -168,9 +164,6 @@ def _judge(row, low: float, high: float) -> str:
 
 def advise_methods(results: pd.DataFrame) -> pd.DataFrame:
     """Which method when: one row a method.
-
-    Args:
-        results: rows of the results table.
 
     Returns:
         Indexed by method: ``needs`` beyond embeddings; ``best of all at``, the measures at which no method has a better
@@ -218,11 +211,7 @@ def _best_of(rows: pd.DataFrame) -> list[str]:
 
 
 def state_comparison(results: pd.DataFrame) -> list[str]:
-    """What the comparison shows, in sentences: for each measure the best method, and whether it is beyond random.
-
-    Args:
-        results: rows of the results table.
-    """
+    """What the comparison shows, in sentences: for each measure the best method, and whether it is beyond random."""
     judged, sentences = judge_methods(results), []
     for metric, measure in MEASURES.items():
         for kind in judged.budget_kind.unique():

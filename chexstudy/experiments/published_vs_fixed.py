@@ -17,7 +17,7 @@ from chexstudy.experiments.curator_ablation import (
     subtract_reference,
 )
 from chexstudy.experiments.trained_variants import ZERO_SHOT_DIFFERENCE
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 
 STREAM, TRAINED = "unchanging features", "training"
 
@@ -153,17 +153,11 @@ def describe_quirks(table: pd.DataFrame) -> str:
 
 def lay_out_quirks(table: pd.DataFrame) -> pd.DataFrame:
     """`compare_quirks` for the eye: a row a quirk, a column a measure, cells such as ``+0.012 [-0.003, +0.027]``."""
-    sign = table.metric.map(lambda metric: "" if metric == JACCARD else "+")
     cells = [
-        _write(value, low, high, one)
-        for value, low, high, one in zip(table.value, table.ci_low, table.ci_high, sign, strict=True)
+        write_interval(row.value, row.ci_low, row.ci_high, ".3f" if row.metric == JACCARD else "+.3f")
+        for row in table.itertuples()
     ]
     index = ["quirk", "constant", "published", "corrected", "measured"]
     wide = table.assign(cell=cells).pivot(index=index, columns="metric", values="cell").fillna("")
     order = table[index].drop_duplicates()
     return wide.loc[list(order.itertuples(index=False, name=None)), list(table.metric.unique())]
-
-
-def _write(value: float, low: float, high: float, sign: str) -> str:
-    text = f"{value:{sign}.3f}"
-    return text if pd.isna(low) else f"{text} [{low:{sign}.3f}, {high:{sign}.3f}]"

@@ -29,7 +29,6 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
     The last super-batch of an epoch is left out: it is smaller, and so keeps more.
 
     Args:
-        reference: of `take_reference`.
         features: unit-norm joint features ``(pairs, dim)``.
         seed: of the order and of chance.
 
@@ -66,7 +65,6 @@ def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.nd
     """How alike the kept sets of each rule are when only what should not matter changes.
 
     Args:
-        reference: of `take_reference`.
         features: unit-norm joint features ``(pairs, dim)`` of each seed's model.
 
     Returns:

@@ -82,8 +82,6 @@ def train_variants(
 
     Args:
         run: the study; the warm-up of every seed must be trained.
-        variants: what to train.
-        seeds: one training each.
         reference: what the variants change.
         device: see `chexstudy.pretraining.training.arm_run.pretrain`.
         workers: trainings side by side; use 1 on a GPU.
@@ -108,11 +106,8 @@ def measure_variants(
     Coverage and redundancy are those under the seed's warm-up, the same model for all variants.
 
     Args:
-        run: the study.
-        seed: of the trainings.
         variants: trained ones, the reference first.
         scores: the training pairs under the seed's warm-up.
-        measure: how kept sets are measured.
     """
     subsets = {one.name: f"{require_current_arm(run, one.arm, seed)}/subset.parquet" for one in variants}
 
@@ -142,9 +137,7 @@ def evaluate_variants(
     """Zero-shot classification of trained variants, and of each minus the reference.
 
     Args:
-        evaluation: what to measure with.
         variants: trained ones, the reference first.
-        seeds: of the trainings.
         workers: processes; use 1 on a GPU.
 
     Returns:

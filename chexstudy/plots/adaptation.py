@@ -24,7 +24,6 @@ from chexstudy.plots.measurements import (
     select_rows,
     short_name,
     summarise_seeds,
-    write_interval,
 )
 from chexstudy.plots.style import (
     GREY,
@@ -37,7 +36,7 @@ from chexstudy.plots.style import (
     order_arms,
     title_panel,
 )
-from chexstudy.results import OVER_SEEDS, join_rows
+from chexstudy.results import OVER_SEEDS, join_rows, write_interval
 
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 _GROUP_NAMES = {MACRO: "All findings", "head": "Head", "medium": "Medium", "tail": "Tail"}

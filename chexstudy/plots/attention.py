@@ -28,7 +28,7 @@ from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.adaptation import name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
-from chexstudy.plots.measurements import NothingToDraw, write_interval
+from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.style import (
     ACCENT,
     DOUBLE_MM,
@@ -40,6 +40,7 @@ from chexstudy.plots.style import (
     new_figure,
     title_panel,
 )
+from chexstudy.results import write_interval
 
 _GREEN = "#00C853"
 _OUTLINE = "#FFD54F"

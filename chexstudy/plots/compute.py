@@ -19,9 +19,9 @@ from chexstudy.plots.measurements import (
     select_rows,
     short_name,
     summarise_seeds,
-    write_interval,
 )
 from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_panel
+from chexstudy.results import write_interval
 
 # Up to this loss of AUROC, the whole interval included, a saving counts as free.
 MARGIN = 0.02

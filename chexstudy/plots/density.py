@@ -7,9 +7,9 @@ from matplotlib.figure import Figure as Drawing
 
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate, draw_seeds
-from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds, write_interval
+from chexstudy.plots.measurements import require_rows, seed_values, select_rows, summarise_seeds
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, arm_style, frame_map, new_figure, title_panel
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 
 
 def select_density(results: pd.DataFrame) -> pd.DataFrame:

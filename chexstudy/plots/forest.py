@@ -8,8 +8,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from chexstudy.plots.measurements import write_interval
 from chexstudy.plots.style import GREY, INK, ArmStyle, add_legend, legend_mark
+from chexstudy.results import write_interval
 
 ROW_MM = 3.9
 

@@ -23,10 +23,9 @@ from chexstudy.plots.measurements import (
     select_rows,
     short_name,
     summarise_seeds,
-    write_interval,
 )
 from chexstudy.plots.style import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 
 _TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))
 _KINDS = (*TIERS, NO_FINDING, *TRUTH_GROUPS, *REPORT_GROUPS.values())

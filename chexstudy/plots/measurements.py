@@ -9,7 +9,7 @@ import pandas as pd
 from chexstudy.cohort.splits import choose_main_test_set
 from chexstudy.errors import StudyError
 from chexstudy.plots.style import arm_style, order_arms
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 
 _KEYS = [*("arm", "variant", "reference", "head", "setting", "group"), *("task", "data_set", "finding", "metric")]
 # Where several prompt settings were measured and only one can be drawn.
@@ -102,15 +102,6 @@ def state_arms(rows: pd.DataFrame, number_format: str = ".3f", scale: float = 1)
     return "; ".join(
         f"{short_name(arm)} {write_interval(*summary.loc[arm], number_format)}" for arm in order_arms(summary.index)
     )
-
-
-def write_interval(value: float, low: float, high: float, number_format: str = ".3f") -> str:
-    """``0.812 [0.790, 0.833]``, with a true minus sign."""
-    text = f"{value:{number_format}}"
-    if np.isfinite(low) and np.isfinite(high):
-        bounds = number_format.removeprefix("+")
-        text += f" [{low:{bounds}}, {high:{bounds}}]"
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def short_name(arm: str) -> str:

@@ -17,9 +17,9 @@ from chexstudy.plots.measurements import (
     seed_values,
     select_rows,
     summarise_seeds,
-    write_interval,
 )
 from chexstudy.plots.style import INK, ArmStyle, arm_style, new_figure, order_arms, title_panel
+from chexstudy.results import write_interval
 
 _GROUP_LOOKS = {"low": ("#56B4E9", "-"), "medium": ("#E69F00", (0, (4, 1.5))), "high": ("#B0230F", (0, (1.5, 1)))}
 _SETTING_STYLES = {

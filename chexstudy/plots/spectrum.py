@@ -6,15 +6,9 @@ from matplotlib.figure import Figure as Drawing
 
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.measurements import (
-    describe_n,
-    name_data_set,
-    preferred_data_set,
-    require_rows,
-    select_rows,
-    write_interval,
-)
+from chexstudy.plots.measurements import describe_n, name_data_set, preferred_data_set, require_rows, select_rows
 from chexstudy.plots.style import GREY, INK, PALE, arm_style, new_figure, order_arms, title_panel
+from chexstudy.results import write_interval
 
 SPECTRUM, FAMILY = "spectrum", "prompt_family"
 _HEALTHY, _SICK = "#0072B2", "#D55E00"

@@ -18,16 +18,9 @@ from chexstudy.evaluation.subgroups.gaps import (
 )
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, add_arm_legend, draw_estimate, draw_forest, forest_height_mm
-from chexstudy.plots.measurements import (
-    name_data_set,
-    preferred_data_set,
-    require_rows,
-    seed_values,
-    select_rows,
-    write_interval,
-)
+from chexstudy.plots.measurements import name_data_set, preferred_data_set, require_rows, seed_values, select_rows
 from chexstudy.plots.style import INK, arm_style, new_figure, order_arms, title_panel
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 
 _WORDS = {("sex", "F"): "women", ("sex", "M"): "men"}
 _HEADINGS = {"age": "Age (years)", "tpr": "TPR", "fpr": "FPR"}

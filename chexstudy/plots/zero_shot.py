@@ -17,9 +17,9 @@ from chexstudy.plots.measurements import (
     short_name,
     state_arms,
     summarise_seeds,
-    write_interval,
 )
 from chexstudy.plots.style import arm_style, new_figure, order_arms, title_panel
+from chexstudy.results import write_interval
 
 TASK, DIFFERENCE = "zero_shot", "zero_shot_difference"
 _METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}

@@ -91,11 +91,8 @@ def gain_against_prevalence(
         first: scores of the arm, one ``(images, findings)`` array a seed.
         second: scores of the baseline, the same seeds.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        patient_ids: ``(images,)``.
         prevalence: share of training images with each finding, in the order of the columns.
-        generator: draws patients and seeds.
         tiers: tier of each finding; adds a row for each tier.
-        resamples: number of resamples.
 
     Returns:
         For each of `GAIN_METRICS` (column ``metric``) one row a finding in the order given, then ``macro`` and the
@@ -174,8 +171,6 @@ def measure_gains(
     """`gain_against_prevalence` on every data set, over every arm with which the arm was compared there.
 
     Args:
-        run: the study.
-        cohort: its cohort table.
         results: its results table; says which data sets and seeds were compared.
         baselines: the arms it is compared with; all of them if empty.
         arm, prevalence, tiers, resamples: as in `gain_against_prevalence`.
@@ -212,13 +207,13 @@ def tabulate_trends(gains: pd.DataFrame) -> pd.DataFrame:
     return trends[columns].set_index(columns[:3]).sort_index()
 
 
-def tabulate_gains(gains: pd.DataFrame, baseline: str, metric: str = "auprc") -> pd.DataFrame:
-    """The gains of `measure_gains` over one arm by finding, for the eye."""
+def tabulate_gains(gains: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """The gains in average precision over one arm by finding, for the eye."""
     columns = ["data_set", "tier", "finding", "prevalence", "test_prevalence", "first", "second", "value", "ci_low"]
     columns += ["ci_high", "positives"]
     if gains.empty:
         return pd.DataFrame(columns=columns)
-    of_arm = gains[(gains.reference == baseline) & (gains.metric == metric) & (gains.positives >= 0)]
+    of_arm = gains[(gains.reference == baseline) & (gains.metric == "auprc") & (gains.positives >= 0)]
     return of_arm[columns].set_index(columns[:3])
 
 

@@ -67,7 +67,6 @@ def choose_data_set(scored: pd.DataFrame, sides: Sequence[tuple[str, str]], want
     Args:
         scored: of `list_scored`.
         sides: arm and task of each.
-        wanted: ``source/split``.
     """
     sets = [set(scored.data_set[(scored.arm == arm) & (scored.task == task)]) for arm, task in sides]
     shared = sorted(set.intersection(*sets))

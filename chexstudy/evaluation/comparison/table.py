@@ -10,14 +10,12 @@ SIGNIFICANCE = 0.05
 _TITLES = dict(zip(METRICS, ("AUROC", "average precision"), strict=True))
 
 
-def tabulate_models(comparison: Comparison, decimals: int = 3) -> pd.DataFrame:
+def tabulate_models(comparison: Comparison) -> pd.DataFrame:
     """The comparison as a paper prints it: a value and its 95 % interval in one cell, p values with ``< 0.001``."""
     rows, (first, second) = comparison.table, comparison.names
 
     def join(name: str, low: str, high: str, sign: str = "") -> list[str]:
-        return [
-            _print_estimate(row[name], row[low], row[high], f"{sign}.{decimals}f") for row in rows.to_dict("records")
-        ]
+        return [_print_estimate(row[name], row[low], row[high], f"{sign}.3f") for row in rows.to_dict("records")]
 
     different = (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
     return pd.DataFrame(

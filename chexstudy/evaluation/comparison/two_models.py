@@ -108,9 +108,7 @@ def compare_score_tables(
         test: the test whose p value is corrected: ``delong``, ``bootstrap``, ``permutation``, or ``auto``, which is
             DeLong's for AUROC with one seed and the bootstrap's otherwise. Macro mean and tiers take the bootstrap's
             where DeLong's is chosen.
-        resamples: bootstrap resamples of patients.
         permutations: of the permutation test, which is made only if it is asked for.
-        seed: of the resampling.
         shared_only: compare on the images that both scored, if they differ.
     """
     _check_request(first, second, metric, test, resamples)

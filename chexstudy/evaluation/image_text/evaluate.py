@@ -60,9 +60,6 @@ def evaluate_arms(
     Scores of all of `list_tasks` are kept; measured are the prompts chosen on validation and the published ones.
 
     Args:
-        evaluation: what to measure with.
-        arms: trained arms.
-        seeds: their seeds.
         reference: the arm the others are subtracted from.
         workers: processes; use 1 on a GPU.
 

@@ -154,7 +154,6 @@ def measure_ranks(ranks: pd.DataFrame, direction: str, weights: np.ndarray | Non
 
     Args:
         ranks: what `rank_pairs` gave.
-        direction: ``image_to_text`` or ``text_to_image``.
         weights: ``(resamples, pairs)`` of `bootstrap_patients`; without it, each pair once.
 
     Returns:
@@ -191,7 +190,6 @@ def measure_chance(ranks: pd.DataFrame, direction: str, duplicates: str = "colla
 
     Args:
         ranks: what `rank_pairs` gave.
-        direction: ``image_to_text`` or ``text_to_image``.
         duplicates: the policy by which they were ranked.
     """
     _check_policy(duplicates)

@@ -53,7 +53,6 @@ def measure_retrieval_choices(arm: TrainedArm, rows: pd.DataFrame) -> pd.DataFra
     """Retrieval by one arm under every choice of text and every policy for identical texts.
 
     Args:
-        arm: a trained arm.
         rows: of the cohort, a data set; the same patients are drawn under every choice.
 
     Returns:

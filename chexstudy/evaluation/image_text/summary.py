@@ -5,25 +5,23 @@ import pandas as pd
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 
 
-def summarise_zero_shot(results: pd.DataFrame, arms: list[str], metric: str = "auroc") -> pd.DataFrame:
-    """Zero-shot means over seeds with their 95 % intervals, as text.
+def summarise_zero_shot(results: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
+    """Zero-shot AUROC, means over seeds with their 95 % intervals, as text.
 
     Args:
-        results: rows of the results table.
         arms: columns, in this order; arms without rows are left out.
-        metric: ``auroc`` or ``auprc``.
 
     Returns:
         One row a data set, its exposure (``held_out``, ``seen`` or ``unknown``) and group of findings (``macro``,
         ``head``, ``medium``, ``tail``), one column an arm, cells such as ``0.812 [0.790, 0.833]``.
     """
-    chosen = (results.task == "zero_shot") & (results.metric == metric) & (results.setting == CHOSEN)
+    chosen = (results.task == "zero_shot") & (results.metric == "auroc") & (results.setting == CHOSEN)
     groups = [MACRO, *TIERS]
     rows = results[chosen & (results.seed == OVER_SEEDS) & results.finding.isin(groups)]
-    cells = rows.apply(lambda row: f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]", axis=1)
+    cells = [write_interval(row.value, row.ci_low, row.ci_high) for row in rows.itertuples()]
     places = ["data_set", "exposure", "finding"]
     table = rows.assign(cell=cells).pivot(index=places, columns="arm", values="cell")
     order = sorted(table.index, key=lambda place: (*place[:2], groups.index(place[2])))
@@ -31,11 +29,7 @@ def summarise_zero_shot(results: pd.DataFrame, arms: list[str], metric: str = "a
 
 
 def state_arm_differences(results: pd.DataFrame) -> list[str]:
-    """What the curated arm gains or loses against every other, in sentences: in AUROC, or without labels in recall.
-
-    Args:
-        results: rows of the results table.
-    """
+    """What the curated arm gains or loses against every other, in sentences: in AUROC, or without labels in recall."""
     rows = results[(results.seed == OVER_SEEDS) & (results.arm == "curated") & (results.reference != "")]
     found = rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO) & (rows.setting == CHOSEN)]
     found = found[found.task == "zero_shot_difference"]
@@ -45,6 +39,6 @@ def state_arm_differences(results: pd.DataFrame) -> list[str]:
     for row in found[found.ci_low.notna()].itertuples():
         verdict = "is better than" if row.ci_low > 0 else "is worse than" if row.ci_high < 0 else "cannot be told from"
         what = row.metric.removesuffix("_difference").replace("auroc", "macro zero-shot AUROC")
-        interval = f"{row.value:+.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+        interval = write_interval(row.value, row.ci_low, row.ci_high, "+.3f")
         sentences.append(f"{row.data_set}: curated {verdict} {row.reference}, {interval} in {what}.")
     return sentences or ["With one arm there is nothing to compare."]

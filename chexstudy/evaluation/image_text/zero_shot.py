@@ -19,6 +19,7 @@ from chexstudy.evaluation.image_text.prompts import (
 )
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import Fitted, Task
+from chexstudy.results import write_interval
 from chexstudy.statistics.ranking import auroc, macro_mean
 
 
@@ -149,7 +150,7 @@ def warn_inverted(rows: pd.DataFrame) -> list[str]:
     inverted = list_inverted(rows)
     return [
         f"{row.finding}: the prompts {row.setting!r} of arm {row.arm!r} point the wrong way on {row.data_set}, AUROC "
-        f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]; give the finding other sentences in a prompt_file, or "
+        f"{write_interval(row.value, row.ci_low, row.ci_high)}; give the finding other sentences in a prompt_file, or "
         "another family, and judge them on validation."
         for row in inverted[inverted.certain].itertuples()
     ]

@@ -314,10 +314,6 @@ def measure_calibration(
     Args:
         log_odds: ``(images, findings)``; a column of NaN alone was not predicted.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
-        patient_ids: ``(images,)``.
-        generator: draws the patients.
-        resamples: number of resamples.
         reasons: why a column is not predicted.
         macro: ``(findings,)``, bool: which findings enter the macro mean, so that means of several methods are of the
             same findings; all that are predicted if it is None.

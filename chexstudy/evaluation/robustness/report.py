@@ -30,7 +30,7 @@ from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds,
 from chexstudy.evaluation.scores import MACRO, measure_findings, scores_artifact
 from chexstudy.evaluation.task import Task, read_or_measure
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, write_interval
 from chexstudy.statistics.ranking import known_labels
 
 TASKS = ("prompt_family", "spectrum", "operating_point", "calibration")
@@ -49,8 +49,6 @@ def measure_robustness(
     """Robustness of evaluated arms; kept in ``evaluation/<arm>/robustness.parquet`` and ``reliability.parquet``.
 
     Args:
-        evaluation: what the arms were measured with.
-        arms: which.
         seeds: their seeds. Values are means over them; calibration is that of the first one.
         prevalences: at which average precision is stated.
 
@@ -127,9 +125,6 @@ def _measure_arm(arm: _Arm, prevalences: Sequence[float]) -> list[pd.DataFrame]:
 def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
     """Means over findings by arm and data set: each prompt family, each sort of negatives, each prevalence.
 
-    Args:
-        results: rows of the results table.
-
     Returns:
         One row a task, metric, setting, group, data set and its exposure; one column an arm; cells such as
         ``0.812 [0.790, 0.833]``.
@@ -139,7 +134,7 @@ def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
     cells = [
         f"{row.value:.0f} of {row.n}"
         if row.metric == "inverted_findings"
-        else f"{row.value:.3f}" + ("" if np.isnan(row.ci_low) else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]")
+        else write_interval(row.value, row.ci_low, row.ci_high)
         for row in rows.itertuples()
     ]
     places = ["data_set", "exposure", "task", "metric", "setting", "group"]

@@ -38,7 +38,6 @@ def find_healthy(labels: np.ndarray, findings: Sequence[str]) -> np.ndarray:
 
     Args:
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
     """
     labels = np.asarray(labels, dtype=float)
     if NO_FINDING in findings:
@@ -51,7 +50,6 @@ def choose_negatives(labels: np.ndarray, findings: Sequence[str], negatives: str
 
     Args:
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
         negatives: ``all``; ``healthy``: those of `find_healthy`; ``sick``: not healthy, and with another finding than
             the one in question (``No Finding`` is none); or a finding's name: those who have it.
 
@@ -95,10 +93,6 @@ def measure_spectrum(
     Args:
         scores: ``(images, findings)``, one a seed; means over seeds, seeds resampled too.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
-        patient_ids: ``(images,)``.
-        generator: draws patients and seeds.
-        resamples: number of resamples.
 
     Returns:
         Rows ``finding, metric, group, reference, value, ci_low, ci_high, n, positives``: metric ``auroc`` with the

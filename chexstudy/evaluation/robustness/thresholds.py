@@ -132,10 +132,6 @@ def measure_thresholds(
         thresholds: of one rule, one a seed; each from its own seed's validation scores.
         scores: ``(images, findings)`` of the test set, one a seed.
         labels: ``(images, findings)`` of the test set, 1, 0, -1 or NaN.
-        findings: names of the columns.
-        patient_ids: ``(images,)``.
-        generator: draws patients and seeds.
-        resamples: number of resamples.
 
     Returns:
         Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule.
