@@ -335,7 +335,9 @@ def _list_gaps(measured, grouping, arms, seeds, labels, patients, mix: CaseMix) 
     def add(arm, metric, value, low=np.nan, high=np.nan, seed=OVER_SEEDS, place=None, reference=""):
         row = {"arm": arm, "reference": reference, "metric": metric, "value": value, "ci_low": low, "ci_high": high}
         row |= {"group": "" if place is None else grouping.groups[place], "seed": seed}
-        rows.append(row | {"n": everyone if place is None else int(images[place])})
+        # Rows of single seeds have no interval of their own, and count all images.
+        of_group = place is not None and seed == OVER_SEEDS
+        rows.append(row | {"n": int(images[place]) if of_group else everyone})
 
     def add_contrasts(arm, metric, mean, drawn, reference=""):
         values, replicates = contrast @ mean, drawn @ contrast.T
