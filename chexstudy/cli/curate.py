@@ -92,11 +92,6 @@ def _refuse_others(options: Namespace, taken: Sequence[str], where: str) -> None
 
 
 def _curate_files(options: Namespace) -> None:
-    # OpenMP reads this when torch is imported. Threads that wait by spinning take the cores from those that work, which
-    # on a busy machine multiplies what the many small steps of a curator cost.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from chexstudy.curation.embeddings.curate import CurationRequest, curate_files
-
     for name in ("ids", "out"):
         if getattr(options, name) is None:
             options.parser.error(f"--embeddings needs --{name}")
@@ -104,6 +99,11 @@ def _curate_files(options: Namespace) -> None:
         options.parser.error(
             f"--{'floor' if options.floor else 'report'} needs --table, which says who is in which group"
         )
+    # OpenMP reads this when torch is imported. Threads that wait by spinning take the cores from those that work, which
+    # on a busy machine multiplies what the many small steps of a curator cost.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from chexstudy.curation.embeddings.curate import CurationRequest, curate_files
+
     given = {name: value for name, value in vars(options).items() if value is not None}
     paths = ("embeddings", "ids", "out", "text", "losses", "scores", "table")
     curate_files(

@@ -29,7 +29,11 @@ _SOCKET = "CHEXSTUDY_WARM"
 _LARGEST_ORDER = 2**20
 _SECONDS_TO_END = 4.0
 # What functions of these modules import late, because it takes long.
-_LATE = {"chexstudy.vectors.umap": "umap", "chexstudy.pretraining.arms": "chexstudy.pretraining.training.arm_run"}
+_LATE = {
+    "chexstudy.encoders": "transformers.modeling_utils",
+    "chexstudy.pretraining.arms": "chexstudy.pretraining.training.arm_run",
+    "chexstudy.vectors.umap": "umap",
+}
 
 
 @contextmanager
