@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms import definitions as arms
+from chexstudy.pretraining.arms import worker_pool
 from chexstudy.pretraining.arms.budgets import list_budget_arms, plan_budgets
 from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, find_arm, name_method_arm, name_variant, read_costs
 from chexstudy.pretraining.arms.worker_pool import train_arms
@@ -65,8 +65,8 @@ def asked(home, monkeypatch, capsys):
 
     (home / "echo_arms.py").write_text(_ECHO)
     monkeypatch.setenv("PYTHONPATH", f"{home}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    start = arms.start_python
-    monkeypatch.setattr(arms, "start_python", lambda _, *rest, **options: start("echo_arms", *rest, **options))
+    start = worker_pool.start_python
+    monkeypatch.setattr(worker_pool, "start_python", lambda _, *rest, **options: start("echo_arms", *rest, **options))
 
     def call(*arguments, **options):
         train_arms(Run("tiny"), *arguments, "cpu", **options)

@@ -26,7 +26,7 @@ def test_a_state_comes_back_as_it_went(tmp_path):
 def test_a_checkpoint_of_something_else_and_a_damaged_one_are_one_sentence(tmp_path):
     path = tmp_path / "c.pt"
     save_checkpoint(path, "key", make_state())
-    with pytest.raises(StudyError, match=r"c\.pt belongs to another configuration, data or code: delete it"):
+    with pytest.raises(StudyError, match=r"c\.pt belongs to another configuration or other data: delete it"):
         load_checkpoint(path, "other")
     whole = path.read_bytes()
     for damaged in (whole[:5000], whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]):

@@ -158,7 +158,6 @@ def make_table():
         ("finding=Mass:1", "a"),
         ("tier=head:1", "a"),
         ("report=template:1", "b"),
-        ("duplicate=near-duplicate:1", "c"),
         ("hospital=east:1", "ad"),
         ("scanner=5:1", "b"),
         ("Mass=0:1", "b"),
@@ -166,8 +165,7 @@ def make_table():
 )
 def test_groups_of_a_table(text, rows):
     quota = parse_quota(text)
-    copies = np.array([False, False, True, False])
-    members = find_members(make_table(), quota.kind, quota.group, copies)
+    members = find_members(make_table(), quota.kind, quota.group)
     assert "".join(make_table().image_id[members]) == rows
 
 

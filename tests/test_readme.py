@@ -47,6 +47,7 @@ TRAINED = [
     *("chexstudy curate --report --study demo", "chexstudy why phantom/000010 --study demo"),
     *(command for command in _COMMANDS if re.match("chexstudy evaluate compare curated", command)),
     *("chexstudy plan-labels --study demo --target 0.85", "chexstudy compare-studies debug demo"),
+    "chexstudy results --study demo --task zero_shot",
 ]
 _ARM = "--study mine --arm curated --config arm.json"
 # Minutes or hours, real radiographs, several machines or another place: these are only understood.
@@ -54,7 +55,7 @@ _UNDERSTOOD = [
     *(command for command in _COMMANDS if command.startswith(("make ", "torchrun ", "srun ", "git ", "source ", "["))),
     *("chexstudy run all --profile debug", "chexstudy run 09 10 11 --study demo"),
     "chexstudy run 04 --study demo -p seeds 5",
-    "chexstudy run 03 04 --study demo -p super_batch 1024 --change super_batch",
+    "chexstudy run 02 03 04 --study demo -p super_batch 1024 --change super_batch",
     *(f"chexstudy run all --profile {name} -p data_root ~/data/{name}" for name in ("nlm_tb", "nih")),
 ]
 
