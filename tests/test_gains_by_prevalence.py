@@ -49,7 +49,7 @@ def test_measures_relative_to_prevalence_worked_by_hand():
     scores = np.array([[0.9, 0.8, 0.7, 0.1, 1.0]]).T
     # Ranks 1 and 3 of 4: AP = (1 + 2 / 3) / 2; the least, after two negatives, is (1 / 3 + 2 / 4) / 2.
     precision, least = 5 / 6, 5 / 12
-    measured = dict(zip(GAIN_METRICS, np.array(measure_gain_metrics(labels, scores))[:, 0], strict=True))
+    measured = dict(zip(GAIN_METRICS, measure_gain_metrics(labels, scores)[:, 0], strict=True))
     assert measured["auroc"] == pytest.approx(0.75)
     assert measured["auprc"] == pytest.approx(precision)
     assert measured["normalised_auprc"] == pytest.approx((precision - least) / (1 - least))
@@ -61,7 +61,7 @@ def test_resamples_count_prevalence_anew():
     labels = (generator.random((40, 2)) < 0.3).astype(float)
     scores = generator.normal(size=(40, 2))
     weights = bootstrap_patients(np.arange(40) // 2, 5, generator)
-    drawn = np.stack(measure_gain_metrics(labels, scores, weights), axis=1)
+    drawn = measure_gain_metrics(labels, scores, weights)
     for row, weight in zip(drawn, weights, strict=True):
         repeated = np.repeat(np.arange(40), weight)
         np.testing.assert_allclose(row, measure_gain_metrics(labels[repeated], scores[repeated]))

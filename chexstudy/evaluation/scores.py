@@ -179,7 +179,7 @@ def measure_findings(
         weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
         tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
         metrics: names of what is measured.
-        measure: gives them, each ``(..., findings)``, from labels, scores and weights or None.
+        measure: gives them, as one array or each ``(..., findings)``, from labels, scores and weights or None.
     """
     if not len(scores):
         raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
@@ -214,13 +214,15 @@ def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> 
     return groups
 
 
-def _with_groups(metrics: Sequence[np.ndarray], groups: Mapping[str, list[int]]) -> np.ndarray:
-    """``(..., metrics, findings + groups)`` from ``(..., findings)`` of each metric."""
-    columns = []
-    for values in metrics:
-        means = [macro_mean(values[..., members])[..., None] for members in groups.values()]
-        columns.append(np.concatenate([values, *means], axis=-1))
-    return np.stack(columns, axis=-2)
+def _with_groups(metrics: np.ndarray | Sequence[np.ndarray], groups: Mapping[str, list[int]]) -> np.ndarray:
+    """``(..., metrics, findings + groups)`` from ``(..., metrics, findings)``, or from ``(..., findings)`` of each.
+
+    numpy sums several metrics side by side in another order than each alone, so the last bits depend on which is given.
+    """
+    if isinstance(metrics, np.ndarray):
+        means = [macro_mean(metrics[..., members])[..., None] for members in groups.values()]
+        return np.concatenate([metrics, *means], axis=-1)
+    return np.stack([_with_groups(values, groups) for values in metrics], axis=-2)
 
 
 def _patients(labels, weights, groups) -> np.ndarray:

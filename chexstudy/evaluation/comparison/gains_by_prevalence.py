@@ -54,8 +54,8 @@ def least_average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.
         return np.where(both, 1 - negatives / positives * harmonic, np.nan)
 
 
-def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> list[np.ndarray]:
-    """Each of `GAIN_METRICS` by finding, prevalence counted anew in every resample.
+def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """`GAIN_METRICS` ``(..., metrics, findings)``, prevalence counted anew in every resample.
 
     Args:
         labels, scores, weights: as in `chexstudy.statistics.ranking.rank_metrics`.
@@ -71,7 +71,7 @@ def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.nda
     with np.errstate(divide="ignore", invalid="ignore"):
         normalised = (precision - least) / (1 - least)
         lift = np.log2(precision * (positives + negatives) / positives)
-    return [area, precision, normalised, lift]
+    return np.stack([area, precision, normalised, lift], axis=-2)
 
 
 def gain_against_prevalence(
