@@ -42,6 +42,7 @@ from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.scores import scores_artifact
 from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model, save_model
@@ -445,7 +446,7 @@ def test_card_of_other_arms(trained, tmp_path):
 
 
 def _evaluate(run, value=0.8125):
-    name, cost = "evaluation/curated/seed0/results.parquet", "pretraining/curated/seed0/compute.json"
+    name, cost = scores_artifact("curated", 0, "zero_shot", "tiny/test"), "pretraining/curated/seed0/compute.json"
     rows = pd.DataFrame(
         {
             **{"study": run.study, "arm": "curated", "seed": [0, 0, 0, -1], "task": "zero_shot"},

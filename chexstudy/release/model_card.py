@@ -15,7 +15,7 @@ from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import SIGNIFICANCE
 from chexstudy.evaluation.image_text.prompts import CHOSEN
-from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.scores import MACRO, scores_artifact
 from chexstudy.pretraining.arms.definitions import Arm, arm_folder, find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import read_results, results_artifact
@@ -177,15 +177,19 @@ def _list_results(run: Run, arm: str, seed: int) -> dict[str, list]:
 
 
 def _read_current_results(run: Run, arm: str, seed: int) -> pd.DataFrame:
-    """Zero-shot AUROC rows of this very training; none where it was not evaluated since."""
-    evaluated = run.provenance(f"evaluation/{arm}/seed{seed}/results.parquet")
-    cost = f"{arm_folder(arm, seed)}/compute.json"
-    measured = run.has(results_artifact("zero_shot"))
-    if not measured or evaluated is None or evaluated["inputs"].get(cost) != hash_file(run.path(cost)):
+    """Zero-shot AUROC rows of this very training; none of a data set that it was not scored on since."""
+    if not run.has(results_artifact("zero_shot")):
         return pd.DataFrame()
+    cost = f"{arm_folder(arm, seed)}/compute.json"
+
+    def is_current(data_set: str) -> bool:
+        record = run.provenance(scores_artifact(arm, seed, "zero_shot", data_set))
+        return record is not None and record["inputs"].get(cost) == hash_file(run.path(cost))
+
     rows = read_results(run, ["zero_shot"])
     rows = rows[(rows.arm == arm) & (rows.seed == seed) & (rows.metric == "auroc")]
-    return rows[(rows.setting == CHOSEN) & rows.finding.isin([MACRO, *TIERS])]
+    rows = rows[(rows.setting == CHOSEN) & rows.finding.isin([MACRO, *TIERS])]
+    return rows[rows.data_set.isin([name for name in rows.data_set.unique() if is_current(name)])]
 
 
 def _list_audited(run: Run, arm: str, seed: int, training: pd.DataFrame, kept: pd.DataFrame) -> dict[str, object]:
