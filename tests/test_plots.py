@@ -8,10 +8,12 @@ import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import make_tiny_study
 from matplotlib.text import Text
 from PIL import Image
 
 from chexstudy import paths
+from chexstudy.cohort.annotations import make_outline, write_annotations
 from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
 from chexstudy.errors import StudyError
 from chexstudy.plots import figures
@@ -35,12 +37,13 @@ from chexstudy.plots.framework import choose_examples, describe_framework, plot_
 from chexstudy.plots.gallery import publish_figures, write_gallery
 from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_gains, select_long_tail
 from chexstudy.plots.measurements import NothingToDraw, describe_interval, summarise_seeds
-from chexstudy.plots.radiographs import Sheet, plot_radiographs
+from chexstudy.plots.radiographs import Sheet, collect_radiographs, plot_radiographs
 from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
 from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
 from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
 from chexstudy.results import validate_results
 from chexstudy.runs import Run
+from chexstudy.study import Study
 
 ARMS = ("curated", "random_same_data", "full")
 FINDINGS = {"Effusion": 0.1, "Cardiomegaly": 0.05, "Fibrosis": 0.01, "Hernia": 0.002}
@@ -679,3 +682,16 @@ def test_a_name_that_is_no_mathematics_is_drawn_as_it_is(home):
     assert not texts[r"$\frac$"]
     assert not texts[r"$\undefined$"]
     assert texts[r"$\mathbf{a}$"]
+
+
+def test_one_radiograph_may_stand_for_two_labels(home):
+    run = make_tiny_study(pairs=20)
+    cohort = pd.read_parquet(run.path("cohort.parquet"))
+    first = (cohort.split == "train").to_numpy().argmax()
+    cohort["Hernia"] = cohort["Mass"] = np.eye(len(cohort))[first]
+    run.write_table("cohort.parquet", cohort)
+    run.write_table("truth.parquet", cohort[["image_id"]])
+    write_annotations([make_outline(cohort.image_id[first], "Hernia", np.eye(36) > 0)], run.path("annotations.parquet"))
+    sheet = collect_radiographs(Study(run, {}))
+    drawn = {title: list(masks) for title, masks in zip(sheet.titles, sheet.masks, strict=True)}
+    assert drawn == {"Hernia": ["true outline"], "Mass": []}

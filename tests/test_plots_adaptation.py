@@ -10,6 +10,7 @@ from chexstudy.plots.adaptation import (
     describe_heads,
     describe_label_efficiency,
     describe_variants,
+    glori_gains,
     name_head,
     plot_gains,
     plot_heads,
@@ -111,3 +112,8 @@ def test_the_table_holds_means_over_seeds_of_whole_labels(results):
     assert list(table.columns) == ["macro", "head", "tail"]
     assert table.loc[("phantom, test enriched", "full", "linear"), "macro"] == "0.650 [0.630, 0.670]"
     assert set(table.index.get_level_values("head")) == {"linear", "glori_v1", "logistic"}
+
+
+def test_where_no_heads_were_compared_there_are_no_gains_to_draw(results):
+    with pytest.raises(NothingToDraw, match="no heads were compared"):
+        glori_gains.select(results[:0], "curated", [], pd.Series(dtype=float))

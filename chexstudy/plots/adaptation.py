@@ -16,6 +16,7 @@ from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
+    NothingToDraw,
     describe_interval,
     name_data_set,
     preferred_data_set,
@@ -447,9 +448,17 @@ def conclude_variants(results: pd.DataFrame, arm: str, base: str) -> str:
 
 
 heads = Figure("heads", select_heads, plot_heads, describe_heads, conclude_heads)
+
+
+def _select_all_gains(results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], _) -> pd.DataFrame:
+    if not pairs:
+        raise NothingToDraw("no heads were compared")
+    return join_rows(*[select_gains(results, arm, *pair) for pair in pairs])
+
+
 glori_gains = Figure(
     name="glori_gains",
-    select=lambda results, arm, pairs, _: join_rows(*[select_gains(results, arm, *pair) for pair in pairs]),
+    select=_select_all_gains,
     plot=plot_gains,
     describe=describe_gains,
     conclude=conclude_gains,

@@ -45,8 +45,9 @@ def collect_radiographs(study: Study) -> Sheet:
     image_ids = list(train.image_id[rows])
     masks = [{} for _ in rows]
     if labels and study.run.has("truth.parquet"):
-        drawn = read_masks(study.run, image_ids).values()
-        masks = [{"true outline": mask[name]} if name in mask else {} for name, mask in zip(labels, drawn, strict=True)]
+        drawn = read_masks(study.run, image_ids)
+        of_labels = [drawn[image_id].get(name) for name, image_id in zip(labels, image_ids, strict=True)]
+        masks = [{} if mask is None else {"true outline": mask} for mask in of_labels]
     about = (
         f"One training radiograph for each of {len(labels)} labels" if labels else f"{len(rows)} training radiographs"
     )

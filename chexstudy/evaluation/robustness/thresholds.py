@@ -313,6 +313,6 @@ def tabulate_transport(rows: pd.DataFrame) -> pd.DataFrame:
     held = single[single.metric == "target_held"].groupby(keys).value.agg(["count", "sum"]).astype(int)
     below = single[(single.metric == "transport") & (single.ci_high < 0)].groupby(keys).size().rename("below")
     table = macro.to_frame("reached").join(held).join(below).fillna({"below": 0}).astype({"below": int}).reset_index()
-    table.insert(len(keys), "target", table.setting.map(targets))
+    table.insert(len(keys), "target", table.setting.map(targets).astype(float))
     table["reached"] += table.target
     return table.rename(columns={"count": "findings", "sum": "held"})
