@@ -26,7 +26,7 @@ from chexstudy.experiments.budget_sweep import (
 from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets, select_savings
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.pretraining.arms.budgets import list_budget_arms, name_budget, plan_budgets, read_budget
-from chexstudy.pretraining.arms.definitions import name_training
+from chexstudy.pretraining.arms.definitions import name_variant
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import OVER_SEEDS, add_results, validate_results
 from chexstudy.runs import Run
@@ -147,7 +147,9 @@ def measure(home, monkeypatch):
 def test_every_arm_is_measured_by_seed_and_over_seeds(measure):
     rows, _ = measure(shift={("curated.keep_10", 1): 1})
     rows = validate_results(rows)
-    trainings = [name_training(arm, variant) for arm, variant in zip(rows.arm, rows.variant, strict=True)]
+    trainings = [
+        name_variant(arm, variant) if variant else arm for arm, variant in zip(rows.arm, rows.variant, strict=True)
+    ]
     of_arms = rows.assign(arm=trainings)[rows.task == ZERO_SHOT].set_index(["arm", "seed", "finding"])
     assert set(of_arms.index) == {
         (arm, seed, one) for arm in _WORTH for seed in (0, 1, -1) for one in ("macro", "head")

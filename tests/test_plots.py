@@ -612,6 +612,14 @@ def test_every_figure_of_the_gallery_can_be_shown():
         assert name.startswith(getattr(figures, name).name)
 
 
+def test_numbers_leave_out_columns_without_any_text(home):
+    data = pd.DataFrame({"arm": ["full", ""], "group": ["", ""], "outline": [np.zeros(2), np.ones(2)], "n": [0, 1]})
+    png = save_figure(Run("demo"), new_figure(30), "outlines", "A caption.", data)
+    first, second = json.loads(png.with_suffix(".json").read_text())["data"]
+    assert first == {"arm": "full", "outline": [0, 0], "n": 0}
+    assert second == {"arm": "", "outline": [1, 1], "n": 1}
+
+
 def test_the_json_holds_caption_and_numbers(home, results):
     data = select_zero_shot(results).assign(more=np.nan)
     png = save_figure(Run("demo"), plot_zero_shot(results), "zero_shot", describe_zero_shot(results), data)

@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from chexstudy.experiments.curator_ablation import take_reference
 from chexstudy.experiments.selection_stability import (
@@ -13,13 +12,7 @@ from chexstudy.experiments.selection_stability import (
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import OVER_SEEDS
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_features(pairs, seed=0, dim=6):

@@ -251,7 +251,9 @@ def _write_record(record: dict) -> str:
 
 
 def _records(data: pd.DataFrame) -> list[dict]:
-    return [{name: _plain(value) for name, value in row.items()} for row in data.to_dict("records")]
+    """One dictionary a row; columns of the results table that have no text in any row are left out."""
+    told = [name for name in data if not all(isinstance(value, str) and not value for value in data[name])]
+    return [{name: _plain(value) for name, value in row.items()} for row in data[told].to_dict("records")]
 
 
 def _plain(value: object) -> object:

@@ -115,13 +115,6 @@ def split_name(name: str) -> tuple[str, str]:
     return name.removesuffix(f".{arm.variant}"), arm.variant
 
 
-def name_training(arm: str, variant: str) -> str:
-    """The arm that `split_name` took apart."""
-    if variant == SAME_COMPUTE:
-        return f"{arm}{_AT_COMPUTE}"
-    return name_variant(arm, variant) if variant else arm
-
-
 def name_arms(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of results with ``variant`` beside ``arm``; a reference is named by what it has in place of these."""
     arms = {name: split_name(name) for name in rows.arm.unique()}
