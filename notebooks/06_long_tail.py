@@ -44,7 +44,7 @@ study = open_study("06_long_tail", globals())
 # intervals take patients and seeds as clusters.
 
 # %%
-from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds
+from chexstudy.curation.quality.keep_rates import measure_keep_rates
 from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.vectors.neighbours import density
@@ -56,7 +56,7 @@ for one in study.seeds:
 kept = {one: pairs.ledger.kept.to_numpy() for one, pairs in scored.items()}
 local = {one: density(pairs.features, neighbours) for one, pairs in scored.items()}
 known = {"tiers": study.tiers, "truth": study.truth}
-rates = keep_rates_of_seeds(study.train, kept, density=local, **known)
+rates = measure_keep_rates(study.train, kept, density=local, **known)
 
 # %%
 shown = rates[rates.seed == OVER_SEEDS].set_index(["group_by", "group"])
@@ -72,7 +72,7 @@ shown[columns].assign(standard_deviation_over_seeds=deviation).round(3)
 
 # %%
 dropped = {one: (pairs.ledger.band == "outlier").to_numpy() for one, pairs in scored.items()}
-outliers = keep_rates_of_seeds(study.train, dropped, **known)
+outliers = measure_keep_rates(study.train, dropped, **known)
 over = outliers[outliers.seed == OVER_SEEDS].set_index(["group_by", "group"])
 over = over[["n", "kept", "enrichment", "enrichment_low", "enrichment_high"]]
 over.columns = ["pairs", "in the outlier band", "over-representation", "95 % from", "to"]

@@ -2,11 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.quality.keep_rates import (
-    keep_rates,
-    keep_rates_of_seeds,
-    list_keep_rates,
-)
+from chexstudy.curation.quality.keep_rates import list_keep_rates, measure_keep_rates
 from chexstudy.errors import StudyError
 from chexstudy.results import add_results
 from chexstudy.runs import Run
@@ -26,9 +22,11 @@ def make_cohort(labels, patients=None, origins=None):
     )
 
 
-def chosen(cohort, ids):
-    """Decisions (images,) that keep these ids."""
-    return cohort.image_id.isin(list(ids)).to_numpy()
+def keep_rates(cohort, kept, density=None, **known):
+    """The rates of all seeds together; decisions and density are ``(images,)`` or ``(seeds, images)``."""
+    kept, density = (None if one is None else dict(enumerate(np.atleast_2d(one))) for one in (kept, density))
+    rates = measure_keep_rates(cohort, kept, density=density, **known)
+    return rates[rates.seed == -1]
 
 
 def pick(rates, group):
@@ -41,7 +39,7 @@ def test_keep_rate_and_enrichment_worked_by_hand():
         origins=["written"] * 4 + ["template"] * 4,
     )
     tiers = {"Mass": "head", "Hernia": "tail"}
-    rates = keep_rates(cohort, chosen(cohort, ["t/0", "t/1", "t/2", "t/4"]), tiers=tiers)
+    rates = keep_rates(cohort, np.isin(np.arange(8), [0, 1, 2, 4]), tiers=tiers)
     assert pick(rates, "all").keep_rate == 0.5
     mass = pick(rates, "Mass")
     assert (mass.n, mass.kept, mass.keep_rate, mass.enrichment) == (2, 2, 1, 2)
@@ -66,7 +64,6 @@ def test_images_that_share_a_patients_fate_count_as_patients():
     patients = np.repeat(np.arange(50), 4)
     whole = make_cohort({"Mass": [1] * 200}, patients)
     rate = pick(keep_rates(whole, patients < 20), "Mass")
-    assert rate.patients == 50
     low, high = wilson_interval(0.4, 50)
     assert (rate.ci_low, rate.ci_high) == (pytest.approx(low, abs=0.004), pytest.approx(high, abs=0.004))
 
@@ -119,18 +116,18 @@ def test_decisions_truth_or_density_of_another_cohort_are_refused():
     with pytest.raises(StudyError, match="3 decisions for 2 images"):
         keep_rates(cohort, np.ones(3, dtype=bool))
     with pytest.raises(StudyError, match="truth lacks 1 of the images"):
-        keep_rates(cohort, [True, False], truth=pd.DataFrame({"image_id": ["t/0"]}))
+        keep_rates(cohort, np.array([True, False]), truth=pd.DataFrame({"image_id": ["t/0"]}))
     with pytest.raises(StudyError, match=r"density is \(1, 3\) for decisions \(1, 2\)"):
-        keep_rates(cohort, [True, False], density=np.ones(3))
+        keep_rates(cohort, np.array([True, False]), density=np.ones(3))
     with pytest.raises(StudyError, match="no training images"):
-        keep_rates(cohort[:0], [])
+        keep_rates(cohort[:0], np.ones(0, dtype=bool))
 
 
 def test_a_seed_that_decides_alike_narrows_nothing():
     cohort = make_cohort({"Mass": [1] * 100}, np.repeat(np.arange(50), 2))
     kept = np.random.default_rng(0).random(100) < 0.3
     once, twice = (pick(keep_rates(cohort, np.stack([kept] * seeds)), "Mass") for seeds in (1, 3))
-    assert (twice.n, twice.kept, twice.seeds) == (100, kept.sum(), 3)
+    assert (twice.n, twice.kept) == (100, kept.sum())
     assert twice.keep_rate == once.keep_rate
     assert (twice.ci_low, twice.ci_high) == (
         pytest.approx(once.ci_low, abs=0.01),
@@ -161,7 +158,7 @@ def test_seeds_have_their_rows_and_one_together_with_their_own_density(home):
     cohort = make_cohort({"Mass": [1, 1, 1, 1, 0, 0, 0, 0, 0, 0] * 2, "No Finding": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 2})
     kept = {4: np.arange(20) < 2, 5: np.arange(20) < 6}
     local = {4: np.arange(20.0), 5: -np.arange(20.0)}
-    rates = keep_rates_of_seeds(cohort, kept, tiers={"Mass": "tail"}, density=local)
+    rates = measure_keep_rates(cohort, kept, tiers={"Mass": "tail"}, density=local)
     assert list(rates.seed.unique()) == [-1, 4, 5]
     by_seed = rates[rates.group == "Mass"].set_index("seed")
     # Of images 0 to 3 and 10 to 13, seed 4 keeps two and seed 5 four.
@@ -171,10 +168,13 @@ def test_seeds_have_their_rows_and_one_together_with_their_own_density(home):
     # The thinnest tenth is images 0 and 1 for seed 4, 18 and 19 for seed 5.
     thinnest = rates[(rates.group_by == "density") & (rates.group == "1")].set_index("seed")
     assert dict(thinnest.keep_rate) == {-1: 0.5, 4: 1.0, 5: 0.0}
+    rows = list_keep_rates(rates)
     place = {"arm": "curated", "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
-    written = add_results(Run("test"), list_keep_rates(rates).assign(**place))
+    written = add_results(Run("test"), rows.assign(**place))
     over = written[(written.seed == -1) & (written.metric == "keep_rate") & (written.n > 0)]
     assert over.ci_low.notna().all()
+    mass = rows[(rows.finding == "Mass") & (rows.metric == "enrichment") & (rows.seed == 4)].iloc[0]
+    assert (mass.value, mass.n, mass.positives, mass.group) == (2 / 8 / 0.1, 8, 2, "finding")
 
 
 def test_a_cohort_without_labels_has_report_and_density_groups_alone():
@@ -182,13 +182,3 @@ def test_a_cohort_without_labels_has_report_and_density_groups_alone():
     rates = keep_rates(cohort, np.arange(20) < 5, tiers={}, density=np.arange(20.0))
     assert list(rates.group_by.unique()) == ["all", "report", "density"]
     assert pick(rates, "no report").keep_rate == 0
-
-
-def test_keep_rates_fit_the_results_table(home):
-    cohort = make_cohort({"Mass": [1, 1, 0, 0]})
-    rates = keep_rates(cohort, chosen(cohort, ["t/0"]), density=np.arange(4.0), tiers={"Mass": "tail"})
-    rows = list_keep_rates(rates)
-    place = {"arm": "curated", "seed": 0, "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
-    add_results(Run("test"), rows.assign(**place))
-    mass = rows[(rows.finding == "Mass") & (rows.metric == "enrichment")].iloc[0]
-    assert (mass.value, mass.n, mass.positives, mass.group) == (2, 2, 1, "finding")

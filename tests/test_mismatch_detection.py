@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chexstudy.curation.quality.mismatch_detection import DETECTION_COLUMNS, SCORES, list_detection, measure_detection
+from chexstudy.curation.quality.mismatch_detection import DETECTION_COLUMNS, list_detection, measure_detection
 from chexstudy.curation.quality.pair_mismatch import MismatchScores
 from chexstudy.errors import StudyError
 
@@ -15,7 +15,7 @@ def make_case(pairs=80, seed=0):
     # A wrong pair with a rare finding is wrong, and not rare.
     tiers = np.where(kind <= 3, "tail", np.where(kind == 4, "head", "none"))
     score = [rng.standard_normal(pairs) + 2 * (kind <= one) for one in (0, 1, 0, 1)]
-    scored = MismatchScores(score[0], score[1], score[2], score[0], score[3], np.full(pairs, "ordinary"))
+    scored = MismatchScores(*score)
     patients = [f"p{number // 2}" for number in range(pairs)]
     bands = np.where(np.arange(pairs) < pairs // 2, "outlier", "central")
     return scored, truth, tiers, patients, bands
@@ -29,7 +29,7 @@ def test_equals_scikit_learn_on_each_question():
     scored, truth, tiers, patients, bands = make_case()
     table = measure(scored, truth, tiers, patients, bands=bands)
     assert tuple(table.columns) == DETECTION_COLUMNS
-    assert len(table) == len(SCORES) * 3 * 2 * 3
+    assert len(table) == 4 * 3 * 2 * 3
     assert not table[["score", "wrong", "against", "among"]].duplicated().any()
     values = {
         "mismatch_score": scored.score,
@@ -56,7 +56,7 @@ def test_without_wrong_pairs_there_is_nothing_to_measure():
     junk = table[table.wrong == "junk"]
     assert junk.value.isna().all()
     assert (junk.positives == 0).all()
-    assert len(junk) == len(SCORES) * 2
+    assert len(junk) == 4 * 2
     mismatched = table[table.wrong == "mismatched"]
     assert mismatched.value.notna().all()
 

@@ -53,27 +53,14 @@ def test_wrong_pairs_score_high_and_rare_ones_are_not():
     sound = np.setdiff1d(np.arange(PAIRS), wrong)
     assert scores.score[wrong].min() > scores.score[sound].max()
     assert np.mean(scores.score[rare] < 3) > 0.9
-    assert set(scores.reason[swapped]) == {"mismatched"}
-    assert set(scores.reason[odd]) == {"junk"}
-    assert np.mean(scores.reason[rare] == "rare") > 0.9
-    assert np.mean(scores.reason[sound][~rare[sound]] == "ordinary") > 0.97
-
-
-def test_each_score_means_what_it_says():
-    image, text, rare, swapped, odd = make_pairs()
-    scores = score_mismatch(image, text)
+    # Each score means what it says.
     common = np.setdiff1d(np.flatnonzero(~rare), np.concatenate([swapped, odd]))
     assert set(np.argsort(scores.mismatch)[-SWAPPED:]) <= set(swapped) | set(odd)
     assert scores.isolation[rare].min() > np.quantile(scores.isolation[common], 0.95)
-    assert scores.text_isolation[rare].min() > np.quantile(scores.text_isolation[common], 0.95)
     assert set(np.argsort(scores.isolation)[-ODD:]) == set(odd)
     # A swapped pair lies in two dense places that contradict each other.
     assert scores.isolation[swapped].max() < 3
-    assert scores.text_isolation[swapped].max() < 3
     np.testing.assert_allclose(scores.agreement, (image * text).sum(axis=1), atol=1e-6)
-    np.testing.assert_array_equal(
-        scores.score, np.maximum(scores.mismatch, scores.isolation - np.maximum(scores.text_isolation, 0))
-    )
     assert abs(np.median(scores.mismatch)) < 1e-9
     assert abs(np.median(scores.isolation)) < 1e-9
 
@@ -113,7 +100,8 @@ def test_equals_the_definition_written_out(k):
     mismatch, isolation, text_isolation = restate(image, text, k)
     np.testing.assert_allclose(scores.mismatch, mismatch, atol=1e-4)
     np.testing.assert_allclose(scores.isolation, isolation, atol=1e-4)
-    np.testing.assert_allclose(scores.text_isolation, text_isolation, atol=1e-4)
+    score = np.maximum(mismatch, isolation - np.maximum(text_isolation, 0))
+    np.testing.assert_allclose(scores.score, score, atol=2e-4)
 
 
 def test_does_not_depend_on_the_order_of_the_pairs_and_repeats_itself():
@@ -128,7 +116,6 @@ def test_equal_pairs_score_zero():
     same = np.tile(unit(np.ones((1, 8))), (40, 1))
     scores = score_mismatch(same, same)
     np.testing.assert_array_equal(scores.score, 0)
-    assert set(scores.reason) == {"ordinary"}
 
 
 def test_equal_texts_do_not_hide_a_wrong_one():
@@ -137,7 +124,7 @@ def test_equal_texts_do_not_hide_a_wrong_one():
     text = np.where(np.arange(PAIRS)[:, None] < 3 * MEMBERS, np.round(text), text)
     scores = score_mismatch(image, unit(text).astype(np.float32))
     assert np.isfinite(scores.score).all()
-    assert set(scores.reason[swapped]) == {"mismatched"}
+    assert (scores.mismatch[swapped] > 3).all()
 
 
 def test_halves_joint_features():
@@ -176,8 +163,7 @@ def test_refuses_what_it_cannot_score(image, text, neighbours, sentence):
 
 def make_scores(values):
     values = np.asarray(values, dtype=float)
-    zeros = np.zeros_like(values)
-    return MismatchScores(values, values + 1, values + 2, zeros, zeros, np.full(len(values), "ordinary"))
+    return MismatchScores(values, values + 1, values + 2, np.zeros_like(values))
 
 
 def test_the_review_list_holds_outliers_highest_score_first():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from chexstudy import paths
 from chexstudy.cohort.annotations import make_outline, write_annotations
-from chexstudy.curation.quality.keep_rates import keep_rates_of_seeds, list_keep_rates
+from chexstudy.curation.quality.keep_rates import list_keep_rates, measure_keep_rates
 from chexstudy.errors import StudyError
 from chexstudy.plots import figures
 from chexstudy.plots.composition import (
@@ -79,7 +79,7 @@ def keep_rows():
     truth = cohort[["image_id"]].assign(duplicate_of="", mismatched=numbers < 20, junk=numbers % 100 == 50)
     kept = {seed: (numbers % 5 == seed) | truth.junk.to_numpy() for seed in (0, 1)}
     local = {seed: (numbers * 7919 % 400).astype(float) for seed in (0, 1)}
-    rates = keep_rates_of_seeds(cohort, kept, tiers={"Hernia": "tail", "Effusion": "head"}, truth=truth, density=local)
+    rates = measure_keep_rates(cohort, kept, tiers={"Hernia": "tail", "Effusion": "head"}, truth=truth, density=local)
     place = {"study": "demo", "arm": "curated", "task": "curation", "data_set": "phantom/train", "exposure": "seen"}
     return list_keep_rates(rates).assign(**place)
 

@@ -50,10 +50,6 @@ def pick(table, metric, finding="all"):
     return SimpleNamespace(**row.iloc[0])
 
 
-def chord(degrees):
-    return 2 * np.sin(np.radians(degrees) / 2)
-
-
 def test_recall_and_enrichment_of_findings_and_tiers():
     table = measure()
     assert tuple(table.columns) == KEPT_COLUMNS
@@ -82,11 +78,8 @@ def test_recall_and_enrichment_of_findings_and_tiers():
 
 def test_shares_of_wrong_and_double_pairs():
     table = measure()
-    twice = pick(table, "duplicates_kept_twice")
-    # Copies 1, 5 and 6; the original of 7 is not among the pairs. Copy and original kept: 1 with 0.
-    assert (twice.value, twice.n, twice.positives) == (pytest.approx(1 / 3), 3, 1)
     removed = pick(table, "duplicates_removed")
-    # Of 1 with 0 both are kept, of 5 with 4 one, of 6 with 3 none.
+    # The original of 7 is not among the pairs. Of 1 with 0 both are kept, of 5 with 4 one, of 6 with 3 none.
     assert (removed.value, removed.n, removed.positives) == (0.5, 2, 1)
     assert (pick(table, "mismatched_kept").value, pick(table, "mismatched_kept").n) == (pytest.approx(2 / 3), 3)
     assert (pick(table, "junk_kept").value, pick(table, "junk_kept").n) == (0, 1)
@@ -97,41 +90,20 @@ def test_redundancy_and_coverage(monkeypatch):
     nearest = np.cos(np.radians([2, 2, 88, 90]))
     assert pick(table, "redundancy").value == pytest.approx(nearest.mean(), abs=1e-6)
     assert pick(table, "redundancy").n == 4
-    distances = chord(np.array([0, 0, 18, 38, 0, 1, 30, 0]))
-    assert pick(table, "coverage_radius").value == pytest.approx(chord(38), abs=1e-5)
-    assert pick(table, "coverage_95").value == pytest.approx(np.quantile(distances, 0.95), abs=1e-5)
+    assert pick(table, "coverage_radius").value == pytest.approx(2 * np.sin(np.radians(19)), abs=1e-5)
     # With one neighbour pair 3 has pair 2 alone, which is not kept; 6 has 7 and 2 has 1.
     monkeypatch.setattr("chexstudy.curation.quality.subset_metrics._NEIGHBOURS", 1)
     one = pick(measure(), "knn_coverage")
     assert (one.value, one.n, one.positives) == (7 / 8, 8, 7)
-    weight = chord(np.array([2, 2, 18, 20, 1, 1, 30, 30]))
-    weighted = pick(measure(), "knn_coverage_weighted")
-    assert weighted.value == pytest.approx(1 - weight[3] / weight.sum(), abs=1e-5)
 
 
-def test_entropy_of_the_kept_findings():
-    # Kept labels: Edema 2, Mass 1, Hernia 1, Cavity 1; five findings are there.
-    share = np.array([2, 1, 1, 1]) / 5
-    entropy = pick(measure(), "finding_entropy")
-    assert entropy.value == pytest.approx(-(share * np.log(share)).sum() / np.log(5))
-    assert (entropy.n, entropy.positives) == (5, -1)
-    balanced = np.array([0, 0, 0, 1, 0, 1, 0, 1], dtype=bool)
-    assert pick(measure(balanced), "finding_entropy").value == pytest.approx(1)
-    one_alone = pick(measure(np.array([1, 1, 0, 0, 0, 0, 0, 0], dtype=bool)), "finding_entropy")
-    assert one_alone.value == 0
-    assert np.copysign(1, one_alone.value) == 1
-
-
-def test_all_kept():
+def test_all_kept_and_one_kept():
     table = measure(np.ones(8, dtype=bool))
     assert (table[table.metric.isin(["recall", "enrichment", "knn_coverage", "rare_recall"])].value == 1).all()
     assert pick(table, "coverage_radius").value == 0
     assert pick(table, "duplicates_removed").value == 0
-
-
-def test_one_kept_has_no_neighbour():
     table = measure(np.eye(8, dtype=bool)[0])
-    assert np.isnan(pick(table, "redundancy").value)
+    assert np.isnan(pick(table, "redundancy").value), "there is no other one"
     assert pick(table, "coverage_radius").value == pytest.approx(2, abs=1e-5)
 
 
@@ -146,7 +118,7 @@ def test_what_is_not_there_is_nan_or_left_out():
     no_rare = measure(labels=LABELS.assign(Hernia=0, Cavity=0))
     assert np.isnan(pick(no_rare, "rare_recall", "tail").value)
     unlabelled = measure(labels=LABELS[["image_id"]], tiers=None)
-    assert not unlabelled.metric.isin(["recall", "enrichment", "rare_recall", "finding_entropy"]).any()
+    assert not unlabelled.metric.isin(["recall", "enrichment", "rare_recall"]).any()
     assert pick(unlabelled, "knn_coverage").n == 8
 
 

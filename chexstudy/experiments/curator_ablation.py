@@ -47,7 +47,7 @@ _SUPER_BATCHES = (120, 240, 480, 960, 1920)
 _WARM_UPS = (200, 800, 3000)
 _LOW_EPSILON = 0.05
 # Measures that can exceed one.
-_UNBOUNDED = ("enrichment", "coverage_radius", "coverage_95")
+_UNBOUNDED = ("enrichment", "coverage_radius")
 _IDENTITY = ["setting", "metric", "finding"]
 
 

@@ -46,7 +46,7 @@ SAME_TRAINING = 0.03
 _CURATED = "curated"
 _IDENTITY = ["arm", "metric", "finding"]
 _CHOSEN_NOT_ESTIMATED = ("keep_ratio",)
-_WITHOUT_PATIENTS = ("finding_entropy", "redundancy", "coverage_radius", "coverage_95")
+_WITHOUT_PATIENTS = ("redundancy", "coverage_radius")
 
 
 # --- what was kept ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from chexstudy.cohort.groups import NEAR_DUPLICATE, Group, list_groups, mark_near_duplicates
 from chexstudy.cohort.table import NO_FINDING, read_cohort
@@ -23,10 +24,6 @@ RESAMPLES = 2000
 SIGNIFICANCE = 0.05
 # What curation is for: fewer normal radiographs and fewer copies. Dropping more of them is reported, but is no warning.
 EXPECTED = (("finding", NO_FINDING), ("duplicate", NEAR_DUPLICATE))
-AUDIT_COLUMNS = (
-    *("kind", "group", "n", "patients", "kept", "keep_rate", "ci_low", "ci_high", "interval", "others_rate"),
-    *("ratio", "ratio_low", "ratio_high", "like_ratio", "p_value", "p_holm", "dropped_more", "expected", "warning"),
-)
 # So many permutations for each group compared let the smallest corrected p value fall to half the level asked for.
 _PERMUTATIONS_A_GROUP = 40
 # Entries of a block of resamples or permutations that are held at once.
@@ -37,7 +34,7 @@ _BLOCK = 40_000_000
 class AuditReport:
     """What an audit found."""
 
-    # One row a group, columns `AUDIT_COLUMNS`; ``interval`` is ``bootstrap`` or ``wilson``, ``others_rate`` the keep
+    # One row a group; ``interval`` is ``bootstrap`` or ``wilson``, ``others_rate`` the keep
     # rate of all pairs known to be outside the group, ``ratio`` the keep rate over it, ``like_ratio`` the same among
     # pairs alike in No Finding (Mantel and Haenszel 1959; NaN where that cannot be had), ``dropped_more`` whether the
     # corrected p value is below 0.05, ``warning`` the same for groups that curation is not meant to thin.
@@ -59,7 +56,7 @@ def audit_selection(
 ) -> AuditReport:
     """Compare the keep rate of every group with that of all pairs outside it.
 
-    Groups are those of `chexstudy.cohort.groups.list_groups`.
+    Groups are those of `chexstudy.cohort.groups.list_groups`; ``kept`` is ``(pairs,)`` bool, in the cohort's order.
 
     **Interval.** Percentile bootstrap over patients, expanded for few of them (`chexstudy.statistics.bootstrap`). It
     has no width where none or all of a group were kept and is not given below five patients; there Wilson's interval
@@ -78,35 +75,37 @@ def audit_selection(
         cohort: the rows of a cohort table that the curator could choose from, or of a table with ``image_id`` and some
             of its columns; groups of absent columns are left out, and without ``patient_id`` every image counts as a
             patient of its own.
-        kept: ``(pairs,)`` bool, in the cohort's order.
-        generator: source of chance.
         resamples: of the bootstrap, and least number of permutations.
         truth: the phantom's truth, which marks near-duplicates.
         features: ``(pairs, dim)``; without a truth, pairs embedded exactly alike are the near-duplicates.
     """
     if len(cohort) == 0 or resamples < 1:
         raise StudyError("an audit needs at least one pair and one resample: check the split and the resamples.")
-    _check_decisions(cohort, kept)
+    if kept.shape != (len(cohort),):
+        raise StudyError(f"{kept.size:,} decisions for {len(cohort):,} images: pass one an image, in their order.")
+    if kept.dtype != bool:
+        raise StudyError(f"decisions must be true or false for each image, not {kept.dtype}.")
     groups = list_groups(cohort, mark_near_duplicates(cohort, truth, features))
-    compared = [group for group in groups if group.members.any() and (group.known & ~group.members).any()]
+    reasons = [_tell_left_out(group) for group in groups]
+    compared = [group for group, reason in zip(groups, reasons, strict=True) if not reason]
     # In a table that does not name patients each image stands for one.
     patient = pd.factorize(cohort.patient_id if "patient_id" in cohort else cohort.image_id)[0]
     permutations = max(resamples, _PERMUTATIONS_A_GROUP * len(compared))
     counts = _Counts(compared, len(cohort))
-    rates, others = counts.rates(kept[np.newaxis].astype(np.float32))
+    (rates,), (others,) = counts.rates(kept[np.newaxis].astype(np.float32))
     replicates, other_replicates = _resample_rates(counts, kept, patient, resamples, generator)
+    sides = [(group.members, group.known & ~group.members) for group in compared]
     in_group, outside = (
-        np.array([len(np.unique(patient[rows])) for rows in one], dtype=int)
-        for one in ([group.members for group in compared], [group.known & ~group.members for group in compared])
+        np.array([[len(np.unique(patient[rows])) for rows in two] for two in sides], int).reshape(-1, 2).T
     )
     low, high = interval(replicates, patients=in_group)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(others[0] > 0, rates[0] / others[0], np.nan)
+        ratio = np.where(others > 0, rates / others, np.nan)
         ratios = np.where(other_replicates > 0, replicates / other_replicates, np.nan)
     ratio_low, ratio_high = interval(ratios, patients=np.minimum(in_group, outside))
-    by_patients = np.isnan(low) | np.isin(rates[0], (0, 1))
+    by_patients = np.isnan(low) | np.isin(rates, (0, 1))
     for place in np.flatnonzero(by_patients):
-        low[place], high[place] = wilson_interval(rates[0, place], in_group[place])
+        low[place], high[place] = wilson_interval(rates[place], in_group[place])
         ratio_low[place] = ratio_high[place] = np.nan
     p_value = _test_by_permutation(counts, kept, patient, permutations, generator)
     p_holm = correct_by_holm(p_value)
@@ -118,11 +117,11 @@ def audit_selection(
             "n": [int(group.members.sum()) for group in compared],
             "patients": in_group,
             "kept": [int((group.members & kept).sum()) for group in compared],
-            "keep_rate": rates[0],
+            "keep_rate": rates,
             "ci_low": low,
             "ci_high": high,
             "interval": np.where(by_patients, "wilson", "bootstrap"),
-            "others_rate": others[0],
+            "others_rate": others,
             "ratio": ratio,
             "ratio_low": ratio_low,
             "ratio_high": ratio_high,
@@ -132,10 +131,12 @@ def audit_selection(
             "dropped_more": p_holm < SIGNIFICANCE,
             "expected": expected,
             "warning": (p_holm < SIGNIFICANCE) & ~expected,
-        },
-        columns=AUDIT_COLUMNS,
+        }
     )
-    left_out = _list_left_out(groups, has_duplicates=truth is not None or features is not None)
+    left_out = [(group.kind, group.name, why) for group, why in zip(groups, reasons, strict=True) if why]
+    if truth is None and features is None:
+        left_out.append(("duplicate", NEAR_DUPLICATE, "not known without a truth or embeddings"))
+    left_out = pd.DataFrame(left_out, columns=["kind", "group", "reason"])
     return AuditReport(table, left_out, len(cohort), int(patient.max()) + 1, int(kept.sum()), permutations)
 
 
@@ -149,13 +150,6 @@ def audit_arm(run: Run, arm: str, seed: int, resamples: int = RESAMPLES) -> Audi
     truth = run.read_table("truth.parquet") if run.has("truth.parquet") else None
     kept = cohort.image_id.isin(read_subset(run, arm, seed).kept.index).to_numpy()
     return audit_selection(cohort, kept, np.random.default_rng(seed), resamples, truth)
-
-
-def _check_decisions(cohort: pd.DataFrame, kept: np.ndarray) -> None:
-    if kept.shape != (len(cohort),):
-        raise StudyError(f"{kept.size:,} decisions for {len(cohort):,} images: pass one an image, in their order.")
-    if kept.dtype != bool:
-        raise StudyError(f"decisions must be true or false for each image, not {kept.dtype}.")
 
 
 def _compare_alike(cohort: pd.DataFrame, kept: np.ndarray, groups: list[Group]) -> np.ndarray:
@@ -176,16 +170,11 @@ def _compare_alike(cohort: pd.DataFrame, kept: np.ndarray, groups: list[Group]) 
     return np.array(ratios)
 
 
-def _list_left_out(groups: list[Group], has_duplicates: bool) -> pd.DataFrame:
-    rows = []
-    for group in groups:
-        if not group.members.any():
-            rows.append((group.kind, group.name, "no pair is known to be in it"))
-        elif not (group.known & ~group.members).any():
-            rows.append((group.kind, group.name, "every pair of which it is known is in it"))
-    if not has_duplicates:
-        rows.append(("duplicate", NEAR_DUPLICATE, "not known without a truth or embeddings"))
-    return pd.DataFrame(rows, columns=["kind", "group", "reason"])
+def _tell_left_out(group: Group) -> str:
+    """Why a group cannot be compared; empty if it can."""
+    if not group.members.any():
+        return "no pair is known to be in it"
+    return "" if (group.known & ~group.members).any() else "every pair of which it is known is in it"
 
 
 # --- in words and in the results table -------------------------------------------------------------------------------
@@ -194,19 +183,19 @@ def _list_left_out(groups: list[Group], has_duplicates: bool) -> pd.DataFrame:
 def describe_audit(report: AuditReport) -> str:
     """The audit in words, then as a table; it names groups and never a pair or a patient."""
     table = report.table
-    flagged = table[table.dropped_more.astype(bool)].sort_values("ratio")
+    flagged = table[table.dropped_more].sort_values("ratio")
     lines = [
         f"{report.kept:,} of {report.pairs:,} pairs ({report.kept / report.pairs:.1%}) of {report.patients:,} patients "
         "were kept.",
-        f"{len(table)} groups were each compared with all pairs outside them; {_count(table.warning)} raised a "
-        f"warning: kept less often than chance allows (one-sided test by {report.permutations:,} exchanges of "
+        f"{len(table)} groups were each compared with all pairs outside them; {int(table.warning.sum()) or 'none'} "
+        f"raised a warning: kept less often than chance allows (one-sided test by {report.permutations:,} exchanges of "
         f"decisions between patients, Holm's correction for {len(table)} groups, p < {SIGNIFICANCE}).",
     ]
-    lines += [f"  Warning, {_compare(row, report)}" for row in flagged[flagged.warning.astype(bool)].itertuples()]
-    lines += [
-        f"  As curation is meant to, {_compare(row, report)}"
-        for row in flagged[flagged.expected.astype(bool)].itertuples()
-    ]
+    for begin, rows in (
+        ("Warning", flagged[~flagged.expected]),
+        ("As curation is meant to", flagged[flagged.expected]),
+    ):
+        lines += [f"  {begin}, {_compare(row, report)}" for row in rows.itertuples()]
     lines.append(
         "Groups go together, so one cause may raise several warnings; and a group of few patients may be dropped "
         "without one: look at its interval."
@@ -215,10 +204,6 @@ def describe_audit(report: AuditReport) -> str:
         named = "; ".join(f"{row.kind} {row.group} ({row.reason})" for row in report.left_out.itertuples())
         lines.append(f"{len(report.left_out)} not compared: {named}.")
     return "\n".join(lines) + ("\n\n" + _tabulate(table) if len(table) else "")
-
-
-def _count(flags: pd.Series) -> str:
-    return str(int(flags.sum())) if flags.any() else "none"
 
 
 def _compare(row, report: AuditReport) -> str:
@@ -261,14 +246,12 @@ def list_audit(report: AuditReport) -> pd.DataFrame:
     ``dropped_more_p``, the corrected p value; keep rates themselves are rows of
     `chexstudy.curation.quality.keep_rates`.
     """
-    shared = report.table.rename(columns={"group": "finding", "kind": "group", "kept": "positives"})
-    shared = shared.assign(task="audit", exposure="seen")
-    ratio = shared.rename(columns={"ratio": "value"}).assign(
-        metric="keep_ratio", ci_low=shared.ratio_low, ci_high=shared.ratio_high
-    )
-    p_value = shared.rename(columns={"p_holm": "value"}).assign(metric="dropped_more_p", ci_low=np.nan, ci_high=np.nan)
-    columns = ["task", "finding", "metric", "group", "value", "ci_low", "ci_high", "n", "positives", "exposure"]
-    return pd.concat([ratio[columns], p_value[columns]], ignore_index=True)
+    names = {"group": "finding", "kind": "group", "n": "n", "kept": "positives"}
+    shared = report.table[[*names]].rename(columns=names).assign(task="audit", exposure="seen")
+    ends = {"ratio": "value", "ratio_low": "ci_low", "ratio_high": "ci_high"}
+    ratio = shared.join(report.table[[*ends]].rename(columns=ends)).assign(metric="keep_ratio")
+    p_value = shared.assign(metric="dropped_more_p", value=report.table.p_holm, ci_low=np.nan, ci_high=np.nan)
+    return pd.concat([ratio, p_value], ignore_index=True)
 
 
 # --- rates in many resamples at once ---------------------------------------------------------------------------------
@@ -283,9 +266,8 @@ class _Counts:
         place = {one.tobytes(): number for number, one in enumerate(known)}
         self.of_known = np.array([place[group.known.tobytes()] for group in groups], dtype=int)
         self.groups = len(groups)
-        columns = [*(group.members for group in groups), *known]
         # Sums of whole numbers below 2**24 are exact in float32.
-        self.columns = np.column_stack(columns).astype(np.float32) if columns else np.zeros((pairs, 0), np.float32)
+        self.columns = np.array([*(group.members for group in groups), *known], np.float32).reshape(-1, pairs).T
 
     def _split(self, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inside = sums[:, : self.groups].astype(float)
@@ -307,13 +289,8 @@ class _Counts:
 def _resample_rates(counts, kept, patient, resamples, generator) -> tuple[np.ndarray, np.ndarray]:
     """Keep rates inside and outside each group in each resample of patients, ``(resamples, groups)`` each."""
     number = patient.max() + 1
-    hits, sizes = (
-        np.column_stack([np.bincount(patient, weights=column * rows, minlength=number) for column in counts.columns.T])
-        if counts.groups
-        else np.zeros((number, 0))
-        for rows in (kept, np.ones(len(kept)))
-    )
-    hits, sizes = hits.astype(np.float32), sizes.astype(np.float32)
+    by_patient = csr_array((np.ones(len(kept), np.float32), (patient, np.arange(len(kept)))))
+    hits, sizes = by_patient @ (counts.columns * kept[:, np.newaxis]), by_patient @ counts.columns
     width = max(1, _BLOCK // number)
     blocks = []
     for start in range(0, resamples, width):
@@ -329,8 +306,8 @@ def _test_by_permutation(counts, kept, patient, permutations, generator) -> np.n
     first = np.concatenate([[0], np.cumsum(images)[:-1]])
     # Rows of the patients with as many images, (patients, images): whole rows are exchanged.
     strata = [rows[first[images == size][:, np.newaxis] + np.arange(size)] for size in np.unique(images[images > 0])]
-    inside, outside = counts.rates(kept[np.newaxis].astype(np.float32))
-    observed = inside[0] - outside[0]
+    (inside,), (outside,) = counts.rates(kept[np.newaxis].astype(np.float32))
+    observed = inside - outside
     as_low = np.zeros(counts.groups, dtype=int)
     width = max(1, _BLOCK // len(kept))
     for start in range(0, permutations, width):

@@ -21,62 +21,12 @@ DENSITY_GROUPS = 10
 REPORT_GROUPS = {"written": "written report", "template": "template report", "none": "no report"}
 TRUTH_GROUPS = ("near-duplicate", "mismatched", "junk", "sound pair")
 KEEP_RATE_COLUMNS = (
-    *("group_by", "group", "seeds", "n", "patients", "kept", "keep_rate", "ci_low", "ci_high"),
+    *("group_by", "group", "n", "kept", "keep_rate", "ci_low", "ci_high"),
     *("enrichment", "enrichment_low", "enrichment_high"),
 )
 
 
-def keep_rates(
-    cohort: pd.DataFrame,
-    kept: np.ndarray,
-    *,
-    tiers: Mapping[str, str] | None = None,
-    truth: pd.DataFrame | None = None,
-    density: np.ndarray | None = None,
-) -> pd.DataFrame:
-    """Keep rate and enrichment of groups of training images, over one or several seeds, with 95 % intervals.
-
-    With several seeds the decisions are stacked, one an image and seed. Intervals are Wilson's with an effective n: the
-    number of decisions divided by the design effect, which is the clustered variance of the rate over the binomial one,
-    at least 1. A patient is one cluster with all images and all seeds, so neither a patient's further images nor a
-    further seed that decides alike makes an interval narrower; what the seeds differ in beyond that is added, as in
-    two-way clustering (Cameron, Gelbach and Miller 2011). Few seeds show that part only roughly. Where all or none are
-    kept the design effect is not defined, and n is the number of patients. Unlike a bootstrap these intervals have a
-    width where none of twelve is kept.
-
-    Args:
-        cohort: the training rows of a cohort table, all that the curator could choose from.
-        kept: which were kept, ``(images,)`` or ``(seeds, images)``, bool, in the order of ``cohort``.
-        tiers: tier of each finding; adds groups of images with at least one finding of the tier.
-        truth: the phantom's truth with ``image_id, duplicate_of, mismatched, junk``; adds groups of these.
-        density: of the shape of ``kept``, each seed's own; adds ten groups of equal size from the sparsest (1) to the
-            densest (10).
-
-    Returns:
-        One row a group (columns `KEEP_RATE_COLUMNS`); ``group_by`` is ``all``, ``finding``, ``no finding``, ``tier``,
-        ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean over the seeds. A
-        group without an image keeps its row, with NaN. A cohort without labels has no groups of findings.
-    """
-    if len(cohort) == 0:
-        raise StudyError("there are no training images to compare the kept with: pass the training rows of the cohort.")
-    kept = np.atleast_2d(np.asarray(kept, dtype=bool))
-    if kept.shape[1] != len(cohort):
-        raise StudyError(f"{kept.shape[1]} decisions for {len(cohort)} images: pass one an image, in their order.")
-    groups = {("all", "all"): np.ones(len(cohort), dtype=bool)}
-    groups |= _label_groups(cohort, tiers)
-    groups |= {("report", REPORT_GROUPS[one]): (cohort.report_origin == one).to_numpy() for one in _origins(cohort)}
-    if truth is not None:
-        groups |= _truth_groups(cohort, truth)
-    if density is not None:
-        groups |= _density_groups(np.atleast_2d(density), kept.shape)
-    patients = np.broadcast_to(pd.factorize(cohort.patient_id)[0], kept.shape)
-    return pd.DataFrame(
-        [(*name, *_keep_rate(np.broadcast_to(own, kept.shape), kept, patients)) for name, own in groups.items()],
-        columns=KEEP_RATE_COLUMNS,
-    )
-
-
-def keep_rates_of_seeds(
+def measure_keep_rates(
     cohort: pd.DataFrame,
     kept: Mapping[int, np.ndarray],
     *,
@@ -84,33 +34,64 @@ def keep_rates_of_seeds(
     truth: pd.DataFrame | None = None,
     density: Mapping[int, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """`keep_rates` of each seed, then of all as seed -1; decisions and density are ``(images,)`` of each seed."""
-    stacked = {OVER_SEEDS: list(kept)} | {seed: [seed] for seed in kept}
-    tables = [
-        keep_rates(
-            cohort,
-            np.stack([kept[seed] for seed in seeds]),
-            tiers=tiers,
-            truth=truth,
-            density=None if density is None else np.stack([density[seed] for seed in seeds]),
-        ).assign(seed=name)
-        for name, seeds in stacked.items()
-    ]
+    """Keep rate and enrichment of groups of training images by each seed, and by all together as seed -1.
+
+    For all together the decisions are stacked, one an image and seed. The 95 % intervals are Wilson's with an effective
+    n: the number of decisions divided by the design effect, which is the clustered variance of the rate over the
+    binomial one, at least 1. A patient is one cluster with all images and all seeds, so neither a patient's further
+    images nor a further seed that decides alike makes an interval narrower; what the seeds differ in beyond that is
+    added, as in two-way clustering (Cameron, Gelbach and Miller 2011). Few seeds show that part only roughly. Where all
+    or none are kept the design effect is not defined, and n is the number of patients. Unlike a bootstrap these
+    intervals have a width where none of twelve is kept.
+
+    Args:
+        cohort: the training rows of a cohort table, all that the curator could choose from.
+        kept: which were kept by each seed ``(images,)`` bool, in the order of ``cohort``.
+        tiers: tier of each finding; adds groups of images with at least one finding of the tier.
+        truth: the phantom's truth with ``image_id, duplicate_of, mismatched, junk``; adds groups of these.
+        density: by each seed ``(images,)``; adds ten groups of equal size from the sparsest (1) to the densest (10).
+
+    Returns:
+        One row a group and seed (`KEEP_RATE_COLUMNS` and ``seed``); ``group_by`` is ``all``, ``finding``, ``no
+        finding``, ``tier``, ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean
+        over the seeds. A group without an image keeps its row, with NaN. A cohort without labels has no groups of
+        findings.
+    """
+    if len(cohort) == 0:
+        raise StudyError("there are no training images to compare the kept with: pass the training rows of the cohort.")
+    for one in kept.values():
+        if one.shape != (len(cohort),):
+            raise StudyError(f"{one.size} decisions for {len(cohort)} images: pass one an image, in their order.")
+    groups = {("all", "all"): np.ones(len(cohort), dtype=bool), **_label_groups(cohort, tiers)}
+    of_origin = {name: (cohort.report_origin == origin).to_numpy() for origin, name in REPORT_GROUPS.items()}
+    groups |= {("report", name): members for name, members in of_origin.items() if members.any()}
+    if truth is not None:
+        groups |= _truth_groups(cohort, truth)
+    patients, tables = pd.factorize(cohort.patient_id)[0], []
+    for seed, seeds in {OVER_SEEDS: list(kept), **{one: [one] for one in kept}}.items():
+        stacked = np.stack([kept[one] for one in seeds])
+        if density is not None:
+            groups |= _density_groups(np.stack([density[one] for one in seeds]), stacked.shape)
+        own = np.broadcast_to(patients, stacked.shape)
+        rows = [
+            (*name, *_keep_rate(np.broadcast_to(members, stacked.shape), stacked, own))
+            for name, members in groups.items()
+        ]
+        tables.append(pd.DataFrame(rows, columns=KEEP_RATE_COLUMNS).assign(seed=seed))
     return pd.concat(tables, ignore_index=True)
 
 
 def list_keep_rates(rates: pd.DataFrame) -> pd.DataFrame:
-    """`keep_rates` as rows of the results table: ``finding`` is the group, ``group`` what was grouped by.
+    """`measure_keep_rates` as rows of the results table: ``finding`` is the group, ``group`` what was grouped by.
 
     The metrics are ``keep_rate`` and ``enrichment``; ``n`` counts the images of the group, ``positives`` the kept ones
-    (over several seeds their mean, as a whole number). A column ``seed`` is passed on.
+    (over several seeds their mean, as a whole number).
     """
-    seed = [name for name in ("seed",) if name in rates]
     rates = rates.assign(kept=rates.kept.round().astype(int))
     tables = []
     for metric, low, high in (("keep_rate", "ci_low", "ci_high"), ("enrichment", "enrichment_low", "enrichment_high")):
         columns = {"group": "finding", "group_by": "group", metric: "value", low: "ci_low", high: "ci_high"}
-        table = rates[[*columns, "n", "kept", *seed]].rename(columns={**columns, "kept": "positives"})
+        table = rates[[*columns, "n", "kept", "seed"]].rename(columns={**columns, "kept": "positives"})
         tables.append(table.assign(metric=metric))
     return pd.concat(tables, ignore_index=True)
 
@@ -120,20 +101,12 @@ def _label_groups(cohort, tiers) -> dict[tuple[str, str], np.ndarray]:
     if not findings:
         return {}
     labels = label_matrix(cohort, findings)
-    diseases = [position for position, finding in enumerate(findings) if finding != NO_FINDING]
-    groups = {("finding", findings[position]): labels[:, position] == 1 for position in diseases}
-    if NO_FINDING in findings:
-        normal = labels[:, findings.index(NO_FINDING)] == 1
-    else:
-        normal = ~np.isin(labels, (1, -1)).any(axis=1) & known_labels(labels).any(axis=1)
-    groups["no finding", NO_FINDING] = normal
+    groups = {("finding", name): labels[:, place] == 1 for place, name in enumerate(findings)}
+    normal = ~np.isin(labels, (1, -1)).any(axis=1) & known_labels(labels).any(axis=1)
+    groups["no finding", NO_FINDING] = groups.pop(("finding", NO_FINDING), normal)
     if tiers is not None:
         groups |= {("tier", tier): has_finding_of(tier, cohort, tiers) for tier in TIERS}
     return groups
-
-
-def _origins(cohort) -> list[str]:
-    return [origin for origin in REPORT_GROUPS if (cohort.report_origin == origin).any()]
 
 
 def _truth_groups(cohort, truth) -> dict[tuple[str, str], np.ndarray]:
@@ -164,7 +137,7 @@ def _keep_rate(members, kept, patients) -> tuple:
     seeds, overall = len(kept), kept.mean()
     decisions, hits = int(members.sum()), int((members & kept).sum())
     if decisions == 0:
-        return (seeds, 0, 0, 0.0, *[np.nan] * 6)
+        return (0, 0.0, *[np.nan] * 6)
     own_patients = pd.factorize(patients[members])[0]
     count = own_patients.max() + 1
     rate = hits / decisions
@@ -180,4 +153,4 @@ def _keep_rate(members, kept, patients) -> tuple:
         effective = count
     low, high = wilson_interval(rate, effective)
     relative = [one / overall if overall > 0 else np.nan for one in (rate, low, high)]
-    return (seeds, round(decisions / seeds), count, hits / seeds, rate, low, high, *relative)
+    return (round(decisions / seeds), hits / seeds, rate, low, high, *relative)

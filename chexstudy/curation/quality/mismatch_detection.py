@@ -11,9 +11,6 @@ from chexstudy.errors import StudyError
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients, count_scarcer_patients, interval
 from chexstudy.statistics.ranking import auroc
 
-SCORES = ("mismatch_score", "mismatch", "isolation", "clip_score")
-WRONG = ("mismatched", "junk", "either")
-AGAINST = ("sound", "rare")
 ALL_PAIRS = "all"
 DETECTION_COLUMNS = ("score", "wrong", "against", "among", "value", "ci_low", "ci_high", "n", "positives")
 _RARE_TIER = "tail"
@@ -31,12 +28,8 @@ def measure_detection(
     """AUROC of each score for wrong pairs, with 95 % intervals from drawing patients.
 
     Args:
-        scored: of the pairs (`chexstudy.curation.quality.pair_mismatch.score_mismatch`).
         truth: of the same pairs in the same order, with the columns ``mismatched`` and ``junk``; None if not known.
-        tiers: the rarest tier of each pair (`chexstudy.curation.quality.keep_rates.tiers_of_pairs`).
-        patient_ids: ``(pairs,)``.
-        generator: draws patients.
-        resamples: number of resamples.
+        tiers: the rarest tier of each pair (`chexstudy.cohort.prevalence.tiers_of_pairs`).
         bands: the curator's band of each pair; adds the measures among the pairs of each band.
 
     Returns:
@@ -67,22 +60,19 @@ def measure_detection(
     among = {ALL_PAIRS: np.ones(pairs, dtype=bool)}
     if bands is not None:
         among |= {name: np.asarray(bands) == name for name in sorted(set(bands))}
-    questions = [(kind, other, where) for kind in WRONG for other in AGAINST for where in among]
+    questions = [(kind, other, where) for kind in wrong for other in against for where in among]
     # -1 leaves a pair out of a question.
+    asked = [np.select([wrong[kind], against[other]], [1, 0], -1) for kind, other, _ in questions]
     labels = np.stack(
-        [
-            np.where(among[where] & wrong[kind], 1, np.where(among[where] & against[other], 0, -1))
-            for kind, other, where in questions
-        ],
-        axis=1,
+        [np.where(among[where], label, -1) for label, (*_, where) in zip(asked, questions, strict=True)], 1
     )
     weights = bootstrap_patients(patient_ids, resamples, generator)
     patients = count_scarcer_patients(labels, weights)
     scores = {"mismatch_score": scored.score, "mismatch": scored.mismatch, "isolation": scored.isolation}
-    scores["clip_score"] = -scored.agreement
+    scores |= {"clip_score": -scored.agreement}
     tables = []
-    for name in SCORES:
-        columns = np.broadcast_to(scores[name][:, None], labels.shape)
+    for name, values in scores.items():
+        columns = np.broadcast_to(values[:, None], labels.shape)
         low, high = interval(auroc(labels, columns, weights), patients=patients)
         table = pd.DataFrame(questions, columns=["wrong", "against", "among"])
         measured = {"value": auroc(labels, columns), "ci_low": low, "ci_high": high}

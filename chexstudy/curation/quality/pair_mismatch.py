@@ -9,7 +9,7 @@ little as well. Three questions are asked instead, each with the pair's own neig
    its image. What is lost, of what there was to gain, is the regret. A rare pair has little to regret, because nothing
    else fits it either; two ordinary halves that contradict each other lose nearly all.
 2. *Does its image lie apart?* (``isolation``) So do images that are no chest radiograph, and rare ones.
-3. *Does its text lie apart as well?* (``text_isolation``) With a rare disease it does; beside a hand or a page of noise
+3. *Does its text lie apart as well?* With a rare disease it does; beside a hand or a page of noise
    lies an ordinary report. An image is held against its pair only as far as it is more isolated than the text.
 
 A pair is wrong for one reason or the other, so its mismatch score is the larger of the two, not their sum.
@@ -31,10 +31,8 @@ from chexstudy.progress import progress
 from chexstudy.vectors.neighbours import nearest_rows
 
 NEIGHBOURS = 10
-ORDINARY, RARE, MISMATCHED, JUNK = "ordinary", "rare", "mismatched", "junk"
 # In robust standard deviations: the customary three for what is unusual, and half of that for what is not.
 WRONG_ABOVE, RARE_BELOW = 3.0, 1.5
-RATHER_RARE, UNCLEAR, RATHER_WRONG = "rather rare", "unclear", "rather wrong"
 REVIEW_COLUMNS = ("image_id", "distance", "band", "prototype", "mismatch_score", "mismatch", "isolation", "advice")
 _BLOCK_ROWS = 2_048
 _UNIT_TOLERANCE = 0.01
@@ -46,19 +44,15 @@ _SMALLEST_SPREAD = 1e-5
 class MismatchScores:
     """How likely each pair is mismatched, ``(pairs,)`` each; scores are float64, 0 at the median of the pairs.
 
-    ``mismatch``, ``isolation`` and ``text_isolation`` are in robust standard deviations (1.4826 times the median
-    absolute deviation), so that a share of wrong pairs does not move the yardstick.
+    ``mismatch`` and ``isolation`` are in robust standard deviations (1.4826 times the median absolute deviation), so
+    that a share of wrong pairs does not move the yardstick.
     """
 
-    # the larger of ``mismatch`` and of ``isolation`` less a positive ``text_isolation``; high is rather wrong
+    # the larger of ``mismatch`` and of ``isolation`` less that of the text, where it is positive; high is rather wrong
     score: np.ndarray
     mismatch: np.ndarray  # mean regret of image and text over being paired with each other
     isolation: np.ndarray  # distance of the image to its k-th nearest image
-    text_isolation: np.ndarray  # distance of the text to its k-th nearest text
     agreement: np.ndarray  # cosine of image and text, the plain CLIP score (not standardised)
-    # ``mismatched`` or ``junk`` where the score is above ``WRONG_ABOVE``, after what it comes from; of the others
-    # ``rare`` where image or text lies that far apart, else ``ordinary``.
-    reason: np.ndarray
 
 
 def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOURS) -> MismatchScores:
@@ -83,14 +77,9 @@ def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHB
     Neighbours are exact (`chexstudy.vectors.neighbours.nearest_rows`). Time grows with the square of the number of
     pairs, memory with the number.
 
-    Args:
-        image: unit-norm image embeddings ``(pairs, dim)``, of one encoder and best of one state of it: pairs embedded
-            at different steps of a training are near each other for that alone.
-        text: unit-norm text embeddings ``(pairs, dim)``, row i belonging to row i of ``image``.
-        neighbours: how many, k. A mistake that is made more than k times alike is taken for a rare truth.
-
-    Returns:
-        The scores, in the order of the rows.
+    Image and text are unit-norm embeddings ``(pairs, dim)`` of one encoder and best of one state of it: pairs embedded
+    at different steps of a training are near each other for that alone. A mistake that is made more than ``neighbours``
+    (k) times alike is taken for a rare truth.
     """
     image, text = _check_embeddings(image, "image"), _check_embeddings(text, "text")
     if image.shape != text.shape:
@@ -113,12 +102,8 @@ def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHB
     )
     mismatch = _standardise(np.mean(regrets, axis=0))
     isolation, text_isolation = (_standardise(_distance(one[1][:, -1])) for one in (of_image, of_text))
-    excess = isolation - np.maximum(text_isolation, 0)
-    score = np.maximum(mismatch, excess)
-    apart = np.maximum(isolation, text_isolation) > WRONG_ABOVE
-    wrong = np.where(mismatch >= excess, MISMATCHED, JUNK)
-    reason = np.where(score > WRONG_ABOVE, wrong, np.where(apart, RARE, ORDINARY))
-    return MismatchScores(score, mismatch, isolation, text_isolation, agreement, reason)
+    score = np.maximum(mismatch, isolation - np.maximum(text_isolation, 0))
+    return MismatchScores(score, mismatch, isolation, agreement)
 
 
 def split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,9 +143,8 @@ def review_list(ledger: pd.DataFrame, scores: MismatchScores) -> pd.DataFrame:
     listed = ledger.assign(mismatch_score=scores.score, mismatch=scores.mismatch, isolation=scores.isolation)
     listed = listed.drop_duplicates("image_id", keep="last")
     listed = listed[listed.band == BANDS[OUTLIER]].sort_values(["mismatch_score", "image_id"], ascending=[False, True])
-    advice = np.select(
-        [listed.mismatch_score > WRONG_ABOVE, listed.mismatch_score < RARE_BELOW], [RATHER_WRONG, RATHER_RARE], UNCLEAR
-    )
+    is_wrong, is_rare = listed.mismatch_score > WRONG_ABOVE, listed.mismatch_score < RARE_BELOW
+    advice = np.select([is_wrong, is_rare], ["rather wrong", "rather rare"], "unclear")
     return listed.assign(advice=advice.astype(object))[list(REVIEW_COLUMNS)].reset_index(drop=True)
 
 
