@@ -25,7 +25,7 @@ from chexstudy.evaluation.robustness.calibration import (
     shift_prevalence,
     to_log_odds,
 )
-from chexstudy.evaluation.robustness.spectrum import measure_against_each, measure_precision, measure_spectrum
+from chexstudy.evaluation.robustness.spectrum import measure_precision, measure_spectrum
 from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds, measure_thresholds
 from chexstudy.evaluation.scores import MACRO, measure_findings, scores_artifact
 from chexstudy.evaluation.task import Task, read_or_measure
@@ -160,10 +160,7 @@ def _measure_families(arm: _Arm, rows: pd.DataFrame, name: str) -> pd.DataFrame:
 def _measure_negatives(arm: _Arm, rows: pd.DataFrame, name: str, prevalences) -> pd.DataFrame:
     evaluation = arm.evaluation
     place = (arm.read(ZeroShot(), name, rows), evaluation.labels(rows), evaluation.findings, rows.patient_id)
-    tables = [
-        measure_spectrum(*place, evaluation.generator(), resamples=evaluation.resamples),
-        measure_against_each(*place),
-    ]
+    tables = [measure_spectrum(*place, evaluation.generator(), resamples=evaluation.resamples)]
     if prevalences:
         tables.append(measure_precision(*place, prevalences, evaluation.generator(), resamples=evaluation.resamples))
     return pd.concat(tables, ignore_index=True).assign(setting=CHOSEN)
@@ -176,7 +173,9 @@ def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, name: str, task: Ta
     tables = []
     for rule in RULES:
         carried = [choose_thresholds(one, known, rule) for one in validation]
-        tables.append(measure_thresholds(carried, *shared, evaluation.generator(), resamples=evaluation.resamples))
+        tables.append(
+            measure_thresholds(rule, carried, *shared, evaluation.generator(), resamples=evaluation.resamples)
+        )
     return pd.concat(tables, ignore_index=True)
 
 
