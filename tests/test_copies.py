@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chexstudy.cohort import copies
-from chexstudy.cohort.copies import find_copies, find_shared_files, refuse_shared_files
+from chexstudy.cohort.copies import find_copies, refuse_shared_files
 from chexstudy.errors import StudyError
 
 
@@ -44,7 +44,6 @@ def test_a_file_named_twice_is_told_by_its_rows_however_it_is_written(tmp_path):
     (tmp_path / "link").symlink_to(second)
     (tmp_path / "folder").symlink_to(tmp_path)
     files = [first, second, third, tmp_path / "x/../0", str(tmp_path / "link"), tmp_path / "folder/0"]
-    assert find_shared_files(files) == [[0, 3, 5], [1, 4]]
     with pytest.raises(StudyError) as caught:
         refuse_shared_files(files)
     assert str(caught.value) == (

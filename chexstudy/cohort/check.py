@@ -5,7 +5,7 @@ Image files are looked at by name, size and bytes, never decoded.
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +35,15 @@ class CohortCheck:
 def check_source(data_root: str | Path, source: str | None = None) -> CohortCheck:
     """Look at a source's folder as a build would, and at what later steps need; nothing is kept.
 
-    Args:
-        source: one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
+    ``source`` is one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
     """
     with tempfile.TemporaryDirectory() as unpacked:
         report = read_source(source or guess_source(data_root), data_root, 0, unpacked)
-        found = [*_tell_without_image(report.without_image, report.places), *_tell_without_row(report.without_row)]
+        found = _tell("rows whose image file is not there, which go to quarantine", report.without_image, report.places)
+        if report.without_row:
+            # Folders may name a patient.
+            names = _list([image.name for image in report.without_row])
+            found.append(f"images without a row, which take no part: {names}.")
         if report.cohort is None:
             return CohortCheck(report.problems, tuple(found))
         return _check_images(report.cohort, report.places, Path(data_root), found)
@@ -48,21 +51,21 @@ def check_source(data_root: str | Path, source: str | None = None) -> CohortChec
 
 def check_table(cohort: pd.DataFrame) -> CohortCheck:
     """Look at a cohort table that keeps the contract for what later steps need."""
-    return _check_images(cohort, cohort.index, None, ())
+    return _check_images(cohort, cohort.index, None, [])
 
 
-def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, found: Sequence[str]) -> CohortCheck:
+def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, remarks: list[str]) -> CohortCheck:
     """Look at a cohort and, where there is a root, at its image files."""
     kept, _ = set_aside_empty_reports(cohort)
-    with_report = cohort.index.isin(kept.index)
-    remarks = [*found, *_find_remarks(cohort, places), *_tell_without_report(with_report, places)]
-    is_usable = with_report
+    is_usable = cohort.index.isin(kept.index)
+    remarks += _find_remarks(cohort, places)
+    remarks += _tell("rows without a report, which go to quarantine", np.flatnonzero(~is_usable), places)
     if root is not None:
         files = [root / path for path in cohort["image_path"]]
         sizes = np.array([os.path.getsize(file) if os.path.isfile(file) else -1 for file in files])
-        remarks += _tell_empty_files(sizes, places)
+        remarks += _tell("rows whose image file is empty, which go to quarantine", np.flatnonzero(sizes == 0), places)
         remarks += _find_copies(files, cohort["split"].to_numpy(), places)
-        is_usable = with_report & (sizes > 0)
+        is_usable = is_usable & (sizes > 0)
     return CohortCheck(tuple(_find_problems(cohort[is_usable])), tuple(remarks), cohort)
 
 
@@ -82,10 +85,9 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
         ]
     problems = []
     if missing:
-        lacking = " and ".join(missing)
         problems.append(
-            f"no image is in the split {lacking}, which training or evaluation needs: give some patients that split, "
-            "or add patients if they are split at random."
+            f"no image is in the split {' and '.join(missing)}, which training or evaluation needs: give some "
+            "patients that split, or add patients if they are split at random."
         )
     findings = finding_columns(cohort)
     for split in _NEEDED_SPLITS[1:] if findings else ():
@@ -119,26 +121,11 @@ def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
         )
     findings = finding_columns(cohort)
     labels = label_matrix(cohort, findings)
-    alike = [
-        finding
-        for finding, column in zip(findings, labels.T, strict=True)
-        if not ((column == 1).any() and (column == 0).any())
-    ]
+    differ = (labels == 1).any(axis=0) & (labels == 0).any(axis=0)
+    alike = [finding for finding, both in zip(findings, differ, strict=True) if not both]
     if alike and len(alike) < len(findings):
         remarks.append(f"{', '.join(alike)}: not both present and absent anywhere, so not measured.")
     return remarks
-
-
-def _tell_without_report(with_report: np.ndarray, places: pd.Index) -> list[str]:
-    if with_report.all():
-        return []
-    return [f"rows without a report, which go to quarantine: {_name(np.flatnonzero(~with_report), places)}."]
-
-
-def _tell_empty_files(sizes: np.ndarray, places: pd.Index) -> list[str]:
-    if sizes.all():
-        return []
-    return [f"rows whose image file is empty, which go to quarantine: {_name(np.flatnonzero(sizes == 0), places)}."]
 
 
 def _find_copies(files: Sequence[Path], splits: np.ndarray, places: pd.Index) -> list[str]:
@@ -153,21 +140,9 @@ def _find_copies(files: Sequence[Path], splits: np.ndarray, places: pd.Index) ->
     return [f"rows whose image files hold the same bytes{told}: {_list(pairs)}."]
 
 
-def _tell_without_image(absent: Sequence[int], places: pd.Index) -> list[str]:
-    if not len(absent):
-        return []
-    return [f"rows whose image file is not there, which go to quarantine: {_name(absent, places)}."]
-
-
-def _tell_without_row(images: Sequence[Path]) -> list[str]:
-    if not images:
-        return []
-    # Folders may name a patient.
-    return [f"images without a row, which take no part: {_list([image.name for image in images])}."]
-
-
-def _name(numbers: Iterable[int], places: pd.Index) -> str:
-    return _list([name_place(places, number) for number in numbers])
+def _tell(what: str, numbers: Sequence[int], places: pd.Index) -> list[str]:
+    """One sentence on rows, none if there are none."""
+    return [f"{what}: {_list([name_place(places, number) for number in numbers])}."] if len(numbers) else []
 
 
 def _list(names: Sequence[str]) -> str:

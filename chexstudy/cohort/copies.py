@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from chexstudy.errors import StudyError
 from chexstudy.runs import hash_file
 
@@ -27,22 +29,18 @@ def find_copies(files: Sequence[str | Path]) -> list[list[int]]:
     return sorted(groups)
 
 
-def find_shared_files(files: Iterable[str | Path]) -> list[list[int]]:
-    """Which positions name one and the same file, however its path is written: groups of two and more."""
-    named = defaultdict(list)
-    for position, file in enumerate(files):
-        named[os.path.realpath(file)].append(position)
-    return [positions for positions in named.values() if len(positions) > 1]
-
-
 def refuse_shared_files(files: Iterable[str | Path]) -> None:
-    """Raise a StudyError if two rows name one image file; ``files`` are those of the rows, in their order."""
-    shared = find_shared_files(files)
-    if shared:
-        first, second = shared[0][:2]
+    """Raise a StudyError if two rows name one image file, however its path is written.
+
+    ``files`` are those of the rows, in their order.
+    """
+    named = pd.Series([os.path.realpath(file) for file in files])
+    shared = named[named.duplicated(keep=False)]
+    if len(shared):
+        first, second = shared.index[shared == shared.iloc[0]][:2]
         raise StudyError(
-            f"the cohort table: rows {first} and {second} name one image file, and {sum(map(len, shared))} rows share "
-            "their file with another: keep one row for each file, or mend the column of paths."
+            f"the cohort table: rows {first} and {second} name one image file, and {len(shared)} rows share their file "
+            "with another: keep one row for each file, or mend the column of paths."
         )
 
 

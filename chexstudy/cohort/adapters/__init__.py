@@ -97,7 +97,7 @@ def read_source(
     except StudyError as error:
         return ManifestReport((str(error),))
     absent = [number for number, file in enumerate(cohort["image_path"]) if not os.path.isfile(file)]
-    return ManifestReport((), tuple(cohort.columns), cohort.index, tuple(absent), (), cohort)
+    return ManifestReport((), cohort.index, tuple(absent), (), cohort)
 
 
 def build_source(

@@ -23,7 +23,6 @@ from chexstudy.cohort.adapters.column_mapping import (
 )
 from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW, ImageFinder, list_images, parse_years, require_folder
 from chexstudy.cohort.annotations import Box, MaskFile
-from chexstudy.cohort.copies import find_shared_files
 from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing, template_report
 from chexstudy.cohort.splits import carve_validation, split_patients
 from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
@@ -31,12 +30,13 @@ from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import is_rounded, normalise_ids, unify_patients
 from chexstudy.inputs.tables import NESTED, name_place
 
-VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
-OLDEST_YEARS = 120
+_VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
+_OLDEST_YEARS = 120
 # Notes in ``cohort.attrs``: how many patients were, and which columns of the table nothing takes.
 PATIENTS_UNIFIED = "patients_written_in_several_ways"
 UNUSED = "columns"
 _SPLIT = "official split"
+_SECTIONS = {heading for headings in SECTION_HEADINGS.values() for heading in headings}
 _A_LABEL = (
     "; a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated), or an entry under 'values: labels' "
     "that says what it means."
@@ -81,7 +81,6 @@ class ManifestReport:
     """What a dry run found."""
 
     problems: tuple[str, ...]  # one sentence for each thing that must be mended; empty if the cohort can be built
-    available_columns: tuple[str, ...] = ()  # the table's columns
     # of the table's rows in their file, as `chexstudy.inputs.tables.read_text_table` gives them
     places: pd.Index = field(default_factory=lambda: pd.Index([]))
     without_image: tuple[int, ...] = ()  # positions of rows that name a file that is not there; they go to quarantine
@@ -103,8 +102,12 @@ def check_dataset(spec: DatasetSpec, data_root: str | Path, seed: int) -> Manife
     and age do not tell is unknown: nobody mends a public table.
     """
     try:
-        folder = require_folder(data_root, spec.holding)
-        path = _find_official_table(folder, spec)
+        folder = path = require_folder(data_root, spec.holding)
+        if spec.tables:
+            path = next((folder / name for name in spec.tables if (folder / name).is_file()), None)
+        if path is None:
+            names = " or ".join(spec.tables)
+            raise StudyError(f"{folder} has no {names}: set data_root to the folder that holds {spec.holding}.")
         table = spec.read(folder, path)
         table, columns = _read_official_split(table, folder, spec)
     except StudyError as error:
@@ -115,7 +118,7 @@ def check_dataset(spec: DatasetSpec, data_root: str | Path, seed: int) -> Manife
             known = table[column].map(plain_word, na_action="ignore").isin(mapping.words(name))
             table[column] = table[column].where(known)
         elif name == "age_years":
-            table[column] = table[column].where(parse_years(table[column]) <= OLDEST_YEARS)
+            table[column] = table[column].where(parse_years(table[column]) <= _OLDEST_YEARS)
     finder = ImageFinder(folder, {path.name: path for path in list_images(folder) if spec.is_image(path)})
     report = check_manifest(table, mapping, path.name, finder, seed, templates=True)
     if report.cohort is not None:
@@ -129,15 +132,12 @@ def check_manifest(
 ) -> ManifestReport:
     """Build a cohort without raising and say everything that is wrong.
 
-    Args:
-        table: one row an image, every cell text or missing.
-        origin: what messages call it.
-        templates: whether an image whose report says nothing gets one that is written from its labels.
+    ``table`` has one row an image, every cell text or missing; ``origin`` is what messages call it; ``templates`` says
+    whether an image whose report says nothing gets one that is written from its labels.
     """
-    report = ManifestReport((), tuple(table.columns), table.index)
     problems = _find_column_problems(table, mapping, origin)
     if problems:
-        return replace(report, problems=tuple(problems))
+        return ManifestReport(tuple(problems), table.index)
     cohort, problems = _translate(table, mapping, origin, finder, seed, templates)
     files = [Path(image) for image in cohort["image_path"]]
     absent = [number for number, file in enumerate(files) if not os.path.isfile(file)]
@@ -153,7 +153,7 @@ def check_manifest(
             cohort = validate_cohort(cohort, origin)
         except StudyError as error:
             problems.append(str(error))
-    report = replace(report, problems=tuple(problems), without_image=tuple(absent), without_row=unlisted)
+    report = ManifestReport(tuple(problems), table.index, tuple(absent), unlisted)
     if problems:
         return report
     cohort.attrs[IMAGES_WITHOUT_ROW] = len(unlisted)
@@ -163,17 +163,6 @@ def check_manifest(
 
 
 # --- official layouts -------------------------------------------------------------------------------------------------
-
-
-def _find_official_table(folder: Path, spec: DatasetSpec) -> Path:
-    if not spec.tables:
-        return folder
-    path = next((folder / name for name in spec.tables if (folder / name).is_file()), None)
-    if path is None:
-        raise StudyError(
-            f"{folder} has no {' or '.join(spec.tables)}: set data_root to the folder that holds {spec.holding}."
-        )
-    return path
 
 
 def _read_official_split(
@@ -224,17 +213,15 @@ def _find_column_problems(table: pd.DataFrame, mapping: ColumnMapping, origin: s
         elif name not in table:
             hint = f"; {EACH_ANOTHER}" if what == "patient_id" else ""
             problems.append(f"{origin} has no column {name!r} for {what}; {has}{hint}.")
-    problems += [
-        f"a finding cannot be named {finding!r}, which is a column of its own in a cohort: rename it in 'findings'."
-        for finding in mapping.findings()
-        if finding in RESERVED_COLUMNS
-    ]
-    problems += [
-        f"a finding cannot be named {finding!r}, because columns that begin with {OUTCOME_PREFIX!r} are outcomes: "
-        "rename it in 'findings', or move it to 'outcomes'."
-        for finding in mapping.findings()
-        if finding.startswith(OUTCOME_PREFIX)
-    ]
+    for finding in mapping.findings():
+        if finding in RESERVED_COLUMNS:
+            why, move = "which is a column of its own in a cohort", ""
+        elif finding.startswith(OUTCOME_PREFIX):
+            why = f"because columns that begin with {OUTCOME_PREFIX!r} are outcomes"
+            move = ", or move it to 'outcomes'"
+        else:
+            continue
+        problems.append(f"a finding cannot be named {finding!r}, {why}: rename it in 'findings'{move}.")
     if table.empty:
         problems.append(f"{origin} has no rows.")
     return problems
@@ -256,13 +243,14 @@ def _translate(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cohort, and what is wrong with it that the contract's own validation would not tell as well."""
     cells = {name: table[column] for name, column in mapping.single_columns().items()}
-    paths = (
-        cells["image_path"].fillna("").str.replace("\0", "").str.strip().str.replace("\\", "/").str.removeprefix("./")
-    )
+    paths = cells["image_path"].fillna("").str.replace("\0", "").str.strip()
+    paths = paths.str.replace("\\", "/").str.removeprefix("./")
     files = [finder.find(name) for name in paths]
     ids = {name: normalise_ids(cells[name]) for name in ("image_id", "patient_id", "study_id") if name in cells}
     problems = _find_id_problems({"image_path": normalise_ids(paths), **ids}, origin)
-    problems += _find_shared_files(files, table.index, mapping.columns["image_path"], origin) if not problems else []
+    if not problems:
+        real = pd.Series(list(map(os.path.realpath, files)), paths.index, name=paths.name)
+        problems += _find_repeats(real, "name the same file, written in two ways,", origin)
     own = ids.get("image_id", normalise_ids(paths)).fillna("")
     cohort = pd.DataFrame(
         {name: mapping.source + "/" + ids.get(name, own).fillna("") for name in ("image_id", "patient_id", "study_id")}
@@ -284,25 +272,24 @@ def _translate(
             cohort[name] = "unknown"
     cohort["age_years"] = parse_years(cells["age_years"]) if "age_years" in cells else float("nan")
     if "age_years" in cells:
-        wrong = (cohort["age_years"].isna() & cells["age_years"].notna()) | (cohort["age_years"] > OLDEST_YEARS)
-        told = f"; expected an age from 0 to {OLDEST_YEARS} years, or empty."
+        wrong = (cohort["age_years"].isna() & cells["age_years"].notna()) | (cohort["age_years"] > _OLDEST_YEARS)
+        told = f"; expected an age from 0 to {_OLDEST_YEARS} years, or empty."
         problems += _tell_first(wrong, cells["age_years"], origin, told)
     for finding, column in mapping.findings().items():
         cohort[finding] = _translate_words(table[column], "labels", mapping)
+        wrong = cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1])
+        problems += _tell_first(wrong, table[column], origin, _A_LABEL)
     for name, column in mapping.outcomes(table).items():
         is_time = name.endswith(YEARS_SUFFIX)
         cohort[name] = table[column].str.strip() if is_time else _translate_words(table[column], "outcomes", mapping)
-    for finding, column in mapping.findings().items():
-        wrong = cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1])
-        problems += _tell_first(wrong, table[column], origin, _A_LABEL)
     if problems:
         return cohort, problems
     cohort = cohort.astype(dict.fromkeys(mapping.findings(), "Int8"))
     _write_reports(cohort, table, mapping, seed, templates)
     if "split" not in cells:
-        return split_patients(cohort, mapping.fractions, seed), []
-    if not (cohort["split"] == "validate").any():
-        return carve_validation(cohort, VALIDATE_SHARE, seed), []
+        cohort = split_patients(cohort, mapping.fractions, seed)
+    elif not (cohort["split"] == "validate").any():
+        cohort = carve_validation(cohort, _VALIDATE_SHARE, seed)
     return cohort, []
 
 
@@ -318,7 +305,12 @@ def _write_reports(
 ) -> None:
     columns = mapping.report_columns()
     cohort["report"] = [
-        "\n".join(_head_section(column, row[column]) for column in columns if not says_nothing(row[column]))
+        "\n".join(
+            # A column that is named like a section opens that section.
+            f"{column.upper()}: {row[column]}" if column.lower() in _SECTIONS else row[column]
+            for column in columns
+            if not says_nothing(row[column])
+        )
         for row in table[columns].fillna("").to_dict("records") or [{}] * len(table)
     ]
     cohort["report_origin"] = "written"
@@ -331,12 +323,6 @@ def _write_reports(
         ]
         cohort.loc[silent, "report_origin"] = "template"
     cohort["report_origin"] = cohort["report_origin"].where(cohort["report"] != "", "none")
-
-
-def _head_section(column: str, text: str) -> str:
-    """A column that is named like a section opens that section."""
-    is_section = any(column.lower() in headings for headings in SECTION_HEADINGS.values())
-    return f"{column.upper()}: {text}" if is_section else text
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
@@ -359,7 +345,7 @@ def _find_id_problems(ids: Mapping[str, pd.Series], origin: str) -> list[str]:
         told = " ({count} rows are; nan, unknown or -1 say no more): fill it in."
         problems += _tell_first(cells.isna(), cells, origin, told)
         if name.startswith("image"):
-            problems += _find_duplicates(cells, origin)
+            problems += _find_repeats(cells, "hold the same", origin)
         else:
             rounded = cells.map(is_rounded, na_action="ignore").eq(True)
             held = "holds a number that a spreadsheet has rounded, as in 1.2E+15"
@@ -367,26 +353,16 @@ def _find_id_problems(ids: Mapping[str, pd.Series], origin: str) -> list[str]:
     return problems
 
 
-def _find_duplicates(names: pd.Series, origin: str) -> list[str]:
-    repeated = names.duplicated() & names.notna()
+def _find_repeats(keys: pd.Series, told: str, origin: str) -> list[str]:
+    """One sentence about the first two rows of one key, none if no two have one."""
+    repeated = keys.duplicated() & keys.notna()
     if not repeated.any():
         return []
     again = int(repeated.argmax())
-    first = int((names == names.iloc[again]).argmax())
+    first = int((keys == keys.iloc[again]).argmax())
     return [
-        f"{origin}: {name_place(names.index, first)} and {name_place(names.index, again)} hold the same in column "
-        f"{names.name!r} ({names[repeated].nunique()} images repeat): give each image one row."
-    ]
-
-
-def _find_shared_files(files: list[Path], places: pd.Index, column: str, origin: str) -> list[str]:
-    shared = find_shared_files(files)
-    if not shared:
-        return []
-    first, second = (name_place(places, number) for number in shared[0][:2])
-    return [
-        f"{origin}: {first} and {second} name the same file in column {column!r}, written in two ways "
-        f"({len(shared)} files are named more than once): give each image one row."
+        f"{origin}: {name_place(keys.index, first)} and {name_place(keys.index, again)} {told} in column "
+        f"{keys.name!r} ({keys[repeated].nunique()} images repeat): give each image one row."
     ]
 
 
@@ -396,8 +372,7 @@ def _tell_unused(table: pd.DataFrame, mapping: ColumnMapping) -> str:
     unused = [name for name in table.columns if name not in used and not name.startswith("__")]
     if not unused:
         return ""
-    guessed = {name: column for name, column in guess_names(table.columns).items() if column in unused}
-    guessed = {name: column for name, column in guessed.items() if name not in mapping.columns}
-    add = ", ".join(f"{name}: {column}" for name, column in guessed.items())
+    guessed = guess_names(table.columns).items()
+    add = ", ".join(f"{name}: {own}" for name, own in guessed if own in unused and name not in mapping.columns)
     verb = "is" if len(unused) == 1 else "are"
     return f"{', '.join(unused)} {verb} not used{f': add {add}' if add else ''}."

@@ -62,10 +62,13 @@ class Board:
         ramp += np.float32(0.5)
         return np.clip(ramp, 0.0, 1.0, out=ramp)
 
+    def index(self, at: float) -> int:
+        """Number of the row or column at a coordinate, clipped to the board."""
+        return int(np.clip(at / self.pitch + 0.5 * self.pixels, 0, self.pixels - 1))
+
     def window(self, x: float, y: float, half_width: float, half_height: float) -> Window:
         """The part of the board around a point; clipped at the border, never empty."""
-        columns = self._span(x, half_width)
-        rows = self._span(y, half_height)
+        columns, rows = self._span(x, half_width), self._span(y, half_height)
         return Window((rows, columns), self.axis[None, columns], self.axis[rows, None])
 
     def _span(self, centre: float, half: float) -> slice:

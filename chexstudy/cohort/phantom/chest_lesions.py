@@ -1,14 +1,10 @@
-"""Findings of heart, vessels, hila, hiatus and skeleton.
-
-Painters take the scene, the lesion and its generator, draw into the scene and return the lesion's mask
-``(pixels, pixels)`` on the board. Reshapers change the chest's numbers before it is laid out.
-"""
+"""Findings of heart, vessels, hila, hiatus and skeleton; see ``lesions.py``."""
 
 import numpy as np
 
 from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.lung_lesions import add_ball
-from chexstudy.cohort.phantom.scene import Scene, pick_sides
+from chexstudy.cohort.phantom.scene import SIGNS, Scene, paint_each_side, pick_sides
 from chexstudy.cohort.phantom.shape import Shape
 
 
@@ -41,23 +37,18 @@ def paint_scoliosis(scene: Scene, lesion: Lesion, generator: np.random.Generator
     return np.abs(scene.board.x - scene.body.spine_line) < 0.12
 
 
-def paint_fracture(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
+@paint_each_side
+def paint_fracture(scene: Scene, lesion: Lesion, generator: np.random.Generator, side: int, mask: np.ndarray) -> None:
     """One to four neighbouring ribs broken in a line: a step, a dark cleft and a cuff of callus."""
-    body, board, shape = scene.body, scene.board, scene.shape
-    mask = board.empty_mask()
-    for side in pick_sides(lesion.side):
-        sign = -1.0 if side == 0 else 1.0
-        across = generator.uniform(0.58, 0.80)
-        height = {"upper": 0.26, "middle": 0.45, "lower": 0.62}.get(lesion.zone, generator.uniform(0.3, 0.62))
-        wanted = scene.level(side, height)
-        drop = 0.5 * shape.rib_drop * (1.0 - np.sqrt(1.0 - across**2))
-        first = max(round((wanted - shape.rib_top - drop) / shape.rib_pitch), 1)
-        for rib in range(first, first + 1 + round(2.6 * lesion.severity)):
-            y = shape.rib_top + drop + rib * shape.rib_pitch
-            row = int(np.clip(y / board.pitch + 0.5 * board.pixels, 0, board.pixels - 1))
-            x = sign * across * float(body.wall[side][row, 0])
-            _break_rib(scene, x, y, sign, lesion.severity, generator, mask)
-    return mask
+    shape = scene.shape
+    across = generator.uniform(0.58, 0.80)
+    height = {"upper": 0.26, "middle": 0.45, "lower": 0.62}.get(lesion.zone, generator.uniform(0.3, 0.62))
+    drop = 0.5 * shape.rib_drop * (1.0 - np.sqrt(1.0 - across**2))
+    first = max(round((scene.level(side, height) - shape.rib_top - drop) / shape.rib_pitch), 1)
+    for rib in range(first, first + 1 + round(2.6 * lesion.severity)):
+        y = shape.rib_top + drop + rib * shape.rib_pitch
+        x = SIGNS[side] * across * float(scene.body.wall[side][scene.board.index(y), 0])
+        _break_rib(scene, x, y, SIGNS[side], lesion.severity, generator, mask)
 
 
 def _break_rib(
@@ -91,20 +82,16 @@ def reshape_hilum(shape: Shape, lesion: Lesion) -> None:
         shape.hilum[side] *= 1.0 + 0.5 * lesion.severity
 
 
-def paint_hilum(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
+@paint_each_side
+def paint_hilum(scene: Scene, lesion: Lesion, generator: np.random.Generator, side: int, mask: np.ndarray) -> None:
     """Enlarged hilar nodes: a cluster of lobulated, sharply bounded masses beside the mediastinum."""
-    mask = scene.board.empty_mask()
-    for side in pick_sides(lesion.side):
-        x, y = scene.body.hila[side]
-        sign = -1.0 if side == 0 else 1.0
-        radius = 0.060 + 0.055 * lesion.severity
-        for turn in (-0.9, 0.0, 0.9):
-            reach = radius * generator.uniform(0.75, 1.15)
-            add_ball(
-                scene, mask, x + sign * reach * np.cos(turn) + 0.02 * sign, y + 1.2 * reach * np.sin(turn),
-                radius * generator.uniform(0.75, 1.05), 0.11 + 0.12 * lesion.severity, generator, lobulation=0.06,
-            )  # fmt: skip
-    return mask
+    (x, y), sign, severity = scene.body.hila[side], SIGNS[side], lesion.severity
+    radius = 0.060 + 0.055 * severity
+    for turn in (-0.9, 0.0, 0.9):
+        reach = radius * generator.uniform(0.75, 1.15)
+        at = (x + sign * reach * np.cos(turn) + 0.02 * sign, y + 1.2 * reach * np.sin(turn))
+        size = radius * generator.uniform(0.75, 1.05)
+        add_ball(scene, mask, at, size, 0.11 + 0.12 * severity, generator, lobulation=0.06)
 
 
 def reshape_aorta(shape: Shape, lesion: Lesion) -> None:

@@ -64,21 +64,14 @@ def _smooth_path(*corners: tuple[float, float]) -> np.ndarray:
     path = np.array(corners)
     for _ in range(3):
         near, far = 0.75 * path[:-1] + 0.25 * path[1:], 0.25 * path[:-1] + 0.75 * path[1:]
-        cut = np.empty((2 * len(near), 2))
-        cut[0::2], cut[1::2] = near, far
-        path = np.concatenate((path[:1], cut, path[-1:]))
+        path = np.concatenate((path[:1], np.stack((near, far), axis=1).reshape(-1, 2), path[-1:]))
     return path
-
-
-def _place_endotracheal(generator: np.random.Generator) -> dict:
-    return {"above_carina": generator.uniform(0.10, 0.26)}
 
 
 def _paint_endotracheal(scene: Scene, metal: np.ndarray, above_carina: float) -> None:
     """A tube down the trachea to a few centimetres above the carina."""
     x, y = scene.body.carina
-    tip = y - above_carina
-    path = _smooth_path((x - 0.02, -1.15), (x - 0.012, -0.8), (x + 0.004, tip))
+    path = _smooth_path((x - 0.02, -1.15), (x - 0.012, -0.8), (x + 0.004, y - above_carina))
     stripe = path + np.array((0.009, 0.0))
     metal += 0.26 * scene.board.trace(path, 0.026) + 0.34 * scene.board.trace(stripe, 0.011)
 
@@ -96,16 +89,10 @@ def _paint_central_line(scene: Scene, metal: np.ndarray, below_base: float, side
     shift = scene.shape.shift
     end = (shift - 0.115, scene.shape.heart_top + below_base)
     if from_neck:
-        path = _smooth_path((side * 0.22, -1.15), (side * 0.19, -0.8), (side * 0.13, -0.55), (shift - 0.11, -0.4), end)
+        route = ((side * 0.22, -1.15), (side * 0.19, -0.8), (side * 0.13, -0.55), (shift - 0.11, -0.4))
     else:
-        path = _smooth_path(
-            (side * 0.82, -0.45), (side * 0.55, -0.62), (side * 0.25, -0.60), (shift - 0.09, -0.48), end
-        )
-    metal += 0.46 * scene.board.trace(path, 0.019)
-
-
-def _place_gastric(generator: np.random.Generator) -> dict:
-    return {"sag": generator.uniform(0.10, 0.2)}
+        route = ((side * 0.82, -0.45), (side * 0.55, -0.62), (side * 0.25, -0.60), (shift - 0.09, -0.48))
+    metal += 0.46 * scene.board.trace(_smooth_path(*route, end), 0.019)
 
 
 def _paint_gastric(scene: Scene, metal: np.ndarray, sag: float) -> None:
@@ -145,16 +132,8 @@ def _paint_pacemaker(scene: Scene, metal: np.ndarray, side: float, x: float, y: 
 
 def _place_electrodes(generator: np.random.Generator) -> dict:
     spots = [(-0.62, -0.42), (0.60, -0.40), (0.66, 0.36)][: 2 + int(generator.random() < 0.7)]
-    return {
-        "spots": [
-            (
-                x + 0.05 * generator.standard_normal(),
-                y + 0.05 * generator.standard_normal(),
-                generator.uniform(-0.25, 0.25),
-            )
-            for x, y in spots
-        ]
-    }
+    jitter = generator.standard_normal
+    return {"spots": [(x + 0.05 * jitter(), y + 0.05 * jitter(), generator.uniform(-0.25, 0.25)) for x, y in spots]}
 
 
 def _paint_electrodes(scene: Scene, metal: np.ndarray, spots: list[tuple[float, float, float]]) -> None:
@@ -165,10 +144,6 @@ def _paint_electrodes(scene: Scene, metal: np.ndarray, spots: list[tuple[float, 
         metal[part.where] += 0.45 * board.soften((0.030 - np.hypot(part.x - x, part.y - y)).astype(np.float32), 0.01)
         path = _smooth_path((x, y), (x + 0.3 * away, y + 0.35), (x + away, y + 0.55), (0.4 * x + away, 1.2))
         metal += 0.36 * board.trace(path, 0.015)
-
-
-def _place_wires(generator: np.random.Generator) -> dict:
-    return {"loops": [(generator.random(), 0.008 * generator.standard_normal()) for _ in range(6)]}
 
 
 def _paint_wires(scene: Scene, metal: np.ndarray, loops: list[tuple[float, float]]) -> None:
@@ -182,10 +157,14 @@ def _paint_wires(scene: Scene, metal: np.ndarray, loops: list[tuple[float, float
 
 # Device -> its share among devices, what is drawn by chance of its place, and how it is painted there.
 _DEVICES = {
-    "endotracheal tube": (0.20, _place_endotracheal, _paint_endotracheal),
+    "endotracheal tube": (0.20, lambda draw: {"above_carina": draw.uniform(0.10, 0.26)}, _paint_endotracheal),
     "central venous catheter": (0.26, _place_central_line, _paint_central_line),
-    "feeding tube": (0.18, _place_gastric, _paint_gastric),
+    "feeding tube": (0.18, lambda draw: {"sag": draw.uniform(0.10, 0.2)}, _paint_gastric),
     "pacemaker": (0.16, _place_pacemaker, _paint_pacemaker),
     "electrodes": (0.12, _place_electrodes, _paint_electrodes),
-    "sternal wires": (0.08, _place_wires, _paint_wires),
+    "sternal wires": (
+        0.08,
+        lambda draw: {"loops": [(draw.random(), 0.008 * draw.standard_normal()) for _ in range(6)]},
+        _paint_wires,
+    ),
 }

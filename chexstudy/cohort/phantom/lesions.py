@@ -1,4 +1,8 @@
-"""Which function draws which finding, and which findings change the form of an organ before it is drawn."""
+"""Which function draws which finding, and which findings change the form of an organ before it is drawn.
+
+Painters take the scene, the lesion and its generator, draw into the scene and return the lesion's mask
+``(pixels, pixels)`` on the board. Reshapers change the chest's numbers before it is laid out.
+"""
 
 from types import MappingProxyType
 

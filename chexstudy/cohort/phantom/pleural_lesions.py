@@ -1,13 +1,9 @@
-"""Fluid, air and scar between lung and chest wall, and free air under the diaphragm.
-
-Painters take the scene, the lesion and its generator, draw into the scene and return the lesion's mask
-``(pixels, pixels)`` on the board. Reshapers change the chest's numbers before it is laid out.
-"""
+"""Fluid, air and scar between lung and chest wall, and free air under the diaphragm; see ``lesions.py``."""
 
 import numpy as np
 
 from chexstudy.cohort.phantom.case import Lesion
-from chexstudy.cohort.phantom.scene import Scene, pick_sides
+from chexstudy.cohort.phantom.scene import SIGNS, Scene, paint_each_side
 from chexstudy.cohort.phantom.shape import Shape
 
 _MASK_LEVEL = 0.4
@@ -15,9 +11,7 @@ _MASK_LEVEL = 0.4
 
 def _push_mediastinum(shape: Shape, lesion: Lesion, from_severity: float, distance: float) -> None:
     """Move heart and mediastinum away from a one-sided lesion that takes up much room."""
-    if lesion.side in ("right", "left"):
-        direction = 1.0 if lesion.side == "right" else -1.0
-        shape.shift += direction * distance * max(lesion.severity - from_severity, 0.0) / (1.0 - from_severity)
+    shape.pull_mediastinum(lesion.side, -distance * max(lesion.severity - from_severity, 0.0) / (1.0 - from_severity))
 
 
 def reshape_effusion(shape: Shape, lesion: Lesion) -> None:
@@ -25,22 +19,19 @@ def reshape_effusion(shape: Shape, lesion: Lesion) -> None:
     _push_mediastinum(shape, lesion, 0.65, 0.06)
 
 
-def paint_effusion(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
+@paint_each_side
+def paint_effusion(scene: Scene, lesion: Lesion, generator: np.random.Generator, side: int, mask: np.ndarray) -> None:
     """Pleural fluid: the angle is blunted first, then a meniscus climbs the chest wall and hides the diaphragm."""
-    body, board = scene.body, scene.board
-    mask = board.empty_mask()
-    for side in pick_sides(lesion.side):
-        where = scene.half(side)
-        severity = float(np.clip(lesion.severity * generator.uniform(0.9, 1.1), 0.05, 1.0))
-        lateral = scene.level(side, 1.0) - 0.15 - 0.76 * severity**1.25
-        sag = 0.20 - 0.08 * severity
-        surface = lateral + sag * (1.0 - np.minimum(body.across[where], 1.0) ** 2.4)
-        fluid = board.soften(board.y - surface, 0.05)
-        fluid *= body.lungs[where] > 0.02
-        scene.fill_lung(np.float32(0.93) * fluid, where)
-        scene.add(np.float32(0.05) * fluid * body.lungs[where], where)
-        mask[where] = (fluid > _MASK_LEVEL) & (body.lungs[where] > _MASK_LEVEL)
-    return mask
+    board, where = scene.board, scene.half(side)
+    across, lungs = scene.body.across[where], scene.body.lungs[where]
+    severity = float(np.clip(lesion.severity * generator.uniform(0.9, 1.1), 0.05, 1.0))
+    lateral = scene.level(side, 1.0) - 0.15 - 0.76 * severity**1.25
+    surface = lateral + (0.20 - 0.08 * severity) * (1.0 - np.minimum(across, 1.0) ** 2.4)
+    fluid = board.soften(board.y - surface, 0.05)
+    fluid *= lungs > 0.02
+    scene.fill_lung(np.float32(0.93) * fluid, where)
+    scene.add(np.float32(0.05) * fluid * lungs, where)
+    mask[where] = (fluid > _MASK_LEVEL) & (lungs > _MASK_LEVEL)
 
 
 def reshape_pneumothorax(shape: Shape, lesion: Lesion) -> None:
@@ -48,63 +39,53 @@ def reshape_pneumothorax(shape: Shape, lesion: Lesion) -> None:
     _push_mediastinum(shape, lesion, 0.6, 0.10)
 
 
-def paint_pneumothorax(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
+@paint_each_side
+def paint_pneumothorax(
+    scene: Scene, lesion: Lesion, generator: np.random.Generator, side: int, mask: np.ndarray
+) -> None:
     """Air in the pleural space: black, no vessels, bounded by a thin white line; the lung inside is a little denser."""
-    body, board = scene.body, scene.board
-    mask = board.empty_mask()
-    for side in pick_sides(lesion.side):
-        where = scene.half(side)
-        severity = lesion.severity
-        gap = (0.10 + 0.45 * severity) * generator.uniform(0.9, 1.1)
-        descent = 0.06 + 0.26 * severity
-        height = body.height[side]
-        edge = 1.0 - gap * np.clip(1.0 - 0.70 * height, 0.15, 1.0)
-        lateral = (edge - body.across[where]) * np.float32(scene.shape.chest[side])
-        top = (height - descent) * np.float32(scene.shape.angle[side] - scene.shape.apex[side])
-        # The apex of the lung is round: both borders meet smoothly.
-        rounding = np.float32(0.32)
-        mix = np.clip(0.5 + 0.5 * (top - lateral) / rounding, 0.0, 1.0)
-        inside = top + (lateral - top) * mix - rounding * mix * (1.0 - mix)
-        lung = board.soften(inside, 0.012)
-        cavity = body.lungs[where]
-        free = (1.0 - lung) * cavity
-        line = board.soften(np.float32(0.010) - np.abs(inside), 0.008) * cavity
-        scene.vessels[where] *= 1.0 - free
-        scene.fill_lung(np.float32(0.06 + 0.26 * severity) * lung * cavity, where)
-        scene.add(np.float32(0.085) * line - np.float32(0.10) * free, where)
-        mask[where] = (free > _MASK_LEVEL) | (line > _MASK_LEVEL)
-    return mask
+    body, board, severity, where = scene.body, scene.board, lesion.severity, scene.half(side)
+    gap = (0.10 + 0.45 * severity) * generator.uniform(0.9, 1.1)
+    height = body.height[side]
+    edge = 1.0 - gap * np.clip(1.0 - 0.70 * height, 0.15, 1.0)
+    lateral = (edge - body.across[where]) * np.float32(scene.shape.chest[side])
+    top = (height - (0.06 + 0.26 * severity)) * np.float32(scene.shape.angle[side] - scene.shape.apex[side])
+    # The apex of the lung is round: both borders meet smoothly.
+    rounding = np.float32(0.32)
+    mix = np.clip(0.5 + 0.5 * (top - lateral) / rounding, 0.0, 1.0)
+    inside = top + (lateral - top) * mix - rounding * mix * (1.0 - mix)
+    lung = board.soften(inside, 0.012)
+    cavity = body.lungs[where]
+    free = (1.0 - lung) * cavity
+    line = board.soften(np.float32(0.010) - np.abs(inside), 0.008) * cavity
+    scene.vessels[where] *= 1.0 - free
+    scene.fill_lung(np.float32(0.06 + 0.26 * severity) * lung * cavity, where)
+    scene.add(np.float32(0.085) * line - np.float32(0.10) * free, where)
+    mask[where] = (free > _MASK_LEVEL) | (line > _MASK_LEVEL)
 
 
-def paint_thickening(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
+@paint_each_side
+def paint_thickening(scene: Scene, lesion: Lesion, generator: np.random.Generator, side: int, mask: np.ndarray) -> None:
     """Pleural scar: an apical cap in the upper zone, else an uneven band along the chest wall that rounds the angle."""
-    body, board = scene.body, scene.board
-    mask = board.empty_mask()
-    for side in pick_sides(lesion.side):
-        where = scene.half(side)
-        height, wall = body.height[side], body.wall[side]
-        ripple = (
-            1.0
-            + 0.30 * np.sin(17.0 * height + 6.28 * generator.random())
-            + 0.2 * np.sin(41.0 * height + 6.28 * generator.random())
-        )
-        width = (0.030 + 0.075 * lesion.severity) * ripple
-        away = (1.0 - body.across[where]) * wall
-        if lesion.zone == "upper":
-            width = width * 1.25
-            below_apex = (height - 0.01) * np.float32(scene.shape.angle[side] - scene.shape.apex[side])
-            away = np.minimum(away, 0.75 * below_apex)
-            span = np.clip((0.34 - height) / 0.16, 0.0, 1.0)
-        else:
-            above, below = (0.20, 0.80) if lesion.zone == "middle" else (0.45, 2.0)
-            span = np.clip((height - above) / 0.15, 0.0, 1.0) * np.clip((below - height) / 0.15, 0.0, 1.0)
-            width = width * (1.0 + 0.9 * np.clip((height - 0.80) / 0.15, 0.0, 1.0))
-        band = board.soften((width * span).astype(np.float32) - away, 0.014) * body.lungs[where]
-        band *= span > 0.05
-        scene.fill_lung(np.float32(0.72) * band, where)
-        scene.add(np.float32(0.07) * band, where)
-        mask[where] = band > _MASK_LEVEL
-    return mask
+    body, where, height = scene.body, scene.half(side), scene.body.height[side]
+    ripple = 1.0 + 0.30 * np.sin(17.0 * height + 6.28 * generator.random())
+    ripple = ripple + 0.2 * np.sin(41.0 * height + 6.28 * generator.random())
+    width = (0.030 + 0.075 * lesion.severity) * ripple
+    away = (1.0 - body.across[where]) * body.wall[side]
+    if lesion.zone == "upper":
+        width = width * 1.25
+        below_apex = (height - 0.01) * np.float32(scene.shape.angle[side] - scene.shape.apex[side])
+        away = np.minimum(away, 0.75 * below_apex)
+        span = np.clip((0.34 - height) / 0.16, 0.0, 1.0)
+    else:
+        above, below = (0.20, 0.80) if lesion.zone == "middle" else (0.45, 2.0)
+        span = np.clip((height - above) / 0.15, 0.0, 1.0) * np.clip((below - height) / 0.15, 0.0, 1.0)
+        width = width * (1.0 + 0.9 * np.clip((height - 0.80) / 0.15, 0.0, 1.0))
+    band = scene.board.soften((width * span).astype(np.float32) - away, 0.014) * body.lungs[where]
+    band *= span > 0.05
+    scene.fill_lung(np.float32(0.72) * band, where)
+    scene.add(np.float32(0.07) * band, where)
+    mask[where] = band > _MASK_LEVEL
 
 
 def paint_pneumoperitoneum(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
@@ -114,9 +95,8 @@ def paint_pneumoperitoneum(scene: Scene, lesion: Lesion, generator: np.random.Ge
     sides = (0, 1) if lesion.side == "bilateral" else (1,) if lesion.side == "left" else (0,)
     for side in sides:
         where = scene.half(side)
-        sign = -1.0 if side == 0 else 1.0
         share = 1.0 if side == sides[0] else 0.6
-        centre = sign * (0.44 + 0.04 * generator.standard_normal()) * scene.shape.chest[side] / 0.73
+        centre = SIGNS[side] * (0.44 + 0.04 * generator.standard_normal()) * scene.shape.chest[side] / 0.73
         half_width = (0.22 + 0.10 * lesion.severity) * share
         thickness = (0.040 + 0.065 * lesion.severity) * share
         across = (board.x[:, where[1]] - centre) / np.float32(half_width)

@@ -1,21 +1,25 @@
 """A chest in the making: what findings fill, thin out or add before the film is exposed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import numpy as np
 
 from chexstudy.cohort.phantom.anatomy import Body
 from chexstudy.cohort.phantom.canvas import Board
+from chexstudy.cohort.phantom.case import Lesion
 from chexstudy.cohort.phantom.shape import Shape
 
-BLOOD = 3.7  # contrast of vessels: thin cords lose more to blur than they would on a real film
+SIGNS = (-1.0, 1.0)  # of x, by side: 0 the patient's right (image left), 1 the left
+_BLOOD = 3.7  # contrast of vessels: thin cords lose more to blur than they would on a real film
+_ZONES = {"upper": (0.12, 0.34), "middle": (0.38, 0.60), "lower": (0.64, 0.84)}
 
 
 @dataclass
 class Scene:
     """The organs on their board, and the layers the findings work on."""
 
-    # board, shape, body: the grid, the chest's numbers and its organs
     board: Board
     shape: Shape
     body: Body
@@ -51,13 +55,11 @@ class Scene:
         total = body.tissue * (1.0 + np.float32(0.018) * self.board.random_field(generator, 10))
         total -= air
         blood = self.vessels * np.clip(air * 2.5, 0.0, 1.0)
-        blood *= np.float32(BLOOD)
+        blood *= np.float32(_BLOOD)
         total += blood
         total += self._hilar_haze()
-        total += body.ribs
-        total += body.spine
-        total += body.clavicles
-        total += body.other_bones
+        for bone in (body.ribs, body.spine, body.clavicles, body.other_bones):
+            total += bone
         total -= body.tubes
         total -= body.stomach
         if self.added is not None:
@@ -77,9 +79,8 @@ class Scene:
         return haze
 
     def half(self, side: int) -> tuple[slice, slice]:
-        """The half of the board on a side: 0 the patient's right (image left), 1 the left."""
-        middle = self.board.middle
-        return (slice(None), slice(0, middle) if side == 0 else slice(middle, None))
+        """The half of the board on a side."""
+        return (slice(None), slice(0, self.board.middle) if side == 0 else slice(self.board.middle, None))
 
     def level(self, side: int, height: float) -> float:
         """y at a height in the lung: 0 apex, 1 costophrenic angle."""
@@ -87,14 +88,12 @@ class Scene:
 
     def point(self, side: int, across: float, height: float) -> tuple[float, float]:
         """A point in the visible lung: ``across`` 0 at the mediastinum or heart, 1 at the chest wall."""
-        board, body = self.board, self.body
-        y = self.level(side, height)
-        row = int(np.clip(y / board.pitch + 0.5 * board.pixels, 0, board.pixels - 1))
+        body, y = self.body, self.level(side, height)
+        row = self.board.index(y)
         inner = float((body.right_border if side == 0 else body.left_border)[row, 0])
         outer = float(body.wall[side][row, 0])
-        x = (-1.0 if side == 0 else 1.0) * (inner + across * (outer - inner))
-        column = int(np.clip(x / board.pitch + 0.5 * board.pixels, 0, board.pixels - 1))
-        return x, min(y, float(body.floor[0, column]) - 0.03)
+        x = SIGNS[side] * (inner + across * (outer - inner))
+        return x, min(y, float(body.floor[0, self.board.index(x)]) - 0.03)
 
 
 def pick_sides(side: str) -> tuple[int, ...]:
@@ -102,10 +101,21 @@ def pick_sides(side: str) -> tuple[int, ...]:
     return {"right": (0,), "left": (1,)}.get(side, (0, 1))
 
 
-_ZONES = {"upper": (0.12, 0.34), "middle": (0.38, 0.60), "lower": (0.64, 0.84)}
+def paint_each_side(
+    paint: Callable[[Scene, Lesion, np.random.Generator, int, np.ndarray], None],
+) -> Callable[[Scene, Lesion, np.random.Generator], np.ndarray]:
+    """A painter of one side, which marks the lesion in a mask, as one of every side that the lesion lies on."""
+
+    @wraps(paint)
+    def paint_sides(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
+        mask = scene.board.empty_mask()
+        for side in pick_sides(lesion.side):
+            paint(scene, lesion, generator, side, mask)
+        return mask
+
+    return paint_sides
 
 
 def pick_height(zone: str, generator: np.random.Generator) -> float:
     """A height in the lung within a zone; anywhere if the zone is diffuse or empty."""
-    low, high = _ZONES.get(zone, (0.2, 0.8))
-    return float(generator.uniform(low, high))
+    return float(generator.uniform(*_ZONES.get(zone, (0.2, 0.8))))

@@ -45,6 +45,10 @@ class Shape:
     zoom: float  # magnification on the film
     jitter: list[float]  # five standard normal numbers for small asymmetries
 
+    def pull_mediastinum(self, side: str, distance: float) -> None:
+        """Move heart and mediastinum towards a side (away from it, if negative); a lesion of both sides moves none."""
+        self.shift += {"right": -distance, "left": distance}.get(side, 0.0)
+
 
 def make_shape(case: Case) -> Shape:
     """The chest of a case's patient as exposed in this study, findings aside.
