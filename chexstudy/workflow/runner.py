@@ -9,7 +9,6 @@ import ast
 import contextlib
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -32,7 +31,7 @@ from chexstudy.workflow.identity import (
 )
 from chexstudy.workflow.locks import hold_study
 from chexstudy.workflow.notebook import notebook_environment
-from chexstudy.workflow.parameters import Parameter, check_values, read_parameters
+from chexstudy.workflow.parameters import Parameter, check_values, read_parameters, split_cells
 from chexstudy.workflow.profiles import Profile, read_profile, resolve_parameters
 from chexstudy.workflow.timings import read_timings, record_timing
 from chexstudy.workflow.warm import start_python, warm_process
@@ -213,7 +212,7 @@ def _list_imports(sources: Iterable[Path]) -> list[str]:
     statements = []
     for source in sources:
         # Lines of IPython, which are no Python, stand in their own cells.
-        for cell in re.split(r"^# %%.*$", source.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        for _, cell in split_cells(source):
             with contextlib.suppress(SyntaxError):
                 body = ast.parse(cell).body
                 statements += [ast.unparse(one) for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
