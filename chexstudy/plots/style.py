@@ -214,6 +214,8 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
     for suffix, fields in metadata.items():
         with atomic_path(run.path(f"figures/{name}{suffix}")) as temporary:
             _save(figure, temporary, fields)
+        # Solving the layout takes as long as drawing, and its places are the same in all formats.
+        figure.set_layout_engine("none")
     record = {"name": name, "caption": caption, "data": [] if data is None else _records(data)}
     with atomic_path(run.path(f"figures/{name}.json")) as temporary:
         temporary.write_text(_write_record(record), encoding="utf-8")
