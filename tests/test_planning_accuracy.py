@@ -24,8 +24,7 @@ def make_forecasts(findings=8, encoders=("curated", "full"), at=(50, 100)):
                         **{"encoder": encoder, "finding": f"f{number}", "data_set": "t/test", "unit": "cases"},
                         **{"at_most_n": float(most), "truth": truth, "forecast": truth + miss, "error": miss},
                         **{"fit_forecast": truth - 2 * miss, "last": truth - 3 * miss, "covered": number % 4 > 0},
-                        **{"state": "told" if number % 2 else "cannot be told yet"},
-                        **{"early_slope": truth / 10, "target_n": 2000.0},
+                        "early_slope": truth / 10,
                     }
                 )
     return pd.DataFrame(rows)
@@ -47,7 +46,6 @@ def test_errors_and_coverage_are_means_over_curves():
     row = pick(measured, encoder="all", at_most_n=50, method="posterior")
     assert row.mae == pytest.approx(0.03)
     assert row.coverage == pytest.approx(0.75)
-    assert row.told == pytest.approx(0.5)
     assert (row.curves, row.findings) == (16, 8)
     assert pick(measured, encoder="full", at_most_n=100, method="posterior").mae == pytest.approx(0.01)
     assert pick(measured, encoder="curated", at_most_n=50, method="least_squares").mae == pytest.approx(0.08)

@@ -19,7 +19,6 @@ from chexstudy.label_planning.curves import (
     count_test_labels,
     measure_curves,
     plan_draws,
-    read_settings,
 )
 from chexstudy.label_planning.draws import draw_labels, make_pool
 from chexstudy.label_planning.encoders import freeze_encoders, list_exposures, name_encoder
@@ -239,7 +238,7 @@ def test_current_curves_are_read_and_a_changed_design_is_measured(study, monkeyp
 
 def test_the_global_setting_is_chosen_on_validation_and_its_labels_are_counted(study):
     measure(study)
-    settings = read_settings(study[0]).iloc[0]
+    settings = study[0].read_table(curves_module.SETTINGS).iloc[0]
     assert settings.setting in curves_module.HEADS["logistic"]
     assert settings.validation_images == 40
 
@@ -248,14 +247,17 @@ def test_a_setting_that_ruins_validation_is_not_chosen(study, monkeypatch):
     run, cohort, features = study
     monkeypatch.setattr(curves_module, "HEADS", {"linear": (1e-7, 0.03)})
     measure((run, cohort, features), head="linear", recipe=DropoutRecipe(steps=60))
-    assert read_settings(run).setting[0] == 0.03
+    assert run.read_table(curves_module.SETTINGS).setting[0] == 0.03
 
 
 def test_without_a_validation_split_the_middle_setting_is_taken(study):
     run, cohort, features = study
     cohort = cohort.assign(split=cohort.split.replace("validate", "test"))
     measure((run, cohort, features))
-    assert (read_settings(run).setting[0], read_settings(run).validation_images[0]) == (1.0, 0)
+    assert (
+        run.read_table(curves_module.SETTINGS).setting[0],
+        run.read_table(curves_module.SETTINGS).validation_images[0],
+    ) == (1.0, 0)
 
 
 def test_positives_are_counted_as_the_table_of_curves_says(study):

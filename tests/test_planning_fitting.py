@@ -106,8 +106,6 @@ def test_what_cannot_be_fitted_is_refused(labels, values, sentence):
 def test_the_law_of_the_noise_is_found():
     noise = estimate_noise([measured(LABELS, 20, seed) for seed in range(10)], at=10)
     assert noise.exponent == pytest.approx(1, abs=0.1)
-    assert np.sqrt(noise.scales) == pytest.approx(0.06, rel=0.3)
-    assert noise.degrees == pytest.approx(19 * 8)
 
 
 def test_identical_draws_of_everything_are_one_draw():

@@ -36,10 +36,7 @@ class DropoutRecipe:
 
 
 def fit_logistic_sets(
-    features: np.ndarray,
-    present: np.ndarray,
-    penalty: float,
-    spread: np.ndarray,
+    features: np.ndarray, present: np.ndarray, penalty: float, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """L2-penalised logistic regressions, one for each set: the minimum of the summed loss + penalty / 2 |w|^2.
 
@@ -50,7 +47,6 @@ def fit_logistic_sets(
     Args:
         features: ``(sets, images, dim)``, float32 or float64, which is what it computes with.
         present: bool ``(sets, images)``, both classes in every set.
-        penalty: above 0.
         spread: ``(dim,)``, about the variance of each feature, for the preconditioner: it decides the pace, not the
             solution. Features along principal axes are fastest.
 
@@ -159,17 +155,8 @@ def fit_dropout_sets(
     """Heads of dropout and a linear projection (A3), one for each set, by stochastic gradients.
 
     All sets see the same places of their images and the same features left out, drawn from the seed and the number of
-    images: a set's head does not depend on what it is fitted together with.
-
-    Args:
-        features: ``(sets, images, dim)``, float32, about standardised.
-        present: bool ``(sets, images)``, both classes in every set.
-        learning_rate: of AdamW at the first step.
-        recipe: the rest.
-        seed: of batches and dropout.
-
-    Returns:
-        Coefficients ``(sets, dim)`` and intercepts ``(sets,)``, float64.
+    images: a set's head does not depend on what it is fitted together with. Takes and returns what `fit_logistic_sets`
+    does, features in float32 and about standardised; the learning rate is that of AdamW at the first step.
     """
     sets, images, dim = _check(features, present)
     values, target = torch.from_numpy(features).float(), torch.from_numpy(present).float()

@@ -46,15 +46,10 @@ class ReadingCost:
 
 
 def count_cases_to_read(positives: int, prevalence: float, observed: int | None = None) -> tuple[float, float, float]:
-    """How many cases must be read, as they come, until so many positives are found.
+    """How many cases must be read, as they come, until so many positives are found: median and 95 % interval.
 
-    Args:
-        positives: to find, 0 or more.
-        prevalence: share of positives among the cases.
-        observed: number of cases the prevalence was counted in; None takes it as known.
-
-    Returns:
-        Median, low and high end of the 95 % interval for a new round of reading. The interval is equal-tailed.
+    The interval is equal-tailed and of a new round of reading. ``observed`` cases are those that the prevalence was
+    counted in; None takes it as known.
     """
     if not 0 < prevalence <= 1:
         raise StudyError(
@@ -100,14 +95,11 @@ def price_plans(
     is that of the fewest positives under a lucky reading, the high end that of the most under an unlucky one, which
     together hold more than 95 %.
 
-    Args:
-        plans: of `chexstudy.label_planning.planner.plan_labels`.
-        cost: of reading.
-        prevalence: share of positives among the cases that will be read, by finding.
-        observed: number of cases each prevalence was counted in.
+    ``prevalence`` is the share of positives among the cases that will be read, ``observed`` the cases it was counted
+    in, both by finding.
 
     Returns:
-        The plans with ``read``, ``hours`` and ``price``, each with ``_low`` and ``_high``; infinite without an end.
+        `plan_labels` with ``read``, ``hours`` and ``price``, each with ``_low`` and ``_high``; infinite without an end.
     """
     priced = plans.copy()
     for end, place in (("", 0), ("_low", 1), ("_high", 2)):
@@ -127,12 +119,7 @@ def price_plans(
 
 
 def tabulate_readings(priced: pd.DataFrame | None, currency: str) -> pd.DataFrame:
-    """What is still to be read for the target, for the eye.
-
-    Args:
-        priced: of `price_plans`; None gives an empty table.
-        currency: as written behind an amount.
-    """
+    """What is still to be read for the target by `price_plans`, for the eye; None gives an empty table."""
     columns = {"read": "cases to read", "read_low": "at least", "read_high": "at most", "hours": "hours of reading"}
     columns |= {"price": f"price ({currency})", "price_high": f"price at most ({currency})"}
     names = ["encoder", "finding", "state", *columns.values()]

@@ -3,7 +3,7 @@
 What "How many samples to label" (A3) leaves open is a field of `CurveDesign`. Features are standardised and turned to
 their principal axes by all training images, which needs no label. A head has one global setting, the strength of its
 penalty or its learning rate, chosen for each encoder on the validation split for all findings and label counts
-together; these labels are spent besides those of the draws, and `read_settings` says how many they are.
+together; these labels are spent besides those of the draws, and ``label_budget/settings.parquet`` says how many.
 
 Kept as ``label_budget/curves.parquet``: ``encoder, seed, finding, data_set, unit, n, positives, patients, draw, auroc,
 auprc``, a row a draw; n is the number of labelled images, positives those among them with the finding.
@@ -17,19 +17,12 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from chexstudy.cohort.splits import choose_main_test_set, list_test_sets
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout_sets, fit_logistic_sets
-from chexstudy.label_planning.draws import (
-    ALL,
-    BALANCES,
-    UNITS,
-    count_classes,
-    draw_labels,
-    make_pool,
-    resolve_grid,
-)
+from chexstudy.label_planning.draws import ALL, BALANCES, UNITS, count_classes, draw_labels, make_pool, resolve_grid
 from chexstudy.label_planning.observations import CURVES, FEWEST_POINTS
 from chexstudy.progress import progress
 from chexstudy.runs import Run
@@ -80,23 +73,16 @@ class CurveDesign:
 
 
 def choose_test(cohort: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Name and rows of the held-out data set: the rare-enriched test where there is one, else the test."""
-    for split in ("test_enriched", "test"):
-        rows = cohort[cohort.split == split]
-        if len(rows):
-            sources = sorted(rows.source.unique())
-            return f"{sources[0] if len(sources) == 1 else ALL}/{split}", rows.reset_index(drop=True)
-    raise StudyError("the cohort has no test split: give some patients the split `test`.")
+    """Name and rows of the held-out data set (`choose_main_test_set`)."""
+    data_sets = list_test_sets(cohort)
+    name = choose_main_test_set(data_sets)
+    return name, data_sets[name]
 
 
 def count_test_labels(cohort: pd.DataFrame, findings: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Images with and without each finding in the held-out data set."""
     test = choose_test(cohort)[1]
-    counts = {}
-    for finding in findings:
-        labels = label_matrix(test, [finding])
-        counts[finding] = int((labels == 1).sum()), int((labels == 0).sum())
-    return counts
+    return {finding: (int((test[finding] == 1).sum()), int((test[finding] == 0).sum())) for finding in findings}
 
 
 def plan_draws(cohort: pd.DataFrame, design: CurveDesign) -> tuple[dict[str, list[int]], pd.DataFrame]:
@@ -113,20 +99,20 @@ def plan_draws(cohort: pd.DataFrame, design: CurveDesign) -> tuple[dict[str, lis
             continue
         try:
             pool = make_pool(train, finding)
-            _check_test(test, finding, name)
+            for value, which in ((1, "positive"), (0, "negative")):
+                if not (test[finding] == value).any():
+                    raise StudyError(f"{finding} has no {which} in {name}: no AUROC can be had there.")
         except StudyError as error:
             refused.append((finding, _WHOLE, str(error)))
             continue
         possible = []
         for n in resolve_grid(pool, design.grid, design.unit):
             expected = n * pool.prevalence
-            if design.unit == "cases" and expected < design.fewest_positives:
-                reason = (
-                    f"{n:,} cases hold {expected:.2g} positives at the prevalence of {finding}: label more of them."
-                )
-                refused.append((finding, n, reason))
-                continue
             try:
+                if design.unit == "cases" and expected < design.fewest_positives:
+                    raise StudyError(
+                        f"{n:,} cases hold {expected:.2g} positives at the prevalence of {finding}: label more of them."
+                    )
                 count_classes(pool, n, design.unit, design.balance)
                 possible.append(n)
             except StudyError as error:
@@ -146,14 +132,6 @@ def _training(cohort: pd.DataFrame) -> pd.DataFrame:
     return train
 
 
-def _check_test(test: pd.DataFrame, finding: str, name: str) -> None:
-    labels = label_matrix(test, [finding])[:, 0]
-    present = labels[known_labels(labels)] == 1
-    if not present.any() or present.all():
-        which = "no positive" if not present.any() else "no negative"
-        raise StudyError(f"{finding} has {which} in {name}: no AUROC can be had there.")
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -167,21 +145,12 @@ class _Drawn:
 
 
 def measure_curves(
-    run: Run,
-    cohort: pd.DataFrame,
-    features: Mapping[str, FrozenFeatures],
-    design: CurveDesign,
+    run: Run, cohort: pd.DataFrame, features: Mapping[str, FrozenFeatures], design: CurveDesign
 ) -> pd.DataFrame:
-    """Learning curves of several encoders on the same draws; kept, encoder by encoder, and reused while current.
+    """Learning curves (the module's table) of several encoders on the same draws, reused while current.
 
-    Args:
-        run: the study.
-        cohort: its cohort table.
-        features: frozen features by the name of their artifact, such as ``curated/seed0``.
-        design: how the curves are measured; findings that cannot be drawn are left out (`plan_draws`).
-
-    Returns:
-        The table of the module's docstring, also kept as ``label_budget/curves.parquet``.
+    Frozen features are given by the name of their artifact, such as ``curated/seed0``; findings that cannot be drawn
+    (`plan_draws`) are left out.
     """
     counts, refused = plan_draws(cohort, design)
     if not counts:
@@ -191,35 +160,27 @@ def measure_curves(
     shared = set(train.patient_id) & set(test.patient_id)
     if shared:
         raise StudyError(f"{len(shared)} patient(s) are both in training and in test: give a patient one split.")
+    labels = pd.util.hash_pandas_object(cohort[["image_id", "patient_id", "split", *counts]], index=False).to_numpy()
     drawn: dict[str, list[_Drawn]] | None = None
-    tables, settings = [], []
+    tables = []
     for name, frozen in features.items():
         artifact = f"label_budget/encoders/{name}.parquet"
-        parameters = {"design": asdict(design), "counts": counts, "labels": _hash_labels(cohort, counts)}
-        vectors = np.ascontiguousarray(_vectors(frozen, cohort))
-        parameters["features"] = hashlib.sha256(vectors.tobytes()).hexdigest()
+        parameters = {"design": asdict(design), "counts": counts, "labels": _hash(labels)}
+        parameters["features"] = _hash(_vectors(frozen, cohort))
         if not run.is_current(artifact, run.key(parameters)):
             drawn = drawn or _draw_all(train, counts, design)
-            table = _measure_encoder(name, frozen, cohort, drawn, design)
-            run.write_table(artifact, table)
+            run.write_table(artifact, _measure_encoder(name, frozen, cohort, drawn, design))
             run.record(artifact, parameters, seed=design.seed)
-        table = run.read_table(artifact)
-        settings.append(table[["encoder", "seed", "head", "setting", "validation_images"]].drop_duplicates())
-        tables.append(table.drop(columns=["head", "setting", "validation_images"]))
-    curves = pd.concat(tables, ignore_index=True)
+        tables.append(run.read_table(artifact))
+    table, chosen = pd.concat(tables, ignore_index=True), ["head", "setting", "validation_images"]
+    curves = table.drop(columns=chosen)
     run.write_table(CURVES, curves)
-    run.write_table(SETTINGS, pd.concat(settings, ignore_index=True))
+    run.write_table(SETTINGS, table[["encoder", "seed", *chosen]].drop_duplicates(ignore_index=True))
     return curves
 
 
-def read_settings(run: Run) -> pd.DataFrame:
-    """Global setting of each encoder and the validation images its choice took: ``setting, validation_images``."""
-    return run.read_table(SETTINGS)
-
-
-def _hash_labels(cohort: pd.DataFrame, counts: Mapping) -> str:
-    columns = ["image_id", "patient_id", "split", *counts]
-    return hashlib.sha256(pd.util.hash_pandas_object(cohort[columns], index=False).to_numpy().tobytes()).hexdigest()
+def _hash(values: np.ndarray) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def _vectors(frozen: FrozenFeatures, rows: pd.DataFrame) -> np.ndarray:
@@ -245,7 +206,9 @@ def _draw_all(train: pd.DataFrame, counts: Mapping[str, list[int]], design: Curv
 
 
 def _measure_encoder(name, frozen, cohort, drawn, design) -> pd.DataFrame:
-    encoder, seed = _split_name(name)
+    encoder, separator, seed = name.rpartition("/seed")
+    if not separator or not encoder or not seed.isdigit():
+        raise StudyError(f"features of an encoder are named like 'curated/seed0', not {name!r}.")
     train, (data_set, test) = _training(cohort), choose_test(cohort)
     with threadpool_limits(1):
         turn = _PrincipalAxes(_vectors(frozen, train))
@@ -263,17 +226,10 @@ def _measure_encoder(name, frozen, cohort, drawn, design) -> pd.DataFrame:
                 tables.append(pd.DataFrame(rows))
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "encoder", encoder)
-    table.insert(1, "seed", seed)
+    table.insert(1, "seed", int(seed))
     table.insert(3, "data_set", data_set)
     table.insert(4, "unit", design.unit)
     return table.assign(head=design.head, setting=setting, validation_images=validation_images)
-
-
-def _split_name(name: str) -> tuple[str, int]:
-    encoder, separator, seed = name.rpartition("/seed")
-    if not separator or not encoder or not seed.isdigit():
-        raise StudyError(f"features of an encoder are named like 'curated/seed0', not {name!r}.")
-    return encoder, int(seed)
 
 
 class _PrincipalAxes:

@@ -36,8 +36,11 @@ class LabelPool:
 
     @property
     def prevalence(self) -> float:
-        """Share of the images with the finding."""
         return float(self.present.mean())
+
+    def count(self, unit: str) -> int:
+        """The largest draw there can be."""
+        return int(self.present.sum()) if unit == "positives" else len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,8 @@ def make_pool(cohort: pd.DataFrame, finding: str) -> LabelPool:
 def count_classes(pool: LabelPool, n: int, unit: str = "cases", balance: str = "natural") -> tuple[int, int]:
     """How many positives and negatives a draw of n holds.
 
-    Args:
-        pool: what is drawn from.
-        n: images (``cases``) or images with the finding (``positives``).
-        unit: ``cases``: n images at the pool's prevalence, rounded, but at least one positive and one negative.
-            ``positives``: n positives, with negatives by ``balance``.
-        balance: ``natural``, as many negatives for each positive as in the pool, or ``equal``, one.
+    In ``cases`` it is n images at the pool's prevalence, rounded, but at least one positive and one negative. In
+    ``positives`` it is n of them and, for each, as many negatives as in the pool (``natural``) or one (``equal``).
     """
     return tuple(int(steps[-1]) for steps in _count_steps(pool, n, unit, balance))
 
@@ -85,7 +84,7 @@ def _count_steps(pool: LabelPool, n: int, unit: str, balance: str) -> tuple[np.n
     least = 2 if unit == "cases" else 1
     if n < least:
         raise StudyError(f"{n} labels of {pool.finding} hold no two classes: draw {least} or more.")
-    there = int(pool.present.sum()) if unit == "positives" else len(pool.rows)
+    there = pool.count(unit)
     if n > there:
         kind = "images with the finding" if unit == "positives" else "images with a known label"
         raise StudyError(f"{n:,} of {pool.finding} cannot be drawn: the training split has {there:,} {kind}.")
@@ -113,14 +112,9 @@ def draw_labels(
     balance: str = "natural",
     nested: bool = False,
 ) -> LabelDraw:
-    """Draw n labelled images, stratified by the finding.
+    """Draw n labelled images, stratified by the finding (`count_classes`), for the repetition of number ``draw``.
 
-    Args:
-        pool: what is drawn from.
-        n, unit, balance: as in `count_classes`.
-        draw: number of the repetition.
-        seed: of all draws.
-        nested: let a draw hold every smaller draw of the same number; else draws of different n are independent.
+    Nested, a draw holds every smaller draw of the same number; else draws of different n are independent.
     """
     positives, negatives = _count_steps(pool, n, unit, balance)
     stream = [seed, zlib.crc32(pool.finding.encode()), 0 if nested else n, draw]
@@ -128,10 +122,8 @@ def draw_labels(
     used = [0] * (int(pool.patients.max()) + 1)
     present, absent = (_Stratum(pool, label, used, generator) for label in (True, False))
     rows: list[int] = []
-    for more_positives, more_negatives in zip(
-        np.diff(positives, prepend=0).tolist(), np.diff(negatives, prepend=0).tolist(), strict=True
-    ):
-        for stratum, more in ((present, more_positives), (absent, more_negatives)):
+    for step in np.diff([positives, negatives], prepend=0, axis=1).T.tolist():
+        for stratum, more in zip((present, absent), step, strict=True):
             rows += [stratum.take() for _ in range(more)]
     return LabelDraw(np.array(rows), int(positives[-1]), sum(count > 0 for count in used))
 
@@ -177,10 +169,9 @@ class _Stratum:
 
 def resolve_grid(pool: LabelPool, grid: Sequence[int | str], unit: str = "cases") -> list[int]:
     """The label counts of a grid for one finding, ascending: ``all`` is as many as the pool has."""
-    everything = int(pool.present.sum()) if unit == "positives" else len(pool.rows)
     counts = set()
     for step in grid:
         if step != ALL and not str(step).isdigit():
             raise StudyError(f"a grid of label counts holds whole numbers and {ALL!r}, not {step!r}.")
-        counts.add(everything if step == ALL else int(step))
+        counts.add(pool.count(unit) if step == ALL else int(step))
     return sorted(counts)

@@ -25,15 +25,9 @@ def freeze_encoders(
 ) -> dict[str, FrozenFeatures]:
     """Frozen features of every image of the cohort by each encoder, kept in the study and shared with other heads.
 
-    Args:
-        run: the study.
-        cohort: its cohort table.
-        pixels: its pixels.
-        names: arms of the study (``curated``), ``untrained`` (random weights in the architecture of the first arm
-            named, the baseline), and any other encoder as in `chexstudy.encoders.spec.EncoderSpec`: a Hub id, with
-            ``@revision`` where one is wanted, or a folder.
-        seed: of the arms and of random weights.
-        device: where the encoders compute.
+    Encoders are arms of the study (``curated``), ``untrained`` (random weights in the architecture of the first arm
+    named, the baseline), and any other as in `chexstudy.encoders.spec.EncoderSpec`: a Hub id, with ``@revision`` where
+    one is wanted, or a folder. ``seed`` is that of the arms and of random weights.
 
     Returns:
         Features by ``name/seed<k>``, in the order of the names; slashes of a Hub id or folder become ``--``.
@@ -56,13 +50,9 @@ def name_encoder(name: str) -> str:
 
 
 def list_exposures(features: Mapping[str, FrozenFeatures]) -> dict[str, str]:
-    """Whether each encoder may have seen the held-out images, ``held_out`` or ``unknown``, as for the study's arms.
+    """Whether each encoder of `freeze_encoders` may have seen the held-out images: ``held_out`` or ``unknown``.
 
-    Args:
-        features: of `freeze_encoders`.
-
-    Returns:
-        By the encoder's name without its seed, and under ``all`` the worst of them.
+    By the encoder's name without its seed; under ``all`` stands the worst of them.
     """
     exposures = {}
     for artifact, frozen in features.items():

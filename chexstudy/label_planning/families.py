@@ -25,29 +25,18 @@ class Family:
     formula: str  # how it is written
     basis: Callable[..., np.ndarray]  # ``basis(n, *shape)``, falling with n
     alpha: tuple[float, float] = (CHANCE, PERFECT)  # lowest and highest alpha; equal where it is fixed
-    shape_names: tuple[str, ...] = ()  # names of the parameters behind alpha and beta
-    # lowest and highest value of each; both positive, they are searched on a logarithmic scale
+    # lowest and highest value of each parameter behind alpha and beta; positive, searched on a logarithmic scale
     shape_ranges: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of all parameters, in order."""
-        return ("alpha", "beta", *self.shape_names)
 
     @property
     def free(self) -> int:
         """How many parameters a fit has to find."""
-        return len(self.parameters) - (self.alpha[0] == self.alpha[1])
+        return 2 + len(self.shape_ranges) - (self.alpha[0] == self.alpha[1])
 
     def evaluate(self, labels: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        """AUROC at numbers of labels.
+        """AUROC ``(..., points)`` at numbers of labels ``(points,)``, 1 or more, for ``(..., parameters)``.
 
-        Args:
-            labels: ``(points,)``, each 1 or more.
-            parameters: ``(..., parameters)``.
-
-        Returns:
-            ``(..., points)``, at most 1. Far below the fitted range a curve may fall under chance.
+        It is at most 1; far below the fitted range a curve may fall under chance.
         """
         alpha, beta, *shape = np.moveaxis(np.asarray(parameters, dtype=float)[..., None, :], -1, 0)
         return np.minimum(alpha - beta * self.basis(np.asarray(labels, dtype=float), *shape), PERFECT)
@@ -68,38 +57,25 @@ def _inverse_logarithm(n):
 
 GAMMA = (0.02, 2.0)
 _LISTED = (
-    Family("power3", "α − β n^−γ", _power, shape_names=("gamma",), shape_ranges=(GAMMA,)),
-    Family(
-        "power2", "1 − β n^−γ", _power, (PERFECT, PERFECT), shape_names=("gamma",), shape_ranges=((0.005, 2.0),)
-    ),
-    Family(
-        "exponential", "α − β e^(−ρn)", lambda n, rate: np.exp(-rate * n), shape_names=("rate",),
-        shape_ranges=((1e-5, 2.0),),
-    ),
+    Family("power3", "α − β n^−γ", _power, shape_ranges=(GAMMA,)),
+    Family("power2", "1 − β n^−γ", _power, (PERFECT, PERFECT), ((0.005, 2.0),)),
+    Family("exponential", "α − β e^(−ρn)", lambda n, rate: np.exp(-rate * n), shape_ranges=((1e-5, 2.0),)),
     Family("logarithmic", "α + β ln n", lambda n: -np.log(n), alpha=(0.0, PERFECT)),
     Family("inverse_log", "α − β / ln(n + 1)", _inverse_logarithm),
+    Family("power4", "α − β (n + δ)^−γ", _shifted_power, shape_ranges=(GAMMA, (0.1, 1000.0))),
     Family(
-        "power4", "α − β (n + δ)^−γ", _shifted_power, shape_names=("gamma", "shift"),
-        shape_ranges=(GAMMA, (0.1, 1000.0)),
+        *("weibull", "α − β e^(−ρ n^κ)", lambda n, rate, power: np.exp(-rate * n**power)),
+        shape_ranges=((1e-4, 5.0), (0.1, 1.5)),
     ),
-    Family(
-        "weibull", "α − β e^(−ρ n^κ)", lambda n, rate, power: np.exp(-rate * n**power),
-        shape_names=("rate", "power"), shape_ranges=((1e-4, 5.0), (0.1, 1.5)),
-    ),
-)  # fmt: skip
+)
 FAMILIES = {family.name: family for family in _LISTED}
 POWER3, POWER4 = FAMILIES["power3"], FAMILIES["power4"]
 
 
 def labels_for(target: float, parameters: np.ndarray) -> np.ndarray:
-    """The number of labels at which curves of `POWER4` reach a target AUROC.
+    """The number of labels ``(...)`` at which curves of `POWER4` ``(..., 4)`` reach a target AUROC.
 
-    Args:
-        target: the AUROC.
-        parameters: ``(..., 4)``; a shift of 0 makes the curve one of `POWER3`.
-
-    Returns:
-        ``(...)``, 1 or more, not rounded; infinite where the curve stays below.
+    It is 1 or more, not rounded; infinite where the curve stays below. A shift of 0 makes the curve one of `POWER3`.
     """
     alpha, beta, gamma, shift = np.moveaxis(np.asarray(parameters, dtype=float), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

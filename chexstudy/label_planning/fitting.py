@@ -39,16 +39,13 @@ class Fit:
 
 
 def fit_points(family: Family, labels: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> Fit:
-    """Fit a family to points by bounded weighted least squares.
+    """Fit a family to points by bounded weighted least squares; a logarithmic curve is fitted unclipped.
 
     Args:
         family: of curves.
         labels: ``(points,)``, numbers of labels, 1 or more.
         values: ``(points,)``, or ``(replicates, points)`` for as many fits.
         weights: of the same shape or ``(points,)``; a point of weight 0 takes no part. Without them, all equal.
-
-    Returns:
-        The fits. A curve of the logarithmic family is fitted unclipped.
     """
     labels = np.asarray(labels, dtype=float)
     single = np.ndim(values) == 1
@@ -149,12 +146,7 @@ def _solve_linear(family: Family, labels: np.ndarray, values: np.ndarray, weight
 
 
 def fit_curve(curve: LearningCurve, noise: Noise) -> Fit:
-    """Fit the three-parameter power law to the means over draws, weighted by how little draws differ there.
-
-    Args:
-        curve: what was observed.
-        noise: of `estimate_noise` over all curves of the table.
-    """
+    """Fit the three-parameter power law to the means over draws, weighted by how little draws differ there."""
     return fit_points(POWER3, curve.labels, curve.means, weigh_points(curve, noise))
 
 
@@ -164,9 +156,6 @@ def compare_families(curves: Sequence[LearningCurve]) -> pd.DataFrame:
     Extrapolation: fitted to the numbers of labels up to each in turn, and asked for every larger one. Interpolation:
     one number of labels between the first and the last is left out, and asked for.
 
-    Args:
-        curves: of one table.
-
     Returns:
         One row a curve, family and left-out point: ``encoder``, ``finding``, ``data_set``, ``unit``, ``family``,
         ``split`` (``extrapolation`` or ``interpolation``), ``at_most_n``, ``n`` and ``error`` (predicted minus
@@ -174,18 +163,15 @@ def compare_families(curves: Sequence[LearningCurve]) -> pd.DataFrame:
     """
     noise, names, tables = estimate_noise(curves), name_curves(curves), []
     for place, curve in enumerate(curves):
-        points, own = len(curve.labels), weigh_points(curve, noise)
-        kept, asked, places = [], [], []
-        for cut in curve.labels[FAMILIES["power2"].free - 1 : -1]:
-            inside = curve.labels <= cut
-            asked += list(np.flatnonzero(~inside))
-            kept += [inside] * int((~inside).sum())
-            places += [(EXTRAPOLATION, float(cut))] * int((~inside).sum())
-        for left_out in range(1, points - 1):
-            kept.append(np.arange(points) != left_out)
-            asked.append(left_out)
-            places.append((INTERPOLATION, curve.most))
-        kept, asked = np.array(kept), np.array(asked)
+        points, own = np.arange(len(curve.labels)), weigh_points(curve, noise)
+        # What is fitted to, the point asked for, and how it is called.
+        asked = [
+            (points <= last, one, EXTRAPOLATION, curve.labels[last])
+            for last in points[FAMILIES["power2"].free - 1 : -1]
+            for one in points[last + 1 :]
+        ]
+        asked += [(points != one, one, INTERPOLATION, curve.most) for one in points[1:-1]]
+        kept, asked, *places = map(np.array, zip(*asked, strict=True))
         for family in FAMILIES.values():
             error = np.full(len(kept), np.nan)
             enough = kept.sum(axis=1) >= family.free
@@ -194,8 +180,6 @@ def compare_families(curves: Sequence[LearningCurve]) -> pd.DataFrame:
                 fit = fit_points(family, curve.labels, values, own * kept[enough])
                 predicted = fit.predict(curve.labels)[np.arange(enough.sum()), asked[enough]]
                 error[enough] = predicted - curve.means[asked[enough]]
-            rows = pd.DataFrame(places, columns=["split", "at_most_n"])
-            identity = names.iloc[[place] * len(rows)].reset_index(drop=True)
-            rows = rows.assign(n=curve.labels[asked], error=error, family=family.name)
-            tables.append(pd.concat([identity, rows], axis=1))
+            rows = dict(zip(("split", "at_most_n"), places, strict=True)) | {"n": curve.labels[asked], "error": error}
+            tables.append(pd.DataFrame({**names.loc[place], **rows, "family": family.name}))
     return pd.concat(tables, ignore_index=True)

@@ -5,7 +5,7 @@ and ``auroc``. The same draw under several training seeds of an encoder counts o
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -60,26 +60,15 @@ class LearningCurve:
     def until(self, most: float) -> "LearningCurve":
         """The part with at most so many labels; it may have fewer than three points."""
         kept = self.labels <= most
-        return LearningCurve(
-            self.encoder,
-            self.finding,
-            self.labels[kept],
-            self.values[kept],
-            self.data_set,
-            self.unit,
-            self.prevalence,
-        )
+        return replace(self, labels=self.labels[kept], values=self.values[kept])
 
 
 def list_curves(table: pd.DataFrame, finding: str | None = None, encoder: str | None = None) -> list[LearningCurve]:
-    """The learning curves that a table holds.
+    """The learning curves that a table holds, or those of one finding or encoder.
 
-    Args:
-        table: columns ``n`` and ``auroc``, and where there are several of them ``draw``, ``finding``, ``encoder``,
-            ``seed``, ``data_set``, ``unit`` (``cases`` or ``positives``: then ``positives`` is what is counted) and
-            ``positives``. Rows without an AUROC are draws that could not be evaluated; they are left out.
-        finding: this one only.
-        encoder: this one only.
+    It has the columns ``n`` and ``auroc``, and where there are several of them ``draw``, ``finding``, ``encoder``,
+    ``seed``, ``data_set``, ``unit`` (``cases`` or ``positives``: then ``positives`` is what is counted) and
+    ``positives``. Rows without an AUROC are draws that could not be evaluated; they are left out.
     """
     table = _check_table(table)
     for name, wanted in (("finding", finding), ("encoder", encoder)):
@@ -89,8 +78,8 @@ def list_curves(table: pd.DataFrame, finding: str | None = None, encoder: str | 
                 raise StudyError(f"there is no curve of the {name} {wanted!r}: choose among {', '.join(known)}.")
             table = table[table[name] == wanted]
     curves = []
-    for (data_set, unit, one, other), rows in table.groupby(["data_set", "unit", "encoder", "finding"], sort=True):
-        rows = rows.dropna(subset=["auroc"])
+    for identity, rows in table.groupby(["encoder", "finding", "data_set", "unit"], sort=False):
+        rows, (one, other, *place) = rows.dropna(subset=["auroc"]), map(str, identity)
         if rows.n.nunique() < FEWEST_POINTS:
             raise StudyError(
                 f"the curve of {one!r} on {other!r} has {rows.n.nunique()} numbers of labels with an AUROC, and a "
@@ -98,15 +87,9 @@ def list_curves(table: pd.DataFrame, finding: str | None = None, encoder: str | 
             )
         # Different seeds of an encoder see the same draws: their mean is the draw's value.
         drawn = rows.groupby(["n", "draw"]).auroc.mean().unstack()
-        share = np.nan
-        if "positives" in rows and "cases" in rows:
-            share = rows.positives.sum() / rows.cases.sum()
-        curves.append(
-            LearningCurve(
-                str(one), str(other), drawn.index.to_numpy(float), drawn.to_numpy(), str(data_set), str(unit), share
-            )
-        )
-    return curves
+        share = rows.positives.sum() / rows.cases.sum() if "positives" in rows else np.nan
+        curves.append(LearningCurve(one, other, drawn.index.to_numpy(float), drawn.to_numpy(), *place, share))
+    return sorted(curves, key=lambda curve: (curve.data_set, curve.unit, curve.encoder, curve.finding))
 
 
 def _check_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +100,7 @@ def _check_table(table: pd.DataFrame) -> pd.DataFrame:
             "have draw, finding, encoder, seed, data_set, unit and positives."
         )
     table = table.assign(**{name: word for name, word in _WORDS.items() if name not in table}).reset_index(drop=True)
-    for name in ("n", "auroc", *(one for one in ("positives",) if one in table)):
+    for name in {"n", "auroc", "positives"}.intersection(table):
         numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
         if (numbers.isna() & table[name].notna()).any():
             raise StudyError(f"the column {name!r} of the table of curves holds something that is no number: mend it.")
@@ -128,11 +111,10 @@ def _check_table(table: pd.DataFrame) -> pd.DataFrame:
         raise StudyError("an AUROC lies between 0 and 1: mend the column 'auroc' of the table of curves.")
     if not set(table.unit) <= {"cases", "positives"}:
         raise StudyError("the column 'unit' says what is counted, cases or positives: mend the table of curves.")
-    counted = table.unit == "positives"
-    if counted.any() and "positives" not in table:
-        raise StudyError("a table of curves in positives needs the column 'positives'.")
-    table["cases"] = table.n
+    counted, table["cases"] = table.unit == "positives", table.n
     if counted.any():
+        if "positives" not in table:
+            raise StudyError("a table of curves in positives needs the column 'positives'.")
         table["n"] = table.n.where(~counted, table.positives)
     if not (np.isfinite(table.n) & (table.n >= 1)).all():
         raise StudyError("a number of labels is 1 or more: mend the column 'n' of the table of curves.")
@@ -150,8 +132,6 @@ class Noise:
 
     exponent: float  # how fast it falls with the number of labels, the same for all curves of a table
     at: float  # number of labels at which it is ``scale``
-    scales: np.ndarray  # variance at ``at``, one a curve; NaN where draws were not repeated
-    degrees: np.ndarray  # degrees of freedom of each scale; 0 where draws were not repeated
 
     def relative(self, labels: np.ndarray) -> np.ndarray:
         """Variance of one draw relative to that at ``at``."""
@@ -162,39 +142,27 @@ def estimate_noise(curves: Sequence[LearningCurve], at: float | None = None) -> 
     """The law by which draws differ, by maximum likelihood with a weak prior on the exponent (1, sd 0.3).
 
     The exponent is shared by all curves, each has its own scale: few draws tell a scale, but hardly an exponent.
-
-    Args:
-        curves: of one table.
-        at: the number of labels at which scales are given; the geometric mean of all without it.
+    Without ``at`` scales are those at the geometric mean of all numbers of labels.
     """
     at = at or float(np.exp(np.mean(np.concatenate([np.log(curve.labels) for curve in curves]))))
     centre, width = _EXPONENT_PRIOR
     gain = -(((_EXPONENTS - centre) / width) ** 2) / 2
-    degrees = np.array([float(np.sum(curve.draws - 1)) for curve in curves])
-    by_exponent = np.full((len(curves), len(_EXPONENTS)), np.nan)
-    for place, curve in enumerate(curves):
+    for curve in curves:
         repeated = curve.draws > 1
-        if not repeated.any():
-            continue
-        freedom, spread = (curve.draws - 1)[repeated], curve.variances[repeated]
-        relative = (curve.labels[repeated, None] / at) ** -_EXPONENTS
-        by_exponent[place] = (freedom[:, None] * spread[:, None] / relative).sum(axis=0) / freedom.sum()
-        gain -= (freedom[:, None] * np.log(relative * by_exponent[place])).sum(axis=0) / 2
-    best = int(np.argmax(gain))
-    return Noise(float(_EXPONENTS[best]), at, by_exponent[:, best], degrees)
+        if repeated.any():
+            freedom, spread = (curve.draws - 1)[repeated, None], curve.variances[repeated, None]
+            relative = (curve.labels[repeated, None] / at) ** -_EXPONENTS
+            scale = (freedom * spread / relative).sum(axis=0) / freedom.sum()
+            gain -= (freedom * np.log(relative * scale)).sum(axis=0) / 2
+    return Noise(float(_EXPONENTS[np.argmax(gain)]), at)
 
 
 def relate_variances(curve: LearningCurve, exponent: float, at: float) -> np.ndarray:
     """Variance of one draw at each number of labels relative to that at ``at`` ``(points,)``.
 
     Heads on few labels can fail in ways that no law describes, and then settle at once. What the draws at a point show
-    is therefore blended with the law, which counts as much as four more degrees of freedom: one draw follows the law,
-    twenty speak for themselves.
-
-    Args:
-        curve: what was observed.
-        exponent: of `estimate_noise`.
-        at: number of labels.
+    is therefore blended with the law of an exponent, which counts as much as four more degrees of freedom: one draw
+    follows the law, twenty speak for themselves.
     """
     law = (curve.labels / at) ** -exponent
     degrees = curve.draws - 1
@@ -205,13 +173,12 @@ def relate_variances(curve: LearningCurve, exponent: float, at: float) -> np.nda
     return law * (degrees * np.clip(ratio, 0.01, 100) + _LAW_DEGREES) / (degrees + _LAW_DEGREES)
 
 
-def weigh_points(curve: LearningCurve, noise: Noise | None = None) -> np.ndarray:
+def weigh_points(curve: LearningCurve, noise: Noise) -> np.ndarray:
     """Weights of the means ``(points,)``, one over their variance up to a factor; the mean weight is 1.
 
     The variances are those of the law, not the observed ones: the variance of five draws is itself known within a
     factor of three, and weights that follow it would trust a point because its draws happened to agree.
     """
-    noise = noise or estimate_noise([curve])
     weights = curve.draws / noise.relative(curve.labels)
     return weights / weights.mean()
 

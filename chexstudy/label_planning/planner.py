@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import CHANCE, PERFECT
+from chexstudy.label_planning.families import CHANCE, PERFECT, labels_for
 from chexstudy.label_planning.fitting import fit_curve
 from chexstudy.label_planning.observations import (
     FEWEST_POINTS,
@@ -40,12 +40,9 @@ _LARGEST_SAID = 1e7
 
 def infer_by_encoder(curves: Sequence[LearningCurve], seed: int, pool: bool = True) -> list[Posterior]:
     """Posteriors in the order of the curves; those of one encoder, data set and unit learn from each other."""
-    groups: dict[tuple, list[int]] = {}
-    for place, curve in enumerate(curves):
-        groups.setdefault((curve.data_set, curve.unit, curve.encoder), []).append(place)
     posteriors: dict[int, Posterior] = {}
-    for number, key in enumerate(sorted(groups)):
-        members = groups[key]
+    groups = name_curves(curves).groupby(["data_set", "unit", "encoder"]).indices.values()
+    for number, members in enumerate(groups):
         found = infer_curves([curves[place] for place in members], np.random.default_rng([seed, number]), pool)
         posteriors.update(zip(members, found, strict=True))
     return [posteriors[place] for place in range(len(curves))]
@@ -59,13 +56,7 @@ def _ends(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def deviate_by_test_set(auroc: float, positives: int, negatives: int) -> float:
-    """Standard deviation of an AUROC over test sets of such a size (Hanley & McNeil 1982, Radiology 143).
-
-    Args:
-        auroc: the area.
-        positives: cases with the finding in the test set.
-        negatives: cases without it.
-    """
+    """Standard deviation of an AUROC over test sets of such a size (Hanley & McNeil 1982, Radiology 143)."""
     if positives < 1 or negatives < 1:
         raise StudyError("a test set needs cases with and without the finding: give the counts of both.")
     both_positive, both_negative = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
@@ -74,10 +65,10 @@ def deviate_by_test_set(auroc: float, positives: int, negatives: int) -> float:
     return float(np.sqrt(max(variance, 0.0) / (positives * negatives)))
 
 
-def _shift(posterior: Posterior, counts: tuple[int, int] | None, generator: np.random.Generator) -> np.ndarray:
+def _shift(posterior: Posterior, counts: tuple[int, int] | None, generator: np.random.Generator) -> np.ndarray | float:
     """What the test set may have added to the whole curve ``(draws,)``: nothing if we stay with it."""
     if counts is None:
-        return np.zeros(len(posterior.plateaus))
+        return 0.0
     deviation = deviate_by_test_set(float(np.median(posterior.predict(posterior.curve.most))), *counts)
     return deviation * generator.standard_normal(len(posterior.plateaus))
 
@@ -104,19 +95,13 @@ def forecast_plateau(
     The truth at the largest n is the mean over the draws there; its noise is in the forecast's interval. A forecast
     from all labels has no truth to be compared with.
 
-    Args:
-        curves: of `list_curves`.
-        at_most_n: largest numbers of labels to forecast from, each in turn.
-        seed: of the posterior draws.
-        pool: whether findings of an encoder learn from each other.
-
     Returns:
-        One row a curve and ``at_most_n``: what the curve is of (``encoder, finding, data_set, unit``); what was used
-        (``at_most_n``, ``labels``, the largest n up to it, ``points`` and ``last``, the AUROC at ``labels``);
-        ``target_n, truth, forecast, forecast_low, forecast_high, error`` (forecast minus truth) and ``covered``;
-        ``plateau, plateau_low, plateau_high, state``, told if that interval is narrow enough to be an answer;
-        ``fit_forecast`` of least squares; ``early_slope``, AUROC a tenfold of labels. With fewer than three numbers of
-        labels the state is ``not evaluable``.
+        One row a curve and each of ``at_most_n``: what the curve is of (``encoder, finding, data_set, unit``); what was
+        used (``labels``, the largest n up to it, ``points`` and ``last``, the AUROC at ``labels``); ``target_n, truth,
+        forecast, forecast_low, forecast_high, error`` (forecast minus truth) and ``covered``; ``plateau, plateau_low,
+        plateau_high, state``, told if that interval is narrow enough to be an answer; ``fit_forecast`` of least
+        squares; ``early_slope``, AUROC a tenfold of labels. With fewer than three numbers of labels the state is ``not
+        evaluable``.
     """
     if not curves:
         raise StudyError("there is no learning curve to forecast from: draw some.")
@@ -163,15 +148,6 @@ def _forecast_curve(curve, posterior, noise, generator) -> dict:
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
-def check_target(target: float) -> None:
-    """Refuse a target that no curve could mean."""
-    if not CHANCE < target < PERFECT:
-        raise StudyError(
-            f"a target AUROC of {target:g} cannot be planned for: give one above {CHANCE}, which chance reaches, "
-            f"and below {PERFECT:g}."
-        )
-
-
 def plan_labels(
     curves: Sequence[LearningCurve],
     target: float,
@@ -188,11 +164,9 @@ def plan_labels(
     beyond `FARTHEST` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond).
 
     Args:
-        curves: of `list_curves`; what we have is the largest n of each. Give all findings, also for a plan of one: they
-            learn from each other.
+        curves: what we have is the largest n of each. Give all findings, also for a plan of one: they learn from each
+            other.
         target: the AUROC.
-        seed: of the posterior draws.
-        pool: whether findings of an encoder learn from each other.
         cost: of labelling one case.
         prevalence: share of positives among cases to be labelled, by finding; that of the curve's draws without it.
         test_counts: finding -> positives and negatives of the test set: plan for the population, not for this test set.
@@ -203,7 +177,11 @@ def plan_labels(
         where there is no end), ``cases`` to be labelled, ``positives`` among them and ``cost``, each with ``_low`` and
         ``_high``; and ``answer``, a sentence.
     """
-    check_target(target)
+    if not CHANCE < target < PERFECT:
+        raise StudyError(
+            f"a target AUROC of {target:g} cannot be planned for: give one above {CHANCE}, which chance reaches, "
+            f"and below {PERFECT:g}."
+        )
     if cost is not None and not (np.isfinite(cost) and cost >= 0):
         raise StudyError(f"a label cannot cost {cost}: give a number of 0 or more.")
     rows = []
@@ -214,15 +192,11 @@ def plan_labels(
             raise StudyError(f"the prevalence of {curve.finding!r} cannot be {share}: give a share between 0 and 1.")
         counts = (test_counts or {}).get(curve.finding)
         rows.append(plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator)))
-    return pd.concat([name_curves(curves), pd.DataFrame(rows, columns=_PLAN_COLUMNS)], axis=1)
+    return pd.concat([name_curves(curves), pd.DataFrame(rows)], axis=1)
 
 
 _THREE = ("", "_low", "_high")
-_PLAN_COLUMNS = [
-    *("target", "state", "have", "auroc"),
-    *(f"{name}{end}" for name in ("plateau", "need", "more", "cases", "positives", "cost") for end in _THREE),
-    "answer",
-]
+_QUANTITIES = ("plateau", "need", "more", "cases", "positives", "cost")
 
 
 def plan_curve(
@@ -232,23 +206,15 @@ def plan_curve(
     share: float = float("nan"),
     shift: np.ndarray | float = 0.0,
 ) -> dict:
-    """The plan of one curve, whose posterior serves for any number of targets.
+    """The row of `plan_labels` of one curve, whose posterior serves for any number of targets.
 
-    Args:
-        posterior: of the curve.
-        target: the AUROC.
-        cost: of labelling one case.
-        share: of positives among cases; NaN if it is not known.
-        shift: added to the whole curve ``(draws,)``.
-
-    Returns:
-        The columns of `plan_labels` but for what the curve is of.
+    ``share`` is that of positives among cases, NaN if it is not known; ``shift``, a number or ``(draws,)``, is added to
+    the whole curve.
     """
     curve = posterior.curve
     shifted = posterior.parameters.copy()
     shifted[:, 0] = np.clip(shifted[:, 0] + shift, 0, PERFECT)
-    needed = np.ceil(Posterior(curve, shifted, posterior.deviations, posterior.misfits, 1.0).labels_for(target))
-    plateau, need = _ends(shifted[:, 0]), _ends(needed)
+    plateau, need = _ends(shifted[:, 0]), _ends(np.ceil(labels_for(target, shifted)))
     more = tuple(max(0.0, one - curve.most) for one in need)
     if need[2] <= curve.most:
         state = REACHED
@@ -261,35 +227,28 @@ def plan_curve(
     row = {"target": target, "state": state, "have": curve.most}
     row["auroc"] = float(np.median(posterior.predict(curve.most)))
     in_cases = curve.unit == "cases"
-    per_case = 1.0 if in_cases else share
-    cases = tuple(one if not np.isfinite(one) else float(np.ceil(one / per_case)) for one in more)
-    if not in_cases and np.isnan(share):
-        cases = (np.nan,) * 3
-    positives = more if not in_cases else tuple(one * share for one in more)
+    # Positives are found by reading cases; how many, nobody knows without their share.
+    cases = tuple(np.ceil(one / (1.0 if in_cases else share)) for one in more)
+    positives = tuple(one * share for one in more) if in_cases else more
     costs = (np.nan,) * 3 if cost is None else tuple(one * cost if cost else 0.0 for one in cases)
-    for name, values in zip(
-        ("plateau", "need", "more", "cases", "positives", "cost"),
-        (plateau, need, more, cases, positives, costs),
-        strict=True,
-    ):
-        row |= {f"{name}{end}": value for end, value in zip(_THREE, values, strict=True)}
+    for name, values in zip(_QUANTITIES, (plateau, need, more, cases, positives, costs), strict=True):
+        row |= {f"{name}{end}": float(value) for end, value in zip(_THREE, values, strict=True)}
     return row | {"answer": _answer(curve, row)}
 
 
 def _answer(curve: LearningCurve, row: Mapping) -> str:
     """The plan of one curve as a sentence without its end."""
     what = "" if curve.unit == "cases" else " positives"
-    target, have = f"{row['target']:g}", f"{row['have']:,.0f}{what or ' labels'}"
-    plateau = f"{row['plateau_low']:.3f}-{row['plateau_high']:.3f}"
-    if row["state"] == REACHED and row["need_high"] < curve.labels[0]:
-        return f"reached already: the fewest drawn, {curve.labels[0]:,.0f}{what or ' labels'}, are enough for {target}"
+    labels = what or " labels"
+    target, have = f"{row['target']:g}", f"{row['have']:,.0f}{labels}"
     if row["state"] == REACHED:
-        return (
-            f"reached already: {target} needs {row['need_high']:,.0f}{what or ' labels'} at most, and there are {have}"
-        )
+        if row["need_high"] < curve.labels[0]:
+            return f"reached already: the fewest drawn, {curve.labels[0]:,.0f}{labels}, are enough for {target}"
+        return f"reached already: {target} needs {row['need_high']:,.0f}{labels} at most, and there are {have}"
     if row["state"] == UNREACHABLE:
         if row["plateau_high"] < row["target"]:
-            return f"unreachable: the plateau lies at {row['plateau']:.3f} (95 %: {plateau}), below {target}"
+            plateau = f"{row['plateau']:.3f} (95 %: {row['plateau_low']:.3f}-{row['plateau_high']:.3f})"
+            return f"unreachable: the plateau lies at {plateau}, below {target}"
         return f"unreachable: {target} needs more than {FARTHEST:g} times the {have} there are (95 %)"
     if row["state"] == NEEDED:
         if row["more"] == 0:
@@ -329,7 +288,6 @@ def plan_table(
 
     A finding asked for still learns from the others.
     """
-    check_target(target)
     curves = list_curves(table, encoder=encoder)
     if finding is not None:
         list_curves(table, finding, encoder)
@@ -341,19 +299,19 @@ def plan_table(
 
 def describe_plans(plans: pd.DataFrame) -> str:
     """One sentence a curve, and a table, as text."""
-    several = plans.encoder.nunique() > 1
-    lines = []
-    for row in plans.itertuples():
-        name = f"{row.finding}, {row.encoder}" if several else row.finding
-        lines.append(f"{name}: {row.answer}.")
-    shown = plans[["finding"] + ["encoder"] * several + ["state"]].copy()
-    shown["have"] = plans.have.map("{:,.0f}".format)
-    shown["AUROC"] = plans.auroc.map("{:.3f}".format)
-    shown["plateau (95 %)"] = _join(plans, "plateau", "{:.3f}")
-    shown["more (95 %)"] = _join(plans, "more", "{:,.0f}")
-    if plans.cost_low.notna().any():
-        shown["cost (95 %)"] = _join(plans, "cost", "{:,.0f}")
-    return "\n".join([*lines, "", shown.to_string(index=False)])
+    named = plans if plans.encoder.nunique() > 1 else plans.drop(columns="encoder")
+    shown = named[[name for name in ("finding", "encoder", "state") if name in named]].assign(
+        have=plans.have.map("{:,.0f}".format), AUROC=plans.auroc.map("{:.3f}".format)
+    )
+    for name, form in (("plateau", "{:.3f}"), ("more", "{:,.0f}"), ("cost", "{:,.0f}")):
+        if plans[f"{name}_low"].notna().any():
+            shown[f"{name} (95 %)"] = _join(plans, name, form)
+    return "\n".join([*_tell_answers(named), "", shown.to_string(index=False)])
+
+
+def _tell_answers(plans: pd.DataFrame) -> list[str]:
+    names = plans[["finding", *plans.columns.intersection(["encoder"])]].agg(", ".join, axis=1)
+    return [f"{name}: {answer}." for name, answer in zip(names, plans.answer, strict=True)]
 
 
 def _join(plans: pd.DataFrame, name: str, form: str) -> list[str]:
@@ -366,5 +324,4 @@ def _join(plans: pd.DataFrame, name: str, form: str) -> list[str]:
 
 def state_plans(plans: pd.DataFrame | None) -> list[str]:
     """The answers of `plan_labels` for the first encoder, in sentences; None gives none."""
-    first = plans[plans.encoder == plans.encoder.iloc[0]] if plans is not None else pd.DataFrame()
-    return [f"{row.finding}, {row.encoder}: {row.answer}." for row in first.itertuples()]
+    return [] if plans is None else _tell_answers(plans[plans.encoder == plans.encoder.iloc[0]])

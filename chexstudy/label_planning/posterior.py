@@ -19,7 +19,7 @@ Without a delay (half of the prior) this is the three-parameter power law. With 
 the labels amount to something: a rare finding has one positive among the first 50, and a law that must rise fastest at
 the first labels would read a curve that is flat so far as a plateau at chance. Each curve has its own delay.
 
-Everything is integrated by quadrature, nothing is sampled to convergence: sigma in closed form (which makes the
+Everything is integrated by quadrature: sigma in closed form (which makes the
 likelihood Student's t), beta at quantiles of its t, alpha and log gamma on a grid that each curve lays where its
 likelihood is, the common quantities on a fixed grid. Curves of single draws share what they say of the noise, which is
 weighed first, under the mean of the priors, as it hardly depends on them. Only the posterior draws at the end are
@@ -41,12 +41,7 @@ from scipy.special import logsumexp, ndtr, stdtrit
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.families import CHANCE, GAMMA, PERFECT, POWER4, labels_for
-from chexstudy.label_planning.observations import (
-    FEWEST_POINTS,
-    LearningCurve,
-    estimate_noise,
-    relate_variances,
-)
+from chexstudy.label_planning.observations import FEWEST_POINTS, LearningCurve, estimate_noise, relate_variances
 from chexstudy.statistics.bootstrap import CONFIDENCE
 
 DRAWS = 4000
@@ -84,6 +79,9 @@ class Prior:
     likeness: float = 4.0  # degrees of freedom with which the variance of a curve is like the common one
 
 
+_PRIOR = Prior()
+
+
 @dataclass(frozen=True, eq=False)
 class Posterior:
     """What is known of one curve: draws from its posterior."""
@@ -96,7 +94,6 @@ class Posterior:
 
     @property
     def plateaus(self) -> np.ndarray:
-        """AUROC with labels without end ``(draws,)``."""
         return self.parameters[:, 0]
 
     def predict(self, labels: np.ndarray) -> np.ndarray:
@@ -119,13 +116,7 @@ class Posterior:
 
 
 def infer_curves(curves: Sequence[LearningCurve], generator: np.random.Generator, pool: bool = True) -> list[Posterior]:
-    """The posterior of each curve.
-
-    Args:
-        curves: of findings of one encoder, which are taken as alike.
-        generator: of the posterior draws.
-        pool: whether curves learn from each other.
-    """
+    """The posterior of each curve; with ``pool`` they learn from each other, as findings of one encoder."""
     if not curves:
         raise StudyError("there is no learning curve: draw some, at three numbers of labels or more.")
     for curve in curves:
@@ -135,11 +126,11 @@ def infer_curves(curves: Sequence[LearningCurve], generator: np.random.Generator
                 f"what it says of more needs {FEWEST_POINTS}: draw more, or allow a larger number of labels."
             )
     groups = [list(curves)] if pool else [[curve] for curve in curves]
-    return [posterior for group in groups for posterior in _infer_group(group, generator, Prior(), DRAWS)]
+    return [posterior for group in groups for posterior in _infer_group(group, generator)]
 
 
 def _infer_group(
-    curves: list[LearningCurve], generator: np.random.Generator, prior: Prior, draws: int
+    curves: list[LearningCurve], generator: np.random.Generator, prior: Prior = _PRIOR, draws: int = DRAWS
 ) -> list[Posterior]:
     exponent = estimate_noise(curves, _AT).exponent
     grids = [_Grid(curve, exponent, prior) for curve in curves]
@@ -149,10 +140,10 @@ def _infer_group(
     noise = _weigh_noises(prior) + sum(grid.noise_evidence for grid in single)
     for grid in grids:
         # What a curve has to say itself is in its likelihood.
-        grid.place_nodes(noise - grid.noise_evidence if grid in single else _weigh_noises(prior), prior)
+        grid.place_nodes(noise - grid.noise_evidence if grid in single else _weigh_noises(prior))
     if len(grids) == 1:
         return [_draw_posterior(grids[0], _prior_mixtures(prior), generator, draws)]
-    evidence = [grid.weigh_priors(prior) for grid in grids]
+    evidence = [grid.weigh_priors() for grid in grids]
     common = _weigh_common(prior) + sum(evidence)
     # What a curve has to say of itself is in its likelihood: its prior is what the others say.
     return [
@@ -164,18 +155,15 @@ def _infer_group(
 def trace_bands(posteriors: Sequence[Posterior]) -> pd.DataFrame:
     """Median and 95 % interval of each curve at 60 numbers of labels from its first to twice its largest.
 
-    Returns:
-        ``encoder, finding, data_set, unit, labels, value, low, high`` and ``observed``, whether the label count lies
-        within those measured. The interval holds at each label count alone, not for all at once.
+    Columns ``encoder, finding, labels, value, low, high``; the interval holds at each label count alone.
     """
     tail, tables = (1 - CONFIDENCE) / 2, []
     for posterior in posteriors:
         curve = posterior.curve
         labels = np.geomspace(curve.labels[0], 2.0 * curve.most, 60)
         low, value, high = np.quantile(posterior.predict(labels), [tail, 0.5, 1 - tail], axis=0)
-        place = {name: getattr(curve, name) for name in ("encoder", "finding", "data_set", "unit")}
-        lines = {"labels": labels, "value": value, "low": low, "high": high, "observed": labels <= curve.most}
-        tables.append(pd.DataFrame(place | lines))
+        place = {"encoder": curve.encoder, "finding": curve.finding, "labels": labels}
+        tables.append(pd.DataFrame(place | {"value": value, "low": low, "high": high}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -253,19 +241,17 @@ def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[f
 class _Grid:
     """One curve's likelihood on its own grid of alpha and gamma, for every common deviation and misfit and every delay.
 
-    Attributes:
-        noise_evidence: log likelihood of the curve for every noise ``(noises,)``, under the mean of the priors.
+    ``noise_evidence`` is its logarithm for every noise ``(noises,)``, under the mean of the priors.
     """
 
     def __init__(self, curve: LearningCurve, exponent: float, prior: Prior):
-        self.curve, self.exponent = curve, exponent
-        self.references = prior.references
+        self.curve, self.exponent, self.prior = curve, exponent, prior
         self.middle = float(np.exp(np.mean(np.log(prior.references))))
         relative = relate_variances(curve, exponent, _AT)
         # Rows of the grid: every pair of deviation and misfit, which curves share, and then every delay.
         delays, shares = np.array(prior.delays).T
-        self.delay = np.tile(delays, len(prior.deviations) * len(prior.misfits))
-        self.log_delay_share = np.tile(np.log(shares), len(prior.deviations) * len(prior.misfits))
+        noises = len(prior.deviations) * len(prior.misfits)
+        self.delay = np.tile(delays, noises)
         deviation = np.repeat(prior.deviations, len(prior.misfits) * len(delays))
         self.misfit = np.repeat(np.tile([one for one, _ in prior.misfits], len(prior.deviations)), len(delays))
         within = np.sum((curve.draws - 1) * np.nan_to_num(curve.variances) / relative)
@@ -276,7 +262,7 @@ class _Grid:
         self.precision = 1 / (relative / curve.draws + (self.misfit**2 / own)[:, None])
         self.degrees = prior.likeness + np.sum(curve.draws - 1) + len(curve.labels)
         self.constant = prior.likeness * np.log(deviation) + np.log(self.precision).sum(axis=1) / 2
-        self.constant += self.log_delay_share
+        self.constant += np.tile(np.log(shares), noises)
         self.log_gamma = self._place_gammas()
         self._lay_grid()
         # What no prior could lift is dropped at once, but no row: the other curves may yet want it. A first look takes
@@ -295,18 +281,14 @@ class _Grid:
         delays, row = np.unique(self.delay, return_inverse=True)
         log_labels = np.log(self.curve.labels + delays[:, None])
         basis = np.exp(-np.exp(log_gamma)[:, None] * log_labels[:, None])[row]
-        weighted, means = self.precision, self.curve.means
-
-        def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-            return (values @ weights[..., None])[..., 0]
-
+        weight, means = self.precision[..., None], self.curve.means
         return (
-            weighted.sum(axis=1)[:, None],
-            weigh(weighted, basis),
-            weigh(weighted, basis**2),
-            (weighted @ means)[:, None],
-            weigh(weighted * means, basis),
-            (weighted @ means**2)[:, None],
+            self.precision.sum(axis=1)[:, None],
+            (basis @ weight)[..., 0],
+            (basis**2 @ weight)[..., 0],
+            (self.precision @ means)[:, None],
+            (basis @ (self.precision * means)[..., None])[..., 0],
+            (self.precision @ means**2)[:, None],
         )
 
     def _place_gammas(self) -> np.ndarray:
@@ -365,14 +347,12 @@ class _Grid:
         lacking = np.log(beta) - np.exp(log_gamma) * np.log(self.middle + self.delay[row])
         return np.stack([self.logit.ravel()[flat], log_gamma, lacking - np.log(alpha - CHANCE)])
 
-    def place_nodes(self, log_noise: np.ndarray, prior: Prior) -> None:
+    def place_nodes(self, log_noise: np.ndarray) -> None:
         """List the nodes of beta, alpha and gamma that matter, with their weights and places among the bins.
 
-        Args:
-            log_noise: log weights of the noises ``(noises,)``.
-            prior: of what is common.
+        ``log_noise`` are the log weights of the noises ``(noises,)``.
         """
-        by_row = np.repeat(log_noise - log_noise.max(), len(prior.delays))
+        by_row = np.repeat(log_noise - log_noise.max(), len(self.prior.delays))
         look = self.first_look + by_row[:, None, None]
         flat = np.flatnonzero(look > look.max() + np.log(_LEAST_WEIGHT))
         likely = (self.log_likelihood + by_row[:, None, None]).ravel()[flat]
@@ -389,16 +369,16 @@ class _Grid:
         self.places = self._places(flat[node], beta)
         # The prior's density is of the log shortfall, which is that of beta over beta.
         self.log_weights = likely[node] - np.log(beta)
-        posterior = self.log_weights + _interpolate(_mean_prior(prior), self.places)
+        posterior = self.log_weights + _interpolate(_mean_prior(self.prior), self.places)
         kept = posterior > posterior.max() + np.log(_LEAST_WEIGHT)
         self.nodes, self.places, self.log_weights = self.nodes[:, kept], self.places[:, kept], self.log_weights[kept]
 
-    def weigh_priors(self, prior: Prior) -> np.ndarray:
+    def weigh_priors(self) -> np.ndarray:
         """Log likelihood for every node of what is common ``(references, plateau, gamma, shortfall)``."""
         offset = self.log_weights.max()
         mass = np.exp(self.log_weights - offset)
-        binned = np.stack([_bin(self._refer(one), mass) for one in self.references])
-        evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *_densities(prior), optimize=True)
+        binned = np.stack([_bin(self._refer(one), mass) for one in self.prior.references])
+        evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *_densities(self.prior), optimize=True)
         return np.log(np.maximum(evidence, 1e-300)) + offset
 
     def weigh_nodes(self, mixtures: np.ndarray) -> np.ndarray:
@@ -406,7 +386,7 @@ class _Grid:
         share = mixtures.sum(axis=(1, 2, 3))
         logs = [
             _interpolate(np.log(mixture), self._refer(one))
-            for mixture, one, weight in zip(mixtures, self.references, share, strict=True)
+            for mixture, one, weight in zip(mixtures, self.prior.references, share, strict=True)
             # What curves rule out as reference need not be looked at.
             if weight > 1e-4 * share.max()
         ]
@@ -424,25 +404,20 @@ _AXES = (_PLATEAU_BINS, _GAMMA_BINS, _SHORTFALL_BINS)
 _SHAPE = tuple(len(axis) for axis in _AXES)
 
 
-def _corners(places: Sequence[np.ndarray]):
-    """The eight bins around each node and the node's share in each: pairs of flat positions and shares."""
+def _bin(places: Sequence[np.ndarray], mass: np.ndarray) -> np.ndarray:
+    """Mass of nodes in the common bins, shared between the eight around each: ``(plateau, gamma, shortfall)``."""
     lower, share = [], []
     for axis, place in zip(_AXES, places, strict=True):
         position = np.clip((place - axis[0]) / (axis[1] - axis[0]), 0, len(axis) - 1 - 1e-9)
         lower.append(position.astype(np.int64))
         share.append(position - lower[-1])
-    flat = (lower[0] * _SHAPE[1] + lower[1]) * _SHAPE[2] + lower[2]
+    binned = 0
     for corner in np.ndindex(2, 2, 2):
-        offset = (corner[0] * _SHAPE[1] + corner[1]) * _SHAPE[2] + corner[2]
+        flat = np.ravel_multi_index(tuple(one + side for one, side in zip(lower, corner, strict=True)), _SHAPE)
         part = 1.0
         for side, one in zip(corner, share, strict=True):
             part = part * (one if side else 1 - one)
-        yield flat + offset, part
-
-
-def _bin(places: Sequence[np.ndarray], mass: np.ndarray) -> np.ndarray:
-    """Mass of nodes in the common bins, shared between the nearest: ``(plateau, gamma, shortfall)``."""
-    binned = sum(np.bincount(flat, mass * share, np.prod(_SHAPE)) for flat, share in _corners(places))
+        binned = binned + np.bincount(flat, mass * part, np.prod(_SHAPE))
     return binned.reshape(_SHAPE)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.label_planning.accuracy import correlate_early, judge_early_claim, measure_families, measure_forecasts
 from chexstudy.label_planning.costs import ReadingCost, price_plans
-from chexstudy.label_planning.curves import CurveDesign, count_test_labels, measure_curves, plan_draws, read_settings
+from chexstudy.label_planning.curves import SETTINGS, CurveDesign, count_test_labels, measure_curves, plan_draws
 from chexstudy.label_planning.encoders import freeze_encoders, list_exposures
 from chexstudy.label_planning.fitting import compare_families
 from chexstudy.label_planning.observations import LearningCurve, list_curves
@@ -38,8 +38,7 @@ class LabelPlanning:
         encoders: as in `freeze_encoders`.
         design: how the curves are measured.
         pool: infer the curves of all findings of an encoder together.
-        early: label count the published claim is for.
-        forecast_from: label counts to forecast from.
+        early: label count the published claim is for; ``forecast_from`` are further ones to forecast from.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class LabelPlanning:
     @_step
     def settings(self) -> pd.DataFrame:
         """Of the heads, and what their choice took."""
-        return read_settings(self.run) if len(self.table) else None
+        return self.run.read_table(SETTINGS) if len(self.table) else None
 
     @_step
     def curves(self) -> list[LearningCurve]:
@@ -127,11 +126,8 @@ class LabelPlanning:
     ) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
         """Labels needed for a target AUROC (`plan_labels`), and the same with prices (`price_plans`).
 
-        Args:
-            target: AUROC.
-            reading: what a case costs.
-            prevalence: `finding`, `prevalence` and `known_train`, its known labels in training.
-            population: plan for patients at large, adding the test set's own uncertainty.
+        ``prevalence`` has ``finding, prevalence`` and ``known_train``, its known labels in training. For a population,
+        patients at large, the test set's own uncertainty is added.
         """
         if not self.counts:
             return None, None

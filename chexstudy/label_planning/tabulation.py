@@ -30,14 +30,8 @@ def tabulate_planning(
 ) -> pd.DataFrame:
     """Rows of the results table, but for ``study``.
 
-    Args:
-        curves: of `chexstudy.label_planning.curves.measure_curves`.
-        refused: of `chexstudy.label_planning.curves.plan_draws`.
-        accuracy: of `chexstudy.label_planning.accuracy.measure_forecasts`.
-        forecasts: of `chexstudy.label_planning.planner.forecast_plateau`.
-        plans: of `chexstudy.label_planning.planner.plan_labels`.
-        errors: of `chexstudy.label_planning.fitting.compare_families`.
-        exposures: of `chexstudy.label_planning.encoders.list_exposures`.
+    In order of `measure_curves`, `plan_draws`, `measure_forecasts`, `forecast_plateau`, `plan_labels`,
+    `compare_families` and `list_exposures`.
     """
     place = {"data_set": curves.data_set.iloc[0], "group": curves.unit.iloc[0]}
     tables = [*_list_curves(curves), *_list_left_out(curves, refused), *_list_forecasts(forecasts)]
@@ -82,13 +76,13 @@ def _list_forecasts(forecasts: pd.DataFrame) -> list[pd.DataFrame]:
     shared = forecasts[["encoder", "finding", "data_set", "unit"]].assign(
         task=FORECAST, setting=forecasts.at_most_n.map("{:g}".format), n=forecasts.labels.astype(int)
     )
-    nothing = np.full(len(forecasts), np.nan)
     tables = []
     for metric, column in (("forecast", "forecast"), ("forecast_error", "error"), ("plateau", "plateau")):
-        low, high = (forecasts.get(f"{column}_{end}", nothing) for end in ("low", "high"))
-        table = shared.assign(metric=metric, value=forecasts[column], ci_low=low, ci_high=high)
-        tables.append(table.assign(reason=forecasts.state if metric == "plateau" else ""))
-    return [table.astype(dict.fromkeys(("value", "ci_low", "ci_high"), float)) for table in tables]
+        ends = {"value": column, "ci_low": f"{column}_low", "ci_high": f"{column}_high"}
+        values = forecasts.reindex(columns=ends.values()).set_axis([*ends], axis=1).astype(float)
+        reason = forecasts.state if metric == "plateau" else ""
+        tables.append(shared.assign(metric=metric, **values, reason=reason))
+    return tables
 
 
 def _list_accuracy(accuracy: pd.DataFrame) -> list[pd.DataFrame]:

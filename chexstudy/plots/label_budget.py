@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from chexstudy.cohort.table import NO_FINDING, finding_columns, label_matrix
-from chexstudy.label_planning.accuracy import EVERY
+from chexstudy.label_planning.accuracy import EVERY, take_early
 from chexstudy.label_planning.families import FAMILIES
 from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION
 from chexstudy.label_planning.planner import FARTHEST, NEEDED, NOT_YET, REACHED, UNREACHABLE
@@ -422,13 +422,8 @@ def describe_plans_drawn(plans: pd.DataFrame, *_) -> str:
 
 
 def select_early(forecasts: pd.DataFrame, early: float) -> pd.DataFrame:
-    """What the first labels showed and what came of it, a row a curve: ``early_slope``, ``last`` and ``truth``.
-
-    Args:
-        forecasts: of `chexstudy.label_planning.planner.forecast_plateau`, with ``early`` among its ``at_most_n``.
-        early: the label count that counts as early.
-    """
-    rows = forecasts[(forecasts.at_most_n == early) & forecasts.error.notna()].dropna(subset=["early_slope"])
+    """What the first labels showed and what came of it, a row a curve: ``early_slope``, ``last`` and ``truth``."""
+    rows = take_early(forecasts, early)
     require_rows(rows, f"curves with three label counts up to {early:g}")
     columns = ["encoder", "finding", "data_set", "unit", "at_most_n", "target_n", "early_slope", "last", "truth"]
     return rows[columns].reset_index(drop=True)
