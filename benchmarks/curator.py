@@ -83,19 +83,13 @@ def step_plainly(features: Tensor, prototypes: Tensor, config: CuratorConfig, ch
 def step_fast(features: Tensor, prototypes: Tensor, config: CuratorConfig, chance: Tensor, form: ModuleType) -> Tensor:
     """Selection and update of the package on a CPU; the new prototypes."""
     kept = apply_rule(features, prototypes, config, chance, form).kept
-    return _update(prototypes, features[kept], config)[0]
-
-
-def _update(prototypes: Tensor, features: Tensor, config: CuratorConfig, **mask: Tensor) -> tuple[Tensor, Tensor]:
-    return update_prototypes(
-        prototypes, features, config.decay, config.sinkhorn_epsilon, config.sinkhorn_iterations, **mask
-    )
+    return update_prototypes(prototypes, features[kept], config)[0]
 
 
 def step_statically(features: Tensor, prototypes: Tensor, config: CuratorConfig, chance: Tensor) -> Tensor:
     """Selection and update without any shape that depends on data; the new prototypes."""
     kept = apply_rule(features, prototypes, config, chance, static).kept
-    return _update(prototypes, features, config, counted=kept)[0]
+    return update_prototypes(prototypes, features, config, counted=kept)[0]
 
 
 def count_differing(selection: Selection, kept: Tensor) -> int:

@@ -176,10 +176,7 @@ class Step:
 
     def move(self, features: Tensor) -> Tensor:
         """The prototypes after a step that kept these features ``(kept, dim)``."""
-        constants = self.constants
-        return update_prototypes(
-            self.prototypes, features, constants.decay, constants.sinkhorn_epsilon, constants.sinkhorn_iterations
-        )[0]
+        return update_prototypes(self.prototypes, features, self.constants)[0]
 
 
 class _PaddedToLongest:

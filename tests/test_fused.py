@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import torch
-from numba.core import caching
 from torch.nn.functional import normalize
 
 from chexstudy.curation.online import fused
@@ -158,27 +157,6 @@ def test_works_in_a_forked_process(monkeypatch):
 
 def _order_list():
     return _order_of_a_batch().tolist()
-
-
-def _add_up(numbers):
-    total = 0.0
-    for number in numbers:
-        total += number
-    return total
-
-
-def test_a_full_disk_only_loses_the_machine_code(full_disk):
-    kernel = fused.compile_kernel(_add_up)
-    numbers = torch.arange(5.0).numpy()
-    with full_disk(16):
-        assert kernel(numbers) == 10
-    assert kernel.stats.cache_misses
-    assert sum(fused.compile_kernel(_add_up).stats.cache_hits.values()) == 0
-
-
-def test_where_nothing_is_writable_loops_are_compiled_all_the_same(monkeypatch):
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    assert fused.compile_kernel(_add_up)(torch.arange(5.0).numpy()) == 10
 
 
 _FIRST_USE = """

@@ -73,7 +73,7 @@ def test_balancing_moves_features_to_unpopular_prototypes():
 def test_update_moves_a_tenth_of_the_way_and_leaves_unused_prototypes():
     prototypes = torch.eye(3, dtype=torch.float64)
     features = normalize(torch.tensor([[1.0, 0.2, 0.0], [0.1, 1.0, 0.0]], dtype=torch.float64), dim=1)
-    after, usage = update_prototypes(prototypes, features, epsilon=0.5)
+    after, usage = update_prototypes(prototypes, features, CuratorConfig())
     assert usage.tolist() == [1, 1, 0]
     for k in range(2):
         assert torch.allclose(after[k], normalize(0.9 * prototypes[k] + 0.1 * features[k], dim=0))
@@ -94,5 +94,6 @@ def test_assignment_probabilities_sum_to_one_a_feature():
 def test_nearest_assignment_does_not_balance():
     prototypes = torch.eye(2, dtype=torch.float64)
     features = normalize(torch.tensor([[1.0, 0.1], [1.0, 0.3], [1.0, 0.5], [1.0, 0.9]], dtype=torch.float64), dim=1)
-    assert update_prototypes(prototypes, features, epsilon=0.05, assignment="nearest")[1].tolist() == [4, 0]
-    assert update_prototypes(prototypes, features, epsilon=0.05)[1].tolist() == [3, 1]
+    for assignment, usage in (("nearest", [4, 0]), ("balanced", [3, 1])):
+        config = CuratorConfig(sinkhorn_epsilon=0.05, assignment=assignment)
+        assert update_prototypes(prototypes, features, config)[1].tolist() == usage

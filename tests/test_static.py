@@ -60,7 +60,7 @@ def test_blocks_of_rows_change_no_density(monkeypatch):
 def _step(features, prototypes, config, chance):
     """Selection and update as they run on a GPU."""
     selection = apply_rule(features, prototypes, config, chance, static)
-    return selection, update_prototypes(prototypes, features, counted=selection.kept)
+    return selection, update_prototypes(prototypes, features, config, selection.kept)
 
 
 @pytest.mark.parametrize("policy", OUTLIER_POLICIES)
@@ -99,7 +99,7 @@ def test_on_a_gpu_the_host_never_waits_and_decisions_are_those_of_the_cpu(sample
         with pytest.raises(RuntimeError, match="synchroniz"):
             on_gpu[0].sum().item()
         selection = select_samples(*on_gpu, config, torch.Generator().manual_seed(3))
-        update_prototypes(on_gpu[1], on_gpu[0], counted=selection.kept)
+        update_prototypes(on_gpu[1], on_gpu[0], config, selection.kept)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     _assert_same(selection, expected)
@@ -129,5 +129,5 @@ def test_a_cuda_graph_captures_the_step(sampler):
         torch.cuda.synchronize()
         expected = apply_rule(batch, prototypes, config, drawn, fused)
         _assert_same(selection, expected)
-        on_cpu = update_prototypes(prototypes, batch, counted=expected.kept)[0]
+        on_cpu = update_prototypes(prototypes, batch, config, expected.kept)[0]
         assert torch.allclose(moved.cpu(), on_cpu, rtol=0, atol=1e-5)

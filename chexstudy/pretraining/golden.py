@@ -69,9 +69,7 @@ def _check_case(case: dict[str, torch.Tensor]) -> dict[str, bool]:
         "central": kept & (selection.band == CENTRAL),
     }
     loss = contrastive_loss(image[kept], text[kept], case["logit_scale"])
-    after, usage = update_prototypes(
-        case["prototypes"], features[kept], config.decay, config.sinkhorn_epsilon, config.sinkhorn_iterations
-    )
+    after, usage = update_prototypes(case["prototypes"], features[kept], config)
     checks = {
         "masks": all(torch.equal(mask, case[name]) for name, mask in masks.items()),
         "loss": bool(torch.isclose(loss, case["loss"], rtol=_TOLERANCE, atol=0.0)),

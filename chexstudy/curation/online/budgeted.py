@@ -85,8 +85,9 @@ class BudgetedCurator:
         """Fit the first prototypes and settle the running quantiles on a sample."""
         self._allocate(initial_prototypes(features, self.config))
         rows = rows.to(features.device)
-        start = self.prototypes
-        self._open(len(features), self._expected_share(len(features)))
+        start, budget = self.prototypes, self.config.budget
+        # A budget given as a number says nothing about a sample.
+        self._open(len(features), (budget if budget <= 1 else 0.25) * len(features))
         self._decide(features, rows)
         # The run through the sample fills the rings; the prototypes stay where k-means put them.
         self.prototypes = start
@@ -127,8 +128,10 @@ class BudgetedCurator:
             )
         rows = rows.to(features.device)
         self._usage = torch.zeros_like(self._usage)
-        left, budget = self._left, self._budget_left
-        selection = _meet_budget(self._decide(features, rows), budget, left)
+        budget, to_come = self._budget_left, self._left - len(rows)
+        # Fewer or more pairs are kept where the epoch's budget could not be met otherwise.
+        least, most = (budget - to_come).clamp(min=0), budget.clamp(max=len(rows))
+        selection = _bound_kept(self._decide(features, rows), least, most)
         self._budget_left = budget - selection.kept.sum()
         return selection.kept, selection
 
@@ -173,10 +176,6 @@ class BudgetedCurator:
         self._usage = prototypes.new_zeros(count)
         self._support_share, self._central_share = prototypes.new_zeros(()), prototypes.new_zeros(count)
         self._novelty_edge = prototypes.new_zeros(count)
-
-    def _expected_share(self, pairs: int) -> float:
-        """Budget of the run through the warm-up sample; a budget given as a number says nothing about a sample."""
-        return self.config.budget * pairs if self.config.budget <= 1 else 0.25 * pairs
 
     def _open(self, pairs: int, budget: float) -> None:
         self._left = pairs
@@ -244,7 +243,7 @@ class BudgetedCurator:
         self._novelties.add(prototype, novelty, is_central, self._position)
         self._remember(features, rows, prototype, is_central, kept)
         order = torch.full_like(prototype, -1)
-        bands = (band.to(torch.int8), order, kept, reason.to(torch.int8), priority.to(distance))
+        bands = (band.to(torch.int8), order, priority.to(distance), kept, reason.to(torch.int8))
         return Selection(prototype, distance, support_edge, outlier_edge, *bands)
 
     def _remember(self, features: Tensor, rows: Tensor, prototype: Tensor, is_central: Tensor, kept: Tensor) -> None:
@@ -263,22 +262,14 @@ class BudgetedCurator:
         if config.decay == 1:
             return
         weights = self._recent_kept if config.update_features == "kept" else torch.ones_like(self._recent_kept)
-        self.prototypes, usage = update_prototypes(
-            self.prototypes,
-            self._recent,
-            config.decay,
-            config.sinkhorn_epsilon,
-            config.sinkhorn_iterations,
-            config.assignment,
-            weights,
-        )
+        self.prototypes, usage = update_prototypes(self.prototypes, self._recent, config, weights)
         self._usage = self._usage + usage
 
 
 def _divide_share(wanted: Tensor, members: Tensor, config: CuratorConfig) -> tuple[Tensor, Tensor]:
-    """How much of the support band ``()`` and of each prototype's central members ``(K,)`` the share wanted pays for.
+    """How much of the support band ``()`` and of each prototype's central members ``(K,)`` a share ``()`` pays for.
 
-    ``wanted`` is the share of all pairs to keep ``()``, ``members`` that which each prototype has ``(K,)``.
+    Both that share and ``members`` ``(K,)``, those nearest to each prototype, are of all pairs.
     """
     support = config.outlier_quantile - config.support_quantile
     outliers = 1 - config.outlier_quantile if config.outlier_policy == "keep" else 0.0
@@ -294,15 +285,6 @@ def _divide_share(wanted: Tensor, members: Tensor, config: CuratorConfig) -> tup
     first = torch.where(holds.any(), holds.to(torch.int8).argmax(), len(ordered) - 1)
     level = levels.gather(0, first.unsqueeze(0))
     return support_share, (level / available.clamp(min=1e-12)).clamp(0, 1)
-
-
-def _meet_budget(selection: Selection, budget: Tensor, left: int) -> Selection:
-    """Keep fewer or more pairs of a batch where the epoch's budget could not be met otherwise.
-
-    ``budget`` pairs may still be kept ``()`` of the ``left`` still to come, this batch included.
-    """
-    batch = len(selection.kept)
-    return _bound_kept(selection, (budget - (left - batch)).clamp(min=0), budget.clamp(max=batch))
 
 
 def _bound_kept(selection: Selection, least: Tensor, most: Tensor) -> Selection:

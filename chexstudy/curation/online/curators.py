@@ -16,7 +16,7 @@ from chexstudy.curation.online.selection import select_samples
 class Curator(Protocol):
     """What the engine asks of a curator."""
 
-    scores: bool  # whether it needs features; if not, the engine spends no compute on scoring
+    scores: bool = False  # whether it needs features; if not, the engine spends no compute on scoring
 
     def begin_epoch(self, pairs: int) -> None:
         """Called before an epoch in which ``pairs`` pairs will be considered."""
@@ -24,16 +24,12 @@ class Curator(Protocol):
     def choose(
         self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Selection | None]:
-        """Decide on one super-batch.
+        """The mask of kept pairs ``(batch,)`` of a super-batch and, if there are grounds to record, the selection.
 
         Args:
             step: number of the super-batch over all curation epochs, from 0.
             rows: row numbers of its pairs in the training set ``(batch,)``, int64.
             features: unit-norm joint features ``(batch, dim)``, or None if the curator does not score.
-            generator: source of chance.
-
-        Returns:
-            The mask of kept pairs ``(batch,)`` and, if there are grounds to record, the selection.
         """
 
 
@@ -48,8 +44,7 @@ class ScoringCurator(Curator, Protocol):
     def update(self, features: Tensor, kept: Tensor) -> Tensor:
         """Move the prototypes after a super-batch ``(batch, dim)`` of which some were ``kept`` ``(batch,)``.
 
-        Returns:
-            How many pairs each prototype was assigned ``(K,)``.
+        Returns how many pairs each prototype was assigned ``(K,)``.
         """
 
     def state_dict(self) -> dict:
@@ -59,7 +54,7 @@ class ScoringCurator(Curator, Protocol):
         """The inverse of `state_dict`."""
 
 
-class PrototypeCurator:
+class PrototypeCurator(ScoringCurator):
     """The published online curator: prototypes, distance bands, moving average (CheXficient)."""
 
     scores = True
@@ -71,25 +66,13 @@ class PrototypeCurator:
     def warm_up(self, features: Tensor, rows: Tensor) -> None:
         self.prototypes = initial_prototypes(features, self.config)
 
-    def begin_epoch(self, pairs: int) -> None:
-        """Nothing to prepare: the rule looks at one batch at a time."""
-
-    def choose(
-        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Selection | None]:
+    def choose(self, step, rows, features, generator):
         selection = select_samples(features, self.prototypes, self.config, generator)
         return selection.kept, selection
 
     def update(self, features: Tensor, kept: Tensor) -> Tensor:
-        config = self.config
-        self.prototypes, usage = update_prototypes(
-            self.prototypes,
-            features[kept] if config.update_features == "kept" else features,
-            config.decay,
-            config.sinkhorn_epsilon,
-            config.sinkhorn_iterations,
-            config.assignment,
-        )
+        seen = features[kept] if self.config.update_features == "kept" else features
+        self.prototypes, usage = update_prototypes(self.prototypes, seen, self.config)
         return usage
 
     def state_dict(self) -> dict:
@@ -104,55 +87,34 @@ def build_curator(config: CuratorConfig) -> ScoringCurator:
     return BudgetedCurator(config) if config.rule == "budgeted" else PrototypeCurator(config)
 
 
-class RandomCurator:
+class RandomCurator(Curator):
     """Keeps as many pairs of each super-batch as another curator kept there, drawn uniformly: the paired control."""
-
-    scores = False
 
     def __init__(self, kept_by_step: list[int]):
         self.kept_by_step = kept_by_step
 
-    def begin_epoch(self, pairs: int) -> None:
-        """Nothing to prepare."""
-
-    def choose(
-        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Selection | None]:
+    def choose(self, step, rows, features, generator):
         kept = torch.zeros(len(rows), dtype=torch.bool)
         kept[torch.randperm(len(rows), generator=generator)[: self.kept_by_step[step]]] = True
         return kept, None
 
 
-class SubsetCurator:
+class SubsetCurator(Curator):
     """Keeps the pairs of a subset chosen beforehand, by their row numbers in the training set."""
-
-    scores = False
 
     def __init__(self, rows: np.ndarray):
         self.rows = rows
 
-    def begin_epoch(self, pairs: int) -> None:
-        """Nothing to prepare."""
-
-    def choose(
-        self, step: int, rows: Tensor, features: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Selection | None]:
+    def choose(self, step, rows, features, generator):
         return torch.isin(rows, torch.from_numpy(self.rows)), None
 
 
 def select_label_balanced(labels: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
     """An oracle's subset: take turns over the findings, rarest first, and draw a pair that shows the finding.
 
-    It reads the labels a curator must not see. It is the positive control (can this bench see an effect of the data?)
-    and a ceiling for what curation could do about the long tail.
-
-    Args:
-        labels: ``(pairs, findings)``; 1 counts as present. Pairs without any count as a class of their own.
-        count: size of the subset, at most the number of pairs.
-        generator: source of chance.
-
-    Returns:
-        Row numbers ``(count,)``, sorted.
+    It reads the labels ``(pairs, findings)`` a curator must not see: the positive control (can this bench see an effect
+    of the data?) and a ceiling for what curation could do about the long tail. Pairs without any finding count as a
+    class of their own. Returns sorted row numbers ``(count,)``.
     """
     pairs = len(labels)
     if count > pairs:

@@ -1,6 +1,6 @@
 """What a curator decides about each pair of a batch, and the reasons it can give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -50,26 +50,13 @@ class Selection:
     threshold_outlier: Tensor  # its upper edge
     band: Tensor  # ``CENTRAL``, ``SUPPORT`` or ``OUTLIER``, int8
     order: Tensor  # place in the sampler's order of its prototype's central members, -1 if not picked, int64
+    priority: Tensor  # the higher, the sooner a curator with a budget would keep it; NaN where the rule has no budget
     kept: Tensor  # the decision
     reason: Tensor  # index into `REASONS`, int8
-    priority: Tensor  # the higher, the sooner a curator with a budget would keep it; NaN where the rule has no budget
 
 
 def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
     """The rows of the ledger for a batch with these image ids ``(batch,)``; epoch and step count from 0."""
-    return pd.DataFrame(
-        {
-            "image_id": image_ids,
-            "epoch": epoch,
-            "step": step,
-            "prototype": selection.prototype.cpu().numpy(),
-            "distance": selection.distance.cpu().numpy(),
-            "threshold_support": selection.threshold_support.cpu().numpy(),
-            "threshold_outlier": selection.threshold_outlier.cpu().numpy(),
-            "band": np.asarray(BANDS)[selection.band.cpu().numpy()],
-            "order": selection.order.cpu().numpy(),
-            "priority": selection.priority.cpu().numpy(),
-            "kept": selection.kept.cpu().numpy(),
-            "reason": np.asarray(REASONS)[selection.reason.cpu().numpy()],
-        }
-    )
+    columns = {field.name: getattr(selection, field.name).cpu().numpy() for field in fields(selection)}
+    words = {"band": np.asarray(BANDS)[columns["band"]], "reason": np.asarray(REASONS)[columns["reason"]]}
+    return pd.DataFrame({"image_id": image_ids, "epoch": epoch, "step": step, **columns, **words})

@@ -5,7 +5,7 @@ distances themselves decide. Farthest-point sampling makes distance, running min
 members of a prototype, and passes over a member without looking at its features as long as an older, larger value of
 its minimum shows that it cannot be the farthest.
 
-Compiled on first use and kept in ``NUMBA_CACHE_DIR``. Loops release the interpreter's lock; a large batch is dealt to
+Loops release the interpreter's lock; a large batch is dealt to
 as many threads as torch may use. numba's own threads are left alone: they bear neither forks nor several callers.
 """
 
@@ -13,7 +13,6 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -27,39 +26,16 @@ from chexstudy.vectors.products import multiply_rows, product_rounding
 os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.cache() / "numba"))
 
 from numba import njit
-from numba.core.caching import FunctionCache
 
-# Sums may be reordered, which lets them be vectorised; NaN and infinity keep their meaning.
-_FLOATS = {"reassoc", "contract", "nsz"}
 # With so few prototypes, all distances are measured sooner than a product is made.
 _FEW_PROTOTYPES = 12
-# So many rows and their scores stay in the cache between product and loop.
-_BLOCK_ROWS = 1024
 # A batch of fewer numbers is not worth a second thread.
 _NUMBERS_WORTH_A_THREAD = 2**20
+# Sums may be reordered, which lets them be vectorised; NaN and infinity keep their meaning.
+_compile = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 
 
-class _OptionalCache(FunctionCache):
-    """Machine code on disk, where that is possible: a full disk costs the next process a compilation, nothing else."""
-
-    def save_overload(self, sig, data):
-        with suppress(OSError):
-            super().save_overload(sig, data)
-
-
-def compile_kernel(function: Callable) -> Callable:
-    """Compile a loop at its first call, to run without the interpreter's lock, and keep the machine code on disk.
-
-    Where nothing can be written, it is compiled again in each process.
-    """
-    compiled = njit(nogil=True, fastmath=_FLOATS)(function)
-    # numba raises this when it finds no folder it may write to.
-    with suppress(RuntimeError):
-        compiled._cache = _OptionalCache(function)
-    return compiled
-
-
-@compile_kernel
+@_compile
 def _distance(points, row, centres, centre):
     total = 0.0
     for column in range(points.shape[1]):
@@ -68,7 +44,7 @@ def _distance(points, row, centres, centre):
     return np.sqrt(total)
 
 
-@compile_kernel
+@_compile
 def _measure_nearest(points, centres, begin, end, prototype, distance):
     """Nearest centre of rows ``begin`` to ``end``, by distance to each."""
     for row in range(begin, end):
@@ -81,17 +57,17 @@ def _measure_nearest(points, centres, begin, end, prototype, distance):
         distance[row] = shortest
 
 
-@compile_kernel
-def _decide_nearest(points, centres, norms, scores, best, unit, begin, end, offset, prototype, distance):
+@_compile
+def _decide_nearest(points, centres, norms, scores, best, unit, begin, end, prototype, distance):
     """Nearest centre of rows ``begin`` to ``end``, by distance to those whose score may be the best.
 
     A score is ``x.p - |p|^2 / 2``, the larger the nearer, off by at most ``unit`` relative to lengths; ``best`` is the
-    largest of each row. Row ``offset`` has the first.
+    largest of each row.
     """
     largest = norms.max()
     count = centres.shape[0]
     for row in range(begin, end):
-        score, top = scores[row - offset], best[row - offset]
+        score, top = scores[row], best[row]
         nearest = 0
         while nearest + 1 < count and score[nearest] != top:
             nearest += 1
@@ -112,7 +88,7 @@ def _decide_nearest(points, centres, norms, scores, best, unit, begin, end, offs
         distance[row] = shortest
 
 
-@compile_kernel
+@_compile
 def _scan_farthest(points, rows, starts, sizes, first, cap, groups, order):
     """Farthest points of each of the ``groups``; writes their places into ``order``."""
     picked = np.empty((cap, points.shape[1]), np.float64)
@@ -157,24 +133,16 @@ def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor
     """As `chexstudy.curation.online.static.assign_nearest`, for tensors in the memory of the CPU."""
     points, centres = _as_matrix(features), np.ascontiguousarray(prototypes.detach().double().numpy())
     prototype, distance = np.empty(len(points), np.int64), np.empty(len(points))
-    with _Workers(points.size) as workers:
-        if len(centres) <= _FEW_PROTOTYPES:
-            workers.run(
-                _measure_nearest,
-                [(points, centres, *edges, prototype, distance) for edges in workers.share(0, len(points))],
-            )
-            return torch.from_numpy(prototype), torch.from_numpy(distance)
+    kernel, shared = _measure_nearest, (points, centres)
+    if len(centres) > _FEW_PROTOTYPES:
         norms = np.linalg.norm(centres, axis=1)
         narrow = torch.from_numpy(points).dtype
         columns, offsets = (torch.from_numpy(part).to(narrow) for part in (centres, -0.5 * norms**2))
-        unit = product_rounding(narrow, points.shape[1])
-        for start in range(0, len(points), _BLOCK_ROWS):
-            scores = multiply_rows(torch.from_numpy(points[start : start + _BLOCK_ROWS]), columns, offsets)
-            shared = (points, centres, norms, scores.numpy(), scores.amax(dim=1).numpy(), unit)
-            workers.run(
-                _decide_nearest,
-                [(*shared, *edges, start, prototype, distance) for edges in workers.share(start, start + len(scores))],
-            )
+        scores = multiply_rows(torch.from_numpy(points), columns, offsets)
+        best, unit = scores.amax(dim=1).numpy(), product_rounding(narrow, points.shape[1])
+        kernel, shared = _decide_nearest, (points, centres, norms, scores.numpy(), best, unit)
+    edges = np.linspace(0, len(points), _count_workers(points) + 1).astype(int).tolist()
+    _run(kernel, [(*shared, *own, prototype, distance) for own in itertools.pairwise(edges)])
     return torch.from_numpy(prototype), torch.from_numpy(distance)
 
 
@@ -188,9 +156,8 @@ def order_farthest(
     thinned = np.flatnonzero(counts > cap)
     # Largest first and dealt in turns, so that threads end at about the same time.
     thinned = thinned[np.argsort(-counts[thinned], kind="stable")]
-    with _Workers(points.size) as workers:
-        shared = (points, rows.numpy(), starts.numpy(), counts, first.numpy(), cap)
-        workers.run(_scan_farthest, [(*shared, thinned[turn :: workers.count], order) for turn in range(workers.count)])
+    shared, workers = (points, rows.numpy(), starts.numpy(), counts, first.numpy(), cap), _count_workers(points)
+    _run(_scan_farthest, [(*shared, thinned[turn::workers], order) for turn in range(workers)])
     return torch.from_numpy(order)
 
 
@@ -208,35 +175,18 @@ def mean_gaps(
     return means
 
 
-class _Workers:
-    """Threads for one step: as many as torch may use, or the caller's alone where the step has little to do.
+def _count_workers(points: np.ndarray) -> int:
+    """Threads for one step: as many as torch may use, or the caller's alone where there is little to do."""
+    return max(1, min(torch.get_num_threads(), points.size // _NUMBERS_WORTH_A_THREAD))
 
-    They end with the step, so nothing is left that a fork could break.
-    """
 
-    def __init__(self, numbers: int):
-        self.count = max(1, min(torch.get_num_threads(), numbers // _NUMBERS_WORTH_A_THREAD))
-        self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self._pool:
-            self._pool.shutdown()
-
-    def share(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Split rows ``begin`` to ``end`` into one range a thread."""
-        edges = np.linspace(begin, end, self.count + 1).astype(int).tolist()
-        return list(itertools.pairwise(edges))
-
-    def run(self, kernel: Callable, calls: list[tuple]) -> None:
-        """Call the kernel with each tuple of arguments and wait for all."""
-        if self._pool is None:
-            for arguments in calls:
-                kernel(*arguments)
-            return
-        for call in [self._pool.submit(kernel, *arguments) for arguments in calls]:
+def _run(kernel: Callable, calls: list[tuple]) -> None:
+    """Call the kernel with each tuple of arguments, in threads that end with it: none is left for a fork to break."""
+    if len(calls) == 1:
+        kernel(*calls[0])
+        return
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for call in [pool.submit(kernel, *arguments) for arguments in calls]:
             call.result()
 
 

@@ -38,13 +38,7 @@ def initial_prototypes(features: Tensor, config: CuratorConfig) -> Tensor:
 
 @torch.no_grad()
 def balanced_assignment(features: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Assign features to prototypes by Sinkhorn-Knopp (F5).
-
-    Args:
-        features: unit-norm ``(batch, dim)``.
-        prototypes: unit-norm ``(count, dim)``.
-        epsilon: entropic temperature; at the published 0.5 the assignment is hardly balanced.
-        iterations: normalisations of rows and columns.
+    """Assign unit-norm features ``(batch, dim)`` to unit-norm prototypes ``(count, dim)`` by Sinkhorn-Knopp (F5).
 
     Returns:
         Probability of each prototype for each feature ``(count, batch)``; its columns sum to one. The published update
@@ -78,40 +72,27 @@ def _balance(kernel: Tensor, iterations: int, counted: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def update_prototypes(
-    prototypes: Tensor,
-    features: Tensor,
-    decay: float = 0.9,
-    epsilon: float = 0.5,
-    iterations: int = 3,
-    assignment: str = "balanced",
-    counted: Tensor | None = None,
+    prototypes: Tensor, features: Tensor, config: CuratorConfig, counted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Move each prototype towards the mean of the features assigned to it, and renormalise.
+    """Move unit-norm prototypes ``(count, dim)`` towards the mean of the features assigned to each, and renormalise.
 
-    As published, ``features`` are the kept pairs' features from before the optimiser's step (F6). A prototype nobody
-    is assigned to stays where it is.
-
-    Args:
-        prototypes: unit-norm ``(count, dim)``.
-        features: unit-norm ``(batch, dim)``.
-        decay: share of the old prototype.
-        epsilon, iterations: see `balanced_assignment`.
-        assignment: ``balanced`` as published, or ``nearest`` prototype.
-        counted: which features take part ``(batch,)``, bool; all without it. A mask keeps shapes fixed.
+    As published, ``features`` ``(batch, dim)`` are the kept pairs' from before the optimiser's step (F6). Those not
+    ``counted`` ``(batch,)`` take no part: a mask keeps shapes fixed. A prototype nobody is assigned to stays where it
+    is.
 
     Returns:
-        The new prototypes ``(count, dim)`` and how many features each was assigned ``(count,)``.
+        The new prototypes and how many features each was assigned ``(count,)``.
     """
     unit = normalize(prototypes, dim=1)
-    if assignment == "balanced":
-        kernel = _affinity(features, unit, epsilon)
-        kernel *= _balance(kernel, iterations, counted)
+    if config.assignment == "balanced":
+        kernel = _affinity(features, unit, config.sinkhorn_epsilon)
+        kernel *= _balance(kernel, config.sinkhorn_iterations, counted)
         assigned_to = kernel.argmax(dim=1)
     else:
         assigned_to = multiply_rows(features, unit).argmax(dim=1)
     sums, usage = sum_by_centre(features, assigned_to, len(prototypes), counted)
     means = sums / (usage.unsqueeze(1) + 1e-8)
-    return normalize(decay * prototypes + (1 - decay) * means, dim=1), usage
+    return normalize(config.decay * prototypes + (1 - config.decay) * means, dim=1), usage
 
 
 def prototype_spread(prototypes: Tensor) -> Tensor:

@@ -7,30 +7,43 @@ is not to be remembered is written into one group more than there are.
 import torch
 from torch import Tensor
 
-_REMEMBERED = ("values", "seen_at", "written", "sorted", "known")
+
+class _Rings:
+    """A ring of the latest ``length`` entries of each of ``groups``."""
+
+    state: tuple[str, ...]  # the names of its tensors
+
+    def __init__(self, groups: int, length: int, like: Tensor):
+        self.groups, self.length = groups, length
+        self.written = torch.zeros(groups + 1, dtype=torch.int64, device=like.device)
+
+    def make_room(self, group: Tensor, belongs: Tensor) -> tuple[Tensor, Tensor]:
+        """Group and place ``(n,)`` each at which entries of groups ``(n,)`` are to be written."""
+        group = torch.where(belongs, group, self.groups)
+        is_own = group.unsqueeze(1) == torch.arange(self.groups + 1, device=group.device)
+        before = is_own.cumsum(dim=0).gather(1, group.unsqueeze(1)).squeeze(1) - 1
+        place = (self.written[group] + before) % self.length
+        self.written.index_add_(0, group, torch.ones_like(group))
+        return group, place
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self.state:
+            setattr(self, name, state[name].clone())
 
 
-def _places(group: Tensor, groups: int) -> Tensor:
-    """How many members of its own group come before each entry ``(n,)``."""
-    belongs = group.unsqueeze(1) == torch.arange(groups, device=group.device)
-    return belongs.cumsum(dim=0).gather(1, group.unsqueeze(1)).squeeze(1) - 1
+class RunningQuantiles(_Rings):
+    """Quantiles of the latest values of each group, remembered for ``memory`` pairs of the stream; typed ``like``."""
 
-
-class RunningQuantiles:
-    """Quantiles of the latest values of each group.
-
-    Args:
-        groups: number of groups.
-        length: most values remembered of each.
-        memory: how long a value is remembered, in pairs of the stream.
-        like: a tensor of the type and on the device of the values.
-    """
+    state = ("values", "seen_at", "written", "sorted", "known")
 
     def __init__(self, groups: int, length: int, memory: int, like: Tensor):
-        self.groups, self.length, self.memory = groups, length, memory
+        super().__init__(groups, length, like)
+        self.memory = memory
         self.values = like.new_full((groups + 1, length), torch.inf)
         self.seen_at = torch.full((groups + 1, length), -memory, dtype=torch.int64, device=like.device)
-        self.written = torch.zeros(groups + 1, dtype=torch.int64, device=like.device)
         self.settle(0)
 
     def add(self, group: Tensor, value: Tensor, belongs: Tensor, now: int) -> None:
@@ -38,11 +51,8 @@ class RunningQuantiles:
 
         Of more values than the length at once, only so many are remembered of each group.
         """
-        group = torch.where(belongs, group, self.groups)
-        place = (self.written[group] + _places(group, self.groups + 1)) % self.length
-        self.values[group, place] = value
-        self.seen_at[group, place] = now
-        self.written.index_add_(0, group, torch.ones_like(group))
+        place = self.make_room(group, belongs)
+        self.values[place], self.seen_at[place] = value, now
 
     def settle(self, now: int) -> None:
         """Sort what is remembered at place ``now``; `quantile` and `rank` answer from this until the next call."""
@@ -66,30 +76,21 @@ class RunningQuantiles:
         known = self.known[group]
         return torch.where(known > 0, torch.minimum(below, known) / known.clamp(min=1), 1.0)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in _REMEMBERED}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in _REMEMBERED:
-            setattr(self, name, state[name].clone())
-
-
-class RecentPairs:
+class RecentPairs(_Rings):
     """The unit-norm features of the latest ``length`` pairs of each group, of the type and width of ``like``."""
 
+    state = ("features", "rows", "written")
+
     def __init__(self, groups: int, length: int, like: Tensor):
-        self.groups, self.length = groups, length
+        super().__init__(groups, length, like)
         self.features = like.new_zeros(groups + 1, length, like.shape[1])
         self.rows = torch.full((groups + 1, length), -1, dtype=torch.int64, device=like.device)
-        self.written = torch.zeros(groups + 1, dtype=torch.int64, device=like.device)
 
     def add(self, group: Tensor, features: Tensor, rows: Tensor, belongs: Tensor) -> None:
         """Remember pairs ``(n, dim)`` with their row numbers where ``belongs``; n must not exceed the length."""
-        group = torch.where(belongs, group, self.groups)
-        place = (self.written[group] + _places(group, self.groups + 1)) % self.length
-        self.features[group, place] = features
-        self.rows[group, place] = rows
-        self.written.index_add_(0, group, torch.ones_like(group))
+        place = self.make_room(group, belongs)
+        self.features[place], self.rows[place] = features, rows
 
     def distance(self, group: Tensor, features: Tensor, rows: Tensor) -> Tensor:
         """Euclidean distance to the nearest other remembered pair of the group ``(n,)``; infinite without any."""
@@ -99,9 +100,3 @@ class RecentPairs:
         rival = (remembered >= 0) & (remembered != rows.unsqueeze(1))
         nearest = own.masked_fill(~rival, -torch.inf).amax(dim=1)
         return (2 - 2 * nearest).clamp(min=0).sqrt()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"features": self.features, "rows": self.rows, "written": self.written}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.features, self.rows, self.written = (state[name].clone() for name in ("features", "rows", "written"))

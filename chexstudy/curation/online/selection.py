@@ -35,19 +35,15 @@ _DENSITY_NEIGHBOURS = 5
 def select_samples(
     features: Tensor, prototypes: Tensor, config: CuratorConfig, generator: torch.Generator | None
 ) -> Selection:
-    """Decide which pairs of a batch are trained on.
+    """Decide which pairs of a batch are trained on, from their unit-norm joint features ``(batch, dim)``.
 
     For each prototype, over the batch's members nearest to it: beyond the outlier quantile of their distances they are
     treated by ``config.outlier_policy`` (published: dropped), between the two quantiles kept, below thinned to
     ``central_cap`` by the sampler. Should nothing be kept, the whole batch is. Of equal rows the first is picked first.
 
-    Args:
-        features: unit-norm joint features ``(batch, dim)``, finite.
-        prototypes: ``(count, dim)``, on the same device.
-        config: the constants.
-        generator: a CPU generator; draws the first farthest point of each prototype, or the random sample. None pins
-            the start to the first central member, and a random sample to the first ones, which makes the result a
-            function of the features alone.
+    The generator, of the CPU, draws the first farthest point of each prototype, or the random sample. None pins the
+    start to the first central member, and a random sample to the first ones, which makes the result a function of the
+    features alone.
     """
     chance = draw_chance(config, len(features), len(prototypes), generator)
     # A blocking copy would wait for everything queued on the device.
@@ -116,17 +112,8 @@ def apply_rule(
     reason.masked_fill_(is_outlier, OUTLIER_REASONS[config.outlier_policy])
     none_kept = ~kept.any()
     reason.masked_fill_(none_kept, BATCH_EMPTY)
-    return Selection(
-        prototype=prototype,
-        distance=distance,
-        threshold_support=threshold_support,
-        threshold_outlier=threshold_outlier,
-        band=band,
-        order=order,
-        kept=kept | none_kept,
-        reason=reason,
-        priority=torch.full_like(distance, torch.nan),
-    )
+    decided = (band, order, torch.full_like(distance, torch.nan), kept | none_kept, reason)
+    return Selection(prototype, distance, threshold_support, threshold_outlier, *decided)
 
 
 def _sort_into_groups(group: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,11 +16,7 @@ _BLOCK = 2**26
 
 
 def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest prototype ``(count, dim)`` of each row ``(batch, dim)``; of equally near ones the first.
-
-    Returns:
-        Prototype ``(batch,)``, int64, and Euclidean distance to it ``(batch,)``, float64.
-    """
+    """Nearest prototype ``(count, dim)`` of each row ``(batch, dim)`` and distance to it; of equally near the first."""
     points, centres = features.double(), prototypes.double()
     square = centres.square().sum(dim=1)
     # The largest score x.p - |p|^2 / 2 is the smallest distance.
