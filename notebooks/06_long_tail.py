@@ -128,10 +128,8 @@ figures.audit.show(study, audit, seed=seed)
 # %%
 from chexstudy.evaluation.comparison.gains_by_prevalence import measure_gains, tabulate_gains, tabulate_trends
 
-measured, options = read_results(study.run), {"resamples": resamples, "seed": seed}
-others = [arm for arm in arms if arm != "curated"]
-compared = {"baselines": others, "tiers": study.tiers} | options
-gains = measure_gains(study.run, study.cohort, measured, study.prevalence, **compared)
+evaluation, measured = study.evaluation(), read_results(study.run)
+gains = measure_gains(evaluation, measured, [arm for arm in arms if arm != "curated"])
 tabulate_trends(gains).round(3)
 
 # %%
@@ -148,8 +146,7 @@ tabulate_gains(gains, baseline).round(3)
 # %%
 from chexstudy.evaluation.subgroups.gaps import GROUPINGS, count_cells, measure_study_subgroups
 
-grouped = {"arms": arms, "names": groupings or GROUPINGS} | options
-subgroup_rows, cells = measure_study_subgroups(study.run, study.cohort, measured, **grouped)
+subgroup_rows, cells = measure_study_subgroups(evaluation, measured, arms, groupings or GROUPINGS)
 count_cells(cells, study.findings)
 
 # %% [markdown]
@@ -161,7 +158,7 @@ count_cells(cells, study.findings)
 # %%
 from chexstudy.evaluation.image_text.retrieval_protocols import measure_study_retrieval, tabulate_retrieval_choices
 
-choices = measure_study_retrieval(study.evaluation(), "curated", seed)
+choices = measure_study_retrieval(evaluation, "curated", seed)
 tabulate_retrieval_choices(choices).round(3)
 
 # %% [markdown]

@@ -78,25 +78,23 @@ def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
     again = load_head(evaluation.run, "full", 0, "glori_v1")
     test = evaluation.test_sets()[DATA_SET]
     features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
-    kept = read_scores(
-        evaluation.run, test.image_id, FINDINGS, arm="full", seed=0, task="adaptation_glori_v1", data_set=DATA_SET
-    )
+    kept = read_scores(evaluation.run, test, FINDINGS, arm="full", seed=0, task="adaptation_glori_v1")
     np.testing.assert_array_equal(again.score(features, test.image_id.tolist()), kept)
 
 
 def test_scores_do_not_depend_on_the_labels_of_the_test_split(evaluation):
     make_arm(evaluation.run, "full", 0)
     plan = HeadPlan("logistic")
-    place = {"arm": "full", "seed": 0, "task": "adaptation_logistic", "data_set": DATA_SET}
-    ids = evaluation.test_sets()[DATA_SET].image_id
+    place = {"arm": "full", "seed": 0, "task": "adaptation_logistic"}
+    test = evaluation.test_sets()[DATA_SET]
     adapt_arm(evaluation, "full", 0, [plan])
-    first = read_scores(evaluation.run, ids, FINDINGS, **place)
+    first = read_scores(evaluation.run, test, FINDINGS, **place)
     other = evaluation.cohort.copy()
     in_test = other.split == "test"
     other.loc[in_test, FINDINGS] = 1 - other.loc[in_test, FINDINGS]
     evaluation.run.path(f"evaluation/full/seed0/adaptation_logistic/{DATA_SET}.parquet").unlink()
     adapt_arm(replace(evaluation, cohort=other), "full", 0, [plan])
-    np.testing.assert_array_equal(read_scores(evaluation.run, ids, FINDINGS, **place), first)
+    np.testing.assert_array_equal(read_scores(evaluation.run, test, FINDINGS, **place), first)
 
 
 def test_current_scores_are_left_and_a_changed_plan_is_fitted_anew(evaluation, monkeypatch):
@@ -131,16 +129,8 @@ def test_two_heads_and_two_encoders_are_compared_on_the_same_patients(evaluation
     by_hand = []
     for seed in (0, 1):
         read = [
-            read_scores(
-                evaluation.run,
-                test.image_id,
-                FINDINGS,
-                arm="full",
-                seed=seed,
-                task=f"adaptation_{h}",
-                data_set=DATA_SET,
-            )
-            for h in ("logistic", "linear")
+            read_scores(evaluation.run, test, FINDINGS, arm="full", seed=seed, task=f"adaptation_{head}")
+            for head in ("logistic", "linear")
         ]
         by_hand.append(auroc(labels, read[0])[0] - auroc(labels, read[1])[0])
     row = rows[(rows.arm == "full") & (rows.finding == "Mass") & (rows.metric == "auroc_difference")].iloc[0]

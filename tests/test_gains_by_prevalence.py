@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
+from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.gains_by_prevalence import (
     GAIN_METRICS,
@@ -14,6 +15,7 @@ from chexstudy.evaluation.comparison.gains_by_prevalence import (
     measure_gain_metrics,
     measure_gains,
 )
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.scores import write_scores
 from chexstudy.results import add_results
 from chexstudy.runs import Run
@@ -133,8 +135,6 @@ def test_what_few_patients_have_keeps_its_row_and_leaves_the_trend(rare_gain):
         assert np.isnan(few.ci_low)
         assert trend.n == 4
         assert np.isfinite([trend.value, trend.ci_low]).all()
-    with pytest.raises(StudyError, match="same seeds in both arms"):
-        gain_against_prevalence(first, baseline[:1], labels, np.arange(400), prevalence, np.random.default_rng(0))
 
 
 def test_no_finding_does_not_steer_the_trend(rare_gain):
@@ -156,7 +156,7 @@ def test_no_finding_does_not_steer_the_trend(rare_gain):
 
 def test_the_gain_over_an_arm_that_does_not_exist_is_one_sentence(home):
     with pytest.raises(StudyError, match="unknown arm 'random'; there are curated, random_same_data"):
-        measure_gains(Run("test"), pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=float), baselines=["random"])
+        measure_gains(Evaluation(Run("test"), pd.DataFrame(), None), pd.DataFrame(), ["random"])
 
 
 @pytest.fixture
@@ -164,24 +164,31 @@ def study(home, rare_gain):
     """A study with the scores of two arms, and results that say they were compared."""
     first, baseline, labels, prevalence = rare_gain
     run, cohort = Run("test"), make_cohort(labels, list(prevalence.index))
+    # A hundred training images, of which each finding has its share.
+    trained = make_cohort(np.arange(100)[:, None] < np.round(100 * prevalence.to_numpy()), list(prevalence.index))
+    cohort = pd.concat([cohort, trained.assign(image_id="r/" + trained.image_id, split="train")], ignore_index=True)
     for arm, scores in (("curated", first), ("full", baseline)):
         for seed, one in enumerate(scores):
-            place = {"task": "zero_shot", "data_set": "phantom/test"}
-            write_scores(run, one, cohort.image_id, list(prevalence.index), arm=arm, seed=seed, **place)
+            place = {"arm": arm, "seed": seed, "task": "zero_shot", "data_set": "phantom/test"}
+            write_scores(run, one, cohort.image_id[:400], list(prevalence.index), **place)
     shared = {"data_set": "phantom/test", "finding": "F0", "setting": "chosen", "value": 0.5, "ci_low": 0.4}
     shared |= {"ci_high": 0.6, "n": 400, "positives": 9, "exposure": "held_out"}
     compared = {"arm": "curated", "reference": "full", "seed": -1, "task": "zero_shot_difference"}
     compared |= {"metric": "auroc_difference"}
     seeds = [{"arm": "curated", "seed": seed, "task": "zero_shot", "metric": "auroc"} for seed in (0, 1, -1)]
-    return run, cohort, add_results(run, pd.DataFrame([shared | one for one in (compared, *seeds)]))
+    return Evaluation(run, cohort, None, 50), add_results(
+        run, pd.DataFrame([shared | one for one in (compared, *seeds)])
+    )
 
 
 def test_gains_become_rows_of_the_results_for_each_data_set_compared(study, rare_gain):
     first, baseline, labels, prevalence = rare_gain
-    run, cohort, results = study
-    gains = measure_gains(run, cohort, results, prevalence, tiers={"F5": "tail"}, resamples=50)
+    evaluation, results = study
+    run, test = evaluation.run, evaluation.test_sets()["phantom/test"]
+    gains = measure_gains(evaluation, results)
+    measured = measure_prevalence(evaluation.training)
     expected = gain_against_prevalence(
-        first, baseline, labels, cohort.patient_id, prevalence, np.random.default_rng(0), resamples=50
+        first, baseline, labels, test.patient_id, measured, np.random.default_rng(0), resamples=50
     )
     written = add_results(run, list_gains(gains))
     trends = written[written.task == "gain_trend"].set_index("metric")
@@ -193,6 +200,6 @@ def test_gains_become_rows_of_the_results_for_each_data_set_compared(study, rare
         assert (row.data_set, row.setting) == ("phantom/test", "chosen")
     of_findings = written[written.task == "gain"]
     assert set(of_findings.metric) == {"normalised_auprc_difference", "auprc_log2_lift_difference"}
-    assert set(of_findings.finding) == {*prevalence.index, "macro", "tail"}
-    assert measure_gains(run, cohort, results, prevalence, baselines=["random_same_data"]).empty
+    assert set(of_findings.finding) == {*prevalence.index, "macro", "head", "medium"}
+    assert measure_gains(evaluation, results, ["random_same_data"]).empty
     assert list_gains(pd.DataFrame()).empty

@@ -158,10 +158,9 @@ def test_curves_take_one_image_a_patient_and_part_by_risk(study):
 def test_scores_of_every_test_image_are_kept(study):
     run, cohort, _, _ = study
     test = cohort[cohort.split == "test"]
-    place = {"arm": "own", "seed": 0, "data_set": "a/test"}
-    both = read_scores(run, list(test.image_id), ["death", "tube"], task=f"outcome_{BOTH}", **place)
+    both = read_scores(run, test, ["death", "tube"], arm="own", seed=0, task=f"outcome_{BOTH}")
     assert np.isfinite(both).all()
-    truth = read_scores(run, list(test.image_id), ["death"], task=f"outcome_{ORACLE}", **place)
+    truth = read_scores(run, test, ["death"], arm="own", seed=0, task=f"outcome_{ORACLE}")
     assert np.corrcoef(truth[:, 0], both[:, 0])[0, 1] > 0.5
 
 

@@ -114,19 +114,24 @@ def test_a_better_arm_is_seen_and_an_equal_one_is_not(cases):
         good.minus(measure_findings(scores[:2], labels, FINDINGS, weights), np.random.default_rng(0))
 
 
-def test_scores_come_back_in_the_order_asked_for(home):
+def test_scores_come_back_in_the_order_asked_for_from_several_sources(home):
     run, scores = Run("test"), np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], dtype="float32")
-    name = write_scores(run, scores, ["a", "b", "c"], FINDINGS[:2], **PLACE)
+    rows = pd.DataFrame({"image_id": list("cab"), "source": ["phantom", "phantom", "nih"], "split": "test"})
+    name = write_scores(run, scores[:2], ["a", "c"], FINDINGS[:2], **PLACE)
     assert name == "evaluation/curated/seed0/zero_shot/phantom/test.parquet"
-    read = read_scores(run, ["c", "a"], ["Nodule", "Cardiomegaly"], **PLACE)
-    np.testing.assert_array_equal(read, scores[[2, 0]][:, ::-1])
+    write_scores(run, scores[2:], ["b"], FINDINGS[:2], **PLACE | {"data_set": "nih/test"})
+    place = {"arm": "curated", "seed": 0, "task": "zero_shot"}
+    read = read_scores(run, rows, ["Nodule", "Cardiomegaly"], **place)
+    np.testing.assert_array_equal(read, scores[[1, 0, 2]][:, ::-1])
     assert read.dtype == scores.dtype
-    with pytest.raises(StudyError, match="lacks 1 of the images"):
-        read_scores(run, ["a", "d"], ["Nodule"], **PLACE)
-    with pytest.raises(StudyError, match="lacks the finding 'Hernia'"):
-        read_scores(run, ["a"], ["Hernia"], **PLACE)
-    with pytest.raises(StudyError, match="05_compare_arms first"):
-        read_scores(run, ["a"], ["Nodule"], **{**PLACE, "seed": 5})
+    assert read_scores(run, rows[:0], ["Nodule"], **place).shape == (0, 1)
+    for asked, finding, other, sentence in (
+        (rows.assign(image_id=list("adb")), "Nodule", {}, "lacks 1 of the images"),
+        (rows, "Hernia", {}, "lacks the finding 'Hernia'"),
+        (rows, "Nodule", {"seed": 5}, "05_compare_arms first"),
+    ):
+        with pytest.raises(StudyError, match=sentence):
+            read_scores(run, asked, [finding], **place | other)
 
 
 def test_an_image_is_scored_once(home):

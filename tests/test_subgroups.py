@@ -1,11 +1,14 @@
 """Subgroups: who is compared on what, gaps worked by hand, planted and absent gaps, arms that widen them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.scores import write_scores
 from chexstudy.evaluation.subgroups.case_mix import balance_case_mix
 from chexstudy.evaluation.subgroups.gaps import (
@@ -15,6 +18,7 @@ from chexstudy.evaluation.subgroups.gaps import (
 )
 from chexstudy.results import add_results
 from chexstudy.runs import Run
+from chexstudy.statistics.multiple_testing import correct_by_holm
 
 FINDINGS = ["Mass", "Edema"]
 
@@ -81,7 +85,7 @@ def test_small_and_unknown_groups_are_left_out_and_listed():
     age = np.repeat([10.0, 30.0, 50.0, np.nan], [20, 80, 80, 20]).astype("float32")
     plan = plan_grouping(make_cohort(labels, age_years=age), "age", FINDINGS)
     assert plan.groups == ("18-39", "40-59")
-    assert plan.left_out == {"0-17": "10 patients"}
+    assert plan.cells.drop_duplicates("group").set_index("group").left_out["0-17"] == "10 patients"
     assert plan.members.sum() == 160
     everyone = plan_grouping(make_cohort(labels), "sex", FINDINGS)
     assert not everyone.comparable
@@ -155,24 +159,21 @@ def test_a_planted_gap_is_found_and_so_is_the_arm_that_widens_it():
     wider = pick(rows, "curated", "auroc_gap_widening", "sex", reference="full")
     assert wider.ci_low > 0
     assert wider.value == pytest.approx(abs(gap.value) - abs(pick(rows, "full", "auroc_gap", "sex").value))
-    assert pick(rows, "curated", "auroc_against_rest_difference", "sex", "F", reference="full").ci_high < 0
 
 
 def test_without_a_gap_there_are_no_more_alarms_than_said():
     generator = np.random.default_rng(11)
-    gaps, groups, covered, simulations = 0, 0, 0, 60
+    gaps, covered, simulations = 0, 0, 60
     for _ in range(simulations):
         cohort, labels, scores = simulate(generator, count=200, groups=("F", "M"))
         ward = np.repeat(generator.permutation(np.resize(list("abc"), 100)), 2)
         plan = plan_grouping(cohort.assign(ward=ward), "ward", FINDINGS)
         rows = measure({"full": scores["full"]}, labels, [plan], cohort, 120, generator)
         gaps += pick(rows, "full", "auroc_gap_p", "ward").value < 0.05
-        groups += rows.value[rows.metric == "auroc_against_rest_p_holm"].min() < 0.05
         one = pick(rows, "full", "auroc_against_rest", "ward", "a")
         covered += one.ci_low <= 0 <= one.ci_high
     # At a rate of 5 %, more than nine of sixty come about once in a thousand.
     assert gaps <= 9
-    assert groups <= 9
     assert covered >= simulations - 9
 
 
@@ -217,44 +218,29 @@ def test_a_gap_that_comes_from_the_mix_of_findings_vanishes_when_standardised():
     assert raw.ci_high < 0
     assert standardised.ci_high == 0
     assert abs(standardised.value) < abs(raw.value) / 3
-    before, after = (pick(rows, "full", f"case_mix_{when}", "view").value for when in ("before", "after"))
-    assert after < 0.1 * before
 
 
 def test_weights_make_the_findings_alike_and_cut_the_heaviest():
     labels = np.array([[1, 0]] * 30 + [[0, 0]] * 70 + [[1, 0]] * 60 + [[0, 0]] * 40, dtype=float)
     members = np.repeat([[True, False], [False, True]], 100, axis=1).reshape(2, 200)
-    mix = balance_case_mix(members, labels)
+    weights = balance_case_mix(members, labels)
     for group in members:
-        assert np.average(labels[group, 0], weights=mix.weights[group]) == pytest.approx(0.45, abs=0.02)
-        assert mix.weights[group].mean() == pytest.approx(1)
-    # The penalty holds the weights back a little.
-    assert (mix.after < 0.15 * mix.before).all()
-    assert (mix.effective < 100).all()
-    alone = balance_case_mix(members[:1], labels)
-    assert set(alone.weights) == {0.0, 1.0}
+        # The penalty holds the weights back a little.
+        assert np.average(labels[group, 0], weights=weights[group]) == pytest.approx(0.45, abs=0.02)
+        assert weights[group].mean() == pytest.approx(1)
+    assert set(balance_case_mix(members[:1], labels)) == {0.0, 1.0}
 
 
-def test_holm_counts_a_pair_of_groups_once():
+def test_p_values_of_gaps_are_corrected_over_groupings():
     cohort, labels, scores = simulate(np.random.default_rng(9), count=300)
-    ward = np.repeat(["a", "b", "c"], 100)
-    cohort = cohort.assign(ward=ward)
+    cohort = cohort.assign(ward=np.repeat(["a", "b", "c"], 100))
     plans = [plan_grouping(cohort, name, FINDINGS) for name in ("sex", "ward")]
-    rows = measure({"full": scores["full"]}, labels, plans, cohort)
-    p_values = rows[rows.metric == "auroc_against_rest_p"].set_index(["setting", "group"]).value
-    holm = rows[rows.metric == "auroc_against_rest_p_holm"].set_index(["setting", "group"]).value
-    assert holm["sex", "F"] == holm["sex", "M"]
-    distinct = p_values.drop(("sex", "M"))
-    smallest = distinct.idxmin()
-    # Four comparisons: one of the sexes, three of the wards.
-    assert holm[smallest] == pytest.approx(min(1, 4 * distinct.min()))
-
-
-def test_arms_with_other_seeds_are_refused():
-    cohort, labels, scores = simulate(np.random.default_rng(1), seeds=2)
-    plan = plan_grouping(cohort, "sex", FINDINGS)
-    with pytest.raises(StudyError, match="same seeds"):
-        measure(scores | {"full": scores["full"][:1]}, labels, [plan], cohort)
+    rows = measure(scores, labels, plans, cohort)
+    for arm in scores:
+        p_values, holm = (
+            [pick(rows, arm, f"auroc_gap_{p}", one).value for one in ("sex", "ward")] for p in ("p", "p_holm")
+        )
+        assert holm == pytest.approx(correct_by_holm(np.array(p_values)))
 
 
 @pytest.fixture
@@ -272,15 +258,15 @@ def study(home):
                 row = {"finding": "macro", "metric": "auroc", "setting": "chosen", "value": 0.7, "ci_low": 0.6}
                 row |= {"ci_high": 0.8, "n": 9, "positives": -1, "exposure": "held_out"}
                 rows += [row | place] if split == "test" else []
-    return run, cohort, add_results(run, pd.DataFrame(rows))
+    return Evaluation(run, cohort, None, 40), add_results(run, pd.DataFrame(rows))
 
 
 def test_a_study_puts_sources_together_and_carries_thresholds(study):
-    run, cohort, results = study
-    rows, cells = measure_study_subgroups(run, cohort, results, resamples=40)
+    evaluation, results = study
+    rows, cells = measure_study_subgroups(evaluation, results)
     assert set(rows.data_set) == {"all/test"}
     assert set(cells.grouping) == {"sex", "source", "view"}
-    written = add_results(run, rows)
+    written = add_results(evaluation.run, rows)
     assert set(written.task) == {"subgroup", "subgroup_gap"}
     assert {"tpr_gap", "fpr_gap", "equalised_odds_gap"} <= set(written.metric)
     assert {("sex", "F"), ("source", "a")} <= set(zip(written.setting, written.group, strict=True))
@@ -289,18 +275,17 @@ def test_a_study_puts_sources_together_and_carries_thresholds(study):
     assert set(written.seed) == {-1, 0, 1}
     called = pick(rows, "full", "fpr", "sex", "F")
     assert 0.0 < called.value < 0.3
-    run.path("evaluation/full/seed1/zero_shot/a/validate.parquet").unlink()
-    rows, _ = measure_study_subgroups(run, cohort, results, resamples=20)
+    evaluation.run.path("evaluation/full/seed1/zero_shot/a/validate.parquet").unlink()
+    rows, _ = measure_study_subgroups(evaluation, results)
     assert not rows.metric.str.contains("tpr").any()
 
 
 def test_what_a_study_lacks_is_one_sentence_or_no_rows(study):
-    run, cohort, results = study
+    evaluation, results = study
     with pytest.raises(StudyError, match="arm 'oracle_balanced' has no zero_shot scores"):
-        measure_study_subgroups(run, cohort, results, arms=["oracle_balanced"])
-    rows, cells = measure_study_subgroups(run, cohort.drop(columns=FINDINGS), results)
-    assert rows.empty
-    assert cells.empty
-    lonely, cells = measure_study_subgroups(run, cohort, results, names=["view"], resamples=20)
+        measure_study_subgroups(evaluation, results, ["oracle_balanced"])
+    unlabelled = replace(evaluation, cohort=evaluation.cohort.drop(columns=FINDINGS))
+    assert all(table.empty for table in measure_study_subgroups(unlabelled, results))
+    lonely, cells = measure_study_subgroups(evaluation, results, names=["view"])
     assert lonely.empty
     assert set(cells.group) == {"PA"}

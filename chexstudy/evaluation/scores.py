@@ -65,25 +65,20 @@ def write_scores(
     return name
 
 
-def read_scores(
-    run: Run,
-    image_ids: Sequence[str],
-    findings: Sequence[str],
-    *,
-    arm: str,
-    seed: int,
-    task: str,
-    data_set: str,
-) -> np.ndarray:
-    """Read scores in the order of ``image_ids`` and ``findings``, as ``(images, findings)``."""
-    name = scores_artifact(arm, seed, task, data_set)
-    table = run.read_table(name).set_index("image_id")
-    images = sum(image_id not in table.index for image_id in image_ids)
-    lacks = [f"{images:,} of the images"] * bool(images)
-    lacks += [f"the finding {finding!r}" for finding in findings if finding not in table.columns]
-    if lacks:
-        raise StudyError(f"{name} lacks {lacks[0]}: run {find_step(name)} again.")
-    return table.loc[list(image_ids), list(findings)].to_numpy()
+def read_scores(run: Run, rows: pd.DataFrame, findings: Sequence[str], *, arm: str, seed: int, task: str) -> np.ndarray:
+    """Scores ``(rows, findings)`` of rows of the cohort, from one data set or several."""
+    parts, order = [np.empty((0, len(findings)))] * rows.empty, []
+    for data_set, places in rows.groupby(rows.source + "/" + rows.split).indices.items():
+        name, image_ids = scores_artifact(arm, seed, task, data_set), rows.image_id.iloc[places]
+        table = run.read_table(name).set_index("image_id")
+        images = int((~image_ids.isin(table.index)).sum())
+        lacks = [f"{images:,} of the images"] * bool(images)
+        lacks += [f"the finding {finding!r}" for finding in findings if finding not in table.columns]
+        if lacks:
+            raise StudyError(f"{name} lacks {lacks[0]}: run {find_step(name)} again.")
+        parts.append(table.loc[image_ids, list(findings)].to_numpy())
+        order.extend(places)
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -61,10 +61,9 @@ class Task(ABC):
     def fit(self, arm: TrainedArm) -> Fitted:
         """Make ready to score: choose prompts, train a head."""
 
-    def read(self, evaluation: Evaluation, arm: str, seed: int, data_set: str, rows: pd.DataFrame):
-        """Kept scores as `measure` takes them."""
-        place = {"arm": arm, "seed": seed, "task": self.name, "data_set": data_set}
-        return read_scores(evaluation.run, rows.image_id, evaluation.findings, **place)
+    def read(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame):
+        """Kept scores of rows of the cohort, as `measure` takes them."""
+        return read_scores(evaluation.run, rows, evaluation.findings, arm=arm, seed=seed, task=self.name)
 
     def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence) -> list[Measured]:
         """Metrics of a data set from its scores, one a seed, on resamples that are the same for all arms."""
@@ -151,7 +150,7 @@ def measure_tasks(
 def _measure_all(evaluation, arm: str, seed: int, tasks, data_sets) -> dict[tuple[str, str], list[Measured]]:
     sets = evaluation.test_sets()
     return {
-        (task.name, name): task.measure(evaluation, sets[name], [task.read(evaluation, arm, seed, name, sets[name])])
+        (task.name, name): task.measure(evaluation, sets[name], [task.read(evaluation, arm, seed, sets[name])])
         for task in tasks
         for name in data_sets
     }

@@ -128,9 +128,9 @@ def _measure_arms(evaluation: Evaluation, arms: list[str], seeds: Sequence[int],
     labels, groups = label_matrix(rows, findings), group_findings(findings, evaluation.tiers())
     generator = evaluation.generator()
     weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-    place, by_seed, replicates = {"task": "zero_shot", "data_set": data_set}, [], []
+    by_seed, replicates = [], []
     for arm in progress(arms, label="resampling"):
-        scores = [read_scores(evaluation.run, rows.image_id, findings, arm=arm, seed=one, **place) for one in seeds]
+        scores = [read_scores(evaluation.run, rows, findings, arm=arm, seed=one, task="zero_shot") for one in seeds]
         by_seed.append([_average_groups(auroc(labels, one), groups) for one in scores])
         replicates.append([_average_groups(auroc(labels, one, weights), groups) for one in scores])
     by_seed, replicates = np.array(by_seed), np.array(replicates)

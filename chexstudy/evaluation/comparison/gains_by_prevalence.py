@@ -14,18 +14,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import digamma
 
-from chexstudy.cohort.table import NO_FINDING, label_matrix
+from chexstudy.cohort.prevalence import measure_prevalence
+from chexstudy.cohort.table import NO_FINDING
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.scores import measure_findings, read_scores
 from chexstudy.pretraining.arms.definitions import choose_arms
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
-from chexstudy.runs import Run
-from chexstudy.statistics.bootstrap import (
-    LEAST_PATIENTS,
-    RESAMPLES,
-    bootstrap_patients,
-    interval,
-)
+from chexstudy.results import OVER_SEEDS, join_rows
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, interval
 from chexstudy.statistics.ranking import known_labels, rank_metrics
 
 GAIN_METRICS = ("auroc", "auprc", "normalised_auprc", "auprc_log2_lift")
@@ -34,6 +30,7 @@ _MEASURED_BEFORE = ("auroc", "auprc")
 TREND = "trend"
 GAIN, GAIN_TREND = "gain", "gain_trend"
 PER_DECADE = "_difference_per_decade"
+_ARM = "curated"
 _LEAST_FINDINGS = 3
 
 
@@ -41,11 +38,7 @@ def least_average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.
     """Average precision of ranking every positive last, the sum over i of i / (i + negatives), over the positives.
 
     Boyd, Davis, Page and Costa 2012 (Unachievable region in precision-recall space), in closed form with the digamma
-    function. NaN without positives or negatives.
-
-    Args:
-        positives: ``(...)``, how many.
-        negatives: ``(...)``, how many.
+    function, of numbers of cases ``(...)``. NaN without positives or negatives.
     """
     positives, negatives = np.asarray(positives, dtype=float), np.asarray(negatives, dtype=float)
     both = (positives > 0) & (negatives > 0)
@@ -55,12 +48,7 @@ def least_average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.
 
 
 def measure_gain_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """`GAIN_METRICS` ``(..., metrics, findings)``, prevalence counted anew in every resample.
-
-    Args:
-        labels, scores, weights: as in `chexstudy.statistics.ranking.rank_metrics`.
-    """
-    labels = np.asarray(labels, dtype=float)
+    """`GAIN_METRICS` ``(..., metrics, findings)``, prevalence counted anew in every resample; see `rank_metrics`."""
     area, precision = rank_metrics(labels, scores, weights)
     known = known_labels(labels)
     drawn = np.ones((1, len(labels))) if weights is None else np.asarray(weights, dtype=float)
@@ -82,8 +70,8 @@ def gain_against_prevalence(
     prevalence: pd.Series,
     generator: np.random.Generator,
     *,
+    resamples: int,
     tiers: Mapping[str, str] | None = None,
-    resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """What one arm gains over another on each finding, beside how common the finding is in training.
 
@@ -103,42 +91,31 @@ def gain_against_prevalence(
         finding that fewer than five patients have, or lack, has no interval and does not enter the trend: one patient
         with a hernia would steer it. Nor does ``No Finding``, which is no disease however common it is.
     """
-    findings, labels = list(prevalence.index), np.asarray(labels, dtype=float)
+    findings, tiers, count = list(prevalence.index), tiers or {}, len(prevalence)
     weights = bootstrap_patients(patient_ids, resamples, generator)
     place = (labels, findings, weights, tiers, GAIN_METRICS, measure_gain_metrics)
     sides = [measure_findings(side, *place) for side in (first, second)]
     difference = sides[0].subtract(sides[1], generator)
-    means = [side.values.mean(axis=0) for side in sides]
-    columns = sides[0].columns
-    groups = columns.finding[len(findings) :]
-
-    share = prevalence.to_numpy(dtype=float)
-    fitted = (np.array(findings) != NO_FINDING) & (sides[0].patients[: len(findings)] >= LEAST_PATIENTS) & (share > 0)
-    prevalence_in_test = columns.positives[: len(findings)] / np.maximum(columns.n[: len(findings)], 1)
+    share, columns = prevalence.to_numpy(dtype=float), sides[0].columns
+    fitted = (np.array(findings) != NO_FINDING) & (sides[0].patients[:count] >= LEAST_PATIENTS) & (share > 0)
+    single = columns[:count].assign(prevalence=share, tier=[tiers.get(finding, "") for finding in findings])
+    single["test_prevalence"] = single.positives / np.maximum(single.n, 1)
+    groups = columns[count:].assign(tier=columns.finding[count:])
     tables = []
     for row, metric in enumerate(GAIN_METRICS):
-        of_findings = np.where(fitted, difference.value[row, : len(findings)], np.nan)
-        redrawn = np.where(np.isnan(of_findings), np.nan, difference.replicates[:, row, : len(findings)])
-        slope = _slopes(share, of_findings[None])[0]
+        of_findings = np.where(fitted, difference.value[row, :count], np.nan)
+        redrawn = np.where(np.isnan(of_findings), np.nan, difference.replicates[:, row, :count])
         low, high = interval(_slopes(share, redrawn))
-        tables.append(
-            pd.DataFrame(
-                {
-                    "metric": metric,
-                    "finding": [*findings, *groups, TREND],
-                    "tier": [*[(tiers or {}).get(finding, "") for finding in findings], *groups, ""],
-                    "prevalence": [*share, *[np.nan] * (len(groups) + 1)],
-                    "test_prevalence": [*prevalence_in_test, *[np.nan] * (len(groups) + 1)],
-                    "first": [*means[0][row], np.nan],
-                    "second": [*means[1][row], np.nan],
-                    "value": [*difference.value[row], slope],
-                    "ci_low": [*difference.ci_low[row], float(low)],
-                    "ci_high": [*difference.ci_high[row], float(high)],
-                    "n": [*columns.n, int((~np.isnan(of_findings)).sum())],
-                    "positives": [*columns.positives, -1],
-                }
-            )
+        trend = {"finding": TREND, "tier": "", "n": int((~np.isnan(of_findings)).sum()), "positives": -1}
+        trend |= {"value": _slopes(share, of_findings[None])[0], "ci_low": float(low), "ci_high": float(high)}
+        table = pd.concat([single, groups], ignore_index=True).assign(
+            first=sides[0].values.mean(axis=0)[row],
+            second=sides[1].values.mean(axis=0)[row],
+            value=difference.value[row],
+            ci_low=difference.ci_low[row],
+            ci_high=difference.ci_high[row],
         )
+        tables.append(pd.concat([table, pd.DataFrame([trend])], ignore_index=True).assign(metric=metric))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -156,48 +133,35 @@ def _slopes(prevalence: np.ndarray, gains: np.ndarray) -> np.ndarray:
     return np.where(count >= _LEAST_FINDINGS, slope, np.nan)
 
 
-def measure_gains(
-    run: Run,
-    cohort: pd.DataFrame,
-    results: pd.DataFrame,
-    prevalence: pd.Series,
-    *,
-    baselines: Sequence[str] = (),
-    arm: str = "curated",
-    tiers: Mapping[str, str] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`gain_against_prevalence` on every data set, over every arm with which the arm was compared there.
+def measure_gains(evaluation: Evaluation, results: pd.DataFrame, baselines: Sequence[str] = ()) -> pd.DataFrame:
+    """`gain_against_prevalence` of the curated arm on every data set, over every arm it was compared with there.
 
     Args:
-        results: its results table; says which data sets and seeds were compared.
+        results: the study's; says which data sets and seeds were compared.
         baselines: the arms it is compared with; all of them if empty.
-        arm, prevalence, tiers, resamples: as in `gain_against_prevalence`.
-        seed: seed of the resampling; the same patients are drawn for every data set's comparisons.
 
     Returns:
         The tables of `gain_against_prevalence` with ``data_set, setting, exposure``, ``arm`` and ``reference`` (the
         baseline); no rows where the arms were not compared.
     """
-    choose_arms([arm, *baselines])
-    compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS) & (results.arm == arm)]
+    choose_arms(list(baselines))
+    compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS) & (results.arm == _ARM)]
     compared = compared[compared.reference.isin(baselines)] if baselines else compared
     jobs = list(compared.groupby(["reference", "data_set", "setting"], sort=True))
-    tables, findings = [], list(prevalence.index)
+    tables, findings, sets = [pd.DataFrame()], evaluation.findings, evaluation.test_sets()
     for (baseline, data_set, setting), rows in progress(jobs, len(jobs), "gains by prevalence"):
-        of_arm = results[(results.task == "zero_shot") & (results.arm == arm) & (results.data_set == data_set)]
-        seeds, images = sorted(set(of_arm.seed) - {OVER_SEEDS}), cohort[cohort.source + "/" + cohort.split == data_set]
-        scored = {"task": "zero_shot", "data_set": data_set}
+        of_arm = results[(results.task == "zero_shot") & (results.arm == _ARM) & (results.data_set == data_set)]
+        seeds, images = sorted(set(of_arm.seed) - {OVER_SEEDS}), sets[data_set]
         sides = [
-            [read_scores(run, images.image_id, findings, arm=one, seed=own, **scored) for own in seeds]
-            for one in (arm, baseline)
+            [read_scores(evaluation.run, images, findings, arm=one, seed=own, task="zero_shot") for own in seeds]
+            for one in (_ARM, baseline)
         ]
-        place = (label_matrix(images, findings), images.patient_id, prevalence, np.random.default_rng(seed))
-        table = gain_against_prevalence(*sides, *place, tiers=tiers, resamples=resamples)
-        names = {"arm": arm, "reference": baseline, "data_set": data_set, "setting": setting}
+        place = (evaluation.labels(images), images.patient_id, measure_prevalence(evaluation.training))
+        options = {"tiers": evaluation.tiers(), "resamples": evaluation.resamples}
+        table = gain_against_prevalence(*sides, *place, evaluation.generator(), **options)
+        names = {"arm": _ARM, "reference": baseline, "data_set": data_set, "setting": setting}
         tables.append(table.assign(**names, exposure=rows.exposure.iloc[0]))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return join_rows(*tables)
 
 
 def tabulate_trends(gains: pd.DataFrame) -> pd.DataFrame:

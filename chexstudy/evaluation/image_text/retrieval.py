@@ -255,8 +255,9 @@ class Retrieval(Task):
 
         return Fitted(rank)
 
-    def read(self, evaluation: Evaluation, arm: str, seed: int, data_set: str, rows: pd.DataFrame) -> pd.DataFrame:
-        """The kept ranks."""
+    def read(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame) -> pd.DataFrame:
+        """The kept ranks of one data set."""
+        data_set = f"{rows.source.iloc[0]}/{rows.split.iloc[0]}"
         return evaluation.run.read_table(scores_artifact(arm, seed, self.name, data_set))
 
     def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> list[Measured]:

@@ -78,16 +78,13 @@ class _Arm:
     name: str
     seeds: tuple[int, ...]
 
-    def read(self, task: Task, data_set: str, rows: pd.DataFrame) -> list[np.ndarray]:
-        return [task.read(self.evaluation, self.name, seed, data_set, rows) for seed in self.seeds]
+    def read(self, task: Task, rows: pd.DataFrame) -> list[np.ndarray]:
+        return [task.read(self.evaluation, self.name, seed, rows) for seed in self.seeds]
 
     def read_validation(self, task: Task) -> tuple[list[np.ndarray], np.ndarray]:
-        """Scores of each seed and labels, source by source; no rows where the cohort has no validation split."""
-        sets = self.evaluation.validation_sets()
-        of_sources = [self.read(task, name, rows) for name, rows in sets.items()]
-        empty = [np.empty((0, len(self.evaluation.findings)))] * len(self.seeds)
-        scores = [np.concatenate(parts) for parts in zip(empty, *of_sources, strict=True)]
-        return scores, self.evaluation.labels(pd.concat([self.evaluation.cohort[:0], *sets.values()]))
+        """Scores of each seed and labels, of all sources."""
+        rows = self.evaluation.validation
+        return self.read(task, rows), self.evaluation.labels(rows)
 
 
 def _measure_arm(arm: _Arm, prevalences: Sequence[float]) -> list[pd.DataFrame]:
@@ -104,14 +101,14 @@ def _measure_arm(arm: _Arm, prevalences: Sequence[float]) -> list[pd.DataFrame]:
         tables, curves = [], []
         for name, rows in evaluation.test_sets().items():
             measured = [
-                _measure_families(arm, rows, name).assign(task="prompt_family", seed=OVER_SEEDS),
-                _measure_negatives(arm, rows, name, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
+                _measure_families(arm, rows).assign(task="prompt_family", seed=OVER_SEEDS),
+                _measure_negatives(arm, rows, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
             ]
             for task in tasks:
                 if task in (ZeroShot(), LinearProbe()):
-                    points = _measure_operating_points(arm, rows, name, task)
+                    points = _measure_operating_points(arm, rows, task)
                     measured.append(points.assign(task="operating_point", head=task.name, seed=OVER_SEEDS))
-                    table, curve = _measure_recalibrations(arm, rows, name, task)
+                    table, curve = _measure_recalibrations(arm, rows, task)
                     measured.append(table.assign(task="calibration", head=task.name, seed=arm.seeds[0]))
                     curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=name, **place))
             tables += [table.assign(data_set=name) for table in measured]
@@ -142,13 +139,13 @@ def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
     return table.sort_index()[sorted(table.columns)]
 
 
-def _measure_families(arm: _Arm, rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def _measure_families(arm: _Arm, rows: pd.DataFrame) -> pd.DataFrame:
     """Every family, on the same resamples, and how many findings it certainly ranks the wrong way."""
     evaluation, tables = arm.evaluation, []
     labels = evaluation.labels(rows)
     for family in list_families(evaluation):
         weights, generator = evaluation.draw_patients(rows)
-        measured = measure_findings(arm.read(ZeroShot(family), name, rows), labels, evaluation.findings, weights)
+        measured = measure_findings(arm.read(ZeroShot(family), rows), labels, evaluation.findings, weights)
         table = measured.over_seeds(generator)
         count = {"finding": MACRO, "metric": "inverted_findings", "positives": -1}
         count["n"] = int(table.value[table.metric == "evaluable_findings"].iloc[0])
@@ -157,18 +154,18 @@ def _measure_families(arm: _Arm, rows: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure_negatives(arm: _Arm, rows: pd.DataFrame, name: str, prevalences) -> pd.DataFrame:
+def _measure_negatives(arm: _Arm, rows: pd.DataFrame, prevalences) -> pd.DataFrame:
     evaluation = arm.evaluation
-    place = (arm.read(ZeroShot(), name, rows), evaluation.labels(rows), evaluation.findings, rows.patient_id)
+    place = (arm.read(ZeroShot(), rows), evaluation.labels(rows), evaluation.findings, rows.patient_id)
     tables = [measure_spectrum(*place, evaluation.generator(), resamples=evaluation.resamples)]
     if prevalences:
         tables.append(measure_precision(*place, prevalences, evaluation.generator(), resamples=evaluation.resamples))
     return pd.concat(tables, ignore_index=True).assign(setting=CHOSEN)
 
 
-def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, name: str, task: Task) -> pd.DataFrame:
+def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, task: Task) -> pd.DataFrame:
     evaluation = arm.evaluation
-    (validation, known), test = arm.read_validation(task), arm.read(task, name, rows)
+    (validation, known), test = arm.read_validation(task), arm.read(task, rows)
     shared = (test, evaluation.labels(rows), evaluation.findings, rows.patient_id)
     tables = []
     for rule in RULES:
@@ -179,10 +176,10 @@ def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, name: str, task: Ta
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, name: str, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Calibration of the first seed by every method, and its reliability curves over all findings."""
     evaluation, findings = arm.evaluation, arm.evaluation.findings
-    ((validation, *_), known), (test, *_) = arm.read_validation(task), arm.read(task, name, rows)
+    ((validation, *_), known), (test, *_) = arm.read_validation(task), arm.read(task, rows)
     if task == ZeroShot():
         validation, test = to_log_odds(validation), to_log_odds(test)
     labels = evaluation.labels(rows)

@@ -6,8 +6,6 @@ of all groups together (Rosenbaum and Rubin 1983; direct standardisation). What 
 a lesion is, stays as it was.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
@@ -15,20 +13,8 @@ from sklearn.linear_model import LogisticRegression
 HEAVIEST = 10.0
 
 
-@dataclass(frozen=True)
-class CaseMix:
-    """Weights of images and what they achieve."""
-
-    weights: np.ndarray  # ``(images,)``, mean 1 within each group; 0 for images in no group
-    # ``(groups,)``, the largest difference of a finding's share from that of all groups together, in standard
-    # deviations of the finding (standardised mean difference).
-    before: np.ndarray
-    after: np.ndarray  # ``(groups,)``, the same with the weights
-    effective: np.ndarray  # ``(groups,)``, Kish's effective number of images with the weights
-
-
-def balance_case_mix(members: np.ndarray, labels: np.ndarray) -> CaseMix:
-    """Weigh images so that findings are as common in each group as in all groups together.
+def balance_case_mix(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Weights of images that make findings as common in each group as in all groups together.
 
     The weight of an image is the share of its group over the probability of its group given its findings, from a
     logistic regression of group on which findings are present or uncertain (L2-penalised, C = 1), cut at 10. An image
@@ -37,8 +23,10 @@ def balance_case_mix(members: np.ndarray, labels: np.ndarray) -> CaseMix:
     Args:
         members: ``(groups, images)`` bool.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
+
+    Returns:
+        ``(images,)``, mean 1 within each group; 0 for images in no group.
     """
-    members, labels = np.asarray(members, dtype=bool), np.asarray(labels, dtype=float)
     inside = np.flatnonzero(members.any(axis=0))
     group = members[:, inside].argmax(axis=0)
     stated = np.concatenate([labels[inside] == 1, labels[inside] == -1], axis=1).astype(float)
@@ -50,32 +38,7 @@ def balance_case_mix(members: np.ndarray, labels: np.ndarray) -> CaseMix:
         chance = model.predict_proba(stated)[np.arange(len(group)), np.searchsorted(model.classes_, group)]
         share = np.bincount(group, minlength=len(members)) / len(group)
         weights[inside] = np.minimum(share[group] / chance, HEAVIEST)
-    own = np.where(members, weights, 0.0)
-    total = own.sum(axis=1)
+    total = np.where(members, weights, 0.0).sum(axis=1)
     scale = np.divide(members.sum(axis=1), total, out=np.zeros(len(total)), where=total > 0)
     weights[inside] *= scale[group]
-    flat = np.zeros(members.shape[1])
-    flat[inside] = 1.0
-    return CaseMix(
-        weights,
-        _imbalance(group, stated, flat[inside], len(members)),
-        _imbalance(group, stated, weights[inside], len(members)),
-        np.array([_effective_number(weights[inside][group == one]) for one in range(len(members))]),
-    )
-
-
-def _imbalance(group: np.ndarray, stated: np.ndarray, weights: np.ndarray, groups: int) -> np.ndarray:
-    if not stated.shape[1]:
-        return np.zeros(groups)
-    overall, deviation = stated.mean(axis=0), stated.std(axis=0)
-    largest = np.full(groups, np.nan)
-    for one in range(groups):
-        own = group == one
-        if own.any():
-            share = np.average(stated[own], axis=0, weights=weights[own])
-            largest[one] = np.abs((share - overall) / deviation).max()
-    return largest
-
-
-def _effective_number(weights: np.ndarray) -> float:
-    return float(weights.sum() ** 2 / np.sum(weights**2)) if len(weights) else 0.0
+    return weights

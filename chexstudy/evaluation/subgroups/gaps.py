@@ -14,8 +14,10 @@ Three numbers for each grouping:
   reaches zero exactly where the p value, the share of resamples whose errors alone spread as far, is above 0.05;
 - each group *against the rest*, the mean of the other groups weighted by their patients. The others are not pooled: the
   AUROC of a pool also counts pairs across groups, and falls when the groups' scores are shifted though each is ranked
-  as well. p values are corrected by Holm over all groups of all groupings;
+  as well;
 - what an arm *widens*: its gap minus that of another arm, in the same resamples of patients and seeds.
+
+p values of gaps are corrected by Holm over groupings.
 
 Age, sex and view go together with how ill patients are. The macro mean is therefore given a second time, *standardised*
 to one mix of findings (`chexstudy.evaluation.subgroups.case_mix`); a gap that vanishes with it came from that mix.
@@ -30,15 +32,15 @@ from scipy.stats import t as student
 
 from chexstudy.cohort.groups import list_groups
 from chexstudy.cohort.splits import TEST_SPLITS
-from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.cohort.table import label_matrix
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.robustness.thresholds import Rule, choose_thresholds
 from chexstudy.evaluation.scores import MACRO, read_scores, scores_artifact
-from chexstudy.evaluation.subgroups.case_mix import CaseMix, balance_case_mix
+from chexstudy.evaluation.subgroups.case_mix import balance_case_mix
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS
-from chexstudy.runs import Run
-from chexstudy.statistics.bootstrap import LEAST_PATIENTS, RESAMPLES, bootstrap_patients, interval, resample_seeds
+from chexstudy.results import OVER_SEEDS, join_rows
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, interval, resample_seeds
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
 from chexstudy.steps import find_step
@@ -73,9 +75,8 @@ class Grouping:
     members: np.ndarray  # ``(groups, images)`` bool
     shared: np.ndarray  # positions of the findings that can be evaluated in all compared groups
     # One row a group and finding, those not compared too: ``grouping, group, finding, n, positives, patients_with,
-    # patients_without, evaluable, compared`` (in the macro mean).
+    # patients_without, evaluable, left_out`` (why the group is not compared) and ``compared`` (in the macro mean).
     cells: pd.DataFrame
-    left_out: dict[str, str]  # why a group is not compared, by group
 
     @property
     def comparable(self) -> bool:
@@ -91,55 +92,49 @@ def plan_grouping(cohort: pd.DataFrame, name: str, findings: Sequence[str]) -> G
     those in which no finding can be evaluated.
     """
     labels = label_matrix(cohort, list(findings)).astype(float)
+    known = known_labels(labels)
     patients = pd.factorize(cohort.patient_id)[0]
-    cells, left_out, kept = [], {}, {}
+    columns = ["finding", "n", "positives", "patients_with", "patients_without", "evaluable", "grouping", "group"]
+    cells, kept = [pd.DataFrame(columns=[*columns, "left_out"])], {}
     for group, members in _list_members(cohort, name).items():
-        of_group = _count_cells(labels[members], patients[members], findings)
-        cells.append(of_group.assign(grouping=name, group=group))
-        count = len(np.unique(patients[members]))
+        present, absent = known & (labels == 1) & members[:, None], known & (labels != 1) & members[:, None]
+        having, lacking = ([len(np.unique(patients[column])) for column in cases.T] for cases in (present, absent))
+        evaluable = np.minimum(having, lacking) >= LEAST_PATIENTS
+        count, why = len(np.unique(patients[members])), ""
         if count < LEAST_GROUP:
-            left_out[group] = f"{count} patients"
-        elif not of_group.evaluable.any():
-            left_out[group] = "no finding that five patients have and five lack"
+            why = f"{count} patients"
+        elif not evaluable.any():
+            why = "no finding that five patients have and five lack"
         else:
-            kept[group] = members
-    columns = ["grouping", "group", "finding", "n", "positives", "patients_with", "patients_without", "evaluable"]
-    table = pd.concat(cells, ignore_index=True)[columns] if cells else pd.DataFrame(columns=columns)
-    evaluable = [table.evaluable[table.group == group].to_numpy(dtype=bool) for group in kept]
-    shared = np.flatnonzero(np.logical_and.reduce(evaluable)) if evaluable else np.empty(0, dtype=int)
+            kept[group] = members, evaluable
+        counts = list(findings), (present | absent).sum(axis=0), present.sum(axis=0), having, lacking, evaluable
+        table = dict(zip(columns, (*counts, name, group), strict=True))
+        cells.append(pd.DataFrame(table | {"left_out": why}))
+    table = join_rows(*cells)
+    members, evaluable = (
+        (np.stack(parts) for parts in zip(*kept.values(), strict=True)) if kept else np.zeros((2, 0, 0))
+    )
+    shared = np.flatnonzero(evaluable.all(axis=0))
     in_macro = table.group.isin(list(kept)) & table.finding.isin([findings[place] for place in shared])
-    members = np.stack(list(kept.values())) if kept else np.zeros((0, len(cohort)), dtype=bool)
-    return Grouping(name, tuple(kept), members, shared, table.assign(compared=in_macro), left_out)
+    return Grouping(name, tuple(kept), members, shared, table.assign(compared=in_macro))
 
 
 def _list_members(cohort: pd.DataFrame, name: str) -> dict[str, np.ndarray]:
     if name in GROUPINGS:
         groups = {one.name: one.members for one in list_groups(cohort) if one.kind == name}
-    else:
-        if name in _PRIVATE or name not in cohort:
-            raise StudyError(
-                f"there is no grouping by {name!r}: take {', '.join(GROUPINGS)} or a column of the cohort table that "
-                "identifies no one."
-            )
-        values = cohort[name].map(
-            lambda value: f"{value:g}" if isinstance(value, int | float) else str(value), "ignore"
+        return {group: members for group, members in groups.items() if members.any()}
+    if name in _PRIVATE or name not in cohort:
+        raise StudyError(
+            f"there is no grouping by {name!r}: take {', '.join(GROUPINGS)} or a column of the cohort table that "
+            "identifies no one."
         )
-        names = sorted(set(values.dropna()) - {"unknown"})
-        if len(names) > _MOST_GROUPS:
-            raise StudyError(
-                f"column {name!r} has {len(names)} values, more than {_MOST_GROUPS}: add a column of coarser groups."
-            )
-        groups = {one: (values == one).to_numpy(dtype=bool, na_value=False) for one in names}
-    return {group: members for group, members in groups.items() if members.any()}
-
-
-def _count_cells(labels: np.ndarray, patients: np.ndarray, findings: Sequence[str]) -> pd.DataFrame:
-    known = known_labels(labels)
-    present, absent = known & (labels == 1), known & (labels != 1)
-    of_patients = [[len(np.unique(patients[column])) for column in cases.T] for cases in (present, absent)]
-    table = pd.DataFrame({"finding": list(findings), "n": known.sum(axis=0), "positives": present.sum(axis=0)})
-    table["patients_with"], table["patients_without"] = of_patients
-    return table.assign(evaluable=table[["patients_with", "patients_without"]].min(axis=1) >= LEAST_PATIENTS)
+    values = cohort[name].map(lambda value: f"{value:g}" if isinstance(value, int | float) else str(value), "ignore")
+    names = sorted(set(values.dropna()) - {"unknown"})
+    if len(names) > _MOST_GROUPS:
+        raise StudyError(
+            f"column {name!r} has {len(names)} values, more than {_MOST_GROUPS}: add a column of coarser groups."
+        )
+    return {one: (values == one).to_numpy(dtype=bool, na_value=False) for one in names}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -168,9 +163,9 @@ def measure_subgroups(
     patient_ids: Sequence[str],
     generator: np.random.Generator,
     *,
+    seeds: Sequence[int],
+    resamples: int,
     thresholds: Mapping[str, Sequence[np.ndarray]] | None = None,
-    seeds: Sequence[int] = (0,),
-    resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """Metrics by subgroup, gaps between subgroups and differences in gaps between arms, with 95 % intervals.
 
@@ -180,49 +175,48 @@ def measure_subgroups(
     Args:
         scores: by arm, one ``(images, findings)`` array a seed.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        findings: names of the columns.
         groupings: of `plan_grouping`, on the same images.
-        patient_ids: ``(images,)``.
-        generator: draws patients and seeds.
-        thresholds: by arm, the ``(findings,)`` thresholds of each seed, chosen on validation; adds TPR and FPR.
         seeds: their numbers, the same of all arms.
-        resamples: number of resamples.
+        thresholds: by arm, the ``(findings,)`` thresholds of each seed, chosen on validation; adds TPR and FPR.
 
     Returns:
         Rows of the results table; ``setting`` is what is grouped by, such as ``sex``, and ``group`` a group, ``F``.
         Task ``subgroup``: ``auroc``, ``auprc`` (and ``tpr``, ``fpr``) of each finding and of ``macro``, and
         ``auroc_standardised`` and ``auprc_standardised`` of ``macro``; a finding not evaluable in the group has NaN
         with its n. Task ``subgroup_gap``, finding ``macro``, without a group: the ``<metric>_gap`` (worst minus best:
-        negative where more is better, positive for ``fpr``), ``equalised_odds_gap`` (the larger of the gaps in TPR and
-        FPR), their ``_p`` and ``_p_holm``, and ``case_mix_before`` and ``case_mix_after``, the largest imbalance of a
-        finding in standard deviations; with a group ``<metric>_against_rest``, its ``_p`` and ``_p_holm``. Of
-        `REFERENCE` with another arm as ``reference``: ``<metric>_gap_widening`` (positive where the first arm's groups
-        are farther apart) and ``<metric>_against_rest_difference``, with ``_p``. Rows over seeds have seed -1 and
-        intervals, those of single seeds none. Groupings without two comparable groups have no rows.
+        negative where more is better, positive for ``fpr``) and ``equalised_odds_gap`` (the larger of the gaps in TPR
+        and FPR), with ``_p`` and ``_p_holm``; with a group ``<metric>_against_rest``. Of `REFERENCE` with another arm
+        as ``reference``: ``<metric>_gap_widening`` (positive where the first arm's groups are farther apart), with
+        ``_p`` and ``_p_holm``. Rows over seeds have seed -1 and intervals, those of single seeds none. Groupings
+        without two comparable groups have no rows.
     """
-    if {len(of_arm) for of_arm in scores.values()} != {len(seeds)}:
-        raise StudyError("subgroups are compared between arms with the same seeds, at least one: score the same seeds.")
     labels = np.asarray(labels, dtype=float)
     weights = bootstrap_patients(patient_ids, resamples, generator)
     patients = pd.factorize(np.asarray(patient_ids, dtype=str))[0]
-    arms, tables = list(scores), []
+    arms, tables = list(scores), [pd.DataFrame()]
     for grouping in groupings:
         if not grouping.comparable:
             continue
-        mix = balance_case_mix(grouping.members, labels)
-        measured = _measure_grouping(scores, labels, weights, grouping, mix, thresholds, generator)
-        tables.append(_list_groups(measured, grouping, arms, seeds, findings, labels, patients))
-        tables.append(_list_gaps(measured, grouping, arms, seeds, labels, patients, mix))
-    if not tables:
-        return pd.DataFrame()
-    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    return pd.concat([rows, _correct(rows)], ignore_index=True)
+        measured = _measure_grouping(scores, labels, weights, grouping, thresholds, generator)
+        # A macro mean rests on the patients of a group with one of the shared findings or more.
+        present = (labels[:, grouping.shared] == 1).any(axis=1)
+        few = np.array([len(np.unique(patients[members & present])) for members in grouping.members])
+        size = np.array([len(np.unique(patients[members])) for members in grouping.members], dtype=float)
+        tables.append(_list_groups(measured, grouping, arms, seeds, few))
+        tables.append(_list_gaps(measured, grouping, arms, seeds, few, size))
+    rows = join_rows(*tables)
+    if rows.empty:
+        return rows
+    tested = rows[rows.metric.str.endswith("_p") & rows.value.notna()]
+    families = tested.groupby(["arm", "reference", "metric"]).value
+    corrected = families.transform(lambda p_values: correct_by_holm(p_values.to_numpy()))
+    return join_rows(rows, tested.assign(metric=tested.metric + "_holm", value=corrected))
 
 
-def _measure_grouping(scores, labels, weights, grouping, mix, thresholds, generator) -> _Measured:
+def _measure_grouping(scores, labels, weights, grouping, thresholds, generator) -> _Measured:
     metrics = _RANKING + (_DECISIONS if thresholds is not None else ())
     macro_metrics = metrics + tuple(metric + STANDARDISED for metric in _RANKING)
-    shared, cells = grouping.shared, grouping.cells
+    shared, cells, balanced = grouping.shared, grouping.cells, balance_case_mix(grouping.members, labels)
     evaluable = [np.flatnonzero(cells.evaluable[cells.group == group]) for group in grouping.groups]
     by_seed, drawn = [], []
     for seed in range(len(next(iter(scores.values())))):
@@ -231,7 +225,7 @@ def _measure_grouping(scores, labels, weights, grouping, mix, thresholds, genera
             for members, usable in zip(grouping.members, evaluable, strict=True):
                 cutoffs = None if thresholds is None else thresholds[arm][seed]
                 own = labels[members], of_arm[seed][members], cutoffs
-                places = mix.weights[members], usable, shared
+                places = balanced[members], usable, shared
                 points.append(_measure_group(*own, None, *places))
                 replicates.append(_measure_group(*own, weights[:, members], *places))
         by_seed.append(np.concatenate(points))
@@ -284,68 +278,52 @@ def _measure_decisions(labels, scores, cutoffs, weights) -> tuple[np.ndarray, np
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _list_groups(measured, grouping, arms, seeds, findings, labels, patients) -> pd.DataFrame:
+def _list_groups(measured, grouping, arms, seeds, few) -> pd.DataFrame:
     """Rows of task ``subgroup``: every arm, group and metric, of the findings and of their macro mean."""
     tables = []
     cells = grouping.cells.set_index("group")
-    macro_patients = _count_macro_patients(grouping, labels, patients)
     for place, group in enumerate(grouping.groups):
         of_group = cells.loc[[group]]
-        images = int(grouping.members[place].sum())
+        single = {name: of_group[name].to_numpy() for name in ("finding", "n", "positives")}
+        macro = {"finding": MACRO, "n": int(grouping.members[place].sum()), "positives": -1}
+        scarcer = of_group[["patients_with", "patients_without"]].min(axis=1).to_numpy()
         for number, arm in enumerate(arms):
-            shared = {"arm": arm, "task": SUBGROUP, "setting": grouping.name, "group": group}
+            over = {"arm": arm, "group": group, "seed": OVER_SEEDS}
             for row, metric in enumerate(measured.metrics):
                 value = measured.each[:, number, place, row].mean(axis=0)
-                few = of_group[["patients_with", "patients_without"]].min(axis=1).to_numpy()
-                low, high = _clip(interval(measured.each_drawn[:, number, place, row], patients=few))
-                table = {"finding": list(findings), "metric": metric, "value": value, "ci_low": low, "ci_high": high}
-                table |= {"n": of_group.n.to_numpy(), "positives": of_group.positives.to_numpy(), "seed": OVER_SEEDS}
-                tables.append(pd.DataFrame(table | shared))
+                low, high = _bound(measured.each_drawn[:, number, place, row], scarcer)
+                table = {"metric": metric, "value": value, "ci_low": low, "ci_high": high}
+                tables.append(pd.DataFrame(table | over | single))
             point = measured.macro[:, number, place]
-            low, high = _clip(interval(measured.macro_drawn[:, number, place], patients=macro_patients[place]))
-            macro = {"finding": MACRO, "n": images, "positives": -1}
-            over = {"value": point.mean(axis=0), "ci_low": low, "ci_high": high, "seed": OVER_SEEDS}
-            tables.append(pd.DataFrame({"metric": measured.macro_metrics} | over | macro | shared))
+            low, high = _bound(measured.macro_drawn[:, number, place], few[place])
+            table = {"metric": measured.macro_metrics, "value": point.mean(axis=0), "ci_low": low, "ci_high": high}
+            tables.append(pd.DataFrame(table | over | macro))
             for seed, of_seed in zip(seeds, point, strict=True):
-                over = {"value": of_seed, "ci_low": np.nan, "ci_high": np.nan, "seed": seed}
-                tables.append(pd.DataFrame({"metric": measured.macro_metrics} | over | macro | shared))
-    return pd.concat(tables, ignore_index=True)
+                table = {"metric": measured.macro_metrics, "value": of_seed, "ci_low": np.nan, "ci_high": np.nan}
+                tables.append(pd.DataFrame(table | over | macro | {"seed": seed}))
+    return pd.concat(tables, ignore_index=True).assign(task=SUBGROUP, setting=grouping.name, reference="")
 
 
-def _clip(ends: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _bound(replicates: np.ndarray, patients: np.ndarray) -> np.ndarray:
     """Drawing few seeds stretches deviations from the mean, which can carry an end past what a share can be."""
-    return np.clip(ends[0], 0, 1), np.clip(ends[1], 0, 1)
+    return np.clip(interval(replicates, patients=patients), 0, 1)
 
 
-def _count_macro_patients(grouping: Grouping, labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Patients of each group with one of the shared findings or more: what a macro mean rests on."""
-    present = (labels[:, grouping.shared] == 1).any(axis=1)
-    return np.array([len(np.unique(patients[members & present])) for members in grouping.members])
+def _list_gaps(measured, grouping, arms, seeds, few, size) -> pd.DataFrame:
+    """Rows of task ``subgroup_gap``: the gap of each arm, its groups against the rest, and what an arm widens.
 
-
-def _list_gaps(measured, grouping, arms, seeds, labels, patients, mix: CaseMix) -> pd.DataFrame:
-    """Rows of task ``subgroup_gap``: the gap of each arm, its groups against the rest, and what an arm widens."""
-    few = _count_macro_patients(grouping, labels, patients)
-    size = np.array([len(np.unique(patients[members])) for members in grouping.members], dtype=float)
+    Patients of each group, ``few`` those with one of the shared findings or more, ``size`` all.
+    """
     contrast, images = _contrasts(size), grouping.members.sum(axis=1)
     everyone = int(grouping.members.any(axis=0).sum())
     fewer = np.minimum(few, [np.delete(few, place).sum() for place in range(len(few))])
     rows = []
 
-    def add(arm, metric, value, low=np.nan, high=np.nan, seed=OVER_SEEDS, place=None, reference=""):
-        row = {"arm": arm, "reference": reference, "metric": metric, "value": value, "ci_low": low, "ci_high": high}
-        row |= {"group": "" if place is None else grouping.groups[place], "seed": seed}
-        # Rows of single seeds have no interval of their own, and count all images.
-        of_group = place is not None and seed == OVER_SEEDS
-        rows.append(row | {"n": int(images[place]) if of_group else everyone})
-
-    def add_contrasts(arm, metric, mean, drawn, reference=""):
-        values, replicates = contrast @ mean, drawn @ contrast.T
-        low, high = interval(replicates, patients=fewer)
-        for place, value in enumerate(values):
-            add(arm, metric, value, low[place], high[place], place=place, reference=reference)
-            p_value = _p_value(value, replicates[:, place], low[place], fewer[place])
-            add(arm, f"{metric}_p", p_value, place=place, reference=reference)
+    def add(arm, metric, value, low=np.nan, high=np.nan, p_value=None, **place):
+        row = {"arm": arm, "reference": "", "metric": metric, "value": value, "ci_low": low, "ci_high": high}
+        rows.append(row | {"group": "", "seed": OVER_SEEDS, "n": everyone} | place)
+        if p_value is not None:
+            add(arm, f"{metric}_p", p_value, **place)
 
     for column, metric in enumerate(measured.macro_metrics):
         point, drawn = measured.macro[..., column], measured.macro_drawn[..., column]
@@ -355,36 +333,29 @@ def _list_gaps(measured, grouping, arms, seeds, labels, patients, mix: CaseMix) 
             spread = _spread_of_errors(drawn[:, number] - mean[number], few)
             value, low, high, p_value = _judge_gap(np.ptp(mean[number]), spread)
             # Adding zero makes a negative zero positive.
-            add(arm, metric + GAP, sign * value + 0.0, *sorted((sign * low + 0.0, sign * high + 0.0)))
-            add(arm, f"{metric}{GAP}_p", p_value)
-            add_contrasts(arm, metric + AGAINST_REST, mean[number], drawn[:, number])
+            add(arm, metric + GAP, sign * value + 0.0, *sorted((sign * low + 0.0, sign * high + 0.0)), p_value)
+            ends = interval(drawn[:, number] @ contrast.T, patients=fewer)
+            for group, count, *against in zip(grouping.groups, images, contrast @ mean[number], *ends, strict=True):
+                add(arm, metric + AGAINST_REST, *against, group=group, n=int(count))
             for seed, of_seed in zip(seeds, point[:, number], strict=True):
                 add(arm, metric + GAP, sign * np.ptp(of_seed), seed=seed)
-                for place, one in enumerate(contrast @ of_seed):
-                    add(arm, metric + AGAINST_REST, one, seed=seed, place=place)
+                for group, one in zip(grouping.groups, contrast @ of_seed, strict=True):
+                    add(arm, metric + AGAINST_REST, one, seed=seed, group=group)
         for number, arm in enumerate(arms):
             if REFERENCE in arms and arm != REFERENCE:
                 first = arms.index(REFERENCE)
                 wider = np.ptp(mean[first]) - np.ptp(mean[number])
                 replicates = np.ptp(drawn[:, first], axis=1) - np.ptp(drawn[:, number], axis=1)
                 low, high = interval(replicates, patients=np.array(few.min()))
-                add(REFERENCE, metric + WIDENING, wider, float(low), float(high), reference=arm)
                 p_value = _p_value(wider, replicates, low, few.min())
-                add(REFERENCE, f"{metric}{WIDENING}_p", p_value, reference=arm)
-                change, redrawn = mean[first] - mean[number], drawn[:, first] - drawn[:, number]
-                add_contrasts(REFERENCE, f"{metric}{AGAINST_REST}_difference", change, redrawn, arm)
+                add(REFERENCE, metric + WIDENING, wider, float(low), float(high), p_value, reference=arm)
     if set(_DECISIONS) <= set(measured.macro_metrics):
         columns = [measured.macro_metrics.index(metric) for metric in _DECISIONS]
         for number, arm in enumerate(arms):
             mean = measured.macro[:, number][..., columns].mean(axis=0)
             errors = measured.macro_drawn[:, number][..., columns] - mean
             spread = np.max([_spread_of_errors(errors[..., place], few) for place in (0, 1)], axis=0)
-            value, low, high, p_value = _judge_gap(np.ptp(mean, axis=0).max(), spread)
-            add(arm, EQUALISED_ODDS + GAP, value, low, high)
-            add(arm, f"{EQUALISED_ODDS}{GAP}_p", p_value)
-    for arm in arms:
-        add(arm, "case_mix_before", float(mix.before.max()))
-        add(arm, "case_mix_after", float(mix.after.max()))
+            add(arm, EQUALISED_ODDS + GAP, *_judge_gap(np.ptp(mean, axis=0).max(), spread))
     place = {"task": SUBGROUP_GAP, "finding": MACRO, "setting": grouping.name, "positives": -1}
     return pd.DataFrame(rows).assign(**place)
 
@@ -424,36 +395,11 @@ def _p_value(value: float, replicates: np.ndarray, low: float, patients: float) 
     return float(2 * student.sf(abs(value) / spread, max(patients - 1, 1))) if spread > 0 else 1.0
 
 
-def _correct(rows: pd.DataFrame) -> pd.DataFrame:
-    """p values corrected by Holm: gaps over groupings, groups over all groups, for each arm and metric.
-
-    Where a grouping has two groups, each against the rest is the same comparison twice and counts once.
-    """
-    p_values = rows[rows.metric.str.endswith("_p") & rows.value.notna()].fillna({"reference": ""})
-    tables = []
-    for _, family in p_values.groupby(["arm", "reference", "metric"], sort=False):
-        kind = family.setting
-        twice = (kind.map(kind.value_counts()) == 2) & kind.duplicated() & (family.group != "")
-        corrected = pd.Series(correct_by_holm(family.value[~twice].to_numpy()), index=family.index[~twice])
-        same = kind[~twice].drop_duplicates(keep="last")
-        partner = {one: corrected[index] for index, one in same.items()}
-        values = [corrected.get(index, partner.get(kind[index])) for index in family.index]
-        tables.append(family.assign(metric=family.metric + "_holm", value=values))
-    return pd.concat(tables, ignore_index=True) if tables else rows.iloc[:0]
-
-
 # --- a study ----------------------------------------------------------------------------------------------------------
 
 
 def measure_study_subgroups(
-    run: Run,
-    cohort: pd.DataFrame,
-    results: pd.DataFrame,
-    *,
-    arms: Sequence[str] = (),
-    names: Sequence[str] = GROUPINGS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    evaluation: Evaluation, results: pd.DataFrame, arms: Sequence[str] = (), names: Sequence[str] = GROUPINGS
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`measure_subgroups` of a study's arms on its test sets, from the zero-shot scores it has kept.
 
@@ -462,36 +408,41 @@ def measure_study_subgroups(
     every arm; otherwise there is no TPR and FPR.
 
     Args:
-        run: the study.
-        cohort: its cohort table.
+        evaluation: the study, its cohort, and how patients are drawn.
         results: its results table; says which arms and seeds were evaluated, and exposure.
         arms: arms to measure; all that were evaluated if empty.
         names: groupings, as in `plan_grouping`.
-        resamples: number of resamples.
-        seed: seed of the resampling.
 
     Returns:
-        Rows of the results table, and all cells of all groupings (`Grouping.cells`, with ``data_set`` and
-        ``left_out``); both empty if the cohort has no labels or no arm was evaluated.
+        Rows of the results table, and all cells of all groupings (`Grouping.cells`, with ``data_set``); both empty if
+        the cohort has no labels or no arm was evaluated.
     """
-    findings = finding_columns(cohort)
+    run, cohort, findings = evaluation.run, evaluation.cohort, evaluation.findings
     evaluated = results[(results.task == _TASK) & (results.seed != OVER_SEEDS)]
-    if not findings:
-        return pd.DataFrame(), pd.DataFrame()
-    unknown = [arm for arm in arms if arm not in set(evaluated.arm)]
+    unknown = [arm for arm in arms if findings and arm not in set(evaluated.arm)]
     if unknown:
         step = find_step("evaluation/")
         raise StudyError(f"arm {unknown[0]!r} has no {_TASK} scores in study {run.study!r}: run {step} with it.")
-    arms = list(dict.fromkeys(arms)) or list(dict.fromkeys(evaluated.arm))
-    if not arms:
-        return pd.DataFrame(), pd.DataFrame()
     # The reference first, whatever order they were evaluated in.
-    arms.sort(key=lambda arm: arm != REFERENCE)
+    arms = sorted(dict.fromkeys(arms or evaluated.arm), key=lambda arm: arm != REFERENCE)
+    if not findings or not arms:
+        return pd.DataFrame(), pd.DataFrame()
     seeds = sorted(set.intersection(*[set(evaluated.seed[evaluated.arm == arm]) for arm in arms]))
     if not seeds:
         step = find_step("evaluation/")
         raise StudyError(f"the arms {', '.join(arms)} share no seed: run {step} with the same seeds for all.")
-    thresholds = _carry_thresholds(run, cohort, arms, seeds, findings)
+
+    def read(rows: pd.DataFrame) -> dict[str, list[np.ndarray]]:
+        return {arm: [read_scores(run, rows, findings, arm=arm, seed=one, task=_TASK) for one in seeds] for arm in arms}
+
+    validation, thresholds = evaluation.validation, None
+    places = [(arm, seed, f"{source}/validate") for arm in arms for seed in seeds for source in set(validation.source)]
+    if places and all(run.has(scores_artifact(arm, seed, _TASK, data_set)) for arm, seed, data_set in places):
+        labels = evaluation.labels(validation)
+        thresholds = {
+            arm: [choose_thresholds(one, labels, THRESHOLD_RULE).values for one in of_arm]
+            for arm, of_arm in read(validation).items()
+        }
     tables, cells = [], []
     splits = [split for split in TEST_SPLITS if (cohort.split == split).any()]
     for split in progress(splits, len(splits), "measuring subgroups"):
@@ -499,51 +450,13 @@ def measure_study_subgroups(
         sources = sorted(set(rows.source))
         data_set = f"{sources[0] if len(sources) == 1 else 'all'}/{split}"
         groupings = [plan_grouping(rows, name, findings) for name in names]
-        scores = {arm: [_read_split(run, rows, arm, one, findings) for one in seeds] for arm in arms}
-        measured = measure_subgroups(
-            scores,
-            label_matrix(rows, findings),
-            findings,
-            groupings,
-            rows.patient_id,
-            np.random.default_rng(seed),
-            thresholds=thresholds,
-            seeds=seeds,
-            resamples=resamples,
-        )
+        place = (read(rows), evaluation.labels(rows), findings, groupings, rows.patient_id, evaluation.generator())
+        options = {"seeds": seeds, "resamples": evaluation.resamples, "thresholds": thresholds}
         exposures = evaluated.exposure[evaluated.data_set.isin([f"{source}/{split}" for source in sources])]
         worst = next((one for one in ("seen", "unknown") if (exposures == one).any()), "held_out")
-        tables.append(measured.assign(data_set=data_set, exposure=worst))
-        for one in groupings:
-            reasons = [one.left_out.get(group, "") for group in one.cells.group]
-            cells.append(one.cells.assign(data_set=data_set, left_out=reasons))
-    tables = [table for table in tables if len(table)]
-    return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()), pd.concat(cells, ignore_index=True)
-
-
-def _read_split(run, rows, arm, seed, findings) -> np.ndarray:
-    """Scores of the rows of one split, read source by source and put into their order."""
-    scores = np.empty((len(rows), len(findings)))
-    for data_set, places in rows.groupby(rows.source + "/" + rows.split).indices.items():
-        place = {"arm": arm, "seed": seed, "task": _TASK, "data_set": data_set}
-        scores[places] = read_scores(run, rows.image_id.iloc[places], findings, **place)
-    return scores
-
-
-def _carry_thresholds(run, cohort, arms, seeds, findings) -> dict[str, list[np.ndarray]] | None:
-    rows = cohort[cohort.split == "validate"]
-    jobs = [(arm, seed) for arm in arms for seed in seeds]
-    names = [scores_artifact(*job, _TASK, f"{source}/validate") for job in jobs for source in set(rows.source)]
-    if not names or not all(map(run.has, names)):
-        return None
-    labels = label_matrix(rows, findings)
-    return {
-        arm: [
-            choose_thresholds(_read_split(run, rows, arm, seed, findings), labels, THRESHOLD_RULE).values
-            for seed in seeds
-        ]
-        for arm in arms
-    }
+        tables.append(measure_subgroups(*place, **options).assign(data_set=data_set, exposure=worst))
+        cells += [one.cells.assign(data_set=data_set) for one in groupings]
+    return join_rows(*tables), pd.concat(cells, ignore_index=True)
 
 
 def count_cells(cells: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
