@@ -4,29 +4,19 @@ import numpy as np
 import pytest
 from scipy.stats import chi2 as distribution
 from sksurv.linear_model import CoxPHSurvivalAnalysis
-from sksurv.metrics import (
-    brier_score as library_brier,
-)
-from sksurv.metrics import (
-    concordance_index_censored,
-    concordance_index_ipcw,
-    cumulative_dynamic_auc,
-)
-from sksurv.nonparametric import kaplan_meier_estimator
+from sksurv.metrics import concordance_index_censored, cumulative_dynamic_auc
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.outcomes import survival as survival_module
 from chexstudy.evaluation.outcomes.survival import (
-    brier_score,
     compare_groups,
     concordance,
     dynamic_auroc,
     estimate_survival,
     first_images,
-    fit_censoring,
     fit_risk_model,
     group_risk,
-    survival_at,
+    weigh_events,
 )
 from chexstudy.statistics.bootstrap import bootstrap_patients
 
@@ -67,66 +57,29 @@ def test_concordance_of_five_cases_by_hand():
     assert concordance(years, events, scores, np.array([[2, 1, 1, 0, 1]]))[0, 0] == (2 * 3 + 0.5 + 0) / (2 * 3 + 2)
 
 
-def test_concordance_is_the_librarys(tied):
+def test_concordance_and_time_dependent_auroc_are_the_librarys(tied):
     train_years, train_events, years, events, scores = tied
-    censoring = fit_censoring(train_years, train_events)
-    importance = np.where(years < censoring.last, censoring.weigh(years, events) ** 2, 0.0)
-    ours = concordance(years, events, scores), concordance(years, events, scores, importance=importance)
-    for model, score in enumerate(scores.T):
-        harrell = concordance_index_censored(events, years, score)[0]
-        uno = concordance_index_ipcw(pair(train_years, train_events), pair(years, events), score, tau=censoring.last)[0]
-        assert ours[0][model] == pytest.approx(harrell, abs=1e-12)
-        assert ours[1][model] == pytest.approx(uno, abs=1e-12)
-    assert ours[0][2] == 0.5
+    expected = [concordance_index_censored(events, years, score)[0] for score in scores.T]
+    np.testing.assert_allclose(concordance(years, events, scores), expected, atol=1e-12)
+    assert expected[2] == 0.5
+    of_events = weigh_events(train_years, train_events, years, events)
+    observed = pair(train_years, train_events), pair(years, events)
+    for horizon in (1.1, 3.9, 6.1):
+        expected = [cumulative_dynamic_auc(*observed, score, [horizon])[0][0] for score in scores.T]
+        np.testing.assert_allclose(dynamic_auroc(years, events, scores, horizon, of_events), expected, atol=1e-12)
 
 
 def test_a_case_drawn_twice_counts_as_two_cases(tied):
-    train_years, train_events, years, events, scores = tied
-    censoring = fit_censoring(train_years, train_events)
+    *training, years, events, scores = tied
+    of_events = weigh_events(*training, years, events)
     weights = bootstrap_patients(np.arange(len(years)) // 2, 3, np.random.default_rng(0))
-    importance = censoring.weigh(years, events) ** 2
-    risks = np.column_stack([1 / (1 + np.exp(-scores[:, 0])), np.full(len(years), 0.3)])
-    drawn = {
-        "harrell": concordance(years, events, scores, weights),
-        "uno": concordance(years, events, scores, weights, importance),
-        "auroc": dynamic_auroc(years, events, scores, 4.0, censoring, weights),
-        "brier": brier_score(years, events, risks, 4.0, censoring, weights),
-        "survival": survival_at(years, events, 4.0, weights),
-    }
+    harrell = concordance(years, events, scores, weights)
+    area = dynamic_auroc(years, events, scores, 4.0, of_events, weights)
     for resample, counts in enumerate(weights):
         rows = np.repeat(np.arange(len(years)), counts)
-        again = years[rows], events[rows]
-        expected = {
-            "harrell": concordance(*again, scores[rows]),
-            "uno": concordance(*again, scores[rows], importance=importance[rows]),
-            "auroc": dynamic_auroc(*again, scores[rows], 4.0, censoring),
-            "brier": brier_score(*again, risks[rows], 4.0, censoring),
-            "survival": survival_at(*again, 4.0),
-        }
-        for name, value in expected.items():
-            np.testing.assert_allclose(drawn[name][resample], value, atol=1e-12, err_msg=name)
-
-
-def test_time_dependent_auroc_and_brier_score_are_the_librarys(tied):
-    train_years, train_events, years, events, scores = tied
-    censoring, train, test = fit_censoring(train_years, train_events), pair(train_years, train_events), None
-    test = pair(years, events)
-    for horizon in (1.1, 3.9, 6.1):
-        risks = 1 / (1 + np.exp(1 - scores[:, :1]))
-        expected = [cumulative_dynamic_auc(train, test, score, [horizon])[0][0] for score in scores.T]
-        np.testing.assert_allclose(dynamic_auroc(years, events, scores, horizon, censoring), expected, atol=1e-12)
-        brier = library_brier(train, test, 1 - risks, [horizon])[1]
-        np.testing.assert_allclose(brier_score(years, events, risks, horizon, censoring), brier, atol=1e-12)
-
-
-def test_survival_at_a_horizon_is_kaplan_meier(tied):
-    _, _, years, events, _ = tied
-    times, survival = kaplan_meier_estimator(events, years)
-    for horizon in (0.1, 0.25, 3.3, 5.0, 20.0):
-        before = survival[times <= horizon]
-        assert survival_at(years, events, horizon) == pytest.approx(before[-1] if len(before) else 1.0, abs=1e-12)
-    # By hand: one of four dies at 1, one of the two left at 3.
-    assert survival_at(np.array([1.0, 2, 3, 4]), np.array([1, 0, 1, 0], bool), 3) == pytest.approx(3 / 4 * 1 / 2)
+        again = years[rows], events[rows], scores[rows]
+        np.testing.assert_allclose(harrell[resample], concordance(*again), atol=1e-12)
+        np.testing.assert_allclose(area[resample], dynamic_auroc(*again, 4.0, of_events[rows]), atol=1e-12)
 
 
 def test_without_a_comparable_pair_there_is_no_value():
@@ -146,17 +99,6 @@ def test_planted_hazards_are_recovered():
     # The information of a standardised covariate is about the number of events; four standard errors.
     assert np.abs(found - betas).max() < 4 / np.sqrt(events.sum())
     assert model.penalty == 0
-    # The baseline of a case with mean features is the planted constant hazard.
-    hazard = -np.log(1 - model.predict_risk(model.score(features.mean(axis=0)[None]), 5.0)[0]) / 5
-    assert hazard == pytest.approx(0.05 * np.exp(features.mean(axis=0) @ betas), rel=4 / np.sqrt(events.sum()))
-
-
-def test_predicted_risks_are_those_of_the_planted_hazard():
-    betas = np.array([0.8, -0.5])
-    model = fit_risk_model(*simulate(8000, betas, 5), *simulate(500, betas, 6), unpenalised=2)
-    features = simulate(4000, betas, 7)[0]
-    risks = model.predict_risk(model.score(features), 3.0)
-    assert np.abs(risks - (1 - np.exp(-3 * 0.05 * np.exp(features @ betas)))).mean() < 0.01
 
 
 def test_the_penalty_is_the_librarys_ridge(monkeypatch):

@@ -1,8 +1,8 @@
-"""Time-to-event outcomes: a penalised Cox model on frozen features, and how well it ranks and predicts.
+"""Time-to-event outcomes: a penalised Cox model on frozen features, and how well it ranks.
 
-Fitting, Kaplan-Meier and the log-rank test are scikit-survival's (the extra ``survival``). Concordance, time-dependent
-AUROC, Brier score and the survival at a horizon are computed here, because their intervals need them for a thousand
-weighted resamples of patients; without weights they equal that library's.
+Fitting, Kaplan-Meier and the log-rank test are scikit-survival's (the extra ``survival``). Concordance and
+time-dependent AUROC are computed here, because their intervals need them for a thousand weighted resamples of patients;
+without weights they equal that library's.
 
 Censoring is corrected by inverse probability weights, whose Kaplan-Meier is that of the training split. It is taken as
 known: the resamples draw test patients alone.
@@ -48,18 +48,10 @@ class RiskModel:
     coefficients: np.ndarray  # ``(dim,)``, log hazard ratios of one standard deviation
     penalty: float  # what was chosen on validation; 0 where nothing is penalised
     validation: pd.DataFrame  # ``penalty`` and ``c_index`` on validation
-    baseline_years: np.ndarray  # ``(times,)``, rising
-    baseline_hazard: np.ndarray  # ``(times,)``, Breslow's cumulative hazard of a case with mean features
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """Log hazard ratios to a case with mean features, ``(cases,)`` of ``(cases, dim)``."""
         return (np.asarray(features, dtype=float) - self.mean) / self.spread @ self.coefficients
-
-    def predict_risk(self, scores: np.ndarray, years: float) -> np.ndarray:
-        """Probability of the event within so many years, of scores as `score` gives."""
-        place = int(np.searchsorted(self.baseline_years, years, side="right")) - 1
-        hazard = self.baseline_hazard[place] if place >= 0 else 0.0
-        return -np.expm1(-hazard * np.exp(scores))
 
 
 def fit_risk_model(
@@ -85,7 +77,6 @@ def fit_risk_model(
         unpenalised: the first so many features are not penalised, such as age and sex beside an image.
     """
     from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
-    from sksurv.linear_model.coxph import BreslowEstimator
 
     features, validation_features = np.asarray(features, dtype=float), np.asarray(validation_features, dtype=float)
     mean, spread = features.mean(axis=0), features.std(axis=0)
@@ -112,16 +103,8 @@ def fit_risk_model(
     path = path[: fitted.shape[1]]
     judged = concordance(validation_years, validation_events, validation @ fitted)
     chosen = int(np.argmax(judged))
-    coefficients = fitted[:, chosen]
-    baseline = BreslowEstimator().fit(train @ coefficients, events, years).cum_baseline_hazard_
     return RiskModel(
-        mean,
-        spread,
-        coefficients,
-        float(path[chosen]),
-        pd.DataFrame({"penalty": path, "c_index": judged}),
-        baseline.x,
-        baseline.y,
+        mean, spread, fitted[:, chosen], float(path[chosen]), pd.DataFrame({"penalty": path, "c_index": judged})
     )
 
 
@@ -151,64 +134,40 @@ def _pair(years: np.ndarray, events: np.ndarray) -> np.ndarray:
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Censoring:
-    """Kaplan-Meier of being still observed, of the training split."""
-
-    years: np.ndarray  # ``(times,)``, rising
-    observed: np.ndarray  # ``(times,)``, probability of being observed beyond each time
-    # The time at which a tenth of the training cases was still observed; later events count in no Uno concordance,
-    # because their weights would rest on few.
-    last: float
-
-    def probability(self, years: np.ndarray | float) -> np.ndarray:
-        """Probability of being observed beyond a time."""
-        return np.r_[1.0, self.observed][np.searchsorted(self.years, years, side="right")]
-
-    def weigh(self, years: np.ndarray, events: np.ndarray) -> np.ndarray:
-        """One over the probability of being observed, 0 for the censored ``(cases,)``."""
-        probability = self.probability(years)
-        return np.divide(1.0, probability, out=np.zeros(len(probability)), where=events & (probability > 0))
-
-
-def fit_censoring(years: np.ndarray, events: np.ndarray) -> Censoring:
-    """The censoring distribution of a training split."""
+def weigh_events(
+    train_years: np.ndarray, train_events: np.ndarray, years: np.ndarray, events: np.ndarray
+) -> np.ndarray:
+    """One over the probability, in training, of being observed beyond a time; 0 for the censored ``(cases,)``."""
     from sksurv.nonparametric import kaplan_meier_estimator
 
-    if events.all():
-        times, observed = np.unique(years), np.ones(len(np.unique(years)))
+    if train_events.all():
+        times, observed = np.unique(train_years), np.ones(len(np.unique(train_years)))
     else:
-        times, observed = kaplan_meier_estimator(events, years, reverse=True)
-    return Censoring(times, observed, float(np.quantile(years, 0.9)))
+        times, observed = kaplan_meier_estimator(train_events, train_years, reverse=True)
+    probability = np.r_[1.0, observed][np.searchsorted(times, years, side="right")]
+    return np.divide(1.0, probability, out=np.zeros(len(probability)), where=events & (probability > 0))
 
 
 def concordance(
-    years: np.ndarray,
-    events: np.ndarray,
-    scores: np.ndarray,
-    weights: np.ndarray | None = None,
-    importance: np.ndarray | None = None,
+    years: np.ndarray, events: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """How often, of two cases, the one whose event came first has the higher score; equal scores count one half.
 
-    A case with the event is compared with all that were observed longer, and with those censored at the same time.
-    Harrell's C-index gives all pairs the same weight; Uno's (2011, Statistics in Medicine 30(10)) weighs a pair by the
-    squared inverse of the probability that its earlier case was still observed.
+    A case with the event is compared with all that were observed longer, and with those censored at the same time
+    (Harrell's C-index).
 
     Args:
         years: ``(cases,)``.
         events: ``(cases,)``, bool.
         scores: ``(cases, models)``, higher means earlier.
         weights: ``(resamples, cases)``, how often each case counts; without it, each once.
-        importance: ``(cases,)``, weight of the pairs in which the case has the event; all equal if not given.
 
     Returns:
         ``(models,)`` without weights and ``(resamples, models)`` with them; NaN where no two cases can be compared.
     """
     # Sums of whole and half numbers up to 2**23 are exact in float32.
     by_case = np.ones((1, len(years)), np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
-    importance = np.ones(len(years)) if importance is None else importance
-    earlier = np.flatnonzero(events & (importance > 0))
+    earlier = np.flatnonzero(events)
     won = np.zeros((len(by_case), scores.shape[1]))
     pairs = np.zeros(len(by_case))
     width = max(1, _PAIRS // max(1, len(years)))
@@ -216,7 +175,7 @@ def concordance(
         rows = earlier[start : start + width]
         longer = years > years[rows, None]
         longer |= (years == years[rows, None]) & ~events
-        share = by_case[:, rows] * importance[rows]
+        share = by_case[:, rows].astype(float)
         pairs += (share * (by_case @ longer.T.astype(np.float32))).sum(axis=1)
         for model, score in enumerate(scores.T):
             wins = longer * ((score < score[rows, None]) + np.float32(0.5) * (score == score[rows, None]))
@@ -236,67 +195,20 @@ def dynamic_auroc(
     events: np.ndarray,
     scores: np.ndarray,
     horizon: float,
-    censoring: Censoring,
+    of_events: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Time-dependent AUROC: who had the event by the horizon against who was observed beyond it without.
 
-    The cumulative/dynamic one, cases weighted by the inverse probability of being observed (Uno et al. 2007, JASA 102;
-    Hung and Chiang 2010, Canadian Journal of Statistics 38). Arguments and shapes as in `concordance`.
+    The cumulative/dynamic one, cases weighted by the inverse probability of being observed, ``of_events`` of
+    `weigh_events` (Uno et al. 2007, JASA 102; Hung and Chiang 2010, Canadian Journal of Statistics 38). Other arguments
+    and shapes as in `concordance`.
     """
     status = np.broadcast_to(status_at(years, events, horizon)[:, None], scores.shape)
-    importance = np.where(status[:, 0] == 1, censoring.weigh(years, events), 1.0)
+    importance = np.where(status[:, 0] == 1, of_events, 1.0)
     by_case = importance[None] if weights is None else np.asarray(weights) * importance
     area = rank_metrics(status, scores, by_case)[0]
     return area[0] if weights is None else area
-
-
-def brier_score(
-    years: np.ndarray,
-    events: np.ndarray,
-    risks: np.ndarray,
-    horizon: float,
-    censoring: Censoring,
-    weights: np.ndarray | None = None,
-) -> np.ndarray:
-    """Mean squared error of the predicted risk at the horizon, corrected for censoring (Graf et al. 1999).
-
-    Args:
-        risks: ``(cases, models)``, predicted probability of the event by the horizon.
-        years, events, weights: as in `concordance`.
-        horizon: in years.
-        censoring: of the training split.
-
-    Returns:
-        ``(models,)`` or ``(resamples, models)``.
-    """
-    status = status_at(years, events, horizon)
-    observed = censoring.probability(horizon)
-    beyond = 1.0 / observed if observed > 0 else 0.0
-    importance = np.where(status == 1, censoring.weigh(years, events), np.where(status == 0, beyond, 0.0))
-    loss = importance[:, None] * (np.nan_to_num(status)[:, None] - risks) ** 2
-    if weights is None:
-        return loss.mean(axis=0)
-    return weights @ loss / np.asarray(weights).sum(axis=1, keepdims=True)
-
-
-def survival_at(
-    years: np.ndarray, events: np.ndarray, horizon: float, weights: np.ndarray | None = None
-) -> np.ndarray | float:
-    """Kaplan-Meier at a horizon: a number, or ``(resamples,)`` of ``weights`` ``(resamples, cases)``."""
-    order = np.argsort(years, kind="stable")
-    sorted_years, sorted_events = np.asarray(years)[order], np.asarray(events)[order]
-    by_case = np.ones((1, len(order))) if weights is None else np.asarray(weights)[:, order].astype(float)
-    starts = np.flatnonzero(np.r_[True, np.diff(sorted_years) > 0])
-    starts = starts[sorted_years[starts] <= horizon]
-    survival = np.ones(len(by_case))
-    if len(starts):
-        ends = int(np.searchsorted(sorted_years, horizon, side="right"))
-        before = np.concatenate([np.zeros((len(by_case), 1)), np.cumsum(by_case, axis=1)], axis=1)
-        at_risk = before[:, -1:] - before[:, starts]
-        died = np.add.reduceat(by_case[:, :ends] * sorted_events[:ends], starts, axis=1)
-        survival = np.prod(1.0 - np.divide(died, at_risk, out=np.zeros_like(died), where=at_risk > 0), axis=1)
-    return float(survival[0]) if weights is None else survival
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
