@@ -171,7 +171,7 @@ figures.prototype_dynamics.show(study, study.run.read_table(f"{folder}/history.p
 # The churn in numbers (empty with one epoch of curation), and how far each prototype moved at each step:
 
 # %%
-from chexstudy.curation.records.churn import measure_churn
+from chexstudy.curation.records.ledger import measure_churn
 
 measure_churn(ledger).round(3)
 

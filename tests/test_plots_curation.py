@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from chexstudy.curation.quality.audit import AuditReport
-from chexstudy.curation.records.churn import measure_churn
+from chexstudy.curation.records.ledger import measure_churn
 from chexstudy.errors import StudyError
 from chexstudy.plots.ablation import (
     describe_curator_ablation,

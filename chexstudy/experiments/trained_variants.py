@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
-from chexstudy.curation.records.churn import measure_churn
-from chexstudy.curation.records.ledger import read_ledger
+from chexstudy.curation.records.ledger import measure_churn, read_ledger
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.image_text.evaluate import evaluate_arms

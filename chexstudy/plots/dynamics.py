@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from chexstudy.curation.records.churn import measure_churn
+from chexstudy.curation.records.ledger import measure_churn
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows, short_name
 from chexstudy.plots.style import (

@@ -19,12 +19,8 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
     """Why an arm of a study, or a method that has curated it, kept or dropped a pair.
 
     Told from the ledger where the arm keeps one, else from the method's scores, else from the subset alone; with what
-    the cohort, the review list and, on the phantom, the truth say about the pair. It is called by its pseudonym unless
-    it was drawn (`chexstudy.pseudonyms`).
-
-    Args:
-        image_id: the pair, by its official name or its pseudonym.
-        arm: an arm, ``by_<method>`` or the name of a method.
+    the cohort, the review list and, on the phantom, the truth say about the pair. It may be named by its pseudonym, and
+    is called by it unless it was drawn (`chexstudy.pseudonyms`).
     """
     cohort = read_cohort(run.require("cohort.parquet"))
     image_id = find_image_id(run, image_id, cohort.image_id)
@@ -85,12 +81,9 @@ def _tell_of_absence(run: Run, shown: str, arm: str, seed: int) -> str:
 
 
 def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | None = None, shown: str = "") -> str:
-    """What a ledger says of one pair, for every time it was considered.
+    """What a ledger, or the super-batches in which it was considered, says of one pair, called ``shown`` or by its id.
 
-    Args:
-        ledger: at least the whole super-batches in which the pair was considered.
-        cohort: tells what the pairs around each prototype are labelled; reports are not read.
-        shown: what the story calls the pair; its id if empty.
+    The cohort tells what the pairs around each prototype are labelled; reports are not read.
     """
     considered = ledger[ledger.image_id == image_id].sort_values(["epoch", "step"])
     if considered.empty:
@@ -178,9 +171,7 @@ def _tell_rivals(row, rivals: pd.DataFrame) -> str:
         return f"It was the only {band} of that prototype in the super-batch."
     bands = band.replace("pair", "pairs") if "pair" in band else f"{band}s"
     kept = int(rivals.kept.sum())
-    share = (
-        "none was" if kept == 0 else "all were" if kept == len(rivals) else f"{kept} {'was' if kept == 1 else 'were'}"
-    )
+    share = {0: "none was", len(rivals): "all were", 1: "1 was"}.get(kept, f"{kept} were")
     return f"Of that prototype's {len(rivals)} {bands} in the super-batch, {share} kept."
 
 
@@ -188,10 +179,7 @@ def _tell_rivals(row, rivals: pd.DataFrame) -> str:
 
 
 def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = "", shown: str = "") -> str:
-    """What the scores of an offline method, or the subset alone, say of one of ``pairs`` pairs.
-
-    ``name`` is that of the arm or method, ``shown`` what the pair is called; its id if empty.
-    """
+    """What the scores of a method or an arm, or its subset alone, say of one of ``pairs`` pairs."""
     kept = image_id in subset.kept.index
     name = name or subset.method
     verdict = f"{shown or image_id} was {'kept' if kept else 'dropped'} by {name}, which kept {len(subset.kept):,} of"

@@ -9,8 +9,10 @@ import difflib
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,7 +43,6 @@ _SCHEMA = pa.schema(
 LEDGER_COLUMNS = tuple(_SCHEMA.names)
 # Ids come in random order: their minimum and maximum would help no reader and would swell the footer.
 _STATISTICS = ["epoch", "step", "prototype", "kept"]
-_PART = "part-{:05d}.parquet"
 _LIKELY_IDS, _MOST_LIKELY = 1000, 3
 
 
@@ -52,18 +53,35 @@ def summarise_bands(ledger: pd.DataFrame) -> pd.DataFrame:
     return summary.rename_axis("band").reset_index()
 
 
+def measure_churn(ledger: pd.DataFrame) -> pd.DataFrame:
+    """How decisions change from one epoch of curation to the next, over the pairs considered in both.
+
+    Returns:
+        One row for each epoch but the first: ``epoch``; ``pairs`` considered in both; ``kept`` in it; ``readmitted``,
+        kept now and dropped before, and ``readmitted_share`` of those kept now; ``newly_dropped``, dropped now and kept
+        before, and ``newly_dropped_share`` of those kept before; ``differ``, the share of the pairs kept in either
+        epoch that were not kept in both (one minus the Jaccard index).
+    """
+    names = ["epoch", "pairs", "kept", "readmitted", "readmitted_share", "newly_dropped", "newly_dropped_share"]
+    rows, decided = [], ledger.pivot(index="image_id", columns="epoch", values="kept")
+    for before, now in pairwise(decided.columns):
+        was, kept = decided[[before, now]].dropna().to_numpy(dtype=bool).T
+        readmitted, dropped = (kept & ~was).sum(), (was & ~kept).sum()
+        with np.errstate(invalid="ignore"):
+            shares = readmitted / kept.sum(), dropped / was.sum(), (readmitted + dropped) / (kept | was).sum()
+        rows.append((now, len(kept), kept.sum(), readmitted, shares[0], dropped, *shares[1:]))
+    return pd.DataFrame(rows, columns=[*names, "differ"])
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 class LedgerWriter:
-    """Writes a ledger super-batch by super-batch.
+    """Writes a ledger super-batch by super-batch, from number ``first`` on.
 
     A run that starts anew takes away what lay there; one that goes on keeps the parts of the super-batches that its
-    checkpoint already knows and drops those beyond, which it is about to decide again.
-
-    Args:
-        final: where the merged ledger will lie; the parts lie in a folder of the same name without the suffix.
-        first: number of the first super-batch that will be written: 0 for a run that starts anew.
+    checkpoint already knows and drops those beyond, which it is about to decide again. The merged ledger will lie at
+    ``final``; the parts lie in a folder of the same name without the suffix.
     """
 
     def __init__(self, final: str | Path, first: int = 0):
@@ -72,21 +90,18 @@ class LedgerWriter:
         if first:
             check_ledger(self.final, first)
             if self.final.exists():
-                self._take_apart(first)
+                with pq.ParquetFile(self.final) as merged:
+                    for number in range(min(first, merged.num_row_groups)):
+                        if not self._part(number).exists():
+                            self._write(number, merged.read_row_group(number))
         # The merged file goes first: as long as it is there, readers take it for the whole.
         forget_artifact(self.final)
         for number, part in _list_parts(self.folder).items():
             if number >= first:
                 forget_artifact(part)
 
-    def _take_apart(self, count: int) -> None:
-        with pq.ParquetFile(self.final) as merged:
-            for number in range(min(count, merged.num_row_groups)):
-                if not self._part(number).exists():
-                    self._write(number, merged.read_row_group(number))
-
     def _part(self, number: int) -> Path:
-        return self.folder / _PART.format(number)
+        return self.folder / f"part-{number:05d}.parquet"
 
     def _write(self, number: int, table: pa.Table) -> None:
         with artifact_path(self._part(number)) as temporary:
@@ -137,11 +152,8 @@ def check_ledger(final: Path, count: int) -> None:
 
 def _list_parts(folder: Path) -> dict[int, Path]:
     """The finished parts by number, ascending; what a killed process left half written is none."""
-    found = {}
-    for path in folder.glob("part-*.parquet"):
-        if match := re.fullmatch(r"part-(\d+)\.parquet", path.name):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    matches = {path: re.fullmatch(r"part-(\d+)\.parquet", path.name) for path in folder.glob("part-*.parquet")}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -155,15 +167,10 @@ def ledger_path(run: Run, arm: str, seed: int) -> Path:
 def read_ledger(
     source: str | Path | Run, arm: str = "curated", seed: int = 0, columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Read a ledger: the merged file, or while there is none, the parts written so far.
+    """Read a ledger, by its path or that of an arm of a run: the merged file, or while there is none, the parts so far.
 
-    Args:
-        source: path of the merged file, or a run, of which ``arm`` and ``seed`` then name the arm.
-        columns: which columns to read; all by default.
-
-    Returns:
-        Rows in the order in which they were decided. ``band`` and ``reason`` are categories, ordered as `BANDS` and
-        `REASONS`.
+    Rows are in the order in which they were decided; ``band`` and ``reason`` are categories, ordered as `BANDS` and
+    `REASONS`.
     """
     path = ledger_path(source, arm, seed) if isinstance(source, Run) else Path(source)
     tables = [part.read(columns=None if columns is None else list(columns)) for part in _open_parts(path)]

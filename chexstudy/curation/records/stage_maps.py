@@ -69,21 +69,14 @@ def plan_stages(ledger: pd.DataFrame) -> list[Stage]:
 def fit_stage_maps(
     features: Sequence[np.ndarray], names: Sequence[np.ndarray], seed: int, start: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """Chained maps of successive features of partly the same pairs.
+    """Chained maps ``(n, 2)`` of successive features ``(n, dim)`` of partly the same pairs, in the units of the first.
 
-    Args:
-        features: of each stage ``(n, dim)``.
-        names: which pair each row is ``(n,)``, unique within a stage.
-        seed: seed of the layouts.
-        start: where the first stage begins ``(n, 2)``, for example on the map of all pairs.
-
-    Returns:
-        Coordinates of each stage ``(n, 2)``, float32, in the units of the first.
+    ``names`` ``(n,)`` tell which pair each row is; the first stage may ``start`` on the map of all pairs ``(n, 2)``.
     """
     maps: list[np.ndarray] = []
     for number, rows in enumerate(features):
         if number == 0:
-            maps.append(fit_map(rows, seed, start=start))
+            maps.append(fit_map(rows, seed, start))
             continue
         before = maps[-1]
         begin = place_on_map(rows, features[number - 1], before)
@@ -106,12 +99,8 @@ def read_or_fit_stage_maps(
 ) -> pd.DataFrame:
     """The maps of all stages: read if they were fitted on these features with this seed, else fitted and written.
 
-    Args:
-        run, name, seed, inputs: as in `chexstudy.vectors.umap.read_or_fit_map`.
-        ledger: the decisions.
-        features: of the ledger's rows ``(n, dim)``.
-        stages: as `plan_stages` made them of this ledger.
-        start: as in `fit_stage_maps`.
+    ``features`` ``(n, dim)`` are those of the ledger's rows, ``start`` is that of `fit_stage_maps`, all else as in
+    `chexstudy.vectors.umap.read_or_fit_map`.
 
     Returns:
         ``stage, row, image_id, x, y``, one row a stage and pair; ``row`` is the ledger's.
@@ -119,19 +108,13 @@ def read_or_fit_stage_maps(
     parameters = {"seed": seed, "steps": [[stage.first_step, stage.last_step] for stage in stages]}
     if run.is_current(name, run.key(parameters, inputs)):
         return run.read_table(name)
-    names = ledger.image_id.to_numpy()
-    maps = fit_stage_maps(
-        [features[stage.rows] for stage in stages], [names[stage.rows] for stage in stages], seed, start
-    )
-    table = pd.concat(
-        [
-            pd.DataFrame({"stage": stage.number, "row": stage.rows, "image_id": names[stage.rows]}).assign(
-                x=coordinates[:, 0], y=coordinates[:, 1]
-            )
-            for stage, coordinates in zip(stages, maps, strict=True)
-        ],
-        ignore_index=True,
-    )
+    own = [ledger.image_id.to_numpy()[stage.rows] for stage in stages]
+    maps = fit_stage_maps([features[stage.rows] for stage in stages], own, seed, start)
+    tables = [
+        pd.DataFrame({"stage": stage.number, "row": stage.rows, "image_id": names, "x": x, "y": y})
+        for stage, names, (x, y) in zip(stages, own, [one.T for one in maps], strict=True)
+    ]
+    table = pd.concat(tables, ignore_index=True)
     run.write_table(name, table)
     run.record(name, parameters, inputs, seed)
     return table
@@ -175,13 +158,11 @@ def measure_stage_maps(maps: pd.DataFrame, features: np.ndarray) -> pd.DataFrame
         neighbours = min(_NEIGHBOURS_JUDGED, (len(shown) - 1) // 2)
         coordinates = shown[["x", "y"]].to_numpy()
         trust = measure_trustworthiness(features[shown.row], coordinates, neighbours) if neighbours else np.nan
-        shared, moved = 0, np.nan
-        if before is not None:
-            _, old, new = np.intersect1d(before.image_id, shown.image_id, return_indices=True)
-            shared = len(new)
-            if shared:
-                moved = measure_movement(before[["x", "y"]].to_numpy(), coordinates, old, new)
-        rows.append((number, len(shown), trust, shared, moved))
+        moved = np.nan
+        _, old, new = np.intersect1d([] if before is None else before.image_id, shown.image_id, return_indices=True)
+        if len(new):
+            moved = measure_movement(before[["x", "y"]].to_numpy(), coordinates, old, new)
+        rows.append((number, len(shown), trust, len(new), moved))
         before = shown
     return pd.DataFrame(rows, columns=["stage", "pairs", "trustworthiness", "shared", "moved"])
 

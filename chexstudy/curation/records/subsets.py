@@ -8,35 +8,22 @@ import pandas as pd
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
-_METHOD_ARM = "by_"
-
 
 @dataclass(frozen=True)
 class ChosenSubset:
-    """What was chosen for an arm."""
+    """What was chosen for an arm; both Series are indexed by ``image_id``."""
 
-    kept: pd.Series  # ids of the kept pairs with their weights in training, a Series indexed by ``image_id``
-    # The score of every pair the method could choose from, indexed by ``image_id``; None where the arm was not chosen
-    # by scores.
-    scores: pd.Series | None
+    kept: pd.Series  # weights of the kept pairs in training
+    scores: pd.Series | None  # of every pair the method could choose from; None where the arm was not chosen by scores
     method: str  # name of the offline method, empty if there is none
 
 
 def read_subset(run: Run, arm: str, seed: int) -> ChosenSubset:
-    """The subset an arm was trained on, or that an offline method chose.
-
-    Args:
-        run: the study.
-        arm: an arm, ``by_<method>``, or the name of a method that has curated the study.
-        seed: of the arm or method.
-    """
-    method = arm.removeprefix(_METHOD_ARM)
+    """The subset that an arm, ``by_<method>`` or any other, was trained on, or that a method of this name chose."""
+    method = arm.removeprefix("by_")
     trained, curated = f"pretraining/{arm}/seed{seed}/subset.parquet", f"curation/{method}/seed{seed}"
-    if run.has(trained):
-        kept = trained
-    elif run.has(f"{curated}/subset.parquet"):
-        kept = f"{curated}/subset.parquet"
-    else:
+    kept = next((name for name in (trained, f"{curated}/subset.parquet") if run.has(name)), None)
+    if kept is None:
         there = ", ".join(_list_subsets(run)) or "none yet"
         raise StudyError(f"study {run.study!r} has no subset of {arm!r} with seed {seed}; there are: {there}.")
     scored, scores = f"{curated}/scores.parquet", None
