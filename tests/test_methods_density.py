@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from chexstudy.curation.methods import METHODS
-from chexstudy.curation.methods.density import inclusion_chances
+from chexstudy.curation.methods.coverage import inclusion_chances
 
 
 @pytest.mark.parametrize(

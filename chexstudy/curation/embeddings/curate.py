@@ -82,14 +82,9 @@ class CurationPlan:
 
 
 def curate_files(request: CurationRequest) -> None:
-    """Curate, write the subset, and say in plain sentences what was done.
-
-    Everything that can be checked without reading the embeddings is checked first.
-    """
-    options = _parse_options(request)
-    check_outputs(request.outputs, request.inputs.values())
+    """Curate, write the subset, and say in plain sentences what was done."""
     with limit_threads(request.threads):
-        plan = plan_curation(request, options)
+        plan = plan_curation(request)
         print(_describe_plan(plan), flush=True)
         start = time.monotonic()
         decisions = carry_out(plan)
@@ -113,23 +108,15 @@ def curate_files(request: CurationRequest) -> None:
             )
 
 
-def _parse_options(request: CurationRequest) -> dict[str, object]:
-    """The options of the method by their declared types."""
-    declared = {option.name: option for option in find_method(request.method).list_options()}
-    place = f"method {request.method}"
+def plan_curation(request: CurationRequest) -> CurationPlan:
+    """Read everything but the numbers in the embeddings, and check it."""
+    method = find_method(request.method)
+    place, declared = f"method {method.name}", {option.name: option for option in method.list_options()}
     if request.options and not declared:
         raise StudyError(f"{place} has no options: leave out {next(iter(request.options))!r}.")
     check_names(request.options, declared, place)
-    return {name: parse_text(declared[name], text, place) for name, text in request.options.items()}
-
-
-def plan_curation(request: CurationRequest, options: dict[str, object]) -> CurationPlan:
-    """Read everything but the numbers in the embeddings, and check it.
-
-    Rows are brought to unit norm before anything is chosen. With a text side, what is curated are the joint features:
-    the unit-norm embeddings of both sides, side by side, at unit norm.
-    """
-    method = find_method(request.method)
+    options = {name: parse_text(declared[name], text, place) for name, text in request.options.items()}
+    check_outputs(request.outputs, request.inputs.values())
     if not 0 <= request.seed < 2**63:
         raise StudyError(f"the seed must be a whole number from 0 to 2**63 - 1, not {request.seed}.")
     paths = {"image": request.embeddings} | ({"text": request.text} if request.text else {})
@@ -156,9 +143,11 @@ def plan_curation(request: CurationRequest, options: dict[str, object]) -> Curat
 def carry_out(plan: CurationPlan) -> pd.DataFrame:
     """Read, check and normalise the embeddings, and choose.
 
+    Rows are brought to unit norm. With a text side, what is curated are the joint features: the unit-norm embeddings of
+    both sides, side by side, at unit norm.
+
     Returns:
-        One row for each pair, in the given order: ``image_id``, ``score`` (the higher, the sooner kept), ``kept``, and
-        ``weight`` in training (0 where not kept).
+        One row a pair, in the given order: ``image_id``, ``score`` (the higher, the sooner kept), ``kept``, ``weight``.
     """
     joint, units = _normalise_sides(plan)
     generator = torch.Generator().manual_seed(plan.request.seed)

@@ -51,9 +51,8 @@ def parse_quota(text: str) -> GroupQuota:
         rate = np.nan
     relative = bool(match["relative"])
     if not (0 <= rate < np.inf) or (rate > 1 and not relative):
-        wanted = (
-            "a number such as 0.9" if relative else "a share from 0 to 1, or 0.9x for that part of the share of all"
-        )
+        of_share = "a share from 0 to 1, or 0.9x for that part of the share of all"
+        wanted = "a number such as 0.9" if relative else of_share
         raise StudyError(f"the group quota {text!r} asks for {match['rate']!r}: give {wanted}.")
     return GroupQuota(match["kind"].strip(), match["group"].strip(), rate, relative)
 
@@ -67,14 +66,8 @@ def apply_quotas(choice: Choice, groups: Mapping[str, np.ndarray], quotas: Seque
     overlap so that swaps one at a time do not get there though the quotas can be met, the numbers to keep of each
     combination of groups are solved for as a whole (integer program, fewest swaps), and the highest scores taken.
 
-    Args:
-        choice: what a method chose.
-        groups: members ``(pairs,)`` bool of the group of each quota, by its name.
-        quotas: those that must hold.
-
-    Returns:
-        The new choice. Scores stay the method's own, so they no longer say alone what was kept; pairs that were taken
-        in have the weight 1, the others keep theirs.
+    ``groups`` holds the members ``(pairs,)`` bool of the group of each quota, by its name. Scores stay the method's
+    own, so they no longer say alone what was kept; pairs that were taken in have the weight 1, the others keep theirs.
     """
     if not quotas:
         return choice
@@ -108,13 +101,7 @@ def apply_quotas(choice: Choice, groups: Mapping[str, np.ndarray], quotas: Seque
 
 
 class _Cells:
-    """Pairs by the combination of groups they are in; within a cell only the score tells them apart.
-
-    Args:
-        members: ``(quotas, pairs)`` bool.
-        scores: ``(pairs,)``.
-        kept: ``(pairs,)`` bool.
-    """
+    """Pairs by the combination of groups they are in; within a cell only the score tells them apart."""
 
     def __init__(self, members: np.ndarray, scores: np.ndarray, kept: np.ndarray):
         self.kept, self.scores = kept, np.where(np.isnan(scores), -np.inf, scores)
@@ -167,15 +154,9 @@ class _Cells:
         before = np.array([len(rows) for rows in self.inside])
         room = np.array([len(rows) for rows in self.outside])
         change = np.hstack([self.groups.T, -self.groups.T])
-        solution = milp(
-            np.ones(2 * cells),
-            integrality=np.ones(2 * cells),
-            bounds=Bounds(0, np.concatenate([room, before])),
-            constraints=[
-                LinearConstraint(change, least - self.groups.T @ before, np.inf),
-                LinearConstraint(identity, 0, 0),
-            ],
-        )
+        limits = [LinearConstraint(change, least - self.groups.T @ before, np.inf), LinearConstraint(identity, 0, 0)]
+        swaps, bounds = np.ones(2 * cells), Bounds(0, np.concatenate([room, before]))
+        solution = milp(swaps, integrality=swaps, bounds=bounds, constraints=limits)
         if not solution.success:
             return None
         more, fewer = np.round(solution.x).astype(int).reshape(2, cells)

@@ -151,16 +151,10 @@ def check_lengths(embeddings: np.ndarray, image_ids: np.ndarray, name: str, ids_
 
 
 def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: float = 1.0) -> None:
-    """Write every row, scaled to Euclidean length ``length``, into ``out``, and refuse rows that have no direction.
+    """Write every row, scaled to Euclidean ``length``, into ``out`` float32, and refuse rows without a direction.
 
     Works in blocks of rows, in float64 and after division by the row's largest number, so that neither very large nor
     very small numbers overflow or vanish.
-
-    Args:
-        embeddings: ``(rows, dim)``.
-        name: what the embeddings are called in messages.
-        out: ``(rows, dim)``, float32, written to.
-        length: of each row afterwards.
     """
     bad, zero = np.zeros(len(embeddings), bool), np.zeros(len(embeddings), bool)
     first, varied = None, False

@@ -20,12 +20,16 @@ import torch
 
 from chexstudy.curation.choice import Choice
 from chexstudy.curation.methods.blocks import iterate_blocks
-from chexstudy.curation.methods.coverage import choose_at_random, choose_facilities, choose_k_centre
-from chexstudy.curation.methods.density import choose_by_density
+from chexstudy.curation.methods.clusters import choose_easy_prototypes, choose_hard_prototypes
+from chexstudy.curation.methods.coverage import (
+    choose_at_random,
+    choose_by_density,
+    choose_facilities,
+    choose_k_centre,
+)
 from chexstudy.curation.methods.duplicates import choose_deduplicated_and_diverse, choose_without_duplicates
 from chexstudy.curation.methods.hierarchical import choose_from_hierarchy
 from chexstudy.curation.methods.online import choose_by_bands, choose_within_budget
-from chexstudy.curation.methods.prototypicality import choose_easy_prototypes, choose_hard_prototypes
 from chexstudy.curation.methods.signals import (
     choose_by_agreement,
     choose_by_error,
@@ -122,20 +126,16 @@ METHODS = {row[0]: Method(*row) for row in _TABLE}
 
 
 def find_method(name: str) -> Method:
-    """The method of that name."""
-    if name in METHODS:
-        return METHODS[name]
-    guess = suggest(name, METHODS, "choose one of them")
-    raise StudyError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}: {guess}.")
+    if name not in METHODS:
+        guess = suggest(name, METHODS, "choose one of them")
+        raise StudyError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}: {guess}.")
+    return METHODS[name]
 
 
 def choose_subset(
     method: str, features: np.ndarray, budget: int, generator: torch.Generator, **signals_and_options: object
 ) -> Choice:
-    """Choose pairs by the method of that name, after a look at everything given (see the module).
-
-    The budget is from 1 to the number of pairs; for shares see `chexstudy.curation.choice.count_budget`.
-    """
+    """Choose pairs by the method of that name, after a look at everything given (see the module)."""
     chosen = find_method(method)
     options = [option.name for option in chosen.list_options()]
     check_names([name for name in signals_and_options if name not in SIGNALS], options, f"method {method}")

@@ -1,4 +1,4 @@
-"""k-means clusters of all rows, with each row's likeness to its centroid: what five of the methods stand on."""
+"""k-means clusters of all rows, what five methods stand on, and prototypicality: how like its centroid a row is."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from chexstudy.curation.choice import check_option
+from chexstudy.curation.choice import Choice, check_option, choose_highest
 from chexstudy.curation.methods.blocks import iterate_blocks, read_rows
 from chexstudy.errors import StudyError
 from chexstudy.vectors.kmeans import cluster_features
@@ -34,23 +34,18 @@ def count_clusters(clusters: int | None, rows: int) -> int:
     return clusters
 
 
-def draw_seed(generator: torch.Generator) -> int:
-    """A seed for a library that takes no generator."""
-    return int(torch.randint(2**31 - 1, (), generator=generator))
-
-
-def cluster_rows(features: np.ndarray, clusters: int, iterations: int, generator: torch.Generator) -> Clusters:
-    """Fit k-means and give every row its nearest centroid.
+def cluster_rows(features: np.ndarray, clusters: int | None, iterations: int, generator: torch.Generator) -> Clusters:
+    """Fit k-means, of the square root of the rows unless ``clusters`` is given, and find every row's nearest centroid.
 
     Centroids are fitted on all rows, or on a random sample of 131,072 where there are more, and then brought to unit
     norm, so that the nearest by distance is the nearest by cosine.
     """
     check_option("iterations", iterations, 1)
-    rows = len(features)
+    rows, clusters = len(features), count_clusters(clusters, len(features))
     # As many rows as a centroid each are needed at the least.
     fitted = min(rows, max(_FITTED_ROWS, clusters))
     sample = slice(None) if fitted == rows else torch.randperm(rows, generator=generator)[:fitted].sort().values.numpy()
-    seed = draw_seed(generator)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
     centroids = cluster_features(read_rows(features, sample), clusters, iterations, seed, rows_per_cluster=fitted)
     centroids = normalize(centroids, dim=1)
     nearest, similarity = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float32)
@@ -58,3 +53,27 @@ def cluster_rows(features: np.ndarray, clusters: int, iterations: int, generator
         highest = (values @ centroids.T).max(dim=1)
         nearest[block], similarity[block] = highest.indices.numpy(), highest.values.numpy()
     return Clusters(centroids, nearest, similarity)
+
+
+def choose_easy_prototypes(
+    features: np.ndarray, budget: int, generator: torch.Generator, *, clusters: int | None = None, iterations: int = 20
+) -> Choice:
+    """Keep the pairs nearest to their k-means centroid: the typical ones.
+
+    Source: the self-supervised prototype metric of Sorscher et al. 2022 (arXiv 2206.14486), easy end, which the paper
+    finds better where data are scarce. Departures: features are image and text jointly; the number of clusters, to
+    which the paper finds the metric insensitive, is the square root of the pairs unless given; no balance between
+    clusters is enforced. Subsets of one seed are nested.
+    """
+    return choose_highest(cluster_rows(features, clusters, iterations, generator).similarity, budget)
+
+
+def choose_hard_prototypes(
+    features: np.ndarray, budget: int, generator: torch.Generator, *, clusters: int | None = None, iterations: int = 20
+) -> Choice:
+    """Keep the pairs farthest from their k-means centroid: the unusual ones.
+
+    Source: Sorscher et al. 2022 (arXiv 2206.14486), hard end, which the paper finds better where data abound.
+    Departures are those of `choose_easy_prototypes`.
+    """
+    return choose_highest(-cluster_rows(features, clusters, iterations, generator).similarity, budget)

@@ -1,11 +1,16 @@
-"""Coverage of the pairs by the chosen ones: k-centre, facility location, and a random sample as the baseline."""
+"""Coverage of the pairs by the chosen: k-centre, facility location, density, and a random sample as the baseline."""
 
 import numpy as np
 import torch
 
-from chexstudy.curation.choice import Choice, choose_first, choose_highest
+from chexstudy.curation.choice import Choice, check_option, choose_first, choose_highest
 from chexstudy.vectors.facility_location import facility_location
 from chexstudy.vectors.farthest import cover_points
+from chexstudy.vectors.neighbours import neighbour_distances
+
+# Above and below every score a drawn row can have (the log odds below lie within 74 of zero).
+_CERTAIN, _NEVER = 100.0, -100.0
+_SMALLEST_CHANCE = 1e-12
 
 
 def choose_at_random(features: np.ndarray, budget: int, generator: torch.Generator) -> Choice:
@@ -34,13 +39,54 @@ def choose_facilities(
     for choosing training data, Wei, Iyer and Bilmes 2015 (Submodularity in data subset selection and active learning).
     It takes the middle of dense regions first, where `choose_k_centre` takes edges. Departures: similarity is the
     cosine, and 0 where that is negative; there are no labels to divide the pairs by. Scores are those of
-    `choose_k_centre`; with parts, the larger the gain the higher. Subsets of one seed are nested, unless the pairs are
-    split.
-
-    Args:
-        part_rows: pick within random parts of about so many pairs, which takes much less time where there are many
-            pairs, but is no longer exact greedy; see `chexstudy.vectors.facility_location`. Without it, nothing is left
-            to chance.
+    `choose_k_centre`. Nothing is left to chance and subsets are nested, unless pairs are picked within random parts of
+    about ``part_rows``: that takes much less time where there are many, but is no longer exact greedy
+    (`chexstudy.vectors.facility_location`), and the larger the gain within its part, the higher a score.
     """
     picked, _ = facility_location(features, budget, generator, part_rows=part_rows, label="choosing representatives")
     return choose_first(picked, budget, len(features))
+
+
+def choose_by_density(features: np.ndarray, budget: int, generator: torch.Generator, *, neighbours: int = 5) -> Choice:
+    """Draw pairs with chances proportional to the distance to their k-th nearest neighbour.
+
+    Source: the inverse-propensity idea of Density sampling, Sachdeva et al. 2024 (arXiv 2402.09668), with the k-nearest
+    neighbour estimate of density, Loftsgaarden and Quesenberry 1965. Departures: that paper estimates density with
+    hashed kernels; the k-NN estimate would be the distance to the power of the data's dimension, which nobody knows, so
+    the distance itself is taken. The count is exact by Pareto sampling (Rosén 1997), whose chances meet the wanted ones
+    to within a percent or so for budgets above some tens. A row whose chance would exceed one is always chosen; rows
+    with k (``neighbours``) exact copies come last.
+    """
+    check_option("neighbours", neighbours, 1)
+    distance = neighbour_distances(features, neighbours)
+    chance = inclusion_chances(distance, budget)
+    draw = torch.rand(len(features), generator=generator, dtype=torch.float64).numpy()
+    scores = _log_odds(chance) - _log_odds(draw)
+    scores[chance >= 1] = _CERTAIN + distance[chance >= 1]
+    scores[distance == 0] = _NEVER - draw[distance == 0]
+    return choose_highest(scores, budget)
+
+
+def inclusion_chances(sizes: np.ndarray, budget: int) -> np.ndarray:
+    """Chances ``(n,)`` proportional to the sizes ``(n,)``, none above one, that sum to the budget.
+
+    What rows with a size cannot take up is spread evenly over those without.
+    """
+    positive = sizes > 0
+    if budget >= positive.sum():
+        chances = positive.astype(np.float64)
+        if not positive.all():
+            chances[~positive] = (budget - positive.sum()) / (~positive).sum()
+        return chances
+    certain = np.zeros(len(sizes), dtype=bool)
+    while True:
+        chances = np.where(certain, 1.0, sizes * ((budget - certain.sum()) / sizes[~certain].sum()))
+        above = ~certain & (chances >= 1)
+        if not above.any():
+            return chances
+        certain |= above
+
+
+def _log_odds(chances: np.ndarray) -> np.ndarray:
+    inside = np.clip(chances, _SMALLEST_CHANCE, 1 - _SMALLEST_CHANCE)
+    return np.log(inside) - np.log1p(-inside)

@@ -5,7 +5,7 @@ import torch
 
 from chexstudy.curation.choice import Choice, check_option, choose_highest
 from chexstudy.curation.methods.blocks import read_rows
-from chexstudy.curation.methods.clusters import Clusters, cluster_rows, count_clusters
+from chexstudy.curation.methods.clusters import Clusters, cluster_rows
 from chexstudy.progress import progress
 
 _BLOCK_ROWS = 1024
@@ -24,7 +24,7 @@ def choose_without_duplicates(
     unless given (the paper: 50,000 for 440 million images, and not sensitive). Scores are the negative highest cosine
     to an earlier row of the cluster, and 1 for the first. Subsets of one seed are nested.
     """
-    clustered = cluster_rows(features, count_clusters(clusters, len(features)), iterations, generator)
+    clustered = cluster_rows(features, clusters, iterations, generator)
     return choose_highest(-duplication(features, clustered), budget)
 
 
@@ -50,7 +50,7 @@ def choose_deduplicated_and_diverse(
         features, max(budget, round(deduplicated_share * rows)), generator, clusters=clusters, iterations=iterations
     )
     left = deduplicated.rows
-    clustered = cluster_rows(_Rows(features, left), count_clusters(clusters, len(left)), iterations, generator)
+    clustered = cluster_rows(_Rows(features, left), clusters, iterations, generator)
     # Those SemDeDup dropped come after all it left, by how little they are duplicates.
     scores = deduplicated.scores - 3.0
     scores[left] = 1.0 - clustered.similarity

@@ -26,16 +26,14 @@ def choose_from_hierarchy(
     evenly as their sizes allow, each part over the clusters below, and at the bottom rows are drawn at random.
     Departures: centroids are not resampled between levels; the remainder of a division that does not come out even goes
     to clusters in a random order drawn once. Both together make one sequence of all rows, of which a budget takes the
-    beginning: the count is exact and the subsets of one seed are nested.
-
-    Args:
-        levels: how often k-means is run. A level has the size of the one below to the power 2/3 (100,000 rows: 2,154,
-            167 and 30 clusters).
-        clusters: of the lowest level, if not so many.
-        iterations: of k-means at each level.
+    beginning: the count is exact and the subsets of one seed are nested. Each of the ``levels`` has the size of the one
+    below to the power 2/3 (100,000 rows: 2,154, 167 and 30 clusters), unless ``clusters`` gives that of the lowest.
     """
-    rows = len(features)
-    labels = fit_hierarchy(features, plan_levels(rows, levels, clusters), iterations, generator)
+    rows, items, labels = len(features), features, []
+    for size in plan_levels(rows, levels, clusters):
+        clustered = cluster_rows(items, size, iterations, generator)
+        labels.append(clustered.nearest)
+        items = clustered.centroids.numpy()
     return choose_highest(-balanced_sequence(labels, rows, generator), budget)
 
 
@@ -49,28 +47,12 @@ def plan_levels(rows: int, levels: int, clusters: int | None) -> list[int]:
     return sizes
 
 
-def fit_hierarchy(
-    features: np.ndarray, levels: list[int], iterations: int, generator: torch.Generator
-) -> list[np.ndarray]:
-    """k-means of the rows, then of the centroids, and so on.
-
-    Returns:
-        For each level the cluster of each item of the level below, int64: first of each row ``(n,)``, then of each
-        cluster of the first level ``(levels[0],)``, and so on.
-    """
-    labels = []
-    for clusters in levels:
-        clustered = cluster_rows(features, clusters, iterations, generator)
-        labels.append(clustered.nearest)
-        features = clustered.centroids.numpy()
-    return labels
-
-
 def balanced_sequence(labels: list[np.ndarray], rows: int, generator: torch.Generator) -> np.ndarray:
     """Place of each row in a sequence whose every beginning is balanced at every level ``(n,)``, from 0.
 
-    A cluster's sequence lets its children take turns, in a random order, each giving the next row of its own sequence
-    until it has none left. The first N of it are then N divided evenly over the children, none above its size.
+    ``labels`` are for each level the cluster of each item of the level below, first of each row ``(n,)``. A cluster's
+    sequence lets its children take turns, in a random order, each giving the next row of its own sequence until it has
+    none left. The first N of it are then N divided evenly over the children, none above its size.
     """
     child, place = np.arange(rows), np.zeros(rows, dtype=np.int64)
     for level in [*labels, None]:
