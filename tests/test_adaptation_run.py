@@ -224,7 +224,6 @@ def test_the_plans_of_a_study_are_named_apart_and_paired_with_their_base():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: HeadPlan("forest"), "no head 'forest'"),
         (lambda: HeadPlan("linear", labelled_share=0), "share of labels"),
         (lambda: plan_heads(["full"], QUICK, GLORI), "on frozen features"),
         (lambda: plan_tuning(["prompt"], 1), "bias_only, low_rank, full"),

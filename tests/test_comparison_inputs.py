@@ -7,7 +7,6 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.inputs import (
     choose_data_set,
     list_scored,
-    names_files,
     read_contest,
     read_files,
     split_name,
@@ -158,11 +157,7 @@ def test_labels_of_ones_own_need_no_study(home, tmp_path, monkeypatch):
         read_contest("a.csv", "a.csv", study="none")
 
 
-def test_a_name_is_a_file_by_its_ending(tmp_path, monkeypatch):
-    assert names_files("a.csv")
-    assert names_files("x/a.PARQUET")
-    assert not names_files("curated.keep_10")
-    assert not names_files("full@head")
+def test_files_that_are_no_tables_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CHEXSTUDY_CWD", str(tmp_path))
     with pytest.raises(StudyError, match=r"there is no table .*no.csv: check its name"):
         read_files("no.csv")

@@ -93,7 +93,6 @@ def test_a_convolutional_encoder_has_no_low_rank_updates(study):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"method": "prompt"}, "bias_only, low_rank, full"),
         ({"learning_rates": ()}, "one learning rate or more"),
         ({"epochs": 0}, "at least one epoch"),
     ],

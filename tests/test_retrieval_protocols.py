@@ -2,9 +2,7 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.image_text.retrieval_protocols import (
     choose_texts,
@@ -26,8 +24,6 @@ def test_texts_are_made_of_the_sections_chosen():
     assert choose_texts(reports, "impression, findings")[0] == "Likely cancer. Mass on the left."
     assert choose_texts(reports, "findings") == ["Mass on the left.", "", "Heart size normal."]
     assert choose_texts(reports, "impression") == ["Likely cancer.", "Normal.", ""]
-    with pytest.raises(StudyError, match="not 'all'"):
-        choose_texts(reports, "all")
 
 
 def test_only_choices_that_change_a_text_are_measured():

@@ -85,12 +85,8 @@ def test_directions_once_encoded_score_every_split():
     images = np.random.default_rng(0).normal(size=(5, 3))
     whole = zero_shot_scores(images, PROMPTS, FINDINGS, PUBLISHED)
     np.testing.assert_array_equal(score_directions(images[:2], directions), whole[:2])
-    with pytest.raises(StudyError, match="it must give a row each"):
-        prompt_directions(lambda texts: np.ones((1, 3)), FINDINGS, PUBLISHED)
 
 
 def test_embeddings_that_cannot_be_compared_are_named():
-    with pytest.raises(StudyError, match="dimension 2"):
-        zero_shot_scores(np.ones((2, 2)), PROMPTS, FINDINGS, PUBLISHED)
     with pytest.raises(StudyError, match="embedding number 1 is zero or not finite"):
         zero_shot_scores(np.array([[1.0, 0, 0], [np.nan, 0, 0]]), PROMPTS, FINDINGS, PUBLISHED)

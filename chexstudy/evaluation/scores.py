@@ -188,8 +188,8 @@ def measure_findings(
     return Measured(
         metrics,
         pd.DataFrame(columns),
-        np.stack([_with_groups(measure(labels, one, None), groups) for one in scores]),
-        np.stack([_with_groups(measure(labels, one, weights), groups) for one in scores]),
+        np.stack([append_groups(measure(labels, one, None), groups) for one in scores]),
+        np.stack([append_groups(measure(labels, one, weights), groups) for one in scores]),
         _patients(labels, weights, groups),
         findings=len(findings),
     )
@@ -209,7 +209,7 @@ def group_findings(findings: Sequence[str], tiers: Mapping[str, str] | None) -> 
     return groups
 
 
-def _with_groups(metrics: np.ndarray | Sequence[np.ndarray], groups: Mapping[str, list[int]]) -> np.ndarray:
+def append_groups(metrics: np.ndarray | Sequence[np.ndarray], groups: Mapping[str, list[int]]) -> np.ndarray:
     """``(..., metrics, findings + groups)`` from ``(..., metrics, findings)``, or from ``(..., findings)`` of each.
 
     numpy sums several metrics side by side in another order than each alone, so the last bits depend on which is given.
@@ -217,7 +217,7 @@ def _with_groups(metrics: np.ndarray | Sequence[np.ndarray], groups: Mapping[str
     if isinstance(metrics, np.ndarray):
         means = [macro_mean(metrics[..., members])[..., None] for members in groups.values()]
         return np.concatenate([metrics, *means], axis=-1)
-    return np.stack([_with_groups(values, groups) for values in metrics], axis=-2)
+    return np.stack([append_groups(values, groups) for values in metrics], axis=-2)
 
 
 def _patients(labels, weights, groups) -> np.ndarray:

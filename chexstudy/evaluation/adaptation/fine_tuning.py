@@ -46,8 +46,6 @@ class FineTuning:
     loss: str = "bce"  # as in `chexstudy.evaluation.adaptation.losses.make_loss`
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise StudyError(f"an encoder is fine-tuned by {', '.join(METHODS)}, not {self.method!r}.")
         if not self.learning_rates or min(*self.learning_rates, self.head_learning_rate) <= 0:
             raise StudyError("fine-tuning needs one learning rate or more, each above 0.")
         if self.epochs < 1 or self.batch_size < 1:
@@ -80,16 +78,9 @@ def fine_tune(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> FineTunedEncoder:
-    """Fine-tune a copy of an encoder on labelled images.
+    """Fine-tune a copy of a pretrained encoder on labelled images, and choose the learning rate on validation.
 
-    Args:
-        encoder: pretrained; left as it is.
-        pixels: where the images are read from.
-        train, validation: cohort rows to train on, and to choose the learning rate on.
-        findings: what is learnt.
-        settings: method and constants.
-        seed: of the head, of low-rank updates and of the order of the images.
-        device: where it is trained.
+    The seed is that of the head, of low-rank updates and of the order of the images.
     """
     check_splits(train, validation, findings)
     labels, validation_labels = label_matrix(train, list(findings)), label_matrix(validation, list(findings))

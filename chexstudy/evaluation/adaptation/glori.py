@@ -94,7 +94,6 @@ class GloriHead(nn.Module):
             "standardise": standardise,
             "skip": skip,
         }
-        _check_settings(self.settings)
         self.channels, self.skip = channels, skip
         # Layers of torch draw from the global generator: it is borrowed, and given back as it was.
         with torch.random.fork_rng(devices=[]):
@@ -204,10 +203,8 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, tokens: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Outputs ``(batch, queries, width)``, and weights ``(batch, heads, queries, tokens)`` before dropout.
 
-        Args:
-            queries: ``(batch, queries, width)``.
-            tokens: ``(batch, tokens, width)``.
-            temperature: ``(batch, queries)``, what the attention logits are multiplied by.
+        Of queries ``(batch, queries, width)`` and tokens ``(batch, tokens, width)``; the temperature ``(batch,
+        queries)`` is what the attention logits are multiplied by.
         """
         width = queries.shape[-1]
         of_query, of_key, of_value = self.in_proj_weight.chunk(3)
@@ -235,10 +232,7 @@ class CrossAttention(nn.Module):
 class PatchPyramid(nn.Module):
     """Coarse neighbours of each patch: averages over windows of several sizes, each with a linear layer of its own.
 
-    Args:
-        channels: channels of a patch.
-        width: channels that come out, shared evenly by the sizes; the first ones take what is left over.
-        sizes: sides of the windows in patches.
+    The channels that come out are shared evenly by the sizes (of windows, in patches); the first take what is left.
     """
 
     def __init__(self, channels: int, width: int, sizes: tuple[int, ...]):
@@ -276,18 +270,3 @@ def _make_temperature(width: int, findings: int) -> nn.Sequential:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
-
-
-def _check_settings(settings: dict) -> None:
-    for name in ("channels", "findings", "width", "heads", "feedforward"):
-        if settings[name] < 1:
-            raise StudyError(f"{name} of a GLoRI head must be 1 or more, not {settings[name]}.")
-    if settings["width"] % settings["heads"]:
-        raise StudyError(
-            f"a GLoRI head of width {settings['width']} cannot be cut into {settings['heads']} heads: choose a width "
-            "that the number of heads divides."
-        )
-    if not 0 <= settings["dropout"] < 1:
-        raise StudyError(f"dropout lies from 0 to less than 1, not {settings['dropout']}.")
-    if any(size < 1 for size in settings["pyramid"]) or len(settings["pyramid"]) > settings["width"]:
-        raise StudyError(f"the windows of the pyramid must be 1 patch or more, not {settings['pyramid']}.")

@@ -11,23 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from chexstudy.encoders.frozen_features import FeatureBatch, FrozenFeatures
-from chexstudy.errors import StudyError
 
-# [CLS] of all blocks, as published; the mean patch of the last block alone; both, as published with average pooling;
-# or what the encoder's own pooling gives.
-PARTS = ("cls", "mean", "cls+mean", "pooled")
 INITIAL_SPREAD = 0.01
 
 
 class LinearHead(nn.Module):
     """One linear layer on features without patches; weights N(0, 0.01), bias 0.
 
-    Args:
-        findings: number of findings.
-        cls: channels of [CLS] that are read, the last ones; 0 for none.
-        mean: channels of the mean patch, likewise.
-        pooled: channels of the pooled embedding, likewise.
-        generator: draws the weights.
+    It reads so many channels, the last ones, of [CLS], of the mean patch and of the pooled embedding.
     """
 
     needs_patches = False
@@ -36,8 +27,6 @@ class LinearHead(nn.Module):
         super().__init__()
         # The arguments but the generator, to build the head again.
         self.settings = {"findings": findings, "cls": cls, "mean": mean, "pooled": pooled}
-        if min(cls, mean, pooled) < 0 or cls + mean + pooled == 0 or findings < 1:
-            raise StudyError("a linear head needs one finding or more, and features to read.")
         self.weight = nn.Parameter(
             torch.empty(findings, cls + mean + pooled).normal_(0, INITIAL_SPREAD, generator=generator)
         )
@@ -52,9 +41,11 @@ class LinearHead(nn.Module):
 
 
 def count_channels(features: FrozenFeatures, parts: str = "cls") -> dict[str, int]:
-    """How many of the last channels of each kind of feature are read, ``parts`` being one of `PARTS`."""
-    if parts not in PARTS:
-        raise StudyError(f"a linear head reads {', '.join(PARTS)}, not {parts!r}.")
+    """How many of the last channels of each kind of feature are read.
+
+    Parts: ``cls`` of all blocks, as published; the ``mean`` patch of the last block; ``cls+mean``, as published with
+    average pooling; or what the encoder's own pooling gives, ``pooled``.
+    """
     channels = {"cls": sum(features.widths), "mean": features.widths[-1], "pooled": features.pooled.shape[1]}
     return {part: channels[part] for part in parts.split("+")}
 

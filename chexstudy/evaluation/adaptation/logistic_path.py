@@ -44,22 +44,12 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Fit one logistic regression a finding and choose its penalty on validation.
 
-    Args:
-        train_features: ``(images, dim)`` of a frozen encoder.
-        train_labels: ``(images, findings)``, 1, 0, -1 or NaN; the last two are left out, finding by finding.
-        validation_features: ``(images, dim)``.
-        validation_labels: ``(images, findings)``.
+    Of features ``(images, dim)`` of a frozen encoder and labels ``(images, findings)``, 1, 0, -1 or NaN; the last two
+    are left out, finding by finding.
     """
     train_features = np.asarray(train_features, dtype=float)
     validation_features = np.asarray(validation_features, dtype=float)
-    for name, features, labels in (
-        ("training", train_features, train_labels),
-        ("validation", validation_features, validation_labels),
-    ):
-        if features.ndim != 2 or len(features) != len(labels) or len(features) == 0:
-            raise StudyError(
-                f"the {name} split has features {features.shape} for {len(labels)} labels: pass one row each."
-            )
+    for name, features in (("training", train_features), ("validation", validation_features)):
         if not np.isfinite(features).all():
             raise StudyError(f"the {name} features hold values that are not finite: embed this split again.")
     mean, spread = train_features.mean(axis=0), train_features.std(axis=0)

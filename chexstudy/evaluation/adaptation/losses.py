@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chexstudy.errors import StudyError
 from chexstudy.statistics.ranking import known_labels
 
 LOSSES = ("bce", "asymmetric", "class_balanced", "logit_adjusted")
@@ -42,29 +41,16 @@ def make_loss(name: str, labels: np.ndarray) -> Loss:
     to training alone: at inference the raw logit is the score. A prevalence of 0 or 1 is taken as half a case, so that
     it stays finite.
 
-    Args:
-        name: one of `LOSSES`.
-        labels: ``(train images, findings)``; class counts and prevalences are read off them.
-
-    Returns:
-        A function of logits ``(..., batch, findings)`` and labels ``(batch, findings)`` that gives a scalar.
+    Of labels ``(train images, findings)``, off which class counts and prevalences are read; gives a function of logits
+    ``(..., batch, findings)`` and labels ``(batch, findings)`` to a scalar.
     """
-    if name not in LOSSES:
-        raise StudyError(f"there is no loss {name!r}: use one of {', '.join(LOSSES)}.")
     labels = np.asarray(labels, dtype=float)
-    if labels.ndim != 2 or not (np.isnan(labels) | np.isin(labels, (-1, 0, 1))).all():
-        raise StudyError("training labels must be (images, findings) of 1, 0, -1 or NaN: pass a label matrix.")
     known = known_labels(labels)
     present, absent = (known & (labels == 1)).sum(axis=0), (known & (labels == 0)).sum(axis=0)
     weights = _weigh_classes(present, absent) if name == "class_balanced" else None
     adjustment = _adjust_logits(present, absent) if name == "logit_adjusted" else None
 
     def loss(logits: Tensor, given: Tensor) -> Tensor:
-        if logits.shape[-2:] != given.shape or given.shape[-1] != labels.shape[1]:
-            raise StudyError(
-                f"logits {tuple(logits.shape)} and labels {tuple(given.shape)} must both end in (images, "
-                f"{labels.shape[1]}), the findings the loss was made for."
-            )
         states = given == 1, (given == 0) | (given == 1)
         present, known = (one.to(logits).expand_as(logits) for one in states)
         if name == "asymmetric":

@@ -21,10 +21,9 @@ from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
 from chexstudy.evaluation.adaptation.losses import LOSSES
 from chexstudy.evaluation.adaptation.training import Recipe, check_splits, fit_head
 
-# Heads that are not trained by gradient: how they are fitted, and what they read (`linear.PARTS`).
+# Heads that are not trained by gradient: how they are fitted, and what they read (`linear.count_channels`).
 _BY_VECTORS = {"logistic": (fit_linear_probe, "cls+mean"), "neighbours": (fit_neighbours, "pooled")}
 FROZEN_KINDS = ("linear", *_BY_VECTORS, *VERSIONS)
-KINDS = (*FROZEN_KINDS, *fine_tuning.METHODS)
 PUBLISHED_WIDTH = 768
 LOCAL = "local"
 # Scores ``(images, findings)`` of images, higher meaning more likely present.
@@ -35,7 +34,7 @@ Scorer = Callable[[Sequence[str]], np.ndarray]
 class HeadPlan:
     """One head to fit."""
 
-    kind: str  # one of `KINDS`
+    kind: str  # one of `FROZEN_KINDS`, or a method of `fine_tuning`
     variant: str = ""  # a word for what differs from the head of this kind; empty for the head itself
     # arguments of the head, such as ``{"pyramid": ()}``; for fine-tuning, fields of `FineTuning`
     options: Mapping[str, object] = field(default_factory=dict)
@@ -43,8 +42,6 @@ class HeadPlan:
     labelled_share: float = 1.0  # share of the labelled patients, of training and of validation, it may see
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise StudyError(f"there is no head {self.kind!r}: use {', '.join(KINDS)}.")
         if not 0 < self.labelled_share <= 1:
             raise StudyError(f"the share of labels must lie above 0 and be at most 1, not {self.labelled_share}.")
 
@@ -82,19 +79,13 @@ def fit_plan(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> tuple[object, Scorer]:
-    """Fit one head.
+    """Fit one head; gives it, and what scores images with it.
 
     Args:
-        plan: which, and how.
         features: of the frozen encoder, for training, validation and whatever is scored later.
         encoder, pixels: for fine-tuning.
         train, validation: cohort rows; thinned here to the plan's share of patients.
-        findings: what is learnt.
         seed: of the head, of the order of the images and of the draw of patients.
-        device: where heads are trained.
-
-    Returns:
-        The fitted head, and what scores images with it.
     """
     train, validation = (thin_patients(rows, plan.labelled_share, seed) for rows in (train, validation))
     if plan.kind in fine_tuning.METHODS:
@@ -218,16 +209,13 @@ def plan_study(
     tune: Sequence[str],
     tune_epochs: int,
 ) -> StudyPlans:
-    """The heads of a study, from what its parameters say; none without a kind of head.
+    """The heads of a study, from what its parameters say; none without a kind of head or a labelled finding.
 
     Args:
-        findings: that are labelled; where there are none, there is nothing to learn.
         kinds: of heads on frozen features.
         recipe: of the linear probe.
-        glori: constants of GLoRI.
         label_shares: of the labelled patients, for logistic regression.
         tune: ways to tune the encoder.
-        tune_epochs: epochs of each.
     """
     kinds = list(kinds) if findings else []
     heads = plan_heads(kinds, recipe, glori)

@@ -23,7 +23,7 @@ from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure, 
 from chexstudy.evaluation.scores import Measured, measure_findings
 from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_task
 from chexstudy.pretraining.arms.definitions import require_current_arm
-from chexstudy.results import COLUMNS, validate_results
+from chexstudy.results import COLUMNS, join_rows, validate_results
 from chexstudy.runs import Run
 from chexstudy.steps import find_step
 
@@ -197,8 +197,8 @@ def measure_adaptation(
     if not plans:
         return pd.DataFrame(columns=COLUMNS)
     tasks = [AdaptedHead(plan) for plan in plans]
-    rows = list_values(evaluation, measure_tasks(evaluation, tasks, arms, seeds), tasks, arms, seeds)
-    return _finish(evaluation, rows, seeds)
+    measured = measure_tasks(evaluation, tasks, arms, seeds)
+    return _finish(evaluation, list_values(evaluation, measured, tasks, arms, seeds), seeds)
 
 
 def compare_adaptation(
@@ -207,8 +207,6 @@ def compare_adaptation(
     """Paired differences between encoders with heads, by patient and seed.
 
     Args:
-        evaluation: cohort, resamples and seed of the resampling.
-        seeds: of both sides.
         pairs: an arm and a head each, against another arm or head with all the labels.
         small: findings with small lesions, whose mean is added as the finding ``small lesions``.
 
@@ -216,26 +214,16 @@ def compare_adaptation(
         Rows of the results table: task ``adaptation_difference``, over seeds; ``reference`` is the other arm, or the
         other head where the arm is the same. Nothing to compare gives no rows.
     """
-    if not pairs:
-        return pd.DataFrame(columns=COLUMNS)
-    tables = [_compare(evaluation, seeds, pairs, ())]
-    if small:
-        tables.append(_compare(evaluation, seeds, pairs, tuple(small)))
-    return _finish(evaluation, pd.concat(tables, ignore_index=True), seeds)
-
-
-def _compare(
-    evaluation: Evaluation, seeds: Sequence[int], pairs: Sequence[Pair], small: tuple[str, ...]
-) -> pd.DataFrame:
-    measured = {}
-    for arm in dict.fromkeys(arm for pair in pairs for arm, _ in pair):
-        sides = {plan.name: AdaptedHead(plan, small) for pair in pairs for one, plan in pair if one == arm}
-        measured |= measure_tasks(evaluation, list(sides.values()), [arm], seeds)
-    tables = []
-    for (arm, head), (other, base) in pairs:
-        rows = list_differences(evaluation, measured, [((AdaptedHead(head), arm), (AdaptedHead(base), other))])
-        tables.append(rows.assign(reference=other if other != arm else base.kind))
-    return pd.concat(tables, ignore_index=True)
+    tables = [pd.DataFrame(columns=COLUMNS)]
+    for of_findings in ((), tuple(small)) if small else ((),):
+        measured = {}
+        for arm in dict.fromkeys(arm for pair in pairs for arm, _ in pair):
+            sides = {plan.name: AdaptedHead(plan, of_findings) for pair in pairs for one, plan in pair if one == arm}
+            measured |= measure_tasks(evaluation, list(sides.values()), [arm], seeds)
+        for (arm, head), (other, base) in pairs:
+            rows = list_differences(evaluation, measured, [((AdaptedHead(head), arm), (AdaptedHead(base), other))])
+            tables.append(rows.assign(reference=other if other != arm else base.kind))
+    return _finish(evaluation, join_rows(*tables), seeds)
 
 
 def _finish(evaluation: Evaluation, rows: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:

@@ -96,9 +96,7 @@ def fit_head(
         features: of the images of both splits.
         train, validation: cohort rows to train on, and to choose the learning rate on by the macro AUROC.
         findings: what is learnt; labels 1 and 0, all others are masked.
-        recipe: how.
         seed: of the weights, of the order of the images and of dropout. The global random state is left as it was.
-        device: where the heads are trained.
     """
     findings = tuple(findings)
     check_splits(train, validation, findings)

@@ -27,11 +27,6 @@ DEFAULT_TASK = "zero_shot"
 _NOT_SCORES = "retrieval"
 
 
-def names_files(name: str) -> bool:
-    """Whether a name is meant as files: its last part ends as a table does."""
-    return is_table(name)
-
-
 def list_scored(run: Run) -> pd.DataFrame:
     """Every table of scores a study holds: ``arm, seed, task, data_set``, sorted."""
     rows = []
@@ -98,16 +93,6 @@ def read_files(names: str) -> ModelScores:
     return ModelScores("+".join(dict.fromkeys(table_stem(path) for path in paths)), tables)
 
 
-def read_labels(name: str) -> pd.DataFrame:
-    """Labels from a cohort table or from any table with ``image_id``, ``patient_id`` and one column a finding."""
-    return read_typed_table(resolve_user_path(name))
-
-
-def labels_of_study(run: Run) -> pd.DataFrame:
-    """The cohort table of a study."""
-    return read_cohort(run.require("cohort.parquet"))
-
-
 def tiers_of_labels(labels: pd.DataFrame) -> dict[str, str] | None:
     """Tier of each finding by its prevalence in training; None where the labels do not say what training is."""
     training = labels[labels.split == "train"] if "split" in labels else labels[:0]
@@ -144,26 +129,24 @@ def read_contest(
         study: whose arms these are, and whose labels, unless ``labels`` names others.
         task: of arms named without one.
         data_set: ``source/split``; that of the arms if not given, and all images for files.
-        labels: a table of labels.
+        labels: a table with ``image_id``, ``patient_id`` and one column a finding.
     """
     run, names = Run(study), (first, second)
-    table = labels_of_study(run) if labels is None else read_labels(labels)
-    arms = [name for name in names if not names_files(name)]
+    table = (
+        read_cohort(run.require("cohort.parquet")) if labels is None else read_typed_table(resolve_user_path(labels))
+    )
+    arms = [name for name in names if not is_table(name)]
     scored = list_scored(run) if arms else None
     parts = {name: split_name(scored, name, task) for name in arms}
     if parts:
         data_set = choose_data_set(scored, list(parts.values()), data_set)
     rows = _rows_of(table, data_set, required=not parts) if data_set is not None else None
-    sides = []
-    for name in names:
-        if name in parts:
-            sides.append(read_arm(run, scored, *parts[name], data_set, name))
-        else:
-            sides.append(_keep_images(read_files(name), rows))
-    told = (
-        [f"{' and '.join(dict.fromkeys(of_task for _, of_task in parts.values()))} of study {study}"] if parts else []
-    )
-    told += [f"on {data_set}"] if data_set is not None else []
+    sides = [
+        read_arm(run, scored, *parts[name], data_set, name) if name in parts else _keep_images(read_files(name), rows)
+        for name in names
+    ]
+    tasks = " and ".join(dict.fromkeys(of_task for _, of_task in parts.values()))
+    told = [f"{tasks} of study {study}"] * bool(parts) + [f"on {data_set}"] * (data_set is not None)
     return Contest(*sides, table, tiers_of_labels(table), " ".join(told))
 
 

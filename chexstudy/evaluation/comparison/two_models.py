@@ -8,6 +8,7 @@ findings; the macro mean is one question, asked once, and is not.
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,27 +16,17 @@ import pandas as pd
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import finding_columns, show_value
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.scores import METRICS, group_findings
+from chexstudy.evaluation.scores import METRICS, append_groups, group_findings, join_seeds, measure_findings
 from chexstudy.inputs.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.inputs.tables import name_place
 from chexstudy.progress import progress
-from chexstudy.statistics.bootstrap import (
-    LEAST_PATIENTS,
-    bootstrap_patients,
-    count_patients,
-    count_scarcer_patients,
-    difference_p_values,
-    interval,
-    paired_difference,
-    resample_seeds,
-)
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, difference_p_values
 from chexstudy.statistics.delong import compare_areas, correlate_areas
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.statistics.permutation import PERMUTATIONS, exchange_models
-from chexstudy.statistics.ranking import auroc, average_precision, known_labels, macro_mean
+from chexstudy.statistics.ranking import auroc, average_precision, known_labels
 
 RESAMPLES = 2000
-TESTS = ("auto", "delong", "bootstrap", "permutation")
 COLUMNS = (
     *("finding", "n", "positives", "patients", "first", "first_low", "first_high"),
     *("second", "second_low", "second_high", "difference", "ci_low", "ci_high"),
@@ -86,9 +77,9 @@ def compare_score_tables(
     second: ModelScores,
     labels: pd.DataFrame,
     *,
-    metric: str = METRICS[0],
+    metric: str = "auroc",
     tiers: Mapping[str, str] | None = None,
-    test: str = TESTS[0],
+    test: str = "auto",
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
@@ -155,10 +146,6 @@ def compare_score_tables(
 
 
 def _check_request(first: ModelScores, second: ModelScores, metric: str, test: str, resamples: int) -> None:
-    if metric not in METRICS:
-        raise StudyError(f"the metric is one of {', '.join(METRICS)}, not {metric!r}.")
-    if test not in TESTS:
-        raise StudyError(f"the test is one of {', '.join(TESTS)}, not {test!r}.")
     if test == "delong" and metric != "auroc":
         raise StudyError("DeLong's test is one of AUROCs: take bootstrap or permutation for average precision.")
     if resamples < 100:
@@ -327,51 +314,37 @@ def _measure(
 ) -> pd.DataFrame:
     """Rows of the findings that can be compared and of their groups."""
     measure, groups = _MEASURES[metric], group_findings(findings, tiers)
-
-    def with_groups(values: np.ndarray) -> np.ndarray:
-        means = [macro_mean(values[..., members])[..., None] for members in groups.values()]
-        return np.concatenate([values, *means], axis=-1)
-
     generator = np.random.default_rng(seed)
-    weights = bootstrap_patients(patient_ids, resamples, generator)
-    present = np.stack([(labels[:, members] == 1).any(axis=1) for members in groups.values()], axis=1)
-    resting_on = np.array([*count_scarcer_patients(labels, weights), *count_patients(present, weights)])
+    shared = labels, findings, bootstrap_patients(patient_ids, resamples, generator), tiers, (metric,)
     rounds = progress([one for side in sides for one in side], label="resampling patients")
-    measured = [(with_groups(measure(labels, one)), with_groups(measure(labels, one, weights))) for one in rounds]
-    of_sides = measured[: len(sides[0])], measured[len(sides[0]) :]
-    points, replicates = ([np.stack([values[part] for values in of_side]) for of_side in of_sides] for part in (0, 1))
-    columns = {}
-    for name, values, drawn in zip(("first", "second"), points, replicates, strict=True):
+    # As a metric beside others, which here are none.
+    parts = [measure_findings([one], *shared, lambda *cases: [measure(*cases)]) for one in rounds]
+    measured = [join_seeds(parts[: len(sides[0])]), join_seeds(parts[len(sides[0]) :])]
+    columns, resting_on = {}, measured[0].patients
+    for name, side in zip(("first", "second"), measured, strict=True):
         # The same seeds are drawn for each model and for their difference.
-        low, high = interval(resample_seeds(drawn, deepcopy(generator)), patients=resting_on)
-        columns |= {name: values.mean(axis=0), f"{name}_low": low.clip(0, 1), f"{name}_high": high.clip(0, 1)}
-    difference = paired_difference(*points, *replicates, deepcopy(generator), resting_on)
-    columns |= {"difference": difference.value, "ci_low": difference.ci_low, "ci_high": difference.ci_high}
+        rows = side.over_seeds(deepcopy(generator)).iloc[: len(resting_on)]
+        columns |= {name: rows.value, f"{name}_low": rows.ci_low, f"{name}_high": rows.ci_high}
+    difference = measured[0].subtract(measured[1], deepcopy(generator))
+    ends = {"difference": difference.value, "ci_low": difference.ci_low, "ci_high": difference.ci_high}
+    columns |= {name: values[0] for name, values in ends.items()}
     few = resting_on < LEAST_PATIENTS
-    p_values = {"bootstrap": difference_p_values(difference, resting_on)}
-    p_values["delong"] = np.full(len(few), np.nan)
+    p_values = {name: np.full(len(few), np.nan) for name in ("delong", "bootstrap", "permutation")}
+    p_values["bootstrap"] = difference_p_values(difference, resting_on)[0]
     if metric == "auroc":
         p_values["delong"][: len(findings)] = _test_by_delong(sides, labels, patient_ids)
-    p_values["permutation"] = np.full(len(few), np.nan)
     if permutations:
-        exchanged = {"permutations": permutations, "measure": measure, "summarise": with_groups}
+        exchanged = {"permutations": permutations, "measure": measure}
+        exchanged["summarise"] = partial(append_groups, groups=groups)
         p_values["permutation"] = exchange_models(labels, *sides, patient_ids, generator, **exchanged)
     # Too few patients for an interval are too few for a p value.
     columns |= {f"p_{name}": np.where(few, np.nan, values) for name, values in p_values.items()}
     columns["p"] = columns[f"p_{chosen}"].copy()
     if chosen == "delong":
         columns["p"][len(findings) :] = columns["p_bootstrap"][len(findings) :]
-    known = known_labels(labels)
-    counts = {
-        "finding": [*findings, *groups],
-        "n": [*known.sum(axis=0), *[len(labels)] * len(groups)],
-        "positives": [*(known & (labels == 1)).sum(axis=0), *[-1] * len(groups)],
-        "patients": [
-            *(len(np.unique(patient_ids[column])) for column in known.T),
-            *[len(np.unique(patient_ids))] * len(groups),
-        ],
-    }
-    return pd.DataFrame({**counts, **columns, "reason": np.where(few, TOO_FEW, "")})
+    patients = [len(np.unique(patient_ids[column])) for column in known_labels(labels).T]
+    patients += [len(np.unique(patient_ids))] * len(groups)
+    return measured[0].columns.assign(patients=patients, **columns, reason=np.where(few, TOO_FEW, ""))
 
 
 def _test_by_delong(sides, labels: np.ndarray, patient_ids: np.ndarray) -> list[float]:

@@ -37,13 +37,10 @@ _ROWS_AT_ONCE = 1024
 def rank_pairs(
     image_embeddings: np.ndarray, text_embeddings: np.ndarray, texts: Sequence[str], duplicates: str = "collapse"
 ) -> pd.DataFrame:
-    """Rank the right answer of every pair in both directions.
+    """Rank the right answer of every pair in both directions, identical texts by one of `POLICIES`.
 
-    Args:
-        image_embeddings: ``(pairs, dim)``.
-        text_embeddings: ``(pairs, dim)``; of identical texts the first counts.
-        texts: ``(pairs,)``, the reports; texts that differ in white space alone are identical.
-        duplicates: one of `POLICIES`.
+    Of embeddings ``(pairs, dim)`` and reports ``(pairs,)``. Texts that differ in white space alone are identical, and
+    the first one's embedding counts.
 
     Returns:
         One row a pair: ``text`` (number of its distinct text, -1 if the report is empty: such a pair is no query and no
@@ -52,15 +49,7 @@ def rank_pairs(
         ``<direction>_better`` (wrong candidates nearer than the best right one), ``_tied`` (wrong ones as near) and
         ``_right`` (right ones as near as the best right one).
     """
-    _check_policy(duplicates)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise StudyError("retrieval needs a list with one text a pair: not a single text, nor lists of texts.")
     images, described = normalise_rows(image_embeddings), normalise_rows(text_embeddings)
-    if images.shape != described.shape or len(texts) != len(images):
-        raise StudyError(
-            f"retrieval needs one image, text embedding and report a pair, all of one dimension, not {images.shape}, "
-            f"{described.shape} and {len(texts)} reports."
-        )
     text_of_pair, first_pair = _number_texts(texts)
     if len(first_pair) == 0:
         raise StudyError("retrieval needs reports, and all of these are empty: choose a data set with reports.")
@@ -83,11 +72,6 @@ def rank_pairs(
         ranks[f"image_to_text_{name}"] = np.where(with_text, by_image[:, column], -1)
         ranks[f"text_to_image_{name}"] = np.where(with_text, by_text[:, column], -1)
     return ranks
-
-
-def _check_policy(duplicates: str) -> None:
-    if duplicates not in POLICIES:
-        raise StudyError(f"identical texts are treated by {', '.join(POLICIES)}, not {duplicates!r}.")
 
 
 def _count_images(text_of_pair: np.ndarray) -> np.ndarray:
@@ -152,12 +136,8 @@ def measure_ranks(ranks: pd.DataFrame, direction: str, weights: np.ndarray | Non
     An image is one query; a distinct text is one query, shared in equal parts by the patients of its images when these
     are drawn. The candidates stay the same in every resample.
 
-    Args:
-        ranks: what `rank_pairs` gave.
-        weights: ``(resamples, pairs)`` of `bootstrap_patients`; without it, each pair once.
-
-    Returns:
-        ``(5,)`` or ``(resamples, 5)`` in the order of `METRICS`.
+    Of `rank_pairs`; with weights ``(resamples, pairs)`` of `bootstrap_patients` it gives ``(resamples, 5)`` in the
+    order of `METRICS`, without them, each pair once, ``(5,)``.
     """
     queries = (ranks["text"] >= 0).to_numpy()
     better, tied, right = (
@@ -186,13 +166,7 @@ def _weighted_median(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def measure_chance(ranks: pd.DataFrame, direction: str, duplicates: str = "collapse") -> np.ndarray:
-    """What a model gets that finds all candidates equally near: ``(5,)`` in the order of `METRICS`.
-
-    Args:
-        ranks: what `rank_pairs` gave.
-        duplicates: the policy by which they were ranked.
-    """
-    _check_policy(duplicates)
+    """What a model gets that finds all candidates equally near: ``(5,)`` in the order of `METRICS`."""
     queries = ranks["text"] >= 0
     blind = ranks.copy()
     alike = _count_images(ranks["text"].to_numpy())[queries]
@@ -213,10 +187,7 @@ def measure_retrieval(
 ) -> list[Measured]:
     """Retrieval of one model in both directions, one `Measured` each; what chance gives stands beside it.
 
-    Args:
-        ranks: `rank_pairs` on the same pairs, one table a seed.
-        weights: ``(resamples, pairs)`` of `bootstrap_patients`.
-        duplicates: the policy by which they were ranked.
+    Of `rank_pairs` on the same pairs by one policy, a table a seed, and weights ``(resamples, pairs)``.
     """
     queries = ranks[0]["text"] >= 0
     bounds = np.array([[0, 1] if metric.startswith("recall") else [1, np.inf] for metric in METRICS])

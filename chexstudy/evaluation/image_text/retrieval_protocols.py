@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 from chexstudy.cohort.reports import split_sections, training_text
-from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
 from chexstudy.evaluation.image_text.retrieval import POLICIES, measure_retrieval, rank_pairs
 from chexstudy.progress import progress
@@ -21,18 +20,12 @@ _ORDERS = {
     "findings": ("findings",),
     "impression": ("impression",),
 }
+# The first is what pairs are trained on.
 TEXT_CHOICES = tuple(_ORDERS)
 
 
 def choose_texts(reports: Sequence[str], choice: str) -> list[str]:
-    """The texts to retrieve, one a report; empty where a report lacks what was chosen.
-
-    Args:
-        reports: the reports as written.
-        choice: one of `TEXT_CHOICES`; the first is what pairs are trained on.
-    """
-    if choice not in _ORDERS:
-        raise StudyError(f"the text of a report is chosen from {'; '.join(TEXT_CHOICES)}, not {choice!r}.")
+    """The texts to retrieve by one of `TEXT_CHOICES`, one a report; empty where a report lacks what was chosen."""
     sections = [split_sections(report) for report in reports]
     return [" ".join(one[name] for name in _ORDERS[choice] if one[name]) for one in sections]
 
@@ -50,13 +43,10 @@ def list_text_choices(reports: Sequence[str]) -> list[str]:
 
 
 def measure_retrieval_choices(arm: TrainedArm, rows: pd.DataFrame) -> pd.DataFrame:
-    """Retrieval by one arm under every choice of text and every policy for identical texts.
+    """Retrieval by one arm on a data set under every choice of text and every policy for identical texts.
 
-    Args:
-        rows: of the cohort, a data set; the same patients are drawn under every choice.
-
-    Returns:
-        Rows of the results table: ``setting`` is the direction, ``variant`` the choice of text, ``group`` the policy.
+    Rows of the results table: ``setting`` is the direction, ``variant`` the choice of text, ``group`` the policy. The
+    same patients are drawn under every choice.
     """
     images, choices = arm.project(rows), list_text_choices(rows.report)
     weights, _ = arm.evaluation.draw_patients(rows)

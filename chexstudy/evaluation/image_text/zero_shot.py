@@ -20,7 +20,6 @@ from chexstudy.evaluation.image_text.prompts import (
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import Fitted, Task
 from chexstudy.results import write_interval
-from chexstudy.statistics.ranking import auroc, macro_mean
 
 
 def normalise_rows(embeddings: np.ndarray) -> np.ndarray:
@@ -41,12 +40,7 @@ def prompt_directions(
     """Unit direction for each finding minus the one against it, ``(findings, dim)``: one encoding for all splits."""
     sides = [side for finding in findings for side in family.prompts(finding)]
     sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
-    encoded = np.asarray(encode_texts(sentences))
-    if encoded.ndim != 2 or len(encoded) != len(sentences):
-        raise StudyError(
-            f"the text encoder gave {encoded.shape} for {len(sentences)} sentences: it must give a row each."
-        )
-    row_of = dict(zip(sentences, normalise_rows(encoded), strict=True))
+    row_of = dict(zip(sentences, normalise_rows(encode_texts(sentences)), strict=True))
     directions = normalise_rows(np.stack([np.mean([row_of[sentence] for sentence in side], axis=0) for side in sides]))
     return directions[0::2] - directions[1::2]
 
@@ -54,18 +48,9 @@ def prompt_directions(
 def score_directions(image_embeddings: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Scores between 0 and 1 ``(images, findings)``: a softmax over the two sides of each finding.
 
-    Args:
-        image_embeddings: ``(images, dim)``, of any length.
-        directions: ``(findings, dim)``, as `prompt_directions` gives them.
+    Of embeddings ``(images, dim)`` of any length and directions ``(findings, dim)`` of `prompt_directions`.
     """
-    images = normalise_rows(image_embeddings)
-    if images.shape[1] != directions.shape[1]:
-        raise StudyError(
-            f"the text embeddings have dimension {directions.shape[1]}, the images have dimension {images.shape[1]}: "
-            "use the projected embeddings of one model."
-        )
-    margin = images @ directions.T
-    return 1 / (1 + np.exp(-margin))
+    return 1 / (1 + np.exp(-(normalise_rows(image_embeddings) @ directions.T)))
 
 
 def list_families(evaluation: Evaluation) -> Mapping[str, PromptFamily]:
@@ -116,22 +101,14 @@ def _choose_family(arm: TrainedArm) -> str:
         return PUBLISHED.name
     candidates = [name for name, family in list_families(evaluation).items() if family.candidate]
     scores = {name: score_directions(arm.project(rows), _encode_family(arm, name)) for name in candidates}
-    labels = evaluation.labels(rows)
-    evaluable = [macro_mean(auroc(labels, one)) for one in scores.values()]
-    return choose_prompts(scores, labels) if np.isfinite(evaluable).any() else PUBLISHED.name
+    return choose_prompts(scores, evaluation.labels(rows))
 
 
 def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
-    """Findings whose AUROC is under 0.5: the prompt ranks the sick below the healthy.
+    """Rows of the results table of findings whose AUROC is under 0.5, lowest first: the wrong way round.
 
     Beside a good linear probe this points to the text side, for example one direction "abnormal" for all findings, or
-    "no X" lying closer to X than to normal.
-
-    Args:
-        rows: rows of the results table; means over findings are left out.
-
-    Returns:
-        Those rows, lowest first, with a column ``certain``: whether the whole interval lies under 0.5.
+    "no X" lying closer to X than to normal. The column ``certain`` says whether the whole interval lies under 0.5.
     """
     single = ~rows.finding.isin([MACRO, *TIERS])
     inverted = rows[single & (rows.metric == "auroc") & (rows.value < 0.5)].sort_values("value", kind="stable")
@@ -139,13 +116,9 @@ def list_inverted(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def warn_inverted(rows: pd.DataFrame) -> list[str]:
-    """A sentence for each finding whose whole interval of the AUROC lies under 0.5, lowest first.
+    """A sentence for each finding of rows by prompt family whose interval of the AUROC lies under 0.5, lowest first.
 
-    Args:
-        rows: rows of the results table; ``setting`` is the prompt family.
-
-    Returns:
-        What is inverted and where. The sign must not be turned on the test split: the sentences are what to change.
+    The sign must not be turned on the test split: the sentences are what to change.
     """
     inverted = list_inverted(rows)
     return [
