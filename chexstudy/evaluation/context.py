@@ -67,10 +67,6 @@ class Evaluation:
     def main_test_set(self) -> str:
         return choose_main_test_set(self.test_sets())
 
-    def validation_sets(self) -> dict[str, pd.DataFrame]:
-        """Validation rows by data set, ``source/validate``; empty where the cohort has none."""
-        return {f"{source}/validate": group for source, group in self.validation.groupby("source")}
-
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
 

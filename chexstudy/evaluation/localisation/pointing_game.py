@@ -15,6 +15,7 @@ beats the second looks at what this image shows, not only at where the finding u
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -32,10 +33,10 @@ from chexstudy.evaluation.adaptation.recipes import GloriConstants, find_glori
 from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
 from chexstudy.evaluation.adaptation.training import FittedHead
 from chexstudy.evaluation.context import Evaluation, tell_exposure
-from chexstudy.evaluation.scores import MACRO
+from chexstudy.evaluation.scores import MACRO, Measured
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS
-from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval
+from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients
 from chexstudy.statistics.ranking import macro_mean
 
 TASK = "attention"
@@ -85,8 +86,8 @@ def read_attention(
         raise StudyError(f"a {type(head).__name__} looks at no places: show the attention of a GLoRI head.")
     device = next(head.parameters()).device
     rows = features.rows(image_ids)
-    maps, total = [], 0.0
-    order, starts = [], range(0, len(rows), _BATCH)
+    maps, order, total = [], [], 0.0
+    starts = range(0, len(rows), _BATCH)
     for start in progress(starts, len(starts), "looking at images"):
         batch = features.read_batch(rows[start : start + _BATCH], device=device)
         weights = head.attention(batch).mean(dim=1).float().cpu().numpy()
@@ -94,19 +95,13 @@ def read_attention(
         maps.append(weights[images[here] - start, findings[here]])
         order.append(here)
         total = total + weights.sum(axis=0, dtype=float)
-    back = np.argsort(np.concatenate(order))
-    return np.concatenate(maps)[back], (total / len(rows)).astype(np.float32)
+    return np.concatenate(maps)[np.argsort(np.concatenate(order))], (total / len(rows)).astype(np.float32)
 
 
 def spread_map(weights: np.ndarray | Tensor, size: int) -> np.ndarray:
-    """Attention over patches as maps over pixels, bilinear between the centres of the patches.
+    """Attention over a square grid of patches ``(..., tokens)`` as maps over pixels, float32 ``(..., size, size)``.
 
-    Args:
-        weights: ``(..., tokens)``, row by row over a square grid.
-        size: side of the image.
-
-    Returns:
-        float32 ``(..., size, size)``.
+    Bilinear between the centres of the patches.
     """
     weights = torch.as_tensor(weights, dtype=torch.float32)
     grid = square_side(weights.shape[-1])
@@ -144,43 +139,24 @@ def widen_mask(mask: np.ndarray, distance: float) -> np.ndarray:
 def measure_cases(
     head: nn.Module, features: FrozenFeatures, regions: Regions, rows: pd.DataFrame, findings: Sequence[str]
 ) -> pd.DataFrame:
-    """Every measure of every case, a case being an image and a finding with a region there.
+    """Every measure of every case, an image and a finding of the head with a region there: ``image_id, finding`` first.
 
-    Args:
-        head: as in `read_attention`; its findings are ``findings``.
-        features: with patches, of all images of ``rows``.
-        regions: where the findings are.
-        rows: cohort rows of the data set; the mean map is over all of them.
-        findings: of the head, in its order.
-
-    Returns:
-        One row a case: ``image_id``, ``finding`` and the measures.
+    The mean map is over all ``rows``, those of the cohort in the data set.
     """
     cases = regions.table.reset_index(drop=True)
     images = pd.Index(rows.image_id).get_indexer(cases.image_id)
     numbers = pd.Index(findings).get_indexer(cases.finding)
     maps, mean = read_attention(head, features, rows.image_id, images, numbers)
+    usual = cache(lambda number, size: spread_map(mean[number], size))
     measured = []
-    blind: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
-    for case, weights, number in zip(cases.itertuples(), maps, numbers, strict=True):
-        size = len(case.mask)
-        near = widen_mask(case.mask, size / square_side(len(weights)))
-        if (size, case.finding) not in blind:
-            blind[size, case.finding] = centre_map(size), spread_map(mean[number], size)
-        values, (centre, usual) = spread_map(weights, size), blind[size, case.finding]
-        measured.append(
-            (
-                point(values, case.mask),
-                point(values, near),
-                mass_inside(values, case.mask),
-                case.mask.mean(),
-                near.mean(),
-                point(centre, case.mask),
-                mass_inside(centre, case.mask),
-                point(usual, case.mask),
-                mass_inside(usual, case.mask),
-            )
-        )
+    for mask, weights, number in zip(cases["mask"], maps, numbers, strict=True):
+        size = len(mask)
+        near = widen_mask(mask, size / square_side(len(weights)))
+        seen, *blind = spread_map(weights, size), centre_map(size), usual(number, size)
+        row = [point(seen, mask), point(seen, near), mass_inside(seen, mask), mask.mean(), near.mean()]
+        for values in blind:
+            row += [point(values, mask), mass_inside(values, mask)]
+        measured.append(row)
     table = pd.DataFrame(measured, columns=list(_MEASURES), dtype=float)
     return pd.concat([cases[["image_id", "finding"]], table], axis=1)
 
@@ -200,8 +176,6 @@ def summarise_cases(
         cases: of `measure_cases`.
         rows: cohort rows of the data set; all its patients are drawn.
         findings: which findings get rows; one without a case keeps its rows, with value NaN and n 0.
-        generator: draws the patients.
-        resamples: how often.
         kind: of the regions; the group of measures against lungs is ``lungs``.
 
     Returns:
@@ -209,47 +183,28 @@ def summarise_cases(
         rows of the macro mean, which is over the findings that have cases, n is the number of cases.
     """
     weights = bootstrap_patients(rows.patient_id, resamples, generator)
-    place = pd.Series(np.arange(len(rows)), index=rows.image_id)
     values = cases[list(_MEASURES)].to_numpy(dtype=float)
-    values = np.column_stack([values, *(cases[one] - cases[other] for one, other in _DIFFERENCES.values())])
-    images = place[cases.image_id].to_numpy(dtype=np.int64)
-    groups = {}
-    for finding in findings:
-        own = (cases.finding == finding).to_numpy()
-        if not own.any():
-            nothing = np.full((resamples, len(METRICS)), np.nan)
-            groups[finding] = nothing[0], nothing, images[own]
-            continue
+    values = np.column_stack([values, *(cases[one] - cases[other] for one, other in _DIFFERENCES.values())]).astype(
+        float
+    )
+    images = pd.Index(rows.image_id).get_indexer(cases.image_id)
+    having = np.stack([np.ones(len(cases), dtype=bool), *((cases.finding == name).to_numpy() for name in findings)])
+    points, replicates = np.full((len(METRICS), len(findings)), np.nan), []
+    for place, own in enumerate(having[1:]):
+        if own.any():
+            points[:, place] = values[own].mean(axis=0)
         drawn = weights[:, images[own]].astype(float)
         with np.errstate(invalid="ignore"):
-            groups[finding] = (
-                values[own].mean(axis=0),
-                drawn @ values[own] / drawn.sum(axis=1, keepdims=True),
-                images[own],
-            )
+            replicates.append(drawn @ values[own] / drawn.sum(axis=1, keepdims=True))
     # A resample without a case of a finding averages the others.
-    points, replicates = (np.stack([group[part] for group in groups.values()], axis=-1) for part in (0, 1))
-    groups[MACRO] = macro_mean(points), macro_mean(replicates), images
-    tables = [_list_rows(finding, *group, weights) for finding, group in groups.items()]
-    return pd.concat(tables, ignore_index=True).assign(group="" if kind == FINDING else kind)
-
-
-def _list_rows(finding, value, replicates, images, weights) -> pd.DataFrame:
-    members = np.zeros((weights.shape[1], 1), dtype=bool)
-    members[images] = True
-    low, high = interval(replicates, patients=np.broadcast_to(count_patients(members, weights), len(METRICS)))
-    return pd.DataFrame(
-        {
-            "task": TASK,
-            "finding": finding,
-            "metric": list(METRICS),
-            "value": value,
-            "ci_low": low,
-            "ci_high": high,
-            "n": len(images),
-            "positives": len(images),
-        }
-    )
+    with_mean = [np.insert(one, 0, macro_mean(one), axis=-1)[None] for one in (points, np.stack(replicates, axis=-1))]
+    members = np.zeros((len(rows), len(having)), dtype=bool)
+    for place, own in enumerate(having):
+        members[images[own], place] = True
+    counts = {"n": having.sum(axis=1), "positives": having.sum(axis=1)}
+    columns = pd.DataFrame({"finding": [MACRO, *findings], **counts})
+    table = Measured(METRICS, columns, *with_mean, count_patients(members, weights)).of_seed(0)
+    return table.assign(task=TASK, group="" if kind == FINDING else kind)
 
 
 def fit_glori(
@@ -309,15 +264,9 @@ def measure_attention(
 
 
 def absent_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float = 0.9) -> np.ndarray:
-    """The score that so large a share of the images without a finding stays under: ``(findings,)``.
+    """The score that so large a share of the images without a finding stays under: ``(findings,)``, NaN without such.
 
-    Args:
-        scores: ``(images, findings)`` of the validation split.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        specificity: the share.
-
-    Returns:
-        NaN for a finding that is absent in no image.
+    Of scores and labels ``(images, findings)`` of the validation split.
     """
     columns = [column[known == 0] for column, known in zip(scores.T, np.asarray(labels).T, strict=True)]
     return np.array([np.quantile(column, specificity) if len(column) else np.nan for column in columns])
@@ -338,9 +287,8 @@ def choose_examples(
         rows: cohort rows of a test set.
         scores: ``(rows, findings)``.
         thresholds: ``(findings,)``, a score at or above which a finding counts as detected; NaN: never.
-        findings: the columns of the scores.
         order: findings in the order they are shown.
-        count: how many examples; there may be fewer.
+        count: how many examples, at most.
         among: images to choose from; all if not given.
 
     Returns:

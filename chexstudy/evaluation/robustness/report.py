@@ -7,6 +7,7 @@ test set.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -63,9 +64,17 @@ def measure_robustness(
         raise StudyError("there are no seeds to measure: name at least one.")
     if not evaluation.findings:
         return pd.DataFrame(), pd.DataFrame(columns=_CURVE_COLUMNS)
-    both = [
-        _measure_arm(_Arm(evaluation, arm, tuple(seeds)), prevalences) for arm in progress(arms, label="robustness")
-    ]
+    run, tasks = evaluation.run, [task for task in list_tasks(evaluation) if task.on_validation]
+    sets = [*evaluation.test_sets(), *(f"{source}/validate" for source in sorted(set(evaluation.validation.source)))]
+    parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "prevalences": list(prevalences)}
+    parameters["prompts"] = hash_families(list_families(evaluation))
+    both = []
+    for name in progress(arms, label="robustness"):
+        scores = [scores_artifact(name, seed, task.name, one) for seed in seeds for task in tasks for one in sets]
+        measure = partial(_measure_arm, _Arm(evaluation, name, tuple(seeds)), tasks, prevalences)
+        names = [f"evaluation/{name}/{table}.parquet" for table in ("robustness", "reliability")]
+        inputs = ("cohort.parquet", *scores)
+        both.append(read_or_measure(run, names, parameters, inputs, evaluation.seed, measure, by=_measure_arm))
     rows, curves = (pd.concat(tables, ignore_index=True) for tables in zip(*both, strict=True))
     return rows, curves
 
@@ -87,45 +96,29 @@ class _Arm:
         return self.read(task, rows), self.evaluation.labels(rows)
 
 
-def _measure_arm(arm: _Arm, prevalences: Sequence[float]) -> list[pd.DataFrame]:
+def _measure_arm(arm: _Arm, tasks: Sequence[Task], prevalences: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
     evaluation = arm.evaluation
-    tasks = [task for task in list_tasks(evaluation) if task.on_validation]
-    sets = [*evaluation.test_sets(), *evaluation.validation_sets()]
-    scores = [scores_artifact(arm.name, seed, task.name, one) for seed in arm.seeds for task in tasks for one in sets]
-    parameters = {"resamples": evaluation.resamples, "seed": evaluation.seed, "prevalences": list(prevalences)}
-    parameters["prompts"] = hash_families(list_families(evaluation))
-    names = [f"evaluation/{arm.name}/{name}.parquet" for name in ("robustness", "reliability")]
-
-    def measure() -> tuple[pd.DataFrame, pd.DataFrame]:
-        place = {"arm": arm.name, "exposure": tell_exposure(evaluation.run, arm.name, arm.seeds[0])}
-        tables, curves = [], []
-        for name, rows in evaluation.test_sets().items():
-            measured = [
-                _measure_families(arm, rows).assign(task="prompt_family", seed=OVER_SEEDS),
-                _measure_negatives(arm, rows, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
-            ]
-            for task in tasks:
-                if task in (ZeroShot(), LinearProbe()):
-                    points = _measure_operating_points(arm, rows, task)
-                    measured.append(points.assign(task="operating_point", head=task.name, seed=OVER_SEEDS))
-                    table, curve = _measure_recalibrations(arm, rows, task)
-                    measured.append(table.assign(task="calibration", head=task.name, seed=arm.seeds[0]))
-                    curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=name, **place))
-            tables += [table.assign(data_set=name) for table in measured]
-        result = pd.concat(tables, ignore_index=True).assign(study=evaluation.run.study, **place)
-        return result, pd.concat(curves, ignore_index=True)[_CURVE_COLUMNS]
-
-    inputs = ("cohort.parquet", *scores)
-    return read_or_measure(evaluation.run, names, parameters, inputs, evaluation.seed, measure)
+    place = {"arm": arm.name, "exposure": tell_exposure(evaluation.run, arm.name, arm.seeds[0])}
+    tables, curves = [], []
+    for data_set, rows in evaluation.test_sets().items():
+        measured = [
+            _measure_families(arm, rows).assign(task="prompt_family", seed=OVER_SEEDS),
+            _measure_negatives(arm, rows, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
+        ]
+        for task in tasks:
+            if task in (ZeroShot(), LinearProbe()):
+                points = _measure_operating_points(arm, rows, task)
+                measured.append(points.assign(task="operating_point", head=task.name, seed=OVER_SEEDS))
+                table, curve = _measure_recalibrations(arm, rows, task)
+                measured.append(table.assign(task="calibration", head=task.name, seed=arm.seeds[0]))
+                curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=data_set, **place))
+        tables += [table.assign(data_set=data_set) for table in measured]
+    result = pd.concat(tables, ignore_index=True).assign(study=evaluation.run.study, **place)
+    return result, pd.concat(curves, ignore_index=True)[_CURVE_COLUMNS]
 
 
 def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
-    """Means over findings by arm and data set: each prompt family, each sort of negatives, each prevalence.
-
-    Returns:
-        One row a task, metric, setting, group, data set and its exposure; one column an arm; cells such as
-        ``0.812 [0.790, 0.833]``.
-    """
+    """Means over findings as text, a column an arm: each prompt family, each sort of negatives, each prevalence."""
     metrics = ("auroc", "auroc_difference", "auprc_at_prevalence", "inverted_findings")
     rows = results[results.task.isin(TASKS[:2]) & (results.finding == MACRO) & results.metric.isin(metrics)]
     cells = [
