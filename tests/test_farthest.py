@@ -70,7 +70,7 @@ def test_cover_of_points_on_a_line_by_hand():
 @pytest.mark.parametrize("blocks", [2048, 70])
 @pytest.mark.parametrize("rounded", [True, False])
 def test_the_pooled_method_makes_the_picks_of_the_plain_loop(make, count, blocks, rounded, monkeypatch):
-    monkeypatch.setattr(farthest, "_rounded_products_pay", lambda dim: rounded)
+    monkeypatch.setattr(farthest, "measure_rate", lambda dim, is_rounded: 2.0 if is_rounded == rounded else 1.0)
     for name in ("_POOL_ROWS", "_BLOCK_ROWS"):
         monkeypatch.setattr(farthest, name, blocks)
     features = make(1500)
@@ -78,7 +78,7 @@ def test_the_pooled_method_makes_the_picks_of_the_plain_loop(make, count, blocks
 
 
 def test_points_closer_together_than_rounding_are_still_told_apart(monkeypatch):
-    monkeypatch.setattr(farthest, "_rounded_products_pay", lambda dim: True)
+    monkeypatch.setattr(farthest, "measure_rate", lambda dim, is_rounded: 1.0 + is_rounded)
     monkeypatch.setattr(farthest, "_PAIRS_JUDGED", 1000)
     features = _clustered(1500, spread=2e-5)
     assert cover_points(features, 300).tolist() == _pick_plainly(features, 300, start=0)

@@ -1,5 +1,6 @@
 """Facility location: rows that represent all others as well as possible."""
 
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,10 +49,7 @@ def facility_location(
 
     Args:
         features: ``(n, dim)`` float32 or float16, finite and not zero; rows are scaled to unit norm.
-        count: how many rows to pick, from 1 to ``n``.
         generator: splits the rows at random; needed with ``part_rows``.
-        part_rows: about how many rows a part has; None for exact greedy.
-        label: what progress is shown under.
 
     Returns:
         The picks in order ``(count,)`` int64 and the gain of each ``(count,)`` float64: their sum is the objective.
@@ -59,7 +57,10 @@ def facility_location(
     """
     check_features(features, count)
     parts = _split_rows(len(features), part_rows, generator)
-    _announce(features, parts, label)
+    products = sum(float(len(part)) ** 2 for part in parts) * features.shape[1]
+    seconds = 4.0 * products / measure_rate(features.shape[1], False)
+    if seconds > SECONDS_WORTH_SAYING:
+        print(f"{label}: {len(features):,} rows, at least about {seconds:,.0f} s", flush=True)
     picks, gains = [], []
     for part, share in zip(parts, _share_budget(count, parts), strict=True):
         if share:
@@ -87,13 +88,6 @@ def _share_budget(count: int, parts: list[np.ndarray]) -> np.ndarray:
     """The budget in proportion to the parts' sizes, whole numbers that add up to it."""
     ends = np.cumsum([len(part) for part in parts])
     return np.diff(np.round(ends * (count / ends[-1])).astype(np.int64), prepend=0)
-
-
-def _announce(features: np.ndarray, parts: list[np.ndarray], label: str) -> None:
-    pairs = sum(float(len(part)) ** 2 for part in parts)
-    seconds = 4.0 * pairs * features.shape[1] / measure_rate(features.shape[1], False)
-    if seconds > SECONDS_WORTH_SAYING:
-        print(f"{label}: {len(features):,} rows, at least about {seconds:,.0f} s", flush=True)
 
 
 class _Greedy:
@@ -224,14 +218,9 @@ class _Greedy:
         return starts, others, cosines
 
     def _pick_from_pairs(self, starts: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> Iterator[None]:
-        candidates = np.flatnonzero(self.bounds >= 0.0)
-        # Sorted by bound, the largest first, an array is a heap.
-        heap = candidates[np.argsort(-self.bounds[candidates], kind="stable")]
         for first in range(self.taken, len(self.picks), _PICKS_BETWEEN_LOOKS):
             places = slice(first, min(first + _PICKS_BETWEEN_LOOKS, len(self.picks)))
-            heap = _pick_by_heap(
-                heap, starts, others, cosines, self.bounds, self.covered, self.picks[places], self.gains[places]
-            )
+            _pick_by_heap(starts, others, cosines, self.bounds, self.covered, self.picks[places], self.gains[places])
             self.taken = places.stop
             for _ in range(first, self.taken):
                 yield
@@ -311,17 +300,11 @@ def _pick_with_all_gains(cosines, bounds, covered, picks, gains):
 
 @njit(cache=True, nogil=True)
 def _pick_in_pool(cosines, pool, bounds, floor, rival, covered, picks, gains):
-    """Pick in a pool while no candidate outside can gain more.
+    """Pick in a pool while no candidate outside can gain more; returns the number of picks made.
 
-    Args:
-        cosines: of the candidates with all rows ``(pool, rows)``; pool: the candidates, ascending.
-        bounds: upper bounds of their gains; renewed here, -1 once picked.
-        floor: no candidate outside has a larger bound; rival: the first of those that have this one.
-        covered: similarity of each row to its most similar pick; raised here.
-        picks, gains: written here.
-
-    Returns:
-        The number of picks made.
+    ``cosines`` are those of the candidates, ``pool``, ascending, with all rows; ``bounds`` the upper bounds of their
+    gains, renewed here and -1 once picked. No candidate outside has a bound above ``floor``; ``rival`` is the first of
+    those that have this one. ``covered``, the similarity of each row to its most similar pick, is raised here.
     """
     fresh = np.full(len(pool), -1)
     made = 0
@@ -379,44 +362,25 @@ def _append_pairs(cosines, first, covered, bounds, starts, others, kept):
 
 
 @njit(cache=True, nogil=True)
-def _pick_by_heap(heap, starts, others, cosines, bounds, covered, picks, gains):
-    """Lazy greedy on the listed pairs. Returns what is left of the heap of candidates."""
-    size = len(heap)
+def _pick_by_heap(starts, others, cosines, bounds, covered, picks, gains):
+    """Lazy greedy on the listed pairs; of equal bounds the first row is looked at first."""
+    heap = [(-bounds[row], row) for row in range(len(bounds)) if bounds[row] >= 0.0]
+    heapq.heapify(heap)
     fresh = np.full(len(bounds), -1)
     made = 0
     while made < len(picks):
-        best = heap[0]
+        best = heap[0][1]
+        pairs = range(starts[best], starts[best + 1])
         if fresh[best] == made:
             picks[made], gains[made] = best, bounds[best]
             made += 1
-            for pair in range(starts[best], starts[best + 1]):
+            for pair in pairs:
                 covered[others[pair]] = max(covered[others[pair]], cosines[pair])
             bounds[best] = -1.0
-            size -= 1
-            heap[0] = heap[size]
+            heapq.heappop(heap)
         else:
             gain = 0.0
-            for pair in range(starts[best], starts[best + 1]):
+            for pair in pairs:
                 gain += max(cosines[pair] - covered[others[pair]], np.float32(0.0))
             bounds[best], fresh[best] = gain, made
-        _sift_down(heap, size, bounds)
-    return heap[:size]
-
-
-@njit(cache=True, nogil=True)
-def _sift_down(heap, size, bounds):
-    """Let the top of the heap sink to its place; of equal bounds the first row is above."""
-    place = 0
-    while 2 * place + 1 < size:
-        child = 2 * place + 1
-        if child + 1 < size and _goes_before(heap[child + 1], heap[child], bounds):
-            child += 1
-        if not _goes_before(heap[child], heap[place], bounds):
-            return
-        heap[place], heap[child] = heap[child], heap[place]
-        place = child
-
-
-@njit(cache=True, nogil=True)
-def _goes_before(left, right, bounds):
-    return bounds[left] > bounds[right] or (bounds[left] == bounds[right] and left < right)
+            heapq.heapreplace(heap, (-gain, best))

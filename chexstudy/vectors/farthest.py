@@ -34,13 +34,9 @@ _ROUNDING = 2.0**-24
 
 
 def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
-    """Pick points one by one, each the farthest from those already picked (Gonzalez 1985, greedy k-centre).
+    """Pick points ``(n, dim)`` one by one, each the farthest from those picked before (Gonzalez 1985, greedy k-centre).
 
-    Distances are Euclidean. Of equally far points ``(n, dim)`` the first in row order is taken, so the result is a
-    function of ``points`` and ``start`` alone.
-
-    Returns:
-        Row numbers ``(min(count, n),)``, int64, in the order of picking.
+    Returns row numbers in the order of picking; of equally far points the first row is taken.
     """
     rows = len(points)
     if rows == 0 or count < 1 or not 0 <= start < rows:
@@ -69,22 +65,15 @@ def cover_points(features: np.ndarray, count: int, start: int = 0, label: str = 
     computed from the differences of the coordinates, in float64. So the picks do not depend on threads, blocks or the
     library that multiplies, and a duplicate is at distance zero exactly.
 
-    Beside the features it holds the picked rows (6 bytes a value) and blocks of rows.
-
-    Args:
-        features: ``(n, dim)`` float32 or float16, finite; perhaps a memory map larger than memory.
-        count: how many rows to pick, from 1 to ``n``.
-        start: row of the first pick.
-        label: what progress is shown under.
-
-    Returns:
-        The picks in order ``(count,)``, int64.
+    Beside the features ``(n, dim)``, float32 or float16, it holds the picked rows (6 bytes a value) and blocks of rows.
     """
     check_features(features, count)
     if not 0 <= start < len(features):
         raise StudyError(f"the first pick must be a row from 0 to {len(features) - 1:,}, not {start:,}.")
     cover = _PooledCover(features, count, start)
-    seconds = cover.estimate_seconds()
+    # From the measured rate of the products.
+    dim = features.shape[1]
+    seconds = 1.5 * 2.0 * len(features) * count * dim / measure_rate(dim, cover.rounded)
     if seconds > SECONDS_WORTH_SAYING:
         print(f"{label}: {count:,} of {len(features):,} rows, about {seconds:,.0f} s if nothing else runs", flush=True)
     for _ in progress(cover.pick(), count, label):
@@ -108,7 +97,8 @@ class _PooledCover:
     def __init__(self, features: np.ndarray, count: int, start: int):
         rows, dim = features.shape
         self.features, self.count = features, count
-        self.rounded = _rounded_products_pay(dim)
+        # Only where bfloat16 is multiplied faster than float32; it decides about time alone, not about picks.
+        self.rounded = measure_rate(dim, True) > 1.2 * measure_rate(dim, False)
         self.mean = np.zeros(dim, dtype=np.float32)
         # Squared distance of each row to the nearest of the first ``seen`` picks; -1 for the picks themselves.
         self.bounds = np.empty(rows)
@@ -145,11 +135,6 @@ class _PooledCover:
         _prepare_operand(points, self.mean, *(part[places] for part in self._prepared_centres))
         self.bounds[rows] = -1.0
         self.taken = places.stop
-
-    def estimate_seconds(self) -> float:
-        """About how long it will take, from the measured rate of the products."""
-        rows, dim = self.features.shape
-        return 1.5 * 2.0 * rows * self.count * dim / measure_rate(dim, self.rounded)
 
     def pick(self) -> Iterator[None]:
         """Pick all rows; yields once a pick."""
@@ -193,7 +178,7 @@ class _PooledCover:
         for begin in range(first, self.taken, _CENTRE_BLOCK):
             block = slice(begin, min(begin + _CENTRE_BLOCK, self.taken))
             matrix, squares, errors = (part[block] for part in self._prepared_centres)
-            products = _multiply(prepared[0], matrix)
+            products = (prepared[0] @ matrix.T).float().numpy()
             rounding = np.float32(2.0**-8 if self.rounded else 0.0)
             self.direct += _lower_bounds(
                 points, *prepared[1:], self.centres[block], squares, errors, products, rounding, bounds
@@ -213,11 +198,10 @@ class _PooledCover:
 
 
 def fill_pool(bounds: np.ndarray, size: int) -> tuple[np.ndarray, float, int]:
-    """The rows of the largest bounds, in row order; of equal ones the first.
+    """The rows ``(size,)`` of the largest bounds, in row order; of equal ones the first.
 
-    Returns:
-        The rows ``(size,)``, the smallest bound among them, and the first row outside that has this same bound (the
-        number of rows if none has).
+    Beside them the smallest bound among them, and the first row outside that has this same bound (the number of rows if
+    none has).
     """
     floor = np.partition(bounds, len(bounds) - size)[len(bounds) - size]
     above, level = np.flatnonzero(bounds > floor), np.flatnonzero(bounds == floor)
@@ -245,11 +229,6 @@ def _prepare_operand(
     errors[:] = np.sqrt(np.einsum("ij,ij->i", moved, moved, dtype=np.float64)) + 2 * _ROUNDING * np.sqrt(squares)
 
 
-def _multiply(points: Tensor, centres: Tensor) -> np.ndarray:
-    """Scalar products ``(points, centres)`` float32 of two prepared operands."""
-    return (points @ centres.T).float().numpy()
-
-
 @cache
 def measure_rate(dim: int, rounded: bool) -> float:
     """Operations a second of a product of this machine, one multiplication and one addition counted as two."""
@@ -258,14 +237,9 @@ def measure_rate(dim: int, rounded: bool) -> float:
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        _multiply(operand, operand)
+        (operand @ operand.T).float()
         seconds.append(time.perf_counter() - start)
     return 2.0 * _GROUP_ROWS**2 * dim / min(seconds)
-
-
-def _rounded_products_pay(dim: int) -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32; it decides about time alone, not about picks."""
-    return measure_rate(dim, True) > 1.2 * measure_rate(dim, False)
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -335,14 +309,8 @@ def _lower_bounds(points, squares, errors, centres, centre_squares, centre_error
 def _pick_in_pool(points, rows, bounds, seen, floor, rival, taken, picked):
     """Farthest-point steps among rows whose bounds are exact, as long as no row outside can be farther.
 
-    Args:
-        points: ``(pool, dim)``; rows: their row numbers, ascending.
-        bounds, seen: of these rows; updated.
-        floor: no row outside has a larger bound; ``rival`` is the first of those that have this one.
-        taken: picks made before.
-        picked: places in the pool of the picks, written here.
-
-    Returns how many picks were made.
+    ``points`` are those of ``rows``, ascending; no row outside has a bound above ``floor``, and ``rival`` is the first
+    of those that have this one; ``taken`` picks were made before. Writes places in the pool and returns how many.
     """
     made = 0
     while made < len(picked):

@@ -14,18 +14,11 @@ _ROWS = 8192
 def cluster_features(
     features: Tensor, clusters: int, iterations: int, seed: int, rows_per_cluster: int = _FAISS_ROWS_PER_CLUSTER
 ) -> Tensor:
-    """Euclidean k-means centroids.
+    """Euclidean k-means centroids ``(clusters, dim)``, not normalised, on the device and of the type of the features.
 
     faiss is called as the published warm-up calls it (CheXficient: 20 iterations, seed 42), with its default of at most
-    256 training points a centroid; a GPU build of faiss runs on the GPU.
-
-    Args:
-        features: ``(n, dim)``, at least as many as ``clusters``.
-        seed: of the initial centroids and of the sampling of training points.
-        rows_per_cluster: faiss fits on a sample of so many rows a centroid where there are more.
-
-    Returns:
-        Centroids ``(clusters, dim)``, not normalised, on the device and of the type of ``features``.
+    256 training points, ``rows_per_cluster``, a centroid; a GPU build of faiss runs on the GPU. The seed is that of the
+    initial centroids and of the sampling of training points.
     """
     if len(features) < clusters:
         raise ValueError(f"{clusters} clusters need at least as many rows, not {len(features)}")

@@ -37,10 +37,7 @@ def nearest_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest features of each point by Euclidean distance, exact within float32, nearest first.
 
-    Args:
-        points, features: ``(m, dim)`` and ``(n, dim)``.
-        count: how many, at most ``n`` (``n - 1`` without itself).
-        without_self: points are the features, and no row is its own neighbour.
+    With ``without_self`` points are the features, and no row is its own neighbour.
 
     Returns:
         Row numbers ``(m, count)`` int64 and distances ``(m, count)`` float32.
@@ -89,14 +86,9 @@ def _find_candidates(block, targets, squares, count: int, own) -> torch.Tensor:
 
 
 def neighbour_distances(features: np.ndarray, neighbours: int) -> np.ndarray:
-    """Euclidean distance of each row to its ``neighbours``-th nearest other row.
+    """Euclidean distance ``(n,)`` of each row ``(n, dim)`` to its ``neighbours``-th nearest other row, or the farthest.
 
-    Args:
-        features: ``(n, dim)``, perhaps memory-mapped.
-        neighbours: which neighbour, at least 1; the farthest other row where there are fewer.
-
-    Returns:
-        Distances ``(n,)``, float64; exactly zero for a row with that many copies; zero for a row that is alone.
+    It is exactly zero for a row with that many copies, and zero for a row that is alone.
     """
     neighbours = min(neighbours, len(features) - 1)
     if neighbours < 1:

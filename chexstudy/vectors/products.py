@@ -10,14 +10,10 @@ _BLOCK_ROWS = 2048
 
 
 def multiply_rows(rows: Tensor, centres: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Inner products of rows and centres, plus an offset for each centre.
+    """Inner products of rows ``(n, dim)`` and centres ``(count, dim)``, plus an offset ``(count,)`` for each centre.
 
     On a CPU, large float32 products go to oneDNN, which uses the widest vectors of any processor; the BLAS that torch
     calls otherwise does so on one maker's only.
-
-    Args:
-        rows, centres: ``(n, dim)`` and ``(count, dim)``, of one type.
-        offsets: ``(count,)``, or None for zeros.
     """
     if offsets is None:
         offsets = centres.new_zeros(len(centres))
@@ -56,12 +52,9 @@ def product_rounding(dtype: torch.dtype, terms: int) -> float:
 
 
 def sum_by_centre(rows: Tensor, centre: Tensor, count: int, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum and number of the rows ``(n, dim)`` that belong to each of ``count`` centres, always added in one order.
+    """Sums ``(count, dim)`` and numbers ``(count,)`` of the rows that belong to each centre, always added in one order.
 
     ``centre`` ``(n,)`` is that of each row; rows that are not ``counted`` ``(n,)`` take no part.
-
-    Returns:
-        Sums ``(count, dim)`` and numbers ``(count,)``, both of the type of ``rows``.
     """
     # Those that do not take part have a sum of their own.
     group = centre if counted is None else centre.masked_fill(~counted, count)

@@ -40,20 +40,12 @@ _WARM_EPOCHS, _WARM_LEARNING_RATE = 100, 0.05
 
 
 def fit_map(features: np.ndarray, seed: int, start: np.ndarray | None = None) -> np.ndarray:
-    """Coordinates of features on a map that keeps neighbours together.
+    """Coordinates ``(n, 2)`` of features ``(n, dim)`` on a map that keeps neighbours together.
 
     Equal rows get one point. Above ``LARGEST_FIT`` distinct rows a seeded sample is fitted and the others are placed
     between their nearest sampled rows; under 16 distinct rows the map is a plain principal component projection.
-    The map is centred and turned so that its widest direction is horizontal; one with a start is laid over it instead,
-    and under 16 distinct rows it is the start.
-
-    Args:
-        features: ``(n, dim)``, any float type, no NaN.
-        seed: seed of the layout and of the sample.
-        start: coordinates ``(n, 2)`` the layout begins with; principal components if not given.
-
-    Returns:
-        Coordinates ``(n, 2)``, float32, in arbitrary units (those of the start, if there is one).
+    The map is centred and turned so that its widest direction is horizontal. One that begins with coordinates ``start``
+    ``(n, 2)`` instead of principal components is laid over them, and under 16 distinct rows they are the map.
     """
     features = _checked(features, "features")
     distinct, first, place = np.unique(features, axis=0, return_index=True, return_inverse=True)
@@ -80,15 +72,8 @@ def read_or_fit_map(
 ) -> pd.DataFrame:
     """The map of a study's pairs: read if it was fitted on these features with this seed, else fitted and written.
 
-    Args:
-        run: the study.
-        name: artifact of the map, for example ``embeddings/scoring/map.parquet``.
-        image_ids, features: the pairs ``(n,)`` and what the map is fitted on ``(n, dim)``.
-        seed: as in `fit_map`.
-        inputs: the artifacts that ``image_ids`` and ``features`` come from.
-
-    Returns:
-        ``image_id, x, y``, one row a pair, in the order given.
+    ``inputs`` are the artifacts that the ids ``(n,)`` and features ``(n, dim)`` come from. Returns ``image_id, x, y``,
+    one row a pair, in the order given.
     """
     parameters = {"seed": seed}
     if run.is_current(name, run.key(parameters, inputs)):
@@ -101,17 +86,10 @@ def read_or_fit_map(
 
 
 def place_on_map(points: np.ndarray, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    """Where points of the feature space lie on a fitted map.
+    """Where points ``(m, dim)``, for example prototypes, lie on a map that shows features ``(n, dim)`` at their places.
 
     Each point goes to the mean of its nearest features' coordinates, weighted by a Gaussian of the distance whose
     width is the mean distance to those neighbours.
-
-    Args:
-        points: ``(m, dim)``, for example prototypes.
-        features, coordinates: ``(n, dim)`` and ``(n, 2)``, the rows the map shows and their places.
-
-    Returns:
-        Coordinates ``(m, 2)``, float32.
     """
     points, features = _checked(points, "points"), _checked(features, "features")
     if points.shape[1] != features.shape[1] or coordinates.shape != (len(features), 2):
@@ -132,14 +110,8 @@ def lay_over(coordinates: np.ndarray, fixed: np.ndarray, rows: np.ndarray | None
     """Shift, turn or mirror, and scale a map so that it covers another of the same points as well as it can.
 
     The rotation is that of least squares (orthogonal Procrustes); the scale is the one that makes both equally wide.
-    The least-squares scale would be smaller the worse they agree, and a chain of maps would shrink.
-
-    Args:
-        coordinates, fixed: ``(n, 2)``, the map to move and where its points should lie.
-        rows: compare these points only, all if not given; the others move along.
-
-    Returns:
-        The moved map ``(n, 2)``, float32.
+    The least-squares scale would be smaller the worse they agree, and a chain of maps would shrink. Only the points in
+    ``rows`` are compared, all if not given; the others move along.
     """
     rows = np.arange(len(coordinates)) if rows is None else rows
     moving, still = coordinates[rows].astype(np.float64), fixed[rows].astype(np.float64)
@@ -174,15 +146,10 @@ def check_snapshots(snapshots: np.ndarray, steps: pd.DataFrame) -> None:
 def trace_prototypes(
     snapshots: np.ndarray, steps: pd.DataFrame, features: np.ndarray, coordinates: np.ndarray
 ) -> pd.DataFrame:
-    """The paths of prototypes over a fitted map.
+    """The paths of prototypes ``(snapshots, count, dim)`` over a fitted map; features and coordinates as there.
 
-    Args:
-        snapshots: prototypes ``(snapshots, count, dim)``.
-        steps: one row a snapshot with ``snapshot``, ``step`` and ``phase``, in the order of ``snapshots``.
-        features, coordinates: as in `place_on_map`.
-
-    Returns:
-        One row a snapshot and prototype: ``snapshot``, ``step``, ``phase``, ``prototype``, ``x``, ``y``.
+    ``steps`` has a row for each snapshot, with ``snapshot``, ``step`` and ``phase``. One row a snapshot and prototype
+    comes back, with ``prototype``, ``x`` and ``y`` as well.
     """
     check_snapshots(snapshots, steps)
     count = snapshots.shape[1]
@@ -244,19 +211,19 @@ def _turned_square(coordinates: np.ndarray) -> np.ndarray:
     A quarter turn swaps width and height, so somewhere on the way they are equal; bisection finds the angle.
     """
     low, high = 0.0, np.pi / 2
-    is_wide = _excess_width(coordinates, low) > 0
+    is_wide = _is_wide(coordinates @ _rotation(low))
     for _ in range(40):
         middle = (low + high) / 2
-        if (_excess_width(coordinates, middle) > 0) == is_wide:
+        if _is_wide(coordinates @ _rotation(middle)) == is_wide:
             low = middle
         else:
             high = middle
     return (coordinates @ _rotation(low)).astype(np.float32)
 
 
-def _excess_width(coordinates: np.ndarray, angle: float) -> float:
-    width, height = np.ptp(coordinates @ _rotation(angle), axis=0)
-    return width - height
+def _is_wide(coordinates: np.ndarray) -> bool:
+    width, height = np.ptp(coordinates, axis=0)
+    return width - height > 0
 
 
 def _rotation(angle: float) -> np.ndarray:
