@@ -12,19 +12,20 @@ by seed.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
-from chexstudy.cohort.table import finding_columns, label_matrix
+from chexstudy.cohort.table import finding_columns
 from chexstudy.curation.choice import count_budget
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot
-from chexstudy.evaluation.scores import MACRO, group_findings, read_scores
-from chexstudy.evaluation.task import run_tasks
+from chexstudy.evaluation.scores import MACRO, measure_findings, read_scores
+from chexstudy.evaluation.task import add_costs, run_tasks
 from chexstudy.experiments.equal_performance import AT_LEAST, AT_MOST, Curve, measure_saving
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, list_budget_arms, plan_budgets, read_budget
 from chexstudy.pretraining.arms.definitions import arm_folder, name_arms, name_variant, read_costs
@@ -33,8 +34,8 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS, OVER_SEEDS, write_interval
 from chexstudy.runs import Run
-from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients, interval, resample_seeds
-from chexstudy.statistics.ranking import auroc, macro_mean
+from chexstudy.statistics.bootstrap import interval, resample_seeds
+from chexstudy.statistics.ranking import auroc
 
 ZERO_SHOT, DIFFERENCE, SAVING = "budget_zero_shot", "budget_zero_shot_difference", "budget_saving"
 # What is counted of a training, and the metric of a saving of it.
@@ -45,44 +46,12 @@ _GROUPS = (MACRO, *TIERS)
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Zero-shot AUROC of all arms, their findings put together in groups."""
-
-    arms: list[str]  # names
-    groups: list[str]  # names
-    by_seed: np.ndarray  # ``(arms, seeds, groups)``
-    replicates_by_seed: np.ndarray  # ``(arms, seeds, resamples, groups)``
-    replicates: np.ndarray  # over seeds ``(arms, resamples, groups)``, the same patients and seeds drawn for all arms
-    patients: np.ndarray  # each group rests on ``(groups,)``
-    costs: pd.DataFrame  # mean over seeds by arm, with the columns of `COSTS` and ``seconds``
-    costs_by_seed: pd.DataFrame  # the same by arm and seed
-    n: int  # images of the test set
-
-    @property
-    def values(self) -> np.ndarray:
-        """Means over seeds ``(arms, groups)``."""
-        return self.by_seed.mean(axis=1)
-
-    def curve(self, arms: Sequence[str], cost: str, group: int) -> Curve:
-        """Performance of some arms against a cost, by rising cost."""
-        places = [self.arms.index(arm) for arm in sorted(arms, key=self.costs[cost].get)]
-        costs = self.costs[cost][[self.arms[place] for place in places]].to_numpy(dtype=float)
-        return Curve(costs, self.values[places, group], self.replicates[places, :, group].T)
-
-
 def train_at_budgets(
     run: Run, cohort: pd.DataFrame, config: PretrainingConfig, shares: Sequence[float], seeds: Sequence[int], **options
 ) -> dict[str, PretrainingConfig]:
-    """Train every arm at every budget, and all pairs; none for a cohort without labels, where no model is judged.
+    """Train every arm at every budget (`plan_budgets`), and all pairs, and give the constants by variant.
 
-    Args:
-        config: every constant.
-        shares: of the training pairs that are kept.
-        options: ``device`` and ``workers``, as in `chexstudy.pretraining.arms.worker_pool.train_arms`.
-
-    Returns:
-        The constants of each budget's arms by variant (`chexstudy.pretraining.arms.budgets.plan_budgets`).
+    None for a cohort without labels, where no model is judged. ``options`` are those of `train_arms`.
     """
     if not finding_columns(cohort):
         return {}
@@ -99,10 +68,6 @@ def measure_budgets(
     Measured on one test set, the one enriched with rare findings where there is one, with the prompts chosen on
     validation; as a mean over all findings and over those of each tier of prevalence.
 
-    Args:
-        variants: of `train_at_budgets`.
-        workers: processes; use 1 on a GPU.
-
     Returns:
         Rows of the results table: AUROC per seed and over seeds; ``auroc_difference`` of the curated arm and each other
         at the same budget, and all pairs; ``flops_saved`` and ``pairs_saved`` as shares, with the state of
@@ -115,81 +80,62 @@ def measure_budgets(
         raise StudyError("zero-shot classification needs labels, and the cohort has none.")
     arms, data_set = list_budget_arms(variants), evaluation.main_test_set()
     run_tasks(evaluation, [ZeroShot()], arms, seeds, workers, data_set)
-    measured = _measure_arms(evaluation, arms, seeds, data_set)
-    tables = [_list_values(measured, seeds), _list_differences(measured, variants), _list_savings(measured, variants)]
-    exposure = tell_exposure(evaluation.run, arms[0], seeds[0])
+    costs = read_costs(evaluation.run, arms, seeds)
+    rows, measured = _measure_arms(evaluation, arms, seeds, data_set)
+    rows = add_costs(rows, costs).assign(task=ZERO_SHOT, setting="")
+    tables = [rows, _list_differences(measured, variants)]
+    tables.append(_list_savings(measured, variants, costs.groupby("arm")[list(COSTS)].mean()))
     rows = pd.concat(tables, ignore_index=True).dropna(subset=["value"], ignore_index=True)
-    place = {"study": evaluation.run.study, "data_set": data_set, "exposure": exposure}
-    return name_arms(rows.assign(**place, n=measured.n, positives=-1))
+    place = {"study": evaluation.run.study, "data_set": data_set, "n": len(evaluation.test_sets()[data_set])}
+    exposure = tell_exposure(evaluation.run, arms[0], seeds[0])
+    return name_arms(rows.assign(**place, exposure=exposure, positives=-1))
 
 
-def _measure_arms(evaluation: Evaluation, arms: list[str], seeds: Sequence[int], data_set: str) -> _Measured:
-    rows, findings = evaluation.test_sets()[data_set], evaluation.findings
-    labels, groups = label_matrix(rows, findings), group_findings(findings, evaluation.tiers())
-    generator = evaluation.generator()
-    weights = bootstrap_patients(rows.patient_id, evaluation.resamples, generator)
-    by_seed, replicates = [], []
+@dataclass(frozen=True)
+class _Reached:
+    """AUROC of an arm over seeds, by group of findings."""
+
+    groups: list[str]  # names
+    values: np.ndarray  # ``(groups,)``
+    replicates: np.ndarray  # ``(resamples, groups)``, the same patients and seeds drawn for all arms
+    patients: np.ndarray  # each group rests on ``(groups,)``
+
+
+def _measure_arms(
+    evaluation: Evaluation, arms: list[str], seeds: Sequence[int], data_set: str
+) -> tuple[pd.DataFrame, dict[str, _Reached]]:
+    """AUROC of groups as rows of every seed and over seeds, and as what comparisons are made of."""
+    images, findings = evaluation.test_sets()[data_set], evaluation.findings
+    weights, generator = evaluation.draw_patients(images)
+    labels, tiers = evaluation.labels(images), evaluation.tiers()
+    tables, measured = [], {}
     for arm in progress(arms, label="resampling"):
-        scores = [read_scores(evaluation.run, rows, findings, arm=arm, seed=one, task="zero_shot") for one in seeds]
-        by_seed.append([_average_groups(auroc(labels, one), groups) for one in scores])
-        replicates.append([_average_groups(auroc(labels, one, weights), groups) for one in scores])
-    by_seed, replicates = np.array(by_seed), np.array(replicates)
-    present = np.stack([(labels[:, members] == 1).any(axis=1) for members in groups.values()], axis=1)
-    costs = read_costs(evaluation.run, arms, seeds)[["arm", "seed", *COSTS, "seconds"]]
-    return _Measured(
-        arms=arms,
-        groups=list(groups),
-        by_seed=by_seed,
-        replicates_by_seed=replicates,
-        # Seeds are drawn for all arms at once: what is compared is paired.
-        replicates=np.moveaxis(resample_seeds(np.moveaxis(replicates, 0, 2), generator), 1, 0),
-        patients=count_patients(present, weights),
-        costs=costs.groupby("arm")[[*COSTS, "seconds"]].mean(),
-        costs_by_seed=costs.set_index(["arm", "seed"]),
-        n=len(rows),
-    )
-
-
-def _average_groups(values: np.ndarray, groups: Mapping[str, list[int]]) -> np.ndarray:
-    """``(..., findings)`` to ``(..., groups)``."""
-    return np.stack([macro_mean(values[..., members]) for members in groups.values()], axis=-1)
-
-
-def _list_values(measured: _Measured, seeds: Sequence[int]) -> pd.DataFrame:
-    tables = []
-    for place, arm in enumerate(measured.arms):
-        spent = measured.costs.loc[arm, ["flops", "seconds"]]
-        table = _list_groups(measured, measured.values[place], measured.replicates[place])
-        tables.append(table.assign(arm=arm, seed=OVER_SEEDS, **spent))
-        for number, seed in enumerate(seeds):
-            spent = measured.costs_by_seed.loc[(arm, seed), ["flops", "seconds"]]
-            table = _list_groups(measured, measured.by_seed[place, number], measured.replicates_by_seed[place, number])
-            tables.append(table.assign(arm=arm, seed=seed, **spent))
+        scores = [read_scores(evaluation.run, images, findings, arm=arm, seed=one, task="zero_shot") for one in seeds]
+        of_arm = measure_findings(scores, labels, findings, weights, tiers, ("auroc",), lambda *given: [auroc(*given)])
+        tables.append(of_arm.each_seed(seeds, deepcopy(generator)).assign(arm=arm))
+        groups = slice(len(findings), None)
+        # Seeds are drawn alike for all arms: what is compared is paired.
+        replicates = resample_seeds(of_arm.replicates[:, :, 0, groups], deepcopy(generator))
+        names, values = of_arm.columns.finding[groups].tolist(), of_arm.values[:, 0, groups].mean(axis=0)
+        measured[arm] = _Reached(names, values, replicates, of_arm.patients[groups])
     rows = pd.concat(tables, ignore_index=True)
-    # Drawing few seeds stretches deviations from the mean, which can carry an end past what the metric can be.
-    ends = rows[["ci_low", "ci_high"]].clip(0, 1)
-    return rows.assign(**ends, task=ZERO_SHOT, metric="auroc", setting="")
+    return rows[rows.finding.isin(names) & (rows.metric == "auroc")], measured
 
 
-def _list_differences(measured: _Measured, variants: Sequence[str]) -> pd.DataFrame:
+def _list_differences(measured: Mapping[str, _Reached], variants: Sequence[str]) -> pd.DataFrame:
     tables = []
     for variant in variants:
-        first = measured.arms.index(name_variant(CURATED, variant))
-        for other in (*(name_variant(arm, variant) for arm in RANDOM), FULL):
-            second = measured.arms.index(other)
-            value = measured.values[first] - measured.values[second]
-            table = _list_groups(measured, value, measured.replicates[first] - measured.replicates[second])
-            tables.append(table.assign(arm=measured.arms[first], reference=other))
+        arm = name_variant(CURATED, variant)
+        for other in (*(name_variant(one, variant) for one in RANDOM), FULL):
+            first, second = measured[arm], measured[other]
+            low, high = interval(first.replicates - second.replicates, patients=first.patients)
+            rows = {"finding": first.groups, "value": first.values - second.values, "ci_low": low, "ci_high": high}
+            tables.append(pd.DataFrame(rows).assign(arm=arm, reference=other))
     place = {"task": DIFFERENCE, "metric": "auroc_difference", "setting": "", "seed": OVER_SEEDS}
     return pd.concat(tables, ignore_index=True).assign(**place)
 
 
-def _list_groups(measured: _Measured, values: np.ndarray, replicates: np.ndarray) -> pd.DataFrame:
-    low, high = interval(replicates, patients=measured.patients)
-    return pd.DataFrame({"finding": measured.groups, "value": values, "ci_low": low, "ci_high": high})
-
-
-def _list_savings(measured: _Measured, variants: Sequence[str]) -> pd.DataFrame:
+def _list_savings(measured: Mapping[str, _Reached], variants: Sequence[str], costs: pd.DataFrame) -> pd.DataFrame:
     curated = [name_variant(CURATED, variant) for variant in variants]
     pairs = {
         (arm, other): ([arm], [*(name_variant(other, one) for one in variants), FULL])
@@ -198,28 +144,30 @@ def _list_savings(measured: _Measured, variants: Sequence[str]) -> pd.DataFrame:
     }
     pairs[CURATED, FULL] = (curated, [FULL])
     rows = []
-    for (arm, other), (cheap, dear) in pairs.items():
+    for (arm, other), sides in pairs.items():
+        place = {"arm": arm, "reference": other, "task": SAVING, "seed": OVER_SEEDS}
         for cost, metric in COSTS.items():
-            for group, finding in enumerate(measured.groups):
-                curves = [measured.curve(side, cost, group) for side in (cheap, dear)]
-                saving = measure_saving(*curves, patients=measured.patients[group])
+            for group, finding in enumerate(measured[FULL].groups):
+                curves = [_trace(measured, side, costs[cost], group) for side in sides]
+                saving = measure_saving(*curves, patients=measured[FULL].patients[group])
                 ends = {"value": saving.value, "ci_low": saving.ci_low, "ci_high": saving.ci_high}
-                rows.append(
-                    {"arm": arm, "reference": other, "metric": metric, "finding": finding, "setting": saving.state}
-                    | ends
-                )
-    return pd.DataFrame(rows).assign(task=SAVING, seed=OVER_SEEDS)
+                rows.append(place | {"metric": metric, "finding": finding, "setting": saving.state} | ends)
+    return pd.DataFrame(rows)
+
+
+def _trace(measured: Mapping[str, _Reached], arms: Sequence[str], costs: pd.Series, group: int) -> Curve:
+    """Performance of some arms against a cost, by rising cost."""
+    arms = sorted(arms, key=costs.get)
+    points = [measured[arm] for arm in arms]
+    values, replicates = ([getattr(one, name)[..., group] for one in points] for name in ("values", "replicates"))
+    return Curve(costs[arms].to_numpy(dtype=float), np.array(values), np.stack(replicates, axis=1))
 
 
 # --- for the eye -----------------------------------------------------------------------------------------------------
 
 
 def tabulate_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Every arm at every budget: AUROC of all findings and of each tier with intervals, and what was counted.
-
-    Args:
-        results: of `measure_budgets`, or the results table.
-        costs: `chexstudy.pretraining.arms.definitions.read_costs` of the arms.
+    """Every arm at every budget: AUROC of all findings and of each tier with intervals, and its `read_costs`.
 
     Returns:
         One row a budget and arm, ``kept`` being the share kept; cells such as ``0.812 [0.790, 0.833]``; costs are means
@@ -250,39 +198,26 @@ def list_differences(results: pd.DataFrame) -> pd.DataFrame:
 def compare_spending(
     run: Run, cohort: pd.DataFrame, variants: Mapping[str, PretrainingConfig], seeds: Sequence[int]
 ) -> pd.DataFrame:
-    """Whether the arms of each budget were given what they are compared at: pairs, and operations.
+    """Whether the arms of each budget and seed were given what they are compared at.
 
-    Returns:
-        One row a budget and seed: ``asked`` and ``kept`` pairs of the curated arm; ``pairs_trained`` of it and
-        ``same_data_pairs`` of random pairs; ``same_compute_operations``, those of random batches over its own.
+    That is ``asked`` and ``kept`` pairs of the curated arm; ``pairs_trained`` of it and ``same_data_pairs`` of random
+    pairs; ``same_compute_operations``, those of random batches over its own.
     """
-    rows = []
+    rows, pairs = [], int((cohort.split == "train").sum())
     for variant, config in variants.items():
         curated, *others = (name_variant(arm, variant) for arm in (CURATED, *RANDOM))
         costs = read_costs(run, [curated, *others], seeds).set_index(["arm", "seed"])
         for seed in seeds:
             own, same_data, same_compute = (costs.loc[arm, seed] for arm in (curated, *others))
-            rows.append(
-                {
-                    "variant": variant,
-                    "seed": seed,
-                    "asked": count_budget(config.curator.budget, int((cohort.split == "train").sum())),
-                    "kept": len(run.read_table(f"{arm_folder(curated, seed)}/subset.parquet")),
-                    "pairs_trained": own.pairs_trained,
-                    "same_data_pairs": same_data.pairs_trained,
-                    "same_compute_operations": same_compute.flops / own.flops,
-                }
-            )
+            kept = len(run.read_table(f"{arm_folder(curated, seed)}/subset.parquet"))
+            counts = (count_budget(config.curator.budget, pairs), kept, own.pairs_trained, same_data.pairs_trained)
+            rows.append((variant, seed, *counts, same_compute.flops / own.flops))
     names = ["variant", "seed", "asked", "kept", "pairs_trained", "same_data_pairs", "same_compute_operations"]
     return pd.DataFrame(rows, columns=names)
 
 
 def state_differences(results: pd.DataFrame) -> list[str]:
-    """Which arms the curated one is told from at each budget, in sentences.
-
-    Args:
-        results: of `measure_budgets`, or the results table.
-    """
+    """Which arms the curated one is told from at each budget, in sentences."""
     rows = results[(results.task == DIFFERENCE) & (results.finding == MACRO) & (results.seed == OVER_SEEDS)]
     verdicts = np.select([rows.ci_low > 0, rows.ci_high < 0], ["better", "worse"], "not told apart")
     return [
@@ -298,25 +233,15 @@ def judge_saving(low: float, high: float) -> str:
 
 
 def list_savings(results: pd.DataFrame) -> pd.DataFrame:
-    """What is saved at equal performance over all findings, in words.
-
-    Args:
-        results: of `measure_budgets`, or the results table.
-
-    Returns:
-        ``arm``, ``variant``, ``reference``, ``cost``, ``saved``, ``interval`` and ``verdict``, as text.
-    """
-    rows = results[(results.task == SAVING) & (results.finding == MACRO)]
-    costs = {metric: cost for cost, metric in COSTS.items()}
-    return pd.DataFrame(
-        {
-            **{name: rows[name] for name in ("arm", "variant", "reference")},
-            "cost": rows.metric.map(costs),
-            "saved": [write_saving(row.value, row.setting) for row in rows.itertuples()],
-            "interval": [write_ends(row.ci_low, row.ci_high) for row in rows.itertuples()],
-            "verdict": [judge_saving(row.ci_low, row.ci_high) for row in rows.itertuples()],
-        }
-    ).reset_index(drop=True)
+    """What is saved at equal performance over all findings, in words: ``saved``, ``interval`` and ``verdict``."""
+    rows = results[(results.task == SAVING) & (results.finding == MACRO)].reset_index(drop=True)
+    ends = list(zip(rows.ci_low, rows.ci_high, strict=True))
+    return rows[["arm", "variant", "reference"]].assign(
+        cost=rows.metric.map({metric: cost for cost, metric in COSTS.items()}),
+        saved=[write_saving(*one) for one in zip(rows.value, rows.setting, strict=True)],
+        interval=[write_ends(*one) for one in ends],
+        verdict=[judge_saving(*one) for one in ends],
+    )
 
 
 def write_saving(value: float, state: str) -> str:

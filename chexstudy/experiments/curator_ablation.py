@@ -24,6 +24,7 @@ from chexstudy.curation.online.streaming import Stream, curate_stream
 from chexstudy.curation.quality.overlap import jaccard
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
 from chexstudy.evaluation.task import read_or_measure
+from chexstudy.pretraining.arms.definitions import name_variant
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.training.scoring import Scores
@@ -34,7 +35,6 @@ from chexstudy.statistics.bootstrap import CONFIDENCE
 
 REFERENCE = "published"
 CURATED = "curated"
-ARM_PREFIX = f"{CURATED}."
 JACCARD = "jaccard"
 RARE_TIER = "tail"
 TASK = "ablation_curation"
@@ -64,7 +64,7 @@ class Setting:
     @property
     def arm(self) -> str:
         """The arm that is trained under this setting."""
-        return name_arm(self.name)
+        return name_variant(CURATED, self.name)
 
     def apply(self, reference: PretrainingConfig) -> PretrainingConfig:
         """The reference with the changes."""
@@ -74,11 +74,6 @@ class Setting:
 def change_constants(config: PretrainingConfig, changes: Mapping[str, object]) -> PretrainingConfig:
     """The configuration with some constants of its own or of its curator changed."""
     return PretrainingConfig.from_dict(config.to_dict() | dict(changes))
-
-
-def name_arm(setting: str) -> str:
-    """The arm that is trained under a setting."""
-    return f"{ARM_PREFIX}{setting}"
 
 
 def take_reference(config: PretrainingConfig) -> PretrainingConfig:
@@ -102,10 +97,9 @@ def describe_reference(reference: PretrainingConfig) -> str:
 def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
     """The settings measured on unchanging features, factor by factor, the reference's own value among each.
 
-    Args:
-        pairs: training pairs; settings that so few cannot have are left out (more prototypes than a super-batch or the
-            warm-up holds; super-batches and warm-ups of more pairs than there are), and with them factors of which the
-            reference's own value alone remains.
+    Settings that so few training pairs cannot have are left out (more prototypes than a super-batch or the warm-up
+    holds; super-batches and warm-ups of more pairs than there are), and with them factors of which the reference's own
+    value alone remains.
     """
     curator, batch = reference.curator, reference.super_batch
     sample = min(curator.warm_up_pairs, pairs)
@@ -160,28 +154,16 @@ def _make_setting(reference: PretrainingConfig, factor: str, value: str, changes
 def curate_features(
     features: np.ndarray, config: PretrainingConfig, seed: int, order_seed: int | None = None
 ) -> Stream:
-    """Run the curator over unchanging features, in an order and with chance that depend on the seed alone.
+    """Run the curator over unchanging unit-norm features ``(pairs, dim)``; order and chance depend on the seed alone.
 
-    With several epochs each has an order of its own.
-
-    Args:
-        features: unit-norm joint features ``(pairs, dim)``.
-        config: curator, super-batch and number of curation epochs.
-        seed: of the curator's chance.
-        order_seed: of the order; the same seed without it.
+    With several epochs each has an order of its own; else it may be given another seed than chance.
     """
     order = None
     if config.curation_epochs == 1:
         generator = RandomStreams(seed if order_seed is None else order_seed).generator("order")
         order = torch.randperm(len(features), generator=generator).numpy()
-    return curate_stream(
-        features,
-        config.curator,
-        RandomStreams(seed).generator("selection"),
-        config.super_batch,
-        order,
-        config.curation_epochs,
-    )
+    chance = RandomStreams(seed).generator("selection")
+    return curate_stream(features, config.curator, chance, config.super_batch, order, config.curation_epochs)
 
 
 def mark_kept(stream: Stream, pairs: int) -> np.ndarray:
@@ -202,50 +184,25 @@ class KeptMeasure:
     seed: int = 0  # of the resampling; the same patients are drawn for every kept set
 
     def measure(self, kept: np.ndarray, features: np.ndarray, reference: np.ndarray) -> pd.DataFrame:
-        """`measure_kept` without the single findings, and ``jaccard`` with the reference's kept set.
-
-        Args:
-            kept: ``(pairs,)``, bool.
-            reference: kept set of the reference ``(pairs,)``, bool.
-        """
-        rows = measure_kept(
-            kept,
-            features,
-            self.training,
-            self.tiers,
-            self.truth,
-            self.training.patient_id,
-            np.random.default_rng(self.seed),
-            self.resamples,
-        )
+        """`measure_kept` without the single findings, and ``jaccard`` with the reference's kept set, both masks."""
+        about, generator = (self.training, self.tiers, self.truth), np.random.default_rng(self.seed)
+        rows = measure_kept(kept, features, *about, self.training.patient_id, generator, self.resamples)
         rows = rows[rows.finding.isin((ALL, *TIERS))]
         alike = {"metric": JACCARD, "finding": ALL, "value": jaccard(kept, reference), "n": len(kept), "positives": -1}
         return pd.concat([rows, pd.DataFrame([alike])], ignore_index=True)
 
 
 def measure_settings(
-    run: Run,
-    seed: int,
-    settings: Sequence[Setting],
-    reference: PretrainingConfig,
-    scores: Scores,
-    measure: KeptMeasure,
+    run: Run, seed: int, settings: Sequence[Setting], reference: PretrainingConfig, scores: Scores, measure: KeptMeasure
 ) -> pd.DataFrame:
     """What every setting keeps of a seed's unchanging features; kept in ``ablation/seed<k>/settings.parquet``.
-
-    Args:
-        seed: of the features, the order and the curator's chance.
-        settings: of `list_settings`.
-        scores: the training pairs under the seed's warm-up.
 
     Returns:
         ``setting, seed, metric, finding, value, ci_low, ci_high, n, positives``, each setting once.
     """
     distinct = {setting.name: setting for setting in settings}
-    parameters = {
-        "reference": reference.to_dict(),
-        "settings": {name: dict(one.changes) for name, one in distinct.items()},
-    }
+    changes = {name: dict(one.changes) for name, one in distinct.items()}
+    parameters = {"reference": reference.to_dict(), "settings": changes}
 
     def compute() -> list[pd.DataFrame]:
         features = scores.features
@@ -270,12 +227,7 @@ def measure_kept_sets(
 ) -> pd.DataFrame:
     """The tables that ``compute`` gives as one, kept in ``ablation/seed<k>/<name>.parquet``.
 
-    Args:
-        name: of the table.
-        seed: of the features that kept sets are measured on; goes into the table.
-        parameters: what the table depends on beside cohort, features and measure.
-        inputs: further artifacts it depends on.
-        compute: measures them.
+    It depends on parameters and inputs beside cohort, measure and the features of the seed.
     """
     inputs += tuple(f"curation/scoring/seed{seed}/{side}.npy" for side in ("image", "text"))
     inputs += ("cohort.parquet", *(["truth.parquet"] if measure.truth is not None else []))
@@ -294,10 +246,7 @@ def measure_kept_sets(
 def average_seeds(table: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
     """Mean over the rows of each group, one a seed, with Student's 95 % interval; none from a single seed.
 
-    Args:
-        table: one row a group and seed.
-        by: columns that name a group; groups keep the order in which they come.
-        value: the column that is averaged; rows without a value do not enter.
+    Rows without a value do not enter.
 
     Returns:
         ``by``, the mean under its own name, ``ci_low``, ``ci_high`` and ``seeds``, how many rows entered; and the means
@@ -315,56 +264,43 @@ def average_seeds(table: pd.DataFrame, by: Sequence[str], value: str = "value") 
 
 
 def summarise_settings(rows: pd.DataFrame, identity: Sequence[str] = _IDENTITY) -> pd.DataFrame:
-    """Each measure of each setting over its seeds, under seed -1; intervals end where the measure does.
-
-    Args:
-        rows: of `measure_settings` or `measure_variants`, seeds put together.
-        identity: columns that tell measurements apart.
-    """
+    """Measures over the seeds, under seed -1, by what tells them apart; intervals end where the measure does."""
     table = average_seeds(rows, identity).assign(seed=OVER_SEEDS)
-    highest = np.where(table.metric.isin(_UNBOUNDED), np.inf, 1.0)
-    return table.assign(ci_low=table.ci_low.clip(lower=0.0), ci_high=table.ci_high.clip(upper=highest))
+    return table.assign(ci_low=table.ci_low.clip(lower=0.0), ci_high=table.ci_high.clip(upper=_bound(table)))
+
+
+def _bound(table: pd.DataFrame) -> np.ndarray:
+    return np.where(table.metric.isin(_UNBOUNDED), np.inf, 1.0)
 
 
 def subtract_reference(rows: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
-    """Each setting minus the reference, seed paired with seed, over the seeds; intervals end where differences must.
-
-    Args:
-        rows: of `measure_settings` or `measure_variants`, seeds put together.
-        reference: the setting that is subtracted.
-
-    Returns:
-        ``setting, metric, finding, value, ci_low, ci_high, seeds, n, positives``.
-    """
+    """Each setting minus the reference, seed paired with seed, as `average_seeds`; intervals end where it must."""
     keys = ["seed", "metric", "finding"]
     own = rows.loc[rows.setting == reference, [*keys, "value"]]
     paired = rows[rows.setting != reference].merge(own, on=keys, suffixes=("", "_of_reference"))
     table = average_seeds(paired.assign(value=paired.value - paired.value_of_reference), _IDENTITY)
-    widest = np.where(table.metric.isin(_UNBOUNDED), np.inf, 1.0)
+    widest = _bound(table)
     return table.assign(ci_low=table.ci_low.clip(lower=-widest), ci_high=table.ci_high.clip(upper=widest))
 
 
 def tabulate_settings(
     summary: pd.DataFrame, settings: Sequence[Setting], metrics: Mapping[str, str], pairs: int
 ) -> pd.DataFrame:
-    """The table that `chexstudy.plots.ablation` draws.
+    """The table that `chexstudy.plots.ablation` draws: settings in their order, and measures of a finding or tier.
 
-    Args:
-        summary: rows over seeds with ``setting, metric, finding, value, ci_low, ci_high, seeds``.
-        settings: what to show, in this order; those without rows are left out.
-        metrics: which measures, and of which finding or tier; those without a value anywhere are left out.
-        pairs: what they were chosen from.
+    ``summary`` has a row a measure over seeds; measures without a value anywhere are left out.
     """
-    tables = []
-    for setting in settings:
-        of_setting = summary[summary.setting == setting.name]
-        for metric, finding in metrics.items():
-            row = of_setting[(of_setting.metric == metric) & (of_setting.finding == finding)]
-            place = {"factor": setting.factor, "value": setting.value, "published": setting.name == REFERENCE}
-            tables.append(row.rename(columns={"value": "measure"}).assign(**place, n=pairs))
+    asked = pd.DataFrame(
+        [
+            (one.name, one.factor, one.value, one.name == REFERENCE, *measure)
+            for one in settings
+            for measure in metrics.items()
+        ],
+        columns=["setting", "factor", "shown", "published", "metric", "finding"],
+    )
+    table = asked.merge(summary, on=_IDENTITY).assign(n=pairs).rename(columns={"value": "measure", "shown": "value"})
     columns = ["factor", "value", "published", "metric", "measure", "ci_low", "ci_high", "seeds", "n"]
-    table = pd.concat(tables, ignore_index=True)[columns]
-    return table[table.groupby("metric").measure.transform(lambda values: values.notna().any())].reset_index(drop=True)
+    return table.loc[table.groupby("metric").measure.transform("count") > 0, columns].reset_index(drop=True)
 
 
 def choose_measures(has_truth: bool) -> dict[str, str]:
@@ -375,14 +311,7 @@ def choose_measures(has_truth: bool) -> dict[str, str]:
 
 
 def rank_factors(table: pd.DataFrame) -> pd.DataFrame:
-    """How far each factor moves each measure: the highest minus the lowest mean among its settings.
-
-    Args:
-        table: of `tabulate_settings`.
-
-    Returns:
-        One row a factor, one column a measure.
-    """
+    """How far each factor (row) of `tabulate_settings` moves each measure (column): its highest minus lowest mean."""
     means = table.groupby(["factor", "metric"], sort=False).measure
     return (means.max() - means.min()).unstack()[list(table.metric.unique())]
 
@@ -402,11 +331,9 @@ def list_results(
 ) -> pd.DataFrame:
     """Rows of the results table under the task ``ablation_curation``, of each seed and, as seed -1, over seeds.
 
-    On unchanging features ``setting`` is the constant that is changed; trained ones are variants of the arm.
-
     Args:
-        stream: of `measure_settings`, seeds put together.
-        trained: of `measure_variants`, seeds put together.
+        stream: of `measure_settings`, seeds put together; ``setting`` is the constant that is changed.
+        trained: of `measure_variants`, seeds put together, as variants of the arm.
         law: of `measure_ratio_law`, seeds put together; as the metric ``full_batch_keep_ratio``, with the number of
             prototypes as setting, the cap as variant and the super-batch as group.
         stability: of `measure_stability`; as the metric ``stability``, the Jaccard index of two kept sets, ``group``

@@ -29,11 +29,7 @@ from chexstudy.pretraining.training.subsets import BASELINE
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS, OVER_SEEDS
 from chexstudy.runs import Run
-from chexstudy.statistics.bootstrap import (
-    CONFIDENCE,
-    RESAMPLES,
-    difference_p_values,
-)
+from chexstudy.statistics.bootstrap import CONFIDENCE, RESAMPLES, difference_p_values
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.steps import find_step
 
@@ -45,7 +41,6 @@ STABILITY = "jaccard_across_seeds"
 SAME_TRAINING = 0.03
 _CURATED = "curated"
 _IDENTITY = ["arm", "metric", "finding"]
-_CHOSEN_NOT_ESTIMATED = ("keep_ratio",)
 _WITHOUT_PATIENTS = ("redundancy", "coverage_radius")
 
 
@@ -78,12 +73,8 @@ def measure_methods_kept(
 ) -> pd.DataFrame:
     """`chexstudy.curation.quality.subset_metrics.measure_kept` of every method and seed, then over seeds.
 
-    Neighbours are those of the features the methods were given. On a cohort without labels or without a known truth the
-    measures that need them are left out.
-
-    Args:
-        run: the study, its pairs scored and its subsets chosen.
-        seed: of the resampling; the same patients are drawn for every method.
+    Neighbours are those of the features the methods were given; the same patients are drawn for every method. On a
+    cohort without labels or without a known truth the measures that need them are left out.
 
     Returns:
         Rows of the results table with the arm ``by_<method>``; seed -1 is over seeds, see `summarise_seeds`.
@@ -92,31 +83,29 @@ def measure_methods_kept(
     tiers = prevalence_tiers(measure_prevalence(train)).to_dict() if finding_columns(train) else None
     truth = None
     if run.has("truth.parquet"):
-        truth = run.read_table("truth.parquet").set_index("image_id")
-        truth = truth.loc[train.image_id].reset_index()
-    tables, jobs = [], [(one, method) for one in seeds for method in methods]
-    features, choices, opened = None, {}, None
-    for one, method in progress(jobs, label="measuring what was kept"):
-        if one != opened:
-            features, opened = _features_in_order(run, one, train.image_id), one
-            choices = read_choices(run, methods, one, train.image_id)
-        kept = np.zeros(len(train), dtype=bool)
-        kept[choices[method].rows] = True
-        generator = np.random.default_rng(seed)
-        rows = measure_kept(kept, features, train, tiers, truth, train.patient_id, generator, resamples)
-        tables.append(rows.assign(arm=name_method_arm(method), seed=one))
+        truth = run.read_table("truth.parquet").set_index("image_id").loc[train.image_id].reset_index()
+    tables = []
+    for one in seeds:
+        scores = read_pair_scores(run, one)
+        if list(scores.image_ids) != list(train.image_id):
+            step = find_step("curation/")
+            raise StudyError(f"the scores of seed {one} are of other pairs than the study has now: run {step} again.")
+        choices = read_choices(run, methods, one, train.image_id)
+        for method, choice in progress(choices.items(), len(choices), f"seed {one}, what was kept"):
+            kept = np.zeros(len(train), dtype=bool)
+            kept[choice.rows] = True
+            generator = np.random.default_rng(seed)
+            rows = measure_kept(kept, scores.features, train, tiers, truth, train.patient_id, generator, resamples)
+            tables.append(rows.assign(arm=name_method_arm(method), seed=one))
     by_seed = pd.concat(tables, ignore_index=True)
     rows = pd.concat([by_seed, summarise_seeds(by_seed)], ignore_index=True)
-    place = {"task": KEPT, "data_set": f"{train.source.iloc[0]}/train", "setting": SAME_DATA, "exposure": "seen"}
-    return rows.assign(study=run.study, **place)
+    return rows.assign(study=run.study, **_place_kept(cohort))
 
 
-def _features_in_order(run: Run, seed: int, image_ids: pd.Series) -> np.ndarray:
-    scores = read_pair_scores(run, seed)
-    if list(scores.image_ids) != list(image_ids):
-        step = find_step("curation/")
-        raise StudyError(f"the scores of seed {seed} are of other pairs than the study has now: run {step} again.")
-    return scores.features
+def _place_kept(cohort: pd.DataFrame) -> dict[str, str]:
+    """Where rows of what was kept stand in the results table."""
+    source = cohort.source[cohort.split == "train"].iloc[0]
+    return {"task": KEPT, "data_set": f"{source}/train", "setting": SAME_DATA, "exposure": "seen"}
 
 
 def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -126,27 +115,21 @@ def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     which draw patients and which the seeds share; and Student's t interval of the mean over seeds, which with few seeds
     is wide. What has no interval of patients, such as distances, has that of seeds alone, or none with one seed.
 
-    Args:
-        rows: ``arm, metric, finding, value, ci_low, ci_high, n, positives`` of several seeds.
-
     Returns:
-        The same with one row an arm, metric and finding, and seed -1; n and positives are means, rounded.
+        One row an arm, metric and finding, with seed -1; n and positives are means, rounded.
     """
     summaries = []
     for identity, of_seeds in rows.groupby(_IDENTITY, sort=False):
         metric, values = identity[1], of_seeds.value.dropna()
-        mean, low, high = (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
-        reach = of_seeds.value - of_seeds.ci_low, of_seeds.ci_high - of_seeds.value
-        reach = (0.0, 0.0) if metric in _WITHOUT_PATIENTS else tuple(side.mean(skipna=False) for side in reach)
-        known = len(values) > 1 or metric not in _WITHOUT_PATIENTS
-        if known and metric not in _CHOSEN_NOT_ESTIMATED:
-            of_training = _reach_of_mean(values)
-            low, high = mean - np.hypot(reach[0], of_training), mean + np.hypot(reach[1], of_training)
-        if metric not in _WITHOUT_PATIENTS:
-            low, high = np.clip([low, high], 0, np.inf if metric == "enrichment" else 1)
-        counts = {name: round(of_seeds[name].mean()) for name in ("n", "positives")}
-        summaries.append(dict(zip(_IDENTITY, identity, strict=True)) | {"value": mean, "ci_low": low, "ci_high": high})
-        summaries[-1] |= counts
+        in_patients, ends = metric not in _WITHOUT_PATIENTS, np.full(2, np.nan)
+        if metric != "keep_ratio" and (in_patients or len(values) > 1):
+            sides = of_seeds.value - of_seeds.ci_low, of_seeds.ci_high - of_seeds.value
+            of_patients = [side.mean(skipna=False) if in_patients else 0.0 for side in sides]
+            ends = values.mean() + np.array([-1, 1]) * np.hypot(of_patients, _reach_of_mean(values))
+        if in_patients:
+            ends = np.clip(ends, 0, np.inf if metric == "enrichment" else 1)
+        row = dict(zip((*_IDENTITY, "value", "ci_low", "ci_high"), (*identity, values.mean(), *ends), strict=True))
+        summaries.append(row | {name: round(of_seeds[name].mean()) for name in ("n", "positives")})
     return pd.DataFrame(summaries).assign(seed=OVER_SEEDS)
 
 
@@ -162,9 +145,7 @@ def _reach_of_mean(values: pd.Series) -> float:
 def measure_stability(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
     """How alike a method's choices are from seed to seed: another warm-up and other draws.
 
-    Returns:
-        One row a method: means over pairs of seeds of ``jaccard``, ``jaccard_by_chance`` and ``rank_correlation``, and
-        ``comparisons``, their number; no row with one seed.
+    Means over pairs of seeds by method, and ``comparisons``, their number; no row with one seed.
     """
     image_ids = cohort.image_id[cohort.split == "train"].to_numpy()
     choices = {seed: read_choices(run, methods, seed, image_ids) for seed in seeds}
@@ -179,15 +160,10 @@ def measure_stability(run: Run, cohort: pd.DataFrame, methods: Sequence[str], se
 
 def list_stability(stability: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
     """`measure_stability` as rows of the results table."""
-    source = cohort.source[cohort.split == "train"].iloc[0]
-    rows = {
-        "arm": [name_method_arm(method) for method in stability.index],
-        "value": stability.jaccard.to_numpy(),
-        "n": stability.comparisons.to_numpy(dtype=int),
-    }
-    place = {"task": KEPT, "data_set": f"{source}/train", "finding": ALL, "metric": STABILITY, "setting": SAME_DATA}
-    unknown = {"ci_low": np.nan, "ci_high": np.nan, "positives": -1, "exposure": "seen", "seed": OVER_SEEDS}
-    return pd.DataFrame(rows).assign(**place, **unknown)
+    rows = stability[["jaccard", "comparisons"]].set_axis(["value", "n"], axis=1).astype({"n": int})
+    place = {"finding": ALL, "metric": STABILITY, "seed": OVER_SEEDS, "ci_low": np.nan, "ci_high": np.nan}
+    arms = [name_method_arm(method) for method in stability.index]
+    return rows.assign(arm=arms, positives=-1, **place, **_place_kept(cohort)).reset_index(drop=True)
 
 
 def compare_methods(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
@@ -195,8 +171,7 @@ def compare_methods(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seed
     image_ids = cohort.image_id[cohort.split == "train"].to_numpy()
     total = pd.DataFrame(np.eye(len(methods)) * len(seeds), index=list(methods), columns=list(methods))
     for seed in seeds if len(methods) > 1 else ():
-        compared = compare_selections(read_choices(run, methods, seed, image_ids))
-        for row in compared.itertuples():
+        for row in compare_selections(read_choices(run, methods, seed, image_ids)).itertuples():
             total.loc[row.first, row.second] += row.jaccard
             total.loc[row.second, row.first] += row.jaccard
     return total / len(seeds)
@@ -206,12 +181,9 @@ def compare_methods(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seed
 
 
 def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
-    """The arm of each method that spends what the curated arm spent.
+    """The arm of each method that spends what the curated arm spent, by the costs of both at the same data.
 
     Where the arm trained on the same data spends nearly as much already, it is that arm, and nothing is trained twice.
-
-    Args:
-        costs: ``arm`` and ``flops`` of the curated arm and of the methods' arms at the same data, a row a seed.
     """
     flops = costs.groupby("arm").flops.mean()
     share = {method: flops[name_method_arm(method)] / flops[_CURATED] for method in methods}
@@ -246,11 +218,10 @@ def train_methods(
 
 
 def compare_spending(run: Run, budgets: Mapping[str, Mapping[str, str]], seeds: Sequence[int]) -> pd.DataFrame:
-    """What each method's arms spent, means over seeds.
+    """What each method's arms spent, means over seeds; no row for `train_methods` of no arm.
 
-    Returns:
-        One row a method: ``method, pairs_scored, pairs_trained`` at the same data, and at the ``same_data`` and the
-        ``same_compute`` the operations over those of the curated arm; no row for `train_methods` of no arm.
+    Pairs are those at the same data; at the ``same_data`` and the ``same_compute`` stand the operations over those of
+    the curated arm.
     """
     rows = []
     for method in budgets.get(SAME_DATA, ()):
@@ -271,10 +242,6 @@ def measure_methods_zero_shot(
     latter there are p values too, two-sided, from the spread of the bootstrap and Student's t with one degree less than
     the patients that the difference rests on, as the intervals are; and p values corrected by Holm over the methods
     compared with the baseline, for each group of findings and each kind of budget.
-
-    Args:
-        arms: of `train_methods`.
-        workers: processes; use 1 on a GPU.
 
     Returns:
         Rows of the results table: per seed, over seeds (-1), and differences; ``setting`` is the kind of budget.
@@ -332,13 +299,10 @@ FIGURE_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage"
 def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_METRICS) -> pd.DataFrame:
     """Every method by every measure over seeds, as `chexstudy.plots.comparison.plot_method_comparison` takes it.
 
-    Args:
-        results: rows of the results table, those of the method tasks among them.
-        metrics: measures of what was kept; AUROC is always there.
+    AUROC is always there; measures that the study could not take are left out.
 
     Returns:
-        ``method, metric, measure, ci_low, ci_high, budget_kind, seeds, n``; measures that the study could not take are
-        left out.
+        ``method, metric, measure, ci_low, ci_high, budget_kind, seeds, n``.
     """
     of_methods = results[results.task.isin([KEPT, ZERO_SHOT])]
     if of_methods.empty:
@@ -347,16 +311,8 @@ def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_M
     kept = rows[(rows.task == KEPT) & rows.metric.isin(metrics)]
     trained = rows[(rows.task == ZERO_SHOT) & (rows.metric == "auroc") & rows.finding.isin([MACRO, *TIERS])]
     trained = trained.assign(metric="auroc_" + trained.finding)
-    rows = pd.concat([kept, trained], ignore_index=True)
-    return pd.DataFrame(
-        {
-            "method": [find_arm(arm).method for arm in rows.arm],
-            "metric": rows.metric,
-            "measure": rows.value,
-            "ci_low": rows.ci_low,
-            "ci_high": rows.ci_high,
-            "budget_kind": rows.setting,
-            "seeds": of_methods.seed[of_methods.seed != OVER_SEEDS].nunique(),
-            "n": rows.n,
-        }
-    ).dropna(subset=["measure"], ignore_index=True)
+    rows = pd.concat([kept, trained], ignore_index=True).rename(columns={"value": "measure", "setting": "budget_kind"})
+    seeds = of_methods.seed[of_methods.seed != OVER_SEEDS].nunique()
+    table = rows.assign(method=[find_arm(arm).method for arm in rows.arm], seeds=seeds)
+    columns = ["method", "metric", "measure", "ci_low", "ci_high", "budget_kind", "seeds", "n"]
+    return table[columns].dropna(subset=["measure"], ignore_index=True)

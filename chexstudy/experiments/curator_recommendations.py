@@ -68,11 +68,7 @@ MEASURES = {
 
 
 def summarise_kept(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each method kept, over seeds, as text with 95 % intervals: one row a method.
-
-    Args:
-        rows: of `chexstudy.experiments.curator_comparison.measure_methods_kept`, or the results table.
-    """
+    """What each method kept (`measure_methods_kept`), over seeds, as text with 95 % intervals: one row a method."""
     rows = rows[(rows.task == KEPT) & (rows.seed == OVER_SEEDS) & rows.value.notna()]
     columns = {}
     for (metric, finding), heading in _KEPT_HEADINGS.items():
@@ -83,11 +79,7 @@ def summarise_kept(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise_trained(rows: pd.DataFrame) -> pd.DataFrame:
-    """Zero-shot AUROC over seeds and its difference from random choice, as text: one row a kind of budget and method.
-
-    Args:
-        rows: of `chexstudy.experiments.curator_comparison.measure_methods_zero_shot`, or the results table.
-    """
+    """Zero-shot AUROC (`measure_methods_zero_shot`) and its difference from random choice, over seeds, as text."""
     rows, parts = rows[rows.seed == OVER_SEEDS], []
     for kind in rows[rows.task == ZERO_SHOT].setting.unique():
         of_kind = rows[rows.setting == kind]
@@ -128,38 +120,31 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
     the baseline if its interval does not hold the baseline's value. Neither is corrected for the number of comparisons.
 
     Returns:
-        `chexstudy.experiments.curator_comparison.tabulate_comparison` with ``difference`` from the baseline, its
-        interval ``difference_low, difference_high`` and ``p_holm`` where there are any, and ``verdict``: ``better``,
-        ``worse``, ``even`` or, for the baseline, ``baseline``.
+        `tabulate_comparison` with ``difference`` from the baseline, its interval ``difference_low, difference_high``
+        and ``p_holm`` where there are any, and ``verdict``: ``better``, ``worse``, ``even`` or, for the baseline,
+        ``baseline``.
     """
     table = tabulate_comparison(results, [name for name in MEASURES if not name.startswith(_AUROC)])
-    baseline = table[table.method == BASELINE].set_index(["metric", "budget_kind"]).measure
-    differences = results[(results.task == DIFFERENCE) & (results.seed == OVER_SEEDS)]
-    of_arms = {
-        (metric, _method_of(row.arm), row.finding, row.setting): row
-        for metric in ("auroc_difference", P_HOLM)
-        for row in differences[differences.metric == metric].itertuples()
+    kind = ["metric", "budget_kind"]
+    baseline = table[table.method == BASELINE].set_index(kind).measure.rename("baseline")
+    table = table.join(baseline, on=kind)
+    paired = results[(results.task == DIFFERENCE) & (results.seed == OVER_SEEDS)].rename(columns={"setting": kind[1]})
+    paired = paired.assign(method=paired.arm.map(_method_of), of=paired.metric, metric=_AUROC + paired.finding)
+    place = ["method", *kind]
+    of_means, p_values = (paired[paired.of == name].set_index(place) for name in ("auroc_difference", P_HOLM))
+    table = table.join(of_means[["ci_low", "ci_high"]].add_prefix("paired_"), on=place)
+    table = table.join(p_values.value.rename("p_holm"), on=place)
+    is_paired = table.metric.str.startswith(_AUROC)
+    low, high = (table[f"paired_{end}"].where(is_paired, table[end] - table.baseline) for end in ("ci_low", "ci_high"))
+    more_is_better = table.metric.map({name: one.more_is_better for name, one in MEASURES.items()})
+    outcomes = {
+        "baseline": table.method == BASELINE,
+        "even": ~((low > 0) | (high < 0)),
+        "better": np.where(more_is_better, low > 0, high < 0),
     }
-    rows = []
-    for row in table.itertuples():
-        reference = baseline.get((row.metric, row.budget_kind), np.nan)
-        place = (row.method, row.metric.removeprefix(_AUROC), row.budget_kind)
-        paired, p_holm = of_arms.get(("auroc_difference", *place)), of_arms.get((P_HOLM, *place))
-        ends = (row.ci_low - reference, row.ci_high - reference)
-        if row.metric.startswith(_AUROC):
-            ends = (np.nan, np.nan) if paired is None else (paired.ci_low, paired.ci_high)
-        judged = {"difference": row.measure - reference, "difference_low": ends[0], "difference_high": ends[1]}
-        judged["p_holm"] = np.nan if p_holm is None else p_holm.value
-        rows.append(judged | {"verdict": _judge(row, *ends)})
-    return pd.concat([table, pd.DataFrame(rows)], axis=1)
-
-
-def _judge(row, low: float, high: float) -> str:
-    if row.method == BASELINE:
-        return "baseline"
-    if not (low > 0 or high < 0):
-        return "even"
-    return "better" if (low > 0) == MEASURES[row.metric].more_is_better else "worse"
+    verdict = np.select([*outcomes.values()], [*outcomes], "worse")
+    judged = {"difference": table.measure - table.baseline, "difference_low": low, "difference_high": high}
+    return table.drop(columns=["baseline", "paired_ci_low", "paired_ci_high"]).assign(**judged, verdict=verdict)
 
 
 def advise_methods(results: pd.DataFrame) -> pd.DataFrame:

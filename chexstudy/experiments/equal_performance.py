@@ -45,15 +45,10 @@ class Saving:
 
 
 def fit_rising(values: np.ndarray) -> np.ndarray:
-    """The rising values closest to the given ones in least squares, all of one weight.
+    """The rising values closest to the given ones ``(..., points)`` in least squares, all of one weight.
 
-    By the max-min formula, whose cost grows with the fourth power of the points: for curves of a few.
-
-    Args:
-        values: ``(..., points)``, in the order of the cost.
-
-    Returns:
-        ``(..., points)``, each at least as high as the one before; NaN throughout where one is NaN.
+    By the max-min formula, whose cost grows with the fourth power of the points: for curves of a few. NaN throughout
+    where one is NaN.
     """
     values = np.asarray(values, dtype=float)
     points = range(values.shape[-1])
@@ -64,15 +59,10 @@ def fit_rising(values: np.ndarray) -> np.ndarray:
 
 
 def read_off_cost(costs: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The least cost at which a rising curve has a performance.
+    """The least cost ``(...)`` at which a rising curve has the performance wanted ``(...)``.
 
-    Args:
-        costs: ``(points,)``, positive, ascending.
-        values: ``(..., points)``, rising.
-        wanted: ``(...)``, the performance.
-
-    Returns:
-        ``(...)``: 0 where all of the curve has it, infinity where none has, NaN where something is NaN.
+    The curve has values ``(..., points)`` at ascending costs ``(points,)``. It is 0 where all of the curve has the
+    performance, infinity where none has, NaN where something is NaN.
     """
     logs, values, wanted = np.log(np.asarray(costs, dtype=float)), np.asarray(values), np.asarray(wanted)[..., None]
     reached = (values < wanted).sum(axis=-1, keepdims=True)
@@ -90,12 +80,7 @@ def measure_saving(cheap: Curve, dear: Curve, patients: float | None = None) -> 
     """The share of the second side's cost that the first saves at equal performance.
 
     One side is a single point. At its performance the cost of the other, the curve, is read off: on all data, for the
-    value, and in each resample, for the interval.
-
-    Args:
-        cheap: what saves.
-        dear: against what.
-        patients: on how many the performance rests, as in `chexstudy.statistics.bootstrap.interval`.
+    value, and in each resample, for the interval. It rests on so many patients as `interval` takes them.
     """
     if min(len(cheap.costs), len(dear.costs)) != 1:
         raise StudyError("a saving is measured at one performance: give a curve and a single point, not two curves.")

@@ -10,16 +10,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.experiments.curator_ablation import (
-    JACCARD,
-    REFERENCE,
-    average_seeds,
-    subtract_reference,
-)
+from chexstudy.experiments.curator_ablation import JACCARD, REFERENCE, average_seeds, subtract_reference
 from chexstudy.experiments.trained_variants import ZERO_SHOT_DIFFERENCE
 from chexstudy.results import OVER_SEEDS, write_interval
 
 STREAM, TRAINED = "unchanging features", "training"
+_QUIRK = ["quirk", "constant", "published", "corrected", "measured"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,6 @@ class Quirk:
     """One switch."""
 
     number: str  # of the project's notes
-    what: str  # the quirk, in words
     constant: str  # of `CuratorConfig` or `PretrainingConfig`
     published: object  # its published value
     corrected: object  # the value that mends it
@@ -42,22 +37,21 @@ class Quirk:
 
 
 QUIRKS = (
-    Quirk("F1", "the outlier band is dropped", "outlier_policy", "drop", "keep", ((REFERENCE, "outliers_kept"),)),
+    # The outlier band is dropped; and the share kept depends on batch and prototypes.
+    Quirk("F1", "outlier_policy", "drop", "keep", ((REFERENCE, "outliers_kept"),)),
+    Quirk("F2", "rule", "published", "budgeted", ((REFERENCE, "budgeted"),)),
+    # First prototypes come from the first rows of the cohort, by a k-means that sees features not of unit norm.
+    Quirk("F3", "warm_up_order", "first", "random"),
+    Quirk("F4", "warm_up_features", "raw", "normalised"),
+    # At its temperature balancing hardly balances; and the update of prototypes is balanced.
+    Quirk("F5", "sinkhorn_epsilon", 0.5, 0.05),
+    Quirk("F5", "assignment", "balanced", "nearest"),
+    # Prototypes follow the kept pairs alone, by features from before the step.
+    Quirk("F6", "update_features", "kept", "all"),
+    Quirk("F6", "update_timing", "before_step", "after_step", ((REFERENCE, "after_step"),)),
+    # The schedule's length changes with the subset.
     Quirk(
-        *("F2", "the share kept depends on batch and prototypes", "rule", "published", "budgeted"),
-        ((REFERENCE, "budgeted"),),
-    ),
-    Quirk("F3", "first prototypes from the first rows of the cohort", "warm_up_order", "first", "random"),
-    Quirk("F4", "k-means sees features that are not of unit norm", "warm_up_features", "raw", "normalised"),
-    Quirk("F5", "a temperature at which balancing hardly balances", "sinkhorn_epsilon", 0.5, 0.05),
-    Quirk("F5", "balanced assignment in the update", "assignment", "balanced", "nearest"),
-    Quirk("F6", "prototypes follow the kept pairs alone", "update_features", "kept", "all"),
-    Quirk(
-        *("F6", "prototypes move by features from before the step", "update_timing", "before_step", "after_step"),
-        ((REFERENCE, "after_step"),),
-    ),
-    Quirk(
-        *("F10", "the schedule's length changes with the subset", "schedule", "published", "hold_then_cosine"),
+        *("F10", "schedule", "published", "hold_then_cosine"),
         (("schedule_published", REFERENCE), (REFERENCE, "schedule_held")),
     ),
 )
@@ -81,16 +75,15 @@ def compare_quirks(
 
     Args:
         stream: of `measure_settings`, seeds put together.
-        trained: of `chexstudy.experiments.trained_variants`, seeds put together; variants that were not trained are
-            left out.
-        zero_shot: rows of the results table on one data set, with the differences of variants; may be empty.
+        trained: of `measure_variants`, seeds put together; variants that were not trained are left out.
+        zero_shot: of `evaluate_variants`, on one data set.
         metrics: measures of kept sets, and of which finding or tier; those that were not taken are left out.
 
     Returns:
-        ``quirk, what, constant, published, corrected``; ``measured``, on unchanging features or in training;
-        ``metric, finding, value, ci_low, ci_high, seeds``. The metric ``jaccard`` is no difference but the overlap of
-        the two kept sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are over seeds, that
-        of AUROC over patients and seeds.
+        ``quirk, constant, published, corrected``; ``measured``, on unchanging features or in training; ``metric,
+        finding, value, ci_low, ci_high, seeds``. The metric ``jaccard`` is no difference but the overlap of the two
+        kept sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are over seeds, that of AUROC
+        over patients and seeds.
     """
     tables = []
     for quirk in QUIRKS:
@@ -101,24 +94,19 @@ def compare_quirks(
             found = [_compare_kept(rows, published, corrected, metrics)]
             if measured == TRAINED and len(zero_shot):
                 found.append(_compare_zero_shot(zero_shot, published, corrected))
-            tables.append(pd.concat(found, ignore_index=True).assign(measured=measured, **_identify(quirk)))
-    columns = ["quirk", "what", "constant", "published", "corrected", "measured"]
-    columns += ["metric", "finding", "value", "ci_low", "ci_high", "seeds"]
-    return pd.concat(tables, ignore_index=True)[columns]
-
-
-def _identify(quirk: Quirk) -> dict:
-    values = {"published": str(quirk.published), "corrected": str(quirk.corrected)}
-    return {"quirk": quirk.number, "what": quirk.what, "constant": quirk.constant, **values}
+            place = {"quirk": quirk.number, "constant": quirk.constant, "measured": measured}
+            place |= {"published": str(quirk.published), "corrected": str(quirk.corrected)}
+            tables.append(pd.concat(found, ignore_index=True).assign(**place))
+    return pd.concat(tables, ignore_index=True)[[*_QUIRK, "metric", "finding", "value", "ci_low", "ci_high", "seeds"]]
 
 
 def _compare_kept(rows: pd.DataFrame, published: str, corrected: str, metrics: Mapping[str, str]) -> pd.DataFrame:
     overlap = rows[(rows.setting == (corrected if published == REFERENCE else published)) & (rows.metric == JACCARD)]
     overlap = average_seeds(overlap, ["metric", "finding"])
     overlap = overlap.assign(ci_low=overlap.ci_low.clip(lower=0.0), ci_high=overlap.ci_high.clip(upper=1.0))
-    changes = subtract_reference(rows[rows.setting.isin((published, corrected))], published)
-    wanted = pd.concat([changes[(changes.metric == name) & (changes.finding == of)] for name, of in metrics.items()])
-    return pd.concat([overlap, wanted[wanted.value.notna()]], ignore_index=True)
+    wanted = pd.DataFrame(metrics.items(), columns=["metric", "finding"])
+    changes = wanted.merge(subtract_reference(rows[rows.setting.isin((published, corrected))], published))
+    return pd.concat([overlap, changes[changes.value.notna()]], ignore_index=True)
 
 
 def _compare_zero_shot(results: pd.DataFrame, published: str, corrected: str) -> pd.DataFrame:
@@ -157,7 +145,6 @@ def lay_out_quirks(table: pd.DataFrame) -> pd.DataFrame:
         write_interval(row.value, row.ci_low, row.ci_high, ".3f" if row.metric == JACCARD else "+.3f")
         for row in table.itertuples()
     ]
-    index = ["quirk", "constant", "published", "corrected", "measured"]
-    wide = table.assign(cell=cells).pivot(index=index, columns="metric", values="cell").fillna("")
-    order = table[index].drop_duplicates()
+    wide = table.assign(cell=cells).pivot(index=_QUIRK, columns="metric", values="cell").fillna("")
+    order = table[_QUIRK].drop_duplicates()
     return wide.loc[list(order.itertuples(index=False, name=None)), list(table.metric.unique())]

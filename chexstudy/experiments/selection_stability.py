@@ -28,10 +28,6 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
 
     The last super-batch of an epoch is left out: it is smaller, and so keeps more.
 
-    Args:
-        features: unit-norm joint features ``(pairs, dim)``.
-        seed: of the order and of chance.
-
     Returns:
         ``prototypes, central_cap, super_batch, law`` (of `expected_fraction`), ``measure, n, seed``.
     """
@@ -62,10 +58,7 @@ def average_ratio_law(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.ndarray]) -> pd.DataFrame:
-    """How alike the kept sets of each rule are when only what should not matter changes.
-
-    Args:
-        features: unit-norm joint features ``(pairs, dim)`` of each seed's model.
+    """How alike the kept sets of each rule are when only what should not matter changes, on each seed's features.
 
     Returns:
         One row for every two kept sets: ``rule``; ``varied``: ``super-batch`` (same features, same order), ``order``,
@@ -78,25 +71,22 @@ def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.nd
     batches = _list_batches(pairs, reference.curator.prototypes)
     for rule in RULES:
         config = change_constants(reference, {"rule": rule})
-        own = {}
+        own, compared = {}, []
         for seed, seen in progress(features.items(), len(features), f"{rule} rule, stability"):
-            own[seed] = mark_kept(curate_features(seen, config, seed), pairs)
-            by_batch = {
-                f"{batch:,}": mark_kept(curate_features(seen, replace(config, super_batch=batch), seed), pairs)
-                for batch in batches
-            }
-            reordered = mark_kept(curate_features(seen, config, seed, order_seed=seed + _ELSEWHERE), pairs)
-            redrawn = mark_kept(curate_features(seen, config, seed + _ELSEWHERE, order_seed=seed), pairs)
-            for varied, selections in (
-                ("super-batch", by_batch),
-                ("order", {"one order": own[seed], "another": reordered}),
-                ("chance", {"one draw": own[seed], "another": redrawn}),
-            ):
-                if len(selections) > 1:
-                    rows.append(_compare(selections).assign(rule=rule, varied=varied, seed=seed))
-        if len(own) > 1:
-            named = {f"seed {seed}": kept for seed, kept in own.items()}
-            rows.append(_compare(named).assign(rule=rule, varied="seed", seed=OVER_SEEDS))
+            by_batch = {f"{batch:,}": (replace(config, super_batch=batch), seed) for batch in batches}
+            runs = {"own": (config, seed), "reordered": (config, seed, seed + _ELSEWHERE)}
+            runs |= {"redrawn": (config, seed + _ELSEWHERE, seed)} | by_batch
+            kept = {name: mark_kept(curate_features(seen, *run), pairs) for name, run in runs.items()}
+            own[f"seed {seed}"] = kept["own"]
+            compared += [
+                ("super-batch", seed, {name: kept[name] for name in by_batch}),
+                ("order", seed, {"one order": kept["own"], "another": kept["reordered"]}),
+                ("chance", seed, {"one draw": kept["own"], "another": kept["redrawn"]}),
+            ]
+        for varied, seed, selections in [*compared, ("seed", OVER_SEEDS, own)]:
+            if len(selections) > 1:
+                alike = compare_selections(selections).drop(columns="rank_correlation")
+                rows.append(alike.assign(rule=rule, varied=varied, seed=seed))
     return pd.concat(rows, ignore_index=True).assign(n=pairs)
 
 
@@ -106,10 +96,6 @@ def _list_batches(pairs: int, prototypes: int) -> list[int]:
     if len(batches) == 1:
         batches.add(max(BLOCK, pairs // 2 // BLOCK * BLOCK))
     return sorted(one for one in batches if prototypes <= one <= pairs)
-
-
-def _compare(selections: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    return compare_selections(selections)[["first", "second", "jaccard", "jaccard_by_chance"]]
 
 
 def describe_stability(table: pd.DataFrame) -> str:

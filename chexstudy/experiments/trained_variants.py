@@ -12,13 +12,7 @@ from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.image_text.evaluate import evaluate_arms
 from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO, METRICS
-from chexstudy.experiments.curator_ablation import (
-    RARE_TIER,
-    REFERENCE,
-    KeptMeasure,
-    Setting,
-    measure_kept_sets,
-)
+from chexstudy.experiments.curator_ablation import RARE_TIER, REFERENCE, KeptMeasure, Setting, measure_kept_sets
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
@@ -33,16 +27,11 @@ ZERO_SHOT, ZERO_SHOT_DIFFERENCE = "ablation_zero_shot", "ablation_zero_shot_diff
 
 def list_variants(reference: PretrainingConfig) -> list[Setting]:
     """The settings that are trained, the reference first."""
-    slow = reference.learning_rate / 10
+    slow, budgeted = reference.learning_rate / 10, {"rule": "budgeted"}
     variants = [
         Setting(REFERENCE, "Rule", "published"),
-        Setting("budgeted", "Rule", "budgeted", {"rule": "budgeted"}),
-        Setting(
-            "budgeted_outliers_kept",
-            "Rule",
-            "budgeted, outliers kept",
-            {"rule": "budgeted", "outlier_policy": "keep"},
-        ),
+        Setting("budgeted", "Rule", "budgeted", budgeted),
+        Setting("budgeted_outliers_kept", "Rule", "budgeted, outliers kept", budgeted | {"outlier_policy": "keep"}),
         Setting("outliers_kept", "Outliers", "keep", {"outlier_policy": "keep"}),
         Setting("two_epochs", "Curation epochs", "2", {"curation_epochs": 2}),
         Setting("three_epochs", "Curation epochs", "3", {"curation_epochs": 3}),
@@ -77,14 +66,7 @@ def train_variants(
     device: str = "auto",
     workers: int = 1,
 ) -> None:
-    """Train what is not trained yet, each variant as the arm of its name, by the same worker processes.
-
-    Args:
-        run: the study; the warm-up of every seed must be trained.
-        reference: what the variants change.
-        device: see `chexstudy.pretraining.training.arm_run.pretrain`.
-        workers: trainings side by side; use 1 on a GPU.
-    """
+    """Train what is not trained yet, each variant of the reference as the arm of its name, by the same processes."""
     configs = {variant.name: variant.apply(reference) for variant in variants}
     missing = {
         variant.arm: [seed for seed in seeds if not is_trained(run, variant.arm, seed, configs[variant.name])]
@@ -100,13 +82,9 @@ def train_variants(
 def measure_variants(
     run: Run, seed: int, variants: Sequence[Setting], scores: Scores, measure: KeptMeasure
 ) -> pd.DataFrame:
-    """What every trained variant has kept; kept in ``ablation/seed<k>/variants.parquet``.
+    """What every trained variant, the reference first, has kept; kept in ``ablation/seed<k>/variants.parquet``.
 
     Coverage and redundancy are those under the seed's warm-up, the same model for all variants.
-
-    Args:
-        variants: trained ones, the reference first.
-        scores: the training pairs under the seed's warm-up.
     """
     subsets = {one.name: f"{require_current_arm(run, one.arm, seed)}/subset.parquet" for one in variants}
 
@@ -133,11 +111,7 @@ def summarise_churn(run: Run, variants: Sequence[Setting], seeds: Sequence[int])
 def evaluate_variants(
     evaluation: Evaluation, variants: Sequence[Setting], seeds: Sequence[int], workers: int = 1
 ) -> pd.DataFrame:
-    """Zero-shot classification of trained variants, and of each minus the reference.
-
-    Args:
-        variants: trained ones, the reference first.
-        workers: processes; use 1 on a GPU.
+    """Zero-shot classification of trained variants, and of each minus the reference, which is the first.
 
     Returns:
         Rows of the results table for means over findings (all, and by tier), under tasks of their own. None where the
@@ -163,15 +137,8 @@ def evaluate_variants(
 
 
 def summarise_variants(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
-    """AUROC of the variants over seeds, as `tabulate_settings` takes it: ``auroc`` of all findings, ``auroc_tail``.
-
-    Args:
-        results: of `evaluate_variants`; may be empty.
-        data_set: which test set.
-    """
+    """AUROC of the variants over seeds, as `tabulate_settings` takes it: ``auroc`` of all findings, ``auroc_tail``."""
     columns = ["setting", "metric", "finding", "value", "ci_low", "ci_high", "seeds"]
-    if len(results) == 0:
-        return pd.DataFrame(columns=columns)
     chosen = (results.task == ZERO_SHOT) & (results.setting == CHOSEN) & (results.metric == "auroc")
     rows = results[chosen & (results.data_set == data_set) & results.finding.isin((MACRO, RARE_TIER))]
     seeds = rows.seed[rows.seed != OVER_SEEDS].nunique()
@@ -181,14 +148,7 @@ def summarise_variants(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
 
 
 def list_differences(results: pd.DataFrame, data_set: str) -> pd.DataFrame:
-    """Each variant minus the reference, over seeds: AUROC of all findings and of each tier, for the eye.
-
-    Args:
-        results: of `evaluate_variants`; may be empty.
-        data_set: which test set.
-    """
+    """Each variant minus the reference, over seeds: AUROC of all findings and of each tier, for the eye."""
     columns = ["variant", "finding", "value", "ci_low", "ci_high", "n"]
-    if len(results) == 0:
-        return pd.DataFrame(columns=columns)
     wanted = (results.task == ZERO_SHOT_DIFFERENCE) & (results.metric == "auroc_difference")
     return results.loc[wanted & (results.data_set == data_set) & results.value.notna(), columns].reset_index(drop=True)
