@@ -208,8 +208,7 @@ def test_images_that_are_not_there_go_to_quarantine_and_none_comes_from_elsewher
     store, _ = build_cohort(Run("mine"), "huggingface", str(folder), 40, "pad", 0, phantom, workers=1)
     assert list(store.image_ids) == ["huggingface/scan0.png", "huggingface/inside.png"]
     assert np.array_equal(
-        store.read(["huggingface/inside.png"])[0],
-        np.random.default_rng(8).integers(0, 255, (40, 40), np.uint8),
+        store.read(["huggingface/inside.png"])[0], np.random.default_rng(8).integers(0, 255, (40, 40), np.uint8)
     )
     quarantine = pd.read_parquet(Run("mine").path("quarantine.parquet"))
     assert list(quarantine["reason"]) == ["missing"] * 3

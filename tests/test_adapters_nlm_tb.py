@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,10 +47,7 @@ def test_the_flat_layout(tmp_path):
     assert cohort["patient_id"].is_unique
     assert cohort.attrs["readings_without_image"] == 1
     assert cohort.attrs["images_without_row"] == 0
-
-
-def test_other_findings_are_stated_by_a_reading_or_not_at_all(tmp_path):
-    cohort = build_source("nlm_tb", make_flat_folder(tmp_path), seed=0)
+    # Other findings are stated by a reading or not at all.
     assert list(cohort["Pleural Effusion"].fillna(9)) == [0, -1, 9, 0, 9]
     assert list(cohort["Cavity"].fillna(9)) == [0, 9, 9, 0, 9]
 
@@ -92,8 +91,8 @@ def test_the_original_archives(tmp_path):
         ("right upper PTB with fibrous changes", {"Fibrosis": 1}),
         ("bilateral acute hematogenous disseminated PTB", {"Miliary Tuberculosis": 1}),
         (
-            "1.bilateral secondary PTB  with right upper atelectasis;2.right pleural adhesions;3.left emphysema",
-            {"Atelectasis": 1, "Pleural Thickening": 1, "Emphysema": 1},
+            "1.secondary PTB  with upper atelectasis;2.right pleural adhesions",
+            {"Atelectasis": 1, "Pleural Thickening": 1},
         ),
     ],
 )
@@ -103,16 +102,13 @@ def test_readings_are_labelled_by_what_they_say(reading, stated):
 
 def test_what_is_wrong_with_the_folder_is_one_sentence(tmp_path):
     holding = "the folder that holds the Shenzhen (CHNCXR_*.png) and Montgomery (MCUCXR_*.png) images."
-    with pytest.raises(StudyError) as caught:
-        build_source("nlm_tb", "", seed=0)
-    assert str(caught.value) == f"no data folder was given: set data_root to {holding}"
-    with pytest.raises(StudyError) as caught:
-        build_source("nlm_tb", tmp_path, seed=0)
-    assert str(caught.value) == f"{tmp_path} holds no radiographs: set data_root to {holding}"
+    for folder, said in (("", "no data folder was given"), (tmp_path, f"{tmp_path} holds no radiographs")):
+        with pytest.raises(StudyError, match=f"^{re.escape(f'{said}: set data_root to {holding}')}$"):
+            build_source("nlm_tb", folder, seed=0)
     folder = make_flat_folder(tmp_path)
     (folder / "readings.csv").write_text("study_id,sex,age,text\nCHNCXR_0001_0.png,Male,45,normal\n")
     with pytest.raises(
-        StudyError, match=r"^readings\.csv lacks the column 'findings'; it has study_id, sex, age, text"
+        StudyError, match=r"^readings\.csv lacks the column 'findings'; it has 'study_id', 'sex', 'age', 'text'"
     ):
         build_source("nlm_tb", folder, seed=0)
 

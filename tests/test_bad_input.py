@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cli.main import main
 from chexstudy.cohort.images.decode import fit_square
@@ -19,19 +18,6 @@ SIZE = 40
 
 def make_pixels(seed):
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE), np.uint8)
-
-
-def write_dicom(path, pixels, photometric):
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3"
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.Rows = dataset.Columns = SIZE
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
-    dataset.PixelData = pixels.tobytes()
-    dataset.save_as(path, enforce_file_format=True)
 
 
 def make_folder(folder, **changes):
@@ -71,7 +57,8 @@ def test_bad_files_are_set_aside_and_unusual_ones_read(home, capsys):
     (folder / "02.png").write_bytes((folder / "02.png").read_bytes()[:700])
     (folder / "03.png").write_bytes(b"not an image at all")
     (folder / "04.dcm").write_text("<html><body>403 Forbidden</body></html>")
-    write_dicom(folder / "05.dcm", 255 - make_pixels(5), "MONOCHROME1")
+    dataset = make_dicom(255 - make_pixels(5), PhotometricInterpretation="MONOCHROME1")
+    (folder / "05.dcm").write_bytes(to_bytes(dataset))
     Image.fromarray(np.full((SIZE, SIZE), 80, np.uint8)).save(folder / "08.png")
 
     assert build(folder) == 0

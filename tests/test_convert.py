@@ -105,7 +105,7 @@ def test_check_reads_every_shard(cohort, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--study", "mine", "--size", "0"], "the image size must be a positive whole number of pixels, not 0."),
+        (["--study", "mine", "--size", "0"], "the image size must be a whole number of pixels from 1 to 65536, not 0."),
         (["--study", "mine", "--size", "9", "--workers", "0"], "the number of processes that read images must be 1 or"),
         (["--study", "mine", "--size", "9", "--shard-images", "0"], "a shard of the pixel store must hold 1 or more"),
         (["--study", "nobody", "--size", "9"], "study 'nobody' has no cohort.parquet yet: run 01_build_cohort first."),

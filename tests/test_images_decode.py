@@ -83,10 +83,16 @@ def test_jpeg_is_read_and_turned_as_its_camera_says():
 def test_bad_files_have_a_reason_each(tmp_path):
     png = encode(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))
     jpeg = encode(Image.fromarray(gradient(200, 200)), "JPEG")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
     assert reason_of(png[: len(png) // 2]) == "truncated"
     assert reason_of(jpeg[: len(jpeg) // 2]) == "truncated"
     assert reason_of(png[:200] + b"\xff" * 300 + png[500:]) in ("damaged", "truncated")
-    assert reason_of(b"<!DOCTYPE html><html>Login required</html>") == "not an image"
+    with pytest.raises(StudyError) as caught:
+        decode_radiograph(b"<!DOCTYPE html><html>Login required</html>")
+    assert str(caught.value) == (
+        "the image cannot be used: not an image (a web page); "
+        "a page, a text or something else under the name of an image."
+    )
     assert reason_of(b"\xef\xbb\xbf\n<html>") == "not an image"
     assert reason_of(b"version https://git-lfs.github.com/spec/v1\n") == "not an image"
     assert reason_of(bytes(range(256)) * 4) == "not an image"
@@ -99,25 +105,6 @@ def test_bad_files_have_a_reason_each(tmp_path):
     (tmp_path / "empty.png").touch()
     with pytest.raises(UnreadableImage, match=r"^the image cannot be used: empty; the file has no bytes\.$"):
         decode_radiograph(read_bytes(tmp_path / "empty.png"))
-
-
-def test_html_named_as_dicom_is_one_sentence(tmp_path):
-    path = tmp_path / "1.2.3.dcm"
-    path.write_text("<html><body>403 Forbidden</body></html>")
-    with pytest.raises(StudyError) as caught:
-        decode_radiograph(read_bytes(path))
-    assert str(caught.value) == (
-        "the image cannot be used: not an image (a web page); "
-        "a page, a text or something else under the name of an image."
-    )
-
-
-def test_an_absurdly_large_picture_is_refused_before_it_is_decoded():
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
-    data = bytearray(encode(Image.fromarray(gradient())))
-    data[16:29] = header
-    data[29:33] = struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    assert reason_of(bytes(data)) == "too large"
 
 
 def make_tiff(values, bits, photometric, sample_format=1, order="<"):
@@ -269,10 +256,6 @@ def test_only_regular_files_of_a_bearable_length_are_read(tmp_path, monkeypatch)
         decode_radiograph(read_bytes("long.png"))
 
 
-def test_truncated_images_are_never_filled_up():
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
-
-
 # --- resizing -------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +310,7 @@ def test_deep_images_are_rounded_after_the_resize_and_stay_in_range():
 def test_wrong_size_and_fit_are_one_sentence():
     with pytest.raises(StudyError, match=r"^fit must be one of crop, pad, not 'squash'\.$"):
         fit_square(gradient(), 32, "squash")
-    with pytest.raises(StudyError, match=r"^the image size must be a positive whole number of pixels, not 0\.$"):
+    with pytest.raises(StudyError, match=r"^the image size must be a whole number of pixels from 1 to 65536, not 0\.$"):
         fit_square(gradient(), 0)
 
 

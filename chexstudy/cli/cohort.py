@@ -144,7 +144,7 @@ def export(options: Namespace) -> None:
 
     writes: the shards, and export.json, which says what they hold
     """
-    from chexstudy.cohort.interchange.export import ExportOptions, export_cohort
+    from chexstudy.cohort.export import ExportOptions, export_cohort
     from chexstudy.runs import Run
 
     chosen = ExportOptions(

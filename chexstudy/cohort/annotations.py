@@ -54,6 +54,9 @@ class Box:
     box: tuple[float, float, float, float]  # left, top, width and height
     picture: tuple[int, int]  # height and width of the picture in whose pixels the box is given
 
+    def describe(self) -> tuple:
+        return self.image_id, self.structure, self.box, self.picture
+
     def read(self) -> Annotation:
         return (self.image_id, self.structure, BOX, *self.picture, None, np.array(self.box, np.float32))
 
@@ -65,6 +68,10 @@ class MaskFile:
     image_id: str
     structure: str
     path: Path
+
+    def describe(self) -> tuple:
+        status = self.path.stat()
+        return self.image_id, self.structure, status.st_size, status.st_mtime_ns
 
     def read(self) -> Annotation:
         try:
@@ -79,12 +86,9 @@ class MaskFile:
 class Regions:
     """Where findings are on the images of a pixel store."""
 
-    # One row an image and finding that is present there: ``image_id``, ``finding`` and ``mask``, bool ``(size, size)``
-    # with at least one pixel.
+    # A row a finding of an image: ``image_id``, ``finding`` and ``mask``, bool ``(size, size)`` and not empty.
     table: pd.DataFrame
-    # ``finding`` (the outline or boxes of the finding) or ``lungs`` (no outline is known, the mask is that of the
-    # lungs).
-    kind: str = FINDING
+    kind: str = FINDING  # ``finding`` (its outline or boxes) or ``lungs`` (no outline is known, the mask is theirs)
     missing: str = ""  # one sentence on what is not at hand, where the table is empty for that
 
     def mask(self, image_id: str, finding: str) -> np.ndarray | None:
@@ -121,20 +125,12 @@ def write_annotations(rows: Iterable[Annotation], path: str | Path) -> None:
 
 def build_annotations(run: Run, listed: Sequence[Box | MaskFile]) -> None:
     """Bring what a source annotates into the study, masks read once; what is current stays."""
-    told = [_describe(one) for one in listed]
-    parameters = {"annotations": hash_values(told)}
+    parameters = {"annotations": hash_values([one.describe() for one in listed])}
     if run.is_current(ANNOTATIONS, run.key(parameters)):
         return
     rows = progress((one.read() for one in listed), len(listed), "reading annotations")
     write_annotations(rows, run.path(ANNOTATIONS))
     run.record(ANNOTATIONS, parameters)
-
-
-def _describe(one: Box | MaskFile) -> tuple:
-    if isinstance(one, Box):
-        return one.image_id, one.structure, one.box, one.picture
-    status = one.path.stat()
-    return one.image_id, one.structure, status.st_size, status.st_mtime_ns
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -161,13 +157,8 @@ def read_masks(run: Run, image_ids: Iterable[str]) -> dict[str, dict[str, np.nda
 def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: int, fit: str) -> Regions:
     """Where findings that the labels call present are; where no finding has an outline or a box, the lungs.
 
-    ``No Finding`` is nowhere: it has no region, not even the lungs.
-
-    Args:
-        rows: cohort rows of one source.
-
-    Returns:
-        Regions in the order of ``rows`` and ``findings``; where nothing is known, none, and in ``missing`` why.
+    ``No Finding`` is nowhere: it has no region, not even the lungs. The rows are of one source, and the regions in the
+    order of rows and findings; where nothing is known there are none, and ``missing`` says why.
     """
     findings = [finding for finding in findings if finding != NO_FINDING]
     table = _read_rows(run, rows.image_id)
@@ -212,9 +203,7 @@ def list_lesion_sizes(run: Run, rows: pd.DataFrame, findings: Sequence[str], siz
 def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
 
-    Returns:
-        bool ``(size, size)``, True where at least half of a pixel is inside. Of a region too small for that, the pixels
-        it covers most are kept.
+    True where at least half of a pixel is inside. Of a region too small for that, the pixels it covers most are kept.
     """
     if mask.shape == (size, size):
         return mask

@@ -21,25 +21,12 @@ _PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_outcomes.parq
 
 
 def build_cohort(
-    run: Run,
-    source: str,
-    data_root: str,
-    size: int,
-    fit: str,
-    seed: int,
-    phantom: PhantomConfig,
-    workers: int = 2,
+    run: Run, source: str, data_root: str, size: int, fit: str, seed: int, phantom: PhantomConfig, workers: int = 2
 ) -> tuple[PixelStore, dict]:
-    """Describe the images of a source, read each once, and write the study's cohort, pixels, annotations and
-    quarantine list.
+    """Describe a source's images, read each once, and write the study's cohort, pixels, annotations and quarantine.
 
-    Args:
-        source: ``phantom``, or one of `chexstudy.cohort.adapters.SOURCES`.
-        data_root: folder of a real source; relative paths start where the user stands.
-        phantom: what a phantom is made of; unused for real data.
-
-    Returns:
-        The pixel store, and notes, for example how many images no table names and how many are copies.
+    The source is ``phantom``, made as the configuration says, or one of `chexstudy.cohort.adapters.SOURCES`, which lies
+    in ``data_root``. Notes come with the store, for example how many images no table names and how many are copies.
     """
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)

@@ -19,7 +19,6 @@ from chexstudy.errors import StudyError
 # Children, and then twenty years at a time: the span in which disease and body habitus of chest radiographs change.
 AGE_BANDS = {"0-17": (0, 18), "18-39": (18, 40), "40-59": (40, 60), "60-79": (60, 80), "80+": (80, np.inf)}
 NEAR_DUPLICATE = "near-duplicate"
-_UNKNOWN = "unknown"
 _NAMES_SHOWN = 12
 _NOT_GROUPS = ("image_id", "patient_id", "study_id", "image_path", "report")
 
@@ -40,13 +39,14 @@ def list_groups(cohort: pd.DataFrame, near_duplicate: np.ndarray | None = None) 
     A finding's group holds the pairs labelled present; pairs labelled uncertain are neither in it nor compared with
     it, while pairs whose report does not state the finding count as without it, as reports seldom state what is
     absent. Tiers are those of the long tail in this cohort (above 10 %, 1 to 10 %, below 1 % of the pairs). Unknown
-    sex, view and age are no groups.
-
-    Args:
-        cohort: the rows of a cohort table that the curator could choose from, or of a table with some of its columns.
-        near_duplicate: ``(pairs,)`` bool, which pairs repeat another; None if it is not known.
+    sex, view and age are no groups. ``near_duplicate (pairs,)`` says which pairs repeat another, if it is known.
     """
-    findings = [name for name in finding_columns(cohort) if _holds_labels(cohort[name])]
+    # A table of the user's own may have columns beside the reserved ones that are no finding's.
+    findings = [
+        name
+        for name in finding_columns(cohort)
+        if pd.api.types.is_numeric_dtype(cohort[name]) and cohort[name].dropna().isin([1, 0, -1]).all()
+    ]
     labels = label_matrix(cohort, findings)
     groups = [
         Group("finding", name, labels[:, place] == 1, labels[:, place] != -1) for place, name in enumerate(findings)
@@ -71,26 +71,17 @@ def list_groups(cohort: pd.DataFrame, near_duplicate: np.ndarray | None = None) 
     return groups
 
 
-def _holds_labels(column: pd.Series) -> bool:
-    """Whether a column beside the reserved ones is a finding's; a table of the user's own may have others."""
-    return pd.api.types.is_numeric_dtype(column) and bool(column.dropna().isin([1, 0, -1]).all())
-
-
 def _list_values(cohort: pd.DataFrame, kind: str, names: Iterable[str], column: str = "") -> list[Group]:
     column = column or kind
     if column not in cohort:
         return []
-    names = [name for name in names if name != _UNKNOWN]
+    names = [name for name in names if name != "unknown"]
     known = cohort[column].isin(names).to_numpy()
     return [Group(kind, name, (cohort[column] == name).to_numpy(dtype=bool, na_value=False), known) for name in names]
 
 
 def find_members(table: pd.DataFrame, kind: str, name: str) -> np.ndarray:
-    """Which pairs are in a group: one of `list_groups`, or those with a value in a column of the table.
-
-    Returns:
-        ``(pairs,)`` bool, true somewhere.
-    """
+    """Which pairs ``(pairs,)`` are in a group: one of `list_groups`, or those with a value in a column of the table."""
     groups = list_groups(table)
     known = {one.name: one.members for one in groups if one.kind == kind}
     of_kind = known
@@ -117,13 +108,7 @@ def mark_near_duplicates(
     """Which pairs repeat another one: by the phantom's truth if given, else pairs embedded exactly like an earlier one.
 
     Exact equality finds copies of a file, not near copies; a threshold on similarity would need a choice per encoder.
-
-    Args:
-        truth: the phantom's truth with ``image_id`` and ``duplicate_of``.
-        features: ``(pairs, dim)`` in the cohort's order.
-
-    Returns:
-        ``(pairs,)`` bool, or None if neither is given.
+    Features are ``(pairs, dim)`` in the cohort's order; None if neither is given.
     """
     if truth is not None:
         original = cohort.image_id.map(truth.set_index("image_id").duplicate_of.fillna(""))

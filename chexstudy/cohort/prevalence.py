@@ -30,10 +30,7 @@ def prevalence_tiers(prevalence: pd.Series) -> pd.Series:
     """Divide findings into ``head``, ``medium`` and ``tail``, in the order given; ``No Finding`` is in none of them.
 
     CXR-LT counts ``No Finding`` as one more head class; here it is in no tier, because it is no disease and what an arm
-    gains on it says nothing of how it treats the common ones.
-
-    Args:
-        prevalence: share of the training images with each finding, indexed by finding.
+    gains on it says nothing of how it treats the common ones. A prevalence is a share of the training images.
     """
     prevalence = prevalence.drop(NO_FINDING, errors="ignore").astype(float)
     if not prevalence.between(0, 1).all():

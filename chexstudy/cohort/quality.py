@@ -59,10 +59,9 @@ def check_image(path: str | Path, size: int, fit: str) -> CheckedImage:
 
 
 def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int = 2) -> Iterator[CheckedImage]:
-    """Check image files in parallel and yield the results in the order of the paths.
+    """Check image files in so many processes and yield the results in the order of the paths.
 
-    Args:
-        workers: number of processes; with 1, or few images, everything happens in this process.
+    With one process, or few images, everything happens in this one.
     """
     check_fit(size, fit)
     paths = [str(path) for path in paths]
@@ -72,7 +71,8 @@ def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int 
     # Spawned rather than forked: the parent may hold threads of torch or of a notebook's kernel.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),)) as pool:
-        tasks = (pool.submit(_check_batch, batch, size, fit) for batch in _cut(paths, _IMAGES_PER_TASK))
+        starts = range(0, len(paths), _IMAGES_PER_TASK)
+        tasks = (pool.submit(_check_batch, paths[start : start + _IMAGES_PER_TASK], size, fit) for start in starts)
         ahead: deque[Future] = deque(islice(tasks, workers * _TASKS_AHEAD))
         try:
             while ahead:
@@ -97,9 +97,7 @@ def set_aside_empty_reports(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
 def set_aside_copies(cohort: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Separate the rows whose file has the bytes of a file in a split nearer to the test, which keeps them.
 
-    Returns:
-        The other rows, among them copies within one split, and quarantine rows with ``copy_of``, the index of the row
-        that stays.
+    The others may be copies within one split; the quarantine rows have ``copy_of``, the index of the row that stays.
     """
     split = cohort["split"].map(SPLITS.index).to_numpy()
     kept = {}
@@ -117,10 +115,9 @@ def split_by_reason(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The checked rows that can be used, and the quarantine table of all others in the cohort's order.
 
-    Args:
-        outcomes: ``reason`` and ``detail`` of each of them, by position; an empty reason keeps the row.
-        set_aside: quarantine rows of the other images, with the cohort's index, and ``copy_of`` as
-            `set_aside_copies` gives it: a copy of a file that cannot be used shares its reason.
+    ``outcomes`` has ``reason`` and ``detail`` of each checked row by position; an empty reason keeps it. ``set_aside``
+    has quarantine rows of the other images, with the cohort's index, and ``copy_of`` as `set_aside_copies` gives it: a
+    copy of a file that cannot be used shares its reason.
     """
     is_bad = outcomes["reason"].ne("").to_numpy(bool)
     bad = checked.loc[is_bad, ["image_id", "image_path"]]
@@ -144,10 +141,6 @@ def count_quarantine(quarantine: pd.DataFrame) -> pd.DataFrame:
 def resolve_image_paths(cohort: pd.DataFrame, root: str | Path) -> list[Path]:
     """The image files of a cohort; relative paths start at ``root``."""
     return [Path(root) / path for path in cohort["image_path"]]
-
-
-def _cut(paths: list[str], length: int) -> Iterator[list[str]]:
-    return (paths[start : start + length] for start in range(0, len(paths), length))
 
 
 def _check_batch(paths: list[str], size: int, fit: str) -> list[CheckedImage]:

@@ -141,18 +141,18 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
     """A pseudo-report: one sentence for each stated label, in the order of the labels.
 
     Where ``No Finding`` is 1 and nothing is present or uncertain, the report is one of two fixed sentences (so many
-    images share a text); otherwise the label ``No Finding`` itself gets no sentence.
+    images share a text); otherwise the label ``No Finding`` itself gets no sentence. The report is one line, empty if
+    no label is stated.
 
     Args:
-        labels: finding -> 1 (present), 0 (absent), -1 (uncertain); a finding that is not stated (None, NaN or a missing
-            value of pandas) gets no sentence.
+        labels: finding -> 1 (present), 0 (absent), -1 (uncertain); None, NaN or a missing value is not stated.
         word_budget: number of words the report should not exceed; randomly chosen absent findings are left out until it
             fits. Present and uncertain ones always stay.
-
-    Returns:
-        The report in one line, empty if no label is stated.
     """
-    stated = {finding: int(label) for finding, label in labels.items() if _is_stated(label, finding)}
+    stated = {finding: label for finding, label in labels.items() if not pd.isna(label)}
+    for finding, label in stated.items():
+        if label not in _STATES:
+            raise StudyError(f"a label of {finding!r} is {label!r}; a label is 1, 0, -1 or empty.")
     no_finding = stated.pop(NO_FINDING, None)
     if no_finding == PRESENT and all(label == ABSENT for label in stated.values()):
         return _pick(_WORDS["no_finding_sentences"], seed, image_id, NO_FINDING).capitalize() + "."
@@ -165,14 +165,6 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
                 break
             excess -= len(sentences.pop(finding).split())
     return " ".join(sentences.values())
-
-
-def _is_stated(label: object, finding: str) -> bool:
-    if pd.isna(label):
-        return False
-    if label not in (PRESENT, ABSENT, UNCERTAIN):
-        raise StudyError(f"a label of {finding!r} is {label!r}; a label is 1, 0, -1 or empty.")
-    return True
 
 
 def _write_sentence(finding: str, label: int, image_id: str, seed: int) -> str:

@@ -19,17 +19,12 @@ DEFAULT_FRACTIONS = MappingProxyType({"train": 0.7, "validate": 0.1, "test": 0.2
 def split_patients(cohort: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
     """Give each patient, with all images, to one split.
 
-    Patients are put in an order drawn by hashing seed and ``patient_id``, and the order is cut at the fractions: the
-    numbers of patients are exact to one patient, and neither the order of the rows nor that of earlier draws matters.
-
-    Args:
-        fractions: split -> share of the patients; the shares add up to 1.
-
-    Returns:
-        A copy with the column ``split``.
+    Patients are put in an order drawn by hashing seed and ``patient_id``, and the order is cut at the fractions (split
+    -> share of the patients): the numbers of patients are exact to one patient, and neither the order of the rows nor
+    that of earlier draws matters.
     """
     check_fractions(fractions)
-    patients = sorted(set(cohort["patient_id"]), key=lambda patient: _draw(seed, patient))
+    patients = sorted(set(cohort["patient_id"]), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
     bounds = np.rint(np.cumsum(list(fractions.values())) * len(patients)).astype(int)
     names = np.repeat(list(fractions), np.diff(bounds, prepend=0))
     split_of_patient = dict(zip(patients, names.tolist(), strict=True))
@@ -56,11 +51,8 @@ def choose_main_test_set(data_sets: Iterable[str]) -> str:
     """The data set that stands for all where one must: in notebooks, in figures, in experiments.
 
     One that is enriched with rare findings where there is one, since in others too few patients have them to judge;
-    else a plain test set; of several the first by name. Names alone decide, so that who sees images and who sees rows
-    of results choose the same.
-
-    Args:
-        data_sets: names ``source/split``.
+    else a plain test set; of several the first by name. Names, ``source/split``, alone decide, so that who sees images
+    and who sees rows of results choose the same.
     """
     names = sorted(set(data_sets))
     return next((name for end in ("/test_enriched", "/test") for name in names if name.endswith(end)), names[0])
@@ -74,7 +66,3 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
     if any(share < 0 for share in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         told = ", ".join(f"{name} {share:g}" for name, share in fractions.items())
         raise StudyError(f"the shares of the splits must be 0 or more and add up to 1, not {told}.")
-
-
-def _draw(seed: int, patient: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{patient}".encode()).digest()

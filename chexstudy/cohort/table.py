@@ -13,6 +13,7 @@ table's folder or absolute.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
 
@@ -39,22 +40,11 @@ _CLOSED = MappingProxyType({"split": SPLITS, "view": VIEWS, "sex": SEXES, "repor
 _SMALL_NUMBER = re.compile(r"-?\d{1,3}(\.\d{1,3})?")
 _WORD = re.compile(r"[A-Za-z]{1,12}|[A-Za-z]{3,12}\d")
 _FEW_WORDS = 5  # different ones in a column
-_A_LABEL = "; a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated)."
-_AN_OUTCOME = "; an outcome is 1 (it happened), 0 (it did not) or empty (unknown)."
 _A_TIME = "; a time is a number of years above 0, and is empty only where the outcome is unknown."
 _TEXT_COLUMNS = ("image_id", "patient_id", "study_id", "source", "image_path")
 RESERVED_COLUMNS = (
-    "image_id",
-    "patient_id",
-    "study_id",
-    "source",
-    "split",
-    "view",
-    "sex",
-    "age_years",
-    "image_path",
-    "report",
-    "report_origin",
+    *("image_id", "patient_id", "study_id", "source", "split", "view", "sex", "age_years"),
+    *("image_path", "report", "report_origin"),
 )
 
 
@@ -82,19 +72,21 @@ def label_matrix(cohort: pd.DataFrame, findings: list[str]) -> np.ndarray:
     return cohort[findings].to_numpy(dtype="float32", na_value=np.nan)
 
 
+def require_columns(table: pd.DataFrame, names: Iterable[str], origin: str) -> None:
+    """Raise a StudyError unless the table has these columns; the sentence lists those it has."""
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        several, has = "s" * (len(missing) > 1), ", ".join(map(repr, table.columns))
+        raise StudyError(f"{origin} lacks the column{several} {', '.join(map(repr, missing))}; it has {has}.")
+
+
 def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> pd.DataFrame:
     """Check a cohort table against the contract and return it with the contract's column order and types.
 
-    Args:
-        cohort: the table; every column that is neither reserved nor begins with ``outcome_`` is taken as a finding.
-        origin: what to call the table in an error message, for example its path.
+    Every column that is neither reserved nor begins with ``outcome_`` is taken as a finding; messages call the table
+    by its ``origin``.
     """
-    missing = [name for name in RESERVED_COLUMNS if name not in cohort.columns]
-    if missing:
-        raise StudyError(
-            f"{origin} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"it has {', '.join(cohort.columns)}."
-        )
+    require_columns(cohort, RESERVED_COLUMNS, origin)
     if cohort.empty:
         raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")
     findings, outcomes, places = finding_columns(cohort), outcome_columns(cohort), cohort.index
@@ -107,10 +99,13 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
             held = " is empty" if pd.isna(cell) else f" holds {show_value(cell, cohort[name])}" if shown else ""
             raise StudyError(f"{origin}: {name_place(places, row)}, column {name!r}{held}{expected}")
 
-    for name in findings:
+    def take_numbers(name: str, allowed: list[int], expected: str) -> None:
         numbers = pd.to_numeric(cohort[name], errors="coerce")
-        refuse(cohort[name].notna() & ~numbers.isin([1, 0, -1]), name, _A_LABEL)
+        refuse(cohort[name].notna() & ~numbers.isin(allowed), name, expected)
         cohort[name] = numbers.astype("Int8")
+
+    for name in findings:
+        take_numbers(name, [1, 0, -1], "; a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated).")
     for outcome in outcome_names(cohort):
         name, years_name = f"{OUTCOME_PREFIX}{outcome}", f"{OUTCOME_PREFIX}{outcome}{YEARS_SUFFIX}"
         if not outcome or outcome.endswith(YEARS_SUFFIX):
@@ -118,14 +113,12 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
                 f"{origin}: the time {name!r} has no event column {name.removesuffix(YEARS_SUFFIX)!r}: add it, 1 where "
                 "the event happened and 0 where observation ended without it."
             )
-        events = pd.to_numeric(cohort[name], errors="coerce")
-        refuse(cohort[name].notna() & ~events.isin([1, 0]), name, _AN_OUTCOME)
-        cohort[name] = events.astype("Int8")
+        take_numbers(name, [1, 0], "; an outcome is 1 (it happened), 0 (it did not) or empty (unknown).")
         if years_name in cohort:
             cells = cohort[years_name]
             years = pd.to_numeric(cells, errors="coerce").astype("float32")
             possible = years.gt(0) & np.isfinite(years)
-            refuse((events.notna() & cells.isna()) | (cells.notna() & ~possible), years_name, _A_TIME)
+            refuse((cohort[name].notna() & cells.isna()) | (cells.notna() & ~possible), years_name, _A_TIME)
             cohort[years_name] = years
     for name in RESERVED_COLUMNS:
         if name == "age_years":

@@ -32,10 +32,9 @@ def clean_text(text: str) -> str:
 
 
 def normalise_ids(ids: pd.Series) -> pd.Series:
-    """Identifiers as texts in one spelling; missing where a cell is empty or holds a word for nothing.
+    """Identifiers, texts or numbers, as texts in one spelling; missing where a cell is empty or a word for nothing.
 
-    Args:
-        ids: texts or numbers; ``17.0`` is ``17``, but ``0017`` stays.
+    ``17.0`` is ``17``, but ``0017`` stays.
     """
     known = {value: _normalise(value) for value in ids.dropna().unique()}
     return ids.map(known).astype("str")
@@ -55,18 +54,13 @@ def is_rounded(identifier: str) -> bool:
 def unify_patients(patients: pd.Series) -> tuple[pd.Series, int]:
     """Give patients that differ in letter case, width of letters or zeros in front alone one spelling.
 
-    Args:
-        patients: identifiers of `normalise_ids`, none missing.
-
-    Returns:
-        The identifiers, the first in order of the alphabet for all spellings of one, and how many patients had several.
+    Takes identifiers of `normalise_ids`, none missing; gives the first in order of the alphabet for all spellings of
+    one, and how many patients had several.
     """
-    spellings: dict[str, list[str]] = {}
-    for name in sorted(patients.unique()):
-        spellings.setdefault(patient_key(name), []).append(name)
-    several = [names for names in spellings.values() if len(names) > 1]
-    one = {name: names[0] for names in several for name in names}
-    return patients.map(lambda name: one.get(name, name)).astype("str"), len(several)
+    spellings = pd.Series(sorted(patients.unique()), dtype="str")
+    keys = spellings.map(patient_key)
+    one = dict(zip(spellings, spellings.groupby(keys).transform("first"), strict=True))
+    return patients.map(one).astype("str"), int((keys.value_counts() > 1).sum())
 
 
 def patient_key(patient: str) -> str:

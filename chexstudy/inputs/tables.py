@@ -10,6 +10,7 @@ import io
 import re
 import zlib
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,7 @@ from chexstudy.inputs.placeholders import is_placeholder
 _PARQUET = (".parquet", ".pq")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (*_PARQUET, *_SEPARATORS, *(f"{ending}.gz" for ending in _SEPARATORS))
-IDENTIFIERS = ("image_id", "patient_id", "study_id")
+_IDENTIFIERS = ("image_id", "patient_id", "study_id")
 NESTED = "nested"  # in ``attrs``: columns of lists, records or bytes, which are left out
 
 _MOST_COLUMNS = 10_000
@@ -49,24 +50,20 @@ def read_text_table(path: Path) -> pd.DataFrame:
     if not path.name.lower().endswith(_PARQUET):
         return _read_csv(path)
     arrow = _read_parquet(path)
-    texts = {}
-    for name, column in zip(arrow.column_names, arrow.columns, strict=True):
-        text = _cast_to_text(column)
-        if text is not None:
-            cells = text.to_pandas().astype("str")
-            texts[name] = cells.where(cells.str.strip() != "")
-    table = pd.DataFrame(texts, index=pd.RangeIndex(len(arrow), name="row"))
+    nested = [name for name in arrow.column_names if _is_nested(arrow[name].type)]
+    table = pd.DataFrame(
+        {name: _cast_to_text(arrow[name]) for name in arrow.column_names if name not in nested},
+        index=pd.RangeIndex(len(arrow), name="row"),
+    )
     table = _drop_unnamed(table, path)
-    table.attrs[NESTED] = [name for name in arrow.column_names if name not in texts]
+    table.attrs[NESTED] = nested
     return table
 
 
 def read_typed_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A table whose columns are numbers where every cell is one; identifiers (`IDENTIFIERS`) of a CSV are texts.
+    """A table, or the asked-for columns that it has, with numbers where every cell of a column is one.
 
-    Args:
-        path: the file.
-        columns: only those of these that it has; all, if not given.
+    Identifiers of a CSV (of images, patients and studies) are texts.
     """
     _require_file(path)
     if path.name.lower().endswith(_PARQUET):
@@ -75,7 +72,7 @@ def read_typed_table(path: Path, columns: Sequence[str] | None = None) -> pd.Dat
         return _drop_unnamed(table, path)
     table = _read_csv(path)
     names = [name for name in table.columns if columns is None or name in columns]
-    return table[names].apply(lambda cells: cells if cells.name in IDENTIFIERS else _tell_type(cells))
+    return table[names].apply(lambda cells: cells if cells.name in _IDENTIFIERS else _tell_type(cells))
 
 
 def list_columns(path: Path) -> list[str]:
@@ -147,17 +144,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
         what = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
         raise StudyError(f"{path.name} has {what[other]} between its cells: write {what[separator]} there.")
     _check_names(header, path)
-    width = len(header) - next((number for number, cell in enumerate(reversed(header)) if cell), len(header))
+    width = max((number for number, cell in enumerate(header, start=1) if cell), default=0)
     _check_widths(records, begins, width, len(header), first, path)
     _refuse_swallowed_rows(records, begins, lines, width, separator, path)
-    columns = zip(*records, strict=False) if records else [()] * width
-    table = pd.DataFrame(index=pd.Index(begins, name="line", dtype="int64"))
-    cells = {
-        number: pd.Series([cell if cell.strip() else None for cell in column], index=table.index, dtype="str")
-        for number, column in zip(range(width), columns, strict=False)
-    }
-    table = pd.DataFrame(cells, index=table.index).set_axis(header[:width], axis=1)
-    table = _drop_unnamed(table, path)
+    columns = islice(zip(*records, strict=False), width) if records else [()] * width
+    cells = {number: [cell if cell.strip() else None for cell in column] for number, column in enumerate(columns)}
+    table = pd.DataFrame(cells, pd.Index(begins, name="line", dtype="int64"), dtype="str")
+    table = _drop_unnamed(table.set_axis(header[:width], axis=1), path)
     table.attrs[NESTED] = []
     return table
 
@@ -266,20 +259,22 @@ def _read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         _check_names([clean_text(name) for name in file.schema_arrow.names], path)
         wanted = [name for name, clean in names.items() if columns is None or clean in columns]
         table = file.read(columns=wanted)
-        return pa.table({names[name]: _decode_categories(table[name]) for name in wanted})
+        columns = {names[name]: table[name] for name in wanted}
+        for name, column in columns.items():
+            if pa.types.is_dictionary(column.type):
+                columns[name] = column.cast(column.type.value_type)
+        return pa.table(columns)
     except _DAMAGES:
         raise StudyError(f"{path} cannot be read as a table: write it again as Parquet.") from None
 
 
-def _decode_categories(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+def _is_nested(kind: pa.DataType) -> bool:
+    return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _cast_to_text(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The column as texts, whole numbers without decimals; None if its cells are no single values."""
-    kind = column.type
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return None
-    if pa.types.is_floating(kind):
+def _cast_to_text(column: pa.ChunkedArray) -> pd.Series:
+    """The column as texts, whole numbers without decimals."""
+    if pa.types.is_floating(column.type):
         column = compute.if_else(compute.is_nan(column), None, column)
-    return column.cast(pa.string())
+    cells = column.cast(pa.string()).to_pandas().astype("str")
+    return cells.where(cells.str.strip() != "")

@@ -35,12 +35,9 @@ def read_data_beside(module: str) -> dict:
 
 
 def read_yaml(path: Path, what: str, words: bool = False) -> object:
-    """What a YAML file says.
+    """What a YAML file says; ``what`` is its name in messages.
 
-    Args:
-        path: the file.
-        what: what the file is called in messages.
-        words: every value is the text that was written; else YAML's rules tell numbers and truth values.
+    With ``words`` every value is the text that was written; else YAML's rules tell numbers and truth values.
     """
     if not path.is_file():
         raise StudyError(f"there is no {what} at {path}: check the path.")

@@ -78,12 +78,8 @@ def read_source(
     """What a source's folder gives and what is wrong with it; only what can be said of no data set is raised.
 
     Image files are named, not read: those that are missing or cannot be used are set aside, with a reason, when the
-    pixel store is built. ``attrs["images_without_row"]`` of the cohort is the number of images no table speaks of.
-
-    Args:
-        unpack_to: the folder that images are unpacked to which lie within other files.
-        options: what the columns mean, for sources that are no data set; see
-            `chexstudy.cohort.adapters.folder.check_folder`.
+    pixel store is built. Those within other files are unpacked to a folder, once. Options say what the columns mean,
+    for sources that are no data set; see `chexstudy.cohort.adapters.folder.check_folder`.
     """
     require_source(name)
     if name in DATASETS:

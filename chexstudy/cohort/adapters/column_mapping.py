@@ -32,8 +32,6 @@ _NAMES = _DATA["names"]
 WORDS = {
     kind: {word: value for value, words in values.items() for word in words} for kind, values in _DATA["words"].items()
 }
-_TEXTS = ("table", "images", "source")
-_PAIRS = ("columns", "values", "fractions")
 _NOTHING = ("", "null", "~", "none")
 
 # What an empty cell means.
@@ -88,14 +86,15 @@ def plain_word(word: object) -> str:
 
 def guess_names(columns: Iterable[str]) -> dict[str, str]:
     """Contract column -> the column that is called like it."""
-    by_name = {plain_name(column): column for column in reversed(list(columns)) if not column.startswith("__")}
+    by_name = name_plainly(columns)
     found = {column: next((name for name in names if name in by_name), None) for column, names in _NAMES.items()}
     return {column: by_name[name] for column, name in found.items() if name}
 
 
-def plain_name(column: str) -> str:
-    """A column's name in lower case without blanks, hyphens and underscores."""
-    return re.sub(r"[\s_-]+", "", column.lower())
+def name_plainly(columns: Iterable[str]) -> dict[str, str]:
+    """Name in lower case without blanks, hyphens and underscores -> the first column called so."""
+    own = (column for column in reversed(list(columns)) if not column.startswith("__"))
+    return {re.sub(r"[\s_-]+", "", column.lower()): column for column in own}
 
 
 def read_mapping_file(path: Path) -> dict:
@@ -112,23 +111,17 @@ def check_mapping(options: Mapping[str, object]) -> ColumnMapping:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise StudyError(f"the mapping has no entry {unknown[0]!r}: its entries are {', '.join(known)}.")
-    given = {name: _require_text(name, options[name]) for name in _TEXTS if name in options}
+    given = dict(options)
+    for name in given.keys() & {"table", "images", "source"}:
+        given[name] = _require_text(name, given[name])
     if "/" in given.get("source", ""):
         raise StudyError("the mapping's entry 'source' is the first part of every image_id: write it without a '/'.")
-    pairs = {
-        name: _require_pairs(name, options[name]) for name in ("columns", "values", "fractions") if name in options
-    }
-    if "columns" in pairs:
-        given["columns"] = {name: _read_column(name, value) for name, value in pairs["columns"].items()}
-    if "values" in pairs:
-        given["values"] = {kind: _read_values(kind, words) for kind, words in pairs["values"].items()}
-    if "fractions" in pairs:
-        given["fractions"] = {
-            split: _read_number(f"fractions: {split}", one) for split, one in pairs["fractions"].items()
-        }
+    for name in given.keys() & _READERS.keys():
+        given[name] = {own: _READERS[name](own, value) for own, value in _require_pairs(name, given[name]).items()}
+    if "fractions" in given:
         check_fractions(given["fractions"])
-    if "word_budget" in options:
-        budget = _read_number("word_budget", options["word_budget"])
+    if "word_budget" in given:
+        budget = _read_number("word_budget", given["word_budget"])
         if budget < 1 or budget != int(budget):
             raise StudyError("the mapping's entry 'word_budget' must be a whole number of words, 1 or more.")
         given["word_budget"] = int(budget)
@@ -196,3 +189,10 @@ def _read_number(entry: str, value: object) -> float:
     except (TypeError, ValueError):
         pass
     raise StudyError(f"the mapping's entry {entry!r} must be a number.")
+
+
+_READERS = {
+    "columns": _read_column,
+    "values": _read_values,
+    "fractions": lambda split, share: _read_number(f"fractions: {split}", share),
+}

@@ -41,9 +41,7 @@ _HOLDING = "the images and their table"
 def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> ManifestReport:
     """The cohort of your own folder; everything that is wrong is said at once and not raised.
 
-    Args:
-        options: entries of the mapping; without ``columns``, ``cohort.yaml`` in the folder is read, and they go before
-            what it says.
+    Options are entries of the mapping; without ``columns``, ``cohort.yaml`` is read, and they go before what it says.
     """
     try:
         folder = require_folder(data_root, _HOLDING)

@@ -26,7 +26,7 @@ from chexstudy.cohort.adapters.unpacking import (
     tell_split,
     unpack_parts,
 )
-from chexstudy.cohort.interchange.formats import tell_image_kind
+from chexstudy.cohort.images.decode import tell_picture_kind
 from chexstudy.errors import StudyError
 
 NAME = "huggingface"
@@ -43,19 +43,16 @@ def build_huggingface(data_root: str | Path, seed: int, unpack_to: str | Path, *
     """The cohort of a dataset folder.
 
     Without a column named split, the names of the dataset's splits tell it; where all are ``train``, patients are split
-    70/10/20. Cells of class labels count as the names of their classes.
-
-    Args:
-        options: what the columns mean, as for `chexstudy.cohort.adapters.folder.check_folder`, on top of what
-            ``cohort.yaml`` in the folder says and the names of columns tell; ``image_path`` is the image column. Nested
-            columns are ``labels.Mass``.
+    70/10/20. Cells of class labels count as the names of their classes. ``image_path`` is the image column.
     """
     folder = require_folder(data_root, _HOLDING)
     mapping = read_mapping(folder, options)
     chosen = str((mapping.get("columns") or {}).get("image_path") or "")
     parts = [_make_part(file, folder, chosen) for file in _list_files(folder)]
     rows = unpack_parts(parts, Path(unpack_to) / NAME, Path(__file__), chosen)
-    rows[KEY] = _number_repeats(rows[KEY])
+    # Keys that repeat get the number of the repetition.
+    repetition = rows.groupby(KEY).cumcount()
+    rows[KEY] = rows[KEY].where(repetition == 0, rows[KEY] + "-" + repetition.astype("str"))
     return build_from_rows(rows, Path(unpack_to), NAME, seed, mapping)
 
 
@@ -87,7 +84,7 @@ def _make_part(file: Path, folder: Path, chosen: str) -> Part:
     name = file.relative_to(folder).with_suffix("").as_posix()
     if not file.is_file():
         raise StudyError(f"the dataset in {folder} lacks {file.name}, which its own record names: fetch it again.")
-    return Part(name, (file,), partial(_read_samples, file, folder, chosen), _tell_split(file, folder))
+    return Part(name, file, partial(_read_samples, file, folder, chosen), _tell_split(file, folder))
 
 
 def _tell_split(file: Path, folder: Path) -> str | None:
@@ -160,9 +157,10 @@ def _read_samples(file: Path, folder: Path, chosen: str) -> Iterator[Sample]:
             for row in table.to_pylist():
                 image, name = _read_image(row.pop(column), folder)
                 for label, names in classes.items():
-                    row[label] = _name_class(row[label], names)
+                    one = row[label]
+                    row[label] = names[one] if isinstance(one, int) and 0 <= one < len(names) else None
                 key = name or (hashlib.sha256(image).hexdigest()[:_HASH_DIGITS] if image is not None else _MISSING)
-                kind = tell_image_kind(image) if image is not None else _MISSING
+                kind = tell_picture_kind(image) or "dcm" if image is not None else _MISSING
                 yield Sample(f"{number:06d}.{kind}", image, row, key)
                 number += 1
     except (pyarrow.ArrowException, OSError):
@@ -180,13 +178,3 @@ def _read_image(cell: object, folder: Path) -> tuple[bytes | None, str]:
         if file.is_relative_to(folder) and file.is_file():
             image = file.read_bytes()
     return image, re.split(r"[/\\]", path)[-1]
-
-
-def _name_class(cell: object, names: list[str]) -> object:
-    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else None
-
-
-def _number_repeats(keys: pd.Series) -> pd.Series:
-    """Keys made unique: those that repeat get the number of the repetition."""
-    repetition = keys.groupby(keys).cumcount()
-    return keys.where(repetition == 0, keys + "-" + repetition.astype("str"))

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -27,16 +27,6 @@ def require_folder(data_root: str | Path, holding: str) -> Path:
     return folder
 
 
-def require_columns(table: pd.DataFrame, names: Iterable[str], path: Path) -> None:
-    """Raise a StudyError unless the table has these columns; the sentence lists those it has."""
-    missing = [name for name in names if name not in table.columns]
-    if missing:
-        raise StudyError(
-            f"{path.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; "
-            f"it has {', '.join(map(repr, table.columns))}."
-        )
-
-
 def list_images(folder: Path) -> Iterator[Path]:
     """Every file under a folder that is named like an image, hidden ones left out, in order of path.
 
@@ -50,7 +40,10 @@ def list_images(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        found += [Path(place, name) for name in files if _is_image(name) and os.path.isfile(os.path.join(place, name))]
+        images = (
+            name for name in files if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is_hidden(name)
+        )
+        found += [path for path in (Path(place, name) for name in images) if path.is_file()]
     yield from sorted(found)
 
 
@@ -58,10 +51,8 @@ class ImageFinder:
     """Image files under a folder by the names that a table gives them.
 
     A name that is no file is looked for once more in another Unicode form, with other letter case, and without the
-    ending, and taken if exactly one file is meant: other systems write names in other forms.
-
-    Args:
-        by_name: name -> file, where names say nothing of folders; all image files by their paths, if not given.
+    ending, and taken if exactly one file is meant: other systems write names in other forms. ``by_name`` holds files by
+    their names where names say nothing of folders.
     """
 
     def __init__(self, folder: Path, by_name: Mapping[str, Path] = MappingProxyType({})):
@@ -100,10 +91,6 @@ def parse_years(text: pd.Series) -> pd.Series:
     parts = text.astype("str").str.strip().str.lower().str.extract(r"^(\d+(?:\.\d+)?)\s*([a-z]*)")
     years_in_unit = parts[1].str[:1].map({"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12}).fillna(1.0)
     return (pd.to_numeric(parts[0], errors="coerce") * years_in_unit).astype("float32")
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is_hidden(name)
 
 
 def _is_hidden(name: str) -> bool:

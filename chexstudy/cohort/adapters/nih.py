@@ -7,39 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import require_columns
 from chexstudy.cohort.adapters.manifest import DatasetSpec, register
 from chexstudy.cohort.annotations import Box
-from chexstudy.cohort.table import NO_FINDING
+from chexstudy.cohort.table import NO_FINDING, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import normalise_ids
 from chexstudy.inputs.tables import name_place, read_text_table
 
 FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural Thickening",
-    "Hernia",
+    *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),
+    *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural Thickening", "Hernia"),
 )
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _COLUMNS = (
-    "Image Index",
-    "Finding Labels",
-    "Follow-up #",
-    "Patient ID",
-    "Patient Age",
-    "Patient Sex",
-    "View Position",
+    *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Sex", "View Position"),
 )
 _STUDY = "Patient ID and Follow-up #"
 _BOXES = "BBox_List_2017.csv"
@@ -50,7 +31,7 @@ _OTHER_NAMES = {"Pleural_Thickening": "Pleural Thickening", "Infiltrate": "Infil
 def _read_table(folder: Path, path: Path) -> pd.DataFrame:
     # Older copies of the table say gender.
     table = read_text_table(path).rename(columns={"Patient Gender": "Patient Sex"})
-    require_columns(table, _COLUMNS, path)
+    require_columns(table, _COLUMNS, path.name)
     table[_STUDY] = normalise_ids(table["Patient ID"]) + "_" + table["Follow-up #"]
     return table.join(_read_labels(table["Finding Labels"], path))
 
@@ -77,7 +58,7 @@ def _list_boxes(folder: Path) -> list[Box]:
     table = read_text_table(folder / _BOXES)
     # The header's "Bbox [x,y,w,h]" holds commas, so it reads as four columns.
     columns = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
-    require_columns(table, columns, folder / _BOXES)
+    require_columns(table, columns, _BOXES)
     images, findings = "nih/" + table["Image Index"], table["Finding Label"].replace(_OTHER_NAMES)
     corners = table[columns[2:]].astype("float32").itertuples(index=False, name=None)
     return [Box(*one, _PICTURE) for one in zip(images, findings, corners, strict=True)]

@@ -7,7 +7,6 @@ pseudo-report. Source: Jaeger et al. 2014, Candemir et al. 2014 (U.S. National L
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ from chexstudy.cohort.adapters.layout import list_images
 from chexstudy.cohort.adapters.manifest import DatasetSpec, register
 from chexstudy.cohort.annotations import MaskFile
 from chexstudy.cohort.reports import says_nothing
-from chexstudy.cohort.table import NO_FINDING
+from chexstudy.cohort.table import NO_FINDING, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import clean_text
 from chexstudy.inputs.tables import read_text_table
@@ -32,7 +31,6 @@ _DENIAL = re.compile(r"\b(?:no|not|without|absen\w*|free of|negative)\b", re.IGN
 _CLAUSE = re.compile(r"[,;.\n]|\bwith\b", re.IGNORECASE)
 
 _IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
-_READING_COLUMNS = {"study_id", "findings"}
 _HOLDING = "the Shenzhen (CHNCXR_*.png) and Montgomery (MCUCXR_*.png) images"
 _MASK_ENDING = "_mask"
 _HALF_MASK_FOLDERS = {"leftMask": "left lung", "rightMask": "right lung"}
@@ -105,22 +103,17 @@ def _is_radiograph(path: Path) -> bool:
 
 def _read_readings(folder: Path) -> dict[str, dict[str, str]]:
     """Stem of the image -> sex, age and findings; a table goes before a text file."""
-    readings = {path.stem: _read_reading_file(path) for path in _find_reading_files(folder)}
+    files = (path for path in sorted(folder.rglob("*.txt")) if _IMAGE_NAME.match(path.stem))
+    readings = {path.stem: _read_reading_file(path) for path in files}
     for path in sorted(folder.rglob("*.csv")):
         table = read_text_table(path).rename(columns={"gender": "sex"})
         if "study_id" not in table:
             continue
-        missing = _READING_COLUMNS - set(table.columns)
-        if missing:
-            raise StudyError(f"{path.name} lacks the column {missing.pop()!r}; it has {', '.join(table.columns)}.")
+        require_columns(table, ["findings"], path.name)
         for row in table.fillna("").to_dict("records"):
             stem = Path(clean_text(row["study_id"])).stem
             readings[stem] = {name: row.get(name, "").strip() for name in ("sex", "age", "findings")}
     return readings
-
-
-def _find_reading_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*.txt")) if _IMAGE_NAME.match(path.stem))
 
 
 def _read_reading_file(path: Path) -> dict[str, str]:

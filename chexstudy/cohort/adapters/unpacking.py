@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow
 from pyarrow import parquet
 
-from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE, WORDS, guess_names, plain_name, read_mapping_file
+from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE, WORDS, guess_names, name_plainly, read_mapping_file
 from chexstudy.cohort.adapters.folder import check_folder
 from chexstudy.cohort.table import REPORT_ORIGINS
 from chexstudy.errors import StudyError
@@ -33,7 +33,7 @@ _FINGERPRINT = b"fingerprint"
 _RESERVED = (IMAGE_FILE, KEY, PART_SPLIT, LISTS, _BYTES)
 _DEEPEST = 50
 _MOST_FIELDS = 10_000
-LABELS = "labels."
+_LABELS = "labels."
 _SEVERAL = (list, tuple, set, bytes)
 
 _REPORTS = (("report",), ("findings", "impression"), ("findings",), ("impression",), ("text",), ("txt",), ("caption",))
@@ -55,7 +55,7 @@ class Part:
     """What is unpacked at once."""
 
     name: str  # its folder, relative to where the archive is unpacked; no other part's
-    files: tuple[Path, ...]  # what it is read from; other sizes or times mean that it must be read again
+    file: Path  # what it is read from; another size or time means that it must be read again
     read: Callable[[], Iterable[Sample]]  # yields its samples; raises a StudyError if it is damaged
     split: str | None = None  # the split that its name tells, if it does
 
@@ -86,29 +86,23 @@ def tell_split(words: Iterable[str]) -> str | None:
 def unpack_parts(parts: list[Part], folder: Path, reader: Path, choices: object) -> pd.DataFrame:
     """Unpack what is not unpacked yet; return the fields of all samples, one row an image, everything as text.
 
-    Args:
-        parts: in order; files of parts that are no longer there are removed.
-        reader: the module that reads the parts; what another version of it unpacked counts as not there.
-        choices: options that what is read depends on.
-
-    Returns:
-        Columns ``__image__`` (a path from ``folder``), ``__key__``, ``__split__``, ``__lists__`` and the fields, nested
-        ones joined by dots; a field that is a list is empty.
+    Files of parts that are no longer there are removed. What another version of the ``reader``, the module that reads
+    the parts, unpacked counts as not there, nor does what was read under other ``choices``. The columns are
+    ``__image__`` (a path from ``folder``), ``__key__``, ``__split__``, ``__lists__`` and the fields, nested ones joined
+    by dots; a field that is a list is empty.
     """
     code = [hash_file(path) for path in (Path(__file__), reader)]
     _remove_others({part.name for part in parts}, folder)
     tables = []
     for part in progress(parts, len(parts), "unpacking images"):
-        files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in part.files]
-        fingerprint = hash_values(files, code, choices, part.split)
-        if not _is_unpacked(part.name, folder, fingerprint):
+        status, table = part.file.stat(), _table_of(part.name, folder)
+        fingerprint = hash_values(str(part.file), status.st_size, status.st_mtime_ns, code, choices, part.split)
+        if not _is_unpacked(table, folder, fingerprint):
             _unpack(part, folder, fingerprint)
-        tables.append(parquet.read_table(_table_of(part.name, folder)).to_pandas())
+        tables.append(pd.read_parquet(table))
     rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     if rows.empty:
-        raise StudyError(
-            f"there is no image in {', '.join(part.files[0].name for part in parts[:3])}: check data_root."
-        )
+        raise StudyError(f"there is no image in {', '.join(part.file.name for part in parts[:3])}: check data_root.")
     return rows.drop(columns=_BYTES)
 
 
@@ -177,8 +171,7 @@ def _table_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.parquet"
 
 
-def _is_unpacked(name: str, folder: Path, fingerprint: str) -> bool:
-    path = _table_of(name, folder)
+def _is_unpacked(path: Path, folder: Path, fingerprint: str) -> bool:
     try:
         if (parquet.read_schema(path).metadata or {}).get(_FINGERPRINT) != fingerprint.encode():
             return False
@@ -209,25 +202,20 @@ def build_from_rows(
     """The cohort of unpacked samples, by the rules of a folder with a table.
 
     Rows that carry a ``source`` and an ``image_id`` that begins with it, as an export of a cohort does, keep both, and
-    what they say of the origin of reports, unless the mapping names a source.
-
-    Args:
-        unpack_to: the folder that holds the source's own; the table is written there.
-        name: of the source and its own folder; the first part of every ``image_id`` unless the mapping names another.
+    what they say of the origin of reports, unless the mapping names a source. The table is written to ``unpack_to``,
+    which holds the folder of the source; ``name`` is that of both.
     """
-    columns = guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
+    columns = _guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
     # What is said to be nothing is not guessed; but patients must be named, or be said to be none by that word.
     columns = {name: column for name, column in columns.items() if column is not None or name == "patient_id"}
     _refuse_lists(rows, columns, name)
     table = f"{name}.parquet"
     with atomic_path(unpack_to / table) as temporary:
         rows.to_parquet(temporary, index=False)
-    given = {key: value for key, value in mapping.items() if key != "columns"}
-    report = check_folder(unpack_to, seed, table=table, images=name, columns=columns, **{"source": name, **given})
-    cohort = report.require_cohort()
-    if "source" in given or not _is_exported(rows):
+    options = {"source": name, **mapping, "table": table, "images": name, "columns": columns}
+    cohort = check_folder(unpack_to, seed, **options).require_cohort()
+    if "source" in mapping or not _is_exported(rows):
         return cohort
-    notes = dict(cohort.attrs)
     source = rows["source"].astype("str")
     for column in ("image_id", "patient_id", "study_id"):
         own = cohort[column].str.removeprefix(f"{name}/")
@@ -239,7 +227,6 @@ def build_from_rows(
     if "report_origin" in rows:
         known = rows["report_origin"].isin(REPORT_ORIGINS) & (cohort["report_origin"] == "written")
         cohort["report_origin"] = rows["report_origin"].where(known, cohort["report_origin"])
-    cohort.attrs.update(notes)
     return cohort
 
 
@@ -247,21 +234,20 @@ def _refuse_lists(rows: pd.DataFrame, columns: Mapping[str, object], name: str) 
     lists = {field for fields in rows[LISTS].dropna().unique() for field in fields.split("\n")}
     for column in columns.values():
         used = column.values() if isinstance(column, Mapping) else [column] if isinstance(column, str) else column or ()
-        for field in used:
-            if field in lists:
-                raise StudyError(f"the field {field!r} of the {name} samples holds a list: write one value in each.")
+        wrong = next((field for field in used if field in lists), None)
+        if wrong:
+            raise StudyError(f"the field {wrong!r} of the {name} samples holds a list: write one value in each.")
 
 
-def guess_columns(rows: pd.DataFrame) -> dict[str, object]:
+def _guess_columns(rows: pd.DataFrame) -> dict[str, object]:
     """Contract column -> column of the rows, or columns, by their names."""
     guessed: dict[str, object] = dict(guess_names(rows.columns))
-    by_name = {plain_name(column): column for column in reversed(rows.columns) if not column.startswith("__")}
+    by_name = name_plainly(rows.columns)
     reports = next((names for names in _REPORTS if all(name in by_name for name in names)), ())
     if reports:
         guessed["report"] = [by_name[name] for name in reports]
-    findings = {column.removeprefix(LABELS): column for column in rows.columns if column.startswith(LABELS)}
-    if findings:
-        guessed["findings"] = findings
+    findings = {column.removeprefix(_LABELS): column for column in rows.columns if column.startswith(_LABELS)}
+    guessed |= {"findings": findings} if findings else {}
     if "image_id" not in guessed and rows[KEY].notna().all():
         guessed["image_id"] = KEY
     # Where everything is called train, as often in public sets, the name says nothing and patients are split here.
@@ -273,4 +259,4 @@ def guess_columns(rows: pd.DataFrame) -> dict[str, object]:
 def _is_exported(rows: pd.DataFrame) -> bool:
     if not {"source", "image_id"} <= set(rows.columns) or rows[["source", "image_id"]].isna().any().any():
         return False
-    return all(image.startswith(f"{origin}/") for image, origin in zip(rows["image_id"], rows["source"], strict=True))
+    return all(map(str.startswith, rows["image_id"], rows["source"] + "/"))

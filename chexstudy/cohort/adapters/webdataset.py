@@ -42,9 +42,8 @@ _BLOCK = 512  # bytes; a tar ends with blocks of zeros
 _LARGEST_IMAGE, _LARGEST_TEXT, _LARGEST_HEADER = 2**29, 2**24, 2**20  # bytes
 _MOST_MEMBERS = 1000  # of a sample
 _LONGEST_NAME = 255  # bytes of a file's name on most disks
-_LONG_HEADERS = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-)
+_PAX_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_HEADERS = (*_PAX_HEADERS, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _DAMAGES = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
 
 
@@ -62,11 +61,6 @@ def build_webdataset(data_root: str | Path, seed: int, unpack_to: str | Path, **
 
     Without a field named split, the names of shards tell it (``train-000000.tar``, ``val/000000.tar``); where they tell
     none, or ``train`` for all, patients are split 70/10/20.
-
-    Args:
-        data_root: the folder, one shard, or a pattern.
-        options: what the columns mean, as for `chexstudy.cohort.adapters.folder.check_folder`, on top of what
-            ``cohort.yaml`` beside the shards says and the names of fields tell. Nested fields are ``labels.Mass``.
     """
     shards, root = _find_shards(data_root)
     mapping = read_mapping(root, options)
@@ -74,12 +68,14 @@ def build_webdataset(data_root: str | Path, seed: int, unpack_to: str | Path, **
     parts = []
     for shard in shards:
         name = shard.relative_to(root).as_posix()
-        parts.append(Part(name, (shard,), partial(_read_shard, shard, kind), _tell_split(name)))
+        parts.append(Part(name, shard, partial(_read_shard, shard, kind), _tell_split(name)))
     folder = Path(unpack_to) / NAME
     rows = unpack_parts(parts, folder, Path(__file__), kind)
     repeated = rows[rows[KEY].duplicated(keep=False)].sort_values(KEY, kind="stable")
     if len(repeated):
-        first, again = (_shard_of(image, parts) for image in repeated[IMAGE_FILE][:2])
+        first, again = (
+            next(part.name for part in parts if image.startswith(f"{part.name}/")) for image in repeated[IMAGE_FILE][:2]
+        )
         raise StudyError(
             f"{first} and {again} both hold a sample of one key ({repeated[KEY].nunique()} keys repeat): give each "
             "sample a key of its own."
@@ -111,10 +107,6 @@ def _tell_split(name: str) -> str | None:
     return tell_split([path.name.split(".")[0].rstrip("0123456789").rstrip("-_"), *reversed(path.parts[:-1])])
 
 
-def _shard_of(image: str, parts: list[Part]) -> str:
-    return next(part.name for part in parts if image.startswith(f"{part.name}/"))
-
-
 def _read_shard(shard: Path, kind: str) -> Iterator[Sample]:
     places: dict[str, int] = {}
     for key, members in groupby(_read_members(shard), key=lambda member: member[0]):
@@ -134,18 +126,16 @@ def _read_shard(shard: Path, kind: str) -> Iterator[Sample]:
 
 def _make_sample(which: str, key: str, members: list[tuple[str, bytes]], kind: str) -> Sample:
     suffixes = [suffix for suffix, _ in members]
-    if len(set(suffixes)) < len(suffixes):
-        twice = next(suffix for suffix in suffixes if suffixes.count(suffix) > 1)
+    twice = next((suffix for suffix in suffixes if suffixes.count(suffix) > 1), None)
+    if twice is not None:
         raise StudyError(f"{which} has its member .{twice} twice: give each sample a key of its own.")
     images = [suffix for suffix in suffixes if (suffix == kind if kind else _is_image(suffix))]
-    if len(images) != 1:
-        held = ", ".join(suffixes)
-        if images:
-            problem = f"has {len(images)} images ({', '.join(images)}): say which by 'columns: {{image_path: KIND}}'"
-        else:
-            wanted = kind or "png, jpg, jpeg, dcm, tif or bmp"
-            problem = f"has no image ({wanted}) but {held}: add it, or take the sample out"
-        raise StudyError(f"{which} {problem}.")
+    if not images:
+        wanted, held = kind or "png, jpg, jpeg, dcm, tif or bmp", ", ".join(suffixes)
+        raise StudyError(f"{which} has no image ({wanted}) but {held}: add it, or take the sample out.")
+    if len(images) > 1:
+        held = f"{len(images)} images ({', '.join(images)})"
+        raise StudyError(f"{which} has {held}: say which by 'columns: {{image_path: KIND}}'.")
     fields: dict[str, object] = {}
     for suffix, data in members:
         if suffix == "json" or suffix in _TEXTS:

@@ -16,11 +16,8 @@ def keep_picture(data: bytes) -> bytes:
     """The file with header, palette, transparency, image data and end only.
 
     Texts that unpack to gigabytes, remarks with a wrong checksum and what stands behind the end thus do no harm, and an
-    end that is missing is no loss.
-
-    Raises:
-        UnreadableImage: the checksum of the header, the palette or the transparency is wrong; or one of the image data
-            is, and the checksum of the pixels within them does not say that they are right all the same.
+    end that is missing is no loss. The checksum of the image data may be wrong where that of the pixels within them
+    says that they are right all the same.
     """
     parts, start, doubted = [SIGNATURE], len(SIGNATURE), []
     while start < len(data):

@@ -25,7 +25,8 @@ SMALLEST_SIDE = 32  # pixels
 _LONGEST_STRIP = 20  # sides in proportion: more is a line of text, and fitted by its short side it fills the memory
 _LARGEST_FILE = 2**29  # bytes
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_SIGNATURES = {chunks.SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
+# How the bytes of a picture begin, and the usual ending of its file.
+_SIGNATURES = {chunks.SIGNATURE: "png", b"\xff\xd8\xff": "jpg", b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
 # From so many pixels on compiled code is used; it gives the same and takes half a second to load.
 _WORTH_COMPILED = 512 * 512
 _DEEP_MODES = ("I", "F")  # and all I;16 variants
@@ -33,11 +34,7 @@ _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of a 
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        UnreadableImage: it is not there, may not be read, is no regular file, is empty or larger than 512 MiB.
-    """
+    """The bytes of an image file; an UnreadableImage if it is missing, no regular file, empty or over 512 MiB."""
     path = Path(path)
     try:
         status = path.stat()
@@ -54,13 +51,15 @@ def read_bytes(path: str | Path) -> bytes:
     return data
 
 
+def tell_picture_kind(data: bytes) -> str:
+    """The usual ending of a picture's file with these bytes, without the dot; empty if it is none, as of DICOM."""
+    return next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), "")
+
+
 def decode_radiograph(data: bytes) -> np.ndarray:
     """The grey levels in the bytes of an image file, ``(height, width)``, ``uint8`` or ``float32``, 0 black to 255.
 
-    The file's name plays no part.
-
-    Raises:
-        UnreadableImage: with the reason, never another error.
+    The file's name plays no part. Whatever is wrong is an UnreadableImage.
     """
     return decode_remarked(data)[0]
 
@@ -87,16 +86,10 @@ def decode_remarked(data: bytes) -> tuple[np.ndarray, str]:
 
 
 def fit_square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
-    """Resize a radiograph to a square, its aspect kept, by an antialiased bicubic filter.
+    """Resize a radiograph to a square ``uint8 (size, size)``, its aspect kept, by an antialiased bicubic filter.
 
-    Args:
-        image: ``(height, width)``, ``uint8`` or ``float32`` grey levels 0 to 255.
-        size: side of the square in pixels.
-        fit: ``crop`` (the published way: the short side becomes ``size``, the centre is cut out) or ``pad`` (the long
-            side becomes ``size``, black is added around; nothing is lost).
-
-    Returns:
-        ``uint8`` of shape ``(size, size)``.
+    ``fit`` is ``crop`` (the published way: the short side becomes ``size``, the centre is cut out) or ``pad`` (the long
+    side becomes ``size``, black is added around; nothing is lost).
     """
     check_fit(size, fit)
     height, width = image.shape
@@ -128,10 +121,8 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def check_fit(size: int, fit: str) -> None:
     """Raise a StudyError unless ``size`` is a positive whole number and ``fit`` is one of ``FITS``."""
-    if not isinstance(size, int) or size < 1:
-        raise StudyError(f"the image size must be a positive whole number of pixels, not {size!r}.")
-    if size > _LARGEST_SIZE:
-        raise StudyError(f"the image size must be at most {_LARGEST_SIZE} pixels, not {size}.")
+    if not isinstance(size, int) or not 1 <= size <= _LARGEST_SIZE:
+        raise StudyError(f"the image size must be a whole number of pixels from 1 to {_LARGEST_SIZE}, not {size!r}.")
     if fit not in FITS:
         raise StudyError(f"fit must be one of {', '.join(FITS)}, not {fit!r}.")
 
@@ -145,7 +136,7 @@ def _decode_picture(data: bytes) -> np.ndarray:
     try:
         picture = Image.open(io.BytesIO(data), formats=_PICTURE_FORMATS)
     except Image.UnidentifiedImageError:
-        kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
+        kind = tell_picture_kind(data)
         if kind:
             raise UnreadableImage("damaged", f"a {kind} whose header is damaged or rare") from None
         raise UnreadableImage("not an image", _describe_content(data)) from None
@@ -173,8 +164,12 @@ def _decode_picture(data: bytes) -> np.ndarray:
             is_negative = picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0
             return np.float32(255) - grey if is_negative else grey
         grey = np.array(_flatten_alpha(picture).convert("L"))
-        is_deep = picture.format == "TIFF" and max(picture.tag_v2.get(_BITS, (1,))) > 8
-        return _stretch_upper_bytes(grey) if is_deep else grey
+        if picture.format != "TIFF" or max(picture.tag_v2.get(_BITS, (1,))) <= 8:
+            return grey
+        # Of colours of 16 bit Pillow keeps the upper byte.
+        if np.ptp(grey) < 128:
+            raise UnreadableImage("unsupported", "a TIFF with dark colours of 16 bit")
+        return show_range(grey)
 
 
 def _decode_compiled(picture: Image.Image, data: bytes) -> np.ndarray | None:
@@ -198,13 +193,6 @@ def _refuse_pages(data: bytes, size: tuple[int, int]) -> None:
         return  # what cannot be read as a page is none
     if not is_extra:
         raise UnreadableImage("unsupported", "several pages")
-
-
-def _stretch_upper_bytes(grey: np.ndarray) -> np.ndarray:
-    """Colours of 16 bit, of which Pillow keeps the upper byte, by their range if that keeps enough of them."""
-    if np.ptp(grey) < 128:
-        raise UnreadableImage("unsupported", "a TIFF with dark colours of 16 bit")
-    return show_range(grey)
 
 
 def _flatten_alpha(picture: Image.Image) -> Image.Image:

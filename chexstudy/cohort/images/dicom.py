@@ -31,6 +31,7 @@ _LONGEST_HEADER = 2**24  # bytes
 _LARGEST_INFLATED = 2**29  # bytes
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")  # in both byte orders
 _FRAME_STARTS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # markers; the last is that of JPEG-LS
+_NOT_WHOLE = "values that are no whole numbers"
 _UNREAD_COLOURS = ("HSV", "ARGB", "CMYK")
 _WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _PHOTOMETRIC = (*(str(name) for name in PhotometricInterpretation), "PALETTE COLOR")
@@ -58,10 +59,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def decode_dicom(data: bytes) -> tuple[np.ndarray, str]:
-    """The grey levels of a DICOM file.
-
-    Returns:
-        ``uint8`` or ``float32`` ``(height, width)``, 0 black to 255 white, and a remark: `OWN_RANGE` or nothing.
+    """The grey levels of a DICOM file ``(height, width)``, 0 black to 255 white, and a remark: `OWN_RANGE` or nothing.
 
     Raises:
         UnreadableImage: the object is no radiograph, its tags contradict its values, or it is too large; whatever
@@ -91,27 +89,28 @@ def _read_dataset(data: bytes) -> pydicom.Dataset:
     if not dataset:
         # The reader gives up all elements of a file that ends within one.
         raise UnreadableImage("truncated", "the header is cut")
-    if not dataset.get("Rows") or not dataset.get("Columns"):
-        raise UnreadableImage("unsupported DICOM", "no image")
-    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise UnreadableImage("unsupported DICOM", "values that are no whole numbers")
-    if "PixelData" not in dataset:
-        raise UnreadableImage("truncated", "no pixels after the header")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise UnreadableImage("unsupported DICOM", f"{frames} frames")
-    if dataset.Rows * dataset.Columns > LARGEST_IMAGE:
-        raise UnreadableImage("too large", f"{dataset.Columns} x {dataset.Rows} pixels")
+    rows, columns, frames = (dataset.get(tag) or 0 for tag in ("Rows", "Columns", "NumberOfFrames"))
     photometric = _tidy_word(dataset.get("PhotometricInterpretation"), _PHOTOMETRIC)
-    if photometric not in _PHOTOMETRIC:
-        raise UnreadableImage("unsupported DICOM", "neither grey nor a colour model")
+    for is_wrong, reason, detail in (
+        (not rows or not columns, "unsupported DICOM", "no image"),
+        ("FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset, "unsupported DICOM", _NOT_WHOLE),
+        ("PixelData" not in dataset, "truncated", "no pixels after the header"),
+        (int(frames or 1) != 1, "unsupported DICOM", f"{frames} frames"),
+        (rows * columns > LARGEST_IMAGE, "too large", f"{columns} x {rows} pixels"),
+        (photometric not in _PHOTOMETRIC, "unsupported DICOM", "neither grey nor a colour model"),
+    ):
+        if is_wrong:
+            raise UnreadableImage(reason, detail)
     dataset.PhotometricInterpretation = photometric
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _follow_frame(dataset)
-    elif len(dataset.PixelData) < _expected_bytes(dataset):
-        raise UnreadableImage("truncated", "fewer pixels than announced")
+    else:
+        bits = rows * columns * dataset.get("SamplesPerPixel", 1) * dataset.BitsAllocated
+        bits = bits * 2 // 3 if photometric == "YBR_FULL_422" else bits
+        if len(dataset.PixelData) < bits // 8:
+            raise UnreadableImage("truncated", "fewer pixels than announced")
     return dataset
 
 
@@ -161,13 +160,6 @@ def _tidy_word(value: object, known: Sequence[str]) -> str:
     return next((word for word in known if "".join(filter(str.isalnum, word)) == plain), str(value))
 
 
-def _expected_bytes(dataset: pydicom.Dataset) -> int:
-    bits = dataset.Rows * dataset.Columns * dataset.get("SamplesPerPixel", 1) * dataset.BitsAllocated
-    if dataset.PhotometricInterpretation == "YBR_FULL_422":
-        bits = bits * 2 // 3
-    return bits // 8
-
-
 # --- stored values ----------------------------------------------------------------------------------------------------
 
 
@@ -176,9 +168,6 @@ def _read_stored(cells: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarra
 
     Bits may be set above those that are said to be stored: by an overlay, as files held them until 2004, without which
     the values are whole; or by values that need more bits than said, which would wrap. The picture tells which.
-
-    Raises:
-        UnreadableImage: neither reading gives a picture.
     """
     valid = _find_valid(cells, dataset)
     allocated, stored = 8 * cells.dtype.itemsize, int(dataset.BitsStored)
@@ -258,12 +247,12 @@ def _show_values(stored: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray
         values = _look_up(stored, item.LUTDescriptor, _unpack_table(item.LUTDescriptor, item.LUTData, dataset))
     else:
         values = _rescale(stored, dataset)
-    window, remark = _read_window(dataset), ""
-    if dataset.get("VOILUTSequence") or window is not None:
-        if dataset.get("VOILUTSequence"):
-            grey = _apply_voi_table(values, dataset, valid)
-        else:
-            grey = apply_window(values, *window)
+    grey, remark = None, ""
+    if dataset.get("VOILUTSequence"):
+        grey = _apply_voi_table(values, dataset, valid)
+    elif (window := _read_window(dataset)) is not None:
+        grey = apply_window(values, *window)
+    if grey is not None:
         if not loses_levels(grey, values, valid):
             return grey, ""
         remark = OWN_RANGE
@@ -294,9 +283,6 @@ def _unpack_table(descriptor: Sequence[int], data: bytes | Sequence[int], datase
     """The entries of a look-up table, ``uint8`` or ``uint16`` (PS3.3 C.11.1.1.1).
 
     Whether 8 or 16 bits hold an entry follows from the length of the data; what the descriptor says is often wrong.
-
-    Raises:
-        UnreadableImage: the data hold fewer entries than the descriptor says.
     """
     entries = int(descriptor[0]) or 2**16
     if isinstance(data, bytes):
@@ -363,11 +349,7 @@ def _read_numbers(dataset: pydicom.Dataset, keyword: str) -> list[float]:
 def apply_window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
     """Window values to grey levels 0 to 255, ``float32`` (PS3.3 C.11.2.1.2 and C.11.2.1.3).
 
-    Args:
-        width: window width; above 1 for ``LINEAR``, above 0 for the others.
-
-    Raises:
-        UnreadableImage: another function.
+    The width is above 1 for ``LINEAR``, above 0 for ``LINEAR_EXACT`` and ``SIGMOID``; there is no other function.
     """
     values = values.astype(np.float32)
     if function == "LINEAR":

@@ -23,9 +23,7 @@ def is_blank(pixels: np.ndarray) -> bool:
 def stretch_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """Map the real range of the values (`find_range`) onto 0 to 255, ``float32``; a constant image becomes black.
 
-    Args:
-        values: numbers of any type and unit.
-        valid: where the range is taken from (everywhere, if not given); the others are clipped to it.
+    ``valid`` is where the range is taken from (everywhere, if not given); the others are clipped to it.
     """
     values = values.astype(np.float32)
     measured = values if valid is None else values[valid]
@@ -58,11 +56,7 @@ def find_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def show_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """As `stretch_range`, but refused where hardly any level is left.
-
-    Raises:
-        UnreadableImage: the levels no longer tell the values apart; see `loses_levels`.
-    """
+    """As `stretch_range`, but an UnreadableImage where the levels no longer tell the values apart (`loses_levels`)."""
     grey = stretch_range(values, valid)
     if loses_levels(grey, values, valid):
         raise UnreadableImage("few levels")
@@ -70,15 +64,10 @@ def show_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
 
 
 def loses_levels(grey: np.ndarray, values: np.ndarray, valid: np.ndarray | None = None) -> bool:
-    """Whether grey levels no longer tell apart what the values do.
+    """Whether grey levels from 0 to 255 no longer tell apart what the values they were made of do.
 
     They do not where fewer than 32 of them, or less than a hundredth of the pixels between black and white, stand for
-    at least twice as many values as there are levels.
-
-    Args:
-        grey: levels from 0 to 255.
-        values: what they were made of, of the same shape.
-        valid: where both are looked at; everywhere, if not given.
+    at least twice as many values as there are levels. ``valid`` is where both are looked at; everywhere, if not given.
     """
     shown, meant = (one.ravel() if valid is None else one[valid] for one in (grey, values))
     shown, meant = (one[:: one.size // _SAMPLE + 1] for one in (shown, meant))
@@ -91,9 +80,8 @@ def loses_levels(grey: np.ndarray, values: np.ndarray, valid: np.ndarray | None 
 def show_deep_colours(colours: np.ndarray) -> np.ndarray:
     """Colours of more than 8 bit as grey levels by their real range, ``float32 (height, width)``.
 
-    Args:
-        colours: ``uint16 (height, width, channels)``: grey and alpha, red, green and blue, or these and alpha; what is
-            transparent is black.
+    ``colours`` is ``uint16 (height, width, channels)``: grey and alpha, red, green and blue, or these and alpha; what
+    is transparent is black.
     """
     values = colours.astype(np.float32)
     channels = colours.shape[2]

@@ -28,10 +28,9 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
 
 
 def decode_grey_png(data: bytes) -> np.ndarray | None:
-    """The grey levels of an 8-bit grey PNG without interlace, exactly as stored.
+    """The grey levels of an 8-bit grey PNG without interlace, exactly as stored, ``uint8 (height, width)``.
 
-    Returns:
-        ``uint8 (height, width)``; None if the file is of another kind or not wholly in order.
+    None if the file is of another kind or not wholly in order.
     """
     if not data.startswith(SIGNATURE) or data[24:29] != _GREY_8_BIT or data[-8:-4] != b"IEND":
         return None
@@ -47,11 +46,7 @@ def decode_grey_png(data: bytes) -> np.ndarray | None:
 
 
 def decode_deep_png(data: bytes) -> np.ndarray:
-    """The channels of a PNG with 16 bit for each, ``uint16 (height, width, channels)``, alpha the last.
-
-    Raises:
-        UnreadableImage: the image data are cut or altered.
-    """
+    """The channels of a PNG with 16 bit for each, ``uint16 (height, width, channels)``, alpha the last."""
     width, height, _, kind, _, _, is_interlaced = struct.unpack(">IIBBBBB", data[16:29])
     pixels = np.empty((height, width, 2 * _DEEP_CHANNELS[kind]), np.uint8)
     passes = _PASSES if is_interlaced else ((0, 0, 1, 1),)
@@ -101,9 +96,7 @@ def _join_image_chunks(data: bytes) -> bytes | None:
 def _undo_filters(rows, pixels):
     """Undo the filter of each row (PNG section 9.2); False at a filter that does not exist.
 
-    Args:
-        rows: ``uint8 (height, width + 1)``, each row led by the number of its filter.
-        pixels: where the grey levels go, ``uint8 (height, width)``.
+    The ``rows (height, width + 1)`` are led by the number of their filter; ``pixels (height, width)`` get the levels.
     """
     height, width = pixels.shape
     above = np.zeros(width, np.uint8)

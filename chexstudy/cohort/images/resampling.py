@@ -20,11 +20,7 @@ _TILE = 32  # a tile of the image and its transpose lie in the first cache toget
 
 
 def resize_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize an 8-bit grey image, first in width, then in height.
-
-    Returns:
-        ``uint8 (height, width)``.
-    """
+    """Resize an 8-bit grey image, first in width, then in height, to ``uint8 (height, width)``."""
     if width != image.shape[1]:
         # Down the columns of the transpose: neighbours in memory then share their weights and are computed together.
         image = _transpose(_resample_rows(_transpose(image), *_weigh_rows(image.shape[1], width)))
@@ -35,11 +31,9 @@ def resize_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _weigh_rows(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each new row is made of.
+    """First row and number of rows that count for each new one ``(after,)``, and their weights ``(after, taps)``.
 
-    Returns:
-        First row and number of rows that count for each new one ``(after,)``, and their weights ``(after, taps)``, in
-        units of 2 ** -22.
+    Weights are in units of 2 ** -22.
     """
     scale = before / after
     stretch = max(scale, 1.0)

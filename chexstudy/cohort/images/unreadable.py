@@ -25,12 +25,7 @@ REASONS = MappingProxyType(
 
 
 class UnreadableImage(StudyError):
-    """A file that cannot be used as a radiograph.
-
-    Attributes:
-        reason: one of ``REASONS``.
-        detail: what exactly was found; may be empty.
-    """
+    """A file that cannot be used as a radiograph: one of ``REASONS``, and what exactly was found, if more is known."""
 
     def __init__(self, reason: str, detail: str = ""):
         self.reason, self.detail = reason, detail

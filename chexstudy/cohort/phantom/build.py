@@ -34,13 +34,10 @@ _TEMPLATE_WORDS = 45
 
 
 def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.DataFrame:
-    """Make the phantom cohort in a study's folder and return its cohort table.
+    """Make the phantom cohort in a study's folder and return its table, ``image_path`` relative to ``phantom/``.
 
     A former phantom in the same folder is replaced. ``phantom/cohort.parquet`` is written last, so where it is there,
     all is.
-
-    Returns:
-        The cohort table; ``image_path`` is relative to ``<folder>/phantom``.
     """
     folder = run_or_folder.folder if isinstance(run_or_folder, Run) else Path(run_or_folder)
     pairs = plan_pairs(config)
@@ -50,16 +47,8 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
     home = folder / "phantom"
     _clear_folder(home, set(cohort.image_path))
     films = [
-        Film(
-            image_id=image_id,
-            path=home / image_path,
-            case=pair.case,
-            size=config.size,
-            junk=pair.junk,
-            broken=pair.broken,
-            seed=derive_seed(config.seed, "junk", position),
-        )
-        for position, (image_id, image_path, pair) in enumerate(zip(ids, cohort.image_path, pairs, strict=True))
+        Film(image_id, home / path, pair, config.size, derive_seed(config.seed, "junk", position))
+        for position, (image_id, path, pair) in enumerate(zip(ids, cohort.image_path, pairs, strict=True))
     ]
     try:
         outlines = [row for rows in make_films(films, config.workers) for row in rows]

@@ -25,9 +25,7 @@ _ARTICLE = re.compile(r"\[a\] +(\w)", re.IGNORECASE)
 def write_report(case: Case, generator: np.random.Generator, prior: Case | None = None) -> str:
     """Report a case in two sections, ``FINDINGS: ... IMPRESSION: ...``, in one line.
 
-    Args:
-        prior: the patient's previous study, if it is at hand: the report then says what is new, worse, better, stable
-            or gone.
+    Where the patient's ``prior`` study is at hand, the report says what is new, worse, better, stable or gone.
     """
     # Size and place of a lesion are called the same in both sections.
     terms = {lesion.finding: _choose_terms(lesion, generator) for lesion in case.lesions}
@@ -46,9 +44,8 @@ def _write_findings(
     sentences: list[tuple[str, str]] = []
     for lesion in case.lesions:
         change = _describe_change(lesion, prior, generator)
-        sentences.append(
-            (_FINDINGS[lesion.finding]["region"], _write_sentence(lesion, terms[lesion.finding], change, generator))
-        )
+        text = _write_sentence(lesion, terms[lesion.finding], change, generator)
+        sentences.append((_FINDINGS[lesion.finding]["region"], text))
     resolved = _write_resolved(case, prior, generator)
     # What has just been said to be gone is not denied again.
     unsaid = present | {finding for finding, _, _ in resolved}
@@ -80,7 +77,7 @@ def _write_negatives(present: set[str], beside: bool, generator: np.random.Gener
     for region, chance in _WORDS["mention_beside" if beside else "mention_normal"].items():
         true = [text for text, absent in _WORDS["negatives"][region].items() if not _name_findings(absent) & present]
         if true and generator.random() < chance:
-            sentences.append((region, true[int(generator.integers(len(true)))]))
+            sentences.append((region, _pick(true, generator)))
     return sentences
 
 
@@ -94,12 +91,11 @@ def _write_resolved(case: Case, prior: Case | None, generator: np.random.Generat
     if prior is None:
         return []
     present = {lesion.finding for lesion in case.lesions}
-    gone = [lesion.finding for lesion in prior.lesions if lesion.certain and lesion.finding not in present]
     sentences = []
-    for finding in gone:
-        if generator.random() < 0.5:
+    for finding in (lesion.finding for lesion in prior.lesions if lesion.certain):
+        if finding not in present and generator.random() < 0.5:
             words = _FINDINGS[finding]
-            text = _pick(_WORDS["devices_gone"] if finding == SUPPORT_DEVICES else _WORDS["resolved"], generator)
+            text = _pick(_WORDS["devices_gone" if finding == SUPPORT_DEVICES else "resolved"], generator)
             sentences.append((finding, words["region"], text.format(plain=words["plain"])))
     return sentences
 
@@ -111,19 +107,17 @@ def _write_impression(
         follow_up = prior is not None and not prior.lesions and generator.random() < 0.4
         return _pick(_WORDS["normal_follow_ups"] if follow_up else _WORDS["normal_impressions"], generator)
     # Devices and incidental findings come last and are left out where there is enough else to say.
-    minor = [
-        lesion.finding == SUPPORT_DEVICES or _FINDINGS[lesion.finding].get("incidental", False)
-        for lesion in case.lesions
-    ]
-    ranked = sorted(zip(minor, case.lesions, strict=True), key=lambda pair: (pair[0], -pair[1].severity))
-    told = [lesion for _, lesion in ranked][: int(generator.integers(2, 5))]
+    minor = {name for name, words in _FINDINGS.items() if name == SUPPORT_DEVICES or words.get("incidental")}
+    ranked = sorted(case.lesions, key=lambda lesion: (lesion.finding in minor, -lesion.severity))
+    told = ranked[: int(generator.integers(2, 5))]
     items = [_write_item(lesion, terms[lesion.finding], generator) for lesion in told]
-    if all(minor) and generator.random() < 0.6:
+    if all(lesion.finding in minor for lesion in case.lesions) and generator.random() < 0.6:
         items.append(_pick(_WORDS["nothing_acute"], generator).rstrip("."))
     if len(items) == 1:
         return items[0] + "."
     if len(items) == 2 and all(lesion.certain for lesion in told) and len(told) == 2 and generator.random() < 0.5:
-        return f"{items[0]} {_pick(('and', 'with'), generator)} {_lower_first(items[1])}."
+        second = items[1] if items[1][1:2].isupper() else items[1][:1].lower() + items[1][1:]
+        return f"{items[0]} {_pick(('and', 'with'), generator)} {second}."
     if generator.random() < 0.5:
         return " ".join(f"{number}. {item}." for number, item in enumerate(items, start=1))
     return " ".join(f"{item}." for item in items)
@@ -189,12 +183,13 @@ def _choose_terms(lesion: Lesion, generator: np.random.Generator) -> dict[str, s
         place, lobe = f"both {several}", "diffuse bilateral" if lesion.zone == "diffuse" else f"bilateral {one}"
     else:
         place, lobe = f"the {lesion.side} {one}", f"{lesion.side} {one}"
+    preposition = "throughout" if lesion.zone == "diffuse" else "at" if one.endswith("base") else "in"
     return {
         "size": size,
         "sizely": _WORDS["adverbs"].get(size, ""),
         "side": lesion.side,
         "place": place,
-        "where": f"{_preposition(lesion.zone, one)} {place}",
+        "where": f"{preposition} {place}",
         "lobe": lobe,
         "height": _WORDS["heights"].get(lesion.zone, ""),
         "apical": _WORDS["pleural_heights"].get(lesion.zone, ""),
@@ -218,12 +213,6 @@ def _fill(text: str, terms: dict[str, str]) -> str:
     return " ".join(text.format(**terms).split())
 
 
-def _preposition(zone: str, place: str) -> str:
-    if zone == "diffuse":
-        return "throughout"
-    return "at" if place.endswith("base") else "in"
-
-
 def _set_articles(text: str) -> str:
     """Replace the marks: ``[a]`` by a or an, ``[p]`` by nothing."""
     text = _ARTICLE.sub(lambda match: f"{'an' if match[1] in 'aeiouE' else 'a'} {match[1]}", text)
@@ -237,10 +226,6 @@ def _strip_mark(text: str) -> str:
 
 def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _lower_first(text: str) -> str:
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _pick(choices: Sequence, generator: np.random.Generator):

@@ -47,13 +47,9 @@ class Drawing:
 
 
 def draw_radiograph(case: Case, size: int) -> Drawing:
-    """Draw the frontal radiograph of a case.
+    """Draw the frontal radiograph of a case, with the masks of its organs and findings.
 
-    Args:
-        size: pixels along one side of the film; the composition is the same at any size.
-
-    Returns:
-        The radiograph with the masks of its organs and findings. Equal arguments give equal bytes.
+    The composition is the same at any size, in pixels along one side of the film. Equal arguments give equal bytes.
     """
     if size < SMALLEST_FILM:
         raise StudyError(f"A film of {size} pixels is too small to draw on: ask for at least {SMALLEST_FILM}.")

@@ -37,8 +37,7 @@ def place_devices(lesion: Lesion, generator: np.random.Generator) -> dict[str, d
 def find_malposition(lesion: Lesion) -> bool | None:
     """Whether a tube's tip lies in a wrong place: too near the carina, or a central catheter's in the right atrium.
 
-    Returns:
-        None if the lesion holds neither an endotracheal tube nor a central venous catheter.
+    None if the lesion holds neither an endotracheal tube nor a central venous catheter.
     """
     places = place_devices(lesion, np.random.default_rng(lesion.seed))
     wrong = []

@@ -55,14 +55,10 @@ HAZARDS = {outcome: Hazard(**hazard) for outcome, hazard in read_data_beside(__f
 
 
 def simulate_outcomes(pairs: list[Pair], ids: list[str], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The outcome columns of a planned cohort, and their truth.
+    """The outcome columns of a planned cohort, one row a pair, and their truth.
 
-    Args:
-        seed: seed of the phantom; outcomes have a random stream of their own for each patient.
-
-    Returns:
-        The columns, one row a pair, and a table ``image_id``, ``outcome``, ``log_hazard`` (a year, natural logarithm)
-        and ``risk_5_years``, that of the event as if nothing else could end observation.
+    The truth has ``image_id``, ``outcome``, ``log_hazard`` (a year, natural logarithm) and ``risk_5_years``, that of
+    the event as if nothing else could end observation. Each patient has a random stream.
     """
     of_patient: dict[str, list[Case]] = {}
     for pair in pairs:
@@ -81,7 +77,9 @@ def simulate_outcomes(pairs: list[Pair], ids: list[str], seed: int) -> tuple[pd.
             columns[outcome].append(happened)
             columns[f"{outcome}{YEARS_SUFFIX}"].append(years)
             truth.append((image_id, outcome, log_hazard, -np.expm1(-TRUE_RISK_YEARS * np.exp(log_hazard))))
-        columns[TUBE_MALPOSITION].append(_find_tube_malposition(pair.case))
+        devices = (lesion for lesion in pair.case.lesions if lesion.finding == SUPPORT_DEVICES)
+        found = [wrong for wrong in map(find_malposition, devices) if wrong is not None]
+        columns[TUBE_MALPOSITION].append(int(any(found)) if found else None)
     table = pd.DataFrame({f"{OUTCOME_PREFIX}{name}": values for name, values in columns.items()})
     kinds = {name: "float32" if name.endswith(YEARS_SUFFIX) else "Int8" for name in table}
     return table.astype(kinds), pd.DataFrame(truth, columns=["image_id", "outcome", "log_hazard", "risk_5_years"])
@@ -108,9 +106,3 @@ class _Course:
             return None, float("nan")
         days = np.ceil((min(happens, self._end) - date) * _DAYS_PER_YEAR)
         return int(happens <= self._end), float(max(days, 1.0) / _DAYS_PER_YEAR)
-
-
-def _find_tube_malposition(case: Case) -> int | None:
-    devices = [lesion for lesion in case.lesions if lesion.finding == SUPPORT_DEVICES]
-    found = [wrong for wrong in map(find_malposition, devices) if wrong is not None]
-    return int(any(found)) if found else None

@@ -11,13 +11,11 @@ from PIL import Image
 
 from chexstudy.children import end_with_parent
 from chexstudy.cohort.annotations import Annotation, make_outline
-from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.drawing import draw_radiograph
 from chexstudy.cohort.phantom.junk import SPOILED, draw_junk, spoil_radiograph
+from chexstudy.cohort.phantom.plan import Pair
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-
-BROKEN_KINDS = ("truncated", "page", "empty")
 
 _FILMS_PER_TASK = 32
 _ERROR_PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>Access denied.</body></html>\n"
@@ -29,10 +27,8 @@ class Film:
 
     image_id: str  # its name in the cohort table
     path: Path  # where the file goes
-    case: Case  # what is on it
+    pair: Pair  # what is on it, or wrong with it
     size: int  # pixels along a side
-    junk: str  # kind of junk, or empty
-    broken: str  # kind of broken file, or empty
     seed: tuple[int, ...]  # seed of the junk
 
 
@@ -51,20 +47,20 @@ def _make_film(film: Film) -> list[Annotation]:
     """Draw, spoil if so planned, and write one image; return the outlines of what is on it."""
     generator = np.random.default_rng(film.seed)
     masks: dict[str, np.ndarray] = {}
-    if film.junk and film.junk not in SPOILED:
-        pixels = draw_junk(film.junk, film.size, generator)
+    if film.pair.junk and film.pair.junk not in SPOILED:
+        pixels = draw_junk(film.pair.junk, film.size, generator)
     else:
-        drawing = draw_radiograph(film.case, film.size)
+        drawing = draw_radiograph(film.pair.case, film.size)
         pixels, masks = drawing.pixels, drawing.masks
-        if film.junk:
-            pixels, masks = spoil_radiograph(film.junk, pixels, masks, generator)
+        if film.pair.junk:
+            pixels, masks = spoil_radiograph(film.pair.junk, pixels, masks, generator)
     try:
         Image.fromarray(pixels).save(film.path, compress_level=1)
-        if film.broken:
-            film.path.write_bytes(_break_file(film.broken, film.path.read_bytes()))
+        if film.pair.broken:
+            film.path.write_bytes(_break_file(film.pair.broken, film.path.read_bytes()))
     except OSError as error:
         raise StudyError(f"could not write {film.path}: {error.strerror or error}; free some space.") from None
-    if film.broken:
+    if film.pair.broken:
         return []
     return [make_outline(film.image_id, structure, mask) for structure, mask in masks.items()]
 

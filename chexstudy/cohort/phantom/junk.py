@@ -3,7 +3,6 @@
 Some kinds spoil the radiograph that should be there, the others stand in its place.
 """
 
-from collections.abc import Callable
 from types import MappingProxyType
 
 import numpy as np
@@ -84,14 +83,8 @@ def _draw_page(size: int, generator: np.random.Generator) -> np.ndarray:
     return np.clip(page + generator.normal(0.0, 3.0, page.shape), 0, 255).astype(np.uint8)
 
 
-_DRAWERS: MappingProxyType[str, Callable[[int, np.random.Generator], np.ndarray]] = MappingProxyType(
-    {
-        "blank": _draw_blank,
-        "noise": _draw_noise,
-        "lateral": _draw_lateral,
-        "hand": _draw_hand,
-        "page": _draw_page,
-    }
+_DRAWERS = MappingProxyType(
+    {"blank": _draw_blank, "noise": _draw_noise, "lateral": _draw_lateral, "hand": _draw_hand, "page": _draw_page}
 )
 JUNK_KINDS = (*_DRAWERS, *SPOILED)
 

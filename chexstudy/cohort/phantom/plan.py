@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from chexstudy.cohort.phantom.case import Case
-from chexstudy.cohort.phantom.films import BROKEN_KINDS
 from chexstudy.cohort.phantom.junk import JUNK_KINDS
 from chexstudy.cohort.phantom.population import PREVALENCE, permute_prevalence, simulate_cases, simulate_enriched_cases
 from chexstudy.errors import StudyError
 
-NATURAL_ORDER = -1
-
+_BROKEN_KINDS = ("truncated", "page", "empty")
 _SPLIT_SHARES = {"validate": 1 / 12, "test": 1 / 6, "test_enriched": 1 / 10}
 _SMALLEST_COHORT = 60
 # Each purpose has random streams of its own, so that a change in one leaves the others as they are.
@@ -28,17 +26,13 @@ class PhantomConfig:
     pairs: int = 6000  # number of image-report pairs in all splits together; about 65 % of them are for training
     size: int = 96  # pixels along a side
     seed: int = 0  # seed of patients, pictures, reports and outcomes
-    # seed of a permutation of which finding has which prevalence; -1 leaves the natural order
-    permutation_seed: int = NATURAL_ORDER
+    permutation_seed: int = -1  # of a permutation of which finding has which prevalence; -1 leaves the natural order
     template_share: float = 0.15  # share of the reports that are written from labels by templates
-    # share of the training pairs that are a second exposure of another training pair's case
-    duplicate_share: float = 0.04
+    duplicate_share: float = 0.04  # share of the training pairs that are a second exposure of another one's case
     mismatch_share: float = 0.03  # share of the training pairs that carry the report of another patient
     junk_share: float = 0.015  # share of the training pairs whose image is no frontal radiograph
     broken_files: int = 6  # number of training images that cannot be read
-    # Certain positives of each finding in ``test_enriched``, at the least; 0 means one for every 20 images of that
-    # split.
-    enriched_positives: int = 0
+    enriched_positives: int = 0  # of each finding in ``test_enriched``, certain, at the least; 0: one for 20 images
     workers: int = 2  # number of processes; the result does not depend on it
 
     def __post_init__(self) -> None:
@@ -72,7 +66,7 @@ class PhantomConfig:
 
     def prevalence(self) -> dict[str, float]:
         """The prevalence of each finding after the permutation."""
-        if self.permutation_seed == NATURAL_ORDER:
+        if self.permutation_seed < 0:
             return dict(PREVALENCE)
         return permute_prevalence(PREVALENCE, np.random.default_rng(self.permutation_seed))
 
@@ -136,7 +130,7 @@ def _plant_nuisances(rows: list[Pair], planted: dict[str, int], generator: np.ra
     for number, position in enumerate(order.pop() for _ in range(planted["junk"])):
         rows[position] = replace(rows[position], junk=JUNK_KINDS[number % len(JUNK_KINDS)])
     for number, position in enumerate(order.pop() for _ in range(planted["broken"])):
-        rows[position] = replace(rows[position], broken=BROKEN_KINDS[number % len(BROKEN_KINDS)])
+        rows[position] = replace(rows[position], broken=_BROKEN_KINDS[number % len(_BROKEN_KINDS)])
     for position in mismatched:
         rows[position] = replace(rows[position], told=_find_stranger(rows, position, generator))
     return _insert_duplicates(rows, sorted(originals), generator)

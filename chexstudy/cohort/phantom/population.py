@@ -80,16 +80,12 @@ class _Population:
 
 
 def simulate_cases(
-    n: int,
-    prevalence: Mapping[str, float],
-    generator: np.random.Generator,
-    first_patient: int = 0,
+    n: int, prevalence: Mapping[str, float], generator: np.random.Generator, first_patient: int = 0
 ) -> list[Case]:
     """Simulate ``n`` studies of patients with 1 to 5 studies each, those of a patient in order and side by side.
 
-    Args:
-        prevalence: finding -> share of studies that have it.
-        first_patient: number of the first patient, for several populations without a patient in common.
+    The prevalence of a finding is the share of studies that have it. Patients are numbered from ``first_patient`` on,
+    for several populations without one in common.
     """
     _check_prevalence(prevalence)
     counts = 1 + generator.choice(MAXIMAL_STUDIES, size=max(n, 1), p=_SHARE_OF_STUDY_COUNTS)
@@ -99,11 +95,7 @@ def simulate_cases(
 
 
 def simulate_enriched_cases(
-    n: int,
-    prevalence: Mapping[str, float],
-    generator: np.random.Generator,
-    positives: int,
-    first_patient: int = 0,
+    n: int, prevalence: Mapping[str, float], generator: np.random.Generator, positives: int, first_patient: int = 0
 ) -> list[Case]:
     """Simulate ``n`` studies, one a patient, in which each finding is certainly present at least ``positives`` times.
 
@@ -152,9 +144,7 @@ def _check_prevalence(prevalence: Mapping[str, float]) -> None:
 
 
 def _draw_population(
-    counts: np.ndarray,
-    prevalence: Mapping[str, float],
-    generator: np.random.Generator,
+    counts: np.ndarray, prevalence: Mapping[str, float], generator: np.random.Generator
 ) -> _Population:
     """Draw all studies of patients with ``counts`` studies each."""
     findings = tuple(prevalence)
@@ -163,12 +153,10 @@ def _draw_population(
     parts = _draw_parts(findings, len(counts), int(counts.max()), generator)
     taken = np.arange(int(counts.max())) < counts[:, None]
     scores = _combine_parts(findings, parts, strength)[taken]
-    portable_score = _portable_score(parts)[taken]
-    drift = parts["drift"][taken]
 
     # Given that a finding is present, its depth in the tail is uniform from 0 to 1.
     depth = np.clip(1.0 - (1.0 - ndtr(scores)) / np.array(list(prevalence.values())), 0.0, 1.0)
-    severity = np.clip(0.12 + 0.80 * depth**1.2 + 0.06 * drift, 0.05, 1.0)
+    severity = np.clip(0.12 + 0.80 * depth**1.2 + 0.06 * parts["drift"][taken], 0.05, 1.0)
     # Mild findings are hedged more often; nobody is in doubt about a device.
     devices = np.array([name == SUPPORT_DEVICES for name in findings])
     doubtful = 1.0 - sum(prevalence[name] for name in findings if name == SUPPORT_DEVICES) / sum(prevalence.values())
@@ -181,15 +169,11 @@ def _draw_population(
         present=scores > thresholds,
         severity=severity,
         certain=generator.random(scores.shape) >= hedge,
-        portable=portable_score > ndtri(1.0 - _SHARE_OF_AP),
-        age_years=_age_of_score(parts["causes"][:, 0, _CAUSES.index("age")]),
+        portable=_portable_score(parts)[taken] > ndtri(1.0 - _SHARE_OF_AP),
+        # Adults, most of them between 40 and 85.
+        age_years=np.floor(18 + 78 * beta.ppf(ndtr(parts["causes"][:, 0, _CAUSES.index("age")]), 2.6, 1.9)).astype(int),
         patient_seed=generator.integers(2**62, size=len(counts)),
     )
-
-
-def _age_of_score(score: np.ndarray) -> np.ndarray:
-    """Ages in years of standard normal scores: adults, most of them between 40 and 85."""
-    return np.floor(18 + 78 * beta.ppf(ndtr(score), 2.6, 1.9)).astype(int)
 
 
 def _draw_parts(
@@ -321,12 +305,11 @@ def _expose_patient(
 ) -> Case:
     """One study: a bedside (AP) film is more tilted, less inspired and noisier than an upright (PA) one."""
     portable = bool(population.portable[row])
-    lesions = tuple(
-        Lesion(name, *places[name][:2], float(population.severity[row, column]), bool(certain), places[name][2])
-        for column, name in enumerate(population.findings)
-        if population.present[row, column]
-        for certain in [population.certain[row, column]]
-    )
+    lesions = []
+    for column in np.flatnonzero(population.present[row]):
+        name = population.findings[column]
+        (side, zone, seed), severity = places[name], float(population.severity[row, column])
+        lesions.append(Lesion(name, side, zone, severity, bool(population.certain[row, column]), seed))
     noise = (0.022 if portable else 0.013) * np.exp(0.3 * generator.standard_normal() + 0.3 * (patient.habitus - 0.5))
     return Case(
         patient=patient,
@@ -337,6 +320,6 @@ def _expose_patient(
         exposure=float(np.clip(generator.normal(0.0, 0.35 if portable else 0.25), -1.0, 1.0)),
         noise=float(np.clip(noise, 0.005, 0.05)),
         side_marker=str(generator.choice(["L", "R", ""], p=[0.5, 0.35, 0.15])),
-        lesions=lesions,
+        lesions=tuple(lesions),
         seed=int(generator.integers(2**31)),
     )

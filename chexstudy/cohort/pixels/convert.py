@@ -17,6 +17,7 @@ from chexstudy.cohort.pixels.store import (
     REQUESTED,
     PixelStore,
     StorePlan,
+    check_workers,
     count_remarks,
     write_pixel_store,
 )
@@ -89,19 +90,19 @@ def check_room(folder: Path, needed: int) -> None:
 def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> PixelStore:
     """Make the store of a plan: say what it costs, go on where an earlier call stopped, count what was set aside.
 
-    Args:
-        workers: processes that read images; one a core that may be used if not given.
+    ``workers`` is the number of processes that read images; one a core that may be used if not given.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
-        raise StudyError(f"the number of processes that read images must be 1 or more, not {workers}.")
+    check_workers(workers)
     if plan.is_current:
         print(f"{run.path(MANIFEST)} is current: nothing to do.")
     else:
         estimate = estimate_conversion(plan, workers)
         print(estimate, flush=True)
-        check_room(run.folder, estimate.bytes - _count_replaced(run, plan))
+        # An earlier store's shards make way for those of this one.
+        replaced = [run.path(f"{FOLDER}/{name_shard(number)}") for number in plan.unfinished()]
+        check_room(run.folder, estimate.bytes - sum(path.stat().st_size for path in replaced if path.exists()))
     store = write_pixel_store(run, plan, workers)
     lost = run.read_json(MANIFEST)["quarantined"]
     reasons = ", ".join(f"{row['images']} {row['reason']} ({row['source']})" for row in lost)
@@ -112,12 +113,6 @@ def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> Pix
     for note, number in count_remarks(run).items():
         print(f"{note}: {number}")
     return store
-
-
-def _count_replaced(run: Run, plan: StorePlan) -> int:
-    """Bytes of the shards of an earlier store that make way for those of this one."""
-    paths = [run.path(f"{FOLDER}/{name_shard(number)}") for number in plan.unfinished()]
-    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def _name_duration(seconds: float) -> str:

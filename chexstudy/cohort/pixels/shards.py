@@ -16,16 +16,11 @@ from chexstudy.cohort.quality import CheckedImage
 from chexstudy.errors import StudyError
 from chexstudy.runs import atomic_path, hash_file, hash_values
 
-BYTES_A_SHARD = 2**28
 _OUTCOMES = ["reason", "detail", "sha256"]
 
 
 class ShardedImages:
-    """Images in several arrays, addressed as if they were one ``uint8 (images, size, size)``; read-only.
-
-    Args:
-        shards: ``uint8 (images of the shard, size, size)``, one after the other; at least one.
-    """
+    """Images in one or more arrays, addressed as if they were one ``uint8 (images, size, size)``; read-only."""
 
     dtype = np.dtype(np.uint8)
 
@@ -39,23 +34,14 @@ class ShardedImages:
         return self.shape[0]
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """A copy of one image ``(size, size)`` or of several ``(n, size, size)``; negative numbers count from the end.
-
-        Raises:
-            IndexError: there is no such row.
-        """
+        """A copy of one image ``(size, size)`` or of several ``(n, size, size)``; negative rows count from the end."""
         chosen = np.arange(len(self))[rows]
         return self.take(chosen) if chosen.ndim else self.take(chosen[None])[0]
 
     def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Copy images in the order asked for; the files are read from front to back.
+        """Copy images ``(n, size, size)`` in the order asked for; the files are read from front to back.
 
-        Args:
-            rows: integers ``(n,)`` from 0; may repeat.
-            out: where they go, ``uint8 (n, size, size)``, for example pinned memory; new memory if not given.
-
-        Raises:
-            IndexError: there is no such row.
+        Rows count from 0 and may repeat. The images go to ``out``, for example pinned memory, or to new memory.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
@@ -71,31 +57,32 @@ class ShardedImages:
         return out
 
 
-def count_images(size: int) -> int:
-    """How many images of ``size`` pixels a side make a shard of about 256 MB."""
-    return max(1, BYTES_A_SHARD // size**2)
-
-
 def name_shard(number: int) -> str:
     """File name of a shard, counted from 0."""
     return f"shard-{number:05d}.npy"
 
 
 def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str) -> pd.DataFrame:
-    """Write the usable images one after the other, then the record of all of them.
+    """Write the usable images one after the other, then the record of all of them; return it (see `read_record`).
 
-    Args:
-        key: what the shard is made of and how; a record under another key does not count.
-
-    Returns:
-        The record: see `read_record`.
+    ``key`` is of what the shard is made of and how; a record under another key does not count.
     """
     # An old record must never stand beside a new shard.
     _place_record(path).unlink(missing_ok=True)
+    outcomes, rows = [], 0
     with atomic_path(path) as temporary:
-        record = _write_usable(temporary, checked, size)
-        images = int(record["reason"].eq("").sum())
-        record.attrs = {"key": key, "images": images, "sha256": hash_file(temporary)}
+        with open(temporary, "wb") as file:
+            write_header(file, (rows, size, size), np.uint8)
+            for image in checked:
+                outcomes.append((image.reason, image.detail, image.sha256))
+                if image.pixels is not None:
+                    file.write(image.pixels.data)
+                    rows += 1
+            # The number of rows is known at the end only.
+            file.seek(0)
+            write_header(file, (rows, size, size), np.uint8)
+        record = pd.DataFrame(outcomes, columns=_OUTCOMES, dtype="str")
+        record.attrs = {"key": key, "images": rows, "sha256": hash_file(temporary)}
     record.attrs["outcomes"] = _hash_outcomes(record)
     with atomic_path(_place_record(path)) as temporary:
         record.to_parquet(temporary, index=False)
@@ -103,11 +90,10 @@ def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str
 
 
 def read_record(path: Path, key: str, size: int) -> pd.DataFrame | None:
-    """What became of the images of a finished shard.
+    """What became of the images of a shard; None if it is not finished.
 
-    Returns:
-        ``reason`` (empty if the image is stored), ``detail`` and ``sha256`` of every image looked at, in order, with
-        ``key``, ``images`` and the ``sha256`` of the shard in ``attrs``; None if the shard is not finished.
+    ``reason`` (empty if the image is stored), ``detail`` and ``sha256`` of every image looked at, in order, with
+    ``key``, ``images`` and the ``sha256`` of the shard in ``attrs``.
     """
     try:
         record = pd.read_parquet(_place_record(path))
@@ -151,21 +137,3 @@ def _place_record(path: Path) -> Path:
 
 def _hash_outcomes(record: pd.DataFrame) -> str:
     return hash_values(record[_OUTCOMES].to_dict("list"))
-
-
-def _write_usable(path: Path, checked: Iterable[CheckedImage], size: int) -> pd.DataFrame:
-    """Write a ``.npy`` file of the usable images.
-
-    The number of rows is known at the end only.
-    """
-    outcomes, rows = [], 0
-    with open(path, "wb") as file:
-        write_header(file, (rows, size, size), np.uint8)
-        for image in checked:
-            outcomes.append((image.reason, image.detail, image.sha256))
-            if image.pixels is not None:
-                file.write(image.pixels.data)
-                rows += 1
-        file.seek(0)
-        write_header(file, (rows, size, size), np.uint8)
-    return pd.DataFrame(outcomes, columns=_OUTCOMES, dtype="str")

@@ -23,7 +23,6 @@ from chexstudy.cohort.copies import refuse_shared_files
 from chexstudy.cohort.images.decode import check_fit
 from chexstudy.cohort.pixels.shards import (
     ShardedImages,
-    count_images,
     name_shard,
     open_shard,
     read_record,
@@ -51,6 +50,7 @@ MANIFEST = "pixels/manifest.json"
 REQUESTED = "pixels/requested.parquet"
 COHORT = "cohort.parquet"
 QUARANTINE = "quarantine.parquet"
+_BYTES_A_SHARD = 2**28
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,7 @@ class PixelStore:
         return rows.astype(np.int64)
 
     def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The pixels in rows of the store, ``uint8 (n, size, size)``, in the order asked for.
-
-        Raises:
-            IndexError: there is no such row.
-        """
+        """The pixels in rows of the store, ``uint8 (n, size, size)``, in the order asked for."""
         return self.images.take(rows, out)
 
     def read(self, image_ids: Iterable[str]) -> np.ndarray:
@@ -101,24 +97,17 @@ def open_pixel_store(run: Run) -> PixelStore:
     """The pixel store of a study."""
     manifest = run.read_json(MANIFEST)
     index = run.read_table(INDEX)
-    return PixelStore(ShardedImages(_open_shards(run, manifest)), pd.Index(index["image_id"]), manifest["fit"])
-
-
-def verify_pixel_store(run: Run) -> int:
-    """Read every shard of a store and compare its hash with the manifest's.
-
-    Returns:
-        The number of shards, all of them as they were written.
-    """
-    open_pixel_store(run)
-    return len(run.read_json(MANIFEST)["shards"])
-
-
-def _open_shards(run: Run, manifest: dict) -> list[np.ndarray]:
-    return [
+    shards = [
         open_shard(run.path(f"{FOLDER}/{shard['file']}"), shard["images"], manifest["size"], shard["sha256"])
         for shard in progress(manifest["shards"], label="checking shards")
     ]
+    return PixelStore(ShardedImages(shards), pd.Index(index["image_id"]), manifest["fit"])
+
+
+def verify_pixel_store(run: Run) -> int:
+    """Read every shard of a store and compare its hash with the manifest's; return their number."""
+    open_pixel_store(run)
+    return len(run.read_json(MANIFEST)["shards"])
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -161,21 +150,13 @@ class StorePlan:
 
 
 def build_pixel_store(
-    run: Run,
-    cohort: pd.DataFrame,
-    size: int,
-    fit: str = "crop",
-    workers: int = 2,
-    root: str | Path | None = None,
+    run: Run, cohort: pd.DataFrame, size: int, fit: str = "crop", workers: int = 2, root: str | Path | None = None
 ) -> PixelStore:
     """Check and resize every image of a cohort, and write the store, the kept cohort and the quarantine list.
 
     A store that is current (same cohort, same source files by size and time, same size and fit, same code) is reused;
-    of one that is not whole, the finished shards are.
-
-    Args:
-        workers: number of processes that read images; the files do not depend on it.
-        root: the folder the cohort's relative image paths start from; the run's folder if not given.
+    of one that is not whole, the finished shards are. ``workers`` is the number of processes that read images; the
+    files do not depend on it. The cohort's relative image paths start from ``root``, or else from the run's folder.
     """
     return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root), workers)
 
@@ -193,7 +174,7 @@ def plan_pixel_store(
     ``images_a_shard`` is how many images of the cohort a shard is made of; about 256 MB if not given.
     """
     check_fit(size, fit)
-    images_a_shard = count_images(size) if images_a_shard is None else images_a_shard
+    images_a_shard = max(1, _BYTES_A_SHARD // size**2) if images_a_shard is None else images_a_shard
     if images_a_shard < 1:
         raise StudyError(f"a shard of the pixel store must hold 1 or more images, not {images_a_shard}.")
     cohort = validate_cohort(cohort)
@@ -220,10 +201,15 @@ def plan_pixel_store(
     return plan
 
 
-def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore:
-    """Carry out a plan of `plan_pixel_store`; see `build_pixel_store`."""
+def check_workers(workers: int) -> None:
+    """Raise a StudyError unless at least one process may read images."""
     if workers < 1:
         raise StudyError(f"the number of processes that read images must be 1 or more, not {workers}.")
+
+
+def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore:
+    """Carry out a plan of `plan_pixel_store`; see `build_pixel_store`."""
+    check_workers(workers)
     if plan.is_current:
         return open_pixel_store(run)
     # Without its manifest a half-rebuilt store counts as none.

@@ -13,8 +13,7 @@ from conftest import make_tiny_study
 
 from chexstudy.cli.main import main
 from chexstudy.cohort.build import build_cohort
-from chexstudy.cohort.interchange import export as interchange
-from chexstudy.cohort.interchange.export import ExportOptions, export_cohort
+from chexstudy.cohort.export import ExportOptions, _PairReader, export_cohort
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels.store import build_pixel_store, open_pixel_store
 from chexstudy.cohort.table import finding_columns, outcome_columns, read_cohort
@@ -160,7 +159,7 @@ def test_two_exports_give_the_same_bytes(study, home, form):
 def test_a_killed_export_goes_on_and_ends_with_the_same_bytes(study, home, form, monkeypatch):
     options = {"shard_images": 4, "reports": True}
     whole = export(study, home / "whole", form, **options)
-    encode, calls = interchange._PairReader._encode_stored, []
+    encode, calls = _PairReader._encode_stored, []
 
     def die(reader, values):
         calls.append(values)
@@ -169,7 +168,7 @@ def test_a_killed_export_goes_on_and_ends_with_the_same_bytes(study, home, form,
         return encode(reader, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(interchange._PairReader, "_encode_stored", die)
+        patch.setattr(_PairReader, "_encode_stored", die)
         with pytest.raises(KeyboardInterrupt):
             export(study, home / "killed", form, **options)
     assert len(read_folder(home / "killed")) == 3 + 1

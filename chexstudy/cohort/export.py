@@ -1,5 +1,8 @@
 """A cohort written for other programs: WebDataset tar shards, or a folder that Hugging Face ``datasets`` loads.
 
+WebDataset: ``train-000000.tar`` holds ``KEY.png``, ``KEY.json`` and, with reports, ``KEY.txt``. Hugging Face:
+``data/train-00000-of-00003.parquet`` holds an ``Image`` and the fields of the record.
+
 Outcomes stay at home; so do reports and the identifiers of patients and studies unless asked for. Patients and studies
 are numbered anew, so that splits by patient can still be made. Every pair is one record of the same layout in both
 formats::
@@ -15,16 +18,19 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
-from chexstudy.cohort.images.decode import read_bytes
+from chexstudy.cohort.images.decode import read_bytes, tell_picture_kind
 from chexstudy.cohort.images.unreadable import UnreadableImage
-from chexstudy.cohort.interchange.formats import FORMATS, Pair, make_writer, name_shard, tell_image_kind
 from chexstudy.cohort.pixels.store import COHORT, MANIFEST, PixelStore, hash_cohort, open_pixel_store
 from chexstudy.cohort.table import SPLITS, finding_columns, outcome_names, read_cohort
 from chexstudy.errors import StudyError
@@ -32,8 +38,12 @@ from chexstudy.progress import progress
 from chexstudy.runs import Run, atomic_path, hash_file, hash_values
 
 RECORD = "export.json"
+_FORMATS = ("webdataset", "huggingface")
 _KEY_DIGITS = 6
+_ROWS_A_GROUP = 100  # a reader of single rows has to decompress a whole group
+_READABLE_BY_ALL = 0o644
 _WORD = re.compile(r"[^\W_]+")
+_STORED = "export the stored pixels by leaving out --original-images"
 _PNG_EFFORT = 4  # of 9: more takes two to ten times as long and saves two percent of the bytes
 
 
@@ -48,8 +58,8 @@ class ExportOptions:
     original_images: bool = False  # the image files as they are; else the stored pixels as 8-bit grey PNG, without loss
 
     def __post_init__(self):
-        if self.format not in FORMATS:
-            raise StudyError(f"a cohort cannot be exported to {self.format!r}: choose {' or '.join(FORMATS)}.")
+        if self.format not in _FORMATS:
+            raise StudyError(f"a cohort cannot be exported to {self.format!r}: choose {' or '.join(_FORMATS)}.")
         if self.shard_images < 1:
             raise StudyError(f"a shard must hold at least 1 image, not {self.shard_images}.")
 
@@ -58,7 +68,6 @@ class ExportOptions:
 class Export:
     """What was exported."""
 
-    # pairs, shards: how many
     pairs: int
     shards: int
     written: int  # how many of the shards this call wrote; the others were there
@@ -68,13 +77,14 @@ class Export:
 def export_cohort(run: Run, folder: str | Path, options: ExportOptions) -> Export:
     """Write the pairs of a study's cohort for other programs.
 
-    Args:
-        folder: where to; new, empty, or an export of the same cohort with the same options, which is then completed.
+    The folder is new, empty, or an export of the same cohort with the same options, which is then completed.
     """
     folder = Path(folder)
     cohort = read_cohort(run.require(COHORT))
     store = open_pixel_store(run)
-    write_shard = make_writer(options.format, cohort, options.reports, options.patient_ids)
+    write_shard = (
+        _write_tar if options.format == "webdataset" else partial(_write_parquet, _make_schema(cohort, options))
+    )
     # The cohort's own hash keys the numbers of patients and does not leave: who knew it could find them out.
     secret = hash_cohort(cohort)
     key = hash_values("export", secret, hash_file(run.path(MANIFEST)), asdict(options))
@@ -108,7 +118,9 @@ def _plan_shards(cohort: pd.DataFrame, options: ExportOptions) -> dict[str, list
         rows = [int(row) for row in (cohort["split"] == split).to_numpy().nonzero()[0]]
         starts = range(0, len(rows), options.shard_images)
         for number, start in enumerate(starts):
-            name = name_shard(options.format, split, number, len(starts))
+            name = f"{split}-{number:06d}.tar"
+            if options.format == "huggingface":
+                name = f"data/{split}-{number:05d}-of-{len(starts):05d}.parquet"
             shards[name] = rows[start : start + options.shard_images]
     return shards
 
@@ -151,6 +163,18 @@ def _write_record(folder: Path, record: dict) -> None:
 # --- the pairs --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Pair:
+    name: str  # of the image's file
+    image: bytes  # of that file
+    record: Mapping[str, object]  # fields of the record, JSON-serialisable; ``labels`` is a mapping
+    report: str | None  # None if it does not leave
+
+    @property
+    def key(self) -> str:
+        return self.name.partition(".")[0]
+
+
 class _PairReader:
     def __init__(self, run: Run, cohort: pd.DataFrame, store: PixelStore, options: ExportOptions, secret: str):
         self._run, self._cohort, self._store, self._options = run, cohort, store, options
@@ -159,29 +183,23 @@ class _PairReader:
         self._studies = _number_anew(cohort["study_id"], secret)
         self._digits = max(_KEY_DIGITS, len(str(len(cohort) - 1)))
 
-    def read(self, rows: list[int]) -> Iterator[Pair]:
+    def read(self, rows: list[int]) -> Iterator[_Pair]:
         for row, values in zip(rows, self._cohort.iloc[rows].to_dict("records"), strict=True):
             image = self._read_original(row, values) if self._options.original_images else self._encode_stored(values)
-            yield Pair(
-                key=str(row).zfill(self._digits),
-                image=image,
-                kind=tell_image_kind(image),
-                record=self._describe(values),
-                report=values["report"] if self._options.reports else None,
-            )
+            name = f"{str(row).zfill(self._digits)}.{tell_picture_kind(image) or 'dcm'}"
+            yield _Pair(name, image, self._describe(values), values["report"] if self._options.reports else None)
 
     def _describe(self, values: dict) -> dict[str, object]:
         if self._options.patient_ids:
             who = {"patient_id": values["patient_id"], "study_id": values["study_id"]}
         else:
             who = {"patient": self._patients[values["patient_id"]], "study": self._studies[values["study_id"]]}
-        labels = {name: None if pd.isna(values[name]) else int(values[name]) for name in self._findings}
         return {
             **{name: values[name] for name in ("image_id", "source", "split", "view", "sex")},
             "age_years": None if pd.isna(values["age_years"]) else float(values["age_years"]),
             **who,
             **({"report_origin": values["report_origin"]} if self._options.reports else {}),
-            "labels": labels,
+            "labels": {name: None if pd.isna(values[name]) else int(values[name]) for name in self._findings},
         }
 
     def _encode_stored(self, values: dict) -> bytes:
@@ -195,21 +213,16 @@ class _PairReader:
         try:
             image = read_bytes(self._run.folder / values["image_path"])
         except UnreadableImage as error:
+            raise StudyError(f"{which} is {error.reason}: bring it back, or {_STORED}.") from None
+        if not tell_picture_kind(image) and not self._options.patient_ids:
             raise StudyError(
-                f"{which} is {error.reason}: bring it back, or export the stored "
-                "pixels by leaving out --original-images."
-            ) from None
-        if tell_image_kind(image) == "dcm":
-            if not self._options.patient_ids:
-                raise StudyError(
-                    f"{which} is DICOM, whose header may name the patient: export "
-                    "the stored pixels by leaving out --original-images, or add --with-patient-ids if it may leave."
-                )
-            if self._options.format == "huggingface":
-                raise StudyError(
-                    f"{which} is DICOM, which Hugging Face images cannot be: export "
-                    "the stored pixels by leaving out --original-images, or export to webdataset."
-                )
+                f"{which} is DICOM, whose header may name the patient: {_STORED}, or add --with-patient-ids if it may "
+                "leave."
+            )
+        if not tell_picture_kind(image) and self._options.format == "huggingface":
+            raise StudyError(
+                f"{which} is DICOM, which Hugging Face images cannot be: {_STORED}, or export to webdataset."
+            )
         return image
 
 
@@ -217,6 +230,58 @@ def _number_anew(identifiers: Iterable[str], secret: str) -> dict[str, int]:
     """Identifier -> number, in an order that nobody finds out who does not have the cohort."""
     order = sorted(set(identifiers), key=lambda name: hashlib.sha256(f"{secret}\0{name}".encode()).digest())
     return {name: number for number, name in enumerate(order)}
+
+
+# --- the shards -------------------------------------------------------------------------------------------------------
+
+
+def _write_tar(path: Path, pairs: Iterable[_Pair]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for pair in pairs:
+            _add_member(archive, pair.name, pair.image)
+            _add_member(archive, f"{pair.key}.json", json.dumps(pair.record, ensure_ascii=False).encode())
+            if pair.report is not None:
+                _add_member(archive, f"{pair.key}.txt", pair.report.encode())
+
+
+def _add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    # A fresh member belongs to nobody and to the year 1970: nothing of this machine or moment gets in.
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), _READABLE_BY_ALL
+    archive.addfile(member, io.BytesIO(data))
+
+
+def _make_schema(cohort: pd.DataFrame, options: ExportOptions) -> pyarrow.Schema:
+    try:
+        import datasets
+    except ImportError:
+        raise StudyError(
+            "an export to huggingface needs the library datasets: run `pip install 'chexstudy[interchange]'`, or "
+            "export to webdataset."
+        ) from None
+    text = datasets.Value("string")
+    who = dict.fromkeys(("patient", "study"), datasets.Value("int64"))
+    if options.patient_ids:
+        who = dict.fromkeys(("patient_id", "study_id"), text)
+    findings = dict.fromkeys(finding_columns(cohort), datasets.Value("int8"))
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            **dict.fromkeys(("image_id", "source", "split", "view", "sex"), text),
+            "age_years": datasets.Value("float32"),
+            **who,
+            **({"report_origin": text, "report": text} if options.reports else {}),
+            **({"labels": findings} if findings else {}),
+        }
+    ).arrow_schema
+
+
+def _write_parquet(schema: pyarrow.Schema, path: Path, pairs: Iterable[_Pair]) -> None:
+    rows = [{**pair.record, "image": {"bytes": pair.image, "path": pair.name}, "report": pair.report} for pair in pairs]
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=_ROWS_A_GROUP)
+
+
+# --- what has left ----------------------------------------------------------------------------------------------------
 
 
 def _tell_left_out(cohort: pd.DataFrame, options: ExportOptions) -> str:
@@ -238,9 +303,6 @@ def _tell_left_out(cohort: pd.DataFrame, options: ExportOptions) -> str:
 
 def _tells_patient(image_id: str, patient_id: str) -> bool:
     """Whether a patient's identifier stands in an image's as words of its own, zeros in front left out."""
-    image, patient = (_join_words(name.split("/", 1)[-1]) for name in (image_id, patient_id))
+    names = (_WORD.findall(name.split("/", 1)[-1]) for name in (image_id, patient_id))
+    image, patient = (f"_{'_'.join(word.lstrip('0') or '0' for word in words)}_" for words in names)
     return patient in image
-
-
-def _join_words(name: str) -> str:
-    return f"_{'_'.join(word.lstrip('0') or '0' for word in _WORD.findall(name))}_"

@@ -1,1 +1,0 @@
-"""A cohort in the formats of others, and back: Hugging Face data sets and WebDataset shards."""
