@@ -192,13 +192,6 @@ def test_shares_of_patients_are_nested_whole_and_drawn_by_seed():
     assert thin_patients(rows, 1.0, 0) is rows
 
 
-def test_glori_at_its_published_width_has_the_published_size():
-    published = plan_glori(10, 128, [1e-3], 768, standardise=False).options
-    assert published == {"width": 768, "heads": 8, "feedforward": 2048, "standardise": False}
-    small = plan_glori(10, 128, [1e-3], 64, standardise=True).options
-    assert small == {"width": 64, "heads": 4, "feedforward": 128, "standardise": True}
-
-
 def test_the_plans_of_a_study_are_named_apart_and_paired_with_their_base():
     plans = plan_study(["Mass"], FROZEN_KINDS, QUICK, GLORI, [0.1, 0.025], ["full"], 2)
     assert [plan.name for plan in plans.shares] == ["logistic@2.5", "logistic@10"], "all labels are among the heads"

@@ -63,14 +63,6 @@ def weights_of(fitted):
 # --- the recipe ------------------------------------------------------------------------------------------------------
 
 
-def test_the_published_recipe_is_the_default():
-    recipe = Recipe()
-    assert recipe.learning_rates == LEARNING_RATES
-    assert LEARNING_RATES == (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
-    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (10, 128, 1e-4)
-    assert recipe.loss == "bce"
-
-
 def test_training_is_adamw_on_the_summed_masked_cross_entropy_with_a_cosine_to_zero(study):
     """The recipe written out in numpy: one whole-set batch a step, so that the order of the images does not matter."""
     features, cohort = study
@@ -215,12 +207,6 @@ def test_uncertain_and_unstated_labels_teach_nothing(study):
         assert torch.equal(uncertain.head.weight[1], whole.head.weight[1])
 
 
-@pytest.mark.parametrize("loss", ["asymmetric", "class_balanced", "logit_adjusted"])
-def test_other_losses_train_too(study, loss):
-    fitted = fit(study, recipe=Recipe((0.02, 0.05), epochs=5, batch_size=16, loss=loss))
-    assert fitted.validation.auroc.max() > 0.7
-
-
 # --- scoring --------------------------------------------------------------------------------------------------------
 
 
@@ -308,11 +294,8 @@ def test_one_learning_rate_needs_no_validation_to_choose(study):
     ("options", "message"),
     [
         ({"learning_rates": ()}, "one learning rate or more"),
-        ({"learning_rates": (0.1, -0.1)}, "each above 0"),
         ({"learning_rates": (0.1, 0.1)}, "each once"),
         ({"epochs": 0}, "1 epoch or more"),
-        ({"batch_size": 0}, "1 image or more a batch"),
-        ({"weight_decay": -1.0}, "a weight decay of 0 or more"),
         ({"loss": "mse"}, "there is no loss 'mse'"),
     ],
 )

@@ -58,16 +58,6 @@ def test_votes_are_scikit_learns_weighted_neighbours(study, k, with_and_without_
         np.testing.assert_allclose(scores[:, column], expected, atol=1e-4)
 
 
-def test_with_one_label_an_image_the_largest_share_is_the_class_of_most_votes(study):
-    features, _ = study
-    kind = np.random.default_rng(0).integers(0, 3, len(features))
-    kind[:170] = np.argmax(features[:170, :3], axis=1)
-    scores = fit(features, np.eye(3, dtype=np.float32)[kind], neighbours=(9,)).score(features[TEST])
-    expected = reference(9).fit(features[TRAIN].astype(float), kind[TRAIN]).predict(features[TEST].astype(float))
-    np.testing.assert_array_equal(scores.argmax(axis=1), expected)
-    np.testing.assert_allclose(scores.sum(axis=1), 1)
-
-
 def test_a_neighbour_whose_label_is_not_known_does_not_vote(with_and_without_faiss):
     """Neighbours at cosines 1, 0.8, 0.6 of the query and one opposite; the votes are worked out by hand."""
     train = np.array([[1, 0], [0.8, 0.6], [0.6, -0.8], [-1, 0]], dtype=np.float32)

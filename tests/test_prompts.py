@@ -10,7 +10,6 @@ from chexstudy.evaluation.image_text.prompts import (
     add_prompt_families,
     choose_prompts,
     hash_families,
-    read_prompt_families,
 )
 
 
@@ -47,13 +46,6 @@ def test_the_family_that_ranks_validation_best_is_chosen():
     assert choose_prompts({"clinical": labels, "published": labels}, labels) == "clinical"
     # Where nobody has a finding there is no judge.
     assert choose_prompts({"clinical": noise, "published": noise}, 0 * labels) == "published"
-
-
-def test_the_choice_stays_between_the_three_that_numbers_were_made_with():
-    assert list(FAMILIES) == ["published", "clinical", "contrast_normal", "radiologist", "severity_location"]
-    assert [name for name, family in FAMILIES.items() if family.candidate] == [
-        *("published", "clinical", "contrast_normal"),
-    ]
 
 
 def test_sentences_of_a_single_finding_stand_as_they_are_and_others_are_templates():
@@ -122,8 +114,3 @@ def test_a_family_of_ones_own_is_added_after_those_of_the_study(tmp_path):
 def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, old, new, sentence):
     with pytest.raises(StudyError, match=sentence):
         add_prompt_families(write(tmp_path, OWN.replace(old, new)))
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(StudyError, match="no file of prompts"):
-        read_prompt_families(tmp_path / "none.yaml")

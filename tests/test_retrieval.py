@@ -66,16 +66,6 @@ def test_ties_are_expectations_over_all_orders(better, tied, right):
         assert expected_recall(*arguments, cutoff)[0] == pytest.approx(np.mean(np.array(first) <= cutoff))
 
 
-def test_a_collapsed_model_gets_chance_in_both_directions():
-    texts = [f"report {number % 8}" for number in range(20)]
-    ranks = rank_pairs(np.ones((20, 5)), np.ones((20, 5)), texts)
-    for direction in ("image_to_text", "text_to_image"):
-        np.testing.assert_allclose(measure_ranks(ranks, direction), measure_chance(ranks, direction))
-    assert measure_chance(ranks, "image_to_text")[0] == pytest.approx(1 / 8)
-    # Four texts have three of the twenty images, four have two.
-    assert measure_chance(ranks, "text_to_image")[0] == pytest.approx((4 * 3 / 20 + 4 * 2 / 20) / 8)
-
-
 def test_equal_cosines_are_ties_whatever_their_last_bits():
     generator = np.random.default_rng(6)
     # A matrix product of this size rounds differently at its edges.
@@ -135,40 +125,6 @@ def test_rows_say_what_was_asked_and_fit_the_results_table(home):
     place = {"arm": "full", "seed": 0, "task": "retrieval", "data_set": "phantom/test", "exposure": "held_out"}
     assert len(add_results(Run("test"), rows.assign(**place))) == len(rows) == 20
     assert measure(images, described, texts, np.arange(40) // 2, 200).equals(rows)
-
-
-def test_intervals_are_wider_when_patients_hold_many_images():
-    generator = np.random.default_rng(3)
-    trouble = np.repeat(generator.random(30) < 0.5, 8)
-    described = generator.normal(size=(240, 16))
-    images = np.where(trouble[:, None], generator.normal(size=(240, 16)), described)
-    texts = [str(number) for number in range(240)]
-    widths = []
-    for patients in (np.repeat(np.arange(30), 8), np.arange(240)):
-        rows = measure(images, described, texts, patients, 300)
-        recall = rows[rows.metric == "recall@1"].iloc[0]
-        widths.append(recall.ci_high - recall.ci_low)
-    assert widths[0] > 1.8 * widths[1]
-
-
-def test_arms_are_compared_on_the_same_patients_and_seeds():
-    generator = np.random.default_rng(4)
-    described = generator.normal(size=(60, 8))
-    texts = [str(number) for number in range(60)]
-    arms = {
-        noise: [
-            rank_pairs(described + noise * generator.normal(size=described.shape), described, texts) for _ in range(2)
-        ]
-        for noise in (0.3, 3.0)
-    }
-    weights = bootstrap_patients(np.arange(60), 200, generator)
-    near, far = (measure_retrieval(ranks, weights) for ranks in arms.values())
-    rows = pd.concat([first.minus(second, generator) for first, second in zip(near, far, strict=True)])
-    recall = rows[rows.metric == "recall@1_difference"]
-    assert (recall.ci_low > 0).all()
-    assert (rows[rows.metric == "median_rank_difference"].ci_high < 0).all()
-    with pytest.raises(StudyError, match="same seeds"):
-        near[0].minus(measure_retrieval(arms[3.0][:1], weights)[0], generator)
 
 
 def test_what_cannot_be_ranked_is_named():

@@ -8,7 +8,6 @@ from chexstudy.evaluation.scores import (
     read_scores,
     write_scores,
 )
-from chexstudy.results import add_results, read_results
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import bootstrap_patients, interval
 from chexstudy.statistics.ranking import auroc
@@ -103,7 +102,7 @@ def test_single_seeds_and_all_of_them_come_from_the_same_resamples(cases):
     assert (len(mass), mass.value.isna().all()) == (4, True)
 
 
-def test_a_better_arm_is_seen_and_an_equal_one_is_not(cases):
+def test_a_better_arm_is_seen_an_equal_one_is_not_and_seeds_must_pair(cases):
     labels, scores, weights = cases
     better = list(scores + 2 * np.nan_to_num(labels.clip(0)))
     good, plain = (measure_findings(one, labels, FINDINGS, weights) for one in (better, scores))
@@ -139,12 +138,3 @@ def test_an_image_is_scored_once(home):
         write_scores(Run("test"), np.zeros((2, 1)), ["a", "a"], ["Nodule"], **PLACE)
     with pytest.raises(StudyError, match="pass a row an image"):
         write_scores(Run("test"), np.zeros((2, 1)), ["a"], ["Nodule"], **PLACE)
-
-
-def test_rows_fit_the_results_table(home, cases):
-    labels, scores, weights = cases
-    rows = measure_findings([scores[0]], labels, FINDINGS, weights).of_seed(0).assign(setting="published")
-    run = Run("test")
-    add_results(run, rows.assign(**PLACE, exposure="held_out"))
-    table = add_results(run, rows.assign(**PLACE, exposure="held_out"))
-    assert len(table) == len(rows) == len(read_results(run))

@@ -153,11 +153,8 @@ def test_penalties_too_weak_for_a_solution_are_left_out(monkeypatch):
 # --- groups -------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_image_of_a_patient_is_the_one_watched_longest():
+def test_groups_take_first_images_and_are_cut_at_the_tertiles_of_training():
     assert first_images(["b", "a", "b", "c", "c"], np.array([1.0, 2.0, 3.0, 4.0, 4.0])).tolist() == [1, 2, 3]
-
-
-def test_groups_are_cut_at_the_tertiles_of_training():
     assert group_risk(np.arange(9.0), np.array([-5.0, 2.0, 3.0, 5.0, 6.0, 50.0])).tolist() == [0, 0, 1, 1, 2, 2]
 
 

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.image_text.prompts import CLINICAL, PUBLISHED, PromptFamily
@@ -53,15 +52,6 @@ def test_every_sentence_is_encoded_once():
     zero_shot_scores(np.ones((2, 4)), encode, [*FINDINGS, "No Finding"], CLINICAL)
     assert len(seen) == 1
     assert len(seen[0]) == len(set(seen[0]))
-
-
-def test_an_image_near_its_sentence_is_classified():
-    generator = np.random.default_rng(1)
-    labels = (generator.random((80, 2)) < 0.4).astype(float)
-    images = np.stack([labels[:, 0], 1 - labels.any(axis=1), labels[:, 1]], axis=1) + 0.01
-    scores = zero_shot_scores(images, PROMPTS, FINDINGS, PUBLISHED)
-    for one in range(2):
-        assert roc_auc_score(labels[:, one], scores[:, one]) > 0.95
 
 
 def test_an_inverted_direction_is_listed_with_its_certainty():

@@ -173,11 +173,8 @@ def measure_findings(
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
         weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
         tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
-        metrics: names of what is measured.
-        measure: gives them, as one array or each ``(..., findings)``, from labels, scores and weights or None.
+        measure: gives the metrics, as one array or each ``(..., findings)``, from labels, scores and weights or None.
     """
-    if not len(scores):
-        raise StudyError("there are no scores to measure: pass the scores of one seed at least.")
     groups, labels = group_findings(findings, tiers), np.asarray(labels, dtype=float)
     known = known_labels(labels)
     columns = {

@@ -209,14 +209,9 @@ def read_or_measure(
     measure: Callable[[], Sequence[pd.DataFrame]],
     by: Callable | None = None,
 ) -> list[pd.DataFrame]:
-    """Tables of a study: as they are kept where all are current, else measured, written and recorded.
+    """Tables of a study: as they are kept where all are current, else measured in this order, written and recorded.
 
-    Args:
-        parameters: what they depend on beside inputs.
-        inputs: artifacts they are made from.
-        seed: of what is drawn.
-        measure: gives the tables in the order of the names.
-        by: a function of the module whose code they depend on; ``measure`` if not given.
+    They depend on parameters, on inputs (artifacts) and on the code of the module of ``by`` or else of ``measure``.
     """
     by = by or measure
     key = run.key(parameters, tuple(inputs), by)

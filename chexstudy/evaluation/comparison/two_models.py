@@ -91,15 +91,13 @@ def compare_score_tables(
     that for patients with several images wherever one has; it and the permutation test take seeds as they are.
 
     Args:
-        first: one model.
-        second: the other; seed k is compared with the first one's seed k.
+        first, second: the models; seed k is compared with seed k.
         labels: ``image_id``, ``patient_id`` and one column a finding, 1, 0, -1 or empty; it may hold further images.
         metric: ``auroc`` or ``auprc``.
         tiers: tier of each finding (``head``, ``medium`` or ``tail``).
-        test: the test whose p value is corrected: ``delong``, ``bootstrap``, ``permutation``, or ``auto``, which is
-            DeLong's for AUROC with one seed and the bootstrap's otherwise. Macro mean and tiers take the bootstrap's
-            where DeLong's is chosen.
-        permutations: of the permutation test, which is made only if it is asked for.
+        test: the test whose p value is corrected: ``delong``, ``bootstrap``, ``permutation`` (which is made only if it
+            is asked for), or ``auto``, which is DeLong's for AUROC with one seed and the bootstrap's otherwise. Macro
+            mean and tiers take the bootstrap's where DeLong's is chosen.
         shared_only: compare on the images that both scored, if they differ.
     """
     _check_request(first, second, metric, test, resamples)

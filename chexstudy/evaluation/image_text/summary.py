@@ -11,12 +11,8 @@ from chexstudy.results import OVER_SEEDS, write_interval
 def summarise_zero_shot(results: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
     """Zero-shot AUROC, means over seeds with their 95 % intervals, as text.
 
-    Args:
-        arms: columns, in this order; arms without rows are left out.
-
-    Returns:
-        One row a data set, its exposure (``held_out``, ``seen`` or ``unknown``) and group of findings (``macro``,
-        ``head``, ``medium``, ``tail``), one column an arm, cells such as ``0.812 [0.790, 0.833]``.
+    One row a data set, its exposure (``held_out``, ``seen`` or ``unknown``) and group of findings (``macro``, ``head``,
+    ``medium``, ``tail``); a column an arm in the order given, those without rows left out.
     """
     chosen = (results.task == "zero_shot") & (results.metric == "auroc") & (results.setting == CHOSEN)
     groups = [MACRO, *TIERS]

@@ -68,21 +68,22 @@ def fit_risk_model(
     Cases are taken as independent: several images of a patient change the estimate little, and intervals come from
     resampling patients.
 
+    Of the penalties, the strongest with the best concordance on validation wins; those too weak to have a solution are
+    left out. The first so many features are ``unpenalised``, such as age and sex beside an image.
+
     Args:
         features: ``(cases, dim)`` of the training split; each column is standardised.
         years: ``(cases,)``, time of the event or of censoring, above 0.
         events: bool ``(cases,)``, whether the event happened; somebody has it in both splits.
-        validation_features, validation_years, validation_events: the same of the validation split. Of the penalties,
-            the strongest with the best concordance there wins; those too weak to have a solution are left out.
-        unpenalised: the first so many features are not penalised, such as age and sex beside an image.
     """
     from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
+    from sksurv.util import Surv
 
     features, validation_features = np.asarray(features, dtype=float), np.asarray(validation_features, dtype=float)
     mean, spread = features.mean(axis=0), features.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     train, validation = (features - mean) / spread, (validation_features - mean) / spread
-    observed = _pair(years, events)
+    observed = Surv.from_arrays(events, years)
     if unpenalised >= features.shape[1]:
         path = np.zeros(1)
 
@@ -124,13 +125,6 @@ def _fit_as_far_as_possible(
     )
 
 
-def _pair(years: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Events and times as the library takes them."""
-    pairs = np.empty(len(years), dtype=[("event", bool), ("years", float)])
-    pairs["event"], pairs["years"] = events, years
-    return pairs
-
-
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 
@@ -156,14 +150,8 @@ def concordance(
     A case with the event is compared with all that were observed longer, and with those censored at the same time
     (Harrell's C-index).
 
-    Args:
-        years: ``(cases,)``.
-        events: ``(cases,)``, bool.
-        scores: ``(cases, models)``, higher means earlier.
-        weights: ``(resamples, cases)``, how often each case counts; without it, each once.
-
-    Returns:
-        ``(models,)`` without weights and ``(resamples, models)`` with them; NaN where no two cases can be compared.
+    Scores ``(cases, models)``, higher means earlier, give ``(models,)``; with weights ``(resamples, cases)``, how often
+    each case counts, ``(resamples, models)``. NaN where no two cases can be compared.
     """
     # Sums of whole and half numbers up to 2**23 are exact in float32.
     by_case = np.ones((1, len(years)), np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
@@ -249,7 +237,8 @@ def estimate_survival(years: np.ndarray, events: np.ndarray) -> pd.DataFrame:
 def compare_groups(years: np.ndarray, events: np.ndarray, groups: np.ndarray) -> float:
     """P-value of the log-rank test that the groups survive alike; NaN where there is one group only, or no event."""
     from sksurv.compare import compare_survival
+    from sksurv.util import Surv
 
     if len(np.unique(groups)) < 2 or not events.any():
         return float("nan")
-    return float(compare_survival(_pair(years, events), groups)[1])
+    return float(compare_survival(Surv.from_arrays(events, years), groups)[1])

@@ -408,8 +408,7 @@ def measure_study_subgroups(
     every arm; otherwise there is no TPR and FPR.
 
     Args:
-        evaluation: the study, its cohort, and how patients are drawn.
-        results: its results table; says which arms and seeds were evaluated, and exposure.
+        results: the study's; says which arms and seeds were evaluated, and exposure.
         arms: arms to measure; all that were evaluated if empty.
         names: groupings, as in `plan_grouping`.
 
