@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from chexstudy.statistics.bootstrap import bootstrap_patients, count_scarcer_patients, interval
-from chexstudy.statistics.delong import compare_areas, correlate_areas
+from chexstudy.statistics.delong import contrast_p_value, correlate_areas
 from chexstudy.statistics.ranking import auroc, rank_metrics
 
 DEFAULT_STUDY = {"cases": 1000, "findings": 24, "resamples": 1000}
@@ -75,7 +75,7 @@ def loop_over_numpy(labels, scores, weights) -> np.ndarray:
 def compare_by_delong(labels, scores, others, patients) -> list[float]:
     """p value of each finding for two models on patients with several images."""
     pairs = (np.column_stack([scores[:, one], others[:, one]]) for one in range(labels.shape[1]))
-    return [compare_areas(correlate_areas(labels[:, one], pair, patients)).p for one, pair in enumerate(pairs)]
+    return [contrast_p_value(*correlate_areas(labels[:, one], pair, patients)) for one, pair in enumerate(pairs)]
 
 
 def compare_speed(cases: int, findings: int, resamples: int, peer: int, seed: int, rounds: int) -> list[dict]:

@@ -8,7 +8,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import COLUMNS, ModelScores, compare_score_tables
 from chexstudy.evaluation.scores import measure_findings
 from chexstudy.statistics.bootstrap import bootstrap_patients
-from chexstudy.statistics.delong import compare_areas, correlate_areas
+from chexstudy.statistics.delong import contrast_p_value, correlate_areas
 from chexstudy.statistics.multiple_testing import correct_by_holm
 
 FINDINGS = ["Edema", "Mass", "Hernia"]
@@ -75,11 +75,12 @@ def test_one_seed_is_tested_by_delong_for_patients_and_corrected_over_findings(c
     assert comparison.test == "delong"
     for finding in FINDINGS:
         scores = np.column_stack([side.tables[0][finding] for side in (first, second)])
-        test = compare_areas(correlate_areas(labels[finding].to_numpy(), scores, labels.patient_id))
+        areas, covariance = correlate_areas(labels[finding].to_numpy(), scores, labels.patient_id)
+        difference, reach = areas[0] - areas[1], 1.96 * np.sqrt([1, -1] @ covariance @ [1, -1])
         measured = row(comparison, finding)
-        assert measured.p == measured.p_delong == pytest.approx(test.p)
-        assert measured.difference == pytest.approx(test.value)
-        assert (measured.ci_low, measured.ci_high) == pytest.approx((test.ci_low, test.ci_high), abs=0.03)
+        assert measured.p == measured.p_delong == pytest.approx(contrast_p_value(areas, covariance))
+        assert measured.difference == pytest.approx(difference)
+        assert (measured.ci_low, measured.ci_high) == pytest.approx((difference - reach, difference + reach), abs=0.03)
     findings = comparison.of_findings
     np.testing.assert_array_equal(findings.p_holm, correct_by_holm(findings.p.to_numpy()))
     macro = row(comparison, "macro")

@@ -24,11 +24,7 @@ _LEAST_EVALUABLE = 0.9
 
 
 def bootstrap_patients(patient_ids: Sequence, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw patients with replacement and weigh every case ``(cases,)`` by how often its patient was drawn.
-
-    Returns:
-        Whole numbers ``(resamples, cases)``; a row is one draw of as many patients as there are.
-    """
+    """How often the patient of each case was drawn ``(resamples, cases)``, as many patients a row as there are."""
     if len(patient_ids) == 0 or resamples < 1:
         raise StudyError("a bootstrap needs at least one case and one resample: check the split and the resamples.")
     patients, patient_of_case = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
@@ -63,10 +59,8 @@ def interval(replicates: np.ndarray, patients: np.ndarray | None = None) -> tupl
     where Student's t belongs. The expanded one (Hesterberg 2015, The American Statistician 69(4)) goes further out, to
     the quantile at Phi(-sqrt(k / (k - 1)) t(k - 1)). With many patients both are the same.
 
-    Args:
-        replicates: ``(resamples, ...)``, the metric in each resample; NaN where it could not be had.
-        patients: ``(...)``, how many patients the metric rests on, in a ranking those of the scarcer class; without it,
-            many.
+    ``replicates`` ``(resamples, ...)`` are NaN where the metric could not be had; ``patients`` ``(...)`` is how many it
+    rests on, in a ranking those of the scarcer class; without it, many.
 
     Returns:
         Low and high ends ``(...)``; NaN with fewer than five patients, or where fewer than 90 % of the resamples could
@@ -99,9 +93,7 @@ def resample_seeds(replicates: np.ndarray, generator: np.random.Generator) -> np
     Where seeds differ by more than patients do, two or three of them still say too little: if patients did not vary at
     all, the interval would cover 62 % with two seeds, 80 % with three and 89 % with five.
 
-    Args:
-        replicates: ``(seeds, resamples, ...)``, the patients of a resample being the same for all seeds.
-        generator: draws the seeds.
+    The patients of a resample are the same for all seeds in ``replicates`` ``(seeds, resamples, ...)``.
     """
     replicates = np.asarray(replicates, dtype=float)
     seeds, resamples = replicates.shape[:2]
@@ -132,13 +124,9 @@ def paired_difference(
     generator: np.random.Generator,
     patients: np.ndarray | None = None,
 ) -> Difference:
-    """First minus second, seed by seed and on the same resamples of patients.
+    """First minus second ``(seeds, ...)``, seed k with seed k, and on the same resamples of patients.
 
-    Args:
-        first, second: ``(seeds, ...)``, the metric of each arm on all cases; seed k is compared with seed k.
-        first_replicates, second_replicates: ``(seeds, resamples, ...)``, in the same resamples of patients.
-        generator: draws the seeds.
-        patients: ``(...)``, as in `interval`.
+    The replicates are ``(seeds, resamples, ...)``; the generator draws seeds; ``patients`` is as in `interval`.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     first_replicates, second_replicates = np.asarray(first_replicates), np.asarray(second_replicates)

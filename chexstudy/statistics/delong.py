@@ -1,4 +1,4 @@
-"""AUROCs of models on the same cases: their covariance without resampling, and what follows from it.
+"""AUROCs of models on the same cases: their covariance without resampling, and p values of their differences.
 
 Two estimates. ``patients=None`` takes every case as a draw of its own (DeLong, DeLong and Clarke-Pearson 1988), by the
 midranks of Sun and Xu (2014, IEEE Signal Processing Letters 21: 1389) in O(n log n): right for one image a patient.
@@ -6,51 +6,28 @@ With ``patients`` given, cases of one patient may resemble each other in any way
 right for several images a patient, and equal to the first for one. On several images a patient the first is too sure
 of itself where a patient's images share the label, and too unsure where they differ in it.
 
-Both are large-sample estimates with normal intervals: with few patients of a class, with training seeds, for macro
+Both are large-sample estimates: with few patients of a class, with training seeds, for macro
 means or for average precision, use the bootstrap of `chexstudy.statistics.bootstrap` or the permutation test of
 `chexstudy.statistics.permutation`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.bootstrap import CONFIDENCE
 from chexstudy.statistics.ranking import known_labels
 
 
-@dataclass(frozen=True)
-class CorrelatedAreas:
-    """AUROCs of one finding by several models on the same cases."""
+def correlate_areas(
+    labels: np.ndarray, scores: np.ndarray, patients: Sequence | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROCs of several models for one finding ``(models,)`` and their covariance ``(models, models)``.
 
-    areas: np.ndarray  # ``(models,)``; NaN where the finding has one class only
-    covariance: np.ndarray  # ``(models, models)``; NaN with fewer than two patients of a class
-    positives: int  # how many cases have the finding
-    negatives: int  # how many do not
-
-
-@dataclass(frozen=True)
-class AreaComparison:
-    """A contrast of AUROCs against zero."""
-
-    value: float  # the contrast, for two models the first minus the second
-    ci_low: float  # lower end of its interval; NaN where no variance can be had
-    ci_high: float  # upper end
-    z: float  # the contrast over its standard error
-    p: float  # two-sided p value
-
-
-def correlate_areas(labels: np.ndarray, scores: np.ndarray, patients: Sequence | None = None) -> CorrelatedAreas:
-    """AUROCs of several models for one finding and their covariance.
-
-    Args:
-        labels: ``(cases,)``, 1, 0, -1 or NaN; the last two are left out.
-        scores: ``(cases, models)``, higher means more likely present; ties count half.
-        patients: ``(cases,)``, the patient of each case: the estimate for several images a patient. Without it, every
-            case is taken as another patient.
+    Labels ``(cases,)`` of -1 and NaN are left out; of scores ``(cases, models)`` ties count half. Without ``patients``
+    ``(cases,)`` every case is taken as another patient. NaN where the finding has one class only; no covariance with
+    fewer than two patients of a class.
     """
     labels, scores = np.asarray(labels, dtype=float), np.asarray(scores)
     if labels.ndim != 1 or scores.ndim != 2 or len(labels) != len(scores):
@@ -62,19 +39,16 @@ def correlate_areas(labels: np.ndarray, scores: np.ndarray, patients: Sequence |
     if np.isnan(scores).any():
         raise StudyError("some scores are NaN: score every case with a known label.")
     present = labels == 1
-    positives, negatives = int(present.sum()), int((~present).sum())
     models = scores.shape[1]
-    if not (positives and negatives):
-        return CorrelatedAreas(np.full(models, np.nan), np.full((models, models), np.nan), positives, negatives)
+    if present.all() or not present.any():
+        return np.full(models, np.nan), np.full((models, models), np.nan)
     of_positives = np.stack([_place(scores[present, one], scores[~present, one]) for one in range(models)])
     of_negatives = np.stack([1 - _place(scores[~present, one], scores[present, one]) for one in range(models)])
     areas = of_positives.mean(axis=1)
-    if patients is None:
-        group = np.arange(len(labels))
-    else:
+    group = np.arange(len(labels))
+    if patients is not None:
         group = np.unique(np.asarray(patients, dtype=str)[known], return_inverse=True)[1]
-    covariance = _covariance_of_clusters(of_positives, of_negatives, group[present], group[~present])
-    return CorrelatedAreas(areas, covariance, positives, negatives)
+    return areas, _covariance_of_clusters(of_positives, of_negatives, group[present], group[~present])
 
 
 def _place(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -108,24 +82,16 @@ def _covariance_of_clusters(of_positives, of_negatives, positive_group, negative
     return parts[0] + parts[1] + cross + cross.T
 
 
-def compare_areas(areas: CorrelatedAreas, contrast: Sequence[float] = (1.0, -1.0)) -> AreaComparison:
-    """Test a contrast of AUROCs ``(models,)``: two models', or the mean over seeds of one model minus that of another.
+def contrast_p_value(areas: np.ndarray, covariance: np.ndarray, contrast: Sequence[float] = (1.0, -1.0)) -> float:
+    """Two-sided p value of a contrast of AUROCs: two models', or the mean over seeds of one minus that of another.
 
-    Returns:
-        The contrast with its normal 95 % interval and p value. Models that rank every case alike differ by exactly 0,
-        with p = 1; where the variance is 0 but the contrast is not, nothing but the contrast can be told.
+    1 for models that rank every case alike; NaN where the variance is 0 but the contrast is not.
     """
     contrast = np.asarray(contrast, dtype=float)
-    if contrast.shape != areas.areas.shape:
-        raise StudyError(f"the contrast has {contrast.size} weights for {areas.areas.size} models: give one for each.")
-    value = float(contrast @ areas.areas)
-    variance = float(contrast @ areas.covariance @ contrast)
+    if contrast.shape != areas.shape:
+        raise StudyError(f"the contrast has {contrast.size} weights for {areas.size} models: give one for each.")
+    value, variance = float(contrast @ areas), float(contrast @ covariance @ contrast)
     # What is left of a variance of zero by rounding.
-    if variance <= 1e-14 * float(np.abs(contrast) @ np.abs(areas.covariance) @ np.abs(contrast)):
-        if abs(value) <= 1e-12:
-            return AreaComparison(0.0, 0.0, 0.0, 0.0, 1.0)
-        return AreaComparison(value, np.nan, np.nan, np.nan, np.nan)
-    error = np.sqrt(variance)
-    reach = norm.ppf(0.5 + CONFIDENCE / 2) * error
-    z = value / error
-    return AreaComparison(value, value - reach, value + reach, z, float(2 * norm.sf(abs(z))))
+    if variance <= 1e-14 * float(np.abs(contrast) @ np.abs(covariance) @ np.abs(contrast)):
+        return 1.0 if abs(value) <= 1e-12 else np.nan
+    return float(2 * norm.sf(abs(value / np.sqrt(variance))))

@@ -36,10 +36,7 @@ def exchange_models(
     Args:
         labels: ``(cases, findings)``, 1, 0, -1 or NaN.
         first, second: one ``(cases, findings)`` array a seed, of the same seeds of both models.
-        patient_ids: ``(cases,)``.
-        generator: tosses the coins.
         permutations: how many; the smallest p value is one over one more.
-        measure: `chexstudy.statistics.ranking.auroc` or another of labels, scores and weights.
         summarise: what is tested of the values ``(..., findings)``, for example means over findings.
 
     Returns:

@@ -14,18 +14,12 @@ from chexstudy.statistics.bootstrap import CONFIDENCE, LEAST_PATIENTS
 
 
 def measure_proportion(members: np.ndarray, hits: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
-    """The share of hits among the members, and its 95 % interval.
+    """The share of hits among the members, bool ``(cases,)`` or ``(seeds, cases)``, and the ends of its 95 % interval.
 
-    Args:
-        members: ``(cases,)`` or ``(seeds, cases)``, bool: what the share is of. Members may differ between seeds.
-        hits: the same shape, bool: which members count.
-        patients: ``(cases,)``, whole numbers from 0 that say which patient a case is of.
-
-    Returns:
-        Share, low and high end. Members of all seeds count alike. The variance is that of a ratio by linearisation,
-        clustered by patient, or by patient and by seed (Cameron, Gelbach and Miller 2011); the number of patients, not
-        of cases, says which Student's t is used. NaN without members; no interval with members of fewer than five
-        patients. Where all or none are hits, the effective number is that of the patients.
+    Members of all seeds count alike, and may differ between seeds; ``patients`` are whole numbers ``(cases,)``. The
+    variance is that of a ratio by linearisation, clustered by patient, or by patient and by seed (Cameron, Gelbach and
+    Miller 2011); the number of patients, not of cases, says which Student's t is used. NaN without members; no interval
+    with members of fewer than five patients. Where all or none are hits, the effective number is that of the patients.
     """
     members, hits = np.atleast_2d(np.asarray(members, dtype=bool)), np.atleast_2d(np.asarray(hits, dtype=bool))
     patients = np.asarray(patients)

@@ -26,10 +26,8 @@ def rank_metrics(
     / all negatives, the average precision their weighted mean of the precision at their score; equal to scikit-learn's
     ``roc_auc_score`` and ``average_precision_score``, ties included.
 
-    Args:
-        labels: ``(cases, findings)``, 1 present, 0 absent, -1 and NaN left out.
-        scores: ``(cases, findings)``, higher means more likely present. A column of NaN alone was not predicted.
-        weights: ``(resamples, cases)``, how often each case counts; without it, each once.
+    Labels ``(cases, findings)`` of -1 and NaN are left out; a column of scores that are all NaN was not predicted.
+    ``weights`` ``(resamples, cases)`` tell how often each case counts; without them, each once.
 
     Returns:
         AUROC and average precision, each ``(findings,)`` without weights and ``(resamples, findings)`` with them; NaN
@@ -82,8 +80,7 @@ def _measure_ranks(labels, scores, weights, with_precision) -> tuple[np.ndarray,
 class _Ranking:
     """One finding's cases in ascending order of score, gathered where no positive lies between them."""
 
-    # ``(bins, cases)``, which negatives each bin holds: those between two scores of positives, or tied with one
-    negatives: csr_array
+    negatives: csr_array  # ``(bins, cases)``, those between two scores of positives, or tied with one
     positives: csr_array  # ``(scores, cases)``, which positives have each score
     lower: np.ndarray  # ``(scores,)``, how many bins lie below a score of positives
     upper: np.ndarray  # ``(scores,)``, the same with the bin tied with it

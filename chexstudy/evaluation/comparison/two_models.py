@@ -21,7 +21,7 @@ from chexstudy.inputs.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.inputs.tables import name_place
 from chexstudy.progress import progress
 from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, difference_p_values
-from chexstudy.statistics.delong import compare_areas, correlate_areas
+from chexstudy.statistics.delong import contrast_p_value, correlate_areas
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.statistics.permutation import PERMUTATIONS, exchange_models
 from chexstudy.statistics.ranking import auroc, average_precision, known_labels
@@ -354,5 +354,5 @@ def _test_by_delong(sides, labels: np.ndarray, patient_ids: np.ndarray) -> list[
     for finding in range(labels.shape[1]):
         scores = np.column_stack([one[:, finding] for side in sides for one in side])
         areas = correlate_areas(labels[:, finding], scores, patient_ids if several else None)
-        p_values.append(compare_areas(areas, contrast).p)
+        p_values.append(contrast_p_value(*areas, contrast))
     return p_values
