@@ -116,7 +116,7 @@ def test_a_notebook_run_from_here_names_no_place_user_or_machine(run, tmp_path, 
     (folder / "profiles").mkdir(parents=True)
     (folder / "profiles" / "demo.yaml").write_text("title: T\n")
     (folder / "01_leak.py").write_text(
-        "# %% tags=['parameters']\n"
+        '# %% tags=["parameters"]\n'
         'study = "demo"  # the study\nseed = 0  # of it\ndata_root = ""  # where\n\n'
         "# %%\nimport warnings, pandas as pd\nfrom chexstudy import paths\n"
         "warnings.warn(f'look at {paths.home()}')\nprint(data_root, paths.REPOSITORY, pd.__file__)\n"

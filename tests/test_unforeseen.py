@@ -94,7 +94,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_sentence(home):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--list"]])
 def test_a_full_disk_behind_standard_output_is_one_sentence(home, arguments):
-    command = [sys.executable, "-m", "chexstudy.cli.main", *arguments]
+    command = [sys.executable, "-m", "chexstudy.cli", *arguments]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.stderr == (

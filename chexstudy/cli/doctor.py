@@ -69,10 +69,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    return next((found.version for found in metadata.distributions(name=name)), "not installed")
 
 
 def _installed_faiss() -> list[str]:
@@ -110,20 +107,20 @@ def _machine() -> Iterator[tuple[str, str]]:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown (nvidia-smi gave no answer)"
-    return answer.splitlines()[0].strip() if answer.strip() else "unknown"
 
 
 def _places() -> Iterator[tuple[str, str]]:
+    from chexstudy.workflow.studies import list_studies
+
     yield "checkout", str(paths.REPOSITORY)
     yield "runs", f"{paths.runs()} ({_free(paths.home())})"
     yield "cache", str(paths.cache())
     yield "notebooks", str(paths.NOTEBOOKS)
     yield "models", os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    studies = [folder.name for folder in sorted(paths.runs().glob("[!.]*")) if folder.is_dir()]
-    yield "studies", ", ".join(studies) or "none yet"
+    yield "studies", ", ".join(list_studies()) or "none yet"
 
 
 def _free(folder: os.PathLike) -> str:

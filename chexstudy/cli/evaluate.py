@@ -1,10 +1,11 @@
-"""Verbs that measure: evaluate, evaluate compare."""
+"""Verbs that measure, and show what was measured: evaluate, evaluate compare, results, plan-labels."""
 
 from argparse import Namespace
 
-from chexstudy.cli.parser import option, run_options, verb
+from chexstudy.cli.parser import STUDY, option, run_options, verb
 from chexstudy.cli.run import run_chosen
-from chexstudy.cli.tables import check_output, write_table
+from chexstudy.cli.tables import check_output, lay_out, write_table
+from chexstudy.paths import resolve_user_path
 
 
 @verb("evaluate", "measure the arms, or compare two models", *run_options())
@@ -25,7 +26,7 @@ def evaluate(options: Namespace) -> None:
     "compare two models on the same patients",
     option("first A", "an arm, arm@task, or files of scores"),
     option("second B", "the same of the model it is compared with"),
-    option("--study S", "the study of the arms and labels", default="demo"),
+    STUDY,
     option("--task T", "which scores of arms, such as adaptation_linear", default="zero_shot"),
     option("--data-set D", "source/split, such as phantom/test (default: the arms' test set)"),
     option("--labels LABELS", "image_id, patient_id and findings (default: the study's cohort)"),
@@ -58,12 +59,7 @@ def compare(options: Namespace) -> None:
     writes: --out, the table with all numbers; otherwise nothing
     """
     from chexstudy.evaluation.comparison.inputs import read_contest
-    from chexstudy.evaluation.comparison.table import (
-        describe_models,
-        list_comparison,
-        list_reasons,
-        tabulate_models,
-    )
+    from chexstudy.evaluation.comparison.table import describe_models, list_comparison, list_reasons, tabulate_models
     from chexstudy.evaluation.comparison.two_models import compare_score_tables
 
     out = check_output(options.out) if options.out else None
@@ -82,3 +78,106 @@ def compare(options: Namespace) -> None:
         print(f"{comparison.left_out:,} images that only one of them scored were left out.")
     if out is not None:
         write_table(list_comparison(comparison), out)
+
+
+@verb(
+    "results",
+    "show and export what a study measured",
+    STUDY,
+    option("--task T", "the values of one task: over seeds where there are any, means over findings"),
+    option("--finding F", "its values for one finding, in place of means"),
+    option("--csv FILE", "also write all rows and columns, of the task or of all, as .csv or .parquet"),
+)
+def results(options: Namespace) -> None:
+    """Without --task: what was measured, of how many arms and data sets. With it: its values with 95 % intervals.
+    A difference is the arm minus what stands under reference. Columns that say nothing are left out; --csv has all
+    of them, as chexstudy/results.py tells.
+
+    examples:
+      chexstudy results --study demo
+      chexstudy results --task zero_shot --finding Mass
+      chexstudy results --study demo --csv demo.csv
+
+    writes: --csv; otherwise nothing
+    """
+    from chexstudy.plots.measurements import name_data_set, name_setting
+    from chexstudy.results import read_results, write_interval
+    from chexstudy.workflow.studies import WHAT_IS_MEASURED, find_study, select_overview
+
+    out = check_output(options.csv) if options.csv else None
+    rows = read_results(find_study(options.study))
+    if options.task or options.finding:
+        chosen = select_overview(rows, options.task or "zero_shot", options.finding)
+        rows = rows[rows.task == (options.task or "zero_shot")]
+        table = chosen[[name for name in WHAT_IS_MEASURED if name != "task"]]
+        table = table.assign(
+            data_set=table.data_set.map(name_data_set),
+            setting=table.setting.map(name_setting),
+            seed=table.seed.astype(str).replace("-1", "all"),
+            value=[write_interval(*row) for row in chosen[["value", "ci_low", "ci_high"]].to_numpy()],
+            n=chosen.n,
+        )
+        table = table[[name for name in table if name in ("arm", "value") or table[name].nunique() > 1]]
+    else:
+        table = rows.groupby("task").agg(
+            arms=("arm", "nunique"), data_sets=("data_set", "nunique"), findings=("finding", "nunique")
+        )
+        table = table.assign(rows=rows.groupby("task").size()).reset_index()
+    print(lay_out(table.rename(columns=lambda name: name.replace("_", " "))))
+    if out is not None:
+        write_table(rows, out)
+
+
+@verb(
+    "plan-labels",
+    "tell how many labels a target AUROC needs",
+    option("--target X", "the AUROC to reach, such as 0.85", type=float, required=True),
+    option("--curve TABLE", "a table of learning curves, .parquet or .csv"),
+    option("--study S", "the study whose curves are read (default: demo)"),
+    option("--finding F", "answer for this finding only"),
+    option("--encoder E", "answer for this encoder only"),
+    option("--cost C", "what labelling one case costs", type=float),
+    option("--at-most N", "use only the part of the curves up to N labels", type=float),
+    option("--no-pool", "findings do not learn from each other"),
+    option("--seed K", "seed of the posterior draws", default=0),
+    option("--out FILE", "also write the plan, .parquet or .csv"),
+)
+def plan_labels(options: Namespace) -> None:
+    """Read learning curves (AUROC at several numbers of labels) and tell for each finding how many labels more a
+    target AUROC needs, with a 95 % interval, or why there is no number: the target is reached already, it lies
+    above the plateau, or the labels so far do not say. Findings of one encoder learn from each other
+    (--no-pool: each alone). Intervals are of the cases and the test set that the curves were measured on.
+
+    A table of your own needs the columns n and auroc, one row a draw; finding, encoder, draw, seed, unit and
+    positives are optional. It is parquet or CSV.
+
+    examples:
+      chexstudy plan-labels --target 0.85 --study demo
+      chexstudy plan-labels --target 0.85 --curve curves.csv --cost 2.50
+      chexstudy plan-labels --target 0.80 --study demo --encoder curated --finding Mass --at-most 200
+
+    reads: runs/<study>/label_budget/curves.parquet, or --curve
+    writes: --out (the table, parquet or CSV), or nothing
+    """
+    from chexstudy.inputs.tables import read_typed_table
+    from chexstudy.label_planning.observations import CURVES
+    from chexstudy.label_planning.planner import describe_plans, plan_table
+    from chexstudy.runs import Run
+
+    if options.curve and options.study:
+        options.parser.error("--curve and --study both say where the curves are: give one of them")
+    out = check_output(options.out) if options.out else None
+    path = resolve_user_path(options.curve) if options.curve else None
+    plans = plan_table(
+        read_typed_table(path) if path else Run(options.study or "demo").read_table(CURVES),
+        options.target,
+        options.finding,
+        options.encoder,
+        options.at_most,
+        not options.no_pool,
+        options.cost,
+        options.seed,
+    )
+    print(describe_plans(plans))
+    if out:
+        write_table(plans, out)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from chexstudy.cli import cohort, curate, doctor, evaluate, plan_labels, release, results, run, studies
+from chexstudy.cli import cohort, curate, doctor, evaluate, release, run, studies
 from chexstudy.cli.parser import make_parser
 from chexstudy.errors import StudyError
 from chexstudy.workflow.unforeseen import silence, tell_mistake, tell_unforeseen
@@ -26,7 +26,7 @@ _VERBS = (
     run.run,
     *(cohort.cohort, cohort.build, cohort.convert, cohort.export, cohort.check, cohort.show, cohort.sources),
     *(run.embed, curate.curate, curate.why, run.pretrain),
-    *(evaluate.evaluate, evaluate.compare, results.results, plan_labels.plan_labels, release.release, run.figures),
+    *(evaluate.evaluate, evaluate.compare, evaluate.results, evaluate.plan_labels, release.release, run.figures),
     *(studies.list_all, studies.show, studies.remove, studies.compare),
     *(curate.check_golden, doctor.doctor),
 )
@@ -72,7 +72,3 @@ def _say(sentence: str, status: int) -> int:
     except OSError:
         silence(sys.stdout)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,6 @@ from chexstudy.runs import Run, atomic_path
 
 # A path begins a word; the colours of a traceback, which end in a letter, may stand before it.
 _PATH = re.compile(r"(^|[^\w.:/~<>\\*+})\]-]|\x1b\[[\d;]*m)(/[\w.@+~-][^\s\"'`<>|:;,(){}\[\]\\\x1b]*)")
-_PLACES_OF_PAPERMILL = ("input_path", "output_path")
 _ELLIPSIS = "…"
 
 
@@ -38,10 +37,9 @@ def clean_notebook(path: Path, run: Run) -> None:
     except (OSError, ValueError):
         return
     papermill = notebook["metadata"].get("papermill", {})
-    for name in _PLACES_OF_PAPERMILL:
+    for name in ("input_path", "output_path"):
         papermill.pop(name, None)
-    data_root = (papermill.get("parameters") or {}).get("data_root")
-    hidden = _Hidden(run, str(data_root or ""))
+    hidden = _Hidden(run, str((papermill.get("parameters") or {}).get("data_root") or ""))
     notebook["metadata"] = _clean(notebook["metadata"], hidden)
     for cell in notebook["cells"]:
         # The code itself is that of the checkout, but for what was typed.
@@ -65,12 +63,7 @@ def _clean(value: object, hidden: "_Hidden") -> object:
 
 
 class _Hidden:
-    """What is written instead of places and names.
-
-    Args:
-        run: the study whose names are hidden.
-        data_root: the folder of its images, as the user typed it.
-    """
+    """What is written instead of places and names of a study, whose images lie in ``data_root``, as it was typed."""
 
     def __init__(self, run: Run, data_root: str = ""):
         self._run = run

@@ -8,6 +8,7 @@ from then on. A value counts once a notebook that takes it has left something be
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -70,11 +71,8 @@ class Identity:
 
     def holders(self, notebook: str, name: str) -> list[str]:
         """Notebooks that have made something with the value of this notebook's parameter."""
-        key = self._key(notebook, name)
-        return [one for one, entry in self.notebooks.items() if entry["made"] and self._shares(one, entry, name, key)]
-
-    def _shares(self, notebook: str, entry: dict, name: str, key: str) -> bool:
-        return name in entry["values"] and self._key(notebook, name) == key
+        made = [one for one, entry in self.notebooks.items() if entry["made"] and name in entry["values"]]
+        return [one for one in made if self._key(one, name) == self._key(notebook, name)]
 
     def set(self, notebook: str, parameter: Parameter, value: object) -> None:
         """Let a value be the study's."""
@@ -138,19 +136,13 @@ def settle_values(
     accepted: Collection[str] | bool = (),
     how: str = "accept them with --change {names}",
 ) -> dict[str, dict[str, object]]:
-    """The values notebooks are run with, kept as the study's.
+    """All values of the notebooks that will run, by notebook, kept as the study's.
 
     Args:
-        run: the study.
         declared: parameters of all notebooks, by notebook.
         asked: what the user gave to each notebook that will run.
-        profile: of :func:`choose_profile`.
         is_given: the user named the profile.
-        accepted: parameters that may change, or True for all.
-        how: tells the user how to accept.
-
-    Returns:
-        By notebook that will run, all its values.
+        accepted: parameters that may change, or True for all; ``how`` tells the user how to accept.
     """
     if _is_of_older_version(run):
         print(
@@ -158,11 +150,11 @@ def settle_values(
             f"(`chexstudy run all --study {run.study}`), which make anew what is there and keep its values.",
             flush=True,
         )
-    identity = read_identity(run)
-    made = identity is not None and any(entry["made"] for entry in identity.notebooks.values())
-    if identity is not None and not is_given:
+    identity = read_identity(run) or Identity(profile)
+    made = any(entry["made"] for entry in identity.notebooks.values())
+    if not is_given:
         profile = identity.profile
-    if identity is None or (not made and identity.profile.name != profile.name):
+    if not made and identity.profile.name != profile.name:
         identity = Identity(profile)
     before = identity.profile
     values: dict[str, dict[str, object]] = {}
@@ -186,7 +178,13 @@ def settle_values(
             if of_recorded and _canonical(name, mine[name]) != _canonical(name, recorded):
                 differences[name] = recorded, mine[name]
                 holders |= dict.fromkeys(of_recorded)
-    _require_accepted(run, differences, accepted, how)
+    refused = [name for name in differences if accepted is not True and name not in (accepted or ())]
+    if refused:
+        listed = ", ".join(_tell_difference(name, *differences[name]) for name in refused)
+        raise StudyError(
+            f"study {run.study!r} has other values than this run asks for: {listed}; leave them out to go on with the "
+            f"study's own, name another study, or {how.format(names=','.join(refused))}."
+        )
     # Another profile changes nothing for the notebooks that do not run now.
     others = {
         notebook: {name: identity.value(notebook, one) for name, one in parameters.items() if name not in _NO_VALUES}
@@ -255,27 +253,13 @@ def _canonical(name: str, value: object) -> object:
     """The part of a value that can change a result."""
     if name != "constants":
         return _resolve(name, value)
-    given = (assignment.replace(" ", "").partition("=") for assignment in value)
-    return {constant: _read_number(text) for constant, _, text in given if constant not in OBSERVATION}
-
-
-def _read_number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text.lower()
-
-
-def _require_accepted(
-    run: Run, differences: Mapping[str, tuple[object, object]], accepted: Collection[str] | bool, how: str
-) -> None:
-    refused = [name for name in differences if accepted is not True and (accepted is False or name not in accepted)]
-    if refused:
-        listed = ", ".join(_tell_difference(name, *differences[name]) for name in refused)
-        raise StudyError(
-            f"study {run.study!r} has other values than this run asks for: {listed}; leave them out to go on with the "
-            f"study's own, name another study, or {how.format(names=','.join(refused))}."
-        )
+    given, constants = (assignment.replace(" ", "").partition("=") for assignment in value), {}
+    for constant, _, text in given:
+        try:
+            constants[constant] = float(text)
+        except ValueError:
+            constants[constant] = text.lower()
+    return {constant: one for constant, one in constants.items() if constant not in OBSERVATION}
 
 
 def _tell_difference(name: str, recorded: object, asked: object) -> str:
@@ -312,12 +296,10 @@ def _has_sealed(run: Run, notebook: str, since: float) -> bool:
     folder = run.path("provenance")
     for path in folder.rglob("*.json"):
         place = path.relative_to(folder).parts[0]
-        try:
-            if place in _MAKES_NOTHING or path.stat().st_mtime <= since:
-                continue
-            made_by = json.loads(path.read_bytes()).get("made_by", ENGINE if place == "pretraining" else "")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if made_by == notebook:
-            return True
+        # A record that was damaged, or is gone by now, tells nothing.
+        with suppress(OSError, ValueError, AttributeError):
+            if place not in _MAKES_NOTHING and path.stat().st_mtime > since:
+                record = json.loads(path.read_bytes())
+                if record.get("made_by", ENGINE if place == "pretraining" else "") == notebook:
+                    return True
     return False

@@ -40,9 +40,7 @@ _guard = threading.RLock()
 def hold_study(run: Run, what: str) -> Iterator[None]:
     """Hold the study within the block; nothing happens where this process or the one that started it holds it.
 
-    Args:
-        run: the study.
-        what: who holds it, in words, for those who are refused.
+    ``what`` tells those who are refused who holds it.
     """
     if _is_held(run):
         yield
@@ -86,18 +84,20 @@ def release_study() -> None:
 
 def is_inherited(run: Run) -> bool:
     """Whether a process that started this one holds the study."""
-    descriptor, _, path = os.environ.get(_INHERITED, "").partition(":")
-    lock = run.folder / LOCK
-    if path != str(lock) or (_held is not None and _held[0] == lock):
-        return False
-    return _is_open_file(int(descriptor), lock)
+    descriptor, path = _read_inherited()
+    own = _held is not None and _held[0] == path
+    return path == run.folder / LOCK and not own and _is_open_file(descriptor, path)
 
 
 def inherited_descriptors() -> tuple[int, ...]:
     """What `subprocess.Popen` takes as ``pass_fds`` for a process that works under this one's lock."""
-    descriptor, _, path = os.environ.get(_INHERITED, "").partition(":")
-    is_open = path and descriptor != str(NO_LOCKS) and _is_open_file(int(descriptor), Path(path))
-    return (int(descriptor),) if is_open else ()
+    descriptor, path = _read_inherited()
+    return (descriptor,) if descriptor != NO_LOCKS and _is_open_file(descriptor, path) else ()
+
+
+def _read_inherited() -> tuple[int, Path]:
+    descriptor, _, path = os.environ.get(_INHERITED, f"{NO_LOCKS}:").partition(":")
+    return int(descriptor), Path(path)
 
 
 def tell_holder(run: Run) -> str | None:

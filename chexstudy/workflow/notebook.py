@@ -38,19 +38,11 @@ def notebook_environment(online: bool = False) -> dict[str, str]:
 
 
 def start_notebook(name: str, namespace: MutableMapping[str, object], folder: str | Path | None = None) -> Run:
-    """Check the notebook's parameters, give them the study's values, and open the run folder of the study.
+    """Check the parameters in a notebook's ``globals()``, give them the study's values, and open its run folder.
 
     Values edited by hand and values injected by papermill are held to the same rules as those of the command line; a
     whole number given where a number is expected becomes one. The others become those that the study has, or that the
     profile of its name has if there is no such study yet. The study is held while cells run.
-
-    Args:
-        name: the notebook's name, for example ``04_pretrain_curated``.
-        namespace: the notebook's ``globals()``.
-        folder: where the notebook's source lies, if not in ``notebooks/``.
-
-    Returns:
-        The run of the parameter ``study``.
     """
     end_with_parent()
     source = Path(folder or paths.NOTEBOOKS) / f"{name}.py"
@@ -61,11 +53,7 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
     if absent:
         raise StudyError(f"the parameters cell of {name} does not set {absent[0]!r}: put its line back.")
     values = check_values(declared, {parameter: namespace[parameter] for parameter in declared}, name)
-    asked = {
-        parameter: value
-        for parameter, value in values.items()
-        if parameter in injected or value != declared[parameter].default
-    }
+    asked = {one: value for one, value in values.items() if one in injected or value != declared[one].default}
     os.environ[MADE_BY_VARIABLE] = name
     for variable, value in notebook_environment().items():
         os.environ.setdefault(variable, value)
@@ -118,10 +106,7 @@ def _assigned_names(cell: str) -> list[str]:
     except SyntaxError:
         # Magics and shell commands.
         return []
-    names = []
-    for statement in statements:
-        if not isinstance(statement, ast.Assign | ast.AnnAssign):
-            return []
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
+    if not all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in statements):
+        return []
+    targets = [target for one in statements for target in getattr(one, "targets", None) or [one.target]]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -22,13 +22,8 @@ from pathlib import Path
 from chexstudy.errors import StudyError, suggest
 
 _TAG = '"parameters"'  # as the header of the cell holds it
-_WORDS = {
-    str: "text (str)",
-    int: "a whole number (int)",
-    float: "a number (float)",
-    bool: "true or false (bool)",
-    list: "a list",
-}
+_WORDS = {str: "text (str)", int: "a whole number (int)", float: "a number (float)", bool: "true or false (bool)"}
+_WORDS[list] = "a list"
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -49,11 +44,7 @@ class Parameter:
 
 
 def read_parameters(source: str | Path) -> dict[str, Parameter]:
-    """The parameters a notebook declares, in the order of its ``parameters`` cell.
-
-    Args:
-        source: the notebook's percent-format ``.py`` file.
-    """
+    """The parameters a notebook, a percent-format ``.py`` file, declares, in the order of its ``parameters`` cell."""
     source = Path(source)
     if not source.is_file():
         raise StudyError(

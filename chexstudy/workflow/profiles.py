@@ -5,7 +5,7 @@ that has such a parameter) and ``notebooks`` (values for one notebook, by its na
 those of the command line: a default that no notebook takes is an error, not a silent nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,20 +73,15 @@ def resolve_parameters(
 ) -> dict[str, dict[str, object]]:
     """The values every chosen notebook is started with: profile defaults, profile values, overrides, then the study.
 
-    Args:
-        declared: parameters of all notebooks, by notebook; a profile is checked against all of them.
-        profile: where the values come from.
-        chosen: the notebooks that will run.
-        overrides: values that win; each must be a parameter of at least one chosen notebook.
-        study: the study's name, given to every notebook that takes ``study``.
-        from_text: overrides are texts typed by a user and are converted to the declared type.
+    The profile is checked against all notebooks, which are ``declared``; each override must be a parameter of at least
+    one chosen notebook. With ``from_text`` they were typed by a user and are converted to the declared type.
     """
     origin = f"profile {profile.name!r}"
     for notebook in profile.notebooks:
         if notebook not in declared:
             guess = suggest(str(notebook), declared, "choose one there is")
             raise StudyError(f"{origin} names a notebook {notebook!r} that does not exist: {guess}.")
-    check_names(profile.defaults, _union(declared, list(declared)), f"the study ({origin})")
+    check_names(profile.defaults, _union(declared, declared), f"the study ({origin})")
     for name in overrides:
         declaring = [notebook for notebook, parameters in declared.items() if name in parameters]
         if declaring and not set(declaring) & set(chosen):
@@ -98,17 +93,14 @@ def resolve_parameters(
     resolved = {}
     for notebook, parameters in declared.items():
         values = {name: value for name, value in profile.defaults.items() if name in parameters}
-        values |= profile.notebooks.get(notebook, {})
-        values = check_values(parameters, values, f"{notebook} ({origin})")
+        values = check_values(parameters, values | profile.notebooks.get(notebook, {}), f"{notebook} ({origin})")
         mine = {name: value for name, value in overrides.items() if name in parameters}
         if from_text:
             mine = {name: parse_text(parameters[name], value, notebook) for name, value in mine.items()}
-        values |= check_values(parameters, mine, notebook)
-        if "study" in parameters:
-            values["study"] = study
-        resolved[notebook] = values
+        own = {"study": study} if "study" in parameters else {}
+        resolved[notebook] = values | check_values(parameters, mine, notebook) | own
     return {notebook: resolved[notebook] for notebook in chosen}
 
 
-def _union(declared: Mapping[str, Mapping[str, Parameter]], notebooks: list[str]) -> list[str]:
+def _union(declared: Mapping[str, Mapping[str, Parameter]], notebooks: Iterable[str]) -> list[str]:
     return sorted({name for notebook in notebooks for name in declared[notebook]})

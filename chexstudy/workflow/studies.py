@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
@@ -62,10 +63,7 @@ class Study:
 
 def list_studies() -> list[str]:
     """Names of the studies there are."""
-    folder = paths.runs()
-    if not folder.is_dir():
-        return []
-    return sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return sorted(one.name for one in paths.runs().glob("[!.]*") if one.is_dir())
 
 
 def find_study(name: str) -> Run:
@@ -147,27 +145,14 @@ def remove_study(run: Run) -> None:
 
 
 def list_differences(first: Run, second: Run) -> pd.DataFrame:
-    """What two studies are made of and differ in: profile, parameters, cohort, code.
-
-    Returns:
-        ``what`` and one column a study, one row a difference.
-    """
-    sides = [_list_makings(run) for run in (first, second)]
-    rows = [
-        (name, sides[0].get(name, "-"), sides[1].get(name, "-"))
-        for name in dict.fromkeys([*sides[0], *sides[1]])
-        if sides[0].get(name, "-") != sides[1].get(name, "-")
-    ]
-    return pd.DataFrame(rows, columns=["what", *_name_sides(first, second)])
+    """What two studies are made of and differ in, a column each: profile, parameters, cohort, code."""
+    makings = pd.DataFrame([_list_makings(run) for run in (first, second)]).T.fillna("-")
+    names = [first.study, second.study] if first.study != second.study else ["first", "second"]
+    return makings[makings[0] != makings[1]].set_axis(names, axis=1).rename_axis("what").reset_index()
 
 
 def compare_results(first: Run, second: Run) -> pd.DataFrame:
-    """Results of two studies side by side: rows that measure the same thing.
-
-    Returns:
-        what tells a measurement from others, ``value``, ``ci_low`` and ``ci_high`` of each study
-        (``_first``, ``_second``), and ``difference``, second minus first.
-    """
+    """Results of two studies side by side, where they measure the same: ``difference`` is second minus first."""
     values = ["value", "ci_low", "ci_high"]
     tables = [read_results(run)[[*WHAT_IS_MEASURED, *values]] for run in (first, second)]
     both = tables[0].merge(tables[1], on=WHAT_IS_MEASURED, suffixes=("_first", "_second"))
@@ -208,12 +193,10 @@ def _list_makings(run: Run) -> dict[str, str]:
     identity = read_identity(run)
     if identity is not None:
         makings["profile"] = identity.profile.name
-        for name in sorted(identity.notebooks):
-            for parameter, value in identity.notebooks[name]["values"].items():
-                own = (
-                    f"{parameter} ({name})" if parameter in makings and makings[parameter] != str(value) else parameter
-                )
-                makings[own] = str(value)
+        for name, entry in sorted(identity.notebooks.items()):
+            for parameter, value in entry["values"].items():
+                is_own = makings.get(parameter, str(value)) != str(value)
+                makings[f"{parameter} ({name})" if is_own else parameter] = str(value)
     cohort = run.path(_COHORT)
     if cohort.is_file():
         makings["cohort"] = f"{_describe_cohort(run)} [{hash_file(cohort)[:8]}]"
@@ -221,10 +204,6 @@ def _list_makings(run: Run) -> dict[str, str]:
     if records:
         makings["code"] = ", ".join(sorted({one["code_revision"] for one in records}))
     return makings
-
-
-def _name_sides(first: Run, second: Run) -> list[str]:
-    return [first.study, second.study] if first.study != second.study else ["first", "second"]
 
 
 def _recorded_artifacts(run: Run) -> list[str]:
@@ -235,8 +214,7 @@ def _recorded_artifacts(run: Run) -> list[str]:
 def _has_changed(run: Run, name: str, sha256: str) -> bool:
     """Whether an input is another than it was, by its seal, without reading it."""
     try:
-        seal = json.loads(run.path(f"provenance/{name}.json").read_bytes())
-        return seal.get("sha256") != sha256
+        return json.loads(run.path(f"provenance/{name}.json").read_bytes()).get("sha256") != sha256
     except (OSError, ValueError, AttributeError):
         path = run.path(name)
         return not path.is_file() or hash_file(path) != sha256
@@ -256,13 +234,9 @@ def _describe_cohort(run: Run) -> str:
 
 def count_notebooks(notebooks: Mapping[str, str]) -> str:
     """Numbers of the notebooks that came to their end or were opened, in stretches such as ``1-6 9``."""
-    numbers = sorted(
-        {int(name[:2]) for name, state in notebooks.items() if state.startswith(("done", "opened", "trained"))}
-    )
-    stretches: list[list[int]] = []
-    for number in numbers:
-        if stretches and number == stretches[-1][-1] + 1:
-            stretches[-1].append(number)
-        else:
-            stretches.append([number])
+    there = [int(name[:2]) for name, state in notebooks.items() if state.startswith(("done", "opened", "trained"))]
+    # In a stretch, numbers and their places rise together.
+    stretches = [
+        [one for _, one in of] for _, of in groupby(enumerate(sorted({*there})), lambda pair: pair[1] - pair[0])
+    ]
     return " ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in stretches)
