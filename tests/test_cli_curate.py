@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -214,6 +215,8 @@ def test_threads_are_limited_and_given_back():
         with limit_threads(1):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2, "other threads get as many back"
         with limit_threads(None):
             assert torch.get_num_threads() == 2
     finally:

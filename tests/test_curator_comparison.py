@@ -56,7 +56,7 @@ def _score_by_hand(run, seed, image_ids, angles):
     for side in ("image", "text"):
         run.write_array(f"{folder}/{side}.npy", circle)
     run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": image_ids}))
-    run.write_table(f"{folder}/losses.parquet", pd.DataFrame({"image_id": image_ids, "loss": 1.0, "error": 1.0}))
+    run.write_table(f"{folder}/losses.parquet", pd.DataFrame({"image_id": image_ids, "loss": 1.0}))
     cost = {"flops": 1.0, "seconds": 1.0, "pairs_scored": len(image_ids)}
     run.write_json(f"{folder}/compute.json", cost | {"temperature": 0.1, "batch_size": 4})
 

@@ -54,10 +54,10 @@ def measure(processes, micro_batch, count):
     pairs = TrainingPairs(cohort, Store(), model.text_tower.tokenize)
     encoder = PairEncoder(model, pairs, torch.device("cpu"), micro_batch, processes=processes)
     rows = np.arange(count)
-    statistics = encoder.backward(rows, weights=torch.linspace(0.5, 2, count))
+    told = encoder.backward(rows, weights=torch.linspace(0.5, 2, count))
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     (flops,) = processes.add_up([encoder.flops])
-    return {"loss": statistics.loss, "gradients": gradients, "flops": flops}
+    return {"loss": told["loss"], "gradients": gradients, "flops": flops}
 
 with open_processes("cpu") as processes:
     for micro_batch, count in CASES:

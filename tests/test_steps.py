@@ -59,8 +59,8 @@ def _encoder(texts, micro_batch, **constants):
 def _gradient(encoder, **arguments):
     rows = np.arange(_PAIRS)
     encoder.model.zero_grad(set_to_none=True)
-    statistics = encoder.backward(rows, **arguments)
-    return statistics, torch.cat([parameter.grad.flatten() for parameter in encoder.model.parameters()])
+    told = encoder.backward(rows, **arguments)
+    return told, torch.cat([parameter.grad.flatten() for parameter in encoder.model.parameters()])
 
 
 @pytest.mark.parametrize("micro_batch", [7, _PAIRS])
@@ -77,8 +77,8 @@ def test_a_counted_step_costs_what_it_was_said_to(texts, micro_batch):
 def test_gradient_in_pieces_equals_the_gradient_of_the_whole(texts, image_encoder, micro_batch):
     whole, expected = _gradient(_encoder(texts, _PAIRS, image_encoder=image_encoder))
     pieces, gradient = _gradient(_encoder(texts, micro_batch, image_encoder=image_encoder))
-    assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
-    assert pieces.matched_cosine == pytest.approx(whole.matched_cosine, abs=1e-6)
+    assert pieces["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert pieces["matched_cosine"] == pytest.approx(whole["matched_cosine"], abs=1e-6)
     assert float((gradient - expected).norm() / expected.norm()) <= 1e-6
 
 

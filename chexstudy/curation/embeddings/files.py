@@ -56,7 +56,8 @@ def limit_threads(threads: int | None) -> Iterator[None]:
     before = numba.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:
-        with threadpool_limits(threads), use_threads(threads):
+        # torch first, which reads how many there are before the others are limited, and gives as many back.
+        with use_threads(threads), threadpool_limits(threads):
             yield
     finally:
         numba.set_num_threads(before)

@@ -14,8 +14,9 @@ class Stopped(Exception):
 class StopRequests:
     """Whether somebody has asked this process to stop.
 
-    A signal asks; the same one again, or any while nothing is trained, ends the process at once. JupyterLab interrupts
-    the kernel's processes with one signal, and the kernel then ends its workers with another.
+    A signal asks; the same one again, or any outside the block that trains (``with requests:``), ends the process at
+    once. JupyterLab interrupts the kernel's processes with one signal, and the kernel then ends its workers with
+    another.
     """
 
     def __init__(self):
@@ -23,6 +24,12 @@ class StopRequests:
         self._received: set[int] = set()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
+
+    def __enter__(self) -> None:
+        self.training = True
+
+    def __exit__(self, *_: object) -> None:
+        self.training = False
 
     @property
     def asked(self) -> bool:

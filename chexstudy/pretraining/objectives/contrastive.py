@@ -117,9 +117,9 @@ class ContrastiveObjective(Objective):
             place = (step, self._processes.rank)
             encoder.dropout_seed = lambda piece: self._streams.draw_seed("dropout", *place, piece)
         drawn = None if weights is None else torch.from_numpy(weights).to(encoder.device)
-        statistics = encoder.backward(rows, embedded, drawn)
+        told = encoder.backward(rows, embedded, drawn)
         encoder.dropout_seed = None
-        return vars(statistics)
+        return told
 
     def finish_step(self, step: int) -> dict[str, float]:
         return {"logit_scale": self.model.bounded_logit_scale().item()}

@@ -30,14 +30,3 @@ def pair_losses(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     logits = logit_scale.exp() * image @ text.T
     target = torch.arange(len(logits), device=logits.device)
     return sum(cross_entropy(side, target, reduction="none") for side in (logits, logits.T)) / 2
-
-
-def pair_errors(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Each pair's EL2N score: the distance of its two softmax rows from the one-hot target, averaged ``(batch,)``.
-
-    Source: Paul et al. 2021 (arXiv 2107.07075), there for classifiers; here the classes are the pairs of the batch.
-    """
-    logits = logit_scale.exp() * image @ text.T
-    target = torch.eye(len(logits), device=logits.device, dtype=logits.dtype)
-    sides = (torch.linalg.vector_norm(side.softmax(dim=1) - target, dim=1) for side in (logits, logits.T))
-    return sum(sides) / 2

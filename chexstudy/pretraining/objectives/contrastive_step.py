@@ -18,26 +18,18 @@ import torch
 from torch import Tensor
 
 from chexstudy.errors import StudyError
+from chexstudy.pretraining.configuration import TOWERS
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter, prefetch
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel
 from chexstudy.pretraining.models.pairs import TrainingPairs
-from chexstudy.pretraining.models.texts import encode_texts
+from chexstudy.pretraining.models.texts import TextBatch, encode_texts
 from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
 from chexstudy.pretraining.objectives.pair_flops import PairFlopMeter
 
 _Outcome = TypeVar("_Outcome")
 # What is loaded ahead, in micro-batches.
 _DEPTH = 2
-
-
-@dataclass
-class StepStatistics:
-    """What a step reports."""
-
-    loss: float  # contrastive loss of the batch
-    matched_cosine: float  # mean similarity of an image and its own text
-    unmatched_cosine: float  # mean similarity of an image and the texts of others
 
 
 @dataclass
@@ -70,57 +62,42 @@ class PairEncoder:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
     def encode(
-        self,
-        rows: np.ndarray,
-        piece: int,
-        backward: bool,
-        size: int | None = None,
-        pixels: Tensor | None = None,
+        self, rows: np.ndarray, piece: int, backward: bool, size: int | None = None, pixels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Image and text embeddings ``(batch, dim)`` of one micro-batch, float32.
 
-        Args:
-            rows: the micro-batch.
-            piece: its number, which decides what dropout drops.
-            backward: whether the operations of a backward pass are counted too.
-            size: side in pixels at which images are looked at; the encoder's own by default.
-            pixels: of these rows, where they were loaded ahead.
+        Its number ``piece`` decides what dropout drops; ``backward`` says whether the operations of a backward pass are
+        counted too; ``size`` is the side at which images are looked at; ``pixels`` are given where they were loaded
+        ahead.
         """
         if self.dropout_seed is not None:
             torch.manual_seed(self.dropout_seed(piece))
         with self._precision():
-            image = self._encode_images(rows, backward, size, pixels)
-            return image, self._encode_texts(rows, backward)
+            image = self._encode_side("image", rows, backward, size, pixels)
+            return image, self._encode_side("text", rows, backward)
 
-    def _encode_images(self, rows, backward, size, pixels) -> Tensor:
-        if "image" in self.features:
-            return self._project("image", rows, backward)
-        pixels = self.pairs.pixels(rows) if pixels is None else pixels
-        pixels = self._fill_up(pixels.to(self.device, non_blocking=True))
-        self.flops += self.meter.images(pixels, backward, size)
-        return self.model.image_tower(pixels, size)[: len(rows)]
-
-    def _fill_up(self, pixels: Tensor) -> Tensor:
-        missing = self.micro_batch - len(pixels)
-        if not self.equal_shapes or missing <= 0:
-            return pixels
-        return torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)])
-
-    def _encode_texts(self, rows: np.ndarray, backward: bool) -> Tensor:
-        if "text" in self.features:
-            return self._project("text", rows, backward)
-        batch = self.pairs.texts.batch(rows, self.device, self.text_layout)
-        self.flops += self.meter.texts(batch, backward)
-        return encode_texts(self.model.text_tower, batch)
-
-    def _project(self, side: str, rows: np.ndarray, backward: bool) -> Tensor:
+    def _encode_side(self, side, rows, backward, size=None, pixels=None, projects: bool = True) -> Tensor:
         tower = self.model.tower(side)
-        self.flops += self._projection_flops(side, len(rows), backward)
-        return tower.project(torch.from_numpy(np.asarray(self.features[side][rows])).to(self.device))
+        given, flops = self._read_side(side, rows, backward, size, pixels)
+        self.flops += flops
+        if side in self.features:
+            return tower.project(given)
+        encode = tower if projects else tower.encoder
+        return encode_texts(encode, given) if side == "text" else encode(given, size)[: len(rows)]
 
-    def _projection_flops(self, side: str, count: int, backward: bool) -> float:
-        # One product forward and, because nothing that learns lies beneath the projection, one backward.
-        return 2.0 * count * self.features[side].shape[1] * self.model.dim * (2 if backward else 1)
+    def _read_side(self, side, rows, backward, size=None, pixels=None) -> tuple[Tensor | TextBatch, float]:
+        """What a tower takes of some rows, and the operations that it spends on it."""
+        if side in self.features:
+            given = torch.from_numpy(np.asarray(self.features[side][rows])).to(self.device)
+            # One product forward and, because nothing that learns lies beneath the projection, one backward.
+            return given, 2.0 * given.numel() * self.model.dim * (2 if backward else 1)
+        if side == "text":
+            batch = self.pairs.texts.batch(rows, self.device, self.text_layout)
+            return batch, self.meter.texts(batch, backward)
+        pixels = (self.pairs.pixels(rows) if pixels is None else pixels).to(self.device, non_blocking=True)
+        if self.equal_shapes and len(pixels) < self.micro_batch:
+            pixels = torch.cat([pixels, pixels[:1].expand(self.micro_batch - len(pixels), -1, -1, -1)])
+        return pixels, self.meter.images(pixels, backward, size)
 
     # --- without gradient -------------------------------------------------------------------------------------------
 
@@ -130,49 +107,37 @@ class PairEncoder:
 
     def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Image and text embeddings ``(len(rows), dim)`` of all processes' rows, without gradient."""
-        share = self.processes.share(len(rows))
-        own = self._halving(lambda: self._embed_own(rows[share], size))
-        return tuple(self.processes.gather(side, len(rows)) for side in own)
+        return self._embed(rows, (self.model.dim,) * 2, lambda *given: self.encode(*given[:2], False, size, given[2]))
 
     def embed_frozen(self, side: str, rows: np.ndarray) -> Tensor:
         """What an encoder that is not trained makes of all processes' rows, before projection ``(len(rows), dim)``."""
-        share = self.processes.share(len(rows))
-        own = self._halving(lambda: self._embed_frozen_own(side, rows[share]))
-        return self.processes.gather(own, len(rows))
 
-    @torch.no_grad()
-    def _embed_frozen_own(self, side: str, rows: np.ndarray) -> Tensor:
-        tower = self.model.tower(side)
-        found = [torch.empty((0, tower.encoder.dim), device=self.device)]
-        for part in self.pieces(rows) if len(rows) else ():
+        def encode(part: np.ndarray, piece: int, pixels: Tensor | None) -> tuple[Tensor]:
             with self._precision():
-                if side == "image":
-                    pixels = self.pairs.pixels(part).to(self.device)
-                    self.flops += self.meter.images(pixels, False)
-                    found.append(tower.encoder(pixels).float())
-                else:
-                    batch = self.pairs.texts.batch(part, self.device, self.text_layout)
-                    self.flops += self.meter.texts(batch, False)
-                    found.append(encode_texts(tower.encoder, batch).float())
-        return torch.cat(found)
+                return (self._encode_side(side, part, False, pixels=pixels, projects=False).float(),)
 
-    @torch.no_grad()
-    def _embed_own(self, rows: np.ndarray, size: int | None) -> tuple[Tensor, Tensor]:
-        if len(rows) == 0:
-            return tuple(torch.empty((0, self.model.dim), device=self.device) for _ in range(2))
-        encoded = [
-            self.encode(part, piece, False, size, pixels) for piece, (part, _, pixels) in enumerate(self._loaded(rows))
-        ]
-        return torch.cat([image for image, _ in encoded]), torch.cat([text for _, text in encoded])
+        return self._embed(rows, (self.model.tower(side).encoder.dim,), encode, side == "image")[0]
 
-    def _loaded(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, slice, Tensor | None]]:
+    def _embed(self, rows, dims, encode: Callable[..., tuple[Tensor, ...]], needs_pixels=True) -> tuple[Tensor, ...]:
+        own = rows[self.processes.share(len(rows))]
+
+        @torch.no_grad()
+        def embed_own() -> list[Tensor]:
+            encoded = [tuple(torch.empty((0, dim), device=self.device) for dim in dims)]
+            loaded = self._loaded(own, needs_pixels) if len(own) else ()
+            encoded += [encode(part, piece, pixels) for piece, (part, _, pixels) in enumerate(loaded)]
+            return [torch.cat(parts) for parts in zip(*encoded, strict=True)]
+
+        return tuple(self.processes.gather(side, len(rows)) for side in self._halving(embed_own))
+
+    def _loaded(self, rows: np.ndarray, needs_pixels: bool = True) -> Iterator[tuple[np.ndarray, slice, Tensor | None]]:
         """The micro-batches of ``rows``, where they lie in it, and their pixels, loaded while the device computes."""
         parts = self.pieces(rows)
         bounds = np.cumsum([0, *(len(part) for part in parts)])
         spans = [slice(start, stop) for start, stop in pairwise(bounds)]
 
         def load(number: int) -> Tensor | None:
-            if "image" in self.features:
+            if "image" in self.features or not needs_pixels:
                 return None
             return self.pairs.pixels(parts[number], pin_memory=self.device.type == "cuda")
 
@@ -182,11 +147,8 @@ class PairEncoder:
     # --- with gradient ----------------------------------------------------------------------------------------------
 
     def backward(
-        self,
-        rows: np.ndarray,
-        embedded: tuple[Tensor, Tensor] | None = None,
-        weights: Tensor | None = None,
-    ) -> StepStatistics:
+        self, rows: np.ndarray, embedded: tuple[Tensor, Tensor] | None = None, weights: Tensor | None = None
+    ) -> dict[str, float]:
         """Set the gradient of the contrastive loss over all of ``rows``, whatever the micro-batch and the processes.
 
         Args:
@@ -196,12 +158,14 @@ class PairEncoder:
             weights: of the pairs in the loss ``(len(rows),)``; each counts once without them.
 
         Returns:
-            Loss and similarities of the batch.
+            The ``loss`` and the mean similarities of images with their own texts, ``matched_cosine``, and with those of
+            others, ``unmatched_cosine``.
         """
         share, model, before = self.processes.share(len(rows)), self.model, self.flops
         own = rows[share]
         model.zero_grad(set_to_none=True)
-        outputs = self._encode_at_once(own) if 0 < len(own) <= self.micro_batch else None
+        # A share that is one micro-batch is encoded once, with its graph.
+        outputs = self._halving(lambda: self.encode(own, 0, True) if 0 < len(own) <= self.micro_batch else None)
         if embedded is None or self.dropout_seed is not None:
             if outputs is None:
                 embedded = self.embed(rows)
@@ -211,37 +175,24 @@ class PairEncoder:
         loss = contrastive_loss(image, text, model.bounded_logit_scale(), weights)
         *gradients, of_scale = torch.autograd.grad(loss, (image, text, model.logit_scale))
         gradients = [gradient[share] for gradient in gradients]
-        if outputs is not None and not self._push_back_at_once(outputs, gradients):
-            outputs, self.flops = None, before
-        if outputs is None and len(own):
-            self._halving(lambda: self._push_back(own, gradients), repeats_dropout=False)
+
+        def push_back() -> None:
+            nonlocal outputs
+            graph, outputs = outputs, None
+            if graph is None:
+                self._push_back(own, gradients)
+            else:
+                torch.autograd.backward(graph, gradients)
+
+        if len(own):
+            self._halving(push_back, False, self.flops if outputs is None else before)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.processes.sum_gradients([parameter for parameter in trained if parameter is not model.logit_scale])
         # Every process has computed the whole loss: its gradient is the same everywhere and is not summed.
         model.logit_scale.grad = of_scale
         if self.processes.first:
             self.flops += self.meter.loss(len(rows), model.dim)
-        return _statistics(loss.detach(), image.detach(), text.detach())
-
-    def _encode_at_once(self, rows: np.ndarray) -> tuple[Tensor, Tensor] | None:
-        """The embeddings of a share that is one micro-batch, with their graph; None if memory does not suffice."""
-        flops = self.flops
-        try:
-            return self.encode(rows, 0, True)
-        except (MemoryError, RuntimeError) as error:
-            self._require_smaller(error)
-        self.flops = flops
-        self._halve()
-        return None
-
-    def _push_back_at_once(self, outputs, gradients) -> bool:
-        try:
-            torch.autograd.backward(outputs, gradients)
-            return True
-        except (MemoryError, RuntimeError) as error:
-            self._require_smaller(error, repeats_dropout=False)
-        self._halve()
-        return False
+        return _describe_step(loss.detach(), image.detach() @ text.detach().T)
 
     def _push_back(self, rows: np.ndarray, gradients: list[Tensor]) -> None:
         """Encode piece by piece again, and bring the gradient of the embeddings to the parameters."""
@@ -252,20 +203,22 @@ class PairEncoder:
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
-    def _halving(self, attempt: Callable[[], _Outcome], repeats_dropout: bool = True) -> _Outcome:
-        """Try with ever smaller micro-batches; what a failed attempt has computed is not counted."""
+    def _halving(
+        self, attempt: Callable[[], _Outcome], repeats_dropout: bool = True, spent: float | None = None
+    ) -> _Outcome:
+        """Try with ever smaller micro-batches; after a failed attempt ``spent`` is counted, by default as before it."""
+        spent = self.flops if spent is None else spent
         while True:
-            flops = self.flops
             try:
                 return attempt()
             except (MemoryError, RuntimeError) as error:
-                self._require_smaller(error, repeats_dropout)
-            self.flops = flops
-            self._halve()
+                self._halve(error, repeats_dropout)
+            self.flops = spent
 
-    def _require_smaller(self, error: Exception, repeats_dropout: bool = True) -> None:
-        """Raise the error again unless memory ran out and a smaller micro-batch can help."""
-        if not _is_out_of_memory(error):
+    def _halve(self, error: Exception, repeats_dropout: bool) -> None:
+        """Go on with half the micro-batch; raise the error again unless memory ran out and that can help."""
+        # On a CPU torch raises a plain RuntimeError that only its text tells apart.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise error
         if self.micro_batch == 1:
             raise StudyError(
@@ -277,8 +230,6 @@ class PairEncoder:
                 f"micro_batch {self.micro_batch} is too much for the memory of {self.device}, and with dropout it "
                 "cannot change within a step: use a smaller one; the last checkpoint is intact."
             ) from None
-
-    def _halve(self) -> None:
         self.micro_batch = -(-self.micro_batch // 2)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -295,27 +246,19 @@ class PairEncoder:
         for share in self.processes.shares(len(rows)):
             parts = self.pieces(rows[share])
             passes = (True,) if len(parts) == 1 else (False, True)
-            spent += sum(self._count(part, backward) for part in parts for backward in passes)
+            spent += sum(
+                sum(self._read_side(side, part, backward)[1] for side in TOWERS)
+                for part in parts
+                for backward in passes
+            )
         return spent
 
-    def _count(self, rows: np.ndarray, backward: bool) -> float:
-        if "image" in self.features:
-            images = self._projection_flops("image", len(rows), backward)
-        else:
-            images = self.meter.images(self._fill_up(self.pairs.pixels(rows).to(self.device)), backward)
-        if "text" in self.features:
-            return images + self._projection_flops("text", len(rows), backward)
-        return images + self.meter.texts(self.pairs.texts.batch(rows, self.device, self.text_layout), backward)
 
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch raises a plain RuntimeError that only its text tells apart.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _statistics(loss: Tensor, image: Tensor, text: Tensor) -> StepStatistics:
-    cosine = image @ text.T
-    matched = cosine.diagonal().mean()
+def _describe_step(loss: Tensor, cosine: Tensor) -> dict[str, float]:
     others = len(cosine) * (len(cosine) - 1)
     unmatched = (cosine.sum() - cosine.diagonal().sum()) / max(others, 1)
-    return StepStatistics(float(loss), float(matched), float(unmatched))
+    return {
+        "loss": float(loss),
+        "matched_cosine": float(cosine.diagonal().mean()),
+        "unmatched_cosine": float(unmatched),
+    }

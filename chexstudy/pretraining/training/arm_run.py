@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +51,12 @@ from chexstudy.pretraining.objectives.contrastive import ContrastiveObjective
 from chexstudy.pretraining.objectives.objective import Objective
 from chexstudy.pretraining.training.curators import (
     RECORDS,
-    CurationRecords,
     choose_curator,
     find_lost_records,
     open_records,
     read_subset,
 )
-from chexstudy.pretraining.training.trainer import Phase, Trainer, count_steps
+from chexstudy.pretraining.training.trainer import Trainer, count_steps
 from chexstudy.runs import Run, forget_artifact, hold_lock, seal_artifact
 from chexstudy.steps import find_step
 from chexstudy.workflow.identity import OBSERVATION
@@ -91,14 +89,13 @@ class _ArmRun:
         self.folder = arm_folder(arm.name, seed)
         run.require("cohort.parquet")
         run.require("pixels/manifest.json")
-        constants = {name: value for name, value in config.to_dict().items() if name not in OBSERVATION}
-        if arm.name == "warm_up":
-            # What comes after the warm-up must not make it stale: studies that vary the curator share it.
-            constants = {name: value for name, value in constants.items() if name not in _AFTER_WARM_UP}
-        self.parameters = {"arm": arm.name, "seed": seed, "config": constants}
+        # What comes after the warm-up must not make it stale: studies that vary the curator share it.
+        idle = {*OBSERVATION, *(_AFTER_WARM_UP if arm.name == "warm_up" else ())}
+        constants = {name: value for name, value in config.to_dict().items() if name not in idle}
         manifest = run.read_json("pixels/manifest.json")
         # What the pixels are, and not when their files were last touched.
-        self.parameters["pixels"] = [manifest["size"], manifest["fit"]]
+        pixels = [manifest["size"], manifest["fit"]]
+        self.parameters = {"arm": arm.name, "seed": seed, "config": constants, "pixels": pixels}
         self.inputs = ["cohort.parquet", "pixels/index.parquet"]
         for other in arm.needs(config):
             result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
@@ -107,16 +104,13 @@ class _ArmRun:
         if arm.method:
             subset = subset_artifact(arm.method, seed)
             if not run.has(subset):
-                step = find_step(subset)
-                raise StudyError(
-                    f"study {run.study!r} has no {subset} yet: run {step}, or write the subset there, first."
-                )
+                where = f"run {find_step(subset)}, or write the subset there, first"
+                raise StudyError(f"study {run.study!r} has no {subset} yet: {where}.")
             self.inputs.append(subset)
         self.key = run.key(self.parameters, tuple(self.inputs))
         # Other code makes a trained arm stale, but a training that was stopped goes on under it.
         self.data_key = run.data_key(self.parameters, tuple(self.inputs))
         self.checkpoints = Checkpoints(self._path("checkpoints"), self.data_key)
-        self.records: CurationRecords | None = None
         self._saved_at = self._spoken_at = time.monotonic()
 
     @property
@@ -185,9 +179,7 @@ class _ArmRun:
             self.parameters["config"],
         )
         try:
-            if self.arm.name == "warm_up":
-                self._train_warm_up()
-            elif self.arm.data == "all":
+            if self.arm.data == "all":
                 self._train_on_everything()
             else:
                 self._curate_and_train()
@@ -266,38 +258,31 @@ class _ArmRun:
             self._say(self._describe_pace())
 
     def _describe_pace(self) -> str:
-        trainer = self.trainer
-        last = trainer.history[-1]
-        curating = last["phase"] == "curate"
-        rows = len(trainer.objective.examples) if curating or trainer.subset is None else len(trainer.subset)
-        batches = count_steps(np.arange(rows), self.config.super_batch if curating else self.config.batch_size)
-        this_epoch = [entry["seconds"] for entry in trainer.history if entry["epoch"] == last["epoch"]]
+        trainer, last = self.trainer, self.trainer.history[-1]
+        seconds = [entry["seconds"] for entry in trainer.history if entry["epoch"] == last["epoch"]]
         left = ""
-        if len(this_epoch) > 1:
-            seconds = (this_epoch[-1] - this_epoch[0]) / (len(this_epoch) - 1) * (batches - trainer.batch)
-            left = f", about {seconds:.0f} s left of this epoch"
-        return (
-            f"{last['phase']}, epoch {trainer.epoch}, batch {trainer.batch} of {batches}, loss {last['loss']:.3f}{left}"
-        )
+        if len(seconds) > 1:
+            to_come = (seconds[-1] - seconds[0]) / (len(seconds) - 1) * (trainer.batches - trainer.batch)
+            left = f", about {to_come:.0f} s left of this epoch"
+        place = f"epoch {trainer.epoch}, batch {trainer.batch} of {trainer.batches}"
+        return f"{last['phase']}, {place}, loss {last['loss']:.3f}{left}"
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        if self.records:
-            self.records.flush()
+        if self.trainer.records:
+            self.trainer.records.flush()
         if self.processes.first:
             self.checkpoints.save(self.trainer.step, self._state())
 
     def _state(self) -> dict:
-        return {"trainer": self.trainer.state(), "spent": self._add_spent(), "code": _name_code()}
-
-    def _add_spent(self) -> dict:
-        """What this process and those before it, which it goes on from, have used of the machine."""
+        # What this process and those before it, which it goes on from, have used of the machine.
         before, joules = self._spent, self._energy.read()
-        return {
+        spent = {
             "joules": None if joules is None or before["joules"] is None else before["joules"] + joules,
             "memory": max(before["memory"], peak_memory_bytes(self.device)),
             "stall": before["stall"] + self.trainer.objective.stall.seconds,
         }
+        return {"trainer": self.trainer.state(), "spent": spent, "code": _name_code()}
 
     def _end_epoch(self) -> None:
         self._save()
@@ -306,25 +291,21 @@ class _ArmRun:
 
     # --- the three kinds of training --------------------------------------------------------------------------------
 
-    def _rate(self, fall_from: float, fall_to: float) -> LearningRate:
+    def _rate(
+        self, steps_an_epoch: int, fall_from: float = np.inf, fall_to: float = np.inf, peak: float = 0.0
+    ) -> LearningRate:
+        """The rate that falls between two steps, or the published one, by the length of the current loader."""
         config = self.config
-        return LearningRate(config.learning_rate, config.min_learning_rate, config.ramp_steps, fall_from, fall_to)
+        ends = config.min_learning_rate, config.ramp_steps
+        if config.schedule == "published" and self.arm.name != "warm_up":
+            length = config.total_epochs * steps_an_epoch
+            return LearningRate(config.learning_rate, *ends, 0, length, overshoots=True)
+        return LearningRate(peak or config.learning_rate, *ends, fall_from, fall_to)
 
-    def _published_rate(self, steps_an_epoch: int) -> LearningRate:
-        config = self.config
-        length = config.total_epochs * steps_an_epoch
-        return LearningRate(
-            config.learning_rate, config.min_learning_rate, config.ramp_steps, 0, length, overshoots=True
-        )
-
-    def _train_epochs(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
-        while self.trainer.epoch < phase.first_epoch + phase.epochs:
-            self.trainer.train_epoch(phase, rows, rate)
+    def _train_epochs(self, phase: str, last: int, rows: np.ndarray, rate: LearningRate, most: int = 0) -> None:
+        while self.trainer.epoch < last:
+            self.trainer.train_epoch(phase, rows, rate, most)
             self._end_epoch()
-
-    def _train_warm_up(self) -> None:
-        phase = Phase("warm_up", self.config.warm_up_epochs)
-        self._train_epochs(phase, np.arange(len(self.trainer.objective.examples)), self._rate(np.inf, np.inf))
 
     def _partner_flops(self) -> float:
         """Operations of the curated arm that this one is to match."""
@@ -333,53 +314,43 @@ class _ArmRun:
     def _train_on_everything(self) -> None:
         config, trainer = self.config, self.trainer
         rows = np.arange(len(trainer.objective.examples))
-        steps_an_epoch = count_steps(rows, config.batch_size)
+        steps_an_epoch = count_steps(len(rows), config.batch_size)
+        if self.arm.name == "warm_up":
+            return self._train_epochs("warm_up", config.warm_up_epochs, rows, self._rate(steps_an_epoch))
         total = config.total_epochs * steps_an_epoch
         if self.arm.compute == "matched":
             total = max(1, round(self._partner_flops() / trainer.mean_flops_a_step(rows)))
-        if config.schedule == "published":
-            rate = self._published_rate(steps_an_epoch)
-        else:
-            # The peak is held for the same share of epochs as in the arms that curate.
-            rate = self._rate(total * (1 - config.subset_epochs / config.total_epochs), total)
-        self._train_epochs(Phase("full", -(-total // steps_an_epoch), steps=total), rows, rate)
+        # The peak is held for the same share of epochs as in the arms that curate.
+        rate = self._rate(steps_an_epoch, total * (1 - config.subset_epochs / config.total_epochs), total)
+        return self._train_epochs("full", -(-total // steps_an_epoch), rows, rate, total)
 
     def _curate_and_train(self) -> None:
         config, trainer = self.config, self.trainer
         if trainer.curated_epochs < config.curation_epochs:
             self._curate()
-        subset = trainer.subset
-        steps_an_epoch = count_steps(subset, config.batch_size)
+        steps_an_epoch = count_steps(len(trainer.subset), config.batch_size)
         epochs, steps = config.subset_epochs, 0
         if self.arm.compute == "matched":
             spent = next(entry["flops"] for entry in reversed(trainer.history) if entry["phase"] != "subset")
-            steps = max(1, round((self._partner_flops() - spent) / trainer.mean_flops_a_step(subset)))
+            steps = max(1, round((self._partner_flops() - spent) / trainer.mean_flops_a_step(trainer.subset)))
             epochs = -(-steps // steps_an_epoch)
         curated_at = sum(entry["phase"] != "subset" for entry in trainer.history)
-        if config.schedule == "published":
-            rate = self._published_rate(steps_an_epoch)
-        else:
-            rate = self._rate(curated_at, curated_at + (steps or epochs * steps_an_epoch))
-        first_epoch = config.warm_up_epochs + config.curation_epochs
-        if epochs:
-            self._train_epochs(Phase("subset", epochs, first_epoch, steps), subset, rate)
+        rate = self._rate(steps_an_epoch, curated_at, curated_at + (steps or epochs * steps_an_epoch))
+        last = config.warm_up_epochs + config.curation_epochs + epochs
+        self._train_epochs("subset", last, trainer.subset, rate, steps)
 
     # --- curation ---------------------------------------------------------------------------------------------------
 
     def _curate(self) -> None:
         config, trainer = self.config, self.trainer
-        if config.schedule == "published":
-            rate = self._published_rate(-(-len(trainer.objective.examples) // config.super_batch))
-        else:
-            rate = self._rate(np.inf, np.inf)
-            if config.curation_learning_rate:
-                rate = replace(rate, peak=config.curation_learning_rate)
+        super_batches = count_steps(len(trainer.objective.examples), config.super_batch)
+        rate = self._rate(super_batches, peak=config.curation_learning_rate)
         curator = choose_curator(self.run, self.arm, self.seed, trainer)
         if curator.scores:
-            self.records = open_records(self._path(""), trainer) if self.processes.first else None
-            trainer.start_curating(curator, self._curator_state, self.records)
+            records = open_records(self._path(""), trainer) if self.processes.first else None
+            trainer.start_curating(curator, self._curator_state, records)
         while trainer.curated_epochs < config.curation_epochs:
-            trainer.curate_epoch(curator, rate, self.records)
+            trainer.curate_epoch(curator, rate)
             if self.arm.data in ("oracle", "subset"):
                 trainer.subset = curator.rows
             if trainer.curated_epochs == config.curation_epochs:
@@ -388,10 +359,10 @@ class _ArmRun:
             self._end_epoch()
 
     def _close_records(self) -> None:
-        if self.records is None:
+        if self.trainer.records is None:
             return
-        self.records.finish()
-        self.records = None
+        self.trainer.records.finish()
+        self.trainer.records = None
         # A list from an earlier configuration must not outlive it.
         forget_artifact(self._path("review.parquet"))
         if self.config.curator.outlier_policy == "review":
@@ -423,9 +394,9 @@ class _ArmRun:
             kept = image_ids if trainer.subset is None else image_ids[trainer.subset]
             run.write_table(f"{folder}/subset.parquet", pd.DataFrame({"image_id": kept, "weight": 1.0}))
         trainer.objective.export(run.path(f"{folder}/model"))
-        by_phase = history.groupby("phase", sort=False).agg(
-            steps=("step", "size"), pairs_scored=("pairs_scored", "sum"), pairs_trained=("pairs_trained", "sum")
-        )
+        pairs = {name: (name, "sum") for name in ("pairs_scored", "pairs_trained")}
+        by_phase = history.groupby("phase", sort=False).agg(steps=("step", "size"), **pairs)
+        overlap = history.selection_overlap.mean()
         compute = {
             "flops": trainer.flops,
             "seconds": trainer.seconds,
@@ -435,7 +406,7 @@ class _ArmRun:
             "energy_joules": state["spent"]["joules"],
             "peak_memory_bytes": state["spent"]["memory"],
             "input_stall_seconds": state["spent"]["stall"],
-            "selection_overlap": _mean_or_none(history.selection_overlap),
+            "selection_overlap": None if np.isnan(overlap) else float(overlap),
             "overlap_flops": trainer.overlap_flops,
             "device": str(self.device),
             "processes": self.processes.size,
@@ -453,10 +424,6 @@ def _name_code() -> dict[str, str]:
     return {"revision": code_revision(), "hash": hash_closure("chexstudy.pretraining.training.arm_run")}
 
 
-def _mean_or_none(values: pd.Series) -> float | None:
-    return float(values.mean()) if values.notna().any() else None
-
-
 def pretrain(
     run: Run,
     arm: str,
@@ -468,14 +435,7 @@ def pretrain(
 ) -> dict:
     """Train one arm, or go on where it was stopped, or return at once if it is done.
 
-    Args:
-        run: the study; cohort and pixels must be there.
-        arm: a name that `find_arm` knows.
-        seed: the arm's seed.
-        config: every constant.
-        device: ``auto``, ``cpu``, ``cuda`` ...
-        processes: those that train together; this one alone by default.
-        requests: tells when to stop; nobody asks by default.
+    ``processes`` are those that train together; ``requests`` tells when to stop.
 
     Returns:
         What it cost, as in ``compute.json``.
@@ -494,14 +454,8 @@ def pretrain(
             # Everybody has looked before the first process writes.
             processes.wait()
             if not done:
-                if requests:
-                    requests.training = True
-                try:
-                    with use_threads(config.threads):
-                        arm_run.train()
-                finally:
-                    if requests:
-                        requests.training = False
+                with use_threads(config.threads), requests or nullcontext():
+                    arm_run.train()
     return run.read_json(f"{arm_run.folder}/compute.json")
 
 

@@ -23,13 +23,15 @@ from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_model
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.objectives.contrastive import choose_autocast
-from chexstudy.pretraining.objectives.contrastive_loss import pair_errors, pair_losses
+from chexstudy.pretraining.objectives.contrastive_loss import pair_losses
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.pretraining.training.trainer import count_steps
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
-_COHORT, _PIXELS, _MANIFEST = "cohort.parquet", "pixels/index.parquet", "pixels/manifest.json"
+_COHORT, _MANIFEST = "cohort.parquet", "pixels/manifest.json"
+_INPUTS = (_COHORT, "pixels/index.parquet")
 _NO_COST = {"flops": 0.0, "seconds": 0.0, "pairs_scored": 0}
 
 
@@ -41,7 +43,6 @@ class Scores:
     image: np.ndarray  # unit-norm image embeddings ``(pairs, dim)``, float32
     text: np.ndarray  # unit-norm text embeddings ``(pairs, dim)``, float32
     loss: np.ndarray  # contrastive loss of each pair within its batch ``(pairs,)``, in nats
-    error: np.ndarray  # EL2N score of each pair within its batch ``(pairs,)``
     temperature: float  # of the model's softmax
     batch_size: int  # pairs of a batch, at most
     cost: dict  # operations, seconds and pairs of the pass, ``flops``, ``seconds`` and ``pairs_scored``
@@ -63,12 +64,9 @@ def read_scoring_towers(
 
     Without a warm-up they are the pretrained encoders as they are.
     """
-    if config.warm_up_epochs:
-        pretrain(run, "warm_up", seed, config, device)
-        model = load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
-        return model.image_tower, model.text_tower
-    model = build_model(config, cohort[cohort.split == "train"], seed)
-    return model.image_tower.encoder, model.text_tower.encoder
+    model = _read_model(run, cohort, seed, config, device)
+    towers = model.image_tower, model.text_tower
+    return towers if config.warm_up_epochs else tuple(tower.encoder for tower in towers)
 
 
 def joint_features(image: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -81,87 +79,61 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     """Embed all training pairs with the shared warm-up of a seed, and measure each pair's loss in a random batch.
 
     Kept in ``curation/scoring/seed<k>/`` as ``image.npy``, ``text.npy``, ``ids.parquet``, ``losses.parquet``
-    (``image_id``, ``loss``, ``error``) and ``compute.json``; a second call with the same model and pairs reads them.
-    Batches are of nearly equal size, because a loss depends on how many other pairs it is measured against.
-
-    Args:
-        run: the study; cohort and pixels must be there. Its warm-up is trained if it is not.
-        seed: of the warm-up.
-        config: every constant. Without a warm-up the model is the one that training starts from.
-        device: ``auto``, ``cpu``, ``cuda`` ...
+    (``image_id``, ``loss``) and ``compute.json``; a second call with the same model and pairs reads them. The warm-up
+    is trained if it is not; without one the model is that which training starts from. Batches are of nearly equal size,
+    because a loss depends on how many other pairs it is measured against.
     """
-    chosen = choose_device(device)
+    chosen, folder = choose_device(device), _folder(seed)
     run.require(_COHORT)
     run.require(_MANIFEST)
-    if config.warm_up_epochs:
-        pretrain(run, "warm_up", seed, config, device)
     cohort = read_cohort(run.path(_COHORT))
-    model = _starting_model(run, seed, config, cohort)
-    folder, parameters = _folder(seed), _parameters(run, seed, config, model, chosen)
-    inputs = (_COHORT, _PIXELS)
-    name = f"{folder}/compute.json"
-    if run.is_current(name, run.key(parameters, inputs)):
-        return read_scores(run, seed)
-    pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
-    measured = _measure(model, pairs, seed, config, chosen)
-    run.write_array(f"{folder}/image.npy", measured.image)
-    run.write_array(f"{folder}/text.npy", measured.text)
-    run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": measured.image_ids}))
-    losses = pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss, "error": measured.error})
-    run.write_table(f"{folder}/losses.parquet", losses)
-    softmax = {"temperature": measured.temperature, "batch_size": measured.batch_size}
-    run.write_json(name, measured.cost | softmax)
-    files = tuple(f"{folder}/{file}" for file in ("image.npy", "text.npy", "ids.parquet", "losses.parquet"))
-    run.record(name, parameters, inputs, seed, files)
+    model = _read_model(run, cohort, seed, config, device)
+    name, parameters = f"{folder}/compute.json", _parameters(run, seed, config, model, chosen)
+    if not run.is_current(name, run.key(parameters, _INPUTS)):
+        measured = _measure(run, model, cohort, seed, config, chosen)
+        ids = {"image_id": measured.image_ids}
+        run.write_array(f"{folder}/image.npy", measured.image)
+        run.write_array(f"{folder}/text.npy", measured.text)
+        run.write_table(f"{folder}/ids.parquet", pd.DataFrame(ids))
+        run.write_table(f"{folder}/losses.parquet", pd.DataFrame(ids | {"loss": measured.loss}))
+        softmax = {"temperature": measured.temperature, "batch_size": measured.batch_size}
+        run.write_json(name, measured.cost | softmax)
+        files = tuple(f"{folder}/{file}" for file in ("image.npy", "text.npy", "ids.parquet", "losses.parquet"))
+        run.record(name, parameters, _INPUTS, seed, files)
     return read_scores(run, seed)
 
 
 def score_with_reference(
     run: Run, arm: str, seed: int, config: PretrainingConfig, device: str = "auto", scores: Scores | None = None
 ) -> Scores:
-    """The same with the losses of a trained arm's model, in the same batches, as ``reference_loss``.
+    """`score_training_pairs`, or ``scores``, with the losses of a trained arm's model, such as ``full``'s.
 
-    Kept beside the others as ``reference.parquet`` (``image_id``, ``loss``) and ``reference.json``.
-
-    Args:
-        run: the study.
-        arm: a trained arm, such as ``full``.
-        seed: of the warm-up and of the arm.
-        config: every constant.
-        device: see `score_training_pairs`.
-        scores: what `score_training_pairs` gives for this seed, if it is at hand.
+    They are measured in the same batches, and kept beside the others as ``reference.parquet`` (``image_id``, ``loss``)
+    and ``reference.json``.
     """
     chosen = choose_device(device)
     reference = require_current_arm(run, arm, seed)
     scores = score_training_pairs(run, seed, config, device) if scores is None else scores
     model = load_model(run.path(f"{reference}/model"))
     parameters = _parameters(run, seed, config, model, chosen) | {"arm": arm}
-    folder, inputs = _folder(seed), (_COHORT, _PIXELS)
-    name, losses = f"{folder}/reference.json", f"{folder}/reference.parquet"
-    if not run.is_current(name, run.key(parameters, inputs)):
-        pairs = TrainingPairs(read_cohort(run.path(_COHORT)), open_pixel_store(run), model.text_tower.tokenize)
-        measured = _measure(model, pairs, seed, config, chosen)
+    name, losses = (f"{_folder(seed)}/reference.{kind}" for kind in ("json", "parquet"))
+    if not run.is_current(name, run.key(parameters, _INPUTS)):
+        measured = _measure(run, model, read_cohort(run.path(_COHORT)), seed, config, chosen)
         run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
         run.write_json(name, measured.cost | {"arm": arm, "temperature": measured.temperature})
-        run.record(name, parameters, inputs, seed, files=(losses,))
-    cost = run.read_json(name)
-    return replace(
-        scores,
-        reference_loss=run.read_table(losses)["loss"].to_numpy(),
-        reference_cost={part: cost[part] for part in _NO_COST},
-    )
+        run.record(name, parameters, _INPUTS, seed, files=(losses,))
+    cost, loss = run.read_json(name), run.read_table(losses)["loss"].to_numpy()
+    return replace(scores, reference_loss=loss, reference_cost={part: cost[part] for part in _NO_COST})
 
 
 def read_scores(run: Run, seed: int) -> Scores:
     """What `score_training_pairs` left, whatever it was made with; embeddings are mapped from disk."""
     folder = _folder(seed)
-    losses = run.read_table(f"{folder}/losses.parquet")
     made = run.read_json(f"{folder}/compute.json")
     return Scores(
         run.read_table(f"{folder}/ids.parquet")["image_id"].to_numpy(),
         *(run.read_array(f"{folder}/{side}.npy", memory_map=True) for side in ("image", "text")),
-        losses["loss"].to_numpy(),
-        losses["error"].to_numpy(),
+        run.read_table(f"{folder}/losses.parquet")["loss"].to_numpy(),
         made["temperature"],
         made["batch_size"],
         {part: made[part] for part in _NO_COST},
@@ -172,8 +144,9 @@ def _folder(seed: int) -> str:
     return f"curation/scoring/seed{seed}"
 
 
-def _starting_model(run: Run, seed: int, config: PretrainingConfig, cohort: pd.DataFrame) -> ImageTextModel:
+def _read_model(run: Run, cohort: pd.DataFrame, seed: int, config: PretrainingConfig, device: str) -> ImageTextModel:
     if config.warm_up_epochs:
+        pretrain(run, "warm_up", seed, config, device)
         return load_model(run.path(f"{arm_folder('warm_up', seed)}/model"))
     first = RandomStreams(seed, config.fixed_streams).draw_seed("initialisation")
     return build_model(config, cohort[cohort.split == "train"], first).eval()
@@ -196,29 +169,26 @@ def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageText
 
 
 def _measure(
-    model: ImageTextModel, pairs: TrainingPairs, seed: int, config: PretrainingConfig, device: torch.device
+    run: Run, model: ImageTextModel, cohort: pd.DataFrame, seed: int, config: PretrainingConfig, device: torch.device
 ) -> Scores:
     model.to(device).eval()
+    pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
     encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config, device))
     image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
-    loss, error = np.empty(len(pairs)), np.empty(len(pairs))
+    loss = np.empty(len(pairs))
+    generator = RandomStreams(seed, config.fixed_streams).generator("scoring")
+    order = torch.randperm(len(pairs), generator=generator).numpy()
+    batches = np.array_split(order, count_steps(len(pairs), config.batch_size))
     # As an arm is trained, so that seconds can be added up and sums agree in the last bits.
     with use_threads(config.threads), torch.no_grad():
         start = time.perf_counter()
         scale = model.bounded_logit_scale()
-        for rows in progress(_batches(len(pairs), seed, config), label="scoring training pairs, batches"):
+        for rows in progress(batches, label="scoring training pairs, batches"):
             embedded = encoder.embed(rows)
             loss[rows] = pair_losses(*embedded, scale).cpu().numpy()
-            error[rows] = pair_errors(*embedded, scale).cpu().numpy()
             image[rows], text[rows] = (side.cpu().numpy() for side in embedded)
             # Without its backward pass the loss is one product of image with text embeddings, not three.
             encoder.flops += encoder.meter.loss(len(rows), model.dim) / 3
         seconds = time.perf_counter() - start
     cost = {"flops": encoder.flops, "seconds": seconds, "pairs_scored": len(pairs)}
-    return Scores(pairs.image_ids, image, text, loss, error, torch.exp(-scale).item(), config.batch_size, cost)
-
-
-def _batches(count: int, seed: int, config: PretrainingConfig) -> list[np.ndarray]:
-    generator = RandomStreams(seed, config.fixed_streams).generator("scoring")
-    order = torch.randperm(count, generator=generator).numpy()
-    return np.array_split(order, max(1, -(-count // config.batch_size)))
+    return Scores(pairs.image_ids, image, text, loss, torch.exp(-scale).item(), config.batch_size, cost)

@@ -43,13 +43,9 @@ def train_scoring_arms(
     config: PretrainingConfig,
     device: str = "auto",
     workers: int = 1,
-    reference: str = REFERENCE,
 ) -> None:
-    """Train what scores the pairs, where it is not trained: the warm-up, and the reference if a method needs one.
-
-    Args and errors: as in `chexstudy.pretraining.arms.worker_pool.train_arms`.
-    """
-    arms = ["warm_up"] * bool(config.warm_up_epochs) + [reference] * needs_reference(methods)
+    """Train what scores the pairs, where it is not trained: the warm-up, and the reference if a method needs one."""
+    arms = ["warm_up"] * bool(config.warm_up_epochs) + [REFERENCE] * needs_reference(methods)
     missing = [arm for arm in arms if not all(is_trained(run, arm, seed, config) for seed in seeds)]
     if missing:
         train_arms(run, missing, seeds, config, device, workers)
@@ -63,9 +59,8 @@ def choose_training_subset(
     keep: float,
     device: str = "auto",
     scores: Scores | None = None,
-    reference: str = REFERENCE,
 ) -> pd.DataFrame:
-    """Choose a subset of the training pairs by a method, from what the shared warm-up says of them.
+    """Choose a subset of the training pairs by a method, from what the shared warm-up of a seed says of them.
 
     Kept in ``curation/<method>/seed<k>/`` as ``subset.parquet`` (``image_id``, ``weight``), on which the arm
     ``by_<method>`` is trained; ``scores.parquet`` (``image_id``, ``score``) of all pairs; and ``cost.json``, which that
@@ -81,14 +76,13 @@ def choose_training_subset(
         keep: share of the pairs, or above 1 their number.
         device: where pairs are scored.
         scores: what `score_training_pairs` gives for this seed, if it is at hand.
-        reference: the trained arm whose losses are the reference's, for methods that need one.
 
     Returns:
         ``image_id`` and ``weight`` of the chosen pairs, in the order of the cohort.
     """
     scores = score_training_pairs(run, seed, config, device) if scores is None else scores
     if needs_reference([method]) and scores.reference_loss is None:
-        scores = score_with_reference(run, reference, seed, config, device, scores)
+        scores = score_with_reference(run, REFERENCE, seed, config, device, scores)
     budget, options = count_budget(keep, len(scores.image_ids)), _options(method, config, scores)
     parameters = {"method": method, "seed": seed, "budget": budget, "options": options}
     parameters |= {"fixed_streams": list(config.fixed_streams)}
@@ -97,8 +91,9 @@ def choose_training_subset(
     scored = name.replace("subset.parquet", "scores.parquet")
     if not run.is_current(name, run.key(parameters, inputs)):
         generator = RandomStreams(seed, config.fixed_streams).generator("subset")
+        signals = {name: getattr(scores, name) for name in ("image", "text", "loss", "reference_loss")}
         start = time.perf_counter()
-        choice = choose_subset(method, scores.features, budget, generator, **_signals(scores), **options)
+        choice = choose_subset(method, scores.features, budget, generator, **signals, **options)
         seconds = time.perf_counter() - start
         chosen = pd.DataFrame({"image_id": scores.image_ids[choice.rows], "weight": choice.weights})
         run.write_table(scored, pd.DataFrame({"image_id": scores.image_ids, "score": choice.scores}))
@@ -115,26 +110,16 @@ def choose_training_subsets(
     config: PretrainingConfig,
     keep: float,
     device: str = "auto",
-    reference: str = REFERENCE,
 ) -> dict[tuple[str, int], pd.DataFrame]:
-    """`choose_training_subset` for every method and seed; the pairs of a seed are scored once.
-
-    Returns:
-        The subset of each method and seed.
-    """
-    jobs, subsets = [(seed, method) for seed in seeds for method in methods], {}
-    scores, scored_seed = None, None
+    """`choose_training_subset` by method and seed; the pairs of a seed are scored once."""
+    jobs, subsets, scores = [(seed, method) for seed in seeds for method in methods], {}, {}
     for seed, method in progress(jobs, label="choosing subsets"):
-        if seed != scored_seed:
-            scores, scored_seed = score_training_pairs(run, seed, config, device), seed
+        if seed not in scores:
+            scores = {seed: score_training_pairs(run, seed, config, device)}
             if needs_reference(methods):
-                scores = score_with_reference(run, reference, seed, config, device, scores)
-        subsets[method, seed] = choose_training_subset(run, method, seed, config, keep, device, scores, reference)
+                scores = {seed: score_with_reference(run, REFERENCE, seed, config, device, scores[seed])}
+        subsets[method, seed] = choose_training_subset(run, method, seed, config, keep, device, scores[seed])
     return subsets
-
-
-def _signals(scores: Scores) -> dict:
-    return {name: getattr(scores, name) for name in ("image", "text", "loss", "reference_loss")}
 
 
 def _options(method: str, config: PretrainingConfig, scores: Scores) -> dict:

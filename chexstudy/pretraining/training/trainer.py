@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,37 +26,23 @@ from chexstudy.pretraining.engine.schedule import LearningRate
 from chexstudy.pretraining.objectives.objective import Objective
 from chexstudy.pretraining.training.curators import CurationRecords
 
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs of one kind."""
-
-    name: str  # ``warm_up``, ``curate``, ``subset`` or ``full``
-    epochs: int  # how many
-    first_epoch: int = 0  # number of the first of them in the whole training
-    steps: int = 0  # stop after so many steps, 0 for all
+# What a step of a curator that scores adds to the history.
+_MEASURED = ("keep_ratio", "prototype_spread", "assignment_min", "assignment_max", "selection_overlap")
 
 
 class Trainer:
-    """The state of one arm and the loop over its epochs.
-
-    Args:
-        config: every constant.
-        name: what is trained, for sentences.
-        streams: sources of chance.
-        objective: what a step is, its model on ``device``.
-        device: where to train.
-        processes: those that train together.
+    """The state of one arm and the loop over its epochs; ``name`` is what is trained, for sentences.
 
     Attributes:
         epoch: whole epochs done.
-        batch: batches of the present epoch done.
+        batch: batches of the present epoch done, of ``batches``.
         step: steps of the optimiser done.
         flops: operations spent by all processes.
         seconds: spent on scoring, choosing and training.
         history: one entry a step.
         subset: rows that the last curation epoch kept, once it is over.
         weights: of all rows in the loss, or None.
+        records: where a curator that scores writes its decisions; None in all processes but the first.
         after_step: called whenever the state is one that training can go on from.
     """
 
@@ -74,12 +59,13 @@ class Trainer:
         self.device, self.processes = device, processes
         groups = objective.parameter_groups()
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=device.type == "cuda")
-        self.epoch = self.batch = self.step = 0
+        self.epoch = self.batch = self.batches = self.step = 0
         self.curated_epochs = self.super_batches = 0
         self.pairs_scored = self.pairs_trained = 0
         self.flops = self.seconds = self.overlap_flops = 0.0
         self.history: list[dict] = []
         self.curator: ScoringCurator | None = None
+        self.records: CurationRecords | None = None
         self.subset: np.ndarray | None = None
         self.weights: np.ndarray | None = None
         self.after_step: Callable[[], None] = lambda: None
@@ -103,11 +89,7 @@ class Trainer:
         }
 
     def restore(self, state: dict) -> dict | None:
-        """The inverse of `state`.
-
-        Returns:
-            The state of the curator, if one was at work, for `start_curating`.
-        """
+        """The inverse of `state`; returns that of the curator, if one was at work, for `start_curating`."""
         self.objective.restore(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch, self.step, self.curated_epochs, self.super_batches = state["position"]
@@ -144,20 +126,9 @@ class Trainer:
             told |= self.objective.finish_step(self.step)
         self.pairs_trained += len(rows)
         self._add_up_flops()
-        entry = {
-            "phase": phase,
-            "epoch": self.epoch,
-            "step": self.step,
-            "learning_rate": learning_rate,
-            "pairs_scored": 0,
-            "pairs_trained": len(rows),
-            "flops": self.flops,
-            "seconds": self.seconds,
-        }
-        unmeasured = dict.fromkeys(
-            ("keep_ratio", "prototype_spread", "assignment_min", "assignment_max", "selection_overlap"), float("nan")
-        )
-        self.history.append(entry | told | unmeasured | {"usage": []} | measured)
+        entry = {"phase": phase, "epoch": self.epoch, "step": self.step, "learning_rate": learning_rate}
+        entry |= {"pairs_scored": 0, "pairs_trained": len(rows), "flops": self.flops, "seconds": self.seconds}
+        self.history.append(entry | told | dict.fromkeys(_MEASURED, float("nan")) | {"usage": []} | measured)
         self.step += 1
 
     def _add_up_flops(self) -> None:
@@ -178,9 +149,9 @@ class Trainer:
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - start
 
-    def mean_flops_a_step(self, rows: np.ndarray, steps: int = 8) -> float:
+    def mean_flops_a_step(self, rows: np.ndarray) -> float:
         """Operations of a training step, counted on the first batches of the first epoch."""
-        return float(np.mean([self.objective.count_step(batch) for batch in self._batches(rows, epoch=0)[:steps]]))
+        return float(np.mean([self.objective.count_step(batch) for batch in self._batches(rows, epoch=0)[:8]]))
 
     # --- plain epochs -----------------------------------------------------------------------------------------------
 
@@ -189,15 +160,17 @@ class Trainer:
 
     def _batches(self, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
         # Batches of nearly equal size use every pair and leave no tiny, noisy last one.
-        return np.array_split(self._shuffled(rows, epoch), count_steps(rows, self.config.batch_size))
+        return np.array_split(self._shuffled(rows, epoch), count_steps(len(rows), self.config.batch_size))
 
-    def train_epoch(self, phase: Phase, rows: np.ndarray, rate: LearningRate) -> None:
-        """One plain epoch over ``rows``, or what is left of it, or less where the phase's steps run out."""
-        taken = sum(entry["phase"] == phase.name for entry in self.history)
-        for batch in self._batches(rows, self.epoch)[self.batch :]:
-            if phase.steps and taken >= phase.steps:
+    def train_epoch(self, phase: str, rows: np.ndarray, rate: LearningRate, most: int = 0) -> None:
+        """One plain epoch over ``rows``, or what is left of it, or less where the ``most`` steps of the phase end."""
+        taken = sum(entry["phase"] == phase for entry in self.history)
+        batches = self._batches(rows, self.epoch)
+        self.batches = len(batches)
+        for batch in batches[self.batch :]:
+            if most and taken >= most:
                 break
-            self._train_step(batch, phase.name, rate)
+            self._train_step(batch, phase, rate)
             taken += 1
             self.batch += 1
             self.after_step()
@@ -206,14 +179,8 @@ class Trainer:
     # --- curation epochs --------------------------------------------------------------------------------------------
 
     def start_curating(self, curator: ScoringCurator, state: dict | None, records: CurationRecords | None) -> None:
-        """Let a curator go on from its state, or fit its first prototypes on the present model's embeddings.
-
-        Args:
-            curator: the curator.
-            state: what `restore` gave.
-            records: where decisions are written; None in all processes but the first.
-        """
-        self.curator = curator
+        """Let a curator go on from its state, or fit its first prototypes on the present model's embeddings."""
+        self.curator, self.records = curator, records
         if state is not None:
             curator.load_state_dict(_move(state, self.device))
             return
@@ -229,21 +196,20 @@ class Trainer:
         if records:
             records.prototypes.write(0, curator.prototypes.cpu().numpy()[None])
 
-    def curate_epoch(self, curator: Curator, rate: LearningRate, records: CurationRecords | None = None) -> None:
+    def curate_epoch(self, curator: Curator, rate: LearningRate) -> None:
         """Score, choose and train, super-batch by super-batch, the last and smaller one too; or what is left of it.
 
-        Args:
-            curator: says which pairs are trained on; one that scores was given to `start_curating`.
-            rate: the learning rate.
-            records: where decisions are written; None where nothing is scored, and in all processes but the first.
+        A curator that scores was given to `start_curating`.
         """
         rows = self._shuffled(np.arange(len(self.objective.examples)), self.epoch)
         if self.batch == 0:
             curator.begin_epoch(len(rows))
-        for start in range(self.batch * self.config.super_batch, len(rows), self.config.super_batch):
+        starts = range(0, len(rows), self.config.super_batch)
+        self.batches = len(starts)
+        for start in starts[self.batch :]:
             batch = rows[start : start + self.config.super_batch]
             if curator.scores:
-                kept = self._curate_scored(curator, batch, rate, records)
+                kept = self._curate_scored(curator, batch, rate)
             else:
                 # Curators that do not score draw on the CPU.
                 generator = self.streams.generator("selection", self.super_batches)
@@ -258,11 +224,10 @@ class Trainer:
         self.epoch, self.batch = self.epoch + 1, 0
         self.curated_epochs += 1
 
-    def _curate_scored(
-        self, curator: ScoringCurator, batch: np.ndarray, rate: LearningRate, records: CurationRecords | None
-    ) -> np.ndarray:
+    def _curate_scored(self, curator: ScoringCurator, batch: np.ndarray, rate: LearningRate) -> np.ndarray:
         """One super-batch of a curator that scores; the rows that it keeps."""
         constants, size, objective = self.config.curator, self.config.scoring_size or None, self.objective
+        records = self.records
         overlap = self._measure_overlap(curator, batch)
         with self._clock():
             embedded = objective.embed(batch, size)
@@ -325,6 +290,6 @@ def _move(state: object, device: torch.device) -> object:
     return state.to(device) if isinstance(state, Tensor) else state
 
 
-def count_steps(rows: np.ndarray, batch_size: int) -> int:
-    """Steps of one epoch over ``rows``."""
-    return max(1, -(-len(rows) // batch_size))
+def count_steps(rows: int, batch_size: int) -> int:
+    """Steps of one epoch over so many rows."""
+    return max(1, -(-rows // batch_size))
