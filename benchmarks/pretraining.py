@@ -231,7 +231,7 @@ def _pad_fully(batch: TextBatch, length: int) -> TextBatch:
     (part,) = batch.parts
     missing = (0, length - part.input_ids.shape[1])
     part = PaddedTexts(pad(part.input_ids, missing), pad(part.mask, missing))
-    return TextBatch((part,), None, batch.tokens, part.input_ids.numel())
+    return TextBatch((part,), None, part.input_ids.numel())
 
 
 def measure_options(

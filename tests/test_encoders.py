@@ -215,22 +215,10 @@ def test_registers_are_dropped_as_published(hub):
     without.load_state_dict(weights)
     encoder, pixels = load(hub, "registers", drop_registers=True), draw_pixels(56)
     expected = without(normalise(pixels, "imagenet")).last_hidden_state
-    torch.testing.assert_close(encoder(pixels), expected[:, 0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(encoder.patch_tokens(pixels), expected[:, 1:], rtol=1e-4, atol=1e-5)
+    pooled, _, patches = encoder.embed_blocks(pixels, blocks=1)
+    torch.testing.assert_close(pooled, expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(encoder(pixels), load(hub, "registers")(pixels), atol=1e-3)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("name", "first"), [("dinov2", 1), ("registers", 5), ("siglip", 0), ("clip", 1)])
-def test_patch_tokens_leave_class_and_registers_out(hub, name, first):
-    model = hub[1][name]
-    encoder = load(hub, name)
-    pixels = draw_pixels(encoder.image_size)
-    tower = getattr(model, "vision_model", model)
-    values = normalise(pixels, {"siglip": "half", "clip": "clip"}.get(name, "imagenet"))
-    tokens = encoder.patch_tokens(pixels)
-    assert tokens.shape == (3, 16, encoder.token_dim)
-    torch.testing.assert_close(tokens, tower(values).last_hidden_state[:, first:], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -375,11 +363,11 @@ def test_blocks_are_those_of_the_model_after_its_final_norm(hub, name, normalisa
     values = normalise(pixels, normalisation)
     left = record_blocks(getattr(model, tower) if tower else model, values)
     expected = torch.cat([norm(model)(state) for state in left], dim=2)
-    cls, patches = encoder.block_tokens(pixels, blocks=2)
+    _, cls, patches = encoder.embed_blocks(pixels, blocks=2)
     torch.testing.assert_close(patches, expected[:, first:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cls, expected[:, 0] if first else expected.mean(1), rtol=1e-4, atol=1e-5)
     assert encoder.block_widths(2) == (16, 16)
-    one_cls, one = encoder.block_tokens(pixels, blocks=1)
+    _, one_cls, one = encoder.embed_blocks(pixels, blocks=1)
     torch.testing.assert_close(one, patches[:, :, 16:])
     torch.testing.assert_close(one_cls, cls[:, 16:])
 
@@ -389,9 +377,8 @@ def test_blocks_are_those_of_the_model_after_its_final_norm(hub, name, normalisa
 def test_the_last_block_is_what_the_encoder_itself_gives(hub, name):
     encoder = load(hub, name)
     pixels = draw_pixels(encoder.image_size)
-    pooled, cls, patches = encoder.embed_blocks(pixels, blocks=2)
+    pooled, cls, _ = encoder.embed_blocks(pixels, blocks=2)
     assert torch.equal(pooled, encoder(pixels))
-    assert torch.equal(patches[:, :, -16:], encoder.patch_tokens(pixels))
     if name != "siglip":
         assert encoder.pooling == "cls"
         assert torch.equal(cls[:, -16:], encoder(pixels))
@@ -419,7 +406,7 @@ def test_the_stages_of_a_resnet_come_on_the_grid_of_the_second_finest():
     for hook in hooks:
         hook.remove()
     assert [stage.shape[-1] for stage in stages] == [24, 12, 6, 3]
-    cls, patches = encoder.block_tokens(pixels)
+    _, cls, patches = encoder.embed_blocks(pixels)
     assert encoder.block_widths() == (16, 32, 64, 128)
     assert patches.shape == (3, 144, 240)
     torch.testing.assert_close(cls, torch.cat([stage.mean((2, 3)) for stage in stages], dim=1))
@@ -429,9 +416,9 @@ def test_the_stages_of_a_resnet_come_on_the_grid_of_the_second_finest():
     # Half a pixel in from the corner there is nothing to interpolate towards; one further in, a quarter of the way.
     torch.testing.assert_close(grid[:, 48:112, 0, 0], stages[2][:, :, 0, 0])
     torch.testing.assert_close(grid[:, 48:112, 0, 1], 0.75 * stages[2][:, :, 0, 0] + 0.25 * stages[2][:, :, 0, 1])
-    last = encoder.block_tokens(pixels, blocks=1)
-    torch.testing.assert_close(last[1], patches[:, :, -128:])
-    torch.testing.assert_close(last[0], cls[:, -128:])
+    _, last_cls, last = encoder.embed_blocks(pixels, blocks=1)
+    torch.testing.assert_close(last, patches[:, :, -128:])
+    torch.testing.assert_close(last_cls, cls[:, -128:])
 
 
 @torch.no_grad()
@@ -439,7 +426,7 @@ def test_the_stages_of_a_resnet_come_on_the_grid_of_the_second_finest():
 def test_more_blocks_than_there_are_is_one_sentence(name, most):
     encoder = build_tiny(name)
     assert encoder.count_blocks() == most
-    for ask in (encoder.block_widths, lambda blocks: encoder.block_tokens(draw_pixels(96), blocks)):
+    for ask in (encoder.block_widths, lambda blocks: encoder.embed_blocks(draw_pixels(96), blocks)):
         for blocks in (0, most + 1):
             with pytest.raises(StudyError, match=f"{name} has {most} blocks, not {blocks}: ask for 1 to {most}"):
                 ask(blocks)
@@ -451,7 +438,7 @@ def test_an_architecture_not_listed_shows_its_blocks_or_says_why_not(tmp_path):
     save(beit, tmp_path / "beit")
     encoder = build_image_encoder(EncoderSpec(str(tmp_path / "beit"), pooling="mean"))
     pixels = draw_pixels(32)
-    cls, patches = encoder.block_tokens(pixels, blocks=2)
+    _, cls, patches = encoder.embed_blocks(pixels, blocks=2)
     assert encoder.block_widths(2) == (16, 16)
     left = record_blocks(beit, normalise(pixels, "half"))
     torch.testing.assert_close(patches, torch.cat(left, dim=2)[:, 1:], rtol=1e-4, atol=1e-5)

@@ -40,10 +40,11 @@ def encoder():
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(features_module, "_PART_ROWS", 8)
+    monkeypatch.setattr(features_module, "_BATCH", 3)
 
 
 def freeze(run, encoder, pixels=None, image_ids=IMAGES, **options):
-    return freeze_features(run, "curated/seed0", encoder, image_ids, pixels or Pixels(), **({"blocks": 3} | options))
+    return freeze_features(run, "curated/seed0", encoder, image_ids, pixels or Pixels(), **options)
 
 
 def read_files(run):
@@ -53,10 +54,10 @@ def read_files(run):
 
 def test_features_are_what_the_encoder_gives(home, encoder):
     order = IMAGES[::-1]
-    made = freeze(Run("study"), encoder, image_ids=order, batch_size=4)
+    made = freeze(Run("study"), encoder, image_ids=order)
     pixels = torch.from_numpy(Pixels().read(order)).unsqueeze(1)
     with torch.no_grad():
-        pooled, (cls, patches) = encoder(pixels), encoder.block_tokens(pixels, 3)
+        pooled, cls, patches = encoder.embed_blocks(pixels, 3)
     np.testing.assert_allclose(made.pooled, pooled.numpy(), atol=1e-5)
     np.testing.assert_allclose(made.cls, cls.numpy(), atol=1e-5)
     np.testing.assert_allclose(made.mean, patches.mean(1).numpy(), atol=1e-5)
@@ -70,16 +71,11 @@ def test_features_are_what_the_encoder_gives(home, encoder):
     assert made.encoder["weights"] == encoder.describe()["weights"]
 
 
-def test_tiny_resnet_has_a_grid_of_stages(home):
+def test_the_last_four_blocks_are_kept_or_all_there_are_and_stages_come_on_one_grid(home, encoder):
+    assert len(freeze(Run("study"), encoder).widths) == 3
     resnet = build_image_encoder(EncoderSpec("tiny-resnet", image_size=24))
-    made = freeze(Run("study"), resnet, blocks=4)
+    made = freeze(Run("other"), resnet)
     assert (made.widths, made.grid, made.patches.shape) == ((16, 32, 64, 128), 3, (21, 9, 240))
-
-
-def test_without_a_number_the_last_four_blocks_are_kept_or_all_there_are(home, encoder):
-    assert len(freeze(Run("study"), encoder, blocks=None).widths) == 3
-    resnet = build_image_encoder(EncoderSpec("tiny-resnet", image_size=32))
-    assert len(freeze(Run("other"), resnet, blocks=None).widths) == 4
 
 
 def test_rows_are_found_by_image(home, encoder):
@@ -93,13 +89,13 @@ def test_rows_are_found_by_image(home, encoder):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(home, encoder):
     whole, killed = Run("whole"), Run("killed")
-    freeze(whole, encoder, batch_size=3)
+    freeze(whole, encoder)
     with pytest.raises(KeyboardInterrupt):
-        freeze(killed, encoder, Pixels(IMAGES[10]), batch_size=3)
+        freeze(killed, encoder, Pixels(IMAGES[10]))
     with pytest.raises(StudyError, match="run 09_adapt_encoder"):
         read_features(killed, "curated/seed0")
     pixels = Pixels()
-    freeze(killed, encoder, pixels, batch_size=3)
+    freeze(killed, encoder, pixels)
     # The first image is looked at once to learn the number of patches.
     assert pixels.read_ids == [IMAGES[0], *IMAGES[8:]]
     assert read_files(killed) == read_files(whole)
@@ -188,16 +184,12 @@ def change_images(run, encoder):
     return encoder, {"image_ids": IMAGES[1:]}
 
 
-def change_blocks(run, encoder):
-    return encoder, {"blocks": 2}
-
-
 def change_pixels(run, encoder):
     run.write_json("pixels/manifest.json", {"size": 48})
     return encoder, {}
 
 
-@pytest.mark.parametrize("change", [change_weights, change_normalisation, change_images, change_blocks, change_pixels])
+@pytest.mark.parametrize("change", [change_weights, change_normalisation, change_images, change_pixels])
 def test_stale_features_are_made_again(home, encoder, change):
     run = Run("study")
     run.write_json("pixels/manifest.json", {"size": 24})
@@ -211,13 +203,14 @@ def test_stale_features_are_made_again(home, encoder, change):
     assert np.array_equal(made.cls, fresh.cls)
 
 
-def test_channels_are_measured_over_the_patches_of_images(home, encoder):
+def test_channels_are_measured_over_the_patches_of_images(home, encoder, monkeypatch):
     features = freeze(Run("study"), encoder)
     mean, spread = features.measure_channels(IMAGES[4:9])
     patches = features.patches[4:9].astype(float).reshape(-1, sum(features.widths))
     np.testing.assert_allclose(mean, patches.mean(0), atol=1e-5)
     np.testing.assert_allclose(spread, patches.std(0), atol=1e-5)
-    some = features.measure_channels(IMAGES, most=2)[0]
+    monkeypatch.setattr(features_module, "_MEASURED", 2)
+    some = features.measure_channels(IMAGES)[0]
     np.testing.assert_allclose(some, features.patches[[0, 20]].astype(float).mean((0, 1)), atol=1e-5)
     with pytest.raises(StudyError, match="hold no patches"):
         freeze(Run("other"), encoder, patches=False).measure_channels(IMAGES)
@@ -258,21 +251,19 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(home, encoder, ful
 
 
 @pytest.mark.parametrize(
-    ("name", "image_ids", "options", "message"),
+    ("name", "image_ids", "message"),
     [
-        ("../elsewhere", IMAGES, {}, "features need a name such as 'curated/seed0'"),
-        ("/curated", IMAGES, {}, "features need a name"),
-        ("", IMAGES, {}, "features need a name"),
-        ("curated//seed0", IMAGES, {}, "features need a name"),
-        ("curated", [], {}, "no images to compute features of"),
-        ("curated", [IMAGES[0], IMAGES[0]], {}, "pass each image_id once"),
-        ("curated", IMAGES, {"batch_size": 0}, "at least one image, not 0"),
-        ("curated", IMAGES, {"blocks": 4}, "tiny-vit has 3 blocks, not 4: ask for 1 to 3"),
+        ("../elsewhere", IMAGES, "features need a name such as 'curated/seed0'"),
+        ("/curated", IMAGES, "features need a name"),
+        ("", IMAGES, "features need a name"),
+        ("curated//seed0", IMAGES, "features need a name"),
+        ("curated", [], "no images to compute features of"),
+        ("curated", [IMAGES[0], IMAGES[0]], "pass each image_id once"),
     ],
 )
-def test_what_cannot_be_frozen_is_refused(home, encoder, name, image_ids, options, message):
+def test_what_cannot_be_frozen_is_refused(home, encoder, name, image_ids, message):
     with pytest.raises(StudyError, match=message):
-        freeze_features(Run("study"), name, encoder, image_ids, Pixels(), **options)
+        freeze_features(Run("study"), name, encoder, image_ids, Pixels())
 
 
 def test_missing_and_damaged_features_say_what_to_do(home, encoder):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from chexstudy.encoders import hub
 from chexstudy.encoders.image import ImageEncoder
@@ -82,9 +82,7 @@ def _try(encoder: "ImageEncoder | TextEncoder") -> Tensor:
 def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> ImageEncoder:
     """Make or load an image encoder: on the CPU, in float32, in evaluation mode.
 
-    Args:
-        spec: which one, and how it is used.
-        seed: decides every weight that is not loaded. The global random state is left as it was.
+    The seed decides every weight that is not loaded; the global random state is left as it was.
     """
     if spec.name.startswith("tiny-"):
         config, checkpoint = tiny_image_config(spec), None
@@ -96,7 +94,9 @@ def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> I
     architecture = IMAGE_ARCHITECTURES.get(config.model_type, Architecture())
     pooling = _choose_pooling(spec, config, architecture, IMAGE_POOLINGS)
     model = _make_model(spec, config, architecture, pooling, checkpoint, seed, "vision")
-    image_size = spec.image_size or _own_image_size(preprocessing, model.config)
+    own = getattr(model.config, RECORD, {}).get("image_size") or hub.preprocessed_size(preprocessing)
+    own = own or getattr(model.config, "image_size", None)
+    image_size = spec.image_size or (own if isinstance(own, int) else 224)
     mean, std = _choose_normalisation(spec, preprocessing, architecture, model.config)
     encoder = ImageEncoder(model, pooling, _origin(spec, config, checkpoint), image_size, mean, std).eval()
     encoder.check_size(image_size)
@@ -109,13 +109,10 @@ def build_text_encoder(
     tokenizer: "PreTrainedTokenizerBase | Sequence[str] | None" = None,
     seed: int | torch.Generator = 0,
 ) -> TextEncoder:
-    """Make or load a text encoder: on the CPU, in float32, in evaluation mode.
+    """Make or load a text encoder, as `build_image_encoder` does an image encoder.
 
-    Args:
-        spec: which one, and how it is used.
-        tokenizer: for ``tiny-bert`` a tokenizer, or the training reports to train one on. A checkpoint brings its own,
-            unless a tokenizer is given; reports do not change it.
-        seed: decides every weight that is not loaded. The global random state is left as it was.
+    ``tiny-bert`` needs a tokenizer, or the training reports to train one on. A checkpoint brings its own, unless a
+    tokenizer is given; reports do not change it.
     """
     if spec.name.startswith("tiny-"):
         if tokenizer is None:
@@ -180,12 +177,6 @@ def _choose_normalisation(spec: EncoderSpec, preprocessing: dict, architecture: 
     return tuple(tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels for v in values)
 
 
-def _own_image_size(preprocessing: dict, config: "PreTrainedConfig") -> int:
-    recorded = getattr(config, RECORD, {}).get("image_size")
-    size = recorded or hub.preprocessed_size(preprocessing) or getattr(config, "image_size", None)
-    return size if isinstance(size, int) else 224
-
-
 def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: str) -> "PreTrainedModel":
     """The ``transformers`` model of an encoder, with loaded or seeded weights; ``tower`` is vision or text."""
     if hasattr(config, f"{tower}_config"):
@@ -220,7 +211,11 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
             if replace_batch_normalisation(model):
                 setattr(model.config, RECORD, record | {"group_normalisation": True})
             if spec.pretrained and checkpoint:
-                _load_own_weights(model, checkpoint)
+                try:
+                    model.load_state_dict(load_file(checkpoint.folder / WEIGHTS))
+                except (OSError, RuntimeError, SafetensorError):
+                    mend = "are damaged: save the encoder again"
+                    raise StudyError(f"the weights in {checkpoint.folder} {mend}.") from None
     if "attention" in record:
         hub.check_attentions({"implementation": record["attention"]}, spec.name)
         model.set_attn_implementation(record["attention"])
@@ -233,19 +228,9 @@ def _model_class(config: "PreTrainedConfig", architecture: Architecture, pooling
     if architecture.model_class:
         name = architecture.projection_class if pooling == "projection" else architecture.model_class
         return getattr(transformers, name)
-    try:
-        known = transformers.MODEL_MAPPING[type(config)]
-    except KeyError:
-        # Code that came with the checkpoint, which only AutoModel finds.
-        return transformers.AutoModel
+    # Code that came with the checkpoint is what only AutoModel finds.
+    known = transformers.MODEL_MAPPING.get(type(config), transformers.AutoModel)
     return known[0] if isinstance(known, tuple) else known
-
-
-def _load_own_weights(model: nn.Module, checkpoint: hub.Checkpoint) -> None:
-    try:
-        model.load_state_dict(load_file(checkpoint.folder / WEIGHTS))
-    except (OSError, RuntimeError, SafetensorError):
-        raise StudyError(f"the weights in {checkpoint.folder} are damaged: save the encoder again.") from None
 
 
 def _without_registers(spec: EncoderSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -274,13 +259,10 @@ def _seeded(seed: int | torch.Generator) -> Iterator[None]:
 
 
 def compile_blocks(encoder: ImageEncoder | TextEncoder) -> int:
-    """Compile each transformer block, or each stage of a ResNet, in place; the names of its weights stay.
+    """Compile each transformer block, or each stage of a ResNet, in place; the names of its weights stay. How many?
 
     Images have static shapes, so that each size is compiled once; texts have dynamic ones. Blocks alike share what is
     compiled. The first pass of each kind takes the time of a compilation.
-
-    Returns:
-        How many blocks.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 

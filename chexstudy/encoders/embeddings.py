@@ -5,9 +5,9 @@ run goes on at the first part that is missing, and the parts do not depend on ea
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from chexstudy.runs import Run, forget_artifact
 from chexstudy.steps import find_step
 
 _PART_ROWS = 1024
-_DECIDES_PIXELS = ("pixels/manifest.json",)
+_PIXELS = "pixels/manifest.json"
 
 
 class PixelSource(Protocol):
@@ -53,16 +53,9 @@ def embed_images(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Embed images in batches, without gradient.
+    """Images, uint8 ``(n, height, width)``, embedded in batches without gradient: float32 ``(n, dim)``.
 
-    Args:
-        encode: an image encoder in evaluation mode, or any function of uint8 ``(batch, 1, height, width)``.
-        pixels: uint8 ``(n, height, width)``.
-        batch_size: images at a time.
-        device: where ``encode`` computes.
-
-    Returns:
-        float32 ``(n, dim)``.
+    ``encode`` is an image encoder in evaluation mode, or any function of uint8 ``(batch, 1, height, width)``.
     """
     if len(pixels) == 0:
         raise StudyError("there are no images to embed: the selection of the cohort is empty.")
@@ -81,17 +74,10 @@ def embed_texts(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Embed texts, without gradient: each distinct text once, and texts of like length together.
+    """Texts embedded without gradient, each distinct one once, those of like length together: float32 ``(texts, dim)``.
 
-    Args:
-        encode: a text encoder in evaluation mode, or any function of ``input_ids`` and ``attention_mask``.
-        tokenize: gives these two for a list of texts, as ``TextEncoder.tokenize`` does.
-        texts: reports or prompts, in any order.
-        batch_size: texts at a time.
-        device: where ``encode`` computes.
-
-    Returns:
-        float32 ``(texts, dim)``, in the order of ``texts``.
+    ``encode`` is a text encoder in evaluation mode, or any function of the ``input_ids`` and the ``attention_mask``
+    that ``tokenize`` gives.
     """
     if len(texts) == 0:
         raise StudyError("there are no texts to embed: the selection of the cohort is empty.")
@@ -131,25 +117,16 @@ def embed_cohort(
     Embeddings that are current (same weights, commit, preprocessing, cohort, pixels and code) are read, stale ones are
     computed again, unfinished ones are finished.
 
-    Args:
-        run: the study.
-        cohort: cohort table; the text of a pair is that used in training.
-        pixels: where the pixels are read from.
-        image_encoder: moved to ``device`` and put into evaluation mode.
-        text_encoder: likewise.
-        name: a plain folder name.
-        device: where the encoders compute.
+    The encoders are moved to ``device`` and put into evaluation mode; the text of a pair is that used in training.
     """
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise StudyError(f"embeddings need a plain folder name such as 'default', not {name!r}.")
     if cohort.empty:
         raise StudyError("there are no pairs to embed: the cohort table is empty.")
     texts = [training_text(report) for report in cohort["report"]]
-    inputs = tuple(artifact for artifact in _DECIDES_PIXELS if run.has(artifact))
+    inputs = (_PIXELS,) if run.has(_PIXELS) else ()
     parameters = {
         "image_encoder": image_encoder.describe(),
         "text_encoder": text_encoder.describe(),
-        "pairs": _hash_pairs(cohort["image_id"], texts),
+        "pairs": hash_texts(text for pair in zip(cohort["image_id"], texts, strict=True) for text in pair),
     }
     key, ids = run.key(parameters, inputs), _artifact(name, "ids.parquet")
     if run.is_current(ids, key):
@@ -158,19 +135,18 @@ def embed_cohort(
         encoder.to(device).eval()
     image_ids, distinct = cohort["image_id"].tolist(), distinct_texts(texts)
 
-    def embed_image_rows(rows: slice) -> list[np.ndarray]:
-        return [embed_images(image_encoder, pixels.read(image_ids[rows]), device=device)]
+    def grow(artifact: str, rows: int, label: str, compute: Callable[[slice], np.ndarray]) -> None:
+        grow_arrays([run.path(artifact)], rows, _PART_ROWS, key, lambda part: [compute(part)], label)
 
-    def embed_text_rows(rows: slice) -> list[np.ndarray]:
-        return [embed_texts(text_encoder, text_encoder.tokenize, distinct[rows], device=device)]
+    def embed_distinct(part: slice) -> np.ndarray:
+        return embed_texts(text_encoder, text_encoder.tokenize, distinct[part], device=device)
 
     image, text, distinct_text = (_artifact(name, f"{kind}.npy") for kind in ("image", "text", "distinct_text"))
-    grow_arrays([run.path(image)], len(image_ids), _PART_ROWS, key, embed_image_rows, "embedding images")
-    grow_arrays([run.path(distinct_text)], len(distinct), _PART_ROWS, key, embed_text_rows, "embedding texts")
+    embed_part = partial(embed_images, image_encoder, device=device)
+    grow(image, len(image_ids), "embedding images", lambda part: embed_part(pixels.read(image_ids[part])))
+    grow(distinct_text, len(distinct), "embedding texts", embed_distinct)
     unique, places = run.read_array(distinct_text), _rows_of(texts, distinct)
-    grow_arrays(
-        [run.path(text)], len(places), _PART_ROWS, key, lambda rows: [unique[places[rows]]], "a text for each image"
-    )
+    grow(text, len(places), "a text for each image", lambda part: unique[places[part]])
     forget_artifact(run.path(distinct_text))
     run.write_table(ids, pd.DataFrame({"image_id": image_ids}))
     run.record(ids, parameters, inputs, files=(image, text))
@@ -194,8 +170,9 @@ def _artifact(name: str, file: str) -> str:
     return f"embeddings/{name}/{file}"
 
 
-def _hash_pairs(image_ids: Sequence[str], texts: Sequence[str]) -> str:
+def hash_texts(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in their order."""
     digest = hashlib.sha256()
-    for image_id, text in zip(image_ids, texts, strict=True):
-        digest.update(f"{image_id}\0{text}\0".encode())
+    for text in texts:
+        digest.update(f"{text}\0".encode())
     return digest.hexdigest()

@@ -5,7 +5,6 @@ the patches themselves in float16, mapped from disk. ViT-L at 512 pixels has 1,0
 image; ``tiny-resnet`` at 96 pixels has 144 of 240, 69 kB.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -15,13 +14,15 @@ import pandas as pd
 import torch
 
 from chexstudy.arrays import grow_arrays
-from chexstudy.encoders.embeddings import PixelSource
+from chexstudy.encoders.embeddings import PixelSource, hash_texts
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run, forget_artifact
 from chexstudy.steps import find_step
 
 _BLOCKS = 4
+_BATCH = 256
+_MEASURED = 1024
 _PART_ROWS = 1024
 _PART_BYTES = 256 * 2**20
 _PIXELS = "pixels/manifest.json"
@@ -80,17 +81,15 @@ class FrozenFeatures:
         patches = torch.from_numpy(np.asarray(self.patches[rows])).to(device).float() if needs_patches else None
         return FeatureBatch(*vectors, patches)
 
-    def measure_channels(self, image_ids: Sequence[str], most: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    def measure_channels(self, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel over the patches of images, each ``(channels,)`` float32.
 
-        Args:
-            image_ids: whose patches.
-            most: of more images, so many spread evenly are looked at.
+        Of more than 1,024 images, so many spread evenly are looked at.
         """
         if self.patches is None:
             raise StudyError("these features hold no patches: freeze them with patches.")
         rows = np.sort(self.rows(image_ids))
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))]
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(_MEASURED, len(rows))).round().astype(int))]
         total, squares = np.zeros((2, self.patches.shape[2]))
         for chunk in np.array_split(rows, max(1, len(rows) // 128)):
             values = self.patches[chunk].astype(np.float32)
@@ -101,11 +100,7 @@ class FrozenFeatures:
         return mean.astype(np.float32), np.sqrt(np.maximum(squares / count - mean**2, 0)).astype(np.float32)
 
     def check_encoder(self, encoder: dict) -> None:
-        """Make sure that the features are of the encoder that a head was trained on.
-
-        Args:
-            encoder: `ImageEncoder.describe` of that encoder.
-        """
+        """Make sure that the features are of the encoder, here as described, that a head was trained on."""
         for part in _DECIDES:
             own, other = (_plain(one.get(part)) for one in (self.encoder, encoder))
             if own != other:
@@ -122,9 +117,7 @@ def freeze_features(
     image_ids: Sequence[str],
     pixels: PixelSource,
     *,
-    blocks: int | None = None,
     patches: bool = True,
-    batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> FrozenFeatures:
     """Compute the features of images and keep them as ``features/<name>/`` of the study.
@@ -132,17 +125,8 @@ def freeze_features(
     Current features (same weights, preprocessing, images, pixels and code) are read; those with patches also serve
     where none are asked for. Stale ones are computed again, unfinished ones are finished.
 
-    Args:
-        run: the study.
-        name: such as ``curated/seed0``.
-        encoder: moved to ``device`` and put into evaluation mode.
-        image_ids: the images, each once.
-        pixels: where their pixels are read from.
-        blocks: how many of the last blocks, see `ImageEncoder.block_tokens`; without it four, as published, or all
-            where there are fewer.
-        patches: keep the patches, too; only heads that look at places need them.
-        batch_size: images at a time.
-        device: where the encoder computes.
+    They are of the last four blocks, as published, or of all where there are fewer, see `ImageEncoder.embed_blocks`;
+    with ``patches`` where heads look at places. The encoder is moved to ``device`` and put into evaluation mode.
     """
     _check_name(name)
     image_ids = [str(image_id) for image_id in image_ids]
@@ -150,14 +134,11 @@ def freeze_features(
         raise StudyError("there are no images to compute features of: the selection of the cohort is empty.")
     if len(set(image_ids)) < len(image_ids):
         raise StudyError("features are computed once an image: pass each image_id once.")
-    if batch_size < 1:
-        raise StudyError(f"a batch needs at least one image, not {batch_size}.")
-    if blocks is None:
-        blocks = min(_BLOCKS, encoder.count_blocks())
+    blocks = min(_BLOCKS, encoder.count_blocks())
     widths, description = encoder.block_widths(blocks), encoder.describe()
     parameters = {
         "encoder": description,
-        "images": hashlib.sha256("\0".join(image_ids).encode()).hexdigest(),
+        "images": hash_texts(image_ids),
         "blocks": blocks,
         "patches": True,
     }
@@ -169,20 +150,21 @@ def freeze_features(
     parameters["patches"] = patches
     encoder.to(device).eval()
     tokens = _count_tokens(encoder, pixels.read(image_ids[:1]), blocks, device)
-    kinds = (*_VECTORS, "patches") if patches else _VECTORS
     bytes_an_image = 4 * (encoder.dim + 2 * sum(widths)) + 2 * patches * tokens * sum(widths)
     rows_a_part = max(1, min(_PART_ROWS, _PART_BYTES // bytes_an_image))
 
+    arrays, ids = _arrays(name, patches), _artifact(name, "ids.parquet")
+
     def compute(rows: slice) -> list[np.ndarray]:
-        return _embed(encoder, image_ids[rows], pixels, blocks, batch_size, device)[: len(kinds)]
+        return _embed(encoder, image_ids[rows], pixels, blocks, device)[: len(arrays)]
 
     if not patches:
         forget_artifact(run.path(_artifact(name, "patches.npy")))
-    files = [run.path(_artifact(name, f"{kind}.npy")) for kind in kinds]
+    files = [run.path(array) for array in arrays]
     grow_arrays(files, len(image_ids), rows_a_part, run.key(parameters, inputs), compute, "freezing features")
-    run.write_table(_artifact(name, "ids.parquet"), pd.DataFrame({"image_id": image_ids}))
+    run.write_table(ids, pd.DataFrame({"image_id": image_ids}))
     run.write_json(layout, {"widths": widths, "tokens": tokens, "patches": patches, "encoder": description})
-    run.record(layout, parameters, inputs, files=_files(name, patches))
+    run.record(layout, parameters, inputs, files=(ids, *arrays))
     return read_features(run, name)
 
 
@@ -214,15 +196,20 @@ def drop_patches(run: Run, name: str) -> None:
     forget_artifact(run.path(_artifact(name, "patches.npy")))
     run.write_json(layout, kept | {"patches": False})
     parameters = record["parameters"] | {"patches": False}
-    run.record(layout, parameters, tuple(record["inputs"]), files=_files(name, patches=False))
+    run.record(
+        layout,
+        parameters,
+        tuple(record["inputs"]),
+        files=(_artifact(name, "ids.parquet"), *_arrays(name, patches=False)),
+    )
 
 
 @torch.no_grad()
-def _embed(encoder, image_ids, pixels, blocks, batch_size, device) -> list[np.ndarray]:
+def _embed(encoder, image_ids, pixels, blocks, device) -> list[np.ndarray]:
     """Pooled, [CLS], mean and patches of some images."""
     batches: list[list[np.ndarray]] = [[], [], [], []]
-    for start in range(0, len(image_ids), batch_size):
-        images = np.array(pixels.read(image_ids[start : start + batch_size]))
+    for start in range(0, len(image_ids), _BATCH):
+        images = np.array(pixels.read(image_ids[start : start + _BATCH]))
         pooled, cls, patches = encoder.embed_blocks(torch.from_numpy(images).unsqueeze(1).to(device), blocks)
         # The mean is taken before the patches are rounded.
         values = (pooled.float(), cls.float(), patches.float().mean(1), patches.half())
@@ -238,7 +225,7 @@ def _embed(encoder, image_ids, pixels, blocks, batch_size, device) -> list[np.nd
 
 @torch.no_grad()
 def _count_tokens(encoder, image: np.ndarray, blocks: int, device) -> int:
-    tokens = encoder.block_tokens(torch.from_numpy(np.array(image)).unsqueeze(1).to(device), blocks)[1].shape[1]
+    tokens = encoder.embed_blocks(torch.from_numpy(np.array(image)).unsqueeze(1).to(device), blocks)[2].shape[1]
     if round(tokens**0.5) ** 2 != tokens:
         raise StudyError(f"the encoder gives {tokens} patches, which are no square grid: use another encoder.")
     return tokens
@@ -254,10 +241,8 @@ def _artifact(name: str, file: str) -> str:
     return f"features/{name}/{file}"
 
 
-def _files(name: str, patches: bool) -> tuple[str, ...]:
-    """What belongs to a layout."""
-    arrays = (*_VECTORS, "patches") if patches else _VECTORS
-    return tuple(_artifact(name, file) for file in ("ids.parquet", *(f"{kind}.npy" for kind in arrays)))
+def _arrays(name: str, patches: bool) -> tuple[str, ...]:
+    return tuple(_artifact(name, f"{kind}.npy") for kind in (*_VECTORS, *["patches"] * patches))
 
 
 def _plain(value: object) -> object:

@@ -65,11 +65,8 @@ def quiet_transformers() -> Iterator[None]:
 def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: bool = False) -> Checkpoint:
     """Find a checkpoint in a folder or in the Hub's cache, else, with ``--online``, download it.
 
-    Args:
-        name: a Hub id, or a path; a folder that exists is taken before a Hub id.
-        revision: commit, tag or branch; empty for ``main``.
-        weights: whether its weights are needed, safetensors before ``pytorch_model.bin``.
-        code: whether the model code that comes with it is needed too.
+    ``name`` is a Hub id, or a path; a folder that exists is taken before a Hub id. ``weights`` (safetensors before
+    ``pytorch_model.bin``) and the ``code`` that comes with it are looked for only where they are needed.
     """
     folder = paths.resolve_user_path(name)
     if folder.is_dir():
@@ -134,12 +131,7 @@ def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "Pre
 
 
 def check_numbers(config: object, name: str) -> None:
-    """Raise a StudyError if a configuration asks for a model that no machine could ever build.
-
-    Args:
-        config: what was read from a ``config.json``.
-        name: what the checkpoint is called.
-    """
+    """Raise a StudyError if what was read from a ``config.json`` asks for a model that no machine could ever build."""
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
         if isinstance(value, dict | list):
             check_numbers(value, name)
@@ -149,12 +141,7 @@ def check_numbers(config: object, name: str) -> None:
 
 
 def check_attentions(config: object, name: str) -> None:
-    """Raise a StudyError if a configuration, or one nested in it, names an implementation that is not ours to run.
-
-    Args:
-        config: what was read from a ``config.json``.
-        name: what the checkpoint is called.
-    """
+    """Raise a StudyError if a configuration, or one nested in it, names an implementation that is not ours to run."""
     for implementation in _find_implementations(config):
         if implementation not in ATTENTIONS:
             raise StudyError(
@@ -164,12 +151,9 @@ def check_attentions(config: object, name: str) -> None:
 
 
 def _find_implementations(value: object, is_one: bool = False) -> Iterator[object]:
-    if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _find_implementations(one, is_one or "implementation" in name)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _find_implementations(one, is_one)
+    if isinstance(value, dict | list):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _find_implementations(one, is_one or "implementation" in str(name))
     elif is_one and value is not None:
         yield value
 
@@ -189,13 +173,11 @@ def read_preprocessing(checkpoint: Checkpoint) -> dict:
 
 def preprocessed_size(preprocessing: dict) -> int | None:
     """The side in pixels of what the checkpoint's preprocessing yields, or None if it does not say."""
-    names = ("crop_size", "size") if preprocessing.get("do_center_crop", "crop_size" in preprocessing) else ("size",)
-    for name in names:
-        size = preprocessing.get(name)
-        if isinstance(size, dict):
-            size = size.get("height") or size.get("shortest_edge")
-        if size:
-            return int(size)
+    crops = preprocessing.get("do_center_crop", "crop_size" in preprocessing)
+    for size in (preprocessing.get("crop_size") if crops else None, preprocessing.get("size")):
+        side = (size.get("height") or size.get("shortest_edge")) if isinstance(size, dict) else size
+        if side:
+            return int(side)
     return None
 
 
@@ -224,11 +206,8 @@ def read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "
 def load_model(checkpoint: Checkpoint, model_class: type, unused: Iterable[str] = (), **options) -> "PreTrainedModel":
     """Load a ``transformers`` model in float32; every weight must be there and every weight there must be explained.
 
-    Args:
-        checkpoint: where from.
-        model_class: a ``transformers`` class.
-        unused: patterns of weights that may be in the checkpoint without being used, beside pretraining heads.
-        options: passed to ``from_pretrained``, such as ``config``.
+    ``unused`` are patterns of weights that may be in the checkpoint without being used, beside pretraining heads;
+    ``options`` go to ``from_pretrained``.
     """
     try:
         with quiet_transformers():

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +9,6 @@ from torch.nn import functional
 
 from chexstudy.encoders.encoder import Encoder, width_of
 from chexstudy.errors import StudyError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # The normalisation after the last block. CLIP's own forward applies it to [CLS] alone.
 _FINAL_NORMS = {
@@ -25,27 +21,12 @@ _ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class ImageEncoder(Encoder):
-    """Pixels to one vector an image.
+    """Pixels to one vector an image; those of another size than ``image_size`` are resized inside."""
 
-    Attributes:
-        dim: length of the vector.
-        image_size: side in pixels at which the encoder looks; other sizes are resized inside.
-        token_dim: length of a patch token.
-    """
-
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        pooling: str,
-        origin: dict,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ):
+    def __init__(self, model, pooling: str, origin: dict, image_size: int, mean: Sequence[float], std: Sequence[float]):
         super().__init__(model, pooling, origin)
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
-        self.token_dim = width_of(model)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self._tried_sizes: set[int] = set()
         self._channels_last = model.config.model_type == "resnet"
@@ -112,15 +93,10 @@ class ImageEncoder(Encoder):
         return tokens[:, max(tokens.shape[1] - count, 0) :]
 
     def forward(self, pixels: Tensor, size: int | None = None) -> Tensor:
-        """Embed images.
+        """Square uint8 pixels ``(batch, 1, height, width)`` of any size to vectors ``(batch, dim)``, not normalised.
 
-        Args:
-            pixels: uint8 ``(batch, 1, height, width)``, square, of any size, on the encoder's device.
-            size: side in pixels at which the encoder looks this time; None for ``image_size``. Positions learned at
-                another size are interpolated.
-
-        Returns:
-            ``(batch, dim)``, not normalised.
+        The encoder looks at ``size`` pixels a side this time, ``image_size`` by default; positions learned at another
+        size are interpolated.
         """
         size = self.image_size if size is None else size
         return self._pool(self._run(pixels, size), size)
@@ -135,15 +111,8 @@ class ImageEncoder(Encoder):
         pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: seen.mean(1), "max": lambda: seen.amax(1)}
         return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
 
-    def patch_tokens(self, pixels: Tensor) -> Tensor:
-        """The last layer's tokens of image patches, row by row: ``(batch, tokens, token_dim)``.
-
-        [CLS] and registers are left out; a ResNet's feature map counts as tokens.
-        """
-        return self._patches(self._run(pixels, self.image_size).last_hidden_state, self.image_size)
-
     def count_blocks(self) -> int:
-        """How many blocks `block_tokens` can give: transformer blocks, or stages of a convolutional encoder."""
+        """How many blocks `embed_blocks` can give: transformer blocks, or stages of a convolutional encoder."""
         config = self.model.config
         if config.model_type == "resnet":
             return len(config.hidden_sizes)
@@ -158,34 +127,25 @@ class ImageEncoder(Encoder):
         if config.model_type == "resnet":
             return tuple(config.hidden_sizes[-blocks:])
         if config.model_type in _FINAL_NORMS:
-            return (self.token_dim,) * blocks
+            return (width_of(self.model),) * blocks
         return tuple(block.shape[1 if block.ndim == 4 else 2] for block in self._blank_blocks()[-blocks:])
 
-    def block_tokens(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor]:
-        """What the last blocks say of an image, as the heads on frozen features see it (CheXFound: 4 blocks of ViT-L).
+    def embed_blocks(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` gives, and what the last blocks say of an image, as the heads on frozen features see it.
 
-        Tokens of a transformer pass the backbone's final normalisation where it has one, so that the last block's
-        patches are those of `patch_tokens`. CLIP normalises [CLS] alone before it pools; here its patches are
-        normalised too. Registers are left out. SigLIP has no [CLS]: the mean over the patches of each block stands in.
-        Of architectures not listed in this module the final normalisation is not known, and only the last block, as
-        the model gives it, has passed it.
+        CheXFound takes 4 blocks of ViT-L. Tokens of a transformer pass the backbone's final normalisation where it has
+        one. CLIP normalises [CLS] alone before it pools; here its patches are normalised too. Registers are left out.
+        SigLIP has no [CLS]: the mean over the patches of each block stands in. Of architectures not listed in this
+        module the final normalisation is not known, and only the last block, as the model gives it, has passed it.
 
         A ResNet's blocks are its stages. Their maps have different sizes and are brought to one grid, that of the
         second-finest stage whatever ``blocks`` is: finer maps are averaged, coarser ones interpolated. "cls" is the
         mean of each map as it leaves its stage.
 
-        Args:
-            pixels: uint8 ``(batch, 1, height, width)``, as in `forward`.
-            blocks: how many of the last blocks.
-
         Returns:
-            [CLS] ``(batch, channels)`` and patches ``(batch, tokens, channels)``; channels are those of the blocks side
-            by side, first block first, and tokens go row by row over a square grid.
+            Pooled ``(batch, dim)``, [CLS] ``(batch, channels)`` and patches ``(batch, tokens, channels)``; channels are
+            those of the blocks side by side, first block first, and tokens go row by row over a square grid.
         """
-        return self.embed_blocks(pixels, blocks)[1:]
-
-    def embed_blocks(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-        """What `forward` gives and what `block_tokens` gives, in one pass: pooled ``(batch, dim)``, [CLS], patches."""
         self._check_blocks(blocks)
         output = self._run(pixels, self.image_size, output_hidden_states=True)
         states = self._block_states(output)

@@ -23,10 +23,9 @@ _HEAD_STEP = 8
 
 
 def allow_packing(model: nn.Module) -> None:
-    """Let a ``transformers`` model take ``cu_seq_lens_q`` and ``max_length_q``; without them it runs as before.
+    """Let a ``transformers`` encoder without causal attention take ``cu_seq_lens_q`` and ``max_length_q``.
 
-    Args:
-        model: an encoder without causal attention, on ``eager`` or ``sdpa`` attention. Nothing in it is rebuilt.
+    Nothing in it is rebuilt, and without them it runs as before, on ``eager`` or ``sdpa`` attention.
     """
     present = model.config._attn_implementation
     if present.startswith(_PREFIX):
@@ -35,11 +34,6 @@ def allow_packing(model: nn.Module) -> None:
     AttentionInterface.register(name, _make_attention(present))
     AttentionMaskInterface.register(name, _make_mask(present))
     model.set_attn_implementation(name)
-
-
-def equal_runs(lengths: list[int]) -> list[tuple[int, int]]:
-    """Neighbouring texts of equal length: ``(texts, length)`` of each run."""
-    return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def _make_attention(present: str) -> Callable:
@@ -91,7 +85,7 @@ def _attend_packed(
         return varlen_attn(*rows, ends, ends, longest, longest, scale=options.get("scaling")).unsqueeze(0)
     # Texts of equal length are a batch without padding. Splitting has one backward pass for all of them; slicing would
     # fill a whole gradient for each.
-    runs = equal_runs(ends.diff().tolist())
+    runs = [(len(list(run)), length) for length, run in groupby(ends.diff().tolist())]
     sizes = [texts * length for texts, length in runs]
     groups = zip(runs, *(part[0].split(sizes, dim=1) for part in (query, key, value)), strict=True)
     attended = [

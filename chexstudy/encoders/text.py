@@ -20,13 +20,7 @@ _PACKS_TEXTS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "disti
 
 
 class TextEncoder(Encoder):
-    """Reports to one vector each.
-
-    Attributes:
-        dim: length of the vector.
-        tokenizer: the ``transformers`` tokenizer.
-        max_tokens: texts are cut to so many tokens.
-    """
+    """Reports to one vector each; they are cut to ``max_tokens`` tokens."""
 
     def __init__(
         self,
@@ -39,16 +33,13 @@ class TextEncoder(Encoder):
     ):
         super().__init__(model, pooling, origin)
         self.tokenizer = tokenizer
-        self.max_tokens = min(max_tokens, _longest_text(model) or max_tokens, tokenizer.model_max_length)
-        self._pads_to_full_length = pads_to_full_length
-        self._first_position = _first_position(model)
+        self._pads_to_full_length, self._first_position = pads_to_full_length, _first_position(model)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        longest = max_tokens if positions is None else positions - self._first_position
+        self.max_tokens = min(max_tokens, longest, tokenizer.model_max_length)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenise texts, padded on the right to the longest of them.
-
-        Returns:
-            ``input_ids`` and ``attention_mask``, int64 ``(batch, length)``, length at most ``max_tokens``.
-        """
+        """``input_ids`` and ``attention_mask``, int64 ``(batch, length)``, padded on the right to the longest text."""
         tokens = self.tokenizer(
             list(texts),
             padding="max_length" if self._pads_to_full_length else "longest",
@@ -60,14 +51,9 @@ class TextEncoder(Encoder):
         return {"input_ids": tokens["input_ids"], "attention_mask": mask}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embed tokenised texts.
+        """Tokens and mask ``(batch, length)``, padded on the right, to vectors ``(batch, dim)``, not normalised.
 
-        Args:
-            input_ids: ``(batch, length)``.
-            attention_mask: ``(batch, length)``, 1 for tokens and 0 for padding, which must be on the right.
-
-        Returns:
-            ``(batch, dim)``, not normalised; the amount of padding does not matter.
+        The amount of padding does not matter.
         """
         output = self.model(input_ids=input_ids, attention_mask=None if self._pads_to_full_length else attention_mask)
         if self.pooling == "pooler":
@@ -94,17 +80,11 @@ class TextEncoder(Encoder):
             )
 
     def forward_packed(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Embed tokenised texts that stand behind one another without padding.
+        """Texts behind one another, ``(tokens,)``, to what `forward` gives with padding, ``(texts, dim)``.
 
         Every linear layer sees exactly these tokens; attention keeps to each text. On a CPU, texts of equal length
-        attend as one batch, which is fastest where they stand side by side.
-
-        Args:
-            input_ids: ``(tokens,)``, one text after the other.
-            lengths: tokens of each text ``(texts,)``, 1 or more; on the CPU, so that a GPU need not be waited for.
-
-        Returns:
-            ``(texts, dim)``, not normalised; what `forward` gives with padding.
+        attend as one batch, which is fastest where they stand side by side. The ``lengths`` of the texts lie on the
+        CPU, so that a GPU need not be waited for.
         """
         from chexstudy.encoders.packed_attention import allow_packing
 
@@ -134,12 +114,6 @@ class TextEncoder(Encoder):
             "max_tokens": self.max_tokens,
             "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16],
         }
-
-
-def _longest_text(model: "PreTrainedModel") -> int | None:
-    """How many tokens a text model has positions for, or None if it does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return None if limit is None else limit - _first_position(model)
 
 
 def _first_position(model: nn.Module) -> int:

@@ -25,15 +25,10 @@ def train_wordpiece(
 ) -> "PreTrainedTokenizerBase":
     """Train a lower-casing WordPiece tokenizer; the same texts give the same ids on every machine.
 
-    Args:
-        texts: the training reports (never those of a test split). Their order does not matter.
-        vocabulary_size: at most so many tokens, special tokens and single characters included. Every character of the
-            texts is a token, so a text of known characters never yields ``[UNK]``, even if that needs more tokens.
-        min_frequency: pieces rarer than this are not merged.
-        max_tokens: texts are cut at this length when the caller asks for truncation.
-
-    Returns:
-        A ``transformers`` BERT tokenizer: ``[CLS] … [SEP]``, padded on the right.
+    The texts must be those of a training split; their order does not matter. There are at most ``vocabulary_size``
+    tokens, special ones included. Every character of the texts is a token, so a text of known characters never yields
+    ``[UNK]``, even if that needs more. Pieces rarer than ``min_frequency`` are not merged. Texts are cut at
+    ``max_tokens`` when the caller asks for truncation.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertTokenizer

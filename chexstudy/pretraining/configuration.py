@@ -1,18 +1,30 @@
 """Every constant of a pretraining run in one dataclass, with the published values as documentation."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import UnionType
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
 
-LEARNING_RATE_SCHEDULES = ("hold_then_cosine", "published")
-PRECISIONS = ("auto", "fp32", "bf16")
-RANDOM_STREAMS = ("initialisation", "order", "selection", "subset", "dropout")
 TOWERS = ("image", "text")
 TEXT_LAYOUTS = ("buckets", "packed", "padded")
-TRACKERS = ("", "tensorboard")
+_CHOICES = {
+    "schedule": ("hold_then_cosine", "published"),
+    "precision": ("auto", "fp32", "bf16"),
+    "text_layout": TEXT_LAYOUTS,
+    "tracker": ("", "tensorboard"),
+    "fixed_streams": ("initialisation", "order", "selection", "subset", "dropout"),
+    "frozen_towers": TOWERS,
+}
+_AT_LEAST_ONE = (
+    *("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens", "threads"),
+    *("curation_epochs", "overlap_every"),
+)
+_NOT_NEGATIVE = (
+    *("warm_up_epochs", "subset_epochs", "ramp_steps", "curation_learning_rate", "scoring_size", "lora_rank"),
+    "checkpoint_minutes",
+)
 _BEYOND_ALL = 2**62
 _MOST_THREADS = 1024
 
@@ -80,32 +92,21 @@ class PretrainingConfig:
     curator: CuratorConfig = field(default_factory=CuratorConfig)  # constants of the curator
 
     def __post_init__(self):
-        for name in (
-            *("batch_size", "super_batch", "micro_batch", "dim", "image_size", "max_tokens", "threads"),
-            *("curation_epochs", "overlap_every"),
-        ):
-            if getattr(self, name) < 1:
-                raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in (
-            *("warm_up_epochs", "subset_epochs", "ramp_steps", "curation_learning_rate", "scoring_size", "lora_rank"),
-            "checkpoint_minutes",
-        ):
-            if getattr(self, name) < 0:
-                raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
+        for name, least in {**dict.fromkeys(_AT_LEAST_ONE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
+            if getattr(self, name) < least:
+                raise StudyError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         if self.temperature <= 0:
             raise StudyError(f"temperature must be above 0, not {self.temperature}.")
         if self.threads > _MOST_THREADS:
             raise StudyError(f"threads must be at most {_MOST_THREADS}, not {self.threads}.")
         if not 0 < self.min_learning_rate <= self.learning_rate:
             raise StudyError("learning_rate must be positive and at least min_learning_rate.")
-        _require_choice("schedule", self.schedule, LEARNING_RATE_SCHEDULES)
-        _require_choice("precision", self.precision, PRECISIONS)
-        _require_choice("text_layout", self.text_layout, TEXT_LAYOUTS)
-        _require_choice("tracker", self.tracker, TRACKERS)
-        for stream in self.fixed_streams:
-            _require_choice("fixed_streams", stream, RANDOM_STREAMS)
-        for tower in self.frozen_towers:
-            _require_choice("frozen_towers", tower, TOWERS)
+        for name, choices in _CHOICES.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if value not in choices:
+                    known = f"one of {', '.join(filter(None, choices))}" + ", or empty" * ("" in choices)
+                    raise StudyError(f"{name} must be {known}, not {value!r}.")
         if self.scoring_size > self.image_size:
             raise StudyError(
                 f"scoring_size ({self.scoring_size}) must not exceed image_size ({self.image_size}): scoring is to be "
@@ -144,35 +145,24 @@ class PretrainingConfig:
 
 
 def read_constants(namespace: dict) -> PretrainingConfig:
-    """The configuration a notebook's variables describe: those of its variables that are constants.
+    """The configuration that a notebook's ``globals()`` describe: those of its variables that are constants.
 
-    Args:
-        namespace: the notebook's ``globals()``; its list ``constants``, if there is one, holds further ones as
-            ``name=value``.
+    Its list ``constants``, if there is one, holds further ones as ``name=value``.
     """
-    values = {name: value for name, value in namespace.items() if name in _flatten(PretrainingConfig())}
-    return PretrainingConfig.from_dict(values | parse_constants(namespace.get("constants", [])))
-
-
-def parse_constants(assignments: Iterable[str]) -> dict[str, object]:
-    """The constants that texts ``name=value`` give."""
-    defaults, values = _flatten(PretrainingConfig()), {}
-    for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        name = name.strip()
+    defaults = _flatten(PretrainingConfig())
+    values = {name: value for name, value in namespace.items() if name in defaults}
+    for assignment in namespace.get("constants", []):
+        name, _, text = (part.strip() for part in assignment.partition("="))
         if name not in defaults:
             raise StudyError(f"constants: unknown constant in {assignment!r}; known are {', '.join(defaults)}.")
-        values[name] = _parse(name, text.strip(), type(defaults[name]))
-    return values
+        values[name] = _parse(name, text, type(defaults[name]))
+    return PretrainingConfig.from_dict(values)
 
 
 def list_variables(config: PretrainingConfig, names: Collection[str]) -> dict[str, object]:
     """The variables of a notebook that describe a configuration: the inverse of `read_constants`.
 
-    Args:
-        config: the configuration.
-        names: the constants that are variables of their own; others that differ from their defaults go to
-            ``constants``.
+    The constants ``names`` are variables of their own; others that differ from their defaults go to ``constants``.
     """
     values, defaults = _flatten(config), _flatten(PretrainingConfig())
     others = {name: value for name, value in values.items() if name not in names and value != defaults[name]}
@@ -219,9 +209,3 @@ def _changed(defaults, values: dict, **others: object):
         if isinstance(value, tuple) and any(type(one) is not str for one in value):
             raise StudyError(f"{name} must be a list of str, not {list(value)!r:.60}.")
     return replace(defaults, **values, **others)
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        known = f"one of {', '.join(filter(None, choices))}" + ", or empty" * ("" in choices)
-        raise StudyError(f"{name} must be {known}, not {value!r}.")

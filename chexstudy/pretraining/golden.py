@@ -27,8 +27,7 @@ def check_golden(path: str | Path) -> pd.DataFrame:
 
     Masks and usage must be identical, the loss within 1e-9 relative, the updated prototypes within 1e-9 absolute.
 
-    Args:
-        path: ``.npz`` with float64 arrays ``caseN/image``, ``caseN/text`` ... as published numbers are kept here.
+    The file is ``.npz`` with float64 arrays ``caseN/image``, ``caseN/text`` ... as published numbers are kept here.
 
     Returns:
         One row a case: ``case``, ``masks``, ``loss``, ``usage``, ``prototypes`` (did each agree?) and ``passed``.

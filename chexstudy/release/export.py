@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from chexstudy.cohort.table import read_cohort
 from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.hub import quiet_transformers
 from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.spec import RECORD
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.encoders.tokenizer import CONTINUATION
 from chexstudy.errors import StudyError
@@ -53,14 +53,8 @@ class Release:
 def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens: bool = False) -> Release:
     """Write a trained arm as a Hugging Face model, with a model card.
 
-    The folder is there whole or not at all. One that holds an earlier release is replaced.
-
-    Args:
-        run: the study.
-        arm: a trained arm.
-        seed: its seed.
-        folder: where to write.
-        accept_rare_tokens: release a vocabulary even if it holds tokens of few patients, which may be names.
+    The folder is there whole or not at all. One that holds an earlier release is replaced. A vocabulary that holds
+    tokens of few patients, which may be names, is released only if that is accepted.
     """
     find_arm(arm)
     source = require_current_arm(run, arm, seed)
@@ -88,19 +82,9 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
             if not released.config.group_normalisation:
                 encoder.origin = encoder.origin | {"name": names[tower]}
                 _write_encoder(draft / f"{tower}_encoder", encoder)
-        usage = Usage(
-            config=released.config,
-            image_name=names["image"],
-            text_name=names["text"],
-            size=processor.size,
-            stored_size=stored_size,
-            fit=fit,
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
-            max_tokens=model.text_tower.encoder.max_tokens,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            difference=difference,
-        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        max_tokens = model.text_tower.encoder.max_tokens
+        usage = Usage(released.config, processor, names["image"], names["text"], max_tokens, parameters, difference)
         _write_json(draft / "pretraining.json", constants)
         (draft / "README.md").write_text(write_model_card(run, arm, seed, usage), encoding="utf-8")
         files = {path: hash_file(draft / path) for path in _list_files(draft)}
@@ -115,7 +99,6 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
 
 
 def _load_trained(folder: Path, arm: str, seed: int) -> ImageTextModel:
-    """The trained pair."""
     try:
         with safe_open(folder / "projections.safetensors", "pt") as file:
             missing = _PROJECTIONS.difference(file.keys())
@@ -202,6 +185,8 @@ def _write_model(folder: Path, model: ImageTextModel):
     image, text = model.image_tower.encoder, model.text_tower.encoder
     _require_stock_class(image)
     _require_stock_class(text)
+    # The length that every text is padded to, 0 where texts are padded to the longest of them.
+    length = text.tokenize([""])["input_ids"].shape[1]
     config = ChexstudyConfig(
         image_config=_plain_config(image),
         text_config=_plain_config(text),
@@ -209,9 +194,9 @@ def _write_model(folder: Path, model: ImageTextModel):
         text_class=type(text.model).__name__,
         image_pooling=image.pooling,
         text_pooling=text.pooling,
-        text_length=_full_length(text),
+        text_length=length if length == text.max_tokens else 0,
         text_padding_id=text.tokenizer.pad_token_id,
-        group_normalisation=_has_group_normalisation(image),
+        group_normalisation=getattr(image.model.config, RECORD, {}).get("group_normalisation", False),
         image_dim=image.dim,
         text_dim=text.dim,
         dim=model.dim,
@@ -232,8 +217,7 @@ def _write_model(folder: Path, model: ImageTextModel):
 def _require_stock_class(encoder: ImageEncoder | TextEncoder) -> None:
     import transformers
 
-    known = getattr(transformers, type(encoder.model).__name__, None)
-    if known is not type(encoder.model):
+    if getattr(transformers, type(encoder.model).__name__, None) is not type(encoder.model):
         raise StudyError(
             f"{encoder.origin['name']} runs code that came with its checkpoint and cannot be part of a release: "
             "pretrain with an architecture that transformers has."
@@ -249,18 +233,7 @@ def _public_name(name: str, origin: dict) -> str:
 def _plain_config(encoder: ImageEncoder | TextEncoder) -> dict:
     """The encoder's configuration without what chexstudy notes in it, such as where it was loaded from."""
     values = encoder.model.config.to_dict()
-    return {name: value for name, value in values.items() if name not in ("chexstudy", "_name_or_path")}
-
-
-def _full_length(encoder: TextEncoder) -> int:
-    """The length that every text is padded to, 0 where texts are padded to the longest of them."""
-    length = encoder.tokenize([""])["input_ids"].shape[1]
-    return length if length == encoder.max_tokens else 0
-
-
-def _has_group_normalisation(encoder: ImageEncoder) -> bool:
-    """As noted by `chexstudy.encoders.build` where it has put it in the place of batch normalisation."""
-    return getattr(encoder.model.config, "chexstudy", {}).get("group_normalisation", False)
+    return {name: value for name, value in values.items() if name not in (RECORD, "_name_or_path")}
 
 
 def _write_image_processor(folder: Path, encoder: ImageEncoder, stored_size: int, fit: str):
@@ -300,11 +273,9 @@ def _largest_difference(model: ImageTextModel, folder: Path, processor) -> float
     side = processor.stored_size
     pixels = torch.randint(0, 256, (2, 1, side, side), dtype=torch.uint8, generator=generator)
     tokens = model.text_tower.tokenize(_SAMPLES)
-    pairs: list[tuple[Tensor, Tensor]] = [
-        (model.image_tower(pixels), released.get_image_features(processor.normalise(pixels))),
-        (model.text_tower(**tokens), released.get_text_features(**tokens)),
-    ]
-    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+    of_images = model.image_tower(pixels) - released.get_image_features(processor.normalise(pixels))
+    of_texts = model.text_tower(**tokens) - released.get_text_features(**tokens)
+    return max(float(difference.abs().max()) for difference in (of_images, of_texts))
 
 
 def _write_json(path: Path, value: dict) -> None:

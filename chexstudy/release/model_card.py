@@ -16,16 +16,19 @@ from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.curation.quality.audit import SIGNIFICANCE
 from chexstudy.evaluation.image_text.prompts import CHOSEN
 from chexstudy.evaluation.scores import MACRO, scores_artifact
-from chexstudy.pretraining.arms.definitions import Arm, arm_folder, find_arm
+from chexstudy.pretraining.arms.definitions import arm_folder, find_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import read_results, results_artifact
 from chexstudy.runs import Run, hash_file
 
 if TYPE_CHECKING:
+    from chexstudy.release.image_processing_chexstudy import ChexstudyImageProcessor
     from chexstudy.release.modeling_chexstudy import ChexstudyConfig
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _TAGS = ["chest-x-ray", "radiology", "image-text", "contrastive-learning", "custom_code", "chexstudy"]
+
+_CURATED = "A curator chose among the pairs of each super-batch while it was trained; then it saw what was kept."
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,9 @@ class Usage:
     """What the code in the card needs to know of the released pair."""
 
     config: "ChexstudyConfig"  # the released configuration
+    processor: "ChexstudyImageProcessor"  # what makes pixels of pictures
     image_name: str  # name of the image encoder, as it may be shown
     text_name: str  # the same of the text encoder
-    size: int  # side in pixels that the image encoder sees
-    stored_size: int  # side in pixels of the stored training images
-    fit: str  # ``crop`` or ``pad``
-    mean: tuple[float, ...]  # a channel
-    std: tuple[float, ...]  # a channel
     max_tokens: int  # of a text
     parameters: int  # how many weights there are
     difference: float  # largest difference of an embedding from that of the trained pair, on a sample
@@ -51,14 +50,7 @@ class Usage:
 
 
 def write_model_card(run: Run, arm: str, seed: int, usage: Usage) -> str:
-    """The text of ``README.md``: YAML front matter for the Hub, then Markdown.
-
-    Args:
-        run: the study.
-        arm: a trained arm.
-        seed: its seed.
-        usage: of the released pair.
-    """
+    """The text of ``README.md``: YAML front matter for the Hub, then Markdown."""
     from huggingface_hub import ModelCard, ModelCardData
 
     folder, known = arm_folder(arm, seed), find_arm(arm)
@@ -76,7 +68,7 @@ def write_model_card(run: Run, arm: str, seed: int, usage: Usage) -> str:
         seed=seed,
         usage=usage,
         config=config,
-        explanation=_explain(known),
+        explanation=_CURATED if known.data == "curated" else known.explanation,
         cost=run.read_json(f"{folder}/compute.json"),
         record=run.provenance(f"{folder}/compute.json"),
         padding='"max_length"' if usage.config.text_length else "True",
@@ -95,12 +87,6 @@ def write_model_card(run: Run, arm: str, seed: int, usage: Usage) -> str:
         **_list_audited(run, arm, seed, training, kept),
     )
     return card.content.rstrip() + "\n"
-
-
-def _explain(arm: Arm) -> str:
-    if arm.data == "curated":
-        return "A curator chose among the pairs of each super-batch while it was trained; then it saw what was kept."
-    return arm.explanation
 
 
 def _escape(value: object) -> str:
@@ -127,6 +113,8 @@ def _list_constants(config: PretrainingConfig, usage: Usage) -> dict[str, str]:
 
 def _load_plainly(usage: Usage) -> dict[str, object]:
     """How `transformers` loads both encoders by itself, in pieces of Python."""
+    import transformers
+
     config = usage.config
     image_class, image_options = _loading_class(config.image_config, config.image_class, config.image_pooling)
     text_class, text_options = _loading_class(config.text_config, config.text_class, config.text_pooling)
@@ -134,34 +122,24 @@ def _load_plainly(usage: Usage) -> dict[str, object]:
     if config.image_config.model_type == "resnet":
         patches = ".flatten(2).transpose(1, 2)"
     else:
-        patches = f"[:, -{(usage.size // patch) ** 2}:]" if patch else ""
-    forward = inspect.signature(_find_class(config.image_class).forward)
-    return {
-        "classes": ", ".join(sorted({image_class, text_class, "AutoTokenizer"}, key=str.lower)),
-        "image_class": image_class,
-        "image_options": image_options,
-        "text_class": text_class,
-        "text_options": text_options,
-        "interpolates": "interpolate_pos_encoding" in forward.parameters,
-        "patches": patches,
+        patches = f"[:, -{(usage.processor.size // patch) ** 2}:]" if patch else ""
+    forward = inspect.signature(getattr(transformers, config.image_class).forward)
+    classes = ", ".join(sorted({image_class, text_class, "AutoTokenizer"}, key=str.lower))
+    interpolates = "interpolate_pos_encoding" in forward.parameters
+    return {"classes": classes, "interpolates": interpolates, "patches": patches} | {
+        "image": f'{image_class}.from_pretrained(folder + "/image_encoder"{image_options})',
+        "text": f'{text_class}.from_pretrained(folder + "/text_encoder"{text_options})',
     }
-
-
-def _find_class(name: str) -> type:
-    import transformers
-
-    return getattr(transformers, name)
 
 
 def _loading_class(config, class_name: str, pooling: str) -> tuple[str, str]:
     """What loads an encoder, and the further arguments it needs."""
     import transformers
 
-    known = transformers.MODEL_MAPPING.get(type(config), None)
-    own = _find_class(class_name)
+    own = getattr(transformers, class_name)
     takes_pooler = "add_pooling_layer" in inspect.signature(own.__init__).parameters
     options = f", add_pooling_layer={pooling == 'pooler'}" if takes_pooler else ""
-    return "AutoModel" if known is own else class_name, options
+    return "AutoModel" if transformers.MODEL_MAPPING.get(type(config), None) is own else class_name, options
 
 
 # --- what was measured ----------------------------------------------------------------------------------------------

@@ -38,10 +38,7 @@ def read_budget(variant: str) -> float:
 def plan_budgets(config: PretrainingConfig, shares: Sequence[float], pairs: int) -> dict[str, PretrainingConfig]:
     """The constants of each budget's arms by variant, the largest and longest first.
 
-    Args:
-        config: every constant; the budgeted rule and its budget replace the curator's own.
-        shares: of the training pairs that are kept, each above 0 and below 1.
-        pairs: how many training pairs there are.
+    The budgeted rule and its budget, a share of the training ``pairs``, replace the curator's own.
     """
     variants: dict[str, PretrainingConfig] = {}
     kept: dict[int, float] = {}
@@ -58,10 +55,9 @@ def plan_budgets(config: PretrainingConfig, shares: Sequence[float], pairs: int)
 
 
 def list_budget_arms(variants: Sequence[str]) -> list[str]:
-    """All that is trained to compare budgets: the curated arm and both random ones at each, and all pairs.
+    """All that is trained to compare budgets of `plan_budgets`: curated and both random arms at each, and all pairs.
 
-    Args:
-        variants: of `plan_budgets`; without any, nothing is compared.
+    Without any budget, nothing is compared.
     """
     at_budgets = [name_variant(arm, variant) for variant in variants for arm in (CURATED, *RANDOM)]
     return [FULL, *at_budgets] if at_budgets else []

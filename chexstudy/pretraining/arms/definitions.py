@@ -30,12 +30,8 @@ class Arm:
 
     def needs(self, config: PretrainingConfig) -> list[str]:
         """Arms of the same seed that must be finished before this one."""
-        if self.name == "warm_up":
-            return []
-        needed = []
-        if self.data != "all" and config.warm_up_epochs:
-            needed.append("warm_up")
-        return needed + [self.partner] * bool(self.partner)
+        warm_up = ["warm_up"] * (self.data != "all" and config.warm_up_epochs > 0)
+        return warm_up + [self.partner] * bool(self.partner)
 
     @property
     def variant(self) -> str:
@@ -146,9 +142,7 @@ def arm_folder(arm: str, seed: int) -> str:
 def choose_arms(names: list[str], labelled: bool = True) -> list[str]:
     """The named arms, or all but the warm-up if none is named.
 
-    Args:
-        names: arms, or none.
-        labelled: whether the cohort has labels; without, the oracle has nothing to read and is left out.
+    Where the cohort is not ``labelled``, the oracle has nothing to read and is left out.
     """
     every = [name for name in ARMS if name != "warm_up" and (labelled or ARMS[name].data != "oracle")]
     for name in names:
@@ -188,22 +182,14 @@ def require_current_arm(run: Run, arm: str, seed: int) -> str:
 
 def read_costs(run: Run, arms: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
     """What each arm and seed cost: one row each of what ``compute.json`` holds, without the phases."""
-    rows = []
-    for arm in arms:
-        for seed in seeds:
-            cost = run.read_json(f"{require_current_arm(run, arm, seed)}/compute.json")
-            rows.append(
-                {"arm": arm, "seed": seed} | {name: value for name, value in cost.items() if name != "by_phase"}
-            )
-    return pd.DataFrame(rows)
+    places = [(arm, seed) for arm in arms for seed in seeds]
+    costs = [run.read_json(f"{require_current_arm(run, *place)}/compute.json") for place in places]
+    rows = [{"arm": arm, "seed": seed} | cost for (arm, seed), cost in zip(places, costs, strict=True)]
+    return pd.DataFrame(rows).drop(columns="by_phase", errors="ignore")
 
 
 def tabulate_costs(costs: pd.DataFrame) -> pd.DataFrame:
-    """What each arm cost, the mean of its seeds, in the units people read.
-
-    Args:
-        costs: as `read_costs` returned them.
-    """
+    """What each arm cost, the mean of its seeds, in the units people read."""
     mean = costs.groupby("arm", sort=False).mean(numeric_only=True)
     return pd.DataFrame(
         {
@@ -218,10 +204,10 @@ def tabulate_costs(costs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def compare_costs(costs: pd.DataFrame, reference: str = "full") -> pd.DataFrame:
-    """Operations, seconds and pairs trained on of each arm over those of a reference, means over seeds; else empty."""
+def compare_costs(costs: pd.DataFrame) -> pd.DataFrame:
+    """Operations, seconds and pairs trained on of each arm over those of all pairs, means over seeds; else empty."""
     mean = costs.groupby("arm", sort=False)[["flops", "seconds", "pairs_trained"]].mean()
-    return mean / mean.loc[reference] if reference in mean.index else mean[:0]
+    return mean / mean.loc["full"] if "full" in mean.index else mean[:0]
 
 
 def state_costs(costs: pd.DataFrame) -> list[str]:

@@ -33,12 +33,8 @@ def settle_config(
     Arms under constants of their own (``NAME.VARIANT``) change nothing of the study. A process that a notebook started
     is told all constants, and the notebook has settled them.
 
-    Args:
-        run: the study.
-        arm: what will be trained.
-        given: constants as in `PretrainingConfig.from_dict`; what is not given is as in the study.
-        processes: those that will train together.
-        change: parameters whose values may differ from those the study has.
+    ``given`` are constants as in `PretrainingConfig.from_dict`, what is not given is as in the study; ``change`` names
+    parameters whose values may differ from those the study has.
     """
     if is_inherited(run):
         return PretrainingConfig.from_dict(dict(given))
@@ -46,7 +42,13 @@ def settle_config(
     if processes.first:
         try:
             take_study(run, f"the training of {arm.name}")
-            _settle(run, arm, given, change)
+            declared = _declare_variables()
+            check_accepted(change, {ENGINE: declared})
+            asked = {} if arm.variant else list_variables(_lay_over(run, given), declared)
+            profile = choose_profile(run, None)
+            values = settle_values(run, {ENGINE: declared}, {ENGINE: asked}, profile, accepted=change)
+            if not arm.variant:
+                begin_notebook(run, ENGINE, values[ENGINE])
         except StudyError as error:
             refused = error
     # All stop with the first process, and read what it has written.
@@ -61,25 +63,14 @@ def read_config(run: Run) -> PretrainingConfig:
     They are kept in ``pretraining/config.json``. A notebook that reads them builds on them, so that another value later
     is told as a change of what it has made.
     """
-    identity, declaring = read_identity(run), find_step(_CONFIG)
-    values = {}
+    identity, reader, values = read_identity(run), os.environ.get(MADE_BY_VARIABLE), {}
     if identity is not None:
-        values = {name: identity.value(declaring, one) for name, one in _declare_variables().items()}
-    reader = os.environ.get(MADE_BY_VARIABLE)
-    if identity is not None and reader in identity.notebooks:
-        add_values(run, reader, values)
+        values = {name: identity.value(find_step(_CONFIG), one) for name, one in _declare_variables().items()}
+        if reader in identity.notebooks:
+            add_values(run, reader, values)
     config = read_constants(values)
     write_record(run.path(_CONFIG), config.to_dict())
     return config
-
-
-def _settle(run: Run, arm: Arm, given: Mapping[str, object], change: Collection[str]) -> None:
-    declared = _declare_variables()
-    check_accepted(change, {ENGINE: declared})
-    asked = {} if arm.variant else list_variables(_lay_over(run, given), declared)
-    values = settle_values(run, {ENGINE: declared}, {ENGINE: asked}, choose_profile(run, None), accepted=change)
-    if not arm.variant:
-        begin_notebook(run, ENGINE, values[ENGINE])
 
 
 def _lay_over(run: Run, given: Mapping[str, object]) -> PretrainingConfig:

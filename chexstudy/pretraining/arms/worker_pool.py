@@ -35,17 +35,9 @@ def train_arms(
 ) -> None:
     """Train arms over seeds in worker processes, several side by side; finished ones are skipped.
 
-    On a CPU two jobs of one thread do more than one job of two.
-
-    Args:
-        run: the study.
-        arms: names that `find_arm` knows; what they need is trained too.
-        seeds: one training each.
-        config: every constant.
-        device: see `chexstudy.pretraining.training.arm_run.pretrain`.
-        workers: processes at a time; use 1 on a GPU.
-        variants: constants of the arms ``NAME.VARIANT``, by variant; those of others, and all other arms, are
-            ``config``.
+    What an arm needs is trained too. On a CPU two jobs of one thread do more than one job of two; on a GPU use one
+    worker. The constants of arms ``NAME.VARIANT`` are those of ``variants``; of others, and of all other arms, they are
+    ``config``.
     """
     if workers < 1:
         raise StudyError(f"the number of arms trained at once must be at least 1, not {workers}.")
@@ -62,7 +54,7 @@ def train_arms(
         for variant, path in settings.items():
             path.write_text(json.dumps(configs[variant].to_dict()))
         idle = [_Worker(run, settings[""], device, config.threads) for _ in range(workers)]
-        every_worker = list(idle)
+        every_worker = tuple(idle)
         finished: set[tuple[str, int]] = set()
         running: dict[Future, tuple[tuple[str, int], _Worker]] = {}
         waiting = list(jobs)

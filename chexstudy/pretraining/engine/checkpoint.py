@@ -43,19 +43,8 @@ def load_checkpoint(path: Path, key: str) -> dict:
         raise StudyError(f"{path} cannot be read ({type(error).__name__}): {mend}") from None
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Take a checkpoint away, its record first: what is left over then counts as none."""
-    path.with_suffix(".json").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
 class Checkpoints:
-    """The last two checkpoints of an arm.
-
-    Args:
-        folder: where they lie.
-        key: what they belong to.
-    """
+    """The last two checkpoints of an arm, which belong to a key."""
 
     def __init__(self, folder: Path, key: str):
         self.folder, self.key = folder, key
@@ -73,14 +62,10 @@ class Checkpoints:
         place = found.index(path)
         # One of a later step was passed over because it is damaged.
         for other in [*found[:place], *found[place + _KEPT :]]:
-            remove_checkpoint(other)
+            _remove(other)
 
     def load(self) -> tuple[dict | None, list[str]]:
-        """The newest state that is whole and belongs here, or None.
-
-        Returns:
-            The state, and a sentence for each newer checkpoint that was passed over.
-        """
+        """The newest state that is whole and belongs here, or None; a sentence for each newer one passed over."""
         passed_over = []
         for path in self._found():
             try:
@@ -92,6 +77,12 @@ class Checkpoints:
     def clear(self) -> None:
         """Take all of them away."""
         for path in self._found():
-            remove_checkpoint(path)
+            _remove(path)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    # Its record first: what is left over then counts as none.
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

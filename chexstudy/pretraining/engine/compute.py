@@ -33,10 +33,7 @@ def count_flops(function: Callable[[], object]) -> int:
 class FlopMeter:
     """Operations of passes through one module, each kind of pass counted once on the module itself.
 
-    Which parameters are trained must not change after the first count.
-
-    Args:
-        module: what owns the parameters, whose gradients the count must not leave behind.
+    Which of its parameters are trained must not change after the first count.
     """
 
     def __init__(self, module: nn.Module):

@@ -28,13 +28,7 @@ _PATIENCE = timedelta(hours=2)
 
 
 class Processes:
-    """A group of processes, of which this is one.
-
-    Attributes:
-        rank: number of this process, from 0.
-        size: how many there are.
-        local_rank: number of this process on its machine.
-    """
+    """A group of ``size`` processes, of which this is number ``rank``, and number ``local_rank`` of its machine."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
@@ -54,15 +48,7 @@ class Processes:
         return self.shares(count)[self.rank]
 
     def gather(self, own: Tensor, count: int) -> Tensor:
-        """All rows from everybody's share, in order and without gradient.
-
-        Args:
-            own: the rows of this process's `share` of ``count``, ``(rows, dim)``.
-            count: rows of all processes together.
-
-        Returns:
-            ``(count, dim)``, the same bytes in every process.
-        """
+        """All ``(count, dim)`` rows from everybody's `share`, the same bytes in every process, without gradient."""
         own = own.detach()
         if self.size == 1:
             return own
@@ -103,11 +89,7 @@ class Processes:
         return total.tolist()
 
     def require_agreement(self, kept: Tensor) -> None:
-        """Stop if the processes did not choose the same pairs; they would train on different batches from here on.
-
-        Args:
-            kept: mask of kept pairs ``(batch,)``.
-        """
+        """Stop if the processes' masks of kept pairs ``(batch,)`` differ; they would train on different batches."""
         if self.size == 1:
             return
         everybody = self.gather(kept[None].to(self._device(), torch.uint8), self.size)
@@ -143,8 +125,7 @@ def _fill_buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
 def open_processes(device: str = "auto") -> Iterator[Processes]:
     """Join the group that torchrun started this process for; without torchrun it is alone.
 
-    Args:
-        device: where the arm will be trained; GPUs talk through NCCL, everything else through Gloo.
+    GPUs talk through NCCL, everything else through Gloo.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield Processes()

@@ -7,13 +7,9 @@ import torch
 
 
 class EnergyMeter:
-    """Energy between `start` and `stop`, or None where the machine does not tell.
+    """Energy between `start` and `stop`, or None where the machine does not tell, as on any device but CUDA.
 
-    On a GPU the total-energy counter of its driver is read (Volta and later, through ``nvidia-ml-py``).
-
-    Args:
-        device: where the work is done; another device than CUDA tells nothing.
-        nvml: the module ``pynvml``; imported if not given.
+    The total-energy counter of the driver is read (Volta and later, through ``nvidia-ml-py``, imported if not given).
     """
 
     def __init__(self, device: torch.device | str = "cpu", nvml: ModuleType | None = None) -> None:

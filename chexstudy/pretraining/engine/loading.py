@@ -47,11 +47,8 @@ def prefetch(
     The batches themselves are drawn in the caller's thread. If the consumer stops early, by ``break`` or an error, what
     was not begun is dropped and the thread ends before the generator does.
 
-    Args:
-        batches: what to load, for example row numbers.
-        load: called in the thread, one batch after the other; its errors come up where its batch was due.
-        depth: how many batches are loaded, or being loaded, ahead of the consumer.
-        meter: counts the seconds the consumer waited; the first batch is always waited for.
+    ``load`` is called in the thread, one batch after the other, ``depth`` ahead of the consumer; its errors come up
+    where its batch was due. The meter counts the seconds the consumer waited; the first batch is always waited for.
     """
     if depth < 1:
         raise StudyError(f"the loader must be 1 or more batches ahead, not {depth}.")
@@ -59,15 +56,9 @@ def prefetch(
 
 
 def gather_pixels(store: PixelStore, rows: np.ndarray, pin_memory: bool = False) -> Tensor:
-    """Copy images out of the store, for `prefetch` to do in its thread.
+    """Copy images out of the store, uint8 ``(batch, 1, size, size)``, for `prefetch` to do in its thread.
 
-    Args:
-        store: the pixel store.
-        rows: rows of the store ``(batch,)``.
-        pin_memory: into page-locked memory, from where ``.to("cuda", non_blocking=True)`` does not hold up the caller.
-
-    Returns:
-        uint8 ``(batch, 1, size, size)`` on the CPU.
+    ``.to("cuda", non_blocking=True)`` does not hold up the caller from page-locked, that is pinned, memory.
     """
     pixels = torch.empty((len(rows), 1, store.size, store.size), dtype=torch.uint8, pin_memory=pin_memory)
     store.take(rows, out=pixels.numpy()[:, 0])

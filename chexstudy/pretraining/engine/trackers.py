@@ -4,7 +4,6 @@ Off by default. What is written is numbers and the configuration, in the arm's o
 dropped with one sentence; the training goes on and is the same.
 """
 
-import contextlib
 import json
 import math
 import numbers
@@ -17,8 +16,7 @@ from chexstudy.errors import StudyError
 class Tracker:
     """Where the rows of a history are logged; made by `open_tracker`.
 
-    Args:
-        make_writer: from the first step to TensorBoard's ``SummaryWriter``; None for a tracker that does nothing.
+    ``make_writer`` goes from the first step to TensorBoard's ``SummaryWriter``; without, nothing is logged.
     """
 
     def __init__(self, make_writer=None):
@@ -37,33 +35,24 @@ class Tracker:
             # A killed process must not take the steps before its last checkpoint with it.
             self._writer.flush()
         except Exception as error:
-            self._stop(error)
+            _say_stopped(error)
+            self.close(says=False)
 
-    def close(self) -> None:
+    def close(self, says: bool = True) -> None:
         """Write what is still held back and let go. May be called twice. Never raises."""
         writer, self._make_writer, self._writer = self._writer, None, None
-        if writer is None:
-            return
         try:
-            writer.close()
+            if writer is not None:
+                writer.close()
         except Exception as error:
-            _say_stopped(error)
-
-    def _stop(self, error: Exception) -> None:
-        writer, self._make_writer, self._writer = self._writer, None, None
-        _say_stopped(error)
-        with contextlib.suppress(Exception):
-            writer.close()
+            if says:
+                _say_stopped(error)
 
 
 def open_tracker(name: str, folder: Path, run_name: str, parameters: dict) -> Tracker:
     """A tracker for one training; a training that goes on logs on where it stopped, no step twice.
 
-    Args:
-        name: ``tensorboard``, or empty for none.
-        folder: where the tracker may write; it makes a folder of its own there.
-        run_name: what the training is called, for example ``demo/curated/seed0``.
-        parameters: the configuration, JSON-serialisable.
+    ``name`` is ``tensorboard``, or empty for none; ``run_name`` is what the training is called.
     """
     if not name:
         return Tracker()

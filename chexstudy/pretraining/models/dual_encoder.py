@@ -65,13 +65,8 @@ class TextTower(Tower):
 class ImageTextModel(nn.Module):
     """Embeds radiographs and reports in one unit sphere (CLIP; CheXficient, model section).
 
-    Args:
-        image_encoder: of `chexstudy.encoders.build`.
-        text_encoder: likewise.
-        dim: size of the shared space (published: 512).
-        temperature: initial softmax temperature (published: 0.01).
-        logit_scale_max: upper bound of the learned inverse temperature; 0 leaves it unbounded, as published (F12).
-        seed: seed of the projections.
+    The softmax temperature is learned from its initial value (published: 0.01), its inverse up to ``logit_scale_max``;
+    0 leaves it unbounded, as published (F12). ``seed`` is that of the projections.
     """
 
     def __init__(
@@ -105,12 +100,9 @@ class ImageTextModel(nn.Module):
 
 
 def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) -> ImageTextModel:
-    """The model of a configuration before training.
+    """The model of a configuration before training; ``seed`` decides every weight that is not loaded.
 
-    Args:
-        config: names of the encoders and constants.
-        training: training rows of the cohort; a small text encoder learns its vocabulary from their reports.
-        seed: decides every weight that is not loaded.
+    A small text encoder learns its vocabulary from the reports of the training rows.
     """
     image_spec = EncoderSpec(
         config.image_encoder,

@@ -16,17 +16,9 @@ Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
 class TrainingPairs:
-    """Images and tokenised reports of the training split, held ready for the engine.
+    """Images and tokenised reports of the training split, in the cohort's order, held ready for the engine.
 
-    Args:
-        cohort: cohort table; only ``split == "train"`` is used, in the table's order.
-        store: pixel store that holds these images.
-        tokenize: texts to ``input_ids`` and ``attention_mask``; called once.
-
-    Attributes:
-        table: the pairs' rows of the cohort.
-        image_ids: ``(pairs,)``.
-        texts: their tokenised reports.
+    ``tokenize`` goes from texts to ``input_ids`` and ``attention_mask``; it is called once.
     """
 
     def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Tokenize):

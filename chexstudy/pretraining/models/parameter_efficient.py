@@ -26,11 +26,7 @@ def add_low_rank_updates(encoder: _Encoder, rank: int, alpha: float, seed: int) 
     MLP are adapted too, as is usual since Dettmers et al. 2023 (section 4). A pooler or a projection behind the blocks
     is frozen without an update.
 
-    Args:
-        encoder: one with a transformer inside.
-        rank: of the updates.
-        alpha: their scale.
-        seed: decides ``A``. The global random state is left as it was.
+    The seed decides ``A``; the global random state is left as it was.
     """
     if rank < 1 or alpha <= 0:
         raise StudyError(f"low-rank updates need a rank of at least 1 and a positive alpha, not {rank} and {alpha}.")
@@ -40,7 +36,9 @@ def add_low_rank_updates(encoder: _Encoder, rank: int, alpha: float, seed: int) 
         raise StudyError("low-rank updates need the package peft: install it, or set lora_rank to 0.") from None
     if has_low_rank_updates(encoder):
         raise StudyError(f"{encoder.origin['name']} has low-rank updates already: merge them before adding others.")
-    layers = _linear_layers_of_blocks(encoder.model)
+    # A number in a name is a place in a list of blocks.
+    linear = [name for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)]
+    layers = [name for name in linear if any(part.isdigit() for part in name.split("."))]
     if not layers:
         raise StudyError(
             f"{encoder.origin['name']} has no attention or MLP layers for low-rank updates: set lora_rank to 0, or use "
@@ -99,15 +97,6 @@ def bias_only(encoder: _Encoder) -> None:
 
 def _stay_in_evaluation(encoder: _Encoder, mode: bool = True) -> _Encoder:
     return encoder
-
-
-def _linear_layers_of_blocks(model: nn.Module) -> list[str]:
-    """Names of the linear layers within the repeated blocks: a number in a name is a place in a list of blocks."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
-    ]
 
 
 def _updated_layers(encoder: _Encoder) -> dict[str, nn.Module]:

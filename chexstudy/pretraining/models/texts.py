@@ -4,8 +4,8 @@ Real reports have a long tail: padded to the longest of a batch, two thirds of t
 ``buckets`` pad texts of like length together, ``packed`` pads nothing, and ``padded`` is the published layout.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,16 +19,6 @@ _LENGTH_STEP = 8
 _MOST_BUCKETS = 8
 # What one more call of the encoder costs, in tokens.
 _CALL_COST = 128
-
-
-class TextTowerLike(Protocol):
-    """What encodes texts: `chexstudy.pretraining.models.dual_encoder.TextTower`, for one."""
-
-    def __call__(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """``(texts, length)`` each to ``(texts, dim)``."""
-
-    def forward_packed(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """``(tokens,)`` and ``(texts,)`` to ``(texts, dim)``."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +45,13 @@ class TextBatch:
     # Where the texts of the batch stand in the parts, one part after the other ``(batch,)``; None if they stand in the
     # batch's order.
     order: Tensor | None
-    tokens: int  # how many tokens the texts have
-    computed_tokens: int  # how many the encoder computes, padding included
+    computed_tokens: int  # how many tokens the encoder computes, padding included
 
 
 class TokenisedTexts:
     """Tokenised texts by row number, held without padding in 4 bytes a token.
 
-    Args:
-        input_ids: ``(texts, length)``, padded on the right; the layout ``padded`` has this length.
-        mask: ``(texts, length)``, 1 for tokens.
+    They are given ``(texts, length)``, padded on the right; the layout ``padded`` has this length.
     """
 
     def __init__(self, input_ids: Tensor, mask: Tensor):
@@ -86,34 +73,30 @@ class TokenisedTexts:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray, device: torch.device, layout: str) -> TextBatch:
-        """Lay texts out for the encoder.
+        """Lay the texts of some rows out for the encoder.
 
-        Args:
-            rows: row numbers ``(batch,)``.
-            device: where the encoder is.
-            layout: ``padded`` to the longest of all texts; ``buckets``: sorted by length and cut into at most 8 groups
-                so that the padded tokens, and a fixed cost of each group, are fewest; ``packed``: behind one another,
-                sorted by length, without padding.
+        ``padded`` to the longest of all texts; ``buckets``: sorted by length and cut into at most 8 groups so that the
+        padded tokens, and a fixed cost of each group, are fewest; ``packed``: behind one another, sorted by length,
+        without padding.
         """
         if layout not in TEXT_LAYOUTS:
             raise StudyError(f"text_layout must be one of {', '.join(TEXT_LAYOUTS)}, not {layout!r}.")
         rows = np.asarray(rows)
         lengths = self.lengths[rows]
-        tokens = int(lengths.sum())
         if layout == "padded":
             part = self._pad(rows, self.longest, device)
-            return TextBatch((part,), None, tokens, part.input_ids.numel())
+            return TextBatch((part,), None, part.input_ids.numel())
         order = np.argsort(lengths, kind="stable")
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
         if layout == "packed":
             flat = self._gather(rows[order]).to(device, non_blocking=True).long()
-            parts, computed = (PackedTexts(flat, torch.from_numpy(lengths[order])),), tokens
+            parts, computed = (PackedTexts(flat, torch.from_numpy(lengths[order])),), int(lengths.sum())
         else:
             groups = cut_into_buckets(lengths[order], self.longest)
             parts = tuple(self._pad(rows[order[span]], length, device) for span, length in groups)
             computed = sum(part.input_ids.numel() for part in parts)
-        return TextBatch(parts, torch.from_numpy(places).to(device, non_blocking=True), tokens, computed)
+        return TextBatch(parts, torch.from_numpy(places).to(device, non_blocking=True), computed)
 
     def _gather(self, rows: np.ndarray) -> Tensor:
         """The tokens of some texts, one after the other, int32."""
@@ -133,14 +116,10 @@ def cut_into_buckets(lengths: np.ndarray, longest: int) -> list[tuple[slice, int
     """Cut sorted texts into groups that are cheapest to encode.
 
     The cost is the number of padded tokens and a fixed cost of each group. The groups are the best there are, found by
-    dynamic programming over the lengths, rounded up to a multiple of 8.
-
-    Args:
-        lengths: of the texts, rising ``(texts,)``, 1 or more.
-        longest: no group is padded beyond it.
+    dynamic programming over the lengths, rounded up to a multiple of 8 but never beyond the ``longest``.
 
     Returns:
-        Which texts and the length they are padded to, at most 8 groups.
+        Which texts, of rising ``lengths``, and the length they are padded to, at most 8 groups.
     """
     rounded = np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, longest)
     levels, firsts = np.unique(rounded, return_index=True)
@@ -164,8 +143,8 @@ def cut_into_buckets(lengths: np.ndarray, longest: int) -> list[tuple[slice, int
     return spans[::-1]
 
 
-def encode_texts(tower: TextTowerLike, batch: TextBatch) -> Tensor:
-    """Embed the texts of a batch: ``(batch, dim)``, in its order."""
+def encode_texts(tower: Callable[..., Tensor], batch: TextBatch) -> Tensor:
+    """Embed the texts of a batch by a tower or encoder: ``(batch, dim)``, in its order."""
     encoded = [
         tower.forward_packed(part.input_ids, part.lengths)
         if isinstance(part, PackedTexts)

@@ -21,8 +21,7 @@ LEAST_PATIENTS = 5
 def texts_to_learn_from(training: pd.DataFrame) -> list[str]:
     """Texts of training reports in which words of fewer than `LEAST_PATIENTS` patients are spelled, letter by letter.
 
-    Args:
-        training: rows with ``report``; with ``patient_id``, ``source`` and ``report_origin`` if they are of a cohort.
+    The rows have ``report``; ``patient_id``, ``source`` and ``report_origin`` too if they are of a cohort.
     """
     texts = [training_text(report) for report in training.report]
     telling = _may_name_someone(training)
@@ -39,12 +38,7 @@ def texts_to_learn_from(training: pd.DataFrame) -> list[str]:
 def find_rare_tokens(vocabulary: Iterable[str], training: pd.DataFrame) -> pd.Series:
     """Tokens that stand in written reports of fewer than `LEAST_PATIENTS` patients, with the number of these.
 
-    Args:
-        vocabulary: tokens of a WordPiece tokenizer; single characters tell nothing and are passed over.
-        training: training rows of the cohort that it was learned from.
-
-    Returns:
-        Patients by token, in alphabetical order; empty if there is none.
+    Single characters tell nothing and are passed over. Patients by token, in alphabetical order.
     """
     telling = _may_name_someone(training)
     if not telling.any():

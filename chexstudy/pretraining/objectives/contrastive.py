@@ -28,16 +28,7 @@ from chexstudy.runs import Run
 
 
 class ContrastiveObjective(Objective):
-    """Two towers that learn from pairs of images and reports.
-
-    Args:
-        run: the study; cohort and pixels must be there.
-        cohort: its table.
-        config: every constant.
-        streams: sources of chance.
-        device: where the model is trained.
-        processes: those that train together.
-    """
+    """Two towers that learn from pairs of images and reports of a study, whose cohort and pixels must be there."""
 
     def __init__(
         self,

@@ -8,15 +8,9 @@ from torch.nn.functional import cross_entropy
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor, weights: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE (CLIP; Radford et al. 2021): each image must find its text among the batch, and back.
 
-    Args:
-        image: unit-norm image embeddings ``(batch, dim)``.
-        text: unit-norm text embeddings ``(batch, dim)``, row by row the images' partners.
-        logit_scale: logarithm of the inverse temperature, scalar.
-        weights: of the pairs ``(batch,)``; each counts once without them. The mean is taken over the number of pairs,
-            not over the weights, so that pairs that stand for dropped ones weigh as much as those did together.
-
-    Returns:
-        Mean of the two cross-entropies, scalar.
+    Unit-norm embeddings ``(batch, dim)`` each, row by row partners; the scale is the logarithm of the inverse
+    temperature. With weights of the pairs ``(batch,)`` the mean of the two cross-entropies is taken over the number of
+    pairs, not over the weights, so that pairs that stand for dropped ones weigh as much as those did together.
     """
     losses = pair_losses(image, text, logit_scale)
     return losses.mean() if weights is None else (weights * losses).mean()

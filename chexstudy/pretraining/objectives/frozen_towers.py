@@ -19,11 +19,7 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
 
     Kept as ``pretraining/frozen/SIDE-HASH.npy``; a killed computation goes on at its last block of rows.
 
-    Args:
-        run: the study.
-        side: ``image`` or ``text``.
-        encoder: encodes the pairs; its processes share the work out.
-        parameters: what decides the features beside encoder, cohort and pixels.
+    ``parameters`` are what decides the features beside encoder, cohort and pixels.
 
     Returns:
         ``(pairs, encoder dim)``, float32, before the projection, and what they cost: ``flops`` and ``seconds``.

@@ -50,11 +50,8 @@ class Objective(ABC):
     ) -> dict[str, float]:
         """Set the gradient of a step, whatever the processes and the memory; none where there is nothing to learn.
 
-        Args:
-            rows: what is trained on.
-            step: number of the step, by which everything random is drawn.
-            embedded: what `embed` gives for these rows under the present parameters, if it is known.
-            weights: of the rows in the loss ``(rows,)``; each counts once without them.
+        By its number everything random is drawn. ``embedded`` is what `embed` gives for these rows under the present
+        parameters, if it is known; each row counts by its weight in the loss ``(rows,)``, or once.
 
         Returns:
             Numbers for the history, the ``loss`` among them.

@@ -6,34 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from chexstudy.pretraining.engine.compute import FlopMeter
-from chexstudy.pretraining.models.texts import PackedTexts, PaddedTexts, TextBatch, TextTowerLike
+from chexstudy.pretraining.models.texts import PackedTexts, PaddedTexts, TextBatch
 
 # Two rows are counted, because some backends treat a batch of one as a special case.
 _ROWS = 2
 
 
 class PairFlopMeter(FlopMeter):
-    """Operations to encode images and texts.
+    """Operations to encode images and texts by two towers, whose parameters a module owns."""
 
-    Args:
-        encode_image: image pixels ``(batch, 1, height, width)`` to embeddings ``(batch, dim)``; with ``size`` where it
-            is counted.
-        encode_text: token ids and mask ``(batch, length)`` to embeddings ``(batch, dim)``; with ``forward_packed``
-            where packed texts are counted.
-        module: what owns the parameters.
-    """
-
-    def __init__(self, encode_image: Callable[..., Tensor], encode_text: TextTowerLike, module: nn.Module):
+    def __init__(self, encode_image: Callable[..., Tensor], encode_text: Callable[..., Tensor], module: nn.Module):
         super().__init__(module)
         self._encode_image, self._encode_text = encode_image, encode_text
 
     def images(self, pixels: Tensor, backward: bool, size: int | None = None) -> float:
-        """Operations to encode ``pixels``, with the backward pass or without.
+        """Operations to encode pixels ``(batch, 1, height, width)``, with the backward pass or without.
 
-        Args:
-            pixels: ``(batch, 1, height, width)``.
-            backward: count the backward pass too.
-            size: side in pixels at which the encoder looks; None for its own.
+        ``size`` is the side in pixels at which the encoder looks; None for its own.
         """
         shape = tuple(pixels.shape[1:])
         sample, options = pixels[:1].expand(_ROWS, *shape), {} if size is None else {"size": size}
@@ -42,10 +31,8 @@ class PairFlopMeter(FlopMeter):
 
     def texts(self, batch: TextBatch, backward: bool) -> float:
         """Operations to encode the texts of a batch in its layout."""
-        return sum(
-            self._packed_texts(part, backward) if isinstance(part, PackedTexts) else self._padded_texts(part, backward)
-            for part in batch.parts
-        )
+        count = {PackedTexts: self._packed_texts, PaddedTexts: self._padded_texts}
+        return sum(count[type(part)](part, backward) for part in batch.parts)
 
     def _padded_texts(self, part: PaddedTexts, backward: bool) -> float:
         length = part.input_ids.shape[1]

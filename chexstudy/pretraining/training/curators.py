@@ -63,15 +63,7 @@ def open_records(folder: Path, trainer: "Trainer") -> CurationRecords:
 
 
 def find_lost_records(run: Run, folder: str, config: PretrainingConfig, rounds: int, decided: int) -> str:
-    """Why curation cannot go on in an arm's folder; empty if it can.
-
-    Args:
-        run: the study.
-        folder: of the arm, within the run.
-        config: every constant.
-        rounds: epochs of curation that are done.
-        decided: super-batches that are.
-    """
+    """Why curation cannot go on in an arm's folder after epochs done and super-batches decided; empty if it can."""
     try:
         if rounds == config.curation_epochs:
             for name in RECORDS:
