@@ -81,14 +81,10 @@ def test_plain_bytes_and_other_names_are_read_too(tmp_path, unpack_to):
     write_parquet(tmp_path / "set" / "a.parquet", {name: cells[::-1] for name, cells in columns.items()})
     again = build(tmp_path / "set", unpack_to, columns={"image_path": "xray"}, source="ours")
     assert dict(zip(again["report"], again["image_id"], strict=True)) == names
-
-
-def test_two_rows_of_the_same_image_keep_apart(tmp_path, unpack_to):
-    columns = rows([0, 0, 0, 1, 2, 3])
-    columns["image"] = [{"bytes": image["bytes"], "path": None} for image in columns["image"]]
-    write_parquet(tmp_path / "set" / "a.parquet", columns)
-    names = list(build(tmp_path / "set", unpack_to)["image_id"])
-    assert names[1:3] == [f"{names[0]}-1", f"{names[0]}-2"]
+    # Two rows of the same image keep apart.
+    write_parquet(tmp_path / "set" / "a.parquet", columns | {"xray": [columns["xray"][0]] * 3 + columns["xray"][3:]})
+    twice = list(build(tmp_path / "set", unpack_to, columns={"image_path": "xray"})["image_id"])
+    assert twice[1:3] == [f"{twice[0]}-1", f"{twice[0]}-2"]
 
 
 def test_a_saved_dataset_is_read_without_the_library(tmp_path, unpack_to, monkeypatch):
@@ -141,14 +137,8 @@ def test_names_of_files_tell_the_split(tmp_path, unpack_to):
     for number, name in enumerate(names):
         write_parquet(tmp_path / "set" / name, rows([2 * number]))
     cohort = build(tmp_path / "set", unpack_to)
-    assert dict(zip(cohort["image_id"].str[-5], cohort["split"], strict=True)) == {
-        "0": "train",
-        "2": "validate",
-        "4": "test",
-    }
-
-
-def test_unknown_split_names_are_one_sentence(tmp_path, unpack_to):
+    told = dict(zip(cohort["image_id"].str[-5], cohort["split"], strict=True))
+    assert told == {"0": "train", "2": "validate", "4": "test"}
     write_parquet(tmp_path / "set" / "fold7-00000-of-00001.parquet", rows(range(4)))
     asked = sentence(tmp_path / "set", unpack_to)
     assert "holds 'fold7'; expected one of test, test_enriched, train, validate" in asked
@@ -166,9 +156,8 @@ def test_what_is_no_dataset_is_said(tmp_path, unpack_to, folder):
 
 
 def test_image_columns_that_are_not_there_or_several_are_one_sentence(folder, unpack_to):
-    assert "has no column 'xray' for image_path; it has 'image', " in sentence(
-        folder, unpack_to, columns={"image_path": "xray"}
-    )
+    said = sentence(folder, unpack_to, columns={"image_path": "xray"})
+    assert "has no column 'xray' for image_path; it has 'image', " in said
     write_parquet(folder / "data" / "part-a.parquet", rows(range(4)) | {"mask": rows(range(4))["image"]})
     assert "data/part-a.parquet has several image columns (image, mask)" in sentence(folder, unpack_to)
     assert len(build(folder, unpack_to, columns={"image_path": "image"})) == 6
@@ -199,17 +188,14 @@ def test_images_that_are_not_there_go_to_quarantine_and_none_comes_from_elsewher
     (home / "secret.png").write_bytes(picture(9))
     folder.mkdir()
     (folder / "inside.png").write_bytes(picture(8))
-    columns["image"][1] = {"bytes": None, "path": "../secret.png"}
-    columns["image"][2] = {"bytes": None, "path": str(home / "secret.png")}
-    columns["image"][3] = {"bytes": None, "path": "https://example.org/a.png"}
-    columns["image"][4] = {"bytes": None, "path": "inside.png"}
+    elsewhere = ("../secret.png", str(home / "secret.png"), "https://example.org/a.png", "inside.png")
+    columns["image"][1:] = [{"bytes": None, "path": path} for path in elsewhere]
     write_parquet(folder / "a.parquet", columns)
     phantom = PhantomConfig(60, 48, workers=1)
     store, _ = build_cohort(Run("mine"), "huggingface", str(folder), 40, "pad", 0, phantom, workers=1)
     assert list(store.image_ids) == ["huggingface/scan0.png", "huggingface/inside.png"]
-    assert np.array_equal(
-        store.read(["huggingface/inside.png"])[0], np.random.default_rng(8).integers(0, 255, (40, 40), np.uint8)
-    )
+    inside = np.random.default_rng(8).integers(0, 255, (40, 40), np.uint8)
+    assert np.array_equal(store.read(["huggingface/inside.png"])[0], inside)
     quarantine = pd.read_parquet(Run("mine").path("quarantine.parquet"))
     assert list(quarantine["reason"]) == ["missing"] * 3
 

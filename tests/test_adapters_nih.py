@@ -6,10 +6,8 @@ from PIL import Image
 from chexstudy.cohort.adapters import build_source, list_annotations
 from chexstudy.cohort.adapters.nih import FINDINGS
 from chexstudy.cohort.annotations import Box
-from chexstudy.cohort.pixels.store import build_pixel_store
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
-from chexstudy.runs import Run
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -85,16 +83,13 @@ def test_the_official_lists_make_the_test_split_and_validation_comes_out_of_trai
         build_source("nih", folder, seed=0)
 
 
-def test_images_and_rows_without_the_other_are_counted(tmp_path, home):
+def test_images_and_rows_without_the_other_are_counted(tmp_path):
     folder = make_folder(tmp_path)
     next(folder.rglob("00000003_000.png")).unlink()
     Image.new("L", (40, 40)).save(folder / "images_001/images/00000009_000.png")
     cohort = build_source("nih", folder, seed=0)
     assert len(cohort) == 4
     assert cohort.attrs["images_without_row"] == 1
-    build_pixel_store(Run("nih"), cohort, 32)
-    quarantine = pd.read_parquet(Run("nih").path("quarantine.parquet"))
-    assert quarantine[["image_id", "reason"]].to_numpy().tolist() == [["nih/00000003_000.png", "missing"]]
 
 
 @pytest.mark.parametrize(

@@ -93,14 +93,8 @@ def test_a_tiny_region_is_kept_and_one_outside_the_crop_is_not():
 
 
 def test_outlines_of_present_findings_are_taken_whatever_their_order(run):
-    masks = [
-        ("x/1", "Mass", square(8, 8)),
-        ("x/0", "heart", square(0, 0)),
-        ("x/0", "Nodule", square(4, 4)),
-        ("x/2", "Nodule", square(0, 0)),
-        ("x/3", "Nodule", square(0, 0)),
-        ("x/9", "Nodule", square(0, 0)),
-    ]
+    masks = [("x/1", "Mass", square(8, 8)), ("x/0", "heart", square(0, 0)), ("x/0", "Nodule", square(4, 4))]
+    masks += [(image_id, "Nodule", square(0, 0)) for image_id in ("x/2", "x/3", "x/9")]
     write_annotations([make_outline(*one) for one in masks], run.path(ANNOTATIONS))
     regions = read_regions(run, make_rows(), FINDINGS, SIZE, "crop")
     # The nodules of x/2 and x/3 are labelled uncertain and absent, and x/9 is not in the cohort.

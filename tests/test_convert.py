@@ -143,12 +143,9 @@ def test_a_disk_that_is_too_small_is_said_before_the_work(cohort, tmp_path, monk
     plan = plan_pixel_store(run, cohort, 32, root=tmp_path / "images")
     free = convert.shutil._ntuple_diskusage(100, 95, 5)
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(StudyError) as caught:
+    said = f"^the pixel store needs 7.17e-06 GB and the disk of {tmp_path / 'store'} has 5e-09 GB free: free some"
+    with pytest.raises(StudyError, match=said):
         convert.convert_cohort(run, plan, workers=1)
-    assert str(caught.value) == (
-        f"the pixel store needs 7.17e-06 GB and the disk of {tmp_path / 'store'} has 5e-09 GB free: free some space, "
-        "choose another folder or a smaller size."
-    )
     assert not run.folder.exists()
 
 

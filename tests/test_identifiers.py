@@ -8,14 +8,13 @@ import pytest
 from chexstudy.inputs.identifiers import is_rounded, normalise_ids, patient_key, show_id, unify_patients
 from chexstudy.inputs.placeholders import is_placeholder
 
+SPELT = ("P 17", " P 17", "P 17 ", "P\u00a017", "P  17", "P\t17", "\ufeffP 17", "P 1\u200b7", "P 17\0")
+
 
 @pytest.mark.parametrize(
     ("spelt", "meant"),
     [
-        *(
-            (one, "P 17")
-            for one in ("P 17", " P 17", "P 17 ", "P\u00a017", "P  17", "P\t17", "\ufeffP 17", "P 1\u200b7", "P 17\0")
-        ),
+        *((one, "P 17") for one in SPELT),
         *((one, "17") for one in (17, 17.0, "17", "17.0", "17.00", " 17.0 ")),
         *((one, "0017") for one in ("0017", " 0017", '="0017"', "'0017", '"0017"')),
         *((unicodedata.normalize(form, "é1"), "é1") for form in ("NFC", "NFD")),
@@ -26,30 +25,10 @@ def test_a_spelling_is_cleaned_of_what_nobody_means(spelt, meant):
     assert normalise_ids(pd.Series([spelt])).tolist() == [meant]
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        *(
-            "nan",
-            "NA",
-            "N/A",
-            "Unknown",
-            "none",
-            "NULL",
-            "<NA>",
-            "-",
-            "--",
-            "?",
-            " ",
-            "",
-            "XXXX",
-            "___",
-            "-1",
-            "-999.0",
-        ),
-        *(None, float("nan"), -1),
-    ],
-)
+NOTHING = ("nan", "NA", "N/A", "Unknown", "none", "NULL", "<NA>", "-", "--", "?", " ", "", "XXXX", "___", "-1")
+
+
+@pytest.mark.parametrize("word", [*NOTHING, "-999.0", None, float("nan"), -1])
 def test_words_for_nothing_name_nobody(word):
     assert normalise_ids(pd.Series(["P1", word], dtype="object")).isna().tolist() == [False, True]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from chexstudy.cohort.annotations import read_masks
 from chexstudy.cohort.phantom.build import build_phantom
-from chexstudy.cohort.phantom.junk import JUNK_KINDS, draw_junk, spoil_radiograph
+from chexstudy.cohort.phantom.junk import DRAWERS, JUNK_KINDS, spoil_radiograph
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.cohort.pixels.convert import StoreFolder
@@ -219,10 +219,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         build_phantom(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize("kind", ["blank", "noise", "lateral", "hand", "page"])
+@pytest.mark.parametrize("kind", DRAWERS)
 def test_junk_is_drawn_at_any_size_and_repeatable(kind):
     for size in (32, 96):
-        once, again = (draw_junk(kind, size, np.random.default_rng(1)) for _ in range(2))
+        once, again = (DRAWERS[kind](size, np.random.default_rng(1)) for _ in range(2))
         assert once.shape == (size, size)
         assert once.dtype == np.uint8
         assert np.array_equal(once, again)

@@ -100,7 +100,7 @@ def test_a_tubes_place_is_wrong_where_its_tip_is():
     devices = [Lesion("Support Devices", "right", "", 0.5, True, seed) for seed in range(600)]
     found = {None: 0, True: 0, False: 0}
     for lesion in devices:
-        places = place_devices(lesion, np.random.default_rng(lesion.seed))
+        places = place_devices(lesion)
         tube, line = places.get("endotracheal tube"), places.get("central venous catheter")
         # A board unit is 19.7 cm; the catheter is placed from the base of the heart, 0.12 units under the carina.
         wrong = [tube["above_carina"] * 19.7 < 3] if tube else []

@@ -64,11 +64,6 @@ def test_workers_give_what_one_process_gives_in_the_same_order(tmp_path):
         np.testing.assert_array_equal(one.pixels, two.pixels)
 
 
-def test_a_wrong_size_stops_before_any_file_is_read():
-    with pytest.raises(StudyError, match="image size"):
-        next(read_checked(["absent.png"], 0, "crop"))
-
-
 def die(*_):
     os._exit(1)
 

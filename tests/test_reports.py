@@ -44,20 +44,14 @@ def test_missing_values_of_every_kind_are_not_stated():
     assert template_report(row, "a/1", seed=1) == template_report({"Mass": 1}, "a/1", seed=1)
 
 
-def test_no_finding_alone_is_one_of_two_fixed_sentences():
+def test_no_finding_alone_is_one_of_two_fixed_sentences_and_beside_a_finding_says_nothing():
     drawn = {template_report({"No Finding": 1, "Mass": 0, "Nodule": None}, f"a/{i}", seed=1) for i in range(40)}
     assert len(drawn) == 2
     assert not any("mass" in text.lower() for text in drawn)
-
-
-@pytest.mark.parametrize("other", [1, -1])
-def test_no_finding_beside_a_finding_says_nothing(other):
-    assert template_report({"No Finding": 1, "Mass": other}, "a/1", seed=1) == template_report(
-        {"Mass": other}, "a/1", seed=1
-    )
-    assert template_report({"No Finding": 0, "Mass": other}, "a/1", seed=1) == template_report(
-        {"Mass": other}, "a/1", seed=1
-    )
+    for other in (1, -1):
+        for none in (1, 0):
+            told = template_report({"No Finding": none, "Mass": other}, "a/1", seed=1)
+            assert told == template_report({"Mass": other}, "a/1", seed=1)
 
 
 def test_wording_depends_on_image_and_seed_but_not_on_order_or_other_labels():
@@ -102,6 +96,8 @@ def test_a_label_outside_the_contract_is_one_sentence():
         ("IMPRESSION: wet.\nIMPRESSION: final.", "", "final."),
         ("IMPRESSION: kept.\nIMPRESSION:\n", "", "kept."),
         ("CONCLUSION: Nodule.\nADDENDUM: phoned", "", "Nodule."),
+        ("SUMMARY: Normal chest.", "", "Normal chest."),
+        ("SUMMARY: Normal chest.\nIMPRESSION: Effusion.", "", "Effusion."),
         ("bilateral PTB, left pleurisy", "bilateral PTB, left pleurisy", ""),
         ("Clear lungs.\nTechnique: portable", "Clear lungs.", ""),
         ("FINDINGS: LUNGS: clear\nHEART: normal", "LUNGS: clear HEART: normal", ""),
@@ -111,13 +107,6 @@ def test_a_label_outside_the_contract_is_one_sentence():
 )
 def test_sections(report, findings, impression):
     assert split_sections(report) == {"findings": findings, "impression": impression}
-
-
-def test_training_text_is_findings_then_impression():
-    report = "IMPRESSION:\n Normal\nchest.\nFINDINGS: Clear  lungs."
-    assert training_text(report) == "Clear lungs. Normal chest."
-    assert training_text("INDICATION: cough") == ""
-    assert training_text(" \n ") == ""
 
 
 BODY = "There is a small left effusion and the heart is large."
@@ -180,42 +169,25 @@ def test_signatures_and_numbers_of_a_report_are_never_trained_on(before, block):
     assert training_text(before + block) == "Blunt angle. Effusion."
 
 
-def test_a_summary_is_an_impression_where_there_is_no_other():
-    assert split_sections("SUMMARY: Normal chest.")["impression"] == "Normal chest."
-    assert split_sections("SUMMARY: Normal chest.\nIMPRESSION: Effusion.")["impression"] == "Effusion."
-
-
 @pytest.mark.parametrize(
     "report",
     [
         *("nan", "NA", "None", "NULL", "___", "XXXX", "N/A", "-", ".", "n.a.", "#N/A", "<NA>", "unknown", "XXXX XXXX."),
-        *(
-            "nan nan",
-            "FINDINGS: ___\nIMPRESSION: ___",
-            "FINDINGS: nan IMPRESSION: nan",
-            "[REDACTED]",
-            "12",
-            "no report",
-        ),
+        *("nan nan", "FINDINGS: ___\nIMPRESSION: ___", "FINDINGS: nan IMPRESSION: nan", "REDACTED", "12", "no report"),
     ],
 )
 def test_words_for_nothing_are_no_report(report):
     assert training_text(report) == ""
 
 
-def test_words_for_nothing_beside_others_stay():
-    assert training_text("XXXX-year-old with XXXX opacity.") == "XXXX-year-old with XXXX opacity."
-    assert training_text("None seen.") == "None seen."
-
-
-def test_a_report_drawn_without_findings_is_read_as_it_always_was():
-    # The text of a pair of the default study: what was measured on it stays comparable.
-    assert training_text("FINDINGS:  IMPRESSION: Normal study.") == "IMPRESSION: Normal study."
-
-
 @pytest.mark.parametrize(
     ("report", "text"),
     [
+        ("IMPRESSION:\n Normal\nchest.\nFINDINGS: Clear  lungs.", "Clear lungs. Normal chest."),
+        *(("INDICATION: cough", ""), (" \n ", ""), ("None seen.", "None seen.")),
+        ("XXXX-year-old with XXXX opacity.", "XXXX-year-old with XXXX opacity."),
+        # The text of a pair of the default study: what was measured on it stays comparable.
+        ("FINDINGS:  IMPRESSION: Normal study.", "IMPRESSION: Normal study."),
         ("INDICATION: cough.\nCOMPARISON: None.\nSmall effusion.", "Small effusion."),
         ("Technique : face.\nPas d'épanchement.\nConclusion : normal.", "Pas d'épanchement. normal."),
         ("AP CHEST, 9:12 A.M. ON ___\n\nHISTORY: cough.\n\nIMPRESSION: Clear.", "Clear."),
@@ -227,5 +199,5 @@ def test_a_report_drawn_without_findings_is_read_as_it_always_was():
         ("IMPRESSION: Normal.\nDr. Jane Doe", "Normal."),
     ],
 )
-def test_reports_of_other_hands(report, text):
+def test_the_training_text_is_findings_then_impression(report, text):
     assert training_text(report) == text

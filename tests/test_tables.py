@@ -93,17 +93,11 @@ def replace(number, row):
         # A quote that opens and does not close, closes later behind other text, or at the end of another row's cell.
         (replace(3, 'img03.png,P1,1,"small'), "t.csv: the row that begins in line 5 has a quote that is not closed"),
         (replace(3, 'img03.png,P1,1,"small').replace("img06", '"img06'), "begins in line 5 has a quote that is not"),
-        (
-            replace(3, 'img03.png,P1,1,"small').replace("P3,1,clear lungs", 'P3,1,clear lungs"'),
-            "because line 6 is a row",
-        ),
+        (replace(3, 'img03.png,P1,1,"small').replace("P3,1,clear lungs", 'P3,1,clear lungs"'), "line 6 is a row of"),
         (replace(7, "img07.png,P3,1,clear, no mass"), "t.csv: line 9 has 5 cells where the header (line 1) has 4: put"),
         (replace(2, "img02.png,P1,0,clear lungs,"), "t.csv: line 4 has 5 cells where"),
         (replace(2, "img02.png,P1"), "t.csv: line 4 has 2 cells where the header (line 1) has 4: fill the row up."),
-        (
-            replace(2, "# a note"),
-            "t.csv: line 4 has 1 cell where the header (line 1) has 4: take lines of comment out.",
-        ),
+        (replace(2, "# a note"), "t.csv: line 4 has 1 cell where the header (line 1) has 4: take lines of comment out"),
         ("# a note\n" + csv(), "t.csv: line 2 has 4 cells where the header (line 1) has 1: take lines of comment out."),
         (csv().replace(",", ";"), "t.csv has semicolons between its cells: write commas there."),
         (csv().replace(",", "\t"), "t.csv has tabs between its cells: write commas there."),
@@ -161,13 +155,8 @@ def test_parquet_gives_the_texts_of_a_csv_and_an_index_is_a_column(tmp_path):
 
 
 def test_numbers_of_parquet_are_written_as_they_are_meant(tmp_path):
-    columns = {
-        "whole": [17, None],
-        "long": [2**53 + 1, 1],
-        "share": [0.1, np.nan],
-        "flag": [True, False],
-        "t": [" ", "x"],
-    }
+    columns = {"whole": [17, None], "long": [2**53 + 1, 1], "share": [0.1, np.nan], "flag": [True, False]}
+    columns["t"] = [" ", "x"]
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
     read = read_text_table(tmp_path / "t.parquet")
     assert read.iloc[0, :4].tolist() == ["17", "9007199254740993", "0.1", "true"]

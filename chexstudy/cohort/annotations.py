@@ -173,16 +173,15 @@ def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: in
         )
     place = {image_id: number for number, image_id in enumerate(rows.image_id)}
     present = rows[findings].eq(1).fillna(False).to_numpy(dtype=bool)
-    kept = []
+    kept = {}
     for image_id, structure, mask in _join_structures(known):
         row = place[image_id]
         meant = range(len(findings)) if kind == LUNGS else [findings.index(structure)]
         numbers = [number for number in meant if present[row, number]]
         fitted = fit_mask(mask, size, fit) if numbers else None
         # A crop may cut the whole region away.
-        kept += [(row, number, image_id, findings[number], fitted) for number in numbers if fitted.any()]
-    kept.sort(key=lambda one: one[:2])
-    return Regions(pd.DataFrame([one[2:] for one in kept], columns=["image_id", "finding", "mask"]), kind)
+        kept |= {(row, number): (image_id, findings[number], fitted) for number in numbers if fitted.any()}
+    return Regions(pd.DataFrame([kept[one] for one in sorted(kept)], columns=["image_id", "finding", "mask"]), kind)
 
 
 def measure_lesion_sizes(regions: Regions) -> pd.Series:

@@ -116,8 +116,7 @@ def _choose_image_column(schema: pyarrow.Schema, chosen: str, where: str) -> str
 def _may_hold_images(field: pyarrow.Field) -> bool:
     if pyarrow.types.is_struct(field.type):
         return "bytes" in {child.name for child in field.type}
-    is_bytes = pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type)
-    return is_bytes and field.name.lower() in _IMAGE_NAMES
+    return field.type in (pyarrow.binary(), pyarrow.large_binary()) and field.name.lower() in _IMAGE_NAMES
 
 
 def _read_features(schema: pyarrow.Schema) -> dict[str, dict]:

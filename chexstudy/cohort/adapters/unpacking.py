@@ -6,7 +6,6 @@ said as for a folder (see `chexstudy.cohort.adapters.folder`): ``cohort.yaml`` b
 not said is guessed by name, but that every image is of another patient is never guessed: ``patient_id: none`` says so.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -144,7 +143,12 @@ def _as_text_table(rows: list[dict[str, object]]) -> pd.DataFrame:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if len(columns) > _MOST_FIELDS:
         raise StudyError(f"the samples have {len(columns):,} different fields, and may have {_MOST_FIELDS:,}.")
-    return pd.DataFrame({name: pd.Series([_as_text(row.get(name)) for row in rows], dtype="str") for name in columns})
+    # Half of a surrogate pair is JSON, but no text that can be written.
+    texts = {
+        name: [None if pd.isna(row.get(name)) else str(row[name]).encode(errors="replace").decode() for row in rows]
+        for name in columns
+    }
+    return pd.DataFrame(texts, dtype="str")
 
 
 def _flatten(fields: Mapping[str, object], before: str = "", depth: int = 1) -> dict[str, object]:
@@ -158,13 +162,6 @@ def _flatten(fields: Mapping[str, object], before: str = "", depth: int = 1) -> 
         else:
             flat[f"{before}{name}"] = value
     return flat
-
-
-def _as_text(value: object) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    # Half of a surrogate pair is JSON, but no text that can be written.
-    return str(value).encode(errors="replace").decode()
 
 
 def _table_of(name: str, folder: Path) -> Path:
@@ -214,9 +211,11 @@ def build_from_rows(
         rows.to_parquet(temporary, index=False)
     options = {"source": name, **mapping, "table": table, "images": name, "columns": columns}
     cohort = check_folder(unpack_to, seed, **options).require_cohort()
-    if "source" in mapping or not _is_exported(rows):
+    if "source" in mapping or not {"source", "image_id"} <= set(rows.columns):
         return cohort
-    source = rows["source"].astype("str")
+    source, images = rows["source"], rows["image_id"]
+    if source.isna().any() or images.isna().any() or not all(map(str.startswith, images, source + "/")):
+        return cohort
     for column in ("image_id", "patient_id", "study_id"):
         own = cohort[column].str.removeprefix(f"{name}/")
         cohort[column] = [
@@ -254,9 +253,3 @@ def _guess_columns(rows: pd.DataFrame) -> dict[str, object]:
     if "split" not in guessed and rows[PART_SPLIT].notna().any() and set(rows[PART_SPLIT]) != {"train"}:
         guessed["split"] = PART_SPLIT
     return guessed
-
-
-def _is_exported(rows: pd.DataFrame) -> bool:
-    if not {"source", "image_id"} <= set(rows.columns) or rows[["source", "image_id"]].isna().any().any():
-        return False
-    return all(map(str.startswith, rows["image_id"], rows["source"] + "/"))

@@ -129,7 +129,9 @@ def _make_sample(which: str, key: str, members: list[tuple[str, bytes]], kind: s
     twice = next((suffix for suffix in suffixes if suffixes.count(suffix) > 1), None)
     if twice is not None:
         raise StudyError(f"{which} has its member .{twice} twice: give each sample a key of its own.")
-    images = [suffix for suffix in suffixes if (suffix == kind if kind else _is_image(suffix))]
+    images = [
+        suffix for suffix in suffixes if (suffix == kind if kind else f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES)
+    ]
     if not images:
         wanted, held = kind or "png, jpg, jpeg, dcm, tif or bmp", ", ".join(suffixes)
         raise StudyError(f"{which} has no image ({wanted}) but {held}: add it, or take the sample out.")
@@ -160,10 +162,6 @@ def _read_fields(which: str, suffix: str, data: bytes) -> dict[str, object]:
     return fields
 
 
-def _is_image(suffix: str) -> bool:
-    return f".{suffix.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES
-
-
 def _read_members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
     """Key, kind and bytes of each member."""
     count = 0
@@ -177,7 +175,10 @@ def _read_members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
                 if problem:
                     raise StudyError(f"member {count} of {shard.name} {problem}.")
                 yield key, suffix, archive.extractfile(member).read()
-            _require_end(archive)
+            # The library takes a broken header, or none, for the end; the end of a whole archive is a block of zeros.
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError("no end of archive")
     except _DAMAGES:
         after = f" after {count} members" if count else ""
         raise StudyError(f"the shard {shard} is damaged or cut short{after}: fetch it again.") from None
@@ -194,13 +195,6 @@ def _find_problem(member: tarfile.TarInfo, key: str) -> str:
     if "\0" in member.name or any(len(os.fsencode(part)) > _LONGEST_NAME for part in PurePosixPath(member.name).parts):
         return f"has a name that no disk takes: names have at most {_LONGEST_NAME} bytes"
     return ""
-
-
-def _require_end(archive: tarfile.TarFile) -> None:
-    # The library takes a broken header, or none, for the end; the end of a whole archive is a block of zeros.
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
-        raise tarfile.ReadError("no end of archive")
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -43,13 +43,9 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 # Group and element, little endian: file meta length and version; length, character set, image type, creation date and
 # SOP class of the identifying group.
-_OPENING_ELEMENTS = tuple(
-    group + element
-    for group, elements in (
-        (b"\x02\0", (b"\0\0", b"\x01\0")),
-        (b"\x08\0", (b"\0\0", b"\x05\0", b"\x08\0", b"\x12\0", b"\x16\0")),
-    )
-    for element in elements
+_OPENING_ELEMENTS = (
+    *(b"\x02\0\0\0", b"\x02\0\x01\0"),
+    *(b"\x08\0" + element for element in (b"\0\0", b"\x05\0", b"\x08\0", b"\x12\0", b"\x16\0")),
 )
 
 
@@ -116,11 +112,9 @@ def _read_dataset(data: bytes) -> pydicom.Dataset:
 
 def _follow_frame(dataset: pydicom.Dataset) -> None:
     """Take the number of stored bits from the compressed frame, and refuse a frame of another size than announced."""
-    found = _read_frame_header(next(generate_frames(dataset.PixelData, number_of_frames=1)))
-    if found is None:
-        return
-    bits, rows, columns = found
-    if (rows, columns) != (dataset.Rows, dataset.Columns):
+    said = dataset.BitsStored, dataset.Rows, dataset.Columns
+    bits, rows, columns = _read_frame_header(next(generate_frames(dataset.PixelData, number_of_frames=1))) or said
+    if (rows, columns) != said[1:]:
         raise UnreadableImage("damaged", f"{columns} x {rows} pixels where {dataset.Columns} x {dataset.Rows} are said")
     if bits > dataset.BitsStored:
         dataset.BitsStored, dataset.HighBit = bits, bits - 1
@@ -246,7 +240,10 @@ def _show_values(stored: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray
         item = dataset.ModalityLUTSequence[0]
         values = _look_up(stored, item.LUTDescriptor, _unpack_table(item.LUTDescriptor, item.LUTData, dataset))
     else:
-        values = _rescale(stored, dataset)
+        # As they are where slope and intercept cannot be meant.
+        slope, intercept = (_read_numbers(dataset, tag)[:1] for tag in ("RescaleSlope", "RescaleIntercept"))
+        is_meant = slope and intercept and slope[0] and math.isfinite(slope[0]) and math.isfinite(intercept[0])
+        values = stored.astype(np.float64) * slope[0] + intercept[0] if is_meant else stored
     grey, remark = None, ""
     if dataset.get("VOILUTSequence"):
         grey = _apply_voi_table(values, dataset, valid)
@@ -259,14 +256,6 @@ def _show_values(stored: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray
     if dataset.BitsStored == 8 and stored.dtype == np.uint8 and np.array_equal(values, stored):
         return stored, remark
     return show_range(values, valid), remark
-
-
-def _rescale(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Stored values in the unit of the modality; as they are where slope and intercept cannot be meant."""
-    slope, intercept = (_read_numbers(dataset, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
-    if not slope or not intercept or not slope[0] or not math.isfinite(slope[0]) or not math.isfinite(intercept[0]):
-        return stored
-    return stored.astype(np.float64) * slope[0] + intercept[0]
 
 
 def _apply_voi_table(values: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray) -> np.ndarray:

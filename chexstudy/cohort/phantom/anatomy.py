@@ -5,7 +5,6 @@ heights, varied by the numbers in ``Shape``.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -17,13 +16,8 @@ from chexstudy.inputs.yaml_files import read_data_beside
 _FINE = np.linspace(0.0, 1.0, 513)
 
 
-def _make_template(*knots: tuple[float, float]) -> np.ndarray:
-    """Sample a smooth monotone-preserving curve through ``(position, value)`` knots, positions from 0 to 1."""
-    at, value = np.array(knots).T
-    return PchipInterpolator(at, value)(_FINE)
-
-
-_OUTLINES = {name: _make_template(*knots) for name, knots in read_data_beside(__file__).items()}
+# Smooth monotone-preserving curves through ``(position, value)`` knots, positions from 0 to 1.
+_OUTLINES = {name: PchipInterpolator(*np.array(knots).T)(_FINE) for name, knots in read_data_beside(__file__).items()}
 
 
 def read_outline(name: str, at: np.ndarray) -> np.ndarray:
@@ -122,12 +116,9 @@ def build_body(shape: Shape, board: Board) -> Body:
     hila = [(shape.shift - 0.160, shape.heart_top + 0.06), (shape.shift + 0.175, shape.heart_top + 0.025)]
 
     visible = (lungs > 0.5) & (np.maximum(heart, mediastinum) < 0.5)
-    right, left = visible, visible.copy()
-    right[:, board.middle :] = False
-    left[:, : board.middle] = False
     organs = {
-        "right lung": right,
-        "left lung": left,
+        "right lung": visible & (np.arange(board.pixels) < board.middle),
+        "left lung": visible & (np.arange(board.pixels) >= board.middle),
         "heart": heart > 0.5,
         "aorta": (x - knob[0]) ** 2 + (y - knob[1]) ** 2 < shape.knob**2,
         "trachea": trachea_mask,
@@ -168,8 +159,8 @@ def _outline_mediastinum(shape: Shape, board: Board, spine_line: np.ndarray):
     right = -middle + upper + 0.012 + ascending
     left = np.maximum(left, np.where(inside > 0, heart_left, -9.0)).astype(np.float32)
     right = np.maximum(right, np.where(inside > 0, heart_right, -9.0)).astype(np.float32)
-    smooth = partial(board.blur_column, sigma=0.018)
-    return smooth(left), smooth(right), heart, (float(knob_x), float(knob_y))
+    left, right = (board.blur_column(border, 0.018) for border in (left, right))
+    return left, right, heart, (float(knob_x), float(knob_y))
 
 
 def _build_tissue(shape: Shape, board: Board, above_floor: np.ndarray, across: np.ndarray):
@@ -336,9 +327,8 @@ def _build_airways(shape: Shape, board: Board, carina: tuple[float, float]) -> t
     across = (x - middle.astype(np.float32)) / half.astype(np.float32)
     span = board.soften(carina[1] - y, 0.05)
     trachea = np.sqrt(np.clip(1.0 - across**2, 0.0, 1.0)) * span
-    ends = ((-0.115, 0.130, 0.030), (0.135, 0.100, 0.026))
     tubes = 0.24 * trachea
-    for run, fall, radius in ends:
+    for run, fall, radius in ((-0.115, 0.130, 0.030), (0.135, 0.100, 0.026)):
         part = board.window(carina[0] + 0.5 * run, carina[1] + 0.5 * fall, 0.16, 0.15)
         dx, dy = part.x - carina[0], part.y - carina[1]
         share = np.clip((dx * run + dy * fall) / (run * run + fall * fall), 0.0, 1.0)

@@ -14,11 +14,6 @@ def reshape_cardiomegaly(shape: Shape, lesion: Lesion) -> None:
     shape.heart_top -= 0.03 * lesion.severity
 
 
-def paint_cardiomegaly(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
-    """The enlarged heart is drawn with the body; its mask is the heart's silhouette."""
-    return scene.body.heart > 0.5
-
-
 def reshape_scoliosis(shape: Shape, lesion: Lesion) -> None:
     """A C- or S-shaped lateral curve of the spine, convex to the lesion's side if it has one."""
     draw = np.random.default_rng(lesion.seed)
@@ -30,11 +25,6 @@ def reshape_scoliosis(shape: Shape, lesion: Lesion) -> None:
         cycles,
         np.pi / 2 - 2 * np.pi * cycles * (peak + 1.2) / 2.4,
     )
-
-
-def paint_scoliosis(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
-    """The curved spine is drawn with the body; its mask runs along the column."""
-    return np.abs(scene.board.x - scene.body.spine_line) < 0.12
 
 
 @paint_each_side

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from chexstudy.cohort.phantom.case import Case, Lesion
-from chexstudy.cohort.phantom.drawn_devices import choose_devices
+from chexstudy.cohort.phantom.drawn_devices import place_devices
 from chexstudy.inputs.yaml_files import read_data_beside
 
 SUPPORT_DEVICES = "Support Devices"
@@ -138,7 +138,7 @@ def _write_sentence(lesion: Lesion, terms: dict[str, str], change: str, generato
     words = _FINDINGS[lesion.finding]
     signs = words.get("signs_both" if lesion.side == "bilateral" else "signs", ())
     if lesion.finding == SUPPORT_DEVICES and not change and generator.random() < 0.5:
-        return " ".join(_pick(_WORDS["devices"][device]["sentences"], generator) for device in _list_devices(lesion))
+        return " ".join(_pick(_WORDS["devices"][device]["sentences"], generator) for device in place_devices(lesion))
     if lesion.certain and not change and signs and generator.random() < 0.3:
         return _capitalise(_set_articles(_fill(_pick(signs, generator), terms)))
     phrase = _fill(_pick(_phrases(lesion), generator), terms)
@@ -157,7 +157,7 @@ def _describe_change(lesion: Lesion, prior: Case | None, generator: np.random.Ge
         return _pick(_WORDS["changes"]["new"], generator)
     if not before.certain:
         return ""
-    if lesion.finding == SUPPORT_DEVICES and _list_devices(lesion) != _list_devices(before):
+    if lesion.finding == SUPPORT_DEVICES and list(place_devices(lesion)) != list(place_devices(before)):
         return ""
     difference = lesion.severity - before.severity
     if lesion.finding in _WORDS["structural"] or abs(difference) < _PROGRESS:
@@ -197,13 +197,9 @@ def _choose_terms(lesion: Lesion, generator: np.random.Generator) -> dict[str, s
     }
 
 
-def _list_devices(lesion: Lesion) -> tuple[str, ...]:
-    return choose_devices(lesion, np.random.default_rng(lesion.seed))
-
-
 def _name_devices(lesion: Lesion, generator: np.random.Generator) -> str:
     """The devices as a list in words; the mark of the first one stays."""
-    names = [_pick(_WORDS["devices"][device]["names"], generator) for device in _list_devices(lesion)]
+    names = [_pick(_WORDS["devices"][device]["names"], generator) for device in place_devices(lesion)]
     names[1:] = [_set_articles(name) for name in names[1:]]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

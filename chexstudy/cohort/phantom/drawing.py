@@ -77,7 +77,7 @@ def draw_radiograph(case: Case, size: int) -> Drawing:
     # Its own stream: how many numbers it takes depends on the size, what else is drawn must not.
     film_noise = np.random.default_rng((case.seed, 1)).standard_normal((size, size), np.float32)
     pixels = _expose_film(film.take_smooth(scene.attenuation(anatomy)), case, draw, film_noise)
-    return Drawing(pixels, {name: film.take_nearest(mask) for name, mask in {**body.organs, **found}.items()})
+    return Drawing(pixels, {name: mask.ravel()[film.nearest] for name, mask in {**body.organs, **found}.items()})
 
 
 class _Placement:
@@ -96,7 +96,8 @@ class _Placement:
         left, top = column.astype(np.int32), row.astype(np.int32)
         self._column_share, self._row_share = column - left, row - top
         self._first = top * board.pixels + left
-        self._nearest = self._first + (self._column_share > 0.5) + board.pixels * (self._row_share > 0.5)
+        # Of a board's mask, flat.
+        self.nearest = self._first + (self._column_share > 0.5) + board.pixels * (self._row_share > 0.5)
         self._stride = board.pixels
 
     def take_smooth(self, image: np.ndarray) -> np.ndarray:
@@ -111,16 +112,15 @@ class _Placement:
         lower *= self._row_share
         return np.add(upper, lower, out=upper)
 
-    def take_nearest(self, mask: np.ndarray) -> np.ndarray:
-        """Read a board mask at the film's pixels."""
-        return mask.ravel()[self._nearest]
-
 
 def _expose_film(attenuation: np.ndarray, case: Case, draw: np.random.Generator, film_noise: np.ndarray) -> np.ndarray:
     """Attenuation to grey values: beam, scatter, characteristic curve, quantum noise, marker, collimation."""
     size = attenuation.shape[0]
     beam = np.exp(np.float32(-_ABSORPTION) * attenuation)
-    beam += np.float32(_SCATTER * (0.7 + 0.6 * case.patient.habitus)) * _spread_scatter(np.minimum(beam, 0.6)) / 0.3
+    # Scatter: the beam blurred over a third of the film.
+    collect, spread = _scatter_matrices(size)
+    scatter = spread @ (collect @ np.minimum(beam, 0.6) @ collect.T) @ spread.T
+    beam += np.float32(_SCATTER * (0.7 + 0.6 * case.patient.habitus)) * scatter / 0.3
     dose = np.log(beam)
     speed = 1.58 + 0.55 * (case.patient.habitus - 0.4) + 0.45 * case.exposure
     dose += np.float32(speed)
@@ -139,19 +139,12 @@ def _expose_film(attenuation: np.ndarray, case: Case, draw: np.random.Generator,
 def _collimate(shown: np.ndarray, draw: np.random.Generator) -> tuple[int, int, int, int]:
     """Black borders where the beam was narrowed, on some films: widths at top, bottom, left and right."""
     size = shown.shape[0]
-    edges = np.rint(size * np.clip(draw.normal(0.015, 0.025, 4), 0.0, 0.08)).astype(int).tolist()
+    top, bottom, left, right = np.rint(size * np.clip(draw.normal(0.015, 0.025, 4), 0.0, 0.08)).astype(int).tolist()
     if draw.random() > _COLLIMATED:
         return 0, 0, 0, 0
-    top, bottom, left, right = edges
     for border in (shown[:top], shown[size - bottom :], shown[:, :left], shown[:, size - right :]):
         border[...] = 0.02
     return top, bottom, left, right
-
-
-def _spread_scatter(beam: np.ndarray) -> np.ndarray:
-    """Scatter: the beam blurred over a third of the film."""
-    collect, spread = _scatter_matrices(beam.shape[0])
-    return spread @ (collect @ beam @ collect.T) @ spread.T
 
 
 @lru_cache(maxsize=8)

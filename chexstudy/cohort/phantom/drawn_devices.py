@@ -19,19 +19,16 @@ _LEAST_CM_ABOVE_CARINA = 3.0
 _MOST_CM_BELOW_CARINA = 4.0
 
 
-def choose_devices(lesion: Lesion, generator: np.random.Generator) -> tuple[str, ...]:
-    """Which devices a lesion stands for: one to three, more the higher its severity.
+def place_devices(lesion: Lesion) -> dict[str, dict]:
+    """The devices a lesion stands for, one to three, more the higher its severity, and what of their place is chance.
 
-    The picture and the report both ask with a fresh generator of ``lesion.seed``, and so agree.
+    Picture and report both draw from the lesion's seed, and so agree.
     """
+    generator = np.random.default_rng(lesion.seed)
     count = 1 + round(2.4 * lesion.severity)
     shares = [share for share, _, _ in _DEVICES.values()]
-    return tuple(generator.choice(list(_DEVICES), size=count, replace=False, p=shares).tolist())
-
-
-def place_devices(lesion: Lesion, generator: np.random.Generator) -> dict[str, dict]:
-    """Which devices a lesion stands for and what is drawn by chance of the place of each."""
-    return {device: _DEVICES[device][1](generator) for device in choose_devices(lesion, generator)}
+    chosen = generator.choice(list(_DEVICES), size=count, replace=False, p=shares).tolist()
+    return {device: _DEVICES[device][1](generator) for device in chosen}
 
 
 def find_malposition(lesion: Lesion) -> bool | None:
@@ -39,7 +36,7 @@ def find_malposition(lesion: Lesion) -> bool | None:
 
     None if the lesion holds neither an endotracheal tube nor a central venous catheter.
     """
-    places = place_devices(lesion, np.random.default_rng(lesion.seed))
+    places = place_devices(lesion)
     wrong = []
     if "endotracheal tube" in places:
         wrong.append(_CM * places["endotracheal tube"]["above_carina"] < _LEAST_CM_ABOVE_CARINA)
@@ -52,7 +49,7 @@ def find_malposition(lesion: Lesion) -> bool | None:
 def paint_devices(scene: Scene, lesion: Lesion, generator: np.random.Generator) -> np.ndarray:
     """One to three kinds of devices, chosen and placed by the lesion's seed."""
     metal = np.zeros_like(scene.body.air)
-    for device, place in place_devices(lesion, generator).items():
+    for device, place in place_devices(lesion).items():
         _DEVICES[device][2](scene, metal, **place)
     scene.add(metal)
     return scene.board.blur(metal, 0.010) > 0.03

@@ -12,7 +12,7 @@ from PIL import Image
 from chexstudy.children import end_with_parent
 from chexstudy.cohort.annotations import Annotation, make_outline
 from chexstudy.cohort.phantom.drawing import draw_radiograph
-from chexstudy.cohort.phantom.junk import SPOILED, draw_junk, spoil_radiograph
+from chexstudy.cohort.phantom.junk import DRAWERS, spoil_radiograph
 from chexstudy.cohort.phantom.plan import Pair
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
@@ -47,8 +47,8 @@ def _make_film(film: Film) -> list[Annotation]:
     """Draw, spoil if so planned, and write one image; return the outlines of what is on it."""
     generator = np.random.default_rng(film.seed)
     masks: dict[str, np.ndarray] = {}
-    if film.pair.junk and film.pair.junk not in SPOILED:
-        pixels = draw_junk(film.pair.junk, film.size, generator)
+    if film.pair.junk in DRAWERS:
+        pixels = DRAWERS[film.pair.junk](film.size, generator)
     else:
         drawing = draw_radiograph(film.pair.case, film.size)
         pixels, masks = drawing.pixels, drawing.masks
@@ -57,14 +57,12 @@ def _make_film(film: Film) -> list[Annotation]:
     try:
         Image.fromarray(pixels).save(film.path, compress_level=1)
         if film.pair.broken:
-            film.path.write_bytes(_break_file(film.pair.broken, film.path.read_bytes()))
+            # What an interrupted or refused download leaves behind.
+            whole = film.path.read_bytes()
+            left = {"truncated": whole[: len(whole) // 2], "page": _ERROR_PAGE, "empty": b""}
+            film.path.write_bytes(left[film.pair.broken])
     except OSError as error:
         raise StudyError(f"could not write {film.path}: {error.strerror or error}; free some space.") from None
     if film.pair.broken:
         return []
     return [make_outline(film.image_id, structure, mask) for structure, mask in masks.items()]
-
-
-def _break_file(kind: str, content: bytes) -> bytes:
-    """What an interrupted or refused download leaves behind."""
-    return {"truncated": content[: len(content) // 2], "page": _ERROR_PAGE, "empty": b""}[kind]

@@ -24,16 +24,6 @@ def _expose(density: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.clip(film * 235 + 8, 0, 255).astype(np.uint8)
 
 
-def _draw_blank(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A plate that was never exposed, or fully."""
-    return np.full((size, size), generator.choice([0, 3, 252, 255]), dtype=np.uint8)
-
-
-def _draw_noise(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A reader fault: nothing but noise."""
-    return np.clip(generator.normal(120, 45, (size, size)), 0, 255).astype(np.uint8)
-
-
 def _draw_lateral(size: int, generator: np.random.Generator) -> np.ndarray:
     """A lateral view: spine behind, heart in front, one lung over the other."""
     y, x = _axes(size)
@@ -83,15 +73,18 @@ def _draw_page(size: int, generator: np.random.Generator) -> np.ndarray:
     return np.clip(page + generator.normal(0.0, 3.0, page.shape), 0, 255).astype(np.uint8)
 
 
-_DRAWERS = MappingProxyType(
-    {"blank": _draw_blank, "noise": _draw_noise, "lateral": _draw_lateral, "hand": _draw_hand, "page": _draw_page}
+# Images that are no frontal chest radiograph, uint8 ``(size, size)``, by a size and a generator.
+DRAWERS = MappingProxyType(
+    {
+        # A plate that was never exposed, or fully; a reader fault.
+        "blank": lambda size, generator: np.full((size, size), generator.choice([0, 3, 252, 255]), dtype=np.uint8),
+        "noise": lambda size, generator: np.clip(generator.normal(120, 45, (size, size)), 0, 255).astype(np.uint8),
+        "lateral": _draw_lateral,
+        "hand": _draw_hand,
+        "page": _draw_page,
+    }
 )
-JUNK_KINDS = (*_DRAWERS, *SPOILED)
-
-
-def draw_junk(kind: str, size: int, generator: np.random.Generator) -> np.ndarray:
-    """An image that is no frontal chest radiograph, uint8 ``(size, size)``; ``kind`` is not one of ``SPOILED``."""
-    return _DRAWERS[kind](size, generator)
+JUNK_KINDS = (*DRAWERS, *SPOILED)
 
 
 def spoil_radiograph(

@@ -4,6 +4,7 @@ What is planted lies in the training split alone; the other splits are clean. Sp
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -109,17 +110,13 @@ def plan_pairs(config: PhantomConfig) -> list[Pair]:
             n -= planted["duplicate"] if split == "train" else 0
             cases = simulate_cases(n, prevalence, generator, first_patient=first_patient)
         first_patient += len({case.patient.patient_id for case in cases})
-        rows = [Pair(split, case, prior) for case, prior in zip(cases, _find_priors(cases), strict=True)]
+        # The previous study is one of the same patient.
+        former = [
+            before if before and before.patient == case.patient else None for before, case in pairwise([None, *cases])
+        ]
+        rows = [Pair(split, case, prior) for case, prior in zip(cases, former, strict=True)]
         pairs += _plant_nuisances(rows, planted, stream(config.seed, "planting")) if split == "train" else rows
     return pairs
-
-
-def _find_priors(cases: list[Case]) -> list[Case | None]:
-    """The previous study of the same patient, for each case."""
-    return [
-        before if before is not None and before.patient == case.patient else None
-        for before, case in zip([None, *cases], cases, strict=False)
-    ]
 
 
 def _plant_nuisances(rows: list[Pair], planted: dict[str, int], generator: np.random.Generator) -> list[Pair]:

@@ -9,14 +9,9 @@ from chexstudy.cohort.phantom.shape import Shape
 _MASK_LEVEL = 0.4
 
 
-def _push_mediastinum(shape: Shape, lesion: Lesion, from_severity: float, distance: float) -> None:
+def push_mediastinum(shape: Shape, lesion: Lesion, from_severity: float, distance: float) -> None:
     """Move heart and mediastinum away from a one-sided lesion that takes up much room."""
     shape.pull_mediastinum(lesion.side, -distance * max(lesion.severity - from_severity, 0.0) / (1.0 - from_severity))
-
-
-def reshape_effusion(shape: Shape, lesion: Lesion) -> None:
-    """A large effusion pushes the mediastinum to the other side."""
-    _push_mediastinum(shape, lesion, 0.65, 0.06)
 
 
 @paint_each_side
@@ -32,11 +27,6 @@ def paint_effusion(scene: Scene, lesion: Lesion, generator: np.random.Generator,
     scene.fill_lung(np.float32(0.93) * fluid, where)
     scene.add(np.float32(0.05) * fluid * lungs, where)
     mask[where] = (fluid > _MASK_LEVEL) & (lungs > _MASK_LEVEL)
-
-
-def reshape_pneumothorax(shape: Shape, lesion: Lesion) -> None:
-    """Tension: a gross pneumothorax pushes the mediastinum away and the diaphragm down."""
-    _push_mediastinum(shape, lesion, 0.6, 0.10)
 
 
 @paint_each_side

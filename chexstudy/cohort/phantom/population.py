@@ -161,6 +161,11 @@ def _draw_population(
     devices = np.array([name == SUPPORT_DEVICES for name in findings])
     doubtful = 1.0 - sum(prevalence[name] for name in findings if name == SUPPORT_DEVICES) / sum(prevalence.values())
     hedge = np.where(devices, 0.0, 2.0 * _SHARE_HEDGED / max(doubtful, 1e-9) * (1.0 - depth))
+    # How likely a study was made at the bedside, standard normal over patients.
+    loadings = np.array([_AP_LOADINGS.get(cause, 0.0) for cause in _CAUSES])
+    illness = parts["illness"] @ np.array([np.sqrt(_CONSTANT_ILLNESS), np.sqrt(1.0 - _CONSTANT_ILLNESS)])
+    remaining = np.sqrt(1.0 - (loadings**2).sum() - _AP_ILLNESS**2) * parts["portable"][..., 0]
+    portable = parts["causes"] @ loadings + _AP_ILLNESS * illness + remaining
     patient, study_number = np.nonzero(taken)
     return _Population(
         findings=findings,
@@ -169,7 +174,7 @@ def _draw_population(
         present=scores > thresholds,
         severity=severity,
         certain=generator.random(scores.shape) >= hedge,
-        portable=_portable_score(parts)[taken] > ndtri(1.0 - _SHARE_OF_AP),
+        portable=portable[taken] > ndtri(1.0 - _SHARE_OF_AP),
         # Adults, most of them between 40 and 85.
         age_years=np.floor(18 + 78 * beta.ppf(ndtr(parts["causes"][:, 0, _CAUSES.index("age")]), 2.6, 1.9)).astype(int),
         patient_seed=generator.integers(2**62, size=len(counts)),
@@ -208,15 +213,6 @@ def _combine_parts(findings: tuple[str, ...], parts: dict[str, np.ndarray], stre
     mixed = np.sqrt(_CONSTANT_ILLNESS) * constant + np.sqrt(1.0 - _CONSTANT_ILLNESS) * changing
     remaining = np.sqrt(1.0 - (loadings**2).sum(axis=1) - illness**2)
     return parts["causes"] @ loadings.T + illness * np.where(chronic, constant, mixed) + remaining * parts["own"]
-
-
-def _portable_score(parts: dict[str, np.ndarray]) -> np.ndarray:
-    """How likely a study was made at the bedside, ``(patients, studies)``, standard normal over patients."""
-    loadings = np.array([_AP_LOADINGS.get(cause, 0.0) for cause in _CAUSES])
-    weights = np.array([np.sqrt(_CONSTANT_ILLNESS), np.sqrt(1.0 - _CONSTANT_ILLNESS)])
-    remaining = np.sqrt(1.0 - (loadings**2).sum() - _AP_ILLNESS**2)
-    illness = parts["illness"] @ weights
-    return parts["causes"] @ loadings + _AP_ILLNESS * illness + remaining * parts["portable"][..., 0]
 
 
 def _loading_matrix(findings: tuple[str, ...]) -> np.ndarray:

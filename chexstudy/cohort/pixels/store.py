@@ -180,7 +180,11 @@ def plan_pixel_store(
     cohort = validate_cohort(cohort)
     files = resolve_image_paths(cohort, root or run.folder)
     refuse_shared_files(files)
-    cohort["image_path"] = [_portable_path(path, run.folder) for path in files]
+    # Relative if the file lies in the study's folder, so that the folder can be moved.
+    whole = [path.resolve() for path in files]
+    cohort["image_path"] = [
+        path.relative_to(run.folder).as_posix() if path.is_relative_to(run.folder) else str(path) for path in whole
+    ]
     parameters = {
         "size": size,
         "fit": fit,
@@ -248,12 +252,13 @@ def count_remarks(run: Run) -> dict[str, int]:
     Copies are files of equal bytes: those set aside because a split nearer to the test has them, and those beyond the
     first that stay because their split is the same.
     """
-    set_aside = run.read_table(QUARANTINE)["reason"].eq(COPY).sum()
     index = run.read_table(INDEX)
-    within = index["sha256"].duplicated().sum()
-    counts = {"copies set aside for another split": int(set_aside), "copies kept within a split": int(within)}
-    counts |= {remark: int(count) for remark, count in index["remark"].value_counts().items() if remark}
-    return {name: count for name, count in counts.items() if count}
+    counts = {
+        "copies set aside for another split": run.read_table(QUARANTINE)["reason"].eq(COPY).sum(),
+        "copies kept within a split": index["sha256"].duplicated().sum(),
+        **index.loc[index["remark"] != "", "remark"].value_counts(),
+    }
+    return {name: int(count) for name, count in counts.items() if count}
 
 
 def hash_cohort(cohort: pd.DataFrame) -> str:
@@ -284,12 +289,6 @@ def _is_current(run: Run, key: str) -> bool:
         print(error, flush=True)
         return False
     return True
-
-
-def _portable_path(path: Path, folder: Path) -> str:
-    """Relative if the file lies in the study's folder, so that the folder can be moved; else absolute."""
-    path = path.resolve()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _fingerprint(files: list[Path]) -> str:
