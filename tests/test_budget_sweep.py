@@ -238,7 +238,7 @@ def test_the_table_and_the_words(measure):
 
 def test_savings_in_words():
     assert [write_saving(0.324, state) for state in ("reached", "at_least", "at_most")] == [
-        *("32 %", "at least 32 %", "at most 32 %"),
+        *("32 %", "at least 32 %", "at most 32 %")
     ]
     assert write_saving(-0.1, "reached") == "\N{MINUS SIGN}10 %"
     assert write_saving(-0.001, "reached") == "0 %"

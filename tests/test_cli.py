@@ -118,10 +118,7 @@ def test_help_is_there_at_once():
         ),
         ("run 01 -p seed=3", "chexstudy run: -p takes a name and a value, for example `-p seed 3`; see"),
         ("cohort", "chexstudy cohort: the following arguments are required: ACTION; see"),
-        (
-            "evaluate compare full",
-            "chexstudy evaluate compare: the following arguments are required: B; see",
-        ),
+        ("evaluate compare full", "chexstudy evaluate compare: the following arguments are required: B; see"),
         (
             "evaluate compere a b",
             "evaluate: ACTION cannot be 'compere'; it is one of compare: did you mean 'compare'; see",

@@ -284,12 +284,7 @@ def test_rows_keep_the_contract_of_the_results_table():
     assert set(rows.task) == {"ablation_curation"}
     means = rows[(rows.seed == OVER_SEEDS) & (rows.metric == "keep_ratio")].set_index(["variant", "setting"]).value
     assert means.to_dict() == pytest.approx(
-        {
-            ("", REFERENCE): 0.15,
-            ("", "rule=budgeted"): 0.3,
-            (REFERENCE, ""): 0.2,
-            ("two_epochs", ""): 0.3,
-        }
+        {("", REFERENCE): 0.15, ("", "rule=budgeted"): 0.3, (REFERENCE, ""): 0.2, ("two_epochs", ""): 0.3}
     )
     law_rows = rows[rows.metric == "full_batch_keep_ratio"]
     place = ("prototypes=6", "central_cap=10", "super_batch=120")

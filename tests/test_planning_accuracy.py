@@ -1,14 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from learning_curves import pick
 from scipy.stats import spearmanr
 
-from chexstudy.label_planning.accuracy import (
-    correlate_early,
-    judge_early_claim,
-    measure_families,
-    measure_forecasts,
-)
+from chexstudy.label_planning.accuracy import correlate_early, judge_early_claim, measure_families, measure_forecasts
 
 
 def make_forecasts(findings=8, encoders=("curated", "full"), at=(50, 100)):
@@ -28,13 +24,6 @@ def make_forecasts(findings=8, encoders=("curated", "full"), at=(50, 100)):
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def pick(table, **wanted):
-    for name, value in wanted.items():
-        table = table[table[name] == value]
-    assert len(table) == 1
-    return table.iloc[0]
 
 
 def rng():
@@ -86,9 +75,8 @@ def test_the_correlation_is_spearmans_with_an_interval_around_it():
     early = forecasts[forecasts.at_most_n == 50]
     assert row.correlation == pytest.approx(spearmanr(early.early_slope, early.truth).statistic)
     assert row.low < row.correlation < row.high
-    assert pick(
-        correlate_early(forecasts, 50, rng(), 50), encoder="full", predictor="last"
-    ).correlation == pytest.approx(1)
+    last = pick(correlate_early(forecasts, 50, rng(), 50), encoder="full", predictor="last")
+    assert last.correlation == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("sign", "word"), [(1, "supports"), (-1, "contradicts"), (0, "neither supports nor refutes")])

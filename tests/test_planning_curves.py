@@ -13,13 +13,7 @@ from chexstudy.errors import StudyError
 from chexstudy.label_planning import batched_heads
 from chexstudy.label_planning import curves as curves_module
 from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout_sets, fit_logistic_sets
-from chexstudy.label_planning.curves import (
-    CurveDesign,
-    choose_test,
-    count_test_labels,
-    measure_curves,
-    plan_draws,
-)
+from chexstudy.label_planning.curves import CurveDesign, choose_test, count_test_labels, measure_curves, plan_draws
 from chexstudy.label_planning.draws import draw_labels, make_pool
 from chexstudy.label_planning.encoders import freeze_encoders, list_exposures, name_encoder
 from chexstudy.runs import Run
@@ -117,22 +111,26 @@ def test_separable_sets_have_a_finite_solution():
 
 
 @pytest.mark.parametrize(
-    "fit",
+    ("fit", "sentence"),
     [
-        lambda x, y: fit_logistic_sets(x, y, 1.0, np.ones(8)),
-        lambda x, y: fit_dropout_sets(x, y, 0.01, DropoutRecipe(), 0),
+        (lambda x, y: fit_logistic_sets(x, y, 1.0, np.ones(8)), "one class only"),
+        (lambda x, y: fit_dropout_sets(x, y, 0.01, DropoutRecipe(), 0), "one class only"),
+        (lambda x, y: fit_logistic_sets(x[:1], y[:1], 0.0, np.ones(8)), "penalty"),
+        *(
+            (lambda x, y, wrong=wrong: DropoutRecipe(**wrong), "a head with dropout needs")
+            for wrong in ({"dropout": 1.0}, {"steps": 0}, {"batch_size": 0}, {"weight_decay": -1.0})
+        ),
+        *(
+            (lambda x, y, wrong=wrong: CurveDesign(**wrong), "learning curve")
+            for wrong in ({"head": "forest"}, {"unit": "studies"}, {"draws": 0}, {"grid": ()})
+        ),
     ],
 )
-def test_a_set_of_one_class_is_refused(fit):
+def test_what_no_head_and_no_curve_can_be_made_of_is_refused(fit, sentence):
     features, present = make_sets(kind=np.float32)
     present[1] = True
-    with pytest.raises(StudyError, match="one class only"):
+    with pytest.raises(StudyError, match=sentence):
         fit(features, present)
-
-
-def test_a_penalty_of_nothing_is_refused():
-    with pytest.raises(StudyError, match="penalty"):
-        fit_logistic_sets(*make_sets(), 0.0, np.ones(8))
 
 
 def test_a_head_with_dropout_learns_and_does_not_depend_on_its_company():
@@ -154,12 +152,6 @@ def test_without_dropout_and_decay_many_full_steps_find_the_maximum_likelihood()
     coefficients, _ = fit_dropout_sets(features, present, 0.05, recipe, 0)
     exact, _ = fit_logistic_sets(features.astype(float), present, 1e-6, np.ones(2))
     np.testing.assert_allclose(coefficients, exact, atol=1e-2)
-
-
-@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"steps": 0}, {"batch_size": 0}, {"weight_decay": -1.0}])
-def test_impossible_recipes_are_refused(wrong):
-    with pytest.raises(StudyError):
-        DropoutRecipe(**wrong)
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -213,13 +205,6 @@ def test_draws_do_not_depend_on_the_grid_and_are_the_same_for_all_encoders(study
     pd.testing.assert_frame_equal(shared, other[other.n.isin([20, 40])].reset_index(drop=True))
 
 
-def test_no_patient_is_in_training_and_in_test(study):
-    run, cohort, features = study
-    cohort.loc[cohort.index[-1], "patient_id"] = "train0"
-    with pytest.raises(StudyError, match="both in training and in test"):
-        measure((run, cohort, features))
-
-
 def test_current_curves_are_read_and_a_changed_design_is_measured(study, monkeypatch):
     names = ("curated/seed0", "full/seed0")
     first = measure(study, names)
@@ -243,21 +228,14 @@ def test_the_global_setting_is_chosen_on_validation_and_its_labels_are_counted(s
     assert settings.validation_images == 40
 
 
-def test_a_setting_that_ruins_validation_is_not_chosen(study, monkeypatch):
+def test_a_setting_that_ruins_validation_is_not_chosen_and_without_one_the_middle_is_taken(study, monkeypatch):
     run, cohort, features = study
+    measure((run, cohort.assign(split=cohort.split.replace("validate", "test")), features))
+    chosen = run.read_table(curves_module.SETTINGS)
+    assert (chosen.setting[0], chosen.validation_images[0]) == (1.0, 0)
     monkeypatch.setattr(curves_module, "HEADS", {"linear": (1e-7, 0.03)})
-    measure((run, cohort, features), head="linear", recipe=DropoutRecipe(steps=60))
+    measure(study, head="linear", recipe=DropoutRecipe(steps=60))
     assert run.read_table(curves_module.SETTINGS).setting[0] == 0.03
-
-
-def test_without_a_validation_split_the_middle_setting_is_taken(study):
-    run, cohort, features = study
-    cohort = cohort.assign(split=cohort.split.replace("validate", "test"))
-    measure((run, cohort, features))
-    assert (
-        run.read_table(curves_module.SETTINGS).setting[0],
-        run.read_table(curves_module.SETTINGS).validation_images[0],
-    ) == (1.0, 0)
 
 
 def test_positives_are_counted_as_the_table_of_curves_says(study):
@@ -301,8 +279,11 @@ def test_counts_of_cases_too_small_to_hold_a_positive_are_left_out(study):
     assert plan_draws(cohort, CurveDesign(grid=grid, fewest_positives=0))[0]["Mass"][:2] == [10, 20]
 
 
-def test_a_study_without_anything_to_draw_says_so(study):
+def test_a_study_without_anything_to_draw_or_with_patients_in_two_splits_says_so(study):
     run, cohort, features = study
+    mixed = cohort.assign(patient_id=cohort.patient_id.mask(cohort.index == len(cohort) - 1, "train0"))
+    with pytest.raises(StudyError, match="both in training and in test"):
+        measure((run, mixed, features))
     with pytest.raises(StudyError, match="no finding has labels enough"):
         measure((run, cohort, features), grid=(4000, 5000, 6000))
     with pytest.raises(StudyError, match="no test split"):
@@ -316,12 +297,6 @@ def test_the_enriched_test_is_preferred(study):
     assert (name, len(rows)) == ("t/test_enriched", 10)
     present = int((cohort[cohort.split == "test"].Mass == 1).sum())
     assert count_test_labels(cohort, ["Mass"]) == {"Mass": (present, 60 - present)}
-
-
-@pytest.mark.parametrize("wrong", [{"head": "forest"}, {"unit": "studies"}, {"draws": 0}, {"grid": ()}])
-def test_impossible_designs_are_refused(wrong):
-    with pytest.raises(StudyError):
-        CurveDesign(**wrong)
 
 
 # --- encoders --------------------------------------------------------------------------------------------------------

@@ -89,15 +89,12 @@ def test_every_image_of_a_patient_comes_first_at_times():
     assert firsts == {0, 1, 2, 3}
 
 
-def test_everything_is_drawn_whole(pool):
-    assert sorted(draw(pool, 200).rows.tolist()) == list(range(200))
-
-
-def test_the_same_call_gives_the_same_draw_and_others_differ(pool):
+def test_the_same_call_gives_the_same_draw_others_differ_and_everything_is_drawn_whole(pool):
     one = draw(pool, 40).rows
     np.testing.assert_array_equal(one, draw(pool, 40).rows)
     assert set(one.tolist()) != set(draw(pool, 40, 1).rows.tolist())
     assert set(one.tolist()) != set(draw(pool, 40, seed=1).rows.tolist())
+    assert sorted(draw(pool, 200).rows.tolist()) == list(range(200))
 
 
 def test_draws_differ_between_findings():

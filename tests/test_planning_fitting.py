@@ -3,21 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from learning_curves import LABELS, TRUE, measure_curve
 from scipy.optimize import curve_fit
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.families import FAMILIES, POWER3
 from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION, compare_families, fit_points
 from chexstudy.label_planning.observations import LearningCurve, estimate_noise, list_curves, weigh_points
-
-LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
-TRUE = np.array([0.86, 0.55, 0.45])
-
-
-def measured(labels, draws, seed, truth=TRUE, deviation=0.06):
-    noise = np.random.default_rng(seed).standard_normal((len(labels), draws))
-    values = POWER3.evaluate(labels, truth)[:, None] + deviation * np.sqrt(10 / labels)[:, None] * noise
-    return LearningCurve("curated", "Effusion", labels, np.clip(values, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +37,7 @@ def test_four_parameters_reproduce_the_points(name):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_noisy_points_are_fitted_at_least_as_well_as_by_scipy(seed):
-    curve = measured(LABELS, 3, seed)
+    curve = measure_curve(LABELS, 3, np.random.default_rng(seed))
     weights = weigh_points(curve, estimate_noise([curve]))
     fit = fit_points(POWER3, LABELS, curve.means, weights)
     found, _ = curve_fit(
@@ -77,7 +69,7 @@ def test_bounds_hold_where_the_points_would_leave_them():
 
 
 def test_replicates_are_fitted_as_they_are_alone():
-    values = np.stack([measured(LABELS, 2, seed).means for seed in range(5)])
+    values = np.stack([measure_curve(LABELS, 2, np.random.default_rng(seed)).means for seed in range(5)])
     together = fit_points(POWER3, LABELS, values)
     for row, one in zip(together.parameters, values, strict=True):
         assert row == pytest.approx(fit_points(POWER3, LABELS, one).parameters, rel=1e-9)
@@ -104,7 +96,7 @@ def test_what_cannot_be_fitted_is_refused(labels, values, sentence):
 
 
 def test_the_law_of_the_noise_is_found():
-    noise = estimate_noise([measured(LABELS, 20, seed) for seed in range(10)], at=10)
+    noise = estimate_noise([measure_curve(LABELS, 20, np.random.default_rng(seed)) for seed in range(10)], at=10)
     assert noise.exponent == pytest.approx(1, abs=0.1)
 
 
@@ -120,7 +112,7 @@ SIMPLE = ("power3", "power2", "logarithmic")
 
 
 def test_the_true_family_extrapolates_best():
-    curves = [measured(LABELS, 50, seed, deviation=0.02) for seed in range(3)]
+    curves = [measure_curve(LABELS, 50, np.random.default_rng(seed), deviation=0.02) for seed in range(3)]
     errors = compare_families(curves)
     assert set(errors[errors.split == EXTRAPOLATION].at_most_n) == {20, 50, 100, 200, 500, 1000}
     errors = errors[((errors.at_most_n == 200) | (errors.split == INTERPOLATION)) & (errors.family.isin(SIMPLE))]
@@ -134,7 +126,7 @@ def test_the_true_family_extrapolates_best():
 
 
 def test_families_with_too_few_points_are_not_evaluable():
-    errors = compare_families([measured(LABELS[:4], 5, 0)])
+    errors = compare_families([measure_curve(LABELS[:4], 5, np.random.default_rng(0))])
     assert errors[errors.family == "power4"].error.isna().all()
     assert errors[errors.family == "power2"].error.notna().all()
 
@@ -192,10 +184,3 @@ GOOD = pd.DataFrame({"n": [10, 50, 100], "auroc": [0.6, 0.7, 0.8], "finding": "E
 def test_bad_tables_are_refused(table, sentence):
     with pytest.raises(StudyError, match=sentence):
         list_curves(table)
-
-
-def test_an_unknown_finding_or_encoder_lists_those_there_are():
-    with pytest.raises(StudyError, match="no curve of the finding 'Edema': choose among Effusion"):
-        list_curves(GOOD, finding="Edema")
-    with pytest.raises(StudyError, match="no curve of the encoder 'full': choose among encoder"):
-        list_curves(GOOD, encoder="full")

@@ -2,20 +2,12 @@
 
 import numpy as np
 import pytest
+from learning_curves import LABELS, TRUE, measure_curve
 
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import POWER3, labels_for
+from chexstudy.label_planning.families import labels_for
 from chexstudy.label_planning.observations import LearningCurve, relate_variances
 from chexstudy.label_planning.posterior import Posterior, Prior, _infer_group, infer_curves, trace_bands
-
-LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
-TRUE = np.array([0.86, 0.55, 0.45])
-
-
-def measured(labels, draws, generator, truth=TRUE, name="Effusion", deviation=0.06):
-    noise = generator.standard_normal((len(labels), draws))
-    values = POWER3.evaluate(labels, truth)[:, None] + deviation * np.sqrt(10 / labels)[:, None] * noise
-    return LearningCurve("curated", name, labels, np.clip(values, 0, 1))
 
 
 def population(generator, findings):
@@ -63,7 +55,7 @@ FIXED = Prior(
 
 @pytest.mark.parametrize(("points", "draws"), [(3, 5), (5, 1), (8, 5)])
 def test_the_posterior_is_that_of_plain_quadrature(points, draws):
-    curve = measured(LABELS[:points], draws, np.random.default_rng(points))
+    curve = measure_curve(LABELS[:points], draws, np.random.default_rng(points))
     # The exponent is part of what is compared; with one draw it is that of the prior, 1.
     (posterior,) = _infer_group([curve], np.random.default_rng(0), FIXED, 20_000)
     if draws > 1:
@@ -74,7 +66,7 @@ def test_the_posterior_is_that_of_plain_quadrature(points, draws):
 
 
 def test_the_same_seed_gives_the_same_draws():
-    curves = [measured(LABELS[:4], 2, np.random.default_rng(seed), name=str(seed)) for seed in range(3)]
+    curves = [measure_curve(LABELS[:4], 2, np.random.default_rng(seed), name=str(seed)) for seed in range(3)]
     first, second = (infer_curves(curves, np.random.default_rng(7)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert (one.parameters == other.parameters).all()
@@ -82,7 +74,7 @@ def test_the_same_seed_gives_the_same_draws():
 
 
 def test_parameters_keep_their_bounds_and_many_labels_find_them():
-    curve = measured(LABELS, 50, np.random.default_rng(0), deviation=0.03)
+    curve = measure_curve(LABELS, 50, np.random.default_rng(0), deviation=0.03)
     (posterior,) = infer_curves([curve], np.random.default_rng(0))
     alpha, beta, gamma, _ = posterior.parameters.T
     assert (alpha >= 0.5).all()
@@ -97,7 +89,8 @@ def test_parameters_keep_their_bounds_and_many_labels_find_them():
 def test_pooling_narrows_what_few_labels_say():
     generator = np.random.default_rng(3)
     curves = [
-        measured(LABELS[:5], 5, generator, truth, str(place)) for place, truth in enumerate(population(generator, 15))
+        measure_curve(LABELS[:5], 5, generator, truth, str(place))
+        for place, truth in enumerate(population(generator, 15))
     ]
     widths = []
     for pool in (False, True):
@@ -108,7 +101,7 @@ def test_pooling_narrows_what_few_labels_say():
 
 def test_alone_a_curve_does_not_hear_the_others():
     generator = np.random.default_rng(4)
-    first, second, other = (measured(LABELS[:4], 3, generator, name=name) for name in "abc")
+    first, second, other = (measure_curve(LABELS[:4], 3, generator, name=name) for name in "abc")
     with_second = infer_curves([first, second], np.random.default_rng(0), pool=False)[0]
     with_other = infer_curves([first, other], np.random.default_rng(0), pool=False)[0]
     assert (with_second.parameters == with_other.parameters).all()
@@ -117,14 +110,14 @@ def test_alone_a_curve_does_not_hear_the_others():
 
 
 def test_a_single_draw_at_each_number_of_labels_is_enough_to_start():
-    (posterior,) = infer_curves([measured(LABELS[:3], 1, np.random.default_rng(0))], np.random.default_rng(0))
+    (posterior,) = infer_curves([measure_curve(LABELS[:3], 1, np.random.default_rng(0))], np.random.default_rng(0))
     low, high = np.quantile(posterior.plateaus, [0.025, 0.975])
     assert high - low > 0.1
     assert low < 0.86 < high
 
 
 def test_foreseen_means_vary_more_than_the_curve():
-    (posterior,) = infer_curves([measured(LABELS[:5], 5, np.random.default_rng(0))], np.random.default_rng(0))
+    (posterior,) = infer_curves([measure_curve(LABELS[:5], 5, np.random.default_rng(0))], np.random.default_rng(0))
     one, many = (np.std(posterior.foresee(10, draws, np.random.default_rng(1))) for draws in (1, 10_000))
     assert one > many
     assert many == pytest.approx(np.std(posterior.predict(10)[:, 0]), rel=0.25)
@@ -157,7 +150,7 @@ def test_no_curves_and_short_curves_are_refused():
     with pytest.raises(StudyError, match="no learning curve"):
         infer_curves([], np.random.default_rng(0))
     with pytest.raises(StudyError, match="has 2 numbers of labels"):
-        infer_curves([measured(LABELS[:2], 3, np.random.default_rng(0))], np.random.default_rng(0))
+        infer_curves([measure_curve(LABELS[:2], 3, np.random.default_rng(0))], np.random.default_rng(0))
 
 
 def cover(repeats, findings, labels, draws, pool):
@@ -166,7 +159,7 @@ def cover(repeats, findings, labels, draws, pool):
     for repeat in range(repeats):
         generator = np.random.default_rng([repeat, draws, len(labels)])
         truths = population(generator, findings)
-        curves = [measured(labels, draws, generator, truth, str(place)) for place, truth in enumerate(truths)]
+        curves = [measure_curve(labels, draws, generator, truth, str(place)) for place, truth in enumerate(truths)]
         for truth, posterior in zip(truths, infer_curves(curves, generator, pool), strict=True):
             low, high = np.quantile(posterior.plateaus, [0.025, 0.975])
             plateaus.append(low <= truth[0] <= high)

@@ -45,7 +45,7 @@ def test_variants_of_the_published_schedule_leave_out_what_it_cannot_do():
 
 def test_the_reference_is_always_chosen_and_first():
     assert [one.name for one in choose_variants(["two_epochs", "budgeted", "two_epochs"], REFERENCE_CONFIG)] == [
-        *(REFERENCE, "two_epochs", "budgeted"),
+        *(REFERENCE, "two_epochs", "budgeted")
     ]
     assert choose_variants([], REFERENCE_CONFIG) == list_variants(REFERENCE_CONFIG)
     with pytest.raises(StudyError, match=r"'two_epoch'; there are published, budgeted"):
