@@ -131,13 +131,13 @@ def test_an_unknown_constant_is_refused():
 def test_order_and_chance_have_seeds_of_their_own(features):
     first = curate_features(features, REFERENCE_CONFIG, 0)
     again = curate_features(features, REFERENCE_CONFIG, 0)
-    pd.testing.assert_frame_equal(first.decisions, again.decisions)
+    pd.testing.assert_frame_equal(first, again)
     redrawn = curate_features(features, REFERENCE_CONFIG, 1, order_seed=0)
-    assert list(redrawn.decisions.row) == list(first.decisions.row)
-    assert list(redrawn.decisions.kept) != list(first.decisions.kept)
+    assert list(redrawn.row) == list(first.row)
+    assert list(redrawn.kept) != list(first.kept)
     reordered = curate_features(features, REFERENCE_CONFIG, 0, order_seed=1)
-    assert list(reordered.decisions.row) != list(first.decisions.row)
-    twice = curate_features(features, change_constants(REFERENCE_CONFIG, {"curation_epochs": 2}), 0).decisions
+    assert list(reordered.row) != list(first.row)
+    twice = curate_features(features, change_constants(REFERENCE_CONFIG, {"curation_epochs": 2}), 0)
     orders = [list(twice.row[twice.epoch == epoch]) for epoch in (0, 1)]
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(PAIRS))
@@ -182,7 +182,7 @@ def test_settings_are_measured_once_and_read_again(study, features, training, mo
     assert ratio.positives["rule=budgeted"] == PAIRS // 4
     for name in (REFERENCE, "central_cap=20"):
         config = REFERENCE_CONFIG if name == REFERENCE else change_constants(REFERENCE_CONFIG, {"central_cap": 20})
-        assert ratio.positives[name] == len(curate_features(features, config, 0).kept)
+        assert ratio.positives[name] == curate_features(features, config, 0).kept.sum()
 
     def refuse(*_):
         raise AssertionError("measured again")

@@ -120,9 +120,3 @@ def test_a_memory_map_and_a_half_precision_array_give_what_the_array_gives(tmp_p
 def test_features_that_cannot_be_covered_are_refused_in_a_sentence(features, count, start, sentence):
     with pytest.raises(StudyError, match=sentence):
         cover_points(features, count, start)
-
-
-def test_long_work_says_beforehand_how_long_it_may_take(monkeypatch, capsys):
-    monkeypatch.setattr(farthest, "SECONDS_WORTH_SAYING", 0.0)
-    cover_points(_random(50), 10, label="covering the phantom")
-    assert "covering the phantom: 10 of 50 rows, about" in capsys.readouterr().out

@@ -92,16 +92,6 @@ def test_one_row_alone_is_no_constant_matrix():
     np.testing.assert_allclose(normalise(np.array([[0.0, 2.0]])), [[0, 1]])
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(1.0, "reading E.npy takes about 28 s\n"), (0.1, "")])
-def test_a_long_reading_is_announced_early(monkeypatch, capsys, seconds, said):
-    clock = iter(np.arange(1000) * seconds)
-    monkeypatch.setattr(inputs, "_BLOCK_NUMBERS", 15)
-    monkeypatch.setattr(inputs.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(inputs, "progress", lambda items, label: iter(items))
-    normalise(draw())
-    assert capsys.readouterr().out == said
-
-
 def test_features_too_large_for_memory_lie_on_disk_and_leave_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(inputs, "_largest_in_memory", lambda: 40 * 5 * 4 - 1)
     on_disk = allocate_features(40, 5, tmp_path)

@@ -24,37 +24,34 @@ def features() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def published(features):
-    """What the published rule decides on the same stream."""
-    return curate_stream(features, CuratorConfig(), draw(), 480)
+    """What the published rule decides on the same stream, row by row."""
+    return curate_stream(features, CuratorConfig(), draw(), 480).set_index("row").sort_index()
 
 
 def test_at_its_own_share_the_published_rule_comes_out_unchanged(features, published):
-    budget = len(published.kept)
+    budget = published.kept.sum()
     assert budget == pytest.approx(0.225 * PAIRS, abs=8)
     choice = METHODS["bands"].choose(features, budget, draw())
-    assert choice.rows.tolist() == published.kept.tolist()
+    assert choice.rows.tolist() == published.index[published.kept].tolist()
 
 
 def test_near_its_share_the_farthest_point_order_decides(features, published):
-    decisions = published.decisions
-    fewer = METHODS["bands"].choose(features, len(published.kept) - 5, draw()).rows
-    lost = set(published.kept) - set(fewer)
-    assert len(lost) == 5
-    assert decisions.set_index("row").loc[list(lost), "order"].tolist() == [9] * 5
-    more = METHODS["bands"].choose(features, len(published.kept) + 5, draw()).rows
-    gained = decisions.set_index("row").loc[list(set(more) - set(published.kept))]
-    assert len(gained) == 5
-    assert set(gained.band) == {"central"}
+    kept = published.index[published.kept]
+    lost = kept.difference(METHODS["bands"].choose(features, len(kept) - 5, draw()).rows)
+    assert published.loc[lost, "order"].tolist() == [9] * 5
+    more = METHODS["bands"].choose(features, len(kept) + 5, draw()).rows
+    gained = published.loc[np.setdiff1d(more, kept)]
+    assert gained.band.tolist() == ["central"] * 5
 
 
 def test_below_the_support_band_only_support_is_kept_and_outliers_come_last(features):
     config = CuratorConfig(central_cap=1)
-    support = curate_stream(features, config, draw(), 480).decisions.query("band == 'support'")["row"]
+    support = curate_stream(features, config, draw(), 480).query("band == 'support'")["row"]
     assert set(METHODS["bands"].choose(features, 50, draw()).rows) <= set(support)
 
     budget = PAIRS - 20
     cap = round((budget - 0.1 * PAIRS) / 12)
-    decisions = curate_stream(features, CuratorConfig(central_cap=cap), draw(), 480).decisions
+    decisions = curate_stream(features, CuratorConfig(central_cap=cap), draw(), 480)
     left_out = np.setdiff1d(np.arange(PAIRS), METHODS["bands"].choose(features, budget, draw()).rows)
     outliers = decisions.query("band == 'outlier'").sort_values("distance")["row"]
     assert set(left_out) == set(outliers.tail(20))
@@ -67,11 +64,10 @@ def test_bands_meet_a_budget_whatever_the_batch(features, super_batch):
 
 def test_budgeted_keeps_what_the_stream_keeps(features):
     config = CuratorConfig(rule="budgeted", budget=218, warm_up_order="random", warm_up_features="normalised")
-    stream = curate_stream(features, config, draw(3), 480)
+    decisions = curate_stream(features, config, draw(3), 480).set_index("row").sort_index()
     choice = METHODS["budgeted"].choose(features, 218, draw(3))
-    assert choice.rows.tolist() == stream.kept.tolist()
+    assert choice.rows.tolist() == decisions.index[decisions.kept].tolist()
     # Among the kept, and among the dropped, scores follow the priority.
-    decisions = stream.decisions.set_index("row").sort_index()
     for kept in (True, False):
         rows = np.flatnonzero(decisions.kept == kept)
         by_score = rows[np.argsort(-choice.scores[rows])]

@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.curation.online.configuration import RULES, SAMPLERS, CuratorConfig
-from chexstudy.curation.online.streaming import Stream, curate_stream
+from chexstudy.curation.online.streaming import curate_stream
 from chexstudy.curation.quality.overlap import jaccard
 from chexstudy.curation.quality.subset_metrics import ALL, measure_kept
 from chexstudy.evaluation.task import read_or_measure
@@ -153,7 +153,7 @@ def _make_setting(reference: PretrainingConfig, factor: str, value: str, changes
 
 def curate_features(
     features: np.ndarray, config: PretrainingConfig, seed: int, order_seed: int | None = None
-) -> Stream:
+) -> pd.DataFrame:
     """Run the curator over unchanging unit-norm features ``(pairs, dim)``; order and chance depend on the seed alone.
 
     With several epochs each has an order of its own; else it may be given another seed than chance.
@@ -166,10 +166,10 @@ def curate_features(
     return curate_stream(features, config.curator, chance, config.super_batch, order, config.curation_epochs)
 
 
-def mark_kept(stream: Stream, pairs: int) -> np.ndarray:
+def mark_kept(decisions: pd.DataFrame, pairs: int) -> np.ndarray:
     """Which of the pairs were kept in the last epoch ``(pairs,)``, bool."""
     kept = np.zeros(pairs, dtype=bool)
-    kept[stream.kept] = True
+    kept[decisions.row[decisions.kept & (decisions.epoch == decisions.epoch.max())]] = True
     return kept
 
 

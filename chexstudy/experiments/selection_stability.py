@@ -40,7 +40,7 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
     for k, cap, batch in progress(grid, label=f"seed {seed}, ratio law"):
         changes = {"prototypes": k, "central_cap": cap, "super_batch": batch}
         config = change_constants(reference, changes)
-        decisions = curate_features(features, config, seed).decisions
+        decisions = curate_features(features, config, seed)
         full = decisions[decisions.groupby("step").kept.transform("size") == batch]
         law = float(expected_fraction(config.curator, [batch])[0])
         rows.append({**changes, "law": law, "measure": float(full.kept.mean()), "n": len(full), "seed": seed})

@@ -9,7 +9,7 @@ from numba import njit
 
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-from chexstudy.vectors.farthest import SECONDS_WORTH_SAYING, check_features, fill_pool, measure_rate
+from chexstudy.vectors.farthest import check_features, fill_pool
 
 # Candidates whose similarities to all rows are held at a time while the picks are few.
 _POOL_ROWS = 256
@@ -57,10 +57,6 @@ def facility_location(
     """
     check_features(features, count)
     parts = _split_rows(len(features), part_rows, generator)
-    products = sum(float(len(part)) ** 2 for part in parts) * features.shape[1]
-    seconds = 4.0 * products / measure_rate(features.shape[1], False)
-    if seconds > SECONDS_WORTH_SAYING:
-        print(f"{label}: {len(features):,} rows, at least about {seconds:,.0f} s", flush=True)
     picks, gains = [], []
     for part, share in zip(parts, _share_budget(count, parts), strict=True):
         if share:

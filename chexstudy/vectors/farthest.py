@@ -29,7 +29,6 @@ _TILE = 64
 # Where more than this share of so many pairs needs a direct distance, rounded products decide too little. The first
 # dozens of picks always need many, so they must not decide alone.
 _DIRECT_SHARE, _PAIRS_JUDGED = 0.1, 2**24
-SECONDS_WORTH_SAYING = 10.0
 _ROUNDING = 2.0**-24
 
 
@@ -71,11 +70,6 @@ def cover_points(features: np.ndarray, count: int, start: int = 0, label: str = 
     if not 0 <= start < len(features):
         raise StudyError(f"the first pick must be a row from 0 to {len(features) - 1:,}, not {start:,}.")
     cover = _PooledCover(features, count, start)
-    # From the measured rate of the products.
-    dim = features.shape[1]
-    seconds = 1.5 * 2.0 * len(features) * count * dim / measure_rate(dim, cover.rounded)
-    if seconds > SECONDS_WORTH_SAYING:
-        print(f"{label}: {count:,} of {len(features):,} rows, about {seconds:,.0f} s if nothing else runs", flush=True)
     for _ in progress(cover.pick(), count, label):
         pass
     return cover.rows

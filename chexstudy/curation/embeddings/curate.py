@@ -19,7 +19,6 @@ from chexstudy.curation.embeddings.files import check_outputs, limit_threads, re
 from chexstudy.curation.embeddings.group_quotas import GroupQuota, apply_quotas, parse_quota
 from chexstudy.curation.embeddings.inputs import (
     allocate_features,
-    check_lengths,
     normalise_rows,
     open_embeddings,
     read_image_ids,
@@ -126,7 +125,10 @@ def plan_curation(request: CurationRequest) -> CurationPlan:
     losses = read_losses(request.losses, ids) if request.losses else {}
     method.require_signals({*losses, *sides})
     for side, path in paths.items():
-        check_lengths(sides[side], ids, str(path), str(request.ids))
+        if len(sides[side]) != len(ids):
+            counts = [f"{number:,} row{'s' * (number != 1)}" for number in (len(sides[side]), len(ids))]
+            same = "they must hold the same images in the same order"
+            raise StudyError(f"{path} has {counts[0]} and {request.ids} {counts[1]}: {same}.")
     if {"image", "text"} <= set(method.needs) and sides["image"].shape[1] != sides["text"].shape[1]:
         widths = [f"{paths[side]} {has}{sides[side].shape[1]:,}" for side, has in (("image", "has "), ("text", ""))]
         raise StudyError(

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -42,25 +42,16 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def limit_threads(threads: int | None) -> Iterator[None]:
-    """Let BLAS, OpenMP, torch and numba use at most so many threads; None changes nothing."""
-    if threads is None:
-        yield
-        return
-    if threads < 1:
+    """Let BLAS, OpenMP and torch use at most so many threads; None changes nothing."""
+    if threads is not None and threads < 1:
         raise StudyError(f"threads must be at least 1, not {threads}.")
-    import numba
     from threadpoolctl import threadpool_limits
 
     from chexstudy.devices import use_threads
 
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    try:
-        # torch first, which reads how many there are before the others are limited, and gives as many back.
-        with use_threads(threads), threadpool_limits(threads):
-            yield
-    finally:
-        numba.set_num_threads(before)
+    # torch first, which reads how many there are before the others are limited, and gives as many back.
+    with use_threads(threads) if threads else nullcontext(), threadpool_limits(threads):
+        yield
 
 
 def write_table(table: pd.DataFrame, path: Path, record: Mapping) -> None:

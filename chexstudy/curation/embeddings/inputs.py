@@ -7,8 +7,7 @@ that names the file, how many rows are at fault and the first of them, by its nu
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,6 @@ from chexstudy.progress import progress
 # 4,096 rows of 1,024 numbers are 32 MiB in float64.
 _BLOCK_NUMBERS = 2**22
 _SAME = 1e-6
-_LONG_SECONDS = 10.0
-# The first block also pays for what is done once.
-_SECONDS_TO_JUDGE = 2.0
 
 
 # --- ids and tables --------------------------------------------------------------------------------------------------
@@ -114,7 +110,8 @@ def _read_numbers(column: pd.Series, name: str) -> np.ndarray:
 
 def open_embeddings(path: Path) -> np.ndarray:
     """Map a ``.npy`` file of embeddings, ``(rows, dim)`` of float16, float32 or float64."""
-    _require_file(path)
+    if not path.is_file():
+        raise StudyError(f"there is no file at {path}.")
     with open(path, "rb") as handle:
         try:
             version = np.lib.format.read_magic(handle)
@@ -123,31 +120,17 @@ def open_embeddings(path: Path) -> np.ndarray:
         except ValueError:
             raise StudyError(f"{path} is not an .npy file: write it with numpy.save.") from None
         start = handle.tell()
-    _check_shape_and_type(shape, dtype, str(path))
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        held = "objects" if dtype.hasobject else "texts" if dtype.kind in "US" else f"{dtype.name} values"
+        raise StudyError(f"{path} holds {held}: embeddings must be float16, float32 or float64.")
+    if len(shape) != 2 or min(shape) < 1:
+        what = "has the shape" if len(shape) != 2 else "is empty, its shape is"
+        raise StudyError(f"{path} {what} {shape}: embeddings are one row an image, (rows, dim).")
     whole = start + shape[0] * shape[1] * dtype.itemsize
     size = path.stat().st_size
     if size < whole:
         raise StudyError(f"{path} is cut short: it has {size:,} of {whole:,} bytes, so write or copy it again.")
     return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _check_shape_and_type(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        held = "objects" if dtype.hasobject else "texts" if dtype.kind in "US" else f"{dtype.name} values"
-        raise StudyError(f"{name} holds {held}: embeddings must be float16, float32 or float64.")
-    if len(shape) != 2:
-        raise StudyError(f"{name} has the shape {shape}: embeddings are one row an image, (rows, dim).")
-    if min(shape) < 1:
-        raise StudyError(f"{name} is empty, its shape is {shape}: embeddings are one row an image, (rows, dim).")
-
-
-def check_lengths(embeddings: np.ndarray, image_ids: np.ndarray, name: str, ids_name: str) -> None:
-    """Raise a StudyError unless there is one embedding for each id."""
-    if len(embeddings) != len(image_ids):
-        raise StudyError(
-            f"{name} has {_count(len(embeddings), 'row')} and {ids_name} {_count(len(image_ids), 'row')}: they must "
-            "hold the same images in the same order."
-        )
 
 
 def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: float = 1.0) -> None:
@@ -158,7 +141,9 @@ def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: f
     """
     bad, zero = np.zeros(len(embeddings), bool), np.zeros(len(embeddings), bool)
     first, varied = None, False
-    for rows in _blocks(embeddings, name):
+    step = max(1, _BLOCK_NUMBERS // embeddings.shape[1])
+    for start in progress(range(0, len(embeddings), step), label=f"reading {Path(name).name}"):
+        rows = slice(start, start + step)
         block = np.array(embeddings[rows], dtype=np.float64)
         largest = np.maximum(block.max(axis=1), -block.min(axis=1))
         bad[rows], zero[rows] = ~np.isfinite(largest), largest == 0
@@ -183,22 +168,6 @@ def normalise_rows(embeddings: np.ndarray, name: str, out: np.ndarray, length: f
         )
 
 
-def _blocks(embeddings: np.ndarray, name: str) -> Iterator[slice]:
-    """Slices of rows, with progress; how long all will take is said as soon as the first show that it is long."""
-    rows, dim = embeddings.shape
-    step = max(1, _BLOCK_NUMBERS // dim)
-    starts = range(0, rows, step)
-    began, is_said = time.monotonic(), False
-    for done, start in enumerate(progress(starts, label=f"reading {Path(name).name}")):
-        spent = time.monotonic() - began
-        if done and spent >= _SECONDS_TO_JUDGE and not is_said:
-            is_said = True
-            whole = spent / done * len(starts)
-            if whole >= _LONG_SECONDS:
-                print(f"reading {Path(name).name} takes about {whole:.0f} s", flush=True)
-        yield slice(start, min(start + step, rows))
-
-
 def allocate_features(rows: int, dim: int, folder: Path) -> np.ndarray:
     """An array ``(rows, dim)``, float32, to write features to: in memory, or on disk where it is too large for that.
 
@@ -218,11 +187,6 @@ def allocate_features(rows: int, dim: int, folder: Path) -> np.ndarray:
 def _largest_in_memory() -> int:
     """Features of more bytes than this go to disk: methods need room for work of their own beside them."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise StudyError(f"there is no file at {path}.")
 
 
 def _count(number: int, noun: str) -> str:

@@ -35,7 +35,7 @@ def choose_by_bands(
     support = config.outlier_quantile - config.support_quantile
     cap = round((budget - support * len(features)) / (prototypes * batches))
     config = replace(config, central_cap=max(1, cap))
-    decisions = curate_stream(features, config, generator, super_batch, label="curating").decisions
+    decisions = curate_stream(features, config, generator, super_batch, label="curating")
     level = _order_of_retention(features, decisions, generator)
     tie = torch.randperm(len(decisions), generator=generator).numpy()
     return choose_first(decisions["row"].to_numpy()[np.lexsort((tie, level))], budget, len(features))
@@ -65,7 +65,7 @@ def choose_within_budget(
         warm_up_order="random",
         warm_up_features="normalised",
     )
-    decisions = curate_stream(features, config, generator, super_batch, label="curating").decisions
+    decisions = curate_stream(features, config, generator, super_batch, label="curating")
     first = np.lexsort((-decisions["priority"].to_numpy(), ~decisions["kept"].to_numpy()))
     return choose_first(decisions["row"].to_numpy()[first], budget, len(features))
 

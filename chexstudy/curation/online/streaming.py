@@ -1,7 +1,5 @@
 """The online curator run over features that are at hand: what it would keep if the model stood still."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import torch
@@ -14,21 +12,6 @@ from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 
 
-@dataclass(frozen=True)
-class Stream:
-    """What the curator decided."""
-
-    # the ledger's columns with ``row`` (int64) in place of ``image_id``, in the order of the stream
-    decisions: pd.DataFrame
-    prototypes: np.ndarray  # ``(super-batches + 1, K, dim)``: after the warm-up and after each super-batch
-
-    @property
-    def kept(self) -> np.ndarray:
-        """Rows kept in the last epoch, ascending."""
-        last = self.decisions[self.decisions.epoch == self.decisions.epoch.max()]
-        return np.sort(last.loc[last.kept, "row"].to_numpy())
-
-
 def curate_stream(
     features: np.ndarray,
     config: CuratorConfig,
@@ -37,17 +20,18 @@ def curate_stream(
     order: np.ndarray | None = None,
     epochs: int = 1,
     label: str = "",
-) -> Stream:
-    """Run the online curator over unchanging features.
+) -> pd.DataFrame:
+    """What the online curator decides over unchanging unit-norm joint features ``(n, dim)``, perhaps memory-mapped.
 
     Args:
-        features: unit-norm joint features ``(n, dim)``, perhaps memory-mapped; read batch by batch.
-        config: the curator's constants.
         generator: draws the order of each epoch, the warm-up sample if it is random, and the sampler's starts.
         super_batch: pairs decided on together.
         order: row numbers in the order of the stream, the same in every epoch; drawn anew for each without it.
         epochs: how often each pair is considered.
         label: names the progress that is shown; none is shown without it.
+
+    Returns:
+        The ledger's columns with ``row`` (int64) in place of ``image_id``, in the order of the stream.
     """
     count = len(features)
     if super_batch < config.prototypes:
@@ -65,7 +49,6 @@ def curate_stream(
     # A stream is decided in small pieces; threads that share them would wait for each other most of the time.
     with use_threads(1):
         curator.warm_up(_read(features, rows), torch.from_numpy(rows))
-        snapshots = [curator.prototypes.clone()]
         for step in progress(range(epochs * steps), label=label) if label else range(epochs * steps):
             epoch, number = divmod(step, steps)
             if number == 0:
@@ -75,9 +58,8 @@ def curate_stream(
             seen = _read(features, batch)
             kept, selection = curator.choose(step, torch.from_numpy(batch), seen, generator)
             curator.update(seen, kept)
-            snapshots.append(curator.prototypes.clone())
             decisions.append(ledger_rows(batch, epoch, step, selection).rename(columns={"image_id": "row"}))
-    return Stream(pd.concat(decisions, ignore_index=True), torch.stack(snapshots).numpy())
+    return pd.concat(decisions, ignore_index=True)
 
 
 def _read(features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
