@@ -31,10 +31,8 @@ def measure_table(findings=tuple(TRUTHS), encoders=("curated",), labels=LABELS, 
     for encoder in encoders:
         for finding in findings:
             curve = measure_curve(labels, draws, generator, TRUTHS[finding], finding, 0.05)
-            values = [
-                (int(n), draw, one) for n, of in zip(labels, curve.values, strict=True) for draw, one in enumerate(of)
-            ]
-            rows.append(pd.DataFrame(values, columns=["n", "draw", "auroc"]).assign(encoder=encoder, finding=finding))
+            drawn = pd.DataFrame(curve.values, index=labels.astype(int)).rename_axis(index="n", columns="draw").stack()
+            rows.append(drawn.rename("auroc").reset_index().assign(encoder=encoder, finding=finding))
     place = {"seed": 0, "unit": "cases", "data_set": "t/test"}
     table = pd.concat(rows, ignore_index=True)
     return table.assign(**place, positives=table.n // 10, auprc=table.auroc / 2)

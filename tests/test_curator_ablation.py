@@ -1,9 +1,9 @@
-from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from kept_sets import draw_features, list_rows, write_features
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
@@ -43,8 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def features():
-    drawn = np.random.default_rng(3).normal(size=(PAIRS, 6)).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return draw_features(PAIRS, 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +57,6 @@ def training():
             "Hernia": pd.array((numbers % 60 < 2).astype(int), dtype="Int8"),
         }
     )
-
-
-def measured(values, metric="keep_ratio", finding="all"):
-    """Rows of settings and seeds: ``values[setting]`` lists one value a seed."""
-    rows = [(name, seed, value) for name, of_seeds in values.items() for seed, value in enumerate(of_seeds)]
-    table = pd.DataFrame(rows, columns=["setting", "seed", "value"])
-    return table.assign(metric=metric, finding=finding, ci_low=np.nan, ci_high=np.nan, n=100, positives=10)
 
 
 # --- what is varied --------------------------------------------------------------------------------------------------
@@ -97,6 +89,8 @@ def test_every_factor_holds_the_reference_once_and_each_setting_changes_what_it_
         changed = {name for name in after if name != "curator" and after[name] != before[name]}
         assert changed == set(setting.changes)
         assert all(f"{name}={after[name]}" in setting.name for name in changed)
+    with pytest.raises(StudyError, match="unknown constant"):
+        change_constants(reference, {"prototype": 4})
     names = [one.name for one in settings]
     for expected in ("prototypes=48", "super_batch=1920", "decay=1.0", "central_cap=20", "curation_epochs=3"):
         assert names.count(expected) == 1
@@ -111,18 +105,9 @@ def test_settings_that_a_small_cohort_cannot_have_are_left_out(features):
     # Every one that is left can be run.
     for setting in {one.name: one for one in settings}.values():
         assert mark_kept(curate_features(features, setting.apply(REFERENCE_CONFIG), 0), PAIRS).any()
-
-
-def test_a_study_smaller_than_the_published_constants_keeps_its_own():
-    reference = take_reference(PretrainingConfig.from_dict({"super_batch": 20, "prototypes": 5}))
-    settings = list_settings(reference, pairs=15)
-    assert [one.value for one in settings if one.factor == "Prototypes, K"] == ["2", "5", "6", "12"]
-    assert "Super-batch, B" not in {one.factor for one in settings}
-
-
-def test_an_unknown_constant_is_refused():
-    with pytest.raises(StudyError, match="unknown constant"):
-        change_constants(REFERENCE_CONFIG, {"prototype": 4})
+    smaller = list_settings(take_reference(PretrainingConfig.from_dict({"super_batch": 20, "prototypes": 5})), pairs=15)
+    assert [one.value for one in smaller if one.factor == "Prototypes, K"] == ["2", "5", "6", "12"]
+    assert "Super-batch, B" not in {one.factor for one in smaller}
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
@@ -158,8 +143,7 @@ def test_a_set_is_measured_beside_the_reference(features, training):
 @pytest.fixture
 def study(home, features, training):
     run = Run("tiny")
-    for side in ("image", "text"):
-        run.write_array(f"curation/scoring/seed0/{side}.npy", features)
+    write_features(run, features)
     run.write_table("cohort.parquet", training)
     return run
 
@@ -209,7 +193,7 @@ def test_seeds_are_averaged_with_students_interval():
 
 
 def test_intervals_end_where_the_measure_does():
-    rows = pd.concat([measured({REFERENCE: [0.1, 0.9]}), measured({REFERENCE: [0.1, 1.9]}, "enrichment")])
+    rows = pd.concat([list_rows({REFERENCE: [0.1, 0.9]}), list_rows({REFERENCE: [0.1, 1.9]}, "enrichment")])
     table = summarise_settings(rows).set_index("metric")
     assert (table.seed == OVER_SEEDS).all()
     assert (table.ci_low == 0).all()
@@ -218,7 +202,7 @@ def test_intervals_end_where_the_measure_does():
 
 
 def test_differences_are_paired_by_seed():
-    rows = measured({REFERENCE: [0.1, 0.3, 0.5], "decay=1.0": [0.2, 0.4, 0.6], "rule=budgeted": [0.2, 0.2, 0.2]})
+    rows = list_rows({REFERENCE: [0.1, 0.3, 0.5], "decay=1.0": [0.2, 0.4, 0.6], "rule=budgeted": [0.2, 0.2, 0.2]})
     table = subtract_reference(rows).set_index("setting")
     assert list(table.index) == ["decay=1.0", "rule=budgeted"]
     assert table.loc["decay=1.0", ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([0.1, 0.1, 0.1])
@@ -230,8 +214,8 @@ def test_differences_are_paired_by_seed():
 def test_the_table_for_the_figure_repeats_the_reference_in_every_factor():
     settings = [one for one in list_settings(REFERENCE_CONFIG, PAIRS) if one.factor in ("Rule", "Outliers")]
     names = {one.name for one in settings}
-    rows = [measured({name: [0.2, 0.4] for name in names})]
-    rows.append(measured({name: [np.nan, np.nan] for name in names}, "rare_recall", "tail"))
+    rows = [list_rows({name: [0.2, 0.4] for name in names})]
+    rows.append(list_rows({name: [np.nan, np.nan] for name in names}, "rare_recall", "tail"))
     metrics = {"keep_ratio": "all", "rare_recall": "tail", "junk_kept": "all"}
     table = tabulate_settings(summarise_settings(pd.concat(rows)), settings, metrics, PAIRS)
     assert list(zip(table.factor, table.value, table.published, strict=True)) == [
@@ -264,8 +248,8 @@ def test_factors_are_ranked_by_how_far_they_move_a_measure():
 
 
 def test_rows_keep_the_contract_of_the_results_table():
-    stream = measured({REFERENCE: [0.1, 0.2], "rule=budgeted": [0.3, 0.3]})
-    trained = measured({REFERENCE: [0.1, 0.3], "two_epochs": [0.3, 0.3]})
+    stream = list_rows({REFERENCE: [0.1, 0.2], "rule=budgeted": [0.3, 0.3]})
+    trained = list_rows({REFERENCE: [0.1, 0.3], "two_epochs": [0.3, 0.3]})
     law = pd.DataFrame(
         {"prototypes": 6, "central_cap": 10, "super_batch": [120, 120], "measure": [0.5, 0.6], "n": 480, "seed": [0, 1]}
     )
@@ -295,8 +279,3 @@ def test_rows_keep_the_contract_of_the_results_table():
         ("published", "order", "one order", "another"),
         ("published", "seed", "seed 0", "seed 1"),
     }
-
-
-def test_the_constants_that_are_varied_exist():
-    known = {one.name for kind in (PretrainingConfig, CuratorConfig) for one in fields(kind)}
-    assert {name for one in list_settings(REFERENCE_CONFIG, 10_000) for name in one.changes} <= known

@@ -90,6 +90,9 @@ def test_choices_are_read_in_the_order_of_the_pairs(chosen):
         read_choices(run, ["loss"], 1, cohort.image_id[:-1])
     with pytest.raises(StudyError, match="08_compare_curators"):
         read_choices(run, ["density"], 1, cohort.image_id)
+    _score_by_hand(run, 0, cohort.image_id.tolist()[::-1], np.arange(_PAIRS, dtype=float))
+    with pytest.raises(StudyError, match="other pairs"):
+        measure_methods_kept(run, cohort, ["random"], [0], resamples=5)
 
 
 def test_kept_sets_are_measured_for_every_method_and_seed_and_over_seeds(chosen):
@@ -112,14 +115,6 @@ def test_kept_sets_are_measured_for_every_method_and_seed_and_over_seeds(chosen)
     assert at["by_loss", 0, "recall", "Mass"] == pytest.approx(3 / 6)
 
 
-def test_scores_of_other_pairs_are_refused(chosen):
-    run, cohort = chosen
-    ids = cohort.image_id.tolist()
-    _score_by_hand(run, 0, ids[::-1], np.arange(_PAIRS, dtype=float))
-    with pytest.raises(StudyError, match="other pairs"):
-        measure_methods_kept(run, cohort, ["random"], [0], resamples=5)
-
-
 def test_a_cohort_without_labels_has_its_geometry_measured(chosen):
     run, cohort = chosen
     rows = measure_methods_kept(run, cohort.drop(columns="Mass"), ["random", "loss"], [0], resamples=5)
@@ -128,6 +123,8 @@ def test_a_cohort_without_labels_has_its_geometry_measured(chosen):
     table = tabulate_comparison(add_results(run, rows))
     assert set(table.method) == {"random", "loss"}
     assert set(table.seeds) == {1}
+    with pytest.raises(StudyError, match="08_compare_curators"):
+        tabulate_comparison(rows.assign(task="curation"))
 
 
 def test_stability_counts_what_two_seeds_share(chosen):
@@ -138,15 +135,12 @@ def test_stability_counts_what_two_seeds_share(chosen):
     assert table.comparisons["loss"] == 1
     rows = validate_results(list_stability(table, cohort).assign(study="mine"))
     assert rows.set_index("arm").value.to_dict() == {"by_random": 1, "by_loss": 0.5}
+    # What two methods share.
+    alike = compare_methods(run, cohort, ["random", "loss"], [0, 1])
+    np.testing.assert_allclose(alike, [[1, 1 / 5], [1 / 5, 1]])
     none = measure_stability(run, cohort, ["random", "loss"], [0])
     assert none.empty
     assert list_stability(none, cohort).empty
-
-
-def test_methods_are_as_alike_as_the_pairs_they_share(chosen):
-    run, cohort = chosen
-    alike = compare_methods(run, cohort, ["random", "loss"], [0, 1])
-    np.testing.assert_allclose(alike, [[1, 1 / 5], [1 / 5, 1]])
 
 
 def _kept_rows(metric, values, reach=0.1):
@@ -249,6 +243,7 @@ def test_differences_from_random_are_paired_and_corrected(ranked):
     assert differences.value[(*even, P_HOLM)] == 1
     assert set(differences.reference) == {"by_random"}
     assert set(rows[rows.task == ZERO_SHOT].flops) == {1.0, 2.0}
+    assert measure_methods_zero_shot(ranked, {}, [0]).empty
 
 
 def test_the_p_value_agrees_with_the_interval(ranked):
@@ -262,17 +257,6 @@ def test_the_p_value_agrees_with_the_interval(ranked):
     row = rows[(rows.arm == "by_density") & (rows.finding == "macro")].set_index("metric")
     spans_zero = row.ci_low["auroc_difference"] < 0 < row.ci_high["auroc_difference"]
     assert spans_zero == (row.value[P_VALUE] > 0.05)
-
-
-def test_without_trained_methods_there_are_no_rows(ranked):
-    assert measure_methods_zero_shot(ranked, {}, [0]).empty
-
-
-def test_a_table_without_methods_is_refused(chosen):
-    run, cohort = chosen
-    rows = measure_methods_kept(run, cohort, ["random", "loss"], [0], resamples=5)
-    with pytest.raises(StudyError, match="08_compare_curators"):
-        tabulate_comparison(rows.assign(task="curation"))
 
 
 def test_scores_alone_are_those_of_the_whole_evaluation(tiny_study):

@@ -3,6 +3,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
+from kept_sets import list_rows
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.experiments.curator_ablation import JACCARD, REFERENCE, change_constants, list_settings, take_reference
@@ -20,13 +21,6 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import OVER_SEEDS
 
 MEASURES = {"keep_ratio": "all", "rare_recall": "tail"}
-
-
-def rows(values, metric="keep_ratio", finding="all"):
-    """Rows of settings and seeds: ``values[setting]`` lists one value a seed."""
-    table = [(name, seed, value) for name, of_seeds in values.items() for seed, value in enumerate(of_seeds)]
-    table = pd.DataFrame(table, columns=["setting", "seed", "value"])
-    return table.assign(metric=metric, finding=finding, n=100, positives=10)
 
 
 def difference(value, **more):
@@ -70,15 +64,15 @@ def test_every_quirk_has_a_setting_or_a_variant():
 def test_differences_are_corrected_minus_published():
     stream = pd.concat(
         [
-            rows({REFERENCE: [0.2, 0.3], "outlier_policy=keep": [0.3, 0.4]}),
-            rows({REFERENCE: [1.0, 1.0], "outlier_policy=keep": [0.5, 0.7]}, JACCARD),
-            rows({REFERENCE: [np.nan, np.nan], "outlier_policy=keep": [np.nan, np.nan]}, "rare_recall", "tail"),
+            list_rows({REFERENCE: [0.2, 0.3], "outlier_policy=keep": [0.3, 0.4]}),
+            list_rows({REFERENCE: [1.0, 1.0], "outlier_policy=keep": [0.5, 0.7]}, JACCARD),
+            list_rows({REFERENCE: [np.nan, np.nan], "outlier_policy=keep": [np.nan, np.nan]}, "rare_recall", "tail"),
         ]
     )
     trained = pd.concat(
         [
-            rows({REFERENCE: [0.2, 0.2], "schedule_published": [0.25, 0.15], "two_epochs": [0.2, 0.2]}),
-            rows({REFERENCE: [1.0, 1.0], "schedule_published": [0.4, 0.2], "two_epochs": [0.3, 0.3]}, JACCARD),
+            list_rows({REFERENCE: [0.2, 0.2], "schedule_published": [0.25, 0.15], "two_epochs": [0.2, 0.2]}),
+            list_rows({REFERENCE: [1.0, 1.0], "schedule_published": [0.4, 0.2], "two_epochs": [0.3, 0.3]}, JACCARD),
         ]
     )
     zero_shot = pd.DataFrame(
@@ -104,19 +98,21 @@ def test_differences_are_corrected_minus_published():
 
 
 def test_a_reference_with_the_published_schedule_is_compared_the_other_way():
-    trained = pd.concat([rows({REFERENCE: [0.2], "schedule_held": [0.3]}), rows({"schedule_held": [0.5]}, JACCARD)])
-    stream = rows({REFERENCE: [0.2], "warm_up_features=normalised": [0.2]})
+    trained = pd.concat(
+        [list_rows({REFERENCE: [0.2], "schedule_held": [0.3]}), list_rows({"schedule_held": [0.5]}, JACCARD)]
+    )
+    stream = list_rows({REFERENCE: [0.2], "warm_up_features=normalised": [0.2]})
     table = compare_quirks(stream, trained, pd.DataFrame(), MEASURES)
     assert pick(table, "F10", "keep_ratio", TRAINED).value == pytest.approx(0.1)
     assert pick(table, "F10", JACCARD, TRAINED).value == 0.5
     assert "auroc" not in set(table.metric)
 
 
-def test_the_table_is_laid_out_with_a_row_a_quirk_in_their_order():
+def test_quirks_are_laid_out_in_their_order_and_those_beyond_their_interval_are_told():
     stream = pd.concat(
         [
-            rows({REFERENCE: [0.2, 0.3], "rule=budgeted": [0.1, 0.4], "outlier_policy=keep": [0.3, 0.4]}),
-            rows({"rule=budgeted": [0.5, 0.5], "outlier_policy=keep": [0.5, 0.7]}, JACCARD),
+            list_rows({REFERENCE: [0.2, 0.3], "rule=budgeted": [0.1, 0.4], "outlier_policy=keep": [0.3, 0.4]}),
+            list_rows({"rule=budgeted": [0.5, 0.5], "outlier_policy=keep": [0.5, 0.7]}, JACCARD),
         ]
     )
     wide = lay_out_quirks(compare_quirks(stream, stream[:0], pd.DataFrame(), MEASURES))
@@ -124,19 +120,9 @@ def test_the_table_is_laid_out_with_a_row_a_quirk_in_their_order():
     assert [index[0] for index in wide.index] == ["F1", "F2"]
     assert wide.keep_ratio.tolist() == ["+0.100 [0.100, 0.100]", "+0.000 [\N{MINUS SIGN}1.000, 1.000]"]
     assert wide[JACCARD].tolist()[1] == "0.500 [0.500, 0.500]"
-    single = stream[stream.seed == 0]
-    assert lay_out_quirks(compare_quirks(single, single[:0], pd.DataFrame(), MEASURES)).keep_ratio.iloc[0] == "+0.100"
-
-
-def test_differences_beyond_their_interval_are_told():
-    stream = pd.concat(
-        [
-            rows({REFERENCE: [0.2, 0.3], "rule=budgeted": [0.1, 0.4], "outlier_policy=keep": [0.3, 0.4]}),
-            rows({"rule=budgeted": [0.5, 0.5], "outlier_policy=keep": [0.5, 0.7]}, JACCARD),
-        ]
-    )
     said = describe_quirks(compare_quirks(stream, stream[:0], pd.DataFrame(), MEASURES)).splitlines()
     assert said[0].startswith("1 of 2 differences")
     assert said[1:] == ["F1, outlier_policy (unchanging features): keep ratio +0.100."]
     single = stream[stream.seed == 0]
     assert "no intervals" in describe_quirks(compare_quirks(single, single[:0], pd.DataFrame(), MEASURES))
+    assert lay_out_quirks(compare_quirks(single, single[:0], pd.DataFrame(), MEASURES)).keep_ratio.iloc[0] == "+0.100"

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from kept_sets import draw_features
 
 from chexstudy.experiments.curator_ablation import take_reference
 from chexstudy.experiments.selection_stability import (
@@ -13,11 +14,6 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.results import OVER_SEEDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draw_features(pairs, seed=0, dim=6):
-    drawn = np.random.default_rng(seed).normal(size=(pairs, dim)).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
 def reference(**constants):
@@ -37,6 +33,10 @@ def test_the_share_kept_is_the_law_where_prototypes_are_well_filled():
     filled = 0.5 * law.super_batch / law.prototypes > 2 * law.central_cap
     assert filled.sum() >= 4
     assert ((law.measure - law.law).abs() <= slack)[filled].all()
+    # A cohort smaller than any super-batch has its own.
+    small = measure_ratio_law(reference(prototypes=3, super_batch=200), draw_features(90), 0)
+    assert set(small.super_batch) == {90}
+    assert (small.n == 90).all()
 
 
 def test_shares_are_averaged_and_intervals_end_at_the_law():
@@ -48,12 +48,6 @@ def test_shares_are_averaged_and_intervals_end_at_the_law():
     # A mean above the law by rounding is not cut.
     above = average_ratio_law(rows.assign(measure=[0.605, 0.605, 0.605]))
     assert above[["measure", "ci_low", "ci_high"]].iloc[0].tolist() == pytest.approx([0.605] * 3)
-
-
-def test_a_cohort_smaller_than_any_super_batch_has_its_own():
-    law = measure_ratio_law(reference(prototypes=3, super_batch=200), draw_features(90), 0)
-    assert set(law.super_batch) == {90}
-    assert (law.n == 90).all()
 
 
 def test_the_budgeted_rule_depends_on_nothing_but_the_order():
@@ -80,21 +74,17 @@ def test_the_budgeted_rule_depends_on_nothing_but_the_order():
     assert across.jaccard_by_chance[across.rule == "budgeted"].to_numpy() == pytest.approx(0.3 / 1.7, abs=0.002)
 
 
-def test_one_seed_and_few_pairs_leave_out_what_cannot_be_compared():
+def test_one_seed_and_few_pairs_leave_out_what_cannot_be_compared_and_words_say_the_rest():
     table = measure_stability(reference(prototypes=3, central_cap=3, super_batch=30), {4: draw_features(100)})
     assert "seed" not in set(table.varied)
     assert set(table.seed) == {4}
     batches = table[table.varied == "super-batch"]
     assert set(batches["first"]) == {"32"}
     assert set(batches["second"]) == {"100"}
-    many = measure_stability(reference(prototypes=40, central_cap=3, super_batch=60), {0: draw_features(60)})
-    assert set(many.varied) == {"order", "chance"}
-
-
-def test_what_was_found_is_said_for_each_rule():
-    table = measure_stability(reference(prototypes=3, central_cap=3, super_batch=30), {0: draw_features(100)})
     said = describe_stability(table).splitlines()
     assert [line.split()[2] for line in said] == ["published", "budgeted"]
     assert "1.00 (chance; " in said[1]
     low = table[(table.rule == "published") & (table.varied == "order")].jaccard.item()
     assert f"{low:.2f} (order; " in said[0]
+    many = measure_stability(reference(prototypes=40, central_cap=3, super_batch=60), {0: draw_features(60)})
+    assert set(many.varied) == {"order", "chance"}

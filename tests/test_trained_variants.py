@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from kept_sets import draw_features, write_features
 
 from chexstudy.errors import StudyError
 from chexstudy.experiments import trained_variants as variants
@@ -24,23 +25,17 @@ REFERENCE_CONFIG = take_reference(PretrainingConfig())
 PAIRS = 40
 
 
-def test_every_variant_is_an_arm_and_differs_from_the_reference():
-    listed = list_variants(REFERENCE_CONFIG)
-    assert listed[0].name == REFERENCE
-    assert not listed[0].changes
-    configs = [variant.apply(REFERENCE_CONFIG) for variant in listed]
+@pytest.mark.parametrize("schedule", ["published", "hold_then_cosine"])
+def test_every_variant_is_an_arm_and_differs_from_the_reference(schedule):
+    reference = take_reference(PretrainingConfig(schedule=schedule))
+    listed = list_variants(reference)
+    assert (listed[0].name, listed[0].changes) == (REFERENCE, {})
+    configs = [variant.apply(reference) for variant in listed]
     assert len(set(map(str, configs))) == len(configs)
-    assert configs[0] == REFERENCE_CONFIG
+    assert configs[0] == reference
     assert [find_arm(variant.arm).data for variant in listed] == ["curated"] * len(listed)
-
-
-def test_variants_of_the_published_schedule_leave_out_what_it_cannot_do():
-    reference = take_reference(PretrainingConfig(schedule="published"))
-    names = [variant.name for variant in list_variants(reference)]
-    assert "schedule_held" in names
-    assert not {"schedule_published", "low_rate"} & set(names)
-    configs = [variant.apply(reference) for variant in list_variants(reference)]
-    assert len(set(map(str, configs))) == len(configs)
+    # The published schedule has no rate of its own for curating.
+    assert ("low_rate" in {one.name for one in listed}) == (schedule != "published")
 
 
 def test_the_reference_is_always_chosen_and_first():
@@ -76,13 +71,11 @@ def test_only_what_is_missing_is_trained(monkeypatch):
 
 def test_what_variants_kept_is_measured_on_the_same_features(home, monkeypatch):
     run = Run("tiny")
-    drawn = np.random.default_rng(0).normal(size=(PAIRS, 4)).astype(np.float32)
-    features = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    features = draw_features(PAIRS, dim=4)
     ids = np.array([f"t/{number}" for number in range(PAIRS)])
     training = pd.DataFrame({"image_id": ids, "patient_id": ids, "Edema": pd.array([1, 0] * 20, dtype="Int8")})
     run.write_table("cohort.parquet", training)
-    for side in ("image", "text"):
-        run.write_array(f"curation/scoring/seed0/{side}.npy", features)
+    write_features(run, features)
     chosen = choose_variants(["two_epochs"], REFERENCE_CONFIG)
     for variant, kept in zip(chosen, (range(20), range(10, 20)), strict=True):
         # Written in another order than the cohort's.
@@ -149,9 +142,6 @@ def test_differences_are_the_variants_minus_the_reference(monkeypatch):
     assert (summary.seeds == 2).all()
     assert len(summary) == 4
     assert len(summarise_variants(rows, "p/other")) == 0
-
-
-def test_nothing_evaluated_is_an_empty_table():
-    nothing = evaluate_variants(SimpleNamespace(findings=[]), choose_variants([], REFERENCE_CONFIG), [0])
+    nothing = evaluate_variants(SimpleNamespace(findings=[]), chosen, [0])
     assert list(summarise_variants(nothing, "p/test").columns)[:3] == ["setting", "metric", "finding"]
     assert len(list_differences(nothing, "p/test")) == 0
