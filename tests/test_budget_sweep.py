@@ -1,9 +1,9 @@
 """Arms at several budgets: their constants, their measures by hand, what is saved, and the figure of it."""
 
-import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, draw, plot
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
@@ -23,7 +23,8 @@ from chexstudy.experiments.budget_sweep import (
     write_ends,
     write_saving,
 )
-from chexstudy.plots.budgets import describe_budgets, plot_budgets, select_budgets, select_savings
+from chexstudy.plots import figures
+from chexstudy.plots.budgets import select_savings
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.pretraining.arms.budgets import list_budget_arms, name_budget, plan_budgets, read_budget
 from chexstudy.pretraining.arms.definitions import name_variant
@@ -44,11 +45,6 @@ _WORTH = {
     "random_same_compute.keep_50": (8, 8.0),
     "random_same_compute.keep_10": (8, 2.0),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_a_screen():
-    matplotlib.pyplot.switch_backend("Agg")
 
 
 # --- budgets and their arms ------------------------------------------------------------------------------------------
@@ -206,7 +202,7 @@ def test_one_budget_and_one_seed_are_enough(measure):
     state = saving.set_index(["arm", "variant", "reference"]).setting
     assert state["curated", "", "full"] == "at_most"
     assert state["curated", "keep_10", "random_same_data"] == "reached"
-    assert plot_budgets(rows, costs).axes
+    assert plot(figures.budgets, rows, costs).axes
 
 
 def test_what_cannot_be_measured_is_said(measure, home):
@@ -270,7 +266,7 @@ def _texts(axes, gid):
 
 def test_the_figure_shows_every_arm_against_both_costs(measure):
     rows, costs = measure()
-    figure = plot_budgets(rows, costs)
+    figure = plot(figures.budgets, rows, costs)
     assert len(figure.axes) == 2
     for axes, cost in zip(figure.axes, ([2, 8], [2000, 8000]), strict=True):
         lines = {line.get_gid(): line for line in axes.lines}
@@ -279,45 +275,48 @@ def test_the_figure_shows_every_arm_against_both_costs(measure):
         assert {"random_same_data", "random_same_compute", "interval", "estimate"} <= set(lines)
         assert _texts(axes, "kept") == ["10 %", "50 %"]
         assert axes.get_xscale() == "log"
-    points = select_budgets(rows, costs)
+    points = figures.budgets.choose(rows, costs)[0]
     shares = points.groupby("arm").kept.agg(list)
     assert shares["full"] == [1.0]
     assert all(shares[arm] == [0.1, 0.5] for arm in ("curated", "random_same_data", "random_same_compute"))
     assert points.pairs_trained[points.arm == "full"].item() == 16000
 
 
-def test_a_saving_is_drawn_where_it_can_be_told_and_only_there(measure):
+_WHOLE, _AT_10 = ("curated", "", "full"), ("curated", "keep_10", "random_same_data")
+
+
+@pytest.mark.parametrize(
+    ("saving", "brackets", "said"),
+    [
+        ((("curated", "", "no such arm"), 0, 0, 0), ([], []), "cannot be told for any of 5 comparisons"),
+        ((_AT_10, 0.5, 0.2, 0.6), ([], ["50 % saved"]), "50 % (20 to 60 %) by keeping 10 % against random, same data."),
+        ((_AT_10, 0.5, 0.2, 0.6), ([], ["50 % saved"]), "for 4 of 5 comparisons"),
+        (
+            (_WHOLE, 0.75, 0.5, np.nan, "at_least"),
+            (["at least 75 % saved"],) * 2,
+            "at least 75 % (50 % or more) by curation against all pairs",
+        ),
+        (
+            (_WHOLE, -0.5, -0.9, -0.2),
+            ([], []),
+            "\N{MINUS SIGN}50 % (\N{MINUS SIGN}90 to \N{MINUS SIGN}20 %)",
+        ),
+    ],
+)
+def test_a_saving_is_drawn_where_it_can_be_told_and_only_there(measure, saving, brackets, said):
     rows, costs = measure()
-    silent = _told(rows, ("curated", "", "no such arm"), 0.0, 0.0, 0.0)
-    assert [_texts(axes, "saving") for axes in plot_budgets(silent, costs).axes] == [[], []]
-    assert "cannot be told for any of 5 comparisons" in describe_budgets(silent, costs)
-    of_data = _told(rows, ("curated", "keep_10", "random_same_data"), 0.5, 0.2, 0.6)
-    assert [_texts(axes, "saving") for axes in plot_budgets(of_data, costs).axes] == [[], ["50 % saved"]]
-    caption = describe_budgets(of_data, costs)
-    assert "50 % (20 to 60 %) by keeping 10 % against random, same data." in caption
-    assert "for 4 of 5 comparisons" in caption
-    of_all = _told(rows, ("curated", "", "full"), 0.75, 0.5, np.nan, "at_least")
-    assert [_texts(axes, "saving") for axes in plot_budgets(of_all, costs).axes] == [["at least 75 % saved"]] * 2
-    assert "at least 75 % (50 % or more) by curation against all pairs" in describe_budgets(of_all, costs)
-    lost = _told(rows, ("curated", "", "full"), -0.5, -0.9, -0.2)
-    assert [_texts(axes, "saving") for axes in plot_budgets(lost, costs).axes] == [[], []]
-    assert "\N{MINUS SIGN}50 % (\N{MINUS SIGN}90 to \N{MINUS SIGN}20 %)" in describe_budgets(lost, costs)
+    drawn = draw(figures.budgets, _told(rows, *saving), costs)
+    assert [_texts(axes, "saving") for axes in drawn.axes] == list(brackets)
+    assert said in drawn.caption
 
 
 def test_the_caption_says_what_was_compared(measure):
     rows, costs = measure()
-    caption = describe_budgets(rows, costs)
+    caption = describe(figures.budgets, rows, costs)
     for words in ("mine, test", "exactly 10, 50 % of the pairs", "2 seeds", "n = 20", "no points of a curve"):
         assert words in caption
     single, costs = measure(seeds=(0,))
-    assert "patients resampled; 1 seed." in describe_budgets(single, costs)
-    assert "of head findings" in describe_budgets(single, costs, "head")
+    assert "patients resampled; 1 seed." in describe(figures.budgets, single, costs)
     assert select_savings(rows).reference.iloc[0] == "full"
-
-
-def test_a_figure_without_rows_or_costs_says_what_to_run(measure):
-    rows, costs = measure()
     with pytest.raises(NothingToDraw, match="without arms at budgets, macro"):
-        plot_budgets(rows[rows.task != ZERO_SHOT], costs)
-    with pytest.raises(NothingToDraw, match="without arms at budgets, tail"):
-        plot_budgets(rows, costs, "tail")
+        figures.budgets.choose(rows[rows.task != ZERO_SHOT], costs)

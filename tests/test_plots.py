@@ -4,11 +4,12 @@ import json
 import re
 from types import SimpleNamespace
 
-import matplotlib.pyplot
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_tiny_study
+from drawn import describe, draw, marks, plot, texts, titles
 from matplotlib.text import Text
 from PIL import Image
 
@@ -17,41 +18,19 @@ from chexstudy.cohort.annotations import make_outline, write_annotations
 from chexstudy.curation.quality.keep_rates import list_keep_rates, measure_keep_rates
 from chexstudy.errors import StudyError
 from chexstudy.plots import figures
-from chexstudy.plots.composition import (
-    count_findings,
-    count_report_lengths,
-    describe_composition,
-    plot_composition,
-)
-from chexstudy.plots.compute import conclude_compute, describe_compute, plot_compute
-from chexstudy.plots.density import describe_density, plot_density, select_density
-from chexstudy.plots.dynamics import describe_training_dynamics, plot_training_dynamics
-from chexstudy.plots.embedding import describe_embedding, plot_embedding
-from chexstudy.plots.evolution import (
-    choose_snapshots,
-    describe_prototype_evolution,
-    plot_prototype_evolution,
-)
+from chexstudy.plots.composition import count_findings, count_report_lengths
+from chexstudy.plots.evolution import choose_snapshots
 from chexstudy.plots.figures import CATALOGUE
-from chexstudy.plots.framework import choose_examples, describe_framework, plot_framework, select_bands
 from chexstudy.plots.gallery import publish_figures, write_gallery
-from chexstudy.plots.long_tail import describe_long_tail, plot_long_tail, select_gains, select_long_tail
 from chexstudy.plots.measurements import NothingToDraw, describe_interval, summarise_seeds
-from chexstudy.plots.radiographs import Sheet, collect_radiographs, plot_radiographs
-from chexstudy.plots.retrieval import describe_retrieval, plot_retrieval
+from chexstudy.plots.radiographs import Sheet, collect_radiographs
 from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
-from chexstudy.plots.zero_shot import describe_zero_shot, plot_zero_shot, select_zero_shot
 from chexstudy.results import validate_results
 from chexstudy.runs import Run
 from chexstudy.study import Study
 
 ARMS = ("curated", "random_same_data", "full")
 FINDINGS = {"Effusion": 0.1, "Cardiomegaly": 0.05, "Fibrosis": 0.01, "Hernia": 0.002}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_a_screen():
-    matplotlib.pyplot.switch_backend("Agg")
 
 
 def row(arm, task, metric, value, half=0.02, **more):
@@ -196,15 +175,12 @@ def cohort():
     )  # fmt: skip
 
 
-def marks(axes, gid):
-    """All points drawn under a group id, as (x, y)."""
-    lines = [line for line in axes.get_lines() if line.get_gid() == gid]
-    return [(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+def read_nothing(image_id):
+    return np.zeros((8, 8), dtype=np.uint8)
 
 
-def texts(figure):
-    """All strings on a figure, also those of nested figures."""
-    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+QUARANTINE = pd.DataFrame({"image_id": "a", "image_path": "b", "reason": ["blank: 0", "blank: 255", "unreadable"]})
+PREVALENCE = pd.Series(FINDINGS | {"No Finding": 0.8})
 
 
 # --- putting seeds together -----------------------------------------------------------------------------------------
@@ -244,35 +220,30 @@ def test_arms_keep_their_order_and_their_looks_differ():
 
 
 def test_zero_shot_draws_the_values_and_intervals_of_the_table(results):
-    figure = plot_zero_shot(results)
-    left, right = figure.axes
+    drawn = draw(figures.zero_shot, results)
+    left, right = drawn.axes
+    assert set(drawn.numbers.task) == {"zero_shot", "zero_shot_difference"}
     assert sorted(x for x, _ in marks(left, "estimate")) == pytest.approx([0.70, 0.75, 0.80])
     assert sorted(x for x, _ in marks(left, "interval")) == pytest.approx([0.68, 0.72, 0.73, 0.77, 0.78, 0.82])
     assert sorted(x for x, _ in marks(left, "seeds")) == pytest.approx([0.69, 0.71, 0.74, 0.76, 0.79, 0.81])
     assert sorted(x for x, _ in marks(right, "estimate")) == pytest.approx([-0.011, 0.012])
-    assert "+0.012 [\N{MINUS SIGN}0.008, 0.032]" in texts(figure)
-    assert "2 seeds" in describe_zero_shot(results)
-
-
-def test_zero_shot_selects_one_metric_of_one_finding(results):
-    selected = select_zero_shot(results)
-    assert set(selected.task) == {"zero_shot", "zero_shot_difference"}
-    assert set(selected.finding) == {"macro"}
+    assert "+0.012 [\N{MINUS SIGN}0.008, 0.032]" in texts(drawn.drawing)
+    assert "2 seeds" in drawn.caption
 
 
 def test_retrieval_draws_recall_in_percent_both_ways(results):
-    figure = plot_retrieval(results)
+    figure = plot(figures.retrieval, results)
     reports, images = figure.axes[:2]
     for axes in (reports, images):
         drawn = sorted(y for _, y in marks(axes, "estimate"))
         assert drawn == pytest.approx(sorted(100 * (0.02 * k + 0.01 * place) for k in (1, 5, 10) for place in range(3)))
     assert sorted({y for _, y in marks(reports, "chance")}) == pytest.approx([100 / 700, 500 / 700, 1000 / 700])
     assert sorted(x for x, _ in marks(figure.axes[3], "estimate")) == pytest.approx([-1.1, -1.1, 1.2, 1.2])
-    assert "700 of 900 differ" in describe_retrieval(results)
+    assert "700 of 900 differ" in describe(figures.retrieval, results)
 
 
 def test_compute_draws_costs_against_values(results, costs):
-    figure = plot_compute(results, costs)
+    figure = plot(figures.compute, results, costs)
     by_data = np.array(sorted(marks(figure.axes[0], "estimate")))
     assert np.allclose(by_data, [(30_000, 0.70), (30_000, 0.75), (120_000, 0.80)])
     # 1e15 operations are one PFLOP.
@@ -291,21 +262,22 @@ def test_a_saving_is_annotated_only_where_the_interval_allows_it(results, costs,
     chosen = (results.arm == "curated") & (results.reference == "full")
     results = results.copy()
     results.loc[chosen, ["value", "ci_low", "ci_high"]] = interval
-    sentence = conclude_compute(results, costs)
-    assert "25 % of the operations" in sentence
-    assert said in sentence
-    assert said in describe_compute(results, costs)
-    assert ("75 % saved" in texts(plot_compute(results, costs))) is annotated
+    drawn = draw(figures.compute, results, costs)
+    assert "25 % of the operations" in drawn.said
+    assert said in drawn.said
+    assert said in drawn.caption
+    assert ("75 % saved" in texts(drawn.drawing)) is annotated
 
 
 def test_a_saving_without_the_paired_difference_is_not_judged(results, costs):
     without = results[results.reference != "full"]
-    assert "was not measured" in conclude_compute(without, costs)
-    assert conclude_compute(results[results.arm != "full"], costs).startswith("Operations by arm: curated ")
+    assert "was not measured" in draw(figures.compute, without, costs).said
+    assert draw(figures.compute, results[results.arm != "full"], costs).said.startswith("Operations by arm: curated ")
 
 
 def test_density_shares_add_up_and_keep_rates_are_the_tables(results, keep_rows, pairs):
-    figure = plot_density(pairs, results)
+    drawn = draw(figures.density, pairs, results)
+    figure, caption = drawn.drawing, drawn.caption
     assert len(figure.axes) >= 3
     shares = [patch.get_data().values.sum() for patch in figure.axes[0].patches]
     assert shares == pytest.approx([100, 100, 100])
@@ -315,20 +287,19 @@ def test_density_shares_add_up_and_keep_rates_are_the_tables(results, keep_rows,
     assert sorted(marks(figure.axes[1], "estimate")) == [pytest.approx(one) for one in sorted(expected)]
     assert len(marks(figure.axes[1], "seeds")) == 20
     assert len(marks(figure.axes[1], "interval")) == 20
-    assert len(select_density(results)) == 30
-    caption = describe_density(pairs, results)
+    assert len(drawn.numbers) == 30
     assert "60 kept" in caption
     assert "2 seeds together" in caption
     assert "95 % intervals" in caption
     assert "c, the same densities over the map" in caption
-    without_map = describe_density(pairs.drop(columns="x"), results[results.seed == 0])
+    without_map = describe(figures.density, pairs.drop(columns="x"), results[results.seed == 0])
     assert "map" not in without_map
     assert "One seed; bars are 95 % intervals (Wilson's with patients as clusters)" in without_map
 
 
 def test_long_tail_draws_gains_at_their_prevalence(results):
-    prevalence = pd.Series(FINDINGS | {"No Finding": 0.8})
-    figure = plot_long_tail(results, prevalence)
+    whole = draw(figures.long_tail, results, PREVALENCE, "random_same_data")
+    figure, caption = whole.drawing, whole.caption
     drawn = np.array(sorted(marks(figure.axes[0], "estimate")))
     assert np.allclose(drawn, sorted((100 * share, 0.012) for share in FINDINGS.values()))
     kinds = figure.axes[3]
@@ -344,52 +315,55 @@ def test_long_tail_draws_gains_at_their_prevalence(results):
     assert len(enrichment) == len(FINDINGS)
     assert np.isfinite(np.array(enrichment)).all()
     assert "Fibrosis" in texts(figure)
-    gains = select_gains(results, prevalence)
-    assert gains.finding.tolist() == list(FINDINGS)
-    caption = describe_long_tail(results, prevalence)
     assert "2 seeds together (small marks in d: single seeds)" in caption
     assert "patients and seeds as clusters" in caption
 
 
 def test_the_trend_drawn_is_that_of_the_results_table(results):
-    prevalence = pd.Series(FINDINGS | {"No Finding": 0.8})
-    falling = with_trend(results, -0.1, 0.04)
-    axes = plot_long_tail(falling, prevalence).axes[0]
+    whole = draw(figures.long_tail, with_trend(results, -0.1, 0.04), PREVALENCE, "random_same_data")
+    axes, numbers = whole.axes[0], whole.numbers
     (x, y), *_, (x_end, y_end) = marks(axes, "trend")
     assert (y_end - y) / np.log10(x_end / x) == pytest.approx(-0.1)
     # All gains are equal: the line passes them in the middle of the decades.
     middle = 100 * 10 ** np.log10(list(FINDINGS.values())).mean()
     assert y + (y_end - y) * np.log10(middle / x) / np.log10(x_end / x) == pytest.approx(0.012)
-    assert "\N{MINUS SIGN}0.100 [\N{MINUS SIGN}0.140, \N{MINUS SIGN}0.060]" in describe_long_tail(falling, prevalence)
-    numbers = select_long_tail(falling, prevalence)
+    assert "\N{MINUS SIGN}0.100 [\N{MINUS SIGN}0.140, \N{MINUS SIGN}0.060]" in whole.caption
     assert numbers[numbers.task == "gain_trend"].value.tolist() == [-0.1]
     assert set(numbers.task) == {"gain_trend", "zero_shot_difference", "curation"}
     assert numbers[numbers.finding == "Hernia"].prevalence.unique().tolist() == [0.002]
 
 
-def test_a_trend_that_may_be_none_or_rests_on_few_is_said_and_not_drawn(results):
-    prevalence = pd.Series(FINDINGS)
-    flat = with_trend(results, -0.1, 0.2)
-    assert marks(plot_long_tail(flat, prevalence).axes[0], "trend") == []
-    assert "not drawn, the interval holds zero" in describe_long_tail(flat, prevalence)
-    for few in (results, with_trend(results, -0.1, 0.04, n=4)):
-        assert marks(plot_long_tail(few, prevalence).axes[0], "trend") == []
-        assert "Too few findings for a trend" in describe_long_tail(few, prevalence)
+@pytest.mark.parametrize(
+    ("trend", "said"),
+    [
+        ((-0.1, 0.2), "not drawn, the interval holds zero"),
+        ((-0.1, 0.04, 4), "Too few findings for a trend"),
+        (None, "Too few findings for a trend"),
+    ],
+)
+def test_a_trend_that_may_be_none_or_rests_on_few_is_said_and_not_drawn(results, trend, said):
+    results = with_trend(results, *trend) if trend else results
+    drawn = draw(figures.long_tail, results, PREVALENCE, "random_same_data")
+    assert marks(drawn.axes[0], "trend") == []
+    assert said in drawn.caption
+    assert said in drawn.said
 
 
 def test_captions_name_no_panel_that_is_not_drawn(results):
-    prevalence = pd.Series(FINDINGS)
     kept_alone = results[(results.task == "curation") & results.group.isin(["report", "density"])]
-    assert len(plot_long_tail(kept_alone, prevalence[:0]).axes) == 1
-    caption = describe_long_tail(kept_alone, prevalence[:0])
-    assert "a, share of the pairs of each kind" in caption
-    assert "gain" not in caption
-    assert "enrichment" not in caption
+    drawn = draw(figures.long_tail, kept_alone, PREVALENCE[:0], "random_same_data")
+    assert len(drawn.axes) == 1
+    assert "a, share of the pairs of each kind" in drawn.caption
+    assert "gain" not in drawn.caption
+    assert "enrichment" not in drawn.caption
 
 
 def test_the_framework_counts_bands_and_decisions(pairs, trajectory):
-    figure = plot_framework(pairs, trajectory)
-    words = " ".join(texts(figure))
+    asked = []
+    drawn = draw(
+        figures.framework, pairs, trajectory, lambda image_id: asked.append(image_id) or read_nothing(image_id)
+    )
+    figure, words = drawn.drawing, " ".join(texts(drawn.drawing))
     assert "300 pairs" in words
     assert "85 / 10 / 5 %" in words
     assert "on 60 pairs" in words
@@ -403,27 +377,17 @@ def test_the_framework_counts_bands_and_decisions(pairs, trajectory):
     assert bands["band outlier"] == 15
     assert bands["kept"] == 60
     assert bands["dropped"] == 240
-    assert select_bands(pairs).pairs.sum() == 300
-    assert "support 30 of 30 kept" in describe_framework(pairs, trajectory)
-
-
-def test_the_framework_shows_the_nearest_median_and_farthest_radiograph(pairs, trajectory):
-    asked = []
-
-    def read(image_id):
-        asked.append(image_id)
-        return np.zeros((8, 8), dtype=np.uint8)
-
-    plot_framework(pairs, trajectory, read)
-    assert asked == choose_examples(pairs).image_id.tolist()
+    assert drawn.numbers.pairs.sum() == 300
+    assert "support 30 of 30 kept" in drawn.caption
+    # The nearest, median and farthest of each prototype are shown.
     first = pairs[pairs.prototype == 0].sort_values("distance").image_id
     assert asked[:3] == [first.iloc[0], first.iloc[50], first.iloc[-1]]
+    assert len(asked) == 9
 
 
 def test_the_evolution_shows_pairs_scored_since_the_snapshot_before(pairs, trajectory):
-    figure = plot_prototype_evolution(pairs, trajectory)
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert [re.sub(r".*   ", "", title) for title in titles[:4]] == [
+    figure = plot(figures.prototype_evolution, pairs, trajectory)
+    assert titles(figure)[:4] == [
         "step 10 · start", "step 11 · 100 scored", "step 12 · 100 scored", "step 13 · 100 scored",
     ]  # fmt: skip
     paths = [line for line in figure.axes[3].get_lines() if line.get_gid() == "path"]
@@ -439,19 +403,19 @@ def test_snapshots_are_spread_with_both_ends():
 
 
 def test_dynamics_draw_the_history(history):
-    figure = plot_training_dynamics(history)
+    figure = plot(figures.training_dynamics, history, {})
     kept, _, _, usage, loss = figure.axes[:5]
     assert kept.get_lines()[0].get_ydata() == pytest.approx([23.0] * 4)
     heights = [bar.get_height() for bar in usage.patches if bar.get_gid() == "prototype 0" or bar.get_height() > 0]
     assert sum(heights) == pytest.approx(400)
     assert loss.get_lines()[0].get_ydata() == pytest.approx(history.loss.to_numpy())
     assert figure.axes[6].get_lines()[0].get_ydata() == pytest.approx([14.0] * 40)
-    assert "92 of 400 scored pairs were kept (23.0 %)" in describe_training_dynamics(history)
+    assert "92 of 400 scored pairs were kept (23.0 %)" in describe(figures.training_dynamics, history, {})
 
 
 def test_many_prototypes_become_an_image(history):
     many = history.assign(usage=[list(range(40)) if counts else [] for counts in history.usage])
-    image = plot_training_dynamics(many).axes[3].get_images()[0]
+    image = plot(figures.training_dynamics, many, {}).axes[3].get_images()[0]
     assert image.get_array().shape == (40, 4)
 
 
@@ -468,7 +432,7 @@ def test_composition_counts(cohort):
 
 
 def test_a_common_no_finding_leaves_the_findings_their_room(cohort):
-    findings = plot_composition(cohort).axes[3]
+    findings = plot(figures.composition, cohort, QUARANTINE).axes[3]
     drawn = sorted(x for x, _ in marks(findings, "estimate"))
     assert drawn == pytest.approx([10, 20, 75])
     assert findings.get_xscale() == "log"
@@ -477,44 +441,40 @@ def test_a_common_no_finding_leaves_the_findings_their_room(cohort):
 def test_a_cohort_without_labels_is_drawn(cohort, pairs):
     bare = cohort.drop(columns=["Nodule", "Mass", "No Finding"])
     assert count_findings(bare).empty
-    figure = plot_composition(bare)
-    figure.draw_without_rendering()
-    assert "no labels" in texts(figure)
-    assert "no finding is labelled. e, report lengths" in describe_composition(bare)
-    plot_embedding(pairs).draw_without_rendering()
-    assert "tier" not in describe_embedding(pairs)
+    drawn = draw(figures.composition, bare, QUARANTINE[:0])
+    drawn.drawing.draw_without_rendering()
+    assert {"no labels", "No image was set aside."} <= set(texts(drawn.drawing))
+    assert "no finding is labelled. e, report lengths" in drawn.caption
+    drawn = draw(figures.embedding, pairs)
+    drawn.drawing.draw_without_rendering()
+    assert "tier" not in drawn.caption
 
 
 def test_the_embedding_has_a_box_for_each_tier(pairs):
     tiered = pairs.assign(tier=np.repeat(["none", "head", "tail"], 100))
-    figure = plot_embedding(tiered)
-    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    drawn = draw(figures.embedding, tiered)
+    labels = [label.get_text() for axes in drawn.axes for label in axes.get_yticklabels()]
     assert [label for label in labels if "n =" in label] == [
         "no finding\n(n = 100)", "head\n(n = 100)", "tail\n(n = 100)",
     ]  # fmt: skip
     percentile = tiered.density.rank(pct=True) * 100
-    caption = describe_embedding(tiered)
-    assert f"tail {percentile[tiered.tier == 'tail'].median():.0f}" in caption
+    assert f"tail {percentile[tiered.tier == 'tail'].median():.0f}" in drawn.caption
 
 
 def test_composition_draws_quarantine_by_kind(cohort):
-    quarantine = pd.DataFrame({"image_id": "a", "image_path": "b", "reason": ["blank: 0", "blank: 255", "unreadable"]})
-    figure = plot_composition(cohort, quarantine)
-    figure.draw_without_rendering()
-    words = texts(figure)
-    assert {"blank", "unreadable", "2", "1"} <= set(words)
-    assert "20 patients" in describe_composition(cohort, quarantine)
+    drawn = draw(figures.composition, cohort, QUARANTINE)
+    drawn.drawing.draw_without_rendering()
+    assert {"blank", "unreadable", "2", "1"} <= set(texts(drawn.drawing))
+    assert "20 patients" in drawn.caption
 
 
 def test_radiographs_show_the_pixels_and_outline_the_masks():
     pixels = [np.full((16, 16), value, dtype=np.uint8) for value in (10, 200)]
     mask = np.zeros((16, 16), dtype=bool)
     mask[4:9, 4:9] = True
-    figure = plot_radiographs(Sheet(pixels, ["clear", "nodule"], [{}, {"nodule": mask}], "Two."))
+    figure = plot(figures.radiographs, Sheet(pixels, ["clear", "nodule"], [{}, {"nodule": mask}], "Two."))
     assert [axes.get_images()[0].get_array()[0, 0] for axes in figure.axes] == [10, 200]
     assert [len(axes.collections) for axes in figure.axes] == [0, 1]
-    with pytest.raises(NothingToDraw, match="without radiographs"):
-        plot_radiographs(Sheet([], [], [], "None."))
 
 
 # --- little data ----------------------------------------------------------------------------------------------------
@@ -522,41 +482,45 @@ def test_radiographs_show_the_pixels_and_outline_the_masks():
 
 def test_one_seed_one_finding_and_no_differences_are_drawn(single, costs):
     prevalence = pd.Series({"Effusion": 0.5})
-    assert len(plot_zero_shot(single).axes) == 1
-    assert len(plot_retrieval(single).axes) == 3
-    plot_compute(single, costs[costs.seed == 0])
-    figure = plot_long_tail(single, prevalence)
+    drawn = {"zero_shot": (1, single), "retrieval": (3, single), "compute": (3, single, costs[costs.seed == 0])}
+    drawn["long_tail"] = (2, single, prevalence, "random_same_data")
+    for name, (panels, *tables) in drawn.items():
+        figure = draw(getattr(figures, name), *tables)
+        assert len(figure.axes) == panels
+        assert "seed" in figure.caption.lower()
     enrichment = single[(single.metric == "enrichment") & (single.finding == "Effusion")].value.iloc[0]
     assert marks(figure.axes[0], "estimate") == [(50.0, pytest.approx(enrichment))]
-    captions = [describe_zero_shot(single), describe_retrieval(single), describe_long_tail(single, prevalence)]
-    assert all("seed" in caption for caption in captions)
 
 
 def test_little_data_still_gives_maps_and_composition(pairs, trajectory, cohort, history, results):
-    plot_framework(pairs[:4], trajectory[trajectory.snapshot == 0]).draw_without_rendering()
-    plot_prototype_evolution(pairs[:4], trajectory[trajectory.snapshot == 0]).draw_without_rendering()
-    plot_composition(cohort.drop(columns=["Mass"]).assign(age_years=np.nan, report="")).draw_without_rendering()
-    plot_training_dynamics(history[history.phase == "subset"]).draw_without_rendering()
-    assert len(plot_density(pairs.drop(columns=["x", "y"]), results[:0]).axes) == 1
-    assert len(plot_density(pairs[:0], results).axes) == 1
+    start, bare = trajectory[trajectory.snapshot == 0], cohort.drop(columns=["Mass"])
+    for drawing in (
+        plot(figures.framework, pairs[:4], start, read_nothing),
+        plot(figures.prototype_evolution, pairs[:4], start),
+        plot(figures.composition, bare.assign(age_years=np.nan, report=""), QUARANTINE),
+        plot(figures.training_dynamics, history[history.phase == "subset"], {}),
+    ):
+        drawing.draw_without_rendering()
+    assert len(plot(figures.density, pairs.drop(columns=["x", "y"]), results[:0]).axes) == 1
+    assert len(plot(figures.density, pairs[:0], results).axes) == 1
 
 
 def test_nothing_to_draw_is_said_in_one_sentence(results, costs, pairs, trajectory, history, cohort):
     nothing = results[:0]
-    for draw in (
-        lambda: plot_zero_shot(nothing),
-        lambda: plot_zero_shot(results, finding="Unicorn"),
-        lambda: plot_retrieval(nothing),
-        lambda: plot_compute(nothing, costs),
-        lambda: plot_density(pairs[:0], nothing),
-        lambda: plot_long_tail(nothing, pd.Series(FINDINGS)),
-        lambda: plot_framework(pairs[:0], trajectory),
-        lambda: plot_prototype_evolution(pairs, trajectory[:0]),
-        lambda: plot_training_dynamics(history[:0]),
-        lambda: plot_composition(cohort[:0]),
+    for name, *tables in (
+        ("zero_shot", nothing),
+        ("retrieval", nothing),
+        ("compute", nothing, costs),
+        ("density", pairs[:0], nothing),
+        ("long_tail", nothing, PREVALENCE, "full"),
+        ("framework", pairs[:0], trajectory, read_nothing),
+        ("prototype_evolution", pairs, trajectory[:0]),
+        ("training_dynamics", history[:0], {}),
+        ("composition", cohort[:0], QUARANTINE),
+        ("radiographs", Sheet([], [], [], "None.")),
     ):
-        with pytest.raises(StudyError, match="nothing to draw"):
-            draw()
+        with pytest.raises(NothingToDraw, match="there is nothing to draw without"):
+            getattr(figures, name).choose(*tables)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -564,13 +528,13 @@ def test_nothing_to_draw_is_said_in_one_sentence(results, costs, pairs, trajecto
 
 def test_files_are_the_same_bytes_twice_and_as_wide_as_the_page(home, results, pairs, trajectory):
     run = Run("demo")
-    for name, draw in (
-        ("zero_shot", lambda: plot_zero_shot(results)),
-        ("framework", lambda: plot_framework(pairs, trajectory)),
+    for name, tables in (
+        ("zero_shot", (results,)),
+        ("framework", (pairs, trajectory, read_nothing)),
     ):
         written = []
         for _ in range(2):
-            png = save_figure(run, draw(), name, "A caption.", select_zero_shot(results))
+            png = save_figure(run, plot(getattr(figures, name), *tables), name, "A caption.", results)
             written.append([png.with_suffix(kind).read_bytes() for kind in (".png", ".pdf", ".json")])
         assert written[0] == written[1]
         assert b"CreationDate" not in written[0][1]
@@ -586,8 +550,10 @@ def test_show_stores_the_figure_and_says_what_came_out(home, results, capsys):
     study = SimpleNamespace(run=Run("demo"), findings=["Effusion"])
     figure = figures.zero_shot.show(study, results)
     assert len(figure.axes) == 2
+    drawn = draw(figures.zero_shot, results)
     record = json.loads(study.run.path("figures/zero_shot.json").read_text())
-    assert record["caption"] == describe_zero_shot(results)
+    assert record["caption"] == drawn.caption
+    assert [one["value"] for one in record["data"]] == pytest.approx(drawn.numbers.value.tolist())
     said = capsys.readouterr().out
     assert "curated 0.700 [0.680, 0.720]" in said
     assert "curated minus all pairs −0.011" in said
@@ -613,20 +579,13 @@ def test_every_figure_of_the_gallery_can_be_shown():
 
 
 def test_numbers_leave_out_columns_without_any_text(home):
-    data = pd.DataFrame({"arm": ["full", ""], "group": ["", ""], "outline": [np.zeros(2), np.ones(2)], "n": [0, 1]})
+    data = pd.DataFrame(
+        {"arm": ["full", ""], "group": ["", ""], "outline": [np.zeros(2), np.ones(2)], "n": [0, np.nan]}
+    )
     png = save_figure(Run("demo"), new_figure(30), "outlines", "A caption.", data)
     first, second = json.loads(png.with_suffix(".json").read_text())["data"]
     assert first == {"arm": "full", "outline": [0, 0], "n": 0}
-    assert second == {"arm": "", "outline": [1, 1], "n": 1}
-
-
-def test_the_json_holds_caption_and_numbers(home, results):
-    data = select_zero_shot(results).assign(more=np.nan)
-    png = save_figure(Run("demo"), plot_zero_shot(results), "zero_shot", describe_zero_shot(results), data)
-    record = json.loads(png.with_suffix(".json").read_text())
-    assert record["caption"] == describe_zero_shot(results)
-    assert [one["value"] for one in record["data"]] == pytest.approx(data.value.tolist())
-    assert record["data"][0]["more"] is None
+    assert second == {"arm": "", "outline": [1, 1], "n": None}
 
 
 def test_patients_stay_out_of_what_is_published(home, cohort, results):
@@ -635,22 +594,23 @@ def test_patients_stay_out_of_what_is_published(home, cohort, results):
     with pytest.raises(StudyError, match="plain file name"):
         save_figure(Run("demo"), new_figure(30), "../composition", "A caption.")
     assert not Run("demo").has("figures")
-    said = describe_composition(cohort) + " ".join(texts(plot_composition(cohort)))
+    drawn = draw(figures.composition, cohort, QUARANTINE)
+    said = drawn.caption + " ".join(texts(drawn.drawing))
     assert "secret" not in said
     assert "patient_id" not in said
 
 
 def test_captions_give_n_seeds_and_the_kind_of_interval(results, costs, pairs, trajectory, history, cohort):
     captions = [
-        describe_zero_shot(results),
-        describe_retrieval(results),
-        describe_compute(results, costs),
-        describe_density(pairs, results),
-        describe_long_tail(results, pd.Series(FINDINGS)),
-        describe_framework(pairs, trajectory),
-        describe_prototype_evolution(pairs, trajectory),
-        describe_training_dynamics(history),
-        describe_composition(cohort),
+        describe(figures.zero_shot, results),
+        describe(figures.retrieval, results),
+        describe(figures.compute, results, costs),
+        describe(figures.density, pairs, results),
+        describe(figures.long_tail, results, PREVALENCE, "full"),
+        describe(figures.framework, pairs, trajectory, read_nothing),
+        describe(figures.prototype_evolution, pairs, trajectory),
+        describe(figures.training_dynamics, history, {}),
+        describe(figures.composition, cohort, QUARANTINE),
     ]
     for caption in captions:
         assert re.search(r"\d+ (steps|pairs)|n = [\d,]+", caption), caption
@@ -663,7 +623,7 @@ def test_the_gallery_names_paper_figure_notebook_and_caption(home, results, tmp_
     run = Run("demo")
     with pytest.raises(StudyError, match="no figures"):
         publish_figures(run, tmp_path / "gallery")
-    save_figure(run, plot_zero_shot(results), "zero_shot", "What it shows, n = 900.")
+    save_figure(run, plot(figures.zero_shot, results), "zero_shot", "What it shows, n = 900.")
     save_figure(run, new_figure(20), "my_own", "My own figure.")
     published = publish_figures(run, tmp_path / "gallery")
     assert [path.name for path in published] == ["my_own.png", "zero_shot.png"]
@@ -686,10 +646,10 @@ def test_a_name_that_is_no_mathematics_is_drawn_as_it_is(home):
     axes.bar([r"$\frac$", "US$ and A$", "plain", "$x$"], [1, 2, 3, 4], label=r"$\undefined$")
     axes.legend()
     save_figure(Run("demo"), figure, "bars", "Bars.", None)
-    texts = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
-    assert not texts[r"$\frac$"]
-    assert not texts[r"$\undefined$"]
-    assert texts[r"$\mathbf{a}$"]
+    parsed = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
+    assert not parsed[r"$\frac$"]
+    assert not parsed[r"$\undefined$"]
+    assert parsed[r"$\mathbf{a}$"]
 
 
 def test_one_radiograph_may_stand_for_two_labels(home):

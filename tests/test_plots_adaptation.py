@@ -3,24 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw, marks, plot
 
-from chexstudy.errors import StudyError
-from chexstudy.plots.adaptation import (
-    describe_gains,
-    describe_heads,
-    describe_label_efficiency,
-    describe_variants,
-    glori_gains,
-    name_head,
-    plot_gains,
-    plot_heads,
-    plot_label_efficiency,
-    plot_variants,
-    select_gains,
-    select_heads,
-    select_label_efficiency,
-    tabulate_heads,
-)
+from chexstudy.plots import figures
+from chexstudy.plots.adaptation import name_head, tabulate_heads
 from chexstudy.plots.measurements import NothingToDraw
 
 FINDINGS = ["Nodule", "Edema", "macro", "head", "tail"]
@@ -58,62 +44,71 @@ def results():
     return pd.DataFrame(rows)
 
 
-def marks(axes):
-    return sorted(round(float(line.get_xdata()[0]), 6) for line in axes.lines if line.get_gid() == "estimate")
+def values(axes):
+    return sorted(round(value, 6) for value in marks(axes, "estimate", "x"))
+
+
+def names(axes):
+    return [label.get_text() for label in axes.get_yticklabels()]
 
 
 def test_heads_are_drawn_by_prevalence_without_variants_or_shares(results):
-    rows = select_heads(results)
-    assert set(rows["head"]) == {"linear", "glori_v1", "logistic"}
-    figure = plot_heads(results)
-    assert len(figure.axes) == 2 * 3
-    assert marks(figure.axes[0]) == [0.6, 0.61, 0.62, 0.65, 0.66, 0.67]
-    assert "2 seeds" in describe_heads(results)
-    assert "n = 600" in describe_heads(results)
+    drawn = draw(figures.heads, results)
+    assert set(drawn.numbers["head"]) == {"linear", "glori_v1", "logistic"}
+    assert len(drawn.axes) == 2 * 3
+    assert values(drawn.axes[0]) == [0.6, 0.61, 0.62, 0.65, 0.66, 0.67]
+    assert "2 seeds" in drawn.caption
+    assert "n = 600" in drawn.caption
 
 
 def test_gains_are_ordered_by_the_size_of_lesions(results):
-    pair = [("glori_v1", "linear")]
-    assert list(select_gains(results, "curated", *pair[0]).finding) == ["Nodule", "Edema"]
-    sizes = pd.Series({"Edema": 0.2, "Nodule": 0.004})
-    axes = plot_gains(results, "curated", pair, sizes).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["Nodule (0.4%)", "Edema (20.0%)"]
-    assert marks(axes) == [-0.03, 0.1]
-    assert "cover" in describe_gains(results, "curated", pair, sizes)
-    with pytest.raises(NothingToDraw, match="comparison of glori_v2 with linear"):
-        plot_gains(results, "curated", [("glori_v2", "linear")], sizes)
+    given = (results, "curated", [("glori_v1", "linear")])
+    assert names(plot(figures.glori_gains, *given, pd.Series(dtype=float)).axes[0]) == ["Nodule", "Edema"]
+    drawn = draw(figures.glori_gains, *given, pd.Series({"Edema": 0.2, "Nodule": 0.004}))
+    assert names(drawn.axes[0]) == ["Nodule (0.4%)", "Edema (20.0%)"]
+    assert values(drawn.axes[0]) == [-0.03, 0.1]
+    assert "cover" in drawn.caption
+    assert "gains on 1 and loses on 1" in drawn.said
 
 
 def test_label_efficiency_takes_shares_of_one_head_and_claims_at_unequal_shares(results):
-    rows = select_label_efficiency(results)
-    assert sorted(set(rows.share)) == [0.1, 0.5, 1.0]
-    curves, claims = plot_label_efficiency(results).axes
+    drawn = draw(figures.label_efficiency, results)
+    assert sorted(set(drawn.numbers.share)) == [0.1, 0.5, 1.0]
+    curves, claims = drawn.axes
     assert [label.get_text() for label in curves.get_xticklabels()] == ["10%", "50%", "100%"]
-    assert marks(claims) == [-0.04]
-    assert "thinned alike" in describe_label_efficiency(results)
-    whole = results[results.setting == ""]
-    with pytest.raises(StudyError, match="shares of the labels"):
-        plot_label_efficiency(whole)
+    assert values(claims) == [-0.04]
+    assert "thinned alike" in drawn.caption
 
 
 def test_variants_are_held_against_their_head(results):
-    figure = plot_variants(results, "curated", "linear")
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["pooled"]
-    assert marks(figure.axes[0]) == [0.02], "another head is no variant"
-    assert "linear probe" in describe_variants(results, "curated", "linear")
+    drawn = draw(figures.glori_parts, results, "curated", "linear")
+    assert names(drawn.axes[0]) == ["pooled"]
+    assert values(drawn.axes[0]) == [0.02], "another head is no variant"
+    assert set(drawn.numbers.finding) == {"macro", "tail"}
+    assert "linear probe" in drawn.caption
+    without_tail = results[results.finding != "tail"]
+    assert len(plot(figures.glori_parts, without_tail, "curated", "linear").axes) == 2
 
 
-def test_names_are_words():
-    assert name_head("glori_v2", "no_pyramid") == "GLoRI, version 2, no pyramid"
+@pytest.mark.parametrize(
+    ("name", "given", "reason"),
+    [
+        ("heads", (), "adapted encoders"),
+        ("glori_gains", ("curated", [("glori_v2", "linear")], {}), "comparison of glori_v2 with linear"),
+        ("glori_gains", ("curated", [], {}), "no heads were compared"),
+        ("label_efficiency", (), "shares of the labels"),
+        ("probe_variants", ("full", "linear"), "variants of linear on full"),
+    ],
+)
+def test_what_was_not_measured_is_named(results, name, given, reason):
+    whole = results[(results.setting == "") & (results.task != "adaptation" if name == "heads" else True)]
+    with pytest.raises(NothingToDraw, match=reason):
+        getattr(figures, name).choose(whole, *given)
 
 
 def test_the_table_holds_means_over_seeds_of_whole_labels(results):
-    table = tabulate_heads(results)
+    table = tabulate_heads(results, "auroc")
     assert list(table.columns) == ["macro", "head", "tail"]
     assert table.loc[("phantom, test enriched", "full", "linear"), "macro"] == "0.650 [0.630, 0.670]"
     assert set(table.index.get_level_values("head")) == {"linear", "glori_v1", "logistic"}
-
-
-def test_where_no_heads_were_compared_there_are_no_gains_to_draw(results):
-    with pytest.raises(NothingToDraw, match="no heads were compared"):
-        glori_gains.select(results[:0], "curated", [], pd.Series(dtype=float))
+    assert name_head("glori_v2", "no_pyramid") == "GLoRI, version 2, no pyramid"

@@ -1,21 +1,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, plot
 
 from chexstudy.evaluation.localisation.pointing_game import METRICS, Regions, spread_map
-from chexstudy.plots.attention import (
-    AttentionCard,
-    describe_attention,
-    describe_pointing,
-    make_cards,
-    plot_attention,
-    plot_pointing,
-    select_attention,
-    select_pointing,
-)
+from chexstudy.plots import figures
+from chexstudy.plots.attention import AttentionCard, make_cards
 from chexstudy.plots.measurements import NothingToDraw
 
 FINDINGS = ["Nodule", "Mass", "Hernia"]
+PLACE = (("glori_v1", ""), "phantom/test")
 
 
 def make_card(findings=24, finding="Nodule", mask=True):
@@ -35,22 +29,10 @@ def make_results(group=""):
     for finding, area in areas.items():
         for metric in METRICS:
             value = area if metric == "area_inside" else (np.nan if np.isnan(area) else 0.4)
-            rows.append(
-                {
-                    "task": "attention",
-                    "head": "glori_v1",
-                    "variant": "",
-                    "group": group,
-                    "data_set": "phantom/test",
-                    "finding": finding,
-                    "metric": metric,
-                    "value": value,
-                    "ci_low": value - 0.1,
-                    "ci_high": value + 0.1,
-                    "n": 0 if np.isnan(area) else {"macro": 30}.get(finding, 15),
-                }
-            )
-    return pd.DataFrame(rows)
+            n = 0 if np.isnan(area) else {"macro": 30}.get(finding, 15)
+            rows.append((finding, metric, value, value - 0.1, value + 0.1, n))
+    table = pd.DataFrame(rows, columns=["finding", "metric", "value", "ci_low", "ci_high", "n"])
+    return table.assign(task="attention", head="glori_v1", variant="", group=group, data_set="phantom/test")
 
 
 def marks(figure, gid):
@@ -58,7 +40,7 @@ def marks(figure, gid):
 
 
 def test_each_example_has_an_overlay_and_a_bar_a_finding():
-    figure = plot_attention([make_card(), make_card(finding="Mass", mask=False), make_card(findings=3)])
+    figure = plot(figures.attention, [make_card(), make_card(finding="Mass", mask=False), make_card(findings=3)])
     overlays = marks(figure, "attention")
     assert len(overlays) == 3
     alpha = overlays[0].get_alpha()
@@ -70,7 +52,7 @@ def test_each_example_has_an_overlay_and_a_bar_a_finding():
 
 
 def test_present_findings_and_the_one_shown_are_marked():
-    figure = plot_attention([make_card()])
+    figure = plot(figures.attention, [make_card()])
     labels = {label.get_text(): label for label in figure.axes[1].get_yticklabels()}
     assert labels["Nodule"].get_fontweight() == "bold"
     assert labels["Nodule"].get_color() != labels["Mass"].get_color()
@@ -79,7 +61,7 @@ def test_present_findings_and_the_one_shown_are_marked():
 
 def test_at_most_forty_bars_and_always_the_finding_shown():
     # The nodule has the lowest confidence of fifty.
-    table = select_attention([make_card(findings=50)])
+    table = figures.attention.choose([make_card(findings=50)])[0]
     assert len(table) == 40
     assert table.finding.iloc[-1] == "Nodule"
     assert table.confidence.iloc[:-1].is_monotonic_decreasing
@@ -90,22 +72,28 @@ def test_at_most_forty_bars_and_always_the_finding_shown():
 def test_the_weakest_attention_is_raised_to_the_power_of_a_half():
     card = make_card()
     card.weights[:] = np.linspace(0, 1, 144)
-    alpha = marks(plot_attention([card]), "attention")[0].get_alpha()
+    alpha = marks(plot(figures.attention, [card]), "attention")[0].get_alpha()
     np.testing.assert_allclose(alpha / alpha.max(), np.sqrt(spread_map(card.weights, 96)), atol=1e-6)
 
 
 def test_captions_say_how_many_how_chosen_and_of_what():
-    caption = describe_attention([make_card(), make_card(mask=False)], ("glori_v1", ""), "curated, seed 0", 0.9)
+    caption = describe(
+        figures.attention,
+        [make_card(), make_card(mask=False)],
+        head=PLACE[0],
+        encoder="curated, seed 0",
+        specificity=0.9,
+    )
     assert "2 test radiographs" in caption
     assert "outlined on 1 of 2" in caption
-    caption = describe_pointing(make_results(), ("glori_v1", ""), "phantom/test", "curated, seed 0")
+    caption = describe(figures.pointing_test, make_results(), *PLACE, encoder="curated, seed 0")
     assert "30 cases" in caption
     assert "of 2 findings" in caption
     assert "95 % intervals, patients drawn" in caption
 
 
 def test_the_smallest_regions_come_first_after_the_mean_and_nothing_unmeasured():
-    table = select_pointing(make_results(), ("glori_v1", ""), "phantom/test")
+    table = figures.pointing_test.choose(make_results(), *PLACE)[0]
     assert table.finding.tolist() == ["macro", "Nodule", "Mass"] * 2
     assert set(table.region) == {"finding"}
     assert table.chance[table.finding == "Mass"].tolist() == [0.05, 0.05]
@@ -114,7 +102,7 @@ def test_the_smallest_regions_come_first_after_the_mean_and_nothing_unmeasured()
 @pytest.mark.parametrize(("group", "region"), [("", "the finding"), ("lungs", "the lungs")])
 def test_every_finding_has_its_estimate_interval_and_three_blind_maps(group, region):
     results = make_results(group)
-    figure = plot_pointing(results, ("glori_v1", ""), "phantom/test")
+    figure = plot(figures.pointing_test, results, *PLACE)
     assert len(marks(figure, "estimate")) == len(marks(figure, "interval")) == 6
     for baseline in ("chance", "mean_map", "centre"):
         lines = marks(figure, baseline)
@@ -122,15 +110,15 @@ def test_every_finding_has_its_estimate_interval_and_three_blind_maps(group, reg
         # On the level of the estimates they belong to.
         levels = sorted(estimate.get_ydata()[0] for estimate in marks(figure, "estimate"))[::2]
         np.testing.assert_allclose(sorted(lines[0].get_ydata()), levels)
-    assert region in describe_pointing(results, ("glori_v1", ""), "phantom/test", "curated, seed 0")
+    assert region in describe(figures.pointing_test, results, *PLACE, encoder="curated, seed 0")
     assert {axes.get_xlabel().rpartition("inside ")[2] for axes in figure.axes} == {region}
 
 
 def test_what_cannot_be_drawn_is_named():
     with pytest.raises(NothingToDraw, match="without a finding detected"):
-        select_attention([])
+        figures.attention.choose([])
     with pytest.raises(NothingToDraw, match="no region of a finding is known on phantom/test"):
-        select_pointing(make_results(), "glori_v2", "phantom/test")
+        figures.pointing_test.choose(make_results(), ("glori_v2", ""), "phantom/test")
 
 
 def test_cards_are_made_of_scores_labels_and_regions():

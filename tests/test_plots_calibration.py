@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, plot
 
 from chexstudy.evaluation.robustness.report import RECALIBRATIONS
-from chexstudy.plots.calibration import describe_calibration, plot_calibration, select_calibration
+from chexstudy.plots import figures
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.results import validate_results
 
@@ -38,8 +39,8 @@ def results(curves):
     )
 
 
-def test_each_sort_of_scores_has_its_panel_with_every_recalibration(curves):
-    figure = plot_calibration(curves)
+def test_each_sort_of_scores_has_its_panel_with_every_recalibration(curves, results):
+    figure = plot(figures.calibration, curves, results)
     assert len(figure.axes) == 4
     for axes in figure.axes[:2]:
         lines = [line for line in axes.lines if not line.get_label().startswith("_")]
@@ -49,11 +50,11 @@ def test_each_sort_of_scores_has_its_panel_with_every_recalibration(curves):
     for axes in figure.axes[2:]:
         assert list(axes.lines[0].get_ydata()) == [0, 2, 23, 135]
         assert axes.get_ylim()[1] > 135
-    assert len(plot_calibration(curves[curves["head"] == "zero_shot"]).axes) == 2
+    assert len(plot(figures.calibration, curves[curves["head"] == "zero_shot"], results).axes) == 2
 
 
 def test_the_caption_has_errors_labels_and_exposure(curves, results):
-    text = describe_calibration(curves, results)
+    text = describe(figures.calibration, curves, results)
     assert "zero-shot: 0.400 as scored, 0.300 Temperature, 0.200 Platt, 0.100 Platt, prevalence known" in text
     assert "1,000 labels in bins of about 250" in text
     assert "n = 90 (a, test, exposure unknown)" in text
@@ -61,4 +62,4 @@ def test_the_caption_has_errors_labels_and_exposure(curves, results):
 
 def test_nothing_to_draw_is_one_sentence(curves):
     with pytest.raises(NothingToDraw, match="without reliability curves, which need labels"):
-        select_calibration(curves[:0])
+        figures.calibration.choose(curves[:0], None)

@@ -1,54 +1,17 @@
-"""Figures of the curator show the numbers of their tables, keep their bytes, and say what they rest on."""
+"""Figures of the curator show the numbers of their tables, and say what they rest on."""
 
-import re
-
-import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, draw, marks, plot, texts, titles
 
 from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.curation.records.ledger import measure_churn
-from chexstudy.errors import StudyError
-from chexstudy.plots.ablation import (
-    describe_curator_ablation,
-    describe_ratio_law,
-    plot_curator_ablation,
-    plot_ratio_law,
-)
-from chexstudy.plots.audit import describe_audit, list_audit_groups, plot_audit
-from chexstudy.plots.cards import describe_prototype_cards, list_prototype_cards, plot_prototype_cards
-from chexstudy.plots.comparison import (
-    describe_method_comparison,
-    judge_against_random,
-    list_comparison,
-    order_methods,
-    plot_method_comparison,
-)
-from chexstudy.plots.dynamics import describe_prototype_dynamics, plot_prototype_dynamics
-from chexstudy.plots.evolution import choose_snapshots, describe_prototype_evolution, plot_prototype_evolution
-from chexstudy.plots.style import ACCENT, GREY, SEQUENCE, save_figure
-from chexstudy.runs import Run
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_a_screen():
-    matplotlib.pyplot.switch_backend("Agg")
-
-
-def marks(axes, gid, along="x"):
-    """Places of the marks drawn under a group id."""
-    lines = [line for line in axes.get_lines() if line.get_gid() == gid]
-    return [float(value) for line in lines for value in (line.get_xdata() if along == "x" else line.get_ydata())]
-
-
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
-
-
-def titles(figure):
-    return [re.sub(r"^\$.*?\$   ", "", axes.get_title(loc="left")) for axes in figure.axes]
-
+from chexstudy.plots import figures
+from chexstudy.plots.comparison import order_methods
+from chexstudy.plots.evolution import choose_snapshots
+from chexstudy.plots.measurements import NothingToDraw
+from chexstudy.plots.style import ACCENT, GREY, SEQUENCE
 
 # --- evolution over stages -------------------------------------------------------------------------------------------
 
@@ -76,7 +39,7 @@ def trajectory():
 
 
 def test_each_panel_shows_the_map_of_its_stage(staged, trajectory):
-    figure = plot_prototype_evolution(staged, trajectory)
+    figure = plot(figures.prototype_evolution, staged, trajectory)
     assert titles(figure)[:4] == [
         "step 10 · start",
         "step 11 · 30 scored",
@@ -90,7 +53,7 @@ def test_each_panel_shows_the_map_of_its_stage(staged, trajectory):
     assert paths == [[0, 1, 11, 21]]
     # One frame: a point that stays where it was stays in the picture.
     assert len({axes.get_xlim() for axes in figure.axes[:4]}) == 1
-    caption = describe_prototype_evolution(staged, trajectory, 4)
+    caption = describe(figures.prototype_evolution, staged, trajectory, seed=4)
     assert "3 stages" in caption
     assert "n = 60 pairs" in caption
     assert "seed 4" in caption
@@ -115,8 +78,12 @@ def ledger():
     )
 
 
+def _read_nothing(image_id):
+    return np.zeros((4, 4), np.uint8)
+
+
 def test_cards_list_the_nearest_median_and_farthest(ledger):
-    cards = list_prototype_cards(ledger)
+    cards = figures.prototype_cards.choose(ledger, _read_nothing)[0]
     first = cards[cards.prototype == 0]
     assert first[first.place == "nearest"].image_id.tolist() == ["t/00", "t/01", "t/02"]
     assert first[first.place == "median"].image_id.tolist() == ["t/08", "t/09", "t/10"]
@@ -128,17 +95,15 @@ def test_cards_list_the_nearest_median_and_farthest(ledger):
 
 def test_a_card_shows_every_radiograph_in_its_band_and_what_became_of_it(ledger):
     read = []
-    figure = plot_prototype_cards(ledger, lambda image_id: read.append(image_id) or np.zeros((4, 4), np.uint8))
-    assert read == list_prototype_cards(ledger).image_id.tolist()
-    assert sum(len(axes.get_images()) for axes in figure.axes) == len(read)
-    words = texts(figure)
+    drawn = draw(figures.prototype_cards, ledger, lambda image_id: read.append(image_id) or _read_nothing(image_id))
+    assert read == drawn.numbers.image_id.tolist()
+    assert sum(len(axes.get_images()) for axes in drawn.axes) == len(read)
+    words = texts(drawn.drawing)
     assert {"Prototype 0", "20 pairs (62 %)", "50 % kept", "nearest", "median", "farthest"} <= set(words)
-    assert "0.00 kept" in words
-    assert "0.05 dropped" in words
-    assert "all prototypes" in describe_prototype_cards(ledger)
-    assert "the 8 most used of 9 prototypes" in describe_prototype_cards(ledger.assign(prototype=np.arange(32) % 9))
-    with pytest.raises(StudyError, match="nothing to draw"):
-        plot_prototype_cards(ledger[:0], read.append)
+    assert {"0.00 kept", "0.05 dropped"} <= set(words)
+    assert "all prototypes" in drawn.caption
+    many = ledger.assign(prototype=np.arange(32) % 9)
+    assert "the 8 most used of 9 prototypes" in describe(figures.prototype_cards, many, _read_nothing)
 
 
 # --- usage, spread, churn --------------------------------------------------------------------------------------------
@@ -171,23 +136,26 @@ def test_churn_counts_what_changed_between_epochs(epochs):
 
 
 def test_panels_are_drawn_where_there_are_numbers(history, ledger, epochs):
-    assert titles(plot_prototype_dynamics(history, ledger)) == ["Prototype usage", "Between prototypes"]
-    assert "no churn to show" in describe_prototype_dynamics(history, ledger)
+    assert titles(plot(figures.prototype_dynamics, history, ledger)) == ["Prototype usage", "Between prototypes"]
+    assert "no churn to show" in describe(figures.prototype_dynamics, history, ledger)
     assigned = history.assign(assignment_min=[np.nan, 0.1, 0.2], assignment_max=[np.nan, 0.6, 0.5])
-    figure = plot_prototype_dynamics(assigned, epochs)
+    figure = plot(figures.prototype_dynamics, assigned, epochs)
     assert titles(figure) == ["Prototype usage", "Between prototypes", "Assignment probability", "Churn"]
     usage, spread, probability, churn = figure.axes
     assert [bar.get_height() for bar in usage.patches] == [75, 50, 25, 50]
     assert spread.get_lines()[0].get_ydata().tolist() == [0.7, 0.8]
     assert [line.get_ydata().tolist() for line in probability.get_lines()] == [[0.6, 0.5], [0.1, 0.2]]
     assert churn.get_lines()[0].get_ydata() == pytest.approx([500 / 7, 0])
-    caption = describe_prototype_dynamics(assigned, epochs, 2)
+    caption = describe(figures.prototype_dynamics, assigned, epochs, seed=2)
     assert "From epoch 1 to 2, 0.0 % differ, over 10 pairs" in caption
     assert "d, decisions that differ" in caption
     # Columns without a value are no panel.
-    assert len(plot_prototype_dynamics(assigned.assign(assignment_min=np.nan, assignment_max=np.nan), ledger).axes) == 2
-    with pytest.raises(StudyError, match="nothing to draw"):
-        plot_prototype_dynamics(history[:1], ledger)
+    assert (
+        len(
+            plot(figures.prototype_dynamics, assigned.assign(assignment_min=np.nan, assignment_max=np.nan), ledger).axes
+        )
+        == 2
+    )
 
 
 # --- the audit -------------------------------------------------------------------------------------------------------
@@ -208,11 +176,11 @@ def report():
 
 
 def test_the_audit_draws_rates_in_percent_and_marks_warnings(report):
-    figure = plot_audit(report)
+    figure = plot(figures.audit, report)
     findings, others = figure.axes
-    assert marks(findings, "estimate") == pytest.approx([10, 30, 60])
-    assert marks(findings, "interval") == pytest.approx([8, 12, 25, 35, 40, 80])
-    assert marks(others, "estimate") == pytest.approx([20])
+    assert marks(findings, "estimate", "x") == pytest.approx([10, 30, 60])
+    assert marks(findings, "interval", "x") == pytest.approx([8, 12, 25, 35, 40, 80])
+    assert marks(others, "estimate", "x") == pytest.approx([20])
     colours = [line.get_color() for line in findings.get_lines() if line.get_gid() == "estimate"]
     assert colours == [SEQUENCE[1], ACCENT, GREY]
     assert [label.get_text() for label in findings.get_yticklabels()] == [
@@ -221,19 +189,16 @@ def test_the_audit_draws_rates_in_percent_and_marks_warnings(report):
         "Hernia (10)",
     ]
     assert "all pairs (20.0 %)" in texts(figure)
-    caption = describe_audit(report, 1)
+    caption = describe(figures.audit, report, seed=1)
     assert "Warnings: Effusion (30 % against 40 % of the others, p 0.010)." in caption
     assert "n = 300 pairs of 120 patients, 60 kept, seed 1" in caption
-    assert len(list_audit_groups(report.table)) == 2
 
 
 def test_an_audit_without_a_warning_says_so_and_one_side_may_be_missing(report):
     table = report.table[report.table.kind == "sex"]
     alone = AuditReport(table, report.left_out[:0], 300, 120, 60, 2000)
-    assert len(plot_audit(alone).axes) == 1
-    assert "No group was kept less often than chance allows." in describe_audit(alone)
-    with pytest.raises(StudyError, match="nothing to draw"):
-        plot_audit(AuditReport(table[:0], report.left_out, 300, 120, 60, 2000))
+    assert len(plot(figures.audit, alone).axes) == 1
+    assert "No group was kept less often than chance allows." in describe(figures.audit, alone)
 
 
 # --- the ablation ----------------------------------------------------------------------------------------------------
@@ -253,17 +218,17 @@ def ablation():
 
 
 def test_the_ablation_draws_each_setting_in_each_measure(ablation):
-    figure = plot_curator_ablation(ablation)
+    figure = plot(figures.curator_ablation, ablation)
     kept, auroc = figure.axes
     assert titles(figure) == ["Kept (%)", "Zero-shot\nAUROC \N{RIGHTWARDS ARROW}"]
-    assert marks(kept, "estimate") == pytest.approx([21, 20, 23, 20, 22])
-    assert marks(auroc, "estimate") == pytest.approx([0.71, 0.7, 0.73, 0.7, 0.72])
-    assert set(marks(kept, "published")) == {20.0}
+    assert marks(kept, "estimate", "x") == pytest.approx([21, 20, 23, 20, 22])
+    assert marks(auroc, "estimate", "x") == pytest.approx([0.71, 0.7, 0.73, 0.7, 0.72])
+    assert set(marks(kept, "published", "x")) == {20.0}
     labels = kept.get_yticklabels()
     assert [label.get_text() for label in labels] == ["3", "6", "12", "drop", "keep"]
     assert [label.get_text() for label in labels if label.get_fontweight() == "bold"] == ["6", "drop"]
     assert {"prototypes", "quirk F1"} <= set(texts(figure))
-    caption = describe_curator_ablation(ablation)
+    caption = describe(figures.curator_ablation, ablation)
     assert "2 constants, 5 settings, n = 400 pairs, 3 seeds." in caption
     assert "95 % intervals" in caption
 
@@ -271,22 +236,20 @@ def test_the_ablation_draws_each_setting_in_each_measure(ablation):
 def test_a_setting_that_was_not_measured_leaves_a_gap(ablation):
     ablation.loc[(ablation.value == "12") & (ablation.metric == "auroc"), ["measure", "ci_low", "ci_high"]] = np.nan
     ablation.loc[ablation.metric == "keep_ratio", ["ci_low", "ci_high"]] = np.nan
-    kept, auroc = plot_curator_ablation(ablation).axes
-    assert len(marks(auroc, "estimate")) == 4
-    assert marks(kept, "interval") == []
-    assert "None for: Kept (%)." in describe_curator_ablation(ablation)
-    with pytest.raises(StudyError, match="nothing to draw"):
-        plot_curator_ablation(ablation[:0])
+    kept, auroc = plot(figures.curator_ablation, ablation).axes
+    assert len(marks(auroc, "estimate", "x")) == 4
+    assert marks(kept, "interval", "x") == []
+    assert "None for: Kept (%)." in describe(figures.curator_ablation, ablation)
 
 
 def test_the_ratio_law_is_that_of_the_design():
     measured = {"law": [0.225, 0.95, 0.35], "measure": [0.22, 0.9, 0.34], "ci_low": np.nan, "ci_high": np.nan}
     table = pd.DataFrame({"prototypes": [6, 6, 12], "central_cap": 10, "super_batch": [480, 60, 480], **measured})
-    figure = plot_ratio_law(table)
-    assert sorted(marks(figure.axes[0], "estimate")) == pytest.approx([22.5, 35, 95])
-    assert sorted(marks(figure.axes[0], "estimate", "y")) == pytest.approx([22, 34, 90])
-    assert sorted(marks(figure.axes[1], "estimate", "y")) == pytest.approx([-5, -1, -0.5])
-    caption = describe_ratio_law(table.assign(n=400, seeds=1))
+    drawn = draw(figures.ratio_law, table.assign(n=400, seeds=1))
+    law, departure = drawn.axes
+    assert sorted(marks(law, "estimate")) == [pytest.approx(point) for point in ((22.5, 22), (35, 34), (95, 90))]
+    assert sorted(marks(departure, "estimate", "y")) == pytest.approx([-5, -1, -0.5])
+    caption = drawn.caption
     assert "from \N{MINUS SIGN}5.0 to \N{MINUS SIGN}0.5 points off" in caption
     assert "No intervals, n = 400 pairs, 1 seed." in caption
     assert "Super" not in caption
@@ -312,7 +275,7 @@ def comparison():
 
 
 def test_methods_are_judged_against_random_in_the_direction_of_each_measure(comparison):
-    judged = list_comparison(comparison).set_index(["method", "metric", "budget_kind"]).verdict
+    judged = figures.method_comparison.choose(comparison)[0].set_index(["method", "metric", "budget_kind"]).verdict
     assert judged["bands", "rare_recall", "same_data"] == "better"
     assert judged["k_centre", "rare_recall", "same_data"] == "even"
     # A smaller radius covers better.
@@ -320,8 +283,8 @@ def test_methods_are_judged_against_random_in_the_direction_of_each_measure(comp
     # Each kind of budget has its own random choice.
     assert judged["bands", "auroc_macro", "same_compute"] == "better"
     assert judged["k_centre", "auroc_macro", "same_compute"] == "worse"
-    row = comparison.iloc[0]
-    assert judge_against_random(row, np.nan) == "even"
+    without_random = figures.method_comparison.choose(comparison[comparison.method != "random"])[0]
+    assert set(without_random.verdict) == {"even"}
 
 
 def test_methods_are_sorted_by_their_mean_rank(comparison):
@@ -332,41 +295,36 @@ def test_methods_are_sorted_by_their_mean_rank(comparison):
 
 
 def test_the_comparison_draws_every_measure_with_random_as_a_line(comparison):
-    figure = plot_method_comparison(comparison)
+    figure = plot(figures.method_comparison, comparison)
     recall, radius, auroc = figure.axes
-    assert marks(recall, "estimate") == pytest.approx([20, 40, 22])
-    assert set(marks(recall, "random")) == {20.0}
-    assert marks(radius, "estimate") == pytest.approx([0.5, 0.5, 0.3])
-    assert sorted(set(marks(auroc, "random"))) == pytest.approx([0.6, 0.7])
-    assert len(marks(auroc, "estimate")) == 6
+    assert marks(recall, "estimate", "x") == pytest.approx([20, 40, 22])
+    assert set(marks(recall, "random", "x")) == {20.0}
+    assert marks(radius, "estimate", "x") == pytest.approx([0.5, 0.5, 0.3])
+    assert sorted(set(marks(auroc, "random", "x"))) == pytest.approx([0.6, 0.7])
+    assert len(marks(auroc, "estimate", "x")) == 6
     names = [label.get_text() for label in recall.get_yticklabels()]
     assert names == ["Prototype bands (published)", "k-centre (farthest point)", "Random"]
-    caption = describe_method_comparison(comparison)
-    assert "Of 8 measures 4 are better than random, 2 worse." in caption
+    caption = describe(figures.method_comparison, comparison)
+    assert "Of 8 measures 4 are better than random choice, 2 worse." in caption
     assert "n = 400" in caption
     assert "3 seeds" in caption
 
 
-def test_what_is_missing_is_left_out_or_said(comparison):
+def test_what_is_missing_is_left_out(comparison):
     without_random = comparison[comparison.method != "random"]
-    assert marks(plot_method_comparison(without_random).axes[0], "random") == []
-    assert len(plot_method_comparison(comparison.assign(ci_low=np.nan, ci_high=np.nan)).axes) == 3
-    with pytest.raises(StudyError, match="nothing to draw"):
-        plot_method_comparison(comparison.assign(measure=np.nan))
+    assert marks(plot(figures.method_comparison, without_random).axes[0], "random") == []
+    assert len(plot(figures.method_comparison, comparison.assign(ci_low=np.nan, ci_high=np.nan)).axes) == 3
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_figures_and_their_numbers_can_be_saved_and_are_the_same_bytes(home, ledger, comparison):
-    run = Run("figures")
-
-    def pixels(image_id):
-        return np.full((4, 4), 9, np.uint8)
-
-    for name, draw, data in (
-        ("cards", lambda: plot_prototype_cards(ledger, pixels), list_prototype_cards(ledger)),
-        ("comparison", lambda: plot_method_comparison(comparison), list_comparison(comparison)),
-    ):
-        first = save_figure(run, draw(), name, "caption", data).read_bytes()
-        assert save_figure(run, draw(), name, "caption", data).read_bytes() == first
+@pytest.mark.parametrize("name", ["cards", "dynamics", "audit", "ablation", "law", "comparison"])
+def test_without_numbers_there_is_nothing_to_draw(name, ledger, history, report, ablation, comparison):
+    given = {
+        "cards": (figures.prototype_cards, ledger[:0], _read_nothing),
+        "dynamics": (figures.prototype_dynamics, history[:1], ledger),
+        "audit": (figures.audit, AuditReport(report.table[:0], report.left_out, 300, 120, 60, 2000)),
+        "ablation": (figures.curator_ablation, ablation[:0]),
+        "law": (figures.ratio_law, ablation[:0]),
+        "comparison": (figures.method_comparison, comparison.assign(measure=np.nan)),
+    }
+    with pytest.raises(NothingToDraw, match="nothing to draw"):
+        given[name][0].choose(*given[name][1:])

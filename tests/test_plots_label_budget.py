@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, plot
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.accuracy import correlate_early, measure_families, measure_forecasts
@@ -8,25 +9,8 @@ from chexstudy.label_planning.fitting import compare_families
 from chexstudy.label_planning.observations import list_curves
 from chexstudy.label_planning.planner import forecast_plateau, infer_by_encoder, plan_labels
 from chexstudy.label_planning.posterior import trace_bands
-from chexstudy.plots.label_budget import (
-    describe_curves,
-    describe_early,
-    describe_families,
-    describe_forecasts,
-    describe_plans_drawn,
-    describe_prevalence,
-    plot_curves,
-    plot_early,
-    plot_families,
-    plot_forecasts,
-    plot_plans,
-    plot_prevalence,
-    select_curves,
-    select_early,
-    select_prevalence,
-)
-from chexstudy.plots.style import save_figure
-from chexstudy.runs import Run
+from chexstudy.plots import figures
+from chexstudy.plots.label_budget import select_prevalence
 
 FINDINGS = ("Effusion", "Mass", "Nodule", "Edema", "Hernia", "Fibrosis")
 GRID = (10, 20, 30, 50, 100, 200, 500, 1000)
@@ -87,29 +71,29 @@ def test_prevalence_is_that_among_known_labels():
     assert (mass.prevalence, mass.positives_train, mass.known_train) == (pytest.approx(1 / 3), 1, 3)
     assert (mass.positives_test, mass.patients, hernia.patients) == (1, 1, 0)
     assert "positives_validate" not in table
-    figure = plot_prevalence(table)
+    figure = plot(figures.label_prevalence, table)
     texts = [text.get_text() for text in figure.axes[1].texts]
     assert texts == ["1", "0", "1", "1", "1", "0"]
-    assert "2 findings" in describe_prevalence(table)
+    assert "2 findings" in describe(figures.label_prevalence, table)
 
 
 def test_a_cohort_without_findings_has_no_table_to_draw():
     with pytest.raises(StudyError, match="nothing to draw"):
-        plot_prevalence(select_prevalence(make_cohort().drop(columns=["Mass", "Hernia"])))
+        plot(figures.label_prevalence, select_prevalence(make_cohort().drop(columns=["Mass", "Hernia"])))
 
 
 def test_curves_are_drawn_a_panel_a_finding_most_prevalent_first(drawn):
-    figure = plot_curves(drawn["table"], drawn["bands"], shown=4)
+    figure = plot(figures.learning_curves, drawn["table"], drawn["bands"])
     panels = [axes for axes in figure.axes if axes.get_title("left")]
-    assert [axes.get_title("left") for axes in panels] == list(FINDINGS[:4])
-    assert len(lines(figure, "fit")) == len(lines(figure, "measured")) == 8
+    assert [axes.get_title("left") for axes in panels] == list(FINDINGS)
+    assert len(lines(figure, "fit")) == len(lines(figure, "measured")) == 12
     mean = drawn["table"].query("encoder == 'curated' and finding == 'Effusion'").groupby("n").auroc.mean()
     np.testing.assert_allclose(lines(figure, "measured")[0].get_ydata(), mean)
-    assert "4 most prevalent of 6 findings" in describe_curves(drawn["table"], drawn["bands"], 4)
+    assert "6 most prevalent of 6 findings" in describe(figures.learning_curves, drawn["table"], drawn["bands"])
 
 
 def test_all_findings_are_in_the_figures_numbers(drawn):
-    data = select_curves(drawn["table"], drawn["bands"])
+    data = figures.learning_curves.choose(drawn["table"], drawn["bands"])[0]
     assert set(data.finding) == set(FINDINGS)
     measured = data[data.kind == "measured"]
     # A single draw has no spread to show.
@@ -119,77 +103,71 @@ def test_all_findings_are_in_the_figures_numbers(drawn):
 
 def test_curves_in_positives_are_drawn_against_positives(drawn):
     table = drawn["table"].assign(unit="positives")
-    data = select_curves(table[table.finding == "Effusion"], drawn["bands"])
+    data = figures.learning_curves.choose(table[table.finding == "Effusion"], drawn["bands"])[0]
     assert sorted(data[data.kind == "measured"].labels.unique()) == [n // 2 for n in GRID]
 
 
 def test_families_are_drawn_best_first(drawn):
-    figure = plot_families(drawn["families"])
+    figure = plot(figures.curve_families, drawn["families"])
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels[0].startswith("power3")
     every = drawn["families"].query("encoder == 'all' and split == 'extrapolation'")
     estimates = [line.get_xdata()[0] for line in lines(figure, "estimate")]
     assert set(every.mae.round(12)) <= set(np.round(estimates, 12))
-    assert "power3 errs least" in describe_families(drawn["families"])
+    assert "power3 errs least" in describe(figures.curve_families, drawn["families"])
 
 
 def test_forecasts_show_error_and_coverage_of_every_start(drawn):
-    figure = plot_forecasts(drawn["accuracy"], drawn["accuracy"])
+    figure = plot(figures.label_forecasts, drawn["accuracy"], drawn["accuracy"])
     error, coverage = figure.axes[:2]
     assert error.get_ylim()[0] == 0
     assert [line.get_ydata()[0] for line in coverage.lines if line.get_gid() == "stated"] == [0.95]
     assert len(lines(figure, "alone")) == 2
-    assert not lines(plot_forecasts(drawn["accuracy"]), "alone")
-    caption = describe_forecasts(drawn["accuracy"])
+    caption = describe(figures.label_forecasts, drawn["accuracy"], drawn["accuracy"])
     assert "50 labels: error" in caption
     assert "12 curves of 6 findings" in caption
 
 
 def test_plans_show_the_states(drawn):
     plans = drawn["plans"]
-    figure = plot_plans(plans)
+    figure = plot(figures.labels_needed, plans, plans)
     for state, count in plans.state.value_counts().items():
         assert len(lines(figure, state)) == (plans[plans.state == state].need < np.inf).sum() or state == "unreachable"
         if state == "unreachable":
             assert len(lines(figure, state)) == count
     assert {"reached", "unreachable"} <= set(plans.state)
-    assert "Of 12 curves" in describe_plans_drawn(plans)
+    assert "Of 12 curves" in describe(figures.labels_needed, plans, plans)
 
 
 def test_a_plan_without_an_end_has_an_arrow(drawn):
     endless = drawn["plans"].assign(state="cannot be told yet", need_low=500.0, need=np.inf, need_high=np.inf)
-    figure = plot_plans(endless)
+    figure = plot(figures.labels_needed, endless, endless)
     assert len(lines(figure, "open end")) == 12
     assert not lines(figure, "cannot be told yet")
 
 
 def test_the_early_slope_is_drawn_against_the_end_with_its_correlation(drawn):
     given = (drawn["forecasts"], drawn["correlations"], 50)
-    figure = plot_early(*given)
+    figure = plot(figures.early_slope, *given)
     assert [text.get_text()[:8] for axes in figure.axes for text in axes.texts] == ["Spearman"] * 2
     np.testing.assert_allclose(
-        lines(figure, "full")[0].get_ydata(), select_early(given[0], 50).query("encoder == 'full'").truth
+        lines(figure, "full")[0].get_ydata(), figures.early_slope.choose(*given)[0].query("encoder == 'full'").truth
     )
-    assert "12 curves of 6 findings" in describe_early(*given)
+    assert "12 curves of 6 findings" in describe(figures.early_slope, *given)
 
 
 def test_few_findings_have_no_correlation_to_write(drawn):
     few = drawn["forecasts"][drawn["forecasts"].finding.isin(FINDINGS[:2])]
-    figure = plot_early(few, correlate_early(few, 50, np.random.default_rng(0), 10), 50)
+    figure = plot(figures.early_slope, few, correlate_early(few, 50, np.random.default_rng(0), 10), 50)
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == [
         "too few findings for a correlation"
     ] * 2
     with pytest.raises(StudyError, match="three label counts up to 7"):
-        plot_early(few, drawn["correlations"], 7)
-
-
-def test_figures_are_saved_with_their_numbers(drawn, home):
-    run = Run("s")
-    save_figure(run, plot_plans(drawn["plans"]), "labels_needed", describe_plans_drawn(drawn["plans"]), drawn["plans"])
-    assert run.has("figures/labels_needed.png")
+        plot(figures.early_slope, few, drawn["correlations"], 7)
 
 
 def test_nothing_measured_is_nothing_to_draw(drawn):
-    for draw, table in ((plot_families, "families"), (plot_forecasts, "accuracy"), (plot_plans, "plans")):
+    for name, table in (("curve_families", "families"), ("label_forecasts", "accuracy"), ("labels_needed", "plans")):
+        nothing = drawn[table].iloc[:0]
         with pytest.raises(StudyError, match="nothing to draw"):
-            draw(drawn[table].iloc[:0])
+            getattr(figures, name).choose(*[nothing] * (1 if table == "families" else 2))

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, marks, plot
 from matplotlib.colors import to_hex
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACLE
-from chexstudy.plots.outcomes import describe_outcomes, plot_outcomes, select_outcomes
+from chexstudy.plots import figures
 from chexstudy.results import OVER_SEEDS, validate_results
 
 
@@ -58,7 +59,7 @@ def panels(figure):
 
 
 def test_curves_are_the_first_seeds_survival_with_their_bands():
-    axes = panels(plot_outcomes(make_results(), make_curves()))["Death, by predicted risk"]
+    axes = panels(plot(figures.outcomes, make_results(), make_curves()))["Death, by predicted risk"]
     lines = {line.get_gid(): line for line in axes.lines}
     assert set(lines) == {"survival low", "survival medium", "survival high"}
     years = np.r_[0.0, np.arange(0.5, 10.1, 0.5)]
@@ -73,7 +74,7 @@ def test_curves_are_the_first_seeds_survival_with_their_bands():
 
 
 def test_numbers_at_risk_are_those_still_observed_at_the_tick():
-    figure = plot_outcomes(make_results(), make_curves())
+    figure = plot(figures.outcomes, make_results(), make_curves())
     below = next(axes for axes in figure.get_axes() if axes.get_title(loc="left") == "Patients still observed")
     numbers = [text for text in below.texts if text.get_gid() == "at risk"]
     ticks = [0, 2, 4, 6, 8]
@@ -83,9 +84,9 @@ def test_numbers_at_risk_are_those_still_observed_at_the_tick():
 
 
 def test_the_forest_draws_every_model_of_every_outcome_and_the_paired_gain():
-    drawn = panels(plot_outcomes(make_results(), make_curves()))
+    drawn = panels(plot(figures.outcomes, make_results(), make_curves()))
     values = drawn["How well patients are ranked"]
-    estimates = [line.get_xdata()[0] for line in values.lines if line.get_gid() == "estimate"]
+    estimates = marks(values, "estimate", "x")
     over_seeds = 0.01 * OVER_SEEDS
     expected = [0.6, 0.65, 0.7, 0.75, 0.6, 0.65, 0.7, 0.75, 0.6, 0.65, 0.7]
     np.testing.assert_allclose(estimates, np.array(expected) + over_seeds)
@@ -98,12 +99,12 @@ def test_the_forest_draws_every_model_of_every_outcome_and_the_paired_gain():
         "Tube malposition",
     ]
     gains = drawn["Gain over age and sex, 95 % intervals"]
-    assert [line.get_xdata()[0] for line in gains.lines if line.get_gid() == "estimate"] == [0.05, 0.1] * 3
+    assert marks(gains, "estimate", "x") == [0.05, 0.1] * 3
     assert "+0.100 [0.070, 0.130]" in [text.get_text() for text in gains.texts]
 
 
 def test_several_encoders_are_named_and_age_and_sex_stand_once():
-    drawn = panels(plot_outcomes(make_results(("curated", "full")), make_curves()))
+    drawn = panels(plot(figures.outcomes, make_results(("curated", "full")), make_curves()))
     labels = [label.get_text() for label in drawn["How well patients are ranked"].get_yticklabels()]
     assert labels[:6] == [
         "Age and sex", "Image (curated)", "Image (all pairs)", "Image, age and sex (curated)",
@@ -113,18 +114,14 @@ def test_several_encoders_are_named_and_age_and_sex_stand_once():
 
 def test_without_curves_the_forests_stand_alone():
     curves = make_curves().iloc[:0]
-    drawn = panels(plot_outcomes(make_results(), curves))
+    drawn = panels(plot(figures.outcomes, make_results(), curves))
     assert set(drawn) == {"How well patients are ranked", "Gain over age and sex, 95 % intervals"}
-    assert "Kaplan-Meier" not in describe_outcomes(make_results(), curves)
-
-
-def test_the_natural_test_set_is_drawn_unless_another_is_asked_for():
-    results = make_results()
-    assert set(select_outcomes(results).data_set) == {"phantom/test"}
+    assert "Kaplan-Meier" not in describe(figures.outcomes, make_results(), curves)
 
 
 def test_the_caption_tells_n_seeds_and_intervals():
-    caption = describe_outcomes(make_results(), make_curves())
+    caption = describe(figures.outcomes, make_results(), make_curves())
+    assert set(figures.outcomes.choose(make_results(), make_curves())[0].data_set) == {"phantom/test"}
     for part in (
         "303 patients", "(seed 0)", "log-log", "log-rank", "Large marks are means over 2 seeds",
         "hierarchical bootstrap", "n = 400 (phantom, test)", "thirds of the risk by image, age and sex",
@@ -134,4 +131,4 @@ def test_the_caption_tells_n_seeds_and_intervals():
 
 def test_nothing_to_draw_is_one_sentence():
     with pytest.raises(StudyError, match="nothing to draw without outcomes"):
-        plot_outcomes(make_results().iloc[:0], make_curves())
+        plot(figures.outcomes, make_results().iloc[:0], make_curves())

@@ -2,9 +2,10 @@
 
 import pandas as pd
 import pytest
+from drawn import describe, draw, plot
 
+from chexstudy.plots import figures
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.spectrum import describe_spectrum, plot_spectrum, select_spectrum
 from chexstudy.results import validate_results
 
 
@@ -30,25 +31,26 @@ def results():
 
 
 def test_it_shows_both_sorts_of_negatives_and_all_families(results):
-    left, right = plot_spectrum(results).axes
+    drawn = draw(figures.spectrum, results)
+    left, right = drawn.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["Mean over findings", "Mass", "Edema"]
     assert len([one for one in left.collections if one.get_gid() == "interval"]) == 2
     shown = {line.get_label(): list(line.get_xdata()) for line in right.lines}
     assert sorted(shown["published"]) == [0.6, 0.75, 0.9]
     rings = [line for line in right.lines if line.get_gid() == "inverted"]
     assert sum(len(line.get_xdata()) for line in rings) == 3
-    assert set(select_spectrum(results).setting) == {"chosen", "published", "clinical"}
-    assert set(select_spectrum(results).group) == {"healthy", "sick", ""}
+    assert set(drawn.numbers.setting) == {"chosen", "published", "clinical"}
+    assert set(drawn.numbers.group) == {"healthy", "sick", ""}
 
 
 def test_the_caption_has_the_difference_the_spread_and_n(results):
-    text = describe_spectrum(results)
+    text = describe(figures.spectrum, results)
     for part in ("0.170 [0.120, 0.220]", "from 0.400 (clinical) to 0.750 (published)", "n = 100", "95 % intervals"):
         assert part in text
 
 
 def test_it_draws_what_is_there(results):
-    plot_spectrum(results[results.task == "prompt_family"])
-    plot_spectrum(results[results.task == "spectrum"])
+    plot(figures.spectrum, results[results.task == "prompt_family"])
+    plot(figures.spectrum, results[results.task == "spectrum"])
     with pytest.raises(NothingToDraw, match="without AUROC by negatives"):
-        plot_spectrum(results[:0])
+        plot(figures.spectrum, results[:0])

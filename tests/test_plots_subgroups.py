@@ -1,23 +1,16 @@
 """The figure of subgroups shows the table's numbers and leaves out what was not measured."""
 
-import matplotlib.pyplot
-import numpy as np
 import pandas as pd
 import pytest
+from drawn import describe, draw, marks, plot
 
+from chexstudy.plots import figures
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.style import save_figure
-from chexstudy.plots.subgroups import describe_subgroups, plot_subgroups, select_subgroups, tabulate_gaps
+from chexstudy.plots.subgroups import tabulate_gaps
 from chexstudy.results import validate_results
-from chexstudy.runs import Run
 
 ARMS = ("curated", "full")
 GROUPS = {"sex": ("F", "M"), "age": ("18-39", "40-59", "60-79")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _without_a_screen():
-    matplotlib.pyplot.switch_backend("Agg")
 
 
 def make_rows(metrics, data_set="phantom/test"):
@@ -45,15 +38,9 @@ def make_rows(metrics, data_set="phantom/test"):
     return validate_results(pd.DataFrame(rows))
 
 
-def marks(axes, name):
-    return [
-        tuple(point) for line in axes.get_lines() if line.get_gid() == name for point in np.transpose(line.get_data())
-    ]
-
-
 def test_every_group_and_arm_has_its_mark_where_the_table_says():
     results = make_rows(("auroc", "auroc_standardised", "tpr", "fpr"))
-    figure = plot_subgroups(results)
+    figure = plot(figures.subgroups, results)
     assert len(figure.axes) == 6
     for axes in figure.axes[:4]:
         drawn = marks(axes, "estimate")
@@ -69,30 +56,29 @@ def test_every_group_and_arm_has_its_mark_where_the_table_says():
 
 
 def test_captions_name_what_is_beyond_chance_and_on_what_groups_are_compared():
-    caption = describe_subgroups(make_rows(("auroc", "tpr", "fpr")))
+    caption = describe(figures.subgroups, make_rows(("auroc", "tpr", "fpr")))
     assert "(sex 2, age (years) 2)" in caption
     assert "sex, curated" in caption
     assert "age (years), curated" not in caption
     assert "gaps widened or narrowed by curation: none (of 2)" in caption
     assert "sex 0.120 [0.090, 0.150]" in caption
-    plain = describe_subgroups(make_rows(("auroc",)))
+    plain = describe(figures.subgroups, make_rows(("auroc",)))
     assert "Thresholds" not in plain
     assert "mix of findings" not in plain
 
 
-def test_one_arm_without_thresholds_still_has_its_figure(home):
+def test_one_arm_without_thresholds_still_has_its_figure():
     results = make_rows(("auroc", "auroc_standardised"))
-    single = results[(results.arm == "curated") & (results.reference == "") & (results.seed != 1)]
-    figure = plot_subgroups(single)
-    assert len(figure.axes) == 3
-    numbers = select_subgroups(single)
-    assert set(numbers.task) == {"subgroup", "subgroup_gap"}
-    assert save_figure(Run("demo"), figure, "subgroups", describe_subgroups(single), numbers).is_file()
+    drawn = draw(
+        figures.subgroups, results[(results.arm == "curated") & (results.reference == "") & (results.seed != 1)]
+    )
+    assert len(drawn.axes) == 3
+    assert set(drawn.numbers.task) == {"subgroup", "subgroup_gap"}
 
 
 def test_the_enriched_test_is_preferred_and_another_can_be_named():
     both = pd.concat([make_rows(("auroc",)), make_rows(("auroc",), "phantom/test_enriched")])
-    assert set(select_subgroups(both).data_set) == {"phantom/test_enriched"}
+    assert set(figures.subgroups.choose(both)[0].data_set) == {"phantom/test_enriched"}
     table = tabulate_gaps(both)
     assert table.loc[("phantom/test", "sex", "curated"), "gap"].startswith("\N{MINUS SIGN}0.040 [")
     assert table.loc[("phantom/test", "sex", "curated"), "p (Holm)"] == 0.01
@@ -100,4 +86,4 @@ def test_the_enriched_test_is_preferred_and_another_can_be_named():
 
 def test_nothing_measured_is_said():
     with pytest.raises(NothingToDraw, match="without two groups"):
-        plot_subgroups(make_rows(("auroc",)).iloc[:0])
+        plot(figures.subgroups, make_rows(("auroc",)).iloc[:0])

@@ -28,7 +28,7 @@ from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.adaptation import name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
-from chexstudy.plots.measurements import NothingToDraw
+from chexstudy.plots.measurements import NothingToDraw, interval, write_row
 from chexstudy.plots.style import (
     ACCENT,
     DOUBLE_MM,
@@ -37,10 +37,11 @@ from chexstudy.plots.style import (
     ArmStyle,
     add_legend,
     clear_frame,
+    name_lines,
     new_figure,
+    show_radiograph,
     title_panel,
 )
-from chexstudy.results import write_interval
 
 _GREEN = "#00C853"
 _OUTLINE = "#FFD54F"
@@ -56,8 +57,10 @@ _BASELINES = {
     "mean_map": ("Mean map of all images", "D", "#0072B2"),
     "centre": ("Centre of the image", "x", GREY),
 }
-_PANELS = {"pointing_game": "Pointing game", "mass_inside": "Share of attention inside"}
-_REGIONS = {FINDING: "the finding", LUNGS: "the lungs"}
+_PANELS = {
+    "pointing_game": ("Pointing game", "maxima"),
+    "mass_inside": ("Share of attention inside", "attention"),
+}
 
 
 @dataclass(frozen=True)
@@ -149,52 +152,35 @@ def collect_cards(
     return make_cards(chosen, rows, scores, findings, weights, evaluation.store.read(chosen.image_id), shown)
 
 
-# --- X1: overlay and confidences --------------------------------------------------------------------------------------
+# --- overlay and confidences ------------------------------------------------------------------------------------------
 
 
-def select_attention(cards: Sequence[AttentionCard]) -> pd.DataFrame:
-    """What the bars show: one row an example and finding, without any identifier."""
+def _select_attention(cards: Sequence[AttentionCard]) -> tuple[pd.DataFrame, Sequence[AttentionCard]]:
+    """What the bars show: one row an example and finding, without any identifier; and the cards."""
     if not cards:
         raise NothingToDraw("there is nothing to draw without a finding detected on an image where its place is known")
-    return pd.DataFrame(
-        [
-            {
-                "example": number,
-                "attention_of": card.finding,
-                "finding": finding,
-                "confidence": confidence,
-                "present": finding in card.present,
-            }
-            for number, card in enumerate(cards, start=1)
-            for finding, confidence in _bars(card)
-        ],
-        columns=["example", "attention_of", "finding", "confidence", "present"],
-    )
+    rows = [
+        (number, card.finding, finding, confidence, finding in card.present)
+        for number, card in enumerate(cards, start=1)
+        for finding, confidence in _bars(card)
+    ]
+    return pd.DataFrame(rows, columns=["example", "attention_of", "finding", "confidence", "present"]), cards
 
 
-def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
-    """Radiographs under their attention, each beside the confidences of all findings; two a row.
-
-    Args:
-        cards: what to show.
-    """
+def _plot_attention(bars: pd.DataFrame, cards: Sequence[AttentionCard]) -> Drawing:
+    """Radiographs under their attention, each beside the confidences of all findings; two a row."""
     columns = min(2, len(cards))
     rows = -(-len(cards) // columns)
-    bars = max(len(_bars(card)) for card in cards)
-    height = max(_SMALLEST_CARD_MM, _BAR_MM * bars) + 9
+    height = max(_SMALLEST_CARD_MM, _BAR_MM * bars.groupby("example").size().max()) + 9
     figure = new_figure(height_mm=rows * height + 6, width_mm=DOUBLE_MM * columns / 2)
-    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.7, 1.0] * columns)
-    for place in range(rows * columns):
-        row, column = divmod(place, columns)
-        picture, chart = grid[row, 2 * column : 2 * column + 2]
-        if place >= len(cards):
-            picture.set_axis_off()
-            chart.set_axis_off()
-            continue
-        _draw_overlay(picture, cards[place])
-        title_panel(picture, "abcdefghijklmnopqrstuvwxyz"[place % 26], cards[place].finding)
-        _draw_bars(chart, cards[place])
-        chart.set_xlabel("confidence" if row == rows - 1 or place + columns >= len(cards) else "")
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.7, 1.0] * columns).reshape(-1, 2)
+    for place, ((picture, chart), card) in enumerate(zip(grid, cards, strict=False)):
+        _draw_overlay(picture, card)
+        title_panel(picture, "abcdefghijklmnopqrstuvwxyz"[place % 26], card.finding)
+        _draw_bars(chart, card)
+        chart.set_xlabel("confidence" if place + columns >= len(cards) else "")
+    for unused in grid[len(cards) :].ravel():
+        unused.set_axis_off()
     colours = {"attention": _GREEN, "present": ACCENT, "absent or not known": _ABSENT}
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     if any(card.mask is not None for card in cards):
@@ -203,15 +189,10 @@ def plot_attention(cards: Sequence[AttentionCard]) -> Drawing:
     return figure
 
 
-def describe_attention(cards: Sequence[AttentionCard], head: tuple[str, str], encoder: str, specificity: float) -> str:
-    """The caption of `plot_attention`.
-
-    Args:
-        cards: what is shown.
-        head: a head and its variant.
-        encoder: arm and seed of the frozen encoder.
-        specificity: at which a finding counts as detected.
-    """
+def _describe_attention(
+    _: pd.DataFrame, cards: Sequence[AttentionCard], head: tuple[str, str], encoder: str, specificity: float
+) -> str:
+    """The caption; ``head`` with its variant, ``encoder`` is arm and seed."""
     outlined = sum(card.mask is not None for card in cards)
     return (
         f"Attention of {name_head(*head)} on the frozen encoder {encoder}, {len(cards)} test radiographs. Green: the "
@@ -225,6 +206,19 @@ def describe_attention(cards: Sequence[AttentionCard], head: tuple[str, str], en
     )
 
 
+def _conclude_attention(_: pd.DataFrame, cards: Sequence[AttentionCard]) -> str:
+    """How far the strongest patch stands out on the examples."""
+    strongest = [_stand_out(card) for card in cards]
+    return (
+        f"On {len(cards)} examples ({', '.join(card.finding for card in cards)}) the strongest patch has "
+        f"{min(strongest):.1f} to {max(strongest):.1f} times the mean attention."
+    )
+
+
+def _stand_out(card: AttentionCard) -> float:
+    return np.max(card.weights) / np.mean(card.weights)
+
+
 def _bars(card: AttentionCard) -> list[tuple[str, float]]:
     """The highest confidences; the finding that is shown is among them, whatever its own."""
     order = sorted(card.confidences, key=lambda finding: -card.confidences[finding])
@@ -235,98 +229,82 @@ def _bars(card: AttentionCard) -> list[tuple[str, float]]:
 
 
 def _draw_overlay(axes: Axes, card: AttentionCard) -> None:
-    size = len(card.pixels)
-    spread = spread_map(card.weights, size)
+    spread = spread_map(card.weights, len(card.pixels))
     span = spread.max() - spread.min()
     strength = ((spread - spread.min()) / span) ** _POWER if span > 0 else np.zeros_like(spread)
-    axes.imshow(card.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    show_radiograph(axes, card.pixels, interpolation="nearest")
+    green = ListedColormap([_GREEN])
     axes.imshow(
-        np.ones_like(spread),
-        cmap=ListedColormap([_GREEN]),
-        alpha=strength * _STRONGEST_ALPHA,
-        interpolation="nearest",
-        gid="attention",
+        np.ones_like(spread), cmap=green, alpha=strength * _STRONGEST_ALPHA, interpolation="nearest", gid="attention"
     )
     if card.mask is not None and card.mask.any() and not card.mask.all():
         axes.contour(card.mask.astype(float), levels=[0.5], colors=[_OUTLINE], linewidths=1.0)
     clear_frame(axes)
     # Scaled to its own range, even attention would look like a choice.
-    axes.set_xlabel(f"strongest patch {np.max(card.weights) / np.mean(card.weights):.1f} times the mean", fontsize=5.5)
+    axes.set_xlabel(f"strongest patch {_stand_out(card):.1f} times the mean", fontsize=5.5)
 
 
 def _draw_bars(axes: Axes, card: AttentionCard) -> None:
-    bars = _bars(card)
-    colours = [ACCENT if finding in card.present else _ABSENT for finding, _ in bars]
-    axes.barh(range(len(bars)), [confidence for _, confidence in bars], color=colours, height=0.72)
-    axes.set_yticks(range(len(bars)), [finding for finding, _ in bars], fontsize=5)
-    for label, (finding, _) in zip(axes.get_yticklabels(), bars, strict=True):
+    findings, confidences = zip(*_bars(card), strict=True)
+    colours = [ACCENT if finding in card.present else _ABSENT for finding in findings]
+    axes.barh(range(len(findings)), confidences, color=colours, height=0.72)
+    name_lines(axes, findings)
+    axes.tick_params(axis="y", pad=1.5)
+    for label, finding in zip(axes.get_yticklabels(), findings, strict=True):
+        label.set(fontsize=5, fontweight="bold" if finding == card.finding else "normal")
         if finding in card.present:
             label.set_color(ACCENT)
-        if finding == card.finding:
-            label.set_fontweight("bold")
-    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.tick_params(axis="y", length=0, pad=1.5)
 
 
 # --- pointing game ----------------------------------------------------------------------------------------------------
 
 
-def select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> pd.DataFrame:
-    """Pointing game and mass inside of every finding, with what three blind maps reach.
+def _select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> tuple:
+    """Pointing game and mass inside of every finding, with what three blind maps reach; ``head`` and ``data_set``.
+
+    One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region, value,
+    ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
 
     Args:
         results: the results table.
         head: a head and its variant, empty for the head itself.
         data_set: one data set.
-
-    Returns:
-        One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region,
-        value, ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
     """
     own = results[(results.task == TASK) & (results.data_set == data_set)]
     own = own[(own["head"] == head[0]) & (own.variant == head[1])]
-    kind = LUNGS if (own.group == LUNGS).any() else FINDING
-    table = own.set_index(["metric", "finding"])
-    if own.empty or not (own.n > 0).any():
+    if not (own.n > 0).any():
         raise NothingToDraw(f"there is nothing to draw, no region of a finding is known on {data_set}")
-    seen = own[(own.metric == "area_inside") & (own.n > 0)].sort_values("value", kind="stable")
-    findings = [MACRO, *(finding for finding in seen.finding if finding != MACRO)]
-    rows = []
+    by_metric = {metric: rows.set_index("finding") for metric, rows in own.groupby("metric")}
+    areas = by_metric["area_inside"]
+    order = areas[areas.n > 0].sort_values("value", kind="stable").index
+    findings = [MACRO, *(finding for finding in order if finding != MACRO)]
+    tables = []
     for measure in _PANELS:
-        for finding in findings:
-            row = table.loc[(measure, finding)]
-            rows.append(
-                {
-                    "finding": finding,
-                    "measure": measure,
-                    "region": kind,
-                    "value": row.value,
-                    "ci_low": row.ci_low,
-                    "ci_high": row.ci_high,
-                    "chance": table.value["area_inside", finding],
-                    "mean_map": table.value[f"{measure}_mean_map", finding],
-                    "centre": table.value[f"{measure}_centre", finding],
-                    "n": int(row.n),
-                }
-            )
-    return pd.DataFrame(rows)
+        table = by_metric[measure].loc[findings, ["value", "ci_low", "ci_high", "n"]]
+        blind = {name: by_metric[f"{measure}_{name}"].value for name in ("mean_map", "centre")}
+        kind = LUNGS if (own.group == LUNGS).any() else FINDING
+        tables.append(table.assign(measure=measure, region=kind, chance=areas.value, **blind).reset_index())
+    names = ["finding", "measure", "region", "value", "ci_low", "ci_high", *_BASELINES, "n"]
+    return pd.concat(tables, ignore_index=True)[names], head, data_set
 
 
-def plot_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> Drawing:
-    """Pointing game and mass inside by finding, against chance; arguments and errors as in `select_pointing`."""
-    table = select_pointing(results, head, data_set)
+def _plot_pointing(table: pd.DataFrame, *_) -> Drawing:
+    """Pointing game and mass inside by finding, against chance."""
     heights = [1, max(1, table.finding.nunique() - 1)]
     figure = new_figure(height_mm=forest_height_mm(heights) + 22)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (measure, title), letter in zip(panels, _PANELS.items(), "ab", strict=True):
+    headings = ("All findings", "By finding, smallest region first")
+    for axes, (measure, (title, label)), letter in zip(
+        figure.subplots(1, 2, sharey=True), _PANELS.items(), "ab", strict=True
+    ):
         shown = table[table.measure == measure]
-        groups = [Group("All findings", _estimates(shown, shown.finding == MACRO))]
-        groups.append(Group("By finding, smallest region first", _estimates(shown, shown.finding != MACRO)))
-        if letter == "b":
-            groups = [Group("", group.estimates) for group in groups]
-        draw_forest(axes, groups, heights)
+        estimates = [
+            Estimate(f"{'Mean' if row.finding == MACRO else row.finding} ({row.n})", interval(row), _HEAD_STYLE)
+            for row in shown.itertuples()
+        ]
+        parts = zip(headings, (estimates[:1], estimates[1:]), strict=True)
+        draw_forest(axes, [Group(heading if letter == "a" else "", part) for heading, part in parts], heights)
         places = [1.0, *(np.arange(len(shown) - 1) + heights[0] + 1.35 + 1)]
         for column, (_, marker, colour) in _BASELINES.items():
             axes.plot(
@@ -336,9 +314,7 @@ def plot_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -
         # Zero is the worst there is: bars of attention that never hits must be seen to reach it.
         axes.set_xlim(-0.02, max(1.02 if measure == "pointing_game" else 0.0, axes.get_xlim()[1]))
         title_panel(axes, letter, title)
-        axes.set_xlabel(
-            f"share {'of maxima' if measure == 'pointing_game' else 'of attention'} inside {_region(table)}"
-        )
+        axes.set_xlabel(f"share of {label} inside {_name_region(table)}")
     handles = [Line2D([], [], marker="o", color=ACCENT, linewidth=1.1, markersize=4, label=_HEAD_STYLE.name)]
     handles += [
         Line2D([], [], marker=marker, color=colour, markerfacecolor="none", linestyle="none", markersize=4, label=name)
@@ -348,55 +324,32 @@ def plot_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -
     return figure
 
 
-def describe_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str, encoder: str) -> str:
-    """The caption of `plot_pointing`; ``encoder`` names arm and seed of the frozen encoder."""
-    table = select_pointing(results, head, data_set)
+def _describe_pointing(table: pd.DataFrame, head: tuple[str, str], data_set: str, encoder: str) -> str:
+    """The caption; ``encoder`` names arm and seed of the frozen encoder."""
     cases = int(table.n[table.finding == MACRO].iloc[0])
     return (
-        f"Does {name_head(*head)} look at {_region(table)}? {cases} cases (an image and a finding that it has, region "
-        f"known) of {table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share of "
-        "maps whose maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, "
+        f"Does {name_head(*head)} look at {_name_region(table)}? {cases} cases (an image and a finding that it has, "
+        f"region known) of {table.finding.nunique() - 1} findings on {data_set}; encoder {encoder}, frozen. a, share "
+        "of maps whose maximum lies inside the region. b, mean share of the attention inside. Lines: 95 % intervals, "
         "patients drawn; none with fewer than five patients. Chance is the region's share of the image; the mean map "
         "is the head's own attention averaged over all images of the data set, blind to the image at hand; the centre "
         "is a Gaussian."
     )
 
 
-def _estimates(table: pd.DataFrame, chosen: pd.Series) -> list[Estimate]:
-    return [
-        Estimate(f"{_label(row.finding)} ({row.n})", row.value, row.ci_low, row.ci_high, _HEAD_STYLE)
-        for row in table[chosen].itertuples()
-    ]
+def _name_region(table: pd.DataFrame) -> str:
+    return {FINDING: "the finding", LUNGS: "the lungs"}[table.region.iloc[0]]
 
 
-def _label(finding: str) -> str:
-    return "Mean" if finding == MACRO else finding
-
-
-def _region(table: pd.DataFrame) -> str:
-    return _REGIONS[table.region.iloc[0]]
-
-
-def conclude_attention(cards: Sequence[AttentionCard]) -> str:
-    """How far the strongest patch stands out on the examples."""
-    strongest = [np.max(card.weights) / np.mean(card.weights) for card in cards]
-    return (
-        f"On {len(cards)} examples ({', '.join(card.finding for card in cards)}) the strongest patch has "
-        f"{min(strongest):.1f} to {max(strongest):.1f} times the mean attention."
-    )
-
-
-def conclude_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> str:
+def _conclude_pointing(table: pd.DataFrame, _: tuple[str, str], data_set: str) -> str:
     """How often the maximum lies on the finding, beside what blind maps reach."""
-    table = select_pointing(results, head, data_set)
     row = table[(table.measure == "pointing_game") & (table.finding == MACRO)].iloc[0]
-    share = write_interval(row.value, row.ci_low, row.ci_high)
     return (
-        f"The maximum of the attention lies inside {_region(table)} in {share} of {row.n} cases ({data_set}); chance "
-        f"gives {row.chance:.3f}, the mean map {row.mean_map:.3f}."
+        f"The maximum of the attention lies inside {_name_region(table)} in {write_row(row)} of {row.n} cases "
+        f"({data_set}); chance gives {row.chance:.3f}, the mean map {row.mean_map:.3f}."
     )
 
 
-attention = Figure("attention", select_attention, plot_attention, describe_attention, conclude_attention)
-pointing_test = Figure("pointing_test", select_pointing, plot_pointing, describe_pointing, conclude_pointing)
+attention = Figure("attention", _select_attention, _plot_attention, _describe_attention, _conclude_attention)
+pointing_test = Figure("pointing_test", _select_pointing, _plot_pointing, _describe_pointing, _conclude_pointing)
 pointing_test_enriched = replace(pointing_test, name="pointing_test_enriched")

@@ -7,117 +7,99 @@ from matplotlib.figure import Figure as Drawing
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.budget_sweep import COSTS, SAVING, ZERO_SHOT, judge_saving, write_ends, write_saving
 from chexstudy.experiments.equal_performance import AT_LEAST
-from chexstudy.plots.compute import choose_unit, scale_log
+from chexstudy.plots.compute import choose_unit
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate
-from chexstudy.plots.measurements import describe_n, name_data_set, require_rows, summarise_seeds
-from chexstudy.plots.style import INK, add_legend, arm_style, legend_mark, new_figure, title_panel
+from chexstudy.plots.measurements import describe_n, interval, name_data_set, require_rows, select_rows, summarise_seeds
+from chexstudy.plots.style import (
+    INK,
+    add_legend,
+    arm_style,
+    draw_marks,
+    legend_mark,
+    new_figure,
+    scale_log,
+    title_panel,
+)
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
 from chexstudy.pretraining.arms.definitions import name_arms
 
 # In each panel the saving against the random arm that is given as much of what the panel counts.
 _PAIRED = {"flops": "random_same_compute", "pairs_trained": "random_same_data"}
-_GROUPS = {MACRO: "Macro AUROC, zero-shot", "head": "AUROC of common findings, zero-shot"}
-_GROUPS |= {"medium": "AUROC of medium findings, zero-shot", "tail": "AUROC of rare findings, zero-shot"}
 
 
-def select_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
-    """The points of the figure: AUROC of each arm at each budget, and its mean cost over seeds.
+def _select(results: pd.DataFrame, costs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Macro AUROC of each arm at each budget, and its mean cost over seeds; the rows measured; and what is saved.
+
+    Points have ``kept``, the share of the pairs; savings `select_savings` describes.
 
     Args:
         results: rows of the results table.
         costs: one row an arm and seed with ``pairs_trained`` and ``flops``.
-        finding: ``macro`` or a tier.
-
-    Returns:
-        ``arm, kept`` (the share of the pairs), ``value, ci_low, ci_high, n, seeds, flops, pairs_trained``.
     """
-    rows = require_rows(_measured(results, finding), f"arms at budgets, {finding}")
+    rows = require_rows(select_rows(results, ZERO_SHOT, finding=MACRO), "arms at budgets, macro")
     mean = name_arms(costs).groupby(["arm", "variant"])[list(COSTS)].mean().reset_index()
     table = summarise_seeds(rows).merge(mean, on=["arm", "variant"])
     require_rows(table, "arms with both a cost and a zero-shot AUROC")
     columns = ["arm", "kept", "value", "ci_low", "ci_high", "n", "seeds", *COSTS]
-    return table.assign(kept=table.variant.map(read_budget))[columns].sort_values(["arm", "kept"], ignore_index=True)
+    table = table.assign(kept=table.variant.map(read_budget))[columns].sort_values(["arm", "kept"], ignore_index=True)
+    return table, rows, select_savings(results)
 
 
-def _measured(results: pd.DataFrame, finding: str) -> pd.DataFrame:
-    return results[(results.task == ZERO_SHOT) & (results.finding == finding) & results.value.notna()]
+def select_savings(results: pd.DataFrame) -> pd.DataFrame:
+    """What each side saves against another at equal macro AUROC, the curve against all pairs first, then by budget.
 
-
-def select_savings(results: pd.DataFrame, finding: str = MACRO) -> pd.DataFrame:
-    """What each side saves against another, with its ``verdict``, the curve against all pairs first, then by budget.
-
-    Args:
-        results, finding: as in `select_budgets`.
-
-    Returns:
-        Rows of the results table with ``verdict`` and ``kept`` (the curated arm's budget, 1 for the curve).
+    Rows of the results table with ``verdict`` and ``kept`` (the curated arm's budget, 1 for the curve).
     """
-    rows = results[(results.task == SAVING) & (results.finding == finding)].reset_index(drop=True)
+    rows = results[(results.task == SAVING) & (results.finding == MACRO)].reset_index(drop=True)
     rows["kept"] = rows.variant.map(read_budget)
     rows["verdict"] = [judge_saving(row.ci_low, row.ci_high) for row in rows.itertuples()]
     return rows.sort_values(["kept", "reference"], ascending=[False, True], ignore_index=True)
 
 
-def plot_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> Drawing:
+def _plot(table: pd.DataFrame, _: pd.DataFrame, savings: pd.DataFrame) -> Drawing:
     """AUROC against operations and against pairs trained on, a line a way to spend them, all pairs as a point.
 
     A bracket shows a saving where its whole interval lies on one side of none: against all pairs if that can be told,
     else that of the largest budget against random training paired in what the panel counts.
-
-    Args:
-        results, costs, finding: as in `select_budgets`.
     """
-    table = select_budgets(results, costs, finding)
-    savings = select_savings(results, finding)
     unit, unit_name = choose_unit(table.flops.max())
     table = table.assign(flops=table.flops / unit)
     figure = new_figure(height_mm=78)
-    by_compute, by_data = figure.subplots(1, 2, sharey=True)
-    for axes, cost, label in (
-        (by_compute, "flops", f"Compute ({unit_name}, log)"),
-        (by_data, "pairs_trained", "Pairs trained on (log)"),
-    ):
+    panels = figure.subplots(1, 2, sharey=True)
+    labels = {"flops": f"Compute ({unit_name}, log)", "pairs_trained": "Pairs trained on (log)"}
+    for axes, (cost, label) in zip(panels, labels.items(), strict=True):
         _draw_families(axes, table, cost)
-        scale_log(axes, table[cost])
-        axes.set_xlim(table[cost].min() / 1.2, table[cost].max() * 1.2)
-        axes.set_xlabel(label)
-        axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
+        scale_log(axes)
+        axes.set(xlim=(table[cost].min() / 1.2, table[cost].max() * 1.2), xlabel=label)
+        axes.grid(axis="y")
         _draw_saving(axes, table, savings[savings.metric == COSTS[cost]], cost)
-    low, high = by_compute.get_ylim()
-    by_compute.set_ylim(low - 0.07 * (high - low), high)
-    by_compute.set_ylabel(_GROUPS.get(finding, f"AUROC, {finding}"))
-    by_data.tick_params(labelleft=False)
-    title_panel(by_compute, "a", "By compute")
-    title_panel(by_data, "b", "By data")
+    low, high = panels[0].get_ylim()
+    panels[0].set(ylim=(low - 0.07 * (high - low), high), ylabel="Macro AUROC, zero-shot")
+    panels[1].tick_params(labelleft=False)
+    title_panel(panels[0], "a", "By compute")
+    title_panel(panels[1], "b", "By data")
     families = [family for family in (CURATED, *RANDOM, FULL) if (table.arm == family).any()]
     add_legend(figure, [legend_mark(arm_style(one), "none" if one == FULL else "-") for one in families], 4)
     return figure
 
 
-def _families(table: pd.DataFrame) -> list[str]:
-    """Those measured, the curated arm last, so that it is drawn over the others."""
-    return [family for family in (*RANDOM, CURATED) if (table.arm == family).any()]
-
-
 def _draw_families(axes: Axes, table: pd.DataFrame, cost: str) -> None:
     full = table[table.arm == FULL]
-    for family in _families(table):
+    # The curated arm last, so that it is drawn over the others.
+    for family in (one for one in (*RANDOM, CURATED) if (table.arm == one).any()):
         rows, style = table[table.arm == family].sort_values(cost), arm_style(family)
         over = 1 if family == CURATED else 0
         axes.fill_between(rows[cost], rows.ci_low, rows.ci_high, color=style.colour, alpha=0.1, linewidth=0, zorder=1)
         for end in (rows.ci_low, rows.ci_high):
             axes.plot(rows[cost], end, color=style.colour, linewidth=0.5, alpha=0.6, gid="band", zorder=2)
-        axes.plot(
-            rows[cost], rows.value, marker=style.marker, color=style.colour, markersize=4.4, linewidth=1.2,
-            markeredgecolor="white", markeredgewidth=0.4, gid=family, zorder=4 + over,
-        )  # fmt: skip
+        draw_marks(axes, rows[cost], rows.value, style, 4.4, linestyle="-", linewidth=1.2, gid=family, zorder=4 + over)
         if len(full) and family in RANDOM:
             # Random training at a budget of everything is training on all pairs.
             last = pd.concat([rows.tail(1), full])
             axes.plot(last[cost], last.value, color=style.colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=3)
     for row in full.itertuples():
-        draw_estimate(axes, getattr(row, cost), row.value, row.ci_low, row.ci_high, arm_style(FULL), True, size=5)
+        draw_estimate(axes, getattr(row, cost), interval(row), arm_style(FULL), vertical=True, size=5)
     for row in table[table.arm == CURATED].itertuples():
         # At the foot of the panel, where no line runs.
         axes.annotate(
@@ -150,34 +132,23 @@ def _draw_saving(axes: Axes, table: pd.DataFrame, savings: pd.DataFrame, cost: s
         )  # fmt: skip
 
 
-def describe_budgets(results: pd.DataFrame, costs: pd.DataFrame, finding: str = MACRO) -> str:
-    """The caption of `plot_budgets`, with what is saved in operations at equal performance, or that it cannot be told.
-
-    Args and errors: as in `plot_budgets`.
-    """
-    table, rows = select_budgets(results, costs, finding), _measured(results, finding)
+def _describe(table: pd.DataFrame, rows: pd.DataFrame, savings: pd.DataFrame) -> str:
+    """The caption, with what is saved in operations at equal performance, or that it cannot be told."""
     shares = ", ".join(f"{100 * share:g}" for share in sorted(table.kept[table.arm == CURATED].unique()))
-    where = name_data_set(rows.data_set.iloc[0])
-    words = "macro zero-shot AUROC" if finding == MACRO else f"zero-shot AUROC of {finding} findings"
     seeds = int(table.seeds.max())
     drawn = f"patients and seeds resampled; {seeds} seeds" if seeds > 1 else "patients resampled; 1 seed"
     return (
-        f"Performance against compute and data ({where}): {words} by operations counted, warm-up and scoring included "
-        f"(a), and by pairs trained on, each counted as often as it is seen (b). Curated arms keep exactly {shares} % "
-        "of the pairs (at the foot); beside them random pairs of the same number, and random batches of all pairs for "
-        "the same operations. Dotted: both end in training on all pairs, whose epochs in between are no points of a "
-        f"curve, because their learning rate has not fallen. Bands and the bar are 95 % intervals, {drawn}. "
-        f"{describe_savings(results, finding)} {describe_n(rows)}"
+        f"Performance against compute and data ({name_data_set(rows.data_set.iloc[0])}): macro zero-shot AUROC by "
+        "operations counted, warm-up and scoring included (a), and by pairs trained on, each counted as often as it is "
+        f"seen (b). Curated arms keep exactly {shares} % of the pairs (at the foot); beside them random pairs of the "
+        "same number, and random batches of all pairs for the same operations. Dotted: both end in training on all "
+        "pairs, whose epochs in between are no points of a curve, because their learning rate has not fallen. Bands "
+        f"and the bar are 95 % intervals, {drawn}. {_conclude(table, rows, savings)} {describe_n(rows)}"
     )
 
 
-def describe_savings(results: pd.DataFrame, finding: str = MACRO) -> str:
-    """One or two sentences on the operations saved at equal performance: what can be told, and what cannot.
-
-    Args:
-        results, finding: as in `select_budgets`.
-    """
-    savings = select_savings(results, finding)
+def _conclude(table: pd.DataFrame, rows: pd.DataFrame, savings: pd.DataFrame) -> str:
+    """One or two sentences on the operations saved at equal performance: what can be told, and what cannot."""
     savings = savings[savings.metric == COSTS["flops"]]
     if savings.empty:
         return "What is saved at equal performance was not measured."
@@ -186,15 +157,15 @@ def describe_savings(results: pd.DataFrame, finding: str = MACRO) -> str:
         f"{write_saving(row.value, row.setting)} ({write_ends(row.ci_low, row.ci_high)}) {_name_comparison(row)}"
         for row in told.itertuples()
     ]
-    sentence = f"Operations saved at equal performance: {'; '.join(parts)}. " if parts else ""
+    sentence = f"Operations saved at equal performance: {'; '.join(parts)}." if parts else ""
     silent = len(savings) - len(told)
     if not silent:
-        return sentence.strip()
+        return sentence
     which = f"{silent} of {len(savings)} comparisons" if parts else f"any of {len(savings)} comparisons"
     return (
-        f"{sentence}What is saved at equal performance cannot be told for {which}: intervals reach to both sides of "
+        f"{sentence} What is saved at equal performance cannot be told for {which}: intervals reach to both sides of "
         "none, or beyond the budgets measured."
-    )
+    ).strip()
 
 
 def _name_comparison(row) -> str:
@@ -204,10 +175,4 @@ def _name_comparison(row) -> str:
     return f"by keeping {100 * row.kept:g} % against {family[0].lower()}{family[1:]}"
 
 
-budgets = Figure(
-    name="budgets",
-    select=select_budgets,
-    plot=plot_budgets,
-    describe=describe_budgets,
-    conclude=lambda results, _: describe_savings(results),
-)
+budgets = Figure("budgets", _select, _plot, _describe, _conclude)

@@ -11,9 +11,8 @@ from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, new_figure, title_panel
+from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, name_lines, new_figure, title_panel
 
-_PERCENTILES = (5, 50, 95)
 _MOST_IN_MATRIX = 16
 
 
@@ -44,64 +43,69 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
 
 
 def count_report_lengths(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Percentiles of report length in words by source (largest first), without empty reports.
+    """Length of reports in words by source (largest first), without empty reports.
 
     Returns:
         ``source, reports, p5, mean, median, p95, longest``.
     """
     written = cohort[cohort.report.str.strip() != ""]
-    lengths = [len(text.split()) for text in written.report]
+    words = written.report.str.split().str.len().astype(float)
     rows = []
-    by_source = pd.Series(lengths, index=written.source, dtype=float)
-    for source in by_source.index.value_counts().index:
-        group = by_source[[source]]
-        p5, median, p95 = np.percentile(group, _PERCENTILES)
+    for source in written.source.value_counts().index:
+        group = words[written.source == source]
+        p5, median, p95 = np.percentile(group, (5, 50, 95))
         rows.append((source, len(group), p5, group.mean(), median, p95, group.max()))
     return pd.DataFrame(rows, columns=["source", "reports", "p5", "mean", "median", "p95", "longest"])
 
 
-def plot_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> Drawing:
-    """Sources and splits, views and sexes, ages, findings, their co-occurrence, reports, and quarantined images.
+def _select(cohort: pd.DataFrame, quarantine: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """`count_findings`, the cohort, and what was set aside: ``image_id, image_path, reason``."""
+    return count_findings(require_rows(cohort, "images")), cohort, quarantine
 
-    Args:
-        quarantine: ``image_id, image_path, reason``, or None where none was written.
-    """
-    require_rows(cohort, "images")
-    counts = count_findings(cohort)
-    findings = counts[counts.finding != NO_FINDING]
+
+def _plot(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFrame) -> Drawing:
+    """Sources and splits, views and sexes, ages, findings, their co-occurrence, reports, and quarantined images."""
+    findings = counts.finding[counts.finding != NO_FINDING].tolist()
     sources = cohort.source.value_counts().index.tolist()
-    top = 50 + 3.4 * max(len(sources) - 6, 0)
-    middle = max(40.0, 18 + 3.5 * len(counts)) if len(counts) else 18.0
-    bottom = 34 + 3.4 * max(len(sources) - 3, 0)
-    figure = new_figure(height_mm=top + middle + bottom)
-    rows = figure.subfigures(3, 1, height_ratios=[top, middle, bottom])
-    first = rows[0].subplots(1, 3, width_ratios=[1.2, 1.1, 1])
-    _draw_splits(first[0], cohort, sources)
-    rows[0].legend(handles=first[0].containers, loc="outside lower left", ncols=4)
-    title_panel(first[0], "a", "Images by source and split")
-    _draw_people(first[1], cohort)
-    title_panel(first[1], "b", "Views, sexes, reports")
-    _draw_ages(first[2], cohort)
-    title_panel(first[2], "c", "Ages")
-    with_matrix = len(findings) > 1
-    second = rows[1].subplots(1, 2)
+    heights = [
+        50 + 3.4 * max(len(sources) - 6, 0),
+        max(40.0, 18 + 3.5 * len(counts)) if len(counts) else 18.0,
+        34 + 3.4 * max(len(sources) - 3, 0),
+    ]
+    figure = new_figure(height_mm=sum(heights))
+    strips = figure.subfigures(3, 1, height_ratios=heights)
+    splits, people, ages = strips[0].subplots(1, 3, width_ratios=[1.2, 1.1, 1])
+    shares, matrix = strips[1].subplots(1, 2)
+    lengths, aside = strips[2].subplots(1, 2)
+    letters = iter("abcdefg")
+    _draw_splits(splits, cohort, sources)
+    strips[0].legend(handles=splits.containers, loc="outside lower left", ncols=4)
+    title_panel(splits, next(letters), "Images by source and split")
+    _draw_people(people, cohort)
+    title_panel(people, next(letters), "Views, sexes, reports")
+    _draw_ages(ages, cohort)
+    title_panel(ages, next(letters), "Ages")
     if len(counts):
-        _draw_findings(second[0], counts)
+        _draw_findings(shares, counts[counts.present > 0])
     else:
-        _say(second[0], "no labels")
-    title_panel(second[0], "d", "Findings")
-    if with_matrix:
-        _draw_matrix(second[1], cohort, findings.finding.tolist()[:_MOST_IN_MATRIX])
-        title_panel(second[1], "e", "Co-occurrence (% of the row's images)")
+        _say(shares, "no labels")
+    title_panel(shares, next(letters), "Findings")
+    if len(findings) > 1:
+        _draw_matrix(matrix, cohort, findings[:_MOST_IN_MATRIX])
+        title_panel(matrix, next(letters), "Co-occurrence (% of the row's images)")
     else:
-        second[1].set_axis_off()
-    third = rows[2].subplots(1, 2)
-    after = "fg" if with_matrix else "ef"
-    _draw_lengths(third[0], count_report_lengths(cohort))
-    title_panel(third[0], after[0], "Report lengths")
-    _draw_quarantine(third[1], quarantine)
-    title_panel(third[1], after[1], "Quarantined")
+        matrix.set_axis_off()
+    _draw_lengths(lengths, count_report_lengths(cohort))
+    title_panel(lengths, next(letters), "Report lengths")
+    _draw_quarantine(aside, quarantine)
+    title_panel(aside, next(letters), "Quarantined")
     return figure
+
+
+def _count_beside(axes: Axes, counts) -> None:
+    """Write the number of each line right of its end."""
+    for line, count in enumerate(counts):
+        axes.annotate(f"{int(count):,}", (count, line), (3, 0), textcoords="offset points", va="center", fontsize=6)
 
 
 def _draw_splits(axes: Axes, cohort: pd.DataFrame, sources: list[str]) -> None:
@@ -112,12 +116,9 @@ def _draw_splits(axes: Axes, cohort: pd.DataFrame, sources: list[str]) -> None:
         label = f"{split.replace('_', ' ')} ({int(table[split].sum()):,})"
         axes.barh(sources, table[split], 0.6, left, color=colour, label=label)
         left += table[split].to_numpy()
-    for line, total in enumerate(left):
-        axes.annotate(f"{int(total):,}", (total, line), (3, 0), textcoords="offset points", va="center", fontsize=6)
-    axes.set_ylim(len(sources) - 0.4, -0.6)
-    axes.set_xlim(0, left.max() * 1.2)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Images")
+    _count_beside(axes, left)
+    name_lines(axes, sources)
+    axes.set(xlim=(0, left.max() * 1.2), xlabel="Images")
     axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
     axes.locator_params(axis="x", nbins=4)
 
@@ -141,10 +142,8 @@ def _draw_people(axes: Axes, cohort: pd.DataFrame) -> None:
             annotation_clip=False,
         )  # fmt: skip
     axes.set_yticks(range(3), ["View", "Sex", "Report"])
-    axes.set_ylim(2.5, -0.5)
-    axes.set_xlim(0, 100)
+    axes.set(ylim=(2.5, -0.5), xlim=(0, 100), xlabel="Share of images (%)")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Share of images (%)")
 
 
 def _draw_ages(axes: Axes, cohort: pd.DataFrame) -> None:
@@ -171,10 +170,8 @@ def _say(axes: Axes, text: str) -> None:
     clear_frame(axes)
 
 
-def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
-    shown = counts[counts.prevalence > 0]
-    share = 100 * shown.prevalence
-    lines = np.arange(len(shown))
+def _draw_findings(axes: Axes, shown: pd.DataFrame) -> None:
+    share, lines = 100 * shown.prevalence, np.arange(len(shown))
     left = share.min() / 2 if len(shown) else 0.1
     axes.hlines(lines, left, share, color=PALE, linewidth=1.2, zorder=1)
     disease = (shown.finding != NO_FINDING).to_numpy()
@@ -182,22 +179,12 @@ def _draw_findings(axes: Axes, counts: pd.DataFrame) -> None:
         axes.plot(
             share[chosen], lines[chosen], "o", color=colour, markersize=3.6, linestyle="none", gid="estimate", zorder=2
         )
-    for line, row in zip(lines, shown.itertuples(), strict=True):
-        axes.annotate(
-            f"{row.present:,}",
-            (100 * row.prevalence, line),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=6,
-        )
-    axes.set_yticks(lines, shown.finding)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xscale("log")
-    axes.set_xlim(left, share.max() * 2.6 if len(shown) else 100)
+    for line, end, present in zip(lines, share, shown.present, strict=True):
+        axes.annotate(f"{present:,}", (end, line), (4, 0), textcoords="offset points", va="center", fontsize=6)
+    name_lines(axes, list(shown.finding))
+    axes.set(xscale="log", xlim=(left, share.max() * 2.6 if len(shown) else 100))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value <= 100 else "")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(axis="y", length=0)
     axes.set_xlabel("Present (% of all images, log; number: images)")
 
 
@@ -225,50 +212,40 @@ def _draw_lengths(axes: Axes, lengths: pd.DataFrame) -> None:
         axes.plot([row.median], [line], "|", color=INK, markersize=8, markeredgewidth=1.4, zorder=3)
         axes.plot([row.mean], [line], "D", color="white", markeredgecolor=INK, markersize=3.4, zorder=3)
         axes.plot([row.longest], [line], "x", color=GREY, markersize=3.5, zorder=3)
-    axes.set_yticks(range(len(lengths)), lengths.source)
-    axes.set_ylim(len(lengths) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Words (bar 5th to 95th percentile,\nline median, diamond mean, cross longest)")
+    name_lines(axes, list(lengths.source))
+    axes.set(xlim=(0, None), xlabel="Words (bar 5th to 95th percentile,\nline median, diamond mean, cross longest)")
 
 
-def _draw_quarantine(axes: Axes, quarantine: pd.DataFrame | None) -> None:
-    if quarantine is None or quarantine.empty:
+def _draw_quarantine(axes: Axes, quarantine: pd.DataFrame) -> None:
+    if quarantine.empty:
         axes.text(0.0, 0.8, "No image was set aside.", transform=axes.transAxes, color=GREY)
         axes.set_axis_off()
         return
     # A reason may go on with the particulars of one file; what comes before the colon is its kind.
     kinds = quarantine.reason.str.partition(":")[0].str.strip().value_counts()
     axes.barh(kinds.index, kinds, 0.6, color=GREY)
-    for line, count in enumerate(kinds):
-        axes.annotate(f"{count:,}", (count, line), (3, 0), textcoords="offset points", va="center", fontsize=6)
-    axes.set_ylim(len(kinds) - 0.4, -0.6)
-    axes.set_xlim(0, kinds.max() * 1.2)
+    _count_beside(axes, kinds)
+    name_lines(axes, list(kinds.index))
+    axes.set(xlim=(0, kinds.max() * 1.2), xlabel="Images")
     axes.locator_params(axis="x", nbins=4, integer=True)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Images")
 
 
-def describe_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> str:
-    patients, sources = cohort.patient_id.nunique(), cohort.source.nunique()
-    aside = 0 if quarantine is None else len(quarantine)
-    findings = [finding for finding in finding_columns(cohort) if finding != NO_FINDING]
-    labels = ["no finding is labelled" if not findings else "share of all images with each finding"]
-    labels += ["which findings occur together"] * (len(findings) > 1)
-    last = [*labels, "report lengths by source", f"images set aside with the reason ({aside:,})"]
-    panels = " ".join(f"{letter}, {text}." for letter, text in zip("defg", last, strict=False))
+def _describe(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFrame) -> str:
+    sources, findings = cohort.source.nunique(), counts[counts.finding != NO_FINDING]
+    panels = ["share of all images with each finding" if len(findings) else "no finding is labelled"]
+    panels += ["which findings occur together"] * (len(findings) > 1)
+    panels += ["report lengths by source", f"images set aside with the reason ({len(quarantine):,})"]
+    said = " ".join(f"{letter}, {text}." for letter, text in zip("defg", panels, strict=False))
     return (
-        f"The cohort: n = {len(cohort):,} images of {patients:,} patients from {sources} source{'s' * (sources != 1)}. "
-        "a, sources and splits (no patient is in two). b, views, sexes and where reports come from. c, ages. "
-        f"{panels} Counts, no sampling: neither seeds nor intervals."
+        f"The cohort: n = {len(cohort):,} images of {cohort.patient_id.nunique():,} patients from {sources} "
+        f"source{'s' * (sources != 1)}. a, sources and splits (no patient is in two). b, views, sexes and where "
+        f"reports come from. c, ages. {said} Counts, no sampling: neither seeds nor intervals."
     )
 
 
-def conclude_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None = None) -> str:
+def _conclude(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFrame) -> str:
     """How large the cohort is, and its commonest and rarest finding."""
-    text = f"{len(cohort):,} images of {cohort.patient_id.nunique():,} patients"
-    text += f", {0 if quarantine is None else len(quarantine):,} set aside"
-    counts = count_findings(cohort)
+    text = f"{len(cohort):,} images of {cohort.patient_id.nunique():,} patients, {len(quarantine):,} set aside"
     shown = counts[(counts.finding != NO_FINDING) & (counts.present > 0)]
     if len(shown):
         first, last = shown.iloc[0], shown.iloc[-1]
@@ -279,10 +256,4 @@ def conclude_composition(cohort: pd.DataFrame, quarantine: pd.DataFrame | None =
     return text + "."
 
 
-composition = Figure(
-    name="composition",
-    select=lambda cohort, _: count_findings(cohort),
-    plot=plot_composition,
-    describe=describe_composition,
-    conclude=conclude_composition,
-)
+composition = Figure("composition", _select, _plot, _describe, _conclude)

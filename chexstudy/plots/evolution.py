@@ -6,13 +6,13 @@ from matplotlib.figure import Figure as Drawing
 
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.maps import (
+    PATH_HANDLE,
+    PROTOTYPE_HANDLE,
     band_handles,
     draw_background,
     draw_bands,
     draw_prototypes,
     last_prototypes,
-    path_handle,
-    prototype_handle,
     require_pairs,
 )
 from chexstudy.plots.measurements import require_rows
@@ -21,8 +21,8 @@ from chexstudy.plots.style import GREY, add_legend, frame_map, new_figure, title
 _COLUMNS, _MOST_PANELS = 3, 6
 
 
-def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> Drawing:
-    """The map at up to six snapshots: the pairs scored since the snapshot before, by band, and the prototypes' paths.
+def _select(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trajectory, and the pairs that have a place.
 
     Args:
         pairs: mapped pairs (`chexstudy.plots.maps`); ``step`` tells when each was scored. With a column ``stage`` there
@@ -30,15 +30,17 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> D
         trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.vectors.umap.trace_prototypes`), and
             ``stage`` where there are stages (`chexstudy.curation.records.stage_maps.trace_over_stages`).
     """
-    pairs = require_pairs(pairs)
-    require_rows(trajectory, "prototype snapshots")
+    return require_rows(trajectory, "prototype snapshots"), require_pairs(pairs)
+
+
+def _plot(trajectory: pd.DataFrame, pairs: pd.DataFrame) -> Drawing:
+    """The map at up to six snapshots: pairs scored since the snapshot before, by band, and the prototypes' paths."""
     shown = choose_snapshots(trajectory)
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(height_mm=58 * rows + 9)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    corners = _corners(pairs, trajectory)
-    before = -np.inf
+    corners, before = _corners(pairs, trajectory), -np.inf
     for axes, snapshot, letter in zip(grid, shown, "abcdef", strict=False):
         at = trajectory[trajectory.snapshot == snapshot]
         step = at.step.iloc[0]
@@ -51,12 +53,11 @@ def plot_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> D
             axes.plot(path.x, path.y, color=GREY, linewidth=1.0, zorder=5, gid="path")
         draw_prototypes(axes, at)
         frame_map(axes, corners)
-        title_panel(axes, letter, f"step {step:,} · {len(since):,} scored" if len(since) else f"step {step:,} · start")
+        title_panel(axes, letter, f"step {step:,} · " + (f"{len(since):,} scored" if len(since) else "start"))
         before = step
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
-    handles = [*band_handles(pairs), prototype_handle(), path_handle()]
-    add_legend(figure, handles)
+    add_legend(figure, [*band_handles(pairs), PROTOTYPE_HANDLE, PATH_HANDLE])
     return figure
 
 
@@ -84,29 +85,27 @@ def choose_snapshots(trajectory: pd.DataFrame) -> list[int]:
     return [int(snapshots[round(float(place))]) for place in places]
 
 
-def describe_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame, seed: int = 0) -> str:
-    pairs = require_pairs(pairs)
-    shown = trajectory[trajectory.snapshot.isin(choose_snapshots(trajectory))]
-    count = pairs.image_id.nunique()
+def _describe(trajectory: pd.DataFrame, pairs: pd.DataFrame, seed: int = 0) -> str:
+    shown, every = len(choose_snapshots(trajectory)), trajectory.snapshot.nunique()
     maps = (
-        "One map (UMAP of the joint features of all scored pairs, fitted once; axes have no meaning) at "
-        f"{shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored since the "
-        "snapshot before, by band; grey: all others."
+        f"One map (UMAP of the joint features of all scored pairs, fitted once; axes have no meaning) at {shown} of "
+        f"{every} snapshots. Coloured: pairs scored since the snapshot before, by band; grey: all others."
     )
     if has_stages(pairs, trajectory):
         maps = (
             f"Maps of {pairs.stage.nunique()} stages (UMAP of the joint features at which pairs were scored; each map "
             "starts from the one before, and pairs on both stay near their places; axes have no meaning) at "
-            f"{shown.snapshot.nunique()} of {trajectory.snapshot.nunique()} snapshots. Coloured: pairs scored since "
-            "the panel before, by band; grey: other pairs of the stage."
+            f"{shown} of {every} snapshots. Coloured: pairs scored since the panel before, by band; grey: other pairs "
+            "of the stage."
         )
     return (
         f"Prototypes over training. {maps} Stars and lines: prototypes, placed between their nearest pairs, and their "
-        f"paths so far. n = {count:,} pairs, {trajectory.prototype.nunique()} prototypes, seed {seed}; no intervals."
+        f"paths so far. n = {pairs.image_id.nunique():,} pairs, {trajectory.prototype.nunique()} prototypes, seed "
+        f"{seed}; no intervals."
     )
 
 
-def conclude_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> str:
+def _conclude(trajectory: pd.DataFrame, _: pd.DataFrame) -> str:
     """How far the prototypes moved over the map, beside how far apart they ended."""
     ordered = trajectory.sort_values("snapshot").groupby("prototype")[["x", "y"]]
     moved = np.hypot(*(ordered.last() - ordered.first()).to_numpy().T)
@@ -118,10 +117,4 @@ def conclude_prototype_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) 
     )
 
 
-prototype_evolution = Figure(
-    name="prototype_evolution",
-    select=lambda _, trajectory: trajectory,
-    plot=plot_prototype_evolution,
-    describe=describe_prototype_evolution,
-    conclude=conclude_prototype_evolution,
-)
+prototype_evolution = Figure("prototype_evolution", _select, _plot, _describe, _conclude)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
 from chexstudy.curation.online.decisions import BANDS
-from chexstudy.plots.maps import band_handles, draw_bands, draw_prototypes, prototype_handle, require_pairs
+from chexstudy.plots.maps import PROTOTYPE_HANDLE, band_handles, draw_bands, draw_prototypes, require_pairs
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import BAND_COLOURS, GREY, INK, PALE, add_legend, frame_map, new_figure
 from chexstudy.pseudonyms import show_image_ids
@@ -208,8 +208,7 @@ class PrototypeExplorer:
         draw_prototypes(axes, at)
         frame_map(axes, pd.concat([pairs[["x", "y"]], at[["x", "y"]]]))
         axes.set_title(f"step {at.step.iloc[0]:,}; run this cell in JupyterLab to walk through the map", fontsize=7)
-        handles = [*band_handles(pairs), prototype_handle()]
-        add_legend(figure, handles)
+        add_legend(figure, [*band_handles(pairs), PROTOTYPE_HANDLE])
         return figure
 
     # --- the pairs ----------------------------------------------------------------------------------------------------

@@ -13,13 +13,24 @@ from chexstudy.study import Study
 
 @dataclass(frozen=True)
 class Figure:
-    """How one figure is made. All its functions take the same tables."""
+    """How one figure is made: its numbers are selected once, and drawn and put into words from there.
+
+    ``select`` raises `NothingToDraw`, or gives the numbers, one row a mark; or, where they alone do not tell all that
+    is drawn, a tuple of the numbers and of what the other three take after them.
+    """
 
     name: str  # of its files, such as ``zero_shot``
-    select: Callable[..., pd.DataFrame]  # the numbers that are drawn, one row a mark; raises `NothingToDraw`
+    select: Callable[..., pd.DataFrame | tuple]
     plot: Callable[..., Drawing]
     describe: Callable[..., str]  # the caption: what is shown, with n, seeds and the kind of interval
     conclude: Callable[..., str]  # one sentence of what came out
+
+    def choose(self, *tables) -> tuple:
+        """What the figure is made of, numbers first."""
+        if tables[0] is None:
+            raise NothingToDraw("it was not measured, there is nothing to draw")
+        chosen = self.select(*tables)
+        return chosen if isinstance(chosen, tuple) else (chosen,)
 
     def show(self, study: Study, *tables, name: str = "", **words) -> Drawing | None:
         """Draw the figure, store it with caption and numbers, say what came out; or say why there is nothing to draw.
@@ -35,13 +46,11 @@ class Figure:
         """
         name = name or self.name
         try:
-            if tables[0] is None:
-                raise NothingToDraw("it was not measured, there is nothing to draw")
-            numbers = self.select(*tables)
-            drawing = self.plot(*tables)
+            chosen = self.choose(*tables)
         except NothingToDraw as reason:
             print(f"Figure {name}: {reason}{'' if study.findings else '; the cohort has no labels'}.")
             return None
-        save_figure(study.run, drawing, name, self.describe(*tables, **words), numbers)
-        print(self.conclude(*tables))
+        drawing = self.plot(*chosen)
+        save_figure(study.run, drawing, name, self.describe(*chosen, **words), chosen[0])
+        print(self.conclude(*chosen))
         return drawing

@@ -1,5 +1,6 @@
 """Estimates with intervals under each other, in groups with a heading: the form of most comparisons."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from chexstudy.plots.style import GREY, INK, ArmStyle, add_legend, legend_mark
+from chexstudy.plots.style import GREY, INK, ArmStyle, add_legend, draw_marks, legend_mark, title_panel
 from chexstudy.results import write_interval
 
 ROW_MM = 3.9
@@ -16,12 +17,10 @@ ROW_MM = 3.9
 
 @dataclass(frozen=True)
 class Estimate:
-    """One line of a forest: a value, its interval (NaN where there is none) and the single seeds' values."""
+    """One line of a forest: its ``value`` and the ends of its interval (NaN where there is none), and single seeds'."""
 
     label: str
-    value: float
-    low: float
-    high: float
+    ends: tuple[float, float, float]
     style: ArmStyle
     seeds: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -35,24 +34,34 @@ class Group:
 
 
 def draw_estimate(
-    axes: Axes, x: float, y: float, low: float, high: float, style: ArmStyle, vertical: bool = False, size: float = 4.2
+    axes: Axes,
+    place: float,
+    ends: tuple[float, float, float],
+    style: ArmStyle,
+    vertical: bool = False,
+    size: float = 4.2,
 ) -> None:
-    """A marker with its 95 % interval, along x or (``vertical``) along y."""
-    if np.isfinite(low) and np.isfinite(high):
-        across, along = ([x, x], [low, high]) if vertical else ([low, high], [y, y])
+    """A marker at a value with its 95 % interval (``value, low, high``), along x or (``vertical``) along y."""
+    value, *interval = ends
+    if np.isfinite(interval).all():
+        across, along = ([place, place], interval) if vertical else (interval, [place, place])
         axes.plot(across, along, color=style.colour, linewidth=1.1, solid_capstyle="butt", gid="interval", zorder=2)
-    axes.plot(
-        [x], [y], style.marker, color=style.colour, markersize=size, markeredgecolor="white", markeredgewidth=0.4,
-        gid="estimate", zorder=4,
-    )  # fmt: skip
+    x, y = (place, value) if vertical else (value, place)
+    draw_marks(axes, [x], [y], style, size, gid="estimate", zorder=4)
 
 
-def draw_seeds(axes: Axes, x, y, style: ArmStyle) -> None:
+def draw_seeds(axes: Axes, place: float, seeds: np.ndarray, style: ArmStyle, vertical: bool = False) -> None:
     """The values of single seeds, as small open marks."""
+    places = np.full(len(seeds), place)
     axes.plot(
-        x, y, style.marker, color=style.colour, markersize=2.2, markerfacecolor="white", markeredgewidth=0.5,
-        linestyle="none", gid="seeds", zorder=3,
+        *((places, seeds) if vertical else (seeds, places)), style.marker, color=style.colour, markersize=2.2,
+        markerfacecolor="white", markeredgewidth=0.5, linestyle="none", gid="seeds", zorder=3,
     )  # fmt: skip
+
+
+def spread_arms(count: int, width: float = 0.6) -> np.ndarray:
+    """How far aside of their place so many marks stand."""
+    return np.linspace(-width / 2, width / 2, count) if count > 1 else np.zeros(1)
 
 
 def level_groups(*columns: list[Group]) -> list[int]:
@@ -82,48 +91,80 @@ def draw_forest(
         number_format: if given, value and interval are written to the right of the axes, for example ``+.3f``.
         heading_at_axes: begin headings at the axes' left end, not at the figure's.
     """
-    y, ticks, labels = 0.0, [], []
+    y, lines = 0.0, {}
     for group, height in zip(groups, heights, strict=False):
-        # A heading runs over the labels or out of the axes, but never narrows them.
-        start = axes.transAxes if heading_at_axes else axes.figure.transFigure
-        heading = axes.text(
-            0.0 if heading_at_axes else 0.008, y, group.heading,
-            transform=blended_transform_factory(start, axes.transData),
-            fontweight="bold", fontsize=6.5, va="center", zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-        )  # fmt: skip
-        heading.set_in_layout(False)
+        head_group(axes, y, group.heading, at_axes=heading_at_axes)
         for line, estimate in enumerate(group.estimates, start=1):
-            ticks.append(y + line)
-            labels.append(estimate.label)
+            lines[y + line] = estimate.label
             if len(estimate.seeds):
-                draw_seeds(axes, estimate.seeds, np.full(len(estimate.seeds), y + line + 0.32), estimate.style)
-            draw_estimate(axes, estimate.value, y + line, estimate.low, estimate.high, estimate.style)
+                draw_seeds(axes, y + line + 0.32, estimate.seeds, estimate.style)
+            draw_estimate(axes, y + line, estimate.ends, estimate.style)
             if number_format:
                 axes.text(
-                    1.03, y + line, write_interval(estimate.value, estimate.low, estimate.high, number_format),
+                    1.03, y + line, write_interval(*estimate.ends, number_format),
                     transform=axes.get_yaxis_transform(), va="center", fontsize=6,
                 )  # fmt: skip
         y += height + 1.35
     axes.set_ylim(y - 0.75, -0.75)
-    axes.set_yticks(ticks, labels)
+    frame_lines(axes, lines, reference)
+
+
+def head_group(axes: Axes, y: float, heading: str, at_axes: bool = True) -> None:
+    """A heading that runs over the labels or out of the axes, but never narrows them."""
+    start = axes.transAxes if at_axes else axes.figure.transFigure
+    axes.text(
+        0.0 if at_axes else 0.008, y, heading, transform=blended_transform_factory(start, axes.transData),
+        fontweight="bold", fontsize=6.5, va="center", zorder=5, in_layout=False,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+    )  # fmt: skip
+
+
+def frame_lines(axes: Axes, lines: dict[float, str], reference: float | None = None, ticks: int = 4) -> None:
+    """Labels of the lines of a forest, few ticks along x, and a line at the reference."""
+    axes.set_yticks(list(lines), list(lines.values()))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
-    axes.grid(axis="x", color="#ECECEC", linewidth=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10]))
+    axes.grid(axis="x")
     if reference is not None:
         axes.axvline(reference, color=INK, linewidth=0.6, zorder=1)
 
 
-def add_arm_legend(figure: Drawing, styles: list[ArmStyle]) -> None:
-    """One legend of arms for a whole figure, under it."""
-    by_name = {style.name: style for style in styles}
-    handles = [legend_mark(style) for style in by_name.values()]
+def draw_values_and_differences(
+    figure,
+    values: dict,
+    differences: dict,
+    labels: tuple[str, str],
+    titles: dict[str, str],
+    chance: float | None,
+    **options,
+) -> None:
+    """Forests of values and, if there are any, of differences, with the groups of the same keys level.
+
+    Args:
+        figure: or a part of one.
+        values, differences: by key a `Group`.
+        labels: along both axes.
+        titles: of both panels by their letters.
+        chance: what a blind model gets.
+        options: of the forest of values.
+    """
+    left, right = list(values.values()), [differences.get(key, Group("", [])) for key in values]
+    heights, both = level_groups(left, right), any(group.estimates for group in right)
+    panels = figure.subplots(1, 2, width_ratios=[1.15, 1]) if both else [figure.subplots()]
+    draw_forest(panels[0], left, heights, **options)
+    panels[0].margins(x=0.06)
+    if chance is not None and panels[0].get_xlim()[0] <= chance <= panels[0].get_xlim()[1]:
+        panels[0].axvline(chance, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+    if both:
+        draw_forest(panels[1], right, heights, reference=0.0, number_format="+.3f")
+        panels[1].margins(x=0.08)
+    for axes, label, (letter, title) in zip(panels, labels, titles.items(), strict=False):
+        axes.set_xlabel(label)
+        title_panel(axes, letter, title)
+
+
+def add_arm_legend(figure: Drawing, styles: Iterable[ArmStyle]) -> None:
+    """One legend of looks for a whole figure, under it."""
+    handles = [legend_mark(style) for style in styles]
     add_legend(figure, handles, min(5, len(handles)))
-
-
-def draw_chance(axes: Axes, value: float) -> None:
-    """A dashed line where a blind model would be, if the axes reach it."""
-    low, high = axes.get_xlim()
-    if low <= value <= high:
-        axes.axvline(value, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)

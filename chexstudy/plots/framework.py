@@ -11,6 +11,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.maps import (
+    PROTOTYPE_HANDLE,
+    REGION_HANDLE,
     band_handles,
     decision_handles,
     draw_bands,
@@ -18,58 +20,59 @@ from chexstudy.plots.maps import (
     draw_prototypes,
     draw_regions,
     last_prototypes,
-    prototype_handle,
-    region_handle,
     require_pairs,
 )
-from chexstudy.plots.style import BAND_COLOURS, BAND_MARKERS, GREY, INK, clear_frame, frame_map, new_figure, title_panel
+from chexstudy.plots.style import (
+    BAND_COLOURS,
+    BAND_MARKERS,
+    GREY,
+    INK,
+    clear_frame,
+    frame_map,
+    new_figure,
+    show_radiograph,
+    title_panel,
+)
 
 _PLACES = ("nearest", "median", "farthest")
 _MOST_SHOWN = 3
 
 
-def select_bands(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs and kept pairs by prototype and band: the numbers behind the maps."""
+def _select(pairs: pd.DataFrame, trajectory: pd.DataFrame, read_pixels: Callable[[str], np.ndarray]) -> tuple:
+    """Pairs and kept pairs by prototype and band, the pairs that have a place, and the prototypes of the last snapshot.
+
+    Args:
+        pairs: mapped pairs (`chexstudy.plots.maps`).
+        trajectory: prototypes on the map (`chexstudy.vectors.umap.trace_prototypes`).
+        read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
+    """
     pairs = require_pairs(pairs)
     counts = pairs.groupby(["prototype", "band"]).agg(
         pairs=("kept", "size"), kept=("kept", "sum"), median_distance=("distance", "median")
     )
-    return counts.reset_index()
+    return counts.reset_index(), pairs, last_prototypes(trajectory), read_pixels
 
 
-def plot_framework(
-    pairs: pd.DataFrame, trajectory: pd.DataFrame, read_pixels: Callable[[str], np.ndarray] | None = None
-) -> Drawing:
-    """The curator's steps with this study's counts, and the map by band, by decision and by distance.
-
-    Args:
-        pairs: mapped pairs (`chexstudy.plots.maps`).
-        trajectory: prototypes on the map (`chexstudy.vectors.umap.trace_prototypes`); the last snapshot is drawn.
-        read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8; if given, radiographs nearest to,
-            halfway and farthest from the largest prototypes are shown.
-    """
-    pairs = require_pairs(pairs)
-    figure = new_figure(height_mm=96 if read_pixels is None else 128)
-    sizes = [0.24, 1.0] + [0.42] * (read_pixels is not None)
-    strips = figure.subfigures(len(sizes), 1, height_ratios=sizes)
+def _plot(_: pd.DataFrame, pairs: pd.DataFrame, prototypes: pd.DataFrame, read_pixels: Callable) -> Drawing:
+    """The curator's steps with this study's counts, the map by band, by decision and by distance, and radiographs."""
+    figure = new_figure(height_mm=128)
+    strips = figure.subfigures(3, 1, height_ratios=[0.24, 1.0, 0.42])
     _draw_pipeline(strips[0].subplots(), pairs)
-    axes = strips[1].subplots(1, 3, width_ratios=[1, 1, 0.8])
-    prototypes = last_prototypes(trajectory)
-    draw_bands(axes[0], pairs)
-    draw_regions(axes[0], pairs)
-    draw_prototypes(axes[0], prototypes)
-    title_panel(axes[0], "b", "Bands around prototypes")
-    draw_decisions(axes[1], pairs)
-    draw_prototypes(axes[1], prototypes, numbered=False)
-    title_panel(axes[1], "c", "Kept and dropped")
-    for one in axes[:2]:
-        frame_map(one, pairs)
-    handles = [*band_handles(pairs), prototype_handle(), region_handle(), *decision_handles(pairs)]
+    bands, decisions, distances = strips[1].subplots(1, 3, width_ratios=[1, 1, 0.8])
+    draw_bands(bands, pairs)
+    draw_regions(bands, pairs)
+    draw_prototypes(bands, prototypes)
+    title_panel(bands, "b", "Bands around prototypes")
+    draw_decisions(decisions, pairs)
+    draw_prototypes(decisions, prototypes, numbered=False)
+    title_panel(decisions, "c", "Kept and dropped")
+    for axes in (bands, decisions):
+        frame_map(axes, pairs)
+    handles = [*band_handles(pairs), PROTOTYPE_HANDLE, REGION_HANDLE, *decision_handles(pairs)]
     strips[1].legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=0.9)
-    _draw_distances(axes[2], pairs)
-    title_panel(axes[2], "d", "Distance to prototype")
-    if read_pixels is not None:
-        _draw_examples(strips[2], pairs, read_pixels)
+    _draw_distances(distances, pairs)
+    title_panel(distances, "d", "Distance to prototype")
+    _draw_examples(strips[2], pairs, read_pixels)
     return figure
 
 
@@ -83,8 +86,7 @@ def _draw_pipeline(axes: Axes, pairs: pd.DataFrame) -> None:
         ("Select", "thin central, keep\nsupport, drop outlier"),
         ("Train", f"on {kept:,} pairs\n({100 * kept / len(pairs):.1f} % kept)"),
     )
-    axes.set_xlim(0, len(steps))
-    axes.set_ylim(0, 1)
+    axes.set(xlim=(0, len(steps)), ylim=(0, 1))
     clear_frame(axes)
     for place, (verb, text) in enumerate(steps):
         axes.add_patch(
@@ -123,10 +125,8 @@ def _draw_distances(axes: Axes, pairs: pd.DataFrame) -> None:
     axes.set_yticks(range(len(order)), [str(prototype) for prototype in order])
     if len(order) > 16:
         axes.set_yticks(range(0, len(order), 8), [str(prototype) for prototype in order[::8]])
-    axes.set_ylim(len(order) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylabel("Prototype")
-    axes.set_xlabel("Distance (pale: dropped)")
+    axes.set(ylim=(len(order) - 0.5, -0.5), ylabel="Prototype", xlabel="Distance (pale: dropped)")
 
 
 def choose_examples(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -143,11 +143,9 @@ def _draw_examples(figure, pairs: pd.DataFrame, read_pixels: Callable[[str], np.
     examples = choose_examples(pairs)
     axes = figure.subplots(1, len(examples), squeeze=False)[0]
     for position, (one, row) in enumerate(zip(axes, examples.itertuples(), strict=True)):
-        one.imshow(read_pixels(row.image_id), cmap="gray", vmin=0, vmax=255)
-        one.set_xticks([])
-        one.set_yticks([])
-        for spine in one.spines.values():
-            spine.set(visible=True, color=BAND_COLOURS[row.band], linewidth=1.6)
+        show_radiograph(one, read_pixels(row.image_id))
+        one.set(xticks=[], yticks=[])
+        one.spines[:].set(visible=True, color=BAND_COLOURS[row.band], linewidth=1.6)
         one.set_xlabel(f"{row.place}\n{'kept' if row.kept else 'dropped'}", fontsize=6.5)
         if row.place == _PLACES[0]:
             one.set_title(f"prototype {row.prototype}", fontsize=6.5)
@@ -155,31 +153,24 @@ def _draw_examples(figure, pairs: pd.DataFrame, read_pixels: Callable[[str], np.
             title_panel(one, "e", f"prototype {row.prototype}")
 
 
-def describe_framework(pairs: pd.DataFrame, *_, seed: int = 0) -> str:
-    pairs = require_pairs(pairs)
-    kept = int(pairs.kept.sum())
+def _describe(_: pd.DataFrame, pairs: pd.DataFrame, *__, seed: int = 0) -> str:
     by_band = pairs.groupby("band").kept.agg(["size", "sum"]).reindex(list(BANDS), fill_value=0)
     counts = "; ".join(f"{band} {int(row['sum']):,} of {int(row['size']):,} kept" for band, row in by_band.iterrows())
     return (
         "Prototype-driven curation on a map of all scored pairs (UMAP of their joint image and text features; only "
         "neighbourhoods have meaning, not axes). a, the curator's steps. b, bands of distance within each super-batch, "
         "with outlines of the prototypes' regions. c, decisions. d, distance of every pair to its prototype. "
-        f"Stars: prototypes after curation, placed between their nearest pairs. n = {len(pairs):,} pairs, {kept:,} "
-        f"kept ({100 * kept / len(pairs):.1f} %): {counts}. Seed {seed}; counts of all pairs, no intervals."
+        f"Stars: prototypes after curation, placed between their nearest pairs. n = {len(pairs):,} pairs, "
+        f"{int(pairs.kept.sum()):,} kept ({100 * pairs.kept.mean():.1f} %): {counts}. Seed {seed}; counts of all "
+        "pairs, no intervals."
     )
 
 
-def conclude_framework(pairs: pd.DataFrame, *_) -> str:
+def _conclude(_: pd.DataFrame, pairs: pd.DataFrame, *__) -> str:
     """How many pairs were kept, and of which band."""
     bands = pairs.groupby("band").kept.mean().mul(100).reindex(list(BANDS)).dropna()
     of_bands = ", ".join(f"{share:.0f} % of the {band} band" for band, share in bands.items())
     return f"{int(pairs.kept.sum()):,} of {len(pairs):,} pairs were kept ({100 * pairs.kept.mean():.1f} %): {of_bands}."
 
 
-framework = Figure(
-    name="framework",
-    select=lambda pairs, *_: select_bands(pairs),
-    plot=plot_framework,
-    describe=describe_framework,
-    conclude=conclude_framework,
-)
+framework = Figure("framework", _select, _plot, _describe, _conclude)

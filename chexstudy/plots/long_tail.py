@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.cohort.table import NO_FINDING
@@ -14,18 +13,33 @@ from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds
 from chexstudy.plots.measurements import (
     describe_interval,
+    interval,
     name_data_set,
-    name_setting,
-    preferred_data_set,
-    preferred_setting,
+    name_place,
+    prefer_data_set,
+    prefer_setting,
     require_rows,
     seed_values,
     select_rows,
     short_name,
     summarise_seeds,
+    write_row,
 )
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, new_figure, order_arms, title_panel
-from chexstudy.results import OVER_SEEDS, write_interval
+from chexstudy.plots.style import (
+    ACCENT,
+    GREY,
+    INK,
+    PALE,
+    ArmStyle,
+    arm_style,
+    draw_marks,
+    name_lines,
+    new_figure,
+    order_arms,
+    scale_log,
+    title_panel,
+)
+from chexstudy.results import OVER_SEEDS
 
 _TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))
 _KINDS = (*TIERS, NO_FINDING, *TRUTH_GROUPS, *REPORT_GROUPS.values())
@@ -39,121 +53,101 @@ _METRIC_WORDS = {"auroc": "AUROC", "auprc": "AUPRC"}
 _TREND_WORDS = _METRIC_WORDS | {"normalised_auprc": "Normalised AUPRC"}
 
 
-def select_gains(
-    results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data", metric: str = "auroc"
-) -> pd.DataFrame:
-    """Per-finding gains of the curated arm with the prevalence in training.
+def _select(results: pd.DataFrame, prevalence: pd.Series, against: str) -> tuple[pd.DataFrame, dict, str]:
+    """All numbers of the figure, as rows of the results table with the ``prevalence`` of the finding.
+
+    With them by panel what it draws, where anything was measured: real cohorts have no known duplicates, small ones no
+    tiers. ``auroc`` and ``auprc`` are gains by finding (as `summarise_seeds`, with ``prevalence``, commonest first;
+    ``No Finding`` is no disease and not among them).
 
     Args:
         prevalence: share of the training pairs with each finding, indexed by finding.
         against: the arm compared with.
-        metric: ``auroc`` or ``auprc``.
-
-    Returns:
-        As `summarise_seeds`, with ``prevalence``, commonest first; empty if no finding was compared. ``No Finding`` is
-        no disease and not among them.
     """
-    prevalence = prevalence.drop(NO_FINDING, errors="ignore")
-    rows = _gains(results, against, metric)
-    summary = summarise_seeds(rows[rows.finding.isin(prevalence.index)])
-    summary["prevalence"] = summary.finding.map(prevalence).astype(float)
-    summary = summary[summary.prevalence > 0]
-    return summary.sort_values("prevalence", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _gains(results: pd.DataFrame, against: str, metric: str = "auroc") -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm="curated", reference=against)
-    return _choose_one(rows)
-
-
-def _choose_one(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the preferred data set and prompts."""
-    if rows.empty:
-        return rows
-    rows = rows[rows.data_set == preferred_data_set(rows)]
-    return rows[rows.setting == preferred_setting(rows)] if len(rows) else rows
-
-
-def select_keep_rates(results: pd.DataFrame) -> pd.DataFrame:
-    """What the curated arm keeps: keep rates and enrichment of every group but tenths of density."""
-    rows = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
-    return rows[rows.group != "density"].reset_index(drop=True)
-
-
-def select_trend(results: pd.DataFrame, against: str = "random_same_data", metric: str = "auroc") -> pd.Series | None:
-    """The row of the results table that holds the trend of the gains drawn, or None if there is none."""
-    gains = _gains(results, against, metric)
-    rows = select_rows(results, GAIN_TREND, arm="curated", reference=against, metric=metric + PER_DECADE)
-    if gains.empty or rows.empty:
-        return None
-    rows = rows[(rows.data_set == gains.data_set.iloc[0]) & (rows.setting == gains.setting.iloc[0])]
-    return rows.iloc[0] if len(rows) else None
-
-
-def select_trends(results: pd.DataFrame) -> pd.DataFrame:
-    """The trends of the gains over every arm, on the data set that is drawn and then on the others."""
-    rows = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS])
-    rows = rows[(rows.arm == "curated") & rows.ci_low.notna()]
-    if rows.empty:
-        return rows
-    first = preferred_data_set(rows)
-    rows = rows[rows.setting == preferred_setting(rows)]
-    return rows.sort_values("data_set", key=lambda names: names != first, kind="stable", ignore_index=True)
-
-
-def select_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data") -> pd.DataFrame:
-    """All numbers of the figure, as rows of the results table with the ``prevalence`` of the finding."""
-    rows = [select_trends(results), select_keep_rates(results)]
+    kept = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
+    kept = kept[kept.group != "density"].reset_index(drop=True)
+    trends = _select_trends(results)
+    rows, by_finding, by_tier = [trends, kept], {}, {}
     for metric in _METRIC_WORDS:
-        rows.append(_gains(results, against, metric))
-        rows.append(_gains_of_all(results, metric))
-    rows = [table for table in rows if len(table)] or [results[:0]]
-    table = pd.concat(rows, ignore_index=True).drop_duplicates(ignore_index=True)
-    return table.assign(prevalence=table.finding.map(prevalence).astype(float))
-
-
-def plot_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data") -> Drawing:
-    """Gain against prevalence and by tier in AUROC and AUPRC, its trends, enrichment, and what kinds of pairs are kept.
-
-    Panels without rows are left out: real cohorts have no known duplicates, small ones no tiers.
-    """
-    tables = _tables(results, prevalence, against)
-    panels = [panel for panel, table in tables.items() if len(table)]
+        differences = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm="curated")
+        gains = prefer_setting(prefer_data_set(differences[differences.reference == against]))
+        tiers = prefer_setting(prefer_data_set(differences[differences.finding.isin(TIERS)]))
+        rows += [gains, tiers]
+        of_findings = _add_prevalence(gains, prevalence)
+        by_finding[metric] = of_findings.sort_values("prevalence", ascending=False, kind="stable", ignore_index=True)
+        by_tier[f"{metric} by tier"] = tiers
+    elsewhere = trends[trends.data_set != (trends.data_set.iloc[0] if len(trends) else "")]
+    panels = {
+        **by_finding,
+        **by_tier,
+        "trends": trends.drop(elsewhere.index),
+        "trends elsewhere": elsewhere[elsewhere.data_set == elsewhere.data_set.min()],
+        "enrichment": _add_prevalence(kept[(kept.metric == "enrichment") & (kept.group == "finding")], prevalence),
+        "kinds": kept[(kept.metric == "keep_rate") & kept.group.isin(_KIND_GROUPS)],
+    }
+    panels = {panel: table for panel, table in panels.items() if len(table)}
+    numbers = pd.concat([table for table in rows if len(table)] or [results[:0]], ignore_index=True)
     if not panels:
-        require_rows(tables["auroc"], "per-finding differences and no keep rates")
+        require_rows(results[:0], "per-finding differences and no keep rates")
+    numbers = numbers.drop_duplicates(ignore_index=True)
+    return numbers.assign(prevalence=numbers.finding.map(prevalence).astype(float)), panels, against
+
+
+def _add_prevalence(rows: pd.DataFrame, prevalence: pd.Series) -> pd.DataFrame:
+    """Findings over seeds, as far as any is in the training pairs."""
+    summary = summarise_seeds(rows)
+    summary["prevalence"] = summary.finding.map(prevalence.drop(NO_FINDING, errors="ignore")).astype(float)
+    return summary[summary.prevalence > 0].reset_index(drop=True)
+
+
+def _select_trends(results: pd.DataFrame) -> pd.DataFrame:
+    """The trends of the gains over every arm, on the data set that is drawn and then on the others."""
+    rows = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS], arm="curated")
+    rows = prefer_setting(rows[rows.ci_low.notna()])
+    first = set(prefer_data_set(rows).data_set)
+    return rows.sort_values("data_set", key=lambda names: ~names.isin(first), kind="stable", ignore_index=True)
+
+
+def _find_trend(numbers: pd.DataFrame, gains: pd.DataFrame, against: str, metric: str) -> pd.Series | None:
+    """The row that holds the trend of the gains drawn, if it rests on enough findings."""
+    place = {"data_set": gains.data_set.iloc[0], "setting": gains.setting.iloc[0], "reference": against}
+    rows = select_rows(numbers, GAIN_TREND, metric=metric + PER_DECADE, **place)
+    return rows.iloc[0] if len(rows) and rows.n.iloc[0] >= _FEWEST_FOR_A_TREND else None
+
+
+def _plot(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) -> Drawing:
+    """Gain against prevalence and by tier in AUROC and AUPRC, its trends, enrichment, and the kinds of pairs kept."""
     height, columns = (len(panels) + 1) // 2, min(2, len(panels))
     figure = new_figure(height_mm=60 * height + 4)
     # Every row has margins of its own: long labels of one panel do not squeeze those above and below.
-    rows = figure.subfigures(height, 1, squeeze=False).ravel()
-    grid = [one for row in rows for one in row.subplots(1, columns, squeeze=False).ravel()]
-    axes = dict(zip(panels, grid, strict=False))
+    strips = figure.subfigures(height, 1, squeeze=False).ravel()
+    grid = [one for strip in strips for one in strip.subplots(1, columns, squeeze=False).ravel()]
     for unused in grid[len(panels) :]:
         unused.remove()
-    letters = dict(zip(panels, "abcdefgh", strict=False))
-    other = arm_style(against)
-    for metric, words in _METRIC_WORDS.items():
-        if metric in axes:
-            trend = select_trend(results, against, metric)
-            _draw_gains(axes[metric], tables[metric], other, trend, words)
-            title = f"Gain over {other.name.lower()}, by prevalence"
-            title_panel(axes[metric], letters[metric], title)
-        tiers = f"{metric} by tier"
-        if tiers in axes:
-            _draw_groups(axes[tiers], tables[tiers], f"Difference in macro {words}")
-            title_panel(axes[tiers], letters[tiers], "Curated minus others, by tier")
-    for panel in ("trends", "trends elsewhere"):
-        if panel in axes:
-            _draw_groups(axes[panel], _group_trends(tables[panel]), "Change of the gain for ten times the prevalence")
-            title_panel(axes[panel], letters[panel], f"Trend of the gain ({_name_test(tables[panel])})")
-    if "enrichment" in axes:
-        _draw_enrichment(axes["enrichment"], tables["enrichment"])
-        title_panel(axes["enrichment"], letters["enrichment"], "What curation keeps, by prevalence")
-    if "kinds" in axes:
-        _draw_kinds(axes["kinds"], tables["kinds"])
-        title_panel(axes["kinds"], letters["kinds"], "What curation keeps, by kind of pair")
-    for panel in (*_METRIC_WORDS, "enrichment"):
-        if panel in axes:
-            _name_findings(axes[panel], tables[panel])
+    other, named = arm_style(against).name.lower(), []
+    for axes, letter, (panel, table) in zip(grid, "abcdefgh", panels.items(), strict=False):
+        metric = panel.partition(" ")[0]
+        if panel in _METRIC_WORDS:
+            _draw_gains(axes, table, other, _find_trend(numbers, table, against, metric), _METRIC_WORDS[metric])
+            title = f"Gain over {other}, by prevalence"
+        elif metric in _METRIC_WORDS:
+            _draw_groups(axes, _group_tiers(table), f"Difference in macro {_METRIC_WORDS[metric]}")
+            title = "Curated minus others, by tier"
+        elif metric == "trends":
+            _draw_groups(axes, _group_trends(table), "Change of the gain for ten times the prevalence")
+            title = f"Trend of the gain ({table.data_set.iloc[0].rpartition('/')[2].replace('_', ' ')})"
+        elif panel == "enrichment":
+            _draw_enrichment(axes, table)
+            title = "What curation keeps, by prevalence"
+        else:
+            _draw_kinds(axes, table)
+            title = "What curation keeps, by kind of pair"
+        title_panel(axes, letter, title)
+        if "prevalence" in table:
+            named.append((axes, table))
+    # Once all panels are laid out.
+    for axes, table in named:
+        _name_findings(axes, table)
     return figure
 
 
@@ -163,92 +157,55 @@ def _draw_groups(axes: Axes, groups: list[Group], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _name_test(rows: pd.DataFrame) -> str:
-    return rows.data_set.iloc[0].rpartition("/")[2].replace("_", " ")
-
-
-def _tables(results, prevalence, against) -> dict:
-    """What each panel draws, by panel; empty where nothing was measured."""
-    kept = select_keep_rates(results)
-    enrichment = summarise_seeds(kept[(kept.metric == "enrichment") & (kept.group == "finding")])
-    enrichment["prevalence"] = enrichment.finding.map(prevalence).astype(float)
-    trends = select_trends(results)
-    drawn = trends.data_set == (trends.data_set.iloc[0] if len(trends) else "")
-    elsewhere = trends[~drawn]
-    return {
-        **{metric: select_gains(results, prevalence, against, metric) for metric in _METRIC_WORDS},
-        **{f"{metric} by tier": _group_tiers(_gains_of_all(results, metric)) for metric in _METRIC_WORDS},
-        "trends": trends[drawn],
-        "trends elsewhere": elsewhere[elsewhere.data_set == elsewhere.data_set.min()],
-        "enrichment": enrichment[enrichment.prevalence > 0],
-        "kinds": kept[(kept.metric == "keep_rate") & kept.group.isin(_KIND_GROUPS)],
-    }
-
-
-def _gains_of_all(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    rows = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", finding=TIERS)
-    return _choose_one(rows[rows.arm == "curated"])
-
-
 def _group_trends(rows: pd.DataFrame) -> list[Group]:
     """Trends by measure, an arm a line."""
-    groups = []
-    for metric, word in _TREND_WORDS.items():
-        of_metric = rows[rows.metric == metric + PER_DECADE]
-        by_arm = {row.reference: row for row in of_metric.itertuples()}
-        estimates = [
-            Estimate(arm_style(arm).name, by_arm[arm].value, by_arm[arm].ci_low, by_arm[arm].ci_high, arm_style(arm))
-            for arm in order_arms(by_arm)
-        ]
-        if estimates:
-            groups.append(Group(word, estimates))
-    return groups
+    words = {metric + PER_DECADE: word for metric, word in _TREND_WORDS.items()}
+    return [
+        Group(words[metric], _list_arms(rows[rows.metric == metric], rows[:0]))
+        for metric in words
+        if (rows.metric == metric).any()
+    ]
 
 
 def _group_tiers(rows: pd.DataFrame) -> list[Group]:
-    summary, groups = summarise_seeds(rows), []
-    for tier, word in _TIER_WORDS.items():
-        by_arm = {row.reference: row for row in summary[summary.finding == tier].itertuples()}
-        estimates = [
-            Estimate(
-                arm_style(arm).name, by_arm[arm].value, by_arm[arm].ci_low, by_arm[arm].ci_high, arm_style(arm),
-                seed_values(rows, reference=arm, finding=tier),
-            )
-            for arm in order_arms(by_arm)
-        ]  # fmt: skip
-        if estimates:
-            groups.append(Group(f"{word.capitalize()} findings", estimates))
-    return groups
+    by_tier = {tier: rows[rows.finding == tier] for tier in _TIER_WORDS}
+    return [
+        Group(f"{_TIER_WORDS[tier].capitalize()} findings", _list_arms(summarise_seeds(own), own))
+        for tier, own in by_tier.items()
+        if len(own)
+    ]
 
 
-def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, colour: str, marker: str) -> None:
+def _list_arms(summary: pd.DataFrame, rows: pd.DataFrame) -> list[Estimate]:
+    """Estimates by the arm compared with; ``rows`` have the single seeds' values."""
+    by_arm = {row.reference: row for row in summary.itertuples()}
+    looks = {arm: arm_style(arm) for arm in order_arms(by_arm)}
+    return [
+        Estimate(style.name, interval(by_arm[arm]), style, seed_values(rows, reference=arm))
+        for arm, style in looks.items()
+    ]
+
+
+def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, middle: float) -> None:
     x = 100 * table.prevalence
-    axes.vlines(x, table.ci_low, table.ci_high, color=colour, linewidth=0.7, alpha=0.45, zorder=2)
-    axes.plot(
-        x, table.value, marker, color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
-        linestyle="none", gid="estimate", zorder=3,
-    )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlim(x.min() / 1.35, x.max() * 1.35)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("Prevalence in training (%, log)")
-    axes.grid(axis="y", color="#ECECEC", linewidth=0.5)
+    axes.vlines(x, table.ci_low, table.ci_high, color=ACCENT, linewidth=0.7, alpha=0.45, zorder=2)
+    draw_marks(axes, x, table.value, arm_style("curated"), gid="estimate", zorder=3)
+    scale_log(axes)
+    axes.set(xlim=(x.min() / 1.35, x.max() * 1.35), xlabel="Prevalence in training (%, log)")
+    axes.grid(axis="y")
+    axes.axhline(middle, color=INK, linewidth=0.6, zorder=1)
+    _limit_to_values(axes, table, middle)
 
 
-def _draw_gains(axes: Axes, gains: pd.DataFrame, against: ArmStyle, trend: pd.Series | None, metric: str) -> None:
-    _scatter_by_prevalence(axes, gains, ACCENT, "o")
-    axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
-    axes.set_ylabel(f"Difference in {metric}\n(curated \N{MINUS SIGN} {against.name.lower()})")
-    _limit_to_values(axes, gains, around=0.0)
-    if trend is not None and _is_drawn(trend):
+def _draw_gains(axes: Axes, gains: pd.DataFrame, against: str, trend: pd.Series | None, metric: str) -> None:
+    _scatter_by_prevalence(axes, gains, 0)
+    axes.set_ylabel(f"Difference in {metric}\n(curated \N{MINUS SIGN} {against})")
+    if trend is not None and _excludes_zero(trend):
         _draw_trend(axes, gains, trend)
 
 
-def _is_drawn(trend: pd.Series) -> bool:
-    """Whether a trend rests on enough findings and its interval excludes zero."""
-    return trend.n >= _FEWEST_FOR_A_TREND and (trend.ci_low > 0 or trend.ci_high < 0)
+def _excludes_zero(trend: pd.Series) -> bool:
+    return trend.ci_low > 0 or trend.ci_high < 0
 
 
 def _draw_trend(axes: Axes, gains: pd.DataFrame, trend: pd.Series) -> None:
@@ -264,10 +221,8 @@ def _draw_trend(axes: Axes, gains: pd.DataFrame, trend: pd.Series) -> None:
 
 
 def _draw_enrichment(axes: Axes, table: pd.DataFrame) -> None:
-    _scatter_by_prevalence(axes, table, ACCENT, "o")
-    axes.axhline(1, color=INK, linewidth=0.6, zorder=1)
+    _scatter_by_prevalence(axes, table, 1)
     axes.set_ylabel("Enrichment among kept pairs\n(1: as in all pairs)")
-    _limit_to_values(axes, table, around=1.0)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
 
 
@@ -318,14 +273,8 @@ def _name_findings(axes: Axes, table: pd.DataFrame) -> None:
 
 def _label_offsets(far: bool) -> list[tuple[float, float, str]]:
     """Where a name may stand beside its point, in points, nearest first; ``far`` places get a leader."""
-    offsets = [
-        (4, 2, "left"),
-        (4, -8, "left"),
-        (-4, 2, "right"),
-        (-4, -8, "right"),
-        (0, 4, "center"),
-        (0, -10, "center"),
-    ]
+    offsets = [(dx, dy, side) for dx, side in ((4, "left"), (-4, "right")) for dy in (2, -8)]
+    offsets += [(0, 4, "center"), (0, -10, "center")]
     for distance in (16, 28, 40, 52, 64) if far else ():
         offsets += [(dx, dy, "center") for dy in (distance, -distance - 6) for dx in (0, distance, -distance)]
     return offsets
@@ -346,77 +295,67 @@ def _overlap(one: tuple, other: tuple) -> bool:
 def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
     summary = summarise_seeds(rows).set_index("finding")
     names = [name for name in _KINDS if name in summary.index]
-    style = arm_style("curated")
     for line, name in enumerate(names):
-        row = summary.loc[name]
-        axes.barh(line, 100 * row.value, 0.62, color=style.colour if name in TIERS else "#F0B48A", gid="bar")
+        row, seeds = summary.loc[name], 100 * seed_values(rows, finding=name)
+        axes.barh(line, 100 * row.value, 0.62, color=ACCENT if name in TIERS else "#F0B48A", gid="bar")
         if np.isfinite(row.ci_low):
             axes.plot([100 * row.ci_low, 100 * row.ci_high], [line, line], color=INK, linewidth=0.9, gid="interval")
-        seeds = 100 * seed_values(rows, finding=name)
-        draw_seeds(axes, seeds, np.full(len(seeds), line + 0.18), ArmStyle("", INK, "o"))
+        draw_seeds(axes, line + 0.18, seeds, ArmStyle("", INK, "o"))
     words = [f"{_TIER_WORDS[name]} findings" if name in TIERS else name.lower() for name in names]
-    labels = [f"{word} ({int(summary.n[name]):,})" for word, name in zip(words, names, strict=True)]
-    axes.set_yticks(range(len(names)), labels)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("Kept (%), pairs in brackets")
+    name_lines(axes, [f"{word} ({int(summary.n[name]):,})" for word, name in zip(words, names, strict=True)])
+    axes.set(xlim=(0, None), xlabel="Kept (%), pairs in brackets")
 
 
-def describe_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str = "random_same_data") -> str:
-    """The caption of `plot_long_tail`, with the trend as it came out; it names the panels that are drawn."""
-    tables = _tables(results, prevalence, against)
-    letters = dict(zip([panel for panel, table in tables.items() if len(table)], "abcdefgh", strict=False))
-    parts, other = ["The long tail."], arm_style(against).name.lower()
-    for metric, words in _METRIC_WORDS.items():
-        if metric in letters:
-            gains = tables[metric]
-            first = gains.iloc[0]
-            where = ", ".join(part for part in (name_data_set(first.data_set), name_setting(first.setting)) if part)
-            parts.append(
-                f"{letters[metric]}, gain of the curated arm over {other} in zero-shot {words} ({where}), paired by "
-                f"patient and seed, by prevalence in training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long "
-                "intervals are cut at the frame."
-            )
-            parts.append(_describe_trend(select_trend(results, against, metric)))
-    if "auroc" in letters:
-        parts.append(describe_interval(_gains(results, against)))
-    if "auprc" in letters:
-        parts.append(_describe_test_prevalence(tables["auprc"]))
-    by_tier = [letters[f"{metric} by tier"] for metric in _METRIC_WORDS if f"{metric} by tier" in letters]
-    if by_tier:
-        measured = " and ".join(words for metric, words in _METRIC_WORDS.items() if f"{metric} by tier" in letters)
+def _describe(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) -> str:
+    """The caption, with the trend as it came out; it names the panels that are drawn."""
+    letters = dict(zip(panels, "abcdefgh", strict=False))
+    parts, measured = ["The long tail."], [metric for metric in _METRIC_WORDS if metric in panels]
+    for metric in measured:
+        gains = panels[metric]
         parts.append(
-            f"{', '.join(by_tier)}, paired differences in macro {measured} by tier of prevalence in training (above "
-            "10 %, 1 to 10 %, below 1 %, as CXR-LT), 95 % intervals."
+            f"{letters[metric]}, gain of the curated arm over {arm_style(against).name.lower()} in zero-shot "
+            f"{_METRIC_WORDS[metric]} ({name_place(gains.iloc[0])}), paired by patient and seed, by prevalence in "
+            f"training, for {len(gains)} finding{'s' * (len(gains) != 1)}; long intervals are cut at the frame. "
+            + _describe_trend(_find_trend(numbers, gains, against, metric))
         )
-    if "trends" in letters:
-        parts.append(_describe_trends(tables, letters))
-    if "enrichment" in letters:
+    if "auroc" in panels:
+        place = panels["auroc"].iloc[0]
+        of_gains = select_rows(numbers, "zero_shot_difference", metric="auroc_difference", reference=against)
+        parts.append(
+            describe_interval(select_rows(of_gains, place.task, data_set=place.data_set, setting=place.setting))
+        )
+    if "auprc" in panels:
+        share = 100 * panels["auprc"].positives / panels["auprc"].n
+        parts.append(
+            f"AUPRC depends on the share of positives, in this test set {share.min():.1f} to {share.max():.1f} % of "
+            "the images by finding."
+        )
+    by_tier = [metric for metric in _METRIC_WORDS if f"{metric} by tier" in panels]
+    if by_tier:
+        parts.append(
+            f"{', '.join(letters[f'{metric} by tier'] for metric in by_tier)}, paired differences in macro "
+            f"{' and '.join(_METRIC_WORDS[metric] for metric in by_tier)} by tier of prevalence in training (above 10 "
+            "%, 1 to 10 %, below 1 %, as CXR-LT), 95 % intervals."
+        )
+    if "trends" in panels:
+        parts.append(_describe_trends(panels, letters))
+    if "enrichment" in panels:
         parts.append(
             f"{letters['enrichment']}, enrichment of findings among the pairs kept by the curated arm; above 1, kept "
             "pairs hold more of the finding than all pairs."
         )
-    if "kinds" in letters:
+    if "kinds" in panels:
         parts.append(f"{letters['kinds']}, share of the pairs of each kind that it kept.")
-    if {"enrichment", "kinds"} & set(letters):
-        parts.append(_describe_keep_rates(select_keep_rates(results), list(letters.values())))
+    if {"enrichment", "kinds"} & set(panels):
+        parts.append(_describe_keep_rates(select_rows(numbers, "curation"), list(letters.values())))
     return " ".join(parts)
 
 
-def _describe_test_prevalence(gains: pd.DataFrame) -> str:
-    share = 100 * gains.positives / gains.n
-    return (
-        f"AUPRC depends on the share of positives, in this test set {share.min():.1f} to {share.max():.1f} % of the "
-        "images by finding."
-    )
-
-
-def _describe_trends(tables: dict, letters: dict[str, str]) -> str:
+def _describe_trends(panels: dict[str, pd.DataFrame], letters: dict[str, str]) -> str:
     said = []
     for panel in ("trends", "trends elsewhere"):
-        if panel in letters:
-            rows = tables[panel]
+        if panel in panels:
+            rows = panels[panel]
             low, high = int(rows.n.min()), int(rows.n.max())
             count = f"{low}" if low == high else f"{low} to {high}"
             said.append(f"{letters[panel]}, {name_data_set(rows.data_set.iloc[0])}, {count} findings")
@@ -428,13 +367,12 @@ def _describe_trends(tables: dict, letters: dict[str, str]) -> str:
 
 
 def _describe_trend(trend: pd.Series | None) -> str:
-    if trend is None or trend.n < _FEWEST_FOR_A_TREND or not np.isfinite(trend.ci_low):
+    if trend is None or not np.isfinite(trend.ci_low):
         return "Too few findings for a trend."
-    slope = write_interval(trend.value, trend.ci_low, trend.ci_high, "+.3f")
-    drawn = "line, shaded the slopes of the interval" if _is_drawn(trend) else "not drawn, the interval holds zero"
+    drawn = "line, shaded the slopes of the interval" if _excludes_zero(trend) else "not drawn, the interval holds zero"
     return (
-        f"Change for ten times the prevalence {slope} (least squares over {int(trend.n)} findings in every resample of "
-        f"patients and seeds; {drawn})."
+        f"Change for ten times the prevalence {write_row(trend, '+.3f')} (least squares over {int(trend.n)} findings "
+        f"in every resample of patients and seeds; {drawn})."
     )
 
 
@@ -448,11 +386,12 @@ def _describe_keep_rates(rows: pd.DataFrame, letters: list[str]) -> str:
     return f"{marks}; lines are 95 % intervals, Wilson's with patients{' and seeds' * (seeds > 1)} as clusters."
 
 
-def conclude_long_tail(results: pd.DataFrame, prevalence: pd.Series, against: str) -> str:
+def _conclude(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) -> str:
     """The gain by prevalence as it came out, or else what was kept."""
-    if select_gains(results, prevalence, against).empty:
+    if "auroc" not in panels:
         return "No finding was compared between arms: only what was kept can be told."
-    return f"Gain of the curated arm over {short_name(against)}: {_describe_trend(select_trend(results, against))}"
+    trend = _find_trend(numbers, panels["auroc"], against, "auroc")
+    return f"Gain of the curated arm over {short_name(against)}: {_describe_trend(trend)}"
 
 
-long_tail = Figure("long_tail", select_long_tail, plot_long_tail, describe_long_tail, conclude_long_tail)
+long_tail = Figure("long_tail", _select, _plot, _describe, _conclude)

@@ -7,14 +7,17 @@ A table of mapped pairs has one row a pair: ``image_id``, ``x``, ``y``, and from
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
 from scipy.ndimage import gaussian_filter
 
+from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE
+from chexstudy.plots.style import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE, frame_map
 
 _GRID = 120
 _REGION = 0.75  # of a prototype's pairs lie within its outline
+_DECISIONS = {"dropped": (PALE, 2.1), "kept": (ACCENT, 3.0)}  # colour and size
 # A region of fewer pairs than this would be drawn around noise.
 _FEWEST_IN_A_REGION = 12
 
@@ -26,25 +29,36 @@ def require_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def draw_bands(axes: Axes, pairs: pd.DataFrame, size: float = 3.0) -> None:
     """Pairs coloured by band, the rare bands on top."""
-    for band in ("central", "support", "outlier"):
+    for order, (band, scale) in enumerate(zip(BANDS, (0.7, 1.3, 1.6), strict=True), start=1):
         chosen = pairs[pairs.band == band]
         axes.scatter(
-            chosen.x, chosen.y, s=size * {"central": 0.7, "support": 1.3, "outlier": 1.6}[band], c=BAND_COLOURS[band],
-            marker=BAND_MARKERS[band], linewidths=0.5 if band == "outlier" else 0, rasterized=True, gid=f"band {band}",
-            zorder={"central": 1, "support": 2, "outlier": 3}[band],
+            chosen.x, chosen.y, s=size * scale, c=BAND_COLOURS[band], marker=BAND_MARKERS[band], zorder=order,
+            linewidths=0.5 if band == "outlier" else 0, rasterized=True, gid=f"band {band}",
         )  # fmt: skip
 
 
 def draw_decisions(axes: Axes, pairs: pd.DataFrame) -> None:
     """Dropped pairs pale, kept ones on top."""
-    kept = pairs.kept.to_numpy(dtype=bool)
-    for chosen, colour, scale, name in ((pairs[~kept], PALE, 0.7, "dropped"), (pairs[kept], ACCENT, 1.0, "kept")):
-        axes.scatter(chosen.x, chosen.y, s=3.0 * scale, c=colour, linewidths=0, rasterized=True, gid=name, zorder=2)
+    for name, (colour, size) in _DECISIONS.items():
+        chosen = pairs[pairs.kept.to_numpy(dtype=bool) == (name == "kept")]
+        axes.scatter(chosen.x, chosen.y, s=size, c=colour, linewidths=0, rasterized=True, gid=name, zorder=2)
 
 
 def draw_background(axes: Axes, pairs: pd.DataFrame) -> None:
     """All pairs, pale, for what is drawn on top."""
     axes.scatter(pairs.x, pairs.y, s=1.5, c=PALE, linewidths=0, rasterized=True, zorder=1, gid="pairs")
+
+
+def draw_density(axes: Axes, pairs: pd.DataFrame) -> PathCollection:
+    """Pairs coloured by the percentile of their ``density``."""
+    percentile = 100 * pairs.density.rank(pct=True).to_numpy()
+    order = np.argsort(percentile, kind="stable")
+    points = axes.scatter(
+        pairs.x.iloc[order], pairs.y.iloc[order], c=percentile[order], s=1.6, cmap="cividis", linewidths=0,
+        rasterized=True,
+    )  # fmt: skip
+    frame_map(axes, pairs)
+    return points
 
 
 def draw_regions(axes: Axes, pairs: pd.DataFrame) -> None:
@@ -86,13 +100,12 @@ def last_prototypes(trajectory: pd.DataFrame) -> pd.DataFrame:
 
 def band_handles(pairs: pd.DataFrame) -> list[Line2D]:
     """Legend entries of the bands with the share of pairs in each."""
-    names = {"central": "central", "support": "support", "outlier": "outlier"}
     return [
         Line2D(
             [], [], linestyle="none", marker=BAND_MARKERS[band], color=BAND_COLOURS[band], markersize=4,
-            label=f"{name} ({100 * (pairs.band == band).mean():.0f} %)",
+            label=f"{band} ({100 * (pairs.band == band).mean():.0f} %)",
         )
-        for band, name in names.items()
+        for band in BANDS
     ]  # fmt: skip
 
 
@@ -100,23 +113,15 @@ def decision_handles(pairs: pd.DataFrame) -> list[Line2D]:
     """Legend entries of kept and dropped with their counts."""
     kept = int(pairs.kept.sum())
     return [
-        Line2D([], [], linestyle="none", marker="o", color=colour, markersize=4, label=f"{name} ({count:,})")
-        for name, count, colour in (("kept", kept, ACCENT), ("dropped", len(pairs) - kept, PALE))
+        Line2D(
+            [], [], linestyle="none", marker="o", color=_DECISIONS[name][0], markersize=4, label=f"{name} ({count:,})"
+        )
+        for name, count in (("kept", kept), ("dropped", len(pairs) - kept))
     ]
 
 
-def prototype_handle() -> Line2D:
-    """Legend entry of a prototype."""
-    return Line2D(
-        [], [], linestyle="none", marker="*", color="white", markeredgecolor=INK, markersize=7, label="prototype"
-    )
-
-
-def region_handle() -> Line2D:
-    """Legend entry of a prototype's region."""
-    return Line2D([], [], color=INK, linewidth=0.6, label=f"{100 * _REGION:.0f} % of its pairs")
-
-
-def path_handle() -> Line2D:
-    """Legend entry of a prototype's path."""
-    return Line2D([], [], color=GREY, linewidth=1.0, label="path so far")
+PROTOTYPE_HANDLE = Line2D(
+    [], [], linestyle="none", marker="*", color="white", markeredgecolor=INK, markersize=7, label="prototype"
+)
+REGION_HANDLE = Line2D([], [], color=INK, linewidth=0.6, label=f"{100 * _REGION:.0f} % of its pairs")
+PATH_HANDLE = Line2D([], [], color=GREY, linewidth=1.0, label="path so far")

@@ -67,15 +67,15 @@ def seed_values(rows: pd.DataFrame, **wanted: object) -> np.ndarray:
     return values if len(values) > 1 else values[:0]
 
 
-def preferred_setting(rows: pd.DataFrame) -> str:
-    """The prompt setting to draw where there is room for one: chosen on validation, else published, else the first."""
+def prefer_data_set(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the data set to draw where there is room for one."""
+    return rows[rows.data_set == choose_main_test_set(rows.data_set)].reset_index(drop=True) if len(rows) else rows
+
+
+def prefer_setting(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the prompts to draw where there is room for one: chosen on validation, else published, else the first."""
     settings = sorted(set(rows.setting))
-    return next((name for name in _PREFERRED_SETTINGS if name in settings), settings[0])
-
-
-def preferred_data_set(rows: pd.DataFrame) -> str:
-    """The data set to draw where there is room for one."""
-    return choose_main_test_set(rows.data_set)
+    return rows[rows.setting == next((name for name in (*_PREFERRED_SETTINGS, *settings) if name in settings), "")]
 
 
 def name_setting(setting: str) -> str:
@@ -90,18 +90,26 @@ def name_data_set(data_set: str) -> str:
     return data_set.replace("/", ", ").replace("_", " ")
 
 
+def interval(row, scale: float = 1) -> tuple[float, float, float]:
+    """Value and ends of the interval of a row, multiplied by ``scale``, such as 100 for per cent."""
+    return scale * row.value, scale * row.ci_low, scale * row.ci_high
+
+
+def write_row(row, number_format: str = ".3f", scale: float = 1) -> str:
+    """``0.81 [0.79, 0.83]`` of a row."""
+    return write_interval(*interval(row, scale), number_format)
+
+
 def state_arms(rows: pd.DataFrame, number_format: str = ".3f", scale: float = 1) -> str:
     """``curated 0.81 [0.79, 0.83]; all pairs 0.82 [0.80, 0.84]``: each arm's value over seeds, in the usual order.
 
-    Args:
-        rows: of one data set, finding, metric and setting.
-        number_format: of the values.
-        scale: by which they are multiplied, such as 100 for per cent.
+    The rows are those of one data set, finding, metric and setting.
     """
-    summary = summarise_seeds(rows).set_index("arm")[["value", "ci_low", "ci_high"]].mul(scale)
-    return "; ".join(
-        f"{short_name(arm)} {write_interval(*summary.loc[arm], number_format)}" for arm in order_arms(summary.index)
+    summary = summarise_seeds(rows).set_index("arm")
+    words = (
+        f"{short_name(arm)} {write_row(summary.loc[arm], number_format, scale)}" for arm in order_arms(summary.index)
     )
+    return "; ".join(words)
 
 
 def short_name(arm: str) -> str:
@@ -113,22 +121,19 @@ def short_name(arm: str) -> str:
 def describe_interval(rows: pd.DataFrame) -> str:
     """One or two sentences on seeds, intervals and n of the rows a figure shows."""
     numbers = sorted(set(rows.seed[rows.seed != OVER_SEEDS]))
-    aggregated = bool((rows.seed == OVER_SEEDS).any())
-    with_interval = rows.ci_low.notna().any()
-    if aggregated:
-        seeds = (
-            f"Large marks are means over {len(numbers)} seeds, small ones single seeds. " if len(numbers) > 1 else ""
-        )
-        interval = "Bars are 95 % intervals, seeds and patients resampled (hierarchical bootstrap). "
-    elif len(numbers) > 1:
+    over_seeds, several = (rows.seed == OVER_SEEDS).any(), len(numbers) > 1
+    seeds = f"One seed ({numbers[0]}). " if numbers and not over_seeds else ""
+    if several:
         seeds = f"Large marks are means over {len(numbers)} seeds, small ones single seeds. "
-        interval = "No interval over seeds was computed. "
+    if rows.ci_low.isna().all():
+        words = "No interval could be computed. "
+    elif over_seeds:
+        words = "Bars are 95 % intervals, seeds and patients resampled (hierarchical bootstrap). "
+    elif several:
+        words = "No interval over seeds was computed. "
     else:
-        seeds = f"One seed ({numbers[0]}). " if numbers else ""
-        interval = "Bars are 95 % intervals, patients resampled (clustered bootstrap). "
-    if not with_interval:
-        interval = "No interval could be computed. "
-    return seeds + interval + describe_n(rows)
+        words = "Bars are 95 % intervals, patients resampled (clustered bootstrap). "
+    return seeds + words + describe_n(rows)
 
 
 def describe_sample(table: pd.DataFrame, word: str) -> str:
@@ -148,7 +153,16 @@ def describe_n(rows: pd.DataFrame) -> str:
     for data_set, group in rows.groupby("data_set", sort=True):
         low, high = int(group.n.min()), int(group.n.max())
         count = f"{high:,}" if low == high else f"{low:,} to {high:,}"
-        exposure = {"seen": ", may have been seen in training", "unknown": ", exposure unknown"}
-        worst = next((word for state, word in exposure.items() if (group.exposure == state).any()), "")
-        parts.append(f"n = {count} ({name_data_set(data_set)}{worst})")
+        parts.append(f"n = {count} ({name_data_set(data_set)}{name_exposure(group)})")
     return "; ".join(parts) + "."
+
+
+def name_exposure(rows: pd.DataFrame) -> str:
+    """What is to be said of a data set that the model may have seen: nothing if it was held out."""
+    exposure = {"seen": ", may have been seen in training", "unknown": ", exposure unknown"}
+    return next((words for state, words in exposure.items() if (rows.exposure == state).any()), "")
+
+
+def name_place(row) -> str:
+    """Data set and setting of a row as words."""
+    return ", ".join(part for part in (name_data_set(row.data_set), name_setting(row.setting)) if part)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,11 @@ from chexstudy.cohort.annotations import read_masks
 from chexstudy.cohort.table import label_matrix
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, add_legend, clear_frame, new_figure
+from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, add_legend, clear_frame, new_figure, show_radiograph
 from chexstudy.study import Study
 
-_CONTOUR_COLOURS = (ACCENT, SEQUENCE[2], SEQUENCE[5], SEQUENCE[6])
-_MOST = 24
-_LINE_STYLES = ("-", "--", ":", "-.")
+_LOOKS = ((ACCENT, "-"), (SEQUENCE[2], "--"), (SEQUENCE[5], ":"), (SEQUENCE[6], "-."))
+_MOST, _IN_A_ROW = 24, 6
 
 
 @dataclass(frozen=True)
@@ -54,51 +54,43 @@ def collect_radiographs(study: Study) -> Sheet:
     return Sheet(list(study.pixels.read(image_ids)), titles, masks, about)
 
 
-def plot_radiographs(sheet: Sheet, columns: int = 6) -> Drawing:
-    """Radiographs in rows of ``columns``, each with its title."""
+def _select(sheet: Sheet) -> tuple[pd.DataFrame, Sheet]:
     if not sheet.pixels:
         raise NothingToDraw("there is nothing to draw without radiographs")
-    columns = min(columns, len(sheet.pixels))
+    return pd.DataFrame(), sheet
+
+
+def _plot(_: pd.DataFrame, sheet: Sheet) -> Drawing:
+    """Radiographs in rows, each with its title and the outlines of its masks."""
+    columns = min(_IN_A_ROW, len(sheet.pixels))
     rows = -(-len(sheet.pixels) // columns)
     lines = max(title.count("\n") + 1 for title in sheet.titles)
     names = sorted({name for masks in sheet.masks for name in masks})
+    looks = {name: {"color": colour, "linestyle": line} for name, (colour, line) in zip(names, cycle(_LOOKS))}
     side = DOUBLE_MM / max(columns, 3)
     figure = new_figure(height_mm=rows * (side + 3.2 * lines) + 6 * bool(names), width_mm=side * columns)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place, axes in enumerate(grid):
+    for axes in grid:
         clear_frame(axes)
-        if place >= len(sheet.pixels):
-            continue
-        axes.imshow(sheet.pixels[place], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(sheet.titles[place], fontsize=6.5, loc="left", pad=2)
-        for name, mask in sheet.masks[place].items():
-            colour, line = _look(names.index(name))
+    for axes, pixels, title, masks in zip(grid, sheet.pixels, sheet.titles, sheet.masks, strict=False):
+        show_radiograph(axes, pixels, interpolation="nearest")
+        axes.set_title(title, fontsize=6.5, loc="left", pad=2)
+        for name, mask in masks.items():
             # A mask without an edge has no outline, and matplotlib would warn.
             if mask.any() and not mask.all():
-                axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.8, linestyles=[line])
+                look = {f"{key}s": [value] for key, value in looks[name].items()}
+                axes.contour(mask.astype(float), levels=[0.5], linewidths=0.8, **look)
     if names:
-        handles = [_mask_handle(name, *_look(place)) for place, name in enumerate(names)]
-        add_legend(figure, handles)
+        add_legend(figure, [Line2D([], [], linewidth=1.0, label=one.replace("_", " "), **looks[one]) for one in names])
     return figure
 
 
-def _mask_handle(name: str, colour: str, line: str) -> Line2D:
-    """A legend entry of one kind of mask."""
-    return Line2D([], [], color=colour, linestyle=line, linewidth=1.0, label=name.replace("_", " "))
-
-
-def _look(place: int) -> tuple[str, str]:
-    return _CONTOUR_COLOURS[place % len(_CONTOUR_COLOURS)], _LINE_STYLES[place % len(_LINE_STYLES)]
-
-
-def describe_radiographs(sheet: Sheet, seed: int) -> str:
+def _describe(_: pd.DataFrame, sheet: Sheet, seed: int) -> str:
     return f"{sheet.about}, {len(sheet.pixels[0])} pixels a side; seed {seed}; no interval."
 
 
-radiographs = Figure(
-    name="radiographs",
-    select=lambda _: pd.DataFrame(),
-    plot=plot_radiographs,
-    describe=describe_radiographs,
-    conclude=lambda sheet: f"{sheet.about}{', each with its outline' if all(sheet.masks) else ''}.",
-)
+def _conclude(_: pd.DataFrame, sheet: Sheet) -> str:
+    return f"{sheet.about}{', each with its outline' if all(sheet.masks) else ''}."
+
+
+radiographs = Figure("radiographs", _select, _plot, _describe, _conclude)

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, chosen to be told apart by people with any c
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.errors import StudyError
 from chexstudy.pseudonyms import show_image_ids
@@ -27,17 +29,8 @@ INK, GREY, PALE = "#222222", "#8A8A8A", "#D9D9D9"
 ACCENT = "#D55E00"
 # Dark to light as well as blue to orange, so that stacked parts keep their order in grey print.
 SEQUENCE = (
-    "#0B3C5D",
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#F0E442",
-    "#CC79A7",
-    "#D55E00",
-    "#999999",
-    "#D9D9D9",
-)
+    "#0B3C5D", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#D9D9D9",
+)  # fmt: skip
 BAND_COLOURS = {"central": "#8FB8DE", "support": "#D07C00", "outlier": "#4B1D6B"}
 BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
 
@@ -65,73 +58,30 @@ _OTHER_MARKERS = ("v", "X", "<", ">", "h", "p")
 _OTHER_COLOURS = ("#CC79A7", "#E69F00", "#8A8A8A", "#7A5195", "#5E4B3C")
 
 
-def arm_style(arm: str, arms: list[str] | None = None) -> ArmStyle:
+def arm_style(arm: str, arms: Iterable[str] = ()) -> ArmStyle:
     """The look of an arm; arms of one's own get a colour by their place among ``arms``."""
     if arm in ARM_STYLES:
         return ARM_STYLES[arm]
-    others = [other for other in order_arms(arms or [arm]) if other not in ARM_STYLES]
+    others = [other for other in order_arms(arms) if other not in ARM_STYLES]
     place = others.index(arm) if arm in others else 0
-    return ArmStyle(
-        arm.replace("_", " ").capitalize(),
-        _OTHER_COLOURS[place % len(_OTHER_COLOURS)],
-        _OTHER_MARKERS[place % len(_OTHER_MARKERS)],
-    )
+    looks = _OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)]
+    return ArmStyle(arm.replace("_", " ").capitalize(), *looks)
 
 
-def order_arms(arms) -> list[str]:
+def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
+    """The looks of arms, in the order of all figures."""
+    return {arm: arm_style(arm, arms) for arm in order_arms(arms)}
+
+
+def order_arms(arms: Iterable[str]) -> list[str]:
     """Arms in the order of all figures: the study's own as above, then others by name."""
     known = list(ARM_STYLES)
     return sorted(set(arms), key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
 
 
 def use_style() -> None:
-    """Set the type, lines and sizes of all figures. Every figure function calls it; so may a notebook for its own."""
-    plt.rcParams.update(
-        {
-            # The font that comes with matplotlib: figures are the same on every machine.
-            "font.family": "DejaVu Sans",
-            "font.size": 7,
-            "axes.titlesize": 7.5,
-            "axes.titlelocation": "left",
-            "axes.titlepad": 5,
-            "axes.labelsize": 7,
-            "axes.labelpad": 2.5,
-            "xtick.labelsize": 6.5,
-            "ytick.labelsize": 6.5,
-            "legend.fontsize": 6.5,
-            "legend.frameon": False,
-            "legend.handlelength": 1.4,
-            "legend.handletextpad": 0.5,
-            "legend.columnspacing": 1.2,
-            "legend.borderaxespad": 0.2,
-            "mathtext.fontset": "dejavusans",
-            "text.color": INK,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.axisbelow": True,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "xtick.major.size": 2.5,
-            "ytick.major.size": 2.5,
-            "xtick.minor.size": 1.5,
-            "ytick.minor.size": 1.5,
-            "xtick.minor.width": 0.4,
-            "ytick.minor.width": 0.4,
-            "lines.linewidth": 1.0,
-            "lines.markersize": 4,
-            "hatch.linewidth": 0.5,
-            "figure.dpi": 150,
-            "savefig.dpi": 300,
-            "figure.facecolor": "white",
-            "image.cmap": "gray",
-            "pdf.fonttype": 42,
-        }
-    )
+    """Set the type, lines and sizes of all figures. `new_figure` calls it; so may a notebook for figures of its own."""
+    plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 
 
 def new_figure(height_mm: float, width_mm: float = DOUBLE_MM) -> Figure:
@@ -146,9 +96,9 @@ def new_figure(height_mm: float, width_mm: float = DOUBLE_MM) -> Figure:
     return figure
 
 
-def title_panel(axes: Axes, letter: str, title: str = "") -> None:
+def title_panel(axes: Axes, letter: str, title: str = "", **options) -> None:
     """Put the panel's bold letter and its title over the left end of the axes."""
-    axes.set_title(rf"$\mathbf{{{letter}}}$" + (f"   {title}" if title else ""), loc="left")
+    axes.set_title(rf"$\mathbf{{{letter}}}$" + (f"   {title}" if title else ""), loc="left", **options)
 
 
 def legend_mark(style: ArmStyle, line: str = "none") -> Line2D:
@@ -161,20 +111,48 @@ def add_legend(figure: Figure, handles: list, columns: int = 0) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=columns or len(handles))
 
 
+def name_lines(axes: Axes, names: list[str], ticks: float = 0.0) -> None:
+    """Write the names of lines 0, 1, ... from the top down; ``ticks`` is the length of their ticks."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=ticks)
+
+
+def scale_log(axes: Axes, along: str = "x", parts: tuple[int, ...] = (1, 2, 5)) -> None:
+    """A logarithmic axis with ticks at these parts of each decade, thousands written as ``k``."""
+    axes.set(**{f"{along}scale": "log"})
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=parts))
+    axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def draw_marks(axes: Axes, x, y, style: ArmStyle, size: float = 4.0, **options) -> None:
+    """Marks of one look with white edges, by themselves if no line is asked for."""
+    options = {"linestyle": "none", "markeredgewidth": 0.4} | options
+    axes.plot(x, y, marker=style.marker, color=style.colour, markersize=size, markeredgecolor="white", **options)
+
+
+def show_radiograph(axes: Axes, pixels: np.ndarray, **options) -> None:
+    """Pixels from 0, black, to 255, white."""
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, **options)
+
+
+def add_colour_bar(drawn, axes: Axes | list[Axes], label: str, **options) -> None:
+    """A bar without a frame that says what the colours of a map or an image mean."""
+    bar = drawn.axes.figure.colorbar(drawn, ax=axes, pad=0.02, **options)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
 def clear_frame(axes: Axes) -> None:
     """Leave nothing of the axes but what is drawn in them: for maps and radiographs."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def frame_map(axes: Axes, points: pd.DataFrame) -> None:
-    """Limits of a map that few far points do not stretch, both directions at one scale; call it after drawing.
-
-    Args:
-        points: ``x`` and ``y`` of all that the map shows.
-    """
+    """Limits of a map of points ``x, y`` that few far ones do not stretch, at one scale; call it after drawing."""
     for column, set_limits in (("x", axes.set_xlim), ("y", axes.set_ylim)):
         low, high = np.quantile(points[column], [0.002, 0.998])
         margin = 0.06 * (high - low) or 1.0
@@ -186,19 +164,10 @@ def frame_map(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.DataFrame | None = None) -> Path:
-    """Write a figure as PNG (300 dpi) and PDF, and its caption and numbers as JSON, into the study's ``figures/``.
+    """Write a figure into ``figures/``: PNG (300 dpi), PDF, and JSON of caption and numbers; gives the PNG's path.
 
-    The same figure gives the same bytes: neither file holds a date or a version.
-
-    Args:
-        figure: what a figure function returned.
-        name: file name without its ending, for example ``zero_shot``.
-        caption: what the figure shows, with n, seeds and the kind of interval.
-        data: the numbers plotted, one row a mark; images in a column ``image_id`` are written by their pseudonyms
-            (`chexstudy.pseudonyms`).
-
-    Returns:
-        Path of the PNG.
+    The same figure gives the same bytes: neither file holds a date or a version. Images among the numbers (a column
+    ``image_id``) are written by their pseudonyms (`chexstudy.pseudonyms`).
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise StudyError(f"a figure's name must be a plain file name such as 'zero_shot', not {name!r}.")

@@ -4,136 +4,98 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import Estimate, Group, draw_chance, draw_forest, forest_height_mm, level_groups
+from chexstudy.plots.forest import Estimate, Group, draw_values_and_differences, forest_height_mm, level_groups
 from chexstudy.plots.measurements import (
     describe_interval,
+    interval,
     name_data_set,
+    name_place,
     name_setting,
-    preferred_data_set,
-    preferred_setting,
+    prefer_data_set,
+    prefer_setting,
     require_rows,
     seed_values,
     select_rows,
     short_name,
     state_arms,
     summarise_seeds,
+    write_row,
 )
-from chexstudy.plots.style import arm_style, new_figure, order_arms, title_panel
-from chexstudy.results import write_interval
+from chexstudy.plots.style import arm_style, arm_styles, new_figure, order_arms
 
 TASK, DIFFERENCE = "zero_shot", "zero_shot_difference"
-_METRIC_NAMES = {"auroc": "AUROC", "auprc": "Average precision"}
 
 
-def select_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> pd.DataFrame:
-    """The rows of the figure: one metric of one finding or mean, for all arms, test sets and prompt settings."""
-    values = select_rows(results, TASK, metric=metric, finding=finding)
-    require_rows(values, f"zero-shot {metric}")
-    differences = select_rows(results, DIFFERENCE, metric=f"{metric}_difference", finding=finding)
+def _select(results: pd.DataFrame) -> pd.DataFrame:
+    """Macro AUROC and its differences, for all arms, test sets and prompts."""
+    values = require_rows(select_rows(results, TASK, metric="auroc", finding="macro"), "zero-shot auroc")
+    differences = select_rows(results, DIFFERENCE, metric="auroc_difference", finding="macro")
     return pd.concat([values, differences], ignore_index=True)
 
 
-def plot_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> Drawing:
-    """Two forests side by side: the metric of every arm, and the paired differences between arms.
-
-    Args:
-        metric: ``auroc`` or ``auprc``.
-        finding: ``macro``, a tier, or one finding.
-    """
-    rows = select_zero_shot(results, metric, finding)
-    values, differences = group_values(rows[rows.task == TASK]), group_differences(rows[rows.task == DIFFERENCE])
-    return plot_forests(
-        values, differences, _METRIC_NAMES.get(metric, metric), chance=0.5 if metric == "auroc" else None
-    )
-
-
-def plot_forests(values: dict, differences: dict, name: str, chance: float | None) -> Drawing:
-    """Forests of values and, if there are any, of differences, with the same groups level.
-
-    Args:
-        values: for each (data set, setting) its `Group`.
-        differences: the same keys, or none.
-        chance: what a blind model gets.
-    """
-    left = list(values.values())
-    right = [differences.get(key, Group("", [])) for key in values]
-    heights = level_groups(left, right)
+def _plot(rows: pd.DataFrame) -> Drawing:
+    """Two forests side by side: every arm, and the paired differences between arms."""
+    values, differences = _group_values(rows[rows.task == TASK]), _group_differences(rows[rows.task == DIFFERENCE])
+    heights = level_groups(list(values.values()), [differences.get(key, Group("", [])) for key in values])
     figure = new_figure(height_mm=17 + forest_height_mm(heights))
-    has_differences = any(group.estimates for group in right)
-    axes = figure.subplots(1, 2, width_ratios=[1.15, 1]) if has_differences else [figure.subplots()]
-    draw_forest(axes[0], left, heights)
-    axes[0].set_xlabel(name)
-    axes[0].margins(x=0.06)
-    if chance is not None:
-        draw_chance(axes[0], chance)
-    title_panel(axes[0], "a", f"{name} by arm")
-    if has_differences:
-        draw_forest(axes[1], right, heights, reference=0.0, number_format="+.3f")
-        axes[1].set_xlabel(f"Difference in {name}, same patients")
-        axes[1].margins(x=0.08)
-        title_panel(axes[1], "b", "Paired differences, 95 % intervals")
+    titles = {"a": "AUROC by arm", "b": "Paired differences, 95 % intervals"}
+    labels = ("AUROC", "Difference in AUROC, same patients")
+    draw_values_and_differences(figure, values, differences, labels, titles, chance=0.5)
     return figure
 
 
-def group_values(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
+def _group_values(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
     """Estimates of every arm under (data set, setting)."""
-    summary, arms = summarise_seeds(rows), sorted(set(rows.arm))
-    groups = {}
-    for (data_set, setting), group in summary.groupby(["data_set", "setting"], sort=True):
+    groups, looks = {}, arm_styles(rows.arm)
+    for (data_set, setting), group in summarise_seeds(rows).groupby(["data_set", "setting"], sort=True):
         by_arm = group.set_index("arm")
-        estimates = []
-        for arm in order_arms(by_arm.index):
-            row, style = by_arm.loc[arm], arm_style(arm, arms)
-            seeds = seed_values(rows, arm=arm, data_set=data_set, setting=setting)
-            estimates.append(Estimate(style.name, row.value, row.ci_low, row.ci_high, style, seeds))
+        estimates = [
+            Estimate(
+                style.name,
+                interval(by_arm.loc[arm]),
+                style,
+                seed_values(rows, arm=arm, data_set=data_set, setting=setting),
+            )
+            for arm, style in looks.items()
+            if arm in by_arm.index
+        ]
         heading = "  ·  ".join(part for part in (name_data_set(data_set), name_setting(setting)) if part)
         groups[data_set, setting] = Group(f"{heading}  ·  n = {int(group.n.max()):,}", estimates)
     return groups
 
 
-def group_differences(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
+def _group_differences(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
     """Differences under (data set, setting); the curated arm's first, coloured as the arm compared with."""
     groups = {}
     for key, group in summarise_seeds(rows).groupby(["data_set", "setting"], sort=True):
-        pairs = {(row.arm, row.reference): row for row in group.itertuples()}
-        estimates = []
+        pairs, estimates = {(row.arm, row.reference): row for row in group.itertuples()}, []
         for first in order_arms(first for first, _ in pairs):
             for second in order_arms(other for one, other in pairs if one == first):
-                row, style = pairs[first, second], arm_style(second)
                 label = f"{short_name(first)} \N{MINUS SIGN} {short_name(second)}"
                 seeds = seed_values(rows, arm=first, reference=second, data_set=key[0], setting=key[1])
-                estimates.append(Estimate(label, row.value, row.ci_low, row.ci_high, style, seeds))
+                estimates.append(Estimate(label, interval(pairs[first, second]), arm_style(second), seeds))
         groups[key] = Group("", estimates)
     return groups
 
 
-def describe_zero_shot(results: pd.DataFrame, metric: str = "auroc", finding: str = "macro") -> str:
-    rows = select_zero_shot(results, metric, finding)
-    values = rows[rows.task == TASK]
-    means = {"macro": "findings", "head": "common findings", "medium": "findings of medium prevalence"}
-    means["tail"] = "rare findings"
-    what = f"mean over {means[finding]}" if finding in means else finding
-    name = _METRIC_NAMES.get(metric, metric)
-    text = f"Zero-shot classification. a, {name} ({what}) of each arm, by test set and prompts. "
+def _describe(rows: pd.DataFrame) -> str:
+    text = "Zero-shot classification. a, AUROC (mean over findings) of each arm, by test set and prompts. "
     if (rows.task == DIFFERENCE).any():
         text += (
             "b, differences between arms on the same patients and seeds; right of the line the first arm is better. "
         )
-    return text + describe_interval(values)
+    return text + describe_interval(rows[rows.task == TASK])
 
 
-def conclude_zero_shot(results: pd.DataFrame) -> str:
+def _conclude(rows: pd.DataFrame) -> str:
     """Every arm on the preferred test set, and what the curated arm loses against all pairs."""
-    rows = select_zero_shot(results)
-    of_task = rows.task == TASK
-    place = {"data_set": preferred_data_set(rows[of_task]), "setting": preferred_setting(rows[of_task])}
-    rows = rows[(rows.data_set == place["data_set"]) & (rows.setting == place["setting"])]
-    where = f"{name_data_set(place['data_set'])}, {name_setting(place['setting'])}"
-    text = f"Macro zero-shot AUROC ({where}): {state_arms(rows[rows.task == TASK])}"
-    against_full = summarise_seeds(rows[(rows.arm == "curated") & (rows.reference == "full")])
-    for row in against_full.itertuples():
-        text += f"; curated minus all pairs {write_interval(row.value, row.ci_low, row.ci_high, '+.3f')}"
+    values = prefer_setting(prefer_data_set(rows[rows.task == TASK]))
+    place = values.iloc[0]
+    text = f"Macro zero-shot AUROC ({name_place(place)}): {state_arms(values)}"
+    here = rows[(rows.data_set == place.data_set) & (rows.setting == place.setting)]
+    for row in summarise_seeds(here[(here.arm == "curated") & (here.reference == "full")]).itertuples():
+        text += f"; curated minus all pairs {write_row(row, '+.3f')}"
     return text + "."
 
 
-zero_shot = Figure("zero_shot", select_zero_shot, plot_zero_shot, describe_zero_shot, conclude_zero_shot)
+zero_shot = Figure("zero_shot", _select, _plot, _describe, _conclude)
