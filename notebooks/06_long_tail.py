@@ -91,11 +91,11 @@ import numpy as np
 
 from chexstudy.cohort.prevalence import tiers_of_pairs
 from chexstudy.curation.quality.mismatch_detection import measure_detection, tabulate_detection
-from chexstudy.curation.quality.pair_mismatch import score_mismatch, split_features
+from chexstudy.curation.quality.pair_mismatch import score_mismatch
 
 first = scored[seed]
 told_apart = measure_detection(
-    score_mismatch(*split_features(first.features)), study.truth, tiers_of_pairs(study.train, study.tiers),
+    score_mismatch(first.features), study.truth, tiers_of_pairs(study.train, study.tiers),
     study.train.patient_id, np.random.default_rng(seed), resamples, first.ledger.band,
 )  # fmt: skip
 tabulate_detection(told_apart).round(3)

@@ -134,14 +134,6 @@ def test_gaps_are_refused(tmp_path):
     assert_same_rows(read_ledger(path), (0, 2))
 
 
-def test_a_part_needs_rows_and_the_columns_of_a_ledger(tmp_path):
-    writer = LedgerWriter(tmp_path / "ledger.parquet")
-    with pytest.raises(ValueError, match="priority"):
-        writer.write(0, make_part(0).drop(columns="priority"))
-    with pytest.raises(ValueError, match="rows"):
-        writer.write(0, make_part(0).iloc[:0])
-
-
 def test_a_full_disk_is_one_sentence_and_leaves_the_parts_before(tmp_path, full_disk):
     writer = write_parts(tmp_path / "ledger.parquet", range(2))
     with full_disk(200), pytest.raises(StudyError, match="free some space"):

@@ -47,9 +47,7 @@ def facility_location(
     ``part_rows`` splits them at random and picks in each part its share: the first round of GreeDi (Mirzasoleiman et
     al. 2013), no longer exact greedy.
 
-    Args:
-        features: ``(n, dim)`` float32 or float16, finite and not zero; rows are scaled to unit norm.
-        generator: splits the rows at random; needed with ``part_rows``.
+    Rows ``(n, dim)``, float32 or float16, are scaled to unit norm. The generator splits them with ``part_rows``.
 
     Returns:
         The picks in order ``(count,)`` int64 and the gain of each ``(count,)`` float64: their sum is the objective.

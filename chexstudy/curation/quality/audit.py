@@ -71,13 +71,10 @@ def audit_selection(
     compares normal radiographs with normal ones and all others with others: where it is near 1, the group was kept
     less often because more of it is normal.
 
-    Args:
-        cohort: the rows of a cohort table that the curator could choose from, or of a table with ``image_id`` and some
-            of its columns; groups of absent columns are left out, and without ``patient_id`` every image counts as a
-            patient of its own.
-        resamples: of the bootstrap, and least number of permutations.
-        truth: the phantom's truth, which marks near-duplicates.
-        features: ``(pairs, dim)``; without a truth, pairs embedded exactly alike are the near-duplicates.
+    The cohort is the rows that the curator could choose from, or a table with ``image_id`` and some of their columns:
+    groups of absent columns are left out, and without ``patient_id`` every image counts as a patient of its own.
+    ``resamples`` are those of the bootstrap and the least number of permutations. Near-duplicates are those of the
+    phantom's truth, or without it pairs with exactly the same ``features`` ``(pairs, dim)``.
     """
     if len(cohort) == 0 or resamples < 1:
         raise StudyError("an audit needs at least one pair and one resample: check the split and the resamples.")

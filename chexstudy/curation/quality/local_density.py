@@ -9,15 +9,9 @@ from chexstudy.vectors.neighbours import density
 
 
 def list_densities(train: pd.DataFrame, features: np.ndarray, neighbours: int) -> pd.DataFrame:
-    """Local density of each training pair and, where there are labels, the rarest tier among its findings.
+    """Local density of each training pair and, where there are labels, the rarest ``tier`` among its findings.
 
-    Args:
-        train: rows of the cohort table.
-        features: unit-norm features of these pairs ``(pairs, dim)``.
-        neighbours: of the estimate, at most all others.
-
-    Returns:
-        ``image_id, density`` (that of exact copies is the largest finite one) and ``tier``.
+    Exact copies have the largest finite density of the unit-norm features ``(pairs, dim)``.
     """
     local = density(features, min(neighbours, len(features) - 1))
     finite = np.where(np.isfinite(local), local, np.nanmax(local[np.isfinite(local)]))

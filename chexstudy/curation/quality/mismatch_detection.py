@@ -27,10 +27,8 @@ def measure_detection(
 ) -> pd.DataFrame:
     """AUROC of each score for wrong pairs, with 95 % intervals from drawing patients.
 
-    Args:
-        truth: of the same pairs in the same order, with the columns ``mismatched`` and ``junk``; None if not known.
-        tiers: the rarest tier of each pair (`chexstudy.cohort.prevalence.tiers_of_pairs`).
-        bands: the curator's band of each pair; adds the measures among the pairs of each band.
+    Truth (``mismatched`` and ``junk``; None if not known), the rarest tier of each pair, and bands, which add the
+    measures among the pairs of each, are of the same pairs in the same order.
 
     Returns:
         One row for each

@@ -31,15 +31,10 @@ def jaccard_by_chance(first: int, second: int, pairs: int) -> float:
 
 
 def compare_selections(selections: Mapping[str, np.ndarray | Choice]) -> pd.DataFrame:
-    """Compare every two selections of the same pairs.
+    """Compare every two selections of the same pairs, masks ``(pairs,)`` of what was kept or choices with scores.
 
-    Args:
-        selections: by name, bool masks ``(pairs,)`` of what was kept, or choices, which also have scores.
-
-    Returns:
-        One row for each two, columns `OVERLAP_COLUMNS`: ``jaccard``, what two random subsets of these sizes would have
-        (`jaccard_by_chance`), and between two choices Spearman's ``rank_correlation`` of the scores (NaN if one is
-        constant).
+    One row for each two: ``jaccard``, what two random subsets of these sizes would have (`jaccard_by_chance`), and
+    between two choices Spearman's ``rank_correlation`` of the scores (NaN if one is constant).
     """
     if len(selections) < 2:
         raise StudyError("stability needs at least two selections to compare: name two seeds, batches or methods.")

@@ -35,7 +35,6 @@ NEIGHBOURS = 10
 WRONG_ABOVE, RARE_BELOW = 3.0, 1.5
 REVIEW_COLUMNS = ("image_id", "distance", "band", "prototype", "mismatch_score", "mismatch", "isolation", "advice")
 _BLOCK_ROWS = 2_048
-_UNIT_TOLERANCE = 0.01
 # What differs by less is rounding of float32.
 _SMALLEST_SPREAD = 1e-5
 
@@ -55,7 +54,7 @@ class MismatchScores:
     agreement: np.ndarray  # cosine of image and text, the plain CLIP score (not standardised)
 
 
-def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHBOURS) -> MismatchScores:
+def score_mismatch(features: np.ndarray, neighbours: int = NEIGHBOURS) -> MismatchScores:
     """Score each pair of a set for being wrong rather than rare.
 
     Let ``v`` be the cosine of one half of a pair to what its partner leads to, ``c`` (ceiling) to what is nearest and
@@ -72,20 +71,15 @@ def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHB
     ==================  =======================================  ==========================  =====================
 
     ``c - f`` is taken as at least half its median over the pairs, so that a half that nothing is near to cannot turn a
-    small loss into a large regret. Of more than k equal texts, which k are the neighbours is arbitrary but fixed.
+    small loss into a large regret. Of more than k equal texts, which k are the neighbours is arbitrary but fixed. A
+    mistake that is made more than k times (``neighbours``) alike is taken for a rare truth.
 
-    Neighbours are exact (`chexstudy.vectors.neighbours.nearest_rows`). Time grows with the square of the number of
-    pairs, memory with the number.
-
-    Image and text are unit-norm embeddings ``(pairs, dim)`` of one encoder and best of one state of it: pairs embedded
-    at different steps of a training are near each other for that alone. A mistake that is made more than ``neighbours``
-    (k) times alike is taken for a rare truth.
+    The joint features ``(pairs, 2 * dim)`` are of one encoder and best of one state of it: pairs embedded at different
+    steps of a training are near each other for that alone. Neighbours are exact
+    (`chexstudy.vectors.neighbours.nearest_rows`): time grows with the square of the number of pairs, memory with the
+    number.
     """
-    image, text = _check_embeddings(image, "image"), _check_embeddings(text, "text")
-    if image.shape != text.shape:
-        raise StudyError(
-            f"image embeddings are {image.shape} and text embeddings {text.shape}: pass one row each a pair."
-        )
+    image, text = _split_features(np.asarray(features))
     if neighbours < 1 or len(image) < neighbours + 2:
         raise StudyError(
             f"{neighbours} neighbours need at least 1 neighbour and {neighbours + 2} pairs, not {len(image)}: choose "
@@ -106,37 +100,31 @@ def score_mismatch(image: np.ndarray, text: np.ndarray, neighbours: int = NEIGHB
     return MismatchScores(score, mismatch, isolation, agreement)
 
 
-def split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Image and text embeddings ``(pairs, dim)`` of joint features ``(pairs, 2 * dim)``, float32 and of unit length.
+def _split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Image and text embeddings ``(pairs, dim)``, float32 and of unit length, of joint features.
 
     The inverse of `chexstudy.curation.online.prototypes.join_features`, within the precision the features were kept in.
     """
-    features = np.asarray(features)
     if features.ndim != 2 or features.shape[1] % 2:
         raise StudyError(
             f"joint features are {features.shape}, which cannot be halved: pass image and text embeddings side by side."
         )
-    halves = []
-    for half in np.split(features, 2, axis=1):
+    halves = np.split(features, 2, axis=1)
+    for place, half in enumerate(halves):
         half = np.array(half, dtype=np.float32)
         length = np.linalg.norm(half, axis=1, keepdims=True)
         bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
         if len(bad):
             raise StudyError(f"row {bad[0]} of the joint features is zero or not finite: embed these pairs again.")
-        halves.append(half / length)
-    return halves[0], halves[1]
+        halves[place] = half / length
+    return tuple(halves)
 
 
 def review_list(ledger: pd.DataFrame, scores: MismatchScores) -> pd.DataFrame:
-    """The outliers, which a person should look at, the highest mismatch scores first.
+    """The outliers of a ledger, which a person should look at, the highest mismatch scores of its rows first.
 
-    Args:
-        ledger: the curator's decisions (`chexstudy.curation.records.ledger`), one row a considered pair.
-        scores: of the same rows. Of an image considered in several epochs the last row counts.
-
-    Returns:
-        Table with `REVIEW_COLUMNS`; ``advice`` is ``rather wrong`` (score above 3), ``rather rare`` (below 1.5: it lies
-        apart, and nothing speaks against it) or ``unclear``.
+    Of an image considered in several epochs the last row counts. Columns are `REVIEW_COLUMNS`; ``advice`` is ``rather
+    wrong`` (score above 3), ``rather rare`` (below 1.5: it lies apart, and nothing speaks against it) or ``unclear``.
     """
     if len(ledger) != len(scores.score):
         raise StudyError(f"{len(scores.score)} mismatch scores for {len(ledger)} rows of the ledger: score these rows.")
@@ -146,19 +134,6 @@ def review_list(ledger: pd.DataFrame, scores: MismatchScores) -> pd.DataFrame:
     is_wrong, is_rare = listed.mismatch_score > WRONG_ABOVE, listed.mismatch_score < RARE_BELOW
     advice = np.select([is_wrong, is_rare], ["rather wrong", "rather rare"], "unclear")
     return listed.assign(advice=advice.astype(object))[list(REVIEW_COLUMNS)].reset_index(drop=True)
-
-
-def _check_embeddings(embeddings: np.ndarray, name: str) -> np.ndarray:
-    embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-    if embeddings.ndim != 2:
-        raise StudyError(f"{name} embeddings must be (pairs, dim), not {embeddings.shape}.")
-    length = np.linalg.norm(embeddings, axis=1)
-    bad = np.flatnonzero(~(np.abs(length - 1) <= _UNIT_TOLERANCE))
-    if len(bad):
-        raise StudyError(
-            f"row {bad[0]} of the {name} embeddings has length {length[bad[0]]:.3g}, not 1: normalise the embeddings."
-        )
-    return embeddings
 
 
 def _find_others(points: np.ndarray, targets: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

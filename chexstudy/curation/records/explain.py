@@ -29,15 +29,12 @@ def tell_story(run: Run, image_id: str, arm: str = "curated", seed: int = 0, wit
         return _tell_of_quarantine(run, image_id, cohort)
     (shown,) = show_image_ids(run, [image_id])
     if about.split.iloc[0] != "train":
-        story = (
-            f"{shown} was never considered: it is in the {_SPLITS[about.split.iloc[0]]} split, and curation chooses "
-            "among training pairs alone."
-        )
+        split = _SPLITS[about.split.iloc[0]]
+        story = f"{shown} was never considered: it is in the {split} split, and curation chooses among training pairs."
     elif _has_ledger(run, arm, seed):
         around = read_super_batches(run, image_id, arm, seed)
-        story = (
-            explain_pair(around, image_id, cohort, shown) if len(around) else _tell_of_absence(run, shown, arm, seed)
-        )
+        story = explain_pair(around, image_id, cohort, shown) if len(around) else ""
+        story = story or _tell_of_absence(run, shown, arm, seed)
     else:
         story = explain_choice(read_subset(run, arm, seed), image_id, int((cohort.split == "train").sum()), arm, shown)
     lines = [story, describe_pair(cohort, image_id)]
@@ -228,11 +225,10 @@ def _describe_review(review: pd.DataFrame, image_id: str) -> str:
     place = np.flatnonzero(review.image_id == image_id)
     if len(place) == 0:
         return ""
-    row = review.iloc[place[0]]
-    told = f"It is on the review list, number {place[0] + 1} of {len(review):,}"
-    if "mismatch_score" in review:
-        told += f", with a mismatch score of {row.mismatch_score:.2f}"
-    return told + (f": {row.advice}." if "advice" in review else ".")
+    row, number = review.iloc[place[0]], f"{place[0] + 1} of {len(review):,}"
+    return (
+        f"It is on the review list, number {number}, with a mismatch score of {row.mismatch_score:.2f}: {row.advice}."
+    )
 
 
 def _describe_truth(truth: pd.DataFrame, image_id: str) -> str:
@@ -246,9 +242,7 @@ def _describe_truth(truth: pd.DataFrame, image_id: str) -> str:
     if len(copies):
         known.append(f"it is nearly repeated by {' and '.join(copies)}")
     if row.mismatched:
-        known.append(
-            f"its report belongs to {row.report_of}" if row.report_of else "its report belongs to another image"
-        )
+        known.append(f"its report belongs to {row.report_of or 'another image'}")
     if row.junk:
         known.append(f"it is junk ({row.junk_kind})")
     return f"Truth of the phantom: {'; '.join(known) or 'a sound pair, repeated by none'}."

@@ -108,12 +108,7 @@ class LedgerWriter:
             pq.write_table(table, temporary, row_group_size=len(table), write_statistics=_STATISTICS)
 
     def write(self, number: int, table: pd.DataFrame) -> None:
-        """Write the decisions of one super-batch; one written before under this number is replaced.
-
-        Numbers count from 0 without gaps; rows are those of `ledger_rows`, at least one.
-        """
-        if set(table.columns) != set(LEDGER_COLUMNS) or table.empty:
-            raise ValueError(f"a ledger's part has rows and the columns {', '.join(LEDGER_COLUMNS)}")
+        """Write the decisions of one super-batch, `ledger_rows`; one written before under this number is replaced."""
         self._write(number, pa.Table.from_pandas(table[list(LEDGER_COLUMNS)], _SCHEMA, preserve_index=False))
 
     def finish(self) -> Path:

@@ -24,7 +24,7 @@ import torch
 from chexstudy.children import end_with_parent
 from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.cohort.table import read_cohort
-from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch, split_features
+from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch
 from chexstudy.curation.records.scored_pairs import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
 from chexstudy.errors import StudyError
@@ -367,7 +367,7 @@ class _ArmRun:
         forget_artifact(self._path("review.parquet"))
         if self.config.curator.outlier_policy == "review":
             last = read_scored_pairs(self.run, self.arm.name, self.seed).in_last_epoch()
-            review = review_list(last.ledger, score_mismatch(*split_features(last.features)))
+            review = review_list(last.ledger, score_mismatch(last.features))
             self.run.write_table(f"{self.folder}/review.parquet", review)
 
     # --- what is left behind ----------------------------------------------------------------------------------------
