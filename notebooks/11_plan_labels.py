@@ -118,7 +118,7 @@ figures.early_slope.show(study, planning.forecasts, planning.correlations, early
 # %%
 from chexstudy.label_planning.costs import ReadingCost, tabulate_readings
 
-reading = ReadingCost(minutes_per_case, readers, price_per_hour, currency=currency)
+reading = ReadingCost(minutes_per_case, readers, price_per_hour)
 plans, priced = planning.plan(target, reading, prevalence, population)
 figures.labels_needed.show(study, plans, priced)
 

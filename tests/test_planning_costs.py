@@ -9,9 +9,9 @@ from chexstudy.label_planning.costs import ReadingCost, count_cases_to_read, pri
 
 
 def test_hours_and_price_are_those_of_all_readers():
-    cost = ReadingCost(minutes_per_case=3, readers=2, price_per_hour=50, price_fixed=100)
+    cost = ReadingCost(minutes_per_case=3, readers=2, price_per_hour=50)
     assert cost.hours(20) == 2
-    assert cost.price(20) == 200
+    assert cost.price(20) == 100
     assert cost.price(0) == 0
     assert math.isinf(cost.price(math.inf))
 

@@ -23,21 +23,12 @@ from chexstudy.pretraining.training.subsets import BASELINE
 from chexstudy.results import OVER_SEEDS, write_interval
 from chexstudy.statistics.bootstrap import CONFIDENCE
 
-_KEPT_HEADINGS = {
-    ("rare_recall", "tail"): "rare recall",
-    ("enrichment", "head"): "enrichment, head",
-    ("enrichment", "medium"): "enrichment, medium",
-    ("enrichment", "tail"): "enrichment, tail",
-    ("redundancy", ALL): "redundancy",
-    ("duplicates_removed", ALL): "duplicates removed",
-    ("coverage_radius", ALL): "coverage radius",
-    ("knn_coverage", ALL): "kNN coverage",
-    ("mismatched_kept", ALL): "mismatched kept",
-    ("junk_kept", ALL): "junk kept",
-}
+_KEPT = [("rare_recall", "tail"), *(("enrichment", tier) for tier in TIERS), ("redundancy", ALL)]
+_KEPT += [("duplicates_removed", ALL), ("coverage_radius", ALL), ("knn_coverage", ALL)]
+_KEPT += [("mismatched_kept", ALL), ("junk_kept", ALL)]
+_TRAINED = {"auroc": "AUROC", "auroc_difference": "minus random", P_HOLM: "p (Holm)"}
 _SIGNIFICANCE = 1 - CONFIDENCE
 _AUROC = "auroc_"
-_RARE = "tail"
 
 
 @dataclass(frozen=True)
@@ -69,48 +60,41 @@ MEASURES = {
 
 def summarise_kept(rows: pd.DataFrame) -> pd.DataFrame:
     """What each method kept (`measure_methods_kept`), over seeds, as text with 95 % intervals: one row a method."""
-    rows = rows[(rows.task == KEPT) & (rows.seed == OVER_SEEDS) & rows.value.notna()]
-    columns = {}
-    for (metric, finding), heading in _KEPT_HEADINGS.items():
-        chosen = rows[(rows.metric == metric) & (rows.finding == finding)]
-        if len(chosen):
-            columns[heading] = _print_by_method(chosen)
-    return pd.DataFrame(columns).reindex(_in_order(rows)).rename_axis("method")
+    words = [
+        metric.replace("_", " ").replace("knn", "kNN") + f", {finding}" * (metric == "enrichment")
+        for metric, finding in _KEPT
+    ]
+    headings = dict(zip(_KEPT, words, strict=True))
+    return _lay_out(rows[rows.task == KEPT], headings, ["method"])
 
 
 def summarise_trained(rows: pd.DataFrame) -> pd.DataFrame:
     """Zero-shot AUROC (`measure_methods_zero_shot`) and its difference from random choice, over seeds, as text."""
-    rows, parts = rows[rows.seed == OVER_SEEDS], []
-    for kind in rows[rows.task == ZERO_SHOT].setting.unique():
-        of_kind = rows[rows.setting == kind]
-        columns = {}
-        for group in (MACRO, *TIERS):
-            place = of_kind[(of_kind.finding == group) & of_kind.value.notna()]
-            columns[f"AUROC, {group}"] = _print_by_method(place[(place.task == ZERO_SHOT) & (place.metric == "auroc")])
-            columns[f"minus random, {group}"] = _print_by_method(place[place.metric == "auroc_difference"], "+.3f")
-            columns[f"p (Holm), {group}"] = _print_by_method(place[place.metric == P_HOLM]).replace("0.000", "< 0.001")
-        part = pd.DataFrame({name: cells for name, cells in columns.items() if len(cells)})
-        parts.append(part.reindex(_in_order(of_kind)).fillna("").assign(budget=kind.replace("_", " ")))
-    if not parts:
-        return pd.DataFrame()
-    table = pd.concat(parts).rename_axis("method").reset_index()
-    return table.set_index(["budget", "method"]).fillna("")
+    groups = [(metric, group) for group in (MACRO, *TIERS) for metric in _TRAINED]
+    headings = {place: f"{_TRAINED[place[0]]}, {place[1]}" for place in groups}
+    return _lay_out(rows[rows.task.isin([ZERO_SHOT, DIFFERENCE])], headings, ["budget", "method"])
 
 
-def _print_by_method(rows: pd.DataFrame, style: str = ".3f") -> pd.Series:
-    cells = {
-        _method_of(row.arm): write_interval(row.value, row.ci_low, row.ci_high, style) for row in rows.itertuples()
-    }
-    return pd.Series(cells, dtype=object)
+def _lay_out(rows: pd.DataFrame, headings: dict[tuple[str, str], str], index: list[str]) -> pd.DataFrame:
+    """Cells over seeds, a column a metric and finding, methods in the order of the registry."""
+    wanted = pd.DataFrame([*headings], columns=["metric", "finding"]).assign(heading=headings.values())
+    rows = rows[(rows.seed == OVER_SEEDS) & rows.value.notna()].merge(wanted, on=["metric", "finding"])
+    cells = [
+        write_interval(row.value, row.ci_low, row.ci_high, "+.3f" if row.metric == "auroc_difference" else ".3f")
+        for row in rows.itertuples()
+    ]
+    shown = pd.Series(cells, index=rows.index, dtype=object)
+    rows = rows.assign(
+        cell=shown.mask((rows.metric == P_HOLM) & (shown == "0.000"), "< 0.001"),
+        method=pd.Categorical(rows.arm.map(_method_of), METHODS),
+        budget=pd.Categorical(rows.setting.str.replace("_", " "), ["same data", "same compute"]),
+    )
+    table = rows.set_index([*index, "heading"]).cell.unstack().sort_index().fillna("")
+    return table[[name for name in headings.values() if name in table]].rename_axis(columns=None)
 
 
 def _method_of(arm: str) -> str:
     return find_arm(arm).method
-
-
-def _in_order(rows: pd.DataFrame) -> list[str]:
-    there = {_method_of(arm) for arm in rows.arm.unique()}
-    return [name for name in METHODS if name in there]
 
 
 def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
@@ -121,8 +105,8 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `tabulate_comparison` with ``difference`` from the baseline, its interval ``difference_low, difference_high``
-        and ``p_holm`` where there are any, and ``verdict``: ``better``, ``worse``, ``even`` or, for the baseline,
-        ``baseline``.
+        and ``p_holm`` where there are any, ``verdict``: ``better``, ``worse``, ``even`` or, for the baseline,
+        ``baseline``, and ``is_best``, whether no method has a better mean.
     """
     table = tabulate_comparison(results, [name for name in MEASURES if not name.startswith(_AUROC)])
     kind = ["metric", "budget_kind"]
@@ -143,7 +127,9 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
         "better": np.where(more_is_better, low > 0, high < 0),
     }
     verdict = np.select([*outcomes.values()], [*outcomes], "worse")
+    merit = table.measure.where(more_is_better, -table.measure)
     judged = {"difference": table.measure - table.baseline, "difference_low": low, "difference_high": high}
+    judged["is_best"] = merit == merit.groupby([table.metric, table.budget_kind]).transform("max")
     return table.drop(columns=["baseline", "paired_ci_low", "paired_ci_high"]).assign(**judged, verdict=verdict)
 
 
@@ -158,41 +144,24 @@ def advise_methods(results: pd.DataFrame) -> pd.DataFrame:
     """
     judged = judge_methods(results)
     judged = judged[judged.budget_kind == SAME_DATA]
-    winners = {metric: _best_of(rows) for metric, rows in judged.groupby("metric")}
     stability = _by_method(results[(results.task == KEPT) & (results.metric == STABILITY)], "value")
     trained = results[(results.task == ZERO_SHOT) & (results.setting == SAME_DATA)]
     flops = _by_method(trained[trained.seed == OVER_SEEDS], "flops")
+    holds = {"best of all at": judged.is_best}
+    holds |= {f"{verdict} than random at": judged.verdict == verdict for verdict in ("better", "worse")}
     rows = {}
     for method in [name for name in METHODS if name in set(judged.method)]:
-        own = judged[judged.method == method].set_index("metric")
-        rows[method] = {
-            "needs": ", ".join(need.replace("_", " ") for need in METHODS[method].needs) or "nothing more",
-            "best of all at": _name_strengths([name for name in MEASURES if method in winners.get(name, ())]),
-            "better than random at": _name_strengths([name for name in MEASURES if _has(own, name, "better")]),
-            "worse than random at": _name_strengths([name for name in MEASURES if _has(own, name, "worse")]),
-            "alike across seeds": stability.get(method, np.nan),
-            "operations": flops.get(method, np.nan) / flops.get(BASELINE, np.nan),
-        }
+        needs = ", ".join(need.replace("_", " ") for need in METHODS[method].needs) or "nothing more"
+        at = {name: set(judged.metric[one & (judged.method == method)]) for name, one in holds.items()}
+        strengths = {name: [one.strength for metric, one in MEASURES.items() if metric in at[name]] for name in at}
+        rows[method] = {"needs": needs, **{name: ", ".join(words) for name, words in strengths.items()}}
+        rows[method]["alike across seeds"] = stability.get(method, np.nan)
+        rows[method]["operations"] = flops.get(method, np.nan) / flops.get(BASELINE, np.nan)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").dropna(axis=1, how="all")
-
-
-def _has(own: pd.DataFrame, metric: str, verdict: str) -> bool:
-    return metric in own.index and own.verdict[metric] == verdict
 
 
 def _by_method(rows: pd.DataFrame, column: str) -> dict[str, float]:
     return {_method_of(arm): value for arm, value in zip(rows.arm, rows[column], strict=True)}
-
-
-def _name_strengths(metrics: list[str]) -> str:
-    return ", ".join(MEASURES[metric].strength for metric in metrics)
-
-
-def _best_of(rows: pd.DataFrame) -> list[str]:
-    """The methods with the best mean of one measure; of several that share it, all."""
-    values = rows.set_index("method").measure
-    best = values.max() if MEASURES[rows.metric.iloc[0]].more_is_better else values.min()
-    return list(values.index[values == best])
 
 
 def state_comparison(results: pd.DataFrame) -> list[str]:
@@ -209,7 +178,7 @@ def state_comparison(results: pd.DataFrame) -> list[str]:
 
 
 def _state_best(rows: pd.DataFrame, measure: Measure, kind: str) -> str:
-    best = rows[rows.method.isin(_best_of(rows))]
+    best = rows[rows.is_best]
     names, first = ", ".join(best.method), best.iloc[0]
     of_training = first.metric.startswith(_AUROC)
     where = f" at the {kind.replace('_', ' ')}" if of_training else ""

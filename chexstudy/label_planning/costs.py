@@ -27,12 +27,10 @@ class ReadingCost:
 
     minutes_per_case: float = 2.0  # a reader's time for one case and one finding or for all; readers' minutes add up
     readers: int = 1  # how many read every case
-    price_per_hour: float = 100.0  # of one reader, in ``currency``
-    price_fixed: float = 0.0  # what is paid once, for example for setting up
-    currency: str = "EUR"  # as written behind an amount
+    price_per_hour: float = 100.0  # of one reader
 
     def __post_init__(self):
-        numbers = (self.minutes_per_case, self.price_per_hour, self.price_fixed)
+        numbers = (self.minutes_per_case, self.price_per_hour)
         if not np.isfinite(numbers).all() or min(numbers) < 0 or self.readers < 1:
             raise StudyError("minutes and prices of reading are 0 or more, and at least one reader reads every case.")
 
@@ -42,7 +40,7 @@ class ReadingCost:
 
     def price(self, cases: float) -> float:
         """Money for reading so many cases; nothing for none."""
-        return self.hours(cases) * self.price_per_hour + (self.price_fixed if cases > 0 else 0.0)
+        return self.hours(cases) * self.price_per_hour
 
 
 def count_cases_to_read(positives: int, prevalence: float, observed: int | None = None) -> tuple[float, float, float]:

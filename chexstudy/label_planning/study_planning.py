@@ -4,6 +4,7 @@ Where no finding has labels enough for a learning curve, every step is None.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, wraps
 
 import numpy as np
@@ -30,30 +31,20 @@ def _step(compute: Callable) -> cached_property:
     return cached_property(guarded)
 
 
+@dataclass(eq=False)
 class LabelPlanning:
-    """What labels of a study's findings are worth on frozen encoders.
+    """What labels of a study's findings are worth on frozen encoders."""
 
-    Args:
-        evaluation: the study, its cohort and pixels, resamples, seed and device.
-        encoders: as in `freeze_encoders`.
-        design: how the curves are measured.
-        pool: infer the curves of all findings of an encoder together.
-        early: label count the published claim is for; ``forecast_from`` are further ones to forecast from.
-    """
+    evaluation: Evaluation  # the study, its cohort and pixels, resamples, seed and device
+    encoders: Sequence[str]  # as in `freeze_encoders`
+    design: CurveDesign  # how the curves are measured
+    pool: bool  # infer the curves of all findings of an encoder together
+    early: int  # label count the published claim is for
+    forecast_from: Sequence[int]  # further label counts to forecast from
 
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        encoders: Sequence[str],
-        design: CurveDesign,
-        pool: bool,
-        early: int,
-        forecast_from: Sequence[int],
-    ):
-        self.run, self.cohort, self.evaluation = evaluation.run, evaluation.cohort, evaluation
-        self.encoders, self.design, self.pool, self.seed = list(encoders), design, pool, design.seed
-        self.early, self.starts = early, sorted({early, *forecast_from})
-        self.counts, self.refused = plan_draws(self.cohort, design)
+    def __post_init__(self):
+        self.run, self.cohort, self.seed = self.evaluation.run, self.evaluation.cohort, self.design.seed
+        self.counts, self.refused = plan_draws(self.cohort, self.design)
         if not self.counts:
             print("No finding has labels enough for a learning curve: there is nothing to plan from.")
 
@@ -94,9 +85,12 @@ class LabelPlanning:
     def families(self) -> pd.DataFrame:
         return measure_families(self.errors, self._generator(), self.evaluation.resamples)
 
+    def _forecast(self, pool: bool) -> pd.DataFrame:
+        return forecast_plateau(self.curves, sorted({self.early, *self.forecast_from}), self.seed, pool)
+
     @_step
     def forecasts(self) -> pd.DataFrame:
-        return forecast_plateau(self.curves, self.starts, self.seed, self.pool)
+        return self._forecast(self.pool)
 
     @_step
     def accuracy(self) -> pd.DataFrame:
@@ -106,8 +100,7 @@ class LabelPlanning:
     @_step
     def accuracy_alone(self) -> pd.DataFrame:
         """Of forecasts that take each finding by itself."""
-        alone = forecast_plateau(self.curves, self.starts, self.seed, pool=False)
-        return measure_forecasts(alone, self._generator(), self.evaluation.resamples)
+        return measure_forecasts(self._forecast(pool=False), self._generator(), self.evaluation.resamples)
 
     @_step
     def correlations(self) -> pd.DataFrame:
