@@ -38,7 +38,7 @@ study = open_study("03_watch_prototypes", globals())
 # Notebook 4 takes this arm as it is.
 
 # %%
-from chexstudy.curation.records.scored_pairs import read_scored_pairs
+from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.arms.worker_pool import train_arms
 

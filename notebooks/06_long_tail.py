@@ -45,7 +45,7 @@ study = open_study("06_long_tail", globals())
 
 # %%
 from chexstudy.curation.quality.keep_rates import measure_keep_rates
-from chexstudy.curation.records.scored_pairs import read_scored_pairs
+from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.vectors.neighbours import density
 
@@ -188,7 +188,7 @@ results[results.task.isin(["gain_trend", "subgroup_gap"])].groupby(["task", "met
 # density tenths for all seeds.
 
 # %%
-from chexstudy.curation.records.scored_pairs import add_map
+from chexstudy.curation.records.ledger import add_map
 
 pairs = pd.DataFrame({"image_id": study.train.image_id, "kept": kept[seed], "density": local[seed]})
 figures.density.show(study, add_map(study.run, pairs, "curated", seed), results, seed=seed)

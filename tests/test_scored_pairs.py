@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.records.scored_pairs import ScoredPairs
+from chexstudy.curation.records.ledger import ScoredPairs
 from chexstudy.errors import StudyError
 
 

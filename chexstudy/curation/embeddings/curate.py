@@ -58,11 +58,6 @@ class CurationRequest:
         names = ("embeddings", "ids", "text", "losses", "table")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    @property
-    def outputs(self) -> list[Path]:
-        """The files that are written."""
-        return [path for path in (self.out, self.scores, self.audit) if path is not None]
-
 
 @dataclass(frozen=True)
 class CurationPlan:
@@ -115,7 +110,8 @@ def plan_curation(request: CurationRequest) -> CurationPlan:
         raise StudyError(f"{place} has no options: leave out {next(iter(request.options))!r}.")
     check_names(request.options, declared, place)
     options = {name: parse_text(declared[name], text, place) for name, text in request.options.items()}
-    check_outputs(request.outputs, request.inputs.values())
+    outputs = [path for path in (request.out, request.scores, request.audit) if path is not None]
+    check_outputs(outputs, request.inputs.values())
     if not 0 <= request.seed < 2**63:
         raise StudyError(f"the seed must be a whole number from 0 to 2**63 - 1, not {request.seed}.")
     paths = {"image": request.embeddings} | ({"text": request.text} if request.text else {})

@@ -33,19 +33,14 @@ def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor
 def order_farthest(
     features: Tensor, group: Tensor, rows: Tensor, starts: Tensor, sizes: Tensor, first: Tensor, cap: int
 ) -> Tensor:
-    """Order in which farthest-point sampling picks rows of each group larger than the cap.
+    """Place ``(batch,)`` of each row in the order in which farthest points of its group are picked, -1 if it is not.
 
     Args:
-        features: ``(batch, dim)``.
         group: group of each row ``(batch,)``, from 0; as many as there are groups for a row that takes no part.
         rows: row numbers sorted by group, then by row ``(batch,)``; the fused form reads its groups from it.
-        starts: where each group starts in ``rows`` ``(groups,)``.
-        sizes: of the groups ``(groups,)``.
+        starts, sizes: where each group starts in ``rows``, and how many it has ``(groups,)``.
         first: first row picked from each group ``(groups,)``; any row where there is none to pick.
-        cap: how many rows are picked from a group with more.
-
-    Returns:
-        Place of each row in the order of its group ``(batch,)``, int64, -1 where it is not picked.
+        cap: how many rows are picked from a group with more; smaller ones are not ordered.
     """
     batch, groups, device = len(features), len(sizes), features.device
     points = features.double()
@@ -82,10 +77,8 @@ def mean_gaps(
     """Mean distance of each row to its nearest rows of the same group.
 
     All pairs of rows are compared, in blocks: the cost grows with the square of the batch. Arguments are those of
-    `order_farthest`, and ``neighbours``, how many nearest rows; all others of the group where there are fewer.
-
-    Returns:
-        ``(batch,)``, float64; without meaning for rows that take no part.
+    `order_farthest`, and how many nearest rows; all others of the group where there are fewer. What is given for rows
+    that take no part has no meaning.
     """
     batch, groups = len(features), len(sizes)
     points = features.double()

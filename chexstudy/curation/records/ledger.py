@@ -1,4 +1,4 @@
-"""The ledger: what was decided about each considered pair, and on which grounds.
+"""The ledger: what was decided about each considered pair, on which grounds, and the features it was decided on.
 
 It is written as training goes: one part file a super-batch, ``ledger/part-00012.parquet`` beside ``ledger.parquet``,
 and merged into that file at the end with one row group a part. Whoever stops in between can read what is there, and a
@@ -9,6 +9,7 @@ import difflib
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -187,6 +188,42 @@ def read_super_batches(source: str | Path | Run, image_id: str, arm: str = "cura
             if pc.any(pc.equal(ids, image_id)).as_py():
                 tables.append(part.read_row_group(group))
     return _to_frame(tables or [empty])
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """What a curator saw and decided, row by row."""
+
+    ledger: pd.DataFrame  # one row a decision
+    features: np.ndarray  # joint features it was made on ``(decisions, dim)``, float16, perhaps memory-mapped
+
+    def in_last_epoch(self) -> "ScoredPairs":
+        """The decisions of the epoch that decided, where there are several."""
+        last = self.ledger.epoch == self.ledger.epoch.max()
+        # Epochs follow one another, so these are the last rows.
+        return ScoredPairs(self.ledger[last].reset_index(drop=True), self.features[-int(last.sum()) :])
+
+    def in_order_of(self, image_ids: Sequence[str]) -> "ScoredPairs":
+        """The decisions of the last epoch, one for each of these images, in their order."""
+        last = self.in_last_epoch()
+        places = pd.Index(last.ledger.image_id).get_indexer(image_ids)
+        if len(places) != len(last.ledger) or (places < 0).any():
+            raise StudyError(
+                f"the ledger holds {len(last.ledger):,} pairs that are not the {len(places):,} training pairs of the "
+                "study now: train the arm again."
+            )
+        return ScoredPairs(last.ledger.iloc[places].reset_index(drop=True), last.features[places])
+
+
+def read_scored_pairs(run: Run, arm: str, seed: int) -> ScoredPairs:
+    features = run.read_array(f"pretraining/{arm}/seed{seed}/features.npy", memory_map=True)
+    return ScoredPairs(read_ledger(run, arm, seed), features)
+
+
+def add_map(run: Run, pairs: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:
+    """The pairs with their places ``x`` and ``y`` on the map of an arm, where one was fitted."""
+    name = f"pretraining/{arm}/seed{seed}/map.parquet"
+    return pairs.merge(run.read_table(name), on="image_id") if run.has(name) else pairs
 
 
 def find_likely_ids(image_id: str, known: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from chexstudy.children import end_with_parent
 from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch
-from chexstudy.curation.records.scored_pairs import read_scored_pairs
+from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import (
