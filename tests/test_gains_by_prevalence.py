@@ -32,6 +32,12 @@ def make_cohort(labels, names):
     return pd.DataFrame(table | {"source": "phantom", "split": "test"} | columns)
 
 
+def compare(first, second, labels, prevalence, tiers=None, resamples=100, generator=0):
+    generator = np.random.default_rng(generator)
+    weights = bootstrap_patients(np.arange(len(labels)), resamples, generator)
+    return gain_against_prevalence(first, second, labels, prevalence, weights, generator, tiers)
+
+
 def pick(table, metric, finding):
     return table[(table.metric == metric) & (table.finding == finding)].iloc[0]
 
@@ -83,11 +89,7 @@ def rare_gain():
 @pytest.mark.parametrize(("metric", "measure"), [("auroc", auroc), ("auprc", average_precision)])
 def test_a_gain_on_the_rare_has_a_falling_trend(rare_gain, metric, measure):
     first, baseline, labels, prevalence = rare_gain
-    generator = np.random.default_rng(0)
-    tiers = {"F0": "head", "F5": "tail"}
-    table = gain_against_prevalence(
-        first, baseline, labels, np.arange(400), prevalence, generator, tiers=tiers, resamples=200
-    )
+    table = compare(first, baseline, labels, prevalence, {"F0": "head", "F5": "tail"}, 200)
     gain = np.mean(
         [measure(labels, one) - measure(labels, other) for one, other in zip(first, baseline, strict=True)], axis=0
     )
@@ -112,7 +114,7 @@ def test_no_gain_anywhere_gives_no_trend_more_often_than_chance():
     for _ in range(60):
         labels = (generator.random((160, 5)) < 0.25).astype(float)
         arms = [[labels + 1.5 * generator.normal(size=labels.shape)] for _ in range(2)]
-        table = gain_against_prevalence(*arms, labels, np.arange(160), prevalence, generator, resamples=120)
+        table = compare(*arms, labels, prevalence, resamples=120, generator=generator)
         trend = pick(table, "auprc", "trend")
         alarms += not trend.ci_low <= 0 <= trend.ci_high
     # A rate of 5 % gives more than nine of sixty about once in a thousand.
@@ -124,9 +126,7 @@ def test_what_few_patients_have_keeps_its_row_and_leaves_the_trend(rare_gain):
     labels[:, 2] = 0
     labels[:, 4] = 0
     labels[:4, 4] = 1
-    table = gain_against_prevalence(
-        first, baseline, labels, np.arange(400), prevalence, np.random.default_rng(0), resamples=100
-    )
+    table = compare(first, baseline, labels, prevalence)
     for metric in GAIN_METRICS:
         without, few, trend = (pick(table, metric, finding) for finding in ("F2", "F4", "trend"))
         assert np.isnan(without.value)
@@ -139,15 +139,8 @@ def test_what_few_patients_have_keeps_its_row_and_leaves_the_trend(rare_gain):
 
 def test_no_finding_does_not_steer_the_trend(rare_gain):
     first, baseline, labels, prevalence = rare_gain
-    shared = {"resamples": 50}
-    without = gain_against_prevalence(
-        [one[:, 1:] for one in first], [one[:, 1:] for one in baseline], labels[:, 1:], np.arange(400), prevalence[1:],
-        np.random.default_rng(0), **shared,
-    )  # fmt: skip
-    renamed = prevalence.rename({"F0": "No Finding"})
-    table = gain_against_prevalence(
-        first, baseline, labels, np.arange(400), renamed, np.random.default_rng(0), **shared
-    )
+    without = compare([one[:, 1:] for one in first], [one[:, 1:] for one in baseline], labels[:, 1:], prevalence[1:])
+    table = compare(first, baseline, labels, prevalence.rename({"F0": "No Finding"}))
     assert pick(table, "auroc", "No Finding").value == pytest.approx(0)
     for metric in GAIN_METRICS:
         one, other = (pick(rows, metric, "trend") for rows in (table, without))
@@ -187,9 +180,8 @@ def test_gains_become_rows_of_the_results_for_each_data_set_compared(study, rare
     run, test = evaluation.run, evaluation.test_sets()["phantom/test"]
     gains = measure_gains(evaluation, results)
     measured = measure_prevalence(evaluation.training)
-    expected = gain_against_prevalence(
-        first, baseline, labels, test.patient_id, measured, np.random.default_rng(0), resamples=50
-    )
+    place = first, baseline, labels, measured, *evaluation.draw_patients(test)
+    expected = gain_against_prevalence(*place)
     written = add_results(run, list_gains(gains))
     trends = written[written.task == "gain_trend"].set_index("metric")
     assert list(trends.index) == sorted(f"{metric}_difference_per_decade" for metric in GAIN_METRICS)

@@ -22,6 +22,7 @@ from chexstudy.evaluation.localisation.pointing_game import (
     summarise_cases,
     widen_mask,
 )
+from chexstudy.statistics.bootstrap import bootstrap_patients
 
 FINDINGS = ["Nodule", "Mass"]
 GRID, SIZE = 4, 32
@@ -162,7 +163,8 @@ def test_summaries_by_hand_and_with_paired_intervals():
     for metric in METRICS[:9]:
         cases[metric] = generator.random(30)
     cases["mass_inside"] = cases.area_inside + 0.2
-    results = summarise_cases(cases, rows, [*FINDINGS, "Hernia"], generator, resamples=200)
+    weights = bootstrap_patients(rows.patient_id, 200, generator)
+    results = summarise_cases(cases, rows, [*FINDINGS, "Hernia"], weights)
     assert len(results) == 4 * len(METRICS)
     table = results.set_index(["finding", "metric"])
     nodule = cases[cases.finding == "Nodule"]
@@ -180,7 +182,7 @@ def test_summaries_by_hand_and_with_paired_intervals():
 
 def test_without_a_case_every_row_is_there_and_says_so():
     empty = pd.DataFrame(columns=["image_id", "finding", *METRICS[:9]])
-    results = summarise_cases(empty, make_rows(), FINDINGS, np.random.default_rng(0), resamples=10, kind="lungs")
+    results = summarise_cases(empty, make_rows(), FINDINGS, np.ones((10, 6), dtype=int), "lungs")
     assert set(results.group) == {"lungs"}
     assert len(results) == 3 * len(METRICS)
     assert results.value.isna().all()

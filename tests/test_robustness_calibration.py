@@ -17,6 +17,7 @@ from chexstudy.evaluation.robustness.calibration import (
     shift_prevalence,
     to_log_odds,
 )
+from chexstudy.statistics.bootstrap import bootstrap_patients
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def drawn():
 
 def measure(odds, labels):
     """Rows of one finding by metric."""
-    place = (odds[:, None], labels[:, None], ["Mass"], np.arange(len(labels)), np.random.default_rng(0))
-    rows = measure_calibration(*place, resamples=20, macro=np.array([True]))
+    weights = bootstrap_patients(np.arange(len(labels)), 20, np.random.default_rng(0))
+    rows = measure_calibration(odds[:, None], labels[:, None], ["Mass"], weights, macro=np.array([True]))
     return rows[rows.finding == "Mass"].set_index("metric").T
 
 
@@ -97,7 +98,8 @@ def test_rows_have_intervals_and_reasons(drawn):
     known = np.concatenate([labels, labels, labels], axis=1)
     known[:10, 0] = -1
     rows = measure_calibration(
-        table, known, ["Mass", "Edema", "Hernia"], np.arange(400) // 2, np.random.default_rng(0), resamples=200,
+        table, known, ["Mass", "Edema", "Hernia"],
+        bootstrap_patients(np.arange(400) // 2, 200, np.random.default_rng(0)),
         macro=np.ones(3, dtype=bool), reasons=["", "", "no positive in validation"],
     )  # fmt: skip
     error = rows[rows.metric == "ece_mass"].set_index("finding")

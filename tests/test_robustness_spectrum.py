@@ -53,7 +53,8 @@ def cohort():
     labels = np.column_stack([~diseases.any(axis=1), diseases])
     any_disease = diseases.any(axis=1)[:, None]
     scores = [1.5 * any_disease + 1.0 * labels + generator.normal(size=labels.shape) for _ in range(2)]
-    return labels, scores, np.arange(600) // 2
+    generator = np.random.default_rng(0)
+    return labels, scores, bootstrap_patients(np.arange(600) // 2, 200, generator), generator
 
 
 def pick(rows, finding, group, metric="auroc"):
@@ -61,8 +62,8 @@ def pick(rows, finding, group, metric="auroc"):
 
 
 def test_the_spectrum_is_the_auroc_of_the_chosen_cases(cohort):
-    labels, scores, patients = cohort
-    rows = measure_spectrum(scores, labels, FINDINGS, patients, np.random.default_rng(0), resamples=200)
+    labels, scores, *drawn = cohort
+    rows = measure_spectrum(scores, labels, FINDINGS, *drawn)
     present, healthy = labels[:, 1] == 1, labels[:, 0] == 1
     for name, negatives in (("all", ~present), ("healthy", healthy), ("sick", ~present & ~healthy)):
         own = present | negatives
@@ -94,11 +95,11 @@ def test_precision_at_a_prevalence_by_hand():
 
 
 def test_at_its_own_prevalence_it_is_the_plain_one_and_elsewhere_that_of_weighted_cases(cohort):
-    labels, (scores, _), patients = cohort
+    labels, (scores, _), *_ = cohort
     scores = np.round(scores, 1)
     own = labels.mean(axis=0)
     np.testing.assert_allclose(average_precision_at(labels, scores, own[None])[0, 0], average_precision(labels, scores))
-    weights = bootstrap_patients(patients, 20, np.random.default_rng(0))
+    weights = bootstrap_patients(np.arange(600) // 2, 20, np.random.default_rng(0))
     drawn = average_precision_at(labels, scores, np.full((1, 4), 0.01), weights)[0]
     for resample in (0, 7):
         for finding in range(4):
@@ -109,10 +110,10 @@ def test_at_its_own_prevalence_it_is_the_plain_one_and_elsewhere_that_of_weighte
 
 
 def test_rows_of_precision_say_the_prevalence(cohort):
-    labels, scores, patients = cohort
+    labels, scores, *drawn = cohort
     labels = labels.copy()
     labels[:, 2] = 0
-    rows = measure_precision(scores, labels, FINDINGS, patients, [0.01, 0.1], np.random.default_rng(0), resamples=100)
+    rows = measure_precision(scores, labels, FINDINGS, *drawn, [0.01, 0.1])
     assert list(dict.fromkeys(rows.group)) == ["0.01", "0.1"]
     low, high = (pick(rows, "Mass", p, "auprc_at_prevalence") for p in ("0.01", "0.1"))
     assert low.value < high.value
@@ -122,10 +123,10 @@ def test_rows_of_precision_say_the_prevalence(cohort):
 
 
 def test_uncertain_labels_have_no_value_and_wrong_prevalences_are_refused(cohort):
-    labels, scores, patients = cohort
+    labels, scores, *drawn = cohort
     uncertain = np.full_like(labels, -1)
-    rows = measure_spectrum(scores, uncertain, FINDINGS, patients, np.random.default_rng(0), resamples=5)
+    rows = measure_spectrum(scores, uncertain, FINDINGS, *drawn)
     assert rows.value.isna().all()
     for prevalence in (0.0, 1.0, np.nan):
         with pytest.raises(StudyError, match="between 0 and 1"):
-            measure_precision(scores, labels, FINDINGS, patients, [prevalence], np.random.default_rng(0), resamples=5)
+            measure_precision(scores, labels, FINDINGS, *drawn, [prevalence])

@@ -15,6 +15,7 @@ from chexstudy.evaluation.robustness.thresholds import (
     tabulate_transport,
 )
 from chexstudy.results import validate_results
+from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.statistics.proportions import measure_proportion, score_interval
 
 # Ten negatives at 1..10, four positives at 5.5, 8.5, 9.5 and 10.
@@ -53,12 +54,13 @@ def test_a_rule_needs_only_the_class_it_looks_at():
     assert choose_thresholds(SCORES * np.nan, LABELS, rule).reasons == ("not predicted",)
 
 
-def carry(values, scores, labels, rule=RULES[0], patients=None, resamples=200):
-    thresholds = [Thresholds(np.atleast_1d(value), ("",) * labels.shape[1]) for value in values]
+def carry(values, scores, labels, rule=RULES[0], reasons=None):
+    thresholds = [Thresholds(np.atleast_1d(value), reasons or ("",) * labels.shape[1]) for value in values]
     findings = ["Mass", "Hernia"][: labels.shape[1]]
-    patients = np.arange(len(labels)) if patients is None else patients
+    patients = np.arange(len(labels))
     generator = np.random.default_rng(0)
-    return measure_thresholds(rule, thresholds, scores, labels, findings, patients, generator, resamples=resamples)
+    weights = bootstrap_patients(patients, 200, generator)
+    return measure_thresholds(rule, thresholds, scores, labels, findings, patients, weights, generator)
 
 
 def pick(rows, metric, finding="Mass"):
@@ -117,10 +119,7 @@ def test_what_cannot_be_told_keeps_its_row_and_the_reason():
     labels[:10, 0] = 1
     scores = np.random.default_rng(0).random((40, 2))
     rule = Rule("sensitivity", 0.95)
-    unset = Thresholds(np.array([0.5, np.nan]), ("", "no positive in validation"))
-    rows = measure_thresholds(
-        rule, [unset], [scores], labels, ["Mass", "Hernia"], np.arange(40), np.random.default_rng(0), resamples=50
-    )
+    rows = carry([np.array([0.5, np.nan])], [scores], labels, rule, reasons=("", "no positive in validation"))
     hernia = rows[rows.finding == "Hernia"]
     assert hernia.value.isna().all()
     assert (hernia.setting == "sensitivity_0.95").all()

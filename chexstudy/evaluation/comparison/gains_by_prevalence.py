@@ -21,7 +21,7 @@ from chexstudy.evaluation.scores import measure_findings, read_scores
 from chexstudy.pretraining.arms.definitions import choose_arms
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS, join_rows
-from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, interval
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, interval
 from chexstudy.statistics.ranking import known_labels, rank_metrics
 
 GAIN_METRICS = ("auroc", "auprc", "normalised_auprc", "auprc_log2_lift")
@@ -66,11 +66,9 @@ def gain_against_prevalence(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
     labels: np.ndarray,
-    patient_ids: Sequence[str],
     prevalence: pd.Series,
+    weights: np.ndarray,
     generator: np.random.Generator,
-    *,
-    resamples: int,
     tiers: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """What one arm gains over another on each finding, beside how common the finding is in training.
@@ -80,6 +78,7 @@ def gain_against_prevalence(
         second: scores of the baseline, the same seeds.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
         prevalence: share of training images with each finding, in the order of the columns.
+        weights: ``(resamples, images)`` of `bootstrap_patients`.
         tiers: tier of each finding; adds a row for each tier.
 
     Returns:
@@ -92,7 +91,6 @@ def gain_against_prevalence(
         with a hernia would steer it. Nor does ``No Finding``, which is no disease however common it is.
     """
     findings, tiers, count = list(prevalence.index), tiers or {}, len(prevalence)
-    weights = bootstrap_patients(patient_ids, resamples, generator)
     place = (labels, findings, weights, tiers, GAIN_METRICS, measure_gain_metrics)
     sides = [measure_findings(side, *place) for side in (first, second)]
     difference = sides[0].subtract(sides[1], generator)
@@ -156,9 +154,8 @@ def measure_gains(evaluation: Evaluation, results: pd.DataFrame, baselines: Sequ
             [read_scores(evaluation.run, images, findings, arm=one, seed=own, task="zero_shot") for own in seeds]
             for one in (_ARM, baseline)
         ]
-        place = (evaluation.labels(images), images.patient_id, measure_prevalence(evaluation.training))
-        options = {"tiers": evaluation.tiers(), "resamples": evaluation.resamples}
-        table = gain_against_prevalence(*sides, *place, evaluation.generator(), **options)
+        place = evaluation.labels(images), measure_prevalence(evaluation.training), *evaluation.draw_patients(images)
+        table = gain_against_prevalence(*sides, *place, evaluation.tiers())
         names = {"arm": _ARM, "reference": baseline, "data_set": data_set, "setting": setting}
         tables.append(table.assign(**names, exposure=rows.exposure.iloc[0]))
     return join_rows(*tables)

@@ -36,7 +36,7 @@ from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.evaluation.scores import MACRO, Measured
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS
-from chexstudy.statistics.bootstrap import bootstrap_patients, count_patients
+from chexstudy.statistics.bootstrap import count_patients
 from chexstudy.statistics.ranking import macro_mean
 
 TASK = "attention"
@@ -165,24 +165,22 @@ def summarise_cases(
     cases: pd.DataFrame,
     rows: pd.DataFrame,
     findings: Sequence[str],
-    generator: np.random.Generator,
-    *,
-    resamples: int,
+    weights: np.ndarray,
     kind: str = FINDING,
 ) -> pd.DataFrame:
     """Means of the measures by finding and over findings, with intervals that draw patients.
 
     Args:
         cases: of `measure_cases`.
-        rows: cohort rows of the data set; all its patients are drawn.
+        rows: cohort rows of the data set.
         findings: which findings get rows; one without a case keeps its rows, with value NaN and n 0.
+        weights: ``(resamples, rows)`` of `bootstrap_patients`.
         kind: of the regions; the group of measures against lungs is ``lungs``.
 
     Returns:
         Rows of the results table with ``task, finding, metric, group, value, ci_low, ci_high, n, positives``. In the
         rows of the macro mean, which is over the findings that have cases, n is the number of cases.
     """
-    weights = bootstrap_patients(rows.patient_id, resamples, generator)
     values = cases[list(_MEASURES)].to_numpy(dtype=float)
     values = np.column_stack([values, *(cases[one] - cases[other] for one, other in _DIFFERENCES.values())]).astype(
         float
@@ -251,8 +249,8 @@ def measure_attention(
     for (head, variant), fitted in heads.items():
         for name, rows in evaluation.test_sets().items():
             cases = measure_cases(fitted.head, features, regions[name], rows, evaluation.findings)
-            options = {"resamples": evaluation.resamples, "kind": regions[name].kind}
-            table = summarise_cases(cases, rows, list_places(evaluation), evaluation.generator(), **options)
+            place = rows, list_places(evaluation), evaluation.draw_patients(rows)[0], regions[name].kind
+            table = summarise_cases(cases, *place)
             tables.append(table.assign(data_set=name, head=head, variant=variant))
     if not tables:
         return pd.DataFrame(columns=COLUMNS)

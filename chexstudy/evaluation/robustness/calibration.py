@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, interval
+from chexstudy.statistics.bootstrap import LEAST_PATIENTS, count_patients, interval
 from chexstudy.statistics.proportions import measure_proportion
 from chexstudy.statistics.ranking import known_labels, macro_mean
 
@@ -174,10 +174,8 @@ def measure_calibration(
     log_odds: np.ndarray,
     labels: np.ndarray,
     findings: Sequence[str],
-    patient_ids: Sequence[str],
-    generator: np.random.Generator,
+    weights: np.ndarray,
     *,
-    resamples: int,
     macro: np.ndarray,
     reasons: Sequence[str] | None = None,
 ) -> pd.DataFrame:
@@ -190,6 +188,7 @@ def measure_calibration(
     Args:
         log_odds: ``(images, findings)``; a column of NaN alone was not predicted.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        weights: ``(resamples, images)`` of `bootstrap_patients`.
         macro: ``(findings,)``, bool: which findings enter the macro mean, so that means of several methods are of the
             same findings.
         reasons: why a column is not predicted.
@@ -199,29 +198,28 @@ def measure_calibration(
         predicted, keeps its rows with NaN.
     """
     log_odds, labels = _check(log_odds), np.asarray(labels, dtype=float)
-    weights = bootstrap_patients(patient_ids, resamples, generator).astype(np.float32)
-    patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
+    known, drawn = known_labels(labels), weights.astype(np.float32)
+    few = count_patients(known, weights) < LEAST_PATIENTS
     rows, averaged = [], {metric: [] for metric in METRICS}
-    for number, (finding, own) in enumerate(zip(findings, known_labels(labels).T, strict=True)):
+    for number, (finding, own) in enumerate(zip(findings, known.T, strict=True)):
         label, odds = labels[own, number], log_odds[own, number]
         reason = (reasons[number] if reasons else "") or ("" if own.any() else "no known label in test")
         place = {"finding": finding, "n": len(label), "positives": int((label == 1).sum()), "reason": reason}
         measured = {}
         if own.any() and not np.isnan(log_odds[:, number]).any():
-            measured = _resample_errors(expit(odds), label, own, weights)
-        few = len(np.unique(patients[own])) < LEAST_PATIENTS
+            measured = _resample_errors(expit(odds), label, own, drawn)
         for metric in METRICS:
-            value, drawn = measured.get(metric, (np.nan, None))
-            rows.append(place | _describe_estimate(metric, value, None if few else drawn))
+            value, replicates = measured.get(metric, (np.nan, None))
+            rows.append(place | _describe_estimate(metric, value, None if few[number] else replicates))
             if macro[number] and measured:
                 averaged[metric].append(measured[metric])
     place = {"finding": MACRO, "n": len(labels), "positives": -1, "reason": ""}
     for metric, of_findings in averaged.items():
-        value, drawn = np.nan, None
+        value, replicates = np.nan, None
         if of_findings:
-            values, replicates = zip(*of_findings, strict=True)
-            value, drawn = float(np.mean(values)), macro_mean(np.stack(replicates, axis=1))
-        rows.append(place | _describe_estimate(metric, value, drawn))
+            values, drawn = zip(*of_findings, strict=True)
+            value, replicates = float(np.mean(values)), macro_mean(np.stack(drawn, axis=1))
+        rows.append(place | _describe_estimate(metric, value, replicates))
     return pd.DataFrame(rows)
 
 

@@ -6,6 +6,7 @@ test set.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,7 +32,7 @@ from chexstudy.evaluation.robustness.thresholds import RULES, choose_thresholds,
 from chexstudy.evaluation.scores import MACRO, measure_findings, scores_artifact
 from chexstudy.evaluation.task import Task, read_or_measure
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS, write_interval
+from chexstudy.results import OVER_SEEDS, join_rows, write_interval
 from chexstudy.statistics.ranking import known_labels
 
 TASKS = ("prompt_family", "spectrum", "operating_point", "calibration")
@@ -135,11 +136,10 @@ def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
 def _measure_families(arm: _Arm, rows: pd.DataFrame) -> pd.DataFrame:
     """Every family, on the same resamples, and how many findings it certainly ranks the wrong way."""
     evaluation, tables = arm.evaluation, []
-    labels = evaluation.labels(rows)
+    labels, (weights, generator) = evaluation.labels(rows), evaluation.draw_patients(rows)
     for family in list_families(evaluation):
-        weights, generator = evaluation.draw_patients(rows)
         measured = measure_findings(arm.read(ZeroShot(family), rows), labels, evaluation.findings, weights)
-        table = measured.over_seeds(generator)
+        table = measured.over_seeds(deepcopy(generator))
         count = {"finding": MACRO, "metric": "inverted_findings", "positives": -1}
         count["n"] = int(table.value[table.metric == "evaluable_findings"].iloc[0])
         count["value"] = float(list_inverted(table).certain.sum())
@@ -149,23 +149,19 @@ def _measure_families(arm: _Arm, rows: pd.DataFrame) -> pd.DataFrame:
 
 def _measure_negatives(arm: _Arm, rows: pd.DataFrame, prevalences) -> pd.DataFrame:
     evaluation = arm.evaluation
-    place = (arm.read(ZeroShot(), rows), evaluation.labels(rows), evaluation.findings, rows.patient_id)
-    tables = [measure_spectrum(*place, evaluation.generator(), resamples=evaluation.resamples)]
-    if prevalences:
-        tables.append(measure_precision(*place, prevalences, evaluation.generator(), resamples=evaluation.resamples))
+    place = (arm.read(ZeroShot(), rows), evaluation.labels(rows), evaluation.findings, *evaluation.draw_patients(rows))
+    tables = [measure_spectrum(*place), *([measure_precision(*place, prevalences)] if prevalences else [])]
     return pd.concat(tables, ignore_index=True).assign(setting=CHOSEN)
 
 
 def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, task: Task) -> pd.DataFrame:
     evaluation = arm.evaluation
-    (validation, known), test = arm.read_validation(task), arm.read(task, rows)
-    shared = (test, evaluation.labels(rows), evaluation.findings, rows.patient_id)
+    (validation, known), (weights, generator) = arm.read_validation(task), evaluation.draw_patients(rows)
+    shared = (arm.read(task, rows), evaluation.labels(rows), evaluation.findings, rows.patient_id, weights)
     tables = []
     for rule in RULES:
         carried = [choose_thresholds(one, known, rule) for one in validation]
-        tables.append(
-            measure_thresholds(rule, carried, *shared, evaluation.generator(), resamples=evaluation.resamples)
-        )
+        tables.append(measure_thresholds(rule, carried, *shared, deepcopy(generator)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -175,7 +171,7 @@ def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, task: Task) -> tuple[
     ((validation, *_), known), (test, *_) = arm.read_validation(task), arm.read(task, rows)
     if task == ZeroShot():
         validation, test = to_log_odds(validation), to_log_odds(test)
-    labels = evaluation.labels(rows)
+    labels, weights = evaluation.labels(rows), evaluation.draw_patients(rows)[0]
     temperature, platt = fit_temperature(validation, known), fit_platt(validation, known)
     before, after = (_prevalence(one) for one in (known, labels))
     recalibrated = {
@@ -189,14 +185,13 @@ def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, task: Task) -> tuple[
     shown = np.all([np.isfinite(odds).all(axis=0) for odds, _ in recalibrated.values()], axis=0)
     pooled = known_labels(labels) & shown
     patients = np.repeat(rows.patient_id.to_numpy()[:, None], len(findings), axis=1)
-    shared = {"resamples": evaluation.resamples, "macro": shown}
     for setting, (odds, reasons) in recalibrated.items():
-        place = (odds, labels, findings, rows.patient_id, evaluation.generator())
-        tables.append(measure_calibration(*place, reasons=reasons, **shared).assign(setting=setting))
+        table = measure_calibration(odds, labels, findings, weights, macro=shown, reasons=reasons)
+        tables.append(table.assign(setting=setting))
         if pooled.any():
             curve = reliability_curve(expit(odds[pooled]), labels[pooled], patients[pooled])
             curves.append(curve.assign(setting=setting))
-    return pd.concat(tables, ignore_index=True), pd.concat(curves[1:] or curves, ignore_index=True)
+    return pd.concat(tables, ignore_index=True), join_rows(*curves)
 
 
 def _prevalence(labels: np.ndarray) -> np.ndarray:

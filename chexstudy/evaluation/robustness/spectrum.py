@@ -14,13 +14,7 @@ import pandas as pd
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.statistics.bootstrap import (
-    bootstrap_patients,
-    count_patients,
-    count_scarcer_patients,
-    interval,
-    resample_seeds,
-)
+from chexstudy.statistics.bootstrap import count_patients, count_scarcer_patients, interval, resample_seeds
 from chexstudy.statistics.ranking import auroc, known_labels, macro_mean
 
 NEGATIVES = ("all", "healthy", "sick")
@@ -66,16 +60,15 @@ def measure_spectrum(
     scores: Sequence[np.ndarray],
     labels: np.ndarray,
     findings: Sequence[str],
-    patient_ids: Sequence[str],
+    weights: np.ndarray,
     generator: np.random.Generator,
-    *,
-    resamples: int,
 ) -> pd.DataFrame:
     """AUROC of every finding against all, healthy and sick negatives, and healthy minus sick on the same resamples.
 
     Args:
         scores: ``(images, findings)``, one a seed; means over seeds, seeds resampled too.
         labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        weights: ``(resamples, images)`` of `bootstrap_patients`.
 
     Returns:
         Rows ``finding, metric, group, reference, value, ci_low, ci_high, n, positives``: metric ``auroc`` with the
@@ -83,7 +76,6 @@ def measure_spectrum(
         The macro rows mean over the findings that all three can be had for, so that they differ by their negatives
         alone. A finding that cannot be evaluated keeps its rows with NaN and n.
     """
-    weights = bootstrap_patients(patient_ids, resamples, generator)
     chosen = {name: choose_negatives(labels, findings, name) for name in NEGATIVES}
     values = {name: np.mean([auroc(one, score) for score in scores], axis=0) for name, one in chosen.items()}
     drawn = {name: np.stack([auroc(one, s, weights) for s in scores]) for name, one in chosen.items()}
@@ -183,11 +175,9 @@ def measure_precision(
     scores: Sequence[np.ndarray],
     labels: np.ndarray,
     findings: Sequence[str],
-    patient_ids: Sequence[str],
-    prevalences: Sequence[float],
+    weights: np.ndarray,
     generator: np.random.Generator,
-    *,
-    resamples: int,
+    prevalences: Sequence[float],
 ) -> pd.DataFrame:
     """Average precision at stated prevalences, the same for every finding, so that findings and sets can be compared.
 
@@ -196,7 +186,7 @@ def measure_precision(
     """
     if not all(0 < one < 1 for one in prevalences):
         raise StudyError(f"a prevalence must lie between 0 and 1, both excluded, not {prevalences}.")
-    labels, weights = np.asarray(labels, dtype=float), bootstrap_patients(patient_ids, resamples, generator)
+    labels = np.asarray(labels, dtype=float)
     present = (labels == 1).any(axis=1)
     patients = np.append(count_scarcer_patients(labels, weights), count_patients(present[:, None], weights))
     at = np.repeat(np.asarray(prevalences, dtype=float)[:, None], labels.shape[1], axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.statistics.bootstrap import bootstrap_patients, interval, resample_seeds
+from chexstudy.statistics.bootstrap import interval, resample_seeds
 from chexstudy.statistics.proportions import measure_proportion
 from chexstudy.statistics.ranking import known_labels, macro_mean
 
@@ -84,9 +84,8 @@ def measure_thresholds(
     labels: np.ndarray,
     findings: Sequence[str],
     patient_ids: Sequence[str],
+    weights: np.ndarray,
     generator: np.random.Generator,
-    *,
-    resamples: int,
 ) -> pd.DataFrame:
     """What carried thresholds reach on a test set: per finding and as the macro mean.
 
@@ -99,6 +98,7 @@ def measure_thresholds(
         thresholds: one set a seed; each from its own seed's validation scores.
         scores: ``(images, findings)`` of the test set, one a seed.
         labels: ``(images, findings)`` of the test set, 1, 0, -1 or NaN.
+        weights: ``(resamples, images)`` of `bootstrap_patients`.
 
     Returns:
         Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule. There
@@ -109,7 +109,6 @@ def measure_thresholds(
     """
     cut = np.stack([one.values for one in thresholds])
     called = np.stack([one >= row for one, row in zip(scores, cut, strict=True)])
-    weights = bootstrap_patients(patient_ids, resamples, generator)
     patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
     known = known_labels(labels)
     present, absent = known & (labels == 1), known & (labels != 1)
