@@ -50,16 +50,11 @@ _WORTH = {
 # --- budgets and their arms ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("share", "name"), [(0.1, "keep_10"), (0.227, "keep_22_7"), (0.5, "keep_50"), (0.005, "keep_0_5"), (0.07, "keep_7")]
-)
-def test_a_budget_has_a_name_that_can_be_read_back(share, name):
-    assert name_budget(share) == name
-    assert read_budget(name) == pytest.approx(share)
-
-
-def test_all_pairs_are_the_budget_of_everything_and_other_variants_have_none():
-    assert read_budget("") == 1
+def test_a_budget_has_a_name_that_can_be_read_back_and_other_variants_have_none():
+    for share, name in {0.1: "10", 0.227: "22_7", 0.5: "50", 0.005: "0_5", 0.07: "7"}.items():
+        assert name_budget(share) == f"keep_{name}"
+        assert read_budget(f"keep_{name}") == pytest.approx(share)
+    assert read_budget("") == 1, "all pairs are the budget of everything"
     for variant in ("two_epochs", "keep_all"):
         with pytest.raises(StudyError, match="of no budget"):
             read_budget(variant)
@@ -73,23 +68,20 @@ def test_budgets_change_the_rule_and_the_budget_alone():
         curator = config.to_dict()["curator"] | {"rule": "published", "budget": CONFIG.curator.budget}
         assert PretrainingConfig.from_dict(config.to_dict() | {"curator": curator}) == CONFIG
     assert plan_budgets(CONFIG, [], 1000) == {}
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 300.0, float("nan")])
-def test_a_budget_is_a_share(share):
-    with pytest.raises(StudyError, match="shares above 0 and below 1"):
-        plan_budgets(CONFIG, [share], 1000)
-
-
-def test_two_budgets_of_one_number_of_pairs_are_refused():
-    for shares in ([0.1, 0.1], [0.1, 0.1001]):
-        with pytest.raises(StudyError, match="both keep 10 of 100 pairs"):
-            plan_budgets(CONFIG, shares, 100)
-
-
-def test_each_budget_has_three_arms_and_all_share_full():
     assert sorted(list_budget_arms(VARIANTS)) == sorted(_WORTH)
     assert list_budget_arms([]) == []
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        *(([share], "shares above 0 and below 1") for share in (0.0, 1.0, -0.1, 300.0, float("nan"))),
+        *(([0.1, other], "both keep 10 of 100 pairs") for other in (0.1, 0.1001)),
+    ],
+)
+def test_what_is_no_budget_is_refused(shares, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        plan_budgets(CONFIG, shares, 100)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -97,18 +89,9 @@ def test_each_budget_has_three_arms_and_all_share_full():
 
 def _cohort():
     """One case a patient: ten with and ten without Mass, in training and in the test."""
-    rows = [
-        {
-            "image_id": f"mine/{split}{number}",
-            "patient_id": f"mine/{split}{number}",
-            "source": "mine",
-            "split": split,
-            "Mass": number % 2,
-        }
-        for split in ("train", "test")
-        for number in range(2 * _SIDE)
-    ]
-    return pd.DataFrame(rows).astype({"Mass": "Int8"})
+    rows = [(f"mine/{split}{number}", split, number % 2) for split in ("train", "test") for number in range(2 * _SIDE)]
+    cohort = pd.DataFrame(rows, columns=["image_id", "split", "Mass"]).astype({"Mass": "Int8"})
+    return cohort.assign(patient_id=cohort.image_id, source="mine")
 
 
 def _scores(tenths):

@@ -53,41 +53,31 @@ def test_costs_are_read_off_in_the_logarithm():
     assert read_off_cost(np.array([3.0]), np.array([0.6]), np.array(0.7)) == np.inf
 
 
-def test_a_point_saves_what_the_curve_needs_more():
-    others = curve([1, 4, 16], [0.6, 0.7, 0.8])
-    saving = measure_saving(curve([2], [0.7]), others)
-    assert (saving.value, saving.state) == (pytest.approx(0.5), REACHED)
-    assert measure_saving(curve([8], [0.7]), others).value == pytest.approx(-1.0)
+NAN = float("nan")
+OTHERS = ([1, 4, 16], [0.6, 0.7, 0.8])
 
 
-def test_a_curve_saves_what_it_needs_less_than_a_point():
-    assert measure_saving(curve([1, 4, 16], [0.6, 0.7, 0.8]), curve([10], [0.7])).value == pytest.approx(0.6)
-    above = measure_saving(curve([1, 4], [0.6, 0.7]), curve([10], [0.5]))
-    assert (above.value, above.state) == (pytest.approx(0.9), AT_LEAST)
-    below = measure_saving(curve([1, 4], [0.6, 0.7]), curve([10], [0.9]))
-    assert (below.value, below.state) == (pytest.approx(0.6), AT_MOST)
-
-
-def test_beyond_the_curve_there_is_a_bound():
-    others = curve([1, 4], [0.6, 0.7])
-    better = measure_saving(curve([2], [0.75]), others)
-    assert (better.value, better.state) == (pytest.approx(0.5), AT_LEAST)
-    # Surely beyond: the interval begins at the bound, and where it ends is not known.
-    assert better.ci_low == pytest.approx(0.5)
-    assert np.isnan(better.ci_high)
-    worse = measure_saving(curve([2], [0.5]), others)
-    assert (worse.value, worse.state) == (pytest.approx(-1.0), AT_MOST)
-    assert np.isnan(worse.ci_low)
-    assert worse.ci_high == pytest.approx(-1.0)
-
-
-def test_one_budget_gives_bounds():
-    full = curve([10], [0.7])
-    good, bad = measure_saving(curve([4], [0.75]), full), measure_saving(curve([4], [0.65]), full)
-    assert (good.value, good.state, good.ci_low) == (pytest.approx(0.6), AT_LEAST, pytest.approx(0.6))
-    # All pairs reach what the one budget reaches; at what cost is not known.
-    assert (bad.value, bad.state, bad.ci_high) == (pytest.approx(0.6), AT_MOST, pytest.approx(0.6))
-    assert np.isnan(bad.ci_low)
+@pytest.mark.parametrize(
+    ("cheap", "dear", "value", "state", "ends"),
+    [
+        # A point saves what the curve needs more, and a curve what it needs less than a point.
+        (([2], [0.7]), OTHERS, 0.5, REACHED, (0.5, 0.5)),
+        (([8], [0.7]), OTHERS, -1.0, REACHED, (-1.0, -1.0)),
+        (OTHERS, ([10], [0.7]), 0.6, REACHED, (0.6, 0.6)),
+        # Beyond the curve there is a bound. Surely beyond: the interval begins there, and where it ends is not known.
+        (([2], [0.75]), ([1, 4], [0.6, 0.7]), 0.5, AT_LEAST, (0.5, NAN)),
+        (([2], [0.5]), ([1, 4], [0.6, 0.7]), -1.0, AT_MOST, (NAN, -1.0)),
+        (([1, 4], [0.6, 0.7]), ([10], [0.5]), 0.9, AT_LEAST, (0.9, NAN)),
+        (([1, 4], [0.6, 0.7]), ([10], [0.9]), 0.6, AT_MOST, (NAN, 0.6)),
+        # One budget gives bounds: all pairs reach what it reaches; at what cost is not known.
+        (([4], [0.75]), ([10], [0.7]), 0.6, AT_LEAST, (0.6, NAN)),
+        (([4], [0.65]), ([10], [0.7]), 0.6, AT_MOST, (NAN, 0.6)),
+    ],
+)
+def test_a_saving_is_read_off_or_bounded(cheap, dear, value, state, ends):
+    saving = measure_saving(curve(*cheap), curve(*dear))
+    assert (saving.value, saving.state) == (pytest.approx(value), state)
+    assert (saving.ci_low, saving.ci_high) == pytest.approx(ends, nan_ok=True)
 
 
 def test_the_interval_is_that_of_the_cost_read_off():
@@ -104,13 +94,10 @@ def test_the_interval_is_that_of_the_cost_read_off():
     few = measure_saving(point, others, patients=8)
     assert few.ci_low < saving.ci_low
     assert np.isnan(measure_saving(point, others, patients=4).ci_low)
-
-
-def test_an_interval_that_runs_off_the_curve_is_open():
-    point = curve([1], [0.7], np.linspace(-0.2, 0.2, 1001))
-    saving = measure_saving(point, curve([1, 4, 16], [0.6, 0.7, 0.8], np.zeros(1001)))
-    assert (saving.value, saving.state) == (pytest.approx(0.75), REACHED)
-    assert np.isnan([saving.ci_low, saving.ci_high]).all()
+    # One that runs off the curve on both sides is open.
+    wide = measure_saving(curve([1], [0.7], np.linspace(-0.2, 0.2, 1001)), others)
+    assert (wide.value, wide.state) == (pytest.approx(0.75), REACHED)
+    assert np.isnan([wide.ci_low, wide.ci_high]).all()
 
 
 def test_what_cannot_be_a_curve_is_refused():

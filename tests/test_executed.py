@@ -91,20 +91,14 @@ def test_names_of_the_study_become_pseudonyms_or_nothing(run):
     assert hide_names(run, f"no {NAMES[2]}.") == f"no {shown[2]}."
 
 
-def test_drawn_names_stay(home):
+def test_drawn_names_stay_and_what_is_damaged_is_left(home):
     run = Run("drawn")
     table = pd.DataFrame({"image_id": ["phantom/1"], "patient_id": "phantom/p1", "study_id": "phantom/s1"})
     run.write_table("cohort.parquet", table)
     run.write_table("truth.parquet", table[["image_id"]])
     assert clean(run, "phantom/1 of phantom/p1") == "phantom/1 of phantom/p1"
-
-
-def test_a_damaged_cohort_does_not_hide_what_stopped(run):
     run.path("cohort.parquet").write_bytes(b"PAR1")
     assert clean(run, "StudyError: the cohort is damaged") == "StudyError: the cohort is damaged"
-
-
-def test_a_file_cut_off_is_left(run):
     path = write_notebook(run)
     path.write_text('{"cells": [')
     clean_notebook(path, run)

@@ -116,15 +116,11 @@ def test_whoever_holds_a_study_is_not_held_up_by_itself(home):
         with hold_study(run, "inner"):
             pass
         assert tell_holder(run).startswith("outer")
-    assert tell_holder(run) is None
-
-
-def test_a_study_removed_meanwhile_is_locked_anew(home):
-    run = Run("x")
-    with hold_study(run, "first"):
+        # A study removed meanwhile is locked anew.
         run.path(".lock").unlink()
         with hold_study(run, "second"):
             assert tell_holder(run).startswith("second")
+    assert tell_holder(run) is None
 
 
 def test_where_files_cannot_be_locked_it_says_so_and_goes_on(home, monkeypatch, capsys):

@@ -57,10 +57,12 @@ def start(folder, injected="", **values):
     return start_notebook("01_tiny", namespace, folder), namespace
 
 
-def test_it_opens_the_run_of_the_study_and_a_whole_number_becomes_the_number_declared(folder, home):
+def test_it_opens_the_run_of_the_study_and_a_whole_number_becomes_the_number_declared(folder, home, monkeypatch):
+    monkeypatch.chdir(folder)
     run, namespace = start(folder, study="other", rate=1)
     assert run.folder == home / "runs" / "other"
     assert type(namespace["rate"]) is float
+    assert os.environ["CHEXSTUDY_CWD"] == str(paths.REPOSITORY), "relative paths start at the checkout"
 
 
 @pytest.mark.parametrize("values", [{"seed": "3"}, {"seed": 1.5}, {"rate": None}, {"study": 4}])
@@ -73,14 +75,11 @@ def test_a_value_edited_by_hand_is_held_to_its_type(folder, values):
 def test_a_name_that_is_not_declared_stops_however_it_came(folder, cell):
     with pytest.raises(StudyError, match=r"01_tiny has no parameter 'sede'.*did you mean 'seed'"):
         start(folder, injected=cell)
+    with pytest.raises(StudyError, match="the parameters cell of 01_tiny does not set 'rate': put its line back"):
+        start_notebook("01_tiny", {"study": "tiny", "seed": 0}, folder)
     # Put right and run again, in the same kernel; names of other cells are no parameters.
     right = cell.replace("sede", "seed")
     start(folder, In=[cell, "%matplotlib inline", right, "table = 3\nother = 4"])
-
-
-def test_a_line_taken_out_of_the_parameters_cell_stops(folder):
-    with pytest.raises(StudyError, match="the parameters cell of 01_tiny does not set 'rate': put its line back"):
-        start_notebook("01_tiny", {"study": "tiny", "seed": 0}, folder)
 
 
 def test_models_come_from_the_cache_and_nothing_reports_home_unless_asked(home, monkeypatch):
@@ -95,27 +94,18 @@ def test_models_come_from_the_cache_and_nothing_reports_home_unless_asked(home, 
     assert online["MPLCONFIGDIR"] == "/mine"
 
 
-def test_in_the_notebooks_folder_relative_paths_start_at_the_checkout(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    start(folder)
-    assert os.environ["CHEXSTUDY_CWD"] == str(paths.REPOSITORY)
-
-
 def run_plainly(folder, **parameters):
     return papermill.execute_notebook(folder / "01_tiny.ipynb", folder / "out.ipynb", parameters, progress_bar=False)
 
 
-def test_plain_papermill_runs_the_notebook(folder, home):
+def test_plain_papermill_runs_the_notebook_and_is_as_strict(folder, home):
     run_plainly(folder, study="foo", seed=7, rate=2)
     assert json.loads((home / "runs" / "foo" / "seen.json").read_text()) == ["foo", 7, 2.0]
-
-
-def test_plain_papermill_is_as_strict(folder, home):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         run_plainly(folder, sede=7)
     sentence = "01_tiny has no parameter 'sede'; it takes study, seed, rate: did you mean 'seed'."
     assert caught.value.traceback == [f"StudyError: {sentence}"]
-    assert not (home / "runs").exists()
+    assert not (home / "runs" / "tiny").exists()
 
 
 def run_by_hand(folder, **edits):
@@ -127,15 +117,12 @@ def run_by_hand(folder, **edits):
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
 
 
-def test_jupyterlab_runs_the_notebook_with_what_was_edited_by_hand(folder, home):
+def test_jupyterlab_runs_the_notebook_with_what_was_edited_by_hand_and_is_as_strict(folder, home):
     run_by_hand(folder, study=('"tiny"', '"mine"'), rate=("0.5", "2"))
     assert json.loads((home / "runs" / "mine" / "seen.json").read_text()) == ["mine", 0, 2.0]
-
-
-def test_jupyterlab_is_as_strict(folder, home):
     with pytest.raises(CellExecutionError) as caught:
         run_by_hand(folder, seed=("= 0  #", "= 0.5  #"))
     # What nbclient puts before it is the cell's source.
     shown = caught.value.traceback.rpartition("------\n")[2].strip()
     assert shown == ("StudyError: parameter 'seed' of 01_tiny must be a whole number (int) such as 0, not 0.5 (float).")
-    assert not (home / "runs").exists()
+    assert not (home / "runs" / "tiny").exists()

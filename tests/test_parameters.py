@@ -39,15 +39,8 @@ def test_a_parameters_cell_declares_names_types_defaults_and_help():
 @pytest.mark.parametrize(
     "line",
     [
-        "limit: float | None = 1.0",
-        "limit = None",
-        "limit = 2 * 3",
-        "rate: float = 1",
-        "import os",
-        "a = b = 1",
-        "a, b = 1, 2",
-        "options = {'a': 1}",
-        "print(1)",
+        *("limit: float | None = 1.0", "limit = None", "limit = 2 * 3", "rate: float = 1", "import os"),
+        *("a = b = 1", "a, b = 1, 2", "options = {'a': 1}", "print(1)"),
     ],
 )
 def test_what_papermill_would_not_see_as_a_plain_parameter_is_refused(line):
@@ -58,14 +51,11 @@ def test_what_papermill_would_not_see_as_a_plain_parameter_is_refused(line):
 @pytest.mark.parametrize(("cells", "count"), [("# %%\nseed = 0\n", 0), ('# %% tags=["parameters"]\na = 1\n' * 2, 2)])
 def test_a_notebook_needs_exactly_one_parameters_cell(tmp_path, cells, count):
     source = tmp_path / "01_x.py"
+    with pytest.raises(StudyError, match=r"there is no notebook at .*01_x\.py"):
+        read_parameters(source)
     source.write_text(cells)
     with pytest.raises(StudyError, match=f"01_x.py has {count} cells tagged 'parameters'"):
         read_parameters(source)
-
-
-def test_a_missing_notebook_is_named(tmp_path):
-    with pytest.raises(StudyError, match=r"there is no notebook at .*01_x\.py"):
-        read_parameters(tmp_path / "01_x.py")
 
 
 def test_an_unknown_name_gets_the_closest_valid_one():
@@ -78,17 +68,9 @@ def test_an_unknown_name_gets_the_closest_valid_one():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("seed", "0"),
-        ("seed", 1.0),
-        ("seed", True),
-        ("rate", "0.1"),
-        ("rate", False),
-        ("resume", 1),
-        ("study", 3),
-        ("widths", 16),
-        ("widths", [16, "32"]),
-        ("findings", "Edema"),
-        ("seed", None),
+        *(("seed", value) for value in ("0", 1.0, True, None)),
+        *(("rate", "0.1"), ("rate", False), ("resume", 1), ("study", 3), ("findings", "Edema")),
+        *(("widths", 16), ("widths", [16, "32"])),
     ],
 )
 def test_a_wrong_type_is_refused_in_one_sentence(name, value):
@@ -100,34 +82,22 @@ def test_a_wrong_type_is_refused_in_one_sentence(name, value):
     assert "\n" not in sentence
 
 
-def test_a_whole_number_is_taken_where_a_number_is_expected():
-    value = check_value(DECLARED["rate"], 1, "04_x")
-    assert value == 1.0
-    assert type(value) is float
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("study", "3", "3"),
-        ("seed", "12", 12),
-        ("seed", "-1", -1),
-        ("rate", "3e-4", 3e-4),
-        ("rate", "1", 1.0),
-        ("resume", "false", False),
-        ("resume", "True", True),
-        ("widths", "[1, 2]", [1, 2]),
-        ("widths", "1,2", [1, 2]),
-        ("findings", "[]", []),
+        *(("study", "3", "3"), ("seed", "12", 12), ("seed", "-1", -1), ("rate", "3e-4", 3e-4), ("rate", "1", 1.0)),
+        *(("resume", "false", False), ("resume", "True", True)),
+        *(("widths", "[1, 2]", [1, 2]), ("widths", "1,2", [1, 2]), ("findings", "[]", []), ("findings", "7", ["7"])),
         ("findings", "Edema, Lung Lesion", ["Edema", "Lung Lesion"]),
         ("findings", "['Edema', \"Mass\"]", ["Edema", "Mass"]),
-        ("findings", "7", ["7"]),
     ],
 )
 def test_text_is_converted_by_the_declared_type(name, text, value):
     converted = parse_text(DECLARED[name], text, "04_x")
     assert converted == value
     assert type(converted) is type(value)
+    # A whole number is taken where a number is expected.
+    assert type(check_value(DECLARED["rate"], 1, "04_x")) is float
 
 
 @pytest.mark.parametrize(

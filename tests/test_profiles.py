@@ -10,8 +10,8 @@ DECLARED = {
 }
 
 
-def write(folder, text, name="p"):
-    (folder / f"{name}.yaml").write_text(text)
+def write(folder, text):
+    (folder / "p.yaml").write_text(text)
     return folder
 
 
@@ -19,14 +19,12 @@ def resolve(profile=None, overrides=None, chosen=("01_a", "02_b"), **options):
     return resolve_parameters(DECLARED, profile or Profile("p"), list(chosen), overrides or {}, "mine", **options)
 
 
-def test_a_profile_is_read(tmp_path):
+def test_a_profile_is_read_by_name_or_path_and_an_unknown_one_gets_the_closest(tmp_path):
     write(tmp_path, "title: T\ndescription: >-\n  one\n  two\ncost: little\ndefaults: {rate: 3e-4, seed: 2}\n")
-    assert read_profile("p", tmp_path) == Profile("p", "T", "one two", "little", {"rate": 3e-4, "seed": 2}, {})
-
-
-def test_a_profile_of_your_own_is_read_by_its_path(tmp_path):
-    write(tmp_path, "defaults: {seed: 2}", "own")
-    assert read_profile(str(tmp_path / "own.yaml"), tmp_path / "elsewhere").defaults == {"seed": 2}
+    found = Profile("p", "T", "one two", "little", {"rate": 3e-4, "seed": 2}, {})
+    assert read_profile("p", tmp_path) == read_profile(str(tmp_path / "p.yaml"), tmp_path / "elsewhere") == found
+    with pytest.raises(StudyError, match="no profile 'pp'; the profiles are p: did you mean 'p'"):
+        read_profile("pp", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -45,27 +43,14 @@ def test_a_profile_of_another_shape_is_refused(tmp_path, text, words):
         read_profile("p", write(tmp_path, text))
 
 
-def test_an_unknown_profile_gets_the_closest_one(tmp_path):
-    with pytest.raises(StudyError, match="no profile 'dmeo'; the profiles are demo: did you mean 'demo'"):
-        read_profile("dmeo", write(tmp_path, "", "demo"))
-
-
-def test_a_default_goes_to_the_notebooks_that_take_it():
+def test_defaults_go_to_notebooks_that_take_them_own_values_win_and_overrides_over_both():
     values = resolve(Profile("p", defaults={"seed": 3, "rate": 1}))
     assert values == {"01_a": {"seed": 3, "study": "mine"}, "02_b": {"seed": 3, "rate": 1.0, "study": "mine"}}
-
-
-def test_a_notebooks_own_value_wins_over_a_default_and_an_override_over_both():
     profile = Profile("p", defaults={"seed": 1}, notebooks={"02_b": {"seed": 2}})
     assert [values["seed"] for values in resolve(profile).values()] == [1, 2]
     assert [values["seed"] for values in resolve(profile, {"seed": 9}).values()] == [9, 9]
-
-
-def test_overrides_from_text_are_converted_for_each_notebook():
-    assert resolve(overrides={"rate": "0.5", "size": "64"}, from_text=True) == {
-        "01_a": {"size": 64, "study": "mine"},
-        "02_b": {"rate": 0.5, "study": "mine"},
-    }
+    values = resolve(overrides={"rate": "0.5", "size": "64"}, from_text=True)
+    assert values == {"01_a": {"size": 64, "study": "mine"}, "02_b": {"rate": 0.5, "study": "mine"}}
 
 
 @pytest.mark.parametrize(
