@@ -33,14 +33,11 @@ def test_a_resample_draws_whole_patients_as_many_as_there_are():
     np.testing.assert_array_equal(weights, bootstrap_patients(patients, 4000, np.random.default_rng(0)))
 
 
-def test_a_bootstrap_of_nothing_is_refused():
-    with pytest.raises(StudyError, match="at least one case"):
-        bootstrap_patients([], 10, np.random.default_rng(0))
-
-
 def test_the_interval_holds_the_middle_95_percent():
     low, high = interval(np.arange(1001.0))
     assert (low, high) == (pytest.approx(25), pytest.approx(975))
+    # A metric that many resamples cannot give has none.
+    assert np.isnan(interval(np.where(np.arange(100) < 20, np.nan, 0.5))).all()
 
 
 def test_with_few_patients_the_interval_goes_further_out():
@@ -51,11 +48,6 @@ def test_with_few_patients_the_interval_goes_further_out():
     np.testing.assert_allclose(high[:3], reach, atol=0.02)
     np.testing.assert_allclose(low[:3], -np.array(reach), atol=0.02)
     assert np.isnan([low[3], high[3]]).all()
-
-
-def test_a_metric_that_many_resamples_cannot_give_has_no_interval():
-    replicates = np.where(np.arange(100) < 20, np.nan, 0.5)
-    assert np.isnan(interval(replicates)).all()
 
 
 def test_patients_are_counted_from_their_draws():
@@ -135,18 +127,16 @@ def test_drawing_seeds_adds_the_variance_of_their_mean_without_bias():
         drawn = resample_seeds(replicates, np.random.default_rng(0))
         assert drawn.mean() == pytest.approx(values.mean(), abs=0.02)
         assert drawn.var() == pytest.approx(values.var(ddof=1) / seeds, rel=0.05)
+    one = np.random.default_rng(7).normal(size=(1, 50))
+    np.testing.assert_array_equal(resample_seeds(one, np.random.default_rng(0)), one[0])
 
 
-def test_one_seed_leaves_the_variation_of_patients_alone():
-    replicates = np.random.default_rng(7).normal(size=(1, 50))
-    np.testing.assert_array_equal(resample_seeds(replicates, np.random.default_rng(0)), replicates[0])
-
-
-def test_arms_with_different_seeds_cannot_be_paired():
+def test_what_cannot_be_drawn_or_paired_is_refused():
+    generator = np.random.default_rng(0)
+    with pytest.raises(StudyError, match="at least one case"):
+        bootstrap_patients([], 10, generator)
     with pytest.raises(StudyError, match="same seeds"):
-        paired_difference(
-            np.zeros((2, 1)), np.zeros((3, 1)), np.zeros((2, 5, 1)), np.zeros((3, 5, 1)), np.random.default_rng(0)
-        )
+        paired_difference(*(np.zeros(shape) for shape in ((2, 1), (3, 1), (2, 5, 1), (3, 5, 1))), generator)
 
 
 def test_a_p_value_tells_what_the_interval_tells():

@@ -9,6 +9,7 @@ from chexstudy.curation.online.decisions import BANDS, REASONS
 from chexstudy.curation.records.ledger import (
     LEDGER_COLUMNS,
     LedgerWriter,
+    ScoredPairs,
     find_likely_ids,
     read_ledger,
     read_super_batches,
@@ -184,3 +185,16 @@ def test_likely_ids():
     assert find_likely_ids("phantom/000123x", known)[0] == "phantom/000123"
     assert find_likely_ids("phantm/000321", known)[0] == "phantom/000321"
     assert find_likely_ids("zzz", known) == []
+
+
+def test_decisions_and_features_come_in_the_order_asked_for():
+    ledger = pd.DataFrame({"image_id": list("abccab"), "epoch": [0, 0, 0, 1, 1, 1], "kept": [True] * 3 + [False] * 3})
+    scored = ScoredPairs(ledger, np.arange(6, dtype=np.float16)[:, None])
+    assert scored.in_last_epoch().features[:, 0].tolist() == [3, 4, 5]
+    ordered = scored.in_order_of(["b", "c", "a"])
+    assert ordered.ledger.image_id.tolist() == ["b", "c", "a"]
+    assert ordered.features[:, 0].tolist() == [5, 3, 4]
+    assert not ordered.ledger.kept.any()
+    for others in (["b", "c"], ["b", "c", "d"]):
+        with pytest.raises(StudyError, match="train the arm again"):
+            scored.in_order_of(others)

@@ -72,6 +72,8 @@ def test_few_rows_are_projected_without_umap():
     assert np.allclose(np.abs(np.diff(coordinates[:3, 0])), 1)
     assert np.allclose(coordinates[:, 1], 0, atol=1e-6)
     assert fit_map(np.ones((1, 4)), seed=0).tolist() == [[0.0, 0.0]]
+    start = np.array([[0, 1], [5, 5], [2, 3]], dtype=np.float32)
+    assert np.array_equal(fit_map(np.eye(3), seed=0, start=start), start)
 
 
 def test_more_rows_than_are_fitted_are_placed_between_their_neighbours(islands, monkeypatch):
@@ -126,36 +128,23 @@ def test_a_path_has_a_row_for_each_snapshot_and_prototype():
     snapshots = np.array([[[0.0, 0], [1, 0]], [[0.0, 1], [1, 0]]])
     steps = pd.DataFrame({"snapshot": [0, 1], "step": [10, 12], "phase": "curate"})
     path = trace_prototypes(snapshots, steps, features, coordinates)
-    assert path[["snapshot", "step", "prototype"]].to_numpy().tolist() == [
-        [0, 10, 0],
-        [0, 10, 1],
-        [1, 12, 0],
-        [1, 12, 1],
-    ]
-    # Prototype 1 never moves.
-    fixed = path[path.prototype == 1]
-    assert fixed.x.nunique() == 1
-    assert fixed.y.nunique() == 1
+    rows = path[["snapshot", "step", "prototype"]].to_numpy().tolist()
+    assert rows == [[0, 10, 0], [0, 10, 1], [1, 12, 0], [1, 12, 1]]
+    assert len(path[path.prototype == 1][["x", "y"]].drop_duplicates()) == 1, "it never moves"
     with pytest.raises(StudyError, match="1 rows describe"):
         trace_prototypes(snapshots, steps[:1], features, coordinates)
 
 
-@pytest.mark.parametrize("features", [np.empty((0, 3)), np.zeros(4), np.zeros((2, 2, 2))])
-def test_what_is_no_matrix_is_refused(features):
-    with pytest.raises(StudyError, match="shape"):
-        fit_map(features, seed=0)
-
-
-def test_a_row_that_is_not_finite_is_named():
-    features = np.zeros((5, 2))
-    features[3, 1] = np.nan
+def test_what_cannot_be_mapped_is_refused():
+    for features in (np.empty((0, 3)), np.zeros(4), np.zeros((2, 2, 2))):
+        with pytest.raises(StudyError, match="shape"):
+            fit_map(features, seed=0)
     with pytest.raises(StudyError, match="row 3"):
-        fit_map(features, seed=0)
-
-
-def test_a_map_of_other_features_is_refused():
+        fit_map(np.where(np.arange(10).reshape(5, 2) == 7, np.nan, 0), seed=0)
     with pytest.raises(StudyError, match="do not belong"):
         place_on_map(np.zeros((2, 3)), np.zeros((4, 3)), np.zeros((5, 2)))
+    with pytest.raises(StudyError, match="cannot start from"):
+        fit_map(np.zeros((5, 2)), seed=0, start=np.zeros((4, 2)))
 
 
 def test_importing_the_module_does_not_import_umap():
@@ -181,19 +170,9 @@ def test_a_map_with_a_start_keeps_its_place_and_its_neighbours(islands, fitted):
     assert (np.linalg.norm(again[:, None] - centres, axis=2).argmin(axis=1) == group).all()
 
 
-def test_few_rows_stay_where_they_start():
-    start = np.array([[0, 1], [5, 5], [2, 3]], dtype=np.float32)
-    assert np.array_equal(fit_map(np.eye(3), seed=0, start=start), start)
-
-
 def test_a_start_without_extent_is_no_start(islands):
     features, _ = islands
     assert np.ptp(fit_map(features, seed=3, start=np.ones((180, 2))), axis=0).min() > 1
-
-
-def test_a_start_of_other_rows_is_refused():
-    with pytest.raises(StudyError, match="cannot start from"):
-        fit_map(np.zeros((5, 2)), seed=0, start=np.zeros((4, 2)))
 
 
 def test_a_map_is_laid_over_another_by_the_points_told():
