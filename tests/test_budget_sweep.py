@@ -24,7 +24,7 @@ from chexstudy.experiments.budget_sweep import (
     write_saving,
 )
 from chexstudy.plots import figures
-from chexstudy.plots.budgets import select_savings
+from chexstudy.plots.costs import select_savings
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.pretraining.arms.budgets import list_budget_arms, name_budget, plan_budgets, read_budget
 from chexstudy.pretraining.arms.definitions import name_variant
@@ -279,11 +279,7 @@ _WHOLE, _AT_10 = ("curated", "", "full"), ("curated", "keep_10", "random_same_da
             (["at least 75 % saved"],) * 2,
             "at least 75 % (50 % or more) by curation against all pairs",
         ),
-        (
-            (_WHOLE, -0.5, -0.9, -0.2),
-            ([], []),
-            "\N{MINUS SIGN}50 % (\N{MINUS SIGN}90 to \N{MINUS SIGN}20 %)",
-        ),
+        ((_WHOLE, -0.5, -0.9, -0.2), ([], []), "\N{MINUS SIGN}50 % (\N{MINUS SIGN}90 to \N{MINUS SIGN}20 %)"),
     ],
 )
 def test_a_saving_is_drawn_where_it_can_be_told_and_only_there(measure, saving, brackets, said):

@@ -12,7 +12,7 @@ from chexstudy.experiments.curator_recommendations import (
     summarise_kept,
     summarise_trained,
 )
-from chexstudy.plots.comparison import _METRICS
+from chexstudy.plots.curators import METHOD_METRICS
 
 _BUDGETS = ("same_data", "same_compute")
 
@@ -127,6 +127,6 @@ def test_tables_print_values_with_their_intervals():
 
 
 def test_every_measure_of_the_figure_is_judged_as_it_is_there():
-    assert {name: MEASURES[name].more_is_better for name in _METRICS} == {
-        name: one[1] for name, one in _METRICS.items()
+    assert {name: MEASURES[name].more_is_better for name in METHOD_METRICS} == {
+        name: one[1] for name, one in METHOD_METRICS.items()
     }

@@ -268,7 +268,7 @@ def test_there_is_an_explorer_only_where_someone_can_point(run, pairs, trajector
     monkeypatch.setenv("JPY_SESSION_NAME", "03_watch_prototypes.ipynb")
     assert has_front_end()
     monkeypatch.setattr(module, "PrototypeExplorer", lambda *given: given)
-    assert explore_prototypes(run, pairs, trajectory, read_pixels)[3:] == (read_pixels, None)
+    assert explore_prototypes(run, pairs, trajectory, read_pixels)[3:] == (read_pixels,)
     monkeypatch.setenv("CHEXSTUDY_HEADLESS", "1")
     assert not has_front_end()
     monkeypatch.delenv("CHEXSTUDY_HEADLESS")

@@ -19,10 +19,10 @@ from chexstudy.curation.quality.keep_rates import list_keep_rates, measure_keep_
 from chexstudy.errors import StudyError
 from chexstudy.plots import figures
 from chexstudy.plots.composition import count_findings, count_report_lengths
-from chexstudy.plots.evolution import choose_snapshots
 from chexstudy.plots.figures import CATALOGUE
 from chexstudy.plots.gallery import publish_figures, write_gallery
 from chexstudy.plots.measurements import NothingToDraw, describe_interval, summarise_seeds
+from chexstudy.plots.prototypes import choose_snapshots
 from chexstudy.plots.radiographs import Sheet, collect_radiographs
 from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
 from chexstudy.results import validate_results
@@ -528,10 +528,7 @@ def test_nothing_to_draw_is_said_in_one_sentence(results, costs, pairs, trajecto
 
 def test_files_are_the_same_bytes_twice_and_as_wide_as_the_page(home, results, pairs, trajectory):
     run = Run("demo")
-    for name, tables in (
-        ("zero_shot", (results,)),
-        ("framework", (pairs, trajectory, read_nothing)),
-    ):
+    for name, tables in (("zero_shot", (results,)), ("framework", (pairs, trajectory, read_nothing))):
         written = []
         for _ in range(2):
             png = save_figure(run, plot(getattr(figures, name), *tables), name, "A caption.", results)

@@ -8,9 +8,9 @@ from drawn import describe, draw, marks, plot, texts, titles
 from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.curation.records.ledger import measure_churn
 from chexstudy.plots import figures
-from chexstudy.plots.comparison import order_methods
-from chexstudy.plots.evolution import choose_snapshots
+from chexstudy.plots.curators import order_methods
 from chexstudy.plots.measurements import NothingToDraw
+from chexstudy.plots.prototypes import choose_snapshots
 from chexstudy.plots.style import ACCENT, GREY, SEQUENCE
 
 # --- evolution over stages -------------------------------------------------------------------------------------------

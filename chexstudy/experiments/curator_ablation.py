@@ -286,7 +286,7 @@ def subtract_reference(rows: pd.DataFrame, reference: str = REFERENCE) -> pd.Dat
 def tabulate_settings(
     summary: pd.DataFrame, settings: Sequence[Setting], metrics: Mapping[str, str], pairs: int
 ) -> pd.DataFrame:
-    """The table that `chexstudy.plots.ablation` draws: settings in their order, and measures of a finding or tier.
+    """The table that `chexstudy.plots.curators` draws: settings in their order, and measures of a finding or tier.
 
     ``summary`` has a row a measure over seeds; measures without a value anywhere are left out.
     """

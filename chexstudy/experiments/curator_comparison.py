@@ -297,7 +297,7 @@ FIGURE_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage"
 
 
 def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_METRICS) -> pd.DataFrame:
-    """Every method by every measure over seeds, as `chexstudy.plots.comparison.plot_method_comparison` takes it.
+    """Every method by every measure over seeds, as `chexstudy.plots.curators` draws it.
 
     AUROC is always there; measures that the study could not take are left out.
 

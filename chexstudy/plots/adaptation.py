@@ -67,9 +67,6 @@ def _select_whole(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     return select_rows(results, ADAPTATION, variant="", setting="", **wanted)
 
 
-# --- heads by prevalence ---------------------------------------------------------------------------------------------
-
-
 def _select_heads(results: pd.DataFrame) -> pd.DataFrame:
     """AUROC and average precision of every encoder and head, macro and by tier, on the preferred test set."""
     rows = _select_whole(results, metric=list(_METRICS), finding=[MACRO, *TIERS])
@@ -152,9 +149,6 @@ def tabulate_heads(results: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[[group for group in (MACRO, *TIERS) if group in table]]
 
 
-# --- differences by finding ------------------------------------------------------------------------------------------
-
-
 def _select_gains(results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], sizes: pd.Series) -> tuple:
     """Paired differences in AUROC between two heads on one encoder, a row a finding, largest first.
 
@@ -220,9 +214,6 @@ def _conclude_gains(_: pd.DataFrame, tables: list[pd.DataFrame], __: pd.Series) 
     return f"Of {len(summary)} findings {'; '.join(parts)}."
 
 
-# --- label efficiency ------------------------------------------------------------------------------------------------
-
-
 def _select_label_efficiency(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Macro AUROC of every encoder by the ``share`` of the labels, in (0, 1], that logistic regression was given.
 
@@ -285,9 +276,6 @@ def _conclude_label_efficiency(_: pd.DataFrame, claims: pd.DataFrame) -> str:
     """What few labels on the first encoder come to against all labels on the others."""
     words = "; ".join(f"{_word_claim(row)} {write_row(row, '+.3f')}" for row in claims.itertuples())
     return f"AUROC with few labels against all: {words or 'one encoder alone has no other to match'}."
-
-
-# --- variants, losses and fine-tuning --------------------------------------------------------------------------------
 
 
 def _select_variants(results: pd.DataFrame, arm: str, base: str) -> pd.DataFrame:

@@ -57,10 +57,7 @@ _BASELINES = {
     "mean_map": ("Mean map of all images", "D", "#0072B2"),
     "centre": ("Centre of the image", "x", GREY),
 }
-_PANELS = {
-    "pointing_game": ("Pointing game", "maxima"),
-    "mass_inside": ("Share of attention inside", "attention"),
-}
+_PANELS = {"pointing_game": ("Pointing game", "maxima"), "mass_inside": ("Share of attention inside", "attention")}
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,8 @@ def make_cards(
     pixels: np.ndarray,
     regions: Regions,
 ) -> list[AttentionCard]:
-    """The cards of chosen examples.
-
-    Args:
-        chosen: ``image_id`` and ``finding``, one row an example.
-        rows: cohort rows that hold these images.
-        scores: ``(rows, findings)``, logits.
-        findings: columns of the scores.
-        weights: ``(examples, tokens)``, attention of the example's finding.
-        pixels: uint8 ``(examples, size, size)``.
-        regions: where findings are, as far as that is known.
+    """The cards of chosen examples: ``image_id`` and ``finding``, one row each, with the attention ``(examples,
+    tokens)`` of that finding, the logits ``scores`` of ``rows`` of the cohort, and pixels ``(examples, size, size)``.
     """
     place = pd.Index(rows.image_id).get_indexer(chosen.image_id)
     confidences = 1 / (1 + np.exp(-scores[place]))
@@ -126,11 +115,9 @@ def collect_cards(
     Findings come in the order of the size of their lesions, the smallest first, or where that is not known the rarest.
 
     Args:
-        evaluation: what the head was measured with.
         fitted: the head; None gives no cards.
         features: of the encoder, with patches.
         regions: where findings are, by test set.
-        count: how many examples, at most.
         specificity: a finding is detected above this share of the validation images without it.
     """
     if fitted is None:
@@ -150,9 +137,6 @@ def collect_cards(
     number = pd.Index(findings).get_indexer(chosen.finding)
     weights = read_attention(fitted.head, features, chosen.image_id, np.arange(len(chosen)), number)[0]
     return make_cards(chosen, rows, scores, findings, weights, evaluation.store.read(chosen.image_id), shown)
-
-
-# --- overlay and confidences ------------------------------------------------------------------------------------------
 
 
 def _select_attention(cards: Sequence[AttentionCard]) -> tuple[pd.DataFrame, Sequence[AttentionCard]]:
@@ -256,9 +240,6 @@ def _draw_bars(axes: Axes, card: AttentionCard) -> None:
             label.set_color(ACCENT)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-
-
-# --- pointing game ----------------------------------------------------------------------------------------------------
 
 
 def _select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str) -> tuple:

@@ -67,19 +67,9 @@ def has_front_end() -> bool:
     return any(os.environ.get(name) for name in _SET_BY_FRONT_ENDS)
 
 
-def explore_prototypes(
-    run: Run,
-    pairs: pd.DataFrame,
-    trajectory: pd.DataFrame,
-    read_pixels: Callable[[str], np.ndarray],
-    reports: Mapping[str, str] | None = None,
-) -> "PrototypeExplorer | None":
-    """The explorer where there is a front end, else nothing: the static figure stands for it.
-
-    Args:
-        run, pairs, trajectory, read_pixels, reports: as `PrototypeExplorer`.
-    """
-    return PrototypeExplorer(run, pairs, trajectory, read_pixels, reports) if has_front_end() else None
+def explore_prototypes(*given) -> "PrototypeExplorer | None":
+    """The `PrototypeExplorer` where there is a front end, else nothing: the static figure stands for it."""
+    return PrototypeExplorer(*given) if has_front_end() else None
 
 
 class PrototypeExplorer:
@@ -99,10 +89,7 @@ class PrototypeExplorer:
     Attributes:
         marks: what is drawn, in drawing order, with its ``mark`` (a name of `MARKS`) and place: pairs, then prototypes.
         map: the jupyter-scatter widget; ``hovering`` and ``selection`` are rows of ``marks``.
-        slider: over snapshots.
-        summary: step, counts and legend, as HTML.
-        card: what is known of the pairs pointed at, as HTML.
-        box: all of them together; this is what a cell displays.
+        summary, card: step, counts and legend, and what is known of the pairs pointed at, as HTML.
     """
 
     def __init__(

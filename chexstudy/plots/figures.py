@@ -22,33 +22,33 @@ class Entry:
 CATALOGUE = {
     "radiographs": Entry("radiographs", "The cohort in pictures", "no published figure; what the data look like"),
     "composition": Entry("composition", "Cohort composition", "CheXficient, table of 13 sources and report lengths"),
-    "embedding": Entry("embedding", "The joint space before curation", "CheXficient, density of the feature space"),
-    "framework": Entry("framework", "Framework and prototype regions", "CheXficient Fig. 1a, b"),
-    "prototype_evolution": Entry("evolution", "Prototypes over training", "CheXficient, logged by its public code"),
+    "embedding": Entry("joint_space", "The joint space before curation", "CheXficient, density of the feature space"),
+    "framework": Entry("prototypes", "Framework and prototype regions", "CheXficient Fig. 1a, b"),
+    "prototype_evolution": Entry("prototypes", "Prototypes over training", "CheXficient, logged by its public code"),
     "prototype_cards": Entry("cards", "Prototype cards", "no published figure; what each prototype stands for"),
     "prototype_dynamics": Entry(
         "dynamics", "Usage, spread and churn of prototypes", "CheXficient, logged by its public code"
     ),
     "training_dynamics": Entry("dynamics", "Training dynamics", "CheXficient, logged by its public code"),
-    "budgets": Entry("budgets", "Several budgets", "CheXficient, data and compute saved"),
-    "compute": Entry("compute", "Performance against data and compute", "CheXficient, data and compute saved"),
-    "zero_shot": Entry("zero_shot", "Zero-shot classification", "CheXficient, zero-shot AUROC by data set"),
+    "budgets": Entry("costs", "Several budgets", "CheXficient, data and compute saved"),
+    "compute": Entry("costs", "Performance against data and compute", "CheXficient, data and compute saved"),
+    "zero_shot": Entry("image_text", "Zero-shot classification", "CheXficient, zero-shot AUROC by data set"),
     "spectrum": Entry(
-        "spectrum", "Against whom, and asked how", "no published figure; negatives and prompts of zero-shot"
+        "robustness", "Against whom, and asked how", "no published figure; negatives and prompts of zero-shot"
     ),
     "calibration": Entry(
-        "calibration", "Calibration", "no published figure; scores as probabilities, before and after recalibration"
+        "robustness", "Calibration", "no published figure; scores as probabilities, before and after recalibration"
     ),
-    "retrieval": Entry("retrieval", "Retrieval", "CheXficient, cross-modal retrieval recall"),
-    "density": Entry("density", "Density in the feature space", "CheXficient, density of the curated subset"),
+    "retrieval": Entry("image_text", "Retrieval", "CheXficient, cross-modal retrieval recall"),
+    "density": Entry("joint_space", "Density in the feature space", "CheXficient, density of the curated subset"),
     "audit": Entry("audit", "Who is dropped", "no published figure; the audit of the curator"),
     "long_tail": Entry("long_tail", "The long tail", "CheXficient, per-finding gain by prevalence"),
     "subgroups": Entry("subgroups", "Subgroups", "no published figure; gaps by sex, age, view and source"),
-    "curator_ablation": Entry("ablation", "Ablation of the curator", "CheXficient, proposed (C13)"),
-    "ratio_law": Entry("ablation", "The share kept and its law", "CheXficient, the published 22.7 %"),
-    "trained_ablation": Entry("ablation", "Trained variants of the curator", "CheXficient, proposed (C13)"),
+    "curator_ablation": Entry("curators", "Ablation of the curator", "CheXficient, proposed (C13)"),
+    "ratio_law": Entry("curators", "The share kept and its law", "CheXficient, the published 22.7 %"),
+    "trained_ablation": Entry("curators", "Trained variants of the curator", "CheXficient, proposed (C13)"),
     "method_comparison": Entry(
-        "comparison", "Every method of curation", "no published figure; the methods at the same data and compute"
+        "curators", "Every method of curation", "no published figure; the methods at the same data and compute"
     ),
     "heads": Entry("adaptation", "Heads by prevalence", "CheXFound, CXR-LT 2024 (X2)"),
     "glori_gains": Entry("adaptation", "What GLoRI gains by finding", "CheXFound, per-disease results"),

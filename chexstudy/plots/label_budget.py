@@ -44,10 +44,7 @@ _METHODS = {
 }
 _SPLIT_WORDS = {"train": "training", "validate": "validation", "test": "test", "test_enriched": "test,\nenriched"}
 _FITTED = {EXTRAPOLATION: "beyond", INTERPOLATION: "between"}
-_PREDICTORS = {
-    "early_slope": ("slope", "Early slope (AUROC a tenfold of labels)"),
-    "last": ("AUROC", "Early AUROC"),
-}
+_PREDICTORS = {"early_slope": ("slope", "Early slope (AUROC a tenfold of labels)"), "last": ("AUROC", "Early AUROC")}
 
 
 def _looks(table: pd.DataFrame) -> dict[str, ArmStyle]:
@@ -66,9 +63,6 @@ def _name_unit(table: pd.DataFrame) -> str:
     return "cases" if (table.unit == "cases").all() else "positives"
 
 
-# --- T1: what there is to draw ---------------------------------------------------------------------------------------
-
-
 def select_prevalence(cohort: pd.DataFrame) -> pd.DataFrame:
     """How often each finding is present: one row a finding but `No Finding`, commonest in training first.
 
@@ -78,22 +72,20 @@ def select_prevalence(cohort: pd.DataFrame) -> pd.DataFrame:
         ``prevalence_low, prevalence_high`` (95 %, patients as clusters).
     """
     findings = [finding for finding in finding_columns(cohort) if finding != NO_FINDING]
-    splits = [split for split in ("train", "validate", "test", "test_enriched") if (cohort.split == split).any()]
-    train = cohort[cohort.split == "train"]
-    patients = pd.factorize(train.patient_id)[0]
-    rows = []
-    for finding in findings:
-        row = {"finding": finding}
-        for split in splits:
-            labels = label_matrix(cohort[cohort.split == split], [finding])[:, 0]
-            row[f"positives_{split}"] = int((labels == 1).sum())
-            row[f"known_{split}"] = int(known_labels(labels).sum())
-        labels = label_matrix(train, [finding])[:, 0]
-        row["patients"] = int(train.patient_id[labels == 1].nunique())
-        ends = measure_proportion(known_labels(labels), labels == 1, patients)
-        rows.append(row | dict(zip(("prevalence", "prevalence_low", "prevalence_high"), ends, strict=True)))
-    table = pd.DataFrame(rows)
-    return table.sort_values("prevalence", ascending=False, kind="stable", ignore_index=True) if rows else table
+    labels, table = label_matrix(cohort, findings), pd.DataFrame({"finding": findings})
+    for split in _SPLIT_WORDS:
+        own = (cohort.split == split).to_numpy()
+        if own.any():
+            table[f"positives_{split}"] = (labels[own] == 1).sum(axis=0)
+            table[f"known_{split}"] = known_labels(labels[own]).sum(axis=0)
+    train = (cohort.split == "train").to_numpy()
+    patients, rows = pd.factorize(cohort.patient_id[train])[0], []
+    for of_finding in labels[train].T:
+        ends = measure_proportion(known_labels(of_finding), of_finding == 1, patients)
+        rows.append((len(np.unique(patients[of_finding == 1])), *ends))
+    names = ["patients", "prevalence", "prevalence_low", "prevalence_high"]
+    table = table.join(pd.DataFrame(rows, columns=names))
+    return table.sort_values("prevalence", ascending=False, kind="stable", ignore_index=True)
 
 
 def _select_findings(table: pd.DataFrame) -> pd.DataFrame:
@@ -141,9 +133,6 @@ def _conclude_prevalence(table: pd.DataFrame) -> str:
     """How many findings have how many positives to draw."""
     few = int((table.positives_train < 50).sum())
     return f"{len(table)} findings can be labelled; {few} of them are on fewer than 50 training images."
-
-
-# --- L1: learning curves ---------------------------------------------------------------------------------------------
 
 
 def _select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -222,9 +211,6 @@ def _conclude_curves(_: pd.DataFrame, curves: pd.DataFrame) -> str:
     return f"Mean AUROC over findings with all labels: {words}."
 
 
-# --- L2: families of curves ------------------------------------------------------------------------------------------
-
-
 def _select_families(measured: pd.DataFrame) -> pd.DataFrame:
     """The table of `chexstudy.label_planning.accuracy.measure_families`."""
     return require_rows(measured, "curves with label counts enough to leave one out")
@@ -271,9 +257,6 @@ def _conclude_families(measured: pd.DataFrame) -> str:
                 f"{int(best.points):,} left-out points)"
             )
     return f"{'; '.join(parts).capitalize()}."
-
-
-# --- L3: forecasts ---------------------------------------------------------------------------------------------------
 
 
 def _select_forecasts(measured: pd.DataFrame, alone: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -344,9 +327,6 @@ def _conclude_forecasts(measured: pd.DataFrame, _: pd.DataFrame) -> str:
         for row in _take_forecasts(measured).itertuples()
     ]
     return f"{'; '.join(parts).capitalize()}."
-
-
-# --- L4: labels needed -----------------------------------------------------------------------------------------------
 
 
 def _select_plans(plans: pd.DataFrame, priced: pd.DataFrame) -> pd.DataFrame:
@@ -426,9 +406,6 @@ def _conclude_plans(plans: pd.DataFrame) -> str:
     """How many curves are in each state."""
     counts = ", ".join(f"{state} {count}" for state, count in plans.state.value_counts().items())
     return f"Of {len(plans)} curves: {counts}."
-
-
-# --- L5: early slope and what comes after ----------------------------------------------------------------------------
 
 
 def _select_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: float) -> tuple:

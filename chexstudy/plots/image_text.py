@@ -1,4 +1,4 @@
-"""Retrieval of reports by images and of images by reports, by arm."""
+"""Zero-shot classification and retrieval by arm and test set, with the paired differences to the curated arm."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,40 +13,121 @@ from chexstudy.plots.forest import (
     draw_estimate,
     draw_forest,
     draw_seeds,
+    draw_values_and_differences,
     forest_height_mm,
+    level_groups,
     spread_arms,
 )
 from chexstudy.plots.measurements import (
     describe_interval,
     interval,
     name_data_set,
+    name_place,
+    name_setting,
     prefer_data_set,
+    prefer_setting,
     require_rows,
     seed_values,
     select_rows,
+    short_name,
     state_arms,
     summarise_seeds,
+    write_row,
 )
 from chexstudy.plots.style import GREY, ArmStyle, arm_style, arm_styles, new_figure, order_arms, scale_log, title_panel
 
-TASK, DIFFERENCE = "retrieval", "retrieval_difference"
+_ZERO_SHOT, _ZERO_SHOT_DIFFERENCE = "zero_shot", "zero_shot_difference"
+_RETRIEVAL, _RETRIEVAL_DIFFERENCE = "retrieval", "retrieval_difference"
 _TITLES = dict(zip(DIRECTIONS, ("Report of an image", "Image of a report"), strict=True))
 _RECALLS = [f"recall@{cutoff}" for cutoff in CUTOFFS]
 _RANK, _BY_CHANCE = "median_rank", " by chance"
 
 
-def _select(results: pd.DataFrame) -> pd.DataFrame:
+def _select_zero_shot(results: pd.DataFrame) -> pd.DataFrame:
+    """Macro AUROC and its differences, for all arms, test sets and prompts."""
+    values = require_rows(select_rows(results, _ZERO_SHOT, metric="auroc", finding="macro"), "zero-shot auroc")
+    differences = select_rows(results, _ZERO_SHOT_DIFFERENCE, metric="auroc_difference", finding="macro")
+    return pd.concat([values, differences], ignore_index=True)
+
+
+def _plot_zero_shot(rows: pd.DataFrame) -> Drawing:
+    """Two forests side by side: every arm, and the paired differences between arms."""
+    values = _group_values(rows[rows.task == _ZERO_SHOT])
+    differences = _group_arm_differences(rows[rows.task == _ZERO_SHOT_DIFFERENCE])
+    heights = level_groups(list(values.values()), [differences.get(key, Group("", [])) for key in values])
+    figure = new_figure(height_mm=17 + forest_height_mm(heights))
+    titles = {"a": "AUROC by arm", "b": "Paired differences, 95 % intervals"}
+    labels = ("AUROC", "Difference in AUROC, same patients")
+    draw_values_and_differences(figure, values, differences, labels, titles, chance=0.5)
+    return figure
+
+
+def _group_values(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
+    """Estimates of every arm under (data set, setting)."""
+    groups, looks = {}, arm_styles(rows.arm)
+    for (data_set, setting), group in summarise_seeds(rows).groupby(["data_set", "setting"], sort=True):
+        by_arm = group.set_index("arm")
+        estimates = []
+        for arm, style in looks.items():
+            if arm in by_arm.index:
+                seeds = seed_values(rows, arm=arm, data_set=data_set, setting=setting)
+                estimates.append(Estimate(style.name, interval(by_arm.loc[arm]), style, seeds))
+        heading = "  ·  ".join(part for part in (name_data_set(data_set), name_setting(setting)) if part)
+        groups[data_set, setting] = Group(f"{heading}  ·  n = {int(group.n.max()):,}", estimates)
+    return groups
+
+
+def _group_arm_differences(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
+    """Differences under (data set, setting); the curated arm's first, coloured as the arm compared with."""
+    groups = {}
+    for key, group in summarise_seeds(rows).groupby(["data_set", "setting"], sort=True):
+        pairs, estimates = {(row.arm, row.reference): row for row in group.itertuples()}, []
+        for first in order_arms(first for first, _ in pairs):
+            for second in order_arms(other for one, other in pairs if one == first):
+                label = f"{short_name(first)} \N{MINUS SIGN} {short_name(second)}"
+                seeds = seed_values(rows, arm=first, reference=second, data_set=key[0], setting=key[1])
+                estimates.append(Estimate(label, interval(pairs[first, second]), arm_style(second), seeds))
+        groups[key] = Group("", estimates)
+    return groups
+
+
+def _describe_zero_shot(rows: pd.DataFrame) -> str:
+    text = "Zero-shot classification. a, AUROC (mean over findings) of each arm, by test set and prompts. "
+    if (rows.task == _ZERO_SHOT_DIFFERENCE).any():
+        text += (
+            "b, differences between arms on the same patients and seeds; right of the line the first arm is better. "
+        )
+    return text + describe_interval(rows[rows.task == _ZERO_SHOT])
+
+
+def _conclude_zero_shot(rows: pd.DataFrame) -> str:
+    """Every arm on the preferred test set, and what the curated arm loses against all pairs."""
+    values = prefer_setting(prefer_data_set(rows[rows.task == _ZERO_SHOT]))
+    place = values.iloc[0]
+    text = f"Macro zero-shot AUROC ({name_place(place)}): {state_arms(values)}"
+    here = rows[(rows.data_set == place.data_set) & (rows.setting == place.setting)]
+    for row in summarise_seeds(here[(here.arm == "curated") & (here.reference == "full")]).itertuples():
+        text += f"; curated minus all pairs {write_row(row, '+.3f')}"
+    return text + "."
+
+
+zero_shot = Figure("zero_shot", _select_zero_shot, _plot_zero_shot, _describe_zero_shot, _conclude_zero_shot)
+
+
+def _select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
     """Recall and median rank, with chance and differences; the setting is ``image_to_text`` or ``text_to_image``."""
     metrics = [name + kind for kind in ("", _BY_CHANCE, "_difference") for name in (*_RECALLS, _RANK)]
-    rows = pd.concat([select_rows(results, task, metric=metrics) for task in (TASK, DIFFERENCE)], ignore_index=True)
+    rows = pd.concat(
+        [select_rows(results, task, metric=metrics) for task in (_RETRIEVAL, _RETRIEVAL_DIFFERENCE)], ignore_index=True
+    )
     return require_rows(rows, "retrieval")
 
 
-def _plot(rows: pd.DataFrame) -> Drawing:
+def _plot_retrieval(rows: pd.DataFrame) -> Drawing:
     """For each data set: recall at 1, 5 and 10 in both directions, the median rank, and the paired differences."""
-    values, differences = rows[rows.task == TASK], rows[rows.task == DIFFERENCE]
+    values, differences = rows[rows.task == _RETRIEVAL], rows[rows.task == _RETRIEVAL_DIFFERENCE]
     data_sets, looks = sorted(set(values.data_set)), arm_styles(values.arm)
-    groups = {name: _group_differences(differences[differences.data_set == name]) for name in data_sets}
+    groups = {name: _group_recall_differences(differences[differences.data_set == name]) for name in data_sets}
     lines = max((sum(len(group.estimates) + 1.35 for group in one) for one in groups.values()), default=0)
     height = max(46.0, forest_height_mm([0]) + 3.3 * lines + 12)
     figure = new_figure(height_mm=height * len(data_sets) + 10)
@@ -109,7 +190,7 @@ def _draw_arms(
     axes.tick_params(axis="x", length=0)
 
 
-def _group_differences(rows: pd.DataFrame) -> list[Group]:
+def _group_recall_differences(rows: pd.DataFrame) -> list[Group]:
     """Differences of the curated arm in recall, in percentage points, at the largest cutoff measured."""
     metric = next(
         (name + "_difference" for name in reversed(_RECALLS) if (rows.metric == name + "_difference").any()), ""
@@ -128,24 +209,24 @@ def _group_differences(rows: pd.DataFrame) -> list[Group]:
     return groups
 
 
-def _describe(rows: pd.DataFrame) -> str:
+def _describe_retrieval(rows: pd.DataFrame) -> str:
     by_chance = rows.metric.str.endswith(_BY_CHANCE)
-    values = rows[(rows.task == TASK) & ~by_chance]
+    values = rows[(rows.task == _RETRIEVAL) & ~by_chance]
     counts = values.groupby(["data_set", "setting"]).n.first().unstack()
     notes = [f"{texts:,} of {pairs:,} differ" for pairs, texts in counts[list(DIRECTIONS)].itertuples(index=False)]
     text = (
         "Retrieval between images and reports: recall at 1, 5 and 10 of the report of an image and of the image of a "
         f"report, and the median rank of the right answer{'; dashed, what chance gives' if by_chance.any() else ''}. "
     )
-    if (rows.task == DIFFERENCE).any():
+    if (rows.task == _RETRIEVAL_DIFFERENCE).any():
         text += "Right, paired differences of the curated arm on the same pairs and seeds. "
     text += describe_interval(values)
     return text + (f" Identical reports count as one: {'; '.join(notes)}." if notes else "")
 
 
-def _conclude(rows: pd.DataFrame) -> str:
+def _conclude_retrieval(rows: pd.DataFrame) -> str:
     """How often each arm finds the report of an image among its ten first, on the preferred test set."""
-    rows = prefer_data_set(rows[(rows.task == TASK) & (rows.setting == DIRECTIONS[0])])
+    rows = prefer_data_set(rows[(rows.task == _RETRIEVAL) & (rows.setting == DIRECTIONS[0])])
     name = next(name for name in reversed(_RECALLS) if (rows.metric == name).any())
     found, where = rows[rows.metric == name], name_data_set(rows.data_set.iloc[0])
     cutoff = name.removeprefix("recall@")
@@ -154,4 +235,4 @@ def _conclude(rows: pd.DataFrame) -> str:
     return text + (f"; chance gives {100 * chance.mean():.1f}." if len(chance) else ".")
 
 
-retrieval = Figure("retrieval", _select, _plot, _describe, _conclude)
+retrieval = Figure("retrieval", _select_retrieval, _plot_retrieval, _describe_retrieval, _conclude_retrieval)
