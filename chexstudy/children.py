@@ -5,6 +5,7 @@ thread of theirs watches whose children they are. Asked to end first, as by ``ki
 """
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import re
@@ -14,15 +15,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+
+from chexstudy.errors import StudyError
 
 _PARENT = "CHEXSTUDY_PARENT"
 _SET_PARENT_DEATH_SIGNAL = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_END = 4.0
+_TASKS_AHEAD = 4  # per worker: enough to keep it busy, few enough that results do not pile up
 # A socket's path may have 103 bytes on macOS and 107 on Linux, and those of a kernel are called kernel-1 to kernel-5.
 _LONGEST_FOLDER = 90
 _MACHINE = sha256(platform.node().encode()).hexdigest()[:6]
@@ -59,6 +67,31 @@ def _watch(parent: int, is_told: bool) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_SECONDS_TO_END)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work_in_order(work: Callable, items: Sequence, workers: int, items_a_task: int) -> Iterator:
+    """What ``work`` gives for each item, in their order, from so many processes."""
+    # Spawned rather than forked: the parent may hold threads of torch or of a notebook's kernel.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),)) as pool:
+        starts = range(0, len(items), items_a_task)
+        tasks = (pool.submit(_work_through, work, items[start : start + items_a_task]) for start in starts)
+        ahead: deque[Future] = deque(islice(tasks, workers * _TASKS_AHEAD))
+        try:
+            while ahead:
+                yield from ahead.popleft().result()
+                ahead.extend(islice(tasks, 1))
+        except BrokenProcessPool:
+            raise StudyError(
+                "a process that reads or draws images died, most likely for want of memory: "
+                "ask for fewer workers, or workers=1 to see which image is at fault."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _work_through(work: Callable, items: Sequence) -> list:
+    return [work(item) for item in items]
 
 
 def has_ended(process: int) -> bool:

@@ -64,12 +64,14 @@ def test_workers_give_what_one_process_gives_in_the_same_order(tmp_path):
         np.testing.assert_array_equal(one.pixels, two.pixels)
 
 
-def die(*_):
+def die(*_, **__):
     os._exit(1)
 
 
 def test_a_worker_that_dies_is_one_sentence(monkeypatch):
     monkeypatch.setattr(quality, "_TOO_FEW_FOR_WORKERS", 0)
-    monkeypatch.setattr(quality, "_check_batch", die)
-    with pytest.raises(StudyError, match=r"^a process that reads images died, most likely for want of memory: ask for"):
+    monkeypatch.setattr(quality, "check_image", die)
+    with pytest.raises(
+        StudyError, match=r"^a process that reads or draws images died, most likely for want of memory: ask for"
+    ):
         list(read_checked([f"{number}.png" for number in range(40)], 32, "crop", workers=2))

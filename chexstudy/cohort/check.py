@@ -69,9 +69,6 @@ def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, rem
     return CohortCheck(tuple(_find_problems(cohort[is_usable])), tuple(remarks), cohort)
 
 
-# --- what stops a run -------------------------------------------------------------------------------------------------
-
-
 def _find_problems(cohort: pd.DataFrame) -> list[str]:
     """What stops a run with these rows, those that a build would keep."""
     if cohort.empty:
@@ -100,9 +97,6 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
                 "add patients of the other class, or check what the labels mean."
             )
     return problems
-
-
-# --- what is probably not meant ---------------------------------------------------------------------------------------
 
 
 def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:

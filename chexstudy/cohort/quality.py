@@ -4,34 +4,27 @@ Nothing here stops at a bad file, and nothing is dropped without a row in the qu
 """
 
 import hashlib
-import multiprocessing
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from chexstudy.children import end_with_parent
+from chexstudy.children import work_in_order
 from chexstudy.cohort.copies import find_copies
-from chexstudy.cohort.images.decode import check_fit, decode_remarked, fit_square, read_bytes
+from chexstudy.cohort.images.decode import decode_remarked, fit_square, read_bytes
 from chexstudy.cohort.images.levels import is_blank
 from chexstudy.cohort.images.unreadable import UnreadableImage
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import SPLITS
-from chexstudy.errors import StudyError
 
 EMPTY_REPORT = "empty report"
 COPY = "copy in another split"
 QUARANTINE_COLUMNS = ("image_id", "image_path", "reason", "detail")
 
 _IMAGES_PER_TASK = 16
-_TASKS_AHEAD = 4  # per worker: enough to keep it busy, few enough that results do not pile up
 _TOO_FEW_FOR_WORKERS = 200  # starting a worker costs about a second
 
 
@@ -59,32 +52,15 @@ def check_image(path: str | Path, size: int, fit: str) -> CheckedImage:
 
 
 def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int = 2) -> Iterator[CheckedImage]:
-    """Check image files in so many processes and yield the results in the order of the paths.
+    """Check image files in so many processes; the results come in the order of the paths.
 
     With one process, or few images, everything happens in this one.
     """
-    check_fit(size, fit)
+    check = partial(check_image, size=size, fit=fit)
     paths = [str(path) for path in paths]
     if workers <= 1 or len(paths) < _TOO_FEW_FOR_WORKERS:
-        yield from (check_image(path, size, fit) for path in paths)
-        return
-    # Spawned rather than forked: the parent may hold threads of torch or of a notebook's kernel.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, end_with_parent, (os.getpid(),)) as pool:
-        starts = range(0, len(paths), _IMAGES_PER_TASK)
-        tasks = (pool.submit(_check_batch, paths[start : start + _IMAGES_PER_TASK], size, fit) for start in starts)
-        ahead: deque[Future] = deque(islice(tasks, workers * _TASKS_AHEAD))
-        try:
-            while ahead:
-                yield from ahead.popleft().result()
-                ahead.extend(islice(tasks, 1))
-        except BrokenProcessPool:
-            raise StudyError(
-                "a process that reads images died, most likely for want of memory: "
-                "ask for fewer workers, or workers=1 to see which image is at fault."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return map(check, paths)
+    return work_in_order(check, paths, workers, _IMAGES_PER_TASK)
 
 
 def set_aside_empty_reports(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -141,7 +117,3 @@ def count_quarantine(quarantine: pd.DataFrame) -> pd.DataFrame:
 def resolve_image_paths(cohort: pd.DataFrame, root: str | Path) -> list[Path]:
     """The image files of a cohort; relative paths start at ``root``."""
     return [Path(root) / path for path in cohort["image_path"]]
-
-
-def _check_batch(paths: list[str], size: int, fit: str) -> list[CheckedImage]:
-    return [check_image(path, size, fit) for path in paths]

@@ -56,9 +56,6 @@ def build_huggingface(data_root: str | Path, seed: int, unpack_to: str | Path, *
     return build_from_rows(rows, Path(unpack_to), NAME, seed, mapping)
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
-
-
 def _list_files(folder: Path) -> list[Path]:
     """Arrow files in the order in which the records of ``save_to_disk`` name them, or else all parquet files."""
     splits, saved = (folder / mark for mark in SAVED_MARKS)
@@ -126,9 +123,6 @@ def _read_features(schema: pyarrow.Schema) -> dict[str, dict]:
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _read_batches(file: Path) -> Iterator[pyarrow.Table]:

@@ -1,7 +1,5 @@
 """Make the phantom's image files and true outlines, in several processes with the same result as in one."""
 
-import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chexstudy.children import end_with_parent
+from chexstudy.children import work_in_order
 from chexstudy.cohort.annotations import Annotation, make_outline
 from chexstudy.cohort.phantom.drawing import draw_radiograph
 from chexstudy.cohort.phantom.junk import DRAWERS, spoil_radiograph
@@ -33,14 +31,9 @@ class Film:
 
 
 def make_films(films: list[Film], workers: int) -> Iterator[list[Annotation]]:
-    """Make all images and yield the outlines on each, in order."""
-    label = "drawing radiographs"
-    if workers == 1:
-        yield from progress(map(_make_film, films), len(films), label)
-        return
-    # Started afresh, a process inherits no thread and no lock of the notebook's kernel.
-    with multiprocessing.get_context("spawn").Pool(workers, end_with_parent, (os.getpid(),)) as pool:
-        yield from progress(pool.imap(_make_film, films, chunksize=_FILMS_PER_TASK), len(films), label)
+    """Make all images; the outlines on each come in their order."""
+    made = map(_make_film, films) if workers == 1 else work_in_order(_make_film, films, workers, _FILMS_PER_TASK)
+    return progress(made, len(films), "drawing radiographs")
 
 
 def _make_film(film: Film) -> list[Annotation]:
