@@ -123,13 +123,10 @@ def test_nothing_is_dropped_without_being_counted(tmp_path, home):
     ]
 
 
-def test_a_missing_folder_is_one_sentence(tmp_path):
+def test_a_missing_folder_and_a_missing_column_are_one_sentence(tmp_path):
     assert sentence(tmp_path / "absent") == (
         f"there is no folder {tmp_path / 'absent'}: set data_root to the folder that holds the images and their table."
     )
-
-
-def test_a_missing_column_is_named_beside_those_there_are(tmp_path):
     assert sentence(make_folder(tmp_path, make_table().drop(columns="Mass"))) == (
         "labels.csv has no column 'Mass' for the finding 'Mass'; it has 'File', 'Patient', 'Report', 'Nodule'."
     )

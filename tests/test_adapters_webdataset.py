@@ -244,14 +244,6 @@ def test_unreadable_members_are_one_sentence(tmp_path, unpack_to):
         assert f"the member .{name[2:]} of sample 1 of a.tar is not {expected}" in sentence(folder, unpack_to)
 
 
-def test_unknown_split_names_are_one_sentence(tmp_path, unpack_to):
-    folder = write_shards(tmp_path / "shards", split="fold7")
-    asked = sentence(folder, unpack_to)
-    assert "row 0, column 'split' holds 'fold7'; expected one of test, test_enriched, train, validate" in asked
-    cohort = build(folder, unpack_to, values={"split": {"fold7": "train"}})
-    assert set(cohort["split"]) <= {"train", "validate"}
-
-
 @pytest.mark.parametrize("name", ["../../outside.png", "/a/outside.png", "a/../../../outside.png"])
 def test_nothing_is_written_outside_the_study(tmp_path, unpack_to, name):
     shard = write_shard(tmp_path / "shards" / "a.tar", [*sample(0), (name, picture(1))])

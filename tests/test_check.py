@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_adapters_nih import make_folder as make_nih_folder
 
 from chexstudy.cohort.adapters import guess_source
 from chexstudy.cohort.check import check_source, check_table
@@ -293,12 +294,9 @@ def test_lines_of_official_tables_are_told_too(tmp_path):
     rows = [
         f"{number:08d}_000.png,{'Mass' if number % 2 else 'No Finding'},0,{number},40,M,PA" for number in range(1, 41)
     ]
-    header = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
-    (tmp_path / "Data_Entry_2017.csv").write_text("\n".join((header, *rows)) + "\n")
-    (tmp_path / "images").mkdir()
-    for row in rows[1:]:
-        (tmp_path / "images" / row.split(",")[0]).write_bytes(row.encode())
-    found = check_source(tmp_path)
+    folder = make_nih_folder(tmp_path, rows)
+    next(folder.rglob("00000001_000.png")).unlink()
+    found = check_source(folder)
     assert found.problems == ()
     assert found.remarks[0] == "rows whose image file is not there, which go to quarantine: line 2."
 

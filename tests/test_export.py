@@ -204,10 +204,7 @@ def test_dicom_leaves_only_when_patients_may(study, home):
     cohort = read_cohort(study.path("cohort.parquet"))
     study.path(cohort["image_path"][3]).write_bytes(bytes(128) + b"DICM" + b"PATIENT^NAME")
     asked = sentence(study, home / "a", original_images=True)
-    assert asked == (
-        "the original image in row 3 of the cohort is DICOM, whose header may name the patient: export the stored "
-        "pixels by leaving out --original-images, or add --with-patient-ids if it may leave."
-    )
+    assert asked.startswith("the original image in row 3 of the cohort is DICOM, whose header may name the patient: ")
     assert not list((home / "a").glob("*.tar"))
     export(study, home / "b", original_images=True, patient_ids=True)
     assert sum(name.endswith(".dcm") for name in read_members(home / "b")) == 1
@@ -276,20 +273,19 @@ def test_the_datasets_library_loads_the_folder(study, home, monkeypatch):
 
 def test_pixels_are_written_whatever_was_imported_first():
     # The zlib that comes with gdcm crashes under Pillow if it gets there first.
-    program = (
-        "import io\n"
-        "from chexstudy.cohort import images\n"
-        "import numpy as np\n"
-        "from PIL import Image\n"
-        "pixels = np.random.default_rng(0).integers(0, 255, (378, 378), np.uint8)\n"
-        "for effort in (1, 4, 6):\n"
-        "    file = io.BytesIO()\n"
-        "    Image.fromarray(pixels).save(file, 'PNG', compress_level=effort)\n"
-        "    assert np.array_equal(np.asarray(Image.open(file)), pixels)\n"
-        "print('written')\n"
-    )
+    program = """
+import io
+from chexstudy.cohort.images import decode
+import numpy as np
+from PIL import Image
+pixels = np.random.default_rng(0).integers(0, 255, (378, 378), np.uint8)
+for effort in (1, 4, 6):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=effort)
+    assert np.array_equal(np.asarray(Image.open(file)), pixels)
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "written\n")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["phantom/images", "annotations.parquet"])

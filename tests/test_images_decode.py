@@ -307,13 +307,6 @@ def test_deep_images_are_rounded_after_the_resize_and_stay_in_range():
     assert (fit_square(np.full((40, 40), 100.6, np.float32), 40) == 101).all()
 
 
-def test_wrong_size_and_fit_are_one_sentence():
-    with pytest.raises(StudyError, match=r"^fit must be one of crop, pad, not 'squash'\.$"):
-        fit_square(gradient(), 32, "squash")
-    with pytest.raises(StudyError, match=r"^the image size must be a whole number of pixels from 1 to 65536, not 0\.$"):
-        fit_square(gradient(), 0)
-
-
 # --- real files -----------------------------------------------------------------------------------------------------
 
 

@@ -42,22 +42,11 @@ def make_cohort(folder, count=6):
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.fromarray(image(number)).save(folder / f"{number}.png")
-    return pd.DataFrame(
-        {
-            "image_id": [f"a/{number}.png" for number in range(count)],
-            "patient_id": [f"a/{number}" for number in range(count)],
-            "study_id": [f"a/{number}" for number in range(count)],
-            "source": "a",
-            "split": "train",
-            "view": "PA",
-            "sex": "F",
-            "age_years": 40.0,
-            "image_path": [str(folder / f"{number}.png") for number in range(count)],
-            "report": "Clear lungs.",
-            "report_origin": "written",
-            "Mass": pd.array([0] * count, dtype="Int8"),
-        }
-    )
+    ids, who = ([f"a/{number}{end}" for number in range(count)] for end in (".png", ""))
+    files = [str(folder / f"{number}.png") for number in range(count)]
+    table = pd.DataFrame({"image_id": ids, "patient_id": who, "study_id": who, "image_path": files})
+    table = table.assign(source="a", split="train", view="PA", sex="F", age_years=40.0, report="Clear lungs.")
+    return table.assign(report_origin="written", Mass=pd.array([0] * count, dtype="Int8"))
 
 
 def build_sharded(run, cohort, images_a_shard, size=32, workers=2):
@@ -182,16 +171,6 @@ def test_images_inside_the_study_keep_relative_paths_so_that_it_can_be_moved(run
     assert read_cohort(run.path("cohort.parquet"))["image_path"][0] == str(tmp_path / "source/0.png")
 
 
-def test_no_store_and_a_damaged_one_are_one_sentence(run, tmp_path):
-    with pytest.raises(StudyError, match=r"^study 'tiny' has no pixels/manifest\.json yet: run 01_build_cohort first"):
-        open_pixel_store(run)
-    build_pixel_store(run, make_cohort(tmp_path / "source"), 32)
-    np.save(run.path("pixels/shard-00000.npy"), np.zeros((5, 32, 32), np.uint8))
-    said = r"shard-00000\.npy is damaged, it holds uint8 \(5, 32, 32\) and not uint8 \(6, 32, 32\): make the store "
-    with pytest.raises(StudyError, match=said):
-        open_pixel_store(run)
-
-
 def test_a_cohort_without_a_usable_image_is_one_sentence(run, tmp_path):
     cohort = make_cohort(tmp_path / "source")
     cohort["image_path"] = cohort["image_path"] + ".absent"
@@ -297,7 +276,7 @@ def test_a_build_killed_at_any_file_goes_on_and_ends_with_the_same_bytes(run, ho
         killed.start()
         killed.join(60)
         assert killed.exitcode == -signal.SIGKILL
-        with pytest.raises(StudyError, match=r"has no pixels/manifest\.json yet"):
+        with pytest.raises(StudyError, match=r"^study 'tiny' has no pixels/manifest\.json yet: run 01_build"):
             open_pixel_store(run)
         finished.append(sorted(plan_pixel_store(run, cohort, 32, images_a_shard=3).finished))
     assert finished == [[], [], [0], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
@@ -309,6 +288,10 @@ def test_only_shards_that_are_missing_or_cut_short_are_made_anew(run, tmp_path, 
     cohort = make_broken_cohort(tmp_path / "source")
     build_sharded(run, cohort, 3)
     before = read_files(run)
+    np.save(run.path(SHARDS[0]), np.zeros((5, 32, 32), np.uint8))
+    said = r"shard-00000\.npy is damaged, it holds uint8 \(5, 32, 32\) and not uint8 \(2, 32, 32\): make the store "
+    with pytest.raises(StudyError, match=said):
+        open_pixel_store(run)
     run.path(SHARDS[0]).unlink()
     with pytest.raises(StudyError, match=f"^the pixel store lacks {run.path(SHARDS[0])}: make the store again"):
         open_pixel_store(run)

@@ -13,24 +13,42 @@ Labels are the truth of the image, so every finding is stated for every image: 1
 They stay those of the case where the report (mismatched) or the image (junk) was exchanged, and so do the outcomes.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from chexstudy.cohort.annotations import ANNOTATIONS, write_annotations
+from chexstudy.children import work_in_order
+from chexstudy.cohort.annotations import ANNOTATIONS, Annotation, make_outline, write_annotations
 from chexstudy.cohort.phantom.case import Case
 from chexstudy.cohort.phantom.dictation import write_report
+from chexstudy.cohort.phantom.drawing import draw_radiograph
 from chexstudy.cohort.phantom.drawn_outcomes import simulate_outcomes
-from chexstudy.cohort.phantom.films import Film, make_films
+from chexstudy.cohort.phantom.junk import DRAWERS, spoil_radiograph
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
 from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.cohort.reports import template_report
 from chexstudy.cohort.table import NO_FINDING, PHANTOM, read_cohort, write_cohort
 from chexstudy.errors import StudyError
+from chexstudy.progress import progress
 from chexstudy.runs import Run, artifact_path, seal_artifact
 
 _TEMPLATE_WORDS = 45
+_FILMS_PER_TASK = 32
+_ERROR_PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>Access denied.</body></html>\n"
+
+
+@dataclass(frozen=True)
+class _Film:
+    """What a worker needs to make one image."""
+
+    image_id: str  # its name in the cohort table
+    path: Path  # where the file goes
+    pair: Pair  # what is on it, or wrong with it
+    size: int  # pixels along a side
+    seed: tuple[int, ...]  # seed of the junk
 
 
 def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.DataFrame:
@@ -47,11 +65,14 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
     home = folder / "phantom"
     _clear_folder(home, set(cohort.image_path))
     films = [
-        Film(image_id, home / path, pair, config.size, derive_seed(config.seed, "junk", position))
+        _Film(image_id, home / path, pair, config.size, derive_seed(config.seed, "junk", position))
         for position, (image_id, path, pair) in enumerate(zip(ids, cohort.image_path, pairs, strict=True))
     ]
+    made = map(_make_film, films)
+    if config.workers > 1:
+        made = work_in_order(_make_film, films, config.workers, _FILMS_PER_TASK)
     try:
-        outlines = [row for rows in make_films(films, config.workers) for row in rows]
+        outlines = [row for rows in progress(made, len(films), "drawing radiographs") for row in rows]
     except BaseException:
         # Among the images of a build that was broken off, by a full disk say, half ones look like whole ones.
         _clear_folder(home, set())
@@ -62,6 +83,31 @@ def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.
     _write_table(_tabulate_truth(pairs, ids), folder / "truth.parquet")
     _write_table(outcome_truth, folder / "truth_outcomes.parquet")
     return read_cohort(write_cohort(cohort, home / "cohort.parquet"))
+
+
+def _make_film(film: _Film) -> list[Annotation]:
+    """Draw, spoil if so planned, and write one image; return the outlines of what is on it."""
+    generator = np.random.default_rng(film.seed)
+    masks: dict[str, np.ndarray] = {}
+    if film.pair.junk in DRAWERS:
+        pixels = DRAWERS[film.pair.junk](film.size, generator)
+    else:
+        drawing = draw_radiograph(film.pair.case, film.size)
+        pixels, masks = drawing.pixels, drawing.masks
+        if film.pair.junk:
+            pixels, masks = spoil_radiograph(film.pair.junk, pixels, masks, generator)
+    try:
+        Image.fromarray(pixels).save(film.path, compress_level=1)
+        if film.pair.broken:
+            # What an interrupted or refused download leaves behind.
+            whole = film.path.read_bytes()
+            left = {"truncated": whole[: len(whole) // 2], "page": _ERROR_PAGE, "empty": b""}
+            film.path.write_bytes(left[film.pair.broken])
+    except OSError as error:
+        raise StudyError(f"could not write {film.path}: {error.strerror or error}; free some space.") from None
+    if film.pair.broken:
+        return []
+    return [make_outline(film.image_id, structure, mask) for structure, mask in masks.items()]
 
 
 def _clear_folder(home: Path, wanted: set[str]) -> None:

@@ -1,7 +1,5 @@
 """The pulmonary vessels: two trees that branch from the hila and taper to the periphery."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from chexstudy.cohort.phantom.anatomy import Body
@@ -13,14 +11,8 @@ _GENERATIONS = 6
 _COARSE_RADIUS = 0.0095  # vessels thicker than this are drawn with a wider brush
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Straight-ish pieces of vessel: start and end ``(n, 2)``, sideways bend ``(n,)``, radius ``(n,)``."""
-
-    start: np.ndarray
-    end: np.ndarray
-    bend: np.ndarray
-    radius: np.ndarray
+# Straight-ish pieces of vessel: start and end ``(n, 2)``, sideways bend ``(n,)``, radius ``(n,)``.
+Segments = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def grow_vessels(shape: Shape, body: Body, generator: np.random.Generator) -> list[Segments]:
@@ -34,16 +26,15 @@ def grow_vessels(shape: Shape, body: Body, generator: np.random.Generator) -> li
         # 0 points sideways, a quarter turn straight down.
         angle = 0.15 + 1.42 * fan + 0.10 * generator.standard_normal(_ROOTS)
         gain = 1.0 + (0.30 - 0.75 * shape.cephalisation) * np.sin(angle)
-        radius = 0.0150 * shape.vessel * gain * (0.9 + 0.2 * generator.random(_ROOTS))
+        radii.append(0.0150 * shape.vessel * gain * (0.9 + 0.2 * generator.random(_ROOTS)))
         starts.append(np.column_stack((hilum[0] + 0.35 * size * sign * np.cos(angle), hilum[1] + 1.15 * size * fan)))
         angles.append(np.where(sign > 0, angle, np.pi - angle))
-        radii.append(radius)
     start, angle, radius = np.concatenate(starts), np.concatenate(angles), np.concatenate(radii)
     length = 0.095 + 0.055 * generator.random(start.shape[0])
     tree = []
     for _ in range(_GENERATIONS):
         end = start + length[:, None] * np.column_stack((np.cos(angle), np.sin(angle)))
-        tree.append(Segments(start, end, 0.13 * length * generator.standard_normal(len(length)), radius))
+        tree.append((start, end, 0.13 * length * generator.standard_normal(len(length)), radius))
         count = 2 * len(length)
         turn = np.tile((0.30, -0.30), len(length)) + 0.22 * generator.standard_normal(count)
         start, angle = np.repeat(end, 2, axis=0), np.repeat(angle, 2) + turn
@@ -55,16 +46,16 @@ def grow_vessels(shape: Shape, body: Body, generator: np.random.Generator) -> li
 def draw_vessels(tree: list[Segments], board: Board) -> np.ndarray:
     """Thickness of blood along the beam, ``(pixels, pixels)`` float32; not yet cut to the lungs."""
     brushes: dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {True: [], False: []}
-    for segments in tree:
-        along = segments.end - segments.start
+    for start, end, bend, radius in tree:
+        along = end - start
         length = np.hypot(along[:, 0], along[:, 1])
         count = max(int(np.ceil(1.1 * float(length.max()) / board.pitch)), 2)
         at = (np.arange(count) + 0.5) / count
-        bow = 4.0 * at * (1.0 - at) * (segments.bend / length)[:, None]
-        x = segments.start[:, :1] + along[:, :1] * at - along[:, 1:] * bow
-        y = segments.start[:, 1:] + along[:, 1:] * at + along[:, :1] * bow
-        mass = np.repeat(3.1416 * segments.radius**2 * length / count, count)
-        brushes[bool(segments.radius.mean() > _COARSE_RADIUS)].append((x.ravel(), y.ravel(), mass))
+        bow = 4.0 * at * (1.0 - at) * (bend / length)[:, None]
+        x = start[:, :1] + along[:, :1] * at - along[:, 1:] * bow
+        y = start[:, 1:] + along[:, 1:] * at + along[:, :1] * bow
+        mass = np.repeat(3.1416 * radius**2 * length / count, count)
+        brushes[bool(radius.mean() > _COARSE_RADIUS)].append((x.ravel(), y.ravel(), mass))
     vessels = np.zeros((board.pixels, board.pixels), np.float32)
     for coarse, parts in brushes.items():
         if parts:
