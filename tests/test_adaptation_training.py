@@ -225,32 +225,24 @@ def test_scores_are_logits_in_the_order_asked_for(study, make_head, monkeypatch)
     assert not any(weight.requires_grad for weight in fitted.head.parameters())
 
 
-def test_features_of_another_encoder_are_refused(study):
+def test_features_of_another_encoder_or_without_patches_are_refused(study):
     features, cohort = study
-    fitted = fit(study)
+    blind = replace(features, patches=None)
+    with pytest.raises(StudyError, match="the features hold none: freeze them with patches"):
+        fit(study, make_glori, features=blind)
+    fitted = fit(study, make_linear, features=blind)
     with pytest.raises(StudyError, match=r"of another encoder .*freeze the features of its encoder"):
         fitted.score(replace(features, encoder=ENCODER | {"weights": "4567"}), cohort.image_id[:2])
-
-
-def test_a_head_for_patches_needs_them(study):
-    features, _ = study
-    with pytest.raises(StudyError, match="the features hold none: freeze them with patches"):
-        fit(study, make_glori, features=replace(features, patches=None))
-    assert fit(study, make_linear, features=replace(features, patches=None)).learning_rate
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def empty(rows):
-    return rows.iloc[:0]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda train, validate: {"train": empty(train)}, "the training split has no images: give some patients"),
-        (lambda train, validate: {"validation": empty(validate)}, "the validation split has no images"),
+        (lambda train, validate: {"train": train[:0]}, "the training split has no images: give some patients"),
+        (lambda train, validate: {"validation": validate[:0]}, "the validation split has no images"),
         (lambda train, validate: {"findings": ()}, "no finding to learn"),
         (lambda train, validate: {"findings": ("Mass", "Edema")}, "the cohort has no finding 'Edema'"),
         (lambda train, validate: {"train": train.assign(Hernia=-1)}, "Hernia has no known label in the training split"),

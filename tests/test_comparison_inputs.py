@@ -72,16 +72,13 @@ def test_an_arm_may_be_named_with_its_task(study, name, meant):
 
 def test_an_unknown_arm_or_task_names_those_there_are(study):
     scored = list_scored(study)
-    with pytest.raises(
-        StudyError, match=r"an arm 'ful': did you mean 'full'; those with scores are by_d4@compute, full."
+    for listed, name, sentence in (
+        (scored, "ful", r"an arm 'ful': did you mean 'full'; those with scores are by_d4@compute, full."),
+        (scored, "full@glori", "'full' has no scores for the task 'glori'; it has adaptation_linear, zero_shot"),
+        (scored[:0], "full", "no scores of any arm yet: run 05_compare_arms first"),
     ):
-        split_name(scored, "ful", "zero_shot")
-    with pytest.raises(
-        StudyError, match="'full' has no scores for the task 'glori'; it has adaptation_linear, zero_shot"
-    ):
-        split_name(scored, "full@glori", "zero_shot")
-    with pytest.raises(StudyError, match="no scores of any arm yet: run 05_compare_arms first"):
-        split_name(scored[:0], "full", "zero_shot")
+        with pytest.raises(StudyError, match=sentence):
+            split_name(listed, name, "zero_shot")
 
 
 def test_the_data_set_is_the_one_asked_for_or_the_test_set(study):

@@ -64,9 +64,8 @@ def test_the_words_name_n_seeds_interval_test_and_what_differs(cases):
     assert words.endswith("Images of validate are among them: models may have seen these.")
     words = describe_models(compare_score_tables(first, second, labels, resamples=100))
     assert "p DeLong's for patients with several images" in words
-    words = describe_models(
-        compare_score_tables(first, second, labels, resamples=100, test="permutation", permutations=99)
-    )
+    exchanged = {"test": "permutation", "permutations": 99}
+    words = describe_models(compare_score_tables(first, second, labels, resamples=100, **exchanged))
     assert "p by exchange of models within patients, 99 permutations" in words
 
 

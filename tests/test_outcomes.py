@@ -106,24 +106,20 @@ def test_the_true_hazard_is_above_both_above_the_image_above_chance(study, metri
     assert image.ci_low > 0.5
 
 
-def test_the_image_adds_to_age_and_sex(study):
+def test_the_image_adds_to_age_and_sex_and_a_row_over_seeds_is_their_mean(study):
     rows = study[3]
     gain = value(rows, "death", "c_index_difference", BOTH, reference=AGE_SEX)
     separate = value(rows, "death", "c_index", BOTH).value - value(rows, "death", "c_index", AGE_SEX).value
     assert gain.value == pytest.approx(separate, abs=1e-12)
     assert 0 < gain.ci_low < gain.value < gain.ci_high
     assert value(rows, "tube", "auroc_difference", IMAGE, reference=AGE_SEX).ci_low > 0
-
-
-def test_a_row_over_seeds_is_their_mean_and_age_and_sex_know_no_seed(study):
-    rows = study[3]
     of_seeds = [value(rows, "death", "c_index", IMAGE, seed).value for seed in (0, 1)]
     assert of_seeds[0] > of_seeds[1]
     assert value(rows, "death", "c_index", IMAGE).value == pytest.approx(np.mean(of_seeds))
     assert value(rows, "death", "c_index", AGE_SEX, 0).value == value(rows, "death", "c_index", AGE_SEX, 1).value
 
 
-def test_curves_take_one_image_a_patient_and_part_by_risk(study):
+def test_curves_take_one_image_a_patient_and_scores_of_all_are_kept(study):
     run, cohort, _, _ = study
     curves = run.read_table(curves_artifact("own"))
     own = curves[(curves.seed == 0) & (curves.setting == BOTH)]
@@ -133,10 +129,7 @@ def test_curves_take_one_image_a_patient_and_part_by_risk(study):
     at_five = own[own.years <= 5].groupby("group").survival.min()
     assert at_five["low"] > at_five["medium"] > at_five["high"]
     assert own.log_rank_p.max() < 1e-4
-
-
-def test_scores_of_every_test_image_are_kept(study):
-    run, cohort, _, _ = study
+    # Scores are kept of every test image.
     test = cohort[cohort.split == "test"]
     both = read_scores(run, test, ["death", "tube"], arm="own", seed=0, task=f"outcome_{BOTH}")
     assert np.isfinite(both).all()

@@ -19,14 +19,11 @@ def test_the_published_prompts_are_the_bare_name_and_no():
     assert PUBLISHED.prompts("Pleural_Thickening")[0] == ("Pleural Thickening",)
 
 
-def test_clinical_prompts_are_sentences_with_abbreviations_kept():
+def test_clinical_prompts_are_sentences_with_abbreviations_kept_and_the_contrast_is_a_normal_radiograph():
     present, absent = CLINICAL.prompts("ILD (Interstitial Lung Disease)")
     assert "ILD (interstitial lung disease)." in present
     assert "No evidence of ILD (interstitial lung disease)." in absent
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in present + absent)
-
-
-def test_the_contrast_is_the_same_normal_radiograph_for_every_finding():
     assert CONTRAST_NORMAL.prompts("Mass")[1] == CONTRAST_NORMAL.prompts("Hernia")[1]
     assert CONTRAST_NORMAL.prompts("Mass")[0] == CLINICAL.prompts("Mass")[0]
 
@@ -102,11 +99,7 @@ def test_a_family_of_ones_own_is_added_after_those_of_the_study(tmp_path):
         ("Not a trace", "Clear signs", "present and absent are the same sentences"),
         ("All is well.", "Something is wrong.", "normal and abnormal are the same sentences"),
         ("No fluid.", "Fluid.", "Pleural Effusion, both sides are the same sentences"),
-        (
-            "    present: [",
-            "    casing: upper\n    present: [",
-            "casing must be one of as_named, as_written, not 'upper'",
-        ),
+        ("    present: [", "    casing: upper\n    present: [", "casing must be one of as_named, .*, not 'upper'"),
         ("    present: [", "    candidate: 3\n    present: [", "candidate must be true or false"),
         ("{present: [", "{for: [", "findings must hold"),
     ],

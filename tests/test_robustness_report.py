@@ -46,9 +46,8 @@ def test_every_task_has_its_rows_and_they_fit_the_results_table(evaluated):
     assert set(rows.exposure) == {"held_out"}
     assert set(curves.columns) >= {"predicted", "observed", "ci_low", "n", "positives", "exposure"}
     table = summarise_robustness(rows)
-    assert table.loc[("tiny/test", "held_out", "prompt_family", "inverted_findings", "published", ""), "full"].endswith(
-        "of 2"
-    )
+    inverted = table.loc[("tiny/test", "held_out", "prompt_family", "inverted_findings", "published", ""), "full"]
+    assert inverted.endswith("of 2")
     # What the scores did not change is read, not made again.
     path = evaluated.run.path("evaluation/full/robustness.parquet")
     before = path.stat().st_mtime_ns

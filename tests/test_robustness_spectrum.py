@@ -18,16 +18,7 @@ from chexstudy.statistics.ranking import average_precision
 FINDINGS = ["No Finding", "Mass", "Hernia", "Support Devices"]
 NAN = np.nan
 LABELS = np.array(
-    [
-        [1, 0, 0, 0],
-        [1, 0, 0, 1],
-        [0, 1, 0, 0],
-        [0, 0, 1, 0],
-        [0, 1, 1, -1],
-        [0, 0, NAN, 1],
-        [-1, 0, 0, 0],
-    ],
-    dtype=float,
+    [[1, 0, 0, 0], [1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, -1], [0, 0, NAN, 1], [-1, 0, 0, 0]], dtype=float
 )
 
 
@@ -39,9 +30,7 @@ def test_healthy_and_sick_negatives_are_apart_and_positives_stay():
     np.testing.assert_array_equal(sick, [NAN, NAN, 1, 0, 1, 0, NAN])
     assert np.isnan(choose_negatives(LABELS, FINDINGS, "sick")[:, 0]).all()
     np.testing.assert_array_equal(choose_negatives(LABELS, FINDINGS, "all"), LABELS)
-
-
-def test_without_a_column_of_normals_the_healthy_have_no_finding_and_no_doubt():
+    # Without a column of normals the healthy have no finding and no doubt.
     np.testing.assert_array_equal(find_healthy(LABELS[:, 1:], FINDINGS[1:]), [1, 0, 0, 0, 0, 0, 1])
 
 

@@ -96,11 +96,9 @@ def test_groupings_by_a_column_of_ones_own_but_not_by_an_identifier():
     labels = (np.random.default_rng(0).random((200, 2)) < 0.4).astype(int)
     cohort = make_cohort(labels, scanner=np.repeat(["old", "new"], 100), shade=np.arange(200) % 40)
     assert plan_grouping(cohort, "scanner", FINDINGS).groups == ("new", "old")
-    for name in ("patient_id", "colour"):
-        with pytest.raises(StudyError, match=f"no grouping by '{name}'"):
+    for name, sentence in (("patient_id", "no grouping by"), ("colour", "no grouping by"), ("shade", "has 40 values")):
+        with pytest.raises(StudyError, match=sentence):
             plan_grouping(cohort, name, FINDINGS)
-    with pytest.raises(StudyError, match="'shade' has 40 values"):
-        plan_grouping(cohort, "shade", FINDINGS)
 
 
 def test_metrics_of_groups_are_those_of_their_images_alone():

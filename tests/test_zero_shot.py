@@ -70,13 +70,6 @@ def test_an_inverted_direction_is_listed_with_its_certainty():
     assert sentence.startswith("Mass: the prompts 'published' of arm 'full' point the wrong way on a/test, AUROC 0.0")
 
 
-def test_directions_once_encoded_score_every_split():
-    directions = prompt_directions(PROMPTS, FINDINGS, PUBLISHED)
-    images = np.random.default_rng(0).normal(size=(5, 3))
-    whole = zero_shot_scores(images, PROMPTS, FINDINGS, PUBLISHED)
-    np.testing.assert_array_equal(score_directions(images[:2], directions), whole[:2])
-
-
 def test_embeddings_that_cannot_be_compared_are_named():
     with pytest.raises(StudyError, match="embedding number 1 is zero or not finite"):
         zero_shot_scores(np.array([[1.0, 0, 0], [np.nan, 0, 0]]), PROMPTS, FINDINGS, PUBLISHED)
