@@ -106,16 +106,13 @@ def test_image_and_text_are_curated_side_by_side(files):
     for name, given in {"both": ["--text", "T.npy"], "joined": [], "image": []}.items():
         assert curate(*more, *given, embeddings="J.npy" if name == "joined" else "E.npy") == 0
         kept[name] = set(pd.read_parquet("subset.parquet").image_id)
-    assert len(kept["both"] & kept["joined"]) > 0.9 * len(kept["both"])
-    assert kept["both"] != kept["image"]
-    assert (files / "E.npy").read_bytes() == before
-
-
-def test_agreement_keeps_the_texts_that_fit(files):
     fits = np.arange(ROWS) % 4 == 0
     np.save("T.npy", 7 * np.where(fits[:, None], 1, -1) * np.load("E.npy"))
     assert curate("--method", "agreement", "--keep", 0.25, "--text", "T.npy") == 0
     assert pd.read_parquet("subset.parquet").image_id.tolist() == np.array(name_images())[fits].tolist()
+    assert len(kept["both"] & kept["joined"]) > 0.9 * len(kept["both"])
+    assert kept["both"] != kept["image"]
+    assert (files / "E.npy").read_bytes() == before
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -161,7 +158,7 @@ def test_features_too_large_for_memory_give_the_same_subset(files, monkeypatch):
 # --- what is said and recorded ---------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_it_did(files, capsys):
+def test_the_command_says_what_it_did_and_the_subset_how_it_came_to_be(files, capsys):
     assert curate("--method", "k_centre", "--keep", 0.25, "--seed", 4, "--scores", "scores.parquet") == 0
     first, second, *_, third, fourth, fifth = capsys.readouterr().out.splitlines()
     assert first == "600 rows of 12 numbers (float32); each is brought to unit norm, which takes less than 1 MB."
@@ -169,12 +166,8 @@ def test_the_command_says_what_it_did(files, capsys):
     assert re.fullmatch(r"k_centre kept 150 of 600 pairs \(25\.0%\) in \d+\.\d s\.", third)
     assert fourth == f"The subset, image_id and weight, is in {files / 'subset.parquet'}."
     assert fifth == f"The scores of all pairs, image_id and score, are in {files / 'scores.parquet'}."
-
-
-def test_a_subset_carries_how_it_came_to_be(files):
-    assert curate("--method", "random", "--keep", 30, "--seed", 9) == 0
     record = read_provenance(files / "subset.parquet")
-    expected = {"method": "random", "keep": 30.0, "budget": 30, "rows": ROWS, "seed": 9}
+    expected = {"method": "k_centre", "keep": 0.25, "budget": 150, "rows": ROWS, "seed": 4}
     assert {name: record[name] for name in expected} == expected
     assert record["inputs"]["embeddings"] == {"file": "E.npy", "sha256": hash_file(files / "E.npy")}
     assert set(record["inputs"]) == {"embeddings", "ids"}
@@ -216,23 +209,17 @@ def test_the_audit_finds_an_unfairness_and_is_written(files, capsys):
     unfair = pd.DataFrame({"image_id": name_images(), "loss": np.where(np.arange(ROWS) % 3 == 0, 0.0, 1.0)})
     unfair["loss"] += np.random.default_rng(0).random(ROWS)
     unfair.to_parquet("L.parquet")
+    # Where embeddings are equal, there are copies.
+    np.save("E.npy", np.tile(draw_clusters(ROWS // 2), (2, 1)))
     more = ["--method", "loss", "--losses", "L.parquet", "--table", "table.parquet", "--report", "audit.parquet"]
     assert curate(*more) == 0
     shown = capsys.readouterr().out
     assert "Warning, sex F" in shown
     table = pd.read_parquet("audit.parquet").set_index("group")
+    assert table.n[table.kind == "duplicate"].item() == 300
     assert table.warning["F"]
     assert not table.warning["M"]
     assert f"The audit's table is in {files / 'audit.parquet'}." in shown
-
-
-def test_copies_are_found_where_embeddings_are_equal(files, capsys):
-    embeddings = draw_clusters()
-    embeddings[300:] = embeddings[:300]
-    np.save("E.npy", embeddings)
-    assert curate("--method", "random", "--table", "table.parquet", "--report", "audit.parquet") == 0
-    table = pd.read_parquet("audit.parquet").set_index("kind")
-    assert table.n["duplicate"] == 300
 
 
 @pytest.fixture
@@ -263,9 +250,6 @@ def test_the_audit_of_a_study_reads_the_truth_of_its_phantom(audited_study, tmp_
     table = pd.read_parquet(written).set_index(["kind", "group"])
     copies = table.loc[("duplicate", "near-duplicate")]
     assert (copies.n, copies.kept) == (58, 0)
-
-
-def test_the_audit_of_a_study_without_that_arm_says_which_there_are(audited_study, capsys):
     assert main(["curate", "--report", "--study", "mine"]) == 2
     assert "has no subset of 'curated' with seed 0; there are: curated (seed 2)." in capsys.readouterr().err
 

@@ -59,11 +59,8 @@ def open_in_jupyterlab(name, study, **edits):
     return namespace
 
 
-def test_every_free_parameter_is_one_of_a_notebook():
-    assert {name for parameters in DECLARED.values() for name in parameters} >= FREE
-
-
 def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, home):
+    assert {name for parameters in DECLARED.values() for name in parameters} >= FREE
     run_all("debug")
     before = Run("debug").path(RECORD).read_text()
     given.clear()
@@ -96,19 +93,15 @@ def test_a_study_of_the_version_before_is_recognised_and_told_what_to_do(given, 
     assert sentence not in capsys.readouterr().out
 
 
-def test_without_a_profile_it_is_the_studys_own(given):
+def test_without_a_profile_it_is_the_studys_own_or_that_of_its_name(given):
     run_all("debug", study="mine")
     given.clear()
     run_notebooks(["02", "07"], study="mine")
     assert (given[SECOND]["warm_up_epochs"], given[SECOND]["prototypes"]) == (1, 4)
     assert given["07_ablate_curator"]["variants"] == ["published"]
-
-
-def test_a_new_study_of_a_profiles_name_takes_its_values_and_any_other_the_default_ones(given):
-    run_notebooks(["01"], study="debug")
-    assert given["01_build_cohort"]["pairs"] == 320
-    run_notebooks(["01"], study="mine")
-    assert given["01_build_cohort"]["pairs"] == 6000
+    for study, pairs in (("debug", 320), ("new", 6000)):
+        run_notebooks(["01"], study=study)
+        assert given[FIRST]["pairs"] == pairs
 
 
 def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
@@ -192,12 +185,6 @@ def test_what_only_adds_is_no_conflict(given, notebook, asked):
     assert {one: given[name][one] for one in asked} == asked
 
 
-def test_a_notebooks_own_setting_is_held_against_its_own_record(given):
-    run_notebooks(["01", "09"], "debug")
-    with pytest.raises(StudyError, match="head_epochs 2 -> 3"):
-        run_notebooks(["09"], parameters={"head_epochs": 3}, study="debug")
-
-
 def test_the_targets_of_make_run_on_a_finished_study_as_before(given):
     run_notebooks(["01", "02", "03", "04", "05", "06"], "demo")
     run_notebooks(["12"], "demo", {"budgets": [0.1, 0.227]})
@@ -206,6 +193,9 @@ def test_the_targets_of_make_run_on_a_finished_study_as_before(given):
     run_notebooks(["12"], study="demo")
     run_all("demo")
     assert given["12_sweep_budgets"]["budgets"] == [0.1, 0.227, 0.5]
+    # A notebook's own setting is held against its own record.
+    with pytest.raises(StudyError, match=r"head_epochs .* -> 3"):
+        run_notebooks(["09"], parameters={"head_epochs": 3}, study="demo")
 
 
 def test_a_data_folder_is_remembered_wherever_the_next_run_starts(given, home, monkeypatch):
@@ -235,17 +225,15 @@ def test_a_try_that_left_nothing_binds_nobody(given, home):
         run_notebooks(["01"], "demo", {"data_root": "third"}, study="mine")
 
 
-def test_what_others_leave_binds_nobody_to_a_try_of_another_notebook(given):
+def test_values_of_a_run_that_was_killed_reach_the_notebooks_it_did_not(given):
     given["fails"] = SECOND
     with pytest.raises(StudyError, match="the data is not there"):
         run_notebooks(["02"], "demo", study="mine")
     del given["fails"]
+    # What another notebook leaves binds nobody to that try.
     run_notebooks(["01"], study="mine")
     run_notebooks(["02"], parameters={"warm_up_epochs": 1}, study="mine")
     assert given[SECOND]["warm_up_epochs"] == 1
-
-
-def test_values_of_a_run_that_was_killed_reach_the_notebooks_it_did_not(given):
     given["fails"] = FIRST
     with pytest.raises(StudyError, match="the data is not there"):
         run_all("debug", {"prototypes": 5})
@@ -286,7 +274,9 @@ def test_a_damaged_record_is_one_sentence(given):
 # --- notebooks on their own -------------------------------------------------------------------------------------------
 
 
-def test_jupyterlab_takes_the_values_of_the_study_it_names(given, capsys):
+def test_jupyterlab_takes_the_values_of_the_study_it_names_or_the_profile_of_that_name(given, capsys):
+    assert open_in_jupyterlab(FIRST, "debug")["pairs"] == 320
+    assert open_in_jupyterlab(FIRST, "new")["pairs"] == 6000
     run_all("debug", {"seeds": 2}, study="mine")
     capsys.readouterr()
     values = open_in_jupyterlab(FOURTH, "mine")
@@ -298,12 +288,6 @@ def test_jupyterlab_takes_the_values_of_the_study_it_names(given, capsys):
     assert "warm_up_epochs = 1" in told
     assert "micro_batch" not in told
     assert (values["warm_up_epochs"], values["batch_size"]) == (1, 64)
-
-
-def test_jupyterlab_takes_the_profile_of_the_name_where_there_is_no_study_yet():
-    assert open_in_jupyterlab("01_build_cohort", "debug")["pairs"] == 320
-    assert open_in_jupyterlab("02_embed_pairs", "debug")["warm_up_epochs"] == 1
-    assert open_in_jupyterlab("01_build_cohort", "mine")["pairs"] == 6000
 
 
 def test_in_jupyterlab_a_value_edited_by_hand_is_held_against_the_study(given, capsys):

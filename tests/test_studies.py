@@ -36,13 +36,8 @@ def make_study(name, pairs=4, auroc=0.75, **parameters):
     run.write_json("pretraining/full/seed1/compute.json", {"flops": 1})
     run.record("pretraining/full/seed1/compute.json", {"arm": "full"}, ("cohort.parquet",), 1)
     place = {"arm": "full", "task": "zero_shot", "data_set": "drawn/test", "setting": "chosen", "exposure": "held_out"}
-    rows = pd.DataFrame(
-        [
-            {"metric": "auroc", "finding": "macro", "seed": -1, "value": auroc, "ci_low": auroc - 0.1, "ci_high": 0.9},
-            {"metric": "auroc", "finding": "Mass", "seed": -1, "value": 0.5, "ci_low": 0.4, "ci_high": 0.6},
-            {"metric": "auroc", "finding": "macro", "seed": 1, "value": 0.1, "ci_low": 0.0, "ci_high": 0.2},
-        ]
-    )
+    values = [("macro", -1, auroc, auroc - 0.1, 0.9), ("Mass", -1, 0.5, 0.4, 0.6), ("macro", 1, 0.1, 0.0, 0.2)]
+    rows = pd.DataFrame(values, columns=["finding", "seed", "value", "ci_low", "ci_high"]).assign(metric="auroc")
     add_results(run, rows.assign(**place, n=3, positives=-1))
     return run
 
@@ -51,12 +46,9 @@ def lines_of(capsys):
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_without_studies_the_list_says_how_to_make_one(capsys):
+def test_the_list_tells_profile_cohort_notebooks_state_and_size(capsys):
     assert main(["list"]) == 0
     assert "There is no study at" in capsys.readouterr().out
-
-
-def test_the_list_tells_profile_cohort_notebooks_state_and_size(capsys):
     make_study("one", pairs=1234)
     Run("two").write_json("made_by_hand.json", {})
     paths.cache().mkdir()
@@ -92,6 +84,9 @@ def test_the_list_tells_what_failed_and_what_was_done_before(capsys, monkeypatch
 
 def test_artifacts_of_other_code_or_inputs_are_stale(monkeypatch):
     run = make_study("one")
+    record = json.loads(run.path("study.json").read_text())
+    assert record["profile"]["name"] == "debug"
+    assert record["notebooks"]["02_embed_pairs"]["values"]["warm_up_epochs"] == 1
     assert find_stale_artifacts(run) == {}
     run.write_table("cohort.parquet", pd.DataFrame({"image_id": ["x"], "source": "drawn"}))
     assert find_stale_artifacts(run) == {"pretraining/full/seed1/compute.json": OTHER_INPUTS}
@@ -218,10 +213,3 @@ def test_results_are_shown_by_task_and_exported_whole(home, capsys, monkeypatch)
         assert lines_of(capsys) == [["arm", "value"], ["full", *value]]
     assert main(["results", "--study", "one", "--finding", "Edema"]) == 2
     assert capsys.readouterr().err == "there are no results of 'Edema' here, but of Mass, macro.\n"
-
-
-def test_what_is_recorded_is_what_the_file_says():
-    run = make_study("one")
-    record = json.loads(run.path("study.json").read_text())
-    assert record["profile"]["name"] == "debug"
-    assert record["notebooks"]["02_embed_pairs"]["values"]["warm_up_epochs"] == 1
