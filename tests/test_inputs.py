@@ -206,14 +206,8 @@ def test_losses_follow_the_ids_and_not_their_own_order(tmp_path):
     ("columns", "complaint"),
     [
         ({"image_id": ["a"], "loss": [1.0]}, "has no row for 1 of the 2 embedded images, the first is that of row 1"),
-        (
-            {"image_id": ["a", "b", "a"], "loss": [1.0, 2, 3]},
-            "1 image_id more than once, the first in row 0 and row 2",
-        ),
-        (
-            {"image_id": ["a", "b"], "loss": [1.0, np.nan]},
-            "'loss' of .* no finite number in 1 row, the first is row 1",
-        ),
+        ({"image_id": ["a", "b", "a"], "loss": [1.0, 2, 3]}, "1 image_id more than once, the first in row 0 and row 2"),
+        ({"image_id": ["a", "b"], "loss": [1.0, np.nan]}, "'loss' of .* no finite number in 1 row, the first is row 1"),
         ({"image_id": ["a", "b"], "loss": [np.inf, 1.0]}, "no finite number in 1 row, the first is row 0"),
         ({"image_id": ["a", "b"], "loss": ["1", "2"]}, "holds str, not numbers"),
         ({"image_id": ["a", "b"], "score": [1, 2]}, "has no column 'loss'"),

@@ -562,8 +562,7 @@ LOSS = np.array([0.0, 0.0, 0.0, 0.0, 10.0, 10.0])
 
 
 @pytest.mark.parametrize(
-    ("budget", "weights"),
-    [(6, [1] * 6), (5, [4 / 3] * 3 + [1] * 2), (4, [2] * 2 + [1] * 2), (3, [4, 1, 1]), (1, [6])],
+    ("budget", "weights"), [(6, [1] * 6), (5, [4 / 3] * 3 + [1] * 2), (4, [2] * 2 + [1] * 2), (3, [4, 1, 1]), (1, [6])]
 )
 def test_soft_pruning_rescales_the_drawn_so_that_weights_sum_to_all_pairs(budget, weights):
     choice = METHODS["infobatch"].choose(NONE, budget, draw(), loss=LOSS)

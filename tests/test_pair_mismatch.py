@@ -2,11 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexstudy.curation.quality.pair_mismatch import (
-    REVIEW_COLUMNS,
-    MismatchScores,
-    review_list,
-)
+from chexstudy.curation.quality.pair_mismatch import REVIEW_COLUMNS, MismatchScores, review_list
 from chexstudy.curation.quality.pair_mismatch import score_mismatch as score_features
 from chexstudy.errors import StudyError
 

@@ -3,9 +3,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from chexstudy.errors import StudyError
-from chexstudy.statistics.bootstrap import (
-    bootstrap_patients,
-)
+from chexstudy.statistics.bootstrap import bootstrap_patients
 from chexstudy.statistics.ranking import auroc, average_precision, macro_mean, rank_metrics
 
 

@@ -60,11 +60,8 @@ def interval(replicates: np.ndarray, patients: np.ndarray | None = None) -> tupl
     the quantile at Phi(-sqrt(k / (k - 1)) t(k - 1)). With many patients both are the same.
 
     ``replicates`` ``(resamples, ...)`` are NaN where the metric could not be had; ``patients`` ``(...)`` is how many it
-    rests on, in a ranking those of the scarcer class; without it, many.
-
-    Returns:
-        Low and high ends ``(...)``; NaN with fewer than five patients, or where fewer than 90 % of the resamples could
-        be evaluated.
+    rests on, in a ranking those of the scarcer class; without it, many. The ends ``(...)`` are NaN with fewer than five
+    patients, or where fewer than 90 % of the resamples could be evaluated.
     """
     replicates = np.asarray(replicates, dtype=float)
     shape = replicates.shape[1:]

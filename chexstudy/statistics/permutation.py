@@ -33,14 +33,9 @@ def exchange_models(
     on one scale, and neither metric sees more than ranks. With several seeds, the coin decides for all seeds of a
     patient, and what is tested is the mean over these seeds, not over trainings to come.
 
-    Args:
-        labels: ``(cases, findings)``, 1, 0, -1 or NaN.
-        first, second: one ``(cases, findings)`` array a seed, of the same seeds of both models.
-        permutations: how many; the smallest p value is one over one more.
-        summarise: what is tested of the values ``(..., findings)``, for example means over findings.
-
-    Returns:
-        ``(findings,)``, or as long as ``summarise`` makes it; NaN where a value cannot be had.
+    Labels ``(cases, findings)`` are 1, 0, -1 or NaN; the scores of each model are one such array a seed. What is tested
+    are the values ``(..., findings)`` of the measure, or what ``summarise`` makes of them, for example means over
+    findings. The smallest p value is one over one more than the permutations; NaN where a value cannot be had.
     """
     labels = np.asarray(labels, dtype=float)
     if len(first) == 0 or len(first) != len(second):

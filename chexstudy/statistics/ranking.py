@@ -27,11 +27,9 @@ def rank_metrics(
     ``roc_auc_score`` and ``average_precision_score``, ties included.
 
     Labels ``(cases, findings)`` of -1 and NaN are left out; a column of scores that are all NaN was not predicted.
-    ``weights`` ``(resamples, cases)`` tell how often each case counts; without them, each once.
-
-    Returns:
-        AUROC and average precision, each ``(findings,)`` without weights and ``(resamples, findings)`` with them; NaN
-        where a finding has one class only or was not predicted.
+    ``weights`` ``(resamples, cases)`` tell how often each case counts; without them, each once. Both metrics
+    are ``(findings,)``, with weights ``(resamples, findings)``; NaN where a finding has one class only or was not
+    predicted.
     """
     return _measure_ranks(labels, scores, weights, with_precision=True)
 

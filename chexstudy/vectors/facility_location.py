@@ -47,11 +47,9 @@ def facility_location(
     ``part_rows`` splits them at random and picks in each part its share: the first round of GreeDi (Mirzasoleiman et
     al. 2013), no longer exact greedy.
 
-    Rows ``(n, dim)``, float32 or float16, are scaled to unit norm. The generator splits them with ``part_rows``.
-
-    Returns:
-        The picks in order ``(count,)`` int64 and the gain of each ``(count,)`` float64: their sum is the objective.
-        With ``part_rows`` picks are ordered by gain, and gains are those within the part.
+    Rows ``(n, dim)``, float32 or float16, are scaled to unit norm. Returns the picks in order ``(count,)`` and the gain
+    of each: their sum is the objective. With ``part_rows``, which the generator draws, picks are ordered by gain, and
+    gains are those within the part.
     """
     check_features(features, count)
     parts = _split_rows(len(features), part_rows, generator)

@@ -34,15 +34,9 @@ def cluster_features(
 def _faiss_kmeans(features: Tensor, clusters: int, iterations: int, seed: int, rows_per_cluster: int) -> np.ndarray:
     rows = np.ascontiguousarray(features.detach().cpu().numpy(), dtype=np.float32)
     # min_points_per_centroid only silences a warning about small samples; it changes no result.
-    kmeans = load_faiss().Kmeans(
-        rows.shape[1],
-        clusters,
-        niter=iterations,
-        seed=seed,
-        gpu=count_faiss_gpus() > 0,
-        min_points_per_centroid=1,
-        max_points_per_centroid=rows_per_cluster,
-    )
+    points = {"min_points_per_centroid": 1, "max_points_per_centroid": rows_per_cluster}
+    gpu = count_faiss_gpus() > 0
+    kmeans = load_faiss().Kmeans(rows.shape[1], clusters, niter=iterations, seed=seed, gpu=gpu, **points)
     kmeans.train(rows)
     return kmeans.centroids
 

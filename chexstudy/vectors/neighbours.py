@@ -37,10 +37,8 @@ def nearest_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest features of each point by Euclidean distance, exact within float32, nearest first.
 
-    With ``without_self`` points are the features, and no row is its own neighbour.
-
-    Returns:
-        Row numbers ``(m, count)`` int64 and distances ``(m, count)`` float32.
+    Row numbers ``(m, count)`` and distances of as many. With ``without_self`` points are the features, and no row is
+    its own neighbour.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     targets = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
@@ -121,11 +119,7 @@ def density(features: np.ndarray, neighbours: int = 10) -> np.ndarray:
 
 
 def find_most_similar(rows: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` rows ``(n, dim)`` with the largest inner product with each query ``(q, dim)``, largest first.
-
-    Returns:
-        Row numbers ``(q, count)`` int64 and inner products ``(q, count)`` float32; equal ones by row number.
-    """
+    """The rows with the largest inner product with each query, and these ``(q, count)``; equal ones by row number."""
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if faiss := load_faiss():
         index = faiss.IndexFlatIP(rows.shape[1])

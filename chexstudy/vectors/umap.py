@@ -2,9 +2,9 @@
 
 A map is fitted on exact nearest neighbours and never transforms new points through UMAP: whatever is not a fitted pair
 (a prototype, a snapshot of one, a pair beyond the sample) is placed at the weighted barycentre of its nearest fitted
-pairs. That needs no stored UMAP object, gives the same point for the same input, moves smoothly when a prototype
-does, and keeps the neighbours of held-out pairs as well as UMAP's own transform (which starts from the same
-barycentre and then lets random forces act on it).
+pairs. That gives the same point for the same input, moves smoothly when a prototype does, and keeps the neighbours of
+held-out pairs as well as UMAP's own transform (which starts from the same barycentre and then lets random forces act on
+it).
 
 A map may start from another one (`fit_map` with ``start``): it then keeps place, scale and orientation, and pairs move
 only as far as their neighbours ask for. `chexstudy.curation.records.stage_maps` chains maps of a training that way.
@@ -60,8 +60,7 @@ def fit_map(features: np.ndarray, seed: int, start: np.ndarray | None = None) ->
     if len(distinct) <= LARGEST_FIT:
         return _fit_umap(distinct, seed, start)[place]
     sample = np.sort(np.random.default_rng(seed).choice(len(distinct), LARGEST_FIT, replace=False))
-    chosen_start = None if start is None else start[sample]
-    fitted = _fit_umap(distinct[sample], seed, chosen_start)
+    fitted = _fit_umap(distinct[sample], seed, None if start is None else start[sample])
     coordinates = place_on_map(distinct, distinct[sample], fitted)
     coordinates[sample] = fitted
     return coordinates[place]
@@ -78,8 +77,8 @@ def read_or_fit_map(
     parameters = {"seed": seed}
     if run.is_current(name, run.key(parameters, inputs)):
         return run.read_table(name)
-    coordinates = fit_map(features, seed)
-    table = pd.DataFrame({"image_id": list(image_ids), "x": coordinates[:, 0], "y": coordinates[:, 1]})
+    x, y = fit_map(features, seed).T
+    table = pd.DataFrame({"image_id": list(image_ids), "x": x, "y": y})
     run.write_table(name, table)
     run.record(name, parameters, inputs, seed)
     return table
@@ -188,15 +187,9 @@ def _fit_umap(features: np.ndarray, seed: int, start: np.ndarray | None) -> np.n
     begin = {"init": "pca"}
     if warm:
         begin = {"init": _turned_square(start), "n_epochs": _WARM_EPOCHS, "learning_rate": _WARM_LEARNING_RATE}
-    layout = umap.UMAP(
-        n_neighbors=neighbours,
-        min_dist=_MINIMUM_DISTANCE,
-        random_state=seed,
-        n_jobs=1,
-        precomputed_knn=(index, distance, None),
-        force_approximation_algorithm=True,
-        **begin,
-    )
+    shape = {"n_neighbors": neighbours, "min_dist": _MINIMUM_DISTANCE, "force_approximation_algorithm": True}
+    nearest = (index, distance, None)
+    layout = umap.UMAP(random_state=seed, n_jobs=1, precomputed_knn=nearest, **shape, **begin)
     with warnings.catch_warnings():
         # Without a search index UMAP could not transform new points; `place_on_map` does that here.
         warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")

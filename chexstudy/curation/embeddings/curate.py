@@ -143,9 +143,7 @@ def carry_out(plan: CurationPlan) -> pd.DataFrame:
 
     Rows are brought to unit norm. With a text side, what is curated are the joint features: the unit-norm embeddings of
     both sides, side by side, at unit norm.
-
-    Returns:
-        One row a pair, in the given order: ``image_id``, ``score`` (the higher, the sooner kept), ``kept``, ``weight``.
+    Returns ``image_id, score, kept, weight``, one row a pair in the given order.
     """
     joint, units = _normalise_sides(plan)
     generator = torch.Generator().manual_seed(plan.request.seed)

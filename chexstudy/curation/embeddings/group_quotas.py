@@ -161,7 +161,6 @@ class _Cells:
             return None
         more, fewer = np.round(solution.x).astype(int).reshape(2, cells)
         kept = self.kept.copy()
-        for cell in range(cells):
-            kept[self.outside[cell][: more[cell]]] = True
-            kept[self.inside[cell][len(self.inside[cell]) - fewer[cell] :]] = False
+        for inside, outside, taken, given in zip(self.inside, self.outside, more, fewer, strict=True):
+            kept[outside[:taken]], kept[inside[len(inside) - given :]] = True, False
         return kept

@@ -21,12 +21,7 @@ import torch
 from chexstudy.curation.choice import Choice
 from chexstudy.curation.methods.blocks import iterate_blocks
 from chexstudy.curation.methods.clusters import choose_easy_prototypes, choose_hard_prototypes
-from chexstudy.curation.methods.coverage import (
-    choose_at_random,
-    choose_by_density,
-    choose_facilities,
-    choose_k_centre,
-)
+from chexstudy.curation.methods.coverage import choose_at_random, choose_by_density, choose_facilities, choose_k_centre
 from chexstudy.curation.methods.duplicates import choose_deduplicated_and_diverse, choose_without_duplicates
 from chexstudy.curation.methods.hierarchical import choose_from_hierarchy
 from chexstudy.curation.methods.online import choose_by_bands, choose_within_budget

@@ -1,10 +1,7 @@
 """Methods that score each pair alone, by what a model says of it: agreement of image and text, losses, errors."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from chexstudy.curation.choice import Choice, check_option, choose_highest
@@ -91,22 +88,14 @@ def choose_by_error(
     pairs of a batch, so probabilities come from random batches of at most ``batch`` of the embeddings given, by a
     softmax of this temperature; both directions are averaged; one model stands for several.
     """
-    scores = np.empty(len(image))
-    for rows, logits in _contrast(image, text, generator, temperature, batch):
-        target = torch.eye(len(rows))
-        errors = [torch.linalg.vector_norm(way.softmax(dim=1) - target, dim=1) for way in (logits, logits.T)]
-        scores[rows] = (sum(errors) / 2).numpy()
-    return choose_highest(scores, budget)
-
-
-def _contrast(
-    image: np.ndarray, text: np.ndarray, generator: torch.Generator, temperature: float, batch: int
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Random batches of nearly equal size: their rows, and cosines over the temperature ``(rows, rows)``."""
     check_option("temperature", temperature, 1e-4)
     check_option("batch", batch, 1)
-    order = torch.randperm(len(image), generator=generator).numpy()
+    scores, order = np.empty(len(image)), torch.randperm(len(image), generator=generator).numpy()
+    # Batches are of nearly equal size.
     for rows in np.array_split(order, -(-len(order) // batch)):
         rows = np.sort(rows)
         sides = [normalize(read_rows(side, rows), dim=1) for side in (image, text)]
-        yield rows, sides[0] @ sides[1].T / temperature
+        logits, target = sides[0] @ sides[1].T / temperature, torch.eye(len(rows))
+        errors = [torch.linalg.vector_norm(way.softmax(dim=1) - target, dim=1) for way in (logits, logits.T)]
+        scores[rows] = (sum(errors) / 2).numpy()
+    return choose_highest(scores, budget)

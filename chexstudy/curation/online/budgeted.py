@@ -140,7 +140,7 @@ class BudgetedCurator:
         decided = []
         for a, b in _cut(self._position, len(rows), VIRTUAL_BATCH):
             piece, start = features[a:b], self._position
-            distance, prototype = self._nearest(piece)
+            distance, prototype = _measure_gaps(piece, self.prototypes).min(dim=1)
             self._distances.add(prototype, distance, torch.ones_like(distance, dtype=torch.bool), start)
             self._settle_bands()
             if start % VIRTUAL_BATCH == 0:
@@ -183,11 +183,6 @@ class BudgetedCurator:
         self._position = -(-self._position // VIRTUAL_BATCH) * VIRTUAL_BATCH
         self._budget_left = torch.tensor(budget, dtype=torch.float64, device=self.prototypes.device)
 
-    def _nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance to the nearest prototype and its number, ``(n,)`` each."""
-        gaps = torch.cdist(features, self.prototypes, compute_mode="donot_use_mm_for_euclid_dist")
-        return gaps.min(dim=1)
-
     def _settle_bands(self) -> None:
         """Take band edges anew; they hold for one piece of a virtual batch."""
         config = self.config
@@ -208,7 +203,7 @@ class BudgetedCurator:
     def _decide_block(self, features: Tensor, rows: Tensor) -> Selection:
         """Decide on at most `BLOCK` pairs that lie in one virtual batch, and remember them."""
         config = self.config
-        distance, prototype = self._nearest(features)
+        distance, prototype = _measure_gaps(features, self.prototypes).min(dim=1)
         support_edge, outlier_edge = self._support_edge[prototype], self._outlier_edge[prototype]
         band = torch.where(distance > outlier_edge, OUTLIER, torch.where(distance > support_edge, SUPPORT, CENTRAL))
         is_central, is_support, is_outlier = band == CENTRAL, band == SUPPORT, band == OUTLIER
@@ -216,7 +211,7 @@ class BudgetedCurator:
         novelty_edge = self._novelty_edge[prototype]
         novelty = self._bank.distance(prototype, features, rows)
         candidate = is_central & (novelty > novelty_edge)
-        between = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+        between = _measure_gaps(features, features)
         rivals = candidate & (prototype.unsqueeze(1) == prototype) & torch.ones_like(between, dtype=torch.bool).tril(-1)
         novelty = torch.minimum(novelty, between.masked_fill(~rivals, torch.inf).amin(dim=1))
         is_novel = is_central & (novelty > novelty_edge)
@@ -264,6 +259,10 @@ class BudgetedCurator:
         weights = self._recent_kept if config.update_features == "kept" else torch.ones_like(self._recent_kept)
         self.prototypes, usage = update_prototypes(self.prototypes, self._recent, config, weights)
         self._usage = self._usage + usage
+
+
+def _measure_gaps(points: Tensor, others: Tensor) -> Tensor:
+    return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _divide_share(wanted: Tensor, members: Tensor, config: CuratorConfig) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,7 @@ def initial_prototypes(features: Tensor, config: CuratorConfig) -> Tensor:
 def balanced_assignment(features: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assign unit-norm features ``(batch, dim)`` to unit-norm prototypes ``(count, dim)`` by Sinkhorn-Knopp (F5).
 
-    Returns:
-        Probability of each prototype for each feature ``(count, batch)``; its columns sum to one. The published update
-        takes the largest entry of each column.
+    Probabilities ``(count, batch)``, whose columns sum to one; the published update takes the largest of each column.
     """
     kernel = _affinity(features, prototypes, epsilon)
     kernel *= _balance(kernel, iterations, None)
@@ -78,10 +76,7 @@ def update_prototypes(
 
     As published, ``features`` ``(batch, dim)`` are the kept pairs' from before the optimiser's step (F6). Those not
     ``counted`` ``(batch,)`` take no part: a mask keeps shapes fixed. A prototype nobody is assigned to stays where it
-    is.
-
-    Returns:
-        The new prototypes and how many features each was assigned ``(count,)``.
+    is. Returns the new ones and how many features each was assigned ``(count,)``.
     """
     unit = normalize(prototypes, dim=1)
     if config.assignment == "balanced":

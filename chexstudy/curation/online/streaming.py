@@ -23,15 +23,9 @@ def curate_stream(
 ) -> pd.DataFrame:
     """What the online curator decides over unchanging unit-norm joint features ``(n, dim)``, perhaps memory-mapped.
 
-    Args:
-        generator: draws the order of each epoch, the warm-up sample if it is random, and the sampler's starts.
-        super_batch: pairs decided on together.
-        order: row numbers in the order of the stream, the same in every epoch; drawn anew for each without it.
-        epochs: how often each pair is considered.
-        label: names the progress that is shown; none is shown without it.
-
-    Returns:
-        The ledger's columns with ``row`` (int64) in place of ``image_id``, in the order of the stream.
+    The generator draws the order of each epoch unless one ``order`` of rows is given for all, the warm-up sample if it
+    is random, and the sampler's starts. Progress is shown under the label, if there is one. The ledger's columns come
+    back in the order of the stream, with ``row`` in place of ``image_id``.
     """
     count = len(features)
     if super_batch < config.prototypes:

@@ -44,18 +44,14 @@ def measure_keep_rates(
     or none are kept the design effect is not defined, and n is the number of patients. Unlike a bootstrap these
     intervals have a width where none of twelve is kept.
 
-    Args:
-        cohort: the training rows of a cohort table, all that the curator could choose from.
-        kept: which were kept by each seed ``(images,)`` bool, in the order of ``cohort``.
-        tiers: tier of each finding; adds groups of images with at least one finding of the tier.
-        truth: the phantom's truth with ``image_id, duplicate_of, mismatched, junk``; adds groups of these.
-        density: by each seed ``(images,)``; adds ten groups of equal size from the sparsest (1) to the densest (10).
+    The cohort is all that the curator could choose from; what each seed kept and its density are ``(images,)`` in its
+    order. Tiers add groups of images with a finding of each; the phantom's truth adds groups of near-duplicates,
+    mismatched and junk pairs; density adds ten groups of equal size from the sparsest (1) to the densest (10).
 
     Returns:
         One row a group and seed (`KEEP_RATE_COLUMNS` and ``seed``); ``group_by`` is ``all``, ``finding``, ``no
         finding``, ``tier``, ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean
-        over the seeds. A group without an image keeps its row, with NaN. A cohort without labels has no groups of
-        findings.
+        over the seeds. A group without an image keeps its row, with NaN.
     """
     if len(cohort) == 0:
         raise StudyError("there are no training images to compare the kept with: pass the training rows of the cohort.")
@@ -115,11 +111,8 @@ def _truth_groups(cohort, truth) -> dict[tuple[str, str], np.ndarray]:
     if absent:
         raise StudyError(f"the truth lacks {absent:,} of the images: it belongs to another cohort.")
     truth = truth.loc[cohort.image_id]
-    flags = [
-        (truth.duplicate_of.fillna("") != "").to_numpy(),
-        truth.mismatched.to_numpy(dtype=bool),
-        truth.junk.to_numpy(dtype=bool),
-    ]
+    flags = [truth.duplicate_of.fillna("") != "", truth.mismatched, truth.junk]
+    flags = [flag.to_numpy(dtype=bool) for flag in flags]
     flags.append(~np.any(flags, axis=0))
     return {("truth", name): members for name, members in zip(TRUTH_GROUPS, flags, strict=True)}
 

@@ -56,8 +56,7 @@ def measure_detection(
     sound = ~wrong["either"]
     against = {"sound": sound, "rare": sound & (np.asarray(tiers) == _RARE_TIER)}
     among = {ALL_PAIRS: np.ones(pairs, dtype=bool)}
-    if bands is not None:
-        among |= {name: np.asarray(bands) == name for name in sorted(set(bands))}
+    among |= {name: np.asarray(bands) == name for name in sorted(set(() if bands is None else bands))}
     questions = [(kind, other, where) for kind in wrong for other in against for where in among]
     # -1 leaves a pair out of a question.
     asked = [np.select([wrong[kind], against[other]], [1, 0], -1) for kind, other, _ in questions]
@@ -67,7 +66,7 @@ def measure_detection(
     weights = bootstrap_patients(patient_ids, resamples, generator)
     patients = count_scarcer_patients(labels, weights)
     scores = {"mismatch_score": scored.score, "mismatch": scored.mismatch, "isolation": scored.isolation}
-    scores |= {"clip_score": -scored.agreement}
+    scores["clip_score"] = -scored.agreement
     tables = []
     for name, values in scores.items():
         columns = np.broadcast_to(values[:, None], labels.shape)

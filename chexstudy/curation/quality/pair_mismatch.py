@@ -95,7 +95,8 @@ def score_mismatch(features: np.ndarray, neighbours: int = NEIGHBOURS) -> Mismat
         _regret(agreement, text_to_image[1].mean(axis=1), _mean_to_others(text, image)),
     )
     mismatch = _standardise(np.mean(regrets, axis=0))
-    isolation, text_isolation = (_standardise(_distance(one[1][:, -1])) for one in (of_image, of_text))
+    apart = (np.maximum(2 - 2 * one[1][:, -1], 0) for one in (of_image, of_text))
+    isolation, text_isolation = (_standardise(np.sqrt(square)) for square in apart)
     score = np.maximum(mismatch, isolation - np.maximum(text_isolation, 0))
     return MismatchScores(score, mismatch, isolation, agreement)
 
@@ -167,10 +168,6 @@ def _mean_to_others(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _regret(value: np.ndarray, ceiling: np.ndarray, floor: np.ndarray) -> np.ndarray:
     span = ceiling - floor
     return (ceiling - value) / np.maximum(span, max(np.median(span) / 2, _SMALLEST_SPREAD))
-
-
-def _distance(cosine: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(2 - 2 * cosine, 0))
 
 
 def _standardise(values: np.ndarray) -> np.ndarray:

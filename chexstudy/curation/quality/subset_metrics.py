@@ -61,16 +61,9 @@ def measure_kept(
     Intervals of shares are from drawing patients (`chexstudy.statistics.bootstrap`). Where all or none count, no
     resample could differ; the interval is then Wilson's with the number of patients. Distances have none.
 
-    Args:
-        features: unit-norm ``(pairs, dim)``, of one encoder for all methods that are compared.
-        labels: one row a pair; its finding columns are used (a cohort table may be passed). Uncertain and unstated
-            labels count as not present.
-        tiers: tier of each finding; None leaves out tiers.
-        truth: of the phantom, one row a pair, with ``image_id, duplicate_of, mismatched, junk``; None leaves out what
-            needs it.
-
-    Returns:
-        Table with `KEPT_COLUMNS`. A finding or tier without a pair keeps its row, with NaN.
+    Features ``(pairs, dim)`` are of one encoder for all methods that are compared; labels, of which the finding columns
+    are used, and the phantom's truth have one row a pair. Without tiers or truth, what needs them is left out. A
+    finding or tier without a pair keeps its row, with NaN. Uncertain and unstated labels count as not present.
     """
     kept = np.asarray(kept)
     features = np.asarray(features, dtype=np.float32)

@@ -11,7 +11,6 @@ from chexstudy.pseudonyms import find_image_id, show_image_ids
 from chexstudy.runs import Run
 
 _SEXES = {"F": "female", "M": "male", "unknown": "sex unknown"}
-_LABELS_SHOWN = 3
 _SPLITS = {"train": "training", "validate": "validation", "test": "test", "test_enriched": "enriched test"}
 
 
@@ -139,7 +138,7 @@ def _tell_decision(row, batch: pd.DataFrame, cohort: pd.DataFrame | None) -> str
 def _tell_labels(image_ids: pd.Series, cohort: pd.DataFrame) -> str:
     """What the pairs around a prototype have in common: their most frequent labels."""
     present = cohort.loc[cohort.image_id.isin(image_ids), finding_columns(cohort)].eq(1).fillna(False)
-    shares = present.mean().sort_values(ascending=False, kind="stable").head(_LABELS_SHOWN)
+    shares = present.mean().sort_values(ascending=False, kind="stable").head(3)
     named = [f"{name} ({share:.0%})" for name, share in shares.items() if share > 0]
     return f"These pairs are most often labelled {', '.join(named)}." if named else ""
 

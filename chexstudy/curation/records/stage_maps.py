@@ -100,10 +100,7 @@ def read_or_fit_stage_maps(
     """The maps of all stages: read if they were fitted on these features with this seed, else fitted and written.
 
     ``features`` ``(n, dim)`` are those of the ledger's rows, ``start`` is that of `fit_stage_maps`, all else as in
-    `chexstudy.vectors.umap.read_or_fit_map`.
-
-    Returns:
-        ``stage, row, image_id, x, y``, one row a stage and pair; ``row`` is the ledger's.
+    `chexstudy.vectors.umap.read_or_fit_map`. One row a stage and pair, with ``stage, row, image_id, x, y``.
     """
     parameters = {"seed": seed, "steps": [[stage.first_step, stage.last_step] for stage in stages]}
     if run.is_current(name, run.key(parameters, inputs)):
@@ -148,10 +145,8 @@ def trace_over_stages(
 def measure_stage_maps(maps: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
     """How good the maps of stages are, and how smooth their chain; arguments as in `trace_over_stages`.
 
-    Returns:
-        ``stage, pairs, trustworthiness, shared, moved``: pairs on the map, how far its neighbours can be trusted, how
-        many of them were on the map before, and their median movement as a share of the map's radius; NaN where a map
-        is too small or there is none before.
+    ``stage, pairs, trustworthiness, shared, moved``: pairs on the map, how far its neighbours can be trusted, how many
+    were on the map before, and their median movement as a share of its radius; NaN where that cannot be had.
     """
     rows, before = [], None
     for number, shown in maps.groupby("stage"):

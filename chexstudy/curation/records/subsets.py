@@ -1,7 +1,6 @@
 """Where the subset of a study's arm, or of a method of curation, lies, and the scores it was chosen by."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -35,13 +34,10 @@ def read_subset(run: Run, arm: str, seed: int) -> ChosenSubset:
 
 def _list_subsets(run: Run) -> list[str]:
     """The arms and methods with a subset, as ``curated (seeds 0, 1)``."""
-    seeds: dict[str, list[int]] = {}
-    for path in sorted(run.folder.glob("*/*/seed*/subset.parquet"), key=_seed_of):
-        if path.parts[-4] in ("pretraining", "curation") and path.parent.name.removeprefix("seed").isdigit():
-            seeds.setdefault(path.parts[-3], []).append(_seed_of(path))
-    return [f"{name} (seed{'s' * (len(own) > 1)} {', '.join(map(str, own))})" for name, own in sorted(seeds.items())]
-
-
-def _seed_of(path: Path) -> int:
-    number = path.parent.name.removeprefix("seed")
-    return int(number) if number.isdigit() else -1
+    seeds: dict[str, set[int]] = {}
+    for path in run.folder.glob("*/*/seed*/subset.parquet"):
+        step, name, seed = path.parts[-4:-1]
+        if step in ("pretraining", "curation") and seed.removeprefix("seed").isdigit():
+            seeds.setdefault(name, set()).add(int(seed.removeprefix("seed")))
+    listed = {name: ", ".join(map(str, sorted(own))) for name, own in sorted(seeds.items())}
+    return [f"{name} (seed{'s' * (',' in own)} {own})" for name, own in listed.items()]
