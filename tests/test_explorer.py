@@ -142,13 +142,7 @@ def test_pointing_at_a_pair_shows_its_radiograph_and_why(explorer):
     assert shades(explorer) == []
     point_at(explorer, "support, kept", 1)
     assert shades(explorer) == [60]
-    for words in (
-        "kept: in the support band",
-        "support",
-        "prototype",
-        "0.800 (support band: 0.600 to 0.900)",
-        "step 12",
-    ):
+    for words in ("kept: in the support band", "prototype", "0.800 (support band: 0.600 to 0.900)", "step 12"):
         assert words in explorer.card.value
     point_at(explorer, "outlier, dropped")
     assert shades(explorer) == [80]
@@ -160,18 +154,15 @@ def test_pointing_at_a_pair_shows_its_radiograph_and_why(explorer):
     assert shades(explorer) == [80]
 
 
-def test_pairs_to_be_scored_say_nothing(explorer):
+def test_pairs_to_be_scored_say_nothing_and_a_prototype_counts_its_pairs(explorer):
+    point_at(explorer, "prototype", 1)
+    # Places 1, 3 and 5 are its pairs; the outlier at 5 is dropped.
+    assert "3 scored, of which 2 kept" in explorer.card.value
     explorer.slider.value = 1
     before = explorer.card.value
     point_at(explorer, "to be scored")
     select(explorer, *find(explorer, "to be scored"))
     assert explorer.card.value == before
-
-
-def test_pointing_at_a_prototype_counts_its_pairs(explorer):
-    point_at(explorer, "prototype", 1)
-    # Places 1, 3 and 5 are its pairs; the outlier at 5 is dropped.
-    assert "3 scored, of which 2 kept" in explorer.card.value
 
 
 def test_a_click_holds_a_pair_until_a_double_click(explorer):
@@ -199,34 +190,28 @@ def test_a_lasso_shows_the_first_radiographs_inside_it(explorer, monkeypatch):
     assert shades(explorer) == []
 
 
-def test_images_are_called_by_pseudonyms(run, explorer):
-    point_at(explorer, "central, kept")
-    (shown,) = show_image_ids(run, ["t/12-1"])
-    assert shown.startswith("image-")
-    assert shown in explorer.card.value
-    assert "t/12-1" not in explorer.card.value
-
-
 def test_reports_are_shown_only_if_given(run, pairs, trajectory):
     given = PrototypeExplorer(run, pairs, trajectory, read_pixels, {"t/11-0": "Clear <lungs>."})
     point_at(given, "central, dropped")
     assert "Clear &lt;lungs&gt;." in given.card.value
     point_at(given, "central, kept")
     assert "no report" in given.card.value
+    # Images are called by pseudonyms.
+    (shown,) = show_image_ids(run, ["t/12-1"])
+    assert shown.startswith("image-")
+    assert shown in given.card.value
+    assert "t/12-1" not in given.card.value
     without = PrototypeExplorer(run, pairs.assign(report="secret"), trajectory, read_pixels)
     point_at(without, "central, dropped")
     assert "secret" not in str([without.card.value, without.map.get_state()])
 
 
-def test_a_priority_is_shown_where_the_rule_has_one(run, pairs, trajectory):
-    given = PrototypeExplorer(run, pairs.assign(priority=0.25), trajectory, read_pixels)
+def test_a_priority_and_one_map_without_stages_are_shown_too(run, pairs, trajectory):
+    one_map = pairs[pairs.stage == 0].drop(columns="stage").assign(priority=0.25), trajectory.drop(columns="stage")
+    given = PrototypeExplorer(run, *one_map, read_pixels)
+    assert len(given.marks) == 6 + 2
     point_at(given, "central, kept")
     assert "0.250" in given.card.value
-
-
-def test_one_map_without_stages_can_be_explored_too(run, pairs, trajectory):
-    one_map = pairs[pairs.stage == 0].drop(columns="stage"), trajectory.drop(columns="stage")
-    assert len(PrototypeExplorer(run, *one_map, read_pixels).marks) == 6 + 2
 
 
 def test_a_nameless_picture_is_displayed_with_it_and_no_text(explorer, monkeypatch):
@@ -251,10 +236,9 @@ def test_a_slow_browser_does_not_make_it_deaf(explorer):
 
 
 def test_nothing_to_explore_is_said_in_one_sentence(run, pairs, trajectory):
-    with pytest.raises(StudyError, match="nothing to draw"):
-        PrototypeExplorer(run, pairs[:0], trajectory, read_pixels)
-    with pytest.raises(StudyError, match="nothing to draw"):
-        PrototypeExplorer(run, pairs, trajectory[:0], read_pixels)
+    for given in ((pairs[:0], trajectory), (pairs, trajectory[:0])):
+        with pytest.raises(StudyError, match="nothing to draw"):
+            PrototypeExplorer(run, *given, read_pixels)
 
 
 def test_there_is_an_explorer_only_where_someone_can_point(run, pairs, trajectory, monkeypatch):

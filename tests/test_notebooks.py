@@ -93,6 +93,8 @@ def test_a_notebook_opens_with_its_title_and_its_parameters(source):
     assert re.match(r"# \S", title.source)
     assert re.search(r"second|minute|hour", title.source), "the first cell says what the notebook costs"
     assert parameters.metadata.get("tags") == ["parameters"]
+    names = [line.split("=")[0].split(":")[0].strip() for line in parameters.source.splitlines()]
+    assert sorted(names) == sorted(set(names)), "a parameter is declared once"
     declared = read_parameters(source)
     # The cohort has a seed of its own: `-p seed 1` must change trainings and not, unseen, the patients too.
     seed = "cohort_seed" if source.stem == "01_build_cohort" else "seed"
@@ -100,13 +102,6 @@ def test_a_notebook_opens_with_its_title_and_its_parameters(source):
     assert [name for name, parameter in declared.items() if not parameter.help] == []
     first_code = next(cell.source for cell in rest if cell.cell_type == "code")
     assert f'("{source.stem}", globals())' in first_code
-
-
-@each_notebook
-def test_a_parameter_is_declared_once(source):
-    cell = next(cell for cell in read_cells(source) if cell.metadata.get("tags") == ["parameters"])
-    names = [line.split("=")[0].split(":")[0].strip() for line in cell.source.splitlines()]
-    assert sorted(names) == sorted(set(names))
 
 
 @each_notebook
@@ -138,34 +133,23 @@ def test_code_that_belongs_in_the_package_is_not_in_a_notebook(source):
 
 
 @each_notebook
-def test_prose_comes_before_code(source):
+def test_prose_comes_before_code_and_the_last_cells_assert_what_it_claims(source):
     kinds = [cell.cell_type for cell in read_cells(source)]
     assert kinds.count("markdown") >= 4
     runs_of_code = re.findall("c+", "".join(kind[0] for kind in kinds))
     assert max(map(len, runs_of_code)) <= 4
-
-
-@each_notebook
-def test_the_last_cells_assert_what_the_prose_claims(source):
-    assert any(
-        isinstance(node, ast.Assert) for cell in code_cells(source)[-3:] for node in ast.walk(ast.parse(cell.source))
-    )
-
-
-def test_every_profile_is_there_and_says_what_it_costs():
-    assert set(list_profiles()) == PROFILES
-    for name in PROFILES:
-        profile = read_profile(name)
-        assert profile.title
-        assert profile.description
-        assert profile.cost
+    last = [ast.walk(ast.parse(cell.source)) for cell in code_cells(source)[-3:]]
+    assert any(isinstance(node, ast.Assert) for nodes in last for node in nodes)
 
 
 @needs_notebooks
 @pytest.mark.parametrize("name", sorted(PROFILES))
-def test_every_value_of_a_profile_is_taken_by_a_notebook(name):
+def test_a_profile_says_what_it_costs_and_its_values_are_taken_by_notebooks(name):
+    profile = read_profile(name)
+    assert all((profile.title, profile.description, profile.cost))
+    assert set(list_profiles()) == PROFILES
     declared = {source.stem: read_parameters(source) for source in SOURCES}
-    values = resolve_parameters(declared, read_profile(name), list(declared), {}, name)
+    values = resolve_parameters(declared, profile, list(declared), {}, name)
     assert all(given["study"] == name for given in values.values())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import describe, draw, marks, plot, texts, titles
+from drawn import describe, draw, marks, plot, read_nothing, texts, titles
 
 from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.curation.records.ledger import measure_churn
@@ -12,8 +12,6 @@ from chexstudy.plots.curators import order_methods
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.prototypes import choose_snapshots
 from chexstudy.plots.style import ACCENT, GREY, SEQUENCE
-
-# --- evolution over stages -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -59,12 +57,12 @@ def test_each_panel_shows_the_map_of_its_stage(staged, trajectory):
     assert "seed 4" in caption
 
 
-def test_with_stages_the_start_and_the_ends_of_stages_are_shown():
-    many = pd.DataFrame({"snapshot": range(21), "stage": [0, *np.repeat(range(4), 5)]})
-    assert choose_snapshots(many) == [0, 5, 10, 15, 20]
-
-
-# --- cards -----------------------------------------------------------------------------------------------------------
+def test_snapshots_are_spread_with_both_ends_and_with_stages_those_of_stages():
+    many = pd.DataFrame({"snapshot": np.arange(101)})
+    assert choose_snapshots(many) == [0, 20, 40, 60, 80, 100]
+    assert choose_snapshots(many[:1]) == [0]
+    stages = pd.DataFrame({"snapshot": range(21), "stage": [0, *np.repeat(range(4), 5)]})
+    assert choose_snapshots(stages) == [0, 5, 10, 15, 20]
 
 
 @pytest.fixture
@@ -78,12 +76,8 @@ def ledger():
     )
 
 
-def _read_nothing(image_id):
-    return np.zeros((4, 4), np.uint8)
-
-
 def test_cards_list_the_nearest_median_and_farthest(ledger):
-    cards = figures.prototype_cards.choose(ledger, _read_nothing)[0]
+    cards = figures.prototype_cards.choose(ledger, read_nothing)[0]
     first = cards[cards.prototype == 0]
     assert first[first.place == "nearest"].image_id.tolist() == ["t/00", "t/01", "t/02"]
     assert first[first.place == "median"].image_id.tolist() == ["t/08", "t/09", "t/10"]
@@ -95,7 +89,7 @@ def test_cards_list_the_nearest_median_and_farthest(ledger):
 
 def test_a_card_shows_every_radiograph_in_its_band_and_what_became_of_it(ledger):
     read = []
-    drawn = draw(figures.prototype_cards, ledger, lambda image_id: read.append(image_id) or _read_nothing(image_id))
+    drawn = draw(figures.prototype_cards, ledger, lambda image_id: read.append(image_id) or read_nothing(image_id))
     assert read == drawn.numbers.image_id.tolist()
     assert sum(len(axes.get_images()) for axes in drawn.axes) == len(read)
     words = texts(drawn.drawing)
@@ -103,10 +97,7 @@ def test_a_card_shows_every_radiograph_in_its_band_and_what_became_of_it(ledger)
     assert {"0.00 kept", "0.05 dropped"} <= set(words)
     assert "all prototypes" in drawn.caption
     many = ledger.assign(prototype=np.arange(32) % 9)
-    assert "the 8 most used of 9 prototypes" in describe(figures.prototype_cards, many, _read_nothing)
-
-
-# --- usage, spread, churn --------------------------------------------------------------------------------------------
+    assert "the 8 most used of 9 prototypes" in describe(figures.prototype_cards, many, read_nothing)
 
 
 @pytest.fixture
@@ -158,9 +149,6 @@ def test_panels_are_drawn_where_there_are_numbers(history, ledger, epochs):
     )
 
 
-# --- the audit -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def report():
     rows = [
@@ -199,9 +187,6 @@ def test_an_audit_without_a_warning_says_so_and_one_side_may_be_missing(report):
     alone = AuditReport(table, report.left_out[:0], 300, 120, 60, 2000)
     assert len(plot(figures.audit, alone).axes) == 1
     assert "No group was kept less often than chance allows." in describe(figures.audit, alone)
-
-
-# --- the ablation ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -253,9 +238,6 @@ def test_the_ratio_law_is_that_of_the_design():
     assert "from \N{MINUS SIGN}5.0 to \N{MINUS SIGN}0.5 points off" in caption
     assert "No intervals, n = 400 pairs, 1 seed." in caption
     assert "Super" not in caption
-
-
-# --- the comparison of methods ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -319,7 +301,7 @@ def test_what_is_missing_is_left_out(comparison):
 @pytest.mark.parametrize("name", ["cards", "dynamics", "audit", "ablation", "law", "comparison"])
 def test_without_numbers_there_is_nothing_to_draw(name, ledger, history, report, ablation, comparison):
     given = {
-        "cards": (figures.prototype_cards, ledger[:0], _read_nothing),
+        "cards": (figures.prototype_cards, ledger[:0], read_nothing),
         "dynamics": (figures.prototype_dynamics, history[:1], ledger),
         "audit": (figures.audit, AuditReport(report.table[:0], report.left_out, 300, 120, 60, 2000)),
         "ablation": (figures.curator_ablation, ablation[:0]),

@@ -92,16 +92,12 @@ def test_curves_are_drawn_a_panel_a_finding_most_prevalent_first(drawn):
     assert "6 most prevalent of 6 findings" in describe(figures.learning_curves, drawn["table"], drawn["bands"])
 
 
-def test_all_findings_are_in_the_figures_numbers(drawn):
+def test_a_single_draw_has_no_spread_and_positives_are_counted_where_they_are_the_unit(drawn):
     data = figures.learning_curves.choose(drawn["table"], drawn["bands"])[0]
     assert set(data.finding) == set(FINDINGS)
     measured = data[data.kind == "measured"]
-    # A single draw has no spread to show.
     assert measured[measured.labels == 1000].low.isna().all()
     assert measured[measured.labels < 1000].low.notna().all()
-
-
-def test_curves_in_positives_are_drawn_against_positives(drawn):
     table = drawn["table"].assign(unit="positives")
     data = figures.learning_curves.choose(table[table.finding == "Effusion"], drawn["bands"])[0]
     assert sorted(data[data.kind == "measured"].labels.unique()) == [n // 2 for n in GRID]

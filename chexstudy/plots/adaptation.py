@@ -152,11 +152,8 @@ def tabulate_heads(results: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _select_gains(results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, str]], sizes: pd.Series) -> tuple:
     """Paired differences in AUROC between two heads on one encoder, a row a finding, largest first.
 
-    Args:
-        results: rows of the results table.
-        arm: whose encoder.
-        pairs: heads compared, one panel each.
-        sizes: median share of the image that a finding's lesions cover, by finding, as far as known; orders findings.
+    One table for each of the ``pairs`` of heads; ``sizes``, the median share of the image that a finding's lesions
+    cover, orders findings as far as it is known.
     """
     if not pairs:
         raise NothingToDraw("no heads were compared")

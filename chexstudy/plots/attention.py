@@ -247,11 +247,6 @@ def _select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str
 
     One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region, value,
     ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
-
-    Args:
-        results: the results table.
-        head: a head and its variant, empty for the head itself.
-        data_set: one data set.
     """
     own = results[(results.task == TASK) & (results.data_set == data_set)]
     own = own[(own["head"] == head[0]) & (own.variant == head[1])]

@@ -33,11 +33,8 @@ def _select(ledger: pd.DataFrame, read_pixels: Callable[[str], np.ndarray]) -> t
     """The pairs shown on the cards of the most used prototypes; one with few members shows each of them once.
 
     One row a radiograph, prototypes in their order: ``prototype``; its ``members``, their ``usage`` (share of all
-    pairs) and ``keep_rate``; ``place, image_id, distance, band, kept``.
-
-    Args:
-        ledger: one epoch's decisions.
-        read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
+    pairs) and ``keep_rate``; ``place, image_id, distance, band, kept``. ``ledger`` holds one epoch's decisions,
+    ``read_pixels`` gives the pixels ``(height, width)`` uint8 of an ``image_id``.
     """
     require_rows(ledger, "curation decisions")
     tables = []

@@ -17,14 +17,9 @@ _MOST_IN_MATRIX = 16
 
 
 def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
-    """How often each finding is present, uncertain, absent or not stated, commonest first.
+    """How often each finding is present, uncertain, absent or not stated, in one split or in all, commonest first.
 
-    Args:
-        split: count this split alone, for example ``train``.
-
-    Returns:
-        ``finding, present, uncertain, absent, not_stated, prevalence``; the prevalence is the share of all images
-        (`measure_prevalence`), for reports seldom state what is absent.
+    The ``prevalence`` is the share of all images (`measure_prevalence`), for reports seldom state what is absent.
     """
     rows = cohort if split is None else cohort[cohort.split == split]
     findings = finding_columns(cohort)
@@ -43,11 +38,7 @@ def count_findings(cohort: pd.DataFrame, split: str | None = None) -> pd.DataFra
 
 
 def count_report_lengths(cohort: pd.DataFrame) -> pd.DataFrame:
-    """Length of reports in words by source (largest first), without empty reports.
-
-    Returns:
-        ``source, reports, p5, mean, median, p95, longest``.
-    """
+    """Length of reports in words by source (largest first), without empty reports."""
     written = cohort[cohort.report.str.strip() != ""]
     words = written.report.str.split().str.len().astype(float)
     rows = []

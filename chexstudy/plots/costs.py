@@ -179,11 +179,7 @@ compute = Figure("compute", _select_compute, _plot_compute, _describe_compute, _
 def _select_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Macro AUROC of each arm at each budget, and its mean cost over seeds; the rows measured; and what is saved.
 
-    Points have ``kept``, the share of the pairs; savings `select_savings` describes.
-
-    Args:
-        results: rows of the results table.
-        costs: one row an arm and seed with ``pairs_trained`` and ``flops``.
+    Points have ``kept``, the share of the pairs; ``costs`` one row an arm and seed.
     """
     rows = require_rows(select_rows(results, ZERO_SHOT, finding=MACRO), "arms at budgets, macro")
     mean = name_arms(costs).groupby(["arm", "variant"])[list(COSTS)].mean().reset_index()

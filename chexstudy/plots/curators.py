@@ -243,11 +243,7 @@ def _name_method(method: str) -> str:
 
 
 def _select(table: pd.DataFrame) -> pd.DataFrame:
-    """The numbers drawn, with ``verdict`` against random choice at the same kind of budget.
-
-    Args:
-        table: of `chexstudy.experiments.curator_comparison.tabulate_comparison`.
-    """
+    """`chexstudy.experiments.curator_comparison.tabulate_comparison` with ``verdict`` against random choice."""
     require_rows(table[table.measure.notna()], "methods")
     chance = table[table.method == RANDOM].set_index(["metric", "budget_kind"]).measure
     verdicts = [_judge(row, float(chance.get((row.metric, row.budget_kind), np.nan))) for row in table.itertuples()]

@@ -186,9 +186,7 @@ def _conclude_training(_: pd.DataFrame, histories: dict[str, pd.DataFrame]) -> s
 def _select_prototypes(history: pd.DataFrame, ledger: pd.DataFrame) -> tuple:
     """Usage and spread by step while curating; the curated steps whole, the churn of decisions, and how many pairs.
 
-    Args:
-        history: the curated arm's history, one row a step.
-        ledger: its decisions, with ``epoch``; churn is drawn where there are several epochs.
+    Churn is drawn where the ledger has several epochs.
     """
     curated = require_rows(history[history.phase == "curate"], "curation steps").reset_index(drop=True)
     return curated[["step", "usage", "prototype_spread"]], curated, measure_churn(ledger), ledger.image_id.nunique()

@@ -36,13 +36,9 @@ class Figure:
         """Draw the figure, store it with caption and numbers, say what came out; or say why there is nothing to draw.
 
         Args:
-            study: whose figure it is.
             tables: what it is drawn from; the first is None where it could not be measured.
             name: of the files, where a study has several figures of this kind.
             words: what only the caption tells, such as the seed of a map.
-
-        Returns:
-            The figure, for the notebook to show; None if there is nothing to draw.
         """
         name = name or self.name
         try:

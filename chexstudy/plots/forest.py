@@ -142,8 +142,6 @@ def draw_values_and_differences(
     """Forests of values and, if there are any, of differences, with the groups of the same keys level.
 
     Args:
-        figure: or a part of one.
-        values, differences: by key a `Group`.
         labels: along both axes.
         titles: of both panels by their letters.
         chance: what a blind model gets.

@@ -14,14 +14,7 @@ _KINDS = (".png", ".pdf", ".json")
 
 
 def publish_figures(run: Run, folder: Path | None = None) -> list[Path]:
-    """Copy a study's figures (PNG, PDF, JSON) into the gallery and write its page.
-
-    Args:
-        folder: the gallery; the committed ``figures/`` if not given.
-
-    Returns:
-        Paths of the copied PNGs.
-    """
+    """Copy a study's figures (PNG, PDF, JSON) into a gallery, the committed one if not given; gives the PNGs."""
     folder = folder or paths.FIGURES
     names = sorted(path.stem for path in run.path("figures").glob("*.json"))
     if not names:
@@ -36,14 +29,7 @@ def publish_figures(run: Run, folder: Path | None = None) -> list[Path]:
 
 
 def write_gallery(folder: Path | None = None) -> Path:
-    """Write the gallery's ``README.md``: for each figure its picture, caption, published counterpart and notebook.
-
-    Args:
-        folder: where the figures lie; the committed ``figures/`` if not given.
-
-    Returns:
-        Path of the page.
-    """
+    """Write the gallery's ``README.md``: for each figure its picture, caption, published counterpart and notebook."""
     folder = folder or paths.FIGURES
     there = {path.stem for path in folder.glob("*.json")}
     if not there:

@@ -18,11 +18,9 @@ _TIER_NAMES = {NO_TIER: "no finding"} | {tier: tier for tier in TIERS}
 
 
 def _select_embedding(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """The pairs without their names, and their percentiles of density.
+    """The pairs without their names, and their percentiles of density (larger is denser).
 
-    Args:
-        pairs: one row a pair with ``x``, ``y``, ``density`` (larger is denser) and ``tier`` (the rarest tier among its
-            findings, ``none`` if it has no finding; no such column without labels).
+    ``tier`` is the rarest among the findings of a pair, ``none`` if it has none; there is none without labels.
     """
     return require_rows(pairs, "mapped pairs").drop(columns="image_id"), pairs.density.rank(pct=True) * 100
 
@@ -103,10 +101,8 @@ embedding = Figure("embedding", _select_embedding, _plot_embedding, _describe_em
 def _select_density(pairs: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The curated arm's keep rates by density tenth (``decile``, 1 the thinnest), and the pairs whose density is known.
 
-    Args:
-        pairs: one row a pair with ``density`` (larger is denser; any monotone measure) and ``kept``; with ``x`` and
-            ``y``, coordinates of the map, a third panel shows where dense and thin are.
-        results: rows of the results table.
+    Pairs have ``density`` (larger is denser; any monotone measure) and ``kept``; where they have ``x`` and ``y``,
+    coordinates of the map, a third panel shows where dense and thin are.
     """
     rates = select_rows(results, "curation", arm="curated", metric="keep_rate", group="density")
     pairs = pairs[pairs.density.notna()]

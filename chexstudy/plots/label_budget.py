@@ -140,10 +140,6 @@ def _select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> tuple[pd.DataFr
 
     ``encoder, finding, kind`` (``measured`` or ``fit``), ``labels, value, low, high, draws``. Measured: mean and the
     middle 95 % of draws (none with fewer than ten of them). Labels are counted in the curves' unit.
-
-    Args:
-        curves: of `chexstudy.label_planning.curves.measure_curves`.
-        bands: of `chexstudy.label_planning.posterior.trace_bands`.
     """
     require_rows(curves, "learning curves")
     counted = curves.assign(labels=np.where(curves.unit == "positives", curves.positives, curves.n))
@@ -412,11 +408,6 @@ def _select_early(forecasts: pd.DataFrame, correlations: pd.DataFrame, early: fl
     """What the first labels showed and what came of it, a row a curve: ``early_slope``, ``last`` and ``truth``.
 
     With them how well each of both orders the findings, all encoders together, in words.
-
-    Args:
-        forecasts: of `chexstudy.label_planning.planner.forecast_plateau`, with ``early`` among its ``at_most_n``.
-        correlations: of `chexstudy.label_planning.accuracy.correlate_early`.
-        early: the label count that counts as early.
     """
     rows = take_early(forecasts, early)
     require_rows(rows, f"curves with three label counts up to {early:g}")

@@ -59,10 +59,6 @@ def _select(results: pd.DataFrame, prevalence: pd.Series, against: str) -> tuple
     With them by panel what it draws, where anything was measured: real cohorts have no known duplicates, small ones no
     tiers. ``auroc`` and ``auprc`` are gains by finding (as `summarise_seeds`, with ``prevalence``, commonest first;
     ``No Finding`` is no disease and not among them).
-
-    Args:
-        prevalence: share of the training pairs with each finding, indexed by finding.
-        against: the arm compared with.
     """
     kept = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
     kept = kept[kept.group != "density"].reset_index(drop=True)

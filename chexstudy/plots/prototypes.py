@@ -46,10 +46,8 @@ _COLUMNS, _MOST_PANELS = 3, 6
 def _select_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, read_pixels: Callable[[str], np.ndarray]) -> tuple:
     """Pairs and kept pairs by prototype and band, the pairs that have a place, and the prototypes of the last snapshot.
 
-    Args:
-        pairs: mapped pairs (`chexstudy.plots.maps`).
-        trajectory: prototypes on the map (`chexstudy.vectors.umap.trace_prototypes`).
-        read_pixels: from an ``image_id`` to its pixels ``(height, width)`` uint8.
+    ``trajectory`` is of `chexstudy.vectors.umap.trace_prototypes`; ``read_pixels`` gives the pixels ``(height, width)``
+    uint8 of an ``image_id``.
     """
     pairs = require_pairs(pairs)
     counts = pairs.groupby(["prototype", "band"]).agg(
@@ -182,13 +180,9 @@ framework = Figure("framework", _select_framework, _plot_framework, _describe_fr
 
 
 def _select_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The trajectory, and the pairs that have a place.
+    """The trajectory, and the pairs that have a place; where both have a ``stage``, there is one map a stage.
 
-    Args:
-        pairs: mapped pairs (`chexstudy.plots.maps`); ``step`` tells when each was scored. With a column ``stage`` there
-            is one map a stage (`chexstudy.curation.records.stage_maps.join_stage_maps`).
-        trajectory: ``snapshot, step, phase, prototype, x, y`` (`chexstudy.vectors.umap.trace_prototypes`), and
-            ``stage`` where there are stages (`chexstudy.curation.records.stage_maps.trace_over_stages`).
+    See `chexstudy.curation.records.stage_maps.join_stage_maps` and `chexstudy.vectors.umap.trace_prototypes`.
     """
     return require_rows(trajectory, "prototype snapshots"), require_pairs(pairs)
 

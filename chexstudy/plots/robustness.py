@@ -142,11 +142,7 @@ spectrum = Figure("spectrum", _select_spectrum, _plot_spectrum, _describe_spectr
 
 
 def _select_calibration(curves: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The reliability curves of the first arm on the preferred test set, and the mean calibration errors to them.
-
-    Args:
-        curves: what `chexstudy.evaluation.robustness.report.measure_robustness` gives.
-    """
+    """The reliability curves of the first arm on the preferred test set, and the mean calibration errors to them."""
     rows = require_rows(curves, "reliability curves, which need labels in the validation and in the test split")
     rows = prefer_data_set(rows[rows.arm == order_arms(rows.arm)[0]])
     place = {"arm": rows.arm.iloc[0], "data_set": rows.data_set.iloc[0], "finding": MACRO}
