@@ -13,10 +13,7 @@ from chexstudy.paths import resolve_user_path
 cohort = Verb(
     "cohort",
     "build, convert, export, check or show a cohort",
-    act=None,
-    options=(),
-    groups={},
-    text="A cohort is a table with one row an image: ids, split, view, report, and one column a finding\n"
+    "A cohort is a table with one row an image: ids, split, view, report, and one column a finding\n"
     "(present 1, absent 0, uncertain -1, not stated empty).",
 )
 

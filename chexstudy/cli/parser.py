@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from chexstudy import __version__, paths
@@ -23,15 +23,15 @@ class Verb:
 
     name: str  # ``cohort build`` is an action of ``cohort``
     summary: str
-    act: Callable[[argparse.Namespace], int | None] | None  # returns the exit status; None asks for an action
-    options: Sequence[tuple[tuple[str, ...], dict]]  # made by `option`
-    groups: dict[str, Sequence[tuple[tuple[str, ...], dict]]]  # further ones under a title
     text: str
+    act: Callable[[argparse.Namespace], int | None] | None = None  # returns the exit status; None asks for an action
+    options: Sequence[tuple[tuple[str, ...], dict]] = ()  # made by `option`
+    groups: dict[str, Sequence[tuple[tuple[str, ...], dict]]] = field(default_factory=dict)  # more, under a title
 
 
 def verb(name: str, summary: str, *options, **groups) -> Callable[[Callable], Verb]:
     """Make a verb of a function that takes what was typed."""
-    return lambda act: Verb(name, summary, act, options, groups, inspect.cleandoc(act.__doc__))
+    return lambda act: Verb(name, summary, inspect.cleandoc(act.__doc__), act, options, groups)
 
 
 def option(name: str, help: str, repeated: bool = False, **rules) -> tuple[tuple[str, ...], dict]:

@@ -32,7 +32,7 @@ share one test set. What they share moves the whole curve, so forecasts are of t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -77,6 +77,47 @@ class Prior:
     # labels before a curve takes off, with their probabilities
     delays: tuple[tuple[float, float], ...] = ((0.0, 0.5), (30.0, 0.2), (200.0, 0.15), (1500.0, 0.15))
     likeness: float = 4.0  # degrees of freedom with which the variance of a curve is like the common one
+
+    @cached_property
+    def log_common(self) -> np.ndarray:
+        """Of what is common ``(references, plateau, gamma, shortfall)``, each but the first means x spreads."""
+        plateau = _weigh_block(self.plateau_means, 1.0, 1.0, self.plateau_spreads, 1.0)
+        gamma = _weigh_block(self.gamma_means, np.log(0.5), 0.5, self.gamma_spreads, 0.5)
+        shortfall = _weigh_block(self.shortfall_means, np.log(0.3), 0.8, self.shortfall_spreads, 0.6)
+        total = np.stack([plateau[:, None, None] + gamma[:, None] + shortfall] * len(self.references))
+        return total - logsumexp(total)
+
+    @cached_property
+    def log_noises(self) -> np.ndarray:
+        """Of every pair of deviation and misfit ``(noises,)``."""
+        deviation = _log_normal(np.log(self.deviations), np.log(0.06), 0.5)
+        total = (deviation[:, None] + np.log([share for _, share in self.misfits])).ravel()
+        return total - logsumexp(total)
+
+    @cached_property
+    def densities(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of plateau, gamma and shortfall in their bins ``(means x spreads, bins)``."""
+        return (
+            _normal_grid(_PLATEAU_BINS, self.plateau_means, self.plateau_spreads),
+            _normal_grid(_GAMMA_BINS, self.gamma_means, self.gamma_spreads, tuple(np.log(GAMMA))),
+            _normal_grid(_SHORTFALL_BINS, self.shortfall_means, self.shortfall_spreads),
+        )
+
+    @cached_property
+    def mixtures(self) -> np.ndarray:
+        """Of one curve before anything is learnt, by reference."""
+        return self.mix(self.log_common)
+
+    @cached_property
+    def log_mean(self) -> np.ndarray:
+        """The same ``(plateau, gamma, shortfall bins)``, the shortfall being at the mean of the references."""
+        return np.log(self.mixtures.sum(axis=0))
+
+    def mix(self, log_weights: np.ndarray) -> np.ndarray:
+        """Of one curve, given log weights of what is common: weight and density in every bin, by reference."""
+        weights = np.exp(log_weights - log_weights.max())
+        mixed = np.einsum("rpgs,pa,gb,sc->rabc", weights / weights.sum(), *self.densities, optimize=True)
+        return np.maximum(np.ascontiguousarray(mixed), 1e-300)
 
 
 _PRIOR = Prior()
@@ -137,17 +178,17 @@ def _infer_group(
     # Only curves of single draws need each other's word on the noise. One with repeated draws knows its own, which need
     # not be like that of the others.
     single = [grid for grid in grids if (grid.curve.draws == 1).all()]
-    noise = _weigh_noises(prior) + sum(grid.noise_evidence for grid in single)
+    noise = prior.log_noises + sum(grid.noise_evidence for grid in single)
     for grid in grids:
         # What a curve has to say itself is in its likelihood.
-        grid.place_nodes(noise - grid.noise_evidence if grid in single else _weigh_noises(prior))
+        grid.place_nodes(noise - grid.noise_evidence if grid in single else prior.log_noises)
     if len(grids) == 1:
-        return [_draw_posterior(grids[0], _prior_mixtures(prior), generator, draws)]
+        return [_draw_posterior(grids[0], prior.mixtures, generator, draws)]
     evidence = [grid.weigh_priors() for grid in grids]
-    common = _weigh_common(prior) + sum(evidence)
+    common = prior.log_common + sum(evidence)
     # What a curve has to say of itself is in its likelihood: its prior is what the others say.
     return [
-        _draw_posterior(grid, _mix(common - own, prior), generator, draws)
+        _draw_posterior(grid, prior.mix(common - own), generator, draws)
         for grid, own in zip(grids, evidence, strict=True)
     ]
 
@@ -178,52 +219,6 @@ def _weigh_block(means: Sequence[float], centre: float, width: float, spreads: S
     """Log weights of a grid of means and spreads, spread out to one axis."""
     spacing = np.log(np.gradient(np.asarray(spreads, dtype=float)))
     return (_log_normal(means, centre, width)[:, None] + _log_normal(spreads, 0.0, scale) + spacing).ravel()
-
-
-def _weigh_common(prior: Prior) -> np.ndarray:
-    """Log prior of what is common ``(references, plateau, gamma, shortfall)``, each but the first means x spreads."""
-    plateau = _weigh_block(prior.plateau_means, 1.0, 1.0, prior.plateau_spreads, 1.0)
-    gamma = _weigh_block(prior.gamma_means, np.log(0.5), 0.5, prior.gamma_spreads, 0.5)
-    shortfall = _weigh_block(prior.shortfall_means, np.log(0.3), 0.8, prior.shortfall_spreads, 0.6)
-    total = np.stack([plateau[:, None, None] + gamma[:, None] + shortfall] * len(prior.references))
-    return total - logsumexp(total)
-
-
-def _weigh_noises(prior: Prior) -> np.ndarray:
-    """Log prior of every pair of deviation and misfit ``(noises,)``."""
-    deviation = _log_normal(np.log(prior.deviations), np.log(0.06), 0.5)
-    total = (deviation[:, None] + np.log([share for _, share in prior.misfits])).ravel()
-    return total - logsumexp(total)
-
-
-@lru_cache(maxsize=4)
-def _densities(prior: Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Densities of plateau, gamma and shortfall in their bins ``(means x spreads, bins)``."""
-    return (
-        _normal_grid(_PLATEAU_BINS, prior.plateau_means, prior.plateau_spreads),
-        _normal_grid(_GAMMA_BINS, prior.gamma_means, prior.gamma_spreads, tuple(np.log(GAMMA))),
-        _normal_grid(_SHORTFALL_BINS, prior.shortfall_means, prior.shortfall_spreads),
-    )
-
-
-@lru_cache(maxsize=4)
-def _prior_mixtures(prior: Prior) -> np.ndarray:
-    """The prior of one curve before anything is learnt, by reference."""
-    return _mix(_weigh_common(prior), prior)
-
-
-@lru_cache(maxsize=4)
-def _mean_prior(prior: Prior) -> np.ndarray:
-    """Its log ``(plateau, gamma, shortfall bins)``, the shortfall being at the mean of the references."""
-    return np.log(_prior_mixtures(prior).sum(axis=0))
-
-
-def _mix(log_weights: np.ndarray, prior: Prior) -> np.ndarray:
-    """The prior of one curve, given log weights of what is common: weight and density in every bin, by reference."""
-    plateau, gamma, shortfall = _densities(prior)
-    weights = np.exp(log_weights - log_weights.max())
-    mixed = np.einsum("rpgs,pa,gb,sc->rabc", weights / weights.sum(), plateau, gamma, shortfall, optimize=True)
-    return np.maximum(np.ascontiguousarray(mixed), 1e-300)
 
 
 def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[float], ends=None) -> np.ndarray:
@@ -271,7 +266,7 @@ class _Grid:
         flat = np.flatnonzero(self.log_likelihood > best + _HOPELESS)
         beta = np.maximum(self.beta.ravel()[flat], self.beta_width.ravel()[flat] / 2)
         self.first_look = np.full(self.alpha.shape, -np.inf)
-        prior_there = _interpolate(_mean_prior(prior), self._places(flat, beta))
+        prior_there = _interpolate(prior.log_mean, self._places(flat, beta))
         self.first_look.ravel()[flat] = self.log_likelihood.ravel()[flat] + prior_there - np.log(beta)
         by_row = logsumexp(self.first_look, axis=(1, 2))
         self.noise_evidence = logsumexp(by_row.reshape(-1, len(delays)), axis=1)
@@ -369,7 +364,7 @@ class _Grid:
         self.places = self._places(flat[node], beta)
         # The prior's density is of the log shortfall, which is that of beta over beta.
         self.log_weights = likely[node] - np.log(beta)
-        posterior = self.log_weights + _interpolate(_mean_prior(self.prior), self.places)
+        posterior = self.log_weights + _interpolate(self.prior.log_mean, self.places)
         kept = posterior > posterior.max() + np.log(_LEAST_WEIGHT)
         self.nodes, self.places, self.log_weights = self.nodes[:, kept], self.places[:, kept], self.log_weights[kept]
 
@@ -378,7 +373,7 @@ class _Grid:
         offset = self.log_weights.max()
         mass = np.exp(self.log_weights - offset)
         binned = np.stack([_bin(self._refer(one), mass) for one in self.prior.references])
-        evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *_densities(self.prior), optimize=True)
+        evidence = np.einsum("rabc,pa,gb,sc->rpgs", binned, *self.prior.densities, optimize=True)
         return np.log(np.maximum(evidence, 1e-300)) + offset
 
     def weigh_nodes(self, mixtures: np.ndarray) -> np.ndarray:
