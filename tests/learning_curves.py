@@ -8,6 +8,17 @@ from chexstudy.label_planning.observations import LearningCurve
 
 LABELS = np.array([10, 20, 50, 100, 200, 500, 1000, 2000.0])
 TRUE = np.array([0.86, 0.55, 0.45])
+# Parameters of each family.
+CURVES = {
+    "power3": [0.86, 0.55, 0.45],
+    "power2": [1.0, 0.55, 0.25],
+    "exponential": [0.86, 0.3, 0.01],
+    "logarithmic": [0.55, 0.04],
+    "inverse_log": [0.95, 0.6],
+    "power4": [0.86, 0.9, 0.5, 20.0],
+    "weibull": [0.88, 0.4, 0.1, 0.4],
+}
+# Of the power law.
 TRUTHS = {
     "Effusion": (0.92, 0.50, 0.45),
     "Edema": (0.88, 0.55, 0.50),

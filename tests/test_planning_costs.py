@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,21 +17,12 @@ def test_hours_and_price_are_those_of_all_readers():
     assert math.isinf(cost.price(math.inf))
 
 
-@pytest.mark.parametrize("wrong", [{"minutes_per_case": -1}, {"readers": 0}, {"price_per_hour": math.nan}])
-def test_a_cost_below_nothing_is_refused(wrong):
-    with pytest.raises(StudyError):
-        ReadingCost(**wrong)
-
-
 def test_one_positive_takes_a_geometric_number_of_cases():
     # P(found within c cases) = 1 - 0.9^c.
     median, low, high = count_cases_to_read(1, 0.1)
     assert median == math.ceil(math.log(0.5) / math.log(0.9))
     assert low == math.ceil(math.log(0.975) / math.log(0.9))
     assert high == math.ceil(math.log(0.025) / math.log(0.9))
-
-
-def test_every_case_is_positive_where_the_prevalence_is_one():
     assert count_cases_to_read(12, 1.0) == (12, 12, 12)
     assert count_cases_to_read(0, 0.2) == (0, 0, 0)
 
@@ -63,11 +55,18 @@ def test_a_counted_prevalence_covers_new_readings_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
-    ("positives", "prevalence", "observed"), [(5, 0.0, None), (5, 1.2, None), (-1, 0.2, None), (5, 0.2, 0)]
+    "ask",
+    [
+        *(
+            partial(ReadingCost, **{name: value})
+            for name, value in (("minutes_per_case", -1), ("readers", 0), ("price_per_hour", math.nan))
+        ),
+        *(partial(count_cases_to_read, *given) for given in ((5, 0.0), (5, 1.2), (-1, 0.2), (5, 0.2, 0))),
+    ],
 )
-def test_wrong_numbers_are_refused(positives, prevalence, observed):
+def test_wrong_numbers_are_refused(ask):
     with pytest.raises(StudyError):
-        count_cases_to_read(positives, prevalence, observed=observed)
+        ask()
 
 
 def test_plans_in_cases_are_read_as_they_stand():

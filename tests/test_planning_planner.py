@@ -174,25 +174,18 @@ def test_plans_are_told_in_sentences_and_a_table(curves):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("ask", "sentence"),
     [
-        ({"target": 1.2}, "target AUROC of 1.2"),
-        ({"target": 1.0}, "target AUROC of 1 "),
-        ({"target": 0.5}, "above 0.5, which chance reaches"),
-        ({"target": float("nan")}, "target AUROC of nan"),
-        ({"target": 0.8, "cost": -1}, "cannot cost -1"),
-        ({"target": 0.8, "prevalence": {"Edema": 1.5}}, "prevalence of 'Edema' cannot be 1.5"),
+        (lambda curves: plan_labels(curves, 1.2), "target AUROC of 1.2"),
+        (lambda curves: plan_labels(curves, 0.5), "above 0.5, which chance reaches"),
+        (lambda curves: plan_labels(curves, float("nan")), "target AUROC of nan"),
+        (lambda curves: plan_labels(curves, 0.8, cost=-1), "cannot cost -1"),
+        (lambda curves: plan_labels(curves, 0.8, prevalence={"Edema": 1.5}), "prevalence of 'Edema' cannot be 1.5"),
+        (lambda curves: plan_labels([curves[0].until(20)], 0.8), "has 2 numbers of labels"),
+        (lambda curves: forecast_plateau(curves, []), "1 label or more"),
+        (lambda curves: forecast_plateau([], [50]), "no learning curve"),
     ],
 )
-def test_bad_questions_are_refused(curves, options, sentence):
+def test_bad_questions_are_refused(curves, ask, sentence):
     with pytest.raises(StudyError, match=sentence):
-        plan_labels(curves[:1], **options)
-
-
-def test_bad_starts_are_refused(curves, table):
-    with pytest.raises(StudyError, match="1 label or more"):
-        forecast_plateau(curves, [])
-    with pytest.raises(StudyError, match="no learning curve"):
-        forecast_plateau([], [50])
-    with pytest.raises(StudyError, match="has 2 numbers of labels"):
-        plan_table(table, 0.8, at_most_n=20)
+        ask(curves[:1])
