@@ -43,7 +43,6 @@ class FineTuning:
     weight_decay: float = 1e-4  # of AdamW, for weights of two or more dimensions
     rank: int = 16  # of low-rank updates
     alpha: float = 16.0  # scale of low-rank updates
-    loss: str = "bce"  # as in `chexstudy.evaluation.adaptation.losses.make_loss`
 
     def __post_init__(self):
         if not self.learning_rates or min(*self.learning_rates, self.head_learning_rate) <= 0:
@@ -121,7 +120,7 @@ def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, d
     optimizer = _make_optimizer(trained, head, learning_rate, settings)
     steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    measure_loss, autocast = make_loss(settings.loss, labels), autocast_dtype(device)
+    measure_loss, autocast = make_loss("bce", labels), autocast_dtype(device)
     targets = torch.from_numpy(np.asarray(labels, dtype=np.float32))
     adapted.train()
     for _ in range(settings.epochs):

@@ -118,7 +118,8 @@ def compare_score_tables(
         raise StudyError(f"no finding can be compared ({told}): check the scores' columns and the labels.")
     known = _read_labels(labels, evaluable)
     sides = [[table[evaluable].to_numpy(dtype=float) for table in side] for side in tables]
-    chosen = _choose_test(test, metric, len(sides[0]))
+    automatic = "delong" if metric == "auroc" and len(sides[0]) == 1 else "bootstrap"
+    chosen = automatic if test == "auto" else test
     made = permutations if chosen == "permutation" else 0
     rows = _measure(sides, known, evaluable, patient_ids, metric, tiers, chosen, resamples, made, seed)
     unmeasured = [_describe_unmeasured(finding, labels, reasons[finding]) for finding in listed if finding in reasons]
@@ -299,12 +300,6 @@ def _describe_unmeasured(finding: str, labels: pd.DataFrame, reason: str) -> dic
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _choose_test(test: str, metric: str, seeds: int) -> str:
-    if test != "auto":
-        return test
-    return "delong" if metric == "auroc" and seeds == 1 else "bootstrap"
 
 
 def _measure(

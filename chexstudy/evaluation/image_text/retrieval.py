@@ -76,23 +76,13 @@ def rank_pairs(
 
 def _count_images(text_of_pair: np.ndarray) -> np.ndarray:
     """``(pairs,)``, how many pairs have the same text; 0 for those without."""
-    with_text = text_of_pair >= 0
-    counts = np.zeros(len(text_of_pair), dtype=int)
-    counts[with_text] = np.bincount(text_of_pair[with_text])[text_of_pair[with_text]]
-    return counts
+    return np.where(text_of_pair >= 0, np.bincount(text_of_pair + 1)[text_of_pair + 1], 0)
 
 
 def _number_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The number of each pair's distinct text in order of appearance (-1 if empty), and each text's first pair."""
-    numbers: dict[str, int] = {}
-    text_of_pair, first_pair = [], []
-    for pair, text in enumerate(texts):
-        text = " ".join(text.split())
-        if text and text not in numbers:
-            numbers[text] = len(numbers)
-            first_pair.append(pair)
-        text_of_pair.append(numbers.get(text, -1))
-    return np.array(text_of_pair), np.array(first_pair, dtype=int)
+    text_of_pair = pd.factorize(pd.Series([" ".join(text.split()) or None for text in texts], dtype=object))[0]
+    return text_of_pair, np.flatnonzero((text_of_pair >= 0) & ~pd.Series(text_of_pair).duplicated())
 
 
 def _rank(queries, candidates, query_keys, candidate_keys) -> np.ndarray:
