@@ -37,6 +37,17 @@ def one_thread():
 
 
 @pytest.fixture
+def torch_settings():
+    """Whatever a test sets of torch's threads and precision of products is set back after it."""
+    import torch
+
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """Keys are those of a copy of the package; gives the function that adds a line to one of its modules."""
     from chexstudy import code_closure, paths

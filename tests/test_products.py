@@ -6,6 +6,8 @@ import torch
 from chexstudy.vectors import products
 from chexstudy.vectors.products import multiply_rows, product_rounding
 
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
 
 def _matrices(rows, count, dim, dtype=torch.float32):
     generator = torch.Generator().manual_seed(rows)
@@ -18,13 +20,9 @@ def test_products_are_within_the_bound(rows, count, dim, precision, monkeypatch)
     monkeypatch.setattr(products, "_BLOCK_ROWS", 1000)
     points, centres = _matrices(rows, count, dim)
     offsets = centres[:, 0].clone()
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
-    try:
-        found = multiply_rows(points, centres, offsets)
-        bound = product_rounding(torch.float32, dim)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    found = multiply_rows(points, centres, offsets)
+    bound = product_rounding(torch.float32, dim)
     exact = points.double() @ centres.double().T + offsets.double()
     lengths = points.double().norm(dim=1)[:, None] * centres.double().norm(dim=1) + offsets.abs()
     assert ((found.double() - exact).abs() <= bound * lengths).all()
@@ -42,11 +40,7 @@ def test_gradients_pass():
 
 
 def test_lower_precision_widens_the_bound():
-    before = torch.get_float32_matmul_precision()
     exact = product_rounding(torch.float32, 1024)
     torch.set_float32_matmul_precision("medium")
-    try:
-        assert product_rounding(torch.float32, 1024) > 100 * exact
-        assert product_rounding(torch.float64, 1024) < 1e-12
-    finally:
-        torch.set_float32_matmul_precision(before)
+    assert product_rounding(torch.float32, 1024) > 100 * exact
+    assert product_rounding(torch.float64, 1024) < 1e-12

@@ -16,9 +16,7 @@ def test_auroc_and_average_precision_of_a_case_worked_by_hand():
     labels, scores = column(1, 0, 1, 0), column(0.9, 0.8, 0.7, 0.1)
     assert auroc(labels, scores)[0] == pytest.approx(3 / 4)
     assert average_precision(labels, scores)[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
-
-
-def test_a_tie_counts_half():
+    # A tie counts half.
     assert auroc(column(1, 0), column(0.5, 0.5))[0] == pytest.approx(0.5)
     assert average_precision(column(1, 0, 0), column(0.5, 0.5, 0.5))[0] == pytest.approx(1 / 3)
 

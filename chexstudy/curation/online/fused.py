@@ -27,8 +27,6 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(paths.cache() / "numba"))
 
 from numba import njit
 
-# With so few prototypes, all distances are measured sooner than a product is made.
-_FEW_PROTOTYPES = 12
 # A batch of fewer numbers is not worth a second thread.
 _NUMBERS_WORTH_A_THREAD = 2**20
 # Sums may be reordered, which lets them be vectorised; NaN and infinity keep their meaning.
@@ -42,19 +40,6 @@ def _distance(points, row, centres, centre):
         difference = np.float64(points[row, column]) - centres[centre, column]
         total += difference * difference
     return np.sqrt(total)
-
-
-@_compile
-def _measure_nearest(points, centres, begin, end, prototype, distance):
-    """Nearest centre of rows ``begin`` to ``end``, by distance to each."""
-    for row in range(begin, end):
-        nearest, shortest = 0, np.inf
-        for centre in range(centres.shape[0]):
-            candidate = _distance(points, row, centres, centre)
-            if candidate < shortest:
-                nearest, shortest = centre, candidate
-        prototype[row] = nearest
-        distance[row] = shortest
 
 
 @_compile
@@ -133,16 +118,14 @@ def assign_nearest(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor
     """As `chexstudy.curation.online.static.assign_nearest`, for tensors in the memory of the CPU."""
     points, centres = _as_matrix(features), np.ascontiguousarray(prototypes.detach().double().numpy())
     prototype, distance = np.empty(len(points), np.int64), np.empty(len(points))
-    kernel, shared = _measure_nearest, (points, centres)
-    if len(centres) > _FEW_PROTOTYPES:
-        norms = np.linalg.norm(centres, axis=1)
-        narrow = torch.from_numpy(points).dtype
-        columns, offsets = (torch.from_numpy(part).to(narrow) for part in (centres, -0.5 * norms**2))
-        scores = multiply_rows(torch.from_numpy(points), columns, offsets)
-        best, unit = scores.amax(dim=1).numpy(), product_rounding(narrow, points.shape[1])
-        kernel, shared = _decide_nearest, (points, centres, norms, scores.numpy(), best, unit)
+    norms = np.linalg.norm(centres, axis=1)
+    narrow = torch.from_numpy(points).dtype
+    columns, offsets = (torch.from_numpy(part).to(narrow) for part in (centres, -0.5 * norms**2))
+    scores = multiply_rows(torch.from_numpy(points), columns, offsets)
+    best, unit = scores.amax(dim=1).numpy(), product_rounding(narrow, points.shape[1])
+    shared = (points, centres, norms, scores.numpy(), best, unit)
     edges = np.linspace(0, len(points), _count_workers(points) + 1).astype(int).tolist()
-    _run(kernel, [(*shared, *own, prototype, distance) for own in itertools.pairwise(edges)])
+    _run(_decide_nearest, [(*shared, *own, prototype, distance) for own in itertools.pairwise(edges)])
     return torch.from_numpy(prototype), torch.from_numpy(distance)
 
 
