@@ -183,7 +183,6 @@ def test_plans_are_told_in_sentences_and_a_table(curves):
         (lambda curves: plan_labels(curves, 0.8, prevalence={"Edema": 1.5}), "prevalence of 'Edema' cannot be 1.5"),
         (lambda curves: plan_labels([curves[0].until(20)], 0.8), "has 2 numbers of labels"),
         (lambda curves: forecast_plateau(curves, []), "1 label or more"),
-        (lambda curves: forecast_plateau([], [50]), "no learning curve"),
     ],
 )
 def test_bad_questions_are_refused(curves, ask, sentence):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from learning_curves import LABELS, TRUE, measure_curve
 
-from chexstudy.errors import StudyError
 from chexstudy.label_planning.families import labels_for
 from chexstudy.label_planning.observations import LearningCurve, relate_variances
 from chexstudy.label_planning.posterior import Posterior, Prior, _infer_group, infer_curves, trace_bands
@@ -136,13 +135,6 @@ def test_spreads_that_follow_no_law_are_believed_where_draws_are_many():
     assert found[2] / found[3] == pytest.approx(20, rel=0.5)
     single = LearningCurve("e", "f", LABELS[:5], many.values[:, :1])
     assert relate_variances(single, 1.0, 10.0) == pytest.approx(10 / LABELS[:5])
-
-
-def test_no_curves_and_short_curves_are_refused():
-    with pytest.raises(StudyError, match="no learning curve"):
-        infer_curves([], np.random.default_rng(0))
-    with pytest.raises(StudyError, match="has 2 numbers of labels"):
-        infer_curves([measure_curve(LABELS[:2], 3, np.random.default_rng(0))], np.random.default_rng(0))
 
 
 def cover(repeats, findings, labels, draws, pool):

@@ -145,21 +145,17 @@ class _Drawn:
 
 
 def measure_curves(
-    run: Run, cohort: pd.DataFrame, features: Mapping[str, FrozenFeatures], design: CurveDesign
+    run: Run,
+    cohort: pd.DataFrame,
+    counts: Mapping[str, list[int]],
+    features: Mapping[str, FrozenFeatures],
+    design: CurveDesign,
 ) -> pd.DataFrame:
     """Learning curves (the module's table) of several encoders on the same draws, reused while current.
 
-    Frozen features are given by the name of their artifact, such as ``curated/seed0``; findings that cannot be drawn
-    (`plan_draws`) are left out.
+    Label counts are those of `plan_draws`; frozen features are given by the name of their artifact, such as
+    ``curated/seed0``.
     """
-    counts, refused = plan_draws(cohort, design)
-    if not counts:
-        reason = f" ({refused.reason.iloc[0].rstrip('.')})" if len(refused) else ""
-        raise StudyError(f"no finding has labels enough for a learning curve{reason}: add labelled images.")
-    train, (_, test) = _training(cohort), choose_test(cohort)
-    shared = set(train.patient_id) & set(test.patient_id)
-    if shared:
-        raise StudyError(f"{len(shared)} patient(s) are both in training and in test: give a patient one split.")
     labels = pd.util.hash_pandas_object(cohort[["image_id", "patient_id", "split", *counts]], index=False).to_numpy()
     drawn: dict[str, list[_Drawn]] | None = None
     tables = []
@@ -168,7 +164,7 @@ def measure_curves(
         parameters = {"design": asdict(design), "counts": counts, "labels": _hash(labels)}
         parameters["features"] = _hash(_vectors(frozen, cohort))
         if not run.is_current(artifact, run.key(parameters)):
-            drawn = drawn or _draw_all(train, counts, design)
+            drawn = drawn or _draw_all(_training(cohort), counts, design)
             run.write_table(artifact, _measure_encoder(name, frozen, cohort, drawn, design))
             run.record(artifact, parameters, seed=design.seed)
         tables.append(run.read_table(artifact))

@@ -103,8 +103,6 @@ def forecast_plateau(
         squares; ``early_slope``, AUROC a tenfold of labels. With fewer than three numbers of labels the state is ``not
         evaluable``.
     """
-    if not curves:
-        raise StudyError("there is no learning curve to forecast from: draw some.")
     if not at_most_n or min(at_most_n) < 1:
         raise StudyError("a forecast starts from 1 label or more: give at_most_n, for example 50, 100, 200.")
     tables = []

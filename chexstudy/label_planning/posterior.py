@@ -158,8 +158,6 @@ class Posterior:
 
 def infer_curves(curves: Sequence[LearningCurve], generator: np.random.Generator, pool: bool = True) -> list[Posterior]:
     """The posterior of each curve; with ``pool`` they learn from each other, as findings of one encoder."""
-    if not curves:
-        raise StudyError("there is no learning curve: draw some, at three numbers of labels or more.")
     for curve in curves:
         if len(curve.labels) < FEWEST_POINTS:
             raise StudyError(

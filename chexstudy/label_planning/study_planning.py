@@ -60,7 +60,7 @@ class LabelPlanning:
     @_step
     def table(self) -> pd.DataFrame:
         """The measured curves (`measure_curves`)."""
-        return measure_curves(self.run, self.cohort, self.features, self.design)
+        return measure_curves(self.run, self.cohort, self.counts, self.features, self.design)
 
     @_step
     def settings(self) -> pd.DataFrame:
