@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from chexstudy.curation.online.configuration import CuratorConfig
-from chexstudy.curation.online.curators import PrototypeCurator, RandomCurator, SubsetCurator, select_label_balanced
-from chexstudy.errors import StudyError
+from chexstudy.curation.online.curators import RandomCurator, SubsetCurator, select_label_balanced
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 
 
@@ -27,11 +25,6 @@ def test_random_keeps_the_number_asked_for_in_each_step():
 def test_subset_keeps_its_members():
     kept, _ = SubsetCurator(np.array([4, 7])).choose(0, torch.tensor([7, 1, 4, 9]), None, _generator())
     assert kept.tolist() == [True, False, True, False]
-
-
-def test_too_few_pairs_for_the_prototypes_is_one_sentence():
-    with pytest.raises(StudyError, match="6 prototypes cannot be fitted on 4 pairs"):
-        PrototypeCurator(CuratorConfig()).warm_up(torch.randn(4, 3), torch.arange(4))
 
 
 def test_balanced_subset_holds_every_rare_case_before_the_common_ones():

@@ -6,7 +6,7 @@ import pytest
 
 from chexstudy.cohort.table import validate_cohort, write_cohort
 from chexstudy.curation.records.explain import explain_choice, explain_pair, tell_story
-from chexstudy.curation.records.ledger import LedgerWriter, read_ledger
+from chexstudy.curation.records.ledger import LedgerWriter
 from chexstudy.curation.records.subsets import ChosenSubset, read_subset
 from chexstudy.errors import StudyError
 from chexstudy.pseudonyms import show_image_ids
@@ -83,34 +83,28 @@ def study(home):
     return run
 
 
-def test_a_central_pair_that_was_passed_over():
-    story = explain_pair(FIRST, "made/a")
-    assert story.startswith("made/a was dropped.\n")
-    for told in (
-        "Epoch 4, step 40: it was one of 6 pairs in its super-batch, of which 4 were kept.",
-        "Its nearest prototype was number 0, at a distance of 0.100",
-        "it was the nearest of the 5 pairs nearest to that prototype",
-        "support band ran from 0.500 to 0.800, and the pair lay below it, in the central band",
-        "It was dropped: the sampler passed over it",
-        "Of that prototype's 3 central pairs in the super-batch, 2 were kept.",
-    ):
-        assert told in story
-    assert "pick" not in story.replace("picked", "")
-
-
-def test_a_picked_pair_has_its_place_in_the_samplers_order():
-    story = explain_pair(FIRST, "made/c")
-    assert "2 of the 4 other pairs nearest to that prototype lay closer (50%)" in story
-    assert "It was pick 2 of the sampler's 2." in story
-
-
-def test_support_outliers_and_loners():
-    assert "the pair lay inside it" in explain_pair(FIRST, "made/d")
-    assert "It was the only pair in the support band of that prototype" in explain_pair(FIRST, "made/d")
-    outlier = explain_pair(FIRST, "made/e")
-    assert "the farthest of the 5 pairs" in outlier
-    assert "beyond it, as an outlier" in outlier
-    assert "no other pair of the super-batch was nearest to that prototype" in explain_pair(FIRST, "made/f")
+@pytest.mark.parametrize(
+    ("letter", "told"),
+    [
+        ("a", "made/a was dropped.\n"),
+        ("a", "Epoch 4, step 40: it was one of 6 pairs in its super-batch, of which 4 were kept."),
+        ("a", "Its nearest prototype was number 0, at a distance of 0.100"),
+        ("a", "it was the nearest of the 5 pairs nearest to that prototype"),
+        ("a", "support band ran from 0.500 to 0.800, and the pair lay below it, in the central band"),
+        ("a", "It was dropped: the sampler passed over it"),
+        ("a", "Of that prototype's 3 central pairs in the super-batch, 2 were kept."),
+        ("c", "2 of the 4 other pairs nearest to that prototype lay closer (50%)"),
+        ("c", "It was pick 2 of the sampler's 2."),
+        ("d", "the pair lay inside it"),
+        ("d", "It was the only pair in the support band of that prototype"),
+        ("e", "the farthest of the 5 pairs"),
+        ("e", "beyond it, as an outlier"),
+        ("f", "no other pair of the super-batch was nearest to that prototype"),
+    ],
+)
+def test_a_pair_is_told_by_its_band_its_place_and_its_rivals(letter, told):
+    assert told in explain_pair(FIRST, f"made/{letter}")
+    assert "pick" not in explain_pair(FIRST, "made/a").replace("picked", "")
 
 
 def test_every_epoch_is_told_and_a_pair_taken_back_is_called_so():
@@ -145,7 +139,8 @@ def test_an_unknown_pair_is_one_sentence_that_names_no_other():
 
 def test_the_story_from_a_study(study):
     story = tell_story(study, "made/a")
-    assert "dropped in epoch 4, taken back in epoch 5" in story
+    (shown,) = show_image_ids(study, ["made/a"])
+    assert explain_pair(pd.concat([FIRST, SECOND]), "made/a", make_cohort(), shown) in story
     assert "The pair: PA view, female, 63 years, source made, written report; labelled Mass. Uncertain: Edema." in story
     assert "private" not in story
     assert "secret" not in story
@@ -257,9 +252,3 @@ def test_an_arm_with_neither_ledger_nor_scores(study):
     story = tell_story(study, "made/a", "random_same_data")
     assert " was kept by random_same_data, which kept 1 of 7 pairs; it left no ledger and no scores" in story
     assert read_subset(study, "random_same_data", 0).scores is None
-
-
-def test_the_ledger_of_a_study_and_its_table_tell_the_same(study):
-    ledger = read_ledger(study, "curated", 0)
-    (shown,) = show_image_ids(study, ["made/a"])
-    assert explain_pair(ledger, "made/a", make_cohort(), shown) in tell_story(study, "made/a")
