@@ -189,18 +189,18 @@ def measure_loaders(paths: list[str], store: PixelStore, options) -> list[dict]:
     return [_row("loading", name, loaded[name] / timing.best, timing.rounds) for name, timing in timings.items()]
 
 
-def measure_stall(store: PixelStore, batch: int, steps: int, seed: int) -> StallMeter:
-    """What a small training step waits for its input: tiny-vit, forward, backward and AdamW."""
+def measure_stall(store: PixelStore, batch: int, steps: int, seed: int) -> float:
+    """Share of its time that a small training step waits for its input: tiny-vit, forward, backward and AdamW."""
     encoder = build_image_encoder(EncoderSpec("tiny-vit", pretrained=False, image_size=store.size), seed).train()
     optimizer = torch.optim.AdamW(encoder.parameters())
     rng = np.random.default_rng(seed)
     pieces = [rng.integers(0, len(store), batch) for _ in range(steps)]
-    meter = StallMeter()
+    meter, start = StallMeter(), time.perf_counter()
     for pixels in prefetch(pieces, lambda rows: gather_pixels(store, rows), meter=meter):
         optimizer.zero_grad(set_to_none=True)
         encoder(pixels).square().mean().backward()
         optimizer.step()
-    return meter
+    return meter.seconds / (time.perf_counter() - start)
 
 
 def _row(part: str, name: str, rate: float, rounds: int) -> dict:
@@ -228,8 +228,8 @@ def main() -> None:
         conversion = measure_conversion(paths, options.size, options.workers, options.rounds)
         loading = measure_loaders(paths, make_store(folder, options.size, options.stored, options.seed), options)
         start = time.perf_counter()
-        meter = measure_stall(make_store(folder, 96, options.stored, options.seed), options.batch, options.steps, 0)
-        share, rate = meter.share(), options.steps * options.batch / (time.perf_counter() - start)
+        share = measure_stall(make_store(folder, 96, options.stored, options.seed), options.batch, options.steps, 0)
+        rate = options.steps * options.batch / (time.perf_counter() - start)
     stall = _row("training tiny-vit at 96 px", "ours: take and prefetch", rate, 1)
     rows = [*conversion, *loading, {**stall, "share_waited": share}]
     inflating = f"streams inflated by {png.deflate.__name__}, files of {megabytes:.2g} MB"

@@ -9,25 +9,32 @@ matrix product, the largest super-batch, and what curator and compilation take. 
 """
 
 import argparse
+import gc
 import multiprocessing
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from pretraining_costs import EVERY_EPOCH, ONE_SHOT, count_paper_scale
-from pretraining_gpu import measure_gpu, state_gpu_goals
-from pretraining_pairs import GeneratedPairs, Scale, build_model, least_scale, paper_scale, small_scale
-from pretraining_schemes import (
+from pretraining_steps import (
     LOW_RESOLUTION,
+    PACKED,
     PUBLISHED,
     SCHEMES,
     TWO_PASS,
     TWO_PASS_PADDED,
+    GeneratedPairs,
+    Scale,
     Scheme,
     Step,
+    build_model,
+    least_scale,
     make_optimizer,
     pad_to_longest,
+    paper_scale,
+    small_scale,
 )
 from record import Goal, benchmark_parser, measure_in_turns, reach, write_record
 from torch import Tensor
@@ -50,6 +57,14 @@ _GRADIENT_MICRO_BATCH = 8
 # Of low-rank updates.
 _RANK = 8
 _IN_MEMORY = tuple(scheme for scheme in SCHEMES if scheme is not TWO_PASS_PADDED)
+_GPU_SCHEMES = (PUBLISHED, TWO_PASS, LOW_RESOLUTION, PACKED)
+_PRODUCT_SIDE = {"cuda": 8192, "cpu": 256}
+_PRODUCTS = 20
+# The published step's largest batch is found to within so many pairs.
+_BATCH_STEP = 16
+_ROOM = 0.9
+_IMAGES = 2048
+_CURATOR_CALLS = 10
 _SCALES = {"small": small_scale, "least": least_scale, "paper": paper_scale}
 
 
@@ -239,25 +254,30 @@ def measure_options(
 ) -> list[dict]:
     """Time a training step of ``count`` pairs with each option of training, in turns."""
     torch.set_num_threads(threads)
-    model, pairs, rows = build_model(scale, _CPU, seed), GeneratedPairs(count, scale, seed), np.arange(count)
-    plain = PairEncoder(model, pairs, _CPU, count)
-    reduced = PairEncoder(model, pairs, _CPU, count, torch.bfloat16)
-    calls = {
-        "float32": lambda: plain.backward(rows),
-        "bfloat16": lambda: reduced.backward(rows),
-        "float32, text tower frozen": _freeze_text_tower(scale, pairs, rows, seed),
-        "float32, low-rank updates": _update_at_low_rank(scale, pairs, rows, seed),
+    pairs, rows = GeneratedPairs(count, scale, seed), np.arange(count)
+
+    def make(prepare: Callable = lambda encoder: None, **options) -> PairEncoder:
+        model = build_model(scale, _CPU, seed)
+        for tower in (model.image_tower, model.text_tower):
+            prepare(tower.encoder)
+        return PairEncoder(model, pairs, _CPU, count, **options)
+
+    frozen = make()
+    freeze_encoder(frozen.model.text_tower.encoder)
+    frozen.features["text"] = frozen.embed_frozen("text", rows).numpy()
+    encoders = {
+        "float32": make(),
+        "bfloat16": make(autocast=torch.bfloat16),
+        "float32, text tower frozen": frozen,
+        "float32, low-rank updates": make(lambda encoder: add_low_rank_updates(encoder, _RANK, 2.0 * _RANK, seed)),
     }
     notes = {"bfloat16": "native" if autocast_dtype(_CPU) else "emulated: this processor does not multiply bfloat16"}
     if compiled:
-        other = build_model(scale, _CPU, seed)
-        for tower in (other.image_tower, other.text_tower):
-            compile_blocks(tower.encoder)
-        fast = PairEncoder(other, pairs, _CPU, count, equal_shapes=True)
+        fast = encoders["float32, compiled"] = make(compile_blocks, equal_shapes=True)
         start = time.perf_counter()
         fast.backward(rows)
         notes["float32, compiled"] = f"first step {time.perf_counter() - start:.0f} s"
-        calls["float32, compiled"] = lambda: fast.backward(rows)
+    calls = {name: partial(encoder.backward, rows) for name, encoder in encoders.items()}
     timings = measure_in_turns(calls, rounds, seconds)
     return [
         {
@@ -272,24 +292,6 @@ def measure_options(
         }
         for name, timing in timings.items()
     ]
-
-
-def _freeze_text_tower(scale: Scale, pairs: GeneratedPairs, rows: np.ndarray, seed: int) -> Callable[[], object]:
-    """A step in which the text encoder is not trained and its features, computed once, are at hand."""
-    model = build_model(scale, _CPU, seed)
-    freeze_encoder(model.text_tower.encoder)
-    encoder = PairEncoder(model, pairs, _CPU, len(rows))
-    encoder.features["text"] = encoder.embed_frozen("text", rows).numpy()
-    return lambda: encoder.backward(rows)
-
-
-def _update_at_low_rank(scale: Scale, pairs: GeneratedPairs, rows: np.ndarray, seed: int) -> Callable[[], object]:
-    """A step in which both encoders learn by updates of low rank."""
-    model = build_model(scale, _CPU, seed)
-    for tower in (model.image_tower, model.text_tower):
-        add_low_rank_updates(tower.encoder, _RANK, 2.0 * _RANK, seed)
-    encoder = PairEncoder(model, pairs, _CPU, len(rows))
-    return lambda: encoder.backward(rows)
 
 
 def state_goals(rows: list[dict]) -> list[Goal]:
@@ -331,6 +333,194 @@ def state_goals(rows: list[dict]) -> list[Goal]:
         goals.append(
             reach(f"{plan.name}: counted operations beside full training", target, measured, at_least=False, note=note)
         )
+    return goals
+
+
+def measure_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a plain large matrix product on random data, the best of several."""
+    side = _PRODUCT_SIDE.get(device.type, 8192)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = min(_wait_and_time(device, lambda: left @ right) for _ in range(_PRODUCTS))
+    return 2.0 * side**3 / best
+
+
+def _wait_and_time(device: torch.device, call: Callable[[], object]) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_gpu(
+    scale: Scale,
+    device: torch.device,
+    super_batch: int,
+    micro_batch: int,
+    largest: int,
+    rounds: int,
+    seed: int,
+    compiled: bool,
+) -> list[dict]:
+    """All rows of one device.
+
+    The published step gets fewer pairs if a super-batch does not fit, the package's schemes encode a micro-batch at a
+    time; ``largest`` is the largest super-batch that is tried.
+    """
+    autocast = autocast_dtype(device)
+    pairs = GeneratedPairs(max(largest, super_batch), scale, seed, images=_IMAGES)
+    model = build_model(scale, device, seed)
+    plain_learner = model, make_optimizer(model)
+    ceiling = measure_ceiling(device, autocast or torch.float32)
+    rows = [
+        {
+            "section": "matrix product",
+            "scheme": str(autocast or torch.float32).removeprefix("torch."),
+            "tflop_a_second": ceiling / 1e12,
+        }
+    ]
+
+    def make_step(scheme: Scheme, learner: tuple, pairs_a_step: int, on: bool = False) -> Step:
+        step = Step(scheme, *learner, pairs, pairs_a_step, micro_batch, scale.scoring_size, autocast, on, seed)
+        step.warm_up()
+        return step
+
+    fits = find_largest(lambda size: make_step(PUBLISHED, plain_learner, size), largest)
+    _free()
+    rows.append({"section": "largest super-batch", "scheme": PUBLISHED.name, "pairs": fits})
+    # A second model, compiled, is to find room beside the first.
+    roomy = max(_BATCH_STEP, int(_ROOM * fits))
+    sizes = {scheme: min(super_batch, roomy) if scheme.published else super_batch for scheme in _GPU_SCHEMES}
+    plain = {scheme.name: make_step(scheme, plain_learner, sizes[scheme]) for scheme in _GPU_SCHEMES}
+    rows += _measure_on_device(plain, device, rounds, ceiling)
+    if compiled:
+        model = build_model(scale, device, seed)
+        for tower in (model.image_tower, model.text_tower):
+            compile_blocks(tower.encoder)
+        learner = model, make_optimizer(model)
+        fast = {scheme.name: make_step(scheme, learner, sizes[scheme], True) for scheme in _GPU_SCHEMES}
+        # What fills micro-batches up to one shape is not counted: it is of no use.
+        rows += _measure_on_device(fast, device, rounds, ceiling, {name: step.flops for name, step in plain.items()})
+        del model, learner, fast
+    rows.append(_measure_large(make_step(LOW_RESOLUTION, plain_learner, largest)))
+    return rows
+
+
+def _measure_on_device(
+    steps: dict[str, Step], device: torch.device, rounds: int, ceiling: float, flops: dict[str, float] | None = None
+) -> list[dict]:
+    peaks, first = {}, {}
+    # A step's memory is measured alone; the first call also compiles.
+    for name, step in steps.items():
+        first[name] = _wait_and_time(device, step)
+        _free()
+        reset_peak_memory(device)
+        step()
+        peaks[name] = peak_memory_bytes(device)
+    timings = measure_in_turns(steps, rounds, warm_up=False)
+    rows = []
+    for name, step in steps.items():
+        seconds, spent = timings[name].best, step.flops if flops is None else flops[name]
+        rows.append(
+            {
+                "section": "step",
+                "scheme": name,
+                "compiled": flops is not None,
+                "pairs": len(step.rows),
+                "micro_batch": len(step.rows) if step.scheme.published else step.encoder.micro_batch,
+                "kept": step.kept,
+                "first_seconds": first[name],
+                "seconds": seconds,
+                "pairs_a_second": len(step.rows) / seconds,
+                "trained_a_second": step.kept / seconds,
+                "tflop_a_second": spent / seconds / 1e12,
+                "of_ceiling": spent / seconds / ceiling,
+                "curator_share": None if step.scheme.published else _time_curator(step, device) / seconds,
+                "peak_gib": peaks[name] / 2**30,
+            }
+        )
+    return rows
+
+
+def _time_curator(step: Step, device: torch.device) -> float:
+    """Seconds of selection and update, the best of several."""
+    features = join_features(*step.encoder.embed(step.rows, step.scoring_size))
+
+    def curate() -> None:
+        step.move(features[step.select(features)])
+
+    return min(_wait_and_time(device, curate) for _ in range(_CURATOR_CALLS))
+
+
+def find_largest(make: Callable[[int], Callable[[], None]], largest: int) -> int:
+    """The largest batch whose step fits in the memory, at most ``largest``, to within 16 pairs."""
+    fits, size = 0, _BATCH_STEP
+    while size <= largest and _fits(make, size):
+        fits, size = size, 2 * size
+    fails = min(size, largest + _BATCH_STEP)
+    while fails - fits > _BATCH_STEP:
+        middle = (fits + fails) // 2 // _BATCH_STEP * _BATCH_STEP
+        fits, fails = (middle, fails) if _fits(make, middle) else (fits, middle)
+    return fits
+
+
+def _fits(make: Callable[[int], Callable[[], None]], size: int) -> bool:
+    _free()
+    try:
+        make(size)()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _free() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _measure_large(step: Step) -> dict:
+    """One step over the largest super-batch that was asked for: what it holds is decided by the micro-batch."""
+    _free()
+    reset_peak_memory(step.device)
+    seconds = _wait_and_time(step.device, step)
+    return {
+        "section": "largest super-batch",
+        "scheme": step.scheme.name,
+        "pairs": len(step.rows),
+        "micro_batch": step.encoder.micro_batch,
+        "kept": step.kept,
+        "seconds": seconds,
+        "pairs_a_second": len(step.rows) / seconds,
+        "peak_gib": peak_memory_bytes(step.device) / 2**30,
+    }
+
+
+def state_gpu_goals(rows: list[dict]) -> list[Goal]:
+    """The goals that need a GPU; without rows of one they are not measured."""
+
+    def best(scheme: Scheme, column: str) -> float | None:
+        values = [row[column] for row in rows if row["section"] == "step" and row["scheme"] == scheme.name]
+        return max(values, default=None)
+
+    note = "" if rows else "no GPU on this machine: run with --gpu where there is one"
+    goals = []
+    published = best(PUBLISHED, "trained_a_second")
+    for scheme, target in ((TWO_PASS, 2.0), (LOW_RESOLUTION, 2.0)):
+        ours = best(scheme, "trained_a_second")
+        ratio = None if ours is None else ours / published
+        goals.append(
+            reach(f"GPU, {scheme.name}: trained pairs a second over the published step", target, ratio, note=note)
+        )
+    share = best(TWO_PASS, "of_ceiling")
+    goals.append(reach(f"GPU, {TWO_PASS.name}: share of the matrix product's speed", 0.5, share, note=note))
+    shares = [row["curator_share"] for row in rows if row["section"] == "step" and row["curator_share"] is not None]
+    worst = max(shares, default=None)
+    goals.append(reach("GPU: the curator's share of a step, worst row", 0.01, worst, at_least=False, note=note))
     return goals
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from pretraining_pairs import Scale, build_model, draw_lengths
+from pretraining_steps import Scale, build_model, draw_lengths
 
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.compute import count_flops
@@ -26,11 +26,7 @@ _ROWS = 2
 
 
 class PairCosts:
-    """Operations for one pair at a scale, counted.
-
-    Args:
-        scale: architectures and sizes.
-    """
+    """Operations for one pair at a scale, counted."""
 
     def __init__(self, scale: Scale):
         self.scale = scale
@@ -45,12 +41,9 @@ class PairCosts:
         return _count(lambda: tower(pixels, size), backward)
 
     def text(self, batches: np.ndarray, backward: bool, layout: str) -> float:
-        """Mean operations for one text.
+        """Mean operations for one text of batches of lengths ``(batches, texts)``.
 
-        Args:
-            batches: lengths ``(batches, texts)``.
-            backward: forward and backward, or forward only.
-            layout: ``longest`` of each batch, ``buckets`` or ``packed``.
+        The layout is ``longest`` of each batch, ``buckets`` or ``packed``.
         """
         of_length = self._of_length(backward)
         if layout == "packed":
@@ -80,21 +73,13 @@ def _count(encode, backward: bool) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """20 epochs of one scheme.
+    """20 epochs of one scheme."""
 
-    Attributes:
-        name: how it is called in a row.
-        curated_epochs: epochs in which all pairs are scored; the others train on what was kept.
-        published: the pairs are scored by training on all of them.
-        low_resolution: they are scored at a third of the side.
-        layout: of the texts.
-    """
-
-    name: str
-    curated_epochs: int = 1
-    published: bool = False
-    low_resolution: bool = False
-    layout: str = "longest"
+    name: str  # in a row
+    curated_epochs: int = 1  # epochs in which all pairs are scored; the others train on what was kept
+    published: bool = False  # the pairs are scored by training on all of them
+    low_resolution: bool = False  # they are scored at a third of the side
+    layout: str = "longest"  # of the texts
 
 
 ONE_SHOT = Plan("scored once at a third of the side, packed", low_resolution=True, layout="packed")
@@ -115,11 +100,6 @@ def cost_plan(plan: Plan, costs: PairCosts, batches: np.ndarray) -> dict:
     ``relative`` holds where the trained pairs of a step are encoded at once, ``in_pieces`` where they are not: then
     cached gradients cost one more pass wherever scoring has not left the embeddings. ``overlap_checks`` is what it adds
     to compare low-resolution scores with full ones as often as is the default.
-
-    Args:
-        plan: the scheme.
-        costs: of a pair.
-        batches: lengths of the texts ``(batches, texts)``.
     """
 
     def pair(backward: bool, layout: str, size: int | None = None) -> float:

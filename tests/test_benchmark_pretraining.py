@@ -30,8 +30,7 @@ def _run(monkeypatch, *options):
 
 
 def _step(scheme, super_batch=48, micro_batch=7, seed=0):
-    from pretraining_pairs import GeneratedPairs, build_model, least_scale
-    from pretraining_schemes import Step, make_optimizer
+    from pretraining_steps import GeneratedPairs, Step, build_model, least_scale, make_optimizer
 
     scale = least_scale()
     model = build_model(scale, _CPU, seed=3)
@@ -47,7 +46,7 @@ def _gradient(step):
 
 @pytest.mark.parametrize("layout", ["buckets", "packed"])
 def test_the_published_step_and_ours_keep_the_same_pairs_and_have_the_same_gradient(layout):
-    from pretraining_schemes import PUBLISHED, Scheme
+    from pretraining_steps import PUBLISHED, Scheme
 
     published, ours = _step(PUBLISHED), _step(Scheme("ours", layout=layout))
     published()
@@ -60,7 +59,7 @@ def test_the_published_step_and_ours_keep_the_same_pairs_and_have_the_same_gradi
 
 
 def test_each_saving_saves_operations():
-    from pretraining_schemes import SCHEMES
+    from pretraining_steps import SCHEMES
 
     flops = []
     for scheme in SCHEMES:
@@ -71,7 +70,7 @@ def test_each_saving_saves_operations():
 
 
 def test_a_batch_of_480_is_curated_with_the_published_constants():
-    from pretraining_schemes import curator_constants
+    from pretraining_steps import curator_constants
 
     from chexstudy.curation.online.configuration import CuratorConfig
 
@@ -101,11 +100,7 @@ class _Costs:
         ({}, 12 + 20 * 0.227 * 36, 19 * 0.227 * 12),
         ({"layout": "packed"}, 11 + 20 * 0.227 * 33, 19 * 0.227 * 11),
         ({"layout": "packed", "low_resolution": True}, 2 + 20 * 0.227 * 33, 20 * 0.227 * 11),
-        (
-            {"layout": "packed", "low_resolution": True, "curated_epochs": 20},
-            20 * 2 + 20 * 0.227 * 33,
-            20 * 0.227 * 11,
-        ),
+        ({"layout": "packed", "low_resolution": True, "curated_epochs": 20}, 20 * 2 + 20 * 0.227 * 33, 20 * 0.227 * 11),
     ],
 )
 def test_twenty_epochs_add_up(plan, spent, again):
@@ -126,7 +121,7 @@ def test_low_resolution_is_charged_for_its_checks():
 
 def test_texts_cost_what_they_cost_one_by_one():
     from pretraining_costs import PairCosts
-    from pretraining_pairs import least_scale
+    from pretraining_steps import least_scale
 
     costs = PairCosts(least_scale())
     batches = np.array([[5, 9, 30], [7, 7, 64]])
@@ -142,8 +137,7 @@ def test_texts_cost_what_they_cost_one_by_one():
 
 def test_costs_agree_with_those_the_engine_counts():
     from pretraining_costs import PairCosts
-    from pretraining_pairs import least_scale
-    from pretraining_schemes import TWO_PASS
+    from pretraining_steps import TWO_PASS, least_scale
 
     costs, encoder = PairCosts(least_scale()), _step(TWO_PASS).encoder
     pixels = encoder.pairs.pixels(np.arange(3))
@@ -154,7 +148,7 @@ def test_costs_agree_with_those_the_engine_counts():
 
 @pytest.mark.parametrize("mean", [57, 100])
 def test_lengths_have_the_mean_that_is_asked_for(mean):
-    from pretraining_pairs import draw_lengths
+    from pretraining_steps import draw_lengths
 
     lengths = draw_lengths(20_000, mean, 256, np.random.default_rng(0))
     assert lengths.mean() == pytest.approx(mean, abs=0.5)
@@ -163,7 +157,7 @@ def test_lengths_have_the_mean_that_is_asked_for(mean):
 
 
 def test_pairs_are_drawn_from_their_seed_and_told_apart():
-    from pretraining_pairs import GeneratedPairs, least_scale
+    from pretraining_steps import GeneratedPairs, least_scale
 
     one, same, other = (GeneratedPairs(20, least_scale(), seed, images=6) for seed in (1, 1, 2))
     rows = np.arange(20)
@@ -175,7 +169,7 @@ def test_pairs_are_drawn_from_their_seed_and_told_apart():
 
 @pytest.mark.parametrize(("room", "largest", "expected"), [(500, 4096, 496), (4096, 256, 256), (100, 80, 80)])
 def test_the_largest_batch_is_found(room, largest, expected):
-    from pretraining_gpu import find_largest
+    from pretraining import find_largest
 
     tried = []
 
@@ -192,7 +186,7 @@ def test_the_largest_batch_is_found(room, largest, expected):
 
 
 def test_a_failure_that_is_no_lack_of_memory_is_not_hidden():
-    from pretraining_gpu import find_largest
+    from pretraining import find_largest
 
     def make(size):
         raise RuntimeError("broken")
@@ -233,7 +227,7 @@ def test_the_run_for_a_gpu_runs_on_a_cpu(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_memory_is_that_of_a_fresh_process():
     import pretraining
-    from pretraining_pairs import least_scale
+    from pretraining_steps import least_scale
 
     rows = pretraining.measure_memory(least_scale(), 48, threads=1, seed=0)
     assert len(rows) == 4

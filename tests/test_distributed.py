@@ -13,19 +13,15 @@ import pytest
 import torch
 from conftest import make_tiny_study
 from safetensors.torch import load_file
+from tiny_arms import tiny_config
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder
-from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes, open_processes
 from chexstudy.pretraining.training.arm_run import START_AGAIN, pretrain
 
-_CONSTANTS = {
-    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 5, "super_batch": 40},
-    **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
-    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30, "rule": "budgeted", "budget": 0.4},
-}
+_CONSTANTS = {"micro_batch": 5, "rule": "budgeted", "budget": 0.4}
 
 _GRADIENTS = """
 import sys
@@ -71,6 +67,7 @@ with open_processes("cpu") as processes:
         if processes.first:
             print(f"agreed {processes.size} {micro_batch} {count}", flush=True)
 """
+_ENGINE = ["-m", "chexstudy.pretraining.training.arm_run", "--study", "tiny", "--device", "cpu"]
 _CASES = "((64, 23), (3, 23), (64, 2))"
 
 
@@ -101,42 +98,30 @@ def test_the_gradient_of_several_is_the_gradient_of_one(tmp_path, processes):
     assert done.stdout.count("agreed") == 3
 
 
-def _train(run, config, home, processes, arm):
+def _ask_for(arm, config, home):
+    """What `_torchrun` is told to train an arm."""
     settings = home / "config.json"
     settings.write_text(json.dumps(config.to_dict()))
-    arguments = [
-        "-m",
-        "chexstudy.pretraining.training.arm_run",
-        "--study",
-        "tiny",
-        "--arm",
-        arm,
-        "--config",
-        str(settings),
-    ]
-    return _torchrun(processes, [*arguments, "--device", "cpu"], home)
+    return [*_ENGINE, "--arm", arm, "--config", str(settings)]
 
 
 @pytest.mark.parametrize(
     "changes",
     [{}, pytest.param({"frozen_towers": ("text",), "micro_batch": 64, "dropout": True}, marks=pytest.mark.slow)],
 )
-def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(home, changes):
+def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(home, one_thread, changes):
     # Reports whose rare words are tokens: spelled ones lie so close together that rounding decides between pairs.
     tiny_study = make_tiny_study(report_origin="template")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = PretrainingConfig.from_dict(_CONSTANTS | changes)
+    config = tiny_config(**_CONSTANTS | changes)
     for arm in ("warm_up", "curated"):
         pretrain(tiny_study, arm, 0, config, "cpu")
-    torch.set_num_threads(threads)
     folder = tiny_study.path(arm_folder("curated", 0))
     tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("ledger", "subset", "history")}
     weights = load_file(folder / "model" / "image_encoder" / "model.safetensors")
     alone = json.loads((folder / "compute.json").read_text())
     for arm in ("warm_up", "curated"):
         tiny_study.path(f"{arm_folder(arm, 0)}/compute.json").unlink()
-        done = _train(tiny_study, config, home, 2, arm)
+        done = _torchrun(2, _ask_for(arm, config, home), home)
         assert done.returncode == 0, done.stderr
     together = json.loads((folder / "compute.json").read_text())
     assert together["processes"] == 2
@@ -156,28 +141,14 @@ def test_two_processes_keep_the_same_pairs_and_end_with_the_same_model(home, cha
 
 
 @pytest.mark.slow
-def test_asked_to_stop_all_processes_stop_at_one_step_and_go_on_to_the_same_model(tiny_study, home):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = PretrainingConfig.from_dict(_CONSTANTS | {"subset_epochs": 40})
+def test_asked_to_stop_all_processes_stop_at_one_step_and_go_on_to_the_same_model(tiny_study, home, one_thread):
+    config = tiny_config(**_CONSTANTS, subset_epochs=20)
     pretrain(tiny_study, "full", 0, config, "cpu")
-    torch.set_num_threads(threads)
     folder = tiny_study.path(arm_folder("full", 0))
     losses = pd.read_parquet(folder / "history.parquet").loss
     shutil.rmtree(folder)
-    settings = home / "config.json"
-    settings.write_text(json.dumps(config.to_dict()))
-    arguments = [
-        "-m",
-        "chexstudy.pretraining.training.arm_run",
-        "--study",
-        "tiny",
-        "--arm",
-        "full",
-        "--config",
-        str(settings),
-    ]
-    started = _start_torchrun(2, [*arguments, "--device", "cpu"], home)
+    arguments = _ask_for("full", config, home)
+    started = _start_torchrun(2, arguments, home)
     for line in started.stdout:
         if "epoch 3," in line:
             # As Slurm does: to torchrun, which hands it on.
@@ -189,7 +160,7 @@ def test_asked_to_stop_all_processes_stop_at_one_step_and_go_on_to_the_same_mode
     steps = [int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*.pt")]
     assert steps
     assert max(steps) < len(losses)
-    done = _torchrun(2, [*arguments, "--device", "cpu"], home)
+    done = _torchrun(2, arguments, home)
     assert done.returncode == 0, done.stderr
     assert f"goes on after step {max(steps)}" in done.stdout
     # Beyond, last bits grow: two processes add up in another order than one.
@@ -215,7 +186,7 @@ def test_one_process_alone_asks_nobody():
 
 
 def test_too_few_pairs_for_the_processes_is_one_sentence(tiny_study):
-    config = PretrainingConfig.from_dict(_CONSTANTS | {"batch_size": 4})
+    config = tiny_config(batch_size=4)
     with pytest.raises(StudyError, match=r"batch_size \(4\) must hold at least one pair for each of the 5 processes"):
         pretrain(tiny_study, "full", 0, config, "cpu", _Absent(0, 5))
 
@@ -231,9 +202,7 @@ class _Absent(Processes):
 
 
 def test_several_processes_without_an_arm_are_one_sentence(tmp_path):
-    done = _torchrun(
-        2, ["-m", "chexstudy.pretraining.training.arm_run", "--study", "tiny", "--device", "cpu"], tmp_path
-    )
+    done = _torchrun(2, _ENGINE, tmp_path)
     assert done.returncode != 0
     assert "several processes train one arm: give --arm." in done.stderr
     assert "process 1: several processes train one arm" in done.stderr

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from noise import NoisePixels
 
 from chexstudy.encoders import embeddings as embedding
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
@@ -16,21 +17,8 @@ from chexstudy.runs import Run
 
 SENTENCES = ["No finding.", "Small left pleural effusion.", "Cardiomegaly.", "Right apical pneumothorax, small."]
 REPORTS = [f"FINDINGS: {SENTENCES[row % 3]} IMPRESSION: {SENTENCES[row % 4]}" for row in range(21)]
+_HALF = EncoderSpec("tiny-vit", image_size=24, normalisation="half")
 COHORT = pd.DataFrame({"image_id": [f"phantom/{row:02d}" for row in range(21)], "report": REPORTS})
-
-
-class Pixels:
-    """Noise decided by the image id; counts what is read, and breaks when told to."""
-
-    def __init__(self, breaks_at=None):
-        self.read_ids, self.breaks_at = [], breaks_at
-
-    def read(self, image_ids):
-        if self.breaks_at is not None and self.breaks_at in image_ids:
-            raise KeyboardInterrupt
-        self.read_ids += image_ids
-        seeds = [int(image_id.split("/")[1]) for image_id in image_ids]
-        return np.stack([np.random.default_rng(seed).integers(0, 256, (24, 24), np.uint8) for seed in seeds])
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +97,9 @@ def read_bytes(run, name="tiny"):
 def test_rows_are_those_of_the_cohort(home, image_encoder, text_encoder):
     run = Run("study")
     cohort = COHORT.iloc[::-1]
-    made = embed_cohort(run, cohort, Pixels(), image_encoder, text_encoder, "tiny")
+    made = embed_cohort(run, cohort, NoisePixels(), image_encoder, text_encoder, "tiny")
     assert made.image_ids == cohort.image_id.tolist()
-    expected = embed_images(image_encoder, Pixels().read(cohort.image_id.tolist()))
+    expected = embed_images(image_encoder, NoisePixels().read(cohort.image_id.tolist()))
     np.testing.assert_allclose(made.image, expected, atol=1e-6)
     texts = [report.replace("FINDINGS: ", "").replace("IMPRESSION: ", "") for report in cohort.report]
     np.testing.assert_allclose(made.text, embed_texts(text_encoder, text_encoder.tokenize, texts), atol=1e-6)
@@ -127,11 +115,11 @@ def test_rows_are_those_of_the_cohort(home, image_encoder, text_encoder):
 
 def test_a_broken_run_goes_on_and_ends_with_the_same_bytes(home, image_encoder, text_encoder):
     whole, broken = Run("whole"), Run("broken")
-    embed_cohort(whole, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    embed_cohort(whole, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
     with pytest.raises(KeyboardInterrupt):
-        embed_cohort(broken, COHORT, Pixels("phantom/10"), image_encoder, text_encoder, "tiny")
+        embed_cohort(broken, COHORT, NoisePixels("phantom/10"), image_encoder, text_encoder, "tiny")
     assert not broken.has("embeddings/tiny/ids.parquet")
-    pixels = Pixels()
+    pixels = NoisePixels()
     embed_cohort(broken, COHORT, pixels, image_encoder, text_encoder, "tiny")
     assert pixels.read_ids == COHORT.image_id.tolist()[8:]
     assert read_bytes(broken) == read_bytes(whole)
@@ -139,73 +127,62 @@ def test_a_broken_run_goes_on_and_ends_with_the_same_bytes(home, image_encoder, 
 
 def test_current_embeddings_are_read_and_not_made_again(home, image_encoder, text_encoder):
     run = Run("study")
-    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
-    pixels = Pixels()
+    embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
+    pixels = NoisePixels()
     embed_cohort(run, COHORT, pixels, image_encoder, text_encoder, "tiny")
     assert pixels.read_ids == []
 
 
-def change_weights(run, cohort, image_encoder):
-    return cohort, build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1)
-
-
-def change_normalisation(run, cohort, image_encoder):
-    return cohort, build_image_encoder(EncoderSpec("tiny-vit", image_size=24, normalisation="half"))
-
-
-def change_report(run, cohort, image_encoder):
-    return cohort.assign(report=["Hernia.", *cohort.report[1:]]), image_encoder
-
-
-def change_order(run, cohort, image_encoder):
-    return cohort.iloc[::-1], image_encoder
-
-
-def change_pixels(run, cohort, image_encoder):
-    run.write_json("pixels/manifest.json", {"size": 48})
-    return cohort, image_encoder
-
-
-@pytest.mark.parametrize("change", [change_weights, change_normalisation, change_report, change_order, change_pixels])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run, cohort, encoder: (cohort, build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1)),
+        lambda run, cohort, encoder: (cohort, build_image_encoder(_HALF)),
+        lambda run, cohort, encoder: (cohort.assign(report=["Hernia.", *cohort.report[1:]]), encoder),
+        lambda run, cohort, encoder: (cohort.iloc[::-1], encoder),
+        lambda run, cohort, encoder: (run.write_json("pixels/manifest.json", {"size": 48}), (cohort, encoder))[1],
+    ],
+    ids=["weights", "normalisation", "report", "order", "pixels"],
+)
 def test_stale_embeddings_are_made_again(home, image_encoder, text_encoder, change):
     run = Run("study")
     run.write_json("pixels/manifest.json", {"size": 24})
-    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
     cohort, image_encoder = change(run, COHORT, image_encoder)
-    pixels = Pixels()
+    pixels = NoisePixels()
     made = embed_cohort(run, cohort, pixels, image_encoder, text_encoder, "tiny")
     assert pixels.read_ids == cohort.image_id.tolist() == made.image_ids
-    np.testing.assert_allclose(made.image, embed_images(image_encoder, Pixels().read(made.image_ids)), atol=1e-6)
+    np.testing.assert_allclose(made.image, embed_images(image_encoder, NoisePixels().read(made.image_ids)), atol=1e-6)
 
 
 def test_parts_of_a_stale_run_are_not_mixed_in(home, image_encoder, text_encoder):
     run = Run("study")
     with pytest.raises(KeyboardInterrupt):
-        embed_cohort(run, COHORT, Pixels("phantom/10"), image_encoder, text_encoder, "tiny")
+        embed_cohort(run, COHORT, NoisePixels("phantom/10"), image_encoder, text_encoder, "tiny")
     other = build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1)
-    made = embed_cohort(run, COHORT, Pixels(), other, text_encoder, "tiny")
-    np.testing.assert_allclose(made.image, embed_images(other, Pixels().read(made.image_ids)), atol=1e-6)
+    made = embed_cohort(run, COHORT, NoisePixels(), other, text_encoder, "tiny")
+    np.testing.assert_allclose(made.image, embed_images(other, NoisePixels().read(made.image_ids)), atol=1e-6)
 
 
 def test_a_full_disk_is_one_sentence_and_costs_one_part(home, image_encoder, text_encoder, full_disk):
     run = Run("study")
     with full_disk(8 * 4 * image_encoder.dim), pytest.raises(StudyError, match="File too large; free some space"):
-        embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+        embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
     assert [path.name for path in run.path("embeddings/tiny").iterdir()] == ["image.growing.npy"]
-    made = embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
-    np.testing.assert_allclose(made.image, embed_images(image_encoder, Pixels().read(made.image_ids)), atol=1e-6)
+    made = embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
+    np.testing.assert_allclose(made.image, embed_images(image_encoder, NoisePixels().read(made.image_ids)), atol=1e-6)
 
 
 def test_an_empty_cohort_is_refused(home, image_encoder, text_encoder):
     with pytest.raises(StudyError, match="the cohort table is empty"):
-        embed_cohort(Run("study"), COHORT.head(0), Pixels(), image_encoder, text_encoder, "tiny")
+        embed_cohort(Run("study"), COHORT.head(0), NoisePixels(), image_encoder, text_encoder, "tiny")
 
 
 def test_missing_and_damaged_embeddings_say_what_to_run(home, image_encoder, text_encoder):
     run = Run("study")
     with pytest.raises(StudyError, match="run 02_embed_pairs"):
         read_embeddings(run, "tiny")
-    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
     run.write_array("embeddings/tiny/text.npy", np.zeros((3, 128), np.float32))
     with pytest.raises(StudyError, match=r"ids\.parquet of study 'study' was written with another .*text\.npy than"):
         read_embeddings(run, "tiny")
@@ -218,13 +195,13 @@ def test_missing_and_damaged_embeddings_say_what_to_run(home, image_encoder, tex
 @pytest.mark.parametrize("file", ["image.npy", "text.npy", "ids.parquet"])
 def test_damaged_embeddings_are_not_read_and_made_again(home, image_encoder, text_encoder, file, capsys):
     run = Run("study")
-    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
     before, path = read_bytes(run), run.path(f"embeddings/tiny/{file}")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(StudyError, match="it was damaged or changed: run 02_embed_pairs"):
         read_embeddings(run, "tiny")
-    embed_cohort(run, COHORT, Pixels(), image_encoder, text_encoder, "tiny")
+    embed_cohort(run, COHORT, NoisePixels(), image_encoder, text_encoder, "tiny")
     assert f"embeddings/tiny/{file} of study 'study' is not what was written there" in capsys.readouterr().out
     assert read_bytes(run) == before

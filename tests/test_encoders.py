@@ -60,6 +60,10 @@ REPORTS = [
     "",
     "The lungs are clear and the heart is of normal size, no effusion.",
 ] * 3
+_NEEDS_COMPILER = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+each_tiny = pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -366,7 +370,7 @@ def test_blocks_are_those_of_the_model_after_its_final_norm(hub, name, normalisa
     _, cls, patches = encoder.embed_blocks(pixels, blocks=2)
     torch.testing.assert_close(patches, expected[:, first:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cls, expected[:, 0] if first else expected.mean(1), rtol=1e-4, atol=1e-5)
-    assert encoder.block_widths(2) == (16, 16)
+    assert encoder.block_widths() == (16, 16)
     _, one_cls, one = encoder.embed_blocks(pixels, blocks=1)
     torch.testing.assert_close(one, patches[:, :, 16:])
     torch.testing.assert_close(one_cls, cls[:, 16:])
@@ -425,11 +429,9 @@ def test_the_stages_of_a_resnet_come_on_the_grid_of_the_second_finest():
 @pytest.mark.parametrize(("name", "most"), [("tiny-resnet", 4), ("tiny-vit", 3)])
 def test_more_blocks_than_there_are_is_one_sentence(name, most):
     encoder = build_tiny(name)
-    assert encoder.count_blocks() == most
-    for ask in (encoder.block_widths, lambda blocks: encoder.embed_blocks(draw_pixels(96), blocks)):
-        for blocks in (0, most + 1):
-            with pytest.raises(StudyError, match=f"{name} has {most} blocks, not {blocks}: ask for 1 to {most}"):
-                ask(blocks)
+    for blocks in (0, most + 1):
+        with pytest.raises(StudyError, match=f"{name} has {most} blocks, not {blocks}: ask for 1 to {most}"):
+            encoder.embed_blocks(draw_pixels(96), blocks)
 
 
 @torch.no_grad()
@@ -439,7 +441,7 @@ def test_an_architecture_not_listed_shows_its_blocks_or_says_why_not(tmp_path):
     encoder = build_image_encoder(EncoderSpec(str(tmp_path / "beit"), pooling="mean"))
     pixels = draw_pixels(32)
     _, cls, patches = encoder.embed_blocks(pixels, blocks=2)
-    assert encoder.block_widths(2) == (16, 16)
+    assert encoder.block_widths() == (16, 16)
     left = record_blocks(beit, normalise(pixels, "half"))
     torch.testing.assert_close(patches, torch.cat(left, dim=2)[:, 1:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cls, torch.cat(left, dim=2)[:, 0], rtol=1e-4, atol=1e-5)
@@ -447,7 +449,7 @@ def test_an_architecture_not_listed_shows_its_blocks_or_says_why_not(tmp_path):
     save(SwinModel(swin, add_pooling_layer=False), tmp_path / "swin")
     encoder = build_image_encoder(EncoderSpec(str(tmp_path / "swin"), pooling="mean"))
     with pytest.raises(StudyError, match="is a swin, whose blocks cannot be seen on one grid: use a ViT"):
-        encoder.block_widths(1)
+        encoder.block_widths()
 
 
 def test_four_blocks_of_a_large_vit_have_4096_channels():
@@ -455,8 +457,7 @@ def test_four_blocks_of_a_large_vit_have_4096_channels():
     with torch.device("meta"):
         model = Dinov2Model(config)
     encoder = ImageEncoder(model, "cls", {"name": "vit-l", "revision": ""}, 28, (0.5,) * 3, (0.5,) * 3)
-    assert encoder.block_widths() == (1024,) * 4
-    assert sum(encoder.block_widths()) == 4096
+    assert sum(encoder.block_widths()[-4:]) == 4096
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -570,13 +571,7 @@ def embed_something(encoder):
     return encoder(draw_pixels(96))
 
 
-@pytest.mark.parametrize(("name", "million"), [("tiny-resnet", 0.31), ("tiny-vit", 0.62), ("tiny-bert", 0.44)])
-def test_small_encoders_are_small(name, million):
-    count = sum(p.numel() for p in build_tiny(name).parameters())
-    assert count == pytest.approx(million * 1e6, rel=0.03)
-
-
-@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
+@each_tiny
 def test_a_seed_decides_every_weight_and_leaves_the_global_state_alone(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -585,11 +580,9 @@ def test_a_seed_decides_every_weight_and_leaves_the_global_state_alone(name):
     torch.manual_seed(6)
     assert hash_weights(first) == hash_weights(build_tiny(name, 3))
     assert hash_weights(first) != hash_weights(build_tiny(name, 4))
-    generators = [torch.Generator().manual_seed(8) for _ in range(2)]
-    assert hash_weights(build_tiny(name, generators[0])) == hash_weights(build_tiny(name, generators[1]))
 
 
-@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
+@each_tiny
 def test_a_saved_encoder_comes_back_as_it_was(name, tmp_path):
     encoder = build_tiny(name, 3)
     save_encoder(encoder, tmp_path / "encoder")
@@ -625,7 +618,7 @@ def test_an_embedding_does_not_depend_on_the_rest_of_the_batch_while_training(hu
     assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "tiny-bert"])
+@each_tiny
 def test_every_weight_of_a_small_encoder_is_trained(name):
     encoder = build_tiny(name).train()
     embed_something(encoder).square().sum().backward()
@@ -776,7 +769,7 @@ def graphs_compiled():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@_NEEDS_COMPILER
 def test_compiled_blocks_embed_alike_and_compile_a_shape_once():
     torch._dynamo.reset()
     encoder, pixels = build_tiny("tiny-vit").train(), draw_pixels(96)
@@ -796,7 +789,7 @@ def test_compiled_blocks_embed_alike_and_compile_a_shape_once():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@_NEEDS_COMPILER
 def test_compiled_text_blocks_take_every_length_and_layout():
     torch._dynamo.reset()
     encoder = build_text_encoder(EncoderSpec("tiny-bert"), REPORTS)
@@ -812,7 +805,7 @@ def test_compiled_text_blocks_take_every_length_and_layout():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@_NEEDS_COMPILER
 def test_the_stages_of_a_resnet_are_compiled():
     torch._dynamo.reset()
     encoder, pixels = build_tiny("tiny-resnet"), draw_pixels(96)
@@ -831,8 +824,6 @@ def test_the_stages_of_a_resnet_are_compiled():
         ({"name": "tiny-vit", "normalisation": "z-score"}, "unknown normalisation 'z-score'"),
         ({"name": "tiny-vit", "image_size": 0}, "image_size of tiny-vit is 0"),
         ({"name": "tiny-vit", "max_tokens": 2}, "max_tokens of tiny-vit is 2"),
-        ({"name": "a/b", "trust_remote_code": True}, "full commit of 40 hex digits"),
-        ({"name": "a/b", "trust_remote_code": True, "revision": "main"}, "full commit of 40 hex digits"),
         ({"name": "tiny-convnet"}, "there is no image encoder 'tiny-convnet'"),
         ({"name": "tiny-bert"}, "there is no image encoder 'tiny-bert'"),
         ({"name": "tiny-vit", "image_size": 100}, "no multiple of it: use 96 or 108"),
@@ -926,7 +917,7 @@ def demand_code(folder):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"<html>"), "do not load"),
         (lambda folder: (folder / "config.json").write_text("{}"), "not one transformers can use"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "not valid JSON"),
-        (demand_code, "pin its commit as revision and set trust_remote_code"),
+        (demand_code, "code that a model brings along is never run"),
     ],
 )
 def test_a_damaged_folder_is_named(hub, tmp_path, spoil, message):

@@ -9,19 +9,19 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from tiny_arms import assert_same_weights, break_off, read_weights, tiny_config, within
 
 from chexstudy import paths
 from chexstudy.devices import choose_device
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import ARMS, arm_folder, require_current_arm
 from chexstudy.pretraining.arms.worker_pool import train_arms
-from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine import checkpoint
 from chexstudy.pretraining.engine.stop_requests import StopRequests
 from chexstudy.pretraining.models.dual_encoder import ImageTower, load_model
@@ -30,26 +30,7 @@ from chexstudy.pretraining.training import arm_run as engine
 from chexstudy.pretraining.training.arm_run import _ArmRun, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-_CONSTANTS = {
-    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16, "super_batch": 40},
-    **{"warm_up_epochs": 2, "subset_epochs": 2, "ramp_steps": 2, "precision": "fp32"},
-    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
-}
-
-
-def _config(**changes):
-    return PretrainingConfig.from_dict(_CONSTANTS | changes)
-
-
-def _weights(run, arm, seed=0):
-    folder = run.path(f"{arm_folder(arm, seed)}/model")
-    files = [folder / "projections.safetensors", *folder.glob("*_encoder/model.safetensors")]
-    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
-
-
-def _assert_same_weights(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+_config = partial(tiny_config, warm_up_epochs=2, subset_epochs=2)
 
 
 @pytest.fixture
@@ -113,22 +94,22 @@ def test_loss_falls(tiny_study):
 
 
 def test_the_micro_batch_changes_cost_of_memory_only(trained, monkeypatch):
-    before = _weights(trained, "curated")
+    before = read_weights(trained, "curated")
     pretrain(trained, "warm_up", 0, _config(micro_batch=5), "cpu")
     pretrain(trained, "curated", 0, _config(micro_batch=5), "cpu")
-    after = _weights(trained, "curated")
+    after = read_weights(trained, "curated")
     for name, value in before.items():
         assert torch.allclose(value, after[name], atol=2e-3), name
 
 
 def test_a_finished_arm_is_not_trained_again_and_a_changed_one_is(tiny_study, monkeypatch):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    before = _weights(tiny_study, "full")
+    before = read_weights(tiny_study, "full")
     monkeypatch.setattr(engine.Trainer, "train_epoch", lambda *arguments: pytest.fail("trained again"))
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     monkeypatch.undo()
     pretrain(tiny_study, "full", 0, _config(learning_rate=2e-3), "cpu")
-    after = _weights(tiny_study, "full")
+    after = read_weights(tiny_study, "full")
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -137,23 +118,13 @@ def test_a_run_broken_off_ends_with_the_same_weights(tiny_study, monkeypatch, ar
     for needed in ("warm_up", "curated", "random_same_compute"):
         pretrain(tiny_study, needed, 0, _config(), "cpu")
     folder = tiny_study.path(arm_folder(arm, 0))
-    whole, history = _weights(tiny_study, arm), pd.read_parquet(folder / "history.parquet")
+    whole, history = read_weights(tiny_study, arm), pd.read_parquet(folder / "history.parquet")
     (folder / "compute.json").unlink()
     for path in (folder / "model").rglob("*.*"):
         path.unlink()
-    step = engine.Trainer._train_step
-
-    def break_off(trainer, *arguments, **named):
-        if trainer.epoch == epoch and trainer.history[-1]["epoch"] == epoch:
-            raise KeyboardInterrupt
-        step(trainer, *arguments, **named)
-
-    monkeypatch.setattr(engine.Trainer, "_train_step", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(tiny_study, arm, 0, _config(), "cpu")
-    monkeypatch.undo()
+    break_off(monkeypatch, tiny_study, arm, _config(), within(epoch))
     pretrain(tiny_study, arm, 0, _config(), "cpu")
-    _assert_same_weights(whole, _weights(tiny_study, arm))
+    assert_same_weights(whole, read_weights(tiny_study, arm))
     again = pd.read_parquet(folder / "history.parquet")
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), again.drop(columns="seconds"))
     assert not list(tiny_study.folder.rglob("*.partial*"))
@@ -161,10 +132,10 @@ def test_a_run_broken_off_ends_with_the_same_weights(tiny_study, monkeypatch, ar
 
 def test_what_was_lost_is_made_again(tiny_study):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    whole = _weights(tiny_study, "full")
+    whole = read_weights(tiny_study, "full")
     tiny_study.path(f"{arm_folder('full', 0)}/model/projections.safetensors").unlink()
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    _assert_same_weights(whole, _weights(tiny_study, "full"))
+    assert_same_weights(whole, read_weights(tiny_study, "full"))
 
 
 def test_an_arm_trained_on_another_cohort_is_not_measured(tiny_study):
@@ -211,7 +182,7 @@ def _break_off(home, arm, config, where, number, how):
 @pytest.mark.parametrize(("sent", "code", "left"), [("SIGKILL", -9, 1), ("SIGINT", 75, 0), ("SIGTERM", 75, 0)])
 def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(tiny_study, home, capsys, sent, code, left):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
+    whole, folder = read_weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     shutil.rmtree(folder)
     how = f"{_HALF_A_FILE}import signal; os.kill(os.getpid(), signal.{sent})"
     killed = _break_off(home, "full", _config(), "torch.save", 4, how)
@@ -227,7 +198,7 @@ def test_killed_while_writing_a_checkpoint_it_goes_on_to_the_same_weights(tiny_s
     capsys.readouterr()
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     assert f"goes on after step {10 if sent == 'SIGKILL' else 16}" in capsys.readouterr().out
-    _assert_same_weights(whole, _weights(tiny_study, "full"))
+    assert_same_weights(whole, read_weights(tiny_study, "full"))
     assert not (folder / "checkpoints").exists()
 
 
@@ -266,7 +237,7 @@ def test_killed_at_any_step_of_curation_it_keeps_the_same_pairs_and_weights(
     for arm in ("warm_up", "curated"):
         pretrain(tiny_study, arm, 0, config, "cpu")
     folder = tiny_study.path(arm_folder("curated", 0))
-    whole = _weights(tiny_study, "curated")
+    whole = read_weights(tiny_study, "curated")
     tables = [pd.read_parquet(folder / f"{name}.parquet") for name in ("ledger", "subset", "history")]
     arrays = {name: np.load(folder / f"{name}.npy") for name in ("features", "prototypes")}
     shutil.rmtree(folder)
@@ -275,7 +246,7 @@ def test_killed_at_any_step_of_curation_it_keeps_the_same_pairs_and_weights(
     capsys.readouterr()
     pretrain(tiny_study, "curated", 0, config, "cpu")
     assert f"goes on after step {step}" in capsys.readouterr().out
-    _assert_same_weights(whole, _weights(tiny_study, "curated"))
+    assert_same_weights(whole, read_weights(tiny_study, "curated"))
     for name, before in zip(("ledger", "subset", "history"), tables, strict=True):
         after = pd.read_parquet(folder / f"{name}.parquet")
         pd.testing.assert_frame_equal(*(table.drop(columns="seconds", errors="ignore") for table in (before, after)))
@@ -287,7 +258,7 @@ def test_other_code_elsewhere_keeps_arms_and_a_stopped_training_goes_on_to_the_s
     tiny_study, home, checkout, capsys
 ):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
+    whole, folder = read_weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     capsys.readouterr()
     checkout("evaluation/scores.py", "_LATER = 1")
     checkout("pretraining/objectives/contrastive_loss.py", "# Why it is so.")
@@ -303,7 +274,7 @@ def test_other_code_elsewhere_keeps_arms_and_a_stopped_training_goes_on_to_the_s
     assert resumed.returncode == 0, resumed.stderr
     assert "full (seed 0): goes on after step 10" in resumed.stdout
     assert re.search(r"full \(seed 0\): was begun with other code: revision \S+, now \w+\n", resumed.stdout)
-    _assert_same_weights(whole, _weights(tiny_study, "full"))
+    assert_same_weights(whole, read_weights(tiny_study, "full"))
     assert _ArmRun(tiny_study, ARMS["full"], 0, _config(), torch.device("cpu")).done, "the key is that of the new code"
     checkout("pretraining/objectives/contrastive_loss.py", "_LAST = 1")
     assert not _ArmRun(tiny_study, ARMS["full"], 0, _config(), torch.device("cpu")).done
@@ -317,7 +288,7 @@ def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
     tiny_study, full_disk, monkeypatch, capsys, writer, number, named, goes_on
 ):
     pretrain(tiny_study, "full", 0, _config(), "cpu")
-    whole, folder = _weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
+    whole, folder = read_weights(tiny_study, "full"), tiny_study.path(arm_folder("full", 0))
     shutil.rmtree(folder)
     module = checkpoint if writer == "save_checkpoint" else contrastive
     write, calls = getattr(module, writer), []
@@ -336,7 +307,7 @@ def test_a_disk_that_fills_up_costs_one_epoch_and_leaves_nothing_half_written(
     capsys.readouterr()
     pretrain(tiny_study, "full", 0, _config(), "cpu")
     assert f"goes on after step {goes_on}" in capsys.readouterr().out
-    _assert_same_weights(whole, _weights(tiny_study, "full"))
+    assert_same_weights(whole, read_weights(tiny_study, "full"))
 
 
 def test_a_full_disk_in_a_worker_is_the_same_sentence(tiny_study, monkeypatch):
@@ -373,7 +344,7 @@ def test_where_memory_ends_smaller_micro_batches_go_on_and_the_result_is_the_sam
     for arm in ("warm_up", "curated"):
         pretrain(tiny_study, arm, 0, _config(), "cpu")
     whole, kept = (
-        _weights(tiny_study, "curated"),
+        read_weights(tiny_study, "curated"),
         pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/subset.parquet")),
     )
     shutil.rmtree(tiny_study.path(arm_folder("curated", 0)))
@@ -386,7 +357,7 @@ def test_where_memory_ends_smaller_micro_batches_go_on_and_the_result_is_the_sam
     assert cost["micro_batch"] == 4
     again = pd.read_parquet(tiny_study.path(f"{arm_folder('curated', 0)}/subset.parquet"))
     pd.testing.assert_frame_equal(kept, again)
-    for name, value in _weights(tiny_study, "curated").items():
+    for name, value in read_weights(tiny_study, "curated").items():
         assert torch.allclose(value, whole[name], atol=2e-3), name
 
 
@@ -405,9 +376,8 @@ def test_arms_run_side_by_side_in_processes_and_bring_what_they_need(tiny_study)
     for seed in (0, 1):
         assert tiny_study.has(f"{arm_folder('curated', seed)}/compute.json")
         assert tiny_study.has(f"{arm_folder('oracle_balanced', seed)}/compute.json")
-    assert not torch.equal(
-        _weights(tiny_study, "curated", 0)["model/logit_scale"], _weights(tiny_study, "curated", 1)["model/logit_scale"]
-    )
+    first, second = (read_weights(tiny_study, "curated", seed)["model/logit_scale"] for seed in (0, 1))
+    assert not torch.equal(first, second)
 
 
 def test_published_constants_train_without_a_warm_up(tiny_study):
@@ -446,13 +416,7 @@ def test_a_damaged_checkpoint_is_not_trusted(tiny_study, capsys):
 
 
 def test_a_checkpoint_of_another_configuration_is_passed_over_and_it_is_said(tiny_study, monkeypatch, capsys):
-    def break_off(arm_run):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(engine._ArmRun, "_finish", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(tiny_study, "full", 0, _config(), "cpu")
-    monkeypatch.undo()
+    break_off(monkeypatch, tiny_study, "full", _config(), lambda trainer: trainer.epoch == 1)
     capsys.readouterr()
     pretrain(tiny_study, "full", 0, _config(learning_rate=2e-3), "cpu")
     assert "belongs to another configuration" in capsys.readouterr().out

@@ -5,58 +5,32 @@ from contextlib import nullcontext
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import load_file
+from tiny_arms import assert_same_weights, break_off, read_weights, tiny_config, train_arm, train_ids, within
 
 from chexstudy import runs
 from chexstudy.curation.records.ledger import read_ledger
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder, find_arm, subset_artifact
-from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import load_model
 from chexstudy.pretraining.training import arm_run as engine
 from chexstudy.pretraining.training.arm_run import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-_CONSTANTS = {
-    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16, "super_batch": 40},
-    **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
-    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
-}
-
-
-def _config(**changes):
-    return PretrainingConfig.from_dict(_CONSTANTS | changes)
-
-
-def _train(run, arm, config):
-    for needed in [*find_arm(arm).needs(config), arm]:
-        pretrain(run, needed, 0, config, "cpu")
-    return arm_folder(arm, 0)
-
-
-def _train_ids(run):
-    cohort = pd.read_parquet(run.path("cohort.parquet"))
-    return cohort[cohort.split == "train"].image_id.to_numpy()
-
-
-def _weights(run, folder):
-    return load_file(run.path(f"{folder}/model/projections.safetensors"))
 
 
 @pytest.mark.parametrize(("super_batch", "budget"), [(20, 2.0), (40, 0.3), (1000, 0.3)])
 def test_the_budgeted_rule_keeps_its_budget_while_the_model_learns(tiny_study, super_batch, budget):
-    config = _config(rule="budgeted", budget=budget, super_batch=super_batch)
-    folder = _train(tiny_study, "curated", config)
+    config = tiny_config(rule="budgeted", budget=budget, super_batch=super_batch)
+    folder = train_arm(tiny_study, "curated", config)
     subset = pd.read_parquet(tiny_study.path(f"{folder}/subset.parquet"))
-    assert len(subset) == (budget if budget > 1 else round(budget * len(_train_ids(tiny_study))))
+    assert len(subset) == (budget if budget > 1 else round(budget * len(train_ids(tiny_study))))
     assert np.isfinite(read_ledger(tiny_study).priority).all()
 
 
 def test_every_epoch_considers_all_pairs_anew_and_the_last_decides(tiny_study):
-    config = _config(curation_epochs=3)
-    folder = _train(tiny_study, "curated", config)
-    ledger, ids = read_ledger(tiny_study), _train_ids(tiny_study)
+    config = tiny_config(curation_epochs=3)
+    folder = train_arm(tiny_study, "curated", config)
+    ledger, ids = read_ledger(tiny_study), train_ids(tiny_study)
     assert list(ledger.epoch.unique()) == [1, 2, 3]
     for _, considered in ledger.groupby("epoch"):
         assert sorted(considered.image_id) == sorted(ids)
@@ -73,7 +47,7 @@ def test_every_epoch_considers_all_pairs_anew_and_the_last_decides(tiny_study):
     assert curate.assignment_min.between(0, 1).all()
     assert (curate.assignment_min <= curate.assignment_max).all()
     assert history[history.phase != "curate"].assignment_min.isna().all()
-    _train(tiny_study, "random_same_data", config)
+    train_arm(tiny_study, "random_same_data", config)
     random = pd.read_parquet(tiny_study.path(f"{arm_folder('random_same_data', 0)}/history.parquet"))
     kept_by_step = ledger.groupby("step").kept.sum().tolist()
     assert random[random.phase == "curate"].pairs_trained.tolist() == kept_by_step
@@ -81,26 +55,15 @@ def test_every_epoch_considers_all_pairs_anew_and_the_last_decides(tiny_study):
 
 @pytest.mark.parametrize("rule", ["published", "budgeted"])
 def test_broken_off_between_and_within_curation_epochs_it_decides_alike(tiny_study, monkeypatch, rule):
-    config = _config(curation_epochs=2, rule=rule, super_batch=20)
-    folder = _train(tiny_study, "curated", config)
-    whole, ledger = _weights(tiny_study, folder), read_ledger(tiny_study)
+    config = tiny_config(curation_epochs=2, rule=rule, super_batch=20)
+    folder = train_arm(tiny_study, "curated", config)
+    whole, ledger = read_weights(tiny_study, "curated"), read_ledger(tiny_study)
     tiny_study.path(f"{folder}/compute.json").unlink()
-    step = engine.Trainer._train_step
-
-    def break_off(trainer, *arguments, **named):
-        if trainer.epoch == 2 and trainer.history[-1]["epoch"] == 2:
-            raise KeyboardInterrupt
-        step(trainer, *arguments, **named)
-
-    monkeypatch.setattr(engine.Trainer, "_train_step", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(tiny_study, "curated", 0, config, "cpu")
-    monkeypatch.undo()
+    break_off(monkeypatch, tiny_study, "curated", config, within(2))
     assert 0 < len(read_ledger(tiny_study)) < len(ledger), "what was decided so far can be read"
     pretrain(tiny_study, "curated", 0, config, "cpu")
     pd.testing.assert_frame_equal(read_ledger(tiny_study), ledger)
-    again = _weights(tiny_study, folder)
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert_same_weights(whole, read_weights(tiny_study, "curated"))
 
 
 def test_switches_of_the_update_change_prototypes_and_what_is_scored(tiny_study):
@@ -111,7 +74,7 @@ def test_switches_of_the_update_change_prototypes_and_what_is_scored(tiny_study)
         "all": {"update_features": "all"},
         "still": {"decay": 1.0},
     }.items():
-        folder = _train(tiny_study, f"curated.{name}", _config(**changes))
+        folder = train_arm(tiny_study, f"curated.{name}", tiny_config(**changes))
         prototypes[name] = np.load(tiny_study.path(f"{folder}/prototypes.npy"))
         scored[name] = tiny_study.read_json(f"{folder}/compute.json")["pairs_scored"]
     assert np.array_equal(prototypes["published"][0], prototypes["after"][0])
@@ -122,7 +85,7 @@ def test_switches_of_the_update_change_prototypes_and_what_is_scored(tiny_study)
 
 
 def test_outliers_for_review_are_listed_by_mismatch_and_not_trained_on(tiny_study):
-    folder = _train(tiny_study, "curated", _config(outlier_policy="review"))
+    folder = train_arm(tiny_study, "curated", tiny_config(outlier_policy="review"))
     ledger = read_ledger(tiny_study)
     review = pd.read_parquet(tiny_study.path(f"{folder}/review.parquet"))
     outliers = ledger[ledger.band == "outlier"]
@@ -131,12 +94,12 @@ def test_outliers_for_review_are_listed_by_mismatch_and_not_trained_on(tiny_stud
     assert review.mismatch_score.is_monotonic_decreasing
     assert not outliers.kept.any()
     # No review, no list: one of a run before must not stay.
-    _train(tiny_study, "curated", _config())
+    train_arm(tiny_study, "curated", tiny_config())
     assert not tiny_study.has(f"{folder}/review.parquet")
 
 
 def test_a_learning_rate_for_curation_holds_there_only(tiny_study):
-    folder = _train(tiny_study, "curated", _config(curation_learning_rate=1e-4, ramp_steps=0))
+    folder = train_arm(tiny_study, "curated", tiny_config(curation_learning_rate=1e-4, ramp_steps=0))
     history = pd.read_parquet(tiny_study.path(f"{folder}/history.parquet"))
     assert set(history[history.phase == "curate"].learning_rate) == {1e-4}
     assert history[history.phase != "curate"].learning_rate.max() == 1e-3
@@ -147,9 +110,9 @@ def _leave_subset(run, method, ids, weight=1.0):
 
 
 def test_a_subset_chosen_beforehand_is_what_is_trained_on(tiny_study):
-    ids = _train_ids(tiny_study)[::3]
+    ids = train_ids(tiny_study)[::3]
     _leave_subset(tiny_study, "mine", ids)
-    folder = _train(tiny_study, "by_mine", _config())
+    folder = train_arm(tiny_study, "by_mine", tiny_config())
     assert set(pd.read_parquet(tiny_study.path(f"{folder}/subset.parquet")).image_id) == set(ids)
     history = pd.read_parquet(tiny_study.path(f"{folder}/history.parquet"))
     assert history[history.phase == "curate"].pairs_trained.sum() == len(ids)
@@ -157,10 +120,10 @@ def test_a_subset_chosen_beforehand_is_what_is_trained_on(tiny_study):
 
 
 def test_at_equal_compute_it_trains_until_the_curated_arm_s_operations(tiny_study):
-    _leave_subset(tiny_study, "few", _train_ids(tiny_study)[:20])
-    config = _config(subset_epochs=3)
+    _leave_subset(tiny_study, "few", train_ids(tiny_study)[:20])
+    config = tiny_config(subset_epochs=3)
     for arm in ("by_few", "by_few@compute"):
-        _train(tiny_study, arm, config)
+        train_arm(tiny_study, arm, config)
     flops = {
         arm: tiny_study.read_json(f"{arm_folder(arm, 0)}/compute.json")["flops"]
         for arm in ("curated", "by_few", "by_few@compute")
@@ -170,16 +133,17 @@ def test_at_equal_compute_it_trains_until_the_curated_arm_s_operations(tiny_stud
 
 
 def test_weights_of_a_subset_enter_the_loss(tiny_study):
-    ids = _train_ids(tiny_study)[:40]
+    ids = train_ids(tiny_study)[:40]
     weights = {}
     for name, weight in {"even": 1.0, "uneven": np.where(np.arange(40) < 20, 2.0, 0.5)}.items():
         _leave_subset(tiny_study, name, ids, weight)
-        weights[name] = _weights(tiny_study, _train(tiny_study, f"by_{name}", _config()))
-    assert any(not torch.equal(weights["even"][name], weights["uneven"][name]) for name in weights["even"])
+        train_arm(tiny_study, f"by_{name}")
+        weights[name] = read_weights(tiny_study, f"by_{name}")
+    assert any(not weights["even"][name].equal(weights["uneven"][name]) for name in weights["even"])
 
 
 def test_wrong_subsets_and_arms_are_one_sentence(tiny_study):
-    config = _config()
+    config = tiny_config()
     pretrain(tiny_study, "warm_up", 0, config, "cpu")
     with pytest.raises(StudyError, match="has no curation/absent/seed0/subset"):
         pretrain(tiny_study, "by_absent", 0, config, "cpu")
@@ -202,9 +166,9 @@ def _flip(path):
 
 def test_whatever_an_arm_leaves_behind_is_trained_again_if_it_is_damaged(tiny_study, monkeypatch, capsys):
     monkeypatch.setattr(runs, "_SECONDS_OF_A_REPLACEMENT", 0)
-    config = _config()
-    folder = _train(tiny_study, "curated", config)
-    before = _weights(tiny_study, folder)
+    config = tiny_config()
+    folder = train_arm(tiny_study, "curated", config)
+    before = read_weights(tiny_study, "curated")
     left = [path for path in tiny_study.path(folder).rglob("*") if path.is_file() and path.name != ".lock"]
     assert {path.name for path in left} >= {
         *("compute.json", "history.parquet", "ledger.parquet", "features.npy", "prototypes.npy", "snapshots.parquet"),
@@ -226,13 +190,12 @@ def test_whatever_an_arm_leaves_behind_is_trained_again_if_it_is_damaged(tiny_st
         load_model(tiny_study.path(f"{folder}/model"))
     pretrain(tiny_study, "curated", 0, config, "cpu")
     assert f"{folder}/model of study 'tiny' is not what was written there" in capsys.readouterr().out
-    after = _weights(tiny_study, folder)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_same_weights(before, read_weights(tiny_study, "curated"))
 
 
 @pytest.mark.parametrize("damaged", ["ledger/part-00000.parquet", "features.growing.npy", "prototypes.growing.npy"])
 def test_curation_does_not_go_on_from_damaged_records(tiny_study, monkeypatch, capsys, damaged):
-    config = _config(super_batch=20)
+    config = tiny_config(super_batch=20)
     pretrain(tiny_study, "warm_up", 0, config, "cpu")
     step = engine.Trainer._train_step
     requests = nullcontext()
@@ -254,4 +217,4 @@ def test_curation_does_not_go_on_from_damaged_records(tiny_study, monkeypatch, c
     assert damaged.split(".")[0] in said
     assert "is not what was written" in said
     assert "curated (seed 0): starts anew" in said
-    assert len(read_ledger(tiny_study)) == len(_train_ids(tiny_study))
+    assert len(read_ledger(tiny_study)) == len(train_ids(tiny_study))

@@ -7,24 +7,20 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_arms import tiny_config
 
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder
-from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.dual_encoder import build_model
 from chexstudy.pretraining.training.arm_run import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-_CONSTANTS = {
-    **{"image_encoder": "tiny-vit", "image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 8},
-    **{"super_batch": 40, "warm_up_epochs": 0, "subset_epochs": 2, "ramp_steps": 2, "precision": "fp32"},
-    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
-}
+_CONSTANTS = {"image_encoder": "tiny-vit", "micro_batch": 8, "warm_up_epochs": 0, "subset_epochs": 2}
 
 
 def _train(run, arm="curated", **changes):
-    return pretrain(run, arm, 0, PretrainingConfig.from_dict(_CONSTANTS | changes), "cpu")
+    return pretrain(run, arm, 0, tiny_config(**_CONSTANTS | changes), "cpu")
 
 
 def _history(run, arm="curated"):
@@ -37,7 +33,7 @@ def _encoder_weights(run, side, arm="curated"):
 
 def _fresh_weights(run, side):
     cohort = pd.read_parquet(run.path("cohort.parquet"))
-    config = PretrainingConfig.from_dict(_CONSTANTS)
+    config = tiny_config(**_CONSTANTS)
     model = build_model(config, cohort[cohort.split == "train"], RandomStreams(0).draw_seed("initialisation"))
     tower = model.image_tower if side == "image" else model.text_tower
     return tower.encoder.model.state_dict()

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from noise import NoisePixels
 
 from chexstudy.arrays import GrowingArray
 from chexstudy.encoders import frozen_features as features_module
@@ -15,21 +16,8 @@ from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
+_HALF = EncoderSpec("tiny-vit", image_size=24, normalisation="half")
 IMAGES = [f"tiny/{number:02d}" for number in range(21)]
-
-
-class Pixels:
-    """Noise decided by the image id; counts what is read, and breaks when told to."""
-
-    def __init__(self, breaks_at=None):
-        self.read_ids, self.breaks_at = [], breaks_at
-
-    def read(self, image_ids):
-        if self.breaks_at is not None and self.breaks_at in image_ids:
-            raise KeyboardInterrupt
-        self.read_ids += image_ids
-        seeds = [int(image_id.split("/")[1]) for image_id in image_ids]
-        return np.stack([np.random.default_rng(seed).integers(0, 256, (24, 24), np.uint8) for seed in seeds])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +32,7 @@ def small_parts(monkeypatch):
 
 
 def freeze(run, encoder, pixels=None, image_ids=IMAGES, **options):
-    return freeze_features(run, "curated/seed0", encoder, image_ids, pixels or Pixels(), **options)
+    return freeze_features(run, "curated/seed0", encoder, image_ids, pixels or NoisePixels(), **options)
 
 
 def read_files(run):
@@ -55,7 +43,7 @@ def read_files(run):
 def test_features_are_what_the_encoder_gives(home, encoder):
     order = IMAGES[::-1]
     made = freeze(Run("study"), encoder, image_ids=order)
-    pixels = torch.from_numpy(Pixels().read(order)).unsqueeze(1)
+    pixels = torch.from_numpy(NoisePixels().read(order)).unsqueeze(1)
     with torch.no_grad():
         pooled, cls, patches = encoder.embed_blocks(pixels, 3)
     np.testing.assert_allclose(made.pooled, pooled.numpy(), atol=1e-5)
@@ -91,10 +79,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(home, encoder):
     whole, killed = Run("whole"), Run("killed")
     freeze(whole, encoder)
     with pytest.raises(KeyboardInterrupt):
-        freeze(killed, encoder, Pixels(IMAGES[10]))
+        freeze(killed, encoder, NoisePixels(IMAGES[10]))
     with pytest.raises(StudyError, match="run 09_adapt_encoder"):
         read_features(killed, "curated/seed0")
-    pixels = Pixels()
+    pixels = NoisePixels()
     freeze(killed, encoder, pixels)
     # The first image is looked at once to learn the number of patches.
     assert pixels.read_ids == [IMAGES[0], *IMAGES[8:]]
@@ -123,7 +111,7 @@ def test_a_kill_between_the_files_of_a_part_loses_that_part_only(home, encoder, 
         patched.setattr(GrowingArray, "flush", die)
         with pytest.raises(KeyboardInterrupt):
             freeze(killed, encoder)
-    pixels = Pixels()
+    pixels = NoisePixels()
     freeze(killed, encoder, pixels)
     assert pixels.read_ids == [IMAGES[0], *IMAGES[8:]]
     assert read_files(killed) == read_files(whole)
@@ -133,7 +121,7 @@ def test_a_part_is_small_where_images_have_many_patches(home, encoder, monkeypat
     # 4 patches of 384 channels in 2 bytes, and 128 + 2 x 384 numbers in 4 bytes: 6,656 bytes an image.
     monkeypatch.setattr(features_module, "_PART_BYTES", 3 * 6656)
     with pytest.raises(KeyboardInterrupt):
-        freeze(Run("study"), encoder, Pixels(IMAGES[4]))
+        freeze(Run("study"), encoder, NoisePixels(IMAGES[4]))
     assert json.loads(Run("study").path("features/curated/seed0/cls.growing.json").read_bytes())["rows"] == 3
 
 
@@ -141,7 +129,7 @@ def test_current_features_are_read_and_serve_without_patches_too(home, encoder):
     run = Run("study")
     freeze(run, encoder)
     for patches in (True, False):
-        pixels = Pixels()
+        pixels = NoisePixels()
         assert freeze(run, encoder, pixels, patches=patches).patches is not None
         assert pixels.read_ids == []
 
@@ -152,7 +140,7 @@ def test_dropped_patches_leave_vectors_that_are_current(home, encoder):
     drop_patches(run, name)
     drop_patches(run, name)
     assert not run.has(f"features/{name}/patches.npy")
-    unread = Pixels()
+    unread = NoisePixels()
     after = freeze(run, encoder, unread, patches=False)
     assert (after.patches, set(unread.read_ids) <= {IMAGES[0]}) == (None, True)
     np.testing.assert_array_equal(after.pooled, before.pooled)
@@ -164,7 +152,7 @@ def test_patches_are_left_out_where_they_are_not_asked_for(home, encoder):
     made = freeze(run, encoder, patches=False)
     assert made.patches is None
     assert not run.has("features/curated/seed0/patches.npy")
-    pixels = Pixels()
+    pixels = NoisePixels()
     freeze(run, encoder, pixels, patches=False)
     assert pixels.read_ids == []
     both = freeze(run, encoder)
@@ -172,30 +160,22 @@ def test_patches_are_left_out_where_they_are_not_asked_for(home, encoder):
     assert both.patches is not None
 
 
-def change_weights(run, encoder):
-    return build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1), {}
-
-
-def change_normalisation(run, encoder):
-    return build_image_encoder(EncoderSpec("tiny-vit", image_size=24, normalisation="half")), {}
-
-
-def change_images(run, encoder):
-    return encoder, {"image_ids": IMAGES[1:]}
-
-
-def change_pixels(run, encoder):
-    run.write_json("pixels/manifest.json", {"size": 48})
-    return encoder, {}
-
-
-@pytest.mark.parametrize("change", [change_weights, change_normalisation, change_images, change_pixels])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run, encoder: (build_image_encoder(EncoderSpec("tiny-vit", image_size=24), seed=1), {}),
+        lambda run, encoder: (build_image_encoder(_HALF), {}),
+        lambda run, encoder: (encoder, {"image_ids": IMAGES[1:]}),
+        lambda run, encoder: (run.write_json("pixels/manifest.json", {"size": 48}), (encoder, {}))[1],
+    ],
+    ids=["weights", "normalisation", "images", "pixels"],
+)
 def test_stale_features_are_made_again(home, encoder, change):
     run = Run("study")
     run.write_json("pixels/manifest.json", {"size": 24})
     freeze(run, encoder)
     encoder, options = change(run, encoder)
-    pixels = Pixels()
+    pixels = NoisePixels()
     made = freeze(run, encoder, pixels, **options)
     assert set(pixels.read_ids) == set(made.image_ids)
     fresh = freeze(Run("other"), encoder, **options)
@@ -263,7 +243,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(home, encoder, ful
 )
 def test_what_cannot_be_frozen_is_refused(home, encoder, name, image_ids, message):
     with pytest.raises(StudyError, match=message):
-        freeze_features(Run("study"), name, encoder, image_ids, Pixels())
+        freeze_features(Run("study"), name, encoder, image_ids, NoisePixels())
 
 
 def test_missing_and_damaged_features_say_what_to_do(home, encoder):
@@ -297,7 +277,7 @@ def test_an_unfinished_part_that_was_damaged_is_made_again(home, encoder):
     whole, broken = Run("whole"), Run("broken")
     freeze(whole, encoder)
     with pytest.raises(KeyboardInterrupt):
-        freeze(broken, encoder, Pixels(IMAGES[-1]))
+        freeze(broken, encoder, NoisePixels(IMAGES[-1]))
     part = broken.path("features/curated/seed0/pooled.growing.npy")
     content = part.read_bytes()
     part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

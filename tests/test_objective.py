@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_arms import break_off, tiny_config
 from torch import nn
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.pretraining.arms.definitions import arm_folder
-from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels
 from chexstudy.pretraining.objectives.objective import Objective
@@ -86,9 +86,8 @@ class MeansOfImages(Objective):
 @pytest.mark.parametrize("arm", ["full", "curated"])
 def test_a_second_objective_is_trained_and_goes_on_to_the_same_bits(tiny_study, monkeypatch, arm):
     monkeypatch.setitem(arm_run.OBJECTIVES, "means", MeansOfImages)
-    config = PretrainingConfig.from_dict(
-        {"objective": "means", "batch_size": 16, "super_batch": 40, "warm_up_epochs": 0, "subset_epochs": 4}
-        | {"checkpoint_minutes": 0.0, "prototypes": 3, "central_cap": 4, "warm_up_pairs": 30, "learning_rate": 1e-2}
+    config = tiny_config(
+        objective="means", warm_up_epochs=0, subset_epochs=4, checkpoint_minutes=0.0, ramp_steps=20, learning_rate=1e-2
     )
     cost = pretrain(tiny_study, arm, 0, config, "cpu")
     folder = tiny_study.path(arm_folder(arm, 0))
@@ -97,17 +96,7 @@ def test_a_second_objective_is_trained_and_goes_on_to_the_same_bits(tiny_study, 
     assert cost["flops"] > 7.0
     assert history.teacher_norm.nunique() == len(history)
     (folder / "compute.json").unlink()
-    step = arm_run.Trainer._train_step
-
-    def break_off(trainer, *arguments, **named):
-        if trainer.step == 4:
-            raise KeyboardInterrupt
-        step(trainer, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(arm_run.Trainer, "_train_step", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(tiny_study, arm, 0, config, "cpu")
+    break_off(monkeypatch, tiny_study, arm, config, lambda trainer: trainer.step == 4)
     again_cost = pretrain(tiny_study, arm, 0, config, "cpu")
     again = load_file(folder / "model/w.safetensors")
     assert all(torch.equal(again[name], value) for name, value in whole.items())

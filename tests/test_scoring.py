@@ -1,29 +1,23 @@
 """Scoring: embeddings and losses of all training pairs under the shared warm-up, and under a reference."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_arms import tiny_config
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder
-from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import load_model
 from chexstudy.pretraining.training import scoring
 from chexstudy.pretraining.training.arm_run import pretrain
 from chexstudy.pretraining.training.scoring import score_training_pairs, score_with_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-_CONSTANTS = {
-    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 20, "micro_batch": 16, "super_batch": 40},
-    **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
-    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
-}
-
-
-def _config(**changes):
-    return PretrainingConfig.from_dict(_CONSTANTS | changes)
+_config = partial(tiny_config, batch_size=20)
 
 
 def _training(run):

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_arms import tiny_config, train_arm
 
 from chexstudy.curation.methods import METHODS
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import arm_folder, find_arm, read_costs, subset_artifact
-from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.arms.definitions import arm_folder, read_costs, subset_artifact
 from chexstudy.pretraining.training import arm_run as engine
 from chexstudy.pretraining.training import subsets
 from chexstudy.pretraining.training.arm_run import pretrain
@@ -21,23 +21,16 @@ from chexstudy.pretraining.training.subsets import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-_CONSTANTS = {
-    **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 20, "micro_batch": 16, "super_batch": 40},
-    **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
-    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},
-}
 _KEEP = 0.25
 
 
 @pytest.fixture
 def config():
-    return PretrainingConfig.from_dict(_CONSTANTS)
+    return tiny_config(batch_size=20)
 
 
 def _train(run, arm, config):
-    for needed in [*find_arm(arm).needs(config), arm]:
-        pretrain(run, needed, 0, config, "cpu")
-    return run.read_json(f"{arm_folder(arm, 0)}/compute.json")
+    return run.read_json(f"{train_arm(run, arm, config)}/compute.json")
 
 
 def test_every_method_leaves_a_subset_of_the_budget_and_scores_of_all(tiny_study, config):
@@ -115,7 +108,7 @@ def test_a_method_is_charged_the_pass_that_scored_the_pairs_and_random_is_not(ti
 
 def test_matched_compute_counts_the_pass_too(tiny_study):
     # Many epochs on few pairs, so that one step more or less is little.
-    config = PretrainingConfig.from_dict(_CONSTANTS | {"subset_epochs": 12})
+    config = tiny_config(batch_size=20, subset_epochs=12)
     curated = _train(tiny_study, "curated", config)
     trained = {}
     for method in ("random", "agreement"):

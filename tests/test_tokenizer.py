@@ -23,11 +23,8 @@ def tokenizer():
     return train_wordpiece(REPORTS)
 
 
-def test_frequent_words_are_whole_tokens_whatever_their_case(tokenizer):
+def test_frequent_words_are_whole_tokens_whatever_their_case_and_others_are_spelled(tokenizer):
     assert tokenizer.tokenize("SMALL Pleural effusion") == ["small", "pleural", "effusion"]
-
-
-def test_a_word_never_seen_is_spelled_not_lost(tokenizer):
     pieces = tokenizer.tokenize("pneumomediastinum")
     assert "".join(piece.removeprefix("##") for piece in pieces) == "pneumomediastinum"
     assert "[UNK]" not in pieces
@@ -38,9 +35,6 @@ def test_texts_stand_between_class_and_separator_and_are_padded_on_the_right(tok
     names = [tokenizer.convert_ids_to_tokens(row) for row in ids]
     assert names[0] == ["[CLS]", "small", "[SEP]", "[PAD]", "[PAD]", "[PAD]"]
     assert names[1] == ["[CLS]", "the", "lungs", "are", "clear", "[SEP]"]
-
-
-def test_texts_are_cut_at_max_tokens():
     ids = train_wordpiece(REPORTS, max_tokens=5)(REPORTS[0], truncation=True)["input_ids"]
     assert len(ids) == 5
 

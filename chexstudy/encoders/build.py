@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from chexstudy.encoders import hub
 from chexstudy.encoders.image import ImageEncoder
@@ -54,11 +53,19 @@ def _refusing_odd_checkpoints(build: Callable) -> Callable:
     def build_and_try(spec: EncoderSpec, *arguments, **named):
         try:
             encoder = build(spec, *arguments, **named)
-            if not spec.name.startswith("tiny-") and not torch.isfinite(_try(encoder)).all():
-                raise StudyError(
-                    f"{spec.name} gives embeddings that are not numbers: its weights or its image_mean and image_std "
-                    "are damaged; save it again."
-                )
+            if spec.name.startswith("tiny-"):
+                return encoder
+            if isinstance(encoder, TextEncoder):
+                sample = encoder.tokenize(["Clear lungs."])
+            else:
+                size = encoder.image_size
+                sample = {"pixels": torch.zeros(1, 1, size, size, dtype=torch.uint8)}
+            with torch.no_grad():
+                if not torch.isfinite(encoder(**sample)).all():
+                    raise StudyError(
+                        f"{spec.name} gives embeddings that are not numbers: its weights or its image_mean and "
+                        "image_std are damaged; save it again."
+                    )
         except Exception as error:
             if isinstance(error, StudyError) or tell_mistake(error) or spec.name.startswith("tiny-"):
                 raise
@@ -71,15 +78,8 @@ def _refusing_odd_checkpoints(build: Callable) -> Callable:
     return build_and_try
 
 
-@torch.no_grad()
-def _try(encoder: "ImageEncoder | TextEncoder") -> Tensor:
-    if isinstance(encoder, TextEncoder):
-        return encoder(**encoder.tokenize(["Clear lungs."]))
-    return encoder(torch.zeros(1, 1, encoder.image_size, encoder.image_size, dtype=torch.uint8))
-
-
 @_refusing_odd_checkpoints
-def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> ImageEncoder:
+def build_image_encoder(spec: EncoderSpec, seed: int = 0) -> ImageEncoder:
     """Make or load an image encoder: on the CPU, in float32, in evaluation mode.
 
     The seed decides every weight that is not loaded; the global random state is left as it was.
@@ -88,8 +88,8 @@ def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> I
         config, checkpoint = tiny_image_config(spec), None
         preprocessing = {"image_mean": (0.5,), "image_std": (0.25,)}
     else:
-        checkpoint = _find(spec)
-        config = hub.read_config(checkpoint, spec.trust_remote_code)
+        checkpoint = hub.find_checkpoint(spec.name, spec.revision, spec.pretrained)
+        config = hub.read_config(checkpoint)
         preprocessing = hub.read_preprocessing(checkpoint)
     architecture = IMAGE_ARCHITECTURES.get(config.model_type, Architecture())
     pooling = _choose_pooling(spec, config, architecture, IMAGE_POOLINGS)
@@ -105,9 +105,7 @@ def build_image_encoder(spec: EncoderSpec, seed: int | torch.Generator = 0) -> I
 
 @_refusing_odd_checkpoints
 def build_text_encoder(
-    spec: EncoderSpec,
-    tokenizer: "PreTrainedTokenizerBase | Sequence[str] | None" = None,
-    seed: int | torch.Generator = 0,
+    spec: EncoderSpec, tokenizer: "PreTrainedTokenizerBase | Sequence[str] | None" = None, seed: int = 0
 ) -> TextEncoder:
     """Make or load a text encoder, as `build_image_encoder` does an image encoder.
 
@@ -121,9 +119,9 @@ def build_text_encoder(
             tokenizer = train_wordpiece(tokenizer, max_tokens=spec.max_tokens)
         config, checkpoint = tiny_text_config(spec, len(tokenizer)), None
     else:
-        checkpoint = _find(spec)
-        config = hub.read_config(checkpoint, spec.trust_remote_code)
-        tokenizer = tokenizer if callable(tokenizer) else hub.read_tokenizer(checkpoint, spec.trust_remote_code)
+        checkpoint = hub.find_checkpoint(spec.name, spec.revision, spec.pretrained)
+        config = hub.read_config(checkpoint)
+        tokenizer = tokenizer if callable(tokenizer) else hub.read_tokenizer(checkpoint)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -138,10 +136,6 @@ def build_text_encoder(
     origin = _origin(spec, config, checkpoint)
     max_tokens = min(spec.max_tokens, getattr(config, RECORD, {}).get("max_tokens", spec.max_tokens))
     return TextEncoder(model, pooling, origin, tokenizer, max_tokens, architecture.pads_to_full_length).eval()
-
-
-def _find(spec: EncoderSpec) -> hub.Checkpoint:
-    return hub.find_checkpoint(spec.name, spec.revision, weights=spec.pretrained, code=spec.trust_remote_code)
 
 
 def _choose_pooling(spec: EncoderSpec, config, architecture: Architecture, known: tuple[str, ...]) -> str:
@@ -179,6 +173,8 @@ def _choose_normalisation(spec: EncoderSpec, preprocessing: dict, architecture: 
 
 def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: str) -> "PreTrainedModel":
     """The ``transformers`` model of an encoder, with loaded or seeded weights; ``tower`` is vision or text."""
+    import transformers
+
     if hasattr(config, f"{tower}_config"):
         # A pair's own projection_dim holds for both towers, whatever theirs say.
         shared = getattr(config, "projection_dim", None)
@@ -195,19 +191,21 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
         for name in config.to_dict():
             if name.endswith(("dropout", "dropout_prob", "dropout_rate", "drop_path_rate")):
                 setattr(config, name, 0.0)
-    model_class = _model_class(config, architecture, pooling)
+    if architecture.model_class:
+        name = architecture.projection_class if pooling == "projection" else architecture.model_class
+        model_class = getattr(transformers, name)
+    else:
+        known = transformers.MODEL_MAPPING[type(config)]
+        model_class = known[0] if isinstance(known, tuple) else known
     options = {}
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         options["add_pooling_layer"] = pooling == "pooler"
-    if model_class.__name__ == "AutoModel":
-        options["trust_remote_code"] = spec.trust_remote_code
     record = getattr(config, RECORD, {})
     with _seeded(seed), hub.quiet_transformers():
         if spec.pretrained and checkpoint and not record.get("group_normalisation"):
             model = hub.load_model(checkpoint, model_class, unused, config=config, **options)
         else:
-            create = getattr(model_class, "from_config", model_class)
-            model = create(config, **options).float()
+            model = model_class(config, **options).float()
             if replace_batch_normalisation(model):
                 setattr(model.config, RECORD, record | {"group_normalisation": True})
             if spec.pretrained and checkpoint:
@@ -220,17 +218,6 @@ def _make_model(spec, config, architecture, pooling, checkpoint, seed, tower: st
         hub.check_attentions({"implementation": record["attention"]}, spec.name)
         model.set_attn_implementation(record["attention"])
     return model
-
-
-def _model_class(config: "PreTrainedConfig", architecture: Architecture, pooling: str) -> type:
-    import transformers
-
-    if architecture.model_class:
-        name = architecture.projection_class if pooling == "projection" else architecture.model_class
-        return getattr(transformers, name)
-    # Code that came with the checkpoint is what only AutoModel finds.
-    known = transformers.MODEL_MAPPING.get(type(config), transformers.AutoModel)
-    return known[0] if isinstance(known, tuple) else known
 
 
 def _without_registers(spec: EncoderSpec, config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -249,10 +236,8 @@ def _origin(spec: EncoderSpec, config: "PreTrainedConfig", checkpoint: hub.Check
 
 
 @contextmanager
-def _seeded(seed: int | torch.Generator) -> Iterator[None]:
+def _seeded(seed: int) -> Iterator[None]:
     """Draw what is drawn inside from a seed, and leave the global random state as it was."""
-    if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**62, (1,), generator=seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -43,15 +43,9 @@ class Embeddings:
     text: np.ndarray  # ``(images, dim)``, not normalised; images with the same report share their values
 
 
-# --- in memory ----------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def embed_images(
-    encode: Callable[[Tensor], Tensor],
-    pixels: np.ndarray,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
+    encode: Callable[[Tensor], Tensor], pixels: np.ndarray, batch_size: int = 256, device: torch.device | str = "cpu"
 ) -> np.ndarray:
     """Images, uint8 ``(n, height, width)``, embedded in batches without gradient: float32 ``(n, dim)``.
 
@@ -98,9 +92,6 @@ def distinct_texts(texts: Sequence[str]) -> list[str]:
 def _rows_of(texts: Sequence[str], distinct: Sequence[str]) -> np.ndarray:
     row = {text: number for number, text in enumerate(distinct)}
     return np.array([row[text] for text in texts])
-
-
-# --- of a cohort --------------------------------------------------------------------------------------------------
 
 
 def embed_cohort(

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module):
-    """What image and text encoders share: a model, where it came from, and no statistic across the batch."""
+    """A model of ``transformers`` whose output is pooled to ``dim`` numbers a sample."""
 
     def __init__(self, model: "PreTrainedModel", pooling: str, origin: dict):
         super().__init__()
-        self.model = model
-        self.pooling = pooling
-        self.origin = origin
-        self.dim = _pooled_dim(model, pooling)
+        self.model, self.pooling, self.origin = model, pooling, origin
+        joined = len(pooling.split("+"))
+        self.dim = model.config.projection_dim if pooling == "projection" else width_of(model) * joined
 
     def train(self, mode: bool = True):
         """As ``nn.Module.train``, but batch normalisation keeps its pretrained statistics."""
@@ -56,7 +55,3 @@ def width_of(model: "PreTrainedModel") -> int:
     if not isinstance(sizes[-1], int):
         raise StudyError(f"cannot tell the width of a {config.model_type}: use an architecture with a hidden_size.")
     return sizes[-1]
-
-
-def _pooled_dim(model: "PreTrainedModel", pooling: str) -> int:
-    return model.config.projection_dim if pooling == "projection" else width_of(model) * len(pooling.split("+"))

@@ -6,7 +6,7 @@ image; ``tiny-resnet`` at 96 pixels has 144 of 240, 69 kB.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -54,15 +54,10 @@ class FrozenFeatures:
     widths: tuple[int, ...]  # channels of each block; they sum to ``channels``
     grid: int  # patches a side; ``tokens`` is its square
     encoder: dict  # `ImageEncoder.describe` of the encoder
-    _index: pd.Index = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "_index", pd.Index(self.image_ids))
 
     def rows(self, image_ids: Sequence[str]) -> np.ndarray:
         """Where images lie, ``int64 (n,)``, in the order asked for."""
-        image_ids = list(image_ids)
-        rows = self._index.get_indexer(image_ids)
+        rows = pd.Index(self.image_ids).get_indexer(list(image_ids))
         if (rows < 0).any():
             raise StudyError(
                 f"{(rows < 0).sum()} of {len(rows)} images have no frozen features (the first is number "
@@ -102,7 +97,10 @@ class FrozenFeatures:
     def check_encoder(self, encoder: dict) -> None:
         """Make sure that the features are of the encoder, here as described, that a head was trained on."""
         for part in _DECIDES:
-            own, other = (_plain(one.get(part)) for one in (self.encoder, encoder))
+            # A tuple comes back from JSON as a list.
+            own, other = (
+                list(value) if isinstance(value := one.get(part), tuple) else value for one in (self.encoder, encoder)
+            )
             if own != other:
                 raise StudyError(
                     f"the head was trained on features of another encoder ({part} {other}, these have {own}): freeze "
@@ -134,14 +132,9 @@ def freeze_features(
         raise StudyError("there are no images to compute features of: the selection of the cohort is empty.")
     if len(set(image_ids)) < len(image_ids):
         raise StudyError("features are computed once an image: pass each image_id once.")
-    blocks = min(_BLOCKS, encoder.count_blocks())
-    widths, description = encoder.block_widths(blocks), encoder.describe()
-    parameters = {
-        "encoder": description,
-        "images": hash_texts(image_ids),
-        "blocks": blocks,
-        "patches": True,
-    }
+    widths, description = encoder.block_widths()[-_BLOCKS:], encoder.describe()
+    blocks = len(widths)
+    parameters = {"encoder": description, "images": hash_texts(image_ids), "blocks": blocks, "patches": True}
     inputs = (_PIXELS,) if run.has(_PIXELS) else ()
     layout = _artifact(name, "layout.json")
     for kept in (True,) if patches else (True, False):
@@ -149,7 +142,11 @@ def freeze_features(
             return read_features(run, name)
     parameters["patches"] = patches
     encoder.to(device).eval()
-    tokens = _count_tokens(encoder, pixels.read(image_ids[:1]), blocks, device)
+    with torch.no_grad():
+        first = torch.from_numpy(np.array(pixels.read(image_ids[:1]))).unsqueeze(1).to(device)
+        tokens = encoder.embed_blocks(first, blocks)[2].shape[1]
+    if round(tokens**0.5) ** 2 != tokens:
+        raise StudyError(f"the encoder gives {tokens} patches, which are no square grid: use another encoder.")
     bytes_an_image = 4 * (encoder.dim + 2 * sum(widths)) + 2 * patches * tokens * sum(widths)
     rows_a_part = max(1, min(_PART_ROWS, _PART_BYTES // bytes_an_image))
 
@@ -173,12 +170,9 @@ def read_features(run: Run, name: str) -> FrozenFeatures:
     _check_name(name)
     layout = run.read_json(_artifact(name, "layout.json"))
     image_ids = run.read_table(_artifact(name, "ids.parquet"))["image_id"].tolist()
-    arrays = [run.read_array(_artifact(name, f"{kind}.npy")) for kind in _VECTORS]
-    patches = None
-    if layout["patches"]:
-        patches = run.read_array(_artifact(name, "patches.npy"), memory_map=True)
-    kept = arrays if patches is None else [*arrays, patches]
-    if {len(array) for array in kept} != {len(image_ids)}:
+    arrays = [run.read_array(array) for array in _arrays(name, patches=False)]
+    patches = run.read_array(_artifact(name, "patches.npy"), memory_map=True) if layout["patches"] else None
+    if {len(array) for array in (*arrays, patches) if array is not None} != {len(image_ids)}:
         raise StudyError(
             f"the features {name!r} of study {run.study!r} are damaged, for their files differ in rows: delete "
             f"{run.path(_artifact(name, 'layout.json'))} and run {find_step('features/')} again."
@@ -189,7 +183,8 @@ def read_features(run: Run, name: str) -> FrozenFeatures:
 
 def drop_patches(run: Run, name: str) -> None:
     """Give back the disk of the patches of kept features; their vectors stay current."""
-    layout, kept = _artifact(name, "layout.json"), run.read_json(_artifact(name, "layout.json"))
+    layout = _artifact(name, "layout.json")
+    kept = run.read_json(layout)
     record = run.provenance(layout)
     if not kept["patches"] or record is None:
         return
@@ -223,14 +218,6 @@ def _embed(encoder, image_ids, pixels, blocks, device) -> list[np.ndarray]:
     return [np.concatenate(kept) for kept in batches]
 
 
-@torch.no_grad()
-def _count_tokens(encoder, image: np.ndarray, blocks: int, device) -> int:
-    tokens = encoder.embed_blocks(torch.from_numpy(np.array(image)).unsqueeze(1).to(device), blocks)[2].shape[1]
-    if round(tokens**0.5) ** 2 != tokens:
-        raise StudyError(f"the encoder gives {tokens} patches, which are no square grid: use another encoder.")
-    return tokens
-
-
 def _check_name(name: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or any(part.startswith((".", "/")) for part in parts) or str(PurePosixPath(*parts)) != name:
@@ -243,7 +230,3 @@ def _artifact(name: str, file: str) -> str:
 
 def _arrays(name: str, patches: bool) -> tuple[str, ...]:
     return tuple(_artifact(name, f"{kind}.npy") for kind in (*_VECTORS, *["patches"] * patches))
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,8 +1,7 @@
 """Models of the Hugging Face Hub or of a folder: found, read and loaded without surprises.
 
-Nothing here runs code that comes with a checkpoint (unless told so for a pinned commit), unpickles more than tensors,
-or accepts weights that do not fit the architecture. A model in the cache is used without asking the network, which is
-asked only with ``--online``.
+Nothing here runs code that comes with a checkpoint, unpickles more than tensors, or accepts weights that do not fit the
+architecture. A model in the cache is used without asking the network, which is asked only with ``--online``.
 """
 
 import json
@@ -62,11 +61,11 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: bool = False) -> Checkpoint:
+def find_checkpoint(name: str, revision: str = "", weights: bool = True) -> Checkpoint:
     """Find a checkpoint in a folder or in the Hub's cache, else, with ``--online``, download it.
 
-    ``name`` is a Hub id, or a path; a folder that exists is taken before a Hub id. ``weights`` (safetensors before
-    ``pytorch_model.bin``) and the ``code`` that comes with it are looked for only where they are needed.
+    ``name`` is a Hub id, or a path; a folder that exists is taken before a Hub id. ``weights``, safetensors before
+    ``pytorch_model.bin``, are looked for only where they are needed.
     """
     folder = paths.resolve_user_path(name)
     if folder.is_dir():
@@ -78,13 +77,12 @@ def find_checkpoint(name: str, revision: str = "", weights: bool = True, code: b
         raise StudyError(f"there is no folder {folder} to load an encoder from: check the path, or give a Hub id.")
     from huggingface_hub import snapshot_download
 
-    descriptions = [*_DESCRIPTIONS, "*.py"] if code else [*_DESCRIPTIONS]
     reason = "nothing is downloaded unless --online is given"
     # The library looks at this when it is imported, which may have been before us.
     offline = os.environ.get("HF_HUB_OFFLINE", "1").upper() in ("1", "ON", "YES", "TRUE")
     for local in (True,) if offline else (True, False):
         for files in ("model*.safetensors", "pytorch_model*.bin"):
-            patterns = [*descriptions, files] if weights else descriptions
+            patterns = [*_DESCRIPTIONS, *[files] * weights]
             try:
                 found = snapshot_download(
                     name, revision=revision or None, allow_patterns=patterns, local_files_only=local
@@ -111,7 +109,7 @@ def _lacking(folder: Path, weights: bool) -> str:
     return ""
 
 
-def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "PreTrainedConfig":
+def read_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
     """The configuration of a checkpoint."""
     from transformers import AutoConfig
 
@@ -120,13 +118,11 @@ def read_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "Pre
         check_attentions(written, checkpoint.name)
         check_numbers(written, checkpoint.name)
         with quiet_transformers():
-            return AutoConfig.from_pretrained(
-                checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
+            return AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise StudyError(
-            f"the config.json of {checkpoint.name} is not one transformers can use ({_first_line(error)}); if the "
-            "model brings its own code, read that, pin its commit as revision and set trust_remote_code."
+            f"the config.json of {checkpoint.name} is not one transformers can use ({_first_line(error)}): take an "
+            "encoder of an architecture that transformers has; code that a model brings along is never run."
         ) from None
 
 
@@ -181,7 +177,7 @@ def preprocessed_size(preprocessing: dict) -> int | None:
     return None
 
 
-def read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def read_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -192,9 +188,7 @@ def read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> "
     try:
         with quiet_transformers():
             try:
-                return AutoTokenizer.from_pretrained(
-                    checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
-                )
+                return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
             except ImportError:
                 # SigLIP's class wants SentencePiece though the compiled tokenizer, which does not, lies beside it.
                 return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)

@@ -111,24 +111,18 @@ class ImageEncoder(Encoder):
         pooled = {"cls": lambda: tokens[:, 0], "mean": lambda: seen.mean(1), "max": lambda: seen.amax(1)}
         return torch.cat([pooled[part]() for part in self.pooling.split("+")], dim=1)
 
-    def count_blocks(self) -> int:
-        """How many blocks `embed_blocks` can give: transformer blocks, or stages of a convolutional encoder."""
+    def block_widths(self) -> tuple[int, ...]:
+        """Channels of each block, first block first: transformer blocks, or stages of a convolutional encoder."""
         config = self.model.config
         if config.model_type == "resnet":
-            return len(config.hidden_sizes)
+            return tuple(config.hidden_sizes)
         if config.model_type in _FINAL_NORMS:
-            return config.num_hidden_layers
-        return len(self._blank_blocks())
-
-    def block_widths(self, blocks: int = 4) -> tuple[int, ...]:
-        """Channels of each of the last ``blocks`` blocks, first block first; ViT-L has 4 x 1024 = 4096."""
-        self._check_blocks(blocks)
-        config = self.model.config
-        if config.model_type == "resnet":
-            return tuple(config.hidden_sizes[-blocks:])
-        if config.model_type in _FINAL_NORMS:
-            return (width_of(self.model),) * blocks
-        return tuple(block.shape[1 if block.ndim == 4 else 2] for block in self._blank_blocks()[-blocks:])
+            return (width_of(self.model),) * config.num_hidden_layers
+        # Only the model itself knows, so it looks at a blank image.
+        size = self.image_size
+        pixels = torch.zeros(1, 1, size, size, dtype=torch.uint8, device=self._scale.device)
+        states = self._block_states(self._run(pixels, size, output_hidden_states=True))
+        return tuple(block.shape[1 if block.ndim == 4 else 2] for block in states)
 
     def embed_blocks(self, pixels: Tensor, blocks: int = 4) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` gives, and what the last blocks say of an image, as the heads on frozen features see it.
@@ -146,9 +140,11 @@ class ImageEncoder(Encoder):
             Pooled ``(batch, dim)``, [CLS] ``(batch, channels)`` and patches ``(batch, tokens, channels)``; channels are
             those of the blocks side by side, first block first, and tokens go row by row over a square grid.
         """
-        self._check_blocks(blocks)
         output = self._run(pixels, self.image_size, output_hidden_states=True)
         states = self._block_states(output)
+        most = len(states)
+        if not 1 <= blocks <= most:
+            raise StudyError(f"{self.origin['name']} has {most} blocks, not {blocks}: ask for 1 to {most} of them.")
         pooled = self._pool(output, self.image_size)
         if states[-1].ndim == 4:
             return pooled, *_join_maps(states, blocks)
@@ -177,17 +173,6 @@ class ImageEncoder(Encoder):
         norm = next(module for name, module in self.model.named_modules() if name.rpartition(".")[2] == leaf)
         normalised = norm(states[-1]) if model_type.startswith("clip") else last
         return [*(norm(state) for state in states[:-1]), normalised]
-
-    def _check_blocks(self, blocks: int) -> None:
-        most = self.count_blocks()
-        if not 1 <= blocks <= most:
-            raise StudyError(f"{self.origin['name']} has {most} blocks, not {blocks}: ask for 1 to {most} of them.")
-
-    @torch.no_grad()
-    def _blank_blocks(self) -> tuple[Tensor, ...]:
-        """What leaves each block for one blank image, where only the model itself knows."""
-        pixels = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self._scale.device)
-        return self._block_states(self._run(pixels, self.image_size, output_hidden_states=True))
 
     def describe(self) -> dict:
         return super().describe() | {"image_size": self.image_size, "mean": self.mean, "std": self.std}

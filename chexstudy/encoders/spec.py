@@ -1,6 +1,5 @@
 """Which encoder, and how it is used; what must be known of an architecture to use it."""
 
-import re
 from dataclasses import dataclass
 
 from chexstudy.errors import StudyError
@@ -41,7 +40,6 @@ class EncoderSpec:
     drop_registers: bool = False  # load a DINOv2 with registers into the architecture without, as CheXficient does
     # keep the checkpoint's dropout and stochastic depth; without, a pass is a deterministic function
     dropout: bool = False
-    trust_remote_code: bool = False  # run model code that comes with the checkpoint; needs ``revision`` to be a commit
 
     def __post_init__(self):
         if not self.name:
@@ -54,11 +52,6 @@ class EncoderSpec:
             raise StudyError(f"image_size of {self.name} is {self.image_size}: give pixels, 1 or more.")
         if self.max_tokens < 3:
             raise StudyError(f"max_tokens of {self.name} is {self.max_tokens}: a text needs 3 or more.")
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise StudyError(
-                f"trust_remote_code for {self.name} needs revision to be a full commit of 40 hex digits, so that the "
-                "code that runs is the code you read."
-            )
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,8 @@ def check_golden(path: str | Path) -> pd.DataFrame:
         missing = [name for name in _ARRAYS if f"{case}/{name}" not in arrays]
         if missing:
             raise StudyError(f"{path}: {case} lacks the array {missing[0]!r}; it needs {', '.join(_ARRAYS)}.")
-        rows.append(
-            {"case": case, **_check_case({name: torch.from_numpy(arrays[f"{case}/{name}"]) for name in _ARRAYS})}
-        )
+        tensors = {name: torch.from_numpy(arrays[f"{case}/{name}"]) for name in _ARRAYS}
+        rows.append({"case": case, **_check_case(tensors)})
     return pd.DataFrame(rows)
 
 

@@ -56,6 +56,8 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
     The folder is there whole or not at all. One that holds an earlier release is replaced. A vocabulary that holds
     tokens of few patients, which may be names, is released only if that is accepted.
     """
+    from chexstudy.release.image_processing_chexstudy import ChexstudyImageProcessor
+
     find_arm(arm)
     source = require_current_arm(run, arm, seed)
     _check_folder(folder)
@@ -66,7 +68,9 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
         _refuse_rare_tokens(run, source, model.text_tower.encoder)
     with _whole_folder(folder) as draft, quiet_transformers():
         _write_tokenizer(draft, model.text_tower.encoder)
-        processor = _write_image_processor(draft, model.image_tower.encoder, stored_size, fit)
+        image = model.image_tower.encoder
+        processor = ChexstudyImageProcessor(image.image_size, stored_size, fit, image.mean, image.std)
+        processor.save_pretrained(draft)
         released = _write_model(draft, model)
         difference = _largest_difference(model, draft, processor)
         if not difference <= _TOLERANCE:
@@ -93,9 +97,6 @@ def release_arm(run: Run, arm: str, seed: int, folder: Path, accept_rare_tokens:
             # Written for the owner alone, unlike all else.
             shutil.copymode(draft / MANIFEST, weights)
     return Release(folder, usage.is_plain, difference)
-
-
-# --- what is there before -------------------------------------------------------------------------------------------
 
 
 def _load_trained(folder: Path, arm: str, seed: int) -> ImageTextModel:
@@ -175,21 +176,20 @@ def _whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
-
-
 def _write_model(folder: Path, model: ImageTextModel):
     """Write both towers, projections and logit scale as the shipped class; returns that model."""
     from chexstudy.release.modeling_chexstudy import ChexstudyConfig, ChexstudyModel
 
     image, text = model.image_tower.encoder, model.text_tower.encoder
-    _require_stock_class(image)
-    _require_stock_class(text)
+    # Without what chexstudy notes in a configuration, such as where it was loaded from.
+    configs = [
+        {name: value for name, value in one.model.config.to_dict().items() if name not in (RECORD, "_name_or_path")}
+        for one in (image, text)
+    ]
     # The length that every text is padded to, 0 where texts are padded to the longest of them.
     length = text.tokenize([""])["input_ids"].shape[1]
     config = ChexstudyConfig(
-        image_config=_plain_config(image),
-        text_config=_plain_config(text),
+        *configs,
         image_class=type(image.model).__name__,
         text_class=type(text.model).__name__,
         image_pooling=image.pooling,
@@ -214,34 +214,10 @@ def _write_model(folder: Path, model: ImageTextModel):
     return released
 
 
-def _require_stock_class(encoder: ImageEncoder | TextEncoder) -> None:
-    import transformers
-
-    if getattr(transformers, type(encoder.model).__name__, None) is not type(encoder.model):
-        raise StudyError(
-            f"{encoder.origin['name']} runs code that came with its checkpoint and cannot be part of a release: "
-            "pretrain with an architecture that transformers has."
-        )
-
-
 def _public_name(name: str, origin: dict) -> str:
     """An encoder's name in the configuration, without the folders of this machine; Hub ids stay as they are."""
     of_the_hub = name == origin["name"] and origin["revision"]
     return name if of_the_hub or name.startswith("tiny-") else Path(name).name
-
-
-def _plain_config(encoder: ImageEncoder | TextEncoder) -> dict:
-    """The encoder's configuration without what chexstudy notes in it, such as where it was loaded from."""
-    values = encoder.model.config.to_dict()
-    return {name: value for name, value in values.items() if name not in (RECORD, "_name_or_path")}
-
-
-def _write_image_processor(folder: Path, encoder: ImageEncoder, stored_size: int, fit: str):
-    from chexstudy.release.image_processing_chexstudy import ChexstudyImageProcessor
-
-    processor = ChexstudyImageProcessor(encoder.image_size, stored_size, fit, encoder.mean, encoder.std)
-    processor.save_pretrained(folder)
-    return processor
 
 
 def _write_tokenizer(folder: Path, encoder: TextEncoder) -> None:

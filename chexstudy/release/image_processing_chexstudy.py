@@ -23,12 +23,8 @@ class ChexstudyImageProcessor(BaseImageProcessor):
     a square of ``stored_size`` pixels, and rounded to 8 bits: so training pixels were stored. Where the encoder looks
     at another ``size`` they are resized once more, without rounding.
 
-    Args:
-        size: side in pixels that the encoder sees.
-        stored_size: side in pixels of the stored training images; ``size`` if not given.
-        fit: ``crop`` (the short side is fitted, the centre cut out) or ``pad`` (the long side is fitted).
-        image_mean: a channel, in units of full scale. The grey level is repeated in every channel.
-        image_std: a channel, in units of full scale.
+    The short side is fitted and the centre cut out for ``crop``, the long side is fitted for ``pad``. Mean and standard
+    deviation a channel are in units of full scale; the grey level is repeated in every channel.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -49,15 +45,10 @@ class ChexstudyImageProcessor(BaseImageProcessor):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def preprocess(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """Pixels for the model.
+        """Pixels for the model, float32 ``(images, channels, size, size)``.
 
-        Args:
-            images: a picture or several: of PIL in any mode, or arrays ``(height, width)`` or ``(height, width, 3)``,
-                of 8 bits, or of grey levels 0 (black) to 255 (white) in floating point.
-            return_tensors: as elsewhere in transformers.
-
-        Returns:
-            ``pixel_values``, float32 ``(images, channels, size, size)``.
+        A picture or several: of PIL in any mode, or arrays ``(height, width)`` or ``(height, width, 3)`` of 8 bits, or
+        of grey levels 0 (black) to 255 (white) in floating point.
         """
         if not isinstance(images, (list, tuple)):
             images = [images]

@@ -108,9 +108,6 @@ def _list_constants(config: PretrainingConfig, usage: Usage) -> dict[str, str]:
     return {name: _escape(", ".join(value) if isinstance(value, tuple) else value) for name, value in values.items()}
 
 
-# --- without code of the folder -------------------------------------------------------------------------------------
-
-
 def _load_plainly(usage: Usage) -> dict[str, object]:
     """How `transformers` loads both encoders by itself, in pieces of Python."""
     import transformers
@@ -140,9 +137,6 @@ def _loading_class(config, class_name: str, pooling: str) -> tuple[str, str]:
     takes_pooler = "add_pooling_layer" in inspect.signature(own.__init__).parameters
     options = f", add_pooling_layer={pooling == 'pooler'}" if takes_pooler else ""
     return "AutoModel" if transformers.MODEL_MAPPING.get(type(config), None) is own else class_name, options
-
-
-# --- what was measured ----------------------------------------------------------------------------------------------
 
 
 def _list_results(run: Run, arm: str, seed: int) -> dict[str, list]:

@@ -28,22 +28,13 @@ ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 class ChexstudyConfig(PreTrainedConfig):
     """Constants of the pair.
 
-    Args:
-        image_config: configuration of the image encoder, or its values with their ``model_type``.
-        text_config: the same of the text encoder.
-        image_class: name of the image encoder's class in ``transformers``.
-        text_class: the same of the text encoder.
-        image_pooling: how the image encoder's tokens become one vector: ``cls``, ``mean`` and ``max`` (of the patch
-            tokens), joined as in ``mean+max``, or ``pooler`` or ``projection``.
-        text_pooling: ``last``, ``first``, ``mean``, ``pooler`` or ``projection``.
-        text_length: texts are padded to so many tokens and read without a mask; 0 for texts of any length with a mask.
-        text_padding_id: token that they are padded with.
-        group_normalisation: whether group normalisation stands in for batch normalisation in the image encoder.
-        image_dim: length of the pooled image vector.
-        text_dim: the same of the text.
-        dim: of the shared space.
-        logit_scale_init_value: logarithm of the inverse temperature that training would go on from.
-        logit_scale_max: upper bound of the inverse temperature, 0 for none.
+    Each side has the configuration and the name of the class of its encoder in ``transformers``, the length of its
+    pooled vector, and how tokens become one vector: images by ``cls``, ``mean`` and ``max`` of the patch tokens, joined
+    as in ``mean+max``, texts by ``last``, ``first`` or ``mean``, both by ``pooler`` or ``projection``. Texts are padded
+    to ``text_length`` tokens and read without a mask; 0 is for texts of any length with a mask. Group normalisation may
+    stand in for batch normalisation in the image encoder. ``logit_scale_init_value`` is the logarithm of the inverse
+    temperature that training would go on from, ``logit_scale_max`` the upper bound of the inverse temperature, 0 for
+    none.
     """
 
     model_type = "chexstudy"
@@ -142,12 +133,10 @@ class ChexstudyModel(PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Token ids ``(batch, length)`` to unit-norm embeddings ``(batch, dim)``.
+        """Token ids ``(batch, length)``, padded on the right, to unit-norm embeddings ``(batch, dim)``.
 
-        Args:
-            input_ids: padded on the right.
-            attention_mask: 1 for tokens and 0 for padding; all tokens count where it is not given.
-            token_type_ids: not used, a report being one segment; here so that a tokenizer's output can be unpacked.
+        All tokens count where no mask is given. A report is one segment: ``token_type_ids`` are not used, and are here
+        so that a tokenizer's output can be unpacked.
         """
         if self.config.text_length:
             missing = max(self.config.text_length - input_ids.shape[1], 0)

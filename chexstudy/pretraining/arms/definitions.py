@@ -161,21 +161,20 @@ def choose_seeds(first: int, count: int) -> list[int]:
 def require_current_arm(run: Run, arm: str, seed: int) -> str:
     """The folder of a trained arm, provided that it was trained on the cohort the study has now."""
     folder = arm_folder(arm, seed)
-    if not run.has(f"{folder}/compute.json"):
-        raise StudyError(
-            f"study {run.study!r} has no arm {arm!r} with seed {seed} yet: run {find_step(folder)} with them first."
-        )
-    run.require(f"{folder}/compute.json")
-    record = run.provenance(f"{folder}/compute.json")
+    cost, step = f"{folder}/compute.json", find_step(folder)
+    if not run.has(cost):
+        raise StudyError(f"study {run.study!r} has no arm {arm!r} with seed {seed} yet: run {step} with them first.")
+    run.require(cost)
+    record = run.provenance(cost)
     if record is None:
         raise StudyError(
             f"nothing tells how the arm {arm!r} (seed {seed}) was trained, it was cut off at its end or its provenance "
-            f"is damaged: run {find_step(folder)} again."
+            f"is damaged: run {step} again."
         )
     if record["inputs"].get("cohort.parquet") != hash_file(run.path("cohort.parquet")):
         raise StudyError(
             f"the arm {arm!r} (seed {seed}) was trained on another cohort than study {run.study!r} has now: "
-            f"run {find_step(folder)} again."
+            f"run {step} again."
         )
     return folder
 

@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -74,7 +75,11 @@ class Processes:
         for parameter, anywhere in zip(parameters, used.tolist(), strict=True):
             if anywhere and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        for bucket in _fill_buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # Cut where another bucket is full.
+        filled = np.cumsum([gradient.numel() for gradient in gradients]) // _BUCKET_ELEMENTS
+        for _, bucket in groupby(zip(filled, gradients, strict=True), key=itemgetter(0)):
+            bucket = [gradient for _, gradient in bucket]
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)
             for gradient, summed in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
@@ -107,18 +112,6 @@ class Processes:
     def _device(self) -> torch.device:
         # NCCL moves only what lies on a GPU.
         return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def _fill_buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    bucket, elements = [], 0
-    for gradient in gradients:
-        bucket.append(gradient)
-        elements += gradient.numel()
-        if elements >= _BUCKET_ELEMENTS:
-            yield bucket
-            bucket, elements = [], 0
-    if bucket:
-        yield bucket
 
 
 @contextmanager

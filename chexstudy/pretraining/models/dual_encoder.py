@@ -85,8 +85,7 @@ class ImageTextModel(nn.Module):
             self.text_tower = TextTower(text_encoder, dim)
         # The published model starts at ln(1 / 0.01).
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.logit_scale_max = logit_scale_max
-        self.dim = dim
+        self.logit_scale_max, self.dim = logit_scale_max, dim
 
     def tower(self, side: str) -> ImageTower | TextTower:
         """The tower of a side, ``image`` or ``text``."""
@@ -104,38 +103,20 @@ def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) ->
 
     A small text encoder learns its vocabulary from the reports of the training rows.
     """
-    image_spec = EncoderSpec(
-        config.image_encoder,
-        config.image_revision,
-        image_size=config.image_size,
-        normalisation=config.image_normalisation,
-        drop_registers=config.drop_registers,
-        dropout=config.dropout,
-    )
-    text_spec = EncoderSpec(
-        config.text_encoder,
-        config.text_revision,
-        pooling=config.text_pooling,
-        max_tokens=config.max_tokens,
-        dropout=config.dropout,
-    )
-    return ImageTextModel(
-        build_image_encoder(image_spec, seed),
-        build_text_encoder(text_spec, texts_to_learn_from(training), seed),
-        config.dim,
-        config.temperature,
-        config.logit_scale_max,
-        seed,
-    )
+    of_image = {"image_size": config.image_size, "normalisation": config.image_normalisation}
+    of_image |= {"drop_registers": config.drop_registers, "dropout": config.dropout}
+    of_text = {"pooling": config.text_pooling, "max_tokens": config.max_tokens, "dropout": config.dropout}
+    image = build_image_encoder(EncoderSpec(config.image_encoder, config.image_revision, **of_image), seed)
+    text_spec = EncoderSpec(config.text_encoder, config.text_revision, **of_text)
+    text = build_text_encoder(text_spec, texts_to_learn_from(training), seed)
+    return ImageTextModel(image, text, config.dim, config.temperature, config.logit_scale_max, seed)
 
 
 def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -> None:
     """Write a trained model: both encoders as ``transformers`` checkpoints, the projections as safetensors."""
     save_encoder(model.image_tower.encoder, folder / "image_encoder")
     save_encoder(model.text_tower.encoder, folder / "text_encoder")
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if name in _PROJECTIONS
-    }
+    state = {name: model.state_dict()[name].detach().cpu().contiguous() for name in _PROJECTIONS}
     with atomic_path(folder / "projections.safetensors") as temporary:
         save_file(state, temporary)
     with atomic_path(folder / "pretraining.json") as temporary:
@@ -149,13 +130,8 @@ def load_model(folder: Path) -> ImageTextModel:
         raise StudyError(f"there is no trained model in {folder}: run {find_step('pretraining/')} first.")
     require_whole(folder)
     config = PretrainingConfig.from_dict(json.loads((folder / "pretraining.json").read_text()))
-    model = ImageTextModel(
-        load_image_encoder(folder / "image_encoder"),
-        load_text_encoder(folder / "text_encoder"),
-        config.dim,
-        config.temperature,
-        config.logit_scale_max,
-    )
+    image, text = load_image_encoder(folder / "image_encoder"), load_text_encoder(folder / "text_encoder")
+    model = ImageTextModel(image, text, config.dim, config.temperature, config.logit_scale_max)
     file = folder / "projections.safetensors"
     projections = load_file(file)
     if missing := set(_PROJECTIONS) - set(projections):

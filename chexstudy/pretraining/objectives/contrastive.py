@@ -49,27 +49,18 @@ class ContrastiveObjective(Objective):
             self.model.image_tower.encoder.check_size(config.scoring_size)
         if config.text_layout == "packed":
             self.model.text_tower.encoder.check_packing()
-        self._encoder = PairEncoder(
-            self.model,
-            self.examples,
-            device,
-            config.micro_batch,
-            choose_autocast(config, device),
-            processes,
-            config.text_layout,
-            config.compile_blocks,
-        )
+        how = config.micro_batch, choose_autocast(config, device), processes, config.text_layout, config.compile_blocks
+        self._encoder = PairEncoder(self.model, self.examples, device, *how)
         self.stall, self.width = self._encoder.stall, 2 * config.dim
-        self.prepared = self._read_frozen_features(run)
-
-    def _read_frozen_features(self, run: Run) -> dict[str, float]:
-        encoder, config = self._encoder, self._config
-        decisive = {"precision": str(encoder.autocast), "threads": config.threads, "image_size": config.image_size}
-        spent = {"flops": 0.0, "seconds": 0.0}
+        decisive = {
+            "precision": str(self._encoder.autocast),
+            "threads": config.threads,
+            "image_size": config.image_size,
+        }
+        self.prepared = {"flops": 0.0, "seconds": 0.0}
         for side in config.frozen_towers:
-            encoder.features[side], cost = frozen_features(run, side, encoder, decisive)
-            spent = {part: spent[part] + cost[part] for part in spent}
-        return spent
+            self._encoder.features[side], cost = frozen_features(run, side, self._encoder, decisive)
+            self.prepared = {part: spent + cost[part] for part, spent in self.prepared.items()}
 
     @property
     def flops(self) -> float:

@@ -28,8 +28,6 @@ from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
 from chexstudy.pretraining.objectives.pair_flops import PairFlopMeter
 
 _Outcome = TypeVar("_Outcome")
-# What is loaded ahead, in micro-batches.
-_DEPTH = 2
 
 
 @dataclass
@@ -141,7 +139,7 @@ class PairEncoder:
                 return None
             return self.pairs.pixels(parts[number], pin_memory=self.device.type == "cuda")
 
-        with closing(prefetch(range(len(parts)), load, _DEPTH, self.stall)) as loaded:
+        with closing(prefetch(range(len(parts)), load, self.stall)) as loaded:
             yield from zip(parts, spans, loaded, strict=True)
 
     # --- with gradient ----------------------------------------------------------------------------------------------

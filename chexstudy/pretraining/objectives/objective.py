@@ -42,11 +42,7 @@ class Objective(ABC):
 
     @abstractmethod
     def backward(
-        self,
-        rows: np.ndarray,
-        step: int,
-        embedded: tuple[Tensor, ...] | None = None,
-        weights: np.ndarray | None = None,
+        self, rows: np.ndarray, step: int, embedded: tuple[Tensor, ...] | None = None, weights: np.ndarray | None = None
     ) -> dict[str, float]:
         """Set the gradient of a step, whatever the processes and the memory; none where there is nothing to learn.
 

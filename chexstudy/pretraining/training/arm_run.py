@@ -144,7 +144,10 @@ class _ArmRun:
     def train(self) -> None:
         reset_peak_memory(self.device)
         self._require_pairs_for_all_processes()
-        self.trainer = self._build_trainer()
+        config, streams = self.config, RandomStreams(self.seed, self.config.fixed_streams)
+        cohort, together = read_cohort(self.run.path("cohort.parquet")), (self.device, self.processes)
+        objective = OBJECTIVES[config.objective](self.run, cohort, config, streams, *together)
+        self.trainer = Trainer(config, self._title, streams, objective, *together)
         if self.arm.data == "subset":
             # Weights are read again from the subset and not kept in checkpoints.
             read_subset(self.run, self.arm, self.seed, self.trainer)
@@ -172,12 +175,8 @@ class _ArmRun:
             if before["hash"] != now["hash"]:
                 self._say(f"was begun with other code: revision {before['revision']}, now {now['revision']}")
         self.trainer.after_step = self._after_step
-        self._tracker = open_tracker(
-            self.config.tracker if self.processes.first else "",
-            self._path("tracker"),
-            f"{self.run.study} {self.arm.name} seed {self.seed}",
-            self.parameters["config"],
-        )
+        tracker, name = config.tracker * self.processes.first, f"{self.run.study} {self.arm.name} seed {self.seed}"
+        self._tracker = open_tracker(tracker, self._path("tracker"), name, self.parameters["config"])
         try:
             if self.arm.data == "all":
                 self._train_on_everything()
@@ -196,13 +195,6 @@ class _ArmRun:
                     f"{self.processes.size} processes: use fewer, or a larger {name}."
                 )
 
-    def _build_trainer(self) -> Trainer:
-        config, cohort = self.config, read_cohort(self.run.path("cohort.parquet"))
-        streams = RandomStreams(self.seed, config.fixed_streams)
-        build = OBJECTIVES[config.objective]
-        objective = build(self.run, cohort, config, streams, self.device, self.processes)
-        return Trainer(config, self._title, streams, objective, self.device, self.processes)
-
     def _find_lost_records(self, state: dict) -> str:
         """Why curation cannot go on from a checkpoint although the checkpoint is whole; empty if it can."""
         *_, rounds, decided = state["trainer"]["position"]
@@ -217,12 +209,10 @@ class _ArmRun:
         trainer, config = self.trainer, self.config
         if self.processes.first and self._path("checkpoints").is_dir():
             shutil.rmtree(self._path("checkpoints"))
-        from_warm_up = config.warm_up_epochs and "warm_up" in self.arm.needs(config)
-        if from_warm_up:
+        if config.warm_up_epochs and "warm_up" in self.arm.needs(config):
             warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
-            state = load_checkpoint(
-                warm_up, _ArmRun(self.run, ARMS["warm_up"], self.seed, config, self.device).data_key
-            )
+            key = _ArmRun(self.run, ARMS["warm_up"], self.seed, config, self.device).data_key
+            state = load_checkpoint(warm_up, key)
             trainer.restore(state["trainer"])
             self._spent = state["spent"]
         else:
@@ -240,9 +230,7 @@ class _ArmRun:
 
     def _after_step(self) -> None:
         entry, config = self.trainer.history[-1], self.config
-        self._tracker.log(
-            entry["step"], {name: value for name, value in entry.items() if isinstance(value, int | float)}
-        )
+        self._tracker.log(entry["step"], entry)
         now = time.monotonic()
         late = now - self._saved_at >= 60 * config.checkpoint_minutes
         asked = self.requests is not None and self.requests.asked
@@ -251,9 +239,8 @@ class _ArmRun:
         if late or asked:
             self._save()
         if asked:
-            raise Stopped(
-                f"{self._title} was asked to stop after step {self.trainer.step}: the same command goes on from there."
-            )
+            stopped = f"was asked to stop after step {self.trainer.step}"
+            raise Stopped(f"{self._title} {stopped}: the same command goes on from there.")
         if now - self._spoken_at >= _SECONDS_BETWEEN_LINES:
             self._say(self._describe_pace())
 
@@ -381,11 +368,8 @@ class _ArmRun:
         run.write_table(f"{folder}/history.parquet", history)
         if self.arm.data == "curated":
             steps = history.loc[history.phase == "curate", "step"]
-            first = int(steps.iloc[0])
-            run.write_table(
-                f"{folder}/snapshots.parquet",
-                pd.DataFrame({"snapshot": range(len(steps) + 1), "step": [first, *(steps + 1)], "phase": "curate"}),
-            )
+            places = {"snapshot": range(len(steps) + 1), "step": [int(steps.iloc[0]), *(steps + 1)], "phase": "curate"}
+            run.write_table(f"{folder}/snapshots.parquet", pd.DataFrame(places))
         if self.arm.name == "warm_up":
             save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.data_key, state)
             seal_artifact(run.path(f"{folder}/warm_up.pt"))
@@ -397,11 +381,8 @@ class _ArmRun:
         pairs = {name: (name, "sum") for name in ("pairs_scored", "pairs_trained")}
         by_phase = history.groupby("phase", sort=False).agg(steps=("step", "size"), **pairs)
         overlap = history.selection_overlap.mean()
-        compute = {
-            "flops": trainer.flops,
-            "seconds": trainer.seconds,
-            "pairs_scored": trainer.pairs_scored,
-            "pairs_trained": trainer.pairs_trained,
+        charged = ("flops", "seconds", "pairs_scored", "pairs_trained")
+        compute = {name: getattr(trainer, name) for name in charged} | {
             "steps": trainer.step,
             "energy_joules": state["spent"]["joules"],
             "peak_memory_bytes": state["spent"]["memory"],
@@ -497,9 +478,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arm", help=f"one of {', '.join(ARMS)}; without it, lines `ARM SEED [CONFIG]` are read")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", type=Path, help="JSON file of the constants that differ from the study's")
-    parser.add_argument(
-        "--change", action="append", default=[], metavar="NAME", help="let a constant differ from the study's"
-    )
+    change = {"action": "append", "default": [], "metavar": "NAME"}
+    parser.add_argument("--change", **change, help="let a constant differ from the study's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)

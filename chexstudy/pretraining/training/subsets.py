@@ -104,12 +104,7 @@ def choose_training_subset(
 
 
 def choose_training_subsets(
-    run: Run,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    config: PretrainingConfig,
-    keep: float,
-    device: str = "auto",
+    run: Run, methods: Sequence[str], seeds: Sequence[int], config: PretrainingConfig, keep: float, device: str = "auto"
 ) -> dict[tuple[str, int], pd.DataFrame]:
     """`choose_training_subset` by method and seed; the pairs of a seed are scored once."""
     jobs, subsets, scores = [(seed, method) for seed in seeds for method in methods], {}, {}

@@ -72,8 +72,6 @@ class Trainer:
         self._kept: list[np.ndarray] = []
         self._counted = 0.0
 
-    # --- state ----------------------------------------------------------------------------------------------------
-
     def state(self) -> dict:
         """Everything the run needs to go on from here, as tensors and plain values."""
         return {
@@ -100,8 +98,6 @@ class Trainer:
         self.subset = None if state["subset"] is None else state["subset"].numpy()
         return state["curator"]
 
-    # --- steps ----------------------------------------------------------------------------------------------------
-
     def _train_step(
         self,
         rows: np.ndarray,
@@ -125,14 +121,11 @@ class Trainer:
             self.optimizer.step()
             told |= self.objective.finish_step(self.step)
         self.pairs_trained += len(rows)
-        self._add_up_flops()
+        self.flops += self._count_spent()
         entry = {"phase": phase, "epoch": self.epoch, "step": self.step, "learning_rate": learning_rate}
         entry |= {"pairs_scored": 0, "pairs_trained": len(rows), "flops": self.flops, "seconds": self.seconds}
         self.history.append(entry | told | dict.fromkeys(_MEASURED, float("nan")) | {"usage": []} | measured)
         self.step += 1
-
-    def _add_up_flops(self) -> None:
-        self.flops += self._count_spent()
 
     def _count_spent(self) -> float:
         """Operations of all processes since the last count."""
@@ -152,8 +145,6 @@ class Trainer:
     def mean_flops_a_step(self, rows: np.ndarray) -> float:
         """Operations of a training step, counted on the first batches of the first epoch."""
         return float(np.mean([self.objective.count_step(batch) for batch in self._batches(rows, epoch=0)[:8]]))
-
-    # --- plain epochs -----------------------------------------------------------------------------------------------
 
     def _shuffled(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         return rows[torch.randperm(len(rows), generator=self.streams.generator("order", epoch)).numpy()]
@@ -175,8 +166,6 @@ class Trainer:
             self.batch += 1
             self.after_step()
         self.epoch, self.batch = self.epoch + 1, 0
-
-    # --- curation epochs --------------------------------------------------------------------------------------------
 
     def start_curating(self, curator: ScoringCurator, state: dict | None, records: CurationRecords | None) -> None:
         """Let a curator go on from its state, or fit its first prototypes on the present model's embeddings."""
@@ -276,7 +265,7 @@ class Trainer:
         """
         if not self.config.scoring_size or self.super_batches % self.config.overlap_every:
             return lambda mask: float("nan")
-        self._add_up_flops()
+        self.flops += self._count_spent()
         judge, generator = copy.deepcopy(curator), self.streams.generator("selection", self.super_batches)
         features = self.objective.join(self.objective.embed(batch))
         full_size, _ = judge.choose(self.super_batches, torch.from_numpy(batch), features, generator)
