@@ -118,7 +118,6 @@ def _describe_heads(rows: pd.DataFrame) -> str:
 
 
 def _conclude_heads(rows: pd.DataFrame) -> str:
-    """The best head by each metric."""
     best = "; ".join(f"in {name} {_best_of(rows[rows.metric == metric])}" for metric, name in _METRICS.items())
     return f"The best head over all findings ({name_data_set(rows.data_set.iloc[0])}): {best}."
 
@@ -202,7 +201,6 @@ def _describe_gains(numbers: pd.DataFrame, _: list[pd.DataFrame], sizes: pd.Seri
 
 
 def _conclude_gains(_: pd.DataFrame, tables: list[pd.DataFrame], __: pd.Series) -> str:
-    """On how many findings each head gains or loses beyond its interval."""
     parts = []
     for rows in tables:
         summary, (first, second) = summarise_seeds(rows), rows[["head", "reference"]].iloc[0]
@@ -270,7 +268,6 @@ def _describe_label_efficiency(rows: pd.DataFrame, _: pd.DataFrame) -> str:
 
 
 def _conclude_label_efficiency(_: pd.DataFrame, claims: pd.DataFrame) -> str:
-    """What few labels on the first encoder come to against all labels on the others."""
     words = "; ".join(f"{_word_claim(row)} {write_row(row, '+.3f')}" for row in claims.itertuples())
     return f"AUROC with few labels against all: {words or 'one encoder alone has no other to match'}."
 
@@ -323,7 +320,6 @@ def _describe_variants(rows: pd.DataFrame) -> str:
 
 
 def _conclude_variants(rows: pd.DataFrame) -> str:
-    """Which variants are beyond the head itself, in macro AUROC."""
     base = rows.reference.iloc[0]
     summary = summarise_seeds(rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO)])
     names = pd.Series([_word_variant(row.head, row.variant, base) for row in summary.itertuples()])

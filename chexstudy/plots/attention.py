@@ -191,7 +191,6 @@ def _describe_attention(
 
 
 def _conclude_attention(_: pd.DataFrame, cards: Sequence[AttentionCard]) -> str:
-    """How far the strongest patch stands out on the examples."""
     strongest = [_stand_out(card) for card in cards]
     return (
         f"On {len(cards)} examples ({', '.join(card.finding for card in cards)}) the strongest patch has "
@@ -318,7 +317,6 @@ def _name_region(table: pd.DataFrame) -> str:
 
 
 def _conclude_pointing(table: pd.DataFrame, _: tuple[str, str], data_set: str) -> str:
-    """How often the maximum lies on the finding, beside what blind maps reach."""
     row = table[(table.measure == "pointing_game") & (table.finding == MACRO)].iloc[0]
     return (
         f"The maximum of the attention lies inside {_name_region(table)} in {write_row(row)} of {row.n} cases "

@@ -88,7 +88,6 @@ def _describe(table: pd.DataFrame, report: AuditReport, seed: int = 0) -> str:
 
 
 def _conclude(table: pd.DataFrame, _: AuditReport) -> str:
-    """Which groups were kept less often than chance allows."""
     names = [
         f"{row.group} ({100 * row.keep_rate:.0f} % against {100 * row.others_rate:.0f} % of the others, "
         f"p {row.p_holm:.3f})"

@@ -125,7 +125,6 @@ def _describe(cards: pd.DataFrame, ledger: pd.DataFrame, *_, seed: int = 0) -> s
 
 
 def _conclude(cards: pd.DataFrame, ledger: pd.DataFrame, *_) -> str:
-    """The most and the least used prototype, and what was kept of each."""
     used = ledger.groupby("prototype").kept.agg(["size", "mean"]).sort_values("size", kind="stable")
     least, most = (
         f"{place} ({100 * row['size'] / len(ledger):.0f} % of the pairs, {100 * row['mean']:.0f} % kept)"

@@ -152,8 +152,7 @@ def _draw_ages(axes: Axes, cohort: pd.DataFrame) -> None:
         axes.set_xlim(max(0, ages.min() - 5), min(125, ages.max() + 5))
     else:
         _say(axes, "not stated")
-    axes.set_xlabel(f"Age (years), stated for {len(ages):,}")
-    axes.set_ylabel("Images")
+    axes.set(xlabel=f"Age (years), stated for {len(ages):,}", ylabel="Images")
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -235,7 +234,6 @@ def _describe(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFra
 
 
 def _conclude(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFrame) -> str:
-    """How large the cohort is, and its commonest and rarest finding."""
     text = f"{len(cohort):,} images of {cohort.patient_id.nunique():,} patients, {len(quarantine):,} set aside"
     shown = counts[(counts.finding != NO_FINDING) & (counts.present > 0)]
     if len(shown):

@@ -168,7 +168,6 @@ def _describe_compute(table: pd.DataFrame, rows: pd.DataFrame, costs: pd.DataFra
 
 
 def _conclude_compute(table: pd.DataFrame, rows: pd.DataFrame, costs: pd.DataFrame, judged: str, note: str) -> str:
-    """What the curated arm saves against all pairs; without both, what each arm cost."""
     spent = (f"{short_name(row.arm)} {row.flops:.2g}" for row in table.itertuples())
     return judged or f"Operations by arm: {', '.join(spent)}."
 
@@ -292,7 +291,6 @@ def _describe_budgets(table: pd.DataFrame, rows: pd.DataFrame, savings: pd.DataF
 
 
 def _conclude_budgets(table: pd.DataFrame, rows: pd.DataFrame, savings: pd.DataFrame) -> str:
-    """One or two sentences on the operations saved at equal performance: what can be told, and what cannot."""
     savings = savings[savings.metric == COSTS["flops"]]
     if savings.empty:
         return "What is saved at equal performance was not measured."

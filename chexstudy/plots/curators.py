@@ -163,7 +163,6 @@ def _name_metric(metric: str) -> str:
 
 
 def _conclude_ablation(table: pd.DataFrame) -> str:
-    """The constant that moves each measure farthest."""
     ends = table.groupby(["metric", "factor"], sort=False).measure.agg(lambda values: values.max() - values.min())
     ends = ends[ends > 0]
     if ends.empty:
@@ -198,8 +197,7 @@ def _plot_law(table: pd.DataFrame) -> Drawing:
             draw_estimate(rest, beside, 100 * (ends - row.law), style, vertical=True)
     axes.set(xlim=(0, top), ylim=(0, top))
     axes.set_aspect("equal", adjustable="box")
-    axes.set_xlabel("0.10 + cap \N{MULTIPLICATION SIGN} K / B (%)")
-    axes.set_ylabel("Measured fraction selected (%)")
+    axes.set(xlabel="0.10 + cap \N{MULTIPLICATION SIGN} K / B (%)", ylabel="Measured fraction selected (%)")
     title_panel(axes, "a", "Ratio law")
     rest.set_xscale("log", base=2)
     batches = sorted(table.super_batch.unique())
@@ -228,7 +226,6 @@ def _describe_law(table: pd.DataFrame) -> str:
 
 
 def _conclude_law(table: pd.DataFrame) -> str:
-    """How far the measured fractions lie from the law."""
     off = 100 * (table.measure - table.law)
     return f"In {len(table)} settings the fraction selected is {off.min():+.1f} to {off.max():+.1f} points off the law."
 
@@ -342,7 +339,6 @@ def _describe(table: pd.DataFrame) -> str:
 
 
 def _conclude(table: pd.DataFrame) -> str:
-    """How many measures of how many methods are beyond random, and which method is best on the whole."""
     return f"{_count_beyond(table)}; the best mean rank has {_name_method(order_methods(table)[0])}."
 
 

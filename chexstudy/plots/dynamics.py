@@ -178,7 +178,6 @@ def _describe_training(history: pd.DataFrame, histories: dict[str, pd.DataFrame]
 
 
 def _conclude_training(_: pd.DataFrame, histories: dict[str, pd.DataFrame]) -> str:
-    """Where the loss of every arm ended, as the mean of the last tenth of its steps."""
     ends = {arm: one.loss.tail(max(1, len(one) // 10)).mean() for arm, one in histories.items()}
     return f"Loss at the end: {'; '.join(f'{short_name(arm)} {end:.3f}' for arm, end in ends.items())}."
 
@@ -269,7 +268,6 @@ def _describe_prototypes(_: pd.DataFrame, curated: pd.DataFrame, churn: pd.DataF
 
 
 def _conclude_prototypes(_: pd.DataFrame, curated: pd.DataFrame, churn: pd.DataFrame, pairs: int) -> str:
-    """How far apart prototypes are, and how far decisions change between epochs."""
     first, last = curated.prototype_spread.iloc[[0, -1]]
     text = f"The mean distance between prototypes goes from {first:.3f} to {last:.3f} in {len(curated):,} steps"
     if len(churn):

@@ -101,7 +101,6 @@ def _describe_zero_shot(rows: pd.DataFrame) -> str:
 
 
 def _conclude_zero_shot(rows: pd.DataFrame) -> str:
-    """Every arm on the preferred test set, and what the curated arm loses against all pairs."""
     values = prefer_setting(prefer_data_set(rows[rows.task == _ZERO_SHOT]))
     place = values.iloc[0]
     text = f"Macro zero-shot AUROC ({name_place(place)}): {state_arms(values)}"
@@ -225,7 +224,6 @@ def _describe_retrieval(rows: pd.DataFrame) -> str:
 
 
 def _conclude_retrieval(rows: pd.DataFrame) -> str:
-    """How often each arm finds the report of an image among its ten first, on the preferred test set."""
     rows = prefer_data_set(rows[(rows.task == _RETRIEVAL) & (rows.setting == DIRECTIONS[0])])
     name = next(name for name in reversed(_RECALLS) if (rows.metric == name).any())
     found, where = rows[rows.metric == name], name_data_set(rows.data_set.iloc[0])

@@ -89,7 +89,6 @@ def _state_medians(pairs: pd.DataFrame, percentile: pd.Series) -> str:
 
 
 def _conclude_embedding(pairs: pd.DataFrame, percentile: pd.Series) -> str:
-    """Whether rare findings lie in thinner regions."""
     if "tier" not in pairs:
         return f"{len(pairs):,} pairs are mapped; without labels it cannot be told where the rare lie."
     return f"Median density percentile of the pairs by their rarest finding: {_state_medians(pairs, percentile)}."
@@ -192,7 +191,6 @@ def _describe_density(rates: pd.DataFrame, pairs: pd.DataFrame, seed: int = 0) -
 
 
 def _conclude_density(rates: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """What was kept of the thinnest and of the densest tenth."""
     summary = summarise_seeds(rates).set_index("finding")
     if not {"1", "10"} <= set(summary.index):
         return f"{int(pairs.kept.sum()):,} of {len(pairs):,} pairs were kept; keep rates by density were not measured."

@@ -130,7 +130,6 @@ def _describe_prevalence(table: pd.DataFrame) -> str:
 
 
 def _conclude_prevalence(table: pd.DataFrame) -> str:
-    """How many findings have how many positives to draw."""
     few = int((table.positives_train < 50).sum())
     return f"{len(table)} findings can be labelled; {few} of them are on fewer than 50 training images."
 
@@ -200,7 +199,6 @@ def _describe_curves(table: pd.DataFrame, curves: pd.DataFrame) -> str:
 
 
 def _conclude_curves(_: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """The mean AUROC of each encoder at its largest label count."""
     largest = curves[curves.n == curves.groupby(["encoder", "finding"]).n.transform("max")]
     means = largest.groupby(["encoder", "finding"]).auroc.mean().groupby("encoder").mean()
     words = "; ".join(f"{short_name(encoder)} {means[encoder]:.3f}" for encoder in order_arms(means.index))
@@ -244,7 +242,6 @@ def _describe_families(measured: pd.DataFrame) -> str:
 
 
 def _conclude_families(measured: pd.DataFrame) -> str:
-    """Which family errs least, beyond the labels fitted to and between them."""
     every, parts = measured[measured.encoder == EVERY], []
     for split, word in _FITTED.items():
         for best in every[every.split == split].sort_values("mae").head(1).itertuples():
@@ -316,7 +313,6 @@ def _describe_forecasts(measured: pd.DataFrame, alone: pd.DataFrame) -> str:
 
 
 def _conclude_forecasts(measured: pd.DataFrame, _: pd.DataFrame) -> str:
-    """Error and coverage of the forecasts of all encoders together."""
     parts = [
         f"{row.at_most_n:g} labels: error {row.mae:.3f}, coverage {100 * row.coverage:.0f} % ({row.curves} curves of "
         f"{row.findings} findings)"
@@ -399,7 +395,6 @@ def _describe_plans(plans: pd.DataFrame) -> str:
 
 
 def _conclude_plans(plans: pd.DataFrame) -> str:
-    """How many curves are in each state."""
     counts = ", ".join(f"{state} {count}" for state, count in plans.state.value_counts().items())
     return f"Of {len(plans)} curves: {counts}."
 
@@ -460,7 +455,6 @@ def _state_correlations(correlations: dict[str, str]) -> str:
 
 
 def _conclude_early(rows: pd.DataFrame, correlations: dict[str, str]) -> str:
-    """How well the first labels order the findings as the last ones do."""
     early = rows.at_most_n.iloc[0]
     return f"The first {early:g} labels against the end, {len(rows)} curves: {_state_correlations(correlations)}."
 

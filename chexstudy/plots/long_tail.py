@@ -383,7 +383,6 @@ def _describe_keep_rates(rows: pd.DataFrame, letters: list[str]) -> str:
 
 
 def _conclude(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) -> str:
-    """The gain by prevalence as it came out, or else what was kept."""
     if "auroc" not in panels:
         return "No finding was compared between arms: only what was kept can be told."
     trend = _find_trend(numbers, panels["auroc"], against, "auroc")

@@ -183,7 +183,6 @@ def _describe(rows: pd.DataFrame, curves: dict[str, pd.DataFrame]) -> str:
 
 
 def _conclude(rows: pd.DataFrame, *_) -> str:
-    """What the image adds to age and sex for each outcome."""
     gains = summarise_seeds(rows[rows.metric.str.endswith("_difference")])
     gains = gains[(gains.setting == BOTH) & (gains.reference == AGE_SEX)]
     words = [f"{_name_outcome(row.finding).lower()} {write_row(row, '+.3f')}" for row in gains.itertuples()]

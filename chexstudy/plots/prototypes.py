@@ -170,7 +170,6 @@ def _describe_framework(_: pd.DataFrame, pairs: pd.DataFrame, *__, seed: int = 0
 
 
 def _conclude_framework(_: pd.DataFrame, pairs: pd.DataFrame, *__) -> str:
-    """How many pairs were kept, and of which band."""
     bands = pairs.groupby("band").kept.mean().mul(100).reindex(list(BANDS)).dropna()
     of_bands = ", ".join(f"{share:.0f} % of the {band} band" for band, share in bands.items())
     return f"{int(pairs.kept.sum()):,} of {len(pairs):,} pairs were kept ({100 * pairs.kept.mean():.1f} %): {of_bands}."
@@ -260,7 +259,6 @@ def _describe_evolution(trajectory: pd.DataFrame, pairs: pd.DataFrame, seed: int
 
 
 def _conclude_evolution(trajectory: pd.DataFrame, _: pd.DataFrame) -> str:
-    """How far the prototypes moved over the map, beside how far apart they ended."""
     ordered = trajectory.sort_values("snapshot").groupby("prototype")[["x", "y"]]
     moved = np.hypot(*(ordered.last() - ordered.first()).to_numpy().T)
     last = last_prototypes(trajectory)[["x", "y"]]

@@ -129,7 +129,6 @@ def _describe_spectrum(rows: pd.DataFrame, gap: str) -> str:
 
 
 def _conclude_spectrum(rows: pd.DataFrame, gap: str) -> str:
-    """What sick negatives cost, and how far prompt families differ."""
     parts = [f"against negatives with another finding the mean AUROC is {gap} lower than against healthy ones"]
     means = rows.value[(rows.task == FAMILY) & (rows.finding == MACRO)]
     parts = parts * bool(gap) + [f"by prompt family the mean goes from {means.min():.3f} to {means.max():.3f}"] * any(
@@ -210,7 +209,6 @@ def _describe_calibration(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
 
 
 def _conclude_calibration(rows: pd.DataFrame, errors: pd.DataFrame) -> str:
-    """The mean calibration error before and after each recalibration."""
     where = name_data_set(rows.data_set.iloc[0])
     return f"Mean calibration error over findings ({where}): {_state_errors(rows, errors)}."
 

@@ -215,7 +215,6 @@ def _describe_sure(gaps: pd.DataFrame, metric: str, what: str) -> str:
 
 
 def _conclude(rows: pd.DataFrame, *_) -> str:
-    """The largest gap of the curated arm, and which gaps are beyond chance."""
     gaps = rows[rows.task == SUBGROUP_GAP]
     own = gaps[(gaps.metric == _GAP) & (gaps.arm == "curated") & (gaps.seed == OVER_SEEDS)]
     text = "The curated arm has no gap that could be measured."
