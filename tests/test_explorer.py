@@ -15,7 +15,7 @@ from PIL import Image
 from chexstudy.errors import StudyError
 from chexstudy.plots import explorer as module
 from chexstudy.plots.explorer import MARKS, PrototypeExplorer, explore_prototypes, has_front_end
-from chexstudy.plots.style import BAND_COLOURS
+from chexstudy.plots.looks import BAND_COLOURS
 from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run
 

@@ -21,9 +21,12 @@ from chexstudy.plots import figures
 from chexstudy.plots.composition import count_findings, count_report_lengths
 from chexstudy.plots.figures import CATALOGUE
 from chexstudy.plots.gallery import publish_figures, write_gallery
-from chexstudy.plots.measurements import NothingToDraw, describe_interval, summarise_seeds
+from chexstudy.plots.looks import arm_style, order_arms
+from chexstudy.plots.measurements import NothingToDraw, summarise_seeds
 from chexstudy.plots.radiographs import Sheet, collect_radiographs
-from chexstudy.plots.style import DOUBLE_MM, arm_style, new_figure, order_arms, save_figure, title_panel
+from chexstudy.plots.saving import save_figure
+from chexstudy.plots.style import DOUBLE_MM, new_figure, title_panel
+from chexstudy.plots.words import describe_interval
 from chexstudy.results import validate_results
 from chexstudy.runs import Run
 from chexstudy.study import Study

@@ -9,9 +9,9 @@ from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.curation.records.ledger import measure_churn
 from chexstudy.plots import figures
 from chexstudy.plots.curators import order_methods
+from chexstudy.plots.looks import ACCENT, GREY, SEQUENCE
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.prototypes import choose_snapshots
-from chexstudy.plots.style import ACCENT, GREY, SEQUENCE
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.plots.style import new_figure, save_figure
+from chexstudy.plots.saving import save_figure
+from chexstudy.plots.style import new_figure
 from chexstudy.pseudonyms import KEY, find_image_id, show_image_ids
 from chexstudy.runs import Run
 

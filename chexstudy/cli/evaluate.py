@@ -100,7 +100,7 @@ def results(options: Namespace) -> None:
 
     writes: --csv; otherwise nothing
     """
-    from chexstudy.plots.measurements import name_data_set, name_setting
+    from chexstudy.plots.words import name_data_set, name_setting
     from chexstudy.results import read_results, write_interval
     from chexstudy.workflow.studies import WHAT_IS_MEASURED, find_study, select_overview
 

@@ -15,30 +15,18 @@ from chexstudy.evaluation.adaptation.run import ADAPTATION, ADAPTATION_DIFFERENC
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
+from chexstudy.plots.looks import GREY, INK, ArmStyle, arm_style, arm_styles
 from chexstudy.plots.measurements import (
     NothingToDraw,
-    describe_interval,
     interval,
-    name_data_set,
     prefer_data_set,
     require_rows,
     seed_values,
     select_rows,
-    short_name,
     summarise_seeds,
-    write_row,
 )
-from chexstudy.plots.style import (
-    GREY,
-    INK,
-    ArmStyle,
-    add_legend,
-    arm_style,
-    arm_styles,
-    name_lines,
-    new_figure,
-    title_panel,
-)
+from chexstudy.plots.style import add_legend, name_lines, new_figure, title_panel
+from chexstudy.plots.words import describe_interval, name_data_set, short_name, write_row
 from chexstudy.results import OVER_SEEDS, join_rows
 
 _METRICS = {"auroc": "AUROC", "auprc": "Average precision"}

@@ -28,13 +28,10 @@ from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.adaptation import name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
-from chexstudy.plots.measurements import NothingToDraw, interval, write_row
+from chexstudy.plots.looks import ACCENT, GREY, INK, ArmStyle
+from chexstudy.plots.measurements import NothingToDraw, interval
 from chexstudy.plots.style import (
-    ACCENT,
     DOUBLE_MM,
-    GREY,
-    INK,
-    ArmStyle,
     add_legend,
     clear_frame,
     name_lines,
@@ -42,6 +39,7 @@ from chexstudy.plots.style import (
     show_radiograph,
     title_panel,
 )
+from chexstudy.plots.words import write_row
 
 _GREEN = "#00C853"
 _OUTLINE = "#FFD54F"

@@ -7,18 +7,9 @@ from matplotlib.lines import Line2D
 from chexstudy.curation.quality.audit import AuditReport
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
+from chexstudy.plots.looks import ACCENT, GREY, INK, SEQUENCE, ArmStyle
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import (
-    ACCENT,
-    GREY,
-    INK,
-    SEQUENCE,
-    ArmStyle,
-    add_legend,
-    legend_mark,
-    new_figure,
-    title_panel,
-)
+from chexstudy.plots.style import add_legend, legend_mark, new_figure, title_panel
 
 # The panel's title says what a finding is.
 _HEADINGS = {"finding": "", "tier": "Prevalence of the findings", "age": "Age (years)", "duplicate": "Copies"}

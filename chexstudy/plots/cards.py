@@ -10,18 +10,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.figure import Figure
+from chexstudy.plots.looks import ACCENT, BAND_COLOURS, GREY, INK, PALE
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import (
-    ACCENT,
-    BAND_COLOURS,
-    GREY,
-    INK,
-    PALE,
-    add_legend,
-    clear_frame,
-    new_figure,
-    show_radiograph,
-)
+from chexstudy.plots.style import add_legend, clear_frame, new_figure, show_radiograph
 
 _PLACES, _EACH = ("nearest", "median", "farthest"), 3
 _MOST_CARDS = 8

@@ -10,8 +10,9 @@ from matplotlib.ticker import NullLocator
 from chexstudy.cohort.prevalence import measure_prevalence
 from chexstudy.cohort.table import NO_FINDING, REPORT_ORIGINS, SEXES, SPLITS, VIEWS, finding_columns, label_matrix
 from chexstudy.plots.figure import Figure
+from chexstudy.plots.looks import ACCENT, GREY, INK, PALE, SEQUENCE
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, SEQUENCE, clear_frame, name_lines, new_figure, title_panel
+from chexstudy.plots.style import clear_frame, name_lines, new_figure, title_panel
 
 _MOST_IN_MATRIX = 16
 

@@ -11,32 +11,17 @@ from chexstudy.experiments.budget_sweep import COSTS, SAVING, ZERO_SHOT, judge_s
 from chexstudy.experiments.equal_performance import AT_LEAST
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds
+from chexstudy.plots.looks import INK, ArmStyle, arm_style, arm_styles
 from chexstudy.plots.measurements import (
-    describe_interval,
-    describe_n,
     interval,
-    name_data_set,
-    name_place,
     prefer_data_set,
     prefer_setting,
     require_rows,
     select_rows,
-    short_name,
     summarise_seeds,
-    write_row,
 )
-from chexstudy.plots.style import (
-    INK,
-    ArmStyle,
-    add_legend,
-    arm_style,
-    arm_styles,
-    draw_marks,
-    legend_mark,
-    new_figure,
-    scale_log,
-    title_panel,
-)
+from chexstudy.plots.style import add_legend, draw_marks, legend_mark, new_figure, scale_log, title_panel
+from chexstudy.plots.words import describe_interval, describe_n, name_data_set, name_place, short_name, write_row
 from chexstudy.pretraining.arms.budgets import CURATED, FULL, RANDOM, read_budget
 from chexstudy.pretraining.arms.definitions import name_arms
 

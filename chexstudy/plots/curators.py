@@ -12,19 +12,10 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate, spread_arms
-from chexstudy.plots.measurements import describe_sample, require_rows
-from chexstudy.plots.style import (
-    ACCENT,
-    GREY,
-    INK,
-    SEQUENCE,
-    ArmStyle,
-    add_legend,
-    legend_mark,
-    name_lines,
-    new_figure,
-    title_panel,
-)
+from chexstudy.plots.looks import ACCENT, GREY, INK, SEQUENCE, ArmStyle
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import add_legend, legend_mark, name_lines, new_figure, title_panel
+from chexstudy.plots.words import describe_sample
 
 # Heading with an arrow to better, and by what values are multiplied.
 _ABLATION_METRICS = {

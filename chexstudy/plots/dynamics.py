@@ -10,20 +10,10 @@ from matplotlib.ticker import MaxNLocator
 
 from chexstudy.curation.records.ledger import measure_churn
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.measurements import require_rows, short_name
-from chexstudy.plots.style import (
-    ACCENT,
-    GREY,
-    INK,
-    PALE,
-    SEQUENCE,
-    add_colour_bar,
-    add_legend,
-    arm_styles,
-    new_figure,
-    order_arms,
-    title_panel,
-)
+from chexstudy.plots.looks import ACCENT, GREY, INK, PALE, SEQUENCE, arm_styles, order_arms
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import add_colour_bar, add_legend, new_figure, title_panel
+from chexstudy.plots.words import short_name
 
 _PHASES = {"warm_up": ("warm-up", "#F2F2F2"), "curate": ("curation", "#FBE6D6"), "subset": ("subset", "#FFFFFF")}
 _MOST_STACKED = 10

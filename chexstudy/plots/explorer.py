@@ -21,9 +21,10 @@ from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
 from chexstudy.curation.online.decisions import BANDS
+from chexstudy.plots.looks import BAND_COLOURS, GREY, INK, PALE
 from chexstudy.plots.maps import PROTOTYPE_HANDLE, band_handles, draw_bands, draw_prototypes, require_pairs
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import BAND_COLOURS, GREY, INK, PALE, add_legend, frame_map, new_figure
+from chexstudy.plots.style import add_legend, frame_map, new_figure
 from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.style import save_figure
+from chexstudy.plots.saving import save_figure
 from chexstudy.study import Study
 
 

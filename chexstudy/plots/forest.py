@@ -9,7 +9,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from chexstudy.plots.style import GREY, INK, ArmStyle, add_legend, draw_marks, legend_mark, title_panel
+from chexstudy.plots.looks import GREY, INK, ArmStyle
+from chexstudy.plots.style import add_legend, draw_marks, legend_mark, title_panel
 from chexstudy.results import write_interval
 
 ROW_MM = 3.9

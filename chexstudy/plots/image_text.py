@@ -18,23 +18,26 @@ from chexstudy.plots.forest import (
     level_groups,
     spread_arms,
 )
+from chexstudy.plots.looks import GREY, ArmStyle, arm_style, arm_styles, order_arms
 from chexstudy.plots.measurements import (
-    describe_interval,
     interval,
-    name_data_set,
-    name_place,
-    name_setting,
     prefer_data_set,
     prefer_setting,
     require_rows,
     seed_values,
     select_rows,
+    summarise_seeds,
+)
+from chexstudy.plots.style import new_figure, scale_log, title_panel
+from chexstudy.plots.words import (
+    describe_interval,
+    name_data_set,
+    name_place,
+    name_setting,
     short_name,
     state_arms,
-    summarise_seeds,
     write_row,
 )
-from chexstudy.plots.style import GREY, ArmStyle, arm_style, arm_styles, new_figure, order_arms, scale_log, title_panel
 
 _ZERO_SHOT, _ZERO_SHOT_DIFFERENCE = "zero_shot", "zero_shot_difference"
 _RETRIEVAL, _RETRIEVAL_DIFFERENCE = "retrieval", "retrieval_difference"

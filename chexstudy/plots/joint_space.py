@@ -9,9 +9,11 @@ from matplotlib.figure import Figure as Drawing
 from chexstudy.cohort.prevalence import NO_TIER, TIERS
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import draw_estimate, draw_seeds
+from chexstudy.plots.looks import ACCENT, GREY, INK, PALE, arm_style
 from chexstudy.plots.maps import draw_background, draw_density
-from chexstudy.plots.measurements import interval, require_rows, seed_values, select_rows, summarise_seeds, write_row
-from chexstudy.plots.style import ACCENT, GREY, INK, PALE, add_colour_bar, arm_style, frame_map, new_figure, title_panel
+from chexstudy.plots.measurements import interval, require_rows, seed_values, select_rows, summarise_seeds
+from chexstudy.plots.style import add_colour_bar, frame_map, new_figure, title_panel
+from chexstudy.plots.words import write_row
 from chexstudy.results import OVER_SEEDS
 
 _TIER_NAMES = {NO_TIER: "no finding"} | {tier: tier for tier in TIERS}

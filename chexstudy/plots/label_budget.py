@@ -15,21 +15,10 @@ from chexstudy.label_planning.fitting import EXTRAPOLATION, INTERPOLATION
 from chexstudy.label_planning.planner import FARTHEST, NEEDED, NOT_YET, REACHED, UNREACHABLE
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate, spread_arms
-from chexstudy.plots.measurements import name_data_set, require_rows, short_name
-from chexstudy.plots.style import (
-    GREY,
-    INK,
-    PALE,
-    ArmStyle,
-    add_legend,
-    arm_styles,
-    draw_marks,
-    name_lines,
-    new_figure,
-    order_arms,
-    scale_log,
-    title_panel,
-)
+from chexstudy.plots.looks import GREY, INK, PALE, ArmStyle, arm_styles, order_arms
+from chexstudy.plots.measurements import require_rows
+from chexstudy.plots.style import add_legend, draw_marks, name_lines, new_figure, scale_log, title_panel
+from chexstudy.plots.words import name_data_set, short_name
 from chexstudy.statistics.proportions import measure_proportion
 from chexstudy.statistics.ranking import known_labels
 

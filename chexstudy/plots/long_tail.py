@@ -11,34 +11,18 @@ from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds
+from chexstudy.plots.looks import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, order_arms
 from chexstudy.plots.measurements import (
-    describe_interval,
     interval,
-    name_data_set,
-    name_place,
     prefer_data_set,
     prefer_setting,
     require_rows,
     seed_values,
     select_rows,
-    short_name,
     summarise_seeds,
-    write_row,
 )
-from chexstudy.plots.style import (
-    ACCENT,
-    GREY,
-    INK,
-    PALE,
-    ArmStyle,
-    arm_style,
-    draw_marks,
-    name_lines,
-    new_figure,
-    order_arms,
-    scale_log,
-    title_panel,
-)
+from chexstudy.plots.style import draw_marks, name_lines, new_figure, scale_log, title_panel
+from chexstudy.plots.words import describe_interval, name_data_set, name_place, short_name, write_row
 from chexstudy.results import OVER_SEEDS
 
 _TIER_WORDS = dict(zip(TIERS, ("common", "medium", "rare"), strict=True))

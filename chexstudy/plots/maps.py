@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from scipy.ndimage import gaussian_filter
 
 from chexstudy.curation.online.decisions import BANDS
+from chexstudy.plots.looks import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE, frame_map
+from chexstudy.plots.style import frame_map
 
 _GRID = 120
 _REGION = 0.75  # of a prototype's pairs lie within its outline

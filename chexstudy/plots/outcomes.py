@@ -10,18 +10,10 @@ from chexstudy.evaluation.outcomes.prediction import AGE_SEX, BOTH, IMAGE, ORACL
 from chexstudy.evaluation.outcomes.survival import GROUP_NAMES
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_values_and_differences, forest_height_mm, level_groups
-from chexstudy.plots.measurements import (
-    describe_interval,
-    interval,
-    name_data_set,
-    require_rows,
-    seed_values,
-    select_rows,
-    short_name,
-    summarise_seeds,
-    write_row,
-)
-from chexstudy.plots.style import INK, ArmStyle, name_lines, new_figure, order_arms, title_panel
+from chexstudy.plots.looks import INK, ArmStyle, order_arms
+from chexstudy.plots.measurements import interval, require_rows, seed_values, select_rows, summarise_seeds
+from chexstudy.plots.style import name_lines, new_figure, title_panel
+from chexstudy.plots.words import describe_interval, name_data_set, short_name, write_row
 
 _GROUP_LOOKS = {"low": ("#56B4E9", "-"), "medium": ("#E69F00", (0, (4, 1.5))), "high": ("#B0230F", (0, (1.5, 1)))}
 _SETTING_STYLES = {

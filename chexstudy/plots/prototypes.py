@@ -10,6 +10,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from chexstudy.curation.online.decisions import BANDS
 from chexstudy.plots.figure import Figure
+from chexstudy.plots.looks import BAND_COLOURS, BAND_MARKERS, GREY, INK
 from chexstudy.plots.maps import (
     PATH_HANDLE,
     PROTOTYPE_HANDLE,
@@ -25,18 +26,7 @@ from chexstudy.plots.maps import (
     require_pairs,
 )
 from chexstudy.plots.measurements import require_rows
-from chexstudy.plots.style import (
-    BAND_COLOURS,
-    BAND_MARKERS,
-    GREY,
-    INK,
-    add_legend,
-    clear_frame,
-    frame_map,
-    new_figure,
-    show_radiograph,
-    title_panel,
-)
+from chexstudy.plots.style import add_legend, clear_frame, frame_map, new_figure, show_radiograph, title_panel
 
 _PLACES = ("nearest", "median", "farthest")
 _MOST_SHOWN = 3

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from chexstudy.cohort.annotations import read_masks
 from chexstudy.cohort.table import label_matrix
 from chexstudy.plots.figure import Figure
+from chexstudy.plots.looks import ACCENT, SEQUENCE
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.style import ACCENT, DOUBLE_MM, SEQUENCE, add_legend, clear_frame, new_figure, show_radiograph
+from chexstudy.plots.style import DOUBLE_MM, add_legend, clear_frame, new_figure, show_radiograph
 from chexstudy.study import Study
 
 _LOOKS = ((ACCENT, "-"), (SEQUENCE[2], "--"), (SEQUENCE[5], ":"), (SEQUENCE[6], "-."))

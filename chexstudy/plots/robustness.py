@@ -9,15 +9,10 @@ from matplotlib.ticker import NullLocator
 from chexstudy.evaluation.robustness.report import AS_SCORED, PLATT, PLATT_SHIFTED, RECALIBRATIONS, TEMPERATURE
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.measurements import (
-    describe_n,
-    name_data_set,
-    prefer_data_set,
-    require_rows,
-    select_rows,
-    write_row,
-)
-from chexstudy.plots.style import GREY, INK, PALE, ArmStyle, arm_style, draw_marks, new_figure, order_arms, title_panel
+from chexstudy.plots.looks import GREY, INK, PALE, ArmStyle, arm_style, order_arms
+from chexstudy.plots.measurements import prefer_data_set, require_rows, select_rows
+from chexstudy.plots.style import draw_marks, new_figure, title_panel
+from chexstudy.plots.words import describe_n, name_data_set, write_row
 
 SPECTRUM, FAMILY = "spectrum", "prompt_family"
 _NEGATIVES = {"healthy": ArmStyle("healthy", "#0072B2", "o"), "sick": ArmStyle("with another finding", "#D55E00", "s")}

@@ -1,11 +1,5 @@
-"""One look for all figures: sizes in millimetres, type, colours with markers that also tell apart in grey, one save.
+"""One look for all figures: sizes in millimetres, type, legends, scales and marks."""
 
-Colours are those of Okabe and Ito, chosen to be told apart by people with any common colour vision.
-"""
-
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,69 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.mathtext import MathTextParser
-from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
-from chexstudy.errors import StudyError
-from chexstudy.pseudonyms import show_image_ids
-from chexstudy.runs import Run, atomic_path
+from chexstudy.plots.looks import ArmStyle
 
 SINGLE_MM, DOUBLE_MM = 89.0, 183.0
 _MM_PER_INCH = 25.4
-
-INK, GREY, PALE = "#222222", "#8A8A8A", "#D9D9D9"
-ACCENT = "#D55E00"
-# Dark to light as well as blue to orange, so that stacked parts keep their order in grey print.
-SEQUENCE = (
-    "#0B3C5D", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#D9D9D9",
-)  # fmt: skip
-BAND_COLOURS = {"central": "#8FB8DE", "support": "#D07C00", "outlier": "#4B1D6B"}
-BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
-
-# What belongs to patients stays out of what is published.
-_PRIVATE_COLUMNS = {"patient_id", "study_id", "report", "image_path"}
-
-
-@dataclass(frozen=True)
-class ArmStyle:
-    """How one arm looks in every figure."""
-
-    name: str
-    colour: str
-    marker: str
-
-
-ARM_STYLES = {
-    "curated": ArmStyle("Curated", "#D55E00", "o"),
-    "random_same_data": ArmStyle("Random, same data", "#0072B2", "s"),
-    "random_same_compute": ArmStyle("Random, same compute", "#56B4E9", "^"),
-    "full": ArmStyle("All pairs", "#222222", "D"),
-    "oracle_balanced": ArmStyle("Label-balanced (oracle)", "#009E73", "P"),
-}
-_OTHER_MARKERS = ("v", "X", "<", ">", "h", "p")
-_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#8A8A8A", "#7A5195", "#5E4B3C")
-
-
-def arm_style(arm: str, arms: Iterable[str] = ()) -> ArmStyle:
-    """The look of an arm; arms of one's own get a colour by their place among ``arms``."""
-    if arm in ARM_STYLES:
-        return ARM_STYLES[arm]
-    others = [other for other in order_arms(arms) if other not in ARM_STYLES]
-    place = others.index(arm) if arm in others else 0
-    looks = _OTHER_COLOURS[place % len(_OTHER_COLOURS)], _OTHER_MARKERS[place % len(_OTHER_MARKERS)]
-    return ArmStyle(arm.replace("_", " ").capitalize(), *looks)
-
-
-def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """The looks of arms, in the order of all figures."""
-    return {arm: arm_style(arm, arms) for arm in order_arms(arms)}
-
-
-def order_arms(arms: Iterable[str]) -> list[str]:
-    """Arms in the order of all figures: the study's own as above, then others by name."""
-    known = list(ARM_STYLES)
-    return sorted(set(arms), key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
 
 
 def use_style() -> None:
@@ -161,80 +98,3 @@ def frame_map(axes: Axes, points: pd.DataFrame) -> None:
         set_limits(low, high, auto=True)
     axes.set_aspect("equal", adjustable="datalim")
     clear_frame(axes)
-
-
-def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.DataFrame | None = None) -> Path:
-    """Write a figure into ``figures/``: PNG (300 dpi), PDF, and JSON of caption and numbers; gives the PNG's path.
-
-    The same figure gives the same bytes: neither file holds a date or a version. Images among the numbers (a column
-    ``image_id``) are written by their pseudonyms (`chexstudy.pseudonyms`).
-    """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise StudyError(f"a figure's name must be a plain file name such as 'zero_shot', not {name!r}.")
-    private = sorted(_PRIVATE_COLUMNS & set(() if data is None else data.columns))
-    if private:
-        raise StudyError(
-            f"the numbers of figure {name} hold the column {private[0]}: leave it out, figures are public."
-        )
-    if data is not None and "image_id" in data:
-        data = data.assign(image_id=show_image_ids(run, data.image_id))
-    use_style()
-    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    for suffix, fields in metadata.items():
-        with atomic_path(run.path(f"figures/{name}{suffix}")) as temporary:
-            _save(figure, temporary, fields)
-        # Solving the layout takes as long as drawing, and its places are the same in all formats.
-        figure.set_layout_engine("none")
-    record = {"name": name, "caption": caption, "data": [] if data is None else _records(data)}
-    with atomic_path(run.path(f"figures/{name}.json")) as temporary:
-        temporary.write_text(_write_record(record), encoding="utf-8")
-    return run.path(f"figures/{name}.png")
-
-
-def _save(figure: Figure, path: Path, metadata: dict) -> None:
-    """Save a figure, texts as they are that are no mathematics: a finding may have dollar signs in its name."""
-    parser = MathTextParser("path")
-    while True:
-        try:
-            figure.savefig(path, metadata=metadata)
-            return
-        except ValueError:
-            wrong = [text for text in figure.findobj(Text) if text.get_parse_math() and not _is_math(parser, text)]
-            if not wrong:
-                raise
-            for text in wrong:
-                text.set_parse_math(False)
-
-
-def _is_math(parser: MathTextParser, text: Text) -> bool:
-    try:
-        parser.parse(text.get_text())
-    except ValueError:
-        return False
-    return True
-
-
-def _write_record(record: dict) -> str:
-    """JSON with one mark a line: to be read and compared, and small."""
-    head = [f" {json.dumps(key)}: {json.dumps(record[key], ensure_ascii=False)}" for key in ("name", "caption")]
-    rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False, separators=(',', ':'))}" for row in record["data"])
-    return "{\n" + ",\n".join(head) + ',\n "data": [\n' + rows + "\n ]\n}\n"
-
-
-def _records(data: pd.DataFrame) -> list[dict]:
-    """One dictionary a row; columns of the results table that have no text in any row are left out."""
-    told = [name for name in data if not all(isinstance(value, str) and not value for value in data[name])]
-    return [{name: _plain(value) for name, value in row.items()} for row in data[told].to_dict("records")]
-
-
-def _plain(value: object) -> object:
-    """A value JSON can hold; numbers to seven digits, which is more than any figure shows."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value is pd.NA or (isinstance(value, float) and not np.isfinite(value)):
-        return None
-    if isinstance(value, float):
-        return float(f"{value:.7g}")
-    return value if isinstance(value, bool | int | str) else str(value)

@@ -26,17 +26,10 @@ from chexstudy.plots.forest import (
     frame_lines,
     head_group,
 )
-from chexstudy.plots.measurements import (
-    interval,
-    name_data_set,
-    name_exposure,
-    prefer_data_set,
-    require_rows,
-    seed_values,
-    select_rows,
-    write_row,
-)
-from chexstudy.plots.style import arm_style, arm_styles, new_figure, order_arms, title_panel
+from chexstudy.plots.looks import arm_style, arm_styles, order_arms
+from chexstudy.plots.measurements import interval, prefer_data_set, require_rows, seed_values, select_rows
+from chexstudy.plots.style import new_figure, title_panel
+from chexstudy.plots.words import name_data_set, name_exposure, write_row
 from chexstudy.results import OVER_SEEDS
 
 _WORDS = {("sex", "F"): "women", ("sex", "M"): "men"}
