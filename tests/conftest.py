@@ -28,6 +28,20 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def opened_notebooks(home, monkeypatch):
+    """What start_notebook sets and holds does not outlive the test."""
+    from chexstudy.runs import MADE_BY_VARIABLE
+    from chexstudy.workflow.locks import release_study
+    from chexstudy.workflow.notebook import notebook_environment
+
+    for name in (*notebook_environment(), "CHEXSTUDY_CWD", MADE_BY_VARIABLE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    release_study()
+
+
+@pytest.fixture
 def one_thread():
     """Training on one thread, as arms are trained by default: the last bits of sums depend on it."""
     from chexstudy.devices import use_threads

@@ -11,11 +11,10 @@ from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.pretraining.arms.study_config import read_config, settle_config
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.runs import MADE_BY_VARIABLE, Run, write_record
+from chexstudy.runs import Run, write_record
 from chexstudy.workflow import runner
 from chexstudy.workflow.identity import FREE, RECORD, read_identity, settle_store
-from chexstudy.workflow.locks import release_study
-from chexstudy.workflow.notebook import notebook_environment, start_notebook
+from chexstudy.workflow.notebook import start_notebook
 from chexstudy.workflow.parameters import read_parameters
 from chexstudy.workflow.runner import rerun_notebooks, run_all, run_notebooks
 from chexstudy.workflow.studies import OTHER_CODE, find_stale_artifacts
@@ -24,14 +23,7 @@ DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.
 FIRST, SECOND, FOURTH, NINTH = "01_build_cohort", "02_embed_pairs", "04_pretrain_curated", "09_adapt_encoder"
 
 
-@pytest.fixture(autouse=True)
-def surroundings(home, monkeypatch):
-    """What start_notebook sets and holds does not outlive the test."""
-    for name in (*notebook_environment(), "CHEXSTUDY_CWD", MADE_BY_VARIABLE):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    yield
-    release_study()
+pytestmark = pytest.mark.usefixtures("opened_notebooks")
 
 
 @pytest.fixture

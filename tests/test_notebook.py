@@ -10,7 +10,6 @@ from nbclient.exceptions import CellExecutionError
 
 from chexstudy import paths
 from chexstudy.errors import StudyError
-from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.notebook import notebook_environment, start_notebook
 
 SOURCE = """\
@@ -42,14 +41,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def environment(home, monkeypatch):
-    """start_notebook sets variables for its kernel and holds the study; here that must not outlive the test."""
-    for name in (*notebook_environment(), "CHEXSTUDY_CWD"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    yield
-    release_study()
+pytestmark = pytest.mark.usefixtures("opened_notebooks")
 
 
 def start(folder, injected="", **values):

@@ -104,18 +104,12 @@ def _curate_files(options: Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from chexstudy.curation.embeddings.curate import CurationRequest, curate_files
 
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    paths = ("embeddings", "ids", "out", "text", "losses", "scores", "table")
-    curate_files(
-        CurationRequest(
-            **{name: resolve_user_path(given[name]) for name in paths if name in given},
-            **{name: given[name] for name in ("method", "keep", "seed", "threads") if name in given},
-            quotas=tuple(options.floor),
-            report=options.report is not None,
-            audit=resolve_user_path(options.report) if options.report else None,
-            options=dict(options.parameter),
-        )
-    )
+    typed = vars(options) | {"audit": options.report or None}
+    request = {name: typed[name] for name in ("method", "keep", "seed", "threads") if typed[name] is not None}
+    for name in ("embeddings", "ids", "out", "text", "losses", "scores", "table", "audit"):
+        request[name] = None if typed[name] is None else resolve_user_path(typed[name])
+    request |= {"quotas": tuple(options.floor), "report": options.report is not None}
+    curate_files(CurationRequest(**request, options=dict(options.parameter)))
 
 
 def _report_study(options: Namespace) -> None:
