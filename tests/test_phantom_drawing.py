@@ -8,7 +8,7 @@ import pytest
 
 from chexstudy.cohort.phantom.case import Case, Lesion, Patient
 from chexstudy.cohort.phantom.drawing import draw_radiograph
-from chexstudy.cohort.phantom.lesions import PAINTERS
+from chexstudy.cohort.phantom.lesions import LESIONS
 from chexstudy.cohort.phantom.population import PREVALENCE
 from chexstudy.errors import StudyError
 
@@ -105,11 +105,11 @@ def test_composition_is_the_same_at_any_size(number):
 
 @pytest.mark.parametrize("size", [64, 97, 300])
 def test_any_size_can_be_drawn(size):
-    lesions = tuple(make_lesion(finding, 1.0) for finding in PAINTERS)
-    assert set(PAINTERS) == set(PREVALENCE)
+    lesions = tuple(make_lesion(finding, 1.0) for finding in LESIONS)
+    assert set(LESIONS) == set(PREVALENCE)
     drawing = draw(make_case(3, *lesions), size)
     assert drawing.pixels.shape == (size, size)
-    assert set(PAINTERS) <= drawing.masks.keys()
+    assert set(LESIONS) <= drawing.masks.keys()
     assert all(mask.dtype == bool and mask.shape == (size, size) and mask.any() for mask in drawing.masks.values())
 
 

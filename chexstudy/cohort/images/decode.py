@@ -145,11 +145,20 @@ def _decode_picture(data: bytes) -> np.ndarray:
     with picture:
         if picture.width * picture.height > LARGEST_IMAGE:
             raise UnreadableImage("too large", f"{picture.width} x {picture.height} pixels")
-        if picture.format == "PNG" and (grey := _decode_compiled(picture, data)) is not None:
-            return grey
+        is_deep = False
+        if picture.format == "PNG":
+            bits, colour_type = data[24:26]
+            is_deep = bits == 16 and colour_type != 0
+            if is_deep or (picture.mode == "L" and bits == 8 and picture.width * picture.height >= _WORTH_COMPILED):
+                from chexstudy.cohort.images import png
+
+                if (channels := png.decode_png(data)) is not None:
+                    return show_deep_colours(channels) if is_deep else channels[..., 0]
         if picture.format == "TIFF":
             _refuse_pages(data, picture.size)
         picture.load()
+        if is_deep:
+            raise UnreadableImage("damaged", "the image data")
         if picture.format in ("JPEG", "MPO"):
             picture = ImageOps.exif_transpose(picture)
         if picture.mode in _DEEP_MODES or picture.mode.startswith("I;16"):
@@ -170,17 +179,6 @@ def _decode_picture(data: bytes) -> np.ndarray:
         if np.ptp(grey) < 128:
             raise UnreadableImage("unsupported", "a TIFF with dark colours of 16 bit")
         return show_range(grey)
-
-
-def _decode_compiled(picture: Image.Image, data: bytes) -> np.ndarray | None:
-    """The PNG files that Pillow decodes slowly, or by halves; None for others."""
-    bits, colour_type = data[24:26]
-    is_deep = bits == 16 and colour_type != 0
-    if not is_deep and (picture.mode != "L" or picture.width * picture.height < _WORTH_COMPILED):
-        return None
-    from chexstudy.cohort.images import png
-
-    return show_deep_colours(png.decode_deep_png(data)) if is_deep else png.decode_grey_png(data)
 
 
 def _refuse_pages(data: bytes, size: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from chexstudy.cohort.phantom.anatomy import build_body
 from chexstudy.cohort.phantom.canvas import Board, make_board
 from chexstudy.cohort.phantom.case import Case
-from chexstudy.cohort.phantom.lesions import PAINTERS, RESHAPERS
+from chexstudy.cohort.phantom.lesions import LESIONS
 from chexstudy.cohort.phantom.scene import Scene
 from chexstudy.cohort.phantom.shape import make_shape
 from chexstudy.cohort.phantom.vessels import draw_vessels, grow_vessels
@@ -54,22 +54,21 @@ def draw_radiograph(case: Case, size: int) -> Drawing:
     if size < SMALLEST_FILM:
         raise StudyError(f"A film of {size} pixels is too small to draw on: ask for at least {SMALLEST_FILM}.")
     for lesion in case.lesions:
-        if lesion.finding not in PAINTERS:
-            raise StudyError(
-                f'There is no drawing for the finding "{lesion.finding}": choose one of {", ".join(PAINTERS)}.'
-            )
+        if lesion.finding not in LESIONS:
+            names = ", ".join(LESIONS)
+            raise StudyError(f'There is no drawing for the finding "{lesion.finding}": choose one of {names}.')
     board = make_board(size)
     shape = make_shape(case)
     for lesion in case.lesions:
-        if lesion.finding in RESHAPERS:
-            RESHAPERS[lesion.finding](shape, lesion)
+        if (reshape := LESIONS[lesion.finding][1]) is not None:
+            reshape(shape, lesion)
     body = build_body(shape, board)
     anatomy = np.random.default_rng((case.patient.anatomy_seed, 1))
     vessels = draw_vessels(grow_vessels(shape, body, anatomy), board)
     scene = Scene(board, shape, body, vessels)
     found: dict[str, np.ndarray] = {}
     for lesion in case.lesions:
-        mask = PAINTERS[lesion.finding](scene, lesion, np.random.default_rng(lesion.seed))
+        mask = LESIONS[lesion.finding][0](scene, lesion, np.random.default_rng(lesion.seed))
         found[lesion.finding] = found[lesion.finding] | mask if lesion.finding in found else mask
 
     draw = np.random.default_rng(case.seed)

@@ -9,9 +9,9 @@ from chexstudy.cohort.phantom.shape import Shape
 _MASK_LEVEL = 0.4
 
 
-def push_mediastinum(shape: Shape, lesion: Lesion, from_severity: float, distance: float) -> None:
-    """Move heart and mediastinum away from a one-sided lesion that takes up much room."""
-    shape.pull_mediastinum(lesion.side, -distance * max(lesion.severity - from_severity, 0.0) / (1.0 - from_severity))
+def push_mediastinum(shape: Shape, lesion: Lesion, over: float, by: float) -> None:
+    """Move heart and mediastinum away from a one-sided lesion that takes up much room, over some severity."""
+    shape.pull_mediastinum(lesion.side, -by * max(lesion.severity - over, 0.0) / (1.0 - over))
 
 
 @paint_each_side
