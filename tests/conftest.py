@@ -123,18 +123,8 @@ def golden_curator():
 
 
 _WORDS = (
-    "heart",
-    "lungs",
-    "clear",
-    "left",
-    "right",
-    "small",
-    "effusion",
-    "mild",
-    "upper",
-    "lower",
-    "opacity",
-    "normal",
+    *("heart", "lungs", "clear", "left", "right", "small"),
+    *("effusion", "mild", "upper", "lower", "opacity", "normal"),
 )
 _TINY_FINDINGS = ("Mass", "Hernia")
 
@@ -160,14 +150,13 @@ def make_tiny_study(name="tiny", pairs=120, size=36, report_origin="written"):
         pixels[-12:] += np.uint8(100 * hernia)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         words = [*rng.choice(_WORDS, rng.integers(4, 12)), *["mass"] * mass, *["hernia"] * hernia, str(number)]
-        split = ("train", "train", "train", "validate", "test")[number // 2 % 5]
         rows.append(
             {
                 "image_id": f"tiny/{number:04d}",
                 "patient_id": f"tiny/p{number // 2}",
                 "study_id": f"tiny/s{number}",
                 "source": "tiny",
-                "split": split,
+                "split": ("train", "train", "train", "validate", "test")[number // 2 % 5],
                 "view": "PA",
                 "sex": "FM"[number // 2 % 2],
                 "age_years": 50.0,

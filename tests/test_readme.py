@@ -20,7 +20,7 @@ from PIL import Image
 from chexstudy import paths
 from chexstudy.cli.main import build_parser, main
 from chexstudy.cohort.adapters import build_source
-from chexstudy.cohort.phantom.lesions import PAINTERS
+from chexstudy.cohort.phantom.lesions import LESIONS
 from chexstudy.cohort.table import RESERVED_COLUMNS
 
 _DOCS = paths.REPOSITORY / "docs"
@@ -94,7 +94,7 @@ def test_examples_of_the_help_are_understood_and_name_findings_that_exist():
     for example in examples:
         options = build_parser().parse_args(shlex.split(example)[1:])
         if getattr(options, "finding", None):
-            assert options.finding in PAINTERS, example
+            assert options.finding in LESIONS, example
 
 
 # --- as a newcomer types them ----------------------------------------------------------------------------------------
