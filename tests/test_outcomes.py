@@ -119,6 +119,12 @@ def test_the_image_adds_to_age_and_sex_and_a_row_over_seeds_is_their_mean(study)
     assert value(rows, "death", "c_index", AGE_SEX, 0).value == value(rows, "death", "c_index", AGE_SEX, 1).value
 
 
+def test_predicted_risks_are_as_many_as_happen(study):
+    for setting in (BOTH, ORACLE):
+        ratio = value(study[3], "death", "observed_expected_5y", setting)
+        assert ratio.ci_low < 1 < ratio.ci_high
+
+
 def test_curves_take_one_image_a_patient_and_scores_of_all_are_kept(study):
     run, cohort, _, _ = study
     curves = run.read_table(curves_artifact("own"))

@@ -37,22 +37,29 @@ def measure(odds, labels):
 
 def test_curve_and_errors_are_those_of_scikit_learn(drawn):
     odds, labels = drawn
-    share, mean = calibration_curve(labels, expit(odds), n_bins=10, strategy="quantile")
-    curve = reliability_curve(expit(odds), labels, np.arange(2000))
-    np.testing.assert_allclose(curve.observed, share, atol=1e-12)
-    np.testing.assert_allclose(curve.predicted, mean, atol=1e-12)
+    rows, curve = measure(odds, labels), reliability_curve(expit(odds), labels, np.arange(2000))
+    for binning, strategy in (("width", "uniform"), ("mass", "quantile")):
+        share, mean = calibration_curve(labels, expit(odds), n_bins=10, strategy=strategy)
+        n = np.bincount(assign_bins(expit(odds), labels, binning))
+        assert rows[f"ece_{binning}"].value == pytest.approx(np.sum(n * np.abs(share - mean)) / 2000, abs=1e-12)
+    np.testing.assert_allclose(curve[["observed", "predicted"]].T, [share, mean], atol=1e-12)
     assert (curve.n.sum(), curve.positives.sum()) == (2000, labels.sum())
     assert ((curve.ci_low < curve.observed) & (curve.observed < curve.ci_high)).all()
-    rows = measure(odds, labels)
-    assert rows["ece_mass"].value == pytest.approx(np.sum(curve.n * np.abs(share - mean)) / 2000, abs=1e-12)
     assert rows["brier"].value == pytest.approx(brier_score_loss(labels, expit(odds)), abs=1e-12)
 
 
-def test_an_error_by_hand_and_equal_probabilities_are_not_parted():
+def test_equal_probabilities_are_not_parted_and_adaptive_bins_rise():
     # Half the cases are off by 0.4, half by 0.1.
     rows = measure(logit(np.array([0.1, 0.1, 0.9, 0.9])), np.array([0, 1, 1, 1.0]))
-    assert rows["ece_mass"].value == pytest.approx(0.25)
-    assert len(np.unique(assign_bins(np.repeat([0.2, 0.4, 0.4, 0.9], 5)))) == 3
+    assert rows["ece_mass"].value == rows["ece_width"].value == pytest.approx(0.25)
+    assert len(np.unique(assign_bins(np.repeat([0.2, 0.4, 0.4, 0.9], 5), np.zeros(20)))) == 3
+    generator = np.random.default_rng(2)
+    probabilities = generator.random(300)
+    labels = (generator.random(300) < probabilities).astype(float)
+    members = assign_bins(probabilities, labels, "adaptive")
+    share = np.bincount(members, weights=labels) / np.bincount(members)
+    assert (np.diff(share) >= 0).all()
+    assert len(share) > 3
 
 
 def test_a_temperature_is_the_most_likely_one(drawn):

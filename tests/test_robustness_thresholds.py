@@ -124,7 +124,7 @@ def test_what_cannot_be_told_keeps_its_row_and_the_reason():
     assert hernia.value.isna().all()
     assert (hernia.setting == "sensitivity_0.95").all()
     assert (hernia.reason == "no positive in validation").all()
-    assert set(hernia.metric) == {*METRICS, "transport", "target_held"}
+    assert set(hernia.metric) == {*METRICS, "threshold", "transport", "target_held"}
     chosen = carry([np.array([0.5, 0.5])], [scores], labels)
     assert pick(chosen, "sensitivity", "Hernia").reason == "no positive in test"
     assert np.isfinite(pick(chosen, "specificity", "Hernia").value)

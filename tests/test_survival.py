@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chi2 as distribution
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import concordance_index_censored, cumulative_dynamic_auc
+from sksurv.nonparametric import kaplan_meier_estimator
 
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.outcomes import survival as survival_module
@@ -16,6 +17,8 @@ from chexstudy.evaluation.outcomes.survival import (
     first_images,
     fit_risk_model,
     group_risk,
+    predict_risk,
+    survival_at,
     weigh_events,
 )
 from chexstudy.statistics.bootstrap import bootstrap_patients
@@ -82,6 +85,18 @@ def test_a_case_drawn_twice_counts_as_two_cases(tied):
         np.testing.assert_allclose(area[resample], dynamic_auroc(*again, 4.0, of_events[rows]), atol=1e-12)
 
 
+def test_survival_at_a_horizon_is_kaplan_meier(tied):
+    _, _, years, events, _ = tied
+    times, survival = kaplan_meier_estimator(events, years)
+    weights = bootstrap_patients(np.arange(len(years)) // 2, 2, np.random.default_rng(0))
+    for horizon in (0.1, 0.25, 3.3, 5.0, 20.0):
+        before = survival[times <= horizon]
+        assert survival_at(years, events, horizon) == pytest.approx(before[-1] if len(before) else 1.0, abs=1e-12)
+        for counts, drawn in zip(weights, survival_at(years, events, horizon, weights), strict=True):
+            rows = np.repeat(np.arange(len(years)), counts)
+            assert drawn == pytest.approx(survival_at(years[rows], events[rows], horizon), abs=1e-12)
+
+
 def test_without_a_comparable_pair_there_is_no_value():
     years, events = np.array([1.0, 2.0]), np.array([False, False])
     assert np.isnan(concordance(years, events, np.zeros((2, 1)))).all()
@@ -99,6 +114,14 @@ def test_planted_hazards_are_recovered():
     # The information of a standardised covariate is about the number of events; four standard errors.
     assert np.abs(found - betas).max() < 4 / np.sqrt(events.sum())
     assert model.penalty == 0
+
+
+def test_predicted_risks_are_those_of_the_planted_hazard():
+    betas = np.array([0.8, -0.5])
+    model = fit_risk_model(*simulate(8000, betas, 5), *simulate(500, betas, 6), unpenalised=2)
+    features = simulate(4000, betas, 7)[0]
+    risks = predict_risk(model.score(features), model.hazard_at([3.0]))[:, 0]
+    assert np.abs(risks - (1 - np.exp(-3 * 0.05 * np.exp(features @ betas)))).mean() < 0.01
 
 
 def test_the_penalty_is_the_librarys_ridge(monkeypatch):

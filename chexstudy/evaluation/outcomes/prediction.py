@@ -34,7 +34,9 @@ from chexstudy.evaluation.outcomes.survival import (
     first_images,
     fit_risk_model,
     group_risk,
+    predict_risk,
     status_at,
+    survival_at,
     survival_is_available,
     weigh_events,
 )
@@ -64,26 +66,28 @@ def evaluate_outcomes(
         evaluation: the study, its cohort, and how patients are drawn.
         arm: the encoder's name in the results.
         features: of the training, validation and test images, by the seed the encoder was trained with.
-        horizons: years at which AUROC is taken.
+        horizons: years at which AUROC and the risk are taken.
 
     Returns:
         Rows of the results table, task ``outcome``: ``finding`` is the outcome, ``setting`` one of `SETTINGS`, in a
         paired difference with another as ``reference``. Of an outcome with a time the metrics are ``c_index``
-        (Harrell) and at each horizon ``auroc_5y``; of any other ``auroc`` and ``auprc``. What cannot be evaluated is a
-        row with NaN.
+        (Harrell) and at each horizon ``auroc_5y`` and ``observed_expected_5y`` (by Kaplan-Meier, over the mean of the
+        predicted risks); of any other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
     """
     if any(horizon <= 0 for horizon in horizons):
         raise StudyError(f"a horizon is a number of years above 0, not {min(horizons)}.")
     run, names, tests = evaluation.run, outcome_names(evaluation.cohort), evaluation.test_sets()
-    tables, curves, scores = [], [], {}
+    tables, curves, scores, hazards = [], [], {}, {}
     for name in progress(names, len(names), "predicting outcomes"):
         outcome = _Outcome(name, evaluation.cohort, tuple(horizons))
         reason = outcome.explain_unlearnable()
-        scores[name] = {} if reason else _predict(outcome, features, tests, _read_truth(run, name))
+        scores[name] = {}
+        if not reason:
+            scores[name], hazards = _predict(outcome, features, tests, _read_truth(run, name))
         for data_set, rows in tests.items():
             known = outcome.status(rows).notna().to_numpy()
             of_set = {key[:2]: one[known] for key, one in scores[name].items() if key[2] == data_set}
-            measured = _measure_test_set(evaluation, outcome, rows[known], of_set, sorted(features))
+            measured = _measure_test_set(evaluation, outcome, rows[known], of_set, hazards, sorted(features))
             place = {"outcome": name, "data_set": data_set}
             tables.append(measured.assign(finding=name, data_set=data_set, reason=reason))
             if outcome.timed and of_set and known.any():
@@ -150,7 +154,9 @@ class _Outcome:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("c_index", *(f"auroc_{horizon:g}y" for horizon in self.horizons)) if self.timed else ("auroc", "auprc")
+        if not self.timed:
+            return ("auroc", "auprc")
+        return ("c_index", *(f"{what}_{one:g}y" for one in self.horizons for what in ("auroc", "observed_expected")))
 
     def status(self, rows: pd.DataFrame) -> pd.Series:
         return rows[f"{OUTCOME_PREFIX}{self.name}"]
@@ -211,18 +217,22 @@ def describe_patients(rows: pd.DataFrame, training: pd.DataFrame) -> np.ndarray:
 
 def _predict(
     outcome: _Outcome, features: Mapping[int, FrozenFeatures], tests: Mapping[str, pd.DataFrame], truth: pd.Series
-) -> dict[tuple[int, str, str], np.ndarray]:
-    """Scores of every image by seed, setting and data set; of the training images, as ``train``, too."""
+) -> tuple[dict[tuple[int, str, str], np.ndarray], dict[tuple[int, str], np.ndarray]]:
+    """Scores of every image by seed, setting and data set; of the training images, as ``train``, too.
+
+    And by seed and setting the cumulative hazards of an outcome with a time, that of a score of 0 at each horizon.
+    """
     training, validation = outcome.known("train"), outcome.known("validate")
-    sets, scores = {**tests, "train": training}, {}
+    sets, scores, hazards = {**tests, "train": training}, {}, {}
     for seed, frozen in features.items():
         for setting, design in _make_designs(frozen, training).items():
-            score = _fit(outcome, design, setting, training, validation)
+            score, hazards[seed, setting] = _fit(outcome, design, setting, training, validation)
             scores |= {(seed, setting, data_set): score(design(rows)) for data_set, rows in sets.items()}
         for data_set, rows in sets.items() if outcome.timed and training.image_id.isin(truth.index).all() else ():
             if rows.image_id.isin(truth.index).all():
                 scores[seed, ORACLE, data_set] = truth[rows.image_id].to_numpy(dtype=float)
-    return scores
+                hazards[seed, ORACLE] = np.array(outcome.horizons)
+    return scores, hazards
 
 
 _Design = Callable[[pd.DataFrame], np.ndarray]
@@ -243,13 +253,14 @@ def _make_designs(features: FrozenFeatures, training: pd.DataFrame) -> dict[str,
 
 
 def _fit(outcome: _Outcome, design: _Design, setting: str, training: pd.DataFrame, validation: pd.DataFrame):
-    """What gives scores ``(images,)`` from features."""
+    """What gives scores ``(images,)`` from features, and the cumulative hazards of a score of 0."""
     data = (design(training), *outcome.observe(training), design(validation), *outcome.observe(validation))
     if outcome.timed:
         unpenalised = 0 if setting == IMAGE else describe_patients(training, training).shape[1]
-        return fit_risk_model(*data, unpenalised).score
+        model = fit_risk_model(*data, unpenalised)
+        return model.score, model.hazard_at(outcome.horizons)
     probe = fit_linear_probe(*data)
-    return lambda features: probe.score(features)[:, 0]
+    return lambda features: probe.score(features)[:, 0], np.empty(0)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -260,6 +271,7 @@ def _measure_test_set(
     outcome: _Outcome,
     rows: pd.DataFrame,
     scores: Mapping[tuple[int, str], np.ndarray],
+    hazards: Mapping[tuple[int, str], np.ndarray],
     seeds: Sequence[int],
 ) -> pd.DataFrame:
     """Every metric of every setting, seed by seed and over seeds, and the paired differences."""
@@ -273,7 +285,8 @@ def _measure_test_set(
     of_seeds = {one: np.stack([scores[seed, one] for seed in seeds]) for one in settings}
     if outcome.timed:
         labels = _list_labels(outcome, rows)
-        measured = _measure_timed(outcome, rows, labels, of_seeds, weights)
+        of_mean = np.stack([[hazards[seed, setting] for setting in settings] for seed in seeds])
+        measured = _measure_timed(outcome, rows, labels, of_seeds, of_mean, weights)
     else:
         (labels,) = outcome.observe(rows)
         shared = labels, [outcome.name], weights
@@ -286,6 +299,7 @@ def _measure_test_set(
     for first, second in COMPARISONS:
         if first in measured and second in measured:
             difference = measured[first].minus(measured[second], drawn)
+            difference = difference[~difference.metric.str.startswith("observed")]
             tables.append(difference.assign(setting=first, reference=second, seed=OVER_SEEDS))
     table = pd.concat(tables, ignore_index=True)
     if outcome.timed:
@@ -297,30 +311,43 @@ def _measure_test_set(
 
 
 def _list_labels(outcome: _Outcome, rows: pd.DataFrame) -> pd.DataFrame:
-    """What each metric ranks: whether the event was seen, and whether it had happened by each horizon."""
+    """What each metric rests on: whether the event was seen, and whether it had happened by each horizon."""
     years, events = outcome.observe(rows)
-    columns = [events.astype(float), *(status_at(years, events, horizon) for horizon in outcome.horizons)]
+    by_horizon = [status_at(years, events, horizon) for horizon in outcome.horizons for _ in range(2)]
+    columns = [events.astype(float), *by_horizon]
     return pd.DataFrame(dict(zip(outcome.metrics, columns, strict=True)))
 
 
 def _measure_timed(
-    outcome: _Outcome, rows: pd.DataFrame, labels: pd.DataFrame, scores: Mapping[str, np.ndarray], weights: np.ndarray
+    outcome: _Outcome,
+    rows: pd.DataFrame,
+    labels: pd.DataFrame,
+    scores: Mapping[str, np.ndarray],
+    hazards: np.ndarray,
+    weights: np.ndarray,
 ) -> dict[str, Measured]:
-    """By setting, from scores ``(seeds, images)``."""
+    """By setting, from scores ``(seeds, images)`` and hazards ``(seeds, settings, horizons)``."""
     years, events = outcome.observe(rows)
     of_events = weigh_events(*outcome.observe(outcome.known("train")), years, events)
 
-    def measure(models: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        by_horizon = (dynamic_auroc(years, events, models, one, of_events, weights) for one in outcome.horizons)
-        return np.stack([concordance(years, events, models, weights), *by_horizon], axis=-2)
+    def measure(models: np.ndarray, of_mean: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        values, risks = [concordance(years, events, models, weights)], predict_risk(models, of_mean)
+        drawn = np.ones((1, len(years))) if weights is None else weights
+        for place, horizon in enumerate(outcome.horizons):
+            values.append(dynamic_auroc(years, events, models, horizon, of_events, weights))
+            happened = 1 - np.asarray(survival_at(years, events, horizon, weights))
+            expected = drawn @ risks[:, :, place] / drawn.sum(axis=1, keepdims=True)
+            values.append(happened[..., None] / (expected[0] if weights is None else expected))
+        return np.stack(values, axis=-2)
 
     # Seeds, (resamples,) metrics, settings.
-    of_seeds = np.stack(list(scores.values()), axis=-1)
-    points, replicates = (np.stack([measure(models, drawn) for models in of_seeds]) for drawn in (None, weights))
+    of_seeds = list(zip(np.stack(list(scores.values()), axis=-1), hazards, strict=True))
+    points, replicates = (np.stack([measure(*one, drawn) for one in of_seeds]) for drawn in (None, weights))
     patients = count_scarcer_patients(labels.to_numpy(), weights)[:, None]
+    shared = {"patients": patients, "bounds": (-np.inf, np.inf)}
     columns = pd.DataFrame({"finding": [outcome.name]})
     return {
-        setting: Measured(outcome.metrics, columns, points[..., [place]], replicates[..., [place]], patients)
+        setting: Measured(outcome.metrics, columns, points[..., [place]], replicates[..., [place]], **shared)
         for place, setting in enumerate(scores)
     }
 

@@ -1,8 +1,8 @@
-"""Time-to-event outcomes: a penalised Cox model on frozen features, and how well it ranks.
+"""Time-to-event outcomes: a penalised Cox model on frozen features, how well it ranks and whether its risks are right.
 
-Fitting, Kaplan-Meier and the log-rank test are scikit-survival's (the extra ``survival``). Concordance and
-time-dependent AUROC are computed here, because their intervals need them for a thousand weighted resamples of patients;
-without weights they equal that library's.
+Fitting, Kaplan-Meier and the log-rank test are scikit-survival's (the extra ``survival``). Concordance, time-dependent
+AUROC and the survival at a horizon are computed here, because their intervals need them for a thousand weighted
+resamples of patients; without weights they equal that library's.
 
 Censoring is corrected by inverse probability weights, whose Kaplan-Meier is that of the training split. It is taken as
 known: the resamples draw test patients alone.
@@ -48,10 +48,16 @@ class RiskModel:
     coefficients: np.ndarray  # ``(dim,)``, log hazard ratios of one standard deviation
     penalty: float  # what was chosen on validation; 0 where nothing is penalised
     validation: pd.DataFrame  # ``penalty`` and ``c_index`` on validation
+    baseline_years: np.ndarray  # ``(times,)``, rising
+    baseline_hazard: np.ndarray  # ``(times,)``, Breslow's cumulative hazard of a case with mean features
 
     def score(self, features: np.ndarray) -> np.ndarray:
         """Log hazard ratios to a case with mean features, ``(cases,)`` of ``(cases, dim)``."""
         return (np.asarray(features, dtype=float) - self.mean) / self.spread @ self.coefficients
+
+    def hazard_at(self, years: Sequence[float]) -> np.ndarray:
+        """Cumulative hazard of a case with mean features by these times; 0 before the first event."""
+        return np.r_[0.0, self.baseline_hazard][np.searchsorted(self.baseline_years, years, side="right")]
 
 
 def fit_risk_model(
@@ -77,6 +83,7 @@ def fit_risk_model(
         events: bool ``(cases,)``, whether the event happened; somebody has it in both splits.
     """
     from sksurv.linear_model import CoxnetSurvivalAnalysis, CoxPHSurvivalAnalysis
+    from sksurv.linear_model.coxph import BreslowEstimator
     from sksurv.util import Surv
 
     features, validation_features = np.asarray(features, dtype=float), np.asarray(validation_features, dtype=float)
@@ -104,9 +111,9 @@ def fit_risk_model(
     path = path[: fitted.shape[1]]
     judged = concordance(validation_years, validation_events, validation @ fitted)
     chosen = int(np.argmax(judged))
-    return RiskModel(
-        mean, spread, fitted[:, chosen], float(path[chosen]), pd.DataFrame({"penalty": path, "c_index": judged})
-    )
+    baseline = BreslowEstimator().fit(train @ fitted[:, chosen], events, years).cum_baseline_hazard_
+    table = pd.DataFrame({"penalty": path, "c_index": judged})
+    return RiskModel(mean, spread, fitted[:, chosen], float(path[chosen]), table, baseline.x, baseline.y)
 
 
 def _fit_as_far_as_possible(
@@ -197,6 +204,30 @@ def dynamic_auroc(
     by_case = importance[None] if weights is None else np.asarray(weights) * importance
     area = rank_metrics(status, scores, by_case)[0]
     return area[0] if weights is None else area
+
+
+def predict_risk(scores: np.ndarray, hazard: np.ndarray) -> np.ndarray:
+    """Probability of the event ``(..., times)``, of log hazard ratios ``(...)`` and `RiskModel.hazard_at` the times."""
+    return -np.expm1(-hazard * np.exp(scores)[..., None])
+
+
+def survival_at(
+    years: np.ndarray, events: np.ndarray, horizon: float, weights: np.ndarray | None = None
+) -> np.ndarray | float:
+    """Kaplan-Meier at a horizon: a number, or ``(resamples,)`` of ``weights`` ``(resamples, cases)``."""
+    order = np.argsort(years, kind="stable")
+    sorted_years, sorted_events = np.asarray(years)[order], np.asarray(events)[order]
+    by_case = np.ones((1, len(order))) if weights is None else np.asarray(weights)[:, order].astype(float)
+    starts = np.flatnonzero(np.r_[True, np.diff(sorted_years) > 0])
+    starts = starts[sorted_years[starts] <= horizon]
+    survival = np.ones(len(by_case))
+    if len(starts):
+        ends = int(np.searchsorted(sorted_years, horizon, side="right"))
+        before = np.concatenate([np.zeros((len(by_case), 1)), np.cumsum(by_case, axis=1)], axis=1)
+        at_risk = before[:, -1:] - before[:, starts]
+        died = np.add.reduceat(by_case[:, :ends] * sorted_events[:ends], starts, axis=1)
+        survival = np.prod(1.0 - np.divide(died, at_risk, out=np.zeros_like(died), where=at_risk > 0), axis=1)
+    return float(survival[0]) if weights is None else survival
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------

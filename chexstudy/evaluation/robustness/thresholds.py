@@ -102,10 +102,10 @@ def measure_thresholds(
 
     Returns:
         Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule. There
-        are two more metrics: ``transport``, reached minus target with its interval, and ``target_held``, 1 if that
-        interval holds the target and 0 if not; its macro row is the share of findings for which it does, n their
-        number. A finding without a threshold, or without the cases a metric needs on the test set, keeps its rows with
-        NaN and the reason.
+        are three more metrics: ``threshold``, the mean over seeds; ``transport``, reached minus target with its
+        interval; and ``target_held``, 1 if that interval holds the target and 0 if not, its macro row being the share
+        of findings for which it does, n their number. A finding without a threshold, or without the cases a metric
+        needs on the test set, keeps its rows with NaN and the reason.
     """
     cut = np.stack([one.values for one in thresholds])
     called = np.stack([one >= row for one, row in zip(scores, cut, strict=True)])
@@ -131,6 +131,8 @@ def measure_thresholds(
     measured["transport"] = measured[rule.criterion] - rule.target
     _, low, high = measured[rule.criterion][:, :-1]
     held = np.where(np.isnan(low), np.nan, (low <= rule.target) & (rule.target <= high))
+    measured["threshold"] = np.full_like(measured["transport"], np.nan)
+    measured["threshold"][0, :-1] = np.where(unset, np.nan, cut.mean(axis=0))
     measured["target_held"] = np.stack([np.append(held, macro_mean(held)), *np.full((2, len(held) + 1), np.nan)])
     positives, negatives = present.sum(axis=0), absent.sum(axis=0)
     carried = [next(filter(None, of_finding), "") for of_finding in zip(*(t.reasons for t in thresholds), strict=True)]
@@ -145,7 +147,9 @@ def measure_thresholds(
         table |= {"value": value, "ci_low": low, "ci_high": high}
         table |= {"n": [*(positives + negatives), images], "positives": [*positives, -1]}
         tables.append(pd.DataFrame(table))
-    return pd.concat(tables, ignore_index=True)
+    rows = pd.concat(tables, ignore_index=True)
+    # Thresholds of findings have no mean.
+    return rows[(rows.metric != "threshold") | (rows.finding != MACRO)]
 
 
 def _operate(called, present, absent, weights) -> np.ndarray:
