@@ -84,7 +84,7 @@ def _plot_ablation(table: pd.DataFrame) -> Drawing:
     grid = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for axes, metric, letter in zip(grid, metrics, "abcdefghi", strict=False):
         heading, scale = _ABLATION_METRICS[metric]
-        _draw_ablation_metric(axes, table[(table.metric == metric) & np.isfinite(table.measure)], places, scale)
+        _draw_ablation_metric(axes, table[(table.metric == metric) & table.measure.notna()], places, scale)
         title_panel(axes, letter, heading)
         axes.set_ylim(span - 0.4, -0.9)
         axes.tick_params(axis="y", length=0)
