@@ -63,7 +63,7 @@ def test_only_what_is_missing_is_trained(monkeypatch):
     assert trained == [(["curated.two_epochs", "curated.budgeted"], [0, 1], "cpu", 2), constants]
     there |= {("curated.two_epochs", 0), ("curated.budgeted", 0)}
     train_variants(None, chosen, [0, 1], REFERENCE_CONFIG, "cpu", 2)
-    assert trained[2] == (["curated.budgeted"], [1], "cpu", 2)
+    assert trained[2] == (["curated.budgeted"], [0, 1], "cpu", 2)
     there.add(("curated.budgeted", 1))
     train_variants(None, chosen, [0, 1], REFERENCE_CONFIG, "cpu", 2)
     assert len(trained) == 4

@@ -68,15 +68,10 @@ def train_variants(
 ) -> None:
     """Train what is not trained yet, each variant of the reference as the arm of its name, by the same processes."""
     configs = {variant.name: variant.apply(reference) for variant in variants}
-    missing = {
-        variant.arm: [seed for seed in seeds if not is_trained(run, variant.arm, seed, configs[variant.name])]
-        for variant in variants
-    }
-    arms = [arm for arm, of_arm in missing.items() if of_arm]
+    # An arm that lacks one seed is asked for with all; what is finished costs a look.
+    arms = [one.arm for one in variants if not all(is_trained(run, one.arm, seed, configs[one.name]) for seed in seeds)]
     if arms:
-        # An arm that lacks one seed is asked for with all; what is finished costs a look.
-        wanted = [seed for seed in seeds if any(seed in missing[arm] for arm in arms)]
-        train_arms(run, arms, wanted, reference, device, workers, configs)
+        train_arms(run, arms, seeds, reference, device, workers, configs)
 
 
 def measure_variants(
