@@ -97,9 +97,6 @@ class Regions:
         return found["mask"].iloc[0] if len(found) else None
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 def make_outline(image_id: str, structure: str, mask: np.ndarray) -> Annotation:
     """The row of a boolean mask ``(height, width)``."""
     return (image_id, structure, OUTLINE, *mask.shape, encode_mask(mask), None)
@@ -131,9 +128,6 @@ def build_annotations(run: Run, listed: Sequence[Box | MaskFile]) -> None:
     rows = progress((one.read() for one in listed), len(listed), "reading annotations")
     write_annotations(rows, run.path(ANNOTATIONS))
     run.record(ANNOTATIONS, parameters)
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:

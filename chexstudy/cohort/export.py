@@ -125,9 +125,6 @@ def _plan_shards(cohort: pd.DataFrame, options: ExportOptions) -> dict[str, list
     return shards
 
 
-# --- the folder -------------------------------------------------------------------------------------------------------
-
-
 def _open_folder(folder: Path, key: str) -> dict[str, str]:
     """Hashes of the shards that an earlier export wrote down; none if it was killed or the folder is new."""
     if folder.exists() and not folder.is_dir():
@@ -158,9 +155,6 @@ def _is_whole(path: Path, expected: str | None) -> bool:
 def _write_record(folder: Path, record: dict) -> None:
     with atomic_path(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-# --- the pairs --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -232,9 +226,6 @@ def _number_anew(identifiers: Iterable[str], secret: str) -> dict[str, int]:
     return {name: number for number, name in enumerate(order)}
 
 
-# --- the shards -------------------------------------------------------------------------------------------------------
-
-
 def _write_tar(path: Path, pairs: Iterable[_Pair]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for pair in pairs:
@@ -279,9 +270,6 @@ def _make_schema(cohort: pd.DataFrame, options: ExportOptions) -> pyarrow.Schema
 def _write_parquet(schema: pyarrow.Schema, path: Path, pairs: Iterable[_Pair]) -> None:
     rows = [{**pair.record, "image": {"bytes": pair.image, "path": pair.name}, "report": pair.report} for pair in pairs]
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=_ROWS_A_GROUP)
-
-
-# --- what has left ----------------------------------------------------------------------------------------------------
 
 
 def _tell_left_out(cohort: pd.DataFrame, options: ExportOptions) -> str:

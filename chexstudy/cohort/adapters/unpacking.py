@@ -79,9 +79,6 @@ def tell_split(words: Iterable[str]) -> str | None:
     return next((WORDS["split"][word.lower()] for word in words if word.lower() in WORDS["split"]), None)
 
 
-# --- unpacking --------------------------------------------------------------------------------------------------------
-
-
 def unpack_parts(parts: list[Part], folder: Path, reader: Path, choices: object) -> pd.DataFrame:
     """Unpack what is not unpacked yet; return the fields of all samples, one row an image, everything as text.
 
@@ -188,9 +185,6 @@ def _remove_others(names: set[str], folder: Path) -> None:
         if table not in kept and place.is_dir():
             table.unlink()
             shutil.rmtree(place)
-
-
-# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def build_from_rows(

@@ -127,9 +127,6 @@ def check_fit(size: int, fit: str) -> None:
         raise StudyError(f"fit must be one of {', '.join(FITS)}, not {fit!r}.")
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
 def _decode_picture(data: bytes) -> np.ndarray:
     if data.startswith(chunks.SIGNATURE):
         data = chunks.keep_picture(data)

@@ -34,9 +34,6 @@ def write_report(case: Case, generator: np.random.Generator, prior: Case | None 
     return f"FINDINGS: {' '.join(findings)} IMPRESSION: {impression}"
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
-
-
 def _write_findings(
     case: Case, prior: Case | None, terms: dict[str, dict[str, str]], generator: np.random.Generator
 ) -> list[str]:
@@ -129,9 +126,6 @@ def _write_item(lesion: Lesion, terms: dict[str, str], generator: np.random.Gene
     phrase = _fill(_pick(phrases[:2], generator), terms)
     frame = "{bare}" if lesion.certain else _pick(_WORDS["hedged_impressions"], generator)
     return _capitalise(frame.format(bare=_strip_mark(phrase)))
-
-
-# --- sentences --------------------------------------------------------------------------------------------------------
 
 
 def _write_sentence(lesion: Lesion, terms: dict[str, str], change: str, generator: np.random.Generator) -> str:
