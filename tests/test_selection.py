@@ -7,16 +7,7 @@ from torch.nn.functional import normalize
 
 from chexstudy.curation.online import fused, static
 from chexstudy.curation.online.configuration import OUTLIER_POLICIES, SAMPLERS, CuratorConfig
-from chexstudy.curation.online.decisions import (
-    CENTRAL,
-    OUTLIER,
-    PASSED_OVER,
-    PICKED,
-    REASONS,
-    SUPPORT,
-    UNDER_CAP,
-    ledger_rows,
-)
+from chexstudy.curation.online.decisions import CENTRAL, OUTLIER, REASONS, SUPPORT, Reason, ledger_rows
 from chexstudy.curation.online.selection import apply_rule, draw_chance, select_samples
 from chexstudy.curation.records.ledger import LEDGER_COLUMNS, summarise_bands
 
@@ -47,7 +38,7 @@ def _select_plainly(features, prototypes, config, chance):
     distance, nearest = torch.cdist(features, prototypes, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
     band = torch.full((len(features),), CENTRAL)
     order = torch.full((len(features),), -1)
-    reason = torch.full((len(features),), PASSED_OVER)
+    reason = torch.full((len(features),), Reason.PASSED_OVER)
     kept = torch.zeros(len(features), dtype=torch.bool)
     for k in range(len(prototypes)):
         members = (nearest == k).nonzero()[:, 0]
@@ -64,13 +55,13 @@ def _select_plainly(features, prototypes, config, chance):
         reason[outliers] = next(
             number for number, text in enumerate(REASONS) if text.endswith(words[config.outlier_policy])
         )
-        reason[central] = UNDER_CAP
+        reason[central] = Reason.UNDER_CAP
         if len(central) > config.central_cap:
-            reason[central] = PASSED_OVER
+            reason[central] = Reason.PASSED_OVER
             uniform = chance[central] if config.sampler == "random" else chance[k] if len(chance) else None
             central = central[_sample_plainly(features[central], config, uniform)]
             order[central] = torch.arange(len(central))
-            reason[central] = PICKED
+            reason[central] = Reason.PICKED
         kept[central] = True
     return {"prototype": nearest, "band": band, "order": order, "kept": kept, "reason": reason}
 

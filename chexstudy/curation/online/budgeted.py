@@ -40,18 +40,7 @@ from torch import Tensor
 
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.online.configuration import CuratorConfig
-from chexstudy.curation.online.decisions import (
-    BUDGET_FILLED,
-    BUDGET_SPENT,
-    CENTRAL,
-    IN_SUPPORT,
-    NOVEL,
-    OUTLIER,
-    OUTLIER_REASONS,
-    REDUNDANT,
-    SUPPORT,
-    Selection,
-)
+from chexstudy.curation.online.decisions import CENTRAL, OUTLIER, OUTLIER_REASONS, SUPPORT, Reason, Selection
 from chexstudy.curation.online.prototypes import initial_prototypes, update_prototypes
 from chexstudy.curation.online.running_quantiles import RecentPairs, RunningQuantiles
 from chexstudy.errors import StudyError
@@ -231,8 +220,8 @@ class BudgetedCurator:
         priority = torch.where(is_novel, 1 + clearance.clamp(min=0), clearance.clamp(max=0))
         priority = torch.where(is_support, torch.where(is_afforded, 3.0, -2.0) + within_support, priority)
         priority = torch.where(is_outlier, 5.0 if keeps_outliers else -3 - rank, priority)
-        reason = torch.where(is_novel, NOVEL, REDUNDANT)
-        reason = torch.where(is_support, torch.where(is_afforded, IN_SUPPORT, BUDGET_SPENT), reason)
+        reason = torch.where(is_novel, Reason.NOVEL, Reason.REDUNDANT)
+        reason = torch.where(is_support, torch.where(is_afforded, Reason.IN_SUPPORT, Reason.BUDGET_SPENT), reason)
         reason = torch.where(is_outlier, OUTLIER_REASONS[config.outlier_policy], reason)
 
         self._novelties.add(prototype, novelty, is_central, self._position)
@@ -295,8 +284,8 @@ def _bound_kept(selection: Selection, least: Tensor, most: Tensor) -> Selection:
     place = torch.empty_like(by_priority)
     place[by_priority[by_decision]] = torch.arange(pairs, device=place.device)
     kept = place < allowed
-    reason = torch.where(kept & ~selection.kept, BUDGET_FILLED, selection.reason)
-    reason = torch.where(selection.kept & ~kept, BUDGET_SPENT, reason).to(torch.int8)
+    reason = torch.where(kept & ~selection.kept, Reason.BUDGET_FILLED, selection.reason)
+    reason = torch.where(selection.kept & ~kept, Reason.BUDGET_SPENT, reason).to(torch.int8)
     return replace(selection, kept=kept, reason=reason)
 
 

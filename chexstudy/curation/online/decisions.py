@@ -1,6 +1,7 @@
 """What a curator decides about each pair of a batch, and the reasons it can give."""
 
 from dataclasses import dataclass, fields
+from enum import IntEnum
 
 import numpy as np
 import pandas as pd
@@ -9,35 +10,31 @@ from torch import Tensor
 CENTRAL, SUPPORT, OUTLIER = 0, 1, 2
 BANDS = ("central", "support", "outlier")
 
-REASONS = (
-    "dropped: the sampler passed over it among the central members of its prototype",
-    "kept: the sampler picked it among the central members of its prototype",
-    "kept: its prototype has no more central members than the cap",
-    "kept: in the support band",
-    "dropped: farther from its prototype than the outlier quantile",
-    "kept: farther from its prototype than the outlier quantile, and outliers are kept",
-    "dropped: farther from its prototype than the outlier quantile, put on the review list",
-    "kept: nothing else of its batch would have been kept",
-    "kept: less like the pairs kept before than its prototype's share asks for",
-    "dropped: too like the pairs kept before",
-    "kept: the budget had to be filled",
-    "dropped: the budget was spent",
-)
-(
-    PASSED_OVER,
-    PICKED,
-    UNDER_CAP,
-    IN_SUPPORT,
-    OUTLIER_DROPPED,
-    OUTLIER_KEPT,
-    OUTLIER_REVIEWED,
-    BATCH_EMPTY,
-    NOVEL,
-    REDUNDANT,
-    BUDGET_FILLED,
-    BUDGET_SPENT,
-) = range(len(REASONS))
-OUTLIER_REASONS = {"drop": OUTLIER_DROPPED, "keep": OUTLIER_KEPT, "review": OUTLIER_REVIEWED}
+
+class Reason(IntEnum):
+    """Why a pair was kept or dropped: a number for tensors, in words for the ledger."""
+
+    def __new__(cls, words: str):
+        reason = int.__new__(cls, len(cls.__members__))
+        reason._value_, reason.words = int(reason), words
+        return reason
+
+    PASSED_OVER = "dropped: the sampler passed over it among the central members of its prototype"
+    PICKED = "kept: the sampler picked it among the central members of its prototype"
+    UNDER_CAP = "kept: its prototype has no more central members than the cap"
+    IN_SUPPORT = "kept: in the support band"
+    OUTLIER_DROPPED = "dropped: farther from its prototype than the outlier quantile"
+    OUTLIER_KEPT = "kept: farther from its prototype than the outlier quantile, and outliers are kept"
+    OUTLIER_REVIEWED = "dropped: farther from its prototype than the outlier quantile, put on the review list"
+    BATCH_EMPTY = "kept: nothing else of its batch would have been kept"
+    NOVEL = "kept: less like the pairs kept before than its prototype's share asks for"
+    REDUNDANT = "dropped: too like the pairs kept before"
+    BUDGET_FILLED = "kept: the budget had to be filled"
+    BUDGET_SPENT = "dropped: the budget was spent"
+
+
+REASONS = tuple(reason.words for reason in Reason)
+OUTLIER_REASONS = {"drop": Reason.OUTLIER_DROPPED, "keep": Reason.OUTLIER_KEPT, "review": Reason.OUTLIER_REVIEWED}
 
 
 @dataclass(frozen=True)

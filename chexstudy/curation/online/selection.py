@@ -16,18 +16,7 @@ from torch import Tensor
 
 from chexstudy.curation.online import static
 from chexstudy.curation.online.configuration import CuratorConfig
-from chexstudy.curation.online.decisions import (
-    BATCH_EMPTY,
-    CENTRAL,
-    IN_SUPPORT,
-    OUTLIER,
-    OUTLIER_REASONS,
-    PASSED_OVER,
-    PICKED,
-    SUPPORT,
-    UNDER_CAP,
-    Selection,
-)
+from chexstudy.curation.online.decisions import CENTRAL, OUTLIER, OUTLIER_REASONS, SUPPORT, Reason, Selection
 
 _DENSITY_NEIGHBOURS = 5
 
@@ -107,11 +96,12 @@ def apply_rule(
         kept |= is_outlier
     band = torch.full((rows,), CENTRAL, dtype=torch.int8, device=device)
     band.masked_fill_(is_support, SUPPORT).masked_fill_(is_outlier, OUTLIER)
-    reason = torch.full((rows,), PASSED_OVER, dtype=torch.int8, device=device)
-    reason.masked_fill_(order >= 0, PICKED).masked_fill_(is_small, UNDER_CAP).masked_fill_(is_support, IN_SUPPORT)
+    reason = torch.full((rows,), Reason.PASSED_OVER, dtype=torch.int8, device=device)
+    reason.masked_fill_(order >= 0, Reason.PICKED).masked_fill_(is_small, Reason.UNDER_CAP)
+    reason.masked_fill_(is_support, Reason.IN_SUPPORT)
     reason.masked_fill_(is_outlier, OUTLIER_REASONS[config.outlier_policy])
     none_kept = ~kept.any()
-    reason.masked_fill_(none_kept, BATCH_EMPTY)
+    reason.masked_fill_(none_kept, Reason.BATCH_EMPTY)
     decided = (band, order, torch.full_like(distance, torch.nan), kept | none_kept, reason)
     return Selection(prototype, distance, threshold_support, threshold_outlier, *decided)
 
