@@ -331,14 +331,10 @@ def list_results(
 ) -> pd.DataFrame:
     """Rows of the results table under the task ``ablation_curation``, of each seed and, as seed -1, over seeds.
 
-    Args:
-        stream: of `measure_settings`, seeds put together; ``setting`` is the constant that is changed.
-        trained: of `measure_variants`, seeds put together, as variants of the arm.
-        law: of `measure_ratio_law`, seeds put together; as the metric ``full_batch_keep_ratio``, with the number of
-            prototypes as setting, the cap as variant and the super-batch as group.
-        stability: of `measure_stability`; as the metric ``stability``, the Jaccard index of two kept sets, ``group``
-            and ``reference``, by the rule (variant) when what is named as setting changes.
-        data_set: source and split of the training pairs.
+    From `measure_settings`, where ``setting`` is the constant that is changed; `measure_variants`, as variants of the
+    arm; `measure_ratio_law`, as the metric ``full_batch_keep_ratio``, with the number of prototypes as setting, the cap
+    as variant and the super-batch as group; and `measure_stability`, as the metric ``stability``, the Jaccard index of
+    two kept sets, ``group`` and ``reference``, by the rule (variant) when what is named as setting changes.
     """
     kept = {"metric": "full_batch_keep_ratio", "finding": ALL, "positives": -1}
     places = {"setting": "prototypes", "variant": "central_cap", "group": "super_batch"}

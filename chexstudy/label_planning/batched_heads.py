@@ -44,14 +44,10 @@ def fit_logistic_sets(
     product with it costs two passes over the features, and tens of them do. The intercept is not penalised; the
     solution is that of scikit-learn's ``LogisticRegression(C=1 / penalty)``.
 
-    Args:
-        features: ``(sets, images, dim)``, float32 or float64, which is what it computes with.
-        present: bool ``(sets, images)``, both classes in every set.
-        spread: ``(dim,)``, about the variance of each feature, for the preconditioner: it decides the pace, not the
-            solution. Features along principal axes are fastest.
-
-    Returns:
-        Coefficients ``(sets, dim)`` and intercepts ``(sets,)``, float64.
+    Takes features ``(sets, images, dim)``, float32 or float64, which is what it computes with, and labels ``(sets,
+    images)``, both classes in every set; gives coefficients ``(sets, dim)`` and intercepts ``(sets,)``, float64. The
+    spread ``(dim,)``, about the variance of each feature, is for the preconditioner: it decides the pace, not the
+    solution. Features along principal axes are fastest.
     """
     sets, _, dim = _check(features, present)
     if not penalty > 0:

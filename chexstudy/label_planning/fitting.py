@@ -41,11 +41,8 @@ class Fit:
 def fit_points(family: Family, labels: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> Fit:
     """Fit a family to points by bounded weighted least squares; a logarithmic curve is fitted unclipped.
 
-    Args:
-        family: of curves.
-        labels: ``(points,)``, numbers of labels, 1 or more.
-        values: ``(points,)``, or ``(replicates, points)`` for as many fits.
-        weights: of the same shape or ``(points,)``; a point of weight 0 takes no part. Without them, all equal.
+    At labels ``(points,)`` lie values ``(points,)``, or ``(replicates, points)`` for as many fits, with weights of that
+    shape or ``(points,)``; a point of weight 0 takes no part. Without weights all are equal.
     """
     labels = np.asarray(labels, dtype=float)
     single = np.ndim(values) == 1

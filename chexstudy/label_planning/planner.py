@@ -159,12 +159,10 @@ def plan_labels(
 
     The states: ``reached`` (the whole interval of what is needed lies within what we have), ``needed`` (an interval
     with two ends), ``unreachable`` (the whole interval of the plateau lies under the target, or that of what is needed
-    beyond `FARTHEST` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond).
+    beyond `FARTHEST` times what we have), ``cannot be told yet`` (the interval has no upper end, or one beyond). What
+    we have is the largest n of each curve. Give all findings, also for a plan of one: they learn from each other.
 
     Args:
-        curves: what we have is the largest n of each. Give all findings, also for a plan of one: they learn from each
-            other.
-        target: the AUROC.
         cost: of labelling one case.
         prevalence: share of positives among cases to be labelled, by finding; that of the curve's draws without it.
         test_counts: finding -> positives and negatives of the test set: plan for the population, not for this test set.
