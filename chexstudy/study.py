@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """One study with the parameters of the notebook that opened it.
-
-    Args:
-        run: the study's folder.
-        parameters: values of the notebook's parameters by name; what a property needs and they lack is a `KeyError`.
-    """
+    """One study with the parameters of the notebook that opened it; what a property needs of them must be there."""
 
     def __init__(self, run: Run, parameters: Mapping[str, object]):
         self.run, self.name = run, run.study
@@ -129,9 +124,7 @@ class Study:
 def open_study(name: str, namespace: MutableMapping[str, object]) -> Study:
     """Start a notebook (`chexstudy.workflow.notebook.start_notebook`) and open its study.
 
-    Args:
-        name: the notebook's name, for example ``05_compare_arms``.
-        namespace: the notebook's ``globals()``; its ``study`` may be the one opened before, if a cell is run again.
+    The ``namespace`` is its ``globals()``, whose ``study`` may be the one opened before, if a cell is run again.
     """
     if isinstance(namespace.get("study"), Study):
         namespace["study"] = namespace["study"].name

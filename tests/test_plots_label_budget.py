@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import describe, plot
+from drawn import describe, draw, marks, plot
 
 from chexstudy.errors import StudyError
 from chexstudy.label_planning.accuracy import correlate_early, measure_families, measure_forecasts
@@ -23,9 +23,9 @@ def make_table(encoders=("curated", "full"), draws=12):
         for number, finding in enumerate(FINDINGS):
             for n in GRID:
                 truth = 0.62 + 0.05 * number + 0.02 * place - 0.4 * n**-0.5
-                for draw in range(draws if n < 1000 else 1):
+                for one in range(draws if n < 1000 else 1):
                     value = truth + generator.normal(0, 0.1 / np.sqrt(n))
-                    rows.append((encoder, 0, finding, "t/test", "cases", n, n // (number + 2), n, draw, value, 0.3))
+                    rows.append((encoder, 0, finding, "t/test", "cases", n, n // (number + 2), n, one, value, 0.3))
     columns = ["encoder", "seed", "finding", "data_set", "unit", "n", "positives", "patients", "draw", "auroc", "auprc"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -104,62 +104,50 @@ def test_a_single_draw_has_no_spread_and_positives_are_counted_where_they_are_th
 
 
 def test_families_are_drawn_best_first(drawn):
-    figure = plot(figures.curve_families, drawn["families"])
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[0].startswith("power3")
+    whole = draw(figures.curve_families, drawn["families"])
+    assert whole.axes[0].get_yticklabels()[0].get_text().startswith("power3")
     every = drawn["families"].query("encoder == 'all' and split == 'extrapolation'")
-    estimates = [line.get_xdata()[0] for line in lines(figure, "estimate")]
+    estimates = [line.get_xdata()[0] for line in lines(whole.drawing, "estimate")]
     assert set(every.mae.round(12)) <= set(np.round(estimates, 12))
-    assert "power3 errs least" in describe(figures.curve_families, drawn["families"])
+    assert "power3 errs least" in whole.caption
 
 
 def test_forecasts_show_error_and_coverage_of_every_start(drawn):
-    figure = plot(figures.label_forecasts, drawn["accuracy"], drawn["accuracy"])
-    error, coverage = figure.axes[:2]
+    whole = draw(figures.label_forecasts, drawn["accuracy"], drawn["accuracy"])
+    error, coverage = whole.axes[:2]
     assert error.get_ylim()[0] == 0
-    assert [line.get_ydata()[0] for line in coverage.lines if line.get_gid() == "stated"] == [0.95]
-    assert len(lines(figure, "alone")) == 2
-    caption = describe(figures.label_forecasts, drawn["accuracy"], drawn["accuracy"])
-    assert "50 labels: error" in caption
-    assert "12 curves of 6 findings" in caption
+    assert marks(coverage, "stated", "y") == [0.95, 0.95]
+    assert len(lines(whole.drawing, "alone")) == 2
+    assert "50 labels: error" in whole.caption
+    assert "12 curves of 6 findings" in whole.caption
 
 
-def test_plans_show_the_states(drawn):
+def test_plans_show_the_states_and_an_arrow_where_there_is_no_end(drawn):
     plans = drawn["plans"]
-    figure = plot(figures.labels_needed, plans, plans)
-    for state, count in plans.state.value_counts().items():
-        assert len(lines(figure, state)) == (plans[plans.state == state].need < np.inf).sum() or state == "unreachable"
-        if state == "unreachable":
-            assert len(lines(figure, state)) == count
+    whole = draw(figures.labels_needed, plans, plans)
+    for state, of_state in plans.groupby("state"):
+        can_be_told = len(of_state) if state == "unreachable" else (of_state.need < np.inf).sum()
+        assert len(lines(whole.drawing, state)) == can_be_told
     assert {"reached", "unreachable"} <= set(plans.state)
-    assert "Of 12 curves" in describe(figures.labels_needed, plans, plans)
-
-
-def test_a_plan_without_an_end_has_an_arrow(drawn):
-    endless = drawn["plans"].assign(state="cannot be told yet", need_low=500.0, need=np.inf, need_high=np.inf)
+    assert "Of 12 curves" in whole.caption
+    endless = plans.assign(state="cannot be told yet", need_low=500.0, need=np.inf, need_high=np.inf)
     figure = plot(figures.labels_needed, endless, endless)
     assert len(lines(figure, "open end")) == 12
     assert not lines(figure, "cannot be told yet")
 
 
 def test_the_early_slope_is_drawn_against_the_end_with_its_correlation(drawn):
-    given = (drawn["forecasts"], drawn["correlations"], 50)
-    figure = plot(figures.early_slope, *given)
-    assert [text.get_text()[:8] for axes in figure.axes for text in axes.texts] == ["Spearman"] * 2
-    np.testing.assert_allclose(
-        lines(figure, "full")[0].get_ydata(), figures.early_slope.choose(*given)[0].query("encoder == 'full'").truth
-    )
-    assert "12 curves of 6 findings" in describe(figures.early_slope, *given)
-
-
-def test_few_findings_have_no_correlation_to_write(drawn):
+    whole = draw(figures.early_slope, drawn["forecasts"], drawn["correlations"], 50)
+    assert [text.get_text()[:8] for axes in whole.axes for text in axes.texts] == ["Spearman"] * 2
+    truth = whole.numbers.truth[whole.numbers.encoder == "full"]
+    np.testing.assert_allclose(lines(whole.drawing, "full")[0].get_ydata(), truth)
+    assert "12 curves of 6 findings" in whole.caption
     few = drawn["forecasts"][drawn["forecasts"].finding.isin(FINDINGS[:2])]
     figure = plot(figures.early_slope, few, correlate_early(few, 50, np.random.default_rng(0), 10), 50)
-    assert [text.get_text() for axes in figure.axes for text in axes.texts] == [
-        "too few findings for a correlation"
-    ] * 2
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert words == ["too few findings for a correlation"] * 2
     with pytest.raises(StudyError, match="three label counts up to 7"):
-        plot(figures.early_slope, few, drawn["correlations"], 7)
+        figures.early_slope.choose(few, drawn["correlations"], 7)
 
 
 def test_nothing_measured_is_nothing_to_draw(drawn):

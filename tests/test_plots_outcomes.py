@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from drawn import describe, marks, plot
+from drawn import draw, marks, plot
 from matplotlib.colors import to_hex
 
 from chexstudy.errors import StudyError
@@ -58,8 +58,13 @@ def panels(figure):
     }
 
 
-def test_curves_are_the_first_seeds_survival_with_their_bands():
-    axes = panels(plot(figures.outcomes, make_results(), make_curves()))["Death, by predicted risk"]
+@pytest.fixture(scope="module")
+def drawn():
+    return draw(figures.outcomes, make_results(), make_curves())
+
+
+def test_curves_are_the_first_seeds_survival_with_their_bands(drawn):
+    axes = panels(drawn.drawing)["Death, by predicted risk"]
     lines = {line.get_gid(): line for line in axes.lines}
     assert set(lines) == {"survival low", "survival medium", "survival high"}
     years = np.r_[0.0, np.arange(0.5, 10.1, 0.5)]
@@ -73,9 +78,8 @@ def test_curves_are_the_first_seeds_survival_with_their_bands():
     ]
 
 
-def test_numbers_at_risk_are_those_still_observed_at_the_tick():
-    figure = plot(figures.outcomes, make_results(), make_curves())
-    below = next(axes for axes in figure.get_axes() if axes.get_title(loc="left") == "Patients still observed")
+def test_numbers_at_risk_are_those_still_observed_at_the_tick(drawn):
+    below = next(axes for axes in drawn.axes if axes.get_title(loc="left") == "Patients still observed")
     numbers = [text for text in below.texts if text.get_gid() == "at risk"]
     ticks = [0, 2, 4, 6, 8]
     first = [text.get_text() for text in numbers[: len(ticks)]]
@@ -83,9 +87,9 @@ def test_numbers_at_risk_are_those_still_observed_at_the_tick():
     assert first == [str(101 - 5 * 2 * tick) for tick in ticks]
 
 
-def test_the_forest_draws_every_model_of_every_outcome_and_the_paired_gain():
-    drawn = panels(plot(figures.outcomes, make_results(), make_curves()))
-    values = drawn["How well patients are ranked"]
+def test_the_forest_draws_every_model_of_every_outcome_and_the_paired_gain(drawn):
+    by_title = panels(drawn.drawing)
+    values = by_title["How well patients are ranked"]
     estimates = marks(values, "estimate", "x")
     over_seeds = 0.01 * OVER_SEEDS
     expected = [0.6, 0.65, 0.7, 0.75, 0.6, 0.65, 0.7, 0.75, 0.6, 0.65, 0.7]
@@ -98,7 +102,7 @@ def test_the_forest_draws_every_model_of_every_outcome_and_the_paired_gain():
         "Cardiovascular event",
         "Tube malposition",
     ]
-    gains = drawn["Gain over age and sex, 95 % intervals"]
+    gains = by_title["Gain over age and sex, 95 % intervals"]
     assert marks(gains, "estimate", "x") == [0.05, 0.1] * 3
     assert "+0.100 [0.070, 0.130]" in [text.get_text() for text in gains.texts]
 
@@ -112,23 +116,18 @@ def test_several_encoders_are_named_and_age_and_sex_stand_once():
     ]  # fmt: skip
 
 
-def test_without_curves_the_forests_stand_alone():
-    curves = make_curves().iloc[:0]
-    drawn = panels(plot(figures.outcomes, make_results(), curves))
-    assert set(drawn) == {"How well patients are ranked", "Gain over age and sex, 95 % intervals"}
-    assert "Kaplan-Meier" not in describe(figures.outcomes, make_results(), curves)
+def test_without_curves_the_forests_stand_alone_and_without_rows_nothing_is_drawn():
+    drawn = draw(figures.outcomes, make_results(), make_curves().iloc[:0])
+    assert set(panels(drawn.drawing)) == {"How well patients are ranked", "Gain over age and sex, 95 % intervals"}
+    assert "Kaplan-Meier" not in drawn.caption
+    with pytest.raises(StudyError, match="nothing to draw without outcomes"):
+        figures.outcomes.choose(make_results().iloc[:0], make_curves())
 
 
-def test_the_caption_tells_n_seeds_and_intervals():
-    caption = describe(figures.outcomes, make_results(), make_curves())
-    assert set(figures.outcomes.choose(make_results(), make_curves())[0].data_set) == {"phantom/test"}
+def test_the_caption_tells_n_seeds_and_intervals(drawn):
+    assert set(drawn.numbers.data_set) == {"phantom/test"}
     for part in (
         "303 patients", "(seed 0)", "log-log", "log-rank", "Large marks are means over 2 seeds",
         "hierarchical bootstrap", "n = 400 (phantom, test)", "thirds of the risk by image, age and sex",
     ):  # fmt: skip
-        assert part in caption
-
-
-def test_nothing_to_draw_is_one_sentence():
-    with pytest.raises(StudyError, match="nothing to draw without outcomes"):
-        plot(figures.outcomes, make_results().iloc[:0], make_curves())
+        assert part in drawn.caption
