@@ -4,6 +4,9 @@ One parquet table for each arm, seed, task and data set, ``evaluation/<arm>/seed
 ``image_id`` and one column a finding (or, for retrieval, the columns of
 `chexstudy.evaluation.image_text.retrieval.rank_pairs`). Numbers in the results table can be made again from these
 tables and the cohort, and paired comparisons need them.
+
+Throughout evaluation scores and labels are ``(images, findings)``, labels 1, 0, -1 (uncertain) or NaN, and weights
+``(resamples, images)`` of `bootstrap_patients`, the same for all that is compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -169,9 +172,7 @@ def measure_findings(
     number of images. There is no interval for a finding that fewer than five patients have (or lack).
 
     Args:
-        scores: one ``(images, findings)`` array a seed.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        weights: ``(resamples, images)`` of `bootstrap_patients`; pass the same to all that will be compared.
+        scores: one array a seed.
         tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
         measure: gives the metrics, as one array or each ``(..., findings)``, from labels, scores and weights or None.
     """

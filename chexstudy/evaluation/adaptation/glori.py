@@ -38,9 +38,7 @@ class GloriHead(nn.Module):
         channels: how many channels of the tokens are read, the last ones: ``sum(widths)`` for all blocks,
             ``sum(widths[-2:])`` for the last two.
         skip: how many channels after those are not read: the width of the last block, to leave that block out.
-        findings: number of findings.
-        width: dimension of queries and projected tokens.
-        heads: heads of the attention.
+        width: dimension of queries and projected tokens, shared by the heads of the attention.
         feedforward: hidden width of W1.
         dropout: on queries, attention weights and both layers of the feed-forward part.
         learnable_queries: train the queries; the public code leaves them as they were drawn.
@@ -56,7 +54,6 @@ class GloriHead(nn.Module):
             larger than the grid is the whole image.
         standardise: bring every channel to mean 0 and spread 1 first, by what `standardise_by` was told. Neither the
             code nor the paper has this: their ViT ends in a normalisation, which the stages of a ResNet lack.
-        generator: draws the weights.
     """
 
     needs_patches = True

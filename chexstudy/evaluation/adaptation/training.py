@@ -93,7 +93,6 @@ def fit_head(
 
     Args:
         make_head: makes a head with weights drawn from the generator.
-        features: of the images of both splits.
         train, validation: cohort rows to train on, and to choose the learning rate on by the macro AUROC.
         findings: what is learnt; labels 1 and 0, all others are masked.
         seed: of the weights, of the order of the images and of dropout. The global random state is left as it was.

@@ -74,11 +74,8 @@ def gain_against_prevalence(
     """What one arm gains over another on each finding, beside how common the finding is in training.
 
     Args:
-        first: scores of the arm, one ``(images, findings)`` array a seed.
-        second: scores of the baseline, the same seeds.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        first, second: scores of the arm and of the baseline, one array a seed.
         prevalence: share of training images with each finding, in the order of the columns.
-        weights: ``(resamples, images)`` of `bootstrap_patients`.
         tiers: tier of each finding; adds a row for each tier.
 
     Returns:

@@ -57,12 +57,7 @@ def split_name(scored: pd.DataFrame, name: str, task: str) -> tuple[str, str]:
 
 
 def choose_data_set(scored: pd.DataFrame, sides: Sequence[tuple[str, str]], wanted: str | None = None) -> str:
-    """The data set to compare on: the one asked for, else the only one all have, else the test set.
-
-    Args:
-        scored: of `list_scored`.
-        sides: arm and task of each.
-    """
+    """The data set to compare sides (arm, task) on: the one wanted, else the only one all have, else the test set."""
     sets = [set(scored.data_set[(scored.arm == arm) & (scored.task == task)]) for arm, task in sides]
     shared = sorted(set.intersection(*sets))
     who = " and ".join(dict.fromkeys(f"{arm}@{task}" for arm, task in sides))
@@ -124,8 +119,7 @@ def read_contest(
     """Read the scores and labels of two models named by a user.
 
     Args:
-        first: an arm, ``arm@task``, or files.
-        second: the same of the other model.
+        first, second: an arm, ``arm@task``, or files.
         study: whose arms these are, and whose labels, unless ``labels`` names others.
         task: of arms named without one.
         data_set: ``source/split``; that of the arms if not given, and all images for files.

@@ -93,8 +93,6 @@ def compare_score_tables(
     Args:
         first, second: the models; seed k is compared with seed k.
         labels: ``image_id``, ``patient_id`` and one column a finding, 1, 0, -1 or empty; it may hold further images.
-        metric: ``auroc`` or ``auprc``.
-        tiers: tier of each finding (``head``, ``medium`` or ``tail``).
         test: the test whose p value is corrected: ``delong``, ``bootstrap``, ``permutation`` (which is made only if it
             is asked for), or ``auto``, which is DeLong's for AUROC with one seed and the bootstrap's otherwise. Macro
             mean and tiers take the bootstrap's where DeLong's is chosen.

@@ -34,7 +34,6 @@ from chexstudy.evaluation.outcomes.survival import (
     first_images,
     fit_risk_model,
     group_risk,
-    predict_risk,
     status_at,
     survival_at,
     survival_is_available,
@@ -63,7 +62,6 @@ def evaluate_outcomes(
     """Predict the outcomes of a cohort from frozen features of one arm and measure it on every test set.
 
     Args:
-        evaluation: the study, its cohort, and how patients are drawn.
         arm: the encoder's name in the results.
         features: of the training, validation and test images, by the seed the encoder was trained with.
         horizons: years at which AUROC and the risk are taken.
@@ -331,7 +329,7 @@ def _measure_timed(
     of_events = weigh_events(*outcome.observe(outcome.known("train")), years, events)
 
     def measure(models: np.ndarray, of_mean: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        values, risks = [concordance(years, events, models, weights)], predict_risk(models, of_mean)
+        values, risks = [concordance(years, events, models, weights)], -np.expm1(-of_mean * np.exp(models)[..., None])
         drawn = np.ones((1, len(years))) if weights is None else weights
         for place, horizon in enumerate(outcome.horizons):
             values.append(dynamic_auroc(years, events, models, horizon, of_events, weights))

@@ -206,11 +206,6 @@ def dynamic_auroc(
     return area[0] if weights is None else area
 
 
-def predict_risk(scores: np.ndarray, hazard: np.ndarray) -> np.ndarray:
-    """Probability of the event ``(..., times)``, of log hazard ratios ``(...)`` and `RiskModel.hazard_at` the times."""
-    return -np.expm1(-hazard * np.exp(scores)[..., None])
-
-
 def survival_at(
     years: np.ndarray, events: np.ndarray, horizon: float, weights: np.ndarray | None = None
 ) -> np.ndarray | float:

@@ -209,8 +209,6 @@ def measure_calibration(
 
     Args:
         log_odds: ``(images, findings)``; a column of NaN alone was not predicted.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        weights: ``(resamples, images)`` of `bootstrap_patients`.
         macro: ``(findings,)``, bool: which findings enter the macro mean, so that means of several methods are of the
             same findings.
         reasons: why a column is not predicted.

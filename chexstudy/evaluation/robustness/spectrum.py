@@ -65,10 +65,7 @@ def measure_spectrum(
 ) -> pd.DataFrame:
     """AUROC of every finding against all, healthy and sick negatives, and healthy minus sick on the same resamples.
 
-    Args:
-        scores: ``(images, findings)``, one a seed; means over seeds, seeds resampled too.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-        weights: ``(resamples, images)`` of `bootstrap_patients`.
+    Scores are one array a seed; values are means over seeds, seeds resampled too.
 
     Returns:
         Rows ``finding, metric, group, reference, value, ci_low, ci_high, n, positives``: metric ``auroc`` with the

@@ -51,10 +51,7 @@ def choose_thresholds(scores: np.ndarray, labels: np.ndarray, rule: Rule) -> Thr
     Of several that do equally well, the highest is taken: it calls the fewest cases positive. A specificity that no
     occurring score reaches is reached by the next number above the highest one, which calls no validation case
     positive. A sensitivity needs positives, a specificity negatives.
-
-    Args:
-        scores: ``(images, findings)`` of the validation split; a column of NaN alone was not predicted.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN; the last two are left out.
+    A column of scores that are all NaN was not predicted.
     """
     values, reasons = np.full(scores.shape[1], np.nan), []
     needed, name = {"sensitivity": (1, "positive"), "specificity": (0, "negative")}[rule.criterion]
@@ -96,9 +93,7 @@ def measure_thresholds(
     Args:
         rule: by which the thresholds were chosen.
         thresholds: one set a seed; each from its own seed's validation scores.
-        scores: ``(images, findings)`` of the test set, one a seed.
-        labels: ``(images, findings)`` of the test set, 1, 0, -1 or NaN.
-        weights: ``(resamples, images)`` of `bootstrap_patients`.
+        scores: of the test set, one array a seed.
 
     Returns:
         Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule. There

@@ -19,13 +19,7 @@ def balance_case_mix(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
     The weight of an image is the share of its group over the probability of its group given its findings, from a
     logistic regression of group on which findings are present or uncertain (L2-penalised, C = 1), cut at 10. An image
     in two groups counts for the first.
-
-    Args:
-        members: ``(groups, images)`` bool.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
-
-    Returns:
-        ``(images,)``, mean 1 within each group; 0 for images in no group.
+    From members ``(groups, images)`` it gives ``(images,)``, mean 1 within each group; 0 for images in no group.
     """
     inside = np.flatnonzero(members.any(axis=0))
     group = members[:, inside].argmax(axis=0)

@@ -173,8 +173,7 @@ def measure_subgroups(
     arms.
 
     Args:
-        scores: by arm, one ``(images, findings)`` array a seed.
-        labels: ``(images, findings)``, 1, 0, -1 or NaN.
+        scores: by arm, one array a seed.
         groupings: of `plan_grouping`, on the same images.
         seeds: their numbers, the same of all arms.
         thresholds: by arm, the ``(findings,)`` thresholds of each seed, chosen on validation; adds TPR and FPR.
