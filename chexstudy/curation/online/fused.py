@@ -5,8 +5,8 @@ distances themselves decide. Farthest-point sampling makes distance, running min
 members of a prototype, and passes over a member without looking at its features as long as an older, larger value of
 its minimum shows that it cannot be the farthest.
 
-Loops release the interpreter's lock; a large batch is dealt to
-as many threads as torch may use. numba's own threads are left alone: they bear neither forks nor several callers.
+Loops release the interpreter's lock; a large batch is dealt to as many threads as torch may use. numba's own threads
+are left alone: they bear neither forks nor several callers.
 """
 
 import itertools
