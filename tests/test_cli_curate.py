@@ -73,17 +73,6 @@ def complaint(capsys, *more, **files):
 # --- what is chosen --------------------------------------------------------------------------------------------------
 
 
-def test_farthest_points_on_a_circle_worked_out_by_hand(files):
-    # Three points close together and one opposite: whatever the start, the one opposite is among the first two.
-    degrees = np.array([0, 180, 1, 2])
-    np.save("E.npy", np.column_stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]) * [[1], [5], [2], [9]])
-    pd.DataFrame({"image_id": [10, 20, 30, 40]}).to_parquet("ids.parquet")
-    assert curate("--method", "k_centre", "--keep", 2) == 0
-    kept = pd.read_parquet("subset.parquet").image_id.tolist()
-    assert len(kept) == 2
-    assert 20 in kept
-
-
 def test_the_highest_losses_are_kept_though_their_rows_come_in_another_order(files):
     assert curate("--method", "loss", "--losses", "L.parquet", "--keep", 50, "--scores", "scores.parquet") == 0
     highest = pd.read_parquet("L.parquet").nlargest(50, "loss").image_id

@@ -66,14 +66,10 @@ def test_images_that_share_a_patients_fate_count_as_patients():
     rate = pick(keep_rates(whole, patients < 20), "Mass")
     low, high = wilson_interval(0.4, 50)
     assert (rate.ci_low, rate.ci_high) == (pytest.approx(low, abs=0.004), pytest.approx(high, abs=0.004))
-
-
-def test_a_group_of_which_nothing_is_kept_still_has_an_interval():
+    # A group of which nothing is kept still has an interval: six patients, none kept, z^2 / (n + z^2).
     cohort = make_cohort({"Hernia": [1] * 12 + [0] * 88}, np.repeat(np.arange(50), 2))
     hernia = pick(keep_rates(cohort, np.arange(100) >= 50), "Hernia")
-    assert hernia.keep_rate == 0
-    assert hernia.ci_low == pytest.approx(0, abs=1e-12)
-    # Six patients, none kept: z^2 / (n + z^2).
+    assert (hernia.keep_rate, hernia.ci_low) == (0, pytest.approx(0, abs=1e-12))
     assert hernia.ci_high == pytest.approx(1.96**2 / (6 + 1.96**2), abs=1e-3)
     assert hernia.enrichment_high == pytest.approx(hernia.ci_high / 0.5)
 
