@@ -52,22 +52,16 @@ class PromptFamily:
             return self.by_finding[name]
         if finding == NO_FINDING:
             return self.normal, self.abnormal
+        sides = self.present, self.absent
         if self.casing == "as_named":
-            return tuple(t.format(name) for t in self.present), tuple(t.format(name) for t in self.absent)
-        name = name_in_sentence(name)
-        return (
-            tuple(_begin_sentence(t.format(name)) for t in self.present),
-            tuple(_begin_sentence(t.format(name)) for t in self.absent),
-        )
+            return tuple(tuple(one.format(name) for one in side) for side in sides)
+        written = [[one.format(name_in_sentence(name)) for one in side] for side in sides]
+        return tuple(tuple(one[:1].upper() + one[1:] for one in side) for side in written)
 
 
 def name_in_sentence(finding: str) -> str:
     """A finding's name in lower case, words with two or more capitals (``ILD``, ``COVID-19``) left as they are."""
     return " ".join(word if sum(map(str.isupper, word)) > 1 else word.lower() for word in finding.split())
-
-
-def _begin_sentence(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
