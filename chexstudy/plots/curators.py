@@ -70,8 +70,8 @@ _LINES = ("-", (0, (3, 2)))
 _IN_A_ROW, _METHOD_ROW_MM = 5, 3.8
 
 
-def _select_ablation(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `chexstudy.experiments.curator_ablation.tabulate_settings`, which is drawn in its order."""
+def _select_settings(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting (and measure), drawn in this order; of `tabulate_settings` or of `average_ratio_law`."""
     return require_rows(table, "settings")
 
 
@@ -163,11 +163,6 @@ def _conclude_ablation(table: pd.DataFrame) -> str:
     return f"The constant that moves each measure farthest: {'; '.join(words)}."
 
 
-def _select_law(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `chexstudy.experiments.selection_stability.average_ratio_law`, one row a setting."""
-    return require_rows(table, "settings")
-
-
 def _plot_law(table: pd.DataFrame) -> Drawing:
     """The measured fraction selected by the published rule against the law, and the departure from it."""
     figure = new_figure(height_mm=78, width_mm=134)
@@ -221,9 +216,9 @@ def _conclude_law(table: pd.DataFrame) -> str:
     return f"In {len(table)} settings the fraction selected is {off.min():+.1f} to {off.max():+.1f} points off the law."
 
 
-curator_ablation = Figure("curator_ablation", _select_ablation, _plot_ablation, _describe_ablation, _conclude_ablation)
+curator_ablation = Figure("curator_ablation", _select_settings, _plot_ablation, _describe_ablation, _conclude_ablation)
 trained_ablation = replace(curator_ablation, name="trained_ablation")
-ratio_law = Figure("ratio_law", _select_law, _plot_law, _describe_law, _conclude_law)
+ratio_law = Figure("ratio_law", _select_settings, _plot_law, _describe_law, _conclude_law)
 
 
 def _name_method(method: str) -> str:

@@ -121,16 +121,18 @@ def _list_panels(rates: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, str]:
 def _plot_density(rates: pd.DataFrame, pairs: pd.DataFrame) -> Drawing:
     """The distribution of local density for kept and dropped pairs, keep rate by tenth, and density over the map."""
     letters = _list_panels(rates, pairs)
-    drawn = {
-        "share": (_draw_distributions, pairs, "Local density of pairs"),
-        "rate": (_draw_keep_rates, rates, "Kept, by density"),
-        "map": (_draw_density_map, pairs, "Density over the map"),
-    }
+    titles = {"share": "Local density of pairs", "rate": "Kept, by density", "map": "Density over the map"}
     grid = new_figure(height_mm=62).subplots(1, len(letters), squeeze=False)[0]
     for axes, (panel, letter) in zip(grid, letters.items(), strict=True):
-        draw, table, title = drawn[panel]
-        draw(axes, table)
-        title_panel(axes, letter, title)
+        if panel == "share":
+            _draw_distributions(axes, pairs)
+        elif panel == "rate":
+            _draw_keep_rates(axes, rates)
+        else:
+            points = draw_density(axes, pairs)
+            points.set_clim(0, 100)
+            add_colour_bar(points, axes, "Percentile of density", shrink=0.75, aspect=24)
+        title_panel(axes, letter, titles[panel])
     return grid[0].figure
 
 
@@ -162,12 +164,6 @@ def _draw_keep_rates(axes: Axes, rates: pd.DataFrame) -> None:
     axes.set(xticks=range(1, 11), xlim=(0.4, 10.6), ylim=(0, None))
     axes.set(xlabel="Tenth of local density (1 thinnest)", ylabel="Kept (%)")
     axes.grid(axis="y")
-
-
-def _draw_density_map(axes: Axes, pairs: pd.DataFrame) -> None:
-    points = draw_density(axes, pairs)
-    points.set_clim(0, 100)
-    add_colour_bar(points, axes, "Percentile of density", shrink=0.75, aspect=24)
 
 
 def _describe_density(rates: pd.DataFrame, pairs: pd.DataFrame, seed: int = 0) -> str:

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from chexstudy.plots.looks import ArmStyle
 
-SINGLE_MM, DOUBLE_MM = 89.0, 183.0
+DOUBLE_MM = 183.0
 _MM_PER_INCH = 25.4
 
 
