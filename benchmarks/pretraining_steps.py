@@ -195,7 +195,7 @@ def pad_to_longest(pairs: GeneratedPairs, rows: np.ndarray, device: torch.device
     (part,) = pairs.texts.batch(rows, device, "padded").parts
     longest = int(pairs.texts.lengths[rows].max())
     part = PaddedTexts(part.input_ids[:, :longest], part.mask[:, :longest])
-    return TextBatch((part,), None, part.input_ids.numel())
+    return TextBatch((part,), None)
 
 
 def make_optimizer(model: ImageTextModel) -> torch.optim.Optimizer:

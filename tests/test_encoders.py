@@ -47,7 +47,7 @@ from transformers import (
 from chexstudy.devices import autocast_dtype
 from chexstudy.encoders import packed_attention
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder, compile_blocks
-from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder, save_encoder
+from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.encoder import hash_weights
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import NORMALISATIONS, EncoderSpec
@@ -586,7 +586,8 @@ def test_a_seed_decides_every_weight_and_leaves_the_global_state_alone(name):
 def test_a_saved_encoder_comes_back_as_it_was(name, tmp_path):
     encoder = build_tiny(name, 3)
     save_encoder(encoder, tmp_path / "encoder")
-    loaded = (load_text_encoder if name == "tiny-bert" else load_image_encoder)(tmp_path / "encoder")
+    build = build_text_encoder if name == "tiny-bert" else build_image_encoder
+    loaded = build(EncoderSpec(str(tmp_path / "encoder")))
     assert torch.equal(embed_something(loaded), embed_something(encoder))
     assert loaded.describe() == encoder.describe()
     assert not [path for path in (tmp_path / "encoder").iterdir() if path.is_dir() or "partial" in path.name]
@@ -597,10 +598,12 @@ def test_a_saved_tower_keeps_size_pooling_normalisation_and_length(hub, tmp_path
     options = {"image_size": 84, "pooling": "cls+mean", "normalisation": "clip", "drop_registers": True}
     image = load(hub, "registers", **options)
     save_encoder(image, tmp_path / "image")
-    assert torch.equal(load_image_encoder(tmp_path / "image")(draw_pixels(96)), image(draw_pixels(96)))
+    assert torch.equal(
+        build_image_encoder(EncoderSpec(str(tmp_path / "image")))(draw_pixels(96)), image(draw_pixels(96))
+    )
     text = load_text(hub, "clip", max_tokens=7)
     save_encoder(text, tmp_path / "text")
-    loaded = load_text_encoder(tmp_path / "text")
+    loaded = build_text_encoder(EncoderSpec(str(tmp_path / "text")))
     assert loaded.max_tokens == 7
     assert torch.equal(loaded(**loaded.tokenize(REPORTS)), text(**text.tokenize(REPORTS)))
     assert BertModel.from_pretrained(save_encoder(load_text(hub, "bert"), tmp_path / "bert")).config.hidden_size == 16
@@ -638,7 +641,9 @@ def test_an_architecture_can_start_from_scratch(hub, tmp_path):
     scratch = build_image_encoder(EncoderSpec(str(tmp_path), pretrained=False, image_size=64), seed=1)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in scratch.modules())
     save_encoder(scratch, tmp_path / "saved")
-    assert torch.equal(load_image_encoder(tmp_path / "saved")(draw_pixels(64)), scratch(draw_pixels(64)))
+    assert torch.equal(
+        build_image_encoder(EncoderSpec(str(tmp_path / "saved")))(draw_pixels(64)), scratch(draw_pixels(64))
+    )
 
 
 def test_bfloat16_is_advised_only_where_the_processor_has_it(monkeypatch):
@@ -722,7 +727,7 @@ def test_an_encoder_that_packed_is_saved_as_any_other(hub, tmp_path):
     assert encoder.describe() == before
     save_encoder(encoder, tmp_path)
     assert "packable" not in (tmp_path / "config.json").read_text()
-    assert torch.equal(load_text_encoder(tmp_path)(**tokens), expected)
+    assert torch.equal(build_text_encoder(EncoderSpec(str(tmp_path)))(**tokens), expected)
     plain = AutoModel.from_pretrained(tmp_path)
     assert plain.config._attn_implementation in ("sdpa", "eager")
 

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
-from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder, save_encoder
+from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
@@ -118,7 +118,7 @@ def test_merged_encoder_is_plain_and_gives_the_same_embeddings(vit, bert, tmp_pa
     pixels, tokens = _draw_pixels(), bert.tokenize(["the heart", "no effusion is seen"])
     inputs = {vit: (pixels,), bert: (tokens["input_ids"], tokens["attention_mask"])}
     plain_names = {encoder: list(encoder.model.state_dict()) for encoder in inputs}
-    for encoder, load in ((vit, load_image_encoder), (bert, load_text_encoder)):
+    for encoder, load in ((vit, build_image_encoder), (bert, build_text_encoder)):
         at_first = encoder(*inputs[encoder])
         add_low_rank_updates(encoder, rank=4, alpha=8.0, seed=0)
         _draw_updates(encoder)
@@ -129,7 +129,8 @@ def test_merged_encoder_is_plain_and_gives_the_same_embeddings(vit, bert, tmp_pa
         assert list(encoder.model.state_dict()) == plain_names[encoder]
         assert not any(value.requires_grad for value in encoder.parameters())
         torch.testing.assert_close(encoder(*inputs[encoder]), expected, rtol=0, atol=1e-6)
-        loaded = load(save_encoder(encoder, tmp_path / "saved" / type(encoder).__name__))
+        saved = save_encoder(encoder, tmp_path / "saved" / type(encoder).__name__)
+        loaded = load(EncoderSpec(str(saved)))
         torch.testing.assert_close(loaded(*inputs[encoder]), expected, rtol=0, atol=1e-6)
 
 

@@ -38,7 +38,6 @@ from transformers import (
 from chexstudy.cli.main import main
 from chexstudy.cohort.images.decode import decode_radiograph, fit_square, read_bytes
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
-from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.tokenizer import train_wordpiece
 from chexstudy.errors import StudyError
@@ -260,7 +259,10 @@ def test_released_encoders_are_encoders_of_chexstudy(released):
     folder = released.folder / "curated.dinov2"
     model = load_model(released.run.path(f"{arm_folder('curated.dinov2', 0)}/model"))
     pixels = torch.randint(0, 256, (2, 1, 24, 24), dtype=torch.uint8)
-    image, text = load_image_encoder(folder / "image_encoder"), load_text_encoder(folder / "text_encoder")
+    image, text = (
+        build_image_encoder(EncoderSpec(str(folder / "image_encoder"))),
+        build_text_encoder(EncoderSpec(str(folder / "text_encoder"))),
+    )
     tokens = text.tokenize(TEXTS)
     assert torch.equal(image(pixels), model.image_tower.encoder(pixels))
     assert torch.equal(text(**tokens), model.text_tower.encoder(**tokens))

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.image import ImageEncoder
-from chexstudy.encoders.spec import RECORD, WEIGHTS, EncoderSpec
+from chexstudy.encoders.spec import RECORD, WEIGHTS
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.runs import atomic_path, name_partial
 
 
 def save_encoder(encoder: ImageEncoder | TextEncoder, folder: str | Path) -> Path:
-    """Write an encoder as a checkpoint folder that :func:`load_image_encoder` and ``transformers`` read.
+    """Write an encoder as a checkpoint folder that its builder and ``transformers`` read.
 
     Files: ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` or the tokenizer's. ``config.json`` is
     written last: a folder that has it is whole.
@@ -39,16 +38,6 @@ def save_encoder(encoder: ImageEncoder | TextEncoder, folder: str | Path) -> Pat
     config = encoder.model.config.to_dict() | {"architectures": [type(encoder.model).__name__], RECORD: record}
     _write_json(folder / "config.json", config)
     return folder
-
-
-def load_image_encoder(folder: str | Path) -> ImageEncoder:
-    """Read an image encoder that :func:`save_encoder` wrote: the same weights, size, pooling and normalisation."""
-    return build_image_encoder(EncoderSpec(str(folder)))
-
-
-def load_text_encoder(folder: str | Path) -> TextEncoder:
-    """Read a text encoder that :func:`save_encoder` wrote: the same weights, tokenizer, pooling and length."""
-    return build_text_encoder(EncoderSpec(str(folder)))
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
-from chexstudy.encoders.checkpoint import load_image_encoder, load_text_encoder, save_encoder
+from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.encoder import hash_weights
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
@@ -130,7 +130,8 @@ def load_model(folder: Path) -> ImageTextModel:
         raise StudyError(f"there is no trained model in {folder}: run {find_step('pretraining/')} first.")
     require_whole(folder)
     config = PretrainingConfig.from_dict(json.loads((folder / "pretraining.json").read_text()))
-    image, text = load_image_encoder(folder / "image_encoder"), load_text_encoder(folder / "text_encoder")
+    image, text = (EncoderSpec(str(folder / f"{side}_encoder")) for side in ("image", "text"))
+    image, text = build_image_encoder(image), build_text_encoder(text)
     model = ImageTextModel(image, text, config.dim, config.temperature, config.logit_scale_max)
     file = folder / "projections.safetensors"
     projections = load_file(file)

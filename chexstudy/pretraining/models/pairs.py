@@ -12,8 +12,6 @@ from chexstudy.errors import StudyError
 from chexstudy.pretraining.engine.loading import gather_pixels
 from chexstudy.pretraining.models.texts import TokenisedTexts
 
-Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
-
 
 class TrainingPairs:
     """Images and tokenised reports of the training split, in the cohort's order, held ready for the engine.
@@ -21,7 +19,7 @@ class TrainingPairs:
     ``tokenize`` goes from texts to ``input_ids`` and ``attention_mask``; it is called once.
     """
 
-    def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Tokenize):
+    def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Callable[[Sequence[str]], dict[str, Tensor]]):
         self.table = cohort[cohort.split == "train"].reset_index(drop=True)
         if self.table.empty:
             raise StudyError("the cohort has no training pairs: check its `split` column.")

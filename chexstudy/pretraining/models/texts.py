@@ -45,7 +45,6 @@ class TextBatch:
     # Where the texts of the batch stand in the parts, one part after the other ``(batch,)``; None if they stand in the
     # batch's order.
     order: Tensor | None
-    computed_tokens: int  # how many tokens the encoder computes, padding included
 
 
 class TokenisedTexts:
@@ -84,19 +83,17 @@ class TokenisedTexts:
         rows = np.asarray(rows)
         lengths = self.lengths[rows]
         if layout == "padded":
-            part = self._pad(rows, self.longest, device)
-            return TextBatch((part,), None, part.input_ids.numel())
+            return TextBatch((self._pad(rows, self.longest, device),), None)
         order = np.argsort(lengths, kind="stable")
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
         if layout == "packed":
             flat = self._gather(rows[order]).to(device, non_blocking=True).long()
-            parts, computed = (PackedTexts(flat, torch.from_numpy(lengths[order])),), int(lengths.sum())
+            parts = (PackedTexts(flat, torch.from_numpy(lengths[order])),)
         else:
             groups = cut_into_buckets(lengths[order], self.longest)
             parts = tuple(self._pad(rows[order[span]], length, device) for span, length in groups)
-            computed = sum(part.input_ids.numel() for part in parts)
-        return TextBatch(parts, torch.from_numpy(places).to(device, non_blocking=True), computed)
+        return TextBatch(parts, torch.from_numpy(places).to(device, non_blocking=True))
 
     def _gather(self, rows: np.ndarray) -> Tensor:
         """The tokens of some texts, one after the other, int32."""
