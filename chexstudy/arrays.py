@@ -31,15 +31,8 @@ class GrowingArray:
     What `flush` has made safe is hashed as it was written, ``NAME.growing.json``, and counts for a later process only
     if it reads the same.
 
-    Args:
-        final: where the whole array will lie; until then it is ``NAME.growing.npy`` beside it.
-        shape: of the whole array, rows first.
-        dtype: of its elements.
-        keep: go on with what an earlier process has written.
-        key: of what is written; rows of another key are thrown away.
-
-    Attributes:
-        rows: how many rows are there.
+    Until the whole array of this shape lies at ``final``, it is ``NAME.growing.npy`` beside it, and ``rows`` says how
+    many are there. With ``keep`` it goes on with what an earlier process has written under the same key.
     """
 
     def __init__(self, final: Path, shape: tuple[int, ...], dtype: np.dtype | type, keep: bool = False, key: str = ""):
@@ -111,15 +104,8 @@ def grow_arrays(
 ) -> None:
     """Compute arrays of equally many rows part by part, unless they are there.
 
-    A killed computation goes on at the part it was at.
-
-    Args:
-        finals: where they will lie.
-        rows: of each array.
-        rows_a_part: rows that are computed together, but for the last part.
-        key: of what is computed.
-        compute: gives the rows of a slice, one array for each file.
-        label: what is being done.
+    A killed computation goes on at the part it was at. ``compute`` gives the rows of a slice, one array for each of
+    ``finals``, where the arrays will lie.
     """
     if all(has_grown(final, key) for final in finals):
         return

@@ -43,11 +43,9 @@ def name_parent() -> dict[str, str]:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """From now on, end this process soon after its parent has ended.
+    """From now on, end this process soon after the one that started it: ``parent``, or who called `name_parent`.
 
-    Args:
-        parent: process id of the one that started this one; as `name_parent` told in the environment if not given, and
-            where nobody told, nothing is done: an engine started by hand outlives its terminal.
+    Where nobody did, nothing is done: an engine started by hand outlives its terminal.
     """
     told = os.environ.pop(_PARENT, None)
     if parent is None and told is None:

@@ -25,8 +25,7 @@ _COMPUTE_NOTHING = {
 def hash_closure(module: str) -> str:
     """Hash of the code of a module and of what it imports, 12 hex digits.
 
-    Args:
-        module: dotted name; the whole package counts for what lies outside, such as a notebook.
+    For what lies outside the package, such as a notebook, the whole package counts.
     """
     digest = hashlib.sha256()
     for name in list_closure(module):

@@ -22,9 +22,7 @@ def use_threads(count: int) -> Iterator[None]:
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device of that name; ``auto`` is CUDA where there is one.
 
-    Args:
-        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        local_rank: number of this process among several of its machine, each of which takes a GPU of its own.
+    ``local_rank`` numbers this process among several of its machine, each of which takes a GPU of its own.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

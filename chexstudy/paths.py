@@ -14,7 +14,6 @@ REPOSITORY = PACKAGE.parent
 NOTEBOOKS = REPOSITORY / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 FIGURES = REPOSITORY / "figures"
-DATA = REPOSITORY / "data"
 
 
 def home() -> Path:

@@ -29,13 +29,7 @@ def _open_bar(label: str, **what: object) -> tqdm:
 
 
 def progress(items: Iterable, total: int | None = None, label: str = "") -> Iterator:
-    """Yield the items and show how far the work is and when it will end.
-
-    Args:
-        items: what is worked through.
-        total: number of items, if it cannot be told from ``items``.
-        label: what is being done, for example ``drawing radiographs``.
-    """
+    """Yield the items and show how far the work, such as ``drawing radiographs``, is and when it will end."""
     total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)
     if _someone_watches():
         yield from _open_bar(label, iterable=items, total=total)
@@ -52,12 +46,7 @@ def progress(items: Iterable, total: int | None = None, label: str = "") -> Iter
 
 
 class JobProgress:
-    """Progress of jobs that tell of themselves: a bar with the last line told, or the lines where nobody watches.
-
-    Args:
-        total: number of jobs.
-        label: what they are, for example ``training``.
-    """
+    """Progress of jobs that tell of themselves: a bar with the last line told, or the lines where nobody watches."""
 
     def __init__(self, total: int, label: str):
         self._bar = _open_bar(label, total=total) if _someone_watches() else None

@@ -26,12 +26,7 @@ _PSEUDONYM = re.compile(rf"(?:image-)?([0-9a-f]{{{_DIGITS}}})", re.IGNORECASE)
 
 
 def show_image_ids(run: Run, image_ids: Iterable[str]) -> list[str]:
-    """What images of a study are called where they are shown, in their order.
-
-    Args:
-        run: the study; its key is made if it has none.
-        image_ids: official names, as in the cohort table.
-    """
+    """What images, by their official names, are called where they are shown; the key is made if there is none."""
     drawn = _drawn_images(run)
     key = None
     shown = []
@@ -47,13 +42,7 @@ def show_image_ids(run: Run, image_ids: Iterable[str]) -> list[str]:
 def find_image_id(run: Run, name: str, image_ids: Iterable[str]) -> str:
     """The official name of the image that a user calls by it or by its pseudonym, with or without ``image-``.
 
-    Args:
-        run: the study.
-        name: what the user typed.
-        image_ids: those that can be meant.
-
-    Returns:
-        The official name; ``name`` itself where it is none of them and no pseudonym of one.
+    Gives ``name`` itself where it is none of them and no pseudonym of one.
     """
     known, match = list(image_ids), _PSEUDONYM.fullmatch(name.strip())
     if name in known or match is None or not run.has(KEY):

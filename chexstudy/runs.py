@@ -96,12 +96,8 @@ def refused_writes(final: Path) -> Iterator[None]:
 def lock_file(path: Path, wait: bool = False) -> int | None:
     """Lock a file, which is made if need be; the system lets go when it is closed or all that hold it open have ended.
 
-    Args:
-        path: of the file.
-        wait: until whoever holds it lets go.
-
-    Returns:
-        Descriptor of the open file, `NO_LOCKS` where the file system knows none, None if another process holds it.
+    Returns the descriptor of the open file, `NO_LOCKS` where the file system knows none, and None if another process
+    holds it and is not waited for.
     """
     with refused_writes(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,12 +122,7 @@ def hold_lock(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:
-    """Take away what processes of this machine that are no longer there left half written.
-
-    Args:
-        folder: where to look.
-        pattern: which names, as `Path.glob` takes it.
-    """
+    """Take away what processes of this machine that are no longer there left half written, under a pattern of names."""
     for path in folder.glob(f"{pattern}.{glob.escape(platform.node())}.*.partial*"):
         process = re.search(r"\.(\d+)\.partial[^/]*$", path.name)
         if process and has_ended(int(process[1])):
@@ -220,10 +211,8 @@ def artifact_path(final: str | Path) -> Iterator[Path]:
 def seal_artifact(path: Path, sha256: str | None = None, grown_under: str = "") -> None:
     """Write the SHA-256 of an artifact, file or folder, into its provenance; elsewhere than in a study do nothing.
 
-    Args:
-        path: the artifact.
-        sha256: of what was written there, or is about to be; that of what is there now if not given.
-        grown_under: the key of an array that is done before the artifact it is a part of.
+    ``sha256`` is that of what is about to be there, if it is not there yet; ``grown_under`` the key of an array that is
+    done before the artifact it is a part of.
     """
     record = _find_record(path)
     if record:
@@ -326,11 +315,7 @@ def _versions() -> dict[str, str]:
 
 
 class Run:
-    """The folder of one study and the artifacts in it.
-
-    Args:
-        study: name of the study, one folder name such as ``demo``.
-    """
+    """The folder of one study and the artifacts in it; a study is named by one folder name such as ``demo``."""
 
     def __init__(self, study: str):
         if not study or study.startswith(".") or Path(study).name != study or not study.isprintable():
@@ -364,10 +349,7 @@ class Run:
     def key(self, parameters: dict, inputs: tuple[str, ...] = (), by: Callable | None = None) -> str:
         """The key an artifact is written under: parameters, contents of its input artifacts, code that computes it.
 
-        Args:
-            parameters: what it depends on beside inputs and code.
-            inputs: names of the artifacts it is computed from.
-            by: a function or class of the module that computes it; the calling module does if not given.
+        The last is the calling module with all that it imports, or that of the function or class ``by``.
         """
         module = name_computing_module(by, sys._getframe(1))
         return hash_values(self.data_key(parameters, inputs), hash_closure(module))
@@ -433,11 +415,8 @@ class Run:
     ) -> None:
         """Write down how an artifact came to be; call it after the artifact is in place.
 
-        Args:
-            name: of the artifact.
-            parameters, inputs, by: as in `key`.
-            seed: of what was drawn.
-            files: further files or folders that were written with it: without them it is not current.
+        ``files`` are further files or folders that were written with it: without them it is not current. The others
+        are as in `key`.
         """
         module = name_computing_module(by, sys._getframe(1))
         hashes = {one: hash_artifact(self.require(one)) for one in (name, *files)}

@@ -24,7 +24,7 @@ from scipy.ndimage import label
 from chexstudy import paths
 from chexstudy.plots.explorer import MARKS
 from chexstudy.runs import Run
-from chexstudy.workflow.runner import list_notebooks, run_all
+from chexstudy.workflow.runner import list_notebooks, run_notebooks
 
 pytest.importorskip("playwright")
 from lab import Page, commit_all, copy_checkout, git, open_browser, run_make, serve_lab
@@ -43,7 +43,7 @@ def study(tmp_path_factory):
     try:
         run = Run("debug")
         if not all(run.path(f"notebooks/{name}.ipynb").exists() for name in NOTEBOOKS):
-            run_all("debug", study="debug")
+            run_notebooks(None, "debug", study="debug")
         yield run
     finally:
         os.environ.pop("CHEXSTUDY_HOME")

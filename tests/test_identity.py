@@ -16,7 +16,7 @@ from chexstudy.workflow import runner
 from chexstudy.workflow.identity import FREE, RECORD, read_identity, settle_store
 from chexstudy.workflow.notebook import start_notebook
 from chexstudy.workflow.parameters import read_parameters
-from chexstudy.workflow.runner import rerun_notebooks, run_all, run_notebooks
+from chexstudy.workflow.runner import rerun_notebooks, run_notebooks
 from chexstudy.workflow.studies import OTHER_CODE, find_stale_artifacts
 
 DECLARED = {path.stem: read_parameters(path) for path in sorted(paths.NOTEBOOKS.glob("*.py"))}
@@ -53,7 +53,7 @@ def open_in_jupyterlab(name, study, **edits):
 
 def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, home):
     assert {name for parameters in DECLARED.values() for name in parameters} >= FREE
-    run_all("debug")
+    run_notebooks(None, "debug")
     before = Run("debug").path(RECORD).read_text()
     given.clear()
     with pytest.raises(StudyError) as caught:
@@ -86,7 +86,7 @@ def test_a_study_of_the_version_before_is_recognised_and_told_what_to_do(given, 
 
 
 def test_without_a_profile_it_is_the_studys_own_or_that_of_its_name(given):
-    run_all("debug", study="mine")
+    run_notebooks(None, "debug", study="mine")
     given.clear()
     run_notebooks(["02", "07"], study="mine")
     assert (given[SECOND]["warm_up_epochs"], given[SECOND]["prototypes"]) == (1, 4)
@@ -97,7 +97,7 @@ def test_without_a_profile_it_is_the_studys_own_or_that_of_its_name(given):
 
 
 def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
-    run_all("debug")
+    run_notebooks(None, "debug")
     asked = {"warm_up_epochs": 3}
     with pytest.raises(StudyError, match=r"asks for: warm_up_epochs 1 -> 3; leave .* with --change warm_up_epochs\.$"):
         run_notebooks(["02"], parameters=asked, study="debug")
@@ -183,7 +183,7 @@ def test_the_targets_of_make_run_on_a_finished_study_as_before(given):
     run_notebooks(["07", "08"], "demo")
     run_notebooks(["09", "10", "11"], "demo")
     run_notebooks(["12"], study="demo")
-    run_all("demo")
+    run_notebooks(None, "demo")
     assert given["12_sweep_budgets"]["budgets"] == [0.1, 0.227, 0.5]
     # A notebook's own setting is held against its own record.
     with pytest.raises(StudyError, match=r"head_epochs .* -> 3"):
@@ -228,7 +228,7 @@ def test_values_of_a_run_that_was_killed_reach_the_notebooks_it_did_not(given):
     assert given[SECOND]["warm_up_epochs"] == 1
     given["fails"] = FIRST
     with pytest.raises(StudyError, match="the data is not there"):
-        run_all("debug", {"prototypes": 5})
+        run_notebooks(None, "debug", {"prototypes": 5})
     del given["fails"]
     run_notebooks(["02"], study="debug")
     assert given[SECOND]["prototypes"] == 5
@@ -269,7 +269,7 @@ def test_a_damaged_record_is_one_sentence(given):
 def test_jupyterlab_takes_the_values_of_the_study_it_names_or_the_profile_of_that_name(given, capsys):
     assert open_in_jupyterlab(FIRST, "debug")["pairs"] == 320
     assert open_in_jupyterlab(FIRST, "new")["pairs"] == 6000
-    run_all("debug", {"seeds": 2}, study="mine")
+    run_notebooks(None, "debug", {"seeds": 2}, study="mine")
     capsys.readouterr()
     values = open_in_jupyterlab(FOURTH, "mine")
     told = capsys.readouterr().out
@@ -283,7 +283,7 @@ def test_jupyterlab_takes_the_values_of_the_study_it_names_or_the_profile_of_tha
 
 
 def test_in_jupyterlab_a_value_edited_by_hand_is_held_against_the_study(given, capsys):
-    run_all("debug")
+    run_notebooks(None, "debug")
     sentence = (
         r"asks for: warm_up_epochs 1 -> 3; leave .* or set change = True in the parameters cell \(papermill: .*\)\.$"
     )
@@ -324,7 +324,7 @@ start_notebook("{SECOND}", globals()).write_json("told.json", [told, warm_up_epo
     notebook = jupytext.reads(text, fmt="py:percent")
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "02.ipynb")
-    run_all("debug")
+    run_notebooks(None, "debug")
     # The notebook's own default, but asked for.
     asked = {"study": "debug", "warm_up_epochs": 4}
     papermill.execute_notebook(tmp_path / "02.ipynb", None, asked, progress_bar=False, kernel_name="python3")

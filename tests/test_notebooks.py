@@ -26,7 +26,7 @@ from chexstudy.results import read_results
 from chexstudy.runs import Run
 from chexstudy.workflow.parameters import read_parameters
 from chexstudy.workflow.profiles import list_profiles, read_profile, resolve_parameters
-from chexstudy.workflow.runner import run_all
+from chexstudy.workflow.runner import run_notebooks
 
 SOURCES = sorted(paths.NOTEBOOKS.glob("*.py"))
 PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper"}
@@ -161,7 +161,7 @@ def debug_run(tmp_path_factory):
         patch.setenv("CHEXSTUDY_HOME", str(home))
         # Fewer pairs and resamples than the profile's: the same cells in half the time.
         given = {"pairs": 160, "batch_size": 32, "resamples": 20, "budgets": [0.3]}
-        yield home, run_all("debug", given, study="debug")
+        yield home, run_notebooks(None, "debug", given, study="debug")
 
 
 @needs_notebooks
@@ -218,7 +218,7 @@ def test_a_cohort_without_labels_runs_every_notebook(home):
     columns = "columns: {image_path: file, patient_id: patient, report: report}\n"
     (home / "mine" / "cohort.yaml").write_text("table: table.csv\nsource: mine\n" + columns)
     given = {"source": "folder", "data_root": str(home / "mine"), "super_batch": 60}
-    assert len(run_all("debug", given, study="mine")) == len(SOURCES)
+    assert len(run_notebooks(None, "debug", given, study="mine")) == len(SOURCES)
     run = Run("mine")
     assert set(read_results(run, ["curation"]).group) == {"all", "report", "density"}
     assert {"composition", "radiographs", "embedding", "density"} <= {

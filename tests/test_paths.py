@@ -15,7 +15,7 @@ def test_the_checkout_is_home_unless_the_user_says_otherwise(monkeypatch, tmp_pa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CHEXSTUDY_HOME", "~/studies")
     assert paths.home() == tmp_path.resolve() / "studies"
-    for place in (paths.PACKAGE, paths.NOTEBOOKS, paths.PROFILES, paths.DATA):
+    for place in (paths.PACKAGE, paths.NOTEBOOKS, paths.PROFILES, paths.REPOSITORY / "data"):
         assert place.is_dir()
         assert paths.REPOSITORY in place.parents
 

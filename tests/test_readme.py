@@ -222,4 +222,4 @@ def test_tables_are_those_the_study_gave():
         text = page.read_text(encoding="utf-8")
         assert fill_tables["fill_tables"](text) == text
         shown |= set(re.findall(r"<!-- data/(\w+\.csv) -->\n\|", text))
-    assert shown == {table.name for table in paths.DATA.glob("*.csv")}
+    assert shown == {table.name for table in (paths.REPOSITORY / "data").glob("*.csv")}

@@ -19,8 +19,6 @@ from chexstudy.workflow.runner import (
     find_notebook,
     list_notebooks,
     rerun_notebooks,
-    run_all,
-    run_notebook,
     run_notebooks,
 )
 
@@ -95,7 +93,7 @@ def test_notebooks_are_found_by_name_file_or_number(folder):
 
 def test_without_notebooks_it_says_what_is_wrong(tmp_path):
     with pytest.raises(StudyError, match="there are no notebooks at"):
-        run_all("tiny", folder=tmp_path)
+        run_notebooks(None, "tiny", folder=tmp_path)
 
 
 def test_all_notebooks_run_in_order_with_this_interpreter(folder, home, capfd, monkeypatch, tmp_path):
@@ -108,7 +106,7 @@ def test_all_notebooks_run_in_order_with_this_interpreter(folder, home, capfd, m
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
 
-    executed = run_all("tiny", {"seed": 5}, study="mine", folder=folder)
+    executed = run_notebooks(None, "tiny", {"seed": 5}, study="mine", folder=folder)
 
     assert executed == [home / "runs/mine/notebooks" / f"{name}.ipynb" for name in ("01_first", "02_second")]
     assert json.loads((home / "runs/mine/seen.json").read_text()) == {
@@ -154,7 +152,7 @@ def test_braces_and_dollars_are_letters_like_others(folder, tmp_path, monkeypatc
 )
 def test_a_failure_is_one_sentence_and_the_cells_so_far_are_kept(folder, home, capfd, fate, sentence, by_study):
     with pytest.raises(NotebookFailure) as caught:
-        run_notebook("2", "tiny", {"fate": fate}, folder=folder)
+        run_notebooks(["2"], "tiny", {"fate": fate}, folder=folder)
     failed = home / "runs/tiny/notebooks/02_second.failed.ipynb"
     assert str(caught.value) == f"{sentence}\nThe notebook up to there: {failed}"
     assert caught.value.by_study is by_study
@@ -168,10 +166,10 @@ def test_a_failure_stops_the_study_and_a_later_success_clears_it_away(folder, ho
     (folder / "03_third.py").write_text(SECOND)
     notebooks = home / "runs/tiny/notebooks"
     with pytest.raises(NotebookFailure):
-        run_all("tiny", {"fate": "user"}, folder=folder)
+        run_notebooks(None, "tiny", {"fate": "user"}, folder=folder)
     assert sorted(os.listdir(notebooks)) == ["01_first.ipynb", "02_second.failed.ipynb"]
     assert "03_third   not run" in capfd.readouterr().out
-    run_notebook("02_second", "tiny", folder=folder)
+    run_notebooks(["02_second"], "tiny", folder=folder)
     assert sorted(os.listdir(notebooks)) == ["01_first.ipynb", "02_second.ipynb"]
 
 
@@ -182,14 +180,14 @@ def test_a_disk_that_fills_up_leaves_no_half_notebook(folder, home, monkeypatch)
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     with pytest.raises(StudyError, match="No space left on device; free some space"):
-        run_notebook("01", "tiny", folder=folder)
+        run_notebooks(["01"], "tiny", folder=folder)
     assert os.listdir(home / "runs/tiny/notebooks") == []
 
 
 def test_a_run_that_failed_does_not_change_what_a_study_is_run_again_with(folder, home):
-    run_notebook("02", "tiny", {"seed": 1}, folder=folder)
+    run_notebooks(["02"], "tiny", {"seed": 1}, folder=folder)
     with pytest.raises(NotebookFailure):
-        run_notebook("02", "tiny", {"seed": 2, "fate": "user"}, folder=folder)
+        run_notebooks(["02"], "tiny", {"seed": 2, "fate": "user"}, folder=folder)
     record = read_timings(home, "tiny")["02_second"]
     assert (record["state"], record["parameters"]["seed"]) == ("done", 1)
     assert (record["unfinished"]["state"], record["unfinished"]["parameters"]["seed"]) == ("failed", 2)
@@ -199,7 +197,7 @@ def test_a_run_that_failed_does_not_change_what_a_study_is_run_again_with(folder
 
 
 def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home, capsys):
-    run_notebook("01", "tiny", {"seed": "8"}, from_text=True, study="mine", folder=folder, quiet=True)
+    run_notebooks(["01"], "tiny", {"seed": "8"}, from_text=True, study="mine", folder=folder, quiet=True)
     seen = home / "runs/mine/seen.json"
     before = seen.read_text()
     seen.unlink()
@@ -213,7 +211,7 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home, 
         (home / "runs/mine/timings/01_first.json").write_bytes(damaged)
         with pytest.raises(StudyError, match=r"01_first\.json of study 'mine' is not what was written there"):
             rerun_notebooks("mine", folder=folder)
-    run_notebook("01", "tiny", study="mine", folder=folder, quiet=True)
+    run_notebooks(["01"], "tiny", study="mine", folder=folder, quiet=True)
     assert "01_first.json of study 'mine' is not what was written there" in capsys.readouterr().out
     assert list(read_timings(home, "mine")) == ["01_first"]
 
@@ -233,7 +231,7 @@ def test_a_study_is_run_again_with_the_parameters_it_was_run_with(folder, home, 
 )
 def test_a_wrong_parameter_stops_before_anything_is_started(folder, home, parameters, study, sentence):
     with pytest.raises(StudyError, match=sentence):
-        run_all("tiny", parameters, study=study, folder=folder)
+        run_notebooks(None, "tiny", parameters, study=study, folder=folder)
     assert not (home / "runs").exists()
 
 
@@ -241,8 +239,8 @@ def spawn(folder, home, study, fate):
     program = (
         # Started in the background, tests and all they start would ignore a Ctrl-C.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys; from pathlib import Path; from chexstudy.workflow.runner import run_notebook\n"
-        f"run_notebook('02', 'tiny', dict(fate={fate!r}), study={study!r}, folder=Path({str(folder)!r}))"
+        "import sys; from pathlib import Path; from chexstudy.workflow.runner import run_notebooks\n"
+        f"run_notebooks(['02'], 'tiny', dict(fate={fate!r}), study={study!r}, folder=Path({str(folder)!r}))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],

@@ -15,7 +15,7 @@ from chexstudy.results import read_results
 from chexstudy.runs import Run
 from chexstudy.workflow.parameters import read_parameters
 from chexstudy.workflow.profiles import read_profile, resolve_parameters
-from chexstudy.workflow.runner import list_notebooks, run_all, run_notebook
+from chexstudy.workflow.runner import list_notebooks, run_notebooks
 
 # The debug profile with less of everything: each notebook passes through all of its cells.
 TINY = {"pairs": 160, "resamples": 20}
@@ -53,7 +53,7 @@ def assert_same_files(one, other, *names):
 
 @pytest.mark.slow
 def test_papermill_from_the_checkout_builds_the_runners_cohort(fresh, tmp_path):
-    run_notebook("01", "debug", {"pairs": 60}, study="runner", quiet=True)
+    run_notebooks(["01"], "debug", {"pairs": 60}, study="runner", quiet=True)
     command = [sys.executable, "-m", "papermill", "notebooks/01_build_cohort.ipynb", str(tmp_path / "out.ipynb")]
     command += ["-p", "study", "papermill", "-p", "pairs", "60", "-p", "image_size", "48"]
     subprocess.run(command, cwd=paths.REPOSITORY, check=True, capture_output=True)
@@ -63,7 +63,7 @@ def test_papermill_from_the_checkout_builds_the_runners_cohort(fresh, tmp_path):
 
 @pytest.mark.slow
 def test_jupyterlab_measures_what_the_runner_measures(fresh):
-    run_all("debug", TINY, study="runner", quiet=True)
+    run_notebooks(None, "debug", TINY, study="runner", quiet=True)
     before = {path.name: path.read_bytes() for path in paths.NOTEBOOKS.iterdir() if path.is_file()}
     declared = {name: read_parameters(paths.NOTEBOOKS / f"{name}.py") for name in list_notebooks()}
     for name, values in resolve_parameters(declared, read_profile("debug"), list(declared), TINY, "lab").items():

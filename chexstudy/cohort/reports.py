@@ -144,10 +144,8 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_bu
     images share a text); otherwise the label ``No Finding`` itself gets no sentence. The report is one line, empty if
     no label is stated.
 
-    Args:
-        labels: finding -> 1 (present), 0 (absent), -1 (uncertain); None, NaN or a missing value is not stated.
-        word_budget: number of words the report should not exceed; randomly chosen absent findings are left out until it
-            fits. Present and uncertain ones always stay.
+    Labels are 1 (present), 0 (absent) or -1 (uncertain); None, NaN or a missing value is not stated. Randomly chosen
+    absent findings are left out until the report has at most ``word_budget`` words; the others always stay.
     """
     stated = {finding: label for finding, label in labels.items() if not pd.isna(label)}
     for finding, label in stated.items():

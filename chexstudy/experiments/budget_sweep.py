@@ -68,11 +68,10 @@ def measure_budgets(
     Measured on one test set, the one enriched with rare findings where there is one, with the prompts chosen on
     validation; as a mean over all findings and over those of each tier of prevalence.
 
-    Returns:
-        Rows of the results table: AUROC per seed and over seeds; ``auroc_difference`` of the curated arm and each other
-        at the same budget, and all pairs; ``flops_saved`` and ``pairs_saved`` as shares, with the state of
-        `chexstudy.experiments.equal_performance.Saving` as ``setting``, of the curated arm of each budget against both
-        curves of random training, and of the curve of curated training (no variant) against all pairs.
+    Gives rows of the results table: AUROC per seed and over seeds; ``auroc_difference`` of the curated arm and each
+    other at the same budget, and all pairs; ``flops_saved`` and ``pairs_saved`` as shares, with the state of
+    `chexstudy.experiments.equal_performance.Saving` as ``setting``, of the curated arm of each budget against both
+    curves of random training, and of the curve of curated training (no variant) against all pairs.
     """
     if not variants:
         return pd.DataFrame(columns=COLUMNS)
@@ -169,9 +168,8 @@ def _trace(measured: Mapping[str, _Reached], arms: Sequence[str], costs: pd.Seri
 def tabulate_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Every arm at every budget: AUROC of all findings and of each tier with intervals, and its `read_costs`.
 
-    Returns:
-        One row a budget and arm, ``kept`` being the share kept; cells such as ``0.812 [0.790, 0.833]``; costs are means
-        over seeds, ``compute`` the operations as a share of those of all pairs.
+    Gives one row a budget and arm, ``kept`` being the share kept; cells such as ``0.812 [0.790, 0.833]``; costs are
+    means over seeds, ``compute`` the operations as a share of those of all pairs.
     """
     rows = results[(results.task == ZERO_SHOT) & (results.seed == OVER_SEEDS)]
     if rows.empty:

@@ -197,8 +197,7 @@ def measure_settings(
 ) -> pd.DataFrame:
     """What every setting keeps of a seed's unchanging features; kept in ``ablation/seed<k>/settings.parquet``.
 
-    Returns:
-        ``setting, seed, metric, finding, value, ci_low, ci_high, n, positives``, each setting once.
+    Gives ``setting, seed, metric, finding, value, ci_low, ci_high, n, positives``, each setting once.
     """
     distinct = {setting.name: setting for setting in settings}
     changes = {name: dict(one.changes) for name, one in distinct.items()}
@@ -248,9 +247,8 @@ def average_seeds(table: pd.DataFrame, by: Sequence[str], value: str = "value") 
 
     Rows without a value do not enter.
 
-    Returns:
-        ``by``, the mean under its own name, ``ci_low``, ``ci_high`` and ``seeds``, how many rows entered; and the means
-        of ``n`` and ``positives``, as whole numbers, where the table has them.
+    Gives ``by``, the mean under its own name, ``ci_low``, ``ci_high`` and ``seeds``, how many rows entered; and the
+    means of ``n`` and ``positives``, as whole numbers, where the table has them.
     """
     groups = table.groupby(list(by), sort=False, dropna=False)
     means = groups[value].agg(["mean", "std", "count"])

@@ -76,8 +76,7 @@ def measure_methods_kept(
     Neighbours are those of the features the methods were given; the same patients are drawn for every method. On a
     cohort without labels or without a known truth the measures that need them are left out.
 
-    Returns:
-        Rows of the results table with the arm ``by_<method>``; seed -1 is over seeds, see `summarise_seeds`.
+    Gives rows of the results table with the arm ``by_<method>``; seed -1 is over seeds, see `summarise_seeds`.
     """
     train = cohort[cohort.split == "train"].reset_index(drop=True)
     tiers = prevalence_tiers(measure_prevalence(train)).to_dict() if finding_columns(train) else None
@@ -115,8 +114,7 @@ def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     which draw patients and which the seeds share; and Student's t interval of the mean over seeds, which with few seeds
     is wide. What has no interval of patients, such as distances, has that of seeds alone, or none with one seed.
 
-    Returns:
-        One row an arm, metric and finding, with seed -1; n and positives are means, rounded.
+    Gives one row an arm, metric and finding, with seed -1; n and positives are means, rounded.
     """
     summaries = []
     for identity, of_seeds in rows.groupby(_IDENTITY, sort=False):
@@ -201,8 +199,7 @@ def train_methods(
 ) -> dict[str, dict[str, str]]:
     """Train on every method's subset at the same data, and at the same compute where that is another training.
 
-    Returns:
-        The arm of each method by kind of budget; none for a cohort without labels, where no model could be judged.
+    Gives the arm of each method by kind of budget; none for a cohort without labels, where no model could be judged.
     """
     if not finding_columns(cohort):
         return {}
@@ -243,8 +240,7 @@ def measure_methods_zero_shot(
     the patients that the difference rests on, as the intervals are; and p values corrected by Holm over the methods
     compared with the baseline, for each group of findings and each kind of budget.
 
-    Returns:
-        Rows of the results table: per seed, over seeds (-1), and differences; ``setting`` is the kind of budget.
+    Gives rows of the results table: per seed, over seeds (-1), and differences; ``setting`` is the kind of budget.
     """
     if not arms:
         return pd.DataFrame(columns=COLUMNS)
@@ -301,8 +297,7 @@ def tabulate_comparison(results: pd.DataFrame, metrics: Sequence[str] = FIGURE_M
 
     AUROC is always there; measures that the study could not take are left out.
 
-    Returns:
-        ``method, metric, measure, ci_low, ci_high, budget_kind, seeds, n``.
+    Gives ``method, metric, measure, ci_low, ci_high, budget_kind, seeds, n``.
     """
     of_methods = results[results.task.isin([KEPT, ZERO_SHOT])]
     if of_methods.empty:

@@ -103,10 +103,9 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
     AUROC is judged by the paired difference and its interval. What was kept has no pairs to compare: a method is beyond
     the baseline if its interval does not hold the baseline's value. Neither is corrected for the number of comparisons.
 
-    Returns:
-        `tabulate_comparison` with ``difference`` from the baseline, its interval ``difference_low, difference_high``
-        and ``p_holm`` where there are any, ``verdict``: ``better``, ``worse``, ``even`` or, for the baseline,
-        ``baseline``, and ``is_best``, whether no method has a better mean.
+    Gives `tabulate_comparison` with ``difference`` from the baseline, its interval ``difference_low, difference_high``
+    and ``p_holm`` where there are any, ``verdict``: ``better``, ``worse``, ``even`` or, for the baseline, ``baseline``,
+    and ``is_best``, whether no method has a better mean.
     """
     table = tabulate_comparison(results, [name for name in MEASURES if not name.startswith(_AUROC)])
     kind = ["metric", "budget_kind"]
@@ -136,11 +135,10 @@ def judge_methods(results: pd.DataFrame) -> pd.DataFrame:
 def advise_methods(results: pd.DataFrame) -> pd.DataFrame:
     """Which method when: one row a method.
 
-    Returns:
-        Indexed by method: ``needs`` beyond embeddings; ``best of all at``, the measures at which no method has a better
-        mean; ``better than random at`` and ``worse than random at``, by `judge_methods` at the same data; ``alike
-        across seeds``, the Jaccard index; ``operations``, those of its arm over the baseline's. Columns that the study
-        has no numbers for are left out.
+    Gives, by method, ``needs`` beyond embeddings; ``best of all at``, the measures at which no method has a better
+    mean; ``better than random at`` and ``worse than random at``, by `judge_methods` at the same data; ``alike
+    across seeds``, the Jaccard index; ``operations``, those of its arm over the baseline's. Columns that the study has
+    no numbers for are left out.
     """
     judged = judge_methods(results)
     judged = judged[judged.budget_kind == SAME_DATA]

@@ -79,11 +79,10 @@ def compare_quirks(
         zero_shot: of `evaluate_variants`, on one data set.
         metrics: measures of kept sets, and of which finding or tier; those that were not taken are left out.
 
-    Returns:
-        ``quirk, constant, published, corrected``; ``measured``, on unchanging features or in training; ``metric,
-        finding, value, ci_low, ci_high, seeds``. The metric ``jaccard`` is no difference but the overlap of the two
-        kept sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are over seeds, that of AUROC
-        over patients and seeds.
+    Gives ``quirk, constant, published, corrected``; ``measured``, on unchanging features or in training; ``metric,
+    finding, value, ci_low, ci_high, seeds``. The metric ``jaccard`` is no difference but the overlap of the two kept
+    sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are over seeds, that of AUROC over
+    patients and seeds.
     """
     tables = []
     for quirk in QUIRKS:

@@ -28,8 +28,7 @@ def measure_ratio_law(reference: PretrainingConfig, features: np.ndarray, seed: 
 
     The last super-batch of an epoch is left out: it is smaller, and so keeps more.
 
-    Returns:
-        ``prototypes, central_cap, super_batch, law`` (of `expected_fraction`), ``measure, n, seed``.
+    Gives ``prototypes, central_cap, super_batch, law`` (of `expected_fraction`), ``measure, n, seed``.
     """
     curator, pairs = reference.curator, len(features)
     batches = [one for one in _SUPER_BATCHES if one <= pairs] or [min(reference.super_batch, pairs)]
@@ -60,11 +59,10 @@ def average_ratio_law(rows: pd.DataFrame) -> pd.DataFrame:
 def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.ndarray]) -> pd.DataFrame:
     """How alike the kept sets of each rule are when only what should not matter changes, on each seed's features.
 
-    Returns:
-        One row for every two kept sets: ``rule``; ``varied``: ``super-batch`` (same features, same order), ``order``,
-        ``chance`` (the sampler's, the order being the same) or ``seed`` (model, order and chance); ``seed`` (-1 where
-        two seeds are compared), ``first``, ``second``, ``n`` pairs, ``jaccard`` and ``jaccard_by_chance``, that of two
-        random sets of the same sizes.
+    Gives one row for every two kept sets: ``rule``; ``varied``: ``super-batch`` (same features, same order), ``order``,
+    ``chance`` (the sampler's, the order being the same) or ``seed`` (model, order and chance); ``seed`` (-1 where two
+    seeds are compared), ``first``, ``second``, ``n`` pairs, ``jaccard`` and ``jaccard_by_chance``, that of two random
+    sets of the same sizes.
     """
     rows = []
     pairs = len(next(iter(features.values())))

@@ -108,9 +108,8 @@ def evaluate_variants(
 ) -> pd.DataFrame:
     """Zero-shot classification of trained variants, and of each minus the reference, which is the first.
 
-    Returns:
-        Rows of the results table for means over findings (all, and by tier), under tasks of their own. None where the
-        cohort has no labels.
+    Gives rows of the results table for means over findings (all, and by tier), under tasks of their own. None where the
+    cohort has no labels.
     """
     if not evaluation.findings:
         return pd.DataFrame(columns=COLUMNS)

@@ -29,10 +29,9 @@ def measure_forecasts(
 ) -> pd.DataFrame:
     """Mean absolute error and coverage of `forecast_plateau` by the number of labels used.
 
-    Returns:
-        One row an encoder (and ``all``), ``at_most_n`` and method: ``curves, findings, mae, mae_low, mae_high``, and
-        for the method ``posterior`` ``coverage, coverage_low, coverage_high`` of its 95 % intervals. No interval with
-        fewer than five findings.
+    Gives one row an encoder (and ``all``), ``at_most_n`` and method: ``curves, findings, mae, mae_low, mae_high``, and
+    for the method ``posterior`` ``coverage, coverage_low, coverage_high`` of its 95 % intervals. No interval with fewer
+    than five findings.
     """
     tables = []
     for encoder, own in _group_by_encoder(forecasts.dropna(subset=["error"])):
@@ -57,8 +56,7 @@ def measure_families(errors: pd.DataFrame, generator: np.random.Generator, resam
 
     Families with more parameters than any curve has label counts are left out.
 
-    Returns:
-        One row an encoder (and ``all``), split and family: ``mae, mae_low, mae_high, bias, points, findings``.
+    Gives one row an encoder (and ``all``), split and family: ``mae, mae_low, mae_high, bias, points, findings``.
     """
     curve = ["encoder", "finding", "data_set", "unit"]
     columns = ["encoder", "split", "family", "mae", "mae_low", "mae_high", "bias", "points", "findings"]
@@ -87,9 +85,9 @@ def correlate_early(
 ) -> pd.DataFrame:
     """Rank correlation of what the first labels of `forecast_plateau` show with the AUROC at the largest n.
 
-    Returns:
-        One row an encoder (and ``all``) and ``predictor``, ``early_slope`` (AUROC a tenfold of labels) or ``last`` (the
-        AUROC at the ``early`` labels): ``correlation, low, high, curves, findings``. NaN with fewer than five findings.
+    Gives one row an encoder (and ``all``) and ``predictor``, ``early_slope`` (AUROC a tenfold of labels) or ``last``
+    (the AUROC at the ``early`` labels): ``correlation, low, high, curves, findings``. NaN with fewer than five
+    findings.
     """
     tables = []
     for encoder, rows in _group_by_encoder(take_early(forecasts, early)):

@@ -96,8 +96,8 @@ def price_plans(
     ``prevalence`` is the share of positives among the cases that will be read, ``observed`` the cases it was counted
     in, both by finding.
 
-    Returns:
-        `plan_labels` with ``read``, ``hours`` and ``price``, each with ``_low`` and ``_high``; infinite without an end.
+    Gives `plan_labels` with ``read``, ``hours`` and ``price``, each with ``_low`` and ``_high``; infinite without an
+    end.
     """
     priced = plans.copy()
     for end, place in (("", 0), ("_low", 1), ("_high", 2)):

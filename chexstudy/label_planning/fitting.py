@@ -153,10 +153,9 @@ def compare_families(curves: Sequence[LearningCurve]) -> pd.DataFrame:
     Extrapolation: fitted to the numbers of labels up to each in turn, and asked for every larger one. Interpolation:
     one number of labels between the first and the last is left out, and asked for.
 
-    Returns:
-        One row a curve, family and left-out point: ``encoder``, ``finding``, ``data_set``, ``unit``, ``family``,
-        ``split`` (``extrapolation`` or ``interpolation``), ``at_most_n``, ``n`` and ``error`` (predicted minus
-        observed; NaN where points are too few for a family).
+    Gives one row a curve, family and left-out point: ``encoder``, ``finding``, ``data_set``, ``unit``, ``family``,
+    ``split`` (``extrapolation`` or ``interpolation``), ``at_most_n``, ``n`` and ``error`` (predicted minus observed;
+    NaN where points are too few for a family).
     """
     noise, names, tables = estimate_noise(curves), name_curves(curves), []
     for place, curve in enumerate(curves):

@@ -95,13 +95,11 @@ def forecast_plateau(
     The truth at the largest n is the mean over the draws there; its noise is in the forecast's interval. A forecast
     from all labels has no truth to be compared with.
 
-    Returns:
-        One row a curve and each of ``at_most_n``: what the curve is of (``encoder, finding, data_set, unit``); what was
-        used (``labels``, the largest n up to it, ``points`` and ``last``, the AUROC at ``labels``); ``target_n, truth,
-        forecast, forecast_low, forecast_high, error`` (forecast minus truth) and ``covered``; ``plateau, plateau_low,
-        plateau_high, state``, told if that interval is narrow enough to be an answer; ``fit_forecast`` of least
-        squares; ``early_slope``, AUROC a tenfold of labels. With fewer than three numbers of labels the state is ``not
-        evaluable``.
+    Gives one row a curve and each of ``at_most_n``: what the curve is of (``encoder, finding, data_set, unit``); what
+    was used (``labels``, the largest n up to it, ``points`` and ``last``, the AUROC at ``labels``); ``target_n, truth,
+    forecast, forecast_low, forecast_high, error`` (forecast minus truth) and ``covered``; ``plateau, plateau_low,
+    plateau_high, state``, told if that interval is narrow enough to be an answer; ``fit_forecast`` of least squares;
+    ``early_slope``, AUROC a tenfold of labels. With fewer than three numbers of labels the state is ``not evaluable``.
     """
     if not at_most_n or min(at_most_n) < 1:
         raise StudyError("a forecast starts from 1 label or more: give at_most_n, for example 50, 100, 200.")
@@ -167,11 +165,10 @@ def plan_labels(
         prevalence: share of positives among cases to be labelled, by finding; that of the curve's draws without it.
         test_counts: finding -> positives and negatives of the test set: plan for the population, not for this test set.
 
-    Returns:
-        One row a curve: what it is of (``encoder, finding, data_set, unit``), ``target, state, have, auroc`` (of the
-        curve at what we have); ``plateau``, ``need`` and ``more`` (in the unit of the curve, whole numbers, infinite
-        where there is no end), ``cases`` to be labelled, ``positives`` among them and ``cost``, each with ``_low`` and
-        ``_high``; and ``answer``, a sentence.
+    Gives one row a curve: what it is of (``encoder, finding, data_set, unit``), ``target, state, have, auroc`` (of the
+    curve at what we have); ``plateau``, ``need`` and ``more`` (in the unit of the curve, whole numbers, infinite where
+    there is no end), ``cases`` to be labelled, ``positives`` among them and ``cost``, each with ``_low`` and ``_high``;
+    and ``answer``, a sentence.
     """
     if not CHANCE < target < PERFECT:
         raise StudyError(

@@ -111,12 +111,8 @@ def collect_cards(
     """Examples by rule, from the test set with most regions: for one finding after the other the first detected image.
 
     Findings come in the order of the size of their lesions, the smallest first, or where that is not known the rarest.
-
-    Args:
-        fitted: the head; None gives no cards.
-        features: of the encoder, with patches.
-        regions: where findings are, by test set.
-        specificity: a finding is detected above this share of the validation images without it.
+    A finding is detected above the ``specificity``, the share of the validation images without it. Without a fitted
+    head there are no cards.
     """
     if fitted is None:
         return []

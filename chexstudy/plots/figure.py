@@ -35,10 +35,8 @@ class Figure:
     def show(self, study: Study, *tables, name: str = "", **words) -> Drawing | None:
         """Draw the figure, store it with caption and numbers, say what came out; or say why there is nothing to draw.
 
-        Args:
-            tables: what it is drawn from; the first is None where it could not be measured.
-            name: of the files, where a study has several figures of this kind.
-            words: what only the caption tells, such as the seed of a map.
+        The first of the tables is None where it could not be measured. ``name`` is that of the files, where a study has
+        several figures of this kind; ``words`` are what only the caption tells, such as the seed of a map.
         """
         name = name or self.name
         try:

@@ -86,11 +86,8 @@ def draw_forest(
 ) -> None:
     """Draw groups of estimates from the top down.
 
-    Args:
-        heights: lines kept for each group (`level_groups`).
-        reference: a value marked by a vertical line, such as no difference.
-        number_format: if given, value and interval are written to the right of the axes, for example ``+.3f``.
-        heading_at_axes: begin headings at the axes' left end, not at the figure's.
+    ``heights`` are the lines kept for each group (`level_groups`). A vertical line marks the ``reference``, such as no
+    difference. With a ``number_format``, such as ``+.3f``, value and interval are written to the right of the axes.
     """
     y, lines = 0.0, {}
     for group, height in zip(groups, heights, strict=False):
@@ -142,11 +139,7 @@ def draw_values_and_differences(
 ) -> None:
     """Forests of values and, if there are any, of differences, with the groups of the same keys level.
 
-    Args:
-        labels: along both axes.
-        titles: of both panels by their letters.
-        chance: what a blind model gets.
-        options: of the forest of values.
+    ``titles`` are those of both panels by their letters, ``chance`` is what a blind model gets.
     """
     left, right = list(values.values()), [differences.get(key, Group("", [])) for key in values]
     heights, both = level_groups(left, right), any(group.estimates for group in right)

@@ -55,10 +55,9 @@ def _name_unit(table: pd.DataFrame) -> str:
 def select_prevalence(cohort: pd.DataFrame) -> pd.DataFrame:
     """How often each finding is present: one row a finding but `No Finding`, commonest in training first.
 
-    Returns:
-        ``finding``; for each split with images ``positives_<split>`` and ``known_<split>``, images with a label of 1,
-        and of 1 or 0; of the training split ``patients`` with the finding, ``prevalence`` among known labels and
-        ``prevalence_low, prevalence_high`` (95 %, patients as clusters).
+    Gives ``finding``; for each split with images ``positives_<split>`` and ``known_<split>``, images with a label of 1,
+    and of 1 or 0; of the training split ``patients`` with the finding, ``prevalence`` among known labels and
+    ``prevalence_low, prevalence_high`` (95 %, patients as clusters).
     """
     findings = [finding for finding in finding_columns(cohort) if finding != NO_FINDING]
     labels, table = label_matrix(cohort, findings), pd.DataFrame({"finding": findings})

@@ -41,8 +41,7 @@ def summarise_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     Without a row over several seeds, the value is their mean and has no interval: intervals of single seeds cannot be
     put together afterwards.
 
-    Returns:
-        What tells measurements apart, ``value, ci_low, ci_high, n, positives, exposure`` and ``seeds``.
+    Gives what tells measurements apart, ``value, ci_low, ci_high, n, positives, exposure`` and ``seeds``.
     """
     summaries, keys = [], [name for name in _KEYS if name in rows]
     for _, group in rows.groupby(keys, sort=False):

@@ -29,8 +29,7 @@ def check_golden(path: str | Path) -> pd.DataFrame:
 
     The file is ``.npz`` with float64 arrays ``caseN/image``, ``caseN/text`` ... as published numbers are kept here.
 
-    Returns:
-        One row a case: ``case``, ``masks``, ``loss``, ``usage``, ``prototypes`` (did each agree?) and ``passed``.
+    Gives one row a case: ``case``, ``masks``, ``loss``, ``usage``, ``prototypes`` (did each agree?) and ``passed``.
     """
     path = Path(path)
     if not path.is_file():

@@ -195,9 +195,8 @@ class _Greedy:
     def _list_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Each candidate's rows whose similarity it would raise, one candidate after the other.
 
-        Returns:
-            Where the pairs of each candidate start ``(rows + 1,)``, the rows and the similarities; None if there are
-            too many.
+        Gives where the pairs of each candidate start ``(rows + 1,)``, the rows and the similarities; None if there are
+        too many.
         """
         starts = np.zeros(len(self.rows) + 1, dtype=np.int64)
         others = np.empty(_LISTED_PAIRS, dtype=np.int32)

@@ -138,11 +138,8 @@ def settle_values(
 ) -> dict[str, dict[str, object]]:
     """All values of the notebooks that will run, by notebook, kept as the study's.
 
-    Args:
-        declared: parameters of all notebooks, by notebook.
-        asked: what the user gave to each notebook that will run.
-        is_given: the user named the profile.
-        accepted: parameters that may change, or True for all; ``how`` tells the user how to accept.
+    By notebook, ``declared`` are its parameters and ``asked`` is what the user gave to those that will run. Those that
+    are ``accepted`` may change, all if it is True; ``how`` tells the user how to accept.
     """
     if _is_of_older_version(run):
         print(

@@ -71,18 +71,6 @@ def find_notebook(name: str, folder: Path | None = None) -> str:
     raise StudyError(f"there is no notebook {name!r}; the notebooks are {', '.join(known)}: {guess}.")
 
 
-def run_notebook(
-    name: str, profile: str | None = None, parameters: Mapping[str, object] | None = None, **options
-) -> Path:
-    """Run one notebook; see :func:`run_notebooks`. Returns the path of the executed notebook."""
-    return run_notebooks([name], profile, parameters, **options)[0]
-
-
-def run_all(profile: str | None = None, parameters: Mapping[str, object] | None = None, **options) -> list[Path]:
-    """Run every notebook in order; see :func:`run_notebooks`."""
-    return run_notebooks(None, profile, parameters, **options)
-
-
 def run_notebooks(
     names: list[str] | None,
     profile: str | None = None,
@@ -97,20 +85,13 @@ def run_notebooks(
 ) -> list[Path]:
     """Run notebooks one after the other into ``runs/<study>/notebooks``.
 
-    Args:
-        names: which notebooks; None runs all of them.
-        profile: a profile's name, or the path of a profile file; the study's own if not given.
-        parameters: values that win over the profile's; each is given to the notebooks that take it, and at least one
-            must.
-        study: name of the study; the profile's name if not given.
-        change: parameters whose values may differ from those the study has.
-        from_text: the values of ``parameters`` are texts, converted to the declared types.
-        online: let the notebooks download models.
-        quiet: do not repeat what the notebooks print.
-        folder: where the notebooks lie, with their profiles in ``profiles/``.
+    All of them if ``names`` is None, under the study's own profile if none is given, and in the study that is called
+    like the profile if none is named. ``parameters`` win over the profile's values; each is given to the notebooks that
+    take it, and at least one must; ``from_text``, they are converted to the declared types. Those named in ``change``
+    may differ from what the study has. ``folder`` is where the notebooks lie, with their profiles in ``profiles/``.
 
-    Returns:
-        Paths of the executed notebooks. Where one stops, the cells up to there are kept as ``NN_name.failed.ipynb``.
+    Gives the paths of the executed notebooks. Where one stops, the cells up to there are kept as
+    ``NN_name.failed.ipynb``.
     """
     # No process can start in a folder that was removed.
     paths.working_folder()

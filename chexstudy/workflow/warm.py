@@ -38,14 +38,10 @@ _LATE = {
 
 @contextmanager
 def warm_process(statements: Sequence[str], environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A process that forks, for the time of the block.
+    """A process that forks, for the time of the block; yields what `start_python` needs in the environment to ask it.
 
-    Args:
-        statements: import statements that it executes, one after the other, while nobody asks it for a process.
-        environment: variables it works under, beside those of this process.
-
-    Yields:
-        What the environment of a process needs so that `start_python` asks the warm one.
+    It executes import ``statements``, one after the other, while nobody asks it for a process, and works under the
+    variables of ``environment`` beside those of this process.
     """
     with temporary_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         if sys.platform != "linux" or not fits_sockets(folder):
@@ -84,13 +80,8 @@ def start_python(
 ) -> "subprocess.Popen | _Fork":
     """Start ``python -m MODULE ARGUMENTS`` in a session of its own, under this process's lock of a study.
 
-    Args:
-        module: a module that works when it is run.
-        arguments: of its command line.
-        environment: all variables.
-        errors: the descriptor that takes its standard error.
-        folder: where it works.
-        piped: its standard input and output are pipes of texts; else there is none of either.
+    It has exactly the variables of ``environment``, works in ``folder``, and writes its errors to a descriptor. Its
+    standard input and output are pipes of texts if it is ``piped``; else there is none of either.
     """
     if address := environment.get(_SOCKET):
         # Where the warm process has died, a cold one does.

@@ -22,10 +22,8 @@ def add_ball(
 ) -> None:
     """Add a round, lobulated shadow at a point and mark it in ``mask``.
 
-    Args:
-        strength: attenuation through the middle.
-        lobulation: how uneven the outline is, as a share of the radius.
-        hollow: radius of the empty core as a share of the radius, 0 for a solid ball.
+    ``strength`` is the attenuation through the middle; ``lobulation``, how uneven the outline is, and ``hollow``, the
+    empty core, are shares of the radius.
     """
     board = scene.board
     part = board.window(*at, 1.5 * radius + board.pitch, 1.5 * radius + board.pitch)

@@ -48,10 +48,9 @@ def measure_keep_rates(
     order. Tiers add groups of images with a finding of each; the phantom's truth adds groups of near-duplicates,
     mismatched and junk pairs; density adds ten groups of equal size from the sparsest (1) to the densest (10).
 
-    Returns:
-        One row a group and seed (`KEEP_RATE_COLUMNS` and ``seed``); ``group_by`` is ``all``, ``finding``, ``no
-        finding``, ``tier``, ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean
-        over the seeds. A group without an image keeps its row, with NaN.
+    Gives one row a group and seed (`KEEP_RATE_COLUMNS` and ``seed``); ``group_by`` is ``all``, ``finding``, ``no
+    finding``, ``tier``, ``report``, ``truth`` or ``density``; ``n`` and ``kept`` count images, ``kept`` as the mean
+    over the seeds. A group without an image keeps its row, with NaN.
     """
     if len(cohort) == 0:
         raise StudyError("there are no training images to compare the kept with: pass the training rows of the cohort.")

@@ -57,11 +57,10 @@ def summarise_bands(ledger: pd.DataFrame) -> pd.DataFrame:
 def measure_churn(ledger: pd.DataFrame) -> pd.DataFrame:
     """How decisions change from one epoch of curation to the next, over the pairs considered in both.
 
-    Returns:
-        One row for each epoch but the first: ``epoch``; ``pairs`` considered in both; ``kept`` in it; ``readmitted``,
-        kept now and dropped before, and ``readmitted_share`` of those kept now; ``newly_dropped``, dropped now and kept
-        before, and ``newly_dropped_share`` of those kept before; ``differ``, the share of the pairs kept in either
-        epoch that were not kept in both (one minus the Jaccard index).
+    Gives one row for each epoch but the first: ``epoch``; ``pairs`` considered in both; ``kept`` in it; ``readmitted``,
+    kept now and dropped before, and ``readmitted_share`` of those kept now; ``newly_dropped``, dropped now and kept
+    before, and ``newly_dropped_share`` of those kept before; ``differ``, the share of the pairs kept in either epoch
+    that were not kept in both (one minus the Jaccard index).
     """
     names = ["epoch", "pairs", "kept", "readmitted", "readmitted_share", "newly_dropped", "newly_dropped_share"]
     rows, decided = [], ledger.pivot(index="image_id", columns="epoch", values="kept")

@@ -210,9 +210,8 @@ def compare_adaptation(
         pairs: an arm and a head each, against another arm or head with all the labels.
         small: findings with small lesions, whose mean is added as the finding ``small lesions``.
 
-    Returns:
-        Rows of the results table: task ``adaptation_difference``, over seeds; ``reference`` is the other arm, or the
-        other head where the arm is the same. Nothing to compare gives no rows.
+    Gives rows of the results table: task ``adaptation_difference``, over seeds; ``reference`` is the other arm, or the
+    other head where the arm is the same. Nothing to compare gives no rows.
     """
     tables = [pd.DataFrame(columns=COLUMNS)]
     for of_findings in ((), tuple(small)) if small else ((),):

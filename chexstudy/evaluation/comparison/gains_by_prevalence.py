@@ -135,9 +135,8 @@ def measure_gains(evaluation: Evaluation, results: pd.DataFrame, baselines: Sequ
         results: the study's; says which data sets and seeds were compared.
         baselines: the arms it is compared with; all of them if empty.
 
-    Returns:
-        The tables of `gain_against_prevalence` with ``data_set, setting, exposure``, ``arm`` and ``reference`` (the
-        baseline); no rows where the arms were not compared.
+    Gives the tables of `gain_against_prevalence` with ``data_set, setting, exposure``, ``arm`` and ``reference`` (the
+    baseline); no rows where the arms were not compared.
     """
     choose_arms(list(baselines))
     compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS) & (results.arm == _ARM)]

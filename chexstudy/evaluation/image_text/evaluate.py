@@ -63,8 +63,7 @@ def evaluate_arms(
         reference: the arm the others are subtracted from.
         workers: processes; use 1 on a GPU.
 
-    Returns:
-        Rows of the results table. Rows over seeds have seed -1, and intervals that draw patients and seeds.
+    Gives rows of the results table. Rows over seeds have seed -1, and intervals that draw patients and seeds.
     """
     run, tasks = evaluation.run, list_tasks(evaluation)
     run_tasks(evaluation, tasks, arms, seeds, workers)

@@ -42,12 +42,11 @@ def rank_pairs(
     Of embeddings ``(pairs, dim)`` and reports ``(pairs,)``. Texts that differ in white space alone are identical, and
     the first one's embedding counts.
 
-    Returns:
-        One row a pair: ``text`` (number of its distinct text, -1 if the report is empty: such a pair is no query and no
-        right answer, but its image stays a candidate), ``share`` (of the pair in its text as a query: one over the
-        number of images with that text if identical texts are one, else 1) and, for each direction,
-        ``<direction>_better`` (wrong candidates nearer than the best right one), ``_tied`` (wrong ones as near) and
-        ``_right`` (right ones as near as the best right one).
+    Gives one row a pair: ``text`` (number of its distinct text, -1 if the report is empty: such a pair is no query and
+    no right answer, but its image stays a candidate), ``share`` (of the pair in its text as a query: one over the
+    number of images with that text if identical texts are one, else 1) and, for each direction, ``<direction>_better``
+    (wrong candidates nearer than the best right one), ``_tied`` (wrong ones as near) and ``_right`` (right ones as near
+    as the best right one).
     """
     images, described = normalise_rows(image_embeddings), normalise_rows(text_embeddings)
     text_of_pair, first_pair = _number_texts(texts)

@@ -177,9 +177,8 @@ def summarise_cases(
         weights: ``(resamples, rows)`` of `bootstrap_patients`.
         kind: of the regions; the group of measures against lungs is ``lungs``.
 
-    Returns:
-        Rows of the results table with ``task, finding, metric, group, value, ci_low, ci_high, n, positives``. In the
-        rows of the macro mean, which is over the findings that have cases, n is the number of cases.
+    Gives rows of the results table with ``task, finding, metric, group, value, ci_low, ci_high, n, positives``. In the
+    rows of the macro mean, which is over the findings that have cases, n is the number of cases.
     """
     values = cases[list(_MEASURES)].to_numpy(dtype=float)
     values = np.column_stack([values, *(cases[one] - cases[other] for one, other in _DIFFERENCES.values())]).astype(
@@ -289,8 +288,7 @@ def choose_examples(
         count: how many examples, at most.
         among: images to choose from; all if not given.
 
-    Returns:
-        ``image_id`` and ``finding``; no image is there twice.
+    Gives ``image_id`` and ``finding``; no image is there twice.
     """
     chosen: list[tuple[str, str]] = []
     for finding in order:

@@ -66,11 +66,10 @@ def evaluate_outcomes(
         features: of the training, validation and test images, by the seed the encoder was trained with.
         horizons: years at which AUROC and the risk are taken.
 
-    Returns:
-        Rows of the results table, task ``outcome``: ``finding`` is the outcome, ``setting`` one of `SETTINGS`, in a
-        paired difference with another as ``reference``. Of an outcome with a time the metrics are ``c_index``
-        (Harrell) and at each horizon ``auroc_5y`` and ``observed_expected_5y`` (by Kaplan-Meier, over the mean of the
-        predicted risks); of any other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
+    Gives rows of the results table, task ``outcome``: ``finding`` is the outcome, ``setting`` one of `SETTINGS`, in a
+    paired difference with another as ``reference``. Of an outcome with a time the metrics are ``c_index`` (Harrell) and
+    at each horizon ``auroc_5y`` and ``observed_expected_5y`` (by Kaplan-Meier, over the mean of the predicted risks);
+    of any other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
     """
     if any(horizon <= 0 for horizon in horizons):
         raise StudyError(f"a horizon is a number of years above 0, not {min(horizons)}.")

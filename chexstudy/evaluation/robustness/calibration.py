@@ -61,9 +61,8 @@ def _equal_mass(probabilities: np.ndarray, bins: int) -> np.ndarray:
 def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, patient_ids: Sequence[str]) -> pd.DataFrame:
     """Share of positives against mean probability, a row a bin of equal mass, from low to high; labels 1 and 0.
 
-    Returns:
-        ``predicted`` (mean probability), ``observed`` (share of positives) with ``ci_low`` and ``ci_high`` (Wilson,
-        clustered by patient; NaN with fewer than five patients), ``n`` and ``positives``.
+    Gives ``predicted`` (mean probability), ``observed`` (share of positives) with ``ci_low`` and ``ci_high`` (Wilson,
+    clustered by patient; NaN with fewer than five patients), ``n`` and ``positives``.
     """
     members = assign_bins(probabilities, labels)
     patients = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)[1]
@@ -213,9 +212,8 @@ def measure_calibration(
             same findings.
         reasons: why a column is not predicted.
 
-    Returns:
-        Rows ``finding, metric, value, ci_low, ci_high, n, positives, reason``. A finding without a known label, or not
-        predicted, keeps its rows with NaN.
+    Gives rows ``finding, metric, value, ci_low, ci_high, n, positives, reason``. A finding without a known label, or
+    not predicted, keeps its rows with NaN.
     """
     log_odds, labels = _check(log_odds), np.asarray(labels, dtype=float)
     known, drawn = known_labels(labels), weights.astype(np.float32)

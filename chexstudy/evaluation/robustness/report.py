@@ -54,12 +54,10 @@ def measure_robustness(
         seeds: their seeds. Values are means over them; calibration is that of the first one.
         prevalences: at which average precision is stated.
 
-    Returns:
-        Rows of the results table, with the tasks ``prompt_family`` (setting: the family), ``spectrum`` (group: the
-        negatives or the prevalence), ``operating_point`` (head: whose scores, setting: the rule) and ``calibration``
-        (setting: the recalibration); and the reliability curves of all findings pooled: ``arm, seed, data_set, head,
-        setting, exposure, predicted, observed, ci_low, ci_high, n, positives``. Both are empty for a cohort without
-        labels.
+    Gives rows of the results table, with the tasks ``prompt_family`` (setting: the family), ``spectrum`` (group: the
+    negatives or the prevalence), ``operating_point`` (head: whose scores, setting: the rule) and ``calibration``
+    (setting: the recalibration); and the reliability curves of all findings pooled: ``arm, seed, data_set, head,
+    setting, exposure, predicted, observed, ci_low, ci_high, n, positives``. Both are empty for a cohort without labels.
     """
     if not seeds:
         raise StudyError("there are no seeds to measure: name at least one.")

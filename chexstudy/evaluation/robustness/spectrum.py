@@ -67,11 +67,10 @@ def measure_spectrum(
 
     Scores are one array a seed; values are means over seeds, seeds resampled too.
 
-    Returns:
-        Rows ``finding, metric, group, reference, value, ci_low, ci_high, n, positives``: metric ``auroc`` with the
-        negatives ``all``, ``healthy`` or ``sick`` as group, and ``auroc_difference``, healthy minus the reference sick.
-        The macro rows mean over the findings that all three can be had for, so that they differ by their negatives
-        alone. A finding that cannot be evaluated keeps its rows with NaN and n.
+    Gives rows ``finding, metric, group, reference, value, ci_low, ci_high, n, positives``: metric ``auroc`` with the
+    negatives ``all``, ``healthy`` or ``sick`` as group, and ``auroc_difference``, healthy minus the reference sick. The
+    macro rows mean over the findings that all three can be had for, so that they differ by their negatives alone. A
+    finding that cannot be evaluated keeps its rows with NaN and n.
     """
     chosen = {name: choose_negatives(labels, findings, name) for name in NEGATIVES}
     values = {name: np.mean([auroc(one, score) for score in scores], axis=0) for name, one in chosen.items()}

@@ -95,12 +95,11 @@ def measure_thresholds(
         thresholds: one set a seed; each from its own seed's validation scores.
         scores: of the test set, one array a seed.
 
-    Returns:
-        Rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule. There
-        are three more metrics: ``threshold``, the mean over seeds; ``transport``, reached minus target with its
-        interval; and ``target_held``, 1 if that interval holds the target and 0 if not, its macro row being the share
-        of findings for which it does, n their number. A finding without a threshold, or without the cases a metric
-        needs on the test set, keeps its rows with NaN and the reason.
+    Gives rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule.
+    There are three more metrics: ``threshold``, the mean over seeds; ``transport``, reached minus target with its
+    interval; and ``target_held``, 1 if that interval holds the target and 0 if not, its macro row being the share of
+    findings for which it does, n their number. A finding without a threshold, or without the cases a metric needs on
+    the test set, keeps its rows with NaN and the reason.
     """
     cut = np.stack([one.values for one in thresholds])
     called = np.stack([one >= row for one, row in zip(scores, cut, strict=True)])

@@ -178,16 +178,15 @@ def measure_subgroups(
         seeds: their numbers, the same of all arms.
         thresholds: by arm, the ``(findings,)`` thresholds of each seed, chosen on validation; adds TPR and FPR.
 
-    Returns:
-        Rows of the results table; ``setting`` is what is grouped by, such as ``sex``, and ``group`` a group, ``F``.
-        Task ``subgroup``: ``auroc``, ``auprc`` (and ``tpr``, ``fpr``) of each finding and of ``macro``, and
-        ``auroc_standardised`` and ``auprc_standardised`` of ``macro``; a finding not evaluable in the group has NaN
-        with its n. Task ``subgroup_gap``, finding ``macro``, without a group: the ``<metric>_gap`` (worst minus best:
-        negative where more is better, positive for ``fpr``) and ``equalised_odds_gap`` (the larger of the gaps in TPR
-        and FPR), with ``_p`` and ``_p_holm``; with a group ``<metric>_against_rest``. Of `REFERENCE` with another arm
-        as ``reference``: ``<metric>_gap_widening`` (positive where the first arm's groups are farther apart), with
-        ``_p`` and ``_p_holm``. Rows over seeds have seed -1 and intervals, those of single seeds none. Groupings
-        without two comparable groups have no rows.
+    Gives rows of the results table; ``setting`` is what is grouped by, such as ``sex``, and ``group`` a group, ``F``.
+    Task ``subgroup``: ``auroc``, ``auprc`` (and ``tpr``, ``fpr``) of each finding and of ``macro``, and
+    ``auroc_standardised`` and ``auprc_standardised`` of ``macro``; a finding not evaluable in the group has NaN with
+    its n. Task ``subgroup_gap``, finding ``macro``, without a group: the ``<metric>_gap`` (worst minus best: negative
+    where more is better, positive for ``fpr``) and ``equalised_odds_gap`` (the larger of the gaps in TPR and FPR), with
+    ``_p`` and ``_p_holm``; with a group ``<metric>_against_rest``. Of `REFERENCE` with another arm as ``reference``:
+    ``<metric>_gap_widening`` (positive where the first arm's groups are farther apart), with ``_p`` and ``_p_holm``.
+    Rows over seeds have seed -1 and intervals, those of single seeds none. Groupings without two comparable groups have
+    no rows.
     """
     labels = np.asarray(labels, dtype=float)
     weights = bootstrap_patients(patient_ids, resamples, generator)
@@ -411,9 +410,8 @@ def measure_study_subgroups(
         arms: arms to measure; all that were evaluated if empty.
         names: groupings, as in `plan_grouping`.
 
-    Returns:
-        Rows of the results table, and all cells of all groupings (`Grouping.cells`, with ``data_set``); both empty if
-        the cohort has no labels or no arm was evaluated.
+    Gives rows of the results table, and all cells of all groupings (`Grouping.cells`, with ``data_set``); both empty if
+    the cohort has no labels or no arm was evaluated.
     """
     run, cohort, findings = evaluation.run, evaluation.cohort, evaluation.findings
     evaluated = results[(results.task == _TASK) & (results.seed != OVER_SEEDS)]

@@ -155,9 +155,8 @@ class PairEncoder:
                 is on.
             weights: of the pairs in the loss ``(len(rows),)``; each counts once without them.
 
-        Returns:
-            The ``loss`` and the mean similarities of images with their own texts, ``matched_cosine``, and with those of
-            others, ``unmatched_cosine``.
+        Gives the ``loss`` and the mean similarities of images with their own texts, ``matched_cosine``, and with those
+        of others, ``unmatched_cosine``.
         """
         share, model, before = self.processes.share(len(rows)), self.model, self.flops
         own = rows[share]

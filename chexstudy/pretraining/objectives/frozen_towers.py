@@ -21,8 +21,7 @@ def frozen_features(run: Run, side: str, encoder: PairEncoder, parameters: dict)
 
     ``parameters`` are what decides the features beside encoder, cohort and pixels.
 
-    Returns:
-        ``(pairs, encoder dim)``, float32, before the projection, and what they cost: ``flops`` and ``seconds``.
+    Gives ``(pairs, encoder dim)``, float32, before the projection, and what they cost: ``flops`` and ``seconds``.
     """
     tower = encoder.model.tower(side)
     parameters = parameters | {"encoder": tower.encoder.describe()}

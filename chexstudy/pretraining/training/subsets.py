@@ -77,8 +77,7 @@ def choose_training_subset(
         device: where pairs are scored.
         scores: what `score_training_pairs` gives for this seed, if it is at hand.
 
-    Returns:
-        ``image_id`` and ``weight`` of the chosen pairs, in the order of the cohort.
+    Gives ``image_id`` and ``weight`` of the chosen pairs, in the order of the cohort.
     """
     scores = score_training_pairs(run, seed, config, device) if scores is None else scores
     if needs_reference([method]) and scores.reference_loss is None:
