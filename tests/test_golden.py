@@ -32,7 +32,7 @@ def test_wrong_files_are_named_in_one_sentence(tmp_path):
     with pytest.raises(StudyError, match=r"not a readable \.npz"):
         check_golden(tmp_path / "text.npz")
     np.savez(tmp_path / "half.npz", **{"case0/image": np.zeros((2, 2))})
-    with pytest.raises(StudyError, match="lacks the array 'text'"):
+    with pytest.raises(StudyError, match="lacks the array 'case0/text'"):
         check_golden(tmp_path / "half.npz")
 
 

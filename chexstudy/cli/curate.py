@@ -151,12 +151,13 @@ def why(options: Namespace) -> None:
 
 @verb(
     "check-golden",
-    "check the curator against published numbers",
+    "check curator and self-supervision against published numbers",
     option("file FILE.npz", "inputs and expected numbers of every case"),
 )
 def check_golden(options: Namespace) -> int:
-    """Run our curator on given embeddings and compare masks, loss, prototype usage and updated prototypes with the
-    numbers in the file, case by case. This is what `faithful` means here.
+    """Compute what the file holds from its inputs and compare: of the curator masks, loss, prototype usage and updated
+    prototypes, case by case; of self-supervision targets, losses, gradients, schedules, masks and the encoder. This is
+    what `faithful` means here.
 
     example:
       chexstudy check-golden curator.npz

@@ -77,6 +77,18 @@ class ImageEncoder(Encoder):
             values = functional.interpolate(values, (size,) * 2, mode="bicubic", antialias=True)
             # Bicubic overshoots at edges; 8-bit resizing, which the checkpoints saw, stays within the range.
             values = values.clamp(0, 255)
+        return self._see(values, **outputs)
+
+    def see_tokens(self, values: Tensor, masks: Tensor | None = None) -> Tensor:
+        """All tokens of the last layer ``(batch, tokens, token_dim)`` of images that are no longer whole numbers.
+
+        Args:
+            values: grey values from 0 to 255 ``(batch, 1, size, size)``.
+            masks: patches in whose place the model sees its mask token ``(batch, patches)``, bool.
+        """
+        return self._see(values, **({} if masks is None else {"bool_masked_pos": masks})).last_hidden_state
+
+    def _see(self, values: Tensor, **outputs):
         values = values * self._scale + self._shift
         if self._channels_last:
             values = values.contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ NORMALISATIONS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-_TINY_NAMES = ("tiny-resnet", "tiny-vit", "tiny-bert")
+_TINY_NAMES = ("tiny-resnet", "tiny-vit", "tiny-dinov2", "tiny-bert")
 IMAGE_POOLINGS = ("cls", "mean", "max", "pooler", "projection")
 TEXT_POOLINGS = ("last", "first", "mean", "pooler", "projection")
 # What a saved encoder adds to its config.json.
@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 class EncoderSpec:
     """Which encoder, and how it is used."""
 
-    name: str  # ``tiny-resnet``, ``tiny-vit``, ``tiny-bert``, a Hub id such as ``microsoft/rad-dino``, or a folder
+    name: str  # ``tiny-resnet``, ``tiny-vit``, ``tiny-dinov2``, ``tiny-bert``, a Hub id or a folder
     # commit, tag or branch on the Hub; empty for ``main``. Name a commit in anything that is published.
     revision: str = ""
     # side in pixels at which the encoder looks; None for the encoder's own size (96 for the tiny ones)

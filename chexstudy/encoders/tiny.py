@@ -1,4 +1,4 @@
-"""Small encoders of 0.3-1M parameters, made here for a CPU: ``tiny-resnet``, ``tiny-vit`` and ``tiny-bert``."""
+"""Small encoders of 0.3-2M parameters, made here for a CPU."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ _CHANNELS_A_GROUP = 16
 
 
 def tiny_image_config(spec: EncoderSpec) -> "PreTrainedConfig":
-    from transformers import ResNetConfig, ViTConfig
+    from transformers import Dinov2WithRegistersConfig, ResNetConfig, ViTConfig
 
     if spec.name == "tiny-resnet":
         config = ResNetConfig(
@@ -35,8 +35,21 @@ def tiny_image_config(spec: EncoderSpec) -> "PreTrainedConfig":
             intermediate_size=512,
         )
         record = {"pooling": "mean", "attention": _TINY_ATTENTION}
+    elif spec.name == "tiny-dinov2":
+        config = Dinov2WithRegistersConfig(
+            num_channels=1,
+            image_size=spec.image_size or _TINY_IMAGE_SIZE,
+            patch_size=8,
+            hidden_size=192,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            layerscale_value=0.1,
+        )
+        record = {"pooling": "cls", "attention": "sdpa"}
     else:
-        raise StudyError(f"there is no image encoder {spec.name!r}: the small ones are tiny-resnet and tiny-vit.")
+        raise StudyError(
+            f"there is no image encoder {spec.name!r}: the small ones are tiny-resnet, tiny-vit and tiny-dinov2."
+        )
     setattr(config, RECORD, record | {"name": spec.name, "image_size": _TINY_IMAGE_SIZE})
     return config
 

@@ -6,6 +6,7 @@ from types import UnionType
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
+from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
 
 TOWERS = ("image", "text")
 TEXT_LAYOUTS = ("buckets", "packed", "padded")
@@ -27,6 +28,7 @@ _NOT_NEGATIVE = (
 )
 _BEYOND_ALL = 2**62
 _MOST_THREADS = 1024
+_PARTS = {"curator": CuratorConfig, "self_supervision": SelfSupervisionConfig}
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class PretrainingConfig:
     # random streams that use seed 0 whatever the arm's seed, to tell sources of variance apart
     fixed_streams: tuple[str, ...] = ()
     curator: CuratorConfig = field(default_factory=CuratorConfig)  # constants of the curator
+    self_supervision: SelfSupervisionConfig = field(default_factory=SelfSupervisionConfig)
 
     def __post_init__(self):
         for name, least in {**dict.fromkeys(_AT_LEAST_ONE, 1), **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
@@ -135,13 +138,15 @@ class PretrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "PretrainingConfig":
-        """The inverse of `to_dict`; curator constants may stand beside the others."""
+        """The inverse of `to_dict`; constants of its parts may stand beside the others."""
         values = dict(values)
-        curator = dict(values.pop("curator", {}))
-        curator_names = {constant.name for constant in fields(CuratorConfig)}
-        curator |= {name: values.pop(name) for name in list(values) if name in curator_names}
+        parts = {}
+        for part, defaults in _PARTS.items():
+            names = {constant.name for constant in fields(defaults)}
+            own = values.pop(part, {}) | {name: values.pop(name) for name in list(values) if name in names}
+            parts[part] = _changed(defaults(), own)
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return _changed(cls(), plain, curator=_changed(CuratorConfig(), curator))
+        return _changed(cls(), plain, **parts)
 
 
 def read_constants(namespace: dict) -> PretrainingConfig:
@@ -172,9 +177,11 @@ def list_variables(config: PretrainingConfig, names: Collection[str]) -> dict[st
 
 
 def _flatten(config: PretrainingConfig) -> dict[str, object]:
-    """Every constant by its name, those of the curator beside the others."""
+    """Every constant by its name, those of its parts beside the others."""
     values = asdict(config)
-    return values | values.pop("curator")
+    for part in _PARTS:
+        values |= values.pop(part)
+    return values
 
 
 def _write(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Do our curator and loss give the numbers that the published ones give?"""
+"""Do our curator, its loss and the self-supervised step give the numbers that the published ones give?"""
 
 import zipfile
 from pathlib import Path
@@ -14,6 +14,7 @@ from chexstudy.curation.online.prototypes import join_features, update_prototype
 from chexstudy.curation.online.selection import select_samples
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.objectives.contrastive_loss import contrastive_loss
+from chexstudy.pretraining.self_supervision.golden_step import MARK, check_self_supervision
 
 _TOLERANCE = 1e-9
 _ARRAYS = (
@@ -22,39 +23,42 @@ _ARRAYS = (
 )
 
 
+class _Arrays(dict):
+    """Arrays of a golden file by name."""
+
+    def __missing__(self, name: str):
+        raise StudyError(f"the file of golden numbers lacks the array {name!r}: take the whole file.")
+
+
 def check_golden(path: str | Path) -> pd.DataFrame:
-    """Run every case of a golden file through selection, loss and prototype update.
+    """Compute what a golden file holds, of the curator or of the self-supervised step, and compare.
 
-    Masks and usage must be identical, the loss within 1e-9 relative, the updated prototypes within 1e-9 absolute.
+    The file is ``.npz`` with float64 arrays ``caseN/image``, ``caseN/text`` ..., or with those that
+    `chexstudy.pretraining.self_supervision.golden_step` reads.
 
-    The file is ``.npz`` with float64 arrays ``caseN/image``, ``caseN/text`` ... as published numbers are kept here.
-
-    Gives one row a case: ``case``, ``masks``, ``loss``, ``usage``, ``prototypes`` (did each agree?) and ``passed``.
+    Returns:
+        One row a case: ``case``, what was compared, and ``passed``. Of the curator, masks and usage must be identical,
+        the loss within 1e-9 relative, the updated prototypes within 1e-9 absolute.
     """
     path = Path(path)
     if not path.is_file():
         raise StudyError(f"there is no file of golden numbers at {path}: check the path.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = _Arrays({name: archive[name] for name in archive.files})
     # An array may claim a shape that no memory holds.
     except (OSError, ValueError, zipfile.BadZipFile, MemoryError, OverflowError, TypeError):
         raise StudyError(f"{path} is not a readable .npz file: expected arrays named case0/image and so on.") from None
+    if MARK in arrays:
+        return check_self_supervision(arrays)
     cases = sorted({name.split("/")[0] for name in arrays if "/" in name})
     if not cases:
         raise StudyError(f"{path} holds no cases: expected arrays named case0/image and so on.")
-    rows = []
-    for case in cases:
-        missing = [name for name in _ARRAYS if f"{case}/{name}" not in arrays]
-        if missing:
-            raise StudyError(f"{path}: {case} lacks the array {missing[0]!r}; it needs {', '.join(_ARRAYS)}.")
-        tensors = {name: torch.from_numpy(arrays[f"{case}/{name}"]) for name in _ARRAYS}
-        rows.append({"case": case, **_check_case(tensors)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"case": case, **_check_case(case, arrays)} for case in cases])
 
 
-def _check_case(case: dict[str, torch.Tensor]) -> dict[str, bool]:
-    config = CuratorConfig()
+def _check_case(name: str, arrays: _Arrays) -> dict[str, bool]:
+    config, case = CuratorConfig(), {array: torch.from_numpy(arrays[f"{name}/{array}"]) for array in _ARRAYS}
     image, text = normalize(case["image"], dim=1), normalize(case["text"], dim=1)
     features = join_features(image, text)
     selection = select_samples(features, case["prototypes"], config, generator=None)

@@ -10,7 +10,7 @@ contribution of one process's rows to the loss of another's is lost (F13).
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby, pairwise
@@ -48,12 +48,16 @@ class Processes:
         """Which of ``count`` rows this process encodes."""
         return self.shares(count)[self.rank]
 
-    def gather(self, own: Tensor, count: int) -> Tensor:
-        """All ``(count, dim)`` rows from everybody's `share`, the same bytes in every process, without gradient."""
+    def gather(self, own: Tensor, count: int, lengths: Sequence[int] = ()) -> Tensor:
+        """All ``(count, dim)`` rows from everybody's `share`, the same bytes in every process, without gradient.
+
+        Args:
+            lengths: how many rows each process has, where they are not shared out evenly.
+        """
         own = own.detach()
         if self.size == 1:
             return own
-        lengths = [share.stop - share.start for share in self.shares(count)]
+        lengths = lengths or [share.stop - share.start for share in self.shares(count)]
         padded = own.new_zeros((max(lengths), *own.shape[1:]))
         padded[: len(own)] = own
         pieces = [torch.empty_like(padded) for _ in lengths]

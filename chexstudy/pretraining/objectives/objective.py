@@ -26,6 +26,7 @@ class Objective(ABC):
     width: int  # of the features that a curator sees
     stall: StallMeter  # how long the device waited for its input
     flops: float  # operations spent so far by this process
+    steps: int = 1  # of the whole training
     prepared: dict[str, float]  # ``flops`` and ``seconds`` of all processes that were spent before the first step
 
     @abstractmethod
@@ -60,6 +61,25 @@ class Objective(ABC):
     @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the trained model as others read it. Nothing is trained afterwards."""
+
+    def plan(self, steps: int) -> None:
+        """Be told how many steps the training has, before the first of them."""
+        self.steps = max(steps, 1)
+
+    def set_constants(self, groups: list[dict], step: int, learning_rate: float) -> float:
+        """Set what the optimiser's groups are trained with at a step.
+
+        Args:
+            groups: of the optimiser.
+            step: number of the step.
+            learning_rate: of the trainer's own schedule.
+
+        Returns:
+            The learning rate, for the history.
+        """
+        for group in groups:
+            group["lr"] = learning_rate
+        return learning_rate
 
     def finish_step(self, step: int) -> dict[str, float]:
         """What follows the optimiser's step, such as a moving average of the weights; numbers for the history."""

@@ -107,9 +107,8 @@ class Trainer:
         **measured: float,
     ) -> None:
         """Train on ``rows``; ``embedded`` is what the model makes of them, if it is known."""
-        learning_rate = rate.at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        groups = self.optimizer.param_groups
+        learning_rate = self.objective.set_constants(groups, self.step, rate.at(self.step))
         with self._clock():
             weights = None if self.weights is None else self.weights[rows]
             told = self.objective.backward(rows, self.step, embedded, weights)

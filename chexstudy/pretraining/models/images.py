@@ -1,0 +1,46 @@
+"""The training images as the engine sees them, with or without a report."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from chexstudy.cohort.pixels.store import PixelStore
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.engine.loading import gather_pixels
+
+
+class TrainingImages:
+    """Images of the training split.
+
+    Args:
+        cohort: cohort table; only ``split == "train"`` is used, in the table's order.
+        store: pixel store that holds these images.
+
+    Attributes:
+        table: the images' rows of the cohort.
+        image_ids: ``(images,)``.
+        side: of the stored images, in pixels.
+    """
+
+    def __init__(self, cohort: pd.DataFrame, store: PixelStore):
+        self.table = cohort[cohort.split == "train"].reset_index(drop=True)
+        if self.table.empty:
+            raise StudyError("the cohort has no training images: check its `split` column.")
+        self.image_ids = self.table.image_id.to_numpy()
+        self._store, self._store_rows = store, store.rows(self.table.image_id)
+        self.side = store.size
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def pixels(self, rows: np.ndarray, pin_memory: bool = False) -> Tensor:
+        """uint8 ``(batch, 1, size, size)`` in main memory, page-locked for a GPU if asked for."""
+        return gather_pixels(self._store, self._store_rows[rows], pin_memory)
+
+
+def tell_copies(pixels: Tensor) -> np.ndarray:
+    """A number for each image ``(images,)``, the same for those whose pixels are."""
+    hashes = [hashlib.sha256(one.numpy().tobytes()).digest() for one in pixels]
+    return pd.factorize(np.array(hashes, dtype=object))[0]

@@ -1,0 +1,118 @@
+"""The encoder as it is trained: positions at any size, dropped paths, and how fast each of its weights may change."""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_PATCH_RATE = 0.2
+_POSITION_OFFSET = 0.1
+
+
+def interpolate_positions(positions: Tensor, side: int, offset: bool = False) -> Tensor:
+    """Position embeddings ``(1, 1 + patches, dim)`` for a square of ``side`` patches a side.
+
+    Args:
+        positions: [CLS] first.
+        side: wanted.
+        offset: as published, by a factor that is a tenth of a patch too large, which shifts the grid: 8 to 13 % off on
+            smooth embeddings (S12).
+    """
+    own = round((positions.shape[1] - 1) ** 0.5)
+    if side == own:
+        return positions
+    grid = positions[:, 1:].float().reshape(1, own, own, -1).permute(0, 3, 1, 2)
+    if offset:
+        factor = (side + _POSITION_OFFSET) / own
+        grid = functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    else:
+        grid = functional.interpolate(grid, (side, side), mode="bicubic")
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+
+
+def use_published_positions(model: nn.Module) -> None:
+    """Let a DINOv2 of transformers interpolate its positions as the published training does."""
+    model.embeddings.interpolate_pos_encoding = MethodType(_interpolate_with_offset, model.embeddings)
+
+
+def _interpolate_with_offset(embeddings: nn.Module, _: Tensor, height: int, width: int) -> Tensor:
+    return interpolate_positions(embeddings.position_embeddings, height // embeddings.patch_size, offset=True)
+
+
+def drop_paths(model: nn.Module, rate: float, of_batch: bool = False) -> None:
+    """Let each branch of each block of a DINOv2 leave out images at random; those that stay are scaled up.
+
+    What is left out is not computed.
+
+    Args:
+        model: of transformers.
+        rate: share that is left out.
+        of_batch: exactly this share of a batch, as published; else each image with this chance.
+    """
+    for block in model.encoder.layer:
+        block.forward = partial(_forward_some, block, rate, of_batch)
+
+
+def _forward_some(block, rate: float, of_batch: bool, hidden_states: Tensor, attention_mask=None, **options) -> Tensor:
+    def attend(rows: Tensor) -> Tensor:
+        return block.layer_scale1(block.attention(block.norm1(rows), attention_mask=attention_mask, **options)[0])
+
+    for branch in (attend, lambda rows: block.layer_scale2(block.mlp(block.norm2(rows)))):
+        count = len(hidden_states)
+        if not block.training:
+            hidden_states = hidden_states + branch(hidden_states)
+            continue
+        if of_batch:
+            rows = torch.randperm(count)[: max(int(count * (1 - rate)), 1)]
+            scale = count / len(rows)
+        else:
+            rows, scale = (torch.rand(count) >= rate).nonzero()[:, 0], 1 / (1 - rate)
+        if len(rows):
+            rows = rows.to(hidden_states.device)
+            added = branch(hidden_states[rows]).to(hidden_states.dtype)
+            hidden_states = hidden_states.index_add(0, rows, added, alpha=scale)
+    return hidden_states
+
+
+def group_parameters(
+    parameters: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float = 1.0
+) -> list[dict[str, object]]:
+    """What an optimiser needs to know of each weight of a DINOv2 and of projection heads.
+
+    Biases, normalisations and LayerScale are not decayed; tokens, positions, and directions and lengths of prototypes
+    are (S9). Patch embeddings learn at a fifth of the rate, deeper blocks faster than those before them.
+
+    Args:
+        parameters: names and weights.
+        depth: blocks of the encoder.
+        layer_decay: factor of the rate from a block to the one before it (published: 1; DINOv2's short recipe: 0.9).
+
+    Returns:
+        One group a weight: ``params``, ``rate`` (factor of the learning rate), ``decay`` (of the weight decay, 0 or 1)
+        and ``is_prototype``, whether it learns at the last layer's rate.
+    """
+    groups = []
+    for name, weight in parameters:
+        layer = depth + 1
+        if block := re.search(r"\blayer\.(\d+)\.", name):
+            layer = int(block[1]) + 1
+        elif "embeddings." in name:
+            layer = 0
+        rate = layer_decay ** (depth + 1 - layer) * (_PATCH_RATE if "patch_embeddings" in name else 1.0)
+        plain = name.endswith(".bias") or "norm" in name or "lambda" in name
+        groups.append(
+            {"params": [weight], "rate": rate, "decay": float(not plain), "is_prototype": "last_layer" in name}
+        )
+    return groups
+
+
+@torch.no_grad()
+def move_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Each weight of the teacher becomes ``momentum`` times itself and the rest of the student's."""
+    weights = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    torch._foreach_mul_([mine for mine, _ in weights], momentum)
+    torch._foreach_add_([mine for mine, _ in weights], [its for _, its in weights], alpha=1 - momentum)

@@ -1,0 +1,86 @@
+"""Constants of self-supervised pretraining, with the published values beside them."""
+
+from dataclasses import dataclass
+
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.self_supervision.crops import BLURS
+
+CENTRINGS = ("sinkhorn", "softmax")
+_CHOICES = {
+    "centring": CENTRINGS,
+    "blur": tuple(BLURS),
+    "koleo_neighbours": ("step", "process"),
+    "koleo_precision": ("fp32", "compute"),
+    "positions": ("size", "offset"),
+    "drop_path_form": ("image", "batch"),
+    "clipping": ("together", "module"),
+}
+
+
+@dataclass(frozen=True)
+class SelfSupervisionConfig:
+    """The defaults are those of the default study; comments give what CheXFound publishes, and S-numbers its faults."""
+
+    crop_prototypes: int = 1024  # of the head on [CLS] (published: 131,072)
+    patch_prototypes: int = 1024  # of the head on patches (published: 131,072)
+    head_hidden: int = 256  # width of the heads (published: 2,048)
+    crop_bottleneck: int = 64  # published: 384
+    patch_bottleneck: int = 64  # published: 256
+    plain_prototypes: bool = False  # a linear last layer, as in DINOv3
+    local_crops: int = 4  # of an image (published: 8)
+    local_size: int = 32  # pixels a side of a local crop (published: 96)
+    blur: str = "intended"  # ``none``, ``intended``, or ``published`` chances, which are inverted (S2)
+    flip: bool = False  # mirror half of the crops (published: yes, S3)
+    solarise: bool = False  # turn bright bone dark in a fifth of the second global crops (published: yes, S3)
+    exact_masks: bool = True  # masks of the wanted size (published: no, S11)
+    centring: str = "sinkhorn"  # or ``softmax``, as DINOv2 does by default
+    sinkhorn_overflows: bool = False  # exponentiate large logits as they are (published: yes, S7)
+    patch_weight: float = 1.0  # of the loss on patches (published: 3, S1)
+    koleo_weight: float = 0.1  # of the spread of [CLS]
+    koleo_neighbours: str = "step"  # sought in the whole step, or as published within one ``process`` (S5)
+    koleo_precision: str = "fp32"  # or that of the computation, as published (S4)
+    positions: str = "size"  # interpolated to a size, or as published with an ``offset`` (S12)
+    drop_path: float = 0.0  # published: 0.4
+    drop_path_form: str = "image"  # each image by chance, or as published a fixed share of the ``batch``
+    clip_norm: float = 3.0  # largest norm of the gradient
+    clipping: str = "together"  # of all weights, or as published of each ``module`` (S10)
+    teacher_momentum: float = 0.99  # at the start, 1 at the end (published: 0.994 over 250,000 steps)
+    teacher_temperature: float = 0.07  # after the rise from 0.04
+    final_weight_decay: float = 0.2  # it rises from ``weight_decay`` (published: 0.04)
+    layer_decay: float = 1.0  # of the learning rate from block to block
+    # Shares of the run (published: 25,000, 75,000 and 2,500 of 250,000 steps).
+    ramp_share: float = 0.1  # in which the learning rate rises
+    temperature_share: float = 0.3  # in which the teacher's temperature rises
+    frozen_share: float = 0.01  # in which prototypes stay as they are
+
+    def __post_init__(self):
+        for name in ("crop_prototypes", "patch_prototypes", "head_hidden", "crop_bottleneck", "patch_bottleneck"):
+            if getattr(self, name) < 2:
+                raise StudyError(f"{name} must be at least 2, not {getattr(self, name)}.")
+        for name in ("local_crops", "local_size"):
+            if getattr(self, name) < 1:
+                raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise StudyError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        for name in ("ramp_share", "temperature_share", "frozen_share", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise StudyError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+        for name in ("patch_weight", "koleo_weight", "final_weight_decay"):
+            if getattr(self, name) < 0:
+                raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
+        for name in ("clip_norm", "teacher_temperature", "layer_decay"):
+            if getattr(self, name) <= 0:
+                raise StudyError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if not 0 <= self.teacher_momentum <= 1:
+            raise StudyError(f"teacher_momentum must lie between 0 and 1, not {self.teacher_momentum}.")
+
+
+# What is published, on top of `SelfSupervisionConfig`: constants, and faults that numbers depend on.
+PUBLISHED = {
+    **{"crop_prototypes": 131_072, "patch_prototypes": 131_072, "head_hidden": 2048},
+    **{"crop_bottleneck": 384, "patch_bottleneck": 256, "local_crops": 8, "local_size": 96},
+    **{"blur": "published", "flip": True, "solarise": True, "exact_masks": False, "sinkhorn_overflows": True},
+    **{"patch_weight": 3.0, "koleo_neighbours": "process", "koleo_precision": "compute", "positions": "offset"},
+    **{"drop_path": 0.4, "drop_path_form": "batch", "clipping": "module", "teacher_momentum": 0.994},
+}

@@ -1,0 +1,55 @@
+"""The projection head: what is compared across crops and patches is its output, not the encoder's."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chexstudy.pretraining.self_supervision.centring import Logits
+
+_INITIAL_DEVIATION = 0.02
+
+
+class ProjectionHead(nn.Module):
+    """Three layers to a bottleneck of unit length, then prototypes of lengths that are learned.
+
+    Weights are drawn as published: the layers from a truncated normal, the prototypes' directions as torch draws a
+    linear layer, their lengths 1. Lengths are trained and decayed: a logit is bounded by them and not by 1 (S9).
+
+    Args:
+        dim: of what the encoder gives.
+        prototypes: how many (published: 131,072).
+        hidden: width of the first two layers (published: 2,048).
+        bottleneck: width of the third (published: 384 for crops, 256 for patches).
+        plain: a linear layer in place of directions and lengths, as in DINOv3.
+    """
+
+    def __init__(self, dim: int, prototypes: int, hidden: int, bottleneck: int, plain: bool = False):
+        super().__init__()
+        widths = (dim, hidden, hidden, bottleneck)
+        layers = [nn.Linear(into, out) for into, out in pairwise(widths)]
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=_INITIAL_DEVIATION)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
+        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
+        if plain:
+            nn.init.trunc_normal_(self.last_layer.weight, std=_INITIAL_DEVIATION)
+        else:
+            nn.utils.parametrizations.weight_norm(self.last_layer)
+            nn.init.ones_(self.last_layer.parametrizations.weight.original0)
+
+    def reduce(self, features: Tensor) -> Tensor:
+        """What enters the last layer: ``(rows, dim)`` to ``(rows, bottleneck)`` of unit length."""
+        reduced = self.mlp(features)
+        # Float16 has no smaller number that division bears.
+        return functional.normalize(reduced, dim=-1, eps=1e-6 if reduced.dtype == torch.float16 else 1e-12)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(rows, dim)`` to logits ``(rows, prototypes)``."""
+        return self.last_layer(self.reduce(features))
+
+    def logits(self, reduced: Tensor) -> Logits:
+        """Logits of what `reduce` gave, without gradient, made when they are needed."""
+        return Logits(reduced.detach(), self.last_layer.weight.detach())

@@ -1,0 +1,57 @@
+"""The encoder with its two heads: the student, and the teacher that follows it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.self_supervision.backbone import drop_paths, use_published_positions
+from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
+from chexstudy.pretraining.self_supervision.head import ProjectionHead
+
+_ARCHITECTURES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+
+
+class Network(nn.Module):
+    """An image encoder, a head on [CLS] and one on patches.
+
+    Args:
+        encoder: a DINOv2 or DINOv3 of transformers.
+        config: constants of the heads.
+        seed: decides the heads' weights.
+    """
+
+    def __init__(self, encoder: ImageEncoder, config: SelfSupervisionConfig, seed: int):
+        super().__init__()
+        architecture = encoder.model.config.model_type
+        if architecture not in _ARCHITECTURES:
+            raise StudyError(
+                f"self-supervision masks patches, and {encoder.origin['name']} is a {architecture}, which has no token "
+                "for a masked one: use tiny-dinov2, or a DINOv2 or DINOv3."
+            )
+        self.encoder = encoder
+        width, hidden, plain = encoder.token_dim, config.head_hidden, config.plain_prototypes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.crop_head = ProjectionHead(width, config.crop_prototypes, hidden, config.crop_bottleneck, plain)
+            self.patch_head = ProjectionHead(width, config.patch_prototypes, hidden, config.patch_bottleneck, plain)
+        if config.positions == "offset":
+            use_published_positions(encoder.model)
+        if config.drop_path:
+            drop_paths(encoder.model, config.drop_path, config.drop_path_form == "batch")
+
+    def parts(self) -> Iterator[nn.Module]:
+        yield from (self.encoder, self.crop_head, self.patch_head)
+
+    def see(self, crops: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[CLS] ``(crops, dim)`` and patches ``(crops, patches, dim)`` of crops with grey values from 0 to 255.
+
+        Args:
+            crops: ``(crops, 1, size, size)``.
+            masks: patches that are not seen ``(crops, patches)``, bool.
+        """
+        tokens = self.encoder.see_tokens(crops, masks)
+        first = tokens.shape[1] - (crops.shape[-1] // self.encoder.model.config.patch_size) ** 2
+        return tokens[:, 0], tokens[:, first:]
