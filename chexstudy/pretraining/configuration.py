@@ -110,6 +110,11 @@ class PretrainingConfig:
                 if value not in choices:
                     known = f"one of {', '.join(filter(None, choices))}" + ", or empty" * ("" in choices)
                     raise StudyError(f"{name} must be {known}, not {value!r}.")
+        if self.objective == "self_supervised" and self.self_supervision.local_size >= self.image_size:
+            raise StudyError(
+                f"local_size ({self.self_supervision.local_size}) must be below image_size ({self.image_size}): local "
+                "crops are the smaller ones."
+            )
         if self.scoring_size > self.image_size:
             raise StudyError(
                 f"scoring_size ({self.scoring_size}) must not exceed image_size ({self.image_size}): scoring is to be "

@@ -8,6 +8,7 @@ student look twice at the global crops, for the gradient of KoLeo with respect t
 """
 
 import copy
+import json
 import random
 from contextlib import nullcontext
 from itertools import pairwise
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,15 +35,24 @@ from chexstudy.pretraining.models.images import TrainingImages, tell_copies
 from chexstudy.pretraining.objectives.contrastive import choose_autocast
 from chexstudy.pretraining.objectives.objective import Objective
 from chexstudy.pretraining.self_supervision.backbone import group_parameters, move_teacher
-from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
+from chexstudy.pretraining.self_supervision.centring import (
+    SINKHORN_ITERATIONS,
+    Centre,
+    Logits,
+    Targets,
+    balance_by_sinkhorn,
+)
 from chexstudy.pretraining.self_supervision.crops import BLURS, Views, draw_views, make_crops
 from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, koleo_loss, patch_losses
-from chexstudy.pretraining.self_supervision.masks import draw_masks
+from chexstudy.pretraining.self_supervision.head import ProjectionHead
+from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED, draw_masks
 from chexstudy.pretraining.self_supervision.network import Network
-from chexstudy.runs import Run
+from chexstudy.runs import Run, atomic_path, seal_artifact
 
 _GLOBAL_AREAS, _LOCAL_AREAS = (0.32, 1.0), (0.05, 0.32)
 _FIRST_TEMPERATURE = 0.04
+# Two rows are counted, because some backends treat a batch of one as a special case.
+_COUNTED = 2
 
 
 class SelfSupervisedObjective(Objective):
@@ -82,17 +93,14 @@ class SelfSupervisedObjective(Objective):
         self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
         self.prepared = {"flops": 0.0, "seconds": 0.0}
         self._autocast = choose_autocast(config, device)
-        self._meter, self._steps = FlopMeter(self.model), 1
+        self._meter = FlopMeter(self.model)
         own = self._own
         self._centres = [Centre(count, device) for count in (own.crop_prototypes, own.patch_prototypes)]
 
     # --- what changes from step to step -------------------------------------------------------------------------------
 
-    def plan(self, steps: int) -> None:
-        self._steps = max(steps, 1)
-
     def _share(self, share: float) -> int:
-        return round(share * self._steps)
+        return round(share * self.steps)
 
     def parameter_groups(self) -> list[dict]:
         depth = self.model.encoder.count_blocks()
@@ -104,8 +112,8 @@ class SelfSupervisedObjective(Objective):
 
     def set_constants(self, groups: list[dict], step: int, learning_rate: float) -> float:
         config, own = self._config, self._own
-        rate = Cosine(config.learning_rate, config.min_learning_rate, self._steps, self._share(own.ramp_share))
-        decay = Cosine(config.weight_decay, own.final_weight_decay, self._steps)
+        rate = Cosine(config.learning_rate, config.min_learning_rate, self.steps, self._share(own.ramp_share))
+        decay = Cosine(config.weight_decay, own.final_weight_decay, self.steps)
         frozen = step < self._share(own.frozen_share)
         for group in groups:
             group["lr"] = 0.0 if frozen and group["is_prototype"] else group["rate"] * rate.at(step)
@@ -113,7 +121,7 @@ class SelfSupervisedObjective(Objective):
         return rate.at(step)
 
     def finish_step(self, step: int) -> dict[str, float]:
-        momentum = Cosine(self._own.teacher_momentum, 1.0, self._steps).at(step)
+        momentum = Cosine(self._own.teacher_momentum, 1.0, self.steps).at(step)
         move_teacher(self.teacher, self.model, momentum)
         return {"teacher_momentum": momentum}
 
@@ -125,16 +133,8 @@ class SelfSupervisedObjective(Objective):
         generator = np.random.default_rng(self._streams.draw_seed("crops", step))
         blurs, side, flip = BLURS[own.blur], self.examples.side, own.flip
         whole = [
-            draw_views(
-                images,
-                side,
-                _GLOBAL_AREAS,
-                generator,
-                blur=blurs[number],
-                flip=flip,
-                solarise=bool(number) and own.solarise,
-            )
-            for number in range(2)
+            draw_views(images, side, _GLOBAL_AREAS, generator, blur=blurs[0], flip=flip),
+            draw_views(images, side, _GLOBAL_AREAS, generator, blur=blurs[1], flip=flip, solarise=own.solarise),
         ]
         local = [
             draw_views(images, side, _LOCAL_AREAS, generator, blur=blurs[2], flip=flip) for _ in range(own.local_crops)
@@ -176,6 +176,7 @@ class SelfSupervisedObjective(Objective):
         parts = [[0.0, 0.0], *parts]
         crop, patch, koleo = self._processes.add_up([*map(sum, zip(*parts, strict=True)), batch.koleo])
         self._processes.sum_gradients(self.model.parameters())
+        self.flops += self._count(*batch.sizes, batch.in_pieces)
         loss = crop + self._own.patch_weight * patch + self._own.koleo_weight * koleo
         return {"loss": loss, "crop_loss": crop, "patch_loss": patch, "koleo": koleo} | self._clip()
 
@@ -183,6 +184,50 @@ class SelfSupervisedObjective(Objective):
         modules = [self.model] if self._own.clipping == "together" else list(self.model.parts())
         norms = [nn.utils.clip_grad_norm_(module.parameters(), self._own.clip_norm) for module in modules]
         return {"gradient_norm": float(torch.stack(norms).max())}
+
+    # --- costs --------------------------------------------------------------------------------------------------------
+
+    def count_step(self, rows: np.ndarray) -> float:
+        crops = 2 * len(rows) * (self._config.image_size // self._patch) ** 2
+        shares = [share.stop - share.start for share in self._processes.shares(len(rows))]
+        in_pieces = len(shares) > 1 or shares[0] > self._config.micro_batch
+        return sum(self._count(images, crops * MEAN_MASKED * images / len(rows), in_pieces) for images in shares)
+
+    def _count(self, images: int, patches: float, in_pieces: bool) -> float:
+        """Operations of a step on so many images and masked patches, but for the distances of KoLeo."""
+        own, crops = self._own, 2 + self._own.local_crops
+        whole, local = self._config.image_size, own.local_size
+        # What is left out of the student is not computed.
+        kept = 1 - own.drop_path
+        views = (1 + in_pieces * kept) * self._count_view(whole, False) + kept * self._count_view(whole, True)
+        spent = 2 * images * views + own.local_crops * images * kept * self._count_view(local, True)
+        for head, teacher, student in (
+            (self.model.crop_head, 2 * images, crops * images),
+            (self.model.patch_head, patches, patches),
+        ):
+            product = 2 * head.last_layer.in_features * head.last_layer.out_features
+            held = Logits.are_held(round(teacher * self._processes.size), head.last_layer.out_features)
+            passes = 1 if held else 2 * SINKHORN_ITERATIONS + 1
+            spent += teacher * (self._count_head(head, False) + passes * product)
+            # Backward, a product costs twice.
+            spent += student * (self._count_head(head, True) + 3 * product)
+        return spent
+
+    def _count_view(self, size: int, backward: bool) -> float:
+        sample = torch.zeros(_COUNTED, 1, size, size, device=self._device)
+
+        def see() -> Tensor:
+            training = self.model.training
+            tokens = self.model.eval().encoder.see_tokens(sample)
+            self.model.train(training)
+            return tokens
+
+        return self._meter.count(("view", size, backward), see, backward) / _COUNTED
+
+    def _count_head(self, head: ProjectionHead, backward: bool) -> float:
+        sample = torch.zeros(_COUNTED, head.mlp[0].in_features, device=self._device)
+        key = ("head", head is self.model.crop_head, backward)
+        return self._meter.count(key, lambda: head.reduce(sample), backward) / _COUNTED
 
     # --- for curators and readers -------------------------------------------------------------------------------------
 
@@ -194,13 +239,11 @@ class SelfSupervisedObjective(Objective):
             pixels = self.examples.pixels(own[start : start + micro]).to(self._device)
             with self._precision():
                 found.append(self.teacher.encoder(pixels, size).float())
+            self.flops += len(pixels) * self._count_view(size or self._config.image_size, backward=False)
         return (self._processes.gather(torch.cat(found), len(rows)),)
 
     def join(self, embedded: tuple[Tensor]) -> Tensor:
         return functional.normalize(embedded[0], dim=1)
-
-    def count_step(self, rows: np.ndarray) -> float:
-        return 0.0
 
     def describe(self) -> dict:
         precision = str(self._autocast or torch.float32).removeprefix("torch.")
@@ -218,6 +261,12 @@ class SelfSupervisedObjective(Objective):
 
     def export(self, folder: Path) -> None:
         save_encoder(self.teacher.encoder, folder / "image_encoder")
+        with atomic_path(folder / "heads.safetensors") as temporary:
+            heads = {name: value.cpu().contiguous() for name, value in self.teacher.state_dict().items()}
+            save_file({name: value for name, value in heads.items() if "head." in name}, temporary)
+        with atomic_path(folder / "pretraining.json") as temporary:
+            temporary.write_text(json.dumps(self._config.to_dict(), indent=2, sort_keys=True) + "\n")
+        seal_artifact(folder)
 
 
 class _Batch:
@@ -240,6 +289,13 @@ class _Batch:
         bounds = np.linspace(share.start, share.stop, count + 1).round().astype(int)
         self.koleo = 0.0  # this process's part
         self.pieces = [slice(int(start), int(stop)) for start, stop in pairwise(bounds) if stop > start]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Images of this process, and masked patches of theirs."""
+        share = self._of._processes.share(len(self._rows))
+        patches = self._patches_of(share)
+        return share.stop - share.start, patches.stop - patches.start
 
     @property
     def in_pieces(self) -> bool:
@@ -274,7 +330,7 @@ class _Batch:
         temperature = Cosine(
             own.teacher_temperature,
             own.teacher_temperature,
-            of._steps,
+            of.steps,
             of._share(own.temperature_share),
             _FIRST_TEMPERATURE,
         ).at(self._step)
@@ -346,9 +402,7 @@ class _Batch:
         torch.autograd.backward([total, *outputs], [None, *gradients])
         return crop.item(), patch
 
-    def _learn_patches(
-        self, reduced: Tensor, targets: Targets, rows: slice
-    ) -> tuple[float, list[Tensor], list[Tensor]]:
+    def _learn_patches(self, reduced: Tensor, targets: Targets, rows: slice) -> tuple[float, list, list]:
         """The loss on patches, chunk by chunk, and its gradient with respect to features and prototypes."""
         of = self._of
         weight, scale = of.model.patch_head.last_layer.weight, 1 / (2 * len(self._rows))

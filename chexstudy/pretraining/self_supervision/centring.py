@@ -29,8 +29,14 @@ class Logits:
     @cached_property
     def _held(self) -> Tensor | None:
         """All of them, where they are few."""
-        few = len(self.features) * len(self.prototypes) <= _HELD_ELEMENTS
-        return self.features.float() @ self.prototypes.float().T if few else None
+        if not self.are_held(len(self.features), len(self.prototypes)):
+            return None
+        return self.features.float() @ self.prototypes.float().T
+
+    @staticmethod
+    def are_held(rows: int, count: int) -> bool:
+        """Whether all of them are kept, or made anew for every look."""
+        return rows * count <= _HELD_ELEMENTS
 
     def __len__(self) -> int:
         return len(self.features)

@@ -69,7 +69,7 @@ def draw_views(
     area = side * side * generator.uniform(*areas, tries)
     aspect = np.exp(generator.uniform(*np.log(_ASPECTS), tries))
     widths, heights = (np.round(np.sqrt(value)).astype(int) for value in (area * aspect, area / aspect))
-    fits = (0 < widths) & (widths <= side) & (0 < heights) & (heights <= side)
+    fits = (widths > 0) & (widths <= side) & (heights > 0) & (heights <= side)
     first = np.arange(images), fits.argmax(axis=1)
     # Where no try fits, the whole image is taken.
     width, height = (np.where(fits.any(axis=1), value[first], side) for value in (widths, heights))

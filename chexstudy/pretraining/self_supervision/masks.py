@@ -11,6 +11,8 @@ _NARROWEST = 0.3  # side by side
 _TRIES = 10
 _SHARE_OF_CROPS = 0.5
 _RATIOS = (0.1, 0.5)  # least and largest share of a crop's patches
+# Share of all patches that are masked.
+MEAN_MASKED = _SHARE_OF_CROPS * sum(_RATIOS) / 2
 
 
 def draw_masks(crops: int, side: int, generator: random.Random, exact: bool = True) -> np.ndarray:

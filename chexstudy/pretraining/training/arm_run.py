@@ -24,6 +24,7 @@ import torch
 from chexstudy.children import end_with_parent
 from chexstudy.code_closure import code_revision, hash_closure
 from chexstudy.cohort.table import read_cohort
+from chexstudy.curation.online.configuration import expected_fraction
 from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch
 from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
@@ -49,6 +50,7 @@ from chexstudy.pretraining.engine.stop_requests import START_AGAIN, Stopped, Sto
 from chexstudy.pretraining.engine.trackers import open_tracker
 from chexstudy.pretraining.objectives.contrastive import ContrastiveObjective
 from chexstudy.pretraining.objectives.objective import Objective
+from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
 from chexstudy.pretraining.training.curators import (
     RECORDS,
     choose_curator,
@@ -63,7 +65,10 @@ from chexstudy.workflow.identity import OBSERVATION
 from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"contrastive": ContrastiveObjective}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "contrastive": ContrastiveObjective,
+    "self_supervised": SelfSupervisedObjective,
+}
 _SECONDS_BETWEEN_LINES = 30.0
 _AFTER_WARM_UP = (
     *("curator", "curation_epochs", "curation_learning_rate", "subset_epochs", "super_batch"),
@@ -294,6 +299,16 @@ class _ArmRun:
             self.trainer.train_epoch(phase, rows, rate, most)
             self._end_epoch()
 
+    def _plan_steps(self) -> None:
+        """Tell the objective how many steps an arm that curates has, of those after curation what is expected."""
+        config, rows = self.config, len(self.trainer.objective.examples)
+        kept = rows * float(expected_fraction(config.curator, [config.super_batch])[0])
+        self.trainer.objective.plan(
+            config.warm_up_epochs * count_steps(rows, config.batch_size)
+            + config.curation_epochs * -(-rows // config.super_batch)
+            + config.subset_epochs * max(1, round(kept / config.batch_size))
+        )
+
     def _partner_flops(self) -> float:
         """Operations of the curated arm that this one is to match."""
         return self.run.read_json(f"{arm_folder(self.arm.partner, self.seed)}/compute.json")["flops"]
@@ -303,16 +318,19 @@ class _ArmRun:
         rows = np.arange(len(trainer.objective.examples))
         steps_an_epoch = count_steps(len(rows), config.batch_size)
         if self.arm.name == "warm_up":
+            self._plan_steps()
             return self._train_epochs("warm_up", config.warm_up_epochs, rows, self._rate(steps_an_epoch))
         total = config.total_epochs * steps_an_epoch
         if self.arm.compute == "matched":
             total = max(1, round(self._partner_flops() / trainer.mean_flops_a_step(rows)))
+        trainer.objective.plan(total)
         # The peak is held for the same share of epochs as in the arms that curate.
         rate = self._rate(steps_an_epoch, total * (1 - config.subset_epochs / config.total_epochs), total)
         return self._train_epochs("full", -(-total // steps_an_epoch), rows, rate, total)
 
     def _curate_and_train(self) -> None:
         config, trainer = self.config, self.trainer
+        self._plan_steps()
         if trainer.curated_epochs < config.curation_epochs:
             self._curate()
         steps_an_epoch = count_steps(len(trainer.subset), config.batch_size)
@@ -323,6 +341,7 @@ class _ArmRun:
             epochs = -(-steps // steps_an_epoch)
         curated_at = sum(entry["phase"] != "subset" for entry in trainer.history)
         rate = self._rate(steps_an_epoch, curated_at, curated_at + (steps or epochs * steps_an_epoch))
+        trainer.objective.plan(curated_at + (steps or epochs * steps_an_epoch))
         last = config.warm_up_epochs + config.curation_epochs + epochs
         self._train_epochs("subset", last, trainer.subset, rate, steps)
 

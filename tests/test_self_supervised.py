@@ -1,0 +1,181 @@
+"""The self-supervised objective: one step however it is cut, trained, stopped, gone on with, and used."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_tiny_study
+from safetensors.torch import load_file
+
+from chexstudy import paths
+from chexstudy.cohort.table import read_cohort
+from chexstudy.encoders.build import build_image_encoder
+from chexstudy.encoders.spec import EncoderSpec
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.arms.definitions import arm_folder
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine.distributed import Processes
+from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
+from chexstudy.pretraining.training import arm_run
+from chexstudy.pretraining.training.arm_run import pretrain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+_CONSTANTS = {
+    **{"objective": "self_supervised", "image_encoder": "tiny-dinov2", "precision": "fp32", "image_size": 32},
+    **{"local_size": 16, "local_crops": 2, "crop_prototypes": 32, "patch_prototypes": 24, "head_hidden": 32},
+    **{"crop_bottleneck": 16, "patch_bottleneck": 16, "warm_up_epochs": 0, "super_batch": 40, "batch_size": 16},
+    **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30, "learning_rate": 1e-3, "subset_epochs": 1},
+}
+
+
+def _objective(run, processes=None, **constants):
+    config = PretrainingConfig.from_dict(_CONSTANTS | constants)
+    cohort = read_cohort(run.path("cohort.parquet"))
+    device = torch.device("cpu")
+    return SelfSupervisedObjective(run, cohort, config, RandomStreams(0), device, processes or Processes())
+
+
+def _gradient(objective, rows, **options):
+    told = objective.backward(rows, 2, **options)
+    return told, torch.cat([weight.grad.flatten() for weight in objective.model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [{}, {"centring": "softmax"}, {"koleo_neighbours": "process"}, {"plain_prototypes": True, "clipping": "module"}],
+)
+def test_a_step_in_pieces_is_the_step_at_once(tiny_study, constants):
+    rows, weights = np.arange(24), np.linspace(0.5, 1.5, 24)
+    whole, expected = _gradient(_objective(tiny_study, micro_batch=24, **constants), rows, weights=weights)
+    for micro in (12, 6, 5):
+        told, found = _gradient(_objective(tiny_study, micro_batch=micro, **constants), rows, weights=weights)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        assert told == pytest.approx(whole, rel=1e-5)
+
+
+_TWO_PROCESSES = """
+import sys
+import torch
+sys.path.insert(0, TESTS)
+from test_self_supervised import _gradient, _objective
+import numpy as np
+from chexstudy.pretraining.engine.distributed import open_processes
+from chexstudy.runs import Run
+torch.set_num_threads(1)
+with open_processes("cpu") as processes:
+    for count, micro in ((23, 5), (3, 24)):
+        run, rows = Run("tiny"), np.arange(count)
+        alone, expected = _gradient(_objective(run, micro_batch=24), rows)
+        told, found = _gradient(_objective(run, processes, micro_batch=micro), rows)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        assert all(abs(told[name] - alone[name]) <= 1e-4 * abs(alone[name]) for name in alone), (told, alone)
+        print("agreed", flush=True)
+"""
+
+
+def test_two_processes_take_the_step_of_one(home):
+    make_tiny_study()
+    script = home / "two.py"
+    script.write_text(_TWO_PROCESSES.replace("TESTS", repr(str(paths.REPOSITORY / "tests"))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CHEXSTUDY_HOME": str(home)}
+    environment["PYTHONPATH"] = str(paths.REPOSITORY)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("agreed") == 4
+
+
+def test_operations_are_counted_as_they_are_spent(tiny_study):
+    objective, rows = _objective(tiny_study, micro_batch=24), np.arange(24)
+    objective.backward(rows, 0)
+    # Masks are drawn, and counted beforehand by their mean.
+    assert objective.flops == pytest.approx(objective.count_step(rows), rel=0.01)
+    pieces = _objective(tiny_study, micro_batch=12)
+    pieces.backward(rows, 0)
+    assert pieces.flops > objective.flops
+    before = objective.flops
+    (features,) = objective.embed(rows)
+    assert 0 < objective.flops - before < before / 10
+    assert features.shape == (24, 192)
+    assert objective.join((features,)).norm(dim=1).allclose(torch.ones(24))
+
+
+def test_constants_change_over_the_steps_that_were_planned(tiny_study):
+    objective = _objective(tiny_study, frozen_share=0.1, weight_decay=0.04)
+    objective.plan(100)
+    groups = objective.parameter_groups()
+    assert sum(len(group["params"]) for group in groups) == len(list(objective.model.parameters()))
+    early = objective.set_constants(groups, 5, 7.0)
+    prototypes = [group for group in groups if group["is_prototype"]]
+    assert early < 1e-3
+    assert {group["lr"] for group in prototypes} == {0.0}
+    peak = objective.set_constants(groups, 10, 7.0)
+    assert peak == pytest.approx(1e-3)
+    assert {group["lr"] for group in prototypes} == {peak}
+    assert {round(group["lr"] / peak, 6) for group in groups} == {0.2, 1.0}
+    assert objective.set_constants(groups, 100, 7.0) == pytest.approx(1e-5)
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
+
+
+@pytest.mark.parametrize("arm", ["full", "curated"])
+def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits(tiny_study, monkeypatch, arm):
+    config = PretrainingConfig.from_dict(
+        _CONSTANTS | {"checkpoint_minutes": 0.0, "centring": "softmax", "drop_path": 0.2}
+    )
+    cost = pretrain(tiny_study, arm, 0, config, "cpu")
+    folder = tiny_study.path(arm_folder(arm, 0))
+    weights = {
+        name: load_file(folder / "model" / name) for name in ("heads.safetensors", "image_encoder/model.safetensors")
+    }
+    history = pd.read_parquet(folder / "history.parquet")
+    assert history[["crop_loss", "patch_loss", "koleo"]].notna().all().all()
+    assert cost["flops"] > 0
+    (folder / "compute.json").unlink()
+    step = arm_run.Trainer._train_step
+
+    def break_off(trainer, *arguments, **named):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        step(trainer, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arm_run.Trainer, "_train_step", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny_study, arm, 0, config, "cpu")
+    pretrain(tiny_study, arm, 0, config, "cpu")
+    for name, before in weights.items():
+        after = load_file(folder / "model" / name)
+        assert all(torch.equal(after[one], before[one]) for one in before)
+    columns = [name for name in history if name != "seconds"]
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "history.parquet")[columns], history[columns])
+    assert json.loads((folder / "model" / "pretraining.json").read_text())["objective"] == "self_supervised"
+    # What was trained is an encoder like any other.
+    encoder = build_image_encoder(EncoderSpec(str(folder / "model" / "image_encoder")))
+    assert encoder(torch.zeros(2, 1, 36, 36, dtype=torch.uint8)).shape == (2, 192)
+    if arm == "curated":
+        assert np.load(folder / "features.npy").shape[1] == 192
+
+
+def test_one_image_and_equal_images_are_trained_on(tiny_study):
+    objective = _objective(tiny_study)
+    told, gradient = _gradient(objective, np.arange(1))
+    assert told["koleo"] == 0
+    assert gradient.isfinite().all()
+    objective.examples.pixels = lambda rows, pin_memory=False: torch.full((len(rows), 1, 36, 36), 9, dtype=torch.uint8)
+    told, gradient = _gradient(objective, np.arange(8))
+    assert told["koleo"] == 0
+    assert gradient.isfinite().all()
+
+
+def test_sizes_that_do_not_fit_are_one_sentence(tiny_study):
+    with pytest.raises(StudyError, match=r"local_size \(32\) must be below image_size \(32\)"):
+        PretrainingConfig.from_dict(_CONSTANTS | {"local_size": 32})
+    with pytest.raises(StudyError, match="patches of 8 pixels, and 15 is no multiple of it"):
+        _objective(tiny_study, local_size=15)
