@@ -80,7 +80,7 @@ class ImageEncoder(Encoder):
         return self._see(values, **outputs)
 
     def see_tokens(self, values: Tensor, masks: Tensor | None = None) -> Tensor:
-        """All tokens of the last layer ``(batch, tokens, token_dim)`` of images that are no longer whole numbers.
+        """All tokens of the last layer ``(batch, tokens, width)`` of images that are no longer whole numbers.
 
         Args:
             values: grey values from 0 to 255 ``(batch, 1, size, size)``.

@@ -359,7 +359,9 @@ class _Batch:
                 masks = self._masks[piece]
                 cls, _ = of._see_whole(of.model, self._pixels(piece), self._views(self._whole, piece), masks)
                 found.append(cls.transpose(0, 1))
-        own = torch.cat(found) if found else torch.empty((0, 2, of.model.encoder.token_dim), device=of._device)
+        own = (
+            torch.cat(found) if found else torch.empty((0, 2, of.model.crop_head.mlp[0].in_features), device=of._device)
+        )
         every = of._processes.gather(own, len(self._rows)).transpose(0, 1).requires_grad_()
         if of._own.koleo_neighbours == "process":
             share = of._processes.share(len(self._rows))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.self_supervision.backbone import drop_paths, use_published_positions
@@ -32,7 +33,7 @@ class Network(nn.Module):
                 "for a masked one: use tiny-dinov2, or a DINOv2 or DINOv3."
             )
         self.encoder = encoder
-        width, hidden, plain = encoder.token_dim, config.head_hidden, config.plain_prototypes
+        width, hidden, plain = width_of(encoder.model), config.head_hidden, config.plain_prototypes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.crop_head = ProjectionHead(width, config.crop_prototypes, hidden, config.crop_bottleneck, plain)

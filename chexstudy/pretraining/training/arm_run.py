@@ -151,6 +151,8 @@ class _ArmRun:
         self._require_pairs_for_all_processes()
         config, streams = self.config, RandomStreams(self.seed, self.config.fixed_streams)
         cohort, together = read_cohort(self.run.path("cohort.parquet")), (self.device, self.processes)
+        if config.objective not in OBJECTIVES:
+            raise StudyError(f"objective must be one of {', '.join(OBJECTIVES)}, not {config.objective!r}.")
         objective = OBJECTIVES[config.objective](self.run, cohort, config, streams, *together)
         self.trainer = Trainer(config, self._title, streams, objective, *together)
         if self.arm.data == "subset":
