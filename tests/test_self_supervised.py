@@ -22,6 +22,7 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
+from chexstudy.pretraining.self_supervision.collapse import HEALTHY, NOT_TRAINING, judge_training
 from chexstudy.pretraining.training import arm_run
 from chexstudy.pretraining.training.arm_run import pretrain
 
@@ -137,6 +138,7 @@ def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits
     history = pd.read_parquet(folder / "history.parquet")
     assert history[["crop_loss", "patch_loss", "koleo"]].notna().all().all()
     assert cost["flops"] > 0
+    assert judge_training(history, 0.3, len(history)).state in (HEALTHY, NOT_TRAINING)
     (folder / "compute.json").unlink()
     step = arm_run.Trainer._train_step
 

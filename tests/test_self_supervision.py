@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
@@ -17,7 +18,16 @@ from chexstudy.pretraining.golden import check_golden
 from chexstudy.pretraining.models.images import tell_copies
 from chexstudy.pretraining.self_supervision import centring
 from chexstudy.pretraining.self_supervision.backbone import drop_paths, group_parameters, move_teacher
-from chexstudy.pretraining.self_supervision.centring import Centre, Logits, balance_by_sinkhorn
+from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
+from chexstudy.pretraining.self_supervision.collapse import (
+    COLLAPSING,
+    EXPLODING,
+    HEALTHY,
+    NOT_TRAINING,
+    judge_training,
+    measure_features,
+    measure_targets,
+)
 from chexstudy.pretraining.self_supervision.configuration import PUBLISHED, SelfSupervisionConfig
 from chexstudy.pretraining.self_supervision.crops import (
     blurring_matrices,
@@ -222,6 +232,46 @@ def test_masks_have_the_sizes_they_were_drawn_for():
     short = [draw_mask(98, 14, random.Random(seed), exact=False).sum() for seed in range(200)]
     assert max(short) <= 98
     assert 0.01 < np.mean(np.array(short) < 98) < 0.2
+
+
+# --- collapse ---------------------------------------------------------------------------------------------------------
+
+
+def test_rank_and_entropies_are_those_of_known_cases():
+    features = torch.eye(4).repeat(2, 1)
+    told = measure_features(features)
+    assert told["effective_rank"] == pytest.approx(4)
+    assert told["mean_cosine"] == pytest.approx(8 / 56)
+    assert measure_features(torch.ones(5, 3))["effective_rank"] == pytest.approx(1, abs=1e-3)
+    sure = measure_targets(Targets(Logits(torch.eye(4)[:2] * 1000, torch.eye(4)), 1.0, torch.zeros(4)))
+    assert sure["row_entropy"] == pytest.approx(0, abs=1e-6)
+    assert sure["mean_entropy"] == pytest.approx(0.5)
+    assert sure["prototypes_used"] == 1
+    flat = measure_targets(Targets(Logits(torch.zeros(6, 4), torch.eye(4)), 1.0, torch.zeros(4)))
+    assert [flat["row_entropy"], flat["mean_entropy"]] == pytest.approx([1, 1])
+    assert flat["prototypes_used"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ({}, HEALTHY),
+        ({"effective_rank": 1.4}, COLLAPSING),
+        ({"prototypes_used": 0.001}, COLLAPSING),
+        ({"row_entropy": 0.999}, NOT_TRAINING),
+        ({"gradient_norm": 1e4}, EXPLODING),
+        ({"loss": float("inf")}, EXPLODING),
+    ],
+)
+def test_how_a_training_stands_is_said_in_words(last, state):
+    usual = {"loss": 5.0, "gradient_norm": 2.0, "effective_rank": 30.0, "mean_cosine": 0.2, "prototypes_used": 0.6}
+    rows = [usual | {"row_entropy": 0.7, "step": step} for step in range(50)]
+    rows[-1] |= last
+    verdict = judge_training(pd.DataFrame(rows), 0.3, 50)
+    assert verdict.state == state
+    assert str(verdict).startswith(f"{state}: ")
+    early = pd.DataFrame(rows[:5]).assign(row_entropy=0.999)
+    assert judge_training(early, 0.3, 50).state == HEALTHY
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------

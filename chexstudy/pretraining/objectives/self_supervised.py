@@ -24,6 +24,7 @@ from torch.nn import functional
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.checkpoint import save_encoder
+from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.compute import FlopMeter
@@ -42,6 +43,7 @@ from chexstudy.pretraining.self_supervision.centring import (
     Targets,
     balance_by_sinkhorn,
 )
+from chexstudy.pretraining.self_supervision.collapse import measure_features, measure_targets
 from chexstudy.pretraining.self_supervision.crops import BLURS, Views, draw_views, make_crops
 from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, koleo_loss, patch_losses
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
@@ -91,6 +93,7 @@ class SelfSupervisedObjective(Objective):
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.examples = TrainingImages(cohort, open_pixel_store(run))
         self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
+        self.width_of_tokens = width_of(encoder.model)
         self.prepared = {"flops": 0.0, "seconds": 0.0}
         self._autocast = choose_autocast(config, device)
         self._meter = FlopMeter(self.model)
@@ -178,7 +181,10 @@ class SelfSupervisedObjective(Objective):
         self._processes.sum_gradients(self.model.parameters())
         self.flops += self._count(*batch.sizes, batch.in_pieces)
         loss = crop + self._own.patch_weight * patch + self._own.koleo_weight * koleo
-        return {"loss": loss, "crop_loss": crop, "patch_loss": patch, "koleo": koleo} | self._clip()
+        told = {"loss": loss, "crop_loss": crop, "patch_loss": patch, "koleo": koleo} | self._clip()
+        if step % self._own.watch_every == 0:
+            told |= measure_targets(crop_targets) | measure_features(batch.seen)
+        return told
 
     def _clip(self) -> dict[str, float]:
         modules = [self.model] if self._own.clipping == "together" else list(self.model.parts())
@@ -315,14 +321,17 @@ class _Batch:
         """The teacher's targets of all [CLS], image by image, and of all masked patches, balanced over the batch."""
         of, teacher, device = self._of, self._of.teacher, self._of._device
         own = of._own
+        whole = [torch.empty((0, of.width_of_tokens), device=device)]
         crops = [torch.empty((0, 2, own.crop_bottleneck), device=device)]
         patches = [torch.empty((0, own.patch_bottleneck), device=device)]
         for piece in self.pieces:
             cls, seen = of._see_whole(teacher, self._pixels(piece), self._views(self._whole, piece))
+            whole.append(cls[0])
             crops.append(teacher.crop_head.reduce(cls).transpose(0, 1))
             patches.append(teacher.patch_head.reduce(seen[self._masks[piece]]))
         processes, count = of._processes, len(self._rows)
         lengths = [int(self._starts[one.stop] - self._starts[one.start]) for one in processes.shares(count)]
+        self.seen = processes.gather(torch.cat(whole), count)
         features = (
             processes.gather(torch.cat(crops), count).flatten(0, 1),
             processes.gather(torch.cat(patches), sum(lengths), lengths),
@@ -359,9 +368,8 @@ class _Batch:
                 masks = self._masks[piece]
                 cls, _ = of._see_whole(of.model, self._pixels(piece), self._views(self._whole, piece), masks)
                 found.append(cls.transpose(0, 1))
-        own = (
-            torch.cat(found) if found else torch.empty((0, 2, of.model.crop_head.mlp[0].in_features), device=of._device)
-        )
+        nothing = torch.empty((0, 2, of.width_of_tokens), device=of._device)
+        own = torch.cat([nothing, *found])
         every = of._processes.gather(own, len(self._rows)).transpose(0, 1).requires_grad_()
         if of._own.koleo_neighbours == "process":
             share = of._processes.share(len(self._rows))

@@ -48,6 +48,7 @@ class SelfSupervisionConfig:
     teacher_temperature: float = 0.07  # after the rise from 0.04
     final_weight_decay: float = 0.2  # it rises from ``weight_decay`` (published: 0.04)
     layer_decay: float = 1.0  # of the learning rate from block to block
+    watch_every: int = 10  # steps between two looks at whether it collapses
     # Shares of the run (published: 25,000, 75,000 and 2,500 of 250,000 steps).
     ramp_share: float = 0.1  # in which the learning rate rises
     temperature_share: float = 0.3  # in which the teacher's temperature rises
@@ -57,7 +58,7 @@ class SelfSupervisionConfig:
         for name in ("crop_prototypes", "patch_prototypes", "head_hidden", "crop_bottleneck", "patch_bottleneck"):
             if getattr(self, name) < 2:
                 raise StudyError(f"{name} must be at least 2, not {getattr(self, name)}.")
-        for name in ("local_crops", "local_size"):
+        for name in ("local_crops", "local_size", "watch_every"):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name, choices in _CHOICES.items():
