@@ -106,7 +106,7 @@ class SelfSupervisedObjective(Objective):
         return round(share * self.steps)
 
     def parameter_groups(self) -> list[dict]:
-        depth = self.model.encoder.count_blocks()
+        depth = self.model.encoder.model.config.num_hidden_layers
         merged: dict[tuple, dict] = {}
         for group in group_parameters(self.model.named_parameters(), depth, self._own.layer_decay):
             alike = merged.setdefault((group["rate"], group["decay"], group["is_prototype"]), group | {"params": []})
