@@ -1,7 +1,5 @@
 """The encoder with its two heads: the student, and the teacher that follows it."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +20,10 @@ class Network(nn.Module):
         encoder: a DINOv2 or DINOv3 of transformers.
         config: constants of the heads.
         seed: decides the heads' weights.
+
+    Attributes:
+        width: of tokens.
+        patch_size: side of a patch in pixels.
     """
 
     def __init__(self, encoder: ImageEncoder, config: SelfSupervisionConfig, seed: int):
@@ -33,7 +35,8 @@ class Network(nn.Module):
                 "for a masked one: use tiny-dinov2, or a DINOv2 or DINOv3."
             )
         self.encoder = encoder
-        width, hidden, plain = width_of(encoder.model), config.head_hidden, config.plain_prototypes
+        self.width, self.patch_size = width_of(encoder.model), encoder.model.config.patch_size
+        width, hidden, plain = self.width, config.head_hidden, config.plain_prototypes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.crop_head = ProjectionHead(width, config.crop_prototypes, hidden, config.crop_bottleneck, plain)
@@ -43,8 +46,10 @@ class Network(nn.Module):
         if config.drop_path:
             drop_paths(encoder.model, config.drop_path, config.drop_path_form == "batch")
 
-    def parts(self) -> Iterator[nn.Module]:
-        yield from (self.encoder, self.crop_head, self.patch_head)
+    @property
+    def heads(self) -> tuple[ProjectionHead, ProjectionHead]:
+        """On [CLS] and on patches."""
+        return self.crop_head, self.patch_head
 
     def see(self, crops: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[CLS] ``(crops, dim)`` and patches ``(crops, patches, dim)`` of crops with grey values from 0 to 255.
@@ -54,5 +59,5 @@ class Network(nn.Module):
             masks: patches that are not seen ``(crops, patches)``, bool.
         """
         tokens = self.encoder.see_tokens(crops, masks)
-        first = tokens.shape[1] - (crops.shape[-1] // self.encoder.model.config.patch_size) ** 2
+        first = tokens.shape[1] - (crops.shape[-1] // self.patch_size) ** 2
         return tokens[:, 0], tokens[:, first:]
