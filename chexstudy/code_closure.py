@@ -15,6 +15,7 @@ from types import FrameType
 
 from chexstudy import paths
 
+Makers = Callable | tuple[Callable, ...] | None  # functions or classes whose modules compute something
 _COMPUTE_NOTHING = {
     *("arrays", "children", "code_closure", "errors", "paths", "progress", "pseudonyms", "runs", "steps"),
     *("workflow", "plots", "cli"),
@@ -22,13 +23,13 @@ _COMPUTE_NOTHING = {
 
 
 @cache
-def hash_closure(module: str) -> str:
-    """Hash of the code of a module and of what it imports, 12 hex digits.
+def hash_closure(modules: str) -> str:
+    """Hash of the code of modules, their names joined by a comma, and of what they import, 12 hex digits.
 
     For what lies outside the package, such as a notebook, the whole package counts.
     """
     digest = hashlib.sha256()
-    for name in list_closure(module):
+    for name in sorted({name for module in modules.split(", ") for name in list_closure(module)}):
         digest.update(f"{name} {_read_module(name)[0]}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -46,11 +47,11 @@ def list_closure(module: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def name_computing_module(by: Callable | None, frame: FrameType) -> str:
-    """The module of a function or class, or without one of a frame, also where it is run as ``python -m``."""
-    space = vars(sys.modules[by.__module__]) if by else frame.f_globals
-    spec = space.get("__spec__")
-    return spec.name if spec else space["__name__"]
+def name_computing_modules(by: Makers, frame: FrameType) -> str:
+    """The modules of functions or classes, or without any of a frame, also where it is run as ``python -m``."""
+    makers = by if isinstance(by, tuple) else (by,) if by else ()
+    spaces = [vars(sys.modules[one.__module__]) for one in makers] or [frame.f_globals]
+    return ", ".join(spec.name if (spec := space.get("__spec__")) else space["__name__"] for space in spaces)
 
 
 def _locate(module: str) -> Path | None:

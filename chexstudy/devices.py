@@ -53,3 +53,8 @@ def autocast_dtype(device: torch.device | str) -> torch.dtype | None:
     if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return torch.bfloat16
     return None
+
+
+def choose_autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision on a device, or None: ``fp32``, ``bf16``, or ``auto`` for what pays there."""
+    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[precision]

@@ -32,7 +32,7 @@ import pandas as pd
 
 from chexstudy import paths
 from chexstudy.children import has_ended
-from chexstudy.code_closure import code_revision, hash_closure, name_computing_module
+from chexstudy.code_closure import Makers, code_revision, hash_closure, name_computing_modules
 from chexstudy.errors import StudyError
 from chexstudy.steps import find_step
 
@@ -346,13 +346,13 @@ class Run:
 
     # --- provenance -------------------------------------------------------------------------------------------------
 
-    def key(self, parameters: dict, inputs: tuple[str, ...] = (), by: Callable | None = None) -> str:
+    def key(self, parameters: dict, inputs: tuple[str, ...] = (), by: Makers = None) -> str:
         """The key an artifact is written under: parameters, contents of its input artifacts, code that computes it.
 
-        The last is the calling module with all that it imports, or that of the function or class ``by``.
+        The last is the calling module with all that it imports, or those of functions or classes ``by``.
         """
-        module = name_computing_module(by, sys._getframe(1))
-        return hash_values(self.data_key(parameters, inputs), hash_closure(module))
+        modules = name_computing_modules(by, sys._getframe(1))
+        return hash_values(self.data_key(parameters, inputs), hash_closure(modules))
 
     def data_key(self, parameters: dict, inputs: tuple[str, ...] = ()) -> str:
         """As `key`, whatever the code: what work that is half done belongs to."""
@@ -411,14 +411,14 @@ class Run:
         inputs: tuple[str, ...] = (),
         seed: int | None = None,
         files: tuple[str, ...] = (),
-        by: Callable | None = None,
+        by: Makers = None,
     ) -> None:
         """Write down how an artifact came to be; call it after the artifact is in place.
 
         ``files`` are further files or folders that were written with it: without them it is not current. The others
         are as in `key`.
         """
-        module = name_computing_module(by, sys._getframe(1))
+        modules = name_computing_modules(by, sys._getframe(1))
         hashes = {one: hash_artifact(self.require(one)) for one in (name, *files)}
         for one in files:
             if not read_record(self._record_path(one)):
@@ -426,13 +426,13 @@ class Run:
         record = {
             "sha256": hashes[name],
             "files": {one: hashes[one] for one in files},
-            "key": hash_values(self.data_key(parameters, inputs), hash_closure(module)),
+            "key": hash_values(self.data_key(parameters, inputs), hash_closure(modules)),
             "parameters": parameters,
             "inputs": self._hash_inputs(inputs),
             "seed": seed,
             "code_revision": code_revision(),
-            "module": module,
-            "code_hash": hash_closure(module),
+            "module": modules,
+            "code_hash": hash_closure(modules),
             "versions": _versions(),
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -85,7 +85,7 @@ class MeansOfImages(Objective):
 
 @pytest.mark.parametrize("arm", ["full", "curated"])
 def test_a_second_objective_is_trained_and_goes_on_to_the_same_bits(tiny_study, monkeypatch, arm):
-    monkeypatch.setitem(arm_run.OBJECTIVES, "means", MeansOfImages)
+    monkeypatch.setattr(arm_run, "find_objective", lambda name: MeansOfImages)
     config = tiny_config(
         objective="means", warm_up_epochs=0, subset_epochs=4, checkpoint_minutes=0.0, ramp_steps=20, learning_rate=1e-2
     )

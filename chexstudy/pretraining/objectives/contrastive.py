@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.curation.online.prototypes import join_features
-from chexstudy.devices import autocast_dtype
+from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.pretraining.configuration import TOWERS, PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
@@ -49,7 +49,8 @@ class ContrastiveObjective(Objective):
             self.model.image_tower.encoder.check_size(config.scoring_size)
         if config.text_layout == "packed":
             self.model.text_tower.encoder.check_packing()
-        how = config.micro_batch, choose_autocast(config, device), processes, config.text_layout, config.compile_blocks
+        autocast = choose_autocast(config.precision, device)
+        how = config.micro_batch, autocast, processes, config.text_layout, config.compile_blocks
         self._encoder = PairEncoder(self.model, self.examples, device, *how)
         self.stall, self.width = self._encoder.stall, 2 * config.dim
         decisive = {
@@ -129,8 +130,3 @@ def _prepare_towers(model: ImageTextModel, config: PretrainingConfig, seed: int)
             add_low_rank_updates(encoder, config.lora_rank, config.lora_alpha, seed)
         if config.compile_blocks:
             compile_blocks(encoder)
-
-
-def choose_autocast(config: PretrainingConfig, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision that a configuration asks for on a device, or None."""
-    return {"auto": autocast_dtype(device), "fp32": None, "bf16": torch.bfloat16}[config.precision]

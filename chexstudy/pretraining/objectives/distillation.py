@@ -21,8 +21,8 @@ from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.images import TrainingImages, tell_copies
 from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
-from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
-from chexstudy.pretraining.self_supervision.crops import BLURS, Views, draw_views, make_crops
+from chexstudy.pretraining.self_supervision.configuration import BLURS, SelfSupervisionConfig
+from chexstudy.pretraining.self_supervision.crops import Views, draw_views, make_crops
 from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, koleo_loss, patch_losses
 from chexstudy.pretraining.self_supervision.masks import draw_masks
 from chexstudy.pretraining.self_supervision.network import Network

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.spec import EncoderSpec
@@ -25,7 +26,6 @@ from chexstudy.pretraining.engine.loading import StallMeter
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.engine.schedule import Cosine
 from chexstudy.pretraining.models.images import TrainingImages
-from chexstudy.pretraining.objectives.contrastive import choose_autocast
 from chexstudy.pretraining.objectives.distillation import Batch, Distillation
 from chexstudy.pretraining.objectives.objective import Objective
 from chexstudy.pretraining.self_supervision.backbone import group_parameters, move_teacher
@@ -79,7 +79,7 @@ class SelfSupervisedObjective(Objective):
         self.model = Network(encoder, self._own, seed).to(device)
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.examples = TrainingImages(cohort, open_pixel_store(run))
-        autocast = choose_autocast(config, device)
+        autocast = choose_autocast(config.precision, device)
         self._step = Distillation(self.model, self.teacher, self.examples, config, streams, device, processes, autocast)
         self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
         self.prepared = {"flops": 0.0, "seconds": 0.0}

@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.self_supervision.crops import BLURS
 
-CENTRINGS = ("sinkhorn", "softmax")
+# Chance of a blurred first global, second global and local crop.
+BLURS = {
+    "none": (0.0, 0.0, 0.0),
+    "intended": (1.0, 0.1, 0.5),
+    # Published code passes the chance of staying sharp where that of a blur is meant (S2).
+    "published": (0.0, 0.9, 0.5),
+}
 _CHOICES = {
-    "centring": CENTRINGS,
+    "centring": ("sinkhorn", "softmax"),
     "blur": tuple(BLURS),
     "koleo_neighbours": ("step", "process"),
     "koleo_precision": ("fp32", "compute"),

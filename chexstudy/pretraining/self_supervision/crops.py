@@ -16,13 +16,6 @@ _ASPECTS = (3 / 4, 4 / 3)
 _JITTER_CHANCE, _BRIGHTNESS, _CONTRAST = 0.8, 0.4, 0.4
 _SIGMAS, _RADIUS = (0.1, 2.0), 4  # pixels of the crop, at every size as published
 _SOLARISE_CHANCE, _SOLARISE_FROM = 0.2, 128
-# Chance of a blurred first global, second global and local crop.
-BLURS = {
-    "none": (0.0, 0.0, 0.0),
-    "intended": (1.0, 0.1, 0.5),
-    # Published code passes the chance of staying sharp where that of a blur is meant (S2).
-    "published": (0.0, 0.9, 0.5),
-}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 
 from chexstudy.children import end_with_parent
-from chexstudy.code_closure import code_revision, hash_closure
+from chexstudy.code_closure import code_revision, hash_closure, name_computing_modules
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.online.configuration import expected_fraction
 from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch
@@ -48,9 +49,7 @@ from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.engine.schedule import LearningRate
 from chexstudy.pretraining.engine.stop_requests import START_AGAIN, Stopped, StopRequests
 from chexstudy.pretraining.engine.trackers import open_tracker
-from chexstudy.pretraining.objectives.contrastive import ContrastiveObjective
 from chexstudy.pretraining.objectives.objective import Objective
-from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
 from chexstudy.pretraining.training.curators import (
     RECORDS,
     choose_curator,
@@ -65,9 +64,10 @@ from chexstudy.workflow.identity import OBSERVATION
 from chexstudy.workflow.locks import release_study
 from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "contrastive": ContrastiveObjective,
-    "self_supervised": SelfSupervisedObjective,
+# By module and name: what one of them computes does not depend on the code of the others.
+OBJECTIVES = {
+    "contrastive": "contrastive.ContrastiveObjective",
+    "self_supervised": "self_supervised.SelfSupervisedObjective",
 }
 _SECONDS_BETWEEN_LINES = 30.0
 _AFTER_WARM_UP = (
@@ -112,7 +112,9 @@ class _ArmRun:
                 where = f"run {find_step(subset)}, or write the subset there, first"
                 raise StudyError(f"study {run.study!r} has no {subset} yet: {where}.")
             self.inputs.append(subset)
-        self.key = run.key(self.parameters, tuple(self.inputs))
+        self.build = find_objective(config.objective)
+        self.code = (_ArmRun, self.build)
+        self.key = run.key(self.parameters, tuple(self.inputs), self.code)
         # Other code makes a trained arm stale, but a training that was stopped goes on under it.
         self.data_key = run.data_key(self.parameters, tuple(self.inputs))
         self.checkpoints = Checkpoints(self._path("checkpoints"), self.data_key)
@@ -151,9 +153,7 @@ class _ArmRun:
         self._require_pairs_for_all_processes()
         config, streams = self.config, RandomStreams(self.seed, self.config.fixed_streams)
         cohort, together = read_cohort(self.run.path("cohort.parquet")), (self.device, self.processes)
-        if config.objective not in OBJECTIVES:
-            raise StudyError(f"objective must be one of {', '.join(OBJECTIVES)}, not {config.objective!r}.")
-        objective = OBJECTIVES[config.objective](self.run, cohort, config, streams, *together)
+        objective = self.build(self.run, cohort, config, streams, *together)
         self.trainer = Trainer(config, self._title, streams, objective, *together)
         if self.arm.data == "subset":
             # Weights are read again from the subset and not kept in checkpoints.
@@ -178,7 +178,7 @@ class _ArmRun:
             self._curator_state = self.trainer.restore(state["trainer"])
             self._spent = state["spent"]
             self._say(f"goes on after step {self.trainer.step} (epoch {self.trainer.epoch})")
-            before, now = state["code"], _name_code()
+            before, now = state["code"], self._name_code()
             if before["hash"] != now["hash"]:
                 self._say(f"was begun with other code: revision {before['revision']}, now {now['revision']}")
         self.trainer.after_step = self._after_step
@@ -276,7 +276,11 @@ class _ArmRun:
             "memory": max(before["memory"], peak_memory_bytes(self.device)),
             "stall": before["stall"] + self.trainer.objective.stall.seconds,
         }
-        return {"trainer": self.trainer.state(), "spent": spent, "code": _name_code()}
+        return {"trainer": self.trainer.state(), "spent": spent, "code": self._name_code()}
+
+    def _name_code(self) -> dict[str, str]:
+        """The revision of the checkout, and the hash of what of it computes the arm."""
+        return {"revision": code_revision(), "hash": hash_closure(name_computing_modules(self.code, sys._getframe()))}
 
     def _end_epoch(self) -> None:
         self._save()
@@ -417,13 +421,16 @@ class _ArmRun:
         }
         compute |= trainer.objective.describe()
         run.write_json(f"{folder}/compute.json", compute)
-        run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed, self._files)
+        run.record(f"{folder}/compute.json", self.parameters, tuple(self.inputs), self.seed, self._files, self.code)
         self.checkpoints.clear()
 
 
-def _name_code() -> dict[str, str]:
-    """The revision of the checkout, and the hash of what of it computes an arm."""
-    return {"revision": code_revision(), "hash": hash_closure("chexstudy.pretraining.training.arm_run")}
+def find_objective(name: str) -> Callable[..., Objective]:
+    """What a training step is, by the constant ``objective``."""
+    if name not in OBJECTIVES:
+        raise StudyError(f"objective must be one of {', '.join(OBJECTIVES)}, not {name!r}.")
+    module, _, of_module = OBJECTIVES[name].rpartition(".")
+    return getattr(import_module(f"chexstudy.pretraining.objectives.{module}"), of_module)
 
 
 def pretrain(

@@ -16,13 +16,12 @@ import torch
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.online.prototypes import join_features
-from chexstudy.devices import choose_device, use_threads
+from chexstudy.devices import choose_autocast, choose_device, use_threads
 from chexstudy.pretraining.arms.definitions import arm_folder, require_current_arm
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_model
 from chexstudy.pretraining.models.pairs import TrainingPairs
-from chexstudy.pretraining.objectives.contrastive import choose_autocast
 from chexstudy.pretraining.objectives.contrastive_loss import pair_losses
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 from chexstudy.pretraining.training.arm_run import pretrain
@@ -161,7 +160,7 @@ def _parameters(run: Run, seed: int, config: PretrainingConfig, model: ImageText
         "text_tower": model.text_tower.describe(),
         "logit_scale": model.bounded_logit_scale().item(),
         "batch_size": config.batch_size,
-        "precision": str(choose_autocast(config, device)),
+        "precision": str(choose_autocast(config.precision, device)),
         "threads": config.threads,
         "fixed_streams": list(config.fixed_streams),
         "pixels": [manifest["size"], manifest["fit"]],
@@ -173,7 +172,7 @@ def _measure(
 ) -> Scores:
     model.to(device).eval()
     pairs = TrainingPairs(cohort, open_pixel_store(run), model.text_tower.tokenize)
-    encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config, device))
+    encoder = PairEncoder(model, pairs, device, config.micro_batch, choose_autocast(config.precision, device))
     image, text = (np.empty((len(pairs), model.dim), np.float32) for _ in range(2))
     loss = np.empty(len(pairs))
     generator = RandomStreams(seed, config.fixed_streams).generator("scoring")
