@@ -85,6 +85,10 @@ class Objective(ABC):
         """What follows the optimiser's step, such as a moving average of the weights; numbers for the history."""
         return {}
 
+    def judge(self, history: list[dict]) -> str:
+        """How the training stands by its history, in words; empty where the loss says it all."""
+        return ""
+
     def describe(self) -> dict:
         """How it was computed, as plain values."""
         return {}

@@ -33,7 +33,7 @@ from chexstudy.pretraining.self_supervision.centring import (
     SINKHORN_ITERATIONS,
     Logits,
 )
-from chexstudy.pretraining.self_supervision.collapse import measure_features, measure_targets
+from chexstudy.pretraining.self_supervision.collapse import judge_training, measure_features, measure_targets
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.network import Network
@@ -205,6 +205,9 @@ class SelfSupervisedObjective(Objective):
 
     def join(self, embedded: tuple[Tensor]) -> Tensor:
         return functional.normalize(embedded[0], dim=1)
+
+    def judge(self, history: list[dict]) -> str:
+        return str(judge_training(pd.DataFrame(history), self._own.temperature_share, self.steps))
 
     def describe(self) -> dict:
         precision = str(self._step.autocast or torch.float32).removeprefix("torch.")

@@ -286,6 +286,8 @@ class _ArmRun:
         self._save()
         last = self.trainer.history[-1]
         self._say(f"{last['phase']}, epoch {self.trainer.epoch}, loss {last['loss']:.3f}, {self.trainer.seconds:.0f} s")
+        if verdict := self.trainer.objective.judge(self.trainer.history):
+            self._say(verdict)
 
     # --- the three kinds of training --------------------------------------------------------------------------------
 
