@@ -24,10 +24,12 @@ class TrainingImages:
         side: of the stored images, in pixels.
     """
 
+    kind = "images"  # what a row is
+
     def __init__(self, cohort: pd.DataFrame, store: PixelStore):
         self.table = cohort[cohort.split == "train"].reset_index(drop=True)
         if self.table.empty:
-            raise StudyError("the cohort has no training images: check its `split` column.")
+            raise StudyError(f"the cohort has no training {self.kind}: check its `split` column.")
         self.image_ids = self.table.image_id.to_numpy()
         self._store, self._store_rows = store, store.rows(self.table.image_id)
         self.side = store.size
