@@ -165,11 +165,30 @@ def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits
         assert np.load(folder / "features.npy").shape[1] == 192
 
 
+def test_an_image_is_read_once_a_step_and_once_to_tell_its_copies(tiny_study):
+    objective, rows, read = _objective(tiny_study, micro_batch=24), np.arange(24), []
+    stored = objective.examples.pixels
+
+    def pixels(rows, pin_memory=False):
+        read.extend(rows)
+        found = stored(rows, pin_memory)
+        found[rows % 3 == 0] = 7
+        return found
+
+    objective.examples.pixels = pixels
+    assert objective.examples.tell_copies(np.array([3, 1, 0, 2])).tolist() == [0, 1, 0, 2]
+    objective.backward(rows, 0)
+    assert sorted(read) == sorted([*rows, *rows])
+    objective.backward(rows, 1)
+    assert sorted(read) == sorted([*rows, *rows, *rows])
+
+
 def test_one_image_and_equal_images_are_trained_on(tiny_study):
     objective = _objective(tiny_study)
     told, gradient = _gradient(objective, np.arange(1))
     assert told["koleo"] == 0
     assert gradient.isfinite().all()
+    objective = _objective(tiny_study)
     objective.examples.pixels = lambda rows, pin_memory=False: torch.full((len(rows), 1, 36, 36), 9, dtype=torch.uint8)
     told, gradient = _gradient(objective, np.arange(8))
     assert told["koleo"] == 0

@@ -15,7 +15,6 @@ from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.engine.schedule import Cosine
 from chexstudy.pretraining.golden import check_golden
-from chexstudy.pretraining.models.images import tell_copies
 from chexstudy.pretraining.self_supervision import centring
 from chexstudy.pretraining.self_supervision.backbone import drop_paths, group_parameters, move_teacher
 from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
@@ -156,12 +155,6 @@ def test_koleo_leaves_copies_out():
     loss.backward()
     assert loss.item() == 0
     assert (alone.grad == 0).all()
-
-
-def test_copies_are_told_by_their_pixels():
-    pixels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
-    pixels[1, 0, 0, 0] = 1
-    assert tell_copies(pixels).tolist() == [0, 1, 0, 0]
 
 
 # --- views and masks --------------------------------------------------------------------------------------------------
@@ -355,6 +348,8 @@ def test_what_cannot_be_is_refused():
         ({"local_crops": 0}, "local_crops must be at least 1, not 0"),
         ({"frozen_share": 1.0}, "frozen_share must be at least 0 and below 1"),
         ({"koleo_weight": -1.0}, "koleo_weight must not be negative"),
+        ({"least_global_area": 0.0}, "least_global_area must be above 0 and at most 1, not 0"),
+        ({"least_local_area": 0.4}, "least_local_area .0.4. must be above 0 and at most most_local_area .0.32."),
         ({"teacher_temperature": 0.0}, "teacher_temperature must be above 0"),
         ({"crop_prototypes": 1}, "crop_prototypes must be at least 2"),
         ({"teacher_momentum": 1.5}, "teacher_momentum must lie between 0 and 1"),

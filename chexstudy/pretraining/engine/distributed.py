@@ -28,6 +28,12 @@ _BUCKET_ELEMENTS = 2**24
 _PATIENCE = timedelta(hours=2)
 
 
+def cut_evenly(rows: slice, parts: int) -> list[slice]:
+    """A stretch of rows in so many parts: contiguous, as even as can be, some perhaps empty."""
+    bounds = np.linspace(rows.start, rows.stop, parts + 1).round().astype(int)
+    return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+
+
 class Processes:
     """A group of ``size`` processes, of which this is number ``rank``, and number ``local_rank`` of its machine."""
 
@@ -41,8 +47,7 @@ class Processes:
 
     def shares(self, count: int) -> list[slice]:
         """Which of ``count`` rows each process encodes: contiguous, as even as can be, some perhaps empty."""
-        bounds = np.linspace(0, count, self.size + 1).round().astype(int)
-        return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+        return cut_evenly(slice(0, count), self.size)
 
     def share(self, count: int) -> slice:
         """Which of ``count`` rows this process encodes."""

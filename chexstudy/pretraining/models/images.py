@@ -33,6 +33,7 @@ class TrainingImages:
         self.image_ids = self.table.image_id.to_numpy()
         self._store, self._store_rows = store, store.rows(self.table.image_id)
         self.side = store.size
+        self._numbers, self._digests = np.full(len(self.table), -1), {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -41,8 +42,10 @@ class TrainingImages:
         """uint8 ``(batch, 1, size, size)`` in main memory, page-locked for a GPU if asked for."""
         return gather_pixels(self._store, self._store_rows[rows], pin_memory)
 
-
-def tell_copies(pixels: Tensor) -> np.ndarray:
-    """A number for each image ``(images,)``, the same for those whose pixels are."""
-    hashes = [hashlib.sha256(one.numpy().tobytes()).digest() for one in pixels]
-    return pd.factorize(np.array(hashes, dtype=object))[0]
+    def tell_copies(self, rows: np.ndarray) -> np.ndarray:
+        """A number for each image ``(rows,)``, the same for those whose pixels are; an image is read for it once."""
+        unknown = rows[self._numbers[rows] < 0]
+        for row, pixels in zip(unknown, self.pixels(unknown), strict=True):
+            digest = hashlib.sha256(pixels.numpy()).digest()
+            self._numbers[row] = self._digests.setdefault(digest, len(self._digests))
+        return self._numbers[rows]

@@ -10,24 +10,21 @@ every [CLS].
 import random
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine.distributed import Processes
+from chexstudy.pretraining.engine.distributed import Processes, cut_evenly
 from chexstudy.pretraining.engine.random_streams import RandomStreams
-from chexstudy.pretraining.models.images import TrainingImages, tell_copies
+from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
 from chexstudy.pretraining.self_supervision.configuration import BLURS, SelfSupervisionConfig
 from chexstudy.pretraining.self_supervision.crops import Views, draw_views, make_crops
 from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, koleo_loss, patch_losses
 from chexstudy.pretraining.self_supervision.masks import draw_masks
 from chexstudy.pretraining.self_supervision.network import Network
-
-_GLOBAL_AREAS, _LOCAL_AREAS = (0.32, 1.0), (0.05, 0.32)
 
 
 @dataclass
@@ -56,12 +53,13 @@ class Distillation:
         own, side, flip = self.own, self.images.side, self.own.flip
         generator = np.random.default_rng(self.streams.draw_seed("crops", step))
         *blurs, of_local = BLURS[own.blur]
+        areas = (own.least_global_area, 1.0), (own.least_local_area, own.most_local_area)
         whole = [
-            draw_views(images, side, _GLOBAL_AREAS, generator, blur=blur, flip=flip, solarise=own.solarise and second)
+            draw_views(images, side, areas[0], generator, blur=blur, flip=flip, solarise=own.solarise and second)
             for second, blur in enumerate(blurs)
         ]
         local = [
-            draw_views(images, side, _LOCAL_AREAS, generator, blur=of_local, flip=flip) for _ in range(own.local_crops)
+            draw_views(images, side, areas[1], generator, blur=of_local, flip=flip) for _ in range(own.local_crops)
         ]
         chance = random.Random(self.streams.draw_seed("masks", step))
         masks = draw_masks(2 * images, self.config.image_size // self.student.patch_size, chance, own.exact_masks)
@@ -101,10 +99,9 @@ class Batch:
         of_patch = of_patch * np.repeat(weights, counts.sum(axis=1))
         self._patch_weights = torch.from_numpy(of_patch).float().to(of.device)
         share, micro = of.processes.share(len(rows)), of.config.micro_batch
-        count = max(1, -(-(share.stop - share.start) // micro))
-        bounds = np.linspace(share.start, share.stop, count + 1).round().astype(int)
-        self.koleo, self.seen = 0.0, torch.empty(0)
-        self.pieces = [slice(int(start), int(stop)) for start, stop in pairwise(bounds) if stop > start]
+        count = -(-(share.stop - share.start) // micro)
+        self.koleo, self.seen, self._held = 0.0, torch.empty(0), (slice(0), torch.empty(0))
+        self.pieces = cut_evenly(share, count) if count else []
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -118,7 +115,10 @@ class Batch:
         return len(self.pieces) != 1 or self._of.processes.size > 1
 
     def _pixels(self, piece: slice) -> Tensor:
-        return self._of.images.pixels(self._rows[piece]).to(self._of.device)
+        # Those of the piece that was looked at last are at hand: a batch of one piece is read once.
+        if piece != self._held[0]:
+            self._held = piece, self._of.images.pixels(self._rows[piece]).to(self._of.device)
+        return self._held[1]
 
     def _views(self, views: list[Views], piece: slice) -> list[Views]:
         return [one[piece] for one in views]
@@ -160,7 +160,7 @@ class Batch:
         return sum(koleo_loss(crop, copies).float() for crop in cls)
 
     def _copies(self) -> Tensor:
-        return torch.from_numpy(tell_copies(self._of.images.pixels(self._rows))).to(self._of.device)
+        return torch.from_numpy(self._of.images.tell_copies(self._rows)).to(self._of.device)
 
     def spread(self) -> Tensor:
         """Gradient of KoLeo with respect to every [CLS] of the step ``(2, images, dim)``."""

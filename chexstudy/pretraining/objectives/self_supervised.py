@@ -39,8 +39,6 @@ from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.runs import Run, atomic_path, seal_artifact
 
-_GLOBAL_AREAS, _LOCAL_AREAS = (0.32, 1.0), (0.05, 0.32)
-_FIRST_TEMPERATURE = 0.04
 # Two rows are counted, because some backends treat a batch of one as a special case.
 _COUNTED = 2
 
@@ -125,9 +123,8 @@ class SelfSupervisedObjective(Objective):
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         own, batch = self._own, Batch(self._step, rows, step, weights)
-        warm = Cosine(
-            *(own.teacher_temperature,) * 2, self.steps, self._share(own.temperature_share), _FIRST_TEMPERATURE
-        )
+        last, ramp = own.teacher_temperature, self._share(own.temperature_share)
+        warm = Cosine(last, last, self.steps, ramp, own.first_teacher_temperature)
         crop_targets, patch_targets = batch.teach(warm.at(step))
         spread = batch.spread() if batch.in_pieces else None
         parts = [batch.learn(piece, crop_targets, patch_targets, spread) for piece in batch.pieces]

@@ -34,6 +34,10 @@ class SelfSupervisionConfig:
     plain_prototypes: bool = False  # a linear last layer, as in DINOv3
     local_crops: int = 4  # of an image (published: 8)
     local_size: int = 32  # pixels a side of a local crop (published: 96)
+    # Shares of the image: a global crop has at least the first, a local one lies between the others (as published).
+    least_global_area: float = 0.32
+    least_local_area: float = 0.05
+    most_local_area: float = 0.32
     blur: str = "intended"  # ``none``, ``intended``, or ``published`` chances, which are inverted (S2)
     flip: bool = False  # mirror half of the crops (published: yes, S3)
     solarise: bool = False  # turn bright bone dark in a fifth of the second global crops (published: yes, S3)
@@ -50,7 +54,8 @@ class SelfSupervisionConfig:
     clip_norm: float = 3.0  # largest norm of the gradient
     clipping: str = "together"  # of all weights, or as published of each ``module`` (S10)
     teacher_momentum: float = 0.99  # at the start, 1 at the end (published: 0.994 over 250,000 steps)
-    teacher_temperature: float = 0.07  # after the rise from 0.04
+    first_teacher_temperature: float = 0.04  # at the start
+    teacher_temperature: float = 0.07  # after its rise
     final_weight_decay: float = 0.2  # it rises from ``weight_decay`` (published: 0.04)
     layer_decay: float = 1.0  # of the learning rate from block to block
     watch_every: int = 10  # steps between two looks at whether it collapses
@@ -75,9 +80,16 @@ class SelfSupervisionConfig:
         for name in ("patch_weight", "koleo_weight", "final_weight_decay"):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
-        for name in ("clip_norm", "teacher_temperature", "layer_decay"):
+        for name in ("clip_norm", "first_teacher_temperature", "teacher_temperature", "layer_decay"):
             if getattr(self, name) <= 0:
                 raise StudyError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if not 0 < self.least_global_area <= 1:
+            raise StudyError(f"least_global_area must be above 0 and at most 1, not {self.least_global_area}.")
+        if not 0 < self.least_local_area <= self.most_local_area <= 1:
+            raise StudyError(
+                f"least_local_area ({self.least_local_area}) must be above 0 and at most most_local_area "
+                f"({self.most_local_area}), and that at most 1."
+            )
         if not 0 <= self.teacher_momentum <= 1:
             raise StudyError(f"teacher_momentum must lie between 0 and 1, not {self.teacher_momentum}.")
 
