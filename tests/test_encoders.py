@@ -27,6 +27,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     DistilBertConfig,
     DistilBertModel,
     ElectraConfig,
@@ -109,6 +111,7 @@ def hub(tmp_path_factory):
         "registers": save(
             Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**dinov2, num_register_tokens=4)), folder / "registers"
         ),
+        "dinov3": save(DINOv3ViTModel(DINOv3ViTConfig(**vision, num_register_tokens=4)), folder / "dinov3"),
         "rad-dino": save(
             Dinov2Model(Dinov2Config(**dinov2)),
             folder / "rad-dino",
@@ -175,6 +178,7 @@ def load_text(hub, name, **options):
         ("dinov2", {"image_size": 84}, "imagenet", 84, lambda m, x: m(x).last_hidden_state[:, 0]),
         ("registers", {}, "imagenet", 56, lambda m, x: m(x).last_hidden_state[:, 0]),
         ("registers", {"pooling": "max"}, "imagenet", 56, lambda m, x: m(x).last_hidden_state[:, 5:].amax(1)),
+        ("dinov3", {}, "imagenet", 32, lambda m, x: m(x).last_hidden_state[:, 0]),
         ("vit", {}, "half", 32, lambda m, x: m.vit(x).last_hidden_state[:, 0]),
         (
             "vit",
@@ -253,6 +257,7 @@ def test_pixels_of_another_size_are_resized_with_antialiasing_inside_the_8_bit_r
         ("dinov2", {}, "imagenet", 28, lambda m, x: m(x).last_hidden_state[:, 0]),
         ("dinov2", {"pooling": "mean"}, "imagenet", 84, lambda m, x: m(x).last_hidden_state[:, 1:].mean(1)),
         ("registers", {"pooling": "max"}, "imagenet", 28, lambda m, x: m(x).last_hidden_state[:, 5:].amax(1)),
+        ("dinov3", {"pooling": "mean"}, "imagenet", 48, lambda m, x: m(x).last_hidden_state[:, 5:].mean(1)),
         (
             "vit",
             {"pooling": "mean"},
@@ -354,6 +359,7 @@ def record_blocks(tower, values):
     [
         ("dinov2", "imagenet", lambda model: model.layernorm, 1),
         ("registers", "imagenet", lambda model: model.layernorm, 5),
+        ("dinov3", "imagenet", lambda model: model.norm, 5),
         ("vit", "half", lambda model: model.vit.layernorm, 1),
         ("deit", "half", lambda model: model.deit.layernorm, 2),
         ("clip", "clip", lambda model: model.vision_model.post_layernorm, 1),

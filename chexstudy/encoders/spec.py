@@ -70,6 +70,7 @@ IMAGE_ARCHITECTURES = {
     "vit": Architecture("ViTModel", "cls"),
     "dinov2": Architecture("Dinov2Model", "cls", "imagenet"),
     "dinov2_with_registers": Architecture("Dinov2WithRegistersModel", "cls", "imagenet"),
+    "dinov3_vit": Architecture("DINOv3ViTModel", "cls", "imagenet"),
     "clip": Architecture("CLIPVisionModel", "projection", "clip", "CLIPVisionModelWithProjection"),
     "clip_vision_model": Architecture("CLIPVisionModel", "pooler", "clip", "CLIPVisionModelWithProjection"),
     "siglip": Architecture("SiglipVisionModel", "pooler"),

@@ -46,7 +46,7 @@ def tiny_image_config(spec: EncoderSpec) -> "PreTrainedConfig":
             # At 0.1, images are so alike in the first hundreds of steps that self-supervision does not begin.
             layerscale_value=1.0,
         )
-        record = {"pooling": "cls", "attention": "sdpa"}
+        record = {"pooling": "cls", "attention": _TINY_ATTENTION}
     else:
         raise StudyError(
             f"there is no image encoder {spec.name!r}: the small ones are tiny-resnet, tiny-vit and tiny-dinov2."

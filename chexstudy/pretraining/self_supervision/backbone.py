@@ -44,7 +44,7 @@ def _interpolate_with_offset(embeddings: nn.Module, _: Tensor, height: int, widt
 
 
 def drop_paths(model: nn.Module, rate: float, of_batch: bool = False) -> None:
-    """Let each branch of each block of a DINOv2 leave out images at random; those that stay are scaled up.
+    """Let each branch of each block of a DINOv2 or DINOv3 leave out images at random; those that stay are scaled up.
 
     What is left out is not computed.
 
@@ -53,7 +53,8 @@ def drop_paths(model: nn.Module, rate: float, of_batch: bool = False) -> None:
         rate: share that is left out.
         of_batch: exactly this share of a batch, as published; else each image with this chance.
     """
-    for block in model.encoder.layer:
+    encoder = model.encoder if hasattr(model, "encoder") else model.model
+    for block in encoder.layer:
         block.forward = partial(_forward_some, block, rate, of_batch)
 
 
@@ -81,7 +82,7 @@ def _forward_some(block, rate: float, of_batch: bool, hidden_states: Tensor, att
 def group_parameters(
     parameters: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
-    """What an optimiser needs to know of each weight of a DINOv2 and of projection heads.
+    """What an optimiser needs to know of each weight of a DINOv2 or DINOv3 and of projection heads.
 
     Biases, normalisations and LayerScale are not decayed; tokens, positions, and directions and lengths of prototypes
     are (S9). Patch embeddings learn at a fifth of the rate, deeper blocks faster than those before them.

@@ -34,6 +34,10 @@ class Network(nn.Module):
                 f"self-supervision masks patches, and {encoder.origin['name']} is a {architecture}, which has no token "
                 "for a masked one: use tiny-dinov2, or a DINOv2 or DINOv3."
             )
+        embeddings = encoder.model.embeddings
+        if embeddings.mask_token is None:
+            embeddings.mask_token = nn.Parameter(torch.zeros(1, width_of(encoder.model)))
+            encoder.model.config.use_mask_token = True
         self.encoder = encoder
         self.width, self.patch_size = width_of(encoder.model), encoder.model.config.patch_size
         width, hidden, plain = self.width, config.head_hidden, config.plain_prototypes
