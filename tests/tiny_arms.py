@@ -35,7 +35,7 @@ def train_ids(run):
 
 def read_weights(run, arm, seed=0):
     folder = run.path(f"{arm_folder(arm, seed)}/model")
-    files = [folder / "projections.safetensors", *folder.glob("*_encoder/model.safetensors")]
+    files = [*folder.glob("projections.safetensors"), *folder.glob("*_encoder/model.safetensors")]
     # Copied, because what is loaded is mapped from the file.
     return {f"{file.parent.name}/{name}": value.clone() for file in files for name, value in load_file(file).items()}
 

@@ -16,7 +16,7 @@ _CURATED = "curated"
 # What the results table calls arms at a method's subset that spend the curated arm's operations.
 SAME_COMPUTE = "same_compute"
 # The curated arm and those that are paired with it can be trained under constants of their own.
-_WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute")
+_WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute", "full")
 
 
 @dataclass(frozen=True)

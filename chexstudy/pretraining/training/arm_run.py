@@ -68,6 +68,7 @@ from chexstudy.workflow.unforeseen import tell_mistake, tell_unforeseen
 OBJECTIVES = {
     "contrastive": "contrastive.ContrastiveObjective",
     "self_supervised": "self_supervised.SelfSupervisedObjective",
+    "masked_language": "masked_language.MaskedLanguageObjective",
 }
 _SECONDS_BETWEEN_LINES = 30.0
 _AFTER_WARM_UP = (
