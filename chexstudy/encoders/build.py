@@ -1,8 +1,9 @@
 """Image and text encoders behind one contract: small ones made here, others from the Hugging Face Hub or a folder.
 
-Names are ``tiny-resnet``, ``tiny-vit`` and ``tiny-bert`` (0.3-1M parameters, for a CPU), a Hub id with a revision, or a
-folder. All are ``transformers`` classes: ResNet, ViT, DINOv2 without and with registers (RAD-DINO is one), DINOv3, the
-towers of CLIP and SigLIP pairs, BERT, and whatever else ``AutoModel`` reads if the pooling is named.
+Names are ``tiny-resnet``, ``tiny-vit``, ``tiny-dinov2`` and ``tiny-bert`` (0.3-2M parameters, for a CPU), a Hub id with
+a revision, a folder, or a file that DINOv2's or CheXFound's own code has saved. All are ``transformers`` classes:
+ResNet, ViT, DINOv2 without and with registers (RAD-DINO is one), DINOv3, the towers of CLIP and SigLIP pairs, BERT, and
+whatever else ``AutoModel`` reads if the pooling is named.
 
 Every encoder is a function of one sample: batch normalisation is frozen where it comes pretrained and replaced by group
 normalisation where it starts from scratch. So a pass in micro-batches, or without gradient first, gives the same

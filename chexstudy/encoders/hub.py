@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub or of a folder: found, read and loaded without surprises.
+"""Models of the Hugging Face Hub, of a folder or of a file: found, read and loaded without surprises.
 
 Nothing here runs code that comes with a checkpoint, unpickles more than tensors, or accepts weights that do not fit the
 architecture. A model in the cache is used without asking the network, which is asked only with ``--online``.
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from chexstudy import paths
+from chexstudy.encoders.published_vit import derive_config, read_published
 from chexstudy.errors import StudyError
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class Checkpoint:
     """A checkpoint on this disk."""
 
     name: str  # what the user asked for
-    folder: Path  # where its files lie
-    commit: str = ""  # the Hub commit they belong to; empty for a folder of the user
+    folder: Path  # where its files lie, or a file of DINOv2's own code
+    commit: str = ""  # the Hub commit they belong to; empty for what the user has
+    weights: dict[str, torch.Tensor] | None = None  # of such a file
 
 
 @contextmanager
@@ -64,7 +66,8 @@ def quiet_transformers() -> Iterator[None]:
 def find_checkpoint(name: str, revision: str = "", weights: bool = True) -> Checkpoint:
     """Find a checkpoint in a folder or in the Hub's cache, else, with ``--online``, download it.
 
-    ``name`` is a Hub id, or a path; a folder that exists is taken before a Hub id. ``weights``, safetensors before
+    ``name`` is a Hub id, or a path; what exists here is taken before a Hub id, a file as one of DINOv2's or CheXFound's
+    own code. ``weights``, safetensors before
     ``pytorch_model.bin``, are looked for only where they are needed.
     """
     folder = paths.resolve_user_path(name)
@@ -73,6 +76,8 @@ def find_checkpoint(name: str, revision: str = "", weights: bool = True) -> Chec
         if lacks:
             raise StudyError(f"the folder {folder} is no model checkpoint: it has no {lacks}.")
         return Checkpoint(name, folder)
+    if folder.is_file():
+        return Checkpoint(name, folder, weights=read_published(folder))
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise StudyError(f"there is no folder {folder} to load an encoder from: check the path, or give a Hub id.")
     from huggingface_hub import snapshot_download
@@ -113,6 +118,8 @@ def read_config(checkpoint: Checkpoint) -> "PreTrainedConfig":
     """The configuration of a checkpoint."""
     from transformers import AutoConfig
 
+    if checkpoint.weights is not None:
+        return derive_config(checkpoint.weights, checkpoint.name)
     try:
         written = json.loads((checkpoint.folder / "config.json").read_text())
         check_attentions(written, checkpoint.name)
@@ -206,7 +213,8 @@ def load_model(checkpoint: Checkpoint, model_class: type, unused: Iterable[str] 
     try:
         with quiet_transformers():
             model, report = model_class.from_pretrained(
-                checkpoint.folder,
+                checkpoint.folder if checkpoint.weights is None else None,
+                state_dict=checkpoint.weights,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 local_files_only=True,

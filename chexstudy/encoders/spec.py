@@ -22,7 +22,8 @@ WEIGHTS = "model.safetensors"
 class EncoderSpec:
     """Which encoder, and how it is used."""
 
-    name: str  # ``tiny-resnet``, ``tiny-vit``, ``tiny-dinov2``, ``tiny-bert``, a Hub id or a folder
+    # ``tiny-resnet``, ``tiny-vit``, ``tiny-dinov2``, ``tiny-bert``, a Hub id, a folder, or a file of DINOv2's own code
+    name: str
     # commit, tag or branch on the Hub; empty for ``main``. Name a commit in anything that is published.
     revision: str = ""
     # side in pixels at which the encoder looks; None for the encoder's own size (96 for the tiny ones)
