@@ -14,6 +14,9 @@ _STEPS = {
     "03_watch_prototypes": """
         pretraining/*/map.parquet pretraining/*/stage_maps.parquet pretraining/*/trajectory.parquet
         figures/framework* figures/prototype_*""",
+    "13_pretrain_ssl": """
+        pretraining/*.self_supervised* curation/*.self_supervised* results/self_supervision*
+        figures/self_supervised_* figures/patch_*""",
     "08_compare_curators": "curation/* pretraining/by_* results/method_* figures/method_comparison*",
     "12_sweep_budgets": "results/budget_* pretraining/*.keep_* figures/budgets*",
     "04_pretrain_curated": "pretraining/* figures/training_dynamics*",

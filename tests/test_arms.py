@@ -38,6 +38,9 @@ def test_an_arm_with_a_variant_is_paired_with_the_curated_arm_of_that_variant():
 
 def test_an_arm_needs_its_partner_and_the_warm_up_it_starts_with():
     without = replace(CONFIG, warm_up_epochs=0)
+    alone = replace(CONFIG, objective="self_supervised")
+    assert find_arm("by_semdedup.self_supervised").needs(alone) == ["warm_up.self_supervised"]
+    assert find_arm("untrained.self_supervised").needs(alone) == []
     for name, needed in (
         ("warm_up", []),
         ("full", []),
@@ -53,8 +56,8 @@ def test_an_arm_needs_its_partner_and_the_warm_up_it_starts_with():
         assert find_arm(name).needs(without) == [one for one in needed if one != "warm_up"]
 
 
-@pytest.mark.parametrize("name", ["full.keep_10", "warm_up.x", "oracle_balanced.x", "random_same_data.", "curated.a/b"])
-def test_arms_that_match_no_curated_arm_have_no_variants(name):
+@pytest.mark.parametrize("name", ["untrained", "oracle_balanced.x", "random_same_data.", "curated.a/b", "by_loss.a.b"])
+def test_an_arm_that_is_none_is_refused(name):
     with pytest.raises(StudyError, match=f"unknown arm '{name}'"):
         find_arm(name)
 

@@ -1,5 +1,6 @@
 """What all models of a study are measured with, and one trained arm as it is measured."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,8 +19,10 @@ from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers
 from chexstudy.cohort.splits import choose_main_test_set, list_test_sets
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.encoders.embeddings import embed_images, embed_texts
+from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.spec import RECORD
 from chexstudy.pretraining.arms.definitions import require_current_arm
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_image_encoder, load_model
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
@@ -93,13 +96,17 @@ class TrainedArm:
     def model(self) -> ImageTextModel:
         return load_model(self.evaluation.run.path(f"{self.folder}/model")).to(self.evaluation.device)
 
+    @cached_property
+    def encoder(self) -> ImageEncoder:
+        """The image encoder; models trained on images alone have no more."""
+        return load_arm_encoder(self.evaluation.run, self.name, self.seed).to(self.evaluation.device)
+
     def embed(self, rows: pd.DataFrame) -> np.ndarray:
         """The image encoder's own features ``(images, dim)``, before the projection."""
         key = tuple(rows.image_id)
         if key not in self._features:
             pixels = self.evaluation.store.read(rows.image_id)
-            encoder = self.model.image_tower.encoder
-            self._features[key] = embed_images(encoder, pixels, _BATCH, self.evaluation.device)
+            self._features[key] = embed_images(self.encoder, pixels, _BATCH, self.evaluation.device)
         return self._features[key]
 
     def project(self, rows: pd.DataFrame) -> np.ndarray:
@@ -116,16 +123,16 @@ class TrainedArm:
         return self._texts[key]
 
 
-def load_arm(run: Run, arm: str, seed: int) -> ImageTextModel:
-    """A trained arm's model, on the CPU, in evaluation mode."""
-    return load_model(run.path(f"{require_current_arm(run, arm, seed)}/model"))
+def load_arm_encoder(run: Run, arm: str, seed: int) -> ImageEncoder:
+    """A trained arm's image encoder, on the CPU, in evaluation mode."""
+    return load_image_encoder(run.path(f"{require_current_arm(run, arm, seed)}/model"))
 
 
 def tell_exposure(run: Run, arm: str, seed: int) -> str:
     """Whether a trained arm's encoders may have seen the held-out data: ``held_out`` or ``unknown``."""
-    model = load_arm(run, arm, seed)
+    files = run.path(f"{require_current_arm(run, arm, seed)}/model").glob("*_encoder/config.json")
     # An encoder from scratch has seen the training split alone; what a released one has seen is not known here.
-    names = (model.image_tower.encoder.origin["name"], model.text_tower.encoder.origin["name"])
+    names = [json.loads(file.read_text())[RECORD]["name"] for file in files]
     return "held_out" if all(name.startswith("tiny-") for name in names) else "unknown"
 
 

@@ -10,7 +10,7 @@ from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import load_arm
+from chexstudy.evaluation.context import load_arm_encoder
 from chexstudy.label_planning.accuracy import EVERY
 from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.progress import progress
@@ -72,14 +72,14 @@ def _is_arm(name: str) -> bool:
 
 def _load(run: Run, name: str, names: Sequence[str], seed: int) -> ImageEncoder:
     if _is_arm(name):
-        return load_arm(run, name, seed).image_tower.encoder
+        return load_arm_encoder(run, name, seed)
     if name != UNTRAINED:
         model, _, revision = name.partition("@")
         return build_image_encoder(EncoderSpec(model, revision))
     arm = next((other for other in names if _is_arm(other)), None)
     if arm is None:
         return build_image_encoder(_DEFAULT, seed)
-    trained = load_arm(run, arm, seed).image_tower.encoder
+    trained = load_arm_encoder(run, arm, seed)
     origin = trained.origin
     spec = EncoderSpec(
         origin["name"], origin.get("revision") or "", trained.image_size, trained.pooling, pretrained=False

@@ -32,7 +32,7 @@ from chexstudy.results import OVER_SEEDS, join_rows
 _METRICS = {"auroc": "AUROC", "auprc": "Average precision"}
 _GROUP_NAMES = {MACRO: "All findings", "head": "Head", "medium": "Medium", "tail": "Tail"}
 # In the order of all figures: simple ones first, fine-tuning last.
-_HEADS = {
+HEADS = {
     "linear": ArmStyle("linear probe", "#0072B2", "s"),
     "logistic": ArmStyle("logistic regression", "#56B4E9", "^"),
     "neighbours": ArmStyle("nearest neighbours", "#8A8A8A", "v"),
@@ -47,7 +47,7 @@ _SHORT_NAMES = {"glori_v1": "GLoRI v1", "glori_v2": "GLoRI v2", "linear": "probe
 
 def name_head(head: str, variant: str = "") -> str:
     """A head as words: ``glori_v2`` and ``no_pyramid`` become ``GLoRI, version 2, no pyramid``."""
-    return _HEADS[head].name + (f", {variant.replace('_', ' ')}" if variant else "")
+    return HEADS[head].name + (f", {variant.replace('_', ' ')}" if variant else "")
 
 
 def _select_whole(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def _list_heads(rows: pd.DataFrame) -> list[Estimate]:
     by_head = {row.head: row for row in summarise_seeds(rows).itertuples()}
     return [
         Estimate(style.name, interval(by_head[head]), style, seed_values(rows, head=head))
-        for head, style in _HEADS.items()
+        for head, style in HEADS.items()
         if head in by_head
     ]
 
@@ -167,7 +167,7 @@ def _plot_gains(_: pd.DataFrame, tables: list[pd.DataFrame], sizes: pd.Series) -
     for axes, rows, letter in zip(grid, tables, "abcd", strict=False):
         first, second = rows["head"].iloc[0], rows.reference.iloc[0]
         for row in summarise_seeds(rows[rows.finding.isin(findings)]).itertuples():
-            draw_estimate(axes, findings.index(row.finding), interval(row), _HEADS[first])
+            draw_estimate(axes, findings.index(row.finding), interval(row), HEADS[first])
         axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
         axes.grid(axis="x")
         axes.set_xlabel("Difference in AUROC")
@@ -275,7 +275,7 @@ def _select_variants(results: pd.DataFrame, arm: str, base: str) -> pd.DataFrame
 
 def _plot_variants(rows: pd.DataFrame) -> Drawing:
     """What each part of a head is worth: variants minus the head, AUROC and average precision."""
-    base, known = rows.reference.iloc[0], list(_HEADS)
+    base, known = rows.reference.iloc[0], list(HEADS)
     pairs = set(rows.loc[rows.finding == MACRO, ["head", "variant"]].itertuples(index=False, name=None))
     variants = sorted(pairs, key=lambda one: (known.index(one[0]), one[1] != "", one))
     figure = new_figure(height_mm=16 + 4.6 * len(variants))
@@ -284,7 +284,7 @@ def _plot_variants(rows: pd.DataFrame) -> Drawing:
     for axes, (finding, metric), letter in zip(grid, panels, "abcdefgh", strict=False):
         chosen = rows[(rows.finding == finding) & (rows.metric == f"{metric}_difference")]
         for row in summarise_seeds(chosen).itertuples():
-            draw_estimate(axes, variants.index((row.head, row.variant)), interval(row), _HEADS[row.head])
+            draw_estimate(axes, variants.index((row.head, row.variant)), interval(row), HEADS[row.head])
         axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         axes.grid(axis="x")
         axes.set_xlabel(f"Difference in {'AUROC' if metric == 'auroc' else 'AP'}")

@@ -47,7 +47,7 @@ def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> Fr
 
 
 def _freeze(arm: TrainedArm, patches: bool) -> FrozenFeatures:
-    evaluation, encoder = arm.evaluation, arm.model.image_tower.encoder
+    evaluation, encoder = arm.evaluation, arm.encoder
     images = evaluation.cohort.image_id.tolist()
     options = {"patches": patches, "device": evaluation.device}
     return freeze_features(
@@ -80,7 +80,7 @@ class AdaptedHead(Task):
         evaluation, run, plan = arm.evaluation, arm.evaluation.run, self.plan
         if not evaluation.findings:
             raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
-        features, encoder = _freeze(arm, plan.needs_patches), arm.model.image_tower.encoder
+        features, encoder = _freeze(arm, plan.needs_patches), arm.encoder
         start = time.perf_counter()
         parts = evaluation.training, evaluation.validation, evaluation.findings
         fitted, score = fit_plan(plan, features, encoder, evaluation.store, *parts, arm.seed, evaluation.device)

@@ -12,11 +12,12 @@ from chexstudy.runs import Run, hash_file
 from chexstudy.steps import find_step
 
 _BY, _AT_COMPUTE = "by_", "@compute"
-_CURATED = "curated"
+_CURATED, _WARM_UP, _UNTRAINED = "curated", "warm_up", "untrained"
+_PLAIN_OBJECTIVE = "contrastive"
 # What the results table calls arms at a method's subset that spend the curated arm's operations.
 SAME_COMPUTE = "same_compute"
-# The curated arm and those that are paired with it can be trained under constants of their own.
-_WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute", "full")
+# These can be trained under constants of their own.
+_WITH_VARIANTS = (_CURATED, "random_same_data", "random_same_compute", "full", _WARM_UP, _UNTRAINED)
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,23 @@ class Arm:
     """One way to spend data and compute."""
 
     name: str  # as in the results table
-    data: str  # ``curated``, ``random``, ``oracle``, ``subset`` (chosen beforehand by a method) or ``all``
+    data: str  # ``curated``, ``random``, ``oracle``, ``subset`` (chosen beforehand by a method), ``all`` or ``none``
     compute: str  # ``epochs`` (as many as configured) or ``matched`` (as many operations as the curated arm spent)
     explanation: str  # one sentence for captions
 
     def needs(self, config: PretrainingConfig) -> list[str]:
         """Arms of the same seed that must be finished before this one."""
-        warm_up = ["warm_up"] * (self.data != "all" and config.warm_up_epochs > 0)
+        warm_up = [name_warm_up(config)] * (self.data not in ("all", "none") and config.warm_up_epochs > 0)
         return warm_up + [self.partner] * bool(self.partner)
+
+    @property
+    def is_warm_up(self) -> bool:
+        return self.name.partition(".")[0] == _WARM_UP
 
     @property
     def variant(self) -> str:
         """The name of the constants that an arm ``NAME.VARIANT`` is trained under, empty for other arms."""
-        return self.name.partition(".")[2]
+        return self.name.removesuffix(_AT_COMPUTE).partition(".")[2]
 
     @property
     def partner(self) -> str:
@@ -64,6 +69,7 @@ ARMS = {
         Arm("oracle_balanced", "oracle", "epochs", "As curated, but a subset balanced by the true labels."),
     )
 }
+_WITHOUT_TRAINING = Arm(_UNTRAINED, "none", "epochs", "The model as training begins.")
 
 
 def find_arm(name: str) -> Arm:
@@ -73,20 +79,22 @@ def find_arm(name: str) -> Arm:
     `chexstudy.curation.methods` (or any other) left in ``curation/METHOD/seed<k>/subset.parquet``;
     ``by_METHOD@compute``, the same until the curated arm's operations are spent; and ``curated.VARIANT``, the curated
     arm under constants of its own, in a folder of its own, with ``random_same_data.VARIANT`` and
-    ``random_same_compute.VARIANT``, which match that arm and not ``curated``.
+    ``random_same_compute.VARIANT``, which match that arm and not ``curated``; likewise ``full.VARIANT``,
+    ``warm_up.VARIANT``, ``by_METHOD.VARIANT``, and ``untrained.VARIANT``, the model as training begins.
     """
     if name in ARMS:
         return ARMS[name]
     method, matched = name.removeprefix(_BY).removesuffix(_AT_COMPUTE), name.endswith(_AT_COMPUTE)
-    if name.startswith(_BY) and re.fullmatch(r"\w+", method):
+    if name.startswith(_BY) and re.fullmatch(r"\w+(\.\w+)?", method):
         until = "until the curated arm's operations are spent" if matched else "for as many epochs"
         return Arm(
             name, "subset", "matched" if matched else "epochs", f"As curated, on the subset of {method}, {until}."
         )
     base, _, variant = name.partition(".")
     if base in _WITH_VARIANTS and re.fullmatch(r"\w+", variant):
-        what = "The curated arm" if base == _CURATED else ARMS[base].explanation.removesuffix(".")
-        return replace(ARMS[base], name=name, explanation=f"{what}, {variant.replace('_', ' ')}.")
+        known = ARMS.get(base, _WITHOUT_TRAINING)
+        what = "The curated arm" if base == _CURATED else known.explanation.removesuffix(".")
+        return replace(known, name=name, explanation=f"{what}, {variant.replace('_', ' ')}.")
     raise StudyError(
         f"unknown arm {name!r}; there are {', '.join(one for one in ARMS if one != 'warm_up')}, and by_METHOD for "
         "subsets chosen beforehand."
@@ -103,11 +111,28 @@ def name_variant(arm: str, variant: str) -> str:
     return f"{arm}.{variant}"
 
 
+def name_objective(config: PretrainingConfig) -> str:
+    """The variant that arms of another objective than the study's usual one are trained as; empty for that one."""
+    return "" if config.objective == _PLAIN_OBJECTIVE else config.objective
+
+
+def name_warm_up(config: PretrainingConfig) -> str:
+    """The warm-up that arms of a configuration start with, one for each objective."""
+    objective = name_objective(config)
+    return name_variant(_WARM_UP, objective) if objective else _WARM_UP
+
+
+def name_untrained(config: PretrainingConfig) -> str:
+    """The model that arms of a configuration begin with, as an arm."""
+    return name_variant(_UNTRAINED, config.objective)
+
+
 def split_name(name: str) -> tuple[str, str]:
     """What the results table calls an arm: its name without the variant, and the variant."""
     arm = find_arm(name)
     if arm.method:
-        return name_method_arm(arm.method), SAME_COMPUTE if arm.compute == "matched" else ""
+        method, _, variant = arm.method.partition(".")
+        return name_method_arm(method), SAME_COMPUTE if arm.compute == "matched" else variant
     return name.removesuffix(f".{arm.variant}"), arm.variant
 
 
@@ -146,7 +171,7 @@ def choose_arms(names: list[str], labelled: bool = True) -> list[str]:
     """
     every = [name for name in ARMS if name != "warm_up" and (labelled or ARMS[name].data != "oracle")]
     for name in names:
-        if find_arm(name).name == "warm_up":
+        if find_arm(name).is_warm_up:
             raise StudyError("the warm-up is no arm to choose: the arms that start with it train it.")
     return list(names) or every
 

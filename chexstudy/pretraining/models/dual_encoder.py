@@ -124,6 +124,12 @@ def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -
     seal_artifact(folder)
 
 
+def load_image_encoder(folder: Path) -> ImageEncoder:
+    """The image encoder of a trained model, of an image and a text encoder or of images alone, as `load_model`."""
+    require_whole(folder)
+    return build_image_encoder(EncoderSpec(str(folder / "image_encoder")))
+
+
 def load_model(folder: Path) -> ImageTextModel:
     """Read what `save_model` wrote, on the CPU, in evaluation mode."""
     if not (folder / "pretraining.json").is_file():

@@ -36,6 +36,7 @@ from chexstudy.pretraining.arms.definitions import (
     arm_folder,
     choice_cost_artifact,
     find_arm,
+    name_warm_up,
     subset_artifact,
 )
 from chexstudy.pretraining.arms.study_config import settle_config
@@ -71,6 +72,7 @@ OBJECTIVES = {
     "masked_language": "masked_language.MaskedLanguageObjective",
 }
 _SECONDS_BETWEEN_LINES = 30.0
+_SUMMED_UP = ("phase", "step", "pairs_scored", "pairs_trained", "selection_overlap")
 _AFTER_WARM_UP = (
     *("curator", "curation_epochs", "curation_learning_rate", "subset_epochs", "super_batch"),
     *("min_learning_rate", "schedule", "scoring_size", "overlap_every"),
@@ -96,7 +98,7 @@ class _ArmRun:
         run.require("cohort.parquet")
         run.require("pixels/manifest.json")
         # What comes after the warm-up must not make it stale: studies that vary the curator share it.
-        idle = {*OBSERVATION, *(_AFTER_WARM_UP if arm.name == "warm_up" else ())}
+        idle = {*OBSERVATION, *(_AFTER_WARM_UP if arm.is_warm_up else ())}
         constants = {name: value for name, value in config.to_dict().items() if name not in idle}
         manifest = run.read_json("pixels/manifest.json")
         # What the pixels are, and not when their files were last touched.
@@ -104,7 +106,7 @@ class _ArmRun:
         self.parameters = {"arm": arm.name, "seed": seed, "config": constants, "pixels": pixels}
         self.inputs = ["cohort.parquet", "pixels/index.parquet"]
         for other in arm.needs(config):
-            result = f"{arm_folder(other, seed)}/{'warm_up.pt' if other == 'warm_up' else 'subset.parquet'}"
+            result = f"{arm_folder(other, seed)}/{'warm_up.pt' if find_arm(other).is_warm_up else 'subset.parquet'}"
             run.require(result)
             self.inputs.append(result)
         if arm.method:
@@ -129,7 +131,7 @@ class _ArmRun:
     @property
     def _files(self) -> tuple[str, ...]:
         """What the arm leaves behind beside its costs."""
-        files = ["history.parquet", "model", "warm_up.pt" if self.arm.name == "warm_up" else "subset.parquet"]
+        files = ["history.parquet", "model", "warm_up.pt" if self.arm.is_warm_up else "subset.parquet"]
         if self.arm.data == "curated":
             files += [*RECORDS, "snapshots.parquet"]
             files += ["review.parquet"] if self.config.curator.outlier_policy == "review" else []
@@ -188,7 +190,7 @@ class _ArmRun:
         try:
             if self.arm.data == "all":
                 self._train_on_everything()
-            else:
+            elif self.arm.data != "none":
                 self._curate_and_train()
         finally:
             self._tracker.close()
@@ -217,9 +219,10 @@ class _ArmRun:
         trainer, config = self.trainer, self.config
         if self.processes.first and self._path("checkpoints").is_dir():
             shutil.rmtree(self._path("checkpoints"))
-        if config.warm_up_epochs and "warm_up" in self.arm.needs(config):
-            warm_up = self.run.path(f"{arm_folder('warm_up', self.seed)}/warm_up.pt")
-            key = _ArmRun(self.run, ARMS["warm_up"], self.seed, config, self.device).data_key
+        name = name_warm_up(config)
+        if name in self.arm.needs(config):
+            warm_up = self.run.path(f"{arm_folder(name, self.seed)}/warm_up.pt")
+            key = _ArmRun(self.run, find_arm(name), self.seed, config, self.device).data_key
             state = load_checkpoint(warm_up, key)
             trainer.restore(state["trainer"])
             self._spent = state["spent"]
@@ -298,7 +301,7 @@ class _ArmRun:
         """The rate that falls between two steps, or the published one, by the length of the current loader."""
         config = self.config
         ends = config.min_learning_rate, config.ramp_steps
-        if config.schedule == "published" and self.arm.name != "warm_up":
+        if config.schedule == "published" and not self.arm.is_warm_up:
             length = config.total_epochs * steps_an_epoch
             return LearningRate(config.learning_rate, *ends, 0, length, overshoots=True)
         return LearningRate(peak or config.learning_rate, *ends, fall_from, fall_to)
@@ -326,7 +329,7 @@ class _ArmRun:
         config, trainer = self.config, self.trainer
         rows = np.arange(len(trainer.objective.examples))
         steps_an_epoch = count_steps(len(rows), config.batch_size)
-        if self.arm.name == "warm_up":
+        if self.arm.is_warm_up:
             self._plan_steps()
             return self._train_epochs("warm_up", config.warm_up_epochs, rows, self._rate(steps_an_epoch))
         total = config.total_epochs * steps_an_epoch
@@ -392,13 +395,13 @@ class _ArmRun:
         self._energy.stop()
         if not self.processes.first:
             return
-        history = pd.DataFrame(trainer.history)
+        history = pd.DataFrame(trainer.history, columns=None if trainer.history else _SUMMED_UP)
         run.write_table(f"{folder}/history.parquet", history)
         if self.arm.data == "curated":
             steps = history.loc[history.phase == "curate", "step"]
             places = {"snapshot": range(len(steps) + 1), "step": [int(steps.iloc[0]), *(steps + 1)], "phase": "curate"}
             run.write_table(f"{folder}/snapshots.parquet", pd.DataFrame(places))
-        if self.arm.name == "warm_up":
+        if self.arm.is_warm_up:
             save_checkpoint(run.path(f"{folder}/warm_up.pt"), self.data_key, state)
             seal_artifact(run.path(f"{folder}/warm_up.pt"))
         else:

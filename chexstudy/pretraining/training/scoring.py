@@ -1,5 +1,7 @@
 """What methods of curation are told about the training pairs: embeddings and losses under the shared warm-up.
 
+Under a self-supervised objective these are images alone, as the teacher sees them, and there is no loss of a pair.
+
 Every method of a seed sees the same model, that of the end of the warm-up, and the same losses, so that methods differ
 in what they choose and in nothing else. Scoring is one pass over all pairs without gradient, and its cost is kept: a
 method that needs it is charged for it.
@@ -17,10 +19,18 @@ from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.curation.online.prototypes import join_features
 from chexstudy.devices import choose_autocast, choose_device, use_threads
-from chexstudy.pretraining.arms.definitions import arm_folder, require_current_arm
+from chexstudy.pretraining.arms.definitions import (
+    arm_folder,
+    name_objective,
+    name_untrained,
+    name_warm_up,
+    require_current_arm,
+)
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.random_streams import RandomStreams
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_model
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, load_image_encoder, load_model
+from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.objectives.contrastive_loss import pair_losses
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
@@ -40,8 +50,8 @@ class Scores:
 
     image_ids: np.ndarray  # ``(pairs,)``
     image: np.ndarray  # unit-norm image embeddings ``(pairs, dim)``, float32
-    text: np.ndarray  # unit-norm text embeddings ``(pairs, dim)``, float32
-    loss: np.ndarray  # contrastive loss of each pair within its batch ``(pairs,)``, in nats
+    text: np.ndarray | None  # unit-norm text embeddings ``(pairs, dim)``, float32; None of images alone
+    loss: np.ndarray | None  # contrastive loss of each pair within its batch ``(pairs,)``, in nats; None likewise
     temperature: float  # of the model's softmax
     batch_size: int  # pairs of a batch, at most
     cost: dict  # operations, seconds and pairs of the pass, ``flops``, ``seconds`` and ``pairs_scored``
@@ -52,7 +62,9 @@ class Scores:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """Unit-norm joint features ``(pairs, 2 * dim)``, float32."""
+        """Unit-norm features, float32: joint ones ``(pairs, 2 * dim)``, or those of images alone ``(pairs, dim)``."""
+        if self.text is None:
+            return np.array(self.image)
         return join_features(*(torch.tensor(np.asarray(side)) for side in (self.image, self.text))).numpy()
 
 
@@ -82,7 +94,7 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     is trained if it is not; without one the model is that which training starts from. Batches are of nearly equal size,
     because a loss depends on how many other pairs it is measured against.
     """
-    chosen, folder = choose_device(device), _folder(seed)
+    chosen, folder = choose_device(device), score_folder(seed)
     run.require(_COHORT)
     run.require(_MANIFEST)
     cohort = read_cohort(run.path(_COHORT))
@@ -102,6 +114,36 @@ def score_training_pairs(run: Run, seed: int, config: PretrainingConfig, device:
     return read_scores(run, seed)
 
 
+def score_training_images(run: Run, seed: int, config: PretrainingConfig, device: str = "auto") -> Scores:
+    """The training images as the teacher sees them at the end of the warm-up of a seed, in one plain view each.
+
+    Kept as `score_training_pairs` keeps its embeddings. Without a warm-up the teacher is the encoder that training
+    starts from.
+    """
+    arm, chosen = name_untrained(config), choose_device(device)
+    if config.warm_up_epochs:
+        arm = name_warm_up(config)
+    pretrain(run, arm, seed, config, device)
+    images = TrainingImages(read_cohort(run.path(_COHORT)), open_pixel_store(run))
+    encoder = load_image_encoder(run.path(f"{arm_folder(arm, seed)}/model")).to(chosen)
+    folder, parameters = score_folder(seed, name_objective(config)), {"encoder": encoder.describe()}
+    name = f"{folder}/compute.json"
+    if not run.is_current(name, run.key(parameters, _INPUTS)):
+        batches = np.array_split(np.arange(len(images)), count_steps(len(images), config.micro_batch))
+        with use_threads(config.threads), torch.no_grad():
+            start = time.perf_counter()
+            seen = progress(batches, label="scoring training images, batches")
+            features = torch.cat([encoder(images.pixels(rows).to(chosen)).float().cpu() for rows in seen])
+            seconds = time.perf_counter() - start
+        flops = FlopMeter(encoder).count(("view",), lambda: encoder(images.pixels(np.arange(2)).to(chosen)), False) / 2
+        run.write_array(f"{folder}/image.npy", torch.nn.functional.normalize(features, dim=1).numpy())
+        run.write_table(f"{folder}/ids.parquet", pd.DataFrame({"image_id": images.image_ids}))
+        run.write_json(name, {"flops": flops * len(images), "seconds": seconds, "pairs_scored": len(images)})
+        run.record(name, parameters, _INPUTS, seed, (f"{folder}/image.npy", f"{folder}/ids.parquet"))
+    ids = run.read_table(f"{folder}/ids.parquet")["image_id"].to_numpy()
+    return Scores(ids, run.read_array(f"{folder}/image.npy", memory_map=True), None, None, 0.0, 0, run.read_json(name))
+
+
 def score_with_reference(
     run: Run, arm: str, seed: int, config: PretrainingConfig, device: str = "auto", scores: Scores | None = None
 ) -> Scores:
@@ -115,7 +157,7 @@ def score_with_reference(
     scores = score_training_pairs(run, seed, config, device) if scores is None else scores
     model = load_model(run.path(f"{reference}/model"))
     parameters = _parameters(run, seed, config, model, chosen) | {"arm": arm}
-    name, losses = (f"{_folder(seed)}/reference.{kind}" for kind in ("json", "parquet"))
+    name, losses = (f"{score_folder(seed)}/reference.{kind}" for kind in ("json", "parquet"))
     if not run.is_current(name, run.key(parameters, _INPUTS)):
         measured = _measure(run, model, read_cohort(run.path(_COHORT)), seed, config, chosen)
         run.write_table(losses, pd.DataFrame({"image_id": measured.image_ids, "loss": measured.loss}))
@@ -127,7 +169,7 @@ def score_with_reference(
 
 def read_scores(run: Run, seed: int) -> Scores:
     """What `score_training_pairs` left, whatever it was made with; embeddings are mapped from disk."""
-    folder = _folder(seed)
+    folder = score_folder(seed)
     made = run.read_json(f"{folder}/compute.json")
     return Scores(
         run.read_table(f"{folder}/ids.parquet")["image_id"].to_numpy(),
@@ -139,8 +181,9 @@ def read_scores(run: Run, seed: int) -> Scores:
     )
 
 
-def _folder(seed: int) -> str:
-    return f"curation/scoring/seed{seed}"
+def score_folder(seed: int, variant: str = "") -> str:
+    """Where scores of a seed lie within a run."""
+    return f"curation/scoring{variant and f'.{variant}'}/seed{seed}"
 
 
 def _read_model(run: Run, cohort: pd.DataFrame, seed: int, config: PretrainingConfig, device: str) -> ImageTextModel:

@@ -8,19 +8,30 @@ import pandas as pd
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.methods import METHODS, choose_subset
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import choice_cost_artifact, subset_artifact
+from chexstudy.pretraining.arms.definitions import (
+    choice_cost_artifact,
+    name_objective,
+    name_variant,
+    subset_artifact,
+)
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.training.arm_run import is_trained
-from chexstudy.pretraining.training.scoring import Scores, score_training_pairs, score_with_reference
+from chexstudy.pretraining.training.scoring import (
+    Scores,
+    score_folder,
+    score_training_images,
+    score_training_pairs,
+    score_with_reference,
+)
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
 BASELINE = "random"
 REFERENCE = "full"
-_SCORED = tuple(f"curation/scoring/seed{{}}/{file}" for file in ("ids.parquet", "image.npy", "text.npy"))
-_LOSSES, _REFERENCE_LOSSES = "curation/scoring/seed{}/losses.parquet", "curation/scoring/seed{}/reference.parquet"
+_SCORED = ("ids.parquet", "image.npy", "text.npy")
+_LOSSES, _REFERENCE_LOSSES = "losses.parquet", "reference.parquet"
 
 
 def choose_methods(names: Sequence[str]) -> list[str]:
@@ -62,6 +73,8 @@ def choose_training_subset(
 ) -> pd.DataFrame:
     """Choose a subset of the training pairs by a method, from what the shared warm-up of a seed says of them.
 
+    Under a self-supervised objective pairs are images, and what is kept and trained on it is a variant of its name.
+
     Kept in ``curation/<method>/seed<k>/`` as ``subset.parquet`` (``image_id``, ``weight``), on which the arm
     ``by_<method>`` is trained; ``scores.parquet`` (``image_id``, ``score``) of all pairs; and ``cost.json``, which that
     arm is charged: the scoring pass and the seconds of choosing. The operations of choosing are not counted; they are
@@ -79,14 +92,15 @@ def choose_training_subset(
 
     Gives ``image_id`` and ``weight`` of the chosen pairs, in the order of the cohort.
     """
-    scores = score_training_pairs(run, seed, config, device) if scores is None else scores
+    scores = _score(run, seed, config, device) if scores is None else scores
     if needs_reference([method]) and scores.reference_loss is None:
         scores = score_with_reference(run, REFERENCE, seed, config, device, scores)
     budget, options = count_budget(keep, len(scores.image_ids)), _options(method, config, scores)
     parameters = {"method": method, "seed": seed, "budget": budget, "options": options}
     parameters |= {"fixed_streams": list(config.fixed_streams)}
-    inputs = _inputs(method, seed)
-    name, cost = subset_artifact(method, seed), choice_cost_artifact(method, seed)
+    variant = name_objective(config)
+    inputs, place = _inputs(method, seed, variant), name_variant(method, variant) if variant else method
+    name, cost = subset_artifact(place, seed), choice_cost_artifact(place, seed)
     scored = name.replace("subset.parquet", "scores.parquet")
     if not run.is_current(name, run.key(parameters, inputs)):
         generator = RandomStreams(seed, config.fixed_streams).generator("subset")
@@ -109,11 +123,16 @@ def choose_training_subsets(
     jobs, subsets, scores = [(seed, method) for seed in seeds for method in methods], {}, {}
     for seed, method in progress(jobs, label="choosing subsets"):
         if seed not in scores:
-            scores = {seed: score_training_pairs(run, seed, config, device)}
+            scores = {seed: _score(run, seed, config, device)}
             if needs_reference(methods):
                 scores = {seed: score_with_reference(run, REFERENCE, seed, config, device, scores[seed])}
         subsets[method, seed] = choose_training_subset(run, method, seed, config, keep, device, scores[seed])
     return subsets
+
+
+def _score(run: Run, seed: int, config: PretrainingConfig, device: str) -> Scores:
+    score = score_training_images if name_objective(config) else score_training_pairs
+    return score(run, seed, config, device)
 
 
 def _options(method: str, config: PretrainingConfig, scores: Scores) -> dict:
@@ -123,10 +142,10 @@ def _options(method: str, config: PretrainingConfig, scores: Scores) -> dict:
     return {"temperature": scores.temperature, "batch": scores.batch_size} if method == "el2n" else {}
 
 
-def _inputs(method: str, seed: int) -> tuple[str, ...]:
-    needs = METHODS[method].needs
-    names = _SCORED + (_LOSSES,) * ("loss" in needs) + (_REFERENCE_LOSSES,) * ("reference_loss" in needs)
-    return tuple(name.format(seed) for name in names)
+def _inputs(method: str, seed: int, variant: str) -> tuple[str, ...]:
+    needs, scored = METHODS[method].needs, _SCORED[:2] if variant else _SCORED
+    names = scored + (_LOSSES,) * ("loss" in needs) + (_REFERENCE_LOSSES,) * ("reference_loss" in needs)
+    return tuple(f"{score_folder(seed, variant)}/{name}" for name in names)
 
 
 def _charge(method: str, scores: Scores, seconds: float) -> dict:

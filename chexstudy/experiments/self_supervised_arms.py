@@ -1,0 +1,137 @@
+"""Self-supervised arms of a study: trained beside the contrastive ones, on all images, random or curated, and judged.
+
+They see images alone, and no label: heads on their frozen encoders tell what they have learned. Every arm starts from
+one encoder, and those on a subset from one warm-up. As many images as the curator keeps are given to random choice and
+to the methods of `chexstudy.curation.methods`, which choose by what the teacher of the warm-up sees. Scoring an image
+takes one plain view, a few hundredths of a step on it, so that equal images are equal compute but for that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from chexstudy.evaluation.adaptation.recipes import HeadPlan
+from chexstudy.evaluation.adaptation.run import adapt_arms, compare_adaptation, measure_adaptation
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.task import add_costs
+from chexstudy.pretraining.arms.definitions import (
+    arm_folder,
+    find_arm,
+    name_arms,
+    name_untrained,
+    name_variant,
+    read_costs,
+)
+from chexstudy.pretraining.arms.worker_pool import train_arms
+from chexstudy.pretraining.configuration import PretrainingConfig, read_constants
+from chexstudy.pretraining.self_supervision.collapse import Verdict, judge_training
+from chexstudy.pretraining.training.subsets import choose_training_subset
+from chexstudy.results import COLUMNS, join_rows
+from chexstudy.runs import Run
+
+VARIANT = "self_supervised"
+TASK, DIFFERENCE = "self_supervision", "self_supervision_difference"
+CURATED, RANDOM = (name_variant(arm, VARIANT) for arm in ("curated", "random_same_data"))
+UNTRAINED = name_variant("untrained", VARIANT)
+ARMS = (
+    *("full", "random_same_compute", "random_same_data", "curated"),
+    *("by_budgeted", "by_hierarchical", "by_semdedup"),
+)
+# Tuned as a whole from the same start, an encoder is what labels alone make of it.
+SUPERVISED = "full"
+_OF_THE_STUDY = ("super_batch", "threads", "precision", "fixed_streams")
+
+
+def plan_self_supervision(study: PretrainingConfig, constants: Sequence[str]) -> PretrainingConfig:
+    """The constants of self-supervised arms: the study's curator, and ``name=value`` of what differs from defaults."""
+    own = read_constants({"constants": [f"objective={VARIANT}", *constants]})
+    # A curator's constants may be among those given.
+    curator = read_constants({"constants": list(constants)}).curator
+    kept = study.curator if curator == PretrainingConfig().curator else curator
+    return replace(own, curator=kept, **{name: getattr(study, name) for name in _OF_THE_STUDY})
+
+
+def train_self_supervised(
+    run: Run,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    config: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+) -> list[str]:
+    """Train arms such as ``full``, ``curated`` or ``by_semdedup`` on images alone, or all `ARMS` if none is named.
+
+    Finished ones are skipped. Gives their names in the study, the encoder that they start from first.
+    """
+    named = [name_variant(arm, VARIANT) for arm in arms or ARMS]
+    chosen = {name: find_arm(name).method for name in named}
+    variants, options = {VARIANT: config}, {"device": device, "workers": workers}
+    others = [name for name in named if not chosen[name]]
+    needed = [CURATED] * any(chosen.values())
+    train_arms(run, [*others, *needed, name_untrained(config)], seeds, config, variants=variants, **options)
+    methods = [method.partition(".")[0] for method in chosen.values() if method]
+    for seed in seeds if methods else ():
+        kept = len(run.read_table(f"{arm_folder(CURATED, seed)}/subset.parquet"))
+        for method in methods:
+            choose_training_subset(run, method, seed, config, kept, device)
+    if methods:
+        offline = [name for name in named if chosen[name]]
+        train_arms(run, offline, seeds, config, variants=variants, **options)
+    return [name_untrained(config), *named]
+
+
+def read_histories(run: Run, arms: Sequence[str], seed: int) -> dict[str, pd.DataFrame]:
+    """The steps of trained arms by name, those of the warm-up among those of an arm that starts with it."""
+    return {arm: run.read_table(f"{arm_folder(arm, seed)}/history.parquet") for arm in arms if arm != UNTRAINED}
+
+
+def judge_arms(histories: Mapping[str, pd.DataFrame], config: PretrainingConfig) -> dict[str, Verdict]:
+    """How each training of `read_histories` ended."""
+    share = config.self_supervision.temperature_share
+    return {arm: judge_training(history, share, len(history)) for arm, history in histories.items()}
+
+
+def plan_supervision(epochs: int) -> list[HeadPlan]:
+    """The start tuned as a whole, on labels alone; none where there are no epochs."""
+    rates = (3e-4, 1e-3)
+    return [HeadPlan(SUPERVISED, options={"epochs": epochs, "learning_rates": rates})] if epochs else []
+
+
+def judge_encoders(
+    evaluation: Evaluation,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    probes: Sequence[HeadPlan],
+    supervised: Sequence[HeadPlan] = (),
+    workers: int = 1,
+) -> pd.DataFrame:
+    """AUROC and average precision of every head on every encoder, and each encoder minus random and untrained.
+
+    Args:
+        arms: of `train_self_supervised`, and contrastive ones to hold them against.
+        supervised: heads that tune the encoder itself, from the first arm.
+
+    Gives rows of the results table under tasks of their own; none for a cohort without labels.
+    """
+    if not evaluation.findings:
+        return pd.DataFrame(columns=COLUMNS)
+    adapt_arms(evaluation, arms, seeds, probes, workers)
+    adapt_arms(evaluation, arms[:1], seeds, supervised, workers)
+    values = join_rows(
+        measure_adaptation(evaluation, arms, seeds, probes),
+        measure_adaptation(evaluation, arms[:1], seeds, supervised),
+    )
+    values = add_costs(values.drop(columns=["flops", "seconds"]), read_costs(evaluation.run, arms, seeds))
+    pairs = [
+        ((arm, probe), (reference, probe))
+        for reference in (RANDOM, arms[0])
+        if reference in arms
+        for arm in arms
+        if arm != reference and not (arm == arms[0] and reference == RANDOM)
+        for probe in probes
+    ]
+    differences = compare_adaptation(evaluation, seeds, pairs)
+    names = {f"adaptation{end}": task for end, task in (("", TASK), ("_difference", DIFFERENCE))}
+    rows = join_rows(values, differences)
+    return name_arms(rows.assign(task=rows.task.map(names)))

@@ -1,0 +1,220 @@
+"""Pretraining on images alone: whether it trains or collapses, and what curation is worth to it."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from chexstudy.cohort.prevalence import TIERS
+from chexstudy.evaluation.scores import MACRO
+from chexstudy.experiments.self_supervised_arms import DIFFERENCE, SUPERVISED, TASK, VARIANT
+from chexstudy.plots.adaptation import HEADS, name_head
+from chexstudy.plots.figure import Figure
+from chexstudy.plots.forest import Estimate, Group, draw_values_and_differences, forest_height_mm, level_groups
+from chexstudy.plots.looks import GREY, SEQUENCE, ArmStyle, arm_style
+from chexstudy.plots.measurements import (
+    interval,
+    prefer_data_set,
+    require_rows,
+    seed_values,
+    select_rows,
+    summarise_seeds,
+)
+from chexstudy.plots.style import add_legend, new_figure, title_panel
+from chexstudy.plots.words import describe_interval, name_data_set, write_row
+from chexstudy.pretraining.arms.definitions import split_name
+from chexstudy.pretraining.self_supervision.collapse import Verdict
+from chexstudy.results import OVER_SEEDS
+
+_NAMES = {
+    "untrained": ("Before training", GREY),
+    "full": ("All images", "#222222"),
+    "random_same_compute": ("All images, same compute", SEQUENCE[2]),
+    "random_same_data": ("Random images", SEQUENCE[1]),
+    "curated": ("Published bands", "#D55E00"),
+    "by_budgeted": ("Budgeted bands", SEQUENCE[4]),
+    "by_hierarchical": ("Hierarchical k-means", SEQUENCE[3]),
+    "by_semdedup": ("SemDeDup", SEQUENCE[6]),
+}
+# What is watched, with the words over its panel; those that a history lacks are not drawn.
+_WATCHED = {
+    "crop_loss": "Loss on crops",
+    "patch_loss": "Loss on patches",
+    "row_entropy": "Entropy, a target",
+    "mean_entropy": "Entropy, mean target",
+    "prototypes_used": "Prototypes used",
+    "effective_rank": "Effective rank of [CLS]",
+    "mean_cosine": "Cosine of two images",
+    "gradient_norm": "Norm of the gradient",
+    "knn_auroc": "kNN AUROC, validation",
+}
+_PANELS_A_ROW = 4
+
+
+def style_encoder(arm: str, variant: str) -> ArmStyle:
+    """The look of an arm on images alone, or of a contrastive one beside them."""
+    if variant != VARIANT:
+        plain = arm_style(arm)
+        return ArmStyle(f"Image and text: {plain.name.lower()}", plain.colour, "D")
+    name, colour = _NAMES.get(arm, (arm_style(arm).name, SEQUENCE[5]))
+    return ArmStyle(name, colour, "o")
+
+
+# --- whether it trains -----------------------------------------------------------------------------------------------
+
+
+def _select_training(histories: Mapping[str, pd.DataFrame], verdicts: Mapping[str, Verdict]) -> tuple:
+    """What was watched, one row an arm and step that was watched; the whole histories, and how each ended."""
+    columns = ["step", "phase", *(name for name in _WATCHED if any(name in one for one in histories.values()))]
+    tables = [one.reindex(columns=columns).assign(arm=arm) for arm, one in histories.items()]
+    rows = require_rows(pd.concat(tables, ignore_index=True), "training steps") if tables else pd.DataFrame()
+    return require_rows(rows.dropna(subset=["effective_rank"]), "watched steps"), histories, verdicts
+
+
+def _plot_training(rows: pd.DataFrame, histories: Mapping[str, pd.DataFrame], _: Mapping[str, Verdict]) -> Drawing:
+    """A panel a watched number, a line an arm."""
+    watched = [name for name in _WATCHED if name in rows and rows[name].notna().any()]
+    lines = -(-len(watched) // _PANELS_A_ROW)
+    figure = new_figure(height_mm=46 * lines + 10)
+    grid = figure.subplots(lines, _PANELS_A_ROW, squeeze=False).ravel()
+    for axes, name, letter in zip(grid, watched, "abcdefghijkl", strict=False):
+        for arm, history in histories.items():
+            seen = history[["step", name]].dropna()
+            style = style_encoder(*split_name(arm))
+            axes.plot(seen.step, seen[name], color=style.colour, linewidth=0.9, gid=arm)
+        axes.set_xlabel("Step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        axes.margins(x=0.01)
+        _bound(axes, name)
+        title_panel(axes, letter, _WATCHED[name])
+    for unused in grid[len(watched) :]:
+        unused.set_axis_off()
+    looks = [style_encoder(*split_name(arm)) for arm in histories]
+    add_legend(figure, [Line2D([], [], color=one.colour, label=one.name) for one in looks], min(4, len(looks)))
+    return figure
+
+
+def _bound(axes: Axes, name: str) -> None:
+    """Shares and norms are seen from zero, so that a collapse is one to the eye."""
+    if name in ("row_entropy", "mean_entropy", "prototypes_used"):
+        axes.set_ylim(0, 1.05)
+    if name == "gradient_norm":
+        axes.set_yscale("log")
+    if name == "effective_rank":
+        axes.set_ylim(bottom=0)
+
+
+def _describe_training(rows: pd.DataFrame, histories: Mapping[str, pd.DataFrame], _, seed: int = 0) -> str:
+    return (
+        "Self-supervised training, step by step: the losses, and what tells a collapse, which losses do not. "
+        "Entropies are shares of that of equal probabilities: a target says nothing at 1, and the mean target falls "
+        "where few prototypes take everything. Prototypes used, effective rank (RankMe) and cosine are of the images "
+        f"of one step, as the teacher sees them. Seed {seed}, {len(histories)} trainings of up to "
+        f"{int(rows.step.max()) + 1:,} steps, those of the common warm-up included; no intervals."
+    )
+
+
+def _conclude_training(_: pd.DataFrame, __, verdicts: Mapping[str, Verdict]) -> str:
+    return "\n".join(f"{style_encoder(*split_name(arm)).name}: {verdict}" for arm, verdict in verdicts.items())
+
+
+# --- what curation is worth ------------------------------------------------------------------------------------------
+
+
+def _select_arms(results: pd.DataFrame) -> tuple:
+    """Macro AUROC of every encoder by head, and its differences from random images; on the preferred test set."""
+    rows = prefer_data_set(require_rows(select_rows(results, TASK, metric="auroc", finding=MACRO), "judged encoders"))
+    wanted = {"metric": "auroc_difference", "finding": MACRO, "reference": "random_same_data"}
+    return rows, select_rows(results, DIFFERENCE, data_set=rows.data_set.iloc[0], **wanted)
+
+
+def _plot_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
+    """Every encoder by head; and each minus random images."""
+    values, minus = {}, {}
+    for key in order_encoders(rows):
+        style = style_encoder(*key)
+        values[key] = Group(style.name, _list_heads(_of_encoder(rows, key), style))
+        minus[key] = Group("", _list_heads(_of_encoder(differences, key), style))
+    heights = level_groups(list(values.values()))
+    figure = new_figure(height_mm=forest_height_mm(heights) + 18)
+    titles = {"a": "By head", "b": "Minus random images"}
+    draw_values_and_differences(figure, values, minus, ("AUROC, all findings", "Difference in AUROC"), titles, 0.5)
+    for axes in figure.axes[1:]:
+        axes.set_yticklabels([])
+    return figure
+
+
+def _list_heads(rows: pd.DataFrame, style: ArmStyle) -> list[Estimate]:
+    if rows.empty:
+        return []
+    found = sorted(summarise_seeds(rows).itertuples(), key=lambda row: list(HEADS).index(row.head))
+    return [Estimate(_name_probe(row.head), interval(row), style, seed_values(rows, head=row.head)) for row in found]
+
+
+def _name_probe(head: str) -> str:
+    """A tuned encoder is the supervised one."""
+    return "tuned whole on labels" if head == SUPERVISED else name_head(head)
+
+
+def _of_encoder(rows: pd.DataFrame, key: tuple[str, str]) -> pd.DataFrame:
+    return rows[(rows.arm == key[0]) & (rows.variant == key[1])]
+
+
+def order_encoders(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Arms and variants among rows in the order of figures, contrastive ones last."""
+    known = list(_NAMES)
+    found = set(rows[["arm", "variant"]].itertuples(index=False, name=None))
+    return sorted(found, key=lambda one: (one[1] != VARIANT, known.index(one[0]) if one[0] in known else 99, one))
+
+
+def _describe_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> str:
+    beside = (rows.variant != VARIANT).any() * (
+        " Beside them contrastive encoders of the study, of another architecture, which saw the reports too."
+    )
+    return (
+        "Encoders pretrained on images alone, judged by heads on frozen features: before training; on all images; on "
+        f"all until the curated arm's operations are spent; on as many images as the published rule keeps.{beside} "
+        f"{'b, paired by patient and seed. ' if len(differences) else ''}" + describe_interval(rows)
+    )
+
+
+def _conclude_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> str:
+    summary = summarise_seeds(rows[rows["head"] != SUPERVISED])
+    best = summary.loc[summary.value.idxmax()]
+    text = f"The best frozen encoder ({name_data_set(best.data_set)}): {style_encoder(best.arm, best.variant).name} by "
+    text += f"{name_head(best['head'])}, {write_row(best)}"
+    found = summarise_seeds(differences)
+    clear = found[(found.ci_low > 0) | (found.ci_high < 0)] if len(found) else found
+    words = [
+        f"{style_encoder(row.arm, row.variant).name} by {name_head(row.head)} {write_row(row, '+.3f')}"
+        for row in clear.itertuples()
+    ]
+    return f"{text}; apart from random images at the same head: {', '.join(words) or 'none'}."
+
+
+def tabulate_encoders(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Means over seeds with intervals as text, and what training took: a row a data set, encoder and head."""
+    rows = select_rows(results, TASK, metric=metric, finding=[MACRO, *TIERS], seed=OVER_SEEDS)
+    if rows.empty:
+        return pd.DataFrame()
+    order = {style_encoder(*key).name: place for place, key in enumerate(order_encoders(rows))}
+    rows = rows.assign(
+        cell=[write_row(row) for row in rows.itertuples()],
+        data_set=rows.data_set.map(name_data_set),
+        encoder=[style_encoder(row.arm, row.variant).name for row in rows.itertuples()],
+        head=rows["head"].map(_name_probe),
+        TFLOP=(rows.flops / 1e12).round(2),
+    )
+    table = rows.pivot(index=["data_set", "encoder", "head", "TFLOP"], columns="finding", values="cell")
+    table = table.assign(n=rows[rows.finding == MACRO].groupby(["data_set", "encoder", "head", "TFLOP"]).n.first())
+    table = table.sort_index(level="encoder", key=lambda names: names.map(order), sort_remaining=False)
+    return table[[group for group in (MACRO, *TIERS, "n") if group in table]]
+
+
+self_supervised_training = Figure(
+    "self_supervised_training", _select_training, _plot_training, _describe_training, _conclude_training
+)
+self_supervised_arms = Figure("self_supervised_arms", _select_arms, _plot_arms, _describe_arms, _conclude_arms)

@@ -1,0 +1,120 @@
+"""Self-supervised arms in a study: trained beside the others, given equally many images, judged by heads."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.table import read_cohort
+from chexstudy.evaluation.adaptation.recipes import HeadPlan
+from chexstudy.evaluation.context import Evaluation, load_arm_encoder
+from chexstudy.experiments.self_supervised_arms import (
+    CURATED,
+    RANDOM,
+    UNTRAINED,
+    judge_arms,
+    judge_encoders,
+    plan_self_supervision,
+    plan_supervision,
+    read_histories,
+    train_self_supervised,
+)
+from chexstudy.plots.self_supervision import self_supervised_arms, self_supervised_training, tabulate_encoders
+from chexstudy.pretraining.arms.definitions import arm_folder, read_costs
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.training.subsets import choose_training_subset
+
+_STUDY = PretrainingConfig.from_dict({"super_batch": 40, "prototypes": 3, "central_cap": 4, "warm_up_pairs": 30})
+_CONSTANTS = [
+    *("image_encoder=tiny-dinov2", "image_size=32", "local_size=16", "local_crops=1", "crop_prototypes=16"),
+    *("patch_prototypes=16", "head_hidden=16", "batch_size=24", "warm_up_epochs=1", "subset_epochs=1"),
+    *("learning_rate=1e-3", "watch_every=1"),
+]
+CONFIG = plan_self_supervision(_STUDY, _CONSTANTS)
+
+
+def test_the_curator_is_the_studys_unless_constants_say_otherwise():
+    assert (CONFIG.curator, CONFIG.super_batch, CONFIG.objective) == (_STUDY.curator, 40, "self_supervised")
+    assert plan_self_supervision(_STUDY, [*_CONSTANTS, "prototypes=5"]).curator.prototypes == 5
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from conftest import make_tiny_study
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHEXSTUDY_HOME", str(tmp_path_factory.mktemp("alone")))
+        run = make_tiny_study()
+        arms = train_self_supervised(run, ["random_same_data", "curated", "by_semdedup"], [0], CONFIG, "cpu")
+        yield run, arms
+
+
+def test_arms_see_as_many_images_and_leave_the_studys_own_alone(trained):
+    run, arms = trained
+    assert arms == [UNTRAINED, RANDOM, CURATED, "by_semdedup.self_supervised"]
+    costs = read_costs(run, arms, [0]).set_index("arm")
+    assert costs.loc[UNTRAINED, ["steps", "flops", "pairs_trained"]].tolist() == [0, 0, 0]
+    assert costs.pairs_trained.drop(UNTRAINED).nunique() == 1
+    assert costs.flops.drop(UNTRAINED).max() < 1.1 * costs.flops.drop(UNTRAINED).min()
+    assert {path.name.partition(".")[2] for path in run.path("pretraining").iterdir() if path.is_dir()} == {
+        "self_supervised"
+    }
+    start = load_file(run.path(f"{arm_folder(UNTRAINED, 0)}/model/image_encoder/model.safetensors"))
+    warm = load_file(run.path(f"{arm_folder('warm_up.self_supervised', 0)}/model/image_encoder/model.safetensors"))
+    assert any(not np.array_equal(start[name], warm[name]) for name in start)
+
+
+def test_methods_choose_by_what_the_teacher_of_the_warm_up_sees(trained):
+    run, _ = trained
+    kept = choose_training_subset(run, "k_centre", 0, CONFIG, 7, "cpu")
+    images = read_cohort(run.path("cohort.parquet")).query("split == 'train'").image_id.to_numpy()
+    encoder = load_arm_encoder(run, "warm_up.self_supervised", 0)
+    pixels = torch.from_numpy(np.array(open_pixel_store(run).read(images))).unsqueeze(1)
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(encoder(pixels), dim=1).numpy()
+    assert np.allclose(run.read_array("curation/scoring.self_supervised/seed0/image.npy"), features, atol=1e-5)
+    rows = pd.Index(images).get_indexer(kept.image_id)
+    assert len(kept) == 7
+
+    def radius(chosen):
+        return np.linalg.norm(features[:, None] - features[chosen], axis=2).min(axis=1).max()
+
+    # The farthest point is nearer to a kept one than with any subset drawn at random.
+    generator = np.random.default_rng(0)
+    assert radius(rows) < min(radius(generator.permutation(len(images))[:7]) for _ in range(20))
+
+
+def test_encoders_are_judged_beside_the_one_before_training(trained):
+    run, arms = trained
+    cohort = read_cohort(run.path("cohort.parquet"))
+    evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples=20)
+    rows = judge_encoders(evaluation, arms, [0], [HeadPlan("neighbours")], plan_supervision(1))
+    values = rows[(rows.task == "self_supervision") & (rows.seed == 0) & (rows.finding == "macro")]
+    auroc = values[values.metric == "auroc"]
+    assert set(zip(auroc.arm, auroc["head"], strict=True)) == {
+        *((arm, "neighbours") for arm in ("untrained", "random_same_data", "curated", "by_semdedup")),
+        ("untrained", "full"),
+    }
+    assert set(auroc.variant) == {"self_supervised"}
+    assert (auroc.flops > 0).tolist() == (auroc.arm != "untrained").tolist()
+    differences = rows[(rows.task == "self_supervision_difference") & (rows.finding == "macro")]
+    own = auroc[auroc["head"] == "neighbours"].set_index("arm").value
+    minus = differences[(differences.reference == "untrained") & (differences.metric == "auroc_difference")]
+    assert minus.set_index("arm").value.to_dict() == pytest.approx(
+        {arm: own[arm] - own["untrained"] for arm in ("random_same_data", "curated", "by_semdedup")}
+    )
+    assert self_supervised_arms.plot(*self_supervised_arms.choose(rows))
+    assert len(tabulate_encoders(rows)) == 5
+
+
+def test_every_training_is_judged_in_words(trained):
+    run, arms = trained
+    histories = read_histories(run, arms, 0)
+    assert set(histories) == set(arms[1:])
+    assert {len(one) for one in histories.values()} == {read_costs(run, [CURATED], [0]).steps.iloc[0]}
+    verdicts = judge_arms(histories, CONFIG)
+    chosen = self_supervised_training.choose(histories, verdicts)
+    assert self_supervised_training.conclude(*chosen).count("\n") == 2
+    assert self_supervised_training.plot(*chosen)
