@@ -21,10 +21,15 @@ from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.pretraining.models.images import TrainingImages
+from chexstudy.pretraining.objectives.distillation import Distillation
 from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
 from chexstudy.pretraining.self_supervision.collapse import judge_training
+from chexstudy.pretraining.self_supervision.crops import draw_views
+from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.pretraining.training import arm_run
 from chexstudy.pretraining.training.arm_run import pretrain
+from chexstudy.pseudonyms import show_image_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,6 +186,93 @@ def test_an_image_is_read_once_a_step_and_once_to_tell_its_copies(tiny_study):
     assert sorted(read) == sorted([*rows, *rows])
     objective.backward(rows, 1)
     assert sorted(read) == sorted([*rows, *rows, *rows])
+
+
+def _spoil(network, crops, masks=None):
+    cls, patches = _SEE(network, crops, masks)
+    return cls * float("nan"), patches
+
+
+_SEE = Network.see
+
+
+def test_a_step_without_a_finite_gradient_is_not_taken_and_the_teacher_waits(tiny_study, monkeypatch):
+    for waits in (True, False):
+        objective = _objective(tiny_study, watch_every=1, teacher_waits=waits, teacher_momentum=0.5)
+        weights = list(objective.model.parameters())
+        before = [[one.clone() for one in network.parameters()] for network in (objective.model, objective.teacher)]
+        for weight in objective.teacher.parameters():
+            weight.data += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Network, "see", _spoil)
+            told = objective.backward(np.arange(8), 0)
+        assert told["skipped"]
+        assert np.isnan([told["loss"], told["gradient_norm"], told["gradient_norm_encoder"]]).all()
+        torch.optim.AdamW(weights).step()
+        assert all(torch.equal(one, old) for one, old in zip(weights, before[0], strict=True))
+        objective.finish_step(0)
+        moved = [
+            not torch.equal(one, old + 1) for one, old in zip(objective.teacher.parameters(), before[1], strict=True)
+        ]
+        assert any(moved) == (not waits)
+        told = objective.backward(np.arange(8), 1)
+        assert not told["skipped"]
+        parts = [told[f"gradient_norm_{name}"] for name in ("encoder", "crop_head", "patch_head")]
+        assert told["gradient_norm"] == pytest.approx(np.linalg.norm(parts))
+        assert told["teacher_distance"] > 0
+
+
+_GOES_ON = r".*, or set patience to 0 to train on; the last checkpoint is intact\.$"
+
+
+@pytest.mark.parametrize("patience", [50, 0])
+def test_a_training_that_takes_no_step_is_stopped(tiny_study, monkeypatch, patience):
+    monkeypatch.setattr(Network, "see", _spoil)
+    config = PretrainingConfig.from_dict(_CONSTANTS | {"subset_epochs": 4, "patience": patience})
+    if patience:
+        with pytest.raises(StudyError, match=r"of the last 2 steps none was taken, because the loss is nan" + _GOES_ON):
+            pretrain(tiny_study, "full", 0, config, "cpu")
+    else:
+        pretrain(tiny_study, "full", 0, config, "cpu")
+        assert pd.read_parquet(tiny_study.path(f"{arm_folder('full', 0)}/history.parquet")).skipped.all()
+
+
+def test_a_training_that_fails_for_copies_is_stopped_and_names_them(tiny_study, monkeypatch):
+    stored = TrainingImages.pixels
+
+    def all_equal(images, rows, pin_memory=False):
+        return torch.full_like(stored(images, rows, pin_memory), 9)
+
+    def first_are_equal(images, rows, pin_memory=False):
+        found = stored(images, rows, pin_memory)
+        found[rows < 4] = 9
+        return found
+
+    config = PretrainingConfig.from_dict(_CONSTANTS | {"watch_every": 1})
+    monkeypatch.setattr(TrainingImages, "pixels", all_equal)
+    names = r"\(image-\w{10}, .*image-\w{10}, \.\.\.\)"
+    with pytest.raises(StudyError, match=rf"71 of 72 images are copies of others {names}: keep one of each" + _GOES_ON):
+        pretrain(tiny_study, "full", 0, config, "cpu")
+    # In half precision, as published (S4, S5); without its crops' chances, copies look the same.
+    monkeypatch.setattr(TrainingImages, "pixels", first_are_equal)
+    objective = _objective(
+        tiny_study, **{"koleo_neighbours": "process", "koleo_precision": "compute", "drop_path": 0.0}
+    )
+    objective.plan(10)
+    objective._step.autocast = torch.float16
+    monkeypatch.setattr(Distillation, "draw", lambda *_: _same_views(objective))
+    told = objective.backward(np.arange(8), 0)
+    assert told["koleo"] == np.inf
+    assert told["skipped"]
+    fault = objective.find_fault([told | {"step": 0}])
+    names = ", ".join(show_image_ids(tiny_study, [f"tiny/{number:04d}" for number in (1, 2, 3)]))
+    assert fault.startswith(f"3 of 72 images are copies of others ({names}), and KoLeo is infinite: keep one of each")
+
+
+def _same_views(objective):
+    views = draw_views(1, objective.examples.side, (1.0, 1.0), np.random.default_rng(0))
+    same = views[np.zeros(8, dtype=int)]
+    return [same, same], [same, same], np.zeros((8, 2, 16), dtype=bool)
 
 
 def test_one_image_and_equal_images_are_trained_on(tiny_study):

@@ -23,6 +23,7 @@ from chexstudy.pretraining.self_supervision.collapse import (
     EXPLODING,
     HEALTHY,
     NOT_TRAINING,
+    find_end,
     judge_training,
     measure_features,
     measure_targets,
@@ -245,6 +246,12 @@ def test_rank_and_entropies_are_those_of_known_cases():
     assert flat["prototypes_used"] == 0.25
 
 
+_USUAL = {
+    **{"loss": 5.0, "gradient_norm": 2.0, "skipped": False, "row_entropy": 0.7},
+    **{"effective_rank": 30.0, "mean_cosine": 0.2, "prototypes_used": 0.6},
+}
+
+
 @pytest.mark.parametrize(
     ("last", "state"),
     [
@@ -253,18 +260,37 @@ def test_rank_and_entropies_are_those_of_known_cases():
         ({"prototypes_used": 0.001}, COLLAPSING),
         ({"row_entropy": 0.999}, NOT_TRAINING),
         ({"gradient_norm": 1e4}, EXPLODING),
-        ({"loss": float("inf")}, EXPLODING),
+        ({"loss": float("inf"), "skipped": True}, EXPLODING),
+        ({"effective_rank": float("nan")}, NOT_TRAINING),
     ],
 )
 def test_how_a_training_stands_is_said_in_words(last, state):
-    usual = {"loss": 5.0, "gradient_norm": 2.0, "effective_rank": 30.0, "mean_cosine": 0.2, "prototypes_used": 0.6}
-    rows = [usual | {"row_entropy": 0.7, "step": step} for step in range(50)]
+    rows = [_USUAL | {"step": step} for step in range(50)]
     rows[-1] |= last
     verdict = judge_training(pd.DataFrame(rows), 0.3, 50)
     assert verdict.state == state
     assert str(verdict).startswith(f"{state}: ")
     early = pd.DataFrame(rows[:5]).assign(row_entropy=0.999)
     assert judge_training(early, 0.3, 50).state == HEALTHY
+
+
+@pytest.mark.parametrize(
+    ("changed", "first", "last", "state"),
+    [
+        ({"skipped": True}, 0, 6, EXPLODING),
+        ({"skipped": True}, 0, 5, None),
+        # A tenth of the run, once the temperature has risen for three.
+        ({"effective_rank": 1.4}, 30, 40, COLLAPSING),
+        ({"row_entropy": 0.999}, 30, 40, NOT_TRAINING),
+        ({"row_entropy": 0.999}, 0, 39, None),
+        ({"row_entropy": 0.999}, 31, 40, None),
+        ({"effective_rank": float("nan")}, 0, 40, None),
+    ],
+)
+def test_a_training_is_stopped_where_it_stays_bad_and_not_before(changed, first, last, state):
+    rows = [_USUAL | {"step": step} | (changed if step >= first else {}) for step in range(last + 1)]
+    end = find_end(rows, 0.3, 100, patience=7)
+    assert (end and end.state) == state
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------

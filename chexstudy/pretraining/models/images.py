@@ -9,6 +9,7 @@ from torch import Tensor
 from chexstudy.cohort.pixels.store import PixelStore
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.engine.loading import gather_pixels
+from chexstudy.progress import progress
 
 
 class TrainingImages:
@@ -45,7 +46,13 @@ class TrainingImages:
     def tell_copies(self, rows: np.ndarray) -> np.ndarray:
         """A number for each image ``(rows,)``, the same for those whose pixels are; an image is read for it once."""
         unknown = rows[self._numbers[rows] < 0]
-        for row, pixels in zip(unknown, self.pixels(unknown), strict=True):
-            digest = hashlib.sha256(pixels.numpy()).digest()
+        for row in unknown:
+            digest = hashlib.sha256(self.pixels(np.array([row])).numpy()).digest()
             self._numbers[row] = self._digests.setdefault(digest, len(self._digests))
         return self._numbers[rows]
+
+    def find_copies(self) -> np.ndarray:
+        """Images ``(copies,)`` whose pixels an earlier one has too, by row."""
+        for row in progress(range(len(self)), label="telling copies"):
+            self.tell_copies(np.array([row]))
+        return np.flatnonzero(pd.Series(self._numbers).duplicated())

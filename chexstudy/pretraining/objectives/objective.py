@@ -85,6 +85,13 @@ class Objective(ABC):
         """What follows the optimiser's step, such as a moving average of the weights; numbers for the history."""
         return {}
 
+    def find_fault(self, history: list[dict]) -> str:
+        """Why the training cannot go on after the last step of its history, and how to mend it; empty if it can."""
+        last = history[-1]
+        if np.isfinite(last["loss"]):
+            return ""
+        return f"the loss became {last['loss']} at step {last['step']}: lower learning_rate or use precision fp32"
+
     def judge(self, history: list[dict]) -> str:
         """How the training stands by its history, in words; empty where the loss says it all."""
         return ""

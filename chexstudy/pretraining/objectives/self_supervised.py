@@ -33,14 +33,17 @@ from chexstudy.pretraining.self_supervision.centring import (
     SINKHORN_ITERATIONS,
     Logits,
 )
-from chexstudy.pretraining.self_supervision.collapse import judge_training, measure_features, measure_targets
+from chexstudy.pretraining.self_supervision.collapse import find_end, judge_training, measure_features, measure_targets
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.network import Network
+from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run, atomic_path, seal_artifact
 
 # Two rows are counted, because some backends treat a batch of one as a special case.
 _COUNTED = 2
+# Share of the images from which on copies are why nothing is learned, and how many of them are named.
+_MANY_COPIES, _NAMED = 0.5, 5
 
 
 class SelfSupervisedObjective(Objective):
@@ -64,7 +67,8 @@ class SelfSupervisedObjective(Objective):
         device: torch.device,
         processes: Processes,
     ):
-        self._config, self._own, self._processes = config, config.self_supervision, processes
+        self._run, self._processes = run, processes
+        self._config, self._own = config, config.self_supervision
         seed = streams.draw_seed("initialisation")
         spec = EncoderSpec(
             config.image_encoder,
@@ -80,7 +84,7 @@ class SelfSupervisedObjective(Objective):
         autocast = choose_autocast(config.precision, device)
         self._step = Distillation(self.model, self.teacher, self.examples, config, streams, device, processes, autocast)
         self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
-        self.prepared = {"flops": 0.0, "seconds": 0.0}
+        self.prepared, self._skipped = {"flops": 0.0, "seconds": 0.0}, False
         self._meter = FlopMeter(self.model)
 
     # --- what changes from step to step -------------------------------------------------------------------------------
@@ -108,7 +112,8 @@ class SelfSupervisedObjective(Objective):
 
     def finish_step(self, step: int) -> dict[str, float]:
         momentum = Cosine(self._own.teacher_momentum, 1.0, self.steps).at(step)
-        move_teacher(self.teacher, self.model, momentum)
+        if not (self._skipped and self._own.teacher_waits):
+            move_teacher(self.teacher, self.model, momentum)
         return {"teacher_momentum": momentum}
 
     # --- a step -------------------------------------------------------------------------------------------------------
@@ -134,14 +139,35 @@ class SelfSupervisedObjective(Objective):
         self.flops += self._count(*batch.sizes, batch.in_pieces)
         loss = crop + own.patch_weight * patch + own.koleo_weight * koleo
         told = {"loss": loss, "crop_loss": crop, "patch_loss": patch, "koleo": koleo} | self._clip()
-        if step % own.watch_every == 0:
+        self._skipped = not np.isfinite([loss, told["gradient_norm"]]).all()
+        if self._skipped:
+            # Without a gradient the optimiser does nothing.
+            self.model.zero_grad(set_to_none=True)
+        elif step % own.watch_every == 0:
             told |= measure_targets(crop_targets) | measure_features(batch.seen)
-        return told
+            told["teacher_distance"] = self._teacher_distance()
+        return told | {"skipped": self._skipped}
 
     def _clip(self) -> dict[str, float]:
-        modules = [self.model] if self._own.clipping == "together" else [self.model.encoder, *self.model.heads]
-        norms = [nn.utils.clip_grad_norm_(module.parameters(), self._own.clip_norm) for module in modules]
-        return {"gradient_norm": float(torch.stack(norms).max())}
+        """Clip the gradient; its norms before, of everything and of each module."""
+        modules = dict(self.model.named_children())
+        norms = {
+            name: nn.utils.get_total_norm([weight.grad for weight in module.parameters() if weight.grad is not None])
+            for name, module in modules.items()
+        }
+        total = torch.stack(list(norms.values())).norm()
+        for name, module in modules.items():
+            norm = norms[name] if self._own.clipping == "module" else total
+            nn.utils.clip_grads_with_norm_(module.parameters(), self._own.clip_norm, norm)
+        of_modules = {f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}
+        return {"gradient_norm": float(total)} | of_modules
+
+    @torch.no_grad()
+    def _teacher_distance(self) -> float:
+        """How far the student is from the teacher, as a share of the length of all the teacher's weights."""
+        weights = zip(self.model.parameters(), self.teacher.parameters(), strict=True)
+        apart = nn.utils.get_total_norm([student - teacher for student, teacher in weights])
+        return float(apart / nn.utils.get_total_norm(list(self.teacher.parameters())))
 
     # --- costs --------------------------------------------------------------------------------------------------------
 
@@ -202,6 +228,25 @@ class SelfSupervisedObjective(Objective):
 
     def join(self, embedded: tuple[Tensor]) -> Tensor:
         return functional.normalize(embedded[0], dim=1)
+
+    def find_fault(self, history: list[dict]) -> str:
+        own = self._own
+        end = own.patience and find_end(history, own.temperature_share, self.steps, own.patience)
+        if not end:
+            return ""
+        return f"{self._find_cause(history[-1]) or end.reason.removesuffix('.')}, or set patience to 0 to train on"
+
+    def _find_cause(self, last: dict) -> str:
+        """Copies among the images, where KoLeo or all of training suffers from them; empty if they are no cause."""
+        copies, images = self.examples.find_copies(), len(self.examples)
+        is_infinite = self._own.koleo_neighbours == "process" and not np.isfinite(last["koleo"])
+        if not (len(copies) and (is_infinite or len(copies) >= _MANY_COPIES * images)):
+            return ""
+        names = ", ".join(show_image_ids(self._run, self.examples.image_ids[copies[:_NAMED]]))
+        told = f"{len(copies)} of {images} images are copies of others ({names}{', ...' * (len(copies) > _NAMED)})"
+        if is_infinite:
+            return f"{told}, and KoLeo is infinite: keep one of each, set koleo_neighbours to step"
+        return f"{told}: keep one of each"
 
     def judge(self, history: list[dict]) -> str:
         return str(judge_training(pd.DataFrame(history), self._own.temperature_share, self.steps))

@@ -53,12 +53,16 @@ class SelfSupervisionConfig:
     drop_path_form: str = "image"  # each image by chance, or as published a fixed share of the ``batch``
     clip_norm: float = 3.0  # largest norm of the gradient
     clipping: str = "together"  # of all weights, or as published of each ``module`` (S10)
+    teacher_waits: bool = True  # the teacher stays where no step was taken (published: no, S21)
     teacher_momentum: float = 0.99  # at the start, 1 at the end (published: 0.994 over 250,000 steps)
     first_teacher_temperature: float = 0.04  # at the start
     teacher_temperature: float = 0.07  # after its rise
     final_weight_decay: float = 0.2  # it rises from ``weight_decay`` (published: 0.04)
     layer_decay: float = 1.0  # of the learning rate from block to block
     watch_every: int = 10  # steps between two looks at whether it collapses
+    # Steps in a row that may not be taken, for a loss or gradient that is not finite; with 0 a training is never
+    # stopped, whatever it looks like (published: 0).
+    patience: int = 50
     # Shares of the run (published: 25,000, 75,000 and 2,500 of 250,000 steps).
     ramp_share: float = 0.1  # in which the learning rate rises
     temperature_share: float = 0.3  # in which the teacher's temperature rises
@@ -77,7 +81,7 @@ class SelfSupervisionConfig:
         for name in ("ramp_share", "temperature_share", "frozen_share", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
-        for name in ("patch_weight", "koleo_weight", "final_weight_decay"):
+        for name in ("patch_weight", "koleo_weight", "final_weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("clip_norm", "first_teacher_temperature", "teacher_temperature", "layer_decay"):
@@ -101,4 +105,5 @@ PUBLISHED = {
     **{"blur": "published", "flip": True, "solarise": True, "exact_masks": False, "sinkhorn_overflows": True},
     **{"patch_weight": 3.0, "koleo_neighbours": "process", "koleo_precision": "compute", "positions": "offset"},
     **{"drop_path": 0.4, "drop_path_form": "batch", "clipping": "module", "teacher_momentum": 0.994},
+    **{"teacher_waits": False, "patience": 0},
 }

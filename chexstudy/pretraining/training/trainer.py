@@ -112,11 +112,6 @@ class Trainer:
         with self._clock():
             weights = None if self.weights is None else self.weights[rows]
             told = self.objective.backward(rows, self.step, embedded, weights)
-            if not np.isfinite(told["loss"]):
-                raise StudyError(
-                    f"the loss of {self.name} became {told['loss']} at step {self.step}: lower learning_rate or use "
-                    "precision fp32; the last checkpoint is intact."
-                )
             self.optimizer.step()
             told |= self.objective.finish_step(self.step)
         self.pairs_trained += len(rows)
@@ -124,6 +119,8 @@ class Trainer:
         entry = {"phase": phase, "epoch": self.epoch, "step": self.step, "learning_rate": learning_rate}
         entry |= {"pairs_scored": 0, "pairs_trained": len(rows), "flops": self.flops, "seconds": self.seconds}
         self.history.append(entry | told | dict.fromkeys(_MEASURED, float("nan")) | {"usage": []} | measured)
+        if fault := self.objective.find_fault(self.history):
+            raise StudyError(f"{self.name}: {fault}; the last checkpoint is intact.")
         self.step += 1
 
     def _count_spent(self) -> float:
