@@ -109,7 +109,7 @@ def test_operations_are_counted_as_they_are_spent(tiny_study):
     before = objective.flops
     (features,) = objective.embed(rows)
     assert 0 < objective.flops - before < before / 10
-    assert features.shape == (24, 192)
+    assert features.shape == (24, 128)
     assert objective.join((features,)).norm(dim=1).allclose(torch.ones(24))
 
 
@@ -165,9 +165,9 @@ def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits
     assert json.loads((folder / "model" / "pretraining.json").read_text())["objective"] == "self_supervised"
     # What was trained is an encoder like any other.
     encoder = build_image_encoder(EncoderSpec(str(folder / "model" / "image_encoder")))
-    assert encoder(torch.zeros(2, 1, 36, 36, dtype=torch.uint8)).shape == (2, 192)
+    assert encoder(torch.zeros(2, 1, 36, 36, dtype=torch.uint8)).shape == (2, 128)
     if arm == "curated":
-        assert np.load(folder / "features.npy").shape[1] == 192
+        assert np.load(folder / "features.npy").shape[1] == 128
 
 
 def test_an_image_is_read_once_a_step_and_once_to_tell_its_copies(tiny_study):

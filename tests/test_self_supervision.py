@@ -325,7 +325,7 @@ def test_masked_patches_are_not_seen():
 def test_dropped_branches_keep_the_mean(of_batch):
     model = build_image_encoder(EncoderSpec("tiny-dinov2", image_size=24)).model
     block = model.encoder.layer[0]
-    rows = _draw(400, 1, 192)
+    rows = _draw(400, 1, 128)
     with torch.no_grad():
         whole = block.eval()(rows)
         drop_paths(model, 0.4, of_batch)
@@ -336,7 +336,7 @@ def test_dropped_branches_keep_the_mean(of_batch):
     # Both branches of an image are left out.
     assert abs(untouched - 0.16) < 0.06
     change = (dropped - rows).mean(dim=0) - (whole - rows).mean(dim=0)
-    assert change.norm() < 0.3 * (whole - rows).mean(dim=0).norm()
+    assert change.norm() < 0.4 * (whole - rows).mean(dim=0).norm()
 
 
 def test_weights_learn_at_their_own_rates():
@@ -375,7 +375,7 @@ def test_what_cannot_be_is_refused():
         ({"frozen_share": 1.0}, "frozen_share must be at least 0 and below 1"),
         ({"koleo_weight": -1.0}, "koleo_weight must not be negative"),
         ({"least_global_area": 0.0}, "least_global_area must be above 0 and at most 1, not 0"),
-        ({"least_local_area": 0.4}, "least_local_area .0.4. must be above 0 and at most most_local_area .0.32."),
+        ({"least_local_area": 0.6}, "least_local_area .0.6. must be above 0 and at most most_local_area .0.5."),
         ({"teacher_temperature": 0.0}, "teacher_temperature must be above 0"),
         ({"crop_prototypes": 1}, "crop_prototypes must be at least 2"),
         ({"teacher_momentum": 1.5}, "teacher_momentum must lie between 0 and 1"),

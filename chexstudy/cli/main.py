@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from chexstudy.cli import cohort, curate, doctor, evaluate, release, run, studies
+from chexstudy.cli import cohort, curate, doctor, evaluate, release, run, studies, upstream
 from chexstudy.cli.parser import make_parser
 from chexstudy.errors import StudyError
 from chexstudy.workflow.unforeseen import silence, tell_mistake, tell_unforeseen
@@ -25,7 +25,7 @@ first steps:
 _VERBS = (
     run.run,
     *(cohort.cohort, cohort.build, cohort.convert, cohort.export, cohort.check, cohort.show, cohort.sources),
-    *(run.embed, curate.curate, curate.why, run.pretrain),
+    *(run.embed, curate.curate, curate.why, run.pretrain, upstream.upstream),
     *(evaluate.evaluate, evaluate.compare, evaluate.results, evaluate.plan_labels, release.release, run.figures),
     *(studies.list_all, studies.show, studies.remove, studies.compare),
     *(curate.check_golden, doctor.doctor),

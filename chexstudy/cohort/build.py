@@ -8,7 +8,7 @@ from chexstudy import paths
 from chexstudy.cohort.adapters import build_source, list_annotations, require_source
 from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
 from chexstudy.cohort.phantom.build import build_phantom
-from chexstudy.cohort.phantom.plan import PhantomConfig
+from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
 from chexstudy.cohort.pixels.store import PixelStore, build_pixel_store, count_remarks
 from chexstudy.cohort.table import PHANTOM, read_cohort
 from chexstudy.errors import StudyError
@@ -47,6 +47,11 @@ def build_cohort(
 
 
 def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:
+    if (config.seed == UPSTREAM_SEED) != (run.study == UPSTREAM_STUDY):
+        raise StudyError(
+            f"the patients of cohort_seed {UPSTREAM_SEED} are those of the study {UPSTREAM_STUDY!r}, from whom the "
+            "upstream encoders learned, and of no other: choose another seed, or another name of the study."
+        )
     parameters = {name: value for name, value in asdict(config).items() if name != "workers"}
     if run.is_current(_PHANTOM_COHORT, run.key(parameters)):
         return read_cohort(run.path(_PHANTOM_COHORT))

@@ -21,6 +21,7 @@ from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.encoders.embeddings import embed_images, embed_texts
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import RECORD
+from chexstudy.encoders.upstream import may_have_seen
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_image_encoder, load_model
 from chexstudy.progress import progress
@@ -133,7 +134,7 @@ def tell_exposure(run: Run, arm: str, seed: int) -> str:
     files = run.path(f"{require_current_arm(run, arm, seed)}/model").glob("*_encoder/config.json")
     # An encoder from scratch has seen the training split alone; what a released one has seen is not known here.
     names = [json.loads(file.read_text())[RECORD]["name"] for file in files]
-    return "held_out" if all(name.startswith("tiny-") for name in names) else "unknown"
+    return "unknown" if any(map(may_have_seen, names)) else "held_out"
 
 
 # --- side by side ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
+from chexstudy.encoders.upstream import may_have_seen
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import load_arm_encoder
 from chexstudy.label_planning.accuracy import EVERY
@@ -57,7 +58,7 @@ def list_exposures(features: Mapping[str, FrozenFeatures]) -> dict[str, str]:
     exposures = {}
     for artifact, frozen in features.items():
         encoder = artifact.rpartition("/seed")[0]
-        fresh = encoder == UNTRAINED or str(frozen.encoder["name"]).startswith("tiny-")
+        fresh = encoder == UNTRAINED or not may_have_seen(str(frozen.encoder["name"]))
         exposures[encoder] = "held_out" if fresh else "unknown"
     return exposures | {EVERY: "held_out" if set(exposures.values()) <= {"held_out"} else "unknown"}
 

@@ -26,26 +26,27 @@ _CHOICES = {
 class SelfSupervisionConfig:
     """The defaults are those of the default study; comments give what CheXFound publishes, and S-numbers its faults."""
 
-    crop_prototypes: int = 1024  # of the head on [CLS] (published: 131,072)
-    patch_prototypes: int = 1024  # of the head on patches (published: 131,072)
+    crop_prototypes: int = 64  # of the head on [CLS] (published: 131,072)
+    patch_prototypes: int = 512  # of the head on patches (published: 131,072)
     head_hidden: int = 256  # width of the heads (published: 2,048)
     crop_bottleneck: int = 64  # published: 384
     patch_bottleneck: int = 64  # published: 256
     plain_prototypes: bool = False  # a linear last layer, as in DINOv3
     local_crops: int = 4  # of an image (published: 8)
     local_size: int = 32  # pixels a side of a local crop (published: 96)
-    # Shares of the image: a global crop has at least the first, a local one lies between the others (as published).
-    least_global_area: float = 0.32
-    least_local_area: float = 0.05
-    most_local_area: float = 0.32
+    # Shares of the image: a global crop has at least the first, a local one lies between the others (published: 0.32,
+    # 0.05 and 0.32).
+    least_global_area: float = 0.5
+    least_local_area: float = 0.15
+    most_local_area: float = 0.5
     blur: str = "intended"  # ``none``, ``intended``, or ``published`` chances, which are inverted (S2)
     flip: bool = False  # mirror half of the crops (published: yes, S3)
     solarise: bool = False  # turn bright bone dark in a fifth of the second global crops (published: yes, S3)
     exact_masks: bool = True  # masks of the wanted size (published: no, S11)
     centring: str = "sinkhorn"  # or ``softmax``, as DINOv2 does by default
     sinkhorn_overflows: bool = False  # exponentiate large logits as they are (published: yes, S7)
-    patch_weight: float = 1.0  # of the loss on patches (published: 3, S1)
-    koleo_weight: float = 0.1  # of the spread of [CLS]
+    patch_weight: float = 3.0  # of the loss on patches (as published; DINOv2: 1, S1)
+    koleo_weight: float = 0.02  # of the spread of [CLS] (published: 0.1)
     koleo_neighbours: str = "step"  # sought in the whole step, or as published within one ``process`` (S5)
     koleo_precision: str = "fp32"  # or that of the computation, as published (S4)
     positions: str = "size"  # interpolated to a size, or as published with an ``offset`` (S12)
@@ -54,9 +55,10 @@ class SelfSupervisionConfig:
     clip_norm: float = 3.0  # largest norm of the gradient
     clipping: str = "together"  # of all weights, or as published of each ``module`` (S10)
     teacher_waits: bool = True  # the teacher stays where no step was taken (published: no, S21)
-    teacher_momentum: float = 0.99  # at the start, 1 at the end (published: 0.994 over 250,000 steps)
-    first_teacher_temperature: float = 0.04  # at the start
-    teacher_temperature: float = 0.07  # after its rise
+    teacher_momentum: float = 0.97  # at the start, 1 at the end (published: 0.994 over 250,000 steps)
+    # At the start; at the published 0.04, targets of a small encoder say nothing and training does not begin.
+    first_teacher_temperature: float = 0.01
+    teacher_temperature: float = 0.04  # after its rise (published: 0.07)
     final_weight_decay: float = 0.2  # it rises from ``weight_decay`` (published: 0.04)
     layer_decay: float = 1.0  # of the learning rate from block to block
     watch_every: int = 10  # steps between two looks at whether it collapses
@@ -65,7 +67,7 @@ class SelfSupervisionConfig:
     patience: int = 50
     # Shares of the run (published: 25,000, 75,000 and 2,500 of 250,000 steps).
     ramp_share: float = 0.1  # in which the learning rate rises
-    temperature_share: float = 0.3  # in which the teacher's temperature rises
+    temperature_share: float = 0.6  # in which the teacher's temperature rises
     frozen_share: float = 0.01  # in which prototypes stay as they are
 
     def __post_init__(self):
@@ -106,4 +108,6 @@ PUBLISHED = {
     **{"patch_weight": 3.0, "koleo_neighbours": "process", "koleo_precision": "compute", "positions": "offset"},
     **{"drop_path": 0.4, "drop_path_form": "batch", "clipping": "module", "teacher_momentum": 0.994},
     **{"teacher_waits": False, "patience": 0},
+    **{"least_global_area": 0.32, "least_local_area": 0.05, "most_local_area": 0.32, "koleo_weight": 0.1},
+    **{"first_teacher_temperature": 0.04, "teacher_temperature": 0.07, "temperature_share": 0.3},
 }

@@ -1,0 +1,21 @@
+"""Encoders that are committed: they learned from drawn patients whom no study sees, and `README.md` is their card.
+
+``image/`` and ``text/`` stand in for encoders trained elsewhere, ``pair/`` for a released image-text model. All are
+made by ``chexstudy upstream``.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+IMAGE, TEXT, PAIR = "upstream-image", "upstream-text", "upstream-pair"
+FOLDERS = {
+    IMAGE: FOLDER / "image",
+    TEXT: FOLDER / "text",
+    f"{PAIR}-image": FOLDER / "pair/image_encoder",
+    f"{PAIR}-text": FOLDER / "pair/text_encoder",
+}
+
+
+def may_have_seen(name: str) -> bool:
+    """Whether an encoder of this name may have seen data of a study beside what the study trained it on."""
+    return not name.startswith(("tiny-", "upstream-"))
