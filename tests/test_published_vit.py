@@ -39,7 +39,7 @@ def _draw(**options):
     return model
 
 
-def _publish(model, chunked=False):
+def publish(model, chunked=False):
     """The weights of a model under the names of the published code, layers that it joins put together."""
     published, weights = {}, dict(model.state_dict())
     for name in list(weights):
@@ -86,7 +86,7 @@ def _beside(weights):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_published_checkpoint_gives_the_features_of_its_model(tmp_path, options, wrap, chunked):
     model = _draw(**options)
-    torch.save(wrap(_publish(model, chunked)), tmp_path / "vit.pth")
+    torch.save(wrap(publish(model, chunked)), tmp_path / "vit.pth")
     encoder = build_image_encoder(EncoderSpec(str(tmp_path / "vit.pth"), normalisation="half"))
     pixels = torch.randint(0, 256, (3, 1, 24, 24), dtype=torch.uint8)
     values = (pixels.float() / 255 - 0.5) / 0.5
@@ -99,7 +99,7 @@ def test_a_published_checkpoint_gives_the_features_of_its_model(tmp_path, option
 
 
 def test_half_precision_and_safetensors_are_read(tmp_path):
-    published = {name: weight.half().contiguous() for name, weight in _publish(_draw()).items()}
+    published = {name: weight.half().contiguous() for name, weight in publish(_draw()).items()}
     save_file(published, tmp_path / "vit.safetensors")
     torch.save(published, tmp_path / "vit.pth")
     pixels = torch.randint(0, 256, (3, 1, 24, 24), dtype=torch.uint8)
@@ -116,7 +116,7 @@ class _Code:
 
 
 def _without(name):
-    published = _publish(_draw())
+    published = publish(_draw())
     del published[name]
     return published
 
@@ -127,10 +127,10 @@ def _without(name):
         (lambda: _draw().state_dict(), "do not bear the names that DINOv2's own code gives"),
         (lambda: [1, 2], "do not bear the names that DINOv2's own code gives"),
         (lambda: _without("blocks.3.norm2.bias"), "they lack encoder.layer.3.norm2.bias; give a checkpoint"),
-        (lambda: _publish(_draw()) | {"blocks.0.gate": torch.ones(1)}, "they hold the unknown encoder.layer.0.gate"),
-        (lambda: _publish(_draw()) | {"norm.weight": torch.ones(64)}, "have another shape in layernorm.weight"),
+        (lambda: publish(_draw()) | {"blocks.0.gate": torch.ones(1)}, "they hold the unknown encoder.layer.0.gate"),
+        (lambda: publish(_draw()) | {"norm.weight": torch.ones(64)}, "have another shape in layernorm.weight"),
         (
-            lambda: _publish(_draw()) | {"patch_embed.proj.weight": torch.ones(100, 3, 8, 8)},
+            lambda: publish(_draw()) | {"patch_embed.proj.weight": torch.ones(100, 3, 8, 8)},
             "are 100 wide, and a ViT of DINOv2's own code has heads of 64",
         ),
         (lambda: _without("blocks.0.mlp.fc1.weight"), "its files are damaged or do not belong together"),

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from chexstudy import paths
 from chexstudy.encoders import upstream
-from chexstudy.encoders.published_vit import derive_config, read_published
+from chexstudy.encoders.published_vit import derive_config, read_backbone
 from chexstudy.errors import StudyError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def find_checkpoint(name: str, revision: str = "", weights: bool = True) -> Chec
             raise StudyError(f"the folder {folder} is no model checkpoint: it has no {lacks}.")
         return Checkpoint(name, folder)
     if folder.is_file():
-        return Checkpoint(name, folder, weights=read_published(folder))
+        return Checkpoint(name, folder, weights=read_backbone(folder))
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise StudyError(f"there is no folder {folder} to load an encoder from: check the path, or give a Hub id.")
     from huggingface_hub import snapshot_download

@@ -38,10 +38,10 @@ _JOINED = {
 _HEAD_WIDTH = 64
 
 
-def read_published(path: Path) -> dict[str, Tensor]:
-    """The weights of the one backbone in a file, or of the teacher's, under transformers' names.
+def read_teacher(path: Path) -> dict[str, Tensor]:
+    """The tensors of what stands alone in a file, or else of the teacher, under the names of the published code.
 
-    They stand alone, or as training leaves them: under ``teacher`` or ``model``, beside heads, a student, an optimiser.
+    Training leaves it under ``teacher`` or ``model``, beside a student and an optimiser.
     """
     try:
         is_safe = path.suffix == ".safetensors"
@@ -53,15 +53,24 @@ def read_published(path: Path) -> dict[str, Tensor]:
         ) from None
     for entry in ("model", "teacher"):
         weights = weights.get(entry, weights) if isinstance(weights, dict) else {}
-    for prefix in ("teacher.", "backbone."):
-        inside = {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}
-        weights = inside or weights
+    tensors = {name: one for name, one in weights.items() if isinstance(one, Tensor)}
+    return _take_inside(tensors, "teacher.")
+
+
+def _take_inside(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    inside = {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}
+    return inside or weights
+
+
+def read_backbone(path: Path) -> dict[str, Tensor]:
+    """The weights of the backbone in a file of the published code, under transformers' names."""
+    weights = _take_inside(read_teacher(path), "backbone.")
     if not {"patch_embed.proj.weight", "pos_embed"} <= weights.keys():
         raise StudyError(
             f"the weights in {path} do not bear the names that DINOv2's own code gives: give a file of that code, or "
             "for other encoders the folder with their config.json."
         )
-    return translate_weights({name: one.float() for name, one in weights.items() if isinstance(one, Tensor)})
+    return translate_weights({name: one.float() for name, one in weights.items()})
 
 
 def derive_config(weights: Mapping[str, Tensor], name: str) -> "PreTrainedConfig":

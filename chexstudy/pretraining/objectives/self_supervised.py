@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import build_image_encoder
-from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.compute import FlopMeter
@@ -34,6 +32,7 @@ from chexstudy.pretraining.self_supervision.centring import (
     Logits,
 )
 from chexstudy.pretraining.self_supervision.collapse import find_end, judge_training, measure_features, measure_targets
+from chexstudy.pretraining.self_supervision.hand_over import check_resolution, save_network, take_heads
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.network import Network
@@ -79,6 +78,9 @@ class SelfSupervisedObjective(Objective):
         encoder = build_image_encoder(spec, seed)
         encoder.check_size(self._own.local_size)
         self.model = Network(encoder, self._own, seed).to(device)
+        check_resolution(self.model, config.image_encoder, config.image_size)
+        self._heads_kept = self._own.keep_heads and take_heads(self.model, config.image_encoder)
+        self._heads_alone = not self._heads_kept and not config.image_encoder.startswith("tiny-")
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.examples = TrainingImages(cohort, open_pixel_store(run))
         autocast = choose_autocast(config.precision, device)
@@ -95,8 +97,9 @@ class SelfSupervisedObjective(Objective):
     def parameter_groups(self) -> list[dict]:
         depth = self.model.encoder.model.config.num_hidden_layers
         merged: dict[tuple, dict] = {}
+        kind = ("rate", "decay", "of_head", "is_prototype")
         for group in group_parameters(self.model.named_parameters(), depth, self._own.layer_decay):
-            alike = merged.setdefault((group["rate"], group["decay"], group["is_prototype"]), group | {"params": []})
+            alike = merged.setdefault(tuple(group[name] for name in kind), group | {"params": []})
             alike["params"] += group["params"]
         return list(merged.values())
 
@@ -105,8 +108,10 @@ class SelfSupervisedObjective(Objective):
         rate = Cosine(config.learning_rate, config.min_learning_rate, self.steps, self._share(own.ramp_share))
         decay = Cosine(config.weight_decay, own.final_weight_decay, self.steps)
         frozen = step < self._share(own.frozen_share)
+        alone = self._heads_alone and step < self._share(own.heads_only_share)
         for group in groups:
-            group["lr"] = 0.0 if frozen and group["is_prototype"] else group["rate"] * rate.at(step)
+            still = (frozen and group["is_prototype"]) or (alone and not group["of_head"])
+            group["lr"] = 0.0 if still else group["rate"] * rate.at(step)
             group["weight_decay"] = group["decay"] * decay.at(step)
         return rate.at(step)
 
@@ -253,7 +258,8 @@ class SelfSupervisedObjective(Objective):
 
     def describe(self) -> dict:
         precision = str(self._step.autocast or torch.float32).removeprefix("torch.")
-        return {"micro_batch": self._config.micro_batch, "precision": precision}
+        heads = "kept" if self._heads_kept else "new"
+        return {"micro_batch": self._config.micro_batch, "precision": precision, "heads": heads}
 
     def state(self) -> dict:
         centres = [centre.value for centre in self._step.centres]
@@ -266,10 +272,9 @@ class SelfSupervisedObjective(Objective):
             centre.value = value.to(self._step.device)
 
     def export(self, folder: Path) -> None:
-        save_encoder(self.teacher.encoder, folder / "image_encoder")
-        with atomic_path(folder / "heads.safetensors") as temporary:
-            heads = {name: value.cpu().contiguous() for name, value in self.teacher.state_dict().items()}
-            save_file({name: value for name, value in heads.items() if "head." in name}, temporary)
+        save_network(self.teacher, folder)
+        if self._own.keep_student:
+            save_network(self.model, folder / "student")
         with atomic_path(folder / "pretraining.json") as temporary:
             temporary.write_text(json.dumps(self._config.to_dict(), indent=2, sort_keys=True) + "\n")
         seal_artifact(folder)

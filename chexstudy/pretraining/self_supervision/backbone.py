@@ -11,6 +11,7 @@ from torch.nn import functional
 
 _PATCH_RATE = 0.2
 _POSITION_OFFSET = 0.1
+_INITIAL_DEVIATION = 0.02
 
 
 def interpolate_positions(positions: Tensor, side: int, offset: bool = False) -> Tensor:
@@ -32,6 +33,23 @@ def interpolate_positions(positions: Tensor, side: int, offset: bool = False) ->
     else:
         grid = functional.interpolate(grid, (side, side), mode="bicubic")
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
+
+
+def fit_positions(model: nn.Module, size: int, drawn: bool = False) -> None:
+    """Let a DINOv2 learn positions of images of ``size`` pixels a side, if its own are of others; a DINOv3 learns none.
+
+    They are those that it would interpolate, or ``drawn`` anew, as published at a new resolution (S12).
+    """
+    embeddings, side = model.embeddings, size // model.config.patch_size
+    positions = getattr(embeddings, "position_embeddings", None)
+    if positions is None or positions.shape[1] == 1 + side**2:
+        return
+    fitted = positions.new_empty(1, 1 + side**2, positions.shape[2])
+    if drawn:
+        nn.init.trunc_normal_(fitted, std=_INITIAL_DEVIATION)
+    else:
+        fitted = embeddings.interpolate_pos_encoding(fitted, size, size).detach()
+    embeddings.position_embeddings, model.config.image_size = nn.Parameter(fitted), size
 
 
 def use_published_positions(model: nn.Module) -> None:
@@ -93,8 +111,8 @@ def group_parameters(
         layer_decay: factor of the rate from a block to the one before it (published: 1; DINOv2's short recipe: 0.9).
 
     Returns:
-        One group a weight: ``params``, ``rate`` (factor of the learning rate), ``decay`` (of the weight decay, 0 or 1)
-        and ``is_prototype``, whether it learns at the last layer's rate.
+        One group a weight: ``params``, ``rate`` (factor of the learning rate), ``decay`` (of the weight decay, 0 or 1),
+        ``of_head``, and ``is_prototype``, whether it learns at the last layer's rate.
     """
     groups = []
     for name, weight in parameters:
@@ -105,9 +123,8 @@ def group_parameters(
             layer = 0
         rate = layer_decay ** (depth + 1 - layer) * (_PATCH_RATE if "patch_embeddings" in name else 1.0)
         plain = name.endswith(".bias") or "norm" in name or "lambda" in name
-        groups.append(
-            {"params": [weight], "rate": rate, "decay": float(not plain), "is_prototype": "last_layer" in name}
-        )
+        kind = {"of_head": "head." in name, "is_prototype": "last_layer" in name}
+        groups.append({"params": [weight], "rate": rate, "decay": float(not plain)} | kind)
     return groups
 
 

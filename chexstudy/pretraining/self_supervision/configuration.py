@@ -50,6 +50,9 @@ class SelfSupervisionConfig:
     koleo_neighbours: str = "step"  # sought in the whole step, or as published within one ``process`` (S5)
     koleo_precision: str = "fp32"  # or that of the computation, as published (S4)
     positions: str = "size"  # interpolated to a size, or as published with an ``offset`` (S12)
+    new_positions: bool = False  # drawn for a size that is new, not interpolated (published: yes, S12)
+    keep_heads: bool = True  # begin with the heads left beside the encoder, if shapes agree; else with new ones
+    keep_student: bool = False  # leave it in ``model/student``; published stages begin with it (published: yes, S12)
     drop_path: float = 0.0  # published: 0.4
     drop_path_form: str = "image"  # each image by chance, or as published a fixed share of the ``batch``
     clip_norm: float = 3.0  # largest norm of the gradient
@@ -69,6 +72,7 @@ class SelfSupervisionConfig:
     ramp_share: float = 0.1  # in which the learning rate rises
     temperature_share: float = 0.6  # in which the teacher's temperature rises
     frozen_share: float = 0.01  # in which prototypes stay as they are
+    heads_only_share: float = 0.0  # in which new heads learn alone, on an encoder that is given
 
     def __post_init__(self):
         for name in ("crop_prototypes", "patch_prototypes", "head_hidden", "crop_bottleneck", "patch_bottleneck"):
@@ -80,7 +84,7 @@ class SelfSupervisionConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise StudyError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
-        for name in ("ramp_share", "temperature_share", "frozen_share", "drop_path"):
+        for name in ("ramp_share", "temperature_share", "frozen_share", "heads_only_share", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
         for name in ("patch_weight", "koleo_weight", "final_weight_decay", "patience"):
@@ -106,6 +110,7 @@ PUBLISHED = {
     **{"crop_bottleneck": 384, "patch_bottleneck": 256, "local_crops": 8, "local_size": 96},
     **{"blur": "published", "flip": True, "solarise": True, "exact_masks": False, "sinkhorn_overflows": True},
     **{"patch_weight": 3.0, "koleo_neighbours": "process", "koleo_precision": "compute", "positions": "offset"},
+    **{"new_positions": True, "keep_student": True},
     **{"drop_path": 0.4, "drop_path_form": "batch", "clipping": "module", "teacher_momentum": 0.994},
     **{"teacher_waits": False, "patience": 0},
     **{"least_global_area": 0.32, "least_local_area": 0.05, "most_local_area": 0.32, "koleo_weight": 0.1},

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.self_supervision.backbone import drop_paths, use_published_positions
+from chexstudy.pretraining.self_supervision.backbone import drop_paths, fit_positions, use_published_positions
 from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 
@@ -14,12 +14,12 @@ _ARCHITECTURES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class Network(nn.Module):
-    """An image encoder, a head on [CLS] and one on patches.
+    """An image encoder that learns at its ``image_size``, a head on [CLS] and one on patches.
 
     Args:
         encoder: a DINOv2 or DINOv3 of transformers.
         config: constants of the heads.
-        seed: decides the heads' weights.
+        seed: decides the heads' weights, and positions that are drawn.
 
     Attributes:
         width: of tokens.
@@ -45,6 +45,7 @@ class Network(nn.Module):
             torch.manual_seed(seed)
             self.crop_head = ProjectionHead(width, config.crop_prototypes, hidden, config.crop_bottleneck, plain)
             self.patch_head = ProjectionHead(width, config.patch_prototypes, hidden, config.patch_bottleneck, plain)
+            fit_positions(encoder.model, encoder.image_size, config.new_positions)
         if config.positions == "offset":
             use_published_positions(encoder.model)
         if config.drop_path:

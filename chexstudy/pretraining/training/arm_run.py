@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chexstudy import paths
 from chexstudy.children import end_with_parent
 from chexstudy.code_closure import code_revision, hash_closure, name_computing_modules
 from chexstudy.cohort.table import read_cohort
@@ -29,6 +30,7 @@ from chexstudy.curation.online.configuration import expected_fraction
 from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch
 from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
+from chexstudy.encoders import upstream
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import (
     ARMS,
@@ -59,7 +61,7 @@ from chexstudy.pretraining.training.curators import (
     read_subset,
 )
 from chexstudy.pretraining.training.trainer import Trainer, count_steps
-from chexstudy.runs import Run, forget_artifact, hold_lock, seal_artifact
+from chexstudy.runs import Run, forget_artifact, hash_artifact, hold_lock, seal_artifact
 from chexstudy.steps import find_step
 from chexstudy.workflow.identity import OBSERVATION
 from chexstudy.workflow.locks import release_study
@@ -104,6 +106,11 @@ class _ArmRun:
         # What the pixels are, and not when their files were last touched.
         pixels = [manifest["size"], manifest["fit"]]
         self.parameters = {"arm": arm.name, "seed": seed, "config": constants, "pixels": pixels}
+        # An encoder on this disk counts by what is in it.
+        named = {name for name in (config.image_encoder, config.text_encoder) if name and not name.startswith("tiny-")}
+        places = {name: upstream.FOLDERS.get(name) or paths.resolve_user_path(name) for name in named}
+        begun_with = {name: hash_artifact(place) for name, place in places.items() if place.exists()}
+        self.parameters |= {"begun_with": begun_with} if begun_with else {}
         self.inputs = ["cohort.parquet", "pixels/index.parquet"]
         for other in arm.needs(config):
             result = f"{arm_folder(other, seed)}/{'warm_up.pt' if find_arm(other).is_warm_up else 'subset.parquet'}"
