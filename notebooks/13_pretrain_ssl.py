@@ -22,16 +22,13 @@ study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
 ssl_seeds = 1  # number of seeds
-ssl_arms: list[
-    str
-] = []  # arms trained on images alone, also by_METHOD for other methods of notebook 8; empty for all seven
+ssl_arms: list[str] = []  # arms trained on images alone, by_METHOD for a method of notebook 8; empty for all seven
 ssl_encoder = "tiny-dinov2"  # tiny-dinov2, a DINOv2 or DINOv3 of the Hub, or a folder, to start from
 ssl_image_size = 64  # side in pixels of a global crop
 local_size = 32  # side in pixels of a local crop
-ssl_prototypes = 512  # prototypes of each head, K (published: 131,072)
 ssl_batch_size = 64  # images a step
-ssl_warm_up_epochs = 2  # epochs over all images before curation; 0 where a pretrained encoder is the start
-ssl_epochs = 8  # epochs over the kept images after the one that curates
+ssl_warm_up_epochs = 3  # epochs over all images before curation; 0 where a pretrained encoder is the start
+ssl_epochs = 9  # epochs over the kept images after the one that curates
 ssl_learning_rate = 1e-3  # peak learning rate of AdamW
 ssl_constants: list[str] = []  # further constants: texts of name, equals sign and value
 probes: list[str] = ["linear", "neighbours", "glori_v2"]  # heads that judge the frozen encoders
@@ -43,6 +40,8 @@ glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768
 glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 supervised_epochs = 6  # epochs in which the encoder is trained on the labels alone, to hold against; 0 for none
 beside: list[str] = ["curated", "full"]  # contrastive arms of the study whose image encoders are held against
+patch_side = 0  # side in pixels at which patches are looked at; 0 for that of the stored images
+patch_images = 400  # test images whose patches are looked at
 resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms trained side by side; 1 on a GPU
@@ -55,9 +54,13 @@ from chexstudy.study import open_study
 
 study, seeds = open_study("13_pretrain_ssl", globals()), choose_seeds(seed, ssl_seeds)
 constants = [f"image_encoder={ssl_encoder}", f"image_size={ssl_image_size}", f"local_size={local_size}"]
-constants += [f"crop_prototypes={ssl_prototypes}", f"patch_prototypes={ssl_prototypes}"]
 constants += [f"batch_size={ssl_batch_size}", f"micro_batch={ssl_batch_size}", f"learning_rate={ssl_learning_rate}"]
-constants += [f"warm_up_epochs={ssl_warm_up_epochs}", f"subset_epochs={ssl_epochs}", *ssl_constants]
+constants += [
+    f"warm_up_epochs={ssl_warm_up_epochs}",
+    f"subset_epochs={ssl_epochs}",
+    "weight_decay=0.04",
+    *ssl_constants,
+]
 config = plan_self_supervision(study.config, constants)
 
 # %% [markdown]
@@ -105,7 +108,8 @@ from chexstudy.results import add_results
 glori = plan_glori(glori_epochs, glori_batch_size, glori_learning_rates, glori_width, glori_standardise)
 heads, supervised = plan_heads(probes, Recipe(epochs=head_epochs), glori), plan_supervision(supervised_epochs)
 others = [arm for arm in beside if all(study.run.has(f"pretraining/{arm}/seed{one}/compute.json") for one in seeds)]
-judged = judge_encoders(study.evaluation(), [*arms, *others], seeds, heads, supervised, arms_at_once)
+evaluation = study.evaluation()
+judged = judge_encoders(evaluation, [*arms, *others], seeds, heads, supervised, arms_at_once)
 results = add_results(study.run, judged)
 
 # %%
@@ -115,6 +119,33 @@ tabulate_encoders(results)
 
 # %%
 figures.self_supervised_arms.show(study, results)
+
+# %% [markdown]
+# ## What its patches see
+#
+# Every encoder looks at test radiographs at the size they are stored in, and the first three components of its patches
+# over all of them become colours: organs of one colour, in image after image, are what the field expects of DINOv2.
+
+# %%
+from chexstudy.evaluation.context import load_arm_encoder
+from chexstudy.experiments.patch_similarity import see_patches
+
+tests = evaluation.test_sets()[evaluation.main_test_set()].head(patch_images)
+encoders = {arm: load_arm_encoder(study.run, arm, seed) for arm in [arms[0], *arms[1:][:2]]}
+side = patch_side or study.pixels.size
+seen = {arm: see_patches(one, study.pixels, tests.image_id, side, study.device) for arm, one in encoders.items()}
+figures.patch_maps.show(study, seen, study.pixels.read(tests.image_id[:8]))
+
+# %% [markdown]
+# Nearest neighbours of a patch: where the place of findings is known, the patches most like one that lies on a finding.
+
+# %%
+from chexstudy.cohort.annotations import read_regions
+from chexstudy.experiments.patch_similarity import choose_queries
+
+regions = read_regions(study.run, tests, study.findings, study.pixels.size, study.pixels.fit)
+queries = choose_queries(regions, tests.image_id, seen[arms[0]].grid)
+figures.patch_neighbours.show(study, seen, regions, queries, study.pixels.read(tests.image_id))
 
 # %% [markdown]
 # ## What must hold

@@ -171,7 +171,7 @@ def order_encoders(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _describe_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> str:
-    beside = (rows.variant != VARIANT).any() * (
+    beside = bool((rows.variant != VARIANT).any()) * (
         " Beside them contrastive encoders of the study, of another architecture, which saw the reports too."
     )
     return (
