@@ -1,5 +1,6 @@
 """The self-supervised objective: one step however it is cut, trained, stopped, gone on with, and used."""
 
+import copy
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tiny_study
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from chexstudy import paths
 from chexstudy.cohort.table import read_cohort
@@ -25,7 +27,7 @@ from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.objectives.distillation import Distillation
 from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
 from chexstudy.pretraining.self_supervision.collapse import judge_training
-from chexstudy.pretraining.self_supervision.crops import draw_views
+from chexstudy.pretraining.self_supervision.crops import draw_views, make_crops
 from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.pretraining.training import arm_run
 from chexstudy.pretraining.training.arm_run import pretrain
@@ -39,6 +41,9 @@ _CONSTANTS = {
     **{"crop_bottleneck": 16, "patch_bottleneck": 16, "warm_up_epochs": 0, "super_batch": 40, "batch_size": 16},
     **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30, "learning_rate": 1e-3, "subset_epochs": 1},
 }
+
+
+_ANCHORED = {"gram_weight": 2.0, "gram_scale": 2, "gram_teacher_share": 0.0, "gram_share": 0.0}
 
 
 def _objective(run, processes=None, **constants):
@@ -55,7 +60,13 @@ def _gradient(objective, rows, **options):
 
 @pytest.mark.parametrize(
     "constants",
-    [{}, {"centring": "softmax"}, {"koleo_neighbours": "process"}, {"plain_prototypes": True, "clipping": "module"}],
+    [
+        {},
+        {"centring": "softmax"},
+        {"koleo_neighbours": "process"},
+        {"plain_prototypes": True, "clipping": "module"},
+        _ANCHORED,
+    ],
 )
 def test_a_step_in_pieces_is_the_step_at_once(tiny_study, constants):
     rows, weights = np.arange(24), np.linspace(0.5, 1.5, 24)
@@ -64,6 +75,33 @@ def test_a_step_in_pieces_is_the_step_at_once(tiny_study, constants):
         told, found = _gradient(_objective(tiny_study, micro_batch=micro, **constants), rows, weights=weights)
         assert (found - expected).norm() <= 1e-5 * expected.norm()
         assert told == pytest.approx(whole, rel=1e-5)
+
+
+def test_patches_are_anchored_to_an_earlier_teacher(tiny_study):
+    objective = _objective(tiny_study, gram_weight=2.0, gram_teacher_share=0.25, gram_share=0.5)
+    objective.plan(8)
+    rows, size = np.arange(6), 32
+    assert [objective.backward(rows, step)["gram"] for step in (1, 2, 3)] == [0, 0, 0]
+    earlier = copy.deepcopy(objective.teacher)
+    with torch.no_grad():
+        for weight in objective.teacher.parameters():
+            weight.mul_(1.5)
+    told = objective.backward(rows, 4)
+    whole, _, masks = objective._step.draw(6, 4)
+    pixels, total = objective.examples.pixels(rows), 0.0
+    for crop, views in enumerate(whole):
+        _, student = objective.model.see(make_crops(pixels, views, size), torch.from_numpy(masks[:, crop]))
+        for image in range(6):
+            top, left, height, width = (getattr(views, name)[image] for name in ("top", "left", "height", "width"))
+            cut = pixels[image : image + 1, :, top : top + height, left : left + width].float()
+            plain = functional.interpolate(cut, (size, size), mode="bicubic", antialias=True).clamp(0, 255)
+            _, teacher = earlier.see(plain)
+            unit = [functional.normalize(patches, dim=1) for patches in (student[image], teacher[0])]
+            total += ((unit[0] @ unit[0].T - unit[1] @ unit[1].T) ** 2).mean().item() / 12
+    assert told["gram"] == pytest.approx(total, rel=1e-3)
+    own = objective._own
+    others = told["crop_loss"] + own.patch_weight * told["patch_loss"] + own.koleo_weight * told["koleo"]
+    assert told["loss"] == pytest.approx(others + 2 * told["gram"])
 
 
 _TWO_PROCESSES = """
@@ -133,7 +171,9 @@ def test_constants_change_over_the_steps_that_were_planned(tiny_study):
 @pytest.mark.parametrize("arm", ["full", "curated"])
 def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits(tiny_study, monkeypatch, capsys, arm):
     config = PretrainingConfig.from_dict(
-        _CONSTANTS | {"checkpoint_minutes": 0.0, "centring": "softmax", "drop_path": 0.2}
+        _CONSTANTS
+        | {"checkpoint_minutes": 0.0, "centring": "softmax", "drop_path": 0.2}
+        | {"gram_weight": 2.0, "gram_teacher_share": 0.1, "gram_share": 0.2}
     )
     cost = pretrain(tiny_study, arm, 0, config, "cpu")
     folder = tiny_study.path(arm_folder(arm, 0))

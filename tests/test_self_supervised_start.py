@@ -127,7 +127,7 @@ def test_a_stage_takes_over_the_teacher_its_heads_and_its_positions(tiny_study):
             for name, value in encoder.model.state_dict().items()
             if "position" not in name
         )
-        assert _positions(network).shape == (1, 1 + 36, 192)
+        assert _positions(network).shape == (1, 1 + 36, network.width)
     # At the new size, the first step sees what the encoder sees there.
     pixels = objective.examples.pixels(np.arange(4))
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_a_stage_takes_over_the_teacher_its_heads_and_its_positions(tiny_study):
     second = _train(tiny_study, "full.px48", **stage)
     again = build_image_encoder(EncoderSpec(str(second / "image_encoder")))
     assert again.image_size == 48
-    assert again.model.embeddings.position_embeddings.shape == (1, 1 + 36, 192)
+    assert again.model.embeddings.position_embeddings.shape == (1, 1 + 36, again.dim)
     config = PretrainingConfig.from_dict(_CONSTANTS | _TWO_STEPS | stage)
     assert is_trained(tiny_study, "full.px48", 0, config)
     (left / "image_encoder" / "config.json").write_text("{}")
@@ -219,8 +219,9 @@ def test_published_heads_are_taken_over_with_their_backbone(tiny_study, tmp_path
     drawn = {name: torch.randn_like(value) for name, value in objective.model.state_dict().items() if "head." in name}
     names = {"crop_head": "dino_head", "patch_head": "ibot_head", "parametrizations.weight.original0": "weight_g"}
     names["parametrizations.weight.original1"] = "weight_v"
+    width = objective.model.width
     model = Dinov2WithRegistersModel(
-        Dinov2WithRegistersConfig(**_SIZES | {"hidden_size": 192, "num_attention_heads": 3}, patch_size=8)
+        Dinov2WithRegistersConfig(**_SIZES | {"hidden_size": width, "num_attention_heads": width // 64}, patch_size=8)
     )
     published = {f"teacher.backbone.{name}": value for name, value in publish(model).items()}
     for name, value in drawn.items():

@@ -378,6 +378,7 @@ def test_what_cannot_be_is_refused():
         ({"least_local_area": 0.6}, "least_local_area .0.6. must be above 0 and at most most_local_area .0.5."),
         ({"teacher_temperature": 0.0}, "teacher_temperature must be above 0"),
         ({"crop_prototypes": 1}, "crop_prototypes must be at least 2"),
+        ({"gram_share": 0.1}, r"gram_share \(0.1\) must be at least gram_teacher_share \(0.25\)"),
         ({"teacher_momentum": 1.5}, "teacher_momentum must lie between 0 and 1"),
     ):
         with pytest.raises(StudyError, match=sentence):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes, cut_evenly
@@ -22,7 +23,7 @@ from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
 from chexstudy.pretraining.self_supervision.configuration import BLURS, SelfSupervisionConfig
 from chexstudy.pretraining.self_supervision.crops import Views, draw_views, make_crops
-from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, koleo_loss, patch_losses
+from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, gram_loss, koleo_loss, patch_losses
 from chexstudy.pretraining.self_supervision.masks import draw_masks
 from chexstudy.pretraining.self_supervision.network import Network
 
@@ -39,6 +40,7 @@ class Distillation:
     device: torch.device
     processes: Processes
     autocast: torch.dtype | None  # type of mixed precision, or None
+    anchor: Network | None = None  # the earlier teacher, while patches are anchored to it
     centres: list[Centre] = field(init=False)  # of the logits of crops and of patches, where they are centred
 
     def __post_init__(self):
@@ -68,9 +70,11 @@ class Distillation:
     def precision(self):
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
-    def see_whole(self, network: Network, pixels: Tensor, views: list[Views], masks: Tensor | None = None):
+    def see_whole(
+        self, network: Network, pixels: Tensor, views: list[Views], masks: Tensor | None = None, scale: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """[CLS] ``(2, images, dim)`` and patches ``(images, 2, patches, dim)`` of global crops, float32."""
-        crops = torch.cat([make_crops(pixels, one, self.config.image_size) for one in views])
+        crops = torch.cat([make_crops(pixels, one, scale * self.config.image_size) for one in views])
         with self.precision():
             cls, patches = network.see(crops, None if masks is None else masks.transpose(0, 1).flatten(0, 1))
         images = len(pixels)
@@ -84,6 +88,7 @@ class Batch:
         pieces: of this process, as slices of the batch.
         seen: the teacher's [CLS] of the first crop of every image ``(images, dim)``, once it has taught.
         koleo: this process's part of KoLeo, once the student has learned.
+        gram: this process's part of the Gram loss, once the student has learned.
     """
 
     def __init__(self, of: Distillation, rows: np.ndarray, step: int, weights: np.ndarray | None):
@@ -100,7 +105,7 @@ class Batch:
         self._patch_weights = torch.from_numpy(of_patch).float().to(of.device)
         share, micro = of.processes.share(len(rows)), of.config.micro_batch
         count = -(-(share.stop - share.start) // micro)
-        self.koleo, self.seen, self._held = 0.0, torch.empty(0), (slice(0), torch.empty(0))
+        self.koleo, self.gram, self.seen, self._held = 0.0, 0.0, torch.empty(0), (slice(0), torch.empty(0))
         self.pieces = cut_evenly(share, count) if count else []
 
     @property
@@ -212,10 +217,24 @@ class Batch:
         else:
             # Its gradient is that of KoLeo, whose value lies elsewhere.
             total = crop + own.koleo_weight * (cls * spread[:, piece]).sum()
+        if of.anchor is not None:
+            gram = self._compare_grams(piece, patches) * (images / count)
+            self.gram += gram.item()
+            total = total + own.gram_weight * gram
         reduced = student.patch_head.reduce(patches[masks])
         patch, outputs, gradients = self._learn_patches(reduced, patch_targets, self._patches_of(piece))
         torch.autograd.backward([total, *outputs], [None, *gradients])
         return crop.item(), patch
+
+    def _compare_grams(self, piece: slice, patches: Tensor) -> Tensor:
+        """The Gram loss of patches and what the earlier teacher makes of the same crops, undistorted."""
+        of, scale, side = self._of, self._of.own.gram_scale, round(patches.shape[2] ** 0.5)
+        plain = [one.undistorted() for one in self._views(self._whole, piece)]
+        with torch.no_grad():
+            _, seen = of.see_whole(of.anchor, self._pixels(piece), plain, scale=scale)
+        seen = seen.flatten(0, 1).transpose(1, 2).unflatten(2, (scale * side, scale * side))
+        seen = functional.interpolate(seen, (side, side), mode="bicubic").flatten(2).transpose(1, 2)
+        return gram_loss(patches.flatten(0, 1), seen)
 
     def _learn_patches(self, reduced: Tensor, targets: Targets, rows: slice) -> tuple[float, list, list]:
         """The loss on patches, chunk by chunk, and its gradient with respect to features and prototypes."""

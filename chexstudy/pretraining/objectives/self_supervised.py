@@ -85,6 +85,7 @@ class SelfSupervisedObjective(Objective):
         self.examples = TrainingImages(cohort, open_pixel_store(run))
         autocast = choose_autocast(config.precision, device)
         self._step = Distillation(self.model, self.teacher, self.examples, config, streams, device, processes, autocast)
+        self._earlier: Network | None = None
         self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
         self.prepared, self._skipped = {"flops": 0.0, "seconds": 0.0}, False
         self._meter = FlopMeter(self.model)
@@ -121,6 +122,18 @@ class SelfSupervisedObjective(Objective):
             move_teacher(self.teacher, self.model, momentum)
         return {"teacher_momentum": momentum}
 
+    def _set_anchor(self, step: int) -> None:
+        """Keep the teacher after one share of the run; patches are anchored to it after another."""
+        if self._own.gram_weight and self._earlier is None and step >= self._share(self._own.gram_teacher_share):
+            self._earlier = self._copy_teacher()
+        self._step.anchor = self._earlier if step >= self._share(self._own.gram_share) else None
+
+    def _copy_teacher(self) -> Network:
+        earlier = copy.deepcopy(self.teacher)
+        # Only patches are asked for.
+        del earlier.crop_head, earlier.patch_head
+        return earlier
+
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def backward(
@@ -130,6 +143,7 @@ class SelfSupervisedObjective(Objective):
         embedded: tuple[Tensor, ...] | None = None,
         weights: np.ndarray | None = None,
     ) -> dict[str, float]:
+        self._set_anchor(step)
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         own, batch = self._own, Batch(self._step, rows, step, weights)
@@ -139,11 +153,14 @@ class SelfSupervisedObjective(Objective):
         spread = batch.spread() if batch.in_pieces else None
         parts = [batch.learn(piece, crop_targets, patch_targets, spread) for piece in batch.pieces]
         parts = [[0.0, 0.0], *parts]
-        crop, patch, koleo = self._processes.add_up([*map(sum, zip(*parts, strict=True)), batch.koleo])
+        crop, patch, koleo, gram = self._processes.add_up(
+            [*map(sum, zip(*parts, strict=True)), batch.koleo, batch.gram]
+        )
         self._processes.sum_gradients(self.model.parameters())
-        self.flops += self._count(*batch.sizes, batch.in_pieces)
-        loss = crop + own.patch_weight * patch + own.koleo_weight * koleo
+        self.flops += self._count(*batch.sizes, batch.in_pieces, float(self._step.anchor is not None))
+        loss = crop + own.patch_weight * patch + own.koleo_weight * koleo + own.gram_weight * gram
         told = {"loss": loss, "crop_loss": crop, "patch_loss": patch, "koleo": koleo} | self._clip()
+        told |= {"gram": gram} if own.gram_weight else {}
         self._skipped = not np.isfinite([loss, told["gradient_norm"]]).all()
         if self._skipped:
             # Without a gradient the optimiser does nothing.
@@ -180,15 +197,23 @@ class SelfSupervisedObjective(Objective):
         crops = 2 * len(rows) * (self._config.image_size // self.model.patch_size) ** 2
         shares = [share.stop - share.start for share in self._processes.shares(len(rows))]
         in_pieces = len(shares) > 1 or shares[0] > self._config.micro_batch
-        return sum(self._count(images, crops * MEAN_MASKED * images / len(rows), in_pieces) for images in shares)
+        anchored = 1 - self._own.gram_share if self._own.gram_weight else 0.0
+        masked = MEAN_MASKED * crops / len(rows)
+        return sum(self._count(images, images * masked, in_pieces, anchored) for images in shares)
 
-    def _count(self, images: int, patches: float, in_pieces: bool) -> float:
-        """Operations of a step on so many images and masked patches, but for the distances of KoLeo."""
+    def _count(self, images: int, patches: float, in_pieces: bool, anchored: float) -> float:
+        """Operations of a step on so many images and masked patches, but for the distances of KoLeo.
+
+        Of steps whose patches are ``anchored``, a share may be counted.
+        """
         own, crops = self._own, 2 + self._own.local_crops
         whole, local = self._config.image_size, own.local_size
         # What is left out of the student is not computed.
         kept = 1 - own.drop_path
         views = (1 + in_pieces * kept) * self._count_view(whole, False) + kept * self._count_view(whole, True)
+        if anchored:
+            products = 8 * self.model.width * (whole // self.model.patch_size) ** 4
+            views += anchored * (self._count_view(own.gram_scale * whole, False) + products)
         spent = 2 * images * views + own.local_crops * images * kept * self._count_view(local, True)
         for head, teacher, student in (
             (self.model.crop_head, 2 * images, crops * images),
@@ -263,11 +288,15 @@ class SelfSupervisedObjective(Objective):
 
     def state(self) -> dict:
         centres = [centre.value for centre in self._step.centres]
-        return {"model": self.model.state_dict(), "teacher": self.teacher.state_dict(), "centres": centres}
+        networks = {"model": self.model, "teacher": self.teacher, "earlier": self._earlier}
+        return {name: one and one.state_dict() for name, one in networks.items()} | {"centres": centres}
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.teacher.load_state_dict(state["teacher"])
+        if state.get("earlier"):
+            self._earlier = self._copy_teacher()
+            self._earlier.load_state_dict(state["earlier"])
         for centre, value in zip(self._step.centres, state["centres"], strict=True):
             centre.value = value.to(self._step.device)
 

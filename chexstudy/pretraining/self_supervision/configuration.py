@@ -21,6 +21,11 @@ _CHOICES = {
     "clipping": ("together", "module"),
 }
 
+_SHARES = (
+    *("ramp_share", "temperature_share", "frozen_share"),
+    *("heads_only_share", "gram_teacher_share", "gram_share"),
+)
+
 
 @dataclass(frozen=True)
 class SelfSupervisionConfig:
@@ -49,6 +54,8 @@ class SelfSupervisionConfig:
     koleo_weight: float = 0.02  # of the spread of [CLS] (published: 0.1)
     koleo_neighbours: str = "step"  # sought in the whole step, or as published within one ``process`` (S5)
     koleo_precision: str = "fp32"  # or that of the computation, as published (S4)
+    gram_weight: float = 0.0  # of Gram anchoring to an earlier teacher (CheXFound: none; DINOv3: 2)
+    gram_scale: int = 1  # how much larger that teacher sees its crops (DINOv3: 2)
     positions: str = "size"  # interpolated to a size, or as published with an ``offset`` (S12)
     new_positions: bool = False  # drawn for a size that is new, not interpolated (published: yes, S12)
     keep_heads: bool = True  # begin with the heads left beside the encoder, if shapes agree; else with new ones
@@ -72,27 +79,34 @@ class SelfSupervisionConfig:
     ramp_share: float = 0.1  # in which the learning rate rises
     temperature_share: float = 0.6  # in which the teacher's temperature rises
     frozen_share: float = 0.01  # in which prototypes stay as they are
+    gram_teacher_share: float = 0.25  # after which the teacher is kept for Gram anchoring
+    gram_share: float = 0.65  # after which Gram anchoring counts
     heads_only_share: float = 0.0  # in which new heads learn alone, on an encoder that is given
 
     def __post_init__(self):
         for name in ("crop_prototypes", "patch_prototypes", "head_hidden", "crop_bottleneck", "patch_bottleneck"):
             if getattr(self, name) < 2:
                 raise StudyError(f"{name} must be at least 2, not {getattr(self, name)}.")
-        for name in ("local_crops", "local_size", "watch_every"):
+        for name in ("local_crops", "local_size", "gram_scale", "watch_every"):
             if getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise StudyError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
-        for name in ("ramp_share", "temperature_share", "frozen_share", "heads_only_share", "drop_path"):
+        for name in (*_SHARES, "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
-        for name in ("patch_weight", "koleo_weight", "final_weight_decay", "patience"):
+        for name in ("patch_weight", "koleo_weight", "gram_weight", "final_weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("clip_norm", "first_teacher_temperature", "teacher_temperature", "layer_decay"):
             if getattr(self, name) <= 0:
                 raise StudyError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if self.gram_share < self.gram_teacher_share:
+            raise StudyError(
+                f"gram_share ({self.gram_share}) must be at least gram_teacher_share ({self.gram_teacher_share}): "
+                "patches are anchored to a teacher that was kept before."
+            )
         if not 0 < self.least_global_area <= 1:
             raise StudyError(f"least_global_area must be above 0 and at most 1, not {self.least_global_area}.")
         if not 0 < self.least_local_area <= self.most_local_area <= 1:

@@ -5,7 +5,7 @@ and in any process, sees the same views. A crop is made by two matrix products, 
 that resizes columns, and blurred by two more.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,11 @@ class Views:
 
     def __getitem__(self, rows) -> "Views":
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def undistorted(self) -> "Views":
+        """The same crops, as they are but for their side."""
+        one, none = np.ones_like(self.brightness), np.zeros_like(self.sigma)
+        return replace(self, brightness=one, contrast=one, sigma=none, solarised=none > 0)
 
 
 def draw_views(
