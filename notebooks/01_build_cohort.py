@@ -12,7 +12,7 @@
 # **What it shows.** Which images, patients and reports the study stands on, what was set aside and why, and that no
 # patient lies in two splits. Everything later reads what this notebook writes.
 #
-# **What it costs.** About a minute for the default study (6,000 drawn radiographs of 96 pixels on 2 cores); at paper
+# **What it costs.** About a minute for the default study (8,000 drawn radiographs of 96 pixels on 2 cores); at paper
 # scale about an hour of image reading for every 400,000 radiographs and core.
 
 # %% tags=["parameters"]
@@ -21,7 +21,7 @@ change = False  # give the study other values than it has, and tell what is stal
 cohort_seed = 0  # seed of the phantom, of splits and of template reports; trainings have their own
 source = "phantom"  # phantom, or one of `chexstudy cohort sources`
 data_root = ""  # folder of a real source
-pairs = 6000  # phantom: number of image-report pairs
+pairs = 8000  # phantom: number of image-report pairs
 permutation_seed = -1  # phantom: seed that permutes which finding is how rare; -1 for the natural order
 image_size = 96  # side of the stored images in pixels
 fit = "pad"  # how images become square: pad (nothing is lost) or crop (as published, loses the edges)

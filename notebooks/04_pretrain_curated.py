@@ -21,7 +21,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed
-seeds = 3  # number of seeds; comparisons are paired by seed
+seeds = 5  # number of seeds; comparisons are paired by seed
 arms: list[str] = []  # arms to train; empty for all
 device = "auto"  # auto, cpu or cuda
 arms_at_once = 2  # arms trained side by side; 1 on a GPU

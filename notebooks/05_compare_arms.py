@@ -20,7 +20,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
-seeds = 3  # number of seeds
+seeds = 5  # number of seeds
 arms: list[str] = []  # arms to compare; empty for all
 resamples = 1000  # bootstrap resamples of patients
 probe = True  # train linear probes on the frozen image encoder

@@ -22,7 +22,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
-seeds = 3  # number of seeds
+seeds = 5  # number of seeds
 baseline = "random_same_data"  # the arm whose gains are drawn by finding
 arms: list[str] = []  # arms to compare; empty for all
 groupings: list[str] = []  # what patients are grouped by, also other columns; empty for sex, age, view and source

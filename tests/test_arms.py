@@ -14,7 +14,7 @@ from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.runs import Run
 
-CONFIG = PretrainingConfig()
+CONFIG = PretrainingConfig(image_encoder="tiny-resnet", text_encoder="tiny-bert", warm_up_epochs=4)
 # A worker that trains nothing and says what it was asked for.
 _ECHO = """
 import sys

@@ -60,8 +60,8 @@ def test_a_notebook_run_with_another_profile_than_its_study_is_stopped(given, ho
         run_notebooks(["02"], "demo", study="debug")
     sentence = str(caught.value)
     assert sentence.startswith("study 'debug' has other values than this run asks for: profile 'debug' -> 'demo', ")
-    assert "warm_up_epochs 1 -> 4, subset_epochs 2 -> 9" in sentence
-    assert "--change profile,image_size," in sentence
+    assert "warm_up_epochs 1 -> 0, subset_epochs 2 -> 9" in sentence
+    assert "--change profile,image_encoder,text_encoder,image_size," in sentence
     assert "seeds" not in sentence
     assert "pairs" not in sentence
     assert given == {}
@@ -91,7 +91,7 @@ def test_without_a_profile_it_is_the_studys_own_or_that_of_its_name(given):
     run_notebooks(["02", "07"], study="mine")
     assert (given[SECOND]["warm_up_epochs"], given[SECOND]["prototypes"]) == (1, 4)
     assert given["07_ablate_curator"]["variants"] == ["published"]
-    for study, pairs in (("debug", 320), ("new", 6000)):
+    for study, pairs in (("debug", 320), ("new", 8000)):
         run_notebooks(["01"], study=study)
         assert given[FIRST]["pairs"] == pairs
 
@@ -113,7 +113,7 @@ def test_one_changed_value_is_refused_accepted_and_remembered(given, capsys):
     assert told == (
         "Study 'debug' changes: warm_up_epochs. What may build on them: 03_watch_prototypes, 04_pretrain_curated, "
         "05_compare_arms, 06_long_tail, 07_ablate_curator, 08_compare_curators, 09_adapt_encoder, 10_see_with_glori, "
-        "11_plan_labels, 12_sweep_budgets."
+        "11_plan_labels, 12_sweep_budgets, 13_pretrain_ssl."
     )
     identity = read_identity(Run("debug"))
     assert identity.notebooks[SECOND]["stale"] == []
@@ -152,7 +152,7 @@ def test_a_conversion_of_the_pixels_is_a_change_that_is_told(given, capsys):
 def test_the_word_change_accepts_everything(given):
     run_notebooks(["01", "02"], "debug")
     run_notebooks(["02"], "demo", {"change": "true"}, study="debug", from_text=True)
-    assert given["02_embed_pairs"]["warm_up_epochs"] == 4
+    assert given["02_embed_pairs"]["warm_up_epochs"] == 0
     assert read_identity(Run("debug")).profile.name == "demo"
     run_notebooks(["01"], study="debug")
     assert given["01_build_cohort"]["pairs"] == 320
@@ -268,7 +268,7 @@ def test_a_damaged_record_is_one_sentence(given):
 
 def test_jupyterlab_takes_the_values_of_the_study_it_names_or_the_profile_of_that_name(given, capsys):
     assert open_in_jupyterlab(FIRST, "debug")["pairs"] == 320
-    assert open_in_jupyterlab(FIRST, "new")["pairs"] == 6000
+    assert open_in_jupyterlab(FIRST, "new")["pairs"] == 8000
     run_notebooks(None, "debug", {"seeds": 2}, study="mine")
     capsys.readouterr()
     values = open_in_jupyterlab(FOURTH, "mine")

@@ -55,7 +55,7 @@ def test_the_cohort_has_what_was_planned_and_splits_share_no_patient(folder, coh
     assert cohort[NO_FINDING].tolist() == np.select([diseased, hedged], [0, -1], 1).tolist()
     assert all((folder / "phantom" / path).is_file() for path in cohort.image_path)
     assert cohort[list(PREVALENCE)].notna().all(axis=None)
-    assert PhantomConfig().split_sizes() == {"train": 3900, "validate": 500, "test": 1000, "test_enriched": 600}
+    assert PhantomConfig(6000).split_sizes() == {"train": 3900, "validate": 500, "test": 1000, "test_enriched": 600}
     assert cohort.split.value_counts().to_dict() == CONFIG.split_sizes()
     assert cohort.groupby("patient_id").split.nunique().max() == 1
     enriched = cohort[cohort.split == "test_enriched"]

@@ -439,7 +439,7 @@ def test_card_of_other_arms(trained, tmp_path):
     card = _read_card(trained, tmp_path / "adapted", "curated.adapted")
     assert "Frozen encoders: text. Encoders were trained by low-rank updates (rank 4, alpha 8)" in card
     assert "the budgeted rule with a budget of 0.227 (share of the pairs)" in card
-    assert "Epochs: 4 over all pairs, 1 of curation, 9 over what was kept." in card
+    assert "Epochs: 1 of curation, 9 over what was kept." in card
 
 
 def _evaluate(run, value=0.8125):

@@ -10,6 +10,7 @@ from chexstudy.pretraining.training.arm_run import pretrain
 from chexstudy.pretraining.training.trainer import Trainer
 
 _CONSTANTS = {
+    **{"image_encoder": "tiny-resnet", "text_encoder": "tiny-bert", "learning_rate": 1e-3},
     **{"image_size": 36, "dim": 16, "max_tokens": 32, "batch_size": 16, "micro_batch": 16, "super_batch": 40},
     **{"warm_up_epochs": 1, "subset_epochs": 1, "ramp_steps": 2, "precision": "fp32"},
     **{"prototypes": 3, "central_cap": 4, "warm_up_pairs": 30},

@@ -64,7 +64,8 @@ class Recipe:
             _LANGUAGE: {"objective": "masked_language", "subset_epochs": self.text_epochs - 1},
             _IMAGES: _OF_IMAGES | {"subset_epochs": self.image_epochs - 1},
         }
-        return {arm: PretrainingConfig.from_dict({"warm_up_epochs": 0} | own) for arm, own in of_arm.items()}
+        scratch = {"image_encoder": "tiny-resnet", "text_encoder": "tiny-bert", "learning_rate": 1e-3}
+        return {arm: PretrainingConfig.from_dict(scratch | own) for arm, own in of_arm.items()}
 
 
 COMMITTED = Recipe()

@@ -36,9 +36,9 @@ class PretrainingConfig:
     """Constants of one arm. The defaults are those of the default study; comments give the published value."""
 
     objective: str = "contrastive"  # what a training step is, see `chexstudy.pretraining.objectives`
-    image_encoder: str = "tiny-resnet"  # name or path for `chexstudy.encoders.build` (published: DINOv2 ViT-B/14)
+    image_encoder: str = "upstream-image"  # name or path for `chexstudy.encoders.build` (published: DINOv2 ViT-B/14)
     image_revision: str = ""  # pinned revision of a Hub model
-    text_encoder: str = "tiny-bert"  # name or path (published: Bio_ClinicalBERT)
+    text_encoder: str = "upstream-text"  # name or path (published: Bio_ClinicalBERT)
     text_revision: str = ""  # pinned revision of a Hub model
     image_size: int = 96  # pixels a side the image encoder sees (published: 378)
     max_tokens: int = 128  # longest text (published: 256)
@@ -46,7 +46,7 @@ class PretrainingConfig:
     dim: int = 128  # shared space (published: 512)
     temperature: float = 0.07  # initial (published: 0.01)
     logit_scale_max: float = 100.0  # bound of the inverse temperature, 0 for none (published: none, F12)
-    warm_up_epochs: int = 4  # plain epochs over all pairs before curation, charged to the arm (published: 0)
+    warm_up_epochs: int = 0  # plain epochs over all pairs before curation, charged to the arm (as published)
     # Epochs in which all pairs are scored and selected, each anew, so that a pair dropped in one can be taken back in
     # the next (published: 1). Later epochs train on what the last of them kept.
     curation_epochs: int = 1
@@ -55,7 +55,7 @@ class PretrainingConfig:
     batch_size: int = 128  # pairs a step outside curation (published: 480)
     super_batch: int = 480  # pairs scored together and selected from (published: 480)
     micro_batch: int = 128  # pairs encoded at once; it bounds memory and changes no result
-    learning_rate: float = 1e-3  # peak (published: 5e-5)
+    learning_rate: float = 3e-4  # peak (published: 5e-5)
     min_learning_rate: float = 1e-5  # at the end (published: 5e-6)
     ramp_steps: int = 20  # linear warm-up of the learning rate (published: 0)
     # ``hold_then_cosine`` holds the peak until the subset is known, then falls over the steps left; ``published`` falls

@@ -27,7 +27,7 @@ _PURPOSES = ("train", "validate", "test", "test_enriched", "planting", "report",
 class PhantomConfig:
     """What the phantom is made of."""
 
-    pairs: int = 6000  # number of image-report pairs in all splits together; about 65 % of them are for training
+    pairs: int = 8000  # number of image-report pairs in all splits together; about 65 % of them are for training
     size: int = 96  # pixels along a side
     seed: int = 0  # seed of patients, pictures, reports and outcomes
     permutation_seed: int = -1  # of a permutation of which finding has which prevalence; -1 leaves the natural order
