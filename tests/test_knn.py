@@ -6,9 +6,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.adaptation import knn
 from chexstudy.evaluation.adaptation.knn import fit_neighbours
-from chexstudy.vectors import neighbours
+from chexstudy.vectors import neighbour_votes, neighbours
 
 TEMPERATURE = 0.07
 TRAIN, VALIDATION, TEST = slice(120), slice(120, 170), slice(170, 210)
@@ -45,7 +44,7 @@ def reference(k):
 
 @pytest.mark.parametrize("k", [1, 7, 120])
 def test_votes_are_scikit_learns_weighted_neighbours(study, k, with_and_without_faiss, monkeypatch):
-    monkeypatch.setattr(knn, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(neighbour_votes, "_BLOCK_ROWS", 16)
     monkeypatch.setattr(neighbours, "_QUERY_ROWS", 13)
     features, labels = study
     fitted = fit(*study, neighbours=(k,))

@@ -38,6 +38,7 @@ from chexstudy.pretraining.self_supervision.crops import (
 from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, koleo_loss, patch_losses
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 from chexstudy.pretraining.self_supervision.masks import draw_mask, draw_masks
+from chexstudy.pretraining.self_supervision.neighbour_probe import NeighbourProbe
 from chexstudy.pretraining.self_supervision.network import Network
 
 _GOLDEN = Path(__file__).parent / "golden" / "ssl.npz"
@@ -291,6 +292,26 @@ def test_a_training_is_stopped_where_it_stays_bad_and_not_before(changed, first,
     rows = [_USUAL | {"step": step} | (changed if step >= first else {}) for step in range(last + 1)]
     end = find_end(rows, 0.3, 100, patience=7)
     assert (end and end.state) == state
+
+
+def test_neighbours_vote_where_both_parts_know_a_finding():
+    cohort = pd.DataFrame(
+        {
+            "image_id": list("abcdef"),
+            "split": ["train"] * 3 + ["validate"] * 2 + ["test"],
+            "Mass": pd.array([1, 0, None, 1, 0, 1], dtype="Int8"),
+            "Hernia": pd.array([1, 0, None, 1, 1, 0], dtype="Int8"),
+            "Nodule": pd.array([None, None, None, 1, 0, 1], dtype="Int8"),
+        }
+    )
+    probe = NeighbourProbe(cohort)
+    # Images without a label answer nothing; only Mass has references and both answers.
+    assert list(probe.image_ids) == ["a", "b", "d", "e"]
+    features = np.array([[1, 0], [0, 1], [0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
+    assert probe.measure(features) == 1
+    assert probe.measure(features[[0, 1, 3, 2]]) == 0
+    for unlabelled in (cohort.drop(columns=["Mass"]), cohort[["image_id", "split"]], cohort[cohort.split == "train"]):
+        assert not len(NeighbourProbe(unlabelled).image_ids)
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.evaluation.adaptation.training import METRICS, choose_row
-from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
+from chexstudy.statistics.ranking import macro_mean, rank_metrics
+from chexstudy.vectors.neighbour_votes import scale_rows, share_votes
 from chexstudy.vectors.neighbours import find_most_similar
 
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
-_TEMPERATURE = 0.07
-_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class FittedNeighbours:
         They are shares of the votes. Where none of the k neighbours knows a label, the finding's share among all
         training images stands in.
         """
-        found, similar = find_most_similar(self.rows, _scale(features), self.neighbours)
-        return _vote(self.labels, found, similar, (self.neighbours,))[0]
+        found, similar = find_most_similar(self.rows, scale_rows(features), self.neighbours)
+        return share_votes(self.labels, found, similar, (self.neighbours,))[0]
 
 
 def fit_neighbours(
@@ -54,32 +53,10 @@ def fit_neighbours(
     `chexstudy.evaluation.adaptation.logistic_path.fit_linear_probe`, ``neighbours`` being the candidates.
     """
     candidates = tuple(k for k in neighbours if k <= len(train_features)) or (len(train_features),)
-    rows = _scale(train_features)
-    found, similar = find_most_similar(rows, _scale(validation_features), max(candidates))
-    scores = _vote(train_labels, found, similar, candidates)
+    rows = scale_rows(train_features)
+    found, similar = find_most_similar(rows, scale_rows(validation_features), max(candidates))
+    scores = share_votes(train_labels, found, similar, candidates)
     means = [[float(macro_mean(values)) for values in rank_metrics(validation_labels, one)] for one in scores]
     table = pd.DataFrame(means, columns=list(METRICS))
     table.insert(0, "neighbours", candidates)
     return FittedNeighbours(rows, train_labels, int(candidates[choose_row(table, "number of neighbours")]), table)
-
-
-def _scale(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def _vote(labels: np.ndarray, found: np.ndarray, similar: np.ndarray, candidates: Sequence[int]) -> list[np.ndarray]:
-    """Share of the votes ``(queries, findings)`` that say present, for each k; neighbours are nearest first."""
-    known = known_labels(labels)
-    present = np.where(known, labels, 0.0)
-    prior = present.sum(axis=0) / known.sum(axis=0)
-    shares = [np.empty((len(found), labels.shape[1])) for _ in candidates]
-    for start in range(0, len(found), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        # The nearest neighbour votes with weight 1, which cancels and keeps the others from overflowing.
-        weights = np.exp((similar[block].astype(float) - similar[block, :1]) / _TEMPERATURE)
-        for k, share in zip(candidates, shares, strict=True):
-            near, weight = found[block, :k], weights[:, :k]
-            saying = np.einsum("qk,qkf->qf", weight, present[near])
-            voting = np.einsum("qk,qkf->qf", weight, known[near].astype(float))
-            share[block] = np.divide(saying, voting, out=np.tile(prior, (len(near), 1)), where=voting > 0)
-    return shares

@@ -85,6 +85,10 @@ class Objective(ABC):
         """What follows the optimiser's step, such as a moving average of the weights; numbers for the history."""
         return {}
 
+    def finish_epoch(self, epochs: int, steps: int) -> dict[str, float]:
+        """What is measured after so many epochs and steps; numbers for the last step of the history."""
+        return {}
+
     def find_fault(self, history: list[dict]) -> str:
         """Why the training cannot go on after the last step of its history, and how to mend it; empty if it can."""
         last = history[-1]

@@ -5,6 +5,8 @@ DINO on [CLS], iBOT on masked patches and KoLeo (DINOv2: Oquab et al. 2024; CheX
 
 import copy
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.pretraining.engine.loading import StallMeter
+from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.engine.schedule import Cosine
 from chexstudy.pretraining.models.images import TrainingImages
@@ -35,6 +37,7 @@ from chexstudy.pretraining.self_supervision.collapse import find_end, judge_trai
 from chexstudy.pretraining.self_supervision.hand_over import check_resolution, save_network, take_heads
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
+from chexstudy.pretraining.self_supervision.neighbour_probe import NeighbourProbe
 from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.pseudonyms import show_image_ids
 from chexstudy.runs import Run, atomic_path, seal_artifact
@@ -82,13 +85,15 @@ class SelfSupervisedObjective(Objective):
         self._heads_kept = self._own.keep_heads and take_heads(self.model, config.image_encoder)
         self._heads_alone = not self._heads_kept and not config.image_encoder.startswith("tiny-")
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.examples = TrainingImages(cohort, open_pixel_store(run))
+        self._store = open_pixel_store(run)
+        self.examples = TrainingImages(cohort, self._store)
         autocast = choose_autocast(config.precision, device)
         self._step = Distillation(self.model, self.teacher, self.examples, config, streams, device, processes, autocast)
         self._earlier: Network | None = None
         self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
         self.prepared, self._skipped = {"flops": 0.0, "seconds": 0.0}, False
         self._meter = FlopMeter(self.model)
+        self._probe = NeighbourProbe(cohort)
 
     # --- what changes from step to step -------------------------------------------------------------------------------
 
@@ -245,16 +250,36 @@ class SelfSupervisedObjective(Objective):
 
     # --- for curators and readers -------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor]:
+        share = self._processes.share(len(rows))
+        self.flops += (share.stop - share.start) * self._count_view(size or self._config.image_size, backward=False)
+        read = self.examples.pixels
+        return (self._see_all(rows, read, lambda pixels: self.teacher.encoder(pixels, size), self.width),)
+
+    @torch.no_grad()
+    def _see_all(self, rows: np.ndarray, read: Callable, see: Callable, width: int) -> Tensor:
+        """What is seen of all processes' rows ``(rows, width)``."""
         share, micro = self._processes.share(len(rows)), self._config.micro_batch
-        own, found = rows[share], [torch.empty((0, self.width), device=self._step.device)]
+        own, found = rows[share], [torch.empty((0, width), device=self._step.device)]
         for start in range(0, len(own), micro):
-            pixels = self.examples.pixels(own[start : start + micro]).to(self._step.device)
+            pixels = read(own[start : start + micro]).to(self._step.device)
             with self._step.precision():
-                found.append(self.teacher.encoder(pixels, size).float())
-            self.flops += len(pixels) * self._count_view(size or self._config.image_size, backward=False)
-        return (self._processes.gather(torch.cat(found), len(rows)),)
+                found.append(see(pixels).float())
+        return self._processes.gather(torch.cat(found), len(rows))
+
+    def finish_epoch(self, epochs: int, steps: int) -> dict[str, float]:
+        every, probe = self._own.knn_every, self._probe
+        if not (every and len(probe.image_ids)) or (epochs % every and steps < self.steps):
+            return {}
+
+        def see(pixels: Tensor) -> Tensor:
+            _, cls, patches = self.teacher.encoder.embed_blocks(pixels, blocks=1)
+            return torch.cat([cls, patches.mean(dim=1)], dim=1)
+
+        rows, width = self._store.rows(probe.image_ids), self.model.width
+        seen = self._see_all(rows, partial(gather_pixels, self._store), see, 2 * width).cpu().numpy()
+        parts = {"knn_auroc": seen[:, :width], "knn_auroc_patches": seen[:, width:]}
+        return {name: probe.measure(features) for name, features in parts.items()}
 
     def join(self, embedded: tuple[Tensor]) -> Tensor:
         return functional.normalize(embedded[0], dim=1)
@@ -279,7 +304,14 @@ class SelfSupervisedObjective(Objective):
         return f"{told}: keep one of each"
 
     def judge(self, history: list[dict]) -> str:
-        return str(judge_training(pd.DataFrame(history), self._own.temperature_share, self.steps))
+        table = pd.DataFrame(history)
+        told, last = str(judge_training(table, self._own.temperature_share, self.steps)), table.ffill().iloc[-1]
+        if "teacher_distance" in last:
+            told += f" Student and teacher are {last.teacher_distance:.1%} apart."
+        if "knn_auroc" in last:
+            of_patches = f"{last.knn_auroc_patches:.3f} of patches"
+            told += f" Nearest neighbours on validation: AUROC {last.knn_auroc:.3f} of [CLS], {of_patches}."
+        return told
 
     def describe(self) -> dict:
         precision = str(self._step.autocast or torch.float32).removeprefix("torch.")

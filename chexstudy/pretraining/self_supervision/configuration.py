@@ -72,6 +72,9 @@ class SelfSupervisionConfig:
     final_weight_decay: float = 0.2  # it rises from ``weight_decay`` (published: 0.04)
     layer_decay: float = 1.0  # of the learning rate from block to block
     watch_every: int = 10  # steps between two looks at whether it collapses
+    # Epochs between two looks at what the teacher's features are worth on validation, and one after the last epoch; 0
+    # for none. A cohort without labels has none.
+    knn_every: int = 5
     # Steps in a row that may not be taken, for a loss or gradient that is not finite; with 0 a training is never
     # stopped, whatever it looks like (published: 0).
     patience: int = 50
@@ -96,7 +99,7 @@ class SelfSupervisionConfig:
         for name in (*_SHARES, "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise StudyError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
-        for name in ("patch_weight", "koleo_weight", "gram_weight", "final_weight_decay", "patience"):
+        for name in ("patch_weight", "koleo_weight", "gram_weight", "final_weight_decay", "patience", "knn_every"):
             if getattr(self, name) < 0:
                 raise StudyError(f"{name} must not be negative, not {getattr(self, name)}.")
         for name in ("clip_norm", "first_teacher_temperature", "teacher_temperature", "layer_decay"):

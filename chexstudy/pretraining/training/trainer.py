@@ -161,7 +161,7 @@ class Trainer:
             taken += 1
             self.batch += 1
             self.after_step()
-        self.epoch, self.batch = self.epoch + 1, 0
+        self._end_epoch()
 
     def start_curating(self, curator: ScoringCurator, state: dict | None, records: CurationRecords | None) -> None:
         """Let a curator go on from its state, or fit its first prototypes on the present model's embeddings."""
@@ -206,8 +206,12 @@ class Trainer:
             self.batch += 1
             self.after_step()
         self.subset, self._kept = np.sort(np.concatenate(self._kept)), []
-        self.epoch, self.batch = self.epoch + 1, 0
+        self._end_epoch()
         self.curated_epochs += 1
+
+    def _end_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.history[-1] |= self.objective.finish_epoch(self.epoch, self.step)
 
     def _curate_scored(self, curator: ScoringCurator, batch: np.ndarray, rate: LearningRate) -> np.ndarray:
         """One super-batch of a curator that scores; the rows that it keeps."""
