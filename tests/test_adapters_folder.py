@@ -105,7 +105,7 @@ def test_the_tables_own_split_is_kept_and_validation_carved_out_of_its_training(
 def test_nothing_is_dropped_without_being_counted(tmp_path, home):
     table = make_table()
     table.loc[2, "File"] = "absent.png"
-    table.loc[3, "Report"] = " "
+    table.loc[3, "Report"] = "FINDINGS: ___"
     folder = make_folder(tmp_path / "mine", table)
     report = check_folder(folder, columns=COLUMNS)
     assert report.problems == ()
@@ -221,7 +221,6 @@ def test_words_that_mean_nothing_are_one_sentence(tmp_path):
     ("changes", "expected"),
     [
         ({"columns": {**COLUMNS, "reprot": "x"}}, "the mapping has no column 'reprot': it can have image_path, pat"),
-        ({"columns": {"image_path": "File", "patient_id": "Patient"}}, "the mapping names neither a report nor fi"),
         ({"values": {"colour": {}}}, "the mapping cannot translate values of 'colour'"),
         ({"values": {"view": "PA"}}, "the mapping's entry 'view' must be pairs of 'name: value'."),
         ({"fractions": {"train": 0.5}}, "the shares of the splits must be 0 or more and add up to 1, not train 0.5."),

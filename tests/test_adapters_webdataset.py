@@ -261,7 +261,7 @@ def test_bad_images_and_empty_reports_go_to_quarantine(tmp_path, home):
     members = [member for number in range(4) for member in sample(number)]
     members[4] = (members[4][0], b"")
     members[8] = (members[8][0], b"<html>")
-    members[14] = (members[14][0], b" ")
+    members[14] = (members[14][0], b"FINDINGS: ___")
     folder = write_shard(home / "shards" / "a.tar", members).parent
     phantom = PhantomConfig(60, 48, workers=1)
     store, _ = build_cohort(Run("mine"), "webdataset", str(folder), 40, "pad", 0, phantom, workers=1)

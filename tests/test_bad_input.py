@@ -49,7 +49,7 @@ def build(folder):
 
 def test_bad_files_are_set_aside_and_unusual_ones_read(home, capsys):
     renamed = {4: "04.dcm", 5: "05.dcm", 7: "absent.png"}
-    folder = make_folder(home / "mine", File=renamed, Report={6: " "})
+    folder = make_folder(home / "mine", File=renamed, Report={6: "FINDINGS: ___"})
     grey = make_pixels(0)
     Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)]), "RGBA").save(folder / "00.png")
     Image.fromarray(make_pixels(1).astype(np.uint16) * 257).save(folder / "01.png")

@@ -166,7 +166,10 @@ def test_empty_files_and_copies_are_told_before_anything_is_read(tmp_path):
 def test_reports_that_say_nothing_are_told(tmp_path):
     reports = ["nan", "FINDINGS: ___", *["Clear lungs."] * 10]
     found = check(make_folder(tmp_path, Report=reports))
-    assert found.remarks == ("rows without a report, which go to quarantine: line 2, line 3.",)
+    assert found.remarks == (
+        "rows whose report says nothing, which go to quarantine: line 3.",
+        "1 of 12 images have no report: only objective self_supervised learns from them.",
+    )
     assert list(found.cohort.report[:2]) == ["", "FINDINGS: ___"]
     assert list(found.cohort.report_origin[:3]) == ["none", "written", "written"]
 
@@ -284,9 +287,9 @@ def test_rows_that_cannot_be_used_fill_no_split(tmp_path):
     for name in NAMES[8:]:
         (folder / name).write_bytes(b"")
     assert check(folder).problems[0].startswith("no image is in the split test")
-    make_table(Report=["nan"] * 12, Set=split).to_csv(folder / "t.csv", index=False)
+    make_table(Report=["FINDINGS: ___"] * 12, Set=split).to_csv(folder / "t.csv", index=False)
     assert check(folder).problems == (
-        "no row has both a report and an image file that can be read: mend the table or the files.",
+        "no row has an image file that can be read and a report that says something, or none: mend them.",
     )
 
 

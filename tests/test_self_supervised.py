@@ -11,10 +11,17 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_tiny_study
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional
 
 from chexstudy import paths
+from chexstudy.cohort.build import build_cohort
+from chexstudy.cohort.check import check_source
+from chexstudy.cohort.phantom.plan import PhantomConfig
+from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.spec import EncoderSpec
@@ -24,6 +31,7 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.images import TrainingImages
+from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.objectives.distillation import Distillation
 from chexstudy.pretraining.objectives.self_supervised import SelfSupervisedObjective
 from chexstudy.pretraining.self_supervision.collapse import judge_training
@@ -32,6 +40,7 @@ from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.pretraining.training import arm_run
 from chexstudy.pretraining.training.arm_run import pretrain
 from chexstudy.pseudonyms import show_image_ids
+from chexstudy.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,7 +192,12 @@ def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits
     history = pd.read_parquet(folder / "history.parquet")
     assert history[["crop_loss", "patch_loss", "koleo"]].notna().all().all()
     assert cost["flops"] > 0
-    assert f"seed 0): {judge_training(history, 0.3, len(history))}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"seed 0): {judge_training(history, 0.3, len(history))} Student and teacher are " in said
+    auroc = history.knn_auroc.dropna()
+    assert f"Nearest neighbours on validation: AUROC {auroc.iloc[0]:.3f} of [CLS], " in said
+    assert list(auroc.index) == [len(history) - 1]
+    assert auroc.iloc[0] == pytest.approx(_neighbours_auroc(tiny_study, folder / "model" / "image_encoder"), abs=1e-3)
     (folder / "compute.json").unlink()
     step = arm_run.Trainer._train_step
 
@@ -208,6 +222,21 @@ def test_images_alone_are_trained_on_and_a_broken_training_ends_in_the_same_bits
     assert encoder(torch.zeros(2, 1, 36, 36, dtype=torch.uint8)).shape == (2, 128)
     if arm == "curated":
         assert np.load(folder / "features.npy").shape[1] == 128
+
+
+def _neighbours_auroc(run, encoder):
+    """What scikit-learn's neighbours make of [CLS] on validation."""
+    encoder, cohort = build_image_encoder(EncoderSpec(str(encoder), image_size=32)), run.read_table("cohort.parquet")
+    parts = [cohort[cohort.split == split] for split in ("train", "validate")]
+    pixels = (torch.from_numpy(open_pixel_store(run).read(part.image_id))[:, None] for part in parts)
+    references, queries = (encoder.embed_blocks(one, 1)[1].detach().double().numpy() for one in pixels)
+    neighbours = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    found = []
+    for finding in ("Mass", "Hernia"):
+        votes = neighbours.fit(references, parts[0][finding].to_numpy(int)).predict_proba(queries)[:, 1]
+        if parts[1][finding].nunique() == 2:
+            found.append(roc_auc_score(parts[1][finding].to_numpy(int), votes))
+    return np.mean(found)
 
 
 def test_an_image_is_read_once_a_step_and_once_to_tell_its_copies(tiny_study):
@@ -313,6 +342,55 @@ def _same_views(objective):
     views = draw_views(1, objective.examples.side, (1.0, 1.0), np.random.default_rng(0))
     same = views[np.zeros(8, dtype=int)]
     return [same, same], [same, same], np.zeros((8, 2, 16), dtype=bool)
+
+
+def _make_folder_study(home, **columns):
+    """A study of sixty images of a folder, whose table has these columns beside paths, patients and splits."""
+    folder, numbers = home / "images", range(60)
+    folder.mkdir()
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 255, (36, 36), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    splits = ["train"] * 40 + ["validate"] * 10 + ["test"] * 10
+    table = {"File": [f"{number}.png" for number in numbers], "Patient": [f"P{number}" for number in numbers]}
+    pd.DataFrame(table | {"Set": splits} | columns).to_csv(folder / "labels.csv", index=False)
+    mapped = {"image_path": "File", "patient_id": "Patient", "split": "Set"} | {name: name for name in columns}
+    (folder / "cohort.yaml").write_text(json.dumps({"columns": mapped}))
+    run = Run("mine")
+    _, notes = build_cohort(run, "folder", str(folder), 36, "crop", 0, PhantomConfig(60, 36), workers=1)
+    return run, folder, notes
+
+
+def test_images_without_report_or_label_are_checked_built_and_trained_on(home):
+    run, folder, notes = _make_folder_study(home)
+    assert notes["images without a report, for objective self_supervised alone"] == 60
+    found = check_source(folder, "folder")
+    assert found.problems == ()
+    assert found.remarks == ("60 of 60 images have no report: only objective self_supervised learns from them.",)
+    pretrain(run, "curated", 0, PretrainingConfig.from_dict(_CONSTANTS), "cpu")
+    history = pd.read_parquet(run.path(f"{arm_folder('curated', 0)}/history.parquet"))
+    assert "knn_auroc" not in history
+    assert history.loc[history.phase == "curate", "pairs_scored"].sum() == 40
+    with pytest.raises(StudyError, match=r"^no training image has a report to learn from: build the cohort with"):
+        pretrain(run, "full", 0, PretrainingConfig(), "cpu")
+
+
+def test_contrastive_training_takes_the_images_with_a_report_and_self_supervision_all(home):
+    reports = ["Clear lungs." if number % 4 else "" for number in range(60)]
+    run, _, notes = _make_folder_study(home, report=reports)
+    assert notes["images without a report, for objective self_supervised alone"] == 15
+    cohort, store = read_cohort(run.path("cohort.parquet")), open_pixel_store(run)
+    tokenize = RecordedTokens()
+    pairs = TrainingPairs(cohort, store, tokenize)
+    assert tokenize.texts == ["Clear lungs."] * 30
+    assert list(pairs.image_ids) == [f"folder/{number}.png" for number in range(40) if number % 4]
+    assert len(TrainingImages(cohort, store)) == 40
+
+
+class RecordedTokens:
+    def __call__(self, texts):
+        self.texts = texts
+        return dict.fromkeys(("input_ids", "attention_mask"), torch.ones(len(texts), 3, dtype=torch.long))
 
 
 def test_one_image_and_equal_images_are_trained_on(tiny_study):

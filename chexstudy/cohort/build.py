@@ -9,7 +9,8 @@ from chexstudy.cohort.adapters import build_source, list_annotations, require_so
 from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
-from chexstudy.cohort.pixels.store import PixelStore, build_pixel_store, count_remarks
+from chexstudy.cohort.pixels.store import COHORT, PixelStore, build_pixel_store, count_remarks
+from chexstudy.cohort.quality import lacks_report
 from chexstudy.cohort.table import PHANTOM, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -43,7 +44,9 @@ def build_cohort(
         cohort = build_source(source, root, seed, run.path(_UNPACKED))
         build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
     store = build_pixel_store(run, cohort, size, fit, workers, root=root)
-    return store, {**cohort.attrs, **count_remarks(run)}
+    silent = int(lacks_report(read_cohort(run.path(COHORT))).sum())
+    notes = {"images without a report, for objective self_supervised alone": silent} if silent else {}
+    return store, {**cohort.attrs, **count_remarks(run), **notes}
 
 
 def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:

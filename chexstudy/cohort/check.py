@@ -15,7 +15,7 @@ import pandas as pd
 from chexstudy.cohort.adapters import guess_source, read_source
 from chexstudy.cohort.adapters.manifest import PATIENTS_UNIFIED, UNUSED
 from chexstudy.cohort.copies import find_copies
-from chexstudy.cohort.quality import set_aside_empty_reports
+from chexstudy.cohort.quality import lacks_report, set_aside_empty_reports
 from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.inputs.tables import name_place
 
@@ -59,7 +59,12 @@ def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, rem
     kept, _ = set_aside_empty_reports(cohort)
     is_usable = cohort.index.isin(kept.index)
     remarks += _find_remarks(cohort, places)
-    remarks += _tell("rows without a report, which go to quarantine", np.flatnonzero(~is_usable), places)
+    remarks += _tell("rows whose report says nothing, which go to quarantine", np.flatnonzero(~is_usable), places)
+    silent = int(lacks_report(cohort).sum())
+    if silent:
+        remarks.append(
+            f"{silent} of {len(cohort)} images have no report: only objective self_supervised learns from them."
+        )
     if root is not None:
         files = [root / path for path in cohort["image_path"]]
         sizes = np.array([os.path.getsize(file) if os.path.isfile(file) else -1 for file in files])
@@ -72,7 +77,7 @@ def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, rem
 def _find_problems(cohort: pd.DataFrame) -> list[str]:
     """What stops a run with these rows, those that a build would keep."""
     if cohort.empty:
-        return ["no row has both a report and an image file that can be read: mend the table or the files."]
+        return ["no row has an image file that can be read and a report that says something, or none: mend them."]
     patients = cohort["patient_id"].nunique()
     missing = [split for split in _NEEDED_SPLITS if not (cohort["split"] == split).any()]
     if missing and patients == 1:

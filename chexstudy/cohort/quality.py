@@ -1,4 +1,4 @@
-"""Quarantine: images that cannot be used and pairs without a text are set aside with a reason and counted.
+"""Quarantine: images that cannot be used, and reports that say nothing, are set aside with a reason and counted.
 
 Nothing here stops at a bad file, and nothing is dropped without a row in the quarantine table.
 """
@@ -64,10 +64,15 @@ def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int 
 
 
 def set_aside_empty_reports(cohort: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Separate the rows whose report has neither findings nor impression: a pair needs a text."""
-    is_empty = cohort["report"].map(training_text).str.len().eq(0).to_numpy(bool)
+    """Separate the rows whose report has neither findings nor impression; images that came without one stay."""
+    is_empty = cohort["report"].map(training_text).eq("") & ~lacks_report(cohort)
     empty = cohort.loc[is_empty, ["image_id", "image_path"]].assign(reason=EMPTY_REPORT, detail="")
     return cohort[~is_empty], empty
+
+
+def lacks_report(cohort: pd.DataFrame) -> pd.Series:
+    """Whether an image came without a report: it is trained on by what needs none."""
+    return cohort["report_origin"].eq("none") & cohort["report"].str.strip().eq("")
 
 
 def set_aside_copies(cohort: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -8,7 +8,7 @@ The mapping is given as options or lies in the folder as ``cohort.yaml``::
     columns:
       image_path: File
       patient_id: Patient              # or the word none: every image is another patient
-      report: [Findings, Impression]   # one column or several; without it, reports are written from the labels
+      report: [Findings, Impression]   # one column or several; without it, reports are written from the labels, if any
       findings: [Mass, Nodule]         # or {Pleural Effusion: effusion_label}
       outcomes: {death: Died, death_years: Followed}   # optional; columns named outcome_... are taken as they are
       split: Split                     # optional, as are study_id, image_id, view, sex and age_years

@@ -203,8 +203,6 @@ def _find_column_problems(table: pd.DataFrame, mapping: ColumnMapping, origin: s
         problems.append(f"the mapping does not say which column of {origin} holds image_path; {has}.")
     if "patient_id" not in mapping.columns:
         problems.append(f"the mapping does not say which column of {origin} holds patient_id; {has}; {EACH_ANOTHER}.")
-    if not mapping.report_columns() and not mapping.findings():
-        problems.append(f"the mapping names neither a report nor findings of {origin}, so no image has a text; {has}.")
     for what, name in _list_asked(table, mapping):
         if name in table.attrs.get(NESTED, ()):
             problems.append(

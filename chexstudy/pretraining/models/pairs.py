@@ -12,7 +12,7 @@ from chexstudy.pretraining.models.texts import TokenisedTexts
 
 
 class TrainingPairs(TrainingImages):
-    """Images and tokenised reports of the training split, in the cohort's order, held ready for the engine.
+    """Images with a report of the training split and their tokens, in the cohort's order, held ready for the engine.
 
     ``tokenize`` goes from texts to ``input_ids`` and ``attention_mask``; it is called once.
     """
@@ -20,6 +20,8 @@ class TrainingPairs(TrainingImages):
     kind = "pairs"
 
     def __init__(self, cohort: pd.DataFrame, store: PixelStore, tokenize: Callable[[Sequence[str]], dict[str, Tensor]]):
-        super().__init__(cohort, store)
-        tokens = tokenize([training_text(report) for report in self.table.report])
+        training = cohort[cohort.split == "train"]
+        texts = training.report.map(training_text)
+        super().__init__(training[texts != ""], store)
+        tokens = tokenize(texts[texts != ""].tolist())
         self.texts = TokenisedTexts(tokens["input_ids"], tokens["attention_mask"])

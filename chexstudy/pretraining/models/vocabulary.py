@@ -14,6 +14,7 @@ import pandas as pd
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import PHANTOM
 from chexstudy.encoders.tokenizer import CONTINUATION, split_words
+from chexstudy.errors import StudyError
 
 LEAST_PATIENTS = 5
 
@@ -24,6 +25,11 @@ def texts_to_learn_from(training: pd.DataFrame) -> list[str]:
     The rows have ``report``; ``patient_id``, ``source`` and ``report_origin`` too if they are of a cohort.
     """
     texts = [training_text(report) for report in training.report]
+    if not any(texts):
+        raise StudyError(
+            "no training image has a report to learn from: build the cohort with a column of reports or labels, or "
+            "train with objective self_supervised, which learns from images alone."
+        )
     telling = _may_name_someone(training)
     if not telling.any():
         return texts
