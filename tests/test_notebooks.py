@@ -29,7 +29,7 @@ from chexstudy.workflow.profiles import list_profiles, read_profile, resolve_par
 from chexstudy.workflow.runner import run_notebooks
 
 SOURCES = sorted(paths.NOTEBOOKS.glob("*.py"))
-PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper"}
+PROFILES = {"debug", "demo", "nlm_tb", "nih", "paper", "paper_ssl"}
 LONGEST_FUNCTION = 10
 
 each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
@@ -174,7 +174,7 @@ def test_the_debug_profile_runs_every_notebook(debug_run, monkeypatch):
         assert [output for output in outputs if output.output_type == "error"] == []
     run = Run("debug")
     results = read_results(run)
-    assert set(results.task) >= {"zero_shot", "retrieval", "budget_zero_shot", "budget_saving"}
+    assert set(results.task) >= {"zero_shot", "retrieval", "budget_zero_shot", "budget_saving", "self_supervision"}
     measured = results[results.metric.str.startswith("auroc") & results.value.notna()]
     assert (measured.ci_low.isna() | (measured.ci_low <= measured.value)).all()
     assert isinstance(run.read_table("cohort.parquet"), pd.DataFrame)

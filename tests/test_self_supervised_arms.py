@@ -24,7 +24,9 @@ from chexstudy.experiments.self_supervised_arms import (
 from chexstudy.plots.self_supervision import self_supervised_arms, self_supervised_training, tabulate_encoders
 from chexstudy.pretraining.arms.definitions import arm_folder, read_costs
 from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.self_supervision.configuration import PUBLISHED, SelfSupervisionConfig
 from chexstudy.pretraining.training.subsets import choose_training_subset
+from chexstudy.workflow.profiles import read_profile
 
 _STUDY = PretrainingConfig.from_dict({"super_batch": 40, "prototypes": 3, "central_cap": 4, "warm_up_pairs": 30})
 _CONSTANTS = [
@@ -37,7 +39,16 @@ CONFIG = plan_self_supervision(_STUDY, _CONSTANTS)
 
 def test_the_curator_is_the_studys_unless_constants_say_otherwise():
     assert (CONFIG.curator, CONFIG.super_batch, CONFIG.objective) == (_STUDY.curator, 40, "self_supervised")
-    assert plan_self_supervision(_STUDY, [*_CONSTANTS, "prototypes=5"]).curator.prototypes == 5
+    other = plan_self_supervision(_STUDY, [*_CONSTANTS, "prototypes=5", "precision=fp32"])
+    assert (other.curator.prototypes, other.curator.central_cap, other.precision) == (5, 4, "fp32")
+
+
+def test_the_profile_of_the_papers_scale_holds_the_published_constants():
+    given = read_profile("paper_ssl").notebooks["13_pretrain_ssl"]
+    sizes = [f"image_size={given['ssl_image_size']}", f"local_size={given['local_size']}"]
+    own = plan_self_supervision(_STUDY, [*sizes, *given["ssl_constants"]])
+    # Patches of 14 pixels do not divide the published 96.
+    assert own.self_supervision == SelfSupervisionConfig(**(PUBLISHED | {"local_size": 98}))
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ takes one plain view, a few hundredths of a step on it, so that equal images are
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 
 import pandas as pd
 
+from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.evaluation.adaptation.recipes import HeadPlan
 from chexstudy.evaluation.adaptation.run import adapt_arms, compare_adaptation, measure_adaptation
 from chexstudy.evaluation.context import Evaluation
@@ -24,7 +25,7 @@ from chexstudy.pretraining.arms.definitions import (
     read_costs,
 )
 from chexstudy.pretraining.arms.worker_pool import train_arms
-from chexstudy.pretraining.configuration import PretrainingConfig, read_constants
+from chexstudy.pretraining.configuration import PretrainingConfig, list_variables, read_constants
 from chexstudy.pretraining.self_supervision.collapse import Verdict, judge_training
 from chexstudy.pretraining.training.subsets import choose_training_subset
 from chexstudy.results import COLUMNS, join_rows
@@ -40,16 +41,16 @@ ARMS = (
 )
 # Tuned as a whole from the same start, an encoder is what labels alone make of it.
 SUPERVISED = "full"
-_OF_THE_STUDY = ("super_batch", "threads", "precision", "fixed_streams")
+_OF_THE_STUDY = {
+    *("super_batch", "curation_epochs", "threads", "precision", "fixed_streams"),
+    *(constant.name for constant in fields(CuratorConfig)),
+}
 
 
 def plan_self_supervision(study: PretrainingConfig, constants: Sequence[str]) -> PretrainingConfig:
-    """The constants of self-supervised arms: the study's curator, and ``name=value`` of what differs from defaults."""
-    own = read_constants({"constants": [f"objective={VARIANT}", *constants]})
-    # A curator's constants may be among those given.
-    curator = read_constants({"constants": list(constants)}).curator
-    kept = study.curator if curator == PretrainingConfig().curator else curator
-    return replace(own, curator=kept, **{name: getattr(study, name) for name in _OF_THE_STUDY})
+    """The constants of self-supervised arms: the study's curator, and what else is given as ``name=value``."""
+    of_study = [one for one in list_variables(study, ())["constants"] if one.partition("=")[0] in _OF_THE_STUDY]
+    return read_constants({"constants": [f"objective={VARIANT}", *of_study, *constants]})
 
 
 def train_self_supervised(

@@ -39,7 +39,7 @@ def write_gallery(folder: Path | None = None) -> Path:
         "# Figures",
         "",
         "Each figure as PNG (300 dpi) and PDF; its caption and the numbers plotted are in the JSON of the same name.",
-        "Made by `make study budgets curators adapt`, never by hand. What a published figure shows for its cohort,",
+        "Made by `make study budgets curators adapt ssl`, never by hand. What a published figure shows for its cohort,",
         "ours shows for the cohort named in the captions: the same question, not the same numbers.",
         "",
         "| figure | regenerates | made by |",
