@@ -49,9 +49,11 @@ _WATCHED = {
     "effective_rank": "Effective rank of [CLS]",
     "mean_cosine": "Cosine of two images",
     "gradient_norm": "Norm of the gradient",
-    "knn_auroc": "kNN AUROC, validation",
+    "knn_auroc": "kNN AUROC of [CLS]",
+    "knn_auroc_patches": "kNN AUROC of patches",
 }
 _PANELS_A_ROW = 4
+_FEW = 12  # looks, each of which gets a mark
 
 
 def style_encoder(arm: str, variant: str) -> ArmStyle:
@@ -82,9 +84,10 @@ def _plot_training(rows: pd.DataFrame, histories: Mapping[str, pd.DataFrame], _:
     grid = figure.subplots(lines, _PANELS_A_ROW, squeeze=False).ravel()
     for axes, name, letter in zip(grid, watched, "abcdefghijkl", strict=False):
         for arm, history in histories.items():
-            seen = history[["step", name]].dropna()
+            seen = history.reindex(columns=["step", name]).dropna()
             style = style_encoder(*split_name(arm))
-            axes.plot(seen.step, seen[name], color=style.colour, linewidth=0.9, gid=arm)
+            marker = "o" if len(seen) < _FEW else ""
+            axes.plot(seen.step, seen[name], color=style.colour, linewidth=0.9, marker=marker, markersize=2.4, gid=arm)
         axes.set_xlabel("Step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axes.margins(x=0.01)
@@ -112,7 +115,8 @@ def _describe_training(rows: pd.DataFrame, histories: Mapping[str, pd.DataFrame]
         "Self-supervised training, step by step: the losses, and what tells a collapse, which losses do not. "
         "Entropies are shares of that of equal probabilities: a target says nothing at 1, and the mean target falls "
         "where few prototypes take everything. Prototypes used, effective rank (RankMe) and cosine are of the images "
-        f"of one step, as the teacher sees them. Seed {seed}, {len(histories)} trainings of up to "
+        "of one step, as the teacher sees them. kNN: neighbours among training images answer for validation. "
+        f"Seed {seed}, {len(histories)} trainings of up to "
         f"{int(rows.step.max()) + 1:,} steps, those of the common warm-up included; no intervals."
     )
 
