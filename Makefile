@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study curators budgets adapt ssl figures test browser lint lab sync git-filter hooks lock clean
+.PHONY: help study upstream curators budgets adapt ssl figures test browser lint lab sync git-filter hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
@@ -38,6 +38,10 @@ ssl: $(STAMP) ## Run notebook 13 on a finished study: pretrain on images alone, 
 
 budgets: $(STAMP) ## Run notebook 12 on a finished study at the shares BUDGETS: performance against compute and data
 	@$(BIN)/chexstudy run 12 --profile $(PROFILE) -p budgets $(BUDGETS) $(ARGS)
+
+# QUICK=1: a smaller run of the same recipe, written to runs/upstream/quick, not in place of the committed encoders.
+upstream: $(STAMP) ## Make the pretrained encoders anew that studies start from (QUICK=1: in minutes)
+	@$(BIN)/chexstudy upstream $(if $(QUICK),--quick --out runs/upstream/quick) $(ARGS)
 
 figures: $(STAMP) ## Draw the figures of a finished study again and copy them to figures/
 	@$(BIN)/chexstudy figures --study $(PROFILE) --copy-to figures

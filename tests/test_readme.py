@@ -54,7 +54,7 @@ _ARM = "--study mine --arm curated --config arm.json"
 _UNDERSTOOD = [
     *(command for command in _COMMANDS if command.startswith(("make ", "torchrun ", "srun ", "git ", "source ", "["))),
     *("chexstudy run all --profile debug", "chexstudy run 09 10 11 --study demo"),
-    "chexstudy run 04 --study demo -p seeds 5",
+    "chexstudy run 04 --study demo -p seeds 7",
     "chexstudy run 13 --study demo -p ssl_arms full,curated,by_k_centre -p ssl_constants koleo_weight=0.1",
     "chexstudy run 02 03 04 --study demo -p super_batch 1024 --change super_batch",
     *(f"chexstudy run all --profile {name} -p data_root ~/data/{name}" for name in ("nlm_tb", "nih")),

@@ -1,22 +1,27 @@
 """The pretrained start: what is committed, how it is made, and that no study tests on whom it has seen."""
 
+import json
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_arms import tiny_config, train_arm
+from tiny_arms import break_off, tiny_config, train_arm
 
 from chexstudy.cli.main import main
 from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
+from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.upstream import FOLDER, IMAGE, PAIR, TEXT
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import tell_exposure
 from chexstudy.experiments import upstream
-from chexstudy.experiments.pretrained_starts import PATCH_PROBE, PROBE, SECONDS, SMALL
+from chexstudy.experiments.pretrained_starts import PATCH_PROBE, PROBE, SECONDS, SMALL, probe_patches
 from chexstudy.pretraining.models.dual_encoder import load_model
 from chexstudy.runs import Run
+from chexstudy.statistics.ranking import auroc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _MOST_BYTES = 8 * 2**20
@@ -73,3 +78,42 @@ def test_they_are_made_compared_and_written_anew(home, monkeypatch, tmp_path, ca
     written = build_image_encoder(EncoderSpec(str(tmp_path / "made/image")))
     assert written.origin["name"] == IMAGE
     load_model(tmp_path / "made/pair")
+
+
+def test_a_patch_probe_learns_what_a_lesion_looks_like_and_finds_it_anywhere():
+    rng = np.random.default_rng(0)
+    images, grid = 60, 4
+    rows = pd.DataFrame({"image_id": [f"i{number}" for number in range(images)], "Nodule": np.arange(images) % 2})
+    patches = rng.normal(size=(images, grid**2, 3)).astype(np.float16)
+    masks = np.zeros((images, 8, 8), dtype=bool)
+    for number in np.flatnonzero(rows.Nodule):
+        place = rng.integers(grid**2)
+        patches[number, place] = (6, 0, 0)
+        # A pixel of four: the patch that is covered most counts.
+        masks[number, 2 * (place // grid), 2 * (place % grid)] = True
+    table = rows[rows.Nodule == 1].assign(finding="Nodule", mask=list(masks[rows.Nodule == 1]))
+    vectors = patches.mean(axis=1).astype(np.float32)
+    features = FrozenFeatures(rows.image_id.tolist(), vectors, vectors, vectors, patches, (3,), grid, {})
+    halves = rows.iloc[:20], rows.iloc[20:40]
+    parts = [(one, table[table.image_id.isin(one.image_id)]) for one in halves]
+    judges = rows.iloc[40:]
+    scores = probe_patches(features, "Nodule", parts, judges)
+    assert auroc(judges[["Nodule"]].to_numpy(float), scores[:, None]) == 1
+    # Where nobody shows it, nothing is learned, and that is told as not predicted.
+    assert np.isnan(probe_patches(features, "Nodule", [(parts[0][0], table.iloc[:0]), parts[1]], judges)).all()
+
+
+@pytest.mark.slow
+def test_the_first_steps_are_those_of_the_committed_encoders(home, monkeypatch):
+    recorded, recipe, run = json.loads((FOLDER / "first_losses.json").read_text()), upstream.COMMITTED, Run("upstream")
+    phantom = PhantomConfig(recipe.pairs, 96, UPSTREAM_SEED)
+    build_cohort(run, "phantom", "", 96, "pad", UPSTREAM_SEED, phantom)
+    for arm, config in recipe.configure().items():
+        seen = []
+
+        def has_begun(trainer, seen=seen):
+            seen[:] = [entry["loss"] for entry in trainer.history]
+            return trainer.step == 3
+
+        break_off(monkeypatch, run, arm, config, has_begun)
+        assert seen == pytest.approx(recorded[arm], rel=1e-3)

@@ -58,7 +58,7 @@ def compare_starts(run: Run, starts: Mapping[tuple[str, str], ImageEncoder], dev
         scored = {(PROBE, MACRO): (findings, scores)}
         if small:
             places = [findings.index(finding) for finding in small]
-            of_patches = [_probe_patches(features, finding, parts, judges) for finding in small]
+            of_patches = [probe_patches(features, finding, parts, judges) for finding in small]
             scored[PROBE, SMALL] = small, scores[:, places]
             scored[PATCH_PROBE, SMALL] = small, np.stack(of_patches, axis=1)
         for (measure, mean), (names, given) in scored.items():
@@ -73,13 +73,22 @@ def compare_starts(run: Run, starts: Mapping[tuple[str, str], ImageEncoder], dev
     return pd.concat(rows, ignore_index=True)[kept]
 
 
-def _probe_patches(
+def probe_patches(
     features: FrozenFeatures, finding: str, parts: list[tuple[pd.DataFrame, pd.DataFrame]], judges: pd.DataFrame
 ) -> np.ndarray:
-    """The highest score of a patch ``(images,)``, by a probe that learned which patches show a finding."""
+    """The highest score of a patch ``(images,)``, by a probe that learned which patches show a finding.
+
+    Args:
+        features: with patches.
+        finding: of the cohort.
+        parts: rows of the cohort to learn from and to choose the penalty by, each with the regions of its findings.
+        judges: rows that are scored; NaN where a part shows the finding nowhere.
+    """
     generator, sides = np.random.default_rng(0), []
     for rows, known in parts:
         shown = known[known.finding == finding]
+        if shown.empty:
+            return np.full(len(judges), np.nan)
         masks = torch.from_numpy(np.stack(shown["mask"])).float()[:, None]
         covered = functional.adaptive_avg_pool2d(masks, features.grid).flatten(1).numpy()
         # Half a patch or more, or the patch that is covered most.

@@ -30,7 +30,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.fine_tuning import FineTuning, fine_tune
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.pretrained_starts import PATCH_PROBE, PROBE, SECONDS, SMALL, compare_starts
-from chexstudy.pretraining.arms.definitions import name_variant, require_current_arm
+from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, require_current_arm
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import load_model, save_model
@@ -38,6 +38,8 @@ from chexstudy.runs import Run, atomic_path, seal_artifact
 
 STARTS = ("contrastive", "self_supervised", "supervised")
 UNTRAINED = "untrained"
+# Losses of the first steps are kept, for a test that trains them again.
+_FIRST = 3
 _PAIR, _LANGUAGE, _IMAGES = (name_variant("full", name) for name in ("pair", "language", "images"))
 
 
@@ -97,7 +99,12 @@ def make_upstream(
     best = chosen.loc[chosen.value.idxmax()]
     export_upstream(run, starts[best.start, best.architecture], folder)
     card = _write_card(run, recipe, measured, best, command, time.perf_counter() - began)
-    for name, text in (("starts.csv", measured.to_csv(index=False, float_format="%.4f")), ("README.md", card)):
+    first = {
+        arm: run.read_table(f"{arm_folder(arm, 0)}/history.parquet").loss[:_FIRST].tolist()
+        for arm in recipe.configure()
+    }
+    written = {"starts.csv": measured.to_csv(index=False, float_format="%.4f"), "README.md": card}
+    for name, text in (written | {"first_losses.json": json.dumps(first, indent=2) + "\n"}).items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text)
     return card
