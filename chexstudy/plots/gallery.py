@@ -50,11 +50,12 @@ def write_gallery(folder: Path | None = None) -> Path:
         anchor = entry.title.lower().replace(",", "").replace(" ", "-")
         lines.append(f"| [{entry.title}](#{anchor}) | {entry.regenerates} | {find_step(f'figures/{name}', '-')} |")
     for name, entry in entries.items():
-        caption = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["caption"]
+        told = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        caption = told["caption"]
         lines += ["", f"## {entry.title}", "", f"![{entry.title}]({name}.png)", "", caption, ""]
         lines.append(
             f"Regenerates: {entry.regenerates}. Notebook: {find_step(f'figures/{name}', '-')}. "
-            f"[PDF]({name}.pdf) · [numbers]({name}.json)"
+            f"Study: `{told['study']}`. [PDF]({name}.pdf) · [numbers]({name}.json)"
         )
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

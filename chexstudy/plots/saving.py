@@ -19,7 +19,7 @@ _PRIVATE_COLUMNS = {"patient_id", "study_id", "report", "image_path"}
 
 
 def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.DataFrame | None = None) -> Path:
-    """Write a figure into ``figures/``: PNG (300 dpi), PDF, and JSON of caption and numbers; gives the PNG's path.
+    """Write a figure into ``figures/``: PNG (300 dpi), PDF, JSON of study, caption and numbers; gives the PNG's path.
 
     The same figure gives the same bytes: neither file holds a date or a version. Images among the numbers (a column
     ``image_id``) are written by their pseudonyms (`chexstudy.pseudonyms`).
@@ -40,7 +40,7 @@ def save_figure(run: Run, figure: Figure, name: str, caption: str, data: pd.Data
             _save(figure, temporary, fields)
         # Solving the layout takes as long as drawing, and its places are the same in all formats.
         figure.set_layout_engine("none")
-    record = {"name": name, "caption": caption, "data": [] if data is None else _records(data)}
+    record = {"name": name, "study": run.study, "caption": caption, "data": [] if data is None else _records(data)}
     with atomic_path(run.path(f"figures/{name}.json")) as temporary:
         temporary.write_text(_write_record(record), encoding="utf-8")
     return run.path(f"figures/{name}.png")
@@ -71,7 +71,9 @@ def _is_math(parser: MathTextParser, text: Text) -> bool:
 
 def _write_record(record: dict) -> str:
     """JSON with one mark a line: to be read and compared, and small."""
-    head = [f" {json.dumps(key)}: {json.dumps(record[key], ensure_ascii=False)}" for key in ("name", "caption")]
+    head = [
+        f" {json.dumps(key)}: {json.dumps(record[key], ensure_ascii=False)}" for key in ("name", "study", "caption")
+    ]
     rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False, separators=(',', ':'))}" for row in record["data"])
     return "{\n" + ",\n".join(head) + ',\n "data": [\n' + rows + "\n ]\n}\n"
 
