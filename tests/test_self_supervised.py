@@ -155,7 +155,7 @@ def test_operations_are_counted_as_they_are_spent(tiny_study):
     assert pieces.flops > objective.flops
     before = objective.flops
     (features,) = objective.embed(rows)
-    assert 0 < objective.flops - before < before / 10
+    assert 0 < objective.flops - before < before / 8
     assert features.shape == (24, 128)
     assert objective.join((features,)).norm(dim=1).allclose(torch.ones(24))
 
@@ -257,8 +257,8 @@ def test_an_image_is_read_once_a_step_and_once_to_tell_its_copies(tiny_study):
     assert sorted(read) == sorted([*rows, *rows, *rows])
 
 
-def _spoil(network, crops, masks=None):
-    cls, patches = _SEE(network, crops, masks)
+def _spoil(network, crops, masks=None, wanted=None):
+    cls, patches = _SEE(network, crops, masks, wanted)
     return cls * float("nan"), patches
 
 

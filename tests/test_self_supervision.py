@@ -142,9 +142,13 @@ def test_the_crop_loss_is_the_mean_over_all_pairs_of_different_crops():
 
 
 def test_a_patch_weighs_by_what_is_masked_in_its_crop():
-    targets, logits = _draw(3, 4).softmax(dim=1), _draw(3, 4, seed=1)
+    targets, logits = _draw(3, 4).softmax(dim=1), _draw(3, 4, seed=1).requires_grad_()
     each = -(targets * (logits / 0.1).log_softmax(dim=1)).sum(dim=1)
-    assert patch_losses(targets, logits, torch.tensor([0.5, 0.5, 1.0])).allclose(each[:2].mean() + each[2])
+    expected = each[:2].mean() + each[2]
+    expected.backward()
+    loss, gradient = patch_losses(targets, logits.detach(), torch.tensor([0.5, 0.5, 1.0]))
+    assert loss.allclose(expected)
+    assert gradient.allclose(logits.grad, atol=1e-6)
 
 
 def test_koleo_leaves_copies_out():
@@ -340,6 +344,24 @@ def test_masked_patches_are_not_seen():
         for one, other in zip(network.see(crops, mask), network.see(changed, mask), strict=True):
             assert one.equal(other)
         assert not network.see(crops)[0].equal(network.see(changed)[0])
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_tokens_that_are_asked_for_are_those_of_all(drop_path):
+    network, crops = _build(drop_path=drop_path).train(), 255 * _draw(3, 1, 24, 24).sigmoid()
+    wanted = torch.zeros(3, 9, dtype=torch.bool)
+    wanted[0, 2:5], wanted[2, 8] = True, True
+    found = []
+    for asked in (None, wanted):
+        torch.manual_seed(0)
+        cls, patches = network.see(crops, wanted, asked)
+        patches = patches[wanted] if asked is None else patches
+        network.zero_grad()
+        (cls.square().sum() + patches.square().sum()).backward()
+        gradients = (weight.grad for weight in network.encoder.parameters() if weight.grad is not None)
+        found.append([cls, patches, *gradients])
+    for whole, some in zip(*found, strict=True):
+        assert some.allclose(whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
 @pytest.mark.parametrize("of_batch", [True, False])

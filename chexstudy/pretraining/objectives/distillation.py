@@ -20,10 +20,10 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes, cut_evenly
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.images import TrainingImages
-from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn
+from chexstudy.pretraining.self_supervision.centring import Centre, Targets, balance_by_sinkhorn
 from chexstudy.pretraining.self_supervision.configuration import BLURS, SelfSupervisionConfig
 from chexstudy.pretraining.self_supervision.crops import Views, draw_views, make_crops
-from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, gram_loss, koleo_loss, patch_losses
+from chexstudy.pretraining.self_supervision.distillation_losses import crop_loss, gram_loss, koleo_loss, patch_gradient
 from chexstudy.pretraining.self_supervision.masks import draw_masks
 from chexstudy.pretraining.self_supervision.network import Network
 
@@ -71,14 +71,12 @@ class Distillation:
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
     def see_whole(
-        self, network: Network, pixels: Tensor, views: list[Views], masks: Tensor | None = None, scale: int = 1
+        self, network: Network, crops: Tensor, masks: Tensor | None = None, wanted: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """[CLS] ``(2, images, dim)`` and patches ``(images, 2, patches, dim)`` of global crops, float32."""
-        crops = torch.cat([make_crops(pixels, one, scale * self.config.image_size) for one in views])
+        """[CLS] ``(2, images, dim)`` and patches, as `Network.see` gives them, of global crops, float32."""
         with self.precision():
-            cls, patches = network.see(crops, None if masks is None else masks.transpose(0, 1).flatten(0, 1))
-        images = len(pixels)
-        return cls.float().view(2, images, -1), patches.float().view(2, images, *patches.shape[1:]).transpose(0, 1)
+            cls, patches = network.see(crops, masks, wanted)
+        return cls.float().view(-1, 2, network.width).transpose(0, 1), patches.float()
 
 
 class Batch:
@@ -105,7 +103,8 @@ class Batch:
         self._patch_weights = torch.from_numpy(of_patch).float().to(of.device)
         share, micro = of.processes.share(len(rows)), of.config.micro_batch
         count = -(-(share.stop - share.start) // micro)
-        self.koleo, self.gram, self.seen, self._held = 0.0, 0.0, torch.empty(0), (slice(0), torch.empty(0))
+        self.koleo, self.gram, self.seen = 0.0, 0.0, torch.empty(0)
+        self._held = slice(0), torch.empty(0), torch.empty(0)
         self.pieces = cut_evenly(share, count) if count else []
 
     @property
@@ -119,14 +118,18 @@ class Batch:
     def in_pieces(self) -> bool:
         return len(self.pieces) != 1 or self._of.processes.size > 1
 
-    def _pixels(self, piece: slice) -> Tensor:
+    def _look(self, piece: slice) -> tuple[Tensor, Tensor]:
+        """Pixels of a piece, and its global crops as of `_make_pairs`."""
         # Those of the piece that was looked at last are at hand: a batch of one piece is read once.
         if piece != self._held[0]:
-            self._held = piece, self._of.images.pixels(self._rows[piece]).to(self._of.device)
-        return self._held[1]
+            pixels = self._of.images.pixels(self._rows[piece]).to(self._of.device)
+            views = [one[piece] for one in self._whole]
+            self._held = piece, pixels, _make_pairs(pixels, views, self._of.config.image_size)
+        return self._held[1:]
 
-    def _views(self, views: list[Views], piece: slice) -> list[Views]:
-        return [one[piece] for one in views]
+    def _masks_of(self, piece: slice) -> Tensor:
+        """``(2 * images, patches)``"""
+        return self._masks[piece].flatten(0, 1)
 
     def _patches_of(self, piece: slice) -> slice:
         return slice(int(self._starts[piece.start]), int(self._starts[piece.stop]))
@@ -140,10 +143,10 @@ class Batch:
         crops = [torch.empty((0, 2, own.crop_bottleneck), device=device)]
         patches = [torch.empty((0, own.patch_bottleneck), device=device)]
         for piece in self.pieces:
-            cls, seen = of.see_whole(teacher, self._pixels(piece), self._views(self._whole, piece))
+            cls, seen = of.see_whole(teacher, self._look(piece)[1], wanted=self._masks_of(piece))
             whole.append(cls[0])
             crops.append(teacher.crop_head.reduce(cls).transpose(0, 1))
-            patches.append(teacher.patch_head.reduce(seen[self._masks[piece]]))
+            patches.append(teacher.patch_head.reduce(seen))
         processes, count = of.processes, len(self._rows)
         lengths = [int(self._starts[one.stop] - self._starts[one.start]) for one in processes.shares(count)]
         self.seen = processes.gather(torch.cat(whole), count)
@@ -173,8 +176,8 @@ class Batch:
         with torch.no_grad():
             for piece in self.pieces:
                 torch.manual_seed(self._dropout_seed(piece))
-                masks = self._masks[piece]
-                cls, _ = of.see_whole(of.student, self._pixels(piece), self._views(self._whole, piece), masks)
+                masks = self._masks_of(piece)
+                cls, _ = of.see_whole(of.student, self._look(piece)[1], masks, masks)
                 found.append(cls.transpose(0, 1))
         nothing = torch.empty((0, 2, of.student.width), device=of.device)
         own = torch.cat([nothing, *found])
@@ -200,12 +203,13 @@ class Batch:
         """Add the gradient of the loss of some images; returns their part of the losses on crops and patches."""
         of, student, count = self._of, self._of.student, len(self._rows)
         images, own = piece.stop - piece.start, self._of.own
-        pixels, masks = self._pixels(piece), self._masks[piece]
+        (pixels, whole), masks = self._look(piece), self._masks_of(piece)
         torch.manual_seed(self._dropout_seed(piece))
-        cls, patches = of.see_whole(student, pixels, self._views(self._whole, piece), masks)
-        local = torch.cat([make_crops(pixels, one, own.local_size) for one in self._views(self._local, piece)])
+        cls, patches = of.see_whole(student, whole, masks, masks if of.anchor is None else None)
+        local = torch.cat([make_crops(pixels, one[piece], own.local_size) for one in self._local])
+        no_patch = masks.new_zeros(len(local), (own.local_size // student.patch_size) ** 2)
         with of.precision():
-            local_cls = student.see(local)[0].float()
+            local_cls = student.see(local, wanted=no_patch)[0].float()
         logits = student.crop_head(torch.cat([cls.flatten(0, 1), local_cls])).unflatten(0, (-1, images))
         targets = crop_targets.chunk(slice(2 * piece.start, 2 * piece.stop)).unflatten(0, (images, 2)).transpose(0, 1)
         crop = crop_loss(targets, logits[2:], logits[:2], self._weights[piece]) * (images / count)
@@ -221,33 +225,27 @@ class Batch:
             gram = self._compare_grams(piece, patches) * (images / count)
             self.gram += gram.item()
             total = total + own.gram_weight * gram
-        reduced = student.patch_head.reduce(patches[masks])
-        patch, outputs, gradients = self._learn_patches(reduced, patch_targets, self._patches_of(piece))
-        torch.autograd.backward([total, *outputs], [None, *gradients])
-        return crop.item(), patch
+            patches = patches[masks]
+        reduced, prototypes = student.patch_head.reduce(patches), student.patch_head.last_layer.weight
+        rows = self._patches_of(piece)
+        patch, *gradients = patch_gradient(
+            reduced.detach(), prototypes.detach(), patch_targets, rows, self._patch_weights[rows] / (2 * count)
+        )
+        torch.autograd.backward([total, reduced, prototypes], [None, *(own.patch_weight * one for one in gradients)])
+        return crop.item(), patch.item()
 
     def _compare_grams(self, piece: slice, patches: Tensor) -> Tensor:
         """The Gram loss of patches and what the earlier teacher makes of the same crops, undistorted."""
-        of, scale, side = self._of, self._of.own.gram_scale, round(patches.shape[2] ** 0.5)
-        plain = [one.undistorted() for one in self._views(self._whole, piece)]
+        of, scale, side = self._of, self._of.own.gram_scale, round(patches.shape[1] ** 0.5)
+        plain = [one[piece].undistorted() for one in self._whole]
         with torch.no_grad():
-            _, seen = of.see_whole(of.anchor, self._pixels(piece), plain, scale=scale)
-        seen = seen.flatten(0, 1).transpose(1, 2).unflatten(2, (scale * side, scale * side))
+            crops = _make_pairs(self._look(piece)[0], plain, scale * of.config.image_size)
+            _, seen = of.see_whole(of.anchor, crops)
+        seen = seen.transpose(1, 2).unflatten(2, (scale * side, scale * side))
         seen = functional.interpolate(seen, (side, side), mode="bicubic").flatten(2).transpose(1, 2)
-        return gram_loss(patches.flatten(0, 1), seen)
+        return gram_loss(patches, seen)
 
-    def _learn_patches(self, reduced: Tensor, targets: Targets, rows: slice) -> tuple[float, list, list]:
-        """The loss on patches, chunk by chunk, and its gradient with respect to features and prototypes."""
-        of = self._of
-        weight, scale = of.student.patch_head.last_layer.weight, 1 / (2 * len(self._rows))
-        features, prototypes = reduced.detach().requires_grad_(), weight.detach().requires_grad_()
-        total = 0.0
-        for chunk in Logits(features, prototypes).chunks():
-            places = slice(rows.start + chunk.start, rows.start + chunk.stop)
-            logits = features[chunk] @ prototypes.T
-            loss = patch_losses(targets.chunk(places), logits, self._patch_weights[places]) * scale
-            (of.own.patch_weight * loss).backward()
-            total += loss.item()
-        if features.grad is None:
-            return total, [], []
-        return total, [reduced, weight], [features.grad, prototypes.grad]
+
+def _make_pairs(pixels: Tensor, views: list[Views], size: int) -> Tensor:
+    """Global crops, those of an image side by side ``(2 * images, 1, size, size)``."""
+    return torch.stack([make_crops(pixels, one, size) for one in views], dim=1).flatten(0, 1)

@@ -28,14 +28,13 @@ from chexstudy.pretraining.engine.schedule import Cosine
 from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.objectives.distillation import Batch, Distillation
 from chexstudy.pretraining.objectives.objective import Objective
-from chexstudy.pretraining.self_supervision.backbone import group_parameters, move_teacher
+from chexstudy.pretraining.self_supervision.backbone import group_parameters, list_blocks, move_teacher
 from chexstudy.pretraining.self_supervision.centring import (
     SINKHORN_ITERATIONS,
     Logits,
 )
 from chexstudy.pretraining.self_supervision.collapse import find_end, judge_training, measure_features, measure_targets
 from chexstudy.pretraining.self_supervision.hand_over import check_resolution, save_network, take_heads
-from chexstudy.pretraining.self_supervision.head import ProjectionHead
 from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.neighbour_probe import NeighbourProbe
 from chexstudy.pretraining.self_supervision.network import Network
@@ -215,24 +214,29 @@ class SelfSupervisedObjective(Objective):
         whole, local = self._config.image_size, own.local_size
         # What is left out of the student is not computed.
         kept = 1 - own.drop_path
-        views = (1 + in_pieces * kept) * self._count_view(whole, False) + kept * self._count_view(whole, True)
+        asked = patches / max(2 * images, 1)
+        looked = self._count_view(whole, False, asked)
+        # The patches of an anchored student are all compared.
+        learned = anchored * self._count_view(whole, True) + (1 - anchored) * self._count_view(whole, True, asked)
+        views = (1 + in_pieces * kept) * looked + kept * learned
         if anchored:
             products = 8 * self.model.width * (whole // self.model.patch_size) ** 4
             views += anchored * (self._count_view(own.gram_scale * whole, False) + products)
-        spent = 2 * images * views + own.local_crops * images * kept * self._count_view(local, True)
-        for head, teacher, student in (
-            (self.model.crop_head, 2 * images, crops * images),
-            (self.model.patch_head, patches, patches),
+        spent = 2 * images * views + own.local_crops * images * kept * self._count_view(local, True, 0)
+        for name, head, teacher, student in (
+            ("crop head", self.model.crop_head, 2 * images, crops * images),
+            ("patch head", self.model.patch_head, patches, patches),
         ):
             product = 2 * head.last_layer.in_features * head.last_layer.out_features
             held = Logits.are_held(round(teacher * self._processes.size), head.last_layer.out_features)
-            passes = 1 if held else 2 * SINKHORN_ITERATIONS + 1
-            spent += teacher * (self._count_head(head, False) + passes * product)
+            passes = 1 if held else SINKHORN_ITERATIONS + 1
+            spent += teacher * (self._count_rows(head.reduce, name, False) + passes * product)
             # Backward, a product costs twice.
-            spent += student * (self._count_head(head, True) + 3 * product)
+            spent += student * (self._count_rows(head.reduce, name, True) + 3 * product)
         return spent
 
-    def _count_view(self, size: int, backward: bool) -> float:
+    def _count_view(self, size: int, backward: bool, asked: float | None = None) -> float:
+        """Operations for one crop of ``size`` pixels a side, of whose patches so many are asked for, or all."""
         sample = torch.zeros(_COUNTED, 1, size, size, device=self._step.device)
 
         def see() -> Tensor:
@@ -241,12 +245,17 @@ class SelfSupervisedObjective(Objective):
             self.model.train(training)
             return tokens
 
-        return self._meter.count(("view", size, backward), see, backward) / _COUNTED
+        spent = self._meter.count(("view", size, backward), see, backward) / _COUNTED
+        if asked is None or self._own.drop_path:
+            return spent
+        left_out = self.model.registers + (size // self.model.patch_size) ** 2 - asked
+        mlp = list_blocks(self.model.encoder.model)[-1].mlp
+        return spent - left_out * self._count_rows(mlp, "mlp", backward)
 
-    def _count_head(self, head: ProjectionHead, backward: bool) -> float:
-        sample = torch.zeros(_COUNTED, head.mlp[0].in_features, device=self._step.device)
-        key = ("head", head is self.model.crop_head, backward)
-        return self._meter.count(key, lambda: head.reduce(sample), backward) / _COUNTED
+    def _count_rows(self, function: Callable[[Tensor], Tensor], key: str, backward: bool) -> float:
+        """Operations of a function of rows for one of them."""
+        sample = torch.zeros(_COUNTED, self.model.width, device=self._step.device, requires_grad=backward)
+        return self._meter.count((key, backward), lambda: function(sample), backward) / _COUNTED
 
     # --- for curators and readers -------------------------------------------------------------------------------------
 

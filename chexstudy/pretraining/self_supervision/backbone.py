@@ -1,7 +1,8 @@
 """The encoder as it is trained: positions at any size, dropped paths, and how fast each of its weights may change."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 
@@ -71,9 +72,43 @@ def drop_paths(model: nn.Module, rate: float, of_batch: bool = False) -> None:
         rate: share that is left out.
         of_batch: exactly this share of a batch, as published; else each image with this chance.
     """
-    encoder = model.encoder if hasattr(model, "encoder") else model.model
-    for block in encoder.layer:
+    for block in list_blocks(model):
         block.forward = partial(_forward_some, block, rate, of_batch)
+
+
+def list_blocks(model: nn.Module) -> nn.ModuleList:
+    """The blocks of a DINOv2 or DINOv3, first to last."""
+    return (model.encoder if hasattr(model, "encoder") else model.model).layer
+
+
+@contextmanager
+def ask_for_tokens(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """Let a DINOv2 or DINOv3 give some of its tokens only ``(1, places, width)``, and compute no other to the end.
+
+    After the attention of the last block a token is looked at by nobody but who asks for it. Where paths are dropped,
+    all are computed.
+
+    Args:
+        model: of transformers.
+        places: of the tokens among those of all images.
+    """
+    block = list_blocks(model)[-1]
+    dropping = vars(block).pop("forward", None)
+    block.forward = partial(_forward_places, block, places, dropping)
+    try:
+        yield
+    finally:
+        del block.forward
+        if dropping:
+            block.forward = dropping
+
+
+def _forward_places(block, places: Tensor, dropping, hidden_states: Tensor, attention_mask=None, **options) -> Tensor:
+    if dropping:
+        return dropping(hidden_states, attention_mask, **options).flatten(0, 1)[places][None]
+    attended = block.attention(block.norm1(hidden_states), attention_mask=attention_mask, **options)[0]
+    hidden_states = hidden_states.flatten(0, 1)[places] + block.layer_scale1(attended.flatten(0, 1)[places])
+    return (hidden_states + block.layer_scale2(block.mlp(block.norm2(hidden_states))))[None]
 
 
 def _forward_some(block, rate: float, of_batch: bool, hidden_states: Tensor, attention_mask=None, **options) -> Tensor:

@@ -16,7 +16,7 @@ SINKHORN_ITERATIONS = 3
 _CENTRE_MOMENTUM = 0.9
 # Elements of a chunk of logits: 64 MiB in float32.
 _CHUNK_ELEMENTS = 2**24
-_HELD_ELEMENTS = 2**27  # 512 MiB
+_HELD_ELEMENTS = 2**26  # 256 MiB
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,18 @@ def balance_by_sinkhorn(
         iterations: normalisations of prototypes and rows in turns.
         overflows: exponentiate first, as published, so that a logit above 88 temperatures makes everything NaN (S7).
     """
-    # Both normalisations only ever scale prototypes and rows, so the logarithms of their factors are all there is.
-    of_row = logits.features.new_zeros(len(logits), dtype=torch.float32)
-    for _ in range(iterations):
-        of_prototype = torch.full((len(logits.prototypes),), -torch.inf, device=of_row.device)
+    # Both normalisations only ever scale prototypes and rows, and the softmax of `Targets` is that of rows, so the
+    # logarithms of the prototypes' factors are all there is.
+    of_prototype = logits.features.new_full((len(logits.prototypes),), -torch.inf, dtype=torch.float32)
+    for rows in logits.chunks():
+        of_prototype = torch.logaddexp(of_prototype, (logits.chunk(rows) / temperature).logsumexp(dim=0))
+    of_prototype = -of_prototype
+    for _ in range(iterations - 1):
+        used = torch.zeros_like(of_prototype)
         for rows in logits.chunks():
-            scaled = logits.chunk(rows) / temperature + of_row[rows, None]
-            of_prototype = torch.logaddexp(of_prototype, scaled.logsumexp(dim=0))
-        of_prototype = -of_prototype
-        for rows in logits.chunks():
-            of_row[rows] = -(logits.chunk(rows) / temperature + of_prototype).logsumexp(dim=1)
+            used += Targets(logits, temperature, of_prototype).chunk(rows).sum(dim=0)
+        # None is zero: the row that likes a prototype most gives it one over rows and prototypes at the least.
+        of_prototype = of_prototype - used.log()
     if overflows:
         total = sum((logits.chunk(rows) / temperature).exp().sum() for rows in logits.chunks())
         of_prototype += total - total

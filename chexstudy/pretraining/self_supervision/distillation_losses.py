@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from chexstudy.pretraining.self_supervision.centring import Logits, Targets
+
 STUDENT_TEMPERATURE = 0.1
 _EPSILON = 1e-8
 
@@ -37,18 +39,48 @@ def crop_loss(targets: Tensor, local_logits: Tensor, global_logits: Tensor, weig
     return (local + across) / terms
 
 
-def patch_losses(targets: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+def patch_losses(targets: Tensor, logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """iBOT: what the student makes of a masked patch is what the teacher makes of it when it is seen.
 
+    The gradient is written out, because with many prototypes what autograd keeps for it would decide the memory.
+
     Args:
-        targets: of the teacher ``(patches, count)``.
+        targets: of the teacher ``(patches, count)``; each row sums to one.
         logits: of the student ``(patches, count)``.
         weights: of the patches ``(patches,)``, one over the number of masked patches of the crop.
 
     Returns:
-        The sum over patches, to be divided by the number of global crops, masked or not.
+        The sum over patches, to be divided by the number of global crops, masked or not, and its gradient with respect
+        to the logits ``(patches, count)``.
     """
-    return (weights * cross_entropies(targets, logits)).sum()
+    shares = functional.log_softmax(logits.float() / STUDENT_TEMPERATURE, dim=1)
+    loss = -weights @ torch.linalg.vecdot(targets, shares)
+    return loss, shares.exp_().sub_(targets).mul_(weights[:, None] / STUDENT_TEMPERATURE)
+
+
+def patch_gradient(
+    features: Tensor, prototypes: Tensor, targets: Targets, rows: slice, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `patch_losses` gives for patches whose logits are never held all at once.
+
+    Args:
+        features: of the student, what enters the last layer ``(patches, bottleneck)``.
+        prototypes: its weights ``(count, bottleneck)``.
+        targets: of the teacher.
+        rows: of these patches among those of the targets.
+        weights: as of `patch_losses`.
+
+    Returns:
+        The sum over patches, and its gradients with respect to features and prototypes.
+    """
+    total, of_features, of_prototypes = features.new_zeros(()), torch.empty_like(features), torch.zeros_like(prototypes)
+    for chunk in Logits(features, prototypes).chunks():
+        targets_of_chunk = targets.chunk(slice(rows.start + chunk.start, rows.start + chunk.stop))
+        loss, gradient = patch_losses(targets_of_chunk, features[chunk] @ prototypes.T, weights[chunk])
+        of_features[chunk] = gradient @ prototypes
+        of_prototypes.addmm_(gradient.T, features[chunk])
+        total += loss
+    return total, of_features, of_prototypes
 
 
 def find_neighbours(features: Tensor, copies: Tensor | None = None) -> Tensor:

@@ -6,7 +6,12 @@ from torch import Tensor, nn
 from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.self_supervision.backbone import drop_paths, fit_positions, use_published_positions
+from chexstudy.pretraining.self_supervision.backbone import (
+    ask_for_tokens,
+    drop_paths,
+    fit_positions,
+    use_published_positions,
+)
 from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
 from chexstudy.pretraining.self_supervision.head import ProjectionHead
 
@@ -24,6 +29,7 @@ class Network(nn.Module):
     Attributes:
         width: of tokens.
         patch_size: side of a patch in pixels.
+        registers: tokens between [CLS] and patches.
     """
 
     def __init__(self, encoder: ImageEncoder, config: SelfSupervisionConfig, seed: int):
@@ -40,6 +46,7 @@ class Network(nn.Module):
             encoder.model.config.use_mask_token = True
         self.encoder = encoder
         self.width, self.patch_size = width_of(encoder.model), encoder.model.config.patch_size
+        self.registers = getattr(encoder.model.config, "num_register_tokens", 0)
         width, hidden, plain = self.width, config.head_hidden, config.plain_prototypes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -56,13 +63,22 @@ class Network(nn.Module):
         """On [CLS] and on patches."""
         return self.crop_head, self.patch_head
 
-    def see(self, crops: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def see(self, crops: Tensor, masks: Tensor | None = None, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[CLS] ``(crops, dim)`` and patches ``(crops, patches, dim)`` of crops with grey values from 0 to 255.
 
         Args:
             crops: ``(crops, 1, size, size)``.
             masks: patches that are not seen ``(crops, patches)``, bool.
+            wanted: the only patches that are asked for ``(crops, patches)``, bool; then they come in a row, crop by
+                crop, ``(wanted, dim)``.
         """
+        if wanted is not None:
+            first = 1 + self.registers
+            of_crop, patch = wanted.nonzero(as_tuple=True)
+            starts = torch.arange(len(crops), device=crops.device) * (first + wanted.shape[1])
+            places = torch.cat([starts, starts[of_crop] + first + patch])
+            with ask_for_tokens(self.encoder.model, places):
+                tokens = self.encoder.see_tokens(crops, masks)[0]
+            return tokens[: len(crops)], tokens[len(crops) :]
         tokens = self.encoder.see_tokens(crops, masks)
-        first = tokens.shape[1] - (crops.shape[-1] // self.patch_size) ** 2
-        return tokens[:, 0], tokens[:, first:]
+        return tokens[:, 0], tokens[:, 1 + self.registers :]
