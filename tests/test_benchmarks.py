@@ -15,6 +15,10 @@ _SMALL = {
     "loader": ["--images", "2", "--size", "64", "--batch", "4", "--stored", "20", "--steps", "2"],
     "bootstrap": ["--cases", "300", "--findings", "3", "--resamples", "20", "--peer-resamples", "1"],
     "label_planner": ["--pooled-rounds", "1", "--findings", "2", "--most", "50", "--draws", "1", "5"],
+    "self_supervised": [
+        *("--scale", "least", "--no-memory", "--threads", "1", "--seconds", "1"),
+        *("--prototypes", "64", "--patches", "60"),
+    ],
     "kmeans": ["--rows", "300", "--dim", "8", "--clusters", "4", "--iterations", "2"],
 }
 
@@ -40,6 +44,9 @@ def test_a_small_run_is_recorded(name, tmp_path):
         assert [goal["measured"] for goal in record["goals"] if "differ" in goal["name"]] == [0, 0]
     if name == "curator":
         assert all(row["fused_differs"] == row["static_differs"] == 0 for row in record["rows"])
+    if name == "self_supervised":
+        assert [goal["met"] for goal in record["goals"] if "relative difference" in goal["name"]] == [True, True]
+        assert max(row["differs"] for row in record["rows"] if row["section"] == "patch head") < 1e-5
 
 
 def test_goals_are_met_from_the_right_side(monkeypatch):
