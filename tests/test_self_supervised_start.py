@@ -234,3 +234,10 @@ def test_published_heads_are_taken_over_with_their_backbone(tiny_study, tmp_path
         own = network.state_dict()
         assert all(own[name].equal(value) for name, value in drawn.items())
         assert own["encoder.model.layernorm.weight"].equal(model.state_dict()["layernorm.weight"])
+
+
+def test_registers_are_left_out_if_asked(tiny_study, tmp_path):
+    folder = _save(tmp_path / "given", _draw_dinov2(num_register_tokens=2))
+    networks = [_objective(tiny_study, image_encoder=folder, drop_registers=drop).teacher for drop in (False, True)]
+    crops = torch.zeros(1, 1, 32, 32)
+    assert [network.encoder.see_tokens(crops).shape[1] - 16 for network in networks] == [3, 1]

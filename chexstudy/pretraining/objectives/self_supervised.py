@@ -76,6 +76,7 @@ class SelfSupervisedObjective(Objective):
             config.image_revision,
             image_size=config.image_size,
             normalisation=config.image_normalisation,
+            drop_registers=config.drop_registers,
         )
         encoder = build_image_encoder(spec, seed)
         encoder.check_size(self._own.local_size)
