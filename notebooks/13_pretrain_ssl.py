@@ -40,6 +40,7 @@ glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768
 glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 supervised_epochs = 6  # epochs in which the encoder is trained on the labels alone, to hold against; 0 for none
 beside: list[str] = ["curated", "full"]  # contrastive arms of the study whose image encoders are held against
+sides: list[int] = []  # sides in pixels at which an encoder looks, at most that of the stored images; empty for three
 patch_side = 0  # side in pixels at which patches are looked at; 0 for that of the stored images
 patch_images = 400  # test images whose patches are looked at
 resamples = 1000  # bootstrap resamples of patients
@@ -119,6 +120,18 @@ tabulate_encoders(results)
 
 # %%
 figures.self_supervised_arms.show(study, results)
+
+# %% [markdown]
+# ## X10. Resolution
+#
+# The first trained encoder and the one before training look at images of several sizes. As published, every size is a
+# training of its own, begun with what the one before left; here one encoder is only looked through.
+
+# %%
+from chexstudy.experiments.self_supervised_arms import compare_sides
+
+at_sides = compare_sides(evaluation, arms[:2], seeds, sides, Recipe(epochs=head_epochs))
+figures.self_supervised_resolution.show(study, add_results(study.run, at_sides), trained_at=ssl_image_size)
 
 # %% [markdown]
 # ## What its patches see

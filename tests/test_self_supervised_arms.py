@@ -8,12 +8,15 @@ from safetensors.torch import load_file
 
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
+from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import HeadPlan
+from chexstudy.evaluation.adaptation.training import Recipe
 from chexstudy.evaluation.context import Evaluation, load_arm_encoder
 from chexstudy.experiments.self_supervised_arms import (
     CURATED,
     RANDOM,
     UNTRAINED,
+    compare_sides,
     judge_arms,
     judge_encoders,
     plan_self_supervision,
@@ -21,7 +24,12 @@ from chexstudy.experiments.self_supervised_arms import (
     read_histories,
     train_self_supervised,
 )
-from chexstudy.plots.self_supervision import self_supervised_arms, self_supervised_training, tabulate_encoders
+from chexstudy.plots.self_supervision import (
+    self_supervised_arms,
+    self_supervised_resolution,
+    self_supervised_training,
+    tabulate_encoders,
+)
 from chexstudy.pretraining.arms.definitions import arm_folder, read_costs
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.self_supervision.configuration import PUBLISHED, SelfSupervisionConfig
@@ -118,6 +126,19 @@ def test_encoders_are_judged_beside_the_one_before_training(trained):
     )
     assert self_supervised_arms.plot(*self_supervised_arms.choose(rows))
     assert len(tabulate_encoders(rows)) == 5
+
+
+def test_an_encoder_is_judged_at_several_sides(trained):
+    run, _ = trained
+    evaluation = Evaluation(run, read_cohort(run.path("cohort.parquet")), open_pixel_store(run), resamples=20)
+    rows = compare_sides(evaluation, [UNTRAINED], [0], [16, 32], Recipe((1e-2,), 1))
+    seconds = rows[rows.metric == "seconds_an_image"].set_index("setting").value
+    assert 0 < seconds["16"] < seconds["32"]
+    probes = rows[(rows.metric == "auroc") & (rows.finding == "macro") & (rows.seed == 0)].set_index("setting").value
+    assert probes["16"] != probes["32"]
+    assert self_supervised_resolution.plot(*self_supervised_resolution.choose(rows))
+    with pytest.raises(StudyError, match="36 pixels a side, and 64 would show no more"):
+        compare_sides(evaluation, [UNTRAINED], [0], [64], Recipe())
 
 
 def test_every_training_is_judged_in_words(trained):

@@ -1,5 +1,6 @@
 """Pixels to one vector an image, or to the tokens of its last blocks."""
 
+import copy
 import inspect
 from collections.abc import Sequence
 
@@ -63,6 +64,13 @@ class ImageEncoder(Encoder):
                 f"{name} is a {config.model_type}, which cannot look at {size} pixels a side: use {own}."
             ) from None
         self._tried_sizes.add(size)
+
+    def at_size(self, size: int) -> "ImageEncoder":
+        """The same encoder, weights shared, that looks at ``size`` pixels a side."""
+        self.check_size(size)
+        other = copy.copy(self)
+        other.image_size = size
+        return other
 
     def _run(self, pixels: Tensor, size: int, **outputs: bool):
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (1, pixels.shape[-1], pixels.shape[-1]):

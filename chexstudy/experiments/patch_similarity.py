@@ -35,18 +35,12 @@ def see_patches(
     encoder: ImageEncoder, pixels: PixelSource, image_ids: Sequence[str], side: int = 0, device: str = "cpu"
 ) -> PatchFeatures:
     """Look at images with an encoder, at ``side`` pixels or at its own size; finer than it was trained shows more."""
-    encoder.to(device).eval()
-    own, side = encoder.image_size, side or encoder.image_size
-    encoder.check_size(side)
-    found = []
-    try:
-        encoder.image_size = side
-        for start in range(0, len(image_ids), _BATCH):
-            images = torch.from_numpy(np.array(pixels.read(image_ids[start : start + _BATCH]))).unsqueeze(1)
-            patches = encoder.embed_blocks(images.to(device), 1)[2].float()
-            found.append(torch.nn.functional.normalize(patches, dim=2).cpu().numpy())
-    finally:
-        encoder.image_size = own
+    side, found = side or encoder.image_size, []
+    encoder = encoder.at_size(side).to(device).eval()
+    for start in range(0, len(image_ids), _BATCH):
+        images = torch.from_numpy(np.array(pixels.read(image_ids[start : start + _BATCH]))).unsqueeze(1)
+        patches = encoder.embed_blocks(images.to(device), 1)[2].float()
+        found.append(torch.nn.functional.normalize(patches, dim=2).cpu().numpy())
     if not found:
         raise StudyError("there are no images whose patches could be seen.")
     values = np.concatenate(found)

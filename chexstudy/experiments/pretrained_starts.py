@@ -67,7 +67,7 @@ def compare_starts(run: Run, starts: Mapping[tuple[str, str], ImageEncoder], dev
             twice = (found.finding != MACRO) & (measure == PROBE) & (mean == SMALL)
             found = found[(found.metric == "auroc") & ~twice].replace({"finding": {MACRO: mean}})
             rows.append(found.assign(measure=measure, **place))
-        rows.append(pd.DataFrame([{"measure": SECONDS, "value": _time_images(encoder, store, every)} | place]))
+        rows.append(pd.DataFrame([{"measure": SECONDS, "value": time_images(encoder, store, every)} | place]))
         drop_patches(run, name)
     kept = ["start", "architecture", "measure", "finding", "value", "ci_low", "ci_high", "n"]
     return pd.concat(rows, ignore_index=True)[kept]
@@ -105,7 +105,7 @@ def probe_patches(
 
 
 @torch.no_grad()
-def _time_images(encoder: ImageEncoder, store: PixelStore, rows: pd.DataFrame) -> float:
+def time_images(encoder: ImageEncoder, store: PixelStore, rows: pd.DataFrame) -> float:
     """Seconds an image, on one thread."""
     pixels = torch.from_numpy(store.read(rows.image_id.iloc[:_TIMED])).unsqueeze(1)
     encoder.cpu()(pixels[:8])

@@ -9,13 +9,18 @@ takes one plain view, a few hundredths of a step on it, so that equal images are
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
+import numpy as np
 import pandas as pd
 
 from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import HeadPlan
 from chexstudy.evaluation.adaptation.run import adapt_arms, compare_adaptation, measure_adaptation
-from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.adaptation.training import Recipe
+from chexstudy.evaluation.context import Evaluation, load_arm_encoder
+from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import add_costs
+from chexstudy.experiments.pretrained_starts import time_images
 from chexstudy.pretraining.arms.definitions import (
     arm_folder,
     find_arm,
@@ -28,11 +33,12 @@ from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig, list_variables, read_constants
 from chexstudy.pretraining.self_supervision.collapse import Verdict, judge_training
 from chexstudy.pretraining.training.subsets import choose_training_subset
-from chexstudy.results import COLUMNS, join_rows
+from chexstudy.results import COLUMNS, OVER_SEEDS, join_rows
 from chexstudy.runs import Run
 
 VARIANT = "self_supervised"
 TASK, DIFFERENCE = "self_supervision", "self_supervision_difference"
+RESOLUTION, SECONDS = "self_supervision_resolution", "seconds_an_image"
 CURATED, RANDOM = (name_variant(arm, VARIANT) for arm in ("curated", "random_same_data"))
 UNTRAINED = name_variant("untrained", VARIANT)
 ARMS = (
@@ -136,3 +142,40 @@ def judge_encoders(
     names = {f"adaptation{end}": task for end, task in (("", TASK), ("_difference", DIFFERENCE))}
     rows = join_rows(values, differences)
     return name_arms(rows.assign(task=rows.task.map(names)))
+
+
+def compare_sides(
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], sides: Sequence[int], recipe: Recipe
+) -> pd.DataFrame:
+    """The linear probe on encoders that look at images of each side in pixels, and the seconds that an image takes.
+
+    Encoders stay as they were trained: positions are interpolated. Gives rows of the results table, the side in
+    ``setting``; none for a cohort without labels. No sides are three that suit encoder and images.
+    """
+    if not evaluation.findings:
+        return pd.DataFrame(columns=COLUMNS)
+    encoder, stored = load_arm_encoder(evaluation.run, arms[0], seeds[0]), evaluation.store.size
+    own, patch = encoder.image_size, encoder.model.config.patch_size
+    # Half of what the encoder was trained at, that, and all that is stored.
+    sides = sides or sorted({max(side // patch, 1) * patch for side in (own // 2, own, stored) if side <= stored})
+    if above := [side for side in sides if side > stored]:
+        raise StudyError(
+            f"images are stored at {stored} pixels a side, and {above[0]} would show no more: build the cohort with a "
+            f"larger image_size, or leave {above[0]} out."
+        )
+    plans = [HeadPlan("linear", f"{side}px", recipe=recipe, side=side) for side in dict.fromkeys(sides)]
+    adapt_arms(evaluation, arms, seeds, plans)
+    rows = measure_adaptation(evaluation, arms, seeds, plans)
+    rows = rows.assign(setting=rows.variant.str.removesuffix("px"))
+    once = rows[(rows.finding == MACRO) & (rows.metric == "auroc") & (rows.seed == seeds[0])]
+    once = once[once.data_set == evaluation.main_test_set()]
+    seconds = [
+        time_images(
+            load_arm_encoder(evaluation.run, row.arm, row.seed).at_size(int(row.setting)),
+            evaluation.store,
+            evaluation.training,
+        )
+        for row in once.itertuples()
+    ]
+    timed = once.assign(value=seconds, metric=SECONDS, finding="all", ci_low=np.nan, ci_high=np.nan, seed=OVER_SEEDS)
+    return name_arms(join_rows(rows, timed).assign(task=RESOLUTION))

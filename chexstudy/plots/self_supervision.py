@@ -10,10 +10,18 @@ from matplotlib.ticker import MaxNLocator
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.experiments.self_supervised_arms import DIFFERENCE, SUPERVISED, TASK, VARIANT
+from chexstudy.experiments.self_supervised_arms import DIFFERENCE, RESOLUTION, SECONDS, SUPERVISED, TASK, VARIANT
 from chexstudy.plots.adaptation import HEADS, name_head
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import Estimate, Group, draw_values_and_differences, forest_height_mm, level_groups
+from chexstudy.plots.forest import (
+    Estimate,
+    Group,
+    add_arm_legend,
+    draw_estimate,
+    draw_values_and_differences,
+    forest_height_mm,
+    level_groups,
+)
 from chexstudy.plots.looks import GREY, SEQUENCE, ArmStyle, arm_style
 from chexstudy.plots.measurements import (
     interval,
@@ -218,7 +226,57 @@ def tabulate_encoders(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFr
     return table[[group for group in (MACRO, *TIERS, "n") if group in table]]
 
 
+# --- resolution ------------------------------------------------------------------------------------------------------
+
+
+def _select_resolution(results: pd.DataFrame) -> pd.DataFrame:
+    """Macro AUROC and seconds an image by the side in pixels, over seeds, on the preferred test set."""
+    rows = select_rows(results, RESOLUTION, seed=OVER_SEEDS, finding=[MACRO, "all"], metric=["auroc", SECONDS])
+    rows = prefer_data_set(require_rows(rows, "encoders that looked at several sizes"))
+    return rows.assign(side=rows.setting.astype(int)).sort_values("side", ignore_index=True)
+
+
+def _plot_resolution(rows: pd.DataFrame) -> Drawing:
+    """AUROC and milliseconds an image against the side, a line an encoder."""
+    figure = new_figure(height_mm=62, width_mm=134)
+    panels = figure.subplots(1, 2)
+    for key in order_encoders(rows):
+        style, own = style_encoder(*key), _of_encoder(rows, key)
+        for axes, metric, scale in zip(panels, ("auroc", SECONDS), (1, 1000), strict=True):
+            of_metric = own[own.metric == metric]
+            axes.plot(of_metric.side, scale * of_metric.value, color=style.colour, linewidth=1.0)
+            for row in of_metric.itertuples():
+                draw_estimate(axes, row.side, interval(row, scale), style, vertical=True)
+    for axes, label, letter in zip(panels, ("AUROC, all findings", "Milliseconds an image"), "ab", strict=True):
+        axes.set(xlabel="Side in pixels", ylabel=label, xticks=sorted(set(rows.side)))
+        title_panel(axes, letter, "Linear probe" if letter == "a" else "What an image takes")
+    panels[1].set_ylim(bottom=0)
+    add_arm_legend(figure, [style_encoder(*key) for key in order_encoders(rows)])
+    return figure
+
+
+def _describe_resolution(rows: pd.DataFrame, trained_at: int = 0) -> str:
+    return (
+        "Resolution: a, the linear probe on frozen features of an encoder that looks at images of each side, its "
+        f"positions interpolated; it was trained at {trained_at} pixels only. b, what an image takes. "
+        + describe_interval(rows[rows.metric == "auroc"])
+    )
+
+
+def _conclude_resolution(rows: pd.DataFrame) -> str:
+    words = []
+    for key in order_encoders(rows):
+        own = _of_encoder(rows, key)
+        own = own[own.metric == "auroc"]
+        best = own.loc[own.value.idxmax()]
+        words.append(f"{style_encoder(*key).name} at {best.side} pixels, {write_row(best)}")
+    return f"The best side by the linear probe: {'; '.join(words)}."
+
+
 self_supervised_training = Figure(
     "self_supervised_training", _select_training, _plot_training, _describe_training, _conclude_training
+)
+self_supervised_resolution = Figure(
+    "self_supervised_resolution", _select_resolution, _plot_resolution, _describe_resolution, _conclude_resolution
 )
 self_supervised_arms = Figure("self_supervised_arms", _select_arms, _plot_arms, _describe_arms, _conclude_arms)

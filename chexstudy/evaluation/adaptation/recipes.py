@@ -40,6 +40,7 @@ class HeadPlan:
     options: Mapping[str, object] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)  # how a head that is trained by gradient is trained
     labelled_share: float = 1.0  # share of the labelled patients, of training and of validation, it may see
+    side: int = 0  # pixels a side at which the frozen encoder looks; 0 for its own size
 
     def __post_init__(self):
         if not 0 < self.labelled_share <= 1:

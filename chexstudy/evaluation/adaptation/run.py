@@ -37,8 +37,8 @@ def _head_folder(arm: str, seed: int, head: str) -> str:
     return f"heads/{arm}/seed{seed}/{head}"
 
 
-def _features_name(arm: str, seed: int) -> str:
-    return f"{arm}/seed{seed}"
+def _features_name(arm: str, seed: int, side: int = 0) -> str:
+    return f"{arm}/seed{seed}" + (f"/{side}px" if side else "")
 
 
 def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> FrozenFeatures:
@@ -46,12 +46,12 @@ def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> Fr
     return _freeze(TrainedArm(evaluation, arm, seed), patches)
 
 
-def _freeze(arm: TrainedArm, patches: bool) -> FrozenFeatures:
-    evaluation, encoder = arm.evaluation, arm.encoder
+def _freeze(arm: TrainedArm, patches: bool, side: int = 0) -> FrozenFeatures:
+    evaluation, encoder = arm.evaluation, arm.encoder.at_size(side) if side else arm.encoder
     images = evaluation.cohort.image_id.tolist()
     options = {"patches": patches, "device": evaluation.device}
     return freeze_features(
-        evaluation.run, _features_name(arm.name, arm.seed), encoder, images, evaluation.store, **options
+        evaluation.run, _features_name(arm.name, arm.seed, side), encoder, images, evaluation.store, **options
     )
 
 
@@ -80,7 +80,7 @@ class AdaptedHead(Task):
         evaluation, run, plan = arm.evaluation, arm.evaluation.run, self.plan
         if not evaluation.findings:
             raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
-        features, encoder = _freeze(arm, plan.needs_patches), arm.encoder
+        features, encoder = _freeze(arm, plan.needs_patches, plan.side), arm.encoder
         start = time.perf_counter()
         parts = evaluation.training, evaluation.validation, evaluation.findings
         fitted, score = fit_plan(plan, features, encoder, evaluation.store, *parts, arm.seed, evaluation.device)
