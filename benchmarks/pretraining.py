@@ -139,7 +139,7 @@ def measure_gradient(scale: Scale, super_batch: int, seed: int) -> list[dict]:
     mask = step.select(join_features(*embedded))
     kept = step.rows[mask.numpy()]
     expected = _plain_gradient(model, step.pairs, kept)
-    encoder.micro_batch = _GRADIENT_MICRO_BATCH
+    encoder.micro.size = _GRADIENT_MICRO_BATCH
     rows = []
     for layout in ("buckets", "packed"):
         encoder.text_layout = layout
@@ -432,7 +432,7 @@ def _measure_on_device(
                 "scheme": name,
                 "compiled": flops is not None,
                 "pairs": len(step.rows),
-                "micro_batch": len(step.rows) if step.scheme.published else step.encoder.micro_batch,
+                "micro_batch": len(step.rows) if step.scheme.published else step.encoder.micro.size,
                 "kept": step.kept,
                 "first_seconds": first[name],
                 "seconds": seconds,
@@ -492,7 +492,7 @@ def _measure_large(step: Step) -> dict:
         "section": "largest super-batch",
         "scheme": step.scheme.name,
         "pairs": len(step.rows),
-        "micro_batch": step.encoder.micro_batch,
+        "micro_batch": step.encoder.micro.size,
         "kept": step.kept,
         "seconds": seconds,
         "pairs_a_second": len(step.rows) / seconds,

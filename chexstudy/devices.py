@@ -1,5 +1,6 @@
 """Which device torch computes on, with what precision, and with how many threads."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,14 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if device.type == "cuda" and local_rank is not None:
         return torch.device("cuda", local_rank)
     return device
+
+
+def memory_of(device: torch.device | str) -> int:
+    """Bytes of memory that a device has, used or not."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def autocast_dtype(device: torch.device | str) -> torch.dtype | None:

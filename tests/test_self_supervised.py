@@ -405,7 +405,46 @@ def test_one_image_and_equal_images_are_trained_on(tiny_study):
     assert gradient.isfinite().all()
 
 
+def _end_memory_above(crops):
+    def see(network, pixels, masks=None, wanted=None):
+        if len(pixels) > crops:
+            raise torch.OutOfMemoryError("out of memory")
+        return _SEE(network, pixels, masks, wanted)
+
+    return see
+
+
+def test_where_memory_ends_smaller_pieces_take_the_same_step(tiny_study, monkeypatch, capsys):
+    rows = np.arange(24)
+    # With dropped paths a step in pieces is that of the same pieces from the start.
+    for drop_path, micro in ((0.0, 24), (0.3, 6)):
+        _, expected = _gradient(_objective(tiny_study, micro_batch=micro, drop_path=drop_path), rows)
+        objective = _objective(tiny_study, micro_batch=24, drop_path=drop_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Network, "see", _end_memory_above(12))
+            _, found = _gradient(objective, rows)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+        assert objective.describe()["micro_batch"] == 6
+    assert "memory does not suffice: 12 images at once from here on" in capsys.readouterr().out
+    monkeypatch.setattr(Network, "see", _end_memory_above(0))
+    with pytest.raises(
+        StudyError, match="memory of cpu does not suffice for one image at a time: use a smaller encoder"
+    ):
+        objective.backward(rows, 0)
+
+
+def test_stored_images_may_be_smaller_than_crops(tiny_study):
+    told, gradient = _gradient(_objective(tiny_study, image_size=64, local_size=40), np.arange(4))
+    assert np.isfinite(told["loss"])
+    assert gradient.isfinite().all()
+
+
 def test_sizes_that_do_not_fit_are_one_sentence(tiny_study):
+    # 7 x 16 numbers a prototype of the weights, and 16 of an image's logits.
+    with pytest.raises(
+        StudyError, match=r"^1,000,000,000 crop_prototypes and 24 patch_prototypes need about 476\.\d GiB"
+    ):
+        _objective(tiny_study, crop_prototypes=10**9)
     with pytest.raises(StudyError, match=r"local_size \(32\) must be below image_size \(32\)"):
         PretrainingConfig.from_dict(_CONSTANTS | {"local_size": 32})
     with pytest.raises(StudyError, match="patches of 8 pixels, and 15 is no multiple of it"):

@@ -89,9 +89,11 @@ def _faiss() -> str:
 def _machine() -> Iterator[tuple[str, str]]:
     import torch
 
+    from chexstudy.devices import memory_of
+
     yield "system", platform.platform()
     yield "cpu cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / _GIB:.1f} GiB"
+    yield "memory", f"{memory_of('cpu') / _GIB:.1f} GiB"
     yield "torch threads", str(torch.get_num_threads())
     yield "torch built for", f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if not torch.cuda.is_available():

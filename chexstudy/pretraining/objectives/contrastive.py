@@ -112,7 +112,7 @@ class ContrastiveObjective(Objective):
 
     def describe(self) -> dict:
         precision = str(self._encoder.autocast or torch.float32).removeprefix("torch.")
-        return {"micro_batch": self._encoder.micro_batch, "precision": precision}
+        return {"micro_batch": self._encoder.micro.size, "precision": precision}
 
     def export(self, folder: Path) -> None:
         for side in TOWERS:

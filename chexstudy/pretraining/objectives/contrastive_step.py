@@ -9,7 +9,7 @@ shares a batch out over processes, see `chexstudy.pretraining.engine.distributed
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chexstudy.errors import StudyError
 from chexstudy.pretraining.configuration import TOWERS
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter, prefetch
+from chexstudy.pretraining.engine.micro_batch import MicroBatch
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.models.texts import TextBatch, encode_texts
@@ -37,7 +37,7 @@ class PairEncoder:
     model: ImageTextModel  # the image-text model
     pairs: TrainingPairs  # the training pairs
     device: torch.device  # where the model is
-    micro_batch: int  # pairs encoded at once; halved where memory does not suffice
+    micro_batch: InitVar[int]  # pairs encoded at once; halved where memory does not suffice
     autocast: torch.dtype | None = None  # type of mixed precision, or None
     processes: Processes = field(default_factory=Processes)  # those that share the batches out
     text_layout: str = "buckets"  # see `chexstudy.pretraining.models.texts`
@@ -49,9 +49,11 @@ class PairEncoder:
     dropout_seed: Callable[[int], int] | None = None
     flops: float = 0.0  # operations spent so far by this process
     meter: PairFlopMeter = field(init=False)
+    micro: MicroBatch = field(init=False)
     stall: StallMeter = field(default_factory=StallMeter)  # how long the device waited for pixels
 
-    def __post_init__(self):
+    def __post_init__(self, micro_batch: int):
+        self.micro = MicroBatch(micro_batch, self.device, "pair", "encoder, image_size or max_tokens")
         self.meter = PairFlopMeter(self.model.image_tower, self.model.text_tower, self.model)
 
     # --- encoding one micro-batch -----------------------------------------------------------------------------------
@@ -93,15 +95,15 @@ class PairEncoder:
             batch = self.pairs.texts.batch(rows, self.device, self.text_layout)
             return batch, self.meter.texts(batch, backward)
         pixels = (self.pairs.pixels(rows) if pixels is None else pixels).to(self.device, non_blocking=True)
-        if self.equal_shapes and len(pixels) < self.micro_batch:
-            pixels = torch.cat([pixels, pixels[:1].expand(self.micro_batch - len(pixels), -1, -1, -1)])
+        if self.equal_shapes and len(pixels) < self.micro.size:
+            pixels = torch.cat([pixels, pixels[:1].expand(self.micro.size - len(pixels), -1, -1, -1)])
         return pixels, self.meter.images(pixels, backward, size)
 
     # --- without gradient -------------------------------------------------------------------------------------------
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         """Micro-batches of nearly equal size."""
-        return np.array_split(rows, max(1, -(-len(rows) // self.micro_batch)))
+        return np.array_split(rows, max(1, self.micro.count_pieces(len(rows))))
 
     def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Image and text embeddings ``(len(rows), dim)`` of all processes' rows, without gradient."""
@@ -162,7 +164,7 @@ class PairEncoder:
         own = rows[share]
         model.zero_grad(set_to_none=True)
         # A share that is one micro-batch is encoded once, with its graph.
-        outputs = self._halving(lambda: self.encode(own, 0, True) if 0 < len(own) <= self.micro_batch else None)
+        outputs = self._halving(lambda: self.encode(own, 0, True) if 0 < len(own) <= self.micro.size else None)
         if embedded is None or self.dropout_seed is not None:
             if outputs is None:
                 embedded = self.embed(rows)
@@ -205,35 +207,11 @@ class PairEncoder:
     ) -> _Outcome:
         """Try with ever smaller micro-batches; after a failed attempt ``spent`` is counted, by default as before it."""
         spent = self.flops if spent is None else spent
-        while True:
-            try:
-                return attempt()
-            except (MemoryError, RuntimeError) as error:
-                self._halve(error, repeats_dropout)
+
+        def undo() -> None:
             self.flops = spent
 
-    def _halve(self, error: Exception, repeats_dropout: bool) -> None:
-        """Go on with half the micro-batch; raise the error again unless memory ran out and that can help."""
-        # On a CPU torch raises a plain RuntimeError that only its text tells apart.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise error
-        if self.micro_batch == 1:
-            raise StudyError(
-                f"the memory of {self.device} does not suffice for one pair at a time: use a smaller encoder, "
-                "image_size or max_tokens; the last checkpoint is intact."
-            ) from None
-        if self.dropout_seed is not None and not repeats_dropout:
-            raise StudyError(
-                f"micro_batch {self.micro_batch} is too much for the memory of {self.device}, and with dropout it "
-                "cannot change within a step: use a smaller one; the last checkpoint is intact."
-            ) from None
-        self.micro_batch = -(-self.micro_batch // 2)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        print(
-            f"memory does not suffice: {self.micro_batch} pairs at once from here on; results do not depend on it",
-            flush=True,
-        )
+        return self.micro.halving(attempt, undo, repeats_dropout or self.dropout_seed is None)
 
     # --- costs ------------------------------------------------------------------------------------------------------
 

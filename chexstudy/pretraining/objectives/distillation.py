@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.distributed import Processes, cut_evenly
+from chexstudy.pretraining.engine.micro_batch import MicroBatch
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.self_supervision.centring import Centre, Targets, balance_by_sinkhorn
@@ -41,9 +42,11 @@ class Distillation:
     processes: Processes
     autocast: torch.dtype | None  # type of mixed precision, or None
     anchor: Network | None = None  # the earlier teacher, while patches are anchored to it
+    micro: MicroBatch = field(init=False)  # images seen at once
     centres: list[Centre] = field(init=False)  # of the logits of crops and of patches, where they are centred
 
     def __post_init__(self):
+        self.micro = MicroBatch(self.config.micro_batch, self.device, "image", "encoder, image_size or local_crops")
         self.centres = [Centre(head.last_layer.out_features, self.device) for head in self.teacher.heads]
 
     @property
@@ -83,7 +86,6 @@ class Batch:
     """The images of one step, in pieces.
 
     Attributes:
-        pieces: of this process, as slices of the batch.
         seen: the teacher's [CLS] of the first crop of every image ``(images, dim)``, once it has taught.
         koleo: this process's part of KoLeo, once the student has learned.
         gram: this process's part of the Gram loss, once the student has learned.
@@ -101,11 +103,15 @@ class Batch:
         self._weights = torch.from_numpy(weights).float().to(of.device)
         of_patch = of_patch * np.repeat(weights, counts.sum(axis=1))
         self._patch_weights = torch.from_numpy(of_patch).float().to(of.device)
-        share, micro = of.processes.share(len(rows)), of.config.micro_batch
-        count = -(-(share.stop - share.start) // micro)
         self.koleo, self.gram, self.seen = 0.0, 0.0, torch.empty(0)
         self._held = slice(0), torch.empty(0), torch.empty(0)
-        self.pieces = cut_evenly(share, count) if count else []
+
+    @property
+    def pieces(self) -> list[slice]:
+        """Parts of the batch that this process sees one after the other."""
+        share = self._of.processes.share(len(self._rows))
+        count = self._of.micro.count_pieces(share.stop - share.start)
+        return cut_evenly(share, count) if count else []
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -116,6 +122,7 @@ class Batch:
 
     @property
     def in_pieces(self) -> bool:
+        """Whether the student looks twice."""
         return len(self.pieces) != 1 or self._of.processes.size > 1
 
     def _look(self, piece: slice) -> tuple[Tensor, Tensor]:
@@ -137,22 +144,14 @@ class Batch:
     @torch.no_grad()
     def teach(self, temperature: float) -> tuple[Targets, Targets]:
         """The teacher's targets of all [CLS], image by image, and of all masked patches, balanced over the batch."""
-        of, teacher, device = self._of, self._of.teacher, self._of.device
-        own = of.own
-        whole = [torch.empty((0, of.student.width), device=device)]
-        crops = [torch.empty((0, 2, own.crop_bottleneck), device=device)]
-        patches = [torch.empty((0, own.patch_bottleneck), device=device)]
-        for piece in self.pieces:
-            cls, seen = of.see_whole(teacher, self._look(piece)[1], wanted=self._masks_of(piece))
-            whole.append(cls[0])
-            crops.append(teacher.crop_head.reduce(cls).transpose(0, 1))
-            patches.append(teacher.patch_head.reduce(seen))
+        of, teacher, own = self._of, self._of.teacher, self._of.own
+        whole, crops, patches = of.micro.halving(self._see_as_teacher)
         processes, count = of.processes, len(self._rows)
         lengths = [int(self._starts[one.stop] - self._starts[one.start]) for one in processes.shares(count)]
-        self.seen = processes.gather(torch.cat(whole), count)
+        self.seen = processes.gather(whole, count)
         features = (
-            processes.gather(torch.cat(crops), count).flatten(0, 1),
-            processes.gather(torch.cat(patches), sum(lengths), lengths),
+            processes.gather(crops, count).flatten(0, 1),
+            processes.gather(patches, sum(lengths), lengths),
         )
         targets = []
         for head, centre, reduced in zip(teacher.heads, of.centres, features, strict=True):
@@ -163,6 +162,18 @@ class Batch:
                 targets.append(balance_by_sinkhorn(logits, temperature, overflows=own.sinkhorn_overflows))
         return tuple(targets)
 
+    def _see_as_teacher(self) -> list[Tensor]:
+        """[CLS] of the first crops of this process's images, and what enters the last layers of the two heads."""
+        of, teacher, device = self._of, self._of.teacher, self._of.device
+        shapes = (0, of.student.width), (0, 2, of.own.crop_bottleneck), (0, of.own.patch_bottleneck)
+        parts = [[torch.empty(shape, device=device)] for shape in shapes]
+        for piece in self.pieces:
+            cls, seen = of.see_whole(teacher, self._look(piece)[1], wanted=self._masks_of(piece))
+            found = cls[0], teacher.crop_head.reduce(cls).transpose(0, 1), teacher.patch_head.reduce(seen)
+            for part, one in zip(parts, found, strict=True):
+                part.append(one)
+        return [torch.cat(part) for part in parts]
+
     def _koleo(self, cls: Tensor, copies: Tensor | None) -> Tensor:
         cls = cls.float() if self._of.own.koleo_precision == "fp32" else cls.to(self._of.autocast or cls.dtype)
         return sum(koleo_loss(crop, copies).float() for crop in cls)
@@ -170,17 +181,10 @@ class Batch:
     def _copies(self) -> Tensor:
         return torch.from_numpy(self._of.images.tell_copies(self._rows)).to(self._of.device)
 
-    def spread(self) -> Tensor:
+    def _spread(self) -> Tensor:
         """Gradient of KoLeo with respect to every [CLS] of the step ``(2, images, dim)``."""
-        of, found = self._of, []
-        with torch.no_grad():
-            for piece in self.pieces:
-                torch.manual_seed(self._dropout_seed(piece))
-                masks = self._masks_of(piece)
-                cls, _ = of.see_whole(of.student, self._look(piece)[1], masks, masks)
-                found.append(cls.transpose(0, 1))
-        nothing = torch.empty((0, 2, of.student.width), device=of.device)
-        own = torch.cat([nothing, *found])
+        of = self._of
+        own = of.micro.halving(self._see_as_student)
         every = of.processes.gather(own, len(self._rows)).transpose(0, 1).requires_grad_()
         if of.own.koleo_neighbours == "process":
             share = of.processes.share(len(self._rows))
@@ -194,10 +198,37 @@ class Batch:
             self.koleo = loss.item() / of.processes.size
         return torch.autograd.grad(loss, every)[0]
 
+    @torch.no_grad()
+    def _see_as_student(self) -> Tensor:
+        """[CLS] of this process's global crops ``(images, 2, dim)``."""
+        of, found = self._of, [torch.empty((0, 2, self._of.student.width), device=self._of.device)]
+        for piece in self.pieces:
+            torch.manual_seed(self._dropout_seed(piece))
+            masks = self._masks_of(piece)
+            found.append(of.see_whole(of.student, self._look(piece)[1], masks, masks)[0].transpose(0, 1))
+        return torch.cat(found)
+
     def _dropout_seed(self, piece: slice) -> int:
         return self._of.streams.draw_seed("dropout", self._step, piece.start)
 
-    def learn(
+    def learn(self, crop_targets: Targets, patch_targets: Targets) -> tuple[float, float]:
+        """Set the gradient of the loss of this process's images; returns their part of the losses on crops and patches.
+
+        Where memory ends, everything is looked at anew in smaller pieces, but for what all processes share.
+        """
+        of, alone = self._of, self._of.processes.size == 1
+        shared = None if alone else self._spread()
+
+        def attempt() -> tuple[float, float]:
+            of.student.zero_grad(set_to_none=True)
+            self.gram = 0.0
+            spread = self._spread() if alone and self.in_pieces else shared
+            parts = [self._learn_piece(piece, crop_targets, patch_targets, spread) for piece in self.pieces]
+            return tuple(map(sum, zip([0.0, 0.0], *parts, strict=True)))
+
+        return of.micro.halving(attempt, repeats_dropout=alone or not of.own.drop_path)
+
+    def _learn_piece(
         self, piece: slice, crop_targets: Targets, patch_targets: Targets, spread: Tensor | None
     ) -> tuple[float, float]:
         """Add the gradient of the loss of some images; returns their part of the losses on crops and patches."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import build_image_encoder
+from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.compute import FlopMeter
@@ -35,6 +36,7 @@ from chexstudy.pretraining.self_supervision.centring import (
 )
 from chexstudy.pretraining.self_supervision.collapse import find_end, judge_training, measure_features, measure_targets
 from chexstudy.pretraining.self_supervision.hand_over import check_resolution, save_network, take_heads
+from chexstudy.pretraining.self_supervision.head import require_memory
 from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.neighbour_probe import NeighbourProbe
 from chexstudy.pretraining.self_supervision.network import Network
@@ -80,6 +82,7 @@ class SelfSupervisedObjective(Objective):
         )
         encoder = build_image_encoder(spec, seed)
         encoder.check_size(self._own.local_size)
+        require_memory(self._own, width_of(encoder.model), device)
         self.model = Network(encoder, self._own, seed).to(device)
         check_resolution(self.model, config.image_encoder, config.image_size)
         self._heads_kept = self._own.keep_heads and take_heads(self.model, config.image_encoder)
@@ -150,17 +153,12 @@ class SelfSupervisedObjective(Objective):
     ) -> dict[str, float]:
         self._set_anchor(step)
         self.model.train()
-        self.model.zero_grad(set_to_none=True)
         own, batch = self._own, Batch(self._step, rows, step, weights)
         last, ramp = own.teacher_temperature, self._share(own.temperature_share)
         warm = Cosine(last, last, self.steps, ramp, own.first_teacher_temperature)
         crop_targets, patch_targets = batch.teach(warm.at(step))
-        spread = batch.spread() if batch.in_pieces else None
-        parts = [batch.learn(piece, crop_targets, patch_targets, spread) for piece in batch.pieces]
-        parts = [[0.0, 0.0], *parts]
-        crop, patch, koleo, gram = self._processes.add_up(
-            [*map(sum, zip(*parts, strict=True)), batch.koleo, batch.gram]
-        )
+        learned = batch.learn(crop_targets, patch_targets)
+        crop, patch, koleo, gram = self._processes.add_up([*learned, batch.koleo, batch.gram])
         self._processes.sum_gradients(self.model.parameters())
         self.flops += self._count(*batch.sizes, batch.in_pieces, float(self._step.anchor is not None))
         loss = crop + own.patch_weight * patch + own.koleo_weight * koleo + own.gram_weight * gram
@@ -201,7 +199,7 @@ class SelfSupervisedObjective(Objective):
     def count_step(self, rows: np.ndarray) -> float:
         crops = 2 * len(rows) * (self._config.image_size // self.model.patch_size) ** 2
         shares = [share.stop - share.start for share in self._processes.shares(len(rows))]
-        in_pieces = len(shares) > 1 or shares[0] > self._config.micro_batch
+        in_pieces = len(shares) > 1 or shares[0] > self._step.micro.size
         anchored = 1 - self._own.gram_share if self._own.gram_weight else 0.0
         masked = MEAN_MASKED * crops / len(rows)
         return sum(self._count(images, images * masked, in_pieces, anchored) for images in shares)
@@ -269,13 +267,17 @@ class SelfSupervisedObjective(Objective):
     @torch.no_grad()
     def _see_all(self, rows: np.ndarray, read: Callable, see: Callable, width: int) -> Tensor:
         """What is seen of all processes' rows ``(rows, width)``."""
-        share, micro = self._processes.share(len(rows)), self._config.micro_batch
-        own, found = rows[share], [torch.empty((0, width), device=self._step.device)]
-        for start in range(0, len(own), micro):
-            pixels = read(own[start : start + micro]).to(self._step.device)
-            with self._step.precision():
-                found.append(see(pixels).float())
-        return self._processes.gather(torch.cat(found), len(rows))
+        own, step = rows[self._processes.share(len(rows))], self._step
+
+        def see_own() -> Tensor:
+            found, micro = [torch.empty((0, width), device=step.device)], step.micro.size
+            for start in range(0, len(own), micro):
+                pixels = read(own[start : start + micro]).to(step.device)
+                with step.precision():
+                    found.append(see(pixels).float())
+            return torch.cat(found)
+
+        return self._processes.gather(step.micro.halving(see_own), len(rows))
 
     def finish_epoch(self, epochs: int, steps: int) -> dict[str, float]:
         every, probe = self._own.knn_every, self._probe
@@ -326,7 +328,7 @@ class SelfSupervisedObjective(Objective):
     def describe(self) -> dict:
         precision = str(self._step.autocast or torch.float32).removeprefix("torch.")
         heads = "kept" if self._heads_kept else "new"
-        return {"micro_batch": self._config.micro_batch, "precision": precision, "heads": heads}
+        return {"micro_batch": self._step.micro.size, "precision": precision, "heads": heads}
 
     def state(self) -> dict:
         centres = [centre.value for centre in self._step.centres]

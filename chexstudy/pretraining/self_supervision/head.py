@@ -6,9 +6,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chexstudy.devices import memory_of
+from chexstudy.errors import StudyError
 from chexstudy.pretraining.self_supervision.centring import Logits
+from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
 
 _INITIAL_DEVIATION = 0.02
+# Copies of a weight: student, gradient, two moments and teacher; of prototypes too those of the lengths they were given
+# and their gradient.
+_COPIES, _COPIES_OF_PROTOTYPES = 5, 7
+# Of the logits of an image: themselves, their softmax, the targets and the gradient.
+_COPIES_OF_LOGITS = 4
+_BYTES, _GIB = 4, 2**30
+
+
+def require_memory(config: SelfSupervisionConfig, width: int, device: torch.device) -> None:
+    """Refuse heads on features of that width that even one image at a time would not leave room for."""
+    needed = 0
+    for prototypes, bottleneck, rows in (
+        (config.crop_prototypes, config.crop_bottleneck, 2 + config.local_crops),
+        (config.patch_prototypes, config.patch_bottleneck, 1),
+    ):
+        needed += _COPIES * config.head_hidden * (width + config.head_hidden + bottleneck)
+        needed += prototypes * (_COPIES_OF_PROTOTYPES * bottleneck + _COPIES_OF_LOGITS * rows)
+    there = memory_of(device)
+    if _BYTES * needed > there:
+        raise StudyError(
+            f"{config.crop_prototypes:,} crop_prototypes and {config.patch_prototypes:,} patch_prototypes need about "
+            f"{_BYTES * needed / _GIB:,.1f} GiB of memory, and {device} has {there / _GIB:,.1f}: use fewer, or smaller "
+            "bottlenecks."
+        )
 
 
 class ProjectionHead(nn.Module):
