@@ -52,5 +52,6 @@ def test_the_caption_has_the_difference_the_spread_and_n(results):
 def test_it_draws_what_is_there(results):
     plot(figures.spectrum, results[results.task == "prompt_family"])
     plot(figures.spectrum, results[results.task == "spectrum"])
+    plot(figures.spectrum, results[results.group != "healthy"])
     with pytest.raises(NothingToDraw, match="without AUROC by negatives"):
         plot(figures.spectrum, results[:0])

@@ -1,6 +1,5 @@
 """The verb that makes the committed pretrained encoders anew: upstream."""
 
-import time
 from argparse import Namespace
 
 from chexstudy.cli.parser import QUIET, option, verb
@@ -34,12 +33,12 @@ def upstream(options: Namespace) -> None:
     from chexstudy.runs import Run
     from chexstudy.workflow.runner import run_notebooks
 
-    start, recipe = time.perf_counter(), QUICK if options.quick else COMMITTED
+    recipe = QUICK if options.quick else COMMITTED
     told = {"pairs": recipe.pairs, "cohort_seed": UPSTREAM_SEED, "workers": options.workers}
     run_notebooks(["01_build_cohort"], "demo", told, study=UPSTREAM_STUDY, change=["pairs"], quiet=options.quiet)
     folder = resolve_user_path(options.out) if options.out else FOLDER
     command = f"chexstudy upstream{' --quick' * options.quick}"
     made = make_upstream(
-        Run(UPSTREAM_STUDY), recipe, folder, options.start or "", options.device, options.workers, command, start
+        Run(UPSTREAM_STUDY), recipe, folder, options.start or "", options.device, options.workers, command
     )
     print(made)

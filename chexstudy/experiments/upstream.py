@@ -7,10 +7,8 @@ images alone, reports and labels are tried side by side, and what each is worth 
 """
 
 import json
-import os
 import platform
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from chexstudy.code_closure import code_revision
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED
 from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
+from chexstudy.devices import choose_device
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.image import ImageEncoder
@@ -30,7 +29,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.fine_tuning import FineTuning, fine_tune
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.pretrained_starts import PATCH_PROBE, PROBE, SECONDS, SMALL, compare_starts
-from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, require_current_arm
+from chexstudy.pretraining.arms.definitions import arm_folder, name_variant, read_costs, require_current_arm
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import load_model, save_model
@@ -74,9 +73,7 @@ COMMITTED = Recipe()
 QUICK = Recipe(pairs=6_000, pair_epochs=6, text_epochs=6, image_epochs=6, supervised_epochs=4)
 
 
-def make_upstream(
-    run: Run, recipe: Recipe, folder: Path, start: str, device: str, workers: int, command: str, began: float
-) -> str:
+def make_upstream(run: Run, recipe: Recipe, folder: Path, start: str, device: str, workers: int, command: str) -> str:
     """Train, compare and write the encoders of a cohort that is built; returns the card.
 
     Args:
@@ -87,18 +84,18 @@ def make_upstream(
         device: where models are trained.
         workers: trainings side by side.
         command: that was typed, for the card.
-        began: ``time.perf_counter()`` when it was.
     """
     if start not in ("", *STARTS):
         raise StudyError(f"the start must be one of {', '.join(STARTS)}, not {start!r}.")
     train_upstream(run, recipe, device, workers)
-    starts = load_starts(run, recipe, device)
-    measured = compare_starts(run, starts, device)
+    chosen = str(choose_device(device))
+    starts = load_starts(run, recipe, chosen)
+    measured = compare_starts(run, starts, chosen)
     macro = measured[(measured.measure == PROBE) & (measured.finding == MACRO) & (measured.start != UNTRAINED)]
-    chosen = macro[macro.start == start] if start else macro
-    best = chosen.loc[chosen.value.idxmax()]
+    candidates = macro[macro.start == start] if start else macro
+    best = candidates.loc[candidates.value.idxmax()]
     export_upstream(run, starts[best.start, best.architecture], folder)
-    card = _write_card(run, recipe, measured, best, command, time.perf_counter() - began)
+    card = _write_card(run, recipe, measured, best, command)
     first = {
         arm: run.read_table(f"{arm_folder(arm, 0)}/history.parquet").loss[:_FIRST].tolist()
         for arm in recipe.configure()
@@ -166,8 +163,8 @@ sees; weights are in 16 bits.
 | `text/` | `{text}` | a small BERT, masked language modelling: the stand-in for Bio_ClinicalBERT |
 | `pair/` | `{pair}-image`, `{pair}-text` | a contrastive pair with its projections: the stand-in for a released one |
 
-Made by `{command}` in {minutes:.0f} minutes on {cores} CPU cores ({machine}), code revision {revision}, with
-{recipe}.
+Made by `{command}`, code revision {revision}, with {recipe}. Training took {alone:.0f}
+minutes (images alone), {aligned:.0f} (pair) and {language:.0f} (text) of one core each ({machine}).
 
 What image encoders are worth as a start, frozen, on held-out patients of the same cohort (validation chose penalties,
 {n:,} images enriched in rare findings judged; 95 % intervals draw patients). AUROC of a logistic regression on the
@@ -178,12 +175,14 @@ outlines, whose highest score is the image's; milliseconds an image.
 """
 
 
-def _write_card(run: Run, recipe: Recipe, measured: pd.DataFrame, best: pd.Series, command: str, seconds: float) -> str:
+def _write_card(run: Run, recipe: Recipe, measured: pd.DataFrame, best: pd.Series, command: str) -> str:
+    costs = read_costs(run, list(recipe.configure()), [0]).set_index("arm")["seconds"] / 60
     training = read_cohort(run.path("cohort.parquet")).query("split == 'train'")
     return _CARD.format(
         **{"images": len(training), "patients": training.patient_id.nunique(), "seed": UPSTREAM_SEED},
         **{"image": IMAGE, "text": TEXT, "pair": PAIR, "architecture": best.architecture, "start": _say(best.start)},
-        **{"command": command, "minutes": seconds / 60, "cores": os.cpu_count(), "machine": platform.machine()},
+        **{"command": command, "machine": platform.machine(), "alone": costs[_IMAGES], "aligned": costs[_PAIR]},
+        language=costs[_LANGUAGE],
         **{"revision": code_revision(), "n": int(best.n), "table": _tabulate(measured)},
         recipe=", ".join(f"{value} {name.replace('_', ' ')}" for name, value in asdict(recipe).items()),
     )

@@ -89,7 +89,8 @@ def _draw_spans(axes: Axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
 def _draw_negatives(axes: Axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
     for (sort, style), shift in zip(_NEGATIVES.items(), (-0.14, 0.14), strict=True):
         own = rows[rows.group == sort]
-        y = own.finding.map(places) + shift
+        # Of no rows, pandas makes texts.
+        y = own.finding.map(places).astype(float) + shift
         axes.hlines(y, own.ci_low, own.ci_high, color=style.colour, linewidth=0.9, gid="interval", zorder=2)
         draw_marks(axes, own.value, y, style, label=style.name, zorder=3)
 
