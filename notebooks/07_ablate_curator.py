@@ -22,7 +22,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the models and of the resampling
-seeds = 3  # number of seeds; settings are paired by seed
+seeds = 5  # number of seeds; settings are paired by seed
 variants: list[str] = []  # variants to train beside the published curator; empty for all
 short_epochs = 4  # epochs over the kept pairs in the trainings of this notebook
 resamples = 1000  # bootstrap resamples of patients

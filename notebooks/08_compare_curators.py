@@ -20,7 +20,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
-seeds = 3  # number of seeds; comparisons are paired by seed
+seeds = 5  # number of seeds; comparisons are paired by seed
 methods: list[str] = []  # methods to compare; empty for all, and random is always among them
 keep = 0.227  # share of the training pairs that every method keeps, or above 1 their number
 device = "auto"  # auto, cpu or cuda

@@ -22,7 +22,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed of the arms, and seed of the resampling
-seeds = 3  # number of seeds
+seeds = 5  # number of seeds
 adapted_arms: list[str] = ["curated", "random_same_data", "full"]  # trained arms whose image encoders are adapted
 heads: list[str] = ["linear", "logistic", "neighbours", "glori_v1", "glori_v2"]  # heads on frozen features
 head_epochs = 10  # epochs of the linear probe over the labelled images (published: 10, in its scripts 100)

@@ -19,7 +19,7 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 seed = 0  # first seed
-seeds = 3  # number of seeds; comparisons are paired by seed
+seeds = 5  # number of seeds; comparisons are paired by seed
 budgets: list[float] = [0.1, 0.227, 0.5]  # fractions selected, each above 0 and below 1
 resamples = 1000  # bootstrap resamples of patients
 device = "auto"  # auto, cpu or cuda

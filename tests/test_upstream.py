@@ -14,7 +14,7 @@ from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, Phantom
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.encoders.upstream import FOLDER, IMAGE, PAIR, TEXT
+from chexstudy.encoders.upstream_encoders import FOLDER, IMAGE, PAIR, TEXT
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import tell_exposure
 from chexstudy.experiments import upstream

@@ -10,7 +10,10 @@ from chexstudy.paths import resolve_user_path
     "upstream",
     "make the pretrained encoders that studies start from",
     option("--quick", "a smaller run of the same recipe, in minutes"),
-    option("--start HOW", "image encoder to write: contrastive, self_supervised or supervised (default: the best)"),
+    option(
+        "--start HOW",
+        "contrastive, self_supervised or supervised images (default: the best without labels)",
+    ),
     option("--device D", "auto, cpu or cuda", default="auto"),
     option("--workers N", "trainings side by side", default=2),
     option("--out FOLDER", "where the encoders go (default: into the package, in place of those committed)"),
@@ -28,7 +31,7 @@ def upstream(options: Namespace) -> None:
     writes: runs/upstream/ and --out (image/, text/, pair/, README.md, starts.csv)
     """
     from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY
-    from chexstudy.encoders.upstream import FOLDER
+    from chexstudy.encoders.upstream_encoders import FOLDER
     from chexstudy.experiments.upstream import COMMITTED, QUICK, make_upstream
     from chexstudy.runs import Run
     from chexstudy.workflow.runner import run_notebooks

@@ -36,6 +36,8 @@ def save_encoder(encoder: ImageEncoder | TextEncoder, folder: str | Path) -> Pat
                 if os.path.isfile(path):
                     os.replace(path, folder / Path(path).name)
     config = encoder.model.config.to_dict() | {"architectures": [type(encoder.model).__name__], RECORD: record}
+    # Where it was loaded from is a place on this machine.
+    config["_name_or_path"] = Path(record["name"]).name
     _write_json(folder / "config.json", config)
     return folder
 

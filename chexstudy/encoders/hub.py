@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from chexstudy import paths
-from chexstudy.encoders import upstream
+from chexstudy.encoders import upstream_encoders
 from chexstudy.encoders.published_vit import derive_config, read_backbone
 from chexstudy.errors import StudyError
 
@@ -67,11 +67,11 @@ def quiet_transformers() -> Iterator[None]:
 def find_checkpoint(name: str, revision: str = "", weights: bool = True) -> Checkpoint:
     """Find a checkpoint in a folder or in the Hub's cache, else, with ``--online``, download it.
 
-    ``name`` is one of `chexstudy.encoders.upstream`, a path or a Hub id; what exists here is taken before a Hub id, a
-    file as one of DINOv2's or CheXFound's own code. ``weights``, safetensors before ``pytorch_model.bin``, are looked
-    for only where they are needed.
+    ``name`` is one of `chexstudy.encoders.upstream_encoders`, a path or a Hub id; what exists here is taken before a
+    Hub id, a file as one of DINOv2's or CheXFound's own code. ``weights``, safetensors before ``pytorch_model.bin``,
+    are looked for only where they are needed.
     """
-    folder = upstream.FOLDERS.get(name) or paths.resolve_user_path(name)
+    folder = upstream_encoders.FOLDERS.get(name) or paths.resolve_user_path(name)
     if folder.is_dir():
         lacks = _lacking(folder, weights)
         if lacks:

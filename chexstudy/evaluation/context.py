@@ -21,7 +21,7 @@ from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.encoders.embeddings import embed_images, embed_texts
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import RECORD
-from chexstudy.encoders.upstream import may_have_seen
+from chexstudy.encoders.upstream_encoders import may_have_seen
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_image_encoder, load_model
 from chexstudy.progress import progress

@@ -24,7 +24,7 @@ from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.encoders.upstream import IMAGE, PAIR, TEXT
+from chexstudy.encoders.upstream_encoders import IMAGE, PAIR, TEXT
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.fine_tuning import FineTuning, fine_tune
 from chexstudy.evaluation.scores import MACRO
@@ -35,8 +35,8 @@ from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import load_model, save_model
 from chexstudy.runs import Run, atomic_path, seal_artifact
 
-STARTS = ("contrastive", "self_supervised", "supervised")
-UNTRAINED = "untrained"
+SUPERVISED, UNTRAINED = "supervised", "untrained"
+STARTS = ("contrastive", "self_supervised", SUPERVISED)
 # Losses of the first steps are kept, for a test that trains them again.
 _FIRST = 3
 _PAIR, _LANGUAGE, _IMAGES = (name_variant("full", name) for name in ("pair", "language", "images"))
@@ -80,7 +80,8 @@ def make_upstream(run: Run, recipe: Recipe, folder: Path, start: str, device: st
         run: of the cohort.
         recipe: how much.
         folder: where they go.
-        start: how the image encoder is trained, one of `STARTS`; empty for the best probe on validation.
+        start: how the image encoder is trained, one of `STARTS`; empty for the best probe of
+            those that saw no label, as the published encoders have seen none.
         device: where models are trained.
         workers: trainings side by side.
         command: that was typed, for the card.
@@ -92,7 +93,7 @@ def make_upstream(run: Run, recipe: Recipe, folder: Path, start: str, device: st
     starts = load_starts(run, recipe, chosen)
     measured = compare_starts(run, starts, chosen)
     macro = measured[(measured.measure == PROBE) & (measured.finding == MACRO) & (measured.start != UNTRAINED)]
-    candidates = macro[macro.start == start] if start else macro
+    candidates = macro[macro.start == start] if start else macro[macro.start != SUPERVISED]
     best = candidates.loc[candidates.value.idxmax()]
     export_upstream(run, starts[best.start, best.architecture], folder)
     card = _write_card(run, recipe, measured, best, command)
@@ -131,7 +132,7 @@ def load_starts(run: Run, recipe: Recipe, device: str) -> dict[tuple[str, str], 
 
 
 def export_upstream(run: Run, start: ImageEncoder, folder: Path) -> None:
-    """Write the image encoder, the text encoder and the pair, weights in 16 bits, as `chexstudy.encoders.upstream`."""
+    """Write the image encoder, the text encoder and the pair, weights in 16 bits, as `upstream_encoders` has them."""
     start.origin = {"name": IMAGE, "revision": ""}
     language, pair_folder = (run.path(f"{require_current_arm(run, arm, 0)}/model") for arm in (_LANGUAGE, _PAIR))
     text = build_text_encoder(EncoderSpec(str(language / "text_encoder")))
@@ -163,8 +164,9 @@ sees; weights are in 16 bits.
 | `text/` | `{text}` | a small BERT, masked language modelling: the stand-in for Bio_ClinicalBERT |
 | `pair/` | `{pair}-image`, `{pair}-text` | a contrastive pair with its projections: the stand-in for a released one |
 
-Made by `{command}`, code revision {revision}, with {recipe}. Training took {alone:.0f}
-minutes (images alone), {aligned:.0f} (pair) and {language:.0f} (text) of one core each ({machine}).
+Made by `{command}`, code revision {revision}, with {recipe}.
+Training took {alone:.0f} minutes (images alone), {aligned:.0f} (pair) and {language:.0f} (text) of one core each,
+beside other work ({machine}).
 
 What image encoders are worth as a start, frozen, on held-out patients of the same cohort (validation chose penalties,
 {n:,} images enriched in rare findings judged; 95 % intervals draw patients). AUROC of a logistic regression on the

@@ -9,7 +9,7 @@ from chexstudy.encoders.embeddings import PixelSource
 from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.encoders.upstream import may_have_seen
+from chexstudy.encoders.upstream_encoders import may_have_seen
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import load_arm_encoder
 from chexstudy.label_planning.accuracy import EVERY

@@ -25,7 +25,7 @@ from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import RECORD
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.encoders.tokenizer import CONTINUATION
-from chexstudy.encoders.upstream import may_have_seen
+from chexstudy.encoders.upstream_encoders import may_have_seen
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import find_arm, require_current_arm
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model

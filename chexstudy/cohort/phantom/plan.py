@@ -16,8 +16,8 @@ from chexstudy.errors import StudyError
 _BROKEN_KINDS = ("truncated", "page", "empty")
 _SPLIT_SHARES = {"validate": 1 / 12, "test": 1 / 6, "test_enriched": 1 / 10}
 _SMALLEST_COHORT = 60
-# The committed encoders (`chexstudy.encoders.upstream`) learned from the patients of this seed, in the study of this
-# name: no other study may judge on them.
+# The committed encoders (`chexstudy.encoders.upstream_encoders`) learned from the patients of this seed, in the study
+# of this name: no other study may judge on them.
 UPSTREAM_SEED, UPSTREAM_STUDY = 1013, "upstream"
 # Each purpose has random streams of its own, so that a change in one leaves the others as they are.
 _PURPOSES = ("train", "validate", "test", "test_enriched", "planting", "report", "template", "junk", "outcome")

@@ -27,6 +27,10 @@ _SHARES = (
 )
 
 
+# Constants by which a training is watched, and not what comes out of it.
+WATCHING = ("watch_every", "knn_every", "patience")
+
+
 @dataclass(frozen=True)
 class SelfSupervisionConfig:
     """The defaults are those of the default study; comments give what CheXFound publishes, and S-numbers its faults."""

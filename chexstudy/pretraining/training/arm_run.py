@@ -30,7 +30,7 @@ from chexstudy.curation.online.configuration import expected_fraction
 from chexstudy.curation.quality.pair_mismatch import review_list, score_mismatch
 from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.devices import choose_device, use_threads
-from chexstudy.encoders import upstream
+from chexstudy.encoders import upstream_encoders
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import (
     ARMS,
@@ -53,6 +53,7 @@ from chexstudy.pretraining.engine.schedule import LearningRate
 from chexstudy.pretraining.engine.stop_requests import START_AGAIN, Stopped, StopRequests
 from chexstudy.pretraining.engine.trackers import open_tracker
 from chexstudy.pretraining.objectives.objective import Objective
+from chexstudy.pretraining.self_supervision.configuration import WATCHING
 from chexstudy.pretraining.training.curators import (
     RECORDS,
     choose_curator,
@@ -102,13 +103,17 @@ class _ArmRun:
         # What comes after the warm-up must not make it stale: studies that vary the curator share it.
         idle = {*OBSERVATION, *(_AFTER_WARM_UP if arm.is_warm_up else ())}
         constants = {name: value for name, value in config.to_dict().items() if name not in idle}
+        of_images = constants.pop("self_supervision")
+        if config.objective == "self_supervised":
+            # What only watches a training can be changed while it goes on.
+            constants["self_supervision"] = {name: one for name, one in of_images.items() if name not in WATCHING}
         manifest = run.read_json("pixels/manifest.json")
         # What the pixels are, and not when their files were last touched.
         pixels = [manifest["size"], manifest["fit"]]
         self.parameters = {"arm": arm.name, "seed": seed, "config": constants, "pixels": pixels}
         # An encoder on this disk counts by what is in it.
         named = {name for name in (config.image_encoder, config.text_encoder) if name and not name.startswith("tiny-")}
-        places = {name: upstream.FOLDERS.get(name) or paths.resolve_user_path(name) for name in named}
+        places = {name: upstream_encoders.FOLDERS.get(name) or paths.resolve_user_path(name) for name in named}
         begun_with = {name: hash_artifact(place) for name, place in places.items() if place.exists()}
         self.parameters |= {"begun_with": begun_with} if begun_with else {}
         self.inputs = ["cohort.parquet", "pixels/index.parquet"]

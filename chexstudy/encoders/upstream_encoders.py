@@ -1,4 +1,4 @@
-"""Encoders that are committed: they learned from drawn patients whom no study sees, and `README.md` is their card.
+"""Encoders that are committed: they learned from drawn patients whom no study sees. Their card lies beside them.
 
 ``image/`` and ``text/`` stand in for encoders trained elsewhere, ``pair/`` for a released image-text model. All are
 made by ``chexstudy upstream``.
@@ -6,7 +6,7 @@ made by ``chexstudy upstream``.
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("pretrained")
 IMAGE, TEXT, PAIR = "upstream-image", "upstream-text", "upstream-pair"
 FOLDERS = {
     IMAGE: FOLDER / "image",
