@@ -130,7 +130,8 @@ class Step:
     """
 
     def __init__(self, scale: Scale, seed: int, device: torch.device | str = "cpu", **constants: object):
-        constants = {"clipping": "module"} | constants
+        # As published: below a temperature of 0.01 or so, exponents of logits overflow.
+        constants = {"clipping": "module", "first_teacher_temperature": 0.04} | constants
         self.objective = build_objective(scale, seed, device, **constants)
         self.objective.plan(10**6)
         self.rows = np.arange(scale.images)
