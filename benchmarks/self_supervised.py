@@ -262,7 +262,8 @@ def measure_lightly(
     def draw(*shape: int) -> Tensor:
         return normalize(torch.randn(*shape, _BOTTLENECK, generator=generator), dim=-1)
 
-    weights, side = draw(prototypes), 8
+    weights, side = draw(prototypes).requires_grad_(), 8
+    fixed = weights.detach()
     teacher, student = draw(2, images), draw(2 + _LOCAL_CROPS, images).requires_grad_()
     mask = torch.zeros(2 * images, side, side, dtype=torch.bool)
     mask[:, : side // 4] = True
@@ -274,24 +275,24 @@ def measure_lightly(
     dino, ibot = partial(theirs["DINOLoss"], **constants), partial(theirs["IBOTPatchLoss"], **constants)
 
     def our_dino() -> Tensor:
-        targets = Centre(prototypes).balance(Logits(teacher.flatten(0, 1), weights), _TEMPERATURE)
+        targets = Centre(prototypes).balance(Logits(teacher.flatten(0, 1), fixed), _TEMPERATURE)
         logits = student @ weights.T
         return crop_loss(targets.chunk(slice(None)).view(2, images, -1), logits[2:], logits[:2])
 
     def our_ibot() -> Tensor:
-        targets = Centre(prototypes).balance(Logits(seen, weights), _TEMPERATURE)
-        loss, gradient, _ = patch_gradient(guessed.detach(), weights, targets, slice(0, patches), of_patch)
-        guessed.backward(gradient)
+        targets = Centre(prototypes).balance(Logits(seen, fixed), _TEMPERATURE)
+        loss, *gradients = patch_gradient(guessed.detach(), fixed, targets, slice(0, patches), of_patch)
+        torch.autograd.backward([guessed, weights], gradients)
         return loss
 
     pairs = {
-        "DINOLoss": (our_dino, lambda: dino()(list(teacher @ weights.T), list(student @ weights.T), _TEMPERATURE)),
-        "IBOTPatchLoss": (our_ibot, lambda: ibot()(seen @ weights.T, guessed @ weights.T, mask)),
+        "DINOLoss": (our_dino, lambda: dino()(list(teacher @ fixed.T), list(student @ weights.T), _TEMPERATURE)),
+        "IBOTPatchLoss": (our_ibot, lambda: ibot()(seen @ fixed.T, guessed @ weights.T, mask)),
         "KoLeoLoss": (lambda: koleo_loss(student[0]), lambda: theirs["KoLeoLoss"]()(student[0])),
     }
     rows = []
     for name, pair in pairs.items():
-        ours, lightly = (partial(_take_gradient, call, (student, guessed)) for call in pair)
+        ours, lightly = (partial(_take_gradient, call, (student, guessed, weights)) for call in pair)
         values = ours(), lightly()
         timings = measure_in_turns({"ours": ours, "lightly": lightly}, rounds, seconds)
         rows.append(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 SINKHORN_ITERATIONS = 3
 _CENTRE_MOMENTUM = 0.9
-# Elements of a chunk of logits: 64 MiB in float32.
-_CHUNK_ELEMENTS = 2**24
+# Elements of a chunk of logits: 32 MiB in float32.
+_CHUNK_ELEMENTS = 2**23
 _HELD_ELEMENTS = 2**26  # 256 MiB
 
 
