@@ -186,7 +186,7 @@ def _write_card(run: Run, recipe: Recipe, measured: pd.DataFrame, best: pd.Serie
         **{"command": command, "machine": platform.machine(), "alone": costs[_IMAGES], "aligned": costs[_PAIR]},
         language=costs[_LANGUAGE],
         **{"revision": code_revision(), "n": int(best.n), "table": _tabulate(measured)},
-        recipe=", ".join(f"{value} {name.replace('_', ' ')}" for name, value in asdict(recipe).items()),
+        recipe=", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in asdict(recipe).items()),
     )
 
 
