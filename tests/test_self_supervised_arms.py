@@ -76,7 +76,7 @@ def test_arms_see_as_many_images_and_leave_the_studys_own_alone(trained):
     costs = read_costs(run, arms, [0]).set_index("arm")
     assert costs.loc[UNTRAINED, ["steps", "flops", "pairs_trained"]].tolist() == [0, 0, 0]
     assert costs.pairs_trained.drop(UNTRAINED).nunique() == 1
-    assert costs.flops.drop(UNTRAINED).max() < 1.1 * costs.flops.drop(UNTRAINED).min()
+    assert costs.flops.drop(UNTRAINED).max() < 1.15 * costs.flops.drop(UNTRAINED).min()
     assert {path.name.partition(".")[2] for path in run.path("pretraining").iterdir() if path.is_dir()} == {
         "self_supervised"
     }

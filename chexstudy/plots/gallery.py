@@ -51,11 +51,12 @@ def write_gallery(folder: Path | None = None) -> Path:
         lines.append(f"| [{entry.title}](#{anchor}) | {entry.regenerates} | {find_step(f'figures/{name}', '-')} |")
     for name, entry in entries.items():
         told = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        caption = told["caption"]
-        lines += ["", f"## {entry.title}", "", f"![{entry.title}]({name}.png)", "", caption, ""]
+        lines += ["", f"## {entry.title}", "", f"![{entry.title}]({name}.png)", "", told["caption"], ""]
+        # Figures of the version before do not say of which study they are.
+        study = f" Study: `{told['study']}`." if "study" in told else ""
         lines.append(
-            f"Regenerates: {entry.regenerates}. Notebook: {find_step(f'figures/{name}', '-')}. "
-            f"Study: `{told['study']}`. [PDF]({name}.pdf) · [numbers]({name}.json)"
+            f"Regenerates: {entry.regenerates}. Notebook: {find_step(f'figures/{name}', '-')}.{study} "
+            f"[PDF]({name}.pdf) · [numbers]({name}.json)"
         )
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
