@@ -14,7 +14,7 @@
 # positive control and ceiling. What each costs is counted, warm-up and scoring included. With `budgets`, the same at
 # several fractions selected: performance against compute and data, and what is saved at equal performance.
 #
-# **What it costs.** About seven minutes for the default study (5 arms, 3 seeds, 2 cores); at paper scale about 70
+# **What it costs.** About seven minutes for the default study (5 arms, 5 seeds, 2 cores); at paper scale about 70
 # H100-hours for the curated arm and 260 for all data. Each budget trains three more arms a seed.
 
 # %% tags=["parameters"]
