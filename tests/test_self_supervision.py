@@ -368,7 +368,7 @@ def test_tokens_that_are_asked_for_are_those_of_all(drop_path):
 def test_dropped_branches_keep_the_mean(of_batch):
     model = build_image_encoder(EncoderSpec("tiny-dinov2", image_size=24)).model
     block = model.encoder.layer[0]
-    rows = _draw(400, 1, 128)
+    rows = _draw(1600, 1, 128)
     with torch.no_grad():
         whole = block.eval()(rows)
         drop_paths(model, 0.4, of_batch)
@@ -379,7 +379,7 @@ def test_dropped_branches_keep_the_mean(of_batch):
     # Both branches of an image are left out.
     assert abs(untouched - 0.16) < 0.06
     change = (dropped - rows).mean(dim=0) - (whole - rows).mean(dim=0)
-    assert change.norm() < 0.4 * (whole - rows).mean(dim=0).norm()
+    assert change.norm() < 0.3 * (whole - rows).mean(dim=0).norm()
 
 
 def test_weights_learn_at_their_own_rates():
