@@ -357,11 +357,13 @@ def test_tokens_that_are_asked_for_are_those_of_all(drop_path):
         cls, patches = network.see(crops, wanted, asked)
         patches = patches[wanted] if asked is None else patches
         network.zero_grad()
-        (cls.square().sum() + patches.square().sum()).backward()
+        # Not the squares, whose sum the last normalisation holds fixed.
+        (cls.sigmoid().sum() + patches.sigmoid().sum()).backward()
         gradients = (weight.grad for weight in network.encoder.parameters() if weight.grad is not None)
         found.append([cls, patches, *gradients])
     for whole, some in zip(*found, strict=True):
-        assert some.allclose(whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+        # A key's bias moves no attention: its gradient is nothing but rounding.
+        assert some.allclose(whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item() + 1e-7)
 
 
 @pytest.mark.parametrize("of_batch", [True, False])
