@@ -40,8 +40,6 @@ STARTS = ("contrastive", "self_supervised", SUPERVISED)
 # Losses of the first steps are kept, for a test that trains them again.
 _FIRST = 3
 _PAIR, _LANGUAGE, _IMAGES = (name_variant("full", name) for name in ("pair", "language", "images"))
-
-
 _OF_IMAGES = {
     **{"objective": "self_supervised", "image_encoder": "tiny-dinov2", "image_size": 64, "local_size": 32},
     **{"batch_size": 64, "micro_batch": 64, "weight_decay": 0.04},

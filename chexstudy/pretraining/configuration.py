@@ -1,12 +1,15 @@
 """Every constant of a pretraining run in one dataclass, with the published values as documentation."""
 
+import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from types import UnionType
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
+from chexstudy.runs import atomic_path, seal_artifact
 
 TOWERS = ("image", "text")
 TEXT_LAYOUTS = ("buckets", "packed", "padded")
@@ -152,6 +155,13 @@ class PretrainingConfig:
             parts[part] = _changed(defaults(), own)
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return _changed(cls(), plain, **parts)
+
+
+def seal_model(folder: Path, config: PretrainingConfig) -> None:
+    """Write beside a trained model what it was trained under, and seal the folder: it is whole then."""
+    with atomic_path(folder / "pretraining.json") as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    seal_artifact(folder)
 
 
 def read_constants(namespace: dict) -> PretrainingConfig:

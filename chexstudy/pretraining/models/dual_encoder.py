@@ -17,9 +17,9 @@ from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.configuration import PretrainingConfig, seal_model
 from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
-from chexstudy.runs import atomic_path, require_whole, seal_artifact
+from chexstudy.runs import atomic_path, require_whole
 from chexstudy.steps import find_step
 
 _PROJECTIONS = ("image_tower.projection.weight", "text_tower.projection.weight", "logit_scale")
@@ -119,9 +119,7 @@ def save_model(folder: Path, model: ImageTextModel, config: PretrainingConfig) -
     state = {name: model.state_dict()[name].detach().cpu().contiguous() for name in _PROJECTIONS}
     with atomic_path(folder / "projections.safetensors") as temporary:
         save_file(state, temporary)
-    with atomic_path(folder / "pretraining.json") as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    seal_artifact(folder)
+    seal_model(folder, config)
 
 
 def load_image_encoder(folder: Path) -> ImageEncoder:

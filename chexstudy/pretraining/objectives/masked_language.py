@@ -1,6 +1,5 @@
 """The masked-language objective: a text encoder names the tokens that it is not shown (BERT: Devlin et al. 2019)."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.configuration import PretrainingConfig, seal_model
 from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter
@@ -24,7 +23,7 @@ from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
 from chexstudy.pretraining.objectives.objective import Objective
-from chexstudy.runs import Run, atomic_path, seal_artifact
+from chexstudy.runs import Run
 
 # Of the tokens 15 % are to be named; of these 80 % are hidden, 10 % are another token and 10 % are shown.
 _NAMED, _HIDDEN, _OTHER = 0.15, 0.8, 0.9
@@ -139,9 +138,7 @@ class MaskedLanguageObjective(Objective):
 
     def export(self, folder: Path) -> None:
         save_encoder(self._encoder, folder / "text_encoder")
-        with atomic_path(folder / "pretraining.json") as temporary:
-            temporary.write_text(json.dumps(self._config.to_dict(), indent=2, sort_keys=True) + "\n")
-        seal_artifact(folder)
+        seal_model(folder, self._config)
 
 
 def _add_head(encoder: TextEncoder, seed: int) -> nn.Module:

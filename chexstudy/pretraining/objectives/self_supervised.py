@@ -4,7 +4,6 @@ DINO on [CLS], iBOT on masked patches and KoLeo (DINOv2: Oquab et al. 2024; CheX
 """
 
 import copy
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.configuration import PretrainingConfig, seal_model
 from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels
@@ -41,7 +40,7 @@ from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.neighbour_probe import NeighbourProbe
 from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.pseudonyms import show_image_ids
-from chexstudy.runs import Run, atomic_path, seal_artifact
+from chexstudy.runs import Run
 
 # Two rows are counted, because some backends treat a batch of one as a special case.
 _COUNTED = 2
@@ -348,6 +347,4 @@ class SelfSupervisedObjective(Objective):
         save_network(self.teacher, folder)
         if self._own.keep_student:
             save_network(self.model, folder / "student")
-        with atomic_path(folder / "pretraining.json") as temporary:
-            temporary.write_text(json.dumps(self._config.to_dict(), indent=2, sort_keys=True) + "\n")
-        seal_artifact(folder)
+        seal_model(folder, self._config)
