@@ -1,17 +1,18 @@
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from chexstudy import paths
 from chexstudy.cohort import adapters
-from chexstudy.cohort.adapters.manifest import DATASETS, DatasetSpec, register
+from chexstudy.cohort.adapters.layout import ImageFinder
+from chexstudy.cohort.adapters.manifest import DATASETS, NOT_IN_FOLDER, DatasetSpec, register
 from chexstudy.errors import StudyError
-from chexstudy.inputs.tables import read_text_table
 
 
 @pytest.fixture
-def own_set(tmp_path):
+def own_set(tmp_path, monkeypatch):
     """A data set that is registered by its spec alone, and its folder."""
     register(
         DatasetSpec(
@@ -19,6 +20,7 @@ def own_set(tmp_path):
             title="Valley films",
             address="https://valley.example",
             licence="CC BY 4.0",
+            size="6 films",
             holding="films.csv and its films",
             columns={
                 "image_path": "Film",
@@ -27,12 +29,14 @@ def own_set(tmp_path):
                 "age_years": "Age",
                 "findings": ["Mass"],
             },
-            read=lambda folder, path: read_text_table(path),
             words={"view": {"supine": "AP"}},
+            options={"labels": ("union", "majority")},
+            patients_of="mountain",
             tables=("films.csv",),
             split_lists={"train": "train.txt", "test": "test.txt"},
         )
     )
+    monkeypatch.setattr(adapters, "SOURCES", (*adapters.SOURCES, "valley"))
     table = pd.DataFrame(
         {
             "Film": [f"{number}.png" for number in range(6)],
@@ -51,8 +55,7 @@ def own_set(tmp_path):
     del DATASETS["valley"]
 
 
-def test_a_data_set_is_what_its_spec_says(own_set, monkeypatch):
-    monkeypatch.setattr(adapters, "SOURCES", (*adapters.SOURCES, "valley"))
+def test_a_data_set_is_what_its_spec_says(own_set):
     assert adapters.guess_source(own_set) == "valley"
     cohort = adapters.build_source("valley", own_set, 0)
     assert list(cohort.image_id) == [f"valley/{number}.png" for number in range(6)]
@@ -60,6 +63,7 @@ def test_a_data_set_is_what_its_spec_says(own_set, monkeypatch):
     assert list(cohort["view"]) == ["PA", "lateral", "unknown", "unknown", "AP", "PA"]
     assert list(cohort.age_years.fillna(-1)) == [58, -1, 0.5, -1, 7, 8]
     assert list(cohort.report_origin) == ["template", "template", "template", "none", "template", "template"]
+    assert set(cohort.patient_id) == {"mountain/P0", "mountain/P1", "mountain/P2"}
     assert cohort.groupby("patient_id").split.nunique().max() == 1
     assert "valley" in set(adapters.tabulate_sources().source)
     (own_set / "test.txt").write_text("4.png\n5.png\n")
@@ -71,9 +75,51 @@ def test_a_data_set_is_what_its_spec_says(own_set, monkeypatch):
         adapters.build_source("valley", own_set, 0)
 
 
-def test_every_data_set_is_in_the_readme_of_data():
-    readme = (paths.REPOSITORY / "data" / "README.md").read_text()
-    rows = {
-        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in readme.splitlines() if line.count("|") == 4
+def test_a_part_of_a_set_and_its_folders_as_unpacked_are_enough(own_set):
+    inner = own_set / "valley-1.0/films"
+    inner.mkdir(parents=True)
+    for path in [own_set / "films.csv", *own_set.glob("part*")]:
+        path.rename(inner / path.name)
+    (inner / "films.csv.gz").write_bytes(gzip.compress((inner / "films.csv").read_bytes()))
+    (inner / "films.csv").unlink()
+    (inner / "part0/0.png").unlink()
+    (inner / "part1/3.png").rename(inner / "part1/3.PNG")
+    assert adapters.guess_source(own_set) == "valley"
+    cohort = adapters.build_source("valley", own_set, 0)
+    assert list(cohort.image_id) == [f"valley/{number}.png" for number in range(1, 6)]
+    assert cohort.attrs[NOT_IN_FOLDER] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "said"),
+    [
+        (["a/films.csv", "b/films.csv"], {}, r"holds a/films\.csv and b/films\.csv: set data_root to the folder that"),
+        ([], {"label": "union"}, r"^the source valley has no option 'label': its options are labels\.$"),
+        ([], {"labels": "all"}, r"^the option 'labels' of the source valley cannot be 'all': choose union or majority"),
+    ],
+)
+def test_two_releases_and_wrong_options_are_refused(own_set, files, options, said):
+    for name in files:
+        (own_set / name).parent.mkdir()
+        (own_set / name).write_text("Film,Who\n1.png,P0\n")
+    if files:
+        (own_set / "films.csv").unlink()
+    with pytest.raises(StudyError, match=said):
+        adapters.build_source("valley", own_set, 0, **options)
+
+
+def test_images_are_found_by_the_end_of_their_path(tmp_path):
+    names = ["v1/train/p1/a.jpg", "v1/train/p2/a.jpg", "v1/small/train/p2/a.jpg", "1.2.3", "1.2.4"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"-")
+    finder = ImageFinder(tmp_path, names, anywhere=True)
+    asked = {
+        "train/p1/a.jpg": names[0],
+        "p2/a.png": names[1],
+        "TRAIN/P2/A": names[1],
+        "1.2.3": names[3],
+        "1.2.9": "1.2.9",
     }
-    assert {(f"`{spec.name}`", spec.title, f"<{spec.address}>") for spec in DATASETS.values()} <= rows
+    assert {name: finder.find(name) for name in asked} == {name: str(tmp_path / path) for name, path in asked.items()}
+    assert ImageFinder(tmp_path, names).find("p2/a.png") == str(tmp_path / "p2/a.png")

@@ -4,11 +4,13 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort.adapters import build_source, list_annotations
-from chexstudy.cohort.adapters.nih import FINDINGS
+from chexstudy.cohort.adapters.datasets.nih import SPEC
+from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
 from chexstudy.cohort.annotations import Box
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 
+FINDINGS = SPEC.columns["findings"][1:]
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
 ROWS = (
     "00000001_000.png,Cardiomegaly|Pleural_Thickening,0,1,58,M,PA",
@@ -85,8 +87,7 @@ def test_images_and_rows_without_the_other_are_counted(tmp_path):
     next(folder.rglob("00000003_000.png")).unlink()
     Image.new("L", (40, 40)).save(folder / "images_001/images/00000009_000.png")
     cohort = build_source("nih", folder, seed=0)
-    assert len(cohort) == 4
-    assert cohort.attrs["images_without_row"] == 1
+    assert (len(cohort), cohort.attrs["images_without_row"], cohort.attrs[NOT_IN_FOLDER]) == (3, 1, 1)
 
 
 @pytest.mark.parametrize(

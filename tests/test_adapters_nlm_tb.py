@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort.adapters import build_source, list_annotations
-from chexstudy.cohort.adapters.nlm_tb import label_reading
+from chexstudy.cohort.adapters.datasets.nlm_tb import label_reading
 from chexstudy.cohort.annotations import decode_mask
 from chexstudy.errors import StudyError
 

@@ -301,7 +301,7 @@ def test_lines_of_official_tables_are_told_too(tmp_path):
     next(folder.rglob("00000001_000.png")).unlink()
     found = check_source(folder)
     assert found.problems == ()
-    assert found.remarks[0] == "rows whose image file is not there, which go to quarantine: line 2."
+    assert found.remarks[0] == "1 rows name an image that the folder does not hold: they are left out."
 
 
 def test_a_cell_that_says_nothing_is_no_part_of_a_report(tmp_path):

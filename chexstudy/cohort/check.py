@@ -13,12 +13,18 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters import guess_source, read_source
-from chexstudy.cohort.adapters.manifest import PATIENTS_UNIFIED, UNUSED
+from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, NOT_IN_FOLDER, PATIENTS_UNIFIED, UNUSED
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import lacks_report, set_aside_empty_reports
 from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.inputs.tables import name_place
 
+_NOTES = {
+    UNUSED: "{}",
+    NOT_IN_FOLDER: "{} rows name an image that the folder does not hold: they are left out.",
+    NO_PATIENT_TOLD: "no patient is told: each of {} images counts as one, so that splits are by image.",
+    PATIENTS_UNIFIED: "{} patients are written in several ways (letter case, zeros in front): each was taken for one.",
+}
 _NEEDED_SPLITS = ("train", "validate", "test")
 _NAMED = 10
 
@@ -105,12 +111,7 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
 
 
 def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
-    remarks = [cohort.attrs[UNUSED]] if UNUSED in cohort.attrs else []
-    unified = cohort.attrs.get(PATIENTS_UNIFIED, 0)
-    if unified:
-        remarks.append(
-            f"{unified} patients are written in several ways (letter case, zeros in front): each was taken for one."
-        )
+    remarks = [told.format(cohort.attrs[note]) for note, told in _NOTES.items() if note in cohort.attrs]
     images = cohort["patient_id"].value_counts()
     if len(images) > 1 and images.iloc[0] > len(cohort) / 2:
         first = name_place(places, int((cohort["patient_id"] == images.index[0]).to_numpy().argmax()))

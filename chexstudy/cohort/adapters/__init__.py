@@ -2,26 +2,21 @@
 
 import difflib
 import os
-import pkgutil
 from collections.abc import Callable, Container, Mapping
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
 
+from chexstudy.cohort.adapters import datasets  # noqa: F401
 from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE
 from chexstudy.cohort.adapters.folder import check_folder
 from chexstudy.cohort.adapters.huggingface import SAVED_MARKS, SHARD_NAME, build_huggingface
-from chexstudy.cohort.adapters.layout import list_images
+from chexstudy.cohort.adapters.layout import list_files
 from chexstudy.cohort.adapters.manifest import DATASETS, ManifestReport, check_dataset
 from chexstudy.cohort.adapters.webdataset import SHARDS, build_webdataset
-from chexstudy.cohort.annotations import Box, MaskFile
 from chexstudy.errors import StudyError
 from chexstudy.paths import resolve_user_path
-
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
 
 # Their images lie within other files and must be unpacked somewhere: the option `unpack_to` says where.
 _PACKED: Mapping[str, Callable[..., pd.DataFrame]] = MappingProxyType(
@@ -38,30 +33,35 @@ _FORMATS = {
 def guess_source(data_root: str | Path) -> str:
     """The source that a folder is one of, by the names of what it holds: one's own folder if nothing else is told."""
     folder = resolve_user_path(data_root)
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    signs = {
-        "webdataset": lambda name: name.endswith(SHARDS),
-        **{source: spec.tables.__contains__ for source, spec in DATASETS.items()},
-        "huggingface": lambda name: name in SAVED_MARKS or SHARD_NAME.fullmatch(name.removesuffix(".parquet")),
-    }
-    told = next((source for source, is_sign in signs.items() if any(map(is_sign, sorted(names)))), None)
-    if told is None and MAPPING_FILE not in names:
-        stems = [image.stem for image in list_images(folder)]
-        told = next((source for source, spec in DATASETS.items() if any(map(spec.is_own_name, stems))), None)
-    return told or "folder"
+    files = list_files(folder) if folder.is_dir() else [folder.name]
+    if any(name.endswith(SHARDS) for name in files if "/" not in name):
+        return "webdataset"
+    ends = {"/".join(name.split("/")[-parts:]).removesuffix(".gz") for name in files for parts in range(1, 4)}
+    signs = {spec.name: spec.told_by or spec.tables for spec in DATASETS.values()}
+    told = [source for source, names in signs.items() if any(name.removesuffix(".gz") in ends for name in names)]
+    if len(told) > 1:
+        raise StudyError(f"{folder} may be {' or '.join(told)}: say which with --source, or give the folder of one.")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not told and any(name in SAVED_MARKS or SHARD_NAME.fullmatch(name.removesuffix(".parquet")) for name in names):
+        return "huggingface"
+    if not told and MAPPING_FILE not in names:
+        stems = [os.path.splitext(os.path.basename(name))[0] for name in files]
+        told = [source for source, spec in DATASETS.items() if any(map(spec.is_own_name, stems))]
+    return told[0] if told else "folder"
 
 
-def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list[Box | MaskFile]:
+def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list:
     """What the folder of a source holds of where organs and findings are on some images."""
-    listed = DATASETS[name].list_annotations(folder) if name in DATASETS else []
+    listed = DATASETS[name].list_annotations(DATASETS[name].open(folder)) if name in DATASETS else []
     return [one for one in listed if one.image_id in image_ids]
 
 
 def tabulate_sources() -> pd.DataFrame:
-    """Every source: its name, what it is, its terms, where it is had, and which other sets would be no test for it."""
-    rows = [(spec.name, spec.title, spec.licence, spec.address, spec.exposure) for spec in DATASETS.values()]
-    rows += [(name, title, "", "", "") for name, title in _FORMATS.items()]
-    return pd.DataFrame(rows, columns=["source", "what it is", "terms", "address", "exposure"])
+    """Every source: its name, what it is and holds, its terms, where it is had, and what would be no test for it."""
+    sets = DATASETS.values()
+    rows = [(spec.name, spec.title, spec.size, spec.licence, spec.address, spec.exposure) for spec in sets]
+    rows += [(name, title, *("",) * 4) for name, title in _FORMATS.items()]
+    return pd.DataFrame(rows, columns=["source", "what it is", "size", "terms", "address", "exposure"])
 
 
 def require_source(name: str) -> None:
@@ -78,12 +78,13 @@ def read_source(
     """What a source's folder gives and what is wrong with it; only what can be said of no data set is raised.
 
     Image files are named, not read: those that are missing or cannot be used are set aside, with a reason, when the
-    pixel store is built. Those within other files are unpacked to a folder, once. Options say what the columns mean,
-    for sources that are no data set; see `chexstudy.cohort.adapters.folder.check_folder`.
+    pixel store is built. Those within other files are unpacked to a folder, once. Options are
+    those of a data set (`DatasetSpec.options`); for other sources they say what the columns mean, see
+    `chexstudy.cohort.adapters.folder.check_folder`.
     """
     require_source(name)
     if name in DATASETS:
-        return check_dataset(DATASETS[name], data_root, seed)
+        return check_dataset(DATASETS[name], data_root, seed, options)
     if name == "folder":
         return check_folder(data_root, seed, **options)
     if unpack_to is None:

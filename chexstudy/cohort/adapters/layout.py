@@ -2,17 +2,20 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
+from chexstudy.cohort.table import require_columns
 from chexstudy.errors import StudyError
+from chexstudy.inputs.tables import read_text_table
 from chexstudy.paths import resolve_user_path
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"})
+# Where a name without its ending means several files, the first of these is taken.
+_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+IMAGE_SUFFIXES = frozenset(_ENDINGS)
 # The number of images in the folder that no row of the tables names, kept in ``cohort.attrs``.
 IMAGES_WITHOUT_ROW = "images_without_row"
 
@@ -27,8 +30,8 @@ def require_folder(data_root: str | Path, holding: str) -> Path:
     return folder
 
 
-def list_images(folder: Path) -> Iterator[Path]:
-    """Every file under a folder that is named like an image, hidden ones left out, in order of path.
+def list_files(folder: Path) -> list[str]:
+    """Every file under a folder by its path from there, hidden ones left out, in order of path.
 
     Linked folders are walked once each, whatever links to whatever.
     """
@@ -39,51 +42,141 @@ def list_images(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        images = (
-            name for name in files if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is_hidden(name)
-        )
-        found += [path for path in (Path(place, name) for name in images) if path.is_file()]
-    yield from sorted(found)
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        start = "" if place == str(folder) else os.path.relpath(place, folder) + "/"
+        found += [start + name for name in files if not _is_hidden(name) and os.path.isfile(os.path.join(place, name))]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every file under a folder that is named like an image, in order of path."""
+    return [folder / name for name in list_files(folder) if is_image(name)]
+
+
+class Download:
+    """The folder of a public data set as it was unpacked: files are found wherever they lie under it.
+
+    ``holding`` says what it holds, to follow "the folder that holds"; ``tables`` are the names that the set's table
+    goes by, the newest first.
+    """
+
+    def __init__(self, data_root: str | Path, holding: str, tables: Sequence[str] = ()):
+        self.folder = require_folder(data_root, holding)
+        self._holding, self._tables = holding, tables
+
+    @cached_property
+    def files(self) -> list[str]:
+        """All files by their paths from the folder, in order of path."""
+        return list_files(self.folder)
+
+    @cached_property
+    def table(self) -> Path:
+        """The set's table; the folder, for a set that has none."""
+        return self.require(*self._tables) if self._tables else self.folder
+
+    def find(self, *names: str) -> Path | None:
+        """The file that goes by one of these names or ends of paths, the first that is there, as it is or as ``.gz``.
+
+        Of several, the one nearest to the folder is meant; two as near are two releases, and refused.
+        """
+        for name in names:
+            found = self._find_tail(name) or self._find_tail(f"{name}.gz") or self._find_tail(name.removesuffix(".gz"))
+            depths = [file.count("/") for file in found]
+            if depths.count(min(depths, default=0)) > 1:
+                places = " and ".join(found[:2])
+                raise StudyError(f"{self.folder} holds {places}: set data_root to the folder that holds one of them.")
+            if found:
+                return self.folder / min(found, key=lambda file: file.count("/"))
+        return None
+
+    def require(self, *names: str) -> Path:
+        """As `find`, or a StudyError."""
+        found = self.find(*names)
+        if found is None:
+            raise StudyError(
+                f"{self.folder} has no {' or '.join(names)}: set data_root to the folder that holds {self._holding}."
+            )
+        return found
+
+    def read(self, *names: str, columns: Iterable[str] = ()) -> pd.DataFrame:
+        """A table by its names (the set's own if none is given), every cell text or missing, with these columns."""
+        path = self.require(*names) if names else self.table
+        table = read_text_table(path)
+        require_columns(table, columns, path.name)
+        return table
+
+    def _find_tail(self, name: str) -> list[str]:
+        tail = _plain_path(name)
+        named_so = self._by_name.get(os.path.basename(tail), [])
+        return [file for file in named_so if f"/{_plain_path(file)}".endswith(f"/{tail}")]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for file in self.files:
+            if not is_image(file):
+                by_name.setdefault(_plain_path(os.path.basename(file)), []).append(file)
+        return by_name
 
 
 class ImageFinder:
     """Image files under a folder by the names that a table gives them.
 
     A name that is no file is looked for once more in another Unicode form, with other letter case, and without the
-    ending, and taken if exactly one file is meant: other systems write names in other forms. ``by_name`` holds files by
-    their names where names say nothing of folders.
+    ending: other systems write names in other forms. ``anywhere`` is for public sets, which are unpacked in many ways:
+    a name is then the end of a file's path, and of several files that of the name's own ending and nearest to the
+    folder is meant. Else it is a whole path, and must mean one file. ``images`` are the paths of all that may be meant.
     """
 
-    def __init__(self, folder: Path, by_name: Mapping[str, Path] = MappingProxyType({})):
-        self.folder, self._by_name = folder, by_name
+    def __init__(self, folder: Path, images: Sequence[str] | None = None, anywhere: bool = False):
+        self.folder, self._anywhere = folder, anywhere
+        self._by_parts: dict[int, dict[str, list[str]]] = {}
+        if images is not None:
+            self.images = images
 
     @cached_property
-    def images(self) -> tuple[Path, ...]:
-        """All image files that may be meant."""
-        return tuple(self._by_name.values() or list_images(self.folder))
+    def images(self) -> Sequence[str]:
+        """All image files that may be meant, by their paths from the folder, in order of path."""
+        return [name for name in list_files(self.folder) if is_image(name)]
 
-    def find(self, name: str) -> Path:
-        """The file meant by a path from the folder; where there is none, the path as it is."""
-        path = self._by_name.get(name, self.folder / name)
+    def find(self, name: str) -> str:
+        """The file meant by a name; where there is none, the name as a path from the folder."""
+        path = os.path.join(self.folder, name)
         # Unlike Path.is_file, this takes a name of any length for no file.
-        if os.path.isfile(path):
+        if not self._anywhere and os.path.isfile(path):
             return path
-        meant = self._by_key.get(_plain_path(name), ())
-        return meant[0] if len(meant) == 1 else path
+        key = _plain_path(name)
+        meant = self._list_keys(key.count("/") + 1 if self._anywhere else 0).get(key, ())
+        if self._anywhere and not meant:
+            meant = self._list_keys(key.count("/") + 1).get(_drop_ending(key), ())
+        return os.path.join(self.folder, meant[0]) if len(meant) == 1 or (meant and self._anywhere) else path
 
-    @cached_property
-    def _by_key(self) -> dict[str, list[Path]]:
-        by_key: dict[str, list[Path]] = {}
-        for path in self.images:
-            name = path.relative_to(self.folder).as_posix()
-            for key in (_plain_path(name), _plain_path(name).rpartition(".")[0]):
-                by_key.setdefault(key, []).append(path)
-        return by_key
+    def _list_keys(self, parts: int) -> dict[str, list[str]]:
+        """The last so many parts of the paths (all of 0), with and without ending -> files, the likeliest first."""
+        if parts not in self._by_parts:
+            by_key: dict[str, list[str]] = {}
+            for name in sorted(self.images, key=_rank) if self._anywhere else self.images:
+                key = "/".join(_plain_path(name).split("/")[-parts:])
+                for one in dict.fromkeys((key, _drop_ending(key))):
+                    by_key.setdefault(one, []).append(name)
+            self._by_parts[parts] = by_key
+        return self._by_parts[parts]
 
 
-def _plain_path(name: str) -> str:
-    return unicodedata.normalize("NFC", os.path.normpath(name)).casefold()
+def resolve_links(file: str) -> str:
+    """The path of a file without links, as `os.path.realpath` has it, at the cost of one look at the file."""
+    if os.path.islink(file):
+        return os.path.realpath(file)
+    folder, name = os.path.split(file)
+    return os.path.join(_resolve_folder(folder), name)
+
+
+_resolve_folder = lru_cache(maxsize=2**20)(os.path.realpath)
 
 
 def parse_years(text: pd.Series) -> pd.Series:
@@ -91,6 +184,21 @@ def parse_years(text: pd.Series) -> pd.Series:
     parts = text.astype("str").str.strip().str.lower().str.extract(r"^(\d+(?:\.\d+)?)\s*([a-z]*)")
     years_in_unit = parts[1].str[:1].map({"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12}).fillna(1.0)
     return (pd.to_numeric(parts[0], errors="coerce") * years_in_unit).astype("float32")
+
+
+def _rank(name: str) -> tuple[int, int]:
+    ending = os.path.splitext(name)[1].lower()
+    return name.count("/"), _ENDINGS.index(ending) if ending in _ENDINGS else len(_ENDINGS)
+
+
+def _drop_ending(name: str) -> str:
+    # A UID without an ending has dots too.
+    return os.path.splitext(name)[0] if is_image(name) else name
+
+
+def _plain_path(name: str) -> str:
+    name = os.path.normpath(name)
+    return (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,13 +1,14 @@
 """A table, the meaning of its columns and a set of image files: a cohort, and what is wrong with it.
 
 This is what a folder of one's own and every public data set have in common. A data set says what is its own in a
-`DatasetSpec`: one file in this folder that calls `register`.
+`DatasetSpec`: a YAML file in ``datasets/``, and where its table needs code, a module beside it that calls `register`.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -21,19 +22,29 @@ from chexstudy.cohort.adapters.column_mapping import (
     guess_names,
     plain_word,
 )
-from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW, ImageFinder, list_images, parse_years, require_folder
-from chexstudy.cohort.annotations import Box, MaskFile
+from chexstudy.cohort.adapters.layout import (
+    IMAGES_WITHOUT_ROW,
+    Download,
+    ImageFinder,
+    is_image,
+    parse_years,
+    resolve_links,
+)
 from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing, template_report
 from chexstudy.cohort.splits import carve_validation, split_patients
 from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import is_rounded, normalise_ids, unify_patients
 from chexstudy.inputs.tables import NESTED, name_place
+from chexstudy.inputs.yaml_files import read_data_beside
 
 _VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
 _OLDEST_YEARS = 120
-# Notes in ``cohort.attrs``: how many patients were, and which columns of the table nothing takes.
+# Notes in ``cohort.attrs``: how many patients were, how many rows name an image that the folder lacks and are left out,
+# how many images stand for a patient each because nobody is told, and which columns of the table nothing takes.
 PATIENTS_UNIFIED = "patients_written_in_several_ways"
+NOT_IN_FOLDER = "images_named_but_not_in_the_folder_and_left_out"
+NO_PATIENT_TOLD = "images_taken_for_a_patient_each_because_none_is_told"
 UNUSED = "columns"
 _SPLIT = "official split"
 _SECTIONS = {heading for headings in SECTION_HEADINGS.values() for heading in headings}
@@ -41,6 +52,10 @@ _A_LABEL = (
     "; a label is 1 (present), 0 (absent), -1 (uncertain) or empty (not stated), or an entry under 'values: labels' "
     "that says what it means."
 )
+
+
+def _read_own_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+    return download.read()
 
 
 @dataclass(frozen=True)
@@ -51,21 +66,43 @@ class DatasetSpec:
     title: str  # for people
     address: str  # where it is had
     licence: str  # its terms, in a few words
+    size: str  # how much it holds, in a few words
     holding: str  # what its folder holds, to follow "the folder that holds"
-    # The contract's columns -> columns of the table, as in ``cohort.yaml``.
+    # The contract's columns -> columns of the table, as in ``cohort.yaml``. Findings go by their official names, which
+    # template reports are written with; the cohort has their canonical ones.
     columns: Mapping[str, object]
-    # ``(folder, path of the table)`` to one row an image, every cell text or missing; the path is the folder where the
-    # data set has no table. Numbers in ``attrs`` are notes for the user.
-    read: Callable[[Path, Path], pd.DataFrame]
+    # ``(download, options)`` to one row an image, every cell text or missing, an index as `read_text_table` gives it.
+    # Numbers in ``attrs`` are notes for the user. Without code it is the set's own table.
+    read: Callable[[Download, Mapping[str, str]], pd.DataFrame] = _read_own_table
     # Kind of word (`column_mapping.WORDS`) -> word of the table, in lower case -> value of the contract.
     words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     tables: tuple[str, ...] = ()  # names that its table goes by, the newest first
-    is_image: Callable[[Path], bool] = lambda path: True  # which image files are radiographs
+    told_by: tuple[str, ...] = ()  # files or ends of paths, any of which tells the set; its tables, if none is given
+    is_image: Callable[[str], bool] = is_image  # which files, by their paths from the folder, are its radiographs
     is_own_name: Callable[[str], bool] = lambda name: False  # whether an image's name, without ending, tells the set
     # Split -> the file that lists its images; of one list fewer than splits, the last one is what is not listed.
     split_lists: Mapping[str, str] = field(default_factory=dict)
-    list_annotations: Callable[[Path], list[Box | MaskFile]] = lambda folder: []
+    list_annotations: Callable[[Download], list] = lambda download: []
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> what it can be, the default first
+    patients_of: str = ""  # the source whose numbers its patients have; its own if empty
     exposure: str = ""  # other sets with the same images: after training on one, the other is no test
+
+    def open(self, data_root: str | Path) -> Download:
+        """Its folder."""
+        return Download(data_root, self.holding, self.tables)
+
+    def choose(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Its options with what was given for some, or a StudyError."""
+        for name, choice in given.items():
+            if name not in self.options:
+                known = f"its options are {', '.join(self.options)}" if self.options else "it has none"
+                raise StudyError(f"the source {self.name} has no option {name!r}: {known}.")
+            if choice not in self.options[name]:
+                raise StudyError(
+                    f"the option {name!r} of the source {self.name} cannot be {choice!r}: choose "
+                    f"{' or '.join(self.options[name])}."
+                )
+        return {name: choices[0] for name, choices in self.options.items()} | dict(given)
 
 
 DATASETS: dict[str, DatasetSpec] = {}
@@ -74,6 +111,18 @@ DATASETS: dict[str, DatasetSpec] = {}
 def register(spec: DatasetSpec) -> None:
     """Make a data set known: to the command line, to notebook 1, and to whatever builds a cohort."""
     DATASETS[spec.name] = spec
+
+
+def describe(module: str, **code: Callable) -> DatasetSpec:
+    """The spec of a data set that the YAML file beside a module tells; ``module`` is its ``__file__``.
+
+    Under ``data`` lies what the module alone reads.
+    """
+    told = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
+    }
+    told.pop("data", None)
+    return DatasetSpec(name=Path(module).stem, **told, **code)
 
 
 @dataclass(frozen=True)
@@ -94,37 +143,48 @@ class ManifestReport:
         return self.cohort
 
 
-def check_dataset(spec: DatasetSpec, data_root: str | Path, seed: int) -> ManifestReport:
+def check_dataset(
+    spec: DatasetSpec, data_root: str | Path, seed: int, options: Mapping[str, str] = MappingProxyType({})
+) -> ManifestReport:
     """The cohort of a public data set; what is wrong is said and not raised.
 
-    Files are found by name wherever they lie under the folder. Official lists make the splits where they are there, and
-    validation patients come out of the training ones; else patients are split 70/10/20. What its words for view, sex
-    and age do not tell is unknown: nobody mends a public table.
+    Files are found by name wherever they lie under the folder; rows whose image is not there are counted and left out,
+    as few people download a whole set. Official lists make the splits where they are there, and validation patients
+    come out of the training ones; else patients are split 70/10/20. What its words for view, sex and age do not tell is
+    unknown: nobody mends a public table.
     """
     try:
-        folder = path = require_folder(data_root, spec.holding)
-        if spec.tables:
-            path = next((folder / name for name in spec.tables if (folder / name).is_file()), None)
-        if path is None:
-            names = " or ".join(spec.tables)
-            raise StudyError(f"{folder} has no {names}: set data_root to the folder that holds {spec.holding}.")
-        table = spec.read(folder, path)
-        table, columns = _read_official_split(table, folder, spec)
+        download = spec.open(data_root)
+        table = spec.read(download, spec.choose(options))
+        table, columns = _read_official_split(table, download, spec)
     except StudyError as error:
         return ManifestReport((str(error),))
     mapping = ColumnMapping(source=spec.name, columns=columns, values=spec.words)
     for name, column in mapping.single_columns().items():
-        if name in ("view", "sex"):
+        if name in ("view", "sex") and column in table:
             known = table[column].map(plain_word, na_action="ignore").isin(mapping.words(name))
             table[column] = table[column].where(known)
-        elif name == "age_years":
+        elif name == "age_years" and column in table:
             table[column] = table[column].where(parse_years(table[column]) <= _OLDEST_YEARS)
-    finder = ImageFinder(folder, {path.name: path for path in list_images(folder) if spec.is_image(path)})
-    report = check_manifest(table, mapping, path.name, finder, seed, templates=True)
-    if report.cohort is not None:
-        report.cohort.attrs.pop(UNUSED, None)
-        report.cohort.attrs |= {name: note for name, note in table.attrs.items() if name != NESTED}
-    return report
+    finder = ImageFinder(download.folder, list(filter(spec.is_image, download.files)), anywhere=True)
+    notes = {name: note for name, note in table.attrs.items() if name != NESTED}
+    if "image_path" in mapping.columns and mapping.columns["image_path"] in table:
+        files = table[mapping.columns["image_path"]].fillna("").map(finder.find)
+        is_there = files.map(os.path.isfile).to_numpy(dtype=bool)
+        if is_there.any() and not is_there.all():
+            notes[NOT_IN_FOLDER] = int((~is_there).sum())
+            table = table[is_there]
+    report = check_manifest(table, mapping, download.table.name, finder, seed, templates=True)
+    if report.cohort is None:
+        return report
+    cohort = report.cohort
+    if spec.patients_of:
+        cohort["patient_id"] = spec.patients_of + cohort["patient_id"].str.removeprefix(spec.name)
+    if "patient_id" not in mapping.single_columns():
+        notes[NO_PATIENT_TOLD] = len(cohort)
+    cohort.attrs.pop(UNUSED, None)
+    cohort.attrs |= notes
+    return replace(report, cohort=cohort)
 
 
 def check_manifest(
@@ -139,15 +199,16 @@ def check_manifest(
     if problems:
         return ManifestReport(tuple(problems), table.index)
     cohort, problems = _translate(table, mapping, origin, finder, seed, templates)
-    files = [Path(image) for image in cohort["image_path"]]
+    files = list(cohort["image_path"])
     absent = [number for number, file in enumerate(files) if not os.path.isfile(file)]
     if len(files) and len(absent) == len(files):
         problems.append(
             f"none of the {len(files)} files named in column {mapping.columns['image_path']!r} of {origin} exists "
             f"in {finder.folder}: set images to the subfolder in which the paths start."
         )
-    named = {os.path.realpath(file) for file in files}
-    unlisted = tuple(image for image in finder.images if os.path.realpath(image) not in named)
+    named = set(map(resolve_links, files))
+    images = (os.path.join(finder.folder, image) for image in finder.images)
+    unlisted = tuple(Path(image) for image in images if resolve_links(image) not in named)
     if not problems:
         try:
             cohort = validate_cohort(cohort, origin)
@@ -166,13 +227,13 @@ def check_manifest(
 
 
 def _read_official_split(
-    table: pd.DataFrame, folder: Path, spec: DatasetSpec
+    table: pd.DataFrame, download: Download, spec: DatasetSpec
 ) -> tuple[pd.DataFrame, Mapping[str, object]]:
     """The table with a column of the splits that the official lists make, if they are there, and the mapping."""
     lists = {
         split: set(path.read_text().split())
         for split, name in spec.split_lists.items()
-        if (path := folder / name).is_file()
+        if (path := download.find(name)) is not None
     }
     if not lists:
         return table, spec.columns
@@ -247,7 +308,7 @@ def _translate(
     ids = {name: normalise_ids(cells[name]) for name in ("image_id", "patient_id", "study_id") if name in cells}
     problems = _find_id_problems({"image_path": normalise_ids(paths), **ids}, origin)
     if not problems:
-        real = pd.Series(list(map(os.path.realpath, files)), paths.index, name=paths.name)
+        real = pd.Series(list(map(resolve_links, files)), paths.index, name=paths.name)
         problems += _find_repeats(real, "name the same file, written in two ways,", origin)
     own = ids.get("image_id", normalise_ids(paths)).fillna("")
     cohort = pd.DataFrame(
@@ -257,7 +318,7 @@ def _translate(
         cohort["patient_id"], unified = unify_patients(cohort["patient_id"])
         cohort.attrs |= {PATIENTS_UNIFIED: unified} if unified else {}
     cohort["source"] = mapping.source
-    cohort["image_path"] = [str(file) for file in files]
+    cohort["image_path"] = files
     for name in ("view", "sex", "split"):
         if name in cells:
             cohort[name] = _translate_words(cells[name], name, mapping).where(cells[name].notna(), UNSAID[name])

@@ -7,12 +7,13 @@ pseudo-report. Source: Jaeger et al. 2014, Candemir et al. 2014 (U.S. National L
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import list_images
-from chexstudy.cohort.adapters.manifest import DatasetSpec, register
+from chexstudy.cohort.adapters.layout import Download, is_image
+from chexstudy.cohort.adapters.manifest import describe, register
 from chexstudy.cohort.annotations import MaskFile
 from chexstudy.cohort.reports import says_nothing
 from chexstudy.cohort.table import NO_FINDING, require_columns
@@ -23,7 +24,7 @@ from chexstudy.inputs.yaml_files import read_data_beside
 
 TUBERCULOSIS = "Tuberculosis"
 # Finding -> how the readings word it; only what is said is a label.
-FINDING_WORDS = read_data_beside(__file__)
+FINDING_WORDS = read_data_beside(__file__)["data"]
 _DOUBT = re.compile(
     r"\?|\b(?:possib\w*|probab\w*|suspe\w*|suspic\w*|question\w*|may|might|cannot|likely)\b", re.IGNORECASE
 )
@@ -31,21 +32,22 @@ _DENIAL = re.compile(r"\b(?:no|not|without|absen\w*|free of|negative)\b", re.IGN
 _CLAUSE = re.compile(r"[,;.\n]|\bwith\b", re.IGNORECASE)
 
 _IMAGE_NAME = re.compile(r"^(?:CHNCXR|MCUCXR)_\d{4}_[01]$")
-_HOLDING = "the Shenzhen (CHNCXR_*.png) and Montgomery (MCUCXR_*.png) images"
 _MASK_ENDING = "_mask"
 _HALF_MASK_FOLDERS = {"leftMask": "left lung", "rightMask": "right lung"}
 
 
-def _list_radiographs(folder: Path, _: Path) -> pd.DataFrame:
+def _list_radiographs(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     """One row an image, by its name and reading.
 
     ``Tuberculosis`` and ``No Finding`` come from the names. The other findings are what a reading states: present,
     absent, or uncertain where it doubts; null where it does not speak of them; all absent in a normal radiograph.
     """
-    images = {path.stem: path for path in list_images(folder) if _is_radiograph(path) and _IMAGE_NAME.match(path.stem)}
+    images = {path.stem: path for path in map(Path, download.files) if _is_radiograph(path)}
     if not images:
-        raise StudyError(f"{folder} holds no radiographs: set data_root to the folder that holds {_HOLDING}.")
-    readings = _read_readings(folder)
+        raise StudyError(
+            f"{download.folder} holds no radiographs: set data_root to the folder that holds {SPEC.holding}."
+        )
+    readings = _read_readings(download)
     table = pd.DataFrame(
         [_describe_image(stem, path.name, readings.get(stem, {})) for stem, path in sorted(images.items())], dtype="str"
     )
@@ -87,25 +89,31 @@ def label_reading(reading: str) -> dict[str, int | None]:
     return labels
 
 
-def _list_lung_masks(folder: Path) -> list[MaskFile]:
+def _list_lung_masks(download: Download) -> list[MaskFile]:
     """The lung masks: one picture for both lungs, or one a side, those of an image side by side."""
     masks = []
-    for path in list_images(folder):
+    for path in map(Path, filter(is_image, download.files)):
         stem = path.stem.removesuffix(_MASK_ENDING)
         if not _is_radiograph(path) and _IMAGE_NAME.match(stem):
-            masks.append(MaskFile(f"nlm_tb/{stem}.png", _HALF_MASK_FOLDERS.get(path.parent.name, "lungs"), path))
+            masks.append(
+                MaskFile(
+                    f"nlm_tb/{stem}.png", _HALF_MASK_FOLDERS.get(path.parent.name, "lungs"), download.folder / path
+                )
+            )
     return sorted(masks, key=lambda mask: mask.image_id)
 
 
 def _is_radiograph(path: Path) -> bool:
-    return not path.stem.endswith(_MASK_ENDING) and path.parent.name not in _HALF_MASK_FOLDERS
+    is_named_so = is_image(path.name) and _IMAGE_NAME.match(path.stem)
+    return bool(is_named_so) and not path.stem.endswith(_MASK_ENDING) and path.parent.name not in _HALF_MASK_FOLDERS
 
 
-def _read_readings(folder: Path) -> dict[str, dict[str, str]]:
+def _read_readings(download: Download) -> dict[str, dict[str, str]]:
     """Stem of the image -> sex, age and findings; a table goes before a text file."""
-    files = (path for path in sorted(folder.rglob("*.txt")) if _IMAGE_NAME.match(path.stem))
+    paths = [download.folder / name for name in download.files]
+    files = (path for path in paths if path.suffix == ".txt" and _IMAGE_NAME.match(path.stem))
     readings = {path.stem: _read_reading_file(path) for path in files}
-    for path in sorted(folder.rglob("*.csv")):
+    for path in (path for path in paths if path.suffix == ".csv"):
         table = read_text_table(path).rename(columns={"gender": "sex"})
         if "study_id" not in table:
             continue
@@ -126,28 +134,11 @@ def _read_reading_file(path: Path) -> dict[str, str]:
     return {"sex": sex[1] if sex else "", "age": age[1] if age else "", "findings": " ".join(lines)}
 
 
-register(
-    DatasetSpec(
-        name="nlm_tb",
-        title="NLM tuberculosis sets (Shenzhen, Montgomery)",
-        address="https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/",
-        licence="free to use; cite Jaeger et al. 2014 and Candemir et al. 2014",
-        holding=_HOLDING,
-        columns={
-            "image_path": "file",
-            "image_id": "image",
-            "patient_id": "patient",
-            "study_id": "study",
-            "view": "view",
-            "sex": "sex",
-            "age_years": "age",
-            "report": "reading",
-            "findings": [NO_FINDING, TUBERCULOSIS, *FINDING_WORDS],
-        },
-        read=_list_radiographs,
-        is_image=_is_radiograph,
-        is_own_name=lambda name: _IMAGE_NAME.match(name) is not None,
-        list_annotations=_list_lung_masks,
-        exposure="TBX11K holds 800 images of it",
-    )
+SPEC = describe(
+    __file__,
+    read=_list_radiographs,
+    is_image=lambda name: _is_radiograph(Path(name)),
+    is_own_name=lambda name: _IMAGE_NAME.match(name) is not None,
+    list_annotations=_list_lung_masks,
 )
+register(SPEC)
