@@ -1,27 +1,15 @@
-"""Reports: sections of a written report, the text a pair is trained on, and pseudo-reports made from labels.
+"""Reports: the sections of a written report, and the text a pair is trained on.
 
-Everything that is a matter of wording lies in ``reports.yaml``. A pseudo-report depends on the seed, the image id
-and the labels alone, never on the order in which images are read, so that adding an image leaves all others as they
-were; a sentence depends on its own label alone, so that adding a finding leaves the other sentences as they were.
-
-Source: the label-to-report scheme of CheXficient (arXiv 2602.22843), after LLaVA-Rad; the sentences are our own.
+The headings lie in ``reports.yaml``.
 """
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
-import pandas as pd
-
-from chexstudy.cohort.table import NO_FINDING
-from chexstudy.errors import StudyError
 from chexstudy.inputs.placeholders import is_placeholder
 from chexstudy.inputs.yaml_files import read_data_beside
 
-PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
-
 _WORDS = read_data_beside(__file__)
-_STATES = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain"}
 SECTION_HEADINGS = _WORDS["section_headings"]
 # A line that is a name: Jane Doe, M.D., or Dr. Jane Doe.
 _DEGREES = r"m\.?d|d\.?o|ph\.?d|mbbs|frcr|frcpc|rra"
@@ -135,47 +123,3 @@ def training_text(report: str) -> str:
     """The text a pair is trained on: findings, then impression, in one line; empty if the report says nothing."""
     sections = split_sections(report)
     return f"{sections['findings']} {sections['impression']}".strip()
-
-
-def template_report(labels: Mapping[str, int], image_id: str, seed: int, word_budget: int | None = None) -> str:
-    """A pseudo-report: one sentence for each stated label, in the order of the labels.
-
-    Where ``No Finding`` is 1 and nothing is present or uncertain, the report is one of two fixed sentences (so many
-    images share a text); otherwise the label ``No Finding`` itself gets no sentence. The report is one line, empty if
-    no label is stated.
-
-    Labels are 1 (present), 0 (absent) or -1 (uncertain); None, NaN or a missing value is not stated. Randomly chosen
-    absent findings are left out until the report has at most ``word_budget`` words; the others always stay.
-    """
-    stated = {finding: label for finding, label in labels.items() if not pd.isna(label)}
-    for finding, label in stated.items():
-        if label not in _STATES:
-            raise StudyError(f"a label of {finding!r} is {label!r}; a label is 1, 0, -1 or empty.")
-    no_finding = stated.pop(NO_FINDING, None)
-    if no_finding == PRESENT and all(label == ABSENT for label in stated.values()):
-        return _pick(_WORDS["no_finding_sentences"], seed, image_id, NO_FINDING).capitalize() + "."
-    sentences = {finding: _write_sentence(finding, label, image_id, seed) for finding, label in stated.items()}
-    if word_budget is not None:
-        excess = sum(len(sentence.split()) for sentence in sentences.values()) - word_budget
-        absent = [finding for finding, label in stated.items() if label == ABSENT]
-        for finding in sorted(absent, key=lambda name: _draw(seed, image_id, "leave out", name)):
-            if excess <= 0:
-                break
-            excess -= len(sentences.pop(finding).split())
-    return " ".join(sentences.values())
-
-
-def _write_sentence(finding: str, label: int, image_id: str, seed: int) -> str:
-    state = _STATES[label]
-    templates = _WORDS["special_templates"].get(finding.lower(), {}).get(state, _WORDS["templates"][state])
-    return _pick(templates, seed, image_id, finding).format(finding=finding).lower().capitalize() + "."
-
-
-def _pick(choices: Sequence[str], seed: int, image_id: str, purpose: str) -> str:
-    return choices[_draw(seed, image_id, "wording", purpose) % len(choices)]
-
-
-def _draw(seed: int, image_id: str, use: str, name: str) -> int:
-    # A hash in place of a generator: the draw for one label does not depend on how many were made before it.
-    digest = hashlib.sha256("\0".join((str(seed), image_id, use, name)).encode()).digest()
-    return int.from_bytes(digest[:8], "big")

@@ -9,12 +9,14 @@ from types import MappingProxyType
 import pandas as pd
 
 from chexstudy.cohort.adapters import datasets  # noqa: F401
-from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE
+from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE, ColumnMapping
 from chexstudy.cohort.adapters.folder import check_folder
 from chexstudy.cohort.adapters.huggingface import SAVED_MARKS, SHARD_NAME, build_huggingface
 from chexstudy.cohort.adapters.layout import list_files
 from chexstudy.cohort.adapters.manifest import DATASETS, ManifestReport, check_dataset
 from chexstudy.cohort.adapters.webdataset import SHARDS, build_webdataset
+from chexstudy.cohort.finding_names import canonical_name
+from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 from chexstudy.paths import resolve_user_path
 
@@ -62,6 +64,22 @@ def tabulate_sources() -> pd.DataFrame:
     rows = [(spec.name, spec.title, spec.size, spec.licence, spec.address, spec.exposure) for spec in sets]
     rows += [(name, title, *("",) * 4) for name, title in _FORMATS.items()]
     return pd.DataFrame(rows, columns=["source", "what it is", "size", "terms", "address", "exposure"])
+
+
+def tabulate_crosswalk(cohort: pd.DataFrame) -> pd.DataFrame:
+    """What each source of a cohort calls the findings it states: a row a finding, empty where a source states it not.
+
+    The findings that most sources state come first.
+    """
+    called = {}
+    for source, rows in cohort.groupby("source", sort=False):
+        own = ColumnMapping(columns=DATASETS[source].columns).findings() if source in DATASETS else {}
+        official = {canonical_name(name): column for name, column in own.items()}
+        stated = rows[finding_columns(cohort)].notna().any()
+        called[source] = {finding: official.get(finding, finding) for finding in stated.index[stated]}
+    table = pd.DataFrame(called, dtype="str").rename_axis("finding")
+    common_first = table.notna().sum(axis=1).sort_values(ascending=False, kind="stable")
+    return table.loc[common_first.index].fillna("")
 
 
 def require_source(name: str) -> None:

@@ -30,7 +30,8 @@ from chexstudy.cohort.adapters.layout import (
     parse_years,
     resolve_links,
 )
-from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing, template_report
+from chexstudy.cohort.pseudo_reports import TemplateRules, template_report
+from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing
 from chexstudy.cohort.splits import carve_validation, split_patients
 from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
 from chexstudy.errors import StudyError
@@ -376,8 +377,9 @@ def _write_reports(
     if templates or not columns:
         silent = cohort["report"] == ""
         labels = cohort.loc[silent, list(mapping.findings())].to_dict("records")
+        rules = TemplateRules(word_budget=mapping.word_budget)
         cohort.loc[silent, "report"] = [
-            template_report(row, image_id, seed, mapping.word_budget)
+            template_report(row, image_id, seed, rules)
             for row, image_id in zip(labels, cohort.loc[silent, "image_id"], strict=True)
         ]
         cohort.loc[silent, "report_origin"] = "template"

@@ -29,13 +29,13 @@ from chexstudy.cohort.phantom.drawn_outcomes import simulate_outcomes
 from chexstudy.cohort.phantom.junk import DRAWERS, spoil_radiograph
 from chexstudy.cohort.phantom.plan import Pair, PhantomConfig, derive_seed, plan_pairs, stream
 from chexstudy.cohort.phantom.population import PREVALENCE
-from chexstudy.cohort.reports import template_report
+from chexstudy.cohort.pseudo_reports import TemplateRules, template_report
 from chexstudy.cohort.table import NO_FINDING, PHANTOM, read_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.runs import Run, artifact_path, seal_artifact
 
-_TEMPLATE_WORDS = 45
+_TEMPLATES = TemplateRules(word_budget=45)
 _FILMS_PER_TASK = 32
 _ERROR_PAGE = b"<!DOCTYPE html><html><head><title>403 Forbidden</title></head><body>Access denied.</body></html>\n"
 
@@ -158,7 +158,7 @@ def _write_text(pairs: list[Pair], ids: list[str], position: int, template: bool
     told = pairs[pair.told] if pair.told >= 0 else pair
     if template:
         labels = {NO_FINDING: int(not told.case.lesions), **_label_case(told.case)}
-        return template_report(labels, ids[position], config.seed, word_budget=_TEMPLATE_WORDS)
+        return template_report(labels, ids[position], config.seed, _TEMPLATES)
     return write_report(told.case, stream(config.seed, "report", position), told.prior)
 
 
