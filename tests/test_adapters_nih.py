@@ -7,10 +7,11 @@ from chexstudy.cohort.adapters import build_source, list_annotations
 from chexstudy.cohort.adapters.datasets.nih import SPEC
 from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
 from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 
-FINDINGS = SPEC.columns["findings"][1:]
+FINDINGS = [canonical_name(name) for name in SPEC.columns["findings"][1:]]
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
 ROWS = (
     "00000001_000.png,Cardiomegaly|Pleural_Thickening,0,1,58,M,PA",

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -55,7 +56,7 @@ def guess_source(data_root: str | Path) -> str:
 def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list:
     """What the folder of a source holds of where organs and findings are on some images."""
     listed = DATASETS[name].list_annotations(DATASETS[name].open(folder)) if name in DATASETS else []
-    return [one for one in listed if one.image_id in image_ids]
+    return [replace(one, structure=canonical_name(one.structure)) for one in listed if one.image_id in image_ids]
 
 
 def tabulate_sources() -> pd.DataFrame:

@@ -30,6 +30,7 @@ from chexstudy.cohort.adapters.layout import (
     parse_years,
     resolve_links,
 )
+from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.pseudo_reports import TemplateRules, template_report
 from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing
 from chexstudy.cohort.splits import carve_validation, split_patients
@@ -85,6 +86,7 @@ class DatasetSpec:
     split_lists: Mapping[str, str] = field(default_factory=dict)
     list_annotations: Callable[[Download], list] = lambda download: []
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> what it can be, the default first
+    templates: TemplateRules = field(default_factory=TemplateRules)  # of the reports that are written from its labels
     patients_of: str = ""  # the source whose numbers its patients have; its own if empty
     exposure: str = ""  # other sets with the same images: after training on one, the other is no test
 
@@ -175,10 +177,10 @@ def check_dataset(
         if is_there.any() and not is_there.all():
             notes[NOT_IN_FOLDER] = int((~is_there).sum())
             table = table[is_there]
-    report = check_manifest(table, mapping, download.table.name, finder, seed, templates=True)
+    report = check_manifest(table, mapping, download.table.name, finder, seed, spec.templates)
     if report.cohort is None:
         return report
-    cohort = report.cohort
+    cohort = report.cohort.rename(columns={name: canonical_name(name) for name in mapping.findings()})
     if spec.patients_of:
         cohort["patient_id"] = spec.patients_of + cohort["patient_id"].str.removeprefix(spec.name)
     if "patient_id" not in mapping.single_columns():
@@ -189,12 +191,17 @@ def check_dataset(
 
 
 def check_manifest(
-    table: pd.DataFrame, mapping: ColumnMapping, origin: str, finder: ImageFinder, seed: int, templates: bool = False
+    table: pd.DataFrame,
+    mapping: ColumnMapping,
+    origin: str,
+    finder: ImageFinder,
+    seed: int,
+    templates: TemplateRules | None = None,
 ) -> ManifestReport:
     """Build a cohort without raising and say everything that is wrong.
 
-    ``table`` has one row an image, every cell text or missing; ``origin`` is what messages call it; ``templates`` says
-    whether an image whose report says nothing gets one that is written from its labels.
+    ``table`` has one row an image, every cell text or missing; ``origin`` is what messages call it. By ``templates``
+    an image whose report says nothing gets one from its labels; without them only a cohort without reports does.
     """
     problems = _find_column_problems(table, mapping, origin)
     if problems:
@@ -299,7 +306,12 @@ def _list_asked(table: pd.DataFrame, mapping: ColumnMapping) -> list[tuple[str, 
 
 
 def _translate(
-    table: pd.DataFrame, mapping: ColumnMapping, origin: str, finder: ImageFinder, seed: int, templates: bool
+    table: pd.DataFrame,
+    mapping: ColumnMapping,
+    origin: str,
+    finder: ImageFinder,
+    seed: int,
+    templates: TemplateRules | None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cohort, and what is wrong with it that the contract's own validation would not tell as well."""
     cells = {name: table[column] for name, column in mapping.single_columns().items()}
@@ -361,7 +373,7 @@ def _translate_words(cells: pd.Series, kind: str, mapping: ColumnMapping) -> pd.
 
 
 def _write_reports(
-    cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, seed: int, templates: bool
+    cohort: pd.DataFrame, table: pd.DataFrame, mapping: ColumnMapping, seed: int, templates: TemplateRules | None
 ) -> None:
     columns = mapping.report_columns()
     cohort["report"] = [
@@ -374,10 +386,10 @@ def _write_reports(
         for row in table[columns].fillna("").to_dict("records") or [{}] * len(table)
     ]
     cohort["report_origin"] = "written"
-    if templates or not columns:
+    if templates is not None or not columns:
         silent = cohort["report"] == ""
         labels = cohort.loc[silent, list(mapping.findings())].to_dict("records")
-        rules = TemplateRules(word_budget=mapping.word_budget)
+        rules = templates or TemplateRules(word_budget=mapping.word_budget)
         cohort.loc[silent, "report"] = [
             template_report(row, image_id, seed, rules)
             for row, image_id in zip(labels, cohort.loc[silent, "image_id"], strict=True)
