@@ -1,3 +1,6 @@
+import tarfile
+from xml.etree import ElementTree
+
 import pytest
 
 from chexstudy.cohort.reports import split_sections, training_text
@@ -50,6 +53,18 @@ BODY = "There is a small left effusion and the heart is large."
         ("FINDINGS: Clear lungs. Comparison: None. Effusion is new.", "Clear lungs. Effusion is new.", ""),
         (f"FINDINGS: Comparison: None. {BODY}", BODY, ""),
         ("No acute\nfindings\nare seen.", "No acute findings are seen.", ""),
+        # Titles that MIMIC-CXR writes where others write "findings"; within findings they are a part of them.
+        (f" FINAL REPORT\n INDICATION:  ___F with cough\n\n PA AND LATERAL VIEWS OF THE CHEST:  {BODY}\n", BODY, ""),
+        (f" PORTABLE CHEST, ONE VIEW:\n\n {BODY}\n\n IMPRESSION:  Effusion.\n", BODY, "Effusion."),
+        ("FINDINGS:\nCHEST: Clear.\nABDOMEN: Gas.", "CHEST: Clear. ABDOMEN: Gas.", ""),
+        ("HISTORY OF CHEST PAIN: yes", "HISTORY OF CHEST PAIN: yes", ""),
+        # CANDID-PTX: a comment is all that was seen, or what is made of it.
+        (f"Medical question: pneumothorax?\nComment: {BODY}", BODY, ""),
+        (f"Comments\n{BODY}", BODY, ""),
+        (f"Findings: {BODY}\nComment: Heart failure.", BODY, "Heart failure."),
+        (f"Comment: {BODY}\nImpression: Heart failure.", BODY, "Heart failure."),
+        (f"Findings: {BODY}\nComment: No drain.\nImpression: Effusion.", f"{BODY} No drain.", "Effusion."),
+        ("No comment is made: clear lungs.", "No comment is made: clear lungs.", ""),
         # Other languages.
         (
             "INDICATION : toux.\nTECHNIQUE : face.\nRÉSULTATS : poumons clairs.\nCONCLUSION : normal.",
@@ -57,6 +72,26 @@ BODY = "There is a small left effusion and the heart is large."
         ),
         ("INDICATION\xa0: toux.\n\nPoumons clairs.", "Poumons clairs.", ""),
         ("Befund: Erguss links.\nBeurteilung: Erguss.", "Erguss links.", "Erguss."),
+        # Accents are missing where a report is in capitals.
+        (
+            "RENSEIGNEMENTS CLINIQUES : toux.\nINCIDENCE : face.\nRESULTATS : Coeur normal.\nSYNTHESE : Normal.",
+            *("Coeur normal.", "Normal."),
+        ),
+        (
+            "RADIOGRAPHIE DU THORAX\n\nOpacité basale droite./ Pas d'épanchement./",
+            "Opacité basale droite. Pas d'épanchement.",
+            "",
+        ),
+        (
+            "Motivo: tos.\nTécnica: PA y lateral.\nHallazgos: Pulmones claros.\nImpresión diagnóstica: Normal.",
+            *("Pulmones claros.", "Normal."),
+        ),
+        (
+            "Rx de tórax PA\n\nDATOS CLINICOS: tos.\n\nPulmones claros.\n\nCONCLUSION: Normal.",
+            "Pulmones claros.",
+            "Normal.",
+        ),
+        ("cardiomegali . senos costofrenic libr .", "cardiomegali . senos costofrenic libr .", ""),
         ("检查所见：双肺清晰。\n印象：正常", "双肺清晰。", "正常"),
     ],
 )
@@ -118,3 +153,20 @@ def test_words_for_nothing_are_no_report(report):
 )
 def test_the_training_text_is_findings_then_impression(report, text):
     assert training_text(report) == text
+
+
+def test_real_reports_give_the_sections_that_their_authors_marked(real_data):
+    given = dict.fromkeys(("findings", "impression"), 0)
+    with tarfile.open(real_data / "openi" / "NLMCXR_reports.tgz") as archive:
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            marked = {
+                one.get("Label"): one.text or ""
+                for one in ElementTree.fromstring(archive.extractfile(member).read()).iter("AbstractText")
+            }
+            sections = split_sections("\n".join(f"{label}: {text}" for label, text in marked.items()))
+            for name, text in sections.items():
+                official = " ".join(marked[name.upper()].split())
+                # Two reports hold tags of web pages, three "end of report", and one another report.
+                assert bool(text) == bool(official)
+                given[name] += text == official
+    assert given == {"findings": 3954, "impression": 3949}
