@@ -26,7 +26,8 @@ Tasks, by what writes them:
 - several budgets: budget_zero_shot, budget_zero_shot_difference, budget_saving
 - ablation: ablation_curation, ablation_zero_shot, ablation_zero_shot_difference
 - methods of curation: method_curation, method_zero_shot, method_zero_shot_difference
-- images alone: self_supervision, self_supervision_difference, self_supervision_resolution
+- images alone: self_supervision, self_supervision_difference, self_supervision_resolution, self_supervision_source,
+  self_supervision_source_difference
 - adaptation: adaptation, adaptation_difference, outcome; attention
 - label budget: learning_curve, curve_family, label_forecast, label_plan
 """

@@ -40,6 +40,7 @@ glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768
 glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 supervised_epochs = 6  # epochs in which the encoder is trained on the labels alone, to hold against; 0 for none
 beside: list[str] = ["curated", "full"]  # contrastive arms of the study whose image encoders are held against
+data_by = "source"  # column of the cohort whose values are an arm's data each: source, or view in place of it
 sides: list[int] = []  # sides in pixels at which an encoder looks, at most that of the stored images; empty for three
 patch_side = 0  # side in pixels at which patches are looked at; 0 for that of the stored images
 patch_images = 400  # test images whose patches are looked at
@@ -120,6 +121,22 @@ tabulate_encoders(results)
 
 # %%
 figures.self_supervised_arms.show(study, results)
+
+# %% [markdown]
+# ## X11. Pretraining data
+#
+# One source against all, at equal images and equal compute: an arm sees the training images of one source alone,
+# another as many drawn from all, as many as the smallest source has. Heads are fitted to the labels of all sources and
+# judged on the test of each, so that every encoder is measured on a source of its own and on others. A cohort of one
+# source has nothing to compare.
+
+# %%
+from chexstudy.experiments.self_supervised_arms import POOLED, SOURCE, SOURCE_DIFFERENCE, train_by_source
+
+by_source = train_by_source(study.run, study.cohort, data_by, seeds, config, device, arms_at_once)
+tasks = (SOURCE, SOURCE_DIFFERENCE)
+sourced = judge_encoders(evaluation, by_source, seeds, heads, (), arms_at_once, reference=POOLED, tasks=tasks)
+figures.self_supervised_sources.show(study, add_results(study.run, sourced))
 
 # %% [markdown]
 # ## X10. Resolution

@@ -14,7 +14,10 @@ from chexstudy.evaluation.adaptation.training import Recipe
 from chexstudy.evaluation.context import Evaluation, load_arm_encoder
 from chexstudy.experiments.self_supervised_arms import (
     CURATED,
+    POOLED,
     RANDOM,
+    SOURCE,
+    SOURCE_DIFFERENCE,
     UNTRAINED,
     compare_sides,
     judge_arms,
@@ -22,11 +25,14 @@ from chexstudy.experiments.self_supervised_arms import (
     plan_self_supervision,
     plan_supervision,
     read_histories,
+    train_by_source,
     train_self_supervised,
 )
+from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.self_supervision import (
     self_supervised_arms,
     self_supervised_resolution,
+    self_supervised_sources,
     self_supervised_training,
     tabulate_encoders,
 )
@@ -150,3 +156,51 @@ def test_every_training_is_judged_in_words(trained):
     chosen = self_supervised_training.choose(histories, verdicts)
     assert self_supervised_training.conclude(*chosen).count("\n") == 2
     assert self_supervised_training.plot(*chosen)
+
+
+def test_one_source_is_held_against_as_many_images_of_all(trained):
+    run, _ = trained
+    cohort = read_cohort(run.path("cohort.parquet"))
+    # Every second patient; of the last source there are too few for a batch.
+    patients = cohort.patient_id.str.removeprefix("tiny/p").astype(int)
+    cohort = cohort.assign(source=np.where(patients % 2 == 0, "a-b", "c").astype(object))
+    cohort.loc[patients < 3, "source"] = "few"
+    training = cohort[cohort.split == "train"].set_index("image_id").source
+    arms = train_by_source(run, cohort, "source", [0], CONFIG, "cpu")
+    assert arms == [UNTRAINED, "by_a_b.self_supervised_source", "by_c.self_supervised_source", POOLED]
+    seen = {arm: training[run.read_table(f"{arm_folder(arm, 0)}/subset.parquet").image_id] for arm in arms[1:]}
+    sizes = training.value_counts()
+    assert {len(one) for one in seen.values()} == {sizes["a-b"]}
+    assert sizes["few"] < 24 <= sizes["a-b"] < sizes["c"]
+    assert [set(one) for one in seen.values()][:2] == [{"a-b"}, {"c"}]
+    assert {"a-b", "c"} <= set(seen[POOLED])
+    costs = read_costs(run, arms[1:], [0])
+    assert costs.steps.nunique() == 1
+    assert costs.pairs_trained.nunique() == 1
+
+    evaluation = Evaluation(run, cohort, open_pixel_store(run), resamples=20)
+    heads, tasks = [HeadPlan("neighbours")], (SOURCE, SOURCE_DIFFERENCE)
+    rows = judge_encoders(evaluation, arms, [0], heads, reference=POOLED, tasks=tasks)
+    auroc = rows[(rows.task == SOURCE) & (rows.metric == "auroc") & (rows.finding == "macro") & (rows.seed == 0)]
+    assert set(auroc.data_set) == {"a-b/test", "c/test"}
+    assert set(auroc.arm) == {
+        "untrained",
+        "by_a_b",
+        "by_c",
+        "by_all_sources",
+    }
+    values = auroc.set_index(["data_set", "arm"]).value
+    minus = rows[(rows.task == SOURCE_DIFFERENCE) & (rows.finding == "macro") & (rows.metric == "auroc_difference")]
+    minus = minus[minus.reference == "by_all_sources"].set_index(["data_set", "arm"]).value
+    assert minus["c/test", "by_c"] == pytest.approx(values["c/test", "by_c"] - values["c/test", "by_all_sources"])
+    chosen = self_supervised_sources.choose(rows)
+    labels = [label.get_text() for label in self_supervised_sources.plot(*chosen).axes[0].get_yticklabels()]
+    assert "c alone, the test's own" in labels
+    assert "a b alone" in labels
+
+    alone = train_by_source(run, cohort.assign(source="c"), "source", [0], CONFIG, "cpu")
+    assert alone == [UNTRAINED]
+    with pytest.raises(NothingToDraw, match="training images of two sources"):
+        self_supervised_sources.choose(judge_encoders(evaluation, alone, [0], heads, reference=POOLED, tasks=tasks))
+    with pytest.raises(StudyError, match="no column 'hospital'"):
+        train_by_source(run, cohort, "hospital", [0], CONFIG, "cpu")

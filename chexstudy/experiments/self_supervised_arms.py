@@ -6,11 +6,13 @@ to the methods of `chexstudy.curation.methods`, which choose by what the teacher
 takes one plain view, a few hundredths of a step on it, so that equal images are equal compute but for that.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from chexstudy.curation.online.configuration import CuratorConfig
 from chexstudy.errors import StudyError
@@ -25,12 +27,15 @@ from chexstudy.pretraining.arms.definitions import (
     arm_folder,
     find_arm,
     name_arms,
+    name_method_arm,
     name_untrained,
     name_variant,
     read_costs,
+    subset_artifact,
 )
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig, list_variables, read_constants
+from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.self_supervision.collapse import Verdict, judge_training
 from chexstudy.pretraining.training.subsets import choose_training_subset
 from chexstudy.results import COLUMNS, OVER_SEEDS, join_rows
@@ -39,8 +44,12 @@ from chexstudy.runs import Run
 VARIANT = "self_supervised"
 TASK, DIFFERENCE = "self_supervision", "self_supervision_difference"
 RESOLUTION, SECONDS = "self_supervision_resolution", "seconds_an_image"
+SOURCE, SOURCE_DIFFERENCE = "self_supervision_source", "self_supervision_source_difference"
 CURATED, RANDOM = (name_variant(arm, VARIANT) for arm in ("curated", "random_same_data"))
 UNTRAINED = name_variant("untrained", VARIANT)
+OF_SOURCE = f"{VARIANT}_source"  # variant of arms that see images of one source, or as many of all
+ALL_SOURCES = "all_sources"
+POOLED = name_variant(name_method_arm(ALL_SOURCES), OF_SOURCE)
 ARMS = (
     *("full", "random_same_compute", "random_same_data", "curated"),
     *("by_budgeted", "by_hierarchical", "by_semdedup"),
@@ -88,6 +97,52 @@ def train_self_supervised(
     return [name_untrained(config), *named]
 
 
+def name_source(source: str) -> str:
+    """The arm that sees one source's images, without its variant."""
+    return name_method_arm(re.sub(r"\W", "_", str(source)))
+
+
+def train_by_source(
+    run: Run,
+    cohort: pd.DataFrame,
+    column: str,
+    seeds: Sequence[int],
+    config: PretrainingConfig,
+    device: str = "auto",
+    workers: int = 1,
+) -> list[str]:
+    """Train an arm on each source's images, and one on as many of all: as many as the smallest source has.
+
+    All take the same number of steps from the same start, without a warm-up, which would show them every source. A
+    source with fewer images than a batch has no arm of its own.
+
+    Args:
+        column: of the cohort, whose values are taken for sources.
+
+    Gives the start and the arms; the start alone where there are fewer than two sources.
+    """
+    training = cohort[cohort.split == "train"]
+    if column not in training:
+        raise StudyError(f"the cohort has no column {column!r} to tell sources by: use source, view or sex.")
+    sources = training[column].map(name_source)
+    sizes = sources.value_counts().sort_index()
+    sizes = sizes[sizes >= config.batch_size]
+    if len(sizes) < 2:
+        return [name_untrained(config)]
+    drawn_from = {arm: training.image_id[sources == arm] for arm in sizes.index}
+    drawn_from |= {name_method_arm(ALL_SOURCES): training.image_id}
+    own = replace(config, warm_up_epochs=0, subset_epochs=config.warm_up_epochs + config.subset_epochs)
+    for seed in seeds:
+        generator = RandomStreams(seed, config.fixed_streams).generator("subset")
+        for arm, images in drawn_from.items():
+            rows = torch.randperm(len(images), generator=generator)[: int(sizes.min())].sort().values
+            subset = pd.DataFrame({"image_id": images.iloc[rows.numpy()], "weight": 1.0})
+            run.write_table(subset_artifact(find_arm(name_variant(arm, OF_SOURCE)).method, seed), subset)
+    arms = [name_variant(arm, OF_SOURCE) for arm in drawn_from]
+    train_arms(run, [*arms, name_untrained(config)], seeds, config, device, workers, {OF_SOURCE: own})
+    return [name_untrained(config), *arms]
+
+
 def read_histories(run: Run, arms: Sequence[str], seed: int) -> dict[str, pd.DataFrame]:
     """The steps of trained arms by name, those of the warm-up among those of an arm that starts with it."""
     return {arm: run.read_table(f"{arm_folder(arm, seed)}/history.parquet") for arm in arms if arm != UNTRAINED}
@@ -112,16 +167,20 @@ def judge_encoders(
     probes: Sequence[HeadPlan],
     supervised: Sequence[HeadPlan] = (),
     workers: int = 1,
+    reference: str = RANDOM,
+    tasks: tuple[str, str] = (TASK, DIFFERENCE),
 ) -> pd.DataFrame:
-    """AUROC and average precision of every head on every encoder, and each encoder minus random and untrained.
+    """AUROC and average precision of every head on every encoder, and each encoder minus a reference and untrained.
 
     Args:
-        arms: of `train_self_supervised`, and contrastive ones to hold them against.
+        arms: of `train_self_supervised`, and contrastive ones to hold them against; or of `train_by_source`.
         supervised: heads that tune the encoder itself, from the first arm.
+        reference: the arm that the others are held against, random images if it is not said.
+        tasks: what values and differences are called.
 
-    Gives rows of the results table under tasks of their own; none for a cohort without labels.
+    Gives rows of the results table under these tasks; none for a cohort without labels, or where nothing was trained.
     """
-    if not evaluation.findings:
+    if not evaluation.findings or len(arms) < 2:
         return pd.DataFrame(columns=COLUMNS)
     adapt_arms(evaluation, arms, seeds, probes, workers)
     adapt_arms(evaluation, arms[:1], seeds, supervised, workers)
@@ -131,15 +190,15 @@ def judge_encoders(
     )
     values = add_costs(values.drop(columns=["flops", "seconds"]), read_costs(evaluation.run, arms, seeds))
     pairs = [
-        ((arm, probe), (reference, probe))
-        for reference in (RANDOM, arms[0])
-        if reference in arms
+        ((arm, probe), (other, probe))
+        for other in (reference, arms[0])
+        if other in arms
         for arm in arms
-        if arm != reference and not (arm == arms[0] and reference == RANDOM)
+        if arm != other and not (arm == arms[0] and other == reference)
         for probe in probes
     ]
     differences = compare_adaptation(evaluation, seeds, pairs)
-    names = {f"adaptation{end}": task for end, task in (("", TASK), ("_difference", DIFFERENCE))}
+    names = {f"adaptation{end}": task for end, task in zip(("", "_difference"), tasks, strict=True)}
     rows = join_rows(values, differences)
     return name_arms(rows.assign(task=rows.task.map(names)))
 

@@ -10,7 +10,19 @@ from matplotlib.ticker import MaxNLocator
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.experiments.self_supervised_arms import DIFFERENCE, RESOLUTION, SECONDS, SUPERVISED, TASK, VARIANT
+from chexstudy.experiments.self_supervised_arms import (
+    ALL_SOURCES,
+    DIFFERENCE,
+    OF_SOURCE,
+    RESOLUTION,
+    SECONDS,
+    SOURCE,
+    SOURCE_DIFFERENCE,
+    SUPERVISED,
+    TASK,
+    VARIANT,
+    name_source,
+)
 from chexstudy.plots.adaptation import HEADS, name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import (
@@ -22,7 +34,7 @@ from chexstudy.plots.forest import (
     forest_height_mm,
     level_groups,
 )
-from chexstudy.plots.looks import GREY, SEQUENCE, ArmStyle, arm_style
+from chexstudy.plots.looks import ACCENT, GREY, SEQUENCE, ArmStyle, arm_style
 from chexstudy.plots.measurements import (
     interval,
     prefer_data_set,
@@ -46,6 +58,7 @@ _NAMES = {
     "by_budgeted": ("Budgeted bands", SEQUENCE[4]),
     "by_hierarchical": ("Hierarchical k-means", SEQUENCE[3]),
     "by_semdedup": ("SemDeDup", SEQUENCE[6]),
+    f"by_{ALL_SOURCES}": ("All sources", "#222222"),
 }
 # What is watched, with the words over its panel; those that a history lacks are not drawn.
 _WATCHED = {
@@ -66,7 +79,9 @@ _FEW = 12  # looks, each of which gets a mark
 
 def style_encoder(arm: str, variant: str) -> ArmStyle:
     """The look of an arm on images alone, or of a contrastive one beside them."""
-    if variant != VARIANT:
+    if variant == OF_SOURCE and arm not in _NAMES:
+        return ArmStyle(f"{arm.removeprefix('by_').replace('_', ' ')} alone", SEQUENCE[1], "o")
+    if variant not in (VARIANT, OF_SOURCE):
         plain = arm_style(arm)
         return ArmStyle(f"Image and text: {plain.name.lower()}", plain.colour, "D")
     name, colour = _NAMES.get(arm, (arm_style(arm).name, SEQUENCE[5]))
@@ -226,6 +241,68 @@ def tabulate_encoders(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFr
     return table[[group for group in (MACRO, *TIERS, "n") if group in table]]
 
 
+# --- one source against all -------------------------------------------------------------------------------------------
+
+
+def _select_sources(results: pd.DataFrame) -> tuple:
+    """Macro AUROC of every encoder by test set and head, and its differences from the one that saw all sources."""
+    rows = select_rows(results, SOURCE, metric="auroc", finding=MACRO)
+    require_rows(rows, "training images of two sources; -p data_by view takes views for sources")
+    wanted = {"metric": "auroc_difference", "finding": MACRO, "reference": f"by_{ALL_SOURCES}"}
+    return rows, select_rows(results, SOURCE_DIFFERENCE, **wanted)
+
+
+def _plot_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
+    """By test set and head, every encoder; and each minus the one that saw all sources."""
+    values, minus, tables = {}, {}, {SOURCE: rows, SOURCE_DIFFERENCE: differences}
+    for data_set in sorted(set(rows.data_set)):
+        for head in sorted(set(rows["head"]), key=list(HEADS).index):
+            heading = f"{name_data_set(data_set)}: {name_head(head)}"
+            one, other = (select_rows(table, task, data_set=data_set, head=head) for task, table in tables.items())
+            values[data_set, head] = Group(heading, _list_sources(one))
+            minus[data_set, head] = Group("", _list_sources(other, rows))
+    figure = new_figure(height_mm=forest_height_mm(level_groups(list(values.values()))) + 18)
+    titles = {"a": "By test set and head", "b": "Minus all sources"}
+    draw_values_and_differences(figure, values, minus, ("AUROC, all findings", "Difference in AUROC"), titles, 0.5)
+    for axes in figure.axes[1:]:
+        axes.set_yticklabels([])
+    return figure
+
+
+def _list_sources(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> list[Estimate]:
+    """Estimates in the order of encoders; marks are filled where the encoder saw the test's own source alone."""
+    found = {(row.arm, row.variant): row for row in summarise_seeds(rows).itertuples()} if len(rows) else {}
+    estimates = []
+    for key in order_encoders(rows if everything is None else everything):
+        if key in found:
+            row, style = found[key], style_encoder(*key)
+            own = name_source(row.data_set.partition("/")[0]) == row.arm
+            label = f"{style.name}, the test's own" if own else style.name
+            look = ArmStyle(style.name, ACCENT, "D") if own else style
+            estimates.append(Estimate(label, interval(row), look, seed_values(rows, arm=row.arm)))
+    return estimates
+
+
+def _describe_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> str:
+    return (
+        "Pretraining data: encoders that learned from the training images of one source alone, or from as many of all "
+        "sources, in as many steps from one start, and that start. Heads are fitted to the labels of all sources and "
+        "judged on each one's test; diamonds: the encoder has seen other images of that source alone. "
+        f"{'b, paired by patient and seed. ' if len(differences) else ''}" + describe_interval(rows)
+    )
+
+
+def _conclude_sources(_: pd.DataFrame, differences: pd.DataFrame) -> str:
+    trained = differences[differences.variant == OF_SOURCE]
+    words = [
+        f"{style_encoder(row.arm, row.variant).name} on {name_data_set(row.data_set)} by {name_head(row.head)} "
+        f"{write_row(row, '+.3f')}"
+        for row in summarise_seeds(trained).itertuples()
+        if row.ci_low > 0 or row.ci_high < 0
+    ]
+    return f"One source minus all, apart from zero: {'; '.join(words) or 'none'}."
+
+
 # --- resolution ------------------------------------------------------------------------------------------------------
 
 
@@ -278,5 +355,8 @@ self_supervised_training = Figure(
 )
 self_supervised_resolution = Figure(
     "self_supervised_resolution", _select_resolution, _plot_resolution, _describe_resolution, _conclude_resolution
+)
+self_supervised_sources = Figure(
+    "self_supervised_sources", _select_sources, _plot_sources, _describe_sources, _conclude_sources
 )
 self_supervised_arms = Figure("self_supervised_arms", _select_arms, _plot_arms, _describe_arms, _conclude_arms)
