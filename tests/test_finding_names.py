@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from chexstudy.cohort import finding_names
-from chexstudy.cohort.adapters import tabulate_crosswalk
+from chexstudy.cohort.adapters import DATASETS, tabulate_crosswalk
+from chexstudy.cohort.adapters.column_mapping import ColumnMapping
 from chexstudy.cohort.finding_names import canonical_name
 
 
@@ -83,3 +84,9 @@ def test_the_crosswalk_says_what_each_source_calls_a_finding():
         "Pleural Effusion": ["", "Effusion"],
     }
     assert table.index[0] == "Edema"
+
+
+@pytest.mark.parametrize("source", DATASETS)
+def test_no_data_set_has_two_findings_of_one_name(source):
+    names = [canonical_name(name) for name in ColumnMapping(columns=DATASETS[source].columns).findings()]
+    assert len(names) == len(set(names))
