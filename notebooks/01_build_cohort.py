@@ -79,6 +79,17 @@ findings = count_findings(cohort, "train").sort_values("present", ascending=Fals
 findings
 
 # %% [markdown]
+# ## What each source calls a finding
+#
+# Where sources are joined, the same finding goes by one name, and nothing else is merged: a mass of one source is no
+# nodule or mass of another. Empty: the source does not state it, which is not absent.
+
+# %%
+from chexstudy.cohort.adapters import tabulate_crosswalk
+
+tabulate_crosswalk(cohort) if cohort.source.nunique() > 1 else "one source, and no names to join"
+
+# %% [markdown]
 # ## How long the reports are
 #
 # Words by source, with the percentiles that CheXficient reports in tokens.
