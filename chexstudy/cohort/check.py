@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters import guess_source, read_source
+from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW
 from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, NOT_IN_FOLDER, PATIENTS_UNIFIED, UNUSED
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import lacks_report, set_aside_empty_reports
@@ -111,7 +112,8 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
 
 
 def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
-    remarks = [told.format(cohort.attrs[note]) for note, told in _NOTES.items() if note in cohort.attrs]
+    notes = {note: told for note, told in cohort.attrs.items() if told and note != IMAGES_WITHOUT_ROW}
+    remarks = [_NOTES.get(note, note.replace("_", " ") + ": {}.").format(told) for note, told in notes.items()]
     images = cohort["patient_id"].value_counts()
     if len(images) > 1 and images.iloc[0] > len(cohort) / 2:
         first = name_place(places, int((cohort["patient_id"] == images.index[0]).to_numpy().argmax()))

@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -52,6 +53,16 @@ _OPENING_ELEMENTS = (
 def is_dicom(data: bytes) -> bool:
     """Whether the bytes begin as a DICOM file does; old ones have no preamble and begin with their first element."""
     return data[128:132] == b"DICM" or data[:4] in _OPENING_ELEMENTS
+
+
+def read_tags(path: str | Path, names: Sequence[str]) -> list[str]:
+    """What the header of a DICOM file says under these keywords; empty where it says nothing, or cannot be read."""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(names), force=True)
+        return [str(header.get(name) or "") for name in names]
+    except Exception:
+        # pydicom raises nearly anything on damaged bytes; what is wrong is told when the pixels are read.
+        return [""] * len(names)
 
 
 def decode_dicom(data: bytes) -> tuple[np.ndarray, str]:
