@@ -1,6 +1,7 @@
 """Adapters: a public data set, each one file that registers itself, or a folder of one's own, to a cohort table."""
 
 import difflib
+import fnmatch
 import os
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
@@ -39,9 +40,14 @@ def guess_source(data_root: str | Path) -> str:
     files = list_files(folder) if folder.is_dir() else [folder.name]
     if any(name.endswith(SHARDS) for name in files if "/" not in name):
         return "webdataset"
-    ends = {"/".join(name.split("/")[-parts:]).removesuffix(".gz") for name in files for parts in range(1, 4)}
+    paths = [f"{folder.name}/{name}".removesuffix(".gz").split("/") for name in files]
+    ends = {"/".join(path[-parts:]) for path in paths for parts in range(1, 4)}
+
+    def is_there(sign: str) -> bool:
+        return bool(fnmatch.filter(ends, sign)) if "*" in sign else sign.removesuffix(".gz") in ends
+
     signs = {spec.name: spec.told_by or spec.tables for spec in DATASETS.values()}
-    told = [source for source, names in signs.items() if any(name.removesuffix(".gz") in ends for name in names)]
+    told = [source for source, names in signs.items() if any(map(is_there, names))]
     if len(told) > 1:
         raise StudyError(f"{folder} may be {' or '.join(told)}: say which with --source, or give the folder of one.")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

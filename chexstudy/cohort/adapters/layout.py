@@ -3,6 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -82,7 +83,8 @@ class Download:
     def find(self, *names: str) -> Path | None:
         """The file that goes by one of these names or ends of paths, the first that is there, as it is or as ``.gz``.
 
-        Of several, the one nearest to the folder is meant; two as near are two releases, and refused.
+        A name may hold ``*`` for what differs between deliveries. Of several, the one nearest to the folder is meant;
+        two as near are two releases, and refused.
         """
         for name in names:
             found = self._find_tail(name) or self._find_tail(f"{name}.gz") or self._find_tail(name.removesuffix(".gz"))
@@ -110,8 +112,20 @@ class Download:
         require_columns(table, columns, path.name)
         return table
 
+    def read_each(self, *names: str, columns: Iterable[str] = ()) -> pd.DataFrame:
+        """Those of several CSV files that are there, one below another; the place of a row says its file too."""
+        tables = []
+        for path in [path for name in names if (path := self.find(name))] or [self.require(*names)]:
+            table = read_text_table(path)
+            require_columns(table, columns, path.name)
+            tables.append(table.set_axis(pd.Index([f"{line} of {path.name}" for line in table.index], name="line")))
+        return pd.concat(tables)
+
     def _find_tail(self, name: str) -> list[str]:
         tail = _plain_path(name)
+        if "*" in tail:
+            files = (file for files in self._by_name.values() for file in files)
+            return [file for file in files if fnmatchcase(f"/{_plain_path(file)}", f"*/{tail}")]
         named_so = self._by_name.get(os.path.basename(tail), [])
         return [file for file in named_so if f"/{_plain_path(file)}".endswith(f"/{tail}")]
 

@@ -78,8 +78,10 @@ class DatasetSpec:
     read: Callable[[Download, Mapping[str, str]], pd.DataFrame] = _read_own_table
     # Kind of word (`column_mapping.WORDS`) -> word of the table, in lower case -> value of the contract.
     words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    tables: tuple[str, ...] = ()  # names that its table goes by, the newest first
-    told_by: tuple[str, ...] = ()  # files or ends of paths, any of which tells the set; its tables, if none is given
+    # Files or ends of paths, ``*`` for what differs between deliveries: those its table goes by, the newest first, and
+    # those that tell the set (its tables, if none is given; the path of the folder's own name on).
+    tables: tuple[str, ...] = ()
+    told_by: tuple[str, ...] = ()
     is_image: Callable[[str], bool] = is_image  # which files, by their paths from the folder, are its radiographs
     is_own_name: Callable[[str], bool] = lambda name: False  # whether an image's name, without ending, tells the set
     # Split -> the file that lists its images; of one list fewer than splits, the last one is what is not listed.
