@@ -47,7 +47,10 @@ def guess_source(data_root: str | Path) -> str:
         return bool(fnmatch.filter(ends, sign)) if "*" in sign else sign.removesuffix(".gz") in ends
 
     signs = {spec.name: spec.told_by or spec.tables for spec in DATASETS.values()}
-    told = [source for source, names in signs.items() if any(map(is_there, names))]
+    seen = {source: list(filter(is_there, names)) for source, names in signs.items()}
+    # A sign that says in which folder a file lies goes before that of a set with a file of the same name.
+    placed = {name.rpartition("/")[2] for names in seen.values() for name in names if "/" in name}
+    told = [source for source, names in seen.items() if not placed.issuperset(names)]
     if len(told) > 1:
         raise StudyError(f"{folder} may be {' or '.join(told)}: say which with --source, or give the folder of one.")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

@@ -127,7 +127,8 @@ def describe(module: str, **code: Callable) -> DatasetSpec:
         name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
     }
     told.pop("data", None)
-    return DatasetSpec(name=Path(module).stem, **told, **code)
+    templates = TemplateRules(**told.pop("templates", {}))
+    return DatasetSpec(name=Path(module).stem, templates=templates, **told, **code)
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def check_dataset(
         download = spec.open(data_root)
         table = spec.read(download, spec.choose(options))
         table, columns = _read_official_split(table, download, spec)
+        columns = _leave_out_unsaid(table, columns)
     except StudyError as error:
         return ManifestReport((str(error),))
     mapping = ColumnMapping(source=spec.name, columns=columns, values=spec.words)
@@ -258,6 +260,14 @@ def _read_official_split(
             f"{' and '.join(spec.split_lists.values())}: mend the lists, or take both away to split patients at random."
         )
     return table.assign(**{_SPLIT: listed.idxmax(axis=1).astype("str")}), {**spec.columns, "split": _SPLIT}
+
+
+def _leave_out_unsaid(table: pd.DataFrame, columns: Mapping[str, object]) -> dict[str, object]:
+    """The mapping without split and findings of which no row says anything, as where their file was not fetched."""
+    unsaid = set(table.columns[table.isna().all()])
+    findings = ColumnMapping(columns=columns).findings().items()
+    told = {**columns, "findings": {name: column for name, column in findings if column not in unsaid}}
+    return {name: column for name, column in told.items() if column and (name != "split" or column not in unsaid)}
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -370,8 +380,8 @@ def _translate(
 def _translate_words(cells: pd.Series, kind: str, mapping: ColumnMapping) -> pd.Series:
     """Words of the table as values of the contract; unknown words stay as they are, empty cells become None."""
     words = mapping.words(kind)
-    translated = [None if pd.isna(cell) else words.get(plain_word(cell), cell) for cell in cells]
-    return pd.Series(translated, index=cells.index, dtype="object")
+    known = {cell: words.get(plain_word(cell), cell) for cell in cells.dropna().unique()}
+    return cells.astype("object").map(known, na_action="ignore").where(cells.notna(), None)
 
 
 def _write_reports(
