@@ -10,7 +10,7 @@ from PIL import Image
 from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cohort.adapters import build_source, guess_source
-from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
+from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, NOT_IN_FOLDER
 from chexstudy.cohort.reports import split_sections
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
@@ -142,6 +142,98 @@ def test_the_real_reports_of_openi(tmp_path, real_data):
     assert studies.loc["openi/CXR1", "No Finding"] == 1
 
 
+# --- PadChest ---------------------------------------------------------------------------------------------------------
+
+PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+PADCHEST_HEADER = (
+    ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,"
+    "MethodProjection,Pediatric,Modality_DICOM,Manufacturer_DICOM,PhotometricInterpretation_DICOM,"
+    "PixelRepresentation_DICOM,PixelAspectRatio_DICOM,SpatialResolution_DICOM,BitsStored_DICOM,WindowCenter_DICOM,"
+    "WindowWidth_DICOM,Rows_DICOM,Columns_DICOM,XRayTubeCurrent_DICOM,Exposure_DICOM,ExposureInuAs_DICOM,ExposureTime,"
+    "RelativeXRayExposure_DICOM,ReportID,Report,MethodLabel,Labels,Localizations,LabelsLocalizationsBySentence,"
+    "labelCUIS,LocalizationsCUIS"
+)
+PADCHEST_ROWS = (  # patient, year of birth, sex, projection, report, method, labels
+    (
+        "P1",
+        "1930.0",
+        "F",
+        "PA",
+        "cardiomegali . senos libr .",
+        "Physician",
+        "['cardiomegaly', ' laminar atelectasis ']",
+    ),
+    ("P1", "1930.0", "F", "L", "cardiomegali . senos libr .", "Physician", "['cardiomegaly', 'cardiomegaly']"),
+    ("P2", "2013.0", "M", "AP_horizontal", "sin hallazg .", "RNN_model", "['normal']"),
+    (
+        "P3",
+        "",
+        "O",
+        "AP",
+        "mas mediastin .",
+        "RNN_model",
+        "['mediastinal mass', \"drain's tube\", ' alveolar pattern']",
+    ),
+    ("P4", "1890.0", "", "COSTAL", "", "RNN_model", ""),
+    ("P5", "1950.0", "M", "EXCLUDE", "rodill .", "Physician", "['exclude']"),
+    ("P6", "1950.0", "M", "PA", "no valor .", "Physician", "['exclude', ' pneumonia']"),
+)
+
+
+def write_padchest(folder):
+    lines = [PADCHEST_HEADER]
+    for number, (patient, born, sex, projection, report, method, labels) in enumerate(PADCHEST_ROWS):
+        start = [
+            number,
+            f"90{number}_abc.png",
+            number % 2,
+            20140101,
+            f"S{patient}",
+            patient,
+            born,
+            sex,
+            "POSTEROANTERIOR",
+        ]
+        labels = labels.replace('"', '""')
+        end = [projection, "Manual review of DICOM fields", "No", "CR", *[""] * 15, f"R{number}", report, method]
+        cells = [*start, *end, f'"{labels}"', "\"['loc cardiac']\"", '"[[]]"', "['C0018800' 'C0004144']", "[]"]
+        lines.append(",".join(map(str, cells)))
+        save_images(folder, [f"{number % 2}/90{number}_abc.png"])
+    (folder / PADCHEST).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_padchest(tmp_path):
+    folder = write_padchest(tmp_path)
+    assert guess_source(folder) == "padchest"
+    cohort = build_source("padchest", folder, 0)
+    assert list(cohort.image_id) == [f"padchest/90{number}_abc.png" for number in range(5)]
+    assert list(cohort.patient_id) == [f"padchest/P{number}" for number in (1, 1, 2, 3, 4)]
+    assert list(cohort.study_id) == [f"padchest/SP{number}" for number in (1, 1, 2, 3, 4)]
+    assert list(cohort["view"]) == ["PA", "lateral", "AP", "AP", "unknown"]
+    assert list(cohort.sex) == ["F", "F", "M", "unknown", "unknown"]
+    assert list(cohort.age_years.fillna(-1)) == [84, 84, 1, -1, -1]
+    assert cohort.report[0] == "cardiomegali . senos libr ."
+    assert list(cohort.report_origin) == ["written"] * 4 + ["none"]
+    assert tell_labels(cohort) == {
+        "900_abc.png": {"Cardiomegaly", "Atelectasis"},
+        "901_abc.png": {"Cardiomegaly"},
+        "902_abc.png": {"No Finding"},
+        "903_abc.png": set(),
+        "904_abc.png": len(finding_columns(cohort)),
+    }
+    assert cohort.attrs["images_that_padchest_itself_excludes"] == 2
+    assert cohort.attrs[NOT_ENGLISH] == 4
+
+
+def test_padchest_by_physicians_alone_and_with_patterns_as_infiltration(tmp_path):
+    cohort = build_source("padchest", write_padchest(tmp_path), 0, labels="physician", infiltration="patterns")
+    assert list(cohort.Cardiomegaly.fillna(9)) == [1, 1, 9, 9, 9]
+    assert list(cohort.report_origin) == ["written"] * 4 + ["none"]
+    cohort = build_source("padchest", tmp_path, 0, infiltration="patterns")
+    assert list(cohort.Infiltration.fillna(9)) == [0, 0, 0, 1, 9]
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -155,19 +247,45 @@ def rewrite(folder, name, old, new):
         path.write_bytes(data.replace(old, new))
 
 
+XML = ("openi", write_openi, "2.xml")
+COPY = ("openi", write_openi_copy)
+SPANISH = ("padchest", write_padchest, PADCHEST)
+
+
 @pytest.mark.parametrize(
     ("source", "write", "file", "old", "new", "said"),
     [
-        ("openi", write_openi, "2.xml", b"</eCitation>", b"", r"/2\.xml is no report of Open-I, or a damaged one: unp"),
-        ("openi", write_openi, "2.xml", b"parentImage id", b"parentImage name", r"/2\.xml is no report of Open-I, or"),
+        (*XML, b"</eCitation>", b"", r"/2\.xml is no report of Open-I, or a damaged one: unpack"),
+        (*XML, b"parentImage id", b"parentImage name", r"/2\.xml is no report of Open-I, or"),
         (
-            *("openi", write_openi_copy, "indiana_reports.csv", b"MeSH", b"Terms"),
-            r"^indiana_reports\.csv lacks the column 'MeSH'; it has 'uid', 'Terms'",
+            *COPY,
+            "indiana_reports.csv",
+            b"MeSH",
+            b"Terms",
+            r"^indiana_reports\.csv lacks the column 'MeSH'; it has 'uid'",
         ),
         (
-            *("openi", write_openi_copy, "indiana_projections.csv", None, None),
-            r"has no indiana_projections\.csv: set data_root to the folder that holds the Open-I images and ecgen-rad",
+            *COPY,
+            "indiana_projections.csv",
+            None,
+            None,
+            r"has no indiana_projections\.csv: set data_root to the folder th",
         ),
+        (
+            *SPANISH,
+            b"PatientBirth",
+            b"Birth",
+            r"_01\.02\.19\.csv lacks the column 'PatientBirth'; it has 'ImageID', 'Im",
+        ),
+        (
+            *SPANISH,
+            b",P4,",
+            b",9.00001E+35,",
+            r"csv: line 6, column 'PatientID' holds a number that a spreadsheet has rou",
+        ),
+        (*SPANISH, b"hallazg", b"r\xf3tul", r"csv is not UTF-8 text: save it again .*line 4"),
+        (*SPANISH, b",Physician,", b"", r"csv: line 2 has 35 cells where the header"),
+        (*SPANISH, None, None, r"has no PADCHEST_\S+\.csv: set data_root to the folder that"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, source, write, file, old, new, said):

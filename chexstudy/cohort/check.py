@@ -14,7 +14,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters import guess_source, read_source
 from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW
-from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, NOT_IN_FOLDER, PATIENTS_UNIFIED, UNUSED
+from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, NOT_ENGLISH, NOT_IN_FOLDER, PATIENTS_UNIFIED, UNUSED
 from chexstudy.cohort.copies import find_copies
 from chexstudy.cohort.quality import lacks_report, set_aside_empty_reports
 from chexstudy.cohort.table import finding_columns, label_matrix
@@ -23,6 +23,7 @@ from chexstudy.inputs.tables import name_place
 _NOTES = {
     UNUSED: "{}",
     NOT_IN_FOLDER: "{} rows name an image that the folder does not hold: they are left out.",
+    NOT_ENGLISH: "{} reports are not in English, which most text encoders learned from: bring a translation of them.",
     NO_PATIENT_TOLD: "no patient is told: each of {} images counts as one, so that splits are by image.",
     PATIENTS_UNIFIED: "{} patients are written in several ways (letter case, zeros in front): each was taken for one.",
 }

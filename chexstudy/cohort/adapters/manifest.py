@@ -43,9 +43,11 @@ from chexstudy.inputs.yaml_files import read_data_beside
 _VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
 _OLDEST_YEARS = 120
 # Notes in ``cohort.attrs``: how many patients were, how many rows name an image that the folder lacks and are left out,
-# how many images stand for a patient each because nobody is told, and which columns of the table nothing takes.
+# how many images stand for a patient each because nobody is told, how many reports are not in English, and which
+# columns of the table nothing takes.
 PATIENTS_UNIFIED = "patients_written_in_several_ways"
 NOT_IN_FOLDER = "images_named_but_not_in_the_folder_and_left_out"
+NOT_ENGLISH = "written_reports_not_in_english"
 NO_PATIENT_TOLD = "images_taken_for_a_patient_each_because_none_is_told"
 UNUSED = "columns"
 _SPLIT = "official split"
@@ -89,6 +91,7 @@ class DatasetSpec:
     list_annotations: Callable[[Download], list] = lambda download: []
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> what it can be, the default first
     templates: TemplateRules = field(default_factory=TemplateRules)  # of the reports that are written from its labels
+    language: str = "en"  # of its written reports
     patients_of: str = ""  # the source whose numbers its patients have; its own if empty
     exposure: str = ""  # other sets with the same images: after training on one, the other is no test
 
@@ -187,6 +190,8 @@ def check_dataset(
     cohort = report.cohort.rename(columns={name: canonical_name(name) for name in mapping.findings()})
     if spec.patients_of:
         cohort["patient_id"] = spec.patients_of + cohort["patient_id"].str.removeprefix(spec.name)
+    if spec.language != "en":
+        notes[NOT_ENGLISH] = int((cohort["report_origin"] == "written").sum())
     if "patient_id" not in mapping.single_columns():
         notes[NO_PATIENT_TOLD] = len(cohort)
     cohort.attrs.pop(UNUSED, None)
