@@ -55,7 +55,9 @@ def replace_reports(
             f"{show_id(translations)}, its images as {show_id(cohort['image_id'])} and its studies as "
             f"{show_id(cohort['study_id'])}: give the ids of its images, studies or reports."
         )
-    found = pd.concat([ids.map(texts) for ids in keys], axis=1).bfill(axis=1).iloc[:, 0]
+    found = pd.Series(None, cohort.index, dtype="str")
+    for ids in keys:
+        found = found.fillna(ids.map(texts))
     is_translated = found.notna()
     cohort = cohort.assign(
         report=found.where(is_translated, cohort["report"]),

@@ -2,7 +2,7 @@
 
 import re
 
-# In small letters, whatever is neither letter nor digit a blank: N/A, n.a. and #N/A are all "n a".
+# In small letters, whatever is neither letter nor digit as a blank: N/A, n.a. and #N/A are all "n a".
 _WORDS = (
     *("nan", "na", "n a", "nat", "nil", "none", "null", "void", "undefined", "unknown", "unk", "missing", "empty"),
     *("not available", "not applicable", "not known", "not given", "not stated", "not recorded", "not provided"),
@@ -13,12 +13,13 @@ _WORDS = (
     *("desconhecido", "sconosciuto", "无", "暂无", "空", "未知"),
 )
 _MARK = r"x{3,}"  # how de-identified reports strike out
-_NOTHING = re.compile(rf"(?:(?:{'|'.join(_WORDS)}|{_MARK})(?: |$))*")
+_BETWEEN = r"[\W_]+"
+# A long text fails at its first other word.
+_NOTHING = re.compile(rf"[\W_]*(?:(?:{'|'.join(_WORDS)}|{_MARK})(?: |$))*".replace(" ", _BETWEEN))
 _DIGIT = re.compile(r"\d")
-_BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 def is_placeholder(text: str) -> bool:
     """Whether a text is empty or made of nothing but such words and marks: ``nan``, ``N/A``, ``___``, ``XXXX``."""
     # No such word holds a digit, and most identifiers do.
-    return not _DIGIT.search(text) and _NOTHING.fullmatch(_BETWEEN_WORDS.sub(" ", text.casefold()).strip()) is not None
+    return not _DIGIT.search(text) and _NOTHING.fullmatch(text.casefold()) is not None
