@@ -90,7 +90,8 @@ class DatasetSpec:
     split_lists: Mapping[str, str] = field(default_factory=dict)
     list_annotations: Callable[[Download], list] = lambda download: []
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> what it can be, the default first
-    templates: TemplateRules = field(default_factory=TemplateRules)  # of the reports that are written from its labels
+    # Of the reports that are written from its labels; none are, without.
+    templates: TemplateRules | None = field(default_factory=TemplateRules)
     language: str = "en"  # of its written reports
     patients_of: str = ""  # the source whose numbers its patients have; its own if empty
     exposure: str = ""  # other sets with the same images: after training on one, the other is no test
@@ -130,7 +131,8 @@ def describe(module: str, **code: Callable) -> DatasetSpec:
         name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
     }
     told.pop("data", None)
-    templates = TemplateRules(**told.pop("templates", {}))
+    rules = told.pop("templates", {})
+    templates = None if rules is None else TemplateRules(**rules)
     return DatasetSpec(name=Path(module).stem, templates=templates, **told, **code)
 
 

@@ -23,7 +23,8 @@ from chexstudy.progress import progress
 
 _DATA = read_data_beside(__file__)["data"]
 _RECORD_LIST = "cxr-record-list.csv"  # of MIMIC-CXR, which has no table of views and dates
-_VIEW, _VIEW_CODE, _DATE = "ViewPosition", "ViewCodeSequence_CodeMeaning", "StudyDate"
+_DATE = "StudyDate"
+VIEW_CODES = ("ViewPosition", "ViewCodeSequence_CodeMeaning")  # the second where the first says nothing
 _SPLIT, _PATIENTS = "mimic-cxr-2.0.0-split.csv", "patients.csv"
 _READERS, _FILES_AT_ONCE = 16, 500
 WITHOUT_REPORT = "studies_without_a_report_file"
@@ -32,10 +33,8 @@ WITHOUT_REPORT = "studies_without_a_report_file"
 def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     table = download.read(columns=["dicom_id", "subject_id", "study_id"])
     if download.table.name.startswith(_RECORD_LIST):
-        table = table.reindex(columns=[*table.columns, _VIEW, _VIEW_CODE, _DATE])
-    require_columns(table, [_VIEW, _VIEW_CODE, _DATE], download.table.name)
-    table["image"] = table["dicom_id"] + ".jpg"
-    table["view"] = table[_VIEW].fillna(table[_VIEW_CODE])
+        table = table.reindex(columns=[*table.columns, *VIEW_CODES, _DATE])
+    require_columns(table, [*VIEW_CODES, _DATE], download.table.name)
     table["split"] = _look_up(download, _SPLIT, table["dicom_id"], ["split"])["split"]
     labels = _DATA["labels"][options["labels"]]
     if options["labels"] != SPEC.options["labels"][0]:
@@ -48,7 +47,7 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     year, age, then = (pd.to_numeric(table[name], errors="coerce") for name in (_DATE, "anchor_age", "anchor_year"))
     # Dates are moved by one span a patient, and MIMIC-IV tells the age in one of the moved years.
     table["age"] = age + year // 10_000 - then
-    return add_reports(table, download)
+    return complete_images(table, download)
 
 
 def _look_up(download: Download, name: str, ids: pd.Series, columns: Sequence[str]) -> pd.DataFrame:
@@ -67,14 +66,16 @@ def _look_up(download: Download, name: str, ids: pd.Series, columns: Sequence[st
     return found
 
 
-def add_reports(table: pd.DataFrame, download: Download) -> pd.DataFrame:
-    """The table of images with the studies of MIMIC-CXR and the ``report`` of those whose image is there."""
+def complete_images(table: pd.DataFrame, download: Download) -> pd.DataFrame:
+    """The table of images with their files, views and studies, and the ``report`` of those whose image is there."""
+    table["image"] = table["dicom_id"] + ".jpg"
+    table["view"] = table[VIEW_CODES[0]].fillna(table[VIEW_CODES[1]])
     table["study"] = "s" + normalise_ids(table["study_id"])
     there = {os.path.splitext(os.path.basename(name))[0] for name in download.files if is_image(name)}
     wanted = table["study"].where(table["dicom_id"].isin(there)).dropna().unique()
     sections = download.find("mimic_cxr_sectioned.csv")
     reports = _read_files(download, wanted) if sections is None else read_sectioned(sections)
-    table["report"] = table["study"].map(reports)
+    table["report"] = table["study"].map(reports).astype("str")
     table.attrs[WITHOUT_REPORT] = len(set(wanted) - reports.keys())
     return table
 
