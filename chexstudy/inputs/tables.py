@@ -75,6 +75,28 @@ def read_typed_table(path: Path, columns: Sequence[str] | None = None) -> pd.Dat
     return table[names].apply(lambda cells: cells if cells.name in _IDENTIFIERS else _tell_type(cells))
 
 
+def read_characters(path: Path) -> str:
+    """The text of a table, unpacked, or a StudyError where it is not UTF-8."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except _DAMAGES:
+        raise StudyError(f"{path} cannot be read as a table: write it again as CSV in UTF-8 or as Parquet.") from None
+    if len(data) > _MOST_BYTES:
+        raise StudyError(f"{path} holds more than {_MOST_BYTES // 2**30} GiB of text: save it as Parquet.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise StudyError(
+            f"{path} is not UTF-8 text: save it again as CSV in UTF-8 or as Parquet (see line {line})."
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise StudyError(f"{path} holds a NUL character in line {line} and is no text: save it again as CSV in UTF-8.")
+    return text
+
+
 def list_columns(path: Path) -> list[str]:
     """The names of a table's columns."""
     _require_file(path)
@@ -133,7 +155,7 @@ def _drop_unnamed(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     name = path.name.lower().removesuffix(".gz")
     separator = next(sign for ending, sign in _SEPARATORS.items() if name.endswith(ending))
-    lines = list(io.StringIO(_read_characters(path), newline=""))
+    lines = list(io.StringIO(read_characters(path), newline=""))
     records, begins = _split_records(lines, separator, path)
     if not records:
         raise StudyError(f"{path.name} is empty: give it a line of column names and a row for each image.")
@@ -153,27 +175,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
     table = _drop_unnamed(table.set_axis(header[:width], axis=1), path)
     table.attrs[NESTED] = []
     return table
-
-
-def _read_characters(path: Path) -> str:
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except _DAMAGES:
-        raise StudyError(f"{path} cannot be read as a table: write it again as CSV in UTF-8 or as Parquet.") from None
-    if len(data) > _MOST_BYTES:
-        raise StudyError(f"{path} holds more than {_MOST_BYTES // 2**30} GiB of text: save it as Parquet.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise StudyError(
-            f"{path} is not UTF-8 text: save it again as CSV in UTF-8 or as Parquet (see line {line})."
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise StudyError(f"{path} holds a NUL character in line {line} and is no text: save it again as CSV in UTF-8.")
-    return text
 
 
 def _split_records(lines: list[str], separator: str, path: Path) -> tuple[list[list[str]], list[int]]:

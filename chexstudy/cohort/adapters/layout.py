@@ -1,9 +1,9 @@
 """What all adapters need from a data set's folder: its place, its tables and its image files, or one clear sentence."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -124,8 +124,9 @@ class Download:
     def _find_tail(self, name: str) -> list[str]:
         tail = _plain_path(name)
         if "*" in tail:
+            pattern = re.compile(rf"(?:.*/)?{re.escape(tail).replace(re.escape('*'), '[^/]*')}")
             files = (file for files in self._by_name.values() for file in files)
-            return [file for file in files if fnmatchcase(f"/{_plain_path(file)}", f"*/{tail}")]
+            return [file for file in files if pattern.fullmatch(_plain_path(file))]
         named_so = self._by_name.get(os.path.basename(tail), [])
         return [file for file in named_so if f"/{_plain_path(file)}".endswith(f"/{tail}")]
 
