@@ -32,7 +32,7 @@ Tasks, by what writes them:
 - label budget: learning_curve, curve_family, label_forecast, label_plan
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,8 @@ FOLDER = "results"
 # What versions before kept all tasks in.
 _ONE_FILE = "results.parquet"
 OVER_SEEDS = -1
-EXPOSURES = ("held_out", "seen", "unknown")
+# The worst last: of several, that one counts.
+EXPOSURES = ("held_out", "unknown", "seen")
 _IDENTITY = [
     *("study", "arm", "variant", "reference", "head", "setting", "group"),
     *("seed", "task", "data_set", "finding", "metric"),
@@ -71,6 +72,11 @@ COLUMNS = list(_SCHEMA.columns)
 def results_artifact(task: str) -> str:
     """Where the rows of a task lie within a run."""
     return f"{FOLDER}/{task}.parquet"
+
+
+def worst_exposure(exposures: Iterable[str]) -> str:
+    """What is to be said of what has several exposures."""
+    return max(exposures, key=EXPOSURES.index)
 
 
 def validate_results(results: pd.DataFrame) -> pd.DataFrame:

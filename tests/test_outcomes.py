@@ -7,6 +7,7 @@ import pytest
 from chexstudy.cohort.table import validate_cohort
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
+from chexstudy.evaluation import context
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.outcomes import prediction
 from chexstudy.evaluation.outcomes.prediction import (
@@ -63,7 +64,7 @@ def make_features(cohort, shown):
 def evaluate(cohort, features, run="x", resamples=20, **options):
     run = Run(run) if isinstance(run, str) else run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prediction, "tell_exposure", lambda *arm: "held_out")
+        patch.setattr(context, "tell_exposure", lambda *arm: "held_out")
         return evaluate_outcomes(Evaluation(run, cohort, None, resamples), "own", features, **options)
 
 

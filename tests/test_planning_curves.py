@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -315,12 +313,10 @@ def test_untrained_encoders_and_folders_are_frozen_under_their_names(home):
 
 
 def test_released_encoders_may_have_seen_the_held_out_images():
-    cohort, values = make_cohort()
-    own = freeze(cohort, values)
-    released = dataclasses.replace(own, encoder={"name": "microsoft/rad-dino"})
-    exposures = list_exposures({"curated/seed0": own, "rad-dino/seed0": released, "untrained/seed0": released})
-    assert exposures == {"curated": "held_out", "rad-dino": "unknown", "untrained": "held_out", "all": "unknown"}
-    assert list_exposures({"curated/seed0": own})["all"] == "held_out"
+    names = ["untrained", "microsoft/rad-dino", "/mine/x"]
+    exposures = list_exposures(None, names, 0, "nih/test")
+    assert exposures == {"untrained": "held_out", "microsoft--rad-dino": "seen", "mine--x": "unknown", "all": "seen"}
+    assert list_exposures(None, names[:1], 0, "nih/test")["all"] == "held_out"
 
 
 def test_an_arm_that_was_not_trained_is_asked_for(home):

@@ -463,7 +463,7 @@ def test_card_shows_results_of_this_training_only(trained, tmp_path):
     assert "| tiny/test | macro | 0.812 | 0.750 to 0.875 | 24 | held_out |" in card
     assert "| tiny/test | tail | 0.700 |" in card
     assert "0.600" not in card
-    assert "`held_out`: both encoders started from scratch" in card
+    assert "`held_out`: these patients were held out of training" in card
     name = "pretraining/curated/seed0/compute.json"
     record = trained.provenance(name)
     trained.write_json(name, trained.read_json(name) | {"seconds": 99.0})

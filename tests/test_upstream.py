@@ -11,12 +11,13 @@ from tiny_arms import break_off, tiny_config, train_arm
 from chexstudy.cli.main import main
 from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
+from chexstudy.cohort.table import read_cohort
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.upstream_encoders import FOLDER, IMAGE, PAIR, TEXT
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import tell_exposure
+from chexstudy.evaluation.context import Evaluation, tell_exposure
 from chexstudy.experiments import upstream
 from chexstudy.experiments.pretrained_starts import PATCH_PROBE, PROBE, SECONDS, SMALL, probe_patches
 from chexstudy.pretraining.models.dual_encoder import load_model
@@ -47,7 +48,9 @@ def test_committed_encoders_load_by_name_and_are_small():
 def test_arms_that_start_from_them_have_not_seen_the_held_out_patients(tiny_study):
     config = tiny_config(image_encoder=IMAGE, text_encoder=TEXT, warm_up_epochs=0)
     train_arm(tiny_study, "full", config)
-    assert tell_exposure(tiny_study, "full", 0) == "held_out"
+    evaluation = Evaluation(tiny_study, read_cohort(tiny_study.path("cohort.parquet")), None)
+    assert tell_exposure(evaluation, "full", 0, "tiny/test") == "held_out"
+    assert tell_exposure(evaluation, "full", 0, "tiny/train") == "seen"
 
 
 def test_no_other_study_draws_the_patients_that_they_learned_from(home):

@@ -14,8 +14,3 @@ FOLDERS = {
     f"{PAIR}-image": FOLDER / "pair/image_encoder",
     f"{PAIR}-text": FOLDER / "pair/text_encoder",
 }
-
-
-def may_have_seen(name: str) -> bool:
-    """Whether an encoder of this name may have seen data of a study beside what the study trained it on."""
-    return not name.startswith(("tiny-", "upstream-"))

@@ -1,6 +1,5 @@
 """What all models of a study are measured with, and one trained arm as it is measured."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,17 +13,18 @@ import pandas as pd
 import torch
 
 from chexstudy.children import end_with_parent
+from chexstudy.cohort.overlaps import list_untold
 from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store
 from chexstudy.cohort.prevalence import measure_prevalence, prevalence_tiers
 from chexstudy.cohort.splits import choose_main_test_set, list_test_sets
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.encoders.embeddings import embed_images, embed_texts
+from chexstudy.encoders.exposure import tell_encoder_exposure
 from chexstudy.encoders.image import ImageEncoder
-from chexstudy.encoders.spec import RECORD
-from chexstudy.encoders.upstream_encoders import may_have_seen
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_image_encoder, load_model
 from chexstudy.progress import progress
+from chexstudy.results import worst_exposure
 from chexstudy.runs import Run
 from chexstudy.statistics.bootstrap import RESAMPLES, bootstrap_patients
 
@@ -129,12 +129,25 @@ def load_arm_encoder(run: Run, arm: str, seed: int) -> ImageEncoder:
     return load_image_encoder(run.path(f"{require_current_arm(run, arm, seed)}/model"))
 
 
-def tell_exposure(run: Run, arm: str, seed: int) -> str:
-    """Whether a trained arm's encoders may have seen the held-out data: ``held_out`` or ``unknown``."""
-    files = run.path(f"{require_current_arm(run, arm, seed)}/model").glob("*_encoder/config.json")
-    # An encoder from scratch has seen the training split alone; what a released one has seen is not known here.
-    names = [json.loads(file.read_text())[RECORD]["name"] for file in files]
-    return "unknown" if any(map(may_have_seen, names)) else "held_out"
+def tell_exposure(evaluation: Evaluation, arm: str, seed: int, data_set: str) -> str:
+    """Whether a trained arm has seen a data set of the cohort: in training, or before by what its encoders began from.
+
+    What shares images with the training split without a way to tell counts as seen.
+    """
+    source, _, split = data_set.partition("/")
+    if (split == "train" and source in set(evaluation.training.source)) or list_untold(evaluation.cohort, data_set):
+        return "seen"
+    model = f"{require_current_arm(evaluation.run, arm, seed)}/model"
+    config = evaluation.run.read_json(f"{model}/pretraining.json")
+    sides = [side for side in ("image_encoder", "text_encoder") if evaluation.run.path(f"{model}/{side}").is_dir()]
+    return worst_exposure(tell_encoder_exposure(config[side], data_set) for side in sides)
+
+
+def add_exposure(evaluation: Evaluation, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Rows of the results table with ``exposure``, by their arm as it was trained with a seed, and their data set."""
+    places = list(zip(rows.arm, rows.data_set, strict=True))
+    told = {place: tell_exposure(evaluation, place[0], seed, place[1]) for place in set(places)}
+    return rows.assign(exposure=[told[place] for place in places])
 
 
 # --- side by side ----------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def measure_budgets(
     tables.append(_list_savings(measured, variants, costs.groupby("arm")[list(COSTS)].mean()))
     rows = pd.concat(tables, ignore_index=True).dropna(subset=["value"], ignore_index=True)
     place = {"study": evaluation.run.study, "data_set": data_set, "n": len(evaluation.test_sets()[data_set])}
-    exposure = tell_exposure(evaluation.run, arms[0], seeds[0])
+    exposure = tell_exposure(evaluation, arms[0], seeds[0], data_set)
     return name_arms(rows.assign(**place, exposure=exposure, positives=-1))
 
 

@@ -261,7 +261,7 @@ def measure_methods_zero_shot(
         ]
         if differences:
             tables.append(_correct(pd.concat(differences, ignore_index=True)).assign(setting=kind))
-    exposure = tell_exposure(run, every[0], seeds[0])
+    exposure = tell_exposure(evaluation, every[0], seeds[0], data_set)
     rows = name_arms(pd.concat(tables, ignore_index=True))
     return rows.assign(study=run.study, data_set=data_set, exposure=exposure)
 

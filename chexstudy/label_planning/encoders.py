@@ -1,20 +1,21 @@
 """The encoders that learning curves are measured on: trained arms, the same architecture untrained, released models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.embeddings import PixelSource
+from chexstudy.encoders.exposure import tell_encoder_exposure
 from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.encoders.upstream_encoders import may_have_seen
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import load_arm_encoder
+from chexstudy.evaluation.context import Evaluation, load_arm_encoder, tell_exposure
 from chexstudy.label_planning.accuracy import EVERY
 from chexstudy.pretraining.arms.definitions import find_arm
 from chexstudy.progress import progress
+from chexstudy.results import worst_exposure
 from chexstudy.runs import Run
 
 UNTRAINED = "untrained"
@@ -50,17 +51,18 @@ def name_encoder(name: str) -> str:
     return name.strip("/").replace("/", "--")
 
 
-def list_exposures(features: Mapping[str, FrozenFeatures]) -> dict[str, str]:
-    """Whether each encoder of `freeze_encoders` may have seen the held-out images: ``held_out`` or ``unknown``.
+def list_exposures(evaluation: Evaluation, names: Sequence[str], seed: int, data_set: str) -> dict[str, str]:
+    """Whether each encoder, named as for `freeze_encoders`, has seen a data set; under ``all``, the worst of them."""
 
-    By the encoder's name without its seed; under ``all`` stands the worst of them.
-    """
-    exposures = {}
-    for artifact, frozen in features.items():
-        encoder = artifact.rpartition("/seed")[0]
-        fresh = encoder == UNTRAINED or not may_have_seen(str(frozen.encoder["name"]))
-        exposures[encoder] = "held_out" if fresh else "unknown"
-    return exposures | {EVERY: "held_out" if set(exposures.values()) <= {"held_out"} else "unknown"}
+    def tell(name: str) -> str:
+        if name == UNTRAINED:
+            return "held_out"
+        return (
+            tell_exposure(evaluation, name, seed, data_set) if _is_arm(name) else tell_encoder_exposure(name, data_set)
+        )
+
+    exposures = {name_encoder(name): tell(name) for name in names}
+    return exposures | {EVERY: worst_exposure(exposures.values())}
 
 
 def _is_arm(name: str) -> bool:

@@ -134,5 +134,5 @@ class LabelPlanning:
         """All of it as rows of the results table (`tabulate_planning`); none where nothing was measured."""
         if not self.counts:
             return pd.DataFrame(columns=COLUMNS)
-        exposures = list_exposures(self.features)
+        exposures = list_exposures(self.evaluation, self.encoders, self.seed, self.table.data_set.iloc[0])
         return tabulate_planning(self.table, self.refused, self.accuracy, self.forecasts, plans, self.errors, exposures)

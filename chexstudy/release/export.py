@@ -25,7 +25,6 @@ from chexstudy.encoders.image import ImageEncoder
 from chexstudy.encoders.spec import RECORD
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.encoders.tokenizer import CONTINUATION
-from chexstudy.encoders.upstream_encoders import may_have_seen
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import find_arm, require_current_arm
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
@@ -218,7 +217,7 @@ def _write_model(folder: Path, model: ImageTextModel):
 def _public_name(name: str, origin: dict) -> str:
     """An encoder's name in the configuration, without the folders of this machine; Hub ids stay as they are."""
     of_the_hub = name == origin["name"] and origin["revision"]
-    return name if of_the_hub or not may_have_seen(name) else Path(name).name
+    return name if of_the_hub else Path(name).name
 
 
 def _write_tokenizer(folder: Path, encoder: TextEncoder) -> None:

@@ -18,6 +18,7 @@ from chexstudy.cohort.adapters.layout import list_files
 from chexstudy.cohort.adapters.manifest import DATASETS, ManifestReport, check_dataset
 from chexstudy.cohort.adapters.webdataset import SHARDS, build_webdataset
 from chexstudy.cohort.finding_names import canonical_name
+from chexstudy.cohort.overlaps import describe_exposure
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 from chexstudy.paths import resolve_user_path
@@ -70,8 +71,8 @@ def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list
 
 def tabulate_sources() -> pd.DataFrame:
     """Every source: its name, what it is and holds, its terms, where it is had, and what would be no test for it."""
-    sets = DATASETS.values()
-    rows = [(spec.name, spec.title, spec.size, spec.licence, spec.address, spec.exposure) for spec in sets]
+    sets = DATASETS.items()
+    rows = [(name, spec.title, spec.size, spec.licence, spec.address, describe_exposure(name)) for name, spec in sets]
     rows += [(name, title, *("",) * 4) for name, title in _FORMATS.items()]
     return pd.DataFrame(rows, columns=["source", "what it is", "size", "terms", "address", "exposure"])
 

@@ -94,7 +94,6 @@ class DatasetSpec:
     templates: TemplateRules | None = field(default_factory=TemplateRules)
     language: str = "en"  # of its written reports
     patients_of: str = ""  # the source whose numbers its patients have; its own if empty
-    exposure: str = ""  # other sets with the same images: after training on one, the other is no test
 
     def open(self, data_root: str | Path) -> Download:
         """Its folder."""
@@ -131,6 +130,7 @@ def describe(module: str, **code: Callable) -> DatasetSpec:
         name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
     }
     told.pop("data", None)
+    told.pop("exposure", None)
     rules = told.pop("templates", {})
     templates = None if rules is None else TemplateRules(**rules)
     return DatasetSpec(name=Path(module).stem, templates=templates, **told, **code)

@@ -19,7 +19,7 @@ from chexstudy.evaluation.adaptation.glori import GloriHead
 from chexstudy.evaluation.adaptation.linear import LinearHead
 from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan
 from chexstudy.evaluation.adaptation.training import FittedHead
-from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure, work_apart
+from chexstudy.evaluation.context import Evaluation, TrainedArm, add_exposure, work_apart
 from chexstudy.evaluation.scores import Measured, measure_findings
 from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_task
 from chexstudy.pretraining.arms.definitions import require_current_arm
@@ -226,5 +226,4 @@ def compare_adaptation(
 
 
 def _finish(evaluation: Evaluation, rows: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
-    exposure = {arm: tell_exposure(evaluation.run, arm, seeds[0]) for arm in rows.arm.unique()}
-    return validate_results(rows.assign(study=evaluation.run.study, exposure=rows.arm.map(exposure)))
+    return validate_results(add_exposure(evaluation, rows, seeds[0]).assign(study=evaluation.run.study))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
-from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
+from chexstudy.evaluation.context import Evaluation, TrainedArm, add_exposure
 from chexstudy.evaluation.image_text.prompts import PUBLISHED
 from chexstudy.evaluation.image_text.retrieval import Retrieval
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_families
@@ -77,4 +77,4 @@ def evaluate_arms(
     if reference in arms:
         pairs = [((task, reference), (task, arm)) for task in summarised for arm in arms if arm != reference]
         rows = pd.concat([rows, list_differences(evaluation, measured, pairs)], ignore_index=True)
-    return name_arms(rows.assign(study=run.study, exposure=tell_exposure(run, arms[0], seeds[0])))
+    return name_arms(add_exposure(evaluation, rows.assign(study=run.study), seeds[0]))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from chexstudy.cohort.reports import split_sections, training_text
-from chexstudy.evaluation.context import Evaluation, TrainedArm, tell_exposure
+from chexstudy.evaluation.context import Evaluation, TrainedArm, add_exposure
 from chexstudy.evaluation.image_text.retrieval import POLICIES, measure_retrieval, rank_pairs
 from chexstudy.progress import progress
 
@@ -68,7 +68,7 @@ def measure_study_retrieval(evaluation: Evaluation, arm: str, seed: int) -> pd.D
         print("The test set has no reports: there is nothing to retrieve.")
         return pd.DataFrame()
     rows = measure_retrieval_choices(TrainedArm(evaluation, arm, seed), test)
-    return rows.assign(data_set=f"{test.source.iloc[0]}/test", exposure=tell_exposure(evaluation.run, arm, seed))
+    return add_exposure(evaluation, rows.assign(data_set=f"{test.source.iloc[0]}/test"), seed)
 
 
 def tabulate_retrieval_choices(rows: pd.DataFrame) -> pd.DataFrame:

@@ -32,7 +32,7 @@ from chexstudy.evaluation.adaptation.glori import square_side
 from chexstudy.evaluation.adaptation.recipes import GloriConstants, find_glori
 from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
 from chexstudy.evaluation.adaptation.training import FittedHead
-from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.context import Evaluation, add_exposure
 from chexstudy.evaluation.scores import MACRO, Measured
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS
@@ -253,8 +253,7 @@ def measure_attention(
             tables.append(table.assign(data_set=name, head=head, variant=variant))
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
-    exposure = tell_exposure(evaluation.run, arm, seed)
-    return pd.concat(tables, ignore_index=True).assign(arm=arm, seed=seed, exposure=exposure)
+    return add_exposure(evaluation, pd.concat(tables, ignore_index=True).assign(arm=arm, seed=seed), seed)
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

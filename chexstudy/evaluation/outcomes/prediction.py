@@ -24,7 +24,7 @@ from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
 from chexstudy.evaluation.adaptation.run import freeze_arm
-from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.context import Evaluation, add_exposure
 from chexstudy.evaluation.outcomes.survival import (
     GROUP_NAMES,
     compare_groups,
@@ -100,8 +100,8 @@ def evaluate_outcomes(
                 if columns:
                     place = {"arm": arm, "seed": seed, "task": f"{TASK}_{setting}", "data_set": data_set}
                     write_scores(run, np.column_stack(list(columns.values())), rows.image_id, list(columns), **place)
-    place = {"study": run.study, "arm": arm, "exposure": tell_exposure(run, arm, min(features))}
-    return validate_results(pd.concat(tables, ignore_index=True).assign(task=TASK, **place))
+    rows = pd.concat(tables, ignore_index=True).assign(task=TASK, study=run.study, arm=arm)
+    return validate_results(add_exposure(evaluation, rows, min(features)))
 
 
 def predict_study_outcomes(

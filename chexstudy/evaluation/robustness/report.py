@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import expit
 
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import Evaluation, tell_exposure
+from chexstudy.evaluation.context import Evaluation, add_exposure
 from chexstudy.evaluation.image_text.evaluate import LinearProbe, list_tasks
 from chexstudy.evaluation.image_text.prompts import CHOSEN, hash_families
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_families, list_inverted
@@ -97,7 +97,6 @@ class _Arm:
 
 def _measure_arm(arm: _Arm, tasks: Sequence[Task], prevalences: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
     evaluation = arm.evaluation
-    place = {"arm": arm.name, "exposure": tell_exposure(evaluation.run, arm.name, arm.seeds[0])}
     tables, curves = [], []
     for data_set, rows in evaluation.test_sets().items():
         measured = [
@@ -110,10 +109,13 @@ def _measure_arm(arm: _Arm, tasks: Sequence[Task], prevalences: Sequence[float])
                 measured.append(points.assign(task="operating_point", head=task.name, seed=OVER_SEEDS))
                 table, curve = _measure_recalibrations(arm, rows, task)
                 measured.append(table.assign(task="calibration", head=task.name, seed=arm.seeds[0]))
-                curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=data_set, **place))
+                curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=data_set))
         tables += [table.assign(data_set=data_set) for table in measured]
-    result = pd.concat(tables, ignore_index=True).assign(study=evaluation.run.study, **place)
-    return result, pd.concat(curves, ignore_index=True)[_CURVE_COLUMNS]
+    measured, drawn = (
+        add_exposure(evaluation, pd.concat(some, ignore_index=True).assign(arm=arm.name), arm.seeds[0])
+        for some in (tables, curves)
+    )
+    return measured.assign(study=evaluation.run.study), drawn[_CURVE_COLUMNS]
 
 
 def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:

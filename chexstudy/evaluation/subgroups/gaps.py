@@ -39,7 +39,7 @@ from chexstudy.evaluation.robustness.thresholds import Rule, choose_thresholds
 from chexstudy.evaluation.scores import MACRO, read_scores, scores_artifact
 from chexstudy.evaluation.subgroups.case_mix import balance_case_mix
 from chexstudy.progress import progress
-from chexstudy.results import OVER_SEEDS, join_rows
+from chexstudy.results import OVER_SEEDS, join_rows, worst_exposure
 from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, interval, resample_seeds
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
@@ -449,8 +449,9 @@ def measure_study_subgroups(
         place = (read(rows), evaluation.labels(rows), findings, groupings, rows.patient_id, evaluation.generator())
         options = {"seeds": seeds, "resamples": evaluation.resamples, "thresholds": thresholds}
         exposures = evaluated.exposure[evaluated.data_set.isin([f"{source}/{split}" for source in sources])]
-        worst = next((one for one in ("seen", "unknown") if (exposures == one).any()), "held_out")
-        tables.append(measure_subgroups(*place, **options).assign(data_set=data_set, exposure=worst))
+        tables.append(
+            measure_subgroups(*place, **options).assign(data_set=data_set, exposure=worst_exposure(exposures))
+        )
         cells += [one.cells.assign(data_set=data_set) for one in groupings]
     return join_rows(*tables), pd.concat(cells, ignore_index=True)
 
