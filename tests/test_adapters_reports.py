@@ -1,6 +1,7 @@
 """Sources with written reports and terms of a vocabulary: Open-I, PadChest, BIMCV-COVID19+, CASIA-CXR."""
 
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -234,6 +235,128 @@ def test_padchest_by_physicians_alone_and_with_patterns_as_infiltration(tmp_path
     assert list(cohort.Infiltration.fillna(9)) == [0, 0, 0, 1, 9]
 
 
+# --- BIMCV-COVID19 ----------------------------------------------------------------------------------------------------
+
+BIMCV_IMAGES = {  # image -> view; of one and its corrected form the latter counts
+    "sub-S09001_ses-E09001_run-1_bp-chest_vp-pa_dx.png": "PA",
+    "sub-S09001_ses-E09001_run-2_bp-chest_vp-ll_cr.png": "lateral",
+    "sub-S09001_ses-E09002_acq-1_run-1_bp-chest_vp-ap_dx-corrected.png": "AP",
+    "sub-S09002_ses-E09003_run-1_cr.png": "unknown",
+    "sub-S09003_ses-E09004_run-1_bp-chest_vp-lateral_dx.png": "lateral",
+}
+BIMCV_LABELS = "covid19_posi/derivatives/labels/Labels_covid_123.tsv"
+BIMCV_ROWS = (
+    ("ses-E09001", "infiltr lobul inferior .", "['infiltrates', ' COVID 19']", "['C0235896' 'C5203670']"),
+    ("ses-E09002", "posibl covid .", "['COVID 19 uncertain', ' normal']", "['C5203671']"),
+    ("ses-E09003", "derram pleural .", "['loculated pleural effusion']", "['C0747635']"),
+    ("ses-E09009", "sin imag .", "['normal']", "[]"),
+)
+
+
+def write_tsv(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+
+
+def write_bimcv(folder):
+    for name in (*BIMCV_IMAGES, "sub-S09001_ses-E09002_acq-1_run-1_bp-chest_vp-ap_dx.png"):
+        patient, session = name.split("_")[:2]
+        which = "neg" if patient == "sub-S09002" else "posi"
+        save_images(folder, [f"covid19_{which}/{patient}/{session}/mod-rx/{name}"])
+        (folder / f"covid19_{which}/{patient}/{session}/mod-rx/{name[:-4]}.json").write_text("{}")
+    (folder / "covid19_posi/sub-S09001/ses-E09001/mod-ct").mkdir()
+    (folder / "covid19_posi/sub-S09001/ses-E09001/mod-ct/sub-S09001_ses-E09001_ct.nii.gz").touch()
+    header = ("participant", "modality_dicom", "body_parts", "age", "gender")
+    write_tsv(folder / "covid19_posi/participants.tsv", header, ("sub-S09001", "['CR']", "[]", "['68', '67']", "F"))
+    write_tsv(folder / "covid19_neg/participants.tsv", header, ("sub-S09002", "['DX']", "[]", "[]", "None"))
+    header = ("PatientID", "ReportID", "Report", "Labels", "Localizations", "LabelsLocalizationsBySentence")
+    header += ("labelCUIS", "LocalizationsCUIS")
+    rows = [("sub", session, text, labels, "[]", "[]", cuis, "[]") for session, text, labels, cuis in BIMCV_ROWS]
+    write_tsv(folder / BIMCV_LABELS, header, *rows[:2], rows[3])
+    write_tsv(folder / "covid19_neg/derivatives/labels/Labels_covid_NEG_JAN21.tsv", header, rows[2])
+    return folder
+
+
+def test_bimcv_covid19(tmp_path):
+    folder = write_bimcv(tmp_path)
+    assert guess_source(folder) == "bimcv_covid19"
+    cohort = build_source("bimcv_covid19", folder, 0)
+    assert list(cohort.image_id) == [f"bimcv_covid19/{name}" for name in BIMCV_IMAGES]
+    assert list(cohort.patient_id) == [f"bimcv_covid19/sub-S0900{number}" for number in (1, 1, 1, 2, 3)]
+    assert list(cohort.study_id) == [f"bimcv_covid19/ses-E0900{number}" for number in (1, 1, 2, 3, 4)]
+    assert list(cohort["view"]) == list(BIMCV_IMAGES.values())
+    assert list(cohort.sex) == ["F", "F", "F", "unknown", "unknown"]
+    assert list(cohort.age_years.fillna(-1)) == [67, 67, 67, -1, -1]
+    assert cohort.report[0] == cohort.report[1] == "infiltr lobul inferior ."
+    assert list(cohort.report_origin) == ["written"] * 4 + ["none"]
+    assert list(cohort["COVID-19"].fillna(9)) == [1, 1, -1, 0, 9]
+    assert list(tell_labels(cohort).values()) == [
+        *[{"COVID-19", "Infiltration"}] * 2,
+        {"No Finding"},
+        {"Pleural Effusion"},
+        len(finding_columns(cohort)),
+    ]
+    assert (cohort.attrs["reports_without_image"], cohort.attrs[NOT_ENGLISH], len(cohort)) == (1, 4, 5)
+
+
+def test_bimcv_covid19_of_the_first_iteration(tmp_path):
+    labels = write_bimcv(tmp_path) / BIMCV_LABELS
+    shutil.rmtree(tmp_path / "covid19_neg")
+    labels.rename(tmp_path / "covid19_posi/labels_covid19_posi.tsv")
+    assert guess_source(tmp_path / "covid19_posi") == "bimcv_covid19"
+    assert list(build_source("bimcv_covid19", tmp_path / "covid19_posi", 0)["COVID-19"].fillna(9)) == [1, 1, -1, 9]
+
+
+# --- CASIA-CXR --------------------------------------------------------------------------------------------------------
+
+CASIA_HEADER = (
+    "ExamID,ImageID,PatientID,ImageDir,StudyDate,PatientAge,PatientGender,PatientPosition,PositionView,Projection,"
+    "ProjectionMethod,ImageWidth,ImageHeight,ReportID,Findings,Indication,Comparison,Impression,EndHere,,"
+)
+CASIA_ROWS = (  # class, exam, number, patient, age, sex, projection, findings, impression
+    ("Pneumonia", "E1", 1, "P1", "57 ans", "F", "PA", "Opacité basale droite./ Pas d'épanchement.", "Pneumonie."),
+    ("Pneumonia", "E1", 2, "P1", "057Y", "F", "Profil", "Opacité.", ""),
+    ("Pneumonia", "", 3, "P9", "40", "M", "PA", "Sans examen.", ""),
+    ("PleuralEffusion", "E2", 1, "P2", "12 jours", "?", "AP", "", "Épanchement."),
+    ("PleuralEffusion", "E3", 2, "P3", "30", "M", "AP", "Sans image.", ""),
+)
+
+
+def write_casia(folder):
+    for kind in ("Pneumonia", "PleuralEffusion"):
+        lines, place = [CASIA_HEADER], folder / f"CASIA-CXR_{kind}"
+        for name, exam, number, patient, age, sex, projection, findings, impression in CASIA_ROWS:
+            image = f"CASIA-CXR_{name}_{number:04d}"
+            start = (exam, image, patient, f"CASIA-CXR_{name}_Images", "3/14/2019", age, sex, "Debout", "Face")
+            end = (projection, "DR", "2372", "3000", "R1", f'"{findings}"', "Toux", "", f'"{impression}"', "#", "", "")
+            if name == kind:
+                lines.append(",".join((*start, *end)))
+                if findings != "Sans image.":
+                    save_images(place / f"CASIA-CXR_{kind}_Images", [f"{image}.jpg"])
+        (place / f"CASIA-CXR_{kind}_Reports.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    return folder
+
+
+def test_casia_cxr(tmp_path):
+    folder = write_casia(tmp_path)
+    assert guess_source(folder) == "casia_cxr"
+    cohort = build_source("casia_cxr", folder, 0)
+    names = [f"CASIA-CXR_{name}" for name in ("PleuralEffusion_0001", "Pneumonia_0001", "Pneumonia_0002")]
+    assert list(cohort.image_id) == [f"casia_cxr/{name}" for name in names]
+    assert list(cohort.patient_id) == [f"casia_cxr/P{number}" for number in (2, 1, 1)]
+    assert list(cohort.study_id) == [f"casia_cxr/E{number}" for number in (2, 1, 1)]
+    assert list(cohort["view"]) == ["AP", "PA", "unknown"]
+    assert list(cohort.sex) == ["unknown", "F", "F"]
+    assert list(cohort.age_years) == pytest.approx([12 / 365.25, 57, 57])
+    assert cohort.report[1] == "FINDINGS: Opacité basale droite. Pas d'épanchement.\nIMPRESSION: Pneumonie."
+    # Whoever has one finding may have the others too.
+    assert list(cohort["Pleural Effusion"].fillna(9)) == [1, 9, 9]
+    assert list(cohort["Pneumonia"].fillna(9)) == [9, 1, 1]
+    assert finding_columns(cohort) == ["Pleural Effusion", "Pneumonia"]
+    notes = {"rows_without_exam_left_out": 1, NOT_IN_FOLDER: 1, NOT_ENGLISH: 3}
+    assert notes.items() <= cohort.attrs.items()
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +373,9 @@ def rewrite(folder, name, old, new):
 XML = ("openi", write_openi, "2.xml")
 COPY = ("openi", write_openi_copy)
 SPANISH = ("padchest", write_padchest, PADCHEST)
+COVID = ("bimcv_covid19", write_bimcv)
+POSITIVE = ("bimcv_covid19", lambda folder: write_bimcv(folder) / "covid19_posi")
+FRENCH = ("casia_cxr", write_casia, "CASIA-CXR_Pneumonia_Reports.csv")
 
 
 @pytest.mark.parametrize(
@@ -286,12 +412,19 @@ SPANISH = ("padchest", write_padchest, PADCHEST)
         (*SPANISH, b"hallazg", b"r\xf3tul", r"csv is not UTF-8 text: save it again .*line 4"),
         (*SPANISH, b",Physician,", b"", r"csv: line 2 has 35 cells where the header"),
         (*SPANISH, None, None, r"has no PADCHEST_\S+\.csv: set data_root to the folder that"),
+        (*COVID, "Labels_covid_123.tsv", b"ReportID", b"Study", r"^Labels_covid_123\.tsv lacks the column 'ReportID'"),
+        (*COVID, "covid19_neg/participants.tsv", b"age", b"ages", r"^participants\.tsv lacks the column 'age'; it has"),
+        (*POSITIVE, "Labels_covid_123.tsv", b"ses-E", b"E", r"^Labels_covid_123\.tsv: no cell of 'ReportID' is the s"),
+        (*FRENCH, b"Projection,P", b"View,P", r"^CASIA-CXR_Pneumonia_Reports\.csv lacks the column 'Projection'; it"),
+        (*FRENCH, "é".encode(), b"\xe9", r"/CASIA-CXR_Pneumonia_Reports\.csv is not UTF-8 text: save it again as CSV"),
+        (*FRENCH, b",CASIA-CXR_Pneumonia_0002", b",2", r"^line 3 of CASIA-CXR_Pneumonia_Reports\.csv, column 'ImageI"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, source, write, file, old, new, said):
-    rewrite(write(tmp_path), file, old, new)
+    folder = write(tmp_path)
+    rewrite(folder, file, old, new)
     with pytest.raises(StudyError, match=said) as error:
-        build_source(source, tmp_path, 0)
+        build_source(source, folder, 0)
     assert str(error.value).count("\n") == 0
 
 

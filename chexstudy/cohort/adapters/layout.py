@@ -17,6 +17,8 @@ from chexstudy.paths import resolve_user_path
 # Where a name without its ending means several files, the first of these is taken.
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 IMAGE_SUFFIXES = frozenset(_ENDINGS)
+# By the first letter of a unit, in English, Spanish or French: days, weeks, months.
+_YEARS_IN = {"d": 1 / 365.25, "j": 1 / 365.25, "w": 7 / 365.25, "s": 7 / 365.25, "m": 1 / 12}
 # The number of images in the folder that no row of the tables names, kept in ``cohort.attrs``.
 IMAGES_WITHOUT_ROW = "images_without_row"
 
@@ -195,9 +197,9 @@ _resolve_folder = lru_cache(maxsize=2**20)(os.path.realpath)
 
 
 def parse_years(text: pd.Series) -> pd.Series:
-    """Ages in years from ``58``, ``58.5``, ``058Y``, ``58yrs``, ``6 months``, ``012D``; NaN where there is none."""
+    """Ages in years from ``58``, ``58.5``, ``058Y``, ``57 ans``, ``6 months``, ``012D``; NaN where there is none."""
     parts = text.astype("str").str.strip().str.lower().str.extract(r"^(\d+(?:\.\d+)?)\s*([a-z]*)")
-    years_in_unit = parts[1].str[:1].map({"d": 1 / 365.25, "w": 7 / 365.25, "m": 1 / 12}).fillna(1.0)
+    years_in_unit = parts[1].str[:1].map(_YEARS_IN).fillna(1.0)
     return (pd.to_numeric(parts[0], errors="coerce") * years_in_unit).astype("float32")
 
 

@@ -1,0 +1,36 @@
+"""CASIA-CXR: a folder a finding, with French reports; the finding of the folder is present, the others not told.
+
+Source: Metmer and Yang, Neurocomputing 2024 (Institute of Automation, Chinese Academy of Sciences).
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from chexstudy.cohort.adapters.layout import Download
+from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.errors import StudyError
+from chexstudy.inputs.tables import name_place
+
+_COLUMNS = ("ExamID", "ImageID", "PatientID", "PatientAge", "PatientGender", "Projection", "Findings", "Impression")
+
+
+def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+    rows = download.read_each(*SPEC.told_by, columns=_COLUMNS)
+    table = rows[rows["ExamID"].notna()]
+    findings = SPEC.columns["findings"]
+    folders = table["ImageID"].str.extract(r"^CASIA-CXR_([A-Za-z]+)_\d+$", expand=False)
+    wrong = ~folders.isin(findings).to_numpy()
+    if wrong.any():
+        raise StudyError(
+            f"{name_place(table.index, int(wrong.argmax()))}, column 'ImageID' names no image of a folder: expected "
+            f"CASIA-CXR_CLASS_0001, of a class among {', '.join(findings)}."
+        )
+    texts = {name: table[name].str.replace("./", ".", regex=False) for name in ("Findings", "Impression")}
+    table = table.assign(**texts, **{finding: folders.eq(finding).map({True: "1"}) for finding in findings})
+    table.attrs["rows_without_exam_left_out"] = len(rows) - len(table)
+    return table
+
+
+SPEC = describe(__file__, read=_read_tables)
+register(SPEC)
