@@ -27,7 +27,11 @@ RAD_DINO, CHEXFICIENT = "microsoft/rad-dino", "StanfordAIMI/CheXficient"
         (RAD_DINO, "mimic_cxr/train", "seen"),
         (RAD_DINO, "cxr_lt_2024/test", "seen"),  # holds patients of MIMIC's training split
         (RAD_DINO, "chexpert_plus/validate", "seen"),
-        (RAD_DINO, "mimic_cxr/test", "unknown"),  # nothing that was read says so
+        (RAD_DINO, "mimic_cxr/test", "held_out"),
+        (RAD_DINO, "chexlocalize/validate", "seen"),
+        (RAD_DINO, "chexlocalize/test", "held_out"),
+        (RAD_DINO, "jsrt/test", "unknown"),  # it began from pages of the web
+        ("StanfordAIMI/XraySigLIP__vit-l-16-siglip-384__webli", "vindr_cxr/test", "unknown"),
         (RAD_DINO, "phantom/test", "held_out"),
         (RAD_DINO, "mine/test", "unknown"),
         (CHEXFICIENT, "openi/test", "seen"),
@@ -35,7 +39,6 @@ RAD_DINO, CHEXFICIENT = "microsoft/rad-dino", "StanfordAIMI/CheXficient"
         (CHEXFICIENT, "plco/test", "held_out"),
         (CHEXFICIENT, "chexpert_test/test", "unknown"),  # checkpoints were chosen by it
         (CHEXFICIENT, "mimic_cxr/test", "unknown"),  # its text encoder began from notes of the hospital
-        (CHEXFICIENT, "jsrt/test", "unknown"),  # its image encoder began from pages of the web
         ("facebook/dinov2-base", "padchest/test", "held_out"),
         ("facebook/dinov2-base", "openi/test", "unknown"),
         ("somebody/else", "padchest/test", "unknown"),
@@ -119,7 +122,7 @@ COHORT = pd.DataFrame(
         ("tiny-resnet", "tiny-bert", {"nih/test": "held_out", "rsna_pneumonia/test": "held_out"}),
         # Of images alone: the text encoder takes no part.
         ("tiny-dinov2", None, {"nih/test": "held_out"}),
-        (RAD_DINO, "tiny-bert", {"nih/test": "seen", "rsna_pneumonia/test": "seen", "plco/test": "unknown"}),
+        (RAD_DINO, "tiny-bert", {"nih/test": "seen", "rsna_pneumonia/test": "seen", "plco/test": "held_out"}),
         ("facebook/dinov2-base", "emilyalsentzer/Bio_ClinicalBERT", {"nih/test": "unknown", "plco/test": "held_out"}),
         ("/runs/other/model/image_encoder", "tiny-bert", {"nih/test": "unknown"}),
     ],

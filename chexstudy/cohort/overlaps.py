@@ -126,15 +126,14 @@ def list_untold(cohort: pd.DataFrame, data_set: str) -> list[str]:
     Told apart are sets that number patients alike, for no patient lies in two splits, and images by their names.
     """
     source, _, split = data_set.partition("/")
-    of_set, training = cohort[(cohort.source == source) & (cohort.split == split)], cohort[cohort.split == "train"]
-    untold = []
-    for other, rows in training.groupby("source"):
+    of_set, untold = cohort[(cohort.source == source) & (cohort.split == split)], []
+    for other in cohort.source[cohort.split == "train"].unique():
         found = [one for one in find_overlaps(f"{other}/train", data_set) if one.shares == "images"]
-        numbered_alike = set(_first_part(of_set.patient_id)) <= set(_first_part(rows.patient_id))
-        if found and not numbered_alike:
-            named_alike = _tell_by(found) == "image"
-            if not named_alike or set(_name_images(of_set)) & set(_name_images(rows)):
-                untold.append(other)
+        if found:
+            training = cohort[(cohort.source == other) & (cohort.split == "train")]
+            numbered_alike = _list_numberings(of_set) <= _list_numberings(training)
+            told = _tell_by(found) == "image" and not set(_name_images(of_set)) & set(_name_images(training))
+            untold += [] if numbered_alike or told else [other]
     return untold
 
 
@@ -156,5 +155,6 @@ def _name_images(rows: pd.DataFrame) -> pd.Series:
     return rows.image_id.str.rpartition("/")[2].str.replace(r"\.[a-z]{3,5}$", "", case=False, regex=True).str.lower()
 
 
-def _first_part(ids: pd.Series) -> pd.Series:
-    return ids.str.partition("/")[0].unique()
+def _list_numberings(rows: pd.DataFrame) -> set[str]:
+    """The sources whose numbers the patients have."""
+    return set(rows.patient_id.str.replace("/.*", "", regex=True).unique())
