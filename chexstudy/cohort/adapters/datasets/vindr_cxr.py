@@ -1,0 +1,104 @@
+"""VinDr-CXR: DICOM images, a row for each reader of an image, and the boxes of all readers; no patient is told.
+
+Sex and age come from the header of an image, which often has neither, and so does the size of the picture on which
+boxes were drawn: images that were turned into PNG have no boxes. Source: Nguyen et al. 2022 (PhysioNet).
+"""
+
+import os
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.adapters.layout import Download
+from chexstudy.cohort.adapters.manifest import DatasetSpec, describe, register
+from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.images.dicom import read_tags
+from chexstudy.cohort.table import require_columns, show_value
+from chexstudy.errors import StudyError
+from chexstudy.inputs.tables import name_place
+from chexstudy.progress import progress
+
+# What share of an image's readers must be exceeded.
+_SHARES = {"union": 0.0, "majority": 0.5, "all": 0.999}
+_BOXES = ("annotations_train.csv", "annotations_test.csv")
+_CORNERS = ["x_min", "y_min", "x_max", "y_max"]
+DISPUTED = "images_called_no_finding_by_one_reader_and_not_by_another"
+
+
+def read_readings(spec: DatasetSpec, download: Download, readers: str) -> pd.DataFrame:
+    """One row an image: what its readers found together, its split, and what the header of its file tells.
+
+    No finding is said only where there is none: where a finding stands beside it, it is taken back, and counted.
+    """
+    findings, parts = list(spec.columns["findings"]), []
+    for name in spec.tables:
+        if (path := download.find(name)) is not None:
+            readings = download.read_each(name)
+            if "Other diseases" in findings:
+                # The test table of VinDr-CXR has the name in the singular.
+                readings = readings.rename(columns={"Other disease": "Other diseases"})
+            parts.append(_join_readers(readings, findings, _SHARES[readers], path.name))
+            parts[-1]["split"] = "test" if name.endswith("_test.csv") else "train"
+    if not parts:
+        download.require(*spec.tables)
+    table = pd.concat(parts)
+    nothing = next(name for name in findings if name.lower() == "no finding")
+    disputed = table[nothing] & table[findings].drop(columns=nothing).any(axis=1)
+    table[nothing] &= ~disputed
+    table[findings] = table[findings].astype("int8").astype("str")
+    told = _read_headers(download, table["image_id"], ("PatientSex", "PatientAge"))
+    table = table.assign(view="PA", sex=[sex for sex, _ in told], age=[age for _, age in told])
+    table["age"] = table["age"].where(table["age"] != "000Y")
+    table.attrs[DISPUTED] = int(disputed.sum())
+    return table
+
+
+def _join_readers(readings: pd.DataFrame, findings: list[str], share: float, origin: str) -> pd.DataFrame:
+    """``image_id`` and whether more than this share of its readers see each finding; a row an image, in order."""
+    require_columns(readings, ["image_id", *findings], origin)
+    seen = readings[findings].apply(pd.to_numeric, errors="coerce")
+    wrong = np.argwhere(~seen.isin([0, 1]).to_numpy())
+    if len(wrong):
+        row, column = wrong[0]
+        cells = readings[findings[column]]
+        held = "is empty" if pd.isna(cells.iloc[row]) else f"holds {show_value(cells.iloc[row], cells)}"
+        place = name_place(readings.index, row)
+        raise StudyError(f"{origin}: {place}, column {cells.name!r} {held}: expected 1, seen by the reader, or 0.")
+    joined = seen.groupby(readings["image_id"]).mean() > share
+    return readings[["image_id"]].drop_duplicates().join(joined, on="image_id")
+
+
+def _read_headers(download: Download, images: Collection[str], names: Sequence[str]) -> list[list[str]]:
+    """What the DICOM header of each image says under these keywords, empty where its file is not there."""
+    dicoms = (file for file in download.files if file.endswith((".dicom", ".dcm")))
+    files = {os.path.splitext(os.path.basename(file))[0]: download.folder / file for file in dicoms}
+    empty = [""] * len(names)
+    images = progress(images, len(images), "reading headers")
+    return [read_tags(files[image], names) if image in files else empty for image in images]
+
+
+def list_boxes(name: str, download: Download) -> list[Box]:
+    """The boxes of all readers, in pixels of the original images; none where their tables are not there."""
+    if not any(map(download.find, _BOXES)):
+        return []
+    table = download.read_each(*_BOXES, columns=["image_id", "class_name", *_CORNERS])
+    table[_CORNERS] = table[_CORNERS].apply(pd.to_numeric, errors="coerce")
+    table = table.dropna(subset=_CORNERS)
+    images = table["image_id"].unique()
+    sizes = dict(zip(images, _read_headers(download, images, ("Rows", "Columns")), strict=True))
+    return [
+        Box(f"{name}/{image}", finding, (left, top, right - left, bottom - top), tuple(map(int, sizes[image])))
+        for image, finding, left, top, right, bottom in table[["image_id", "class_name", *_CORNERS]].itertuples(
+            index=False
+        )
+        if all(sizes[image])
+    ]
+
+
+SPEC = describe(
+    __file__,
+    read=lambda download, options: read_readings(SPEC, download, options["readers"]),
+    list_annotations=lambda download: list_boxes(SPEC.name, download),
+)
+register(SPEC)
