@@ -1,8 +1,9 @@
-"""Sources with written reports and terms of a vocabulary: Open-I, PadChest, BIMCV-COVID19+, CASIA-CXR."""
+"""Sources with written reports and terms of a vocabulary: Open-I, PadChest, BIMCV-COVID19+, CASIA-CXR, CANDID-PTX."""
 
 import re
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cohort.adapters import build_source, guess_source
 from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, NOT_IN_FOLDER
-from chexstudy.cohort.reports import split_sections
+from chexstudy.cohort.images.decode import decode_radiograph
+from chexstudy.cohort.reports import split_sections, training_text
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 
@@ -357,6 +359,49 @@ def test_casia_cxr(tmp_path):
     assert notes.items() <= cohort.attrs.items()
 
 
+# --- CANDID-PTX -------------------------------------------------------------------------------------------------------
+
+CANDID_ROWS = (  # image, mask, report, file; two masks of one image, one image of two patients, and one not looked at
+    ("1.2.826.9.1.1", "-1", "Comment: clear lungs. !PERSONALNAME!", "P9001_a"),
+    ("1.2.826.9.2.1", "300200 12 1012 14", "Impression: small right pneumothorax.", "P9002_a"),
+    ("1.2.826.9.2.1", "400 5", "Impression: small right pneumothorax.", "P9002_a"),
+    ("1.2.826.9.3.1", "-1", "Findings: clear.", "P9003_a"),
+    ("1.2.826.9.3.1", "-1", "Findings: clear.", "P9004_b"),
+    ("1.2.826.9.5.1", "", "", "P9002_c"),
+)
+
+
+def write_candid(folder):
+    lines = ["SOPInstanceUID,EncodedPixels,Report,StudyInstanceUID,filename"]
+    (folder / "dataset1/dataset").mkdir(parents=True)
+    for image, mask, report, file in CANDID_ROWS:
+        lines.append(f'{image},{mask},"{report}",{image[:-2]},{file}')
+        (folder / "dataset1/dataset" / image).write_bytes(to_bytes(make_dicom(np.zeros((40, 40), np.uint8))))
+    (folder / "Pneumothorax_reports.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    (folder / "chest_tube.csv").write_text("anon_SOPUID,annotation ref,mask_rle\n1.2.826.9.2.1,a1,40000 3 41024 4\n")
+    return folder
+
+
+def test_candid_ptx(tmp_path):
+    folder = write_candid(tmp_path)
+    assert guess_source(folder) == "candid_ptx"
+    cohort = build_source("candid_ptx", folder, 0)
+    assert list(cohort.image_id) == [f"candid_ptx/1.2.826.9.{number}.1" for number in (1, 2, 5)]
+    assert list(cohort.study_id) == [f"candid_ptx/1.2.826.9.{number}" for number in (1, 2, 5)]
+    assert list(cohort.patient_id) == [f"candid_ptx/{number}" for number in (9001, 9002, 9002)]
+    assert decode_radiograph(Path(cohort.image_path[0]).read_bytes()).shape == (40, 40)
+    assert set(cohort["view"]) == set(cohort.sex) == {"unknown"}
+    assert cohort.report[1] == "Impression: small right pneumothorax."
+    assert training_text(cohort.report[0]).startswith("clear lungs.")
+    assert list(cohort.report_origin) == ["written", "written", "template"]
+    assert list(cohort.Pneumothorax.fillna(9)) == [0, 1, 9]
+    assert list(cohort["Chest Tube"]) == [0, 1, 0]
+    assert "Rib Fracture" not in cohort
+    assert cohort.attrs == {"images_without_row": 1, "images_under_several_patients_left_out": 1}
+    (folder / "Rib_fracture_mask_rle.csv").write_text("SOP,ref,rle\n1.2.826.9.5.1,a1,5 3\n")
+    assert list(build_source("candid_ptx", folder, 0)["Rib Fracture"]) == [0, 0, 1]
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +420,7 @@ COPY = ("openi", write_openi_copy)
 SPANISH = ("padchest", write_padchest, PADCHEST)
 COVID = ("bimcv_covid19", write_bimcv)
 POSITIVE = ("bimcv_covid19", lambda folder: write_bimcv(folder) / "covid19_posi")
+CANDID = ("candid_ptx", write_candid)
 FRENCH = ("casia_cxr", write_casia, "CASIA-CXR_Pneumonia_Reports.csv")
 
 
@@ -415,6 +461,14 @@ FRENCH = ("casia_cxr", write_casia, "CASIA-CXR_Pneumonia_Reports.csv")
         (*COVID, "Labels_covid_123.tsv", b"ReportID", b"Study", r"^Labels_covid_123\.tsv lacks the column 'ReportID'"),
         (*COVID, "covid19_neg/participants.tsv", b"age", b"ages", r"^participants\.tsv lacks the column 'age'; it has"),
         (*POSITIVE, "Labels_covid_123.tsv", b"ses-E", b"E", r"^Labels_covid_123\.tsv: no cell of 'ReportID' is the s"),
+        (
+            *CANDID,
+            "Pneumothorax_reports.csv",
+            b",filename",
+            b",file",
+            r"^Pneumothorax_reports\.csv lacks the column 'f",
+        ),
+        (*CANDID, "chest_tube.csv", b"anon_SOPUID", b"image", r"^chest_tube\.csv lacks the column 'anon_SOPUID'; it h"),
         (*FRENCH, b"Projection,P", b"View,P", r"^CASIA-CXR_Pneumonia_Reports\.csv lacks the column 'Projection'; it"),
         (*FRENCH, "é".encode(), b"\xe9", r"/CASIA-CXR_Pneumonia_Reports\.csv is not UTF-8 text: save it again as CSV"),
         (*FRENCH, b",CASIA-CXR_Pneumonia_0002", b",2", r"^line 3 of CASIA-CXR_Pneumonia_Reports\.csv, column 'ImageI"),

@@ -1,0 +1,56 @@
+"""CANDID-PTX: DICOM files without endings, free reports, and a row a mask of pneumothorax, chest tube and rib fracture.
+
+An image that the table gives to several patients is left out: no split could keep it apart. Source: Feng et al.,
+Radiology: Artificial Intelligence 2021 (University of Otago).
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from chexstudy.cohort.adapters.layout import Download, is_image
+from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.table import require_columns
+from chexstudy.inputs.yaml_files import read_data_beside
+
+_MASKS = read_data_beside(__file__)["data"]["masks"]
+_IMAGE, _NO_MASK = "SOPInstanceUID", "-1"
+_UID = re.compile(r"\d+(?:\.\d+)+")
+
+
+def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+    """One row an image: present is what has a mask, absent what has none where the tables would hold it."""
+    rows = download.read(columns=[_IMAGE, "EncodedPixels", "Report", "StudyInstanceUID", "filename"])
+    # P123_a is of patient 123.
+    rows["patient"] = rows["filename"].str.extract(r"^P?([^_]+)", expand=False)
+    masks = rows["EncodedPixels"].str.strip()
+    rows["Pneumothorax"] = masks.ne(_NO_MASK).map({True: "1", False: "0"}).where(masks.notna())
+    same = rows.groupby(_IMAGE)
+    of_one, is_first = same["patient"].transform("nunique") <= 1, ~rows[_IMAGE].duplicated()
+    rows = rows.assign(Report=same["Report"].transform("first"), Pneumothorax=same["Pneumothorax"].transform("max"))
+    table = rows[of_one & is_first].copy()
+    for finding, names in _MASKS.items():
+        listed = _read_masks(download, names)
+        table[finding] = None if listed is None else table[_IMAGE].isin(listed).map({True: "1", False: "0"})
+    table.attrs["images_under_several_patients_left_out"] = int((~of_one & is_first).sum())
+    return table
+
+
+def _read_masks(download: Download, names: Sequence[str]) -> pd.Series | None:
+    """The images of a table of masks, whose columns go by several names; None if it is not there."""
+    if download.find(*names) is None:
+        return None
+    listed = download.read(*names)
+    own = next((name for name in listed if "sop" in name.lower()), "anon_SOPUID")
+    require_columns(listed, [own], names[0])
+    return listed[own]
+
+
+def _is_radiograph(name: str) -> bool:
+    return is_image(name) or _UID.fullmatch(os.path.basename(name)) is not None
+
+
+SPEC = describe(__file__, read=_read_tables, is_image=_is_radiograph)
+register(SPEC)
