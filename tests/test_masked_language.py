@@ -8,6 +8,7 @@ from tiny_arms import assert_same_weights, break_off, read_weights, tiny_config
 from chexstudy.cohort.table import read_cohort
 from chexstudy.encoders.build import build_text_encoder
 from chexstudy.encoders.spec import EncoderSpec
+from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.engine.compute import count_flops
@@ -56,6 +57,31 @@ def test_a_step_in_pieces_is_the_step_at_once_and_its_loss_that_of_transformers(
         assert pieces.backward(rows, 2) == pytest.approx(told, rel=1e-5)
         for one, other in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
             assert torch.allclose(one.grad, other.grad, atol=1e-6)
+
+
+def test_where_memory_ends_smaller_pieces_take_the_same_step(tiny_study, monkeypatch, capsys):
+    rows = np.arange(20)
+    expected, objective = _objective(tiny_study, micro_batch=5), _objective(tiny_study, micro_batch=20)
+    told, seen = expected.backward(rows, 0), expected.embed(rows)[0]
+    forward = TextEncoder.forward, type(objective.model).forward
+
+    def refuse(number):
+        def limited(module, *given, **named):
+            if len(given[0] if given else named["input_ids"]) > 5:
+                raise torch.OutOfMemoryError("out of memory")
+            return forward[number](module, *given, **named)
+
+        return limited
+
+    monkeypatch.setattr(type(objective.model), "forward", refuse(1))
+    assert objective.backward(rows, 0) == told
+    for one, other in zip(expected.model.parameters(), objective.model.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    assert objective.describe()["micro_batch"] == 5
+    assert "memory does not suffice: 10 reports at once from here on" in capsys.readouterr().out
+    looks = _objective(tiny_study, micro_batch=20)
+    monkeypatch.setattr(TextEncoder, "forward", refuse(0))
+    assert torch.equal(looks.embed(rows)[0], seen)
 
 
 def test_operations_are_those_of_the_model(tiny_study):

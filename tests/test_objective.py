@@ -8,10 +8,9 @@ from safetensors.torch import load_file, save_file
 from tiny_arms import break_off, tiny_config
 from torch import nn
 
-from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.pretraining.engine.compute import FlopMeter
-from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels
+from chexstudy.pretraining.engine.loading import gather_pixels
 from chexstudy.pretraining.objectives.objective import Objective
 from chexstudy.pretraining.training import arm_run
 from chexstudy.pretraining.training.arm_run import pretrain
@@ -28,20 +27,18 @@ class MeansOfImages(Objective):
 
     width = 8
 
-    def __init__(self, run, cohort, config, streams, device, processes):
+    def _build(self, cohort, seed):
         table = cohort[cohort.split == "train"].reset_index(drop=True)
-        store = open_pixel_store(run)
-        pixels = gather_pixels(store, store.rows(table.image_id)).flatten(1).float() / 255
-        self._pixels, self._streams, self._rate = pixels, streams, config.learning_rate
+        pixels = gather_pixels(self._store, self._store.rows(table.image_id)).flatten(1).float() / 255
+        self._pixels = pixels
         self.examples = Images(table.image_id)
         self.examples.image_ids, self.examples.table = table.image_id.to_numpy(), table
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(streams.draw_seed("initialisation"))
+            torch.manual_seed(seed)
             layers = {name: nn.Linear(pixels.shape[1], self.width) for name in ("student", "teacher")}
         self.model = nn.ModuleDict(layers)
         self.model["teacher"].requires_grad_(False).load_state_dict(self.model["student"].state_dict())
-        self.stall, self.flops, self.prepared = StallMeter(), 0.0, {"flops": 7.0, "seconds": 0.0}
-        self._meter = FlopMeter(self.model)
+        self.prepared, self._meter = {"flops": 7.0, "seconds": 0.0}, FlopMeter(self.model)
 
     def parameter_groups(self):
         return [{"params": list(self.model["student"].parameters()), "weight_decay": 0.0}]

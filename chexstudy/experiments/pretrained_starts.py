@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from chexstudy.cohort.annotations import read_regions
-from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store
-from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
+from chexstudy.cohort.pixels.store import PixelStore
+from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.encoders.frozen_features import FrozenFeatures, drop_patches, freeze_features
 from chexstudy.encoders.image import ImageEncoder
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
@@ -30,7 +30,13 @@ _BACKGROUND = 4  # patches of an image without the finding, of those that a patc
 _TIMED = 256  # images
 
 
-def compare_starts(run: Run, starts: Mapping[tuple[str, str], ImageEncoder], device: str) -> pd.DataFrame:
+def compare_starts(
+    run: Run,
+    cohort: pd.DataFrame,
+    store: PixelStore,
+    starts: Mapping[tuple[str, str], ImageEncoder],
+    device: str,
+) -> pd.DataFrame:
     """What frozen features of each are worth on patients of the same cohort whom none has learned from.
 
     Returns:
@@ -38,7 +44,6 @@ def compare_starts(run: Run, starts: Mapping[tuple[str, str], ImageEncoder], dev
         ``ci_low``, ``ci_high`` and ``n``. A probe is a logistic regression on the pooled embedding; a patch probe one
         on patches, taught by the lesions' outlines, whose highest score is the image's; their values are AUROCs.
     """
-    cohort, store = read_cohort(run.path("cohort.parquet")), open_pixel_store(run)
     train = cohort[cohort.split == "train"].iloc[:_LABELLED]
     chooses, judges = (cohort[cohort.split == split] for split in ("validate", JUDGES))
     findings = finding_columns(cohort)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from chexstudy.code_closure import code_revision
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED
-from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store
 from chexstudy.cohort.table import finding_columns, read_cohort
 from chexstudy.devices import choose_device
 from chexstudy.encoders.build import build_image_encoder, build_text_encoder
@@ -88,8 +88,9 @@ def make_upstream(run: Run, recipe: Recipe, folder: Path, start: str, device: st
         raise StudyError(f"the start must be one of {', '.join(STARTS)}, not {start!r}.")
     train_upstream(run, recipe, device, workers)
     chosen = str(choose_device(device))
-    starts = load_starts(run, recipe, chosen)
-    measured = compare_starts(run, starts, chosen)
+    cohort, store = read_cohort(run.path("cohort.parquet")), open_pixel_store(run)
+    starts = load_starts(run, cohort, store, recipe, chosen)
+    measured = compare_starts(run, cohort, store, starts, chosen)
     macro = measured[(measured.measure == PROBE) & (measured.finding == MACRO) & (measured.start != UNTRAINED)]
     candidates = macro[macro.start == start] if start else macro[macro.start != SUPERVISED]
     best = candidates.loc[candidates.value.idxmax()]
@@ -114,9 +115,10 @@ def train_upstream(run: Run, recipe: Recipe, device: str = "auto", workers: int 
     train_arms(run, [_IMAGES, _PAIR, _LANGUAGE], [0], PretrainingConfig(), device, workers, variants)
 
 
-def load_starts(run: Run, recipe: Recipe, device: str) -> dict[tuple[str, str], ImageEncoder]:
+def load_starts(
+    run: Run, cohort: pd.DataFrame, store: PixelStore, recipe: Recipe, device: str
+) -> dict[tuple[str, str], ImageEncoder]:
     """Image encoders to begin with, by how they were trained and by architecture; the supervised one is trained."""
-    cohort, store = read_cohort(run.path("cohort.parquet")), open_pixel_store(run)
     pair = load_model(run.path(f"{require_current_arm(run, _PAIR, 0)}/model")).image_tower.encoder
     folder = run.path(f"{require_current_arm(run, _IMAGES, 0)}/model/image_encoder")
     alone = build_image_encoder(EncoderSpec(str(folder)))

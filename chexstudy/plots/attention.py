@@ -209,7 +209,7 @@ def _draw_overlay(axes: Axes, card: AttentionCard) -> None:
     spread = spread_map(card.weights, len(card.pixels))
     span = spread.max() - spread.min()
     strength = ((spread - spread.min()) / span) ** _POWER if span > 0 else np.zeros_like(spread)
-    show_radiograph(axes, card.pixels, interpolation="nearest")
+    show_radiograph(axes, card.pixels)
     green = ListedColormap([_GREEN])
     axes.imshow(
         np.ones_like(spread), cmap=green, alpha=strength * _STRONGEST_ALPHA, interpolation="nearest", gid="attention"

@@ -28,6 +28,7 @@ _NEIGHBOURS = 5
 _MOST_QUERIES = 3
 _OTHER = SEQUENCE[2]
 _COLUMNS_OF_NAMES = 0.45  # of a picture's width
+_WIDEST_MM = 22  # of a picture
 
 
 def _name(arm: str) -> str:
@@ -36,8 +37,8 @@ def _name(arm: str) -> str:
 
 def _open_grid(rows: int, columns: int) -> tuple[Drawing, np.ndarray]:
     """Pictures in rows, and room on the left for the name of each row."""
-    side = DOUBLE_MM / (columns + _COLUMNS_OF_NAMES)
-    figure = new_figure(height_mm=rows * (side + 1.5))
+    side = min(DOUBLE_MM / (columns + _COLUMNS_OF_NAMES), _WIDEST_MM)
+    figure = new_figure(height_mm=rows * (side + 1.5), width_mm=side * (columns + _COLUMNS_OF_NAMES))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         clear_frame(axes)

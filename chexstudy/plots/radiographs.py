@@ -74,7 +74,7 @@ def _plot(_: pd.DataFrame, sheet: Sheet) -> Drawing:
     for axes in grid:
         clear_frame(axes)
     for axes, pixels, title, masks in zip(grid, sheet.pixels, sheet.titles, sheet.masks, strict=False):
-        show_radiograph(axes, pixels, interpolation="nearest")
+        show_radiograph(axes, pixels)
         axes.set_title(title, fontsize=6.5, loc="left", pad=2)
         for name, mask in masks.items():
             # A mask without an edge has no outline, and matplotlib would warn.

@@ -71,8 +71,8 @@ def draw_marks(axes: Axes, x, y, style: ArmStyle, size: float = 4.0, **options) 
 
 
 def show_radiograph(axes: Axes, pixels: np.ndarray, **options) -> None:
-    """Pixels from 0, black, to 255, white."""
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, **options)
+    """Pixels from 0, black, to 255, white, each as it is: smoothed, a file is larger and shows no more."""
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", **options)
 
 
 def add_colour_bar(drawn, axes: Axes | list[Axes], label: str, **options) -> None:

@@ -53,7 +53,8 @@ def _select(results: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]], 
     rows = pd.concat([select_rows(results, task) for task in (SUBGROUP, SUBGROUP_GAP)], ignore_index=True)
     rows = rows[(rows.task == SUBGROUP_GAP) | (rows.finding == MACRO)]
     require_rows(rows, "two groups in each of which five patients have a finding and five lack it")
-    rows = prefer_data_set(rows)
+    # Average precision is not drawn.
+    rows = prefer_data_set(rows[~rows.metric.str.startswith("auprc")])
     compared = rows[rows.metric == "auroc" + AGAINST_REST]
     kinds = sorted(set(compared.setting), key=_order_kind)
     groups = {kind: sorted(set(compared.group[compared.setting == kind])) for kind in kinds}

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from chexstudy.errors import StudyError
+from chexstudy.pretraining.engine.distributed import cut_evenly
 
 _Outcome = TypeVar("_Outcome")
 
@@ -23,6 +24,11 @@ class MicroBatch:
     def count_pieces(self, rows: int) -> int:
         """In how many pieces so many rows are computed."""
         return -(-rows // self.size)
+
+    def cut(self, rows: slice) -> list[slice]:
+        """The pieces of a stretch of rows, as even as can be; none of no rows."""
+        count = self.count_pieces(rows.stop - rows.start)
+        return cut_evenly(rows, count) if count else []
 
     def halving(
         self, attempt: Callable[[], _Outcome], undo: Callable[[], None] = lambda: None, repeats_dropout: bool = True

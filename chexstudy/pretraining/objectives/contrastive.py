@@ -7,13 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.curation.online.prototypes import join_features
-from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import compile_blocks
 from chexstudy.pretraining.configuration import TOWERS, PretrainingConfig
-from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.dual_encoder import ImageTextModel, build_model, save_model
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.models.parameter_efficient import (
@@ -24,33 +20,22 @@ from chexstudy.pretraining.models.parameter_efficient import (
 from chexstudy.pretraining.objectives.contrastive_step import PairEncoder
 from chexstudy.pretraining.objectives.frozen_towers import frozen_features
 from chexstudy.pretraining.objectives.objective import Objective
-from chexstudy.runs import Run
 
 
 class ContrastiveObjective(Objective):
-    """Two towers that learn from pairs of images and reports of a study, whose cohort and pixels must be there."""
+    """Two towers that learn from pairs of images and reports."""
 
-    def __init__(
-        self,
-        run: Run,
-        cohort: pd.DataFrame,
-        config: PretrainingConfig,
-        streams: RandomStreams,
-        device: torch.device,
-        processes: Processes,
-    ):
-        self._config, self._streams, self._processes = config, streams, processes
-        seed = streams.draw_seed("initialisation")
+    def _build(self, cohort: pd.DataFrame, seed: int) -> None:
+        config, device = self._config, self._device
         self.model = build_model(config, cohort[cohort.split == "train"], seed)
         _prepare_towers(self.model, config, seed)
         self.model.to(device)
-        self.examples = TrainingPairs(cohort, open_pixel_store(run), self.model.text_tower.tokenize)
+        self.examples = TrainingPairs(cohort, self._store, self.model.text_tower.tokenize)
         if config.scoring_size:
             self.model.image_tower.encoder.check_size(config.scoring_size)
         if config.text_layout == "packed":
             self.model.text_tower.encoder.check_packing()
-        autocast = choose_autocast(config.precision, device)
-        how = config.micro_batch, autocast, processes, config.text_layout, config.compile_blocks
+        how = config.micro_batch, self._autocast, self._processes, config.text_layout, config.compile_blocks
         self._encoder = PairEncoder(self.model, self.examples, device, *how)
         self.stall, self.width = self._encoder.stall, 2 * config.dim
         decisive = {
@@ -58,9 +43,8 @@ class ContrastiveObjective(Objective):
             "threads": config.threads,
             "image_size": config.image_size,
         }
-        self.prepared = {"flops": 0.0, "seconds": 0.0}
         for side in config.frozen_towers:
-            self._encoder.features[side], cost = frozen_features(run, side, self._encoder, decisive)
+            self._encoder.features[side], cost = frozen_features(self._run, side, self._encoder, decisive)
             self.prepared = {part: spent + cost[part] for part, spent in self.prepared.items()}
 
     @property
@@ -111,8 +95,7 @@ class ContrastiveObjective(Objective):
         return self._encoder.count_step(rows)
 
     def describe(self) -> dict:
-        precision = str(self._encoder.autocast or torch.float32).removeprefix("torch.")
-        return {"micro_batch": self._encoder.micro.size, "precision": precision}
+        return {"micro_batch": self._encoder.micro.size, **super().describe()}
 
     def export(self, folder: Path) -> None:
         for side in TOWERS:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from chexstudy.pretraining.configuration import PretrainingConfig
-from chexstudy.pretraining.engine.distributed import Processes, cut_evenly
+from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.micro_batch import MicroBatch
 from chexstudy.pretraining.engine.random_streams import RandomStreams
 from chexstudy.pretraining.models.images import TrainingImages
@@ -109,9 +109,7 @@ class Batch:
     @property
     def pieces(self) -> list[slice]:
         """Parts of the batch that this process sees one after the other."""
-        share = self._of.processes.share(len(self._rows))
-        count = self._of.micro.count_pieces(share.stop - share.start)
-        return cut_evenly(share, count) if count else []
+        return self._of.micro.cut(self._of.processes.share(len(self._rows)))
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -8,22 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import build_text_encoder
 from chexstudy.encoders.checkpoint import save_encoder
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.encoders.text import TextEncoder
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.configuration import PretrainingConfig, seal_model
+from chexstudy.pretraining.configuration import seal_model
 from chexstudy.pretraining.engine.compute import FlopMeter
-from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.pretraining.engine.loading import StallMeter
-from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.pretraining.engine.micro_batch import MicroBatch
 from chexstudy.pretraining.models.pairs import TrainingPairs
 from chexstudy.pretraining.models.vocabulary import texts_to_learn_from
 from chexstudy.pretraining.objectives.objective import Objective
-from chexstudy.runs import Run
 
 # Of the tokens 15 % are to be named; of these 80 % are hidden, 10 % are another token and 10 % are shown.
 _NAMED, _HIDDEN, _OTHER = 0.15, 0.8, 0.9
@@ -32,29 +27,18 @@ _LENGTH_STEP = 8
 
 
 class MaskedLanguageObjective(Objective):
-    """A text encoder that learns from reports alone, of a study whose cohort and pixels must be there."""
+    """A text encoder that learns from reports alone."""
 
-    def __init__(
-        self,
-        run: Run,
-        cohort: pd.DataFrame,
-        config: PretrainingConfig,
-        streams: RandomStreams,
-        device: torch.device,
-        processes: Processes,
-    ):
-        self._config, self._streams, self._processes, self._device = config, streams, processes, device
-        seed = streams.draw_seed("initialisation")
+    def _build(self, cohort: pd.DataFrame, seed: int) -> None:
+        config = self._config
         of_text = {"pooling": config.text_pooling, "max_tokens": config.max_tokens, "dropout": config.dropout}
         spec = EncoderSpec(config.text_encoder, config.text_revision, **of_text)
         self._encoder = build_text_encoder(spec, texts_to_learn_from(cohort[cohort.split == "train"]), seed)
-        self.model = _add_head(self._encoder, seed).to(device)
-        self.examples = TrainingPairs(cohort, open_pixel_store(run), self._encoder.tokenize)
-        self._special = torch.tensor(self._encoder.tokenizer.all_special_ids, device=device)
-        self._autocast = choose_autocast(config.precision, device)
-        self.width, self.stall, self.flops = self._encoder.dim, StallMeter(), 0.0
-        self.prepared = {"flops": 0.0, "seconds": 0.0}
-        self._meter = FlopMeter(self.model)
+        self.model = _add_head(self._encoder, seed).to(self._device)
+        self.examples = TrainingPairs(cohort, self._store, self._encoder.tokenize)
+        self._special = torch.tensor(self._encoder.tokenizer.all_special_ids, device=self._device)
+        self._micro = MicroBatch(config.micro_batch, self._device, "report", "text_encoder or max_tokens")
+        self.width, self._meter = self._encoder.dim, FlopMeter(self.model)
 
     def parameter_groups(self) -> list[dict]:
         """Weight decay is for matrices."""
@@ -85,25 +69,29 @@ class MaskedLanguageObjective(Objective):
         weights: np.ndarray | None = None,
     ) -> dict[str, float]:
         self.model.train(self._config.dropout)
-        self.model.zero_grad(set_to_none=True)
         ids, mask = self._read(rows)
         shown, named = self._hide(ids, step)
         of_row = torch.ones(len(rows)) if weights is None else torch.from_numpy(weights).float()
-        of_row, total, micro = of_row.to(self._device), max(int(named.sum()), 1), self._config.micro_batch
-        share, loss, right = self._processes.share(len(rows)), 0.0, 0
-        for start in range(share.start, share.stop, micro):
-            piece = slice(start, min(start + micro, share.stop))
-            torch.manual_seed(self._streams.draw_seed("dropout", step, start))
-            with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-                logits = self.model(input_ids=shown[piece], attention_mask=mask[piece]).logits
-            wanted = named[piece]
-            logits, truth = logits[wanted].float(), ids[piece][wanted]
-            of_token = functional.cross_entropy(logits, truth, reduction="none")
-            part = (of_token * of_row[piece, None].expand(-1, ids.shape[1])[wanted]).sum() / total
-            part.backward()
-            loss, right = loss + part.item(), right + int((logits.argmax(dim=1) == truth).sum())
-            self.flops += len(wanted) * self._count(ids.shape[1], backward=True)
-        loss, right = self._processes.add_up([loss, right])
+        of_row, total = of_row.to(self._device), max(int(named.sum()), 1)
+        share = self._processes.share(len(rows))
+
+        def learn() -> tuple[float, int]:
+            self.model.zero_grad(set_to_none=True)
+            loss, right = 0.0, 0
+            for piece in self._micro.cut(share):
+                torch.manual_seed(self._streams.draw_seed("dropout", step, piece.start))
+                with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+                    logits = self.model(input_ids=shown[piece], attention_mask=mask[piece]).logits
+                wanted = named[piece]
+                logits, truth = logits[wanted].float(), ids[piece][wanted]
+                of_token = functional.cross_entropy(logits, truth, reduction="none")
+                part = (of_token * of_row[piece, None].expand(-1, ids.shape[1])[wanted]).sum() / total
+                part.backward()
+                loss, right = loss + part.item(), right + int((logits.argmax(dim=1) == truth).sum())
+            return loss, right
+
+        loss, right = self._processes.add_up(self._micro.halving(learn))
+        self.flops += (share.stop - share.start) * self._count(ids.shape[1], backward=True)
         self._processes.sum_gradients(self.model.parameters())
         return {"loss": loss, "named_right": right / total}
 
@@ -122,19 +110,23 @@ class MaskedLanguageObjective(Objective):
 
     @torch.no_grad()
     def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor]:
-        share, found = self._processes.share(len(rows)), torch.empty((0, self.width), device=self._device)
-        if own := len(rows[share]):
-            ids, mask = self._read(rows[share])
-            found = self._encoder.eval()(ids, mask).float()
-            self.flops += own * self._count(ids.shape[1], backward=False)
+        own, found = rows[self._processes.share(len(rows))], torch.empty((0, self.width), device=self._device)
+        if len(own):
+            (ids, mask), encoder = self._read(own), self._encoder.eval()
+
+            def see() -> Tensor:
+                pieces = self._micro.cut(slice(0, len(own)))
+                return torch.cat([encoder(ids[piece], mask[piece]).float() for piece in pieces])
+
+            found = self._micro.halving(see)
+            self.flops += len(own) * self._count(ids.shape[1], backward=False)
         return (self._processes.gather(found, len(rows)),)
 
     def join(self, embedded: tuple[Tensor]) -> Tensor:
         return functional.normalize(embedded[0], dim=1)
 
     def describe(self) -> dict:
-        precision = str(self._autocast or torch.float32).removeprefix("torch.")
-        return {"micro_batch": self._config.micro_batch, "precision": precision}
+        return {"micro_batch": self._micro.size, **super().describe()}
 
     def export(self, folder: Path) -> None:
         save_encoder(self._encoder, folder / "text_encoder")

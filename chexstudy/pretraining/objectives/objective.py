@@ -6,9 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
+from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.devices import choose_autocast
+from chexstudy.pretraining.configuration import PretrainingConfig
+from chexstudy.pretraining.engine.distributed import Processes
 from chexstudy.pretraining.engine.loading import StallMeter
+from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.runs import Run
 
 
 class Examples(Sized):
@@ -25,9 +32,38 @@ class Objective(ABC):
     model: nn.Module  # everything that learns
     width: int  # of the features that a curator sees
     stall: StallMeter  # how long the device waited for its input
-    flops: float  # operations spent so far by this process
+    flops: float = 0.0  # operations spent so far by this process
     steps: int = 1  # of the whole training
     prepared: dict[str, float]  # ``flops`` and ``seconds`` of all processes that were spent before the first step
+
+    def __init__(
+        self,
+        run: Run,
+        cohort: pd.DataFrame,
+        config: PretrainingConfig,
+        streams: RandomStreams,
+        device: torch.device,
+        processes: Processes,
+    ):
+        """An objective of a study, whose cohort and pixels must be there.
+
+        Args:
+            run: the study.
+            cohort: its table.
+            config: every constant.
+            streams: sources of chance.
+            device: where the model is trained.
+            processes: those that train together.
+        """
+        self._run, self._config, self._streams = run, config, streams
+        self._device, self._processes = device, processes
+        self._store, self._autocast = open_pixel_store(run), choose_autocast(config.precision, device)
+        self.stall, self.prepared = StallMeter(), {"flops": 0.0, "seconds": 0.0}
+        self._build(cohort, streams.draw_seed("initialisation"))
+
+    @abstractmethod
+    def _build(self, cohort: pd.DataFrame, seed: int) -> None:
+        """Make the model, by a seed, and the examples."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict]:
@@ -102,7 +138,7 @@ class Objective(ABC):
 
     def describe(self) -> dict:
         """How it was computed, as plain values."""
-        return {}
+        return {"precision": str(self._autocast or torch.float32).removeprefix("torch.")}
 
     def state(self) -> dict:
         """Everything to go on from, as tensors and plain values."""

@@ -14,16 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chexstudy.cohort.pixels.store import open_pixel_store
-from chexstudy.devices import choose_autocast
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.encoder import width_of
 from chexstudy.encoders.spec import EncoderSpec
-from chexstudy.pretraining.configuration import PretrainingConfig, seal_model
+from chexstudy.pretraining.configuration import seal_model
 from chexstudy.pretraining.engine.compute import FlopMeter
-from chexstudy.pretraining.engine.distributed import Processes
-from chexstudy.pretraining.engine.loading import StallMeter, gather_pixels
-from chexstudy.pretraining.engine.random_streams import RandomStreams
+from chexstudy.pretraining.engine.loading import gather_pixels
 from chexstudy.pretraining.engine.schedule import Cosine
 from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.objectives.distillation import Batch, Distillation
@@ -40,7 +36,6 @@ from chexstudy.pretraining.self_supervision.masks import MEAN_MASKED
 from chexstudy.pretraining.self_supervision.neighbour_probe import NeighbourProbe
 from chexstudy.pretraining.self_supervision.network import Network
 from chexstudy.pseudonyms import show_image_ids
-from chexstudy.runs import Run
 
 # Two rows are counted, because some backends treat a batch of one as a special case.
 _COUNTED = 2
@@ -49,29 +44,11 @@ _MANY_COPIES, _NAMED = 0.5, 5
 
 
 class SelfSupervisedObjective(Objective):
-    """An image encoder that learns from images alone.
+    """An image encoder that learns from images alone; they need neither report nor label."""
 
-    Args:
-        run: the study; cohort and pixels must be there.
-        cohort: its table; images need neither report nor label.
-        config: every constant.
-        streams: sources of chance.
-        device: where the model is trained.
-        processes: those that train together.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        cohort: pd.DataFrame,
-        config: PretrainingConfig,
-        streams: RandomStreams,
-        device: torch.device,
-        processes: Processes,
-    ):
-        self._run, self._processes = run, processes
-        self._config, self._own = config, config.self_supervision
-        seed = streams.draw_seed("initialisation")
+    def _build(self, cohort: pd.DataFrame, seed: int) -> None:
+        config, device = self._config, self._device
+        self._own = config.self_supervision
         spec = EncoderSpec(
             config.image_encoder,
             config.image_revision,
@@ -87,13 +64,11 @@ class SelfSupervisedObjective(Objective):
         self._heads_kept = self._own.keep_heads and take_heads(self.model, config.image_encoder)
         self._heads_alone = not self._heads_kept and not config.image_encoder.startswith("tiny-")
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self._store = open_pixel_store(run)
         self.examples = TrainingImages(cohort, self._store)
-        autocast = choose_autocast(config.precision, device)
-        self._step = Distillation(self.model, self.teacher, self.examples, config, streams, device, processes, autocast)
+        how = config, self._streams, device, self._processes, self._autocast
+        self._step = Distillation(self.model, self.teacher, self.examples, *how)
         self._earlier: Network | None = None
-        self.width, self.stall, self.flops = encoder.dim, StallMeter(), 0.0
-        self.prepared, self._skipped = {"flops": 0.0, "seconds": 0.0}, False
+        self.width, self._skipped = encoder.dim, False
         self._meter = FlopMeter(self.model)
         self._probe = NeighbourProbe(cohort)
 
@@ -325,9 +300,8 @@ class SelfSupervisedObjective(Objective):
         return told
 
     def describe(self) -> dict:
-        precision = str(self._step.autocast or torch.float32).removeprefix("torch.")
         heads = "kept" if self._heads_kept else "new"
-        return {"micro_batch": self._step.micro.size, "precision": precision, "heads": heads}
+        return {"micro_batch": self._step.micro.size, **super().describe(), "heads": heads}
 
     def state(self) -> dict:
         centres = [centre.value for centre in self._step.centres]
