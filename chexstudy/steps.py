@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 # Names of artifacts as patterns, whose ``*`` also crosses folders; the first that fits counts.
 _STEPS = {
     "01_build_cohort": """
-        cohort.parquet quarantine.parquet annotations.parquet truth* phantom/* pixels/*
-        figures/radiographs* figures/composition*""",
+        cohort.parquet quarantine.parquet annotations.parquet truth* phantom/* pixels/* orientation*
+        figures/radiographs* figures/composition* figures/orientation*""",
     "02_embed_pairs": "pretraining/config.json embeddings/* figures/embedding*",
     "03_watch_prototypes": """
         pretraining/*/map.parquet pretraining/*/stage_maps.parquet pretraining/*/trajectory.parquet

@@ -26,6 +26,7 @@ permutation_seed = -1  # phantom: seed that permutes which finding is how rare; 
 image_size = 96  # side of the stored images in pixels
 fit = "pad"  # how images become square: pad (nothing is lost) or crop (as published, loses the edges)
 workers = 2  # processes that draw and read images
+orientation = "check"  # images that lie wrong: check (find them), mend (turn the stored pixels back too) or skip
 
 # %%
 from chexstudy.plots import figures
@@ -45,7 +46,7 @@ from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.quality import count_quarantine
 
 phantom = PhantomConfig(pairs, image_size, cohort_seed, permutation_seed, workers=workers)
-_, notes = build_cohort(study.run, source, data_root, image_size, fit, cohort_seed, phantom, workers)
+_, notes = build_cohort(study.run, source, data_root, image_size, fit, cohort_seed, phantom, workers, orientation)
 cohort, quarantine = study.cohort, study.run.read_table("quarantine.parquet")
 print(f"{len(cohort):,} usable pairs of {cohort.patient_id.nunique():,} patients, {len(quarantine)} set aside")
 for note, number in notes.items():
@@ -53,6 +54,27 @@ for note, number in notes.items():
 
 # %%
 count_quarantine(quarantine)
+
+# %% [markdown]
+# ## How the images lie
+#
+# Which images are negative, rotated, mirrored, lateral or unlike the others, by a score that learned from this cohort's
+# own images what is upright. Nothing is changed unless `orientation` is `mend`. Look at mirrored images before they are
+# turned: a heart on the right side looks the same. The second table says what would be found here: of the sound images,
+# had they lain so.
+
+# %%
+from chexstudy.cohort.orientation import read_orientation
+from chexstudy.plots.radiographs import collect_orientation
+
+found, power = read_orientation(study.run)
+found.groupby("found").agg(images=("image_id", "size"), median_probability=("probability", "median")).round(3)
+
+# %%
+power.round(3)
+
+# %%
+figures.orientation.show(study, collect_orientation(study, found), seed=cohort_seed)
 
 # %% [markdown]
 # ## Who is in which split

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.pixels.store import read_turned
+from chexstudy.cohort.pixels.turning import UPRIGHT, turn_back
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
@@ -143,7 +145,7 @@ def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 def read_masks(run: Run, image_ids: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
     """Image -> structure -> its mask, boolean ``(height, width)`` of the annotated picture; empty where none is."""
     masks: dict[str, dict[str, np.ndarray]] = {image_id: {} for image_id in image_ids}
-    for image_id, structure, mask in _join_structures(_read_rows(run, masks)):
+    for image_id, structure, mask in _join_structures(run, _read_rows(run, masks)):
         masks[image_id][structure] = mask
     return masks
 
@@ -168,7 +170,7 @@ def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: in
     place = {image_id: number for number, image_id in enumerate(rows.image_id)}
     present = rows[findings].eq(1).fillna(False).to_numpy(dtype=bool)
     kept = {}
-    for image_id, structure, mask in _join_structures(known):
+    for image_id, structure, mask in _join_structures(run, known):
         row = place[image_id]
         meant = range(len(findings)) if kind == LUNGS else [findings.index(structure)]
         numbers = [number for number in meant if present[row, number]]
@@ -210,8 +212,9 @@ def _read_rows(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
     return pq.read_table(path, filters=[("image_id", "in", set(image_ids))]).to_pandas()
 
 
-def _join_structures(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Image, structure and mask; several rows of one structure are one mask."""
+def _join_structures(run: Run, table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Image, structure and mask; several rows of one structure are one mask, turned back where its image is."""
+    turned = read_turned(run)
     for (image_id, structure), rows in table.groupby(["image_id", "structure"], sort=False):
         mask = np.zeros((rows.height.iloc[0], rows.width.iloc[0]), dtype=bool)
         for row in rows.itertuples():
@@ -220,4 +223,4 @@ def _join_structures(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray
                 mask[max(round(top), 0) : round(top + height), max(round(left), 0) : round(left + width)] = True
             else:
                 mask |= decode_mask(row.runs, row.height, row.width)
-        yield image_id, structure, mask
+        yield image_id, structure, turn_back(mask, turned.get(image_id, UPRIGHT))

@@ -7,6 +7,7 @@ import pandas as pd
 from chexstudy import paths
 from chexstudy.cohort.adapters import build_source, list_annotations, require_source
 from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
+from chexstudy.cohort.orientation import CHECK, refuse_other_words, settle_orientation
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
 from chexstudy.cohort.pixels.store import COHORT, PixelStore, build_pixel_store, count_remarks
@@ -22,13 +23,23 @@ _PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_outcomes.parq
 
 
 def build_cohort(
-    run: Run, source: str, data_root: str, size: int, fit: str, seed: int, phantom: PhantomConfig, workers: int = 2
+    run: Run,
+    source: str,
+    data_root: str,
+    size: int,
+    fit: str,
+    seed: int,
+    phantom: PhantomConfig,
+    workers: int = 2,
+    orientation: str = CHECK,
 ) -> tuple[PixelStore, dict]:
     """Describe a source's images, read each once, and write the study's cohort, pixels, annotations and quarantine.
 
     The source is ``phantom``, made as the configuration says, or one of `chexstudy.cohort.adapters.SOURCES`, which lies
-    in ``data_root``. Notes come with the store, for example how many images no table names and how many are copies.
+    in ``data_root``; images that lie wrong are dealt with as `chexstudy.cohort.orientation.settle_orientation` says.
+    Notes come with the store, for example how many images no table names and how many are copies.
     """
+    refuse_other_words(orientation)
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)
     else:
@@ -43,10 +54,11 @@ def build_cohort(
         root = paths.resolve_user_path(data_root)
         cohort = build_source(source, root, seed, run.path(_UNPACKED))
         build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
-    store = build_pixel_store(run, cohort, size, fit, workers, root=root)
+    build_pixel_store(run, cohort, size, fit, workers, root=root)
+    store, turned = settle_orientation(run, orientation)
     silent = int(lacks_report(read_cohort(run.path(COHORT))).sum())
     notes = {"images without a report, for objective self_supervised alone": silent} if silent else {}
-    return store, {**cohort.attrs, **count_remarks(run), **notes}
+    return store, {**cohort.attrs, **count_remarks(run), **notes, **turned}
 
 
 def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:

@@ -10,6 +10,9 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from chexstudy.cohort.annotations import read_masks
+from chexstudy.cohort.orientation import LATERAL, UNKNOWN
+from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.pixels.turning import KINDS, UPRIGHT, mend_pixels
 from chexstudy.cohort.table import label_matrix
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.looks import ACCENT, SEQUENCE
@@ -18,7 +21,7 @@ from chexstudy.plots.style import DOUBLE_MM, add_legend, clear_frame, new_figure
 from chexstudy.study import Study
 
 _LOOKS = ((ACCENT, "-"), (SEQUENCE[2], "--"), (SEQUENCE[5], ":"), (SEQUENCE[6], "-."))
-_MOST, _IN_A_ROW = 24, 6
+_MOST, _IN_A_ROW, _OF_A_KIND = 24, 6, 3
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,25 @@ def collect_radiographs(study: Study) -> Sheet:
     return Sheet(list(study.pixels.read(image_ids)), titles, masks, about)
 
 
+def collect_orientation(study: Study, found: pd.DataFrame) -> Sheet:
+    """Images that lie wrong (a row each: `chexstudy.cohort.orientation.find_orientation`), and beside them upright."""
+    wrong = found[~found.found.isin([UPRIGHT, LATERAL, UNKNOWN])].sort_values("probability", ascending=False)
+    shown = wrong.groupby("found").head(_OF_A_KIND).sort_values("found", kind="stable")[: _MOST // 2]
+    pixels, titles = [], []
+    filed = open_pixel_store(study.run, as_filed=True).read(shown.image_id)
+    for image, kind in zip(filed, shown.found, strict=True):
+        pixels.append(image)
+        titles.append(kind)
+        if kind in KINDS:
+            pixels.append(mend_pixels(image, kind))
+            titles.append("turned back")
+    about = f"{len(shown)} of {len(wrong)} images found to lie wrong, or unlike the others"
+    return Sheet(pixels, titles, [{} for _ in pixels], about if len(wrong) else "images found to lie wrong")
+
+
 def _select(sheet: Sheet) -> tuple[pd.DataFrame, Sheet]:
     if not sheet.pixels:
-        raise NothingToDraw("there is nothing to draw without radiographs")
+        raise NothingToDraw(f"there is nothing to draw without {sheet.about}")
     return pd.DataFrame(), sheet
 
 
@@ -95,3 +114,4 @@ def _conclude(_: pd.DataFrame, sheet: Sheet) -> str:
 
 
 radiographs = Figure("radiographs", _select, _plot, _describe, _conclude)
+orientation = Figure("orientation", _select, _plot, _describe, _conclude)

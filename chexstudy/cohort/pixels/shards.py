@@ -5,13 +5,15 @@ Its record (``.parquet``, one row an image looked at) is written after it, atomi
 finished, whatever happens later, and one without is made anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.arrays import write_header
+from chexstudy.cohort.pixels.turning import mend_pixels
 from chexstudy.cohort.quality import CheckedImage
 from chexstudy.errors import StudyError
 from chexstudy.runs import atomic_path, hash_file, hash_values
@@ -20,14 +22,18 @@ _OUTCOMES = ["reason", "detail", "sha256"]
 
 
 class ShardedImages:
-    """Images in one or more arrays, addressed as if they were one ``uint8 (images, size, size)``; read-only."""
+    """Images in one or more arrays, addressed as if they were one ``uint8 (images, size, size)``; read-only.
+
+    Those in ``turned`` (row -> kind, see `chexstudy.cohort.pixels.turning`) are given upright.
+    """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, shards: Sequence[np.ndarray]):
+    def __init__(self, shards: Sequence[np.ndarray], turned: Mapping[int, str] = MappingProxyType({})):
         # Plain views of the mapped files: indexing a memmap itself costs a microsecond more, each time.
         self._shards = [np.asarray(shard) for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._turned = dict(turned)
         self.shape = (int(self._ends[-1]), *self._shards[0].shape[1:])
 
     def __len__(self) -> int:
@@ -54,6 +60,10 @@ class ShardedImages:
         places = rows - self._ends[numbers]
         for position, number, place in zip(order, numbers[order].tolist(), places[order].tolist(), strict=True):
             out[position] = self._shards[number][place]
+        if self._turned:
+            for position, row in enumerate(rows.tolist()):
+                if row in self._turned:
+                    out[position] = mend_pixels(out[position], self._turned[row])
         return out
 
 

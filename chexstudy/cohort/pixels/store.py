@@ -1,10 +1,10 @@
 """The pixel store: every image of a cohort read once, checked, resized, and kept as ``uint8`` shards on disk.
 
 ``pixels/shard-00000.npy`` and so on are ``(images, size, size)``, mapped into memory when read. Beside them,
-``index.parquet`` says which shard and row is which image, with the hash of its source file and a remark if it was not
-read as its header says, ``manifest.json`` how the pixels were made and the hash of each shard, and
-``requested.parquet`` is the whole cohort that was asked for. Its kept rows are the run's ``cohort.parquet``, the others
-its ``quarantine.parquet``.
+``index.parquet`` says which shard and row is which image, with the hash of its source file, a remark if it was not read
+as its header says, and how it lies if it is turned back; ``manifest.json`` says how the pixels were made and the hash
+of each shard, and ``requested.parquet`` is the whole cohort that was asked for. Its kept rows are the run's
+``cohort.parquet``, the others its ``quarantine.parquet``.
 
 A build that was killed goes on at the first shard that is not finished, and ends with the same bytes.
 """
@@ -12,6 +12,7 @@ A build that was killed goes on at the first shard that is not finished, and end
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,7 @@ MANIFEST = "pixels/manifest.json"
 REQUESTED = "pixels/requested.parquet"
 COHORT = "cohort.parquet"
 QUARANTINE = "quarantine.parquet"
+TURNED = "turned"
 _BYTES_A_SHARD = 2**28
 
 
@@ -93,15 +95,16 @@ class PixelStore:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_pixel_store(run: Run) -> PixelStore:
-    """The pixel store of a study."""
+def open_pixel_store(run: Run, as_filed: bool = False) -> PixelStore:
+    """The pixel store of a study; ``as_filed`` leaves images as their files show them that were turned back."""
     manifest = run.read_json(MANIFEST)
     index = run.read_table(INDEX)
     shards = [
         open_shard(run.path(f"{FOLDER}/{shard['file']}"), shard["images"], manifest["size"], shard["sha256"])
         for shard in progress(manifest["shards"], label="checking shards")
     ]
-    return PixelStore(ShardedImages(shards), pd.Index(index["image_id"]), manifest["fit"])
+    turned = {} if as_filed or TURNED not in index else index.loc[index[TURNED] != "", TURNED].to_dict()
+    return PixelStore(ShardedImages(shards, turned), pd.Index(index["image_id"]), manifest["fit"])
 
 
 def verify_pixel_store(run: Run) -> int:
@@ -216,6 +219,9 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     check_workers(workers)
     if plan.is_current:
         return open_pixel_store(run)
+    turned = {}
+    with suppress(StudyError):  # a damaged index says nothing
+        turned = read_turned(run)
     # Without its manifest a half-rebuilt store counts as none.
     forget_artifact(run.path(MANIFEST))
     records = _make_shards(run, plan, workers)
@@ -232,7 +238,6 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     stored = outcomes[outcomes["reason"] == ""].reset_index(drop=True)
     row = stored.groupby("shard").cumcount()
     index = {"image_id": kept["image_id"], "shard": stored["shard"], "row": row, "sha256": stored["sha256"]}
-    run.write_table(INDEX, pd.DataFrame({**index, "remark": stored["detail"]}))
     write_cohort(plan.cohort, run.path(REQUESTED))
     write_cohort(kept, run.path(COHORT))
     remove_shards(run.path(FOLDER), after=plan.shards)
@@ -241,9 +246,39 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
         for number, record in enumerate(records)
     ]
     made = {"images": len(kept), "quarantined": counts.to_dict("records"), "shards": shards}
-    run.write_json(MANIFEST, {**plan.parameters, **made})
-    run.record(MANIFEST, plan.parameters, files=(INDEX, COHORT, QUARANTINE, REQUESTED))
+    index = pd.DataFrame({**index, "remark": stored["detail"]})
+    _write_index(run, index, turned, {**plan.parameters, **made}, plan.parameters)
     return open_pixel_store(run)
+
+
+def turn_pixels(run: Run, turned: dict[str, str]) -> None:
+    """From now on show the images of a study's store upright that lie as ``turned`` says (image -> kind), and no other.
+
+    The shards stay as they are; what is turned stands in the index, and how many in the manifest.
+    """
+    if read_turned(run) == turned:
+        return
+    manifest, parameters = run.read_json(MANIFEST), run.provenance(MANIFEST)["parameters"]
+    manifest.pop(TURNED, None)
+    index = run.read_table(INDEX).drop(columns=TURNED, errors="ignore")
+    # Without its manifest a half-written store counts as none, and is put together again of its shards.
+    forget_artifact(run.path(MANIFEST))
+    _write_index(run, index, turned, manifest, parameters)
+
+
+def read_turned(run: Run) -> dict[str, str]:
+    """Which images of a study are turned back, and how each lies in its file: image -> kind."""
+    index = run.read_table(INDEX) if run.has(INDEX) else pd.DataFrame()
+    return index[index[TURNED] != ""].set_index("image_id")[TURNED].to_dict() if TURNED in index else {}
+
+
+def _write_index(run: Run, index: pd.DataFrame, turned: dict[str, str], manifest: dict, parameters: dict) -> None:
+    if turned:
+        index = index.assign(**{TURNED: index["image_id"].map(turned).fillna("").astype(str)})
+        manifest = manifest | {TURNED: int(index[TURNED].ne("").sum())}
+    run.write_table(INDEX, index)
+    run.write_json(MANIFEST, manifest)
+    run.record(MANIFEST, parameters, files=(INDEX, COHORT, QUARANTINE, REQUESTED))
 
 
 def count_remarks(run: Run) -> dict[str, int]:

@@ -1,0 +1,153 @@
+"""Which images of a cohort lie otherwise than the others: negative, rotated, mirrored, lateral, or unlike all.
+
+No label and no other network is needed: see `chexstudy.cohort.upright_score`, whose score is fitted a second time
+without the images that it found wrong. What a cohort mostly shows counts as upright: one that is inverted altogether is
+not found out.
+"""
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+
+from chexstudy.cohort.pixels.store import COHORT, MANIFEST, PixelStore, open_pixel_store, turn_pixels
+from chexstudy.cohort.pixels.turning import KINDS, MIRRORED, UPRIGHT
+from chexstudy.cohort.table import read_cohort
+from chexstudy.cohort.upright_score import (
+    FOLDS,
+    calibrate_scores,
+    describe_images,
+    judge_scores,
+    score_versions,
+    split_patients,
+    turn_scores,
+)
+from chexstudy.errors import StudyError
+from chexstudy.runs import Run, forget_artifact, hash_values
+from chexstudy.statistics.proportions import wilson_interval
+
+ORIENTATION, POWER = "orientation.parquet", "orientation_power.parquet"
+CHECK, MEND, SKIP = "check", "mend", "skip"
+LATERAL, UNLIKE, UNKNOWN = "lateral", "unlike the others", "unknown"
+# What is asked of a cohort's own images: how many would be found, had they been turned so.
+ASKED = (*KINDS[1:5], KINDS[8])
+FEWEST = 50  # images, and fewer say nothing
+
+_FOUND, _POWER = ("found", "probability"), ("kind", "images", "share", "low", "high")
+_ROUNDS = 2
+# Farther below the usual likeness than that of a tenth by so many times: drawn and real radiographs stay within 2.35.
+_FAR, _LEAST_DISTANCE = 2.45, 0.01
+_FEWEST_LATERAL = 20
+
+
+def refuse_other_words(orientation: str) -> None:
+    """Raise a StudyError unless the word is one of the three that `settle_orientation` knows."""
+    if orientation not in (CHECK, MEND, SKIP):
+        raise StudyError(
+            f"orientation must be {CHECK} (find images that lie wrong), {MEND} (turn them back too) or {SKIP}, not "
+            f"{orientation!r}."
+        )
+
+
+def settle_orientation(run: Run, orientation: str) -> tuple[PixelStore, dict]:
+    """Look how a study's images lie (``check``), turn back those that lie wrong (``mend``), or do neither (``skip``).
+
+    The shards keep what the files show: what is turned back stands in the store's index, and is undone by ``check``.
+    Notes come with the store: how many were turned, or that there are too few images to tell.
+    """
+    if orientation == SKIP:
+        for table in (ORIENTATION, POWER):
+            forget_artifact(run.path(table))
+    else:
+        check_orientation(run)
+    table, _ = read_orientation(run)
+    found = table.set_index("image_id")["found"]
+    turned = found[found.isin(KINDS[1:])] if orientation == MEND else found[:0]
+    turn_pixels(run, turned.to_dict())
+    notes = {
+        "too few images to tell how they lie": found.eq(UNKNOWN).sum(),
+        **{f"turned back, found {kind}": number for kind, number in turned.value_counts().items()},
+        "left and right changed places in mirrored images (look: a heart on the right side looks the same)": (
+            turned.str.contains(MIRRORED).sum()
+        ),
+    }
+    return open_pixel_store(run), {note: int(number) for note, number in notes.items() if number}
+
+
+def check_orientation(run: Run) -> None:
+    """Write the tables of `find_orientation` for a study's images as their files show them, if they are not current."""
+    cohort = read_cohort(run.path(COHORT))
+    shards = [shard["sha256"] for shard in run.read_json(MANIFEST)["shards"]]
+    parameters = {"shards": shards, "rows": hash_values(cohort[["image_id", "patient_id", "view"]].to_dict("list"))}
+    if run.is_current(ORIENTATION, run.key(parameters)):
+        return
+    images = open_pixel_store(run, as_filed=True).images
+    found, power = find_orientation(images, cohort["patient_id"].to_numpy(), cohort["view"].eq(LATERAL).to_numpy())
+    found.insert(0, "image_id", cohort["image_id"])
+    run.write_table(POWER, power)
+    run.write_table(ORIENTATION, found)
+    run.record(ORIENTATION, parameters, files=(POWER,))
+
+
+def read_orientation(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The two tables of `find_orientation`, the first with ``image_id``; empty if nobody looked."""
+    if not run.has(ORIENTATION):
+        return pd.DataFrame(columns=["image_id", *_FOUND], dtype=str), pd.DataFrame(columns=_POWER)
+    return run.read_table(ORIENTATION), run.read_table(POWER)
+
+
+def find_orientation(
+    images: np.ndarray, patients: np.ndarray, is_lateral: np.ndarray
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How each image lies, and how many would be found.
+
+    Args:
+        images: ``uint8 (n, size, size)``, or what gives one ``(size, size)`` by its number.
+        patients: who is on each ``(n,)``.
+        is_lateral: what the source calls lateral, bool ``(n,)``; from 20 on the others are compared with these.
+
+    Returns:
+        A row an image: ``found`` (one of `KINDS`, ``lateral``, ``unlike the others``, or ``unknown`` in a cohort of
+        fewer than 50 frontal images or 5 patients) and its ``probability`` (NaN where none is estimated). And a row
+        for each kind in `ASKED`: of how many images found upright, had they lain so, which ``share`` would be found,
+        with Wilson's 95 % interval ``low``, ``high``.
+    """
+    found = np.where(is_lateral, LATERAL, UNKNOWN).astype(object)
+    probability = np.full(len(found), np.nan)
+    if (~is_lateral).sum() < FEWEST or np.unique(patients).size < FOLDS:
+        return _tabulate(found, probability), pd.DataFrame(columns=_POWER)
+    features, frontal = describe_images(images), ~is_lateral
+    sound = frontal
+    for _ in range(_ROUNDS):
+        scores, likeness = score_versions(features, patients, sound)
+        scales = calibrate_scores(scores[sound])
+        best, certainty = judge_scores(scores, scales)
+        usual, less = np.quantile(likeness[sound], (0.5, 0.1))
+        is_far = usual - likeness > _FAR * max(usual - less, _LEAST_DISTANCE)
+        sound = frontal & ~is_far & (best == 0)
+    found[frontal] = np.where(is_far, UNLIKE, np.array(KINDS, dtype=object)[best])[frontal]
+    probability[frontal & ~is_far] = certainty[frontal & ~is_far]
+    if is_lateral.sum() >= _FEWEST_LATERAL:
+        lateral = _score_laterals(features, patients, is_lateral)
+        is_called = lateral > 0.5
+        found[is_called], probability[is_called] = LATERAL, lateral[is_called]
+        looks_frontal = is_lateral & ~is_called
+        found[looks_frontal], probability[looks_frontal] = UPRIGHT, 1 - lateral[looks_frontal]
+    rows = []
+    for kind in ASKED:
+        share = (judge_scores(turn_scores(scores[sound], kind), scales)[0] == KINDS.index(kind)).mean()
+        rows.append((kind, sound.sum(), share, *wilson_interval(share, sound.sum())))
+    return _tabulate(found, probability), pd.DataFrame(rows, columns=_POWER)
+
+
+def _tabulate(found: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(dict(zip(_FOUND, (found.astype(str), probability), strict=True)))
+
+
+def _score_laterals(features: np.ndarray, patients: np.ndarray, is_lateral: np.ndarray) -> np.ndarray:
+    """Probability ``(n,)`` that an image is lateral, by the images that the source calls so."""
+    lateral = np.zeros(len(features))
+    for learned, judged in split_patients(patients, np.ones(len(features), bool)):
+        if len(set(is_lateral[learned])) == 2:
+            model = LogisticRegression(C=10.0, max_iter=300).fit(features[learned], is_lateral[learned])
+            lateral[judged] = model.predict_proba(features[judged])[:, 1]
+    return lateral
