@@ -97,7 +97,7 @@ def test_boxes_of_tbx11k(tmp_path):
             "TBX11K_train.json",
             b"ActiveT",
             b"T",
-            r"TBX11K \(see 'Tuberculosis'\): unpack annotations/json again, or take i",
+            r"TBX11K \(see 'Tuberculosis'\): unpack annotations/json again",
         ),
     ],
 )
