@@ -37,8 +37,10 @@ def _tell(entry: dict, data_set: str) -> str:
     not_seen = entry.get("not_seen", [])
     if not_seen == "everything":
         return "held_out"
-    sources = {one for name in not_seen for one in _DATA["groups"].get(name, [name])} | {PHANTOM}
-    return "held_out" if data_set.partition("/")[0] in sources else "unknown"
+    held_out = {one for name in not_seen for one in _DATA["groups"].get(name, [name])} | {PHANTOM}
+    source = data_set.partition("/")[0]
+    is_seen_in_part = any(share_images(one, source) for one in entry.get("seen", ()))
+    return "held_out" if data_set in held_out or (source in held_out and not is_seen_in_part) else "unknown"
 
 
 def _spell(encoder: str) -> Iterator[str]:
