@@ -50,9 +50,9 @@ def test_tbx11k(tmp_path):
     assert list(cohort.Tuberculosis) == [0, 0, 1, 1, 1, 1, 0]
     assert list(cohort["Active Tuberculosis"].fillna(9)) == [0, 0, 1, -1, 0, 9, 0]
     assert list(cohort["Latent Tuberculosis"].fillna(9)) == [0, 0, 1, -1, 1, 9, 0]
-    notes = {"images_without_row": 0, "images_taken_for_a_patient_each_because_none_is_told": 7}
-    notes["extra_images_left_out_as_other_sources_hold_them"] = 1
-    assert cohort.attrs == notes | {"test_images_left_out_as_they_have_no_labels": 2}
+    notes = {"images_taken_for_a_patient_each_because_none_is_told": 7}
+    notes |= {"extra_images_left_out_as_other_sources_hold_them": 1, "test_images_left_out_as_they_have_no_labels": 2}
+    assert notes.items() <= cohort.attrs.items()
     cohort = build_source("tbx11k", folder, 0, val="test")
     assert list(cohort.split[4:]) == ["test"] * 3
     assert "test" not in set(cohort.split[:4])
