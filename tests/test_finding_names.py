@@ -9,6 +9,7 @@ from chexstudy.cohort import finding_names
 from chexstudy.cohort.adapters import DATASETS, tabulate_crosswalk
 from chexstudy.cohort.adapters.column_mapping import ColumnMapping
 from chexstudy.cohort.finding_names import canonical_name
+from chexstudy.cohort.table import NO_FINDING
 
 
 def test_no_spelling_stands_under_two_names():
@@ -87,6 +88,12 @@ def test_the_crosswalk_says_what_each_source_calls_a_finding():
 
 
 @pytest.mark.parametrize("source", DATASETS)
-def test_no_data_set_has_two_findings_of_one_name(source):
-    names = [canonical_name(name) for name in ColumnMapping(columns=DATASETS[source].columns).findings()]
+def test_each_data_set_names_each_finding_once_and_as_english(source):
+    own = list(ColumnMapping(columns=DATASETS[source].columns).findings())
+    names = [canonical_name(name) for name in own]
     assert len(names) == len(set(names))
+    if DATASETS[source].templates:
+        told = [DATASETS[source].templates.display.get(name, name) for name in own]
+        assert not any("_" in name for name in told)
+        # The label that no finding is present is no finding to be told.
+        assert [name == NO_FINDING for name in told] == [name == NO_FINDING for name in names]

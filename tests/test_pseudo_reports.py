@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from chexstudy.cohort import pseudo_reports
+from chexstudy.cohort.adapters import DATASETS
 from chexstudy.cohort.pseudo_reports import TemplateRules, template_report
 from chexstudy.errors import StudyError
 
@@ -92,32 +93,30 @@ def test_a_label_outside_the_contract_is_one_sentence():
         template_report({"Mass": 2}, "a/1", seed=1)
 
 
-# What is special about the pseudo-reports of the five sources of CheXficient that have labels and no text.
-NIH = TemplateRules(display={"Pleural Effusion": "Effusion"})
-BRAX = TemplateRules()
-CHESTDR = TemplateRules(display={"Tuberculosis": "TB (tuberculosis)"}, no_finding_rule=False)
-VINDR_CXR = TemplateRules(display={"COPD": "COPD (chronic obstructive pulmonary disease)"}, absent_left_out=7)
-VINDR_PCXR = TemplateRules(display={"CPAM": "Congenital airway malformation"})
 NORMAL = ["normal"]
 
 
 @pytest.mark.parametrize(
-    ("rules", "labels", "told"),
+    ("source", "labels", "told"),
     [
-        (NIH, {"No Finding": 0, "Pleural Effusion": 1, "Mass": 0}, ["+effusion", "-mass"]),
-        (NIH, {"No Finding": 1, "Pleural Effusion": 0, "Mass": 0}, NORMAL),
-        (BRAX, {"No Finding": None, "Edema": -1, "Mass": None, "Fracture": 1}, ["?edema", "+fracture"]),
-        (BRAX, {"No Finding": 1.0, "Edema": np.nan, "Support Devices": 0.0}, NORMAL),
-        (CHESTDR, {"No Finding": 1, "Nodule": 0, "Tuberculosis": 0}, ["-nodule", "-tb (tuberculosis)"]),
-        (VINDR_CXR, {"No Finding": 1, "Mass": 0, "COPD": 0}, NORMAL),
+        # The five sources of CheXficient that have labels and no text, findings as their tables call them.
+        ("nih", {"No Finding": 0, "Effusion": 1, "Mass": 0}, ["+effusion", "-mass"]),
+        ("nih", {"No Finding": 1, "Effusion": 0, "Mass": 0}, NORMAL),
+        ("brax", {"No Finding": None, "Edema": -1, "Mass": None, "Fracture": 1}, ["?edema", "+fracture"]),
+        ("brax", {"No Finding": 1.0, "Edema": np.nan, "Support Devices": 0.0}, NORMAL),
+        ("chestdr", {"nodule": 0, "TB": 0, "fracture_old": 1}, ["-nodule", "-tuberculosis", "+old fracture"]),
+        ("chestdr", {"No Finding": 1, "nodule": 0}, ["-nodule"]),
+        ("vindr_cxr", {"Edema": 0, "COPD": 0, "No finding": 1}, NORMAL),
         # Where readers dispute that nothing was found, their findings are told.
-        (VINDR_CXR, {"COPD": 1, "Mass": 0, "No Finding": 1}, ["+copd (chronic obstructive pulmonary disease)"]),
-        (VINDR_PCXR, {"No Finding": 0, "CPAM": 0, "Mass": 1}, ["-congenital airway malformation", "+mass"]),
-        (VINDR_PCXR, {"No Finding": None, "CPAM": None}, []),
+        ("vindr_cxr", {"COPD": 1, "Edema": 0, "No finding": 1}, ["+chronic obstructive pulmonary disease"]),
+        ("vindr_pcxr", {"No finding": 1, "Brocho-pneumonia": 0}, NORMAL),
+        ("vindr_pcxr", {"No finding": 0, "Brocho-pneumonia": 0, "Pneumonia": 1}, ["-bronchopneumonia", "+pneumonia"]),
+        ("vindr_pcxr", {"No finding": None, "CPAM": None}, []),
     ],
 )
-def test_the_special_rules_of_each_source_are_told(rules, labels, told):
-    assert [read_back(text) for text in sentences(template_report(labels, "a/1", 1, rules)) if text] == told
+def test_the_special_rules_of_each_source_are_told(source, labels, told):
+    report = template_report(labels, "a/1", 1, DATASETS[source].templates)
+    assert [read_back(text) for text in sentences(report) if text] == told
 
 
 def read_back(sentence):
@@ -134,16 +133,17 @@ def read_back(sentence):
 
 
 def test_a_display_name_stands_for_the_finding_to_the_letter():
+    rules = TemplateRules(display={"Pleural Effusion": "Effusion"})
     for image in range(30):
         own = template_report({"Effusion": 1, "Mass": 0}, f"nih/{image}", 1)
-        assert template_report({"Pleural Effusion": 1, "Mass": 0}, f"nih/{image}", 1, NIH) == own
+        assert template_report({"Pleural Effusion": 1, "Mass": 0}, f"nih/{image}", 1, rules) == own
 
 
 def test_absent_findings_are_left_out_at_random_and_nothing_else_is():
     labels = {"Mass": 1, **{f"Finding{number}": 0 for number in range(26)}}
     full, left = sentences(template_report(labels, "a/1", 1)), []
     for image in range(60):
-        told = sentences(template_report(labels, f"a/{image}", 1, VINDR_CXR))
+        told = sentences(template_report(labels, f"a/{image}", 1, DATASETS["vindr_cxr"].templates))
         assert len(told) == len(full) - 7
         assert "mass" in told[0].lower()
         names = [re.search(r"finding\d+", text)[0] for text in map(str.lower, told[1:])]
