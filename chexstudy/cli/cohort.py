@@ -23,6 +23,7 @@ cohort = Verb(
     "build a cohort from a source",
     option("--source X", "where the images come from: phantom, or one of `chexstudy cohort sources`"),
     option("--data-root X", "the folder that holds the source's images and tables"),
+    option("--manifest FILE", "many sources at once: a YAML file that lists them (see docs/using.md)"),
     option("--size N", "pixels on a side of the stored images"),
     *run_options("that of the study, else of the source, else demo"),
 )
@@ -34,6 +35,7 @@ def build(options: Namespace) -> None:
       chexstudy cohort build --source nlm_tb --data-root ~/nlm_tb --study tb --size 96
       chexstudy cohort build --source folder --data-root ~/mine --study mine     (with ~/mine/cohort.yaml)
       chexstudy cohort build --source webdataset --data-root '~/shards/*.tar' --study shards
+      chexstudy cohort build --manifest cohort.yaml --study joint
 
     writes: runs/<study>/cohort.parquet, quarantine.parquet, pixels/, and images/ of webdataset or huggingface
     """
@@ -41,7 +43,11 @@ def build(options: Namespace) -> None:
     from chexstudy.workflow.identity import read_identity
     from chexstudy.workflow.profiles import list_profiles
 
-    if options.source not in (None, "phantom"):
+    if options.manifest is not None:
+        if options.source is not None or options.data_root is not None:
+            options.parser.error("--manifest names its sources and folders: give it without --source and --data-root")
+        options.source, options.data_root = "joint", options.manifest
+    if options.source not in (None, "phantom", "joint"):
         from chexstudy.cohort.adapters import require_source
 
         require_source(options.source)
@@ -157,7 +163,9 @@ def export(options: Namespace) -> None:
 @verb(
     "cohort check",
     "check a cohort table, or a folder of your own",
-    option("cohort STUDY|TABLE.parquet|FOLDER", "a study's name, a table's path, or a source's folder"),
+    option(
+        "cohort STUDY|TABLE.parquet|FOLDER|MANIFEST", "a study's name, or the path of a table, a folder or a manifest"
+    ),
     option("--source X", "what the folder is, one of `chexstudy cohort sources` (default: told by what it holds)"),
 )
 def check(options: Namespace) -> int:
@@ -177,7 +185,8 @@ def check(options: Namespace) -> int:
     from chexstudy.cohort.table import finding_columns, read_cohort
 
     path = resolve_user_path(options.cohort)
-    is_source = options.source is not None or (path.is_dir() and not (path / "cohort.parquet").is_file())
+    is_manifest = path.suffix in (".yaml", ".yml")
+    is_source = options.source or is_manifest or (path.is_dir() and not (path / "cohort.parquet").is_file())
     found = check_source(path, options.source) if is_source else check_table(read_cohort(_find_table(options.cohort)))
     if found.remarks:
         print("remarks:", *found.remarks, sep="\n  ")

@@ -7,6 +7,7 @@ import pandas as pd
 from chexstudy import paths
 from chexstudy.cohort.adapters import build_source, list_annotations, require_source
 from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
+from chexstudy.cohort.joint import JOINT, list_joint_annotations, read_joint
 from chexstudy.cohort.orientation import CHECK, refuse_other_words, settle_orientation
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
@@ -35,15 +36,17 @@ def build_cohort(
 ) -> tuple[PixelStore, dict]:
     """Describe a source's images, read each once, and write the study's cohort, pixels, annotations and quarantine.
 
-    The source is ``phantom``, made as the configuration says, or one of `chexstudy.cohort.adapters.SOURCES`, which lies
-    in ``data_root``; images that lie wrong are dealt with as `chexstudy.cohort.orientation.settle_orientation` says.
-    Notes come with the store, for example how many images no table names and how many are copies.
+    The source is ``phantom``, made as the configuration says, one of `chexstudy.cohort.adapters.SOURCES`, which lies in
+    ``data_root``, or ``joint``, the sources of the manifest ``data_root``; images that lie wrong are dealt with as
+    `chexstudy.cohort.orientation.settle_orientation` says. Notes come with the store, for example how many images no
+    table names and how many are copies.
     """
     refuse_other_words(orientation)
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)
     else:
-        require_source(source)
+        if source != JOINT:
+            require_source(source)
         if not data_root:
             raise StudyError(
                 f"the source {source!r} needs data_root, the folder that holds its images: give `-p data_root FOLDER`."
@@ -52,8 +55,12 @@ def build_cohort(
             # A truth left by a phantom of the same study would be read as that of the real images.
             run.path(name).unlink(missing_ok=True)
         root = paths.resolve_user_path(data_root)
-        cohort = build_source(source, root, seed, run.path(_UNPACKED))
-        build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
+        if source == JOINT:
+            cohort = read_joint(root, seed, run.path(_UNPACKED)).require_cohort()
+            build_annotations(run, list_joint_annotations(root, set(cohort["image_id"])))
+        else:
+            cohort = build_source(source, root, seed, run.path(_UNPACKED))
+            build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
     build_pixel_store(run, cohort, size, fit, workers, root=root)
     store, turned = settle_orientation(run, orientation)
     silent = int(lacks_report(read_cohort(run.path(COHORT))).sum())

@@ -14,19 +14,29 @@ import pandas as pd
 
 from chexstudy.cohort.adapters import guess_source, read_source
 from chexstudy.cohort.adapters.layout import IMAGES_WITHOUT_ROW
-from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, NOT_ENGLISH, NOT_IN_FOLDER, PATIENTS_UNIFIED, UNUSED
+from chexstudy.cohort.adapters.manifest import (
+    NO_PATIENT_TOLD,
+    NOT_ENGLISH,
+    NOT_IN_FOLDER,
+    PATIENTS_UNIFIED,
+    SPLIT_AT_RANDOM,
+    UNUSED,
+)
 from chexstudy.cohort.copies import find_copies
+from chexstudy.cohort.joint import JOINT, OVERLAP, read_joint
 from chexstudy.cohort.quality import lacks_report, set_aside_empty_reports
 from chexstudy.cohort.table import finding_columns, label_matrix
 from chexstudy.inputs.tables import name_place
 
 _NOTES = {
     UNUSED: "{}",
+    OVERLAP: "{}",
     NOT_IN_FOLDER: "{} rows name an image that the folder does not hold: they are left out.",
     NOT_ENGLISH: "{} reports are not in English, which most text encoders learned from: bring a translation of them.",
     NO_PATIENT_TOLD: "no patient is told: each of {} images counts as one, so that splits are by image.",
     PATIENTS_UNIFIED: "{} patients are written in several ways (letter case, zeros in front): each was taken for one.",
 }
+_TOLD_ELSEWHERE = (IMAGES_WITHOUT_ROW, SPLIT_AT_RANDOM)
 _NEEDED_SPLITS = ("train", "validate", "test")
 _NAMED = 10
 
@@ -46,7 +56,8 @@ def check_source(data_root: str | Path, source: str | None = None) -> CohortChec
     ``source`` is one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
     """
     with tempfile.TemporaryDirectory() as unpacked:
-        report = read_source(source or guess_source(data_root), data_root, 0, unpacked)
+        source = source or (JOINT if str(data_root).endswith((".yaml", ".yml")) else guess_source(data_root))
+        report = read_joint(data_root, 0, unpacked) if source == JOINT else read_source(source, data_root, 0, unpacked)
         found = _tell("rows whose image file is not there, which go to quarantine", report.without_image, report.places)
         if report.without_row:
             # Folders may name a patient.
@@ -113,8 +124,8 @@ def _find_problems(cohort: pd.DataFrame) -> list[str]:
 
 
 def _find_remarks(cohort: pd.DataFrame, places: pd.Index) -> list[str]:
-    notes = {note: told for note, told in cohort.attrs.items() if told and note != IMAGES_WITHOUT_ROW}
-    remarks = [_NOTES.get(note, note.replace("_", " ") + ": {}.").format(told) for note, told in notes.items()]
+    notes = {name: note for name, note in cohort.attrs.items() if note and name not in _TOLD_ELSEWHERE}
+    remarks = [_NOTES.get(name, f"{name.replace('_', ' ')}: {{}}.").format(note) for name, note in notes.items()]
     images = cohort["patient_id"].value_counts()
     if len(images) > 1 and images.iloc[0] > len(cohort) / 2:
         first = name_place(places, int((cohort["patient_id"] == images.index[0]).to_numpy().argmax()))

@@ -40,15 +40,16 @@ from chexstudy.inputs.identifiers import is_rounded, normalise_ids, unify_patien
 from chexstudy.inputs.tables import NESTED, name_place
 from chexstudy.inputs.yaml_files import read_data_beside
 
-_VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
+VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
 _OLDEST_YEARS = 120
 # Notes in ``cohort.attrs``: how many patients were, how many rows name an image that the folder lacks and are left out,
-# how many images stand for a patient each because nobody is told, how many reports are not in English, and which
-# columns of the table nothing takes.
+# how many images stand for a patient each because nobody is told, how many reports are not in English, how many patients
+# no official split places, and which columns of the table nothing takes.
 PATIENTS_UNIFIED = "patients_written_in_several_ways"
 NOT_IN_FOLDER = "images_named_but_not_in_the_folder_and_left_out"
 NOT_ENGLISH = "written_reports_not_in_english"
 NO_PATIENT_TOLD = "images_taken_for_a_patient_each_because_none_is_told"
+SPLIT_AT_RANDOM = "patients_split_at_random"
 UNUSED = "columns"
 _SPLIT = "official split"
 _SECTIONS = {heading for headings in SECTION_HEADINGS.values() for heading in headings}
@@ -237,6 +238,8 @@ def check_manifest(
     if problems:
         return report
     cohort.attrs[IMAGES_WITHOUT_ROW] = len(unlisted)
+    if "split" not in mapping.single_columns():
+        cohort.attrs[SPLIT_AT_RANDOM] = cohort["patient_id"].nunique()
     unused = _tell_unused(table, mapping)
     cohort.attrs |= {UNUSED: unused} if unused else {}
     return replace(report, cohort=cohort)
@@ -380,7 +383,7 @@ def _translate(
     if "split" not in cells:
         cohort = split_patients(cohort, mapping.fractions, seed)
     elif not (cohort["split"] == "validate").any():
-        cohort = carve_validation(cohort, _VALIDATE_SHARE, seed)
+        cohort = carve_validation(cohort, VALIDATE_SHARE, seed)
     return cohort, []
 
 

@@ -1,0 +1,105 @@
+"""Several sources as one cohort: roles, filters, and no patient or image on two sides."""
+
+import pytest
+import yaml
+from test_adapters_nih import ROWS
+from test_adapters_nih import make_folder as make_nih
+from test_check import make_folder as make_own
+
+from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.check import check_source
+from chexstudy.cohort.joint import list_joint_annotations, read_joint
+from chexstudy.errors import StudyError
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Write a manifest of the two sources (or of these entries) and read it."""
+    make_nih(tmp_path)
+    make_own(tmp_path / "own")
+    sources = {"nih": {"source": "nih"}, "own": {"source": "folder", "folder": "own"}}
+
+    def read(own=(), nih=(), **manifest):
+        entries = [sources["nih"] | dict(nih), sources["own"] | dict(own)]
+        (tmp_path / "cohort.yaml").write_text(yaml.safe_dump({"sources": entries} | manifest))
+        return read_joint(tmp_path / "cohort.yaml", 0, tmp_path / "unpacked")
+
+    read.path = tmp_path / "cohort.yaml"
+    return read
+
+
+def test_sources_stand_in_the_order_of_the_manifest_under_one_contract(build):
+    cohort = build().require_cohort()
+    assert list(cohort.source) == ["nih"] * 4 + ["folder"] * 12
+    assert cohort["Mass"].notna().all()
+    assert cohort.loc[cohort.source == "folder", "Hernia"].isna().all()
+    assert set(cohort.loc[cohort.source == "nih", "split"]) == {"train", "test"}
+    assert cohort.attrs["nih: patients_split_at_random"] == 3
+    boxes = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000001_000.png,Infiltrate,1,2,3,4,,,\n"
+    (build.path.parent / "nih/BBox_List_2017.csv").write_text(boxes)
+    box = Box("nih/00000001_000.png", "Infiltration", (1, 2, 3, 4), (1024, 1024))
+    assert list_joint_annotations(build.path, set(cohort.image_id)) == [box]
+
+
+def test_a_role_says_what_a_source_is_for_and_filters_what_of_it(build):
+    cohort = build(own={"role": "evaluate"}, nih={"role": "pretrain", "views": ["PA"], "ages": [18, 120]}).cohort
+    assert set(cohort.loc[cohort.source == "folder", "split"]) == {"test"}
+    assert set(cohort.loc[cohort.source == "nih", "split"]) <= {"train", "validate"}
+    # Of four, one is AP and one a child; who is of unknown age stays.
+    assert list(cohort.image_id[:2]) == ["nih/00000001_000.png", "nih/00000002_000.png"]
+    assert cohort.attrs["nih: images left out by role and filters"] == 2
+    # With official lists a role takes their splits.
+    for name, rows in (("train_val_list.txt", ROWS[:2]), ("test_list.txt", ROWS[2:])):
+        (build.path.parent / "nih" / name).write_text("\n".join(row.split(",")[0] for row in rows))
+    assert list(build(nih={"role": "pretrain"}).cohort.query("source == 'nih'").image_id) == [
+        "nih/00000001_000.png",
+        "nih/00000001_001.png",
+    ]
+    assert list(build(nih={"role": "evaluate"}).cohort.query("source == 'nih'").patient_id) == ["nih/2", "nih/3"]
+
+
+def test_an_image_of_two_sources_is_kept_once_nearest_to_the_test(build):
+    table = "File,Patient,Mass,Report\nnih/images_001/images/00000001_000.png,P1,1,A mass.\n"
+    (build.path.parent / "cohort.yaml").unlink(missing_ok=True)
+    own = build.path.parent / "linked"
+    own.mkdir()
+    (own / "nih").symlink_to(build.path.parent / "nih")
+    (own / "t.csv").write_text(table)
+    (own / "cohort.yaml").write_text((build.path.parent / "own/cohort.yaml").read_text())
+    cohort = build(own={"folder": "linked", "role": "evaluate"}, nih={"role": "pretrain"}).cohort
+    assert cohort.attrs["images of two sources kept once"] == 1
+    assert (
+        dict(zip(cohort.image_id, cohort.split, strict=True))["folder/nih/images_001/images/00000001_000.png"] == "test"
+    )
+    assert "nih/00000001_000.png" not in set(cohort.image_id)
+
+
+def test_what_is_wrong_with_each_source_is_told_at_once(build):
+    (build.path.parent / "own/t.csv").unlink()
+    found = build(nih={"folder": "absent"})
+    assert [problem.split(" ")[0] for problem in found.problems] == ["nih:", "folder:"]
+    assert check_source(build.path).problems == found.problems
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"source": "nih", "folder": ""}, r"lists the source nih twice: keep one entry of it\.$"),
+        ({"source": "nhi"}, r"^there is no source named 'nhi': did you mean 'nih'"),
+        ({"role": "train"}, r"role of folder must be of both, pretrain, evaluate, annotate, not 'train'\.$"),
+        ({"views": ["frontal"]}, r"views of folder must be of PA, AP, lateral, unknown, not \['frontal'\]\.$"),
+        ({"ages": 18}, r"ages of folder must be two numbers, as in \[18, 120\]\.$"),
+        ({"option": {}}, r"has an unknown entry 'option': did you mean 'options'\.$"),
+        ({"options": ["gold"]}, r"options of folder must be `name: value` lines\.$"),
+    ],
+)
+def test_a_wrong_entry_is_one_sentence(build, own, said):
+    with pytest.raises(StudyError, match=said):
+        build(own=own)
+
+
+@pytest.mark.parametrize("text", ["", "sources: []\n", "- nih\n", "sources: [nih]\n"])
+def test_a_file_that_is_no_manifest_is_one_sentence(tmp_path, text):
+    (tmp_path / "cohort.yaml").write_text(text)
+    with pytest.raises(StudyError, match=r"needs an entry 'sources'|must say `source: NAME`"):
+        read_joint(tmp_path / "cohort.yaml", 0, tmp_path)
