@@ -19,8 +19,8 @@
 study = "demo"  # name of the study, the folder under runs/
 change = False  # give the study other values than it has, and tell what is stale from then on
 cohort_seed = 0  # seed of the phantom, of splits and of template reports; trainings have their own
-source = "phantom"  # phantom, or one of `chexstudy cohort sources`
-data_root = ""  # folder of a real source
+source = "phantom"  # phantom, joint (many at once), or one of `chexstudy cohort sources`
+data_root = ""  # folder of a real source, or the manifest of many
 pairs = 8000  # phantom: number of image-report pairs
 permutation_seed = -1  # phantom: seed that permutes which finding is how rare; -1 for the natural order
 image_size = 96  # side of the stored images in pixels

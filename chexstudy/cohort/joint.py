@@ -9,9 +9,9 @@ The manifest is a YAML file::
         role: pretrain                # pretrain, evaluate, both (the default) or annotate
         views: [PA, AP]               # others are left out, as are those of the filters below
         ages: [18, 120]               # years; who is of unknown age stays
-        languages: [en]               # of written reports
+        languages: [en]               # of written reports, as they are or as they were translated
         options: {labels: chexpert}   # those of the source
-        translations: english.csv     # id and text, in place of the official reports
+        translations: english.csv     # id and text, in place of the official reports; starts at root too
 
 A source of the role ``pretrain`` gives its training and validation images, all its images if it has no official split;
 ``evaluate`` gives its test images, those of validation if it has no test, all if it has no official split; ``both``
@@ -20,15 +20,16 @@ gives what it has, split as it says or at random; ``annotate`` gives masks and b
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.cohort.adapters import list_annotations, read_source, require_source
+from chexstudy.cohort.adapters import DATASETS, list_annotations, read_source, require_source
 from chexstudy.cohort.adapters.layout import resolve_links
 from chexstudy.cohort.adapters.manifest import SPLIT_AT_RANDOM, UNUSED, VALIDATE_SHARE, ManifestReport
 from chexstudy.cohort.overlaps import exclude_overlap
+from chexstudy.cohort.report_tables import read_translations, replace_reports
 from chexstudy.cohort.splits import TEST_SPLITS, carve_validation
 from chexstudy.cohort.table import SPLITS, VIEWS, validate_cohort
 from chexstudy.errors import StudyError, suggest
@@ -68,7 +69,11 @@ def read_manifest(path: str | Path) -> list[JoinedSource]:
         raise StudyError(f"the manifest {path} lists the source {twice[0]} twice: keep one entry of it.")
     root = path.parent / Path(str(told.get("root") or "")).expanduser()
     return [
-        JoinedSource(**{**vars(one), "folder": str(root / Path(one.folder or one.source).expanduser())})
+        replace(
+            one,
+            folder=str(root / Path(one.folder or one.source).expanduser()),
+            translations=one.translations and str(root / Path(one.translations).expanduser()),
+        )
         for one in entries
     ]
 
@@ -89,6 +94,10 @@ def _read_entry(entry: object, path: Path) -> JoinedSource:
     ages = entry.get("ages", [0, 120])
     if not (isinstance(ages, list) and len(ages) == 2 and all(isinstance(age, int | float) for age in ages)):
         raise StudyError(f"the manifest {path}: ages of {entry['source']} must be two numbers, as in [18, 120].")
+    if "languages" in entry and (entry["source"] not in DATASETS or not isinstance(entry["languages"], list)):
+        raise StudyError(
+            f"the manifest {path}: languages of {entry['source']} must be a list, as in [en], and of a public data set."
+        )
     if not isinstance(entry.get("options", {}), dict):
         raise StudyError(f"the manifest {path}: options of {entry['source']} must be `name: value` lines.")
     return JoinedSource(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
@@ -116,12 +125,11 @@ def read_joint(path: str | Path, seed: int, unpack_to: str | Path) -> ManifestRe
         unlisted += found.without_row
         if found.cohort is None:
             continue
-        table = found.cohort
+        table = _translate(found.cohort, entry)
         notes |= {f"{entry.source}: {name}": note for name, note in table.attrs.items() if name != UNUSED and note}
         kept = _take_role(table, entry, seed)
-        kept = kept[
-            kept.view.isin(entry.views) & ~(kept.age_years.lt(entry.ages[0]) | kept.age_years.gt(entry.ages[1]))
-        ]
+        is_age_outside = kept.age_years.lt(entry.ages[0]) | kept.age_years.gt(entry.ages[1])
+        kept = kept[kept.view.isin(entry.views) & ~is_age_outside]
         if len(kept) < len(table):
             notes[f"{entry.source}: images left out by role and filters"] = len(table) - len(kept)
         tables.append(kept)
@@ -152,6 +160,16 @@ def _take_role(table: pd.DataFrame, entry: JoinedSource, seed: int) -> pd.DataFr
     if entry.role == "evaluate":
         judged = table if is_random else table[is_test if is_test.any() else table.split == "validate"]
         return judged.assign(split=judged.split.where(judged.split.isin(TEST_SPLITS), "test"))
+    return table
+
+
+def _translate(table: pd.DataFrame, entry: JoinedSource) -> pd.DataFrame:
+    """The table with its reports translated, without those that are still in no asked-for language."""
+    official = table.report
+    if entry.translations:
+        table = replace_reports(table, read_translations(entry.translations))
+    if entry.languages and DATASETS[entry.source].language not in entry.languages:
+        return table[(table.report != official) | (table.report_origin != "written")]
     return table
 
 
