@@ -6,6 +6,7 @@ from PIL import Image
 
 from chexstudy.cohort.adapters import build_source, list_annotations
 from chexstudy.cohort.adapters.datasets.nlm_tb import label_reading
+from chexstudy.cohort.adapters.manifest import SPLIT_AT_RANDOM
 from chexstudy.cohort.annotations import decode_mask
 from chexstudy.errors import StudyError
 
@@ -117,5 +118,5 @@ def test_the_real_radiographs(real_data):
     cohort = build_source("nlm_tb", real_data / "nlm_tb", seed=0)
     assert len(cohort) == 468
     assert (cohort["report_origin"] == "written").sum() == 386
-    assert cohort.attrs == {"images_without_row": 0, "readings_without_image": 0}
+    assert cohort.attrs == {"images_without_row": 0, "readings_without_image": 0, SPLIT_AT_RANDOM: 468}
     assert (cohort["Tuberculosis"] + cohort["No Finding"] == 1).all()

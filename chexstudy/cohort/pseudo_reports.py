@@ -10,6 +10,7 @@ Source: the label-to-report scheme of CheXficient (arXiv 2602.22843), after LLaV
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import pandas as pd
 
@@ -64,9 +65,14 @@ def template_report(labels: Mapping[str, int], image_id: str, seed: int, rules: 
 
 
 def _write_sentence(finding: str, label: int, image_id: str, seed: int) -> str:
+    return _pick(_list_sentences(finding, label), seed, image_id, finding)
+
+
+@cache
+def _list_sentences(finding: str, label: int) -> list[str]:
     state = _STATES[label]
     templates = _WORDS["special_templates"].get(finding.lower(), {}).get(state, _WORDS["templates"][state])
-    return _pick(templates, seed, image_id, finding).format(finding=finding).lower().capitalize() + "."
+    return [template.format(finding=finding).lower().capitalize() + "." for template in templates]
 
 
 def _pick(choices: Sequence[str], seed: int, image_id: str, purpose: str) -> str:

@@ -39,16 +39,23 @@ def list_files(folder: Path) -> list[str]:
     Linked folders are walked once each, whatever links to whatever.
     """
     found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
+
+    def walk(place: str, start: str) -> None:
+        real = resolve_links(place)
+        if real in seen or not os.access(place, os.R_OK | os.X_OK):
+            return
         seen.add(real)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        start = "" if place == str(folder) else os.path.relpath(place, folder) + "/"
-        found += [start + name for name in files if not _is_hidden(name) and os.path.isfile(os.path.join(place, name))]
-    return sorted(found, key=lambda name: name.split("/"))
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith((".", "__MACOSX")):
+                    continue
+                if entry.is_dir():
+                    walk(entry.path, f"{start}{entry.name}/")
+                elif entry.is_file():
+                    found.append(start + entry.name)
+
+    walk(str(folder), "")
+    return found
 
 
 def is_image(name: str) -> bool:
@@ -185,15 +192,17 @@ class ImageFinder:
         return self._by_parts[parts]
 
 
-def resolve_links(file: str) -> str:
-    """The path of a file without links, as `os.path.realpath` has it, at the cost of one look at the file."""
-    if os.path.islink(file):
-        return os.path.realpath(file)
-    folder, name = os.path.split(file)
-    return os.path.join(_resolve_folder(folder), name)
+def resolve_links(path: str) -> str:
+    """The absolute path without links, as `os.path.realpath` has it, at the cost of one look at it and its folders."""
+    if not path.startswith("/") or "/." in path or "//" in path or os.path.islink(path):
+        return os.path.realpath(path)
+    folder, _, name = path.rpartition("/")
+    return f"{_resolve_folder(folder)}/{name}"
 
 
-_resolve_folder = lru_cache(maxsize=2**20)(os.path.realpath)
+@lru_cache(maxsize=2**20)
+def _resolve_folder(folder: str) -> str:
+    return resolve_links(folder) if folder else ""
 
 
 def parse_years(text: pd.Series) -> pd.Series:
@@ -216,7 +225,3 @@ def _drop_ending(name: str) -> str:
 def _plain_path(name: str) -> str:
     name = os.path.normpath(name)
     return (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))

@@ -43,8 +43,8 @@ from chexstudy.inputs.yaml_files import read_data_beside
 VALIDATE_SHARE = 0.1  # of the training patients, where the table's own split has no validation
 _OLDEST_YEARS = 120
 # Notes in ``cohort.attrs``: how many patients were, how many rows name an image that the folder lacks and are left out,
-# how many images stand for a patient each because nobody is told, how many reports are not in English, how many patients
-# no official split places, and which columns of the table nothing takes.
+# how many images stand for a patient each because nobody is told, how many reports are not in English, how many
+# patients no official split places, and which columns of the table nothing takes.
 PATIENTS_UNIFIED = "patients_written_in_several_ways"
 NOT_IN_FOLDER = "images_named_but_not_in_the_folder_and_left_out"
 NOT_ENGLISH = "written_reports_not_in_english"
@@ -226,9 +226,10 @@ def check_manifest(
             f"none of the {len(files)} files named in column {mapping.columns['image_path']!r} of {origin} exists "
             f"in {finder.folder}: set images to the subfolder in which the paths start."
         )
-    named = set(map(resolve_links, files))
-    images = (os.path.join(finder.folder, image) for image in finder.images)
-    unlisted = tuple(Path(image) for image in images if resolve_links(image) not in named)
+    listed = set(files)
+    others = [image for image in (f"{finder.folder}/{name}" for name in finder.images) if image not in listed]
+    named = set(map(resolve_links, files)) if others else set()
+    unlisted = tuple(Path(image) for image in others if resolve_links(image) not in named)
     if not problems:
         try:
             cohort = validate_cohort(cohort, origin)
