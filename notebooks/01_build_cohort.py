@@ -112,6 +112,17 @@ from chexstudy.cohort.adapters import tabulate_crosswalk
 tabulate_crosswalk(cohort) if cohort.source.nunique() > 1 else "one source, and no names to join"
 
 # %% [markdown]
+# ## What sources are known to share
+#
+# What a test or validation set shares with training was taken out of training where a patient number, an image name or
+# an owner's file tells it (the count stands above); what only looking tells stays, and results say `seen`.
+
+# %%
+from chexstudy.cohort.overlaps import tabulate_overlaps
+
+tabulate_overlaps(cohort.source)
+
+# %% [markdown]
 # ## How long the reports are
 #
 # Words by source, with the percentiles that CheXficient reports in tokens.
