@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from test_dicom import make_dicom, to_bytes
 
-from chexstudy.cohort.adapters import build_source, guess_source
+from chexstudy.cohort.adapters import build_source, guess_source, list_annotations
 from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, NOT_IN_FOLDER
+from chexstudy.cohort.annotations import ColumnRuns, decode_mask
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.images.decode import decode_radiograph
 from chexstudy.cohort.reports import split_sections, training_text
@@ -405,6 +406,15 @@ def test_candid_ptx(tmp_path):
     assert list(build_source("candid_ptx", folder, 0)["Rib Fracture"]) == [0, 0, 1]
 
 
+def test_the_masks_of_candid_ptx(tmp_path):
+    masks = list_annotations("candid_ptx", write_candid(tmp_path), {"candid_ptx/1.2.826.9.2.1"})
+    assert [mask.structure for mask in masks] == ["Pneumothorax", "Pneumothorax", "Chest Tube"]
+    # Pixels are counted down the columns, and a gap from the end of the run before.
+    inside = np.zeros(1024 * 1024, bool)
+    inside[300200:300212] = inside[301224:301238] = True
+    np.testing.assert_array_equal(decode_mask(masks[0].read()[5], 1024, 1024), inside.reshape(1024, 1024).T)
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -489,3 +499,12 @@ def test_images_that_are_not_there_are_left_out_and_counted(tmp_path):
     folder = save_images(write_openi(tmp_path), [f"{name}.png" for name in list(OPENI_LABELS)[1:]])
     cohort = build_source("openi", folder, 0)
     assert (len(cohort), cohort.attrs[NOT_IN_FOLDER]) == (4, 1)
+
+
+@pytest.mark.parametrize("runs", ["3 4 5", "1 2.5", "-1 4", "10 20 4000 50"])
+def test_masks_of_another_convention_are_refused(runs):
+    mask = ColumnRuns("a/1", "Pneumothorax", runs, (64, 60), "masks.csv, line 7")
+    with pytest.raises(
+        StudyError, match=r"^masks\.csv, line 7: the mask is not told by gaps and lengths of runs down c"
+    ):
+        mask.read()

@@ -85,6 +85,35 @@ class MaskFile:
 
 
 @dataclass(frozen=True)
+class ColumnRuns:
+    """A mask told as the lengths of runs outside and inside a structure, one after the other, down the columns.
+
+    So do SIIM-ACR and those after it, which call them gaps and lengths; what follows the last run is outside.
+    """
+
+    image_id: str
+    structure: str
+    runs: str  # numbers of pixels, with blanks between
+    picture: tuple[int, int]  # height and width
+    place: str  # where it stands, for messages
+
+    def describe(self) -> tuple:
+        return self.image_id, self.structure, self.runs, self.picture
+
+    def read(self) -> Annotation:
+        height, width = self.picture
+        words = self.runs.split()
+        runs = np.array([int(word) if word.isdecimal() else -1 for word in words])
+        if len(runs) % 2 or (runs < 0).any() or runs.sum() > height * width:
+            raise StudyError(
+                f"{self.place}: the mask is not told by gaps and lengths of runs down columns of {height} x {width} "
+                "pixels: take the table as it was published."
+            )
+        mask = decode_mask(np.append(runs, height * width - runs.sum()), width, height).T
+        return make_outline(self.image_id, self.structure, mask)
+
+
+@dataclass(frozen=True)
 class Regions:
     """Where findings are on the images of a pixel store."""
 
@@ -122,7 +151,7 @@ def write_annotations(rows: Iterable[Annotation], path: str | Path) -> None:
         pq.write_table(table, temporary, row_group_size=_ROWS_A_GROUP, compression="zstd")
 
 
-def build_annotations(run: Run, listed: Sequence[Box | MaskFile]) -> None:
+def build_annotations(run: Run, listed: Sequence[Box | MaskFile | ColumnRuns]) -> None:
     """Bring what a source annotates into the study, masks read once; what is current stays."""
     parameters = {"annotations": hash_values([one.describe() for one in listed])}
     if run.is_current(ANNOTATIONS, run.key(parameters)):

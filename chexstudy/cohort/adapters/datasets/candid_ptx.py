@@ -12,45 +12,63 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.annotations import ColumnRuns
 from chexstudy.cohort.table import require_columns
+from chexstudy.inputs.tables import name_place
 from chexstudy.inputs.yaml_files import read_data_beside
 
 _MASKS = read_data_beside(__file__)["data"]["masks"]
-_IMAGE, _NO_MASK = "SOPInstanceUID", "-1"
+_IMAGE, _RUNS, _NO_MASK = "SOPInstanceUID", "EncodedPixels", "-1"
+_PICTURE = (1024, 1024)
 _UID = re.compile(r"\d+(?:\.\d+)+")
 
 
 def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     """One row an image: present is what has a mask, absent what has none where the tables would hold it."""
-    rows = download.read(columns=[_IMAGE, "EncodedPixels", "Report", "StudyInstanceUID", "filename"])
+    rows = download.read(columns=[_IMAGE, _RUNS, "Report", "StudyInstanceUID", "filename"])
     # P123_a is of patient 123.
     rows["patient"] = rows["filename"].str.extract(r"^P?([^_]+)", expand=False)
-    masks = rows["EncodedPixels"].str.strip()
+    masks = rows[_RUNS].str.strip()
     rows["Pneumothorax"] = masks.ne(_NO_MASK).map({True: "1", False: "0"}).where(masks.notna())
     same = rows.groupby(_IMAGE)
     of_one, is_first = same["patient"].transform("nunique") <= 1, ~rows[_IMAGE].duplicated()
     rows = rows.assign(Report=same["Report"].transform("first"), Pneumothorax=same["Pneumothorax"].transform("max"))
     table = rows[of_one & is_first].copy()
     for finding, names in _MASKS.items():
-        listed = _read_masks(download, names)
-        table[finding] = None if listed is None else table[_IMAGE].isin(listed).map({True: "1", False: "0"})
+        masks = _read_masks(download, names)
+        table[finding] = None if masks is None else table[_IMAGE].isin(masks[_IMAGE]).map({True: "1", False: "0"})
     table.attrs["images_under_several_patients_left_out"] = int((~of_one & is_first).sum())
     return table
 
 
-def _read_masks(download: Download, names: Sequence[str]) -> pd.Series | None:
-    """The images of a table of masks, whose columns go by several names; None if it is not there."""
+def _read_masks(download: Download, names: Sequence[str]) -> pd.DataFrame | None:
+    """The images and masks of a table whose columns go by several names; None if it is not there."""
     if download.find(*names) is None:
         return None
-    listed = download.read(*names)
-    own = next((name for name in listed if "sop" in name.lower()), "anon_SOPUID")
-    require_columns(listed, [own], names[0])
-    return listed[own]
+    masks = download.read(*names)
+    image = next((name for name in masks if "sop" in name.lower()), "anon_SOPUID")
+    runs = next((name for name in masks if "rle" in name.lower() or "pixels" in name.lower()), "mask_rle")
+    require_columns(masks, [image, runs], names[0])
+    return masks.rename(columns={image: _IMAGE, runs: _RUNS})
+
+
+def _list_masks(download: Download) -> list[ColumnRuns]:
+    """The masks of all three findings, those of an image side by side."""
+    listed = []
+    for finding, names in {"Pneumothorax": SPEC.tables, **_MASKS}.items():
+        masks = _read_masks(download, names)
+        if masks is None:
+            continue
+        masks = masks[masks[_RUNS].notna() & masks[_RUNS].str.strip().ne(_NO_MASK)]
+        for position, (image, runs) in enumerate(zip(masks[_IMAGE], masks[_RUNS], strict=True)):
+            place = f"{names[0]}, {name_place(masks.index, position)}"
+            listed.append(ColumnRuns(f"candid_ptx/{image}", finding, runs, _PICTURE, place))
+    return sorted(listed, key=lambda mask: mask.image_id)
 
 
 def _is_radiograph(name: str) -> bool:
     return is_image(name) or _UID.fullmatch(os.path.basename(name)) is not None
 
 
-SPEC = describe(__file__, read=_read_tables, is_image=_is_radiograph)
+SPEC = describe(__file__, read=_read_tables, is_image=_is_radiograph, list_annotations=_list_masks)
 register(SPEC)
