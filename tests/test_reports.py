@@ -70,6 +70,7 @@ BODY = "There is a small left effusion and the heart is large."
             "INDICATION : toux.\nTECHNIQUE : face.\nRÉSULTATS : poumons clairs.\nCONCLUSION : normal.",
             *("poumons clairs.", "normal."),
         ),
+        ("RE\u0301SULTATS : poumons clairs.", "poumons clairs.", ""),
         ("INDICATION\xa0: toux.\n\nPoumons clairs.", "Poumons clairs.", ""),
         ("Befund: Erguss links.\nBeurteilung: Erguss.", "Erguss links.", "Erguss."),
         # Accents are missing where a report is in capitals.

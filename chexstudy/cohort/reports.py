@@ -80,7 +80,7 @@ def split_sections(report: str) -> dict[str, str]:
         name: [] for name in ("findings", "impression", "summary", "comment", "preliminary", "body")
     }
     # Line ends that were written as signs, or as tags of a web page.
-    report = _RULE.sub("", _TAG.sub("", _BREAK.sub("\n", report)))
+    report = _RULE.sub("", _TAG.sub("", _BREAK.sub("\n", unicodedata.normalize("NFC", report))))
     marks = list(_MARKS.finditer(report))
     bounds = [mark.start() for mark in marks] + [len(report)]
     preface, within = report[: bounds[0]], ""
