@@ -4,6 +4,7 @@ import pytest
 import yaml
 from test_adapters_nih import ROWS
 from test_adapters_nih import make_folder as make_nih
+from test_adapters_reports import write_padchest
 from test_check import make_folder as make_own
 
 from chexstudy.cohort.annotations import Box
@@ -56,6 +57,19 @@ def test_a_role_says_what_a_source_is_for_and_filters_what_of_it(build):
         "nih/00000001_001.png",
     ]
     assert list(build(nih={"role": "evaluate"}).cohort.query("source == 'nih'").patient_id) == ["nih/2", "nih/3"]
+
+
+def test_translations_by_image_study_or_report_stand_for_reports_of_another_language(tmp_path):
+    write_padchest(tmp_path / "padchest")
+    (tmp_path / "en.csv").write_text("id,text\n901_abc.png,Large heart.\nSP2,Normal.\nR3,Mass.\nR77,Gone.\n")
+    entry = {"source": "padchest", "translations": "en.csv"}
+    for languages, images in (([], 5), (["en"], 4)):
+        manifest = {"sources": [entry | ({"languages": languages} if languages else {})]}
+        (tmp_path / "cohort.yaml").write_text(yaml.safe_dump(manifest))
+        cohort = read_joint(tmp_path / "cohort.yaml", 0, tmp_path / "unpacked").require_cohort()
+        assert list(cohort.report[-4:]) == ["Large heart.", "Normal.", "Mass.", ""]
+        assert len(cohort) == images
+        assert cohort.attrs["padchest: translations_of_no_image"] == 1
 
 
 def test_an_image_of_two_sources_is_kept_once_nearest_to_the_test(build):

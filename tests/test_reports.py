@@ -79,7 +79,7 @@ BODY = "There is a small left effusion and the heart is large."
             *("Coeur normal.", "Normal."),
         ),
         (
-            "RADIOGRAPHIE DU THORAX\n\nOpacité basale droite./ Pas d'épanchement./",
+            "RADIOGRAPHIE DU THORAX\n\nOpacité basale droite. Pas d'épanchement.",
             "Opacité basale droite. Pas d'épanchement.",
             "",
         ),

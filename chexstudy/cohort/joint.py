@@ -11,7 +11,7 @@ The manifest is a YAML file::
         ages: [18, 120]               # years; who is of unknown age stays
         languages: [en]               # of written reports, as they are or as they were translated
         options: {labels: chexpert}   # those of the source
-        translations: english.csv     # id and text, in place of the official reports; starts at root too
+        translations: english.csv     # id (of image, study or report) and text; starts at root too
 
 A source of the role ``pretrain`` gives its training and validation images, all its images if it has no official split;
 ``evaluate`` gives its test images, those of validation if it has no test, all if it has no official split; ``both``
@@ -125,7 +125,7 @@ def read_joint(path: str | Path, seed: int, unpack_to: str | Path) -> ManifestRe
         unlisted += found.without_row
         if found.cohort is None:
             continue
-        table = _translate(found.cohort, entry)
+        table = _translate(found, entry)
         notes |= {f"{entry.source}: {name}": note for name, note in table.attrs.items() if name != UNUSED and note}
         kept = _take_role(table, entry, seed)
         is_age_outside = kept.age_years.lt(entry.ages[0]) | kept.age_years.gt(entry.ages[1])
@@ -163,11 +163,12 @@ def _take_role(table: pd.DataFrame, entry: JoinedSource, seed: int) -> pd.DataFr
     return table
 
 
-def _translate(table: pd.DataFrame, entry: JoinedSource) -> pd.DataFrame:
-    """The table with its reports translated, without those that are still in no asked-for language."""
+def _translate(found: ManifestReport, entry: JoinedSource) -> pd.DataFrame:
+    """The cohort of a source with its reports translated, without those that are still in no asked-for language."""
+    table = found.cohort
     official = table.report
     if entry.translations:
-        table = replace_reports(table, read_translations(entry.translations))
+        table = replace_reports(table, read_translations(entry.translations), found.report_ids)
     if entry.languages and DATASETS[entry.source].language not in entry.languages:
         return table[(table.report != official) | (table.report_origin != "written")]
     return table

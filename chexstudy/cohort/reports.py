@@ -54,7 +54,7 @@ _MARKS = re.compile(
 )
 _NUMBERS = re.compile(r"\d+")
 _RULE = re.compile(r"^[ \t]*[_=*-]{3,}[ \t]*$", re.MULTILINE)
-_BREAK = re.compile(r"\\n|<br ?/?>|</?(?:p|div|li)>|(?<=[.!?])/(?!\S)", re.IGNORECASE)
+_BREAK = re.compile(r"\\n|<br ?/?>|</?(?:p|div|li)>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:b|i|u|em|strong|span|h[1-6]|ul|ol)>", re.IGNORECASE)
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
 _LINE_END = re.compile(r"[.!?][ \t]*\n|\n[ \t]*\n")

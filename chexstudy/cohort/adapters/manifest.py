@@ -94,6 +94,7 @@ class DatasetSpec:
     # Of the reports that are written from its labels; none are, without.
     templates: TemplateRules | None = field(default_factory=TemplateRules)
     language: str = "en"  # of its written reports
+    report_id: str = ""  # the column of its table that numbers them, if it does
     patients_of: str = ""  # the source whose numbers its patients have; its own if empty
 
     def open(self, data_root: str | Path) -> Download:
@@ -147,6 +148,7 @@ class ManifestReport:
     without_image: tuple[int, ...] = ()  # positions of rows that name a file that is not there; they go to quarantine
     without_row: tuple[Path, ...] = ()  # image files that no row names; they take no part
     cohort: pd.DataFrame | None = None  # the cohort table, or None if there are problems
+    report_ids: pd.Series | None = None  # of its rows, the data set's own, if it has some
 
     def require_cohort(self) -> pd.DataFrame:
         """The cohort, or its first problem as an error."""
@@ -199,7 +201,8 @@ def check_dataset(
         notes[NO_PATIENT_TOLD] = len(cohort)
     cohort.attrs.pop(UNUSED, None)
     cohort.attrs |= notes
-    return replace(report, cohort=cohort)
+    report_ids = normalise_ids(table[spec.report_id]).set_axis(cohort.index) if spec.report_id in table else None
+    return replace(report, cohort=cohort, report_ids=report_ids)
 
 
 def check_manifest(
