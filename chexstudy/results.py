@@ -27,7 +27,7 @@ Tasks, by what writes them:
 - ablation: ablation_curation, ablation_zero_shot, ablation_zero_shot_difference
 - methods of curation: method_curation, method_zero_shot, method_zero_shot_difference
 - images alone: self_supervision, self_supervision_difference, self_supervision_resolution, self_supervision_source,
-  self_supervision_source_difference
+  self_supervision_source_difference; self_supervision_gain, self_supervision_attention (by lesion size)
 - adaptation: adaptation, adaptation_difference, outcome; attention
 - label budget: learning_curve, curve_family, label_forecast, label_plan
 """

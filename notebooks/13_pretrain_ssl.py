@@ -40,6 +40,8 @@ glori_width = 64  # dimension of GLoRI's queries, in heads of 16 (published: 768
 glori_standardise = True  # bring the channels of GLoRI's tokens to one scale (published: as they come from a ViT)
 supervised_epochs = 6  # epochs in which the encoder is trained on the labels alone, to hold against; 0 for none
 beside: list[str] = ["curated", "full"]  # contrastive arms of the study whose image encoders are held against
+place_heads: list[str] = ["glori_v2", "glori_v1.middle"]  # heads compared by lesion size, two of four
+small_lesions = 0.025  # a finding is small if its median lesion covers less of the image
 data_by = "source"  # column of the cohort whose values are an arm's data each: source, or view in place of it
 sides: list[int] = []  # sides in pixels at which an encoder looks, at most that of the stored images; empty for three
 patch_side = 0  # side in pixels at which patches are looked at; 0 for that of the stored images
@@ -121,6 +123,26 @@ tabulate_encoders(results)
 
 # %%
 figures.self_supervised_arms.show(study, results)
+
+# %% [markdown]
+# ## Small lesions
+#
+# A ViT's tokens are local until its last blocks, unlike those of the study's own convolutional encoder (notebook 10).
+# Here "GLoRI beats the probe on small lesions" can be true: heads that look at places minus the published linear probe,
+# and minus logistic regression on [CLS] and mean patch; and how much of their attention lies on the finding, by lesion
+# size. On the encoder before training and on the first trained one.
+
+# %%
+from chexstudy.experiments.small_lesions import compare_by_lesion_size, plan_place_heads
+
+place_plans, recipe = plan_place_heads(place_heads, glori), Recipe(epochs=head_epochs)
+by_size = add_results(study.run, compare_by_lesion_size(evaluation, arms[:2], seed, place_plans, recipe, small_lesions))
+figures.self_supervised_lesions.show(study, by_size, small=small_lesions)
+
+# %%
+main = by_size[by_size.data_set == evaluation.main_test_set()]
+main = main.set_index(["task", "metric", "finding", "arm", "head", "setting", "reference"])
+main[["value", "ci_low", "ci_high", "n"]].sort_index().astype(float).round(3)
 
 # %% [markdown]
 # ## X11. Pretraining data

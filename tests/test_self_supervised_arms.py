@@ -194,9 +194,9 @@ def test_one_source_is_held_against_as_many_images_of_all(trained):
     minus = minus[minus.reference == "by_all_sources"].set_index(["data_set", "arm"]).value
     assert minus["c/test", "by_c"] == pytest.approx(values["c/test", "by_c"] - values["c/test", "by_all_sources"])
     chosen = self_supervised_sources.choose(rows)
-    labels = [label.get_text() for label in self_supervised_sources.plot(*chosen).axes[0].get_yticklabels()]
-    assert "c alone, the test's own" in labels
-    assert "a b alone" in labels
+    headings = [text.get_text() for text in self_supervised_sources.plot(*chosen).axes[0].texts]
+    assert "c, test: c alone, the test's own" in headings
+    assert "c, test: a b alone" in headings
 
     alone = train_by_source(run, cohort.assign(source="c"), "source", [0], CONFIG, "cpu")
     assert alone == [UNTRAINED]

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from chexstudy.cohort.prevalence import TIERS
+from chexstudy.evaluation.adaptation.run import SMALL_LESIONS
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.experiments.self_supervised_arms import (
     ALL_SOURCES,
@@ -23,6 +24,7 @@ from chexstudy.experiments.self_supervised_arms import (
     VARIANT,
     name_source,
 )
+from chexstudy.experiments.small_lesions import ATTENTION, GAIN, LARGER_LESIONS
 from chexstudy.plots.adaptation import HEADS, name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import (
@@ -47,7 +49,7 @@ from chexstudy.plots.style import add_legend, new_figure, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, write_row
 from chexstudy.pretraining.arms.definitions import split_name
 from chexstudy.pretraining.self_supervision.collapse import Verdict
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, join_rows
 
 _NAMES = {
     "untrained": ("Before training", GREY),
@@ -253,41 +255,30 @@ def _select_sources(results: pd.DataFrame) -> tuple:
 
 
 def _plot_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
-    """By test set and head, every encoder; and each minus the one that saw all sources."""
-    values, minus, tables = {}, {}, {SOURCE: rows, SOURCE_DIFFERENCE: differences}
+    """By test set, every encoder by head; and each minus the one that saw all sources."""
+    values, minus = {}, {}
     for data_set in sorted(set(rows.data_set)):
-        for head in sorted(set(rows["head"]), key=list(HEADS).index):
-            heading = f"{name_data_set(data_set)}: {name_head(head)}"
-            one, other = (select_rows(table, task, data_set=data_set, head=head) for task, table in tables.items())
-            values[data_set, head] = Group(heading, _list_sources(one))
-            minus[data_set, head] = Group("", _list_sources(other, rows))
+        own_source = name_source(data_set.partition("/")[0])
+        for key in order_encoders(rows):
+            style = style_encoder(*key)
+            if key[0] == own_source:
+                style = ArmStyle(f"{style.name}, the test's own", ACCENT, "D")
+            one, other = (_of_encoder(table[table.data_set == data_set], key) for table in (rows, differences))
+            values[data_set, key] = Group(f"{name_data_set(data_set)}: {style.name}", _list_heads(one, style))
+            minus[data_set, key] = Group("", _list_heads(other, style))
     figure = new_figure(height_mm=forest_height_mm(level_groups(list(values.values()))) + 18)
-    titles = {"a": "By test set and head", "b": "Minus all sources"}
+    titles = {"a": "By test set, encoder and head", "b": "Minus all sources"}
     draw_values_and_differences(figure, values, minus, ("AUROC, all findings", "Difference in AUROC"), titles, 0.5)
     for axes in figure.axes[1:]:
         axes.set_yticklabels([])
     return figure
 
 
-def _list_sources(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> list[Estimate]:
-    """Estimates in the order of encoders; marks are filled where the encoder saw the test's own source alone."""
-    found = {(row.arm, row.variant): row for row in summarise_seeds(rows).itertuples()} if len(rows) else {}
-    estimates = []
-    for key in order_encoders(rows if everything is None else everything):
-        if key in found:
-            row, style = found[key], style_encoder(*key)
-            own = name_source(row.data_set.partition("/")[0]) == row.arm
-            label = f"{style.name}, the test's own" if own else style.name
-            look = ArmStyle(style.name, ACCENT, "D") if own else style
-            estimates.append(Estimate(label, interval(row), look, seed_values(rows, arm=row.arm)))
-    return estimates
-
-
 def _describe_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> str:
     return (
         "Pretraining data: encoders that learned from the training images of one source alone, or from as many of all "
         "sources, in as many steps from one start, and that start. Heads are fitted to the labels of all sources and "
-        "judged on each one's test; diamonds: the encoder has seen other images of that source alone. "
+        "judged on each one's test; diamonds: the encoder has seen images of that source alone, of other patients. "
         f"{'b, paired by patient and seed. ' if len(differences) else ''}" + describe_interval(rows)
     )
 
@@ -301,6 +292,60 @@ def _conclude_sources(_: pd.DataFrame, differences: pd.DataFrame) -> str:
         if row.ci_low > 0 or row.ci_high < 0
     ]
     return f"One source minus all, apart from zero: {'; '.join(words) or 'none'}."
+
+
+# --- small lesions -----------------------------------------------------------------------------------------------
+
+
+def _select_lesions(results: pd.DataFrame) -> tuple:
+    """Gains in AUROC over the linear probe by encoder, lesion size and head; and attention beyond the mean maps."""
+    gains = select_rows(results, GAIN, metric="auroc_difference", reference="linear")
+    gains = prefer_data_set(require_rows(gains, "lesions of known size"))
+    wanted = {"metric": "mass_inside_over_mean_map", "data_set": gains.data_set.iloc[0]}
+    seen = select_rows(results, ATTENTION, **wanted)
+    return join_rows(gains, seen), gains, seen
+
+
+def _plot_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame) -> Drawing:
+    """By encoder and lesion size: every head minus the linear probe, and how much more of its attention is inside."""
+    groups, marks = {}, {}
+    for key in order_encoders(gains):
+        for size in (SMALL_LESIONS, LARGER_LESIONS):
+            one, other = (_of_encoder(rows[rows.finding == size], key) for rows in (gains, seen))
+            groups[key, size] = Group(f"{style_encoder(*key).name}: {size}", _list_places(one))
+            marks[key, size] = Group("", _list_places(other))
+    figure = new_figure(height_mm=forest_height_mm(level_groups(list(groups.values()))) + 18)
+    titles = {"a": "Minus the linear probe", "b": "Inside, beyond the mean map"}
+    labels = ("Difference in AUROC", "Share of the attention")
+    draw_values_and_differences(figure, groups, marks, labels, titles, None, reference=0.0)
+    for axes in figure.axes[1:]:
+        axes.set_yticklabels([])
+    return figure
+
+
+def _list_places(rows: pd.DataFrame) -> list[Estimate]:
+    found = sorted(rows.itertuples(), key=lambda row: (list(HEADS).index(row.head), row.setting), reverse=True)
+    return [Estimate(name_head(row.head, row.setting), interval(row), HEADS[row.head]) for row in found]
+
+
+def _describe_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame, small: float) -> str:
+    cases = seen.drop_duplicates("finding").set_index("finding").n
+    return (
+        f"Heads that look at places, on findings whose median lesion covers less than {small:.1%} of the image and on "
+        "the others. a, AUROC minus that of the published linear probe on the same frozen encoder. b, how much more of "
+        "the attention lies inside the outlines of the finding than of the head's own mean map over all images, which "
+        f"knows nothing of this one ({', '.join(f'{count:,} cases of {size}' for size, count in cases.items())}). "
+        "Middle: the tokens of the second of four blocks alone; last: of the last alone; learnable queries: attention "
+        "pooling. " + describe_interval(gains)
+    )
+
+
+def _conclude_lesions(_: pd.DataFrame, gains: pd.DataFrame, __: pd.DataFrame) -> str:
+    words = [
+        f"{name_head(row.head, row.setting)} on {style_encoder(row.arm, row.variant).name} {write_row(row, '+.3f')}"
+        for row in gains[gains.finding == SMALL_LESIONS].itertuples()
+    ]
+    return f"AUROC on small lesions minus the linear probe: {'; '.join(words)}."
 
 
 # --- resolution ------------------------------------------------------------------------------------------------------
@@ -358,5 +403,8 @@ self_supervised_resolution = Figure(
 )
 self_supervised_sources = Figure(
     "self_supervised_sources", _select_sources, _plot_sources, _describe_sources, _conclude_sources
+)
+self_supervised_lesions = Figure(
+    "self_supervised_lesions", _select_lesions, _plot_lesions, _describe_lesions, _conclude_lesions
 )
 self_supervised_arms = Figure("self_supervised_arms", _select_arms, _plot_arms, _describe_arms, _conclude_arms)

@@ -242,14 +242,19 @@ def measure_attention(
     regions: Mapping[str, Regions],
     arm: str,
     seed: int,
+    findings: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`summarise_cases` of every head on every test set, as rows of the results table; no head gives no rows."""
-    tables = []
+    """`summarise_cases` of every head on every test set, as rows of the results table; no head gives no rows.
+
+    Of some ``findings``, or of all that can be somewhere.
+    """
+    tables, places = [], list(findings) or list_places(evaluation)
     for (head, variant), fitted in heads.items():
         for name, rows in evaluation.test_sets().items():
             cases = measure_cases(fitted.head, features, regions[name], rows, evaluation.findings)
-            place = rows, list_places(evaluation), evaluation.draw_patients(rows)[0], regions[name].kind
-            table = summarise_cases(cases, *place)
+            if findings:
+                cases = cases[cases.finding.isin(places)]
+            table = summarise_cases(cases, rows, places, evaluation.draw_patients(rows)[0], regions[name].kind)
             tables.append(table.assign(data_set=name, head=head, variant=variant))
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
