@@ -15,7 +15,7 @@ from chexstudy.cohort.overlaps import (
 )
 
 # Sources that are named already and whose adapters are still to be written.
-TO_COME = {"chexlocalize", "chexmask", "jsrt", "rsna_pneumonia", "scr", "siim_acr", "tbx11k", "vindr_ribcxr"}
+TO_COME = {"chexlocalize", "chexmask", "jsrt", "rsna_pneumonia", "scr", "siim_acr", "vindr_ribcxr"}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_tables_for_people():
         ("padchest", "bimcv_covid19"): ("hospital", "looking"),
     }
     assert tabulate_overlaps(["openi"]).empty
-    assert describe_exposure("nlm_tb") == "images shared with tbx11k"
+    assert describe_exposure("nlm_tb") == "images shared with TBX11K's extra images"
     assert describe_exposure("chexpert_test") == "images shared with chexlocalize"
     assert describe_exposure("rsna_pneumonia") == "images shared with chexmask, covidx, nih, siim_acr"
     assert describe_exposure("bimcv_covid19").endswith("; hospitals shared with padchest")
@@ -90,18 +90,18 @@ def test_what_a_test_set_holds_is_taken_out_of_training():
         ("nih/9.png", "nih/9", "train"),
         ("nih/10.png", "nih/10", "train"),
         ("siim_acr/1.2.276.9", "siim_acr/1.2.276.9", "test"),
-        ("nlm_tb/MCUCXR_0001_0.png", "nlm_tb/MCUCXR_0001", "train"),
-        ("openi/MCUCXR_0001_0.png", "openi/1", "train"),
-        ("tbx11k/extra/mcucxr_0001_0", "tbx11k/extra/mcucxr_0001_0", "test"),
+        ("covid_chestxray/Case-1.png", "covid_chestxray/1", "train"),
+        ("openi/Case-1.png", "openi/1", "train"),
+        ("covidx/case-1.jpg", "covidx/cohen_1", "test"),
     )
     groups = pd.DataFrame({"image_id": ["nih/9.png", "siim_acr/1.2.276.9", "openi/2"], "group": [4, 4, 4]})
     kept, told = exclude_overlap(cohort, groups)
-    gone = ["mimic_cxr/a", "mimic_cxr/c", "mimic_cxr/d", "nih/0007_1.png", "nih/9.png", "nlm_tb/MCUCXR_0001_0.png"]
+    gone = ["mimic_cxr/a", "mimic_cxr/c", "mimic_cxr/d", "nih/0007_1.png", "nih/9.png", "covid_chestxray/Case-1.png"]
     assert set(cohort.image_id) - set(kept.image_id) == set(gone)
     assert told == (
-        "taken out of training: 6 images of mimic_cxr, nih, nlm_tb that a set nearer to the test holds (4 by patient, "
-        "1 by near-duplicates, 1 by name); it cannot be told what siim_acr/test shares with nih, so results "
-        "there count as seen."
+        "taken out of training: 6 images of mimic_cxr, nih, covid_chestxray that a set nearer to the test holds "
+        "(4 by patient, 1 by near-duplicates, 1 by name); it cannot be told what siim_acr/test shares with nih, "
+        "covidx/test shares with nih, so results there count as seen."
     )
     assert list(kept.image_id) == [name for name in cohort.image_id if name not in gone]
     again, told = exclude_overlap(kept)
