@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from test_dicom import make_dicom, to_bytes
 
@@ -16,6 +17,7 @@ from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, NOT_IN_FOLDER
 from chexstudy.cohort.annotations import ColumnRuns, decode_mask
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.images.decode import decode_radiograph
+from chexstudy.cohort.joint import read_joint
 from chexstudy.cohort.reports import split_sections, training_text
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
@@ -413,6 +415,31 @@ def test_the_masks_of_candid_ptx(tmp_path):
     inside = np.zeros(1024 * 1024, bool)
     inside[300200:300212] = inside[301224:301238] = True
     np.testing.assert_array_equal(decode_mask(masks[0].read()[5], 1024, 1024), inside.reshape(1024, 1024).T)
+
+
+# --- languages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "reports", "foreign"),
+    [
+        ({}, 5, 4),
+        ({"languages": ["es"]}, 5, 4),
+        ({"languages": ["en"]}, 1, 0),
+        ({"translations": "english.csv"}, 5, 2),
+        ({"translations": "english.csv", "languages": ["en"]}, 3, 0),
+    ],
+)
+def test_a_joint_cohort_takes_reports_of_a_language_or_their_translations(tmp_path, entry, reports, foreign):
+    write_padchest(tmp_path / "padchest")
+    save_images(write_openi(tmp_path / "openi"), [f"{name}.png" for name in OPENI_LABELS])
+    (tmp_path / "english.csv").write_text("id,text\n900_abc.png,Large heart.\npadchest/902_abc.png,Normal.\n")
+    sources = [{"source": "padchest"} | entry, {"source": "openi", "languages": ["en"]}]
+    (tmp_path / "cohort.yaml").write_text(yaml.safe_dump({"sources": sources}))
+    cohort = read_joint(tmp_path / "cohort.yaml", 0, tmp_path).require_cohort()
+    assert cohort.source.value_counts().to_dict() == {"openi": 5, "padchest": reports}
+    assert cohort.attrs.get(f"padchest: {NOT_ENGLISH}", 0) == foreign
+    assert ("Large heart." in set(cohort.report)) == ("translations" in entry)
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def write_tbx11k(folder):
 def test_tbx11k(tmp_path):
     folder = write_tbx11k(tmp_path)
     assert guess_source(folder) == "tbx11k"
-    cohort = build_source("tbx11k", folder, 0)
+    cohort = build_source("tbx11k", folder, 0, val="validate")
     names = [*LISTS["train"], *LISTS["val"]]
     assert list(cohort.image_id) == list(cohort.patient_id) == [f"tbx11k/{name}" for name in names]
     assert list(cohort.split) == ["train"] * 4 + ["validate"] * 3
@@ -53,7 +53,7 @@ def test_tbx11k(tmp_path):
     notes = {"images_taken_for_a_patient_each_because_none_is_told": 7}
     notes |= {"extra_images_left_out_as_other_sources_hold_them": 1, "test_images_left_out_as_they_have_no_labels": 2}
     assert notes.items() <= cohort.attrs.items()
-    cohort = build_source("tbx11k", folder, 0, val="test")
+    cohort = build_source("tbx11k", folder, 0)
     assert list(cohort.split[4:]) == ["test"] * 3
     assert "test" not in set(cohort.split[:4])
 

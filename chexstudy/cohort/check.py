@@ -32,7 +32,7 @@ _NOTES = {
     UNUSED: "{}",
     OVERLAP: "{}",
     NOT_IN_FOLDER: "{} rows name an image that the folder does not hold: they are left out.",
-    NOT_ENGLISH: "{} reports are not in English, which most text encoders learned from: bring a translation of them.",
+    NOT_ENGLISH: "{} reports are not in English, which most text encoders read: a manifest can name `translations`.",
     NO_PATIENT_TOLD: "no patient is told: each of {} images counts as one, so that splits are by image.",
     PATIENTS_UNIFIED: "{} patients are written in several ways (letter case, zeros in front): each was taken for one.",
 }

@@ -27,7 +27,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters import DATASETS, list_annotations, read_source, require_source
 from chexstudy.cohort.adapters.layout import resolve_links
-from chexstudy.cohort.adapters.manifest import SPLIT_AT_RANDOM, UNUSED, VALIDATE_SHARE, ManifestReport
+from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, SPLIT_AT_RANDOM, UNUSED, VALIDATE_SHARE, ManifestReport
 from chexstudy.cohort.overlaps import exclude_overlap
 from chexstudy.cohort.report_tables import read_translations, replace_reports
 from chexstudy.cohort.splits import TEST_SPLITS, carve_validation
@@ -169,8 +169,11 @@ def _translate(found: ManifestReport, entry: JoinedSource) -> pd.DataFrame:
     official = table.report
     if entry.translations:
         table = replace_reports(table, read_translations(entry.translations), found.report_ids)
+    is_official = table.report.eq(official) & table.report_origin.eq("written")
     if entry.languages and DATASETS[entry.source].language not in entry.languages:
-        return table[(table.report != official) | (table.report_origin != "written")]
+        table, is_official = table[~is_official], is_official[~is_official]
+    if NOT_ENGLISH in table.attrs:
+        table.attrs[NOT_ENGLISH] = int(is_official.sum())
     return table
 
 
