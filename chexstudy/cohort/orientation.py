@@ -1,8 +1,9 @@
 """Which images of a cohort lie otherwise than the others: negative, rotated, mirrored, lateral, or unlike all.
 
-No label and no other network is needed: see `chexstudy.cohort.upright_score`, whose score is fitted a second time
-without the images that it found wrong. What a cohort mostly shows counts as upright: one that is inverted altogether is
-not found out.
+No label and no other network is needed: most images are upright, and teach what that is. In a first round images are
+held against their mean, and in two more against a score that learned from those not found wrong before
+(`chexstudy.cohort.upright_score`). What a cohort mostly shows counts as upright: one that is inverted altogether is not
+found out.
 """
 
 import numpy as np
@@ -33,10 +34,12 @@ ASKED = (*KINDS[1:5], KINDS[8])
 FEWEST = 50  # images, and fewer say nothing
 
 _FOUND, _POWER = ("found", "probability"), ("kind", "images", "share", "low", "high")
-_ROUNDS = 2
-# Farther below the usual likeness than that of a tenth by so many times: drawn and real radiographs stay within 2.35.
-_FAR, _LEAST_DISTANCE = 2.45, 0.01
+_ROUNDS = (False, True, True)  # of which the score learns: not before the plainly wrong are out
+# So many times farther below the usual likeness than that of a tenth: drawn and real radiographs stay within 2.6.
+_FAR, _LEAST_DISTANCE = 2.75, 0.01
 _FEWEST_LATERAL = 20
+# Where fewer mirrored images than that would be found, what is called so is mostly a lung that is white.
+_FEWEST_SEEN = 0.5
 
 
 def refuse_other_words(orientation: str) -> None:
@@ -109,7 +112,7 @@ def find_orientation(
         A row an image: ``found`` (one of `KINDS`, ``lateral``, ``unlike the others``, or ``unknown`` in a cohort of
         fewer than 50 frontal images or 5 patients) and its ``probability`` (NaN where none is estimated). And a row
         for each kind in `ASKED`: of how many images found upright, had they lain so, which ``share`` would be found,
-        with Wilson's 95 % interval ``low``, ``high``.
+        with Wilson's 95 % interval ``low``, ``high``. Where that is less than half for ``mirrored``, none is called so.
     """
     found = np.where(is_lateral, LATERAL, UNKNOWN).astype(object)
     probability = np.full(len(found), np.nan)
@@ -117,13 +120,16 @@ def find_orientation(
         return _tabulate(found, probability), pd.DataFrame(columns=_POWER)
     features, frontal = describe_images(images), ~is_lateral
     sound = frontal
-    for _ in range(_ROUNDS):
-        scores, likeness = score_versions(features, patients, sound)
+    for learns in _ROUNDS:
+        scores, likeness = score_versions(features, patients, sound, learns)
         scales = calibrate_scores(scores[sound])
         best, certainty = judge_scores(scores, scales)
         usual, less = np.quantile(likeness[sound], (0.5, 0.1))
         is_far = usual - likeness > _FAR * max(usual - less, _LEAST_DISTANCE)
         sound = frontal & ~is_far & (best == 0)
+    power = _measure_power(scores[sound], scales)
+    if power.set_index("kind").loc[MIRRORED, "share"] < _FEWEST_SEEN:
+        best, certainty = judge_scores(scores, scales, sees_mirrors=False)
     found[frontal] = np.where(is_far, UNLIKE, np.array(KINDS, dtype=object)[best])[frontal]
     probability[frontal & ~is_far] = certainty[frontal & ~is_far]
     if is_lateral.sum() >= _FEWEST_LATERAL:
@@ -132,11 +138,15 @@ def find_orientation(
         found[is_called], probability[is_called] = LATERAL, lateral[is_called]
         looks_frontal = is_lateral & ~is_called
         found[looks_frontal], probability[looks_frontal] = UPRIGHT, 1 - lateral[looks_frontal]
+    return _tabulate(found, probability), power
+
+
+def _measure_power(scores: np.ndarray, scales: tuple[float, float]) -> pd.DataFrame:
     rows = []
     for kind in ASKED:
-        share = (judge_scores(turn_scores(scores[sound], kind), scales)[0] == KINDS.index(kind)).mean()
-        rows.append((kind, sound.sum(), share, *wilson_interval(share, sound.sum())))
-    return _tabulate(found, probability), pd.DataFrame(rows, columns=_POWER)
+        share = (judge_scores(turn_scores(scores, kind), scales)[0] == KINDS.index(kind)).mean()
+        rows.append((kind, len(scores), share, *wilson_interval(share, len(scores))))
+    return pd.DataFrame(rows, columns=_POWER)
 
 
 def _tabulate(found: np.ndarray, probability: np.ndarray) -> pd.DataFrame:

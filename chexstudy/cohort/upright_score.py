@@ -20,9 +20,9 @@ from chexstudy.progress import progress
 FOLDS = 5
 _FINE, _SIDE = 64, 16  # pixels a side of what is looked at, and cells a side of what is learned from
 _MOST = 2_500  # images of a fit
-_PENALTY, _ITERATIONS = 0.05, 60
+_PENALTY, _ITERATIONS = 5e-4, 60
 _ANYHOW = 0.1  # share of the images that may lie anyhow without a pull on the probabilities
-_TURNED, _MIRRORED = 0.02, 0.002  # shares expected before an image is seen; chosen on drawn cohorts
+_TURNED, _MIRRORED = 0.02, 0.002  # shares expected before an image is seen, chosen on drawn cohorts
 
 _CELLS = np.arange(3 * _SIDE**2).reshape(3, _SIDE, _SIDE)
 # A quarter turn makes edges across of edges down.
@@ -60,14 +60,20 @@ def split_patients(patients: np.ndarray, usable: np.ndarray) -> Iterator[tuple[n
         yield np.sort(generator.permutation(learned[usable[learned]])[:_MOST]), judged
 
 
-def score_versions(features: np.ndarray, patients: np.ndarray, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores ``(n, 16)`` of each image's versions, and the likeness of its likest one to the mean image ``(n,)``."""
+def score_versions(
+    features: np.ndarray, patients: np.ndarray, sound: np.ndarray, learns: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores ``(n, 16)`` of each image's versions, and the likeness of its likest one to the mean image ``(n,)``.
+
+    A score that has not learned is the likeness to the mean image itself, which a few wrong images hardly move.
+    """
     scores, likeness = np.empty((len(features), len(KINDS))), np.empty(len(features))
     for learned, judged in split_patients(patients, sound):
         known = features[learned]
         mean = known.mean(axis=0)
-        scores[judged] = _score(features[judged], _fit(known))
-        likeness[judged] = _score(features[judged], mean / max(np.linalg.norm(mean), 1e-6)).max(axis=1)
+        alike = _score(features[judged], mean / max(np.linalg.norm(mean), 1e-6))
+        likeness[judged] = alike.max(axis=1)
+        scores[judged] = _score(features[judged], _fit(known)) if learns else alike
     return scores, likeness
 
 
@@ -102,24 +108,27 @@ def _part(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrate_scores(scores: np.ndarray) -> tuple[float, float]:
-    """Factors for the two parts of scores ``(n, 16)`` of which a tenth may be of images that lie anyhow."""
+    """Factors that make probabilities of the two parts of scores ``(n, 16)`` of images of which most are upright."""
 
     def fit_scale(part: np.ndarray) -> float:
         def lose(logarithm: float) -> float:
             upright = softmax(part * np.exp(logarithm), axis=1)[:, 0]
             return -np.log((1 - _ANYHOW) * upright + _ANYHOW / part.shape[1]).mean()
 
-        return float(np.exp(minimize_scalar(lose, bounds=(-3, 3), method="bounded").x))
+        return float(np.exp(minimize_scalar(lose, bounds=(-3, 6), method="bounded").x))
 
     turned, pairs = _part(scores)
     return fit_scale(turned), fit_scale(pairs[:, 0])
 
 
-def judge_scores(scores: np.ndarray, scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+def judge_scores(
+    scores: np.ndarray, scales: tuple[float, float], sees_mirrors: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Of scores ``(n, 16)`` the likeliest place in `KINDS` and its probability, each ``(n,)``."""
     turned, pairs = _part(scores)
+    mirrored = _MIRRORED if sees_mirrors else np.finfo(float).tiny
     turned = softmax(scales[0] * turned + np.log([1 - _TURNED] + [_TURNED / 7] * 7), axis=1)
-    pairs = softmax(scales[1] * pairs + np.log([1 - _MIRRORED, _MIRRORED]), axis=2)
+    pairs = softmax(scales[1] * pairs + np.log([1 - mirrored, mirrored]), axis=2)
     both = (turned[..., None] * pairs).reshape(-1, 2, 4, 2).swapaxes(2, 3).reshape(-1, len(KINDS))
     return both.argmax(axis=1), both.max(axis=1)
 
