@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 from PIL import Image
+from test_adapters_mimic_cxr import make_folder as make_mimic_cxr
 
 from chexstudy.cohort.adapters import build_source, guess_source
 from chexstudy.cohort.adapters.datasets import cxr_lt_2023, cxr_lt_2024
 from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
+from chexstudy.cohort.joint import read_joint
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 
@@ -97,12 +99,12 @@ def test_the_tasks_of_cxr_lt_2024(tmp_path):
     assert list_present(cohort) == [[name] for name in canonical[:5]]
     assert list(cohort.split) == ["train", "train", "validate", "test", "test"]
     assert set(cohort.patient_id) == {f"mimic_cxr/{patient}" for _, patient, *_ in ROWS}
-    second = build_source("cxr_lt_2024", folder, 0, task="2")
+    second = build_source("cxr_lt_2024", folder, 0, task="task2")
     assert set(finding_columns(second)) == set(OF_2023)
     assert list(second.image_id) == [f"cxr_lt_2024/{DICOM[number]}" for number in (0, 1, 2, 4)]
     assert list_present(second.iloc[2:]) == [[OF_2023[2]], [OF_2023[4]]]
     # Five findings that no training image has labels for; those of development are not published.
-    third = build_source("cxr_lt_2024", folder, 0, task="3")
+    third = build_source("cxr_lt_2024", folder, 0, task="task3")
     assert finding_columns(third) == UNSEEN
     assert list(third.split) == ["validate", "test", "test"]
     assert third.loc[0, UNSEEN].isna().all()
@@ -115,6 +117,19 @@ def test_part_of_the_images_and_of_the_tables_is_enough(tmp_path):
     cohort = build_source("cxr_lt_2023", folder, 0)
     assert list(cohort.split) == ["validate", "test"]
     assert cohort.attrs[NOT_IN_FOLDER] == 1
+
+
+def test_a_patient_of_mimic_cxr_who_is_tested_here_is_not_trained_on_there(tmp_path):
+    make_mimic_cxr(tmp_path / "mimic_cxr")
+    make_folder(
+        tmp_path / "cxr_lt_2023",
+        {"train.csv": list_lines(ROWS[2:], OF_2023), "test.csv": list_lines(ROWS[:2], OF_2023)},
+    )
+    sources = "sources:\n  - {source: mimic_cxr, role: pretrain}\n  - {source: cxr_lt_2023, role: evaluate}\n"
+    (tmp_path / "cohort.yaml").write_text(sources)
+    cohort = read_joint(tmp_path / "cohort.yaml", 0, tmp_path / "unpacked").require_cohort()
+    assert set(cohort.patient_id[cohort.split == "test"]) == {"mimic_cxr/19999901"}
+    assert set(cohort.patient_id[cohort.source == "mimic_cxr"]) == {"mimic_cxr/19999902"}
 
 
 TRAIN = next(iter(TABLES_2023))

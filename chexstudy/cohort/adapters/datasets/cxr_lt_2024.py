@@ -17,8 +17,8 @@ _DATA = read_data_beside(__file__)["data"]
 
 def _read_task(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     task, findings, unseen = options["task"], SPEC.columns["findings"], _DATA["only_task_3"]
-    absent = unseen + _DATA["only_task_1"] * (task == "2")
-    labels = unseen if task == "3" else [name for name in findings if name not in absent]
+    absent = unseen + _DATA["only_task_1"] * (task == "task2")
+    labels = unseen if task == "task3" else [name for name in findings if name not in absent]
     table = read_challenge(download, _DATA["tables"][task], labels, _DATA["other_names"])
     return table.reindex(columns=table.columns.union(findings, sort=False))
 

@@ -60,10 +60,10 @@ def _look_up(download: Download, name: str, ids: pd.Series, columns: Sequence[st
     if keys.duplicated().any():
         again = name_place(other.index, int(keys.duplicated().argmax()))
         raise StudyError(f"{path.name}: {again} repeats what an earlier one says of its {ids.name}: take one out.")
-    found = other[columns].set_axis(keys).reindex(normalise_ids(ids)).set_axis(ids.index)
-    if not keys.isin(normalise_ids(ids)).any():
+    other, ids = other.set_axis(keys), normalise_ids(ids)
+    if not other.index.isin(ids).any():
         raise StudyError(f"{path.name} names no {ids.name} of the images: give the tables of one release.")
-    return found
+    return other[columns].reindex(ids).set_axis(ids.index)
 
 
 def complete_images(table: pd.DataFrame, download: Download) -> pd.DataFrame:
