@@ -12,7 +12,7 @@ from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
 from chexstudy.inputs.identifiers import normalise_ids
 
-CAPPED = "images_whose_age_is_given_as_one_or_more"
+CAPPED = "images_whose_age_is_capped"
 
 
 def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
