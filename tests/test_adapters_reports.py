@@ -181,7 +181,7 @@ PADCHEST_ROWS = (  # patient, year of birth, sex, projection, report, method, la
         "RNN_model",
         "['mediastinal mass', \"drain's tube\", ' alveolar pattern']",
     ),
-    ("P4", "1890.0", "", "COSTAL", "", "RNN_model", ""),
+    ("P4", "1890.0", "", "COSTAL", "", "RNN_model", "['unchanged', ' suboptimal study']"),
     ("P5", "1950.0", "M", "EXCLUDE", "rodill .", "Physician", "['exclude']"),
     ("P6", "1950.0", "M", "PA", "no valor .", "Physician", "['exclude', ' pneumonia']"),
 )
@@ -307,10 +307,19 @@ def test_bimcv_covid19(tmp_path):
 
 def test_bimcv_covid19_of_the_first_iteration(tmp_path):
     labels = write_bimcv(tmp_path) / BIMCV_LABELS
+    (labels.parent / "labels_covid_posi.tsv").write_text("an older one")
+    assert build_source("bimcv_covid19", tmp_path, 0).attrs["tables_of_older_iterations_not_read"] == 1
+    (labels.parent / "labels_covid_posi.tsv").unlink()
     shutil.rmtree(tmp_path / "covid19_neg")
     labels.rename(tmp_path / "covid19_posi/labels_covid19_posi.tsv")
     assert guess_source(tmp_path / "covid19_posi") == "bimcv_covid19"
     assert list(build_source("bimcv_covid19", tmp_path / "covid19_posi", 0)["COVID-19"].fillna(9)) == [1, 1, -1, 9]
+    for image in tmp_path.rglob("*.png"):
+        image.unlink()
+    with pytest.raises(
+        StudyError, match=r" holds no radiographs \(sub-S\*_ses-E\*_\*\.png\): set data_root to the fold"
+    ):
+        build_source("bimcv_covid19", tmp_path, 0)
 
 
 # --- CASIA-CXR --------------------------------------------------------------------------------------------------------
@@ -426,14 +435,16 @@ def test_the_masks_of_candid_ptx(tmp_path):
         ({}, 5, 4),
         ({"languages": ["es"]}, 5, 4),
         ({"languages": ["en"]}, 1, 0),
-        ({"translations": "english.csv"}, 5, 2),
-        ({"translations": "english.csv", "languages": ["en"]}, 3, 0),
+        ({"translations": "english.csv"}, 5, 1),
+        ({"translations": "english.csv", "languages": ["en"]}, 4, 0),
     ],
 )
 def test_a_joint_cohort_takes_reports_of_a_language_or_their_translations(tmp_path, entry, reports, foreign):
     write_padchest(tmp_path / "padchest")
     save_images(write_openi(tmp_path / "openi"), [f"{name}.png" for name in OPENI_LABELS])
-    (tmp_path / "english.csv").write_text("id,text\n900_abc.png,Large heart.\npadchest/902_abc.png,Normal.\n")
+    (tmp_path / "english.csv").write_text(
+        "id,text\n900_abc.png,Large heart.\npadchest/902_abc.png,Normal.\nR3,A mass.\n"
+    )
     sources = [{"source": "padchest"} | entry, {"source": "openi", "languages": ["en"]}]
     (tmp_path / "cohort.yaml").write_text(yaml.safe_dump({"sources": sources}))
     cohort = read_joint(tmp_path / "cohort.yaml", 0, tmp_path).require_cohort()

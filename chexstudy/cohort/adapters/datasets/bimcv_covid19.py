@@ -28,19 +28,24 @@ _PARTICIPANTS = "participants.tsv"
 def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     """One row an image, with the report and the labels of its session."""
     table = _read_names(download)
+    if table.empty:
+        raise StudyError(
+            f"{download.folder} holds no radiographs (sub-S*_ses-E*_*.png): set data_root to the folder that holds "
+            f"{SPEC.holding}."
+        )
     people = [name for name in download.files if os.path.basename(name) == _PARTICIPANTS] or [_PARTICIPANTS]
     people = download.read_each(*people, columns=["participant", "age", "gender"]).drop_duplicates("participant")
     people["age"] = people["age"].str.findall(r"\d+").map(lambda ages: min(ages, key=int, default=None), "ignore")
     table = table.join(people.set_index("participant")[["age", "gender"]], on="patient")
-    names = [next(filter(download.find, names), None) for names in _DATA["labels"]]
-    names = [name for name in names if name] or _DATA["labels"][0]
+    found = [list(filter(download.find, names)) for names in _DATA["labels"]]
+    names = [tables[0] for tables in found if tables] or _DATA["labels"][0]
     told = download.read_each(*names, columns=["ReportID", "Report", "Labels", "labelCUIS"]).drop_duplicates("ReportID")
-    if len(table) and not table["session"].isin(told["ReportID"]).any():
+    if not table["session"].isin(told["ReportID"]).any():
         raise StudyError(
             f"{' and '.join(names)}: no cell of 'ReportID' is the session of an image, ses-E and a number as in its "
             "name: take the tables and the images of one iteration."
         )
-    labels = label_terms(read_bracket_lists(told["Labels"]), PADCHEST["terms"])
+    labels = label_terms(read_bracket_lists(told["Labels"]), PADCHEST["terms"], PADCHEST["saying_nothing"])
     labels["COVID-19"] = labels["No Finding"].where(labels["No Finding"].isna(), "0")
     for concept, label in (("covid_uncertain", "-1"), ("covid", "1")):
         labels["COVID-19"] = labels["COVID-19"].mask(told["labelCUIS"].str.contains(_DATA[concept], na=False), label)
@@ -48,6 +53,7 @@ def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame
     alone = int((~told.index.isin(table["session"])).sum())
     table = table.join(told, on="session")
     table.attrs["reports_without_image"] = alone
+    table.attrs["tables_of_older_iterations_not_read"] = sum(len(tables[1:]) for tables in found)
     return table
 
 

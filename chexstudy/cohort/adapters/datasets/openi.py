@@ -30,9 +30,8 @@ def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame
     reports = [name for name in download.files if _REPORT_FILE.fullmatch(name)]
     table, alone = _read_reports(download, reports) if reports else _read_copy(download)
     terms = split_terms(table["MeSH"], ";")
-    terms = terms.where(~terms.isin(_DATA["not_indexed"]))
     headings = pd.concat([terms.str.extract(rf"^({parts})", expand=False) for parts in ("[^/]+", "[^/]+/[^/]+")])
-    table = table.join(label_terms(headings, _DATA["headings"]))
+    table = table.join(label_terms(headings, _DATA["headings"], _DATA["saying_nothing"]))
     files = {os.path.basename(name): download.folder / name for name in download.files}
     table["file"] = table["image"]
     if not any(name.startswith("CXR") for name in files):

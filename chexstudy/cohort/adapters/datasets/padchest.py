@@ -28,7 +28,9 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
         terms = terms.where(table["MethodLabel"].eq("Physician").reindex(terms.index))
     meant = DATA["terms"] | (DATA["patterns"] if options["infiltration"] == "patterns" else {})
     born, seen = (pd.to_numeric(table[name].str[:4], "coerce") for name in ("PatientBirth", "StudyDate_DICOM"))
-    table = table.assign(age=(seen - born).astype("str")).join(label_terms(terms, meant))[~is_excluded]
+    table = table.assign(age=(seen - born).astype("str")).join(label_terms(terms, meant, DATA["saying_nothing"]))[
+        ~is_excluded
+    ]
     table.attrs["images_that_padchest_itself_excludes"] = int(is_excluded.sum())
     return table
 
