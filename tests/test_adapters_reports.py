@@ -14,7 +14,7 @@ from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cohort.adapters import build_source, guess_source, list_annotations
 from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, NOT_IN_FOLDER
-from chexstudy.cohort.annotations import ColumnRuns, decode_mask
+from chexstudy.cohort.annotations import RunLengths, decode_mask
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.images.decode import decode_radiograph
 from chexstudy.cohort.joint import read_joint
@@ -541,7 +541,7 @@ def test_images_that_are_not_there_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize("runs", ["3 4 5", "1 2.5", "-1 4", "10 20 4000 50"])
 def test_masks_of_another_convention_are_refused(runs):
-    mask = ColumnRuns("a/1", "Pneumothorax", runs, (64, 60), "masks.csv, line 7")
+    mask = RunLengths("a/1", "Pneumothorax", runs, (64, 60), "masks.csv, line 7")
     with pytest.raises(
         StudyError, match=r"^masks\.csv, line 7: the mask is not told by gaps and lengths of runs down c"
     ):

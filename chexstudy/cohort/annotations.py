@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from chexstudy.cohort.images.decode import fit_square
 from chexstudy.cohort.pixels.store import read_turned
@@ -85,32 +85,81 @@ class MaskFile:
 
 
 @dataclass(frozen=True)
-class ColumnRuns:
-    """A mask told as the lengths of runs outside and inside a structure, one after the other, down the columns.
+class RunLengths:
+    """A mask told as runs of pixels inside a structure, in one of the ways that public data sets have.
 
-    So do SIIM-ACR and those after it, which call them gaps and lengths; what follows the last run is outside.
+    ``gaps``: lengths of runs outside and inside, one after the other, down the columns (SIIM-ACR, CANDID-PTX);
+    ``starts``: first pixel, counted from 1, and length of each run inside, along the rows (CheXmask);
+    ``coco``: as gaps, packed into the characters of COCO's tools (CheXlocalize).
     """
 
     image_id: str
     structure: str
-    runs: str  # numbers of pixels, with blanks between
+    runs: str  # numbers with blanks between, or COCO's characters
     picture: tuple[int, int]  # height and width
     place: str  # where it stands, for messages
+    way: str = "gaps"
 
     def describe(self) -> tuple:
-        return self.image_id, self.structure, self.runs, self.picture
+        return self.image_id, self.structure, self.runs, self.picture, self.way
 
     def read(self) -> Annotation:
         height, width = self.picture
-        words = self.runs.split()
-        runs = np.array([int(word) if word.isdecimal() else -1 for word in words])
-        if len(runs) % 2 or (runs < 0).any() or runs.sum() > height * width:
+        try:
+            numbers = np.array(_unpack_coco(self.runs) if self.way == "coco" else self.runs.split(), dtype=np.int64)
+            gaps = _tell_gaps(numbers) if self.way == "starts" else numbers
+        except (ValueError, IndexError):
+            gaps = np.array([-1])
+        if (gaps < 0).any() or gaps.sum() > height * width or (self.way != "coco" and len(gaps) % 2):
+            ways = {"gaps": "gaps and lengths of runs down columns", "starts": "starts and lengths of runs along rows"}
             raise StudyError(
-                f"{self.place}: the mask is not told by gaps and lengths of runs down columns of {height} x {width} "
-                "pixels: take the table as it was published."
+                f"{self.place}: the mask is not told by {ways.get(self.way, 'runs packed as COCO does')} of {height} x "
+                f"{width} pixels: take the table as it was published."
             )
-        mask = decode_mask(np.append(runs, height * width - runs.sum()), width, height).T
+        # What follows the last run is outside.
+        runs = np.append(gaps, [0] * (len(gaps) % 2) + [height * width - gaps.sum()])
+        mask = decode_mask(runs, height, width) if self.way == "starts" else decode_mask(runs, width, height).T
         return make_outline(self.image_id, self.structure, mask)
+
+
+def _tell_gaps(numbers: np.ndarray) -> np.ndarray:
+    """Lengths of runs outside and inside, of starts counted from 1 and lengths."""
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    outside = starts - np.concatenate([[0], (starts + lengths)[:-1]])
+    return np.stack([outside, lengths], axis=1).ravel()
+
+
+def _unpack_coco(text: str) -> list[int]:
+    """Run lengths: five bits a character, the lowest first; from the fourth on less the last but one."""
+    runs, position = [], 0
+    while position < len(text):
+        number, shift, more = 0, 0, True
+        while more:
+            bits = ord(text[position]) - 48
+            number |= (bits & 31) << shift
+            more, shift, position = bool(bits & 32), shift + 5, position + 1
+        number -= (bits & 16) and 1 << shift
+        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+    return runs
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """A region within a closed line, or within several, as its source gives their corners."""
+
+    image_id: str
+    structure: str
+    lines: tuple[tuple[tuple[float, float], ...], ...]  # of each line the corners, from the left and from the top
+    picture: tuple[int, int]  # height and width
+
+    def describe(self) -> tuple:
+        return self.image_id, self.structure, self.lines, self.picture
+
+    def read(self) -> Annotation:
+        canvas = Image.new("1", self.picture[::-1])
+        for line in self.lines:
+            ImageDraw.Draw(canvas).polygon(line, fill=1)
+        return make_outline(self.image_id, self.structure, np.asarray(canvas))
 
 
 @dataclass(frozen=True)
@@ -151,7 +200,7 @@ def write_annotations(rows: Iterable[Annotation], path: str | Path) -> None:
         pq.write_table(table, temporary, row_group_size=_ROWS_A_GROUP, compression="zstd")
 
 
-def build_annotations(run: Run, listed: Sequence[Box | MaskFile | ColumnRuns]) -> None:
+def build_annotations(run: Run, listed: Sequence[Box | MaskFile | RunLengths | Polygon]) -> None:
     """Bring what a source annotates into the study, masks read once; what is current stays."""
     parameters = {"annotations": hash_values([one.describe() for one in listed])}
     if run.is_current(ANNOTATIONS, run.key(parameters)):

@@ -3,16 +3,18 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pandas as pd
 
+from chexstudy.cohort.images.dicom import read_tags
 from chexstudy.cohort.table import require_columns
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import read_text_table
 from chexstudy.paths import resolve_user_path
+from chexstudy.progress import progress
 
 # Where a name without its ending means several files, the first of these is taken.
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
@@ -192,6 +194,15 @@ class ImageFinder:
         return self._by_parts[parts]
 
 
+def read_headers(download: Download, images: Collection[str], names: Sequence[str]) -> list[list[str]]:
+    """What the DICOM header of each image says under these keywords, empty where its file is not there."""
+    dicoms = (file for file in download.files if file.endswith((".dicom", ".dcm")))
+    files = {os.path.splitext(os.path.basename(file))[0]: download.folder / file for file in dicoms}
+    empty = [""] * len(names)
+    images = progress(images, len(images), "reading headers")
+    return [read_tags(files[image], names) if image in files else empty for image in images]
+
+
 def resolve_links(path: str) -> str:
     """The absolute path without links, as `os.path.realpath` has it, at the cost of one look at it and its folders."""
     if not path.startswith("/") or "/." in path or "//" in path or os.path.islink(path):
@@ -219,7 +230,7 @@ def _rank(name: str) -> tuple[int, int]:
 
 def _drop_ending(name: str) -> str:
     # A UID without an ending has dots too.
-    return os.path.splitext(name)[0] if is_image(name) else name
+    return os.path.splitext(name)[0] if is_image(name) or name.endswith(".img") else name
 
 
 def _plain_path(name: str) -> str:

@@ -51,6 +51,8 @@ NOT_ENGLISH = "written_reports_not_in_english"
 NO_PATIENT_TOLD = "images_taken_for_a_patient_each_because_none_is_told"
 SPLIT_AT_RANDOM = "patients_split_at_random"
 UNUSED = "columns"
+# In the ``attrs`` of what a data set's ``read`` gives: whose numbers its patients have, where its folder decides that.
+PATIENTS_OF = "patients_of"
 _SPLIT = "official split"
 _SECTIONS = {heading for headings in SECTION_HEADINGS.values() for heading in headings}
 _A_LABEL = (
@@ -75,9 +77,11 @@ class DatasetSpec:
     holding: str  # what its folder holds, to follow "the folder that holds"
     # The contract's columns -> columns of the table, as in ``cohort.yaml``. Findings go by their official names, which
     # template reports are written with; the cohort has their canonical ones.
-    columns: Mapping[str, object]
+    # Empty for masks of other sources' images.
+    columns: Mapping[str, object] = field(default_factory=dict)
     # ``(download, options)`` to one row an image, every cell text or missing, an index as `read_text_table` gives it.
-    # Numbers in ``attrs`` are notes for the user. Without code it is the set's own table.
+    # Numbers in ``attrs`` are notes for the user; `PATIENTS_OF` there goes before ``patients_of``. Without code it is
+    # the set's own table.
     read: Callable[[Download, Mapping[str, str]], pd.DataFrame] = _read_own_table
     # Kind of word (`column_mapping.WORDS`) -> word of the table, in lower case -> value of the contract.
     words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -169,6 +173,11 @@ def check_dataset(
     """
     try:
         download = spec.open(data_root)
+        if not spec.columns:
+            raise StudyError(
+                f"{spec.name} holds masks of other sources' images and none of its own: list it beside them in a "
+                "manifest, with `role: annotate`."
+            )
         table = spec.read(download, spec.choose(options))
         table, columns = _read_official_split(table, download, spec)
         columns = _leave_out_unsaid(table, columns)
@@ -193,8 +202,9 @@ def check_dataset(
     if report.cohort is None:
         return report
     cohort = report.cohort.rename(columns={name: canonical_name(name) for name in mapping.findings()})
-    if spec.patients_of:
-        cohort["patient_id"] = spec.patients_of + cohort["patient_id"].str.removeprefix(spec.name)
+    owner = notes.pop(PATIENTS_OF, spec.patients_of)
+    if owner:
+        cohort["patient_id"] = owner + cohort["patient_id"].str.removeprefix(spec.name)
     if spec.language != "en":
         notes[NOT_ENGLISH] = int((cohort["report_origin"] == "written").sum())
     if "patient_id" not in mapping.single_columns():

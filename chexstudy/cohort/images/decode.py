@@ -28,6 +28,7 @@ _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 # How the bytes of a picture begin, and the usual ending of its file.
 _SIGNATURES = {chunks.SIGNATURE: "png", b"\xff\xd8\xff": "jpg", b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
 # From so many pixels on compiled code is used; it gives the same and takes half a second to load.
+_JSRT_BYTES = 2 * 2048 * 2048
 _WORTH_COMPILED = 512 * 512
 _DEEP_MODES = ("I", "F")  # and all I;16 variants
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of a TIFF
@@ -127,7 +128,20 @@ def check_fit(size: int, fit: str) -> None:
         raise StudyError(f"fit must be one of {', '.join(FITS)}, not {fit!r}.")
 
 
+def _decode_jsrt(data: bytes) -> np.ndarray | None:
+    """A raw file of the JSRT, without a header: 2,048 x 2,048 values of 12 bit, the higher byte first, air the highest.
+
+    None if it is none.
+    """
+    if len(data) != _JSRT_BYTES:
+        return None
+    values = np.frombuffer(data, ">u2").reshape(2048, 2048)
+    return np.float32(255) - show_range(values.astype(np.uint16)) if values.max() < 4096 else None
+
+
 def _decode_picture(data: bytes) -> np.ndarray:
+    if (raw := _decode_jsrt(data)) is not None:
+        return raw
     if data.startswith(chunks.SIGNATURE):
         data = chunks.keep_picture(data)
     try:

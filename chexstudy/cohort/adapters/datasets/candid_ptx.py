@@ -12,7 +12,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import ColumnRuns
+from chexstudy.cohort.annotations import RunLengths
 from chexstudy.cohort.table import require_columns
 from chexstudy.inputs.tables import name_place
 from chexstudy.inputs.yaml_files import read_data_beside
@@ -52,7 +52,7 @@ def _read_masks(download: Download, names: Sequence[str]) -> pd.DataFrame | None
     return masks.rename(columns={image: _IMAGE, runs: _RUNS})
 
 
-def _list_masks(download: Download) -> list[ColumnRuns]:
+def _list_masks(download: Download) -> list[RunLengths]:
     """The masks of all three findings, those of an image side by side."""
     listed = []
     for finding, names in {"Pneumothorax": SPEC.tables, **_MASKS}.items():
@@ -62,7 +62,7 @@ def _list_masks(download: Download) -> list[ColumnRuns]:
         masks = masks[masks[_RUNS].notna() & masks[_RUNS].str.strip().ne(_NO_MASK)]
         for position, (image, runs) in enumerate(zip(masks[_IMAGE], masks[_RUNS], strict=True)):
             place = f"{names[0]}, {name_place(masks.index, position)}"
-            listed.append(ColumnRuns(f"candid_ptx/{image}", finding, runs, _PICTURE, place))
+            listed.append(RunLengths(f"candid_ptx/{image}", finding, runs, _PICTURE, place))
     return sorted(listed, key=lambda mask: mask.image_id)
 
 

@@ -4,20 +4,15 @@ Sex and age come from the header of an image, which often has neither, and so do
 boxes were drawn: images that were turned into PNG have no boxes. Source: Nguyen et al. 2022 (PhysioNet).
 """
 
-import os
-from collections.abc import Collection, Sequence
-
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download
+from chexstudy.cohort.adapters.layout import Download, read_headers
 from chexstudy.cohort.adapters.manifest import DatasetSpec, describe, register
 from chexstudy.cohort.annotations import Box
-from chexstudy.cohort.images.dicom import read_tags
 from chexstudy.cohort.table import require_columns, show_value
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import name_place
-from chexstudy.progress import progress
 
 # What share of an image's readers must be exceeded.
 _SHARES = {"union": 0.0, "majority": 0.5, "all": 0.999}
@@ -47,7 +42,7 @@ def read_readings(spec: DatasetSpec, download: Download, readers: str) -> pd.Dat
     disputed = table[nothing] & table[findings].drop(columns=nothing).any(axis=1)
     table[nothing] &= ~disputed
     table[findings] = table[findings].astype("int8").astype("str")
-    told = _read_headers(download, table["image_id"], ("PatientSex", "PatientAge"))
+    told = read_headers(download, table["image_id"], ("PatientSex", "PatientAge"))
     table = table.assign(view="PA", sex=[sex for sex, _ in told], age=[age for _, age in told])
     table["age"] = table["age"].where(table["age"] != "000Y")
     table.attrs[DISPUTED] = int(disputed.sum())
@@ -69,15 +64,6 @@ def _join_readers(readings: pd.DataFrame, findings: list[str], share: float, ori
     return readings[["image_id"]].drop_duplicates().join(joined, on="image_id")
 
 
-def _read_headers(download: Download, images: Collection[str], names: Sequence[str]) -> list[list[str]]:
-    """What the DICOM header of each image says under these keywords, empty where its file is not there."""
-    dicoms = (file for file in download.files if file.endswith((".dicom", ".dcm")))
-    files = {os.path.splitext(os.path.basename(file))[0]: download.folder / file for file in dicoms}
-    empty = [""] * len(names)
-    images = progress(images, len(images), "reading headers")
-    return [read_tags(files[image], names) if image in files else empty for image in images]
-
-
 def list_boxes(name: str, download: Download) -> list[Box]:
     """The boxes of all readers, in pixels of the original images; none where their tables are not there."""
     if not any(map(download.find, _BOXES)):
@@ -86,7 +72,7 @@ def list_boxes(name: str, download: Download) -> list[Box]:
     table[_CORNERS] = table[_CORNERS].apply(pd.to_numeric, errors="coerce")
     table = table.dropna(subset=_CORNERS)
     images = table["image_id"].unique()
-    sizes = dict(zip(images, _read_headers(download, images, ("Rows", "Columns")), strict=True))
+    sizes = dict(zip(images, read_headers(download, images, ("Rows", "Columns")), strict=True))
     return [
         Box(f"{name}/{image}", finding, (left, top, right - left, bottom - top), tuple(map(int, sizes[image])))
         for image, finding, left, top, right, bottom in table[["image_id", "class_name", *_CORNERS]].itertuples(

@@ -1,0 +1,39 @@
+"""CheXlocalize: masks of findings on CheXpert's validation and test images, as COCO's tools pack them.
+
+Only images with a finding have masks: a missing one says nothing of a label. Source: Saporta et al., Nature Machine
+Intelligence 2022.
+"""
+
+import json
+
+from chexstudy.cohort.adapters.layout import Download
+from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.annotations import RunLengths
+from chexstudy.errors import StudyError
+from chexstudy.inputs.yaml_files import read_data_beside
+
+_HOSTS = read_data_beside(__file__)["data"]["hosts"]
+
+
+def _list_masks(download: Download) -> list[RunLengths]:
+    masks = []
+    for name, (source, folder) in _HOSTS.items():
+        path = download.find(name)
+        if path is None:
+            continue
+        try:
+            for image, findings in json.loads(path.read_bytes()).items():
+                # patient64622_study1_view1_frontal is in patient64622/study1.
+                patient, study, view = image.split("_", 2)
+                for finding, mask in findings.items():
+                    image_id, picture = f"{source}/{folder}/{patient}/{study}/{view}.jpg", tuple(map(int, mask["size"]))
+                    place = f"{name}, {finding} of one of its images"
+                    masks.append(RunLengths(image_id, finding, mask["counts"], picture, place, "coco"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StudyError(
+                f"{path} is not in the form of CheXlocalize's masks (see {error}): fetch it again."
+            ) from None
+    return masks
+
+
+register(describe(__file__, list_annotations=_list_masks))
