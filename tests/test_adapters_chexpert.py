@@ -8,6 +8,7 @@ from PIL import Image
 from chexstudy.cohort.adapters import build_source, guess_source
 from chexstudy.cohort.adapters.datasets.chexpert import SPEC
 from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
+from chexstudy.cohort.joint import read_joint
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 
@@ -279,3 +280,22 @@ def other_encoding(folder):
 def test_bad_input_is_one_sentence(tmp_path, source, make, said):
     with pytest.raises(StudyError, match=said):
         build_source(source, make(tmp_path), 0)
+
+
+def test_in_a_joint_cohort_a_patient_of_several_of_the_sets_is_on_one_side(tmp_path):
+    make_chexpert(tmp_path / "chexpert")
+    make_5x200(make_plus(tmp_path / "chexpert_plus"))
+    (tmp_path / "cohort.yaml").write_text(
+        "sources:\n- {source: chexpert_plus, role: pretrain, options: {labels: none}}\n- source: chexpert\n"
+        "- {source: chexpert_5x200, folder: chexpert_plus, role: evaluate}\n"
+    )
+    cohort = read_joint(tmp_path / "cohort.yaml", 0, tmp_path / "unpacked").require_cohort()
+    assert list(cohort["source"] + " " + cohort["patient_id"] + " " + cohort["split"]) == [
+        "chexpert_plus chexpert/patient00002 train",
+        "chexpert_plus chexpert/patient64541 validate",
+        "chexpert chexpert/patient00002 train",
+        "chexpert chexpert/patient00003 train",
+        "chexpert chexpert/patient64541 validate",
+        "chexpert_5x200 chexpert/patient00001 test",
+    ]
+    assert cohort.attrs["overlap"].startswith("taken out of training: 4 images of chexpert_plus, chexpert that")
