@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 _STEPS = {
     "01_build_cohort": """
         cohort.parquet quarantine.parquet annotations.parquet truth* phantom/* pixels/* orientation*
-        figures/radiographs* figures/composition* figures/orientation*""",
+        figures/radiographs* figures/composition* figures/orientation* duplicates.parquet
+        figures/duplicates*""",
     "02_embed_pairs": "pretraining/config.json embeddings/* figures/embedding*",
     "03_watch_prototypes": """
         pretraining/*/map.parquet pretraining/*/stage_maps.parquet pretraining/*/trajectory.parquet

@@ -27,6 +27,7 @@ image_size = 96  # side of the stored images in pixels
 fit = "pad"  # how images become square: pad (nothing is lost) or crop (as published, loses the edges)
 workers = 2  # processes that draw and read images
 orientation = "check"  # images that lie wrong: check (find them), mend (turn the stored pixels back too) or skip
+duplicates = "keep"  # copies and second exposures: keep, one_per_group (the one nearest to the test) or drop (none)
 
 # %%
 from chexstudy.plots import figures
@@ -46,7 +47,9 @@ from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.quality import count_quarantine
 
 phantom = PhantomConfig(pairs, image_size, cohort_seed, permutation_seed, workers=workers)
-_, notes = build_cohort(study.run, source, data_root, image_size, fit, cohort_seed, phantom, workers, orientation)
+_, notes = build_cohort(
+    study.run, source, data_root, image_size, fit, cohort_seed, phantom, workers, orientation, duplicates
+)
 cohort, quarantine = study.cohort, study.run.read_table("quarantine.parquet")
 print(f"{len(cohort):,} usable pairs of {cohort.patient_id.nunique():,} patients, {len(quarantine)} set aside")
 for note, number in notes.items():
@@ -75,6 +78,23 @@ power.round(3)
 
 # %%
 figures.orientation.show(study, collect_orientation(study, found), seed=cohort_seed)
+
+# %% [markdown]
+# ## Near-duplicates
+#
+# Images of one exposure under several names, whatever was done to a copy since (resized, cropped, turned, inverted,
+# compressed), and second exposures within a study: by the sources and splits that a group lies in. A group in two
+# splits makes every measurement too good, unless `duplicates` is `one_per_group` or `drop`.
+
+# %%
+from chexstudy.cohort.near_duplicates import count_near_duplicates, tabulate_near_duplicates
+from chexstudy.plots.radiographs import collect_duplicates
+
+groups = tabulate_near_duplicates(study.run, workers)
+count_near_duplicates(groups)
+
+# %%
+figures.duplicates.show(study, collect_duplicates(study, groups), seed=cohort_seed)
 
 # %% [markdown]
 # ## Who is in which split

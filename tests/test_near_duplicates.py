@@ -6,15 +6,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from chexstudy.cli.main import main
 from chexstudy.cohort import near_duplicates
+from chexstudy.cohort.build import build_cohort
 from chexstudy.cohort.near_duplicates import (
-    choose_set_aside,
+    choose_withheld,
+    count_near_duplicates,
     find_pairs,
     group_pairs,
+    settle_near_duplicates,
     tabulate_near_duplicates,
 )
 from chexstudy.cohort.phantom.drawing import draw_radiograph
+from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.phantom.population import PREVALENCE, simulate_cases
+from chexstudy.cohort.pixels.store import INDEX, build_pixel_store, open_pixel_store
+from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
@@ -129,45 +136,94 @@ def test_groups_are_transitive_and_in_the_order_of_their_images():
 
 @pytest.mark.parametrize(
     ("policy", "leaves"),
-    [
-        ("one_per_group", [("a/000", "also in test"), ("a/001", "also in test"), ("a/004", "also in train")]),
-        (
-            "drop",
-            [(f"a/00{n}", f"also in {split}") for n, split in enumerate(["test"] * 3 + ["train"] * 2)],
-        ),
-    ],
+    [("one_per_group", {0: "test", 1: "test", 4: "train"}), ("drop", dict(enumerate(["test"] * 3 + ["train"] * 2)))],
 )
 def test_of_a_group_the_split_nearest_to_the_test_keeps_its_image(policy, leaves):
-    cohort = tabulate(6).assign(split=["train", "validate", "test", "train", "train", "test"])
-    groups = pd.DataFrame({"image_id": cohort["image_id"][:5], "group": [0, 0, 0, 1, 1]})
-    aside = choose_set_aside(groups, cohort, policy)
-    assert list(zip(aside["image_id"], aside["detail"], strict=True)) == leaves
-    assert set(aside["reason"]) == {"near-duplicate"}
-    assert list(cohort.loc[aside.index, "image_id"]) == list(aside["image_id"])
+    groups = tabulate(5).assign(split=["train", "validate", "test", "train", "train"], group=[0, 0, 0, 1, 1])
+    withheld = choose_withheld(groups, policy)
+    expected = [(f"a/00{row}", "near-duplicate", f"also in {split}") for row, split in leaves.items()]
+    assert list(withheld[["image_id", "reason", "detail"]].itertuples(index=False, name=None)) == expected
 
 
-def test_an_unknown_policy_is_one_sentence():
-    with pytest.raises(StudyError, match=r"^duplicates is 'some': choose keep, drop or one_per_group\.$"):
-        near_duplicates.check_policy("some")
+@pytest.fixture
+def filed(home, films):
+    """A study of twelve images in three splits: 9 is a copy of 4 in the test, 10 of 5 within training; 11 is broken."""
+    run, names = Run("filed"), [f"a/{number:02d}" for number in range(12)]
+    images = [*films[:9], 255 - films[4], compress(films[5])]
+    run.path("files").mkdir(parents=True)
+    for name, image in zip(names, images, strict=False):
+        Image.fromarray(image).save(run.path(f"files/{name[2:]}.png"))
+    run.path("files/11.png").write_bytes(b"")
+    table = pd.DataFrame({"image_id": names, "patient_id": names, "study_id": names, "source": "a", "view": "PA"})
+    table = table.assign(image_path=[f"files/{name[2:]}.png" for name in names], sex="F", age_years=40.0)
+    table = table.assign(split=["train"] * 8 + ["validate"] + ["test"] + ["train"] * 2, report="Clear lungs.")
+    cohort = table.assign(report_origin="written", Mass=pd.array([0] * 12, dtype="Int8"))
+    build_pixel_store(run, cohort, SIDE, workers=1)
+    return run, cohort, images
 
 
-def test_the_table_is_made_once_after_a_kill_and_anew_for_other_images(home, monkeypatch, films):
-    run, cohort = Run("tiny"), tabulate(12)
-    images = np.stack([*films[:11], 255 - films[4]])
-    run.write_table("pixels/index.parquet", cohort)
+def read_bytes(run):
+    return {name: run.path(name).read_bytes() for name in ("cohort.parquet", "quarantine.parquet", INDEX)}
+
+
+def test_what_is_set_aside_is_counted_and_comes_back(filed):
+    run, cohort, images = filed
+    untouched = read_bytes(run)
+    assert settle_near_duplicates(run, "keep") == {}
+    assert read_bytes(run) == untouched
+    groups = tabulate_near_duplicates(run)
+    assert list(zip(groups["image_id"], groups["group"], strict=True)) == [
+        *(("a/04", 0), ("a/09", 0)),
+        *(("a/05", 1), ("a/10", 1)),
+    ]
+    counts = [("a", "test + train", 1, 2), ("a", "train", 1, 2)]
+    assert list(count_near_duplicates(groups).itertuples(index=False, name=None)) == counts
+    for policy, gone in (("one_per_group", [4, 10]), ("drop", [4, 9, 5, 10])):
+        assert settle_near_duplicates(run, policy) == {"near-duplicates set aside": len(gone)}
+        stays = [row for row in range(11) if row not in gone]
+        store = open_pixel_store(run)
+        kept = read_cohort(run.path("cohort.parquet"))
+        assert list(kept["image_id"]) == list(store.image_ids) == list(cohort["image_id"][stays])
+        np.testing.assert_array_equal(store.images[:], np.stack([images[row] for row in stays]))
+        quarantine = run.read_table("quarantine.parquet")
+        assert list(quarantine["image_id"]) == ["a/11", *cohort["image_id"][gone]]
+        # Built again, at another size too, and nothing looked for again.
+        aside = read_bytes(run)
+        build_pixel_store(run, cohort, SIDE, workers=1)
+        assert read_bytes(run) == aside
+        assert len(build_pixel_store(run, cohort, 48, workers=1)) == len(stays)
+        build_pixel_store(run, cohort, SIDE, workers=1)
+        assert read_bytes(run) == aside
+    settle_near_duplicates(run, "keep")
+    assert read_bytes(run) == untouched
+
+
+def test_after_a_kill_the_same_is_set_aside(filed, monkeypatch):
+    run, cohort, _ = filed
 
     def die(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(near_duplicates, "_compare", die)
-        with pytest.raises(KeyboardInterrupt):
-            tabulate_near_duplicates(run, images, cohort)
-    assert not run.has("duplicates.parquet")
-    found = tabulate_near_duplicates(run, images, cohort)
-    assert list(found["image_id"]) == ["a/004", "a/011"]
-    with monkeypatch.context() as patch:
-        patch.setattr(near_duplicates, "find_pairs", die)
-        pd.testing.assert_frame_equal(tabulate_near_duplicates(run, images, cohort), found)
-    run.write_table("pixels/index.parquet", cohort[:11])
-    assert tabulate_near_duplicates(run, images[:11], cohort[:11]).empty
+    for owner, name in ((near_duplicates, "_compare"), (Run, "write_json")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                settle_near_duplicates(run, "one_per_group")
+        assert run.has("duplicates.parquet") == (owner is Run)
+    build_pixel_store(run, cohort, SIDE, workers=1)
+    monkeypatch.setattr(near_duplicates, "find_pairs", die)
+    settle_near_duplicates(run, "one_per_group")
+    assert len(open_pixel_store(run)) == 9
+    build_pixel_store(run, cohort[:10], SIDE, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        settle_near_duplicates(run, "one_per_group")
+
+
+def test_an_unknown_policy_is_one_sentence():
+    with pytest.raises(StudyError, match=r"^duplicates must be keep .*, one_per_group .* or drop .*, not 'some'\.$"):
+        build_cohort(Run("x"), "phantom", "", 36, "pad", 0, PhantomConfig(60, 36), duplicates="some")
+
+
+def test_the_command_counts_groups_by_splits(filed, capsys):
+    assert main(["cohort", "duplicates", "filed"]) == 0
+    assert capsys.readouterr().out.split()[-4:] == ["a", "train", "1", "2"]

@@ -1,4 +1,4 @@
-"""Verbs of cohorts: cohort build, convert, export, check, show."""
+"""Verbs of cohorts: cohort build, convert, export, check, duplicates, show."""
 
 import sys
 from argparse import Namespace
@@ -198,6 +198,31 @@ def check(options: Namespace) -> int:
         f"patients, {len(finding_columns(found.cohort))} findings."
     )
     return 0
+
+
+@verb(
+    "cohort duplicates",
+    "find copies and second exposures",
+    option("study STUDY", "a study's name"),
+)
+def duplicates(options: Namespace) -> None:
+    """Find the images of a study that show one exposure under several names, whatever was done to a copy since, and
+    the second exposures within a study. Count them by the sources and splits that a group lies in.
+
+    examples:
+      chexstudy cohort duplicates demo
+      chexstudy run 01 --study demo -p duplicates one_per_group --change duplicates    (sets copies aside)
+
+    writes: runs/<study>/duplicates.parquet
+    """
+    from chexstudy.cohort.near_duplicates import count_near_duplicates, tabulate_near_duplicates
+    from chexstudy.runs import Run
+    from chexstudy.workflow.locks import hold_study
+
+    run = Run(options.study)
+    with hold_study(run, "`chexstudy cohort duplicates`"):
+        groups = tabulate_near_duplicates(run)
+    print(lay_out(count_near_duplicates(groups)) if len(groups) else "No image repeats another.")
 
 
 @verb("cohort sources", "list the data sets and formats that are read")

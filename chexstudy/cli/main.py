@@ -24,7 +24,16 @@ first steps:
 # As the help lists them; a verb stands before its actions.
 _VERBS = (
     run.run,
-    *(cohort.cohort, cohort.build, cohort.convert, cohort.export, cohort.check, cohort.show, cohort.sources),
+    *(
+        cohort.cohort,
+        cohort.build,
+        cohort.convert,
+        cohort.export,
+        cohort.check,
+        cohort.duplicates,
+        cohort.show,
+        cohort.sources,
+    ),
     *(run.embed, curate.curate, curate.why, run.pretrain, upstream.upstream),
     *(evaluate.evaluate, evaluate.compare, evaluate.results, evaluate.plan_labels, release.release, run.figures),
     *(studies.list_all, studies.show, studies.remove, studies.compare),

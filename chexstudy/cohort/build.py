@@ -8,6 +8,7 @@ from chexstudy import paths
 from chexstudy.cohort.adapters import build_source, list_annotations, require_source
 from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
 from chexstudy.cohort.joint import JOINT, list_joint_annotations, read_joint
+from chexstudy.cohort.near_duplicates import KEEP, refuse_other_policies, settle_near_duplicates
 from chexstudy.cohort.orientation import CHECK, refuse_other_words, settle_orientation
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
@@ -33,15 +34,18 @@ def build_cohort(
     phantom: PhantomConfig,
     workers: int = 2,
     orientation: str = CHECK,
+    duplicates: str = KEEP,
 ) -> tuple[PixelStore, dict]:
     """Describe a source's images, read each once, and write the study's cohort, pixels, annotations and quarantine.
 
     The source is ``phantom``, made as the configuration says, one of `chexstudy.cohort.adapters.SOURCES`, which lies in
     ``data_root``, or ``joint``, the sources of the manifest ``data_root``; images that lie wrong are dealt with as
-    `chexstudy.cohort.orientation.settle_orientation` says. Notes come with the store, for example how many images no
-    table names and how many are copies.
+    `chexstudy.cohort.orientation.settle_orientation` says, near-duplicates as
+    `chexstudy.cohort.near_duplicates.settle_near_duplicates` does. Notes come with the store, for example how many
+    images no table names and how many are copies.
     """
     refuse_other_words(orientation)
+    refuse_other_policies(duplicates)
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)
     else:
@@ -62,10 +66,11 @@ def build_cohort(
             cohort = build_source(source, root, seed, run.path(_UNPACKED))
             build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
     build_pixel_store(run, cohort, size, fit, workers, root=root)
+    repeated = settle_near_duplicates(run, duplicates, workers)
     store, turned = settle_orientation(run, orientation)
     silent = int(lacks_report(read_cohort(run.path(COHORT))).sum())
     notes = {"images without a report, for objective self_supervised alone": silent} if silent else {}
-    return store, {**cohort.attrs, **count_remarks(run), **notes, **turned}
+    return store, {**cohort.attrs, **count_remarks(run), **notes, **repeated, **turned}
 
 
 def _draw_phantom(run: Run, config: PhantomConfig) -> pd.DataFrame:

@@ -28,19 +28,20 @@ from chexstudy.cohort.images.registration import (
     register,
     warp,
 )
-from chexstudy.cohort.table import SPLITS
+from chexstudy.cohort.pixels.store import MANIFEST, REQUESTED, open_pixel_store, withhold_images
+from chexstudy.cohort.quality import NEAR_DUPLICATE, QUARANTINE_COLUMNS
+from chexstudy.cohort.table import SPLITS, read_cohort
 from chexstudy.devices import use_threads
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
-from chexstudy.runs import Run
+from chexstudy.runs import Run, hash_values
 from chexstudy.vectors.neighbours import find_most_similar
 
 DUPLICATES = "duplicates.parquet"
 KEEP, DROP, ONE_PER_GROUP = POLICIES = ("keep", "drop", "one_per_group")
-NEAR_DUPLICATE = "near-duplicate"
 
 SAME_STUDY, SAME_PATIENT, STRANGERS = "second exposure", "copy, same patient", "copy, other patient"
-_ALIKE = {SAME_STUDY: 0.55, SAME_PATIENT: 0.95, STRANGERS: 0.80}  # least similarity
+_ALIKE = {SAME_STUDY: 0.55, SAME_PATIENT: 0.95, STRANGERS: 0.82}  # least similarity
 _FRAME_SIDES, _FRAME_STEPS = (16, 32), 8
 _EDGE = 3  # pixels of the frame that the description leaves out, on each side
 _SAMPLE, _ROUNDS = 1000, 4  # images and rounds that make the mean image
@@ -53,19 +54,51 @@ _STRETCH = 1.3  # greatest ratio of a map's two scales
 _IMAGES_AT_ONCE = 64
 
 
-def tabulate_near_duplicates(run: Run, images, cohort: pd.DataFrame, workers: int = 2) -> pd.DataFrame:
+def refuse_other_policies(policy: str) -> None:
+    """Raise a StudyError unless the word is one of those that `settle_near_duplicates` knows."""
+    if policy not in POLICIES:
+        raise StudyError(
+            f"duplicates must be {KEEP} (all stay), {ONE_PER_GROUP} (the one nearest to the test stays) or {DROP} "
+            f"(none stays), not {policy!r}."
+        )
+
+
+def settle_near_duplicates(run: Run, policy: str, workers: int = 2) -> dict[str, int]:
+    """Keep a study's near-duplicates (``keep``), one image a group (``one_per_group``) or none (``drop``); count them.
+
+    What does not stay goes to quarantine. ``one_per_group`` leaves the image in the split nearest to the test, of
+    several there the first.
+    """
+    groups = tabulate_near_duplicates(run, workers) if policy != KEEP else None
+    withheld = choose_withheld(groups, policy) if policy != KEEP else pd.DataFrame(columns=QUARANTINE_COLUMNS)
+    withhold_images(run, withheld)
+    return {"near-duplicates set aside": len(withheld)} if len(withheld) else {}
+
+
+def tabulate_near_duplicates(run: Run, workers: int = 2) -> pd.DataFrame:
     """The groups of near-duplicates among a study's stored images, found once and kept as ``duplicates.parquet``.
 
-    ``images`` are ``uint8 (n, size, size)``, ``cohort`` their rows. One row an image of a group: ``image_id``,
-    ``group`` from 0 by first image, ``similarity`` to the one in the group it is most like, and ``evidence``.
+    One row an image of a group: ``image_id``, ``group`` from 0 by first image, ``similarity`` to the one in the group
+    it is most like, and ``evidence``, what confirms the two; with its ``source``, ``split`` and ``image_path``.
     """
-    inputs = ("pixels/index.parquet",)
-    rows = pd.util.hash_pandas_object(cohort[["image_id", "patient_id", "study_id"]], index=False)
-    parameters = {"rows": int(rows.sum())}
-    if not run.is_current(DUPLICATES, run.key(parameters, inputs)):
-        run.write_table(DUPLICATES, group_pairs(find_pairs(images, cohort, workers), cohort["image_id"]))
-        run.record(DUPLICATES, parameters, inputs)
+    store = open_pixel_store(run, as_filed=True)
+    cohort = read_cohort(run.path(REQUESTED)).set_index("image_id").loc[store.image_ids].reset_index()
+    rows = cohort[["image_id", "patient_id", "study_id", "source", "split", "image_path"]]
+    shards = [shard["sha256"] for shard in run.read_json(MANIFEST)["shards"]]
+    parameters = {"shards": shards, "rows": hash_values(rows.to_dict("list"))}
+    if not run.is_current(DUPLICATES, run.key(parameters)):
+        groups = group_pairs(find_pairs(store.images, rows, workers), rows["image_id"])
+        run.write_table(DUPLICATES, groups.merge(rows[["image_id", "source", "split", "image_path"]], on="image_id"))
+        run.record(DUPLICATES, parameters)
     return run.read_table(DUPLICATES)
+
+
+def count_near_duplicates(groups: pd.DataFrame) -> pd.DataFrame:
+    """How many groups and images, by the ``sources`` and ``splits`` that a group lies in."""
+    joined = groups.groupby("group")[["source", "split"]].agg(lambda names: " + ".join(sorted(set(names))))
+    joined["images"] = groups["group"].value_counts()
+    counts = joined.groupby(["source", "split"])["images"].agg(["size", "sum"]).reset_index()
+    return counts.set_axis(["sources", "splits", "groups", "images"], axis=1)
 
 
 def find_pairs(images, cohort: pd.DataFrame, workers: int = 2) -> pd.DataFrame:
@@ -105,24 +138,14 @@ def group_pairs(pairs: pd.DataFrame, image_ids: pd.Series) -> pd.DataFrame:
     return table.sort_values("group", kind="stable", ignore_index=True)
 
 
-def check_policy(policy: str) -> None:
-    """Raise a StudyError unless it is known what to do with near-duplicates."""
-    if policy not in POLICIES:
-        raise StudyError(f"duplicates is {policy!r}: choose {', '.join(POLICIES[:-1])} or {POLICIES[-1]}.")
-
-
-def choose_set_aside(groups: pd.DataFrame, cohort: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """Quarantine rows, with the cohort's index, of the near-duplicates that do not stay.
-
-    ``one_per_group`` leaves the image in the split nearest to the test, the first of several there; ``drop`` none.
-    """
-    rows = cohort.reset_index().merge(groups, on="image_id").set_index("index")
-    nearness = rows["split"].map(SPLITS.index)
-    stays = nearness.groupby(rows["group"]).idxmax()
-    rows["detail"] = "also in " + rows["group"].map(stays.map(rows["split"]))
+def choose_withheld(groups: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """Rows of the quarantine, of the near-duplicates that do not stay; see `settle_near_duplicates`."""
+    nearness = groups["split"].map(SPLITS.index)
+    stays = nearness.groupby(groups["group"]).idxmax()
+    withheld = groups.assign(reason=NEAR_DUPLICATE, detail="also in " + groups["group"].map(stays.map(groups["split"])))
     if policy == ONE_PER_GROUP:
-        rows = rows.drop(index=stays)
-    return rows[["image_id", "image_path"]].assign(reason=NEAR_DUPLICATE, detail=rows["detail"])
+        withheld = withheld.drop(index=stays)
+    return withheld[list(QUARANTINE_COLUMNS)].reset_index(drop=True)
 
 
 class _Frame:

@@ -22,6 +22,7 @@ from chexstudy.cohort.table import SPLITS
 
 EMPTY_REPORT = "empty report"
 COPY = "copy in another split"
+NEAR_DUPLICATE = "near-duplicate"
 QUARANTINE_COLUMNS = ("image_id", "image_path", "reason", "detail")
 
 _IMAGES_PER_TASK = 16

@@ -74,6 +74,24 @@ def collect_orientation(study: Study, found: pd.DataFrame) -> Sheet:
     return Sheet(pixels, titles, [{} for _ in pixels], about if len(wrong) else "images found to lie wrong")
 
 
+def collect_duplicates(study: Study, groups: pd.DataFrame) -> Sheet:
+    """The first two images of some groups (`chexstudy.cohort.near_duplicates.tabulate_near_duplicates`) side by side.
+
+    Groups in two splits come first, then those whose images are least alike.
+    """
+    pairs = groups[groups.groupby("group").cumcount() < 2]
+    order = pairs.groupby("group").agg(
+        splits=("split", "nunique"), alike=("similarity", "min"), evidence=("evidence", "min")
+    )
+    order = order.sort_values(["splits", "alike"], ascending=[False, True], kind="stable")[: _MOST // 2]
+    shown = pairs.set_index("group").loc[order.index]
+    pixels = list(open_pixel_store(study.run, as_filed=True).read(shown.image_id))
+    titles = [f"{row.split}\n{row.similarity:.2f}, {row.evidence}" for row in shown.itertuples()]
+    number = groups.group.nunique()
+    about = f"{len(order)} of {number} groups of near-duplicates, two images each" if number else "near-duplicates"
+    return Sheet(pixels, titles, [{} for _ in pixels], about)
+
+
 def _select(sheet: Sheet) -> tuple[pd.DataFrame, Sheet]:
     if not sheet.pixels:
         raise NothingToDraw(f"there is nothing to draw without {sheet.about}")
@@ -115,3 +133,4 @@ def _conclude(_: pd.DataFrame, sheet: Sheet) -> str:
 
 radiographs = Figure("radiographs", _select, _plot, _describe, _conclude)
 orientation = Figure("orientation", _select, _plot, _describe, _conclude)
+duplicates = Figure("duplicates", _select, _plot, _describe, _conclude)

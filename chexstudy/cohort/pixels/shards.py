@@ -24,17 +24,23 @@ _OUTCOMES = ["reason", "detail", "sha256"]
 class ShardedImages:
     """Images in one or more arrays, addressed as if they were one ``uint8 (images, size, size)``; read-only.
 
-    Those in ``turned`` (row -> kind, see `chexstudy.cohort.pixels.turning`) are given upright.
+    ``rows`` are those to show, all if not given; those in ``turned`` (row of all -> kind, see
+    `chexstudy.cohort.pixels.turning`) are given upright.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, shards: Sequence[np.ndarray], turned: Mapping[int, str] = MappingProxyType({})):
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        turned: Mapping[int, str] = MappingProxyType({}),
+        rows: np.ndarray | None = None,
+    ):
         # Plain views of the mapped files: indexing a memmap itself costs a microsecond more, each time.
         self._shards = [np.asarray(shard) for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
-        self._turned = dict(turned)
-        self.shape = (int(self._ends[-1]), *self._shards[0].shape[1:])
+        self._turned, self._rows = dict(turned), rows
+        self.shape = (int(self._ends[-1]) if rows is None else len(rows), *self._shards[0].shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -52,6 +58,8 @@ class ShardedImages:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} asked of {len(self)} images")
+        if self._rows is not None:
+            rows = self._rows[rows]
         if out is None:
             out = np.empty((len(rows), *self.shape[1:]), np.uint8)
         numbers = np.searchsorted(self._ends, rows, side="right")

@@ -32,6 +32,8 @@ from chexstudy.cohort.pixels.shards import (
 )
 from chexstudy.cohort.quality import (
     COPY,
+    NEAR_DUPLICATE,
+    QUARANTINE_COLUMNS,
     count_quarantine,
     read_checked,
     resolve_image_paths,
@@ -39,7 +41,7 @@ from chexstudy.cohort.quality import (
     set_aside_empty_reports,
     split_by_reason,
 )
-from chexstudy.cohort.table import validate_cohort, write_cohort
+from chexstudy.cohort.table import read_cohort, validate_cohort, write_cohort
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.runs import Run, forget_artifact
@@ -52,7 +54,9 @@ REQUESTED = "pixels/requested.parquet"
 COHORT = "cohort.parquet"
 QUARANTINE = "quarantine.parquet"
 TURNED = "turned"
+WITHHELD = "withheld"
 _BYTES_A_SHARD = 2**28
+_NONE_WITHHELD = pd.DataFrame(columns=QUARANTINE_COLUMNS, dtype=str)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class PixelStore:
 
 
 def open_pixel_store(run: Run, as_filed: bool = False) -> PixelStore:
-    """The pixel store of a study; ``as_filed`` leaves images as their files show them that were turned back."""
+    """The pixel store of a study; ``as_filed`` shows all that was read as its file does, turned or withheld or not."""
     manifest = run.read_json(MANIFEST)
     index = run.read_table(INDEX)
     shards = [
@@ -104,7 +108,11 @@ def open_pixel_store(run: Run, as_filed: bool = False) -> PixelStore:
         for shard in progress(manifest["shards"], label="checking shards")
     ]
     turned = {} if as_filed or TURNED not in index else index.loc[index[TURNED] != "", TURNED].to_dict()
-    return PixelStore(ShardedImages(shards, turned), pd.Index(index["image_id"]), manifest["fit"])
+    if as_filed or WITHHELD not in index:
+        return PixelStore(ShardedImages(shards, turned), pd.Index(index["image_id"]), manifest["fit"])
+    shown = index.index[~index[WITHHELD]]
+    images = ShardedImages(shards, turned, shown.to_numpy())
+    return PixelStore(images, pd.Index(index["image_id"][shown]), manifest["fit"])
 
 
 def verify_pixel_store(run: Run) -> int:
@@ -219,17 +227,17 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     check_workers(workers)
     if plan.is_current:
         return open_pixel_store(run)
-    turned = {}
-    with suppress(StudyError):  # a damaged index says nothing
-        turned = read_turned(run)
+    turned, withheld = {}, _NONE_WITHHELD
+    with suppress(StudyError):  # a damaged table says nothing
+        turned, withheld = read_turned(run), _read_withheld(run)
     # Without its manifest a half-rebuilt store counts as none.
     forget_artifact(run.path(MANIFEST))
     records = _make_shards(run, plan, workers)
     outcomes = pd.concat([record.assign(shard=number) for number, record in enumerate(records)], ignore_index=True)
     kept, quarantine = split_by_reason(plan.readable, outcomes[["reason", "detail"]], plan.set_aside, plan.cohort)
-    run.write_table(QUARANTINE, quarantine)
-    counts = count_quarantine(quarantine)
     if kept.empty:
+        run.write_table(QUARANTINE, quarantine)
+        counts = count_quarantine(quarantine)
         remove_shards(run.path(FOLDER))
         raise StudyError(
             f"none of the {len(plan.cohort)} images can be used (the most frequent reason: {counts['reason'][0]}): "
@@ -239,15 +247,14 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
     row = stored.groupby("shard").cumcount()
     index = {"image_id": kept["image_id"], "shard": stored["shard"], "row": row, "sha256": stored["sha256"]}
     write_cohort(plan.cohort, run.path(REQUESTED))
-    write_cohort(kept, run.path(COHORT))
     remove_shards(run.path(FOLDER), after=plan.shards)
     shards = [
         {"file": name_shard(number), "images": record.attrs["images"], "sha256": record.attrs["sha256"]}
         for number, record in enumerate(records)
     ]
-    made = {"images": len(kept), "quarantined": counts.to_dict("records"), "shards": shards}
     index = pd.DataFrame({**index, "remark": stored["detail"]})
-    _write_index(run, index, turned, {**plan.parameters, **made}, plan.parameters)
+    index, counts = _write_without(run, withheld, index, kept, quarantine)
+    _write_index(run, index, turned, {**plan.parameters, **counts, "shards": shards}, plan.parameters)
     return open_pixel_store(run)
 
 
@@ -270,6 +277,40 @@ def read_turned(run: Run) -> dict[str, str]:
     """Which images of a study are turned back, and how each lies in its file: image -> kind."""
     index = run.read_table(INDEX) if run.has(INDEX) else pd.DataFrame()
     return index[index[TURNED] != ""].set_index("image_id")[TURNED].to_dict() if TURNED in index else {}
+
+
+def withhold_images(run: Run, withheld: pd.DataFrame) -> None:
+    """From now on leave out of a study's cohort these near-duplicates, rows of the quarantine, and no other.
+
+    Their pixels stay in the shards, so that they can come back.
+    """
+    if _read_withheld(run)["image_id"].tolist() == withheld["image_id"].tolist():
+        return
+    manifest, parameters = run.read_json(MANIFEST), run.provenance(MANIFEST)["parameters"]
+    index, quarantine = run.read_table(INDEX).drop(columns=WITHHELD, errors="ignore"), run.read_table(QUARANTINE)
+    requested, turned = read_cohort(run.path(REQUESTED)), read_turned(run)
+    stored = requested.set_index("image_id").loc[index["image_id"]].reset_index()
+    forget_artifact(run.path(MANIFEST))
+    index, counts = _write_without(run, withheld, index, stored, quarantine[quarantine["reason"] != NEAR_DUPLICATE])
+    _write_index(run, index.drop(columns=TURNED, errors="ignore"), turned, manifest | counts, parameters)
+
+
+def _read_withheld(run: Run) -> pd.DataFrame:
+    quarantine = run.read_table(QUARANTINE) if run.has(QUARANTINE) else _NONE_WITHHELD
+    return quarantine[quarantine["reason"] == NEAR_DUPLICATE]
+
+
+def _write_without(
+    run: Run, withheld: pd.DataFrame, index: pd.DataFrame, stored: pd.DataFrame, quarantine: pd.DataFrame
+) -> tuple[pd.DataFrame, dict]:
+    """Write cohort and quarantine, some images withheld; return the index that says so and counts for the manifest."""
+    leaves = stored["image_id"].isin(withheld["image_id"]).to_numpy()
+    withheld = withheld[withheld["image_id"].isin(stored["image_id"])]
+    quarantine = pd.concat([quarantine, withheld] if leaves.any() else [quarantine], ignore_index=True).astype("str")
+    run.write_table(QUARANTINE, quarantine)
+    write_cohort(stored[~leaves], run.path(COHORT))
+    counts = {"images": int((~leaves).sum()), "quarantined": count_quarantine(quarantine).to_dict("records")}
+    return (index.assign(**{WITHHELD: leaves}) if leaves.any() else index), counts
 
 
 def _write_index(run: Run, index: pd.DataFrame, turned: dict[str, str], manifest: dict, parameters: dict) -> None:
