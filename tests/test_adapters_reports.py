@@ -537,6 +537,11 @@ def test_images_that_are_not_there_are_left_out_and_counted(tmp_path):
     folder = save_images(write_openi(tmp_path), [f"{name}.png" for name in list(OPENI_LABELS)[1:]])
     cohort = build_source("openi", folder, 0)
     assert (len(cohort), cohort.attrs[NOT_IN_FOLDER]) == (4, 1)
+    for image in folder.glob("*.png"):
+        image.unlink()
+    told = r"^none of the 5 files named in column 'file' of \S+ exists in \S+: set data_root to the folder that h"
+    with pytest.raises(StudyError, match=told):
+        build_source("openi", folder, 0)
 
 
 @pytest.mark.parametrize("runs", ["3 4 5", "1 2.5", "-1 4", "10 20 4000 50"])

@@ -193,9 +193,16 @@ def check_dataset(
     finder = ImageFinder(download.folder, list(filter(spec.is_image, download.files)), anywhere=True)
     notes = {name: note for name, note in table.attrs.items() if name != NESTED}
     if "image_path" in mapping.columns and mapping.columns["image_path"] in table:
-        files = table[mapping.columns["image_path"]].fillna("").map(finder.find)
-        is_there = files.map(os.path.isfile).to_numpy(dtype=bool)
-        if is_there.any() and not is_there.all():
+        column = mapping.columns["image_path"]
+        is_there = table[column].fillna("").map(finder.find).map(os.path.isfile).to_numpy(dtype=bool)
+        if len(table) and not is_there.any():
+            return ManifestReport(
+                (
+                    f"none of the {len(table)} files named in column {column!r} of {download.table.name} exists in "
+                    f"{download.folder}: set data_root to the folder that holds {spec.holding}.",
+                )
+            )
+        if not is_there.all():
             notes[NOT_IN_FOLDER] = int((~is_there).sum())
             table = table[is_there]
     report = check_manifest(table, mapping, download.table.name, finder, seed, spec.templates)
