@@ -114,6 +114,7 @@ def test_nlst(tmp_path):
     assert list(cohort["sex"]) == ["M", "M", "F"]
     assert list(cohort["age_years"].fillna(-1)) == pytest.approx([63 - 4 / YEAR, 65, -1])
     # The third image is of a screen that the table does not have: its times are unknown.
+    assert cohort.attrs["images_of_a_screen_that_the_table_lacks"] == 1
     assert list(cohort["outcome_death"].fillna(9)) == [1, 1, 9]
     assert list(cohort["outcome_death_years"].fillna(9)) == pytest.approx([4 + 4 / YEAR, 2, 9])
     assert list(cohort["outcome_lung_cancer"].fillna(9)) == [1, 1, 9]

@@ -40,12 +40,14 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     died = (table["deathstat"] > 0).astype("float").where(table["deathstat"].notna())
     end = table["fup_days"] - (died == 0) * _LAG_DAYS
     has_cancer = table["candx_days"].notna().astype("float").where(table["fup_days"].notna())
-    return table.assign(
+    table = table.assign(
         study=table["pid"] + "_" + table["date"],
         age=tell_age(table["age"], days),
         **tell_outcome("death", died, end, days),
         **tell_outcome("lung_cancer", has_cancer, table["candx_days"].fillna(table["fup_days"]), days),
     )
+    table.attrs["images_of_a_screen_that_the_table_lacks"] = int(days.isna().sum())
+    return table
 
 
 SPEC = describe(__file__, read=_read_table)
