@@ -26,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from chexstudy.cohort.adapters import DATASETS, list_annotations, read_source, require_source
-from chexstudy.cohort.adapters.layout import resolve_links
+from chexstudy.cohort.adapters.layout import drop_ending, resolve_links
 from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, SPLIT_AT_RANDOM, UNUSED, VALIDATE_SHARE, ManifestReport
 from chexstudy.cohort.overlaps import exclude_overlap
 from chexstudy.cohort.report_tables import read_translations, replace_reports
@@ -178,8 +178,12 @@ def _translate(found: ManifestReport, entry: JoinedSource) -> pd.DataFrame:
 
 
 def _keep_once(cohort: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Each file once, where it is nearest to the test, else of the source listed first; and how many were left out."""
-    files, nearest = cohort.image_path.map(resolve_links), cohort.split.map(SPLITS.index)
-    kept = nearest.sort_values(ascending=False, kind="stable").index
-    again = files.loc[kept].duplicated()
-    return cohort.drop(index=again.index[again]), int(again.sum())
+    """Each image once, where it is nearest to the test, else of the source listed first; and how many were left out.
+
+    Two sources hold an image both if they name one file, or if they call it alike and number its patient alike.
+    """
+    cohort = cohort.loc[cohort.split.map(SPLITS.index).sort_values(ascending=False, kind="stable").index]
+    names = cohort.patient_id + "/" + cohort.image_id.str.partition("/")[2].map(drop_ending)
+    is_others = cohort.source != cohort.source.groupby(names).transform("first")
+    again = cohort.image_path.map(resolve_links).duplicated() | is_others
+    return cohort[~again].sort_index(), int(again.sum())

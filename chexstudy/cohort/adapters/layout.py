@@ -65,6 +65,11 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
+def drop_ending(name: str) -> str:
+    """The name of an image without the ending, if it has one: a UID without an ending has dots too."""
+    return os.path.splitext(name)[0] if is_image(name) or name.endswith(".img") else name
+
+
 def list_images(folder: Path) -> list[Path]:
     """Every file under a folder that is named like an image, in order of path."""
     return [folder / name for name in list_files(folder) if is_image(name)]
@@ -179,7 +184,7 @@ class ImageFinder:
         key = _plain_path(name)
         meant = self._list_keys(key.count("/") + 1 if self._anywhere else 0).get(key, ())
         if self._anywhere and not meant:
-            meant = self._list_keys(key.count("/") + 1).get(_drop_ending(key), ())
+            meant = self._list_keys(key.count("/") + 1).get(drop_ending(key), ())
         return os.path.join(self.folder, meant[0]) if len(meant) == 1 or (meant and self._anywhere) else path
 
     def _list_keys(self, parts: int) -> dict[str, list[str]]:
@@ -188,7 +193,7 @@ class ImageFinder:
             by_key: dict[str, list[str]] = {}
             for name in sorted(self.images, key=_rank) if self._anywhere else self.images:
                 key = "/".join(_plain_path(name).split("/")[-parts:])
-                for one in dict.fromkeys((key, _drop_ending(key))):
+                for one in dict.fromkeys((key, drop_ending(key))):
                     by_key.setdefault(one, []).append(name)
             self._by_parts[parts] = by_key
         return self._by_parts[parts]
@@ -226,11 +231,6 @@ def parse_years(text: pd.Series) -> pd.Series:
 def _rank(name: str) -> tuple[int, int]:
     ending = os.path.splitext(name)[1].lower()
     return name.count("/"), _ENDINGS.index(ending) if ending in _ENDINGS else len(_ENDINGS)
-
-
-def _drop_ending(name: str) -> str:
-    # A UID without an ending has dots too.
-    return os.path.splitext(name)[0] if is_image(name) or name.endswith(".img") else name
 
 
 def _plain_path(name: str) -> str:
