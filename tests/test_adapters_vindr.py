@@ -126,12 +126,13 @@ def test_children(tmp_path):
     tables = {"image_labels_train.csv": table, "annotations_train.csv": boxes}
     folder = make_folder(tmp_path, tables, IMAGES[:2])
     (folder / f"train/{IMAGES[1]}.dicom").write_bytes(
-        to_bytes(make_dicom(np.ones((40, 40), np.uint8), PatientAge="003M"))
+        to_bytes(make_dicom(np.ones((40, 40), np.uint8), PatientAge="003M", ViewPosition="AP"))
     )
     assert guess_source(folder) == "vindr_pcxr"
     cohort = build_source("vindr_pcxr", folder, 0)
     assert list_present(cohort) == [{"Bronchopneumonia", "Diaphragmatic Hernia"}, {"No Finding"}]
     assert list(cohort.age_years) == [58, 0.25]
+    assert list(cohort["view"]) == ["unknown", "AP"]
     assert "brocho" not in cohort.report[0].lower()
     assert cohort.report[1].count(".") == 1
     (box,) = list_annotations("vindr_pcxr", folder, set(cohort.image_id))

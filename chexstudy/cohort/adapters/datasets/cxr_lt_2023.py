@@ -14,25 +14,25 @@ from chexstudy.cohort.table import require_columns
 
 
 def read_challenge(
-    download: Download, tables: Mapping[str, str], labels: Sequence[str], renamed: Mapping[str, str]
+    download: Download, tables: Mapping[str, Sequence[str]], labels: Sequence[str], renamed: Mapping[str, str]
 ) -> pd.DataFrame:
     """The images of those tables that are there, one a split; a table may be without labels, not without some."""
     parts = []
-    for split, name in tables.items():
-        if (path := download.find(name)) is not None:
-            part = download.read_each(name, columns=["dicom_id", "subject_id", "study_id", *VIEW_CODES])
+    for split, names in tables.items():
+        if (path := download.find(*names)) is not None:
+            part = download.read_each(path.name, columns=["dicom_id", "subject_id", "study_id", *VIEW_CODES])
             part = part.rename(columns=renamed)
             stated = labels if set(labels) & set(part.columns) else []
             require_columns(part, stated, path.name)
             parts.append(part[["dicom_id", "subject_id", "study_id", *VIEW_CODES, *stated]].assign(split=split))
     if not parts:
-        download.require(*tables.values())
+        download.require(*(name for names in tables.values() for name in names))
     return complete_images(pd.concat(parts), download)
 
 
 def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
-    tables = dict(zip(("train", "validate", "test"), SPEC.tables, strict=True))
-    return read_challenge(download, tables, SPEC.columns["findings"], {})
+    tables = zip(("train", "validate", "test"), SPEC.tables, strict=True)
+    return read_challenge(download, {split: [name] for split, name in tables}, SPEC.columns["findings"], {})
 
 
 SPEC = describe(__file__, read=_read_tables)

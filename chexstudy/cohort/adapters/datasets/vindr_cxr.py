@@ -21,10 +21,11 @@ _CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 DISPUTED = "images_called_no_finding_by_one_reader_and_not_by_another"
 
 
-def read_readings(spec: DatasetSpec, download: Download, readers: str) -> pd.DataFrame:
+def read_readings(spec: DatasetSpec, download: Download, readers: str, view: str = "") -> pd.DataFrame:
     """One row an image: what its readers found together, its split, and what the header of its file tells.
 
-    No finding is said only where there is none: where a finding stands beside it, it is taken back, and counted.
+    All images are of the view, if there is one. No finding is said only where there is none: where a finding stands
+    beside it, it is taken back, and counted.
     """
     findings, parts = list(spec.columns["findings"]), []
     for name in spec.tables:
@@ -42,8 +43,9 @@ def read_readings(spec: DatasetSpec, download: Download, readers: str) -> pd.Dat
     disputed = table[nothing] & table[findings].drop(columns=nothing).any(axis=1)
     table[nothing] &= ~disputed
     table[findings] = table[findings].astype("int8").astype("str")
-    told = read_headers(download, table["image_id"], ("PatientSex", "PatientAge"))
-    table = table.assign(view="PA", sex=[sex for sex, _ in told], age=[age for _, age in told])
+    told = read_headers(download, table["image_id"], ("PatientSex", "PatientAge", "ViewPosition"))
+    table[["sex", "age", "view"]] = pd.DataFrame(told, table.index, dtype="str")
+    table["view"] = view or table["view"]
     table["age"] = table["age"].where(table["age"] != "000Y")
     table.attrs[DISPUTED] = int(disputed.sum())
     return table
@@ -60,7 +62,7 @@ def _join_readers(readings: pd.DataFrame, findings: list[str], share: float, ori
         held = "is empty" if pd.isna(cells.iloc[row]) else f"holds {show_value(cells.iloc[row], cells)}"
         place = name_place(readings.index, row)
         raise StudyError(f"{origin}: {place}, column {cells.name!r} {held}: expected 1, seen by the reader, or 0.")
-    joined = seen.groupby(readings["image_id"]).mean() > share
+    joined = seen.groupby(readings["image_id"], dropna=False).mean() > share
     return readings[["image_id"]].drop_duplicates().join(joined, on="image_id")
 
 
@@ -84,7 +86,7 @@ def list_boxes(name: str, download: Download) -> list[Box]:
 
 SPEC = describe(
     __file__,
-    read=lambda download, options: read_readings(SPEC, download, options["readers"]),
+    read=lambda download, options: read_readings(SPEC, download, options["readers"], "PA"),
     list_annotations=lambda download: list_boxes(SPEC.name, download),
 )
 register(SPEC)
