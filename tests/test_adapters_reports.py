@@ -424,6 +424,10 @@ def test_the_masks_of_candid_ptx(tmp_path):
     inside = np.zeros(1024 * 1024, bool)
     inside[300200:300212] = inside[301224:301238] = True
     np.testing.assert_array_equal(decode_mask(masks[0].read()[5], 1024, 1024), inside.reshape(1024, 1024).T)
+    # The table of tubes tells where runs start.
+    inside[:] = False
+    inside[40000:40003] = inside[41024:41028] = True
+    np.testing.assert_array_equal(decode_mask(masks[2].read()[5], 1024, 1024), inside.reshape(1024, 1024).T)
 
 
 # --- languages --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
@@ -62,8 +63,20 @@ def _list_masks(download: Download) -> list[RunLengths]:
         masks = masks[masks[_RUNS].notna() & masks[_RUNS].str.strip().ne(_NO_MASK)]
         for position, (image, runs) in enumerate(zip(masks[_IMAGE], masks[_RUNS], strict=True)):
             place = f"{names[0]}, {name_place(masks.index, position)}"
-            listed.append(RunLengths(f"candid_ptx/{image}", finding, runs, _PICTURE, place))
+            listed.append(RunLengths(f"candid_ptx/{image}", finding, _tell_gaps(runs), _PICTURE, place))
     return sorted(listed, key=lambda mask: mask.image_id)
+
+
+def _tell_gaps(runs: str) -> str:
+    """Runs by the gaps before them, where they are told by their starts, each of which lies beyond the run before.
+
+    Which of the tables do so is not documented; of gaps, none but the first is that long.
+    """
+    numbers = np.array([int(word) if word.isdecimal() else -1 for word in runs.split()])
+    starts, lengths = numbers[: len(numbers) // 2 * 2 : 2], numbers[1::2]
+    gaps = starts - np.append(0, starts + lengths)[:-1]
+    is_gaps = len(numbers) % 2 or (gaps < 0).any()
+    return runs if is_gaps else " ".join(map(str, np.stack([gaps, lengths], axis=1).ravel()))
 
 
 def _is_radiograph(name: str) -> bool:
