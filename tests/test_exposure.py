@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_source_overlaps import TO_COME
 
 from chexstudy.cohort.adapters import DATASETS
 from chexstudy.encoders.exposure import tell_encoder_exposure
@@ -86,8 +85,8 @@ def test_every_encoder_says_where_it_is_said_and_begins_from_one_that_is_listed(
         assert set(entry.get("began_from", [])) <= set(names)
         not_seen = entry.get("not_seen", ())
         named = {*entry.get("seen", ()), *entry.get("unknown", ()), *(not_seen if isinstance(not_seen, list) else ())}
-        assert {one.partition("/")[0] for one in named} - {"by_agreement"} <= {*DATASETS, *TO_COME}
-    assert set(listed["groups"]["by_agreement"]) <= {*DATASETS, *TO_COME}
+        assert {one.partition("/")[0] for one in named} - {"by_agreement"} <= set(DATASETS)
+    assert set(listed["groups"]["by_agreement"]) <= set(DATASETS)
 
 
 @pytest.fixture

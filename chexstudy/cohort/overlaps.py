@@ -91,22 +91,15 @@ def describe_exposure(source: str) -> str:
     return "; ".join(f"{what} shared with {', '.join(names)}" for what, names in parts.items() if names)
 
 
-def exclude_overlap(cohort: pd.DataFrame, groups: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
+def exclude_overlap(cohort: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Take out of training, and of validation, what a set nearer to the test holds too, whichever source that is of.
 
-    Shared are patients, images of one name where `find_overlaps` says that names tell, and near-duplicates.
-
-    Args:
-        cohort: of many sources; sources that number patients alike give them the same ``patient_id``.
-        groups: near-duplicates, ``image_id, group``.
-
-    Returns:
-        The rows that stay, and one sentence: what was taken out and why, and what may still be shared.
+    Shared are patients, whom sources that number them alike give the same ``patient_id``, and images of one name where
+    `find_overlaps` says that names tell. Gives the rows that stay, and one sentence: what was taken out and why, and
+    what may still be shared.
     """
     keys = [("patient", cohort.patient_id.map({name: patient_key(name) for name in cohort.patient_id.unique()}))]
     keys += [("name", key) for key in _name_shared_images(cohort)]
-    if groups is not None:
-        keys.append(("near-duplicates", cohort.image_id.map(groups.set_index("image_id").group)))
     nearness, why = cohort.split.map(_NEARNESS), pd.Series("", cohort.index)
     for told, key in keys:
         why = why.mask((why == "") & (nearness < nearness.groupby(key).transform("max")), told)

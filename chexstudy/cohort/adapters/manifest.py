@@ -136,7 +136,6 @@ def describe(module: str, **code: Callable) -> DatasetSpec:
         name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
     }
     told.pop("data", None)
-    told.pop("exposure", None)
     rules = told.pop("templates", {})
     templates = None if rules is None else TemplateRules(**rules)
     return DatasetSpec(name=Path(module).stem, templates=templates, **told, **code)
