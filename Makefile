@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study upstream curators budgets adapt ssl figures test browser lint lab sync git-filter hooks lock clean
+.PHONY: help study cohorts upstream curators budgets adapt ssl figures test browser lint lab sync git-filter hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
@@ -26,6 +26,13 @@ help: ## List what can be made
 
 study: $(STAMP) ## Run the street, notebooks 1 to 6: cohort, curation, pretraining, evaluation, figures
 	@$(BIN)/chexstudy run 01 02 03 04 05 06 --profile $(PROFILE) $(ARGS)
+
+# Nothing is downloaded: the data sets are those of the adapters' tests, in their owners' layouts, with drawn images.
+LAYOUTS := runs/cohorts/radiographs
+cohorts: $(STAMP) ## Run notebooks 1 to 6 (debug) on 16 public data sets as one cohort, from a few drawn images of each
+	@$(BIN)/python tests/official_layouts.py $(LAYOUTS)
+	@$(BIN)/chexstudy run 01 02 03 04 05 06 --profile debug --study cohorts \
+		-p source joint -p data_root $(LAYOUTS)/cohort.yaml $(ARGS)
 
 curators: $(STAMP) ## Run notebooks 7 and 8 on a finished study: ablate the curator, compare every method
 	@$(BIN)/chexstudy run 07 08 --profile $(PROFILE) $(ARGS)

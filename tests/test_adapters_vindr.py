@@ -119,15 +119,19 @@ def test_part_of_the_set_is_enough(tmp_path):
     assert list_annotations("vindr_cxr", folder, set(cohort.image_id)) == []
 
 
-def test_children(tmp_path):
+def make_children(folder):
     seen = {IMAGES[0]: [{"Brocho-pneumonia", "Diagphramatic hernia"}], IMAGES[1]: [{"No finding"}]}
     table = [line.replace("rad_id", "rad_ID") for line in tabulate(OF_CHILDREN, seen, ("R1",))]
     boxes = [BOXES[0].replace("rad_id", "rad_ID"), f"{IMAGES[0]},R1,Diffuse aveolar opacity,1,2,11,22"]
     tables = {"image_labels_train.csv": table, "annotations_train.csv": boxes}
-    folder = make_folder(tmp_path, tables, IMAGES[:2])
-    (folder / f"train/{IMAGES[1]}.dicom").write_bytes(
-        to_bytes(make_dicom(np.ones((40, 40), np.uint8), PatientAge="003M", ViewPosition="AP"))
-    )
+    make_folder(folder, tables, IMAGES[:2])
+    dicom = make_dicom(np.ones((40, 40), np.uint8), PatientAge="003M", ViewPosition="AP")
+    (folder / f"train/{IMAGES[1]}.dicom").write_bytes(to_bytes(dicom))
+    return folder
+
+
+def test_children(tmp_path):
+    folder = make_children(tmp_path)
     assert guess_source(folder) == "vindr_pcxr"
     cohort = build_source("vindr_pcxr", folder, 0)
     assert list_present(cohort) == [{"Bronchopneumonia", "Diaphragmatic Hernia"}, {"No Finding"}]

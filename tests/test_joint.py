@@ -1,15 +1,20 @@
 """Several sources as one cohort: roles, filters, and no patient or image on two sides."""
 
+import shutil
+
 import pytest
 import yaml
+from official_layouts import LAYOUTS, PAPER, write_copies, write_layouts
 from test_adapters_nih import ROWS
 from test_adapters_nih import make_folder as make_nih
 from test_adapters_reports import write_padchest
 from test_check import make_folder as make_own
 
+from chexstudy.cli.main import main
+from chexstudy.cohort.adapters import build_source
 from chexstudy.cohort.annotations import Box
 from chexstudy.cohort.check import check_source
-from chexstudy.cohort.joint import list_joint_annotations, read_joint
+from chexstudy.cohort.joint import OVERLAP, list_joint_annotations, read_joint, read_manifest
 from chexstudy.errors import StudyError
 
 
@@ -117,3 +122,86 @@ def test_a_file_that_is_no_manifest_is_one_sentence(tmp_path, text):
     (tmp_path / "cohort.yaml").write_text(text)
     with pytest.raises(StudyError, match=r"needs an entry 'sources'|must say `source: NAME`"):
         read_joint(tmp_path / "cohort.yaml", 0, tmp_path)
+
+
+# --- the sources of the paper -----------------------------------------------------------------------------------------
+
+PUBLISHED = (
+    *("chexpert_plus", "mimic_cxr", "padchest", "openi", "bimcv_covid19", "casia_cxr", "candid_ptx", "rexgradient"),
+    *("brax", "chestdr", "nih", "vindr_cxr", "vindr_pcxr"),
+)
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    """Every data set in its owner's layout, with twice as many patients as in its adapter's test."""
+    return write_layouts(tmp_path_factory.mktemp("layouts"), copies=2)
+
+
+@pytest.mark.parametrize("source", [source for source, layout in LAYOUTS.items() if layout.marks])
+def test_a_copy_of_a_layout_is_of_other_patients(source, tmp_path):
+    cohorts = []
+    for copies in (1, 2):
+        write_copies(LAYOUTS[source], tmp_path / str(copies), copies)
+        cohorts.append(build_source(source, tmp_path / str(copies), 0))
+    once, twice = cohorts
+    assert (len(twice), twice.patient_id.nunique()) == (2 * len(once), 2 * once.patient_id.nunique())
+    assert set(once.image_id) < set(twice.image_id)
+
+
+def test_the_sources_of_the_paper_join_in_the_published_order(layouts, tmp_path):
+    assert tuple(entry.source for entry in read_manifest(PAPER)) == PUBLISHED
+    cohort = read_joint(layouts, 0, tmp_path).require_cohort()
+    assert tuple(cohort.source.unique()) == (*PUBLISHED, "cxr_lt_2023", "chexpert_5x200", "nlm_tb") == tuple(LAYOUTS)
+    assert cohort.groupby("patient_id").split.nunique().max() == 1
+    is_judged = cohort.source.isin(["cxr_lt_2023", "chexpert_5x200", "nlm_tb"])
+    assert set(cohort.split[is_judged]) == {"test"}
+    # Of those trained on, VinDr-CXR has a test set of its own that is judged too.
+    assert set(cohort.source[~is_judged & (cohort.split == "test")]) == {"vindr_cxr"}
+    # Texts of other languages stand translated: nothing of what was written there is left.
+    assert not cohort.report.str.contains("cardiomegali|covid \\.|Opacité").any()
+    assert (cohort.report_origin[cohort.source == "padchest"] == "written").sum() == 8
+
+
+def test_a_patient_of_two_sources_is_on_one_side(layouts, tmp_path):
+    cohort = read_joint(layouts, 0, tmp_path).require_cohort()
+    # CXR-LT holds out a patient of three training images of MIMIC-CXR, and one of a validation image.
+    for patient, source in (("mimic_cxr/19999901", "cxr_lt_2023"), ("chexpert/patient00001", "chexpert_5x200")):
+        assert set(cohort.source[cohort.patient_id == patient]) == {source}
+    said = "6 images of chexpert_plus, mimic_cxr that a set nearer to the test holds (6 by patient)."
+    assert cohort.attrs[OVERLAP] == f"taken out of training: {said}"
+    # The other patients stay: 4 of MIMIC-CXR's 8 images, 6 of CheXpert Plus' 8.
+    assert cohort.source.value_counts()[["mimic_cxr", "chexpert_plus"]].to_list() == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (
+            lambda sources, root: sources.append(sources[1]),
+            2,
+            "lists the source mimic_cxr twice: keep one entry of it.",
+        ),
+        (
+            lambda sources, root: sources[1].update(folder="padchest"),
+            2,
+            "mimic_cxr: ROOT/padchest has no mimic-cxr-2.0.0-metadata.csv or cxr-record-list.csv: set data_root to the "
+            "folder that holds",
+        ),
+        (
+            lambda sources, root: shutil.rmtree(root / "nih/images_001"),
+            0,
+            "nih: images named but not in the folder and left out: 4.",
+        ),
+    ],
+)
+def test_what_is_wrong_with_one_of_many_is_one_sentence(layouts, tmp_path, capsys, change, code, said):
+    root = shutil.copytree(layouts.parent, tmp_path / "layouts")
+    told = yaml.safe_load(layouts.read_text())
+    change(told["sources"], root)
+    (root / "cohort.yaml").write_text(yaml.safe_dump(told))
+    assert main(["cohort", "check", str(root / "cohort.yaml")]) == code
+    shown = capsys.readouterr()
+    lines = (shown.err if code else shown.out).splitlines()
+    assert sum(said.replace("ROOT", str(root)) in line for line in lines) == 1
+    assert len(lines) == 1 or not code
