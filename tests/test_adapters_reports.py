@@ -85,7 +85,7 @@ def test_openi_as_xml_and_pictures(tmp_path):
     assert list(cohort.report[:3]) == ["FINDINGS: Heart is normal.\nIMPRESSION: Normal chest."] * 2 + [
         "IMPRESSION: Fluid. XXXX."
     ]
-    assert list(cohort.report_origin) == ["written"] * 3 + ["template", "written"]
+    assert list(cohort.report_origin) == ["written"] * 3 + ["none", "written"]
     assert tell_labels(cohort) == OPENI_LABELS
     assert cohort.attrs["reports_without_image"] == 1
 
@@ -408,7 +408,7 @@ def test_candid_ptx(tmp_path):
     assert set(cohort["view"]) == set(cohort.sex) == {"unknown"}
     assert cohort.report[1] == "Impression: small right pneumothorax."
     assert training_text(cohort.report[0]).startswith("clear lungs.")
-    assert list(cohort.report_origin) == ["written", "written", "template"]
+    assert list(cohort.report_origin) == ["written", "written", "none"]
     assert list(cohort.Pneumothorax.fillna(9)) == [0, 1, 9]
     assert list(cohort["Chest Tube"]) == [0, 1, 0]
     assert "Rib Fracture" not in cohort

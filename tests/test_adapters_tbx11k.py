@@ -44,9 +44,10 @@ def test_tbx11k(tmp_path):
     names = [*LISTS["train"], *LISTS["val"]]
     assert list(cohort.image_id) == list(cohort.patient_id) == [f"tbx11k/{name}" for name in names]
     assert list(cohort.split) == ["train"] * 4 + ["validate"] * 3
+    assert cohort.report[1].lower().count("disease other than tuberculosis") == 1
     assert set(cohort["view"]) == set(cohort.sex) == {"unknown"}
     assert list(cohort["No Finding"]) == [1, 0, 0, 0, 0, 0, 1]
-    assert list(cohort["Sick, no Tuberculosis"]) == [0, 1, 0, 0, 0, 0, 0]
+    assert list(cohort["Sick without Tuberculosis"]) == [0, 1, 0, 0, 0, 0, 0]
     assert list(cohort.Tuberculosis) == [0, 0, 1, 1, 1, 1, 0]
     assert list(cohort["Active Tuberculosis"].fillna(9)) == [0, 0, 1, -1, 0, 9, 0]
     assert list(cohort["Latent Tuberculosis"].fillna(9)) == [0, 0, 1, -1, 1, 9, 0]
