@@ -15,6 +15,7 @@ from chexstudy.cohort.phantom.junk import DRAWERS
 from chexstudy.cohort.phantom.plan import PhantomConfig
 from chexstudy.cohort.pixels import store as pixel_store
 from chexstudy.cohort.pixels.store import build_pixel_store, open_pixel_store
+from chexstudy.cohort.quality import NEAR_DUPLICATE
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -139,6 +140,17 @@ def test_mending_restores_pixels_and_outlines_exactly_and_check_undoes_it(filed,
     assert read_bytes(filed) != as_filed
     assert settle_orientation(filed, "check")[1] == {}
     assert read_bytes(filed) == as_filed
+
+
+def test_images_left_out_as_near_duplicates_change_nothing_for_the_others(filed, drawn):
+    settle_orientation(filed, "mend")
+    table, before = filed.read_table("orientation.parquet"), open_pixel_store(filed)
+    left_out = drawn.cohort.iloc[[0, 7]][["image_id", "image_path"]].assign(reason=NEAR_DUPLICATE, detail="")
+    pixel_store.withhold_images(filed, left_out)
+    store, _ = settle_orientation(filed, "mend")
+    pd.testing.assert_frame_equal(filed.read_table("orientation.parquet"), table)
+    np.testing.assert_array_equal(store.images[:], before.read(store.image_ids))
+    assert len(store) == len(before) - 2
 
 
 def test_a_mending_that_was_stopped_goes_on(filed, drawn, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from chexstudy.cohort.pixels.store import COHORT, MANIFEST, PixelStore, open_pixel_store, turn_pixels
+from chexstudy.cohort.pixels.store import MANIFEST, REQUESTED, PixelStore, open_pixel_store, turn_pixels
 from chexstudy.cohort.pixels.turning import KINDS, MIRRORED, UPRIGHT
 from chexstudy.cohort.table import read_cohort
 from chexstudy.cohort.upright_score import (
@@ -77,14 +77,15 @@ def settle_orientation(run: Run, orientation: str) -> tuple[PixelStore, dict]:
 
 
 def check_orientation(run: Run) -> None:
-    """Write the tables of `find_orientation` for a study's images as their files show them, if they are not current."""
-    cohort = read_cohort(run.path(COHORT))
+    """Write the tables of `find_orientation` for all that is stored, as the files show it, if they are not current."""
+    store = open_pixel_store(run, as_filed=True)
+    cohort = read_cohort(run.path(REQUESTED)).set_index("image_id").loc[store.image_ids].reset_index()
     shards = [shard["sha256"] for shard in run.read_json(MANIFEST)["shards"]]
     parameters = {"shards": shards, "rows": hash_values(cohort[["image_id", "patient_id", "view"]].to_dict("list"))}
     if run.is_current(ORIENTATION, run.key(parameters)):
         return
-    images = open_pixel_store(run, as_filed=True).images
-    found, power = find_orientation(images, cohort["patient_id"].to_numpy(), cohort["view"].eq(LATERAL).to_numpy())
+    is_lateral = cohort["view"].eq(LATERAL).to_numpy()
+    found, power = find_orientation(store.images, cohort["patient_id"].to_numpy(), is_lateral)
     found.insert(0, "image_id", cohort["image_id"])
     run.write_table(POWER, power)
     run.write_table(ORIENTATION, found)
