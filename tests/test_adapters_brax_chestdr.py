@@ -111,7 +111,7 @@ def make_chestdr(folder, table="MedFMC_trainval_annotation/chestdr_published_19d
         lines.append(",".join((str(number), image, *(str(int(name in present)) for name in OF_CHESTDR))))
         path = folder / ("MedFMC_train", "MedFMC_val")[number % 2] / "chest/images" / image
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((40, 40), number, np.uint8)).save(path)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40), np.uint8)).save(path)
     (folder / table).parent.mkdir(exist_ok=True)
     (folder / table).write_text("\n".join(lines) + "\n")
     return folder

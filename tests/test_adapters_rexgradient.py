@@ -44,10 +44,11 @@ IMAGES = ["1.1.0.0", "1.1.0.1", "1.2.0.0", "1.2.0.1", "1.3.0.0", "1.4.0.0", "1.5
 
 def make_folder(folder, studies=STUDIES, name="{}_metadata_view_position.json"):
     for one in [one for split in STUDIES.values() for one in split]:
-        for number, file in enumerate(one["ImagePath"]):
+        for file in one["ImagePath"]:
             path = folder / file.removeprefix("../")
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((40, 40), number, np.uint8)).save(path)
+            pixels = np.random.default_rng(list(file.encode())).integers(0, 255, (40, 40), np.uint8)
+            Image.fromarray(pixels).save(path)
     (folder / "metadata").mkdir()
     for split, listed in studies.items():
         told = {f"{one['PatientID']}_{one['AccessionNumber']}": one for one in listed}

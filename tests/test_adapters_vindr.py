@@ -47,11 +47,15 @@ TABLES = {
 }
 
 
+def draw_pixels(number):
+    return np.random.default_rng(number).integers(0, 4096, (40, 50), np.uint16)
+
+
 def make_folder(folder, tables=TABLES, images=IMAGES):
     for number, image in enumerate(images):
         path = folder / ("test" if image in CONSENSUS else "train") / f"{image}.dicom"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(to_bytes(make_dicom(np.full((40, 50), number, np.uint16), **TAGS[number])))
+        path.write_bytes(to_bytes(make_dicom(draw_pixels(number), **TAGS[number])))
     for name, lines in tables.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n", encoding="latin-1")
