@@ -41,14 +41,14 @@ DUPLICATES = "duplicates.parquet"
 KEEP, DROP, ONE_PER_GROUP = POLICIES = ("keep", "drop", "one_per_group")
 
 SAME_STUDY, SAME_PATIENT, STRANGERS = "second exposure", "copy, same patient", "copy, other patient"
-_ALIKE = {SAME_STUDY: 0.55, SAME_PATIENT: 0.95, STRANGERS: 0.82}  # least similarity
+_ALIKE = {SAME_STUDY: 0.40, SAME_PATIENT: 0.94, STRANGERS: 0.84}  # least similarity
 _FRAME_SIDES, _FRAME_STEPS = (16, 32), 8
 _EDGE = 3  # pixels of the frame that the description leaves out, on each side
 _SAMPLE, _ROUNDS = 1000, 4  # images and rounds that make the mean image
 _DIMENSIONS, _IMAGES_A_DIMENSION = 128, 8
 _NEIGHBOURS = 5
 _LEAST_CANDIDATE = 0.35  # inner product of descriptions
-_PAIR_SIDES = {32: (8, 0.75), 64: (6, 0.5), 96: (4, 0.0)}  # side: steps of registration, correlation to go on
+_PAIR_STEPS = {32: 8, 64: 6, 96: 4}  # steps of registration by side: what is coarse agrees before what is fine
 _SHOWN, _OVERLAP = 0.3, 0.4  # least local contrast, and least share of the frame that both show
 _STRETCH = 1.3  # greatest ratio of a map's two scales
 _IMAGES_AT_ONCE = 64
@@ -107,24 +107,23 @@ def find_pairs(images, cohort: pd.DataFrame, workers: int = 2) -> pd.DataFrame:
     ``images`` are ``uint8 (n, size, size)`` in the order of the cohort's rows. The result does not depend on the
     number of ``workers``, threads that each take some images.
     """
-    pairs = np.empty((0, 2), dtype=np.int64)
-    alike = np.empty(0)
+    pairs, alike = np.empty((0, 2), dtype=np.int64), np.empty(0)
     if len(cohort) > 1:
         frame = _Frame(images)
         with use_threads(1), ThreadPoolExecutor(workers) as pool:
             blocks = _cut(np.arange(len(cohort)))
-            laid = progress(
-                pool.map(partial(frame.describe, images), blocks), len(blocks), "laying images over one another"
-            )
+            laid = pool.map(partial(frame.describe, images), blocks)
+            laid = progress(laid, len(blocks), "laying images over one another")
             described, *places = map(np.concatenate, zip(*laid, strict=True))
             pairs = _list_candidates(described, cohort)
+            needed = np.array([_ALIKE[one] for one in _relate(cohort, pairs)])
             blocks = _cut(pairs)
-            compare = partial(_compare, images, *places)
-            alike = np.concatenate([np.empty(0), *progress(pool.map(compare, blocks), len(blocks), "comparing pairs")])
+            compared = pool.map(partial(_compare, images, *places), blocks, _cut(needed))
+            alike = np.concatenate([alike, *progress(compared, len(blocks), "comparing pairs")])
     relation = _relate(cohort, pairs)
-    sure = alike >= np.array([_ALIKE[one] for one in relation], dtype=float)
+    found = alike > 0
     columns = {"first": pairs[:, 0], "second": pairs[:, 1], "similarity": alike.round(3), "evidence": relation}
-    return pd.DataFrame(columns)[sure].reset_index(drop=True)
+    return pd.DataFrame(columns)[found].reset_index(drop=True)
 
 
 def group_pairs(pairs: pd.DataFrame, image_ids: pd.Series) -> pd.DataFrame:
@@ -205,11 +204,14 @@ def _list_candidates(described: np.ndarray, cohort: pd.DataFrame) -> np.ndarray:
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
-def _compare(images, fields: np.ndarray, maps: np.ndarray, signs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Similarity ``(pairs,)`` after registration: the mean of the correlations at the two finest sides, or 0."""
+def _compare(images, fields, maps, signs, pairs: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Similarity ``(pairs,)`` after registration, the correlation at the finest side; 0 if any is below ``needed``.
+
+    ``fields``, ``maps`` and ``signs`` are those of all images, as `_Frame.describe` gives them.
+    """
     similarity, left = np.zeros(len(pairs)), np.arange(len(pairs))
     onto = torch.from_numpy(maps[pairs])
-    for side, (steps, least) in _PAIR_SIDES.items():
+    for side, steps in _PAIR_STEPS.items():
         reliefs = []
         for place in (0, 1):
             rows = pairs[left, place]
@@ -220,14 +222,11 @@ def _compare(images, fields: np.ndarray, maps: np.ndarray, signs: np.ndarray, pa
         alike, overlap, shown = correlate(fixed, warp(reliefs[1], onto[:, 1]))
         scales = torch.linalg.svdvals((onto[:, 1] @ torch.linalg.inv(onto[:, 0]))[:, :2, :2])
         sound = (overlap > _OVERLAP) & (shown > _SHOWN) & (scales[:, 0] < _STRETCH * scales[:, 1])
-        alike = alike.double().numpy() * sound.numpy()
-        if side != min(_PAIR_SIDES):
-            similarity[left] += alike / (len(_PAIR_SIDES) - 1)
-        going = alike > least
-        similarity[left[~going]] = 0.0
-        left, onto = left[going], onto[torch.from_numpy(going)]
+        agrees = sound & (alike >= torch.from_numpy(needed[left]))
+        left, onto, alike = left[agrees.numpy()], onto[agrees], alike[agrees]
         if not len(left):
-            break
+            return similarity
+    similarity[left] = alike.numpy()
     return similarity
 
 
