@@ -39,8 +39,6 @@ def guess_source(data_root: str | Path) -> str:
     """The source that a folder is one of, by the names of what it holds: one's own folder if nothing else is told."""
     folder = resolve_user_path(data_root)
     files = list_files(folder) if folder.is_dir() else [folder.name]
-    if any(name.endswith(SHARDS) for name in files if "/" not in name):
-        return "webdataset"
     paths = [f"{folder.name}/{name}".removesuffix(".gz").split("/") for name in files]
     ends = {"/".join(path[-parts:]) for path in paths for parts in range(1, 4)}
 
@@ -54,7 +52,10 @@ def guess_source(data_root: str | Path) -> str:
     told = [source for source, names in seen.items() if not placed.issuperset(names)]
     if len(told) > 1:
         raise StudyError(f"{folder} may be {' or '.join(told)}: say which with --source, or give the folder of one.")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    # The archives of a data set may lie beside what was in them.
+    if not told and any(name.endswith(SHARDS) for name in names):
+        return "webdataset"
     if not told and any(name in SAVED_MARKS or SHARD_NAME.fullmatch(name.removesuffix(".parquet")) for name in names):
         return "huggingface"
     if not told and MAPPING_FILE not in names:
