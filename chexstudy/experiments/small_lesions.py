@@ -1,7 +1,7 @@
 """Whether a head that looks at places pays where lesions are small: against probes by lesion size, and where it looks.
 
-In a ViT trained on images alone tokens of middle blocks are local, so that a query must look at a finding to know of
-it. Version 2 of GLoRI sees the last four blocks. Of version 1 one variant sees the second of these alone, one the last
+The last tokens of a convolutional encoder have seen the whole image, those of a ViT's middle blocks less of it.
+Version 2 of GLoRI sees the last four blocks. Of version 1 one variant sees the second of these alone, one the last
 alone; with queries that are trained it is attention pooling, one query a finding.
 """
 
@@ -29,7 +29,7 @@ from chexstudy.results import COLUMNS, join_rows
 GAIN, ATTENTION = "self_supervision_gain", "self_supervision_attention"
 LARGER_LESIONS = "larger lesions"
 # Options of version 1 by variant; an encoder keeps the tokens of four blocks.
-_VARIANTS = {
+VARIANTS = {
     "middle": {"blocks": 3, "skip_blocks": 2},
     "last": {"blocks": 1},
     "learnable_queries": {"learnable_queries": True},
@@ -40,7 +40,7 @@ def plan_place_heads(names: Sequence[str], glori: GloriConstants) -> list[HeadPl
     """``glori_v2`` and variants of version 1, ``glori_v1.middle``, by name."""
     known = [HeadPlan("glori_v2", options=glori.options, recipe=glori.recipe)]
     known += [
-        HeadPlan("glori_v1", name, {**glori.options, **change}, glori.recipe) for name, change in _VARIANTS.items()
+        HeadPlan("glori_v1", name, {**glori.options, **change}, glori.recipe) for name, change in VARIANTS.items()
     ]
     plans = {plan.name: plan for plan in known}
     for name in names:

@@ -24,7 +24,7 @@ from chexstudy.experiments.self_supervised_arms import (
     VARIANT,
     name_source,
 )
-from chexstudy.experiments.small_lesions import ATTENTION, GAIN, LARGER_LESIONS
+from chexstudy.experiments.small_lesions import ATTENTION, GAIN, LARGER_LESIONS, VARIANTS
 from chexstudy.plots.adaptation import HEADS, name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import (
@@ -76,6 +76,7 @@ _WATCHED = {
     "knn_auroc_patches": "kNN AUROC of patches",
 }
 _PANELS_A_ROW = 4
+_AUROC = ("AUROC, all findings", "Difference in AUROC")
 _FEW = 12  # looks, each of which gets a mark
 
 
@@ -167,10 +168,13 @@ def _plot_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
         style = style_encoder(*key)
         values[key] = Group(style.name, _list_heads(_of_encoder(rows, key), style))
         minus[key] = Group("", _list_heads(_of_encoder(differences, key), style))
-    heights = level_groups(list(values.values()))
-    figure = new_figure(height_mm=forest_height_mm(heights) + 18)
-    titles = {"a": "By head", "b": "Minus random images"}
-    draw_values_and_differences(figure, values, minus, ("AUROC, all findings", "Difference in AUROC"), titles, 0.5)
+    return _draw_beside(values, minus, _AUROC, {"a": "By head", "b": "Minus random images"}, 0.5)
+
+
+def _draw_beside(values: dict, beside: dict, labels: tuple[str, str], titles: dict, chance=None, **options) -> Drawing:
+    """Forests of two measures, line by line beside each other."""
+    figure = new_figure(height_mm=forest_height_mm(level_groups(list(values.values()))) + 18)
+    draw_values_and_differences(figure, values, beside, labels, titles, chance, **options)
     for axes in figure.axes[1:]:
         axes.set_yticklabels([])
     return figure
@@ -266,12 +270,8 @@ def _plot_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
             one, other = (_of_encoder(table[table.data_set == data_set], key) for table in (rows, differences))
             values[data_set, key] = Group(f"{name_data_set(data_set)}: {style.name}", _list_heads(one, style))
             minus[data_set, key] = Group("", _list_heads(other, style))
-    figure = new_figure(height_mm=forest_height_mm(level_groups(list(values.values()))) + 18)
     titles = {"a": "By test set, encoder and head", "b": "Minus all sources"}
-    draw_values_and_differences(figure, values, minus, ("AUROC, all findings", "Difference in AUROC"), titles, 0.5)
-    for axes in figure.axes[1:]:
-        axes.set_yticklabels([])
-    return figure
+    return _draw_beside(values, minus, _AUROC, titles, 0.5)
 
 
 def _describe_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> str:
@@ -314,17 +314,12 @@ def _plot_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame) -> D
             one, other = (_of_encoder(rows[rows.finding == size], key) for rows in (gains, seen))
             groups[key, size] = Group(f"{style_encoder(*key).name}: {size}", _list_places(one))
             marks[key, size] = Group("", _list_places(other))
-    figure = new_figure(height_mm=forest_height_mm(level_groups(list(groups.values()))) + 18)
     titles = {"a": "Minus the linear probe", "b": "Inside, beyond the mean map"}
-    labels = ("Difference in AUROC", "Share of the attention")
-    draw_values_and_differences(figure, groups, marks, labels, titles, None, reference=0.0)
-    for axes in figure.axes[1:]:
-        axes.set_yticklabels([])
-    return figure
+    return _draw_beside(groups, marks, ("Difference in AUROC", "Share of the attention"), titles, reference=0.0)
 
 
 def _list_places(rows: pd.DataFrame) -> list[Estimate]:
-    found = sorted(rows.itertuples(), key=lambda row: (list(HEADS).index(row.head), row.setting), reverse=True)
+    found = sorted(rows.itertuples(), key=lambda row: ["", *VARIANTS].index(row.setting))
     return [Estimate(name_head(row.head, row.setting), interval(row), HEADS[row.head]) for row in found]
 
 
