@@ -161,6 +161,17 @@ def test_half_a_download_is_a_cohort_of_what_is_there(tmp_path):
     assert cohort.attrs[WITHOUT_REPORT] == 0
 
 
+def test_numbers_that_passed_through_a_spreadsheet_are_the_same_patients_and_studies(tmp_path):
+    tables = {
+        name: [line.replace("01,F", "01.0,F").replace("01,,1.0", "01.0,,1.0") for line in TABLES[name]]
+        for name in TABLES
+    }
+    assert tables != TABLES
+    cohort = build_source("mimic_cxr", make_folder(tmp_path, tables), 0)
+    assert list(cohort.sex[:3]) == ["F"] * 3
+    assert cohort.Cardiomegaly[0] == 1
+
+
 METADATA, SPLIT, CHEXPERT = list(TABLES)[:3]
 
 
