@@ -121,7 +121,9 @@ def test_the_dicom_release_alone_has_neither_labels_nor_splits(tmp_path):
     assert list(cohort.report_origin) == ["written"] * 5 + ["none"]
     # Both releases in one folder: the JPEG is meant, and where it was not fetched, the DICOM.
     make_folder(tmp_path, rows=ROWS[:2])
-    assert [path[-4:] for path in build_source("mimic_cxr", tmp_path, 0).image_path] == [".jpg"] * 2 + [".dcm"] * 4
+    cohort = build_source("mimic_cxr", tmp_path, 0)
+    assert [path[-4:] for path in cohort.image_path] == [".jpg"] * 2 + [".dcm"] * 4
+    assert cohort.attrs["images_without_row"] == 0
 
 
 @pytest.mark.parametrize(

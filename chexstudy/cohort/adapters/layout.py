@@ -187,6 +187,14 @@ class ImageFinder:
             meant = self._list_keys(key.count("/") + 1).get(drop_ending(key), ())
         return os.path.join(self.folder, meant[0]) if len(meant) == 1 or (meant and self._anywhere) else path
 
+    def list_meant(self, names: Iterable[str]) -> set[str]:
+        """All files that names of a public set may mean, by their paths from the folder, of whatever ending.
+
+        A set that is published in two forms has two files an image, and neither is one too many.
+        """
+        keys = {drop_ending(_plain_path(name)) for name in names} if self._anywhere else ()
+        return {file for key in keys for file in self._list_keys(key.count("/") + 1).get(key, ())}
+
     def _list_keys(self, parts: int) -> dict[str, list[str]]:
         """The last so many parts of the paths (all of 0), with and without ending -> files, the likeliest first."""
         if parts not in self._by_parts:

@@ -246,7 +246,9 @@ def check_manifest(
             f"in {finder.folder}: set images to the subfolder in which the paths start."
         )
     listed = set(files)
-    others = [image for image in (f"{finder.folder}/{name}" for name in finder.images) if image not in listed]
+    others = [name for name in finder.images if f"{finder.folder}/{name}" not in listed]
+    meant = finder.list_meant(table[mapping.columns["image_path"]].dropna()) if others else set()
+    others = [f"{finder.folder}/{name}" for name in others if name not in meant]
     named = set(map(resolve_links, files)) if others else set()
     unlisted = tuple(Path(image) for image in others if resolve_links(image) not in named)
     if not problems:
