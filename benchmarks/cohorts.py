@@ -110,7 +110,14 @@ def main() -> None:
     best = min(runs, key=lambda run: run["seconds"])
     rows = [{"sources": " + ".join(ROWS), "rows_written": written} | run for run in runs]
     goals = [
-        reach("a joint cohort of 400,000 rows, seconds", 60, best["seconds"] / options.share, at_least=False),
+        reach(
+            "a joint cohort of 400,000 rows, seconds",
+            60,
+            best["seconds"] / options.share,
+            at_least=False,
+            note="on a clock that counts what else the machine runs at the same time",
+        ),
+        reach("the same, processor seconds", 60, best["processor_seconds"] / options.share, at_least=False),
         reach("the same, GiB at most", 2, best["gib"], at_least=False),
     ]
     write_record("cohorts", rows, goals, options.out)

@@ -44,19 +44,22 @@ study = open_study("06_long_tail", globals())
 # intervals take patients and seeds as clusters.
 
 # %%
+from chexstudy.cohort.quality import lacks_report
 from chexstudy.curation.quality.keep_rates import measure_keep_rates
 from chexstudy.curation.records.ledger import read_scored_pairs
 from chexstudy.pretraining.arms.definitions import require_current_arm
 from chexstudy.vectors.neighbours import density
 
+# Images without a report are no pairs, and were not scored.
+train = study.train[~lacks_report(study.train)].reset_index(drop=True)
 scored = {}
 for one in study.seeds:
     require_current_arm(study.run, "curated", one)
-    scored[one] = read_scored_pairs(study.run, "curated", one).in_order_of(study.train.image_id)
+    scored[one] = read_scored_pairs(study.run, "curated", one).in_order_of(train.image_id)
 kept = {one: pairs.ledger.kept.to_numpy() for one, pairs in scored.items()}
 local = {one: density(pairs.features, neighbours) for one, pairs in scored.items()}
 known = {"tiers": study.tiers, "truth": study.truth}
-rates = measure_keep_rates(study.train, kept, density=local, **known)
+rates = measure_keep_rates(train, kept, density=local, **known)
 
 # %%
 shown = rates[rates.seed == OVER_SEEDS].set_index(["group_by", "group"])
@@ -72,7 +75,7 @@ shown[columns].assign(standard_deviation_over_seeds=deviation).round(3)
 
 # %%
 dropped = {one: (pairs.ledger.band == "outlier").to_numpy() for one, pairs in scored.items()}
-outliers = measure_keep_rates(study.train, dropped, **known)
+outliers = measure_keep_rates(train, dropped, **known)
 over = outliers[outliers.seed == OVER_SEEDS].set_index(["group_by", "group"])
 over = over[["n", "kept", "enrichment", "enrichment_low", "enrichment_high"]]
 over.columns = ["pairs", "in the outlier band", "over-representation", "95 % from", "to"]
@@ -95,8 +98,8 @@ from chexstudy.curation.quality.pair_mismatch import score_mismatch
 
 first = scored[seed]
 told_apart = measure_detection(
-    score_mismatch(first.features), study.truth, tiers_of_pairs(study.train, study.tiers),
-    study.train.patient_id, np.random.default_rng(seed), resamples, first.ledger.band,
+    score_mismatch(first.features), study.truth, tiers_of_pairs(train, study.tiers),
+    train.patient_id, np.random.default_rng(seed), resamples, first.ledger.band,
 )  # fmt: skip
 tabulate_detection(told_apart).round(3)
 
@@ -172,7 +175,7 @@ from chexstudy.curation.quality.keep_rates import list_keep_rates
 from chexstudy.curation.quality.mismatch_detection import list_detection
 from chexstudy.evaluation.comparison.gains_by_prevalence import list_gains
 
-place = {"arm": "curated", "data_set": f"{study.train.source.iloc[0]}/train", "exposure": "seen"}
+place = {"arm": "curated", "data_set": f"{train.source.iloc[0]}/train", "exposure": "seen"}
 tables = [list_keep_rates(rates).assign(task="curation"), list_audit(audit).assign(task="audit", seed=seed)]
 tables.append(list_detection(told_apart).assign(task="mismatch_detection", seed=seed))
 tables = [table.assign(**place) for table in tables]
@@ -190,7 +193,7 @@ results[results.task.isin(["gain_trend", "subgroup_gap"])].groupby(["task", "met
 # %%
 from chexstudy.curation.records.ledger import add_map
 
-pairs = pd.DataFrame({"image_id": study.train.image_id, "kept": kept[seed], "density": local[seed]})
+pairs = pd.DataFrame({"image_id": train.image_id, "kept": kept[seed], "density": local[seed]})
 figures.density.show(study, add_map(study.run, pairs, "curated", seed), results, seed=seed)
 
 # %% [markdown]

@@ -57,6 +57,17 @@ def test_every_task_has_its_rows_and_they_fit_the_results_table(evaluated):
     assert path.stat().st_mtime_ns != before
 
 
+def test_a_test_set_without_reports_is_classified_and_not_retrieved_from(evaluated):
+    cohort = evaluated.cohort.copy()
+    silent = cohort.index[cohort.split == "train"][:20]
+    cohort.loc[silent, ["source", "split", "report"]] = ["silent", "test", ""]
+    evaluation = Evaluation(evaluated.run, cohort, evaluated.store, resamples=20, probe=False)
+    rows = evaluate_arms(evaluation, ["full"], [0], "full")
+    judged_on = rows.groupby("task").data_set.agg(set)
+    assert judged_on["zero_shot"] == {"tiny/test", "silent/test"}
+    assert judged_on["retrieval"] == {"tiny/test"}
+
+
 def test_scores_of_all_families_are_kept_on_validation_and_test(evaluated):
     place = {"arm": "full", "seed": 0}
     chosen = evaluated.run.read_json("evaluation/full/seed0/prompts.json")["chosen_on_validation"]

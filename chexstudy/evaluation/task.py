@@ -57,6 +57,10 @@ class Task(ABC):
         """What scores depend on beside the arm, the cohort and its pixels."""
         return {}
 
+    def can_score(self, rows: pd.DataFrame) -> bool:
+        """Whether a data set has what it takes; others have no scores and no rows of results."""
+        return True
+
     @abstractmethod
     def fit(self, arm: TrainedArm) -> Fitted:
         """Make ready to score: choose prompts, train a head."""
@@ -79,6 +83,7 @@ def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str 
     if data_set is None and task.on_validation and len(evaluation.validation):
         # As one, whatever its sources: that is how choices on validation see it.
         parts.append(evaluation.validation)
+    parts = list(filter(task.can_score, parts))
     sets = [rows.groupby(rows.source + "/" + rows.split).indices for rows in parts]
     inputs = (*_INPUTS, f"{arm.folder}/compute.json")
     parameters = task.list_parameters(evaluation)
@@ -144,6 +149,7 @@ def measure_tasks(
         for task in tasks
         for arm in arms
         for name in names
+        if (task.name, name) in of_jobs[jobs[0]]
     }
 
 
@@ -153,6 +159,7 @@ def _measure_all(evaluation, arm: str, seed: int, tasks, data_sets) -> dict[tupl
         (task.name, name): task.measure(evaluation, sets[name], [task.read(evaluation, arm, seed, sets[name])])
         for task in tasks
         for name in data_sets
+        if task.can_score(sets[name])
     }
 
 
@@ -168,6 +175,8 @@ def list_values(
     for name, generator in _draw_generators(evaluation, measured).items():
         for task in tasks:
             for arm in arms:
+                if (task.name, arm, name) not in measured:
+                    continue
                 drawn = deepcopy(generator)
                 rows = [part.each_seed(seeds, drawn) for part in measured[task.name, arm, name]]
                 tables.append(pd.concat(rows).assign(arm=arm, data_set=name, **task.place))
@@ -186,6 +195,8 @@ def list_differences(evaluation: Evaluation, measured: _Measured, pairs: Sequenc
     tables = [pd.DataFrame(columns=["arm", "reference", "task", "seed"])]
     for name, generator in _draw_generators(evaluation, measured).items():
         for (task, arm), (other, reference) in pairs:
+            if not {(task.name, arm, name), (other.name, reference, name)} <= measured.keys():
+                continue
             drawn = deepcopy(generator)
             sides = zip(measured[task.name, arm, name], measured[other.name, reference, name], strict=True)
             rows = pd.concat([first.minus(second, drawn) for first, second in sides])

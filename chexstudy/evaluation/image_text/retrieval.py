@@ -206,6 +206,10 @@ class Retrieval(Task):
 
     name = "retrieval"
 
+    def can_score(self, rows: pd.DataFrame) -> bool:
+        """Whether there is a report to look for."""
+        return any(training_text(report) for report in rows.report)
+
     def fit(self, arm: TrainedArm) -> Fitted:
         """Nothing is chosen."""
 
