@@ -52,6 +52,11 @@ def test_a_head_is_held_against_probes_apart_for_small_and_for_larger_lesions(ev
     assert seen.n.to_dict() == {"small lesions": test.Hernia.sum(), "larger lesions": test.Mass.sum()}
     assert set(rows.setting) == {"middle"}
     assert self_supervised_lesions.plot(*self_supervised_lesions.choose(rows))
+    larger = self_supervised_lesions.choose(rows[rows.finding == "larger lesions"])
+    assert "no finding has small ones here" in self_supervised_lesions.conclude(*larger)
+    assert [
+        text.get_text() for text in self_supervised_lesions.plot(*larger).axes[0].texts if "lesions" in text.get_text()
+    ] == ["Image and text: all pairs: larger lesions"]
 
 
 def test_without_known_sizes_there_is_nothing_to_compare(evaluation):

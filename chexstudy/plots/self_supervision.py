@@ -312,6 +312,8 @@ def _plot_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame) -> D
     for key in order_encoders(gains):
         for size in (SMALL_LESIONS, LARGER_LESIONS):
             one, other = (_of_encoder(rows[rows.finding == size], key) for rows in (gains, seen))
+            if one.empty:
+                continue
             groups[key, size] = Group(f"{style_encoder(*key).name}: {size}", _list_places(one))
             marks[key, size] = Group("", _list_places(other))
     titles = {"a": "Minus the linear probe", "b": "Inside, beyond the mean map"}
@@ -340,7 +342,7 @@ def _conclude_lesions(_: pd.DataFrame, gains: pd.DataFrame, __: pd.DataFrame) ->
         f"{name_head(row.head, row.setting)} on {style_encoder(row.arm, row.variant).name} {write_row(row, '+.3f')}"
         for row in gains[gains.finding == SMALL_LESIONS].itertuples()
     ]
-    return f"AUROC on small lesions minus the linear probe: {'; '.join(words)}."
+    return f"AUROC on small lesions minus the linear probe: {'; '.join(words) or 'no finding has small ones here'}."
 
 
 # --- resolution ------------------------------------------------------------------------------------------------------
