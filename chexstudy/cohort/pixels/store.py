@@ -329,6 +329,7 @@ def count_remarks(run: Run) -> dict[str, int]:
     first that stay because their split is the same.
     """
     index = run.read_table(INDEX)
+    index = index[~index[WITHHELD]] if WITHHELD in index else index
     counts = {
         "copies set aside for another split": run.read_table(QUARANTINE)["reason"].eq(COPY).sum(),
         "copies kept within a split": index["sha256"].duplicated().sum(),
