@@ -73,7 +73,8 @@ def measure(images: np.ndarray, patients: np.ndarray, share: float, kinds: tuple
             right[kind] += list(found[planted == kind] == kind)
         alarms += list(found[planted == ""] != "upright")
     seconds = (time.process_time() - start) / rounds
-    about = {"images": len(chosen), "planted": share, "rounds": rounds, "seconds_a_round": seconds}
+    about = {"images": len(chosen), "planted": share, "in": "all ways" if len(kinds) > 1 else "one way"}
+    about |= {"rounds": rounds, "seconds_a_round": seconds}
     for kind, hits in {**right, "false alarms": alarms}.items():
         low, high = wilson_interval(np.mean(hits), len(hits))
         yield {**about, "kind": kind, "cases": len(hits), "share": float(np.mean(hits)), "low": low, "high": high}

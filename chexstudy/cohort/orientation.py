@@ -55,6 +55,7 @@ def settle_orientation(run: Run, orientation: str) -> tuple[PixelStore, dict]:
     """Look how a study's images lie (``check``), turn back those that lie wrong (``mend``), or do neither (``skip``).
 
     The shards keep what the files show: what is turned back stands in the store's index, and is undone by ``check``.
+    Annotations are taken to lie as the file does, and are turned with it when they are read.
     Notes come with the store: how many were turned, or that there are too few images to tell.
     """
     if orientation == SKIP:
@@ -155,8 +156,8 @@ def _tabulate(found: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
 
 
 def _score_laterals(features: np.ndarray, patients: np.ndarray, is_lateral: np.ndarray) -> np.ndarray:
-    """Probability ``(n,)`` that an image is lateral, by the images that the source calls so."""
-    lateral = np.zeros(len(features))
+    """Probability ``(n,)`` that an image is lateral, by other patients' images that the source calls so."""
+    lateral = is_lateral.astype(float)
     for learned, judged in split_patients(patients, np.ones(len(features), bool)):
         if len(set(is_lateral[learned])) == 2:
             model = LogisticRegression(C=10.0, max_iter=300).fit(features[learned], is_lateral[learned])
