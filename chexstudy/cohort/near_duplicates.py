@@ -107,20 +107,21 @@ def find_pairs(images, cohort: pd.DataFrame, workers: int = 2) -> pd.DataFrame:
     ``images`` are ``uint8 (n, size, size)`` in the order of the cohort's rows. The result does not depend on the
     number of ``workers``, threads that each take some images.
     """
-    pairs, alike = np.empty((0, 2), dtype=np.int64), np.empty(0)
+    pairs, alike, relation = np.empty((0, 2), dtype=np.int64), np.empty(0), np.empty(0, dtype=str)
     if len(cohort) > 1:
-        frame = _Frame(images)
+        # One thread within each: how the last bits of sums round depends on their number.
         with use_threads(1), ThreadPoolExecutor(workers) as pool:
+            frame = _Frame(images)
             blocks = _cut(np.arange(len(cohort)))
             laid = pool.map(partial(frame.describe, images), blocks)
             laid = progress(laid, len(blocks), "laying images over one another")
             described, *places = map(np.concatenate, zip(*laid, strict=True))
             pairs = _list_candidates(described, cohort)
-            needed = np.array([_ALIKE[one] for one in _relate(cohort, pairs)])
+            relation = _relate(cohort, pairs)
+            needed = np.array([_ALIKE[one] for one in relation])
             blocks = _cut(pairs)
             compared = pool.map(partial(_compare, images, *places), blocks, _cut(needed))
             alike = np.concatenate([alike, *progress(compared, len(blocks), "comparing pairs")])
-    relation = _relate(cohort, pairs)
     found = alike > 0
     columns = {"first": pairs[:, 0], "second": pairs[:, 1], "similarity": alike.round(3), "evidence": relation}
     return pd.DataFrame(columns)[found].reset_index(drop=True)
