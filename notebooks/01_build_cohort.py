@@ -64,7 +64,7 @@ count_quarantine(quarantine)
 # Which images are negative, rotated, mirrored, lateral or unlike the others, by a score that learned from this cohort's
 # own images what is upright. Nothing is changed unless `orientation` is `mend`. Look at mirrored images before they are
 # turned: a heart on the right side looks the same. The second table says what would be found here: of the sound images,
-# had they lain so.
+# had they lain so. Where that is less than half of the mirrored ones, none is called mirrored.
 
 # %%
 from chexstudy.cohort.orientation import read_orientation
