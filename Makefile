@@ -29,7 +29,7 @@ study: $(STAMP) ## Run the street, notebooks 1 to 6: cohort, curation, pretraini
 
 # Nothing is downloaded: the data sets are those of the adapters' tests, in their owners' layouts, with drawn images.
 LAYOUTS := runs/cohorts/radiographs
-cohorts: $(STAMP) ## Run notebooks 1 to 6 (debug) on 16 public data sets as one cohort, from a few drawn images of each
+cohorts: $(STAMP) ## Run notebooks 1 to 6 (debug) on 17 public data sets as one cohort, from a few drawn images of each
 	@$(BIN)/python tests/official_layouts.py $(LAYOUTS)
 	@$(BIN)/chexstudy run 01 02 03 04 05 06 --profile debug --study cohorts \
 		-p source joint -p data_root $(LAYOUTS)/cohort.yaml $(ARGS)

@@ -21,6 +21,7 @@ import pydicom
 import test_adapters_brax_chestdr as brax_chestdr
 import test_adapters_chexpert as chexpert
 import test_adapters_cxr_lt as cxr_lt
+import test_adapters_masks as masks
 import test_adapters_mimic_cxr as mimic_cxr
 import test_adapters_nih as nih
 import test_adapters_nlm_tb as nlm_tb
@@ -29,6 +30,7 @@ import test_adapters_rexgradient as rexgradient
 import test_adapters_vindr as vindr
 import yaml
 from PIL import Image
+from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cohort.adapters import build_source
 from chexstudy.cohort.adapters.manifest import DATASETS
@@ -71,6 +73,13 @@ def _write_cxr_lt(folder: Path) -> Path:
     return cxr_lt.make_folder(folder, {"cxr-lt-2023/test.csv": cxr_lt.list_lines(cxr_lt.ROWS, cxr_lt.OF_2023)})
 
 
+def _write_rsna(folder: Path) -> Path:
+    """With images of a patient whom NIH's has too, by the owner's file that maps the names."""
+    mapping = next(masks.make_rsna(folder).glob("*mappings*"))
+    mapping.write_text(mapping.read_text().replace("00000014", "00000001"))
+    return folder
+
+
 LAYOUTS = {
     "chexpert_plus": Layout(chexpert.make_plus, _OF_CHEXPERT),
     "mimic_cxr": Layout(mimic_cxr.make_folder, _OF_MIMIC),
@@ -94,6 +103,7 @@ LAYOUTS = {
     # Judged on, and some of it trained on above.
     "cxr_lt_2023": Layout(_write_cxr_lt),
     "chexpert_5x200": Layout(lambda folder: chexpert.make_5x200(chexpert.make_plus(folder))),
+    "rsna_pneumonia": Layout(_write_rsna),
     "nlm_tb": Layout(nlm_tb.make_flat_folder, {"CXR_00(?=0)": "CXR_{n:02d}"}),
 }
 
@@ -164,10 +174,9 @@ def _draw_images(cohort: pd.DataFrame, cases: list[Case], drawn: dict[str, np.nd
 
 def _replace_pixels(path: str, pixels: np.ndarray) -> None:
     if pydicom.misc.is_dicom(path):
-        dataset = pydicom.dcmread(path)
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.PixelData = pixels.astype(f"u{dataset.BitsAllocated // 8}").tobytes()
-        dataset.save_as(path)
+        told = pydicom.dcmread(path)
+        tags = {name: told[name].value for name in ("PatientSex", "PatientAge", "ViewPosition") if name in told}
+        Path(path).write_bytes(to_bytes(make_dicom(pixels, **tags)))
     else:
         with Image.open(path) as image:
             ending = image.format

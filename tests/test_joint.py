@@ -152,9 +152,10 @@ def test_a_copy_of_a_layout_is_of_other_patients(source, tmp_path):
 def test_the_sources_of_the_paper_join_in_the_published_order(layouts, tmp_path):
     assert tuple(entry.source for entry in read_manifest(PAPER)) == PUBLISHED
     cohort = read_joint(layouts, 0, tmp_path).require_cohort()
-    assert tuple(cohort.source.unique()) == (*PUBLISHED, "cxr_lt_2023", "chexpert_5x200", "nlm_tb") == tuple(LAYOUTS)
+    judged = ("cxr_lt_2023", "chexpert_5x200", "rsna_pneumonia", "nlm_tb")
+    assert tuple(cohort.source.unique()) == (*PUBLISHED, *judged) == tuple(LAYOUTS)
     assert cohort.groupby("patient_id").split.nunique().max() == 1
-    is_judged = cohort.source.isin(["cxr_lt_2023", "chexpert_5x200", "nlm_tb"])
+    is_judged = cohort.source.isin(judged)
     assert set(cohort.split[is_judged]) == {"test"}
     # Of those trained on, VinDr-CXR has a test set of its own that is judged too.
     assert set(cohort.source[~is_judged & (cohort.split == "test")]) == {"vindr_cxr"}
@@ -166,12 +167,17 @@ def test_the_sources_of_the_paper_join_in_the_published_order(layouts, tmp_path)
 def test_a_patient_of_two_sources_is_on_one_side(layouts, tmp_path):
     cohort = read_joint(layouts, 0, tmp_path).require_cohort()
     # CXR-LT holds out a patient of three training images of MIMIC-CXR, and one of a validation image.
-    for patient, source in (("mimic_cxr/19999901", "cxr_lt_2023"), ("chexpert/patient00001", "chexpert_5x200")):
+    held_out = {
+        "mimic_cxr/19999901": "cxr_lt_2023",
+        "chexpert/patient00001": "chexpert_5x200",
+        "nih/1": "rsna_pneumonia",
+    }
+    for patient, source in held_out.items():
         assert set(cohort.source[cohort.patient_id == patient]) == {source}
-    said = "6 images of chexpert_plus, mimic_cxr that a set nearer to the test holds (6 by patient)."
+    said = "8 images of chexpert_plus, mimic_cxr, nih that a set nearer to the test holds (8 by patient)."
     assert cohort.attrs[OVERLAP] == f"taken out of training: {said}"
-    # The other patients stay: 4 of MIMIC-CXR's 8 images, 6 of CheXpert Plus' 8.
-    assert cohort.source.value_counts()[["mimic_cxr", "chexpert_plus"]].to_list() == [4, 6]
+    # The other patients stay: 4 of MIMIC-CXR's 8 images, 6 of CheXpert Plus' 8, 6 of NIH's 8.
+    assert cohort.source.value_counts()[["mimic_cxr", "chexpert_plus", "nih"]].to_list() == [4, 6, 6]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from official_layouts import write_layouts
 from PIL import Image
 from test_readme import TRAINED
 
@@ -224,3 +225,17 @@ def test_a_cohort_without_labels_runs_every_notebook(home):
     assert {"composition", "radiographs", "embedding", "density"} <= {
         path.stem for path in run.path("figures").iterdir()
     }
+
+
+@needs_notebooks
+@pytest.mark.slow
+def test_public_data_sets_in_their_layouts_are_one_study(home):
+    manifest = write_layouts(home / "runs" / "cohorts" / "radiographs")
+    given = {"source": "joint", "data_root": str(manifest)}
+    names = [path.stem for path in SOURCES[:6]]
+    assert len(run_notebooks(names, "debug", given, study="cohorts")) == 6
+    judged_on = read_results(Run("cohorts")).groupby("task").data_set.agg(set)
+    sets = {f"{name}/test" for name in ("chexpert_5x200", "cxr_lt_2023", "nlm_tb", "rsna_pneumonia", "vindr_cxr")}
+    assert judged_on["zero_shot"] == sets
+    # No report came with the images of CXR-LT.
+    assert judged_on["retrieval"] == sets - {"cxr_lt_2023/test"}
