@@ -230,7 +230,7 @@ def test_list_shows_the_parameters_and_runs_nothing(notebooks, home, capsys):
 
 def test_sources_are_listed_and_another_is_refused(home, capsys):
     assert main(["cohort", "build", "--source", "nhi"]) == 2
-    assert "no source named 'nhi': did you mean 'nih'? The sources are phantom, nih, " in capsys.readouterr().err
+    assert "no source named 'nhi': did you mean 'nih'; `chexstudy cohort sources` lists" in capsys.readouterr().err
     assert main(["cohort", "sources"]) == 0
     assert "NIH ChestX-ray14" in capsys.readouterr().out
 

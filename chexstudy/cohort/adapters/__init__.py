@@ -1,6 +1,5 @@
 """Adapters: a public data set, each one file that registers itself, or a folder of one's own, to a cohort table."""
 
-import difflib
 import fnmatch
 import os
 from collections.abc import Callable, Container, Mapping
@@ -20,7 +19,7 @@ from chexstudy.cohort.adapters.webdataset import SHARDS, build_webdataset
 from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.overlaps import describe_exposure
 from chexstudy.cohort.table import finding_columns
-from chexstudy.errors import StudyError
+from chexstudy.errors import StudyError, suggest
 from chexstudy.paths import resolve_user_path
 
 # Their images lie within other files and must be unpacked somewhere: the option `unpack_to` says where.
@@ -97,9 +96,8 @@ def tabulate_crosswalk(cohort: pd.DataFrame) -> pd.DataFrame:
 def require_source(name: str) -> None:
     """Raise a StudyError unless a cohort can be built from a source of this name."""
     if name not in SOURCES:
-        closest = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {closest[0]!r}? The" if closest else "the"
-        raise StudyError(f"there is no source named {name!r}: {hint} sources are phantom, {', '.join(SOURCES)}.")
+        guess = suggest(name, SOURCES, "choose one")
+        raise StudyError(f"there is no source named {name!r}: {guess}; `chexstudy cohort sources` lists them.")
 
 
 def read_source(
