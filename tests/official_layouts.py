@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -159,16 +159,20 @@ def _rename(text: str, marks: Mapping[str, str], number: int) -> str:
 
 
 def _draw_images(cohort: pd.DataFrame, cases: list[Case], drawn: dict[str, np.ndarray]) -> None:
-    """Draw for each image the case that comes nearest to its labels; one image of two data sets is one radiograph."""
+    """Draw for each study the case that comes nearest to its labels; one image of two data sets is one radiograph."""
+    shown: dict[str, Case] = {}
     owners = cohort.patient_id.str.partition("/")[0]
     names = owners + "/" + cohort.image_id.str.partition("/")[2].str.removesuffix(".jpg")
     findings = [name for name in finding_columns(cohort) if name in PREVALENCE]
-    for name, path, (_, row) in zip(names, cohort.image_path, cohort[findings].iterrows(), strict=True):
-        if name not in drawn:
+    images = zip(names, cohort.study_id, cohort.image_path, cohort[findings].iterrows(), strict=True)
+    for name, study, path, (_, row) in images:
+        if study not in shown:
             present = set(row.index[row.eq(1).fillna(False)])
             nearest = min(cases, key=lambda case: len(present ^ {lesion.finding for lesion in case.lesions}))
             cases.remove(nearest)
-            drawn[name] = draw_radiograph(nearest, _SIDE).pixels
+            shown[study] = nearest
+        if name not in drawn:
+            drawn[name] = draw_radiograph(replace(shown[study], seed=len(drawn)), _SIDE).pixels
         _replace_pixels(path, drawn[name])
 
 
