@@ -232,7 +232,14 @@ def test_sources_are_listed_and_another_is_refused(home, capsys):
     assert main(["cohort", "build", "--source", "nhi"]) == 2
     assert "no source named 'nhi': did you mean 'nih'; `chexstudy cohort sources` lists" in capsys.readouterr().err
     assert main(["cohort", "sources"]) == 0
-    assert "NIH ChestX-ray14" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "NIH ChestX-ray14" in listed
+    assert max(map(len, listed.splitlines())) < 120
+    assert main(["cohort", "sources", "mimic_cxr"]) == 0
+    told = capsys.readouterr().out
+    assert "options: labels: chexpert | negbio | gold" in told
+    assert "cxr_lt_2023" in told
+    assert main(["cohort", "sources", "folder"]) == 0
 
 
 def test_evaluate_runs_its_two_notebooks_and_figures_draws_them_again(notebooks, home, capsys):

@@ -225,18 +225,27 @@ def duplicates(options: Namespace) -> None:
     print(lay_out(count_near_duplicates(groups)) if len(groups) else "No image repeats another.")
 
 
-@verb("cohort sources", "list the data sets and formats that are read")
-def sources(_: Namespace) -> None:
-    """Name every source a cohort can be built from: what its folder holds, its terms, and where it is had.
+@verb(
+    "cohort sources",
+    "list the data sets and formats that are read",
+    option("source SOURCE", "one of them, told whole", nargs="?"),
+)
+def sources(options: Namespace) -> None:
+    """Name every source a cohort can be built from; of one, also how much it holds, its terms, where it is had, what
+    its folder must hold, what it can be asked for in a manifest, and which other sources hold its images.
 
-    example:
+    examples:
       chexstudy cohort sources
+      chexstudy cohort sources mimic_cxr
 
     writes: nothing
     """
-    from chexstudy.cohort.adapters import tabulate_sources
+    from chexstudy.cohort.adapters import describe_source, tabulate_sources
 
-    print(lay_out(tabulate_sources()))
+    if options.source is None:
+        print(lay_out(tabulate_sources()[["source", "what it is"]]))
+        return
+    print(*(f"{name}: {told}" for name, told in describe_source(options.source).items() if told), sep="\n")
 
 
 @verb(

@@ -71,10 +71,22 @@ def list_annotations(name: str, folder: Path, image_ids: Container[str]) -> list
 
 def tabulate_sources() -> pd.DataFrame:
     """Every source: its name, what it is and holds, its terms, where it is had, and what would be no test for it."""
-    sets = DATASETS.items()
+    sets = sorted(DATASETS.items())
     rows = [(name, spec.title, spec.size, spec.licence, spec.address, describe_exposure(name)) for name, spec in sets]
     rows += [(name, title, *("",) * 4) for name, title in _FORMATS.items()]
     return pd.DataFrame(rows, columns=["source", "what it is", "size", "terms", "address", "exposure"])
+
+
+def describe_source(name: str) -> dict[str, str]:
+    """What `tabulate_sources` says of a source; of a data set also its folder, options and language of reports."""
+    require_source(name)
+    told = tabulate_sources().set_index("source").loc[name].to_dict()
+    if name not in DATASETS:
+        return told
+    spec = DATASETS[name]
+    options = "; ".join(f"{option}: {' | '.join(choices)}" for option, choices in spec.options.items())
+    language = spec.language if spec.language != "en" else ""
+    return {**told, "its folder holds": spec.holding, "options": options, "language of reports": language}
 
 
 def tabulate_crosswalk(cohort: pd.DataFrame) -> pd.DataFrame:
