@@ -70,11 +70,6 @@ def drop_ending(name: str) -> str:
     return os.path.splitext(name)[0] if is_image(name) or name.endswith(".img") else name
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Every file under a folder that is named like an image, in order of path."""
-    return [folder / name for name in list_files(folder) if is_image(name)]
-
-
 class Download:
     """The folder of a public data set as it was unpacked: files are found wherever they lie under it.
 

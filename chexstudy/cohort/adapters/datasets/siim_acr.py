@@ -16,24 +16,26 @@ _IMAGE, _RUNS, _NO_MASK = "ImageId", "EncodedPixels", "-1"
 _PICTURE = (1024, 1024)
 
 
-def _read_masks(download: Download) -> pd.DataFrame:
+def _read_rows(download: Download) -> pd.DataFrame:
     """A row a mask; the official header has a blank before its second name, and cells have some too."""
     masks = download.read(columns=[_IMAGE, _RUNS])
     return masks.assign(**{_RUNS: masks[_RUNS].str.strip()})
 
 
+def _keep_masks(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows[_RUNS].notna() & rows[_RUNS].ne(_NO_MASK)]
+
+
 def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
-    masks = _read_masks(download)
-    has_mask = masks[_RUNS].notna() & masks[_RUNS].ne(_NO_MASK)
+    masks = _read_rows(download)
     table = masks[[_IMAGE]].drop_duplicates()
-    table = table.assign(Pneumothorax=table[_IMAGE].isin(masks[_IMAGE][has_mask]).map({True: "1", False: "0"}))
+    table = table.assign(Pneumothorax=table[_IMAGE].isin(_keep_masks(masks)[_IMAGE]).map({True: "1", False: "0"}))
     told = read_headers(download, table[_IMAGE], ("ViewPosition", "PatientSex", "PatientAge"))
     return table.join(pd.DataFrame(told, table.index, ["view", "sex", "age"], dtype="str"))
 
 
 def _list_masks(download: Download) -> list[RunLengths]:
-    masks = _read_masks(download)
-    masks = masks[masks[_RUNS].notna() & masks[_RUNS].ne(_NO_MASK)]
+    masks = _keep_masks(_read_rows(download))
     listed = [
         RunLengths(
             f"siim_acr/{image}",
