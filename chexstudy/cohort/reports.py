@@ -53,6 +53,7 @@ _MARKS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBERS = re.compile(r"\d+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b\d\.) ")
 _RULE = re.compile(r"^[ \t]*[_=*-]{3,}[ \t]*$", re.MULTILINE)
 _BREAK = re.compile(r"\\n|<br ?/?>|</?(?:p|div|li)>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:b|i|u|em|strong|span|h[1-6]|ul|ol)>", re.IGNORECASE)
@@ -144,3 +145,8 @@ def training_text(report: str) -> str:
     """The text a pair is trained on: findings, then impression, in one line; empty if the report says nothing."""
     sections = split_sections(report)
     return f"{sections['findings']} {sections['impression']}".strip()
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text in one line; the number of an item, as in ``2. No effusion.``, begins its sentence."""
+    return _SENTENCE_END.split(" ".join(text.split())) if text.strip() else []

@@ -1,0 +1,1 @@
+"""Reports written from images, and how right they are."""
