@@ -1,0 +1,1 @@
+"""Structures outlined from frozen features, and how well."""
