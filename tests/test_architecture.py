@@ -20,7 +20,7 @@ _FLOORS = (
     "curation",
     "pretraining",
     "evaluation",
-    "experiments label_planning release study",
+    "experiments golden label_planning release study",
     "cli plots",
 )
 _FLOOR_OF = {room: number for number, rooms in enumerate(_FLOORS) for room in rooms.split()}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.golden import check_golden
+from chexstudy.golden import check_golden
 
 
 def test_every_case_passes(golden_curator):

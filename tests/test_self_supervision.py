@@ -13,8 +13,8 @@ from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.published_vit import translate_name, translate_weights
 from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
+from chexstudy.golden import check_golden
 from chexstudy.pretraining.engine.schedule import Cosine
-from chexstudy.pretraining.golden import check_golden
 from chexstudy.pretraining.self_supervision import centring
 from chexstudy.pretraining.self_supervision.backbone import drop_paths, group_parameters, move_teacher
 from chexstudy.pretraining.self_supervision.centring import Centre, Logits, Targets, balance_by_sinkhorn

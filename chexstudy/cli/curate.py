@@ -151,20 +151,20 @@ def why(options: Namespace) -> None:
 
 @verb(
     "check-golden",
-    "check curator and self-supervision against published numbers",
+    "check curator, self-supervision and decoders against published numbers",
     option("file FILE.npz", "inputs and expected numbers of every case"),
 )
 def check_golden(options: Namespace) -> int:
     """Compute what the file holds from its inputs and compare: of the curator masks, loss, prototype usage and updated
-    prototypes, case by case; of self-supervision targets, losses, gradients, schedules, masks and the encoder. This is
-    what `faithful` means here.
+    prototypes, case by case; of self-supervision targets, losses, gradients, schedules, masks and the encoder; of the
+    decoders for segmentation their logits. This is what `faithful` means here.
 
     example:
       chexstudy check-golden curator.npz
 
     writes: nothing; exit status 1 if a case differs
     """
-    from chexstudy.pretraining import golden
+    from chexstudy import golden
 
     cases = golden.check_golden(resolve_user_path(options.file))
     print(cases.replace({True: "same", False: "DIFFERS"}).to_string(index=False))
