@@ -179,11 +179,11 @@ figures.self_supervised_resolution.show(study, add_results(study.run, at_sides),
 # over all of them become colours: organs of one colour, in image after image, are what the field expects of DINOv2.
 
 # %%
-from chexstudy.evaluation.context import load_arm_encoder
+from chexstudy.evaluation.encoders import load_encoder
 from chexstudy.experiments.patch_similarity import see_patches
 
 tests = evaluation.test_sets()[evaluation.main_test_set()].head(patch_images)
-encoders = {arm: load_arm_encoder(study.run, arm, seed) for arm in [arms[0], *arms[1:][:2]]}
+encoders = {arm: load_encoder(study.run, arm, seed) for arm in [arms[0], *arms[1:][:2]]}
 side = patch_side or study.pixels.size
 seen = {arm: see_patches(one, study.pixels, tests.image_id, side, study.device) for arm, one in encoders.items()}
 figures.patch_maps.show(study, seen, study.pixels.read(tests.image_id[:8]))

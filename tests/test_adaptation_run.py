@@ -31,7 +31,7 @@ from chexstudy.evaluation.adaptation.run import (
     tabulate_costs,
 )
 from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.scores import read_scores
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.models.dual_encoder import build_model, save_model
@@ -77,7 +77,7 @@ def test_every_kind_of_head_is_fitted_scored_and_measured(evaluation):
     assert list(tabulate_costs(evaluation.run, ["full"], [0], plans).index) == [plan.name for plan in plans]
     again = load_head(evaluation.run, "full", 0, "glori_v1")
     test = evaluation.test_sets()[DATA_SET]
-    features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
+    features = EvaluatedModel(evaluation, "full", 0).freeze(patches=True)
     kept = read_scores(evaluation.run, test, FINDINGS, arm="full", seed=0, task="adaptation_glori_v1")
     np.testing.assert_array_equal(again.score(features, test.image_id.tolist()), kept)
 
@@ -167,7 +167,7 @@ def test_patches_are_kept_of_the_first_encoder_alone(evaluation):
 
 def test_a_local_head_does_not_see_the_last_block(evaluation):
     make_arm(evaluation.run, "full", 0)
-    features = adaptation.freeze_arm(evaluation, "full", 0, patches=True)
+    features = EvaluatedModel(evaluation, "full", 0).freeze(patches=True)
     splits = [evaluation.cohort[evaluation.cohort.split == split] for split in ("train", "validate")]
     plan = find_glori("glori_v1.local", GLORI)
     fitted, score = recipes.fit_plan(plan, features, None, None, *splits, FINDINGS, seed=0)

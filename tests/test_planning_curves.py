@@ -4,16 +4,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.frozen_features import FrozenFeatures
-from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.label_planning import batched_heads
 from chexstudy.label_planning import curves as curves_module
 from chexstudy.label_planning.batched_heads import DropoutRecipe, fit_dropout_sets, fit_logistic_sets
 from chexstudy.label_planning.curves import CurveDesign, choose_test, count_test_labels, measure_curves, plan_draws
 from chexstudy.label_planning.draws import draw_labels, make_pool
-from chexstudy.label_planning.encoders import freeze_encoders, list_exposures, name_encoder
 from chexstudy.runs import Run
 
 GRID = (10, 20, 40, "all")
@@ -287,39 +284,3 @@ def test_the_enriched_test_is_preferred(study):
         choose_test(cohort[cohort.split == "train"])
     present = int((cohort[cohort.split == "test"].Mass == 1).sum())
     assert count_test_labels(cohort, ["Mass"]) == {"Mass": (present, 60 - present)}
-
-
-# --- encoders --------------------------------------------------------------------------------------------------------
-
-
-class Noise:
-    def read(self, image_ids):
-        return np.stack([np.full((32, 32), int(one.split("/")[1]) % 256, np.uint8) for one in image_ids])
-
-
-def test_untrained_encoders_and_folders_are_frozen_under_their_names(home):
-    from chexstudy.encoders.checkpoint import save_encoder
-
-    cohort = pd.DataFrame({"image_id": [f"t/{number}" for number in range(6)]})
-    encoder = build_image_encoder(EncoderSpec("tiny-resnet", image_size=32), 7)
-    save_encoder(encoder, home / "mine")
-    features = freeze_encoders(Run("s"), cohort, Noise(), ["untrained", str(home / "mine")], 3)
-    name = f"{name_encoder(str(home / 'mine'))}/seed3"
-    assert list(features) == ["untrained/seed3", name]
-    assert "/" not in name_encoder(str(home / "mine"))
-    assert not np.allclose(features["untrained/seed3"].pooled, features[name].pooled)
-    with pytest.raises(StudyError, match="once"):
-        freeze_encoders(Run("s"), cohort, Noise(), ["untrained", "untrained"], 3)
-
-
-def test_released_encoders_may_have_seen_the_held_out_images():
-    names = ["untrained", "microsoft/rad-dino", "/mine/x"]
-    exposures = list_exposures(None, names, 0, "nih/test")
-    assert exposures == {"untrained": "held_out", "microsoft--rad-dino": "seen", "mine--x": "unknown", "all": "seen"}
-    assert list_exposures(None, names[:1], 0, "nih/test")["all"] == "held_out"
-
-
-def test_an_arm_that_was_not_trained_is_asked_for(home):
-    cohort = pd.DataFrame({"image_id": ["t/0"]})
-    with pytest.raises(StudyError, match="curated"):
-        freeze_encoders(Run("s"), cohort, Noise(), ["curated"], 0)

@@ -11,7 +11,8 @@ from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import HeadPlan
 from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.context import Evaluation, load_arm_encoder
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.encoders import load_encoder
 from chexstudy.experiments.self_supervised_arms import (
     CURATED,
     POOLED,
@@ -95,7 +96,7 @@ def test_methods_choose_by_what_the_teacher_of_the_warm_up_sees(trained):
     run, _ = trained
     kept = choose_training_subset(run, "k_centre", 0, CONFIG, 7, "cpu")
     images = read_cohort(run.path("cohort.parquet")).query("split == 'train'").image_id.to_numpy()
-    encoder = load_arm_encoder(run, "warm_up.self_supervised", 0)
+    encoder = load_encoder(run, "warm_up.self_supervised", 0)
     pixels = torch.from_numpy(np.array(open_pixel_store(run).read(images))).unsqueeze(1)
     with torch.no_grad():
         features = torch.nn.functional.normalize(encoder(pixels), dim=1).numpy()

@@ -10,8 +10,8 @@ from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import HeadPlan, fit_plan
-from chexstudy.evaluation.adaptation.run import compare_adaptation, freeze_arm
-from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.adaptation.run import compare_adaptation
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.experiments.small_lesions import ATTENTION, GAIN, compare_by_lesion_size, plan_place_heads
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.self_supervision import self_supervised_lesions
@@ -72,7 +72,7 @@ def test_without_known_sizes_there_is_nothing_to_compare(evaluation):
 
 @pytest.mark.parametrize(("name", "block"), [("glori_v1.middle", 1), ("glori_v1.last", 3)])
 def test_a_head_of_one_block_sees_no_other(evaluation, name, block):
-    features = freeze_arm(evaluation, "full", 0, patches=True)
+    features = EvaluatedModel(evaluation, "full", 0).freeze(patches=True)
     (plan,) = plan_place_heads([name], GLORI)
     parts = evaluation.training, evaluation.validation, evaluation.findings
     fitted, _ = fit_plan(plan, features, None, evaluation.store, *parts, 0)

@@ -55,6 +55,11 @@ class EncoderSpec:
             raise StudyError(f"max_tokens of {self.name} is {self.max_tokens}: a text needs 3 or more.")
 
 
+def name_encoder(name: str) -> str:
+    """An encoder's name in tables and files: without the slashes of a Hub id or folder."""
+    return name.strip("/").replace("/", "--")
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What must be known of a ``model_type`` to use it as an encoder; nothing is known of those not listed."""

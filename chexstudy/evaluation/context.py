@@ -1,4 +1,4 @@
-"""What all models of a study are measured with, and one trained arm as it is measured."""
+"""What all models of a study are measured with, and one model as it is measured."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +20,13 @@ from chexstudy.cohort.splits import choose_main_test_set, list_test_sets
 from chexstudy.cohort.table import finding_columns, label_matrix, read_cohort
 from chexstudy.encoders.embeddings import embed_images, embed_texts
 from chexstudy.encoders.exposure import tell_encoder_exposure
+from chexstudy.encoders.frozen_features import FrozenFeatures, freeze_features
 from chexstudy.encoders.image import ImageEncoder
+from chexstudy.encoders.spec import name_encoder
+from chexstudy.evaluation.encoders import NO_ENCODER, START, UNTRAINED, is_arm, load_encoder
 from chexstudy.pretraining.arms.definitions import require_current_arm
-from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_image_encoder, load_model
+from chexstudy.pretraining.arms.study_config import read_config
+from chexstudy.pretraining.models.dual_encoder import ImageTextModel, load_model
 from chexstudy.progress import progress
 from chexstudy.results import worst_exposure
 from chexstudy.runs import Run
@@ -84,12 +88,15 @@ class Evaluation:
         return label_matrix(rows, self.findings)
 
 
-class TrainedArm:
-    """A trained arm that is loaded, and embeds each part of the cohort, when it is first asked to."""
+class EvaluatedModel:
+    """A trained arm or another encoder by its name (`chexstudy.evaluation.encoders`).
+
+    It is loaded, and embeds each part of the cohort, when it is first asked to. Only arms have texts and projections.
+    """
 
     def __init__(self, evaluation: Evaluation, name: str, seed: int):
         self.evaluation, self.name, self.seed = evaluation, name, seed
-        self.folder = require_current_arm(evaluation.run, name, seed)
+        self.folder = require_current_arm(evaluation.run, name, seed) if is_arm(name) else ""
         self._features: dict[tuple, np.ndarray] = {}
         self._texts: dict[tuple, np.ndarray] = {}
 
@@ -100,7 +107,27 @@ class TrainedArm:
     @cached_property
     def encoder(self) -> ImageEncoder:
         """The image encoder; models trained on images alone have no more."""
-        return load_arm_encoder(self.evaluation.run, self.name, self.seed).to(self.evaluation.device)
+        return load_encoder(self.evaluation.run, self.name, self.seed).to(self.evaluation.device)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Artifacts that make the model what it is."""
+        return (f"{self.folder}/compute.json",) if self.folder else ()
+
+    @cached_property
+    def parameters(self) -> dict:
+        """What makes a model what it is that is no artifact of the study."""
+        return {} if self.folder or self.name == NO_ENCODER else {"encoder": self.encoder.describe()}
+
+    def name_features(self, side: int = 0) -> str:
+        """Where `freeze` keeps the features, within those of the study."""
+        return f"{name_encoder(self.name)}/seed{self.seed}" + (f"/{side}px" if side else "")
+
+    def freeze(self, patches: bool, side: int = 0) -> FrozenFeatures:
+        """Frozen features of every image of the cohort, seen at ``side`` pixels or the encoder's own size."""
+        evaluation, encoder = self.evaluation, self.encoder.at_size(side) if side else self.encoder
+        images, options = evaluation.cohort.image_id.tolist(), {"patches": patches, "device": evaluation.device}
+        return freeze_features(evaluation.run, self.name_features(side), encoder, images, evaluation.store, **options)
 
     def embed(self, rows: pd.DataFrame) -> np.ndarray:
         """The image encoder's own features ``(images, dim)``, before the projection."""
@@ -124,27 +151,28 @@ class TrainedArm:
         return self._texts[key]
 
 
-def load_arm_encoder(run: Run, arm: str, seed: int) -> ImageEncoder:
-    """A trained arm's image encoder, on the CPU, in evaluation mode."""
-    return load_image_encoder(run.path(f"{require_current_arm(run, arm, seed)}/model"))
+def tell_exposure(evaluation: Evaluation, name: str, seed: int, data_set: str) -> str:
+    """Whether a model has seen a data set of the cohort: in training, or before by what its encoders began from.
 
-
-def tell_exposure(evaluation: Evaluation, arm: str, seed: int, data_set: str) -> str:
-    """Whether a trained arm has seen a data set of the cohort: in training, or before by what its encoders began from.
-
-    What shares images with the training split without a way to tell counts as seen.
+    The training split counts for encoders that were not trained on it, too, for what is fitted on them is. What shares
+    images with it without a way to tell counts as seen.
     """
     source, _, split = data_set.partition("/")
     if (split == "train" and source in set(evaluation.training.source)) or list_untold(evaluation.cohort, data_set):
         return "seen"
-    model = f"{require_current_arm(evaluation.run, arm, seed)}/model"
+    if name in (UNTRAINED, NO_ENCODER):
+        return "held_out"
+    if not is_arm(name):
+        encoder = read_config(evaluation.run).image_encoder if name == START else name
+        return tell_encoder_exposure(encoder, data_set)
+    model = f"{require_current_arm(evaluation.run, name, seed)}/model"
     config = evaluation.run.read_json(f"{model}/pretraining.json")
     sides = [side for side in ("image_encoder", "text_encoder") if evaluation.run.path(f"{model}/{side}").is_dir()]
     return worst_exposure(tell_encoder_exposure(config[side], data_set) for side in sides)
 
 
 def add_exposure(evaluation: Evaluation, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Rows of the results table with ``exposure``, by their arm as it was trained with a seed, and their data set."""
+    """Rows of the results table with ``exposure``, by their arm, as it was trained with a seed, and their data set."""
     places = list(zip(rows.arm, rows.data_set, strict=True))
     told = {place: tell_exposure(evaluation, place[0], seed, place[1]) for place in set(places)}
     return rows.assign(exposure=[told[place] for place in places])

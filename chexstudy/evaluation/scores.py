@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
+from chexstudy.encoders.spec import name_encoder
 from chexstudy.errors import StudyError
 from chexstudy.results import OVER_SEEDS
 from chexstudy.runs import Run
@@ -39,7 +40,7 @@ MACRO = "macro"
 
 def scores_artifact(arm: str, seed: int, task: str, data_set: str) -> str:
     """Name of the artifact that holds the scores: ``evaluation/full/seed0/zero_shot/phantom/test.parquet``."""
-    return f"evaluation/{arm}/seed{seed}/{task}/{data_set}.parquet"
+    return f"evaluation/{name_encoder(arm)}/seed{seed}/{task}/{data_set}.parquet"
 
 
 def write_scores(

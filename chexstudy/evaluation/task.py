@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from chexstudy.evaluation.context import Evaluation, TrainedArm, work_apart
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, work_apart
+from chexstudy.evaluation.encoders import is_arm
 from chexstudy.evaluation.scores import (
     Measured,
     join_seeds,
@@ -33,13 +34,13 @@ _INPUTS = ("cohort.parquet", "pixels/index.parquet")
 class Fitted:
     """What scores the cases of a data set, fitted on training and validation alone."""
 
-    # rows of the cohort to ``(images, findings)``, or to a table with a row an image
+    # rows of the cohort to ``(images, findings)``, or to a table with ``image_id`` and a row or several an image
     score: Callable[[pd.DataFrame], np.ndarray | pd.DataFrame]
     files: tuple[str, ...] = ()  # artifacts written while fitting: without them the scores are not current
 
 
 class Task(ABC):
-    """One way to use a trained model. What its fields hold, it depends on."""
+    """One way to use a model. What its fields hold, it depends on."""
 
     on_validation = False  # whether the validation sets are scored too
 
@@ -62,7 +63,7 @@ class Task(ABC):
         return True
 
     @abstractmethod
-    def fit(self, arm: TrainedArm) -> Fitted:
+    def fit(self, arm: EvaluatedModel) -> Fitted:
         """Make ready to score: choose prompts, train a head."""
 
     def read(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame):
@@ -76,7 +77,7 @@ class Task(ABC):
         return [measure_findings(scores, labels, evaluation.findings, weights, tiers)]
 
 
-def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str | None = None) -> None:
+def run_task(evaluation: Evaluation, task: Task, arm: EvaluatedModel, data_set: str | None = None) -> None:
     """Score an arm on the data sets of a task, or on one test set; scores that are current are left."""
     run, place = evaluation.run, {"arm": arm.name, "seed": arm.seed, "task": task.name}
     parts = list(evaluation.test_sets().values()) if data_set is None else [evaluation.test_sets()[data_set]]
@@ -85,8 +86,8 @@ def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str 
         parts.append(evaluation.validation)
     parts = list(filter(task.can_score, parts))
     sets = [rows.groupby(rows.source + "/" + rows.split).indices for rows in parts]
-    inputs = (*_INPUTS, f"{arm.folder}/compute.json")
-    parameters = task.list_parameters(evaluation)
+    inputs = (*_INPUTS, *arm.inputs)
+    parameters = task.list_parameters(evaluation) | arm.parameters
     key = run.key(parameters, inputs, by=type(task))
     names = [scores_artifact(**place, data_set=name) for of_part in sets for name in of_part]
     if all(run.is_current(name, key) for name in names):
@@ -97,7 +98,7 @@ def run_task(evaluation: Evaluation, task: Task, arm: TrainedArm, data_set: str 
         for name, places in of_part.items():
             if isinstance(scores, pd.DataFrame):
                 artifact = scores_artifact(**place, data_set=name)
-                run.write_table(artifact, scores.iloc[places])
+                run.write_table(artifact, scores[scores.image_id.isin(rows.image_id.iloc[places])])
             else:
                 ids = rows.image_id.iloc[places]
                 artifact = write_scores(run, scores[places], ids, evaluation.findings, **place, data_set=name)
@@ -112,16 +113,17 @@ def run_tasks(
     workers: int = 1,
     data_set: str | None = None,
 ) -> None:
-    """`run_task` for every task, arm and seed, arms side by side; use one worker on a GPU."""
+    """`run_task` for every task, arm (or encoder beside them) and seed, side by side; use one worker on a GPU."""
     jobs = [(arm, seed) for arm in arms for seed in seeds]
     for job in jobs:
         # Said at once, not after the arms before it were scored.
-        require_current_arm(evaluation.run, *job)
+        if is_arm(job[0]):
+            require_current_arm(evaluation.run, *job)
     work_apart(evaluation, partial(_run_all, tasks=tuple(tasks), data_set=data_set), jobs, workers, "scoring arms")
 
 
 def _run_all(evaluation: Evaluation, arm: str, seed: int, tasks: tuple[Task, ...], data_set: str | None) -> None:
-    trained = TrainedArm(evaluation, arm, seed)
+    trained = EvaluatedModel(evaluation, arm, seed)
     for task in tasks:
         run_task(evaluation, task, trained, data_set)
 

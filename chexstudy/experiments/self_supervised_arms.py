@@ -19,7 +19,8 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import HeadPlan
 from chexstudy.evaluation.adaptation.run import adapt_arms, compare_adaptation, measure_adaptation
 from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.context import Evaluation, load_arm_encoder
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.encoders import load_encoder
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.task import add_costs
 from chexstudy.experiments.pretrained_starts import time_images
@@ -213,7 +214,7 @@ def compare_sides(
     """
     if not evaluation.findings:
         return pd.DataFrame(columns=COLUMNS)
-    encoder, stored = load_arm_encoder(evaluation.run, arms[0], seeds[0]), evaluation.store.size
+    encoder, stored = load_encoder(evaluation.run, arms[0], seeds[0]), evaluation.store.size
     own, patch = encoder.image_size, encoder.model.config.patch_size
     # Half of what the encoder was trained at, that, and all that is stored.
     sides = sides or sorted({max(side // patch, 1) * patch for side in (own // 2, own, stored) if side <= stored})
@@ -230,7 +231,7 @@ def compare_sides(
     once = once[once.data_set == evaluation.main_test_set()]
     seconds = [
         time_images(
-            load_arm_encoder(evaluation.run, row.arm, row.seed).at_size(int(row.setting)),
+            load_encoder(evaluation.run, row.arm, row.seed).at_size(int(row.setting)),
             evaluation.store,
             evaluation.training,
         )

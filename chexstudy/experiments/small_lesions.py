@@ -16,11 +16,10 @@ from chexstudy.evaluation.adaptation.run import (
     SMALL_LESIONS,
     adapt_arm,
     compare_adaptation,
-    freeze_arm,
     load_head,
 )
 from chexstudy.evaluation.adaptation.training import Recipe
-from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.localisation.pointing_game import measure_attention, read_study_regions
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.pretraining.arms.definitions import split_name
@@ -72,7 +71,8 @@ def compare_by_lesion_size(
     for arm in arms if len(sizes) else ():
         adapt_arm(evaluation, arm, seed, [*heads, *probes])
         fitted = {(plan.kind, plan.variant): load_head(evaluation.run, arm, seed, plan.name) for plan in heads}
-        features, pairs = freeze_arm(evaluation, arm, seed, True), [((arm, a), (arm, b)) for a in heads for b in probes]
+        features = EvaluatedModel(evaluation, arm, seed).freeze(patches=True)
+        pairs = [((arm, a), (arm, b)) for a in heads for b in probes]
         for group, findings in groups.items():
             if not findings:
                 continue

@@ -10,17 +10,25 @@ from functools import cached_property, wraps
 import numpy as np
 import pandas as pd
 
-from chexstudy.evaluation.context import Evaluation
-from chexstudy.label_planning.accuracy import correlate_early, judge_early_claim, measure_families, measure_forecasts
+from chexstudy.encoders.spec import name_encoder
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, tell_exposure
+from chexstudy.label_planning.accuracy import (
+    EVERY,
+    correlate_early,
+    judge_early_claim,
+    measure_families,
+    measure_forecasts,
+)
 from chexstudy.label_planning.costs import ReadingCost, price_plans
 from chexstudy.label_planning.curves import SETTINGS, CurveDesign, count_test_labels, measure_curves, plan_draws
-from chexstudy.label_planning.encoders import freeze_encoders, list_exposures
 from chexstudy.label_planning.fitting import compare_families
 from chexstudy.label_planning.observations import LearningCurve, list_curves
 from chexstudy.label_planning.planner import forecast_plateau, infer_by_encoder, plan_labels
 from chexstudy.label_planning.posterior import trace_bands
 from chexstudy.label_planning.tabulation import tabulate_planning
-from chexstudy.results import COLUMNS
+from chexstudy.progress import progress
+from chexstudy.results import COLUMNS, worst_exposure
 
 
 def _step(compute: Callable) -> cached_property:
@@ -36,13 +44,15 @@ class LabelPlanning:
     """What labels of a study's findings are worth on frozen encoders."""
 
     evaluation: Evaluation  # the study, its cohort and pixels, resamples, seed and device
-    encoders: Sequence[str]  # as in `freeze_encoders`
+    encoders: Sequence[str]  # as in `chexstudy.evaluation.encoders`
     design: CurveDesign  # how the curves are measured
     pool: bool  # infer the curves of all findings of an encoder together
     early: int  # label count the published claim is for
     forecast_from: Sequence[int]  # further label counts to forecast from
 
     def __post_init__(self):
+        if not self.encoders or len(set(self.encoders)) < len(self.encoders):
+            raise StudyError("name each encoder once, and at least one.")
         self.run, self.cohort, self.seed = self.evaluation.run, self.evaluation.cohort, self.design.seed
         self.counts, self.refused = plan_draws(self.cohort, self.design)
         if not self.counts:
@@ -53,9 +63,9 @@ class LabelPlanning:
 
     @_step
     def features(self) -> dict:
-        """Of every image by each encoder."""
-        store, device = self.evaluation.store, self.evaluation.device
-        return freeze_encoders(self.run, self.cohort, store, self.encoders, self.seed, device)
+        """Of every image by each encoder, under ``name/seed<k>``."""
+        models = [EvaluatedModel(self.evaluation, name, self.seed) for name in self.encoders]
+        return {one.name_features(): one.freeze(patches=False) for one in progress(models, label="freezing encoders")}
 
     @_step
     def table(self) -> pd.DataFrame:
@@ -134,5 +144,7 @@ class LabelPlanning:
         """All of it as rows of the results table (`tabulate_planning`); none where nothing was measured."""
         if not self.counts:
             return pd.DataFrame(columns=COLUMNS)
-        exposures = list_exposures(self.evaluation, self.encoders, self.seed, self.table.data_set.iloc[0])
+        place = self.seed, self.table.data_set.iloc[0]
+        exposures = {name_encoder(name): tell_exposure(self.evaluation, name, *place) for name in self.encoders}
+        exposures[EVERY] = worst_exposure(exposures.values())
         return tabulate_planning(self.table, self.refused, self.accuracy, self.forecasts, plans, self.errors, exposures)

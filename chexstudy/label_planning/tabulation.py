@@ -30,8 +30,8 @@ def tabulate_planning(
 ) -> pd.DataFrame:
     """Rows of the results table, but for ``study``.
 
-    In order of `measure_curves`, `plan_draws`, `measure_forecasts`, `forecast_plateau`, `plan_labels`,
-    `compare_families` and `list_exposures`.
+    In order of `measure_curves`, `plan_draws`, `measure_forecasts`, `forecast_plateau`, `plan_labels` and
+    `compare_families`; and what each encoder, and ``all``, has seen.
     """
     place = {"data_set": curves.data_set.iloc[0], "group": curves.unit.iloc[0]}
     tables = [*_list_curves(curves), *_list_left_out(curves, refused), *_list_forecasts(forecasts)]

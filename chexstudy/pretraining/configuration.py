@@ -7,6 +7,7 @@ from pathlib import Path
 from types import UnionType
 
 from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.errors import StudyError
 from chexstudy.pretraining.self_supervision.configuration import SelfSupervisionConfig
 from chexstudy.runs import atomic_path, seal_artifact
@@ -138,6 +139,18 @@ class PretrainingConfig:
     @property
     def total_epochs(self) -> int:
         return self.warm_up_epochs + self.curation_epochs + self.subset_epochs
+
+    @property
+    def image_spec(self) -> EncoderSpec:
+        """The image encoder that training begins from."""
+        return EncoderSpec(
+            self.image_encoder,
+            self.image_revision,
+            image_size=self.image_size,
+            normalisation=self.image_normalisation,
+            drop_registers=self.drop_registers,
+            dropout=self.dropout,
+        )
 
     def to_dict(self) -> dict:
         """Plain JSON-serialisable values."""

@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from chexstudy.encoders.frozen_features import FrozenFeatures, drop_patches, freeze_features
+from chexstudy.encoders.frozen_features import drop_patches
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import GloriHead
 from chexstudy.evaluation.adaptation.linear import LinearHead
 from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan
 from chexstudy.evaluation.adaptation.training import FittedHead
-from chexstudy.evaluation.context import Evaluation, TrainedArm, add_exposure, work_apart
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure, work_apart
 from chexstudy.evaluation.scores import Measured, measure_findings
 from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_task
 from chexstudy.pretraining.arms.definitions import require_current_arm
@@ -35,24 +35,6 @@ _CLASSES = {kind.__name__: kind for kind in (LinearHead, GloriHead)}
 
 def _head_folder(arm: str, seed: int, head: str) -> str:
     return f"heads/{arm}/seed{seed}/{head}"
-
-
-def _features_name(arm: str, seed: int, side: int = 0) -> str:
-    return f"{arm}/seed{seed}" + (f"/{side}px" if side else "")
-
-
-def freeze_arm(evaluation: Evaluation, arm: str, seed: int, patches: bool) -> FrozenFeatures:
-    """Frozen features of a trained arm's image encoder for every image of the cohort, ``features/<arm>/seed<k>``."""
-    return _freeze(TrainedArm(evaluation, arm, seed), patches)
-
-
-def _freeze(arm: TrainedArm, patches: bool, side: int = 0) -> FrozenFeatures:
-    evaluation, encoder = arm.evaluation, arm.encoder.at_size(side) if side else arm.encoder
-    images = evaluation.cohort.image_id.tolist()
-    options = {"patches": patches, "device": evaluation.device}
-    return freeze_features(
-        evaluation.run, _features_name(arm.name, arm.seed, side), encoder, images, evaluation.store, **options
-    )
 
 
 @dataclass(frozen=True)
@@ -75,12 +57,12 @@ class AdaptedHead(Task):
     def list_parameters(self, evaluation: Evaluation) -> dict:
         return {"plan": asdict(self.plan)}
 
-    def fit(self, arm: TrainedArm) -> Fitted:
+    def fit(self, arm: EvaluatedModel) -> Fitted:
         """Fit and keep the head, and what it cost."""
         evaluation, run, plan = arm.evaluation, arm.evaluation.run, self.plan
         if not evaluation.findings:
             raise StudyError("the cohort has no labels to adapt to: add a column for each finding.")
-        features, encoder = _freeze(arm, plan.needs_patches, plan.side), arm.encoder
+        features, encoder = arm.freeze(plan.needs_patches, plan.side), arm.encoder
         start = time.perf_counter()
         parts = evaluation.training, evaluation.validation, evaluation.findings
         fitted, score = fit_plan(plan, features, encoder, evaluation.store, *parts, arm.seed, evaluation.device)
@@ -108,10 +90,11 @@ def adapt_arm(
     evaluation: Evaluation, arm: str, seed: int, plans: Sequence[HeadPlan], keep_patches: bool = True
 ) -> None:
     """Fit heads on one arm's encoder and keep their scores on every test set; those that are current are left."""
-    trained, name = TrainedArm(evaluation, arm, seed), _features_name(arm, seed)
+    trained = EvaluatedModel(evaluation, arm, seed)
     # Features with patches serve heads that look at none, too.
     for plan in sorted(plans, key=lambda plan: not plan.needs_patches):
         run_task(evaluation, AdaptedHead(plan), trained)
+    name = trained.name_features()
     if not keep_patches and evaluation.run.has(f"features/{name}/layout.json"):
         drop_patches(evaluation.run, name)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
-from chexstudy.evaluation.context import Evaluation, TrainedArm, add_exposure
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
 from chexstudy.evaluation.image_text.prompts import PUBLISHED
 from chexstudy.evaluation.image_text.retrieval import Retrieval
 from chexstudy.evaluation.image_text.zero_shot import ZeroShot, list_families
@@ -26,7 +26,7 @@ class LinearProbe(Task):
     name = "linear_probe"
     on_validation = True
 
-    def fit(self, arm: TrainedArm) -> Fitted:
+    def fit(self, arm: EvaluatedModel) -> Fitted:
         """Fit on training; the penalty is chosen on validation."""
         evaluation = arm.evaluation
         parts = evaluation.training, evaluation.validation
@@ -35,7 +35,7 @@ class LinearProbe(Task):
         return Fitted(lambda rows: probe.score(_embed(arm, rows)))
 
 
-def _embed(arm: TrainedArm, rows: pd.DataFrame) -> np.ndarray:
+def _embed(arm: EvaluatedModel, rows: pd.DataFrame) -> np.ndarray:
     features = arm.embed(rows)
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from chexstudy.cohort.reports import training_text
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import Evaluation, TrainedArm
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
 from chexstudy.evaluation.scores import Measured, scores_artifact
 from chexstudy.evaluation.task import Fitted, Task
@@ -210,7 +210,7 @@ class Retrieval(Task):
         """Whether there is a report to look for."""
         return any(training_text(report) for report in rows.report)
 
-    def fit(self, arm: TrainedArm) -> Fitted:
+    def fit(self, arm: EvaluatedModel) -> Fitted:
         """Nothing is chosen."""
 
         def rank(rows: pd.DataFrame) -> pd.DataFrame:

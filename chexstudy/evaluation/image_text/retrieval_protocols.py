@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from chexstudy.cohort.reports import split_sections, training_text
-from chexstudy.evaluation.context import Evaluation, TrainedArm, add_exposure
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
 from chexstudy.evaluation.image_text.retrieval import POLICIES, measure_retrieval, rank_pairs
 from chexstudy.progress import progress
 
@@ -42,7 +42,7 @@ def list_text_choices(reports: Sequence[str]) -> list[str]:
     return kept
 
 
-def measure_retrieval_choices(arm: TrainedArm, rows: pd.DataFrame) -> pd.DataFrame:
+def measure_retrieval_choices(arm: EvaluatedModel, rows: pd.DataFrame) -> pd.DataFrame:
     """Retrieval by one arm on a data set under every choice of text and every policy for identical texts.
 
     Rows of the results table: ``setting`` is the direction, ``variant`` the choice of text, ``group`` the policy. The
@@ -67,7 +67,7 @@ def measure_study_retrieval(evaluation: Evaluation, arm: str, seed: int) -> pd.D
     if not (test.report.str.strip() != "").any():
         print("The test set has no reports: there is nothing to retrieve.")
         return pd.DataFrame()
-    rows = measure_retrieval_choices(TrainedArm(evaluation, arm, seed), test)
+    rows = measure_retrieval_choices(EvaluatedModel(evaluation, arm, seed), test)
     return add_exposure(evaluation, rows.assign(data_set=f"{test.source.iloc[0]}/test"), seed)
 
 

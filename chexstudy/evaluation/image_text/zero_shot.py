@@ -8,7 +8,7 @@ import pandas as pd
 
 from chexstudy.cohort.prevalence import TIERS
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import Evaluation, TrainedArm
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.image_text.prompts import (
     CHOSEN,
     FAMILIES,
@@ -80,7 +80,7 @@ class ZeroShot(Task):
         names = of_choice if self.family == CHOSEN else [self.family]
         return {"family": self.family, "prompts": hash_families({name: families[name] for name in names})}
 
-    def fit(self, arm: TrainedArm) -> Fitted:
+    def fit(self, arm: EvaluatedModel) -> Fitted:
         """Encode the prompts; which, is decided on validation."""
         evaluation, family, files = arm.evaluation, self.family, ()
         if family == CHOSEN:
@@ -91,11 +91,11 @@ class ZeroShot(Task):
         return Fitted(lambda rows: score_directions(arm.project(rows), directions), files)
 
 
-def _encode_family(arm: TrainedArm, family: str) -> np.ndarray:
+def _encode_family(arm: EvaluatedModel, family: str) -> np.ndarray:
     return prompt_directions(arm.encode_texts, arm.evaluation.findings, list_families(arm.evaluation)[family])
 
 
-def _choose_family(arm: TrainedArm) -> str:
+def _choose_family(arm: EvaluatedModel) -> str:
     evaluation, rows = arm.evaluation, arm.evaluation.validation
     if not len(rows):
         return PUBLISHED.name

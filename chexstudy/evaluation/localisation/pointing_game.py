@@ -30,9 +30,9 @@ from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import square_side
 from chexstudy.evaluation.adaptation.recipes import GloriConstants, find_glori
-from chexstudy.evaluation.adaptation.run import adapt_arm, freeze_arm, load_head
+from chexstudy.evaluation.adaptation.run import adapt_arm, load_head
 from chexstudy.evaluation.adaptation.training import FittedHead
-from chexstudy.evaluation.context import Evaluation, add_exposure
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
 from chexstudy.evaluation.scores import MACRO, Measured
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS
@@ -216,7 +216,7 @@ def fit_glori(
     plans = [find_glori(name, glori) for name in names]
     adapt_arm(evaluation, arm, seed, plans)
     heads = {(plan.kind, plan.variant): load_head(evaluation.run, arm, seed, plan.name) for plan in plans}
-    return heads, freeze_arm(evaluation, arm, seed, patches=True)
+    return heads, EvaluatedModel(evaluation, arm, seed).freeze(patches=True)
 
 
 def list_places(evaluation: Evaluation) -> list[str]:

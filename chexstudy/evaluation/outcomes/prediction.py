@@ -23,8 +23,7 @@ from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, outcome_names
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
-from chexstudy.evaluation.adaptation.run import freeze_arm
-from chexstudy.evaluation.context import Evaluation, add_exposure
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
 from chexstudy.evaluation.outcomes.survival import (
     GROUP_NAMES,
     compare_groups,
@@ -111,7 +110,7 @@ def predict_study_outcomes(
     if obstacle := explain_no_outcomes(evaluation.cohort):
         print(f"No outcomes are predicted: {obstacle}.")
         return pd.DataFrame(columns=COLUMNS), pd.DataFrame()
-    frozen = {seed: freeze_arm(evaluation, arm, seed, patches=False) for seed in seeds}
+    frozen = {seed: EvaluatedModel(evaluation, arm, seed).freeze(patches=False) for seed in seeds}
     rows = evaluate_outcomes(evaluation, arm, frozen, horizons)
     return rows, evaluation.run.read_table(curves_artifact(arm))
 

@@ -17,7 +17,7 @@ from chexstudy.cohort.table import NO_FINDING
 from chexstudy.encoders.embeddings import embed_images
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import LinearProbe, fit_linear_probe
-from chexstudy.evaluation.context import Evaluation, TrainedArm
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.statistics.ranking import known_labels
@@ -43,7 +43,7 @@ class GeneratorSettings:
 class Generator(ABC):
     """What writes a report of an image."""
 
-    def __init__(self, arm: TrainedArm):
+    def __init__(self, arm: EvaluatedModel):
         self.arm = arm
 
     def generate(
@@ -98,7 +98,7 @@ class NearestReport(Generator):
         neighbours: of so many nearest reports the medoid by the words they share (Jaccard index) is taken.
     """
 
-    def __init__(self, arm: TrainedArm, rows: pd.DataFrame, space: str, neighbours: int = 1):
+    def __init__(self, arm: EvaluatedModel, rows: pd.DataFrame, space: str, neighbours: int = 1):
         super().__init__(arm)
         self._space, self._neighbours = space, min(neighbours, len(rows))
         self._texts, self._patients = rows.text.to_numpy(), rows.patient_id.to_numpy()
@@ -146,7 +146,7 @@ class LabelComposition(Generator):
     the training reports.
     """
 
-    def __init__(self, arm: TrainedArm, rows: pd.DataFrame, seed: int):
+    def __init__(self, arm: EvaluatedModel, rows: pd.DataFrame, seed: int):
         super().__init__(arm)
         evaluation, validation = arm.evaluation, arm.evaluation.validation
         self._findings = [finding for finding in evaluation.findings if finding != NO_FINDING]
@@ -209,7 +209,11 @@ KINDS = tuple(_FIT)
 
 
 def fit_generator(
-    kind: str, arm: TrainedArm, evaluation: Evaluation, settings: GeneratorSettings = GeneratorSettings(), seed: int = 0
+    kind: str,
+    arm: EvaluatedModel,
+    evaluation: Evaluation,
+    settings: GeneratorSettings = GeneratorSettings(),
+    seed: int = 0,
 ) -> Generator:
     """A generator on an arm's frozen encoder, by one of the names in `KINDS`.
 

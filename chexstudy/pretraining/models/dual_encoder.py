@@ -103,10 +103,8 @@ def build_model(config: PretrainingConfig, training: pd.DataFrame, seed: int) ->
 
     A small text encoder learns its vocabulary from the reports of the training rows.
     """
-    of_image = {"image_size": config.image_size, "normalisation": config.image_normalisation}
-    of_image |= {"drop_registers": config.drop_registers, "dropout": config.dropout}
     of_text = {"pooling": config.text_pooling, "max_tokens": config.max_tokens, "dropout": config.dropout}
-    image = build_image_encoder(EncoderSpec(config.image_encoder, config.image_revision, **of_image), seed)
+    image = build_image_encoder(config.image_spec, seed)
     text_spec = EncoderSpec(config.text_encoder, config.text_revision, **of_text)
     text = build_text_encoder(text_spec, texts_to_learn_from(training), seed)
     return ImageTextModel(image, text, config.dim, config.temperature, config.logit_scale_max, seed)

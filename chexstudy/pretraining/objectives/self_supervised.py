@@ -5,6 +5,7 @@ DINO on [CLS], iBOT on masked patches and KoLeo (DINOv2: Oquab et al. 2024; CheX
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from torch.nn import functional
 
 from chexstudy.encoders.build import build_image_encoder
 from chexstudy.encoders.encoder import width_of
-from chexstudy.encoders.spec import EncoderSpec
 from chexstudy.pretraining.configuration import seal_model
 from chexstudy.pretraining.engine.compute import FlopMeter
 from chexstudy.pretraining.engine.loading import gather_pixels
@@ -49,14 +49,7 @@ class SelfSupervisedObjective(Objective):
     def _build(self, cohort: pd.DataFrame, seed: int) -> None:
         config, device = self._config, self._device
         self._own = config.self_supervision
-        spec = EncoderSpec(
-            config.image_encoder,
-            config.image_revision,
-            image_size=config.image_size,
-            normalisation=config.image_normalisation,
-            drop_registers=config.drop_registers,
-        )
-        encoder = build_image_encoder(spec, seed)
+        encoder = build_image_encoder(replace(config.image_spec, dropout=False), seed)
         encoder.check_size(self._own.local_size)
         require_memory(self._own, width_of(encoder.model), device)
         self.model = Network(encoder, self._own, seed).to(device)
