@@ -34,7 +34,7 @@ _INPUTS = ("cohort.parquet", "pixels/index.parquet")
 class Fitted:
     """What scores the cases of a data set, fitted on training and validation alone."""
 
-    # rows of the cohort to ``(images, findings)``, or to a table with ``image_id`` and a row or several an image
+    # rows of the cohort to ``(images, findings)``, or to a table with a row an image, or several and ``image_id``
     score: Callable[[pd.DataFrame], np.ndarray | pd.DataFrame]
     files: tuple[str, ...] = ()  # artifacts written while fitting: without them the scores are not current
 
@@ -98,7 +98,9 @@ def run_task(evaluation: Evaluation, task: Task, arm: EvaluatedModel, data_set: 
         for name, places in of_part.items():
             if isinstance(scores, pd.DataFrame):
                 artifact = scores_artifact(**place, data_set=name)
-                run.write_table(artifact, scores[scores.image_id.isin(rows.image_id.iloc[places])])
+                if len(scores) != len(rows):
+                    places = scores.image_id.isin(rows.image_id.iloc[places]).to_numpy().nonzero()[0]
+                run.write_table(artifact, scores.iloc[places])
             else:
                 ids = rows.image_id.iloc[places]
                 artifact = write_scores(run, scores[places], ids, evaluation.findings, **place, data_set=name)
