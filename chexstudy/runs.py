@@ -193,9 +193,6 @@ def hash_values(*values: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# --- seals -----------------------------------------------------------------------------------------------------------
-
-
 # Folders of the studies that this process has opened; others are known by where they lie.
 _opened: set[Path] = set()
 
@@ -300,9 +297,6 @@ def _refuse_damaged(name: str, damage: str, record: Path) -> StudyError:
     return StudyError(f"{name} {damage}: run {seal.get('made_by') or find_step(artifact)} again, which makes it anew.")
 
 
-# --- where results come from -----------------------------------------------------------------------------------------
-
-
 @cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
@@ -343,8 +337,6 @@ class Run:
         if damage := self.find_damage(name):
             raise _refuse_damaged(f"{name} of study {self.study!r}", damage, self._record_path(name))
         return path
-
-    # --- provenance -------------------------------------------------------------------------------------------------
 
     def key(self, parameters: dict, inputs: tuple[str, ...] = (), by: Makers = None) -> str:
         """The key an artifact is written under: parameters, contents of its input artifacts, code that computes it.
@@ -437,8 +429,6 @@ class Run:
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_record(self._record_path(name), record)
-
-    # --- reading and writing ----------------------------------------------------------------------------------------
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """A temporary path for an artifact; it is sealed and moved into place when the block succeeds."""

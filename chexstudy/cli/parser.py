@@ -35,14 +35,11 @@ def verb(name: str, summary: str, *options, **groups) -> Callable[[Callable], Ve
 
 
 def option(name: str, help: str, repeated: bool = False, **rules) -> tuple[tuple[str, ...], dict]:
-    """What `argparse` is told of an option.
+    """What `argparse` is told of an option; the default is added to its ``help``, and ``repeated`` may be given several
+    times.
 
-    Args:
-        name: ``--study S`` takes a value, ``-p --parameter NAME VALUE`` two, ``--yes`` is a switch, and
-            ``study STUDY``, without a dash, must be given.
-        help: one line; the default is added to it.
-        repeated: it may be given several times.
-        rules: further ones of `argparse`.
+    In a name, ``--study S`` takes a value, ``-p --parameter NAME VALUE`` two, ``--yes`` is a switch, and ``study
+    STUDY``, without a dash, must be given.
     """
     words = name.split()
     names = [word for word in words if word.startswith("-")] or words[:1]

@@ -105,16 +105,13 @@ def find_orientation(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How each image lies, and how many would be found.
 
-    Args:
-        images: ``uint8 (n, size, size)``, or what gives one ``(size, size)`` by its number.
-        patients: who is on each ``(n,)``.
-        is_lateral: what the source calls lateral, bool ``(n,)``; from 20 on the others are compared with these.
+    Images are ``uint8 (n, size, size)``, or what gives one ``(size, size)`` by its number, of ``patients (n,)``; those
+    that the source calls lateral, bool ``(n,)``, are what the others are compared with from 20 on.
 
-    Returns:
-        A row an image: ``found`` (one of `KINDS`, ``lateral``, ``unlike the others``, or ``unknown`` in a cohort of
-        fewer than 50 frontal images or 5 patients) and its ``probability`` (NaN where none is estimated). And a row
-        for each kind in `ASKED`: of how many images found upright, had they lain so, which ``share`` would be found,
-        with Wilson's 95 % interval ``low``, ``high``. Where that is less than half for ``mirrored``, none is called so.
+    Gives a row an image: ``found`` (one of `KINDS`, ``lateral``, ``unlike the others``, or ``unknown`` in a cohort of
+    fewer than 50 frontal images or 5 patients) and its ``probability`` (NaN where none is estimated). And a row for
+    each kind in `ASKED`: of how many images found upright, had they lain so, which ``share`` would be found, with
+    Wilson's 95 % interval ``low``, ``high``. Where that is less than half for ``mirrored``, none is called so.
     """
     found = np.where(is_lateral, LATERAL, UNKNOWN).astype(object)
     probability = np.full(len(found), np.nan)

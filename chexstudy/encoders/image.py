@@ -88,11 +88,10 @@ class ImageEncoder(Encoder):
         return self._see(values, **outputs)
 
     def see_tokens(self, values: Tensor, masks: Tensor | None = None) -> Tensor:
-        """All tokens of the last layer ``(batch, tokens, width)`` of images that are no longer whole numbers.
+        """All tokens of the last layer ``(batch, tokens, width)`` of grey values from 0 to 255 ``(batch, 1, size,
+        size)``.
 
-        Args:
-            values: grey values from 0 to 255 ``(batch, 1, size, size)``.
-            masks: patches in whose place the model sees its mask token ``(batch, patches)``, bool.
+        In place of masked patches ``(batch, patches)``, bool, the model sees its mask token.
         """
         return self._see(values, **({} if masks is None else {"bool_masked_pos": masks})).last_hidden_state
 

@@ -35,9 +35,6 @@ METRICS = ("auroc", "auprc")
 MACRO = "macro"
 
 
-# --- artifacts -------------------------------------------------------------------------------------------------------
-
-
 def scores_artifact(arm: str, seed: int, task: str, data_set: str) -> str:
     """Name of the artifact that holds the scores: ``evaluation/full/seed0/zero_shot/phantom/test.parquet``."""
     return f"evaluation/{name_encoder(arm)}/seed{seed}/{task}/{data_set}.parquet"
@@ -83,9 +80,6 @@ def read_scores(run: Run, rows: pd.DataFrame, findings: Sequence[str], *, arm: s
         parts.append(table.loc[image_ids, list(findings)].to_numpy())
         order.extend(places)
     return np.concatenate(parts)[np.argsort(order)]
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,12 +164,9 @@ def measure_findings(
     """AUROC and average precision (or other metrics) of every finding, of their macro mean and of each tier.
 
     A finding with one class only keeps its column, with n, positives and value NaN. In a macro or tier column n is the
-    number of images. There is no interval for a finding that fewer than five patients have (or lack).
-
-    Args:
-        scores: one array a seed.
-        tiers: tier of each finding (``head``, ``medium`` or ``tail``); findings without one are in no tier.
-        measure: gives the metrics, as one array or each ``(..., findings)``, from labels, scores and weights or None.
+    number of images. There is no interval for a finding that fewer than five patients have (or lack). Scores are one
+    array a seed; findings without a tier are in none. ``measure`` gives the metrics, as one array or each ``(...,
+    findings)``, from labels, scores and weights or None.
     """
     groups, labels = group_findings(findings, tiers), np.asarray(labels, dtype=float)
     known = known_labels(labels)

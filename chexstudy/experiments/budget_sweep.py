@@ -43,9 +43,6 @@ COSTS = {"flops": "flops_saved", "pairs_trained": "pairs_saved"}
 _GROUPS = (MACRO, *TIERS)
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
-
-
 def train_at_budgets(
     run: Run, cohort: pd.DataFrame, config: PretrainingConfig, shares: Sequence[float], seeds: Sequence[int], **options
 ) -> dict[str, PretrainingConfig]:
@@ -160,9 +157,6 @@ def _trace(measured: Mapping[str, _Reached], arms: Sequence[str], costs: pd.Seri
     points = [measured[arm] for arm in arms]
     values, replicates = ([getattr(one, name)[..., group] for one in points] for name in ("values", "replicates"))
     return Curve(costs[arms].to_numpy(dtype=float), np.array(values), np.stack(replicates, axis=1))
-
-
-# --- for the eye -----------------------------------------------------------------------------------------------------
 
 
 def tabulate_budgets(results: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:

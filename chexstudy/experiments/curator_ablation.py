@@ -91,9 +91,6 @@ def describe_reference(reference: PretrainingConfig) -> str:
     )
 
 
-# --- what is varied --------------------------------------------------------------------------------------------------
-
-
 def list_settings(reference: PretrainingConfig, pairs: int) -> list[Setting]:
     """The settings measured on unchanging features, factor by factor, the reference's own value among each.
 
@@ -146,9 +143,6 @@ def _make_setting(reference: PretrainingConfig, factor: str, value: str, changes
     constants = reference.to_dict() | reference.to_dict()["curator"]
     changes = {name: one for name, one in changes.items() if constants[name] != one}
     return Setting(", ".join(f"{name}={one}" for name, one in changes.items()) or REFERENCE, factor, value, changes)
-
-
-# --- what is kept ----------------------------------------------------------------------------------------------------
 
 
 def curate_features(
@@ -239,9 +233,6 @@ def measure_kept_sets(
     return read_or_measure(run, names, parameters, inputs, seed, put_together, by=compute)[0]
 
 
-# --- over seeds ------------------------------------------------------------------------------------------------------
-
-
 def average_seeds(table: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
     """Mean over the rows of each group, one a seed, with Student's 95 % interval; none from a single seed.
 
@@ -319,9 +310,6 @@ def describe_ranking(ranks: pd.DataFrame) -> str:
     moved = (100 * ranks.keep_ratio.dropna()).sort_values(ascending=False)
     named = [f"{factor} ({points:.1f} points)" for factor, points in moved.items()]
     return f"The keep ratio is moved most by {'; '.join(named[:3])}; least by {'; '.join(named[-3:])}."
-
-
-# --- into the results table ------------------------------------------------------------------------------------------
 
 
 def list_results(

@@ -44,9 +44,6 @@ _IDENTITY = ["arm", "metric", "finding"]
 _WITHOUT_PATIENTS = ("redundancy", "coverage_radius")
 
 
-# --- what was kept ------------------------------------------------------------------------------------------------
-
-
 def read_choices(run: Run, methods: Sequence[str], seed: int, image_ids: Sequence[str]) -> dict[str, Choice]:
     """What each method chose for a seed, with the rows of ``image_ids``."""
     choices, rows_of = {}, pd.Index(image_ids)
@@ -137,9 +134,6 @@ def _reach_of_mean(values: pd.Series) -> float:
     return float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * values.std() / np.sqrt(len(values)))
 
 
-# --- how alike choices are ----------------------------------------------------------------------------------------
-
-
 def measure_stability(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
     """How alike a method's choices are from seed to seed: another warm-up and other draws.
 
@@ -173,9 +167,6 @@ def compare_methods(run: Run, cohort: pd.DataFrame, methods: Sequence[str], seed
             total.loc[row.first, row.second] += row.jaccard
             total.loc[row.second, row.first] += row.jaccard
     return total / len(seeds)
-
-
-# --- what was trained on it ---------------------------------------------------------------------------------------
 
 
 def plan_same_compute(costs: pd.DataFrame, methods: Sequence[str]) -> dict[str, str]:
@@ -286,8 +277,6 @@ def _correct(differences: pd.DataFrame) -> pd.DataFrame:
     corrected = p_values.groupby("finding").value.transform(lambda of_group: correct_by_holm(of_group.to_numpy()))
     return pd.concat([differences, p_values.assign(metric=P_HOLM, value=corrected)], ignore_index=True)
 
-
-# --- the table of the figure --------------------------------------------------------------------------------------
 
 FIGURE_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage", "mismatched_kept", "junk_kept")
 

@@ -51,9 +51,8 @@ def see_patches(
 def colour_patches(patches: PatchFeatures) -> tuple[np.ndarray, np.ndarray]:
     """The first three principal components of all patches of all images, as red, green and blue.
 
-    Returns:
-        Colours ``(images, grid, grid, 3)`` from 0 to 1, the same meaning the same in all images; and the shares of the
-        variance that the components explain ``(3,)``.
+    Gives colours ``(images, grid, grid, 3)`` from 0 to 1, the same meaning the same in all images; and the shares of
+    the variance that the components explain ``(3,)``.
     """
     values = patches.values.reshape(-1, patches.values.shape[-1]).astype(np.float64)
     values = values - values.mean(axis=0)

@@ -39,10 +39,9 @@ def compare_starts(
 ) -> pd.DataFrame:
     """What frozen features of each are worth on patients of the same cohort whom none has learned from.
 
-    Returns:
-        ``start``, ``architecture``, ``measure`` (``probe``, ``patch_probe`` or ``seconds``), ``finding``, ``value``,
-        ``ci_low``, ``ci_high`` and ``n``. A probe is a logistic regression on the pooled embedding; a patch probe one
-        on patches, taught by the lesions' outlines, whose highest score is the image's; their values are AUROCs.
+    Gives ``start``, ``architecture``, ``measure`` (``probe``, ``patch_probe`` or ``seconds``), ``finding``, ``value``,
+    ``ci_low``, ``ci_high`` and ``n``. A probe is a logistic regression on the pooled embedding; a patch probe one on
+    patches, taught by the lesions' outlines, whose highest score is the image's; their values are AUROCs.
     """
     train = cohort[cohort.split == "train"].iloc[:_LABELLED]
     chooses, judges = (cohort[cohort.split == split] for split in ("validate", JUDGES))
@@ -83,11 +82,8 @@ def probe_patches(
 ) -> np.ndarray:
     """The highest score of a patch ``(images,)``, by a probe that learned which patches show a finding.
 
-    Args:
-        features: with patches.
-        finding: of the cohort.
-        parts: rows of the cohort to learn from and to choose the penalty by, each with the regions of its findings.
-        judges: rows that are scored; NaN where a part shows the finding nowhere.
+    The ``parts`` are rows of the cohort to learn from and to choose the penalty by, each with the regions of its
+    findings; ``judges`` are scored, NaN where a part shows the finding nowhere.
     """
     generator, sides = np.random.default_rng(0), []
     for rows, known in parts:

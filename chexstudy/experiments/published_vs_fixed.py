@@ -71,18 +71,13 @@ ELSEWHERE = {
 def compare_quirks(
     stream: pd.DataFrame, trained: pd.DataFrame, zero_shot: pd.DataFrame, metrics: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Corrected minus published, quirk by quirk.
-
-    Args:
-        stream: of `measure_settings`, seeds put together.
-        trained: of `measure_variants`, seeds put together; variants that were not trained are left out.
-        zero_shot: of `evaluate_variants`, on one data set.
-        metrics: measures of kept sets, and of which finding or tier; those that were not taken are left out.
+    """Corrected minus published, quirk by quirk, of `measure_settings` and `measure_variants`, seeds put together, and
+    `evaluate_variants` on one data set; ``metrics`` are measures of kept sets, and of which finding or tier.
 
     Gives ``quirk, constant, published, corrected``; ``measured``, on unchanging features or in training; ``metric,
-    finding, value, ci_low, ci_high, seeds``. The metric ``jaccard`` is no difference but the overlap of the two kept
-    sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are over seeds, that of AUROC over
-    patients and seeds.
+    finding, value, ci_low, ci_high, seeds``, for what was measured and trained. The metric ``jaccard`` is no difference
+    but the overlap of the two kept sets, ``auroc`` the change of the mean over findings. Intervals of kept sets are
+    over seeds, that of AUROC over patients and seeds.
     """
     tables = []
     for quirk in QUIRKS:

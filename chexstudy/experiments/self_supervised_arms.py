@@ -114,11 +114,8 @@ def train_by_source(
 ) -> list[str]:
     """Train an arm on each source's images, and one on as many of all: as many as the smallest source has.
 
-    All take the same number of steps from the same start, without a warm-up, which would show them every source. A
-    source with fewer images than a batch has no arm of its own.
-
-    Args:
-        column: of the cohort, whose values are taken for sources.
+    All take the same number of steps from the same start, without a warm-up, which would show them every source.
+    Sources are the values of a column; one with fewer images than a batch has no arm of its own.
 
     Gives the start and the arms; the start alone where there are fewer than two sources.
     """
@@ -173,13 +170,9 @@ def judge_encoders(
 ) -> pd.DataFrame:
     """AUROC and average precision of every head on every encoder, and each encoder minus a reference and untrained.
 
-    Args:
-        arms: of `train_self_supervised`, and contrastive ones to hold them against; or of `train_by_source`.
-        supervised: heads that tune the encoder itself, from the first arm.
-        reference: the arm that the others are held against, random images if it is not said.
-        tasks: what values and differences are called.
-
-    Gives rows of the results table under these tasks; none for a cohort without labels, or where nothing was trained.
+    Arms are those of `train_self_supervised`, with contrastive ones to hold them against, or of `train_by_source`;
+    ``supervised`` heads tune the encoder of the first. Gives rows of the results table under the ``tasks`` of values
+    and differences; none for a cohort without labels, or where nothing was trained.
     """
     if not evaluation.findings or len(arms) < 2:
         return pd.DataFrame(columns=COLUMNS)

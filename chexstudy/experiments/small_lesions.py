@@ -53,13 +53,9 @@ def compare_by_lesion_size(
 ) -> pd.DataFrame:
     """Heads that look at places minus probes, and where they look, over findings of small and of larger lesions.
 
-    Args:
-        arms: trained ones.
-        recipe: of the linear probe; logistic regression, on [CLS] and mean patch, is held against, too.
-        small: a finding is small if its median lesion covers less of the image.
-
-    Gives rows of the results table under two tasks, in ``setting`` the head's variant; none where no lesion's size is
-    known.
+    A finding is ``small`` if its median lesion covers less of the image. The ``recipe`` is the linear probe's; logistic
+    regression, on [CLS] and mean patch, is held against, too. Gives rows of the results table under two tasks, in
+    ``setting`` the head's variant; none where no lesion's size is known.
     """
     if not evaluation.findings:
         return pd.DataFrame(columns=COLUMNS)

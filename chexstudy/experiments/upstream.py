@@ -72,17 +72,11 @@ QUICK = Recipe(pairs=6_000, pair_epochs=6, text_epochs=6, image_epochs=6, superv
 
 
 def make_upstream(run: Run, recipe: Recipe, folder: Path, start: str, device: str, workers: int, command: str) -> str:
-    """Train, compare and write the encoders of a cohort that is built; returns the card.
+    """Train, compare and write the encoders of a cohort that is built into a folder; returns the card, which tells the
+    command.
 
-    Args:
-        run: of the cohort.
-        recipe: how much.
-        folder: where they go.
-        start: how the image encoder is trained, one of `STARTS`; empty for the best probe of
-            those that saw no label, as the published encoders have seen none.
-        device: where models are trained.
-        workers: trainings side by side.
-        command: that was typed, for the card.
+    The image encoder is trained as the ``start`` says, one of `STARTS`; empty for the best probe of those that saw no
+    label, as the published encoders have seen none.
     """
     if start not in ("", *STARTS):
         raise StudyError(f"the start must be one of {', '.join(STARTS)}, not {start!r}.")

@@ -149,9 +149,6 @@ def _drop_unnamed(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table.iloc[:, [number for number in range(table.shape[1]) if number not in unnamed]]
 
 
-# --- text files -------------------------------------------------------------------------------------------------------
-
-
 def _read_csv(path: Path) -> pd.DataFrame:
     name = path.name.lower().removesuffix(".gz")
     separator = next(sign for ending, sign in _SEPARATORS.items() if name.endswith(ending))
@@ -248,9 +245,6 @@ def _refuse_swallowed_rows(
 
 def _tell_shape(cell: str) -> str:
     return re.sub(r"\d+", "9", re.sub(r"[^\W\d_]+", "a", cell.strip()))
-
-
-# --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -69,9 +69,6 @@ class CurveDesign:
             raise StudyError("a learning curve needs a grid of label counts and at least one draw at each.")
 
 
-# --- what can be drawn -----------------------------------------------------------------------------------------------
-
-
 def choose_test(cohort: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Name and rows of the held-out data set (`choose_main_test_set`)."""
     data_sets = list_test_sets(cohort)
@@ -88,9 +85,8 @@ def count_test_labels(cohort: pd.DataFrame, findings: Iterable[str]) -> dict[str
 def plan_draws(cohort: pd.DataFrame, design: CurveDesign) -> tuple[dict[str, list[int]], pd.DataFrame]:
     """Which label counts can be drawn for each finding but `No Finding`, and why others cannot.
 
-    Returns:
-        Label counts by finding, for findings with at least three of them and both classes in the test split; and a
-        table ``finding, n, reason``, where n is -1 if the whole finding is left out.
+    Gives label counts by finding, for findings with at least three of them and both classes in the test split; and a
+    table ``finding, n, reason``, where n is -1 if the whole finding is left out.
     """
     train, (name, test) = _training(cohort), choose_test(cohort)
     counts, refused = {}, []
@@ -130,9 +126,6 @@ def _training(cohort: pd.DataFrame) -> pd.DataFrame:
     if train.empty:
         raise StudyError("the cohort has no training split to draw labels from: give some patients the split `train`.")
     return train
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,6 @@ FARTHEST = 100.0
 _LARGEST_SAID = 1e7
 
 
-# --- posteriors ------------------------------------------------------------------------------------------------------
-
-
 def infer_by_encoder(curves: Sequence[LearningCurve], seed: int, pool: bool = True) -> list[Posterior]:
     """Posteriors in the order of the curves; those of one encoder, data set and unit learn from each other."""
     posteriors: dict[int, Posterior] = {}
@@ -82,9 +79,6 @@ def measure_slope(curve: LearningCurve, most: float) -> float:
     tens = np.log10(early.labels)
     centred = tens - np.average(tens, weights=weights)
     return float(np.sum(weights * centred * early.means) / np.sum(weights * centred**2))
-
-
-# --- forecasts -------------------------------------------------------------------------------------------------------
 
 
 def forecast_plateau(
@@ -139,9 +133,6 @@ def _forecast_curve(curve, posterior, noise, generator) -> dict:
     if used.most < curve.most:
         row |= {"error": middle - row["truth"], "covered": bool(low <= row["truth"] <= high)}
     return row
-
-
-# --- plans -----------------------------------------------------------------------------------------------------------
 
 
 def plan_labels(
@@ -262,9 +253,6 @@ def _answer(curve: LearningCurve, row: Mapping) -> str:
         f"cannot be told yet: {least}, and {most} (the plateau lies between {row['plateau_low']:.3f} and "
         f"{row['plateau_high']:.3f}, 95 %); label as many again as there are and ask anew"
     )
-
-
-# --- for the eye -----------------------------------------------------------------------------------------------------
 
 
 def plan_table(

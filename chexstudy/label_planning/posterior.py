@@ -206,9 +206,6 @@ def trace_bands(posteriors: Sequence[Posterior]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-# --- what curves have in common --------------------------------------------------------------------------------------
-
-
 def _log_normal(values: Sequence[float], centre: float, width: float) -> np.ndarray:
     return -(((np.asarray(values) - centre) / width) ** 2) / 2
 
@@ -226,9 +223,6 @@ def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[f
     if ends is not None:
         density /= ndtr((ends[1] - mean) / spread) - ndtr((ends[0] - mean) / spread)
     return density
-
-
-# --- one curve -------------------------------------------------------------------------------------------------------
 
 
 class _Grid:

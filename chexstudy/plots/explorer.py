@@ -131,8 +131,6 @@ class PrototypeExplorer:
         # Without the text that widgets have of themselves: it would be saved, with what they show.
         display(self.box._repr_mimebundle_() | {"text/plain": ""}, raw=True)
 
-    # --- the snapshot -------------------------------------------------------------------------------------------------
-
     def _show_snapshot(self) -> None:
         """Set ``marks`` to what is on the map at the snapshot, and draw it."""
         at = self._trajectory[self._trajectory.snapshot == self.slider.value]
@@ -198,8 +196,6 @@ class PrototypeExplorer:
         axes.set_title(f"step {at.step.iloc[0]:,}; run this cell in JupyterLab to walk through the map", fontsize=7)
         add_legend(figure, [*band_handles(pairs), PROTOTYPE_HANDLE])
         return figure
-
-    # --- the pairs ----------------------------------------------------------------------------------------------------
 
     def _show_pointed(self) -> None:
         """Show what is selected, or, where nothing is, what the pointer is on; else leave what is shown."""

@@ -49,15 +49,9 @@ def _name_row(axes: Axes, name: str) -> None:
     axes.set_ylabel(name.replace(", ", ",\n").replace(" images", "\nimages"), fontsize=6.5)
 
 
-# --- components as colours -------------------------------------------------------------------------------------------
-
-
 def _select_maps(seen: Mapping[str, PatchFeatures], pixels: np.ndarray) -> tuple:
-    """Shares of the variance that three components explain, by encoder; their colours, and the radiographs drawn.
-
-    Args:
-        seen: by arm, the patches of many images.
-        pixels: of the first few of these images ``(shown, side, side)``.
+    """Shares of the variance that three components explain, by encoder; their colours, and the radiographs drawn, the
+    first of those seen ``(shown, side, side)``.
     """
     if not len(pixels):
         raise NothingToDraw("there are no radiographs to see")
@@ -98,19 +92,11 @@ def _conclude_maps(table: pd.DataFrame, *_) -> str:
     return f"Three components explain {'; '.join(f'{share:.0%} ({_name(arm)})' for arm, share in shares.items())}."
 
 
-# --- the most similar patches ----------------------------------------------------------------------------------------
-
-
 def _select_neighbours(
     seen: Mapping[str, PatchFeatures], regions: Regions, queries: Sequence[PatchQuery], pixels: np.ndarray
 ) -> tuple:
-    """How often neighbours of patches on a finding lie on it, by encoder and finding; and what is drawn of it.
-
-    Args:
-        seen: by arm, the patches of the same images.
-        regions: where findings are.
-        queries: smallest findings first.
-        pixels: of all these images.
+    """How often neighbours of patches on a finding lie on it, by encoder and finding; and what is drawn of it. Queries
+    come smallest findings first, pixels are of all images seen.
     """
     if not queries:
         raise NothingToDraw("no region of a finding is known on the test set")

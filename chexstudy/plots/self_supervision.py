@@ -91,9 +91,6 @@ def style_encoder(arm: str, variant: str) -> ArmStyle:
     return ArmStyle(name, colour, "o")
 
 
-# --- whether it trains -----------------------------------------------------------------------------------------------
-
-
 def _select_training(histories: Mapping[str, pd.DataFrame], verdicts: Mapping[str, Verdict]) -> tuple:
     """What was watched, one row an arm and step that was watched; the whole histories, and how each ended."""
     columns = ["step", "phase", *(name for name in _WATCHED if any(name in one for one in histories.values()))]
@@ -149,9 +146,6 @@ def _describe_training(rows: pd.DataFrame, histories: Mapping[str, pd.DataFrame]
 
 def _conclude_training(_: pd.DataFrame, __, verdicts: Mapping[str, Verdict]) -> str:
     return "\n".join(f"{style_encoder(*split_name(arm)).name}: {verdict}" for arm, verdict in verdicts.items())
-
-
-# --- what curation is worth ------------------------------------------------------------------------------------------
 
 
 def _select_arms(results: pd.DataFrame) -> tuple:
@@ -247,9 +241,6 @@ def tabulate_encoders(results: pd.DataFrame, metric: str = "auroc") -> pd.DataFr
     return table[[group for group in (MACRO, *TIERS, "n") if group in table]]
 
 
-# --- one source against all -------------------------------------------------------------------------------------------
-
-
 def _select_sources(results: pd.DataFrame) -> tuple:
     """Macro AUROC of every encoder by test set and head, and its differences from the one that saw all sources."""
     rows = select_rows(results, SOURCE, metric="auroc", finding=MACRO)
@@ -292,9 +283,6 @@ def _conclude_sources(_: pd.DataFrame, differences: pd.DataFrame) -> str:
         if row.ci_low > 0 or row.ci_high < 0
     ]
     return f"One source minus all, apart from zero: {'; '.join(words) or 'none'}."
-
-
-# --- small lesions -----------------------------------------------------------------------------------------------
 
 
 def _select_lesions(results: pd.DataFrame) -> tuple:
@@ -343,9 +331,6 @@ def _conclude_lesions(_: pd.DataFrame, gains: pd.DataFrame, __: pd.DataFrame) ->
         for row in gains[gains.finding == SMALL_LESIONS].itertuples()
     ]
     return f"AUROC on small lesions minus the linear probe: {'; '.join(words) or 'no finding has small ones here'}."
-
-
-# --- resolution ------------------------------------------------------------------------------------------------------
 
 
 def _select_resolution(results: pd.DataFrame) -> pd.DataFrame:

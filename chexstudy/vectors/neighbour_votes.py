@@ -18,16 +18,11 @@ def scale_rows(vectors: np.ndarray) -> np.ndarray:
 def share_votes(
     labels: np.ndarray, found: np.ndarray, similar: np.ndarray, candidates: Sequence[int]
 ) -> list[np.ndarray]:
-    """Share of the votes that say present, for each k ``(queries, findings)``.
+    """Share of the votes that say present, for each k of the candidates ``(queries, findings)``.
 
     The k most similar rows vote with the weight ``exp(cosine / 0.07)``, but for those whose label is not known; where
-    none is, the finding's share among all known labels stands in.
-
-    Args:
-        labels: of all rows ``(rows, findings)``; 1 and 0 vote.
-        found: row numbers of the neighbours, nearest first ``(queries, most)``.
-        similar: their cosines.
-        candidates: the k.
+    none is, the finding's share among all known labels stands in. Labels are of all rows ``(rows, findings)``, 1 and 0
+    vote; neighbours, nearest first ``(queries, most)``, are row numbers, with their cosines.
     """
     known = known_labels(labels)
     present = np.where(known, labels, 0.0)

@@ -73,8 +73,6 @@ class _Hidden:
         self._known: dict[str, str] | None = None
         self._sources: re.Pattern | None = None
 
-    # --- places -------------------------------------------------------------------------------------------------------
-
     def places(self, text: str) -> str:
         if "/" not in text:
             return text
@@ -92,8 +90,6 @@ class _Hidden:
             if path.is_relative_to(root):
                 return str(name / path.relative_to(root))
         return f"{_ELLIPSIS}/{path.name}"
-
-    # --- names --------------------------------------------------------------------------------------------------------
 
     def names(self, text: str) -> str:
         if self._known is None:

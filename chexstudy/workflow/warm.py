@@ -159,9 +159,6 @@ class _Fork:
         self.send_signal(signal.SIGKILL)
 
 
-# --- in the warm process and its forks --------------------------------------------------------------------------------
-
-
 def main() -> None:
     """Import and fork until standard input ends, which is when the one who started this process does."""
     os.environ.pop("JPY_PARENT_PID", None)

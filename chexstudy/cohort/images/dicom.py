@@ -165,9 +165,6 @@ def _tidy_word(value: object, known: Sequence[str]) -> str:
     return next((word for word in known if "".join(filter(str.isalnum, word)) == plain), str(value))
 
 
-# --- stored values ----------------------------------------------------------------------------------------------------
-
-
 def _read_stored(cells: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The stored values among the bits allocated for them, and where the detector was hit.
 
@@ -240,9 +237,6 @@ def _restore_sign(value: int, values: np.ndarray) -> int:
     if has_sign and values.dtype.itemsize != 4 and 2**15 <= value < 2**16:
         return value - 2**16
     return value + 2**16 if value < 0 and values.dtype.kind == "u" else value
-
-
-# --- transforms -------------------------------------------------------------------------------------------------------
 
 
 def _show_values(stored: np.ndarray, dataset: pydicom.Dataset, valid: np.ndarray) -> tuple[np.ndarray, str]:

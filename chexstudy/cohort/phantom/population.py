@@ -132,9 +132,6 @@ def permute_prevalence(prevalence: Mapping[str, float], generator: np.random.Gen
     return dict(zip(prevalence, values.tolist(), strict=True))
 
 
-# --- who has what -----------------------------------------------------------------------------------------------------
-
-
 def _check_prevalence(prevalence: Mapping[str, float]) -> None:
     for name, share in prevalence.items():
         if name not in _PROFILES:
@@ -239,9 +236,6 @@ def _solve_illness(prevalence: tuple[tuple[str, float], ...]) -> float:
         without = (_combine_parts(findings, parts, middle) <= thresholds).all(axis=-1).mean()
         low, high = (middle, high) if without < _SHARE_WITHOUT_FINDING else (low, middle)
     return (low + high) / 2
-
-
-# --- the patient on the film ------------------------------------------------------------------------------------------
 
 
 def _build_cases(population: _Population, rows: np.ndarray, first_patient: int, renumber: bool = False) -> list[Case]:

@@ -96,9 +96,6 @@ class PixelStore:
         return self.take(self.rows(image_ids))
 
 
-# --- opening ----------------------------------------------------------------------------------------------------------
-
-
 def open_pixel_store(run: Run, as_filed: bool = False) -> PixelStore:
     """The pixel store of a study; ``as_filed`` shows all that was read as its file does, turned or withheld or not."""
     manifest = run.read_json(MANIFEST)
@@ -119,9 +116,6 @@ def verify_pixel_store(run: Run) -> int:
     """Read every shard of a store and compare its hash with the manifest's; return their number."""
     open_pixel_store(run)
     return len(run.read_json(MANIFEST)["shards"])
-
-
-# --- building ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

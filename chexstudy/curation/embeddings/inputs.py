@@ -23,9 +23,6 @@ _BLOCK_NUMBERS = 2**22
 _SAME = 1e-6
 
 
-# --- ids and tables --------------------------------------------------------------------------------------------------
-
-
 def read_columns(path: Path, needed: Sequence[str], optional: Sequence[str] | None = ()) -> pd.DataFrame:
     """Columns of a CSV or Parquet table: those needed, and those of the optional that are there; None reads all."""
     table = read_typed_table(path, None if optional is None else [*needed, *optional])
@@ -103,9 +100,6 @@ def _read_numbers(column: pd.Series, name: str) -> np.ndarray:
     if bad.any():
         raise StudyError(f"{name} has no finite number in {_count(bad.sum(), 'row')}, the first is row {bad.argmax()}.")
     return numbers
-
-
-# --- embeddings ------------------------------------------------------------------------------------------------------
 
 
 def open_embeddings(path: Path) -> np.ndarray:

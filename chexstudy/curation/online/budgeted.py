@@ -68,8 +68,6 @@ class BudgetedCurator:
         self.config = config
         self.prototypes: Tensor | None = None
 
-    # --- epochs ---------------------------------------------------------------------------------------------------
-
     def warm_up(self, features: Tensor, rows: Tensor) -> None:
         """Fit the first prototypes and settle the running quantiles on a sample."""
         self._allocate(initial_prototypes(features, self.config))
@@ -103,8 +101,6 @@ class BudgetedCurator:
         for name in _TENSORS:
             setattr(self, f"_{name}", state[name].clone())
         self._position, self._left = state["position"], state["left"]
-
-    # --- decisions ------------------------------------------------------------------------------------------------
 
     def choose(
         self, step: int, rows: Tensor, features: Tensor, generator: torch.Generator | None
@@ -150,8 +146,6 @@ class BudgetedCurator:
     def update(self, features: Tensor, kept: Tensor) -> Tensor:
         """How many pairs each prototype was assigned in the last `choose` ``(K,)``, where prototypes move."""
         return self._usage
-
-    # --- state ----------------------------------------------------------------------------------------------------
 
     def _allocate(self, prototypes: Tensor) -> None:
         count, dim = prototypes.shape

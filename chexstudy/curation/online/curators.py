@@ -26,10 +26,8 @@ class Curator(Protocol):
     ) -> tuple[Tensor, Selection | None]:
         """The mask of kept pairs ``(batch,)`` of a super-batch and, if there are grounds to record, the selection.
 
-        Args:
-            step: number of the super-batch over all curation epochs, from 0.
-            rows: row numbers of its pairs in the training set ``(batch,)``, int64.
-            features: unit-norm joint features ``(batch, dim)``, or None if the curator does not score.
+        Super-batches are numbered over all curation epochs, ``rows (batch,)`` are row numbers in the training set,
+        int64, ``features (batch, dim)`` unit-norm joint ones, or None if the curator does not score.
         """
 
 

@@ -174,9 +174,6 @@ def _tell_left_out(group: Group) -> str:
     return "" if (group.known & ~group.members).any() else "every pair of which it is known is in it"
 
 
-# --- in words and in the results table -------------------------------------------------------------------------------
-
-
 def describe_audit(report: AuditReport) -> str:
     """The audit in words, then as a table; it names groups and never a pair or a patient."""
     table = report.table
@@ -249,9 +246,6 @@ def list_audit(report: AuditReport) -> pd.DataFrame:
     ratio = shared.join(report.table[[*ends]].rename(columns=ends)).assign(metric="keep_ratio")
     p_value = shared.assign(metric="dropped_more_p", value=report.table.p_holm, ci_low=np.nan, ci_high=np.nan)
     return pd.concat([ratio, p_value], ignore_index=True)
-
-
-# --- rates in many resamples at once ---------------------------------------------------------------------------------
 
 
 class _Counts:

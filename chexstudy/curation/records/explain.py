@@ -73,9 +73,6 @@ def _tell_of_absence(run: Run, shown: str, arm: str, seed: int) -> str:
     return f"{shown} was not considered yet: the ledger of arm {arm!r} (seed {seed}) holds {considered:,} decisions."
 
 
-# --- from the ledger -------------------------------------------------------------------------------------------------
-
-
 def explain_pair(ledger: pd.DataFrame, image_id: str, cohort: pd.DataFrame | None = None, shown: str = "") -> str:
     """What a ledger, or the super-batches in which it was considered, says of one pair, called ``shown`` or by its id.
 
@@ -171,9 +168,6 @@ def _tell_rivals(row, rivals: pd.DataFrame) -> str:
     return f"Of that prototype's {len(rivals)} {bands} in the super-batch, {share} kept."
 
 
-# --- from a method's scores ------------------------------------------------------------------------------------------
-
-
 def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = "", shown: str = "") -> str:
     """What the scores of a method or an arm, or its subset alone, say of one of ``pairs`` pairs."""
     kept = image_id in subset.kept.index
@@ -202,9 +196,6 @@ def explain_choice(subset: ChosenSubset, image_id: str, pairs: int, name: str = 
     if kept and subset.kept[image_id] != 1:
         sentences.append(f"It weighs {subset.kept[image_id]:.2f} in training.")
     return " ".join(sentences)
-
-
-# --- what else is known of the pair ----------------------------------------------------------------------------------
 
 
 def describe_pair(cohort: pd.DataFrame, image_id: str) -> str:

@@ -73,9 +73,6 @@ def measure_churn(ledger: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*names, "differ"])
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 class LedgerWriter:
     """Writes a ledger super-batch by super-batch, from number ``first`` on.
 
@@ -149,9 +146,6 @@ def _list_parts(folder: Path) -> dict[int, Path]:
     """The finished parts by number, ascending; what a killed process left half written is none."""
     matches = {path: re.fullmatch(r"part-(\d+)\.parquet", path.name) for path in folder.glob("part-*.parquet")}
     return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def ledger_path(run: Run, arm: str, seed: int) -> Path:

@@ -82,11 +82,9 @@ def fit_plan(
 ) -> tuple[object, Scorer]:
     """Fit one head; gives it, and what scores images with it.
 
-    Args:
-        features: of the frozen encoder, for training, validation and whatever is scored later.
-        encoder, pixels: for fine-tuning.
-        train, validation: cohort rows; thinned here to the plan's share of patients.
-        seed: of the head, of the order of the images and of the draw of patients.
+    The ``features`` of the frozen encoder are for training, validation and whatever is scored later, ``encoder`` and
+    ``pixels`` for fine-tuning. The cohort rows are thinned here to the plan's share of patients, by the ``seed`` of the
+    head and of the order of the images.
     """
     train, validation = (thin_patients(rows, plan.labelled_share, seed) for rows in (train, validation))
     if plan.kind in fine_tuning.METHODS:
@@ -128,9 +126,6 @@ def _maker(plan: HeadPlan, features: FrozenFeatures, train: pd.DataFrame, findin
         return head
 
     return make
-
-
-# --- the plans of a study --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -212,11 +207,8 @@ def plan_study(
 ) -> StudyPlans:
     """The heads of a study, from what its parameters say; none without a kind of head or a labelled finding.
 
-    Args:
-        kinds: of heads on frozen features.
-        recipe: of the linear probe.
-        label_shares: of the labelled patients, for logistic regression.
-        tune: ways to tune the encoder.
+    ``kinds`` are heads on frozen features, ``recipe`` the linear probe's, ``label_shares`` shares of the labelled
+    patients, for logistic regression, ``tune`` ways to tune the encoder.
     """
     kinds = list(kinds) if findings else []
     heads = plan_heads(kinds, recipe, glori)

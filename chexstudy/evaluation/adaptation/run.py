@@ -166,9 +166,6 @@ def tabulate_costs(run: Run, arms: Sequence[str], seeds: Sequence[int], plans: S
     return seconds.agg(["mean", "sum", "count"]).rename(columns={"sum": "all", "count": "fits"})
 
 
-# --- measuring and comparing -----------------------------------------------------------------------------------------
-
-
 def measure_adaptation(
     evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], plans: Sequence[HeadPlan]
 ) -> pd.DataFrame:
@@ -189,12 +186,10 @@ def compare_adaptation(
 ) -> pd.DataFrame:
     """Paired differences between encoders with heads, by patient and seed.
 
-    Args:
-        pairs: an arm and a head each, against another arm or head with all the labels.
-        small: findings with small lesions, whose mean is added as the finding ``small lesions``.
-
-    Gives rows of the results table: task ``adaptation_difference``, over seeds; ``reference`` is the other arm, or the
-    other head where the arm is the same. Nothing to compare gives no rows.
+    Pairs are an arm and a head each, against another arm or head with all the labels. Gives rows of the results table:
+    task ``adaptation_difference``, over seeds; ``reference`` is the other arm, or the other head where the arm is the
+    same; the mean over findings with ``small`` lesions is the finding ``small lesions``. Nothing to compare gives no
+    rows.
     """
     tables = [pd.DataFrame(columns=COLUMNS)]
     for of_findings in ((), tuple(small)) if small else ((),):

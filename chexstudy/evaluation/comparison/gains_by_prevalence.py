@@ -131,12 +131,9 @@ def _slopes(prevalence: np.ndarray, gains: np.ndarray) -> np.ndarray:
 def measure_gains(evaluation: Evaluation, results: pd.DataFrame, baselines: Sequence[str] = ()) -> pd.DataFrame:
     """`gain_against_prevalence` of the curated arm on every data set, over every arm it was compared with there.
 
-    Args:
-        results: the study's; says which data sets and seeds were compared.
-        baselines: the arms it is compared with; all of them if empty.
-
-    Gives the tables of `gain_against_prevalence` with ``data_set, setting, exposure``, ``arm`` and ``reference`` (the
-    baseline); no rows where the arms were not compared.
+    Data sets and seeds are those of the study's ``results``, all arms are baselines if none is named. Gives the tables
+    of `gain_against_prevalence` with ``data_set, setting, exposure``, ``arm`` and ``reference`` (the baseline); no rows
+    where the arms were not compared.
     """
     choose_arms(list(baselines))
     compared = results[(results.task == "zero_shot_difference") & (results.seed == OVER_SEEDS) & (results.arm == _ARM)]

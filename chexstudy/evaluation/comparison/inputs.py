@@ -116,14 +116,11 @@ def read_contest(
     data_set: str | None = None,
     labels: str | None = None,
 ) -> Contest:
-    """Read the scores and labels of two models named by a user.
+    """Read the scores and labels of two models named by a user: an arm of ``study``, ``arm@task``, or files.
 
-    Args:
-        first, second: an arm, ``arm@task``, or files.
-        study: whose arms these are, and whose labels, unless ``labels`` names others.
-        task: of arms named without one.
-        data_set: ``source/split``; that of the arms if not given, and all images for files.
-        labels: a table with ``image_id``, ``patient_id`` and one column a finding.
+    Labels are the study's, unless a table is named, with ``image_id``, ``patient_id`` and one column a finding;
+    ``task`` is that of arms named without one; the ``data_set``, ``source/split``, that of the arms if not given, and
+    all images for files.
     """
     run, names = Run(study), (first, second)
     table = (

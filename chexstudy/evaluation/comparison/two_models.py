@@ -162,9 +162,6 @@ def _describe_seeds(side: ModelScores) -> str:
     return f"{len(side.tables)} score file{'s' * (len(side.tables) != 1)}"
 
 
-# --- what can be compared ---------------------------------------------------------------------------------------------
-
-
 def _pair_images(first, second, shared_only) -> tuple[list[list[pd.DataFrame]], int]:
     """Both sides' tables with the same images in the same order as index, and how many images were left out."""
     sides = [[_index_images(side.name, table) for table in side.tables] for side in (first, second)]
@@ -295,9 +292,6 @@ def _describe_unmeasured(finding: str, labels: pd.DataFrame, reason: str) -> dic
     known = known_labels(column)[:, 0]
     counts = {"n": int(known.sum()), "positives": int((column[:, 0] == 1).sum())}
     return {"finding": finding, **counts, "patients": labels.patient_id[known].nunique(), "reason": reason}
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def _measure(

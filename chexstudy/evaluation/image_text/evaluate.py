@@ -57,11 +57,8 @@ def evaluate_arms(
 ) -> pd.DataFrame:
     """Every arm and seed, then means over seeds and the differences between ``reference`` and each other arm.
 
-    Scores of all of `list_tasks` are kept; measured are the prompts chosen on validation and the published ones.
-
-    Args:
-        reference: the arm the others are subtracted from.
-        workers: processes; use 1 on a GPU.
+    Scores of all of `list_tasks` are kept; measured are the prompts chosen on validation and the published ones. On a
+    GPU, use one worker.
 
     Gives rows of the results table. Rows over seeds have seed -1, and intervals that draw patients and seeds.
     """

@@ -64,9 +64,6 @@ def name_in_sentence(finding: str) -> str:
     return " ".join(word if sum(map(str.isupper, word)) > 1 else word.lower() for word in finding.split())
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
 def read_prompt_families(path: str | Path) -> dict[str, PromptFamily]:
     """The families a YAML file holds under ``families``, in its order.
 
@@ -152,9 +149,6 @@ def _check_templates(place: str, templates: tuple[str, ...], needs_name: bool) -
 
 FAMILIES = read_prompt_families(_FILE)
 PUBLISHED, CLINICAL, CONTRAST_NORMAL = (FAMILIES[name] for name in ("published", "clinical", "contrast_normal"))
-
-
-# --- choice ----------------------------------------------------------------------------------------------------------
 
 
 def choose_prompts(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> str:

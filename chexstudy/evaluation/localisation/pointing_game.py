@@ -63,24 +63,16 @@ _DIFFERENCES = {
 METRICS = (*_MEASURES, *_DIFFERENCES)
 
 
-# --- maps -------------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def read_attention(
     head: nn.Module, features: FrozenFeatures, image_ids: Sequence[str], images: np.ndarray, findings: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The attention of chosen findings on chosen images, averaged over the head's heads.
 
-    Args:
-        head: a head with ``attention(batch) -> (batch, heads, findings, tokens)``.
-        features: with patches.
-        image_ids: the images, each once.
-        images: ``(cases,)``, position of each case's image among ``image_ids``.
-        findings: ``(cases,)``, position of each case's finding among the head's.
+    The head has ``attention(batch) -> (batch, heads, findings, tokens)``. Of each case, ``images (cases,)`` is the
+    position of its image among ``image_ids``, each once, ``findings (cases,)`` that of its finding among the head's.
 
-    Returns:
-        Weights ``(cases, tokens)`` float32, and the mean map of every finding over all images ``(findings, tokens)``.
+    Gives weights ``(cases, tokens)`` float32, and the mean map of every finding over all images ``(findings, tokens)``.
     """
     if not hasattr(head, "attention"):
         raise StudyError(f"a {type(head).__name__} looks at no places: show the attention of a GLoRI head.")
@@ -115,9 +107,6 @@ def centre_map(size: int) -> np.ndarray:
     away = (np.arange(size) + 0.5) / size - 0.5
     along = np.exp(-0.5 * (away / _CENTRE_SPREAD) ** 2)
     return np.outer(along, along).astype(np.float32)
-
-
-# --- measures ---------------------------------------------------------------------------------------------------------
 
 
 def point(values: np.ndarray, mask: np.ndarray) -> float:
@@ -168,17 +157,11 @@ def summarise_cases(
     weights: np.ndarray,
     kind: str = FINDING,
 ) -> pd.DataFrame:
-    """Means of the measures by finding and over findings, with intervals that draw patients.
+    """Means of the measures of `measure_cases` by finding and over findings, with intervals that draw patients.
 
-    Args:
-        cases: of `measure_cases`.
-        rows: cohort rows of the data set.
-        findings: which findings get rows; one without a case keeps its rows, with value NaN and n 0.
-        weights: ``(resamples, rows)`` of `bootstrap_patients`.
-        kind: of the regions; the group of measures against lungs is ``lungs``.
-
-    Gives rows of the results table with ``task, finding, metric, group, value, ci_low, ci_high, n, positives``. In the
-    rows of the macro mean, which is over the findings that have cases, n is the number of cases.
+    Gives rows of the results table with ``task, finding, metric, group, value, ci_low, ci_high, n, positives``, the
+    group of measures against lungs being ``lungs``. A finding without a case keeps its rows, with value NaN and n 0; in
+    those of the macro mean, which is over the findings that have cases, n is the number of cases.
     """
     values = cases[list(_MEASURES)].to_numpy(dtype=float)
     values = np.column_stack([values, *(cases[one] - cases[other] for one, other in _DIFFERENCES.values())]).astype(
@@ -261,9 +244,6 @@ def measure_attention(
     return add_exposure(evaluation, pd.concat(tables, ignore_index=True).assign(arm=arm, seed=seed), seed)
 
 
-# --- examples ---------------------------------------------------------------------------------------------------------
-
-
 def absent_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float = 0.9) -> np.ndarray:
     """The score that so large a share of the images without a finding stays under: ``(findings,)``, NaN without such.
 
@@ -284,13 +264,8 @@ def choose_examples(
 ) -> pd.DataFrame:
     """Examples by a rule: for one finding after the other, the first image that has it and on which it is detected.
 
-    Args:
-        rows: cohort rows of a test set.
-        scores: ``(rows, findings)``.
-        thresholds: ``(findings,)``, a score at or above which a finding counts as detected; NaN: never.
-        order: findings in the order they are shown.
-        count: how many examples, at most.
-        among: images to choose from; all if not given.
+    A finding is detected where its score, of ``(rows, findings)``, is at or above its threshold ``(findings,)``; where
+    that is NaN, never. There are at most ``count``, from all images or those ``among`` which to choose.
 
     Gives ``image_id`` and ``finding``; no image is there twice.
     """

@@ -58,17 +58,12 @@ _MIDDLE_AGE = 60.0
 def evaluate_outcomes(
     evaluation: Evaluation, arm: str, features: Mapping[int, FrozenFeatures], horizons: Sequence[float] = HORIZONS
 ) -> pd.DataFrame:
-    """Predict the outcomes of a cohort from frozen features of one arm and measure it on every test set.
-
-    Args:
-        arm: the encoder's name in the results.
-        features: of the training, validation and test images, by the seed the encoder was trained with.
-        horizons: years at which AUROC and the risk are taken.
+    """Predict the outcomes of a cohort from frozen features of one arm, by seed, and measure it on every test set.
 
     Gives rows of the results table, task ``outcome``: ``finding`` is the outcome, ``setting`` one of `SETTINGS`, in a
     paired difference with another as ``reference``. Of an outcome with a time the metrics are ``c_index`` (Harrell) and
-    at each horizon ``auroc_5y`` and ``observed_expected_5y`` (by Kaplan-Meier, over the mean of the predicted risks);
-    of any other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
+    at each of the ``horizons``, in years, ``auroc_5y`` and ``observed_expected_5y`` (by Kaplan-Meier, over the mean of
+    the predicted risks); of any other ``auroc`` and ``auprc``. What cannot be evaluated is a row with NaN.
     """
     if any(horizon <= 0 for horizon in horizons):
         raise StudyError(f"a horizon is a number of years above 0, not {min(horizons)}.")
@@ -131,9 +126,6 @@ def curves_artifact(arm: str) -> str:
     log_rank_p``.
     """
     return f"outcomes/{arm}/curves.parquet"
-
-
-# --- what is there ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,9 +200,6 @@ def describe_patients(rows: pd.DataFrame, training: pd.DataFrame) -> np.ndarray:
     return own[:, known.std(axis=0) > 0]
 
 
-# --- predicting -------------------------------------------------------------------------------------------------------
-
-
 def _predict(
     outcome: _Outcome, features: Mapping[int, FrozenFeatures], tests: Mapping[str, pd.DataFrame], truth: pd.Series
 ) -> tuple[dict[tuple[int, str, str], np.ndarray], dict[tuple[int, str], np.ndarray]]:
@@ -257,9 +246,6 @@ def _fit(outcome: _Outcome, design: _Design, setting: str, training: pd.DataFram
         return model.score, model.hazard_at(outcome.horizons)
     probe = fit_linear_probe(*data)
     return lambda features: probe.score(features)[:, 0], np.empty(0)
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def _measure_test_set(

@@ -36,9 +36,6 @@ def survival_is_available() -> bool:
     return find_spec("sksurv") is not None
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RiskModel:
     """A fitted Cox model."""
@@ -132,9 +129,6 @@ def _fit_as_far_as_possible(
     )
 
 
-# --- measures ---------------------------------------------------------------------------------------------------------
-
-
 def weigh_events(
     train_years: np.ndarray, train_events: np.ndarray, years: np.ndarray, events: np.ndarray
 ) -> np.ndarray:
@@ -223,9 +217,6 @@ def survival_at(
         died = np.add.reduceat(by_case[:, :ends] * sorted_events[:ends], starts, axis=1)
         survival = np.prod(1.0 - np.divide(died, at_risk, out=np.zeros_like(died), where=at_risk > 0), axis=1)
     return float(survival[0]) if weights is None else survival
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
 
 
 def first_images(patient_ids: Sequence[str], years: np.ndarray) -> np.ndarray:

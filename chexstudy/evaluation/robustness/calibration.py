@@ -74,9 +74,6 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, patient_ids
     return pd.DataFrame(rows, columns=["predicted", "observed", "ci_low", "ci_high", "n", "positives"])
 
 
-# --- recalibration ---------------------------------------------------------------------------------------------------
-
-
 def to_log_odds(probabilities: np.ndarray) -> np.ndarray:
     """Log-odds of probabilities; 0 and 1 become the farthest that is told apart."""
     with np.errstate(divide="ignore"):
@@ -186,9 +183,6 @@ def shift_prevalence(log_odds: np.ndarray, before: np.ndarray | float, after: np
     By Bayes' rule the log-odds of the prevalences, ``(findings,)`` each, are exchanged.
     """
     return np.asarray(log_odds, dtype=float) + logit(after) - logit(before)
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def measure_calibration(

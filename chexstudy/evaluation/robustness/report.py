@@ -50,9 +50,8 @@ def measure_robustness(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Robustness of evaluated arms; kept in ``evaluation/<arm>/robustness.parquet`` and ``reliability.parquet``.
 
-    Args:
-        seeds: their seeds. Values are means over them; calibration is that of the first one.
-        prevalences: at which average precision is stated.
+    Values are means over the seeds, calibration is that of the first one; average precision is stated at
+    ``prevalences``.
 
     Gives rows of the results table, with the tasks ``prompt_family`` (setting: the family), ``spectrum`` (group: the
     negatives or the prevalence), ``operating_point`` (head: whose scores, setting: the rule) and ``calibration``

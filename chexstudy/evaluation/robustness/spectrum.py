@@ -23,9 +23,6 @@ _GAP = "gap"
 _BLOCK = 400_000
 
 
-# --- negatives -------------------------------------------------------------------------------------------------------
-
-
 def find_healthy(labels: np.ndarray, findings: Sequence[str]) -> np.ndarray:
     """Images without any finding, ``(images,)``: ``No Finding`` is 1; where a cohort lacks it, all known labels are 0.
 
@@ -109,9 +106,6 @@ def _list_rows(
     table = {"finding": [*findings, MACRO], "value": [*value, macro_mean(value[in_macro])], "ci_low": low}
     table |= {"ci_high": high, "n": [*known.sum(axis=0), images]}
     return pd.DataFrame(table | {"positives": [*(known & (labels == 1)).sum(axis=0), -1]})
-
-
-# --- prevalence ------------------------------------------------------------------------------------------------------
 
 
 def average_precision_at(

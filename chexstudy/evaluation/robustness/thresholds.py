@@ -84,16 +84,12 @@ def measure_thresholds(
     weights: np.ndarray,
     generator: np.random.Generator,
 ) -> pd.DataFrame:
-    """What carried thresholds reach on a test set: per finding and as the macro mean.
+    """What thresholds, carried from each seed's own validation scores, reach on a test set: per finding and as the
+    macro mean.
 
     Sensitivity, specificity, PPV and NPV of a finding have Wilson intervals that know of patients and seeds
     (`chexstudy.statistics.proportions`); they pool the cases of all seeds, since a seed may call none. The macro means
     have bootstrap intervals over patients and seeds; a PPV or NPV that a seed does not have is left out.
-
-    Args:
-        rule: by which the thresholds were chosen.
-        thresholds: one set a seed; each from its own seed's validation scores.
-        scores: of the test set, one array a seed.
 
     Gives rows ``finding, metric, setting, value, ci_low, ci_high, n, positives, reason``; the setting is the rule.
     There are three more metrics: ``threshold``, the mean over seeds; ``transport``, reached minus target with its

@@ -63,9 +63,6 @@ _MOST_GROUPS = 12
 _PRIVATE = ("image_id", "patient_id", "study_id", "image_path", "report")
 
 
-# --- which groups, on which findings ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Grouping:
     """Groups that are compared with each other."""
@@ -135,9 +132,6 @@ def _list_members(cohort: pd.DataFrame, name: str) -> dict[str, np.ndarray]:
             f"column {name!r} has {len(names)} values, more than {_MOST_GROUPS}: add a column of coarser groups."
         )
     return {one: (values == one).to_numpy(dtype=bool, na_value=False) for one in names}
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -273,9 +267,6 @@ def _measure_decisions(labels, scores, cutoffs, weights) -> tuple[np.ndarray, np
     return rates[0], rates[1]
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
 def _list_groups(measured, grouping, arms, seeds, few) -> pd.DataFrame:
     """Rows of task ``subgroup``: every arm, group and metric, of the findings and of their macro mean."""
     tables = []
@@ -391,9 +382,6 @@ def _p_value(value: float, replicates: np.ndarray, low: float, patients: float) 
     if not np.isfinite(low):
         return np.nan
     return float(2 * student.sf(abs(value) / spread, max(patients - 1, 1))) if spread > 0 else 1.0
-
-
-# --- a study ----------------------------------------------------------------------------------------------------------
 
 
 def measure_study_subgroups(

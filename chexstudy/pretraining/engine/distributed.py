@@ -56,8 +56,7 @@ class Processes:
     def gather(self, own: Tensor, count: int, lengths: Sequence[int] = ()) -> Tensor:
         """All ``(count, dim)`` rows from everybody's `share`, the same bytes in every process, without gradient.
 
-        Args:
-            lengths: how many rows each process has, where they are not shared out evenly.
+        Where they are not shared out evenly, ``lengths`` are how many rows each process has.
         """
         own = own.detach()
         if self.size == 1:

@@ -33,12 +33,8 @@ class MicroBatch:
     def halving(
         self, attempt: Callable[[], _Outcome], undo: Callable[[], None] = lambda: None, repeats_dropout: bool = True
     ) -> _Outcome:
-        """Try with ever smaller pieces.
-
-        Args:
-            attempt: what may fail for want of memory.
-            undo: called after a failed attempt.
-            repeats_dropout: whether what is dropped may be drawn anew for smaller pieces.
+        """Attempt what may fail for want of memory with ever smaller pieces, undoing a failed attempt;
+        ``repeats_dropout`` says whether what is dropped may be drawn anew for them.
         """
         while True:
             try:

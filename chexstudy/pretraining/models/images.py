@@ -13,11 +13,7 @@ from chexstudy.progress import progress
 
 
 class TrainingImages:
-    """Images of the training split.
-
-    Args:
-        cohort: cohort table; only ``split == "train"`` is used, in the table's order.
-        store: pixel store that holds these images.
+    """Images of the training split of a cohort, in the table's order, from the store that holds them.
 
     Attributes:
         table: the images' rows of the cohort.

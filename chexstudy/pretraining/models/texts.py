@@ -110,13 +110,11 @@ class TokenisedTexts:
 
 
 def cut_into_buckets(lengths: np.ndarray, longest: int) -> list[tuple[slice, int]]:
-    """Cut sorted texts into groups that are cheapest to encode.
+    """Cut sorted texts into at most 8 groups that are cheapest to encode: which texts, of rising ``lengths``, and the
+    length they are padded to.
 
     The cost is the number of padded tokens and a fixed cost of each group. The groups are the best there are, found by
     dynamic programming over the lengths, rounded up to a multiple of 8 but never beyond the ``longest``.
-
-    Returns:
-        Which texts, of rising ``lengths``, and the length they are padded to, at most 8 groups.
     """
     rounded = np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, longest)
     levels, firsts = np.unique(rounded, return_index=True)

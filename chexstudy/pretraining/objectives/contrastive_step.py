@@ -56,8 +56,6 @@ class PairEncoder:
         self.micro = MicroBatch(micro_batch, self.device, "pair", "encoder, image_size or max_tokens")
         self.meter = PairFlopMeter(self.model.image_tower, self.model.text_tower, self.model)
 
-    # --- encoding one micro-batch -----------------------------------------------------------------------------------
-
     def _precision(self):
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
@@ -98,8 +96,6 @@ class PairEncoder:
         if self.equal_shapes and len(pixels) < self.micro.size:
             pixels = torch.cat([pixels, pixels[:1].expand(self.micro.size - len(pixels), -1, -1, -1)])
         return pixels, self.meter.images(pixels, backward, size)
-
-    # --- without gradient -------------------------------------------------------------------------------------------
 
     def pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         """Micro-batches of nearly equal size."""
@@ -144,18 +140,14 @@ class PairEncoder:
         with closing(prefetch(range(len(parts)), load, self.stall)) as loaded:
             yield from zip(parts, spans, loaded, strict=True)
 
-    # --- with gradient ----------------------------------------------------------------------------------------------
-
     def backward(
         self, rows: np.ndarray, embedded: tuple[Tensor, Tensor] | None = None, weights: Tensor | None = None
     ) -> dict[str, float]:
-        """Set the gradient of the contrastive loss over all of ``rows``, whatever the micro-batch and the processes.
+        """Set the gradient of the contrastive loss over all of ``rows``, the same in every process, whatever the
+        micro-batch.
 
-        Args:
-            rows: the batch, the same in every process.
-            embedded: the embeddings of ``rows`` under the present parameters, if they are known; not used where dropout
-                is on.
-            weights: of the pairs in the loss ``(len(rows),)``; each counts once without them.
+        The embeddings of these rows under the present parameters may be given if they are known; with dropout they are
+        not used. Weights of the pairs in the loss are ``(len(rows),)``; each counts once without them.
 
         Gives the ``loss`` and the mean similarities of images with their own texts, ``matched_cosine``, and with those
         of others, ``unmatched_cosine``.
@@ -200,8 +192,6 @@ class PairEncoder:
             outputs = self.encode(part, piece, True, pixels=pixels)
             torch.autograd.backward(outputs, [gradient[span] for gradient in gradients])
 
-    # --- memory -----------------------------------------------------------------------------------------------------
-
     def _halving(
         self, attempt: Callable[[], _Outcome], repeats_dropout: bool = True, spent: float | None = None
     ) -> _Outcome:
@@ -212,8 +202,6 @@ class PairEncoder:
             self.flops = spent
 
         return self.micro.halving(attempt, undo, repeats_dropout or self.dropout_seed is None)
-
-    # --- costs ------------------------------------------------------------------------------------------------------
 
     def count_step(self, rows: np.ndarray) -> float:
         """Operations that `backward` would spend on ``rows`` in all processes, without spending them."""

@@ -45,16 +45,7 @@ class Objective(ABC):
         device: torch.device,
         processes: Processes,
     ):
-        """An objective of a study, whose cohort and pixels must be there.
-
-        Args:
-            run: the study.
-            cohort: its table.
-            config: every constant.
-            streams: sources of chance.
-            device: where the model is trained.
-            processes: those that train together.
-        """
+        """An objective of a study, whose cohort and pixels must be there."""
         self._run, self._config, self._streams = run, config, streams
         self._device, self._processes = device, processes
         self._store, self._autocast = open_pixel_store(run), choose_autocast(config.precision, device)
@@ -84,10 +75,8 @@ class Objective(ABC):
         """Set the gradient of a step, whatever the processes and the memory; none where there is nothing to learn.
 
         By its number everything random is drawn. ``embedded`` is what `embed` gives for these rows under the present
-        parameters, if it is known; each row counts by its weight in the loss ``(rows,)``, or once.
-
-        Returns:
-            Numbers for the history, the ``loss`` among them.
+        parameters, if it is known; each row counts by its weight in the loss ``(rows,)``, or once. Gives numbers for
+        the history, the ``loss`` among them.
         """
 
     @abstractmethod
@@ -103,15 +92,8 @@ class Objective(ABC):
         self.steps = max(steps, 1)
 
     def set_constants(self, groups: list[dict], step: int, learning_rate: float) -> float:
-        """Set what the optimiser's groups are trained with at a step.
-
-        Args:
-            groups: of the optimiser.
-            step: number of the step.
-            learning_rate: of the trainer's own schedule.
-
-        Returns:
-            The learning rate, for the history.
+        """Set what the optimiser's groups are trained with at a step, from the learning rate of the trainer's own
+        schedule; gives the one for the history.
         """
         for group in groups:
             group["lr"] = learning_rate

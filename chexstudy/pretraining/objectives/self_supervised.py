@@ -65,8 +65,6 @@ class SelfSupervisedObjective(Objective):
         self._meter = FlopMeter(self.model)
         self._probe = NeighbourProbe(cohort)
 
-    # --- what changes from step to step -------------------------------------------------------------------------------
-
     def _share(self, share: float) -> int:
         return round(share * self.steps)
 
@@ -108,8 +106,6 @@ class SelfSupervisedObjective(Objective):
         # Only patches are asked for.
         del earlier.crop_head, earlier.patch_head
         return earlier
-
-    # --- a step -------------------------------------------------------------------------------------------------------
 
     def backward(
         self,
@@ -160,8 +156,6 @@ class SelfSupervisedObjective(Objective):
         weights = zip(self.model.parameters(), self.teacher.parameters(), strict=True)
         apart = nn.utils.get_total_norm([student - teacher for student, teacher in weights])
         return float(apart / nn.utils.get_total_norm(list(self.teacher.parameters())))
-
-    # --- costs --------------------------------------------------------------------------------------------------------
 
     def count_step(self, rows: np.ndarray) -> float:
         crops = 2 * len(rows) * (self._config.image_size // self.model.patch_size) ** 2
@@ -222,8 +216,6 @@ class SelfSupervisedObjective(Objective):
         """Operations of a function of rows for one of them."""
         sample = torch.zeros(_COUNTED, self.model.width, device=self._step.device, requires_grad=backward)
         return self._meter.count((key, backward), lambda: function(sample), backward) / _COUNTED
-
-    # --- for curators and readers -------------------------------------------------------------------------------------
 
     def embed(self, rows: np.ndarray, size: int | None = None) -> tuple[Tensor]:
         share = self._processes.share(len(rows))

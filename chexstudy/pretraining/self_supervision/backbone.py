@@ -16,13 +16,10 @@ _INITIAL_DEVIATION = 0.02
 
 
 def interpolate_positions(positions: Tensor, side: int, offset: bool = False) -> Tensor:
-    """Position embeddings ``(1, 1 + patches, dim)`` for a square of ``side`` patches a side.
+    """Position embeddings ``(1, 1 + patches, dim)``, [CLS] first, for a square of ``side`` patches a side.
 
-    Args:
-        positions: [CLS] first.
-        side: wanted.
-        offset: as published, by a factor that is a tenth of a patch too large, which shifts the grid: 8 to 13 % off on
-            smooth embeddings (S12).
+    With an ``offset``, as published, by a factor that is a tenth of a patch too large, which shifts the grid: 8 to 13 %
+    off on smooth embeddings (S12).
     """
     own = round((positions.shape[1] - 1) ** 0.5)
     if side == own:
@@ -65,12 +62,8 @@ def _interpolate_with_offset(embeddings: nn.Module, _: Tensor, height: int, widt
 def drop_paths(model: nn.Module, rate: float, of_batch: bool = False) -> None:
     """Let each branch of each block of a DINOv2 or DINOv3 leave out images at random; those that stay are scaled up.
 
-    What is left out is not computed.
-
-    Args:
-        model: of transformers.
-        rate: share that is left out.
-        of_batch: exactly this share of a batch, as published; else each image with this chance.
+    What is left out is not computed. It is exactly this share ``of_batch``, as published; else each image with this
+    chance.
     """
     for block in list_blocks(model):
         block.forward = partial(_forward_some, block, rate, of_batch)
@@ -85,12 +78,8 @@ def list_blocks(model: nn.Module) -> nn.ModuleList:
 def ask_for_tokens(model: nn.Module, places: Tensor) -> Iterator[None]:
     """Let a DINOv2 or DINOv3 give some of its tokens only ``(1, places, width)``, and compute no other to the end.
 
-    After the attention of the last block a token is looked at by nobody but who asks for it. Where paths are dropped,
-    all are computed.
-
-    Args:
-        model: of transformers.
-        places: of the tokens among those of all images.
+    After the attention of the last block a token is looked at by nobody but who asks for it. Places are those among the
+    tokens of all images. Where paths are dropped, all are computed.
     """
     block = list_blocks(model)[-1]
     dropping = vars(block).pop("forward", None)
@@ -135,19 +124,14 @@ def _forward_some(block, rate: float, of_batch: bool, hidden_states: Tensor, att
 def group_parameters(
     parameters: Iterable[tuple[str, nn.Parameter]], depth: int, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
-    """What an optimiser needs to know of each weight of a DINOv2 or DINOv3 and of projection heads.
+    """What an optimiser needs to know of each weight of a DINOv2 or DINOv3 of a ``depth``, and of projection heads.
 
     Biases, normalisations and LayerScale are not decayed; tokens, positions, and directions and lengths of prototypes
-    are (S9). Patch embeddings learn at a fifth of the rate, deeper blocks faster than those before them.
+    are (S9). Patch embeddings learn at a fifth of the rate, deeper blocks faster than those before them:
+    ``layer_decay`` is the factor from a block to the one before it (published: 1; DINOv2's short recipe: 0.9).
 
-    Args:
-        parameters: names and weights.
-        depth: blocks of the encoder.
-        layer_decay: factor of the rate from a block to the one before it (published: 1; DINOv2's short recipe: 0.9).
-
-    Returns:
-        One group a weight: ``params``, ``rate`` (factor of the learning rate), ``decay`` (of the weight decay, 0 or 1),
-        ``of_head``, and ``is_prototype``, whether it learns at the last layer's rate.
+    Gives one group a weight: ``params``, ``rate`` (factor of the learning rate), ``decay`` (of the weight decay, 0 or
+    1), ``of_head``, and ``is_prototype``, whether it learns at the last layer's rate.
     """
     groups = []
     for name, weight in parameters:

@@ -71,13 +71,9 @@ def balance_by_sinkhorn(
 ) -> Targets:
     """Probabilities under which all prototypes are used alike (Sinkhorn-Knopp; Caron et al. 2020, SwAV).
 
-    Rows are all of a step, from all processes: balanced by parts, the targets are others.
-
-    Args:
-        logits: of the teacher.
-        temperature: of the teacher.
-        iterations: normalisations of prototypes and rows in turns.
-        overflows: exponentiate first, as published, so that a logit above 88 temperatures makes everything NaN (S7).
+    Rows are all of a step, from all processes: balanced by parts, the targets are others. Prototypes and rows are
+    normalised in turns. With ``overflows`` logits are exponentiated first, as published, so that one above 88
+    temperatures makes everything NaN (S7).
     """
     # Both normalisations only ever scale prototypes and rows, and the softmax of `Targets` is that of rows, so the
     # logarithms of the prototypes' factors are all there is.
@@ -98,10 +94,8 @@ def balance_by_sinkhorn(
 
 
 class Centre:
-    """A running mean of the teacher's logits, which is taken from them (DINO; Caron et al. 2021).
-
-    Attributes:
-        value: the mean before the present step ``(count,)``.
+    """A running mean ``(count,)`` of the teacher's logits before the present step, which is taken from them (DINO;
+    Caron et al. 2021).
     """
 
     def __init__(self, count: int, device: torch.device | str = "cpu"):

@@ -29,10 +29,9 @@ _STANDSTILL = 0.1
 def measure_targets(targets: Targets) -> dict[str, float]:
     """How targets are spread over prototypes.
 
-    Returns:
-        As shares of the logarithm of the count ``row_entropy``, the mean of the entropies of rows, 1 where targets say
-        nothing, and ``mean_entropy``, the entropy of the mean row, which falls where few prototypes take everything;
-        ``prototypes_used``, the share of prototypes that are the likeliest of a row, of as many as there are rows.
+    As shares of the logarithm of the count ``row_entropy``, the mean of the entropies of rows, 1 where targets say
+    nothing, and ``mean_entropy``, the entropy of the mean row, which falls where few prototypes take everything;
+    ``prototypes_used``, the share of prototypes that are the likeliest of a row, of as many as there are rows.
     """
     count, rows = len(targets.logits.prototypes), len(targets.logits)
     total, entropy = torch.zeros(count, device=targets.of_prototype.device), 0.0
@@ -50,14 +49,10 @@ def measure_targets(targets: Targets) -> dict[str, float]:
 
 
 def measure_features(features: Tensor) -> dict[str, float]:
-    """How different images are to an encoder.
+    """How different images are to an encoder, by features ``(images, dim)``.
 
-    Args:
-        features: ``(images, dim)``.
-
-    Returns:
-        ``effective_rank``, the exponential of the entropy of the singular values (RankMe: Garrido et al. 2023), and
-        ``mean_cosine`` of two images; not a number for fewer than four.
+    Gives ``effective_rank``, the exponential of the entropy of the singular values (RankMe: Garrido et al. 2023), and
+    ``mean_cosine`` of two images; not a number for fewer than four.
     """
     if len(features) < _FEWEST_IMAGES:
         return dict.fromkeys(("effective_rank", "mean_cosine"), math.nan)
@@ -81,12 +76,8 @@ class Verdict:
 
 
 def judge_training(history: pd.DataFrame, temperature_share: float, steps: int) -> Verdict:
-    """How a training stands by its history.
-
-    Args:
-        history: of `chexstudy.pretraining.training.trainer.Trainer`, of a self-supervised arm.
-        temperature_share: of the steps, in which the teacher's temperature rises; before, targets may be flat.
-        steps: of the whole training.
+    """How a training of so many steps stands by its history; in the ``temperature_share`` of them, in which the
+    teacher's temperature rises, targets may be flat.
     """
     last, norms = history.iloc[-1], history.gradient_norm
     if last.skipped or last.gradient_norm > _TIMES_THE_MEDIAN * norms.median():

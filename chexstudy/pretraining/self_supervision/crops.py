@@ -55,10 +55,7 @@ def draw_views(
     """A crop of each image, drawn as published but for what changes nothing on grey images (hue, saturation).
 
     Args:
-        images: how many.
-        side: of the images, in pixels.
         areas: least and largest share of the image (published: 0.32 to 1, and 0.05 to 0.32 for local crops).
-        generator: of chance.
         blur: chance of a blurred crop.
         flip: mirror half of them left to right, which loses which side is which (S3).
         solarise: turn the bright half of a fifth of them dark (S3).
@@ -91,12 +88,9 @@ def draw_views(
 
 
 def make_crops(pixels: Tensor, views: Views, size: int) -> Tensor:
-    """The crops of images ``(images, 1, size, size)``, float32 from 0 to 255, on the pixels' device.
+    """The crops of images ``(images, 1, size, size)``, float32 from 0 to 255, on the pixels' device, a view of each.
 
-    Args:
-        pixels: uint8 ``(images, 1, side, side)``.
-        views: one of each image.
-        size: side of the crops, in pixels.
+    Pixels are uint8 ``(images, 1, side, side)``.
     """
     given = {field.name: torch.from_numpy(getattr(views, field.name)).to(pixels.device) for field in fields(Views)}
     side = pixels.shape[-1]

@@ -16,19 +16,12 @@ def cross_entropies(targets: Tensor, logits: Tensor, temperature: float = STUDEN
 
 
 def crop_loss(targets: Tensor, local_logits: Tensor, global_logits: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-    """DINO: what the student makes of a crop is what the teacher makes of the image's other crops.
+    """DINO: what the student makes of a crop is what the teacher makes of the image's other crops. A scalar; at the
+    start it is near the logarithm of the count.
 
-    Every local crop is compared with both global ones, each global crop with the other; the sum of the means over
-    images is divided by the number of terms.
-
-    Args:
-        targets: of the teacher ``(2, images, count)``: of the first global crops, then of the second.
-        local_logits: of the student ``(local crops, images, count)``.
-        global_logits: of the student ``(2, images, count)``.
-        weights: of the images ``(images,)``; each counts once without them.
-
-    Returns:
-        Scalar; at the start it is near the logarithm of the count.
+    Every local crop ``(local crops, images, count)`` is compared with both global ones ``(2, images, count)``, each
+    global crop with the other; the sum of the means over images, by their weights ``(images,)`` or each once, is
+    divided by the number of terms. Targets are of the first global crops, then of the second.
     """
     terms = 2 + 2 * len(local_logits)
     # Both targets of an image meet the same crop, so their sum does.
@@ -43,15 +36,11 @@ def patch_losses(targets: Tensor, logits: Tensor, weights: Tensor) -> tuple[Tens
     """iBOT: what the student makes of a masked patch is what the teacher makes of it when it is seen.
 
     The gradient is written out, because with many prototypes what autograd keeps for it would decide the memory.
+    Targets and logits are ``(patches, count)``, each row of targets sums to one; weights ``(patches,)`` are one over
+    the number of masked patches of the crop.
 
-    Args:
-        targets: of the teacher ``(patches, count)``; each row sums to one.
-        logits: of the student ``(patches, count)``.
-        weights: of the patches ``(patches,)``, one over the number of masked patches of the crop.
-
-    Returns:
-        The sum over patches, to be divided by the number of global crops, masked or not, and its gradient with respect
-        to the logits ``(patches, count)``.
+    Gives the sum over patches, to be divided by the number of global crops, masked or not, and its gradient with
+    respect to the logits ``(patches, count)``.
     """
     shares = functional.log_softmax(logits.float() / STUDENT_TEMPERATURE, dim=1)
     loss = -weights @ torch.linalg.vecdot(targets, shares)
@@ -61,17 +50,11 @@ def patch_losses(targets: Tensor, logits: Tensor, weights: Tensor) -> tuple[Tens
 def patch_gradient(
     features: Tensor, prototypes: Tensor, targets: Targets, rows: slice, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `patch_losses` gives for patches whose logits are never held all at once.
+    """What `patch_losses` gives for patches whose logits are never held all at once, by what enters the student's last
+    layer ``(patches, bottleneck)`` and its weights ``(count, bottleneck)``; ``rows`` are those of these patches among
+    the targets.
 
-    Args:
-        features: of the student, what enters the last layer ``(patches, bottleneck)``.
-        prototypes: its weights ``(count, bottleneck)``.
-        targets: of the teacher.
-        rows: of these patches among those of the targets.
-        weights: as of `patch_losses`.
-
-    Returns:
-        The sum over patches, and its gradients with respect to features and prototypes.
+    Gives the sum over patches, and its gradients with respect to features and prototypes.
     """
     total, of_features, of_prototypes = features.new_zeros(()), torch.empty_like(features), torch.zeros_like(prototypes)
     for chunk in Logits(features, prototypes).chunks():
@@ -86,9 +69,7 @@ def patch_gradient(
 def find_neighbours(features: Tensor, copies: Tensor | None = None) -> Tensor:
     """The row most similar to each row ``(rows,)``, itself and its copies left out; a row alone is its own neighbour.
 
-    Args:
-        features: of unit length ``(rows, dim)``.
-        copies: ``(rows,)``, the same number for rows of the same image.
+    Features are of unit length ``(rows, dim)``; copies ``(rows,)`` have the same number for rows of the same image.
     """
     similarity = features @ features.T
     if copies is None:
@@ -99,14 +80,12 @@ def find_neighbours(features: Tensor, copies: Tensor | None = None) -> Tensor:
 
 
 def koleo_loss(features: Tensor, copies: Tensor | None = None) -> Tensor:
-    """KoLeo: features spread out as far as the nearest neighbour tells (Sablayrolles et al. 2019), scalar.
+    """KoLeo: features ``(rows, dim)`` of any length spread out as far as the nearest neighbour tells (Sablayrolles et
+    al. 2019), scalar.
 
-    In the precision of the features: two equal rows make the loss infinite in half precision (S4).
-
-    Args:
-        features: ``(rows, dim)``, of any length.
-        copies: as in `find_neighbours`; rows without another image beside them do not count. Without it, as published,
-            copies are neighbours and a row alone is its own (S5).
+    In the precision of the features: two equal rows make the loss infinite in half precision (S4). With ``copies``, as
+    in `find_neighbours`, rows without another image beside them do not count. Without, as published, copies are
+    neighbours and a row alone is its own (S5).
     """
     features = functional.normalize(features, eps=_EPSILON, dim=-1)
     with torch.no_grad():
@@ -122,11 +101,8 @@ def koleo_loss(features: Tensor, copies: Tensor | None = None) -> Tensor:
 def gram_loss(student: Tensor, teacher: Tensor, of_batch: bool = False, keep_negative: bool = True) -> Tensor:
     """Patches of an image stay as similar to each other as an earlier teacher sees them (DINOv3's Gram anchoring).
 
-    Args:
-        student: patch features ``(images, patches, dim)``.
-        teacher: those of the earlier teacher, of the same shape.
-        of_batch: compare the patches of all images with each other.
-        keep_negative: else similarities below zero count as zero.
+    Both are patch features ``(images, patches, dim)``; ``of_batch`` compares the patches of all images with each other;
+    similarities below zero count as zero if they are not kept.
     """
     grams = []
     for features in (student, teacher):

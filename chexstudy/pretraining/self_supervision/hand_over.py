@@ -31,11 +31,8 @@ def save_network(network: Network, folder: Path) -> None:
 
 
 def take_heads(network: Network, image_encoder: str) -> bool:
-    """Give a network the heads that its encoder was left with; false where there are none of its shapes.
-
-    Args:
-        network: at the beginning of its training.
-        image_encoder: name or path of its encoder.
+    """Give a network at the beginning of its training the heads that its encoder was left with; false where there are
+    none of its shapes.
     """
     place = _find_heads(image_encoder)
     heads = {_translate(name): value.float() for name, value in read_teacher(place).items()} if place else {}

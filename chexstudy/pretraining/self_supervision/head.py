@@ -43,13 +43,8 @@ class ProjectionHead(nn.Module):
 
     Weights are drawn as published: the layers from a truncated normal, the prototypes' directions as torch draws a
     linear layer, their lengths 1. Lengths are trained and decayed: a logit is bounded by them and not by 1 (S9).
-
-    Args:
-        dim: of what the encoder gives.
-        prototypes: how many (published: 131,072).
-        hidden: width of the first two layers (published: 2,048).
-        bottleneck: width of the third (published: 384 for crops, 256 for patches).
-        plain: a linear layer in place of directions and lengths, as in DINOv3.
+    Published are 131,072 prototypes, 2,048 ``hidden`` for the first two layers, and a ``bottleneck`` of 384 for crops,
+    256 for patches. In DINOv3 a ``plain`` linear layer is in place of directions and lengths.
     """
 
     def __init__(self, dim: int, prototypes: int, hidden: int, bottleneck: int, plain: bool = False):

@@ -18,14 +18,9 @@ MEAN_MASKED = _SHARE_OF_CROPS * sum(_RATIOS) / 2
 def draw_masks(crops: int, side: int, generator: random.Random, exact: bool = True) -> np.ndarray:
     """Masks of all global crops of a step ``(crops, side, side)``: half of them are empty, in no order.
 
-    The shares of those that are masked are spread evenly over 0.1 to 0.5, one in each of equally many bins.
-
-    Args:
-        crops: how many.
-        side: patches along a side.
-        generator: of chance.
-        exact: mask single patches where no rectangle fits any more, so that a mask has the size it was drawn for; as
-            published, 6 to 16 % of masks fall short of it (S11).
+    The shares of those that are masked are spread evenly over 0.1 to 0.5, one in each of equally many bins. If
+    ``exact``, single patches are masked where no rectangle fits any more, so that a mask has the size it was drawn for;
+    as published, 6 to 16 % of masks fall short of it (S11).
     """
     masked = int(crops * _SHARE_OF_CROPS)
     bins = np.linspace(*_RATIOS, masked + 1)

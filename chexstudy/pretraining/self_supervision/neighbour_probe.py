@@ -15,8 +15,7 @@ _NEIGHBOURS = 20
 class NeighbourProbe:
     """Labelled training images as references, labelled validation images as queries, spread evenly over the cohort.
 
-    Attributes:
-        image_ids: of the references, then of the queries; empty where the cohort has no finding that both know.
+    ``image_ids`` are those of references, then queries; none where the cohort has no finding that both know.
     """
 
     def __init__(self, cohort: pd.DataFrame):

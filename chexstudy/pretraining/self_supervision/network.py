@@ -19,17 +19,10 @@ _ARCHITECTURES = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class Network(nn.Module):
-    """An image encoder that learns at its ``image_size``, a head on [CLS] and one on patches.
+    """A DINOv2 or DINOv3 of transformers that learns at its ``image_size``, a head on [CLS] and one on patches.
 
-    Args:
-        encoder: a DINOv2 or DINOv3 of transformers.
-        config: constants of the heads.
-        seed: decides the heads' weights, and positions that are drawn.
-
-    Attributes:
-        width: of tokens.
-        patch_size: side of a patch in pixels.
-        registers: tokens between [CLS] and patches.
+    The seed decides the heads' weights, and positions that are drawn. ``width`` is that of tokens, ``patch_size`` the
+    side of a patch in pixels, ``registers`` are tokens between [CLS] and patches.
     """
 
     def __init__(self, encoder: ImageEncoder, config: SelfSupervisionConfig, seed: int):
@@ -64,13 +57,11 @@ class Network(nn.Module):
         return self.crop_head, self.patch_head
 
     def see(self, crops: Tensor, masks: Tensor | None = None, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[CLS] ``(crops, dim)`` and patches ``(crops, patches, dim)`` of crops with grey values from 0 to 255.
+        """[CLS] ``(crops, dim)`` and patches ``(crops, patches, dim)`` of crops ``(crops, 1, size, size)`` from 0 to
+        255.
 
-        Args:
-            crops: ``(crops, 1, size, size)``.
-            masks: patches that are not seen ``(crops, patches)``, bool.
-            wanted: the only patches that are asked for ``(crops, patches)``, bool; then they come in a row, crop by
-                crop, ``(wanted, dim)``.
+        Masked patches ``(crops, patches)``, bool, are not seen. If only some are wanted ``(crops, patches)``, bool,
+        they come in a row, crop by crop, ``(wanted, dim)``.
         """
         if wanted is not None:
             first = 1 + self.registers

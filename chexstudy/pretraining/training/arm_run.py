@@ -161,8 +161,6 @@ class _ArmRun:
         if self.processes.first:
             print(f"{self._title}: {sentence}", flush=True)
 
-    # --- from start to end ------------------------------------------------------------------------------------------
-
     def train(self) -> None:
         reset_peak_memory(self.device)
         self._require_pairs_for_all_processes()
@@ -249,8 +247,6 @@ class _ArmRun:
             trainer.seconds += spent["seconds"]
             trainer.pairs_scored += spent["pairs_scored"]
 
-    # --- between steps ----------------------------------------------------------------------------------------------
-
     def _after_step(self) -> None:
         entry, config = self.trainer.history[-1], self.config
         self._tracker.log(entry["step"], entry)
@@ -304,8 +300,6 @@ class _ArmRun:
         self._say(f"{last['phase']}, epoch {self.trainer.epoch}, loss {last['loss']:.3f}, {self.trainer.seconds:.0f} s")
         if verdict := self.trainer.objective.judge(self.trainer.history):
             self._say(verdict)
-
-    # --- the three kinds of training --------------------------------------------------------------------------------
 
     def _rate(
         self, steps_an_epoch: int, fall_from: float = np.inf, fall_to: float = np.inf, peak: float = 0.0
@@ -369,8 +363,6 @@ class _ArmRun:
         last = config.warm_up_epochs + config.curation_epochs + epochs
         self._train_epochs("subset", last, trainer.subset, rate, steps)
 
-    # --- curation ---------------------------------------------------------------------------------------------------
-
     def _curate(self) -> None:
         config, trainer = self.config, self.trainer
         super_batches = count_steps(len(trainer.objective.examples), config.super_batch)
@@ -399,8 +391,6 @@ class _ArmRun:
             last = read_scored_pairs(self.run, self.arm.name, self.seed).in_last_epoch()
             review = review_list(last.ledger, score_mismatch(last.features))
             self.run.write_table(f"{self.folder}/review.parquet", review)
-
-    # --- what is left behind ----------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         run, folder, trainer, state = self.run, self.folder, self.trainer, self._state()
@@ -460,12 +450,10 @@ def pretrain(
     processes: Processes | None = None,
     requests: StopRequests | None = None,
 ) -> dict:
-    """Train one arm, or go on where it was stopped, or return at once if it is done.
+    """Train one arm, or go on where it was stopped, or return at once if it is done; gives what it cost, as in
+    ``compute.json``.
 
     ``processes`` are those that train together; ``requests`` tells when to stop.
-
-    Returns:
-        What it cost, as in ``compute.json``.
 
     Raises:
         StudyError: the arm is unknown, something it needs is missing, the device is not there, the loss diverged, or

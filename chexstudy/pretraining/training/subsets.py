@@ -81,14 +81,9 @@ def choose_training_subset(
     few beside those of an encoder. Learnability is charged a second pass, the reference's, but not the training of the
     reference. The baseline looks at nothing and is charged nothing.
 
-    Args:
-        run: the study.
-        method: a name in `chexstudy.curation.methods.METHODS`.
-        seed: of the warm-up and of the choice.
-        config: every constant; prototypes and super-batch are those of the curated arm, EL2N's softmax the model's.
-        keep: share of the pairs, or above 1 their number.
-        device: where pairs are scored.
-        scores: what `score_training_pairs` gives for this seed, if it is at hand.
+    Prototypes and super-batch of the ``config`` are those of the curated arm, EL2N's softmax the model's; ``keep`` is
+    the share of the pairs, or above 1 their number; ``scores`` are those of `score_training_pairs`, if they are at
+    hand.
 
     Gives ``image_id`` and ``weight`` of the chosen pairs, in the order of the cohort.
     """
