@@ -14,14 +14,21 @@ from chexstudy.evaluation.adaptation.fine_tuning import METHODS
 from chexstudy.evaluation.adaptation.run import ADAPTATION, ADAPTATION_DIFFERENCE
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import Estimate, Group, draw_estimate, draw_forest, forest_height_mm, level_groups
+from chexstudy.plots.forest import (
+    Estimate,
+    Group,
+    draw_estimate,
+    draw_forest,
+    forest_height_mm,
+    level_groups,
+    list_estimates,
+)
 from chexstudy.plots.looks import GREY, INK, ArmStyle, arm_style, arm_styles
 from chexstudy.plots.measurements import (
     NothingToDraw,
     interval,
     prefer_data_set,
     require_rows,
-    seed_values,
     select_rows,
     summarise_seeds,
 )
@@ -69,8 +76,8 @@ def _plot_heads(rows: pd.DataFrame) -> Drawing:
     for metric in _METRICS:
         for finding in findings:
             of_panel = rows[(rows.metric == metric) & (rows.finding == finding)]
-            groups = [Group(style.name, _list_heads(of_panel[of_panel.arm == arm])) for arm, style in looks.items()]
-            panels[metric, finding] = groups
+            by_arm = {style.name: of_panel[of_panel.arm == arm] for arm, style in looks.items()}
+            panels[metric, finding] = [Group(name, list_estimates(own, "head", HEADS)) for name, own in by_arm.items()]
     heights = level_groups(*panels.values())
     figure = new_figure(height_mm=2 * (15 + forest_height_mm(heights)))
     grid = figure.subplots(2, len(findings), squeeze=False)
@@ -85,16 +92,6 @@ def _plot_heads(rows: pd.DataFrame) -> Drawing:
         axes.set_xlabel(_METRICS[metric])
         title_panel(axes, letter, _GROUP_NAMES[finding])
     return figure
-
-
-def _list_heads(rows: pd.DataFrame) -> list[Estimate]:
-    """Estimates of one encoder in one measure."""
-    by_head = {row.head: row for row in summarise_seeds(rows).itertuples()}
-    return [
-        Estimate(style.name, interval(by_head[head]), style, seed_values(rows, head=head))
-        for head, style in HEADS.items()
-        if head in by_head
-    ]
 
 
 def _describe_heads(rows: pd.DataFrame) -> str:

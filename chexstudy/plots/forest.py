@@ -1,15 +1,17 @@
 """Estimates with intervals under each other, in groups with a heading: the form of most comparisons."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from chexstudy.plots.looks import GREY, INK, ArmStyle
+from chexstudy.plots.measurements import interval, seed_values, summarise_seeds
 from chexstudy.plots.style import add_legend, draw_marks, legend_mark, title_panel
 from chexstudy.results import write_interval
 
@@ -32,6 +34,16 @@ class Group:
 
     heading: str
     estimates: list[Estimate]
+
+
+def list_estimates(rows: pd.DataFrame, column: str, looks: Mapping[str, ArmStyle], scale: float = 1) -> list[Estimate]:
+    """The estimates, over seeds and of each, of those ``looks`` whose key some rows have in a column."""
+    found = {getattr(row, column): row for row in summarise_seeds(rows).itertuples()}
+    return [
+        Estimate(style.name, interval(found[key], scale), style, scale * seed_values(rows, **{column: key}))
+        for key, style in looks.items()
+        if key in found
+    ]
 
 
 def draw_estimate(

@@ -16,6 +16,7 @@ from chexstudy.plots.forest import (
     draw_values_and_differences,
     forest_height_mm,
     level_groups,
+    list_estimates,
     spread_arms,
 )
 from chexstudy.plots.looks import GREY, ArmStyle, arm_style, arm_styles, order_arms
@@ -68,15 +69,10 @@ def _plot_zero_shot(rows: pd.DataFrame) -> Drawing:
 def _group_values(rows: pd.DataFrame) -> dict[tuple[str, str], Group]:
     """Estimates of every arm under (data set, setting)."""
     groups, looks = {}, arm_styles(rows.arm)
-    for (data_set, setting), group in summarise_seeds(rows).groupby(["data_set", "setting"], sort=True):
-        by_arm = group.set_index("arm")
-        estimates = []
-        for arm, style in looks.items():
-            if arm in by_arm.index:
-                seeds = seed_values(rows, arm=arm, data_set=data_set, setting=setting)
-                estimates.append(Estimate(style.name, interval(by_arm.loc[arm]), style, seeds))
+    for (data_set, setting), own in rows.groupby(["data_set", "setting"], sort=True):
         heading = "  ·  ".join(part for part in (name_data_set(data_set), name_setting(setting)) if part)
-        groups[data_set, setting] = Group(f"{heading}  ·  n = {int(group.n.max()):,}", estimates)
+        heading += f"  ·  n = {int(summarise_seeds(own).n.max()):,}"
+        groups[data_set, setting] = Group(heading, list_estimates(own, "arm", looks))
     return groups
 
 
@@ -200,14 +196,10 @@ def _group_recall_differences(rows: pd.DataFrame) -> list[Group]:
     groups = []
     for direction, title in _TITLES.items():
         chosen = rows[(rows.setting == direction) & (rows.metric == metric) & (rows.arm == "curated")]
-        by_arm = {row.reference: row for row in summarise_seeds(chosen).itertuples()}
-        estimates = [
-            Estimate(style.name, interval(by_arm[arm], 100), style, 100 * seed_values(chosen, reference=arm))
-            for arm, style in ((arm, arm_style(arm)) for arm in order_arms(by_arm))
-        ]
-        if estimates:
+        looks = {arm: arm_style(arm) for arm in order_arms(chosen.reference)}
+        if looks:
             cutoff = metric.removesuffix("_difference").removeprefix("recall@")
-            groups.append(Group(f"{title}, at {cutoff}", estimates))
+            groups.append(Group(f"{title}, at {cutoff}", list_estimates(chosen, "reference", looks, 100)))
     return groups
 
 

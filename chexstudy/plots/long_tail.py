@@ -10,10 +10,9 @@ from chexstudy.cohort.table import NO_FINDING
 from chexstudy.curation.quality.keep_rates import REPORT_GROUPS, TRUTH_GROUPS
 from chexstudy.evaluation.comparison.gains_by_prevalence import GAIN_TREND, PER_DECADE
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds
+from chexstudy.plots.forest import Estimate, Group, draw_forest, draw_seeds, list_estimates
 from chexstudy.plots.looks import ACCENT, GREY, INK, PALE, ArmStyle, arm_style, order_arms
 from chexstudy.plots.measurements import (
-    interval,
     prefer_data_set,
     prefer_setting,
     require_rows,
@@ -138,32 +137,17 @@ def _draw_groups(axes: Axes, groups: list[Group], label: str) -> None:
 
 
 def _group_trends(rows: pd.DataFrame) -> list[Group]:
-    """Trends by measure, an arm a line."""
-    words = {metric + PER_DECADE: word for metric, word in _TREND_WORDS.items()}
-    return [
-        Group(words[metric], _list_arms(rows[rows.metric == metric], rows[:0]))
-        for metric in words
-        if (rows.metric == metric).any()
-    ]
+    own = {word: rows[rows.metric == metric + PER_DECADE] for metric, word in _TREND_WORDS.items()}
+    return [Group(word, _list_arms(of_metric)) for word, of_metric in own.items() if len(of_metric)]
 
 
 def _group_tiers(rows: pd.DataFrame) -> list[Group]:
-    by_tier = {tier: rows[rows.finding == tier] for tier in _TIER_WORDS}
-    return [
-        Group(f"{_TIER_WORDS[tier].capitalize()} findings", _list_arms(summarise_seeds(own), own))
-        for tier, own in by_tier.items()
-        if len(own)
-    ]
+    by_tier = {word: rows[rows.finding == tier] for tier, word in _TIER_WORDS.items()}
+    return [Group(f"{word.capitalize()} findings", _list_arms(own)) for word, own in by_tier.items() if len(own)]
 
 
-def _list_arms(summary: pd.DataFrame, rows: pd.DataFrame) -> list[Estimate]:
-    """Estimates by the arm compared with; ``rows`` have the single seeds' values."""
-    by_arm = {row.reference: row for row in summary.itertuples()}
-    looks = {arm: arm_style(arm) for arm in order_arms(by_arm)}
-    return [
-        Estimate(style.name, interval(by_arm[arm]), style, seed_values(rows, reference=arm))
-        for arm, style in looks.items()
-    ]
+def _list_arms(rows: pd.DataFrame) -> list[Estimate]:
+    return list_estimates(rows, "reference", {arm: arm_style(arm) for arm in order_arms(rows.reference)})
 
 
 def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, middle: float) -> None:

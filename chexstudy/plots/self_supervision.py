@@ -1,6 +1,7 @@
 """Pretraining on images alone: whether it trains or collapses, and what curation is worth to it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,13 +36,13 @@ from chexstudy.plots.forest import (
     draw_values_and_differences,
     forest_height_mm,
     level_groups,
+    list_estimates,
 )
 from chexstudy.plots.looks import ACCENT, GREY, SEQUENCE, ArmStyle, arm_style
 from chexstudy.plots.measurements import (
     interval,
     prefer_data_set,
     require_rows,
-    seed_values,
     select_rows,
     summarise_seeds,
 )
@@ -175,10 +176,7 @@ def _draw_beside(values: dict, beside: dict, labels: tuple[str, str], titles: di
 
 
 def _list_heads(rows: pd.DataFrame, style: ArmStyle) -> list[Estimate]:
-    if rows.empty:
-        return []
-    found = sorted(summarise_seeds(rows).itertuples(), key=lambda row: list(HEADS).index(row.head))
-    return [Estimate(_name_probe(row.head), interval(row), style, seed_values(rows, head=row.head)) for row in found]
+    return list_estimates(rows, "head", {head: replace(style, name=_name_probe(head)) for head in HEADS})
 
 
 def _name_probe(head: str) -> str:

@@ -17,7 +17,6 @@ from chexstudy.evaluation.subgroups.gaps import (
 )
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import (
-    Estimate,
     Group,
     add_arm_legend,
     draw_estimate,
@@ -25,9 +24,10 @@ from chexstudy.plots.forest import (
     forest_height_mm,
     frame_lines,
     head_group,
+    list_estimates,
 )
 from chexstudy.plots.looks import arm_style, arm_styles, order_arms
-from chexstudy.plots.measurements import interval, prefer_data_set, require_rows, seed_values, select_rows
+from chexstudy.plots.measurements import interval, prefer_data_set, require_rows, select_rows
 from chexstudy.plots.style import new_figure, title_panel
 from chexstudy.plots.words import name_data_set, name_exposure, write_row
 from chexstudy.results import OVER_SEEDS
@@ -140,33 +140,14 @@ def _draw_against_rest(axes: Axes, gaps: pd.DataFrame, metric: str, looks: dict,
 
 def _group_gaps(gaps: pd.DataFrame, groups: dict, looks: dict) -> list[Group]:
     rows = gaps[gaps.metric == _GAP]
-    over_seeds = rows[rows.seed == OVER_SEEDS].drop_duplicates(["setting", "arm"]).set_index(["setting", "arm"])
-    return [
-        Group(
-            _name_kind(kind),
-            [
-                Estimate(
-                    style.name, interval(over_seeds.loc[kind, arm]), style, seed_values(rows, arm=arm, setting=kind)
-                )
-                for arm, style in looks.items()
-            ],
-        )
-        for kind in groups
-    ]
+    return [Group(_name_kind(kind), list_estimates(rows[rows.setting == kind], "arm", looks)) for kind in groups]
 
 
 def _group_widening(gaps: pd.DataFrame, groups: dict) -> list[Group]:
-    rows = gaps[gaps.metric == "auroc" + WIDENING].set_index(["setting", "reference"])
-    if rows.empty:
-        return []
-    looks = {arm: arm_style(arm) for arm in order_arms(rows.index.get_level_values("reference"))}
-    return [
-        Group(
-            _name_kind(kind),
-            [Estimate(style.name, interval(rows.loc[kind, arm]), style) for arm, style in looks.items()],
-        )
-        for kind in groups
-    ]
+    rows = gaps[gaps.metric == "auroc" + WIDENING]
+    looks = {arm: arm_style(arm) for arm in order_arms(rows.reference)}
+    lists = {kind: list_estimates(rows[rows.setting == kind], "reference", looks) for kind in groups}
+    return [Group(_name_kind(kind), estimates) for kind, estimates in lists.items() if len(rows)]
 
 
 def _describe(rows: pd.DataFrame, groups: dict[str, list[str]], counts: dict[str, int]) -> str:
