@@ -34,6 +34,7 @@ _WITH_THEIR_ROOM = {
     "curators",
     "export",
     "files",
+    "metrics",
     "inputs",
     "run",
     "subsets",

@@ -7,7 +7,7 @@ beginning with background (0 if the first pixel is structure); they add up to he
 ``box`` is left, top, width and height in pixels of that picture. Several rows of one structure make one region.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.images.decode import fit_square, place_square
 from chexstudy.cohort.pixels.store import read_turned
 from chexstudy.cohort.pixels.turning import UPRIGHT, turn_back
 from chexstudy.cohort.table import NO_FINDING
@@ -220,11 +220,50 @@ def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
 
 
+@dataclass(frozen=True)
+class Outlines:
+    """What is annotated on some images; a mask is drawn when it is asked for."""
+
+    rows: Mapping[tuple[str, str], list]  # image and structure -> rows of the table
+    turned: Mapping[str, str]  # images that lie wrong in their file -> how
+
+    def draw(self, image_id: str, *structures: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The mask of one structure or of several together, boolean ``(height, width)``, upright as its image.
+
+        Its size is that of the annotated picture, if no other is asked for.
+        """
+        rows = [row for structure in structures for row in self.rows.get((image_id, structure), ())]
+        drawn = [turn_back(_draw_row(row), self.turned.get(image_id, UPRIGHT)) for row in rows]
+        size = size or drawn[0].shape
+        return np.logical_or.reduce([scale_mask(mask, size) for mask in drawn])
+
+
+def _draw_row(row) -> np.ndarray:
+    if row.kind == OUTLINE:
+        return decode_mask(row.runs, row.height, row.width)
+    mask = np.zeros((row.height, row.width), dtype=bool)
+    left, top, width, height = row.box
+    mask[max(round(top), 0) : round(top + height), max(round(left), 0) : round(left + width)] = True
+    return mask
+
+
+def read_outlines(run: Run, image_ids: Iterable[str], boxes: bool = True) -> Outlines:
+    """What is annotated on images of a study, in outlines alone or in boxes, too."""
+    kinds = [OUTLINE, BOX] if boxes else [OUTLINE]
+    filters = [("image_id", "in", set(image_ids)), ("kind", "in", kinds)]
+    table = pq.read_table(run.require(ANNOTATIONS), filters=filters).to_pandas()
+    rows: dict[tuple[str, str], list] = {}
+    for row in table.itertuples(index=False):
+        rows.setdefault((row.image_id, row.structure), []).append(row)
+    return Outlines(rows, read_turned(run))
+
+
 def read_masks(run: Run, image_ids: Iterable[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Image -> structure -> its mask, boolean ``(height, width)`` of the annotated picture; empty where none is."""
+    """Image -> structure -> its mask, see `Outlines.draw`; an image without any is there, too."""
     masks: dict[str, dict[str, np.ndarray]] = {image_id: {} for image_id in image_ids}
-    for image_id, structure, mask in _join_structures(run, _read_rows(run, masks)):
-        masks[image_id][structure] = mask
+    outlines = read_outlines(run, masks)
+    for image_id, structure in outlines.rows:
+        masks[image_id][structure] = outlines.draw(image_id, structure)
     return masks
 
 
@@ -235,11 +274,14 @@ def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: in
     order of rows and findings; where nothing is known there are none, and ``missing`` says why.
     """
     findings = [finding for finding in findings if finding != NO_FINDING]
-    table = _read_rows(run, rows.image_id)
-    kind, known = FINDING, table[table.structure.isin(findings)]
-    if known.empty:
-        kind, known = LUNGS, table[table.structure.isin(LUNG_STRUCTURES)].assign(structure=LUNGS)
-    if known.empty:
+    outlines, kind = read_outlines(run, rows.image_id), FINDING
+    known = [(image_id, (structure,)) for image_id, structure in outlines.rows if structure in findings]
+    if not known:
+        kind, known = (
+            LUNGS,
+            [(one, LUNG_STRUCTURES) for one, structure in outlines.rows if structure in LUNG_STRUCTURES],
+        )
+    if not known:
         return Regions(
             pd.DataFrame(columns=["image_id", "finding", "mask"]),
             missing=f"nothing is known of where findings are on images of {rows.source.iloc[0]}: it has neither masks "
@@ -248,11 +290,11 @@ def read_regions(run: Run, rows: pd.DataFrame, findings: Sequence[str], size: in
     place = {image_id: number for number, image_id in enumerate(rows.image_id)}
     present = rows[findings].eq(1).fillna(False).to_numpy(dtype=bool)
     kept = {}
-    for image_id, structure, mask in _join_structures(run, known):
+    for image_id, structures in dict.fromkeys(known):
         row = place[image_id]
-        meant = range(len(findings)) if kind == LUNGS else [findings.index(structure)]
+        meant = range(len(findings)) if kind == LUNGS else [findings.index(structures[0])]
         numbers = [number for number in meant if present[row, number]]
-        fitted = fit_mask(mask, size, fit) if numbers else None
+        fitted = fit_mask(outlines.draw(image_id, *structures), size, fit) if numbers else None
         # A crop may cut the whole region away.
         kept |= {(row, number): (image_id, findings[number], fitted) for number in numbers if fitted.any()}
     return Regions(pd.DataFrame([kept[one] for one in sorted(kept)], columns=["image_id", "finding", "mask"]), kind)
@@ -273,6 +315,13 @@ def list_lesion_sizes(run: Run, rows: pd.DataFrame, findings: Sequence[str], siz
     return pd.Series(dtype=float)
 
 
+def scale_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another ``size`` (height, width) of the same picture, each pixel as the nearest one."""
+    if mask.shape == size:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+
+
 def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     """A mask of an original image as it lies in the pixel store: resized and cropped or padded as the image was.
 
@@ -285,20 +334,22 @@ def fit_mask(mask: np.ndarray, size: int, fit: str) -> np.ndarray:
     return inside if inside.any() or not share.any() else share == share.max()
 
 
-def _read_rows(run: Run, image_ids: Iterable[str]) -> pd.DataFrame:
-    path = run.require(ANNOTATIONS)
-    return pq.read_table(path, filters=[("image_id", "in", set(image_ids))]).to_pandas()
+def restore(values: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Values on a square of the pixel store ``(..., side, side)``, such as logits, on the original image; float32.
 
-
-def _join_structures(run: Run, table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Image, structure and mask; several rows of one structure are one mask, turned back where its image is."""
-    turned = read_turned(run)
-    for (image_id, structure), rows in table.groupby(["image_id", "structure"], sort=False):
-        mask = np.zeros((rows.height.iloc[0], rows.width.iloc[0]), dtype=bool)
-        for row in rows.itertuples():
-            if row.kind == BOX:
-                left, top, width, height = row.box
-                mask[max(round(top), 0) : round(top + height), max(round(left), 0) : round(left + width)] = True
-            else:
-                mask |= decode_mask(row.runs, row.height, row.width)
-        yield image_id, structure, turn_back(mask, turned.get(image_id, UPRIGHT))
+    The way back of `fit_square`, ``(..., *size)``, ``size`` height and width: bilinear between the centres of pixels,
+    padding taken away, and minus infinity, a logit that says no, where the image was cut off.
+    """
+    values = np.asarray(values, np.float32)
+    side = values.shape[-1]
+    resized, corner = place_square(size, side, fit)
+    # For each line of the resized image that of the square; a crop's outermost lines go on outside for now.
+    lines = [np.clip(np.arange(count) - first, 0, side - 1) for count, first in zip(resized, corner, strict=True)]
+    planes = values.reshape(-1, side, side)[:, lines[0][:, None], lines[1]]
+    restored = np.stack(
+        [np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR)) for one in planes]
+    )
+    for axis in (0, 1):
+        where = (np.arange(size[axis]) + 0.5) * resized[axis] / size[axis] - corner[axis]
+        np.moveaxis(restored, axis + 1, 0)[(where < 0) | (where >= side)] = -np.inf
+    return restored.reshape(*values.shape[:-2], *size)

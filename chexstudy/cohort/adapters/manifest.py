@@ -4,6 +4,7 @@ This is what a folder of one's own and every public data set have in common. A d
 `DatasetSpec`: a YAML file in ``datasets/``, and where its table needs code, a module beside it that calls `register`.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -97,6 +98,7 @@ class DatasetSpec:
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> what it can be, the default first
     # Of the reports that are written from its labels; none are, without.
     templates: TemplateRules | None = field(default_factory=TemplateRules)
+    width_mm: float = math.nan  # of what an image shows, where that is the same for all
     language: str = "en"  # of its written reports
     report_id: str = ""  # the column of its table that numbers them, if it does
     patients_of: str = ""  # the source whose numbers its patients have; its own if empty

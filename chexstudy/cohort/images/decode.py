@@ -5,6 +5,8 @@ A radiograph is ``(height, width)`` grey levels, 0 black to 255 white: ``uint8``
 """
 
 import io
+import math
+import os
 import stat
 import warnings
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from chexstudy.cohort.images import chunks
-from chexstudy.cohort.images.dicom import decode_dicom, is_dicom
+from chexstudy.cohort.images.dicom import decode_dicom, is_dicom, read_tags
 from chexstudy.cohort.images.levels import show_deep_colours, show_range
 from chexstudy.cohort.images.unreadable import LARGEST_IMAGE, UnreadableImage
 from chexstudy.errors import StudyError
@@ -27,10 +29,12 @@ _LARGEST_FILE = 2**29  # bytes
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 # How the bytes of a picture begin, and the usual ending of its file.
 _SIGNATURES = {chunks.SIGNATURE: "png", b"\xff\xd8\xff": "jpg", b"II*\0": "tif", b"MM\0*": "tif", b"BM": "bmp"}
+_JSRT_SIDE = 2048
+_JSRT_BYTES = 2 * _JSRT_SIDE**2
 # From so many pixels on compiled code is used; it gives the same and takes half a second to load.
-_JSRT_BYTES = 2 * 2048 * 2048
 _WORTH_COMPILED = 512 * 512
 _DEEP_MODES = ("I", "F")  # and all I;16 variants
+_ORIENTATION = 0x0112  # a tag of Exif
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 254, 258, 262, 339  # tags of a TIFF
 
 
@@ -93,17 +97,24 @@ def fit_square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
     side becomes ``size``, black is added around; nothing is lost).
     """
     check_fit(size, fit)
-    height, width = image.shape
-    side = min(height, width) if fit == "crop" else max(height, width)
-    # Truncation, not rounding, of the other side: as in torchvision's Resize, which the published transform uses.
-    new_width, new_height = (max(1, size * length // side) for length in (width, height))
-    pixels = _resize(np.ascontiguousarray(image), new_width, new_height)
-    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    (height, width), (top, left) = place_square(image.shape, size, fit)
+    pixels = _resize(np.ascontiguousarray(image), width, height)
     if fit == "crop":
         return np.ascontiguousarray(pixels[top : top + size, left : left + size])
     square = np.zeros((size, size), np.uint8)
-    square[-top : new_height - top, -left : new_width - left] = pixels
+    square[-top : height - top, -left : width - left] = pixels
     return square
+
+
+def place_square(shape: tuple[int, int], size: int, fit: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image resized for a square of `fit_square`, and which of its lines are the square's first.
+
+    These are below 0 where the square is padded.
+    """
+    side = min(shape) if fit == "crop" else max(shape)
+    # Truncation, not rounding, of the other side: as in torchvision's Resize, which the published transform uses.
+    height, width = (max(1, size * length // side) for length in shape)
+    return (height, width), (round((height - size) / 2), round((width - size) / 2))
 
 
 def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -118,6 +129,27 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
         narrowed = Image.fromarray(image).resize((width, len(image)), Image.Resampling.BICUBIC)
         pixels = np.asarray(narrowed.resize((width, height), Image.Resampling.BICUBIC))
     return pixels if pixels.dtype == np.uint8 else np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def read_dimensions(path: str | Path) -> tuple[int, int, float]:
+    """Of an image file the height and width in pixels and the side of a pixel in mm, by its header alone.
+
+    NaN where no DICOM header tells the last; an UnreadableImage where there is no image.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+        if is_dicom(head):
+            height, width, *sides = read_tags(path, ("Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing"))
+            sides = [float(side.strip("[]").split(",")[0]) for side in sides if side]
+            return int(height), int(width), next((side for side in sides if side > 0), math.nan)
+        if os.path.getsize(path) == _JSRT_BYTES and not tell_picture_kind(head):
+            return _JSRT_SIDE, _JSRT_SIDE, math.nan
+        with Image.open(path, formats=_PICTURE_FORMATS) as picture:
+            is_turned = picture.format in ("JPEG", "MPO") and picture.getexif().get(_ORIENTATION, 1) > 4
+            return *(picture.size if is_turned else picture.size[::-1]), math.nan
+    except (OSError, ValueError, Image.DecompressionBombError):
+        raise UnreadableImage("damaged", "the header") from None
 
 
 def check_fit(size: int, fit: str) -> None:
@@ -135,7 +167,7 @@ def _decode_jsrt(data: bytes) -> np.ndarray | None:
     """
     if len(data) != _JSRT_BYTES:
         return None
-    values = np.frombuffer(data, ">u2").reshape(2048, 2048)
+    values = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
     return np.float32(255) - show_range(values.astype(np.uint16)) if values.max() < 4096 else None
 
 

@@ -16,7 +16,7 @@ from chexstudy.errors import StudyError
 _WITH_NODULE, _WITHOUT = "CLNDAT_EN.txt", "CNNDAT_EN.TXT"
 _RECORD = re.compile(r"(?=JPC[LN]N\d{3}\.IMG)", re.IGNORECASE)
 _IMAGE = re.compile(r"(?:.*/)?JPC[LN]N\d{3}\.\w+", re.IGNORECASE)
-_SIDE, _MILLIMETRES = 2048, 0.175  # pixels, and the size of one
+_SIDE = 2048  # pixels
 
 
 def _read_records(download: Download, name: str, words: int) -> list[list[str]]:
@@ -49,7 +49,7 @@ def _list_nodules(download: Download) -> list[Box]:
     """The square about each nodule's circle, of its diameter in millimetres."""
     boxes = []
     for image, _, diameter, _, _, x, y, *_ in _read_records(download, _WITH_NODULE, 8):
-        side = float(diameter) / _MILLIMETRES
+        side = float(diameter) * _SIDE / SPEC.width_mm
         box = (float(x) - side / 2, float(y) - side / 2, side, side)
         boxes.append(Box(f"jsrt/{image[:8].upper()}", "Nodule", box, (_SIDE, _SIDE)))
     return boxes
