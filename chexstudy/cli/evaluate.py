@@ -1,4 +1,4 @@
-"""Verbs that measure, and show what was measured: evaluate, evaluate compare, results, plan-labels."""
+"""Verbs that measure, and show what was measured: evaluate, evaluate compare and reports, results, plan-labels."""
 
 from argparse import Namespace
 
@@ -78,6 +78,50 @@ def compare(options: Namespace) -> None:
         print(f"{comparison.left_out:,} images that only one of them scored were left out.")
     if out is not None:
         write_table(list_comparison(comparison), out)
+
+
+@verb(
+    "evaluate reports",
+    "score written reports against reference reports",
+    option("hypotheses HYPOTHESES", "a table of image_id (or study_id) and report: those to score"),
+    option("references REFERENCES", "a table of the same ids and report; patient_id if a patient has several"),
+    option("--labels LABELS", "what the images show: the ids and one column a finding, 1, 0, -1 or empty"),
+    option("--sections", "of reports with headings", choices=("findings", "findings+impression"), default="findings"),
+    option("--strip-comparisons", "take sentences that compare with an earlier study out of the references"),
+    option("--shared-only", "score the reports that both tables hold"),
+    option("--resamples N", "of patients", default=1000),
+    option("--seed K", "seed of the resampling and of the random reports", default=0),
+    option("--out FILE", "also write the table, as .csv or .parquet"),
+)
+def reports(options: Namespace) -> None:
+    """Words (BLEU, chrF, ROUGE-L, how varied they are) and findings (F1 of the 14 of CheXpert and of the 5 most
+    used) of anybody's reports, each with its 95 % interval and beside controls that look at no image. Findings are
+    told from English texts by rules. Tables are CSV or parquet; texts are never shown.
+
+    examples:
+      chexstudy evaluate reports written.csv references.csv
+      chexstudy evaluate reports written.csv references.csv --labels labels.csv --sections findings+impression
+
+    writes: --out, the table with all numbers, differences to the controls and signatures; otherwise nothing
+    """
+    from chexstudy.evaluation.report_generation.files import (
+        describe_scores,
+        read_pairs,
+        score_pairs,
+        tabulate_findings,
+        tabulate_scores,
+    )
+
+    out = check_output(options.out) if options.out else None
+    typed = vars(options)
+    names = ("hypotheses", "references", "labels", "sections", "strip_comparisons", "shared_only")
+    pairs = read_pairs(**{name: typed[name] for name in names})
+    rows = score_pairs(pairs, options.resamples, options.seed)
+    for table in (tabulate_scores(rows), tabulate_findings(rows)):
+        print(lay_out(table) + "\n")
+    print(*describe_scores(pairs, rows, options.resamples), sep="\n")
+    if out is not None:
+        write_table(rows, out)
 
 
 @verb(

@@ -35,7 +35,8 @@ _VERBS = (
         cohort.sources,
     ),
     *(run.embed, curate.curate, curate.why, run.pretrain, upstream.upstream),
-    *(evaluate.evaluate, evaluate.compare, evaluate.results, evaluate.plan_labels, release.release, run.figures),
+    *(evaluate.evaluate, evaluate.compare, evaluate.reports, evaluate.results, evaluate.plan_labels),
+    *(release.release, run.figures),
     *(studies.list_all, studies.show, studies.remove, studies.compare),
     *(curate.check_golden, doctor.doctor),
 )

@@ -114,7 +114,7 @@ def compare_score_tables(
     if not evaluable:
         told = "; ".join(f"{finding}: {reason}" for finding, reason in list(reasons.items())[:3])
         raise StudyError(f"no finding can be compared ({told}): check the scores' columns and the labels.")
-    known = _read_labels(labels, evaluable)
+    known = read_labels(labels, evaluable)
     sides = [[table[evaluable].to_numpy(dtype=float) for table in side] for side in tables]
     automatic = "delong" if metric == "auroc" and len(sides[0]) == 1 else "bootstrap"
     chosen = automatic if test == "auto" else test
@@ -187,16 +187,17 @@ def _pair_images(first, second, shared_only) -> tuple[list[list[pd.DataFrame]], 
 def _index_images(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if "image_id" not in table:
         raise StudyError(f"the scores of {name} have no column image_id: their columns are {_list(table.columns)}.")
-    return table.set_index(_check_ids(table.image_id, f"the scores of {name}")).drop(columns="image_id")
+    return table.set_index(check_ids(table.image_id, f"the scores of {name}")).drop(columns="image_id")
 
 
-def _check_ids(image_ids: pd.Series, what: str) -> pd.Series:
+def check_ids(own_ids: pd.Series, what: str, of: str = "image") -> pd.Series:
     """The ids in one spelling, after a look that each is there and comes once."""
-    ids = normalise_ids(image_ids)
-    for wrong, problem in ((ids.isna(), "have no image_id in"), (ids.duplicated(), "hold an image a second time in")):
+    ids = normalise_ids(own_ids)
+    a = "an" if of == "image" else "a"
+    for wrong, problem in ((ids.isna(), f"have no {of}_id in"), (ids.duplicated(), f"hold {a} {of} a second time in")):
         if wrong.any():
-            place = name_place(image_ids.index, int(wrong.to_numpy().argmax()))
-            raise StudyError(f"{what} {problem} {place} ({int(wrong.sum())} rows): give every image one row.")
+            place = name_place(own_ids.index, int(wrong.to_numpy().argmax()))
+            raise StudyError(f"{what} {problem} {place} ({int(wrong.sum())} rows): give every {of} one row.")
     return ids
 
 
@@ -206,7 +207,7 @@ def _match_labels(labels: pd.DataFrame, image_ids: pd.Index) -> pd.DataFrame:
     if missing:
         raise StudyError(f"the labels have no column {missing[0]}: their columns are {_list(labels.columns)}.")
     indexed = labels.assign(patient_id=normalise_ids(labels.patient_id), place=range(len(labels)))
-    indexed = indexed.set_index(_check_ids(labels.image_id, "the labels"))
+    indexed = indexed.set_index(check_ids(labels.image_id, "the labels"))
     absent = image_ids[~image_ids.isin(indexed.index)]
     if len(absent):
         raise StudyError(
@@ -238,7 +239,7 @@ def _list_findings(first, second, tables, labels) -> tuple[list[str], dict[str, 
         # A finding that one seed did not score cannot be averaged over seeds.
         of_sides.append([n for n in names if all(n in table and table[n].notna().all() for table in of_seeds)])
     scored = [name for side in tables for table in side for name in finding_columns(table)]
-    labelled = [name for name in finding_columns(labels) if name in scored or _holds_labels(labels[name])]
+    labelled = [name for name in finding_columns(labels) if name in scored or holds_labels(labels[name])]
     listed = list(dict.fromkeys([*labelled, *scored]))
     reasons = {}
     for finding in listed:
@@ -250,7 +251,7 @@ def _list_findings(first, second, tables, labels) -> tuple[list[str], dict[str, 
         elif lacking:
             reasons[finding] = f"not scored by {lacking[0]}"
         else:
-            column = _read_labels(labels, [finding])
+            column = read_labels(labels, [finding])
             known = known_labels(column)
             if not known.any():
                 reasons[finding] = "no known label"
@@ -269,13 +270,14 @@ def _check_scores(name: str, finding: str, column: pd.Series) -> None:
         raise StudyError(f"{name} has no score of {finding!r} for {missing} images: score every image or none.")
 
 
-def _holds_labels(column: pd.Series) -> bool:
+def holds_labels(column: pd.Series) -> bool:
     """Whether a column that nobody scored is a finding, and not something else about the images."""
     stated = pd.to_numeric(column.dropna(), errors="coerce")
     return len(stated) > 0 and bool(stated.isin([1, 0, -1]).all())
 
 
-def _read_labels(labels: pd.DataFrame, findings: Sequence[str]) -> np.ndarray:
+def read_labels(labels: pd.DataFrame, findings: Sequence[str]) -> np.ndarray:
+    """Labels ``(rows, findings)`` of a table, after a look that each is 1, 0, -1 or empty."""
     columns = []
     for finding in findings:
         numbers = pd.to_numeric(labels[finding], errors="coerce").astype("Float64")
@@ -288,7 +290,7 @@ def _read_labels(labels: pd.DataFrame, findings: Sequence[str]) -> np.ndarray:
 
 
 def _describe_unmeasured(finding: str, labels: pd.DataFrame, reason: str) -> dict:
-    column = _read_labels(labels, [finding]) if finding in labels else np.full((len(labels), 1), np.nan)
+    column = read_labels(labels, [finding]) if finding in labels else np.full((len(labels), 1), np.nan)
     known = known_labels(column)[:, 0]
     counts = {"n": int(known.sum()), "positives": int((column[:, 0] == 1).sum())}
     return {"finding": finding, **counts, "patients": labels.patient_id[known].nunique(), "reason": reason}

@@ -2,7 +2,7 @@
 
 Every report is counted once; a resample of patients is a weighted sum of these counts, so that a corpus metric is exact
 in each of them. Metrics lie between 0 and 1, but for the length ratio. A report without a reference is left out and
-counted, a reference without a report counts as an empty one.
+counted, an empty report counts as wrong.
 """
 
 from collections import defaultdict
@@ -85,7 +85,10 @@ def measure_reports(
     measured = [measure_texts(written, told, weights, int((~kept).sum()))]
     names = list(dict.fromkeys([*findings, *FOURTEEN]))
     said = [np.asarray(label(texts, names)) for texts in written]
-    measured += measure_labels(said, np.nan_to_num(label(told, names)), names, weights, "report", findings)
+    true = np.asarray(label(told, names))
+    # Not mentioned is absent; of a text of which nothing is understood, as in another language, nothing is known.
+    true = np.where(np.isnan(true) & ~np.isnan(true).all(axis=1, keepdims=True), 0, true)
+    measured += measure_labels(said, true, names, weights, "report", findings)
     if truth is not None:
         known = pd.DataFrame(truth[kept], columns=list(findings)).reindex(columns=names).to_numpy()
         measured += measure_labels(
@@ -214,7 +217,7 @@ def measure_labels(
     against: str,
     cohort: Sequence[str] = (),
 ) -> list[Measured]:
-    """F1 of findings: of each, then macro and micro of `FOURTEEN`, of `FIVE` and of all the cohort's.
+    """F1 of findings: of each, then macro and micro of ``chexpert_14``, ``chexpert_5`` and all of the ``cohort``.
 
     The column ``group`` says what was taken for true, ``report`` or ``image``; macro and micro are given again, as
     ``report_uncertain_present``, with what is uncertain taken for present on both sides. A finding counts in a macro
@@ -225,9 +228,9 @@ def measure_labels(
         said: labels ``(reports, findings)`` of the reports, 1, 0, -1 (uncertain) or NaN, one array a seed.
         truth: labels ``(reports, findings)`` likewise; NaN is not known, and neither right nor wrong.
         against: ``report`` or ``image``.
-        cohort: the findings that are ``all``; every one where there are none.
+        cohort: the findings of the cohort, if it has any.
     """
-    sets = {"chexpert_14": FOURTEEN, "chexpert_5": FIVE, "all": cohort or findings}
+    sets = {"chexpert_14": FOURTEEN, "chexpert_5": FIVE} | ({"cohort": cohort} if len(cohort) else {})
     groups = {name: [findings.index(one) for one in members if one in findings] for name, members in sets.items()}
     absent = _measure_f1(said, truth, findings, weights, groups, against, (1,))
     return [*absent, _measure_f1(said, truth, findings, weights, groups, f"{against}_uncertain_present", (1, -1))[1]]
