@@ -36,6 +36,7 @@ _WITH_THEIR_ROOM = {
     "files",
     "metrics",
     "inputs",
+    "metrics",
     "run",
     "subsets",
     "table",

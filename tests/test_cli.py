@@ -39,7 +39,7 @@ figures.mkdir(exist_ok=True)
 VERBS = ["run", "cohort", "embed", "curate", "why", "pretrain", "evaluate", "figures", "release"]
 VERBS += ["check-golden", "doctor", "plan-labels", "list", "show", "rm", "compare-studies", "results"]
 ACTIONS = [["cohort", action] for action in ("build", "check", "convert", "export", "show")]
-ACTIONS += [["evaluate", "compare"]]
+ACTIONS += [["evaluate", "compare"], ["evaluate", "reports"]]
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_help_is_there_at_once(capsys):
         ("evaluate compare full", "chexstudy evaluate compare: the following arguments are required: B; see"),
         (
             "evaluate compere a b",
-            "evaluate: ACTION cannot be 'compere'; it is one of compare: did you mean 'compare'; see",
+            "evaluate: ACTION cannot be 'compere'; it is one of compare, reports: did you mean 'compare'; see",
         ),
         ("evaluate compare a b --metric f1", "--metric cannot be 'f1'; it is one of auroc, auprc; see"),
         ("evaluate compare a b --resample 5", "unrecognised argument '--resample': did you mean '--resamples'; see"),

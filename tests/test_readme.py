@@ -37,6 +37,7 @@ _ENGINE = "python -m chexstudy.pretraining.training.arm_run "
 _CHEAP = [
     *(command for command in _COMMANDS if re.match("chexstudy curate --(embeddings|list)", command)),
     "chexstudy evaluate compare ours.csv theirs.csv --labels labels.csv --metric auprc",
+    "chexstudy evaluate reports written.csv references.csv --labels labels.csv",
     "chexstudy plan-labels --curve curve.csv --target 0.85 --cost 2.5",
     "chexstudy run 04 --list",
     "chexstudy cohort convert --study mine --size 378",
@@ -134,6 +135,9 @@ def newcomer(tmp_path_factory):
         table[["image_id", "patient_id"]].assign(Mass=mass).to_csv("labels.csv", index=False)
         for name in ("ours", "theirs"):
             table[["image_id"]].assign(Mass=mass + rng.normal(size=60)).to_csv(f"{name}.csv", index=False)
+        said = np.where(mass == 1, "There is a mass.", "No mass is seen.")
+        table[["image_id", "patient_id"]].assign(report=said).to_csv("references.csv", index=False)
+        table[["image_id"]].assign(report=said[::-1]).to_csv("written.csv", index=False)
         numbers = np.repeat([20, 50, 100, 200, 500], 3)
         aurocs = 0.9 - 0.8 / numbers**0.5 + rng.normal(0, 0.003, 15)
         pd.DataFrame({"n": numbers, "auroc": aurocs}).to_csv("curve.csv", index=False)

@@ -26,7 +26,7 @@ def label(texts, findings):
 
 def test_the_commonest_report_is_the_first_of_those_written_most_often():
     assert commonest_report(["b", "", "a  c", "", "a c", "", "b", "d"]) == "b"
-    with pytest.raises(StudyError, match="all reports are empty"):
+    with pytest.raises(StudyError, match="all reference reports are empty"):
         commonest_report(["", " "])
 
 

@@ -144,7 +144,7 @@ def test_f1_is_that_of_scikit_learn_in_every_resample():
     truth, said = np.nan_to_num(draw_labels((60, 7), 0)), draw_labels((60, 7), 1)
     truth[:, 6] = 0  # nowhere present: in no macro mean, yet what is said of it counts in the micro one
     weights = bootstrap_patients([number // 2 for number in range(60)], 30, np.random.default_rng(0))
-    of_findings, of_groups, uncertain = measure_labels([said], truth, names, weights, "report")
+    of_findings, of_groups, uncertain = measure_labels([said], truth, names, weights, "report", names)
     for drawn, single, grouped in zip(weights, of_findings.replicates[0], of_groups.replicates[0], strict=True):
         true, yes = (np.repeat(labels == 1, drawn, axis=0) for labels in (truth, said))
         assert single[0, :6] == pytest.approx(f1_score(true[:, :6], yes[:, :6], average=None))

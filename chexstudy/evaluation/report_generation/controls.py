@@ -24,7 +24,7 @@ def commonest_report(reports: Sequence[str]) -> str:
     written = Counter(" ".join(report.split()) for report in reports)
     del written[""]
     if not written:
-        raise StudyError("all reports are empty, so that none is the commonest: choose reports that say something.")
+        raise StudyError("all reference reports are empty: choose reports that say something.")
     return written.most_common(1)[0][0]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.column_mapping import guess_names, name_plainly
+from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.table import finding_columns, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import check_ids, holds_labels, read_labels
@@ -137,9 +138,10 @@ def _read_truth(name: str, ids: pd.Index, of: str) -> tuple[tuple[str, ...], np.
     key = guess_names(table.columns).get(f"{of}_id")
     require_columns(table, [f"{of}_id"] * (key is None), path.name)
     table = table.set_index(check_ids(table[key], f"the labels of {path.name}", of)).reindex(ids)
-    findings = tuple(one for one in finding_columns(table) if one != key and holds_labels(table[one]))
-    if not findings:
-        raise StudyError(f"{path.name} labels no finding of these reports: give it columns of 1, 0, -1 or empty.")
+    columns = [name for name in finding_columns(table) if name != key]
+    findings = tuple(name for name in columns if holds_labels(table[name]) or canonical_name(name) in FOURTEEN)
+    if not table[list(findings)].notna().to_numpy().any():
+        raise StudyError(f"{path.name} labels no finding of these reports: give it their ids, and 1, 0, -1 or empty.")
     return findings, read_labels(table, findings)
 
 

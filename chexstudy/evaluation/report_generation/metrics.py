@@ -40,13 +40,14 @@ _BETA = 2.0  # of chrF: recall counts twice as much as precision
 
 _sacrebleu = f"version:{version('sacrebleu')}"  # in its own spelling
 _bleu = f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|{_sacrebleu}"
+_rouge = f"stemmer:no|letters:a-z0-9|version:{version('rouge-score')}"
 _f1 = "rule labeler|present against present|not mentioned counts as absent"
 # Name of a metric -> with which package, version and constants it is computed.
 SIGNATURES = {
     "bleu_1": f"sacrebleu|{_bleu}|order:1|level:corpus|scale:0-1",
     "bleu_4": f"sacrebleu|{_bleu}|order:4|level:corpus|scale:0-1",
     "chrf": f"sacrebleu|nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|{_sacrebleu}|beta:2|level:corpus|scale:0-1",
-    "rouge_l": f"rouge-score|F1|stemmer:no|version:{version('rouge-score')}|level:mean of reports|scale:0-1",
+    "rouge_l": f"rouge-score|F1|{_rouge}|level:mean of reports|scale:0-1",
     "length_ratio": f"words written by words of the references|tok:13a|{_sacrebleu}",
     "distinct_1": f"distinct words by words|case:mixed|tok:13a|{_sacrebleu}|level:corpus",
     "distinct_2": f"distinct pairs of words by pairs|case:mixed|tok:13a|{_sacrebleu}|level:corpus",
