@@ -142,10 +142,10 @@ def _read_truth(name: str, ids: pd.Index, of: str) -> tuple[tuple[str, ...], np.
     findings = tuple(name for name in columns if holds_labels(table[name]) or canonical_name(name) in FOURTEEN)
     if not table[list(findings)].notna().to_numpy().any():
         raise StudyError(f"{path.name} labels no finding of these reports: give it their ids, and 1, 0, -1 or empty.")
-    return findings, read_labels(table, findings)
-
-
-# --- scoring ----------------------------------------------------------------------------------------------------------
+    names = tuple(map(canonical_name, findings))
+    if len(set(names)) < len(names):
+        raise StudyError(f"{path.name} labels one finding in two columns: take one of them out.")
+    return names, read_labels(table, findings)
 
 
 def score_pairs(pairs: ReportPairs, resamples: int, seed: int) -> pd.DataFrame:

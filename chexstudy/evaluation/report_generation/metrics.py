@@ -98,9 +98,6 @@ def measure_reports(
     return measured
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 def measure_texts(
     hypotheses: Sequence[Sequence[str]], references: Sequence[str], weights: np.ndarray, left_out: int = 0
 ) -> Measured:
@@ -205,9 +202,6 @@ def measure_variety(texts: Sequence[str]) -> tuple[float, ...]:
     singles = [word for report in words for word in report]
     distinct = [len(set(grams)) / max(1, len(grams)) for grams in (singles, pairs)]
     return *distinct, len(set(texts)) / len(texts), sum(not report for report in words) / len(texts)
-
-
-# --- findings ---------------------------------------------------------------------------------------------------------
 
 
 def measure_labels(
