@@ -36,7 +36,6 @@ _WITH_THEIR_ROOM = {
     "files",
     "metrics",
     "inputs",
-    "metrics",
     "run",
     "subsets",
     "table",
