@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -19,6 +20,7 @@ from chexstudy.plots.forest import (
     Group,
     draw_estimate,
     draw_forest,
+    draw_seeds,
     forest_height_mm,
     level_groups,
     list_estimates,
@@ -29,6 +31,7 @@ from chexstudy.plots.measurements import (
     interval,
     prefer_data_set,
     require_rows,
+    seed_values,
     select_rows,
     summarise_seeds,
 )
@@ -213,20 +216,8 @@ def _plot_label_efficiency(rows: pd.DataFrame, claims: pd.DataFrame) -> Drawing:
     looks = arm_styles(rows.arm)
     figure = new_figure(height_mm=72)
     curves, forest = figure.subplots(1, 2, width_ratios=[1.1, 1])
-    for place, (arm, style) in enumerate(looks.items()):
-        summary = summarise_seeds(rows[rows.arm == arm])
-        summary = summary.assign(share=[float(share or 1) for share in summary.setting]).sort_values("share")
-        # Moved apart a little, so that intervals of equal shares do not hide each other.
-        x = summary.share * 1.05 ** (place - (len(looks) - 1) / 2)
-        curves.plot(x, summary.value, color=style.colour, linewidth=1.0, zorder=2)
-        for at, row in zip(x, summary.itertuples(), strict=True):
-            draw_estimate(curves, at, interval(row), style, vertical=True)
-    shares = sorted(set(rows.share))
-    curves.set_xscale("log")
-    curves.set_xticks(shares, [f"{share:.0%}" for share in shares])
-    curves.minorticks_off()
-    curves.grid(axis="y")
-    curves.set(xlabel="Share of the labelled patients (log)", ylabel="AUROC, all findings")
+    draw_by_share(curves, [(style, rows[rows.arm == arm]) for arm, style in looks.items()])
+    curves.set_ylabel("AUROC, all findings")
     title_panel(curves, "a", "By share of the labels")
     estimates = [Estimate(_word_claim(row, "\n"), interval(row), arm_style(row.arm)) for row in claims.itertuples()]
     draw_forest(forest, [Group("", estimates)], [len(estimates)], reference=0.0)
@@ -236,6 +227,26 @@ def _plot_label_efficiency(rows: pd.DataFrame, claims: pd.DataFrame) -> Drawing:
     handles = [Line2D([], [], color=style.colour, marker=style.marker, label=style.name) for style in looks.values()]
     add_legend(figure, handles)
     return figure
+
+
+def draw_by_share(axes: Axes, curves: Sequence[tuple[ArmStyle, pd.DataFrame]]) -> None:
+    """Values of one metric against the share of the labelled patients, which ``setting`` says; empty means all."""
+    shares = set()
+    for place, (style, rows) in enumerate(curves):
+        summary = summarise_seeds(rows)
+        summary = summary.assign(share=[float(share or 1) for share in summary.setting]).sort_values("share")
+        # Moved apart a little, so that intervals of equal shares do not hide each other.
+        x = summary.share * 1.05 ** (place - (len(curves) - 1) / 2)
+        axes.plot(x, summary.value, color=style.colour, linewidth=1.0, zorder=2)
+        for at, row in zip(x, summary.itertuples(), strict=True):
+            draw_estimate(axes, at, interval(row), style, vertical=True)
+            draw_seeds(axes, at, seed_values(rows, setting=row.setting), style, vertical=True)
+        shares |= set(summary.share)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(shares), [f"{share:.0%}" for share in sorted(shares)])
+    axes.minorticks_off()
+    axes.grid(axis="y")
+    axes.set_xlabel("Share of the labelled patients (log)")
 
 
 def _word_claim(row, space: str = " ") -> str:

@@ -31,6 +31,8 @@ ARM_STYLES = {
     "random_same_compute": ArmStyle("Random, same compute", "#56B4E9", "^"),
     "full": ArmStyle("All pairs", "#222222", "D"),
     "oracle_balanced": ArmStyle("Label-balanced (oracle)", "#009E73", "P"),
+    "start": ArmStyle("Before training here", "#7A5195", "v"),
+    "untrained": ArmStyle("Random weights", "#8A8A8A", "X"),
 }
 _OTHER_MARKERS = ("v", "X", "<", ">", "h", "p")
 _OTHER_COLOURS = ("#CC79A7", "#E69F00", "#8A8A8A", "#7A5195", "#5E4B3C")
