@@ -8,7 +8,7 @@ Source: the schemes of NegEx (Chapman et al. 2001) and of CheXpert's labels (Irv
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
@@ -29,9 +29,12 @@ _WORDS = read_data_beside(__file__)
 _FINDINGS = _WORDS["findings"]
 _STATES = {"present": PRESENT, "uncertain": UNCERTAIN, "absent": ABSENT}
 _ORDER = (ABSENT, UNCERTAIN, PRESENT)
-# A trigger reaches so many words to the next mention, and from there on to the one after it.
-_REACH = 10
-_SENTENCE_END = re.compile(r"[;!\n]|\.(?=\s|$)|(?<=\?)\s")
+# A trigger reaches so many words to the next mention, and from there on to the one after it, so many mentions in all.
+_REACH, _MOST = 12, 15
+# Or where a line began, before the lines of a section were joined.
+_SENTENCE_END = re.compile(
+    r"[;!\n]|\.(?=\s|$)|(?<=\?)\s|(?<=[a-z]) (?=(?:No|There|The|Heart|Lungs|Small|Mild|Stable|Normal) )"
+)
 _TOKEN = re.compile(r"[^\W_]+(?:'[a-z]+)?|[,:?]")
 
 
@@ -43,6 +46,11 @@ class _Part(NamedTuple):
     meanings: dict[str, tuple]
 
 
+def can_label(finding: str) -> bool:
+    """Whether there are rules for a finding, however it is written."""
+    return canonical_name(finding) in _FINDINGS
+
+
 def label_reports(texts: Sequence[str], findings: Sequence[str]) -> np.ndarray:
     """What each report says of each finding ``(texts, findings)``: 1, 0, -1 (uncertain) or NaN (not mentioned).
 
@@ -51,7 +59,7 @@ def label_reports(texts: Sequence[str], findings: Sequence[str]) -> np.ndarray:
     that is understood. A text that is empty or in another language is NaN throughout: it is unlabelled, not normal.
     """
     columns = [canonical_name(finding) for finding in findings]
-    if unknown := [finding for finding, name in zip(findings, columns, strict=True) if name not in _FINDINGS]:
+    if unknown := [finding for finding in findings if not can_label(finding)]:
         raise StudyError(f"no rule reads {unknown[0]!r} from a report: leave it out, or add its words to labeler.yaml.")
     others = [place for place, name in enumerate(columns) if name not in (NO_FINDING, SUPPORT_DEVICES)]
     labels = np.full((len(texts), len(columns)), np.nan)
@@ -90,12 +98,7 @@ def _read_sentence(sentence: str) -> tuple[tuple[str, int, bool], ...]:
     said = [(NO_FINDING, PRESENT, True) for part in parts if "overall" in part.meanings]
     for clause in _split(parts, {part.start for part in parts if "ends" in part.meanings}):
         described = _describe(words, clause)
-        openings = {
-            place + 1
-            for place, (sign, word) in enumerate(pairwise(words))
-            if sign in (",", "and", ":") and word in _OPENING and not {"or", "nor"} & set(words[place + 1 :])
-        }
-        for part in _split(clause, openings):
+        for part in _split(clause, _find_openings(words, clause[0].start, clause[-1].end)):
             said += _judge(words, part, described)
     return tuple(said)
 
@@ -115,6 +118,16 @@ def _find_parts(words: list[str]) -> list[_Part]:
     return parts
 
 
+def _find_openings(words: list[str], first: int, end: int) -> set[int]:
+    """Where a part of a clause begins that triggers before it do not govern: "no edema, small effusion"."""
+    alternatives = [place for place in range(first, end) if words[place] in ("or", "nor")]
+    listed = max(alternatives, default=first)  # "no edema, small effusion, or pneumothorax"
+    opened = {
+        place for place in range(listed + 1, end) if words[place - 1] in (",", "and", ":") and words[place] in _OPENING
+    }
+    return opened | {place for place in range(first, end - 1) if words[place + 1] == ":"}
+
+
 def _split(parts: list[_Part], starts: set[int]) -> list[list[_Part]]:
     """The parts before, between and after these words."""
     ordered = sorted(starts)
@@ -131,20 +144,27 @@ def _describe(words: list[str], clause: list[_Part]) -> dict[int, list[tuple[str
         qualities = part.meanings.get("quality", ())
         if not qualities:
             continue
-        ahead = []
-        for other in clause[number + 1 :]:
-            if "quality" in other.meanings or other.start - part.end > _REACH:
-                break
-            ahead += [other] if "place" in other.meanings else []
-        is_attribute = (
-            ahead and ahead[0].start - part.end <= 1 and words[part.start - 1 : part.start] in _BEFORE_ATTRIBUTES
-        )
+        ahead = _list_ahead(words, part, clause[number + 1 :])
+        is_attribute = bool(ahead) and words[part.start - 1 : part.start] in _BEFORE_ATTRIBUTES
         places = ahead if is_attribute else free or ahead
         described[part.start] = [
             (place, quality) for one in places for place in one.meanings["place"] for quality in qualities
         ]
         free = [] if places is free else free
     return described
+
+
+def _list_ahead(words: list[str], quality: _Part, parts: list[_Part]) -> list[_Part]:
+    """The places behind a quality that it may describe: next to it, or joined by "of"."""
+    ahead: list[_Part] = []
+    end, reach = quality.end, _REACH if words[quality.end : quality.end + 1] in (["of"], ["in"]) else 2
+    for part in parts:
+        if "quality" in part.meanings or part.start - end > reach:
+            break
+        if "place" in part.meanings:
+            ahead.append(part)
+            end, reach = part.end, 3
+    return ahead
 
 
 def _judge(words: list[str], parts: list[_Part], described: dict) -> Iterator[tuple[str, int, bool]]:
@@ -172,12 +192,14 @@ def _govern(words: list[str], parts: list[_Part], mentions: list[_Part]) -> dict
     governed = defaultdict(set)
     for part in parts:
         for kind, direction in part.meanings.get("trigger", ()):
-            if kind == "denied" and direction != "before" and _CHANGE & set(words[part.end : part.end + 4]):
-                continue
+            if "quality" in part.meanings:
+                governed[part.start].add(kind)
             behind = list(_reach_behind(words, part, mentions)) if direction != "before" else []
             before = list(_reach_before(words, part, mentions)) if direction != "behind" and not behind else []
             for mention in behind + before:
                 governed[mention.start].add(kind)
+    if any("still" in part.meanings for part in parts):
+        return governed
     for first, second in pairwise(mentions):
         between = words[first.end : second.start]
         if len(between) <= _REACH and "," not in between and _ALTERNATIVES & set(between):
@@ -188,7 +210,8 @@ def _govern(words: list[str], parts: list[_Part], mentions: list[_Part]) -> dict
 
 def _reach_behind(words: list[str], trigger: _Part, mentions: list[_Part]) -> Iterator[_Part]:
     end = trigger.end
-    for mention in (one for one in mentions if one.start >= trigger.end):
+    first = bisect_left(mentions, end, key=lambda part: part.start)
+    for mention in mentions[first : first + _MOST]:
         between = words[end : mention.start]
         if len(between) > _REACH or (end != trigger.end and _JOINING & set(between)):
             return
@@ -198,7 +221,8 @@ def _reach_behind(words: list[str], trigger: _Part, mentions: list[_Part]) -> It
 
 def _reach_before(words: list[str], trigger: _Part, mentions: list[_Part]) -> Iterator[_Part]:
     start = trigger.start
-    for mention in (one for one in reversed(mentions) if one.end <= trigger.start):
+    last = bisect_right(mentions, start, key=lambda part: part.end)
+    for mention in reversed(mentions[max(0, last - _MOST) : last]):
         between = words[mention.end : start]
         is_apart = "," in between and not {"and", "or"} & set(words[mention.end : trigger.start])
         if len(between) > _REACH or is_apart or (start != trigger.start and _JOINING & set(between)):
@@ -227,7 +251,7 @@ def _list_phrases() -> Iterator[tuple[str, str, object]]:
     for trigger, directions in _WORDS["triggers"].items():
         for direction, phrases in directions.items():
             yield from ((phrase, "trigger", (trigger, direction)) for phrase in phrases)
-    for kind in ("overall", "ends", "unlabelled", "passed_over", "partly"):
+    for kind in ("overall", "ends", "unlabelled", "passed_over", "still"):
         yield from ((phrase, kind, None) for phrase in _WORDS[kind])
 
 
@@ -251,12 +275,13 @@ _PHRASES = _gather_phrases()
 _DESCRIBED = defaultdict(list)
 _DENIED_BY = defaultdict(list)
 for _finding, _entry in _FINDINGS.items():
-    for _pair in _entry.get("described", {}).items():
-        _DESCRIBED[_pair].append(_finding)
+    for _place, _qualities in _entry.get("described", {}).items():
+        for _quality in _qualities:
+            _DESCRIBED[_place, _quality].append(_finding)
     for _place in _entry.get("denied_by", ()):
         _DENIED_BY[_place].append(_finding)
-_OPENING, _JOINING, _CHANGE, _ENGLISH, _FOREIGN = (
-    frozenset(_WORDS[kind]) for kind in ("opening", "joining", "change", "english", "foreign")
+_OPENING, _JOINING, _ENGLISH, _FOREIGN = (
+    frozenset(_WORDS[kind]) for kind in ("opening", "joining", "english", "foreign")
 )
 _MENTIONING = {"name", "implied", "unlabelled"}
 _ALTERNATIVES = {"or", "versus", "vs"}
