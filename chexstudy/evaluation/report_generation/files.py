@@ -27,7 +27,7 @@ _KEYS = ("image_id", "study_id")
 _REPORTS = ("report", "generatedreport", "hypothesis", "prediction", "generated", "reference", "reporttext", "text")
 WRITTEN = "reports"
 CONTROLS = COMMONEST, RANDOM, ITSELF, TURNED = "commonest", "random", "itself", "turned"
-_SETS = {"all": "", "cohort": "all", "chexpert_14": "14", "chexpert_5": "5"}
+_SETS = {"all": "all", "chexpert_14": "14", "chexpert_5": "5"}
 _SHOWN = {
     "bleu_1": "BLEU-1",
     "bleu_4": "BLEU-4",
@@ -173,6 +173,8 @@ def score_pairs(pairs: ReportPairs, resamples: int, seed: int) -> pd.DataFrame:
         sides = zip(measured[WRITTEN], measured[name], strict=True)
         rows += [one.minus(other, generator).assign(variant=WRITTEN, reference=name) for one, other in sides]
     rows = pd.concat(rows, ignore_index=True).fillna({"group": "", "reference": ""})
+    if not pairs.findings:
+        rows = rows[(rows.finding != "all") | (rows.group == "")]  # those are the 14
     signatures = rows.metric.str.removesuffix("_difference").map(SIGNATURES).fillna("")
     digest = hashlib.sha256("\0".join(pairs.references).encode()).hexdigest()
     first = ["variant", "reference", "finding", "group", "metric", "value", "ci_low", "ci_high", "n", "positives"]
@@ -188,7 +190,11 @@ def tabulate_scores(rows: pd.DataFrame) -> pd.DataFrame:
         key=lambda index: index.map(list(_SHOWN).index) if index.name == "metric" else index
     )
     metrics, findings, groups = (written.index.get_level_values(name) for name in place)
-    table = {"metric": metrics.map(_SHOWN), "findings": findings.map(_SETS), "against": groups.str.replace("_", " ")}
+    table = {
+        "metric": metrics.map(_SHOWN),
+        "findings": findings.map(_SETS).where(groups != "", ""),
+        "against": groups.str.replace("_", " "),
+    }
     table[WRITTEN] = [write_interval(*row) for row in written[["value", "ci_low", "ci_high"]].to_numpy()]
     return pd.DataFrame(
         table | {name: of[name].value[written.index].map("{:.3f}".format).to_numpy() for name in CONTROLS}

@@ -212,7 +212,7 @@ def measure_labels(
     against: str,
     cohort: Sequence[str] = (),
 ) -> list[Measured]:
-    """F1 of findings: of each, then macro and micro of ``chexpert_14``, ``chexpert_5`` and all of the ``cohort``.
+    """F1 of findings: of each, then macro and micro of ``chexpert_14``, ``chexpert_5`` and ``all`` of the cohort.
 
     The column ``group`` says what was taken for true, ``report`` or ``image``; macro and micro are given again, as
     ``report_uncertain_present``, with what is uncertain taken for present on both sides. A finding counts in a macro
@@ -223,9 +223,9 @@ def measure_labels(
         said: labels ``(reports, findings)`` of the reports, 1, 0, -1 (uncertain) or NaN, one array a seed.
         truth: labels ``(reports, findings)`` likewise; NaN is not known, and neither right nor wrong.
         against: ``report`` or ``image``.
-        cohort: the findings of the cohort, if it has any.
+        cohort: the findings that are ``all``; every one where there are none.
     """
-    sets = {"chexpert_14": FOURTEEN, "chexpert_5": FIVE} | ({"cohort": cohort} if len(cohort) else {})
+    sets = {"chexpert_14": FOURTEEN, "chexpert_5": FIVE, "all": cohort or findings}
     groups = {name: [findings.index(one) for one in members if one in findings] for name, members in sets.items()}
     absent = _measure_f1(said, truth, findings, weights, groups, against, (1,))
     return [*absent, _measure_f1(said, truth, findings, weights, groups, f"{against}_uncertain_present", (1, -1))[1]]
