@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from chexstudy.inputs.yaml_files import read_data_beside
 SUPPORT_DEVICES = "Support Devices"
 _WORDS = read_data_beside(__file__)
 _FINDINGS = _WORDS["findings"]
-_STATES = {"present": PRESENT, "uncertain": UNCERTAIN, "absent": ABSENT}
+_STATES = {"present": PRESENT, "uncertain": UNCERTAIN}
 _ORDER = (ABSENT, UNCERTAIN, PRESENT)
 # A trigger reaches so many words to the next mention, and from there on to the one after it, so many mentions in all.
 _REACH, _MOST = 12, 15
@@ -180,10 +180,10 @@ def _judge(words: list[str], parts: list[_Part], described: dict) -> Iterator[tu
         for name, own in mention.meanings.get("implied", ()):
             yield name, own if state == PRESENT else state, True
         for place, quality in described.get(mention.start, ()):
-            for name in _DESCRIBED.get((place, quality), ()):
+            for name in _DESCRIBED[place, quality]:
                 yield name, state, False
             if (quality, state) in (("normal", PRESENT), ("abnormal", ABSENT)):
-                for name in _DENIED_BY.get(place, ()):
+                for name in _DENIED_BY[place]:
                     yield name, ABSENT, True
 
 
@@ -272,14 +272,17 @@ def _gather_phrases() -> dict[str, list[tuple[list[str], dict[str, tuple]]]]:
 
 
 _PHRASES = _gather_phrases()
-_DESCRIBED = defaultdict(list)
-_DENIED_BY = defaultdict(list)
-for _finding, _entry in _FINDINGS.items():
-    for _place, _qualities in _entry.get("described", {}).items():
-        for _quality in _qualities:
-            _DESCRIBED[_place, _quality].append(_finding)
-    for _place in _entry.get("denied_by", ()):
-        _DENIED_BY[_place].append(_finding)
+# (place, quality) -> the findings that it is; place -> the findings that it denies where it is normal.
+_DESCRIBED = {
+    (place, quality): [
+        name for name, entry in _FINDINGS.items() if quality in entry.get("described", {}).get(place, ())
+    ]
+    for place, quality in product(_WORDS["places"], _WORDS["qualities"])
+}
+_DENIED_BY = {
+    place: [name for name, entry in _FINDINGS.items() if place in entry.get("denied_by", ())]
+    for place in _WORDS["places"]
+}
 _OPENING, _JOINING, _ENGLISH, _FOREIGN = (
     frozenset(_WORDS[kind]) for kind in ("opening", "joining", "english", "foreign")
 )
