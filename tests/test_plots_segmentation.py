@@ -9,7 +9,7 @@ from matplotlib.contour import ContourSet
 from chexstudy.evaluation.segmentation.metrics import measure_image
 from chexstudy.plots import figures
 from chexstudy.plots.measurements import NothingToDraw
-from chexstudy.plots.segmentation import OutlineCard, choose_cases, make_cards
+from chexstudy.plots.outlines import OutlineCard, choose_cases, make_cards
 
 STRUCTURES = {"heart": 0.8, "left lung": 0.9, "Nodule": 0.4}
 
@@ -82,6 +82,12 @@ def test_structures_are_drawn_with_one_decoder_and_both_baselines_best_outlined_
     assert "Below the small U-Net: heart (2 of 2 encoders), left lung (2 of 2 encoders)." in drawn.said
 
 
+def test_a_single_structure_is_its_own_mean(results):
+    drawn = draw(figures.segmentation, results[results.finding.isin(["heart", "macro"])])
+    assert names(drawn.axes[0]) == ["Heart (12)"]
+    assert drawn.said.startswith("Dice, heart (phantom, test): Curated 0.800")
+
+
 def test_without_paired_differences_nothing_is_said_of_them(results):
     drawn = draw(figures.segmentation, results[results.task == "segmentation"])
     assert len(drawn.axes) == 3
@@ -93,6 +99,7 @@ def test_decoders_are_compared_by_the_mean_over_structures(results):
     drawn = draw(figures.segmentation_decoders, results)
     assert names(drawn.axes[0]) == ["U-Net", "Linear", "No encoder"]
     assert values(drawn.axes[0]) == [0.7, 0.71, 0.6, 0.75, 0.4]
+    assert "Curated, U-Net, 0.700" in drawn.said, "an encoder is told with its best decoder"
     with pytest.raises(NothingToDraw, match="with one decoder"):
         figures.segmentation_decoders.choose(results[results["head"] != "linear"])
 
