@@ -191,14 +191,15 @@ def work_apart(
     """``work(evaluation, arm, seed)`` for every job, in processes of one share of the cores each."""
     if workers <= 1 or len(jobs) == 1:
         return [work(evaluation, *job) for job in progress(jobs, label=label)]
-    # Cohort and pixels are read anew there: cheaper than sending them.
+    # Cohort and pixels are read anew there: cheaper than sending them. Of a part of the cohort, its images are told.
+    part = set(evaluation.cohort.image_id) if len(evaluation.cohort) < len(evaluation.store) else None
     settings = {name: getattr(evaluation, name) for name in ("resamples", "seed", "probe", "device", "families")}
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(
         workers,
         get_context("spawn"),
         initializer=_open_evaluation,
-        initargs=(os.getpid(), evaluation.run.study, settings, threads),
+        initargs=(os.getpid(), evaluation.run.study, part, settings, threads),
     ) as pool:
         return list(progress(pool.map(partial(_work, work), jobs), len(jobs), label))
 
@@ -206,12 +207,15 @@ def work_apart(
 _opened: Evaluation | None = None
 
 
-def _open_evaluation(parent: int, study: str, settings: dict, threads: int) -> None:
+def _open_evaluation(parent: int, study: str, part: set[str] | None, settings: dict, threads: int) -> None:
     global _opened
     end_with_parent(parent)
     torch.set_num_threads(threads)
     run = Run(study)
-    _opened = Evaluation(run, read_cohort(run.path("cohort.parquet")), open_pixel_store(run), **settings)
+    cohort = read_cohort(run.path("cohort.parquet"))
+    if part is not None:
+        cohort = cohort[cohort.image_id.isin(part)]
+    _opened = Evaluation(run, cohort, open_pixel_store(run), **settings)
 
 
 def _work(work: Callable[..., _Result], job: tuple[str, int]) -> _Result:

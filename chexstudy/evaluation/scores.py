@@ -24,6 +24,7 @@ from chexstudy.statistics.bootstrap import (
     Difference,
     count_patients,
     count_scarcer_patients,
+    difference_p_values,
     interval,
     paired_difference,
     resample_seeds,
@@ -121,9 +122,15 @@ class Measured:
         sides = self.values, other.values, self.replicates, other.replicates
         return paired_difference(*sides, generator, self.patients)
 
-    def minus(self, other: "Measured", generator: np.random.Generator) -> pd.DataFrame:
-        """Rows of `subtract`: ``auroc_difference`` and so on."""
-        return self.list_difference(self.subtract(other, generator))
+    def minus(self, other: "Measured", generator: np.random.Generator, tested: bool = False) -> pd.DataFrame:
+        """Rows of `subtract`: ``auroc_difference`` and so on, where tested with ``auroc_difference_p``."""
+        difference = self.subtract(other, generator)
+        rows = self.list_difference(difference)
+        if not tested:
+            return rows
+        p_values = difference_p_values(difference, self.patients)
+        names = [f"{metric}_difference_p" for metric in self.metrics]
+        return pd.concat([rows, self._list_rows(names, p_values, *np.full((2, *p_values.shape), np.nan))])
 
     def list_difference(self, difference: Difference) -> pd.DataFrame:
         """Rows of what `subtract` gave."""
@@ -139,11 +146,9 @@ class Measured:
         return pd.concat([rows, pd.DataFrame([count | {"positives": -1}])], ignore_index=True)
 
     def _list_rows(self, metrics, value, low, high) -> pd.DataFrame:
-        tables = [
-            self.columns.assign(metric=metric, value=value[row], ci_low=low[row], ci_high=high[row])
-            for row, metric in enumerate(metrics)
-        ]
-        return pd.concat(tables, ignore_index=True)
+        names = [metric for metric in metrics for _ in range(len(self.columns))]
+        columns = pd.concat([self.columns] * len(metrics), ignore_index=True)
+        return columns.assign(metric=names, value=np.ravel(value), ci_low=np.ravel(low), ci_high=np.ravel(high))
 
 
 def join_seeds(parts: Sequence[Measured]) -> Measured:

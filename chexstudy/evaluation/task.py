@@ -194,8 +194,13 @@ def add_costs(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     return rows.join(pd.concat([costs, means]), on=["arm", "seed"])
 
 
-def list_differences(evaluation: Evaluation, measured: _Measured, pairs: Sequence[tuple[_Side, _Side]]) -> pd.DataFrame:
-    """Rows of first minus second, paired by patient and seed; ``reference`` is the second side's arm."""
+def list_differences(
+    evaluation: Evaluation, measured: _Measured, pairs: Sequence[tuple[_Side, _Side]], tested: bool = False
+) -> pd.DataFrame:
+    """Rows of first minus second, paired by patient and seed; ``reference`` is the second side's arm.
+
+    Where ``tested``, with p values that are not corrected for their number.
+    """
     tables = [pd.DataFrame(columns=["arm", "reference", "task", "seed"])]
     for name, generator in _draw_generators(evaluation, measured).items():
         for (task, arm), (other, reference) in pairs:
@@ -203,7 +208,7 @@ def list_differences(evaluation: Evaluation, measured: _Measured, pairs: Sequenc
                 continue
             drawn = deepcopy(generator)
             sides = zip(measured[task.name, arm, name], measured[other.name, reference, name], strict=True)
-            rows = pd.concat([first.minus(second, drawn) for first, second in sides])
+            rows = pd.concat([first.minus(second, drawn, tested) for first, second in sides])
             place = task.place | {"task": f"{task.place['task']}_difference", "data_set": name, "seed": OVER_SEEDS}
             tables.append(rows.assign(arm=arm, reference=reference, **place))
     return pd.concat(tables[1:] or tables, ignore_index=True)

@@ -23,8 +23,8 @@ from chexstudy.runs import Run
 from chexstudy.steps import find_step
 
 DEFAULT_TASK = "zero_shot"
-# Ranks of reports, not scores of findings.
-_NOT_SCORES = "retrieval"
+# Ranks of reports and reports themselves, not scores of findings.
+_NOT_SCORES = ("retrieval", "report_generation")
 
 
 def list_scored(run: Run) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def list_scored(run: Run) -> pd.DataFrame:
     for path in run.path("evaluation").glob("*/seed*/*/*/*.parquet"):
         arm, seed, task, *data_set = path.relative_to(run.path("evaluation")).with_suffix("").parts
         number = re.fullmatch(r"seed(\d+)", seed)
-        if number and task != _NOT_SCORES:
+        if number and not task.startswith(_NOT_SCORES):
             rows.append((arm, int(number[1]), task, "/".join(data_set)))
     return pd.DataFrame(sorted(rows), columns=["arm", "seed", "task", "data_set"])
 

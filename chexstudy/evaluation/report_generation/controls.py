@@ -14,6 +14,7 @@ from chexstudy.cohort.reports import split_sentences
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
 
+CONTROLS = COMMONEST, RANDOM, ITSELF, TURNED = "commonest", "random", "itself", "turned"
 # Texts and findings to ``(texts, findings)``: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
 Labeler = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 _OPPOSITES = [(re.compile(rule, re.IGNORECASE), other) for rule, other in read_data_beside(__file__)["opposites"]]

@@ -12,7 +12,16 @@ from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.table import finding_columns, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import check_ids, holds_labels, read_labels
-from chexstudy.evaluation.report_generation.controls import commonest_report, flip_polarity, random_reports
+from chexstudy.evaluation.report_generation.controls import (
+    COMMONEST,
+    CONTROLS,
+    ITSELF,
+    RANDOM,
+    TURNED,
+    commonest_report,
+    flip_polarity,
+    random_reports,
+)
 from chexstudy.evaluation.report_generation.labeler import label_reports
 from chexstudy.evaluation.report_generation.metrics import FOURTEEN, SIGNATURES, measure_reports
 from chexstudy.evaluation.report_generation.variants import prepare_texts
@@ -26,7 +35,6 @@ _KEYS = ("image_id", "study_id")
 # What a column of reports may be called, in order of preference; compared without case, blanks and underscores.
 _REPORTS = ("report", "generatedreport", "hypothesis", "prediction", "generated", "reference", "reporttext", "text")
 WRITTEN = "reports"
-CONTROLS = COMMONEST, RANDOM, ITSELF, TURNED = "commonest", "random", "itself", "turned"
 _SETS = {"all": "all", "chexpert_14": "14", "chexpert_5": "5"}
 _SHOWN = {
     "bleu_1": "BLEU-1",

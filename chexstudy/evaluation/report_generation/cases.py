@@ -1,0 +1,103 @@
+"""Cases of report generation: which images, which text of their reports, why others are left out, and what was asked.
+
+Headings of an indication lie in ``cases.yaml``.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from chexstudy.cohort.reports import SECTION_HEADINGS, training_text
+from chexstudy.cohort.splits import TEST_SPLITS
+from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.report_generation.labeler import is_foreign
+from chexstudy.evaluation.report_generation.variants import prepare_texts
+from chexstudy.inputs.yaml_files import read_data_beside
+
+NO_REPORT, NO_SECTION, LATERAL, FOREIGN = "no report", "no such section", "lateral view", "not in English"
+STRIPPED = "nothing but comparisons"
+_HEADINGS = sorted((re.escape(name) for names in SECTION_HEADINGS.values() for name in names), key=len, reverse=True)
+_INDICATION = re.compile(
+    rf"(?:^|(?<=[.!?])\s+)(?:{'|'.join(read_data_beside(__file__)['indications'])})\s*:(?P<told>.*?)"
+    rf"(?=\n\s*\n|(?:^|[.!?]\s+|\s(?=[A-Z]))(?:{'|'.join(_HEADINGS)})\s*:|\Z)",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+
+
+def read_indication(report: str) -> str:
+    """Why the image was taken, in one line, as far as the report says so under a heading; else empty."""
+    found = _INDICATION.search(report)
+    return " ".join(found["told"].split()) if found else ""
+
+
+def explain_unused(rows: pd.DataFrame, texts: Sequence[str], told: Sequence[str]) -> list[str]:
+    """Why each row of a cohort is no case, in words, empty where it is one.
+
+    ``texts`` are those of its sections, ``told`` what is left of them where comparisons are stripped.
+    """
+    reasons = []
+    for view, report, text, kept in zip(rows["view"], rows.report, texts, told, strict=True):
+        tests = {
+            NO_REPORT: not training_text(report),
+            LATERAL: view == "lateral",
+            NO_SECTION: not text,
+            FOREIGN: is_foreign(text),
+            STRIPPED: not kept,
+        }
+        reasons.append(next((reason for reason, holds in tests.items() if holds), ""))
+    return reasons
+
+
+def choose_cases(
+    evaluation: Evaluation,
+    sections: str = "findings",
+    strip_comparisons: bool = False,
+    train_images: int = 0,
+    test_images: int = 0,
+) -> tuple[Evaluation, pd.DataFrame]:
+    """The images that reports are written of, and how many others there are, and why.
+
+    Args:
+        sections, strip_comparisons: as `prepare_texts` takes them.
+        train_images, test_images: at most so many of training, and of each test set, of whole patients; 0 is all.
+            Fewer are part of more.
+
+    Returns:
+        The evaluation of these images, and a row a data set and reason: ``data_set, reason, images, of``.
+    """
+    cohort = evaluation.cohort
+    reports, named = cohort.report.tolist(), cohort.source + "/" + cohort.split
+    texts = prepare_texts(reports, sections)[0]
+    kept = prepare_texts(reports, sections, True)[0] if strip_comparisons else texts
+    reasons = pd.Series(explain_unused(cohort, texts, kept), cohort.index, dtype=object)
+    usable = cohort[reasons == ""]
+    of_test = usable.split.isin(TEST_SPLITS)
+    parts = [
+        _thin(rows, test_images if of_test[rows.index[0]] else train_images, evaluation.seed)
+        for _, rows in usable.groupby(usable.split.where(~of_test, named))
+    ]
+    counts = pd.DataFrame({"data_set": named, "reason": reasons})[reasons != ""].value_counts(sort=False)
+    counts = counts.rename("images").reset_index()
+    counts["of"] = counts.data_set.map(named.value_counts())
+    return replace(evaluation, cohort=pd.concat(parts).sort_index() if parts else usable), counts
+
+
+def explain_no_cases(evaluation: Evaluation, left_out: pd.DataFrame) -> str:
+    """Why no reports can be written, of what `choose_cases` gave, as a sentence; empty if they can."""
+    has = set(evaluation.cohort.split)
+    lacks = "training" if "train" not in has else "test" if not has & set(TEST_SPLITS) else ""
+    counts = left_out.groupby("reason").images.sum()
+    told = "; ".join(f"{reason}: {count:,}" for reason, count in counts.items())
+    return f"no {lacks} image has a text to write ({told})" if lacks else ""
+
+
+def _thin(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """Rows of patients in a random order, as many as have at most so many images together."""
+    if not most or len(rows) <= most:
+        return rows
+    order = np.random.default_rng(seed).permutation(np.sort(rows.patient_id.unique()))
+    images = rows.groupby("patient_id").size()[order].cumsum()
+    return rows[rows.patient_id.isin(images.index[images <= max(most, images.iloc[0])])]
