@@ -14,8 +14,8 @@ texts are empty where there is nothing to say:
 - ``seed`` (-1: over all seeds), ``task`` (below), ``data_set`` (source and split, ``phantom/test_enriched``),
   ``finding`` (a finding, ``macro``, a tier such as ``tail``, an outcome, or ``all``) and ``metric``;
 - ``value``, ``ci_low``, ``ci_high`` (95 %, NaN where none can be had), ``n``, ``positives`` (-1: has no meaning);
-- ``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?) and ``reason``, why there is
-  no value;
+- ``exposure`` (``held_out`` | ``seen`` | ``unknown``: may the model have seen the data?), ``reason``, why there is no
+  value, and ``signature``: which package, version and constants a metric of texts was computed with;
 - ``flops`` and ``seconds`` of the arm's training, scoring and warm-up included; NaN where nothing was trained.
 
 Tasks, by what writes them:
@@ -54,14 +54,14 @@ _IDENTITY = [
     *("study", "arm", "variant", "reference", "head", "setting", "group"),
     *("seed", "task", "data_set", "finding", "metric"),
 ]
-_OPTIONAL_TEXTS = ("variant", "reference", "head", "setting", "group", "reason")
+_OPTIONAL_TEXTS = ("variant", "reference", "head", "setting", "group", "reason", "signature")
 _SCHEMA = pa.DataFrameSchema(
     {
         **{name: pa.Column("int64" if name == "seed" else str) for name in _IDENTITY},
         **{name: pa.Column("float64", nullable=True) for name in ("value", "ci_low", "ci_high")},
         **{name: pa.Column("int64") for name in ("n", "positives")},
         "exposure": pa.Column(str, pa.Check.isin(EXPOSURES)),
-        "reason": pa.Column(str),
+        **{name: pa.Column(str) for name in ("reason", "signature")},
         **{name: pa.Column("float64", nullable=True) for name in ("flops", "seconds")},
     },
     strict=True,

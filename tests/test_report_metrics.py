@@ -24,6 +24,7 @@ from chexstudy.evaluation.report_generation.metrics import (
     measure_texts,
     measure_variety,
     score_overlaps,
+    sign_metrics,
 )
 from chexstudy.results import validate_results
 from chexstudy.statistics.bootstrap import bootstrap_patients
@@ -200,7 +201,8 @@ def test_reports_give_rows_of_the_results_table_and_paired_differences():
     ]
     place = {"study": "s", "arm": "a", "data_set": "d", "exposure": "unknown", "reason": ""}
     rows = [part.each_seed((0, 1), np.random.default_rng(0)) for part in sides[0]]
-    rows = validate_results(pd.concat(rows).assign(task="report_generation", **place))
+    rows = sign_metrics(validate_results(pd.concat(rows).assign(task="report_generation", **place)))
+    assert ((rows.signature == "") == rows.metric.isin(["prevalence", "findings_present", "empty_references"])).all()
     assert set(rows.metric[~rows.metric.str.contains("constant|prevalence|present$|empty_ref")]) == set(SIGNATURES)
     over_seeds = rows[rows.seed == -1].set_index(["metric", "finding", "group"])
     assert over_seeds.value["bleu_4", "all", ""] == 1

@@ -23,7 +23,7 @@ from chexstudy.evaluation.report_generation.controls import (
     random_reports,
 )
 from chexstudy.evaluation.report_generation.labeler import label_reports
-from chexstudy.evaluation.report_generation.metrics import FOURTEEN, SIGNATURES, measure_reports
+from chexstudy.evaluation.report_generation.metrics import FOURTEEN, SIGNATURES, measure_reports, sign_metrics
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.inputs.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.inputs.tables import read_text_table, read_typed_table
@@ -183,10 +183,9 @@ def score_pairs(pairs: ReportPairs, resamples: int, seed: int) -> pd.DataFrame:
     rows = pd.concat(rows, ignore_index=True).fillna({"group": "", "reference": ""})
     if not pairs.findings:
         rows = rows[(rows.finding != "all") | (rows.group == "")]  # those are the 14
-    signatures = rows.metric.str.removesuffix("_difference").map(SIGNATURES).fillna("")
     digest = hashlib.sha256("\0".join(pairs.references).encode()).hexdigest()
     first = ["variant", "reference", "finding", "group", "metric", "value", "ci_low", "ci_high", "n", "positives"]
-    return rows[first].assign(signature=signatures, references_sha256=digest)
+    return sign_metrics(rows[first]).assign(references_sha256=digest)
 
 
 def tabulate_scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -241,5 +240,6 @@ def describe_scores(pairs: ReportPairs, rows: pd.DataFrame, resamples: int) -> l
         f"Micro F1 of the 14 findings, minus that of the controls: {', '.join(ahead)}.",
         "Controls: the commonest reference as a constant, a random one of another patient, the reference itself, and "
         "itself with one finding turned into its opposite: what stays high there does not see that error.",
+        "CheXbert, RadGraph, BERTScore and GREEN are not measured: they need trained weights.",
         *signatures,
     ]

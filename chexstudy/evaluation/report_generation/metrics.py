@@ -2,7 +2,8 @@
 
 Every report is counted once; a resample of patients is a weighted sum of these counts, so that a corpus metric is exact
 in each of them. Metrics lie between 0 and 1, but for the length ratio. A report without a reference is left out and
-counted, an empty report counts as wrong.
+counted, an empty report counts as wrong. Metrics that need trained weights (CheXbert, RadGraph, BERTScore, GREEN) are
+not among them.
 """
 
 from collections import defaultdict
@@ -96,6 +97,12 @@ def measure_reports(
             said, np.where(known_labels(known), known, np.nan), names, weights, "image", findings
         )
     return measured
+
+
+def sign_metrics(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of metrics, or of their differences, with ``signature``, one of `SIGNATURES`."""
+    metrics = rows.metric.str.replace("_difference.*|_of_best_constant", "", regex=True)
+    return rows.assign(signature=metrics.map(SIGNATURES).fillna(""))
 
 
 def measure_texts(
