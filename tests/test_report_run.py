@@ -142,6 +142,7 @@ def test_who_ignores_the_image_is_told_so_and_who_reads_it_is_not(evaluation, wr
         write_reports(evaluation, writing)
         rows = measure_written(evaluation, writing)
         said += judge_reading(rows)
+    assert rows.signature[rows.metric.str.startswith("bleu_4")].str.startswith("sacrebleu|nrefs:1|").all()
     assert "reads no image" in said[0]
     assert "falls by 0.000 [0.000, 0.000]" in said[0]
     assert "reads the image" in said[1]

@@ -39,7 +39,7 @@ from chexstudy.evaluation.report_generation.image_controls import (
     show_images,
 )
 from chexstudy.evaluation.report_generation.labeler import can_label, label_reports
-from chexstudy.evaluation.report_generation.metrics import FOURTEEN, measure_reports
+from chexstudy.evaluation.report_generation.metrics import FOURTEEN, measure_reports, sign_metrics
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.evaluation.scores import Measured, scores_artifact
 from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_tasks
@@ -197,7 +197,7 @@ def measure_written(evaluation: Evaluation, writing: Writing, workers: int = 1) 
         list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
         for reference, pairs in _list_pairs(writing).items()
     ]
-    rows = join_rows(*tables, _correct(join_rows(*differences)))
+    rows = sign_metrics(join_rows(*tables, _correct(join_rows(*differences))))
     return validate_results(add_exposure(evaluation, rows, writing.seeds[0]).assign(study=evaluation.run.study))
 
 
