@@ -78,6 +78,7 @@ def is_foreign(text: str) -> bool:
     return foreign > english or (bool(words) and not re.search("[a-z]", text.lower()))
 
 
+@lru_cache(maxsize=20_000)  # the references of all that write are the same
 def _read_report(text: str) -> dict[str, int]:
     """Finding -> state, of what a report says; empty if it says nothing that is understood."""
     text = training_text(text)
