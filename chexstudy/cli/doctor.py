@@ -39,7 +39,6 @@ def doctor(options: Namespace) -> int:
 
 
 def _find_problems() -> list[str]:
-    """What is wrong with this installation, one sentence each."""
     found = []
     if not (3, 11) <= sys.version_info[:2] <= (3, 12):
         found.append(f"Python {platform.python_version()} is not supported: use 3.11 or 3.12.")

@@ -74,7 +74,6 @@ def check_table(cohort: pd.DataFrame) -> CohortCheck:
 
 
 def _check_images(cohort: pd.DataFrame, places: pd.Index, root: Path | None, remarks: list[str]) -> CohortCheck:
-    """Look at a cohort and, where there is a root, at its image files."""
     kept, _ = set_aside_empty_reports(cohort)
     is_usable = cohort.index.isin(kept.index)
     remarks += _find_remarks(cohort, places)

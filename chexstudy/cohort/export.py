@@ -112,7 +112,6 @@ def export_cohort(run: Run, folder: str | Path, options: ExportOptions) -> Expor
 
 
 def _plan_shards(cohort: pd.DataFrame, options: ExportOptions) -> dict[str, list[int]]:
-    """Shard -> positions of its pairs; no shard holds two splits."""
     shards = {}
     for split in SPLITS:
         rows = [int(row) for row in (cohort["split"] == split).to_numpy().nonzero()[0]]

@@ -114,7 +114,6 @@ def split_sections(report: str) -> dict[str, str]:
 
 
 def _skip(text: str, end: re.Pattern) -> str:
-    """What follows the first end in a text."""
     found = end.search(text)
     return text[found.end() :] if found else ""
 
@@ -132,7 +131,6 @@ def _join_body(texts: list[str], is_optional: bool) -> str:
 
 
 def _clean(text: str) -> str:
-    """The text in one line; empty if it says nothing."""
     return "" if says_nothing(text) else " ".join(text.split())
 
 

@@ -99,7 +99,6 @@ def measure_methods_kept(
 
 
 def _place_kept(cohort: pd.DataFrame) -> dict[str, str]:
-    """Where rows of what was kept stand in the results table."""
     source = cohort.source[cohort.split == "train"].iloc[0]
     return {"task": KEPT, "data_set": f"{source}/train", "setting": SAME_DATA, "exposure": "seen"}
 
@@ -251,7 +250,11 @@ def measure_methods_zero_shot(
             if method != BASELINE
         ]
         if differences:
-            tables.append(_correct(pd.concat(differences, ignore_index=True)).assign(setting=kind))
+            rows_of_kind = pd.concat(differences, ignore_index=True)
+            p_values = rows_of_kind[(rows_of_kind.metric == P_VALUE) & rows_of_kind.value.notna()]
+            corrected = p_values.groupby("finding").value.transform(lambda one: correct_by_holm(one.to_numpy()))
+            p_values = p_values.assign(metric=P_HOLM, value=corrected)
+            tables += [one.assign(setting=kind) for one in (rows_of_kind, p_values)]
     exposure = tell_exposure(evaluation, every[0], seeds[0], data_set)
     rows = name_arms(pd.concat(tables, ignore_index=True))
     return rows.assign(study=run.study, data_set=data_set, exposure=exposure)
@@ -269,13 +272,6 @@ def _subtract_baseline(evaluation: Evaluation, measured, arm: str, baseline: str
     p_values = auroc[groups].assign(metric=P_VALUE, value=values, ci_low=np.nan, ci_high=np.nan)
     rows = pd.concat([auroc, p_values], ignore_index=True)
     return rows.assign(arm=arm, reference=baseline, seed=OVER_SEEDS, task=DIFFERENCE)
-
-
-def _correct(differences: pd.DataFrame) -> pd.DataFrame:
-    """The same with p values corrected by Holm over the methods, for each group of findings."""
-    p_values = differences[(differences.metric == P_VALUE) & differences.value.notna()]
-    corrected = p_values.groupby("finding").value.transform(lambda of_group: correct_by_holm(of_group.to_numpy()))
-    return pd.concat([differences, p_values.assign(metric=P_HOLM, value=corrected)], ignore_index=True)
 
 
 FIGURE_METRICS = ("rare_recall", "redundancy", "coverage_radius", "knn_coverage", "mismatched_kept", "junk_kept")

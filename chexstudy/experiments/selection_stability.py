@@ -66,7 +66,11 @@ def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.nd
     """
     rows = []
     pairs = len(next(iter(features.values())))
-    batches = _list_batches(pairs, reference.curator.prototypes)
+    # In place of those as large as the cohort, the cohort itself.
+    batches = {min(one, pairs) for one in _COMPARED_BATCHES}
+    if len(batches) == 1:
+        batches.add(max(BLOCK, pairs // 2 // BLOCK * BLOCK))
+    batches = sorted(one for one in batches if reference.curator.prototypes <= one <= pairs)
     for rule in RULES:
         config = change_constants(reference, {"rule": rule})
         own, compared = {}, []
@@ -86,14 +90,6 @@ def measure_stability(reference: PretrainingConfig, features: Mapping[int, np.nd
                 alike = compare_selections(selections).drop(columns="rank_correlation")
                 rows.append(alike.assign(rule=rule, varied=varied, seed=seed))
     return pd.concat(rows, ignore_index=True).assign(n=pairs)
-
-
-def _list_batches(pairs: int, prototypes: int) -> list[int]:
-    """Super-batches to compare: the fixed ones, and in place of those as large as the cohort the cohort itself."""
-    batches = {min(one, pairs) for one in _COMPARED_BATCHES}
-    if len(batches) == 1:
-        batches.add(max(BLOCK, pairs // 2 // BLOCK * BLOCK))
-    return sorted(one for one in batches if prototypes <= one <= pairs)
 
 
 def describe_stability(table: pd.DataFrame) -> str:

@@ -19,7 +19,6 @@ _FEWEST = 5
 
 
 def _group_by_encoder(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """All rows, and those of each encoder."""
     yield EVERY, table
     yield from table.groupby("encoder")
 

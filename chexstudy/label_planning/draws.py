@@ -159,12 +159,9 @@ class _Stratum:
                     self._next[patient] += 1
                     self._used[patient] += 1
                     return row
-            self._next_level()
-
-    def _next_level(self) -> None:
-        """Begin the next scan with the patients who still have an image to give."""
-        self._level, self._place = self._level + 1, 0
-        self._queue = [patient for patient in self._queue if self._next[patient] < self._ends[patient]]
+            # The next scan is of the patients who still have an image to give.
+            self._level, self._place = self._level + 1, 0
+            self._queue = [patient for patient in self._queue if self._next[patient] < self._ends[patient]]
 
 
 def resolve_grid(pool: LabelPool, grid: Sequence[int | str], unit: str = "cases") -> list[int]:

@@ -221,7 +221,6 @@ def plan_curve(
 
 
 def _answer(curve: LearningCurve, row: Mapping) -> str:
-    """The plan of one curve as a sentence without its end."""
     what = "" if curve.unit == "cases" else " positives"
     labels = what or " labels"
     target, have = f"{row['target']:g}", f"{row['have']:,.0f}{labels}"

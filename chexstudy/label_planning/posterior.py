@@ -217,7 +217,6 @@ def _weigh_block(means: Sequence[float], centre: float, width: float, spreads: S
 
 
 def _normal_grid(values: np.ndarray, means: Sequence[float], spreads: Sequence[float], ends=None) -> np.ndarray:
-    """Normal densities ``(means x spreads, values)``, cut at the ends where there are some."""
     mean, spread = (one.ravel()[:, None] for one in np.meshgrid(means, spreads, indexing="ij"))
     density = np.exp(-(((values - mean) / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
     if ends is not None:

@@ -34,7 +34,11 @@ def tabulate_planning(
     `compare_families`; and what each encoder, and ``all``, has seen.
     """
     place = {"data_set": curves.data_set.iloc[0], "group": curves.unit.iloc[0]}
-    tables = [*_list_curves(curves), *_list_left_out(curves, refused), *_list_forecasts(forecasts)]
+    # A row without a value for each finding that has no curve at all.
+    measured = curves[["encoder", "seed", "data_set"]].drop_duplicates()
+    nothing = {"task": CURVE, "metric": "auroc", "n": 0, "reason": TOO_FEW}
+    left_out = [measured.assign(finding=finding, **nothing) for finding in refused.finding[refused.n < 0]]
+    tables = [*_list_curves(curves), *left_out, *_list_forecasts(forecasts)]
     tables += [*_list_plans(plans), _list_families(errors)]
     tables += [table.assign(**place) for table in _list_accuracy(accuracy)]
     names = {"encoder": "arm", "unit": "group"}
@@ -62,13 +66,6 @@ def _list_curves(curves: pd.DataFrame) -> list[pd.DataFrame]:
         counted = table.n if (table.unit == "cases").all() else table.positives
         tables.append(table.assign(setting=counted.astype(str)).drop(columns=["spread", "draws"]))
     return tables
-
-
-def _list_left_out(curves: pd.DataFrame, refused: pd.DataFrame) -> list[pd.DataFrame]:
-    """A row without a value for each finding that has no curve at all."""
-    measured = curves[["encoder", "seed", "data_set"]].drop_duplicates()
-    nothing = {"task": CURVE, "metric": "auroc", "n": 0, "reason": TOO_FEW}
-    return [measured.assign(finding=finding, **nothing) for finding in refused.finding[refused.n < 0]]
 
 
 def _list_forecasts(forecasts: pd.DataFrame) -> list[pd.DataFrame]:

@@ -61,7 +61,6 @@ def name_head(head: str, variant: str = "") -> str:
 
 
 def _select_whole(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    """Rows of the heads themselves, given all the labels."""
     return select_rows(results, ADAPTATION, variant="", setting="", **wanted)
 
 
@@ -72,7 +71,6 @@ def _select_heads(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot_heads(rows: pd.DataFrame) -> Drawing:
-    """Every head on every encoder: average precision and AUROC, macro and by prevalence."""
     looks = arm_styles(rows.arm)
     findings = [finding for finding in (MACRO, *TIERS) if (rows.finding == finding).any()]
     panels = {}
@@ -111,7 +109,6 @@ def _conclude_heads(rows: pd.DataFrame) -> str:
 
 
 def _best_of(rows: pd.DataFrame) -> str:
-    """The best mean over findings in one metric and whose it is."""
     summary = summarise_seeds(rows[rows.finding == MACRO])
     row = summary.loc[summary.value.idxmax()]
     return f"{name_head(row['head'])} on {short_name(row.arm)} ({write_row(row)})"
@@ -158,7 +155,6 @@ def _select_gains(results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, st
 
 
 def _plot_gains(_: pd.DataFrame, tables: list[pd.DataFrame], sizes: pd.Series) -> Drawing:
-    """What a head gains over another on each finding, findings with small lesions first."""
     findings = list(dict.fromkeys(tables[0].finding))
     if len(sizes):
         findings = sorted(findings, key=lambda finding: sizes.get(finding, np.inf))
@@ -212,7 +208,6 @@ def _select_label_efficiency(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
 
 
 def _plot_label_efficiency(rows: pd.DataFrame, claims: pd.DataFrame) -> Drawing:
-    """AUROC against the share of labels, a line an encoder, and paired differences at unequal shares."""
     looks = arm_styles(rows.arm)
     figure = new_figure(height_mm=72)
     curves, forest = figure.subplots(1, 2, width_ratios=[1.1, 1])
@@ -282,7 +277,6 @@ def _select_variants(results: pd.DataFrame, arm: str, base: str) -> pd.DataFrame
 
 
 def _plot_variants(rows: pd.DataFrame) -> Drawing:
-    """What each part of a head is worth: variants minus the head, AUROC and average precision."""
     base, known = rows.reference.iloc[0], list(HEADS)
     pairs = set(rows.loc[rows.finding == MACRO, ["head", "variant"]].itertuples(index=False, name=None))
     variants = sorted(pairs, key=lambda one: (known.index(one[0]), one[1] != "", one))

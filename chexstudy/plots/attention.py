@@ -146,7 +146,6 @@ def _select_attention(cards: Sequence[AttentionCard]) -> tuple[pd.DataFrame, Seq
 
 
 def _plot_attention(bars: pd.DataFrame, cards: Sequence[AttentionCard]) -> Drawing:
-    """Radiographs under their attention, each beside the confidences of all findings; two a row."""
     columns = min(2, len(cards))
     rows = -(-len(cards) // columns)
     height = max(_SMALLEST_CARD_MM, _BAR_MM * bars.groupby("example").size().max()) + 9
@@ -260,7 +259,6 @@ def _select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str
 
 
 def _plot_pointing(table: pd.DataFrame, *_) -> Drawing:
-    """Pointing game and mass inside by finding, against chance."""
     heights = [1, max(1, table.finding.nunique() - 1)]
     figure = new_figure(height_mm=forest_height_mm(heights) + 22)
     headings = ("All findings", "By finding, smallest region first")

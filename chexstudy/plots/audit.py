@@ -23,7 +23,6 @@ def _select(report: AuditReport) -> tuple[pd.DataFrame, AuditReport]:
 
 
 def _plot(table: pd.DataFrame, report: AuditReport) -> Drawing:
-    """Keep rates of all groups with 95 % intervals; findings on the left, other groups on the right."""
     of_finding = table.kind == "finding"
     sides = {"By finding": _list_groups(table[of_finding]), "By other groups": _list_groups(table[~of_finding])}
     sides = {title: groups for title, groups in sides.items() if groups}

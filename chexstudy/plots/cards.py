@@ -48,7 +48,6 @@ def _choose_positions(members: int) -> dict[str, list[int]]:
 
 
 def _plot(cards: pd.DataFrame, ledger: pd.DataFrame, read_pixels: Callable[[str], np.ndarray]) -> Drawing:
-    """One row a prototype: its usage and share kept, distances of its pairs by band, and nine of its radiographs."""
     by_prototype = cards.groupby("prototype")
     figure = new_figure(height_mm=18.5 * len(by_prototype) + 12)
     grid = figure.subplots(len(by_prototype), 3, squeeze=False, width_ratios=[1.5, 1.4, _EDGES.size * 1.18])
@@ -67,7 +66,6 @@ def _plot(cards: pd.DataFrame, ledger: pd.DataFrame, read_pixels: Callable[[str]
 
 
 def _write_card(axes: Axes, card: pd.Series) -> None:
-    """The prototype's number, how many pairs it has, and a bar of the share kept."""
     clear_frame(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0, 0.86, f"Prototype {card.prototype}", fontweight="bold", va="center")
@@ -78,7 +76,6 @@ def _write_card(axes: Axes, card: pd.Series) -> None:
 
 
 def _draw_distances(axes: Axes, members: pd.DataFrame, edges: np.ndarray | int) -> None:
-    """Histogram of the members' distances, stacked by band."""
     values = [members.distance[members.band == band].to_numpy(dtype=float) for band in BANDS]
     axes.hist(values, bins=edges, stacked=True, color=[BAND_COLOURS[band] for band in BANDS])
     axes.set_yticks([])

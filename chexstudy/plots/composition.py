@@ -56,7 +56,6 @@ def _select(cohort: pd.DataFrame, quarantine: pd.DataFrame) -> tuple[pd.DataFram
 
 
 def _plot(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFrame) -> Drawing:
-    """Sources and splits, views and sexes, ages, findings, their co-occurrence, reports, and quarantined images."""
     findings = counts.finding[counts.finding != NO_FINDING].tolist()
     sources = cohort.source.value_counts().index.tolist()
     heights = [
@@ -95,7 +94,6 @@ def _plot(counts: pd.DataFrame, cohort: pd.DataFrame, quarantine: pd.DataFrame) 
 
 
 def _count_beside(axes: Axes, counts) -> None:
-    """Write the number of each line right of its end."""
     for line, count in enumerate(counts):
         axes.annotate(f"{int(count):,}", (count, line), (3, 0), textcoords="offset points", va="center", fontsize=6)
 

@@ -71,7 +71,6 @@ def _judge(results: pd.DataFrame, table: pd.DataFrame) -> tuple[str, str]:
 
 
 def _plot_compute(table: pd.DataFrame, rows: pd.DataFrame, costs: pd.DataFrame, judged: str, note: str) -> Drawing:
-    """AUROC against pairs trained on and against operations, and both costs relative to the dearest arm."""
     figure = new_figure(height_mm=66)
     panels = figure.subplots(1, 3, width_ratios=[1, 1, 0.9])
     panels[1].sharey(panels[0])
@@ -261,7 +260,6 @@ def _draw_saving(axes: Axes, table: pd.DataFrame, savings: pd.DataFrame, cost: s
 
 
 def _describe_budgets(table: pd.DataFrame, rows: pd.DataFrame, savings: pd.DataFrame) -> str:
-    """The caption, with what is saved in operations at equal performance, or that it cannot be told."""
     shares = ", ".join(f"{100 * share:g}" for share in sorted(table.kept[table.arm == CURATED].unique()))
     seeds = int(table.seeds.max())
     drawn = f"patients and seeds resampled; {seeds} seeds" if seeds > 1 else "patients resampled; 1 seed"

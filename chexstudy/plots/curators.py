@@ -1,6 +1,7 @@
 """What each constant of the curator changes, and which method of curation is good at what."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -70,13 +71,11 @@ _LINES = ("-", (0, (3, 2)))
 _IN_A_ROW, _METHOD_ROW_MM = 5, 3.8
 
 
-def _select_settings(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting (and measure), drawn in this order; of `tabulate_settings` or of `average_ratio_law`."""
-    return require_rows(table, "settings")
+# One row a setting (and measure), drawn in this order; of `tabulate_settings` or of `average_ratio_law`.
+_select_settings = partial(require_rows, what="settings")
 
 
 def _plot_ablation(table: pd.DataFrame) -> Drawing:
-    """Every setting of every constant, with all other constants as in the reference, by each measure."""
     places = _place_settings(table)
     span = max(places.values()) + 1
     metrics = _order_metrics(table)
@@ -164,7 +163,6 @@ def _conclude_ablation(table: pd.DataFrame) -> str:
 
 
 def _plot_law(table: pd.DataFrame) -> Drawing:
-    """The measured fraction selected by the published rule against the law, and the departure from it."""
     figure = new_figure(height_mm=78, width_mm=134)
     axes, rest = figure.subplots(1, 2, width_ratios=[1.25, 1])
     top = 108 * max(table.law.max(), table.measure.max())
@@ -241,7 +239,6 @@ def _judge(row, reference: float) -> str:
 
 
 def _plot(table: pd.DataFrame) -> Drawing:
-    """Every method by every measure, best on the whole at the top, with random choice as the reference."""
     table = table[table.measure.notna()]
     metrics = [name for name in METHOD_METRICS if (table.metric == name).any()]
     methods = order_methods(table)

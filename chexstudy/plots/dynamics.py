@@ -33,12 +33,13 @@ def _select_training(history: pd.DataFrame, others: dict[str, pd.DataFrame]) -> 
 
 
 def _plot_training(_: pd.DataFrame, histories: dict[str, pd.DataFrame]) -> Drawing:
-    """Eight panels over the steps of the curated arm, with the other arms' losses and schedules beside it."""
     history, looks = histories["curated"], arm_styles(histories)
     curated = history[history.phase == "curate"].reset_index(drop=True)
     figure = new_figure(height_mm=116)
     kept, batches, spread, usage, loss, cosine, temperature, rate = figure.subplots(2, 4).ravel()
-    _draw_keep_ratio(kept, curated)
+    _draw_series(kept, curated.step, 100 * curated.keep_ratio, ACCENT)
+    top = 100 * curated.keep_ratio.max() if len(curated) else 1.0
+    kept.set(ylabel="Kept (%)", ylim=(0, 1.25 * top if np.isfinite(top) else None))
     _draw_batches(batches, curated)
     _draw_spread(spread, curated)
     _draw_usage(usage, curated)
@@ -92,12 +93,6 @@ def _draw_series(
         values = values.rolling(len(values) // 40, center=True, min_periods=1).mean()
     line, marker = (0, (3, 1.5)) if dashed else "-", "o" if len(values) <= 12 else ""
     axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.1, marker=marker, markersize=2.4)
-
-
-def _draw_keep_ratio(axes: Axes, curated: pd.DataFrame) -> None:
-    _draw_series(axes, curated.step, 100 * curated.keep_ratio, ACCENT)
-    top = 100 * curated.keep_ratio.max() if len(curated) else 1.0
-    axes.set(ylabel="Kept (%)", ylim=(0, 1.25 * top if np.isfinite(top) else None))
 
 
 def _draw_spread(axes: Axes, curated: pd.DataFrame) -> None:
@@ -189,7 +184,6 @@ def _list_panels(curated: pd.DataFrame, churn: pd.DataFrame) -> dict[str, str]:
 
 
 def _plot_prototypes(_: pd.DataFrame, curated: pd.DataFrame, churn: pd.DataFrame, pairs: int) -> Drawing:
-    """What prototypes did while curating: usage, spread, and, where recorded, assignment probabilities and churn."""
     drawn = {
         "usage": (_draw_usage, "Prototype usage"),
         "spread": (_draw_spread, "Between prototypes"),
@@ -220,7 +214,6 @@ def _draw_assignment(axes: Axes, curated: pd.DataFrame) -> None:
 
 
 def _draw_churn(axes: Axes, churn: pd.DataFrame) -> None:
-    """Shares in percent over epochs."""
     series = {
         "differ": ("differ", INK, "D"),
         "readmitted_share": ("re-admitted", SEQUENCE[1], "o"),

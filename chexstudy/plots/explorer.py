@@ -37,14 +37,11 @@ _SET_BY_FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
 _AHEAD, _PROTOTYPE = "to be scored", "prototype"
 
 
-def _pale(colour: str) -> str:
-    return to_hex([0.45 * part + 0.55 for part in to_rgb(colour)])
-
-
+_PALE_BANDS = {band: to_hex([0.45 * part + 0.55 for part in to_rgb(BAND_COLOURS[band])]) for band in BANDS}
 # What a mark can be, with its colour and its size in pixels, in the order they are drawn: the rare and the kept on top.
 MARKS = {
     _AHEAD: (PALE, 4),
-    **{f"{band}, dropped": (_pale(BAND_COLOURS[band]), 5) for band in BANDS},
+    **{f"{band}, dropped": (_PALE_BANDS[band], 5) for band in BANDS},
     **{f"{band}, kept": (BAND_COLOURS[band], 8) for band in BANDS},
     _PROTOTYPE: (INK, 5),
 }
@@ -155,7 +152,6 @@ class PrototypeExplorer:
         return (table[["x", "y"]].to_numpy(float) - centre) / (1.06 * max(np.abs(places - centre).max(), 1e-6))
 
     def _trace_paths(self) -> list:
-        """The ways of the prototypes up to the snapshot."""
         from jscatter import Line
 
         so_far = self._trajectory[self._trajectory.snapshot <= self.slider.value].sort_values("snapshot")

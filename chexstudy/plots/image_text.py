@@ -55,7 +55,6 @@ def _select_zero_shot(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot_zero_shot(rows: pd.DataFrame) -> Drawing:
-    """Two forests side by side: every arm, and the paired differences between arms."""
     values = _group_values(rows[rows.task == _ZERO_SHOT])
     differences = _group_arm_differences(rows[rows.task == _ZERO_SHOT_DIFFERENCE])
     heights = level_groups(list(values.values()), [differences.get(key, Group("", [])) for key in values])
@@ -122,7 +121,6 @@ def _select_retrieval(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot_retrieval(rows: pd.DataFrame) -> Drawing:
-    """For each data set: recall at 1, 5 and 10 in both directions, the median rank, and the paired differences."""
     values, differences = rows[rows.task == _RETRIEVAL], rows[rows.task == _RETRIEVAL_DIFFERENCE]
     data_sets, looks = sorted(set(values.data_set)), arm_styles(values.arm)
     groups = {name: _group_recall_differences(differences[differences.data_set == name]) for name in data_sets}

@@ -39,7 +39,10 @@ def _plot_embedding(pairs: pd.DataFrame, percentile: pd.Series) -> Drawing:
     add_colour_bar(points, beside, "Density percentile (a)", location="bottom", shrink=0.4, aspect=40)
     title_panel(left, "a", "How dense")
     if not with_tiers:
-        _draw_densities(others[0], pairs.density)
+        shown, axes = pairs.density.clip(*pairs.density.quantile([0.002, 0.998])), others[0]
+        sns.histplot(x=shown, bins=40, stat="percent", color=GREY, edgecolor="white", linewidth=0.3, ax=axes)
+        axes.set(xlabel="Local density (right: denser)", ylabel="Share of pairs (%)")
+        title_panel(axes, "b", "Local density of pairs")
         return figure
     middle, right = others
     rare = pairs[pairs.tier == TIERS[-1]]
@@ -50,13 +53,6 @@ def _plot_embedding(pairs: pd.DataFrame, percentile: pd.Series) -> Drawing:
     _draw_density_by_tier(right, pairs.tier, percentile)
     title_panel(right, "c", "Density by prevalence tier")
     return figure
-
-
-def _draw_densities(axes: Axes, density: pd.Series) -> None:
-    shown = density.clip(*density.quantile([0.002, 0.998]))
-    sns.histplot(x=shown, bins=40, stat="percent", color=GREY, edgecolor="white", linewidth=0.3, ax=axes)
-    axes.set(xlabel="Local density (right: denser)", ylabel="Share of pairs (%)")
-    title_panel(axes, "b", "Local density of pairs")
 
 
 def _draw_density_by_tier(axes: Axes, tier: pd.Series, percentile: pd.Series) -> None:
@@ -119,7 +115,6 @@ def _list_panels(rates: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, str]:
 
 
 def _plot_density(rates: pd.DataFrame, pairs: pd.DataFrame) -> Drawing:
-    """The distribution of local density for kept and dropped pairs, keep rate by tenth, and density over the map."""
     letters = _list_panels(rates, pairs)
     titles = {"share": "Local density of pairs", "rate": "Kept, by density", "map": "Density over the map"}
     grid = new_figure(height_mm=62).subplots(1, len(letters), squeeze=False)[0]
@@ -167,7 +162,6 @@ def _draw_keep_rates(axes: Axes, rates: pd.DataFrame) -> None:
 
 
 def _describe_density(rates: pd.DataFrame, pairs: pd.DataFrame, seed: int = 0) -> str:
-    """The caption; ``seed`` is that of ``pairs``."""
     letters = _list_panels(rates, pairs)
     parts = ["Local density of pairs in the joint feature space, and what curation keeps of it."]
     if "share" in letters:

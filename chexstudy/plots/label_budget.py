@@ -1,5 +1,7 @@
 """How many labels: learning curves with their fits, families of curves, forecasts, plans, and what there is to draw."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -76,12 +78,7 @@ def select_prevalence(cohort: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("prevalence", ascending=False, kind="stable", ignore_index=True)
 
 
-def _select_findings(table: pd.DataFrame) -> pd.DataFrame:
-    return require_rows(table, "findings")
-
-
 def _plot_prevalence(table: pd.DataFrame) -> Drawing:
-    """Prevalence in training on a logarithmic scale beside the counts of positives by split."""
     splits = [name.removeprefix("positives_") for name in table if name.startswith("positives_")]
     figure = new_figure(height_mm=22 + 4.4 * len(table))
     bars, counts = figure.subplots(1, 2, sharey=True, width_ratios=[1.1, 1])
@@ -139,7 +136,6 @@ def _select_curves(curves: pd.DataFrame, bands: pd.DataFrame) -> tuple[pd.DataFr
 
 
 def _plot_curves(table: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
-    """AUROC against the number of labels, a panel a finding, those most prevalent among what was drawn."""
     share = curves.groupby("finding")[["positives", "n"]].sum()
     share = (share.positives / share.n).sort_values(ascending=False, kind="stable")
     findings, looks = list(share.index[:_SHOWN]), _looks(table)
@@ -150,7 +146,13 @@ def _plot_curves(table: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
     drawn = table[table.finding.isin(findings)]
     for place, (axes, finding) in enumerate(zip(grid, findings, strict=False)):
         for encoder, style in looks.items():
-            _draw_curve(axes, drawn[(drawn.finding == finding) & (drawn.encoder == encoder)], style)
+            own = drawn[(drawn.finding == finding) & (drawn.encoder == encoder)]
+            fit, measured, colour = own[own.kind == "fit"], own[own.kind == "measured"], style.colour
+            axes.fill_between(
+                fit.labels, fit.low, fit.high, color=colour, alpha=0.16, linewidth=0, zorder=1, gid="band"
+            )
+            axes.plot(fit.labels, fit.value, color=colour, linewidth=1.0, gid="fit", zorder=3)
+            draw_marks(axes, measured.labels, measured.value, style, 2.8, markeredgewidth=0.3, gid="measured", zorder=4)
         _scale_labels(axes, drawn.labels.min() / 1.3, drawn.labels.max() * 1.1)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
         axes.grid(axis="y")
@@ -164,13 +166,6 @@ def _plot_curves(table: pd.DataFrame, curves: pd.DataFrame) -> Drawing:
         unused.set_axis_off()
     add_arm_legend(figure, looks.values())
     return figure
-
-
-def _draw_curve(axes: Axes, own: pd.DataFrame, style: ArmStyle) -> None:
-    fit, measured = own[own.kind == "fit"], own[own.kind == "measured"]
-    axes.fill_between(fit.labels, fit.low, fit.high, color=style.colour, alpha=0.16, linewidth=0, zorder=1, gid="band")
-    axes.plot(fit.labels, fit.value, color=style.colour, linewidth=1.0, gid="fit", zorder=3)
-    draw_marks(axes, measured.labels, measured.value, style, 2.8, markeredgewidth=0.3, gid="measured", zorder=4)
 
 
 def _describe_curves(table: pd.DataFrame, curves: pd.DataFrame) -> str:
@@ -193,13 +188,7 @@ def _conclude_curves(_: pd.DataFrame, curves: pd.DataFrame) -> str:
     return f"Mean AUROC over findings with all labels: {words}."
 
 
-def _select_families(measured: pd.DataFrame) -> pd.DataFrame:
-    """The table of `chexstudy.label_planning.accuracy.measure_families`."""
-    return require_rows(measured, "curves with label counts enough to leave one out")
-
-
 def _plot_families(measured: pd.DataFrame) -> Drawing:
-    """Held-out error of the families of curves, by extrapolation and by interpolation."""
     splits, looks = [split for split in _FITTED if (measured.split == split).any()], _looks(measured)
     families = measured[(measured.encoder == EVERY) & (measured.split == splits[0])].sort_values("mae").family.tolist()
     figure = new_figure(height_mm=22 + 8.5 * len(families))
@@ -250,7 +239,6 @@ def _take_forecasts(measured: pd.DataFrame, encoder: str = EVERY, method: str = 
 
 
 def _plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame) -> Drawing:
-    """Error of forecasts, and coverage of their intervals, against the number of labels used."""
     looks = _looks(measured)
     figure = new_figure(height_mm=72)
     panels = error, coverage = figure.subplots(1, 2)
@@ -290,7 +278,6 @@ def _plot_forecasts(measured: pd.DataFrame, alone: pd.DataFrame) -> Drawing:
 
 
 def _describe_forecasts(measured: pd.DataFrame, alone: pd.DataFrame) -> str:
-    """The caption, with errors and coverage of all encoders together."""
     return (
         "Forecasts of the AUROC at the largest n from fewer labels (L3). (a) Mean absolute error of the median of the "
         "posterior; grey, all encoders together: posterior of each finding alone, least squares, last AUROC seen. (b) "
@@ -316,7 +303,6 @@ def _select_plans(plans: pd.DataFrame, priced: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot_plans(plans: pd.DataFrame) -> Drawing:
-    """Labels needed for the target by finding and encoder, with intervals and states."""
     looks, have = arm_styles(plans.encoder), plans.have.max()
     order = plans.groupby("finding").auroc.max().sort_values(ascending=False).index.tolist()
     figure = new_figure(height_mm=24 + len(order) * (2.6 + 1.5 * len(looks)))
@@ -372,7 +358,6 @@ def _draw_plan(axes: Axes, row, y: float, low: float, high: float, style: ArmSty
 
 
 def _describe_plans(plans: pd.DataFrame) -> str:
-    """The caption, with how many plans are in each state."""
     return (
         f"Labelled {_name_unit(plans)} needed for an AUROC of {plans.target.iloc[0]:g} (L4), by finding and encoder, "
         "best first: median and 95 % interval of the posterior of each curve, findings of an encoder inferred "
@@ -408,7 +393,6 @@ def _write_correlation(rows: pd.DataFrame) -> str:
 
 
 def _plot_early(rows: pd.DataFrame, correlations: dict[str, str]) -> Drawing:
-    """Early slope, and early AUROC, against the AUROC at the largest n."""
     looks = arm_styles(rows.encoder)
     figure = new_figure(height_mm=70)
     panels = figure.subplots(1, 2, sharey=True)
@@ -447,10 +431,13 @@ def _conclude_early(rows: pd.DataFrame, correlations: dict[str, str]) -> str:
     return f"The first {early:g} labels against the end, {len(rows)} curves: {_state_correlations(correlations)}."
 
 
+_select_findings = partial(require_rows, what="findings")
 label_prevalence = Figure(
     "label_prevalence", _select_findings, _plot_prevalence, _describe_prevalence, _conclude_prevalence
 )
 learning_curves = Figure("learning_curves", _select_curves, _plot_curves, _describe_curves, _conclude_curves)
+# Of the table of `chexstudy.label_planning.accuracy.measure_families`.
+_select_families = partial(require_rows, what="curves with label counts enough to leave one out")
 curve_families = Figure("curve_families", _select_families, _plot_families, _describe_families, _conclude_families)
 label_forecasts = Figure(
     "label_forecasts", _select_forecasts, _plot_forecasts, _describe_forecasts, _conclude_forecasts

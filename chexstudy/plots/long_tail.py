@@ -45,7 +45,11 @@ def _select(results: pd.DataFrame, prevalence: pd.Series, against: str) -> tuple
     """
     kept = select_rows(results, "curation", arm="curated", metric=["keep_rate", "enrichment"])
     kept = kept[kept.group != "density"].reset_index(drop=True)
-    trends = _select_trends(results)
+    trends = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS], arm="curated")
+    trends = prefer_setting(trends[trends.ci_low.notna()])
+    # On the data set that is drawn, then on the others.
+    first = set(prefer_data_set(trends).data_set)
+    trends = trends.sort_values("data_set", key=lambda names: ~names.isin(first), kind="stable", ignore_index=True)
     rows, by_finding, by_tier = [trends, kept], {}, {}
     for metric in _METRIC_WORDS:
         differences = select_rows(results, "zero_shot_difference", metric=f"{metric}_difference", arm="curated")
@@ -79,14 +83,6 @@ def _add_prevalence(rows: pd.DataFrame, prevalence: pd.Series) -> pd.DataFrame:
     return summary[summary.prevalence > 0].reset_index(drop=True)
 
 
-def _select_trends(results: pd.DataFrame) -> pd.DataFrame:
-    """The trends of the gains over every arm, on the data set that is drawn and then on the others."""
-    rows = select_rows(results, GAIN_TREND, metric=[name + PER_DECADE for name in _TREND_WORDS], arm="curated")
-    rows = prefer_setting(rows[rows.ci_low.notna()])
-    first = set(prefer_data_set(rows).data_set)
-    return rows.sort_values("data_set", key=lambda names: ~names.isin(first), kind="stable", ignore_index=True)
-
-
 def _find_trend(numbers: pd.DataFrame, gains: pd.DataFrame, against: str, metric: str) -> pd.Series | None:
     """The row that holds the trend of the gains drawn, if it rests on enough findings."""
     place = {"data_set": gains.data_set.iloc[0], "setting": gains.setting.iloc[0], "reference": against}
@@ -95,7 +91,6 @@ def _find_trend(numbers: pd.DataFrame, gains: pd.DataFrame, against: str, metric
 
 
 def _plot(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) -> Drawing:
-    """Gain against prevalence and by tier in AUROC and AUPRC, its trends, enrichment, and the kinds of pairs kept."""
     height, columns = (len(panels) + 1) // 2, min(2, len(panels))
     figure = new_figure(height_mm=60 * height + 4)
     # Every row has margins of its own: long labels of one panel do not squeeze those above and below.
@@ -107,7 +102,11 @@ def _plot(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) 
     for axes, letter, (panel, table) in zip(grid, "abcdefgh", panels.items(), strict=False):
         metric = panel.partition(" ")[0]
         if panel in _METRIC_WORDS:
-            _draw_gains(axes, table, other, _find_trend(numbers, table, against, metric), _METRIC_WORDS[metric])
+            _scatter_by_prevalence(axes, table, 0)
+            axes.set_ylabel(f"Difference in {_METRIC_WORDS[metric]}\n(curated \N{MINUS SIGN} {other})")
+            trend = _find_trend(numbers, table, against, metric)
+            if trend is not None and _excludes_zero(trend):
+                _draw_trend(axes, table, trend)
             title = f"Gain over {other}, by prevalence"
         elif metric in _METRIC_WORDS:
             _draw_groups(axes, _group_tiers(table), f"Difference in macro {_METRIC_WORDS[metric]}")
@@ -116,7 +115,9 @@ def _plot(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) 
             _draw_groups(axes, _group_trends(table), "Change of the gain for ten times the prevalence")
             title = f"Trend of the gain ({table.data_set.iloc[0].rpartition('/')[2].replace('_', ' ')})"
         elif panel == "enrichment":
-            _draw_enrichment(axes, table)
+            _scatter_by_prevalence(axes, table, 1)
+            axes.set_ylabel("Enrichment among kept pairs\n(1: as in all pairs)")
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
             title = "What curation keeps, by prevalence"
         else:
             _draw_kinds(axes, table)
@@ -161,13 +162,6 @@ def _scatter_by_prevalence(axes: Axes, table: pd.DataFrame, middle: float) -> No
     _limit_to_values(axes, table, middle)
 
 
-def _draw_gains(axes: Axes, gains: pd.DataFrame, against: str, trend: pd.Series | None, metric: str) -> None:
-    _scatter_by_prevalence(axes, gains, 0)
-    axes.set_ylabel(f"Difference in {metric}\n(curated \N{MINUS SIGN} {against})")
-    if trend is not None and _excludes_zero(trend):
-        _draw_trend(axes, gains, trend)
-
-
 def _excludes_zero(trend: pd.Series) -> bool:
     return trend.ci_low > 0 or trend.ci_high < 0
 
@@ -184,12 +178,6 @@ def _draw_trend(axes: Axes, gains: pd.DataFrame, trend: pd.Series) -> None:
     axes.plot(100 * 10**x, line, color=GREY, linewidth=1.0, gid="trend", zorder=1)
 
 
-def _draw_enrichment(axes: Axes, table: pd.DataFrame) -> None:
-    _scatter_by_prevalence(axes, table, 1)
-    axes.set_ylabel("Enrichment among kept pairs\n(1: as in all pairs)")
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
-
-
 def _limit_to_values(axes: Axes, table: pd.DataFrame, around: float) -> None:
     """Show every value whole and intervals as far as twice the values' reach; those of the rarest run on."""
     reach = 1.3 * np.abs(table.value - around).max() or 0.05
@@ -204,7 +192,10 @@ def _name_findings(axes: Axes, table: pd.DataFrame) -> None:
     farthest = (table.value - table.value.median()).abs().sort_values(ascending=False).index
     called = [index for index in table.index if table.finding[index] in CALLED_OUT]
     wanted = [*called, *[index for index in farthest if index not in called]][: max(_NAMED_AT_MOST, len(called))]
-    width, height = _measure_panel(axes)
+    # In points, once the figure's layout is settled.
+    figure = axes.get_figure(root=True)
+    figure.draw_without_rendering()
+    width, height = (side * (72 / figure.dpi) for side in axes.get_window_extent().size)
     to_points = axes.transAxes.inverted()
     places = {
         index: to_points.transform(axes.transData.transform((100 * table.prevalence[index], table.value[index])))
@@ -244,14 +235,6 @@ def _label_offsets(far: bool) -> list[tuple[float, float, str]]:
     return offsets
 
 
-def _measure_panel(axes: Axes) -> tuple[float, float]:
-    """Size of the axes in points, once the figure's layout is settled."""
-    axes.get_figure(root=True).draw_without_rendering()
-    box = axes.get_window_extent()
-    scale = 72 / axes.get_figure(root=True).dpi
-    return box.width * scale, box.height * scale
-
-
 def _overlap(one: tuple, other: tuple) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
@@ -271,7 +254,6 @@ def _draw_kinds(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _describe(numbers: pd.DataFrame, panels: dict[str, pd.DataFrame], against: str) -> str:
-    """The caption, with the trend as it came out; it names the panels that are drawn."""
     letters = dict(zip(panels, "abcdefgh", strict=False))
     parts, measured = ["The long tail."], [metric for metric in _METRIC_WORDS if metric in panels]
     for metric in measured:

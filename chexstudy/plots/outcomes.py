@@ -46,11 +46,11 @@ def _select(results: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def _plot(rows: pd.DataFrame, curves: dict[str, pd.DataFrame]) -> Drawing:
-    """Survival by risk group of up to two outcomes, above forests of every model and of its gain over age and sex."""
     order = [*curves, *(name for name in dict.fromkeys(rows.finding) if name not in curves)]
     rows = rows.sort_values("finding", key=lambda names: names.map(order.index), kind="stable")
     is_gain = rows.metric.str.endswith("_difference")
-    values, gains = _group_values(rows[~is_gain]), _group_gains(rows[is_gain])
+    values, by_outcome = _group_values(rows[~is_gain]), summarise_seeds(rows[is_gain]).groupby("finding", sort=False)
+    gains = {name: Group("", _list_models(own, rows[:0], [IMAGE, BOTH])) for name, own in by_outcome}
     height = 17 + forest_height_mm(
         level_groups(list(values.values()), [gains.get(one, Group("", [])) for one in values])
     )
@@ -72,7 +72,6 @@ def _plot(rows: pd.DataFrame, curves: dict[str, pd.DataFrame]) -> Drawing:
 
 
 def _draw_survival(axes: Axes, curves: pd.DataFrame, end: float) -> None:
-    """One step line with its band a risk group."""
     for group, (colour, dashes) in _GROUP_LOOKS.items():
         own = curves[curves.group == group]
         if own.empty:
@@ -93,7 +92,6 @@ def _draw_survival(axes: Axes, curves: pd.DataFrame, end: float) -> None:
 
 
 def _list_at_risk(axes: Axes, curves: pd.DataFrame, end: float) -> None:
-    """Numbers still observed under the ticks of the curves."""
     present = [group for group in GROUP_NAMES if (curves.group == group).any()]
     for row, group in enumerate(present):
         own = curves[curves.group == group]
@@ -122,19 +120,12 @@ def _write_p(p: float) -> str:
 
 
 def _group_values(rows: pd.DataFrame) -> dict[str, Group]:
-    """Estimates of every model, by outcome."""
     groups = {}
     for name, own in summarise_seeds(rows).groupby("finding", sort=False):
         counted = own[own.setting.isin(_SETTING_STYLES)]
         count = f"{int(counted.positives.max())} of {int(counted.n.max()):,}"
         groups[name] = Group(f"{_name_outcome(name)}  ·  {count}", _list_models(own, rows, list(_SETTING_STYLES)))
     return groups
-
-
-def _group_gains(rows: pd.DataFrame) -> dict[str, Group]:
-    """The gain of every model with the image over age and sex, by outcome."""
-    by_outcome = summarise_seeds(rows).groupby("finding", sort=False)
-    return {name: Group("", _list_models(own, rows[:0], [IMAGE, BOTH])) for name, own in by_outcome}
 
 
 def _list_models(summary: pd.DataFrame, rows: pd.DataFrame, settings: list[str]) -> list[Estimate]:

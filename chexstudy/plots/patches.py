@@ -66,7 +66,6 @@ def _select_maps(seen: Mapping[str, PatchFeatures], pixels: np.ndarray) -> tuple
 
 
 def _plot_maps(_: pd.DataFrame, colours: Mapping[str, np.ndarray], pixels: np.ndarray, side: int) -> Drawing:
-    """Radiographs, and under each its patches in the colours of every encoder."""
     figure, grid = _open_grid(1 + len(colours), len(pixels))
     for axes, radiograph in zip(grid[0], pixels, strict=True):
         show_radiograph(axes, radiograph)
@@ -115,7 +114,6 @@ def _select_neighbours(
 def _plot_neighbours(
     _: pd.DataFrame, seen: Mapping[str, PatchFeatures], regions: Regions, queries: list[PatchQuery], pixels
 ) -> Drawing:
-    """A query and an encoder a row: the patch, and the most similar one of each of the nearest images."""
     figure, grid = _open_grid(len(queries) * len(seen), 1 + _NEIGHBOURS)
     lines = iter(grid)
     for query in queries:
@@ -127,15 +125,11 @@ def _plot_neighbours(
                 mask = regions.mask(patches.image_ids[image], query.finding)
                 on = mask is not None and cover_patches(mask, patches.grid)[place] > 0
                 show_radiograph(axes, pixels[image])
-                _outline(axes, place, patches.grid, pixels.shape[1], ACCENT if on else _OTHER)
+                step, colour = pixels.shape[1] / patches.grid, ACCENT if on else _OTHER
+                corner = (place[1] * step - 0.5, place[0] * step - 0.5)
+                axes.add_patch(Rectangle(corner, step, step, fill=False, edgecolor=colour, linewidth=1.2, gid="patch"))
                 axes.set_title(query.finding if cosine is None else f"{cosine:.2f}", fontsize=6, pad=1.5)
     return figure
-
-
-def _outline(axes: Axes, place: tuple[int, int], grid: int, side: int, colour: str) -> None:
-    step = side / grid
-    corner = (place[1] * step - 0.5, place[0] * step - 0.5)
-    axes.add_patch(Rectangle(corner, step, step, fill=False, edgecolor=colour, linewidth=1.2, gid="patch"))
 
 
 def _describe_neighbours(table: pd.DataFrame, seen: Mapping[str, PatchFeatures], *_) -> str:

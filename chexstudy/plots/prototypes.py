@@ -47,7 +47,6 @@ def _select_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, read_pixels
 
 
 def _plot_framework(_: pd.DataFrame, pairs: pd.DataFrame, prototypes: pd.DataFrame, read_pixels: Callable) -> Drawing:
-    """The curator's steps with this study's counts, the map by band, by decision and by distance, and radiographs."""
     figure = new_figure(height_mm=128)
     strips = figure.subfigures(3, 1, height_ratios=[0.24, 1.0, 0.42])
     _draw_pipeline(strips[0].subplots(), pairs)
@@ -177,7 +176,6 @@ def _select_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[pd
 
 
 def _plot_evolution(trajectory: pd.DataFrame, pairs: pd.DataFrame) -> Drawing:
-    """The map at up to six snapshots: pairs scored since the snapshot before, by band, and the prototypes' paths."""
     shown = choose_snapshots(trajectory)
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)

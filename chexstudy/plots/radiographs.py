@@ -99,7 +99,6 @@ def _select(sheet: Sheet) -> tuple[pd.DataFrame, Sheet]:
 
 
 def _plot(_: pd.DataFrame, sheet: Sheet) -> Drawing:
-    """Radiographs in rows, each with its title and the outlines of its masks."""
     columns = min(_IN_A_ROW, len(sheet.pixels))
     rows = -(-len(sheet.pixels) // columns)
     lines = max(title.count("\n") + 1 for title in sheet.titles)

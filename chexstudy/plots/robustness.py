@@ -45,7 +45,6 @@ def _select_spectrum(results: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _plot_spectrum(rows: pd.DataFrame, gap: str) -> Drawing:
-    """Panels over the same findings: healthy against sick negatives, and all prompt families; those with rows."""
     negatives, families = rows[rows.task == SPECTRUM], rows[rows.task == FAMILY]
     order = _order_findings(negatives, families)
     figure = new_figure(height_mm=34 + _ROW_MM * len(order))
@@ -57,7 +56,10 @@ def _plot_spectrum(rows: pd.DataFrame, gap: str) -> Drawing:
     places = {finding: place for place, finding in enumerate(order)}
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, letter, (draw, shown, title) in zip(grid, "ab", panels, strict=False):
-        _draw_spans(axes, shown, places)
+        # From the lowest to the highest of a finding, where there are several.
+        for finding, values in shown.groupby("finding", sort=False).value:
+            if len(values) > 1:
+                axes.plot([values.min(), values.max()], [places[finding]] * 2, color=PALE, linewidth=2.2, zorder=1)
         draw(axes, shown, places)
         axes.axvline(0.5, color=GREY, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
         axes.set_xlabel("AUROC")
@@ -77,13 +79,6 @@ def _order_findings(negatives: pd.DataFrame, families: pd.DataFrame) -> list[str
     gap = (wide.healthy - wide.sick).sort_values(ascending=False, kind="stable")
     order = dict.fromkeys([*gap.index, *families.finding])
     return [MACRO] * (MACRO in order) + [finding for finding in order if finding != MACRO]
-
-
-def _draw_spans(axes: Axes, rows: pd.DataFrame, places: dict[str, int]) -> None:
-    """From the lowest to the highest of a finding, where there are several."""
-    for finding, values in rows.groupby("finding", sort=False).value:
-        if len(values) > 1:
-            axes.plot([values.min(), values.max()], [places[finding]] * 2, color=PALE, linewidth=2.2, zorder=1)
 
 
 def _draw_negatives(axes: Axes, rows: pd.DataFrame, places: dict[str, int]) -> None:

@@ -101,7 +101,6 @@ def _select_training(histories: Mapping[str, pd.DataFrame], verdicts: Mapping[st
 
 
 def _plot_training(rows: pd.DataFrame, histories: Mapping[str, pd.DataFrame], _: Mapping[str, Verdict]) -> Drawing:
-    """A panel a watched number, a line an arm."""
     watched = [name for name in _WATCHED if name in rows and rows[name].notna().any()]
     lines = -(-len(watched) // _PANELS_A_ROW)
     figure = new_figure(height_mm=46 * lines + 10)
@@ -157,7 +156,6 @@ def _select_arms(results: pd.DataFrame) -> tuple:
 
 
 def _plot_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
-    """Every encoder by head; and each minus random images."""
     values, minus = {}, {}
     for key in order_encoders(rows):
         style = style_encoder(*key)
@@ -248,7 +246,6 @@ def _select_sources(results: pd.DataFrame) -> tuple:
 
 
 def _plot_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
-    """By test set, every encoder by head; and each minus the one that saw all sources."""
     values, minus = {}, {}
     for data_set in sorted(set(rows.data_set)):
         own_source = name_source(data_set.partition("/")[0])
@@ -293,7 +290,6 @@ def _select_lesions(results: pd.DataFrame) -> tuple:
 
 
 def _plot_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame) -> Drawing:
-    """By encoder and lesion size: every head minus the linear probe, and how much more of its attention is inside."""
     groups, marks = {}, {}
     for key in order_encoders(gains):
         for size in (SMALL_LESIONS, LARGER_LESIONS):
@@ -339,7 +335,6 @@ def _select_resolution(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plot_resolution(rows: pd.DataFrame) -> Drawing:
-    """AUROC and milliseconds an image against the side, a line an encoder."""
     figure = new_figure(height_mm=62, width_mm=134)
     panels = figure.subplots(1, 2)
     for key in order_encoders(rows):

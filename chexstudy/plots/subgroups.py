@@ -151,7 +151,6 @@ def _group_widening(gaps: pd.DataFrame, groups: dict) -> list[Group]:
 
 
 def _describe(rows: pd.DataFrame, groups: dict[str, list[str]], counts: dict[str, int]) -> str:
-    """The caption; it says on what groups are compared and names the gaps beyond chance."""
     gaps = rows[rows.task == SUBGROUP_GAP]
     seeds = gaps.seed[gaps.seed != OVER_SEEDS].nunique()
     drawn = "patients and seeds resampled" if seeds > 1 else "patients resampled, one seed"

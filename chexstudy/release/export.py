@@ -215,7 +215,6 @@ def _write_model(folder: Path, model: ImageTextModel):
 
 
 def _public_name(name: str, origin: dict) -> str:
-    """An encoder's name in the configuration, without the folders of this machine; Hub ids stay as they are."""
     of_the_hub = name == origin["name"] and origin["revision"]
     return name if of_the_hub else Path(name).name
 

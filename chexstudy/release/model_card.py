@@ -90,7 +90,6 @@ def write_model_card(run: Run, arm: str, seed: int, usage: Usage) -> str:
 
 
 def _escape(value: object) -> str:
-    """A cell of a table in Markdown."""
     return str(value).replace("|", "\\|")
 
 
@@ -101,7 +100,6 @@ def _count(rows: pd.DataFrame) -> dict[str, int]:
 
 
 def _list_constants(config: PretrainingConfig, usage: Usage) -> dict[str, str]:
-    """Every constant by its name as people read it, with the names that the encoders may be shown under."""
     values = {one.name: getattr(config, one.name) for one in fields(config) if one.name != "curator"}
     values |= {"image_encoder": usage.image_name, "text_encoder": usage.text_name}
     values |= {f"curator.{one.name}": getattr(config.curator, one.name) for one in fields(config.curator)}

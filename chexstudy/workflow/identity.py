@@ -247,7 +247,6 @@ def _resolve(name: str, value: object) -> object:
 
 
 def _canonical(name: str, value: object) -> object:
-    """The part of a value that can change a result."""
     if name != "constants":
         return _resolve(name, value)
     given, constants = (assignment.replace(" ", "").partition("=") for assignment in value), {}

@@ -136,9 +136,10 @@ class _Cells(ast.NodeTransformer):
         self._pause: threading.Timer | None = None
 
     def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.Module) and node.body and not _is_future_import(node.body[0]):
+        first = node.body[0] if isinstance(node, ast.Module) and node.body else None
+        if first and not (isinstance(first, ast.ImportFrom) and first.module == "__future__"):
             statement = ast.parse("__import__('chexstudy.workflow.locks').workflow.locks.resume_study()").body[0]
-            node.body.insert(0, ast.copy_location(statement, node.body[0]))
+            node.body.insert(0, ast.copy_location(statement, first))
             ast.fix_missing_locations(node)
         return node
 
@@ -165,10 +166,6 @@ _cells: _Cells | None = None
 def resume_study() -> None:
     """Take the notebook's study again; every cell begins with this."""
     _cells.resume()
-
-
-def _is_future_import(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
 
 
 def _is_held(run: Run) -> bool:

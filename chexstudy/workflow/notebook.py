@@ -73,15 +73,12 @@ def start_notebook(name: str, namespace: MutableMapping[str, object], folder: st
     begin_notebook(run, name, settled)
     use_plain_tables()
     namespace.update(values | settled)
-    _tell_taken(run, {one: settled[one] for one in settled if one not in asked and settled[one] != values[one]})
-    return run
-
-
-def _tell_taken(run: Run, taken: dict[str, object]) -> None:
-    """Say what stands otherwise in the parameters cell; a folder is not named, as the notebook may be handed on."""
+    # What stands otherwise in the parameters cell; a folder is not named, as the notebook may be handed on.
+    taken = {one: value for one, value in settled.items() if one not in asked and value != values[one]}
     if taken:
         shown = [one if one in FOLDERS else f"{one} = {value!r}" for one, value in taken.items()]
         print(f"Taken from study {run.study!r}: {', '.join(shown)}.")
+    return run
 
 
 def _assigned_parameters(executed_cells: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -67,7 +67,8 @@ def split_cells(source: Path) -> list[tuple[str, str]]:
 
 def parse_parameters(cell: str, notebook: str) -> dict[str, Parameter]:
     """The parameters that the text of a ``parameters`` cell declares; ``notebook`` names it in messages."""
-    comments = _trailing_comments(cell)
+    tokens = [one for one in tokenize.generate_tokens(io.StringIO(cell).readline) if one.type == tokenize.COMMENT]
+    comments = {token.start[0]: token.string.lstrip("# ").strip() for token in tokens}
     parameters = {}
     for statement in ast.parse(cell).body:
         parameter = _parse_assignment(statement, comments.get(statement.end_lineno, ""))
@@ -78,11 +79,6 @@ def parse_parameters(cell: str, notebook: str) -> dict[str, Parameter]:
             )
         parameters[parameter.name] = parameter
     return parameters
-
-
-def _trailing_comments(cell: str) -> dict[int, str]:
-    tokens = tokenize.generate_tokens(io.StringIO(cell).readline)
-    return {token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT}
 
 
 def _parse_assignment(statement: ast.stmt, comment: str) -> Parameter | None:

@@ -166,7 +166,9 @@ def _execute_in_order(
         environment |= warm
         try:
             for position, (name, settled) in enumerate(values.items(), start=1):
-                parameters = _parameters_to_inject(declared[name], settled, run.study)
+                # What is written into the executed notebook: the values that are not the notebook's own.
+                parameters = {one: value for one, value in settled.items() if value != declared[name][one].default}
+                parameters |= {"study": run.study} if "study" in declared[name] else {}
                 place = f"[{position}/{len(values)}] {name}"
                 print(place, flush=True)
                 start, state, kernels = time.monotonic(), "failed", []
@@ -189,7 +191,6 @@ def _execute_in_order(
 
 
 def _list_imports(sources: Iterable[Path]) -> list[str]:
-    """The import statements of notebooks, each once, as they are written there."""
     statements = []
     for source in sources:
         # Lines of IPython, which are no Python, stand in their own cells.
@@ -206,14 +207,6 @@ def _choose_study(overrides: dict[str, object], study: str | None, profile: str 
         raise StudyError(f"the study is named twice, {study!r} and {given!r}: give it once.")
     chosen = given if given is not None else study
     return str(chosen if chosen is not None else read_profile(profile or "demo", folder / "profiles").name)
-
-
-def _parameters_to_inject(
-    declared: Mapping[str, Parameter], values: Mapping[str, object], study: str
-) -> dict[str, object]:
-    """What papermill writes into the executed notebook: the values that are not the notebook's own."""
-    changed = {name: value for name, value in values.items() if value != declared[name].default}
-    return changed | ({"study": study} if "study" in declared else {})
 
 
 def _execute(
@@ -310,8 +303,6 @@ def _kernel_manager(sockets: Path, environment: dict[str, str], started: list) -
 
 
 class _IndentedLines:
-    """Repeats what a notebook prints on the terminal, indented under the notebook's name."""
-
     def __init__(self):
         self._at_line_start = True
 

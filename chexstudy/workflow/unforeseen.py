@@ -62,7 +62,6 @@ def _shorten(name: object) -> str:
 
 
 def _find_place(error: BaseException) -> str:
-    """The last line of ours that was at work."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(paths.PACKAGE)] or list(frames)
     if not ours:
@@ -73,7 +72,6 @@ def _find_place(error: BaseException) -> str:
 
 
 def _write_log(error: BaseException) -> Path | None:
-    """Kinds and places of an error and of those behind it."""
     now = datetime.now(UTC)
     lines = [f"chexstudy {__version__}, Python {platform.python_version()}, {platform.platform()}, {now.isoformat()}"]
     seen: list[BaseException] = []

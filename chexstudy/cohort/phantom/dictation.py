@@ -121,7 +121,6 @@ def _write_impression(
 
 
 def _write_item(lesion: Lesion, terms: dict[str, str], generator: np.random.Generator) -> str:
-    """A line of the impression, without its full stop."""
     phrases = _phrases(lesion)
     phrase = _fill(_pick(phrases[:2], generator), terms)
     frame = "{bare}" if lesion.certain else _pick(_WORDS["hedged_impressions"], generator)
@@ -143,7 +142,6 @@ def _write_sentence(lesion: Lesion, terms: dict[str, str], change: str, generato
 
 
 def _describe_change(lesion: Lesion, prior: Case | None, generator: np.random.Generator) -> str:
-    """A clause about the change since the prior study, or an empty text."""
     if prior is None or not lesion.certain or generator.random() < 0.3:
         return ""
     before = {former.finding: former for former in prior.lesions}.get(lesion.finding)

@@ -169,7 +169,6 @@ def _lay_marker(shown: np.ndarray, size: int, letter: str, draw: np.random.Gener
 
 @lru_cache(maxsize=32)
 def _make_glyph(size: int, letter: str) -> np.ndarray:
-    """Coverage by a marker letter at a film size."""
     pitch = 2.0 / size
     pixels = int(np.ceil(1.3 * _MARKER_HEIGHT / pitch))
     axis = (np.arange(pixels) + 0.5) * pitch / _MARKER_HEIGHT - 0.15

@@ -25,7 +25,6 @@ def _expose(density: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _draw_lateral(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A lateral view: spine behind, heart in front, one lung over the other."""
     y, x = _axes(size)
     facing = generator.choice([-1.0, 1.0])
     x = x * facing + generator.normal(0.0, 0.04)
@@ -42,7 +41,6 @@ def _draw_lateral(size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _draw_hand(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A hand: five rays of bones in a shadow of soft tissue."""
     y, x = _axes(size)
     tilt = generator.normal(0.0, 0.12)
     x, y = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
@@ -60,7 +58,6 @@ def _draw_hand(size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _draw_page(size: int, generator: np.random.Generator) -> np.ndarray:
-    """A scanned page: dark lines of words on white."""
     page = np.full((size, size), 245.0)
     line = max(size // 24, 3)
     for top in range(2 * line, size - 2 * line, 2 * line):

@@ -143,7 +143,6 @@ def _check_prevalence(prevalence: Mapping[str, float]) -> None:
 def _draw_population(
     counts: np.ndarray, prevalence: Mapping[str, float], generator: np.random.Generator
 ) -> _Population:
-    """Draw all studies of patients with ``counts`` studies each."""
     findings = tuple(prevalence)
     thresholds = ndtri(1.0 - np.array(list(prevalence.values())))
     strength = _solve_illness(tuple(prevalence.items()))
@@ -213,7 +212,6 @@ def _combine_parts(findings: tuple[str, ...], parts: dict[str, np.ndarray], stre
 
 
 def _loading_matrix(findings: tuple[str, ...]) -> np.ndarray:
-    """Loadings ``(findings, causes)``."""
     return np.array([[_PROFILES[name].causes.get(cause, 0.0) for cause in _CAUSES] for name in findings])
 
 
@@ -254,7 +252,6 @@ def _build_cases(population: _Population, rows: np.ndarray, first_patient: int, 
 
 
 def _build_patient(population: _Population, position: int, number: int, rows: range) -> list[Case]:
-    """All studies of one patient."""
     generator = np.random.default_rng(int(population.patient_seed[position]))
     patient = Patient(
         patient_id=f"p{number:06d}",

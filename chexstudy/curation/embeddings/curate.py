@@ -185,7 +185,6 @@ def _describe_plan(plan: CurationPlan) -> str:
 
 
 def _describe_origin(plan: CurationPlan) -> dict:
-    """How a subset came to be."""
     inputs = {name: {"file": path.name, "sha256": hash_file(path)} for name, path in plan.request.inputs.items()}
     return {
         "method": plan.method.name,

@@ -125,7 +125,6 @@ def _density_groups(density, shape) -> dict[tuple[str, str], np.ndarray]:
 
 
 def _keep_rate(members, kept, patients) -> tuple:
-    """The numbers of one group from ``(seeds, images)`` arrays: members, decisions, patients."""
     seeds, overall = len(kept), kept.mean()
     decisions, hits = int(members.sum()), int((members & kept).sum())
     if decisions == 0:

@@ -133,7 +133,6 @@ def _tell_decision(row, batch: pd.DataFrame, cohort: pd.DataFrame | None) -> str
 
 
 def _tell_labels(image_ids: pd.Series, cohort: pd.DataFrame) -> str:
-    """What the pairs around a prototype have in common: their most frequent labels."""
     present = cohort.loc[cohort.image_id.isin(image_ids), finding_columns(cohort)].eq(1).fillna(False)
     shares = present.mean().sort_values(ascending=False, kind="stable").head(3)
     named = [f"{name} ({share:.0%})" for name, share in shares.items() if share > 0]

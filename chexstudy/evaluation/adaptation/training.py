@@ -228,7 +228,6 @@ def _judge(
 
 @torch.no_grad()
 def _score(heads: Sequence[nn.Module], features: FrozenFeatures, rows: np.ndarray) -> list[np.ndarray]:
-    """Logits ``(images, findings)`` of each head."""
     device = next(heads[0].parameters()).device
     for head in heads:
         head.eval()

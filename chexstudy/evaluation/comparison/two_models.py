@@ -202,7 +202,6 @@ def check_ids(own_ids: pd.Series, what: str, of: str = "image") -> pd.Series:
 
 
 def _match_labels(labels: pd.DataFrame, image_ids: pd.Index) -> pd.DataFrame:
-    """The labels of these images in their order."""
     missing = [name for name in ("image_id", "patient_id") if name not in labels]
     if missing:
         raise StudyError(f"the labels have no column {missing[0]}: their columns are {_list(labels.columns)}.")
@@ -299,7 +298,6 @@ def _describe_unmeasured(finding: str, labels: pd.DataFrame, reason: str) -> dic
 def _measure(
     sides, labels, findings, patient_ids, metric, tiers, chosen, resamples, permutations, seed
 ) -> pd.DataFrame:
-    """Rows of the findings that can be compared and of their groups."""
     measure, groups = _MEASURES[metric], group_findings(findings, tiers)
     generator = np.random.default_rng(seed)
     shared = labels, findings, bootstrap_patients(patient_ids, resamples, generator), tiers, (metric,)

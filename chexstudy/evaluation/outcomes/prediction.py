@@ -130,8 +130,6 @@ def curves_artifact(arm: str) -> str:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """One outcome of the cohort."""
-
     name: str
     cohort: pd.DataFrame
     horizons: tuple[float, ...]
@@ -266,7 +264,10 @@ def _measure_test_set(
     weights, generator = evaluation.draw_patients(rows)[0], evaluation.generator()
     of_seeds = {one: np.stack([scores[seed, one] for seed in seeds]) for one in settings}
     if outcome.timed:
-        labels = _list_labels(outcome, rows)
+        # What each metric rests on: whether the event was seen, and whether it had happened by each horizon.
+        years, events = outcome.observe(rows)
+        by_horizon = [status_at(years, events, horizon) for horizon in outcome.horizons for _ in range(2)]
+        labels = pd.DataFrame(dict(zip(outcome.metrics, (events.astype(float), *by_horizon), strict=True)))
         of_mean = np.stack([[hazards[seed, setting] for setting in settings] for seed in seeds])
         measured = _measure_timed(outcome, rows, labels, of_seeds, of_mean, weights)
     else:
@@ -290,14 +291,6 @@ def _measure_test_set(
         return table.assign(n=metric.map(counts[0]), positives=metric.map(counts[1]))
     # One outcome has no mean over outcomes.
     return table[table.finding == outcome.name]
-
-
-def _list_labels(outcome: _Outcome, rows: pd.DataFrame) -> pd.DataFrame:
-    """What each metric rests on: whether the event was seen, and whether it had happened by each horizon."""
-    years, events = outcome.observe(rows)
-    by_horizon = [status_at(years, events, horizon) for horizon in outcome.horizons for _ in range(2)]
-    columns = [events.astype(float), *by_horizon]
-    return pd.DataFrame(dict(zip(outcome.metrics, columns, strict=True)))
 
 
 def _measure_timed(

@@ -79,8 +79,6 @@ def measure_robustness(
 
 @dataclass(frozen=True)
 class _Arm:
-    """An evaluated arm and its kept scores."""
-
     evaluation: Evaluation
     name: str
     seeds: tuple[int, ...]
@@ -98,9 +96,12 @@ def _measure_arm(arm: _Arm, tasks: Sequence[Task], prevalences: Sequence[float])
     evaluation = arm.evaluation
     tables, curves = [], []
     for data_set, rows in evaluation.test_sets().items():
+        place = arm.read(ZeroShot(), rows), evaluation.labels(rows), evaluation.findings
+        place += evaluation.draw_patients(rows)
+        negatives = [measure_spectrum(*place), *([measure_precision(*place, prevalences)] if prevalences else [])]
         measured = [
             _measure_families(arm, rows).assign(task="prompt_family", seed=OVER_SEEDS),
-            _measure_negatives(arm, rows, prevalences).assign(task="spectrum", seed=OVER_SEEDS),
+            *(one.assign(task="spectrum", setting=CHOSEN, seed=OVER_SEEDS) for one in negatives),
         ]
         for task in tasks:
             if task in (ZeroShot(), LinearProbe()):
@@ -144,13 +145,6 @@ def _measure_families(arm: _Arm, rows: pd.DataFrame) -> pd.DataFrame:
         count["value"] = float(list_inverted(table).certain.sum())
         tables.append(pd.concat([table, pd.DataFrame([count])], ignore_index=True).assign(setting=family))
     return pd.concat(tables, ignore_index=True)
-
-
-def _measure_negatives(arm: _Arm, rows: pd.DataFrame, prevalences) -> pd.DataFrame:
-    evaluation = arm.evaluation
-    place = (arm.read(ZeroShot(), rows), evaluation.labels(rows), evaluation.findings, *evaluation.draw_patients(rows))
-    tables = [measure_spectrum(*place), *([measure_precision(*place, prevalences)] if prevalences else [])]
-    return pd.concat(tables, ignore_index=True).assign(setting=CHOSEN)
 
 
 def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, task: Task) -> pd.DataFrame:

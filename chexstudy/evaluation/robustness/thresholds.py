@@ -159,7 +159,6 @@ def _operate(called, present, absent, weights) -> np.ndarray:
 
 
 def _lacking(metric: str, positives: int, negatives: int) -> str:
-    """What the test set lacks."""
     if positives == 0 and metric != "specificity":
         return "no positive in test"
     if negatives == 0:

@@ -83,8 +83,6 @@ _AFTER_WARM_UP = (
 
 
 class _ArmRun:
-    """One arm in its folder."""
-
     def __init__(
         self,
         run: Run,
