@@ -10,8 +10,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from chexstudy.cohort.adapters import build_source, guess_source, list_annotations, read_source
-from chexstudy.cohort.annotations import Box, Polygon, RunLengths, decode_mask
+from chexstudy.cohort.annotations import decode_mask
 from chexstudy.cohort.images.decode import decode_radiograph
+from chexstudy.cohort.source_annotations import Box, Polygon, RunLengths
 from chexstudy.errors import StudyError
 
 UID = "1.2.276.0.9.{}"

@@ -6,8 +6,8 @@ from PIL import Image
 from chexstudy.cohort.adapters import build_source, list_annotations
 from chexstudy.cohort.adapters.datasets.nih import SPEC
 from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
-from chexstudy.cohort.annotations import Box
 from chexstudy.cohort.finding_names import canonical_name
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 

@@ -14,11 +14,12 @@ from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cohort.adapters import build_source, guess_source, list_annotations
 from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, NOT_IN_FOLDER
-from chexstudy.cohort.annotations import RunLengths, decode_mask
+from chexstudy.cohort.annotations import decode_mask
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.images.decode import decode_radiograph
 from chexstudy.cohort.joint import read_joint
 from chexstudy.cohort.reports import split_sections, training_text
+from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 

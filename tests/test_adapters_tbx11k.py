@@ -4,7 +4,7 @@ import pytest
 from test_adapters_reports import rewrite, save_images
 
 from chexstudy.cohort.adapters import build_source, guess_source, list_annotations
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 
 LISTS = {

@@ -6,7 +6,7 @@ from test_dicom import make_dicom, to_bytes
 from chexstudy.cohort.adapters import build_source, guess_source, list_annotations
 from chexstudy.cohort.adapters.datasets import vindr_cxr, vindr_pcxr
 from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, NOT_IN_FOLDER
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
 

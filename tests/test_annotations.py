@@ -6,9 +6,6 @@ from PIL import Image
 from chexstudy.cohort.adapters import build_source, list_annotations
 from chexstudy.cohort.annotations import (
     ANNOTATIONS,
-    Box,
-    MaskFile,
-    build_annotations,
     decode_mask,
     encode_mask,
     fit_mask,
@@ -19,6 +16,7 @@ from chexstudy.cohort.annotations import (
     write_annotations,
 )
 from chexstudy.cohort.images.decode import fit_square
+from chexstudy.cohort.source_annotations import Box, MaskFile, Polygon, RunLengths, build_annotations
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
@@ -174,3 +172,122 @@ def test_the_boxes_and_lungs_of_real_radiographs(run, real_data):
     assert set(regions.table.finding) == {"Tuberculosis"}
     assert set(regions.table.image_id) <= set(rows.image_id[rows.Tuberculosis == 1])
     assert regions.table["mask"].map(np.mean).between(0.05, 0.6).all()
+
+
+# --- what cannot be a mask of its image -------------------------------------------------------------------------------
+
+
+def save_mask(path, values):
+    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(path)
+    return MaskFile("x/0", "heart", path)
+
+
+def draw_lung(shape=(120, 90)):
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    return ((rows - 60) / 50) ** 2 + ((columns - 45) / 25) ** 2 < 1
+
+
+def tell_runs(mask, way):
+    """Runs of a mask as SIIM (gaps) or CheXmask (starts) tell them, pixel by pixel."""
+    flat = [bool(one) for one in (mask.T if way == "gaps" else mask).reshape(-1)]
+    numbers, end = [], 0
+    for start, inside in enumerate(flat):
+        if inside and not (start and flat[start - 1]):
+            length = next((n for n, one in enumerate(flat[start:]) if not one), len(flat) - start)
+            numbers += [start - end if way == "gaps" else start + 1, length]
+            end = start + length
+    return " ".join(map(str, numbers))
+
+
+def as_runs(way, told=None, exchanged=False):
+    shape = (90, 120) if exchanged else (120, 90)
+    return lambda folder: [RunLengths("x/0", "heart", tell_runs(draw_lung(), told or way), shape, "t.csv: line 2", way)]
+
+
+def as_polygon(*corners):
+    return lambda folder: [Polygon("x/0", "heart", (corners,), (120, 90))]
+
+
+def as_mask(values, name="m.png"):
+    return lambda folder: [save_mask(folder / name, values)]
+
+
+THREE = np.where(draw_lung(), 255, 0)
+THREE[50:60, 40:50] = 128
+LABELS = np.where(draw_lung(), 1, 0) + np.where(np.arange(90) > 45, 1, 0)
+RAMP = np.tile(np.linspace(0, 255, 90), (120, 1))
+
+
+def on_both_sides(*sides):
+    """Lungs of six images, that of the first side on the left of the picture."""
+
+    def listed(folder):
+        for side, columns in zip(sides, (np.arange(90) < 40, np.arange(90) > 50), strict=True):
+            save_mask(folder / f"{side}.png", np.tile(columns, (120, 1)) * 255)
+        return [MaskFile(f"x/{n}", f"{side} lung", folder / f"{side}.png") for n in range(6) for side in sides]
+
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        (as_mask(THREE), r"m\.png is not black outside and white inside, there are levels between 0 and 255 \(128\)"),
+        (as_mask(LABELS), r"levels between 0 and 2 \(1\): give each structure a mask of its own"),
+        (as_mask(RAMP), r"levels between 0 and 255 \(34, "),
+        (as_mask(np.zeros((120, 90))), "^every mask of heart is empty: see whether its files are"),
+        (
+            as_mask(np.ones((90, 120))),
+            r"m\.png is of a picture of 120 x 90 pixels and its image has 90 x 120, in",
+        ),
+        (as_mask(THREE[:, :80] // 255 * 255), "is of a picture of 80 x 120 pixels and its image has 90 x 120"),
+        (as_polygon((5, 5), (80, 5), (160, 110)), "^an outline of heart goes 70 pixels beyond its picture of 90 x 120"),
+        (as_polygon((-40, 5), (8, 5), (8, 100)), "goes 40 pixels beyond"),
+        # Gaps read as starts and starts as gaps overflow; rows and columns exchanged tear.
+        (as_runs("starts", "gaps"), "^t.csv: line 2: the mask is not told by starts and lengths of runs along rows"),
+        (as_runs("gaps", "starts"), "^t.csv: line 2: the mask is not told by gaps and lengths of runs down columns"),
+        (as_runs("gaps", exchanged=True), "the mask is torn, and would be whole with 90 x 120 pixels read as"),
+        (
+            as_runs("starts", exchanged=True),
+            "the mask is torn, and would be whole with 90 x 120 pixels read as",
+        ),
+        (
+            on_both_sides("left", "right"),
+            "^right structures lie left of the left ones in 0 of 6 pictures, as they",
+        ),
+    ],
+)
+def test_what_is_no_mask_of_its_image_is_refused_in_one_sentence(run, tmp_path, listed, said):
+    Image.fromarray(np.zeros((120, 90), np.uint8)).save(tmp_path / "image.png")
+    with pytest.raises(StudyError, match=said) as refused:
+        build_annotations(run, listed(tmp_path), {"x/0": tmp_path / "image.png"})
+    assert str(refused.value).count(". ") == 0
+    assert not run.has(ANNOTATIONS)
+
+
+LARGE = np.asarray(Image.fromarray(draw_lung()).resize((450, 600)))
+SOFT = np.asarray(Image.fromarray(LARGE[::3, ::3]).convert("L").resize((450, 600), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        (as_mask(np.where(draw_lung(), 255, 0)), draw_lung()),
+        (as_mask(np.where(draw_lung(), 1, 0)), draw_lung()),
+        (as_mask(np.where(draw_lung(), 250, 6)), draw_lung()),
+        (as_mask(SOFT), SOFT > 127.5),
+        (as_mask(np.where(LARGE, 255, 0), "m.jpg"), LARGE),
+        (as_mask(np.where(draw_lung(), 255, 0)[::2, ::2]), draw_lung()[::2, ::2]),
+        (as_runs("gaps"), draw_lung()),
+        (as_runs("starts"), draw_lung()),
+    ],
+)
+def test_what_is_a_mask_is_taken(run, tmp_path, listed, expected):
+    Image.fromarray(np.zeros((120, 90), np.uint8)).save(tmp_path / "image.png")
+    build_annotations(run, listed(tmp_path), {"x/0": tmp_path / "image.png"})
+    np.testing.assert_array_equal(read_masks(run, ["x/0"])["x/0"]["heart"], expected)
+
+
+def test_right_is_left_in_pictures_and_images_that_cannot_be_read_are_no_measure(run, tmp_path):
+    build_annotations(run, on_both_sides("right", "left")(tmp_path), {"x/0": tmp_path / "gone.png"})
+    assert len(read_masks(run, ["x/0"])["x/0"]) == 2

@@ -12,9 +12,9 @@ from test_check import make_folder as make_own
 
 from chexstudy.cli.main import main
 from chexstudy.cohort.adapters import build_source
-from chexstudy.cohort.annotations import Box
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.joint import OVERLAP, list_joint_annotations, read_joint, read_manifest
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 
 
@@ -45,6 +45,12 @@ def test_sources_stand_in_the_order_of_the_manifest_under_one_contract(build):
     (build.path.parent / "nih/BBox_List_2017.csv").write_text(boxes)
     box = Box("nih/00000001_000.png", "Infiltration", (1, 2, 3, 4), (1024, 1024))
     assert list_joint_annotations(build.path, set(cohort.image_id)) == [box]
+    # The same boxes, of nobody who is there.
+    build(nih={"role": "annotate"})
+    with pytest.raises(
+        StudyError, match=r"^no mask or box of nih is of an image of this cohort: list the source of its"
+    ):
+        list_joint_annotations(build.path, {"folder/a"})
 
 
 def test_a_role_says_what_a_source_is_for_and_filters_what_of_it(build):

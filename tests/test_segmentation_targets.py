@@ -11,17 +11,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from chexstudy.cohort.adapters import build_source, list_annotations
-from chexstudy.cohort.annotations import (
-    ANNOTATIONS,
-    Box,
-    build_annotations,
-    fit_mask,
-    make_outline,
-    restore,
-    write_annotations,
-)
+from chexstudy.cohort.annotations import ANNOTATIONS, fit_mask, make_outline, restore, write_annotations
 from chexstudy.cohort.images.decode import fit_square, read_dimensions
 from chexstudy.cohort.images.unreadable import UnreadableImage
+from chexstudy.cohort.source_annotations import Box, build_annotations
 from chexstudy.evaluation.segmentation.targets import choose_structures, mirror_pairs, read_targets
 from chexstudy.runs import Run
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_adaptation_run import DATA_SET, GLORI, QUICK, make_arm
 
-from chexstudy.cohort.annotations import Box, build_annotations
 from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.source_annotations import Box, build_annotations
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import HeadPlan, fit_plan

@@ -15,15 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from chexstudy.cohort.images.decode import fit_square, place_square
 from chexstudy.cohort.pixels.store import read_turned
 from chexstudy.cohort.pixels.turning import UPRIGHT, turn_back
 from chexstudy.cohort.table import NO_FINDING
 from chexstudy.errors import StudyError
-from chexstudy.progress import progress
-from chexstudy.runs import Run, artifact_path, hash_values
+from chexstudy.runs import Run, artifact_path
 
 ANNOTATIONS = "annotations.parquet"
 OUTLINE, BOX = "outline", "box"
@@ -45,121 +44,6 @@ _HALF = 127
 
 # Image id, structure, kind, height, width, runs, box.
 Annotation = tuple[str, str, str, int, int, np.ndarray | None, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle about a structure, as its source gives it."""
-
-    image_id: str
-    structure: str
-    box: tuple[float, float, float, float]  # left, top, width and height
-    picture: tuple[int, int]  # height and width of the picture in whose pixels the box is given
-
-    def describe(self) -> tuple:
-        return self.image_id, self.structure, self.box, self.picture
-
-    def read(self) -> Annotation:
-        return (self.image_id, self.structure, BOX, *self.picture, None, np.array(self.box, np.float32))
-
-
-@dataclass(frozen=True)
-class MaskFile:
-    """A picture that is bright inside a structure."""
-
-    image_id: str
-    structure: str
-    path: Path
-
-    def describe(self) -> tuple:
-        status = self.path.stat()
-        return self.image_id, self.structure, status.st_size, status.st_mtime_ns
-
-    def read(self) -> Annotation:
-        try:
-            with Image.open(self.path) as picture:
-                mask = np.asarray(picture.convert("L")) > _HALF
-        except (OSError, ValueError, Image.DecompressionBombError):
-            raise StudyError(f"the mask {self.path} cannot be read: fetch it again, or take it away.") from None
-        return make_outline(self.image_id, self.structure, mask)
-
-
-@dataclass(frozen=True)
-class RunLengths:
-    """A mask told as runs of pixels inside a structure, in one of the ways that public data sets have.
-
-    ``gaps``: lengths of runs outside and inside, one after the other, down the columns (SIIM-ACR, CANDID-PTX);
-    ``starts``: first pixel, counted from 1, and length of each run inside, along the rows (CheXmask);
-    ``coco``: as gaps, packed into the characters of COCO's tools (CheXlocalize).
-    """
-
-    image_id: str
-    structure: str
-    runs: str  # numbers with blanks between, or COCO's characters
-    picture: tuple[int, int]  # height and width
-    place: str  # where it stands, for messages
-    way: str = "gaps"
-
-    def describe(self) -> tuple:
-        return self.image_id, self.structure, self.runs, self.picture, self.way
-
-    def read(self) -> Annotation:
-        height, width = self.picture
-        try:
-            numbers = np.array(_unpack_coco(self.runs) if self.way == "coco" else self.runs.split(), dtype=np.int64)
-            gaps = _tell_gaps(numbers) if self.way == "starts" else numbers
-        except (ValueError, IndexError):
-            gaps = np.array([-1])
-        if (gaps < 0).any() or gaps.sum() > height * width or (self.way != "coco" and len(gaps) % 2):
-            ways = {"gaps": "gaps and lengths of runs down columns", "starts": "starts and lengths of runs along rows"}
-            raise StudyError(
-                f"{self.place}: the mask is not told by {ways.get(self.way, 'runs packed as COCO does')} of {height} x "
-                f"{width} pixels: take the table as it was published."
-            )
-        # What follows the last run is outside.
-        runs = np.append(gaps, [0] * (len(gaps) % 2) + [height * width - gaps.sum()])
-        mask = decode_mask(runs, height, width) if self.way == "starts" else decode_mask(runs, width, height).T
-        return make_outline(self.image_id, self.structure, mask)
-
-
-def _tell_gaps(numbers: np.ndarray) -> np.ndarray:
-    """Lengths of runs outside and inside, of starts counted from 1 and lengths."""
-    starts, lengths = numbers[::2] - 1, numbers[1::2]
-    outside = starts - np.concatenate([[0], (starts + lengths)[:-1]])
-    return np.stack([outside, lengths], axis=1).ravel()
-
-
-def _unpack_coco(text: str) -> list[int]:
-    """Run lengths: five bits a character, the lowest first; from the fourth on less the last but one."""
-    runs, position = [], 0
-    while position < len(text):
-        number, shift, more = 0, 0, True
-        while more:
-            bits = ord(text[position]) - 48
-            number |= (bits & 31) << shift
-            more, shift, position = bool(bits & 32), shift + 5, position + 1
-        number -= (bits & 16) and 1 << shift
-        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-    return runs
-
-
-@dataclass(frozen=True)
-class Polygon:
-    """A region within a closed line, or within several, as its source gives their corners."""
-
-    image_id: str
-    structure: str
-    lines: tuple[tuple[tuple[float, float], ...], ...]  # of each line the corners, from the left and from the top
-    picture: tuple[int, int]  # height and width
-
-    def describe(self) -> tuple:
-        return self.image_id, self.structure, self.lines, self.picture
-
-    def read(self) -> Annotation:
-        canvas = Image.new("1", self.picture[::-1])
-        for line in self.lines:
-            ImageDraw.Draw(canvas).polygon(line, fill=1)
-        return make_outline(self.image_id, self.structure, np.asarray(canvas))
 
 
 @dataclass(frozen=True)
@@ -198,16 +82,6 @@ def write_annotations(rows: Iterable[Annotation], path: str | Path) -> None:
     table = pa.table([pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
     with artifact_path(path) as temporary:
         pq.write_table(table, temporary, row_group_size=_ROWS_A_GROUP, compression="zstd")
-
-
-def build_annotations(run: Run, listed: Sequence[Box | MaskFile | RunLengths | Polygon]) -> None:
-    """Bring what a source annotates into the study, masks read once; what is current stays."""
-    parameters = {"annotations": hash_values([one.describe() for one in listed])}
-    if run.is_current(ANNOTATIONS, run.key(parameters)):
-        return
-    rows = progress((one.read() for one in listed), len(listed), "reading annotations")
-    write_annotations(rows, run.path(ANNOTATIONS))
-    run.record(ANNOTATIONS, parameters)
 
 
 def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -6,14 +6,15 @@ import pandas as pd
 
 from chexstudy import paths
 from chexstudy.cohort.adapters import build_source, list_annotations, require_source
-from chexstudy.cohort.annotations import ANNOTATIONS, build_annotations
+from chexstudy.cohort.annotations import ANNOTATIONS
 from chexstudy.cohort.joint import JOINT, list_joint_annotations, read_joint
 from chexstudy.cohort.near_duplicates import KEEP, refuse_other_policies, settle_near_duplicates
 from chexstudy.cohort.orientation import CHECK, refuse_other_words, settle_orientation
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
 from chexstudy.cohort.pixels.store import COHORT, PixelStore, build_pixel_store, count_remarks
-from chexstudy.cohort.quality import lacks_report
+from chexstudy.cohort.quality import lacks_report, resolve_image_paths
+from chexstudy.cohort.source_annotations import build_annotations
 from chexstudy.cohort.table import PHANTOM, read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.runs import Run
@@ -46,6 +47,7 @@ def build_cohort(
     """
     refuse_other_words(orientation)
     refuse_other_policies(duplicates)
+    notes = {}
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)
     else:
@@ -61,15 +63,19 @@ def build_cohort(
         root = paths.resolve_user_path(data_root)
         if source == JOINT:
             cohort = read_joint(root, seed, run.path(_UNPACKED)).require_cohort()
-            build_annotations(run, list_joint_annotations(root, set(cohort["image_id"])))
+            listed = list_joint_annotations(root, set(cohort["image_id"]))
         else:
             cohort = build_source(source, root, seed, run.path(_UNPACKED))
-            build_annotations(run, list_annotations(source, root, set(cohort["image_id"])))
+            listed = list_annotations(source, root, set(cohort["image_id"]))
+        build_annotations(run, listed, dict(zip(cohort["image_id"], resolve_image_paths(cohort, root), strict=True)))
+        if listed:
+            notes["images without a mask or a box"] = len(cohort) - len({one.image_id for one in listed})
     build_pixel_store(run, cohort, size, fit, workers, root=root)
     repeated = settle_near_duplicates(run, duplicates, workers)
     store, turned = settle_orientation(run, orientation)
     silent = int(lacks_report(read_cohort(run.path(COHORT))).sum())
-    notes = {"images without a report, for objective self_supervised alone": silent} if silent else {}
+    notes["images without a report, for objective self_supervised alone"] = silent
+    notes = {note: count for note, count in notes.items() if count}
     return store, {**cohort.attrs, **count_remarks(run), **notes, **repeated, **turned}
 
 

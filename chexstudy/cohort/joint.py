@@ -149,8 +149,15 @@ def read_joint(path: str | Path, seed: int, unpack_to: str | Path) -> ManifestRe
 
 def list_joint_annotations(path: str | Path, image_ids: set[str]) -> list:
     """Where organs and findings are, by all sources of a manifest."""
-    entries = read_manifest(path)
-    return [one for entry in entries for one in list_annotations(entry.source, Path(entry.folder), image_ids)]
+    listed = []
+    for entry in read_manifest(path):
+        found = list_annotations(entry.source, Path(entry.folder), image_ids)
+        if entry.role == "annotate" and not found:
+            raise StudyError(
+                f"no mask or box of {entry.source} is of an image of this cohort: list the source of its images too."
+            )
+        listed += found
+    return listed
 
 
 def _take_role(table: pd.DataFrame, entry: JoinedSource, seed: int) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import RunLengths
+from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.cohort.table import require_columns
 from chexstudy.inputs.tables import name_place
 from chexstudy.inputs.yaml_files import read_data_beside

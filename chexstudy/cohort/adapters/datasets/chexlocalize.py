@@ -8,7 +8,7 @@ import json
 
 from chexstudy.cohort.adapters.layout import Download
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import RunLengths
+from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 
 _WITH_NODULE, _WITHOUT = "CLNDAT_EN.txt", "CNNDAT_EN.TXT"

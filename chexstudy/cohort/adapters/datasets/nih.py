@@ -9,7 +9,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import NO_FINDING, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import normalise_ids

@@ -14,8 +14,8 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import MaskFile
 from chexstudy.cohort.reports import says_nothing
+from chexstudy.cohort.source_annotations import MaskFile
 from chexstudy.cohort.table import NO_FINDING, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import clean_text

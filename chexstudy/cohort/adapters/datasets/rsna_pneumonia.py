@@ -11,7 +11,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, read_headers
 from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, PATIENTS_OF, describe, register
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 
 _IMAGE, _CORNERS = "patientId", ["x", "y", "width", "height"]

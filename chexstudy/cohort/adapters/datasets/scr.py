@@ -8,7 +8,7 @@ import re
 
 from chexstudy.cohort.adapters.layout import Download
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import MaskFile
+from chexstudy.cohort.source_annotations import MaskFile
 from chexstudy.inputs.yaml_files import read_data_beside
 
 _FOLDERS = read_data_beside(__file__)["data"]["folders"]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, read_headers
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import RunLengths
+from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.inputs.tables import name_place
 
 _IMAGE, _RUNS, _NO_MASK = "ImageId", "EncodedPixels", "-1"

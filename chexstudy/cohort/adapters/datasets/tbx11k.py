@@ -13,7 +13,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, read_headers
 from chexstudy.cohort.adapters.manifest import DatasetSpec, describe, register
-from chexstudy.cohort.annotations import Box
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import require_columns, show_value
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import name_place

@@ -12,7 +12,7 @@ from PIL import Image
 
 from chexstudy.cohort.adapters.layout import Download, ImageFinder, is_image
 from chexstudy.cohort.adapters.manifest import describe, register
-from chexstudy.cohort.annotations import Polygon
+from chexstudy.cohort.source_annotations import Polygon
 from chexstudy.errors import StudyError
 
 _FILES = {"train": "Vindr_RibCXR_train_mask.json", "validate": "Vindr_RibCXR_val_mask.json"}
