@@ -148,7 +148,7 @@ def cover(repeats, findings, labels, draws, pool):
             low, high = np.quantile(posterior.plateaus, [0.025, 0.975])
             plateaus.append(low <= truth[0] <= high)
             target = truth[0] - 0.05
-            low, high = np.quantile(posterior.labels_for(target), [0.025, 0.975], method="inverted_cdf")
+            low, high = np.quantile(labels_for(target, posterior.parameters), [0.025, 0.975], method="inverted_cdf")
             needed.append(low <= labels_for(target, np.append(truth, 0.0)) <= high)
     return np.mean(plateaus), np.mean(needed)
 

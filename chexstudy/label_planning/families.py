@@ -42,27 +42,18 @@ class Family:
         return np.minimum(alpha - beta * self.basis(np.asarray(labels, dtype=float), *shape), PERFECT)
 
 
-def _power(n, gamma):
-    return n**-gamma
-
-
-def _shifted_power(n, gamma, shift):
-    return (n + shift) ** -gamma
-
-
-def _inverse_logarithm(n):
-    # One label has no logarithm to divide by; counting from two shifts the curve by less than any noise.
-    return 1 / np.log(n + 1)
-
-
 GAMMA = (0.02, 2.0)
 _LISTED = (
-    Family("power3", "α − β n^−γ", _power, shape_ranges=(GAMMA,)),
-    Family("power2", "1 − β n^−γ", _power, (PERFECT, PERFECT), ((0.005, 2.0),)),
+    Family("power3", "α − β n^−γ", lambda n, gamma: n**-gamma, shape_ranges=(GAMMA,)),
+    Family("power2", "1 − β n^−γ", lambda n, gamma: n**-gamma, (PERFECT, PERFECT), ((0.005, 2.0),)),
     Family("exponential", "α − β e^(−ρn)", lambda n, rate: np.exp(-rate * n), shape_ranges=((1e-5, 2.0),)),
     Family("logarithmic", "α + β ln n", lambda n: -np.log(n), alpha=(0.0, PERFECT)),
-    Family("inverse_log", "α − β / ln(n + 1)", _inverse_logarithm),
-    Family("power4", "α − β (n + δ)^−γ", _shifted_power, shape_ranges=(GAMMA, (0.1, 1000.0))),
+    # One label has no logarithm to divide by; counting from two shifts the curve by less than any noise.
+    Family("inverse_log", "α − β / ln(n + 1)", lambda n: 1 / np.log(n + 1)),
+    Family(
+        *("power4", "α − β (n + δ)^−γ", lambda n, gamma, shift: (n + shift) ** -gamma),
+        shape_ranges=(GAMMA, (0.1, 1000.0)),
+    ),
     Family(
         *("weibull", "α − β e^(−ρ n^κ)", lambda n, rate, power: np.exp(-rate * n**power)),
         shape_ranges=((1e-4, 5.0), (0.1, 1.5)),

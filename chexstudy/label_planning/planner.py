@@ -62,14 +62,6 @@ def deviate_by_test_set(auroc: float, positives: int, negatives: int) -> float:
     return float(np.sqrt(max(variance, 0.0) / (positives * negatives)))
 
 
-def _shift(posterior: Posterior, counts: tuple[int, int] | None, generator: np.random.Generator) -> np.ndarray | float:
-    """What the test set may have added to the whole curve ``(draws,)``: nothing if we stay with it."""
-    if counts is None:
-        return 0.0
-    deviation = deviate_by_test_set(float(np.median(posterior.predict(posterior.curve.most))), *counts)
-    return deviation * generator.standard_normal(len(posterior.plateaus))
-
-
 def measure_slope(curve: LearningCurve, most: float) -> float:
     """How much AUROC a tenfold of labels adds up to ``most``; NaN with fewer than two numbers of labels there."""
     early = curve.until(most)
@@ -174,8 +166,12 @@ def plan_labels(
         share = (prevalence or {}).get(curve.finding, curve.prevalence)
         if not (np.isnan(share) or 0 < share < 1):
             raise StudyError(f"the prevalence of {curve.finding!r} cannot be {share}: give a share between 0 and 1.")
-        counts = (test_counts or {}).get(curve.finding)
-        rows.append(plan_curve(posterior, target, cost, share, _shift(posterior, counts, generator)))
+        shift = 0.0  # what the test set may have added to the whole curve
+        if test_counts and curve.finding in test_counts:
+            likely = float(np.median(posterior.predict(curve.most)))
+            deviation = deviate_by_test_set(likely, *test_counts[curve.finding])
+            shift = deviation * generator.standard_normal(len(posterior.plateaus))
+        rows.append(plan_curve(posterior, target, cost, share, shift))
     return pd.concat([name_curves(curves), pd.DataFrame(rows)], axis=1)
 
 

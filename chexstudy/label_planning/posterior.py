@@ -40,7 +40,7 @@ from scipy.ndimage import map_coordinates
 from scipy.special import logsumexp, ndtr, stdtrit
 
 from chexstudy.errors import StudyError
-from chexstudy.label_planning.families import CHANCE, GAMMA, PERFECT, POWER4, labels_for
+from chexstudy.label_planning.families import CHANCE, GAMMA, PERFECT, POWER4
 from chexstudy.label_planning.observations import FEWEST_POINTS, LearningCurve, estimate_noise, relate_variances
 from chexstudy.statistics.bootstrap import CONFIDENCE
 
@@ -140,10 +140,6 @@ class Posterior:
     def predict(self, labels: np.ndarray) -> np.ndarray:
         """AUROC of the curve ``(draws, points)``."""
         return POWER4.evaluate(np.atleast_1d(labels), self.parameters)
-
-    def labels_for(self, target: float) -> np.ndarray:
-        """Labels needed for a target ``(draws,)``; infinite where the plateau is not above it."""
-        return labels_for(target, self.parameters)
 
     def foresee(self, labels: float, draws: float, generator: np.random.Generator) -> np.ndarray:
         """The mean AUROC that so many draws of so many labels will show ``(draws,)``, noise and misfit included.

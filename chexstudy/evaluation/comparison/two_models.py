@@ -149,17 +149,16 @@ def _check_request(first: ModelScores, second: ModelScores, metric: str, test: s
         raise StudyError(f"an interval needs at least 100 resamples, not {resamples}.")
     others = first.seeds and second.seeds and first.seeds != second.seeds
     if len(first.tables) == 0 or len(first.tables) != len(second.tables) or others:
-        told = [_describe_seeds(side) for side in (first, second)]
+        told = [
+            f"seed{'s' * (len(side.seeds) > 1)} {', '.join(map(str, side.seeds))}"
+            if side.seeds
+            else f"{len(side.tables)} score file{'s' * (len(side.tables) != 1)}"
+            for side in (first, second)
+        ]
         raise StudyError(
             f"seeds do not pair: {first.name} has {told[0]} and {second.name} {told[1]}; "
             "evaluate those that are missing, or name the score files of the seeds that both have."
         )
-
-
-def _describe_seeds(side: ModelScores) -> str:
-    if side.seeds:
-        return f"seed{'s' * (len(side.seeds) > 1)} {', '.join(map(str, side.seeds))}"
-    return f"{len(side.tables)} score file{'s' * (len(side.tables) != 1)}"
 
 
 def _pair_images(first, second, shared_only) -> tuple[list[list[pd.DataFrame]], int]:

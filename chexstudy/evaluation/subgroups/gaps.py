@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from chexstudy.cohort.groups import list_groups
 from chexstudy.cohort.splits import TEST_SPLITS
@@ -40,7 +39,14 @@ from chexstudy.evaluation.scores import MACRO, read_scores, scores_artifact
 from chexstudy.evaluation.subgroups.case_mix import balance_case_mix
 from chexstudy.progress import progress
 from chexstudy.results import OVER_SEEDS, join_rows, worst_exposure
-from chexstudy.statistics.bootstrap import LEAST_PATIENTS, bootstrap_patients, interval, resample_seeds
+from chexstudy.statistics.bootstrap import (
+    LEAST_PATIENTS,
+    Difference,
+    bootstrap_patients,
+    difference_p_values,
+    interval,
+    resample_seeds,
+)
 from chexstudy.statistics.multiple_testing import correct_by_holm
 from chexstudy.statistics.ranking import known_labels, macro_mean, rank_metrics
 from chexstudy.steps import find_step
@@ -336,8 +342,8 @@ def _list_gaps(measured, grouping, arms, seeds, few, size) -> pd.DataFrame:
                 wider = np.ptp(mean[first]) - np.ptp(mean[number])
                 replicates = np.ptp(drawn[:, first], axis=1) - np.ptp(drawn[:, number], axis=1)
                 low, high = interval(replicates, patients=np.array(few.min()))
-                p_value = _p_value(wider, replicates, low, few.min())
-                add(REFERENCE, metric + WIDENING, wider, float(low), float(high), p_value, reference=arm)
+                p_value = difference_p_values(Difference(wider, low, high, replicates, len(seeds)), few.min())
+                add(REFERENCE, metric + WIDENING, wider, float(low), float(high), float(p_value), reference=arm)
     if set(_DECISIONS) <= set(measured.macro_metrics):
         columns = [measured.macro_metrics.index(metric) for metric in _DECISIONS]
         for number, arm in enumerate(arms):
@@ -374,14 +380,6 @@ def _judge_gap(size: float, spread: np.ndarray) -> tuple[float, float, float, fl
         return size, np.nan, np.nan, np.nan
     reach = float(np.quantile(known, 0.95))
     return size, max(0.0, size - reach), size + reach, (1 + int(np.sum(known >= size))) / (1 + len(known))
-
-
-def _p_value(value: float, replicates: np.ndarray, low: float, patients: float) -> float:
-    """Two-sided, from the bootstrap's spread and Student's t with one degree less than the patients; NaN without it."""
-    spread = np.nanstd(replicates) * np.sqrt(patients / max(patients - 1, 1))
-    if not np.isfinite(low):
-        return np.nan
-    return float(2 * student.sf(abs(value) / spread, max(patients - 1, 1))) if spread > 0 else 1.0
 
 
 def measure_study_subgroups(
