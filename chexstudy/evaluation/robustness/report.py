@@ -7,7 +7,6 @@ test set.
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -69,7 +68,7 @@ def measure_robustness(
     both = []
     for name in progress(arms, label="robustness"):
         scores = [scores_artifact(name, seed, task.name, one) for seed in seeds for task in tasks for one in sets]
-        measure = partial(_measure_arm, _Arm(evaluation, name, tuple(seeds)), tasks, prevalences)
+        measure = partial(_measure_arm, evaluation, name, seeds, tasks, prevalences)
         names = [f"evaluation/{name}/{table}.parquet" for table in ("robustness", "reliability")]
         inputs = ("cohort.parquet", *scores)
         both.append(read_or_measure(run, names, parameters, inputs, evaluation.seed, measure, by=_measure_arm))
@@ -77,42 +76,39 @@ def measure_robustness(
     return rows, curves
 
 
-@dataclass(frozen=True)
-class _Arm:
-    evaluation: Evaluation
-    name: str
-    seeds: tuple[int, ...]
+def _measure_arm(
+    evaluation: Evaluation, arm: str, seeds: Sequence[int], tasks: Sequence[Task], prevalences: Sequence[float]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    findings, validation = evaluation.findings, evaluation.validation
+    known, tables, curves = evaluation.labels(validation), [], []
 
-    def read(self, task: Task, rows: pd.DataFrame) -> list[np.ndarray]:
-        return [task.read(self.evaluation, self.name, seed, rows) for seed in self.seeds]
+    def read(task: Task, rows: pd.DataFrame) -> list[np.ndarray]:
+        return [task.read(evaluation, arm, seed, rows) for seed in seeds]
 
-    def read_validation(self, task: Task) -> tuple[list[np.ndarray], np.ndarray]:
-        """Scores of each seed and labels, of all sources."""
-        rows = self.evaluation.validation
-        return self.read(task, rows), self.evaluation.labels(rows)
-
-
-def _measure_arm(arm: _Arm, tasks: Sequence[Task], prevalences: Sequence[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    evaluation = arm.evaluation
-    tables, curves = [], []
     for data_set, rows in evaluation.test_sets().items():
-        place = arm.read(ZeroShot(), rows), evaluation.labels(rows), evaluation.findings
-        place += evaluation.draw_patients(rows)
-        negatives = [measure_spectrum(*place), *([measure_precision(*place, prevalences)] if prevalences else [])]
-        measured = [
-            _measure_families(arm, rows).assign(task="prompt_family", seed=OVER_SEEDS),
-            *(one.assign(task="spectrum", setting=CHOSEN, seed=OVER_SEEDS) for one in negatives),
-        ]
-        for task in tasks:
-            if task in (ZeroShot(), LinearProbe()):
-                points = _measure_operating_points(arm, rows, task)
-                measured.append(points.assign(task="operating_point", head=task.name, seed=OVER_SEEDS))
-                table, curve = _measure_recalibrations(arm, rows, task)
-                measured.append(table.assign(task="calibration", head=task.name, seed=arm.seeds[0]))
-                curves.append(curve.assign(head=task.name, seed=arm.seeds[0], data_set=data_set))
-        tables += [table.assign(data_set=data_set) for table in measured]
+        labels, (weights, generator) = evaluation.labels(rows), evaluation.draw_patients(rows)
+        over = {"data_set": data_set, "seed": OVER_SEEDS}
+        for family in list_families(evaluation):
+            measured = measure_findings(read(ZeroShot(family), rows), labels, findings, weights)
+            table = _count_inverted(measured.over_seeds(deepcopy(generator)))
+            tables.append(table.assign(task="prompt_family", setting=family, **over))
+        place = read(ZeroShot(), rows), labels, findings, weights, generator
+        for table in (measure_spectrum(*place), *([measure_precision(*place, prevalences)] if prevalences else [])):
+            tables.append(table.assign(task="spectrum", setting=CHOSEN, **over))
+        for task in (task for task in tasks if task in (ZeroShot(), LinearProbe())):
+            test, carried = read(task, rows), read(task, validation)
+            for rule in RULES:
+                thresholds = [choose_thresholds(one, known, rule) for one in carried]
+                place = test, labels, findings, rows.patient_id, weights, deepcopy(generator)
+                points = measure_thresholds(rule, thresholds, *place)
+                tables.append(points.assign(task="operating_point", head=task.name, **over))
+            first = (to_log_odds(one[0]) if task == ZeroShot() else one[0] for one in (carried, test))
+            table, curve = _measure_recalibrations(*first, known, labels, findings, rows.patient_id, weights)
+            place = {"head": task.name, "seed": seeds[0], "data_set": data_set}
+            tables.append(table.assign(task="calibration", **place))
+            curves.append(curve.assign(**place))
     measured, drawn = (
-        add_exposure(evaluation, pd.concat(some, ignore_index=True).assign(arm=arm.name), arm.seeds[0])
+        add_exposure(evaluation, pd.concat(some, ignore_index=True).assign(arm=arm), seeds[0])
         for some in (tables, curves)
     )
     return measured.assign(study=evaluation.run.study), drawn[_CURVE_COLUMNS]
@@ -133,38 +129,18 @@ def summarise_robustness(results: pd.DataFrame) -> pd.DataFrame:
     return table.sort_index()[sorted(table.columns)]
 
 
-def _measure_families(arm: _Arm, rows: pd.DataFrame) -> pd.DataFrame:
-    """Every family, on the same resamples, and how many findings it certainly ranks the wrong way."""
-    evaluation, tables = arm.evaluation, []
-    labels, (weights, generator) = evaluation.labels(rows), evaluation.draw_patients(rows)
-    for family in list_families(evaluation):
-        measured = measure_findings(arm.read(ZeroShot(family), rows), labels, evaluation.findings, weights)
-        table = measured.over_seeds(deepcopy(generator))
-        count = {"finding": MACRO, "metric": "inverted_findings", "positives": -1}
-        count["n"] = int(table.value[table.metric == "evaluable_findings"].iloc[0])
-        count["value"] = float(list_inverted(table).certain.sum())
-        tables.append(pd.concat([table, pd.DataFrame([count])], ignore_index=True).assign(setting=family))
-    return pd.concat(tables, ignore_index=True)
+def _count_inverted(rows: pd.DataFrame) -> pd.DataFrame:
+    """With a row of how many findings are certainly ranked the wrong way."""
+    count = {"finding": MACRO, "metric": "inverted_findings", "positives": -1}
+    count["n"] = int(rows.value[rows.metric == "evaluable_findings"].iloc[0])
+    count["value"] = float(list_inverted(rows).certain.sum())
+    return pd.concat([rows, pd.DataFrame([count])], ignore_index=True)
 
 
-def _measure_operating_points(arm: _Arm, rows: pd.DataFrame, task: Task) -> pd.DataFrame:
-    evaluation = arm.evaluation
-    (validation, known), (weights, generator) = arm.read_validation(task), evaluation.draw_patients(rows)
-    shared = (arm.read(task, rows), evaluation.labels(rows), evaluation.findings, rows.patient_id, weights)
-    tables = []
-    for rule in RULES:
-        carried = [choose_thresholds(one, known, rule) for one in validation]
-        tables.append(measure_thresholds(rule, carried, *shared, deepcopy(generator)))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Calibration of the first seed by every method, and its reliability curves over all findings."""
-    evaluation, findings = arm.evaluation, arm.evaluation.findings
-    ((validation, *_), known), (test, *_) = arm.read_validation(task), arm.read(task, rows)
-    if task == ZeroShot():
-        validation, test = to_log_odds(validation), to_log_odds(test)
-    labels, weights = evaluation.labels(rows), evaluation.draw_patients(rows)[0]
+def _measure_recalibrations(
+    validation, test, known, labels, findings, patient_ids, weights
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Calibration of log-odds by every method, and its reliability curves over all findings."""
     temperature, platt = fit_temperature(validation, known), fit_platt(validation, known)
     before, after = (_prevalence(one) for one in (known, labels))
     recalibrated = {
@@ -177,7 +153,7 @@ def _measure_recalibrations(arm: _Arm, rows: pd.DataFrame, task: Task) -> tuple[
     # One set of findings for all curves: those that every method could be fitted for.
     shown = np.all([np.isfinite(odds).all(axis=0) for odds, _ in recalibrated.values()], axis=0)
     pooled = known_labels(labels) & shown
-    patients = np.repeat(rows.patient_id.to_numpy()[:, None], len(findings), axis=1)
+    patients = np.repeat(patient_ids.to_numpy()[:, None], len(findings), axis=1)
     for setting, (odds, reasons) in recalibrated.items():
         table = measure_calibration(odds, labels, findings, weights, macro=shown, reasons=reasons)
         tables.append(table.assign(setting=setting))
