@@ -1,20 +1,36 @@
 """Generators of reports: the nearest report, told labels, and the signature they share."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch.nn import functional
 
 from chexstudy.cohort.pseudo_reports import template_report
+from chexstudy.encoders.build import build_image_encoder
+from chexstudy.encoders.spec import EncoderSpec
+from chexstudy.encoders.tokenizer import train_byte_pairs
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.report_generation import alignment, language_model
+from chexstudy.evaluation.report_generation.alignment import (
+    FAITHFUL,
+    AlignedModel,
+    LanguageModelPlan,
+    train_aligned_model,
+)
 from chexstudy.evaluation.report_generation.generators import (
     GeneratorSettings,
     choose_f1_thresholds,
     choose_medoid,
     fit_generator,
+    list_training_reports,
 )
+from chexstudy.evaluation.report_generation.language_model import Stage, load_language_model
+from chexstudy.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FINDINGS = ["No Finding", "Edema", "Mass", "Hernia"]
@@ -138,6 +154,193 @@ def test_the_threshold_with_the_best_f1():
     assert np.isnan(choose_f1_thresholds(scores, np.zeros((5, 3)))).all()
 
 
+# --- a language model -------------------------------------------------------------------------------------------------
+
+SENTENCES = ("The heart is large.", "Lungs are clear.", "There is fluid on the left.", "A mass lies on the right.")
+QUICK = LanguageModelPlan(
+    visual_tokens=4,
+    writing=Stage(1, 3e-3, 32, least_steps=60),
+    alignment=Stage(1, 1e-2, 32),
+    tuning=Stage(1, 3e-3, 32, least_steps=120),
+    max_tokens=24,
+)
+
+
+class Quarters:
+    """An encoder whose four patches are the quarters of an image."""
+
+    def eval(self):
+        return self
+
+    def block_widths(self):
+        return (3,)
+
+    def embed_layer(self, pixels, layer, normalise):
+        means = functional.avg_pool2d(pixels.float() / 255, 2).flatten(1).unsqueeze(2)
+        return torch.cat([means, means**2, 1 - means], dim=2)
+
+
+def make_toy(name="toy", count=160):
+    """An arm, its cohort of images with one bright quarter each, and which; the report says which in its sentence."""
+    rng = np.random.default_rng(1)
+    quarter = rng.integers(0, 4, count)
+    pixels = rng.integers(0, 60, (count, 4, 4)).astype(np.uint8)
+    for image, (row, column) in zip(pixels, zip(*np.divmod(quarter, 2), strict=True), strict=True):
+        image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 150
+    splits = [("train", "train", "train", "test")[number % 4] for number in range(count)]
+    cohort = make_cohort(splits, [SENTENCES[one] for one in quarter])
+    arm = PlaneArm(cohort, pixels)
+    arm.evaluation = replace(arm.evaluation, run=Run(name))
+    arm.encoder, arm.name, arm.seed, arm.inputs, arm.parameters = Quarters(), "full", 0, (), {}
+    return arm, cohort[cohort.split == "test"]
+
+
+def fit_toy(arm, plan=QUICK):
+    return fit_generator("language_model", arm, arm.evaluation, GeneratorSettings(plan=plan), seed=0)
+
+
+def make_aligned(folder=None, **changes):
+    """A language model that has learnt nothing, with a projector."""
+    tokenizer = train_byte_pairs(SENTENCES)
+    model = load_language_model(str(folder)) if folder else language_model._make_tiny_model(tokenizer, 0)
+    return AlignedModel(model, (4, 3), replace(QUICK, **changes), seed=0).eval()
+
+
+def save_checkpoint(folder, kind):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_byte_pairs(SENTENCES)
+    shared = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(**shared, **sizes))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(**shared, n_embd=16, n_layer=2, n_head=2))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_toy_is_learnt_from_the_images_and_not_from_blank_ones(home):
+    arm, test = make_toy()
+    generator = fit_toy(arm)
+    ids, wanted = test.image_id.tolist(), test.report.tolist()
+    written = generator.generate(ids)
+    assert np.mean([one == other for one, other in zip(written, wanted, strict=True)]) > 0.9
+    blank = generator.generate(ids, pixels=np.full((len(ids), 4, 4), 40, np.uint8))
+    assert len(set(blank)) == 1
+    assert generator.generate(ids[::-1], pixels=arm.evaluation.store.read(ids)) == written
+    told = generator.describe()
+    assert told["language_model"]["name"] == "tiny"
+    assert (told["alignment"]["steps"], told["tuning"]["steps"]) == (4, 120)
+    assert told["alignment"]["texts_seen"] == 120
+    # Read from the study, it writes the same.
+    assert fit_toy(arm).generate(ids) == written
+
+
+def test_a_killed_training_goes_on_with_the_stage_it_was_in(home, monkeypatch):
+    quick = replace(QUICK, writing=Stage(1, 3e-3), tuning=Stage(1, 3e-3))
+    whole = fit_toy(make_toy("whole")[0], quick)
+    stages, train_stage = [], alignment.train_stage
+
+    def die_in_tuning(*arguments):
+        stages.append(arguments[5])
+        if len(stages) == 3:
+            raise KeyboardInterrupt
+        return train_stage(*arguments)
+
+    for module in (alignment, language_model):
+        monkeypatch.setattr(module, "train_stage", die_in_tuning)
+    arm, _ = make_toy("killed")
+    with pytest.raises(KeyboardInterrupt):
+        fit_toy(arm, quick)
+    resumed = fit_toy(arm, quick)
+    assert stages == ["learning to write", "aligning image and language", *["learning to report"] * 2]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_reports_depend_neither_on_their_batch_nor_on_the_cache(home):
+    model = make_aligned()
+    with torch.no_grad():
+        # So that what it writes is as different as what it sees.
+        for weight in model.parameters():
+            weight.mul_(8)
+    patches = torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(0)).half()
+    indications = ["", "cough", "", "fever and cough", "cough", "", "pain"]
+    frames = [model.frame(one) for one in indications]
+    written = model.write(patches, frames)
+    assert len(set(written)) > 1
+    alone = [model.write(patches[row : row + 1], frames[row : row + 1])[0] for row in range(7)]
+    assert alone == written
+    seen = torch.cat([model.see(patches[:3], []), model.language_model.embed(torch.ones(3, 1, dtype=torch.long))], 1)
+    with_cache, without = (model.language_model.write(seen, 24, use_cache=use) for use in (True, False))
+    assert with_cache == without
+
+
+def test_the_loss_is_that_of_the_answers_alone(home):
+    model = make_aligned()
+    patches = torch.randn(3, 4, 3)
+    answers = [[5, 6, 7, 2], [9, 2], [5, 2]]
+    frames = [([], [1]), ([], [1, 30, 31]), ([], [1, 40])]
+    loss = model.sum_loss(patches, frames, answers)
+    expected = 0.0
+    for row, ((_, given), answer) in enumerate(zip(frames, answers, strict=True)):
+        text = torch.tensor([given + answer])
+        context = torch.cat([model.see(patches[row : row + 1], []), model.language_model.embed(text)], dim=1)
+        told = model.language_model.model(inputs_embeds=context).logits[0].log_softmax(-1)
+        expected -= sum(told[4 + len(given) + place - 1, token] for place, token in enumerate(answer))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_low_rank_updates_are_of_the_blocks_of_the_language_model_alone(home, tmp_path):
+    for kind, layers in (("llama", 7), ("gpt2", 4)):
+        arm, _ = make_toy(kind)
+        plan = replace(FAITHFUL, model=str(save_checkpoint(tmp_path / kind, kind)), layer=-1, rank=2, max_tokens=8)
+        plan = replace(plan, alignment=Stage(0, 1e-3), tuning=Stage(0.1, 1e-3))
+        before = load_language_model(plan.model).model.state_dict()
+        model, _ = train_aligned_model(arm, list_training_reports(arm.evaluation), plan, 0)
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        updates = {name for name in trained if "lora_" in name}
+        assert len(updates) == 2 * 2 * layers
+        assert not any("lm_head" in name or "projector" in name for name in updates)
+        assert trained - updates == {f"projector.{place}.{part}" for place in (0, 2) for part in ("weight", "bias")}
+        after = {
+            name.replace(".base_layer", ""): value for name, value in model.language_model.model.state_dict().items()
+        }
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert len(fit_toy(arm, plan).generate(["x/3", "x/7"])) == 2
+
+
+def test_the_question_is_asked_with_and_without_an_indication(home, tmp_path):
+    model = make_aligned(save_checkpoint(tmp_path / "llama", "llama"), system="Be kind.", question="Describe it")
+    decode = model.language_model.tokenizer.decode
+    before, after = model.frame("cough\nand fever")
+    assert decode(before) == "<s>Be kind. USER: "
+    assert decode(after) == "\nDescribe it given the following indication: cough and fever ASSISTANT: "
+    assert decode(model.frame("")[1]) == "\nDescribe it. ASSISTANT: "
+    assert model.frame("cough", plain=True) == ([1], [])
+    tiny = make_aligned()
+    assert tiny.frame("") == tiny.frame("cough", plain=True) == ([], [1])
+    assert decode(tiny.frame("cough")[1]) == "<s>cough\n"
+
+
+@pytest.mark.parametrize(("name", "grid"), [("tiny-resnet", 6), ("tiny-dinov2", 12)])
+def test_patches_leave_the_last_block_but_one(name, grid):
+    encoder = build_image_encoder(EncoderSpec(name))
+    pixels = torch.randint(0, 255, (2, 1, 96, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        states = encoder._run(pixels, 96, output_hidden_states=True).hidden_states
+        patches = encoder.embed_layer(pixels)
+    last_but_one = states[-2].flatten(2).transpose(1, 2) if name == "tiny-resnet" else states[-2][:, -grid * grid :]
+    assert torch.equal(patches, last_but_one)
+    assert patches.shape[1] == grid**2
+    seen = alignment.read_patches(encoder, pixels[:, 0].numpy(), QUICK)
+    assert seen.shape == (2, min(grid**2, 4), encoder.block_widths()[-1])
+    with pytest.raises(StudyError, match="a layer is -1 to -4"):
+        encoder.embed_layer(pixels, -5)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -148,13 +351,17 @@ def test_the_threshold_with_the_best_f1():
         (lambda arm: GeneratorSettings(neighbours=0), "neighbours of 1 or more"),
         (lambda arm: fit_generator("nearest_image", arm, arm.evaluation).generate(["x/5"], ["a", "b"]), "1 images and"),
         (lambda arm: fit_generator("composition", arm, arm.evaluation), "a validation split"),
+        (lambda arm: LanguageModelPlan(visual_tokens=10), "a square grid: give 0, 1, 4"),
+        (lambda arm: LanguageModelPlan(rank=-1), "rank is 0 or more"),
+        (lambda arm: Stage(-1, 1e-3), "epochs of 0 or more"),
+        (lambda arm: load_language_model("nobody/writes@1"), "neither a folder nor in the Hugging Face cache"),
         (
             lambda arm: fit_generator("nearest_image", arm, Evaluation(None, arm.evaluation.cohort[5:], None)),
             "no training image has a report",
         ),
     ],
 )
-def test_mistakes_get_a_sentence(act, sentence):
+def test_mistakes_get_a_sentence(home, act, sentence):
     with pytest.raises(StudyError, match=sentence):
         act(make_plane())
 

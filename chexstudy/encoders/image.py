@@ -172,6 +172,20 @@ class ImageEncoder(Encoder):
         has_cls = patches.shape[1] < every.shape[1]
         return pooled, every[:, 0] if has_cls else patches.mean(1), patches
 
+    def embed_layer(self, pixels: Tensor, layer: int = -2, normalise: bool = False) -> Tensor:
+        """Patches as they leave one block, -1 the last, on the grid they have there ``(batch, tokens, channels)``.
+
+        LLaVA takes the last block but one, before the final normalisation, and leaves [CLS] out; of a ResNet a block is
+        a stage.
+        """
+        output = self._run(pixels, self.image_size, output_hidden_states=True)
+        states = self._block_states(output)
+        if not -len(states) <= layer < 0:
+            raise StudyError(f"{self.origin['name']} has {len(states)} blocks: a layer is -1 to -{len(states)}.")
+        if normalise and states[-1].ndim == 3:
+            states = self._normalise_blocks(states, output.last_hidden_state)
+        return self._patches(states[layer], self.image_size)
+
     def _block_states(self, output) -> tuple[Tensor, ...]:
         """What leaves each block, ``(batch, tokens, width)`` or ``(batch, width, height, width)``."""
         # The first state is what enters the first block.

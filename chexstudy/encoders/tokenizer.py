@@ -1,4 +1,4 @@
-"""WordPiece trained on a cohort's own training reports: the vocabulary of the small text encoder."""
+"""Tokenizers trained on a cohort's own training reports: WordPiece to read them by, byte pairs to write them by."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -54,3 +54,27 @@ def train_wordpiece(
     )
     tokenizer.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=True, model_max_length=max_tokens)
+
+
+def train_byte_pairs(texts: Sequence[str], vocabulary_size: int = 800) -> "PreTrainedTokenizerBase":
+    """Train byte-level byte pairs, whose tokens give back any text as it was, capitals and spaces too.
+
+    The texts must be those of a training split; the same ones give the same ids on every machine. There are at most
+    ``vocabulary_size`` tokens, the 256 bytes and ``<pad>``, ``<s>`` and ``</s>`` included.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        special_tokens=list(special.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)

@@ -6,7 +6,7 @@ alone. The first two need no language model and show how much is won by one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import LinearProbe, fit_linear_probe
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
+from chexstudy.evaluation.report_generation.alignment import LanguageModelPlan, read_patches, train_aligned_model
+from chexstudy.evaluation.report_generation.cases import read_indication
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.statistics.ranking import known_labels
 
@@ -32,6 +34,7 @@ class GeneratorSettings:
     sections: str = "findings"
     strip_comparisons: bool = False
     neighbours: int = 10  # among whose reports the medoid is chosen
+    plan: LanguageModelPlan = field(default_factory=LanguageModelPlan)  # of the language model
 
     def __post_init__(self):
         if self.neighbours < 1:
@@ -77,10 +80,11 @@ class Generator(ABC):
 
 
 def list_training_reports(evaluation: Evaluation, settings: GeneratorSettings = GeneratorSettings()) -> pd.DataFrame:
-    """Training rows whose reports say something, with what is learnt of them in the column ``text``."""
+    """Training rows whose reports say something, with what is learnt of them in ``text`` and ``indication``."""
     rows = evaluation.training
     rows = rows.assign(text=prepare_texts(rows.report, settings.sections, settings.strip_comparisons)[0])
     rows = rows[rows.text != ""]
+    rows = rows.assign(indication=[read_indication(report) for report in rows.report])
     if rows.empty:
         raise StudyError("no training image has a report to learn from: build the cohort with reports.")
     return rows
@@ -196,6 +200,26 @@ def choose_f1_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return thresholds
 
 
+# --- a language model ------------------------------------------------------------------------------------------------
+
+
+class LanguageModelReport(Generator):
+    """What a language model writes that has learnt to read the encoder's patches."""
+
+    def __init__(self, arm: EvaluatedModel, rows: pd.DataFrame, plan: LanguageModelPlan, seed: int):
+        super().__init__(arm)
+        self._plan = plan
+        self.model, self._costs = train_aligned_model(arm, rows, plan, seed)
+
+    def _write(self, image_ids, prompts, pixels) -> list[str]:
+        patches = read_patches(self.arm.encoder, pixels, self._plan, self.arm.evaluation.device)
+        return self.model.write(patches, [self.model.frame(prompt) for prompt in prompts])
+
+    def describe(self) -> dict:
+        """The language model, and what each stage took."""
+        return {"language_model": self.model.language_model.origin} | self._costs
+
+
 # --- by name ---------------------------------------------------------------------------------------------------------
 
 _FIT = {
@@ -204,6 +228,7 @@ _FIT = {
     "medoid_image": lambda arm, rows, settings, seed: NearestReport(arm, rows, "image", settings.neighbours),
     "medoid_text": lambda arm, rows, settings, seed: NearestReport(arm, rows, "text", settings.neighbours),
     "composition": lambda arm, rows, settings, seed: LabelComposition(arm, rows, seed),
+    "language_model": lambda arm, rows, settings, seed: LanguageModelReport(arm, rows, settings.plan, seed),
 }
 KINDS = tuple(_FIT)
 
@@ -218,7 +243,7 @@ def fit_generator(
     """A generator on an arm's frozen encoder, by one of the names in `KINDS`.
 
     ``nearest`` copies one report and ``medoid`` the middle one of several, by the similarity of ``image`` and image or
-    of image and ``text``; ``composition`` tells probed labels.
+    of image and ``text``; ``composition`` tells probed labels; the ``language_model`` is trained to read patches.
     """
     if kind not in _FIT:
         raise StudyError(f"there is no generator {kind!r}: use {', '.join(KINDS)}.")

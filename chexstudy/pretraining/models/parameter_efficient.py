@@ -18,7 +18,7 @@ _Encoder = ImageEncoder | TextEncoder
 _ADAPTER = "default"
 
 
-def add_low_rank_updates(encoder: _Encoder, rank: int, alpha: float, seed: int) -> None:
+def add_low_rank_updates(encoder: _Encoder, rank: int, alpha: float, seed: int, dropout: float = 0.0) -> None:
     """Freeze an encoder and add a trainable low-rank update to every linear layer of its blocks.
 
     A layer computes ``x (W + (alpha / rank) B A)^T``, with ``W (out, in)`` frozen, ``B (out, rank)`` zero at first and
@@ -32,19 +32,25 @@ def add_low_rank_updates(encoder: _Encoder, rank: int, alpha: float, seed: int) 
         raise StudyError(f"low-rank updates need a rank of at least 1 and a positive alpha, not {rank} and {alpha}.")
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from transformers.pytorch_utils import Conv1D
     except ImportError:
         raise StudyError("low-rank updates need the package peft: install it, or set lora_rank to 0.") from None
     if has_low_rank_updates(encoder):
         raise StudyError(f"{encoder.origin['name']} has low-rank updates already: merge them before adding others.")
     # A number in a name is a place in a list of blocks.
-    linear = [name for name, module in encoder.model.named_modules() if isinstance(module, nn.Linear)]
+    modules = dict(encoder.model.named_modules())
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
     layers = [name for name in linear if any(part.isdigit() for part in name.split("."))]
     if not layers:
         raise StudyError(
             f"{encoder.origin['name']} has no attention or MLP layers for low-rank updates: set lora_rank to 0, or use "
             "a transformer such as tiny-vit."
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=layers)
+    # GPT-2's layers hold their weights transposed.
+    turned = isinstance(modules[layers[0]], Conv1D)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=layers, fan_in_fan_out=turned
+    )
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which reseeds every GPU as well.
         torch.default_generator.manual_seed(seed)
