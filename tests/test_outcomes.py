@@ -194,7 +194,7 @@ def test_why_outcomes_cannot_be_predicted_is_one_sentence(study, monkeypatch):
     without = cohort[[name for name in cohort if not name.startswith("outcome_")]]
     assert explain_no_outcomes(cohort) == ""
     assert explain_no_outcomes(without).startswith("the cohort has no outcomes: add columns such as outcome_death and")
-    monkeypatch.setattr(prediction, "survival_is_available", lambda: False)
+    monkeypatch.setattr(prediction, "find_spec", lambda name: None)
     assert "pip install 'chexstudy[survival]'" in explain_no_outcomes(cohort)
     with pytest.raises(StudyError, match=r"a horizon is a number of years above 0, not -1.0\."):
         evaluate(cohort, features, horizons=(5.0, -1.0))

@@ -15,6 +15,7 @@ of findings, tasks ``outcome_<setting>``.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -24,20 +25,7 @@ from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.logistic_path import fit_linear_probe
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
-from chexstudy.evaluation.outcomes.survival import (
-    GROUP_NAMES,
-    compare_groups,
-    concordance,
-    dynamic_auroc,
-    estimate_survival,
-    first_images,
-    fit_risk_model,
-    group_risk,
-    status_at,
-    survival_at,
-    survival_is_available,
-    weigh_events,
-)
+from chexstudy.evaluation.outcomes import survival
 from chexstudy.evaluation.scores import Measured, measure_findings, write_scores
 from chexstudy.progress import progress
 from chexstudy.results import COLUMNS, OVER_SEEDS, validate_results
@@ -114,7 +102,7 @@ def explain_no_outcomes(cohort: pd.DataFrame) -> str:
     """Why outcomes cannot be predicted at all, as a sentence; empty if they can."""
     if not outcome_names(cohort):
         return "the cohort has no outcomes: add columns such as outcome_death and outcome_death_years to its table"
-    if not survival_is_available():
+    if not find_spec("sksurv"):
         return "outcomes need the library scikit-survival: run `pip install 'chexstudy[survival]'`"
     return ""
 
@@ -240,20 +228,13 @@ def _fit(outcome: _Outcome, design: _Design, setting: str, training: pd.DataFram
     data = (design(training), *outcome.observe(training), design(validation), *outcome.observe(validation))
     if outcome.timed:
         unpenalised = 0 if setting == IMAGE else describe_patients(training, training).shape[1]
-        model = fit_risk_model(*data, unpenalised)
+        model = survival.fit_risk_model(*data, unpenalised)
         return model.score, model.hazard_at(outcome.horizons)
     probe = fit_linear_probe(*data)
     return lambda features: probe.score(features)[:, 0], np.empty(0)
 
 
-def _measure_test_set(
-    evaluation: Evaluation,
-    outcome: _Outcome,
-    rows: pd.DataFrame,
-    scores: Mapping[tuple[int, str], np.ndarray],
-    hazards: Mapping[tuple[int, str], np.ndarray],
-    seeds: Sequence[int],
-) -> pd.DataFrame:
+def _measure_test_set(evaluation, outcome: _Outcome, rows, scores, hazards, seeds) -> pd.DataFrame:
     """Every metric of every setting, seed by seed and over seeds, and the paired differences."""
     settings = [one for one in SETTINGS if (seeds[0], one) in scores] or [AGE_SEX, IMAGE, BOTH]
     if not scores or rows.empty:
@@ -266,7 +247,7 @@ def _measure_test_set(
     if outcome.timed:
         # What each metric rests on: whether the event was seen, and whether it had happened by each horizon.
         years, events = outcome.observe(rows)
-        by_horizon = [status_at(years, events, horizon) for horizon in outcome.horizons for _ in range(2)]
+        by_horizon = [survival.status_at(years, events, horizon) for horizon in outcome.horizons for _ in range(2)]
         labels = pd.DataFrame(dict(zip(outcome.metrics, (events.astype(float), *by_horizon), strict=True)))
         of_mean = np.stack([[hazards[seed, setting] for setting in settings] for seed in seeds])
         measured = _measure_timed(outcome, rows, labels, of_seeds, of_mean, weights)
@@ -293,24 +274,18 @@ def _measure_test_set(
     return table[table.finding == outcome.name]
 
 
-def _measure_timed(
-    outcome: _Outcome,
-    rows: pd.DataFrame,
-    labels: pd.DataFrame,
-    scores: Mapping[str, np.ndarray],
-    hazards: np.ndarray,
-    weights: np.ndarray,
-) -> dict[str, Measured]:
+def _measure_timed(outcome: _Outcome, rows, labels, scores, hazards, weights) -> dict[str, Measured]:
     """By setting, from scores ``(seeds, images)`` and hazards ``(seeds, settings, horizons)``."""
     years, events = outcome.observe(rows)
-    of_events = weigh_events(*outcome.observe(outcome.known("train")), years, events)
+    of_events = survival.weigh_events(*outcome.observe(outcome.known("train")), years, events)
 
     def measure(models: np.ndarray, of_mean: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        values, risks = [concordance(years, events, models, weights)], -np.expm1(-of_mean * np.exp(models)[..., None])
+        values = [survival.concordance(years, events, models, weights)]
+        risks = -np.expm1(-of_mean * np.exp(models)[..., None])
         drawn = np.ones((1, len(years))) if weights is None else weights
         for place, horizon in enumerate(outcome.horizons):
-            values.append(dynamic_auroc(years, events, models, horizon, of_events, weights))
-            happened = 1 - np.asarray(survival_at(years, events, horizon, weights))
+            values.append(survival.dynamic_auroc(years, events, models, horizon, of_events, weights))
+            happened = 1 - np.asarray(survival.survival_at(years, events, horizon, weights))
             expected = drawn @ risks[:, :, place] / drawn.sum(axis=1, keepdims=True)
             values.append(happened[..., None] / (expected[0] if weights is None else expected))
         return np.stack(values, axis=-2)
@@ -327,22 +302,17 @@ def _measure_timed(
     }
 
 
-def _draw_curves(
-    outcome: _Outcome,
-    rows: pd.DataFrame,
-    scores: Mapping[tuple[int, str], np.ndarray],
-    of_training: Mapping[tuple[int, str], np.ndarray],
-) -> Iterator[pd.DataFrame]:
+def _draw_curves(outcome: _Outcome, rows, scores, of_training) -> Iterator[pd.DataFrame]:
     """Kaplan-Meier by risk group of every model, one image a patient, in training too."""
-    training, one = outcome.known("train"), first_images(rows.patient_id, outcome.observe(rows)[0])
+    training, one = outcome.known("train"), survival.first_images(rows.patient_id, outcome.observe(rows)[0])
     years, events = (values[one] for values in outcome.observe(rows))
-    in_training = first_images(training.patient_id, outcome.observe(training)[0])
+    in_training = survival.first_images(training.patient_id, outcome.observe(training)[0])
     for (seed, setting), of_model in scores.items():
-        groups = group_risk(of_training[seed, setting][in_training], of_model[one])
-        p_value = compare_groups(years, events, groups)
-        for place, group in enumerate(GROUP_NAMES):
+        groups = survival.group_risk(of_training[seed, setting][in_training], of_model[one])
+        p_value = survival.compare_groups(years, events, groups)
+        for place, group in enumerate(survival.GROUP_NAMES):
             members = groups == place
             if members.any():
-                curve = estimate_survival(years[members], events[members])
+                curve = survival.estimate_survival(years[members], events[members])
                 counts = {"n": int(members.sum()), "events": int(events[members].sum()), "log_rank_p": p_value}
                 yield curve.assign(seed=seed, setting=setting, group=group, **counts)

@@ -10,7 +10,6 @@ known: the resamples draw test patients alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -29,11 +28,6 @@ GROUP_NAMES = ("low", "medium", "high")
 _LEAST_PENALTY = 1e-4
 # Comparable pairs held at once.
 _PAIRS = 4_000_000
-
-
-def survival_is_available() -> bool:
-    """Whether the library for time-to-event outcomes is installed."""
-    return find_spec("sksurv") is not None
 
 
 @dataclass(frozen=True)
