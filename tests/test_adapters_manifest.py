@@ -7,34 +7,32 @@ from PIL import Image
 
 from chexstudy.cohort import adapters
 from chexstudy.cohort.adapters.layout import ImageFinder
-from chexstudy.cohort.adapters.manifest import DATASETS, NOT_IN_FOLDER, DatasetSpec, register
+from chexstudy.cohort.adapters.manifest import DATASETS, NOT_IN_FOLDER, DatasetSpec
 from chexstudy.errors import StudyError
 
 
 @pytest.fixture
 def own_set(tmp_path, monkeypatch):
     """A data set that is registered by its spec alone, and its folder."""
-    register(
-        DatasetSpec(
-            name="valley",
-            title="Valley films",
-            address="https://valley.example",
-            licence="CC BY 4.0",
-            size="6 films",
-            holding="films.csv and its films",
-            columns={
-                "image_path": "Film",
-                "patient_id": "Who",
-                "view": "View",
-                "age_years": "Age",
-                "findings": ["Mass"],
-            },
-            words={"view": {"supine": "AP"}},
-            options={"labels": ("union", "majority")},
-            patients_of="mountain",
-            tables=("films.csv",),
-            split_lists={"train": "train.txt", "test": "test.txt"},
-        )
+    DATASETS["valley"] = DatasetSpec(
+        name="valley",
+        title="Valley films",
+        address="https://valley.example",
+        licence="CC BY 4.0",
+        size="6 films",
+        holding="films.csv and its films",
+        columns={
+            "image_path": "Film",
+            "patient_id": "Who",
+            "view": "View",
+            "age_years": "Age",
+            "findings": ["Mass"],
+        },
+        words={"view": {"supine": "AP"}},
+        options={"labels": ("union", "majority")},
+        patients_of="mountain",
+        tables=("films.csv",),
+        split_lists={"train": "train.txt", "test": "test.txt"},
     )
     monkeypatch.setattr(adapters, "SOURCES", (*adapters.SOURCES, "valley"))
     table = pd.DataFrame(

@@ -124,15 +124,11 @@ class DatasetSpec:
 DATASETS: dict[str, DatasetSpec] = {}
 
 
-def register(spec: DatasetSpec) -> None:
-    """Make a data set known: to the command line, to notebook 1, and to whatever builds a cohort."""
-    DATASETS[spec.name] = spec
+def register(module: str, **code: Callable) -> DatasetSpec:
+    """Make the data set known that the YAML file beside a module tells; ``module`` is its ``__file__``.
 
-
-def describe(module: str, **code: Callable) -> DatasetSpec:
-    """The spec of a data set that the YAML file beside a module tells; ``module`` is its ``__file__``.
-
-    Under ``data`` lies what the module alone reads.
+    Known to the command line, to notebook 1, and to whatever builds a cohort. Under ``data`` lies what the module alone
+    reads.
     """
     told = {
         name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
@@ -140,7 +136,9 @@ def describe(module: str, **code: Callable) -> DatasetSpec:
     told.pop("data", None)
     rules = told.pop("templates", {})
     templates = None if rules is None else TemplateRules(**rules)
-    return DatasetSpec(name=Path(module).stem, templates=templates, **told, **code)
+    name = Path(module).stem
+    DATASETS[name] = DatasetSpec(name=name, templates=templates, **told, **code)
+    return DATASETS[name]
 
 
 @dataclass(frozen=True)

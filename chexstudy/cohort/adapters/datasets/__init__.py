@@ -3,10 +3,10 @@
 from importlib import import_module
 from pathlib import Path
 
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 
 for _file in sorted(Path(__file__).parent.glob("*.yaml")):
     if _file.with_suffix(".py").is_file():
         import_module(f"{__name__}.{_file.stem}")
     else:
-        register(describe(str(_file)))
+        register(str(_file))

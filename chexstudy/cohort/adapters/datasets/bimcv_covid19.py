@@ -6,13 +6,12 @@ Iglesia Vayá et al. 2020 (BIMCV, Valencia).
 
 import os
 import re
-from collections.abc import Mapping
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.padchest import DATA as PADCHEST
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.adapters.terms import label_terms, read_bracket_lists
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
@@ -25,7 +24,7 @@ _IMAGE_NAME = re.compile(
 _PARTICIPANTS = "participants.tsv"
 
 
-def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image, with the report and the labels of its session."""
     table = _read_names(download)
     if table.empty:
@@ -69,5 +68,4 @@ def _is_radiograph(name: str) -> bool:
     return _IMAGE_NAME.fullmatch(os.path.basename(name)) is not None
 
 
-SPEC = describe(__file__, read=_list_images, is_image=_is_radiograph)
-register(SPEC)
+SPEC = register(__file__, read=_list_images, is_image=_is_radiograph)

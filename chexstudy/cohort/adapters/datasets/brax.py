@@ -4,18 +4,17 @@ Source: Reis et al. 2022 (PhysioNet).
 """
 
 import os
-from collections.abc import Mapping
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.inputs.identifiers import normalise_ids
 
 CAPPED = "images_whose_age_is_capped"
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read(columns=["PngPath", "PatientID", "AccessionNumber", "PatientAge"])
     # Both trees are alike below their first folder.
     table["file"] = table["PngPath"].str.replace(r"^(?:.*/)?(?=id_[^/]*/)", "", regex=True)
@@ -26,9 +25,8 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     return table
 
 
-SPEC = describe(
+SPEC = register(
     __file__,
     read=_read_table,
     is_image=lambda name: is_image(name) or os.path.basename(name).startswith("image-"),
 )
-register(SPEC)

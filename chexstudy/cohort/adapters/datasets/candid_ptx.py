@@ -6,13 +6,13 @@ Radiology: Artificial Intelligence 2021 (University of Otago).
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.cohort.table import require_columns
 from chexstudy.inputs.tables import name_place
@@ -24,7 +24,7 @@ _PICTURE = (1024, 1024)
 _UID = re.compile(r"\d+(?:\.\d+)+")
 
 
-def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_tables(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image: present is what has a mask, absent what has none where the tables would hold it."""
     rows = download.read(columns=[_IMAGE, _RUNS, "Report", "StudyInstanceUID", "filename"])
     # P123_a is of patient 123.
@@ -83,5 +83,4 @@ def _is_radiograph(name: str) -> bool:
     return is_image(name) or _UID.fullmatch(os.path.basename(name)) is not None
 
 
-SPEC = describe(__file__, read=_read_tables, is_image=_is_radiograph, list_annotations=_list_masks)
-register(SPEC)
+SPEC = register(__file__, read=_read_tables, is_image=_is_radiograph, list_annotations=_list_masks)

@@ -3,19 +3,17 @@
 Source: Metmer and Yang, Neurocomputing 2024 (Institute of Automation, Chinese Academy of Sciences).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import name_place
 
 _COLUMNS = ("ExamID", "ImageID", "PatientID", "PatientAge", "PatientGender", "Projection", "Findings", "Impression")
 
 
-def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_tables(download: Download, options: dict[str, str]) -> pd.DataFrame:
     rows = download.read_each(*SPEC.told_by, columns=_COLUMNS)
     table = rows[rows["ExamID"].notna()]
     findings = SPEC.columns["findings"]
@@ -32,5 +30,4 @@ def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame
     return table
 
 
-SPEC = describe(__file__, read=_read_tables)
-register(SPEC)
+SPEC = register(__file__, read=_read_tables)

@@ -7,7 +7,7 @@ Intelligence 2022.
 import json
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
@@ -36,4 +36,4 @@ def _list_masks(download: Download) -> list[RunLengths]:
     return masks
 
 
-register(describe(__file__, list_annotations=_list_masks))
+register(__file__, list_annotations=_list_masks)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
@@ -56,4 +56,4 @@ def _read_rows(rows: pd.DataFrame, key: str, host: dict, origin: str, first_line
                 yield RunLengths(image_id, structure, row[column], picture, place, "starts")
 
 
-register(describe(__file__, list_annotations=_list_masks))
+register(__file__, list_annotations=_list_masks)

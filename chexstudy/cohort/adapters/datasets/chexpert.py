@@ -4,24 +4,22 @@ Source: Irvin et al., AAAI 2019 (Stanford AIMI).
 """
 
 import re
-from collections.abc import Mapping
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.chexpert_paths import read_paths, tell_ages, tell_views
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 
 
-def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_tables(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read_each("train.csv", "valid.csv", columns=("Path", "Age", "AP/PA"))
     told = read_paths(table["Path"], download.folder.name)
     return table.assign(Age=tell_ages(table["Age"]), view=tell_views(table["AP/PA"], told), **told)
 
 
-SPEC = describe(
+SPEC = register(
     __file__,
     read=_read_tables,
     is_own_name=lambda name: re.fullmatch(r"view\d+_(frontal|lateral)", name) is not None,
 )
-register(SPEC)

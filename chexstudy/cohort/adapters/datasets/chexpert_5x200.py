@@ -4,13 +4,11 @@ The table names the images; they, and the impressions where the table has none, 
 Source: Huang et al., ICCV 2021 (GLoRIA).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.chexpert_paths import read_paths
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import name_place
 
@@ -19,7 +17,7 @@ _IMPRESSION = "Report Impression"
 _REPORTS = "df_chexpert_plus_240401.csv"
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table, origin = download.read(columns=("Path", *_CLASSES)), download.table.name
     present = table[list(_CLASSES)].apply(pd.to_numeric, errors="coerce") == 1
     wrong = (present.sum(axis=1) != 1).to_numpy()
@@ -42,5 +40,4 @@ def _find_impressions(download: Download) -> pd.Series:
     return reports["section_impression"].set_axis(studies).loc[lambda told: ~told.index.duplicated()]
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

@@ -4,13 +4,11 @@ The labels of the impression alone are the most, and the default: those of the w
 too. Source: Chambon et al., 2024 (Stanford AIMI), release 240401.
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.chexpert_paths import read_paths, tell_ages, tell_views
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import require_columns
 from chexstudy.errors import StudyError
 
@@ -18,7 +16,7 @@ _PATH = "path_to_image"
 _COLUMNS = (_PATH, "ap_pa", "age", "report", "section_findings", "section_impression")
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     # Columns of these names become sections of the report; the whole one is taken where both are silent.
     table = download.read(columns=_COLUMNS).rename(columns=lambda name: name.removeprefix("section_"))
     told = read_paths(table[_PATH], download.table.name)
@@ -54,5 +52,4 @@ def _read_labels(download: Download, name: str) -> pd.DataFrame:
     return table.set_index(images)[SPEC.columns["findings"]]
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

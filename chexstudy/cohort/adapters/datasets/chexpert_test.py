@@ -4,18 +4,16 @@
 label need not be one of No Finding. Sources: Rajpurkar et al., CHIL 2021; Saporta et al., 2022 (Stanford).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.chexpert_paths import read_paths, refuse_unclear
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import require_columns
 from chexstudy.errors import StudyError
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table, origin = download.read(), download.table.name
     if "Study" in table:
         table = _spread_studies(table, download)
@@ -38,5 +36,4 @@ def _spread_studies(table: pd.DataFrame, download: Download) -> pd.DataFrame:
     return images[[*SPEC.columns["findings"]]].assign(Path="test/" + images["file"])
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

@@ -4,12 +4,10 @@ A finding such as ``Pneumonia/Viral/COVID-19`` states itself and what it is a ki
 no finding denies the others. Source: Cohen et al., MELBA 2020.
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import NO_FINDING
 
 _COLUMNS = ("patientid", "offset", "finding", "survival", "went_icu", "modality", "folder", "filename")
@@ -17,7 +15,7 @@ _COLUMNS = ("patientid", "offset", "finding", "survival", "went_icu", "modality"
 _PATHS = {"Pneumonia": r"^Pneumonia(?:/|$)", "COVID-19": r"(?:^|/)COVID-19(?:/|$)"}
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read(columns=_COLUMNS)
     # Scans and volumes are no radiographs, and what is yet to be described says nothing.
     # Scans and volumes are no radiographs, and what is yet to be described says nothing.
@@ -36,5 +34,4 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     return table
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

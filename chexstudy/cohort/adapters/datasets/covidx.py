@@ -4,13 +4,12 @@ A line is patient, file, class and the set it is from, with blanks between them,
 file; the oldest lists do not say the set. Source: Wang et al., Scientific Reports 2020 (COVID-Net).
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import read_characters
 from chexstudy.inputs.yaml_files import read_data_beside
@@ -21,7 +20,7 @@ _LINE = rf"^\s*(?P<number>\S+)\s+(?P<file>.+?)\s+(?P<label>{'|'.join(_CLASSES.in
 _HELD_OUT = {"train": 0, "val": 1, "test": 2}
 
 
-def _read_lists(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_lists(download: Download, options: dict[str, str]) -> pd.DataFrame:
     release = "*" if options["release"] == "any" else f"*{options['release']}"
     names = {split: (f"{split}_COVIDx{release}.txt", f"{split}.txt") for split in _HELD_OUT}
     lists = {split: path for split, either in names.items() if (path := download.find(*either))}
@@ -51,5 +50,4 @@ def _read_list(path: Path) -> pd.DataFrame:
     return told
 
 
-SPEC = describe(__file__, read=_read_lists)
-register(SPEC)
+SPEC = register(__file__, read=_read_lists)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.mimic_cxr import VIEW_CODES, complete_images
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import require_columns
 
 
@@ -30,10 +30,9 @@ def read_challenge(
     return complete_images(pd.concat(parts), download)
 
 
-def _read_tables(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_tables(download: Download, options: dict[str, str]) -> pd.DataFrame:
     tables = zip(("train", "validate", "test"), SPEC.tables, strict=True)
     return read_challenge(download, {split: [name] for split, name in tables}, SPEC.columns["findings"], {})
 
 
-SPEC = describe(__file__, read=_read_tables)
-register(SPEC)
+SPEC = register(__file__, read=_read_tables)

@@ -3,19 +3,17 @@
 Source: Lin et al. 2025 (PhysioNet, challenge at MICCAI 2024).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.cxr_lt_2023 import read_challenge
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.inputs.yaml_files import read_data_beside
 
 _DATA = read_data_beside(__file__)["data"]
 
 
-def _read_task(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_task(download: Download, options: dict[str, str]) -> pd.DataFrame:
     task, findings, unseen = options["task"], SPEC.columns["findings"], _DATA["only_task_3"]
     absent = unseen + _DATA["only_task_1"] * (task == "task2")
     labels = unseen if task == "task3" else [name for name in findings if name not in absent]
@@ -23,5 +21,4 @@ def _read_task(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     return table.reindex(columns=table.columns.union(findings, sort=False))
 
 
-SPEC = describe(__file__, read=_read_task)
-register(SPEC)
+SPEC = register(__file__, read=_read_task)

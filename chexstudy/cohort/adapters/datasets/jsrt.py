@@ -4,12 +4,11 @@ Source: Shiraishi et al., AJR 2000 (Japanese Society of Radiological Technology)
 """
 
 import re
-from collections.abc import Mapping
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 
@@ -32,7 +31,7 @@ def _read_records(download: Download, name: str, words: int) -> list[list[str]]:
     return records
 
 
-def _read_lists(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_lists(download: Download, options: dict[str, str]) -> pd.DataFrame:
     rows = [
         (image[:8].upper(), age, sex, "0", "1", str(int("malignant" in [word.lower() for word in rest])))
         for image, _, _, age, sex, _, _, *rest in _read_records(download, _WITH_NODULE, 8)
@@ -55,7 +54,6 @@ def _list_nodules(download: Download) -> list[Box]:
     return boxes
 
 
-SPEC = describe(
+SPEC = register(
     __file__, read=_read_lists, is_image=lambda name: bool(_IMAGE.fullmatch(name)), list_annotations=_list_nodules
 )
-register(SPEC)

@@ -6,12 +6,11 @@ known: each split has its own. Source: Kermany et al., Cell 2018.
 """
 
 import re
-from collections.abc import Mapping
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.errors import StudyError
 
 _PATH = re.compile(r"(?P<image>(?P<split>train|val|test)/(?P<label>NORMAL|PNEUMONIA)/(?P<name>[^/]+))$")
@@ -19,7 +18,7 @@ _CHILD = r"(person\d+|(?:NORMAL2-)?IM-\d+|(?:NORMAL|BACTERIA|VIRUS)-\d+)"
 _OWN_NAME = re.compile(rf"{_CHILD}(_(bacteria|virus)_\d+|(-\d+)+)")
 
 
-def _list_radiographs(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _list_radiographs(download: Download, options: dict[str, str]) -> pd.DataFrame:
     files = pd.Series(sorted(filter(is_image, download.files)), dtype="str")
     # The Kaggle archive holds everything twice, one folder inside the other.
     table = files.str.extract(_PATH).dropna().drop_duplicates("image", ignore_index=True)
@@ -42,5 +41,4 @@ def _list_radiographs(download: Download, options: Mapping[str, str]) -> pd.Data
     return table.assign(child=table["split"] + "/" + table["label"] + "/" + child, view="AP", **labels)
 
 
-SPEC = describe(__file__, read=_list_radiographs, is_own_name=lambda name: _OWN_NAME.fullmatch(name) is not None)
-register(SPEC)
+SPEC = register(__file__, read=_list_radiographs, is_own_name=lambda name: _OWN_NAME.fullmatch(name) is not None)

@@ -6,13 +6,13 @@ there), and ``patients.csv`` of MIMIC-IV, which alone tells sex and age. Source:
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.report_tables import read_sectioned
 from chexstudy.cohort.table import require_columns
 from chexstudy.errors import StudyError
@@ -30,7 +30,7 @@ _READERS, _FILES_AT_ONCE = 16, 500
 WITHOUT_REPORT = "studies_without_a_report_file"
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read(columns=["dicom_id", "subject_id", "study_id"])
     if download.table.name.startswith(_RECORD_LIST):
         table = table.reindex(columns=[*table.columns, *VIEW_CODES, _DATE])
@@ -101,5 +101,4 @@ def _read_files(download: Download, studies: Sequence[str]) -> dict[str, str]:
     return dict(zip(found, texts, strict=True))
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

@@ -3,12 +3,10 @@
 Reports do not exist; pseudo-reports are written from the labels. Source: Wang et al., CVPR 2017 (NIH Clinical Center).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import NO_FINDING, require_columns
 from chexstudy.errors import StudyError
@@ -23,7 +21,7 @@ _PICTURE = (1024, 1024)
 _OTHER_NAMES = {"Pleural_Thickening": "Pleural Thickening", "Infiltrate": "Infiltration"}
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     # Older copies of the table say gender.
     table = download.read().rename(columns={"Patient Gender": "Patient Sex"})
     require_columns(table, _COLUMNS, download.table.name)
@@ -56,5 +54,4 @@ def _list_boxes(download: Download) -> list[Box]:
     return [Box(*one, _PICTURE) for one in zip(images, findings, corners, strict=True)]
 
 
-SPEC = describe(__file__, read=_read_table, list_annotations=_list_boxes)
-register(SPEC)
+SPEC = register(__file__, read=_read_table, list_annotations=_list_boxes)

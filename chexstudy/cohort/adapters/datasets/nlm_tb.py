@@ -7,13 +7,12 @@ pseudo-report. Source: Jaeger et al. 2014, Candemir et al. 2014 (U.S. National L
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.reports import says_nothing
 from chexstudy.cohort.source_annotations import MaskFile
 from chexstudy.cohort.table import NO_FINDING, require_columns
@@ -36,7 +35,7 @@ _MASK_ENDING = "_mask"
 _HALF_MASK_FOLDERS = {"leftMask": "left lung", "rightMask": "right lung"}
 
 
-def _list_radiographs(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _list_radiographs(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image, by its name and reading.
 
     ``Tuberculosis`` and ``No Finding`` come from the names. The other findings are what a reading states: present,
@@ -134,11 +133,10 @@ def _read_reading_file(path: Path) -> dict[str, str]:
     return {"sex": sex[1] if sex else "", "age": age[1] if age else "", "findings": " ".join(lines)}
 
 
-SPEC = describe(
+SPEC = register(
     __file__,
     read=_list_radiographs,
     is_image=lambda name: _is_radiograph(Path(name)),
     is_own_name=lambda name: _IMAGE_NAME.match(name) is not None,
     list_annotations=_list_lung_masks,
 )
-register(SPEC)

@@ -5,13 +5,11 @@ and whatever differs from that is refused. Projections of its CT scans are no ra
 Screening Trial (National Cancer Institute, CDAS; ACRIN).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.trial_tables import join_table, tell_age, tell_outcome
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.errors import StudyError
 
 _NAME = r"(?:^|/)(?P<file>(?P<pid>\d{6})_CR_(?P<date>(?P<year>\d{4})-\d\d-\d\d)_[^/]*)$"
@@ -22,7 +20,7 @@ _NUMBERS = ("age", *_SCREENS.values(), "candx_days", "fup_days", "deathstat")
 _LAG_DAYS = 58.7590
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     files = pd.Series(list(filter(is_image, download.files)), dtype="str")
     table = files.str.extract(_NAME).dropna().reset_index(drop=True)
     if table.empty:
@@ -50,5 +48,4 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     return table
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

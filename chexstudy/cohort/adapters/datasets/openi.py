@@ -7,13 +7,12 @@ Medicine).
 
 import os
 import re
-from collections.abc import Mapping
 from xml.etree import ElementTree
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.adapters.terms import label_terms, split_terms
 from chexstudy.cohort.images.dicom import read_tags
 from chexstudy.errors import StudyError
@@ -25,7 +24,7 @@ _REPORT_FILE = re.compile(r"(?:.*/)?\d+\.xml")
 _IMAGE_NAME = re.compile(r"(?:CXR)?\d+_(?:\d+_)?IM-\d{4}-[\d-]+(?:\.dcm)?")
 
 
-def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image, with the report that it shares with the others of its study."""
     reports = [name for name in download.files if _REPORT_FILE.fullmatch(name)]
     table, alone = _read_reports(download, reports) if reports else _read_copy(download)
@@ -74,5 +73,4 @@ def _read_copy(download: Download) -> tuple[pd.DataFrame, int]:
     return table.assign(uid="CXR" + table["uid"], image="CXR" + names), alone
 
 
-SPEC = describe(__file__, read=_list_images, is_own_name=lambda name: _IMAGE_NAME.fullmatch(name) is not None)
-register(SPEC)
+SPEC = register(__file__, read=_list_images, is_own_name=lambda name: _IMAGE_NAME.fullmatch(name) is not None)

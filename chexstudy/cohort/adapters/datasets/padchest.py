@@ -4,12 +4,10 @@ Only the year of birth is told, so an age may be one too many. Source: Bustos et
 Image Analysis 2020 (BIMCV, University of Alicante, Hospital San Juan).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.adapters.terms import label_terms, read_bracket_lists
 from chexstudy.inputs.yaml_files import read_data_beside
 
@@ -20,7 +18,7 @@ _COLUMNS = (
 )
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read(columns=_COLUMNS)
     terms = read_bracket_lists(table["Labels"])
     is_excluded = table["Projection"].eq("EXCLUDE") | table.index.isin(terms.index[terms == "exclude"])
@@ -35,5 +33,4 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     return table
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

@@ -3,13 +3,11 @@
 Source: the lung data of the Prostate, Lung, Colorectal and Ovarian trial (National Cancer Institute, CDAS).
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.datasets.trial_tables import join_table, tell_age, tell_outcome
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import require_columns
 
 _PERSON, _YEAR, _VISIT, _FILE = "plco_id", "study_yr", "visnum", "image_file_name"
@@ -19,7 +17,7 @@ _PERSON_NUMBERS = ("age", "lung_cancer", "lung_cancer_diagdays", "mortality_exit
 _DIED = 1  # of mortality_exitstat
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     # The table of links and that of images name the screen in two ways.
     table = download.read().rename(columns={"assoc_visit_syr": _YEAR, "assoc_visit_visnum": _VISIT})
     require_columns(table, (_PERSON, _YEAR, _FILE), download.table.name)
@@ -44,5 +42,4 @@ def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
     return table
 
 
-SPEC = describe(__file__, read=_read_table)
-register(SPEC)
+SPEC = register(__file__, read=_read_table)

@@ -5,13 +5,12 @@ Source: Zhang et al. 2025 (Hugging Face, rajpurkarlab).
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import require_columns
 from chexstudy.errors import StudyError
 
@@ -21,7 +20,7 @@ _SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 ABDOMENS = "images_of_the_abdomen_left_out"
 
 
-def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image, with what is said of its study."""
     parts = []
     for split, name in _SPLITS.items():
@@ -58,5 +57,4 @@ def _read_studies(path: Path) -> pd.DataFrame:
     return studies[list(_STUDY[:-1])].astype("str").assign(file=files, view=views)
 
 
-SPEC = describe(__file__, read=_list_images)
-register(SPEC)
+SPEC = register(__file__, read=_list_images)

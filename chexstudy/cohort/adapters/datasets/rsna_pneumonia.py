@@ -5,12 +5,11 @@ each image counts as one. Source: Shih et al., Radiology: Artificial Intelligenc
 """
 
 import json
-from collections.abc import Mapping
 
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, read_headers
-from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, PATIENTS_OF, describe, register
+from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, PATIENTS_OF, register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 
@@ -19,7 +18,7 @@ _CLASSES, _MAPPING = "stage_2_detailed_class_info.csv", "pneumonia-challenge-dat
 _PICTURE = (1024, 1024)
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image: the target, and no finding where the class says normal."""
     boxes = download.read(columns=[_IMAGE, *_CORNERS, "Target"])
     classes = download.read(_CLASSES, columns=[_IMAGE, "class"]).drop_duplicates(_IMAGE).set_index(_IMAGE)["class"]
@@ -62,5 +61,4 @@ def _list_boxes(download: Download) -> list[Box]:
     ]
 
 
-SPEC = describe(__file__, read=_read_table, list_annotations=_list_boxes)
-register(SPEC)
+SPEC = register(__file__, read=_read_table, list_annotations=_list_boxes)

@@ -7,7 +7,7 @@ import os
 import re
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import MaskFile
 from chexstudy.inputs.yaml_files import read_data_beside
 
@@ -25,4 +25,4 @@ def _list_masks(download: Download) -> list[MaskFile]:
     return sorted(masks, key=lambda mask: (mask.image_id, mask.structure))
 
 
-register(describe(__file__, list_annotations=_list_masks))
+register(__file__, list_annotations=_list_masks)

@@ -3,12 +3,10 @@
 Where the images are DICOM, view, sex and age come from their headers. Source: Zawacki et al., Kaggle 2019.
 """
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, read_headers
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import RunLengths
 from chexstudy.inputs.tables import name_place
 
@@ -26,7 +24,7 @@ def _keep_masks(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows[_RUNS].notna() & rows[_RUNS].ne(_NO_MASK)]
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     masks = _read_rows(download)
     table = masks[[_IMAGE]].drop_duplicates()
     table = table.assign(Pneumothorax=table[_IMAGE].isin(_keep_masks(masks)[_IMAGE]).map({True: "1", False: "0"}))
@@ -49,4 +47,4 @@ def _list_masks(download: Download) -> list[RunLengths]:
     return sorted(listed, key=lambda mask: mask.image_id)
 
 
-register(describe(__file__, read=_read_table, list_annotations=_list_masks))
+register(__file__, read=_read_table, list_annotations=_list_masks)

@@ -6,13 +6,12 @@ both are left out. Source: Liu et al., CVPR 2020.
 
 import json
 import os
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
@@ -23,7 +22,7 @@ _LISTS = ("TBX11K_train", "TBX11K_val")
 _UNKNOWN_KIND = "Tuberculosis"
 
 
-def _list_images(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
     """One row an image of the lists; of which kind a tuberculosis is, its boxes tell."""
     listed = [download.require(f"{name}.txt").read_text().split() for name in _LISTS]
     table = pd.DataFrame({"file": [name for names in listed for name in names]}, dtype="str")
@@ -86,5 +85,4 @@ def _is_radiograph(name: str) -> bool:
     return is_image(name) and os.path.basename(os.path.dirname(name)) in _FOLDERS
 
 
-SPEC = describe(__file__, read=_list_images, is_image=_is_radiograph, list_annotations=_list_boxes)
-register(SPEC)
+SPEC = register(__file__, read=_list_images, is_image=_is_radiograph, list_annotations=_list_boxes)

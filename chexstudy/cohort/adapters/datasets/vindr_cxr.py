@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, read_headers
-from chexstudy.cohort.adapters.manifest import DatasetSpec, describe, register
+from chexstudy.cohort.adapters.manifest import DatasetSpec, register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import require_columns, show_value
 from chexstudy.errors import StudyError
@@ -84,9 +84,8 @@ def list_boxes(name: str, download: Download) -> list[Box]:
     ]
 
 
-SPEC = describe(
+SPEC = register(
     __file__,
     read=lambda download, options: read_readings(SPEC, download, options["readers"], "PA"),
     list_annotations=lambda download: list_boxes(SPEC.name, download),
 )
-register(SPEC)

@@ -4,11 +4,10 @@ Source: Pham et al. 2022 (PhysioNet).
 """
 
 from chexstudy.cohort.adapters.datasets.vindr_cxr import list_boxes, read_readings
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 
-SPEC = describe(
+SPEC = register(
     __file__,
     read=lambda download, options: read_readings(SPEC, download, "union"),
     list_annotations=lambda download: list_boxes(SPEC.name, download),
 )
-register(SPEC)

@@ -5,13 +5,12 @@ Source: Nguyen et al., MIDL 2021.
 
 import json
 import os
-from collections.abc import Mapping
 
 import pandas as pd
 from PIL import Image
 
 from chexstudy.cohort.adapters.layout import Download, ImageFinder, is_image
-from chexstudy.cohort.adapters.manifest import describe, register
+from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Polygon
 from chexstudy.errors import StudyError
 
@@ -40,7 +39,7 @@ def _read_outlines(download: Download) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _read_table(download: Download, options: Mapping[str, str]) -> pd.DataFrame:
+def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     outlines = _read_outlines(download)
     names = outlines["img"].map(lambda name: os.path.splitext(os.path.basename(name))[0])
     table = pd.DataFrame({"image": outlines["img"], "name": names, "split": outlines["split"]}, dtype="str")
@@ -64,4 +63,4 @@ def _list_ribs(download: Download) -> list[Polygon]:
     return ribs
 
 
-register(describe(__file__, read=_read_table, list_annotations=_list_ribs))
+register(__file__, read=_read_table, list_annotations=_list_ribs)
