@@ -280,11 +280,15 @@ def spoil_ribs(folder):
 @pytest.mark.parametrize(
     ("source", "spoil", "said"),
     [
-        ("rsna_pneumonia", spoil_rsna, r"mappings_2018\.json is no mapping of RSNA images to NIH images"),
+        ("rsna_pneumonia", spoil_rsna, r"mappings_2018\.json is not a mapping of RSNA images to NIH images"),
         ("rsna_pneumonia", lose_classes, r"has no stage_2_detailed_class_info\.csv: set data_root to the folder"),
         ("siim_acr", rename_siim, r"^train-rle\.csv lacks the column 'EncodedPixels'; it has 'ImageId', 'rle'\.$"),
         ("jsrt", spoil_jsrt, r"^CNNDAT_EN\.TXT: record 1 does not begin with the name of an image and 2 words on it"),
-        ("vindr_ribcxr", spoil_ribs, r"train_mask\.json has no columns img, R1 to R10 and L1 to L10 \(see 'R1'\)"),
+        (
+            "vindr_ribcxr",
+            spoil_ribs,
+            r"train_mask\.json is not a table of columns img, R1 to R10 and L1 to L10, or a part",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, source, spoil, said):

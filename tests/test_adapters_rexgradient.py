@@ -95,17 +95,17 @@ def test_part_of_the_images_and_metadata_without_views_are_enough(tmp_path):
         (None, r"has no train_metadata_view_position\.json or train_metadata\.json or valid_"),
         (
             '{"GRDN9001_GRDA1": {"PatientID": "GRDN9',
-            r"is no JSON file of studies by their ids, or a part of one: fetch",
+            r"is not a JSON file of studies by their ids, or a part of it \(see .*\): fetch",
         ),
         (
             '[{"PatientID": "GRDN9001"}]',
-            r"is no JSON file of studies by their ids, or a part of one: fetch it again\.$",
+            r"is not a JSON file of studies by their ids, or a part of it \(see .*\): fetch it again\.$",
         ),
         (
             '{"GRDN9001_GRDA1": {"PatientID": "GRDN9001", "StudyUID": "1.1"}}',
             r"^train_metadata\.json lacks the columns 'StudyInstanceUid', .*; it has 'PatientID', 'StudyUID'\.$",
         ),
-        ("é", r"is no JSON file of studies by their ids, or a part of one: fetch it again\.$"),
+        ("é", r"is not a JSON file of studies by their ids, or a part of it \(see .*\): fetch it again\.$"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, text, said):

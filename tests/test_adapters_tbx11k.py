@@ -91,14 +91,14 @@ def test_boxes_of_tbx11k(tmp_path):
             "TBX11K_train.json",
             b"bbox",
             b"box",
-            r"/TBX11K_train\.json is not in the COCO form of TBX11K \(see 'bbox'\): u",
+            r"/TBX11K_train\.json is not in the COCO form of TBX11K, or a part of it \(see 'bbox'\): f",
         ),
         ("TBX11K_train.json", b"}]}", b"}]", r"/TBX11K_train\.json is not in the COCO form of TBX11K"),
         (
             "TBX11K_train.json",
             b"ActiveT",
             b"T",
-            r"TBX11K \(see 'Tuberculosis'\): unpack annotations/json again",
+            r"TBX11K, or a part of it \(see 'Tuberculosis'\): fetch it again",
         ),
     ],
 )

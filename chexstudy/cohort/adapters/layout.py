@@ -1,9 +1,11 @@
 """What all adapters need from a data set's folder: its place, its tables and its image files, or one clear sentence."""
 
+import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -200,6 +202,15 @@ class ImageFinder:
                     by_key.setdefault(one, []).append(name)
             self._by_parts[parts] = by_key
         return self._by_parts[parts]
+
+
+@contextmanager
+def read_json(path: Path, what: str) -> Iterator[object]:
+    """What a JSON file holds; that it is not ``what`` is one sentence, also where that shows as it is used."""
+    try:
+        yield json.loads(path.read_bytes())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StudyError(f"{path} is not {what}, or a part of it (see {error}): fetch it again.") from None
 
 
 def read_headers(download: Download, images: Collection[str], names: Sequence[str]) -> list[list[str]]:

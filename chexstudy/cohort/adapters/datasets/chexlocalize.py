@@ -4,12 +4,9 @@ Only images with a finding have masks: a missing one says nothing of a label. So
 Intelligence 2022.
 """
 
-import json
-
-from chexstudy.cohort.adapters.layout import Download
+from chexstudy.cohort.adapters.layout import Download, read_json
 from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import RunLengths
-from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_data_beside
 
 _HOSTS = read_data_beside(__file__)["data"]["hosts"]
@@ -21,18 +18,14 @@ def _list_masks(download: Download) -> list[RunLengths]:
         path = download.find(name)
         if path is None:
             continue
-        try:
-            for image, findings in json.loads(path.read_bytes()).items():
+        with read_json(path, "in the form of CheXlocalize's masks") as told:
+            for image, findings in told.items():
                 # patient64622_study1_view1_frontal is in patient64622/study1.
                 patient, study, view = image.split("_", 2)
                 for finding, mask in findings.items():
                     image_id, picture = f"{source}/{folder}/{patient}/{study}/{view}.jpg", tuple(map(int, mask["size"]))
                     place = f"{name}, {finding} of one of its images"
                     masks.append(RunLengths(image_id, finding, mask["counts"], picture, place, "coco"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StudyError(
-                f"{path} is not in the form of CheXlocalize's masks (see {error}): fetch it again."
-            ) from None
     return masks
 
 

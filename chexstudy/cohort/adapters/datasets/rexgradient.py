@@ -3,16 +3,14 @@
 Source: Zhang et al. 2025 (Hugging Face, rajpurkarlab).
 """
 
-import json
 import os
 from pathlib import Path
 
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download
+from chexstudy.cohort.adapters.layout import Download, read_json
 from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.table import require_columns
-from chexstudy.errors import StudyError
 
 _STUDY = ("PatientID", "StudyInstanceUid", "PatientSex", "PatientAge", "Findings", "Impression", "ImagePath")
 _VIEWS = "ImageViewPosition"
@@ -42,10 +40,8 @@ def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
 
 def _read_studies(path: Path) -> pd.DataFrame:
     """One row a study, with lists of the files and of the views of its images."""
-    try:
-        studies = pd.DataFrame(list(json.loads(path.read_text(encoding="utf-8")).values()))
-    except (ValueError, AttributeError, TypeError):
-        raise StudyError(f"{path} is no JSON file of studies by their ids, or a part of one: fetch it again.") from None
+    with read_json(path, "a JSON file of studies by their ids") as told:
+        studies = pd.DataFrame(list(told.values()))
     require_columns(studies, _STUDY, path.name)
     files = studies["ImagePath"].map(lambda files: files if isinstance(files, list) else [files])
     told = studies[_VIEWS] if _VIEWS in studies else pd.Series([[]] * len(studies))

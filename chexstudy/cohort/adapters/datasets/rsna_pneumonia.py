@@ -4,11 +4,9 @@
 each image counts as one. Source: Shih et al., Radiology: Artificial Intelligence 2019.
 """
 
-import json
-
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download, read_headers
+from chexstudy.cohort.adapters.layout import Download, read_headers, read_json
 from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, PATIENTS_OF, register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
@@ -42,11 +40,9 @@ def _read_patients(download: Download) -> dict[str, str]:
     path = download.find(_MAPPING)
     if path is None:
         return {}
-    try:
+    with read_json(path, "a mapping of RSNA images to NIH images") as told:
         # 00000013_005.png is of patient 13.
-        return {one["subset_img_id"]: str(int(one["img_id"].split("_")[0])) for one in json.loads(path.read_bytes())}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{path} is no mapping of RSNA images to NIH images (see {error}): fetch it anew.") from None
+        return {one["subset_img_id"]: str(int(one["img_id"].split("_")[0])) for one in told}
 
 
 def _list_boxes(download: Download) -> list[Box]:

@@ -4,13 +4,12 @@ The official test images have no labels, and the extra ones are those of other s
 both are left out. Source: Liu et al., CVPR 2020.
 """
 
-import json
 import os
 
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download, is_image
+from chexstudy.cohort.adapters.layout import Download, is_image, read_json
 from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
@@ -54,19 +53,13 @@ def _read_boxes(download: Download) -> pd.DataFrame:
     """A row a box, of the lists' files that are there: ``file``, ``finding``, ``box`` and ``picture``."""
     rows = []
     for path in filter(None, (download.find(f"{name}.json") for name in _LISTS)):
-        try:
-            told = json.loads(path.read_bytes())
+        with read_json(path, "in the COCO form of TBX11K") as told:
             findings = {one["id"]: _CATEGORIES[one["name"]] for one in told["categories"]}
             images = {one["id"]: one for one in told["images"]}
             for one in told["annotations"]:
                 image = images[one["image_id"]]
                 box, picture = tuple(map(float, one["bbox"])), (image["height"], image["width"])
                 rows.append((image["file_name"], findings[one["category_id"]], box, picture))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StudyError(
-                f"{path} is not in the COCO form of TBX11K (see {error}): unpack annotations/json again, or take "
-                "the file away."
-            ) from None
     return pd.DataFrame(rows, columns=["file", "finding", "box", "picture"])
 
 

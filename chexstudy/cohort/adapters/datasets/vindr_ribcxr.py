@@ -3,16 +3,14 @@
 Source: Nguyen et al., MIDL 2021.
 """
 
-import json
 import os
 
 import pandas as pd
 from PIL import Image
 
-from chexstudy.cohort.adapters.layout import Download, ImageFinder, is_image
+from chexstudy.cohort.adapters.layout import Download, ImageFinder, is_image, read_json
 from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Polygon
-from chexstudy.errors import StudyError
 
 _FILES = {"train": "Vindr_RibCXR_train_mask.json", "validate": "Vindr_RibCXR_val_mask.json"}
 _RIBS = {
@@ -29,13 +27,8 @@ def _read_outlines(download: Download) -> pd.DataFrame:
         path = download.require(name) if split == "train" else download.find(name)
         if path is None:
             continue
-        try:
-            told = json.loads(path.read_bytes())
+        with read_json(path, "a table of columns img, R1 to R10 and L1 to L10") as told:
             tables.append(pd.DataFrame({rib: pd.Series(told[rib]) for rib in ("img", *_RIBS)}).assign(split=split))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StudyError(
-                f"{path} has no columns img, R1 to R10 and L1 to L10 (see {error}): fetch it again."
-            ) from None
     return pd.concat(tables, ignore_index=True)
 
 
