@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help study cohorts upstream curators budgets adapt ssl figures test browser lint lab sync git-filter hooks lock clean
+.PHONY: help study cohorts upstream curators budgets adapt tasks ssl figures test browser lint lab sync git-filter hooks lock clean
 
 help: ## List what can be made
 	@echo "make TARGET [PROFILE=$(PROFILE)]; .venv is created from requirements.lock if it is missing"
@@ -39,6 +39,9 @@ curators: $(STAMP) ## Run notebooks 7 and 8 on a finished study: ablate the cura
 
 adapt: $(STAMP) ## Run notebooks 9 to 11 on a finished study: heads on its encoders, what they see, labels to buy
 	@$(BIN)/chexstudy run 09 10 11 --profile $(PROFILE) $(ARGS)
+
+tasks: $(STAMP) ## Run notebooks 14 and 15 on a finished study: segment anatomy, write reports
+	@$(BIN)/chexstudy run 14 15 --profile $(PROFILE) $(ARGS)
 
 ssl: $(STAMP) ## Run notebook 13 on a finished study: pretrain on images alone, curated against random against all
 	@$(BIN)/chexstudy run 13 --profile $(PROFILE) $(ARGS)

@@ -21,6 +21,9 @@ _STEPS = {
     "08_compare_curators": "curation/* pretraining/by_* results/method_* figures/method_comparison*",
     "12_sweep_budgets": "results/budget_* pretraining/*.keep_* figures/budgets*",
     "04_pretrain_curated": "pretraining/* figures/training_dynamics*",
+    "15_write_reports": """
+        evaluation/*/report_generation* results/report_* report_models/* figures/report_*
+        figures/performance_by_scale*""",
     "05_compare_arms": """
         evaluation/* results/zero_shot* results/linear_probe* results/prompt_family* results/retrieval.parquet
         results/retrieval_difference.parquet results/spectrum* results/operating_point* results/calibration*

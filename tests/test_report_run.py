@@ -13,12 +13,13 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.encoders import NO_ENCODER
 from chexstudy.evaluation.report_generation import run as report_run
-from chexstudy.evaluation.report_generation.cases import choose_cases, explain_no_cases, read_indication
+from chexstudy.evaluation.report_generation.cases import choose_cases, read_indication
 from chexstudy.evaluation.report_generation.generators import Generator, GeneratorSettings
 from chexstudy.evaluation.report_generation.image_controls import CONTROLS, show_images, shuffle_patients
 from chexstudy.evaluation.report_generation.label_agreement import measure_agreement
 from chexstudy.evaluation.report_generation.run import Writing, judge_reading, measure_written, write_reports
 from chexstudy.evaluation.scores import scores_artifact
+from chexstudy.plots.report_generation import collect_reports
 
 DATA_SET = "tiny/test"
 SHOWN = ["", *CONTROLS]
@@ -191,7 +192,7 @@ def test_a_killed_run_goes_on_with_what_is_missing_and_a_changed_text_is_written
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_case_is_counted_by_its_reason(evaluation):
+def test_what_is_no_case_is_counted_by_its_reason(evaluation, capsys):
     cohort = evaluation.cohort.copy()
     places = np.flatnonzero(cohort.split == "test")
     changes = [
@@ -217,9 +218,16 @@ def test_what_is_no_case_is_counted_by_its_reason(evaluation):
     cohort["report"] = "FINDINGS: Unchanged from the prior study."
     assert len(choose_cases(Evaluation(evaluation.run, cohort, evaluation.store))[0].cohort) == len(cohort) - 1
     chosen, left_out = choose_cases(Evaluation(evaluation.run, cohort, evaluation.store), strip_comparisons=True)
-    said = explain_no_cases(chosen, left_out)
-    assert said.startswith("no training image has a text to write (")
+    said = capsys.readouterr().out
+    assert said.startswith("No reports are written: no training image has a text to write (")
     assert "nothing but comparisons: 119" in said
+    # And nothing after it stumbles.
+    writing = Writing(("full",), (0,), ("nearest_image",))
+    write_reports(chosen, writing)
+    assert measure_written(chosen, writing).empty
+    assert measure_agreement(chosen).empty
+    assert judge_reading(measure_written(chosen, writing)) == []
+    assert collect_reports(chosen, writing, 4) == []
 
 
 def test_fewer_cases_are_whole_patients_and_part_of_more(evaluation):
@@ -257,9 +265,7 @@ def test_agreement_of_the_labeler_by_hand(evaluation):
         said[np.flatnonzero(said[:, 0] == 1)[0], 0] = np.nan
         return said
 
-    table = (
-        measure_agreement(evaluation, misses_the_first_mass, evaluation.findings).set_index(["finding", "metric"]).value
-    )
+    table = measure_agreement(evaluation, misses_the_first_mass).set_index(["finding", "metric"]).value
     masses, n = int(rows.Mass.sum()), len(rows)
     assert table["Mass", "sensitivity"] == pytest.approx((masses - 1) / masses)
     assert table["Mass", "specificity"] == 1

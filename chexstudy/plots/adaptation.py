@@ -14,9 +14,27 @@ from chexstudy.cohort.prevalence import TIERS
 from chexstudy.evaluation.adaptation.fine_tuning import METHODS
 from chexstudy.evaluation.adaptation.run import ADAPTATION, ADAPTATION_DIFFERENCE
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.plots import forest, measurements
 from chexstudy.plots.figure import Figure
+from chexstudy.plots.forest import (
+    Estimate,
+    Group,
+    draw_estimate,
+    draw_forest,
+    draw_seeds,
+    forest_height_mm,
+    level_groups,
+    list_estimates,
+)
 from chexstudy.plots.looks import GREY, INK, ArmStyle, arm_style, arm_styles
+from chexstudy.plots.measurements import (
+    NothingToDraw,
+    interval,
+    prefer_data_set,
+    require_rows,
+    seed_values,
+    select_rows,
+    summarise_seeds,
+)
 from chexstudy.plots.style import add_legend, name_lines, new_figure, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, short_name, write_row
 from chexstudy.results import OVER_SEEDS, join_rows
@@ -43,13 +61,13 @@ def name_head(head: str, variant: str = "") -> str:
 
 
 def _select_whole(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    return measurements.select_rows(results, ADAPTATION, variant="", setting="", **wanted)
+    return select_rows(results, ADAPTATION, variant="", setting="", **wanted)
 
 
 def _select_heads(results: pd.DataFrame) -> pd.DataFrame:
     """AUROC and average precision of every encoder and head, macro and by tier, on the preferred test set."""
     rows = _select_whole(results, metric=list(_METRICS), finding=[MACRO, *TIERS])
-    return measurements.prefer_data_set(measurements.require_rows(rows, "adapted encoders"))
+    return prefer_data_set(require_rows(rows, "adapted encoders"))
 
 
 def _plot_heads(rows: pd.DataFrame) -> Drawing:
@@ -60,15 +78,13 @@ def _plot_heads(rows: pd.DataFrame) -> Drawing:
         for finding in findings:
             of_panel = rows[(rows.metric == metric) & (rows.finding == finding)]
             by_arm = {style.name: of_panel[of_panel.arm == arm] for arm, style in looks.items()}
-            panels[metric, finding] = [
-                forest.Group(name, forest.list_estimates(own, "head", HEADS)) for name, own in by_arm.items()
-            ]
-    heights = forest.level_groups(*panels.values())
-    figure = new_figure(height_mm=2 * (15 + forest.forest_height_mm(heights)))
+            panels[metric, finding] = [Group(name, list_estimates(own, "head", HEADS)) for name, own in by_arm.items()]
+    heights = level_groups(*panels.values())
+    figure = new_figure(height_mm=2 * (15 + forest_height_mm(heights)))
     grid = figure.subplots(2, len(findings), squeeze=False)
     for axes, letter, ((metric, finding), groups) in zip(grid.ravel(), "abcdefgh", panels.items(), strict=False):
         is_first = finding == findings[0]
-        forest.draw_forest(axes, groups, heights, heading_at_axes=not is_first)
+        draw_forest(axes, groups, heights, heading_at_axes=not is_first)
         if not is_first:
             axes.set_yticklabels([])
             for heading in axes.texts:
@@ -93,7 +109,7 @@ def _conclude_heads(rows: pd.DataFrame) -> str:
 
 
 def _best_of(rows: pd.DataFrame) -> str:
-    summary = measurements.summarise_seeds(rows[rows.finding == MACRO])
+    summary = summarise_seeds(rows[rows.finding == MACRO])
     row = summary.loc[summary.value.idxmax()]
     return f"{name_head(row['head'])} on {short_name(row.arm)} ({write_row(row)})"
 
@@ -124,18 +140,16 @@ def _select_gains(results: pd.DataFrame, arm: str, pairs: Sequence[tuple[str, st
     cover, orders findings as far as it is known.
     """
     if not pairs:
-        raise measurements.NothingToDraw("no heads were compared")
+        raise NothingToDraw("no heads were compared")
     tables = []
     for first, second in pairs:
         wanted = {"arm": arm, "head": first, "variant": "", "reference": second, "metric": "auroc_difference"}
-        rows = measurements.select_rows(results, ADAPTATION_DIFFERENCE, **wanted)
-        rows = measurements.prefer_data_set(
-            measurements.require_rows(rows, f"comparison of {first} with {second} on {arm}")
-        )
+        rows = select_rows(results, ADAPTATION_DIFFERENCE, **wanted)
+        rows = prefer_data_set(require_rows(rows, f"comparison of {first} with {second} on {arm}"))
         rows = rows[~rows.finding.isin([MACRO, *TIERS])] if rows.finding.nunique() > 1 else rows
         # Means over other groups of findings have no positives of their own.
         rows = rows[rows.positives >= 0] if (rows.positives >= 0).any() else rows
-        order = measurements.summarise_seeds(rows).sort_values("value", ascending=False).finding
+        order = summarise_seeds(rows).sort_values("value", ascending=False).finding
         tables.append(rows.set_index("finding").loc[list(order)].reset_index())
     return join_rows(*tables), tables, sizes
 
@@ -148,8 +162,8 @@ def _plot_gains(_: pd.DataFrame, tables: list[pd.DataFrame], sizes: pd.Series) -
     grid = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, rows, letter in zip(grid, tables, "abcd", strict=False):
         first, second = rows["head"].iloc[0], rows.reference.iloc[0]
-        for row in measurements.summarise_seeds(rows[rows.finding.isin(findings)]).itertuples():
-            forest.draw_estimate(axes, findings.index(row.finding), measurements.interval(row), HEADS[first])
+        for row in summarise_seeds(rows[rows.finding.isin(findings)]).itertuples():
+            draw_estimate(axes, findings.index(row.finding), interval(row), HEADS[first])
         axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
         axes.grid(axis="x")
         axes.set_xlabel("Difference in AUROC")
@@ -173,7 +187,7 @@ def _describe_gains(numbers: pd.DataFrame, _: list[pd.DataFrame], sizes: pd.Seri
 def _conclude_gains(_: pd.DataFrame, tables: list[pd.DataFrame], __: pd.Series) -> str:
     parts = []
     for rows in tables:
-        summary, (first, second) = measurements.summarise_seeds(rows), rows[["head", "reference"]].iloc[0]
+        summary, (first, second) = summarise_seeds(rows), rows[["head", "reference"]].iloc[0]
         gained, lost = int((summary.ci_low > 0).sum()), int((summary.ci_high < 0).sum())
         parts.append(f"{name_head(first)} over {name_head(second)} gains on {gained} and loses on {lost}")
     return f"Of {len(summary)} findings {'; '.join(parts)}."
@@ -184,30 +198,27 @@ def _select_label_efficiency(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
 
     With them, over seeds, the differences of an encoder with few labels to another with all of them.
     """
-    rows = measurements.select_rows(results, ADAPTATION, metric="auroc", finding=MACRO, head="logistic", variant="")
+    rows = select_rows(results, ADAPTATION, metric="auroc", finding=MACRO, head="logistic", variant="")
     rows = rows.assign(share=[float(share or 1) for share in rows.setting])
-    measurements.require_rows(rows[rows.share < 1], "logistic heads on shares of the labels")
-    rows = measurements.prefer_data_set(rows)
+    require_rows(rows[rows.share < 1], "logistic heads on shares of the labels")
+    rows = prefer_data_set(rows)
     wanted = {"metric": "auroc_difference", "finding": MACRO, "data_set": rows.data_set.iloc[0], "head": "logistic"}
-    differences = measurements.select_rows(results, ADAPTATION_DIFFERENCE, **wanted)
-    return rows, measurements.summarise_seeds(differences[differences.setting != ""])
+    differences = select_rows(results, ADAPTATION_DIFFERENCE, **wanted)
+    return rows, summarise_seeds(differences[differences.setting != ""])
 
 
 def _plot_label_efficiency(rows: pd.DataFrame, claims: pd.DataFrame) -> Drawing:
     looks = arm_styles(rows.arm)
     figure = new_figure(height_mm=72)
-    curves, minus = figure.subplots(1, 2, width_ratios=[1.1, 1])
+    curves, forest = figure.subplots(1, 2, width_ratios=[1.1, 1])
     draw_by_share(curves, [(style, rows[rows.arm == arm]) for arm, style in looks.items()])
     curves.set_ylabel("AUROC, all findings")
     title_panel(curves, "a", "By share of the labels")
-    estimates = [
-        forest.Estimate(_word_claim(row, "\n"), measurements.interval(row), arm_style(row.arm))
-        for row in claims.itertuples()
-    ]
-    forest.draw_forest(minus, [forest.Group("", estimates)], [len(estimates)], reference=0.0)
-    minus.set_xlabel("Difference in AUROC, same patients")
-    minus.margins(x=0.08)
-    title_panel(minus, "b", "Few labels against all")
+    estimates = [Estimate(_word_claim(row, "\n"), interval(row), arm_style(row.arm)) for row in claims.itertuples()]
+    draw_forest(forest, [Group("", estimates)], [len(estimates)], reference=0.0)
+    forest.set_xlabel("Difference in AUROC, same patients")
+    forest.margins(x=0.08)
+    title_panel(forest, "b", "Few labels against all")
     handles = [Line2D([], [], color=style.colour, marker=style.marker, label=style.name) for style in looks.values()]
     add_legend(figure, handles)
     return figure
@@ -217,14 +228,14 @@ def draw_by_share(axes: Axes, curves: Sequence[tuple[ArmStyle, pd.DataFrame]]) -
     """Values of one metric against the share of the labelled patients, which ``setting`` says; empty means all."""
     shares = set()
     for place, (style, rows) in enumerate(curves):
-        summary = measurements.summarise_seeds(rows)
+        summary = summarise_seeds(rows)
         summary = summary.assign(share=[float(share or 1) for share in summary.setting]).sort_values("share")
         # Moved apart a little, so that intervals of equal shares do not hide each other.
         x = summary.share * 1.05 ** (place - (len(curves) - 1) / 2)
         axes.plot(x, summary.value, color=style.colour, linewidth=1.0, zorder=2)
         for at, row in zip(x, summary.itertuples(), strict=True):
-            forest.draw_estimate(axes, at, measurements.interval(row), style, vertical=True)
-            forest.draw_seeds(axes, at, measurements.seed_values(rows, setting=row.setting), style, vertical=True)
+            draw_estimate(axes, at, interval(row), style, vertical=True)
+            draw_seeds(axes, at, seed_values(rows, setting=row.setting), style, vertical=True)
         shares |= set(summary.share)
     axes.set_xscale("log")
     axes.set_xticks(sorted(shares), [f"{share:.0%}" for share in sorted(shares)])
@@ -257,11 +268,11 @@ def _select_variants(results: pd.DataFrame, arm: str, base: str) -> pd.DataFrame
 
     All findings, and those of the tail where any could be compared: in a small test set there may be none.
     """
-    rows = measurements.select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, reference=base, finding=[MACRO, "tail"])
+    rows = select_rows(results, ADAPTATION_DIFFERENCE, arm=arm, reference=base, finding=[MACRO, "tail"])
     # Other heads on frozen features are held against the base, too, but are no variant of it.
     rows = rows[rows["head"].isin(["glori_v1", "glori_v2"] if base.startswith("glori") else [base, *METHODS])]
-    measurements.require_rows(rows[rows.finding == MACRO], f"variants of {base} on {arm}")
-    by_finding = [measurements.prefer_data_set(rows[rows.finding == finding]) for finding in (MACRO, "tail")]
+    require_rows(rows[rows.finding == MACRO], f"variants of {base} on {arm}")
+    by_finding = [prefer_data_set(rows[rows.finding == finding]) for finding in (MACRO, "tail")]
     return pd.concat([table for table in by_finding if len(table)], ignore_index=True)
 
 
@@ -274,10 +285,8 @@ def _plot_variants(rows: pd.DataFrame) -> Drawing:
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (finding, metric), letter in zip(grid, panels, "abcdefgh", strict=False):
         chosen = rows[(rows.finding == finding) & (rows.metric == f"{metric}_difference")]
-        for row in measurements.summarise_seeds(chosen).itertuples():
-            forest.draw_estimate(
-                axes, variants.index((row.head, row.variant)), measurements.interval(row), HEADS[row.head]
-            )
+        for row in summarise_seeds(chosen).itertuples():
+            draw_estimate(axes, variants.index((row.head, row.variant)), interval(row), HEADS[row.head])
         axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
         axes.grid(axis="x")
         axes.set_xlabel(f"Difference in {'AUROC' if metric == 'auroc' else 'AP'}")
@@ -302,7 +311,7 @@ def _describe_variants(rows: pd.DataFrame) -> str:
 
 def _conclude_variants(rows: pd.DataFrame) -> str:
     base = rows.reference.iloc[0]
-    summary = measurements.summarise_seeds(rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO)])
+    summary = summarise_seeds(rows[(rows.metric == "auroc_difference") & (rows.finding == MACRO)])
     names = pd.Series([_word_variant(row.head, row.variant, base) for row in summary.itertuples()])
     better, worse = (", ".join(names[beyond]) or "none" for beyond in (summary.ci_low > 0, summary.ci_high < 0))
     return f"Against {name_head(base)}, of {len(summary)} variants better in macro AUROC: {better}; worse: {worse}."

@@ -17,14 +17,28 @@ from chexstudy.cohort.table import NO_FINDING, label_matrix
 from chexstudy.encoders.frozen_features import FrozenFeatures
 from chexstudy.evaluation.adaptation.training import FittedHead
 from chexstudy.evaluation.context import Evaluation
-from chexstudy.evaluation.localisation import pointing_game
+from chexstudy.evaluation.localisation.pointing_game import (
+    TASK,
+    absent_thresholds,
+    choose_examples,
+    read_attention,
+    spread_map,
+)
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.plots import style
 from chexstudy.plots.adaptation import name_head
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import Estimate, Group, draw_forest, forest_height_mm
 from chexstudy.plots.looks import ACCENT, GREY, INK, ArmStyle
 from chexstudy.plots.measurements import NothingToDraw, interval
+from chexstudy.plots.style import (
+    DOUBLE_MM,
+    add_legend,
+    clear_frame,
+    name_lines,
+    new_figure,
+    show_radiograph,
+    title_panel,
+)
 from chexstudy.plots.words import write_row
 
 _GREEN = "#00C853"
@@ -107,15 +121,15 @@ def collect_cards(
     rows, sizes = test_sets[main].reset_index(drop=True), measure_lesion_sizes(shown)
     validation = evaluation.cohort[evaluation.cohort.split == "validate"]
     scores, labels = fitted.score(features, rows.image_id), label_matrix(validation, findings)
-    thresholds = pointing_game.absent_thresholds(fitted.score(features, validation.image_id), labels, specificity)
+    thresholds = absent_thresholds(fitted.score(features, validation.image_id), labels, specificity)
     rarest = measure_prevalence(evaluation.training).sort_values().index
     order = [one for one in (sizes.index if len(sizes) else rarest) if one != NO_FINDING]
     known = set(shown.table.image_id) or None
-    chosen = pointing_game.choose_examples(rows, scores, thresholds, findings, order, count, known)
+    chosen = choose_examples(rows, scores, thresholds, findings, order, count, known)
     if chosen.empty:
         return []
     number = pd.Index(findings).get_indexer(chosen.finding)
-    weights = pointing_game.read_attention(fitted.head, features, chosen.image_id, np.arange(len(chosen)), number)[0]
+    weights = read_attention(fitted.head, features, chosen.image_id, np.arange(len(chosen)), number)[0]
     return make_cards(chosen, rows, scores, findings, weights, evaluation.store.read(chosen.image_id), shown)
 
 
@@ -135,11 +149,11 @@ def _plot_attention(bars: pd.DataFrame, cards: Sequence[AttentionCard]) -> Drawi
     columns = min(2, len(cards))
     rows = -(-len(cards) // columns)
     height = max(_SMALLEST_CARD_MM, _BAR_MM * bars.groupby("example").size().max()) + 9
-    figure = style.new_figure(height_mm=rows * height + 6, width_mm=style.DOUBLE_MM * columns / 2)
+    figure = new_figure(height_mm=rows * height + 6, width_mm=DOUBLE_MM * columns / 2)
     grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.7, 1.0] * columns).reshape(-1, 2)
     for place, ((picture, chart), card) in enumerate(zip(grid, cards, strict=False)):
         _draw_overlay(picture, card)
-        style.title_panel(picture, "abcdefghijklmnopqrstuvwxyz"[place % 26], card.finding)
+        title_panel(picture, "abcdefghijklmnopqrstuvwxyz"[place % 26], card.finding)
         _draw_bars(chart, card)
         chart.set_xlabel("confidence" if place + columns >= len(cards) else "")
     for unused in grid[len(cards) :].ravel():
@@ -148,7 +162,7 @@ def _plot_attention(bars: pd.DataFrame, cards: Sequence[AttentionCard]) -> Drawi
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     if any(card.mask is not None for card in cards):
         handles.append(Line2D([], [], color=_OUTLINE, linewidth=1.2, label="where the finding is"))
-    style.add_legend(figure, handles)
+    add_legend(figure, handles)
     return figure
 
 
@@ -191,17 +205,17 @@ def _bars(card: AttentionCard) -> list[tuple[str, float]]:
 
 
 def _draw_overlay(axes: Axes, card: AttentionCard) -> None:
-    spread = pointing_game.spread_map(card.weights, len(card.pixels))
+    spread = spread_map(card.weights, len(card.pixels))
     span = spread.max() - spread.min()
     strength = ((spread - spread.min()) / span) ** _POWER if span > 0 else np.zeros_like(spread)
-    style.show_radiograph(axes, card.pixels)
+    show_radiograph(axes, card.pixels)
     green = ListedColormap([_GREEN])
     axes.imshow(
         np.ones_like(spread), cmap=green, alpha=strength * _STRONGEST_ALPHA, interpolation="nearest", gid="attention"
     )
     if card.mask is not None and card.mask.any() and not card.mask.all():
         axes.contour(card.mask.astype(float), levels=[0.5], colors=[_OUTLINE], linewidths=1.0)
-    style.clear_frame(axes)
+    clear_frame(axes)
     # Scaled to its own range, even attention would look like a choice.
     axes.set_xlabel(f"strongest patch {_stand_out(card):.1f} times the mean", fontsize=5.5)
 
@@ -210,7 +224,7 @@ def _draw_bars(axes: Axes, card: AttentionCard) -> None:
     findings, confidences = zip(*_bars(card), strict=True)
     colours = [ACCENT if finding in card.present else _ABSENT for finding in findings]
     axes.barh(range(len(findings)), confidences, color=colours, height=0.72)
-    style.name_lines(axes, findings)
+    name_lines(axes, findings)
     axes.tick_params(axis="y", pad=1.5)
     for label, finding in zip(axes.get_yticklabels(), findings, strict=True):
         label.set(fontsize=5, fontweight="bold" if finding == card.finding else "normal")
@@ -226,7 +240,7 @@ def _select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str
     One row a finding and measure, smallest regions first and ``macro`` before all: ``finding, measure, region, value,
     ci_low, ci_high, chance, mean_map, centre, n``. Findings without a case are left to the results table.
     """
-    own = results[(results.task == pointing_game.TASK) & (results.data_set == data_set)]
+    own = results[(results.task == TASK) & (results.data_set == data_set)]
     own = own[(own["head"] == head[0]) & (own.variant == head[1])]
     if not (own.n > 0).any():
         raise NothingToDraw(f"there is nothing to draw, no region of a finding is known on {data_set}")
@@ -246,7 +260,7 @@ def _select_pointing(results: pd.DataFrame, head: tuple[str, str], data_set: str
 
 def _plot_pointing(table: pd.DataFrame, *_) -> Drawing:
     heights = [1, max(1, table.finding.nunique() - 1)]
-    figure = style.new_figure(height_mm=forest_height_mm(heights) + 22)
+    figure = new_figure(height_mm=forest_height_mm(heights) + 22)
     headings = ("All findings", "By finding, smallest region first")
     for axes, (measure, (title, label)), letter in zip(
         figure.subplots(1, 2, sharey=True), _PANELS.items(), "ab", strict=True
@@ -266,14 +280,14 @@ def _plot_pointing(table: pd.DataFrame, *_) -> Drawing:
             )  # fmt: skip
         # Zero is the worst there is: bars of attention that never hits must be seen to reach it.
         axes.set_xlim(-0.02, max(1.02 if measure == "pointing_game" else 0.0, axes.get_xlim()[1]))
-        style.title_panel(axes, letter, title)
+        title_panel(axes, letter, title)
         axes.set_xlabel(f"share of {label} inside {_name_region(table)}")
     handles = [Line2D([], [], marker="o", color=ACCENT, linewidth=1.1, markersize=4, label=_HEAD_STYLE.name)]
     handles += [
         Line2D([], [], marker=marker, color=colour, markerfacecolor="none", linestyle="none", markersize=4, label=name)
         for name, marker, colour in _BASELINES.values()
     ]
-    style.add_legend(figure, handles)
+    add_legend(figure, handles)
     return figure
 
 

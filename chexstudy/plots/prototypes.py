@@ -9,9 +9,22 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from chexstudy.curation.online.decisions import BANDS
-from chexstudy.plots import maps
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.looks import BAND_COLOURS, BAND_MARKERS, GREY, INK
+from chexstudy.plots.maps import (
+    PATH_HANDLE,
+    PROTOTYPE_HANDLE,
+    REGION_HANDLE,
+    band_handles,
+    decision_handles,
+    draw_background,
+    draw_bands,
+    draw_decisions,
+    draw_prototypes,
+    draw_regions,
+    last_prototypes,
+    require_pairs,
+)
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import add_legend, clear_frame, frame_map, new_figure, show_radiograph, title_panel
 
@@ -26,11 +39,11 @@ def _select_framework(pairs: pd.DataFrame, trajectory: pd.DataFrame, read_pixels
     ``trajectory`` is of `chexstudy.vectors.umap.trace_prototypes`; ``read_pixels`` gives the pixels ``(height, width)``
     uint8 of an ``image_id``.
     """
-    pairs = maps.require_pairs(pairs)
+    pairs = require_pairs(pairs)
     counts = pairs.groupby(["prototype", "band"]).agg(
         pairs=("kept", "size"), kept=("kept", "sum"), median_distance=("distance", "median")
     )
-    return counts.reset_index(), pairs, maps.last_prototypes(trajectory), read_pixels
+    return counts.reset_index(), pairs, last_prototypes(trajectory), read_pixels
 
 
 def _plot_framework(_: pd.DataFrame, pairs: pd.DataFrame, prototypes: pd.DataFrame, read_pixels: Callable) -> Drawing:
@@ -38,16 +51,16 @@ def _plot_framework(_: pd.DataFrame, pairs: pd.DataFrame, prototypes: pd.DataFra
     strips = figure.subfigures(3, 1, height_ratios=[0.24, 1.0, 0.42])
     _draw_pipeline(strips[0].subplots(), pairs)
     bands, decisions, distances = strips[1].subplots(1, 3, width_ratios=[1, 1, 0.8])
-    maps.draw_bands(bands, pairs)
-    maps.draw_regions(bands, pairs)
-    maps.draw_prototypes(bands, prototypes)
+    draw_bands(bands, pairs)
+    draw_regions(bands, pairs)
+    draw_prototypes(bands, prototypes)
     title_panel(bands, "b", "Bands around prototypes")
-    maps.draw_decisions(decisions, pairs)
-    maps.draw_prototypes(decisions, prototypes, numbered=False)
+    draw_decisions(decisions, pairs)
+    draw_prototypes(decisions, prototypes, numbered=False)
     title_panel(decisions, "c", "Kept and dropped")
     for axes in (bands, decisions):
         frame_map(axes, pairs)
-    handles = [*maps.band_handles(pairs), maps.PROTOTYPE_HANDLE, maps.REGION_HANDLE, *maps.decision_handles(pairs)]
+    handles = [*band_handles(pairs), PROTOTYPE_HANDLE, REGION_HANDLE, *decision_handles(pairs)]
     strips[1].legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=0.9)
     _draw_distances(distances, pairs)
     title_panel(distances, "d", "Distance to prototype")
@@ -159,7 +172,7 @@ def _select_evolution(pairs: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[pd
 
     See `chexstudy.curation.records.stage_maps.join_stage_maps` and `chexstudy.vectors.umap.trace_prototypes`.
     """
-    return require_rows(trajectory, "prototype snapshots"), maps.require_pairs(pairs)
+    return require_rows(trajectory, "prototype snapshots"), require_pairs(pairs)
 
 
 def _plot_evolution(trajectory: pd.DataFrame, pairs: pd.DataFrame) -> Drawing:
@@ -175,17 +188,17 @@ def _plot_evolution(trajectory: pd.DataFrame, pairs: pd.DataFrame) -> Drawing:
         on_map = pairs[pairs.stage == at.stage.iloc[0]] if has_stages(pairs, trajectory) else pairs
         # A snapshot carries the number of steps done before it; pairs scored in those steps shaped it.
         since = on_map[(on_map.step >= before) & (on_map.step < step)] if len(shown) > 1 else on_map
-        maps.draw_background(axes, on_map)
-        maps.draw_bands(axes, since, size=3.5)
+        draw_background(axes, on_map)
+        draw_bands(axes, since, size=3.5)
         for _, path in trajectory[trajectory.snapshot <= snapshot].groupby("prototype"):
             axes.plot(path.x, path.y, color=GREY, linewidth=1.0, zorder=5, gid="path")
-        maps.draw_prototypes(axes, at)
+        draw_prototypes(axes, at)
         frame_map(axes, corners)
         title_panel(axes, letter, f"step {step:,} · " + (f"{len(since):,} scored" if len(since) else "start"))
         before = step
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
-    add_legend(figure, [*maps.band_handles(pairs), maps.PROTOTYPE_HANDLE, maps.PATH_HANDLE])
+    add_legend(figure, [*band_handles(pairs), PROTOTYPE_HANDLE, PATH_HANDLE])
     return figure
 
 
@@ -215,19 +228,19 @@ def choose_snapshots(trajectory: pd.DataFrame) -> list[int]:
 
 def _describe_evolution(trajectory: pd.DataFrame, pairs: pd.DataFrame, seed: int = 0) -> str:
     shown, every = len(choose_snapshots(trajectory)), trajectory.snapshot.nunique()
-    kind = (
+    maps = (
         f"One map (UMAP of the joint features of all scored pairs, fitted once; axes have no meaning) at {shown} of "
         f"{every} snapshots. Coloured: pairs scored since the snapshot before, by band; grey: all others."
     )
     if has_stages(pairs, trajectory):
-        kind = (
+        maps = (
             f"Maps of {pairs.stage.nunique()} stages (UMAP of the joint features at which pairs were scored; each map "
             "starts from the one before, and pairs on both stay near their places; axes have no meaning) at "
             f"{shown} of {every} snapshots. Coloured: pairs scored since the panel before, by band; grey: other pairs "
             "of the stage."
         )
     return (
-        f"Prototypes over training. {kind} Stars and lines: prototypes, placed between their nearest pairs, and their "
+        f"Prototypes over training. {maps} Stars and lines: prototypes, placed between their nearest pairs, and their "
         f"paths so far. n = {pairs.image_id.nunique():,} pairs, {trajectory.prototype.nunique()} prototypes, seed "
         f"{seed}; no intervals."
     )
@@ -236,7 +249,7 @@ def _describe_evolution(trajectory: pd.DataFrame, pairs: pd.DataFrame, seed: int
 def _conclude_evolution(trajectory: pd.DataFrame, _: pd.DataFrame) -> str:
     ordered = trajectory.sort_values("snapshot").groupby("prototype")[["x", "y"]]
     moved = np.hypot(*(ordered.last() - ordered.first()).to_numpy().T)
-    last = maps.last_prototypes(trajectory)[["x", "y"]]
+    last = last_prototypes(trajectory)[["x", "y"]]
     apart = np.hypot(*(last - last.mean()).to_numpy().T).mean()
     return (
         f"From first to last snapshot prototypes moved {np.median(moved):.1f} units of the map (median, at most "

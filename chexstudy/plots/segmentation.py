@@ -12,11 +12,19 @@ from matplotlib.ticker import MaxNLocator
 from chexstudy.evaluation.encoders import NO_ENCODER
 from chexstudy.evaluation.scores import MACRO
 from chexstudy.evaluation.segmentation.decoders import DECODERS
-from chexstudy.plots import measurements
 from chexstudy.plots.adaptation import draw_by_share
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds, spread_arms
 from chexstudy.plots.looks import INK, PALE, ArmStyle, arm_styles
+from chexstudy.plots.measurements import (
+    NothingToDraw,
+    interval,
+    prefer_data_set,
+    require_rows,
+    seed_values,
+    select_rows,
+    summarise_seeds,
+)
 from chexstudy.plots.style import name_lines, new_figure, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, write_row
 
@@ -67,12 +75,8 @@ def _list_decoders(rows: pd.DataFrame) -> list[str]:
 def _select(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     """Measures with all the labels on the preferred test set, and differences to the small U-Net."""
     wanted = {"variant": "", "setting": "", "metric": list(_MEASURES)} | wanted
-    rows = measurements.prefer_data_set(
-        measurements.require_rows(measurements.select_rows(results, SEGMENTATION, **wanted), "outlined structures")
-    )
-    minus = measurements.select_rows(
-        results, DIFFERENCE, reference=PIXEL_UNET, data_set=rows.data_set.iloc[0], **wanted
-    )
+    rows = prefer_data_set(require_rows(select_rows(results, SEGMENTATION, **wanted), "outlined structures"))
+    minus = select_rows(results, DIFFERENCE, reference=PIXEL_UNET, data_set=rows.data_set.iloc[0], **wanted)
     return pd.concat([rows, minus[minus.arm != NO_ENCODER]], ignore_index=True)
 
 
@@ -97,7 +101,7 @@ def _select_decoders(results: pd.DataFrame) -> pd.DataFrame:
     rows = _select(results, finding=MACRO)
     decoders = _list_decoders(rows)
     if len(decoders) < 2:
-        raise measurements.NothingToDraw("there is nothing to compare with one decoder")
+        raise NothingToDraw("there is nothing to compare with one decoder")
     rows["heading"] = ["No encoder" if head in _BASELINES else name_decoder(head) for head in rows["head"]]
     return _sort(rows, rows["head"], [*decoders, *_BASELINES])
 
@@ -117,9 +121,9 @@ def _plot(rows: pd.DataFrame) -> Drawing:
             enumerate(headings), zip(spread_arms(len(looks), 0.76), looks, strict=True)
         ):
             own = _of_line(rows[(rows.metric == metric) & (rows.heading == heading)], *line)
-            for row in measurements.summarise_seeds(own).itertuples():
-                draw_estimate(axes, place + aside, measurements.interval(row), looks[line], size=3.6)
-                draw_seeds(axes, place + aside, measurements.seed_values(own), looks[line])
+            for row in summarise_seeds(own).itertuples():
+                draw_estimate(axes, place + aside, interval(row), looks[line], size=3.6)
+                draw_seeds(axes, place + aside, seed_values(own), looks[line])
         for place in range(1, len(headings)):
             axes.axhline(place - 0.5, color=PALE, linewidth=0.5, zorder=0)
         axes.grid(axis="x")
@@ -156,10 +160,10 @@ def _conclude(rows: pd.DataFrame) -> str:
     of_what = dice.finding.iloc[0].replace(MACRO, "mean over structures")
     several, words = len(_list_decoders(rows)) > 1, []
     for line, style in _looks(dice).items():
-        best = measurements.summarise_seeds(_of_line(dice, *line)).sort_values("value").iloc[-1]
+        best = summarise_seeds(_of_line(dice, *line)).sort_values("value").iloc[-1]
         named = f", {name_decoder(best['head'])}," if several and not line[1] else ""
         words.append(f"{style.name}{named} {write_row(best)}")
-    minus = measurements.summarise_seeds(rows[(rows.metric == "dice_difference") & (rows.finding != MACRO)])
+    minus = summarise_seeds(rows[(rows.metric == "dice_difference") & (rows.finding != MACRO)])
     lost = minus[minus.ci_high < 0].groupby("finding").arm.nunique()
     losses = ", ".join(f"{structure} ({count} of {minus.arm.nunique()} encoders)" for structure, count in lost.items())
     sentence = f"Dice, {of_what} ({name_data_set(dice.data_set.iloc[0])}): {'; '.join(words)}"
@@ -168,9 +172,9 @@ def _conclude(rows: pd.DataFrame) -> str:
 
 def _select_labels(results: pd.DataFrame) -> pd.DataFrame:
     """Means over structures by the share of the patients, of one decoder on every encoder and of the baselines."""
-    rows = measurements.select_rows(results, SEGMENTATION, variant="", finding=MACRO, metric=["dice", "hd95"])
-    measurements.require_rows(rows[rows.setting != ""], "outlines learnt from shares of the labels")
-    rows = measurements.prefer_data_set(rows)
+    rows = select_rows(results, SEGMENTATION, variant="", finding=MACRO, metric=["dice", "hd95"])
+    require_rows(rows[rows.setting != ""], "outlines learnt from shares of the labels")
+    rows = prefer_data_set(rows)
     thinned = rows[rows.setting != ""]
     decoder = _list_decoders(thinned)[:1]
     # What was not learnt from fewer labels is no curve.
@@ -205,7 +209,7 @@ def _conclude_labels(rows: pd.DataFrame) -> str:
     share = min(dice.setting[dice.setting != ""], key=float)
     few = dice[dice.setting == share]
     words = (
-        f"{style.name} {write_row(measurements.summarise_seeds(_of_line(few, *line)).iloc[0])}"
+        f"{style.name} {write_row(summarise_seeds(_of_line(few, *line)).iloc[0])}"
         for line, style in _looks(few).items()
     )
     return f"Dice with {float(share):.0%} of the labelled patients: {'; '.join(words)}."

@@ -26,11 +26,26 @@ from chexstudy.experiments.self_supervised_arms import (
     name_source,
 )
 from chexstudy.experiments.small_lesions import ATTENTION, GAIN, LARGER_LESIONS, VARIANTS
-from chexstudy.plots import forest
 from chexstudy.plots.adaptation import HEADS, name_head
 from chexstudy.plots.figure import Figure
+from chexstudy.plots.forest import (
+    Estimate,
+    Group,
+    add_arm_legend,
+    draw_estimate,
+    draw_values_and_differences,
+    forest_height_mm,
+    level_groups,
+    list_estimates,
+)
 from chexstudy.plots.looks import ACCENT, GREY, SEQUENCE, ArmStyle, arm_style
-from chexstudy.plots.measurements import interval, prefer_data_set, require_rows, select_rows, summarise_seeds
+from chexstudy.plots.measurements import (
+    interval,
+    prefer_data_set,
+    require_rows,
+    select_rows,
+    summarise_seeds,
+)
 from chexstudy.plots.style import add_legend, new_figure, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, write_row
 from chexstudy.pretraining.arms.definitions import split_name
@@ -144,22 +159,22 @@ def _plot_arms(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
     values, minus = {}, {}
     for key in order_encoders(rows):
         style = style_encoder(*key)
-        values[key] = forest.Group(style.name, _list_heads(_of_encoder(rows, key), style))
-        minus[key] = forest.Group("", _list_heads(_of_encoder(differences, key), style))
+        values[key] = Group(style.name, _list_heads(_of_encoder(rows, key), style))
+        minus[key] = Group("", _list_heads(_of_encoder(differences, key), style))
     return _draw_beside(values, minus, _AUROC, {"a": "By head", "b": "Minus random images"}, 0.5)
 
 
 def _draw_beside(values: dict, beside: dict, labels: tuple[str, str], titles: dict, chance=None, **options) -> Drawing:
     """Forests of two measures, line by line beside each other."""
-    figure = new_figure(height_mm=forest.forest_height_mm(forest.level_groups(list(values.values()))) + 18)
-    forest.draw_values_and_differences(figure, values, beside, labels, titles, chance, **options)
+    figure = new_figure(height_mm=forest_height_mm(level_groups(list(values.values()))) + 18)
+    draw_values_and_differences(figure, values, beside, labels, titles, chance, **options)
     for axes in figure.axes[1:]:
         axes.set_yticklabels([])
     return figure
 
 
-def _list_heads(rows: pd.DataFrame, style: ArmStyle) -> list[forest.Estimate]:
-    return forest.list_estimates(rows, "head", {head: replace(style, name=_name_probe(head)) for head in HEADS})
+def _list_heads(rows: pd.DataFrame, style: ArmStyle) -> list[Estimate]:
+    return list_estimates(rows, "head", {head: replace(style, name=_name_probe(head)) for head in HEADS})
 
 
 def _name_probe(head: str) -> str:
@@ -239,8 +254,8 @@ def _plot_sources(rows: pd.DataFrame, differences: pd.DataFrame) -> Drawing:
             if key[0] == own_source:
                 style = ArmStyle(f"{style.name}, the test's own", ACCENT, "D")
             one, other = (_of_encoder(table[table.data_set == data_set], key) for table in (rows, differences))
-            values[data_set, key] = forest.Group(f"{name_data_set(data_set)}: {style.name}", _list_heads(one, style))
-            minus[data_set, key] = forest.Group("", _list_heads(other, style))
+            values[data_set, key] = Group(f"{name_data_set(data_set)}: {style.name}", _list_heads(one, style))
+            minus[data_set, key] = Group("", _list_heads(other, style))
     titles = {"a": "By test set, encoder and head", "b": "Minus all sources"}
     return _draw_beside(values, minus, _AUROC, titles, 0.5)
 
@@ -281,15 +296,15 @@ def _plot_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame) -> D
             one, other = (_of_encoder(rows[rows.finding == size], key) for rows in (gains, seen))
             if one.empty:
                 continue
-            groups[key, size] = forest.Group(f"{style_encoder(*key).name}: {size}", _list_places(one))
-            marks[key, size] = forest.Group("", _list_places(other))
+            groups[key, size] = Group(f"{style_encoder(*key).name}: {size}", _list_places(one))
+            marks[key, size] = Group("", _list_places(other))
     titles = {"a": "Minus the linear probe", "b": "Inside, beyond the mean map"}
     return _draw_beside(groups, marks, ("Difference in AUROC", "Share of the attention"), titles, reference=0.0)
 
 
-def _list_places(rows: pd.DataFrame) -> list[forest.Estimate]:
+def _list_places(rows: pd.DataFrame) -> list[Estimate]:
     found = sorted(rows.itertuples(), key=lambda row: ["", *VARIANTS].index(row.setting))
-    return [forest.Estimate(name_head(row.head, row.setting), interval(row), HEADS[row.head]) for row in found]
+    return [Estimate(name_head(row.head, row.setting), interval(row), HEADS[row.head]) for row in found]
 
 
 def _describe_lesions(_: pd.DataFrame, gains: pd.DataFrame, seen: pd.DataFrame, small: float) -> str:
@@ -328,12 +343,12 @@ def _plot_resolution(rows: pd.DataFrame) -> Drawing:
             of_metric = own[own.metric == metric]
             axes.plot(of_metric.side, scale * of_metric.value, color=style.colour, linewidth=1.0)
             for row in of_metric.itertuples():
-                forest.draw_estimate(axes, row.side, interval(row, scale), style, vertical=True)
+                draw_estimate(axes, row.side, interval(row, scale), style, vertical=True)
     for axes, label, letter in zip(panels, ("AUROC, all findings", "Milliseconds an image"), "ab", strict=True):
         axes.set(xlabel="Side in pixels", ylabel=label, xticks=sorted(set(rows.side)))
         title_panel(axes, letter, "Linear probe" if letter == "a" else "What an image takes")
     panels[1].set_ylim(bottom=0)
-    forest.add_arm_legend(figure, [style_encoder(*key) for key in order_encoders(rows)])
+    add_arm_legend(figure, [style_encoder(*key) for key in order_encoders(rows)])
     return figure
 
 

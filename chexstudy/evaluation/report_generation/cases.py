@@ -13,7 +13,7 @@ import pandas as pd
 from chexstudy.cohort.reports import SECTION_HEADINGS, training_text
 from chexstudy.cohort.splits import TEST_SPLITS
 from chexstudy.evaluation.context import Evaluation
-from chexstudy.evaluation.report_generation.labeler import is_foreign
+from chexstudy.evaluation.report_generation.labeler import can_label, is_foreign
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.inputs.yaml_files import read_data_beside
 
@@ -66,7 +66,8 @@ def choose_cases(
             Fewer are part of more.
 
     Returns:
-        The evaluation of these images, and a row a data set and reason: ``data_set, reason, images, of``.
+        The evaluation of these images, and a row a data set and reason: ``data_set, reason, images, of``. If there is
+        nothing to learn from, or to judge by, a line says so and there is no image.
     """
     cohort = evaluation.cohort
     reports, named = cohort.report.tolist(), cohort.source + "/" + cohort.split
@@ -82,16 +83,25 @@ def choose_cases(
     counts = pd.DataFrame({"data_set": named, "reason": reasons})[reasons != ""].value_counts(sort=False)
     counts = counts.rename("images").reset_index()
     counts["of"] = counts.data_set.map(named.value_counts())
-    return replace(evaluation, cohort=pd.concat(parts).sort_index() if parts else usable), counts
+    chosen = pd.concat(parts).sort_index() if parts else usable
+    if obstacle := _explain_none(chosen, counts):
+        print(f"No reports are written: {obstacle}.")
+        chosen = chosen.iloc[:0]
+    return replace(evaluation, cohort=chosen), counts
 
 
-def explain_no_cases(evaluation: Evaluation, left_out: pd.DataFrame) -> str:
-    """Why no reports can be written, of what `choose_cases` gave, as a sentence; empty if they can."""
-    has = set(evaluation.cohort.split)
+def _explain_none(chosen: pd.DataFrame, left_out: pd.DataFrame) -> str:
+    """Why there is nothing to learn from, or nothing to judge by, as a sentence; empty if there is."""
+    has = set(chosen.split)
     lacks = "training" if "train" not in has else "test" if not has & set(TEST_SPLITS) else ""
     counts = left_out.groupby("reason").images.sum()
     told = "; ".join(f"{reason}: {count:,}" for reason, count in counts.items())
     return f"no {lacks} image has a text to write ({told})" if lacks else ""
+
+
+def list_labelled(evaluation: Evaluation) -> list[str]:
+    """The cohort's findings that the labeler reads from a text."""
+    return [finding for finding in evaluation.findings if can_label(finding)]
 
 
 def _thin(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:

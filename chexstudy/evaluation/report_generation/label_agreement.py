@@ -1,14 +1,14 @@
 """Is the labeler right? What it reads in reference reports against the cohort's labels, before any F1 is believed."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import label_matrix
 from chexstudy.evaluation.context import Evaluation
+from chexstudy.evaluation.report_generation.cases import list_labelled
 from chexstudy.evaluation.report_generation.controls import Labeler
+from chexstudy.evaluation.report_generation.labeler import label_reports
 from chexstudy.evaluation.scores import Measured, append_groups, group_findings
 from chexstudy.results import COLUMNS, OVER_SEEDS, validate_results
 from chexstudy.statistics.bootstrap import count_scarcer_patients
@@ -18,15 +18,15 @@ AGREEMENT = "report_label_agreement"
 METRICS = ("sensitivity", "specificity", "kappa")
 
 
-def measure_agreement(evaluation: Evaluation, label: Labeler, findings: Sequence[str]) -> pd.DataFrame:
+def measure_agreement(evaluation: Evaluation, label: Labeler = label_reports) -> pd.DataFrame:
     """Sensitivity, specificity and Cohen's kappa of each finding and their macro means, on references of test sets.
 
     What a report does not mention is absent; cases whose label is not known or uncertain are left out. Of the phantom,
     whose reports say all that an image holds, a disagreement is the labeler's fault; of others it can be the report's.
-    Rows of the results table, of no arm; no findings give none.
+    Rows of the results table, of no arm, for the findings that the labeler knows; none of them, or no case, give none.
     """
-    tables = [pd.DataFrame(columns=COLUMNS)]
-    for name, rows in evaluation.test_sets().items() if findings else ():
+    tables, findings = [pd.DataFrame(columns=COLUMNS)], list_labelled(evaluation)
+    for name, rows in evaluation.test_sets().items() if findings and len(evaluation.cohort) else ():
         labels, (weights, _) = label_matrix(rows, findings), evaluation.draw_patients(rows)
         said = np.asarray(label([training_text(report) for report in rows.report], findings)) == 1
         known, groups = known_labels(labels), group_findings(findings, None)

@@ -16,7 +16,7 @@ from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
 from chexstudy.evaluation.encoders import NO_ENCODER, is_arm
-from chexstudy.evaluation.report_generation.cases import read_indication
+from chexstudy.evaluation.report_generation.cases import list_labelled, read_indication
 from chexstudy.evaluation.report_generation.controls import (
     COMMONEST,
     ITSELF,
@@ -38,7 +38,7 @@ from chexstudy.evaluation.report_generation.image_controls import (
     ZEROS,
     show_images,
 )
-from chexstudy.evaluation.report_generation.labeler import can_label, label_reports
+from chexstudy.evaluation.report_generation.labeler import label_reports
 from chexstudy.evaluation.report_generation.metrics import FOURTEEN, measure_reports, sign_metrics
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.evaluation.scores import Measured, scores_artifact
@@ -135,11 +135,6 @@ def _tabulate(rows: pd.DataFrame, reports: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"image_id": rows.image_id.to_numpy(), "report": reports})
 
 
-def list_labelled(evaluation: Evaluation) -> list[str]:
-    """The cohort's findings that the labeler reads from a text."""
-    return [finding for finding in evaluation.findings if can_label(finding)]
-
-
 def name_text(settings: GeneratorSettings) -> str:
     """Which text of reports it is, as the results table has it in ``setting``."""
     return f"{settings.sections}{'.stripped' * settings.strip_comparisons}"
@@ -152,10 +147,10 @@ def name_text(settings: GeneratorSettings) -> str:
 class Writing:
     """What is written: every generator on every model and seed, its images beside the controls, and what sees none."""
 
-    arms: tuple[str, ...]  # and other encoders, by name
-    seeds: tuple[int, ...]
-    generators: tuple[str, ...]
-    controls: tuple[str, ...] = tuple(CONTROLS)
+    arms: Sequence[str]  # and other encoders, by name
+    seeds: Sequence[int]
+    generators: Sequence[str]
+    controls: Sequence[str] = tuple(CONTROLS)
     settings: GeneratorSettings = field(default_factory=GeneratorSettings)
 
     def __post_init__(self):
@@ -193,6 +188,8 @@ def measure_written(evaluation: Evaluation, writing: Writing, workers: int = 1) 
         of_arms = measure_tasks(evaluation, tasks, arms, writing.seeds, workers)
         measured |= of_arms
         tables.append(list_values(evaluation, of_arms, tasks, arms, writing.seeds))
+    if not measured:
+        return tables[0]
     differences = [
         list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
         for reference, pairs in _list_pairs(writing).items()
@@ -203,6 +200,8 @@ def measure_written(evaluation: Evaluation, writing: Writing, workers: int = 1) 
 
 def _list_work(evaluation: Evaluation, writing: Writing) -> Iterator[tuple[list[str], list[WriteReports]]]:
     """Models that can write by the same tasks, and these."""
+    if evaluation.cohort.empty:
+        return
     tasks = writing.list_tasks()
     if not evaluation.findings or evaluation.validation.empty:
         tasks = [task for task in tasks if task.generator != COMPOSITION]
