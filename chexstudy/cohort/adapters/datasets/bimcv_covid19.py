@@ -1,7 +1,6 @@
 """BIMCV-COVID19, positive and negative: images named by patient and session, labels and Spanish reports by session.
 
-Ages are those at the first visit, as they are told for a patient and not for an image. CT is left out. Source: de la
-Iglesia Vayá et al. 2020 (BIMCV, Valencia).
+Ages are those at the first visit, as they are told for a patient and not for an image. CT is left out.
 """
 
 import os

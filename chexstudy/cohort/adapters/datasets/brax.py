@@ -1,7 +1,4 @@
-"""BRAX: the PNG or the DICOM images (those of 1.0.0 without an ending), labels by a labeller, no reports.
-
-Source: Reis et al. 2022 (PhysioNet).
-"""
+"""BRAX: the PNG or the DICOM images (those of 1.0.0 without an ending), labels by a labeller, no reports."""
 
 import os
 

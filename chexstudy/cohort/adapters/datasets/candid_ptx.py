@@ -1,7 +1,6 @@
 """CANDID-PTX: DICOM files without endings, free reports, and a row a mask of pneumothorax, chest tube and rib fracture.
 
-An image that the table gives to several patients is left out: no split could keep it apart. Source: Feng et al.,
-Radiology: Artificial Intelligence 2021 (University of Otago).
+An image that the table gives to several patients is left out: no split could keep it apart.
 """
 
 import os

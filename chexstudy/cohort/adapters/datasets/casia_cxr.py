@@ -1,7 +1,4 @@
-"""CASIA-CXR: a folder a finding, with French reports; the finding of the folder is present, the others not told.
-
-Source: Metmer and Yang, Neurocomputing 2024 (Institute of Automation, Chinese Academy of Sciences).
-"""
+"""CASIA-CXR: a folder a finding, with French reports; the finding of the folder is present, the others not told."""
 
 import pandas as pd
 

@@ -1,7 +1,6 @@
 """CheXlocalize: masks of findings on CheXpert's validation and test images, as COCO's tools pack them.
 
-Only images with a finding have masks: a missing one says nothing of a label. Source: Saporta et al., Nature Machine
-Intelligence 2022.
+Only images with a finding have masks: a missing one says nothing of a label.
 """
 
 from chexstudy.cohort.adapters.layout import Download, read_json

@@ -1,8 +1,7 @@
 """CheXmask: masks of lungs and heart that a network drew on other sets, told by starts and lengths of runs along rows.
 
 Each has an estimate of its own quality (reverse classification accuracy); masks below 0.7 are left out, as the owners
-advise. Mean and maximum are swapped in some releases: the lower of both is the mean. Source: Gaggion et al., Scientific
-Data 2024.
+advise. Mean and maximum are swapped in some releases: the lower of both is the mean.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""CheXpert v1.0, its training and validation images: JPEG files, and labels of reports that are not part of it.
-
-Source: Irvin et al., AAAI 2019 (Stanford AIMI).
-"""
+"""CheXpert v1.0, its training and validation images: JPEG files, and labels of reports that are not part of it."""
 
 import re
 

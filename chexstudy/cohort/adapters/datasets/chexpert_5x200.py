@@ -1,7 +1,6 @@
 """CheXpert 5x200: training images of CheXpert with exactly one of five findings, to be told from each other.
 
 The table names the images; they, and the impressions where the table has none, are those of CheXpert or CheXpert Plus.
-Source: Huang et al., ICCV 2021 (GLoRIA).
 """
 
 import pandas as pd

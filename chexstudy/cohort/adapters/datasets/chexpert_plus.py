@@ -1,7 +1,7 @@
 """CheXpert Plus: the images of CheXpert as DICOM or PNG, with their reports and labels that were read from these.
 
 The labels of the impression alone are the most, and the default: those of the whole report tell what the findings say
-too. Source: Chambon et al., 2024 (Stanford AIMI), release 240401.
+too.
 """
 
 import pandas as pd

@@ -1,7 +1,7 @@
 """The test images of CheXpert, with labels by radiologists: those of the CheXlocalize archive, or as released alone.
 
 ``test_labels.csv`` has a row an image, ``groundtruth.csv`` a row a study, whose images have its labels. A study of no
-label need not be one of No Finding. Sources: Rajpurkar et al., CHIL 2021; Saporta et al., 2022 (Stanford).
+label need not be one of No Finding.
 """
 
 import pandas as pd

@@ -1,7 +1,7 @@
 """The COVID-19 image collection of Cohen et al.: cases from publications, with a path of a finding and some outcomes.
 
 A finding such as ``Pneumonia/Viral/COVID-19`` states itself and what it is a kind of, and nothing of other kinds; only
-no finding denies the others. Source: Cohen et al., MELBA 2020.
+no finding denies the others.
 """
 
 import pandas as pd

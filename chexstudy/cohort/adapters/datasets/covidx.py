@@ -1,7 +1,7 @@
 """COVIDx, radiographs of several public sets for one question: lists of images in plain text, one a split.
 
 A line is patient, file, class and the set it is from, with blanks between them, and sometimes within the name of the
-file; the oldest lists do not say the set. Source: Wang et al., Scientific Reports 2020 (COVID-Net).
+file; the oldest lists do not say the set.
 """
 
 from pathlib import Path

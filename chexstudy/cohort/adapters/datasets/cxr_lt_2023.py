@@ -1,7 +1,4 @@
-"""CXR-LT 2023: MIMIC-CXR split anew, with labels of more findings, each stated; reports where MIMIC-CXR's lie there.
-
-Source: Holste et al. 2023 (PhysioNet, CVAMD workshop at ICCV).
-"""
+"""CXR-LT 2023: MIMIC-CXR split anew, with labels of more findings, each stated; reports where MIMIC-CXR's lie there."""
 
 from collections.abc import Mapping, Sequence
 

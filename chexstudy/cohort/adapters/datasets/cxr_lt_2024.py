@@ -1,7 +1,4 @@
-"""CXR-LT 2024: the three tasks, each with tables of its own over the images of MIMIC-CXR.
-
-Source: Lin et al. 2025 (PhysioNet, challenge at MICCAI 2024).
-"""
+"""CXR-LT 2024: the three tasks, each with tables of its own over the images of MIMIC-CXR."""
 
 import pandas as pd
 

@@ -1,7 +1,4 @@
-"""JSRT: raw 12-bit radiographs, and lists without a header whose records sometimes run together.
-
-Source: Shiraishi et al., AJR 2000 (Japanese Society of Radiological Technology).
-"""
+"""JSRT: raw 12-bit radiographs, and lists without a header whose records sometimes run together."""
 
 import re
 

@@ -2,7 +2,7 @@
 
 Names are those of Kaggle's copy (``person1_virus_6.jpeg``, ``IM-0115-0001.jpeg``) or of Mendeley's
 (``BACTERIA-1008087-0001.jpeg``). Numbers start anew in each split, so that whether a child is in two of them is not
-known: each split has its own. Source: Kermany et al., Cell 2018.
+known: each split has its own.
 """
 
 import re

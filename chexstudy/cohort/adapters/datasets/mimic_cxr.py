@@ -2,7 +2,7 @@
 
 Beside the table of the images everything is optional: the official split (else patients are split at random), the
 labels, the reports (``files/pNN/pN/sN.txt``, or ``mimic_cxr_sectioned.csv`` of the official script where that lies
-there), and ``patients.csv`` of MIMIC-IV, which alone tells sex and age. Source: Johnson et al. 2019 (PhysioNet).
+there), and ``patients.csv`` of MIMIC-IV, which alone tells sex and age.
 """
 
 import os

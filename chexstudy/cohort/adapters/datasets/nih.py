@@ -1,6 +1,6 @@
 """NIH ChestX-ray14 in its official layout: labels joined in one cell, the split lists, the radiologists' boxes.
 
-Reports do not exist; pseudo-reports are written from the labels. Source: Wang et al., CVPR 2017 (NIH Clinical Center).
+Reports do not exist; pseudo-reports are written from the labels.
 """
 
 import pandas as pd

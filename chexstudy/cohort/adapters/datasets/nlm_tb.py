@@ -3,7 +3,7 @@
 The last digit of a name says normal (0) or tuberculosis (1). Files are found by their official names wherever they lie
 under the folder, so the original archives, unpacked side by side, and flat copies work alike. Readings come from
 ``ClinicalReadings/*.txt`` or from a table ``study_id, sex, age, findings``; an image without a reading gets a
-pseudo-report. Source: Jaeger et al. 2014, Candemir et al. 2014 (U.S. National Library of Medicine).
+pseudo-report.
 """
 
 import re

@@ -1,8 +1,7 @@
 """Open-I (Indiana University): an XML file a report with its images and MeSH headings, or the Kaggle copy's tables.
 
 Images are the PNG or the DICOM archive, or those of the copy; all three name an image in their own way. Patients are
-not identified, and each report counts as one. Source: Demner-Fushman et al., JAMIA 2016 (U.S. National Library of
-Medicine).
+not identified, and each report counts as one.
 """
 
 import os

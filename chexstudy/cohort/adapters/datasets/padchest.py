@@ -1,7 +1,6 @@
 """PadChest: Spanish reports, and labels as lists of terms, which physicians gave to a part and a network to the rest.
 
-Only the year of birth is told, so an age may be one too many. Source: Bustos et al., Medical
-Image Analysis 2020 (BIMCV, University of Alicante, Hospital San Juan).
+Only the year of birth is told, so an age may be one too many.
 """
 
 import pandas as pd

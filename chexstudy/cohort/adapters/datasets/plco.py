@@ -1,7 +1,4 @@
-"""PLCO's chest radiographs: images, screens and persons in three tables, deaths and lung cancers with their times.
-
-Source: the lung data of the Prostate, Lung, Colorectal and Ovarian trial (National Cancer Institute, CDAS).
-"""
+"""PLCO's chest radiographs: images, screens and persons in three tables, deaths and lung cancers with their times."""
 
 import pandas as pd
 

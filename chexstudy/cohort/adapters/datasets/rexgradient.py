@@ -1,7 +1,4 @@
-"""ReXGradient-160K: a JSON file a split, with a report and several images a study, no labels.
-
-Source: Zhang et al. 2025 (Hugging Face, rajpurkarlab).
-"""
+"""ReXGradient-160K: a JSON file a split, with a report and several images a study, no labels."""
 
 import os
 from pathlib import Path

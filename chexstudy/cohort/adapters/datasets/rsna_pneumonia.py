@@ -1,7 +1,7 @@
 """RSNA Pneumonia 2018: a row a box, three classes of images, and a file that says which NIH images they are.
 
 ``patientId`` names an image, not a patient: with the mapping in the folder patients are those of NIH ChestX-ray14, else
-each image counts as one. Source: Shih et al., Radiology: Artificial Intelligence 2019.
+each image counts as one.
 """
 
 import pandas as pd

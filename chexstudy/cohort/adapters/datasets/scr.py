@@ -1,7 +1,4 @@
-"""SCR: a picture a structure of each JSRT image, in a folder that is called like the structure.
-
-Source: van Ginneken et al., Medical Image Analysis 2006.
-"""
+"""SCR: a picture a structure of each JSRT image, in a folder that is called like the structure."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """SIIM-ACR Pneumothorax: a row a mask, told by gaps and lengths of runs down the columns; no patient is told.
 
-Where the images are DICOM, view, sex and age come from their headers. Source: Zawacki et al., Kaggle 2019.
+Where the images are DICOM, view, sex and age come from their headers.
 """
 
 import pandas as pd

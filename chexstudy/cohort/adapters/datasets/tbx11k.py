@@ -1,7 +1,7 @@
 """TBX11K: images in a folder a class, official lists, and boxes of tuberculosis by kind in COCO form.
 
 The official test images have no labels, and the extra ones are those of other sets, Montgomery and Shenzhen among them:
-both are left out. Source: Liu et al., CVPR 2020.
+both are left out.
 """
 
 import os

@@ -1,7 +1,7 @@
 """VinDr-CXR: DICOM images, a row for each reader of an image, and the boxes of all readers; no patient is told.
 
 Sex and age come from the header of an image, which often has neither, and so does the size of the picture on which
-boxes were drawn: images that were turned into PNG have no boxes. Source: Nguyen et al. 2022 (PhysioNet).
+boxes were drawn: images that were turned into PNG have no boxes.
 """
 
 import numpy as np

@@ -1,7 +1,4 @@
-"""VinDr-PCXR: radiographs of children, laid out like VinDr-CXR, one reader an image.
-
-Source: Pham et al. 2022 (PhysioNet).
-"""
+"""VinDr-PCXR: radiographs of children, laid out like VinDr-CXR, one reader an image."""
 
 from chexstudy.cohort.adapters.datasets.vindr_cxr import list_boxes, read_readings
 from chexstudy.cohort.adapters.manifest import register

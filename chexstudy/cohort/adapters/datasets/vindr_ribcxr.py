@@ -1,7 +1,4 @@
-"""VinDr-RibCXR: outlines of ribs in JSON files whose columns are the ribs; no patient and no finding is told.
-
-Source: Nguyen et al., MIDL 2021.
-"""
+"""VinDr-RibCXR: outlines of ribs in JSON files whose columns are the ribs; no patient and no finding is told."""
 
 import os
 
