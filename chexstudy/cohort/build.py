@@ -39,11 +39,9 @@ def build_cohort(
 ) -> tuple[PixelStore, dict]:
     """Describe a source's images, read each once, and write the study's cohort, pixels, annotations and quarantine.
 
-    The source is ``phantom``, made as the configuration says, one of `chexstudy.cohort.adapters.SOURCES`, which lies in
-    ``data_root``, or ``joint``, the sources of the manifest ``data_root``; images that lie wrong are dealt with as
-    `chexstudy.cohort.orientation.settle_orientation` says, near-duplicates as
-    `chexstudy.cohort.near_duplicates.settle_near_duplicates` does. Notes come with the store, for example how many
-    images no table names and how many are copies.
+    The source is ``phantom``, one of `chexstudy.cohort.adapters.SOURCES` in ``data_root``, or ``joint``, those of the
+    manifest ``data_root``; for the last two arguments see `settle_orientation` and `settle_near_duplicates`. Notes come
+    with the store, such as how many images are copies.
     """
     refuse_other_words(orientation)
     refuse_other_policies(duplicates)

@@ -36,10 +36,9 @@ class Group:
 def list_groups(cohort: pd.DataFrame, near_duplicate: np.ndarray | None = None) -> list[Group]:
     """Every group of a cohort, those without a member too, kind by kind; a kind whose column is absent has none.
 
-    A finding's group holds the pairs labelled present; pairs labelled uncertain are neither in it nor compared with
-    it, while pairs whose report does not state the finding count as without it, as reports seldom state what is
-    absent. Tiers are those of the long tail in this cohort (above 10 %, 1 to 10 %, below 1 % of the pairs). Unknown
-    sex, view and age are no groups. ``near_duplicate (pairs,)`` says which pairs repeat another, if it is known.
+    A finding's group holds the pairs labelled present; those labelled uncertain are neither in it nor compared with it,
+    those that do not state it are, as reports seldom state what is absent. Tiers are those of this cohort. Unknown sex,
+    view and age are no groups. ``near_duplicate (pairs,)`` says which pairs repeat another, if it is known.
     """
     # A table of the user's own may have columns beside the reserved ones that are no finding's.
     findings = [

@@ -1,12 +1,9 @@
 """Near-duplicates: images of one exposure, or of two within one study, whatever was done to the copies since.
 
-Every image is laid over the mean image of the cohort, so that turned, shifted, cropped and inverted copies meet in one
-frame. There, few numbers describe it; the images nearest by them, and those of its study, are the candidates. Each
-candidate pair is registered and must agree on its pixels, finer and finer.
-
-How alike is alike enough depends on who the images are said to be of. A study's second exposure has another position
-and other noise. A patient's images of two days may differ as little, and are no copies of each other: they count only
-if they agree to the noise. Anybody else's must agree as one exposure does after resizing and compression.
+Every image is laid over the mean image, so that turned, shifted, cropped and inverted copies meet in one frame, where
+few numbers describe it. The images nearest by them, and those of its study, are registered with it and must agree on
+its pixels, finer and finer: as two exposures of one moment within a study, to the noise for a patient's other images,
+which may look as alike, and as one exposure after resizing and compression for anybody else's.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -66,8 +63,7 @@ def refuse_other_policies(policy: str) -> None:
 def settle_near_duplicates(run: Run, policy: str, workers: int = 2) -> dict[str, int]:
     """Keep a study's near-duplicates (``keep``), one image a group (``one_per_group``) or none (``drop``); count them.
 
-    What does not stay goes to quarantine. ``one_per_group`` leaves the image in the split nearest to the test, of
-    several there the first.
+    What does not stay goes to quarantine; of a group stays the first in the split nearest to the test.
     """
     groups = tabulate_near_duplicates(run, workers) if policy != KEEP else None
     withheld = choose_withheld(groups, policy) if policy != KEEP else pd.DataFrame(columns=QUARANTINE_COLUMNS)

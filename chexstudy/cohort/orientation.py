@@ -1,9 +1,8 @@
 """Which images of a cohort lie otherwise than the others: negative, rotated, mirrored, lateral, or unlike all.
 
-No label and no other network is needed: most images are upright, and teach what that is. In a first round images are
-held against their mean, and in two more against a score that learned from those not found wrong before
-(`chexstudy.cohort.upright_score`). What a cohort mostly shows counts as upright: one that is inverted altogether is not
-found out.
+Most images are upright, and teach what that is: images are held against their mean, then twice against a score that
+learned from those not found wrong (`chexstudy.cohort.upright_score`). A cohort that is inverted altogether is not found
+out.
 """
 
 import numpy as np
@@ -54,9 +53,8 @@ def refuse_other_words(orientation: str) -> None:
 def settle_orientation(run: Run, orientation: str) -> tuple[PixelStore, dict]:
     """Look how a study's images lie (``check``), turn back those that lie wrong (``mend``), or do neither (``skip``).
 
-    The shards keep what the files show: what is turned back stands in the store's index, and is undone by ``check``.
-    Annotations are taken to lie as the file does, and are turned with it when they are read.
-    Notes come with the store: how many were turned, or that there are too few images to tell.
+    What is turned back stands in the store's index, not in its shards, and is undone by ``check``; annotations lie as
+    the file does, and are turned when they are read. Notes come with the store.
     """
     if orientation == SKIP:
         for table in (ORIENTATION, POWER):
@@ -105,13 +103,13 @@ def find_orientation(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How each image lies, and how many would be found.
 
-    Images are ``uint8 (n, size, size)``, or what gives one ``(size, size)`` by its number, of ``patients (n,)``; those
-    that the source calls lateral, bool ``(n,)``, are what the others are compared with from 20 on.
+    Images are ``uint8 (n, size, size)``, or what gives one by its number, of ``patients (n,)``; those that the source
+    calls lateral, bool ``(n,)``, are what others are compared with from 20 on.
 
     Gives a row an image: ``found`` (one of `KINDS`, ``lateral``, ``unlike the others``, or ``unknown`` in a cohort of
-    fewer than 50 frontal images or 5 patients) and its ``probability`` (NaN where none is estimated). And a row for
-    each kind in `ASKED`: of how many images found upright, had they lain so, which ``share`` would be found, with
-    Wilson's 95 % interval ``low``, ``high``. Where that is less than half for ``mirrored``, none is called so.
+    fewer than 50 frontal images or 5 patients) and its ``probability`` (or NaN); and a row for each kind in `ASKED`:
+    which ``share`` of the upright images would be found, had they lain so, with Wilson's 95 % interval ``low``,
+    ``high``. If it is below a half for ``mirrored``, none is called so.
     """
     found = np.where(is_lateral, LATERAL, UNKNOWN).astype(object)
     probability = np.full(len(found), np.nan)

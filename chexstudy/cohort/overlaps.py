@@ -94,9 +94,8 @@ def describe_exposure(source: str) -> str:
 def exclude_overlap(cohort: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Take out of training, and of validation, what a set nearer to the test holds too, whichever source that is of.
 
-    Shared are patients, whom sources that number them alike give the same ``patient_id``, and images of one name where
-    `find_overlaps` says that names tell. Gives the rows that stay, and one sentence: what was taken out and why, and
-    what may still be shared.
+    Shared are patients with one ``patient_id``, and images of one name where `find_overlaps` says that names tell.
+    Gives the rows that stay, and in one sentence what was taken out and why, and what may still be shared.
     """
     keys = [("patient", cohort.patient_id.map({name: patient_key(name) for name in cohort.patient_id.unique()}))]
     keys += [("name", key) for key in _name_shared_images(cohort)]

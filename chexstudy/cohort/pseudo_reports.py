@@ -1,10 +1,8 @@
 """Pseudo-reports: what the labels of an image say, in sentences, for sources without reports.
 
-The sentences lie in ``pseudo_reports.yaml``. A pseudo-report depends on the seed, the image id and the labels alone,
-never on the order in which images are read, so that adding an image leaves all others as they were; a sentence depends
-on its own label alone, so that adding a finding leaves the other sentences as they were.
-
-Source: the label-to-report scheme of CheXficient (arXiv 2602.22843), after LLaVA-Rad; the sentences are our own.
+A pseudo-report depends on seed, image id and labels alone, and each sentence on its own label, so that adding an image
+or a finding leaves all others as they were. Source: the label-to-report scheme of CheXficient (arXiv 2602.22843), after
+LLaVA-Rad; the sentences, in ``pseudo_reports.yaml``, are our own.
 """
 
 import hashlib
@@ -38,11 +36,9 @@ class TemplateRules:
 def template_report(labels: Mapping[str, int], image_id: str, seed: int, rules: TemplateRules = TemplateRules()) -> str:
     """A pseudo-report: one sentence for each stated label, in the order of the labels.
 
-    Where ``No Finding`` is 1 and nothing is present or uncertain, the report is one of two fixed sentences (so many
-    images share a text); otherwise the label ``No Finding`` itself gets no sentence. The report is one line, empty if
-    no label is stated.
-
-    Labels are 1 (present), 0 (absent) or -1 (uncertain); None, NaN or a missing value is not stated.
+    Where ``No Finding`` is 1 and nothing is present or uncertain it is one of two fixed sentences, else that label gets
+    none. It is one line, empty if no label is stated. Labels are 1 (present), 0 (absent) or -1 (uncertain); None, NaN
+    or a missing value is not stated.
     """
     stated = {rules.display.get(finding, finding): label for finding, label in labels.items() if not pd.isna(label)}
     for finding, label in stated.items():

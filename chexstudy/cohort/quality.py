@@ -97,9 +97,9 @@ def split_by_reason(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The checked rows that can be used, and the quarantine table of all others in the cohort's order.
 
-    ``outcomes`` has ``reason`` and ``detail`` of each checked row by position; an empty reason keeps it. ``set_aside``
-    has quarantine rows of the other images, with the cohort's index, and ``copy_of`` as `set_aside_copies` gives it: a
-    copy of a file that cannot be used shares its reason.
+    ``outcomes`` has ``reason`` (empty: kept) and ``detail`` of each checked row; ``set_aside`` quarantine rows of
+    others with the cohort's index, and ``copy_of`` of `set_aside_copies`: a copy of a file that cannot be used shares
+    its reason.
     """
     is_bad = outcomes["reason"].ne("").to_numpy(bool)
     bad = checked.loc[is_bad, ["image_id", "image_path"]]

@@ -72,10 +72,9 @@ _TIME_OF_READING = re.compile(r"^[\s_\d/:.,-]*(?:[ap]\.?m\.?\b)?[\s_]*", re.IGNO
 def split_sections(report: str) -> dict[str, str]:
     """The ``findings`` and the ``impression`` of a report, each as one line; a section that is not there is empty.
 
-    The last section of a name wins (earlier ones are drafts). Findings without a heading are the paragraphs that follow
-    another section's own, or all of a report without headings. A comment on findings is their impression, where there
-    is no other. A preliminary reading counts where there is no other. Signatures, identifiers and words for nothing
-    (``nan``, ``___``) are no part of any section.
+    The last section of a name wins: earlier ones are drafts. Findings without a heading are the paragraphs behind
+    another section's own, or all of a report without headings. A comment, and a preliminary reading, count where there
+    is nothing else. Signatures, identifiers and words for nothing (``nan``, ``___``) are no part of any section.
     """
     parts: dict[str, list[str]] = {
         name: [] for name in ("findings", "impression", "summary", "comment", "preliminary", "body")

@@ -19,9 +19,8 @@ DEFAULT_FRACTIONS = MappingProxyType({"train": 0.7, "validate": 0.1, "test": 0.2
 def split_patients(cohort: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
     """Give each patient, with all images, to one split.
 
-    Patients are put in an order drawn by hashing seed and ``patient_id``, and the order is cut at the fractions (split
-    -> share of the patients): the numbers of patients are exact to one patient, and neither the order of the rows nor
-    that of earlier draws matters.
+    They are put in an order by hashing seed and ``patient_id``, which is cut at the fractions (split -> share of
+    patients), exact to one patient whatever the order of the rows.
     """
     check_fractions(fractions)
     patients = sorted(set(cohort["patient_id"]), key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
@@ -50,9 +49,8 @@ def list_test_sets(cohort: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def choose_main_test_set(data_sets: Iterable[str]) -> str:
     """The data set that stands for all where one must: in notebooks, in figures, in experiments.
 
-    One that is enriched with rare findings where there is one, since in others too few patients have them to judge;
-    else a plain test set; of several the first by name. Names, ``source/split``, alone decide, so that who sees images
-    and who sees rows of results choose the same.
+    One that is enriched with rare findings, of which others have too few patients; else a plain test set; the first by
+    name. Names, ``source/split``, alone decide: who sees images and who sees results choose the same.
     """
     names = sorted(set(data_sets))
     return next((name for end in ("/test_enriched", "/test") for name in names if name.endswith(end)), names[0])

@@ -1,9 +1,8 @@
 """How much rather upright an image is than turned, mirrored or negative, learned from a cohort's own images alone.
 
-A linear score of grey levels and edges learns to tell each image, most of which are upright, from its own 15 other
-versions: a conditional logit whose weights turn with the image, so that one fit serves all versions. It is cross-fitted
-by patient, so that no image judges itself, and made probabilities of in two parts: polarity and rotation, which are
-plain to see, and the mirror image, which is not.
+A linear score of grey levels and edges learns to tell each image from its own 15 other versions: a conditional logit
+whose weights turn with the image, cross-fitted by patient, made probabilities of in two parts: polarity and rotation,
+which are plain to see, and the mirror image, which is not.
 """
 
 from collections.abc import Iterator

@@ -117,10 +117,8 @@ def read_source(
 ) -> ManifestReport:
     """What a source's folder gives and what is wrong with it; only what can be said of no data set is raised.
 
-    Image files are named, not read: those that are missing or cannot be used are set aside, with a reason, when the
-    pixel store is built. Those within other files are unpacked to a folder, once. Options are
-    those of a data set (`DatasetSpec.options`); for other sources they say what the columns mean, see
-    `chexstudy.cohort.adapters.folder.check_folder`.
+    Image files are named, not read; those within other files are unpacked to a folder, once. Options are those of a
+    data set (`DatasetSpec.options`), or for other sources those of `chexstudy.cohort.adapters.folder.check_folder`.
     """
     require_source(name)
     if name in DATASETS:

@@ -1,8 +1,7 @@
 """Hugging Face ``datasets``: a folder saved by ``save_to_disk``, or a folder of parquet files with an image column.
 
-A set that was downloaded from the Hub (``hf download --repo-type dataset NAME --local-dir FOLDER``) is such a folder.
-Nothing is downloaded here, and files that cells point to are read only if they lie in the folder. Images are unpacked
-once into the study, their bytes as they are. An image without a name of its own is called by the hash of its bytes.
+``hf download --repo-type dataset NAME --local-dir FOLDER`` makes such a folder. Nothing is downloaded here, and files
+that cells point to are read only within the folder. An image without a name is called by the hash of its bytes.
 """
 
 import hashlib

@@ -155,10 +155,10 @@ class Download:
 class ImageFinder:
     """Image files under a folder by the names that a table gives them.
 
-    A name that is no file is looked for once more in another Unicode form, with other letter case, and without the
-    ending: other systems write names in other forms. ``anywhere`` is for public sets, which are unpacked in many ways:
-    a name is then the end of a file's path, and of several files that of the name's own ending and nearest to the
-    folder is meant. Else it is a whole path, and must mean one file. ``images`` are the paths of all that may be meant.
+    A name that is no file is looked for in another Unicode form, letter case, and without ending, as other systems
+    write it. ``anywhere``, for public sets: a name is the end of a path, and the file nearest to the folder with the
+    name's own ending is meant; else it is a whole path and means one file. ``images`` are the paths of all that may be
+    meant.
     """
 
     def __init__(self, folder: Path, images: Sequence[str] | None = None, anywhere: bool = False):

@@ -125,11 +125,7 @@ DATASETS: dict[str, DatasetSpec] = {}
 
 
 def register(module: str, **code: Callable) -> DatasetSpec:
-    """Make the data set known that the YAML file beside a module tells; ``module`` is its ``__file__``.
-
-    Known to the command line, to notebook 1, and to whatever builds a cohort. Under ``data`` lies what the module alone
-    reads.
-    """
+    """Make the data set known that the YAML file beside a module (``__file__``) tells; ``data`` is the module's own."""
     told = {
         name: tuple(value) if isinstance(value, list) else value for name, value in read_data_beside(module).items()
     }
@@ -165,10 +161,9 @@ def check_dataset(
 ) -> ManifestReport:
     """The cohort of a public data set; what is wrong is said and not raised.
 
-    Files are found by name wherever they lie under the folder; rows whose image is not there are counted and left out,
-    as few people download a whole set. Official lists make the splits where they are there, and validation patients
-    come out of the training ones; else patients are split 70/10/20. What its words for view, sex and age do not tell is
-    unknown: nobody mends a public table.
+    Rows whose image is not there are counted and left out, as few people download a whole set. Official lists make the
+    splits, and validation patients come out of training; else patients are split 70/10/20. Words for view, sex and age
+    that are not known tell nothing: nobody mends a public table.
     """
     try:
         download = spec.open(data_root)

@@ -1,9 +1,8 @@
 """What the packed sources share: images unpacked once into the study, and fields made a table for a folder's rules.
 
-A part (a tar shard, a parquet file) is unpacked when its table is in place; a killed build goes on at the next part.
-The bytes of an image are written as they are and judged later, when the pixel store is built. What the fields mean is
-said as for a folder (see `chexstudy.cohort.adapters.folder`): ``cohort.yaml`` beside the archive, or options. What is
-not said is guessed by name, but that every image is of another patient is never guessed: ``patient_id: none`` says so.
+A part (a tar shard, a parquet file) is unpacked when its table is in place; a killed build goes on at the next one.
+What the fields mean is said as for a folder (see `chexstudy.cohort.adapters.folder`), or guessed by name, but never
+that every image is of another patient: ``patient_id: none`` says so.
 """
 
 import shutil
@@ -82,10 +81,9 @@ def tell_split(words: Iterable[str]) -> str | None:
 def unpack_parts(parts: list[Part], folder: Path, reader: Path, choices: object) -> pd.DataFrame:
     """Unpack what is not unpacked yet; return the fields of all samples, one row an image, everything as text.
 
-    Files of parts that are no longer there are removed. What another version of the ``reader``, the module that reads
-    the parts, unpacked counts as not there, nor does what was read under other ``choices``. The columns are
-    ``__image__`` (a path from ``folder``), ``__key__``, ``__split__``, ``__lists__`` and the fields, nested ones joined
-    by dots; a field that is a list is empty.
+    Parts that are no longer there are removed, those of another version of their module ``reader`` or of other
+    ``choices`` unpacked again. Columns are ``__image__`` (a path from ``folder``), ``__key__``, ``__split__``,
+    ``__lists__`` and the fields, nested ones joined by dots; a field that is a list is empty.
     """
     code = [hash_file(path) for path in (Path(__file__), reader)]
     _remove_others({part.name for part in parts}, folder)
@@ -192,9 +190,9 @@ def build_from_rows(
 ) -> pd.DataFrame:
     """The cohort of unpacked samples, by the rules of a folder with a table.
 
-    Rows that carry a ``source`` and an ``image_id`` that begins with it, as an export of a cohort does, keep both, and
-    what they say of the origin of reports, unless the mapping names a source. The table is written to ``unpack_to``,
-    which holds the folder of the source; ``name`` is that of both.
+    Rows with a ``source`` and an ``image_id`` that begins with it, as of an exported cohort, keep both and the origin
+    of reports, unless the mapping names a source. The table is written to ``unpack_to``; ``name`` is that of the source
+    and its folder.
     """
     columns = _guess_columns(rows) | dict(mapping.get("columns") or {}) | {"image_path": IMAGE_FILE}
     # What is said to be nothing is not guessed; but patients must be named, or be said to be none by that word.

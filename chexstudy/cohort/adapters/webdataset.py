@@ -1,10 +1,9 @@
 """WebDataset: tar shards whose members of one key are one sample (``KEY.png``, ``KEY.json``, ``KEY.txt``).
 
-A key is what stands before the first dot of a member's name, folders included; the rest is the member's kind. Where
-several parts between dots are numbers, as in the UIDs of DICOM, they belong to the key. Members of a sample follow one
-another. JSON members give fields, text members a field of the name of their kind; other members take no part.
-``columns: {image_path: KIND}`` says which is the image where a sample has several. Images are unpacked once into the
-study. Source of the layout: the WebDataset documentation, "The WebDataset Format".
+A key is a member's name up to its first dot, folders included, and numbers between dots, as in the UIDs of DICOM; the
+rest is its kind. Members of a sample follow one another. JSON members give fields, text members one field each.
+``columns: {image_path: KIND}`` says which of several is the image. Source: the WebDataset documentation, "The
+WebDataset Format".
 """
 
 import glob

@@ -25,9 +25,8 @@ def split_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 def keep_picture(data: bytes) -> bytes:
     """The file with header, palette, transparency, image data and end only.
 
-    Texts that unpack to gigabytes, remarks with a wrong checksum and what stands behind the end thus do no harm, and an
-    end that is missing is no loss. The checksum of the image data may be wrong where that of the pixels within them
-    says that they are right all the same.
+    Texts that unpack to gigabytes and what stands behind the end thus do no harm, and a missing end is no loss. The
+    checksum of the image data may be wrong where that of the pixels within is right.
     """
     parts, doubted, is_cut = [SIGNATURE], [], False
     for kind, chunk in split_chunks(data):

@@ -68,9 +68,8 @@ def read_tags(path: str | Path, names: Sequence[str]) -> list[str]:
 def decode_dicom(data: bytes) -> tuple[np.ndarray, str]:
     """The grey levels of a DICOM file ``(height, width)``, 0 black to 255 white, and a remark: `OWN_RANGE` or nothing.
 
-    Raises:
-        UnreadableImage: the object is no radiograph, its tags contradict its values, or it is too large; whatever
-            pydicom raises on damaged bytes passes through.
+    An UnreadableImage if it is no radiograph, its tags contradict its values, or it is too large; else what pydicom
+    raises.
     """
     dataset = _read_dataset(data)
     try:

@@ -36,9 +36,8 @@ def stretch_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.nda
 def find_range(values: np.ndarray) -> tuple[float, float]:
     """Smallest and largest value; of those far from all others only if they leave the others levels enough.
 
-    A marker burnt in at 65,535, or a filling at -2,000, would squeeze an anatomy of 12 bits into a few levels. Far is
-    beyond Tukey's outer fences of the distinct values: of these a marker has few, however large it is, and its blurred
-    edge has many that hardly a pixel shares.
+    A marker burnt in at 65,535 would squeeze an anatomy of 12 bits into a few levels. Far is beyond Tukey's outer
+    fences of the distinct values: a marker has few of them, and its blurred edge many that hardly a pixel shares.
     """
     low, high = float(values.min()), float(values.max())
     levels, pixels = np.unique(values.ravel()[:: values.size // _SAMPLE + 1], return_counts=True)

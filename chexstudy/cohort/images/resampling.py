@@ -1,11 +1,9 @@
 """The antialiased bicubic filter of the published transform for 8-bit grey images, in compiled code.
 
-The filter is R. Keys' cubic convolution with a = -1/2 ("Cubic convolution interpolation for digital image processing",
-1981, equation 4), stretched by the reduction so that it averages, in the fixed-point arithmetic of Pillow: weights of
-22 bits, each pass rounded to 8 bits. The compiled form gives the same grey levels in a third of the time.
-
-Rows are always narrowed before columns are shortened. Which comes first can move a grey level by rounding, and
-Pillow's own order depends on its version: the published transform ran on one that always did it so.
+R. Keys' cubic convolution with a = -1/2 ("Cubic convolution interpolation for digital image processing", 1981, equation
+4), stretched by the reduction, in the fixed-point arithmetic of Pillow: weights of 22 bits, each pass rounded to 8. It
+gives the same levels in a third of the time. Rows are narrowed before columns are shortened, as in the version of
+Pillow that the published transform ran on: the order can move a level by rounding.
 """
 
 from functools import lru_cache

@@ -214,8 +214,8 @@ def _build_breasts(shape: Shape, board: Board) -> np.ndarray:
 def _build_ribs(shape: Shape, board: Board, across: np.ndarray, above_floor: np.ndarray) -> np.ndarray:
     """Posterior ribs sloping down to the side and the fainter anterior ribs returning to the middle.
 
-    A rib is a tilted half ring seen from the front: its drop goes with 1 - cos of the angle around the chest, so that
-    one number field, divided by the distance of ribs, gives all ribs of one course at once.
+    A rib's drop goes with 1 - cos of the angle around the chest: one field of numbers, divided by the distance of ribs,
+    gives all ribs of a course.
     """
     x, y = board.x, board.y
     bounded = np.minimum(across, 0.992)

@@ -1,8 +1,8 @@
 """The drawing board: a grid in the patient's own frame, soft edges, smooth random fields and traced lines.
 
-Coordinates: ``x`` grows to the image's right (the patient's left), ``y`` downwards; the film spans -1 to 1 in both, the
-board a little more so that a tilted patient still covers the film. One unit is about 20 cm on the patient. Edges and
-lines have their width in these units, so that the same case has the same composition at any number of pixels.
+``x`` grows to the image's right (the patient's left), ``y`` downwards; the film spans -1 to 1 in both, the board a
+little more, for tilted patients. One unit is about 20 cm; edges and lines have their width in it, so that a case has
+the same composition at any number of pixels.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """Written reports of phantom cases: findings and impression, as a radiologist would dictate them.
 
-A report says what the case holds and nothing else: every lesion is mentioned, with its side, zone and severity; one the
-radiologist is not certain of is hedged; what is stated to be absent or normal is so. Few negatives are mentioned, as in
-practice. The words are in ``dictation.yaml``.
+Every lesion is mentioned with side, zone and severity, and hedged where the radiologist is not certain; what is called
+absent or normal is so. Few negatives are mentioned, as in practice. The words are in ``dictation.yaml``.
 """
 
 import re

@@ -1,16 +1,13 @@
 """What becomes of the simulated patients: outcomes whose true hazard is known.
 
-Death from any cause and a first cardiovascular event follow proportional hazards that are constant in time, with the
-patient's age, sex and findings at the first study: log hazard a year = base + age (decades from 65) + male sex + the
-sum over findings of a coefficient times the severity. Given these, the two are independent; death ends the observation
-of the event. So do loss to follow-up, at random, and the end of all observation 8 to 12 years after a patient's first
-study.
+Death from any cause and a first cardiovascular event have proportional hazards, constant in time, by the first study:
+log hazard a year = base + age (decades from 65) + male sex + the sum over findings of coefficient times severity. Given
+these they are independent; death, loss to follow-up at random, and the end 8 to 12 years after the first study end
+observation.
 
-A patient has one date of each. Later studies fall, at random, in the first year and before observation ends, and their
-times are counted from their own dates; acute findings that come later do not change the hazard. Whoever had the
-cardiovascular event before a study has no outcome of that study: it is not known whether there will be another.
-
-``tube_malposition`` has no time. It is unknown where there is neither an endotracheal tube nor a central catheter.
+A patient has one date of each; later studies fall at random in the first year of observation, and times count from
+their own dates. Who had the event before a study has no outcome of that study. ``tube_malposition`` has no time, and is
+unknown without an endotracheal tube or central catheter.
 """
 
 from collections.abc import Mapping

@@ -1,16 +1,12 @@
 """Simulated patients: who they are, what they have, how it changes from study to study, how they were exposed.
 
-A multivariate probit model. Every finding has a latent score, standard normal over all studies, made of shared causes
-(age, heart disease, smoking, infection, critical illness ...) and a part of its own; the finding is present where the
-score lies in the upper tail whose area is its prevalence. So each marginal prevalence holds by construction, for any
-prevalence, while shared causes let findings occur together. One cause, general illness, loads on all of them; its
-strength is solved for, so that the wanted share of studies has no finding at all.
+A multivariate probit model. Every finding has a latent score, standard normal over all studies, of shared causes (age,
+heart disease, smoking, infection, critical illness ...) and a part of its own, and is present in the upper tail whose
+area is its prevalence; so every prevalence holds by construction while findings occur together. General illness loads
+on all of them, so strongly that the wanted share of studies has no finding. Chronic findings stay through a patient's
+studies, acute ones come and go. How far a score lies in the tail gives the severity.
 
-Chronic findings depend on what is constant in a patient and stay through all studies of the patient; acute ones come
-and go. How far a score lies in the tail gives the severity, which therefore drifts with the disease.
-
-Each finding is independent of the others' names: ``Lung Opacity`` stands for an opacity that has no more specific
-name, and is not implied by a consolidation, an edema or a mass.
+``Lung Opacity`` is one without a more specific name, and not implied by consolidation, edema or mass.
 """
 
 from collections.abc import Mapping

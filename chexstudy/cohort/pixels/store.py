@@ -159,9 +159,9 @@ def build_pixel_store(
 ) -> PixelStore:
     """Check and resize every image of a cohort, and write the store, the kept cohort and the quarantine list.
 
-    A store that is current (same cohort, same source files by size and time, same size and fit, same code) is reused;
-    of one that is not whole, the finished shards are. ``workers`` is the number of processes that read images; the
-    files do not depend on it. The cohort's relative image paths start from ``root``, or else from the run's folder.
+    A store that is current (cohort, source files by size and time, size, fit, code) is reused; of another its finished
+    shards are. ``workers`` processes read images, whatever their number to the same bytes. Relative paths start from
+    ``root``, or else from the run's folder.
     """
     return write_pixel_store(run, plan_pixel_store(run, cohort, size, fit, root), workers)
 

@@ -1,6 +1,6 @@
 """CheXmask: masks of lungs and heart that a network drew on other sets, told by starts and lengths of runs along rows.
 
-Each has an estimate of its own quality (reverse classification accuracy); masks below 0.7 are left out, as the owners
+Masks whose estimate of their own quality (reverse classification accuracy) is below 0.7 are left out, as the owners
 advise. Mean and maximum are swapped in some releases: the lower of both is the mean.
 """
 

@@ -1,8 +1,7 @@
 """Kermany's paediatric pneumonia set, which has no table: folders and names of files tell split, class and child.
 
-Names are those of Kaggle's copy (``person1_virus_6.jpeg``, ``IM-0115-0001.jpeg``) or of Mendeley's
-(``BACTERIA-1008087-0001.jpeg``). Numbers start anew in each split, so that whether a child is in two of them is not
-known: each split has its own.
+Names are as in Kaggle's copy (``person1_virus_6.jpeg``, ``IM-0115-0001.jpeg``) or Mendeley's
+(``BACTERIA-1008087-0001.jpeg``). Numbers start anew in each split, so each split has children of its own.
 """
 
 import re

@@ -1,8 +1,7 @@
 """MIMIC-CXR and MIMIC-CXR-JPG in their official layouts, one on top of the other too: DICOM or JPEG, reports, labels.
 
-Beside the table of the images everything is optional: the official split (else patients are split at random), the
-labels, the reports (``files/pNN/pN/sN.txt``, or ``mimic_cxr_sectioned.csv`` of the official script where that lies
-there), and ``patients.csv`` of MIMIC-IV, which alone tells sex and age.
+Only the table of images is needed. Optional are the official split, the labels, the reports (``files/pNN/pN/sN.txt``,
+or ``mimic_cxr_sectioned.csv`` of the official script), and ``patients.csv`` of MIMIC-IV, which alone tells sex and age.
 """
 
 import os

@@ -1,8 +1,7 @@
 """NLM tuberculosis radiographs: Shenzhen (``CHNCXR_*``) and Montgomery (``MCUCXR_*``), readings as reports, lung masks.
 
-The last digit of a name says normal (0) or tuberculosis (1). Files are found by their official names wherever they lie
-under the folder, so the original archives, unpacked side by side, and flat copies work alike. Readings come from
-``ClinicalReadings/*.txt`` or from a table ``study_id, sex, age, findings``; an image without a reading gets a
+The last digit of a name says normal (0) or tuberculosis (1). Files are found by these names wherever they lie. Readings
+come from ``ClinicalReadings/*.txt`` or a table ``study_id, sex, age, findings``; an image without one gets a
 pseudo-report.
 """
 
@@ -36,11 +35,7 @@ _HALF_MASK_FOLDERS = {"leftMask": "left lung", "rightMask": "right lung"}
 
 
 def _list_radiographs(download: Download, options: dict[str, str]) -> pd.DataFrame:
-    """One row an image, by its name and reading.
-
-    ``Tuberculosis`` and ``No Finding`` come from the names. The other findings are what a reading states: present,
-    absent, or uncertain where it doubts; null where it does not speak of them; all absent in a normal radiograph.
-    """
+    """One row an image: tuberculosis by its name, other findings by its reading; in a normal one all are absent."""
     images = {path.stem: path for path in map(Path, download.files) if _is_radiograph(path)}
     if not images:
         raise StudyError(

@@ -1,7 +1,7 @@
 """NLST's chest radiographs: names of files tell person and date, a table of persons deaths and lung cancers.
 
-How the radiographs are delivered is not public. Names are known to begin with the person's number, ``CR`` and the date,
-and whatever differs from that is refused. Projections of its CT scans are no radiographs.
+How they are delivered is not public: names are known to begin with the person's number, ``CR`` and the date, and what
+differs is refused. Projections of CT scans are no radiographs.
 """
 
 import pandas as pd

@@ -1,7 +1,6 @@
 """Open-I (Indiana University): an XML file a report with its images and MeSH headings, or the Kaggle copy's tables.
 
-Images are the PNG or the DICOM archive, or those of the copy; all three name an image in their own way. Patients are
-not identified, and each report counts as one.
+The PNG and the DICOM archive and the copy name images each in their own way. Each report counts as a patient.
 """
 
 import os

@@ -24,8 +24,7 @@ DISPUTED = "images_called_no_finding_by_one_reader_and_not_by_another"
 def read_readings(spec: DatasetSpec, download: Download, readers: str, view: str = "") -> pd.DataFrame:
     """One row an image: what its readers found together, its split, and what the header of its file tells.
 
-    All images are of the view, if there is one. No finding is said only where there is none: where a finding stands
-    beside it, it is taken back, and counted.
+    All are of the view, if there is one. No finding is taken back, and counted, where a finding stands beside it.
     """
     findings, parts = list(spec.columns["findings"]), []
     for name in spec.tables:
