@@ -1,6 +1,7 @@
 """The house: imports only go down, no circles, a name says one thing, and one place knows the notebooks by name."""
 
 import ast
+import tomllib
 from collections import Counter, defaultdict
 from graphlib import CycleError, TopologicalSorter
 
@@ -34,8 +35,8 @@ _WITH_THEIR_ROOM = {
     "curators",
     "export",
     "files",
-    "metrics",
     "inputs",
+    "metrics",
     "run",
     "subsets",
     "table",
@@ -95,3 +96,13 @@ def test_only_the_table_of_steps_and_what_starts_notebooks_know_them_by_name():
     ]
     assert len(names) > 5
     assert knowing == []
+
+
+def test_data_beside_the_code_are_in_the_wheel():
+    patterns = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = set()
+    for folder in (path.parent for path in PACKAGE.rglob("__init__.py")):
+        own = patterns.get(".".join(folder.relative_to(PACKAGE.parent).parts), [])
+        packed |= {file for pattern in [*own, *patterns["*"]] for file in folder.glob(pattern)}
+    data = {path for path in PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"}
+    assert {path for path in data if path.suffix != ".py"} <= packed

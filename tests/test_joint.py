@@ -113,9 +113,9 @@ def test_what_is_wrong_with_each_source_is_told_at_once(build):
         ({"source": "nhi"}, r"^there is no source named 'nhi': did you mean 'nih'"),
         ({"role": "train"}, r"role of folder must be of both, pretrain, evaluate, annotate, not 'train'\.$"),
         ({"views": ["frontal"]}, r"views of folder must be of PA, AP, lateral, unknown, not \['frontal'\]\.$"),
-        ({"ages": 18}, r"ages of folder must be two numbers, as in \[18, 120\]\.$"),
+        ({"ages": 18}, r"ages of folder must be two numbers, as in \[18, 120\], not 18\.$"),
         ({"option": {}}, r"has an unknown entry 'option': did you mean 'options'\.$"),
-        ({"options": ["gold"]}, r"options of folder must be `name: value` lines\.$"),
+        ({"options": ["gold"]}, r"options of folder must be `name: value` lines, not \['gold'\]\.$"),
     ],
 )
 def test_a_wrong_entry_is_one_sentence(build, own, said):

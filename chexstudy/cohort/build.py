@@ -8,8 +8,8 @@ from chexstudy import paths
 from chexstudy.cohort.adapters import build_source, list_annotations, require_source
 from chexstudy.cohort.annotations import ANNOTATIONS
 from chexstudy.cohort.joint import JOINT, list_joint_annotations, read_joint
-from chexstudy.cohort.near_duplicates import KEEP, refuse_other_policies, settle_near_duplicates
-from chexstudy.cohort.orientation import CHECK, refuse_other_words, settle_orientation
+from chexstudy.cohort.near_duplicates import KEEP, settle_near_duplicates
+from chexstudy.cohort.orientation import CHECK, settle_orientation
 from chexstudy.cohort.phantom.build import build_phantom
 from chexstudy.cohort.phantom.plan import UPSTREAM_SEED, UPSTREAM_STUDY, PhantomConfig
 from chexstudy.cohort.pixels.store import COHORT, PixelStore, build_pixel_store, count_remarks
@@ -20,6 +20,10 @@ from chexstudy.errors import StudyError
 from chexstudy.runs import Run
 
 _UNPACKED = "images"
+_WORDS = {
+    "orientation": {"check": "find images that lie wrong", "mend": "turn them back too", "skip": ""},
+    "duplicates": {"keep": "all stay", "one_per_group": "the one nearest to the test stays", "drop": "none stays"},
+}
 _PHANTOM_COHORT = "phantom/cohort.parquet"
 _PHANTOM_IMAGES = "phantom/images"
 _PHANTOM_TRUTH = ("truth.parquet", "truth_lesions.parquet", "truth_outcomes.parquet")
@@ -43,8 +47,10 @@ def build_cohort(
     manifest ``data_root``; for the last two arguments see `settle_orientation` and `settle_near_duplicates`. Notes come
     with the store, such as how many images are copies.
     """
-    refuse_other_words(orientation)
-    refuse_other_policies(duplicates)
+    for name, word in (("orientation", orientation), ("duplicates", duplicates)):
+        if word not in _WORDS[name]:
+            *first, last = (f"{one} ({meant})" if meant else one for one, meant in _WORDS[name].items())
+            raise StudyError(f"{name} must be {', '.join(first)} or {last}, not {word!r}.")
     notes = {}
     if source == PHANTOM:
         cohort, root = _draw_phantom(run, phantom), run.path(PHANTOM)

@@ -78,28 +78,32 @@ def read_manifest(path: str | Path) -> list[JoinedSource]:
     ]
 
 
+_RULES = {
+    "role": (lambda role: role in ROLES, f"of {', '.join(ROLES)}"),
+    "views": (
+        lambda views: views and isinstance(views, list) and not set(views) - set(VIEWS),
+        f"of {', '.join(VIEWS)}",
+    ),
+    "ages": (
+        lambda ages: isinstance(ages, list) and [isinstance(age, int | float) for age in ages] == [True, True],
+        "two numbers, as in [18, 120]",
+    ),
+    "languages": (lambda languages: isinstance(languages, list), "a list, as in [en]"),
+    "options": (lambda options: isinstance(options, dict), "`name: value` lines"),
+}
+
+
 def _read_entry(entry: object, path: Path) -> JoinedSource:
     if not isinstance(entry, dict) or "source" not in entry:
         raise StudyError(f"the manifest {path}: every entry of 'sources' must say `source: NAME`.")
     known = JoinedSource.__dataclass_fields__
     _refuse_unknown(entry, known, path)
     require_source(str(entry["source"]))
-    for name, choices in (("role", ROLES), ("views", VIEWS)):
-        given = entry.get(name, choices[0])
-        wrong = [one for one in (given if isinstance(given, list) else [given]) if one not in choices]
-        if wrong or not given:
-            raise StudyError(
-                f"the manifest {path}: {name} of {entry['source']} must be of {', '.join(choices)}, not {given!r}."
-            )
-    ages = entry.get("ages", [0, 120])
-    if not (isinstance(ages, list) and len(ages) == 2 and all(isinstance(age, int | float) for age in ages)):
-        raise StudyError(f"the manifest {path}: ages of {entry['source']} must be two numbers, as in [18, 120].")
-    if "languages" in entry and (entry["source"] not in DATASETS or not isinstance(entry["languages"], list)):
-        raise StudyError(
-            f"the manifest {path}: languages of {entry['source']} must be a list, as in [en], and of a public data set."
-        )
-    if not isinstance(entry.get("options", {}), dict):
-        raise StudyError(f"the manifest {path}: options of {entry['source']} must be `name: value` lines.")
+    for name, (is_right, told) in _RULES.items():
+        if name in entry and not is_right(entry[name]):
+            raise StudyError(f"the manifest {path}: {name} of {entry['source']} must be {told}, not {entry[name]!r}.")
+    if "languages" in entry and entry["source"] not in DATASETS:
+        raise StudyError(f"the manifest {path}: {entry['source']} is no public data set and can have no languages.")
     return JoinedSource(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
 
 

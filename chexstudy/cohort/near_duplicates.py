@@ -25,17 +25,16 @@ from chexstudy.cohort.images.registration import (
     register,
     warp,
 )
-from chexstudy.cohort.pixels.store import MANIFEST, REQUESTED, open_pixel_store, withhold_images
+from chexstudy.cohort.pixels.store import read_filed, withhold_images
 from chexstudy.cohort.quality import NEAR_DUPLICATE, QUARANTINE_COLUMNS
-from chexstudy.cohort.table import SPLITS, read_cohort
+from chexstudy.cohort.table import SPLITS
 from chexstudy.devices import use_threads
-from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.runs import Run, hash_values
 from chexstudy.vectors.neighbours import find_most_similar
 
 DUPLICATES = "duplicates.parquet"
-KEEP, DROP, ONE_PER_GROUP = POLICIES = ("keep", "drop", "one_per_group")
+KEEP, ONE_PER_GROUP = "keep", "one_per_group"
 
 SAME_STUDY, SAME_PATIENT, STRANGERS = "second exposure", "copy, same patient", "copy, other patient"
 _ALIKE = {SAME_STUDY: 0.40, SAME_PATIENT: 0.94, STRANGERS: 0.84}  # least similarity
@@ -49,15 +48,6 @@ _PAIR_STEPS = {32: 8, 64: 6, 96: 4}  # steps of registration by side: what is co
 _SHOWN, _OVERLAP = 0.3, 0.4  # least local contrast, and least share of the frame that both show
 _STRETCH = 1.3  # greatest ratio of a map's two scales
 _IMAGES_AT_ONCE = 64
-
-
-def refuse_other_policies(policy: str) -> None:
-    """Raise a StudyError unless the word is one of those that `settle_near_duplicates` knows."""
-    if policy not in POLICIES:
-        raise StudyError(
-            f"duplicates must be {KEEP} (all stay), {ONE_PER_GROUP} (the one nearest to the test stays) or {DROP} "
-            f"(none stays), not {policy!r}."
-        )
 
 
 def settle_near_duplicates(run: Run, policy: str, workers: int = 2) -> dict[str, int]:
@@ -77,10 +67,8 @@ def tabulate_near_duplicates(run: Run, workers: int = 2) -> pd.DataFrame:
     One row an image of a group: ``image_id``, ``group`` from 0 by first image, ``similarity`` to the one in the group
     it is most like, and ``evidence``, what confirms the two; with its ``source``, ``split`` and ``image_path``.
     """
-    store = open_pixel_store(run, as_filed=True)
-    cohort = read_cohort(run.path(REQUESTED)).set_index("image_id").loc[store.image_ids].reset_index()
+    store, cohort, shards = read_filed(run)
     rows = cohort[["image_id", "patient_id", "study_id", "source", "split", "image_path"]]
-    shards = [shard["sha256"] for shard in run.read_json(MANIFEST)["shards"]]
     parameters = {"shards": shards, "rows": hash_values(rows.to_dict("list"))}
     if not run.is_current(DUPLICATES, run.key(parameters)):
         groups = group_pairs(find_pairs(store.images, rows, workers), rows["image_id"])

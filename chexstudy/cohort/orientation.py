@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from chexstudy.cohort.pixels.store import MANIFEST, REQUESTED, PixelStore, open_pixel_store, turn_pixels
+from chexstudy.cohort.pixels.store import PixelStore, open_pixel_store, read_filed, turn_pixels
 from chexstudy.cohort.pixels.turning import KINDS, MIRRORED, UPRIGHT
-from chexstudy.cohort.table import read_cohort
 from chexstudy.cohort.upright_score import (
     FOLDS,
     calibrate_scores,
@@ -21,7 +20,6 @@ from chexstudy.cohort.upright_score import (
     split_patients,
     turn_scores,
 )
-from chexstudy.errors import StudyError
 from chexstudy.runs import Run, forget_artifact, hash_values
 from chexstudy.statistics.proportions import wilson_interval
 
@@ -39,15 +37,6 @@ _FAR, _LEAST_DISTANCE = 2.75, 0.01
 _FEWEST_LATERAL = 20
 # Where fewer mirrored images than that would be found, what is called so is mostly a lung that is white.
 _FEWEST_SEEN = 0.5
-
-
-def refuse_other_words(orientation: str) -> None:
-    """Raise a StudyError unless the word is one of the three that `settle_orientation` knows."""
-    if orientation not in (CHECK, MEND, SKIP):
-        raise StudyError(
-            f"orientation must be {CHECK} (find images that lie wrong), {MEND} (turn them back too) or {SKIP}, not "
-            f"{orientation!r}."
-        )
 
 
 def settle_orientation(run: Run, orientation: str) -> tuple[PixelStore, dict]:
@@ -77,9 +66,7 @@ def settle_orientation(run: Run, orientation: str) -> tuple[PixelStore, dict]:
 
 def check_orientation(run: Run) -> None:
     """Write the tables of `find_orientation` for all that is stored, as the files show it, if they are not current."""
-    store = open_pixel_store(run, as_filed=True)
-    cohort = read_cohort(run.path(REQUESTED)).set_index("image_id").loc[store.image_ids].reset_index()
-    shards = [shard["sha256"] for shard in run.read_json(MANIFEST)["shards"]]
+    store, cohort, shards = read_filed(run)
     parameters = {"shards": shards, "rows": hash_values(cohort[["image_id", "patient_id", "view"]].to_dict("list"))}
     if run.is_current(ORIENTATION, run.key(parameters)):
         return

@@ -47,9 +47,6 @@ class Box:
     box: tuple[float, float, float, float]  # left, top, width and height
     picture: tuple[int, int]  # height and width of the picture in whose pixels the box is given
 
-    def describe(self) -> tuple:
-        return self.image_id, self.structure, self.box, self.picture
-
     def read(self) -> Annotation:
         return (self.image_id, self.structure, BOX, *self.picture, None, np.array(self.box, np.float32))
 
@@ -61,10 +58,6 @@ class MaskFile:
     image_id: str
     structure: str
     path: Path
-
-    def describe(self) -> tuple:
-        status = self.path.stat()
-        return self.image_id, self.structure, status.st_size, status.st_mtime_ns
 
     def read(self) -> Annotation:
         try:
@@ -104,9 +97,6 @@ class RunLengths:
     picture: tuple[int, int]  # height and width
     place: str  # where it stands, for messages
     way: str = "gaps"
-
-    def describe(self) -> tuple:
-        return self.image_id, self.structure, self.runs, self.picture, self.way
 
     def read(self) -> Annotation:
         height, width = self.picture
@@ -172,9 +162,6 @@ class Polygon:
     lines: tuple[tuple[tuple[float, float], ...], ...]  # of each line the corners, from the left and from the top
     picture: tuple[int, int]  # height and width
 
-    def describe(self) -> tuple:
-        return self.image_id, self.structure, self.lines, self.picture
-
     def read(self) -> Annotation:
         corners = np.array([corner for line in self.lines for corner in line])
         beyond = np.maximum(-corners, corners - self.picture[::-1]).max()
@@ -196,11 +183,19 @@ def build_annotations(
 
     ``files`` are the images' files, for their sizes.
     """
-    parameters = {"annotations": hash_values([one.describe() for one in listed])}
+    parameters = {"annotations": hash_values([_fingerprint(one) for one in listed])}
     if run.is_current(ANNOTATIONS, run.key(parameters)):
         return
     write_annotations(_read_checked(progress(listed, label="reading annotations"), files), run.path(ANNOTATIONS))
     run.record(ANNOTATIONS, parameters)
+
+
+def _fingerprint(one: Box | MaskFile | RunLengths | Polygon) -> list:
+    """All of it but its place; of a file size and time."""
+    if isinstance(one, MaskFile):
+        status = one.path.stat()
+        return [one.image_id, one.structure, status.st_size, status.st_mtime_ns]
+    return [value for name, value in vars(one).items() if name != "place"]
 
 
 def _read_checked(

@@ -17,23 +17,14 @@ from chexstudy.cohort.phantom.scene import Scene
 from chexstudy.cohort.phantom.shape import make_shape
 from chexstudy.cohort.phantom.vessels import draw_vessels, grow_vessels
 from chexstudy.errors import StudyError
+from chexstudy.inputs.yaml_files import read_data_beside
 
 SMALLEST_FILM = 32
 
 _ABSORPTION = 2.6  # linear attenuation for one chest's thickness of soft tissue
 _SCATTER = 0.055  # scattered share of the unattenuated beam that reaches the film at a medium body
 _CONTRAST = 1.42  # slope of the film's characteristic curve
-_MARKER_STROKES = {
-    "L": (((0.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (0.6, 1.0))),
-    "R": (
-        ((0.0, 0.0), (0.0, 1.0)),
-        ((0.0, 0.0), (0.42, 0.0)),
-        ((0.42, 0.0), (0.6, 0.25)),
-        ((0.6, 0.25), (0.42, 0.5)),
-        ((0.42, 0.5), (0.0, 0.5)),
-        ((0.25, 0.5), (0.62, 1.0)),
-    ),
-}
+_MARKER_STROKES = read_data_beside(__file__)
 _MARKER_HEIGHT = 0.105
 _COLLIMATED = 0.18  # share of films with a black border
 

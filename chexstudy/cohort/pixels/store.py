@@ -112,6 +112,13 @@ def open_pixel_store(run: Run, as_filed: bool = False) -> PixelStore:
     return PixelStore(images, pd.Index(index["image_id"][shown]), manifest["fit"])
 
 
+def read_filed(run: Run) -> tuple[PixelStore, pd.DataFrame, list[str]]:
+    """All that a study's store holds as the files show it, its rows of the cohort, and the hashes of the shards."""
+    store = open_pixel_store(run, as_filed=True)
+    cohort = read_cohort(run.path(REQUESTED)).set_index("image_id").loc[store.image_ids].reset_index()
+    return store, cohort, [shard["sha256"] for shard in run.read_json(MANIFEST)["shards"]]
+
+
 def verify_pixel_store(run: Run) -> int:
     """Read every shard of a store and compare its hash with the manifest's; return their number."""
     open_pixel_store(run)
