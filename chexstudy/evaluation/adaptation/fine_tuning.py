@@ -8,7 +8,8 @@ makes a left-sided heart of a right-sided one, and the frozen heads see no crops
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,34 +100,49 @@ def fine_tune(
     return FineTunedEncoder(*best, pd.DataFrame(tried, columns=["learning_rate", *METRICS]))
 
 
-def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, device):
+@contextmanager
+def tune(
+    encoder: ImageEncoder, settings: FineTuning, seed: int, device: torch.device | str = "cpu"
+) -> Iterator[ImageEncoder]:
+    """A copy of an encoder of which, inside, what the method says is trained; afterwards it is a plain, frozen one."""
     adapted = copy.deepcopy(encoder).to(device)
-    generator = torch.Generator().manual_seed(seed)
     adapted.requires_grad_(True)
     if settings.method == "bias_only":
         bias_only(adapted)
     elif settings.method == "low_rank":
         add_low_rank_updates(adapted, settings.rank, settings.alpha, seed)
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     hooks = [
         module.register_forward_pre_hook(_want_gradient)
         for module in adapted.modules()
         if isinstance(module, nn.GroupNorm)
     ]
+    yield adapted.train()
+    for hook in hooks:
+        hook.remove()
+    merge_low_rank_updates(adapted)
+    adapted.eval()
+
+
+def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, device):
+    with tune(encoder, settings, seed, device) as adapted:
+        return adapted, _train_head(adapted, images, labels, learning_rate, settings, seed)
+
+
+def _train_head(adapted, images, labels, learning_rate, settings: FineTuning, seed) -> nn.Linear:
+    device, generator = next(adapted.parameters()).device, torch.Generator().manual_seed(seed)
     head = nn.Linear(adapted.dim, labels.shape[1]).to(device)
     with torch.no_grad():
         head.weight.copy_(torch.empty(head.weight.shape).normal_(0, INITIAL_SPREAD, generator=generator))
         head.bias.zero_()
-    optimizer = _make_optimizer(trained, head, learning_rate, settings)
+    optimizer = make_optimizer(adapted, head, learning_rate, settings)
     steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     measure_loss, autocast = make_loss("bce", labels), autocast_dtype(device)
     targets = torch.from_numpy(np.asarray(labels, dtype=np.float32))
-    adapted.train()
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(images), generator=generator).split(settings.batch_size):
             batch = torch.from_numpy(images[rows.numpy()]).unsqueeze(1).to(device)
-            with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 embedded = adapted(batch)
             loss = measure_loss(head(embedded.float()), targets[rows].to(device)) / len(rows)
             if not torch.isfinite(loss):
@@ -137,10 +153,7 @@ def _train(encoder, images, labels, learning_rate, settings: FineTuning, seed, d
             loss.backward()
             optimizer.step()
             schedule.step()
-    for hook in hooks:
-        hook.remove()
-    merge_low_rank_updates(adapted)
-    return adapted.eval(), head.eval()
+    return head.eval()
 
 
 def _want_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -154,7 +167,11 @@ def _want_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple
     return inputs
 
 
-def _make_optimizer(trained, head, learning_rate, settings: FineTuning) -> torch.optim.AdamW:
+def make_optimizer(
+    adapted: ImageEncoder, head: nn.Module, learning_rate: float, settings: FineTuning
+) -> torch.optim.AdamW:
+    """AdamW for what is trained of an encoder, at a learning rate, and for the head, at its own."""
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
