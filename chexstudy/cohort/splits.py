@@ -56,6 +56,27 @@ def choose_main_test_set(data_sets: Iterable[str]) -> str:
     return next((name for end in ("/test_enriched", "/test") for name in names if name.endswith(end)), names[0])
 
 
+def thin_splits(cohort: pd.DataFrame, train_images: int, test_images: int, seed: int) -> pd.DataFrame:
+    """Rows of so many images at most of training, of validation and of each test set, of whole patients; 0 is all.
+
+    Patients are drawn; those of fewer images are among those of more.
+    """
+    of_test = cohort.split.isin(TEST_SPLITS)
+    named = cohort.split.where(~of_test, cohort.source + "/" + cohort.split)
+    parts = [
+        _thin(rows, test_images if of_test[rows.index[0]] else train_images, seed) for _, rows in cohort.groupby(named)
+    ]
+    return pd.concat(parts).sort_index() if parts else cohort
+
+
+def _thin(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    if not most or len(rows) <= most:
+        return rows
+    order = np.random.default_rng(seed).permutation(np.sort(rows.patient_id.unique()))
+    images = rows.groupby("patient_id").size()[order].cumsum()
+    return rows[rows.patient_id.isin(images.index[images <= max(most, images.iloc[0])])]
+
+
 def check_fractions(fractions: Mapping[str, float]) -> None:
     """Raise a StudyError unless the fractions name splits of the contract and add up to 1."""
     unknown = [name for name in fractions if name not in SPLITS]

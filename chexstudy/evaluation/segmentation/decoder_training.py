@@ -8,7 +8,6 @@ The encoder is frozen and in evaluation mode unless it is tuned. Frozen, and wit
 computed once and held in memory as float16: 69 kB an image of ``tiny-resnet`` at 96 pixels, 2 MB of ViT-B/14 at 224.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -67,9 +66,9 @@ class Examples:
 class Segmenter(nn.Module):
     """Pixels to logits of structures: a decoder on an encoder's last blocks, or on the pixels themselves."""
 
-    def __init__(self, decoder: Decoder, encoder: ImageEncoder | None, exclusive: bool):
+    def __init__(self, decoder: Decoder, encoder: ImageEncoder | None, recipe: DecoderRecipe):
         super().__init__()
-        self.decoder, self.encoder, self.exclusive = decoder, encoder, exclusive
+        self.decoder, self.encoder, self.recipe = decoder, encoder, recipe
 
     def embed(self, pixels: Tensor) -> Tensor:
         """What the decoder sees of uint8 pixels ``(batch, side, side)``, as `decode` takes it."""
@@ -81,6 +80,11 @@ class Segmenter(nn.Module):
         widths = self.decoder.widths
         blocks = [embedded.float()] if self.encoder is None else split_blocks(embedded.float(), widths)
         return self.decoder(blocks, size)
+
+    def list_weights(self) -> dict[str, Tensor]:
+        """The weights that were trained, by name."""
+        state = self.state_dict() if self.recipe.tuning else self.decoder.state_dict(prefix="decoder.")
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
 
     @torch.no_grad()
     def predict(self, pixels: np.ndarray) -> Iterator[np.ndarray]:
@@ -184,16 +188,22 @@ def fit_decoder(
     generator = torch.Generator().manual_seed(seed)
     if encoder is not None:
         encoder = encoder.to(device).eval().requires_grad_(False)
-    widths = (1,) if encoder is None else encoder.block_widths()[-_BLOCKS:]
-    decoder = make_decoder(kind, widths, train.masks.shape[1] + recipe.exclusive, generator).to(device)
-    with tune(encoder, recipe.tuning, seed, device) if recipe.tuning else nullcontext(encoder) as seen:
-        model = Segmenter(decoder, seen, recipe.exclusive)
-        table = _train(model, train, validation, recipe, generator, mirrored)
+    with tune(encoder, recipe.tuning, seed, device) if encoder and recipe.tuning else nullcontext(encoder) as seen:
+        model = build_segmenter(kind, seen, train.masks.shape[1], recipe, generator).to(device)
+        table = _train(model, train, validation, generator, mirrored)
     return model.requires_grad_(False).eval(), table
 
 
-def _train(model, train, validation, recipe, generator, mirrored) -> pd.DataFrame:
-    device, size = next(model.decoder.parameters()).device, train.pixels.shape[-1]
+def build_segmenter(
+    kind: str, encoder: ImageEncoder | None, structures: int, recipe: DecoderRecipe, generator: torch.Generator
+) -> Segmenter:
+    """An encoder, or none, under a decoder whose weights are drawn from the generator."""
+    widths = (1,) if encoder is None else encoder.block_widths()[-_BLOCKS:]
+    return Segmenter(make_decoder(kind, widths, structures + recipe.exclusive, generator), encoder, recipe)
+
+
+def _train(model: Segmenter, train: Examples, validation: Examples, generator, mirrored) -> pd.DataFrame:
+    recipe, device, size = model.recipe, next(model.decoder.parameters()).device, train.pixels.shape[-1]
     if recipe.tuning:
         own = replace(recipe.tuning, head_learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)
         optimizer = make_optimizer(model.encoder, model.decoder, own.learning_rates[0], own)
@@ -237,10 +247,10 @@ def _train(model, train, validation, recipe, generator, mirrored) -> pd.DataFram
         rounds.append((epoch * each, float(np.mean(losses)), dice))
         # Where validation tells nothing, the last state is taken.
         if not dice <= best[0]:
-            best = (dice, copy.deepcopy(model.state_dict() if recipe.tuning else model.decoder.state_dict()))
+            best = (dice, model.list_weights())
         if recipe.tuning:
             model.encoder.train()
-    (model if recipe.tuning else model.decoder).load_state_dict(best[1])
+    model.load_state_dict(best[1], strict=False)
     return pd.DataFrame(rounds, columns=["steps", "loss", "dice"])
 
 
@@ -272,7 +282,7 @@ def _judge(model: Segmenter, examples: Examples, embedded: Tensor | None) -> flo
             batch = model.embed(torch.from_numpy(examples.pixels[part]).to(device))
         else:
             batch = embedded[part].to(device)
-        marked = np.stack([mark(one, model.exclusive) for one in model.decode(batch, size).cpu().numpy()])
+        marked = np.stack([mark(one, model.recipe.exclusive) for one in model.decode(batch, size).cpu().numpy()])
         truth = examples.masks[part]
         area = marked.sum((2, 3)) + truth.sum((2, 3))
         overlap = (marked & truth).sum((2, 3))

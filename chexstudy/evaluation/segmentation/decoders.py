@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from chexstudy.errors import StudyError, suggest
 
+PIXEL_UNET = "pixel_unet"
 # Switches of `UNetDecoder` as CheXficient's public code has them (cwangrun/CheXficient 93b55e9, torchvision 0.16).
 PUBLISHED = {"bounded": True, "align_corners": True, "antialias": False}
 
@@ -200,7 +201,7 @@ DECODERS: dict[str, Callable[..., Decoder]] = {
     "normalised_linear": partial(LinearDecoder, normalise=True),
     "normalised_linear_4": partial(LinearDecoder, normalise=True, blocks=4),
     "upernet": UPerNetDecoder,
-    "pixel_unet": PixelUNet,
+    PIXEL_UNET: PixelUNet,
 }
 
 

@@ -1,0 +1,254 @@
+"""Outline structures of radiographs from encoders, and keep how well each image was outlined.
+
+Decoders see the training and the validation split alone; of a study without outlines in its validation split, a fifth
+of the training patients takes its place. Baselines are rows beside them: the mean training mask, which looks at no
+image, and a small U-Net on pixels, trained end to end on the same images.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import repeat
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from chexstudy.cohort.annotations import ANNOTATIONS, restore
+from chexstudy.cohort.splits import thin_splits
+from chexstudy.encoders.embeddings import hash_texts
+from chexstudy.encoders.spec import name_encoder
+from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.recipes import thin_patients
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
+from chexstudy.evaluation.encoders import NO_ENCODER
+from chexstudy.evaluation.scores import MACRO, Measured, scores_artifact
+from chexstudy.evaluation.segmentation.decoder_training import (
+    DecoderRecipe,
+    Examples,
+    average_masks,
+    build_segmenter,
+    fit_decoder,
+    mark,
+)
+from chexstudy.evaluation.segmentation.decoders import PIXEL_UNET
+from chexstudy.evaluation.segmentation.metrics import measure_image, measure_structures
+from chexstudy.evaluation.segmentation.targets import Targets, mirror_pairs, read_targets
+from chexstudy.evaluation.task import (
+    Fitted,
+    Task,
+    correct_p_values,
+    list_differences,
+    list_values,
+    measure_tasks,
+    run_tasks,
+)
+from chexstudy.results import join_rows, validate_results
+from chexstudy.runs import hash_file
+
+SEGMENTATION, SEGMENTATION_DIFFERENCE = "segmentation", "segmentation_difference"
+MEAN_MASK = "mean_mask"
+# Of the training patients, where no validation image has outlines.
+_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class SegmentStructures(Task):
+    """One decoder on one encoder, or a baseline without; its seed is that of the decoder and of the draw of patients."""
+
+    structures: tuple[str, ...]
+    decoder: str = "unet"  # of `chexstudy.evaluation.segmentation.decoders.DECODERS`, or the mean mask
+    recipe: DecoderRecipe = field(default_factory=DecoderRecipe)
+    labelled_share: float = 1.0  # share of the patients, of training and of validation, whose outlines it may see
+    variant: str = ""  # a word for what differs from the recipe of other decoders
+
+    def __post_init__(self):
+        if not 0 < self.labelled_share <= 1:
+            raise StudyError(f"the share of labels must lie above 0 and be at most 1, not {self.labelled_share}.")
+
+    @property
+    def name(self) -> str:
+        """Such as ``segmentation_unet.full@10``."""
+        share = f"@{100 * self.labelled_share:g}" if self.labelled_share < 1 else ""
+        return f"{SEGMENTATION}_{self.decoder}" + (f".{self.variant}" if self.variant else "") + share
+
+    @property
+    def place(self) -> dict[str, str]:
+        share = f"{self.labelled_share:g}" if self.labelled_share < 1 else ""
+        return {"task": SEGMENTATION, "head": self.decoder, "variant": self.variant, "setting": share}
+
+    def list_parameters(self, evaluation: Evaluation) -> dict:
+        own = asdict(self) | {"images": hash_texts(evaluation.cohort.image_id)}
+        return own | {"annotations": hash_file(evaluation.run.require(ANNOTATIONS))}
+
+    def fit(self, arm: EvaluatedModel) -> Fitted:
+        """Train and keep the decoder, how its training went, and what it cost."""
+        evaluation, run, folder = arm.evaluation, arm.evaluation.run, self._folder(arm.name, arm.seed)
+        start = time.perf_counter()
+        train, validation = (
+            _read_examples(evaluation, rows, self.structures) for rows in self._split(evaluation, arm.seed)
+        )
+        if self.decoder == MEAN_MASK:
+            predict, files = partial(_predict_mean, average_masks(train)), ()
+        else:
+            encoder = None if arm.name == NO_ENCODER else arm.encoder
+            mirrored = mirror_pairs(self.structures)
+            if self.recipe.flip and mirrored is None:
+                raise StudyError("a mirrored image needs both sides of each structure: leave flip out, or name both.")
+            model, table = fit_decoder(
+                self.decoder, encoder, train, validation, self.recipe, arm.seed, evaluation.device, mirrored
+            )
+            predict, files = model.predict, (f"{folder}/decoder.safetensors", f"{folder}/training.parquet")
+            with run.writing(files[0]) as temporary:
+                save_file(model.list_weights(), temporary)
+            run.write_table(files[1], table)
+        run.write_json(f"{folder}/cost.json", {"seconds": time.perf_counter() - start, "images": len(train.pixels)})
+        return Fitted(lambda rows: self._score(evaluation, rows, predict), (*files, f"{folder}/cost.json"))
+
+    def _folder(self, arm: str, seed: int) -> str:
+        return f"{SEGMENTATION}/{name_encoder(arm)}/seed{seed}/{self.name}"
+
+    def _split(self, evaluation: Evaluation, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Rows to train on and to choose the epoch by."""
+        train = thin_patients(evaluation.training, self.labelled_share, seed)
+        if train.empty:
+            raise StudyError(f"no training image has outlines of {', '.join(self.structures)}: name other structures.")
+        if len(evaluation.validation):
+            return train, thin_patients(evaluation.validation, self.labelled_share, seed)
+        held_out = thin_patients(train, _HELD_OUT, seed) if train.patient_id.nunique() > 1 else train[:0]
+        return train.drop(held_out.index), held_out
+
+    def _score(self, evaluation: Evaluation, rows: pd.DataFrame, predict: Callable) -> pd.DataFrame:
+        targets = read_targets(evaluation, rows, self.structures)
+        table = []
+        for place, predicted in enumerate(self._outline(evaluation, targets, predict)):
+            case = measure_image(predicted, targets.draw(place), targets.spacing[place])
+            table.append({"image_id": targets.image_ids[place]} | case)
+        return pd.DataFrame(table)
+
+    def _outline(
+        self, evaluation: Evaluation, targets: Targets, predict: Callable[[np.ndarray], Iterable[np.ndarray]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The predicted masks of each image at its original size."""
+        pixels = evaluation.store.read(targets.image_ids)
+        for logits, size in zip(predict(pixels), targets.sizes, strict=True):
+            marked = mark(restore(logits, tuple(size.tolist()), evaluation.store.fit), self.recipe.exclusive)
+            yield dict(zip(self.structures, marked, strict=True))
+
+    def look(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame) -> Callable[[str], tuple]:
+        """Image id -> pixels and predicted and true masks by structure, of a decoder that was kept."""
+        model = EvaluatedModel(evaluation, arm, seed)
+        encoder = None if arm == NO_ENCODER else model.encoder
+        kept = build_segmenter(self.decoder, encoder, len(self.structures), self.recipe, torch.Generator()).eval()
+        weights = load_file(evaluation.run.require(f"{self._folder(arm, seed)}/decoder.safetensors"))
+        kept.load_state_dict(weights, strict=False)
+        targets = read_targets(evaluation, rows, self.structures)
+        shown = {
+            image_id: (pixels, predicted, targets.draw(place))
+            for place, (image_id, pixels, predicted) in enumerate(
+                zip(
+                    rows.image_id,
+                    evaluation.store.read(rows.image_id),
+                    self._outline(evaluation, targets, kept.predict),
+                    strict=True,
+                )
+            )
+        }
+        return shown.__getitem__
+
+    def read(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame) -> pd.DataFrame:
+        """The kept table: a row an image, columns as in `measure_image`."""
+        sets = dict.fromkeys(rows.source + "/" + rows.split)
+        names = [scores_artifact(arm, seed, self.name, name) for name in sets]
+        return pd.concat([evaluation.run.read_table(name) for name in names], ignore_index=True)
+
+    def measure(self, evaluation: Evaluation, rows: pd.DataFrame, scores: Sequence[pd.DataFrame]) -> list[Measured]:
+        """By structure and the mean over structures, see `measure_structures`."""
+        return [measure_structures(scores, rows, self.structures, evaluation.draw_patients(rows)[0])]
+
+
+def _predict_mean(mean: np.ndarray, pixels: np.ndarray) -> Iterator[np.ndarray]:
+    return repeat(mean, len(pixels))
+
+
+def _read_examples(evaluation: Evaluation, rows: pd.DataFrame, structures: Sequence[str]) -> Examples:
+    targets = read_targets(evaluation, rows, structures)
+    return Examples(np.array(evaluation.store.read(rows.image_id)), targets.masks, targets.known)
+
+
+def choose_images(
+    evaluation: Evaluation, structures: Sequence[str], train_images: int = 0, test_images: int = 0
+) -> Evaluation:
+    """The evaluation of the images on which it is known of a structure where it is.
+
+    ``train_images`` and ``test_images``: at most so many of training and of each test set, of whole patients; 0 is all.
+    """
+    known = read_targets(evaluation, evaluation.cohort, structures).known.any(axis=1)
+    return replace(evaluation, cohort=thin_splits(evaluation.cohort[known], train_images, test_images, evaluation.seed))
+
+
+# --- a study ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SegmentationPlan:
+    """What is outlined in a study: every decoder on every encoder, on all patients and on shares, and the baselines."""
+
+    structures: tuple[str, ...]
+    encoders: tuple[str, ...]  # arms, the first being held against the others, and encoders beside them, by name
+    seeds: tuple[int, ...]
+    decoders: Mapping[str, DecoderRecipe]  # on encoders; the first is also trained on shares of the patients
+    pixels: DecoderRecipe  # of the small U-Net
+    label_shares: tuple[float, ...] = ()  # below 1
+
+    def list_tasks(self) -> dict[tuple[str, ...], list[SegmentStructures]]:
+        """Encoders -> what is done on each of them."""
+        of_encoders = [SegmentStructures(self.structures, *one) for one in self.decoders.items()]
+        baselines = [
+            SegmentStructures(self.structures, MEAN_MASK),
+            SegmentStructures(self.structures, PIXEL_UNET, self.pixels),
+        ]
+        shares = sorted(self.label_shares)
+        return {
+            self.encoders: of_encoders + [replace(of_encoders[0], labelled_share=share) for share in shares],
+            (NO_ENCODER,): baselines + [replace(one, labelled_share=share) for one in baselines for share in shares],
+        }
+
+    def pair(self) -> dict[str, list]:
+        """What is subtracted (an encoder from the first, a baseline from all) -> pairs of a task and an encoder each."""
+        of_encoders, baselines = self.list_tasks().values()
+        whole, first = [task for task in of_encoders if task.labelled_share == 1], self.encoders[0]
+        pairs = {other: [((task, first), (task, other)) for task in whole] for other in self.encoders[1:]}
+        for base in baselines[:2]:
+            sides = [(task, encoder) for task in whole for encoder in self.encoders]
+            pairs[base.decoder] = [(side, (base, NO_ENCODER)) for side in sides]
+        return pairs
+
+
+def segment_structures(evaluation: Evaluation, plan: SegmentationPlan, workers: int = 1) -> None:
+    """Train all decoders and keep how well they outline the test sets; what is current is left."""
+    for encoders, tasks in plan.list_tasks().items():
+        run_tasks(evaluation, tasks, encoders, plan.seeds, workers)
+
+
+def measure_segmentation(evaluation: Evaluation, plan: SegmentationPlan, workers: int = 1) -> pd.DataFrame:
+    """What `segment_structures` kept, measured and compared.
+
+    Gives rows of the results table. Task ``segmentation``: see `measure_structures`, by encoder (``arm``), decoder
+    (``head``) and share of the patients (``setting``). Task ``segmentation_difference``, over seeds, paired by patient
+    and seed: the first encoder minus each other, and each minus a baseline (``reference``); with p values, which
+    ``_holm`` corrects for the number of comparisons, and within a comparison for that of structures.
+    """
+    measured, tables = {}, []
+    for encoders, tasks in plan.list_tasks().items():
+        of_encoders = measure_tasks(evaluation, tasks, encoders, plan.seeds, workers)
+        measured |= of_encoders
+        tables.append(list_values(evaluation, of_encoders, tasks, encoders, plan.seeds))
+    differences = [
+        list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
+        for reference, pairs in plan.pair().items()
+    ]
+    rows = join_rows(*tables, correct_p_values(join_rows(*differences), [MACRO]))
+    return validate_results(add_exposure(evaluation, rows, plan.seeds[0]).assign(study=evaluation.run.study))
