@@ -5,7 +5,7 @@ table an arm, seed and data set (`chexstudy.evaluation.scores.scores_artifact`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,9 @@ from chexstudy.evaluation.scores import (
     write_scores,
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
-from chexstudy.results import OVER_SEEDS
+from chexstudy.results import OVER_SEEDS, join_rows
 from chexstudy.runs import Run
+from chexstudy.statistics.multiple_testing import correct_by_holm
 
 _INPUTS = ("cohort.parquet", "pixels/index.parquet")
 
@@ -212,6 +213,19 @@ def list_differences(
             place = task.place | {"task": f"{task.place['task']}_difference", "data_set": name, "seed": OVER_SEEDS}
             tables.append(rows.assign(arm=arm, reference=reference, **place))
     return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def correct_p_values(rows: pd.DataFrame, whole: Collection[str]) -> pd.DataFrame:
+    """Rows of `list_differences`, tested, with p values corrected by Holm, ``..._p_holm``.
+
+    Within a data set over all comparisons of findings that stand for the whole; within a comparison over the others.
+    """
+    tested = rows[rows.metric.str.endswith("_p") & rows.value.notna()]
+    comparison = tested["arm"] + "/" + tested["head"] + "/" + tested["reference"]
+    family = [tested.data_set, tested.metric, tested.finding.where(tested.finding.isin(whole), comparison)]
+    family += [tested.group.fillna("")] if "group" in tested else []
+    corrected = tested.groupby(family).value.transform(lambda p_values: correct_by_holm(p_values.to_numpy()))
+    return join_rows(rows, tested.assign(metric=tested.metric + "_holm", value=corrected))
 
 
 def _draw_generators(evaluation: Evaluation, measured: _Measured) -> dict[str, np.random.Generator]:

@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.reports import SECTION_HEADINGS, training_text
-from chexstudy.cohort.splits import TEST_SPLITS
+from chexstudy.cohort.splits import TEST_SPLITS, thin_splits
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.report_generation.labeler import can_label, is_foreign
 from chexstudy.evaluation.report_generation.variants import prepare_texts
@@ -75,15 +74,10 @@ def choose_cases(
     kept = prepare_texts(reports, sections, True)[0] if strip_comparisons else texts
     reasons = pd.Series(explain_unused(cohort, texts, kept), cohort.index, dtype=object)
     usable = cohort[reasons == ""]
-    of_test = usable.split.isin(TEST_SPLITS)
-    parts = [
-        _thin(rows, test_images if of_test[rows.index[0]] else train_images, evaluation.seed)
-        for _, rows in usable.groupby(usable.split.where(~of_test, named))
-    ]
     counts = pd.DataFrame({"data_set": named, "reason": reasons})[reasons != ""].value_counts(sort=False)
     counts = counts.rename("images").reset_index()
     counts["of"] = counts.data_set.map(named.value_counts())
-    chosen = pd.concat(parts).sort_index() if parts else usable
+    chosen = thin_splits(usable, train_images, test_images, evaluation.seed)
     if obstacle := _explain_none(chosen, counts):
         print(f"No reports are written: {obstacle}.")
         chosen = chosen.iloc[:0]
@@ -102,12 +96,3 @@ def _explain_none(chosen: pd.DataFrame, left_out: pd.DataFrame) -> str:
 def list_labelled(evaluation: Evaluation) -> list[str]:
     """The cohort's findings that the labeler reads from a text."""
     return [finding for finding in evaluation.findings if can_label(finding)]
-
-
-def _thin(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    """Rows of patients in a random order, as many as have at most so many images together."""
-    if not most or len(rows) <= most:
-        return rows
-    order = np.random.default_rng(seed).permutation(np.sort(rows.patient_id.unique()))
-    images = rows.groupby("patient_id").size()[order].cumsum()
-    return rows[rows.patient_id.isin(images.index[images <= max(most, images.iloc[0])])]

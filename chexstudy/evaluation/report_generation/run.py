@@ -42,10 +42,17 @@ from chexstudy.evaluation.report_generation.labeler import label_reports
 from chexstudy.evaluation.report_generation.metrics import FOURTEEN, measure_reports, sign_metrics
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.evaluation.scores import Measured, scores_artifact
-from chexstudy.evaluation.task import Fitted, Task, list_differences, list_values, measure_tasks, run_tasks
+from chexstudy.evaluation.task import (
+    Fitted,
+    Task,
+    correct_p_values,
+    list_differences,
+    list_values,
+    measure_tasks,
+    run_tasks,
+)
 from chexstudy.pretraining.arms.definitions import arm_folder
 from chexstudy.results import COLUMNS, join_rows, validate_results, write_interval
-from chexstudy.statistics.multiple_testing import correct_by_holm
 
 TASK = "report_generation"
 DIFFERENCE = "report_generation_difference"
@@ -194,7 +201,7 @@ def measure_written(evaluation: Evaluation, writing: Writing, workers: int = 1) 
         list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
         for reference, pairs in _list_pairs(writing).items()
     ]
-    rows = sign_metrics(join_rows(*tables, _correct(join_rows(*differences))))
+    rows = sign_metrics(join_rows(*tables, correct_p_values(join_rows(*differences), _WHOLE)))
     return validate_results(add_exposure(evaluation, rows, writing.seeds[0]).assign(study=evaluation.run.study))
 
 
@@ -237,16 +244,6 @@ def _list_pairs(writing: Writing) -> dict[str, list]:
     for other in writing.arms[1:]:
         pairs[other] = [((task, arm), (task, other)) for task, arm in sides if arm == writing.arms[0]]
     return pairs
-
-
-def _correct(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with p values corrected by Holm, in families of all that is judged at once."""
-    tested = rows[rows.metric.str.endswith("_p") & rows.value.notna()]
-    single = ~tested.finding.isin(_WHOLE)
-    comparison = tested["arm"] + "/" + tested["head"] + "/" + tested["reference"]
-    family = [tested.data_set, tested.metric, tested.group.fillna(""), tested.finding.mask(single, comparison)]
-    corrected = tested.groupby(family).value.transform(lambda p_values: correct_by_holm(p_values.to_numpy()))
-    return join_rows(rows, tested.assign(metric=tested.metric + "_holm", value=corrected))
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

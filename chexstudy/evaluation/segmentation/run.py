@@ -50,13 +50,14 @@ from chexstudy.runs import hash_file
 
 SEGMENTATION, SEGMENTATION_DIFFERENCE = "segmentation", "segmentation_difference"
 MEAN_MASK = "mean_mask"
+_COMPARED = ("dice_difference", "hd95_difference", "surface_dice_difference")
 # Of the training patients, where no validation image has outlines.
 _HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
 class SegmentStructures(Task):
-    """One decoder on one encoder, or a baseline without; its seed is that of the decoder and of the draw of patients."""
+    """One decoder on one encoder, or a baseline; the seed is that of the decoder and of the draw of patients."""
 
     structures: tuple[str, ...]
     decoder: str = "unet"  # of `chexstudy.evaluation.segmentation.decoders.DECODERS`, or the mean mask
@@ -217,7 +218,7 @@ class SegmentationPlan:
         }
 
     def pair(self) -> dict[str, list]:
-        """What is subtracted (an encoder from the first, a baseline from all) -> pairs of a task and an encoder each."""
+        """What is subtracted, an encoder from the first or a baseline from all -> pairs of a task and an encoder."""
         of_encoders, baselines = self.list_tasks().values()
         whole, first = [task for task in of_encoders if task.labelled_share == 1], self.encoders[0]
         pairs = {other: [((task, first), (task, other)) for task in whole] for other in self.encoders[1:]}
@@ -250,5 +251,7 @@ def measure_segmentation(evaluation: Evaluation, plan: SegmentationPlan, workers
         list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
         for reference, pairs in plan.pair().items()
     ]
-    rows = join_rows(*tables, correct_p_values(join_rows(*differences), [MACRO]))
+    compared = join_rows(*differences)
+    compared = compared[compared.metric.str.startswith(_COMPARED)]
+    rows = join_rows(*tables, correct_p_values(compared, [MACRO]))
     return validate_results(add_exposure(evaluation, rows, plan.seeds[0]).assign(study=evaluation.run.study))
