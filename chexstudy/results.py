@@ -29,6 +29,7 @@ Tasks, by what writes them:
 - images alone: self_supervision, self_supervision_difference, self_supervision_resolution, self_supervision_source,
   self_supervision_source_difference; self_supervision_gain, self_supervision_attention (by lesion size)
 - adaptation: adaptation, adaptation_difference, outcome; attention
+- segmentation: segmentation, segmentation_difference (``finding`` is a structure)
 - reports: report_generation, report_generation_difference (``head`` writes, shown the images or the control in
   ``variant``; ``setting`` is which text), report_label_agreement
 - label budget: learning_curve, curve_family, label_forecast, label_plan

@@ -36,6 +36,7 @@ _STEPS = {
     "09_adapt_encoder": """
         features/* heads/* outcomes/* results/adaptation* results/outcome* figures/heads* figures/glori_*
         figures/label_efficiency* figures/probe_variants* figures/outcomes*""",
+    "14_segment_anatomy": "segmentation/* results/segmentation* figures/segmentation* figures/outlines*",
     "10_see_with_glori": "results/attention* figures/attention* figures/pointing_test*",
     "11_plan_labels": """
         label_budget/* results/learning_curve* results/curve_family* results/label_* figures/label*

@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
+from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.segmentation.metrics import FALSE_POSITIVE, FOUND, MISSED, measure_case
+from chexstudy.evaluation.segmentation.run import SegmentationPlan
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.measurements import NothingToDraw
 from chexstudy.plots.segmentation import name_decoder
@@ -65,6 +67,18 @@ def make_cards(
         pixels, predicted, truth = look(one.image_id)
         cards.append(OutlineCard(pixels, one.structure, one.rule, truth[one.structure], predicted[one.structure]))
     return cards
+
+
+def collect_outlines(evaluation: Evaluation, plan: SegmentationPlan, count: int) -> list[OutlineCard]:
+    """Cards of so many structures, those that the plan's first encoder, decoder and seed outline worst."""
+    if not plan.structures:
+        return []
+    task, place = plan.list_work()[0][1][0], (plan.encoders[0], plan.seeds[0])
+    rows = evaluation.test_sets()[evaluation.main_test_set()]
+    table = task.read(evaluation, *place, rows)
+    dice = {one: table[f"{one}: dice"].mean() for one in plan.structures if f"{one}: dice" in table}
+    chosen = choose_cases(table, sorted(dice, key=dice.get)[:count])
+    return make_cards(chosen, task.look(evaluation, *place, rows[rows.image_id.isin(chosen.image_id)]))
 
 
 def _select(cards: Sequence[OutlineCard]) -> tuple[pd.DataFrame, Sequence[OutlineCard]]:

@@ -174,7 +174,7 @@ class PixelUNet(Decoder):
     """A small U-Net that sees pixels and is trained end to end: what an encoder has to beat. 0.49 M weights.
 
     Its only block are the grey values 0 to 255 ``(batch, 1, size, size)`` of any size. Three times it halves the image
-    and doubles the channels, and goes back up; normalisation is by groups of channels.
+    and doubles the channels, and goes back up.
     """
 
     def __init__(self, widths: Sequence[int], classes: int, *, channels: int = 16):
@@ -251,7 +251,7 @@ def _convolve(into: int, out: int, side: int = 3, normalise=nn.BatchNorm2d, acti
 
 
 def _convolve_twice(into: int, out: int) -> nn.Sequential:
-    return nn.Sequential(*(_convolve(channels, out, 3, _normalise, nn.ReLU) for channels in (into, out)))
+    return nn.Sequential(*(_convolve(channels, out, activate=nn.ReLU) for channels in (into, out)))
 
 
 def _normalise(channels: int) -> nn.GroupNorm:

@@ -6,7 +6,7 @@ image, and a small U-Net on pixels, trained end to end on the same images.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import repeat
@@ -21,6 +21,7 @@ from chexstudy.cohort.splits import thin_splits
 from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.encoders.spec import name_encoder
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.fine_tuning import FineTuning
 from chexstudy.evaluation.adaptation.recipes import thin_patients
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
 from chexstudy.evaluation.encoders import NO_ENCODER
@@ -35,7 +36,7 @@ from chexstudy.evaluation.segmentation.decoder_training import (
 )
 from chexstudy.evaluation.segmentation.decoders import PIXEL_UNET
 from chexstudy.evaluation.segmentation.metrics import measure_image, measure_structures
-from chexstudy.evaluation.segmentation.targets import Targets, mirror_pairs, read_targets
+from chexstudy.evaluation.segmentation.targets import ORGAN, Targets, choose_structures, mirror_pairs, read_targets
 from chexstudy.evaluation.task import (
     Fitted,
     Task,
@@ -45,7 +46,7 @@ from chexstudy.evaluation.task import (
     measure_tasks,
     run_tasks,
 )
-from chexstudy.results import join_rows, validate_results
+from chexstudy.results import COLUMNS, join_rows, validate_results, write_interval
 from chexstudy.runs import hash_file
 
 SEGMENTATION, SEGMENTATION_DIFFERENCE = "segmentation", "segmentation_difference"
@@ -89,7 +90,7 @@ class SegmentStructures(Task):
         evaluation, run, folder = arm.evaluation, arm.evaluation.run, self._folder(arm.name, arm.seed)
         start = time.perf_counter()
         train, validation = (
-            _read_examples(evaluation, rows, self.structures) for rows in self._split(evaluation, arm.seed)
+            _read_examples(evaluation, rows, self.structures) for rows in self.split_patients(evaluation, arm.seed)
         )
         if self.decoder == MEAN_MASK:
             predict, files = partial(_predict_mean, average_masks(train)), ()
@@ -111,7 +112,7 @@ class SegmentStructures(Task):
     def _folder(self, arm: str, seed: int) -> str:
         return f"{SEGMENTATION}/{name_encoder(arm)}/seed{seed}/{self.name}"
 
-    def _split(self, evaluation: Evaluation, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def split_patients(self, evaluation: Evaluation, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Rows to train on and to choose the epoch by."""
         train = thin_patients(evaluation.training, self.labelled_share, seed)
         if train.empty:
@@ -179,6 +180,15 @@ def _read_examples(evaluation: Evaluation, rows: pd.DataFrame, structures: Seque
     return Examples(np.array(evaluation.store.read(rows.image_id)), targets.masks, targets.known)
 
 
+def name_structures(evaluation: Evaluation, wanted: Sequence[str]) -> list[str]:
+    """The structures that are wanted, or else all organs that can be learnt; none where only boxes are known."""
+    known = choose_structures(evaluation, least=1) if wanted else choose_structures(evaluation)
+    if unknown := [structure for structure in wanted if structure not in known]:
+        there = f"name one of {', '.join(known)}" if known else "nobody outlined any structure in this cohort"
+        raise StudyError(f"no training image has an outline of {unknown[0]!r}: {there}.")
+    return list(wanted) or [structure for structure, kind in known.items() if kind == ORGAN]
+
+
 def choose_images(
     evaluation: Evaluation, structures: Sequence[str], train_images: int = 0, test_images: int = 0
 ) -> Evaluation:
@@ -195,55 +205,74 @@ def choose_images(
 
 @dataclass(frozen=True)
 class SegmentationPlan:
-    """What is outlined in a study: every decoder on every encoder, on all patients and on shares, and the baselines."""
+    """What is outlined in a study: every decoder on every encoder, its first on shares of the patients, baselines."""
 
-    structures: tuple[str, ...]
-    encoders: tuple[str, ...]  # arms, the first being held against the others, and encoders beside them, by name
+    structures: tuple[str, ...]  # without any, nothing is done
+    encoders: tuple[str, ...]  # arms, and others by name; the first is held against the others
     seeds: tuple[int, ...]
-    decoders: Mapping[str, DecoderRecipe]  # on encoders; the first is also trained on shares of the patients
+    decoders: tuple[str, ...]  # on encoders; the first is the one whose encoders are tuned, too
+    recipe: DecoderRecipe
     pixels: DecoderRecipe  # of the small U-Net
-    label_shares: tuple[float, ...] = ()  # below 1
+    label_shares: tuple[float, ...] = ()  # of the patients, below 1, for the first decoder and the baselines
+    thinned: tuple[str, ...] = ()  # encoders that are tried on shares
+    tuning: tuple[str, ...] = ()  # ways to tune the first encoder, as in `FineTuning`
 
-    def list_tasks(self) -> dict[tuple[str, ...], list[SegmentStructures]]:
-        """Encoders -> what is done on each of them."""
-        of_encoders = [SegmentStructures(self.structures, *one) for one in self.decoders.items()]
-        baselines = [
+    def list_work(self) -> list[tuple[tuple[str, ...], list[SegmentStructures]]]:
+        """Encoders, and what is done on each of them; baselines are last."""
+        whole, baselines = self._list_frozen(), self.list_baselines()
+
+        def thin(tasks: Sequence[SegmentStructures]) -> list[SegmentStructures]:
+            return [replace(task, labelled_share=share) for task in tasks for share in self.label_shares]
+
+        work = [
+            (self.encoders, whole),
+            (self.thinned, thin(whole[:1])),
+            (self.encoders[:1], self._list_tuned()),
+            ((NO_ENCODER,), baselines + thin(baselines)),
+        ]
+        return [(encoders, tasks) for encoders, tasks in work if self.structures and encoders and tasks]
+
+    def list_baselines(self) -> list[SegmentStructures]:
+        """The mean training mask, and the small U-Net."""
+        return [
             SegmentStructures(self.structures, MEAN_MASK),
             SegmentStructures(self.structures, PIXEL_UNET, self.pixels),
         ]
-        shares = sorted(self.label_shares)
-        return {
-            self.encoders: of_encoders + [replace(of_encoders[0], labelled_share=share) for share in shares],
-            (NO_ENCODER,): baselines + [replace(one, labelled_share=share) for one in baselines for share in shares],
-        }
+
+    def _list_frozen(self) -> list[SegmentStructures]:
+        return [SegmentStructures(self.structures, decoder, self.recipe) for decoder in self.decoders]
+
+    def _list_tuned(self) -> list[SegmentStructures]:
+        recipes = {method: replace(self.recipe, tuning=FineTuning(method)) for method in self.tuning}
+        return [SegmentStructures(self.structures, self.decoders[0], one, 1, name) for name, one in recipes.items()]
 
     def pair(self) -> dict[str, list]:
-        """What is subtracted, an encoder from the first or a baseline from all -> pairs of a task and an encoder."""
-        of_encoders, baselines = self.list_tasks().values()
-        whole, first = [task for task in of_encoders if task.labelled_share == 1], self.encoders[0]
-        pairs = {other: [((task, first), (task, other)) for task in whole] for other in self.encoders[1:]}
-        for base in baselines[:2]:
-            sides = [(task, encoder) for task in whole for encoder in self.encoders]
+        """What is subtracted -> pairs of a task and an encoder each."""
+        frozen, first = self._list_frozen(), self.encoders[0]
+        pairs = {other: [((task, first), (task, other)) for task in frozen] for other in self.encoders[1:]}
+        for base in self.list_baselines():
+            sides = [(task, encoder) for task in frozen for encoder in self.encoders]
             pairs[base.decoder] = [(side, (base, NO_ENCODER)) for side in sides]
-        return pairs
+        return pairs | {"frozen": [((task, first), (frozen[0], first)) for task in self._list_tuned()]}
 
 
 def segment_structures(evaluation: Evaluation, plan: SegmentationPlan, workers: int = 1) -> None:
     """Train all decoders and keep how well they outline the test sets; what is current is left."""
-    for encoders, tasks in plan.list_tasks().items():
+    for encoders, tasks in plan.list_work():
         run_tasks(evaluation, tasks, encoders, plan.seeds, workers)
 
 
 def measure_segmentation(evaluation: Evaluation, plan: SegmentationPlan, workers: int = 1) -> pd.DataFrame:
-    """What `segment_structures` kept, measured and compared.
+    """What `segment_structures` kept, measured and compared; nothing gives no rows.
 
     Gives rows of the results table. Task ``segmentation``: see `measure_structures`, by encoder (``arm``), decoder
-    (``head``) and share of the patients (``setting``). Task ``segmentation_difference``, over seeds, paired by patient
-    and seed: the first encoder minus each other, and each minus a baseline (``reference``); with p values, which
-    ``_holm`` corrects for the number of comparisons, and within a comparison for that of structures.
+    (``head``), way of tuning (``variant``) and share of the patients (``setting``). Task ``segmentation_difference``,
+    over seeds, paired by patient and seed: the first encoder minus each other, each minus a baseline, and tuned minus
+    frozen (``reference``); with p values, corrected (``_holm``) for the number of comparisons, and within a comparison
+    for that of structures.
     """
-    measured, tables = {}, []
-    for encoders, tasks in plan.list_tasks().items():
+    measured, tables = {}, [pd.DataFrame(columns=COLUMNS)]
+    for encoders, tasks in plan.list_work():
         of_encoders = measure_tasks(evaluation, tasks, encoders, plan.seeds, workers)
         measured |= of_encoders
         tables.append(list_values(evaluation, of_encoders, tasks, encoders, plan.seeds))
@@ -251,7 +280,23 @@ def measure_segmentation(evaluation: Evaluation, plan: SegmentationPlan, workers
         list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
         for reference, pairs in plan.pair().items()
     ]
+    if not measured:
+        return tables[0]
     compared = join_rows(*differences)
     compared = compared[compared.metric.str.startswith(_COMPARED)]
     rows = join_rows(*tables, correct_p_values(compared, [MACRO]))
     return validate_results(add_exposure(evaluation, rows, plan.seeds[0]).assign(study=evaluation.run.study))
+
+
+def tabulate_differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Differences of the mean over structures: a row a comparison, with intervals and corrected p values."""
+    own = rows[(rows.task == SEGMENTATION_DIFFERENCE) & (rows.finding == MACRO)]
+    shown = own[own.metric.isin([*_COMPARED, f"{_COMPARED[0]}_p_holm"])]
+    words = [
+        f"{row.value:.2g}"
+        if row.metric.endswith("holm")
+        else write_interval(row.value, row.ci_low, row.ci_high, "+.3f")
+        for row in shown.itertuples()
+    ]
+    place = ["data_set", "arm", "head", "variant", "reference"]
+    return shown.assign(words=words).pivot(index=place, columns="metric", values="words").fillna("")
