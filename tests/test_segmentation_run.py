@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_adaptation_run import make_arm
 
-from chexstudy.cohort.annotations import ANNOTATIONS, Box, make_outline, write_annotations
+from chexstudy.cohort.annotations import ANNOTATIONS, make_outline, write_annotations
 from chexstudy.cohort.pixels.store import open_pixel_store
+from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation
@@ -159,7 +160,7 @@ def test_of_boxes_there_is_nothing_to_learn_from(evaluation):
     ("change", "sentence"),
     [
         ({"labelled_share": 0.0}, "share of labels must lie above 0"),
-        ({"structures": ("left lung",), "recipe": replace(QUICK, flip=True)}, "both sides of each structure"),
+        ({"structures": (BAND, "left lung"), "recipe": replace(QUICK, flip=True)}, "both sides of each structure"),
         ({"structures": ("spleen",)}, "no training image has outlines of spleen"),
         ({"decoder": "vnet"}, "there is no decoder 'vnet'"),
     ],
@@ -167,4 +168,4 @@ def test_of_boxes_there_is_nothing_to_learn_from(evaluation):
 def test_what_cannot_be_outlined_is_one_sentence(evaluation, change, sentence):
     model = EvaluatedModel(evaluation, "untrained", 0)
     with pytest.raises(StudyError, match=sentence):
-        run_task(evaluation, SegmentStructures(**{"structures": (BAND,)} | change), model)
+        run_task(evaluation, SegmentStructures(**{"structures": (BAND,), "recipe": QUICK} | change), model)

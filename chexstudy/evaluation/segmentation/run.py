@@ -92,6 +92,8 @@ class SegmentStructures(Task):
         train, validation = (
             _read_examples(evaluation, rows, self.structures) for rows in self.split_patients(evaluation, arm.seed)
         )
+        if not train.known.any():
+            raise StudyError(f"no training image has outlines of {', '.join(self.structures)}: name other structures.")
         if self.decoder == MEAN_MASK:
             predict, files = partial(_predict_mean, average_masks(train)), ()
         else:
@@ -115,8 +117,6 @@ class SegmentStructures(Task):
     def split_patients(self, evaluation: Evaluation, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Rows to train on and to choose the epoch by."""
         train = thin_patients(evaluation.training, self.labelled_share, seed)
-        if train.empty:
-            raise StudyError(f"no training image has outlines of {', '.join(self.structures)}: name other structures.")
         if len(evaluation.validation):
             return train, thin_patients(evaluation.validation, self.labelled_share, seed)
         held_out = thin_patients(train, _HELD_OUT, seed) if train.patient_id.nunique() > 1 else train[:0]
