@@ -353,6 +353,7 @@ def test_patches_leave_the_last_block_but_one(name, grid):
         (lambda arm: fit_generator("composition", arm, arm.evaluation), "a validation split"),
         (lambda arm: LanguageModelPlan(visual_tokens=10), "a square grid: give 0, 1, 4"),
         (lambda arm: LanguageModelPlan(rank=-1), "rank is 0 or more"),
+        (lambda arm: make_aligned(max_tokens=1000), "reads 1024 tokens, too few for 4 of an image"),
         (lambda arm: Stage(-1, 1e-3), "epochs of 0 or more"),
         (lambda arm: load_language_model("nobody/writes@1"), "neither a folder nor in the Hugging Face cache"),
         (

@@ -39,9 +39,10 @@ from chexstudy.progress import progress
 from chexstudy.runs import hash_values
 
 _PIXELS = "pixels/manifest.json"
+_LONGEST_INDICATION = 64  # words
 _READ_AT_ONCE = 1024  # images
 _SPREAD = 0.1  # of what is added for a place, at first
-_WRITING, _ALIGNMENT, _TUNING = Stage(8, 3e-3), Stage(1, 1e-2), Stage(5, 2e-3)
+_WRITING, _ALIGNMENT, _TUNING = (Stage(*one, second_moment=0.98) for one in ((8, 3e-3), (1, 3e-3), (5, 2e-3)))
 # Tokens before an image, and between it and its report.
 Frame = tuple[list[int], list[int]]
 
@@ -106,9 +107,14 @@ class AlignedModel(nn.Module):
     def __init__(self, language_model: LanguageModel, shape: tuple[int, int], plan: LanguageModelPlan, seed: int):
         super().__init__()
         self.language_model, self.plan = language_model, plan
+        (patches, channels), width = shape, language_model.width
+        if patches + 4 * _LONGEST_INDICATION + plan.max_tokens > language_model.positions:
+            raise StudyError(
+                f"{language_model.origin['name']} reads {language_model.positions} tokens, too few for {patches} of an "
+                f"image, a question and a report of {plan.max_tokens}: give fewer visual_tokens or max_tokens."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            (patches, channels), width = shape, language_model.width
             self.projector = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
             # Patches of a ViT know their place, those of a ResNet hardly do.
             self.places = nn.Parameter(_SPREAD * torch.randn(patches, width)) if plan.places else None
@@ -127,7 +133,7 @@ class AlignedModel(nn.Module):
         ``plain`` is the form of the first stage, without a question.
         """
         plan, encode = self.plan, self.language_model.encode
-        indication = " ".join(indication.split())
+        indication = " ".join(indication.split()[:_LONGEST_INDICATION])
         if not plan.question:
             known = encode([f"{indication}\n"])[0] if indication and not plain else []
             return [], [*self.language_model.start, *known]

@@ -21,6 +21,7 @@ from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.image_text.zero_shot import normalise_rows
 from chexstudy.evaluation.report_generation.alignment import LanguageModelPlan, read_patches, train_aligned_model
 from chexstudy.evaluation.report_generation.cases import read_indication
+from chexstudy.evaluation.report_generation.language_model import TINY, train_tiny_model
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.statistics.ranking import known_labels
 
@@ -220,15 +221,23 @@ class LanguageModelReport(Generator):
         return {"language_model": self.model.language_model.origin} | self._costs
 
 
+def prepare_language_model(evaluation: Evaluation, settings: GeneratorSettings, seed: int) -> None:
+    """Train the tiny language model of a seed, if it is used, so that encoders side by side find it."""
+    if settings.plan.model == TINY:
+        texts = list_training_reports(evaluation, settings).text.tolist()
+        train_tiny_model(evaluation.run, texts, settings.plan.writing, seed, evaluation.device)
+
+
 # --- by name ---------------------------------------------------------------------------------------------------------
 
+LANGUAGE_MODEL = "language_model"
 _FIT = {
     "nearest_image": lambda arm, rows, settings, seed: NearestReport(arm, rows, "image"),
     "nearest_text": lambda arm, rows, settings, seed: NearestReport(arm, rows, "text"),
     "medoid_image": lambda arm, rows, settings, seed: NearestReport(arm, rows, "image", settings.neighbours),
     "medoid_text": lambda arm, rows, settings, seed: NearestReport(arm, rows, "text", settings.neighbours),
     "composition": lambda arm, rows, settings, seed: LabelComposition(arm, rows, seed),
-    "language_model": lambda arm, rows, settings, seed: LanguageModelReport(arm, rows, settings.plan, seed),
+    LANGUAGE_MODEL: lambda arm, rows, settings, seed: LanguageModelReport(arm, rows, settings.plan, seed),
 }
 KINDS = tuple(_FIT)
 

@@ -46,6 +46,7 @@ class Stage:
     learning_rate: float
     batch_size: int = 64
     least_steps: int = 0  # of few reports, more epochs
+    second_moment: float = 0.999  # how slowly AdamW forgets squares of gradients; less for hundreds of steps
 
     def __post_init__(self):
         if not (self.epochs >= 0 and self.learning_rate > 0 and self.batch_size >= 1):
@@ -194,13 +195,12 @@ def train_stage(
     warm_up = max(1, round(_WARM_UP * steps))
 
     def rate(step: int) -> float:
-        return (
-            min(1.0, (step + 1) / warm_up)
-            * 0.5
-            * (1 + math.cos(math.pi * max(0, step - warm_up) / max(1, steps - warm_up)))
-        )
+        done = max(0, step - warm_up) / max(1, steps - warm_up)
+        return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * done))
 
-    optimizer = torch.optim.AdamW(trained, stage.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained, stage.learning_rate, (0.9, stage.second_moment), weight_decay=0.0, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     autocast, began = autocast_dtype(device), time.perf_counter()
     cost = {"steps": steps, "texts_seen": 0, "tokens_seen": 0}
@@ -253,7 +253,7 @@ def train_or_load(
     What is kept are the buffers and what wants gradients.
     """
     weights, cost = f"{name}.safetensors", f"{name}.json"
-    if run.is_current(weights, run.key(parameters, inputs)):
+    if run.is_current(weights, run.key(parameters, inputs, by=type(module))):
         module.load_state_dict(load_file(run.path(weights)), strict=False)
         module.eval()
         return run.read_json(cost)
@@ -264,5 +264,5 @@ def train_or_load(
     state = {one: value.cpu().contiguous() for one, value in module.state_dict().items() if one in kept}
     with run.writing(weights) as temporary:
         save_file(state, temporary)
-    run.record(weights, parameters, inputs, parameters["seed"], (cost,))
+    run.record(weights, parameters, inputs, parameters["seed"], (cost,), by=type(module))
     return run.read_json(cost)

@@ -27,7 +27,14 @@ from chexstudy.evaluation.report_generation.controls import (
     random_reports,
 )
 from chexstudy.evaluation.report_generation.controls import CONTROLS as TEXT_CONTROLS
-from chexstudy.evaluation.report_generation.generators import KINDS, Generator, GeneratorSettings, fit_generator
+from chexstudy.evaluation.report_generation.generators import (
+    KINDS,
+    LANGUAGE_MODEL,
+    Generator,
+    GeneratorSettings,
+    fit_generator,
+    prepare_language_model,
+)
 from chexstudy.evaluation.report_generation.image_controls import (
     CONTROLS,
     MEAN,
@@ -176,6 +183,10 @@ class Writing:
 
 def write_reports(evaluation: Evaluation, writing: Writing, workers: int = 1) -> None:
     """Write and keep all reports; those that are current are left."""
+    if LANGUAGE_MODEL in writing.generators:
+        for seed in writing.seeds:
+            # Before the encoders part: all of a seed share it.
+            prepare_language_model(evaluation, writing.settings, seed)
     for arms, tasks in _list_work(evaluation, writing):
         run_tasks(evaluation, tasks, arms, writing.seeds, workers)
 
