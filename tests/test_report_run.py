@@ -272,3 +272,18 @@ def test_agreement_of_the_labeler_by_hand(evaluation):
     observed, share = 1 - 1 / n, masses / n
     chance = share * (masses - 1) / n + (1 - share) * (n - masses + 1) / n
     assert table["Mass", "kappa"] == pytest.approx((observed - chance) / (1 - chance))
+
+
+def test_agreement_counts_doubt_both_ways_and_no_report_that_is_not_understood(evaluation):
+    rows = evaluation.test_sets()[DATA_SET]
+    sick = np.flatnonzero(rows.Mass == 1)
+
+    def doubts_a_mass(texts, findings):
+        said = evaluation.labels(rows).copy()
+        said[sick[0]], said[sick[1], 0] = np.nan, -1
+        return said
+
+    table = measure_agreement(evaluation, doubts_a_mass).set_index(["finding", "metric"])
+    assert table.n["Mass", "kappa"] == len(rows) - 1
+    assert table.value["Mass", "sensitivity"] == pytest.approx((len(sick) - 2) / (len(sick) - 1))
+    assert table.value["Mass", "sensitivity_uncertain_present"] == 1
