@@ -200,11 +200,7 @@ def check(options: Namespace) -> int:
     return 0
 
 
-@verb(
-    "cohort duplicates",
-    "find copies and second exposures",
-    option("study STUDY", "a study's name"),
-)
+@verb("cohort duplicates", "find copies and second exposures", option("study STUDY", "a study's name"))
 def duplicates(options: Namespace) -> None:
     """Find the images of a study that show one exposure under several names, whatever was done to a copy since, and
     the second exposures within a study. Count them by the sources and splits that a group lies in.

@@ -10,10 +10,7 @@ from chexstudy.paths import resolve_user_path
     "upstream",
     "make the pretrained encoders that studies start from",
     option("--quick", "a smaller run of the same recipe, in minutes"),
-    option(
-        "--start HOW",
-        "contrastive, self_supervised or supervised images (default: the best without labels)",
-    ),
+    option("--start HOW", "contrastive, self_supervised or supervised images (default: the best without labels)"),
     option("--device D", "auto, cpu or cuda", default="auto"),
     option("--workers N", "trainings side by side", default=2),
     option("--out FOLDER", "where the encoders go (default: into the package, in place of those committed)"),

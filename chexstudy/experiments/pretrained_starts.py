@@ -31,11 +31,7 @@ _TIMED = 256  # images
 
 
 def compare_starts(
-    run: Run,
-    cohort: pd.DataFrame,
-    store: PixelStore,
-    starts: Mapping[tuple[str, str], ImageEncoder],
-    device: str,
+    run: Run, cohort: pd.DataFrame, store: PixelStore, starts: Mapping[tuple[str, str], ImageEncoder], device: str
 ) -> pd.DataFrame:
     """What frozen features of each are worth on patients of the same cohort whom none has learned from.
 

@@ -179,8 +179,7 @@ def judge_encoders(
     adapt_arms(evaluation, arms, seeds, probes, workers)
     adapt_arms(evaluation, arms[:1], seeds, supervised, workers)
     values = join_rows(
-        measure_adaptation(evaluation, arms, seeds, probes),
-        measure_adaptation(evaluation, arms[:1], seeds, supervised),
+        measure_adaptation(evaluation, arms, seeds, probes), measure_adaptation(evaluation, arms[:1], seeds, supervised)
     )
     values = add_costs(values.drop(columns=["flops", "seconds"]), read_costs(evaluation.run, arms, seeds))
     pairs = [

@@ -12,12 +12,7 @@ import pandas as pd
 from chexstudy.cohort.annotations import list_lesion_sizes
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.recipes import GloriConstants, HeadPlan
-from chexstudy.evaluation.adaptation.run import (
-    SMALL_LESIONS,
-    adapt_arm,
-    compare_adaptation,
-    load_head,
-)
+from chexstudy.evaluation.adaptation.run import SMALL_LESIONS, adapt_arm, compare_adaptation, load_head
 from chexstudy.evaluation.adaptation.training import Recipe
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.localisation.pointing_game import measure_attention, read_study_regions

@@ -39,13 +39,7 @@ from chexstudy.plots.forest import (
     list_estimates,
 )
 from chexstudy.plots.looks import ACCENT, GREY, SEQUENCE, ArmStyle, arm_style
-from chexstudy.plots.measurements import (
-    interval,
-    prefer_data_set,
-    require_rows,
-    select_rows,
-    summarise_seeds,
-)
+from chexstudy.plots.measurements import interval, prefer_data_set, require_rows, select_rows, summarise_seeds
 from chexstudy.plots.style import add_legend, new_figure, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, write_row
 from chexstudy.pretraining.arms.definitions import split_name

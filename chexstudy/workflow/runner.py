@@ -224,11 +224,7 @@ def _execute(
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3 (ipykernel)"}
     final = run.path(f"notebooks/{source.stem}.ipynb")
     failed = final.with_suffix(".failed.ipynb")
-    with (
-        temporary_folder() as sockets,
-        atomic_path(final) as partial,
-        _kept_on_failure(partial, failed),
-    ):
+    with temporary_folder() as sockets, atomic_path(final) as partial, _kept_on_failure(partial, failed):
         try:
             papermill.execute_notebook(
                 notebook,

@@ -37,10 +37,7 @@ class LinearProbe:
 
 
 def fit_linear_probe(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    validation_features: np.ndarray,
-    validation_labels: np.ndarray,
+    train_features: np.ndarray, train_labels: np.ndarray, validation_features: np.ndarray, validation_labels: np.ndarray
 ) -> LinearProbe:
     """Fit one logistic regression a finding and choose its penalty on validation.
 

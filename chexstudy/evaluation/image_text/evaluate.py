@@ -49,11 +49,7 @@ def list_tasks(evaluation: Evaluation) -> list[Task]:
 
 
 def evaluate_arms(
-    evaluation: Evaluation,
-    arms: Sequence[str],
-    seeds: Sequence[int],
-    reference: str = "curated",
-    workers: int = 1,
+    evaluation: Evaluation, arms: Sequence[str], seeds: Sequence[int], reference: str = "curated", workers: int = 1
 ) -> pd.DataFrame:
     """Every arm and seed, then means over seeds and the differences between ``reference`` and each other arm.
 

@@ -94,8 +94,7 @@ def _rank(queries, candidates, query_keys, candidate_keys) -> np.ndarray:
         best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
         tied = similarity == best
         counts[rows] = np.stack(
-            [(similarity > best).sum(axis=1), (tied & ~right).sum(axis=1), (tied & right).sum(axis=1)],
-            axis=1,
+            [(similarity > best).sum(axis=1), (tied & ~right).sum(axis=1), (tied & right).sum(axis=1)], axis=1
         )
     return counts
 

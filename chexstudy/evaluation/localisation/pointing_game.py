@@ -151,11 +151,7 @@ def measure_cases(
 
 
 def summarise_cases(
-    cases: pd.DataFrame,
-    rows: pd.DataFrame,
-    findings: Sequence[str],
-    weights: np.ndarray,
-    kind: str = FINDING,
+    cases: pd.DataFrame, rows: pd.DataFrame, findings: Sequence[str], weights: np.ndarray, kind: str = FINDING
 ) -> pd.DataFrame:
     """Means of the measures of `measure_cases` by finding and over findings, with intervals that draw patients.
 

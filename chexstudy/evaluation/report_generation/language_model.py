@@ -241,12 +241,7 @@ def _draw_batches(lengths: np.ndarray, size: int, seed: int) -> Iterator[np.ndar
 
 
 def train_or_load(
-    run: Run,
-    name: str,
-    module: nn.Module,
-    train: Callable[[], dict],
-    parameters: dict,
-    inputs: tuple[str, ...] = (),
+    run: Run, name: str, module: nn.Module, train: Callable[[], dict], parameters: dict, inputs: tuple[str, ...] = ()
 ) -> dict:
     """Bring a module to what the study keeps of it under ``name``, else train it and keep that; tells what it took.
 

@@ -147,10 +147,7 @@ class Batch:
         processes, count = of.processes, len(self._rows)
         lengths = [int(self._starts[one.stop] - self._starts[one.start]) for one in processes.shares(count)]
         self.seen = processes.gather(whole, count)
-        features = (
-            processes.gather(crops, count).flatten(0, 1),
-            processes.gather(patches, sum(lengths), lengths),
-        )
+        features = (processes.gather(crops, count).flatten(0, 1), processes.gather(patches, sum(lengths), lengths))
         targets = []
         for head, centre, reduced in zip(teacher.heads, of.centres, features, strict=True):
             logits = head.logits(reduced)

@@ -62,11 +62,7 @@ class MaskedLanguageObjective(Objective):
         return torch.where(named & (chances[1] >= _HIDDEN) & (chances[1] < _OTHER), others, shown), named
 
     def backward(
-        self,
-        rows: np.ndarray,
-        step: int,
-        embedded: tuple[Tensor, ...] | None = None,
-        weights: np.ndarray | None = None,
+        self, rows: np.ndarray, step: int, embedded: tuple[Tensor, ...] | None = None, weights: np.ndarray | None = None
     ) -> dict[str, float]:
         self.model.train(self._config.dropout)
         ids, mask = self._read(rows)

@@ -25,10 +25,7 @@ from chexstudy.pretraining.models.images import TrainingImages
 from chexstudy.pretraining.objectives.distillation import Batch, Distillation
 from chexstudy.pretraining.objectives.objective import Objective
 from chexstudy.pretraining.self_supervision.backbone import group_parameters, list_blocks, move_teacher
-from chexstudy.pretraining.self_supervision.centring import (
-    SINKHORN_ITERATIONS,
-    Logits,
-)
+from chexstudy.pretraining.self_supervision.centring import SINKHORN_ITERATIONS, Logits
 from chexstudy.pretraining.self_supervision.collapse import find_end, judge_training, measure_features, measure_targets
 from chexstudy.pretraining.self_supervision.hand_over import check_resolution, save_network, take_heads
 from chexstudy.pretraining.self_supervision.head import require_memory
@@ -108,11 +105,7 @@ class SelfSupervisedObjective(Objective):
         return earlier
 
     def backward(
-        self,
-        rows: np.ndarray,
-        step: int,
-        embedded: tuple[Tensor, ...] | None = None,
-        weights: np.ndarray | None = None,
+        self, rows: np.ndarray, step: int, embedded: tuple[Tensor, ...] | None = None, weights: np.ndarray | None = None
     ) -> dict[str, float]:
         self._set_anchor(step)
         self.model.train()

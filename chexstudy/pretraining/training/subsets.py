@@ -8,12 +8,7 @@ import pandas as pd
 from chexstudy.curation.choice import count_budget
 from chexstudy.curation.methods import METHODS, choose_subset
 from chexstudy.errors import StudyError
-from chexstudy.pretraining.arms.definitions import (
-    choice_cost_artifact,
-    name_objective,
-    name_variant,
-    subset_artifact,
-)
+from chexstudy.pretraining.arms.definitions import choice_cost_artifact, name_objective, name_variant, subset_artifact
 from chexstudy.pretraining.arms.worker_pool import train_arms
 from chexstudy.pretraining.configuration import PretrainingConfig
 from chexstudy.pretraining.engine.random_streams import RandomStreams

@@ -23,7 +23,5 @@ def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
 
 
 SPEC = register(
-    __file__,
-    read=_read_table,
-    is_image=lambda name: is_image(name) or os.path.basename(name).startswith("image-"),
+    __file__, read=_read_table, is_image=lambda name: is_image(name) or os.path.basename(name).startswith("image-")
 )

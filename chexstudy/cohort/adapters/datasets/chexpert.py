@@ -16,7 +16,5 @@ def _read_tables(download: Download, options: dict[str, str]) -> pd.DataFrame:
 
 
 SPEC = register(
-    __file__,
-    read=_read_tables,
-    is_own_name=lambda name: re.fullmatch(r"view\d+_(frontal|lateral)", name) is not None,
+    __file__, read=_read_tables, is_own_name=lambda name: re.fullmatch(r"view\d+_(frontal|lateral)", name) is not None
 )
