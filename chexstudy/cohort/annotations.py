@@ -102,10 +102,7 @@ class Outlines:
     turned: Mapping[str, str]  # images that lie wrong in their file -> how
 
     def draw(self, image_id: str, *structures: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The mask of one structure or of several together, boolean ``(height, width)``, upright as its image.
-
-        Its size is that of the annotated picture, if no other is asked for.
-        """
+        """The mask of structures together, bool ``(height, width)``, upright, of a size or as it was drawn."""
         rows = [row for structure in structures for row in self.rows.get((image_id, structure), ())]
         drawn = [turn_back(_draw_row(row), self.turned.get(image_id, UPRIGHT)) for row in rows]
         size = size or drawn[0].shape

@@ -51,10 +51,7 @@ class CohortCheck:
 
 
 def check_source(data_root: str | Path, source: str | None = None) -> CohortCheck:
-    """Look at a source's folder as a build would, and at what later steps need; nothing is kept.
-
-    ``source`` is one of `chexstudy.cohort.adapters.SOURCES`; told by what the folder holds, if not given.
-    """
+    """Look at a source's folder, told by what it holds if not given, as a build would, and keep nothing."""
     with tempfile.TemporaryDirectory() as unpacked:
         source = source or (JOINT if str(data_root).endswith((".yaml", ".yml")) else guess_source(data_root))
         report = read_joint(data_root, 0, unpacked) if source == JOINT else read_source(source, data_root, 0, unpacked)

@@ -30,10 +30,7 @@ def find_copies(files: Sequence[str | Path]) -> list[list[int]]:
 
 
 def refuse_shared_files(files: Iterable[str | Path]) -> None:
-    """Raise a StudyError if two rows name one image file, however its path is written.
-
-    ``files`` are those of the rows, in their order.
-    """
+    """Raise a StudyError if two rows name one image file, however its path is written."""
     named = pd.Series([os.path.realpath(file) for file in files])
     shared = named[named.duplicated(keep=False)]
     if len(shared):

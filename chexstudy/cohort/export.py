@@ -75,10 +75,7 @@ class Export:
 
 
 def export_cohort(run: Run, folder: str | Path, options: ExportOptions) -> Export:
-    """Write the pairs of a study's cohort for other programs.
-
-    The folder is new, empty, or an export of the same cohort with the same options, which is then completed.
-    """
+    """Write a study's pairs for other programs, to a new or empty folder, or on where an export stopped."""
     folder = Path(folder)
     cohort = read_cohort(run.require(COHORT))
     store = open_pixel_store(run)

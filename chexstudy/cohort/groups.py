@@ -106,8 +106,8 @@ def mark_near_duplicates(
 ) -> np.ndarray | None:
     """Which pairs repeat another one: by the phantom's truth if given, else pairs embedded exactly like an earlier one.
 
-    Exact equality finds copies of a file, not near copies; a threshold on similarity would need a choice per encoder.
-    Features are ``(pairs, dim)`` in the cohort's order; None if neither is given.
+    Exact equality finds copies of a file alone; more would need a threshold for each encoder. Features are ``(pairs,
+    dim)``.
     """
     if truth is not None:
         original = cohort.image_id.map(truth.set_index("image_id").duplicate_of.fillna(""))

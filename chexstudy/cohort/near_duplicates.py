@@ -190,10 +190,7 @@ def _list_candidates(described: np.ndarray, cohort: pd.DataFrame) -> np.ndarray:
 
 
 def _compare(images, fields, maps, signs, pairs: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """Similarity ``(pairs,)`` after registration, the correlation at the finest side; 0 if any is below ``needed``.
-
-    ``fields``, ``maps`` and ``signs`` are those of all images, as `_Frame.describe` gives them.
-    """
+    """Similarity ``(pairs,)`` registered, at the finest side; 0 if any is below ``needed``; the rest see `describe`."""
     similarity, left = np.zeros(len(pairs)), np.arange(len(pairs))
     onto = torch.from_numpy(maps[pairs])
     for side, steps in _PAIR_STEPS.items():

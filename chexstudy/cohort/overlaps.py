@@ -40,10 +40,7 @@ OVERLAPS = tuple(Overlap(**entry | {"of": source}) for entry in _DATA["overlaps"
 
 
 def find_overlaps(first: str, second: str) -> tuple[Overlap, ...]:
-    """The overlaps by which two data sets share something; each is ``source/split``, or a source for any of its splits.
-
-    Sets of one source share nothing: its patients lie in one split each.
-    """
+    """What two data sets share, each ``source/split`` or a source; sets of one source share nothing."""
     sources = {name.partition("/")[0] for name in (first, second)}
     ways, others = _trace(first), _trace(second)
     common = [ways[origin] + others[origin] for origin in ways if origin in others] if len(sources) > 1 else []

@@ -17,10 +17,7 @@ TAIL_BELOW = 0.01
 
 
 def measure_prevalence(cohort: pd.DataFrame) -> pd.Series:
-    """Share of all images with each finding present; uncertain and unstated labels count as not present.
-
-    Reports seldom state what is absent, so the share among the stated would call rare findings common.
-    """
+    """Share of all images with each finding present: what is absent is seldom stated, so unstated counts so."""
     findings = finding_columns(cohort)
     present = label_matrix(cohort, findings) == 1
     return pd.Series(present.sum(axis=0) / max(1, len(cohort)), index=findings, name="prevalence")

@@ -53,10 +53,7 @@ def check_image(path: str | Path, size: int, fit: str) -> CheckedImage:
 
 
 def read_checked(paths: Iterable[str | Path], size: int, fit: str, workers: int = 2) -> Iterator[CheckedImage]:
-    """Check image files in so many processes; the results come in the order of the paths.
-
-    With one process, or few images, everything happens in this one.
-    """
+    """Check image files in so many processes, in the order of the paths; few images are checked in this one."""
     check = partial(check_image, size=size, fit=fit)
     paths = [str(path) for path in paths]
     if workers <= 1 or len(paths) < _TOO_FEW_FOR_WORKERS:
@@ -77,10 +74,7 @@ def lacks_report(cohort: pd.DataFrame) -> pd.Series:
 
 
 def set_aside_copies(cohort: pd.DataFrame, files: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Separate the rows whose file has the bytes of a file in a split nearer to the test, which keeps them.
-
-    The others may be copies within one split; the quarantine rows have ``copy_of``, the index of the row that stays.
-    """
+    """The other rows, and those whose file a split nearer to the test has too, with ``copy_of``, its row's index."""
     split = cohort["split"].map(SPLITS.index).to_numpy()
     kept = {}
     for group in find_copies(files):

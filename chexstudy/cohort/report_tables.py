@@ -21,8 +21,8 @@ WITHOUT_TEXT = "translations_without_a_text"
 def read_sectioned(path: str | Path) -> dict[str, str]:
     """Study (``s50000000``) -> report, from the table that MIT-LCP's scripts for MIMIC-CXR write.
 
-    They know the studies by number that no rule fits. A report has their findings and impression, or the last paragraph
-    where there are neither. Source: ``mimic_cxr_sectioned.csv``, MIT-LCP/mimic-cxr.
+    A report has findings and impression, or else the last paragraph. Source: ``mimic_cxr_sectioned.csv``,
+    MIT-LCP/mimic-cxr.
     """
     table = _read_by_id(Path(path), "study", ("findings", "impression", "last_paragraph"))
     return {

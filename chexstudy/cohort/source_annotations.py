@@ -179,10 +179,7 @@ class Polygon:
 def build_annotations(
     run: Run, listed: Sequence[Box | MaskFile | RunLengths | Polygon], files: Mapping[str, Path] = MappingProxyType({})
 ) -> None:
-    """Bring what a source annotates into the study, masks read once and checked; what is current stays.
-
-    ``files`` are the images' files, for their sizes.
-    """
+    """Bring what a source annotates into the study, checked against the images' ``files``; what is current stays."""
     parameters = {"annotations": hash_values([_fingerprint(one) for one in listed])}
     if run.is_current(ANNOTATIONS, run.key(parameters)):
         return

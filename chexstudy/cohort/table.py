@@ -81,11 +81,7 @@ def require_columns(table: pd.DataFrame, names: Iterable[str], origin: str) -> N
 
 
 def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> pd.DataFrame:
-    """Check a cohort table against the contract and return it with the contract's column order and types.
-
-    Every column that is neither reserved nor begins with ``outcome_`` is taken as a finding; messages call the table
-    by its ``origin``.
-    """
+    """A cohort table, called ``origin``, checked against the contract, with its order of columns and their types."""
     require_columns(cohort, RESERVED_COLUMNS, origin)
     if cohort.empty:
         raise StudyError(f"{origin} has no rows: check the folder it was built from and the quarantine list.")

@@ -62,10 +62,7 @@ def split_patients(patients: np.ndarray, usable: np.ndarray) -> Iterator[tuple[n
 def score_versions(
     features: np.ndarray, patients: np.ndarray, sound: np.ndarray, learns: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores ``(n, 16)`` of each image's versions, and the likeness of its likest one to the mean image ``(n,)``.
-
-    A score that has not learned is the likeness to the mean image itself, which a few wrong images hardly move.
-    """
+    """Scores ``(n, 16)`` of versions, learned or by likeness to the mean image, and the best likeness ``(n,)``."""
     scores, likeness = np.empty((len(features), len(KINDS))), np.empty(len(features))
     for learned, judged in split_patients(patients, sound):
         known = features[learned]

@@ -90,10 +90,7 @@ def describe_source(name: str) -> dict[str, str]:
 
 
 def tabulate_crosswalk(cohort: pd.DataFrame) -> pd.DataFrame:
-    """What each source of a cohort calls the findings it states: a row a finding, empty where a source states it not.
-
-    The findings that most sources state come first.
-    """
+    """What each source calls the findings it states, empty where it does not; those that most sources state first."""
     called = {}
     for source, rows in cohort.groupby("source", sort=False):
         own = ColumnMapping(columns=DATASETS[source].columns).findings() if source in DATASETS else {}

@@ -39,11 +39,7 @@ _MISSING = "missing"
 
 
 def build_huggingface(data_root: str | Path, seed: int, unpack_to: str | Path, **options) -> pd.DataFrame:
-    """The cohort of a dataset folder.
-
-    Without a column named split, the names of the dataset's splits tell it; where all are ``train``, patients are split
-    70/10/20. Cells of class labels count as the names of their classes. ``image_path`` is the image column.
-    """
+    """The cohort of a dataset folder; patients are split here where all its splits are called train."""
     folder = require_folder(data_root, _HOLDING)
     mapping = read_mapping(folder, options)
     chosen = str((mapping.get("columns") or {}).get("image_path") or "")

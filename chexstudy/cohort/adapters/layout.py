@@ -38,10 +38,7 @@ def require_folder(data_root: str | Path, holding: str) -> Path:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file under a folder by its path from there, hidden ones left out, in order of path.
-
-    Linked folders are walked once each, whatever links to whatever.
-    """
+    """Every file under a folder by its path from there, in order, hidden ones left out; links are walked once."""
     found, seen = [], set()
 
     def walk(place: str, start: str) -> None:
@@ -75,8 +72,8 @@ def drop_ending(name: str) -> str:
 class Download:
     """The folder of a public data set as it was unpacked: files are found wherever they lie under it.
 
-    ``holding`` says what it holds, to follow "the folder that holds"; ``tables`` are the names that the set's table
-    goes by, the newest first.
+    ``holding`` says what it holds, behind "the folder that holds"; ``tables`` are names of the set's table, the newest
+    first.
     """
 
     def __init__(self, data_root: str | Path, holding: str, tables: Sequence[str] = ()):
@@ -96,8 +93,8 @@ class Download:
     def find(self, *names: str) -> Path | None:
         """The file that goes by one of these names or ends of paths, the first that is there, as it is or as ``.gz``.
 
-        A name may hold ``*`` for what differs between deliveries. Of several, the one nearest to the folder is meant;
-        two as near are two releases, and refused.
+        ``*`` in a name stands for what differs between deliveries. The file nearest to the folder is meant; two as near
+        are refused.
         """
         for name in names:
             found = self._find_tail(name) or self._find_tail(f"{name}.gz") or self._find_tail(name.removesuffix(".gz"))
@@ -185,10 +182,7 @@ class ImageFinder:
         return os.path.join(self.folder, meant[0]) if len(meant) == 1 or (meant and self._anywhere) else path
 
     def list_meant(self, names: Iterable[str]) -> set[str]:
-        """All files that names of a public set may mean, by their paths from the folder, of whatever ending.
-
-        A set that is published in two forms has two files an image, and neither is one too many.
-        """
+        """All files that names of a public set may mean, of any ending: in two forms it has two an image."""
         keys = {drop_ending(_plain_path(name)) for name in names} if self._anywhere else ()
         return {file for key in keys for file in self._list_keys(key.count("/") + 1).get(key, ())}
 

@@ -226,8 +226,8 @@ def check_manifest(
 ) -> ManifestReport:
     """Build a cohort without raising and say everything that is wrong.
 
-    ``table`` has one row an image, every cell text or missing; ``origin`` is what messages call it. By ``templates``
-    an image whose report says nothing gets one from its labels; without them only a cohort without reports does.
+    ``table`` has a row an image, every cell text or missing, and is called ``origin``. By ``templates`` a report that
+    says nothing is written from labels; without them only in a cohort without reports.
     """
     problems = _find_column_problems(table, mapping, origin)
     if problems:

@@ -58,8 +58,8 @@ class _Member(tarfile.TarInfo):
 def build_webdataset(data_root: str | Path, seed: int, unpack_to: str | Path, **options) -> pd.DataFrame:
     """The cohort of a folder of tar shards, or of those that a pattern such as ``~/shards/train-*.tar`` names.
 
-    Without a field named split, the names of shards tell it (``train-000000.tar``, ``val/000000.tar``); where they tell
-    none, or ``train`` for all, patients are split 70/10/20.
+    Without a field split the names of shards tell it (``val/000000.tar``); where they tell none or all ``train``,
+    patients are split.
     """
     shards, root = _find_shards(data_root)
     mapping = read_mapping(root, options)
@@ -197,10 +197,7 @@ def _find_problem(member: tarfile.TarInfo, key: str) -> str:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """``a/b.cxr.PNG`` to ``a/b`` and ``cxr.png``, ``1.2.840.png`` to ``1.2.840`` and ``png``.
-
-    Hidden files and those without an ending have no kind.
-    """
+    """``a/b.cxr.PNG`` to ``a/b``, ``cxr.png``; ``1.2.84.png`` to ``1.2.84``, ``png``; hidden files have no kind."""
     folder, _, base = name.removeprefix("./").rpartition("/")
     stem, _, suffix = base.partition(".")
     parts = base.split(".")

@@ -62,10 +62,7 @@ def tell_picture_kind(data: bytes) -> str:
 
 
 def decode_radiograph(data: bytes) -> np.ndarray:
-    """The grey levels in the bytes of an image file, ``(height, width)``, ``uint8`` or ``float32``, 0 black to 255.
-
-    The file's name plays no part. Whatever is wrong is an UnreadableImage.
-    """
+    """Grey levels of an image file's bytes, ``(height, width)``, ``uint8`` or ``float32``, or an UnreadableImage."""
     return decode_remarked(data)[0]
 
 
@@ -107,10 +104,7 @@ def fit_square(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
 
 
 def place_square(shape: tuple[int, int], size: int, fit: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of an image resized for a square of `fit_square`, and which of its lines are the square's first.
-
-    These are below 0 where the square is padded.
-    """
+    """Height and width of an image resized for `fit_square`, and which lines are the square's first (padded: < 0)."""
     side = min(shape) if fit == "crop" else max(shape)
     # Truncation, not rounding, of the other side: as in torchvision's Resize, which the published transform uses.
     height, width = (max(1, size * length // side) for length in shape)
@@ -161,10 +155,7 @@ def check_fit(size: int, fit: str) -> None:
 
 
 def _decode_jsrt(data: bytes) -> np.ndarray | None:
-    """A raw file of the JSRT, without a header: 2,048 x 2,048 values of 12 bit, the higher byte first, air the highest.
-
-    None if it is none.
-    """
+    """A raw file of the JSRT: 2,048 x 2,048 values of 12 bit, the higher byte first, air the highest; or None."""
     if len(data) != _JSRT_BYTES:
         return None
     values = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)

@@ -68,8 +68,7 @@ def read_tags(path: str | Path, names: Sequence[str]) -> list[str]:
 def decode_dicom(data: bytes) -> tuple[np.ndarray, str]:
     """The grey levels of a DICOM file ``(height, width)``, 0 black to 255 white, and a remark: `OWN_RANGE` or nothing.
 
-    An UnreadableImage if it is no radiograph, its tags contradict its values, or it is too large; else what pydicom
-    raises.
+    An UnreadableImage if it is no radiograph, its tags contradict its values or it is too large.
     """
     dataset = _read_dataset(data)
     try:
@@ -273,10 +272,7 @@ def _apply_voi_table(values: np.ndarray, dataset: pydicom.Dataset, valid: np.nda
 
 
 def _unpack_table(descriptor: Sequence[int], data: bytes | Sequence[int], dataset: pydicom.Dataset) -> np.ndarray:
-    """The entries of a look-up table, ``uint8`` or ``uint16`` (PS3.3 C.11.1.1.1).
-
-    Whether 8 or 16 bits hold an entry follows from the length of the data; what the descriptor says is often wrong.
-    """
+    """The entries of a look-up table, of 8 or 16 bit by the length of its data (PS3.3 C.11.1.1.1)."""
     entries = int(descriptor[0]) or 2**16
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"

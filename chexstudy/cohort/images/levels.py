@@ -21,10 +21,7 @@ def is_blank(pixels: np.ndarray) -> bool:
 
 
 def stretch_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """Map the real range of the values (`find_range`) onto 0 to 255, ``float32``; a constant image becomes black.
-
-    ``valid`` is where the range is taken from (everywhere, if not given); the others are clipped to it.
-    """
+    """Values, by the real range of the ``valid`` ones (`find_range`), on 0 to 255, ``float32``; a constant is black."""
     values = values.astype(np.float32)
     measured = values if valid is None else values[valid]
     low, high = find_range(measured) if measured.size else (0.0, 0.0)

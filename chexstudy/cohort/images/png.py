@@ -18,10 +18,7 @@ _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
 
 
 def decode_png(data: bytes) -> np.ndarray | None:
-    """The channels of a PNG with 8 or 16 bit for each, ``(height, width, channels)`` exactly as stored, alpha the last.
-
-    None if the file is not wholly in order.
-    """
+    """The channels of a PNG of 8 or 16 bit as stored, ``(height, width, channels)``, or None if it is not in order."""
     if not data.startswith(SIGNATURE) or not data.endswith(END):
         return None
     compressed = b"".join(chunk[8:-4] for kind, chunk in split_chunks(data) if kind == b"IDAT")

@@ -29,10 +29,7 @@ def resize_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _weigh_rows(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First row and number of rows that count for each new one ``(after,)``, and their weights ``(after, taps)``.
-
-    Weights are in units of 2 ** -22.
-    """
+    """First row and number of rows for each new one ``(after,)``, and their weights ``(after, taps)`` times 2 ** 22."""
     scale = before / after
     stretch = max(scale, 1.0)
     reach = _RADIUS * stretch

@@ -52,11 +52,7 @@ class _Film:
 
 
 def build_phantom(run_or_folder: Run | str | Path, config: PhantomConfig) -> pd.DataFrame:
-    """Make the phantom cohort in a study's folder and return its table, ``image_path`` relative to ``phantom/``.
-
-    A former phantom in the same folder is replaced. ``phantom/cohort.parquet`` is written last, so where it is there,
-    all is.
-    """
+    """Make the phantom anew in a study's folder and return its table, which is written last."""
     folder = run_or_folder.folder if isinstance(run_or_folder, Run) else Path(run_or_folder)
     pairs = plan_pairs(config)
     ids = [f"{PHANTOM}/{number:06d}" for number in range(len(pairs))]

@@ -22,10 +22,7 @@ _ARTICLE = re.compile(r"\[a\] +(\w)", re.IGNORECASE)
 
 
 def write_report(case: Case, generator: np.random.Generator, prior: Case | None = None) -> str:
-    """Report a case in two sections, ``FINDINGS: ... IMPRESSION: ...``, in one line.
-
-    Where the patient's ``prior`` study is at hand, the report says what is new, worse, better, stable or gone.
-    """
+    """``FINDINGS: ... IMPRESSION: ...`` of a case in one line, and what is new since a ``prior`` study."""
     # Size and place of a lesion are called the same in both sections.
     terms = {lesion.finding: _choose_terms(lesion, generator) for lesion in case.lesions}
     findings = _write_findings(case, prior, terms, generator)

@@ -38,10 +38,7 @@ class Drawing:
 
 
 def draw_radiograph(case: Case, size: int) -> Drawing:
-    """Draw the frontal radiograph of a case, with the masks of its organs and findings.
-
-    The composition is the same at any size, in pixels along one side of the film. Equal arguments give equal bytes.
-    """
+    """The frontal radiograph of a case with its masks, composed alike at any size, in pixels a side."""
     if size < SMALLEST_FILM:
         raise StudyError(f"A film of {size} pixels is too small to draw on: ask for at least {SMALLEST_FILM}.")
     for lesion in case.lesions:

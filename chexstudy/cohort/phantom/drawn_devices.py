@@ -20,10 +20,7 @@ _MOST_CM_BELOW_CARINA = 4.0
 
 
 def place_devices(lesion: Lesion) -> dict[str, dict]:
-    """The devices a lesion stands for, one to three, more the higher its severity, and what of their place is chance.
-
-    Picture and report both draw from the lesion's seed, and so agree.
-    """
+    """One to three devices of a lesion by its seed and severity, and what is chance of their place."""
     generator = np.random.default_rng(lesion.seed)
     count = 1 + round(2.4 * lesion.severity)
     shares = [share for share, _, _ in _DEVICES.values()]
@@ -32,10 +29,7 @@ def place_devices(lesion: Lesion) -> dict[str, dict]:
 
 
 def find_malposition(lesion: Lesion) -> bool | None:
-    """Whether a tube's tip lies in a wrong place: too near the carina, or a central catheter's in the right atrium.
-
-    None if the lesion holds neither an endotracheal tube nor a central venous catheter.
-    """
+    """Whether a tube is too near the carina, or a central catheter in the right atrium; None without either."""
     places = place_devices(lesion)
     wrong = []
     if "endotracheal tube" in places:

@@ -22,8 +22,8 @@ def add_ball(
 ) -> None:
     """Add a round, lobulated shadow at a point and mark it in ``mask``.
 
-    ``strength`` is the attenuation through the middle; ``lobulation``, how uneven the outline is, and ``hollow``, the
-    empty core, are shares of the radius.
+    ``strength`` is the attenuation through the middle; ``lobulation`` (unevenness) and ``hollow`` are shares of the
+    radius.
     """
     board = scene.board
     part = board.window(*at, 1.5 * radius + board.pitch, 1.5 * radius + board.pitch)

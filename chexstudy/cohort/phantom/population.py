@@ -80,8 +80,7 @@ def simulate_cases(
 ) -> list[Case]:
     """Simulate ``n`` studies of patients with 1 to 5 studies each, those of a patient in order and side by side.
 
-    The prevalence of a finding is the share of studies that have it. Patients are numbered from ``first_patient`` on,
-    for several populations without one in common.
+    The prevalence of a finding is the share of studies that have it. Patients are numbered from ``first_patient`` on.
     """
     _check_prevalence(prevalence)
     counts = 1 + generator.choice(MAXIMAL_STUDIES, size=max(n, 1), p=_SHARE_OF_STUDY_COUNTS)
@@ -119,11 +118,7 @@ def simulate_enriched_cases(
 
 
 def permute_prevalence(prevalence: Mapping[str, float], generator: np.random.Generator) -> dict[str, float]:
-    """Give each finding the prevalence of a randomly chosen one; the set of prevalences and the order of names stay.
-
-    A rare finding can be easy to see (a cavity) and a common one hard; over several permutations how rare a finding is
-    no longer goes with how visible it is.
-    """
+    """Give each finding the prevalence of a random one, so that how rare it is does not go with how visible it is."""
     values = generator.permutation(np.array(list(prevalence.values())))
     return dict(zip(prevalence, values.tolist(), strict=True))
 
@@ -213,11 +208,7 @@ def _loading_matrix(findings: tuple[str, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _solve_illness(prevalence: tuple[tuple[str, float], ...]) -> float:
-    """The strength of general illness at which the wanted share of studies has no finding, by bisection.
-
-    The more findings gather in the same patients, the more patients have none. Where the wanted share is out of reach
-    the nearest strength is taken.
-    """
+    """The strength of general illness with which the wanted share has no finding, or the nearest."""
     findings = tuple(name for name, _ in prevalence)
     thresholds = ndtri(1.0 - np.array([share for _, share in prevalence]))
     # The strength belongs to the model, not to a sample: it must not depend on the caller's generator.

@@ -51,11 +51,7 @@ class Shape:
 
 
 def make_shape(case: Case) -> Shape:
-    """The chest of a case's patient as exposed in this study, findings aside.
-
-    Every individual number comes from ``patient.anatomy_seed``, so that studies of a patient differ by view and
-    inspiration only.
-    """
+    """The chest of a patient, findings aside; studies of one differ by view and inspiration alone."""
     patient = case.patient
     draw = np.random.default_rng(patient.anatomy_seed)
     # Python numbers throughout: NumPy's double scalars would turn every float32 array they meet into double.

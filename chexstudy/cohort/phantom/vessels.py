@@ -16,10 +16,7 @@ Segments = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def grow_vessels(shape: Shape, body: Body, generator: np.random.Generator) -> list[Segments]:
-    """Grow both trees, one ``Segments`` a generation.
-
-    Lower-zone vessels are thicker in an upright patient; ``shape.cephalisation`` evens this out and then turns it over.
-    """
+    """Grow both trees, one ``Segments`` a generation, thicker below unless ``cephalisation`` evens it out."""
     fan = np.linspace(-1.0, 1.0, _ROOTS)
     starts, angles, radii = [], [], []
     for sign, hilum, size in ((-1.0, body.hila[0], shape.hilum[0]), (1.0, body.hila[1], shape.hilum[1])):

@@ -88,10 +88,7 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def convert_cohort(run: Run, plan: StorePlan, workers: int | None = None) -> PixelStore:
-    """Make the store of a plan: say what it costs, go on where an earlier call stopped, count what was set aside.
-
-    ``workers`` is the number of processes that read images; one a core that may be used if not given.
-    """
+    """Make the store of a plan: say what it costs, go on where it stopped, count what was set aside."""
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     check_workers(workers)

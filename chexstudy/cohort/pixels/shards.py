@@ -51,10 +51,7 @@ class ShardedImages:
         return self.take(chosen) if chosen.ndim else self.take(chosen[None])[0]
 
     def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Copy images ``(n, size, size)`` in the order asked for; the files are read from front to back.
-
-        Rows count from 0 and may repeat. The images go to ``out``, for example pinned memory, or to new memory.
-        """
+        """Images ``(n, size, size)`` in the order asked for, rows from 0, into ``out`` if given."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} asked of {len(self)} images")
@@ -81,10 +78,7 @@ def name_shard(number: int) -> str:
 
 
 def write_shard(path: Path, checked: Iterable[CheckedImage], size: int, key: str) -> pd.DataFrame:
-    """Write the usable images one after the other, then the record of all of them; return it (see `read_record`).
-
-    ``key`` is of what the shard is made of and how; a record under another key does not count.
-    """
+    """Write the usable images and then, under a key of what they are made of, the record of all (see `read_record`)."""
     # An old record must never stand beside a new shard.
     _place_record(path).unlink(missing_ok=True)
     outcomes, rows = [], 0

@@ -181,10 +181,7 @@ def plan_pixel_store(
     root: str | Path | None = None,
     images_a_shard: int | None = None,
 ) -> StorePlan:
-    """What is there of a store already, and what has to be made; see `build_pixel_store`. Nothing is written.
-
-    ``images_a_shard`` is how many images of the cohort a shard is made of; about 256 MB if not given.
-    """
+    """What is there of a store and what has to be made, see `build_pixel_store`; shards of about 256 MB if not said."""
     check_fit(size, fit)
     images_a_shard = max(1, _BYTES_A_SHARD // size**2) if images_a_shard is None else images_a_shard
     if images_a_shard < 1:
@@ -260,10 +257,7 @@ def write_pixel_store(run: Run, plan: StorePlan, workers: int = 2) -> PixelStore
 
 
 def turn_pixels(run: Run, turned: dict[str, str]) -> None:
-    """From now on show the images of a study's store upright that lie as ``turned`` says (image -> kind), and no other.
-
-    The shards stay as they are; what is turned stands in the index, and how many in the manifest.
-    """
+    """From now on show those images upright that lie as ``turned`` says (image -> kind), and no other; shards stay."""
     if read_turned(run) == turned:
         return
     manifest, parameters = run.read_json(MANIFEST), run.provenance(MANIFEST)["parameters"]
@@ -281,10 +275,7 @@ def read_turned(run: Run) -> dict[str, str]:
 
 
 def withhold_images(run: Run, withheld: pd.DataFrame) -> None:
-    """From now on leave out of a study's cohort these near-duplicates, rows of the quarantine, and no other.
-
-    Their pixels stay in the shards, so that they can come back.
-    """
+    """From now on leave out of a study's cohort these rows of the quarantine, and no other; their pixels stay."""
     if _read_withheld(run)["image_id"].tolist() == withheld["image_id"].tolist():
         return
     manifest, parameters = run.read_json(MANIFEST), run.provenance(MANIFEST)["parameters"]

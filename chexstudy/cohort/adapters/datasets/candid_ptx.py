@@ -67,10 +67,7 @@ def _list_masks(download: Download) -> list[RunLengths]:
 
 
 def _tell_gaps(runs: str) -> str:
-    """Runs by the gaps before them, where they are told by their starts, each of which lies beyond the run before.
-
-    Which of the tables do so is not documented; of gaps, none but the first is that long.
-    """
+    """Runs by the gaps before them; which tables tell starts instead is not documented, but no gap is that long."""
     numbers = np.array([int(word) if word.isdecimal() else -1 for word in runs.split()])
     starts, lengths = numbers[: len(numbers) // 2 * 2 : 2], numbers[1::2]
     gaps = starts - np.append(0, starts + lengths)[:-1]

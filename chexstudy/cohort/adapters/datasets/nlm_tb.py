@@ -70,10 +70,7 @@ def _describe_image(stem: str, file: str, reading: dict[str, str]) -> dict[str, 
 
 
 def label_reading(reading: str) -> dict[str, int | None]:
-    """What a reading states of each finding: 1, 0, -1 (doubted) or None (not stated).
-
-    Doubt and denial count within their clause; a finding that is stated somewhere as present is present.
-    """
+    """What a reading states of each finding: 1, 0, -1 (doubted) or None; doubt and denial count within their clause."""
     labels: dict[str, int | None] = dict.fromkeys(FINDING_WORDS)
     for clause in _CLAUSE.split(reading):
         for finding, words in FINDING_WORDS.items():

@@ -25,10 +25,7 @@ def join_table(
     numbers: Container[str],
     further_keys: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The table with columns of another one, those among ``numbers`` as numbers, by keys that this one has once each.
-
-    The further keys count where both tables have them.
-    """
+    """The table with columns of another, ``numbers`` as such, by unique keys and the further ones both have."""
     other, origin = download.read(name, columns=[*keys, *columns]), download.require(name).name
     keys = [*keys, *(key for key in further_keys if key in table and key in other)]
     other = other[[*keys, *columns]]
@@ -63,8 +60,7 @@ def tell_age(age: pd.Series, days: pd.Series) -> pd.Series:
 def tell_outcome(name: str, happened: pd.Series, end: pd.Series, image: pd.Series) -> dict[str, pd.Series]:
     """The columns of an outcome: whether it happened, and the years from image to event or end of observation.
 
-    ``happened`` holds 1, 0 or NaN; ``end`` and ``image`` are days since enrolment. What came before the image, or whose
-    time is not known, is unknown.
+    ``happened`` is 1, 0 or NaN, ``end`` and ``image`` days since enrolment; what came before the image is unknown.
     """
     years = (end - image) / _DAYS_A_YEAR
     known = happened.notna() & (years > 0)
