@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -25,6 +26,7 @@ from chexstudy.cohort.annotations import (
 from chexstudy.cohort.images.decode import read_dimensions
 from chexstudy.cohort.images.unreadable import UnreadableImage
 from chexstudy.errors import StudyError
+from chexstudy.inputs.tables import name_place
 from chexstudy.progress import progress
 from chexstudy.runs import Run, hash_values
 
@@ -122,6 +124,13 @@ class RunLengths:
             )
         mask = decode_mask(runs, height, width) if self.way == "starts" else decode_mask(runs, width, height).T
         return make_outline(self.image_id, self.structure, mask)
+
+
+def list_runs(image_ids: pd.Series, finding: str, runs: pd.Series, origin: str) -> list[RunLengths]:
+    """Masks of a table with a row a mask, on pictures of 1,024 x 1,024 pixels, as Kaggle and CANDID-PTX tell them."""
+    places = [f"{origin}, {name_place(runs.index, row)}" for row in range(len(runs))]
+    rows = zip(image_ids, runs, places, strict=True)
+    return [RunLengths(image_id, finding, told, (1024, 1024), place) for image_id, told, place in rows]
 
 
 def _tell_gaps(numbers: np.ndarray) -> np.ndarray:

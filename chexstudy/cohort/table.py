@@ -1,15 +1,12 @@
 """The cohort table: one row an image, the contract between every source and everything after it.
 
-Columns: ``image_id`` (stable, ``source/official-name``, never a position), ``patient_id``, ``study_id``, ``source``,
-``split`` (train | validate | test | test_enriched), ``view`` (PA | AP | lateral | unknown), ``sex`` (F | M | unknown),
-``age_years`` (may be null), ``image_path``, ``report``, ``report_origin`` (written | template | none), then one
-``Int8`` column for each finding: present 1, absent 0, uncertain -1, not stated null. A table may end with outcomes,
-whose columns begin with ``outcome_``: ``outcome_<name>`` (``Int8``: it happened 1, it did not 0, unknown null) and, for
-an outcome with a time, ``outcome_<name>_years`` (``float32``: years from the image to the event or, where there was
-none, to the end of observation).
-
-``patient_id`` carries its source (``nih/1280``), so that two sources never collide. ``image_path`` is relative to the
-table's folder or absolute.
+Columns: ``image_id`` (``source/official-name``, never a position), ``patient_id`` (with its source, ``nih/1280``, so
+that two never collide), ``study_id``, ``source``, ``split`` (train | validate | test | test_enriched), ``view`` (PA |
+AP | lateral | unknown), ``sex`` (F | M | unknown), ``age_years`` (may be null), ``image_path`` (absolute, or from the
+table's folder), ``report``, ``report_origin`` (written | template | none), then an ``Int8`` column for each finding:
+present 1, absent 0, uncertain -1, not stated null; and outcomes: ``outcome_<name>`` (``Int8``: it happened 1, it did
+not 0, unknown null) and, with a time, ``outcome_<name>_years`` (``float32``: years from the image to the event or to
+the end of observation).
 """
 
 import re

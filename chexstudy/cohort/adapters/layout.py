@@ -4,7 +4,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset(_ENDINGS)
 # By the first letter of a unit, in English, Spanish or French: days, weeks, months.
 _YEARS_IN = {"d": 1 / 365.25, "j": 1 / 365.25, "w": 7 / 365.25, "s": 7 / 365.25, "m": 1 / 12}
 # The number of images in the folder that no row of the tables names, kept in ``cohort.attrs``.
+WHO = {"view": "ViewPosition", "sex": "PatientSex", "age": "PatientAge"}  # column -> keyword of DICOM headers
 IMAGES_WITHOUT_ROW = "images_without_row"
 
 
@@ -207,13 +208,14 @@ def read_json(path: Path, what: str) -> Iterator[object]:
         raise StudyError(f"{path} is not {what}, or a part of it (see {error}): fetch it again.") from None
 
 
-def read_headers(download: Download, images: Collection[str], names: Sequence[str]) -> list[list[str]]:
-    """What the DICOM header of each image says under these keywords, empty where its file is not there."""
+def read_headers(download: Download, images: pd.Series, names: Mapping[str, str]) -> pd.DataFrame:
+    """Columns of what DICOM headers say under keywords (column -> keyword), empty where the image is not there."""
     dicoms = (file for file in download.files if file.endswith((".dicom", ".dcm")))
     files = {os.path.splitext(os.path.basename(file))[0]: download.folder / file for file in dicoms}
-    empty = [""] * len(names)
-    images = progress(images, len(images), "reading headers")
-    return [read_tags(files[image], names) if image in files else empty for image in images]
+    tags, empty = list(names.values()), [""] * len(names)
+    found = progress(images, len(images), "reading headers")
+    rows = [read_tags(files[image], tags) if image in files else empty for image in found]
+    return pd.DataFrame(rows, images.index, list(names), dtype="str")
 
 
 def resolve_links(path: str) -> str:

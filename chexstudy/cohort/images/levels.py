@@ -62,8 +62,7 @@ def show_range(values: np.ndarray, valid: np.ndarray | None = None) -> np.ndarra
 def loses_levels(grey: np.ndarray, values: np.ndarray, valid: np.ndarray | None = None) -> bool:
     """Whether grey levels from 0 to 255 no longer tell apart what the values they were made of do.
 
-    They do not where fewer than 32 of them, or less than a hundredth of the pixels between black and white, stand for
-    at least twice as many values as there are levels. ``valid`` is where both are looked at; everywhere, if not given.
+    Where fewer than 32, or less than a hundredth of the pixels between black and white, stand for twice as many values.
     """
     shown, meant = (one.ravel() if valid is None else one[valid] for one in (grey, values))
     shown, meant = (one[:: one.size // _SAMPLE + 1] for one in (shown, meant))
@@ -76,8 +75,7 @@ def loses_levels(grey: np.ndarray, values: np.ndarray, valid: np.ndarray | None 
 def show_deep_colours(colours: np.ndarray) -> np.ndarray:
     """Colours of more than 8 bit as grey levels by their real range, ``float32 (height, width)``.
 
-    ``colours`` is ``uint16 (height, width, channels)``: grey and alpha, red, green and blue, or these and alpha; what
-    is transparent is black.
+    ``uint16 (height, width, channels)``: grey or colours, and alpha or not; what is transparent is black.
     """
     values = colours.astype(np.float32)
     channels = colours.shape[2]

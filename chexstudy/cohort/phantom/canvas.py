@@ -1,8 +1,7 @@
 """The drawing board: a grid in the patient's own frame, soft edges, smooth random fields and traced lines.
 
-``x`` grows to the image's right (the patient's left), ``y`` downwards; the film spans -1 to 1 in both, the board a
-little more, for tilted patients. One unit is about 20 cm; edges and lines have their width in it, so that a case has
-the same composition at any number of pixels.
+``x`` grows to the image's right (the patient's left), ``y`` downwards; the film spans -1 to 1, the board a little more,
+for tilted patients. A unit is about 20 cm, and widths are in units: a case looks alike at any number of pixels.
 """
 
 from dataclasses import dataclass

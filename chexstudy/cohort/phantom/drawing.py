@@ -1,7 +1,6 @@
 """Draw a case: lay out the organs, let the findings act on them, expose the film.
 
-The picture is a projection: attenuation is added up along the beam, the transmitted beam and its scatter blacken the
-film by a characteristic curve, and the film is shown as it is read, bone white and air black.
+Attenuation is added up along the beam, the transmitted beam and its scatter blacken the film by a characteristic curve.
 """
 
 from dataclasses import dataclass

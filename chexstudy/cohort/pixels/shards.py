@@ -1,8 +1,7 @@
 """The shards of a pixel store: plain ``.npy`` files of a fixed number of images, each with a record of how it went.
 
-A shard is cut by position in the cohort, so its content does not depend on what happened before or on who wrote it.
-Its record (``.parquet``, one row an image looked at) is written after it, atomically: a shard with a record is
-finished, whatever happens later, and one without is made anew.
+A shard is cut by position in the cohort, whoever writes it. Its record (``.parquet``, a row an image looked at) is
+written after it, atomically: with one a shard is finished, without one it is made anew.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

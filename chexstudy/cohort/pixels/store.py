@@ -1,12 +1,10 @@
 """The pixel store: every image of a cohort read once, checked, resized, and kept as ``uint8`` shards on disk.
 
-``pixels/shard-00000.npy`` and so on are ``(images, size, size)``, mapped into memory when read. Beside them,
-``index.parquet`` says which shard and row is which image, with the hash of its source file, a remark if it was not read
-as its header says, and how it lies if it is turned back; ``manifest.json`` says how the pixels were made and the hash
-of each shard, and ``requested.parquet`` is the whole cohort that was asked for. Its kept rows are the run's
-``cohort.parquet``, the others its ``quarantine.parquet``.
-
-A build that was killed goes on at the first shard that is not finished, and ends with the same bytes.
+``pixels/shard-00000.npy`` and so on are ``(images, size, size)``, mapped into memory. ``index.parquet`` says which
+shard and row is which image, the hash of its file, a remark if it was not read as its header says, and how it lies if
+it is turned back; ``manifest.json`` how the pixels were made and the hash of each shard; ``requested.parquet`` is the
+cohort that was asked for, kept in ``cohort.parquet`` or set aside in ``quarantine.parquet``. A build that was killed
+goes on at the first shard that is not finished, to the same bytes.
 """
 
 import hashlib
@@ -315,11 +313,7 @@ def _write_index(run: Run, index: pd.DataFrame, turned: dict[str, str], manifest
 
 
 def count_remarks(run: Run) -> dict[str, int]:
-    """What a user should know of a study's images beside the quarantine's reasons, and of how many; nothing of none.
-
-    Copies are files of equal bytes: those set aside because a split nearer to the test has them, and those beyond the
-    first that stay because their split is the same.
-    """
+    """What a user should know of a study's images beside the quarantine's reasons, and of how many, such as copies."""
     index = run.read_table(INDEX)
     index = index[~index[WITHHELD]] if WITHHELD in index else index
     counts = {

@@ -12,14 +12,12 @@ import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import register
-from chexstudy.cohort.source_annotations import RunLengths
+from chexstudy.cohort.source_annotations import RunLengths, list_runs
 from chexstudy.cohort.table import require_columns
-from chexstudy.inputs.tables import name_place
 from chexstudy.inputs.yaml_files import read_data_beside
 
 _MASKS = read_data_beside(__file__)["data"]["masks"]
 _IMAGE, _RUNS, _NO_MASK = "SOPInstanceUID", "EncodedPixels", "-1"
-_PICTURE = (1024, 1024)
 _UID = re.compile(r"\d+(?:\.\d+)+")
 
 
@@ -29,14 +27,14 @@ def _read_tables(download: Download, options: dict[str, str]) -> pd.DataFrame:
     # P123_a is of patient 123.
     rows["patient"] = rows["filename"].str.extract(r"^P?([^_]+)", expand=False)
     masks = rows[_RUNS].str.strip()
-    rows["Pneumothorax"] = masks.ne(_NO_MASK).map({True: "1", False: "0"}).where(masks.notna())
+    rows["Pneumothorax"] = masks.ne(_NO_MASK).where(masks.notna())
     same = rows.groupby(_IMAGE)
     of_one, is_first = same["patient"].transform("nunique") <= 1, ~rows[_IMAGE].duplicated()
     rows = rows.assign(Report=same["Report"].transform("first"), Pneumothorax=same["Pneumothorax"].transform("max"))
     table = rows[of_one & is_first].copy()
     for finding, names in _MASKS.items():
         masks = _read_masks(download, names)
-        table[finding] = None if masks is None else table[_IMAGE].isin(masks[_IMAGE]).map({True: "1", False: "0"})
+        table[finding] = None if masks is None else table[_IMAGE].isin(masks[_IMAGE])
     table.attrs["images_under_several_patients_left_out"] = int((~of_one & is_first).sum())
     return table
 
@@ -60,9 +58,7 @@ def _list_masks(download: Download) -> list[RunLengths]:
         if masks is None:
             continue
         masks = masks[masks[_RUNS].notna() & masks[_RUNS].str.strip().ne(_NO_MASK)]
-        for position, (image, runs) in enumerate(zip(masks[_IMAGE], masks[_RUNS], strict=True)):
-            place = f"{names[0]}, {name_place(masks.index, position)}"
-            listed.append(RunLengths(f"candid_ptx/{image}", finding, _tell_gaps(runs), _PICTURE, place))
+        listed += list_runs("candid_ptx/" + masks[_IMAGE], finding, masks[_RUNS].map(_tell_gaps), names[0])
     return sorted(listed, key=lambda mask: mask.image_id)
 
 

@@ -18,15 +18,14 @@ _PATHS = {"Pneumonia": r"^Pneumonia(?:/|$)", "COVID-19": r"(?:^|/)COVID-19(?:/|$
 def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read(columns=_COLUMNS)
     # Scans and volumes are no radiographs, and what is yet to be described says nothing.
-    # Scans and volumes are no radiographs, and what is yet to be described says nothing.
     is_used = (table["modality"] == "X-ray") & (table["folder"] == "images") & (table["finding"] != "todo")
     table = table[is_used]
     finding = table["finding"].where(table["finding"] != "Unknown")
     is_normal = finding == NO_FINDING
-    labels = {NO_FINDING: is_normal.astype("int").astype("str").where(finding.notna())}
+    labels = {NO_FINDING: is_normal.where(finding.notna())}
     for name, path in _PATHS.items():
         is_named = finding.str.contains(path, na=False)
-        labels[name] = is_named.astype("int").astype("str").where(is_named | is_normal)
+        labels[name] = is_named.where(is_named | is_normal)
     outcomes = table[["survival", "went_icu"]].where(table[["survival", "went_icu"]].isin(["Y", "N"]))
     study = table["patientid"] + "_" + table["offset"].fillna("")
     table = table.assign(study=study, **outcomes, **labels)

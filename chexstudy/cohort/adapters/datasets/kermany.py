@@ -36,8 +36,7 @@ def _list_radiographs(download: Download, options: dict[str, str]) -> pd.DataFra
         "Bacterial Pneumonia": (germ == "bacteria").where(germ.notna()),
         "Viral Pneumonia": (germ == "virus").where(germ.notna()),
     }
-    labels = {finding: flag.map({True: "1", False: "0"}) for finding, flag in flags.items()}
-    return table.assign(child=table["split"] + "/" + table["label"] + "/" + child, view="AP", **labels)
+    return table.assign(child=table["split"] + "/" + table["label"] + "/" + child, view="AP", **flags)
 
 
 SPEC = register(__file__, read=_list_radiographs, is_own_name=lambda name: _OWN_NAME.fullmatch(name) is not None)

@@ -6,7 +6,7 @@ each image counts as one.
 
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download, read_headers, read_json
+from chexstudy.cohort.adapters.layout import WHO, Download, read_headers, read_json
 from chexstudy.cohort.adapters.manifest import NO_PATIENT_TOLD, PATIENTS_OF, register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.errors import StudyError
@@ -22,9 +22,8 @@ def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     classes = download.read(_CLASSES, columns=[_IMAGE, "class"]).drop_duplicates(_IMAGE).set_index(_IMAGE)["class"]
     table = boxes.drop_duplicates(_IMAGE)[[_IMAGE, "Target"]].rename(columns={"Target": options["target"]})
     table[next(name for name in SPEC.options["target"] if name != options["target"])] = None
-    table["No Finding"] = table[_IMAGE].map(classes).eq("Normal").map({True: "1", False: "0"})
-    told = read_headers(download, table[_IMAGE], ("ViewPosition", "PatientSex", "PatientAge"))
-    table = table.join(pd.DataFrame(told, table.index, ["view", "sex", "age"], dtype="str"))
+    table["No Finding"] = table[_IMAGE].map(classes).eq("Normal")
+    table = table.join(read_headers(download, table[_IMAGE], WHO))
     patients = _read_patients(download)
     table["patient"] = table[_IMAGE].map(patients) if patients else table[_IMAGE]
     if table["patient"].isna().any():

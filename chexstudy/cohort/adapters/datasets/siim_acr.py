@@ -5,13 +5,11 @@ Where the images are DICOM, view, sex and age come from their headers.
 
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download, read_headers
+from chexstudy.cohort.adapters.layout import WHO, Download, read_headers
 from chexstudy.cohort.adapters.manifest import register
-from chexstudy.cohort.source_annotations import RunLengths
-from chexstudy.inputs.tables import name_place
+from chexstudy.cohort.source_annotations import RunLengths, list_runs
 
 _IMAGE, _RUNS, _NO_MASK = "ImageId", "EncodedPixels", "-1"
-_PICTURE = (1024, 1024)
 
 
 def _read_rows(download: Download) -> pd.DataFrame:
@@ -27,23 +25,13 @@ def _keep_masks(rows: pd.DataFrame) -> pd.DataFrame:
 def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     masks = _read_rows(download)
     table = masks[[_IMAGE]].drop_duplicates()
-    table = table.assign(Pneumothorax=table[_IMAGE].isin(_keep_masks(masks)[_IMAGE]).map({True: "1", False: "0"}))
-    told = read_headers(download, table[_IMAGE], ("ViewPosition", "PatientSex", "PatientAge"))
-    return table.join(pd.DataFrame(told, table.index, ["view", "sex", "age"], dtype="str"))
+    table = table.assign(Pneumothorax=table[_IMAGE].isin(_keep_masks(masks)[_IMAGE]))
+    return table.join(read_headers(download, table[_IMAGE], WHO))
 
 
 def _list_masks(download: Download) -> list[RunLengths]:
     masks = _keep_masks(_read_rows(download))
-    listed = [
-        RunLengths(
-            f"siim_acr/{image}",
-            "Pneumothorax",
-            runs,
-            _PICTURE,
-            f"{download.table.name}, {name_place(masks.index, number)}",
-        )
-        for number, (image, runs) in enumerate(zip(masks[_IMAGE], masks[_RUNS], strict=True))
-    ]
+    listed = list_runs("siim_acr/" + masks[_IMAGE], "Pneumothorax", masks[_RUNS], download.table.name)
     return sorted(listed, key=lambda mask: mask.image_id)
 
 

@@ -32,7 +32,7 @@ def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
             f"{' or '.join(f'{name}.txt' for name in _LISTS)} lists {table['file'][classes.isna().idxmax()]}: expected "
             f"an image of one of the folders {', '.join(_FOLDERS)}."
         )
-    table = table.assign(**{finding: classes.eq(finding).map({True: "1", False: "0"}) for finding in _FOLDERS.values()})
+    table = table.assign(**{finding: classes.eq(finding) for finding in _FOLDERS.values()})
     boxes = _read_boxes(download)
     boxed = {
         finding: table["file"].isin(boxes["file"][boxes["finding"] == finding]) for finding in _CATEGORIES.values()

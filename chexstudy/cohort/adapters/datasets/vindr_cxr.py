@@ -7,7 +7,7 @@ boxes were drawn: images that were turned into PNG have no boxes.
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.adapters.layout import Download, read_headers
+from chexstudy.cohort.adapters.layout import WHO, Download, read_headers
 from chexstudy.cohort.adapters.manifest import DatasetSpec, register
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import require_columns, show_value
@@ -18,6 +18,7 @@ from chexstudy.inputs.tables import name_place
 _SHARES = {"union": 0.0, "majority": 0.5, "all": 0.999}
 _BOXES = ("annotations_train.csv", "annotations_test.csv")
 _CORNERS = ["x_min", "y_min", "x_max", "y_max"]
+_BOX = ["image_id", "class_name", *_CORNERS, "height", "width"]
 DISPUTED = "images_called_no_finding_by_one_reader_and_not_by_another"
 
 
@@ -41,9 +42,7 @@ def read_readings(spec: DatasetSpec, download: Download, readers: str, view: str
     nothing = next(name for name in findings if name.lower() == "no finding")
     disputed = table[nothing] & table[findings].drop(columns=nothing).any(axis=1)
     table[nothing] &= ~disputed
-    table[findings] = table[findings].astype("int8").astype("str")
-    told = read_headers(download, table["image_id"], ("PatientSex", "PatientAge", "ViewPosition"))
-    table[["sex", "age", "view"]] = pd.DataFrame(told, table.index, dtype="str")
+    table[list(WHO)] = read_headers(download, table["image_id"], WHO)
     table["view"] = view or table["view"]
     table["age"] = table["age"].where(table["age"] != "000Y")
     table.attrs[DISPUTED] = int(disputed.sum())
@@ -72,14 +71,12 @@ def list_boxes(name: str, download: Download) -> list[Box]:
     table = download.read_each(*_BOXES, columns=["image_id", "class_name", *_CORNERS])
     table[_CORNERS] = table[_CORNERS].apply(pd.to_numeric, errors="coerce")
     table = table.dropna(subset=_CORNERS)
-    images = table["image_id"].unique()
-    sizes = dict(zip(images, read_headers(download, images, ("Rows", "Columns")), strict=True))
+    images = table["image_id"].drop_duplicates()
+    sizes = read_headers(download, images, {"height": "Rows", "width": "Columns"}).set_index(images)
+    rows = table.join(sizes[(sizes != "").all(axis=1)].astype(int), on="image_id", how="inner")
     return [
-        Box(f"{name}/{image}", finding, (left, top, right - left, bottom - top), tuple(map(int, sizes[image])))
-        for image, finding, left, top, right, bottom in table[["image_id", "class_name", *_CORNERS]].itertuples(
-            index=False
-        )
-        if all(sizes[image])
+        Box(f"{name}/{image}", finding, (left, top, right - left, bottom - top), (height, width))
+        for image, finding, left, top, right, bottom, height, width in rows[_BOX].itertuples(index=False)
     ]
 
 
