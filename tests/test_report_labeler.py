@@ -94,9 +94,9 @@ def test_control_characters_between_words_are_blanks():
 @pytest.mark.parametrize("sentence", ["No pleural effusion or pneumothorax. ", "no effusion and small mass or edema, "])
 def test_ten_thousand_words_take_less_than_a_second(sentence):
     text = sentence * (10_000 // len(sentence.split()))
-    start = time.perf_counter()
+    start = time.process_time()
     assert not np.isnan(label_reports([text], ["Pleural Effusion"])).any()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_finding_without_rules_is_refused_by_name():

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 
-from chexstudy.cohort.reports import training_text
 from chexstudy.cohort.table import label_matrix
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.report_generation.cases import list_labelled
@@ -29,7 +28,7 @@ def measure_agreement(evaluation: Evaluation, label: Labeler = label_reports) ->
     """
     tables, findings = [pd.DataFrame(columns=COLUMNS)], list_labelled(evaluation)
     for name, rows in evaluation.test_sets().items() if findings and len(evaluation.cohort) else ():
-        said = np.asarray(label([training_text(report) for report in rows.report], findings))
+        said = np.asarray(label(list(rows.report), findings))
         weights, understood = evaluation.draw_patients(rows)[0], ~np.isnan(said).all(axis=1, keepdims=True)
         labels = np.where(understood, label_matrix(rows, findings), np.nan)
         measured = measure_findings([said], labels, findings, weights, None, METRICS, _measure)
