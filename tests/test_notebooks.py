@@ -23,6 +23,7 @@ from test_readme import TRAINED
 
 from chexstudy import paths
 from chexstudy.cli.main import main
+from chexstudy.cohort.reports import split_sentences, training_text
 from chexstudy.results import read_results
 from chexstudy.runs import Run
 from chexstudy.workflow.parameters import read_parameters
@@ -191,6 +192,18 @@ def test_executed_notebooks_name_no_place_of_this_machine(debug_run):
         text = path.read_text(encoding="utf-8")
         for place in (f"{home}/", f"{paths.REPOSITORY}/", f"{Path.home()}/", f"{sys.prefix}/", f".{platform.node()}."):
             assert place not in text, (path.name, place)
+
+
+@needs_notebooks
+def test_no_sentence_of_a_report_is_in_what_shows_written_ones(debug_run):
+    home, executed = debug_run
+    reports = pd.read_parquet(home / "runs" / "debug" / "cohort.parquet").report
+    sentences = {one for report in reports for one in split_sentences(training_text(report)) if len(one.split()) > 4}
+    notebook = next(path for path in executed if path.stem == "15_write_reports")
+    for path in (notebook, *(home / "runs" / "debug" / "figures").glob("report_*.json")):
+        text = path.read_text(encoding="utf-8")
+        assert [sentence for sentence in sentences if sentence in text] == [], path.name
+    assert len(sentences) > 50
 
 
 @needs_notebooks

@@ -1,5 +1,6 @@
 """Reports beside their controls: what generators are shown, what is kept, and what is said of who reads no image."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -164,6 +165,19 @@ def test_who_ignores_the_image_is_told_so_and_who_reads_it_is_not(evaluation, wr
     assert set(family.index) == {"commonest", "mean_image", "zeros", "shuffled"}
     smallest = family.idxmin()
     assert lost[smallest, "macro_f1_difference_p_holm"] == pytest.approx(min(1, 4 * family[smallest]))
+
+
+def test_a_cohort_without_labels_is_measured_by_what_its_reports_say(evaluation, write_with):
+    write_with(Bright)
+    unlabelled = replace(evaluation, cohort=evaluation.cohort.drop(columns=evaluation.findings))
+    writing = Writing(("full",), (0,), ("nearest_image", "composition"), ("zeros",))
+    write_reports(unlabelled, writing)
+    rows = measure_written(unlabelled, writing)
+    assert set(rows["head"]) == {"nearest_image", "commonest", "random", "itself", "turned"}
+    assert set(rows.group) >= {"", "report"}
+    assert "image" not in set(rows.group)
+    assert len(judge_reading(rows)) == 1
+    assert measure_agreement(unlabelled).empty
 
 
 def test_a_killed_run_goes_on_with_what_is_missing_and_a_changed_text_is_written_anew(evaluation, write_with):

@@ -349,7 +349,7 @@ def _shorten(generator: str) -> str:
 def _write_texts(texts: Mapping[str, str]) -> str:
     names = {name: GENERATORS[name].name if name in GENERATORS else "Reference" for name in texts}
     return "\n".join(
-        textwrap.fill(f"{names[name]}: {text}", 105, max_lines=4, placeholder=" ...") for name, text in texts.items()
+        textwrap.fill(f"{names[name]}: {text}", 80, max_lines=4, placeholder=" ...") for name, text in texts.items()
     )
 
 

@@ -14,7 +14,7 @@ from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.encoders import is_arm
 from chexstudy.inputs.yaml_files import read_data_beside
 from chexstudy.plots.figure import Figure
-from chexstudy.plots.forest import draw_estimate
+from chexstudy.plots.forest import draw_estimate, spread_arms
 from chexstudy.plots.looks import GREY, arm_styles
 from chexstudy.plots.measurements import interval, prefer_data_set, require_rows, select_rows
 from chexstudy.plots.style import add_legend, new_figure, scale_log, title_panel
@@ -69,13 +69,13 @@ def _plot(rows: pd.DataFrame, published: pd.DataFrame) -> Drawing:
     tasks, looks = [task for task in _TASKS if (rows.task == task).any()], arm_styles(rows.arm)
     figure = new_figure(height_mm=74)
     pairs = [*rows.pairs[rows.pairs > 0], *published.pairs]
+    aside = dict(zip(looks, 10 ** spread_arms(len(looks), 0.25), strict=True))
     least = min(pairs, default=1.0) / 4  # where encoders stand that were trained on nothing here
     for axes, letter, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], "abcd", tasks, strict=False):
         of_task, others = rows[rows.task == task], published[published.task == task]
-        untrained = list(of_task.arm[of_task.pairs == 0])
         for row in of_task.itertuples():
-            aside = 1.25 ** (untrained.index(row.arm) if row.arm in untrained else 0)
-            draw_estimate(axes, max(row.pairs, least) * aside, interval(row), looks[row.arm], vertical=True)
+            # Those of as many pairs stand beside each other.
+            draw_estimate(axes, max(row.pairs, least) * aside[row.arm], interval(row), looks[row.arm], vertical=True)
         axes.plot(others.pairs, others.value, "o", color=GREY, markerfacecolor="white", markersize=5, gid="published")
         for number, row in enumerate(others.itertuples(), 1):
             axes.annotate(
