@@ -23,7 +23,7 @@ change = False  # give the study other values than it has, and tell what is stal
 seed = 0  # first seed of the arms, and seed of the resampling, of the choice of images and of shuffles
 seeds = 5  # number of seeds
 report_encoders: list[str] = ["curated", "random_same_data", "full"]  # arms, also start, untrained or a Hub id
-generators: list[str] = ["nearest_image", "nearest_text", "composition"]  # also medoid_image, medoid_text
+generators: list[str] = ["nearest_image", "composition", "language_model"]  # also nearest_text and medoids
 controls: list[str] = ["mean_image", "zeros", "shuffled", "shuffled_alike", "no_indication"]  # shown in place
 sections = "findings"  # text that is written and judged: findings, or findings+impression
 strip_comparisons = False  # take sentences out that compare with an earlier study, which no image shows
@@ -75,10 +75,12 @@ shown.pivot(index=["data_set", "finding"], columns="metric", values="value").rou
 # in `evaluation/` and stay there.
 
 # %%
+from chexstudy.evaluation.report_generation.alignment import plan_language_model
 from chexstudy.evaluation.report_generation.generators import GeneratorSettings
 from chexstudy.evaluation.report_generation.run import Writing, write_reports
 
-settings = GeneratorSettings(sections, strip_comparisons)
+plan = plan_language_model(language_model, published_recipe, report_epochs)
+settings = GeneratorSettings(sections, strip_comparisons, plan=plan)
 writing = Writing(report_encoders, study.seeds, generators, controls, settings)
 write_reports(evaluation, writing, workers=arms_at_once)
 

@@ -8,7 +8,7 @@ constants from its public code; after LLaVA (Liu et al. 2023).
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -94,6 +94,12 @@ FAITHFUL = LanguageModelPlan(
     tuning=Stage(3, 1e-4, 64),
     rank=64,
 )
+
+
+def plan_language_model(model: str, published: bool = False, epochs: float = 0) -> LanguageModelPlan:
+    """How a model is trained: by the published recipe or our own, in so many last epochs or as the recipe has them."""
+    plan = replace(FAITHFUL if published else LanguageModelPlan(), model=model)
+    return replace(plan, tuning=replace(plan.tuning, epochs=epochs)) if epochs else plan
 
 
 class AlignedModel(nn.Module):

@@ -91,7 +91,10 @@ class WriteReports(Task):
         return {"task": TASK, "head": self.generator, "variant": self.control, "setting": name_text(self.settings)}
 
     def list_parameters(self, evaluation: Evaluation) -> dict:
-        told = {"generator": self.generator, "control": self.control, "settings": asdict(self.settings)}
+        settings = asdict(self.settings)
+        if self.generator != LANGUAGE_MODEL:
+            del settings["plan"]
+        told = {"generator": self.generator, "control": self.control, "settings": settings}
         return told | {"cases": hash_texts(evaluation.cohort.image_id), "seed": evaluation.seed}
 
     def can_score(self, rows: pd.DataFrame) -> bool:
