@@ -5,7 +5,7 @@ table an arm, seed and data set (`chexstudy.evaluation.scores.scores_artifact`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from chexstudy.evaluation.context import EvaluatedModel, Evaluation, work_apart
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure, work_apart
 from chexstudy.evaluation.encoders import is_arm
 from chexstudy.evaluation.scores import (
     Measured,
@@ -24,7 +24,7 @@ from chexstudy.evaluation.scores import (
     write_scores,
 )
 from chexstudy.pretraining.arms.definitions import require_current_arm
-from chexstudy.results import OVER_SEEDS, join_rows
+from chexstudy.results import COLUMNS, OVER_SEEDS, join_rows, validate_results
 from chexstudy.runs import Run
 from chexstudy.statistics.multiple_testing import correct_by_holm
 
@@ -226,6 +226,38 @@ def correct_p_values(rows: pd.DataFrame, whole: Collection[str]) -> pd.DataFrame
     family += [tested.group.fillna("")] if "group" in tested else []
     corrected = tested.groupby(family).value.transform(lambda p_values: correct_by_holm(p_values.to_numpy()))
     return join_rows(rows, tested.assign(metric=tested.metric + "_holm", value=corrected))
+
+
+def measure_and_compare(
+    evaluation: Evaluation,
+    work: Iterable[tuple[Sequence[str], Sequence[Task]]],
+    pairs: Mapping[str, Sequence[tuple[_Side, _Side]]],
+    seeds: Sequence[int],
+    whole: Collection[str],
+    workers: int = 1,
+    compared: str | tuple[str, ...] = "",
+) -> pd.DataFrame:
+    """Rows of the results table of kept scores: their values, and tested differences over seeds; of nothing, none.
+
+    Args:
+        work: models, and the tasks that are measured on each of them.
+        pairs: of what is subtracted, its name in ``reference`` and the sides.
+        whole: findings that stand for the whole, as in `correct_p_values`.
+        compared: how the metrics begin that are compared.
+    """
+    measured, tables = {}, [pd.DataFrame(columns=COLUMNS)]
+    for models, tasks in work:
+        of_models = measure_tasks(evaluation, tasks, models, seeds, workers)
+        measured |= of_models
+        tables.append(list_values(evaluation, of_models, tasks, models, seeds))
+    if not measured:
+        return tables[0]
+    differences = join_rows(
+        *(list_differences(evaluation, measured, own, True).assign(reference=name) for name, own in pairs.items())
+    )
+    differences = differences[differences.metric.str.startswith(compared)]
+    rows = add_exposure(evaluation, join_rows(*tables, correct_p_values(differences, whole)), seeds[0])
+    return validate_results(rows.assign(study=evaluation.run.study))
 
 
 def _draw_generators(evaluation: Evaluation, measured: _Measured) -> dict[str, np.random.Generator]:

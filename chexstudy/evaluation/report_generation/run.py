@@ -14,7 +14,7 @@ import pandas as pd
 from chexstudy.cohort.table import PHANTOM, label_matrix
 from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.encoders import NO_ENCODER, is_arm
 from chexstudy.evaluation.report_generation.cases import list_labelled, read_indication
 from chexstudy.evaluation.report_generation.controls import (
@@ -49,17 +49,9 @@ from chexstudy.evaluation.report_generation.labeler import label_reports
 from chexstudy.evaluation.report_generation.metrics import FOURTEEN, measure_reports, sign_metrics
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.evaluation.scores import Measured, scores_artifact
-from chexstudy.evaluation.task import (
-    Fitted,
-    Task,
-    correct_p_values,
-    list_differences,
-    list_values,
-    measure_tasks,
-    run_tasks,
-)
+from chexstudy.evaluation.task import Fitted, Task, measure_and_compare, run_tasks
 from chexstudy.pretraining.arms.definitions import arm_folder
-from chexstudy.results import COLUMNS, join_rows, validate_results, write_interval
+from chexstudy.results import write_interval
 
 TASK = "report_generation"
 DIFFERENCE = "report_generation_difference"
@@ -204,19 +196,8 @@ def measure_written(evaluation: Evaluation, writing: Writing, workers: int = 1) 
     corrected within a data set over all comparisons of the means over findings and of texts, and within a comparison
     over single findings.
     """
-    measured, tables = {}, [pd.DataFrame(columns=COLUMNS)]
-    for arms, tasks in _list_work(evaluation, writing):
-        of_arms = measure_tasks(evaluation, tasks, arms, writing.seeds, workers)
-        measured |= of_arms
-        tables.append(list_values(evaluation, of_arms, tasks, arms, writing.seeds))
-    if not measured:
-        return tables[0]
-    differences = [
-        list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
-        for reference, pairs in _list_pairs(writing).items()
-    ]
-    rows = sign_metrics(join_rows(*tables, correct_p_values(join_rows(*differences), _WHOLE)))
-    return validate_results(add_exposure(evaluation, rows, writing.seeds[0]).assign(study=evaluation.run.study))
+    work, pairs = _list_work(evaluation, writing), _list_pairs(writing)
+    return sign_metrics(measure_and_compare(evaluation, work, pairs, writing.seeds, _WHOLE, workers))
 
 
 def _list_work(evaluation: Evaluation, writing: Writing) -> Iterator[tuple[list[str], list[WriteReports]]]:

@@ -23,7 +23,7 @@ from chexstudy.encoders.spec import name_encoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.fine_tuning import FineTuning
 from chexstudy.evaluation.adaptation.recipes import thin_patients
-from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure
+from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.encoders import NO_ENCODER
 from chexstudy.evaluation.scores import MACRO, Measured, scores_artifact
 from chexstudy.evaluation.segmentation.decoder_training import (
@@ -37,16 +37,8 @@ from chexstudy.evaluation.segmentation.decoder_training import (
 from chexstudy.evaluation.segmentation.decoders import PIXEL_UNET
 from chexstudy.evaluation.segmentation.metrics import measure_image, measure_structures
 from chexstudy.evaluation.segmentation.targets import ORGAN, Targets, choose_structures, mirror_pairs, read_targets
-from chexstudy.evaluation.task import (
-    Fitted,
-    Task,
-    correct_p_values,
-    list_differences,
-    list_values,
-    measure_tasks,
-    run_tasks,
-)
-from chexstudy.results import COLUMNS, join_rows, validate_results, write_interval
+from chexstudy.evaluation.task import Fitted, Task, measure_and_compare, run_tasks
+from chexstudy.results import write_interval
 from chexstudy.runs import hash_file
 
 SEGMENTATION, SEGMENTATION_DIFFERENCE = "segmentation", "segmentation_difference"
@@ -271,21 +263,7 @@ def measure_segmentation(evaluation: Evaluation, plan: SegmentationPlan, workers
     frozen (``reference``); with p values, corrected (``_holm``) for the number of comparisons, and within a comparison
     for that of structures.
     """
-    measured, tables = {}, [pd.DataFrame(columns=COLUMNS)]
-    for encoders, tasks in plan.list_work():
-        of_encoders = measure_tasks(evaluation, tasks, encoders, plan.seeds, workers)
-        measured |= of_encoders
-        tables.append(list_values(evaluation, of_encoders, tasks, encoders, plan.seeds))
-    differences = [
-        list_differences(evaluation, measured, pairs, tested=True).assign(reference=reference)
-        for reference, pairs in plan.pair().items()
-    ]
-    if not measured:
-        return tables[0]
-    compared = join_rows(*differences)
-    compared = compared[compared.metric.str.startswith(_COMPARED)]
-    rows = join_rows(*tables, correct_p_values(compared, [MACRO]))
-    return validate_results(add_exposure(evaluation, rows, plan.seeds[0]).assign(study=evaluation.run.study))
+    return measure_and_compare(evaluation, plan.list_work(), plan.pair(), plan.seeds, [MACRO], workers, _COMPARED)
 
 
 def tabulate_differences(rows: pd.DataFrame) -> pd.DataFrame:
