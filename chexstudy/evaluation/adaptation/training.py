@@ -182,7 +182,7 @@ def _train(
         optimizer.zero_grad()
         losses = []
         for head in heads:
-            with _seeded(dropout_seed, device), torch.autocast(device.type, autocast, enabled=autocast is not None):
+            with seeded(dropout_seed, device), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 logits = head(batch)
             losses.append(measure_loss(logits.float(), known))
         # Heads share no weight: the gradient of the sum is each head's own.
@@ -200,7 +200,7 @@ def _draw_batches(rows: np.ndarray, recipe: Recipe, generator: torch.Generator) 
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout inside draws from a seed, alike for every head; the global random state is left as it was."""
     # Not torch.manual_seed: it seeds every device and keeps a stack trace of each call until CUDA is first used.
     generator = torch.default_generator

@@ -22,6 +22,7 @@ from chexstudy.encoders import hub
 from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.encoders.tokenizer import train_byte_pairs
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.training import seeded
 from chexstudy.progress import progress
 from chexstudy.runs import Run
 
@@ -205,8 +206,7 @@ def train_stage(
     autocast, began = autocast_dtype(device), time.perf_counter()
     cost = {"steps": steps, "texts_seen": 0, "tokens_seen": 0}
     module.train()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         for rows in progress(islice(_draw_batches(lengths, stage.batch_size, seed), steps), steps, label):
             optimizer.zero_grad()
             tokens = int(lengths[rows].sum())
