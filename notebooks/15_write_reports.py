@@ -51,6 +51,16 @@ evaluation, left_out = choose_cases(
 left_out if len(left_out) else "every image has a text to write, none is left out"
 
 # %% [markdown]
+# What there is to learn and to judge by: whether a report was written by a radiologist or by a template from labels, how
+# many repeat another word for word (a nearest report can then be right to the letter), and how many sentences compare
+# with an earlier study, which no image shows.
+
+# %%
+from chexstudy.evaluation.report_generation.cases import describe_cases
+
+describe_cases(evaluation, sections).round(3)
+
+# %% [markdown]
 # ## Is the labeler right?
 #
 # Whether a report names the right findings is judged by a labeler of rules, so it is judged first: what it reads in the

@@ -14,7 +14,7 @@ from chexstudy.errors import StudyError
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.encoders import NO_ENCODER
 from chexstudy.evaluation.report_generation import run as report_run
-from chexstudy.evaluation.report_generation.cases import choose_cases, read_indication
+from chexstudy.evaluation.report_generation.cases import choose_cases, describe_cases, read_indication
 from chexstudy.evaluation.report_generation.generators import Generator, GeneratorSettings
 from chexstudy.evaluation.report_generation.image_controls import CONTROLS, show_images, shuffle_patients
 from chexstudy.evaluation.report_generation.label_agreement import measure_agreement
@@ -236,7 +236,7 @@ def test_what_is_no_case_is_counted_by_its_reason(evaluation, capsys):
     assert said.startswith("No reports are written: no training image has a text to write (")
     assert "nothing but comparisons: 119" in said
     # And nothing after it stumbles.
-    writing = Writing(("full",), (0,), ("nearest_image",))
+    writing = Writing(("full",), (0,), ("nearest_image", "language_model"))
     write_reports(chosen, writing)
     assert measure_written(chosen, writing).empty
     assert measure_agreement(chosen).empty
@@ -252,6 +252,19 @@ def test_fewer_cases_are_whole_patients_and_part_of_more(evaluation):
         assert (part.split == "test").sum() <= n // 2
     whole = evaluation.cohort.groupby("patient_id").size()
     assert (few.groupby("patient_id").size() == whole.reindex(few.patient_id.unique()).sort_index()).all()
+
+
+def test_what_there_is_to_learn_is_described(evaluation):
+    cohort = evaluation.cohort.copy()
+    places = np.flatnonzero(cohort.split == "test")[:4]
+    cohort.iloc[places, cohort.columns.get_loc("report")] = "FINDINGS: Stable heart. Clear lungs."
+    cohort.iloc[places[:3], cohort.columns.get_loc("report_origin")] = "template"
+    told = describe_cases(replace(evaluation, cohort=cohort)).set_index("data_set").loc[DATA_SET]
+    n = told.images
+    assert (told.by_template, told.repeated) == pytest.approx((3 / n, 4 / n))
+    # Each report has two sentences: what is seen, and its number or the lungs.
+    assert told.compares == pytest.approx(4 / (2 * n))
+    assert told.patients == n / 2
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,20 @@ def choose_cases(
     return replace(evaluation, cohort=chosen), counts
 
 
+def describe_cases(evaluation: Evaluation, sections: str = "findings") -> pd.DataFrame:
+    """A row a data set: images, shares of texts written by templates and of repeated ones, and what compares.
+
+    ``compares`` is the share of sentences that compare with an earlier study, before any is stripped.
+    """
+    rows = []
+    for name, own in evaluation.cohort.groupby(evaluation.cohort.source + "/" + evaluation.cohort.split):
+        texts, met = prepare_texts(own.report, sections)
+        repeated = pd.Series(texts).duplicated(keep=False).mean()
+        told = (own.report_origin == "template").mean(), repeated, met["comparisons"] / max(1, met["sentences"])
+        rows.append((name, len(own), own.patient_id.nunique(), *told))
+    return pd.DataFrame(rows, columns=["data_set", "images", "patients", "by_template", "repeated", "compares"])
+
+
 def _explain_none(chosen: pd.DataFrame, left_out: pd.DataFrame) -> str:
     """Why there is nothing to learn from, or nothing to judge by, as a sentence; empty if there is."""
     has = set(chosen.split)

@@ -178,7 +178,7 @@ class Writing:
 
 def write_reports(evaluation: Evaluation, writing: Writing, workers: int = 1) -> None:
     """Write and keep all reports; those that are current are left."""
-    if LANGUAGE_MODEL in writing.generators:
+    if LANGUAGE_MODEL in writing.generators and len(evaluation.cohort):
         for seed in writing.seeds:
             # Before the encoders part: all of a seed share it.
             prepare_language_model(evaluation, writing.settings, seed)
