@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -120,9 +121,9 @@ def _draw_row(row) -> np.ndarray:
 
 def read_outlines(run: Run, image_ids: Iterable[str], boxes: bool = True) -> Outlines:
     """What is annotated on images of a study, in outlines alone or in boxes, too."""
-    kinds = [OUTLINE, BOX] if boxes else [OUTLINE]
-    filters = [("image_id", "in", set(image_ids)), ("kind", "in", kinds)]
-    table = pq.read_table(run.require(ANNOTATIONS), filters=filters).to_pandas()
+    asked = pc.field("image_id").isin(pa.array(list(image_ids), pa.string()))
+    asked &= pc.field("kind").isin([OUTLINE, BOX] if boxes else [OUTLINE])
+    table = pq.read_table(run.require(ANNOTATIONS), filters=asked).to_pandas()
     rows: dict[tuple[str, str], list] = {}
     for row in table.itertuples(index=False):
         rows.setdefault((row.image_id, row.structure), []).append(row)
