@@ -24,7 +24,7 @@ seeds = 5  # number of seeds
 segment_encoders: list[str] = ["curated", "random_same_data", "full", "start", "untrained"]  # arms, others by name
 decoders: list[str] = ["unet", "normalised_linear_4"]  # on encoders; also published_unet, linear, upernet
 structures: list[str] = []  # outlined; none are the organs of which 20 training patients or more have outlines
-segment_images = 128  # training and validation images with outlines, at most; 0 is all
+segment_images = 128  # training images with outlines, at most, and half as many of validation; 0 is all
 segment_test_images = 150  # images of each test set, at most; 0 is all
 segment_epochs = 15  # epochs of a decoder (published: 100), the best on validation is kept
 segment_steps = 150  # steps of a decoder at least, however few the images
@@ -78,7 +78,7 @@ from chexstudy.evaluation.segmentation.run import SegmentationPlan, segment_stru
 recipe = DecoderRecipe(segment_epochs, segment_steps, learning_rate=segment_learning_rate, augment=segment_augment)
 encoders, names = tuple(segment_encoders), tuple(decoders)
 tried = tuple(segment_shares), tuple(share_encoders), tuple(segment_tune)
-plan = SegmentationPlan(tuple(wanted), encoders, tuple(study.seeds), names, recipe, recipe, *tried)
+plan = SegmentationPlan(tuple(wanted), encoders, tuple(study.seeds), names, recipe, *tried)
 segment_structures(evaluation, plan, workers=arms_at_once)
 
 # %% [markdown]

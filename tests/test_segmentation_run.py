@@ -21,9 +21,9 @@ from chexstudy.evaluation.segmentation.run import (
     SegmentStructures,
     choose_images,
     measure_segmentation,
+    name_structures,
     segment_structures,
 )
-from chexstudy.evaluation.segmentation.targets import choose_structures
 from chexstudy.evaluation.task import run_task
 from chexstudy.results import OVER_SEEDS, validate_results
 
@@ -60,8 +60,8 @@ def count_fits(monkeypatch):
     return fits
 
 
-def plan(encoders=("full", "untrained"), seeds=(0,), shares=(0.5,), recipe=QUICK):
-    return SegmentationPlan((BAND,), encoders, seeds, ("linear",), recipe, recipe, shares, encoders)
+def plan(encoders=("full", "untrained"), seeds=(0,), shares=(0.5,), recipe=QUICK, structures=(BAND,)):
+    return SegmentationPlan(structures, encoders, seeds, ("linear",), recipe, shares, encoders)
 
 
 def test_decoders_and_baselines_are_kept_measured_and_compared(evaluation, count_fits):
@@ -146,14 +146,20 @@ def test_images_are_those_of_which_something_is_known_and_so_many_at_most(evalua
     whole = Evaluation(evaluation.run, read_cohort(evaluation.run.path("cohort.parquet")), evaluation.store)
     assert len(whole.cohort) - len(evaluation.cohort) == 2
     some = choose_images(whole, [BAND], 20, 8).cohort
-    assert some.split.value_counts().to_dict() == {"train": 20, "validate": 20, "test": 8}
+    assert some.split.value_counts().to_dict() == {"train": 20, "validate": 10, "test": 8}
     assert set(some.image_id) < set(choose_images(whole, [BAND], 30, 12).cohort.image_id)
 
 
 def test_of_boxes_there_is_nothing_to_learn_from(evaluation):
     box = Box(evaluation.cohort.image_id.iloc[0], BAND, (1.0, 1.0, 4.0, 4.0), (72, 72))
     write_annotations([box.read()], evaluation.run.path(ANNOTATIONS))
-    assert choose_structures(evaluation, 1) == {}
+    assert name_structures(evaluation, []) == []
+    nothing, asked = choose_images(evaluation, []), plan(structures=())
+    segment_structures(nothing, asked)
+    assert nothing.cohort.empty
+    assert measure_segmentation(nothing, asked).empty
+    with pytest.raises(StudyError, match="no training image has an outline of 'band': nobody outlined any structure"):
+        name_structures(evaluation, [BAND])
 
 
 @pytest.mark.parametrize(

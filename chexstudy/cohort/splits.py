@@ -56,16 +56,13 @@ def choose_main_test_set(data_sets: Iterable[str]) -> str:
     return next((name for end in ("/test_enriched", "/test") for name in names if name.endswith(end)), names[0])
 
 
-def thin_splits(cohort: pd.DataFrame, train_images: int, test_images: int, seed: int) -> pd.DataFrame:
-    """Rows of so many images at most of training, of validation and of each test set, of whole patients; 0 is all.
+def thin_splits(cohort: pd.DataFrame, most: Mapping[str, int], seed: int) -> pd.DataFrame:
+    """Rows of at most so many images of each split, of test splits of each data set, of whole patients; 0 is all.
 
     Patients are drawn; those of fewer images are among those of more.
     """
-    of_test = cohort.split.isin(TEST_SPLITS)
-    named = cohort.split.where(~of_test, cohort.source + "/" + cohort.split)
-    parts = [
-        _thin(rows, test_images if of_test[rows.index[0]] else train_images, seed) for _, rows in cohort.groupby(named)
-    ]
+    named = cohort.split.where(~cohort.split.isin(TEST_SPLITS), cohort.source + "/" + cohort.split)
+    parts = [_thin(rows, most[rows.split.iloc[0]], seed) for _, rows in cohort.groupby(named)]
     return pd.concat(parts).sort_index() if parts else cohort
 
 

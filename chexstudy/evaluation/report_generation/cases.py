@@ -11,6 +11,7 @@ import pandas as pd
 
 from chexstudy.cohort.reports import SECTION_HEADINGS, training_text
 from chexstudy.cohort.splits import TEST_SPLITS, thin_splits
+from chexstudy.cohort.table import SPLITS
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.report_generation.labeler import can_label, is_foreign
 from chexstudy.evaluation.report_generation.variants import prepare_texts
@@ -77,7 +78,9 @@ def choose_cases(
     counts = pd.DataFrame({"data_set": named, "reason": reasons})[reasons != ""].value_counts(sort=False)
     counts = counts.rename("images").reset_index()
     counts["of"] = counts.data_set.map(named.value_counts())
-    chosen = thin_splits(usable, train_images, test_images, evaluation.seed)
+    chosen = thin_splits(
+        usable, dict.fromkeys(SPLITS, train_images) | dict.fromkeys(TEST_SPLITS, test_images), evaluation.seed
+    )
     if obstacle := _explain_none(chosen, counts):
         print(f"No reports are written: {obstacle}.")
         chosen = chosen.iloc[:0]

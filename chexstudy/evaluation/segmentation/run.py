@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chexstudy.cohort.annotations import ANNOTATIONS, restore
-from chexstudy.cohort.splits import thin_splits
+from chexstudy.cohort.splits import TEST_SPLITS, thin_splits
 from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.encoders.spec import name_encoder
 from chexstudy.errors import StudyError
@@ -186,10 +186,12 @@ def choose_images(
 ) -> Evaluation:
     """The evaluation of the images on which it is known of a structure where it is.
 
-    ``train_images`` and ``test_images``: at most so many of training and of each test set, of whole patients; 0 is all.
+    ``train_images`` and ``test_images``: at most so many of training, half as many of validation, and so many of each
+    test set, of whole patients; 0 is all.
     """
     known = read_targets(evaluation, evaluation.cohort, structures).known.any(axis=1)
-    return replace(evaluation, cohort=thin_splits(evaluation.cohort[known], train_images, test_images, evaluation.seed))
+    most = {"train": train_images, "validate": train_images // 2} | dict.fromkeys(TEST_SPLITS, test_images)
+    return replace(evaluation, cohort=thin_splits(evaluation.cohort[known], most, evaluation.seed))
 
 
 # --- a study ---------------------------------------------------------------------------------------------------------
@@ -202,12 +204,11 @@ class SegmentationPlan:
     structures: tuple[str, ...]  # without any, nothing is done
     encoders: tuple[str, ...]  # arms, and others by name; the first is held against the others
     seeds: tuple[int, ...]
-    decoders: tuple[str, ...]  # on encoders; the first is the one whose encoders are tuned, too
-    recipe: DecoderRecipe
-    pixels: DecoderRecipe  # of the small U-Net
+    decoders: tuple[str, ...]  # on encoders
+    recipe: DecoderRecipe  # of decoders and of the small U-Net
     label_shares: tuple[float, ...] = ()  # of the patients, below 1, for the first decoder and the baselines
     thinned: tuple[str, ...] = ()  # encoders that are tried on shares
-    tuning: tuple[str, ...] = ()  # ways to tune the first encoder, as in `FineTuning`
+    tuning: tuple[str, ...] = ()  # ways to tune the first encoder under the first decoder, as in `FineTuning`
 
     def list_work(self) -> list[tuple[tuple[str, ...], list[SegmentStructures]]]:
         """Encoders, and what is done on each of them; baselines are last."""
@@ -228,7 +229,7 @@ class SegmentationPlan:
         """The mean training mask, and the small U-Net."""
         return [
             SegmentStructures(self.structures, MEAN_MASK),
-            SegmentStructures(self.structures, PIXEL_UNET, self.pixels),
+            SegmentStructures(self.structures, PIXEL_UNET, self.recipe),
         ]
 
     def _list_frozen(self) -> list[SegmentStructures]:
