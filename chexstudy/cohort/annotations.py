@@ -10,6 +10,7 @@ beginning with background (0 if the first pixel is structure); they add up to he
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,8 +44,17 @@ _SCHEMA = pa.schema(
 _ROWS_A_GROUP = 2_000
 _HALF = 127
 
-# Image id, structure, kind, height, width, runs, box.
-Annotation = tuple[str, str, str, int, int, np.ndarray | None, np.ndarray | None]
+
+class Annotation(NamedTuple):
+    """A row of the table."""
+
+    image_id: str
+    structure: str
+    kind: str
+    height: int
+    width: int
+    runs: np.ndarray | None
+    box: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Regions:
 
 def make_outline(image_id: str, structure: str, mask: np.ndarray) -> Annotation:
     """The row of a boolean mask ``(height, width)``."""
-    return (image_id, structure, OUTLINE, *mask.shape, encode_mask(mask), None)
+    return Annotation(image_id, structure, OUTLINE, *mask.shape, encode_mask(mask), None)
 
 
 def encode_mask(mask: np.ndarray) -> np.ndarray:
@@ -99,7 +109,7 @@ def decode_mask(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 class Outlines:
     """What is annotated on some images; a mask is drawn when it is asked for."""
 
-    rows: Mapping[tuple[str, str], list]  # image and structure -> rows of the table
+    rows: Mapping[tuple[str, str], list[Annotation]]  # by image and structure
     turned: Mapping[str, str]  # images that lie wrong in their file -> how
 
     def draw(self, image_id: str, *structures: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -110,7 +120,7 @@ class Outlines:
         return np.logical_or.reduce([scale_mask(mask, size) for mask in drawn])
 
 
-def _draw_row(row) -> np.ndarray:
+def _draw_row(row: Annotation) -> np.ndarray:
     if row.kind == OUTLINE:
         return decode_mask(row.runs, row.height, row.width)
     mask = np.zeros((row.height, row.width), dtype=bool)
@@ -124,9 +134,9 @@ def read_outlines(run: Run, image_ids: Iterable[str], boxes: bool = True) -> Out
     asked = pc.field("image_id").isin(pa.array(list(image_ids), pa.string()))
     asked &= pc.field("kind").isin([OUTLINE, BOX] if boxes else [OUTLINE])
     table = pq.read_table(run.require(ANNOTATIONS), filters=asked).to_pandas()
-    rows: dict[tuple[str, str], list] = {}
-    for row in table.itertuples(index=False):
-        rows.setdefault((row.image_id, row.structure), []).append(row)
+    rows: dict[tuple[str, str], list[Annotation]] = {}
+    for row in map(Annotation, *(table[name].to_numpy() for name in _SCHEMA.names)):
+        rows.setdefault(row[:2], []).append(row)
     return Outlines(rows, read_turned(run))
 
 

@@ -50,7 +50,7 @@ class Box:
     picture: tuple[int, int]  # height and width of the picture in whose pixels the box is given
 
     def read(self) -> Annotation:
-        return (self.image_id, self.structure, BOX, *self.picture, None, np.array(self.box, np.float32))
+        return Annotation(self.image_id, self.structure, BOX, *self.picture, None, np.array(self.box, np.float32))
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,31 @@ _SIDES = {name: (f"right {one}", f"left {one}") for name, one in (("lungs", "lun
 class Targets:
     """Where structures are on images."""
 
-    image_ids: list[str]
+    rows: pd.DataFrame  # of the cohort
     structures: tuple[str, ...]
     states: np.ndarray  # ``(images, structures)``: outlined, empty or unknown
-    sizes: np.ndarray  # height and width of each original image, upright, in pixels, ``(images, 2)``
-    spacing: np.ndarray  # mm a pixel of it, NaN where nobody tells, ``(images,)``
     outlines: Outlines
+    files: Sequence[Path]  # of the original images
     side: int  # of the pixel store's images
     fit: str
+
+    @property
+    def image_ids(self) -> list[str]:
+        return list(self.rows.image_id)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each original image, upright, in pixels ``(images, 2)``."""
+        return self._frames[0]
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Millimetres a pixel of each original image ``(images,)``, NaN where nobody tells."""
+        return self._frames[1]
+
+    @cached_property
+    def _frames(self) -> tuple[np.ndarray, np.ndarray]:
+        return _read_frames(self.outlines, self.rows, self.files, self.side)
 
     @property
     def known(self) -> np.ndarray:
@@ -53,16 +70,16 @@ class Targets:
     @cached_property
     def masks(self) -> np.ndarray:
         """On the pixel store's images, bool ``(images, structures, side, side)``; empty where it is not known."""
-        masks = np.zeros((*self.states.shape, self.side, self.side), dtype=bool)
+        masks, image_ids = np.zeros((*self.states.shape, self.side, self.side), dtype=bool), self.image_ids
         for image, structure in np.argwhere(self.states == OUTLINED):
-            parts = _find_parts(self.outlines, self.image_ids[image], self.structures[structure])
-            drawn = self.outlines.draw(self.image_ids[image], *parts)
+            parts = _find_parts(self.outlines, image_ids[image], self.structures[structure])
+            drawn = self.outlines.draw(image_ids[image], *parts)
             masks[image, structure] = fit_mask(drawn, self.side, self.fit)
         return masks
 
     def draw(self, image: int) -> dict[str, np.ndarray]:
         """The masks of the structures that are known on an image, bool, of its original size."""
-        image_id, size, drawn = self.image_ids[image], tuple(self.sizes[image].tolist()), {}
+        image_id, size, drawn = self.rows.image_id.iloc[image], tuple(self.sizes[image].tolist()), {}
         for structure, state in zip(self.structures, self.states[image], strict=True):
             if state == OUTLINED:
                 drawn[structure] = self.outlines.draw(
@@ -81,16 +98,9 @@ class Targets:
 def read_targets(evaluation: Evaluation, rows: pd.DataFrame, structures: Sequence[str]) -> Targets:
     """Where structures are on the images of rows of the cohort, in their order."""
     outlines = read_outlines(evaluation.run, rows.image_id, boxes=False)
-    files = resolve_image_paths(rows, evaluation.run.folder)
-    return Targets(
-        list(rows.image_id),
-        tuple(structures),
-        _tell_states(outlines, rows, structures),
-        *_read_frames(outlines, rows, files, evaluation.store.size),
-        outlines,
-        evaluation.store.size,
-        evaluation.store.fit,
-    )
+    store, files = evaluation.store, resolve_image_paths(rows, evaluation.run.folder)
+    states = _tell_states(outlines, rows, structures)
+    return Targets(rows, tuple(structures), states, outlines, files, store.size, store.fit)
 
 
 def choose_structures(evaluation: Evaluation, least: int = 20) -> dict[str, str]:
