@@ -231,3 +231,14 @@ def test_reports_of_both_files_can_be_scored_alone(files, capsys):
     shown = capsys.readouterr().out
     assert "38 reports of 20 patients" in shown or "38 reports of 19 patients" in shown
     assert "2 that only one of the files holds were left out." in shown
+
+
+def test_bert_score_stands_beside_where_an_encoder_is_named(files, capsys):
+    command = ["evaluate", "reports", "written.csv", "references.csv", "--resamples", "100", "--out", "scores.csv"]
+    assert main([*command, "--bert", "upstream-text@1"]) == 0
+    shown = capsys.readouterr().out
+    assert "CheXbert, RadGraph and GREEN are not measured" in shown
+    rows = pd.read_csv("scores.csv", keep_default_na=False, na_values={"value": "", "ci_low": "", "ci_high": ""})
+    written, itself = (value(rows, "bert_score", variant) for variant in ("reports", "itself"))
+    assert written["ci_low"] < written["value"] < itself["value"] == pytest.approx(1)
+    assert "model:upstream-text|" in written["signature"]

@@ -88,6 +88,7 @@ def compare(options: Namespace) -> None:
     option("--labels LABELS", "what the images show: the ids and one column a finding, 1, 0, -1 or empty"),
     option("--sections", "of reports with headings", choices=("findings", "findings+impression"), default="findings"),
     option("--strip-comparisons", "take sentences that compare with an earlier study out of the references"),
+    option("--bert MODEL", "BERTScore too, by a text encoder in a folder or the local cache; MODEL@5: by its layer 5"),
     option("--shared-only", "score the reports that both tables hold"),
     option("--resamples N", "of patients", default=1000),
     option("--seed K", "seed of the resampling and of the random reports", default=0),
@@ -104,6 +105,7 @@ def reports(options: Namespace) -> None:
 
     writes: --out, the table with all numbers, differences to the controls and signatures; otherwise nothing
     """
+    from chexstudy.evaluation.report_generation.bert_score import load_bert_score
     from chexstudy.evaluation.report_generation.files import (
         describe_scores,
         read_pairs,
@@ -116,7 +118,8 @@ def reports(options: Namespace) -> None:
     typed = vars(options)
     names = ("hypotheses", "references", "labels", "sections", "strip_comparisons", "shared_only")
     pairs = read_pairs(**{name: typed[name] for name in names})
-    rows = score_pairs(pairs, options.resamples, options.seed)
+    bert = load_bert_score(options.bert) if options.bert else None
+    rows = score_pairs(pairs, options.resamples, options.seed, bert)
     for table in (tabulate_scores(rows), tabulate_findings(rows)):
         print(lay_out(table) + "\n")
     print(*describe_scores(pairs, rows, options.resamples), sep="\n")

@@ -12,6 +12,7 @@ from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.table import finding_columns, require_columns
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.comparison.two_models import check_ids, holds_labels, read_labels
+from chexstudy.evaluation.report_generation.bert_score import BERT_SCORE, BertScore
 from chexstudy.evaluation.report_generation.controls import (
     COMMONEST,
     CONTROLS,
@@ -23,7 +24,7 @@ from chexstudy.evaluation.report_generation.controls import (
     random_reports,
 )
 from chexstudy.evaluation.report_generation.labeler import label_reports
-from chexstudy.evaluation.report_generation.metrics import FOURTEEN, SIGNATURES, measure_reports, sign_metrics
+from chexstudy.evaluation.report_generation.metrics import FOURTEEN, measure_reports, sign_metrics
 from chexstudy.evaluation.report_generation.variants import prepare_texts
 from chexstudy.inputs.identifiers import normalise_ids, show_id, unify_patients
 from chexstudy.inputs.tables import read_text_table, read_typed_table
@@ -41,6 +42,7 @@ _SHOWN = {
     "bleu_4": "BLEU-4",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
+    BERT_SCORE: "BERTScore",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
     "findings_said": "findings said",
@@ -156,7 +158,7 @@ def _read_truth(name: str, ids: pd.Index, of: str) -> tuple[tuple[str, ...], np.
     return names, read_labels(table, findings)
 
 
-def score_pairs(pairs: ReportPairs, resamples: int, seed: int) -> pd.DataFrame:
+def score_pairs(pairs: ReportPairs, resamples: int, seed: int, bert: BertScore | None = None) -> pd.DataFrame:
     """Every metric of the reports, of controls that look at no image, and paired differences, as a long table.
 
     ``variant`` is whose reports: `WRITTEN`, the `COMMONEST` reference as a constant, a `RANDOM` one of another patient,
@@ -176,6 +178,8 @@ def score_pairs(pairs: ReportPairs, resamples: int, seed: int) -> pd.DataFrame:
     }
     shared = pairs.references, weights, label_reports, pairs.findings, pairs.truth
     measured = {name: measure_reports([written], *shared) for name, written in texts.items()}
+    for name, parts in measured.items() if bert else ():
+        parts.append(bert.measure([texts[name][place] for place in told], references, weights[:, told]))
     rows = [part.of_seed(0).assign(variant=name) for name, parts in measured.items() for part in parts]
     for name in CONTROLS:
         sides = zip(measured[WRITTEN], measured[name], strict=True)
@@ -185,7 +189,10 @@ def score_pairs(pairs: ReportPairs, resamples: int, seed: int) -> pd.DataFrame:
         rows = rows[(rows.finding != "all") | (rows.group == "")]  # those are the 14
     digest = hashlib.sha256("\0".join(pairs.references).encode()).hexdigest()
     first = ["variant", "reference", "finding", "group", "metric", "value", "ci_low", "ci_high", "n", "positives"]
-    return sign_metrics(rows[first]).assign(references_sha256=digest)
+    rows = sign_metrics(rows[first]).assign(references_sha256=digest)
+    if bert:
+        rows.loc[rows.metric.str.startswith(BERT_SCORE), "signature"] = bert.signature
+    return rows
 
 
 def tabulate_scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -230,7 +237,8 @@ def describe_scores(pairs: ReportPairs, rows: pd.DataFrame, resamples: int) -> l
         f"{name} {write_interval(*differences.loc[name, ['value', 'ci_low', 'ci_high']], '+.3f')}"
         for name in (COMMONEST, RANDOM)
     ]
-    signatures = [f"{_SHOWN[name]}: {sign}" for name, sign in SIGNATURES.items() if name in _SHOWN]
+    signed = whole.signature.groupby("metric", sort=False).first()
+    signatures = [f"{_SHOWN[name]}: {sign}" for name, sign in signed.items() if name in _SHOWN]
     return [
         f"{n:,} reports of {len(set(pairs.patients[[bool(text) for text in pairs.references]])):,} patients; 95 % "
         f"intervals by bootstrap of patients ({resamples:,} resamples).",
@@ -240,6 +248,7 @@ def describe_scores(pairs: ReportPairs, rows: pd.DataFrame, resamples: int) -> l
         f"Micro F1 of the 14 findings, minus that of the controls: {', '.join(ahead)}.",
         "Controls: the commonest reference as a constant, a random one of another patient, the reference itself, and "
         "itself with one finding turned into its opposite: what stays high there does not see that error.",
-        "CheXbert, RadGraph, BERTScore and GREEN are not measured: they need trained weights.",
+        f"CheXbert, RadGraph{', BERTScore' * (BERT_SCORE not in signed)} and GREEN are not measured: they need trained "
+        "weights.",
         *signatures,
     ]

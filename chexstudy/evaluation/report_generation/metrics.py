@@ -2,8 +2,8 @@
 
 Every report is counted once; a resample of patients is a weighted sum of these counts, so that a corpus metric is exact
 in each of them. Metrics lie between 0 and 1, but for the length ratio. A report without a reference is left out and
-counted, an empty report counts as wrong. Metrics that need trained weights (CheXbert, RadGraph, BERTScore, GREEN) are
-not among them.
+counted, an empty report counts as wrong. What needs trained weights is not among them; see
+`chexstudy.evaluation.report_generation.bert_score`.
 """
 
 from collections import defaultdict
