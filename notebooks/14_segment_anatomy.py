@@ -53,13 +53,11 @@ study = open_study("14_segment_anatomy", globals())
 # nothing should be outlined.
 
 # %%
-from chexstudy.evaluation.segmentation.run import choose_images, name_structures
+from chexstudy.evaluation.segmentation.run import choose_images
 from chexstudy.evaluation.segmentation.targets import read_targets
 
-wanted = name_structures(study.evaluation(), structures)
-evaluation = choose_images(study.evaluation(), wanted, segment_images, segment_test_images)
-counts = read_targets(evaluation, evaluation.cohort, wanted).count().assign(images=len(evaluation.cohort))
-counts if wanted else "Nobody outlined a structure in this cohort, so there is nothing to learn from."
+evaluation, outlined = choose_images(study.evaluation(), structures, segment_images, segment_test_images)
+read_targets(evaluation, evaluation.cohort, outlined).count().assign(images=len(evaluation.cohort))
 
 # %% [markdown]
 # ## Train the decoders
@@ -78,7 +76,7 @@ from chexstudy.evaluation.segmentation.run import SegmentationPlan, segment_stru
 recipe = DecoderRecipe(segment_epochs, segment_steps, learning_rate=segment_learning_rate, augment=segment_augment)
 encoders, names = tuple(segment_encoders), tuple(decoders)
 tried = tuple(segment_shares), tuple(share_encoders), tuple(segment_tune)
-plan = SegmentationPlan(tuple(wanted), encoders, tuple(study.seeds), names, recipe, *tried)
+plan = SegmentationPlan(outlined, encoders, tuple(study.seeds), names, recipe, *tried)
 segment_structures(evaluation, plan, workers=arms_at_once)
 
 # %% [markdown]

@@ -21,7 +21,6 @@ from chexstudy.evaluation.segmentation.run import (
     SegmentStructures,
     choose_images,
     measure_segmentation,
-    name_structures,
     segment_structures,
 )
 from chexstudy.evaluation.task import run_task
@@ -49,7 +48,7 @@ def evaluation(tiny_study):
     # Of the first test patient nobody knows where anything is.
     annotate(tiny_study, cohort, cohort.patient_id != cohort.patient_id[cohort.split == "test"].iloc[0])
     everything = Evaluation(tiny_study, cohort, open_pixel_store(tiny_study), resamples=40)
-    return choose_images(everything, [BAND])
+    return choose_images(everything, [BAND])[0]
 
 
 @pytest.fixture
@@ -145,21 +144,30 @@ def test_without_outlines_in_validation_training_patients_take_its_place(evaluat
 def test_images_are_those_of_which_something_is_known_and_so_many_at_most(evaluation):
     whole = Evaluation(evaluation.run, read_cohort(evaluation.run.path("cohort.parquet")), evaluation.store)
     assert len(whole.cohort) - len(evaluation.cohort) == 2
-    some = choose_images(whole, [BAND], 20, 8).cohort
+    some = choose_images(whole, [BAND], 20, 8)[0].cohort
     assert some.split.value_counts().to_dict() == {"train": 20, "validate": 10, "test": 8}
-    assert set(some.image_id) < set(choose_images(whole, [BAND], 30, 12).cohort.image_id)
+    assert set(some.image_id) < set(choose_images(whole, [BAND], 30, 12)[0].cohort.image_id)
 
 
-def test_of_boxes_there_is_nothing_to_learn_from(evaluation):
+def test_without_a_test_image_there_is_nothing_to_judge_by(evaluation, capsys):
+    rows = evaluation.cohort[evaluation.cohort.split == "train"]
+    annotate(evaluation.run, rows, np.full(len(rows), True))
+    nothing, structures = choose_images(evaluation)
+    assert (len(nothing.cohort), structures) == (0, ())
+    assert "nothing to judge by" in capsys.readouterr().out
+
+
+def test_of_boxes_there_is_nothing_to_learn_from(evaluation, capsys):
     box = Box(evaluation.cohort.image_id.iloc[0], BAND, (1.0, 1.0, 4.0, 4.0), (72, 72))
     write_annotations([box.read()], evaluation.run.path(ANNOTATIONS))
-    assert name_structures(evaluation, []) == []
-    nothing, asked = choose_images(evaluation, []), plan(structures=())
+    nothing, structures = choose_images(evaluation)
+    assert "nothing to learn from, no organ is outlined" in capsys.readouterr().out
+    asked = plan(structures=structures)
     segment_structures(nothing, asked)
     assert nothing.cohort.empty
     assert measure_segmentation(nothing, asked).empty
     with pytest.raises(StudyError, match="no training image has an outline of 'band': nobody outlined any structure"):
-        name_structures(evaluation, [BAND])
+        choose_images(evaluation, [BAND])
 
 
 @pytest.mark.parametrize(

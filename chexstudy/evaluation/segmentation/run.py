@@ -135,21 +135,14 @@ class SegmentStructures(Task):
         """Image id -> pixels and predicted and true masks by structure, of a decoder that was kept."""
         model = EvaluatedModel(evaluation, arm, seed)
         encoder = None if arm == NO_ENCODER else model.encoder
-        kept = build_segmenter(self.decoder, encoder, len(self.structures), self.recipe, torch.Generator()).eval()
+        kept = build_segmenter(self.decoder, encoder, len(self.structures), self.recipe, torch.Generator())
         weights = load_file(evaluation.run.require(f"{self._folder(arm, seed)}/decoder.safetensors"))
         kept.load_state_dict(weights, strict=False)
+        kept.to(evaluation.device).eval()
         targets = read_targets(evaluation, rows, self.structures)
-        shown = {
-            image_id: (pixels, predicted, targets.draw(place))
-            for place, (image_id, pixels, predicted) in enumerate(
-                zip(
-                    rows.image_id,
-                    evaluation.store.read(rows.image_id),
-                    self._outline(evaluation, targets, kept.predict),
-                    strict=True,
-                )
-            )
-        }
+        outlined = self._outline(evaluation, targets, kept.predict)
+        seen = zip(rows.image_id, evaluation.store.read(rows.image_id), outlined, strict=True)
+        shown = {one: (pixels, masks, targets.draw(place)) for place, (one, pixels, masks) in enumerate(seen)}
         return shown.__getitem__
 
     def read(self, evaluation: Evaluation, arm: str, seed: int, rows: pd.DataFrame) -> pd.DataFrame:
@@ -172,26 +165,27 @@ def _read_examples(evaluation: Evaluation, rows: pd.DataFrame, structures: Seque
     return Examples(np.array(evaluation.store.read(rows.image_id)), targets.masks, targets.known)
 
 
-def name_structures(evaluation: Evaluation, wanted: Sequence[str]) -> list[str]:
-    """The structures that are wanted, or else all organs that can be learnt; none where only boxes are known."""
+def choose_images(
+    evaluation: Evaluation, wanted: Sequence[str] = (), train_images: int = 0, test_images: int = 0
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """The images on which it is known of a structure where it is, and the structures: all organs if none is wanted.
+
+    ``train_images`` and ``test_images``: at most so many of training, half as many of validation, and so many of each
+    test set, of whole patients; 0 is all. Where nothing can be learnt or judged there are none, and a line says why.
+    """
     known = choose_structures(evaluation, least=1) if wanted else choose_structures(evaluation)
     if unknown := [structure for structure in wanted if structure not in known]:
         there = f"name one of {', '.join(known)}" if known else "nobody outlined any structure in this cohort"
         raise StudyError(f"no training image has an outline of {unknown[0]!r}: {there}.")
-    return list(wanted) or [structure for structure, kind in known.items() if kind == ORGAN]
-
-
-def choose_images(
-    evaluation: Evaluation, structures: Sequence[str], train_images: int = 0, test_images: int = 0
-) -> Evaluation:
-    """The evaluation of the images on which it is known of a structure where it is.
-
-    ``train_images`` and ``test_images``: at most so many of training, half as many of validation, and so many of each
-    test set, of whole patients; 0 is all.
-    """
-    known = read_targets(evaluation, evaluation.cohort, structures).known.any(axis=1)
+    structures = tuple(wanted) or tuple(structure for structure, kind in known.items() if kind == ORGAN)
+    outlined = read_targets(evaluation, evaluation.cohort, structures).known.any(axis=1)
     most = {"train": train_images, "validate": train_images // 2} | dict.fromkeys(TEST_SPLITS, test_images)
-    return replace(evaluation, cohort=thin_splits(evaluation.cohort[known], most, evaluation.seed))
+    chosen = thin_splits(evaluation.cohort[outlined], most, evaluation.seed)
+    if not structures or not chosen.split.isin(TEST_SPLITS).any():
+        lacks = "to judge by, no test image has outlines" if structures else "to learn from, no organ is outlined"
+        print(f"No structure is segmented: there is nothing {lacks}.")
+        structures, chosen = (), chosen[:0]
+    return replace(evaluation, cohort=chosen), structures
 
 
 # --- a study ---------------------------------------------------------------------------------------------------------
