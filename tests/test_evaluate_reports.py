@@ -60,6 +60,7 @@ def test_reports_are_scored_beside_controls_with_intervals_and_signatures(files,
     shown = capsys.readouterr().out
     assert shown.split()[:5] == ["metric", "findings", "against", "reports", "commonest"]
     assert "40 reports of 20 patients; 95 % intervals by bootstrap of patients (200 resamples)." in shown
+    assert "with one finding turned into its opposite, where one could be (100%): what" in shown
     assert "BLEU-4: sacrebleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in shown
     assert "There is" not in shown + (files / "scores.csv").read_text()  # no text of a report
     rows = pd.read_csv("scores.csv", keep_default_na=False, na_values={"value": "", "ci_low": "", "ci_high": ""})

@@ -50,6 +50,7 @@ def test_a_random_report_is_of_another_patient():
         ("1. Effusion. 2. Edema.", "1. No effusion. 2. Edema."),
         ("No edema or effusion. Cardiomegaly.", "No edema or effusion. No cardiomegaly."),  # the fewest findings
         ("Lungs are clear of edema.", "Lungs show edema."),
+        ("Heart normal without evidence of edema.", "Heart normal with evidence of edema."),
         ("Edema is seen.", "Edema is not seen."),
         ("Bones intact.", "Bones intact."),  # nothing to turn
         ("", ""),

@@ -184,6 +184,9 @@ def score_pairs(pairs: ReportPairs, resamples: int, seed: int, bert: BertScore |
     for name in CONTROLS:
         sides = zip(measured[WRITTEN], measured[name], strict=True)
         rows += [one.minus(other, generator).assign(variant=WRITTEN, reference=name) for one, other in sides]
+    turned = np.mean([text != texts[TURNED][place] for place, text in zip(told, references, strict=True)])
+    place = {"variant": TURNED, "finding": "all", "n": len(told), "positives": -1}
+    rows.append(pd.DataFrame([place | {"metric": "turned_share", "value": turned}]))
     rows = pd.concat(rows, ignore_index=True).fillna({"group": "", "reference": ""})
     if not pairs.findings:
         rows = rows[(rows.finding != "all") | (rows.group == "")]  # those are the 14
@@ -237,6 +240,7 @@ def describe_scores(pairs: ReportPairs, rows: pd.DataFrame, resamples: int) -> l
         f"{name} {write_interval(*differences.loc[name, ['value', 'ci_low', 'ci_high']], '+.3f')}"
         for name in (COMMONEST, RANDOM)
     ]
+    turned = rows.value[rows.metric == "turned_share"].item()
     signed = whole.signature.groupby("metric", sort=False).first()
     signatures = [f"{_SHOWN[name]}: {sign}" for name, sign in signed.items() if name in _SHOWN]
     return [
@@ -247,7 +251,8 @@ def describe_scores(pairs: ReportPairs, rows: pd.DataFrame, resamples: int) -> l
         * bool(n > understood),
         f"Micro F1 of the 14 findings, minus that of the controls: {', '.join(ahead)}.",
         "Controls: the commonest reference as a constant, a random one of another patient, the reference itself, and "
-        "itself with one finding turned into its opposite: what stays high there does not see that error.",
+        f"itself with one finding turned into its opposite, where one could be ({turned:.0%}): what stays high there "
+        "does not see that error.",
         f"CheXbert, RadGraph{', BERTScore' * (BERT_SCORE not in signed)} and GREEN are not measured: they need trained "
         "weights.",
         *signatures,
