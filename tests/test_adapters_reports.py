@@ -527,7 +527,12 @@ FRENCH = ("casia_cxr", write_casia, "CASIA-CXR_Pneumonia_Reports.csv")
         (*CANDID, "chest_tube.csv", b"anon_SOPUID", b"image", r"^chest_tube\.csv lacks the column 'anon_SOPUID'; it h"),
         (*FRENCH, b"Projection,P", b"View,P", r"^CASIA-CXR_Pneumonia_Reports\.csv lacks the column 'Projection'; it"),
         (*FRENCH, "é".encode(), b"\xe9", r"/CASIA-CXR_Pneumonia_Reports\.csv is not UTF-8 text: save it again as CSV"),
-        (*FRENCH, b",CASIA-CXR_Pneumonia_0002", b",2", r"^line 3 of CASIA-CXR_Pneumonia_Reports\.csv, column 'ImageI"),
+        (
+            *FRENCH,
+            b",CASIA-CXR_Pneumonia_0002",
+            b",2",
+            r"^CASIA-CXR: line 3 of CASIA-CXR_Pneumonia_Reports\.csv, column 'ImageI",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_sentence(tmp_path, source, write, file, old, new, said):

@@ -114,7 +114,7 @@ def test_what_is_wrong_with_each_source_is_told_at_once(build):
         ({"role": "train"}, r"role of folder must be of both, pretrain, evaluate, annotate, not 'train'\.$"),
         ({"views": ["frontal"]}, r"views of folder must be of PA, AP, lateral, unknown, not \['frontal'\]\.$"),
         ({"ages": 18}, r"ages of folder must be two numbers, as in \[18, 120\], not 18\.$"),
-        ({"option": {}}, r"has an unknown entry 'option': did you mean 'options'\.$"),
+        ({"option": {}}, r"has no entry 'option': did you mean 'options'\.$"),
         ({"options": ["gold"]}, r"options of folder must be `name: value` lines, not \['gold'\]\.$"),
     ],
 )

@@ -26,13 +26,14 @@ from pathlib import Path
 import pandas as pd
 
 from chexstudy.cohort.adapters import DATASETS, list_annotations, read_source, require_source
+from chexstudy.cohort.adapters.column_mapping import refuse_unknown
 from chexstudy.cohort.adapters.layout import drop_ending, resolve_links
 from chexstudy.cohort.adapters.manifest import NOT_ENGLISH, SPLIT_AT_RANDOM, UNUSED, VALIDATE_SHARE, ManifestReport
 from chexstudy.cohort.overlaps import exclude_overlap
 from chexstudy.cohort.report_tables import read_translations, replace_reports
 from chexstudy.cohort.splits import TEST_SPLITS, carve_validation
 from chexstudy.cohort.table import SPLITS, VIEWS, validate_cohort
-from chexstudy.errors import StudyError, suggest
+from chexstudy.errors import StudyError
 from chexstudy.inputs.yaml_files import read_yaml
 from chexstudy.paths import resolve_user_path
 
@@ -61,7 +62,7 @@ def read_manifest(path: str | Path) -> list[JoinedSource]:
     told = read_yaml(path, "the manifest")
     if not isinstance(told, dict) or not isinstance(told.get("sources"), list) or not told["sources"]:
         raise StudyError(f"the manifest {path} needs an entry 'sources' with a list of sources, each `- source: NAME`.")
-    _refuse_unknown(told, ("root", "sources"), path)
+    refuse_unknown(told, ("root", "sources"), f"the manifest {path}")
     entries = [_read_entry(entry, path) for entry in told["sources"]]
     counts = Counter((one.source, one.folder) for one in entries)
     twice = [source for (source, _), count in counts.items() if count > 1]
@@ -96,8 +97,7 @@ _RULES = {
 def _read_entry(entry: object, path: Path) -> JoinedSource:
     if not isinstance(entry, dict) or "source" not in entry:
         raise StudyError(f"the manifest {path}: every entry of 'sources' must say `source: NAME`.")
-    known = JoinedSource.__dataclass_fields__
-    _refuse_unknown(entry, known, path)
+    refuse_unknown(entry, JoinedSource.__dataclass_fields__, f"an entry of the manifest {path}")
     require_source(str(entry["source"]))
     for name, (is_right, told) in _RULES.items():
         if name in entry and not is_right(entry[name]):
@@ -105,13 +105,6 @@ def _read_entry(entry: object, path: Path) -> JoinedSource:
     if "languages" in entry and entry["source"] not in DATASETS:
         raise StudyError(f"the manifest {path}: {entry['source']} is no public data set and can have no languages.")
     return JoinedSource(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
-
-
-def _refuse_unknown(given: Mapping, known: Mapping | tuple, path: Path) -> None:
-    unknown = [str(name) for name in given if name not in known]
-    if unknown:
-        guess = suggest(unknown[0], list(known), f"take it out; there are {', '.join(known)}")
-        raise StudyError(f"the manifest {path} has an unknown entry {unknown[0]!r}: {guess}.")
 
 
 def read_joint(path: str | Path, seed: int, unpack_to: str | Path) -> ManifestReport:

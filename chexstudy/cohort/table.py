@@ -85,12 +85,9 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
     findings, outcomes, places = finding_columns(cohort), outcome_columns(cohort), cohort.index
     cohort = cohort.reset_index(drop=True)[[*RESERVED_COLUMNS, *findings, *outcomes]]
 
-    def refuse(wrong: pd.Series, name: str, expected: str, shown: bool = True) -> None:
-        if wrong.any():
-            row = int(wrong.to_numpy(dtype=bool).argmax())
-            cell = cohort[name][row]
-            held = " is empty" if pd.isna(cell) else f" holds {show_value(cell, cohort[name])}" if shown else ""
-            raise StudyError(f"{origin}: {name_place(places, row)}, column {name!r}{held}{expected}")
+    def refuse(wrong: pd.Series, name: str, expected: str, held: str | None = None) -> None:
+        for problem in tell_first(wrong, cohort[name].set_axis(places), origin, expected, held):
+            raise StudyError(problem)
 
     def take_numbers(name: str, allowed: list[int], expected: str) -> None:
         numbers = pd.to_numeric(cohort[name], errors="coerce")
@@ -123,11 +120,11 @@ def validate_cohort(cohort: pd.DataFrame, origin: str = "the cohort table") -> p
             refuse(cohort[name].isna(), name, "; every row needs a value there.")
             cohort[name] = cohort[name].astype(str)
     for name in _TEXT_COLUMNS:
-        refuse(cohort[name] == "", name, ": expected a text that is not empty.", shown=False)
+        refuse(cohort[name] == "", name, ": expected a text that is not empty.", "")
     for name, words in _CLOSED.items():
         refuse(~cohort[name].isin(words), name, f": expected one of {', '.join(words)}.")
     repeated = cohort["image_id"].duplicated(keep=False)
-    refuse(repeated, "image_id", ": every image_id must be there once and only once.", shown=False)
+    refuse(repeated, "image_id", ": every image_id must be there once and only once.", "")
     _refuse_shared_patients(cohort, places, origin)
     return cohort
 
@@ -145,6 +142,17 @@ def _refuse_shared_patients(cohort: pd.DataFrame, places: pd.Index, origin: str)
             f"patient; {len(shared)} patient(s) lie in more than one split: give all images of a patient the same "
             "split."
         )
+
+
+def tell_first(wrong: pd.Series, cells: pd.Series, origin: str, told: str, held: str | None = None) -> list[str]:
+    """One sentence on the first wrong cell, which ``held`` something, or none; ``{count}`` in it is how many are."""
+    rows = np.flatnonzero(wrong)
+    if not len(rows):
+        return []
+    cell, place = cells.iloc[rows[0]], name_place(cells.index, rows[0])
+    if held is None:
+        held = " is empty" if pd.isna(cell) else f" holds {show_value(cell, cells)}"
+    return [f"{origin}: {place}, column {cells.name!r}{held}{told.format(count=len(rows))}"]
 
 
 def show_value(value: object, cells: pd.Series) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from chexstudy.cohort.splits import DEFAULT_FRACTIONS, check_fractions
 from chexstudy.cohort.table import OUTCOME_PREFIX
-from chexstudy.errors import StudyError
+from chexstudy.errors import StudyError, suggest
 from chexstudy.inputs.identifiers import clean_text
 from chexstudy.inputs.yaml_files import read_data_beside, read_yaml
 
@@ -107,10 +107,7 @@ def read_mapping_file(path: Path) -> dict:
 
 def check_mapping(options: Mapping[str, object]) -> ColumnMapping:
     """Options, or what `read_mapping_file` gives, as a mapping whose entries are what they must be."""
-    known = ColumnMapping.__dataclass_fields__
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise StudyError(f"the mapping has no entry {unknown[0]!r}: its entries are {', '.join(known)}.")
+    refuse_unknown(options, ColumnMapping.__dataclass_fields__, "the mapping")
     given = dict(options)
     for name in given.keys() & {"table", "images", "source"}:
         given[name] = _require_text(name, given[name])
@@ -126,6 +123,14 @@ def check_mapping(options: Mapping[str, object]) -> ColumnMapping:
             raise StudyError("the mapping's entry 'word_budget' must be a whole number of words, 1 or more.")
         given["word_budget"] = int(budget)
     return ColumnMapping(**given)
+
+
+def refuse_unknown(entries: Iterable[object], known: Iterable[str], what: str) -> None:
+    """Raise a StudyError unless all entries of a file are known ones."""
+    unknown = [str(name) for name in entries if name not in known]
+    if unknown:
+        guess = suggest(unknown[0], known, f"its entries are {', '.join(known)}", cutoff=0.7)
+        raise StudyError(f"{what} has no entry {unknown[0]!r}: {guess}.")
 
 
 def _as_pairs(columns: object) -> dict[str, str]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.column_mapping import (
@@ -35,7 +34,7 @@ from chexstudy.cohort.finding_names import canonical_name
 from chexstudy.cohort.pseudo_reports import TemplateRules, template_report
 from chexstudy.cohort.reports import SECTION_HEADINGS, says_nothing
 from chexstudy.cohort.splits import carve_validation, split_patients
-from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, show_value, validate_cohort
+from chexstudy.cohort.table import OUTCOME_PREFIX, RESERVED_COLUMNS, YEARS_SUFFIX, tell_first, validate_cohort
 from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import is_rounded, normalise_ids, unify_patients
 from chexstudy.inputs.tables import NESTED, name_place
@@ -378,18 +377,18 @@ def _translate(
             told = (
                 f"; expected one of {', '.join(allowed)}, or an entry under 'values: {name}' that says what it means."
             )
-            problems += _tell_first(~cohort[name].isin(allowed), cells[name], origin, told)
+            problems += tell_first(~cohort[name].isin(allowed), cells[name], origin, told)
         elif name != "split":
             cohort[name] = "unknown"
     cohort["age_years"] = parse_years(cells["age_years"]) if "age_years" in cells else float("nan")
     if "age_years" in cells:
         wrong = (cohort["age_years"].isna() & cells["age_years"].notna()) | (cohort["age_years"] > _OLDEST_YEARS)
         told = f"; expected an age from 0 to {_OLDEST_YEARS} years, or empty."
-        problems += _tell_first(wrong, cells["age_years"], origin, told)
+        problems += tell_first(wrong, cells["age_years"], origin, told)
     for finding, column in mapping.findings().items():
         cohort[finding] = _translate_words(table[column], "labels", mapping)
         wrong = cohort[finding].notna() & ~cohort[finding].isin([1, 0, -1])
-        problems += _tell_first(wrong, table[column], origin, _A_LABEL)
+        problems += tell_first(wrong, table[column], origin, _A_LABEL)
     for name, column in mapping.outcomes(table).items():
         is_time = name.endswith(YEARS_SUFFIX)
         cohort[name] = table[column].str.strip() if is_time else _translate_words(table[column], "outcomes", mapping)
@@ -440,28 +439,17 @@ def _write_reports(
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
-def _tell_first(wrong: pd.Series, cells: pd.Series, origin: str, told: str, held: str = "") -> list[str]:
-    """One sentence about the first wrong cell, none if there is none; ``{count}`` in what is told is how many are."""
-    rows = np.flatnonzero(wrong)
-    if not len(rows):
-        return []
-    cell = cells.iloc[rows[0]]
-    held = held or ("is empty" if pd.isna(cell) else f"holds {show_value(cell, cells)}")
-    place = name_place(cells.index, rows[0])
-    return [f"{origin}: {place}, column {cells.name!r} {held}{told.format(count=len(rows))}"]
-
-
 def _find_id_problems(ids: Mapping[str, pd.Series], origin: str) -> list[str]:
     problems = []
     for name, cells in ids.items():
         told = " ({count} rows are; nan, unknown or -1 say no more): fill it in."
-        problems += _tell_first(cells.isna(), cells, origin, told)
+        problems += tell_first(cells.isna(), cells, origin, told)
         if name.startswith("image"):
             problems += _find_repeats(cells, "hold the same", origin)
         else:
             rounded = cells.map(is_rounded, na_action="ignore").eq(True)
-            held = "holds a number that a spreadsheet has rounded, as in 1.2E+15"
-            problems += _tell_first(rounded, cells, origin, " ({count} rows do): save the identifiers as text.", held)
+            held = " holds a number that a spreadsheet has rounded, as in 1.2E+15"
+            problems += tell_first(rounded, cells, origin, " ({count} rows do): save the identifiers as text.", held)
     return problems
 
 

@@ -14,7 +14,14 @@ import pandas as pd
 import pyarrow
 from pyarrow import parquet
 
-from chexstudy.cohort.adapters.column_mapping import MAPPING_FILE, WORDS, guess_names, name_plainly, read_mapping_file
+from chexstudy.cohort.adapters.column_mapping import (
+    MAPPING_FILE,
+    WORDS,
+    guess_names,
+    name_plainly,
+    read_mapping_file,
+    refuse_unknown,
+)
 from chexstudy.cohort.adapters.folder import check_folder
 from chexstudy.cohort.table import REPORT_ORIGINS
 from chexstudy.errors import StudyError
@@ -63,11 +70,7 @@ def read_mapping(folder: Path, given: Mapping[str, object]) -> dict[str, object]
     path = folder / MAPPING_FILE
     mapping = read_mapping_file(path) if path.is_file() else {}
     mapping |= {name: value for name, value in given.items() if value is not None}
-    unknown = [name for name in mapping if name not in _MAPPING]
-    if unknown:
-        raise StudyError(
-            f"the mapping of an archive has no entry {unknown[0]!r}: its entries are {', '.join(_MAPPING)}."
-        )
+    refuse_unknown(mapping, _MAPPING, "the mapping of an archive")
     if not isinstance(mapping.get("columns", {}), Mapping):
         raise StudyError("the mapping's entry 'columns' must be pairs of 'name: value'.")
     return mapping

@@ -5,8 +5,8 @@ Patients go by the folders of their images, so that somebody who is in several o
 
 import pandas as pd
 
+from chexstudy.cohort.table import tell_first
 from chexstudy.errors import StudyError
-from chexstudy.inputs.tables import name_place
 
 _PATH = (
     r"(?P<image>(?P<folder>train|valid|val|test)/(?P<file>(?P<study>(?P<patient>patient\d+)/study\d+)"
@@ -26,9 +26,8 @@ def read_paths(paths: pd.Series, origin: str) -> pd.DataFrame:
 
 def refuse_unclear(wrong: pd.Series, cells: pd.Series, example: str, origin: str) -> None:
     """Raise a StudyError about the first cell that is no path of the kind of the example."""
-    if wrong.any():
-        place = name_place(cells.index, int(wrong.to_numpy().argmax()))
-        raise StudyError(f"{origin}: {place}, column {cells.name!r} does not end in a path such as {example}.")
+    for problem in tell_first(wrong, cells, origin, f" does not end in a path such as {example}.", ""):
+        raise StudyError(problem)
 
 
 def tell_views(projections: pd.Series, told: pd.DataFrame) -> pd.Series:

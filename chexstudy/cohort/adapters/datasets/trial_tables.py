@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import Download
-from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, show_value
+from chexstudy.cohort.table import OUTCOME_PREFIX, YEARS_SUFFIX, tell_first
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import name_place
 
@@ -44,11 +44,8 @@ def join_table(
 
 def _read_numbers(cells: pd.Series, origin: str) -> pd.Series:
     numbers = pd.to_numeric(cells, errors="coerce")
-    wrong = (cells.notna() & numbers.isna()).to_numpy()
-    if wrong.any():
-        row = int(wrong.argmax())
-        place, held = name_place(cells.index, row), show_value(cells.iloc[row], cells)
-        raise StudyError(f"{origin}: {place}, column {cells.name!r} holds {held}; expected a number.")
+    for problem in tell_first(cells.notna() & numbers.isna(), cells, origin, "; expected a number."):
+        raise StudyError(problem)
     return numbers
 
 

@@ -4,15 +4,13 @@ Sex and age come from the header of an image, which often has neither, and so do
 boxes were drawn: images that were turned into PNG have no boxes.
 """
 
-import numpy as np
 import pandas as pd
 
 from chexstudy.cohort.adapters.layout import WHO, Download, read_headers
 from chexstudy.cohort.adapters.manifest import DatasetSpec, register
 from chexstudy.cohort.source_annotations import Box
-from chexstudy.cohort.table import require_columns, show_value
+from chexstudy.cohort.table import require_columns, tell_first
 from chexstudy.errors import StudyError
-from chexstudy.inputs.tables import name_place
 
 # What share of an image's readers must be exceeded.
 _SHARES = {"union": 0.0, "majority": 0.5, "all": 0.999}
@@ -53,13 +51,10 @@ def _join_readers(readings: pd.DataFrame, findings: list[str], share: float, ori
     """``image_id`` and whether more than this share of its readers see each finding; a row an image, in order."""
     require_columns(readings, ["image_id", *findings], origin)
     seen = readings[findings].apply(pd.to_numeric, errors="coerce")
-    wrong = np.argwhere(~seen.isin([0, 1]).to_numpy())
-    if len(wrong):
-        row, column = wrong[0]
-        cells = readings[findings[column]]
-        held = "is empty" if pd.isna(cells.iloc[row]) else f"holds {show_value(cells.iloc[row], cells)}"
-        place = name_place(readings.index, row)
-        raise StudyError(f"{origin}: {place}, column {cells.name!r} {held}: expected 1, seen by the reader, or 0.")
+    for finding in findings:
+        wrong, told = ~seen[finding].isin([0, 1]), ": expected 1, seen by the reader, or 0."
+        for problem in tell_first(wrong, readings[finding], origin, told):
+            raise StudyError(problem)
     joined = seen.groupby(readings["image_id"], dropna=False).mean() > share
     return readings[["image_id"]].drop_duplicates().join(joined, on="image_id")
 
