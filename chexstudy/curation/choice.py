@@ -17,6 +17,7 @@ class Choice:
     # the same method at a smaller budget can be read off where its paper defines a ranking.
     scores: np.ndarray
     weights: np.ndarray  # weight of each chosen pair in training ``(budget,)``; 1 unless the method rescales
+    note: str = ""  # what the user should know of how it was chosen, in sentences
 
 
 def count_budget(keep: float, pairs: int) -> int:
@@ -35,10 +36,10 @@ def count_budget(keep: float, pairs: int) -> int:
     return int(keep)
 
 
-def choose_highest(scores: np.ndarray, budget: int) -> Choice:
+def choose_highest(scores: np.ndarray, budget: int, note: str = "") -> Choice:
     """The ``budget`` rows of the highest scores ``(pairs,)``; of equal ones, the first."""
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")[:budget]
-    return Choice(np.sort(order), np.asarray(scores, dtype=np.float64), np.ones(budget))
+    return Choice(np.sort(order), np.asarray(scores, dtype=np.float64), np.ones(budget), note)
 
 
 def choose_first(sequence: np.ndarray, budget: int, pairs: int) -> Choice:

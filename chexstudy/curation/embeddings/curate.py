@@ -81,12 +81,14 @@ def curate_files(request: CurationRequest) -> None:
         plan = plan_curation(request)
         print(_describe_plan(plan), flush=True)
         start = time.monotonic()
-        decisions = carry_out(plan)
+        decisions, note = carry_out(plan)
         seconds = time.monotonic() - start
         kept = decisions[decisions.kept]
         share = len(kept) / len(decisions)
         print(f"{request.method} kept {len(kept):,} of {len(decisions):,} pairs ({share:.1%}) in {seconds:.1f} s.")
-        record = _describe_origin(plan)
+        if note:
+            print(note)
+        record = _describe_origin(plan) | {"note": note}
         write_table(kept[["image_id", "weight"]], request.out, record)
         print(f"The subset, image_id and weight, is in {request.out}.")
         if request.scores:
@@ -138,12 +140,12 @@ def plan_curation(request: CurationRequest) -> CurationPlan:
     return CurationPlan(request, method, options, ids, sides, budget, signals, table, quotas, groups)
 
 
-def carry_out(plan: CurationPlan) -> pd.DataFrame:
+def carry_out(plan: CurationPlan) -> tuple[pd.DataFrame, str]:
     """Read, check and normalise the embeddings, and choose.
 
     Rows are brought to unit norm. With a text side, what is curated are the joint features: the unit-norm embeddings of
     both sides, side by side, at unit norm.
-    Returns ``image_id, score, kept, weight``, one row a pair in the given order.
+    Returns ``image_id, score, kept, weight``, one row a pair in the given order, and the choice's note.
     """
     joint, units = _normalise_sides(plan)
     generator = torch.Generator().manual_seed(plan.request.seed)
@@ -152,7 +154,8 @@ def carry_out(plan: CurationPlan) -> pd.DataFrame:
     rows = len(plan.image_ids)
     kept, weights = np.zeros(rows, bool), np.zeros(rows)
     kept[choice.rows], weights[choice.rows] = True, choice.weights
-    return pd.DataFrame({"image_id": plan.image_ids, "score": choice.scores, "kept": kept, "weight": weights})
+    decisions = {"image_id": plan.image_ids, "score": choice.scores, "kept": kept, "weight": weights}
+    return pd.DataFrame(decisions), choice.note
 
 
 def _normalise_sides(plan: CurationPlan) -> tuple[np.ndarray, dict[str, np.ndarray]]:

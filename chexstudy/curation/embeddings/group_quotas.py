@@ -6,7 +6,7 @@ all).
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -97,7 +97,7 @@ def apply_quotas(choice: Choice, groups: Mapping[str, np.ndarray], quotas: Seque
     weights = np.ones(pairs)
     weights[choice.rows] = choice.weights
     rows = np.flatnonzero(taken)
-    return Choice(rows, choice.scores, weights[rows])
+    return replace(choice, rows=rows, weights=weights[rows])
 
 
 class _Cells:

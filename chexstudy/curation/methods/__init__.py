@@ -23,6 +23,7 @@ from chexstudy.curation.methods.blocks import iterate_blocks
 from chexstudy.curation.methods.clusters import choose_easy_prototypes, choose_hard_prototypes
 from chexstudy.curation.methods.coverage import choose_at_random, choose_by_density, choose_facilities, choose_k_centre
 from chexstudy.curation.methods.duplicates import choose_deduplicated_and_diverse, choose_without_duplicates
+from chexstudy.curation.methods.filtered import choose_filtered
 from chexstudy.curation.methods.hierarchical import choose_from_hierarchy
 from chexstudy.curation.methods.online import choose_by_bands, choose_within_budget
 from chexstudy.curation.methods.signals import (
@@ -90,6 +91,10 @@ _SORSCHER = "Sorscher et al. 2022, arXiv 2206.14486"
 _TABLE = (
     ("bands", choose_by_bands, (), "CheXficient 2026, arXiv 2602.22843", "published prototype bands"),
     ("budgeted", choose_within_budget, (), "ours, after arXiv 2602.22843", "prototype bands at an exact budget"),
+    (
+        *("filtered", choose_filtered, ("image", "text"), "ours, after arXiv 2602.22843"),
+        "prototype bands among pairs whose report fits",
+    ),
     ("random", choose_at_random, (), "none", "a uniform sample: the baseline"),
     ("k_centre", choose_k_centre, (), "Sener and Savarese 2018, arXiv 1708.00489", "farthest points: covers the edges"),
     ("facility_location", choose_facilities, (), "Wei et al. 2015", "representatives: every pair has a similar one"),

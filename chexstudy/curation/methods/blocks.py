@@ -19,3 +19,16 @@ def iterate_blocks(features: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, len(features), _BLOCK_ROWS):
         rows = slice(start, min(start + _BLOCK_ROWS, len(features)))
         yield rows, read_rows(features, rows)
+
+
+class RowView:
+    """Some rows of an array as an array of their own, read when asked for."""
+
+    def __init__(self, features: np.ndarray, rows: np.ndarray):
+        self._features, self._rows = features, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._features[self._rows[rows]]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from chexstudy.curation.choice import Choice, check_option, choose_highest
-from chexstudy.curation.methods.blocks import read_rows
+from chexstudy.curation.methods.blocks import RowView, read_rows
 from chexstudy.curation.methods.clusters import Clusters, cluster_rows
 from chexstudy.progress import progress
 
@@ -50,7 +50,7 @@ def choose_deduplicated_and_diverse(
         features, max(budget, round(deduplicated_share * rows)), generator, clusters=clusters, iterations=iterations
     )
     left = deduplicated.rows
-    clustered = cluster_rows(_Rows(features, left), clusters, iterations, generator)
+    clustered = cluster_rows(RowView(features, left), clusters, iterations, generator)
     # Those SemDeDup dropped come after all it left, by how little they are duplicates.
     scores = deduplicated.scores - 3.0
     scores[left] = 1.0 - clustered.similarity
@@ -73,16 +73,3 @@ def duplication(features: np.ndarray, clustered: Clusters) -> np.ndarray:
             best = torch.maximum(best, within.amax(dim=1))
             highest[members[start : start + _BLOCK_ROWS]] = best.clamp(-1, 1).numpy()
     return highest
-
-
-class _Rows:
-    """Some rows of an array as an array of their own, read when asked for."""
-
-    def __init__(self, features: np.ndarray, rows: np.ndarray):
-        self._features, self._rows = features, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        return self._features[self._rows[rows]]

@@ -98,6 +98,8 @@ def choose_training_subset(
         start = time.perf_counter()
         choice = choose_subset(method, scores.features, budget, generator, **signals, **options)
         seconds = time.perf_counter() - start
+        if choice.note:
+            print(f"{method}, seed {seed}: {choice.note}")
         chosen = pd.DataFrame({"image_id": scores.image_ids[choice.rows], "weight": choice.weights})
         run.write_table(scored, pd.DataFrame({"image_id": scores.image_ids, "score": choice.scores}))
         run.write_json(cost, _charge(method, scores, seconds))
@@ -127,7 +129,7 @@ def _score(run: Run, seed: int, config: PretrainingConfig, device: str) -> Score
 
 def _options(method: str, config: PretrainingConfig, scores: Scores) -> dict:
     """Options that the study has already settled."""
-    if method in ("bands", "budgeted"):
+    if method in ("bands", "budgeted", "filtered"):
         return {"prototypes": config.curator.prototypes, "super_batch": config.super_batch}
     return {"temperature": scores.temperature, "batch": scores.batch_size} if method == "el2n" else {}
 

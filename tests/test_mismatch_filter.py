@@ -1,0 +1,204 @@
+"""The mismatch filter: ranks worked out by hand, when it abstains, where it cuts, and what `filtered` does with it."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from chexstudy.cli.main import main
+from chexstudy.curation.embeddings.files import PROVENANCE
+from chexstudy.curation.methods import choose_subset
+from chexstudy.curation.online.mismatch_filter import judge_filter, rank_pairs
+
+IMAGES = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0.6, 0.8]])
+TEXTS = torch.tensor([[4.0, 3], [-3, 4], [3, 4], [4, 3]])
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_pool(pairs: int = 960, wrong: float = 0.1, noise: float = 0.7, seed: int = 0):
+    """Image and text embeddings that share a latent, and which pairs carry another's text."""
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(pairs, 16))
+    image, text = (latent + noise * rng.normal(size=latent.shape) for _ in range(2))
+    swapped = np.sort(rng.choice(pairs, round(wrong * pairs), replace=False))
+    text[swapped] = text[np.roll(swapped, 1)]
+    return *[(one / np.linalg.norm(one, axis=1, keepdims=True)).astype(np.float32) for one in (image, text)], swapped
+
+
+def choose(budget, image, text, seed=0, **options):
+    features = (np.hstack([image, text]) / np.sqrt(2)).astype(np.float32)
+    return choose_subset("filtered", features, budget, draw(seed), image=image, text=text, **options)
+
+
+# --- ranks and verdict ------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_those_worked_out_by_hand():
+    # Cosines, a row an image: [.8 -.6 .6], [.6 .8 .8], [-.8 .6 -.6]. The second image has two texts that fit alike; the
+    # third text fits its own image worst of all.
+    matched, shuffled = rank_pairs(IMAGES[:3], TEXTS[:3])
+    assert matched.tolist() == [1, 0.75, 0]
+    # Images with the third, the first and the second text, each beside the one pair that has a part in neither.
+    assert shuffled.tolist() == [0, 0, 1]
+
+
+def test_pairs_with_identical_reports_are_no_rivals():
+    # The fourth image fits the first text better than the first image does, and its text is the same.
+    matched, shuffled = rank_pairs(IMAGES, TEXTS)
+    assert matched[0] == 1
+    assert shuffled.isnan().tolist() == [True, False, False, False]
+    other = TEXTS.clone()
+    other[3] = torch.tensor([4.0, 3.1])
+    assert rank_pairs(IMAGES, other)[0][0] < 1
+
+
+def test_ranks_do_not_depend_on_scale_or_on_the_order_of_the_batch():
+    image, text, _ = (torch.from_numpy(one) for one in make_pool(480))
+    matched, _ = rank_pairs(image, text)
+    scaled, _ = rank_pairs(image * 37.3, text * torch.linspace(0.1, 9, 480).unsqueeze(1))
+    order = torch.randperm(480, generator=draw())
+    moved, _ = rank_pairs(image[order], text[order])
+    # Rounding may let two rivals that fit alike change places.
+    assert (scaled - matched).abs().max() <= 2 / 479
+    assert (moved - matched[order]).abs().max() <= 2 / 479
+
+
+def test_verdict_is_that_worked_out_by_hand():
+    verdict = judge_filter(np.repeat([0.1, 0.8, 0.8, 0.9], 50), np.repeat([0.1, 0.2, 0.3, 0.8], 50))
+    # 0.1 beats none and ties with a quarter, 0.8 beats three and ties with one, 0.9 beats all.
+    assert verdict.area == pytest.approx((0.125 + 0.875 + 0.875 + 1) / 4)
+    # From 0.8 on pass three quarters of the matched and one quarter of the shuffled: nowhere is the difference larger.
+    assert verdict.cut == 0.8
+    assert verdict.wrong_share == 1
+    assert judge_filter(np.repeat([0.8, 0.9], 50), np.repeat([0.1, 0.2, 0.3, np.nan], 50)).wrong_share == 0
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 60, 960])
+def test_it_abstains_where_images_and_texts_know_nothing_of_each_other(pairs):
+    rng = np.random.default_rng(pairs)
+    image, text = (torch.from_numpy(rng.normal(size=(pairs, 16)).astype(np.float32)) for _ in range(2))
+    verdict = judge_filter(*(one.numpy() for one in rank_pairs(image, text)))
+    assert verdict.abstains
+    assert str(verdict).startswith("The mismatch filter abstains")
+    alike = judge_filter(*(one.numpy() for one in rank_pairs(image, text[:1].repeat(pairs, 1))))
+    assert alike.abstains
+    assert "no two reports differ" in str(alike)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.04, 0.2])
+def test_it_finds_wrong_pairs_and_tells_how_many_at_most(wrong):
+    image, text, swapped = make_pool(wrong=wrong)
+    matched, shuffled = (one.numpy() for one in rank_pairs(*map(torch.from_numpy, (image, text))))
+    verdict = judge_filter(matched, shuffled)
+    assert not verdict.abstains
+    assert wrong - 0.03 < verdict.wrong_share < wrong + 0.06
+    aside = matched < verdict.cut
+    assert np.delete(aside, swapped).mean() < 0.15
+    assert not len(swapped) or aside[swapped].mean() > 0.7
+
+
+# --- the method -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["bands", "budgeted", "random", "k_centre", "density", "semdedup", "hierarchical"])
+def test_what_is_set_aside_is_not_chosen_while_enough_pass(rule):
+    image, text, swapped = make_pool()
+    choice = choose(200, image, text, rule=rule, strength="0.3")
+    assert choice.note.endswith("288 of 960 pairs were set aside.")
+    assert np.isin(choice.rows, swapped).mean() < 0.03
+    assert (choice.scores < 0).sum() == 288
+    assert choice.scores[swapped].mean() < 0
+
+
+def test_the_next_best_ranks_fill_a_budget_that_fewer_pass_than_it_asks_for():
+    image, text, swapped = make_pool()
+    choice, larger = (choose(budget, image, text, strength="0.5") for budget in (480, 600))
+    assert "fill" not in choice.note
+    assert larger.note.endswith("Only 480 pass: the 120 of the next best rank fill the budget.")
+    assert len(larger.rows) == 600
+    assert set(choice.rows) < set(larger.rows)
+    assert len(choose(960, image, text).rows) == 960
+    assert np.isin(larger.rows, swapped).mean() < 0.03
+
+
+def test_while_it_abstains_nothing_is_set_aside():
+    image, text, _ = make_pool()
+    choice = choose(200, image, text[::-1].copy(), strength="0.9")
+    assert choice.note.startswith("The mismatch filter abstains")
+    assert len(choice.rows) == 200
+    assert choice.scores.min() >= 0
+
+
+def test_super_batches_of_another_size_set_nearly_the_same_pairs_aside():
+    image, text, _ = make_pool(1920)
+    aside = [choose(200, image, text, super_batch=size).scores < 0 for size in (96, 480, 1920)]
+    assert (aside[0] == aside[1]).mean() > 0.93
+    assert (aside[2] == aside[1]).mean() > 0.95
+
+
+# --- from files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image, text, _ = make_pool(480)
+    np.save("I.npy", image)
+    np.save("T.npy", text)
+    ids = pd.DataFrame({"image_id": [f"x/{number:04d}" for number in range(480)]})
+    ids.to_csv("ids.csv", index=False)
+    healthy = (np.einsum("id,id->i", image, text) < 0.6) * 1.0
+    ids.assign(**{"No Finding": healthy, "sex": "F"}).to_csv("table.csv", index=False)
+    return healthy
+
+
+def curate(*more, text=("--text", "T.npy"), keep=120):
+    named = ["--embeddings", "I.npy", *text, "--ids", "ids.csv", "--out", "subset.parquet", "--keep", keep]
+    return main(["curate", "--method", "filtered", "--threads", "1", *map(str, named), *map(str, more)])
+
+
+def test_the_command_says_what_was_set_aside_and_keeps_the_share_of_healthy_patients_if_asked(files, capsys):
+    assert curate("-p", "strength", "0.5") == 0
+    shown = capsys.readouterr().out
+    note = "at most"
+    assert note in shown
+    assert "240 of 480 pairs were set aside." in shown
+    assert note in pq.read_schema("subset.parquet").metadata[PROVENANCE].decode()
+    healthy = set(pd.read_csv("table.csv").query("`No Finding` == 1").image_id)
+    share = files.mean()
+    assert pd.read_parquet("subset.parquet").image_id.isin(healthy).mean() < share
+    quota = ["--table", "table.csv", "--floor", "finding=No Finding:1x", "--report"]
+    assert curate("-p", "strength", "0.5", *quota) == 0
+    subset = pd.read_parquet("subset.parquet")
+    assert len(subset) == 120
+    assert subset.image_id.isin(healthy).mean() >= share
+
+
+@pytest.mark.parametrize(
+    ("more", "spoil", "complaint"),
+    [
+        ({"text": ()}, None, "method filtered needs text embeddings"),
+        ({}, lambda text: np.tile(text[:1], (480, 1)), "T.npy have the same direction"),
+        ({}, lambda text: np.where(np.arange(480)[:, None] == 7, np.nan, text), "T.npy holds NaN .* first is row 7"),
+        ({}, lambda text: text[:, :9], "give embeddings of one joint space"),
+        ({"keep": 481}, None, "481 pairs is more than the 480"),
+        ({"options": ("--table", "table.csv", "--floor", "sex=M:0.5")}, None, "sex=M"),
+        ({"options": ("-p", "rule", "loss")}, None, "rule must be one of bands, budgeted, .*, not 'loss'"),
+        ({"options": ("-p", "strength", "half")}, None, "strength must be auto or a share .*, not 'half'"),
+        ({"options": ("-p", "strength", "1")}, None, "strength must be auto or a share"),
+        ({"options": ("-p", "super_batch", "1")}, None, "super_batch must be at least 2"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(files, capsys, more, spoil, complaint):
+    if spoil:
+        np.save("T.npy", spoil(np.load("T.npy")).astype(np.float32))
+    assert curate(*more.get("options", ()), **{name: more[name] for name in more if name != "options"}) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(complaint, error)
