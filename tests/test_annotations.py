@@ -234,6 +234,7 @@ def on_both_sides(*sides):
     [
         (as_mask(THREE), r"m\.png is not black outside and white inside, there are levels between 0 and 255 \(128\)"),
         (as_mask(LABELS), r"levels between 0 and 2 \(1\): give each structure a mask of its own"),
+        (as_mask(np.random.default_rng(0).integers(0, 4, (120, 90))), r"levels between 0 and 3 \(1, 2\)"),
         (as_mask(RAMP), r"levels between 0 and 255 \(34, "),
         (as_mask(np.zeros((120, 90))), "^every mask of heart is empty: see whether its files are"),
         (

@@ -32,6 +32,7 @@ from chexstudy.runs import Run, hash_values
 
 # How near to black or white a level is the same, and what share of a picture may lie between: edges that were resized.
 _NEARLY, _GREY_EDGES = 0.125, 0.05
+_DARK = 32  # a picture without a lighter level is no mask, but for one of two levels
 # How much of a mask hangs together if height and width are exchanged, and how much more than as it is: so no one of
 # 12,000 masks of the phantom and 401 of Shenzhen's lungs is taken for torn, and 95 % of lungs are that were.
 _WHOLE, _TORN = 0.9, 0.05
@@ -70,7 +71,8 @@ class MaskFile:
         # Black may be 0 and white 1; edges may be grey, as where a mask was resized or kept as JPEG.
         white = max(int(grey.max()), 1)
         between = (grey > white * _NEARLY) & (grey < white * (1 - _NEARLY))
-        if between.mean() > _GREY_EDGES or (between.any() and (between & _find_plateaus(grey)).any()):
+        is_noise = white < _DARK and len(np.unique(grey)) > 2
+        if is_noise or between.mean() > _GREY_EDGES or (between.any() and (between & _find_plateaus(grey)).any()):
             levels = ", ".join(map(str, np.unique(grey[between])[:3]))
             raise StudyError(
                 f"the mask {self.path} is not black outside and white inside, there are levels between 0 and {white} "
