@@ -153,7 +153,7 @@ def test_images_are_chosen_by_rule(cases):
     assert of_nodule.to_dict() == {"median": "image7", "worst_decile": "image7", "false_positive": "image3"}
     drawn = draw(
         figures.outlines,
-        make_cards(chosen, lambda one: (np.zeros((32, 32), np.uint8), predicted[one], truth[one])),
+        make_cards(chosen, lambda one: (np.zeros((32, 32), np.uint8), predicted[one], truth[one]), "crop"),
         encoder="full, seed 0",
         decoder="unet",
     )
@@ -164,15 +164,28 @@ def test_images_are_chosen_by_rule(cases):
     assert {"missed", "not there", "Dice 1.00, HD95 0.0 px"} <= set(texts(drawn.drawing))
 
 
-@pytest.mark.parametrize("finer", [1, 3])
-def test_outlines_run_along_the_pixels_of_the_masks(finer):
-    grown = np.kron(mask(0, 4), np.ones((finer, finer), dtype=bool))
-    axes = plot(figures.outlines, [OutlineCard(np.zeros((32, 32), np.uint8), "heart", "median", grown, grown)]).axes[0]
+@pytest.mark.parametrize(
+    ("shape", "fit", "left", "right"),
+    [
+        ((32, 32), "crop", 3.5, 11.5),
+        ((96, 96), "crop", 3.5, 11.5),
+        ((32, 48), "crop", -2.5, 9.5),
+        ((32, 64), "pad", 3.5, 11.5),
+    ],
+)
+def test_outlines_run_along_the_edges_of_the_masks_on_the_square(shape, fit, left, right):
+    original = np.zeros(shape, dtype=bool)
+    # The upper quarter of the height, and from an eighth to three eighths of the width.
+    original[: shape[0] // 4, shape[1] // 8 : 3 * shape[1] // 8] = True
+    card = OutlineCard(np.zeros((32, 32), np.uint8), "heart", "median", original, original, fit)
+    axes = plot(figures.outlines, [card]).axes[0]
     contours = [artist for artist in axes.get_children() if isinstance(artist, ContourSet)]
     assert len(contours) == 2
     corners = contours[0].get_paths()[0].vertices
-    # The mask covers columns 4 to 11 and is cut off by the upper rim.
-    np.testing.assert_allclose([corners.min(axis=0), corners.max(axis=0)], [[3.5, -0.5], [11.5, 7.5]], atol=1e-6)
+    top = 7.5 if fit == "pad" else -0.5
+    bottom = 11.5 if fit == "pad" else 7.5
+    np.testing.assert_allclose([corners.min(axis=0), corners.max(axis=0)], [[left, top], [right, bottom]], atol=1e-6)
+    assert axes.get_xlim() == (-0.5, 31.5), "what a crop cut off does not widen the picture"
 
 
 def test_without_outlines_there_is_nothing_to_draw():

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
+from chexstudy.cohort.images.decode import place_square
 from chexstudy.evaluation.context import Evaluation
 from chexstudy.evaluation.segmentation.metrics import FALSE_POSITIVE, FOUND, MISSED, measure_case
 from chexstudy.evaluation.segmentation.run import SegmentationPlan
@@ -24,18 +25,19 @@ _RULES = {
     "false_positive": "First false alarm",
 }
 _TRUTH, _PREDICTED = ("#56B4E9", "-"), ("#E69F00", (0, (3, 1.2)))
-_PAGE_MM = 230.0
+_PAGE_MM, _COLUMNS = 190.0, 4
 
 
 @dataclass(frozen=True)
 class OutlineCard:
     """One structure of one radiograph, as it is and as it was outlined."""
 
-    pixels: np.ndarray  # ``(height, width)`` uint8
+    pixels: np.ndarray  # ``(side, side)`` uint8, of the pixel store
     structure: str
     rule: str  # by which it was chosen, one of `choose_cases`
-    truth: np.ndarray  # bool, of the same field as the pixels; it may be finer
+    truth: np.ndarray  # bool ``(height, width)``, of the original image
     predicted: np.ndarray
+    fit: str  # how the pixel store made the original image square
 
 
 def choose_cases(table: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
@@ -59,13 +61,15 @@ def choose_cases(table: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame
 
 
 def make_cards(
-    chosen: pd.DataFrame, look: Callable[[str], tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+    chosen: pd.DataFrame,
+    look: Callable[[str], tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
+    fit: str,
 ) -> list[OutlineCard]:
     """Cards of `choose_cases`; ``look`` gives an image's pixels, its predicted and its true masks by structure."""
     cards = []
     for one in chosen.itertuples():
         pixels, predicted, truth = look(one.image_id)
-        cards.append(OutlineCard(pixels, one.structure, one.rule, truth[one.structure], predicted[one.structure]))
+        cards.append(OutlineCard(pixels, one.structure, one.rule, truth[one.structure], predicted[one.structure], fit))
     return cards
 
 
@@ -78,7 +82,8 @@ def collect_outlines(evaluation: Evaluation, plan: SegmentationPlan, count: int)
     table = task.read(evaluation, *place, rows)
     dice = {one: table[f"{one}: dice"].mean() for one in plan.structures if f"{one}: dice" in table}
     chosen = choose_cases(table, sorted(dice, key=dice.get)[:count])
-    return make_cards(chosen, task.look(evaluation, *place, rows[rows.image_id.isin(chosen.image_id)]))
+    look = task.look(evaluation, *place, rows[rows.image_id.isin(chosen.image_id)])
+    return make_cards(chosen, look, evaluation.store.fit)
 
 
 def _select(cards: Sequence[OutlineCard]) -> tuple[pd.DataFrame, Sequence[OutlineCard]]:
@@ -95,26 +100,29 @@ def _select(cards: Sequence[OutlineCard]) -> tuple[pd.DataFrame, Sequence[Outlin
 
 
 def _plot(numbers: pd.DataFrame, cards: Sequence[OutlineCard]) -> Drawing:
-    """A row a structure, a column a rule: the radiograph with both outlines."""
+    """A row a structure, a column a rule: the radiograph with both outlines. Under few rules several stand in a row."""
     structures = list(dict.fromkeys(numbers.structure))
     rules = [rule for rule in _RULES if (numbers.rule == rule).any()]
-    side = min(DOUBLE_MM / max(len(rules), 3), _PAGE_MM / len(structures)) - 3
-    figure = new_figure(height_mm=len(structures) * (side + 4) + 12, width_mm=side * len(rules) + 6)
-    grid = figure.subplots(len(structures), len(rules), squeeze=False)
+    abreast = min(max(_COLUMNS // len(rules), 1), len(structures))
+    rows, columns = -(-len(structures) // abreast), abreast * len(rules)
+    side = min(DOUBLE_MM / max(columns, 3), _PAGE_MM / rows) - 3
+    figure = new_figure(height_mm=rows * (side + 4) + 12, width_mm=(side + 2) * columns)
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         clear_frame(axes)
         axes.set_box_aspect(1)
+    places = grid.reshape(-1, len(rules))
+    for axes, structure in zip(places[:, 0], structures, strict=False):
+        axes.set_ylabel(structure, fontsize=7)
+    for axes, rule in zip(grid[0], rules * abreast, strict=True):
+        axes.set_title(_RULES[rule], fontsize=7, loc="left")
     for row, card in zip(numbers.itertuples(), cards, strict=True):
-        axes = grid[structures.index(card.structure), rules.index(card.rule)]
+        axes = places[structures.index(card.structure), rules.index(card.rule)]
         show_radiograph(axes, card.pixels)
         for mask, look in ((card.truth, _TRUTH), (card.predicted, _PREDICTED)):
-            _outline(axes, mask, card.pixels.shape, look)
+            _outline(axes, mask, len(card.pixels), card.fit, look)
         words = {MISSED: "missed", FALSE_POSITIVE: "not there"}
         axes.set_xlabel(words.get(row.outcome, f"Dice {row.dice:.2f}, HD95 {row.hd95:.1f} px"), fontsize=6, labelpad=2)
-    for axes, rule in zip(grid[0], rules, strict=True):
-        axes.set_title(_RULES[rule], fontsize=7, loc="left")
-    for axes, structure in zip(grid[:, 0], structures, strict=True):
-        axes.set_ylabel(structure, fontsize=7)
     handles = [
         Line2D([], [], color=colour, linestyle=line, linewidth=1.2, label=name)
         for (colour, line), name in ((_TRUTH, "truth"), (_PREDICTED, "outlined by the model"))
@@ -123,16 +131,20 @@ def _plot(numbers: pd.DataFrame, cards: Sequence[OutlineCard]) -> Drawing:
     return figure
 
 
-def _outline(axes: Axes, mask: np.ndarray, shape: tuple[int, int], look: tuple) -> None:
-    """The edge of a mask over a picture of the same field, along the sides of its pixels at the picture's rim."""
+def _outline(axes: Axes, mask: np.ndarray, side: int, fit: str, look: tuple) -> None:
+    """The edge of an original image's mask where that image lies on the square of the pixel store."""
     if not mask.any():
         return
-    # A structure that is cut off by the rim is closed along it.
-    padded = np.pad(mask, 1).astype(float)
-    steps = [size / count for size, count in zip(shape, mask.shape, strict=True)]
-    y, x = ((np.arange(count + 2) - 0.5) * step - 0.5 for count, step in zip(mask.shape, steps, strict=True))
+    resized, corner = place_square(mask.shape, side, fit)
+    y, x = (
+        (np.arange(count + 2) - 0.5) * whole / count - first - 0.5
+        for count, whole, first in zip(mask.shape, resized, corner, strict=True)
+    )
     colour, line = look
-    axes.contour(x, y, padded, levels=[0.5], colors=[colour], linestyles=[line], linewidths=0.9)
+    # A structure that is cut off by the rim is closed along it.
+    closed = np.pad(mask, 1).astype(float)
+    axes.contour(x, y, closed, levels=[0.5], colors=[colour], linestyles=[line], linewidths=0.9)
+    axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
 
 
 def _describe(numbers: pd.DataFrame, _: Sequence[OutlineCard], encoder: str, decoder: str) -> str:
