@@ -46,8 +46,6 @@ from chexstudy.runs import Run
 from chexstudy.steps import find_step
 
 FOLDER = "results"
-# What versions before kept all tasks in.
-_ONE_FILE = "results.parquet"
 OVER_SEEDS = -1
 # The worst last: of several, that one counts.
 EXPOSURES = ("held_out", "unknown", "seen")
@@ -121,11 +119,6 @@ def read_results(run: Run, tasks: Sequence[str] | None = None) -> pd.DataFrame:
     """The study's results, of some tasks or of all that were measured."""
     if tasks is None:
         tasks = sorted(path.stem for path in run.path(FOLDER).glob("[!.]*.parquet"))
-        if not tasks and run.has(_ONE_FILE):
-            raise StudyError(
-                f"study {run.study!r} was measured by a version before this one, which kept all rows in {_ONE_FILE}: "
-                f"run {find_step(_ONE_FILE)} for it again."
-            )
         if not tasks:
             raise StudyError(
                 f"study {run.study!r} has no {FOLDER} yet: run {find_step(results_artifact('zero_shot'))} first."

@@ -41,7 +41,7 @@ def evaluate(options: Namespace) -> None:
     option("--permutations N", "of that test", default=2000),
     option("--seed K", "seed of the resampling", default=0),
     option("--shared-only", "compare on the images that both have scores of"),
-    option("--out FILE", "also write the table, as .csv or .parquet"),
+    option("--out FILE", "also write the table, as .csv or .parquet", type=check_output),
 )
 def compare(options: Namespace) -> None:
     """Two models, finding by finding: values, their difference with a 95 % interval, p values corrected by Holm.
@@ -62,7 +62,6 @@ def compare(options: Namespace) -> None:
     from chexstudy.evaluation.comparison.table import describe_models, list_comparison, list_reasons, tabulate_models
     from chexstudy.evaluation.comparison.two_models import compare_score_tables
 
-    out = check_output(options.out) if options.out else None
     typed = vars(options)
     where = {name: typed[name] for name in ("study", "task", "data_set", "labels")}
     contest = read_contest(options.first, options.second, **where)
@@ -76,8 +75,8 @@ def compare(options: Namespace) -> None:
         print(f"Scores: {contest.place}.")
     if comparison.left_out:
         print(f"{comparison.left_out:,} images that only one of them scored were left out.")
-    if out is not None:
-        write_table(list_comparison(comparison), out)
+    if options.out:
+        write_table(list_comparison(comparison), options.out)
 
 
 @verb(
@@ -92,7 +91,7 @@ def compare(options: Namespace) -> None:
     option("--shared-only", "score the reports that both tables hold"),
     option("--resamples N", "of patients", default=1000),
     option("--seed K", "seed of the resampling and of the random reports", default=0),
-    option("--out FILE", "also write the table, as .csv or .parquet"),
+    option("--out FILE", "also write the table, as .csv or .parquet", type=check_output),
 )
 def reports(options: Namespace) -> None:
     """Words (BLEU, chrF, ROUGE-L, how varied they are) and findings (F1 of the 14 of CheXpert and of the 5 most
@@ -114,7 +113,6 @@ def reports(options: Namespace) -> None:
         tabulate_scores,
     )
 
-    out = check_output(options.out) if options.out else None
     typed = vars(options)
     names = ("hypotheses", "references", "labels", "sections", "strip_comparisons", "shared_only")
     pairs = read_pairs(**{name: typed[name] for name in names})
@@ -123,8 +121,8 @@ def reports(options: Namespace) -> None:
     for table in (tabulate_scores(rows), tabulate_findings(rows)):
         print(lay_out(table) + "\n")
     print(*describe_scores(pairs, rows, options.resamples), sep="\n")
-    if out is not None:
-        write_table(rows, out)
+    if options.out:
+        write_table(rows, options.out)
 
 
 @verb(
@@ -133,7 +131,9 @@ def reports(options: Namespace) -> None:
     STUDY,
     option("--task T", "the values of one task: over seeds where there are any, means over findings"),
     option("--finding F", "its values for one finding, in place of means"),
-    option("--csv FILE", "also write all rows and columns, of the task or of all, as .csv or .parquet"),
+    option(
+        "--csv FILE", "also write all rows and columns, of the task or of all, as .csv or .parquet", type=check_output
+    ),
 )
 def results(options: Namespace) -> None:
     """Without --task: what was measured, of how many arms and data sets. With it: its values with 95 % intervals.
@@ -151,7 +151,6 @@ def results(options: Namespace) -> None:
     from chexstudy.results import read_results, write_interval
     from chexstudy.workflow.studies import WHAT_IS_MEASURED, find_study, select_overview
 
-    out = check_output(options.csv) if options.csv else None
     rows = read_results(find_study(options.study))
     if options.task or options.finding:
         chosen = select_overview(rows, options.task or "zero_shot", options.finding)
@@ -171,8 +170,8 @@ def results(options: Namespace) -> None:
         )
         table = table.assign(rows=rows.groupby("task").size()).reset_index()
     print(lay_out(table.rename(columns=lambda name: name.replace("_", " "))))
-    if out is not None:
-        write_table(rows, out)
+    if options.csv:
+        write_table(rows, options.csv)
 
 
 @verb(
@@ -187,7 +186,7 @@ def results(options: Namespace) -> None:
     option("--at-most N", "use only the part of the curves up to N labels", type=float),
     option("--no-pool", "findings do not learn from each other"),
     option("--seed K", "seed of the posterior draws", default=0),
-    option("--out FILE", "also write the plan, .parquet or .csv"),
+    option("--out FILE", "also write the plan, .parquet or .csv", type=check_output),
 )
 def plan_labels(options: Namespace) -> None:
     """Read learning curves (AUROC at several numbers of labels) and tell for each finding how many labels more a
@@ -213,7 +212,6 @@ def plan_labels(options: Namespace) -> None:
 
     if options.curve and options.study:
         options.parser.error("--curve and --study both say where the curves are: give one of them")
-    out = check_output(options.out) if options.out else None
     path = resolve_user_path(options.curve) if options.curve else None
     plans = plan_table(
         read_typed_table(path) if path else Run(options.study or "demo").read_table(CURVES),
@@ -226,5 +224,5 @@ def plan_labels(options: Namespace) -> None:
         options.seed,
     )
     print(describe_plans(plans))
-    if out:
-        write_table(plans, out)
+    if options.out:
+        write_table(plans, options.out)

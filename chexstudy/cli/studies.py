@@ -115,7 +115,7 @@ def remove(options: Namespace) -> None:
     option("first A", "a study"),
     option("second B", "the study it is compared with"),
     option("--task T", "the results that are shown", default="zero_shot"),
-    option("--out FILE", "also write all that both measured, as .csv or .parquet"),
+    option("--out FILE", "also write all that both measured, as .csv or .parquet", type=check_output),
 )
 def compare(options: Namespace) -> None:
     """Tell in which parameters, cohort and code two studies differ, and lay side by side what both measured:
@@ -138,7 +138,6 @@ def compare(options: Namespace) -> None:
     )
 
     first, second = find_study(options.first), find_study(options.second)
-    out = check_output(options.out) if options.out else None
     differences = list_differences(first, second)
     if len(differences):
         print(lay_out(differences) + "\n")
@@ -156,5 +155,5 @@ def compare(options: Namespace) -> None:
     others = sorted(set(results.task) - {options.task})
     if others:
         print(f"\nBoth also measured (--task): {', '.join(others)}")
-    if out is not None:
-        write_table(results, out)
+    if options.out:
+        write_table(results, options.out)
