@@ -34,7 +34,17 @@ from chexstudy.statistics.bootstrap import bootstrap_patients
 
 _KEYS = ("image_id", "study_id")
 # What a column of reports may be called, in order of preference; compared without case, blanks and underscores.
-_REPORTS = ("report", "generatedreport", "hypothesis", "prediction", "generated", "reference", "reporttext", "text")
+_REPORTS = (
+    "report",
+    "generatedreport",
+    "hypothesis",
+    "prediction",
+    "generated",
+    "reference",
+    "reporttext",
+    "text",
+    "findings",
+)
 WRITTEN = "reports"
 _SETS = {"all": "all", "chexpert_14": "14", "chexpert_5": "5"}
 _SHOWN = {
