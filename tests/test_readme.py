@@ -127,6 +127,8 @@ def newcomer(tmp_path_factory):
         patch.setenv("HOME", str(folder))
         patch.chdir(folder)
         np.save("E.npy", rng.normal(size=(60, 8)).astype(np.float32))
+        for name, noise in (("I", 0.0), ("T", 0.5)):
+            np.save(f"{name}.npy", np.load("E.npy") + noise * np.random.default_rng(1).normal(size=(60, 8)))
         ids = [f"a/{number:02d}" for number in range(60)]
         table = pd.DataFrame({"image_id": ids, "patient_id": ids, "sex": ["F", "M"] * 30})
         table[["image_id"]].to_parquet("ids.parquet")
