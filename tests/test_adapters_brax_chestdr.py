@@ -4,7 +4,7 @@ from PIL import Image
 from test_dicom import make_dicom, to_bytes
 
 from chexstudy.cohort.adapters import build_source, guess_source
-from chexstudy.cohort.adapters.datasets.brax import CAPPED, SPEC
+from chexstudy.cohort.adapters.datasets.brax import SPEC
 from chexstudy.cohort.adapters.manifest import DATASETS, NO_PATIENT_TOLD, NOT_IN_FOLDER
 from chexstudy.cohort.images.decode import decode_radiograph
 from chexstudy.cohort.table import finding_columns
@@ -53,7 +53,7 @@ def test_brax(tmp_path):
     assert list(cohort["view"]) == ["PA", "lateral", "unknown", "AP", "unknown"]
     assert list(cohort.sex) == ["M", "M", "unknown", "F", "unknown"]
     assert list(cohort.age_years.fillna(-1)) == [85, 85, -1, 35, 40]
-    assert cohort.attrs[CAPPED] == 2
+    assert cohort.attrs["images_whose_age_is_capped"] == 2
     # Findings that no row states have no column.
     stated = [row.dropna().to_dict() for _, row in cohort[finding_columns(cohort)].iterrows()]
     assert stated[:3] == [{"No Finding": 1, "Support Devices": 0}, {"Pleural Other": -1, "Support Devices": 1}, {}]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort.adapters import build_source, guess_source
-from chexstudy.cohort.adapters.datasets.mimic_cxr import SPEC, WITHOUT_REPORT
+from chexstudy.cohort.adapters.datasets.mimic_cxr import SPEC
 from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
 from chexstudy.cohort.check import check_source
 from chexstudy.cohort.reports import split_sections
@@ -98,7 +98,7 @@ def test_the_jpeg_release_with_reports_becomes_a_cohort(tmp_path):
     assert list(cohort.age_years.fillna(-1)) == [52, 52, 57, 92, -1, -1]
     assert [split_sections(text)["findings"] for text in cohort.report[:2]] == ["(59999901) The heart is enlarged."] * 2
     assert list(cohort.report_origin) == ["written"] * 5 + ["none"]
-    assert cohort.attrs[WITHOUT_REPORT] == 1
+    assert cohort.attrs["studies_without_a_report_file"] == 1
     assert "studies without a report file: 1." in check_source(folder).remarks
     # The order of the table of labels is another one than ours.
     assert finding_columns(cohort) == list(SPEC.columns["findings"])
@@ -150,7 +150,7 @@ def test_the_sections_of_the_official_script_go_before_the_files(tmp_path):
     cohort = build_source("mimic_cxr", tmp_path, 0)
     sections = [tuple(split_sections(text).values()) for text in cohort.report]
     assert sections[1:4] == [("Lungs, clear. All of them.", "Normal."), ("A last paragraph.", ""), ("", "Effusion.")]
-    assert cohort.attrs[WITHOUT_REPORT] == 2
+    assert cohort.attrs["studies_without_a_report_file"] == 2
 
 
 def test_half_a_download_is_a_cohort_of_what_is_there(tmp_path):
@@ -160,7 +160,7 @@ def test_half_a_download_is_a_cohort_of_what_is_there(tmp_path):
     assert list(cohort.image_id) == [f"mimic_cxr/{name}" for name in DICOM[2:5]]
     assert cohort.attrs[NOT_IN_FOLDER] == 3
     assert cohort.attrs["images_without_row"] == 1
-    assert cohort.attrs[WITHOUT_REPORT] == 0
+    assert cohort.attrs["studies_without_a_report_file"] == 0
 
 
 def test_numbers_that_passed_through_a_spreadsheet_are_the_same_patients_and_studies(tmp_path):

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort.adapters import build_source, guess_source
-from chexstudy.cohort.adapters.datasets.rexgradient import ABDOMENS
 from chexstudy.cohort.adapters.manifest import NOT_IN_FOLDER
 from chexstudy.cohort.table import finding_columns
 from chexstudy.errors import StudyError
@@ -72,7 +71,7 @@ def test_each_image_has_its_view_and_the_report_of_its_study(tmp_path):
     assert list(cohort.report[[0, 2, 4, 6]]) == [both, both.split("\n")[1], both.split("\n")[0], ""]
     assert list(cohort.report_origin) == ["written"] * 6 + ["none"]
     assert finding_columns(cohort) == []
-    assert (cohort.attrs[ABDOMENS], cohort.attrs["images_without_row"]) == (1, 1)
+    assert (cohort.attrs["images_of_the_abdomen_left_out"], cohort.attrs["images_without_row"]) == (1, 1)
 
 
 def test_part_of_the_images_and_metadata_without_views_are_enough(tmp_path):

@@ -79,7 +79,7 @@ def test_what_any_reader_sees_is_present(tmp_path):
     seen = [{"Cardiomegaly", "Nodule/Mass", "Other Disease"}, {"No Finding"}, {"Fibrosis"}, {"Enlarged PA"}]
     assert list_present(cohort) == seen
     # Of one image alone is it said that there is nothing; another reader saw something in the other.
-    assert cohort.attrs[vindr_cxr.DISPUTED] == 1
+    assert cohort.attrs["images_called_no_finding_by_one_reader_and_not_by_another"] == 1
     assert cohort.attrs[NO_PATIENT_TOLD] == 4
     assert cohort[finding_columns(cohort)].isin([0, 1]).all(axis=None)
     # 27 findings but for seven absent ones, and for those present a name that says what it is.
@@ -97,7 +97,7 @@ def test_what_any_reader_sees_is_present(tmp_path):
 def test_more_readers_may_be_asked_to_agree(tmp_path, readers, seen):
     cohort = build_source("vindr_cxr", make_folder(tmp_path), 0, readers=readers)
     assert list_present(cohort) == [*seen, {"Enlarged PA"}]
-    assert cohort.attrs[vindr_cxr.DISPUTED] == 0
+    assert cohort.attrs["images_called_no_finding_by_one_reader_and_not_by_another"] == 0
 
 
 def test_boxes_are_in_pixels_of_the_original_image(tmp_path):

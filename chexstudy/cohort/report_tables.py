@@ -11,12 +11,6 @@ from chexstudy.errors import StudyError
 from chexstudy.inputs.identifiers import normalise_ids, show_id
 from chexstudy.inputs.tables import name_place, read_text_table
 
-# Notes in ``attrs`` of a cohort whose reports were replaced.
-TRANSLATED = "reports_translated"
-NOT_TRANSLATED = "reports_without_a_translation_that_stay_as_they_are"
-OF_NO_IMAGE = "translations_of_no_image"
-WITHOUT_TEXT = "translations_without_a_text"
-
 
 def read_sectioned(path: str | Path) -> dict[str, str]:
     """Study (``s50000000``) -> report, from the table that MIT-LCP's scripts for MIMIC-CXR write.
@@ -64,10 +58,12 @@ def replace_reports(
         report_origin=cohort["report_origin"].where(~is_translated, "written"),
     )
     notes = {
-        TRANSLATED: int(is_translated.sum()),
-        NOT_TRANSLATED: int((~is_translated & (cohort["report_origin"] == "written")).sum()),
-        OF_NO_IMAGE: len(translations) - len(known),
-        WITHOUT_TEXT: len(translations) - len(texts),
+        "reports_translated": int(is_translated.sum()),
+        "reports_without_a_translation_that_stay_as_they_are": int(
+            (~is_translated & (cohort["report_origin"] == "written")).sum()
+        ),
+        "translations_of_no_image": len(translations) - len(known),
+        "translations_without_a_text": len(translations) - len(texts),
     }
     cohort.attrs |= {name: number for name, number in notes.items() if number}
     return cohort

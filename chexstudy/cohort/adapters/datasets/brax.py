@@ -8,8 +8,6 @@ from chexstudy.cohort.adapters.layout import Download, is_image
 from chexstudy.cohort.adapters.manifest import register
 from chexstudy.inputs.identifiers import normalise_ids
 
-CAPPED = "images_whose_age_is_capped"
-
 
 def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table = download.read(columns=["PngPath", "PatientID", "AccessionNumber", "PatientAge"])
@@ -18,7 +16,7 @@ def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table["image"] = table["PngPath"].map(lambda path: os.path.splitext(os.path.basename(path))[0], na_action="ignore")
     # The numbers of studies begin anew with each patient.
     table["study"] = normalise_ids(table["PatientID"]) + "_" + normalise_ids(table["AccessionNumber"])
-    table.attrs[CAPPED] = int(table["PatientAge"].str.contains("more", na=False).sum())
+    table.attrs["images_whose_age_is_capped"] = int(table["PatientAge"].str.contains("more", na=False).sum())
     return table
 
 

@@ -26,7 +26,6 @@ _DATE = "StudyDate"
 VIEW_CODES = ("ViewPosition", "ViewCodeSequence_CodeMeaning")  # the second where the first says nothing
 _SPLIT, _PATIENTS = "mimic-cxr-2.0.0-split.csv", "patients.csv"
 _READERS, _FILES_AT_ONCE = 16, 500
-WITHOUT_REPORT = "studies_without_a_report_file"
 
 
 def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
@@ -75,7 +74,7 @@ def complete_images(table: pd.DataFrame, download: Download) -> pd.DataFrame:
     sections = download.find("mimic_cxr_sectioned.csv")
     reports = _read_files(download, wanted) if sections is None else read_sectioned(sections)
     table["report"] = table["study"].map(reports).astype("str")
-    table.attrs[WITHOUT_REPORT] = len(set(wanted) - reports.keys())
+    table.attrs["studies_without_a_report_file"] = len(set(wanted) - reports.keys())
     return table
 
 

@@ -12,7 +12,6 @@ from chexstudy.cohort.table import require_columns
 _STUDY = ("PatientID", "StudyInstanceUid", "PatientSex", "PatientAge", "Findings", "Impression", "ImagePath")
 _VIEWS = "ImageViewPosition"
 _SPLITS = {"train": "train", "validate": "valid", "test": "test"}
-ABDOMENS = "images_of_the_abdomen_left_out"
 
 
 def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
@@ -31,7 +30,7 @@ def _list_images(download: Download, options: dict[str, str]) -> pd.DataFrame:
     table["image"] = table["file"].str.removesuffix(".png")
     abdomen = table["view"] == "KUB"
     table = table[~abdomen]
-    table.attrs[ABDOMENS] = int(abdomen.sum())
+    table.attrs["images_of_the_abdomen_left_out"] = int(abdomen.sum())
     return table
 
 

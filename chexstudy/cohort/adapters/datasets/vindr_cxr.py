@@ -17,7 +17,6 @@ _SHARES = {"union": 0.0, "majority": 0.5, "all": 0.999}
 _BOXES = ("annotations_train.csv", "annotations_test.csv")
 _CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 _BOX = ["image_id", "class_name", *_CORNERS, "height", "width"]
-DISPUTED = "images_called_no_finding_by_one_reader_and_not_by_another"
 
 
 def read_readings(spec: DatasetSpec, download: Download, readers: str, view: str = "") -> pd.DataFrame:
@@ -43,7 +42,7 @@ def read_readings(spec: DatasetSpec, download: Download, readers: str, view: str
     table[list(WHO)] = read_headers(download, table["image_id"], WHO)
     table["view"] = view or table["view"]
     table["age"] = table["age"].where(table["age"] != "000Y")
-    table.attrs[DISPUTED] = int(disputed.sum())
+    table.attrs["images_called_no_finding_by_one_reader_and_not_by_another"] = int(disputed.sum())
     return table
 
 
