@@ -42,7 +42,9 @@ _PIXELS = "pixels/manifest.json"
 _LONGEST_INDICATION = 64  # words
 _READ_AT_ONCE = 1024  # images
 _SPREAD = 0.1  # of what is added for a place, at first
-_WRITING, _ALIGNMENT, _TUNING = (Stage(*one, second_moment=0.98) for one in ((8, 3e-3), (1, 3e-3), (5, 2e-3)))
+_WRITING = Stage(8, 3e-3, least_steps=640, second_moment=0.98)
+_ALIGNMENT = Stage(1, 3e-3, second_moment=0.98)
+_TUNING = Stage(5, 2e-3, least_steps=400, second_moment=0.98)
 # Tokens before an image, and between it and its report.
 Frame = tuple[list[int], list[int]]
 
@@ -99,7 +101,10 @@ FAITHFUL = LanguageModelPlan(
 def plan_language_model(model: str, published: bool = False, epochs: float = 0) -> LanguageModelPlan:
     """How a model is trained: by the published recipe or our own, in so many last epochs or as the recipe has them."""
     plan = replace(FAITHFUL if published else LanguageModelPlan(), model=model)
-    return replace(plan, tuning=replace(plan.tuning, epochs=epochs)) if epochs else plan
+    if not epochs:
+        return plan
+    writing = replace(plan.writing, least_steps=0)
+    return replace(plan, writing=writing, tuning=replace(plan.tuning, epochs=epochs, least_steps=0))
 
 
 class AlignedModel(nn.Module):

@@ -46,7 +46,7 @@ class Stage:
     epochs: float
     learning_rate: float
     batch_size: int = 64
-    least_steps: int = 0  # of few reports, more epochs
+    least_steps: int = 0  # so many where the epochs have fewer: after 160 every report was the commonest
     second_moment: float = 0.999  # how slowly AdamW forgets squares of gradients; less for hundreds of steps
 
     def __post_init__(self):
