@@ -14,7 +14,7 @@
 # generator writes of a blank image or of another patient's, and beside reports written without any image: a score
 # that does not fall there was never earned by looking.
 #
-# **What it costs.** About ten minutes for the default study on 2 cores, most of it the language model; with a language
+# **What it costs.** About fifteen minutes for the default study on 2 cores, most of it the language model; with a language
 # model of billions of weights hours on a GPU, and a day at the published scale.
 
 # %% tags=["parameters"]
@@ -27,7 +27,7 @@ generators: list[str] = ["nearest_image", "composition", "language_model"]  # al
 controls: list[str] = ["mean_image", "zeros", "shuffled", "shuffled_alike", "no_indication"]  # shown in place
 sections = "findings"  # text that is written and judged: findings, or findings+impression
 strip_comparisons = False  # take sentences out that compare with an earlier study, which no image shows
-report_images = 2000  # images of training and of validation that reports are learnt from, at most; 0 is all
+report_images = 0  # images of training and of validation that reports are learnt from, at most; 0 is all
 report_test_images = 200  # images of each test set that reports are written of, at most; 0 is all
 language_model = "tiny"  # made here from the training reports; or a causal one, Hub id with @revision or folder
 published_recipe = False  # the constants of LLaVA-Rad in place of those that suit small encoders
