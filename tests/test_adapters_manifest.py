@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from chexstudy.cohort import adapters
-from chexstudy.cohort.adapters.layout import FileFinder
+from chexstudy.cohort.adapters.layout import ImageFinder
 from chexstudy.cohort.adapters.manifest import DATASETS, NOT_IN_FOLDER, DatasetSpec
 from chexstudy.errors import StudyError
 
@@ -111,7 +111,7 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"-")
-    finder = FileFinder(tmp_path, names, anywhere=True)
+    finder = ImageFinder(tmp_path, names, anywhere=True)
     asked = {
         "train/p1/a.jpg": names[0],
         "p2/a.png": names[1],
@@ -120,4 +120,4 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path):
         "1.2.9": "1.2.9",
     }
     assert {name: finder.find(name) for name in asked} == {name: str(tmp_path / path) for name, path in asked.items()}
-    assert FileFinder(tmp_path, names).find("p2/a.png") == str(tmp_path / "p2/a.png")
+    assert ImageFinder(tmp_path, names).find("p2/a.png") == str(tmp_path / "p2/a.png")

@@ -30,7 +30,7 @@ from chexstudy.cohort.adapters.column_mapping import (
     check_mapping,
     read_mapping_file,
 )
-from chexstudy.cohort.adapters.layout import FileFinder, require_folder
+from chexstudy.cohort.adapters.layout import ImageFinder, require_folder
 from chexstudy.cohort.adapters.manifest import ManifestReport, check_manifest
 from chexstudy.errors import StudyError
 from chexstudy.inputs.tables import is_table, read_text_table
@@ -50,7 +50,7 @@ def check_folder(data_root: str | Path, seed: int = 0, **options: object) -> Man
         table = read_text_table(path)
     except StudyError as error:
         return ManifestReport((str(error),))
-    return check_manifest(table, mapping, path.name, FileFinder(folder / mapping.images), seed)
+    return check_manifest(table, mapping, path.name, ImageFinder(folder / mapping.images), seed)
 
 
 def _read_mapping(folder: Path, options: Mapping[str, object]) -> ColumnMapping:

@@ -136,16 +136,22 @@ class Download:
         tail = _plain_path(name)
         if "*" in tail:
             pattern = re.compile(rf"(?:.*/)?{re.escape(tail).replace(re.escape('*'), '[^/]*')}")
-            return [file for file in self._others.images if pattern.fullmatch(_plain_path(file))]
-        return self._others.list_keys(tail.count("/") + 1).get(tail, [])
+            files = (file for files in self._by_name.values() for file in files)
+            return [file for file in files if pattern.fullmatch(_plain_path(file))]
+        named_so = self._by_name.get(os.path.basename(tail), [])
+        return [file for file in named_so if f"/{_plain_path(file)}".endswith(f"/{tail}")]
 
     @cached_property
-    def _others(self) -> "FileFinder":
-        return FileFinder(self.folder, [file for file in self.files if not is_image(file)])
+    def _by_name(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for file in self.files:
+            if not is_image(file):
+                by_name.setdefault(_plain_path(os.path.basename(file)), []).append(file)
+        return by_name
 
 
-class FileFinder:
-    """Image files, or others, under a folder by the names that a table gives them.
+class ImageFinder:
+    """Image files under a folder by the names that a table gives them.
 
     A name that is no file is looked for in another Unicode form, letter case, and without ending, as other systems
     write it. ``anywhere``, for public sets: a name is the end of a path, and the file nearest to the folder with the
@@ -171,17 +177,17 @@ class FileFinder:
         if not self._anywhere and os.path.isfile(path):
             return path
         key = _plain_path(name)
-        meant = self.list_keys(key.count("/") + 1 if self._anywhere else 0).get(key, ())
+        meant = self._list_keys(key.count("/") + 1 if self._anywhere else 0).get(key, ())
         if self._anywhere and not meant:
-            meant = self.list_keys(key.count("/") + 1).get(drop_ending(key), ())
+            meant = self._list_keys(key.count("/") + 1).get(drop_ending(key), ())
         return os.path.join(self.folder, meant[0]) if len(meant) == 1 or (meant and self._anywhere) else path
 
     def list_meant(self, names: Iterable[str]) -> set[str]:
         """All files that names of a public set may mean, of any ending: in two forms it has two an image."""
         keys = {drop_ending(_plain_path(name)) for name in names} if self._anywhere else ()
-        return {file for key in keys for file in self.list_keys(key.count("/") + 1).get(key, ())}
+        return {file for key in keys for file in self._list_keys(key.count("/") + 1).get(key, ())}
 
-    def list_keys(self, parts: int) -> dict[str, list[str]]:
+    def _list_keys(self, parts: int) -> dict[str, list[str]]:
         """The last so many parts of the paths (all of 0), with and without ending -> files, the likeliest first."""
         if parts not in self._by_parts:
             by_key: dict[str, list[str]] = {}

@@ -25,7 +25,7 @@ from chexstudy.cohort.adapters.column_mapping import (
 from chexstudy.cohort.adapters.layout import (
     IMAGES_WITHOUT_ROW,
     Download,
-    FileFinder,
+    ImageFinder,
     is_image,
     parse_years,
     resolve_links,
@@ -183,7 +183,7 @@ def check_dataset(
             table[column] = table[column].where(known)
         elif name == "age_years" and column in table:
             table[column] = table[column].where(parse_years(table[column]) <= _OLDEST_YEARS)
-    finder = FileFinder(download.folder, list(filter(spec.is_image, download.files)), anywhere=True)
+    finder = ImageFinder(download.folder, list(filter(spec.is_image, download.files)), anywhere=True)
     notes = {name: note for name, note in table.attrs.items() if name != NESTED}
     if "image_path" in mapping.columns and mapping.columns["image_path"] in table:
         column = mapping.columns["image_path"]
@@ -219,7 +219,7 @@ def check_manifest(
     table: pd.DataFrame,
     mapping: ColumnMapping,
     origin: str,
-    finder: FileFinder,
+    finder: ImageFinder,
     seed: int,
     templates: TemplateRules | None = None,
 ) -> ManifestReport:
@@ -347,7 +347,7 @@ def _translate(
     table: pd.DataFrame,
     mapping: ColumnMapping,
     origin: str,
-    finder: FileFinder,
+    finder: ImageFinder,
     seed: int,
     templates: TemplateRules | None,
 ) -> tuple[pd.DataFrame, list[str]]:

@@ -5,7 +5,7 @@ import os
 import pandas as pd
 from PIL import Image
 
-from chexstudy.cohort.adapters.layout import Download, FileFinder, is_image, read_json
+from chexstudy.cohort.adapters.layout import Download, ImageFinder, is_image, read_json
 from chexstudy.cohort.adapters.manifest import register
 from chexstudy.cohort.source_annotations import Polygon
 
@@ -38,7 +38,7 @@ def _read_table(download: Download, options: dict[str, str]) -> pd.DataFrame:
 
 def _list_ribs(download: Download) -> list[Polygon]:
     """The outline of each rib that has one, in pixels of the image, for images that are there."""
-    finder = FileFinder(download.folder, list(filter(is_image, download.files)), anywhere=True)
+    finder = ImageFinder(download.folder, list(filter(is_image, download.files)), anywhere=True)
     ribs = []
     for row in _read_outlines(download).to_dict("records"):
         path = finder.find(row["img"])
