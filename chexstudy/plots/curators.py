@@ -53,6 +53,7 @@ METHOD_METRICS: dict[str, tuple[str, bool, float]] = {
 _NAMES = {
     "bands": "Prototype bands (published)",
     "budgeted": "Prototype bands, budgeted",
+    "filtered": "Prototype bands, filtered",
     "k_centre": "k-centre (farthest point)",
     "density": "Density (inverse kNN)",
     "semdedup": "SemDeDup",
