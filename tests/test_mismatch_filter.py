@@ -11,7 +11,14 @@ import torch
 from chexstudy.cli.main import main
 from chexstudy.curation.embeddings.files import PROVENANCE
 from chexstudy.curation.methods import choose_subset
+from chexstudy.curation.online.configuration import CuratorConfig
+from chexstudy.curation.online.decisions import Reason
 from chexstudy.curation.online.mismatch_filter import judge_filter, rank_pairs
+from chexstudy.curation.online.streaming import curate_stream
+from chexstudy.curation.records.explain import explain_pair
+from chexstudy.curation.records.ledger import summarise_bands
+from chexstudy.errors import StudyError
+from chexstudy.pretraining.configuration import PretrainingConfig
 
 IMAGES = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0.6, 0.8]])
 TEXTS = torch.tensor([[4.0, 3], [-3, 4], [3, 4], [4, 3]])
@@ -140,6 +147,56 @@ def test_super_batches_of_another_size_set_nearly_the_same_pairs_aside():
     aside = [choose(200, image, text, super_batch=size).scores < 0 for size in (96, 480, 1920)]
     assert (aside[0] == aside[1]).mean() > 0.93
     assert (aside[2] == aside[1]).mean() > 0.95
+
+
+# --- while training ---------------------------------------------------------------------------------------------------
+
+
+def curate_online(config, image, text, super_batch=240):
+    joint = (np.hstack([image, text]) / np.sqrt(2)).astype(np.float32)
+    return curate_stream(joint, config, draw(), super_batch).set_index("row").sort_index()
+
+
+@pytest.mark.parametrize("rule", ["published", "budgeted"])
+def test_online_it_is_one_more_band_before_the_rule(rule, capsys):
+    image, text, swapped = make_pool()
+    config = CuratorConfig(rule=rule, mismatch_filter=True, budget=0.25)
+    decisions = curate_online(config, image, text)
+    aside = decisions.band == "mismatched"
+    assert aside.loc[swapped].mean() > 0.7
+    assert aside.drop(swapped).mean() < 0.15
+    assert not decisions.kept[aside].any()
+    assert set(decisions.reason[aside]) == {Reason.MISMATCHED.words}
+    # A pair set aside has its nearest prototype, but no band of it.
+    assert decisions[aside].distance.between(0.01, 2).all()
+    assert decisions[aside].threshold_support.isna().all()
+    assert decisions[~aside].threshold_support.notna().all()
+    assert rule == "published" or decisions.kept.sum() == 240
+    # The verdict is told when it changes, not with every super-batch.
+    assert capsys.readouterr().out.count("Super-batch 0: Matched pairs are told from shuffled ones") == 1
+    ledger = decisions.reset_index().rename(columns={"row": "image_id"}).astype({"image_id": str})
+    assert summarise_bands(ledger).set_index("band").loc["mismatched"].tolist() == [aside.sum(), 0]
+    story = explain_pair(ledger, str(aside.idxmax()))
+    assert "The mismatch filter set it aside before bands were drawn." in story
+    assert "It was dropped: its report rather fits other images" in story
+
+
+def test_online_a_budget_that_needs_them_takes_pairs_back():
+    image, text, _ = make_pool(wrong=0.2)
+    config = CuratorConfig(rule="budgeted", mismatch_filter=True, budget=0.9)
+    decisions = curate_online(config, image, text)
+    assert decisions.kept.sum() == 864
+    assert 0 < (decisions.band == "mismatched").sum() <= 96
+
+
+def test_online_an_abstaining_filter_changes_nothing(capsys):
+    image, text, _ = make_pool()
+    text = text[::-1].copy()
+    plain, filtered = (curate_online(CuratorConfig(mismatch_filter=on), image, text) for on in (False, True))
+    pd.testing.assert_frame_equal(plain, filtered)
+    assert capsys.readouterr().out.count("Super-batch 0: The mismatch filter abstains") == 1
+    with pytest.raises(StudyError, match="mismatch_filter compares images with their reports"):
+        PretrainingConfig(objective="self_supervised", curator=CuratorConfig(mismatch_filter=True))
 
 
 # --- from files -------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ MARKS = {
     _AHEAD: (PALE, 4),
     **{f"{band}, dropped": (_PALE_BANDS[band], 5) for band in BANDS},
     **{f"{band}, kept": (BAND_COLOURS[band], 8) for band in BANDS},
+    "mismatched, dropped": (BAND_COLOURS["mismatched"], 5),
     _PROTOTYPE: (INK, 5),
 }
 _LOADER = """

@@ -12,8 +12,8 @@ ACCENT = "#D55E00"
 SEQUENCE = (
     "#0B3C5D", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#D9D9D9",
 )  # fmt: skip
-BAND_COLOURS = {"central": "#8FB8DE", "support": "#D07C00", "outlier": "#4B1D6B"}
-BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x"}
+BAND_COLOURS = {"central": "#8FB8DE", "support": "#D07C00", "outlier": "#4B1D6B", "mismatched": "#C2185B"}
+BAND_MARKERS = {"central": "o", "support": "^", "outlier": "x", "mismatched": "+"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.lines import Line2D
 from scipy.ndimage import gaussian_filter
 
-from chexstudy.curation.online.decisions import BANDS
+from chexstudy.curation.online.decisions import BANDS, LEDGER_BANDS
 from chexstudy.plots.looks import ACCENT, BAND_COLOURS, BAND_MARKERS, GREY, INK, PALE
 from chexstudy.plots.measurements import require_rows
 from chexstudy.plots.style import frame_map
@@ -28,9 +28,14 @@ def require_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     return require_rows(pairs[pairs.x.notna() & pairs.y.notna()].reset_index(drop=True), "mapped pairs")
 
 
+def list_bands(pairs: pd.DataFrame) -> list[str]:
+    """The bands of prototypes, and what the mismatch filter set aside if there is any."""
+    return [band for band in LEDGER_BANDS if band in BANDS or (pairs.band == band).any()]
+
+
 def draw_bands(axes: Axes, pairs: pd.DataFrame, size: float = 3.0) -> None:
     """Pairs coloured by band, the rare bands on top."""
-    for order, (band, scale) in enumerate(zip(BANDS, (0.7, 1.3, 1.6), strict=True), start=1):
+    for order, (band, scale) in enumerate(zip(list_bands(pairs), (0.7, 1.3, 1.6, 1.6), strict=False), start=1):
         chosen = pairs[pairs.band == band]
         axes.scatter(
             chosen.x, chosen.y, s=size * scale, c=BAND_COLOURS[band], marker=BAND_MARKERS[band], zorder=order,
@@ -106,7 +111,7 @@ def band_handles(pairs: pd.DataFrame) -> list[Line2D]:
             [], [], linestyle="none", marker=BAND_MARKERS[band], color=BAND_COLOURS[band], markersize=4,
             label=f"{band} ({100 * (pairs.band == band).mean():.0f} %)",
         )
-        for band in BANDS
+        for band in list_bands(pairs)
     ]  # fmt: skip
 
 

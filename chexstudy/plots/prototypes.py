@@ -23,6 +23,7 @@ from chexstudy.plots.maps import (
     draw_prototypes,
     draw_regions,
     last_prototypes,
+    list_bands,
     require_pairs,
 )
 from chexstudy.plots.measurements import require_rows
@@ -105,7 +106,7 @@ def _draw_distances(axes: Axes, pairs: pd.DataFrame) -> None:
     spread = ((np.arange(len(pairs)) * 0.6180339887) % 1 - 0.5) * 0.72
     y = pairs.prototype.map(line_of).to_numpy(dtype=float) + spread
     kept = pairs.kept.to_numpy(dtype=bool)
-    for band in BANDS:
+    for band in list_bands(pairs):
         chosen = (pairs.band == band).to_numpy()
         for decision, size, alpha in ((False, 1.2, 0.35), (True, 2.6, 1.0)):
             mask = chosen & (kept == decision)
@@ -146,7 +147,7 @@ def _draw_examples(figure, pairs: pd.DataFrame, read_pixels: Callable[[str], np.
 
 
 def _describe_framework(_: pd.DataFrame, pairs: pd.DataFrame, *__, seed: int = 0) -> str:
-    by_band = pairs.groupby("band").kept.agg(["size", "sum"]).reindex(list(BANDS), fill_value=0)
+    by_band = pairs.groupby("band").kept.agg(["size", "sum"]).reindex(list_bands(pairs), fill_value=0)
     counts = "; ".join(f"{band} {int(row['sum']):,} of {int(row['size']):,} kept" for band, row in by_band.iterrows())
     return (
         "Prototype-driven curation on a map of all scored pairs (UMAP of their joint image and text features; only "
@@ -159,7 +160,7 @@ def _describe_framework(_: pd.DataFrame, pairs: pd.DataFrame, *__, seed: int = 0
 
 
 def _conclude_framework(_: pd.DataFrame, pairs: pd.DataFrame, *__) -> str:
-    bands = pairs.groupby("band").kept.mean().mul(100).reindex(list(BANDS)).dropna()
+    bands = pairs.groupby("band").kept.mean().mul(100).reindex(list_bands(pairs)).dropna()
     of_bands = ", ".join(f"{share:.0f} % of the {band} band" for band, share in bands.items())
     return f"{int(pairs.kept.sum()):,} of {len(pairs):,} pairs were kept ({100 * pairs.kept.mean():.1f} %): {of_bands}."
 

@@ -119,6 +119,8 @@ class PretrainingConfig:
                 f"local_size ({self.self_supervision.local_size}) must be below image_size ({self.image_size}): local "
                 "crops are the smaller ones."
             )
+        if self.objective == "self_supervised" and self.curator.mismatch_filter:
+            raise StudyError("mismatch_filter compares images with their reports, which self_supervised does not read.")
         if self.scoring_size > self.image_size:
             raise StudyError(
                 f"scoring_size ({self.scoring_size}) must not exceed image_size ({self.image_size}): scoring is to be "

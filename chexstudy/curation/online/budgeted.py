@@ -100,7 +100,7 @@ class BudgetedCurator:
             part.load_state_dict(state[name])
         for name in _TENSORS:
             setattr(self, f"_{name}", state[name].clone())
-        self._position, self._left = state["position"], state["left"]
+        self._position, self._left, self._foreseen = state["position"], state["left"], 0
 
     def choose(
         self, step: int, rows: Tensor, features: Tensor, generator: torch.Generator | None
@@ -120,6 +120,20 @@ class BudgetedCurator:
         self._budget_left = budget - selection.kept.sum()
         return selection.kept, selection
 
+    def set_aside(self, count: int, batch: int) -> int:
+        """Take ``count`` pairs out of the next ``batch``, or as many as leave the budget within reach; gives how many.
+
+        As large a share is expected of what follows, so that the budget is spent evenly.
+        """
+        count = min(count, self._left - int(self._budget_left))
+        self._foreseen = (self._left - batch) * count / batch
+        self._left -= count
+        return count
+
+    def _share_left(self) -> Tensor:
+        """The share of the pairs to come that the budget left pays for ``()``."""
+        return self._budget_left / max(self._left - self._foreseen, 1)
+
     def _decide(self, features: Tensor, rows: Tensor) -> Selection:
         """Decide on any number of pairs: piece by piece within virtual batches, block by block within pieces."""
         decided = []
@@ -130,7 +144,7 @@ class BudgetedCurator:
             self._settle_bands()
             if start % VIRTUAL_BATCH == 0:
                 self._settle_shares()
-            expected = self._budget_left / max(self._left, 1) * (b - a)
+            expected = self._share_left() * (b - a)
             blocks = [
                 self._decide_block(features[a + c : a + d], rows[a + c : a + d]) for c, d in _cut(start, b - a, BLOCK)
             ]
@@ -161,7 +175,7 @@ class BudgetedCurator:
         self._novelty_edge = prototypes.new_zeros(count)
 
     def _open(self, pairs: int, budget: float) -> None:
-        self._left = pairs
+        self._left, self._foreseen = pairs, 0
         # The clock goes on, so that what is remembered keeps its age; an epoch begins with a virtual batch.
         self._position = -(-self._position // VIRTUAL_BATCH) * VIRTUAL_BATCH
         self._budget_left = torch.tensor(budget, dtype=torch.float64, device=self.prototypes.device)
@@ -177,7 +191,7 @@ class BudgetedCurator:
         """Take anew what each prototype may keep and how novel that asks a pair to be; it holds for a virtual batch."""
         config = self.config
         self._novelties.settle(self._position)
-        wanted = (self._budget_left / max(self._left, 1)).to(self._members)
+        wanted = self._share_left().to(self._members)
         self._support_share, self._central_share = _divide_share(wanted, self._members / self._members.sum(), config)
         novelty_edge = self._novelties.quantile(1 - self._central_share, unknown=-torch.inf)
         # A share of one asks for no novelty at all, not even over an exact copy.

@@ -22,6 +22,9 @@ class CuratorConfig:
     # quantiles, with exactly ``budget`` pairs kept in an epoch (`chexstudy.curation.online.budgeted`; corrects F2).
     rule: str = "published"
     budget: float = 0.227  # of the budgeted rule: share of the pairs (up to 1) or their number (above 1)
+    # ``mismatch_filter`` sets pairs aside before any rule sees them (`chexstudy.curation.online.mismatch_filter`; not
+    # published).
+    mismatch_filter: bool = False
     prototypes: int = 6  # number of prototypes, K
     # members of a prototype farther than this quantile of their distances are all kept ...
     support_quantile: float = 0.85
@@ -81,7 +84,8 @@ def expected_fraction(config: CuratorConfig, sizes: Sequence[int]) -> np.ndarray
     """The fraction of each super-batch that a rule selects by design ``(batches,)``, for an epoch of these sizes.
 
     The published rule selects the support band and ``central_cap`` members of each prototype, whatever the data; where
-    prototypes have fewer members than that, it selects less. The budgeted rule selects what it was asked for.
+    prototypes have fewer members than that, or the mismatch filter sets pairs aside, it selects less. The budgeted rule
+    selects what it was asked for.
     """
     sizes = np.asarray(sizes)
     if config.rule == "budgeted":

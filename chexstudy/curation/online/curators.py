@@ -1,5 +1,6 @@
 """Curators: given a super-batch, say which of its pairs are trained on. The engine knows only this interface."""
 
+from dataclasses import fields
 from typing import Protocol
 
 import numpy as np
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from chexstudy.curation.online.budgeted import BudgetedCurator
 from chexstudy.curation.online.configuration import CuratorConfig
-from chexstudy.curation.online.decisions import Selection
+from chexstudy.curation.online.decisions import MISMATCHED, Reason, Selection
+from chexstudy.curation.online.mismatch_filter import judge_filter, rank_pairs
 from chexstudy.curation.online.prototypes import initial_prototypes, update_prototypes
-from chexstudy.curation.online.selection import select_samples
+from chexstudy.curation.online.selection import form_for, select_samples
 
 
 class Curator(Protocol):
@@ -64,6 +66,10 @@ class PrototypeCurator(ScoringCurator):
     def warm_up(self, features: Tensor, rows: Tensor) -> None:
         self.prototypes = initial_prototypes(features, self.config)
 
+    def set_aside(self, count: int, batch: int) -> int:
+        """As `BudgetedCurator.set_aside`; there is no budget to keep within reach."""
+        return count
+
     def choose(self, step, rows, features, generator):
         selection = select_samples(features, self.prototypes, self.config, generator)
         return selection.kept, selection
@@ -80,9 +86,54 @@ class PrototypeCurator(ScoringCurator):
         self.prototypes = state["prototypes"]
 
 
+class FilteredCurator(ScoringCurator):
+    """Shows another curator only the pairs whose image and report are not rather mismatched.
+
+    Each super-batch is judged by itself, so nothing is remembered. Prototypes are fitted on all pairs of the warm-up
+    sample.
+    """
+
+    scores = True
+
+    def __init__(self, curator: PrototypeCurator | BudgetedCurator):
+        self.curator, self._abstained = curator, None
+        self.begin_epoch, self.warm_up, self.update = curator.begin_epoch, curator.warm_up, curator.update
+        self.state_dict, self.load_state_dict = curator.state_dict, curator.load_state_dict
+
+    @property
+    def prototypes(self) -> Tensor | None:
+        return self.curator.prototypes
+
+    def choose(self, step, rows, features, generator):
+        matched, shuffled = rank_pairs(*features.chunk(2, dim=1))
+        verdict = judge_filter(matched.cpu().numpy(), shuffled.cpu().numpy())
+        if verdict.abstains != self._abstained:
+            print(f"Super-batch {step}: {verdict}", flush=True)
+            self._abstained = verdict.abstains
+        aside = self.curator.set_aside(int((matched < verdict.cut).sum()), len(rows))
+        if not aside:
+            return self.curator.choose(step, rows, features, generator)
+        by_rank = torch.sort(matched, stable=True).indices
+        out, shown = by_rank[:aside], by_rank[aside:].sort().values
+        prototype, distance = form_for(features).assign_nearest(features[out], self.prototypes)
+        _, selection = self.curator.choose(step, rows[shown.cpu()], features[shown], generator)
+        blank = torch.full_like(distance, torch.nan)
+        decided = (
+            *(prototype, distance, blank, blank, torch.full_like(out, MISMATCHED), torch.full_like(out, -1), blank),
+            *(torch.zeros_like(out), torch.full_like(out, Reason.MISMATCHED)),
+        )
+        place = torch.cat([shown, out]).argsort()
+        columns = [getattr(selection, column.name) for column in fields(Selection)]
+        selection = Selection(
+            *(torch.cat([one, other.to(one)])[place] for one, other in zip(columns, decided, strict=True))
+        )
+        return selection.kept, selection
+
+
 def build_curator(config: CuratorConfig) -> ScoringCurator:
-    """The curator that follows ``config.rule``."""
-    return BudgetedCurator(config) if config.rule == "budgeted" else PrototypeCurator(config)
+    """The curator that follows ``config.rule``, behind the mismatch filter if there is to be one."""
+    curator = BudgetedCurator(config) if config.rule == "budgeted" else PrototypeCurator(config)
+    return FilteredCurator(curator) if config.mismatch_filter else curator
 
 
 class RandomCurator(Curator):

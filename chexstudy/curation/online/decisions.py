@@ -9,6 +9,9 @@ from torch import Tensor
 
 CENTRAL, SUPPORT, OUTLIER = 0, 1, 2
 BANDS = ("central", "support", "outlier")
+# Of a pair that the mismatch filter set aside: it is in no band of a prototype.
+MISMATCHED = 3
+LEDGER_BANDS = (*BANDS, "mismatched")
 
 
 class Reason(IntEnum):
@@ -31,6 +34,7 @@ class Reason(IntEnum):
     REDUNDANT = "dropped: too like the pairs kept before"
     BUDGET_FILLED = "kept: the budget had to be filled"
     BUDGET_SPENT = "dropped: the budget was spent"
+    MISMATCHED = "dropped: its report rather fits other images of its super-batch, or its image other reports"
 
 
 REASONS = tuple(reason.words for reason in Reason)
@@ -45,7 +49,7 @@ class Selection:
     distance: Tensor  # Euclidean distance to it
     threshold_support: Tensor  # lower edge of the support band at that prototype, when the pair was decided
     threshold_outlier: Tensor  # its upper edge
-    band: Tensor  # ``CENTRAL``, ``SUPPORT`` or ``OUTLIER``, int8
+    band: Tensor  # ``CENTRAL``, ``SUPPORT``, ``OUTLIER`` or ``MISMATCHED``, int8
     order: Tensor  # place in the sampler's order of its prototype's central members, -1 if not picked, int64
     priority: Tensor  # the higher, the sooner a curator with a budget would keep it; NaN where the rule has no budget
     kept: Tensor  # the decision
@@ -55,5 +59,5 @@ class Selection:
 def ledger_rows(image_ids: np.ndarray, epoch: int, step: int, selection: Selection) -> pd.DataFrame:
     """The rows of the ledger for a batch with these image ids ``(batch,)``; epoch and step count from 0."""
     columns = {field.name: getattr(selection, field.name).cpu().numpy() for field in fields(selection)}
-    words = {"band": np.asarray(BANDS)[columns["band"]], "reason": np.asarray(REASONS)[columns["reason"]]}
+    words = {"band": np.asarray(LEDGER_BANDS)[columns["band"]], "reason": np.asarray(REASONS)[columns["reason"]]}
     return pd.DataFrame({"image_id": image_ids, "epoch": epoch, "step": step, **columns, **words})

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from chexstudy.curation.online.decisions import BANDS, OUTLIER
+from chexstudy.curation.online.decisions import LEDGER_BANDS, MISMATCHED, OUTLIER
 from chexstudy.errors import StudyError
 from chexstudy.progress import progress
 from chexstudy.vectors.neighbours import nearest_rows
@@ -122,7 +122,8 @@ def _split_features(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def review_list(ledger: pd.DataFrame, scores: MismatchScores) -> pd.DataFrame:
-    """The outliers of a ledger, which a person should look at, the highest mismatch scores of its rows first.
+    """What a person should look at in a ledger, the highest mismatch scores of its rows first: outliers, and what the
+    mismatch filter set aside.
 
     Of an image considered in several epochs the last row counts. Columns are `REVIEW_COLUMNS`; ``advice`` is ``rather
     wrong`` (score above 3), ``rather rare`` (below 1.5: it lies apart, and nothing speaks against it) or ``unclear``.
@@ -131,7 +132,8 @@ def review_list(ledger: pd.DataFrame, scores: MismatchScores) -> pd.DataFrame:
         raise StudyError(f"{len(scores.score)} mismatch scores for {len(ledger)} rows of the ledger: score these rows.")
     listed = ledger.assign(mismatch_score=scores.score, mismatch=scores.mismatch, isolation=scores.isolation)
     listed = listed.drop_duplicates("image_id", keep="last")
-    listed = listed[listed.band == BANDS[OUTLIER]].sort_values(["mismatch_score", "image_id"], ascending=[False, True])
+    dubious = listed.band.isin([LEDGER_BANDS[OUTLIER], LEDGER_BANDS[MISMATCHED]])
+    listed = listed[dubious].sort_values(["mismatch_score", "image_id"], ascending=[False, True])
     is_wrong, is_rare = listed.mismatch_score > WRONG_ABOVE, listed.mismatch_score < RARE_BELOW
     advice = np.select([is_wrong, is_rare], ["rather wrong", "rather rare"], "unclear")
     return listed.assign(advice=advice.astype(object))[list(REVIEW_COLUMNS)].reset_index(drop=True)

@@ -151,6 +151,8 @@ def _place_among(distance: float, distances: pd.Series) -> str:
 
 def _tell_band(row) -> str:
     start, end = row.threshold_support, row.threshold_outlier
+    if row.band == "mismatched":
+        return "The mismatch filter set it aside before bands were drawn"
     if not np.isfinite(start):
         return f"That prototype's bands had no edges yet, so it counted as {row.band}"
     side = {"central": "below it, in the central band", "support": "inside it", "outlier": "beyond it, as an outlier"}
@@ -158,7 +160,10 @@ def _tell_band(row) -> str:
 
 
 def _tell_rivals(row, rivals: pd.DataFrame) -> str:
-    band = {"central": "central pair", "support": "pair in the support band", "outlier": "outlier"}[row.band]
+    band = {
+        **{"central": "central pair", "support": "pair in the support band", "outlier": "outlier"},
+        "mismatched": "mismatched pair",
+    }[row.band]
     if len(rivals) == 1:
         return f"It was the only {band} of that prototype in the super-batch."
     bands = band.replace("pair", "pairs") if "pair" in band else f"{band}s"

@@ -48,9 +48,10 @@ _LIKELY_IDS, _MOST_LIKELY = 1000, 3
 
 
 def summarise_bands(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Pairs and kept pairs by band, in the order central, support, outlier."""
+    """Pairs and kept pairs by band, in the order central, support, outlier, and mismatched if there are such pairs."""
     summary = ledger.groupby("band", observed=True).agg(pairs=("kept", "size"), kept=("kept", "sum"))
-    summary = summary.reindex([BANDS[CENTRAL], BANDS[SUPPORT], BANDS[OUTLIER]], fill_value=0)
+    bands = [BANDS[CENTRAL], BANDS[SUPPORT], BANDS[OUTLIER]]
+    summary = summary.reindex([*bands, *summary.index.difference(bands)], fill_value=0)
     return summary.rename_axis("band").reset_index()
 
 
