@@ -83,6 +83,19 @@ def test_a_wrong_type_is_refused_in_one_sentence(name, value):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("seed", -1, "parameter 'seed' of 04_x must be 0 or more, not -1"),
+        ("findings", ["Edema", "Mass", "Edema"], "parameter 'findings' of 04_x has 'Edema' twice: give it once"),
+    ],
+)
+def test_a_negative_count_and_a_name_given_twice_are_refused(name, value, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        check_value(DECLARED[name], value, "04_x")
+    assert check_value(parse_parameters("offset = -1", "04_x")["offset"], -2, "04_x") == -2
+
+
+@pytest.mark.parametrize(
     ("name", "text", "value"),
     [
         *(("study", "3", "3"), ("seed", "12", 12), ("seed", "-1", -1), ("rate", "3e-4", 3e-4), ("rate", "1", 1.0)),

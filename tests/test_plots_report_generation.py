@@ -131,6 +131,8 @@ def test_published_encoders_stand_apart_with_their_source():
     assert "were not measured here: Zero-shot 1: CheXficient (ViT-B/14), AUROC of tuberculosis, Montgomery 0.969 (" in (
         shown.caption
     )
+    assert "Zero-shot, AUROC (chosen prompts): phantom, test" in shown.caption
+    assert "Reports, F1 of findings (language model): phantom, test" in shown.caption
     assert "No number that could honestly stand beside is at hand of reports." in shown.caption
     assert "Published, not measured here: CheXficient (86 M)" in texts(shown.drawing)
     with pytest.raises(StudyError, match="nothing to draw without encoders measured on a task"):

@@ -78,6 +78,7 @@ def test_structures_are_drawn_with_one_decoder_and_both_baselines_best_outlined_
     ]
     assert values(drawn.axes[2])[-4:] == [0.25] * 4, "a structure that is missed is seen to be"
     assert "2 seeds" in drawn.caption
+    assert "(how many do, in brackets)" in drawn.caption
     assert "left of the line the small U-Net is better" in drawn.caption
     assert "Below the small U-Net: heart (2 of 2 encoders), left lung (2 of 2 encoders)." in drawn.said
 
@@ -99,6 +100,7 @@ def test_decoders_are_compared_by_the_mean_over_structures(results):
     drawn = draw(figures.segmentation_decoders, results)
     assert names(drawn.axes[0]) == ["U-Net", "Linear", "No encoder"]
     assert values(drawn.axes[0]) == [0.7, 0.71, 0.6, 0.75, 0.4]
+    assert "in brackets" not in drawn.caption
     assert "Curated, U-Net, 0.700" in drawn.said, "an encoder is told with its best decoder"
     with pytest.raises(NothingToDraw, match="with one decoder"):
         figures.segmentation_decoders.choose(results[results["head"] != "linear"])

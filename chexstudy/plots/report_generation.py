@@ -146,7 +146,8 @@ def _describe_controls(rows: pd.DataFrame) -> str:
     return (
         "Written reports by generator and encoder, and the same generators shown something else in place of the image: "
         "what loses nothing then reads no image. Below, what sees none; a reference with one finding turned into its "
-        "opposite, where it stays high, shows what a metric cannot see. F1 of findings by a rule labeler, mean over "
+        "opposite, where it stays high, shows what a metric cannot see; what is made of the reference is written at "
+        "the edge. F1 of findings by a rule labeler, mean over "
         f"findings present in a reference. Text: {settings}. {describe_interval(rows)}"
     )
 
@@ -195,7 +196,7 @@ def _select_findings(results: pd.DataFrame, arm: str) -> pd.DataFrame:
 
 def _plot_findings(rows: pd.DataFrame) -> Drawing:
     """A panel by what is taken for true; findings from the commonest down, a mark a generator."""
-    counts = rows[rows.group == rows.group.iloc[-1]].groupby("finding").positives.max()
+    counts = rows[rows.group == "report"].groupby("finding").positives.max()
     findings = sorted(counts.index, key=lambda one: (-counts[one], one))
     rows = rows[rows.finding.isin(findings)]
     looks = {name: style for name, style in GENERATORS.items() if (rows["head"] == name).any()}

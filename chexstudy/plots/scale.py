@@ -111,7 +111,7 @@ def _write_size(parameters: float) -> str:
 
 def _describe(rows: pd.DataFrame, published: pd.DataFrame) -> str:
     ours = [
-        f"{_TASKS[task][0]}: {name_data_set(own.data_set.iloc[0])}, n = {own.n.iloc[0]:,}"
+        f"{_TASKS[task][0]} ({_name_way(own.iloc[0])}): {name_data_set(own.data_set.iloc[0])}, n = {own.n.iloc[0]:,}"
         for task, own in rows.groupby("task", sort=False)
     ]
     theirs = [
@@ -127,6 +127,11 @@ def _describe(rows: pd.DataFrame, published: pd.DataFrame) -> str:
         "Published numbers are of other test sets, as their sources give them, and were not measured here: "
         f"{'; '.join(theirs) or 'none'}.{lacks}"
     )
+
+
+def _name_way(row: pd.Series) -> str:
+    """The head, decoder or generator, or else the prompts, by which encoders are compared."""
+    return row["head"].replace("_", " ") or f"{row.setting} prompts"
 
 
 def _name_task(task: str) -> str:

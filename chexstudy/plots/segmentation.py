@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from chexstudy.evaluation.encoders import NO_ENCODER
 from chexstudy.evaluation.scores import MACRO
-from chexstudy.evaluation.segmentation.decoders import DECODERS
+from chexstudy.evaluation.segmentation.decoders import DECODERS, PIXEL_UNET
+from chexstudy.evaluation.segmentation.run import MEAN_MASK, SEGMENTATION, SEGMENTATION_DIFFERENCE
 from chexstudy.plots.adaptation import draw_by_share
 from chexstudy.plots.figure import Figure
 from chexstudy.plots.forest import add_arm_legend, draw_estimate, draw_seeds, spread_arms
@@ -28,7 +29,6 @@ from chexstudy.plots.measurements import (
 from chexstudy.plots.style import name_lines, new_figure, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, write_row
 
-SEGMENTATION, DIFFERENCE, MEAN_MASK, PIXEL_UNET = "segmentation", "segmentation_difference", "mean_mask", "pixel_unet"
 _MEASURES = {
     "dice": ("Dice", "mean over images"),
     "hd95": ("HD95", "pixels"),
@@ -76,7 +76,9 @@ def _select(results: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     """Measures with all the labels on the preferred test set, and differences to the small U-Net."""
     wanted = {"variant": "", "setting": "", "metric": list(_MEASURES)} | wanted
     rows = prefer_data_set(require_rows(select_rows(results, SEGMENTATION, **wanted), "outlined structures"))
-    minus = select_rows(results, DIFFERENCE, reference=PIXEL_UNET, data_set=rows.data_set.iloc[0], **wanted)
+    minus = select_rows(
+        results, SEGMENTATION_DIFFERENCE, reference=PIXEL_UNET, data_set=rows.data_set.iloc[0], **wanted
+    )
     return pd.concat([rows, minus[minus.arm != NO_ENCODER]], ignore_index=True)
 
 
@@ -142,13 +144,13 @@ def _plot(rows: pd.DataFrame) -> Drawing:
 
 def _describe(rows: pd.DataFrame) -> str:
     decoders = ", ".join(map(name_decoder, _list_decoders(rows)))
-    minus = "dice_difference" in set(rows.metric)
+    minus, counted = "dice_difference" in set(rows.metric), " (how many do, in brackets)"
     return (
         f"Structures outlined from frozen encoders (decoder: {decoders}), beside a small U-Net trained end to end on "
         "the same images and the mean mask of the training images, which looks at no image. Dice and the 95th "
         "percentile of the distance between the boundaries (HD95), means over images at their original size; a missed "
         "structure has Dice 0 and the image's diagonal as HD95, and leaves no mean. Missed: share of the images that "
-        "show a structure (how many do, in brackets) on which nothing was outlined. "
+        f"show a structure{counted * bool((rows.finding != MACRO).any())} on which nothing was outlined. "
         + "The last panel is paired by patient and seed: left of the line the small U-Net is better. " * minus
         + describe_interval(rows[rows.metric == "dice"])
     )

@@ -111,8 +111,13 @@ def check_names(names: Iterable[str], declared: Iterable[str], notebook: str) ->
 
 
 def check_value(parameter: Parameter, value: object, notebook: str) -> object:
-    """The value with the declared type; a whole number is taken where a number is expected."""
+    """The value with the declared type; a whole number is taken where a number is expected.
+
+    What counts or numbers something has no negative value unless its default has, and a list holds nothing twice.
+    """
     if parameter.type is list and isinstance(value, list):
+        if twice := [item for place, item in enumerate(value) if item in value[:place]]:
+            raise StudyError(f"parameter {parameter.name!r} of {notebook} has {twice[0]!r} twice: give it once.")
         if parameter.element is None:
             return value
         one = replace(parameter, type=parameter.element)
@@ -125,6 +130,8 @@ def _check_one(parameter: Parameter, value: object, notebook: str) -> object:
         return float(value)
     if type(value) is not parameter.type:
         raise _refuse(parameter, f"{value!r} ({type(value).__name__})", notebook)
+    if type(parameter.default) is int and value < 0 <= parameter.default:
+        raise StudyError(f"parameter {parameter.name!r} of {notebook} must be 0 or more, not {value}.")
     return value
 
 
