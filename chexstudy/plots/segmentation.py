@@ -26,7 +26,7 @@ from chexstudy.plots.measurements import (
     select_rows,
     summarise_seeds,
 )
-from chexstudy.plots.style import name_lines, new_figure, title_panel
+from chexstudy.plots.style import name_lines, new_figure, scale_log, title_panel
 from chexstudy.plots.words import describe_interval, name_data_set, write_row
 
 _MEASURES = {
@@ -134,6 +134,10 @@ def _plot(rows: pd.DataFrame) -> Drawing:
         axes.margins(x=0.08)
         title, label = _MEASURES[metric]
         axes.set_xlabel(label)
+        # The diagonal of one that misses a structure would press all others together.
+        if metric == "hd95" and (rows.value[rows.metric == metric] > 0).all():
+            scale_log(axes)
+            axes.set_xlabel(f"{label} (log)")
         title_panel(axes, letter, title)
         if metric == "dice_difference":
             axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
