@@ -180,6 +180,14 @@ def test_a_cohort_without_labels_is_measured_by_what_its_reports_say(evaluation,
     assert measure_agreement(unlabelled).empty
 
 
+@pytest.mark.parametrize(
+    ("arms", "generators"), [((), ("nearest_image",)), (("full",), ()), (("untrained",), ("nearest_text",))]
+)
+def test_where_no_generator_can_write_that_is_said(evaluation, arms, generators):
+    with pytest.raises(StudyError, match="no generator writes on any encoder: name one of each"):
+        write_reports(evaluation, Writing(arms, (0,), generators))
+
+
 def test_a_killed_run_goes_on_with_what_is_missing_and_a_changed_text_is_written_anew(evaluation, write_with):
     class Killed(Witness):
         def _write(self, image_ids, prompts, pixels):

@@ -4,7 +4,7 @@ Written reports are kept, a table an arm, seed, generator, control and data set 
 leave the study in no log, figure or notebook.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
@@ -200,22 +200,23 @@ def measure_written(evaluation: Evaluation, writing: Writing, workers: int = 1) 
     return sign_metrics(measure_and_compare(evaluation, work, pairs, writing.seeds, _WHOLE, workers))
 
 
-def _list_work(evaluation: Evaluation, writing: Writing) -> Iterator[tuple[list[str], list[WriteReports]]]:
+def _list_work(evaluation: Evaluation, writing: Writing) -> list[tuple[list[str], list[WriteReports]]]:
     """Models that can write by the same tasks, and these."""
     if evaluation.cohort.empty:
-        return
+        return []
     tasks = writing.list_tasks()
     if not evaluation.findings or evaluation.validation.empty:
         tasks = [task for task in tasks if task.generator != COMPOSITION]
     with_texts = [name for name in writing.arms if _reads_texts(evaluation, name, writing.seeds[0])]
     others = [name for name in writing.arms if name not in with_texts]
-    for arms, of_arms in (
-        (with_texts, tasks),
-        (others, [task for task in tasks if not task.generator.endswith("_text")]),
-        ([NO_ENCODER], writing.list_unseeing()),
-    ):
-        if arms and of_arms:
-            yield arms, of_arms
+    work = [(with_texts, tasks), (others, [task for task in tasks if not task.generator.endswith("_text")])]
+    work = [(arms, of_arms) for arms, of_arms in work if arms and of_arms]
+    if not work:
+        raise StudyError(
+            "no generator writes on any encoder: name one of each or more; nearest and medoid by text need an arm that "
+            "was trained on texts, composition labels and a validation split."
+        )
+    return [*work, ([NO_ENCODER], writing.list_unseeing())]
 
 
 def _reads_texts(evaluation: Evaluation, name: str, seed: int) -> bool:
