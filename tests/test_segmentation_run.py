@@ -11,6 +11,7 @@ from chexstudy.cohort.pixels.store import open_pixel_store
 from chexstudy.cohort.source_annotations import Box
 from chexstudy.cohort.table import read_cohort
 from chexstudy.errors import StudyError
+from chexstudy.evaluation.adaptation.fine_tuning import FineTuning
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.segmentation import run as segmentation
 from chexstudy.evaluation.segmentation.decoder_training import DecoderRecipe
@@ -110,8 +111,9 @@ def test_a_killed_run_goes_on_where_it_was(evaluation, count_fits, monkeypatch):
     assert count_fits[7:] == ["linear", "pixel_unet"]
 
 
-def test_the_kept_decoder_outlines_what_was_measured(evaluation):
-    task = SegmentStructures((BAND,), "unet", QUICK)
+@pytest.mark.parametrize("tuning", [None, FineTuning("full")])
+def test_the_kept_decoder_outlines_what_was_measured(evaluation, tuning):
+    task = SegmentStructures((BAND,), "unet", replace(QUICK, tuning=tuning))
     run_task(evaluation, task, EvaluatedModel(evaluation, "untrained", 0))
     rows = evaluation.test_sets()[DATA_SET]
     kept = task.read(evaluation, "untrained", 0, rows).set_index("image_id")
@@ -147,6 +149,8 @@ def test_images_are_those_of_which_something_is_known_and_so_many_at_most(evalua
     some = choose_images(whole, [BAND], 20, 8)[0].cohort
     assert some.split.value_counts().to_dict() == {"train": 20, "validate": 10, "test": 8}
     assert set(some.image_id) < set(choose_images(whole, [BAND], 30, 12)[0].cohort.image_id)
+    # Images of a patient stay together, and none is not all.
+    assert (choose_images(whole, [BAND], 1, 8)[0].cohort.split == "validate").sum() == 2
 
 
 def test_without_a_test_image_there_is_nothing_to_judge_by(evaluation, capsys):
@@ -183,3 +187,16 @@ def test_what_cannot_be_outlined_is_one_sentence(evaluation, change, sentence):
     model = EvaluatedModel(evaluation, "untrained", 0)
     with pytest.raises(StudyError, match=sentence):
         run_task(evaluation, SegmentStructures(**{"structures": (BAND,), "recipe": QUICK} | change), model)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"encoders": ()}, "name one of each or more"),
+        ({"decoders": ()}, "name one of each or more"),
+        ({"tuning": ("by_hand",)}, "an encoder is tuned by bias_only, low_rank, full, not 'by_hand'"),
+    ],
+)
+def test_a_plan_that_compares_nothing_is_one_sentence(change, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        replace(plan(), **change)

@@ -84,7 +84,10 @@ class Segmenter(nn.Module):
     def list_weights(self) -> dict[str, Tensor]:
         """The weights that were trained, by name."""
         state = self.state_dict() if self.recipe.tuning else self.decoder.state_dict(prefix="decoder.")
-        return {name: value.detach().cpu().clone() for name, value in state.items()}
+        # Weights of a tuned encoder may lie channels last, which safetensors does not take.
+        return {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
+        }
 
     @torch.no_grad()
     def predict(self, pixels: np.ndarray) -> Iterator[np.ndarray]:

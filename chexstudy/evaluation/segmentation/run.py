@@ -21,7 +21,7 @@ from chexstudy.cohort.splits import TEST_SPLITS, thin_splits
 from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.encoders.spec import name_encoder
 from chexstudy.errors import StudyError
-from chexstudy.evaluation.adaptation.fine_tuning import FineTuning
+from chexstudy.evaluation.adaptation.fine_tuning import METHODS, FineTuning
 from chexstudy.evaluation.adaptation.recipes import thin_patients
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.encoders import NO_ENCODER
@@ -179,7 +179,7 @@ def choose_images(
         raise StudyError(f"no training image has an outline of {unknown[0]!r}: {there}.")
     structures = tuple(wanted) or tuple(structure for structure, kind in known.items() if kind == ORGAN)
     outlined = read_targets(evaluation, evaluation.cohort, structures).known.any(axis=1)
-    most = {"train": train_images, "validate": train_images // 2} | dict.fromkeys(TEST_SPLITS, test_images)
+    most = {"train": train_images, "validate": (train_images + 1) // 2} | dict.fromkeys(TEST_SPLITS, test_images)
     chosen = thin_splits(evaluation.cohort[outlined], most, evaluation.seed)
     if not structures or not chosen.split.isin(TEST_SPLITS).any():
         lacks = "to judge by, no test image has outlines" if structures else "to learn from, no organ is outlined"
@@ -203,6 +203,12 @@ class SegmentationPlan:
     label_shares: tuple[float, ...] = ()  # of the patients, below 1, for the first decoder and the baselines
     thinned: tuple[str, ...] = ()  # encoders that are tried on shares
     tuning: tuple[str, ...] = ()  # ways to tune the first encoder under the first decoder, as in `FineTuning`
+
+    def __post_init__(self):
+        if not (self.encoders and self.decoders):
+            raise StudyError("outlines need an encoder and a decoder: name one of each or more.")
+        if wrong := [method for method in self.tuning if method not in METHODS]:
+            raise StudyError(f"an encoder is tuned by {', '.join(METHODS)}, not {wrong[0]!r}.")
 
     def list_work(self) -> list[tuple[tuple[str, ...], list[SegmentStructures]]]:
         """Encoders, and what is done on each of them; baselines are last."""
