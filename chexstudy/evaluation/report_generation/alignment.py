@@ -68,13 +68,12 @@ class LanguageModelPlan:
     alpha: float = 128.0
     dropout: float = 0.05  # before low-rank updates
     max_tokens: int = 256  # written at most
-    report_images: int = 0  # trained on so many pairs, chosen at random; 0 is all
     at_once: int = 64  # images in memory, whatever the batch is
 
     def __post_init__(self):
         if self.visual_tokens < 0 or math.isqrt(self.visual_tokens) ** 2 != self.visual_tokens:
             raise StudyError(f"visual tokens make a square grid: give 0, 1, 4, 9, 16 ..., not {self.visual_tokens}.")
-        least = {"max_tokens": 1, "at_once": 1, "report_images": 0, "rank": 0}
+        least = {"max_tokens": 1, "at_once": 1, "rank": 0}
         if wrong := [name for name, number in least.items() if getattr(self, name) < number]:
             raise StudyError(f"{wrong[0]} is {least[wrong[0]]} or more, not {getattr(self, wrong[0])}.")
 
@@ -227,9 +226,6 @@ def train_aligned_model(
         parameters["language_model"] = language_model.origin["revision"] or hash_weights(language_model)
     shape = read_in_parts(arm, rows.image_id.tolist()[:1], plan).shape[1:]
     model = AlignedModel(language_model, tuple(shape), plan, seed).to(device)
-    if plan.report_images < len(rows):
-        chosen = np.random.default_rng(seed).permutation(len(rows))[: plan.report_images or None]
-        rows = rows.iloc[np.sort(chosen)]
     answers = list_answers(language_model, rows.text.tolist(), plan.max_tokens)
     told = {"plan": asdict(plan), "images": hash_texts(rows.image_id), "texts": hash_texts(rows.text)}
     folder = f"report_models/{name_encoder(arm.name)}-{hash_values(told)[:8]}/seed{seed}"
