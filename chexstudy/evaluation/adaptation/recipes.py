@@ -43,18 +43,31 @@ class HeadPlan:
     side: int = 0  # pixels a side at which the frozen encoder looks; 0 for its own size
 
     def __post_init__(self):
-        if not 0 < self.labelled_share <= 1:
-            raise StudyError(f"the share of labels must lie above 0 and be at most 1, not {self.labelled_share}.")
+        check_labelled_share(self.labelled_share)
 
     @property
     def name(self) -> str:
-        """``kind.variant@percent``, without the parts that are as usual: what its artifacts are called."""
-        share = f"@{100 * self.labelled_share:g}" if self.labelled_share < 1 else ""
-        return self.kind + (f".{self.variant}" if self.variant else "") + share
+        return name_fitted(self.kind, self.variant, self.labelled_share)
 
     @property
     def needs_patches(self) -> bool:
         return self.kind in VERSIONS
+
+
+def check_labelled_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise StudyError(f"the share of labels must lie above 0 and be at most 1, not {share}.")
+
+
+def name_fitted(kind: str, variant: str, labelled_share: float) -> str:
+    """``kind.variant@percent``, without the parts that are as usual: what artifacts are called."""
+    share = f"@{100 * labelled_share:g}" if labelled_share < 1 else ""
+    return kind + (f".{variant}" if variant else "") + share
+
+
+def name_share(labelled_share: float) -> str:
+    """A share of the labels as the results table has it in ``setting``, empty for all of them."""
+    return f"{labelled_share:g}" if labelled_share < 1 else ""
 
 
 def thin_patients(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from chexstudy.encoders.frozen_features import drop_patches
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.glori import GloriHead
 from chexstudy.evaluation.adaptation.linear import LinearHead
-from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan
+from chexstudy.evaluation.adaptation.recipes import HeadPlan, Pair, fit_plan, name_share
 from chexstudy.evaluation.adaptation.training import FittedHead
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation, add_exposure, work_apart
 from chexstudy.evaluation.scores import Measured, measure_findings
@@ -51,7 +51,7 @@ class AdaptedHead(Task):
 
     @property
     def place(self) -> dict[str, str]:
-        share = f"{self.plan.labelled_share:g}" if self.plan.labelled_share < 1 else ""
+        share = name_share(self.plan.labelled_share)
         return {"task": ADAPTATION, "head": self.plan.kind, "variant": self.plan.variant, "setting": share}
 
     def list_parameters(self, evaluation: Evaluation) -> dict:

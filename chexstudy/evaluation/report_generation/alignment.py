@@ -226,8 +226,8 @@ def train_aligned_model(
         parameters["language_model"] = language_model.origin["revision"] or hash_weights(language_model)
     shape = read_in_parts(arm, rows.image_id.tolist()[:1], plan).shape[1:]
     model = AlignedModel(language_model, tuple(shape), plan, seed).to(device)
-    answers = list_answers(language_model, rows.text.tolist(), plan.max_tokens)
-    told = {"plan": asdict(plan), "images": hash_texts(rows.image_id), "texts": hash_texts(rows.text)}
+    answers = list_answers(language_model, texts, plan.max_tokens)
+    told = {"plan": asdict(plan), "images": hash_texts(rows.image_id), "texts": hash_texts(texts)}
     folder = f"report_models/{name_encoder(arm.name)}-{hash_values(told)[:8]}/seed{seed}"
     read = cache(partial(read_in_parts, arm, rows.image_id.tolist(), plan))
 

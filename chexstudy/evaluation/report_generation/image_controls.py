@@ -35,14 +35,15 @@ def show_images(
     """
     if control and control not in CONTROLS:
         raise StudyError(f"there is no control {control!r}: there are {', '.join(CONTROLS)}.")
-    if control in (MEAN, ZEROS):
+    if control == MEAN:
         mean = mean_image(training.image_id.tolist(), pixels)
-        return np.broadcast_to(mean if control == MEAN else np.zeros_like(mean), (len(rows), *mean.shape))
+        return np.broadcast_to(mean, (len(rows), *mean.shape))
     shown = rows.image_id.to_numpy()
     if control in (SHUFFLED, SHUFFLED_ALIKE):
         alike = [*zip(rows["view"], rows.sex, strict=True)] if control == SHUFFLED_ALIKE else [()] * len(rows)
         shown = shown[shuffle_patients(rows.patient_id, alike, generator)]
-    return pixels.read(shown)
+    images = pixels.read(shown)
+    return np.zeros_like(images) if control == ZEROS else images
 
 
 def mean_image(image_ids: Sequence[str], pixels: PixelSource) -> np.ndarray:

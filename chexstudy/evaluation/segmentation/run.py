@@ -22,7 +22,7 @@ from chexstudy.encoders.embeddings import hash_texts
 from chexstudy.encoders.spec import name_encoder
 from chexstudy.errors import StudyError
 from chexstudy.evaluation.adaptation.fine_tuning import METHODS, FineTuning
-from chexstudy.evaluation.adaptation.recipes import thin_patients
+from chexstudy.evaluation.adaptation.recipes import check_labelled_share, name_fitted, name_share, thin_patients
 from chexstudy.evaluation.context import EvaluatedModel, Evaluation
 from chexstudy.evaluation.encoders import NO_ENCODER
 from chexstudy.evaluation.scores import MACRO, Measured, scores_artifact
@@ -59,19 +59,17 @@ class SegmentStructures(Task):
     variant: str = ""  # a word for what differs from the recipe of other decoders
 
     def __post_init__(self):
-        if not 0 < self.labelled_share <= 1:
-            raise StudyError(f"the share of labels must lie above 0 and be at most 1, not {self.labelled_share}.")
+        check_labelled_share(self.labelled_share)
 
     @property
     def name(self) -> str:
         """Such as ``segmentation_unet.full@10``."""
-        share = f"@{100 * self.labelled_share:g}" if self.labelled_share < 1 else ""
-        return f"{SEGMENTATION}_{self.decoder}" + (f".{self.variant}" if self.variant else "") + share
+        return f"{SEGMENTATION}_{name_fitted(self.decoder, self.variant, self.labelled_share)}"
 
     @property
     def place(self) -> dict[str, str]:
-        share = f"{self.labelled_share:g}" if self.labelled_share < 1 else ""
-        return {"task": SEGMENTATION, "head": self.decoder, "variant": self.variant, "setting": share}
+        setting = name_share(self.labelled_share)
+        return {"task": SEGMENTATION, "head": self.decoder, "variant": self.variant, "setting": setting}
 
     def list_parameters(self, evaluation: Evaluation) -> dict:
         own = asdict(self) | {"images": hash_texts(evaluation.cohort.image_id)}
